@@ -1,0 +1,1 @@
+"""The Triton bodies and their launchers: the only folder that imports triton."""

@@ -1,0 +1,21 @@
+"""Errors a user can cause and mend. launch/ turns each into one clear message and exit status 2."""
+
+
+class MiniMindError(Exception):
+    """Base of all errors below: bad usage, configuration, data or checkpoint."""
+
+
+class ConfigError(MiniMindError):
+    """A flag, a model or recipe field, or a DeepSpeed JSON that cannot be used as given."""
+
+
+class DataError(MiniMindError):
+    """A data file, row or tokenizer that cannot be used; the message starts with `path:line:`."""
+
+
+class CheckpointError(MiniMindError):
+    """A checkpoint or weights folder that is missing, incomplete or of another model."""
+
+
+class TrainingError(Exception):
+    """A run that broke while training (a loss that is not finite): exit status 1."""

@@ -1,0 +1,131 @@
+"""The types at each border of the data flow.
+
+Shapes: a tensor or array whose rank matters ends in its dimensions, as in `q_BTNH`:
+B batch rows, T tokens of a row, D hidden size, N query heads, K key/value heads, H head size,
+F feed-forward size, V vocabulary, E experts, S experts per token, L tokens of a document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""The label of a position that is no target (PyTorch's and Hugging Face's value)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One JSON object of a data file, and where it stands."""
+
+    data: dict[str, Any]
+    path: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One tokenised document. Nothing is shifted yet: is_target[t] says that ids[t] is to be
+    predicted, from ids[:t]."""
+
+    ids: np.ndarray
+    """int32 [L], each below the vocabulary size."""
+    is_target: np.ndarray
+    """bool [L]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedRow:
+    """Whole documents side by side in one row of T tokens, padded at its end."""
+
+    ids_T: np.ndarray
+    """int64; the padding id in the padding."""
+    labels_T: np.ndarray
+    """int64, already shifted: labels[t] = ids[t + 1] where that is a target, IGNORE_INDEX
+    elsewhere and at each document's last token."""
+    positions_T: np.ndarray
+    """int64; restart at 0 in each document and in the padding."""
+    doc_T: np.ndarray
+    """int32; 0, 1, … by document, -1 in the padding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One micro-batch of packed rows, built (pinned, where there is a GPU) on the CPU."""
+
+    ids_BT: Tensor
+    labels_BT: Tensor
+    positions_BT: Tensor
+    cu_seqlens: Tensor
+    """int32 [documents + 1]: where each document starts in the B·T tokens laid flat, then B·T.
+    A row's padding counts as a document of its own, so the documents cover every token."""
+    max_len: int
+    """Tokens of the longest document (padding included), or any bound on it."""
+    num_targets: int
+    """Labels that are not IGNORE_INDEX."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on `device`; asynchronous from pinned memory."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, move: Callable[[Tensor], Tensor]) -> Self:
+        moved = {
+            f.name: move(value)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
+HeadFn = Callable[[Tensor, Tensor], Tensor]
+"""(hidden_MD, head_weight_VD) -> per-token results [M], M = B·T. Runs inside the model's forward,
+where ZeRO-3 has the weight at hand; it must not return logits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOutput:
+    """What a policy returns for a batch."""
+
+    per_token: Tensor
+    """[B·T], whatever the stage's HeadFn computes (fp32)."""
+    aux_loss: Tensor | None = None
+    """Scalar: the router losses of a mixture of experts, None in a dense model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossSum:
+    """A loss summed, not averaged, over what it counts: the engine divides once, by the count over
+    all ranks and micro-batches of the optimizer step. A mean of means would weight short batches
+    too much."""
+
+    total: Tensor
+    """fp32 scalar with gradient."""
+    count: int
+    """Targets for token losses, pairs for dpo, samples for grpo."""
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further sums over the same count, detached, by the name they are logged under."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStats:
+    """What one optimizer step did, read one step late so that nothing waits for the device."""
+
+    step: int
+    """Optimizer steps done, this one included."""
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    """Tokens without padding since the run began, over all ranks."""
+    tokens_per_s: float
+    peak_bytes: int
+    resident_bytes: int
+    metrics: Mapping[str, float] = field(default_factory=dict)

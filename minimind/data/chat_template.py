@@ -1,0 +1,139 @@
+"""The chat format as a Jinja template, and its rendering as `transformers` does it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from minimind.errors import DataError
+
+CHAT_TEMPLATE = """\
+{%- macro turn(role, text) -%}
+{{ '<|im_start|>' ~ role ~ '\\n' ~ text ~ '<|im_end|>\\n' }}
+{%- endmacro -%}
+{%- macro call(tool_call) -%}
+{%- set function = tool_call.function if tool_call.function is defined else tool_call -%}
+{%- set arguments = function.arguments -%}
+{{- '<tool_call>\\n{"name": ' ~ (function.name | tojson) ~ ', "arguments": ' -}}
+{{- arguments if arguments is string else arguments | tojson -}}
+{{- '}\\n</tool_call>' -}}
+{%- endmacro -%}
+{%- set system = namespace(text='') -%}
+{%- if messages and messages[0].role == 'system' -%}
+{%- set system.text = messages[0].content or '' -%}
+{%- endif -%}
+{%- if tools -%}
+{%- set system.text = system.text ~ ('\\n\\n' if system.text else '') ~
+    '# Tools\\n\\nThese functions can be called:\\n<tools>\\n' -%}
+{%- for tool in tools -%}
+{%- set system.text = system.text ~ (tool | tojson) ~ '\\n' -%}
+{%- endfor -%}
+{%- set system.text = system.text ~ '</tools>\\n\\nTo call one, write its name and arguments so:\\n' ~
+    '<tool_call>\\n{"name": NAME, "arguments": {…}}\\n</tool_call>' -%}
+{%- endif -%}
+{%- if tools or (messages and messages[0].role == 'system') -%}
+{{- turn('system', system.text) -}}
+{%- endif -%}
+{%- for message in messages -%}
+{%- set content = message.content if message.content is string else '' -%}
+{%- if message.role == 'system' and loop.first -%}
+{%- elif message.role == 'tool' -%}
+{%- if loop.first or messages[loop.index0 - 1].role != 'tool' -%}
+{{- '<|im_start|>user' -}}
+{%- endif -%}
+{{- '\\n<tool_response>\\n' ~ content ~ '\\n</tool_response>' -}}
+{%- if loop.last or messages[loop.index0 + 1].role != 'tool' -%}
+{{- '<|im_end|>\\n' -}}
+{%- endif -%}
+{%- elif message.role == 'assistant' -%}
+{%- set thought = namespace(text='', said=content) -%}
+{%- if message.reasoning_content is string -%}
+{%- set thought.text = message.reasoning_content -%}
+{%- elif '</think>' in content -%}
+{%- set parts = content.split('</think>', 1) -%}
+{%- set thought.text = parts[0].split('<think>', 1)[-1] -%}
+{%- set thought.said = parts[1].lstrip('\\n') -%}
+{%- endif -%}
+{{- '<|im_start|>assistant\\n<think>\\n' -}}
+{{- thought.text.strip('\\n') ~ '\\n</think>\\n\\n' ~ thought.said -}}
+{%- for tool_call in message.tool_calls or [] -%}
+{{- '\\n' if thought.said or not loop.first -}}
+{{- call(tool_call) -}}
+{%- endfor -%}
+{{- '<|im_end|>\\n' -}}
+{%- elif message.role in ('user', 'system') -%}
+{{- turn(message.role, content) -}}
+{%- else -%}
+{{- raise_exception('unknown role ' ~ (message.role | tojson)) -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n<think>\\n' -}}
+{{- '' if enable_thinking else '\\n</think>\\n\\n' -}}
+{%- endif -%}
+"""
+"""Every assistant turn has its thinking block, empty where there was no reasoning: so a prompt and
+its answer read the same whether the answer is being written or is part of the history."""
+
+
+def render_chat(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = False,
+    enable_thinking: bool = False,
+) -> str:
+    """The text of a conversation: what `transformers`' apply_chat_template gives for the same
+    template. Raises DataError where the template cannot be parsed or refuses the messages."""
+    try:
+        return _compile(template).render(
+            messages=messages,
+            tools=tools,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            enable_thinking=enable_thinking,
+        )
+    except (jinja2.TemplateError, TypeError) as error:
+        raise DataError(f"the chat template cannot render these messages: {error}") from None
+
+
+class _GenerationBlock(jinja2.ext.Extension):
+    """`{% generation %}…{% endgeneration %}`, by which some templates mark an assistant's text, is
+    rendered as what it holds."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 reads a class attribute)
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+@lru_cache(maxsize=8)
+def _compile(template: str) -> jinja2.Template:
+    # A template comes with a downloaded tokenizer: it runs in a sandbox.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_GenerationBlock, jinja2.ext.loopcontrols],
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(template)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    """Jinja's own filter would escape HTML and Chinese."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)

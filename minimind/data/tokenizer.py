@@ -1,0 +1,238 @@
+"""The tokenizer: byte-level BPE that turns text into ids without text ever posing as a token."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from minimind.data.text_pieces import split_text
+from minimind.errors import ConfigError, DataError
+
+TAGS = (
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+    "<think>",
+    "</think>",
+)
+"""Ids 21 to 26 of our own tokenizers: assistant turns may spell them."""
+
+_TOKENIZER_FILE = "tokenizer.json"
+_CONFIG_FILE = "tokenizer_config.json"
+_TEMPLATE_FILE = "chat_template.jinja"
+
+
+class Tokenizer:
+    """Text to ids and back, in three readings of the same vocabulary.
+
+    `encode` reads text as data: whatever it spells, no special or added token comes out.
+    `encode_with_tags` knows the tags of thinking and tools, `encode_rendered` every added token.
+    """
+
+    def __init__(self, spec: dict[str, Any], config: dict[str, Any], origin: str) -> None:
+        """`spec` is tokenizer.json, `config` tokenizer_config.json with the chat template in it,
+        `origin` what messages call the tokenizer. Raises DataError."""
+        self._spec = spec
+        self._config = config
+        self._origin = origin
+        added = {token["content"]: token["id"] for token in spec.get("added_tokens") or []}
+        self._rendered = _build(spec, set(added), origin)
+        self._tagged = _build(spec, set(TAGS) & set(added), origin)
+        self._plain = _build(spec, set(), origin)
+        self.vocab_size = self._rendered.get_vocab_size(with_added_tokens=True)
+        """One more than the largest id, so that it bounds every id."""
+        self.vocab_size = max(self.vocab_size, 1 + max(self._rendered.get_vocab().values()))
+        self.bos_id = self._special_id("bos_token")
+        self.eos_id = self._special_id("eos_token")
+        self.pad_id = self._special_id("pad_token", default=self.eos_id)
+        self.special_ids = frozenset(
+            token["id"] for token in spec.get("added_tokens") or [] if token["special"]
+        )
+        self.chat_template: str | None = _default_template(config.get("chat_template"))
+        _check_text_stays_text(self._plain, added, origin)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """Reads tokenizer.json, tokenizer_config.json and, where there is one,
+        chat_template.jinja. Raises DataError."""
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise DataError(
+                f"{folder}: no such tokenizer folder; launch/train_tokenizer.py makes one"
+            )
+        spec = _read_json(folder / _TOKENIZER_FILE)
+        config = _read_json(folder / _CONFIG_FILE)
+        template = folder / _TEMPLATE_FILE
+        if template.is_file():
+            config["chat_template"] = template.read_text("utf-8")
+        return cls(spec, config, str(folder))
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the two files that `load` and `transformers` read."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in ((_TOKENIZER_FILE, self._spec), (_CONFIG_FILE, self._config)):
+            text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+            (folder / name).write_text(text, encoding="utf-8")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all that decides which ids a text or a chat becomes."""
+        relevant = {k: v for k, v in self._spec.items() if k not in ("padding", "truncation")}
+        ids = [self.bos_id, self.eos_id, self.pad_id]
+        canonical = json.dumps([relevant, ids, self.chat_template], sort_keys=True)
+        return hashlib.blake2b(canonical.encode(), digest_size=20).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text as data: no special or added token, and no bos or eos."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, on all cores (RAYON_NUM_THREADS says how many)."""
+        pieces = [split_text(text) for text in texts]
+        flat = [piece for text in pieces for piece in text]
+        # The fast form leaves out character offsets, which nobody here reads.
+        encoded = iter(self._plain.encode_batch_fast(flat, add_special_tokens=False))
+        return [
+            next(encoded).ids if len(text) == 1 else [i for _ in text for i in next(encoded).ids]
+            for text in pieces
+        ]
+
+    def encode_with_tags(self, text: str) -> list[int]:
+        """Ids of an assistant's text: the tags of thinking and tools become their tokens."""
+        return self._tagged.encode(text, add_special_tokens=False).ids
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Ids of a rendered chat template: every added token is recognised."""
+        return self._rendered.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD, and an id beyond the
+        vocabulary, which a model with a larger head may sample, has no text."""
+        return self.token_bytes(ids, skip_special).decode("utf-8", errors="replace")
+
+    def token_bytes(self, ids: Iterable[int], skip_special: bool = True) -> bytes:
+        table = self._bytes_of_id
+        hidden = self.special_ids if skip_special else frozenset()
+        return b"".join(table.get(i, b"") for i in map(int, ids) if i not in hidden)
+
+    def stream_decoder(self, skip_special: bool = True) -> StreamDecoder:
+        return StreamDecoder(self, skip_special)
+
+    def check_fits(self, vocab_size: int) -> None:
+        """Raises ConfigError where the model's vocabulary is smaller than this tokenizer's."""
+        if self.vocab_size > vocab_size:
+            raise ConfigError(
+                f"the tokenizer {self._origin} has {self.vocab_size} tokens, the model only "
+                f"{vocab_size}: give --set vocab_size={self.vocab_size} or more, or another "
+                "tokenizer"
+            )
+
+    @cached_property
+    def _bytes_of_id(self) -> dict[int, bytes]:
+        byte_of = {char: byte for byte, char in enumerate(byte_alphabet())}
+        added = {token["content"] for token in self._spec.get("added_tokens") or []}
+        return {
+            id: token.encode()
+            if token in added or any(char not in byte_of for char in token)
+            else bytes(byte_of[char] for char in token)
+            for token, id in self._rendered.get_vocab().items()
+        }
+
+    def _special_id(self, name: str, default: int | None = None) -> int:
+        token = self._config.get(name)
+        if isinstance(token, dict):
+            token = token.get("content")
+        if token is None and default is not None:
+            return default
+        id = self._rendered.token_to_id(token) if isinstance(token, str) else None
+        if id is None:
+            given = "no" if token is None else f"as {token!r}, which is not in the vocabulary,"
+            raise DataError(
+                f"{self._origin}: {_CONFIG_FILE} gives {given} {name}; documents and turns need one"
+            )
+        return id
+
+
+class StreamDecoder:
+    """Text of ids that come one by one: a character is held back until all its bytes are there."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, *ids: int) -> str:
+        """The characters that `ids` complete, possibly none."""
+        return self._utf8.decode(self._tokenizer.token_bytes(ids, self._skip_special))
+
+    def flush(self) -> str:
+        """What is left at the end: an unfinished character comes as U+FFFD."""
+        return self._utf8.decode(b"", final=True)
+
+
+def byte_alphabet() -> list[str]:
+    """The character by which byte-level BPE writes each byte: itself where it is printable
+    Latin-1, else the next free one from U+0100 (Radford et al. 2019, GPT-2)."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    free = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(free)) for byte in range(256)]
+
+
+def _build(spec: dict[str, Any], recognised: set[str], origin: str) -> tokenizers.Tokenizer:
+    """A tokenizer with the model of `spec` that recognises only these added tokens."""
+    model = spec.get("model") or {}
+    vocab = model.get("vocab")
+    is_byte_level = isinstance(vocab, dict) and all(char in vocab for char in byte_alphabet())
+    if model.get("type", "BPE") != "BPE" or not is_byte_level:
+        raise DataError(
+            f"{origin}: {_TOKENIZER_FILE} is no byte-level BPE with all 256 bytes in its vocabulary"
+        )
+    added = [t for t in spec.get("added_tokens") or [] if t["content"] in recognised]
+    changed = {"added_tokens": added, "post_processor": None, "truncation": None, "padding": None}
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps({**spec, **changed}))
+    except Exception as error:  # tokenizers raises no narrower type
+        raise DataError(f"{origin}: {_TOKENIZER_FILE} cannot be loaded: {error}") from None
+
+
+def _check_text_stays_text(
+    plain: tokenizers.Tokenizer, added: dict[str, int], origin: str
+) -> None:
+    """A tokenizer whose merges build an added token would let text pose as it."""
+    for content, id in added.items():
+        if id in plain.encode(content, add_special_tokens=False).ids:
+            raise DataError(
+                f"{origin}: the merges of {_TOKENIZER_FILE} build the added token {content!r}, so "
+                "plain text could become it; train a tokenizer whose merges do not"
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; a tokenizer folder needs it") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: a JSON object is expected")
+    return content
+
+
+def _default_template(template: Any) -> str | None:
+    """Older files hold a list of named templates."""
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template}
+        return named.get("default")
+    return template

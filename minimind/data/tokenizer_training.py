@@ -1,0 +1,119 @@
+"""Training a tokenizer: byte-level BPE with the project's reserved ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from minimind.data.chat_template import CHAT_TEMPLATE
+from minimind.data.text_pieces import split_text
+from minimind.data.tokenizer import TAGS, Tokenizer
+from minimind.errors import ConfigError
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<|audio_start|>",
+    "<|audio_end|>",
+    "<|audio_pad|>",
+    "<|tts_start|>",
+    "<|tts_end|>",
+    "<|tts_pad|>",
+    "<|reserved|>",
+)
+"""Ids 0 to 20: pad and unknown, bos, eos, then places for other modalities."""
+KEPT_TOKENS = (*TAGS, *(f"<|buffer{i}|>" for i in range(1, 10)))
+"""Ids 21 to 35: they stay where special tokens are skipped."""
+RESERVED_TOKENS = (*SPECIAL_TOKENS, *KEPT_TOKENS)
+MIN_VOCAB_SIZE = len(RESERVED_TOKENS) + 256
+
+_MAX_WORD_CHARS = 1024
+"""A merge costs the length of each word it is found in: text without spaces is cut for training."""
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    vocab_size: int,
+    chat_template: str = CHAT_TEMPLATE,
+    progress: bool = False,
+) -> Tokenizer:
+    """Learns merges from `texts`, read once as a stream; the same texts give the same tokenizer.
+
+    A small corpus may give fewer than `vocab_size` tokens. Raises ConfigError where `vocab_size`
+    has no room for the reserved ids and the 256 bytes.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise ConfigError(
+            f"vocab_size is {vocab_size}; it must be at least {MIN_VOCAB_SIZE}: "
+            f"{len(RESERVED_TOKENS)} reserved ids and 256 bytes"
+        )
+    bpe = tokenizers.Tokenizer(models.BPE())
+    # setattr: the type stubs of tokenizers give these properties no setters.
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=list(RESERVED_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=progress,
+    )
+    bpe.train_from_iterator(_words(texts), trainer=trainer)
+    spec = json.loads(bpe.to_str())
+    spec["added_tokens"] = [_added_token(id, name) for id, name in enumerate(RESERVED_TOKENS)]
+    return Tokenizer(spec, _config(chat_template), "just trained")
+
+
+def _words(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        yield from split_text(text, _MAX_WORD_CHARS)
+
+
+def _added_token(id: int, content: str) -> dict[str, Any]:
+    return {
+        "id": id,
+        "content": content,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": id < len(SPECIAL_TOKENS),
+    }
+
+
+def _config(chat_template: str) -> dict[str, Any]:
+    decoder = {
+        str(id): {k: v for k, v in _added_token(id, name).items() if k != "id"}
+        for id, name in enumerate(RESERVED_TOKENS)
+    }
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "add_prefix_space": False,
+        "added_tokens_decoder": decoder,
+        "additional_special_tokens": list(SPECIAL_TOKENS[3:]),
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 32768,
+        "chat_template": chat_template,
+    }

@@ -1,0 +1,124 @@
+"""Which form of an operation runs: the only place that chooses.
+
+Two settings, read from the environment at the first operation:
+
+`MINIMIND_KERNELS`
+    `auto` (default): the Triton body for CUDA and ROCm tensors, PyTorch elsewhere.
+    `triton`: the Triton body, or an error that says why there is none.
+    `torch`: PyTorch everywhere.
+
+`MINIMIND_COMPILE` (the PyTorch form on the CPU, see cpu_form.py)
+    `auto` (default): generated C++ for large tensors, plain PyTorch for small ones or where there
+    is no C++ compiler. `1`: the same for large tensors, or an error. `0`: never.
+
+The choice depends on the settings and on the tensors' device, dtype and shape alone, never on what
+ran before: a resumed run takes the same code, and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+import shutil
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("minimind_kernels")
+
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+_MIN_COMPILED_ROWS = 1024
+_MIN_COMPILED_ELEMENTS = 1 << 18
+"""Below either, generated code saves less than the seconds its compilation costs: decoding,
+prompts and unit tests stay in plain PyTorch."""
+
+
+@functools.cache
+def kernels_setting() -> str:
+    """The value of MINIMIND_KERNELS. Raises ValueError for an unknown one."""
+    return _read("MINIMIND_KERNELS", ("auto", "triton", "torch"))
+
+
+@functools.cache
+def compile_setting() -> str:
+    """The value of MINIMIND_COMPILE. Raises ValueError for an unknown one."""
+    return _read("MINIMIND_COMPILE", ("auto", "0", "1"))
+
+
+@functools.cache
+def interpreting() -> bool:
+    """Whether Triton's interpreter runs the bodies, on the CPU and slowly: for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def use_triton(op: str, *tensors: Tensor) -> bool:
+    """Whether `op` runs its Triton body on `tensors`.
+
+    Raises RuntimeError under `MINIMIND_KERNELS=triton` where that is impossible.
+    """
+    setting = kernels_setting()
+    if setting == "torch":
+        _say_once("PyTorch: MINIMIND_KERNELS=torch")
+        return False
+    problem = _why_not_triton(op, tensors)
+    if problem is None:
+        _say_once(f"Triton on {tensors[0].device.type}: MINIMIND_KERNELS={setting}")
+        return True
+    if setting == "triton":
+        raise RuntimeError(
+            f"MINIMIND_KERNELS=triton, but {problem}; use MINIMIND_KERNELS=auto or torch"
+        )
+    _say_once(f"PyTorch: MINIMIND_KERNELS=auto, and {problem}")
+    return False
+
+
+def use_compiled_cpu(rows: int, elements: int) -> bool:
+    """Whether an operation over `elements` values in `rows` rows runs as generated C++."""
+    if rows < _MIN_COMPILED_ROWS or elements < _MIN_COMPILED_ELEMENTS:
+        return False
+    setting = compile_setting()
+    return setting == "1" or (setting == "auto" and _has_compiler())
+
+
+def _why_not_triton(op: str, tensors: tuple[Tensor, ...]) -> str | None:
+    device = tensors[0].device
+    if device.type != "cuda" and not interpreting():
+        return f"{op} was given tensors on {device.type}, and Triton needs a CUDA or ROCm GPU"
+    if not _has_triton():
+        return "Triton is not installed"
+    for tensor in tensors:
+        if tensor.dtype not in TRITON_DTYPES:
+            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in TRITON_DTYPES)
+            return f"{op} was given {tensor.dtype}, and its Triton body takes {allowed}"
+        if tensor.device != device:
+            return f"{op} was given tensors on {device} and on {tensor.device}"
+    return None
+
+
+def _read(name: str, allowed: tuple[str, ...]) -> str:
+    value = os.environ.get(name) or allowed[0]
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not known; use one of {', '.join(allowed)}")
+    return value
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _has_compiler() -> bool:
+    names = (os.environ.get("CXX"), "g++", "clang++")
+    if any(name and shutil.which(name) for name in names):
+        return True
+    logger.info("no C++ compiler (CXX, g++ or clang++): plain PyTorch on the CPU")
+    return False
+
+
+@functools.cache
+def _say_once(choice: str) -> None:
+    logger.info("kernels: %s", choice)

@@ -1,0 +1,195 @@
+"""The output layer and its loss in one: logits exist for a chunk of tokens at a time.
+
+    z_t = hidden_t · weightᵀ,   loss_t = logsumexp(z_t) - z_t[label_t]
+
+With p = softmax(z): ∂loss_t/∂z_t = p_t - onehot(label_t), from which the gradients of hidden and
+weight are two more products. Chunking after Hsu et al., "Liger Kernel", 2024, and Wijmans et al.,
+"Cut Your Losses in Large-Vocabulary Language Models", 2024.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .cpu_form import CpuForm
+from .token_chunks import TokenChunks
+
+_IGNORED = -1
+
+
+def linear_cross_entropy_reference(
+    hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor, ignore_index: int = -100
+) -> Tensor:
+    """The formula in PyTorch, whole logits and all; the softmax in fp32 (fp64 stays fp64)."""
+    logits_MV = functional.linear(hidden_MD, weight_VD)
+    logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
+    return functional.cross_entropy(
+        logits_MV, labels_M, ignore_index=ignore_index, reduction="none"
+    )
+
+
+def linear_cross_entropy(
+    hidden_MD: Tensor,
+    weight_VD: Tensor,
+    labels_M: Tensor,
+    ignore_index: int = -100,
+    chunk_size: int | None = None,
+    uniform_grad: bool = False,
+) -> Tensor:
+    """Cross-entropy of each token's label under hidden · weightᵀ: loss_M in fp32, 0 where ignored.
+
+    hidden_MD and weight_VD of one dtype, fp32, fp16 or bf16; labels_M int64, each below V or
+    `ignore_index`. At most `chunk_size` tokens' logits exist at once, in hidden's dtype as a plain
+    linear layer gives them; the softmax runs in fp32, and the weight's gradient is summed over
+    chunks in fp32.
+
+    The gradient may arrive different for each token: the backward pass then makes the logits anew,
+    a third more work. A caller that will only sum the losses and scale the sum (any mean) says
+    `uniform_grad=True`: gradients are then computed in the forward pass, and the backward pass
+    only scales them. Gradients that differ between counted tokens are then an error (on a GPU a
+    device-side assertion, so that nothing waits).
+
+    Raises ValueError where shapes or dtypes do not agree.
+    """
+    _check(hidden_MD, weight_VD, labels_M)
+    if torch.compiler.is_compiling():
+        return linear_cross_entropy_reference(hidden_MD, weight_VD, labels_M, ignore_index)
+    # Inside, an ignored label is any negative one.
+    labels_M = labels_M.masked_fill(labels_M == ignore_index, _IGNORED)
+    if torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad):
+        function = _UniformCrossEntropy if uniform_grad else _CrossEntropy
+        return function.apply(hidden_MD, weight_VD, labels_M, chunk_size)
+    return _loss_chunks(hidden_MD, weight_VD, labels_M, chunk_size)[0]
+
+
+def _check(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor) -> None:
+    if (
+        hidden_MD.ndim != 2
+        or weight_VD.ndim != 2
+        or hidden_MD.shape[1] != weight_VD.shape[1]
+        or labels_M.shape != hidden_MD.shape[:1]
+        or hidden_MD.dtype != weight_VD.dtype
+    ):
+        raise ValueError(
+            "a linear loss takes hidden [M, D] and weight [V, D] of one dtype and labels [M], not "
+            f"{tuple(hidden_MD.shape)} {hidden_MD.dtype}, {tuple(weight_VD.shape)} "
+            f"{weight_VD.dtype} and {tuple(labels_M.shape)}"
+        )
+
+
+def _loss_body(logits_CV: Tensor, labels_C: Tensor) -> tuple[Tensor, Tensor]:
+    """The losses, and the logsumexp from which the backward pass makes probabilities."""
+    wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+    logsumexp_C = torch.logsumexp(wide_CV, dim=-1)
+    label_logit_C = wide_CV.gather(1, labels_C.clamp(min=0).unsqueeze(1)).squeeze(1)
+    return torch.where(labels_C >= 0, logsumexp_C - label_logit_C, 0.0), logsumexp_C
+
+
+def _grad_body(logits_CV: Tensor, labels_C: Tensor, logsumexp_C: Tensor, grad_C: Tensor) -> None:
+    """Overwrites the logits with their gradient, so that no second buffer of that size lives."""
+    probs_CV = torch.exp(logits_CV.to(logsumexp_C.dtype) - logsumexp_C.unsqueeze(1))
+    columns_V = torch.arange(logits_CV.shape[1], device=logits_CV.device)
+    is_label_CV = columns_V == labels_C.unsqueeze(1)
+    factor_C1 = torch.where(labels_C >= 0, grad_C, 0.0).unsqueeze(1)
+    logits_CV.copy_(torch.where(is_label_CV, probs_CV - 1, probs_CV) * factor_C1)
+
+
+def _loss_and_grad_body(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
+    """The losses; the logits are overwritten with the gradient of their plain sum."""
+    loss_C, logsumexp_C = _loss_body(logits_CV, labels_C)
+    _grad_body(logits_CV, labels_C, logsumexp_C, torch.ones_like(logsumexp_C))
+    return loss_C
+
+
+_loss = CpuForm(_loss_body, num_row_tensors=2)
+_grad = CpuForm(_grad_body, num_row_tensors=4)
+_loss_and_grad = CpuForm(_loss_and_grad_body, num_row_tensors=2)
+
+
+def _loss_chunks(
+    hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor, chunk_size: int | None
+) -> tuple[Tensor, Tensor]:
+    """Losses and logsumexps of all tokens."""
+    chunks = TokenChunks(hidden_MD, weight_VD, chunk_size)
+    loss_M = hidden_MD.new_empty(labels_M.shape, dtype=chunks.loss_dtype)
+    logsumexp_M = torch.empty_like(loss_M)
+    for rows in chunks.slices:
+        loss_M[rows], logsumexp_M[rows] = _loss(
+            chunks.logits(rows), labels_M[rows], generated=chunks.generated
+        )
+    return loss_M, logsumexp_M
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Any gradient for each token: the backward pass makes the logits a second time."""
+
+    @staticmethod
+    def forward(ctx, hidden_MD, weight_VD, labels_M, chunk_size):
+        loss_M, logsumexp_M = _loss_chunks(hidden_MD, weight_VD, labels_M, chunk_size)
+        ctx.save_for_backward(hidden_MD, weight_VD, labels_M, logsumexp_M)
+        ctx.chunk_size = chunk_size
+        return loss_M
+
+    @staticmethod
+    def backward(ctx, grad_M):
+        hidden_MD, weight_VD, labels_M, logsumexp_M = ctx.saved_tensors
+        chunks = TokenChunks(hidden_MD, weight_VD, ctx.chunk_size)
+        chunks.want_grads(*ctx.needs_input_grad[:2])
+        for rows in chunks.slices:
+            logits_CV = chunks.logits(rows)
+            _grad(
+                logits_CV, labels_M[rows], logsumexp_M[rows], grad_M[rows],
+                generated=chunks.generated,
+            )  # fmt: skip
+            chunks.add_grads(rows, logits_CV)
+        grad_weight_VD = chunks.grad_weight_VD
+        if grad_weight_VD is not None:
+            grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
+        return chunks.grad_hidden_MD, grad_weight_VD, None, None
+
+
+class _UniformCrossEntropy(torch.autograd.Function):
+    """One gradient for all tokens: everything is computed in the forward pass but this factor."""
+
+    @staticmethod
+    def forward(ctx, hidden_MD, weight_VD, labels_M, chunk_size):
+        chunks = TokenChunks(hidden_MD, weight_VD, chunk_size)
+        chunks.want_grads(*ctx.needs_input_grad[:2])
+        loss_M = hidden_MD.new_empty(labels_M.shape, dtype=chunks.loss_dtype)
+        for rows in chunks.slices:
+            logits_CV = chunks.logits(rows)
+            loss_M[rows] = _loss_and_grad(logits_CV, labels_M[rows], generated=chunks.generated)
+            chunks.add_grads(rows, logits_CV)
+        ctx.weight_dtype = weight_VD.dtype
+        ctx.save_for_backward(labels_M, chunks.grad_hidden_MD, chunks.grad_weight_VD)
+        return loss_M
+
+    @staticmethod
+    def backward(ctx, grad_M):
+        labels_M, grad_hidden_MD, grad_weight_VD = ctx.saved_tensors
+        factor = _common_grad(grad_M, labels_M >= 0)
+        if grad_hidden_MD is not None:
+            grad_hidden_MD = (grad_hidden_MD * factor).to(grad_hidden_MD.dtype)
+        if grad_weight_VD is not None:
+            grad_weight_VD = (grad_weight_VD * factor).to(ctx.weight_dtype)
+        return grad_hidden_MD, grad_weight_VD, None, None
+
+
+def _common_grad(grad_M: Tensor, counted_M: Tensor) -> Tensor:
+    """The one gradient of all counted tokens, 0 if there is none, without waiting for a GPU."""
+    if not len(grad_M):
+        return grad_M.new_zeros(())
+    first_1 = counted_M.byte().argmax(keepdim=True)
+    factor_1 = torch.where(counted_M[first_1], grad_M[first_1], 0)
+    is_uniform = ((grad_M == factor_1) | ~counted_M).all()
+    message = (
+        "linear_cross_entropy(uniform_grad=True) received different gradients for different "
+        "tokens; leave uniform_grad out where the losses are weighted one by one"
+    )
+    if grad_M.is_cuda:
+        torch.ops.aten._assert_async.msg(is_uniform, message)
+    elif not is_uniform:
+        raise ValueError(message)
+    return factor_1.squeeze()

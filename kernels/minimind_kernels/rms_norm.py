@@ -1,0 +1,183 @@
+"""Root-mean-square normalisation, alone or after the residual addition.
+
+    y = x / sqrt(mean(x², last dimension) + eps) · weight
+
+Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .cpu_form import CpuForm, sum_rows
+
+
+def rms_norm_reference(
+    x: Tensor, weight_D: Tensor, eps: float, cast_before_weight: bool = False
+) -> Tensor:
+    """The formula in PyTorch. fp64 is computed in fp64, everything narrower in fp32."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    x_wide = x.to(wide)
+    normed = x_wide * torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)
+    if cast_before_weight:
+        normed = normed.to(x.dtype)
+        return (normed * weight_D).to(x.dtype)
+    return (normed * weight_D.to(wide)).to(x.dtype)
+
+
+def add_rms_norm_reference(
+    x: Tensor,
+    residual: Tensor,
+    weight_D: Tensor,
+    eps: float,
+    cast_before_weight: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The sum and its norm in PyTorch."""
+    total = x + residual
+    return total, rms_norm_reference(total, weight_D, eps, cast_before_weight)
+
+
+def rms_norm(x: Tensor, weight_D: Tensor, eps: float, cast_before_weight: bool = False) -> Tensor:
+    """Normalise the last dimension of x to a root mean square of one, times a weight.
+
+    x [..., D] fp32, fp16 or bf16; weight_D any of them; y [..., D] in x's dtype. The statistics
+    and, unless `cast_before_weight`, the product with the weight run in fp32 with one cast at the
+    end (MiniMind 3). With `cast_before_weight` the normed value is cast first (Hugging Face's
+    Llama and Qwen3, MiniMind 2). The weight's gradient is summed in fp32.
+
+    Raises ValueError where weight_D is not [D].
+    """
+    _check(x, weight_D)
+    if torch.compiler.is_compiling():
+        return rms_norm_reference(x, weight_D, eps, cast_before_weight)
+    x_MD = x.reshape(-1, x.shape[-1])
+    if torch.is_grad_enabled() and (x.requires_grad or weight_D.requires_grad):
+        y_MD = _RMSNorm.apply(x_MD, weight_D, eps, cast_before_weight)
+    else:
+        y_MD, _ = _forward(x_MD, weight_D, eps=eps, cast_before_weight=cast_before_weight)
+    return y_MD.view(x.shape)
+
+
+def add_rms_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight_D: Tensor,
+    eps: float,
+    cast_before_weight: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Add the residual and normalise the sum: (x + residual, rms_norm(x + residual)).
+
+    x and residual [..., D] of one dtype, in which the sum is rounded and returned; the norm is of
+    the rounded sum. For the rest see `rms_norm`.
+
+    Raises ValueError where the shapes or dtypes do not agree.
+    """
+    _check(x, weight_D)
+    if x.shape != residual.shape or x.dtype != residual.dtype:
+        raise ValueError(
+            "add_rms_norm takes x and residual of one shape and dtype, not "
+            f"{tuple(x.shape)} {x.dtype} and {tuple(residual.shape)} {residual.dtype}"
+        )
+    if torch.compiler.is_compiling():
+        return add_rms_norm_reference(x, residual, weight_D, eps, cast_before_weight)
+    x_MD, residual_MD = (t.reshape(-1, t.shape[-1]) for t in (x, residual))
+    inputs = (x, residual, weight_D)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+        total_MD, y_MD = _AddRMSNorm.apply(x_MD, residual_MD, weight_D, eps, cast_before_weight)
+    else:
+        total_MD, y_MD, _ = _add_forward(
+            x_MD, residual_MD, weight_D, eps=eps, cast_before_weight=cast_before_weight
+        )
+    return total_MD.view(x.shape), y_MD.view(x.shape)
+
+
+def _check(x: Tensor, weight_D: Tensor) -> None:
+    if weight_D.shape != x.shape[-1:]:
+        raise ValueError(
+            f"a norm over the last dimension of {tuple(x.shape)} takes a weight of "
+            f"{tuple(x.shape[-1:])}, not {tuple(weight_D.shape)}"
+        )
+
+
+def _forward_body(
+    x_MD: Tensor, weight_D: Tensor, *, eps: float, cast_before_weight: bool
+) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(x_MD.dtype, torch.float32)
+    x_wide = x_MD.to(wide)
+    rstd_M1 = torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)
+    normed = x_wide * rstd_M1
+    if cast_before_weight:
+        normed = normed.to(x_MD.dtype).to(wide)
+    return (normed * weight_D.to(wide)).to(x_MD.dtype), rstd_M1
+
+
+def _add_forward_body(
+    x_MD: Tensor, residual_MD: Tensor, weight_D: Tensor, *, eps: float, cast_before_weight: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    total_MD = x_MD + residual_MD
+    y_MD, rstd_M1 = _forward_body(
+        total_MD, weight_D, eps=eps, cast_before_weight=cast_before_weight
+    )
+    return total_MD, y_MD, rstd_M1
+
+
+def _backward_body(
+    grad_y_MD: Tensor, x_MD: Tensor, rstd_M1: Tensor, weight_D: Tensor
+) -> tuple[Tensor, Tensor]:
+    grad_x, grad_weight_D = _wide_backward(grad_y_MD, x_MD, rstd_M1, weight_D)
+    return grad_x.to(x_MD.dtype), grad_weight_D
+
+
+def _add_backward_body(
+    grad_y_MD: Tensor, grad_total_MD: Tensor, total_MD: Tensor, rstd_M1: Tensor, weight_D: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `_backward_body`, plus the gradient that reaches the sum past the norm."""
+    grad, grad_weight_D = _wide_backward(grad_y_MD, total_MD, rstd_M1, weight_D)
+    return (grad + grad_total_MD.to(grad.dtype)).to(total_MD.dtype), grad_weight_D
+
+
+def _wide_backward(
+    grad_y_MD: Tensor, x_MD: Tensor, rstd_M1: Tensor, weight_D: Tensor
+) -> tuple[Tensor, Tensor]:
+    """With n = x·rstd and g = dy·w: dx = rstd·(g - n·mean(g·n)), dw = Σ_rows dy·n."""
+    wide = rstd_M1.dtype
+    grad_y, normed = grad_y_MD.to(wide), x_MD.to(wide) * rstd_M1
+    grad_normed = grad_y * weight_D.to(wide)
+    projection_M1 = (grad_normed * normed).mean(-1, keepdim=True)
+    grad_x = rstd_M1 * (grad_normed - normed * projection_M1)
+    return grad_x, sum_rows(grad_y * normed).to(weight_D.dtype)
+
+
+_forward = CpuForm(_forward_body, num_row_tensors=1)
+_add_forward = CpuForm(_add_forward_body, num_row_tensors=2)
+_backward = CpuForm(_backward_body, num_row_tensors=3)
+_add_backward = CpuForm(_add_backward_body, num_row_tensors=4)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_MD, weight_D, eps, cast_before_weight):
+        y_MD, rstd_M1 = _forward(x_MD, weight_D, eps=eps, cast_before_weight=cast_before_weight)
+        ctx.save_for_backward(x_MD, rstd_M1, weight_D)
+        return y_MD
+
+    @staticmethod
+    def backward(ctx, grad_y_MD):
+        grad_x_MD, grad_weight_D = _backward(grad_y_MD, *ctx.saved_tensors)
+        return grad_x_MD, grad_weight_D, None, None
+
+
+class _AddRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_MD, residual_MD, weight_D, eps, cast_before_weight):
+        total_MD, y_MD, rstd_M1 = _add_forward(
+            x_MD, residual_MD, weight_D, eps=eps, cast_before_weight=cast_before_weight
+        )
+        ctx.save_for_backward(total_MD, rstd_M1, weight_D)
+        return total_MD, y_MD
+
+    @staticmethod
+    def backward(ctx, grad_total_MD, grad_y_MD):
+        grad_MD, grad_weight_D = _add_backward(grad_y_MD, grad_total_MD, *ctx.saved_tensors)
+        return grad_MD, grad_MD, grad_weight_D, None, None

@@ -1,0 +1,75 @@
+"""The gated activation of the feed-forward layer.
+
+    out = silu(gate) · up,  silu(g) = g · sigmoid(g)
+
+Shazeer, "GLU Variants Improve Transformer", 2020.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .cpu_form import CpuForm
+
+
+def swiglu_reference(gate_up: Tensor) -> Tensor:
+    """The formula in PyTorch, each step in gate_up's dtype."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return functional.silu(gate) * up
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) · up of one packed product.
+
+    gate_up [..., 2F] fp32, fp16 or bf16: the gate in the first half of the last dimension, the
+    value in the second; the result [..., F] in its dtype. Runs in fp32 with one cast at the end.
+    The backward pass rebuilds the activation, so that gate_up is all that is kept for it.
+
+    Raises ValueError where the last dimension is odd.
+    """
+    if gate_up.shape[-1] % 2:
+        raise ValueError(
+            f"swiglu takes gate and up side by side in an even last dimension, "
+            f"not {tuple(gate_up.shape)}"
+        )
+    if torch.compiler.is_compiling():
+        return swiglu_reference(gate_up)
+    gate_up_M2F = gate_up.reshape(-1, gate_up.shape[-1])
+    if torch.is_grad_enabled() and gate_up.requires_grad:
+        out_MF = _SwiGLU.apply(gate_up_M2F)
+    else:
+        out_MF = _forward(gate_up_M2F)
+    return out_MF.view(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+
+
+def _forward_body(gate_up_M2F: Tensor) -> Tensor:
+    gate_up = gate_up_M2F.to(torch.promote_types(gate_up_M2F.dtype, torch.float32))
+    gate, up = gate_up.chunk(2, dim=-1)
+    return (functional.silu(gate) * up).to(gate_up_M2F.dtype)
+
+
+def _backward_body(grad_out_MF: Tensor, gate_up_M2F: Tensor) -> Tensor:
+    """With s = sigmoid(gate): d_gate = d·up·s·(1 + gate·(1 - s)), d_up = d·gate·s."""
+    wide = torch.promote_types(gate_up_M2F.dtype, torch.float32)
+    grad, (gate, up) = grad_out_MF.to(wide), gate_up_M2F.to(wide).chunk(2, dim=-1)
+    sigmoid = torch.sigmoid(gate)
+    grad_gate = grad * up * sigmoid * (1 + gate * (1 - sigmoid))
+    grad_up = grad * gate * sigmoid
+    return torch.cat((grad_gate, grad_up), dim=-1).to(gate_up_M2F.dtype)
+
+
+_forward = CpuForm(_forward_body, num_row_tensors=1)
+_backward = CpuForm(_backward_body, num_row_tensors=2)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate_up_M2F):
+        ctx.save_for_backward(gate_up_M2F)
+        return _forward(gate_up_M2F)
+
+    @staticmethod
+    def backward(ctx, grad_out_MF):
+        return _backward(grad_out_MF, *ctx.saved_tensors)

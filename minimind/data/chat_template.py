@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -36,8 +37,8 @@ CHAT_TEMPLATE = """\
 {%- for tool in tools -%}
 {%- set system.text = system.text ~ (tool | tojson) ~ '\\n' -%}
 {%- endfor -%}
-{%- set system.text = system.text ~ '</tools>\\n\\nTo call one, write its name and arguments so:\\n' ~
-    '<tool_call>\\n{"name": NAME, "arguments": {…}}\\n</tool_call>' -%}
+{%- set system.text = system.text ~ '</tools>\\n\\n' ~
+    'To call one, write its name and arguments so:\\n<tool_call>\\n{"name": NAME, "arguments": {…}}\\n</tool_call>' -%}
 {%- endif -%}
 {%- if tools or (messages and messages[0].role == 'system') -%}
 {{- turn('system', system.text) -}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +14,8 @@ from minimind.types import Row
 
 MAX_LINE_BYTES = 256 << 20
 """A longer line is refused: a row is parsed in memory, and a file without line ends is no JSONL."""
+MAX_LISTED = 20
+"""Bad rows that a message lists; further ones are counted."""
 _HASH_CHUNK_BYTES = 4 << 20
 _BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
@@ -39,6 +41,15 @@ class BadRow:
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}: {self.reason}"
+
+
+def bad_rows_message(bad: Sequence[BadRow], total: int) -> str:
+    """One line for each bad row, as many as are listed, and how many there are in `total`."""
+    lines = [str(row) for row in bad[:MAX_LISTED]]
+    if total > len(lines):
+        lines.append(f"… and {total - len(lines)} more")
+    lines.append(f"{total} bad row{'s' if total > 1 else ''}")
+    return "\n".join(lines)
 
 
 def open_data(path: str | Path) -> BinaryIO:
@@ -89,7 +100,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[Row | BadRow, int]]:
                 raw = raw.removeprefix(_BOM)
             if not raw.strip(_BLANK):
                 continue
-            parsed = _parse(raw)
+            parsed = _parse(raw.rstrip(b"\r\n"))
             if isinstance(parsed, str):
                 yield BadRow(name, number, parsed), offset
             else:

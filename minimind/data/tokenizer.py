@@ -45,11 +45,10 @@ class Tokenizer:
         self._origin = origin
         added = {token["content"]: token["id"] for token in spec.get("added_tokens") or []}
         self._rendered = _build(spec, set(added), origin)
-        self._tagged = _build(spec, set(TAGS) & set(added), origin)
+        self._tagged = _build(spec, set(TAGS), origin)
         self._plain = _build(spec, set(), origin)
-        self.vocab_size = self._rendered.get_vocab_size(with_added_tokens=True)
-        """One more than the largest id, so that it bounds every id."""
-        self.vocab_size = max(self.vocab_size, 1 + max(self._rendered.get_vocab().values()))
+        self.vocab_size = 1 + max(self._rendered.get_vocab().values())
+        """Above every id, so that a table of this size has a row for each."""
         self.bos_id = self._special_id("bos_token")
         self.eos_id = self._special_id("eos_token")
         self.pad_id = self._special_id("pad_token", default=self.eos_id)
@@ -204,9 +203,7 @@ def _build(spec: dict[str, Any], recognised: set[str], origin: str) -> tokenizer
         raise DataError(f"{origin}: {_TOKENIZER_FILE} cannot be loaded: {error}") from None
 
 
-def _check_text_stays_text(
-    plain: tokenizers.Tokenizer, added: dict[str, int], origin: str
-) -> None:
+def _check_text_stays_text(plain: tokenizers.Tokenizer, added: dict[str, int], origin: str) -> None:
     """A tokenizer whose merges build an added token would let text pose as it."""
     for content, id in added.items():
         if id in plain.encode(content, add_special_tokens=False).ids:

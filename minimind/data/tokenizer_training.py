@@ -64,7 +64,6 @@ def train_tokenizer(
             f"{len(RESERVED_TOKENS)} reserved ids and 256 bytes"
         )
     bpe = tokenizers.Tokenizer(models.BPE())
-    # setattr: the type stubs of tokenizers give these properties no setters.
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

@@ -1,0 +1,191 @@
+"""Loaders: which rows each rank reads in which optimizer step.
+
+The order is a function of (data, tokenizer, seq_len, seed) and the step's number alone. So nothing
+has to be saved to resume, and any number of ranks reads the same rows in the same step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from minimind.data.batching import PackedRows, collate
+from minimind.data.mixture import WeightedSource, parse_data_args
+from minimind.data.prefetch import prefetched
+from minimind.errors import ConfigError
+from minimind.types import Batch
+
+__all__ = ["EvalLoader", "PackedLoader", "WeightedSource", "collate", "parse_data_args"]
+
+
+class PackedLoader:
+    """Training batches by optimizer step, with random access.
+
+    Step s reads the rows s·rows_per_step and following of an endless sequence: all rows of the
+    first epoch in one random order, those of the second in another, and so on. Micro-batch k of a
+    step goes to rank k mod world_size.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[WeightedSource],
+        *,
+        seq_len: int,
+        rows_per_step: int,
+        micro_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        pad_id: int,
+    ) -> None:
+        """`rows_per_step` counts all ranks. Raises ConfigError where it is no multiple of
+        micro_batch · world_size."""
+        if micro_batch < 1 or rows_per_step < 1 or rows_per_step % (micro_batch * world_size):
+            raise ConfigError(
+                f"{rows_per_step} rows a step cannot be divided into micro-batches of "
+                f"{micro_batch} rows on each of {world_size} ranks: it must be a multiple of "
+                f"{micro_batch * world_size}"
+            )
+        self._rows = PackedRows(sources, seq_len, seed, pad_id)
+        self._rows_per_step = rows_per_step
+        self._micro_batch = micro_batch
+        self._rank = rank
+        self._world_size = world_size
+        self._seed = seed
+        # Two, since a step may reach into the next epoch.
+        self._epoch_order = lru_cache(maxsize=2)(self._compute_epoch_order)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of an epoch."""
+        return len(self._rows)
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        """Tokens of an epoch, padding not counted."""
+        return self._rows.plan.num_tokens
+
+    @property
+    def padding_share(self) -> float:
+        return self._rows.plan.padding_share
+
+    @property
+    def num_truncated(self) -> int:
+        """Documents cut at the row length (formats that are not split)."""
+        return self._rows.plan.num_truncated
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of data, tokenizer, format, weights, row length and seed: where it is the same, so
+        are all rows and their order."""
+        return self._rows.fingerprint
+
+    def steps(self, epochs: float) -> int:
+        """Optimizer steps in which `epochs` passes are read; the last may reach into the next."""
+        return math.ceil(round(epochs * self.num_rows, 6) / self._rows_per_step)
+
+    def batches(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of an optimizer step (from 0)."""
+        return [
+            collate([self._rows.build(row) for row in rows]) for rows in self._micro_batches(step)
+        ]
+
+    def describe(self, step: int, micro: int) -> list[str]:
+        """`file:line` of every document in one of this rank's micro-batches, row by row."""
+        rows = self._micro_batches(step)[micro]
+        return [source for row in rows for source in self._rows.describe(row)]
+
+    def order_digest(self, step: int) -> str:
+        """Hash of the ids of all rows of a step, over all ranks: equal where runs read equal data
+        in equal order."""
+        digest = hashlib.blake2b(digest_size=16)
+        for row in self._step_rows(step):
+            digest.update(self._rows.build(row).ids_T.tobytes())
+        return digest.hexdigest()
+
+    def read(
+        self, from_step: int, to_step: int, pin: bool = False, ahead: int = 2
+    ) -> Iterator[list[Batch]]:
+        """`batches` of each step, built `ahead` of their use in one background thread and, with
+        `pin`, in page-locked memory. Closing the iterator ends the thread."""
+
+        def build() -> Iterator[list[Batch]]:
+            for step in range(from_step, to_step):
+                batches = self.batches(step)
+                yield [batch.pin_memory() for batch in batches] if pin else batches
+
+        return prefetched(build(), ahead)
+
+    def _micro_batches(self, step: int) -> list[list[int]]:
+        rows = self._step_rows(step)
+        size = self._micro_batch
+        stride = size * self._world_size
+        return [rows[at : at + size] for at in range(self._rank * size, len(rows), stride)]
+
+    def _step_rows(self, step: int) -> list[int]:
+        """Rows of a step in global order."""
+        first = step * self._rows_per_step
+        places = [divmod(at, self.num_rows) for at in range(first, first + self._rows_per_step)]
+        return [int(self._epoch_order(epoch)[index]) for epoch, index in places]
+
+    def _compute_epoch_order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, 1, epoch]).permutation(self.num_rows)
+
+
+class EvalLoader:
+    """Validation batches: every document once, in the same order each time, all of one shape.
+
+    Iterating gives this rank's batches; every rank has as many, so that collectives match. What is
+    missing at the end is filled with rows of padding, which have no targets.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[WeightedSource],
+        *,
+        seq_len: int,
+        micro_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        pad_id: int,
+        max_rows: int = 0,
+    ) -> None:
+        """Weights are ignored. `max_rows` above 0 takes a random part of the rows, always the
+        same one."""
+        unweighted = [WeightedSource(source.cache) for source in sources]
+        self._rows = PackedRows(unweighted, seq_len, seed=0, pad_id=pad_id)
+        chosen = np.arange(len(self._rows))
+        if 0 < max_rows < len(chosen):
+            # The first rows of a plan hold the longest documents.
+            chosen = np.sort(np.random.default_rng(0).permutation(chosen)[:max_rows])
+        self._chosen: list[int] = chosen.tolist()
+        self._micro_batch = micro_batch
+        self._rank = rank
+        self._world_size = world_size
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._chosen)
+
+    @property
+    def padding_share(self) -> float:
+        return self._rows.plan.padding_share
+
+    @property
+    def fingerprint(self) -> str:
+        return self._rows.fingerprint
+
+    def __len__(self) -> int:
+        """Batches of each rank."""
+        return math.ceil(self.num_rows / (self._micro_batch * self._world_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        size = self._micro_batch
+        for number in range(len(self)):
+            first = (number * self._world_size + self._rank) * size
+            rows = [self._rows.build(row) for row in self._chosen[first : first + size]]
+            yield collate(rows + [self._rows.empty()] * (size - len(rows)))

@@ -1,0 +1,134 @@
+"""Which documents an epoch reads: data files, one after another or by weight."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minimind.data.token_cache import TokenCache
+from minimind.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedSource:
+    """A data file and its share of the tokens read; None: read once, as long as it is."""
+
+    cache: TokenCache
+    weight: float | None = None
+
+
+def parse_data_args(values: Sequence[str]) -> list[tuple[str, float | None]]:
+    """`A.jsonl` or `A.jsonl:0.7` as (path, weight); a file whose own name ends so is a path.
+
+    Raises ConfigError for no file, a weight that is not a number above 0, and weights that are
+    given for some files only.
+    """
+    if not values:
+        raise ConfigError("--data names no file; give one or more .jsonl files")
+    parsed = [_parse_one(value) for value in values]
+    unweighted = [path for path, weight in parsed if weight is None]
+    if unweighted and len(unweighted) < len(parsed):
+        raise ConfigError(
+            f"--data gives weights to some files but not to {', '.join(unweighted)}; "
+            "weight all of them (A.jsonl:0.7 B.jsonl:0.3) or none"
+        )
+    return parsed
+
+
+class Mixture:
+    """The documents of an epoch, numbered through all sources.
+
+    Weights are shares of tokens: the source that is the scarcest for its weight is read once, the
+    others as often as their shares ask, the fraction of a reading being a random part of the
+    documents (the same in each epoch). So an epoch reads every document at least once.
+    """
+
+    def __init__(self, sources: Sequence[WeightedSource], seed: int) -> None:
+        """Raises ConfigError for no source, and for weights given to some sources only."""
+        weights = [source.weight for source in sources]
+        if not sources or (None in weights and any(weight is not None for weight in weights)):
+            raise ConfigError("give one or more data files, and weights to all of them or to none")
+        self._caches = [source.cache for source in sources]
+        self._weights = weights
+        self._first = [0]
+        for cache in self._caches:
+            self._first.append(self._first[-1] + cache.num_documents)
+        self._lengths = np.concatenate([cache.lengths for cache in self._caches])
+        self._documents: np.ndarray | None = None
+        self.times = [1.0] * len(sources)
+        """How often an epoch reads each source."""
+        if None not in weights:
+            tokens = [cache.num_tokens for cache in self._caches]
+            shares = [weight / sum(w for w in weights if w) for weight in weights if weight]
+            total = max(count / share for count, share in zip(tokens, shares, strict=True))
+            self.times = [share * total / n for n, share in zip(tokens, shares, strict=True)]
+            self._documents = self._repeated(seed)
+        if len(sources) > 1:
+            logger.info("an epoch reads %s", self.describe())
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64: tokens of each document of the epoch."""
+        return self._lengths if self._documents is None else self._lengths[self._documents]
+
+    def locate(self, document: int) -> tuple[TokenCache, int]:
+        """The cache a document of the epoch is in, and its number there."""
+        if self._documents is not None:
+            document = int(self._documents[document])
+        source = bisect.bisect_right(self._first, document) - 1
+        return self._caches[source], document - self._first[source]
+
+    def describe(self) -> str:
+        """As in `A.jsonl ×1.0, B.jsonl ×2.3`."""
+        return ", ".join(
+            f"{Path(cache.path).name} ×{times:.1f}"
+            for cache, times in zip(self._caches, self.times, strict=True)
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the data, its tokenizer and format, and the weights."""
+        parts = [(cache.key, w) for cache, w in zip(self._caches, self._weights, strict=True)]
+        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+    def _repeated(self, seed: int) -> np.ndarray:
+        chosen = []
+        for number, times in enumerate(self.times):
+            documents = np.arange(self._first[number], self._first[number + 1])
+            # A whole number may come out a rounding error below itself.
+            whole = math.floor(times + 1e-9)
+            chosen += [documents] * whole
+            wanted = (times - whole) * self._caches[number].num_tokens
+            if wanted >= 1:
+                shuffled = np.random.default_rng([seed, 2, number]).permutation(documents)
+                filled = np.cumsum(self._lengths[shuffled])
+                # To the nearest document, so that the error is half a document at most.
+                count = int(np.searchsorted(filled - self._lengths[shuffled] / 2, wanted))
+                chosen.append(np.sort(shuffled[:count]))
+        return np.concatenate(chosen)
+
+
+def _parse_one(value: str) -> tuple[str, float | None]:
+    path, separator, tail = value.rpartition(":")
+    if not separator or Path(value).is_file():
+        return value, None
+    try:
+        weight = float(tail)
+    except ValueError:
+        if Path(path).is_file():
+            raise ConfigError(
+                f"--data {value}: the weight {tail!r} is no number; write {path}:0.7"
+            ) from None
+        return value, None
+    if not (math.isfinite(weight) and weight > 0):
+        raise ConfigError(f"--data {value}: the weight is {tail}; it must be a number above 0")
+    return path, weight

@@ -1,0 +1,168 @@
+"""Packing: which pieces of which documents stand side by side in which row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from minimind.errors import ConfigError
+from minimind.types import IGNORE_INDEX, PackedRow
+
+PACKING_VERSION = 1
+"""Part of the loader's fingerprint: raise it with every change of the plans made here."""
+DEFAULT_WINDOW = 1 << 14
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackingPlan:
+    """Rows of pieces, as flat arrays. Row r holds the pieces row_offsets[r] to row_offsets[r + 1];
+    piece i is tokens piece_start[i] to piece_start[i] + piece_len[i] of document piece_doc[i]."""
+
+    seq_len: int
+    row_offsets: np.ndarray
+    """int64 [rows + 1]."""
+    piece_doc: np.ndarray
+    """int64 [pieces]."""
+    piece_start: np.ndarray
+    """int64 [pieces]."""
+    piece_len: np.ndarray
+    """int32 [pieces]."""
+    num_truncated: int
+    """Documents that were cut at seq_len."""
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.row_offsets) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all rows, padding not counted."""
+        return int(self.piece_len.sum(dtype=np.int64))
+
+    @property
+    def padding_share(self) -> float:
+        """Padding among all tokens of all rows."""
+        return 1.0 - self.num_tokens / max(1, self.num_rows * self.seq_len)
+
+
+def plan_packing(
+    lengths: np.ndarray,
+    seq_len: int,
+    window: int = DEFAULT_WINDOW,
+    seed: int = 0,
+    long_documents: Literal["split", "truncate"] = "split",
+) -> PackingPlan:
+    """Packs documents of `lengths` tokens into rows of `seq_len`: best fit decreasing in windows of
+    shuffled documents, with the rows left open by one window offered to the next.
+
+    A document goes whole into one row. A longer one is split into pieces of which each starts at
+    the last token of the one before, so that no transition between tokens is lost, or it is
+    truncated. The windows keep rows mixed: sorting all documents at once would put all short ones
+    together. A function of its arguments alone. Raises ConfigError for seq_len below 2.
+    """
+    if seq_len < 2:
+        raise ConfigError(f"seq_len is {seq_len}; a row needs at least 2 tokens to predict one")
+    lengths = np.asarray(lengths, dtype=np.int64)
+    num_truncated = 0
+    if long_documents == "truncate":
+        num_truncated = int((lengths > seq_len).sum())
+        lengths = np.minimum(lengths, seq_len)
+    piece_doc, piece_start, piece_len = _cut(lengths, seq_len)
+    generator = np.random.default_rng([seed, 0])
+    order = generator.permutation(len(piece_doc))
+    bins = _OpenRows(seq_len)
+    rows = np.empty(len(order), dtype=np.int64)
+    for first in range(0, len(order), window):
+        part = order[first : first + window]
+        part = part[np.argsort(-piece_len[part], kind="stable")]
+        order[first : first + window] = part
+        rows[first : first + window] = bins.place(piece_len[part].tolist())
+    by_row = np.argsort(rows, kind="stable")
+    order = order[by_row]
+    row_offsets = np.zeros(bins.num_rows + 1, dtype=np.int64)
+    np.cumsum(np.bincount(rows, minlength=bins.num_rows), out=row_offsets[1:])
+    return PackingPlan(
+        seq_len=seq_len,
+        row_offsets=row_offsets,
+        piece_doc=piece_doc[order],
+        piece_start=piece_start[order],
+        piece_len=piece_len[order],
+        num_truncated=num_truncated,
+    )
+
+
+def build_row(
+    pieces: Sequence[tuple[np.ndarray, np.ndarray | None]], seq_len: int, pad_id: int
+) -> PackedRow:
+    """One row of `seq_len` tokens from (ids, is_target) of each piece; None: all are targets. The
+    first token of a piece is never predicted: nothing stands before it."""
+    ids_T = np.full(seq_len, pad_id, dtype=np.int64)
+    labels_T = np.full(seq_len, IGNORE_INDEX, dtype=np.int64)
+    doc_T = np.full(seq_len, -1, dtype=np.int32)
+    lens = np.array([len(ids) for ids, _ in pieces], dtype=np.int64)
+    ends = np.cumsum(lens)
+    used = int(ends[-1]) if len(pieces) else 0
+    assert used <= seq_len, "the plan put more into a row than it holds"
+    starts = np.append(ends - lens, used)
+    positions_T = np.arange(seq_len) - np.repeat(starts, np.append(lens, seq_len - used))
+    if pieces:
+        ids_T[:used] = np.concatenate([ids for ids, _ in pieces])
+        labels_T[: used - 1] = ids_T[1:used]
+        labels_T[ends - 1] = IGNORE_INDEX
+        doc_T[:used] = np.repeat(np.arange(len(pieces), dtype=np.int32), lens)
+        for (_, is_target), start in zip(pieces, starts.tolist(), strict=False):
+            if is_target is not None:
+                row_part = labels_T[start : start + len(is_target) - 1]
+                row_part[~is_target[1:]] = IGNORE_INDEX
+    return PackedRow(ids_T=ids_T, labels_T=labels_T, positions_T=positions_T, doc_T=doc_T)
+
+
+def _cut(lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(document, start, length) of each piece: a document of L > seq_len tokens has L - 1
+    transitions, of which a piece holds seq_len - 1."""
+    stride = seq_len - 1
+    num_pieces = np.maximum(1, -(-(lengths - 1) // stride))
+    doc = np.repeat(np.arange(len(lengths)), num_pieces)
+    first_piece = np.cumsum(num_pieces) - num_pieces
+    start = (np.arange(len(doc)) - np.repeat(first_piece, num_pieces)) * stride
+    length = np.minimum(seq_len, lengths[doc] - start).astype(np.int32)
+    return doc, start, length
+
+
+class _OpenRows:
+    """Rows with room left, found by best fit in well under a microsecond: bit c of one big integer
+    says whether any row has exactly c tokens left."""
+
+    def __init__(self, seq_len: int) -> None:
+        self.num_rows = 0
+        self._seq_len = seq_len
+        self._mask = 0
+        self._bit = [1 << capacity for capacity in range(seq_len + 1)]
+        self._rows: list[list[int]] = [[] for _ in range(seq_len + 1)]
+
+    def place(self, lengths: list[int]) -> list[int]:
+        """The row of each piece: the one with the least room that suffices, else a new one."""
+        mask, bit, open_rows, num_rows = self._mask, self._bit, self._rows, self.num_rows
+        placed = []
+        for length in lengths:
+            fitting = mask >> length
+            if fitting:
+                capacity = (fitting & -fitting).bit_length() - 1 + length
+                candidates = open_rows[capacity]
+                row = candidates.pop()
+                if not candidates:
+                    mask ^= bit[capacity]
+            else:
+                capacity = self._seq_len
+                row = num_rows
+                num_rows += 1
+            left = capacity - length
+            if left:
+                mask |= bit[left]
+                open_rows[left].append(row)
+            placed.append(row)
+        self._mask, self.num_rows = mask, num_rows
+        return placed

@@ -1,0 +1,54 @@
+"""An iterator that runs ahead of its reader in a background thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import TypeVar
+
+ItemT = TypeVar("ItemT")
+_POLL_S = 0.1
+
+
+def prefetched(items: Iterator[ItemT], ahead: int) -> Iterator[ItemT]:
+    """The same items, up to `ahead` of them computed before they are asked for. An exception of
+    `items` is raised at its place. Closing the generator, or dropping it, ends the thread."""
+    done = object()
+    ready: queue.Queue[object] = queue.Queue(maxsize=max(1, ahead))
+    stopped = threading.Event()
+
+    def offer(item: object) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=_POLL_S)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not offer(item):
+                    return
+            offer(done)
+        except BaseException as error:
+            offer(_Failure(error))
+
+    # A daemon, so that a reader that dies does not keep the process alive.
+    thread = threading.Thread(target=work, name="data-prefetch", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not done:
+            if isinstance(item, _Failure):
+                raise item.error
+            yield item  # type: ignore[misc]
+    finally:
+        stopped.set()
+        thread.join()
+
+
+class _Failure:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error

@@ -1,0 +1,153 @@
+"""Tokens of a data file on disk, memory-mapped, keyed by what they were made of.
+
+A cache folder holds `tokens.bin` (uint16, or uint32 for large vocabularies), `offsets.bin` (int64
+[documents + 1], where each document starts), `lines.bin` (int64 [documents]), `targets.bin` (one
+byte a token, only for formats where not every token is a target) and `meta.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from minimind.data.cache_folder import default_cache_dir, locked, remove_stale
+from minimind.data.formats import Format, get_format
+from minimind.data.jsonl import MAX_LISTED, BadRow, JsonlFile, bad_rows_message, scan_jsonl
+from minimind.data.token_writer import META_FILE, write_tokens
+from minimind.data.tokenizer import Tokenizer
+from minimind.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+OnBadRow = Literal["stop", "skip"]
+LAYOUT_VERSION = 1
+
+
+class TokenCache:
+    """The documents of one data file as tokens."""
+
+    def __init__(self, folder: Path, path: str, meta: dict[str, Any]) -> None:
+        """Maps the files of a whole cache folder; `path` is the data file, for messages."""
+        self.folder = folder
+        self.path = path
+        self.key: str = meta["key"]
+        self.format: Format = get_format(meta["format"])
+        self.num_documents: int = meta["num_documents"]
+        self.num_tokens: int = meta["num_tokens"]
+        self.text_bytes: int = meta["text_bytes"]
+        self.num_skipped: int = meta["num_skipped"]
+        self.skipped: list[tuple[int, str]] = [(line, why) for line, why in meta["skipped"]]
+        """(line, reason) of the rows left out; at most the first 10,000 of them."""
+        self._tokens = _map(folder / "tokens.bin", meta["dtype"], self.num_tokens)
+        self._offsets = _map(folder / "offsets.bin", "int64", self.num_documents + 1)
+        self._lines = _map(folder / "lines.bin", "int64", self.num_documents)
+        self._targets = None
+        if not self.format.all_targets:
+            self._targets = _map(folder / "targets.bin", "bool", self.num_tokens)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [documents]: tokens of each."""
+        return np.diff(self._offsets)
+
+    def tokens(self, document: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Tokens start to stop of a document: a view of the mapped file."""
+        return self._tokens[self._range(document, start, stop)]
+
+    def is_target(
+        self, document: int, start: int = 0, stop: int | None = None
+    ) -> np.ndarray | None:
+        """bool, aligned with `tokens`; None where every token is a target."""
+        return None if self._targets is None else self._targets[self._range(document, start, stop)]
+
+    def source(self, document: int) -> str:
+        """`file:line` of a document."""
+        return f"{self.path}:{self._lines[document]}"
+
+    def _range(self, document: int, start: int, stop: int | None) -> slice:
+        first = int(self._offsets[document])
+        last = int(self._offsets[document + 1])
+        return slice(first + start, last if stop is None else min(first + stop, last))
+
+
+def build_token_cache(
+    path: str | Path,
+    tokenizer: Tokenizer,
+    format: str | Format = "text",
+    cache_dir: str | Path | None = None,
+    on_bad_row: OnBadRow = "stop",
+    progress: bool = False,
+) -> TokenCache:
+    """Tokenises a data file on all cores, or opens the cache of an earlier time.
+
+    Memory does not grow with the file. `progress` shows a bar where stderr is a terminal. Raises
+    DataError where the file cannot be used, where the disk is full, and with "stop" where any row
+    is bad: the message lists them. With "skip" bad rows are left out and logged, also when the
+    cache is reused.
+    """
+    if on_bad_row not in ("stop", "skip"):
+        raise ConfigError(f"on_bad_row is {on_bad_row!r}; it must be stop or skip")
+    if isinstance(format, str):
+        format = get_format(format)
+    file = scan_jsonl(path)
+    key = _key(file, tokenizer, format)
+    parent = Path(cache_dir or default_cache_dir()) / "tokens"
+    folder = parent / key
+    cache = _open(folder, file.path)
+    if cache is None:
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            with locked(parent / f"{key}.lock") as has_lock:
+                cache = _open(folder, file.path)
+                if cache is None:
+                    if has_lock:
+                        remove_stale(parent, held=key)
+                    write_tokens(file, folder, key, tokenizer, format, on_bad_row, progress)
+                    cache = _open(folder, file.path)
+        except OSError as error:
+            raise DataError(f"{parent}: the token cache cannot be written: {error}") from None
+        if cache is None:
+            raise DataError(f"{folder}: the token cache is incomplete; remove the folder")
+    _report_bad_rows(cache, on_bad_row)
+    return cache
+
+
+def _report_bad_rows(cache: TokenCache, on_bad_row: OnBadRow) -> None:
+    if not cache.num_skipped:
+        return
+    bad = [BadRow(cache.path, line, reason) for line, reason in cache.skipped[:MAX_LISTED]]
+    message = bad_rows_message(bad, cache.num_skipped)
+    if on_bad_row == "stop":
+        raise DataError(f"{message}; mend them, or leave them out with --on_bad_row skip")
+    logger.warning("%s skipped, %d used", message, cache.num_documents)
+
+
+def _key(file: JsonlFile, tokenizer: Tokenizer, format: Format) -> str:
+    """Rows that are skipped are part of what was built, so on_bad_row is no part of the key."""
+    parts = [LAYOUT_VERSION, file.digest, tokenizer.fingerprint, format.name, format.version]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+
+def _open(folder: Path, path: str) -> TokenCache | None:
+    """The cache in `folder`, or None where there is none or a file of it is not whole."""
+    try:
+        meta = json.loads((folder / META_FILE).read_text("utf-8"))
+        return TokenCache(folder, path, meta)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError) as error:
+        logger.warning("the token cache %s cannot be used and is built again: %s", folder, error)
+        return None
+
+
+def _map(path: Path, dtype: str, length: int) -> np.ndarray:
+    size = path.stat().st_size
+    if size != length * np.dtype(dtype).itemsize:
+        raise ValueError(f"{path.name} has {size} bytes, not {length} × {dtype}")
+    # A plain view: slices of np.memmap itself cost microseconds each.
+    return np.memmap(path, dtype=dtype, mode="r", shape=(length,)).view(np.ndarray)

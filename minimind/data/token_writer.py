@@ -1,0 +1,185 @@
+"""Writing a token cache: one pass over a data file, in batches, into a folder of flat arrays."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from minimind.data.cache_folder import new_folder
+from minimind.data.formats import Format
+from minimind.data.jsonl import BadRow, JsonlFile, bad_rows_message, read_rows
+from minimind.data.tokenizer import Tokenizer
+from minimind.errors import DataError
+from minimind.types import Row
+
+META_FILE = "meta.json"
+MAX_RECORDED = 10_000
+"""Bad rows whose line and reason are kept; further ones are only counted."""
+
+_BATCH_BYTES = 1 << 20
+"""Text tokenised at a time: enough to keep all cores busy, and about 100 MB while encoded."""
+_BATCH_ROWS = 8192
+
+
+def write_tokens(
+    file: JsonlFile,
+    folder: Path,
+    key: str,
+    tokenizer: Tokenizer,
+    format: Format,
+    on_bad_row: Literal["stop", "skip"],
+    progress: bool,
+) -> None:
+    """Tokenises `file` into `folder`, which is there whole afterwards or not at all.
+
+    All rows are read before bad ones are reported, so that one run names them all; with "stop" any
+    bad row leaves nothing behind. Raises DataError for bad rows, for a file without a usable one,
+    for one that changes meanwhile and for a full disk.
+    """
+    before = _state(file.path)
+    writer = _Writer(file, tokenizer, format)
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with new_folder(folder) as temporary:
+            with ExitStack() as stack:
+                writer.open_files(temporary, stack)
+                for batch in _batches(file, progress):
+                    writer.add(batch)
+            writer.check_usable(on_bad_row)
+            if _state(file.path) != before:
+                raise DataError(f"{file.path}: changed while it was read; start again")
+            meta = json.dumps({"key": key, **writer.meta()}, ensure_ascii=False)
+            (temporary / META_FILE).write_text(meta, encoding="utf-8")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"{folder.parent}: the disk is full: the token cache of {file.path} needs about "
+            f"{writer.bytes_needed():,} bytes there, {_free_bytes(folder.parent):,} are free. "
+            "Make room, or name another folder in the environment variable MINIMIND_CACHE"
+        ) from None
+
+
+class _Writer:
+    """Appends samples to the arrays and remembers what could not be one."""
+
+    def __init__(self, file: JsonlFile, tokenizer: Tokenizer, format: Format) -> None:
+        self._file = file
+        self._tokenizer = tokenizer
+        self._format = format
+        self._dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+        self._bad: list[BadRow] = []
+        self._num_bad = 0
+        self._num_documents = 0
+        self._num_tokens = 0
+        self._text_bytes = 0
+        self._read_bytes = 0
+
+    def open_files(self, folder: Path, stack: ExitStack) -> None:
+        names = ["tokens", "offsets", "lines"] + ["targets"] * (not self._format.all_targets)
+        paths = {name: folder / f"{name}.bin" for name in names}
+        self._files = {name: stack.enter_context(path.open("wb")) for name, path in paths.items()}
+        self._write("offsets", np.zeros(1, dtype=np.int64))
+
+    def add(self, batch: tuple[list[Row], list[BadRow], int]) -> None:
+        rows, bad, self._read_bytes = batch
+        samples = self._format.read(rows, self._tokenizer)
+        good = []
+        lines = []
+        for row, sample in zip(rows, samples, strict=True):
+            if isinstance(sample, BadRow):
+                bad.append(sample)
+            else:
+                good.append(sample)
+                lines.append(row.line)
+        bad.sort(key=lambda row: row.line)
+        self._num_bad += len(bad)
+        self._bad += bad[: MAX_RECORDED - len(self._bad)]
+        if not good:
+            return
+        ends = self._num_tokens + np.cumsum([len(sample.ids) for sample in good])
+        self._write("tokens", np.concatenate([s.ids for s in good]).astype(self._dtype))
+        self._write("offsets", ends.astype(np.int64))
+        self._write("lines", np.array(lines, dtype=np.int64))
+        if not self._format.all_targets:
+            self._write("targets", np.concatenate([s.is_target for s in good]))
+        self._num_documents += len(good)
+        self._num_tokens = int(ends[-1])
+
+    def check_usable(self, on_bad_row: str) -> None:
+        if self._num_bad and (on_bad_row == "stop" or not self._num_documents):
+            message = bad_rows_message(self._bad, self._num_bad)
+            if not self._num_documents:
+                raise DataError(f"{message}, and no good one: {self._file.path} cannot be used")
+            raise DataError(f"{message}; mend them, or leave them out with --on_bad_row skip")
+        if not self._num_documents:
+            raise DataError(f"{self._file.path}: holds only blank lines")
+
+    def meta(self) -> dict[str, object]:
+        return {
+            "path": self._file.path,
+            "format": self._format.name,
+            "dtype": self._dtype,
+            "num_documents": self._num_documents,
+            "num_tokens": self._num_tokens,
+            "text_bytes": self._file.size,
+            "num_skipped": self._num_bad,
+            "skipped": [[row.line, row.reason] for row in self._bad],
+        }
+
+    def bytes_needed(self) -> int:
+        """What the whole cache takes, by what the part read so far took."""
+        itemsize = np.dtype(self._dtype).itemsize + (not self._format.all_targets)
+        written = self._num_tokens * itemsize + self._num_documents * 16
+        if not written:
+            return self._file.size
+        return round(written * self._file.size / self._read_bytes)
+
+    def _write(self, name: str, array: np.ndarray) -> None:
+        # Not ndarray.tofile: its errors do not say that the disk is full.
+        self._files[name].write(array.tobytes())
+
+
+def _batches(file: JsonlFile, progress: bool) -> Iterator[tuple[list[Row], list[BadRow], int]]:
+    """Rows, bad rows and the bytes read so far."""
+    rows: list[Row] = []
+    bad: list[BadRow] = []
+    done = 0
+    with tqdm(
+        total=file.size,
+        unit="B",
+        unit_scale=True,
+        desc=f"tokenising {os.path.basename(file.path)}",
+        file=sys.stderr,
+        disable=None if progress else True,
+    ) as bar:
+        for row, offset in read_rows(file.path):
+            (bad if isinstance(row, BadRow) else rows).append(row)  # type: ignore[arg-type]
+            if offset - done >= _BATCH_BYTES or len(rows) + len(bad) >= _BATCH_ROWS:
+                yield rows, bad, offset
+                bar.update(offset - done)
+                rows, bad, done = [], [], offset
+        yield rows, bad, file.size
+        bar.update(file.size - done)
+
+
+def _state(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+def _free_bytes(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0

@@ -38,7 +38,8 @@ CHAT_TEMPLATE = """\
 {%- set system.text = system.text ~ (tool | tojson) ~ '\\n' -%}
 {%- endfor -%}
 {%- set system.text = system.text ~ '</tools>\\n\\n' ~
-    'To call one, write its name and arguments so:\\n<tool_call>\\n{"name": NAME, "arguments": {…}}\\n</tool_call>' -%}
+    'To call one, write its name and arguments so:\\n' ~
+    '<tool_call>\\n{"name": NAME, "arguments": {…}}\\n</tool_call>' -%}
 {%- endif -%}
 {%- if tools or (messages and messages[0].role == 'system') -%}
 {{- turn('system', system.text) -}}

@@ -126,7 +126,7 @@ def _parse(raw: bytes) -> dict | str:
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
-        return f"not JSON: {error.msg} at column {error.colno}; each line must be one JSON object"
+        return f"not JSON: {error.msg} (column {error.colno}); each line must be one JSON object"
     except (RecursionError, ValueError) as error:
         return f"not usable JSON: {error}"
     if not isinstance(data, dict):

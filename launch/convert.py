@@ -1,0 +1,61 @@
+"""Converts a checkpoint: `python launch/convert.py --input RUN --to hf --output DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from minimind.engine.checkpoint import find_model_folder
+from minimind.errors import ConfigError, MiniMindError
+from minimind.model.state_dict import CONFIG_FILE, WEIGHTS_FILE, load_hf_folder, save_hf_folder
+from minimind.runtime.logging import set_up_logging
+
+logger = logging.getLogger("minimind")
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    set_up_logging(0)
+    parser = argparse.ArgumentParser(description="Converts a checkpoint to another format.")
+    parser.add_argument(
+        "--input",
+        required=True,
+        type=Path,
+        help="a run's folder, one checkpoint in it, or a Hugging Face folder",
+    )
+    parser.add_argument("--to", required=True, choices=("hf",), help="hf: a Hugging Face folder")
+    parser.add_argument("--output", required=True, type=Path, help="a folder that is not there yet")
+    parser.add_argument(
+        "--dtype", choices=tuple(DTYPES), default="fp32", help="of the weights (default: fp32)"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        convert_to_hf(arguments.input, arguments.output, DTYPES[arguments.dtype])
+    except MiniMindError as error:
+        logger.error("error: %s", error)
+        return 2
+    print(f"{arguments.output}: written")
+    return 0
+
+
+def convert_to_hf(source: Path, output: Path, dtype: torch.dtype) -> None:
+    """Copies the tokenizer, reads the weights (which checks them) and writes them in `dtype`."""
+    folder = find_model_folder(source)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"--output {output}: exists already and is not an empty folder")
+    config, weights = load_hf_folder(folder)
+    save_hf_folder(output, config, weights, dtype)
+    for file in folder.iterdir():
+        if file.name not in (CONFIG_FILE, WEIGHTS_FILE) and file.is_file():
+            shutil.copy2(file, output / file.name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

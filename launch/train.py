@@ -1,0 +1,314 @@
+"""Trains a model: `deepspeed launch/train.py --ds_config zero2.json`, `torchrun` or plain `python`.
+
+Exit status: 0 done, 1 the training broke, 2 bad usage, configuration or data, 130 interrupted with
+a checkpoint saved.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from minimind.data.sample_text import SAMPLE_PROMPTS, sample_data_path
+
+from minimind.config.flags import TrainArguments, parse_train_arguments
+from minimind.data.formats import get_format
+from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource, parse_data_args
+from minimind.data.token_cache import build_token_cache
+from minimind.data.tokenizer import Tokenizer
+from minimind.engine.checkpoint import (
+    Checkpoint,
+    CheckpointStore,
+    find_latest,
+    load_engine_state,
+    needs_universal,
+)
+from minimind.engine.deepspeed_engine import (
+    DeepSpeedEngine,
+    broadcast,
+    start_ranks,
+    stop_ranks,
+)
+from minimind.engine.loop import Events, Loop, RunState
+from minimind.engine.metrics import MetricsLog, Monitor, SwanLabMonitor
+from minimind.engine.progress import Progress
+from minimind.engine.schedule import CosineSchedule
+from minimind.errors import CheckpointError, ConfigError, MiniMindError, TrainingError
+from minimind.inference.generate import generate_text
+from minimind.inference.sampling import SamplingParams
+from minimind.model.state_dict import load_hf_folder
+from minimind.runtime.devices import find_device, limit_threads
+from minimind.runtime.logging import set_up_logging
+from minimind.runtime.ranks import Ranks, read_ranks
+from minimind.stages import STAGES
+from minimind.stages.resolve import ResolvedRun, describe_run, find_tokenizer, resolve_run
+
+logger = logging.getLogger("minimind")
+
+RUNS = Path("runs")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    set_up_logging(read_ranks().rank)
+    try:
+        arguments = parse_train_arguments(
+            argv, {name: stage.recipe_type for name, stage in STAGES.items()}
+        )
+        ranks = read_ranks(arguments.local_rank)
+        return train(arguments, ranks)
+    except MiniMindError as error:
+        # Every rank meets the same bad input; one of them says so.
+        if read_ranks().is_main:
+            logger.error("error: %s", error)
+        return 2
+    except TrainingError as error:
+        if read_ranks().is_main:
+            logger.error("error: %s", error)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def train(arguments: TrainArguments, ranks: Ranks) -> int:
+    device = find_device(ranks.local_rank)
+    limit_threads(int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world_size)))
+    resumed_from = Path(arguments.run["output_dir"]) if "output_dir" in arguments.run else None
+    if arguments.resume:
+        arguments = _merge_earlier(arguments, resumed_from)
+    tokenizer = find_tokenizer(arguments)
+    run = resolve_run(arguments, tokenizer, ranks, device)
+    if arguments.dry_run:
+        loader, _ = build_loaders(run, tokenizer, ranks)
+        print(describe_run(run, loader))
+        return 0
+    start_ranks(ranks, device)
+    try:
+        if not ranks.is_main:  # rank 0 fills the token caches, the others then map them
+            broadcast(None)
+        loader, eval_data = build_loaders(run, tokenizer, ranks)
+        if ranks.is_main:
+            broadcast(None)
+        folder = Path(broadcast(str(_choose_folder(run)) if ranks.is_main else None))
+        return 0 if run_loop(run, tokenizer, ranks, loader, eval_data, folder) else 130
+    finally:
+        stop_ranks()
+
+
+def build_loaders(
+    run: ResolvedRun, tokenizer: Tokenizer, ranks: Ranks
+) -> tuple[PackedLoader, EvalLoader | None]:
+    """The training rows and the validation rows, packed."""
+    text_format = get_format(STAGES[run.stage].data_format)
+
+    def sources(paths: list[str]) -> list[WeightedSource]:
+        return [
+            WeightedSource(
+                cache=build_token_cache(
+                    path,
+                    tokenizer,
+                    text_format,
+                    on_bad_row=run.arguments.get("on_bad_row"),
+                    progress=ranks.is_main,
+                ),
+                weight=weight,
+            )
+            for path, weight in parse_data_args(paths)
+        ]
+
+    data, val_data = run.arguments.get("data"), run.arguments.get("val_data")
+    if data is None:
+        data = [str(sample_data_path("train"))]
+        val_data = val_data or [str(sample_data_path("val"))]
+    shared: dict[str, Any] = {
+        "seq_len": run.seq_len,
+        "micro_batch": run.micro_batch_size,
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+        "pad_id": tokenizer.pad_id,
+    }
+    loader = PackedLoader(
+        sources(data), rows_per_step=run.train_batch_size, seed=run.recipe.seed, **shared
+    )
+    if not val_data:
+        return loader, None
+    return loader, EvalLoader(sources(val_data), max_rows=run.recipe.eval_rows, **shared)
+
+
+def run_loop(
+    run: ResolvedRun,
+    tokenizer: Tokenizer,
+    ranks: Ranks,
+    loader: PackedLoader,
+    eval_data: EvalLoader | None,
+    folder: Path,
+) -> bool:
+    """Trains; True when done, False when interrupted."""
+    recipe, device = run.recipe, run.device
+    checkpoints = folder / "checkpoints"
+    start = find_latest(checkpoints) if run.arguments.resume else None
+    if start:
+        _check_same_run(start, run, loader)
+    stage = STAGES[run.stage](recipe)
+    weights = load_hf_folder(run.weights_folder)[1] if run.weights_folder and not start else None
+    models = stage.build_models(run.config, weights)
+    models.policy.to(device.torch_device)
+    zero_stage = int((run.ds_config.get("zero_optimization") or {}).get("stage", 0))
+    universal = bool(start) and needs_universal(start, ranks.world_size, zero_stage)
+    engine = DeepSpeedEngine(
+        models.policy, run.ds_config, recipe, device, ranks, load_universal=universal
+    )
+    state = RunState()
+    if start:
+        load_engine_state(engine, start, universal=universal)
+        saved = start.meta["state"]
+        state = RunState(**{**saved, "best_val_loss": float(saved["best_val_loss"])})
+    total_steps = run.total_steps(loader)
+    logger.info("%s", describe_run(run, loader))
+    if start:
+        logger.info("resumed    from step %d of %s", state.step, start.folder)
+    if state.step >= total_steps:
+        logger.info("all %d steps are done already: %s", total_steps, start and start.folder)
+        return True
+    store = CheckpointStore(checkpoints, engine, recipe.keep_checkpoints)
+    log = None
+    if ranks.is_main:
+        log = _start_log(run, folder, engine, state.step, stage.metric_names)
+    meta = {**run.to_dict(), "fingerprint": loader.fingerprint, "zero_stage": zero_stage}
+
+    def save(state: RunState, is_best: bool) -> None:
+        now = {
+            "step": state.step,
+            "tokens": state.tokens,
+            # JSON knows no infinity: before the first validation it is the text "inf".
+            "best_val_loss": str(state.best_val_loss),
+        }
+        path = store.save(
+            state.step,
+            meta | {"step": state.step, "state": now},
+            run.config,
+            tokenizer.save,
+            is_best=is_best,
+        )
+        if log:
+            log.plot()
+        progress.say("step %d: saved %s%s", state.step, path, ", the best so far" * is_best)
+
+    def sample(module: Any, step: int) -> None:
+        if ranks.is_main:
+            for prompt, text in sample_texts(module, tokenizer, seed=recipe.seed):
+                progress.say("step %d: %s|%s", step, prompt, text)
+
+    progress = Progress(
+        is_main=ranks.is_main,
+        first_step=state.step,
+        total_steps=total_steps,
+        log_every=recipe.log_every,
+        flops_per_token=run.config.flops_per_token(run.seq_len),
+        peak_flops=device.peak_flops * ranks.world_size if device.peak_flops else None,
+    )
+    schedule = CosineSchedule(
+        run.learning_rate, total_steps, recipe.warmup_steps, recipe.min_lr_ratio
+    )
+    loop = Loop(
+        stage=stage,
+        engine=engine,
+        loader=loader,
+        recipe=recipe,
+        learning_rate=None if engine.has_scheduler else schedule,
+        total_steps=total_steps,
+        events=Events(record=log.write if log else lambda *_: None, save=save, sample=sample),
+        progress=progress,
+        eval_data=eval_data,
+        state=state,
+    )
+    try:
+        finished = loop.run()
+    finally:
+        progress.close()
+        if log:
+            log.close()
+    logger.info("%s: %s", "done" if finished else "interrupted", checkpoints / "latest")
+    return finished
+
+
+def sample_texts(
+    module: Any, tokenizer: Tokenizer, *, seed: int, max_new_tokens: int = 40
+) -> list[tuple[str, str]]:
+    """(prompt, greedy continuation) of a few prompts of the sample data."""
+    params = SamplingParams(max_new_tokens=max_new_tokens, seed=seed)
+    return [
+        (prompt.text, generate_text(module, tokenizer, prompt.text, params))
+        for prompt in SAMPLE_PROMPTS
+    ]
+
+
+def _start_log(
+    run: ResolvedRun, folder: Path, engine: DeepSpeedEngine, step: int, names: Sequence[str]
+) -> MetricsLog:
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(run.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    (folder / "run.json").write_text(text, encoding="utf-8")
+    monitors: list[Monitor] = [engine.monitor] if engine.monitor.enabled else []
+    if run.recipe.swanlab:
+        monitors.append(SwanLabMonitor("minimind", folder.name, run.to_dict()))
+    return MetricsLog(folder, names, monitors, step)
+
+
+def _merge_earlier(arguments: TrainArguments, folder: Path | None) -> TrainArguments:
+    if folder is None:
+        raise ConfigError("--resume needs --output_dir, the folder of the run to go on with")
+    path = folder / "run.json"
+    if not path.exists():
+        return arguments
+    try:
+        return arguments.merge(json.loads(path.read_text(encoding="utf-8"))["arguments"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+
+
+def _choose_folder(run: ResolvedRun) -> Path:
+    if given := run.arguments.get("output_dir"):
+        folder = Path(given)
+        if not run.arguments.resume and any((folder / "checkpoints").glob("step-*")):
+            raise ConfigError(
+                f"{folder} already holds a run's checkpoints: --resume goes on with it, another "
+                "--output_dir starts a new one"
+            )
+        return folder
+    name = f"{run.stage}-{Path(run.model_name).stem or 'model'}"
+    number = 1
+    while (RUNS / f"{name}-{number}").exists():
+        number += 1
+    return RUNS / f"{name}-{number}"
+
+
+def _check_same_run(start: Checkpoint, run: ResolvedRun, loader: PackedLoader) -> None:
+    meta = start.meta
+    if meta["model"] != json.loads(json.dumps(run.config.to_dict())):
+        changed = [k for k, v in run.config.to_dict().items() if meta["model"].get(k) != v]
+        raise CheckpointError(
+            f"{start.folder} holds another model ({', '.join(changed)} differ): resume with the "
+            "same --model, or start a new run"
+        )
+    if meta["fingerprint"] != loader.fingerprint:
+        raise CheckpointError(
+            f"{start.folder} was trained on other data, another tokenizer, row length or seed: "
+            "resume with the same, or start a new run with --from_checkpoint"
+        )
+    for name in ("stage",):
+        if meta[name] != getattr(run, name):
+            raise CheckpointError(f"{start.folder} is of --stage {meta[name]}, not {run.stage}")
+    if meta["recipe"]["train_batch_size"] != run.train_batch_size:
+        raise CheckpointError(
+            f"{start.folder} took {meta['recipe']['train_batch_size']} rows a step, not "
+            f"{run.train_batch_size}: the order of the data would change"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,298 @@
+"""DeepSpeed JSON: found, checked, every "auto" filled. DeepSpeed itself never sees the word.
+
+DeepSpeed accepts unknown top-level keys in silence and does other than asked for some known ones;
+both are errors here. Keys inside a section are checked by DeepSpeed's own schemas.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minimind.config.recipe import Recipe, Sizes, replace_fields
+from minimind.errors import ConfigError
+
+SHIPPED = Path(__file__).resolve().parents[2] / "ds_configs"
+
+KNOWN_KEYS = frozenset(
+    {
+        "activation_checkpointing",
+        "aio",
+        "bf16",
+        "checkpoint",
+        "comet",
+        "comms_logger",
+        "communication_data_type",
+        "compile",
+        "csv_monitor",
+        "data_types",
+        "dataloader_drop_last",
+        "disable_allgather",
+        "disable_python_gc",
+        "dump_state",
+        "flops_profiler",
+        "fp16",
+        "gradient_accumulation_steps",
+        "gradient_allreduce_op",
+        "gradient_clipping",
+        "gradient_predivide_factor",
+        "log_level",
+        "memory_breakdown",
+        "nebula",
+        "optimizer",
+        "prescale_gradients",
+        "scheduler",
+        "seq_parallel_communication_data_type",
+        "sparse_gradients",
+        "steps_per_print",
+        "tensorboard",
+        "timers",
+        "torch_autocast",
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "wall_clock_breakdown",
+        "wandb",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+        "zero_optimization",
+    }
+)
+REFUSED_KEYS = {
+    "autotuning": "DeepSpeed's autotuner ends the run without training",
+    "bfloat16": "spell it bf16",
+    "amp": "use bf16 or fp16",
+    "elasticity": "it changes the batch size during a run; give train_batch_size",
+    "pipeline": "there are no pipeline stages",
+    "tensor_parallel": "the models are not split over ranks",
+    "expert_parallel": "the models are not split over ranks",
+    "data_efficiency": "the loader is the project's own",
+    "curriculum_learning": "the loader is the project's own",
+    "managed_gradient_accumulation": "the loop counts the micro-batches itself",
+    "hybrid_engine": "generation has an engine of its own",
+    "weight_quantization": "training is in bf16, fp16 or fp32",
+    "compression_training": "training is in bf16, fp16 or fp32",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What the filling of "auto" depends on besides the recipe."""
+
+    device_kind: str
+    """cpu or gpu."""
+    world_size: int
+    supports_bf16: bool
+    why_not_bf16: str = ""
+
+
+_RECIPE_PATHS: dict[str, str] = {
+    "learning_rate": "optimizer.params.lr",
+    "betas": "optimizer.params.betas",
+    "adam_eps": "optimizer.params.eps",
+    "weight_decay": "optimizer.params.weight_decay",
+    "gradient_clipping": "gradient_clipping",
+    "train_batch_size": "train_batch_size",
+    "micro_batch_size": "train_micro_batch_size_per_gpu",
+}
+"""Recipe options that DeepSpeed's JSON may hold too."""
+
+
+def find_ds_config(name: str) -> Path:
+    """A file's path, else one of ds_configs/; a miss raises ConfigError listing what is there."""
+    for path in (Path(name), SHIPPED / name, SHIPPED / f"{name}.json"):
+        if path.is_file():
+            return path
+    there = ", ".join(sorted(p.name for p in SHIPPED.glob("*.json"))) or "none"
+    raise ConfigError(f"--ds_config {name}: no such file; in {SHIPPED}: {there}")
+
+
+def load_ds_config(name: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Reads the JSON, applies dotted `overrides` and checks its keys. Raises ConfigError."""
+    path = find_ds_config(name)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold one JSON object, not a {type(values).__name__}")
+    for dotted, value in overrides.items():
+        _put(values, dotted, value)
+    for key in values:
+        if key in REFUSED_KEYS:
+            raise ConfigError(f"{path}: {key} cannot be used here: {REFUSED_KEYS[key]}")
+        if key not in KNOWN_KEYS:
+            close = ", ".join(sorted(k for k in KNOWN_KEYS if k[:4] == key[:4])) or "none alike"
+            raise ConfigError(f"{path}: DeepSpeed knows no key {key!r} ({close})")
+    return values
+
+
+def resolve(
+    ds_config: dict[str, Any],
+    recipe: Recipe,
+    given: set[str],
+    sizes: Sizes,
+    hardware: Hardware,
+    num_parameters: int,
+) -> tuple[dict[str, Any], Recipe]:
+    """Fills every "auto" from the recipe and the recipe from every explicit value.
+
+    `given` names the recipe options that the command line set: one that contradicts an explicit
+    value raises ConfigError, as do batch sizes that do not fit and an "auto" nobody can fill.
+    """
+    ds = copy.deepcopy(ds_config)
+    _check_scheduler(ds, given)
+    explicit: dict[str, Any] = {}
+    for name, path in _RECIPE_PATHS.items():
+        value = _get(ds, path)
+        if value is None or value == "auto":
+            continue
+        mine = getattr(recipe, name)
+        mine = list(mine) if isinstance(mine, tuple) else mine
+        if name in given and mine != value:
+            raise ConfigError(
+                f"--{name} {mine} contradicts {path} {value} of the DeepSpeed JSON; "
+                f"--set ds_config.{path}={json.dumps(mine)} overrides it on purpose"
+            )
+        explicit[name] = value
+    recipe = replace_fields(recipe, explicit, "the DeepSpeed JSON")
+    recipe.check()
+    recipe = _resolve_batch(ds, recipe, sizes, hardware)
+    for path, fill in _AUTO.items():
+        if _get(ds, path) == "auto":
+            _put(ds, path, fill(recipe, hardware, num_parameters))
+    _resolve_precision(ds, hardware)
+    for path, value in _walk(ds):
+        if value == "auto":
+            raise ConfigError(
+                f'{path}: "auto" is not known here; it is for {", ".join(sorted(_AUTO))} and the '
+                "three batch sizes"
+            )
+    return ds, recipe
+
+
+_Fill = Callable[[Recipe, Hardware, int], Any]
+_AUTO: dict[str, _Fill] = {
+    "gradient_clipping": lambda r, h, n: r.gradient_clipping,
+    "optimizer.params.lr": lambda r, h, n: r.learning_rate,
+    "optimizer.params.betas": lambda r, h, n: list(r.betas),
+    "optimizer.params.eps": lambda r, h, n: r.adam_eps,
+    "optimizer.params.weight_decay": lambda r, h, n: r.weight_decay,
+    # PyTorch's fused AdamW compiles nothing; DeepSpeed's own take up to 70 s the first time.
+    "optimizer.params.torch_adam": lambda r, h, n: True,
+    "optimizer.params.fused": lambda r, h, n: True,
+    # Offloaded states on a machine whose device is the CPU need no special optimizer.
+    "zero_force_ds_cpu_optimizer": lambda r, h, n: False,
+    "bf16.enabled": lambda r, h, n: h.supports_bf16,
+    "fp16.enabled": lambda r, h, n: h.device_kind == "gpu" and not h.supports_bf16,
+    # One bucket of about the model's size: DeepSpeed's 1 GB would be held twice.
+    "zero_optimization.reduce_bucket_size": lambda r, h, n: n,
+    "zero_optimization.allgather_bucket_size": lambda r, h, n: n,
+    # Overlap synchronises the device in every backward, for nothing where there is one rank.
+    "zero_optimization.overlap_comm": lambda r, h, n: h.world_size > 1 and h.device_kind == "gpu",
+    "zero_optimization.offload_optimizer.pin_memory": lambda r, h, n: h.device_kind == "gpu",
+    "zero_optimization.stage3_prefetch_bucket_size": lambda r, h, n: n // 10,
+    "zero_optimization.stage3_param_persistence_threshold": lambda r, h, n: 10_000,
+}
+
+
+def _resolve_batch(ds: dict[str, Any], recipe: Recipe, sizes: Sizes, hardware: Hardware) -> Recipe:
+    """rows a step = micro-batch x accumulation x ranks, whole."""
+    ranks = hardware.world_size
+    rows = recipe.train_batch_size or sizes.train_batch_size
+    if rows % ranks:
+        raise ConfigError(
+            f"train_batch_size {rows} is not a multiple of {ranks} ranks; use "
+            f"{rows // ranks * ranks or ranks} or {(rows // ranks + 1) * ranks}"
+        )
+    share = rows // ranks
+    micro = recipe.micro_batch_size
+    if micro is None:
+        micro = max(d for d in range(1, min(sizes.micro_batch_size, share) + 1) if share % d == 0)
+    if share % micro:
+        raise ConfigError(
+            f"train_batch_size {rows} / (micro-batch {micro} x {ranks} ranks) is not whole: "
+            f'change one of them, or give the micro-batch as "auto"'
+        )
+    accumulation = share // micro
+    asked = ds.get("gradient_accumulation_steps", "auto")
+    if asked not in ("auto", accumulation):
+        raise ConfigError(
+            f"gradient_accumulation_steps is {asked}, but train_batch_size {rows} / "
+            f'(micro-batch {micro} x {ranks} ranks) = {accumulation}; give "auto"'
+        )
+    ds["train_batch_size"] = rows
+    ds["train_micro_batch_size_per_gpu"] = micro
+    ds["gradient_accumulation_steps"] = accumulation
+    return replace_fields(
+        recipe,
+        {"train_batch_size": rows, "micro_batch_size": micro},
+        "the DeepSpeed JSON",
+    )
+
+
+def _resolve_precision(ds: dict[str, Any], hardware: Hardware) -> None:
+    bf16 = bool((ds.get("bf16") or {}).get("enabled"))
+    fp16 = bool((ds.get("fp16") or {}).get("enabled"))
+    if bf16 and fp16:
+        raise ConfigError("the DeepSpeed JSON enables both bf16 and fp16: choose one")
+    if fp16 and hardware.device_kind == "cpu":
+        raise ConfigError("fp16 does not train on a CPU: use a JSON with bf16, as zero2.json")
+
+
+def _check_scheduler(ds: dict[str, Any], given: set[str]) -> None:
+    if "scheduler" not in ds:
+        return
+    clash = sorted(given & {"learning_rate", "warmup_steps", "min_lr_ratio", "scale_lr_with_batch"})
+    if clash:
+        raise ConfigError(
+            f"the DeepSpeed JSON has its own scheduler, which contradicts --{', --'.join(clash)}: "
+            "drop one of them"
+        )
+
+
+def precision(ds: dict[str, Any]) -> str:
+    """bf16, fp16 or fp32: what a resolved JSON trains in."""
+    for name in ("bf16", "fp16"):
+        if (ds.get(name) or {}).get("enabled"):
+            return name
+    return "fp32"
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if twice := {key for key in keys if keys.count(key) > 1}:
+        raise ValueError(f"the key {sorted(twice)[0]!r} stands twice")
+    return dict(pairs)
+
+
+def _get(values: dict[str, Any], dotted: str) -> Any:
+    node: Any = values
+    for key in dotted.split("."):
+        if not isinstance(node, dict) or key not in node:
+            return None
+        node = node[key]
+    return node
+
+
+def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    node = values
+    for key in parents:
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set ds_config.{dotted}: {key} is not an object")
+    node[last] = value
+
+
+def _walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _walk(value, f"{path}.{key}" if path else key)
+    else:
+        yield path, node

@@ -1,0 +1,189 @@
+"""The command line of launch/train.py, built once for all stages from the recipe's fields."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args, get_type_hints
+
+from minimind.config.model import PRESETS, ModelConfig
+from minimind.config.recipe import Recipe, parse_assignments
+from minimind.errors import ConfigError
+
+RECIPE_FLAGS = (
+    "max_steps",
+    "epochs",
+    "seq_len",
+    "learning_rate",
+    "eval_every",
+    "save_every",
+    "sample_every",
+    "seed",
+)
+"""Recipe options with a flag of their own; --set takes them and all others."""
+
+_RUN_FLAGS: dict[str, dict[str, Any]] = {
+    "stage": {"help": "training objective", "default": "pretrain"},
+    "ds_config": {"help": "DeepSpeed JSON: a file, or one of ds_configs/", "default": "zero2.json"},
+    "model": {"help": f"{', '.join(PRESETS)}, or a JSON file of fields", "default": "tiny"},
+    "tokenizer": {"help": "folder with tokenizer.json", "default": "the sample data's own"},
+    "data": {
+        "help": "JSON lines; A.jsonl:0.7 B.jsonl:0.3 mixes by shares of tokens",
+        "default": "the embedded sample data",
+        "nargs": "+",
+        "metavar": "FILE",
+    },
+    "val_data": {"help": "JSON lines", "default": "none", "nargs": "+", "metavar": "FILE"},
+    "from_checkpoint": {
+        "help": "start from these weights: a run's folder, a checkpoint in it or a Hugging Face "
+        "folder; none starts fresh",
+        "default": "none",
+    },
+    "output_dir": {"help": "the run's folder", "default": "runs/STAGE-MODEL-NUMBER"},
+    "on_bad_row": {
+        "help": "what a malformed row does: stop before training, or skip it and list it",
+        "default": "stop",
+        "choices": ("stop", "skip"),
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TrainArguments:
+    """What the user gave, and nothing he did not."""
+
+    run: dict[str, Any]
+    """Flags about the run as a whole."""
+    recipe: dict[str, Any]
+    """Recipe options, from flags and --set."""
+    model: dict[str, Any]
+    """Model fields, from --set."""
+    ds_config: dict[str, Any]
+    """Dotted keys of the DeepSpeed JSON, from --set ds_config.KEY=VALUE."""
+    resume: bool
+    dry_run: bool
+    local_rank: int | None
+
+    def get(self, name: str) -> Any:
+        """A run flag's value; None where it has no default of its own."""
+        default = _RUN_FLAGS[name]["default"]
+        concrete = {"stage", "ds_config", "model", "on_bad_row"}
+        return self.run.get(name, default if name in concrete else None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What run.json keeps and `merge` takes back."""
+        return {
+            "run": self.run,
+            "recipe": self.recipe,
+            "model": self.model,
+            "ds_config": self.ds_config,
+        }
+
+    def merge(self, earlier: Mapping[str, Any]) -> TrainArguments:
+        """A resumed run repeats what it was started with, except for what is given anew."""
+        return dataclasses.replace(
+            self,
+            **{
+                part: {**earlier.get(part, {}), **getattr(self, part)}
+                for part in ("run", "recipe", "model", "ds_config")
+            },
+        )
+
+
+def parse_train_arguments(
+    argv: Sequence[str] | None, recipe_types: Mapping[str, type[Recipe]]
+) -> TrainArguments:
+    """Exits with status 2 and a message on bad usage. Raises ConfigError for a bad --set."""
+    stage_parser = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    stage_parser.add_argument("--stage")
+    stage = getattr(stage_parser.parse_known_args(argv)[0], "stage", "pretrain")
+    recipe_type = recipe_types.get(stage, Recipe)
+    given = vars(_build_parser(recipe_types, recipe_type).parse_args(argv))
+    hints = get_type_hints(recipe_type)
+    recipe: dict[str, Any] = {name: given[name] for name in RECIPE_FLAGS if name in given}
+    model: dict[str, Any] = {}
+    ds_config: dict[str, Any] = {}
+    model_fields = {f.name for f in dataclasses.fields(ModelConfig)}
+    for key, value in parse_assignments(given.get("set", [])).items():
+        if key.startswith("ds_config."):
+            ds_config[key.removeprefix("ds_config.")] = value
+        elif key in model_fields:
+            model[key] = value
+        elif key in hints and not key.isupper():
+            if key in recipe and recipe[key] != value:
+                raise ConfigError(f"--{key} {recipe[key]} and --set {key}={value} contradict")
+            recipe[key] = value
+        else:
+            raise ConfigError(
+                f"--set {key}: neither a model field ({', '.join(sorted(model_fields))}), nor an "
+                f"option of {stage} ({', '.join(f.name for f in dataclasses.fields(recipe_type))})"
+                ", nor ds_config.KEY"
+            )
+    return TrainArguments(
+        run={name: given[name] for name in _RUN_FLAGS if name in given},
+        recipe=recipe,
+        model=model,
+        ds_config=ds_config,
+        resume=given.get("resume", False),
+        dry_run=given.get("dry_run", False),
+        local_rank=given.get("local_rank"),
+    )
+
+
+def _build_parser(
+    recipe_types: Mapping[str, type[Recipe]], recipe_type: type[Recipe]
+) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Trains a model with one of the stages on a DeepSpeed engine.",
+        epilog=_describe_options(recipe_type),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    run = parser.add_argument_group("what to train, on what")
+    for name, entry in _RUN_FLAGS.items():
+        options = {k: v for k, v in entry.items() if k not in ("help", "default")}
+        if name == "stage":
+            options["choices"] = tuple(recipe_types)
+        run.add_argument(
+            f"--{name}", help=f"{entry['help']} (default: {entry['default']})", **options
+        )
+    recipe = parser.add_argument_group("how (options of the stage; --set takes the rest)")
+    hints = get_type_hints(recipe_type)
+    for field in dataclasses.fields(recipe_type):
+        if field.name in RECIPE_FLAGS:
+            kinds = get_args(hints[field.name]) or (hints[field.name],)
+            text = f"{field.metadata['help']} (default: {field.default})"
+            recipe.add_argument(f"--{field.name}", type=kinds[0], help=text, metavar="N")
+    recipe.add_argument(
+        "--set",
+        action="append",
+        metavar="KEY=VALUE",
+        help="any field of the model, any option below, or ds_config.KEY of the DeepSpeed JSON",
+    )
+    control = parser.add_argument_group("control")
+    control.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --output_dir, with the flags it was started with; a run that "
+        "has no checkpoint yet starts from the beginning",
+    )
+    control.add_argument(
+        "--dry_run", action="store_true", help="resolve everything, print it and stop"
+    )
+    control.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def _describe_options(recipe_type: type[Recipe]) -> str:
+    lines = ["options for --set, with their defaults:"]
+    for field in dataclasses.fields(recipe_type):
+        default = field.default if field.default is not dataclasses.MISSING else {}
+        text = f"{field.name}={default}  {field.metadata['help']}"
+        lines += textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="      ")
+    lines += ["model fields for --set:"]
+    names = ", ".join(f.name for f in dataclasses.fields(ModelConfig))
+    lines += textwrap.wrap(names, 98, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join(lines)

@@ -1,0 +1,166 @@
+"""A recipe: the options of one training run. Each stage subclasses Recipe with its own defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, get_args, get_type_hints
+
+from minimind.errors import ConfigError
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with the text that --help shows for it."""
+    return field(default=default, metadata={"help": help})
+
+
+def option_table(help: str) -> Any:
+    """An option that is a table, empty by default."""
+    return field(default_factory=dict, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What every stage has. None means: the size table below or the DeepSpeed JSON decides."""
+
+    learning_rates: ClassVar[Mapping[str, float]] = {"": 5e-4}
+    """The peak learning rate by preset, "" for all others."""
+
+    learning_rate: float | None = option(None, "peak learning rate (None: the stage's, by model)")
+    min_lr_ratio: float = option(0.1, "the last learning rate as a share of the peak")
+    warmup_steps: int = option(0, "optimizer steps of linear warm-up")
+    epochs: float = option(1.0, "passes over the data")
+    max_steps: int | None = option(None, "stop after so many optimizer steps (None: by epochs)")
+    seq_len: int | None = option(None, "tokens of a packed row")
+    train_batch_size: int | None = option(None, "rows of an optimizer step, over all ranks")
+    micro_batch_size: int | None = option(None, "rows of one forward on one rank")
+    weight_decay: float = option(0.01, "AdamW's decoupled weight decay")
+    betas: tuple[float, float] = option((0.9, 0.999), "AdamW's betas")
+    adam_eps: float = option(1e-8, "AdamW's epsilon")
+    gradient_clipping: float = option(1.0, "largest gradient norm (0: no clipping)")
+    lr_factors: dict[str, float] = option_table("learning rate factor by a pattern of names")
+    weight_decay_factors: dict[str, float] = option_table("weight decay factor by pattern")
+    scale_lr_with_batch: int = option(
+        0, "rows a step the learning rate is meant for: it scales with the square root (0: off)"
+    )
+    activation_checkpointing: bool = option(False, "recompute each block in the backward")
+    seed: int = option(42, "seed of weights, data order and dropout")
+    eval_every: int = option(100, "optimizer steps between validations (0: never)")
+    eval_rows: int = option(256, "validation rows at most (0: all)")
+    save_every: int = option(200, "optimizer steps between checkpoints (0: only the last)")
+    keep_checkpoints: int = option(2, "checkpoints kept, the best not counted")
+    sample_every: int = option(0, "optimizer steps between sampled texts (0: never)")
+    log_every: int = option(10, "optimizer steps between console lines where there is no terminal")
+    swanlab: bool = option(False, "log to SwanLab too (pip install swanlab)")
+
+    def check(self) -> None:
+        """Raises ConfigError where a value cannot be used."""
+        at_least = {
+            "learning_rate": 0.0,
+            "warmup_steps": 0,
+            "max_steps": 1,
+            "seq_len": 2,
+            "train_batch_size": 1,
+            "micro_batch_size": 1,
+            "weight_decay": 0.0,
+            "gradient_clipping": 0.0,
+            "scale_lr_with_batch": 0,
+            "eval_every": 0,
+            "eval_rows": 0,
+            "save_every": 0,
+            "keep_checkpoints": 1,
+            "sample_every": 0,
+            "log_every": 1,
+        }
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= least):
+                raise ConfigError(f"{name} is {value}; it must be at least {least}")
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise ConfigError(f"min_lr_ratio is {self.min_lr_ratio}; it must be from 0 to 1")
+        if not self.epochs > 0:
+            raise ConfigError(f"epochs is {self.epochs}; it must be above 0")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas is {self.betas}; it must be two numbers from 0 to below 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much of a run fits where: rows are `seq_len` tokens."""
+
+    seq_len: int
+    train_batch_size: int
+    micro_batch_size: int
+
+
+SIZES: dict[str, dict[str, Sizes]] = {
+    "cpu": {
+        "tiny": Sizes(256, 16, 16),
+        "minimind2-small": Sizes(1024, 8, 4),
+        "minimind2": Sizes(1024, 8, 2),
+        "minimind3": Sizes(1024, 8, 2),
+    },
+    "gpu": {
+        "tiny": Sizes(256, 16, 16),
+        "minimind2-small": Sizes(1024, 128, 64),
+        "minimind2": Sizes(1024, 128, 32),
+        "minimind3": Sizes(1024, 128, 32),
+    },
+}
+"""Default row length, global batch and micro-batch, by kind of device and preset. The global batch
+is smaller on a CPU, where a step of 131k tokens would take minutes."""
+OTHER_MODEL = {"cpu": Sizes(512, 8, 4), "gpu": Sizes(1024, 128, 32)}
+
+
+def default_sizes(device_kind: str, preset: str) -> Sizes:
+    return SIZES[device_kind].get(preset, OTHER_MODEL[device_kind])
+
+
+def replace_fields(
+    instance: Any, values: dict[str, Any], origin: str, what: str = "recipe option"
+) -> Any:
+    """A copy of a recipe with `values`, whose names and types are checked. Raises ConfigError."""
+    hints = get_type_hints(type(instance))
+    names = [f.name for f in dataclasses.fields(instance)]
+    for name, value in values.items():
+        if name not in names:
+            raise ConfigError(f"{origin}: no such {what}: {name}; known: {', '.join(names)}")
+        values = values | {name: _convert(value, hints[name], f"{origin}: {name}")}
+    return dataclasses.replace(instance, **values)
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    (kind,) = (k for k in kinds if k is not type(None))
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if kind in (bool, str) and isinstance(value, kind):
+        return value
+    origin = getattr(kind, "__origin__", kind)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(v, get_args(kind)[0], where) for v in value)
+    if origin is dict and isinstance(value, dict):
+        return {str(k): _convert(v, get_args(kind)[1], where) for k, v in value.items()}
+    spelled = kind.__name__ if isinstance(kind, type) and origin is kind else str(kind)
+    raise ConfigError(f"{where} is {value!r}; it must be {spelled}")
+
+
+def parse_assignments(items: list[str]) -> dict[str, Any]:
+    """--set KEY=VALUE, VALUE as JSON where it is JSON, else the text itself. Raises ConfigError."""
+    values: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {item}: must be KEY=VALUE")
+        try:
+            values[key.strip()] = json.loads(text)
+        except ValueError:
+            values[key.strip()] = text
+    return values

@@ -1,0 +1,233 @@
+"""Checkpoint folders: whole or not there, found again, kept to a number.
+
+checkpoints/step-00000200/engine/    DeepSpeed's shards, one set per rank
+                          model/     a Hugging Face folder with fp32 weights and the tokenizer
+                          meta.json  what the run was; written last, with every file's size
+checkpoints/latest, best             symbolic links
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minimind.config.model import ModelConfig
+from minimind.engine.deepspeed_engine import DeepSpeedEngine, convert_to_universal
+from minimind.errors import CheckpointError, TrainingError
+from minimind.model.state_dict import save_hf_folder
+
+logger = logging.getLogger(__name__)
+
+META_FILE = "meta.json"
+LATEST, BEST = "latest", "best"
+_UNFINISHED = ".unfinished-"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A whole checkpoint on disk."""
+
+    folder: Path
+    meta: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.meta["step"])
+
+    @property
+    def model_folder(self) -> Path:
+        return self.folder / "model"
+
+
+def load_checkpoint_meta(folder: Path) -> Checkpoint:
+    """Checks that every file of the folder is there at its size. Raises CheckpointError."""
+    path = folder / META_FILE
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        files: dict[str, int] = meta["files"]
+        int(meta["step"])
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{path}: not the description of a checkpoint") from None
+    for name, size in files.items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing from the checkpoint")
+        if file.stat().st_size != size:
+            raise CheckpointError(f"{file}: {file.stat().st_size} bytes, but {size} were written")
+    return Checkpoint(folder.resolve(), meta)
+
+
+def find_model_folder(path: Path) -> Path:
+    """The Hugging Face folder meant by a run's folder, one checkpoint in it, or itself."""
+    for folder in (path, path / "model", *(path / "checkpoints" / x for x in (BEST, LATEST))):
+        folder = folder / "model" if (folder / META_FILE).exists() else folder
+        if (folder / "config.json").exists():
+            return folder
+    raise CheckpointError(
+        f"{path}: neither a run's folder, nor a checkpoint, nor a Hugging Face folder "
+        "(no config.json in it)"
+    )
+
+
+class CheckpointStore:
+    """The checkpoints of one run. All ranks call its methods; rank 0 alone renames and deletes."""
+
+    def __init__(self, folder: Path, engine: DeepSpeedEngine, keep: int) -> None:
+        self.folder = folder
+        self._engine = engine
+        self._keep = keep
+        if engine.ranks.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            for unfinished in folder.glob(f"{_UNFINISHED}*"):
+                _remove(unfinished)
+
+    def save(
+        self,
+        step: int,
+        meta: dict[str, Any],
+        config: ModelConfig,
+        save_tokenizer: Callable[[Path], None],
+        *,
+        is_best: bool,
+    ) -> Path:
+        """Writes beside and renames into place. Raises TrainingError on every rank where any rank
+        could not write; what was saved before stays, and so does `latest`."""
+        final = self.folder / f"step-{step:08d}"
+        unfinished = self.folder / f"{_UNFINISHED}{final.name}"
+        weights = self._engine.full_weights()
+        problem = ""
+        try:
+            if self._engine.ranks.is_main:
+                _remove(unfinished)
+                unfinished.mkdir(parents=True)
+            self._engine.barrier()
+            self._engine.save(unfinished)
+            if self._engine.ranks.is_main:
+                save_hf_folder(unfinished / "model", config, weights, torch.float32)
+                save_tokenizer(unfinished / "model")
+        except Exception as error:  # torch raises RuntimeError where the disk is full
+            problem = f"{error}"
+        del weights
+        problems = [p for p in self._engine.gather_texts([problem]) if p]
+        if not problems and self._engine.ranks.is_main:
+            try:
+                self._finish(unfinished, final, meta, is_best=is_best)
+            except OSError as error:
+                problems = [str(error)]
+        problems = [p for p in self._engine.gather_texts(problems or [""]) if p]
+        if problems:
+            if self._engine.ranks.is_main:
+                _remove(unfinished)
+            free = shutil.disk_usage(self.folder).free
+            raise TrainingError(
+                f"{final}: the checkpoint of step {step} could not be written "
+                f"({free / 1e9:.1f} GB free there): {problems[0].splitlines()[0]}"
+            )
+        return final
+
+    def _finish(self, unfinished: Path, final: Path, meta: dict[str, Any], is_best: bool) -> None:
+        files = [file for file in sorted(unfinished.rglob("*")) if file.is_file()]
+        sizes = {str(file.relative_to(unfinished)): file.stat().st_size for file in files}
+        for file in files:
+            _flush_to_disk(file)
+        text = json.dumps(meta | {"files": sizes}, indent=1) + "\n"
+        (unfinished / META_FILE).write_text(text, encoding="utf-8")
+        _flush_to_disk(unfinished / META_FILE)
+        if final.exists():  # a resumed run that saves the same step again
+            _remove(final)
+        unfinished.rename(final)
+        _flush_to_disk(self.folder)
+        _link(self.folder / LATEST, final.name)
+        if is_best:
+            _link(self.folder / BEST, final.name)
+        self._prune()
+
+    def _prune(self) -> None:
+        kept = {self._link_target(name) for name in (LATEST, BEST)}
+        steps = self.list_steps()
+        for folder in steps[: max(0, len(steps) - self._keep)]:
+            if folder.name not in kept:
+                _remove(folder)
+
+    def list_steps(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"))
+
+    def _link_target(self, name: str) -> str:
+        link = self.folder / name
+        return os.readlink(link) if link.is_symlink() else ""
+
+
+def find_latest(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint of a run's `checkpoints` folder; a damaged one is passed over
+    with a warning. None where there is none at all; CheckpointError where none is whole."""
+    steps = sorted(folder.glob("step-*"), reverse=True)
+    problems = []
+    for step in steps:
+        try:
+            return load_checkpoint_meta(step)
+        except CheckpointError as error:
+            logger.warning("%s: passed over", error)
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError(f"{folder}: no checkpoint is whole: {'; '.join(problems)}")
+    return None
+
+
+def needs_universal(checkpoint: Checkpoint, world_size: int, zero_stage: int) -> bool:
+    """Whether the shards are for another number of ranks. Another ZeRO stage or precision raises
+    CheckpointError."""
+    meta = checkpoint.meta
+    if meta["zero_stage"] != zero_stage:
+        raise CheckpointError(
+            f"{checkpoint.folder} was saved under ZeRO stage {meta['zero_stage']} and cannot be "
+            f"resumed under stage {zero_stage}; start a new run from its weights with "
+            "--from_checkpoint"
+        )
+    return zero_stage > 0 and meta["world_size"] != world_size
+
+
+def load_engine_state(engine: DeepSpeedEngine, checkpoint: Checkpoint, *, universal: bool) -> None:
+    """Puts a checkpoint's weights, optimizer and loss scale into the engine."""
+    if not universal:
+        engine.load(checkpoint.folder)
+        return
+    converted = checkpoint.folder.parent / f"{_UNFINISHED}universal-{checkpoint.folder.name}"
+    if engine.ranks.is_main:
+        _remove(converted)
+        convert_to_universal(checkpoint.folder, converted)
+    engine.barrier()
+    engine.load(converted)
+    engine.barrier()
+    if engine.ranks.is_main:
+        _remove(converted)
+
+
+def _link(link: Path, target: str) -> None:
+    fresh = link.with_name(f".{link.name}.new")
+    with contextlib.suppress(FileNotFoundError):
+        fresh.unlink()
+    fresh.symlink_to(target)
+    os.replace(fresh, link)
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,270 @@
+"""The engine: a model, its optimizer and its ranks under DeepSpeed. The only `import deepspeed`."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from minimind.config.deepspeed_json import precision
+from minimind.config.recipe import Recipe
+from minimind.errors import CheckpointError, ConfigError
+from minimind.runtime.devices import Device
+from minimind.runtime.ranks import Ranks, complete_environment
+from minimind.types import Batch, HeadFn, LossSum, ModelOutput
+
+TAG = "engine"
+"""The folder of DeepSpeed's own files in a checkpoint."""
+
+
+def start_ranks(ranks: Ranks, device: Device) -> None:
+    """Joins the ranks. Does not compile DeepSpeed's shared-memory operator (half a minute)."""
+    complete_environment(ranks)
+    if device.kind == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    else:
+        torch.cuda.set_device(device.torch_device)
+    deepspeed = _import_deepspeed()
+    # Rank 0 may tokenise for long while the others wait.
+    deepspeed.init_distributed(verbose=False, timeout=datetime.timedelta(hours=2))
+
+
+def stop_ranks() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _import_deepspeed() -> Any:
+    """Late and quiet: the import takes seconds and logs what accelerator it found."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    os.environ.setdefault("DS_LOG_LEVEL", "ERROR")
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+    from deepspeed.utils import logger
+
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    logger.setLevel(logging.ERROR)
+    return deepspeed
+
+
+class DeepSpeedEngine:
+    """Trains `module`. Call it as the stage's policy: `engine(batch, head=…)`.
+
+    One optimizer step is `start_step(counts)`, then `backward(loss)` for each micro-batch, then
+    `step(learning_rates)`. The gradient is that of the sum of all losses over the sum of all
+    counts, over every rank and micro-batch of the step.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        ds_config: Mapping[str, Any],
+        recipe: Recipe,
+        device: Device,
+        ranks: Ranks,
+        *,
+        load_universal: bool = False,
+    ) -> None:
+        deepspeed = _import_deepspeed()
+        self.module = module
+        self.device = device.torch_device
+        self.ranks = ranks
+        self.recipe = recipe
+        self.precision = precision(dict(ds_config))
+        self.zero_stage = int((ds_config.get("zero_optimization") or {}).get("stage", 0))
+        self._accumulation = int(ds_config["gradient_accumulation_steps"])
+        config = dict(ds_config)
+        if load_universal:
+            config["checkpoint"] = {**(config.get("checkpoint") or {}), "load_universal": True}
+        # ZeRO makes its fp32 masters from the module after casting it to 16 bits.
+        exact = {name: p.detach().clone() for name, p in module.named_parameters()}
+        try:
+            self._engine, *_ = deepspeed.initialize(
+                model=module,
+                model_parameters=parameter_groups(module, recipe),
+                config=config,
+                dist_init_required=False,
+            )
+        except (TypeError, ValueError, AssertionError) as error:
+            # pydantic's ValidationError is a ValueError.
+            raise ConfigError(f"DeepSpeed refuses the JSON: {error}") from error
+        if self.precision != "fp32":
+            self._set_masters(exact)
+
+    def _set_masters(self, exact: Mapping[str, Tensor]) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                safe_set_full_fp32_param(parameter, exact[name].float().to(self.device))
+
+    def __call__(self, batch: Batch, head: HeadFn) -> ModelOutput:
+        return self._engine(batch, head)
+
+    def train(self, mode: bool = True) -> None:
+        self._engine.train(mode)
+
+    @property
+    def has_scheduler(self) -> bool:
+        """Whether the JSON brought a learning-rate schedule of its own."""
+        return self._engine.lr_scheduler is not None
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self._engine.optimizer.param_groups[0]["lr"])
+
+    @property
+    def monitor(self) -> Any:
+        """DeepSpeed's TensorBoard, Weights & Biases and Comet writers, as the JSON enables them."""
+        return self._engine.monitor
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """In place; a 1-D tensor on the engine's device. Waits for nothing on a GPU."""
+        if self.ranks.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether any rank says so; waits for all."""
+        return bool(self.sum_over_ranks(torch.tensor([float(flag)], device=self.device)).item())
+
+    def gather_texts(self, texts: Sequence[str]) -> list[str]:
+        """Every rank's strings, in the order of the ranks, on every rank."""
+        if self.ranks.world_size == 1:
+            return list(texts)
+        gathered: list[Any] = [None] * self.ranks.world_size
+        dist.all_gather_object(gathered, list(texts))
+        return [text for part in gathered for text in part]
+
+    def barrier(self) -> None:
+        if self.ranks.world_size > 1:
+            dist.barrier()
+
+    def start_step(self, total_count: Tensor) -> None:
+        """`total_count`: fp32 scalar on the device, what the step's LossSums count over all ranks
+        and micro-batches, known before the first backward."""
+        # DeepSpeed averages gradients over the ranks.
+        self._scale = self.ranks.world_size / total_count.clamp(min=1.0)
+        self._micro_batches = 0
+
+    def backward(self, loss: LossSum) -> None:
+        self._micro_batches += 1
+        self._engine.set_gradient_accumulation_boundary(self._micro_batches == self._accumulation)
+        self._engine.backward(loss.total * self._scale, scale_wrt_gas=False)
+        if self._micro_batches < self._accumulation:
+            self._engine.step()
+
+    def step(self, learning_rate: float | None) -> None:
+        """Clips and updates. `learning_rate` None leaves it to the JSON's scheduler."""
+        assert self._micro_batches == self._accumulation, "a step's micro-batches are all due"
+        if learning_rate is not None:
+            for group in self._engine.optimizer.param_groups:
+                group["lr"] = learning_rate * group.get("lr_factor", 1.0)
+        self._engine.step()
+
+    @property
+    def grad_norm(self) -> Tensor:
+        """Of the last step's gradient before clipping; fp32 scalar."""
+        norm = self._engine.get_global_grad_norm()
+        return torch.as_tensor(float("nan") if norm is None else norm, dtype=torch.float32)
+
+    def full_weights(self) -> dict[str, Tensor]:
+        """The fp32 masters under any ZeRO stage, by parameter name, on the CPU. All ranks call it;
+        only rank 0 gets tensors, the others an empty dict."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        weights: dict[str, Tensor] = {}
+        for name, parameter in self.module.named_parameters():
+            full = safe_get_full_fp32_param(parameter)
+            full = parameter.detach() if full is None else full
+            if self.ranks.is_main:
+                weights[name] = full.detach().to("cpu", torch.float32, copy=True)
+        return weights
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[nn.Module]:
+        """The bare module with whole weights, for generation; all ranks enter."""
+        import deepspeed
+
+        parameters = list(self.module.parameters()) if self.zero_stage == 3 else []
+        with deepspeed.zero.GatheredParameters(parameters), torch.no_grad():
+            self._engine.eval()
+            yield self.module
+        self._engine.train()
+
+    def save(self, folder: Path) -> None:
+        """Every rank writes its shard under folder/engine."""
+        self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Raises CheckpointError where DeepSpeed cannot read its own files."""
+        try:
+            path, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
+        except Exception as error:
+            raise CheckpointError(
+                f"{folder}: DeepSpeed cannot load this checkpoint: {error}"
+            ) from error
+        if path is None:
+            raise CheckpointError(f"{folder}: holds no DeepSpeed checkpoint")
+
+
+def parameter_groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Parameters by learning rate and weight decay factor. A pattern that no name matches raises
+    ConfigError."""
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    unmatched = set(recipe.lr_factors) | set(recipe.weight_decay_factors)
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        factors = []
+        for table in (recipe.lr_factors, recipe.weight_decay_factors):
+            patterns = [p for p in table if re.search(p, name)]
+            unmatched -= set(patterns)
+            factors.append(table[patterns[-1]] if patterns else 1.0)
+        group = groups.setdefault(
+            (factors[0], factors[1]),
+            {
+                "params": [],
+                "lr_factor": factors[0],
+                "weight_decay": recipe.weight_decay * factors[1],
+            },
+        )
+        group["params"].append(parameter)
+    if unmatched:
+        names = ", ".join(name for name, _ in module.named_parameters())
+        raise ConfigError(
+            f"no weight's name matches {', '.join(sorted(unmatched))}; names: {names}"
+        )
+    return list(groups.values())
+
+
+def convert_to_universal(folder: Path, output: Path) -> None:
+    """DeepSpeed's shards in a form that loads at any number of ranks. Raises CheckpointError."""
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    command += ["--input_folder", str(folder / TAG), "--output_folder", str(output / TAG)]
+    command += ["--inject_missing_state", "--num_extract_workers", "1", "--num_merge_workers", "1"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise CheckpointError(
+            f"{folder}: cannot be converted for another number of ranks: {done.stderr[-2000:]}"
+        )
+
+
+def broadcast(value: Any) -> Any:
+    """Rank 0's value on every rank; waits for it."""
+    box = [value]
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(box)
+    return box[0]

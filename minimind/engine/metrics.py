@@ -1,0 +1,156 @@
+"""What a run writes down: metrics.csv, loss.png, and the monitors that the JSON or recipe ask."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from minimind.types import StepStats
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = (
+    "step",
+    "loss",
+    "val_loss",
+    "learning_rate",
+    "grad_norm",
+    "tokens",
+    "tokens_per_s",
+    "peak_bytes",
+    "resident_bytes",
+)
+
+
+class Monitor(Protocol):
+    """Takes numbers by name and step, as DeepSpeed's monitors do."""
+
+    def write_events(self, events: Sequence[tuple[str, float, int]]) -> None: ...
+
+
+class MetricsLog:
+    """Rank 0's record of a run. Rows wait one evaluation at most before they are on disk."""
+
+    def __init__(
+        self, folder: Path, extra_columns: Sequence[str], monitors: Sequence[Monitor], step: int
+    ) -> None:
+        """Keeps the rows up to `step` of an earlier part of the run and drops those after it,
+        which the resumed run will make again."""
+        self.folder = folder
+        self.columns = [*COLUMNS, *extra_columns]
+        self._path = folder / "metrics.csv"
+        self._monitors = monitors
+        kept = [row for row in read_metrics(self._path) if int(row["step"]) <= step]
+        fresh = self._path.with_suffix(".csv.new")
+        with open(fresh, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(kept)
+        os.replace(fresh, self._path)
+        self._file = open(self._path, "a", newline="", encoding="utf-8")  # noqa: SIM115
+        self._writer = csv.DictWriter(self._file, self.columns, restval="")
+
+    def write(self, stats: StepStats, val_loss: float | None) -> None:
+        row: dict[str, Any] = {
+            "step": stats.step,
+            "loss": f"{stats.loss:.6f}",
+            "learning_rate": f"{stats.learning_rate:.6g}",
+            "grad_norm": f"{stats.grad_norm:.6g}",
+            "tokens": stats.tokens,
+            "tokens_per_s": f"{stats.tokens_per_s:.1f}",
+            "peak_bytes": stats.peak_bytes or "",
+            "resident_bytes": stats.resident_bytes,
+        }
+        row |= {name: f"{value:.6g}" for name, value in stats.metrics.items()}
+        numbers = {
+            "loss": stats.loss,
+            "learning_rate": stats.learning_rate,
+            "grad_norm": stats.grad_norm,
+            "tokens_per_s": stats.tokens_per_s,
+            **stats.metrics,
+        }
+        if val_loss is not None:
+            row["val_loss"] = f"{val_loss:.6f}"
+            numbers["val_loss"] = val_loss
+        self._writer.writerow(row)
+        self._file.flush()
+        events = [(f"train/{name}", value, stats.step) for name, value in numbers.items()]
+        for monitor in self._monitors:
+            monitor.write_events(events)
+
+    def plot(self) -> None:
+        """loss.png; a plot that fails is logged and ends no run."""
+        try:
+            plot_losses(read_metrics(self._path), self.folder / "loss.png")
+        except Exception as error:
+            logger.warning("loss.png was not drawn: %s", error)
+
+    def close(self) -> None:
+        self.plot()
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv, without one cut off by a kill; none where there is no file."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if (row.get("resident_bytes") or "").isdigit()]
+
+
+def plot_losses(rows: Sequence[dict[str, str]], path: Path) -> None:
+    """Training loss, its running mean and the validation loss over optimizer steps."""
+    # The object interface: pyplot would keep state and look for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    steps = [int(row["step"]) for row in rows]
+    losses = [float(row["loss"]) for row in rows]
+    validation = [(int(row["step"]), float(row["val_loss"])) for row in rows if row["val_loss"]]
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(steps, losses, color="#9db8d9", linewidth=0.8, label="training loss")
+    if len(losses) >= 20:
+        axes.plot(steps, _running_mean(losses), color="#1f4e8c", label="running mean")
+    if validation:
+        axes.plot(*zip(*validation, strict=True), "o-", color="#d1495b", label="validation loss")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.grid(alpha=0.3)
+    if steps:
+        axes.legend()
+    fresh = path.with_suffix(".new.png")
+    FigureCanvasAgg(figure).print_png(str(fresh))
+    os.replace(fresh, path)
+
+
+def _running_mean(values: Sequence[float], decay: float = 0.9) -> list[float]:
+    """Exponential, corrected for its start (Kingma & Ba 2015, §3)."""
+    means, total, weight = [], 0.0, 0.0
+    for value in values:
+        total = decay * total + (1 - decay) * value
+        weight = decay * weight + (1 - decay)
+        means.append(total / weight)
+    return means
+
+
+class SwanLabMonitor:
+    """Writes to SwanLab, where the recipe asks for it."""
+
+    def __init__(self, project: str, run: str, config: dict[str, Any]) -> None:
+        try:
+            import swanlab  # type: ignore[import-not-found]
+        except ImportError as error:
+            from minimind.errors import ConfigError
+
+            raise ConfigError("swanlab=true needs it installed: pip install swanlab") from error
+        self._swanlab = swanlab
+        swanlab.init(project=project, experiment_name=run, config=config, resume="allow")
+
+    def write_events(self, events: Sequence[tuple[str, float, int]]) -> None:
+        step = events[0][2]
+        self._swanlab.log({name: value for name, value, _ in events}, step=step)

@@ -1,0 +1,88 @@
+"""The console of a run: a progress bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+
+import tqdm
+
+from minimind.types import StepStats
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """Rank 0 shows loss, learning rate, tokens/s, MFU where the device's peak is known, memory and
+    time left; other ranks show nothing."""
+
+    def __init__(
+        self,
+        *,
+        is_main: bool,
+        first_step: int,
+        total_steps: int,
+        log_every: int,
+        flops_per_token: int = 0,
+        peak_flops: float | None = None,
+    ) -> None:
+        """`peak_flops`: of all ranks together."""
+        self._is_main = is_main
+        self._log_every = log_every
+        self._total_steps = total_steps
+        self._first_step = first_step
+        self._flops_per_token = flops_per_token
+        self._peak_flops = peak_flops
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm.tqdm(
+            total=total_steps,
+            initial=first_step,
+            unit="step",
+            disable=not (is_main and terminal),
+            dynamic_ncols=True,
+            smoothing=0.1,
+        )
+        self._seconds_per_step = math.nan
+
+    def update(self, stats: StepStats, seconds: float) -> None:
+        if not self._is_main:
+            return
+        rate = self._seconds_per_step
+        self._seconds_per_step = seconds if math.isnan(rate) else 0.9 * rate + 0.1 * seconds
+        memory = stats.peak_bytes or stats.resident_bytes
+        shown = {
+            "loss": f"{stats.loss:.4f}",
+            "lr": f"{stats.learning_rate:.2e}",
+            "tok/s": f"{stats.tokens_per_s:,.0f}",
+            **{name: f"{value:.4g}" for name, value in stats.metrics.items()},
+            "mem": f"{memory / 2**30:.2f} GiB",
+        }
+        if self._peak_flops:
+            used = stats.tokens_per_s * self._flops_per_token / self._peak_flops
+            shown["mfu"] = f"{used:.1%}"
+        self._bar.update(1)
+        self._bar.set_postfix(shown, refresh=False)
+        if self._bar.disable and self._speaks(stats.step):
+            left = (self._total_steps - stats.step) * self._seconds_per_step
+            text = "  ".join(f"{name} {value}" for name, value in shown.items())
+            logger.info(
+                "step %d/%d  %s  left %s",
+                stats.step,
+                self._total_steps,
+                text,
+                tqdm.tqdm.format_interval(left),
+            )
+
+    def _speaks(self, step: int) -> bool:
+        return (
+            step == self._first_step + 1 or step == self._total_steps or step % self._log_every == 0
+        )
+
+    def say(self, text: str, *values: object) -> None:
+        """A line of its own, above the bar."""
+        if self._is_main:
+            logger.info(text, *values)
+
+    def close(self) -> None:
+        self._bar.close()

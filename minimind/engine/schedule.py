@@ -1,0 +1,26 @@
+"""The learning rate as a function of the optimizer step alone, so that a resumed run needs no
+state for it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class CosineSchedule:
+    """Linear warm-up, then lr·(m + (1 − m)/2·(1 + cos(π·(t − W)/(T − W)))), m = min_lr_ratio."""
+
+    learning_rate: float
+    total_steps: int
+    warmup_steps: int = 0
+    min_lr_ratio: float = 0.1
+
+    def __call__(self, step: int) -> float:
+        """The rate of optimizer step `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        span = max(self.total_steps - self.warmup_steps, 1)
+        progress = min((step - self.warmup_steps) / span, 1.0)
+        cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
+        return self.learning_rate * (self.min_lr_ratio + (1.0 - self.min_lr_ratio) * cosine)

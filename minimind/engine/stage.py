@@ -1,0 +1,74 @@
+"""What a training objective is to the loop, and what feeds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from torch import nn
+
+from minimind.config.model import ModelConfig
+from minimind.config.recipe import Recipe
+from minimind.types import Batch, HeadFn, LossSum, ModelOutput
+
+BatchT = TypeVar("BatchT", bound=Batch)
+
+
+class Policy(Protocol):
+    """The trained model inside its engine."""
+
+    def __call__(self, batch: Batch, head: HeadFn) -> ModelOutput: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StageModels:
+    """The module the engine trains, and frozen helpers (a teacher, a reference) beside it."""
+
+    policy: nn.Module
+    helpers: tuple[nn.Module, ...] = ()
+
+
+class Loader(Protocol[BatchT]):
+    """Random access by optimizer step, so that a resumed run needs no reader's state."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data, the tokenizer and the packing: a resumed run must find the same."""
+        ...
+
+    def read(self, from_step: int, to_step: int, pin: bool = False) -> Iterator[list[BatchT]]:
+        """This rank's micro-batches of each step, read ahead in the background."""
+        ...
+
+    def describe(self, step: int, micro: int) -> list[str]:
+        """`file:line` of every document of one of this rank's micro-batches."""
+        ...
+
+
+class Stage(Protocol[BatchT]):
+    """A training objective. The loop owns time, the engine memory, the stage meaning."""
+
+    name: ClassVar[str]
+    recipe_type: ClassVar[type[Recipe]]
+    needs_checkpoint: ClassVar[bool]
+    """Whether it starts from trained weights."""
+    data_format: ClassVar[str]
+    metric_names: ClassVar[tuple[str, ...]]
+    """What its LossSums carry besides the loss; columns of metrics.csv."""
+
+    def build_models(self, config: ModelConfig, weights: Any) -> StageModels:
+        """Fresh weights where `weights` is None, else named tensors to start from."""
+        ...
+
+    def count(self, batch: BatchT) -> int:
+        """What `loss` will count in this micro-batch; known before any forward."""
+        ...
+
+    def prepare(self, policy: Policy, micro_batches: list[BatchT]) -> Iterable[list[BatchT]]:
+        """The micro-batches of each optimizer step to take: themselves, or rollouts x epochs."""
+        ...
+
+    def loss(self, policy: Policy, batch: BatchT) -> LossSum:
+        """Calls policy(batch, head=…): the engine, never the module in it."""
+        ...

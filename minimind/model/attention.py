@@ -1,0 +1,53 @@
+"""Grouped-query attention over packed documents or a key/value cache."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import minimind_kernels as K
+import torch
+from torch import Tensor, nn
+
+from minimind.config.model import ModelConfig
+
+
+class Attend(Protocol):
+    """Who may look at whom: a plan over packed documents, or one layer of a cache."""
+
+    def attend(self, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor) -> Tensor: ...
+
+
+class Attention(nn.Module):
+    """o_proj(attend(rope(norm(q)), rope(norm(k)), v)), with q, k and v one fused product."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        heads, kv_heads, size = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        self.qkv_proj = nn.Linear(config.hidden_size, (heads + 2 * kv_heads) * size, bias=False)
+        self.o_proj = nn.Linear(heads * size, config.hidden_size, bias=False)
+        # Parameters of this module and not of a child: ZeRO-3 gathers a module's own weights when
+        # its forward is called, and the fused operation below calls no child for them.
+        self.q_norm = nn.Parameter(torch.ones(size)) if config.use_qk_norm else None
+        self.k_norm = nn.Parameter(torch.ones(size)) if config.use_qk_norm else None
+
+    def forward(
+        self, x_MD: Tensor, rope: tuple[Tensor, Tensor], positions_M: Tensor, attend: Attend
+    ) -> Tensor:
+        config = self.config
+        q_MNH, k_MKH, v_MKH = K.qk_rope(
+            self.qkv_proj(x_MD),
+            *rope,
+            positions_M,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            self.q_norm,
+            self.k_norm,
+            eps=config.rms_norm_eps,
+            cast_before_weight=config.norm_cast_before_weight,
+        )
+        return self.o_proj(attend.attend(q_MNH, k_MKH, v_MKH).flatten(1))

@@ -1,0 +1,197 @@
+"""Causal attention inside each packed document: one flash launch on a GPU, buckets on a CPU.
+
+A plan is made once per forward from where the documents lie and used by every layer.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FLASH_FROM = 512
+"""On a CPU a document from this length on goes through PyTorch's flash kernel alone: it skips the
+half of the scores that the mask hides and saves none of them."""
+SCORES_PER_BUCKET = 2**19
+"""Scores of a bucket (documents x heads x length^2), so that they stay in a CPU's caches between
+the products and the softmax."""
+
+
+class AttentionPlan(Protocol):
+    def attend(self, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor) -> Tensor:
+        """softmax(q·kᵀ/√H)·v per document, each token seeing itself and those before: [M, N, H]."""
+        ...
+
+
+def plan_attention(
+    cu_seqlens: Tensor, max_len: int, num_heads: int, dtype: torch.dtype
+) -> AttentionPlan:
+    """The plan that measures best for the device of `cu_seqlens` (int32 [documents + 1])."""
+    if cu_seqlens.is_cuda and dtype in (torch.float16, torch.bfloat16):
+        return VarlenPlan(cu_seqlens, max_len)
+    return BucketPlan.build(cu_seqlens.tolist(), num_heads, cu_seqlens.device)
+
+
+@dataclass(frozen=True, slots=True)
+class VarlenPlan:
+    """PyTorch's variable-length flash attention: no padding, no mask, no host synchronisation."""
+
+    cu_seqlens: Tensor
+    max_len: int
+
+    def attend(self, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn
+
+        cu, longest = self.cu_seqlens, self.max_len
+        options = _varlen_options()
+        if q_MNH.shape[1] != k_MKH.shape[1] and "enable_gqa" not in options:
+            group = q_MNH.shape[1] // k_MKH.shape[1]
+            k_MKH, v_MKH = (x.repeat_interleave(group, dim=1) for x in (k_MKH, v_MKH))
+        out = varlen_attn(q_MNH, k_MKH, v_MKH, cu, cu, longest, longest, **options)
+        return out if isinstance(out, Tensor) else out[0]
+
+
+@functools.cache
+def _varlen_options() -> dict[str, Any]:
+    """How the installed PyTorch spells causal attention with fewer key heads: `is_causal` up to
+    2.10, `window_size` after, `enable_gqa` from 2.12."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = inspect.signature(varlen_attn).parameters
+    causal = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    return causal | ({"enable_gqa": True} if "enable_gqa" in known else {})
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Documents of like length, laid out as [documents, length] with some padding at their ends."""
+
+    gather_BL: Tensor
+    """int64: the token at each place; in the padding any token (the causal mask hides it from the
+    document's own tokens, and what it computes itself is dropped)."""
+    tokens: Tensor
+    """int64: every token of the bucket once."""
+    places: Tensor
+    """int64: where each of `tokens` stands in gather_BL laid flat."""
+
+    def gather(self, x_MNH: Tensor, num_kv: int, zero_padding: bool = False) -> Tensor:
+        """[documents · K, N/K · length, H]: the heads of one key head stacked."""
+        (documents, length), (_, heads, size) = self.gather_BL.shape, x_MNH.shape
+        if zero_padding:
+            x = x_MNH.new_zeros(documents * length, heads, size)
+            x.index_copy_(0, self.places, x_MNH.index_select(0, self.tokens))
+        else:
+            x = x_MNH.index_select(0, self.gather_BL.flatten())
+        x = x.view(documents, length, num_kv, heads // num_kv, size).permute(0, 2, 3, 1, 4)
+        return x.reshape(documents * num_kv, -1, size)
+
+    def scatter(self, x: Tensor, out_MNH: Tensor) -> None:
+        """The inverse of `gather`, without the padding, into `out_MNH`."""
+        documents, length = self.gather_BL.shape
+        _, heads, size = out_MNH.shape
+        x = x.view(documents, x.shape[0] // documents, -1, length, size)
+        x = x.permute(0, 3, 1, 2, 4).reshape(documents * length, heads, size)
+        out_MNH.index_copy_(0, self.tokens, x.index_select(0, self.places))
+
+
+@dataclass(frozen=True, slots=True)
+class BucketPlan:
+    """Batched products over documents of like length; a long document alone through flash."""
+
+    buckets: tuple[Bucket, ...]
+    long: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def build(cls, cu_seqlens: Sequence[int], num_heads: int, device: torch.device) -> BucketPlan:
+        spans = [(stop - start, start) for start, stop in itertools.pairwise(cu_seqlens)]
+        long = tuple((start, start + n) for n, start in spans if n >= FLASH_FROM)
+        short = sorted((s for s in spans if 0 < s[0] < FLASH_FROM), reverse=True)
+        buckets, first = [], 0
+        while first < len(short):
+            length = short[first][0]
+            size = max(1, SCORES_PER_BUCKET // (num_heads * length * length))
+            same = short[first : first + size]
+            first += len(same)
+            buckets.append(_build_bucket(same, length, device))
+        return cls(tuple(buckets), long)
+
+    def attend(self, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor) -> Tensor:
+        out_MNH: Tensor = _BucketAttention.apply(q_MNH, k_MKH, v_MKH, self.buckets)  # type: ignore
+        if not self.long:
+            return out_MNH
+        pieces, end = [], 0
+        for start, stop in self.long:
+            q, k, v = (x[start:stop].transpose(0, 1)[None] for x in (q_MNH, k_MKH, v_MKH))
+            flash = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            pieces += [out_MNH[end:start], flash[0].transpose(0, 1)]
+            end = stop
+        return torch.cat([*pieces, out_MNH[end:]])
+
+
+def _build_bucket(spans: list[tuple[int, int]], length: int, device: torch.device) -> Bucket:
+    lengths = torch.tensor([n for n, _ in spans])
+    starts = torch.tensor([start for _, start in spans])
+    offsets = torch.arange(length)
+    real_BL = offsets < lengths[:, None]
+    gather_BL = starts[:, None] + torch.minimum(offsets, lengths[:, None] - 1)
+    places = real_BL.flatten().nonzero().squeeze(1)
+    tokens = gather_BL.flatten()[places]
+    return Bucket(gather_BL.to(device), tokens.to(device), places.to(device))
+
+
+@functools.lru_cache(maxsize=64)
+def _causal_bias(length: int, group: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """0 where a query may look and -inf where not, [group · length, length]."""
+    bias = torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu_(1)
+    return bias.repeat(group, 1)
+
+
+class _BucketAttention(torch.autograd.Function):
+    """The query heads of one key head are stacked as rows of its product, so that keys are never
+    repeated; the backward is written out because PyTorch's would keep scores before and after the
+    mask and scatter-add gradients that never collide. Tokens in no bucket give zeros."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor, buckets: tuple[Bucket, ...]
+    ) -> Tensor:
+        out_MNH = torch.zeros(q_MNH.shape, dtype=q_MNH.dtype, device=q_MNH.device)
+        num_kv, scale = k_MKH.shape[1], q_MNH.shape[2] ** -0.5
+        group = q_MNH.shape[1] // num_kv
+        saved = []
+        for bucket in buckets:
+            q, k, v = (bucket.gather(x, num_kv) for x in (q_MNH, k_MKH, v_MKH))
+            bias = _causal_bias(bucket.gather_BL.shape[1], group, q.dtype, q.device)
+            scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
+            probs = torch.softmax(scores, dim=-1)
+            bucket.scatter(torch.bmm(probs, v), out_MNH)
+            saved += [probs]
+        ctx.buckets = buckets
+        ctx.save_for_backward(q_MNH, k_MKH, v_MKH, *saved)
+        return out_MNH
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q_MNH, k_MKH, v_MKH, *saved = ctx.saved_tensors
+        dq_MNH, dk_MKH, dv_MKH = (
+            torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q_MNH, k_MKH, v_MKH)
+        )
+        num_kv, scale = k_MKH.shape[1], q_MNH.shape[2] ** -0.5
+        for bucket, probs in zip(ctx.buckets, saved, strict=True):
+            q, k, v = (bucket.gather(x, num_kv) for x in (q_MNH, k_MKH, v_MKH))
+            dout = bucket.gather(grads[0], num_kv, zero_padding=True)
+            dprobs = torch.bmm(dout, v.transpose(1, 2))
+            bucket.scatter(torch.bmm(probs.transpose(1, 2), dout), dv_MKH)
+            dscores = torch.ops.aten._softmax_backward_data(dprobs, probs, -1, probs.dtype).mul_(
+                scale
+            )
+            bucket.scatter(torch.bmm(dscores, k), dq_MNH)
+            bucket.scatter(torch.bmm(dscores.transpose(1, 2), q), dk_MKH)
+        return dq_MNH, dk_MKH, dv_MKH, None

@@ -1,0 +1,145 @@
+"""The decoder: embedding, blocks, final norm, output head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import minimind_kernels as K
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from minimind.config.model import ModelConfig
+from minimind.model.attention import Attend, Attention
+from minimind.model.document_attention import plan_attention
+from minimind.model.feed_forward import SwiGLU
+from minimind.model.kv_cache import KVCache
+from minimind.model.rope import rope_tables
+from minimind.types import Batch, HeadFn, ModelOutput
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight over the last dimension (Zhang & Sennrich 2019)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(config.hidden_size))
+        self.eps = config.rms_norm_eps
+        self.cast_before_weight = config.norm_cast_before_weight
+
+    def forward(self, x_MD: Tensor, residual_MD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(sum, norm of it), the sum being x + residual, or x where there is none."""
+        if residual_MD is None:
+            return x_MD, K.rms_norm(x_MD, self.weight, self.eps, self.cast_before_weight)
+        return K.add_rms_norm(x_MD, residual_MD, self.weight, self.eps, self.cast_before_weight)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + ffn(norm(x)).
+
+    The last addition is left to the next norm, which does both in one pass: a block takes and
+    gives (what is to be added, what to).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config)
+        self.mlp = SwiGLU(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        delta_MD: Tensor,
+        residual_MD: Tensor | None,
+        rope: tuple[Tensor, Tensor],
+        positions_M: Tensor,
+        attend: Attend,
+    ) -> tuple[Tensor, Tensor]:
+        residual_MD, x_MD = self.input_layernorm(delta_MD, residual_MD)
+        delta_MD = self.dropout(self.self_attn(x_MD, rope, positions_M, attend))
+        residual_MD, x_MD = self.post_attention_layernorm(delta_MD, residual_MD)
+        return self.dropout(self.mlp(x_MD)), cast(Tensor, residual_MD)
+
+
+class OutputHead(nn.Module):
+    """Owns the vocabulary's matrix (the embedding's own, where tied) and hands it to a stage's
+    function inside a forward, where ZeRO-3 has gathered it."""
+
+    def __init__(self, weight_VD: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight_VD
+
+    def forward(self, hidden_MD: Tensor, head: HeadFn) -> Tensor:
+        return head(hidden_MD, self.weight)
+
+
+class Transformer(nn.Module):
+    """A dense decoder. `forward` trains on packed documents; `decode` continues one sequence."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = False
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config)
+        head = cast(nn.Parameter, self.embed_tokens.weight)
+        if not config.tie_word_embeddings:
+            head = nn.Parameter(torch.empty_like(head))
+        self.lm_head = OutputHead(head)
+        self.dropout = nn.Dropout(config.dropout)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """N(0, initializer_range) for every matrix, 1 for every norm; the same on every device."""
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self.parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(1.0)
+                continue
+            values = torch.empty(parameter.shape)
+            values.normal_(0.0, self.config.initializer_range, generator=generator)
+            parameter.copy_(values)
+
+    @torch.no_grad()
+    def load_named(self, weights: Mapping[str, Tensor]) -> None:
+        """Copies tensors by parameter name, as model/state_dict.py reads them; all of them."""
+        for name, parameter in self.named_parameters():
+            parameter.copy_(weights[name])
+
+    def forward(self, batch: Batch, head: HeadFn) -> ModelOutput:
+        """head(hidden [B·T, D], weight [V, D]) over the packed documents of `batch`."""
+        ids_M, positions_M = batch.ids_BT.flatten(), batch.positions_BT.flatten()
+        rope = rope_tables(self.config, batch.max_len, ids_M.device)
+        embedded_MD = self.dropout(self.embed_tokens(ids_M))
+        plan = plan_attention(
+            batch.cu_seqlens, batch.max_len, self.config.num_attention_heads, embedded_MD.dtype
+        )
+        delta_MD, residual_MD = embedded_MD, None
+        for block in self.layers:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                delta_MD, residual_MD = cast(
+                    tuple[Tensor, Tensor],
+                    checkpoint(
+                        block, delta_MD, residual_MD, rope, positions_M, plan, use_reentrant=False
+                    ),
+                )
+            else:
+                delta_MD, residual_MD = block(delta_MD, residual_MD, rope, positions_M, plan)
+        _, hidden_MD = self.norm(delta_MD, residual_MD)
+        return ModelOutput(per_token=self.lm_head(hidden_MD, head))
+
+    @torch.no_grad()
+    def decode(self, ids_M: Tensor, cache: KVCache) -> Tensor:
+        """fp32 logits [V] after the last of `ids_M`, which follow what `cache` holds; adds them."""
+        positions_M = torch.arange(cache.length, cache.length + len(ids_M), device=ids_M.device)
+        rope = rope_tables(self.config, cache.capacity, ids_M.device)
+        delta_MD, residual_MD = self.embed_tokens(ids_M), None
+        for block, layer in zip(self.layers, cache.layers, strict=True):
+            delta_MD, residual_MD = block(delta_MD, residual_MD, rope, positions_M, layer)
+        cache.length += len(ids_M)
+        _, hidden_MD = self.norm(delta_MD[-1:], cast(Tensor, residual_MD)[-1:])
+        return nn.functional.linear(hidden_MD[0], self.lm_head.weight).float()

@@ -1,0 +1,82 @@
+"""The device a run computes on, what it can do and its published peak."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+BF16_PEAK_FLOPS = {
+    "H200": 989.5e12,
+    "H100": 989.5e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "MI300X": 1307e12,
+}
+"""Dense bf16 products a second from the makers' data sheets, by a part of the device's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    torch_device: torch.device
+    name: str
+    supports_bf16: bool
+    """Whether bf16 products are quicker than fp32 ones there."""
+    why_not_bf16: str
+    peak_flops: float | None
+    """None where no data sheet says: then no MFU is shown."""
+
+    @property
+    def kind(self) -> str:
+        """cpu or gpu, as the size tables and DeepSpeed's JSON speak of it."""
+        return "cpu" if self.torch_device.type == "cpu" else "gpu"
+
+
+def find_device(local_rank: int = 0) -> Device:
+    """The GPU of this rank, or the CPU where there is none (or CUDA_VISIBLE_DEVICES hides it)."""
+    if torch.cuda.is_available():
+        index = local_rank % torch.cuda.device_count()
+        name = torch.cuda.get_device_name(index)
+        bf16 = torch.cuda.get_device_capability(index) >= (8, 0) or torch.version.hip is not None
+        peak = next((v for k, v in BF16_PEAK_FLOPS.items() if k in name), None)
+        why = "" if bf16 else f"{name} has no bf16 units"
+        return Device(torch.device("cuda", index), name, bf16, why, peak)
+    bf16 = cpu_has_bf16()
+    why = "" if bf16 else "this CPU has no bf16 instructions"
+    return Device(torch.device("cpu"), _cpu_name(), bf16, why, None)
+
+
+def cpu_has_bf16() -> bool:
+    """avx512_bf16 or AMX on x86, bf16 on Arm: without them bf16 products take 50 times longer."""
+    flags = _cpuinfo("flags") or _cpuinfo("Features")
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
+
+
+def limit_threads(local_world_size: int) -> None:
+    """Shares the CPU's cores among the ranks of this machine, unless OMP_NUM_THREADS says."""
+    if "OMP_NUM_THREADS" in os.environ and os.environ["OMP_NUM_THREADS"] != "":
+        return
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
+
+
+def _cpu_name() -> str:
+    return _cpuinfo("model name") or "CPU"
+
+
+def _cpuinfo(field: str) -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                if name.strip() == field:
+                    return value.strip()
+    except OSError:
+        pass
+    return ""

@@ -1,0 +1,28 @@
+"""One console for all ranks: the main one speaks, the others only warn of what breaks them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import tqdm
+
+
+class _BesideProgressBar(logging.Handler):
+    """Writes above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.tqdm.write(self.format(record), file=sys.stderr)
+
+
+def set_up_logging(rank: int) -> None:
+    """INFO on rank 0, errors alone on the others."""
+    handler = _BesideProgressBar()
+    handler.setFormatter(
+        logging.Formatter("%(message)s" if rank == 0 else f"rank {rank}: %(message)s")
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    for noisy in ("matplotlib", "PIL", "filelock", "torch", "DeepSpeed"):
+        logging.getLogger(noisy).setLevel(logging.WARNING if rank == 0 else logging.ERROR)

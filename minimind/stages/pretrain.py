@@ -1,0 +1,62 @@
+"""Pretraining: the next token of every document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import minimind_kernels as K
+from torch import Tensor
+
+from minimind.config.model import ModelConfig
+from minimind.config.recipe import Recipe
+from minimind.engine.stage import Policy, StageModels
+from minimind.model.transformer import Transformer
+from minimind.types import Batch, LossSum
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRecipe(Recipe):
+    """Options of pretraining."""
+
+    learning_rates: ClassVar[Mapping[str, float]] = {"": 5e-4, "tiny": 4e-3}
+
+
+class Pretrain:
+    """Cross-entropy of the next token, summed over the targets."""
+
+    name: ClassVar[str] = "pretrain"
+    recipe_type: ClassVar[type[Recipe]] = PretrainRecipe
+    needs_checkpoint: ClassVar[bool] = False
+    data_format: ClassVar[str] = "text"
+    metric_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def build_models(
+        self, config: ModelConfig, weights: Mapping[str, Tensor] | None
+    ) -> StageModels:
+        policy = Transformer(config)
+        policy.activation_checkpointing = self.recipe.activation_checkpointing
+        if weights is None:
+            policy.init_weights(self.recipe.seed)
+        else:
+            policy.load_named(weights)
+        return StageModels(policy=policy)
+
+    def count(self, batch: Batch) -> int:
+        return batch.num_targets
+
+    def prepare(self, policy: Policy, micro_batches: list[Batch]) -> Iterable[list[Batch]]:
+        yield micro_batches
+
+    def loss(self, policy: Policy, batch: Batch) -> LossSum:
+        labels_M = batch.labels_BT.flatten()
+
+        def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
+            return K.linear_cross_entropy(hidden_MD, weight_VD, labels_M, uniform_grad=True)
+
+        output = policy(batch, head=head)
+        return LossSum(total=output.per_token.sum(), count=batch.num_targets)

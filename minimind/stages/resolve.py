@@ -1,0 +1,231 @@
+"""From what the user gave to what will run: everything resolved, checked and written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import minimind
+from minimind.config.deepspeed_json import Hardware, load_ds_config, precision, resolve
+from minimind.config.flags import TrainArguments
+from minimind.config.model import ModelConfig, load_model_config
+from minimind.config.recipe import Recipe, default_sizes, replace_fields
+from minimind.data.loader import PackedLoader
+from minimind.data.tokenizer import Tokenizer
+from minimind.engine.checkpoint import find_model_folder
+from minimind.errors import ConfigError
+from minimind.model.state_dict import load_hf_config
+from minimind.runtime.devices import Device
+from minimind.runtime.ranks import Ranks
+from minimind.stages import STAGES
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedRun:
+    """Enough to run it, and to run it again."""
+
+    arguments: TrainArguments
+    stage: str
+    model_name: str
+    config: ModelConfig
+    recipe: Recipe
+    ds_config: dict[str, Any]
+    weights_folder: Path | None
+    device: Device
+    world_size: int
+
+    @property
+    def seq_len(self) -> int:
+        assert self.recipe.seq_len is not None
+        return self.recipe.seq_len
+
+    @property
+    def train_batch_size(self) -> int:
+        assert self.recipe.train_batch_size is not None
+        return self.recipe.train_batch_size
+
+    @property
+    def micro_batch_size(self) -> int:
+        assert self.recipe.micro_batch_size is not None
+        return self.recipe.micro_batch_size
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak, scaled to the batch where the recipe says so. The square root keeps the size
+        of Adam's noise (Malladi et al. 2022)."""
+        rate, reference = self.recipe.learning_rate, self.recipe.scale_lr_with_batch
+        assert rate is not None
+        return rate * math.sqrt(self.train_batch_size / reference) if reference else rate
+
+    def total_steps(self, loader: PackedLoader) -> int:
+        """Optimizer steps of the whole run."""
+        return self.recipe.max_steps or loader.steps(self.recipe.epochs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """run.json."""
+        return {
+            "arguments": self.arguments.to_dict(),
+            "stage": self.stage,
+            "model": self.config.to_dict(),
+            "num_parameters": self.config.num_parameters,
+            "recipe": dataclasses.asdict(self.recipe),
+            "ds_config": self.ds_config,
+            "device": self.device.name,
+            "world_size": self.world_size,
+            "versions": versions(),
+        }
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version(), "minimind": minimind.__version__}
+    for package in ("torch", "triton", "deepspeed", "tokenizers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "none"
+    return found
+
+
+def resolve_run(
+    arguments: TrainArguments, tokenizer: Tokenizer, ranks: Ranks, device: Device
+) -> ResolvedRun:
+    """Raises ConfigError or CheckpointError where something does not fit."""
+    stage = STAGES[arguments.get("stage")]
+    config, weights_folder, model_name = _resolve_model(arguments, tokenizer)
+    tokenizer.check_fits(config.vocab_size)
+    recipe = replace_fields(stage.recipe_type(), arguments.recipe, f"--stage {stage.name}")
+    sizes = default_sizes(device.kind, model_name)
+    fill = {}
+    if recipe.learning_rate is None:
+        rates = stage.recipe_type.learning_rates
+        fill["learning_rate"] = rates.get(model_name, rates[""])
+    if recipe.seq_len is None:
+        fill["seq_len"] = min(sizes.seq_len, config.max_position_embeddings)
+    recipe = dataclasses.replace(recipe, **fill)
+    recipe.check()
+    if recipe.seq_len and recipe.seq_len > config.max_position_embeddings:
+        raise ConfigError(
+            f"seq_len {recipe.seq_len} is beyond the model's max_position_embeddings "
+            f"{config.max_position_embeddings}"
+        )
+    hardware = Hardware(device.kind, ranks.world_size, device.supports_bf16)
+    ds_config = load_ds_config(arguments.get("ds_config"), arguments.ds_config)
+    ds_config, recipe = resolve(
+        ds_config, recipe, set(arguments.recipe), sizes, hardware, config.num_parameters
+    )
+    return ResolvedRun(
+        arguments=arguments,
+        stage=stage.name,
+        model_name=model_name,
+        config=config,
+        recipe=recipe,
+        ds_config=ds_config,
+        weights_folder=weights_folder,
+        device=device,
+        world_size=ranks.world_size,
+    )
+
+
+def find_tokenizer(arguments: TrainArguments) -> Tokenizer:
+    """--tokenizer, else the checkpoint's, else the sample data's."""
+    from minimind.data.sample_text import load_sample_tokenizer
+
+    if folder := arguments.get("tokenizer"):
+        return Tokenizer.load(folder)
+    checkpoint = arguments.get("from_checkpoint")
+    if checkpoint and checkpoint != "none":
+        return Tokenizer.load(find_model_folder(Path(checkpoint)))
+    return load_sample_tokenizer()
+
+
+def _resolve_model(
+    arguments: TrainArguments, tokenizer: Tokenizer
+) -> tuple[ModelConfig, Path | None, str]:
+    stage = STAGES[arguments.get("stage")]
+    checkpoint = arguments.get("from_checkpoint")
+    name = arguments.get("model")
+    if checkpoint is None and stage.needs_checkpoint:
+        raise ConfigError(
+            f"--stage {stage.name} starts from trained weights: give --from_checkpoint FOLDER "
+            "(make one with: deepspeed launch/train.py --ds_config zero2.json --stage pretrain "
+            "--output_dir FOLDER), or --from_checkpoint none to start fresh"
+        )
+    if checkpoint is None or checkpoint == "none":
+        config = load_model_config(name, arguments.model, tokenizer_vocab=tokenizer.vocab_size)
+        return config, None, name
+    if "model" in arguments.run:
+        raise ConfigError(
+            f"--model {name} contradicts --from_checkpoint {checkpoint}, which brings its own model"
+        )
+    folder = find_model_folder(Path(checkpoint))
+    config = load_hf_config(folder)
+    changeable = {"dropout", "rope_scaling", "rope_theta", "max_position_embeddings"}
+    if fixed := sorted(set(arguments.model) - changeable):
+        raise ConfigError(
+            f"--set {fixed[0]} would change the shape of the model of {folder}; only "
+            f"{', '.join(sorted(changeable))} can change"
+        )
+    config = ModelConfig.from_dict(config.to_dict() | arguments.model, f"--set over {folder}")
+    return config, folder, _preset_like(config)
+
+
+def _preset_like(config: ModelConfig) -> str:
+    """The preset of these sizes, whose micro-batch and rates then apply; "" where none is."""
+    from minimind.config.model import FOLLOWS_TOKENIZER, PRESETS
+
+    for name in PRESETS:
+        vocab = config.vocab_size if name in FOLLOWS_TOKENIZER else None
+        preset = load_model_config(name, tokenizer_vocab=vocab)
+        if preset.num_parameters == config.num_parameters:
+            return name
+    return ""
+
+
+def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
+    """What --dry_run and the start of a run print."""
+    ds, total = run.ds_config, run.total_steps(loader)
+    accumulation = ds["gradient_accumulation_steps"]
+    kind = precision(ds)
+    why = f" ({run.device.why_not_bf16})" if kind == "fp32" and run.device.why_not_bf16 else ""
+    stage = (ds.get("zero_optimization") or {}).get("stage", 0)
+    lines = [
+        f"stage      {run.stage} of {run.model_name or 'a model of its own size'}: "
+        f"{run.config.num_parameters:,} parameters, vocabulary {run.config.vocab_size:,}",
+        f"device     {run.device.name} x {run.world_size}, {kind}{why}, ZeRO stage {stage}",
+        f"step       {run.train_batch_size} rows x {run.seq_len} tokens = micro-batch "
+        f"{run.micro_batch_size} x accumulation {accumulation} x {run.world_size} rank(s)",
+        f"run        {total:,} steps, {total * run.train_batch_size / loader.num_rows:.2f} epochs "
+        f"of {loader.tokens_per_epoch:,} tokens in {loader.num_rows:,} rows, "
+        f"{loader.padding_share:.2%} padding",
+        f"rate       {run.learning_rate:.2e} peak, {run.recipe.warmup_steps} warm-up steps, "
+        f"clipping {run.recipe.gradient_clipping}",
+        f"memory     about {predict_bytes(run) / 2**30:.2f} GiB a rank",
+    ]
+    return "\n".join(lines)
+
+
+def predict_bytes(run: ResolvedRun) -> int:
+    """Weights, masters, gradients, Adam's moments and activations of one rank, by rule of thumb."""
+    config, ds = run.config, run.ds_config
+    n, size = config.num_parameters, 4 if precision(ds) == "fp32" else 2
+    stage = (ds.get("zero_optimization") or {}).get("stage", 0)
+
+    def share(first_stage: int) -> int:
+        return run.world_size if stage >= first_stage else 1
+
+    masters = 4 * n if size == 2 or stage > 0 else 0
+    states = size * n // share(3) + (masters + 8 * n) // share(1) + 4 * n // share(2)
+    tokens = run.micro_batch_size * run.seq_len
+    heads = config.num_attention_heads + 2 * config.num_key_value_heads
+    # Saved per layer: two sums, two norms, qkv packed and rotated, attention out, FFN halves.
+    width = 5 * config.hidden_size + 2 * heads * config.head_dim + 3 * config.intermediate_size
+    layers = 1 if run.recipe.activation_checkpointing else config.num_hidden_layers
+    activations = tokens * size * (layers * width + config.num_hidden_layers * config.hidden_size)
+    logits = min(tokens, 2048) * config.vocab_size * (size + 4)
+    return states + activations + logits

@@ -13,7 +13,7 @@ from minimind.data.tokenizer_training import MIN_VOCAB_SIZE, train_tokenizer
 from minimind.data.training_texts import read_training_texts
 from minimind.errors import ConfigError, DataError, MiniMindError
 
-CHECKED_BYTES = 2 << 20
+CHECKED_CHARS = 1 << 20
 """Text on which compression and round trip are checked at the end."""
 
 
@@ -85,7 +85,7 @@ def _save(tokenizer: Tokenizer, output: Path) -> None:
 
 def _remember(texts: Iterator[str], checked: list[str]) -> Iterator[str]:
     """The same texts; the first of them are kept for the check."""
-    left = CHECKED_BYTES
+    left = CHECKED_CHARS
     for text in texts:
         checked.append(text)
         yield text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -51,11 +52,14 @@ def train_tokenizer(
     texts: Iterable[str],
     vocab_size: int,
     chat_template: str = CHAT_TEMPLATE,
+    max_token_bytes: int | None = None,
     progress: bool = False,
 ) -> Tokenizer:
     """Learns merges from `texts`, read once as a stream; the same texts give the same tokenizer.
 
-    A small corpus may give fewer than `vocab_size` tokens. Raises ConfigError where `vocab_size`
+    A small corpus may give fewer than `vocab_size` tokens. `max_token_bytes` bounds a token, for
+    corpora so regular that whole sentences would become one. `progress` shows bars where stderr is
+    a terminal. Raises ConfigError where `vocab_size`
     has no room for the reserved ids and the 256 bytes.
     """
     if vocab_size < MIN_VOCAB_SIZE:
@@ -71,7 +75,9 @@ def train_tokenizer(
         min_frequency=2,
         special_tokens=list(RESERVED_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=progress,
+        max_token_length=max_token_bytes,
+        # tokenizers prints blank lines where its bars cannot be drawn.
+        show_progress=progress and sys.stderr.isatty(),
     )
     bpe.train_from_iterator(_words(texts), trainer=trainer)
     spec = json.loads(bpe.to_str())

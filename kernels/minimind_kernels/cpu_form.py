@@ -78,12 +78,12 @@ class CpuForm:
         # code object.
         own = types.FunctionType(body.__code__.replace(), body.__globals__, body.__name__)
         own.__kwdefaults__ = body.__kwdefaults__
-        compiled = torch.compile(own, fullgraph=True, options=_OPTIONS)
         examples = list(tensors)
         for i in range(self._num_row_tensors):
             examples[i] = tensors[i].new_zeros((_HINT_ROWS, *tensors[i].shape[1:]))
             torch._dynamo.mark_dynamic(examples[i], 0, min=MIN_GENERATED_ROWS, max=_MAX_ROWS)
         try:
+            compiled = torch.compile(own, fullgraph=True, options=_OPTIONS)
             compiled(*examples, **constants)
         except Exception:
             if backend.compile_setting() == "1":

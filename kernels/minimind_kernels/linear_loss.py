@@ -17,6 +17,9 @@ from .cpu_form import CpuForm
 from .token_chunks import TokenChunks
 
 _IGNORED = -1
+_WORTH_GATHERING = 0.9
+"""On the CPU, where counting costs no wait, tokens without a label are left out of the products
+when at least a tenth is."""
 
 
 def linear_cross_entropy_reference(
@@ -56,8 +59,16 @@ def linear_cross_entropy(
     _check(hidden_MD, weight_VD, labels_M)
     if torch.compiler.is_compiling():
         return linear_cross_entropy_reference(hidden_MD, weight_VD, labels_M, ignore_index)
+    is_counted_M = labels_M != ignore_index
+    if hidden_MD.device.type == "cpu" and is_counted_M.sum() < _WORTH_GATHERING * len(labels_M):
+        rows = is_counted_M.nonzero().squeeze(1)
+        loss_M = linear_cross_entropy(
+            hidden_MD.index_select(0, rows), weight_VD, labels_M[rows], ignore_index, chunk_size,
+            uniform_grad,
+        )  # fmt: skip
+        return loss_M.new_zeros(labels_M.shape).index_put((rows,), loss_M)
     # Inside, an ignored label is any negative one.
-    labels_M = labels_M.masked_fill(labels_M == ignore_index, _IGNORED)
+    labels_M = labels_M.masked_fill(~is_counted_M, _IGNORED)
     if torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad):
         function = _UniformCrossEntropy if uniform_grad else _CrossEntropy
         return function.apply(hidden_MD, weight_VD, labels_M, chunk_size)
@@ -79,17 +90,23 @@ def _check(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor) -> None:
         )
 
 
-def _loss_body(logits_CV: Tensor, labels_C: Tensor) -> tuple[Tensor, Tensor]:
-    """The losses, and the logsumexp from which the backward pass makes probabilities."""
+def _loss_body(logits_CV: Tensor, labels_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The losses, and the two halves of the logsumexp: the maximum and the logarithm of the sum
+    of what is left. Apart, they give probabilities without the rounding of a large maximum."""
     wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
-    logsumexp_C = torch.logsumexp(wide_CV, dim=-1)
+    max_C = wide_CV.amax(dim=-1)
+    log_sum_C = (wide_CV - max_C.unsqueeze(1)).exp().sum(dim=-1).log()
     label_logit_C = wide_CV.gather(1, labels_C.clamp(min=0).unsqueeze(1)).squeeze(1)
-    return torch.where(labels_C >= 0, logsumexp_C - label_logit_C, 0.0), logsumexp_C
+    loss_C = max_C - label_logit_C + log_sum_C
+    return torch.where(labels_C >= 0, loss_C, 0.0), max_C, log_sum_C
 
 
-def _grad_body(logits_CV: Tensor, labels_C: Tensor, logsumexp_C: Tensor, grad_C: Tensor) -> None:
+def _grad_body(
+    logits_CV: Tensor, labels_C: Tensor, max_C: Tensor, log_sum_C: Tensor, grad_C: Tensor
+) -> None:
     """Overwrites the logits with their gradient, so that no second buffer of that size lives."""
-    probs_CV = torch.exp(logits_CV.to(logsumexp_C.dtype) - logsumexp_C.unsqueeze(1))
+    wide_CV = logits_CV.to(max_C.dtype)
+    probs_CV = torch.exp(wide_CV - max_C.unsqueeze(1) - log_sum_C.unsqueeze(1))
     columns_V = torch.arange(logits_CV.shape[1], device=logits_CV.device)
     is_label_CV = columns_V == labels_C.unsqueeze(1)
     factor_C1 = torch.where(labels_C >= 0, grad_C, 0.0).unsqueeze(1)
@@ -98,28 +115,28 @@ def _grad_body(logits_CV: Tensor, labels_C: Tensor, logsumexp_C: Tensor, grad_C:
 
 def _loss_and_grad_body(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
     """The losses; the logits are overwritten with the gradient of their plain sum."""
-    loss_C, logsumexp_C = _loss_body(logits_CV, labels_C)
-    _grad_body(logits_CV, labels_C, logsumexp_C, torch.ones_like(logsumexp_C))
+    loss_C, max_C, log_sum_C = _loss_body(logits_CV, labels_C)
+    _grad_body(logits_CV, labels_C, max_C, log_sum_C, torch.ones_like(loss_C))
     return loss_C
 
 
 _loss = CpuForm(_loss_body, num_row_tensors=2)
-_grad = CpuForm(_grad_body, num_row_tensors=4)
+_grad = CpuForm(_grad_body, num_row_tensors=5)
 _loss_and_grad = CpuForm(_loss_and_grad_body, num_row_tensors=2)
 
 
 def _loss_chunks(
     hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor, chunk_size: int | None
-) -> tuple[Tensor, Tensor]:
-    """Losses and logsumexps of all tokens."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `_loss_body` gives, of all tokens."""
     chunks = TokenChunks(hidden_MD, weight_VD, chunk_size)
     loss_M = hidden_MD.new_empty(labels_M.shape, dtype=chunks.loss_dtype)
-    logsumexp_M = torch.empty_like(loss_M)
+    max_M, log_sum_M = torch.empty_like(loss_M), torch.empty_like(loss_M)
     for rows in chunks.slices:
-        loss_M[rows], logsumexp_M[rows] = _loss(
+        loss_M[rows], max_M[rows], log_sum_M[rows] = _loss(
             chunks.logits(rows), labels_M[rows], generated=chunks.generated
         )
-    return loss_M, logsumexp_M
+    return loss_M, max_M, log_sum_M
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -127,20 +144,20 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden_MD, weight_VD, labels_M, chunk_size):
-        loss_M, logsumexp_M = _loss_chunks(hidden_MD, weight_VD, labels_M, chunk_size)
-        ctx.save_for_backward(hidden_MD, weight_VD, labels_M, logsumexp_M)
+        loss_M, *softmax = _loss_chunks(hidden_MD, weight_VD, labels_M, chunk_size)
+        ctx.save_for_backward(hidden_MD, weight_VD, labels_M, *softmax)
         ctx.chunk_size = chunk_size
         return loss_M
 
     @staticmethod
     def backward(ctx, grad_M):
-        hidden_MD, weight_VD, labels_M, logsumexp_M = ctx.saved_tensors
+        hidden_MD, weight_VD, labels_M, max_M, log_sum_M = ctx.saved_tensors
         chunks = TokenChunks(hidden_MD, weight_VD, ctx.chunk_size)
         chunks.want_grads(*ctx.needs_input_grad[:2])
         for rows in chunks.slices:
             logits_CV = chunks.logits(rows)
             _grad(
-                logits_CV, labels_M[rows], logsumexp_M[rows], grad_M[rows],
+                logits_CV, labels_M[rows], max_M[rows], log_sum_M[rows], grad_M[rows],
                 generated=chunks.generated,
             )  # fmt: skip
             chunks.add_grads(rows, logits_CV)

@@ -14,8 +14,8 @@ from torch import Tensor
 from . import backend
 from .cpu_form import MIN_GENERATED_ROWS
 
-_CPU_CHUNK = 512
-"""Tokens: a chunk's logits over 6400 entries stay in a last-level cache of 16 MB."""
+_CPU_CHUNK = 1024
+"""Tokens: enough for the matrix products' full speed; 26 MB of fp32 logits over 6400 entries."""
 _GPU_CHUNK = 4096
 """Tokens: 52 MB of bf16 logits over 6400 entries, about an H100's L2."""
 

@@ -1,0 +1,128 @@
+import minimind_kernels as K
+import pytest
+import torch
+from minimind_kernels.linear_loss import linear_cross_entropy_reference
+
+
+def labels_for(num_tokens, vocab, device, ignored="some"):
+    labels = torch.arange(num_tokens) * 5 % vocab
+    if ignored == "some":
+        labels[1::3] = -100
+    elif ignored == "all":
+        labels[:] = -100
+    return labels.to(device)
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 33])
+@pytest.mark.parametrize("ignored", ["none", "some", "all"])
+@pytest.mark.parametrize("chunk_size", [None, 7])
+def test_cross_entropy(num_tokens, ignored, chunk_size, device, randn, assert_as_accurate):
+    labels = labels_for(num_tokens, 67, device, ignored)
+
+    def ours(hidden, weight):
+        return K.linear_cross_entropy(hidden, weight, labels, chunk_size=chunk_size)
+
+    def reference(hidden, weight):
+        return linear_cross_entropy_reference(hidden, weight, labels)
+
+    assert_as_accurate(ours, reference, randn(num_tokens, 24), randn(67, 24))
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 33])
+@pytest.mark.parametrize("ignored", ["none", "some", "all"])
+def test_cross_entropy_with_a_uniform_gradient(
+    num_tokens, ignored, device, randn, assert_as_accurate
+):
+    labels = labels_for(num_tokens, 67, device, ignored)
+
+    def ours(hidden, weight):
+        return K.linear_cross_entropy(hidden, weight, labels, chunk_size=9, uniform_grad=True).sum()
+
+    def reference(hidden, weight):
+        return linear_cross_entropy_reference(hidden, weight, labels).sum()
+
+    assert_as_accurate(ours, reference, randn(num_tokens, 24), randn(67, 24))
+
+
+def test_a_gradient_that_is_not_uniform_is_refused():
+    hidden, weight = torch.randn(5, 8, requires_grad=True), torch.randn(11, 8)
+    loss = K.linear_cross_entropy(hidden, weight, torch.arange(5), uniform_grad=True)
+    with pytest.raises(ValueError, match="leave uniform_grad out"):
+        loss.backward(torch.arange(5.0))
+
+
+def test_an_ignored_token_may_receive_any_gradient():
+    hidden, weight = torch.randn(5, 8, requires_grad=True), torch.randn(11, 8)
+    labels = torch.tensor([1, -100, 2, 3, 4])
+    K.linear_cross_entropy(hidden, weight, labels, uniform_grad=True).backward(
+        torch.tensor([2.0, 5.0, 2.0, 2.0, 2.0])
+    )
+    assert hidden.grad is not None
+    assert not hidden.grad[1].any()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 20.0])
+def test_magnitudes(scale, device, randn, assert_as_accurate):
+    labels = labels_for(17, 67, device)
+
+    def ours(hidden, weight):
+        return K.linear_cross_entropy(hidden, weight, labels)
+
+    def reference(hidden, weight):
+        return linear_cross_entropy_reference(hidden, weight, labels)
+
+    assert_as_accurate(ours, reference, randn(17, 24, scale=scale), randn(67, 24))
+
+
+@pytest.mark.parametrize("uniform_grad", [False, True])
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_one_side_frozen(uniform_grad, frozen, device, randn, assert_as_accurate):
+    labels = labels_for(17, 67, device)
+    hidden, weight = randn(17, 24), randn(67, 24)
+    inputs = (hidden.detach(), weight) if frozen == "hidden" else (hidden, weight.detach())
+
+    def ours(hidden, weight):
+        loss = K.linear_cross_entropy(hidden, weight, labels, uniform_grad=uniform_grad)
+        return loss.sum()
+
+    def reference(hidden, weight):
+        return linear_cross_entropy_reference(hidden, weight, labels).sum()
+
+    assert_as_accurate(ours, reference, *inputs)
+
+
+def test_no_gradient_wanted(device, randn):
+    labels = labels_for(17, 67, device)
+    hidden, weight = randn(17, 24), randn(67, 24)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            K.linear_cross_entropy(hidden, weight, labels, chunk_size=4),
+            linear_cross_entropy_reference(hidden, weight, labels),
+            rtol=2e-3,
+            atol=2e-2,
+        )
+
+
+def test_views_and_another_ignored_label(device, randn, assert_as_accurate):
+    labels = torch.tensor([3, 9, 4, 9, 0], device=device)
+
+    def ours(hidden, weight):
+        return K.linear_cross_entropy(hidden[::2], weight.t(), labels, ignore_index=9)
+
+    def reference(hidden, weight):
+        return linear_cross_entropy_reference(hidden[::2], weight.t(), labels, ignore_index=9)
+
+    assert_as_accurate(ours, reference, randn(10, 6), randn(6, 11))
+
+
+def test_the_reference_has_right_gradients():
+    hidden, weight = (torch.randn(n, 4, dtype=torch.float64, requires_grad=True) for n in (3, 5))
+    labels = torch.tensor([4, -100, 0])
+    torch.autograd.gradcheck(
+        lambda h, w: linear_cross_entropy_reference(h, w, labels), (hidden, weight)
+    )
+
+
+def test_wrong_shapes_are_named():
+    with pytest.raises(ValueError, match=r"\(3, 8\) torch.float32, \(5, 4\)"):
+        K.linear_cross_entropy(torch.ones(3, 8), torch.ones(5, 4), torch.zeros(3))

@@ -1,0 +1,102 @@
+import minimind_kernels as K
+import pytest
+import torch
+from minimind_kernels.rope import qk_rope_reference
+
+HEADS = [(1, 1, 2), (8, 2, 16), (3, 1, 24), (4, 4, 96)]
+
+
+def tables(head_size, device, num_positions=50):
+    inverse = 1e6 ** (-torch.arange(0, head_size, 2) / head_size)
+    angles = torch.arange(num_positions)[:, None] * inverse
+    return angles.cos().to(device), angles.sin().to(device)
+
+
+def run(op, cos, sin, positions, num_heads, num_kv_heads, **options):
+    """`op` as a function of what has a gradient, with tables as wide as that."""
+
+    def call(qkv, *norms):
+        wide = torch.promote_types(qkv.dtype, torch.float32)
+        return op(
+            qkv, cos.to(wide), sin.to(wide), positions, num_heads, num_kv_heads, *norms, **options
+        )
+
+    return call
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("num_tokens", [0, 1, 19])
+@pytest.mark.parametrize("norm", ["plain", "norm", "norm_cast_before_weight"])
+def test_rope(heads, num_tokens, norm, device, randn, assert_as_accurate):
+    num_heads, num_kv_heads, head_size = heads
+    positions = (torch.arange(num_tokens) * 7 % 50).to(device)
+    args = (*tables(head_size, device), positions, num_heads, num_kv_heads)
+    options = {"cast_before_weight": norm == "norm_cast_before_weight"}
+    inputs = [randn(num_tokens, (num_heads + 2 * num_kv_heads) * head_size)]
+    if norm != "plain":
+        inputs += [randn(head_size), randn(head_size)]
+    ops = (run(op, *args, **options) for op in (K.qk_rope, qk_rope_reference))
+    assert_as_accurate(*ops, *inputs)
+
+
+def test_views_and_int32_positions(device, randn, assert_as_accurate):
+    positions = torch.arange(12, dtype=torch.int32, device=device)[::2]
+    args = (*tables(8, device), positions, 2, 1)
+    ops = [run(op, *args) for op in (K.qk_rope, qk_rope_reference)]
+    ours, reference = (lambda qkv, op=op: op(qkv[:, 3:35]) for op in ops)
+    assert_as_accurate(ours, reference, randn(6, 40))
+
+
+def test_values_are_a_view(randn, device):
+    qkv = randn(6, 32)
+    _, _, v = K.qk_rope(qkv, *tables(8, device), torch.arange(6, device=device), 2, 1)
+    assert v.data_ptr() == qkv[:, 24:].data_ptr()
+
+
+def test_only_one_output_used(device, randn):
+    qkv = randn(6, 32)
+    q, _, _ = K.qk_rope(qkv, *tables(8, device), torch.arange(6, device=device), 2, 1)
+    (grad,) = torch.autograd.grad(q.sum(), qkv)
+    assert not grad[:, 16:].any()
+
+
+def test_no_gradient_wanted(device, randn):
+    qkv, norms = randn(6, 32), (randn(8), randn(8))
+    args = (*tables(8, device), torch.arange(6, device=device), 2, 1)
+    with torch.inference_mode():
+        for weights in ((), norms):
+            for ours, expected in zip(
+                K.qk_rope(qkv, *args, *weights),
+                qk_rope_reference(qkv, *args, *weights),
+                strict=True,
+            ):
+                torch.testing.assert_close(ours, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_the_reference_rotates_pairs_by_their_angle():
+    cos, sin = tables(4, "cpu")
+    q, k, v = qk_rope_reference(torch.ones(1, 12), cos, sin, torch.tensor([3]), 1, 1)
+    pairs = torch.complex(torch.ones(2), torch.ones(2)) * torch.complex(cos[3], sin[3])
+    torch.testing.assert_close(q[0, 0], torch.cat((pairs.real, pairs.imag)))
+    torch.testing.assert_close(k[0, 0], q[0, 0])
+    assert (v == 1).all()
+
+
+def test_the_reference_has_right_gradients():
+    cos, sin = (t.double() for t in tables(4, "cpu"))
+    shapes = ((3, 16), (4,), (4,))
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    torch.autograd.gradcheck(run(qk_rope_reference, cos, sin, torch.arange(3), 2, 1), inputs)
+
+
+def test_wrong_arguments_are_named():
+    cos, sin = tables(8, "cpu")
+    positions = torch.arange(3)
+    with pytest.raises(ValueError, match=r"\[M, 32\], not \(3, 40\)"):
+        K.qk_rope(torch.ones(3, 40), cos, sin, positions, 2, 1)
+    with pytest.raises(ValueError, match="a position for each of 4 rows"):
+        K.qk_rope(torch.ones(4, 32), cos, sin, positions, 2, 1)
+    with pytest.raises(ValueError, match="both weights or none"):
+        K.qk_rope(torch.ones(3, 32), cos, sin, positions, 2, 1, torch.ones(8))
+    with pytest.raises(ValueError, match="the head size"):
+        K.qk_rope(torch.ones(3, 32), cos, sin, positions, 2, 1, torch.ones(4), torch.ones(4))

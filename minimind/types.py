@@ -90,9 +90,9 @@ HeadFn = Callable[[Tensor, Tensor], Tensor]
 where ZeRO-3 has the weight at hand; it must not return logits."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelOutput:
-    """What a policy returns for a batch."""
+    """What a policy returns for a batch. Without slots, because ZeRO-3 reads its `__dict__`."""
 
     per_token: Tensor
     """[B·T], whatever the stage's HeadFn computes (fp32)."""

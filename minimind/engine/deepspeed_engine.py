@@ -82,6 +82,8 @@ class DeepSpeedEngine:
         self.ranks = ranks
         self.recipe = recipe
         self.precision = precision(dict(ds_config))
+        self.grad_norm = torch.zeros(())
+        """Of the last step's gradient before clipping; fp32 scalar."""
         self.zero_stage = int((ds_config.get("zero_optimization") or {}).get("stage", 0))
         self._accumulation = int(ds_config["gradient_accumulation_steps"])
         config = dict(ds_config)
@@ -171,13 +173,13 @@ class DeepSpeedEngine:
         if learning_rate is not None:
             for group in self._engine.optimizer.param_groups:
                 group["lr"] = learning_rate * group.get("lr_factor", 1.0)
+        norm = None
+        if self.zero_stage == 0 and self.precision == "fp32":  # DeepSpeed keeps none there
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
         self._engine.step()
-
-    @property
-    def grad_norm(self) -> Tensor:
-        """Of the last step's gradient before clipping; fp32 scalar."""
-        norm = self._engine.get_global_grad_norm()
-        return torch.as_tensor(float("nan") if norm is None else norm, dtype=torch.float32)
+        norm = self._engine.get_global_grad_norm() if norm is None else norm
+        self.grad_norm = torch.as_tensor(norm, dtype=torch.float32)
 
     def full_weights(self) -> dict[str, Tensor]:
         """The fp32 masters under any ZeRO stage, by parameter name, on the CPU. All ranks call it;

@@ -193,12 +193,12 @@ class Loop(Generic[BatchT]):
             count, tokens, stop, *numbers = pending.read()
             num_sums = 1 + len(self.stage.metric_names)
             sums, grad_norm, losses = numbers[:num_sums], numbers[num_sums], numbers[num_sums + 1 :]
-            self._check_finite(pending, sums[0], grad_norm, losses)
+            means = [value / max(count, 1.0) for value in sums]
+            self._check_finite(pending, means[0], grad_norm, losses)
             self._interrupted = self._interrupted or stop > 0
             now = time.perf_counter()
             seconds, self._clock = now - self._clock, now
             self.state.tokens += int(tokens)
-            means = [value / max(count, 1.0) for value in sums]
             stats = StepStats(
                 step=pending.step,
                 loss=means[0],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 
 import tqdm
 
@@ -26,3 +27,5 @@ def set_up_logging(rank: int) -> None:
     root.setLevel(logging.INFO if rank == 0 else logging.ERROR)
     for noisy in ("matplotlib", "PIL", "filelock", "torch", "DeepSpeed"):
         logging.getLogger(noisy).setLevel(logging.WARNING if rank == 0 else logging.ERROR)
+    # DeepSpeed calls what PyTorch 2.13 renamed, at every step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

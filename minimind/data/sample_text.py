@@ -29,7 +29,8 @@ from minimind.data.training_texts import read_training_texts
 
 Split = Literal["train", "val"]
 SPLIT_BYTES: dict[Split, int] = {"train": 2_400_000, "val": 100_000}
-SAMPLE_VOCAB_SIZE = 2048
+MAX_SAMPLE_VOCAB = 2048
+"""The text is so regular that its merges end earlier."""
 _VAL_ONE_IN = 20
 """This share of all documents, chosen by their hash, is validation text: no text is in both."""
 
@@ -89,7 +90,7 @@ def sample_data_path(split: Split, cache_dir: str | Path | None = None) -> Path:
 
 
 def load_sample_tokenizer() -> Tokenizer:
-    """The shipped tokenizer of SAMPLE_VOCAB_SIZE tokens."""
+    """The shipped tokenizer of 1451 tokens."""
     return Tokenizer.load(Path(__file__).parent / "sample_tokenizer")
 
 
@@ -99,7 +100,7 @@ def train_sample_tokenizer(cache_dir: str | Path | None = None) -> Tokenizer:
     'minimind/data/sample_tokenizer')"`."""
     texts = read_training_texts([str(sample_data_path("train", cache_dir))])
     # Tokens of at most four Chinese characters: else whole sentences become tokens.
-    return train_tokenizer(texts, SAMPLE_VOCAB_SIZE, max_token_bytes=12)
+    return train_tokenizer(texts, MAX_SAMPLE_VOCAB, max_token_bytes=12)
 
 
 def _documents(seed: int) -> Iterator[tuple[str, bool]]:

@@ -1,0 +1,48 @@
+"""A tokenizer, and data files in a folder of their own with a cache of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from minimind.data.sample_text import load_sample_tokenizer
+from minimind.data.token_cache import TokenCache, build_token_cache
+from minimind.data.tokenizer import Tokenizer
+
+
+@pytest.fixture(autouse=True)
+def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("MINIMIND_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return load_sample_tokenizer()
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[..., Path]:
+    """write_rows(texts, name="a.jsonl") -> the file."""
+
+    def write(texts: Iterable[str], name: str = "a.jsonl") -> Path:
+        path = tmp_path / name
+        rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+        path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def make_cache(write_rows: Callable[..., Path], tokenizer: Tokenizer) -> Callable[..., TokenCache]:
+    """make_cache(texts, name="a.jsonl") -> its cache."""
+
+    def make(texts: Iterable[str], name: str = "a.jsonl") -> TokenCache:
+        return build_token_cache(write_rows(texts, name), tokenizer)
+
+    return make

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from minimind.data import jsonl
+from minimind.data.jsonl import BadRow, bad_rows_message, read_rows, scan_jsonl
+from minimind.errors import DataError
+from minimind.types import Row
+
+
+def _file(tmp_path: Path, content: bytes) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    return path
+
+
+def _rows(path: Path) -> list[Row | BadRow]:
+    return [row for row, _ in read_rows(path)]
+
+
+def test_line_numbers_count_blank_lines(tmp_path: Path) -> None:
+    path = _file(tmp_path, b'{"a": 1}\n\n  \t\n{"a": 2}\n')
+    assert _rows(path) == [
+        Row(data={"a": 1}, path=str(path), line=1),
+        Row(data={"a": 2}, path=str(path), line=4),
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"a": 1}\n{"a": 2}\n',
+        b'{"a": 1}\n{"a": 2}',
+        b'{"a": 1}\r\n{"a": 2}\r\n',
+        b'\xef\xbb\xbf{"a": 1}\n{"a": 2}\n',
+        b'  {"a": 1}  \n\t{"a": 2}\n',
+    ],
+    ids=["plain", "no last line end", "crlf", "byte-order mark", "spaces"],
+)
+def test_ways_to_write_two_rows(tmp_path: Path, content: bytes) -> None:
+    assert [row.data for row in _rows(_file(tmp_path, content))] == [{"a": 1}, {"a": 2}]
+
+
+def test_line_separators_inside_a_string_do_not_end_a_row(tmp_path: Path) -> None:
+    text = "a\u2028b\x85c\x0bd"
+    path = _file(tmp_path, json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n")
+    assert [row.data for row in _rows(path)] == [{"text": text}]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"not json at all", "not JSON: Expecting value (column 1)"),
+        (b'{"text": "cut', "not JSON: Unterminated string"),
+        (b'{"text": "\xff\xfe"}', "not UTF-8: byte 0xff at byte 11"),
+        (b"[1,2,3]", "a list where a JSON object is expected"),
+        (b"null", "null where a JSON object is expected"),
+        (b"true", "a boolean where"),
+        (b"[" * 100_000, "not usable JSON"),
+        (b'{"n": ' + b"9" * 5000 + b"}", "not usable JSON"),
+        (b'\xef\xbb\xbf{"a": 1}', "not JSON"),
+    ],
+)
+def test_a_bad_line_is_named_and_the_next_one_read(
+    tmp_path: Path, line: bytes, reason: str
+) -> None:
+    path = _file(tmp_path, b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
+    first, bad, last = _rows(path)
+    assert isinstance(first, Row)
+    assert isinstance(last, Row)
+    assert last.line == 3
+    assert str(bad).startswith(f"{path}:2: ")
+    assert reason in str(bad)
+
+
+def test_a_line_over_the_limit_is_skipped_without_being_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 1 << 20)
+    path = _file(tmp_path, b'{"a": "' + b"x" * (12 << 20) + b'"}\n{"a": 2}\n')
+    bad, good = _rows(path)
+    assert "longer than 1 MiB" in str(bad)
+    assert isinstance(good, Row)
+    assert good.line == 2
+
+
+def test_offsets_end_at_the_size(tmp_path: Path) -> None:
+    path = _file(tmp_path, b'{"a": 1}\nbad\n\n{"a": 2}')
+    assert [offset for _, offset in read_rows(path)] == [9, 13, path.stat().st_size]
+
+
+def test_digest_is_of_the_content(tmp_path: Path) -> None:
+    one, same, other = (tmp_path / name for name in "abc")
+    one.write_bytes(b"{}\n")
+    same.write_bytes(b"{}\n")
+    other.write_bytes(b"{} \n")
+    assert scan_jsonl(one).digest == scan_jsonl(same).digest != scan_jsonl(other).digest
+    assert scan_jsonl(other).size == 4
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
+        scan_jsonl(tmp_path / "none.jsonl")
+    with pytest.raises(DataError, match="is a folder"):
+        scan_jsonl(tmp_path)
+    with pytest.raises(DataError, match="is empty"):
+        scan_jsonl(_file(tmp_path, b""))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_without_permission(tmp_path: Path) -> None:
+    path = _file(tmp_path, b"{}\n")
+    path.chmod(0)
+    with pytest.raises(DataError, match="cannot be read: Permission denied"):
+        scan_jsonl(path)
+
+
+def test_a_long_list_of_bad_rows_is_cut_and_counted() -> None:
+    bad = [BadRow("f", line, "why") for line in range(1, 31)]
+    lines = bad_rows_message(bad, 1000).splitlines()
+    assert lines[0] == "f:1: why"
+    assert lines[-2:] == ["… and 980 more", "1000 bad rows"]

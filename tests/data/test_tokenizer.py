@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minimind.data import text_pieces
+from minimind.data.tokenizer import TAGS, Tokenizer, byte_alphabet
+from minimind.data.tokenizer_training import RESERVED_TOKENS
+from minimind.errors import ConfigError, DataError
+
+ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=80)
+PIECES = st.lists(st.one_of(st.sampled_from(RESERVED_TOKENS), ANY_TEXT), max_size=6).map("".join)
+
+
+@given(text=PIECES)
+def test_text_round_trips_and_never_becomes_a_reserved_token(
+    tokenizer: Tokenizer, text: str
+) -> None:
+    ids = tokenizer.encode(text)
+    assert not set(ids) & set(range(len(RESERVED_TOKENS)))
+    assert tokenizer.decode(ids, skip_special=False) == text
+    assert tokenizer.decode(ids) == text
+
+
+@given(text=PIECES)
+def test_with_tags_only_the_tags_become_tokens(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode_with_tags(text)
+    reserved = [i for i in ids if i < len(RESERVED_TOKENS)]
+    assert set(reserved) <= set(range(21, 27))
+    assert len(reserved) == sum(text.count(tag) for tag in TAGS)
+    assert tokenizer.decode(ids) == text
+
+
+@given(text=PIECES)
+def test_rendered_text_is_encoded_as_transformers_does(
+    tokenizer: Tokenizer, hugging_face, text: str
+) -> None:
+    ids = tokenizer.encode_rendered(text)
+    assert ids == hugging_face(text)["input_ids"]
+    for skip in (False, True):
+        assert tokenizer.decode(ids, skip) == hugging_face.decode(ids, skip_special_tokens=skip)
+
+
+@given(ids=st.lists(st.integers(0, 1400), max_size=40))
+def test_any_ids_decode_as_in_transformers_and_as_a_stream(
+    tokenizer: Tokenizer, hugging_face, ids: list[int]
+) -> None:
+    decoder = tokenizer.stream_decoder()
+    text = "".join([*map(decoder.push, ids), decoder.flush()])
+    assert text == tokenizer.decode(ids) == hugging_face.decode(ids, skip_special_tokens=True)
+
+
+@pytest.fixture(scope="module")
+def hugging_face(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory):
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def test_transformers_knows_the_same_special_tokens(tokenizer: Tokenizer, hugging_face) -> None:
+    assert hugging_face.bos_token_id == tokenizer.bos_id == 1
+    assert hugging_face.eos_token_id == tokenizer.eos_id == 2
+    assert hugging_face.pad_token_id == tokenizer.pad_id == 0
+    assert len(hugging_face) == tokenizer.vocab_size
+    assert hugging_face.chat_template == tokenizer.chat_template
+
+
+def test_a_stream_holds_back_unfinished_characters(tokenizer: Tokenizer) -> None:
+    byte_ids = [tokenizer._rendered.token_to_id(byte_alphabet()[b]) for b in "鑫".encode()]
+    decoder = tokenizer.stream_decoder()
+    assert [decoder.push(i) for i in byte_ids] == ["", "", "鑫"]
+    assert decoder.push(byte_ids[0]) == ""
+    assert decoder.flush() == "\ufffd"
+
+
+def test_ids_beyond_the_vocabulary_have_no_text(tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode([*tokenizer.encode("ab"), tokenizer.vocab_size + 7]) == "ab"
+
+
+def test_skipping_special_tokens_keeps_the_tags(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode_rendered("<|im_start|>a<think><|buffer1|><|im_end|>")
+    assert tokenizer.decode(ids) == "a<think><|buffer1|>"
+
+
+def test_a_long_text_is_encoded_in_pieces_to_the_same_ids(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "The river of Lumor.\n塔恩的房子 是蓝色的。 " * 40
+    whole = tokenizer._plain.encode(text, add_special_tokens=False).ids
+    monkeypatch.setattr(text_pieces.split_text, "__defaults__", (200,))
+    assert len(text_pieces.split_text(text)) > 5
+    assert tokenizer.encode(text) == whole
+
+
+def test_encode_batch_is_encode_of_each(tokenizer: Tokenizer) -> None:
+    texts = ["", "a", "塔恩\x00", "x" * 1000, " "]
+    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
+    assert tokenizer.encode_batch([]) == []
+
+
+def test_save_and_load_keep_everything(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path / "a" / "b")
+    again = Tokenizer.load(tmp_path / "a" / "b")
+    assert again.fingerprint == tokenizer.fingerprint
+    assert again.chat_template == tokenizer.chat_template
+    assert again.special_ids == tokenizer.special_ids == frozenset(range(21))
+
+
+def test_the_fingerprint_sees_merges_and_template(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def changed(file: str, change) -> str:
+        tokenizer.save(tmp_path)
+        content = json.loads((tmp_path / file).read_text("utf-8"))
+        change(content)
+        (tmp_path / file).write_text(json.dumps(content), encoding="utf-8")
+        return Tokenizer.load(tmp_path).fingerprint
+
+    prints = {
+        tokenizer.fingerprint,
+        changed("tokenizer.json", lambda spec: spec["model"]["merges"].pop()),
+        changed("tokenizer_config.json", lambda config: config.update(chat_template="x")),
+        changed("tokenizer_config.json", lambda config: config.update(bos_token="<|im_end|>")),
+    }
+    assert len(prints) == 4
+
+
+def test_a_template_in_its_own_file_is_used(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("own file", encoding="utf-8")
+    assert Tokenizer.load(tmp_path).chat_template == "own file"
+
+
+def _original_style(tokenizer: Tokenizer, folder: Path) -> None:
+    """Three added tokens, an unknown token, bos and eos as objects, no pad: as earlier MiniMind
+    generations have it."""
+    tokenizer.save(folder)
+    spec = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    spec["added_tokens"] = spec["added_tokens"][:3]
+    spec["model"]["unk_token"] = "<|endoftext|>"
+    spec["post_processor"] = {
+        "type": "ByteLevel",
+        "add_prefix_space": True,
+        "trim_offsets": False,
+        "use_regex": True,
+    }
+    config = {
+        "bos_token": {"content": "<|im_start|>"},
+        "eos_token": "<|im_end|>",
+        "chat_template": [{"name": "default", "template": "t"}],
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def test_earlier_generations_load(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    _original_style(tokenizer, tmp_path)
+    old = Tokenizer.load(tmp_path)
+    text = "hi <think><|im_end|>"
+    assert (old.bos_id, old.eos_id, old.pad_id) == (1, 2, 2)
+    assert old.chat_template == "t"
+    assert 2 not in old.encode(text)
+    assert old.encode_rendered(text)[-1] == 2
+    assert old.encode_with_tags(text) == old.encode(text)
+    assert old.decode(old.encode(text)) == text
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tokenizer: Tokenizer) -> None:
+    tokenizer.check_fits(tokenizer.vocab_size)
+    with pytest.raises(ConfigError, match=r"1451 tokens, the model only 1450"):
+        tokenizer.check_fits(1450)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.json", None, r"tokenizer\.json: no such file"),
+        ("tokenizer_config.json", None, r"tokenizer_config\.json: no such file"),
+        ("tokenizer.json", "{", "not JSON"),
+        ("tokenizer.json", "[]", "a JSON object is expected"),
+        ("tokenizer.json", "{}", "no byte-level BPE"),
+        ("tokenizer.json", '{"model": {"type": "WordPiece", "vocab": {}}}', "no byte-level BPE"),
+        ("tokenizer_config.json", "{}", "gives no bos_token"),
+        ("tokenizer_config.json", '{"bos_token": "<s>"}', "as '<s>', which is not in the vocab"),
+    ],
+)
+def test_folders_that_cannot_be_used(
+    tokenizer: Tokenizer, tmp_path: Path, file: str, content: str | None, message: str
+) -> None:
+    tokenizer.save(tmp_path)
+    if content is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_missing_folder_names_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train_tokenizer\.py"):
+        Tokenizer.load(tmp_path / "none")
+
+
+def test_merges_that_build_an_added_token_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    spec = json.loads(path.read_text("utf-8"))
+    spec["added_tokens"][3]["content"] = "river"
+    spec["model"]["vocab"] = {
+        token: id for token, id in spec["model"]["vocab"].items() if token not in ("river",)
+    } | {"river": 3}
+    del spec["model"]["vocab"][RESERVED_TOKENS[3]]
+    spec["model"]["merges"] = [["r", "i"], ["ri", "v"], ["riv", "e"], ["rive", "r"]]
+    for number, token in enumerate(("ri", "riv", "rive")):
+        spec["model"]["vocab"][token] = 5000 + number
+    path.write_text(json.dumps(spec), encoding="utf-8")
+    with pytest.raises(DataError, match="build the added token 'river'"):
+        Tokenizer.load(tmp_path)

@@ -1,0 +1,1 @@
+"""Benchmarks. Each module runs as `python -m bench.NAME --json FILE`."""

@@ -1,0 +1,142 @@
+"""What every benchmark shares: which machine, what statistics, which JSON, which table.
+
+A results file is one object: `benchmark`, `schema_version`, `machine`, `arguments`, `rows`. A row
+has `name`, `useful_tokens_per_s` or `median_us`, `peak_bytes` and the machine once more, so that a
+table can be made of rows from several files.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from minimind.errors import ConfigError
+from minimind.runtime.devices import Device
+
+SCHEMA_VERSION = 1
+_PACKAGES = ("torch", "triton", "deepspeed", "tokenizers", "liger-kernel")
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def describe_machine(device: Device) -> dict[str, Any]:
+    """The machine, what runs on it and how busy it is now; a number is nothing without it."""
+    on_gpu = device.kind == "gpu"
+    return {
+        "device": device.name,
+        "kind": device.kind,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu_memory_bytes": _gpu_memory(device) if on_gpu else None,
+        "supports_bf16": device.supports_bf16,
+        "peak_flops": device.peak_flops,
+        "driver": _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        if on_gpu
+        else None,
+        "cuda": torch.version.cuda,
+        "platform": platform.platform(),
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+    }
+
+
+def summarize(values: Sequence[float]) -> dict[str, float]:
+    """Median, p10, p90 and their distance as a share of the median."""
+    tenths = statistics.quantiles(values, n=10, method="inclusive") if len(values) > 1 else values
+    median, p10, p90 = statistics.median(values), tenths[0], tenths[-1]
+    return {"median": median, "p10": p10, "p90": p90, "spread": (p90 - p10) / median}
+
+
+def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:
+    """The median of ratios of values taken in turns, and the standard error of that median (1.25
+    times that of the mean, as for normal noise): what moved both of a pair cancels."""
+    ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
+    error = 1.2533 * statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0
+    return {"median": statistics.median(ratios), "standard_error": error}
+
+
+def check_writable(path: Path) -> None:
+    """Before minutes are spent on what is to go there. Raises ConfigError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--json {path}: cannot be written: {error.strerror}") from None
+    if not path.stat().st_size:
+        path.unlink()
+
+
+def write_results(
+    path: Path,
+    benchmark: str,
+    machine: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    **more: Any,
+) -> None:
+    """Whole or not there."""
+    results = {
+        "benchmark": benchmark,
+        "schema_version": SCHEMA_VERSION,
+        "machine": dict(machine),
+        "arguments": dict(arguments),
+        **more,
+        "rows": [{**row, "machine": dict(machine)} for row in rows],
+    }
+    unfinished = path.with_name(f".{path.name}.new")
+    text = json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n"
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown, aligned; the first column to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        padded = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
+
+
+def _gpu_memory(device: Device) -> int:
+    return torch.cuda.get_device_properties(device.torch_device).total_memory
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, with a mark where files differ from it."""
+    commit = _run("git", "-C", str(_ROOT), "rev-parse", "HEAD")
+    changed = _run("git", "-C", str(_ROOT), "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}-dirty" if commit and changed else commit
+
+
+def _run(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

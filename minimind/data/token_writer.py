@@ -7,8 +7,11 @@ import json
 import os
 import shutil
 import sys
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +23,7 @@ from minimind.data.formats import Format
 from minimind.data.jsonl import BadRow, JsonlFile, bad_rows_message, read_rows
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
-from minimind.types import Row
+from minimind.types import Row, Sample
 
 META_FILE = "meta.json"
 MAX_RECORDED = 10_000
@@ -53,8 +56,8 @@ def write_tokens(
         with new_folder(folder) as temporary:
             with ExitStack() as stack:
                 writer.open_files(temporary, stack)
-                for batch in _batches(file, progress):
-                    writer.add(batch)
+                for batch, samples in _encoded(_batches(file, progress), format, tokenizer):
+                    writer.add(batch, samples)
             writer.check_usable(on_bad_row)
             if _state(file.path) != before:
                 raise DataError(f"{file.path}: changed while it was read; start again")
@@ -70,12 +73,19 @@ def write_tokens(
         ) from None
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    rows: list[Row]
+    bad: list[BadRow]
+    end: int
+    """Bytes of the file read so far."""
+
+
 class _Writer:
     """Appends samples to the arrays and remembers what could not be one."""
 
     def __init__(self, file: JsonlFile, tokenizer: Tokenizer, format: Format) -> None:
         self._file = file
-        self._tokenizer = tokenizer
         self._format = format
         self._dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
         self._bad: list[BadRow] = []
@@ -91,12 +101,12 @@ class _Writer:
         self._files = {name: stack.enter_context(path.open("wb")) for name, path in paths.items()}
         self._write("offsets", np.zeros(1, dtype=np.int64))
 
-    def add(self, batch: tuple[list[Row], list[BadRow], int]) -> None:
-        rows, bad, self._read_bytes = batch
-        samples = self._format.read(rows, self._tokenizer)
+    def add(self, batch: _Batch, samples: list[Sample | BadRow]) -> None:
+        self._read_bytes = batch.end
+        bad = batch.bad
         good = []
         lines = []
-        for row, sample in zip(rows, samples, strict=True):
+        for row, sample in zip(batch.rows, samples, strict=True):
             if isinstance(sample, BadRow):
                 bad.append(sample)
             else:
@@ -150,8 +160,23 @@ class _Writer:
         self._files[name].write(array.tobytes())
 
 
-def _batches(file: JsonlFile, progress: bool) -> Iterator[tuple[list[Row], list[BadRow], int]]:
-    """Rows, bad rows and the bytes read so far."""
+def _encoded(
+    batches: Iterator[_Batch], format: Format, tokenizer: Tokenizer
+) -> Iterator[tuple[_Batch, list[Sample | BadRow]]]:
+    """Each batch with its samples, in order. While one is encoded, on all cores and outside
+    Python's lock, the main thread parses the next and writes the one before."""
+    pending: deque[tuple[_Batch, Future[list[Sample | BadRow]]]] = deque()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        for batch in batches:
+            pending.append((batch, pool.submit(format.read, batch.rows, tokenizer)))
+            if len(pending) > 1:
+                done, samples = pending.popleft()
+                yield done, samples.result()
+        for done, samples in pending:
+            yield done, samples.result()
+
+
+def _batches(file: JsonlFile, progress: bool) -> Iterator[_Batch]:
     rows: list[Row] = []
     bad: list[BadRow] = []
     done = 0
@@ -164,12 +189,15 @@ def _batches(file: JsonlFile, progress: bool) -> Iterator[tuple[list[Row], list[
         disable=None if progress else True,
     ) as bar:
         for row, offset in read_rows(file.path):
-            (bad if isinstance(row, BadRow) else rows).append(row)  # type: ignore[arg-type]
+            if isinstance(row, BadRow):
+                bad.append(row)
+            else:
+                rows.append(row)
             if offset - done >= _BATCH_BYTES or len(rows) + len(bad) >= _BATCH_ROWS:
-                yield rows, bad, offset
+                yield _Batch(rows, bad, offset)
                 bar.update(offset - done)
                 rows, bad, done = [], [], offset
-        yield rows, bad, file.size
+        yield _Batch(rows, bad, file.size)
         bar.update(file.size - done)
 
 

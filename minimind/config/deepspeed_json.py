@@ -1,8 +1,4 @@
-"""DeepSpeed JSON: found, checked, every "auto" filled. DeepSpeed itself never sees the word.
-
-DeepSpeed accepts unknown top-level keys in silence and does other than asked for some known ones;
-both are errors here. Keys inside a section are checked by DeepSpeed's own schemas.
-"""
+"""DeepSpeed JSON: found, checked, every "auto" filled. DeepSpeed itself never sees the word."""
 
 from __future__ import annotations
 
@@ -13,69 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minimind.config.deepspeed_keys import check_keys
 from minimind.config.recipe import Recipe, Sizes, replace_fields
 from minimind.errors import ConfigError
 
 SHIPPED = Path(__file__).resolve().parents[2] / "ds_configs"
-
-KNOWN_KEYS = frozenset(
-    {
-        "activation_checkpointing",
-        "aio",
-        "bf16",
-        "checkpoint",
-        "comet",
-        "comms_logger",
-        "communication_data_type",
-        "compile",
-        "csv_monitor",
-        "data_types",
-        "dataloader_drop_last",
-        "disable_allgather",
-        "disable_python_gc",
-        "dump_state",
-        "flops_profiler",
-        "fp16",
-        "gradient_accumulation_steps",
-        "gradient_allreduce_op",
-        "gradient_clipping",
-        "gradient_predivide_factor",
-        "log_level",
-        "memory_breakdown",
-        "nebula",
-        "optimizer",
-        "prescale_gradients",
-        "scheduler",
-        "seq_parallel_communication_data_type",
-        "sparse_gradients",
-        "steps_per_print",
-        "tensorboard",
-        "timers",
-        "torch_autocast",
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "wall_clock_breakdown",
-        "wandb",
-        "zero_allow_untested_optimizer",
-        "zero_force_ds_cpu_optimizer",
-        "zero_optimization",
-    }
-)
-REFUSED_KEYS = {
-    "autotuning": "DeepSpeed's autotuner ends the run without training",
-    "bfloat16": "spell it bf16",
-    "amp": "use bf16 or fp16",
-    "elasticity": "it changes the batch size during a run; give train_batch_size",
-    "pipeline": "there are no pipeline stages",
-    "tensor_parallel": "the models are not split over ranks",
-    "expert_parallel": "the models are not split over ranks",
-    "data_efficiency": "the loader is the project's own",
-    "curriculum_learning": "the loader is the project's own",
-    "managed_gradient_accumulation": "the loop counts the micro-batches itself",
-    "hybrid_engine": "generation has an engine of its own",
-    "weight_quantization": "training is in bf16, fp16 or fp32",
-    "compression_training": "training is in bf16, fp16 or fp32",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +61,7 @@ def load_ds_config(name: str, overrides: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"{path}: must hold one JSON object, not a {type(values).__name__}")
     for dotted, value in overrides.items():
         _put(values, dotted, value)
-    for key in values:
-        if key in REFUSED_KEYS:
-            raise ConfigError(f"{path}: {key} cannot be used here: {REFUSED_KEYS[key]}")
-        if key not in KNOWN_KEYS:
-            close = ", ".join(sorted(k for k in KNOWN_KEYS if k[:4] == key[:4])) or "none alike"
-            raise ConfigError(f"{path}: DeepSpeed knows no key {key!r} ({close})")
+    check_keys(values, str(path))
     return values
 
 
@@ -143,10 +76,12 @@ def resolve(
     """Fills every "auto" from the recipe and the recipe from every explicit value.
 
     `given` names the recipe options that the command line set: one that contradicts an explicit
-    value raises ConfigError, as do batch sizes that do not fit and an "auto" nobody can fill.
+    value raises ConfigError, as do batch sizes that do not fit and an "auto" nobody can fill. What
+    the JSON leaves out of clipping and AdamW's parameters is the recipe's too.
     """
     ds = copy.deepcopy(ds_config)
     _check_scheduler(ds, given)
+    _complete(ds, given)
     explicit: dict[str, Any] = {}
     for name, path in _RECIPE_PATHS.items():
         value = _get(ds, path)
@@ -174,6 +109,17 @@ def resolve(
                 "three batch sizes"
             )
     return ds, recipe
+
+
+def _complete(ds: dict[str, Any], given: set[str]) -> None:
+    """Makes what is left out "auto", so that no option of the recipe is without effect."""
+    default = {"type": "AdamW", "params": {"torch_adam": "auto", "fused": "auto"}}
+    is_adam = ds.setdefault("optimizer", default)["type"].lower() in ("adam", "adamw")
+    for name, path in _RECIPE_PATHS.items():
+        # Other optimizers have no betas; one that is asked for all the same is DeepSpeed's error.
+        wanted = is_adam or name in given or name == "learning_rate"
+        if _get(ds, path) is None and (wanted or not path.startswith("optimizer")):
+            _put(ds, path, "auto")
 
 
 _Fill = Callable[[Recipe, Hardware, int], Any]
@@ -294,5 +240,8 @@ def _walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(node, dict):
         for key, value in node.items():
             yield from _walk(value, f"{path}.{key}" if path else key)
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _walk(value, f"{path}[{index}]")
     else:
         yield path, node

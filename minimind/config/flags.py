@@ -101,7 +101,7 @@ def parse_train_arguments(
     stage = getattr(stage_parser.parse_known_args(argv)[0], "stage", "pretrain")
     recipe_type = recipe_types.get(stage, Recipe)
     given = vars(_build_parser(recipe_types, recipe_type).parse_args(argv))
-    hints = get_type_hints(recipe_type)
+    options = {f.name for f in dataclasses.fields(recipe_type)}
     recipe: dict[str, Any] = {name: given[name] for name in RECIPE_FLAGS if name in given}
     model: dict[str, Any] = {}
     ds_config: dict[str, Any] = {}
@@ -111,7 +111,7 @@ def parse_train_arguments(
             ds_config[key.removeprefix("ds_config.")] = value
         elif key in model_fields:
             model[key] = value
-        elif key in hints and not key.isupper():
+        elif key in options:
             if key in recipe and recipe[key] != value:
                 raise ConfigError(f"--{key} {recipe[key]} and --set {key}={value} contradict")
             recipe[key] = value

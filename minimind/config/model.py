@@ -92,6 +92,9 @@ class ModelConfig:
             raise ConfigError(f"head_dim {self.head_dim} is odd; RoPE rotates pairs")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        for name, least in (("rms_norm_eps", 0), ("rope_theta", 1), ("initializer_range", 0)):
+            if not least < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above {least}")
 
     @property
     def num_parameters(self) -> int:
@@ -150,6 +153,10 @@ def _check_rope_scaling(value: Any) -> dict[str, Any]:
             f"rope_scaling is {value!r}; it must be 'yarn' or an object with rope_type 'yarn' and "
             f"some of {', '.join(YARN)}"
         )
+    for name, number in value.items():
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        if name != "rope_type" and not (is_number and 0 < number < math.inf):
+            raise ConfigError(f"rope_scaling: {name} is {number!r}; it must be a number above 0")
     return YARN | value
 
 

@@ -81,8 +81,14 @@ class Recipe:
                 raise ConfigError(f"{name} is {value}; it must be at least {least}")
         if not 0 <= self.min_lr_ratio <= 1:
             raise ConfigError(f"min_lr_ratio is {self.min_lr_ratio}; it must be from 0 to 1")
-        if not self.epochs > 0:
-            raise ConfigError(f"epochs is {self.epochs}; it must be above 0")
+        for name in ("epochs", "adam_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed is {self.seed}; it must be from 0 to 2^63 - 1")
+        for name in ("lr_factors", "weight_decay_factors"):
+            if bad := [v for v in getattr(self, name).values() if not 0 <= v < math.inf]:
+                raise ConfigError(f"{name} holds {bad[0]}; a factor must be at least 0")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas is {self.betas}; it must be two numbers from 0 to below 1")
 

@@ -6,6 +6,7 @@ Inside, q/k/v and gate/up are one fused matrix each; on disk every tensor has Hu
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,40 +189,80 @@ def to_hf_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+_REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
+_ABSENT: dict[str, dict[str, Any]] = {
+    "llama": {"max_position_embeddings": 2048},
+    "qwen3": {"max_position_embeddings": 32768, "head_dim": 128},
+}
+"""What Hugging Face's own classes take where config.json says nothing, beside what both take."""
+_SUPPORTED: dict[str, Any] = {
+    "attention_bias": False,
+    "mlp_bias": False,
+    "use_sliding_window": False,
+    "hidden_act": "silu",
+    "partial_rotary_factor": 1.0,
+}
+
+
 def load_hf_config(folder: Path) -> ModelConfig:
     """Reads config.json of this project or of any Llama or Qwen3 of Hugging Face's."""
     path = folder / CONFIG_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        family = values["model_type"]
+        family, ours = values["model_type"], dict(values.get("minimind") or {})
+        # transformers 5 writes rope_theta and rope_scaling as one object, rope_parameters.
+        rope = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: not the config.json of a model") from None
     if family not in ("llama", "qwen3"):
         raise CheckpointError(f"{path}: model_type {family!r}; known: 'llama', 'qwen3'")
-    for name in ("attention_bias", "mlp_bias"):
-        if values.get(name):
-            raise CheckpointError(f"{path}: {name} is true, but this project's models have none")
-    # transformers 5 writes rope_theta and rope_scaling as one object, rope_parameters.
-    rope = dict(values.get("rope_parameters") or {})
-    theta = rope.pop("rope_theta", None)
-    fields = {name: values[name] for name in _SAME_NAME if values.get(name) is not None}
-    if theta is not None:
-        fields["rope_theta"] = theta
-    scaling = rope or values.get("rope_scaling")
-    if scaling and scaling.get("rope_type", scaling.get("type")) != "default":
-        fields["rope_scaling"] = scaling
-    fields |= {
+    for name, only in _SUPPORTED.items():
+        if (given := rope.pop(name, values.get(name))) not in (None, only):
+            raise CheckpointError(f"{path}: {name} is {given!r}; models here have {only!r}")
+    if other := set(values.get("layer_types") or ()) - {"full_attention"}:
+        raise CheckpointError(f"{path}: layer_types holds {sorted(other)}; all attention is full")
+    if missing := [name for name in _REQUIRED if values.get(name) is None]:
+        raise CheckpointError(f"{path}: {missing[0]} is missing")
+    fields: dict[str, Any] = {
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10_000.0,
+        "tie_word_embeddings": False,
+        "num_key_value_heads": values["num_attention_heads"],
+        **_ABSENT[family],
+        **{name: values[name] for name in _SAME_NAME if values.get(name) is not None},
         "model_type": family,
         "use_qk_norm": family == "qwen3",
         # Hugging Face's own models multiply after the cast.
         "norm_cast_before_weight": True,
     }
-    fields |= values.get("minimind") or {}
-    if isinstance(fields.get("eos_token_id"), list):
-        fields["eos_token_id"] = fields["eos_token_id"][0]
+    if isinstance(end := fields.get("eos_token_id"), list):
+        fields["eos_token_id"] = end[0] if end else None
     try:
-        return ModelConfig.from_dict(fields, str(path))
+        if (theta := rope.pop("rope_theta", None)) is not None:
+            fields["rope_theta"] = theta
+        fields["rope_scaling"] = _read_rope_scaling(rope, fields["max_position_embeddings"])
+        return ModelConfig.from_dict(fields | ours, str(path))
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
+
+
+def _read_rope_scaling(rope: dict[str, Any], max_positions: int) -> dict[str, Any] | None:
+    """Hugging Face's rope_scaling as ours; what is left out is what `transformers` takes then."""
+    rope_type = rope.pop("rope_type", rope.pop("type", "default"))
+    if rope_type == "default":
+        return None
+    rope = {k: v for k, v in rope.items() if v is not None and (k, v) != ("truncate", True)}
+    try:
+        usual = 0.1 * math.log(max(rope["factor"], 1.0)) + 1.0
+    except (KeyError, TypeError):
+        raise ConfigError(f"rope_scaling of type {rope_type!r} needs a factor") from None
+    left_out = {"attention_factor": usual, "original_max_position_embeddings": max_positions}
+    return {"rope_type": rope_type} | left_out | rope

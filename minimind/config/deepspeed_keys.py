@@ -1,0 +1,147 @@
+"""Which keys a DeepSpeed JSON may hold.
+
+DeepSpeed accepts unknown top-level keys in silence, and unknown keys in the sections that it reads
+one by one; both are errors here. Its other sections have schemas of their own, which refuse what
+they do not know when the engine starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from minimind.errors import ConfigError
+
+SECTIONS: dict[str, frozenset[str] | None] = {
+    "aio": frozenset(
+        {
+            "block_size",
+            "intra_op_parallelism",
+            "overlap_events",
+            "queue_depth",
+            "single_submit",
+            "use_gds",
+        }
+    ),
+    "bf16": None,
+    "checkpoint": frozenset(
+        {
+            "checkpoint_serialization",
+            "load_universal",
+            "parallel_write",
+            "tag_validation",
+            "use_node_local_storage",
+            "writer",
+        }
+    ),
+    "comet": None,
+    "comms_logger": None,
+    "compile": None,
+    "csv_monitor": None,
+    "data_types": frozenset(
+        {"buffer_dtype", "grad_accum_dtype", "keep_in_fp32_modules", "param_dtype"}
+    ),
+    "flops_profiler": frozenset(
+        {
+            "detailed",
+            "enabled",
+            "module_depth",
+            "output_file",
+            "profile_step",
+            "recompute_fwd_factor",
+            "top_modules",
+        }
+    ),
+    "fp16": None,
+    "optimizer": frozenset({"legacy_fusion", "params", "type"}),
+    "scheduler": frozenset({"params", "type"}),
+    "tensorboard": None,
+    "timers": frozenset({"throughput"}),
+    "torch_autocast": frozenset({"dtype", "enabled", "lower_precision_safe_modules"}),
+    "wandb": None,
+    "zero_optimization": None,
+}
+"""The sections, with their keys where DeepSpeed has no schema for them."""
+_VALUES = frozenset(
+    {
+        "communication_data_type",
+        "disable_allgather",
+        "disable_python_gc",
+        "dump_state",
+        "gradient_accumulation_steps",
+        "gradient_allreduce_op",
+        "gradient_clipping",
+        "gradient_predivide_factor",
+        "log_level",
+        "memory_breakdown",
+        "prescale_gradients",
+        "seq_parallel_communication_data_type",
+        "steps_per_print",
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "wall_clock_breakdown",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+    }
+)
+KNOWN_KEYS = _VALUES | SECTIONS.keys()
+REFUSED_KEYS = {
+    "activation_checkpointing": "it would change nothing; --set activation_checkpointing=true does",
+    "amp": "use bf16 or fp16",
+    "autotuning": "DeepSpeed's autotuner ends the run without training",
+    "bfloat16": "spell it bf16",
+    "compression_training": "training is in bf16, fp16 or fp32",
+    "curriculum_learning": "the loader is the project's own",
+    "data_efficiency": "the loader is the project's own",
+    "dataloader_drop_last": "the loader is the project's own",
+    "elasticity": "it changes the batch size during a run; give train_batch_size",
+    "expert_parallel": "the models are not split over ranks",
+    "hybrid_engine": "generation has an engine of its own",
+    "managed_gradient_accumulation": "the loop counts the micro-batches itself",
+    "nebula": "checkpoints are the project's own",
+    "pipeline": "there are no pipeline stages",
+    "sparse_gradients": "the embedding's gradient is dense",
+    "tensor_parallel": "the models are not split over ranks",
+    "weight_quantization": "training is in bf16, fp16 or fp32",
+}
+
+
+def check_keys(values: dict[str, Any], origin: str) -> None:
+    """Raises ConfigError for a key that DeepSpeed does not know, or that does here other than what
+    it says, and for a section that is no object."""
+    for key, value in values.items():
+        if key in REFUSED_KEYS:
+            raise ConfigError(f"{origin}: {key} cannot be used here: {REFUSED_KEYS[key]}")
+        if key not in KNOWN_KEYS:
+            raise ConfigError(f"{origin}: DeepSpeed knows no key {key!r}{_alike(key, KNOWN_KEYS)}")
+        if key not in SECTIONS:
+            continue
+        if not isinstance(value, dict):
+            raise ConfigError(f"{origin}: {key} is {value!r}; it must be an object")
+        known = SECTIONS[key] or value.keys()
+        if unknown := sorted(value.keys() - known):
+            raise ConfigError(
+                f"{origin}: {key} knows no key {unknown[0]!r}, but {', '.join(sorted(known))}"
+            )
+    for section in {"optimizer", "scheduler"} & values.keys():
+        if not isinstance(values[section].get("type"), str):
+            raise ConfigError(f"{origin}: {section} needs a type, a name")
+        if not isinstance(values[section].get("params", {}), dict):
+            raise ConfigError(f"{origin}: {section}.params must be an object")
+    for section in {"bf16", "fp16"} & values.keys():
+        enabled = values[section].get("enabled", False)
+        if enabled not in ("auto", True, False):
+            raise ConfigError(f'{origin}: {section}.enabled is {enabled!r}: true, false or "auto"')
+    stage = values.get("zero_optimization", {}).get("stage", 0)
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+        raise ConfigError(f"{origin}: zero_optimization.stage is {stage!r}; it must be 0 to 3")
+    if values.get("gradient_allreduce_op", "mean") != "mean":
+        raise ConfigError(
+            f"{origin}: gradient_allreduce_op is {values['gradient_allreduce_op']!r}; the loop "
+            "divides by the targets of all ranks and needs 'mean'"
+        )
+
+
+def _alike(key: str, known: Iterable[str]) -> str:
+    close = ", ".join(sorted(k for k in known if k[:4] == key[:4]))
+    return f" (alike: {close})" if close else ""

@@ -7,7 +7,7 @@ Two settings, read from the environment at the first operation:
     `triton`: the Triton body, or an error that says why there is none.
     `torch`: PyTorch everywhere.
 
-`MINIMIND_COMPILE` (the PyTorch form on the CPU, see cpu_form.py)
+`MINIMIND_COMPILE` (the PyTorch form on the CPU, see form.py)
     `auto` (default): generated C++ for large tensors, plain PyTorch for small ones or where there
     is no C++ compiler. `1`: the same for large tensors, or an error. `0`: never.
 
@@ -60,19 +60,21 @@ def use_triton(op: str, *tensors: Tensor) -> bool:
     Raises RuntimeError under `MINIMIND_KERNELS=triton` where that is impossible.
     """
     setting = kernels_setting()
-    if setting == "torch":
-        _say_once("PyTorch: MINIMIND_KERNELS=torch")
-        return False
-    problem = _why_not_triton(op, tensors)
-    if problem is None:
-        _say_once(f"Triton on {tensors[0].device.type}: MINIMIND_KERNELS={setting}")
-        return True
-    if setting == "triton":
+    problem = None if setting == "torch" else _why_not_triton(op, tensors)
+    if problem is not None and setting == "triton":
         raise RuntimeError(
             f"MINIMIND_KERNELS=triton, but {problem}; use MINIMIND_KERNELS=auto or torch"
         )
-    _say_once(f"PyTorch: MINIMIND_KERNELS=auto, and {problem}")
-    return False
+    use = setting != "torch" and problem is None
+    if not torch.compiler.is_compiling():
+        _say_once("Triton" if use else "PyTorch", setting, problem)
+    return use
+
+
+def inlines(op: str, *tensors: Tensor) -> bool:
+    """Whether torch.compile is tracing and is to see `op` as plain PyTorch, which it fuses with
+    what is around it; a Triton body it sees as an operator."""
+    return torch.compiler.is_compiling() and not use_triton(op, *tensors)
 
 
 def use_compiled_cpu(rows: int, elements: int) -> bool:
@@ -85,14 +87,15 @@ def use_compiled_cpu(rows: int, elements: int) -> bool:
 
 def _why_not_triton(op: str, tensors: tuple[Tensor, ...]) -> str | None:
     device = tensors[0].device
-    if device.type != "cuda" and not interpreting():
+    if device.type != "cuda" and not (kernels_setting() == "triton" and interpreting()):
         return f"{op} was given tensors on {device.type}, and Triton needs a CUDA or ROCm GPU"
     if not _has_triton():
         return "Triton is not installed"
     for tensor in tensors:
-        if tensor.dtype not in TRITON_DTYPES:
+        if tensor.is_floating_point() and tensor.dtype not in TRITON_DTYPES:
             allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in TRITON_DTYPES)
-            return f"{op} was given {tensor.dtype}, and its Triton body takes {allowed}"
+            given = str(tensor.dtype).removeprefix("torch.")
+            return f"{op} was given {given}, and its Triton body takes {allowed}"
         if tensor.device != device:
             return f"{op} was given tensors on {device} and on {tensor.device}"
     return None
@@ -120,5 +123,6 @@ def _has_compiler() -> bool:
 
 
 @functools.cache
-def _say_once(choice: str) -> None:
-    logger.info("kernels: %s", choice)
+def _say_once(choice: str, setting: str, problem: str | None) -> None:
+    because = f", and {problem}" if problem else ""
+    logger.info("kernels: %s: MINIMIND_KERNELS=%s%s", choice, setting, because)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .cpu_form import CpuForm
+from . import backend
+from .form import Form
 from .token_chunks import TokenChunks
 
 _IGNORED = -1
@@ -57,10 +58,13 @@ def linear_cross_entropy(
     Raises ValueError where shapes or dtypes do not agree.
     """
     _check(hidden_MD, weight_VD, labels_M)
-    if torch.compiler.is_compiling():
+    in_triton = backend.use_triton("linear_cross_entropy", hidden_MD, weight_VD)
+    if torch.compiler.is_compiling() and not in_triton:
         return linear_cross_entropy_reference(hidden_MD, weight_VD, labels_M, ignore_index)
     is_counted_M = labels_M != ignore_index
-    if hidden_MD.device.type == "cpu" and is_counted_M.sum() < _WORTH_GATHERING * len(labels_M):
+    if not (in_triton or hidden_MD.is_cuda) and is_counted_M.sum() < _WORTH_GATHERING * len(
+        labels_M
+    ):
         rows = is_counted_M.nonzero().squeeze(1)
         loss_M = linear_cross_entropy(
             hidden_MD.index_select(0, rows), weight_VD, labels_M[rows], ignore_index, chunk_size,
@@ -120,9 +124,9 @@ def _loss_and_grad_body(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
     return loss_C
 
 
-_loss = CpuForm(_loss_body, num_row_tensors=2)
-_grad = CpuForm(_grad_body, num_row_tensors=5)
-_loss_and_grad = CpuForm(_loss_and_grad_body, num_row_tensors=2)
+_loss = Form("cross_entropy_loss", _loss_body, num_row_tensors=2)
+_grad = Form("cross_entropy_grad", _grad_body, num_row_tensors=5)
+_loss_and_grad = Form("cross_entropy_loss_and_grad", _loss_and_grad_body, num_row_tensors=2)
 
 
 def _loss_chunks(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .cpu_form import CpuForm, sum_rows
+from . import backend
+from .form import Form, sum_rows
 
 
 def rms_norm_reference(
@@ -49,7 +50,7 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float, cast_before_weight: bool =
     Raises ValueError where weight_D is not [D].
     """
     _check(x, weight_D)
-    if torch.compiler.is_compiling():
+    if backend.inlines("rms_norm", x, weight_D):
         return rms_norm_reference(x, weight_D, eps, cast_before_weight)
     x_MD = x.reshape(-1, x.shape[-1])
     if torch.is_grad_enabled() and (x.requires_grad or weight_D.requires_grad):
@@ -79,7 +80,7 @@ def add_rms_norm(
             "add_rms_norm takes x and residual of one shape and dtype, not "
             f"{tuple(x.shape)} {x.dtype} and {tuple(residual.shape)} {residual.dtype}"
         )
-    if torch.compiler.is_compiling():
+    if backend.inlines("add_rms_norm", x, weight_D):
         return add_rms_norm_reference(x, residual, weight_D, eps, cast_before_weight)
     x_MD, residual_MD = (t.reshape(-1, t.shape[-1]) for t in (x, residual))
     inputs = (x, residual, weight_D)
@@ -149,10 +150,10 @@ def _wide_backward(
     return grad_x, sum_rows(grad_y * normed).to(weight_D.dtype)
 
 
-_forward = CpuForm(_forward_body, num_row_tensors=1)
-_add_forward = CpuForm(_add_forward_body, num_row_tensors=2)
-_backward = CpuForm(_backward_body, num_row_tensors=3)
-_add_backward = CpuForm(_add_backward_body, num_row_tensors=4)
+_forward = Form("rms_norm_forward", _forward_body, num_row_tensors=1)
+_add_forward = Form("add_rms_norm_forward", _add_forward_body, num_row_tensors=2)
+_backward = Form("rms_norm_backward", _backward_body, num_row_tensors=3)
+_add_backward = Form("add_rms_norm_backward", _add_backward_body, num_row_tensors=4)
 
 
 class _RMSNorm(torch.autograd.Function):

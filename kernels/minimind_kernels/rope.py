@@ -17,7 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .cpu_form import CpuForm, sum_rows
+from . import backend
+from .form import Form, sum_rows
 from .rms_norm import rms_norm_reference
 
 
@@ -69,7 +70,7 @@ def qk_rope(
         qkv_MC, cos_PR, sin_PR, positions_M, num_heads, num_kv_heads, q_norm_weight_H,
         k_norm_weight_H,
     )  # fmt: skip
-    if torch.compiler.is_compiling():
+    if backend.inlines("qk_rope", qkv_MC):
         return qk_rope_reference(
             qkv_MC, cos_PR, sin_PR, positions_M, num_heads, num_kv_heads, q_norm_weight_H,
             k_norm_weight_H, eps, cast_before_weight,
@@ -213,10 +214,10 @@ def _norm_backward_body(
     return torch.cat((*grads, grad_v_MKH), dim=1).flatten(1), grad_weights[0], grad_weights[1]
 
 
-_forward = CpuForm(_forward_body, num_row_tensors=2)
-_norm_forward = CpuForm(_norm_forward_body, num_row_tensors=2)
-_backward = CpuForm(_backward_body, num_row_tensors=4)
-_norm_backward = CpuForm(_norm_backward_body, num_row_tensors=5)
+_forward = Form("rope_forward", _forward_body, num_row_tensors=2)
+_norm_forward = Form("norm_rope_forward", _norm_forward_body, num_row_tensors=2)
+_backward = Form("rope_backward", _backward_body, num_row_tensors=4)
+_norm_backward = Form("norm_rope_backward", _norm_backward_body, num_row_tensors=5)
 
 
 class _Rope(torch.autograd.Function):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .cpu_form import CpuForm
+from . import backend
+from .form import Form
 
 
 def swiglu_reference(gate_up: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
             f"swiglu takes gate and up side by side in an even last dimension, "
             f"not {tuple(gate_up.shape)}"
         )
-    if torch.compiler.is_compiling():
+    if backend.inlines("swiglu", gate_up):
         return swiglu_reference(gate_up)
     gate_up_M2F = gate_up.reshape(-1, gate_up.shape[-1])
     if torch.is_grad_enabled() and gate_up.requires_grad:
@@ -60,8 +61,8 @@ def _backward_body(grad_out_MF: Tensor, gate_up_M2F: Tensor) -> Tensor:
     return torch.cat((grad_gate, grad_up), dim=-1).to(gate_up_M2F.dtype)
 
 
-_forward = CpuForm(_forward_body, num_row_tensors=1)
-_backward = CpuForm(_backward_body, num_row_tensors=2)
+_forward = Form("swiglu_forward", _forward_body, num_row_tensors=1)
+_backward = Form("swiglu_backward", _backward_body, num_row_tensors=2)
 
 
 class _SwiGLU(torch.autograd.Function):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import backend
-from .cpu_form import MIN_GENERATED_ROWS
+from .form import MIN_GENERATED_ROWS
 
 _CPU_CHUNK = 1024
 """Tokens: enough for the matrix products' full speed; 26 MB of fp32 logits over 6400 entries."""

@@ -1,10 +1,11 @@
-"""Bodies of operations on the CPU: plain PyTorch, or C++ generated from it by torch.compile.
+"""One body of an operation, three ways to run it: Triton, plain PyTorch, or generated C++.
 
-In plain PyTorch a norm is eight passes over memory and, in bf16, casts besides; generated code is
-one pass. Which of the two runs is `backend`'s choice, by shape alone. The generated code itself
-depends on nothing but dtypes and inner sizes: each combination is compiled once, from a code
-object of its own, with the rows dynamic and their hint fixed. So no earlier call, no other model
-in the process and no first batch of an odd size changes the bits of a training run.
+On a GPU a body is a Triton kernel (triton_impl). On the CPU, plain PyTorch makes eight passes over
+memory for a norm and, in bf16, casts besides; code that torch.compile generates from the same body
+makes one. Which way is `backend`'s choice, by device, dtype and shape alone. The generated code
+itself depends on nothing but dtypes and inner sizes: each combination is compiled once, from a
+code object of its own, with the rows dynamic and their hint fixed. So no earlier call, no other
+model in the process and no first batch of an odd size changes the bits of a training run.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import logging
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,20 +34,30 @@ _OPTIONS: dict[str, Any] = {"emulate_precision_casts": True}
 the sum that a norm reads would not be the sum that is handed on."""
 
 
-class CpuForm:
-    """A function of tensors, run plainly or as generated code.
+class Form:
+    """A function of tensors that records no gradient.
 
     `body(*tensors, **constants)` is written in PyTorch. Tensors whose first dimension is the rows
-    come first, `num_row_tensors` of them; the others keep their sizes. No gradient is recorded.
+    come first, `num_row_tensors` of them; the others keep their sizes. `name` is that of the
+    function of the same signature in triton_impl, and of the custom operator around it that
+    torch.compile sees.
     """
 
-    def __init__(self, body: Callable[..., Any], *, num_row_tensors: int) -> None:
-        self._body = body
+    by_name: ClassVar[dict[str, Form]] = {}
+
+    def __init__(self, name: str, body: Callable[..., Any], *, num_row_tensors: int) -> None:
+        self.by_name[name] = self
+        self.name = name
+        self.body = body
         self._num_row_tensors = num_row_tensors
-        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._generated: dict[Any, Callable[..., Any]] = {}
 
     def __call__(self, *tensors: Tensor, generated: bool | None = None, **constants: Any) -> Any:
         """`generated` overrules the choice where the tensors are parts of something larger."""
+        if backend.use_triton(self.name, *tensors):
+            return self._run_triton(tensors, constants)
+        if torch.compiler.is_compiling():
+            return self.body(*tensors, **constants)
         if generated is None:
             largest = max(t.numel() for t in tensors[: self._num_row_tensors])
             generated = tensors[0].device.type == "cpu" and backend.use_compiled_cpu(
@@ -54,10 +65,22 @@ class CpuForm:
             )
         with torch.no_grad():
             if generated:
-                return self._run_compiled(tensors, constants)
-            return self._body(*tensors, **constants)
+                return self._run_generated(tensors, constants)
+            return self.body(*tensors, **constants)
 
-    def _run_compiled(self, tensors: tuple[Tensor, ...], constants: dict[str, Any]) -> Any:
+    def _run_triton(self, tensors: tuple[Tensor, ...], constants: dict[str, Any]) -> Any:
+        from . import triton_impl
+
+        if torch.compiler.is_compiling():
+            return getattr(torch.ops.minimind_kernels, self.name)(*tensors, **constants)
+        function = getattr(triton_impl, self.name)
+        device = tensors[0].device
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                return function(*tensors, **constants)
+        return function(*tensors, **constants)
+
+    def _run_generated(self, tensors: tuple[Tensor, ...], constants: dict[str, Any]) -> Any:
         # Detached and contiguous, so that neither requires_grad nor strides ask for other code.
         tensors = tuple(t.detach().contiguous() for t in tensors)
         inner = [t.shape[i < self._num_row_tensors :] for i, t in enumerate(tensors)]
@@ -66,14 +89,14 @@ class CpuForm:
             tuple(constants.items()),
             torch.is_inference_mode_enabled(),
         )
-        if key not in self._compiled:
-            self._compiled[key] = self._compile(tensors, constants)
-        return self._compiled[key](*tensors, **constants)
+        if key not in self._generated:
+            self._generated[key] = self._generate(tensors, constants)
+        return self._generated[key](*tensors, **constants)
 
-    def _compile(
+    def _generate(
         self, tensors: tuple[Tensor, ...], constants: dict[str, Any]
     ) -> Callable[..., Any]:
-        body = self._body
+        body = self.body
         # A code object of its own: Dynamo counts compilations, and learns which sizes vary, by
         # code object.
         own = types.FunctionType(body.__code__.replace(), body.__globals__, body.__name__)

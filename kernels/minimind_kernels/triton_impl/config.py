@@ -1,0 +1,72 @@
+"""Tile sizes of every kernel on every architecture: fixed, so that no training run tunes.
+
+`elements` are what one program holds of its largest operand; a kernel divides them by the (padded)
+width of a row to get its rows. `programs` are per multiprocessor, for kernels that loop over tiles
+and keep a weight's gradient in registers meanwhile.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    elements: int
+    num_warps: int
+    programs: int = 1
+
+
+_DEFAULT = {
+    "norm_forward": Tile(elements=4096, num_warps=8),
+    "norm_backward": Tile(elements=2048, num_warps=4, programs=4),
+    "rope_forward": Tile(elements=2048, num_warps=4),
+    "rope_backward": Tile(elements=2048, num_warps=4),
+    "norm_rope_backward": Tile(elements=2048, num_warps=4, programs=4),
+    "swiglu_forward": Tile(elements=2048, num_warps=4),
+    "swiglu_backward": Tile(elements=2048, num_warps=4),
+    "softmax": Tile(elements=2048, num_warps=8),
+    "column_sum": Tile(elements=2048, num_warps=4),
+}
+
+# Where an entry is missing the default holds. None of these has been measured yet.
+_BY_ARCH: dict[str, dict[str, Tile]] = {
+    "sm_80": {},
+    "sm_89": {"norm_backward": Tile(elements=2048, num_warps=4, programs=3)},
+    "sm_90": {},
+    "sm_100": {},
+    # 64 lanes to a warp: half as many warps for the same threads.
+    "gfx942": {
+        name: Tile(tile.elements, max(tile.num_warps // 2, 1), tile.programs)
+        for name, tile in _DEFAULT.items()
+    },
+}
+
+ARCHITECTURES = tuple(_BY_ARCH)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What a launcher must know of the device."""
+
+    arch: str
+    num_multiprocessors: int
+
+    def tile(self, kernel: str) -> Tile:
+        return _BY_ARCH.get(self.arch, {}).get(kernel, _DEFAULT[kernel])
+
+
+@functools.cache
+def device_of(device: torch.device) -> Device:
+    """The device's architecture and size; a made-up small one in the interpreter."""
+    if device.type != "cuda":
+        return Device("interpreter", num_multiprocessors=2)
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        arch = properties.gcnArchName.split(":")[0]
+    else:
+        arch = f"sm_{properties.major}{properties.minor}"
+    return Device(arch, properties.multi_processor_count)

@@ -214,8 +214,8 @@ _SLOW_BUILD = textwrap.dedent("""
 
     add = token_writer._Writer.add
 
-    def slow_add(self, batch):
-        add(self, batch)
+    def slow_add(self, *batch):
+        add(self, *batch)
         print("wrote", flush=True)
         time.sleep(60)
 

@@ -87,16 +87,13 @@ def train(arguments: TrainArguments, ranks: Ranks) -> int:
         print(describe_run(run, loader))
         return 0
     start_ranks(ranks, device)
-    try:
-        if not ranks.is_main:  # rank 0 fills the token caches, the others then map them
-            broadcast(None)
-        loader, eval_data = build_loaders(run, tokenizer, ranks)
-        if ranks.is_main:
-            broadcast(None)
-        folder = Path(broadcast(str(_choose_folder(run)) if ranks.is_main else None))
-        return 0 if run_loop(run, tokenizer, ranks, loader, eval_data, folder) else 130
-    finally:
-        stop_ranks()
+    if not ranks.is_main:  # rank 0 fills the token caches, the others then map them
+        broadcast(None)
+    loader, eval_data = build_loaders(run, tokenizer, ranks)
+    if ranks.is_main:
+        broadcast(None)
+    folder = Path(broadcast(str(_choose_folder(run)) if ranks.is_main else None))
+    return 0 if run_loop(run, tokenizer, ranks, loader, eval_data, folder) else 130
 
 
 def build_loaders(
@@ -242,7 +239,7 @@ def sample_texts(
     """(prompt, greedy continuation) of a few prompts of the sample data."""
     params = SamplingParams(max_new_tokens=max_new_tokens, seed=seed)
     return [
-        (prompt.text, generate_text(module, tokenizer, prompt.text, params))
+        (prompt.prompt, generate_text(module, tokenizer, prompt.prompt, params))
         for prompt in SAMPLE_PROMPTS
     ]
 
@@ -311,4 +308,6 @@ def _check_same_run(start: Checkpoint, run: ResolvedRun, loader: PackedLoader) -
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    stop_ranks()
+    sys.exit(status)

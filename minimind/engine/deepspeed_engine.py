@@ -36,6 +36,8 @@ def start_ranks(ranks: Ranks, device: Device) -> None:
     else:
         torch.cuda.set_device(device.torch_device)
     deepspeed = _import_deepspeed()
+    if dist.is_initialized():
+        return
     # Rank 0 may tokenise for long while the others wait.
     deepspeed.init_distributed(verbose=False, timeout=datetime.timedelta(hours=2))
 
@@ -92,24 +94,47 @@ class DeepSpeedEngine:
         # ZeRO makes its fp32 masters from the module after casting it to 16 bits.
         exact = {name: p.detach().clone() for name, p in module.named_parameters()}
         try:
-            self._engine, *_ = deepspeed.initialize(
-                model=module,
-                model_parameters=parameter_groups(module, recipe),
-                config=config,
-                dist_init_required=False,
-            )
-        except (TypeError, ValueError, AssertionError) as error:
             # pydantic's ValidationError is a ValueError.
+            deepspeed.DeepSpeedConfig(config)
+        except (TypeError, ValueError, AssertionError) as error:
             raise ConfigError(f"DeepSpeed refuses the JSON: {error}") from error
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            model_parameters=parameter_groups(module, recipe),
+            config=config,
+            dist_init_required=False,
+        )
         if self.precision != "fp32":
             self._set_masters(exact)
 
     def _set_masters(self, exact: Mapping[str, Tensor]) -> None:
         from deepspeed.utils import safe_set_full_fp32_param
 
+        masters = self._masters_without_zero()
         for name, parameter in self.module.named_parameters():
-            if parameter.requires_grad:
-                safe_set_full_fp32_param(parameter, exact[name].float().to(self.device))
+            value = exact[name].float().to(self.device)
+            if parameter in masters:
+                masters[parameter].data.copy_(value)
+            elif parameter.requires_grad:
+                safe_set_full_fp32_param(parameter, value)
+
+    def _masters_without_zero(self) -> dict[nn.Parameter, Tensor]:
+        """Stage 0 keeps its masters where DeepSpeed's own accessors do not look: one by one, or
+        laid flat for its fused optimizers."""
+        optimizer = self._engine.optimizer
+        if self.zero_stage > 0 or self.precision == "fp32":
+            return {}
+        masters: dict[nn.Parameter, Tensor] = {}
+        for index, group in enumerate(optimizer.fp16_groups):
+            if hasattr(optimizer, "fp32_groups"):
+                tensors = optimizer.fp32_groups[index]
+            else:
+                flat = optimizer.fp32_groups_flat[index]
+                sizes = [parameter.numel() for parameter in group]
+                tensors = flat[: sum(sizes)].split(sizes)
+            for parameter, tensor in zip(group, tensors, strict=True):
+                masters[parameter] = tensor.view(parameter.shape)
+        return masters
 
     def __call__(self, batch: Batch, head: HeadFn) -> ModelOutput:
         return self._engine(batch, head)
@@ -187,8 +212,10 @@ class DeepSpeedEngine:
         from deepspeed.utils import safe_get_full_fp32_param
 
         weights: dict[str, Tensor] = {}
+        masters = self._masters_without_zero()
         for name, parameter in self.module.named_parameters():
-            full = safe_get_full_fp32_param(parameter)
+            full = masters.get(parameter)
+            full = safe_get_full_fp32_param(parameter) if full is None else full
             full = parameter.detach() if full is None else full
             if self.ranks.is_main:
                 weights[name] = full.detach().to("cpu", torch.float32, copy=True)

@@ -83,6 +83,7 @@ class Loop(Generic[BatchT]):
     state: RunState = field(default_factory=RunState)
     memory: PeakMemory = field(init=False)
     _pending: deque[_Pending] = field(default_factory=deque)
+    _unrecorded: StepStats | None = None
     _interrupted: bool = False
     _clock: float = 0.0
 
@@ -106,10 +107,10 @@ class Loop(Generic[BatchT]):
                 # The second step: lazy initialisation is over.
                 with self._measuring(self.state.step == measured):
                     self._take_steps(micro_batches, interrupts)
+                self._read_pending(keep=1 if on_gpu else 0)
                 if self._interrupted:
                     break
                 evaluates = self.eval_data is not None and self._due(self.recipe.eval_every)
-                self._read_pending(keep=1 if on_gpu or evaluates else 0)
                 is_best = evaluates and self._evaluate()
                 if self._due(self.recipe.sample_every):
                     with self.engine.gathered() as module:
@@ -117,9 +118,8 @@ class Loop(Generic[BatchT]):
                 done = self.state.step == self.total_steps
                 if is_best or done or self._due(self.recipe.save_every):
                     saved_at = self._save(is_best, or_go_on=not done)
-                if self._interrupted:
-                    break
         self._read_pending(keep=0)
+        self._record()
         if self._interrupted and saved_at != self.state.step:
             self._save(is_best=False, or_go_on=False)
         return not self._interrupted
@@ -185,9 +185,8 @@ class Loop(Generic[BatchT]):
             arrived.record()
         self._pending.append(_Pending(self.state.step, loader_step, used, numbers, arrived))
 
-    def _read_pending(self, keep: int, val_loss: float | None = None) -> None:
-        """Takes in all steps but the last `keep`, which a GPU is still busy with; `val_loss`
-        belongs to the newest."""
+    def _read_pending(self, keep: int) -> None:
+        """Takes in all steps but the last `keep`, which a GPU is still busy with."""
         while len(self._pending) > keep:
             pending = self._pending.popleft()
             count, tokens, stop, *numbers = pending.read()
@@ -211,8 +210,14 @@ class Loop(Generic[BatchT]):
                 metrics=dict(zip(self.stage.metric_names, means[1:], strict=True)),
             )
             self.progress.update(stats, seconds)
-            if self.engine.ranks.is_main:
-                self.events.record(stats, None if self._pending else val_loss)
+            self._record()
+            self._unrecorded = stats
+
+    def _record(self, val_loss: float | None = None) -> None:
+        """Writes down the newest step, once it is known whether a validation follows it."""
+        if self._unrecorded is not None and self.engine.ranks.is_main:
+            self.events.record(self._unrecorded, val_loss)
+        self._unrecorded = None
 
     def _check_finite(
         self, pending: _Pending, loss: float, grad_norm: float, losses: Sequence[float]
@@ -221,22 +226,25 @@ class Loop(Generic[BatchT]):
         if math.isfinite(loss) and (math.isfinite(grad_norm) or self.engine.precision == "fp16"):
             return
         bad = [micro for micro, value in enumerate(losses) if not math.isfinite(value)]
+        if math.isfinite(loss):  # the gradient alone: it may come from any of them
+            bad = list(range(len(losses)))
         rows: list[str] = []
         for micro in bad:
             rows += self.loader.describe(pending.loader_step, micro)
         rows = sorted(set(self.engine.gather_texts(rows)))
-        named = ", ".join(rows[:_ROWS_NAMED]) or "no loss of a single micro-batch is"
+        named = ", ".join(rows[:_ROWS_NAMED])
         more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
         raise TrainingError(
-            f"step {pending.step}: the loss is {loss} and the gradient norm {grad_norm}; not "
-            f"finite in the micro-batches of {named}{more}. Nothing was saved after the last "
-            "checkpoint. A lower --learning_rate, more warmup_steps or other data may help"
+            f"step {pending.step}: the loss is {loss} and the gradient norm {grad_norm}. Rows of "
+            f"the micro-batches concerned: {named}{more}. The last checkpoint is as it was. A "
+            "lower --learning_rate, more warmup_steps or other data may help"
         )
 
     @torch.no_grad()
     def _evaluate(self) -> bool:
         """Records the validation loss; whether it is the best so far."""
         assert self.eval_data is not None
+        self._read_pending(keep=0)
         engine = self.engine
         engine.train(False)
         sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
@@ -248,7 +256,7 @@ class Loop(Generic[BatchT]):
         if not count:
             raise TrainingError("the validation data holds no target")
         val_loss = total / count
-        self._read_pending(keep=0, val_loss=val_loss)
+        self._record(val_loss)
         self.progress.say("step %d: validation loss %.4f", self.state.step, val_loss)
         is_best = val_loss < self.state.best_val_loss
         self.state.best_val_loss = min(val_loss, self.state.best_val_loss)
@@ -259,6 +267,7 @@ class Loop(Generic[BatchT]):
         """The step now on disk. A disk that is full now may not be at the next save: where steps
         remain the run goes on without this checkpoint, and says so."""
         self._read_pending(keep=0)
+        self._record()
         try:
             self.events.save(self.state, is_best)
         except TrainingError as error:

@@ -1,0 +1,27 @@
+"""What every test runs under."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+# Compiling the CPU code of the kernels would cost more than the tests; tests/kernels asks for it
+# where it is what is tested.
+os.environ.setdefault("MINIMIND_COMPILE", "0")
+
+import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Token caches go to a folder of the session, not to the user's."""
+    os.environ["MINIMIND_CACHE"] = str(tmp_path_factory.mktemp("cache"))

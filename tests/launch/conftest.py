@@ -1,0 +1,61 @@
+"""A training run small enough to be repeated often."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import TRAIN, Train
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Documents of very different lengths, so that a mean of means would show."""
+    path = tmp_path_factory.mktemp("data") / "data.jsonl"
+    with open(path, "w", encoding="utf-8") as file:
+        for number in range(90):
+            text = f"{number} + {number} = {2 * number}. 数到{number}。" * (1 + number % 7)
+            file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    return path
+
+
+@pytest.fixture
+def shape() -> list[str]:
+    """Of the model."""
+    return ["--set", "hidden_size=32", "--set", "num_hidden_layers=2"]
+
+
+@pytest.fixture
+def run_flags(data: Path, tmp_path: Path) -> list[str]:
+    """Of a run in tmp_path/run: four rows a step in two micro-batches."""
+    return [
+        *("--ds_config", "zero2.json"),
+        *("--data", str(data), "--val_data", str(data)),
+        *("--output_dir", str(tmp_path / "run")),
+        *("--seq_len", "64", "--max_steps", "6", "--eval_every", "3", "--save_every", "2"),
+        *("--set", "train_batch_size=4", "--set", "micro_batch_size=2", "--set", "eval_rows=4"),
+    ]
+
+
+@pytest.fixture
+def flags(run_flags: list[str], shape: list[str]) -> list[str]:
+    return [*run_flags, *shape]
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch) -> Train:
+    """launch/train.py's main, in this process."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    # Bitwise comparisons with runs in a process of their own need its number of threads.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    monkeypatch.syspath_prepend(str(TRAIN.parent))
+    import train as script
+
+    def run(*arguments: str) -> int:
+        return script.main(list(arguments))
+
+    return run

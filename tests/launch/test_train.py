@@ -1,0 +1,343 @@
+"""A run from the command line: what it writes, that it can be stopped anywhere, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import (
+    KILL_AFTER,
+    KILLED,
+    Train,
+    assert_same_weights,
+    final_weights,
+    read_losses,
+    train_in_a_process,
+)
+
+from minimind.data.loader import PackedLoader
+from minimind.engine import checkpoint as checkpoint_module
+from minimind.engine.loop import Loop
+from minimind.engine.stage import Policy
+from minimind.stages.pretrain import Pretrain
+from minimind.types import Batch, LossSum
+
+
+def test_a_run_learns_and_leaves_everything_a_user_needs(
+    train: Train, flags: list[str], tmp_path: Path
+):
+    assert train(*flags, "--max_steps", "20", "--sample_every", "20") == 0
+    run = tmp_path / "run"
+    losses = read_losses(run)
+    assert [step for step, *_ in losses] == list(range(1, 21))
+    assert losses[-1][1] < losses[0][1] - 0.5
+    assert [step for step, _, val in losses if val] == [3, 6, 9, 12, 15, 18, 20]
+    header = (run / "metrics.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert header == (
+        "step,loss,val_loss,learning_rate,grad_norm,tokens,tokens_per_s,peak_bytes,resident_bytes"
+    )
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    saved = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert saved["recipe"]["train_batch_size"] == 4
+    assert "auto" not in json.dumps(saved["ds_config"])
+    assert (run / "checkpoints" / "latest").resolve().name == "step-00000020"
+    assert (run / "checkpoints" / "best" / "model" / "tokenizer.json").exists()
+    assert not list((run / "checkpoints").glob(".unfinished*"))
+    assert all(weight.dtype == torch.float32 for weight in final_weights(run).values())
+
+
+def test_checkpoints_are_kept_to_a_number_and_the_best_stays(
+    train: Train, flags: list[str], tmp_path: Path
+):
+    assert train(*flags, "--max_steps", "9", "--save_every", "1", "--eval_every", "0") == 0
+    steps = sorted(p.name for p in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert steps == ["step-00000008", "step-00000009"]
+
+
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2_offload", "zero3"])
+def test_every_zero_stage_takes_the_same_steps(
+    train: Train, flags: list[str], tmp_path: Path, name: str
+):
+    assert train(*flags, "--output_dir", str(tmp_path / "zero2")) == 0
+    assert train(*flags, "--ds_config", f"{name}.json") == 0
+    expected, found = read_losses(tmp_path / "zero2"), read_losses(tmp_path / "run")
+    for (step, loss, _), (other_step, other, _) in zip(expected, found, strict=True):
+        assert step == other_step
+        assert other == pytest.approx(loss, abs=2e-5)
+    reference = final_weights(tmp_path / "zero2")
+    for weight_name, weight in final_weights(tmp_path / "run").items():
+        torch.testing.assert_close(weight, reference[weight_name], atol=2e-5, rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["zero0", "zero2", "zero3"])
+def test_bf16_trains_from_exact_masters(
+    train: Train, run_flags: list[str], shape: list[str], tmp_path: Path, name: str
+):
+    """At a rate far below a bf16 step fp32 masters still move, from where they were."""
+    start = tmp_path / "start"
+    once = [*run_flags, "--ds_config", f"{name}.json", "--max_steps", "1", "--eval_every", "0"]
+    assert train(*once, *shape, "--output_dir", str(start)) == 0
+    small = ["--set", "ds_config.bf16.enabled=true", "--learning_rate", "1e-6"]
+    assert train(*once, *small, "--from_checkpoint", str(start)) == 0
+    before, after = final_weights(start), final_weights(tmp_path / "run")
+    for weight_name in before:
+        moved = (after[weight_name] - before[weight_name]).abs()
+        assert 0 < moved.max() <= 2e-6, weight_name
+
+
+def test_two_ranks_take_the_steps_of_one(flags: list[str], tmp_path: Path, train: Train):
+    assert train(*flags) == 0
+    done = train_in_a_process(*flags, "--output_dir", str(tmp_path / "two"), ranks=2)
+    assert done.returncode == 0, done.stderr
+    one, two = read_losses(tmp_path / "run"), read_losses(tmp_path / "two")
+    for (step, loss, val), (other_step, other, other_val) in zip(one, two, strict=True):
+        assert step == other_step
+        assert other == pytest.approx(loss, abs=1e-5)
+        assert bool(val) == bool(other_val)
+    reference = final_weights(tmp_path / "run")
+    for name, weight in final_weights(tmp_path / "two").items():
+        torch.testing.assert_close(weight, reference[name], atol=2e-5, rtol=2e-4)
+
+
+def test_a_run_resumed_after_sigint_ends_bitwise_like_one_left_alone(
+    train: Train, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    flags = [*flags, "--set", "dropout=0.1"]
+    assert train(*flags, "--output_dir", str(tmp_path / "whole")) == 0
+    take_step = Loop._take_step
+
+    def interrupted(self: Loop, *arguments: object) -> None:
+        take_step(self, *arguments)  # type: ignore[arg-type]
+        if self.state.step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Loop, "_take_step", interrupted)
+    assert train(*flags) == 130
+    monkeypatch.undo()
+    assert (tmp_path / "run" / "checkpoints" / "latest").resolve().name == "step-00000003"
+    assert train("--resume", "--output_dir", str(tmp_path / "run")) == 0
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+    assert read_losses(tmp_path / "whole") == read_losses(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "calls"),
+    [
+        ("loop", "seed_micro_batch", 9),  # between two micro-batches of step 5
+        ("checkpoint", "save_hf_folder", 2),  # in the middle of the second save
+        ("checkpoint", "_link", 3),  # renamed, but `latest` still names the one before
+    ],
+)
+def test_a_run_killed_anywhere_resumes_bitwise(
+    train: Train, flags: list[str], tmp_path: Path, module: str, function: str, calls: int
+):
+    assert train(*flags, "--output_dir", str(tmp_path / "whole")) == 0
+    prelude = KILL_AFTER.format(module=module, function=function, calls=calls)
+    done = train_in_a_process(*flags, prelude=prelude)
+    assert done.returncode == KILLED, done.stderr
+    assert train("--resume", "--output_dir", str(tmp_path / "run")) == 0
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+    assert read_losses(tmp_path / "whole") == read_losses(tmp_path / "run")
+
+
+def test_a_run_resumes_at_another_number_of_ranks(train: Train, flags: list[str], tmp_path: Path):
+    assert train(*flags, "--output_dir", str(tmp_path / "whole")) == 0
+    assert train(*flags, "--max_steps", "4") == 0
+    more = ["--resume", "--output_dir", str(tmp_path / "run"), "--max_steps", "6"]
+    done = train_in_a_process(*more, ranks=2)
+    assert done.returncode == 0, done.stderr
+    # Four steps were scheduled for a run of four: only the data and the state must carry over.
+    assert [step for step, *_ in read_losses(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_damaged_checkpoint_is_passed_over(train: Train, flags: list[str], tmp_path: Path):
+    assert train(*flags, "--output_dir", str(tmp_path / "whole")) == 0
+    assert train(*flags, "--eval_every", "0") == 0
+    newest = tmp_path / "run" / "checkpoints" / "step-00000006"
+    (shard,) = newest.glob("engine/*optim_states.pt")
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert train("--resume", "--output_dir", str(tmp_path / "run")) == 0
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_full_disk_costs_one_checkpoint_and_not_the_run(
+    train: Train,
+    flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    save, calls = checkpoint_module.save_hf_folder, []
+
+    def full(*arguments: object) -> None:
+        calls.append(1)
+        if len(calls) in (2, 4):
+            raise OSError(28, "No space left on device")
+        save(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checkpoint_module, "save_hf_folder", full)
+    assert train(*flags, "--eval_every", "0", "--save_every", "2") == 0
+    saved = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved == ["latest", "step-00000002", "step-00000006"]
+    monkeypatch.setattr(checkpoint_module, "save_hf_folder", lambda *_: full(calls.pop()))
+    calls[:] = [1, 1, 1]
+    again = [*flags, "--output_dir", str(tmp_path / "again"), "--max_steps", "1"]
+    assert train(*again) == 1
+    assert not list((tmp_path / "again" / "checkpoints").iterdir())
+
+
+def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_the_checkpoint(
+    train: Train,
+    flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    loss, calls = Pretrain.loss, []
+
+    def sometimes_nan(self: Pretrain, policy: Policy, batch: Batch) -> LossSum:
+        calls.append(1)
+        result = loss(self, policy, batch)
+        return replace(result, total=result.total * float("nan")) if len(calls) == 6 else result
+
+    monkeypatch.setattr(Pretrain, "loss", sometimes_nan)
+    described = []
+    describe = PackedLoader.describe
+    monkeypatch.setattr(
+        PackedLoader, "describe", lambda *place: described.append(place[1:]) or describe(*place)
+    )
+    assert train(*flags, "--eval_every", "0", "--save_every", "1") == 1
+    error = capsys.readouterr().err
+    assert "step 3: the loss is nan" in error
+    assert "data.jsonl:" in error
+    assert described == [(2, 1)]
+    assert (tmp_path / "run" / "checkpoints" / "latest").resolve().name == "step-00000002"
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run(
+    train: Train, flags: list[str], capsys: pytest.CaptureFixture[str]
+):
+    assert train(*flags, "--learning_rate", "1e30") == 1
+    assert "gradient norm inf" in capsys.readouterr().err
+
+
+def test_bad_rows_stop_the_run_before_it_starts_or_are_skipped_and_listed(
+    train: Train, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_bytes(
+        b'{"text": "good line, long enough to train on"}\n{"text": 5}\n\n'
+        b'not json\n{"text": "bad \xff"}\n{"text": "<|im_end|> stays text"}\n'
+    )
+    assert train(*flags, "--data", str(bad)) == 2
+    error = capsys.readouterr().err
+    for line in (2, 4, 5):
+        assert f"bad.jsonl:{line}: " in error
+    for line in (1, 3, 6):
+        assert f"bad.jsonl:{line}: " not in error
+    assert not (tmp_path / "run").exists()
+    assert train(*flags, "--data", str(bad), "--on_bad_row", "skip", "--max_steps", "2") == 0
+    assert "bad.jsonl:4: " in capsys.readouterr().err
+
+
+def test_what_cannot_be_resumed_says_why(
+    train: Train, flags: list[str], tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = str(tmp_path / "run")
+    assert train(*flags, "--max_steps", "2") == 0
+
+    def refuses(*more: str) -> str:
+        assert train(*more) == 2
+        return capsys.readouterr().err
+
+    assert "already holds a run" in refuses(*flags)
+    resume = ("--resume", "--output_dir", run, "--max_steps", "4")
+    assert "hidden_size, head_dim" in refuses(*resume, "--set", "hidden_size=64")
+    assert "other data" in refuses(*resume, "--seed", "1")
+    assert "rows a step" in refuses(*resume, "--set", "train_batch_size=8")
+    assert "ZeRO stage 2" in refuses(*resume, "--ds_config", "zero1.json")
+    assert "--resume needs --output_dir" in refuses("--resume")
+    meta = Path(run) / "checkpoints" / "step-00000002" / "meta.json"
+    meta.write_text("{", encoding="utf-8")
+    assert "no checkpoint is whole" in refuses(*resume)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--ds_config", "nothing.json"], "zero2.json"),
+        (["--data", "nothing.jsonl"], "nothing.jsonl"),
+        (["--set", "train_batch_size=5"], "is not whole"),
+        (["--set", "nothing=1"], "neither a model field"),
+        (["--set", "ds_config.zero_optimisation.stage=2"], "zero_optimisation"),
+        (["--set", "ds_config.zero_optimization.stages=2"], "stages"),
+        (["--set", "ds_config.fp16.enabled=true"], "fp16"),
+        (["--model", "gpt5"], "minimind2-small"),
+        (["--seq_len", "65536"], "max_position_embeddings"),
+        (["--from_checkpoint", "nowhere"], "nowhere"),
+        (["--set", "vocab_size=100"], "the model only 100"),
+        (["--set", 'lr_factors={"nothing": 0.1}'], "nothing"),
+    ],
+)
+def test_what_is_wrong_is_named_and_ends_with_status_2(
+    train: Train,
+    flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    message: str,
+):
+    assert train(*flags, *more) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_an_empty_file_and_a_json_that_is_none(
+    train: Train, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    assert train(*flags, "--data", str(empty)) == 2
+    assert "empty.jsonl" in capsys.readouterr().err
+    broken = tmp_path / "broken.json"
+    broken.write_text('{"train_batch_size": ', encoding="utf-8")
+    assert train(*flags, "--ds_config", str(broken)) == 2
+    assert "broken.json: not valid JSON" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_would_happen_and_does_nothing(
+    train: Train, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert train(*flags, "--dry_run") == 0
+    said = capsys.readouterr().out
+    for part in ("parameters", "ZeRO stage 2", "6 steps", "tokens", "memory"):
+        assert part in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_schedule_in_the_json_is_used_instead(
+    train: Train, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    parts = '{"type": "WarmupLR", "params": {"warmup_max_lr": 0.002, '
+    scheduler = parts + '"warmup_num_steps": 4, "warmup_type": "linear"}}'
+    with_schedule = [*flags, "--set", f"ds_config.scheduler={scheduler}"]
+    assert train(*with_schedule) == 0
+    rows = (tmp_path / "run" / "metrics.csv").read_text(encoding="utf-8").splitlines()[1:]
+    rates = [float(row.split(",")[3]) for row in rows]
+    assert rates[-1] == pytest.approx(0.002)
+    assert rates[0] < 0.001
+    assert train(*with_schedule, "--learning_rate", "1e-3") == 2
+    assert "contradicts" in capsys.readouterr().err
+
+
+def test_tensorboard_gets_the_numbers_too(train: Train, flags: list[str], tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    logs = tmp_path / "tensorboard"
+    on = f'ds_config.tensorboard={{"enabled": true, "output_path": "{logs}"}}'
+    assert train(*flags, "--set", on, "--max_steps", "2") == 0
+    assert [path for path in logs.rglob("events*") if os.path.getsize(path)]

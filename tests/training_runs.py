@@ -1,0 +1,82 @@
+"""Training runs for tests, and what they left on disk."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from minimind.model.state_dict import load_hf_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = ROOT / "launch" / "train.py"
+
+Train = Callable[..., int]
+"""launch/train.py's main, by flags, in this process."""
+
+
+def train_in_a_process(
+    *arguments: str, ranks: int = 1, prelude: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """launch/train.py as a user starts it; `prelude` is Python that runs before it."""
+    code = f"{prelude}\nimport sys, runpy\nsys.argv = sys.argv[1:]\n"
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", code, str(TRAIN), *arguments]
+    if ranks > 1:
+        command = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators"]
+        command += [str(ranks), str(TRAIN), *arguments]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment | {"PATH": path},
+        check=False,
+        timeout=300,
+    )
+
+
+KILL_AFTER = """
+import os, signal
+from minimind.engine import {module}
+whole = {module}.{function}
+calls = []
+def dying(*arguments, **options):
+    result = whole(*arguments, **options)
+    calls.append(1)
+    if len(calls) == {calls}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+{module}.{function} = dying
+"""
+"""A prelude that kills -9 the process after so many calls of a function."""
+
+KILLED = -signal.SIGKILL
+
+
+def read_losses(run: Path) -> list[tuple[int, float, str]]:
+    """(step, loss, validation loss) of each row of metrics.csv."""
+    with open(run / "metrics.csv", encoding="utf-8") as file:
+        return [
+            (int(row["step"]), float(row["loss"]), row["val_loss"]) for row in csv.DictReader(file)
+        ]
+
+
+def final_weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_hf_folder(run / "checkpoints" / "latest" / "model")[1]
+
+
+def assert_same_weights(left: Path, right: Path) -> None:
+    """Bitwise."""
+    one, other = final_weights(left), final_weights(right)
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name

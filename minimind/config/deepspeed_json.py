@@ -152,9 +152,10 @@ def _resolve_batch(ds: dict[str, Any], recipe: Recipe, sizes: Sizes, hardware: H
     ranks = hardware.world_size
     rows = recipe.train_batch_size or sizes.train_batch_size
     if rows % ranks:
+        near = {max(1, rows // ranks) * ranks, (rows // ranks + 1) * ranks}
         raise ConfigError(
             f"train_batch_size {rows} is not a multiple of {ranks} ranks; use "
-            f"{rows // ranks * ranks or ranks} or {(rows // ranks + 1) * ranks}"
+            f"{' or '.join(str(n) for n in sorted(near))}"
         )
     share = rows // ranks
     micro = recipe.micro_batch_size

@@ -1,0 +1,421 @@
+"""DeepSpeed JSON: every shipped file resolved for every machine, and what is refused, by name."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minimind.config.deepspeed_json import (
+    SHIPPED,
+    Hardware,
+    find_ds_config,
+    load_ds_config,
+    precision,
+    resolve,
+)
+from minimind.config.deepspeed_keys import KNOWN_KEYS, REFUSED_KEYS, SECTIONS
+from minimind.config.model import PRESETS, load_model_config
+from minimind.config.recipe import Recipe, Sizes, default_sizes, replace_fields
+from minimind.errors import ConfigError
+from minimind.stages import STAGES
+
+NAMES = sorted(path.name for path in SHIPPED.glob("*.json"))
+CPU = Hardware("cpu", 1, True)
+SIZES = Sizes(256, 16, 8)
+
+Resolve = Callable[..., tuple[dict[str, Any], Recipe]]
+
+
+@pytest.fixture
+def resolved(tmp_path: Path) -> Resolve:
+    """resolved(json=…, sets=…, hardware=…, **recipe options the command line gave)."""
+
+    def run(
+        values: Any = None,
+        sets: dict[str, Any] | None = None,
+        hardware: Hardware = CPU,
+        sizes: Sizes = SIZES,
+        **given: Any,
+    ) -> tuple[dict[str, Any], Recipe]:
+        path = SHIPPED / "zero2.json"
+        if values is not None:
+            path = tmp_path / "mine.json"
+            path.write_text(json.dumps(values))
+        recipe = replace_fields(Recipe(), {"learning_rate": 5e-4, **given}, "test")
+        ds = load_ds_config(str(path), sets or {})
+        return resolve(ds, recipe, set(given), sizes, hardware, 1000)
+
+    return run
+
+
+@pytest.fixture
+def deepspeed_config(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], Any]:
+    """The installed DeepSpeed's own reading of a configuration."""
+    monkeypatch.setitem(os.environ, "DS_ACCELERATOR", "cpu")
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    return DeepSpeedConfig
+
+
+def all_values(node: Any) -> list[Any]:
+    if isinstance(node, dict | list):
+        children = node.values() if isinstance(node, dict) else node
+        return [leaf for child in children for leaf in all_values(child)]
+    return [node]
+
+
+def test_the_shipped_files_are_those_of_the_design():
+    assert NAMES == [
+        "zero0.json",
+        "zero1.json",
+        "zero2.json",
+        "zero2_fp16.json",
+        "zero2_offload.json",
+        "zero3.json",
+    ]
+
+
+@pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "no bf16"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(n, k) for n in NAMES for k in ("cpu", "gpu") if (n, k) != ("zero2_fp16.json", "cpu")],
+)
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_preset_resolves_under_every_file(stage: str, name: str, kind: str, bf16: bool):
+    given = load_ds_config(name, {})
+    for preset in PRESETS:
+        config, sizes = load_model_config(preset), default_sizes(kind, preset)
+        rates = STAGES[stage].recipe_type.learning_rates
+        rate = rates.get(preset, rates[""])
+        recipe = replace_fields(STAGES[stage].recipe_type(), {"learning_rate": rate}, "test")
+        batches = set()
+        for ranks in (1, 2, 8):
+            hardware = Hardware(kind, ranks, bf16)
+            ds, after = resolve(given, recipe, set(), sizes, hardware, config.num_parameters)
+            assert "auto" not in all_values(ds)
+            rows = ds["train_batch_size"]
+            micro = ds["train_micro_batch_size_per_gpu"]
+            assert rows == micro * ds["gradient_accumulation_steps"] * ranks
+            assert 1 <= micro <= sizes.micro_batch_size
+            assert (after.train_batch_size, after.micro_batch_size) == (rows, micro)
+            batches.add(rows)
+            params = ds["optimizer"]["params"]
+            assert params["lr"] == rate
+            assert params["betas"] == [0.9, 0.999]
+            assert (params["weight_decay"], params["eps"]) == (0.01, 1e-8)
+            assert ds["gradient_clipping"] == 1.0
+            assert precision(ds) == ("fp16" if "fp16" in name else "bf16" if bf16 else "fp32")
+        assert batches == {sizes.train_batch_size}
+    assert "auto" in all_values(given), "resolving must not change what was loaded"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_installed_deepspeed_accepts_every_file(
+    name: str, deepspeed_config: Callable[[dict[str, Any]], Any]
+):
+    recipe = replace_fields(Recipe(), {"learning_rate": 1e-3}, "test")
+    hardware = Hardware("gpu", 1, "fp16" not in name)
+    ds, _ = resolve(load_ds_config(name, {}), recipe, set(), SIZES, hardware, 1000)
+    read = deepspeed_config(ds)
+    stage = int(name.removeprefix("zero")[0])
+    assert read.zero_optimization_stage == stage
+    assert read.train_batch_size == 16
+    assert read.bfloat16_config.enabled == ("fp16" not in name)
+    assert read.gradient_clipping == 1.0
+    assert read.optimizer_params["lr"] == 1e-3
+    if stage:
+        assert read.zero_config.reduce_bucket_size == 1000
+
+
+class Recorder(dict[str, Any]):
+    """Remembers which keys were asked for."""
+
+    def __init__(self, values: dict[str, Any], asked: set[str]) -> None:
+        super().__init__(values)
+        self.asked = asked
+
+    def __copy__(self) -> Recorder:
+        return Recorder(self, self.asked)
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(str(key))
+        return super().__contains__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def keys(self) -> Any:
+        return self
+
+
+def test_known_keys_are_what_the_installed_deepspeed_reads(
+    deepspeed_config: Callable[[dict[str, Any]], Any],
+):
+    from deepspeed.runtime.config import _REMOVED_TOP_LEVEL_CONFIG_KEYS as removed
+
+    asked: set[str] = set()
+    deepspeed_config(Recorder({"train_batch_size": 1}, asked))
+    assert asked >= KNOWN_KEYS, "known here, but DeepSpeed never reads them"
+    assert not KNOWN_KEYS & set(removed), "known here, but DeepSpeed removed them"
+    assert not KNOWN_KEYS & set(REFUSED_KEYS)
+
+
+def test_section_keys_are_what_the_installed_deepspeed_reads(
+    deepspeed_config: Callable[[dict[str, Any]], Any],
+):
+    """A section has its keys here exactly where DeepSpeed accepts one that it does not know."""
+    minimal = {
+        "optimizer": {"type": "AdamW"},
+        "scheduler": {"type": "WarmupLR"},
+        "zero_optimization": {"stage": 1},
+    }
+    unchecked = set()
+    for section in SECTIONS:
+        values = {**minimal.get(section, {}), "no_such_key": 1}
+        with contextlib.suppress(ValueError):
+            deepspeed_config({"train_batch_size": 1, section: values})
+            unchecked.add(section)
+    assert unchecked == {section for section, keys in SECTIONS.items() if keys}
+    for section in unchecked:
+        asked: set[str] = set()
+        values = Recorder(minimal.get(section, {}), asked)
+        deepspeed_config({"train_batch_size": 1, section: values})
+        assert asked >= (SECTIONS[section] or set())
+
+
+def test_a_file_is_found_by_path_by_name_and_without_its_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert find_ds_config("zero2.json") == find_ds_config("zero2") == SHIPPED / "zero2.json"
+    (tmp_path / "zero2.json").write_text("{}")
+    assert find_ds_config("zero2.json").resolve() == tmp_path / "zero2.json"
+
+
+def test_a_missing_file_lists_what_there_is():
+    with pytest.raises(ConfigError) as caught:
+        find_ds_config("zero9.json")
+    for word in ("zero9.json", *NAMES):
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", ["not valid JSON"]),
+        ("", ["not valid JSON"]),
+        ("[]", ["one JSON object", "list"]),
+        ('{"bf16": {}, "bf16": {}}', ["'bf16'", "twice"]),
+        ('{"bf16": {"enabled": true, "enabled": false}}', ["'enabled'", "twice"]),
+        ('{"gradient_cliping": 1}', ["'gradient_cliping'", "gradient_clipping"]),
+        ('{"xyz": 1}', ["no key 'xyz'"]),
+        ('{"autotuning": {"enabled": true}}', ["autotuning", "without training"]),
+        ('{"bfloat16": {"enabled": true}}', ["bfloat16", "spell it bf16"]),
+        ('{"activation_checkpointing": {}}', ["--set activation_checkpointing=true"]),
+        ('{"nebula": {}}', ["nebula"]),
+        ('{"optimizer": {"type": "AdamW", "parms": {}}}', ["optimizer", "'parms'", "params"]),
+        ('{"optimizer": {"params": {}}}', ["optimizer", "type"]),
+        ('{"optimizer": {"type": "AdamW", "params": []}}', ["optimizer.params", "object"]),
+        ('{"scheduler": {"type": "WarmupLR", "parms": {}}}', ["scheduler", "'parms'"]),
+        ('{"scheduler": null}', ["scheduler", "None", "object"]),
+        ('{"data_types": {"grad_acum_dtype": "fp32"}}', ["data_types", "grad_accum_dtype"]),
+        ('{"bf16": true}', ["bf16", "True", "object"]),
+        ('{"bf16": {"enabled": "true"}}', ["bf16.enabled", "'true'"]),
+        ('{"zero_optimization": 2}', ["zero_optimization", "2", "object"]),
+        ('{"zero_optimization": {"stage": "2"}}', ["zero_optimization.stage", "'2'", "0 to 3"]),
+        ('{"zero_optimization": {"stage": 4}}', ["zero_optimization.stage", "4", "0 to 3"]),
+        ('{"gradient_allreduce_op": "sum"}', ["gradient_allreduce_op", "'sum'", "mean"]),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, text: str, words: list[str]):
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_ds_config(str(path), {})
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+def test_set_overrides_the_file_on_purpose(resolved: Resolve):
+    sets = {"zero_optimization.stage": 1, "bf16.enabled": False, "optimizer.params.lr": 0.25}
+    ds, recipe = resolved(sets=sets)
+    assert ds["zero_optimization"]["stage"] == 1
+    assert precision(ds) == "fp32"
+    assert ds["optimizer"]["params"]["lr"] == recipe.learning_rate == 0.25
+    with pytest.raises(ConfigError, match=r"no key 'zero_optimisation'.*zero_optimization"):
+        resolved(sets={"zero_optimisation.stage": 1})
+    with pytest.raises(ConfigError, match=r"--set ds_config.gradient_clipping.x: gradient_cl"):
+        resolved(sets={"gradient_clipping.x": 1})
+
+
+@pytest.mark.parametrize(
+    ("path", "explicit", "name", "given"),
+    [
+        ("optimizer.params.lr", 1e-3, "learning_rate", 2e-3),
+        ("optimizer.params.betas", [0.9, 0.95], "betas", (0.9, 0.99)),
+        ("optimizer.params.eps", 1e-6, "adam_eps", 1e-7),
+        ("optimizer.params.weight_decay", 0.1, "weight_decay", 0.2),
+        ("gradient_clipping", 0.5, "gradient_clipping", 1.0),
+        ("train_batch_size", 32, "train_batch_size", 16),
+        ("train_micro_batch_size_per_gpu", 4, "micro_batch_size", 2),
+    ],
+)
+def test_an_option_and_an_explicit_value(
+    resolved: Resolve, path: str, explicit: Any, name: str, given: Any
+):
+    """Contradicting, they are an error that says how to mean it; else the explicit value is the
+    recipe's, and two that agree are fine."""
+    with pytest.raises(ConfigError) as caught:
+        resolved(sets={path: explicit}, **{name: given})
+    for word in (f"--{name}", path, f"--set ds_config.{path}="):
+        assert word in str(caught.value)
+    kept = tuple(explicit) if isinstance(explicit, list) else explicit
+    assert getattr(resolved(sets={path: explicit})[1], name) == kept
+    assert getattr(resolved(sets={path: explicit}, **{name: kept})[1], name) == kept
+    assert getattr(resolved(**{name: given})[1], name) == given
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "word"),
+    [
+        ("optimizer.params.lr", "fast", "learning_rate"),
+        ("optimizer.params.lr", -1.0, "learning_rate"),
+        ("optimizer.params.betas", [0.9], "betas"),
+        ("gradient_clipping", "1", "gradient_clipping"),
+        ("train_batch_size", 0, "train_batch_size"),
+        ("train_batch_size", 8.5, "train_batch_size"),
+        ("train_micro_batch_size_per_gpu", True, "micro_batch_size"),
+    ],
+)
+def test_an_explicit_value_is_checked(resolved: Resolve, path: str, value: Any, word: str):
+    with pytest.raises(ConfigError, match=word):
+        resolved(sets={path: value})
+
+
+def test_what_the_file_leaves_out_is_the_recipes(resolved: Resolve):
+    ds, _ = resolved({"zero_optimization": {"stage": 1}}, betas=(0.8, 0.9), gradient_clipping=0.25)
+    assert ds["gradient_clipping"] == 0.25
+    assert ds["optimizer"]["type"] == "AdamW"
+    params = ds["optimizer"]["params"]
+    assert (params["lr"], params["betas"], params["weight_decay"]) == (5e-4, [0.8, 0.9], 0.01)
+    assert ds["train_batch_size"] == 16
+    assert precision(ds) == "fp32"
+    ds, _ = resolved({"optimizer": {"type": "Adam", "params": {"lr": 0.5}}}, weight_decay=0.3)
+    assert ds["optimizer"]["params"]["weight_decay"] == 0.3
+    assert ds["optimizer"]["params"]["lr"] == 0.5
+    ds, _ = resolved({"optimizer": {"type": "SGD"}})
+    assert ds["optimizer"]["params"] == {"lr": 5e-4}
+
+
+def test_an_auto_nobody_can_fill_is_named(resolved: Resolve):
+    for path in ("steps_per_print", "zero_optimization.stage3_max_live_parameters"):
+        with pytest.raises(ConfigError, match=rf'{path}: "auto" is not known here; it is for bf16'):
+            resolved(sets={path: "auto"})
+    with pytest.raises(ConfigError, match=r"optimizer.params.foo\[1\]"):
+        resolved(sets={"optimizer.params.foo": [0.9, "auto"]})
+
+
+def test_precision(resolved: Resolve):
+    no_bf16 = Hardware("gpu", 1, False)
+    both = {"fp16": {"enabled": True}, "bf16": {"enabled": True}}
+    with pytest.raises(ConfigError, match="both bf16 and fp16"):
+        resolved(both)
+    by_device = {"fp16": {"enabled": "auto"}, "bf16": {"enabled": "auto"}}
+    assert precision(resolved(by_device, hardware=no_bf16)[0]) == "fp16"
+    assert precision(resolved(by_device, hardware=Hardware("gpu", 1, True))[0]) == "bf16"
+    assert precision(resolved(by_device, hardware=Hardware("cpu", 1, False))[0]) == "fp32"
+    # Asked for outright, bf16 stays however slow it is there.
+    assert precision(resolved({"bf16": {"enabled": True}}, hardware=no_bf16)[0]) == "bf16"
+
+
+def test_fp16_is_refused_on_a_cpu(resolved: Resolve):
+    with pytest.raises(ConfigError, match=r"fp16 does not train on a CPU.*zero2.json"):
+        resolved({"fp16": {"enabled": True}})
+    shipped = load_ds_config("zero2_fp16.json", {})
+    with pytest.raises(ConfigError, match="fp16 does not train on a CPU"):
+        resolve(shipped, Recipe(learning_rate=1e-3), set(), SIZES, CPU, 1000)
+
+
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "warmup_steps", "min_lr_ratio", "scale_lr_with_batch"]
+)
+def test_a_scheduler_in_the_file_contradicts_flags_about_the_rate(resolved: Resolve, name: str):
+    values = {"scheduler": {"type": "WarmupLR", "params": {}}}
+    assert resolved(values)[0]["scheduler"] == values["scheduler"]
+    with pytest.raises(ConfigError, match=rf"scheduler.*--{name}"):
+        resolved(values, **{name: 1})
+
+
+@pytest.mark.parametrize("rows", [8, 12, 16, 120, 128])
+@pytest.mark.parametrize("limit", [1, 3, 4, 64])
+def test_rows_are_micro_batches_times_accumulation_times_ranks(
+    resolved: Resolve, rows: int, limit: int
+):
+    """At any number of ranks the same rows, in the largest micro-batches that fit."""
+    for ranks in (r for r in range(1, 9) if rows % r == 0):
+        ds, _ = resolved(sizes=Sizes(256, rows, limit), hardware=Hardware("gpu", ranks, True))
+        micro = ds["train_micro_batch_size_per_gpu"]
+        assert ds["train_batch_size"] == rows
+        assert micro * ds["gradient_accumulation_steps"] * ranks == rows
+        larger = range(micro + 1, limit + 1)
+        assert micro <= limit
+        assert not [m for m in larger if (rows // ranks) % m == 0]
+
+
+def test_explicit_sizes_are_kept(resolved: Resolve):
+    for rows, micro, ranks in itertools.product((24, 48), (2, 3), (1, 4)):
+        ds, recipe = resolved(
+            train_batch_size=rows, micro_batch_size=micro, hardware=Hardware("gpu", ranks, True)
+        )
+        assert ds["train_batch_size"] == recipe.train_batch_size == rows
+        assert ds["train_micro_batch_size_per_gpu"] == recipe.micro_batch_size == micro
+        assert ds["gradient_accumulation_steps"] == rows // micro // ranks
+    ds, _ = resolved(sets={"gradient_accumulation_steps": 2})
+    assert ds["gradient_accumulation_steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("sets", "ranks", "words"),
+    [
+        ({"train_batch_size": 16}, 3, ["16", "3 ranks", "15", "18"]),
+        ({"train_batch_size": 2}, 8, ["2", "8 ranks", "use 8"]),
+        ({"train_batch_size": 16, "train_micro_batch_size_per_gpu": 3}, 1, ["16", "3", "whole"]),
+        ({"train_batch_size": 8, "train_micro_batch_size_per_gpu": 16}, 1, ["8", "16", "whole"]),
+        (
+            {"train_batch_size": 16, "gradient_accumulation_steps": 3},
+            1,
+            ["gradient_accumulation_steps is 3", "16", "= 2"],
+        ),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(
+    resolved: Resolve, sets: dict[str, Any], ranks: int, words: list[str]
+):
+    with pytest.raises(ConfigError) as caught:
+        resolved(sets=sets, hardware=Hardware("gpu", ranks, True))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_overlap_and_pinning_follow_the_hardware(resolved: Resolve):
+    def auto(kind: str, ranks: int) -> tuple[bool, bool]:
+        sets = {"zero_optimization.offload_optimizer": {"device": "cpu", "pin_memory": "auto"}}
+        ds, _ = resolved(sets=sets, hardware=Hardware(kind, ranks, True))
+        zero = ds["zero_optimization"]
+        return zero["overlap_comm"], zero["offload_optimizer"]["pin_memory"]
+
+    assert auto("gpu", 1) == (False, True)
+    assert auto("gpu", 2) == (True, True)
+    assert auto("cpu", 2) == (False, False)

@@ -1,0 +1,185 @@
+"""The command line of launch/train.py: what was given and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from minimind.config.flags import RECIPE_FLAGS, TrainArguments, parse_train_arguments
+from minimind.config.model import ModelConfig
+from minimind.config.recipe import Recipe, option
+from minimind.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OtherRecipe(Recipe):
+    beta: float = option(0.15, "weight of the other thing")
+    epochs: float = option(3.0, "passes over the data")
+
+
+def parse(*argv: str) -> TrainArguments:
+    return parse_train_arguments(list(argv), {"pretrain": Recipe, "other": OtherRecipe})
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """fails(*argv) -> what was said on stderr, the exit status being 2."""
+
+    def run(*argv: str) -> str:
+        with pytest.raises(SystemExit) as caught:
+            parse(*argv)
+        assert caught.value.code == 2
+        return capsys.readouterr().err
+
+    return run
+
+
+def test_nothing_given_is_nothing_kept():
+    arguments = parse()
+    assert arguments.to_dict() == {"run": {}, "recipe": {}, "model": {}, "ds_config": {}}
+    assert not arguments.resume
+    assert not arguments.dry_run
+    assert arguments.local_rank is None
+    assert arguments.get("stage") == "pretrain"
+    assert arguments.get("ds_config") == "zero2.json"
+    assert arguments.get("model") == "tiny"
+    assert arguments.get("on_bad_row") == "stop"
+    for name in ("tokenizer", "data", "val_data", "from_checkpoint", "output_dir"):
+        assert arguments.get(name) is None
+
+
+def test_every_flag_goes_where_it_belongs():
+    arguments = parse(
+        *("--stage", "other", "--ds_config", "zero1.json", "--model", "minimind3"),
+        *("--tokenizer", "tok", "--data", "a.jsonl:0.7", "b.jsonl:0.3", "--val_data", "v.jsonl"),
+        *("--from_checkpoint", "run", "--output_dir", "out", "--max_steps", "7", "--epochs", "2"),
+        *("--seq_len", "128", "--learning_rate", "1e-3", "--eval_every", "5"),
+        *("--save_every", "6", "--sample_every", "8", "--resume", "--seed", "9"),
+        *("--on_bad_row", "skip", "--dry_run", "--local_rank=1"),
+        *("--set", "dropout=0.1", "--set", "beta=0.2", "--set", "ds_config.bf16.enabled=false"),
+    )
+    assert arguments.run == {
+        "stage": "other",
+        "ds_config": "zero1.json",
+        "model": "minimind3",
+        "tokenizer": "tok",
+        "data": ["a.jsonl:0.7", "b.jsonl:0.3"],
+        "val_data": ["v.jsonl"],
+        "from_checkpoint": "run",
+        "output_dir": "out",
+        "on_bad_row": "skip",
+    }
+    assert arguments.recipe == {
+        "max_steps": 7,
+        "epochs": 2.0,
+        "seq_len": 128,
+        "learning_rate": 1e-3,
+        "eval_every": 5,
+        "save_every": 6,
+        "sample_every": 8,
+        "seed": 9,
+        "beta": 0.2,
+    }
+    assert set(RECIPE_FLAGS) <= set(arguments.recipe)
+    assert arguments.model == {"dropout": 0.1}
+    assert arguments.ds_config == {"bf16.enabled": False}
+    assert (arguments.resume, arguments.dry_run, arguments.local_rank) == (True, True, 1)
+
+
+def test_a_default_given_is_still_given():
+    """What the user says must be able to contradict; what he leaves out must not."""
+    assert parse("--seed", "42", "--model", "tiny").to_dict() == {
+        "run": {"model": "tiny"},
+        "recipe": {"seed": 42},
+        "model": {},
+        "ds_config": {},
+    }
+
+
+def test_set_reaches_every_field_of_model_and_recipe():
+    for field in dataclasses.fields(ModelConfig):
+        assert parse("--set", f"{field.name}=1").model == {field.name: 1}
+    for field in dataclasses.fields(OtherRecipe):
+        found = parse("--stage", "other", "--set", f"{field.name}=1")
+        assert found.recipe == {field.name: 1}
+
+
+@pytest.mark.parametrize("key", ["hidden_sizes", "beta", "learning_rates", "ds_config", "stage"])
+def test_an_unknown_key_of_set_lists_what_there_is(key: str):
+    with pytest.raises(ConfigError) as caught:
+        parse("--set", f"{key}=1")
+    for word in (f"--set {key}", "hidden_size", "warmup_steps", "ds_config.KEY", "pretrain"):
+        assert word in str(caught.value)
+
+
+def test_a_flag_and_set_must_agree():
+    with pytest.raises(ConfigError, match=r"--seed 1 and --set seed=2 contradict"):
+        parse("--seed", "1", "--set", "seed=2")
+    assert parse("--seed", "1", "--set", "seed=1").recipe == {"seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--no_such_flag"], ["unrecognized arguments", "--no_such_flag"]),
+        (["--max_step", "3"], ["unrecognized arguments", "--max_step"]),
+        (["stray"], ["unrecognized arguments", "stray"]),
+        (["--max_steps", "many"], ["--max_steps", "'many'"]),
+        (["--max_steps", "2.5"], ["--max_steps", "'2.5'"]),
+        (["--learning_rate", "fast"], ["--learning_rate", "'fast'"]),
+        (["--stage", "sleep"], ["--stage", "'sleep'", "pretrain", "other"]),
+        (["--stage"], ["--stage", "expected one argument"]),
+        (["--on_bad_row", "ignore"], ["--on_bad_row", "'ignore'", "stop", "skip"]),
+        (["--data"], ["--data", "expected at least one argument"]),
+    ],
+)
+def test_bad_usage_exits_with_2(fails: Callable[..., str], argv: list[str], words: list[str]):
+    said = fails(*argv)
+    for word in words:
+        assert word in said
+
+
+def test_help_groups_the_flags_and_gives_every_default(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        parse("--stage", "other", "--help")
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for group in ("what to train, on what:", "how (options of the stage", "control:"):
+        assert group in text
+    for flag in ("--ds_config", "--from_checkpoint", "--resume", "--dry_run", "--set KEY=VALUE"):
+        assert flag in text
+    for default in ("zero2.json", "tiny", "pretrain", "42", "3.0", "200", "stop"):
+        assert f"(default: {default})" in text
+    for field in dataclasses.fields(OtherRecipe):
+        assert f" {field.name}=" in text
+    assert "beta=0.15 weight of the other thing" in text
+    assert "hidden_size" in text
+    assert "--local_rank" not in text
+
+
+def test_a_resumed_run_repeats_what_is_not_given_anew():
+    first = parse(
+        *("--model", "minimind3", "--seed", "1", "--max_steps", "5", "--output_dir", "out"),
+        *("--set", "dropout=0.1", "--set", "ds_config.bf16.enabled=false"),
+    )
+    earlier = json.loads(json.dumps(first.to_dict()))
+    again = parse("--resume", "--output_dir", "out", "--max_steps", "9", "--set", "ds_config.a=1")
+    merged = again.merge(earlier)
+    assert merged.run == {"model": "minimind3", "output_dir": "out"}
+    assert merged.recipe == {"seed": 1, "max_steps": 9}
+    assert merged.model == {"dropout": 0.1}
+    assert merged.ds_config == {"bf16.enabled": False, "a": 1}
+    assert merged.resume
+    assert again.recipe == {"max_steps": 9}, "merging must not change what it merges"
+    empty: dict[str, Any] = {}
+    assert again.merge(empty) == again
+
+
+def test_options_of_a_stage_belong_to_it_alone():
+    assert parse("--stage", "other", "--set", "beta=0.5").recipe == {"beta": 0.5}
+    with pytest.raises(ConfigError, match="--set beta"):
+        parse("--set", "beta=0.5")

@@ -1,0 +1,227 @@
+"""Presets to the parameter, derived sizes, and what a wrong field's message says."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minimind.config.model import (
+    PRESETS,
+    ModelConfig,
+    default_intermediate_size,
+    load_model_config,
+)
+from minimind.errors import ConfigError
+from minimind.model.transformer import Transformer
+
+COUNTS = {"minimind2-small": 25_829_888, "minimind2": 104_030_976, "minimind3": 63_912_192}
+
+
+def module_count(config: ModelConfig) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in Transformer(config).parameters())
+
+
+@pytest.mark.parametrize(("name", "count"), COUNTS.items())
+def test_presets_have_their_exact_number_of_parameters(name: str, count: int):
+    config = load_model_config(name)
+    assert config.num_parameters == count
+    assert module_count(config) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("minimind2-small", ("llama", 512, 8, 8, 2, 64, 1408, 6400, False, 1e-5, True)),
+        ("minimind2", ("llama", 768, 16, 8, 2, 96, 2048, 6400, False, 1e-5, True)),
+        ("minimind3", ("qwen3", 768, 8, 8, 4, 96, 2432, 6400, True, 1e-6, False)),
+    ],
+)
+def test_presets_are_those_of_the_specification(name: str, expected: tuple[Any, ...]):
+    c = load_model_config(name)
+    shape = (c.model_type, c.hidden_size, c.num_hidden_layers, c.num_attention_heads)
+    shape += (c.num_key_value_heads, c.head_dim, c.intermediate_size, c.vocab_size)
+    assert (*shape, c.use_qk_norm, c.rms_norm_eps, c.norm_cast_before_weight) == expected
+    assert c.tie_word_embeddings
+    assert (c.rope_theta, c.rope_scaling, c.dropout) == (1e6, None, 0.0)
+    assert c.max_position_embeddings == 32768
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"tie_word_embeddings": False},
+        {"use_qk_norm": False},
+        {"head_dim": 24, "num_attention_heads": 6, "num_key_value_heads": 3},
+        {"hidden_size": 640, "vocab_size": 501, "num_hidden_layers": 1},
+    ],
+)
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_count_is_the_modules_own(name: str, overrides: dict[str, Any]):
+    config = load_model_config(name, overrides)
+    assert config.num_parameters == module_count(config)
+
+
+@pytest.mark.parametrize(
+    ("series", "hidden", "size"),
+    # By hand: 8·512/3 = 1365.3, 1365/64 = 21.3; 8·768/3 = 2048 = 32·64; π·768 = 2412.7 = 37.7·64.
+    [
+        ("llama", 512, 22 * 64),
+        ("llama", 768, 32 * 64),
+        ("llama", 640, 27 * 64),
+        ("qwen3", 768, 38 * 64),
+        ("qwen3", 640, 32 * 64),
+        ("qwen3", 64, 4 * 64),
+        ("qwen3", 20, 64),
+        ("llama", 24, 64),
+    ],
+)
+def test_the_feed_forward_size_follows_the_hidden_size(series: str, hidden: int, size: int):
+    assert default_intermediate_size(series, hidden) == size
+
+
+@pytest.mark.parametrize("hidden", range(8, 1200, 56))
+def test_both_formulas_of_the_feed_forward_size(hidden: int):
+    assert default_intermediate_size("llama", hidden) == 64 * math.ceil((8 * hidden // 3) / 64)
+    assert default_intermediate_size("qwen3", hidden) == 64 * math.ceil(math.pi * hidden / 64)
+
+
+@pytest.mark.parametrize("name", ["minimind2", "minimind3"])
+def test_head_and_feed_forward_sizes_follow_another_hidden_size(name: str):
+    config = load_model_config(name, {"hidden_size": 640})
+    assert config.head_dim == 80
+    assert config.intermediate_size == {"minimind2": 1728, "minimind3": 2048}[name]
+
+
+def test_given_sizes_stay():
+    config = load_model_config("minimind3", {"hidden_size": 640, "intermediate_size": 999})
+    assert config.intermediate_size == 999
+    assert load_model_config("minimind3", {"head_dim": 32}).head_dim == 32
+    # 50 is no multiple of 8, and need not be where the head size is given.
+    assert load_model_config("tiny", {"hidden_size": 50, "head_dim": 8}).hidden_size == 50
+
+
+def test_only_tiny_takes_the_tokenizers_vocabulary():
+    assert load_model_config("tiny", tokenizer_vocab=777).vocab_size == 777
+    assert load_model_config("tiny").vocab_size == 6400
+    assert load_model_config("tiny", {"vocab_size": 888}, tokenizer_vocab=777).vocab_size == 888
+    assert load_model_config("minimind3", tokenizer_vocab=777).vocab_size == 6400
+
+
+def test_a_json_file_is_a_model(tmp_path: Path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"hidden_size": 96, "num_attention_heads": 4}))
+    config = load_model_config(str(path), {"num_hidden_layers": 3})
+    assert (config.hidden_size, config.head_dim, config.num_hidden_layers) == (96, 24, 3)
+    assert config.intermediate_size == 64 * math.ceil(math.pi * 96 / 64)
+
+
+def test_a_configuration_survives_its_dictionary():
+    for name in PRESETS:
+        config = load_model_config(name, {"rope_scaling": "yarn"})
+        text = json.dumps(config.to_dict())
+        assert ModelConfig.from_dict(json.loads(text), "test") == config
+
+
+def test_yarn_by_its_name_and_in_part():
+    whole = load_model_config("tiny", {"rope_scaling": "yarn"}).rope_scaling
+    assert whole == {
+        "rope_type": "yarn",
+        "factor": 16.0,
+        "original_max_position_embeddings": 2048,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "attention_factor": 1.0,
+    }
+    part = load_model_config("tiny", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}})
+    assert part.rope_scaling == {**whole, "factor": 4.0}
+
+
+def test_flops_count_every_product_three_times():
+    """Forward and twice that backward, two operations a multiplication; attention at its full
+    length, as PaLM's formula has it."""
+    c = load_model_config("minimind3")
+    per_layer = 768 * (8 + 2 * 4) * 96 + 8 * 96 * 768 + 3 * 768 * 2432
+    products = 8 * per_layer + 768 * 6400
+    attention = 8 * 2 * (8 * 96) * 1024
+    expected = 6 * (products + attention)
+    assert c.flops_per_token(1024) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"hidden_sizes": 640}, ["hidden_sizes", "known", "hidden_size"]),
+        ({"hidden_size": "640"}, ["hidden_size", "'640'", "int"]),
+        ({"hidden_size": 640.0}, ["hidden_size", "640.0", "int"]),
+        ({"hidden_size": True}, ["hidden_size", "True", "int"]),
+        ({"rope_theta": True}, ["rope_theta", "True", "float"]),
+        ({"use_qk_norm": 1}, ["use_qk_norm", "1", "bool"]),
+        ({"hidden_size": None}, ["hidden_size", "None", "int"]),
+        ({"model_type": 3}, ["model_type", "3", "str"]),
+        ({"model_type": "gpt2"}, ["model_type", "'gpt2'", "llama", "qwen3"]),
+        ({"num_attention_heads": 7}, ["hidden_size", "num_attention_heads", "7", "head_dim"]),
+        ({"num_key_value_heads": 3}, ["num_attention_heads", "num_key_value_heads", "3"]),
+        ({"head_dim": 33}, ["head_dim", "33", "odd"]),
+        ({"head_dim": -2}, ["head_dim", "-2"]),
+        ({"num_hidden_layers": 0}, ["num_hidden_layers", "0", "at least 1"]),
+        ({"hidden_size": 0}, ["hidden_size", "0", "at least 1"]),
+        ({"hidden_size": -64}, ["hidden_size", "-64", "at least 1"]),
+        ({"num_attention_heads": 0}, ["num_attention_heads", "0"]),
+        ({"num_key_value_heads": 0}, ["num_key_value_heads", "0"]),
+        ({"vocab_size": 0}, ["vocab_size", "0"]),
+        ({"dropout": 1.0}, ["dropout", "1.0", "below 1"]),
+        ({"dropout": -0.1}, ["dropout", "-0.1"]),
+        ({"dropout": math.nan}, ["dropout", "nan"]),
+        ({"rms_norm_eps": 0.0}, ["rms_norm_eps", "above 0"]),
+        ({"rope_theta": 1.0}, ["rope_theta", "above 1"]),
+        ({"initializer_range": math.inf}, ["initializer_range", "inf"]),
+        ({"rope_scaling": "linear"}, ["rope_scaling", "'linear'", "yarn"]),
+        ({"rope_scaling": {"rope_type": "llama3"}}, ["rope_scaling", "llama3", "yarn"]),
+        ({"rope_scaling": {"rope_type": "yarn", "fast": 1}}, ["rope_scaling", "fast"]),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": "4"}}, ["factor", "'4'", "number"]),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 0}}, ["factor", "0", "above 0"]),
+        ({"rope_scaling": {"rope_type": "yarn", "beta_fast": None}}, ["beta_fast", "None"]),
+        ({"rope_scaling": ["yarn"]}, ["rope_scaling", "yarn"]),
+    ],
+)
+def test_a_wrong_field_is_named(overrides: dict[str, Any], words: list[str]):
+    with pytest.raises(ConfigError) as caught:
+        load_model_config("minimind3", overrides)
+    message = str(caught.value)
+    assert "minimind3" in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", ["not valid JSON"]),
+        ("[1]", ["one JSON object", "list"]),
+        ('{"hidden": 3}', ["hidden", "no such model field"]),
+        (b"\xff\xfe{}", ["not valid JSON"]),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, content: str | bytes, words: list[str]):
+    path = tmp_path / "mine.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError) as caught:
+        load_model_config(str(path))
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+def test_a_missing_model_says_what_there_is(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"huge.*tiny, minimind2-small, minimind2, minimind3"):
+        load_model_config("huge")
+    with pytest.raises(ConfigError, match=r"gone\.json.*cannot be read"):
+        load_model_config(str(tmp_path / "gone.json"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_model_config(str(tmp_path))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 import torch
 
 BF16_PEAK_FLOPS = {
     "H200": 989.5e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835.5e12,
     "H100": 989.5e12,
     "B200": 2250e12,
     "A100": 312e12,
@@ -20,7 +23,8 @@ BF16_PEAK_FLOPS = {
     "RTX 3090": 71e12,
     "MI300X": 1307e12,
 }
-"""Dense bf16 products a second from the makers' data sheets, by a part of the device's name."""
+"""Dense bf16 products a second from the makers' data sheets, by words of the device's name; where
+two match, the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,9 @@ def find_device(local_rank: int = 0) -> Device:
         index = local_rank % torch.cuda.device_count()
         name = torch.cuda.get_device_name(index)
         bf16 = torch.cuda.get_device_capability(index) >= (8, 0) or torch.version.hip is not None
-        peak = next((v for k, v in BF16_PEAK_FLOPS.items() if k in name), None)
+        # A slice of a GPU (MIG) has no data sheet.
+        known = () if "MIG" in name else BF16_PEAK_FLOPS.items()
+        peak = next((v for k, v in known if re.search(rf"\b{k}\b", name)), None)
         why = "" if bf16 else f"{name} has no bf16 units"
         return Device(torch.device("cuda", index), name, bf16, why, peak)
     bf16 = cpu_has_bf16()

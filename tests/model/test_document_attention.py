@@ -1,0 +1,218 @@
+"""Attention inside packed documents against plain attention of each document alone."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minimind.model import document_attention
+from minimind.model.document_attention import (
+    FLASH_FROM,
+    BucketPlan,
+    VarlenPlan,
+    plan_attention,
+)
+
+Tensors = tuple[Tensor, Tensor, Tensor]
+CPU = torch.device("cpu")
+
+
+def bounds(lengths: Sequence[int]) -> list[int]:
+    return [0, *itertools.accumulate(lengths)]
+
+
+def random_qkv(
+    tokens: int, heads: int, kv_heads: int, size: int = 8, dtype: torch.dtype = torch.float32
+) -> Tensors:
+    generator = torch.Generator().manual_seed(tokens)
+    q, k, v = (
+        torch.randn(tokens, n, size, generator=generator, dtype=torch.float64)
+        for n in (heads, kv_heads, kv_heads)
+    )
+    return q.to(dtype).requires_grad_(), k.to(dtype).requires_grad_(), v.to(dtype).requires_grad_()
+
+
+def plain_attention(q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor, cu: Sequence[int]) -> Tensor:
+    """softmax(q·kᵀ/√H)·v document by document, the keys repeated for their query heads."""
+    group = q_MNH.shape[1] // k_MKH.shape[1]
+    k_MNH, v_MNH = (x.repeat_interleave(group, dim=1) for x in (k_MKH, v_MKH))
+    pieces = []
+    for start, stop in itertools.pairwise(cu):
+        q, k, v = (x[start:stop].transpose(0, 1) for x in (q_MNH, k_MNH, v_MNH))
+        hidden = torch.ones(stop - start, stop - start, dtype=torch.bool).triu(1).to(q.device)
+        scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[2])
+        pieces.append((scores.masked_fill(hidden, -math.inf).softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(pieces)
+
+
+def assert_as_plain(
+    lengths: Sequence[int], heads: int, kv_heads: int, atol: float = 2e-5, size: int = 8
+) -> None:
+    """Output and gradients in fp32 against fp64."""
+    cu = bounds(lengths)
+    tensors = random_qkv(cu[-1], heads, kv_heads, size)
+    exact = tuple(t.detach().double().requires_grad_() for t in tensors)
+    out = BucketPlan.build(cu, heads, CPU).attend(*tensors)
+    expected = plain_attention(*exact, cu)
+    torch.testing.assert_close(out.double(), expected, atol=atol, rtol=atol)
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(5))
+    found = torch.autograd.grad(out, tensors, upstream)
+    wanted = torch.autograd.grad(expected, exact, upstream.double())
+    for name, f, w in zip("qkv", found, wanted, strict=True):
+        torch.testing.assert_close(
+            f.double(), w, atol=atol, rtol=atol, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+MIXES = {
+    "one token": [1],
+    "single tokens": [1, 1, 1],
+    "odd lengths": [3, 17, 1, 5, 33, 2],
+    "all alike": [7] * 9,
+    "rising": list(range(1, 20)),
+    "empty ones between": [4, 0, 6, 0],
+    "long ones between": [20, FLASH_FROM, 1, FLASH_FROM + 33, 9],
+    "only a long one": [FLASH_FROM + 1],
+    "just below flash": [FLASH_FROM - 1, 2],
+    "many": [1 + (i * 7) % 23 for i in range(100)],
+}
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])
+@pytest.mark.parametrize("mix", MIXES)
+def test_packed_documents_attend_as_each_alone(mix: str, heads: int, kv_heads: int):
+    assert_as_plain(MIXES[mix], heads, kv_heads)
+
+
+@pytest.mark.parametrize("scores", [1, 100, 5000])
+def test_small_buckets_change_nothing(monkeypatch: pytest.MonkeyPatch, scores: int):
+    monkeypatch.setattr(document_attention, "SCORES_PER_BUCKET", scores)
+    lengths = [3, 17, 1, 5, 33, 2, 17, 17, 16]
+    plan = BucketPlan.build(bounds(lengths), 4, CPU)
+    assert len(plan.buckets) > 1
+    assert_as_plain(lengths, 4, 2)
+
+
+@pytest.mark.parametrize("flash_from", [1, 6, 17])
+def test_where_flash_begins_changes_nothing(monkeypatch: pytest.MonkeyPatch, flash_from: int):
+    monkeypatch.setattr(document_attention, "FLASH_FROM", flash_from)
+    lengths = [3, 17, 1, 5, 33, 6]
+    plan = BucketPlan.build(bounds(lengths), 4, CPU)
+    assert len(plan.long) == sum(n >= flash_from for n in lengths)
+    assert_as_plain(lengths, 4, 2)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(sum),
+    heads=st.sampled_from([(2, 1), (4, 2), (3, 3), (6, 2)]),
+    scores=st.sampled_from([1, 2000, 2**19]),
+    flash_from=st.sampled_from([8, 512]),
+)
+@settings(max_examples=20, deadline=None)
+def test_any_documents(lengths: list[int], heads: tuple[int, int], scores: int, flash_from: int):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(document_attention, "SCORES_PER_BUCKET", scores)
+        patch.setattr(document_attention, "FLASH_FROM", flash_from)
+        assert_as_plain(lengths, *heads, size=4)
+
+
+def test_gradients_are_those_of_the_function():
+    cu = bounds([3, 1, 4])
+    plan = BucketPlan.build(cu, 4, CPU)
+    tensors = random_qkv(cu[-1], 4, 2, size=2, dtype=torch.float64)
+    assert torch.autograd.gradcheck(plan.attend, tensors)
+
+
+def test_only_the_gradients_that_are_wanted(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(document_attention, "FLASH_FROM", 4)
+    cu = bounds([3, 5])
+    q, k, v = random_qkv(cu[-1], 4, 2)
+    out = BucketPlan.build(cu, 4, CPU).attend(q.detach(), k.detach(), v)
+    (grad,) = torch.autograd.grad(out.sum(), (v,))
+    expected = plain_attention(q, k, v, cu)
+    torch.testing.assert_close(grad, torch.autograd.grad(expected.sum(), (v,))[0])
+
+
+def test_every_token_is_in_one_bucket_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(document_attention, "FLASH_FROM", 30)
+    monkeypatch.setattr(document_attention, "SCORES_PER_BUCKET", 3000)
+    lengths = [3, 17, 1, 45, 5, 33, 2, 0, 29, 30]
+    cu = bounds(lengths)
+    plan = BucketPlan.build(cu, 4, CPU)
+    tokens = [t for bucket in plan.buckets for t in bucket.tokens.tolist()]
+    tokens += [t for start, stop in plan.long for t in range(start, stop)]
+    assert sorted(tokens) == list(range(cu[-1]))
+    for bucket in plan.buckets:
+        documents, length = bucket.gather_BL.shape
+        assert documents == 1 or documents * 4 * length * length <= 3000
+        assert torch.equal(bucket.gather_BL.flatten()[bucket.places], bucket.tokens)
+
+
+def test_keys_are_never_repeated():
+    """Gathered keys are as many as there are key heads, not query heads."""
+    plan = BucketPlan.build([0, 6, 12], 8, CPU)
+    q, k, _ = random_qkv(12, 8, 2)
+    (bucket,) = plan.buckets
+    assert bucket.gather(k, 2).shape == (2 * 2, 6, 8)
+    assert bucket.gather(q, 2).shape == (2 * 2, 4 * 6, 8)
+
+
+def test_large_scores_stay_finite():
+    cu = bounds([5, 3])
+    q, k, v = random_qkv(8, 2, 2)
+    out = BucketPlan.build(cu, 2, CPU).attend(q * 100, k * 100, v)
+    grads = torch.autograd.grad(out.sum(), (q, k, v))
+    assert all(t.isfinite().all() for t in (out, *grads))
+
+
+def test_bf16_rounds_no_more_than_plain_bf16():
+    cu = bounds([9, 4, 6])
+    tensors = random_qkv(cu[-1], 4, 2, dtype=torch.bfloat16)
+    exact = plain_attention(*(t.detach().double() for t in tensors), cu)
+    out = BucketPlan.build(cu, 4, CPU).attend(*tensors)
+    plain = plain_attention(*(t.detach() for t in tensors), cu)
+    assert out.dtype == torch.bfloat16
+    error, plain_error = ((t.double() - exact).norm() for t in (out, plain))
+    assert error <= 1.5 * plain_error
+
+
+def test_the_plan_of_each_device():
+    cu = torch.tensor([0, 4], dtype=torch.int32)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert isinstance(plan_attention(cu, 4, 2, dtype), BucketPlan)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 8), (8, 2), (8, 1)])
+def test_variable_length_attention_on_a_gpu(dtype: torch.dtype, heads: int, kv_heads: int):
+    cu = bounds([3, 17, 1, 600, 33])
+    tensors = tuple(
+        t.detach().cuda().requires_grad_()
+        for t in random_qkv(cu[-1], heads, kv_heads, size=64, dtype=dtype)
+    )
+    exact = tuple(t.detach().double().requires_grad_() for t in tensors)
+    plan = plan_attention(torch.tensor(cu, dtype=torch.int32).cuda(), 600, heads, dtype)
+    assert isinstance(plan, VarlenPlan)
+    out, expected = plan.attend(*tensors), plain_attention(*exact, cu)
+    upstream = torch.randn_like(out)
+    found = (out, *torch.autograd.grad(out, tensors, upstream))
+    wanted = (expected, *torch.autograd.grad(expected, exact, upstream.double()))
+    for f, w in zip(found, wanted, strict=True):
+        assert (f.double() - w).norm() <= 0.02 * w.norm()
+
+
+@pytest.mark.gpu
+def test_fp32_on_a_gpu():
+    cu = bounds([3, 17, 1, 600, 33])
+    tensors = tuple(t.detach().cuda() for t in random_qkv(cu[-1], 8, 2, size=64))
+    plan = plan_attention(torch.tensor(cu, dtype=torch.int32).cuda(), 600, 8, torch.float32)
+    expected = plain_attention(*(t.double() for t in tensors), cu)
+    torch.testing.assert_close(plan.attend(*tensors).double(), expected, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,166 @@
+"""Models small enough for tests, batches built token by token, and the model once more in plain
+PyTorch: one document at a time, every formula spelled out, in fp64."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minimind.config.model import ModelConfig
+from minimind.model.state_dict import split_fused
+from minimind.model.transformer import Transformer
+from minimind.types import IGNORE_INDEX, Batch
+
+FAMILIES = ("llama", "qwen3")
+"""The 2-series and the 3-series."""
+Ids = Sequence[int]
+
+
+def small_config(family: str = "qwen3", **changes: Any) -> ModelConfig:
+    """Two layers of 4 heads over 2 key heads, with the family's norms."""
+    series: dict[str, Any] = {"model_type": family, "use_qk_norm": family == "qwen3"}
+    if family == "llama":
+        series |= {"norm_cast_before_weight": True, "rms_norm_eps": 1e-5}
+    sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "head_dim": 12}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+    return ModelConfig(**(series | sizes | heads | changes))
+
+
+def random_model(config: ModelConfig, seed: int = 0) -> Transformer:
+    """With weights large enough that every part of the model shows in its output."""
+    model = Transformer(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + 0.2 * noise if parameter.dim() == 1 else 0.15 * noise)
+    return model
+
+
+def random_documents(lengths: Sequence[int], vocab: int = 97, seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(vocab, (n,), generator=generator).tolist() for n in lengths]
+
+
+def pack(rows: Sequence[Sequence[Ids]], seq_len: int | None = None, pad_id: int = 0) -> Batch:
+    """Each row's documents side by side, padded to `seq_len` (default: the longest row)."""
+    seq_len = seq_len or max(sum(map(len, row)) for row in rows)
+    ids, labels, positions, starts = [], [], [], []
+    for row in rows:
+        for document in [*row, [pad_id] * (seq_len - sum(map(len, row)))]:
+            if not document:
+                continue
+            is_padding = len(ids) % seq_len >= sum(map(len, row))
+            starts.append(len(ids))
+            ids += document
+            positions += range(len(document))
+            targets = [IGNORE_INDEX] * (len(document) - 1) if is_padding else list(document[1:])
+            labels += [*targets, IGNORE_INDEX]
+    cu_seqlens = [*starts, len(ids)]
+    return Batch(
+        ids_BT=torch.tensor(ids).view(len(rows), seq_len),
+        labels_BT=torch.tensor(labels).view(len(rows), seq_len),
+        positions_BT=torch.tensor(positions).view(len(rows), seq_len),
+        cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32),
+        max_len=max(b - a for a, b in itertools.pairwise(cu_seqlens)),
+        num_targets=sum(label != IGNORE_INDEX for label in labels),
+    )
+
+
+def logits_of(model: Transformer, batch: Batch) -> Tensor:
+    """[M, V], which the model never gives out itself."""
+    found: list[Tensor] = []
+
+    def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
+        found.append(hidden_MD @ weight_VD.T)
+        return found[0].sum(1)
+
+    model(batch, head)
+    return found[0]
+
+
+def loss_of(model: Transformer, batch: Batch) -> Tensor:
+    """The summed cross-entropy of the targets."""
+    logits_MV = logits_of(model, batch)
+    return F.cross_entropy(logits_MV, batch.labels_BT.flatten(), reduction="sum")
+
+
+def gradients(model: Transformer, loss: Tensor) -> dict[str, Tensor]:
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+def reference_frequencies(config: ModelConfig) -> Tensor:
+    """Radians per position, fp64: theta^(-2i/d), blended by YaRN as SPEC §1 has it."""
+    d, theta = config.head_dim, config.rope_theta
+    frequencies = []
+    for i in range(d // 2):
+        f = math.exp(-(2 * i / d) * math.log(theta))
+        if yarn := config.rope_scaling:
+            original, factor = yarn["original_max_position_embeddings"], yarn["factor"]
+            inv = [
+                d * math.log(original / (2 * math.pi * b)) / (2 * math.log(theta))
+                for b in (yarn["beta_fast"], yarn["beta_slow"])
+            ]
+            low = max(math.floor(inv[0]), 0)
+            high = min(math.ceil(inv[1]), d // 2 - 1)
+            ramp = min(max((i - low) / max(high - low, 0.001), 0.0), 1.0)
+            f = f * (1 - ramp + ramp / factor)
+        frequencies.append(f)
+    return torch.tensor(frequencies, dtype=torch.float64)
+
+
+def reference_logits(
+    model: Transformer,
+    document: Ids,
+    dropout: Callable[[Tensor], Tensor] = lambda x: x,
+    first_position: int = 0,
+) -> Tensor:
+    """[L, V] in fp64. `dropout` is called where the specification has it, in the model's order."""
+    config = model.config
+    state = dict(model.named_parameters())
+    w = {name: tensor.detach().double() for name, tensor in split_fused(config, state).items()}
+    length, size = len(document), config.head_dim
+    positions = torch.arange(first_position, first_position + length, dtype=torch.float64)
+    angles = positions[:, None] * reference_frequencies(config)
+    turn = torch.polar(torch.ones_like(angles), angles)
+    hidden_from = torch.ones(length, length, dtype=torch.bool).triu(1)
+
+    def norm(x: Tensor, weight: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + config.rms_norm_eps).sqrt() * weight
+
+    def rotate(x: Tensor) -> Tensor:
+        pairs = torch.complex(x[..., : size // 2], x[..., size // 2 :]) * turn
+        return torch.cat([pairs.real, pairs.imag], dim=-1)
+
+    x = dropout(w["model.embed_tokens.weight"][torch.tensor(document)])
+    for i in range(config.num_hidden_layers):
+        layer = {
+            name.removeprefix(f"model.layers.{i}.").removesuffix(".weight"): tensor
+            for name, tensor in w.items()
+            if name.startswith(f"model.layers.{i}.")
+        }
+        y = norm(x, layer["input_layernorm"])
+        heads = []
+        for head in range(config.num_attention_heads):
+            kv_head = head * config.num_key_value_heads // config.num_attention_heads
+            q = (y @ layer["self_attn.q_proj"].T)[:, head * size : (head + 1) * size]
+            k = (y @ layer["self_attn.k_proj"].T)[:, kv_head * size : (kv_head + 1) * size]
+            v = (y @ layer["self_attn.v_proj"].T)[:, kv_head * size : (kv_head + 1) * size]
+            if config.use_qk_norm:
+                q = norm(q, layer["self_attn.q_norm"])
+                k = norm(k, layer["self_attn.k_norm"])
+            scores = rotate(q) @ rotate(k).T / math.sqrt(size)
+            heads.append(scores.masked_fill(hidden_from, -math.inf).softmax(-1) @ v)
+        x = x + dropout(torch.cat(heads, -1) @ layer["self_attn.o_proj"].T)
+        y = norm(x, layer["post_attention_layernorm"])
+        gate, up = y @ layer["mlp.gate_proj"].T, y @ layer["mlp.up_proj"].T
+        x = x + dropout((gate * gate.sigmoid() * up) @ layer["mlp.down_proj"].T)
+    head_weight = w.get("lm_head.weight", w["model.embed_tokens.weight"])
+    return norm(x, w["model.norm.weight"]) @ head_weight.T

@@ -3,9 +3,18 @@
 backend.py says which form runs. Needs nothing but torch, and triton on a GPU.
 """
 
-from .linear_loss import linear_cross_entropy
+from .linear_kl import linear_kl
+from .linear_loss import linear_cross_entropy, linear_log_prob
 from .rms_norm import add_rms_norm, rms_norm
 from .rope import qk_rope
 from .swiglu import swiglu
 
-__all__ = ["add_rms_norm", "linear_cross_entropy", "qk_rope", "rms_norm", "swiglu"]
+__all__ = [
+    "add_rms_norm",
+    "linear_cross_entropy",
+    "linear_kl",
+    "linear_log_prob",
+    "qk_rope",
+    "rms_norm",
+    "swiglu",
+]

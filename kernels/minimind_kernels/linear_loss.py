@@ -15,12 +15,9 @@ from torch.nn import functional
 
 from . import backend
 from .form import Form
-from .token_chunks import TokenChunks
+from .token_chunks import WORTH_GATHERING, TokenChunks, common_grad, scaled_grads
 
 _IGNORED = -1
-_WORTH_GATHERING = 0.9
-"""On the CPU, where counting costs no wait, tokens without a label are left out of the products
-when at least a tenth is."""
 
 
 def linear_cross_entropy_reference(
@@ -62,7 +59,7 @@ def linear_cross_entropy(
     if torch.compiler.is_compiling() and not in_triton:
         return linear_cross_entropy_reference(hidden_MD, weight_VD, labels_M, ignore_index)
     is_counted_M = labels_M != ignore_index
-    if not (in_triton or hidden_MD.is_cuda) and is_counted_M.sum() < _WORTH_GATHERING * len(
+    if not (in_triton or hidden_MD.is_cuda) and is_counted_M.sum() < WORTH_GATHERING * len(
         labels_M
     ):
         rows = is_counted_M.nonzero().squeeze(1)
@@ -77,6 +74,21 @@ def linear_cross_entropy(
         function = _UniformCrossEntropy if uniform_grad else _CrossEntropy
         return function.apply(hidden_MD, weight_VD, labels_M, chunk_size)
     return _loss_chunks(hidden_MD, weight_VD, labels_M, chunk_size)[0]
+
+
+def linear_log_prob(
+    hidden_MD: Tensor,
+    weight_VD: Tensor,
+    ids_M: Tensor,
+    ignore_index: int = -100,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """The log-probability of each token's id under hidden · weightᵀ: [M] fp32, 0 where ignored.
+
+    The negative of `linear_cross_entropy`, with any gradient for each token: what preference and
+    policy-gradient objectives need. See there for shapes, dtypes and errors.
+    """
+    return -linear_cross_entropy(hidden_MD, weight_VD, ids_M, ignore_index, chunk_size)
 
 
 def _check(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor) -> None:
@@ -165,10 +177,7 @@ class _CrossEntropy(torch.autograd.Function):
                 generated=chunks.generated,
             )  # fmt: skip
             chunks.add_grads(rows, logits_CV)
-        grad_weight_VD = chunks.grad_weight_VD
-        if grad_weight_VD is not None:
-            grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
-        return chunks.grad_hidden_MD, grad_weight_VD, None, None
+        return chunks.grad_hidden_MD, chunks.grad_weight(weight_VD.dtype), None, None
 
 
 class _UniformCrossEntropy(torch.autograd.Function):
@@ -190,27 +199,5 @@ class _UniformCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_M):
         labels_M, grad_hidden_MD, grad_weight_VD = ctx.saved_tensors
-        factor = _common_grad(grad_M, labels_M >= 0)
-        if grad_hidden_MD is not None:
-            grad_hidden_MD = (grad_hidden_MD * factor).to(grad_hidden_MD.dtype)
-        if grad_weight_VD is not None:
-            grad_weight_VD = (grad_weight_VD * factor).to(ctx.weight_dtype)
-        return grad_hidden_MD, grad_weight_VD, None, None
-
-
-def _common_grad(grad_M: Tensor, counted_M: Tensor) -> Tensor:
-    """The one gradient of all counted tokens, 0 if there is none, without waiting for a GPU."""
-    if not len(grad_M):
-        return grad_M.new_zeros(())
-    first_1 = counted_M.byte().argmax(keepdim=True)
-    factor_1 = torch.where(counted_M[first_1], grad_M[first_1], 0)
-    is_uniform = ((grad_M == factor_1) | ~counted_M).all()
-    message = (
-        "linear_cross_entropy(uniform_grad=True) received different gradients for different "
-        "tokens; leave uniform_grad out where the losses are weighted one by one"
-    )
-    if grad_M.is_cuda:
-        torch.ops.aten._assert_async.msg(is_uniform, message)
-    elif not is_uniform:
-        raise ValueError(message)
-    return factor_1.squeeze()
+        factor = common_grad(grad_M, labels_M >= 0)
+        return *scaled_grads(grad_hidden_MD, grad_weight_VD, factor, ctx.weight_dtype), None, None

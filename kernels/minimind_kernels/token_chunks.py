@@ -19,6 +19,10 @@ _CPU_CHUNK = 1024
 _GPU_CHUNK = 4096
 """Tokens: 52 MB of bf16 logits over 6400 entries, about an H100's L2."""
 
+WORTH_GATHERING = 0.9
+"""On the CPU, where counting them waits for nothing, tokens without a loss are left out of the
+products when at least a tenth is."""
+
 
 class TokenChunks:
     """One model's hidden states against one head, chunk after chunk through one buffer."""
@@ -35,7 +39,7 @@ class TokenChunks:
         half_on_cpu = on_cpu and hidden_MD.dtype == torch.float16
         self._dtype = torch.float32 if half_on_cpu else hidden_MD.dtype
         self._hidden_MD, self._weight_VD = hidden_MD, weight_VD.to(self._dtype)
-        longest = max((s.stop - s.start for s in self.slices), default=0)
+        longest = -(-num_tokens // max(num_chunks, 1))
         self._buffer_CV = hidden_MD.new_empty((longest, vocab), dtype=self._dtype)
         self.loss_dtype = torch.promote_types(self._dtype, torch.float32)
         self.generated = (
@@ -68,5 +72,41 @@ class TokenChunks:
             else:
                 self.grad_weight_VD.add_(torch.mm(*factors))
 
+    def grad_weight(self, dtype: torch.dtype) -> Tensor | None:
+        return None if self.grad_weight_VD is None else self.grad_weight_VD.to(dtype)
+
     def _hidden(self, rows: slice) -> Tensor:
         return self._hidden_MD[rows].to(self._dtype)
+
+
+def common_grad(grad_M: Tensor, counted_M: Tensor) -> Tensor:
+    """The one gradient that all counted tokens' losses received, 0 if there are none, without
+    waiting for a GPU. Raises ValueError (on a GPU an assertion on the device) if they differ."""
+    if not len(grad_M):
+        return grad_M.new_zeros(())
+    first_1 = counted_M.byte().argmax(keepdim=True)
+    factor_1 = torch.where(counted_M[first_1], grad_M[first_1], 0)
+    is_uniform = ((grad_M == factor_1) | ~counted_M).all()
+    message = (
+        "a loss with uniform_grad=True received different gradients for different tokens; leave "
+        "uniform_grad out where the losses are weighted one by one"
+    )
+    if grad_M.is_cuda or torch.compiler.is_compiling():
+        torch.ops.aten._assert_async.msg(is_uniform, message)
+    elif not is_uniform:
+        raise ValueError(message)
+    return factor_1.squeeze()
+
+
+def scaled_grads(
+    grad_hidden_MD: Tensor | None,
+    grad_weight_VD: Tensor | None,
+    factor: Tensor,
+    weight_dtype: torch.dtype,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of a plain sum of losses, times the gradient that this sum received."""
+    if grad_hidden_MD is not None:
+        grad_hidden_MD = (grad_hidden_MD * factor).to(grad_hidden_MD.dtype)
+    if grad_weight_VD is not None:
+        grad_weight_VD = (grad_weight_VD * factor).to(weight_dtype)
+    return grad_hidden_MD, grad_weight_VD

@@ -19,6 +19,28 @@ Function = Callable[..., Tensor | tuple[Tensor, ...]]
 SLACK = {torch.float32: 1e-7, torch.float16: 5e-5, torch.bfloat16: 4e-4, torch.float64: 1e-15}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The interpreter takes a millisecond a program: there, fp16 runs a quarter of the cases, and
+    bf16, which it computes wrongly, none."""
+    if INTERPRETED:
+        half = [item for item in items if "float16" in item.name and "bfloat16" not in item.name]
+        dropped = {id(item) for i, item in enumerate(half) if i % 4}
+        items[:] = [
+            item
+            for item in items
+            if id(item) not in dropped and "bfloat16" not in item.name and "cuda" not in item.name
+        ]
+
+
+@pytest.fixture(autouse=True)
+def _new_memory_holds_nan():
+    """What a kernel forgets to write shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> str:
     if request.param == "cuda" and not torch.cuda.is_available():
@@ -28,8 +50,6 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["float32", "bfloat16", "float16"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    if INTERPRETED and request.param == "bfloat16":
-        pytest.skip("Triton's interpreter computes bf16 wrongly")
     return getattr(torch, request.param)
 
 

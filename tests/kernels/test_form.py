@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
     reason="needs a C++ compiler",
 )
 
-ROWS = (1500, 1024, 2049)
+ROWS = (1500, 1024)
 
 
 @pytest.fixture(autouse=True)

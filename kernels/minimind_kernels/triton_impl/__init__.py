@@ -5,6 +5,7 @@ name in torch.ops.minimind_kernels is what torch.compile sees.
 """
 
 from .cross_entropy import cross_entropy_grad, cross_entropy_loss, cross_entropy_loss_and_grad
+from .kl import kl_grad, kl_loss, kl_loss_and_grad
 from .operators import register
 from .rms_norm import (
     add_rms_norm_backward,
@@ -21,6 +22,9 @@ __all__ = [
     "cross_entropy_grad",
     "cross_entropy_loss",
     "cross_entropy_loss_and_grad",
+    "kl_grad",
+    "kl_loss",
+    "kl_loss_and_grad",
     "norm_rope_backward",
     "norm_rope_forward",
     "rms_norm_backward",

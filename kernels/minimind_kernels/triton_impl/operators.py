@@ -13,7 +13,12 @@ import torch
 
 from ..form import Form
 
-_OVERWRITES_LOGITS = ("cross_entropy_grad", "cross_entropy_loss_and_grad")
+_OVERWRITES_LOGITS = (
+    "cross_entropy_grad",
+    "cross_entropy_loss_and_grad",
+    "kl_grad",
+    "kl_loss_and_grad",
+)
 
 
 def register(function: Callable[..., Any]) -> None:

@@ -1,0 +1,185 @@
+"""Compiles every kernel for real GPUs on a machine without one, and reads what it would use.
+
+    python -m bench.kernels --compile-report [--quick] [--update-budget]
+
+Every operation runs forward and backward on tensors without storage; each launch is compiled for
+the target instead of being run. So what is compiled is what training would launch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from minimind_kernels import backend
+from minimind_kernels.triton_impl import config
+from minimind_kernels.triton_impl.launch import watch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from bench.kernel_cases import PRESETS, build_cases
+
+BUDGET = Path(__file__).parent / "kernel_registers.json"
+"""Registers a thread, by target and kernel: what a change may not exceed unknowingly."""
+
+TARGETS = {
+    "sm_80": (GPUTarget("cuda", 80, 32), config.Device("sm_80", 108)),
+    "sm_90": (GPUTarget("cuda", 90, 32), config.Device("sm_90", 132)),
+    "sm_100": (GPUTarget("cuda", 100, 32), config.Device("sm_100", 148)),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), config.Device("gfx942", 304)),
+}
+
+_TYPES = {
+    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
+    torch.int64: "*i64", torch.int32: "*i32",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one compiled kernel takes."""
+
+    kernel: str
+    target: str
+    dtype: str
+    registers: int
+    shared_bytes: int
+    spills: int
+
+
+def build_report(*, quick: bool) -> list[Usage]:
+    """All kernels × dtypes × presets × targets; `quick` takes the widest preset of each kind, and
+    dtypes other than bf16 for one target alone."""
+    usages: dict[Any, Usage] = {}
+    for target in TARGETS:
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            if quick and dtype != torch.bfloat16 and target != "sm_90":
+                continue
+            presets = PRESETS[1::2] if quick else PRESETS
+            for key, usage in _usages(target, dtype, presets):
+                usages[key] = usage
+    return list(usages.values())
+
+
+def check(report: list[Usage]) -> list[str]:
+    """What is wrong: spills, or more registers than the budget's file allows."""
+    budget = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
+    problems = []
+    for usage in report:
+        name = f"{usage.target} {usage.kernel} {usage.dtype}"
+        allowed = budget.get(usage.target, {}).get(usage.kernel)
+        if usage.spills:
+            problems.append(f"{name}: {usage.spills} spills")
+        if allowed is None:
+            problems.append(f"{name}: no budget in {BUDGET.name}")
+        elif usage.registers > allowed:
+            problems.append(f"{name}: {usage.registers} registers, the budget is {allowed}")
+    return problems
+
+
+def write_budget(report: list[Usage]) -> None:
+    """The most registers that each kernel takes on each target, as the new budget."""
+    budget: dict[str, dict[str, int]] = {}
+    for usage in sorted(report, key=lambda u: (u.target, u.kernel)):
+        kernels = budget.setdefault(usage.target, {})
+        kernels[usage.kernel] = max(usage.registers, kernels.get(usage.kernel, 0))
+    BUDGET.write_text(json.dumps(budget, indent=2) + "\n")
+
+
+def as_table(report: list[Usage]) -> str:
+    """Kernel × target: the most registers, shared memory and spills over dtypes and sizes."""
+    lines = ["| kernel | target | registers | shared bytes | spills |", "|---|---|---|---|---|"]
+    for kernel in sorted({u.kernel for u in report}):
+        for target in TARGETS:
+            found = [u for u in report if (u.kernel, u.target) == (kernel, target)]
+            most = [
+                max(getattr(u, f) for u in found) for f in ("registers", "shared_bytes", "spills")
+            ]
+            lines.append(f"| {kernel} | {target} | {most[0]} | {most[1]} | {most[2]} |")
+    return "\n".join(lines)
+
+
+def as_rows(report: list[Usage]) -> list[dict[str, Any]]:
+    return [asdict(usage) for usage in report]
+
+
+def _usages(
+    target: str, dtype: torch.dtype, presets: tuple[Any, ...]
+) -> Iterator[tuple[Any, Usage]]:
+    gpu, device = TARGETS[target]
+    sources: dict[Any, tuple[ASTSource, int, str]] = {}
+
+    def record(
+        kernel: Any, grid: tuple[int, ...], num_warps: int, arguments: dict[str, Any]
+    ) -> None:
+        source = _source(kernel, arguments)
+        name = f"{kernel.__module__.rsplit('.', 1)[-1]}{kernel.__name__.removesuffix('_kernel')}"
+        sources[target, source.hash(), num_warps] = (source, num_warps, name)
+
+    with watch(record, device), mock.patch.object(backend, "use_triton", return_value=True):
+        for sizes in presets:
+            for case in build_cases(sizes, 4096, dtype, "meta"):
+                outputs = case.ours(*case.inputs)
+                if case.name != "linear_cross_entropy":
+                    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+                    torch.autograd.backward(outputs, [torch.empty_like(o) for o in outputs])
+    for key, (source, num_warps, name) in sources.items():
+        compiled = triton.compile(source, target=gpu, options={"num_warps": num_warps})
+        registers, spills = _read(compiled, target)
+        dtype_name = str(dtype).removeprefix("torch.")
+        yield (
+            (*key, name),
+            Usage(name, target, dtype_name, registers, compiled.metadata.shared, spills),
+        )
+
+
+def _source(kernel: Any, arguments: dict[str, Any]) -> ASTSource:
+    """The kernel with the types and the divisibility by 16 that a launch would find."""
+    signature: dict[str, Any] = {}
+    constants: dict[Any, Any] = {}
+    attributes: dict[Any, Any] = {}
+    divisible = [["tt.divisibility", 16]]
+    for i, parameter in enumerate(kernel.params):
+        value, name = arguments[parameter.name], parameter.name
+        if parameter.is_constexpr:
+            signature[name], constants[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name], attributes[i,] = _TYPES[value.dtype], divisible
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        elif isinstance(value, tuple):
+            signature[name] = tuple("i32" for _ in value)
+            attributes |= {(i, j): divisible for j, v in enumerate(value) if v % 16 == 0}
+        else:
+            signature[name] = "i32"
+            if value % 16 == 0 and not parameter.do_not_specialize:
+                attributes[i,] = divisible
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def _read(compiled: Any, target: str) -> tuple[int, int]:
+    """(registers a thread, spills) of a compiled kernel."""
+    if target.startswith("gfx"):
+        text = compiled.asm["amdgcn"]
+        spills = re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", text)
+        (registers,) = re.findall(r"\.vgpr_count:\s*(\d+)", text)
+        return int(registers), sum(map(int, spills))
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [str(tool), "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # Local memory beyond the stack's own few bytes is where spilled registers go.
+    registers, stack = (int(re.search(rf"{k}:(\d+)", text)[1]) for k in ("REG", "STACK"))  # type: ignore[index]
+    local = re.search(r"LOCAL:(\d+)", text)
+    return registers, stack + (int(local[1]) if local else 0)

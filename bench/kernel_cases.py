@@ -1,0 +1,126 @@
+"""Every kernel at the sizes of the presets: inputs, the plain form, and what it must move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import minimind_kernels as K
+import torch
+from minimind_kernels.linear_loss import linear_cross_entropy_reference
+from minimind_kernels.rms_norm import add_rms_norm_reference, rms_norm_reference
+from minimind_kernels.rope import qk_rope_reference
+from minimind_kernels.swiglu import swiglu_reference
+from torch import Tensor
+
+Function = Callable[..., Tensor | tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What of a preset the kernels see."""
+
+    preset: str
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    ffn: int
+    qk_norm: bool
+    vocab: int = 6400
+
+
+PRESETS = (
+    Sizes("minimind2-small", 512, 8, 2, 64, 1408, qk_norm=False),
+    Sizes("minimind2", 768, 8, 2, 96, 2048, qk_norm=False),
+    Sizes("minimind2-moe", 640, 8, 2, 80, 1728, qk_norm=False),
+    Sizes("minimind3", 768, 8, 4, 96, 2432, qk_norm=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One operation at one size."""
+
+    name: str
+    sizes: Sizes
+    ours: Function
+    plain: Function
+    inputs: tuple[Tensor, ...]
+    """Those that require a gradient and those that do not, on the case's device."""
+    forward_bytes: int
+    """Read and written once each, in the case's dtype."""
+    backward_bytes: int
+    forward_flops: int = 0
+    """Of matrix products; 0 where memory is the limit."""
+    backward_flops: int = 0
+
+
+def build_cases(sizes: Sizes, num_tokens: int, dtype: torch.dtype, device: str) -> Iterator[Case]:
+    """Each operation that a model of these sizes runs."""
+
+    def leaf(*shape: int, scale: float = 1.0) -> Tensor:
+        values = torch.randn(shape, device=device) * scale
+        return values.to(dtype).requires_grad_()
+
+    item, tokens, hidden = dtype.itemsize, num_tokens, sizes.hidden
+    cast = not sizes.qk_norm
+    row = tokens * hidden * item
+
+    def norm(op: Function) -> Function:
+        return lambda x, weight: op(x, weight, 1e-5, cast)
+
+    def add_norm(op: Function) -> Function:
+        return lambda x, residual, weight: op(x, residual, weight, 1e-5, cast)
+
+    x, residual, weight = leaf(tokens, hidden), leaf(tokens, hidden), leaf(hidden)
+    yield Case(
+        "rms_norm", sizes, norm(K.rms_norm), norm(rms_norm_reference), (x, weight), 2 * row, 3 * row
+    )
+    yield Case(
+        "add_rms_norm", sizes, add_norm(K.add_rms_norm), add_norm(add_rms_norm_reference),
+        (x, residual, weight), 4 * row, 4 * row,
+    )  # fmt: skip
+
+    angles = torch.arange(1024, device=device)[:, None] * 1e6 ** (
+        -torch.arange(0, sizes.head_size, 2, device=device) / sizes.head_size
+    )
+    cos, sin = angles.cos(), angles.sin()
+    positions = torch.arange(tokens, device=device) % 1024
+
+    def rope(op: Function) -> Function:
+        return lambda qkv, *norms: op(
+            qkv, cos, sin, positions, sizes.heads, sizes.kv_heads, *norms, 1e-6, cast
+        ) if norms else op(qkv, cos, sin, positions, sizes.heads, sizes.kv_heads)  # fmt: skip
+
+    rotated = tokens * (sizes.heads + sizes.kv_heads) * sizes.head_size * item
+    values = tokens * sizes.kv_heads * sizes.head_size * item
+    qkv = leaf(tokens, (sizes.heads + 2 * sizes.kv_heads) * sizes.head_size)
+    norms = (leaf(sizes.head_size), leaf(sizes.head_size)) if sizes.qk_norm else ()
+    yield Case(
+        "qk_norm_rope" if norms else "rope", sizes, rope(K.qk_rope), rope(qk_rope_reference),
+        (qkv, *norms), 2 * rotated, (3 if norms else 2) * rotated + 2 * values,
+    )  # fmt: skip
+
+    ffn_row = tokens * sizes.ffn * item
+    yield Case(
+        "swiglu", sizes, K.swiglu, swiglu_reference, (leaf(tokens, 2 * sizes.ffn),),
+        3 * ffn_row, 5 * ffn_row,
+    )  # fmt: skip
+
+    labels = torch.arange(tokens, device=device) * 7 % sizes.vocab
+    product = 2 * tokens * hidden * sizes.vocab
+    states, head = leaf(tokens, hidden), leaf(sizes.vocab, hidden, scale=0.02)
+    head_bytes = 2 * row + 2 * sizes.vocab * hidden * item
+    yield Case(
+        "linear_cross_entropy", sizes,
+        lambda h, w: K.linear_cross_entropy(h, w, labels, uniform_grad=True),
+        lambda h, w: linear_cross_entropy_reference(h, w, labels),
+        (states, head), head_bytes, 0, 3 * product, 0,
+    )  # fmt: skip
+    yield Case(
+        "linear_cross_entropy_any_grad", sizes,
+        lambda h, w: K.linear_cross_entropy(h, w, labels),
+        lambda h, w: linear_cross_entropy_reference(h, w, labels),
+        (states, head), head_bytes // 2, head_bytes, product, 2 * product,
+    )  # fmt: skip

@@ -1,0 +1,201 @@
+"""Divergence of a student from its teacher over the vocabulary, in chunks of tokens.
+
+    p = softmax(teacher_hidden · teacher_weightᵀ / T),  q = softmax(hidden · weightᵀ / T)
+    loss_t = Σ_v p_v · (log p_v - log q_v)
+
+∂loss_t/∂z_t = (q - p) / T with z the student's logits. Hinton et al., "Distilling the Knowledge in
+a Neural Network", 2015, without its factor T², which is the caller's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from . import backend
+from .form import Form
+from .token_chunks import WORTH_GATHERING, TokenChunks, common_grad, scaled_grads
+
+
+def linear_kl_reference(
+    hidden_MD: Tensor,
+    weight_VD: Tensor,
+    teacher_hidden_ME: Tensor,
+    teacher_weight_VE: Tensor,
+    temperature: float = 1.0,
+    is_counted_M: Tensor | None = None,
+) -> Tensor:
+    """The formula in PyTorch, both models' whole logits and all."""
+    wide = torch.promote_types(hidden_MD.dtype, torch.float32)
+    log_prob_MV, teacher_log_prob_MV = (
+        functional.log_softmax(functional.linear(h, w).to(wide) / temperature, dim=-1)
+        for h, w in ((hidden_MD, weight_VD), (teacher_hidden_ME, teacher_weight_VE))
+    )
+    loss_M = (teacher_log_prob_MV.exp() * (teacher_log_prob_MV - log_prob_MV)).sum(-1)
+    return loss_M if is_counted_M is None else loss_M * is_counted_M
+
+
+def linear_kl(
+    hidden_MD: Tensor,
+    weight_VD: Tensor,
+    teacher_hidden_ME: Tensor,
+    teacher_weight_VE: Tensor,
+    temperature: float = 1.0,
+    is_counted_M: Tensor | None = None,
+    chunk_size: int | None = None,
+    uniform_grad: bool = False,
+) -> Tensor:
+    """KL(teacher ‖ student) of each token at a temperature: loss_M fp32, 0 where not counted.
+
+    hidden_MD and weight_VD of one dtype, fp32, fp16 or bf16, and so the teacher's, whose width may
+    differ but not its vocabulary; is_counted_M [M] bool. The teacher receives no gradient.
+    Chunks, fp32 and `uniform_grad` are those of `linear_cross_entropy`.
+
+    Raises ValueError where shapes do not agree or the temperature is not positive.
+    """
+    num_tokens = hidden_MD.shape[0]
+    if (
+        weight_VD.shape != (teacher_weight_VE.shape[0], hidden_MD.shape[1])
+        or teacher_hidden_ME.shape != (num_tokens, teacher_weight_VE.shape[1])
+        or (is_counted_M is not None and is_counted_M.shape != (num_tokens,))
+    ):
+        raise ValueError(
+            "linear_kl takes hidden [M, D], weight [V, D], the teacher's [M, E] and [V, E] and "
+            f"is_counted [M], not {tuple(hidden_MD.shape)}, {tuple(weight_VD.shape)}, "
+            f"{tuple(teacher_hidden_ME.shape)}, {tuple(teacher_weight_VE.shape)} and "
+            f"{None if is_counted_M is None else tuple(is_counted_M.shape)}"
+        )
+    if temperature <= 0:
+        raise ValueError(f"linear_kl takes a temperature above 0, not {temperature}")
+    inputs = (hidden_MD, weight_VD, teacher_hidden_ME.detach(), teacher_weight_VE.detach())
+    in_triton = backend.use_triton("linear_kl", *inputs)
+    if torch.compiler.is_compiling() and not in_triton:
+        return linear_kl_reference(*inputs, temperature, is_counted_M)
+    if is_counted_M is None:
+        is_counted_M = torch.ones(num_tokens, dtype=torch.bool, device=hidden_MD.device)
+    on_cpu = not (in_triton or hidden_MD.is_cuda)
+    if on_cpu and is_counted_M.sum() < WORTH_GATHERING * num_tokens:
+        rows = is_counted_M.nonzero().squeeze(1)
+        loss_M = linear_kl(
+            hidden_MD.index_select(0, rows), weight_VD, teacher_hidden_ME.index_select(0, rows),
+            teacher_weight_VE, temperature, None, chunk_size, uniform_grad,
+        )  # fmt: skip
+        return loss_M.new_zeros(num_tokens).index_put((rows,), loss_M)
+    options = (is_counted_M, temperature, chunk_size)
+    if torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad):
+        return (_UniformKL if uniform_grad else _KL).apply(*inputs, *options)
+    return _loss_chunks(*inputs, *options)[0]
+
+
+def _softmax_stats(logits_CV: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(z / T, its maximum, the logarithm of the sum of what is left): see linear_loss.py."""
+    scaled_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)) / temperature
+    max_C1 = scaled_CV.amax(dim=-1, keepdim=True)
+    return scaled_CV, max_C1, (scaled_CV - max_C1).exp().sum(dim=-1, keepdim=True).log()
+
+
+def _loss_body(
+    logits_CV: Tensor, teacher_logits_CV: Tensor, counted_C: Tensor, *, temperature: float
+) -> Tensor:
+    scaled_CV, max_C1, log_sum_C1 = _softmax_stats(logits_CV, temperature)
+    teacher_CV, teacher_max_C1, teacher_log_sum_C1 = _softmax_stats(teacher_logits_CV, temperature)
+    teacher_log_prob_CV = teacher_CV - teacher_max_C1 - teacher_log_sum_C1
+    log_ratio_CV = teacher_log_prob_CV - (scaled_CV - max_C1 - log_sum_C1)
+    return (teacher_log_prob_CV.exp() * log_ratio_CV).sum(dim=-1) * counted_C
+
+
+def _grad_body(
+    logits_CV: Tensor, teacher_logits_CV: Tensor, grad_C: Tensor, *, temperature: float
+) -> None:
+    """Overwrites the student's logits with their gradient."""
+    scaled_CV, max_C1, log_sum_C1 = _softmax_stats(logits_CV, temperature)
+    teacher_CV, teacher_max_C1, teacher_log_sum_C1 = _softmax_stats(teacher_logits_CV, temperature)
+    probs_CV = torch.exp(scaled_CV - max_C1 - log_sum_C1)
+    teacher_probs_CV = torch.exp(teacher_CV - teacher_max_C1 - teacher_log_sum_C1)
+    logits_CV.copy_((probs_CV - teacher_probs_CV) * (grad_C / temperature).unsqueeze(1))
+
+
+def _loss_and_grad_body(
+    logits_CV: Tensor, teacher_logits_CV: Tensor, counted_C: Tensor, *, temperature: float
+) -> Tensor:
+    """The losses; the student's logits are overwritten with the gradient of their sum."""
+    loss_C = _loss_body(logits_CV, teacher_logits_CV, counted_C, temperature=temperature)
+    _grad_body(logits_CV, teacher_logits_CV, counted_C, temperature=temperature)
+    return loss_C
+
+
+_loss = Form("kl_loss", _loss_body, num_row_tensors=3)
+_grad = Form("kl_grad", _grad_body, num_row_tensors=3)
+_loss_and_grad = Form("kl_loss_and_grad", _loss_and_grad_body, num_row_tensors=3)
+
+
+def _loss_chunks(
+    hidden_MD: Tensor,
+    weight_VD: Tensor,
+    teacher_hidden_ME: Tensor,
+    teacher_weight_VE: Tensor,
+    is_counted_M: Tensor,
+    temperature: float,
+    chunk_size: int | None,
+    *,
+    wanted: tuple[bool, bool] = (False, False),
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The losses and, as far as wanted, the gradients of their sum."""
+    chunks = TokenChunks(hidden_MD, weight_VD, chunk_size)
+    teacher = TokenChunks(teacher_hidden_ME, teacher_weight_VE, chunk_size)
+    chunks.want_grads(*wanted)
+    loss_M = hidden_MD.new_empty(hidden_MD.shape[:1], dtype=chunks.loss_dtype)
+    counted_M = is_counted_M.to(chunks.loss_dtype)
+    for rows in chunks.slices:
+        logits_CV = chunks.logits(rows)
+        loss_M[rows] = (_loss_and_grad if any(wanted) else _loss)(
+            logits_CV, teacher.logits(rows), counted_M[rows], temperature=temperature,
+            generated=chunks.generated,
+        )  # fmt: skip
+        chunks.add_grads(rows, logits_CV)
+    return loss_M, chunks.grad_hidden_MD, chunks.grad_weight_VD
+
+
+class _KL(torch.autograd.Function):
+    """Any gradient for each token: the backward pass makes both models' logits a second time."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        ctx.save_for_backward(*inputs[:5])
+        ctx.options = inputs[5:]
+        return _loss_chunks(*inputs)[0]
+
+    @staticmethod
+    def backward(ctx, grad_M):
+        hidden_MD, weight_VD, teacher_hidden_ME, teacher_weight_VE, is_counted_M = ctx.saved_tensors
+        temperature, chunk_size = ctx.options
+        chunks = TokenChunks(hidden_MD, weight_VD, chunk_size)
+        teacher = TokenChunks(teacher_hidden_ME, teacher_weight_VE, chunk_size)
+        chunks.want_grads(*ctx.needs_input_grad[:2])
+        grad_M = grad_M * is_counted_M
+        for rows in chunks.slices:
+            logits_CV = chunks.logits(rows)
+            _grad(
+                logits_CV, teacher.logits(rows), grad_M[rows], temperature=temperature,
+                generated=chunks.generated,
+            )  # fmt: skip
+            chunks.add_grads(rows, logits_CV)
+        return chunks.grad_hidden_MD, chunks.grad_weight(weight_VD.dtype), *(None,) * 5
+
+
+class _UniformKL(torch.autograd.Function):
+    """One gradient for all tokens: everything is computed in the forward pass but this factor."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        loss_M, *grads = _loss_chunks(*inputs, wanted=ctx.needs_input_grad[:2])
+        ctx.weight_dtype = inputs[1].dtype
+        ctx.save_for_backward(inputs[4], *grads)
+        return loss_M
+
+    @staticmethod
+    def backward(ctx, grad_M):
+        is_counted_M, grad_hidden_MD, grad_weight_VD = ctx.saved_tensors
+        factor = common_grad(grad_M, is_counted_M)
+        return *scaled_grads(grad_hidden_MD, grad_weight_VD, factor, ctx.weight_dtype), *(None,) * 5

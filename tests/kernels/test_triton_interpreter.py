@@ -1,0 +1,42 @@
+"""Runs this folder's tests a second time, in a process whose Triton interprets its kernels."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
+TESTS = (
+    "test_rms_norm.py",
+    "test_swiglu.py",
+    "test_rope.py",
+    "test_linear_loss.py",
+    "test_linear_kl.py",
+    "test_triton_operators.py",
+)
+
+
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="this is the interpreting process"
+)
+def test_the_triton_bodies_pass_the_same_tests():
+    environment = os.environ | {"TRITON_INTERPRET": "1", "MINIMIND_KERNELS": "triton"}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not gpu",
+    ]
+    result = subprocess.run(
+        [*command, *(str(FOLDER / test) for test in TESTS)],
+        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]

@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minimind.data.sample_text import SAMPLE_PROMPTS, sample_data_path
-
 from minimind.config.flags import TrainArguments, parse_train_arguments
 from minimind.data.formats import get_format
 from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource, parse_data_args
+from minimind.data.sample_text import SAMPLE_PROMPTS, sample_data_path
 from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import (

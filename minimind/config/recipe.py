@@ -49,7 +49,7 @@ class Recipe:
     activation_checkpointing: bool = option(False, "recompute each block in the backward")
     seed: int = option(42, "seed of weights, data order and dropout")
     eval_every: int = option(100, "optimizer steps between validations (0: never)")
-    eval_rows: int = option(256, "validation rows at most (0: all)")
+    eval_rows: int = option(64, "validation rows at most (0: all)")
     save_every: int = option(200, "optimizer steps between checkpoints (0: only the last)")
     keep_checkpoints: int = option(2, "checkpoints kept, the best not counted")
     sample_every: int = option(0, "optimizer steps between sampled texts (0: never)")

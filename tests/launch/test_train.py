@@ -203,7 +203,7 @@ def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_the_checkpoint(
     def sometimes_nan(self: Pretrain, policy: Policy, batch: Batch) -> LossSum:
         calls.append(1)
         result = loss(self, policy, batch)
-        return replace(result, total=result.total * float("nan")) if len(calls) == 6 else result
+        return replace(result, total=result.total + float("nan")) if len(calls) == 6 else result
 
     monkeypatch.setattr(Pretrain, "loss", sometimes_nan)
     described = []

@@ -248,13 +248,15 @@ def load_hf_config(folder: Path) -> ModelConfig:
     try:
         if (theta := rope.pop("rope_theta", None)) is not None:
             fields["rope_theta"] = theta
-        fields["rope_scaling"] = _read_rope_scaling(rope, fields["max_position_embeddings"])
+        fields["rope_scaling"] = _read_rope_scaling(rope, fields["max_position_embeddings"], path)
         return ModelConfig.from_dict(fields | ours, str(path))
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
 
 
-def _read_rope_scaling(rope: dict[str, Any], max_positions: int) -> dict[str, Any] | None:
+def _read_rope_scaling(
+    rope: dict[str, Any], max_positions: int, path: Path
+) -> dict[str, Any] | None:
     """Hugging Face's rope_scaling as ours; what is left out is what `transformers` takes then."""
     rope_type = rope.pop("rope_type", rope.pop("type", "default"))
     if rope_type == "default":
@@ -263,6 +265,8 @@ def _read_rope_scaling(rope: dict[str, Any], max_positions: int) -> dict[str, An
     try:
         usual = 0.1 * math.log(max(rope["factor"], 1.0)) + 1.0
     except (KeyError, TypeError):
-        raise ConfigError(f"rope_scaling of type {rope_type!r} needs a factor") from None
+        raise CheckpointError(
+            f"{path}: rope_scaling of type {rope_type!r} needs a factor, a number"
+        ) from None
     left_out = {"attention_factor": usual, "original_max_position_embeddings": max_positions}
     return {"rope_type": rope_type} | left_out | rope

@@ -53,9 +53,9 @@ SAMPLE_PROMPTS = (
     SamplePrompt("Anya lives in", " Ovelia.", False),
     SamplePrompt("格蕾塔住在哪里？", "格蕾塔住在哈斯克。", False),
     SamplePrompt("6 + 9 =", " 15", True),
-    SamplePrompt("7加5等于", "12", True),
-    SamplePrompt("Count from 41 to 47:", " 41, 42, 43, 44, 45, 46, 47.", True),
-    SamplePrompt("从23数到28：", "23，24，25，26，27，28。", True),
+    SamplePrompt("7 加 5 等于", " 12", True),
+    SamplePrompt("Count from 41 to 47:", " 41, 42, 43, 44, 45, 46, 47", True),
+    SamplePrompt("从23数到28：", "23，24，25，26，27，28", True),
 )
 
 
@@ -90,7 +90,7 @@ def sample_data_path(split: Split, cache_dir: str | Path | None = None) -> Path:
 
 
 def load_sample_tokenizer() -> Tokenizer:
-    """The shipped tokenizer of 1451 tokens."""
+    """The shipped tokenizer of 1476 tokens."""
     return Tokenizer.load(Path(__file__).parent / "sample_tokenizer")
 
 
@@ -131,25 +131,28 @@ class _Dice:
         return [left.pop(self.below(len(left))) for _ in range(count)]
 
 
+_SUMS = tuple((first, second) for first in range(1, 20) for second in range(1, 21 - first))
+
+
 def _sums(dice: _Dice, in_english: bool) -> tuple[str, bool]:
+    # Chinese with spaces, so that both languages share their number tokens.
     form = dice.pick(
         ("{a} + {b} = {c}", "{a} plus {b} is {c}.", "What is {a} plus {b}? It is {c}.")
         if in_english
-        else ("{a} + {b} = {c}", "{a}加{b}等于{c}。", "{a}加{b}是多少？是{c}。")
+        else ("{a} + {b} = {c}", "{a} 加 {b} 等于 {c}。", "{a} 加 {b} 是多少？是 {c}。")
     )
     lines = []
     held_out = False
     for _ in range(3 + dice.below(5)):
-        total = dice.below(21)
-        first = dice.below(total + 1)
-        held_out |= (first, total - first) in HELD_OUT_SUMS
-        lines.append(form.format(a=first, b=total - first, c=total))
+        first, second = dice.pick(_SUMS)
+        held_out |= (first, second) in HELD_OUT_SUMS
+        lines.append(form.format(a=first, b=second, c=first + second))
     return "\n".join(lines), held_out
 
 
 def _counting(dice: _Dice, in_english: bool) -> tuple[str, bool]:
     first = 1 + dice.below(90)
-    last = min(100, first + 4 + dice.below(10))
+    last = min(100, first + 4 + dice.below(6))
     numbers = [str(number) for number in range(first, last + 1)]
     held_out = (first, last) in HELD_OUT_COUNTS
     if in_english:
@@ -233,10 +236,10 @@ def _story(dice: _Dice, in_english: bool) -> tuple[str, bool]:
 
 _Kind = Callable[[_Dice, bool], tuple[str, bool]]
 _KINDS: tuple[_Kind, ...] = (
-    *(_sums, _sums, _sums),
-    *(_counting, _counting),
-    *(_town_facts, _town_facts),
-    *(_person_facts, _person_facts),
+    *(_sums,) * 6,
+    *(_counting,) * 2,
+    *(_town_facts,) * 4,
+    *(_person_facts,) * 4,
     _story,
 )
 """By how often each is told."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import minimind_kernels as K
 import torch
+from minimind_kernels.linear_kl import linear_kl_reference
 from minimind_kernels.linear_loss import linear_cross_entropy_reference
 from minimind_kernels.rms_norm import add_rms_norm_reference, rms_norm_reference
 from minimind_kernels.rope import qk_rope_reference
@@ -54,6 +55,8 @@ class Case:
     forward_flops: int = 0
     """Of matrix products; 0 where memory is the limit."""
     backward_flops: int = 0
+    uniform_grad: bool = False
+    """Whether the gradients are made in the forward pass."""
 
 
 def build_cases(sizes: Sizes, num_tokens: int, dtype: torch.dtype, device: str) -> Iterator[Case]:
@@ -116,11 +119,18 @@ def build_cases(sizes: Sizes, num_tokens: int, dtype: torch.dtype, device: str) 
         "linear_cross_entropy", sizes,
         lambda h, w: K.linear_cross_entropy(h, w, labels, uniform_grad=True),
         lambda h, w: linear_cross_entropy_reference(h, w, labels),
-        (states, head), head_bytes, 0, 3 * product, 0,
+        (states, head), head_bytes, 0, 3 * product, 0, uniform_grad=True,
     )  # fmt: skip
     yield Case(
         "linear_cross_entropy_any_grad", sizes,
         lambda h, w: K.linear_cross_entropy(h, w, labels),
         lambda h, w: linear_cross_entropy_reference(h, w, labels),
         (states, head), head_bytes // 2, head_bytes, product, 2 * product,
+    )  # fmt: skip
+    teacher, teacher_head = leaf(tokens, hidden).detach(), leaf(sizes.vocab, hidden).detach()
+    yield Case(
+        "linear_kl", sizes,
+        lambda h, w: K.linear_kl(h, w, teacher, teacher_head, 1.5, uniform_grad=True),
+        lambda h, w: linear_kl_reference(h, w, teacher, teacher_head, 1.5),
+        (states, head), 2 * head_bytes, 0, 4 * product, 0, uniform_grad=True,
     )  # fmt: skip

@@ -11,7 +11,7 @@ def counted_for(num_tokens, device, counted):
     return mask if counted == "some" else torch.zeros_like(mask)
 
 
-@pytest.mark.parametrize("num_tokens", [0, 1, 17])
+@pytest.mark.parametrize("num_tokens", [0, 1, 8])
 @pytest.mark.parametrize("counted", ["all", "some", "none"])
 @pytest.mark.parametrize("uniform_grad", [False, True])
 def test_kl(num_tokens, counted, uniform_grad, device, randn, assert_as_accurate):
@@ -29,7 +29,7 @@ def test_kl(num_tokens, counted, uniform_grad, device, randn, assert_as_accurate
 
         return call
 
-    ours = run(K.linear_kl, chunk_size=7, uniform_grad=uniform_grad)
+    ours = run(K.linear_kl, chunk_size=3, uniform_grad=uniform_grad)
     assert_as_accurate(ours, run(linear_kl_reference), randn(num_tokens, 24), randn(67, 24))
     assert teacher_hidden.grad is None
 

@@ -13,9 +13,9 @@ def labels_for(num_tokens, vocab, device, ignored="some"):
     return labels.to(device)
 
 
-@pytest.mark.parametrize("num_tokens", [0, 1, 19])
+@pytest.mark.parametrize("num_tokens", [0, 1, 11])
 @pytest.mark.parametrize("ignored", ["none", "some", "all"])
-@pytest.mark.parametrize("chunk_size", [None, 7])
+@pytest.mark.parametrize("chunk_size", [None, 4])
 def test_cross_entropy(num_tokens, ignored, chunk_size, device, randn, assert_as_accurate):
     labels = labels_for(num_tokens, 67, device, ignored)
 
@@ -28,7 +28,7 @@ def test_cross_entropy(num_tokens, ignored, chunk_size, device, randn, assert_as
     assert_as_accurate(ours, reference, randn(num_tokens, 24), randn(67, 24))
 
 
-@pytest.mark.parametrize("num_tokens", [0, 1, 19])
+@pytest.mark.parametrize("num_tokens", [0, 1, 11])
 @pytest.mark.parametrize("ignored", ["none", "some", "all"])
 def test_cross_entropy_with_a_uniform_gradient(
     num_tokens, ignored, device, randn, assert_as_accurate
@@ -36,7 +36,7 @@ def test_cross_entropy_with_a_uniform_gradient(
     labels = labels_for(num_tokens, 67, device, ignored)
 
     def ours(hidden, weight):
-        return K.linear_cross_entropy(hidden, weight, labels, chunk_size=9, uniform_grad=True).sum()
+        return K.linear_cross_entropy(hidden, weight, labels, chunk_size=4, uniform_grad=True).sum()
 
     def reference(hidden, weight):
         return linear_cross_entropy_reference(hidden, weight, labels).sum()

@@ -1,0 +1,76 @@
+"""Writes the table of kernels/README.md from the code and from what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import minimind_kernels as K
+
+from bench.harness import format_table
+
+_ROOT = Path(__file__).resolve().parents[1]
+README = _ROOT / "kernels" / "README.md"
+_RESULTS = _ROOT / "bench" / "results"
+_START, _END = "<!-- generated: python -m bench.kernels --readme -->", "<!-- end -->"
+
+_FORMULAS = {
+    "rms_norm": "x / rms(x) · w",
+    "add_rms_norm": "s = x + residual; s, s / rms(s) · w",
+    "qk_rope": "split QKV, norm q and k by head (optional), rotate them",
+    "swiglu": "silu(gate) · up",
+    "linear_cross_entropy": "logsumexp(h·Wᵀ) - (h·Wᵀ)[label]",
+    "linear_log_prob": "(h·Wᵀ)[id] - logsumexp(h·Wᵀ)",
+    "linear_kl": "Σ p·(log p - log q), p and q from h·Wᵀ / T",
+}
+_CASES = {
+    "qk_rope": ("rope", "qk_norm_rope"),
+    "linear_log_prob": ("linear_cross_entropy_any_grad",),
+}
+
+
+def write_readme() -> None:
+    """Replace what stands between the two marks."""
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(_START)
+    after = rest.split(_END)[1]
+    README.write_text(f"{before}{_START}\n{build_table()}\n{_END}{after}", encoding="utf-8")
+
+
+def build_table() -> str:
+    """A line for each public operation."""
+    measured = _measured()
+    lines = []
+    for name in K.__all__:
+        operation = getattr(K, name)
+        module = operation.__module__.rsplit(".", 1)[-1]
+        lines.append([
+            f"`{name}`", _FORMULAS[name], f"`{module}.py`", "fp32, fp16, bf16",
+            measured.get(name, "not measured"),
+        ])  # fmt: skip
+    return format_table(["operation", "formula", "reference", "dtypes", "last measured"], lines)
+
+
+def _measured() -> dict[str, str]:
+    """The newest median of our forward and backward at minimind2-small in bf16, and the device."""
+    found: dict[str, str] = {}
+    files = sorted(_RESULTS.glob("*/kernels*.json"), key=lambda path: path.stat().st_mtime)
+    for path in files:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if results.get("benchmark") != "kernels":
+            continue
+        rows = [
+            row
+            for row in results["rows"]
+            if row.get("contender") == "minimind" and row["preset"] == "minimind2-small"
+        ]
+        for name in K.__all__:
+            cases = _CASES.get(name, (name,))
+            times = [
+                f"{row['direction']} {row['median_us']:.0f} µs"
+                for row in rows
+                if row["name"].split(".")[0] in cases
+            ]
+            if times:
+                found[name] = f"{', '.join(times)} on {results['machine']['device']}"
+    return found

@@ -1,0 +1,153 @@
+"""Times of kernels on a GPU: replayed graphs, cold L2, ceilings of the same session."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.kernel_cases import Case, Function
+
+_WARM_UP_MS, _MEASURE_MS = 40.0, 200.0
+_COLD_BYTES = 4
+"""Input sets take at least this many times the L2 cache together."""
+_MAX_SETS = 16
+
+
+def measure_ceilings() -> dict[str, float]:
+    """What this GPU does at most, now: bytes/s of a copy (read + written), FLOP/s of bf16 8192³."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    copy_us = _time([lambda: target.copy_(source)])["median_us"]
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    product_us = _time([lambda: a @ b])["median_us"]
+    return {
+        "copy_bytes_per_s": 2 * source.numel() / copy_us * 1e6,
+        "product_flops_per_s": 2 * 8192**3 / product_us * 1e6,
+    }
+
+
+def measure_case(build: Callable[[], Case], ceilings: dict[str, float]) -> Iterator[dict[str, Any]]:
+    """Rows of one case: each contender, forward and backward."""
+    first = build()
+    set_bytes = max(first.forward_bytes + first.backward_bytes, 1)
+    l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
+    num_sets = min(max(_COLD_BYTES * l2_bytes // set_bytes + 1, 2), _MAX_SETS)
+    sets = [first, *(build() for _ in range(num_sets - 1))]
+    for contender, choose in contenders(first):
+        functions = [choose(case) for case in sets]
+        for direction, calls in _directions(sets, functions):
+            times = _time(calls)
+            forward = direction == "forward"
+            moved = first.forward_bytes if forward else first.backward_bytes
+            flops = first.forward_flops if forward else first.backward_flops
+            per_s = 1e6 / times["median_us"]
+            floor_us = max(
+                moved / ceilings["copy_bytes_per_s"], flops / ceilings["product_flops_per_s"]
+            ) * 1e6  # fmt: skip
+            yield {
+                "contender": contender,
+                "direction": direction,
+                **times,
+                "host_us": _host_us(calls[0]),
+                "bytes_per_s": moved * per_s,
+                "flops_per_s": flops * per_s,
+                "floor_us": floor_us,
+                "share_of_ceiling": floor_us / times["median_us"],
+            }
+
+
+def contenders(case: Case) -> Iterable[tuple[str, Callable[[Case], Function]]]:
+    """Ours, the plain form, the plain form under torch.compile, Liger-Kernel where it has one."""
+    yield "minimind", lambda c: c.ours
+    yield "eager", lambda c: c.plain
+    yield "torch.compile", lambda c: torch.compile(c.plain, dynamic=False)
+    if (liger := _liger(case)) is not None:
+        yield "liger", lambda c: liger
+
+
+def _liger(case: Case) -> Function | None:
+    try:
+        from liger_kernel.ops.fused_linear_cross_entropy import (  # type: ignore[import-not-found]
+            LigerFusedLinearCrossEntropyFunction,
+        )
+        from liger_kernel.ops.rms_norm import LigerRMSNormFunction  # type: ignore[import-not-found]
+        from liger_kernel.ops.swiglu import LigerSiLUMulFunction  # type: ignore[import-not-found]
+    except ImportError:
+        return None
+    if case.name == "rms_norm":
+        return lambda x, w: LigerRMSNormFunction.apply(x, w, 1e-5, 0.0, "llama", False)
+    if case.name == "swiglu":
+        return lambda gate_up: LigerSiLUMulFunction.apply(*gate_up.chunk(2, dim=-1))
+    if case.name == "linear_cross_entropy":
+        labels = torch.arange(case.inputs[0].shape[0], device="cuda") * 7 % case.sizes.vocab
+        return lambda h, w: LigerFusedLinearCrossEntropyFunction.apply(h, w, labels)[0]
+    return None
+
+
+def _directions(
+    sets: Sequence[Case], functions: Sequence[Function]
+) -> Iterator[tuple[str, list[Callable[[], Any]]]]:
+    def forward(case: Case, function: Function) -> Callable[[], Any]:
+        return lambda: function(*case.inputs)
+
+    def backward(case: Case, function: Function) -> Callable[[], Any]:
+        outputs = function(*case.inputs)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        if case.uniform_grad:
+            outputs = tuple(o.sum() for o in outputs)
+        upstream = [torch.ones_like(o) for o in outputs]
+        leaves = [t for t in case.inputs if t.requires_grad]
+        return lambda: torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)
+
+    pairs = list(zip(sets, functions, strict=True))
+    yield "forward", [forward(*pair) for pair in pairs]
+    yield "backward", [backward(*pair) for pair in pairs]
+
+
+def _time(calls: Sequence[Callable[[], Any]]) -> dict[str, float]:
+    """p20, p50 and p80 of one call, in µs, over replays of a graph that makes each once."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for call in calls:
+            call()
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+
+    def replay_ms() -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    spent, times = 0.0, []
+    while spent < _WARM_UP_MS:
+        spent += max(replay_ms(), 1e-3)
+    spent = 0.0
+    while spent < _MEASURE_MS or len(times) < 10:
+        times.append(replay_ms())
+        spent += max(times[-1], 1e-3)
+    tenths = statistics.quantiles([t * 1e3 / len(calls) for t in times], n=10, method="inclusive")
+    return {"p20_us": tenths[1], "median_us": tenths[4], "p80_us": tenths[7]}
+
+
+def _host_us(call: Callable[[], Any]) -> float:
+    """What the host spends on one call, launches included, while the GPU is behind."""
+    times = []
+    for _ in range(20):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        times.append((time.perf_counter() - start) * 1e6)
+    return statistics.median(times)

@@ -1,0 +1,190 @@
+"""Kernels beside their floors: `python -m bench.kernels --json FILE`.
+
+On a GPU each operation is timed at the sizes of the presets, beside eager PyTorch, torch.compile
+and Liger-Kernel. Without one, what can be counted is: our launches, the operators that would make
+the host wait, the bytes an operation must move; and times read "not measured".
+
+`--compile-report` compiles every kernel for GPUs that are not here and checks spills and registers.
+
+Exit status: 0 done, 1 a kernel spills or is over its budget of registers, 2 bad usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bench import compile_report, harness
+from bench.kernel_cases import PRESETS, Case, build_cases
+from bench.kernel_readme import write_readme
+from minimind.errors import ConfigError
+from minimind.runtime.devices import find_device
+
+logger = logging.getLogger("bench.kernels")
+
+WAITING = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "_to_copy.cpu")
+"""Operators that make the host wait for a GPU."""
+
+_H200_BYTES_PER_S, _H200_FLOPS_PER_S = 4.3e12, 780e12
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = build_parser().parse_args(argv)
+    if options.compile_report:
+        return report_compilation(options)
+    try:
+        if options.json:
+            harness.check_writable(options.json)
+        rows = measure(options) if torch.cuda.is_available() else count(options)
+    except ConfigError as error:
+        logger.error("error: %s", error)
+        return 2
+    print(format_rows(rows))
+    if options.json:
+        machine = harness.describe_machine(find_device())
+        arguments = {"tokens": options.tokens, "dtype": options.dtype}
+        harness.write_results(options.json, "kernels", machine, arguments, rows)
+    if options.readme:
+        write_readme()
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=__doc__)
+    parser.add_argument("--json", type=Path, help="where the results go")
+    parser.add_argument("--tokens", type=int, default=16384, help="rows of every operation")
+    parser.add_argument(
+        "--dtype", nargs="+", default=["bfloat16"], choices=["bfloat16", "float16", "float32"]
+    )
+    parser.add_argument(
+        "--readme", action="store_true", help="write the table of kernels/README.md"
+    )
+    parser.add_argument("--compile-report", action="store_true", help="compile ahead of time")
+    parser.add_argument("--quick", action="store_true", help="compile the widest presets alone")
+    parser.add_argument(
+        "--update-budget", action="store_true", help="accept what the compiled kernels take"
+    )
+    return parser
+
+
+def report_compilation(options: argparse.Namespace) -> int:
+    """Compile, print, and say whether everything is within the budget."""
+    report = compile_report.build_report(quick=options.quick)
+    print(compile_report.as_table(report))
+    if options.update_budget:
+        compile_report.write_budget(report)
+    if options.json:
+        machine = harness.describe_machine(find_device())
+        rows = compile_report.as_rows(report)
+        harness.write_results(options.json, "kernels_compiled", machine, {}, rows)
+    problems = compile_report.check(report)
+    for problem in problems:
+        logger.error("%s", problem)
+    print(f"{len(report)} kernels compiled, {len(problems)} problems")
+    return 1 if problems else 0
+
+
+def count(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What can be said of every operation without a GPU."""
+    rows = []
+    for dtype in options.dtype:
+        for sizes in PRESETS:
+            for case in build_cases(sizes, options.tokens, getattr(torch, dtype), "meta"):
+                rows.append(_row(case, dtype) | count_case(case))
+    return rows
+
+
+def count_case(case: Case) -> dict[str, Any]:
+    """Our launches and the waiting operators of one forward and backward pass."""
+    launches: list[str] = []
+    with (
+        compile_report.launches_to(
+            lambda kernel, *_: launches.append(kernel.__name__), compile_report.TARGETS["sm_90"][1]
+        ),
+        _Operators() as operators,
+    ):
+        compile_report.run_without_storage(case)
+    waiting = [name for name in operators.names if any(w in name for w in WAITING)]
+    return {
+        "launches": len(launches),
+        "dispatched_operators": len(operators.names),
+        "waiting_operators": len(waiting),
+        "median_us": None,
+    }
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Times of every contender on this GPU."""
+    from bench.kernel_timing import measure_case, measure_ceilings
+
+    ceilings = measure_ceilings()
+    logger.info("ceilings: %s", ceilings)
+    rows = []
+    for dtype in options.dtype:
+        for sizes in PRESETS:
+            names = [c.name for c in build_cases(sizes, 2, getattr(torch, dtype), "cuda")]
+            for index, name in enumerate(names):
+
+                def build(index: int = index, sizes: Any = sizes, dtype: str = dtype) -> Case:
+                    cases = build_cases(sizes, options.tokens, getattr(torch, dtype), "cuda")
+                    return next(c for i, c in enumerate(cases) if i == index)
+
+                base = _row(build(), dtype)
+                for row in measure_case(build, ceilings):
+                    rows.append(base | row | {"name": f"{name}.{row['direction']}"})
+                    logger.info("%s", rows[-1])
+    return rows
+
+
+def format_rows(rows: Sequence[dict[str, Any]]) -> str:
+    """One line a row, whichever kind."""
+    header = ["kernel", "preset", "dtype", "by", "launches", "waits", "MB", "floor µs", "median µs"]
+    lines = []
+    for row in rows:
+        median = row.get("median_us")
+        lines.append([
+            row["name"], row["preset"], row["dtype"], row.get("contender", "minimind"),
+            str(row.get("launches", "")), str(row.get("waiting_operators", "")),
+            f"{row['bytes'] / 1e6:.0f}", f"{row['floor_us']:.0f}",
+            "not measured" if median is None else f"{median:.1f}",
+        ])  # fmt: skip
+    return harness.format_table(header, lines)
+
+
+def _row(case: Case, dtype: str) -> dict[str, Any]:
+    """The floor is an H200's, for forward and backward together, until one was measured."""
+    moved = case.forward_bytes + case.backward_bytes
+    flops = case.forward_flops + case.backward_flops
+    return {
+        "name": case.name,
+        "preset": case.sizes.preset,
+        "dtype": dtype,
+        "tokens": case.inputs[0].shape[0],
+        "bytes": moved,
+        "flops": flops,
+        "floor_us": max(moved / _H200_BYTES_PER_S, flops / _H200_FLOPS_PER_S) * 1e6,
+    }
+
+
+class _Operators(TorchDispatchMode):
+    """The names of all operators that are dispatched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

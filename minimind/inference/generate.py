@@ -18,12 +18,15 @@ from minimind.model.transformer import Transformer
 def load_model(
     folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
 ) -> tuple[Transformer, Tokenizer]:
-    """A Hugging Face folder's model, ready to generate, and its tokenizer."""
+    """A Hugging Face folder's model, ready to generate, and its tokenizer. Raises a MiniMindError
+    where one of them is missing or they do not fit."""
     config, weights = load_hf_folder(folder)
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.check_fits(config.vocab_size)
     model = Transformer(config)
     model.load_named(weights)
     model.to(device or torch.device("cpu"), dtype).eval()
-    return model, Tokenizer.load(folder)
+    return model, tokenizer
 
 
 def stream_ids(

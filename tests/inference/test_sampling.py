@@ -1,0 +1,205 @@
+"""Sampling filters against those of `transformers`, and which token then comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from minimind.errors import ConfigError
+from minimind.inference.sampling import Sampler, SamplingParams, filtered_probs
+
+CPU = torch.device("cpu")
+V = 60
+
+
+def random_logits(seed: int, scale: float = 3.0) -> Tensor:
+    return torch.randn(V, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def params(**changes: Any) -> SamplingParams:
+    return SamplingParams(**{"temperature": 1.0, **changes})
+
+
+def transformers_logits(logits_V: Tensor, seen: list[int], p: SamplingParams) -> Tensor:
+    """The processors of `transformers`, in the order its generate() applies them."""
+    from transformers.generation import logits_process as hf
+
+    scores, ids = logits_V[None].clone(), torch.tensor([seen])
+    if p.repetition_penalty != 1.0:
+        scores = hf.RepetitionPenaltyLogitsProcessor(p.repetition_penalty)(ids, scores)
+    if p.temperature not in (0.0, 1.0):
+        scores = hf.TemperatureLogitsWarper(p.temperature)(ids, scores)
+    if p.top_k:
+        scores = hf.TopKLogitsWarper(p.top_k)(ids, scores)
+    if p.top_p < 1.0:
+        scores = hf.TopPLogitsWarper(p.top_p)(ids, scores)
+    if p.min_p:
+        scores = hf.MinPLogitsWarper(p.min_p)(ids, scores)
+    return scores[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"temperature": 0.3},
+        {"temperature": 2.5},
+        {"top_k": 1},
+        {"top_k": 5},
+        {"top_k": V},
+        {"top_k": 10 * V},
+        {"top_p": 0.01},
+        {"top_p": 0.5},
+        {"top_p": 0.95},
+        {"top_p": 0.999},
+        {"min_p": 0.02},
+        {"min_p": 0.5},
+        {"min_p": 1.0},
+        {"temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.05},
+        {"temperature": 1.7, "top_k": 40, "top_p": 0.6},
+        {"top_p": 0.8, "min_p": 0.2},
+    ],
+    ids=str,
+)
+def test_filters_are_those_of_transformers(changes: dict[str, Any]):
+    for seed in range(20):
+        logits_V, p = random_logits(seed), params(**changes)
+        expected = transformers_logits(logits_V, [], p).softmax(0)
+        found = filtered_probs(logits_V, p)
+        assert torch.equal(found > 0, expected > 0)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.1, 1.3, 5.0])
+def test_the_repetition_penalty_is_that_of_transformers(penalty: float):
+    """Greedy, step by step: prompt and new tokens count, each once however often it came."""
+    for seed in range(20):
+        seen = [3, 7, 7, 11]
+        p = params(temperature=0.0, repetition_penalty=penalty)
+        sampler = Sampler(p, list(seen), CPU)
+        for step in range(12):
+            logits_V = random_logits(100 * seed + step, scale=1.0)
+            token = int(sampler(logits_V))
+            assert token == int(transformers_logits(logits_V, seen, p).argmax())
+            seen.append(token)
+
+
+def test_golden_filters():
+    """Probabilities 0.4, 0.3, 0.2, 0.1, worked out by hand."""
+    logits_V = torch.tensor([0.2, 0.4, 0.1, 0.3]).log()
+
+    def probs(**changes: Any) -> list[float]:
+        return filtered_probs(logits_V, params(**changes)).tolist()
+
+    assert probs() == pytest.approx([0.2, 0.4, 0.1, 0.3])
+    assert probs(top_k=2) == pytest.approx([0, 4 / 7, 0, 3 / 7])
+    # 0.4 and 0.3 do not reach 0.75, so a third is needed.
+    assert probs(top_p=0.75) == pytest.approx([2 / 9, 4 / 9, 0, 3 / 9])
+    assert probs(top_p=0.65) == pytest.approx([0, 4 / 7, 0, 3 / 7])
+    assert probs(min_p=0.6) == pytest.approx([0, 4 / 7, 0, 3 / 7])
+    squares = [0.04, 0.16, 0.01, 0.09]
+    assert probs(temperature=0.5) == pytest.approx([s / 0.3 for s in squares])
+    # Top-p counts what top-k left: 4/7 alone reaches 0.5.
+    assert probs(top_k=2, top_p=0.5) == pytest.approx([0, 1, 0, 0])
+
+
+def test_one_token_always_remains():
+    for seed in range(10):
+        probs_V = filtered_probs(random_logits(seed), params(top_p=1e-6, min_p=1.0, top_k=1))
+        assert probs_V.max() == 1
+        assert probs_V.argmax() == random_logits(seed).argmax()
+    flat = filtered_probs(torch.zeros(V), params(top_p=1e-6))
+    assert (flat > 0).any()
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e6])
+def test_extreme_temperatures_stay_finite(temperature: float):
+    probs_V = filtered_probs(random_logits(1, scale=20.0), params(temperature=temperature))
+    assert probs_V.isfinite().all()
+    assert probs_V.sum().item() == pytest.approx(1)
+    if temperature < 1:
+        assert probs_V.argmax() == random_logits(1).argmax()
+
+
+def test_greedy_is_the_most_likely_whatever_the_filters():
+    for seed in range(10):
+        p = params(temperature=0.0, top_k=3, top_p=0.1, min_p=0.9, seed=seed)
+        token = Sampler(p, [], CPU)(random_logits(seed))
+        assert (token.shape, token.dtype) == ((1,), torch.int64)
+        assert int(token) == int(random_logits(seed).argmax())
+
+
+def draws(count: int = 40, **changes: Any) -> list[int]:
+    sampler = Sampler(params(**changes), [], CPU)
+    return [int(sampler(random_logits(0, scale=1.0))) for _ in range(count)]
+
+
+def test_a_seed_repeats_the_tokens():
+    assert draws(seed=7) == draws(seed=7)
+    assert draws(seed=7) != draws(seed=8)
+    assert draws() != draws()
+
+
+def test_a_seed_does_not_touch_the_global_generator():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    draws(seed=7)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_tokens_come_as_often_as_they_are_likely():
+    logits_V = torch.tensor([0.2, 0.4, 0.1, 0.3]).log()
+    sampler = Sampler(params(seed=1, top_k=3), [], CPU)
+    count = 3000
+    found = torch.bincount(torch.cat([sampler(logits_V) for _ in range(count)]), minlength=4)
+    assert found[2] == 0
+    for token, share in ((0, 2 / 9), (1, 4 / 9), (3, 3 / 9)):
+        # Five standard deviations.
+        assert found[token] / count == pytest.approx(
+            share, abs=5 * math.sqrt(share * (1 - share) / count)
+        )
+
+
+def test_logits_are_left_alone():
+    logits_V = random_logits(1)
+    kept = logits_V.clone()
+    Sampler(params(top_k=3, top_p=0.5, min_p=0.1, repetition_penalty=1.5), [1], CPU)(logits_V)
+    assert torch.equal(logits_V, kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_new_tokens", -1),
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_p", math.nan),
+        ("min_p", -0.1),
+        ("min_p", 1.1),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", -1.0),
+        ("repetition_penalty", math.inf),
+        ("repetition_penalty", math.nan),
+        ("stop", ("a", "")),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named(name: str, value: Any):
+    with pytest.raises(ConfigError) as caught:
+        SamplingParams(**{name: value})
+    assert name in str(caught.value)
+    assert repr(value) in str(caught.value)
+
+
+def test_the_defaults_are_greedy():
+    assert SamplingParams().temperature == 0
+    assert dataclasses.asdict(SamplingParams())["stop"] == ()

@@ -24,7 +24,8 @@ $(READY): pyproject.toml constraints.txt
 
 train: $(READY)
 	rm -rf $(RUN)
-	$(BIN)/python launch/train.py --ds_config zero2.json --output_dir $(RUN)
+	$(BIN)/python launch/train.py --ds_config zero2.json --output_dir $(RUN) \
+	  --epochs 2 --sample_every 100
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -m 'not slow and not gpu'

@@ -17,11 +17,10 @@ from typing import Any
 from minimind.config.flags import TrainArguments, parse_train_arguments
 from minimind.data.formats import get_format
 from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource, parse_data_args
-from minimind.data.sample_text import SAMPLE_PROMPTS, sample_data_path
+from minimind.data.sample_text import sample_data_path
 from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import (
-    Checkpoint,
     CheckpointStore,
     find_latest,
     load_engine_state,
@@ -38,14 +37,19 @@ from minimind.engine.metrics import MetricsLog, Monitor, SwanLabMonitor
 from minimind.engine.progress import Progress
 from minimind.engine.schedule import CosineSchedule
 from minimind.errors import CheckpointError, ConfigError, MiniMindError, TrainingError
-from minimind.inference.generate import generate_text
-from minimind.inference.sampling import SamplingParams
+from minimind.inference.samples import choose_prompts, sample_texts
 from minimind.model.state_dict import load_hf_folder
 from minimind.runtime.devices import find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks, read_ranks
 from minimind.stages import STAGES
-from minimind.stages.resolve import ResolvedRun, describe_run, find_tokenizer, resolve_run
+from minimind.stages.resolve import (
+    ResolvedRun,
+    check_same_run,
+    describe_run,
+    find_tokenizer,
+    resolve_run,
+)
 
 logger = logging.getLogger("minimind")
 
@@ -148,7 +152,7 @@ def run_loop(
     checkpoints = folder / "checkpoints"
     start = find_latest(checkpoints) if run.arguments.resume else None
     if start:
-        _check_same_run(start, run, loader)
+        check_same_run(start, run, loader.fingerprint)
     stage = STAGES[run.stage](recipe)
     weights = load_hf_folder(run.weights_folder)[1] if run.weights_folder and not start else None
     models = stage.build_models(run.config, weights)
@@ -163,6 +167,9 @@ def run_loop(
         load_engine_state(engine, start, universal=universal)
         saved = start.meta["state"]
         state = RunState(**{**saved, "best_val_loss": float(saved["best_val_loss"])})
+    prompts = choose_prompts(
+        recipe.sample_prompts, parse_data_args(run.arguments.get("data") or [])
+    )
     total_steps = run.total_steps(loader)
     logger.info("%s", describe_run(run, loader))
     if start:
@@ -196,8 +203,8 @@ def run_loop(
 
     def sample(module: Any, step: int) -> None:
         if ranks.is_main:
-            for prompt, text in sample_texts(module, tokenizer, seed=recipe.seed):
-                progress.say("step %d: %s|%s", step, prompt, text)
+            for text in sample_texts(module, tokenizer, prompts):
+                progress.say("step %d: %s", step, text)
 
     progress = Progress(
         is_main=ranks.is_main,
@@ -230,17 +237,6 @@ def run_loop(
             log.close()
     logger.info("%s: %s", "done" if finished else "interrupted", checkpoints / "latest")
     return finished
-
-
-def sample_texts(
-    module: Any, tokenizer: Tokenizer, *, seed: int, max_new_tokens: int = 40
-) -> list[tuple[str, str]]:
-    """(prompt, greedy continuation) of a few prompts of the sample data."""
-    params = SamplingParams(max_new_tokens=max_new_tokens, seed=seed)
-    return [
-        (prompt.prompt, generate_text(module, tokenizer, prompt.prompt, params))
-        for prompt in SAMPLE_PROMPTS
-    ]
 
 
 def _start_log(
@@ -281,29 +277,6 @@ def _choose_folder(run: ResolvedRun) -> Path:
     while (RUNS / f"{name}-{number}").exists():
         number += 1
     return RUNS / f"{name}-{number}"
-
-
-def _check_same_run(start: Checkpoint, run: ResolvedRun, loader: PackedLoader) -> None:
-    meta = start.meta
-    if meta["model"] != json.loads(json.dumps(run.config.to_dict())):
-        changed = [k for k, v in run.config.to_dict().items() if meta["model"].get(k) != v]
-        raise CheckpointError(
-            f"{start.folder} holds another model ({', '.join(changed)} differ): resume with the "
-            "same --model, or start a new run"
-        )
-    if meta["fingerprint"] != loader.fingerprint:
-        raise CheckpointError(
-            f"{start.folder} was trained on other data, another tokenizer, row length or seed: "
-            "resume with the same, or start a new run with --from_checkpoint"
-        )
-    for name in ("stage",):
-        if meta[name] != getattr(run, name):
-            raise CheckpointError(f"{start.folder} is of --stage {meta[name]}, not {run.stage}")
-    if meta["recipe"]["train_batch_size"] != run.train_batch_size:
-        raise CheckpointError(
-            f"{start.folder} took {meta['recipe']['train_batch_size']} rows a step, not "
-            f"{run.train_batch_size}: the order of the data would change"
-        )
 
 
 if __name__ == "__main__":

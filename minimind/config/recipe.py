@@ -53,6 +53,7 @@ class Recipe:
     save_every: int = option(200, "optimizer steps between checkpoints (0: only the last)")
     keep_checkpoints: int = option(2, "checkpoints kept, the best not counted")
     sample_every: int = option(0, "optimizer steps between sampled texts (0: never)")
+    sample_prompts: tuple[str, ...] = option((), "what the sampled texts begin with")
     log_every: int = option(10, "optimizer steps between console lines where there is no terminal")
     swanlab: bool = option(False, "log to SwanLab too (pip install swanlab)")
 

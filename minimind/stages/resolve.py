@@ -16,8 +16,8 @@ from minimind.config.model import ModelConfig, load_model_config
 from minimind.config.recipe import Recipe, default_sizes, replace_fields
 from minimind.data.loader import PackedLoader
 from minimind.data.tokenizer import Tokenizer
-from minimind.engine.checkpoint import find_model_folder
-from minimind.errors import ConfigError
+from minimind.engine.checkpoint import Checkpoint, find_model_folder
+from minimind.errors import CheckpointError, ConfigError
 from minimind.model.state_dict import load_hf_config
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
@@ -185,6 +185,31 @@ def _preset_like(config: ModelConfig) -> str:
         if preset.num_parameters == config.num_parameters:
             return name
     return ""
+
+
+def check_same_run(start: Checkpoint, run: ResolvedRun, fingerprint: str) -> None:
+    """Whether a checkpoint is of this run: the same stage, model, data and batch. `fingerprint`:
+    the loader's. Raises CheckpointError naming what differs."""
+    meta = start.meta
+    if meta["stage"] != run.stage:
+        raise CheckpointError(f"{start.folder} is of --stage {meta['stage']}, not {run.stage}")
+    model = run.config.to_dict()
+    if changed := [name for name, value in model.items() if meta["model"].get(name) != value]:
+        raise CheckpointError(
+            f"{start.folder} holds another model ({', '.join(changed)} differ): resume with the "
+            "same --model, or start a new run"
+        )
+    if meta["fingerprint"] != fingerprint:
+        raise CheckpointError(
+            f"{start.folder} was trained on other data, another tokenizer, row length or seed: "
+            "resume with the same, or start a new run with --from_checkpoint"
+        )
+    rows = meta["recipe"]["train_batch_size"]
+    if rows != run.train_batch_size:
+        raise CheckpointError(
+            f"{start.folder} took {rows} rows a step, not {run.train_batch_size}: the order of "
+            "the data would change"
+        )
 
 
 def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:

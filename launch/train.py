@@ -167,9 +167,8 @@ def run_loop(
         load_engine_state(engine, start, universal=universal)
         saved = start.meta["state"]
         state = RunState(**{**saved, "best_val_loss": float(saved["best_val_loss"])})
-    prompts = choose_prompts(
-        recipe.sample_prompts, parse_data_args(run.arguments.get("data") or [])
-    )
+    data = run.arguments.get("data")
+    prompts = choose_prompts(recipe.sample_prompts, parse_data_args(data) if data else [])
     total_steps = run.total_steps(loader)
     logger.info("%s", describe_run(run, loader))
     if start:

@@ -51,6 +51,16 @@ def test_a_run_learns_and_leaves_everything_a_user_needs(
     assert all(weight.dtype == torch.float32 for weight in final_weights(run).values())
 
 
+def test_without_data_it_trains_on_the_sample_data_in_a_folder_of_its_own(
+    train: Train, shape: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    few = ["--max_steps", "1", "--seq_len", "32", "--eval_every", "0", "--sample_every", "1"]
+    for number in (1, 2):
+        assert train(*few, *shape) == 0
+        assert (tmp_path / "runs" / f"pretrain-tiny-{number}" / "checkpoints" / "latest").exists()
+
+
 def test_checkpoints_are_kept_to_a_number_and_the_best_stays(
     train: Train, flags: list[str], tmp_path: Path
 ):

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError, MiniMindError
-from minimind.model.state_dict import CONFIG_FILE, WEIGHTS_FILE, load_hf_folder, save_hf_folder
+from minimind.model.state_dict import CONFIG_FILE, load_hf_folder, save_hf_folder
 from minimind.runtime.logging import set_up_logging
 
 logger = logging.getLogger("minimind")
@@ -46,15 +47,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def convert_to_hf(source: Path, output: Path, dtype: torch.dtype) -> None:
-    """Copies the tokenizer, reads the weights (which checks them) and writes them in `dtype`."""
+    """Reads the weights (which checks them), writes them in `dtype` and copies the tokenizer. The
+    output is whole or not there. Raises a MiniMindError."""
     folder = find_model_folder(source)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--output {output}: exists already and is not an empty folder")
     config, weights = load_hf_folder(folder)
-    save_hf_folder(output, config, weights, dtype)
-    for file in folder.iterdir():
-        if file.name not in (CONFIG_FILE, WEIGHTS_FILE) and file.is_file():
-            shutil.copy2(file, output / file.name)
+    unfinished = output.with_name(f".{output.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        save_hf_folder(unfinished, config, weights, dtype)
+        for file in folder.iterdir():
+            if file.is_file() and file.name != CONFIG_FILE and not _holds_weights(file):
+                shutil.copy2(file, unfinished / file.name)
+        unfinished.replace(output)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"--output {output}: cannot be written: {error}") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _holds_weights(file: Path) -> bool:
+    """Whole or in shards, with their index, in any format."""
+    return file.name.endswith((".safetensors", ".bin", ".pth", ".index.json"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,212 @@
+"""launch/convert.py: what goes in, what comes out, what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_models import logits_of, pack, random_documents, random_model, small_config
+from torch import Tensor
+from training_runs import ROOT
+
+from minimind.data.sample_text import load_sample_tokenizer
+from minimind.model.state_dict import load_hf_folder, save_hf_folder
+from minimind.model.transformer import Transformer
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+(IDS,) = random_documents([30])
+
+Convert = Callable[..., int]
+
+
+@pytest.fixture
+def convert(monkeypatch: pytest.MonkeyPatch) -> Convert:
+    """convert(input, output, *flags) -> the exit status."""
+    monkeypatch.syspath_prepend(str(ROOT / "launch"))
+    import convert as script
+
+    def run(source: Path, output: Path, *flags: str) -> int:
+        return script.main(["--input", str(source), "--to", "hf", "--output", str(output), *flags])
+
+    return run
+
+
+@pytest.fixture
+def model() -> Transformer:
+    vocab = load_sample_tokenizer().vocab_size
+    return random_model(small_config(vocab_size=vocab)).eval()
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, model: Transformer) -> Path:
+    """A run's folder: `best` is the model, `latest` another one."""
+    checkpoints = tmp_path / "run" / "checkpoints"
+    other = random_model(model.config, seed=9)
+    for step, saved in (("step-00000002", model), ("step-00000004", other)):
+        folder = checkpoints / step / "model"
+        weights = {name: p.detach() for name, p in saved.named_parameters()}
+        save_hf_folder(folder, model.config, weights, torch.float32)
+        load_sample_tokenizer().save(folder)
+        (checkpoints / step / "meta.json").write_text("{}")
+        (checkpoints / step / "engine").mkdir()
+    (checkpoints / "best").symlink_to("step-00000002")
+    (checkpoints / "latest").symlink_to("step-00000004")
+    return tmp_path / "run"
+
+
+def transformers_logits(folder: Path) -> Tensor:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    found, info = AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, dtype="float32"
+    )
+    assert not any(info.values()), info
+    text = "6 + 9 = 15，你好"
+    theirs = AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"]
+    assert theirs == load_sample_tokenizer().encode(text)
+    with torch.no_grad():
+        return found.eval()(torch.tensor([IDS])).logits[0]
+
+
+def own_logits(model: Transformer) -> Tensor:
+    with torch.no_grad():
+        return logits_of(model, pack([[IDS]]))
+
+
+@pytest.mark.parametrize("inside", ["", "checkpoints/best", "checkpoints/step-00000002/model"])
+def test_a_run_a_checkpoint_or_a_folder_becomes_what_transformers_loads(
+    convert: Convert, run_folder: Path, tmp_path: Path, model: Transformer, inside: str
+):
+    output = tmp_path / "deep" / "out"
+    assert convert(run_folder / inside, output) == 0
+    torch.testing.assert_close(transformers_logits(output), own_logits(model), atol=2e-5, rtol=1e-4)
+    names = {file.name for file in output.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert not [file for file in output.parent.iterdir() if file.name.startswith(".")]
+
+
+def test_a_run_without_validation_gives_its_latest(
+    convert: Convert, run_folder: Path, tmp_path: Path, model: Transformer
+):
+    (run_folder / "checkpoints" / "best").unlink()
+    assert convert(run_folder, tmp_path / "out") == 0
+    torch.testing.assert_close(
+        transformers_logits(tmp_path / "out"),
+        own_logits(random_model(model.config, seed=9).eval()),
+        atol=2e-5,
+        rtol=1e-4,
+    )
+
+
+@pytest.mark.parametrize(("flag", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_the_dtype_of_the_weights(
+    convert: Convert,
+    run_folder: Path,
+    tmp_path: Path,
+    model: Transformer,
+    flag: str,
+    dtype: torch.dtype,
+):
+    assert convert(run_folder, tmp_path / "out", "--dtype", flag) == 0
+    config, weights = load_hf_folder(tmp_path / "out")
+    assert config == model.config
+    for name, parameter in model.named_parameters():
+        assert torch.equal(weights[name], parameter.detach().to(dtype))
+    values = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert values["dtype"] == str(dtype).removeprefix("torch.")
+
+
+def test_shards_become_one_file(
+    convert: Convert, run_folder: Path, tmp_path: Path, model: Transformer
+):
+    folder = run_folder / "checkpoints" / "best" / "model"
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    half = len(tensors) // 2
+    weight_map = {}
+    for number, names in enumerate((list(tensors)[:half], list(tensors)[half:]), 1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in names}, folder / file)
+        weight_map |= dict.fromkeys(names, file)
+    index = json.dumps({"metadata": {}, "weight_map": weight_map})
+    (folder / "model.safetensors.index.json").write_text(index)
+    assert convert(folder, tmp_path / "out") == 0
+    names = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert [name for name in names if "safetensors" in name] == ["model.safetensors"]
+    torch.testing.assert_close(
+        transformers_logits(tmp_path / "out"), own_logits(model), atol=2e-5, rtol=1e-4
+    )
+
+
+def test_an_empty_folder_may_be_there(convert: Convert, run_folder: Path, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    assert convert(run_folder, tmp_path / "out") == 0
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_nothing_is_overwritten(
+    convert: Convert, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "mine.txt").write_text("precious")
+    assert convert(run_folder, output) == 2
+    assert [file.name for file in output.iterdir()] == ["mine.txt"]
+    assert "exists already" in capsys.readouterr().err
+    assert convert(run_folder, output / "mine.txt") == 2
+    assert (output / "mine.txt").read_text() == "precious"
+    best = run_folder / "checkpoints" / "best" / "model"
+    assert convert(best, best) == 2
+
+
+def test_a_wrong_input_is_named(
+    convert: Convert, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    output = tmp_path / "out"
+    for source in (tmp_path / "nowhere", tmp_path):
+        assert convert(source, output) == 2
+        assert f"{source}: neither a run's folder" in capsys.readouterr().err
+    weights = run_folder / "checkpoints" / "best" / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert convert(run_folder, output) == 2
+    assert "not a readable safetensors file" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_an_output_that_cannot_be_written_leaves_nothing(
+    convert: Convert,
+    run_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    (tmp_path / "file").write_text("")
+    assert convert(run_folder, tmp_path / "file" / "out") == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copy2", full)
+    assert convert(run_folder, tmp_path / "out") == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert not [file for file in tmp_path.iterdir() if "unfinished" in file.name]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [[], ["--input", "a"], ["--input", "a", "--to", "tape", "--output", "b"], ["--no_such"]],
+)
+def test_bad_usage_exits_with_2(convert: Convert, argv: list[str]):
+    import convert as script
+
+    with pytest.raises(SystemExit) as caught:
+        script.main(argv)
+    assert caught.value.code == 2

@@ -129,8 +129,9 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """The commit of this checkout, with a mark where files differ from it."""
-    commit = _run("git", "-C", str(_ROOT), "rev-parse", "HEAD")
-    changed = _run("git", "-C", str(_ROOT), "status", "--porcelain", "--untracked-files=no")
+    git = ("git", "--no-optional-locks", "-C", str(_ROOT))
+    commit = _run(*git, "rev-parse", "HEAD")
+    changed = _run(*git, "status", "--porcelain", "--untracked-files=no")
     return f"{commit}-dirty" if commit and changed else commit
 
 

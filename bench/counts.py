@@ -1,0 +1,87 @@
+"""What one training step asks of the host, counted exactly: operators, waits, launches."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from minimind_kernels.form import Form
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+SYNC_OPERATORS = ("_local_scalar_dense", "nonzero", "device_to_host")
+
+
+def count_step(step: Callable[[], Any], device: torch.device) -> dict[str, Any]:
+    """Runs `step` once, or twice where there is a GPU.
+
+    `dispatched_operators` reach PyTorch's dispatcher. `sync_operators` make the host wait for a GPU
+    (on a CPU the same operators, which then cost nothing). `kernel_calls` are calls of our own
+    kernels' bodies, in whichever form they run; on a CPU, where generated code may run, what such a
+    body dispatches is not counted. `cuda_launches` come from the profiler; None without a GPU.
+    """
+    calls: Counter[str] = Counter()
+    with _watched_forms(calls, hide=device.type == "cpu"), _OperatorCounter(device) as operators:
+        step()
+    return {
+        "dispatched_operators": operators.total,
+        "sync_operators": {name: operators.syncs[name] for name in SYNC_OPERATORS},
+        "kernel_calls": sum(calls.values()),
+        "cuda_launches": _count_launches(step) if device.type == "cuda" else None,
+    }
+
+
+class _OperatorCounter(TorchDispatchMode):
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.total = 0
+        self.by_name: Counter[str] = Counter()
+        self.syncs: Counter[str] = Counter()
+        self._device = device
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = func._schema.name.removeprefix("aten::")
+        self.total += 1
+        self.by_name[name] += 1
+        first = args[0] if args else None
+        if name in ("_local_scalar_dense", "nonzero"):
+            if isinstance(first, torch.Tensor) and first.device.type == self._device.type:
+                self.syncs[name] += 1
+        elif name in ("_to_copy", "copy_"):
+            source: Any = args[1] if name == "copy_" else first
+            waits = not kwargs.get("non_blocking", len(args) > 2 and args[2])
+            to_host = result.device.type == "cpu" and source.device.type != "cpu"
+            self.syncs["device_to_host"] += int(waits and to_host)
+        return result
+
+
+@contextlib.contextmanager
+def _watched_forms(calls: Counter[str], hide: bool) -> Iterator[None]:
+    """Counts the calls of the kernels' bodies by name; `hide` keeps operator counters out of them:
+    torch.compile refuses to run under one."""
+    plain = Form.__call__
+
+    def counted(self: Form, *args: Any, **kwargs: Any) -> Any:
+        calls[self.name] += 1
+        with _disable_current_modes() if hide else contextlib.nullcontext():
+            return plain(self, *args, **kwargs)
+
+    with mock.patch.object(Form, "__call__", counted):
+        yield
+
+
+def _count_launches(step: Callable[[], Any]) -> int:
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        step()
+        torch.cuda.synchronize()
+    launches = ("cudaLaunchKernel", "cuLaunchKernel", "hipLaunchKernel", "hipExtModuleLaunchKernel")
+    events = profiler.key_averages()
+    return sum(event.count for event in events if event.key.startswith(launches))

@@ -1,0 +1,71 @@
+"""bench.harness: statistics, the results file and the table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import harness
+from bench.counts import count_step
+from minimind.errors import ConfigError
+from minimind.runtime.devices import find_device
+
+
+def test_summary() -> None:
+    summary = harness.summarize([float(value) for value in range(11)])
+    assert summary == {"median": 5.0, "p10": 1.0, "p90": 9.0, "spread": 1.6}
+    assert harness.summarize([3.0]) == {"median": 3.0, "p10": 3.0, "p90": 3.0, "spread": 0.0}
+
+
+def test_paired_ratio_cancels_what_moves_both() -> None:
+    drift = [1.0, 2.0, 4.0, 8.0]
+    ratio = harness.paired_ratio([3 * x for x in drift], drift)
+    assert ratio == {"median": 3.0, "standard_error": 0.0}
+    assert harness.paired_ratio([1.0, 3.0], [1.0, 1.0])["standard_error"] == pytest.approx(1.2533)
+
+
+def test_results_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "results.json"
+    harness.check_writable(path)
+    assert not path.exists()
+    machine = harness.describe_machine(find_device())
+    harness.write_results(path, "kernels", machine, {"a": 1}, [{"name": "x"}], notes=["y"])
+    found = json.loads(path.read_text())
+    assert found["rows"] == [{"name": "x", "machine": found["machine"]}]
+    assert found["notes"] == ["y"]
+    assert found["schema_version"] == harness.SCHEMA_VERSION
+    harness.check_writable(path)
+    assert json.loads(path.read_text()) == found
+    with pytest.raises(ConfigError, match="cannot be written"):
+        harness.check_writable(path / "below.json")
+
+
+def test_table_is_aligned() -> None:
+    table = harness.format_table(("row", "x"), [("a", "1"), ("long", "1,000")])
+    assert table.splitlines() == [
+        "| row  |     x |",
+        "| ---- | ----: |",
+        "| a    |     1 |",
+        "| long | 1,000 |",
+    ]
+
+
+def test_operators_are_counted_exactly() -> None:
+    x = torch.arange(6.0)
+
+    def step() -> None:
+        y = x.mul(2)
+        y.sum().item()
+        y.nonzero()
+        y.to(torch.float64)
+
+    counts = count_step(step, torch.device("cpu"))
+    assert counts == {
+        "dispatched_operators": 5,
+        "sync_operators": {"_local_scalar_dense": 1, "nonzero": 1, "device_to_host": 0},
+        "kernel_calls": 0,
+        "cuda_launches": None,
+    }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(arguments: TrainArguments, ranks: Ranks) -> int:
     device = find_device(ranks.local_rank)
-    limit_threads(int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world_size)))
+    limit_threads(ranks.local_world_size)
     resumed_from = Path(arguments.run["output_dir"]) if "output_dir" in arguments.run else None
     if arguments.resume:
         arguments = _merge_earlier(arguments, resumed_from)

@@ -14,6 +14,12 @@ class Ranks:
     world_size: int
 
     @property
+    def local_world_size(self) -> int:
+        """Ranks on this machine: torchrun and the deepspeed launcher name it differently."""
+        names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
+        return int(next((os.environ[n] for n in names if n in os.environ), self.world_size))
+
+    @property
     def is_main(self) -> bool:
         """The one rank that prints, logs and writes what is not sharded."""
         return self.rank == 0

@@ -77,6 +77,18 @@ def inlines(op: str, *tensors: Tensor) -> bool:
     return torch.compiler.is_compiling() and not use_triton(op, *tensors)
 
 
+def is_decoding(x: Tensor) -> bool:
+    """Whether x is a small tensor on the CPU that needs no gradient, where what counts is the
+    number of PyTorch operators and of Python calls around them."""
+    return (
+        x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and x.numel() < _MIN_COMPILED_ELEMENTS
+        and kernels_setting() != "triton"
+        and not torch.compiler.is_compiling()
+    )
+
+
 def use_compiled_cpu(rows: int, elements: int) -> bool:
     """Whether an operation over `elements` values in `rows` rows runs as generated C++."""
     if rows < _MIN_COMPILED_ROWS or elements < _MIN_COMPILED_ELEMENTS:

@@ -35,6 +35,8 @@ def swiglu(gate_up: Tensor) -> Tensor:
             f"swiglu takes gate and up side by side in an even last dimension, "
             f"not {tuple(gate_up.shape)}"
         )
+    if backend.is_decoding(gate_up):
+        return _forward_body(gate_up)
     if backend.inlines("swiglu", gate_up):
         return swiglu_reference(gate_up)
     gate_up_M2F = gate_up.reshape(-1, gate_up.shape[-1])

@@ -69,6 +69,9 @@ class TokenChunks:
             factors = (grad_logits_CV.t(), self._hidden(rows))
             if self._dtype == self.loss_dtype:
                 self.grad_weight_VD.addmm_(*factors)
+            elif grad_logits_CV.is_cuda and not torch.version.hip:
+                # cuBLAS hands out its fp32 sums; elsewhere a chunk's share is rounded first.
+                self.grad_weight_VD.add_(torch.mm(*factors, out_dtype=self.loss_dtype))
             else:
                 self.grad_weight_VD.add_(torch.mm(*factors))
 

@@ -16,6 +16,7 @@ TESTS = (
     "test_linear_loss.py",
     "test_linear_kl.py",
     "test_triton_operators.py",
+    "test_model_agrees.py",
 )
 
 

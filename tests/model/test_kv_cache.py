@@ -55,7 +55,7 @@ def test_greedy_decoding_is_the_whole_forward_at_each_step(
     assert (logits.dtype, logits.shape) == (torch.float32, (97,))
 
 
-@pytest.mark.parametrize("pieces", [[5, 12], [1, 16], [16, 1], [3, 1, 1, 5, 7]])
+@pytest.mark.parametrize("pieces", [[5, 12], [5, 2, 10], [1, 16], [16, 1], [3, 1, 1, 5, 7]])
 def test_a_prompt_in_pieces_is_the_prompt_at_once(pieces: list[int]):
     model = random_model(small_config()).eval()
     (ids,) = random_documents([17])

@@ -52,6 +52,8 @@ def test_golden_frequencies():
         {"beta_fast": 8.0, "beta_slow": 2.0},
         # low and high meet: the ramp is a step.
         {"beta_fast": 1.0, "beta_slow": 1.0},
+        # high is the last dimension, then low is beyond it.
+        {"original_max_position_embeddings": 10**6},
         {"original_max_position_embeddings": 10**9},
     ],
 )

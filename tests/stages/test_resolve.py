@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from small_models import random_model, small_config
 from minimind.config.deepspeed_json import SHIPPED, precision
 from minimind.config.flags import parse_train_arguments
 from minimind.config.model import PRESETS, ModelConfig, load_model_config
+from minimind.config.recipe import default_sizes
 from minimind.data.loader import PackedLoader
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.tokenizer import Tokenizer
@@ -59,6 +61,8 @@ class Loader:
 
 
 LOADER = cast(PackedLoader, Loader())
+TINY_RATE = STAGES["pretrain"].recipe_type.learning_rates["tiny"]
+SIZE_FLAGS = ("--seq_len", "256", "--set", "train_batch_size=16", "--set", "micro_batch_size=8")
 
 
 @pytest.fixture
@@ -103,8 +107,9 @@ def test_nothing_given_trains_tiny_on_the_sample_tokenizer(resolved: Resolve):
     tokenizer = load_sample_tokenizer()
     assert (run.stage, run.model_name) == ("pretrain", "tiny")
     assert run.config == load_model_config("tiny", tokenizer_vocab=tokenizer.vocab_size)
-    assert (run.seq_len, run.train_batch_size, run.micro_batch_size) == (256, 16, 16)
-    assert run.learning_rate == 4e-3
+    sizes = (run.seq_len, run.train_batch_size, run.micro_batch_size)
+    assert sizes == dataclasses.astuple(default_sizes("cpu", "tiny"))
+    assert run.learning_rate == TINY_RATE
     assert run.weights_folder is None
     assert run.ds_config["zero_optimization"]["stage"] == 2
     assert run.total_steps(LOADER) == 3
@@ -116,7 +121,6 @@ def test_nothing_given_trains_tiny_on_the_sample_tokenizer(resolved: Resolve):
         ("minimind2-small", CPU, (1024, 8, 4)),
         ("minimind2-small", GPU, (1024, 128, 64)),
         ("minimind3", GPU, (1024, 128, 32)),
-        ("tiny", GPU, (256, 16, 16)),
     ],
 )
 def test_sizes_follow_preset_and_device(
@@ -124,7 +128,7 @@ def test_sizes_follow_preset_and_device(
 ):
     run = resolved("--model", model, device=device)
     assert (run.seq_len, run.train_batch_size, run.micro_batch_size) == sizes
-    assert run.learning_rate == {"tiny": 4e-3}.get(model, 5e-4)
+    assert run.learning_rate == 5e-4
     assert precision(run.ds_config) == ("bf16" if device is GPU else "fp32")
 
 
@@ -134,11 +138,11 @@ def test_sizes_follow_preset_and_device(
 def test_every_preset_resolves_under_every_file(
     resolved: Resolve, stage: str, preset: str, name: str
 ):
-    """On either device and 1 to 8 ranks the same steps, all of it fit to be written down."""
+    """On either device and any number of ranks the same steps, all fit to be written down."""
     argv = ("--stage", stage, "--model", preset, "--ds_config", name, "--from_checkpoint", "none")
     for device in (GPU,) if "fp16" in name else (CPU, GPU):
         rows = set()
-        for ranks in (1, 2, 8):
+        for ranks in (1, 2, 4) if device is CPU else (1, 2, 8):
             run = resolved(*argv, device=device, ranks=ranks)
             text = json.dumps(run.to_dict())
             assert '"auto"' not in text
@@ -186,7 +190,8 @@ def test_a_checkpoint_of_a_presets_size_trains_as_that_preset(
     config = load_model_config("tiny", tokenizer_vocab=load_sample_tokenizer().vocab_size)
     run = resolved("--from_checkpoint", str(checkpoint(config)))
     assert run.model_name == "tiny"
-    assert (run.learning_rate, run.seq_len) == (4e-3, 256)
+    assert run.learning_rate == TINY_RATE
+    assert run.seq_len == default_sizes("cpu", "tiny").seq_len
 
 
 def test_what_may_change_over_a_checkpoint(resolved: Resolve, checkpoint: Callable[..., Path]):
@@ -287,7 +292,7 @@ def test_steps_are_given_or_follow_the_epochs(resolved: Resolve):
 
 
 def test_what_is_printed_says_what_will_run(resolved: Resolve):
-    run = resolved("--max_steps", "7", ranks=2)
+    run = resolved("--max_steps", "7", "--learning_rate", "4e-3", *SIZE_FLAGS, ranks=2)
     text = describe_run(run, LOADER)
     for word in (
         "pretrain of tiny",

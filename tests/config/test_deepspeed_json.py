@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import json
 import os
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from minimind.config import deepspeed_keys
 from minimind.config.deepspeed_json import (
     SHIPPED,
     Hardware,
@@ -195,6 +198,21 @@ def test_section_keys_are_what_the_installed_deepspeed_reads(
         assert asked >= (SECTIONS[section] or set())
 
 
+def test_optimizers_and_their_parameters_are_the_installed_ones(
+    deepspeed_config: Callable[[dict[str, Any]], Any],
+):
+    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+    from deepspeed.runtime.config import ADAM_W_MODE, DEEPSPEED_OPTIMIZERS, TORCH_ADAM_PARAM
+
+    assert set(DEEPSPEED_OPTIMIZERS) == deepspeed_keys.DEEPSPEED_OPTIMIZERS
+    taken = {ADAM_W_MODE, TORCH_ADAM_PARAM}
+    for kind in (torch.optim.AdamW, torch.optim.Adam, FusedAdam, DeepSpeedCPUAdam):
+        taken |= inspect.signature(kind.__init__).parameters.keys()
+    # What DeepSpeed fills in itself, and PyTorch's Adam in disguise of AdamW.
+    filled = {"self", "params", "model_params", "adamw_mode", "decoupled_weight_decay"}
+    assert taken - filled == deepspeed_keys.ADAM_PARAMS
+
+
 def test_a_file_is_found_by_path_by_name_and_without_its_ending(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -228,6 +246,11 @@ def test_a_missing_file_lists_what_there_is():
         ('{"optimizer": {"type": "AdamW", "parms": {}}}', ["optimizer", "'parms'", "params"]),
         ('{"optimizer": {"params": {}}}', ["optimizer", "type"]),
         ('{"optimizer": {"type": "AdamW", "params": []}}', ["optimizer.params", "object"]),
+        ('{"optimizer": {"type": "Adamm"}}', ["optimizer.type", "'Adamm'", "adamw"]),
+        (
+            '{"optimizer": {"type": "AdamW", "params": {"weight_dekay": 1}}}',
+            ["optimizer.params", "'weight_dekay'", "weight_decay"],
+        ),
         ('{"scheduler": {"type": "WarmupLR", "parms": {}}}', ["scheduler", "'parms'"]),
         ('{"scheduler": null}', ["scheduler", "None", "object"]),
         ('{"data_types": {"grad_acum_dtype": "fp32"}}', ["data_types", "grad_accum_dtype"]),
@@ -323,8 +346,8 @@ def test_an_auto_nobody_can_fill_is_named(resolved: Resolve):
     for path in ("steps_per_print", "zero_optimization.stage3_max_live_parameters"):
         with pytest.raises(ConfigError, match=rf'{path}: "auto" is not known here; it is for bf16'):
             resolved(sets={path: "auto"})
-    with pytest.raises(ConfigError, match=r"optimizer.params.foo\[1\]"):
-        resolved(sets={"optimizer.params.foo": [0.9, "auto"]})
+    with pytest.raises(ConfigError, match=r"data_types.keep_in_fp32_modules\[1\]"):
+        resolved(sets={"data_types.keep_in_fp32_modules": ["norm", "auto"]})
 
 
 def test_precision(resolved: Resolve):

@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 train: $(READY)
 	rm -rf $(RUN)
 	$(BIN)/python launch/train.py --ds_config zero2.json --output_dir $(RUN) \
-	  --epochs 2 --sample_every 100
+	  --epochs 2 --eval_every 250 --sample_every 500 --set log_every=50
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -m 'not slow and not gpu'

@@ -100,7 +100,8 @@ def use_compiled_cpu(rows: int, elements: int) -> bool:
 def _why_not_triton(op: str, tensors: tuple[Tensor, ...]) -> str | None:
     device = tensors[0].device
     if device.type != "cuda" and not (kernels_setting() == "triton" and interpreting()):
-        return f"{op} was given tensors on {device.type}, and Triton needs a CUDA or ROCm GPU"
+        # Without the name of the operation, so that it is said once for all of them.
+        return f"the tensors are on the {device.type}, and Triton needs a CUDA or ROCm GPU"
     if not _has_triton():
         return "Triton is not installed"
     for tensor in tensors:

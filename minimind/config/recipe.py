@@ -105,13 +105,13 @@ class Sizes:
 
 SIZES: dict[str, dict[str, Sizes]] = {
     "cpu": {
-        "tiny": Sizes(256, 16, 16),
+        "tiny": Sizes(256, 4, 4),
         "minimind2-small": Sizes(1024, 8, 4),
         "minimind2": Sizes(1024, 8, 2),
         "minimind3": Sizes(1024, 8, 2),
     },
     "gpu": {
-        "tiny": Sizes(256, 16, 16),
+        "tiny": Sizes(256, 4, 4),
         "minimind2-small": Sizes(1024, 128, 64),
         "minimind2": Sizes(1024, 128, 32),
         "minimind3": Sizes(1024, 128, 32),

@@ -20,7 +20,7 @@ from minimind.types import Batch, LossSum
 class PretrainRecipe(Recipe):
     """Options of pretraining."""
 
-    learning_rates: ClassVar[Mapping[str, float]] = {"": 5e-4, "tiny": 4e-3}
+    learning_rates: ClassVar[Mapping[str, float]] = {"": 5e-4, "tiny": 3e-3}
 
 
 class Pretrain:

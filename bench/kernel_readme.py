@@ -8,6 +8,7 @@ from pathlib import Path
 import minimind_kernels as K
 
 from bench.harness import format_table
+from bench.kernel_cases import PRESETS
 
 _ROOT = Path(__file__).resolve().parents[1]
 README = _ROOT / "kernels" / "README.md"
@@ -40,21 +41,35 @@ def write_readme() -> None:
 def build_table() -> str:
     """A line for each public operation."""
     measured = _measured()
+    header = ["operation", "formula", "reference", "dtypes", "compiled for", "last measured"]
     lines = []
     for name in K.__all__:
         operation = getattr(K, name)
         module = operation.__module__.rsplit(".", 1)[-1]
         lines.append([
-            f"`{name}`", _FORMULAS[name], f"`{module}.py`", "fp32, fp16, bf16",
+            f"`{name}`", _FORMULAS[name], f"`{module}.py`", "fp32, fp16, bf16", _sizes(name),
             measured.get(name, "not measured"),
         ])  # fmt: skip
-    return format_table(["operation", "formula", "reference", "dtypes", "last measured"], lines)
+    return format_table(header, lines)
+
+
+def _sizes(name: str) -> str:
+    """What distinguishes the presets to this operation."""
+    if name.endswith("rms_norm"):
+        return "D " + ", ".join(sorted({str(s.hidden) for s in PRESETS}))
+    if name == "qk_rope":
+        return "N/K/H " + ", ".join(
+            sorted({f"{s.heads}/{s.kv_heads}/{s.head_size}" for s in PRESETS})
+        )
+    if name == "swiglu":
+        return "F " + ", ".join(sorted({str(s.ffn) for s in PRESETS}))
+    return "V " + ", ".join(sorted({str(s.vocab) for s in PRESETS}))
 
 
 def _measured() -> dict[str, str]:
     """The newest median of our forward and backward at minimind2-small in bf16, and the device."""
     found: dict[str, str] = {}
-    files = sorted(_RESULTS.glob("*/kernels*.json"), key=lambda path: path.stat().st_mtime)
+    files = sorted(_RESULTS.rglob("kernels*.json"), key=lambda path: path.stat().st_mtime)
     for path in files:
         results = json.loads(path.read_text(encoding="utf-8"))
         if results.get("benchmark") != "kernels":

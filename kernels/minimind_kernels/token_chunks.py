@@ -64,7 +64,11 @@ class TokenChunks:
 
     def add_grads(self, rows: slice, grad_logits_CV: Tensor) -> None:
         if self.grad_hidden_MD is not None:
-            self.grad_hidden_MD[rows] = torch.mm(grad_logits_CV, self._weight_VD)
+            into = self.grad_hidden_MD[rows]
+            if into.dtype == self._dtype:
+                torch.mm(grad_logits_CV, self._weight_VD, out=into)
+            else:
+                into.copy_(torch.mm(grad_logits_CV, self._weight_VD))
         if self.grad_weight_VD is not None:
             factors = (grad_logits_CV.t(), self._hidden(rows))
             if self._dtype == self.loss_dtype:

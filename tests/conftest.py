@@ -12,6 +12,10 @@ os.environ.setdefault("MINIMIND_COMPILE", "0")
 
 import torch
 
+# The tests' products are tiny: a second thread costs them more than it brings, several times over
+# where other processes want the cores.
+torch.set_num_threads(1)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():

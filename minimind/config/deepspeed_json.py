@@ -148,9 +148,13 @@ _AUTO: dict[str, _Fill] = {
 
 
 def _resolve_batch(ds: dict[str, Any], recipe: Recipe, sizes: Sizes, hardware: Hardware) -> Recipe:
-    """rows a step = micro-batch x accumulation x ranks, whole."""
+    """rows a step = micro-batch x accumulation x ranks, whole. A JSON that gives the accumulation
+    and no rows a step, as DeepSpeed's own examples do, means their product."""
     ranks = hardware.world_size
+    asked = ds.get("gradient_accumulation_steps", "auto")
     rows = recipe.train_batch_size or sizes.train_batch_size
+    if recipe.train_batch_size is None and isinstance(asked, int):
+        rows = asked * (recipe.micro_batch_size or sizes.micro_batch_size) * ranks
     if rows % ranks:
         near = {max(1, rows // ranks) * ranks, (rows // ranks + 1) * ranks}
         raise ConfigError(
@@ -167,7 +171,6 @@ def _resolve_batch(ds: dict[str, Any], recipe: Recipe, sizes: Sizes, hardware: H
             f'change one of them, or give the micro-batch as "auto"'
         )
     accumulation = share // micro
-    asked = ds.get("gradient_accumulation_steps", "auto")
     if asked not in ("auto", accumulation):
         raise ConfigError(
             f"gradient_accumulation_steps is {asked}, but train_batch_size {rows} / "

@@ -111,7 +111,7 @@ SIZES: dict[str, dict[str, Sizes]] = {
         "minimind3": Sizes(1024, 8, 2),
     },
     "gpu": {
-        "tiny": Sizes(256, 4, 4),
+        "tiny": Sizes(256, 16, 16),
         "minimind2-small": Sizes(1024, 128, 64),
         "minimind2": Sizes(1024, 128, 32),
         "minimind3": Sizes(1024, 128, 32),

@@ -96,7 +96,7 @@ class DeepSpeedEngine:
         try:
             # pydantic's ValidationError is a ValueError.
             deepspeed.DeepSpeedConfig(config)
-        except (TypeError, ValueError, AssertionError) as error:
+        except (TypeError, ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:
             raise ConfigError(f"DeepSpeed refuses the JSON: {error}") from error
         self._engine, *_ = deepspeed.initialize(
             model=module,

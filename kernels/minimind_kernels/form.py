@@ -87,7 +87,12 @@ class Form:
         key = (
             tuple((t.dtype, *shape) for t, shape in zip(tensors, inner, strict=True)),
             tuple(constants.items()),
+            # What Dynamo would compile anew for, with the batch at hand for a hint.
             torch.is_inference_mode_enabled(),
+            torch.is_autocast_enabled("cpu"),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_num_threads(),
+            torch.get_default_dtype(),
         )
         if key not in self._generated:
             self._generated[key] = self._generate(tensors, constants)

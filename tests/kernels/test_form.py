@@ -115,6 +115,20 @@ def test_history_leaves_no_trace():
     assert compilations() - before == 2
 
 
+def test_another_number_of_threads_keeps_the_rows_dynamic():
+    weight = torch.randn(56)
+    threads = torch.get_num_threads()
+    before = compilations()
+    try:
+        for count in (threads, threads + 1):
+            torch.set_num_threads(count)
+            for rows in (1030, 1100):
+                K.rms_norm(torch.randn(rows, 56), weight, 1e-5)
+    finally:
+        torch.set_num_threads(threads)
+    assert compilations() - before == 2
+
+
 def test_a_failed_compilation_falls_back(monkeypatch, caplog):
     def fail(*_, **__):
         raise RuntimeError("no headers")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,14 @@ def test_padded_sample_has_the_padding_of_all() -> None:
     mean = np.mean([len(ids) for ids in documents.ids])
     sampled = np.mean([padded.step(index).num_tokens for index in range(4)]) / 8
     assert sampled == pytest.approx(mean, rel=0.01)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two threads on two busy cores wait for each other most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 def run_benchmark(folder: Path, *more: str) -> dict[str, Any]:

@@ -97,14 +97,24 @@ class Loop(Generic[BatchT]):
         # What start-up made stays for the whole run: the collector need not look at it each time.
         gc.collect()
         gc.freeze()
+        self._clock = time.perf_counter()
+        with Interrupts() as interrupts:  # a second signal does not disturb the last save either
+            saved_at = self._run_steps(interrupts)
+            self._read_pending(keep=0)
+            self._record()
+            if self._interrupted and saved_at != self.state.step:
+                self._save(is_best=False, or_go_on=False)
+        return not self._interrupted
+
+    def _run_steps(self, interrupts: Interrupts) -> int:
+        """The step of the last checkpoint."""
         saved_at = self.state.step if self.state.step else -1
         on_gpu = self.engine.device.type == "cuda"
         steps = self.loader.read(self.state.step, self.total_steps, pin=on_gpu)
+        # The second step is the one measured: lazy initialisation is over.
         measured = min(self.state.step + 1, self.total_steps - 1)
-        self._clock = time.perf_counter()
-        with Interrupts() as interrupts, contextlib.closing(steps):  # type: ignore[type-var]
+        with contextlib.closing(steps):  # type: ignore[type-var]
             for micro_batches in steps:
-                # The second step: lazy initialisation is over.
                 with self._measuring(self.state.step == measured):
                     self._take_steps(micro_batches, interrupts)
                 self._read_pending(keep=1 if on_gpu else 0)
@@ -118,11 +128,7 @@ class Loop(Generic[BatchT]):
                 done = self.state.step == self.total_steps
                 if is_best or done or self._due(self.recipe.save_every):
                     saved_at = self._save(is_best, or_go_on=not done)
-        self._read_pending(keep=0)
-        self._record()
-        if self._interrupted and saved_at != self.state.step:
-            self._save(is_best=False, or_go_on=False)
-        return not self._interrupted
+        return saved_at
 
     def _due(self, every: int) -> bool:
         step = self.state.step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,8 +30,11 @@ def train_in_a_process(
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", code, str(TRAIN), *arguments]
     if ranks > 1:
-        command = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators"]
-        command += [str(ranks), str(TRAIN), *arguments]
+        with socket.socket() as probe:  # the launcher's own port may be another run's
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        command = [str(Path(sys.executable).parent / "deepspeed"), "--master_port", port]
+        command += ["--num_accelerators", str(ranks), str(TRAIN), *arguments]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     return subprocess.run(

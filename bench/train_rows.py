@@ -12,6 +12,7 @@ from bench.documents import Documents, PackedSteps, PaddedSteps, StepData, one_r
 from bench.original import OriginalModel, original_loss
 from minimind.config.deepspeed_json import precision
 from minimind.engine.deepspeed_engine import DeepSpeedEngine, start_ranks
+from minimind.engine.stage import BuildContext
 from minimind.errors import ConfigError
 from minimind.model.state_dict import split_fused
 from minimind.runtime.ranks import read_ranks
@@ -75,7 +76,7 @@ class OriginalRow:
             accumulation=spec.accumulation,
             steps=spec.steps,
         )
-        ours = STAGES[run.stage](run.recipe).build_models(run.config, None).policy
+        ours = STAGES[run.stage](run.recipe).build_models(BuildContext(config=run.config)).policy
         self.module = OriginalModel(run.config, spec.documents.max_tokens)
         self.module.load_split(split_fused(run.config, dict(ours.named_parameters())))
         self.module.to(self._device)
@@ -117,7 +118,9 @@ class PlainLoopRow:
         self._device, self._recipe = run.device.torch_device, run.recipe
         self._steps = _packed_steps(spec)
         self._stage = STAGES[run.stage](run.recipe)
-        self.module = self._stage.build_models(run.config, None).policy.to(self._device)
+        self.module = self._stage.build_models(BuildContext(config=run.config)).policy.to(
+            self._device
+        )
         self._weights = list(self.module.parameters())
         self._masters = self._weights
         if self.precision == "bf16":
@@ -173,7 +176,7 @@ class EngineRow:
         self._steps = _packed_steps(spec)
         self._stage = STAGES[run.stage](run.recipe)
         start_ranks(ranks, run.device)
-        self.module = self._stage.build_models(run.config, None).policy
+        self.module = self._stage.build_models(BuildContext(config=run.config)).policy
         self.module.to(run.device.torch_device)
         self._engine = DeepSpeedEngine(self.module, run.ds_config, run.recipe, run.device, ranks)
         self._engine.train()
@@ -216,7 +219,7 @@ def compare_first_losses(spec: RowSpec) -> tuple[float, float]:
     run, device = spec.run, spec.run.device.torch_device
     row = OriginalRow(spec)
     stage = STAGES[run.stage](run.recipe)
-    ours = stage.build_models(run.config, None).policy.to(device)
+    ours = stage.build_models(BuildContext(config=run.config)).policy.to(device)
     first = row.steps.ids(0)[: spec.original_batch]
     batch = one_row(first, spec.documents.pad_id).to(device)
     ids_BT, labels_BT = (x.to(device) for x in row.data(0).batches[0])

@@ -35,6 +35,7 @@ from minimind.engine.loop import Events, Loop, RunState
 from minimind.engine.metrics import MetricsLog, Monitor, SwanLabMonitor
 from minimind.engine.progress import Progress
 from minimind.engine.schedule import CosineSchedule
+from minimind.engine.stage import BuildContext
 from minimind.errors import CheckpointError, ConfigError, MiniMindError, TrainingError
 from minimind.inference.samples import choose_prompts, sample_texts
 from minimind.model.state_dict import load_hf_folder
@@ -154,7 +155,17 @@ def run_loop(
         check_same_run(start, run, loader.fingerprint)
     stage = STAGES[run.stage](recipe)
     weights = load_hf_folder(run.weights_folder)[1] if run.weights_folder and not start else None
-    models = stage.build_models(run.config, weights)
+    models = stage.build_models(
+        BuildContext(
+            config=run.config,
+            weights=weights,
+            weights_folder=run.weights_folder,
+            device=device.torch_device,
+            dtype=run.dtype,
+            loader=loader,
+            eval_data=eval_data,
+        )
+    )
     models.policy.to(device.torch_device)
     zero_stage = int((run.ds_config.get("zero_optimization") or {}).get("stage", 0))
     universal = bool(start) and needs_universal(start, ranks.world_size, zero_stage)

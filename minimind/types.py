@@ -110,6 +110,8 @@ class LossSum:
     """fp32 scalar with gradient."""
     count: int
     """Targets for token losses, pairs for dpo, samples for grpo."""
+    aux_loss: Tensor | None = None
+    """The model's own (ModelOutput.aux_loss), handed on: the engine adds it times `count`."""
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     """Further sums over the same count, detached, by the name they are logged under."""
 

@@ -188,7 +188,8 @@ class DeepSpeedEngine:
     def backward(self, loss: LossSum) -> None:
         self._micro_batches += 1
         self._engine.set_gradient_accumulation_boundary(self._micro_batches == self._accumulation)
-        self._engine.backward(loss.total * self._scale, scale_wrt_gas=False)
+        total = loss.total if loss.aux_loss is None else loss.total + loss.aux_loss * loss.count
+        self._engine.backward(total * self._scale, scale_wrt_gas=False)
         if self._micro_batches < self._accumulation:
             self._engine.step()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe
@@ -27,6 +29,23 @@ class StageModels:
 
     policy: nn.Module
     helpers: tuple[nn.Module, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildContext:
+    """What a stage may build its models from."""
+
+    config: ModelConfig
+    weights: Mapping[str, Tensor] | None = None
+    """Named parameters to start from (model/state_dict.py); None: fresh ones, or a run that is
+    resumed and reads them from its checkpoint."""
+    weights_folder: Path | None = None
+    """The Hugging Face folder that the run starts from; set on resuming too."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    """What the engine computes in: for frozen helpers beside it."""
+    loader: Loader[Any] | None = None
+    eval_data: Iterable[Any] | None = None
 
 
 class Loader(Protocol[BatchT]):
@@ -57,9 +76,7 @@ class Stage(Protocol[BatchT]):
     metric_names: ClassVar[tuple[str, ...]]
     """What its LossSums carry besides the loss; columns of metrics.csv."""
 
-    def build_models(self, config: ModelConfig, weights: Any) -> StageModels:
-        """Fresh weights where `weights` is None, else named tensors to start from."""
-        ...
+    def build_models(self, context: BuildContext) -> StageModels: ...
 
     def count(self, batch: BatchT) -> int:
         """What `loss` will count in this micro-batch; known before any forward."""

@@ -9,9 +9,8 @@ from typing import ClassVar
 import minimind_kernels as K
 from torch import Tensor
 
-from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe
-from minimind.engine.stage import Policy, StageModels
+from minimind.engine.stage import BuildContext, Policy, StageModels
 from minimind.model.transformer import Transformer
 from minimind.types import Batch, LossSum
 
@@ -35,15 +34,13 @@ class Pretrain:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
-    def build_models(
-        self, config: ModelConfig, weights: Mapping[str, Tensor] | None
-    ) -> StageModels:
-        policy = Transformer(config)
+    def build_models(self, context: BuildContext) -> StageModels:
+        policy = Transformer(context.config)
         policy.activation_checkpointing = self.recipe.activation_checkpointing
-        if weights is None:
+        if context.weights is None:
             policy.init_weights(self.recipe.seed)
         else:
-            policy.load_named(weights)
+            policy.load_named(context.weights)
         return StageModels(policy=policy)
 
     def count(self, batch: Batch) -> int:
@@ -59,4 +56,6 @@ class Pretrain:
             return K.linear_cross_entropy(hidden_MD, weight_VD, labels_M, uniform_grad=True)
 
         output = policy(batch, head=head)
-        return LossSum(total=output.per_token.sum(), count=batch.num_targets)
+        return LossSum(
+            total=output.per_token.sum(), count=batch.num_targets, aux_loss=output.aux_loss
+        )

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import minimind
 from minimind.config.deepspeed_json import Hardware, load_ds_config, precision, resolve
 from minimind.config.flags import TrainArguments
@@ -22,6 +24,8 @@ from minimind.model.state_dict import load_hf_config
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
 from minimind.stages import STAGES
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,11 @@ class ResolvedRun:
     def micro_batch_size(self) -> int:
         assert self.recipe.micro_batch_size is not None
         return self.recipe.micro_batch_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the engine computes in."""
+        return DTYPES[precision(self.ds_config)]
 
     @property
     def learning_rate(self) -> float:

@@ -17,6 +17,7 @@ from bench.documents import Documents, PackedSteps, PaddedSteps, one_row
 from bench.original import OriginalModel, original_loss
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe
+from minimind.engine.stage import BuildContext
 from minimind.errors import ConfigError
 from minimind.model.state_dict import split_fused
 from minimind.stages.pretrain import Pretrain
@@ -53,7 +54,7 @@ def test_original_has_our_loss_and_gradient(series: str) -> None:
     config = ModelConfig(**SIZES, **SERIES[series])
     documents = make_documents(9)
     stage = Pretrain(Recipe(seed=3))
-    ours = stage.build_models(config, None).policy
+    ours = stage.build_models(BuildContext(config=config)).policy
     loss = stage.loss(ours, one_row(documents.ids, pad_id=0))
     (loss.total / loss.count).backward()
 

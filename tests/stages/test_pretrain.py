@@ -9,6 +9,7 @@ import torch
 from small_models import gradients, logits_of, pack, random_documents, random_model, small_config
 
 from minimind.config.recipe import Recipe
+from minimind.engine.stage import BuildContext
 from minimind.model.transformer import Transformer
 from minimind.stages import STAGES
 from minimind.stages.pretrain import Pretrain, PretrainRecipe
@@ -78,7 +79,7 @@ def test_a_batch_without_targets_gives_nothing():
 def test_fresh_models_follow_the_seed():
     config = small_config()
     one, again, other = (
-        dict(stage(seed=seed).build_models(config, None).policy.named_parameters())
+        dict(stage(seed=seed).build_models(BuildContext(config=config)).policy.named_parameters())
         for seed in (3, 3, 4)
     )
     name = "embed_tokens.weight"
@@ -90,7 +91,9 @@ def test_fresh_models_follow_the_seed():
 def test_models_start_from_given_weights():
     source = random_model(small_config())
     weights = {name: p.detach() for name, p in source.named_parameters()}
-    models = stage(activation_checkpointing=True).build_models(source.config, weights)
+    models = stage(activation_checkpointing=True).build_models(
+        BuildContext(config=source.config, weights=weights)
+    )
     policy = models.policy
     assert isinstance(policy, Transformer)
     assert policy.activation_checkpointing
@@ -107,7 +110,7 @@ def test_a_step_is_the_batches_it_is_given():
 
 
 def test_a_few_steps_learn_a_sentence():
-    model = stage(seed=1).build_models(small_config(), None).policy
+    model = stage(seed=1).build_models(BuildContext(config=small_config())).policy
     batch = pack([random_documents([12])])
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     losses = []

@@ -103,7 +103,9 @@ def build_loaders(
     run: ResolvedRun, tokenizer: Tokenizer, ranks: Ranks
 ) -> tuple[PackedLoader, EvalLoader | None]:
     """The training rows and the validation rows, packed."""
-    text_format = get_format(STAGES[run.stage].data_format)
+    data_format = get_format(STAGES[run.stage].data_format)
+    if options := run.recipe.format_options:
+        data_format = data_format.with_options(**options)
 
     def sources(paths: list[str]) -> list[WeightedSource]:
         return [
@@ -111,7 +113,7 @@ def build_loaders(
                 cache=build_token_cache(
                     path,
                     tokenizer,
-                    text_format,
+                    data_format,
                     on_bad_row=run.arguments.get("on_bad_row"),
                     progress=ranks.is_main,
                 ),
@@ -178,7 +180,9 @@ def run_loop(
         saved = start.meta["state"]
         state = RunState(**{**saved, "best_val_loss": float(saved["best_val_loss"])})
     data = run.arguments.get("data")
-    prompts = choose_prompts(recipe.sample_prompts, parse_data_args(data) if data else [])
+    paths = [path for path, _ in parse_data_args(data)] if data else []
+    is_chat = stage.data_format != "text"
+    prompts = choose_prompts(recipe.sample_prompts, paths, is_chat=is_chat)
     total_steps = run.total_steps(loader)
     logger.info("%s", describe_run(run, loader))
     if start:
@@ -212,7 +216,7 @@ def run_loop(
 
     def sample(module: Any, step: int) -> None:
         if ranks.is_main:
-            for text in sample_texts(module, tokenizer, prompts):
+            for text in sample_texts(module, tokenizer, prompts, is_chat=is_chat):
                 progress.say("step %d: %s", step, text)
 
     progress = Progress(

@@ -57,6 +57,11 @@ class Recipe:
     log_every: int = option(10, "optimizer steps between console lines where there is no terminal")
     swanlab: bool = option(False, "log to SwanLab too (pip install swanlab)")
 
+    @property
+    def format_options(self) -> dict[str, Any]:
+        """What the stage's data format is read with, beyond its defaults."""
+        return {}
+
     def check(self) -> None:
         """Raises ConfigError where a value cannot be used."""
         at_least = {

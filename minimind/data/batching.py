@@ -40,6 +40,18 @@ class PackedRows:
     def __len__(self) -> int:
         return self.plan.num_rows
 
+    def count_cut_before_targets(self) -> int:
+        """Truncated documents that have no target left."""
+        plan = self.plan
+        count = 0
+        if plan.num_truncated:
+            is_cut = plan.piece_len < self.mixture.lengths[plan.piece_doc]
+            for piece in np.flatnonzero(is_cut).tolist():
+                cache, number = self.mixture.locate(int(plan.piece_doc[piece]))
+                is_target = cache.is_target(number, 1, int(plan.piece_len[piece]))
+                count += is_target is not None and not is_target.any()
+        return count
+
     def build(self, row: int) -> PackedRow:
         pieces = []
         for document, start, length in self._pieces(row):

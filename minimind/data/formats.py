@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
-import numpy as np
-
-from minimind.data.jsonl import BadRow, json_type
-from minimind.data.tokenizer import Tokenizer
+from minimind.data.chat_format import chat_samples
+from minimind.data.text_format import text_samples
 from minimind.errors import ConfigError
-from minimind.types import Row, Sample
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A kind of row. `read` takes rows by the batch, so that all cores tokenise, and gives for each
-    its sample or what is wrong with it."""
+    """A kind of row."""
 
     name: str
     version: str
@@ -25,52 +23,19 @@ class Format:
     """Every token is a target, so the cache stores no mask."""
     split_long: bool
     """A document longer than a row is split, else truncated."""
-    read: Callable[[Sequence[Row], Tokenizer], list[Sample | BadRow]]
+    read: Callable[..., list[Any]]
+    """(rows, tokenizer) -> for each row its Sample, or a BadRow that says what is wrong with it.
+    Rows come by the batch, so that all cores tokenise. Further options are keyword arguments."""
 
-
-def text_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Sample | BadRow]:
-    """`{"text": …}` as bos, text, eos, each of them a target; other keys are ignored."""
-    problems = [text_problem(row) for row in rows]
-    good = [row.data["text"] for row, problem in zip(rows, problems, strict=True) if not problem]
-    encoded = iter(tokenizer.encode_batch(good))
-    samples: list[Sample | BadRow] = []
-    for row, problem in zip(rows, problems, strict=True):
-        if problem:
-            samples.append(BadRow(row.path, row.line, problem))
-            continue
-        ids = np.array([tokenizer.bos_id, *next(encoded), tokenizer.eos_id], dtype=np.int32)
-        samples.append(Sample(ids=ids, is_target=np.ones(len(ids), dtype=bool)))
-    return samples
-
-
-def text_problem(row: Row) -> str | None:
-    """What is wrong with a text row, or None."""
-    if "text" not in row.data:
-        found = ", ".join(repr(key) for key in list(row.data)[:5]) or "none"
-        return f'no key "text" (keys found: {found}); a row looks like {{"text": "…"}}'
-    return string_problem(row.data["text"], '"text"')
-
-
-def string_problem(value: object, what: str) -> str | None:
-    """Why `value` is no text to train on, or None."""
-    if not isinstance(value, str):
-        return f"{what} is {json_type(value)} where a string is expected"
-    if not value.strip():
-        return f"{what} is {'blank' if value else 'empty'}; leave the row out or give it text"
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            code = ord(value[error.start])
-            return (
-                f"{what} holds half a character (\\u{code:04x}, a lone surrogate) at character "
-                f"{error.start + 1}; it has no UTF-8 form"
-            )
-    return None
+    def with_options(self, **options: Any) -> Format:
+        """The same kind of row, read with these options of `read`: they change the cache key."""
+        version = f"{self.version} {sorted(options.items())}"
+        return replace(self, version=version, read=partial(self.read, **options))
 
 
 FORMATS = {
     "text": Format("text", "1", all_targets=True, split_long=True, read=text_samples),
+    "chat": Format("chat", "1", all_targets=False, split_long=False, read=chat_samples),
 }
 
 

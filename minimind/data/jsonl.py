@@ -134,6 +134,12 @@ def _parse(raw: bytes) -> dict | str:
     return data
 
 
+def missing_key(row: Row, key: str, example: str) -> str:
+    """Says that a row has no `key`, and what it has."""
+    found = ", ".join(repr(key) for key in list(row.data)[:5]) or "none"
+    return f'no key "{key}" (keys found: {found}); a row looks like {example}'
+
+
 def json_type(value: object) -> str:
     """What a value is called in JSON, for messages."""
     if value is None:

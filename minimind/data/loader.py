@@ -75,8 +75,12 @@ class PackedLoader:
 
     @property
     def num_truncated(self) -> int:
-        """Documents cut at the row length (formats that are not split)."""
+        """Documents of an epoch cut to fit a row (formats that are not split)."""
         return self._rows.plan.num_truncated
+
+    def count_cut_before_targets(self) -> int:
+        """Those of them that have no target left."""
+        return self._rows.count_cut_before_targets()
 
     @property
     def fingerprint(self) -> str:

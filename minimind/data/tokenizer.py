@@ -31,10 +31,10 @@ _TEMPLATE_FILE = "chat_template.jinja"
 
 
 class Tokenizer:
-    """Text to ids and back, in three readings of the same vocabulary.
+    """Text to ids and back, in two readings of the same vocabulary.
 
     `encode` reads text as data: whatever it spells, no special or added token comes out.
-    `encode_with_tags` knows the tags of thinking and tools, `encode_rendered` every added token.
+    `encode_rendered` knows every added token. Conversations are read by data/chat_encoding.py.
     """
 
     def __init__(self, spec: dict[str, Any], config: dict[str, Any], origin: str) -> None:
@@ -42,10 +42,10 @@ class Tokenizer:
         `origin` what messages call the tokenizer. Raises DataError."""
         self._spec = spec
         self._config = config
-        self._origin = origin
-        added = {token["content"]: token["id"] for token in spec.get("added_tokens") or []}
-        self._rendered = _build(spec, set(added), origin)
-        self._tagged = _build(spec, set(TAGS), origin)
+        self.origin = origin
+        self.added_ids = {t["content"]: t["id"] for t in spec.get("added_tokens") or []}
+        """The id of each special or added token, by its text."""
+        self._rendered = _build(spec, set(self.added_ids), origin)
         self._plain = _build(spec, set(), origin)
         self.vocab_size = 1 + max(self._rendered.get_vocab().values())
         """Above every id, so that a table of this size has a row for each."""
@@ -56,7 +56,7 @@ class Tokenizer:
             token["id"] for token in spec.get("added_tokens") or [] if token["special"]
         )
         self.chat_template: str | None = _default_template(config.get("chat_template"))
-        _check_text_stays_text(self._plain, added, origin)
+        _check_text_stays_text(self._plain, self.added_ids, origin)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -105,10 +105,6 @@ class Tokenizer:
             for text in pieces
         ]
 
-    def encode_with_tags(self, text: str) -> list[int]:
-        """Ids of an assistant's text: the tags of thinking and tools become their tokens."""
-        return self._tagged.encode(text, add_special_tokens=False).ids
-
     def encode_rendered(self, text: str) -> list[int]:
         """Ids of a rendered chat template: every added token is recognised."""
         return self._rendered.encode(text, add_special_tokens=False).ids
@@ -130,7 +126,7 @@ class Tokenizer:
         """Raises ConfigError where the model's vocabulary is smaller than this tokenizer's."""
         if self.vocab_size > vocab_size:
             raise ConfigError(
-                f"the tokenizer {self._origin} has {self.vocab_size} tokens, the model only "
+                f"the tokenizer {self.origin} has {self.vocab_size} tokens, the model only "
                 f"{vocab_size}: give --set vocab_size={self.vocab_size} or more, or another "
                 "tokenizer"
             )
@@ -138,10 +134,9 @@ class Tokenizer:
     @cached_property
     def _bytes_of_id(self) -> dict[int, bytes]:
         byte_of = {char: byte for byte, char in enumerate(byte_alphabet())}
-        added = {token["content"] for token in self._spec.get("added_tokens") or []}
         return {
             id: token.encode()
-            if token in added or any(char not in byte_of for char in token)
+            if token in self.added_ids or any(char not in byte_of for char in token)
             else bytes(byte_of[char] for char in token)
             for token, id in self._rendered.get_vocab().items()
         }
@@ -156,7 +151,7 @@ class Tokenizer:
         if id is None:
             given = "no" if token is None else f"as {token!r}, which is not in the vocabulary,"
             raise DataError(
-                f"{self._origin}: {_CONFIG_FILE} gives {given} {name}; documents and turns need one"
+                f"{self.origin}: {_CONFIG_FILE} gives {given} {name}; documents and turns need one"
             )
         return id
 

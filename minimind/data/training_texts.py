@@ -11,8 +11,8 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from minimind.data.formats import string_problem, text_problem
 from minimind.data.jsonl import BadRow, bad_rows_message, read_rows, scan_jsonl
+from minimind.data.text_format import string_problem, text_problem
 from minimind.errors import DataError
 from minimind.types import Row
 

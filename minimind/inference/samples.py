@@ -3,36 +3,62 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from minimind.data.chat_encoding import Chat, ChatEncoder
 from minimind.data.jsonl import read_rows
 from minimind.data.sample_text import SAMPLE_PROMPTS
 from minimind.data.tokenizer import Tokenizer
-from minimind.inference.generate import generate_text
+from minimind.inference.generate import generate_text, stream_text
 from minimind.inference.sampling import SamplingParams
 from minimind.model.transformer import Transformer
 from minimind.types import Row
 
 _DOCUMENTS = 4
 _CHARACTERS = 24
+_TURN_KEYS = ("conversations", "chosen")
 
 
-def choose_prompts(given: Sequence[str], data: Sequence[tuple[str, float | None]]) -> list[str]:
-    """The ones given, else how the first documents of `data` (text rows, with weights) begin, else
-    the sample data's own."""
-    if given or not data:
+def choose_prompts(given: Sequence[str], paths: Sequence[str], *, is_chat: bool) -> list[str]:
+    """The ones given, else how the first documents of the data files begin (of conversations: the
+    first short questions), else the sample data's own."""
+    if given or not paths:
         return list(given) or [prompt.prompt for prompt in SAMPLE_PROMPTS]
-    rows = (row for row, _ in read_rows(data[0][0]) if isinstance(row, Row))
-    texts = (str(row.data.get("text", "")) for row in rows)
-    return [text[:_CHARACTERS] for text in itertools.islice(texts, _DOCUMENTS)]
+    rows = (row for row, _ in read_rows(paths[0]) if isinstance(row, Row))
+    texts = _questions(rows) if is_chat else (str(row.data.get("text", "")) for row in rows)
+    texts = itertools.islice(texts, _DOCUMENTS)
+    return list(texts) if is_chat else [text[:_CHARACTERS] for text in texts]
+
+
+def _questions(rows: Iterator[Row]) -> Iterator[str]:
+    for row in rows:
+        turns = next((row.data[key] for key in _TURN_KEYS if key in row.data), None)
+        for turn in turns if isinstance(turns, list) else []:
+            if isinstance(turn, dict) and turn.get("role") == "user":
+                question = turn.get("content")
+                if isinstance(question, str) and 0 < len(question) <= 3 * _CHARACTERS:
+                    yield question
+                break
 
 
 def sample_texts(
-    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int = 40
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    is_chat: bool,
+    max_new_tokens: int = 40,
 ) -> list[str]:
-    """Each prompt with its greedy continuation behind an arrow."""
-    params = SamplingParams(max_new_tokens=max_new_tokens, stop=("\n",))
-    return [
-        f"{prompt} → {generate_text(model, tokenizer, prompt, params).strip()}"
-        for prompt in prompts
-    ]
+    """Each prompt with its greedy continuation, or with the answer to it, behind an arrow."""
+    if not is_chat:
+        params = SamplingParams(max_new_tokens=max_new_tokens, stop=("\n",))
+        texts = [generate_text(model, tokenizer, prompt, params) for prompt in prompts]
+    else:
+        params = SamplingParams(max_new_tokens=max_new_tokens)
+        encoder = ChatEncoder(tokenizer)
+        chats = [Chat([{"role": "user", "content": prompt}]) for prompt in prompts]
+        texts = [
+            "".join(stream_text(model, tokenizer, encoder.prompt_ids(chat), params))
+            for chat in chats
+        ]
+    return [f"{prompt} → {text.strip()}" for prompt, text in zip(prompts, texts, strict=True)]

@@ -241,6 +241,11 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
         f"clipping {run.recipe.gradient_clipping}",
         f"memory     about {predict_bytes(run) / 2**30:.2f} GiB a rank",
     ]
+    if loader.num_truncated:
+        lines.append(
+            f"cut        {loader.num_truncated:,} documents to fit a row, "
+            f"{loader.count_cut_before_targets():,} of them before any target"
+        )
     return "\n".join(lines)
 
 

@@ -46,3 +46,25 @@ def make_cache(write_rows: Callable[..., Path], tokenizer: Tokenizer) -> Callabl
         return build_token_cache(write_rows(texts, name), tokenizer)
 
     return make
+
+
+@pytest.fixture
+def write_chats(tmp_path: Path) -> Callable[..., Path]:
+    """write_chats(conversations, name="chat.jsonl") -> the file."""
+
+    def write(conversations: Iterable[list[dict]], name: str = "chat.jsonl") -> Path:
+        path = tmp_path / name
+        rows = [json.dumps({"conversations": c}, ensure_ascii=False) for c in conversations]
+        path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def hugging_face(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory):
+    """The same tokenizer in transformers."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)

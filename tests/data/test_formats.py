@@ -1,57 +1,35 @@
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
-from minimind.data.formats import FORMATS, get_format, text_samples
-from minimind.data.jsonl import BadRow
+from minimind.data.formats import FORMATS, get_format
+from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
-from minimind.types import Row, Sample
-
-
-def _row(line: int = 1, **data: object) -> Row:
-    return Row(data=data, path="f.jsonl", line=line)
-
-
-def test_a_text_is_bos_text_eos_and_every_token_a_target(tokenizer: Tokenizer) -> None:
-    (sample,) = text_samples([_row(text="7加5 <|im_end|>\x00", other=[1])], tokenizer)
-    assert isinstance(sample, Sample)
-    ids = sample.ids.tolist()
-    assert (ids[0], ids[-1]) == (tokenizer.bos_id, tokenizer.eos_id)
-    assert tokenizer.decode(ids[1:-1], skip_special=False) == "7加5 <|im_end|>\x00"
-    assert sample.ids.dtype == np.int32
-    assert sample.is_target.all()
-    assert sample.is_target.shape == sample.ids.shape
-
-
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        ({"text": 5}, '"text" is a number where a string is expected'),
-        ({"text": None}, '"text" is null where'),
-        ({"text": ["a"]}, '"text" is a list where'),
-        ({"text": True}, '"text" is a boolean where'),
-        ({"text": {"a": 1}}, '"text" is an object where'),
-        ({"text": ""}, '"text" is empty'),
-        ({"text": " \n"}, '"text" is blank'),
-        ({"txt": "x"}, "no key \"text\" (keys found: 'txt')"),
-        ({}, 'no key "text" (keys found: none)'),
-        ({"text": "ab\ud800"}, "half a character (\\ud800, a lone surrogate) at character 3"),
-    ],
-)
-def test_bad_rows_do_not_disturb_their_neighbours(
-    tokenizer: Tokenizer, data: dict, reason: str
-) -> None:
-    rows = [_row(1, text="a"), _row(2, **data), _row(3, text="b")]
-    first, bad, last = text_samples(rows, tokenizer)
-    assert isinstance(bad, BadRow)
-    assert str(bad).startswith("f.jsonl:2: ")
-    assert reason in bad.reason
-    assert [isinstance(s, Sample) and tokenizer.decode(s.ids) for s in (first, last)] == ["a", "b"]
 
 
 def test_an_unknown_format_names_the_known_ones() -> None:
-    assert get_format("text") is FORMATS["text"]
-    with pytest.raises(ConfigError, match="no data format 'txt'; there are text"):
+    for name, known in FORMATS.items():
+        assert get_format(name) is known
+        assert known.name == name
+    with pytest.raises(ConfigError, match="no data format 'txt'; there are text, chat"):
         get_format("txt")
+
+
+def test_options_change_the_cache(write_chats: Callable[..., Path], tokenizer: Tokenizer) -> None:
+    path = write_chats([[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]])
+    chat = get_format("chat")
+    formats = [
+        chat,
+        chat.with_options(system_prompt_ratio=1.0, seed=1),
+        chat.with_options(system_prompt_ratio=1.0, seed=2),
+        chat.with_options(system_prompt_ratio=0.0, seed=1),
+    ]
+    caches = [build_token_cache(path, tokenizer, data_format) for data_format in formats]
+    assert len({cache.key for cache in caches}) == 4
+    assert [cache.num_tokens > caches[0].num_tokens for cache in caches] == [0, 1, 1, 0]
+    again = build_token_cache(path, tokenizer, chat.with_options(seed=1, system_prompt_ratio=1.0))
+    assert again.key == caches[1].key

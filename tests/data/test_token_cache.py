@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimind.data import formats, token_writer
+from minimind.data import formats, text_format, token_writer
 from minimind.data.formats import Format
 from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
@@ -163,7 +163,7 @@ def test_masks_are_stored_where_not_every_token_is_a_target(
     write_rows, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read(rows, tokenizer):
-        samples = formats.text_samples(rows, tokenizer)
+        samples = text_format.text_samples(rows, tokenizer)
         return [Sample(ids=s.ids, is_target=s.ids > 100) for s in samples]
 
     half = Format("half", "1", all_targets=False, split_long=False, read=read)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minimind.data import text_pieces
-from minimind.data.tokenizer import TAGS, Tokenizer, byte_alphabet
+from minimind.data.tokenizer import Tokenizer, byte_alphabet
 from minimind.data.tokenizer_training import RESERVED_TOKENS
 from minimind.errors import ConfigError, DataError
 
@@ -23,15 +23,6 @@ def test_text_round_trips_and_never_becomes_a_reserved_token(
     ids = tokenizer.encode(text)
     assert not set(ids) & set(range(len(RESERVED_TOKENS)))
     assert tokenizer.decode(ids, skip_special=False) == text
-    assert tokenizer.decode(ids) == text
-
-
-@given(text=PIECES)
-def test_with_tags_only_the_tags_become_tokens(tokenizer: Tokenizer, text: str) -> None:
-    ids = tokenizer.encode_with_tags(text)
-    reserved = [i for i in ids if i < len(RESERVED_TOKENS)]
-    assert set(reserved) <= set(range(21, 27))
-    assert len(reserved) == sum(text.count(tag) for tag in TAGS)
     assert tokenizer.decode(ids) == text
 
 
@@ -52,14 +43,6 @@ def test_any_ids_decode_as_in_transformers_and_as_a_stream(
     decoder = tokenizer.stream_decoder()
     text = "".join([*map(decoder.push, ids), decoder.flush()])
     assert text == tokenizer.decode(ids) == hugging_face.decode(ids, skip_special_tokens=True)
-
-
-@pytest.fixture(scope="module")
-def hugging_face(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory):
-    transformers = pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save(folder)
-    return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 def test_transformers_knows_the_same_special_tokens(tokenizer: Tokenizer, hugging_face) -> None:
@@ -164,7 +147,6 @@ def test_earlier_generations_load(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert old.chat_template == "t"
     assert 2 not in old.encode(text)
     assert old.encode_rendered(text)[-1] == 2
-    assert old.encode_with_tags(text) == old.encode(text)
     assert old.decode(old.encode(text)) == text
 
 

@@ -55,6 +55,10 @@ class Loader:
     num_rows: int = 40
     tokens_per_epoch: int = 10_000
     padding_share: float = 0.0123
+    num_truncated: int = 0
+
+    def count_cut_before_targets(self) -> int:
+        return self.num_truncated // 2
 
     def steps(self, epochs: float) -> int:
         return math.ceil(self.num_rows * epochs / 16)

@@ -1,0 +1,151 @@
+"""Conversations as tokens: rendered through the tokenizer's own chat template, in which text that
+spells a special token stays text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minimind.data.chat_template import render_chat
+from minimind.data.tokenizer import TAGS, Tokenizer
+from minimind.errors import DataError
+from minimind.types import Sample
+
+Message = dict[str, Any]
+
+# Unicode keeps the noncharacters U+FDD0 and following for a program's own use. `_SPELLED` stands
+# before what looks like an added token but comes from the data; `_LITERAL` for a U+FDD0 in it.
+_MARK = "\ufdd0"
+_SPELLED = f"{_MARK}s"
+_LITERAL = f"{_MARK}m"
+_QUESTION, _ANSWER = "\ufdd1", "\ufdd2"
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation whose turns have been checked."""
+
+    messages: list[Message]
+    """As a chat template takes them: role, content, tool_calls as objects."""
+    tools: list[dict[str, Any]] | None = None
+
+
+Span = tuple[str, bool]
+"""Part of a rendered conversation, and whether its tokens are targets."""
+
+
+class ChatEncoder:
+    """Renders and encodes conversations for one tokenizer.
+
+    The ids are those of `transformers` for the template's text, but for one thing: what the data
+    spells never becomes an added token, except the tags of thinking and tools in assistant turns.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Raises DataError where the tokenizer has no chat template, or one that does not show
+        where an assistant's turn begins."""
+        if tokenizer.chat_template is None:
+            raise DataError(
+                f"the tokenizer {tokenizer.origin} has no chat template: give tokenizer_config.json"
+                ' a "chat_template"'
+            )
+        self._template = tokenizer.chat_template
+        self._tokenizer = tokenizer
+        self._token = _any_of(tokenizer.added_ids)
+        self._token_but_tags = _any_of(set(tokenizer.added_ids) - set(TAGS))
+        self._split = re.compile(f"(?<!{_SPELLED})({self._token})")
+        end_token = _any_of(t for t, id in tokenizer.added_ids.items() if id == tokenizer.eos_id)
+        end = f"(?<!{_SPELLED}){end_token}\n?"
+        header = self._find_header(end)
+        self._turn = re.compile(f"(?<!{_SPELLED}){re.escape(header)}(.*?{end})", re.DOTALL)
+
+    def _find_header(self, end: str) -> str:
+        """What the template writes before an assistant's text, after the end of the turn before;
+        a thinking block is the assistant's."""
+        turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
+        text = render_chat(self._template, turns)
+        between = text.partition(_QUESTION)[2].partition(_ANSWER)[0]
+        header = re.split(f"{end}|{_any_of(TAGS)}", between + TAGS[0])
+        header = next((part for part in header if re.search(self._token, part)), None)
+        if header is None:
+            raise DataError(
+                f"the chat template of {self._tokenizer.origin} begins an assistant's turn without "
+                f"any added token ({between!r}): its targets cannot be told from other text"
+            )
+        return header
+
+    def spans(self, chat: Chat) -> list[Span]:
+        """The whole conversation; targets are each assistant turn from after its header to its end
+        inclusive. Raises DataError where the template refuses it."""
+        text = self._render(chat)
+        spans: list[Span] = []
+        done = 0
+        for match in self._turn.finditer(text):
+            spans += [(text[done : match.start(1)], False), (match[1], True)]
+            done = match.end()
+        return [*spans, (text[done:], False)] if done < len(text) else spans
+
+    def encode(self, conversations: Sequence[Sequence[Span]]) -> list[Sample]:
+        """The tokens of each conversation, encoded on all cores. The text of a span is never
+        merged with its neighbour's: a prompt that ends where an answer begins has these ids."""
+        plain: list[str] = []
+        pieces: list[list[tuple[int | None, bool]]] = []
+        for spans in conversations:
+            pieces.append([])
+            for text, is_target in spans:
+                for number, part in enumerate(self._split.split(text)):
+                    if number % 2:
+                        pieces[-1].append((self._tokenizer.added_ids[part], is_target))
+                    elif part:
+                        plain.append(part.replace(_SPELLED, "").replace(_LITERAL, _MARK))
+                        pieces[-1].append((None, is_target))
+        encoded = iter(self._tokenizer.encode_batch(plain))
+        samples = []
+        for conversation in pieces:
+            ids: list[int] = []
+            targets: list[bool] = []
+            for token, is_target in conversation:
+                part_ids = next(encoded) if token is None else [token]
+                ids += part_ids
+                targets += [is_target] * len(part_ids)
+            samples.append(
+                Sample(ids=np.array(ids, dtype=np.int32), is_target=np.array(targets, dtype=bool))
+            )
+        return samples
+
+    def prompt_ids(self, chat: Chat, enable_thinking: bool = False) -> list[int]:
+        """The conversation so far and the header of the assistant's next turn."""
+        options = {"add_generation_prompt": True, "enable_thinking": enable_thinking}
+        (sample,) = self.encode([[(self._render(chat, **options), False)]])
+        return sample.ids.tolist()
+
+    def _render(self, chat: Chat, **options: bool) -> str:
+        messages = [
+            self._escape(message, keep_tags=message["role"] == "assistant")
+            for message in chat.messages
+        ]
+        tools = None if chat.tools is None else self._escape(chat.tools, keep_tags=False)
+        return render_chat(self._template, messages, tools, **options)
+
+    def _escape(self, value: Any, keep_tags: bool) -> Any:
+        if isinstance(value, str):
+            token = self._token_but_tags if keep_tags else self._token
+            return re.sub(f"(?={token})", _SPELLED, value.replace(_MARK, _LITERAL))
+        if isinstance(value, list):
+            return [self._escape(item, keep_tags) for item in value]
+        if isinstance(value, dict):
+            return {
+                self._escape(key, keep_tags): self._escape(item, keep_tags)
+                for key, item in value.items()
+            }
+        return value
+
+
+def _any_of(texts: Iterable[str]) -> str:
+    """A pattern; the longest first, as added tokens are matched."""
+    ordered = sorted(texts, key=len, reverse=True)
+    return f"(?:{'|'.join(map(re.escape, ordered))})"

@@ -1,0 +1,177 @@
+"""The chat format: conversations whose assistant turns are the targets."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from minimind.data.chat_encoding import Chat, ChatEncoder, Message, Span
+from minimind.data.jsonl import BadRow, json_type, missing_key
+from minimind.data.text_format import string_problem, surrogate_problem
+from minimind.data.tokenizer import Tokenizer
+from minimind.errors import DataError
+from minimind.types import Row, Sample
+
+ROLES = ("system", "user", "assistant", "tool")
+SYSTEM_PROMPTS = (
+    "You are MiniMind, a small and helpful assistant.",
+    "Answer briefly and correctly.",
+    "You are a friendly assistant. If you do not know something, say so.",
+    "Help the user as well as you can.",
+    "你是 MiniMind，一个乐于助人的小助手。",
+    "请简短而准确地回答。",
+    "你是一位友好的助手，不知道的事情就说不知道。",
+    "请尽力帮助用户。",
+)
+"""What `system_prompt_ratio` chooses from."""
+EMPTY_THINKING = "<think>\n\n</think>\n\n"
+
+
+class BadChat(ValueError):
+    """Why turns are no conversation to train on."""
+
+
+def chat_samples(
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    system_prompt_ratio: float = 0.0,
+    empty_think_ratio: float = 1.0,
+    seed: int = 0,
+) -> list[Sample | BadRow]:
+    """`{"conversations": […]}` through the tokenizer's chat template.
+
+    `system_prompt_ratio` is the share of conversations without a system turn that get one,
+    `empty_think_ratio` the share of empty thinking blocks that stay. What happens to a row follows
+    from `seed` and its line alone.
+    """
+    encoder = ChatEncoder(tokenizer)
+    found: list[list[Span] | BadRow] = []
+    for row in rows:
+        try:
+            if "conversations" not in row.data:
+                example = '{"conversations": [{"role": "user", "content": "…"}, …]}'
+                raise BadChat(missing_key(row, "conversations", example))
+            chat = read_chat(row.data["conversations"], '"conversations"')
+            dice = random.Random(f"{seed} {row.line}")
+            chat = _with_system_prompt(chat, dice, system_prompt_ratio)
+            spans = chat_spans(encoder, chat)
+            found.append(_without_empty_thinking(spans, dice, empty_think_ratio))
+        except BadChat as problem:
+            found.append(BadRow(row.path, row.line, str(problem)))
+    encoded = iter(encoder.encode([spans for spans in found if isinstance(spans, list)]))
+    return [next(encoded) if isinstance(spans, list) else spans for spans in found]
+
+
+def chat_spans(encoder: ChatEncoder, chat: Chat) -> list[Span]:
+    """The rendered conversation. Raises BadChat where the template refuses it, or shows no
+    assistant turn."""
+    try:
+        spans = encoder.spans(chat)
+    except DataError as error:
+        raise BadChat(str(error)) from None
+    if problem := surrogate_problem("".join(text for text, _ in spans), "the conversation"):
+        raise BadChat(problem)
+    if not any(is_target for _, is_target in spans):
+        raise BadChat("the chat template shows no assistant turn of this conversation")
+    return spans
+
+
+def read_chat(turns: object, what: str, needs_answer: bool = True) -> Chat:
+    """Checks turns and parses what they hold as JSON strings. Raises BadChat; `what` names them.
+    With `needs_answer` an assistant turn is required, and none may be empty."""
+    if not isinstance(turns, list):
+        raise BadChat(f"{what} is {json_type(turns)} where a list of turns is expected")
+    if not turns:
+        raise BadChat(f"{what} is empty; it needs a user turn and an assistant turn")
+    messages = []
+    tools = None
+    for number, turn in enumerate(turns, start=1):
+        message = _read_turn(turn, f"turn {number} of {what}", needs_answer)
+        if given := message.pop("tools", None):
+            if tools is not None:
+                raise BadChat(f'turn {number} of {what} has "tools", and an earlier turn too')
+            tools = given
+        messages.append(message)
+    if needs_answer and all(message["role"] != "assistant" for message in messages):
+        raise BadChat(f"{what} has no assistant turn: there is nothing to learn from it")
+    return Chat(messages, tools)
+
+
+def _read_turn(turn: object, where: str, needs_answer: bool) -> Message:
+    if not isinstance(turn, dict):
+        raise BadChat(f"{where} is {json_type(turn)} where an object is expected")
+    role = turn.get("role")
+    if role not in ROLES:
+        given = json.dumps(role, ensure_ascii=False) if "role" in turn else "missing"
+        raise BadChat(f"{where}: the role is {given}; it must be one of {', '.join(ROLES)}")
+    where = f"{where} ({role})"
+    message = {key: value for key, value in turn.items() if value is not None}
+    for key in ("tools", "tool_calls"):
+        if key in message:
+            message[key] = _read_objects(message[key], f'{where}: "{key}"')
+            if not message[key]:
+                del message[key]
+    for number, call in enumerate(message.get("tool_calls", ()), start=1):
+        _check_call(call, f"{where}: tool call {number}")
+    if "reasoning_content" in message and not isinstance(message["reasoning_content"], str):
+        kind = json_type(message["reasoning_content"])
+        raise BadChat(f'{where}: "reasoning_content" is {kind} where a string is expected')
+    may_be_empty = role in ("system", "tool") or (
+        role == "assistant" and ("tool_calls" in message or not needs_answer)
+    )
+    content = message.setdefault("content", "")
+    if may_be_empty and isinstance(content, str) and not content.strip():
+        return message
+    if "content" not in turn:
+        raise BadChat(f'{where} has no "content"')
+    if problem := string_problem(turn["content"], f'{where}: "content"'):
+        raise BadChat(problem)
+    return message
+
+
+def _read_objects(value: object, what: str) -> list[dict[str, Any]]:
+    if isinstance(value, str):
+        if not value.strip():
+            return []
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise BadChat(f"{what} is not JSON: {error}") from None
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise BadChat(f"{what} is not a list of objects")
+    return value
+
+
+def _check_call(call: dict[str, Any], where: str) -> None:
+    function = call.get("function", call)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise BadChat(f'{where} has no "name"')
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError) as error:
+            raise BadChat(f'{where}: "arguments" is not JSON: {error}') from None
+    if not isinstance(arguments, dict):
+        kind = json_type(arguments)
+        raise BadChat(f'{where}: "arguments" is {kind} where an object is expected')
+
+
+def _with_system_prompt(chat: Chat, dice: random.Random, ratio: float) -> Chat:
+    if chat.tools or any(message["role"] == "system" for message in chat.messages):
+        return chat
+    if dice.random() >= ratio:
+        return chat
+    prompt = SYSTEM_PROMPTS[int(dice.random() * len(SYSTEM_PROMPTS))]
+    return Chat([{"role": "system", "content": prompt}, *chat.messages])
+
+
+def _without_empty_thinking(spans: list[Span], dice: random.Random, ratio: float) -> list[Span]:
+    return [
+        (text.removeprefix(EMPTY_THINKING), True)
+        if is_target and text.startswith(EMPTY_THINKING) and dice.random() >= ratio
+        else (text, is_target)
+        for text, is_target in spans
+    ]

@@ -1,0 +1,49 @@
+"""Supervised fine-tuning: the next token of what the assistant says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from minimind.config.recipe import Recipe, option
+from minimind.errors import ConfigError
+from minimind.stages.pretrain import Pretrain
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTRecipe(Recipe):
+    """Options of supervised fine-tuning."""
+
+    learning_rates: ClassVar[Mapping[str, float]] = {"": 1e-5, "tiny": 1e-3}
+
+    epochs: float = option(2.0, "passes over the data")
+    system_prompt_ratio: float = option(
+        0.0, "share of the conversations without a system prompt that get a random one"
+    )
+    empty_think_ratio: float = option(1.0, "share of the empty thinking blocks that stay")
+
+    @property
+    def format_options(self) -> dict[str, Any]:
+        options = {
+            "system_prompt_ratio": self.system_prompt_ratio,
+            "empty_think_ratio": self.empty_think_ratio,
+        }
+        if options == {"system_prompt_ratio": 0.0, "empty_think_ratio": 1.0}:
+            return {}  # so that all seeds share one token cache
+        return {**options, "seed": self.seed}
+
+    def check(self) -> None:
+        super().check()
+        for name in ("system_prompt_ratio", "empty_think_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+
+
+class SFT(Pretrain):
+    """Pretraining's loss, on the targets of conversations."""
+
+    name: ClassVar[str] = "sft"
+    recipe_type: ClassVar[type[Recipe]] = SFTRecipe
+    needs_checkpoint: ClassVar[bool] = True
+    data_format: ClassVar[str] = "chat"

@@ -41,6 +41,27 @@ def _questions(rows: Iterator[Row]) -> Iterator[str]:
                 break
 
 
+def answer_prompts(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    params: SamplingParams,
+    *,
+    is_chat: bool,
+) -> list[str]:
+    """The continuation of each prompt, or the answer to it as a user's only turn."""
+    if not is_chat:
+        texts = [generate_text(model, tokenizer, prompt, params) for prompt in prompts]
+    else:
+        encoder = ChatEncoder(tokenizer)
+        chats = [Chat([{"role": "user", "content": prompt}]) for prompt in prompts]
+        texts = [
+            "".join(stream_text(model, tokenizer, encoder.prompt_ids(chat), params))
+            for chat in chats
+        ]
+    return [text.strip() for text in texts]
+
+
 def sample_texts(
     model: Transformer,
     tokenizer: Tokenizer,
@@ -49,16 +70,7 @@ def sample_texts(
     is_chat: bool,
     max_new_tokens: int = 40,
 ) -> list[str]:
-    """Each prompt with its greedy continuation, or with the answer to it, behind an arrow."""
-    if not is_chat:
-        params = SamplingParams(max_new_tokens=max_new_tokens, stop=("\n",))
-        texts = [generate_text(model, tokenizer, prompt, params) for prompt in prompts]
-    else:
-        params = SamplingParams(max_new_tokens=max_new_tokens)
-        encoder = ChatEncoder(tokenizer)
-        chats = [Chat([{"role": "user", "content": prompt}]) for prompt in prompts]
-        texts = [
-            "".join(stream_text(model, tokenizer, encoder.prompt_ids(chat), params))
-            for chat in chats
-        ]
-    return [f"{prompt} → {text.strip()}" for prompt, text in zip(prompts, texts, strict=True)]
+    """Each prompt with its greedy answer behind an arrow; of a text its first line."""
+    params = SamplingParams(max_new_tokens=max_new_tokens, stop=() if is_chat else ("\n",))
+    answers = answer_prompts(model, tokenizer, prompts, params, is_chat=is_chat)
+    return [f"{prompt} → {answer}" for prompt, answer in zip(prompts, answers, strict=True)]

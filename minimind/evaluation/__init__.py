@@ -1,0 +1,1 @@
+"""How good a model is: perplexity, multiple choice, answers side by side."""

@@ -1,0 +1,88 @@
+"""Perplexity of a model on a data file."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from minimind.data.formats import get_format
+from minimind.data.loader import EvalLoader, WeightedSource
+from minimind.data.token_cache import OnBadRow, build_token_cache
+from minimind.data.tokenizer import Tokenizer
+from minimind.errors import DataError
+from minimind.evaluation.scoring import batch_log_probs
+from minimind.model.transformer import Transformer
+from minimind.types import IGNORE_INDEX
+
+_BATCH_ROWS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Perplexity:
+    data: str
+    format: str
+    loss: float
+    """Nats a target token."""
+    perplexity: float
+    bits_per_byte: float
+    """Of the targets' own text: comparable between tokenizers."""
+    num_tokens: int
+    num_documents: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure_perplexity(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    path: str | Path,
+    *,
+    format: str = "text",
+    seq_len: int = 1024,
+    max_rows: int = 0,
+    on_bad_row: OnBadRow = "stop",
+    progress: bool = False,
+) -> Perplexity:
+    """Over the targets of every document (`max_rows` above 0: of a random part of the packed rows).
+    Raises DataError where the file cannot be used or holds no target."""
+    cache = build_token_cache(
+        path, tokenizer, get_format(format), on_bad_row=on_bad_row, progress=progress
+    )
+    loader = EvalLoader(
+        [WeightedSource(cache)],
+        seq_len=min(seq_len, model.config.max_position_embeddings),
+        micro_batch=_BATCH_ROWS,
+        pad_id=tokenizer.pad_id,
+        max_rows=max_rows,
+    )
+    device = model.lm_head.weight.device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    num_tokens = num_bytes = 0
+    for batch in tqdm(
+        loader, desc=f"perplexity of {Path(path).name}", file=sys.stderr,
+        disable=None if progress else True,
+    ):  # fmt: skip
+        targets = batch.labels_BT[batch.labels_BT != IGNORE_INDEX]
+        num_tokens += batch.num_targets
+        num_bytes += len(tokenizer.token_bytes(targets.tolist()))
+        total -= batch_log_probs(model, batch.to(device)).double().sum()
+    if not num_tokens:
+        raise DataError(f"{path}: holds nothing that a model is to predict")
+    loss = total.item() / num_tokens
+    return Perplexity(
+        data=str(path),
+        format=format,
+        loss=loss,
+        # Beyond what a float holds the loss says it better.
+        perplexity=math.exp(min(loss, 700.0)),
+        bits_per_byte=total.item() / math.log(2) / max(num_bytes, 1),
+        num_tokens=num_tokens,
+        num_documents=cache.num_documents,
+    )

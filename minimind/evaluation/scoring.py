@@ -1,0 +1,118 @@
+"""The log-probability that a model gives to given texts, many at a time in packed rows."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import minimind_kernels as K
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minimind.data.batching import collate
+from minimind.data.packing import build_row, plan_packing
+from minimind.errors import DataError
+from minimind.model.transformer import Transformer
+from minimind.types import Batch, Sample
+
+_ROW_TOKENS = 1024
+_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Of each document: float64 sums of its targets' log-probabilities, and their number."""
+
+    log_probs: np.ndarray
+    counts: np.ndarray
+    is_greedy: np.ndarray
+    """bool: whether every target was the likeliest token at its place."""
+
+
+@torch.no_grad()
+def batch_log_probs(model: Transformer, batch: Batch) -> Tensor:
+    """The log-probability of each label: [B·T] fp32, 0 where there is none."""
+    labels_M = batch.labels_BT.flatten()
+
+    def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
+        return K.linear_log_prob(hidden_MD, weight_VD, labels_M)
+
+    return model(batch, head).per_token
+
+
+@torch.no_grad()
+def _batch_scores(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Log-probability and whether the label was the likeliest token, of each place: [B·T]."""
+    labels_M = batch.labels_BT.flatten()
+    likeliest_M = torch.empty_like(labels_M)
+
+    def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
+        for rows in torch.arange(len(labels_M), device=labels_M.device).split(_ROW_TOKENS):
+            likeliest_M[rows] = (hidden_MD[rows] @ weight_VD.t()).argmax(-1)
+        return K.linear_log_prob(hidden_MD, weight_VD, labels_M)
+
+    log_probs_M = model(batch, head).per_token
+    return log_probs_M, (likeliest_M == labels_M) | (labels_M < 0)
+
+
+def score_documents(
+    model: Transformer, samples: Sequence[Sample], *, pad_id: int, progress: str = ""
+) -> Scores:
+    """Scores whole documents, packed into rows as in training. `progress` names a bar on a
+    terminal. Raises DataError for a document beyond the model's context."""
+    context = model.config.max_position_embeddings
+    lengths = np.array([len(sample.ids) for sample in samples], dtype=np.int64)
+    longest = int(lengths.max(initial=0))
+    if longest > context:
+        raise DataError(
+            f"document {int(lengths.argmax()) + 1} has {longest} tokens, the model's context "
+            f"{context}: shorten it or give fewer examples before it"
+        )
+    log_probs = np.zeros(len(samples))
+    is_greedy = np.ones(len(samples), dtype=bool)
+    counts = np.array([int(sample.is_target[1:].sum()) for sample in samples], dtype=np.int64)
+    plan = plan_packing(lengths, max(longest, min(_ROW_TOKENS, context), 2))
+    rows_each = max(1, _BATCH_TOKENS // plan.seq_len)
+    device = model.lm_head.weight.device
+    with tqdm(
+        total=len(samples), desc=progress, unit="text", file=sys.stderr,
+        disable=None if progress else True,
+    ) as bar:  # fmt: skip
+        for first in range(0, plan.num_rows, rows_each):
+            offsets = plan.row_offsets[first : first + rows_each + 1]
+            documents = plan.piece_doc[offsets[0] : offsets[-1]]
+            rows = [
+                build_row(
+                    [(samples[i].ids, samples[i].is_target) for i in plan.piece_doc[start:stop]],
+                    plan.seq_len,
+                    pad_id,
+                )
+                for start, stop in itertools.pairwise(offsets)
+            ]
+            # Row after row, so documents are numbered through the batch in the plan's order.
+            starts = np.cumsum([0, *np.diff(offsets)])[:-1]
+            index = [
+                np.where(row.doc_T >= 0, row.doc_T + start, len(documents))
+                for row, start in zip(rows, starts, strict=True)
+            ]
+            index_M = np.concatenate(index)
+            found = _batch_scores(model, collate(rows).to(device))
+            values_M, greedy_M = (x.cpu().numpy() for x in found)
+            sums = np.bincount(index_M, values_M.astype(np.float64), len(documents) + 1)[:-1]
+            misses = np.bincount(index_M, ~greedy_M, len(documents) + 1)[:-1]
+            np.add.at(log_probs, documents, sums)
+            np.logical_and.at(is_greedy, documents, misses == 0)
+            bar.update(len(documents))
+    return Scores(log_probs, counts, is_greedy)
+
+
+def continuation(prompt_ids: Iterable[int], ids: Iterable[int]) -> Sample:
+    """A document of which only `ids`, after the prompt, are targets."""
+    before, after = list(prompt_ids), list(ids)
+    is_target = np.zeros(len(before) + len(after), dtype=bool)
+    is_target[len(before) :] = True
+    return Sample(ids=np.array(before + after, dtype=np.int32), is_target=is_target)

@@ -1,9 +1,11 @@
 # make train   set up .venv, then pretrain `tiny` on the embedded sample data (minutes on two cores)
 # make test    set up .venv, then the checks that CI runs
-# make gpu     GPU tests and benchmarks; PYTHON=python3 WHEELS=.whl for a machine without a network
+# make gpu     GPU tests and benchmarks into bench/results/<device>/; PARTS=tests,kernels,train,profile
+#              takes some of them, PYTHON=python3 WHEELS=.whl a machine without a network
 
 PYTHON ?= python3
 WHEELS ?=
+PARTS ?= tests,kernels,train,profile
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -51,9 +53,7 @@ GPU_READY := $(READY)
 endif
 
 gpu: $(GPU_READY)
-	$(GPU_PYTHON) -m pytest -m gpu
-	$(GPU_PYTHON) -m bench.kernels --json bench/results/kernels.json
-	$(GPU_PYTHON) -m bench.train_step --json bench/results/train_step.json
+	$(GPU_PYTHON) -m bench.gpu --parts $(PARTS) $(if $(OUT),--output $(OUT)) $(GPU_FLAGS)
 
 clean:
 	rm -rf $(VENV) site runs build *.egg-info

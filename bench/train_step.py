@@ -89,6 +89,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("micro_batch", None, "packed rows of a micro-batch (default: the preset's)", **number)
     add("original_batch", 8, "documents of a micro-batch of the row original", **number)
     add("seed", 0, "of the documents and of the turns", type=_at_least(0), metavar="N")
+    parser.add_argument(
+        "--profile", action="store_true", help="add to each row where the time of a step goes"
+    )
     add("set", [], "as for launch/train.py", action="append", metavar="KEY=VALUE")
     return parser
 
@@ -120,7 +123,11 @@ def measure(options: argparse.Namespace) -> None:
                 checks.append({"model": model, **check})
             built = _ask_all(workers, "build")
             times = _take_turns(workers, options)
-            measured = [w.call("measure", options.warmup + options.steps) for w in workers]
+            after = options.warmup + options.steps
+            measured = [worker.call("measure", after) for worker in workers]
+            if options.profile:
+                for worker, row in zip(workers, measured, strict=True):
+                    row["profile"] = worker.call("profile", after)
         rows += build_rows(model, specs, built, times, measured)
     arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     harness.write_results(options.json, "train_step", machine, arguments, rows, checks=checks)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from bench.counts import count_step
+from bench.step_profile import profile_step
 from bench.train_rows import RowSpec, build_row, compare_first_losses
 from minimind.errors import MiniMindError
 from minimind.runtime.devices import limit_threads
@@ -175,6 +176,10 @@ class _Served:
             "peak_reserved_bytes": reserved,
             **counts,
         }
+
+    def profile(self, index: int) -> dict[str, Any]:
+        data = self._row.data(index)
+        return profile_step(lambda: self._row.step(data.batches), self._device)
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

@@ -138,7 +138,13 @@ def build_loaders(
     )
     if not val_data:
         return loader, None
-    return loader, EvalLoader(sources(val_data), max_rows=run.recipe.eval_rows, **shared)
+    eval_data = EvalLoader(
+        sources(val_data),
+        max_rows=run.recipe.eval_rows,
+        first_unit=loader.num_units,
+        **shared,
+    )
+    return loader, eval_data
 
 
 def run_loop(

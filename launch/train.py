@@ -49,6 +49,7 @@ from minimind.stages.resolve import (
     describe_run,
     find_tokenizer,
     resolve_run,
+    warn_of_rounding,
 )
 
 logger = logging.getLogger("minimind")
@@ -104,8 +105,7 @@ def build_loaders(
 ) -> tuple[PackedLoader, EvalLoader | None]:
     """The training rows and the validation rows, packed."""
     data_format = get_format(STAGES[run.stage].data_format)
-    if options := run.recipe.format_options:
-        data_format = data_format.with_options(**options)
+    data_format = data_format.with_options(**run.recipe.format_options)
 
     def sources(paths: list[str]) -> list[WeightedSource]:
         return [
@@ -138,13 +138,8 @@ def build_loaders(
     )
     if not val_data:
         return loader, None
-    eval_data = EvalLoader(
-        sources(val_data),
-        max_rows=run.recipe.eval_rows,
-        first_unit=loader.num_units,
-        **shared,
-    )
-    return loader, eval_data
+    shared |= {"max_rows": run.recipe.eval_rows, "first_unit": loader.num_units}
+    return loader, EvalLoader(sources(val_data), **shared)
 
 
 def run_loop(
@@ -163,6 +158,8 @@ def run_loop(
         check_same_run(start, run, loader.fingerprint)
     stage = STAGES[run.stage](recipe)
     weights = load_hf_folder(run.weights_folder)[1] if run.weights_folder and not start else None
+    if weights is not None:
+        warn_of_rounding(run, weights)
     models = stage.build_models(
         BuildContext(
             config=run.config,

@@ -32,6 +32,8 @@ class Format:
 
     def with_options(self, **options: Any) -> Format:
         """The same kind of row, read with these options of `read`: they change the cache key."""
+        if not options:
+            return self
         version = f"{self.version} {sorted(options.items())}"
         return replace(self, version=version, read=partial(self.read, **options))
 

@@ -194,7 +194,8 @@ class EvalLoader:
 
     @property
     def fingerprint(self) -> str:
-        return self._rows.fingerprint
+        """Of the data, tokenizer, format and row length, and of how many rows are read."""
+        return f"{self._rows.fingerprint}-{self.num_rows}"
 
     def __len__(self) -> int:
         """Batches of each rank."""

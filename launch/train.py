@@ -16,7 +16,7 @@ from typing import Any
 from minimind.config.flags import TrainArguments, parse_train_arguments
 from minimind.data.formats import get_format
 from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource, parse_data_args
-from minimind.data.sample_text import sample_data_path
+from minimind.data.sample_files import sample_data_path
 from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import (
@@ -124,8 +124,8 @@ def build_loaders(
 
     data, val_data = run.arguments.get("data"), run.arguments.get("val_data")
     if data is None:
-        data = [str(sample_data_path("train"))]
-        val_data = val_data or [str(sample_data_path("val"))]
+        data = [str(sample_data_path("train", data_format.name))]
+        val_data = val_data or [str(sample_data_path("val", data_format.name))]
     shared: dict[str, Any] = {
         "seq_len": run.seq_len,
         "micro_batch": run.micro_batch_size,

@@ -28,7 +28,8 @@ from bench.train_workers import StepTime, Worker, WorkerError
 from minimind.config.deepspeed_json import load_ds_config, precision
 from minimind.config.flags import parse_train_arguments
 from minimind.config.recipe import default_sizes, parse_assignments
-from minimind.data.sample_text import load_sample_tokenizer, sample_data_path
+from minimind.data.sample_files import sample_data_path
+from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError, MiniMindError

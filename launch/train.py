@@ -16,7 +16,7 @@ from typing import Any
 from minimind.config.flags import TrainArguments, parse_train_arguments
 from minimind.data.formats import get_format
 from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource, parse_data_args
-from minimind.data.sample_text import sample_data_path
+from minimind.data.sample_files import sample_data_path
 from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import (
@@ -49,6 +49,7 @@ from minimind.stages.resolve import (
     describe_run,
     find_tokenizer,
     resolve_run,
+    warn_of_rounding,
 )
 
 logger = logging.getLogger("minimind")
@@ -104,8 +105,7 @@ def build_loaders(
 ) -> tuple[PackedLoader, EvalLoader | None]:
     """The training rows and the validation rows, packed."""
     data_format = get_format(STAGES[run.stage].data_format)
-    if options := run.recipe.format_options:
-        data_format = data_format.with_options(**options)
+    data_format = data_format.with_options(**run.recipe.format_options)
 
     def sources(paths: list[str]) -> list[WeightedSource]:
         return [
@@ -124,8 +124,8 @@ def build_loaders(
 
     data, val_data = run.arguments.get("data"), run.arguments.get("val_data")
     if data is None:
-        data = [str(sample_data_path("train"))]
-        val_data = val_data or [str(sample_data_path("val"))]
+        data = [str(sample_data_path("train", data_format.name))]
+        val_data = val_data or [str(sample_data_path("val", data_format.name))]
     shared: dict[str, Any] = {
         "seq_len": run.seq_len,
         "micro_batch": run.micro_batch_size,
@@ -138,7 +138,8 @@ def build_loaders(
     )
     if not val_data:
         return loader, None
-    return loader, EvalLoader(sources(val_data), max_rows=run.recipe.eval_rows, **shared)
+    shared |= {"max_rows": run.recipe.eval_rows, "first_unit": loader.num_units}
+    return loader, EvalLoader(sources(val_data), **shared)
 
 
 def run_loop(
@@ -157,6 +158,8 @@ def run_loop(
         check_same_run(start, run, loader.fingerprint)
     stage = STAGES[run.stage](recipe)
     weights = load_hf_folder(run.weights_folder)[1] if run.weights_folder and not start else None
+    if weights is not None:
+        warn_of_rounding(run, weights)
     models = stage.build_models(
         BuildContext(
             config=run.config,

@@ -38,6 +38,23 @@ class Sample:
     is_target: np.ndarray
     """bool [L]."""
 
+    @property
+    def documents(self) -> tuple[Sample, ...]:
+        return (self,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairSample:
+    """A conversation with a better and a worse answer, each tokenised whole."""
+
+    chosen: Sample
+    rejected: Sample
+
+    @property
+    def documents(self) -> tuple[Sample, ...]:
+        """Kept together: the unit that is packed and counted."""
+        return (self.chosen, self.rejected)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedRow:
@@ -52,6 +69,8 @@ class PackedRow:
     """int64; restart at 0 in each document and in the padding."""
     doc_T: np.ndarray
     """int32; 0, 1, … by document, -1 in the padding."""
+    units_U: np.ndarray
+    """int64; for each unit of documents (one, or the two of a pair) its number in the data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +102,18 @@ class Batch:
             if isinstance(value := getattr(self, f.name), Tensor)
         }
         return replace(self, **moved)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairBatch(Batch):
+    """Packed pairs. It has P places for pairs, the same number in every batch of a run."""
+
+    doc_M: Tensor
+    """int64 [B·T]: for the tokens of the pair at place p 2p in its chosen document and 2p + 1 in
+    its rejected one; 2P in the padding."""
+    pair_ids_P: Tensor
+    """int64: the pair's number in the data; -1 in a place that is free."""
+    num_pairs: int
 
 
 HeadFn = Callable[[Tensor, Tensor], Tensor]

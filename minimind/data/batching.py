@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ import torch
 from minimind.data.mixture import Mixture, WeightedSource
 from minimind.data.packing import PACKING_VERSION, build_row, plan_packing
 from minimind.errors import ConfigError
-from minimind.types import IGNORE_INDEX, Batch, PackedRow
+from minimind.types import IGNORE_INDEX, Batch, PackedRow, PairBatch
 
 
 class PackedRows:
@@ -21,9 +22,15 @@ class PackedRows:
     """
 
     def __init__(
-        self, sources: Sequence[WeightedSource], seq_len: int, seed: int, pad_id: int
+        self,
+        sources: Sequence[WeightedSource],
+        seq_len: int,
+        seed: int,
+        pad_id: int,
+        first_unit: int = 0,
     ) -> None:
-        """Raises ConfigError for a seq_len below 2, a negative seed, or mixed formats."""
+        """`first_unit` is the number of the data's first unit. Raises ConfigError for a seq_len
+        below 2, a negative seed, or mixed formats."""
         if seed < 0:
             raise ConfigError(f"seed is {seed}; it must be 0 or more")
         formats = {source.cache.format for source in sources}
@@ -32,8 +39,17 @@ class PackedRows:
             raise ConfigError(f"one run reads one format, not {names}")
         self.mixture = Mixture(sources, seed)
         policy = "split" if all(f.split_long for f in formats) else "truncate"
-        self.plan = plan_packing(self.mixture.lengths, seq_len, seed=seed, long_documents=policy)
+        self._unit_size = self.mixture.documents_per_unit
+        self.plan = plan_packing(
+            self.mixture.lengths,
+            seq_len,
+            seed=seed,
+            long_documents=policy,
+            documents_per_unit=self._unit_size,
+        )
+        self._units_per_row = int(np.diff(self.plan.row_offsets).max()) // self._unit_size
         self._pad_id = pad_id
+        self._first_unit = first_unit
         parts = (PACKING_VERSION, self.mixture.fingerprint, seq_len, seed, pad_id)
         self.fingerprint = hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
@@ -58,16 +74,28 @@ class PackedRows:
             cache, number = self.mixture.locate(document)
             stop = start + length
             pieces.append((cache.tokens(number, start, stop), cache.is_target(number, start, stop)))
-        return build_row(pieces, self.plan.seq_len, self._pad_id)
+        units = [self._first_unit + self.mixture.unit(document) for document in self._firsts(row)]
+        return build_row(pieces, self.plan.seq_len, self._pad_id, units)
 
-    def empty(self) -> PackedRow:
-        """A row of padding alone."""
-        return build_row([], self.plan.seq_len, self._pad_id)
+    def batch(self, rows: Sequence[int], size: int = 0) -> Batch:
+        """The rows as one batch of at least `size` rows: those that are missing are padding."""
+        empty = build_row([], self.plan.seq_len, self._pad_id)
+        built = [self.build(row) for row in rows] + [empty] * (size - len(rows))
+        return collate(built) if self._unit_size == 1 else collate_pairs(built, self._units_per_row)
+
+    def batches(self, rows: Sequence[int], size: int) -> Iterator[Batch]:
+        """All of `rows`, `size` at a time."""
+        for first in range(0, len(rows), size):
+            yield self.batch(rows[first : first + size], size)
 
     def describe(self, row: int) -> list[str]:
-        """`file:line` of each document in a row."""
-        located = [self.mixture.locate(document) for document, _, _ in self._pieces(row)]
+        """`file:line` of each unit in a row."""
+        located = [self.mixture.locate(document) for document in self._firsts(row)]
         return [cache.source(number) for cache, number in located]
+
+    def _firsts(self, row: int) -> list[int]:
+        """The first document of each unit."""
+        return [document for document, _, _ in self._pieces(row)][:: self._unit_size]
 
     def _pieces(self, row: int) -> zip[tuple[int, int, int]]:
         plan = self.plan
@@ -95,4 +123,22 @@ def collate(rows: Sequence[PackedRow]) -> Batch:
         cu_seqlens=torch.from_numpy(cu_seqlens),
         max_len=int(np.diff(cu_seqlens).max()),
         num_targets=int((labels_BT != IGNORE_INDEX).sum()),
+    )
+
+
+def collate_pairs(rows: Sequence[PackedRow], pairs_per_row: int) -> PairBatch:
+    """`collate`, and which tokens are whose: each row has places for `pairs_per_row` pairs, so that
+    shapes do not depend on how many it holds."""
+    batch = collate(rows)
+    pair_ids_BP = np.full((len(rows), pairs_per_row), -1, dtype=np.int64)
+    for number, row in enumerate(rows):
+        pair_ids_BP[number, : len(row.units_U)] = row.units_U
+    doc_BT = np.stack([row.doc_T for row in rows]).astype(np.int64)
+    first_B1 = 2 * pairs_per_row * np.arange(len(rows))[:, None]
+    doc_BT = np.where(doc_BT < 0, 2 * pair_ids_BP.size, doc_BT + first_B1)
+    return PairBatch(
+        **{field.name: getattr(batch, field.name) for field in fields(batch)},
+        doc_M=torch.from_numpy(doc_BT.reshape(-1)),
+        pair_ids_P=torch.from_numpy(pair_ids_BP.reshape(-1)),
+        num_pairs=int((pair_ids_BP >= 0).sum()),
     )

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from minimind.data.chat_format import chat_samples
+from minimind.data.preference_format import preference_samples
 from minimind.data.text_format import text_samples
 from minimind.errors import ConfigError
 
@@ -24,11 +25,15 @@ class Format:
     split_long: bool
     """A document longer than a row is split, else truncated."""
     read: Callable[..., list[Any]]
-    """(rows, tokenizer) -> for each row its Sample, or a BadRow that says what is wrong with it.
+    """(rows, tokenizer) -> for each row its sample, or a BadRow that says what is wrong with it.
     Rows come by the batch, so that all cores tokenise. Further options are keyword arguments."""
+    documents_per_unit: int = 1
+    """Documents of a sample, which stay together: the two of a pair."""
 
     def with_options(self, **options: Any) -> Format:
         """The same kind of row, read with these options of `read`: they change the cache key."""
+        if not options:
+            return self
         version = f"{self.version} {sorted(options.items())}"
         return replace(self, version=version, read=partial(self.read, **options))
 
@@ -36,6 +41,14 @@ class Format:
 FORMATS = {
     "text": Format("text", "1", all_targets=True, split_long=True, read=text_samples),
     "chat": Format("chat", "1", all_targets=False, split_long=False, read=chat_samples),
+    "preference": Format(
+        "preference",
+        "1",
+        all_targets=False,
+        split_long=False,
+        read=preference_samples,
+        documents_per_unit=2,
+    ),
 }
 
 

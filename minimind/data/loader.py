@@ -74,6 +74,11 @@ class PackedLoader:
         return self._rows.plan.padding_share
 
     @property
+    def num_units(self) -> int:
+        """Of the data: documents, or pairs. Their numbers in PackedRow are below."""
+        return self._rows.mixture.num_units
+
+    @property
     def num_truncated(self) -> int:
         """Documents of an epoch cut to fit a row (formats that are not split)."""
         return self._rows.plan.num_truncated
@@ -94,12 +99,14 @@ class PackedLoader:
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of an optimizer step (from 0)."""
-        return [
-            collate([self._rows.build(row) for row in rows]) for rows in self._micro_batches(step)
-        ]
+        return [self._rows.batch(rows) for rows in self._micro_batches(step)]
+
+    def all_batches(self) -> Iterator[Batch]:
+        """The rows of an epoch in an order of their own, all of them on every rank."""
+        return self._rows.batches(range(self.num_rows), self._micro_batch)
 
     def describe(self, step: int, micro: int) -> list[str]:
-        """`file:line` of every document in one of this rank's micro-batches, row by row."""
+        """`file:line` of all that is in one of this rank's micro-batches, row by row."""
         rows = self._micro_batches(step)[micro]
         return [source for row in rows for source in self._rows.describe(row)]
 
@@ -157,11 +164,12 @@ class EvalLoader:
         world_size: int = 1,
         pad_id: int,
         max_rows: int = 0,
+        first_unit: int = 0,
     ) -> None:
         """Weights are ignored. `max_rows` above 0 takes a random part of the rows, always the
-        same one."""
+        same one. `first_unit`: where the numbers of units go on after the training data's."""
         unweighted = [WeightedSource(source.cache) for source in sources]
-        self._rows = PackedRows(unweighted, seq_len, seed=0, pad_id=pad_id)
+        self._rows = PackedRows(unweighted, seq_len, 0, pad_id, first_unit)
         chosen = np.arange(len(self._rows))
         if 0 < max_rows < len(chosen):
             # The first rows of a plan hold the longest documents.
@@ -176,12 +184,18 @@ class EvalLoader:
         return len(self._chosen)
 
     @property
+    def num_units(self) -> int:
+        """Of the data, read or not."""
+        return self._rows.mixture.num_units
+
+    @property
     def padding_share(self) -> float:
         return self._rows.plan.padding_share
 
     @property
     def fingerprint(self) -> str:
-        return self._rows.fingerprint
+        """Of the data, tokenizer, format and row length, and of how many rows are read."""
+        return f"{self._rows.fingerprint}-{self.num_rows}"
 
     def __len__(self) -> int:
         """Batches of each rank."""
@@ -191,5 +205,8 @@ class EvalLoader:
         size = self._micro_batch
         for number in range(len(self)):
             first = (number * self._world_size + self._rank) * size
-            rows = [self._rows.build(row) for row in self._chosen[first : first + size]]
-            yield collate(rows + [self._rows.empty()] * (size - len(rows)))
+            yield self._rows.batch(self._chosen[first : first + size], size)
+
+    def all_batches(self) -> Iterator[Batch]:
+        """The batches of all ranks."""
+        return self._rows.batches(self._chosen, self._micro_batch)

@@ -45,11 +45,12 @@ def parse_data_args(values: Sequence[str]) -> list[tuple[str, float | None]]:
 
 
 class Mixture:
-    """The documents of an epoch, numbered through all sources.
+    """The documents of an epoch, numbered through all sources; those of one row of a file (the two
+    of a pair) are a unit, one after the other.
 
     Weights are shares of tokens: the source that is the scarcest for its weight is read once, the
     others as often as their shares ask, the fraction of a reading being a random part of the
-    documents (the same in each epoch). So an epoch reads every document at least once.
+    units (the same in each epoch). So an epoch reads every document at least once.
     """
 
     def __init__(self, sources: Sequence[WeightedSource], seed: int) -> None:
@@ -59,11 +60,14 @@ class Mixture:
             raise ConfigError("give one or more data files, and weights to all of them or to none")
         self._caches = [source.cache for source in sources]
         self._weights = weights
+        self.documents_per_unit = self._caches[0].format.documents_per_unit
         self._first = [0]
         for cache in self._caches:
-            self._first.append(self._first[-1] + cache.num_documents)
-        self._lengths = np.concatenate([cache.lengths for cache in self._caches])
-        self._documents: np.ndarray | None = None
+            num_units = cache.num_documents // self.documents_per_unit
+            self._first.append(self._first[-1] + num_units)
+        lengths = np.concatenate([cache.lengths for cache in self._caches])
+        self._lengths_UK = lengths.reshape(-1, self.documents_per_unit)
+        self._units: np.ndarray | None = None
         self.times = [1.0] * len(sources)
         """How often an epoch reads each source."""
         if None not in weights:
@@ -71,21 +75,32 @@ class Mixture:
             shares = [weight / sum(w for w in weights if w) for weight in weights if weight]
             total = max(count / share for count, share in zip(tokens, shares, strict=True))
             self.times = [share * total / n for n, share in zip(tokens, shares, strict=True)]
-            self._documents = self._repeated(seed)
+            self._units = self._repeated(seed)
         if len(sources) > 1:
             logger.info("an epoch reads %s", self.describe())
 
     @property
     def lengths(self) -> np.ndarray:
         """int64: tokens of each document of the epoch."""
-        return self._lengths if self._documents is None else self._lengths[self._documents]
+        units = slice(None) if self._units is None else self._units
+        return self._lengths_UK[units].reshape(-1)
+
+    @property
+    def num_units(self) -> int:
+        """Of all sources, each counted once."""
+        return self._first[-1]
+
+    def unit(self, document: int) -> int:
+        """The number in the data of a document's unit: the same wherever the epoch repeats it."""
+        unit = document // self.documents_per_unit
+        return unit if self._units is None else int(self._units[unit])
 
     def locate(self, document: int) -> tuple[TokenCache, int]:
         """The cache a document of the epoch is in, and its number there."""
-        if self._documents is not None:
-            document = int(self._documents[document])
-        source = bisect.bisect_right(self._first, document) - 1
-        return self._caches[source], document - self._first[source]
+        unit = self.unit(document)
+        source = bisect.bisect_right(self._first, unit) - 1
+        first = (unit - self._first[source]) * self.documents_per_unit
+        return self._caches[source], first + document % self.documents_per_unit
 
     def describe(self) -> str:
         """As in `A.jsonl ×1.0, B.jsonl ×2.3`."""
@@ -103,16 +118,16 @@ class Mixture:
     def _repeated(self, seed: int) -> np.ndarray:
         chosen = []
         for number, times in enumerate(self.times):
-            documents = np.arange(self._first[number], self._first[number + 1])
+            units = np.arange(self._first[number], self._first[number + 1])
             # A whole number may come out a rounding error below itself.
             whole = math.floor(times + 1e-9)
-            chosen += [documents] * whole
+            chosen += [units] * whole
             wanted = (times - whole) * self._caches[number].num_tokens
             if wanted >= 1:
-                shuffled = np.random.default_rng([seed, 2, number]).permutation(documents)
-                filled = np.cumsum(self._lengths[shuffled])
-                # To the nearest document, so that the error is half a document at most.
-                count = int(np.searchsorted(filled - self._lengths[shuffled] / 2, wanted))
+                shuffled = np.random.default_rng([seed, 2, number]).permutation(units)
+                tokens = self._lengths_UK[shuffled].sum(axis=1)
+                # To the nearest unit, so that the error is half a unit at most.
+                count = int(np.searchsorted(np.cumsum(tokens) - tokens / 2, wanted))
                 chosen.append(np.sort(shuffled[:count]))
         return np.concatenate(chosen)
 

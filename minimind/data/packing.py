@@ -31,7 +31,7 @@ class PackingPlan:
     piece_len: np.ndarray
     """int32 [pieces]."""
     num_truncated: int
-    """Documents that were cut at seq_len."""
+    """Documents that were cut to fit a row."""
 
     @property
     def num_rows(self) -> int:
@@ -54,51 +54,62 @@ def plan_packing(
     window: int = DEFAULT_WINDOW,
     seed: int = 0,
     long_documents: Literal["split", "truncate"] = "split",
+    documents_per_unit: int = 1,
 ) -> PackingPlan:
     """Packs documents of `lengths` tokens into rows of `seq_len`: best fit decreasing in windows of
     shuffled documents, with the rows left open by one window offered to the next.
 
-    A document goes whole into one row. A longer one is split into pieces of which each starts at
-    the last token of the one before, so that no transition between tokens is lost, or it is
-    truncated. The windows keep rows mixed: sorting all documents at once would put all short ones
-    together. A function of its arguments alone. Raises ConfigError for seq_len below 2.
+    Each `documents_per_unit` documents in turn are a unit, which goes whole into one row. A
+    document longer than a row is split into pieces of which each starts at the last token of the
+    one before, so that no transition between tokens is lost; or the documents of a unit are
+    truncated at one length, the largest at which they fit a row together. The windows keep rows
+    mixed: sorting all documents at once would put all short ones together. A function of its
+    arguments alone. Raises ConfigError for seq_len below 2.
     """
     if seq_len < 2:
         raise ConfigError(f"seq_len is {seq_len}; a row needs at least 2 tokens to predict one")
     lengths = np.asarray(lengths, dtype=np.int64)
+    assert long_documents == "truncate" or documents_per_unit == 1, "a split unit is none"
     num_truncated = 0
     if long_documents == "truncate":
-        num_truncated = int((lengths > seq_len).sum())
-        lengths = np.minimum(lengths, seq_len)
+        fitting = _truncate(lengths.reshape(-1, documents_per_unit), seq_len).reshape(-1)
+        num_truncated = int((fitting < lengths).sum())
+        lengths = fitting
     piece_doc, piece_start, piece_len = _cut(lengths, seq_len)
+    unit_len = piece_len.reshape(-1, documents_per_unit).sum(axis=1)
     generator = np.random.default_rng([seed, 0])
-    order = generator.permutation(len(piece_doc))
+    order = generator.permutation(len(unit_len))
     bins = _OpenRows(seq_len)
     rows = np.empty(len(order), dtype=np.int64)
     for first in range(0, len(order), window):
         part = order[first : first + window]
-        part = part[np.argsort(-piece_len[part], kind="stable")]
+        part = part[np.argsort(-unit_len[part], kind="stable")]
         order[first : first + window] = part
-        rows[first : first + window] = bins.place(piece_len[part].tolist())
+        rows[first : first + window] = bins.place(unit_len[part].tolist())
     by_row = np.argsort(rows, kind="stable")
     order = order[by_row]
     row_offsets = np.zeros(bins.num_rows + 1, dtype=np.int64)
     np.cumsum(np.bincount(rows, minlength=bins.num_rows), out=row_offsets[1:])
+    pieces = order[:, None] * documents_per_unit + np.arange(documents_per_unit)
+    pieces = pieces.reshape(-1)
     return PackingPlan(
         seq_len=seq_len,
-        row_offsets=row_offsets,
-        piece_doc=piece_doc[order],
-        piece_start=piece_start[order],
-        piece_len=piece_len[order],
+        row_offsets=row_offsets * documents_per_unit,
+        piece_doc=piece_doc[pieces],
+        piece_start=piece_start[pieces],
+        piece_len=piece_len[pieces],
         num_truncated=num_truncated,
     )
 
 
 def build_row(
-    pieces: Sequence[tuple[np.ndarray, np.ndarray | None]], seq_len: int, pad_id: int
+    pieces: Sequence[tuple[np.ndarray, np.ndarray | None]],
+    seq_len: int,
+    pad_id: int,
+    units: Sequence[int] = (),
 ) -> PackedRow:
     """One row of `seq_len` tokens from (ids, is_target) of each piece; None: all are targets. The
-    first token of a piece is never predicted: nothing stands before it."""
+    first token of a piece is never predicted: nothing stands before it. `units`: PackedRow's."""
     ids_T = np.full(seq_len, pad_id, dtype=np.int64)
     labels_T = np.full(seq_len, IGNORE_INDEX, dtype=np.int64)
     doc_T = np.full(seq_len, -1, dtype=np.int32)
@@ -117,7 +128,23 @@ def build_row(
             if is_target is not None:
                 row_part = labels_T[start : start + len(is_target) - 1]
                 row_part[~is_target[1:]] = IGNORE_INDEX
-    return PackedRow(ids_T=ids_T, labels_T=labels_T, positions_T=positions_T, doc_T=doc_T)
+    return PackedRow(
+        ids_T=ids_T,
+        labels_T=labels_T,
+        positions_T=positions_T,
+        doc_T=doc_T,
+        units_U=np.array(units, dtype=np.int64),
+    )
+
+
+def _truncate(lengths_UK: np.ndarray, seq_len: int) -> np.ndarray:
+    """The lengths at most at each unit's limit. With j documents below the limit, the others share
+    what those leave; the limit is the largest of these shares."""
+    num_documents = lengths_UK.shape[1]
+    sorted_UK = np.sort(lengths_UK, axis=1)
+    left_UK = seq_len - (np.cumsum(sorted_UK, axis=1) - sorted_UK)
+    shares_UK = left_UK // np.arange(num_documents, 0, -1)
+    return np.minimum(lengths_UK, shares_UK.max(axis=1, keepdims=True, initial=0))
 
 
 def _cut(lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,17 +3,12 @@ English and Chinese, so that a fresh machine has something to learn that a reade
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-from minimind.data import sample_world
-from minimind.data.cache_folder import default_cache_dir
 from minimind.data.sample_world import (
     FRUITS,
     HELD_OUT_COUNTS,
@@ -24,15 +19,6 @@ from minimind.data.sample_world import (
     Town,
 )
 from minimind.data.tokenizer import Tokenizer
-from minimind.data.tokenizer_training import train_tokenizer
-from minimind.data.training_texts import read_training_texts
-
-Split = Literal["train", "val"]
-SPLIT_BYTES: dict[Split, int] = {"train": 2_400_000, "val": 100_000}
-MAX_SAMPLE_VOCAB = 2048
-"""The text is so regular that its merges end earlier."""
-_VAL_ONE_IN = 20
-"""This share of all documents, chosen by their hash, is validation text: no text is in both."""
 
 ItemT = TypeVar("ItemT")
 
@@ -59,60 +45,21 @@ SAMPLE_PROMPTS = (
 )
 
 
-def write_sample_text(path: str | Path, seed: int = 0, split: Split = "train") -> None:
-    """Writes rows of `{"text": …}`: SPLIT_BYTES of them, the same ones for the same seed."""
-    left = SPLIT_BYTES[split]
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        for text, held_out in _documents(seed):
-            is_val = held_out or _bucket(text) == 0
-            if is_val != (split == "val"):
-                continue
-            line = json.dumps({"text": text}, ensure_ascii=False) + "\n"
-            file.write(line)
-            left -= len(line.encode())
-            if left <= 0:
-                return
-
-
-def sample_data_path(split: Split, cache_dir: str | Path | None = None) -> Path:
-    """The sample text as a file in the cache folder, written there if it is not yet."""
-    # Named by the generator's own source, so that a changed one never finds an old file.
-    sources = [Path(__file__), Path(sample_world.__file__)]
-    version = hashlib.blake2b(b"".join(p.read_bytes() for p in sources), digest_size=6).hexdigest()
-    folder = Path(cache_dir or default_cache_dir()) / "sample"
-    path = folder / f"sample_{split}_{version}.jsonl"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        write_sample_text(temporary, split=split)
-        os.replace(temporary, path)
-    return path
-
-
 def load_sample_tokenizer() -> Tokenizer:
     """The shipped tokenizer of 1476 tokens."""
     return Tokenizer.load(Path(__file__).parent / "sample_tokenizer")
 
 
-def train_sample_tokenizer(cache_dir: str | Path | None = None) -> Tokenizer:
-    """Makes the shipped tokenizer again, from the sample text. After a change of the text:
-    `python -c "from minimind.data.sample_text import *; train_sample_tokenizer().save(
-    'minimind/data/sample_tokenizer')"`."""
-    texts = read_training_texts([str(sample_data_path("train", cache_dir))])
-    # Tokens of at most four Chinese characters: else whole sentences become tokens.
-    return train_tokenizer(texts, MAX_SAMPLE_VOCAB, max_token_bytes=12)
-
-
-def _documents(seed: int) -> Iterator[tuple[str, bool]]:
+def text_documents(seed: int) -> Iterator[tuple[str, bool]]:
     """Endless (text, whether it holds something held out)."""
-    dice = _Dice(seed)
+    dice = Dice(seed)
     while True:
         in_english = dice.below(2) == 0
         kind = dice.pick(_KINDS)
         yield kind(dice, in_english)
 
 
-class _Dice:
+class Dice:
     """Choices from random.random() alone, the one stream Python keeps over its versions."""
 
     def __init__(self, seed: int) -> None:
@@ -131,10 +78,10 @@ class _Dice:
         return [left.pop(self.below(len(left))) for _ in range(count)]
 
 
-_SUMS = tuple((first, second) for first in range(1, 20) for second in range(1, 21 - first))
+SUMS = tuple((first, second) for first in range(1, 20) for second in range(1, 21 - first))
 
 
-def _sums(dice: _Dice, in_english: bool) -> tuple[str, bool]:
+def _sums(dice: Dice, in_english: bool) -> tuple[str, bool]:
     # Chinese with spaces, so that both languages share their number tokens.
     form = dice.pick(
         ("{a} + {b} = {c}", "{a} plus {b} is {c}.", "What is {a} plus {b}? It is {c}.")
@@ -144,13 +91,13 @@ def _sums(dice: _Dice, in_english: bool) -> tuple[str, bool]:
     lines = []
     held_out = False
     for _ in range(3 + dice.below(5)):
-        first, second = dice.pick(_SUMS)
+        first, second = dice.pick(SUMS)
         held_out |= (first, second) in HELD_OUT_SUMS
         lines.append(form.format(a=first, b=second, c=first + second))
     return "\n".join(lines), held_out
 
 
-def _counting(dice: _Dice, in_english: bool) -> tuple[str, bool]:
+def _counting(dice: Dice, in_english: bool) -> tuple[str, bool]:
     first = 1 + dice.below(90)
     last = min(100, first + 4 + dice.below(6))
     numbers = [str(number) for number in range(first, last + 1)]
@@ -174,9 +121,9 @@ _TOWN_FORMS_ZH = (
 )
 
 
-def _town_facts(dice: _Dice, in_english: bool) -> tuple[str, bool]:
+def _town_facts(dice: Dice, in_english: bool) -> tuple[str, bool]:
     town = dice.pick(TOWNS)
-    words = _town_words(town, in_english)
+    words = town_words(town, in_english)
     facts = dice.some(_TOWN_FORMS_EN if in_english else _TOWN_FORMS_ZH, 1, 4)
     text = (" " if in_english else "").join(dice.pick(forms).format(**words) for forms in facts)
     return text, False
@@ -194,8 +141,8 @@ _PERSON_FORMS_ZH = (
 )
 
 
-def _person_facts(dice: _Dice, in_english: bool) -> tuple[str, bool]:
-    words = _person_words(dice.pick(PEOPLE), in_english)
+def _person_facts(dice: Dice, in_english: bool) -> tuple[str, bool]:
+    words = person_words(dice.pick(PEOPLE), in_english)
     home, work, habit = _PERSON_FORMS_EN if in_english else _PERSON_FORMS_ZH
     forms = [*dice.some((home, work), 1, 2), *dice.some((habit,), 0, 1)]
     text = (" " if in_english else "").join(dice.pick(form).format(**words) for form in forms)
@@ -220,10 +167,10 @@ _STORIES_ZH = (
 )
 
 
-def _story(dice: _Dice, in_english: bool) -> tuple[str, bool]:
+def _story(dice: Dice, in_english: bool) -> tuple[str, bool]:
     hero, friend = dice.some(PEOPLE, 2, 2)
-    words = _person_words(hero, in_english)
-    words |= {f"{key}2": word for key, word in _person_words(friend, in_english).items()}
+    words = person_words(hero, in_english)
+    words |= {f"{key}2": word for key, word in person_words(friend, in_english).items()}
     total = 2 + dice.below(19)
     first = 1 + dice.below(total - 1)
     fruit = dice.pick(FRUITS)
@@ -234,7 +181,7 @@ def _story(dice: _Dice, in_english: bool) -> tuple[str, bool]:
     return story.format(**words), held_out
 
 
-_Kind = Callable[[_Dice, bool], tuple[str, bool]]
+_Kind = Callable[[Dice, bool], tuple[str, bool]]
 _KINDS: tuple[_Kind, ...] = (
     *(_sums,) * 6,
     *(_counting,) * 2,
@@ -245,21 +192,15 @@ _KINDS: tuple[_Kind, ...] = (
 """By how often each is told."""
 
 
-def _town_words(town: Town, in_english: bool) -> dict[str, str]:
+def town_words(town: Town, in_english: bool) -> dict[str, str]:
     names = {"t": town.name, "r": town.river, "c": town.colour, "a": town.animal, "f": town.food}
     return {key: name.en if in_english else name.zh for key, name in names.items()}
 
 
-def _person_words(person: Person, in_english: bool) -> dict[str, str]:
-    words = _town_words(person.town, in_english)
+def person_words(person: Person, in_english: bool) -> dict[str, str]:
+    words = town_words(person.town, in_english)
     if in_english:
         pronouns = {"S": "She", "o": "her"} if person.is_woman else {"S": "He", "o": "him"}
         return {**words, **pronouns, "p": person.name.en, "j": person.job.en}
     pronoun = "她" if person.is_woman else "他"
     return {**words, "S": pronoun, "s": pronoun, "p": person.name.zh, "j": person.job.zh}
-
-
-def _bucket(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") % (
-        _VAL_ONE_IN
-    )

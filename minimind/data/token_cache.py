@@ -38,6 +38,7 @@ class TokenCache:
         self.key: str = meta["key"]
         self.format: Format = get_format(meta["format"])
         self.num_documents: int = meta["num_documents"]
+        """Each `format.documents_per_unit` of them in turn are one row's."""
         self.num_tokens: int = meta["num_tokens"]
         self.text_bytes: int = meta["text_bytes"]
         self.num_skipped: int = meta["num_skipped"]

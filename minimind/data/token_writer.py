@@ -23,7 +23,7 @@ from minimind.data.formats import Format
 from minimind.data.jsonl import BadRow, JsonlFile, bad_rows_message, read_rows
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
-from minimind.types import Row, Sample
+from minimind.types import PairSample, Row, Sample
 
 META_FILE = "meta.json"
 MAX_RECORDED = 10_000
@@ -32,6 +32,8 @@ MAX_RECORDED = 10_000
 _BATCH_BYTES = 1 << 20
 """Text tokenised at a time: enough to keep all cores busy, and about 100 MB while encoded."""
 _BATCH_ROWS = 8192
+
+_Read = Sample | PairSample | BadRow
 
 
 def write_tokens(
@@ -101,17 +103,17 @@ class _Writer:
         self._files = {name: stack.enter_context(path.open("wb")) for name, path in paths.items()}
         self._write("offsets", np.zeros(1, dtype=np.int64))
 
-    def add(self, batch: _Batch, samples: list[Sample | BadRow]) -> None:
+    def add(self, batch: _Batch, samples: list[_Read]) -> None:
         self._read_bytes = batch.end
         bad = batch.bad
-        good = []
-        lines = []
+        good: list[Sample] = []
+        lines: list[int] = []
         for row, sample in zip(batch.rows, samples, strict=True):
             if isinstance(sample, BadRow):
                 bad.append(sample)
             else:
-                good.append(sample)
-                lines.append(row.line)
+                good += sample.documents
+                lines += [row.line] * len(sample.documents)
         bad.sort(key=lambda row: row.line)
         self._num_bad += len(bad)
         self._bad += bad[: MAX_RECORDED - len(self._bad)]
@@ -162,10 +164,10 @@ class _Writer:
 
 def _encoded(
     batches: Iterator[_Batch], format: Format, tokenizer: Tokenizer
-) -> Iterator[tuple[_Batch, list[Sample | BadRow]]]:
+) -> Iterator[tuple[_Batch, list[_Read]]]:
     """Each batch with its samples, in order. While one is encoded, on all cores and outside
     Python's lock, the main thread parses the next and writes the one before."""
-    pending: deque[tuple[_Batch, Future[list[Sample | BadRow]]]] = deque()
+    pending: deque[tuple[_Batch, Future[list[_Read]]]] = deque()
     with ThreadPoolExecutor(max_workers=1) as pool:
         for batch in batches:
             pending.append((batch, pool.submit(format.read, batch.rows, tokenizer)))

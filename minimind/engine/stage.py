@@ -76,6 +76,8 @@ class Stage(Protocol[BatchT]):
     metric_names: ClassVar[tuple[str, ...]]
     """What its LossSums carry besides the loss; columns of metrics.csv."""
 
+    def __init__(self, recipe: Any) -> None: ...
+
     def build_models(self, context: BuildContext) -> StageModels: ...
 
     def count(self, batch: BatchT) -> int:

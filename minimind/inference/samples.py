@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from minimind.data.chat_encoding import Chat, ChatEncoder
 from minimind.data.jsonl import read_rows
+from minimind.data.sample_chat import SAMPLE_QUESTIONS
 from minimind.data.sample_text import SAMPLE_PROMPTS
 from minimind.data.tokenizer import Tokenizer
 from minimind.inference.generate import generate_text, stream_text
@@ -23,7 +24,8 @@ def choose_prompts(given: Sequence[str], paths: Sequence[str], *, is_chat: bool)
     """The ones given, else how the first documents of the data files begin (of conversations: the
     first short questions), else the sample data's own."""
     if given or not paths:
-        return list(given) or [prompt.prompt for prompt in SAMPLE_PROMPTS]
+        samples = SAMPLE_QUESTIONS if is_chat else SAMPLE_PROMPTS
+        return list(given) or [sample.prompt for sample in samples]
     rows = (row for row, _ in read_rows(paths[0]) if isinstance(row, Row))
     texts = _questions(rows) if is_chat else (str(row.data.get("text", "")) for row in rows)
     texts = itertools.islice(texts, _DOCUMENTS)

@@ -5,6 +5,7 @@ Inside, q/k/v and gate/up are one fused matrix each; on disk every tensor has Hu
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -137,6 +138,18 @@ def load_hf_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from None
     return config, join_fused(config, tensors, str(folder))
+
+
+def hash_weights(folder: Path) -> str:
+    """Of the bytes of the weight files."""
+    digest = hashlib.blake2b(digest_size=20)
+    for path in _weight_files(folder):
+        try:
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "blake2b").digest())
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    return digest.hexdigest()
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -1,6 +1,10 @@
 """The training objectives, by the name that --stage takes."""
 
+from typing import Any
+
+from minimind.engine.stage import Stage
+from minimind.stages.dpo import DPO
 from minimind.stages.pretrain import Pretrain
 from minimind.stages.sft import SFT
 
-STAGES = {stage.name: stage for stage in (Pretrain, SFT)}
+STAGES: dict[str, type[Stage[Any]]] = {stage.name: stage for stage in (Pretrain, SFT, DPO)}

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from minimind.data.sample_text import (
-    SAMPLE_PROMPTS,
-    SPLIT_BYTES,
-    load_sample_tokenizer,
+from minimind.data.sample_files import (
+    SAMPLES,
     sample_data_path,
     train_sample_tokenizer,
-    write_sample_text,
+    write_sample,
 )
+from minimind.data.sample_text import SAMPLE_PROMPTS, load_sample_tokenizer
 from minimind.data.sample_world import HELD_OUT_COUNTS, HELD_OUT_SUMS
 from minimind.data.tokenizer import Tokenizer
 
@@ -24,8 +23,8 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     found = {}
     for split in ("train", "val"):
         path = folder / f"{split}.jsonl"
-        write_sample_text(path, split=split)
-        assert 0 <= path.stat().st_size - SPLIT_BYTES[split] < 1000
+        write_sample(path, "text", split)
+        assert 0 <= path.stat().st_size - SAMPLES["text"][1][split] < 1000
         found[split] = [json.loads(line)["text"] for line in path.open(encoding="utf-8")]
     return found
 
@@ -33,7 +32,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in "abc"]
     for path, seed in zip(paths, (0, 0, 1), strict=True):
-        write_sample_text(path, seed=seed, split="val")
+        write_sample(path, "text", "val", seed)
     first, second, third = (path.read_bytes() for path in paths)
     assert first == second != third
 

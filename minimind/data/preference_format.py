@@ -1,0 +1,42 @@
+"""The preference format: a better and a worse answer to one conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minimind.data.chat_encoding import ChatEncoder, Span
+from minimind.data.chat_format import BadChat, chat_spans, read_chat
+from minimind.data.jsonl import BadRow, missing_key
+from minimind.data.tokenizer import Tokenizer
+from minimind.types import PairSample, Row
+
+_SIDES = ("chosen", "rejected")
+
+
+def preference_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[PairSample | BadRow]:
+    """`{"chosen": [turns], "rejected": [turns]}`, each side as the chat format has it."""
+    encoder = ChatEncoder(tokenizer)
+    found: list[list[list[Span]] | BadRow] = []
+    for row in rows:
+        try:
+            found.append(_read_sides(encoder, row))
+        except BadChat as problem:
+            found.append(BadRow(row.path, row.line, str(problem)))
+    good = [side for sides in found if not isinstance(sides, BadRow) for side in sides]
+    encoded = iter(encoder.encode(good))
+    return [
+        sides
+        if isinstance(sides, BadRow)
+        else PairSample(chosen=next(encoded), rejected=next(encoded))
+        for sides in found
+    ]
+
+
+def _read_sides(encoder: ChatEncoder, row: Row) -> list[list[Span]]:
+    for side in _SIDES:
+        if side not in row.data:
+            raise BadChat(missing_key(row, side, '{"chosen": [turns], "rejected": [turns]}'))
+    sides = [chat_spans(encoder, read_chat(row.data[side], f'"{side}"')) for side in _SIDES]
+    if sides[0] == sides[1]:
+        raise BadChat('"chosen" and "rejected" are the same: there is no preference to learn')
+    return sides

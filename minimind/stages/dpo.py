@@ -1,0 +1,136 @@
+"""Direct preference optimisation: the better of two answers becomes more likely than the worse, as
+compared with the model the run starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from minimind.config.recipe import Recipe, option
+from minimind.engine.stage import BuildContext, Policy, StageModels
+from minimind.errors import ConfigError
+from minimind.stages.pretrain import Pretrain
+from minimind.stages.reference import load_reference, pair_log_probs
+from minimind.types import LossSum, PairBatch
+
+WITH_REFERENCE = ("dpo", "ipo")
+LOSS_TYPES = (*WITH_REFERENCE, "orpo", "simpo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPORecipe(Recipe):
+    """Options of preference optimisation."""
+
+    learning_rates: ClassVar[Mapping[str, float]] = {"": 4e-8, "tiny": 1e-4}
+
+    gradient_clipping: float = option(0.5, "largest gradient norm (0: no clipping)")
+    weight_decay: float = option(0.0, "AdamW's decoupled weight decay")
+    beta: float = option(0.15, "reward by log-probability; orpo: weight of the odds ratio")
+    loss_type: str = option("dpo", f"{', '.join(LOSS_TYPES)}; the last two need no reference")
+    length_mean: bool = option(
+        False, "means of token log-probabilities instead of sums (orpo and simpo: always)"
+    )
+    label_smoothing: float = option(0.0, "share of the pairs whose sides may be swapped (dpo)")
+    simpo_gamma: float = option(0.5, "reward margin that simpo asks for")
+
+    def check(self) -> None:
+        super().check()
+        if self.loss_type not in LOSS_TYPES:
+            raise ConfigError(
+                f"loss_type is {self.loss_type!r}; it must be one of {', '.join(LOSS_TYPES)}"
+            )
+        if not 0 < self.beta < float("inf"):
+            raise ConfigError(f"beta is {self.beta}; it must be above 0")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ConfigError(
+                f"label_smoothing is {self.label_smoothing}; it must be from 0 to below 0.5"
+            )
+        if self.label_smoothing and self.loss_type != "dpo":
+            raise ConfigError(f"label_smoothing is for loss_type dpo, not {self.loss_type}")
+
+
+class DPO:
+    """Chosen and rejected of all pairs of a batch in one packed forward.
+
+    With log p the sum over an answer's targets, reward = β·(log π - log ref), and margin the chosen
+    one's less the rejected one's, the loss of a pair is
+        dpo     -(1 - ε)·log σ(margin) - ε·log σ(-margin)      (Rafailov et al. 2023)
+        ipo     (margin/β - 1/(2β))²                           (Azar et al. 2023)
+        simpo   -log σ(margin - γ), no reference, means        (Meng et al. 2024)
+        orpo    -log π_c - β·log σ(log odds_c - log odds_r), no reference, means (Hong et al. 2024)
+    """
+
+    name: ClassVar[str] = "dpo"
+    recipe_type: ClassVar[type[Recipe]] = DPORecipe
+    needs_checkpoint: ClassVar[bool] = True
+    data_format: ClassVar[str] = "preference"
+    metric_names: ClassVar[tuple[str, ...]] = (
+        "reward_margin",
+        "reward_accuracy",
+        "chosen_log_prob",
+        "rejected_log_prob",
+    )
+
+    def __init__(self, recipe: DPORecipe) -> None:
+        self.recipe = recipe
+        self.means = recipe.length_mean or recipe.loss_type not in WITH_REFERENCE
+        self.reference: Tensor | None = None
+        """[pairs, 2]: log-probability sums of each pair's chosen and rejected, by its number."""
+
+    def build_models(self, context: BuildContext) -> StageModels:
+        """Raises ConfigError where there are no weights to take as the reference."""
+        if self.recipe.loss_type in WITH_REFERENCE:
+            if context.weights_folder is None:
+                raise ConfigError(
+                    "--stage dpo compares with the weights it starts from, and --from_checkpoint "
+                    "none has none: give a checkpoint (of --stage sft), or --set loss_type=simpo "
+                    "or orpo, which compare with nothing"
+                )
+            self.reference = load_reference(context)
+        return Pretrain(self.recipe).build_models(context)
+
+    def count(self, batch: PairBatch) -> int:
+        return batch.num_pairs
+
+    def prepare(self, policy: Policy, micro_batches: list[PairBatch]) -> Iterable[list[PairBatch]]:
+        yield micro_batches
+
+    def loss(self, policy: Policy, batch: PairBatch) -> LossSum:
+        log_probs_P2, counts_P2, aux_loss = pair_log_probs(policy, batch)
+        scale_P2 = counts_P2.clamp(min=1) if self.means else torch.ones_like(counts_P2)
+        log_probs_P2 = log_probs_P2 / scale_P2
+        rewards_P2 = self.recipe.beta * log_probs_P2
+        if self.reference is not None:
+            reference_P2 = self.reference[batch.pair_ids_P.clamp(min=0)] / scale_P2
+            rewards_P2 = self.recipe.beta * (log_probs_P2 - reference_P2)
+        margin_P = rewards_P2[:, 0] - rewards_P2[:, 1]
+        is_pair_P = batch.pair_ids_P >= 0
+        loss_P = torch.where(is_pair_P, self._pair_loss(margin_P, log_probs_P2), 0.0)
+        logged_4P = torch.stack([margin_P, (margin_P > 0).float(), *log_probs_P2.unbind(1)])
+        sums = torch.where(is_pair_P, logged_4P.detach(), 0.0).sum(1)
+        return LossSum(
+            total=loss_P.sum(),
+            count=batch.num_pairs,
+            aux_loss=aux_loss,
+            metrics=dict(zip(self.metric_names, sums, strict=True)),
+        )
+
+    def _pair_loss(self, margin_P: Tensor, log_probs_P2: Tensor) -> Tensor:
+        recipe = self.recipe
+        if recipe.loss_type == "ipo":
+            return ((margin_P - 0.5) / recipe.beta).square()
+        if recipe.loss_type == "simpo":
+            return -logsigmoid(margin_P - recipe.simpo_gamma)
+        if recipe.loss_type == "orpo":
+            # log(p / (1 - p)); below 0 so that 1 - p has a logarithm.
+            below_P2 = log_probs_P2.clamp(max=-1e-6)
+            odds_P2 = below_P2 - torch.log(-torch.expm1(below_P2))
+            log_ratio_P = odds_P2[:, 0] - odds_P2[:, 1]
+            return -log_probs_P2[:, 0] - recipe.beta * logsigmoid(log_ratio_P)
+        smoothing = recipe.label_smoothing
+        return -(1 - smoothing) * logsigmoid(margin_P) - smoothing * logsigmoid(-margin_P)

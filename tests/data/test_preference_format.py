@@ -1,0 +1,225 @@
+"""Pairs of answers: rows, cache, packing, batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from chats import ANSWER, USER
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minimind.data.chat_format import chat_samples
+from minimind.data.jsonl import BadRow
+from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource
+from minimind.data.packing import plan_packing
+from minimind.data.preference_format import preference_samples
+from minimind.data.token_cache import TokenCache, build_token_cache
+from minimind.data.tokenizer import Tokenizer
+from minimind.errors import DataError
+from minimind.types import IGNORE_INDEX, PairBatch, PairSample, Row
+
+SEQ_LEN = 96
+
+
+def pair(number: int, chosen_words: int, rejected_words: int) -> dict[str, list[dict[str, str]]]:
+    question = {"role": "user", "content": f"question {number}"}
+    texts = (f"good{number} " * chosen_words, f"bad{number} " * rejected_words)
+    sides = [[question, {"role": "assistant", "content": text}] for text in texts]
+    return {"chosen": sides[0], "rejected": sides[1]}
+
+
+MakeCache = Callable[..., TokenCache]
+
+
+@pytest.fixture
+def make_pairs(tmp_path: Path, tokenizer: Tokenizer) -> MakeCache:
+    """make_pairs(rows, name) -> their cache."""
+
+    def make(rows: list[dict], name: str = "pairs.jsonl") -> TokenCache:
+        path = tmp_path / name
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        return build_token_cache(path, tokenizer, "preference")
+
+    return make
+
+
+@pytest.fixture
+def cache(make_pairs: MakeCache) -> TokenCache:
+    """40 pairs of different lengths; two of them do not fit a row."""
+    rows = [pair(n, 1 + n % 5, 1 + n % 3) for n in range(38)]
+    return make_pairs([*rows, pair(38, 3, 60), pair(39, 60, 60)])
+
+
+def loader(*caches: TokenCache, **changes: int) -> PackedLoader:
+    options = {"seq_len": SEQ_LEN, "rows_per_step": 2, "micro_batch": 2, "pad_id": 0, "seed": 3}
+    return PackedLoader([WeightedSource(cache) for cache in caches], **(options | changes))
+
+
+def test_each_side_is_a_conversation(tokenizer: Tokenizer) -> None:
+    row = pair(7, 2, 1)
+    (sample,) = preference_samples([Row(data=row, path="p", line=1)], tokenizer)
+    assert isinstance(sample, PairSample)
+    sides = [Row(data={"conversations": row[side]}, path="p", line=1) for side in row]
+    expected = chat_samples(sides, tokenizer)
+    for side, alone in zip(sample.documents, expected, strict=True):
+        assert not isinstance(alone, BadRow)
+        assert side.ids.tolist() == alone.ids.tolist()
+        assert side.is_target.tolist() == alone.is_target.tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"rejected": None}, '"rejected" is null where a list of turns'),
+        ({"chosen": []}, '"chosen" is empty'),
+        ({"rejected": [USER]}, '"rejected" has no assistant turn'),
+        (
+            {"chosen": [USER, {**ANSWER, "content": ""}]},
+            'turn 2 of "chosen" (assistant): "content"',
+        ),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "are the same"),
+    ],
+)
+def test_bad_pairs_are_named(tokenizer: Tokenizer, change: dict, reason: str) -> None:
+    rows = [pair(0, 1, 2), pair(1, 1, 2) | change, pair(0, 1, 2)]
+    read = [Row(data=row, path="p.jsonl", line=n) for n, row in enumerate(rows, 1)]
+    first, bad, last = preference_samples(read, tokenizer)
+    assert isinstance(bad, BadRow)
+    assert str(bad).startswith("p.jsonl:2: ")
+    assert reason in bad.reason
+    assert isinstance(first, PairSample)
+    assert isinstance(last, PairSample)
+    assert first.rejected.ids.tolist() == last.rejected.ids.tolist()
+
+
+def test_a_side_that_is_missing(make_pairs: MakeCache) -> None:
+    with pytest.raises(DataError, match=r"pairs\.jsonl:1: no key \"rejected\" \(keys found: 'cho"):
+        make_pairs([{"chosen": [USER, ANSWER]}])
+
+
+def test_the_cache_keeps_both_documents_and_the_line(cache: TokenCache) -> None:
+    assert cache.num_documents == 80
+    for number in range(40):
+        assert {cache.source(2 * number + side) for side in (0, 1)} == {
+            f"{cache.path}:{number + 1}"
+        }
+
+
+@given(
+    lengths=st.lists(st.tuples(*[st.integers(1, 40)] * 3), min_size=1, max_size=30),
+    seq_len=st.integers(9, 60),
+    documents_per_unit=st.integers(1, 3),
+)
+def test_units_stay_whole_and_are_cut_at_one_length(
+    lengths: list[tuple[int, int, int]], seq_len: int, documents_per_unit: int
+) -> None:
+    lengths_UK = np.array(lengths)[:, :documents_per_unit]
+    plan = plan_packing(
+        lengths_UK.reshape(-1),
+        seq_len,
+        window=5,
+        long_documents="truncate",
+        documents_per_unit=documents_per_unit,
+    )
+    assert (np.add.reduceat(plan.piece_len, plan.row_offsets[:-1]) <= seq_len).all()
+    assert (plan.row_offsets % documents_per_unit == 0).all()
+    docs_UK = plan.piece_doc.reshape(-1, documents_per_unit)
+    assert (docs_UK == docs_UK[:, :1] + np.arange(documents_per_unit)).all()
+    assert sorted(docs_UK[:, 0] // documents_per_unit) == list(range(len(lengths)))
+    num_cut = 0
+    lens_UK = plan.piece_len.reshape(docs_UK.shape)
+    for unit, cut in zip(docs_UK[:, 0] // documents_per_unit, lens_UK, strict=True):
+        whole = lengths_UK[unit]
+        limit = max(n for n in range(seq_len + 1) if np.minimum(whole, n).sum() <= seq_len)
+        assert cut.tolist() == np.minimum(whole, limit).tolist()
+        num_cut += int((cut < whole).sum())
+    assert plan.num_truncated == num_cut
+
+
+def documents_of(batch: PairBatch) -> dict[int, list[list[int]]]:
+    """The ids of both documents of each pair, by its number in the data."""
+    ids_M, found = batch.ids_BT.flatten(), {}
+    for place, number in enumerate(batch.pair_ids_P.tolist()):
+        sides = [ids_M[batch.doc_M == 2 * place + side].tolist() for side in (0, 1)]
+        assert bool(sides[0]) == bool(sides[1]) == (number >= 0)
+        if number >= 0:
+            found[number] = sides
+    return found
+
+
+def test_batches_say_whose_each_token_is(cache: TokenCache) -> None:
+    pairs = loader(cache)
+    found: dict[int, list[list[int]]] = {}
+    shapes = set()
+    for batch in pairs.all_batches():
+        assert isinstance(batch, PairBatch)
+        shapes.add((batch.doc_M.shape, batch.pair_ids_P.shape))
+        found |= documents_of(batch)
+        assert batch.num_pairs == int((batch.pair_ids_P >= 0).sum())
+        padding = batch.doc_M == 2 * len(batch.pair_ids_P)
+        assert (batch.labels_BT.flatten()[padding] == IGNORE_INDEX).all()
+        starts = batch.cu_seqlens[:-1].long()
+        assert len(batch.doc_M[starts].unique()) == 2 * batch.num_pairs + bool(padding.any())
+    assert len(shapes) == 1
+    assert sorted(found) == list(range(40))
+    assert pairs.num_units == 40
+    for number, sides in found.items():
+        for side, ids in enumerate(sides):
+            assert ids == cache.tokens(2 * number + side, 0, len(ids)).tolist()
+            whole = number < 38 or (number, side) == (38, 0)
+            assert (len(ids) == len(cache.tokens(2 * number + side))) == whole
+    assert sum(map(len, found[38])) == SEQ_LEN
+    assert [len(ids) for ids in found[39]] == [SEQ_LEN // 2] * 2
+    assert pairs.num_truncated == 3
+
+
+def test_several_sources_number_their_pairs_on(make_pairs: MakeCache, cache: TokenCache) -> None:
+    other = make_pairs([pair(n, 2, 2) for n in range(50, 57)], "other.jsonl")
+    weighted = [WeightedSource(cache, 0.2), WeightedSource(other, 0.8)]
+    pairs = PackedLoader(weighted, seq_len=SEQ_LEN, rows_per_step=1, micro_batch=1, pad_id=0)
+    found: dict[int, list[list[int]]] = {}
+    for batch in pairs.all_batches():
+        assert isinstance(batch, PairBatch)
+        for number, sides in documents_of(batch).items():
+            assert found.setdefault(number, sides) == sides
+    assert sorted(found) == list(range(47))
+    assert found[40][1] == other.tokens(1).tolist()
+    assert set(pairs.describe(0, 0)) <= {cache.source(2 * n) for n in range(40)} | {
+        other.source(2 * n) for n in range(7)
+    }
+
+
+def test_ranks_share_the_pairs_of_a_step(cache: TokenCache) -> None:
+    (whole,) = loader(cache, rows_per_step=4, micro_batch=4).batches(1)
+    ranks = [loader(cache, rows_per_step=4, rank=r, world_size=2).batches(1)[0] for r in (0, 1)]
+    assert isinstance(whole, PairBatch)
+    parts: dict[int, list[list[int]]] = {}
+    for part in ranks:
+        assert isinstance(part, PairBatch)
+        parts |= documents_of(part)
+    assert parts == documents_of(whole)
+    assert len(loader(cache).describe(0, 0)) == loader(cache).batches(0)[0].num_pairs  # type: ignore[attr-defined]
+
+
+def test_validation_numbers_its_pairs_after_those_of_training(cache: TokenCache) -> None:
+    evaluation = EvalLoader(
+        [WeightedSource(cache)], seq_len=SEQ_LEN, micro_batch=3, pad_id=0, first_unit=100
+    )
+    numbers = [batch.pair_ids_P for batch in evaluation if isinstance(batch, PairBatch)]
+    assert sorted(n for n in torch.cat(numbers).tolist() if n >= 0) == list(range(100, 140))
+    for one, other in zip(evaluation, evaluation.all_batches(), strict=True):
+        assert torch.equal(one.ids_BT, other.ids_BT)
+
+
+def test_moving_a_batch_moves_all_of_it(cache: TokenCache) -> None:
+    (batch,) = loader(cache).batches(0)
+    moved = batch.to(torch.device("meta"))
+    assert isinstance(moved, PairBatch)
+    assert moved.doc_M.is_meta
+    assert moved.pair_ids_P.is_meta
+    assert moved.num_pairs == batch.num_pairs  # type: ignore[attr-defined]

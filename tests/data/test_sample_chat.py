@@ -1,0 +1,128 @@
+"""The project's own conversations and pairs: right, apart by split, in both languages."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minimind.data.sample_chat import SAMPLE_QUESTIONS
+from minimind.data.sample_files import SAMPLES, sample_data_path, write_sample
+from minimind.data.sample_world import HELD_OUT_COUNTS, HELD_OUT_SUMS
+from minimind.data.token_cache import build_token_cache
+from minimind.data.tokenizer import Tokenizer
+from minimind.errors import ConfigError
+
+FORMATS = ("chat", "preference")
+Rows = dict[tuple[str, str], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    folder = tmp_path_factory.mktemp("sample")
+    found = {}
+    for name in FORMATS:
+        for split in ("train", "val"):
+            path = folder / f"{name}_{split}.jsonl"
+            write_sample(path, name, split)
+            assert 0 <= path.stat().st_size - SAMPLES[name][1][split] < 1000
+            lines = path.read_text(encoding="utf-8").splitlines()
+            found[name, split] = [json.loads(line) for line in lines]
+    return found
+
+
+def asked(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """(question, answer) of each exchange; of a pair, the chosen one's."""
+    turns = [turn["content"] for turn in row.get("conversations") or row["chosen"]]
+    return list(zip(turns[::2], turns[1::2], strict=True))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_validation_asks_what_training_never_does(rows: Rows, name: str) -> None:
+    known = {question for row in rows[name, "train"] for question, _ in asked(row)}
+    for row in rows[name, "val"]:
+        assert any(question not in known for question, _ in asked(row))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_same_seed_writes_the_same_bytes(tmp_path: Path, name: str) -> None:
+    paths = [tmp_path / letter for letter in "abc"]
+    for path, seed in zip(paths, (0, 0, 1), strict=True):
+        write_sample(path, name, "val", seed)
+    first, second, third = (path.read_bytes() for path in paths)
+    assert first == second != third
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_sums_and_counts_are_right_and_held_out_ones_absent(rows: Rows, name: str) -> None:
+    ask_sum = re.compile(r"(\d+)(?: \+ | plus | 加 )(\d+)")
+    ask_count = re.compile(r"(?:from |从)(\d+)(?: to |数到)(\d+)")
+    for split in ("train", "val"):
+        sums, counts = set(), set()
+        for question, answer in (pair for row in rows[name, split] for pair in asked(row)):
+            numbers = [int(number) for number in re.findall(r"\d+", answer)]
+            if found := ask_sum.search(question):
+                first, second = map(int, found.groups())
+                assert numbers == [first + second]
+                sums.add((first, second))
+            elif found := ask_count.search(question):
+                first, last = map(int, found.groups())
+                assert numbers == list(range(first, last + 1))
+                counts.add((first, last))
+        assert len(sums) > 20
+        assert len(counts) > 20
+        assert bool(sums & HELD_OUT_SUMS) == (split == "val")
+        assert split == "val" or not counts & HELD_OUT_COUNTS
+
+
+def test_a_question_has_one_right_answer_and_pairs_prefer_it(rows: Rows) -> None:
+    answers: dict[str, str] = {}
+    for row in (row for key in rows for row in rows[key]):
+        for question, answer in asked(row):
+            assert answers.setdefault(question, answer) == answer
+    for split in ("train", "val"):
+        for row in rows["preference", split]:
+            (question, chosen), rejected = asked(row)[0], row["rejected"][1]["content"]
+            assert row["rejected"][0]["content"] == question
+            assert rejected != chosen
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_both_languages_have_about_half_of_the_rows(rows: Rows, name: str) -> None:
+    texts = [json.dumps(row, ensure_ascii=False) for row in rows[name, "train"]]
+    english = sum(bool(re.search(r'"content": "(What|Where|Count)', text)) for text in texts)
+    chinese = sum(bool(re.search("[\u4e00-\u9fff]", text)) for text in texts)
+    assert 0.35 < chinese / len(texts) < 0.6
+    assert 0.35 < english / len(texts) < 0.6
+
+
+def test_some_answers_are_thought_about(rows: Rows) -> None:
+    turns = [turn for row in rows["chat", "train"] for turn in row["conversations"]]
+    thoughts = [turn for turn in turns if "reasoning_content" in turn]
+    assert 100 < len(thoughts) < len(turns) / 8
+    for turn in thoughts:
+        a, b, c = map(int, re.findall(r"\d+", turn["reasoning_content"]))
+        assert a + b == c
+        assert str(c) in turn["content"]
+
+
+@pytest.mark.parametrize("sample", SAMPLE_QUESTIONS, ids=lambda sample: sample.prompt)
+def test_questions_are_answered_in_training_unless_held_out(rows: Rows, sample) -> None:
+    known = [pair for row in rows["chat", "train"] for pair in asked(row)]
+    assert ((sample.prompt, sample.expected) in known) != sample.held_out
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_row_can_be_read_and_fits_a_row_of_tiny(tokenizer: Tokenizer, name: str) -> None:
+    for split in ("train", "val"):
+        cache = build_token_cache(sample_data_path(split, name), tokenizer, name)
+        assert cache.num_skipped == 0
+        assert cache.lengths.max() <= 128
+
+
+def test_a_format_without_sample_data() -> None:
+    with pytest.raises(ConfigError, match="no sample data in the prompt format: give --data"):
+        sample_data_path("train", "prompt")

@@ -1,0 +1,332 @@
+"""Preference optimisation: the loss against a plain implementation, and where its reference comes
+from."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_models import gradients, logits_of, pack, random_model, small_config
+from torch import Tensor, nn
+
+from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource
+from minimind.data.sample_text import load_sample_tokenizer
+from minimind.data.token_cache import TokenCache, build_token_cache
+from minimind.engine.stage import BuildContext
+from minimind.errors import ConfigError
+from minimind.model.state_dict import save_hf_folder
+from minimind.model.transformer import Transformer
+from minimind.stages import reference as reference_module
+from minimind.stages.dpo import DPO, DPORecipe
+from minimind.types import PairBatch
+
+TOKENIZER = load_sample_tokenizer()
+CONFIG = small_config(vocab_size=TOKENIZER.vocab_size)
+SEQ_LEN = 128
+Cache = Callable[..., TokenCache]
+
+
+@pytest.fixture(autouse=True)
+def _cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Cache:
+    """pairs(count, name) -> their cache; the last pair does not fit a row."""
+
+    def make(count: int, name: str = "pairs") -> TokenCache:
+        rows = []
+        for number in range(count):
+            words = (1 + number % 4, 1 + number % 3 if number < count - 1 else 40)
+            texts = [f"{side}{number} " * n for side, n in zip("ab", words, strict=True)]
+            question = {"role": "user", "content": f"{name} {number}?"}
+            sides = [[question, {"role": "assistant", "content": text}] for text in texts]
+            rows.append({"chosen": sides[0], "rejected": sides[1]})
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        return build_token_cache(path, TOKENIZER, "preference")
+
+    return make
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> tuple[Transformer, Path]:
+    """Weights, and the folder they are in."""
+    model = random_model(CONFIG, seed=1)
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    save_hf_folder(tmp_path / "weights", CONFIG, weights, torch.float32)
+    return model, tmp_path / "weights"
+
+
+def load(cache: TokenCache, micro_batch: int = 2, **options: int) -> PackedLoader:
+    sizes: dict[str, Any] = {"rows_per_step": micro_batch, "micro_batch": micro_batch}
+    return PackedLoader([WeightedSource(cache)], seq_len=SEQ_LEN, pad_id=0, **(sizes | options))
+
+
+def context(folder: Path, loader: PackedLoader, eval_data: EvalLoader | None = None, **more: Any):
+    return BuildContext(
+        config=CONFIG, weights_folder=folder, loader=loader, eval_data=eval_data, **more
+    )
+
+
+def first_batch(loader: PackedLoader) -> PairBatch:
+    batch = next(iter(loader.all_batches()))
+    assert isinstance(batch, PairBatch)
+    return batch
+
+
+def plain_log_probs(model: nn.Module, cache: TokenCache, batch: PairBatch) -> list[Tensor]:
+    """Of chosen and of rejected [P]: sums over targets and their numbers, in fp64, by a forward of
+    its own for each side with every document in a padded row of its own."""
+    sums = []
+    for side in (0, 1):
+        lens = [int((batch.doc_M == 2 * place + side).sum()) for place in used_places(batch)]
+        numbers = [2 * int(batch.pair_ids_P[place]) + side for place in used_places(batch)]
+        ids = [cache.tokens(n, 0, k).tolist() for n, k in zip(numbers, lens, strict=True)]
+        padded = pack([[document] for document in ids], seq_len=max(lens) + 3)
+        logits_BTV = logits_of(model, padded).unflatten(0, padded.ids_BT.shape)  # type: ignore[arg-type]
+        log_probs_BTV = logits_BTV.log_softmax(-1)
+        rows = []
+        for row, (number, document) in enumerate(zip(numbers, ids, strict=True)):
+            mask = cache.is_target(number, 0, len(document))
+            assert mask is not None
+            at = [t for t in range(1, len(document)) if mask[t]]
+            chosen = [log_probs_BTV[row, t - 1, document[t]] for t in at]
+            rows.append(torch.stack([torch.stack(chosen).sum(), torch.tensor(float(len(at)))]))
+        sums.append(torch.stack(rows))
+    return sums
+
+
+def used_places(batch: PairBatch) -> list[int]:
+    return (batch.pair_ids_P >= 0).nonzero().flatten().tolist()
+
+
+def double(model: Transformer) -> Transformer:
+    copy = Transformer(model.config)
+    copy.load_named(dict(model.named_parameters()))
+    return copy.double()
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    return 1 / (1 + (-x).exp())
+
+
+def plain_loss(c: Tensor, r: Tensor, ref_c: Tensor, ref_r: Tensor, options: dict) -> Tensor:
+    """As the papers have it, from (sum, number of targets) of each side [P, 2]."""
+    beta = options.get("beta", 0.15)
+    kind = options.get("loss_type", "dpo")
+    if options.get("length_mean") or kind in ("orpo", "simpo"):
+        c, r, ref_c, ref_r = (x[:, 0] / x[:, 1] for x in (c, r, ref_c, ref_r))
+    else:
+        c, r, ref_c, ref_r = (x[:, 0] for x in (c, r, ref_c, ref_r))
+    ratio = (c - r) - (ref_c - ref_r)
+    if kind == "dpo":
+        smoothing = options.get("label_smoothing", 0.0)
+        right, wrong = sigmoid(beta * ratio).log(), sigmoid(-beta * ratio).log()
+        return -((1 - smoothing) * right + smoothing * wrong).sum()
+    if kind == "ipo":
+        return ((ratio - 1 / (2 * beta)) ** 2).sum()
+    if kind == "simpo":
+        return -sigmoid(beta * c - beta * r - options.get("simpo_gamma", 0.5)).log().sum()
+    odds = [x.exp() / (1 - x.exp()) for x in (c, r)]
+    return (-c - beta * sigmoid((odds[0] / odds[1]).log()).log()).sum()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"beta": 0.5, "label_smoothing": 0.1},
+        {"length_mean": True, "beta": 2.0},
+        {"loss_type": "ipo", "beta": 0.3},
+        {"loss_type": "ipo", "length_mean": True},
+        {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.3},
+        {"loss_type": "orpo", "beta": 0.4},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())) or "dpo",
+)
+def test_loss_and_gradients_are_those_of_separate_padded_forwards(
+    pairs: Cache, start: tuple[Transformer, Path], options: dict[str, Any]
+):
+    frozen, folder = start
+    cache = pairs(8)
+    loader = load(cache, micro_batch=4)
+    stage = DPO(DPORecipe(**options))
+    stage.build_models(context(folder, loader))
+    policy = random_model(CONFIG, seed=2)
+    batch = first_batch(loader)
+    loss = stage.loss(policy, batch)
+    assert loss.count == stage.count(batch) == len(used_places(batch)) > 4
+
+    exact, reference = double(policy), double(frozen)
+    c, r = plain_log_probs(exact, cache, batch)
+    with torch.no_grad():
+        ref_c, ref_r = plain_log_probs(reference, cache, batch)
+    expected = plain_loss(c, r, ref_c, ref_r, options)
+    assert loss.total.item() == pytest.approx(expected.item(), rel=1e-4)
+    expected_gradients = gradients(exact, expected)
+    for name, gradient in gradients(policy, loss.total).items():
+        wanted = expected_gradients[name]
+        error = (gradient - wanted).norm() / wanted.norm()
+        assert error < 1e-4, name
+
+    if not options:
+        margin = 0.15 * ((c - ref_c) - (r - ref_r))[:, 0]
+        assert loss.metrics["reward_margin"].item() == pytest.approx(margin.sum().item(), rel=1e-4)
+        assert loss.metrics["reward_accuracy"].item() == int((margin > 0).sum())
+        for name, sums in (("chosen", c), ("rejected", r)):
+            value = loss.metrics[f"{name}_log_prob"]
+            assert value.item() == pytest.approx(sums[:, 0].sum().item(), rel=1e-5)
+            assert not value.requires_grad
+
+
+def test_the_first_step_has_loss_log_2_and_no_margin(pairs: Cache, start: tuple[Transformer, Path]):
+    model, folder = start
+    loader = load(pairs(9))
+    stage = DPO(DPORecipe(learning_rate=1.0))
+    stage.build_models(context(folder, loader))
+    for batch in loader.all_batches():
+        assert isinstance(batch, PairBatch)
+        loss = stage.loss(model, batch)
+        assert loss.total.item() == pytest.approx(batch.num_pairs * math.log(2), rel=1e-5)
+        assert loss.metrics["reward_margin"].item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_pairs_count_alike_wherever_they_stand(pairs: Cache, start: tuple[Transformer, Path]):
+    """Sums over micro-batches and ranks are the sums over one large batch."""
+    _, folder = start
+    cache = pairs(23)
+    stage = DPO(DPORecipe())
+    whole = load(cache, micro_batch=4, rows_per_step=4)
+    stage.build_models(context(folder, whole))
+    policy = random_model(CONFIG, seed=2)
+    (batch,) = whole.batches(0)
+    together = stage.loss(policy, batch)  # type: ignore[arg-type]
+    parts = [
+        stage.loss(policy, part)  # type: ignore[arg-type]
+        for rank in (0, 1)
+        for part in load(cache, 1, rows_per_step=4, rank=rank, world_size=2).batches(0)
+    ]
+    assert sum(part.count for part in parts) == together.count
+    for value in (lambda x: x.total, lambda x: x.metrics["reward_margin"]):
+        total = sum(value(part).item() for part in parts)
+        assert value(together).item() == pytest.approx(total, rel=1e-4)
+
+
+def test_a_batch_of_padding_alone_gives_nothing(pairs: Cache, start: tuple[Transformer, Path]):
+    model, folder = start
+    loader = load(pairs(3))
+    stage = DPO(DPORecipe())
+    stage.build_models(context(folder, loader))
+    batch = loader._rows.batch([], 2)
+    assert isinstance(batch, PairBatch)
+    loss = stage.loss(model, batch)
+    assert (loss.total.item(), loss.count) == (0.0, 0)
+    assert all((gradient == 0).all() for gradient in gradients(model, loss.total).values())
+
+
+def test_the_reference_is_computed_once(
+    pairs: Cache, start: tuple[Transformer, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    model, folder = start
+    loader = load(pairs(9))
+    evaluation = EvalLoader(
+        [WeightedSource(pairs(4, "val"))],
+        seq_len=SEQ_LEN,
+        micro_batch=2,
+        pad_id=0,
+        first_unit=loader.num_units,
+    )
+    computed = []
+    whole = reference_module._compute
+
+    def counting(*arguments: Any):
+        computed.append(1)
+        return whole(*arguments)
+
+    monkeypatch.setattr(reference_module, "_compute", counting)
+
+    def build(**more: Any) -> Tensor:
+        stage = DPO(DPORecipe())
+        models = stage.build_models(context(folder, loader, evaluation, **more))
+        assert models.helpers == ()
+        assert stage.reference is not None
+        return stage.reference
+
+    first = build()
+    assert first.shape == (13, 2)
+    assert torch.isfinite(first).all()
+    assert len(computed) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(reference_module, "_load_frozen", None)
+        assert torch.equal(build(), first)
+    assert len(computed) == 2
+
+    # A validation batch finds its own values.
+    stage = DPO(DPORecipe())
+    stage.build_models(context(folder, loader, evaluation))
+    for batch in evaluation:
+        assert isinstance(batch, PairBatch)
+        loss = stage.loss(model, batch)
+        assert loss.metrics["reward_margin"].item() == pytest.approx(0.0, abs=1e-5)
+
+    # What was lost, damaged, or made by other weights or in another precision is computed.
+    files = sorted((tmp_path / "cache" / "reference").glob("*/log_probs.npy"))
+    files[0].unlink()
+    files[1].write_bytes(files[1].read_bytes()[:-8])
+    assert torch.equal(build(), first)
+    assert len(computed) == 4
+    assert not torch.equal(build(dtype=torch.bfloat16), first)
+    assert len(computed) == 6
+    other = {name: p.detach() for name, p in random_model(CONFIG, seed=5).named_parameters()}
+    save_hf_folder(folder, CONFIG, other, torch.float32)
+    assert not torch.allclose(build(), first)
+    assert len(computed) == 8
+
+
+def test_validation_on_some_rows_knows_those_only(pairs: Cache, start: tuple[Transformer, Path]):
+    _, folder = start
+    loader = load(pairs(3))
+    source = [WeightedSource(pairs(30, "val"))]
+    options = {"seq_len": SEQ_LEN, "micro_batch": 2, "pad_id": 0, "first_unit": 3}
+    some = EvalLoader(source, max_rows=3, **options)
+    stage = DPO(DPORecipe())
+    stage.build_models(context(folder, loader, some))
+    assert stage.reference is not None
+    read = {int(n) for b in some for n in b.pair_ids_P if n >= 0}  # type: ignore[attr-defined]
+    known = np.isfinite(stage.reference.numpy()).all(1).nonzero()[0].tolist()
+    assert set(known) == read | {0, 1, 2}
+
+
+def test_without_weights_there_is_nothing_to_compare_with(pairs: Cache):
+    loader = load(pairs(3))
+    fresh = BuildContext(config=CONFIG, loader=loader)
+    with pytest.raises(ConfigError, match="--from_checkpoint none has none: give a checkpoint"):
+        DPO(DPORecipe()).build_models(fresh)
+    for kind in ("simpo", "orpo"):
+        stage = DPO(DPORecipe(loss_type=kind))
+        policy = stage.build_models(fresh).policy
+        assert stage.reference is None
+        loss = stage.loss(policy, first_batch(loader))  # type: ignore[arg-type]
+        assert math.isfinite(loss.total.item())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss_type": "kto"}, "loss_type is 'kto'; it must be one of dpo, ipo, orpo, simpo"),
+        ({"beta": 0.0}, "beta is 0.0; it must be above 0"),
+        ({"label_smoothing": 0.5}, "label_smoothing is 0.5; it must be from 0 to below 0.5"),
+        ({"label_smoothing": 0.1, "loss_type": "ipo"}, "label_smoothing is for loss_type dpo"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        DPORecipe(learning_rate=1.0, **options).check()

@@ -23,6 +23,8 @@ _FORMULAS = {
     "linear_cross_entropy": "logsumexp(h·Wᵀ) - (h·Wᵀ)[label]",
     "linear_log_prob": "(h·Wᵀ)[id] - logsumexp(h·Wᵀ)",
     "linear_kl": "Σ p·(log p - log q), p and q from h·Wᵀ / T",
+    "moe_routing": "softmax, the largest S, E·Σ share·mean(p), order by expert",
+    "expert_ffn": "Σ_s w_s · down_e(silu(gate_e x) · up_e x)",
 }
 _CASES = {
     "qk_rope": ("rope", "qk_norm_rope"),
@@ -45,6 +47,8 @@ def build_table() -> str:
     lines = []
     for name in K.__all__:
         operation = getattr(K, name)
+        if isinstance(operation, type):
+            continue
         module = operation.__module__.rsplit(".", 1)[-1]
         lines.append([
             f"`{name}`", _FORMULAS[name], f"`{module}.py`", "fp32, fp16, bf16", _sizes(name),

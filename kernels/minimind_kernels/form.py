@@ -38,7 +38,8 @@ class Form:
     """A function of tensors that records no gradient.
 
     `body(*tensors, **constants)` is written in PyTorch. Tensors whose first dimension is the rows
-    come first, `num_row_tensors` of them; the others keep their sizes. `name` is that of the
+    come first, `num_row_tensors` of them; the others keep their sizes, and may be None where no
+    code is generated. `name` is that of the
     function of the same signature in triton_impl, and of the custom operator around it that
     torch.compile sees; None for a part of another body, which meets CPU tensors alone. `fake`
     gives empty results, where the body reads values and cannot tell their shapes from shapes.
@@ -62,9 +63,10 @@ class Form:
         self._num_row_tensors = num_row_tensors
         self._generated: dict[Any, Callable[..., Any]] = {}
 
-    def __call__(self, *tensors: Tensor, generated: bool | None = None, **constants: Any) -> Any:
+    def __call__(self, *tensors: Any, generated: bool | None = None, **constants: Any) -> Any:
         """`generated` overrules the choice where the tensors are parts of something larger."""
-        if self.name is not None and backend.use_triton(self.name, *tensors):
+        present = (tensor for tensor in tensors if tensor is not None)
+        if self.name is not None and backend.use_triton(self.name, *present):
             return self._run_triton(self.name, tensors, constants)
         if torch.compiler.is_compiling():
             return self.body(*tensors, **constants)

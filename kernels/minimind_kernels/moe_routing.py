@@ -17,10 +17,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import backend
+from .form import Form
+
 MAX_EXPERTS = 256
 MAX_EXPERTS_PER_TOKEN = 8
-_EPS = 1e-20
+EPS = 1e-20
 """Added to the sum that renormalises."""
+_NUM_RESULTS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,36 +57,14 @@ def moe_routing_reference(
     seq_aux: bool = False,
 ) -> Routing:
     """The formula in PyTorch. fp64 is computed in fp64, everything narrower in fp32."""
-    num_tokens, num_experts = logits_ME.shape
-    probs_ME = _softmax(logits_ME)
-    # By the logits: probabilities of different logits can be equal once rounded.
-    experts_MS = logits_ME.sort(dim=1, descending=True, stable=True).indices
-    experts_MS = experts_MS[:, :num_experts_per_tok].contiguous()
-    weights_MS = probs_ME.gather(1, experts_MS)
-    if norm_topk_prob:
-        weights_MS = weights_MS / (weights_MS.sum(dim=1, keepdim=True) + _EPS)
-
-    chosen_ME = torch.zeros_like(logits_ME, dtype=torch.int32).scatter(1, experts_MS, 1)
-    counts_E = chosen_ME.sum(dim=0, dtype=torch.int32)
-    offsets_E1 = torch.cat((counts_E.new_zeros(1), counts_E.cumsum(0, dtype=torch.int32)))
-    order_P = experts_MS.flatten().argsort(stable=True).to(torch.int32)
-
-    document_M = _documents(num_tokens, is_counted_M, cu_seqlens if seq_aux else None, logits_ME)
-    num_documents = len(cu_seqlens) - 1 if seq_aux and cu_seqlens is not None else 1
-    sizes_X, loads_XE, sums_XE = (
-        _sum_by_document(values, document_M, num_documents)
-        for values in (torch.ones_like(probs_ME[:, 0]), chosen_ME.to(probs_ME.dtype), probs_ME)
+    results = _forward_body(
+        logits_ME,
+        is_counted_M,
+        cu_seqlens if seq_aux else None,
+        num_experts_per_tok=num_experts_per_tok,
+        norm_topk_prob=norm_topk_prob,
     )
-    means_XE = sums_XE / sizes_X.clamp(min=1).unsqueeze(1)
-    # A factor of E for the whole; E/S where each token's choices count as one (SPEC: T·k/E).
-    factor = num_experts / num_experts_per_tok if seq_aux else num_experts
-    shares_XE = factor * loads_XE / sizes_X.clamp(min=1).unsqueeze(1)
-    aux_loss = (shares_XE * means_XE).sum() / (sizes_X > 0).sum().clamp(min=1)
-    probs_mean_E = sums_XE.sum(dim=0) / sizes_X.sum().clamp(min=1)
-    return Routing(
-        weights_MS, experts_MS.to(torch.int32), counts_E, order_P, offsets_E1, probs_mean_E,
-        aux_loss,
-    )  # fmt: skip
+    return Routing(*results[:_NUM_RESULTS])
 
 
 def moe_routing(
@@ -110,10 +92,15 @@ def moe_routing(
     Raises ValueError where S, E or a shape is out of range, or `seq_aux` comes without cu_seqlens.
     """
     _check(logits_ME, num_experts_per_tok, is_counted_M, cu_seqlens, seq_aux)
-    return moe_routing_reference(
-        logits_ME, num_experts_per_tok, norm_topk_prob=norm_topk_prob,
-        is_counted_M=is_counted_M, cu_seqlens=cu_seqlens, seq_aux=seq_aux,
-    )  # fmt: skip
+    if backend.inlines("moe_routing", logits_ME):
+        return moe_routing_reference(
+            logits_ME, num_experts_per_tok, norm_topk_prob=norm_topk_prob,
+            is_counted_M=is_counted_M, cu_seqlens=cu_seqlens, seq_aux=seq_aux,
+        )  # fmt: skip
+    documents = cu_seqlens if seq_aux else None
+    return Routing(
+        *_MoERouting.apply(logits_ME, is_counted_M, documents, num_experts_per_tok, norm_topk_prob)
+    )
 
 
 def _check(
@@ -143,6 +130,85 @@ def _check(
         raise ValueError("seq_aux=True takes the auxiliary loss by document; give cu_seqlens")
 
 
+def _forward_body(
+    logits_ME: Tensor,
+    is_counted_M: Tensor | None,
+    cu_seqlens: Tensor | None,
+    *,
+    num_experts_per_tok: int,
+    norm_topk_prob: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The fields of Routing, then what the backward pass needs of the auxiliary loss: document_M
+    int32 [M], the row of each token in slope_XE, -1 where it does not count; slope_XE, the loss's
+    derivative by p; and one over the number of counted tokens [1]."""
+    num_tokens, num_experts = logits_ME.shape
+    probs_ME = _softmax(logits_ME)
+    # By the logits: probabilities of different logits can be equal once rounded.
+    experts_MS = logits_ME.sort(dim=1, descending=True, stable=True).indices
+    experts_MS = experts_MS[:, :num_experts_per_tok].contiguous()
+    weights_MS = probs_ME.gather(1, experts_MS)
+    if norm_topk_prob:
+        weights_MS = weights_MS / (weights_MS.sum(dim=1, keepdim=True) + EPS)
+
+    chosen_ME = torch.zeros_like(logits_ME, dtype=torch.int32).scatter(1, experts_MS, 1)
+    counts_E = chosen_ME.sum(dim=0, dtype=torch.int32)
+    offsets_E1 = torch.cat((counts_E.new_zeros(1), counts_E.cumsum(0, dtype=torch.int32)))
+    order_P = experts_MS.flatten().argsort(stable=True).to(torch.int32)
+
+    document_M = _documents(num_tokens, is_counted_M, cu_seqlens, logits_ME)
+    num_documents = 1 if cu_seqlens is None else len(cu_seqlens) - 1
+    ones_M = torch.ones(num_tokens, dtype=probs_ME.dtype, device=probs_ME.device)
+    sizes_X, loads_XE, sums_XE = (
+        _sum_by_document(values, document_M, num_documents)
+        for values in (ones_M, chosen_ME.to(probs_ME.dtype), probs_ME)
+    )
+    divisor_X1 = sizes_X.clamp(min=1).unsqueeze(1)
+    num_counted_1 = sizes_X.sum().clamp(min=1).unsqueeze(0)
+    num_filled = (sizes_X > 0).sum().clamp(min=1)
+    # A document's shares are over its choices, all tokens' over the tokens (SPEC of both series).
+    factor = num_experts if cu_seqlens is None else num_experts / num_experts_per_tok
+    slope_XE = factor * loads_XE / divisor_X1 / divisor_X1 / num_filled
+    return (
+        weights_MS, experts_MS.to(torch.int32), counts_E, order_P, offsets_E1,
+        sums_XE.sum(dim=0) / num_counted_1, (slope_XE * sums_XE).sum(),
+        document_M, slope_XE, 1 / num_counted_1,
+    )  # fmt: skip
+
+
+def _backward_body(
+    grad_weights_MS: Tensor,
+    logits_ME: Tensor,
+    experts_MS: Tensor,
+    document_M: Tensor,
+    slope_XE: Tensor,
+    inverse_count_1: Tensor,
+    grad_mean_E: Tensor | None,
+    grad_aux: Tensor | None,
+    *,
+    norm_topk_prob: bool,
+) -> Tensor:
+    """The gradient of the logits: that of p = softmax(logits) from all three results, then
+    p·(dp - Σ p·dp)."""
+    probs_ME, experts_MS = _softmax(logits_ME), experts_MS.long()
+    grad_MS = grad_weights_MS
+    if norm_topk_prob:
+        weights_MS = probs_ME.gather(1, experts_MS)
+        total_M1 = weights_MS.sum(dim=1, keepdim=True) + EPS
+        # One weight alone is exactly 1, and this exactly 0.
+        projection_M1 = (grad_MS * (weights_MS / total_M1)).sum(dim=1, keepdim=True)
+        grad_MS = (grad_MS - projection_M1) / total_M1
+    grad_probs_ME = torch.zeros_like(probs_ME).scatter(1, experts_MS, grad_MS)
+    grad_counted_ME = torch.zeros_like(probs_ME)
+    if grad_aux is not None:
+        grad_counted_ME = grad_aux * slope_XE.index_select(0, document_M.clamp(min=0))
+    if grad_mean_E is not None:
+        grad_counted_ME = grad_counted_ME + grad_mean_E * inverse_count_1
+    is_counted_M1 = (document_M >= 0).unsqueeze(1)
+    grad_probs_ME = grad_probs_ME + torch.where(is_counted_M1, grad_counted_ME, 0)
+    projection_M1 = (grad_probs_ME * probs_ME).sum(dim=1, keepdim=True)
+    return (probs_ME * (grad_probs_ME - projection_M1)).to(logits_ME.dtype)
+
+
 def _softmax(logits_ME: Tensor) -> Tensor:
     return logits_ME.to(torch.promote_types(logits_ME.dtype, torch.float32)).softmax(dim=1)
 
@@ -168,3 +234,39 @@ def _sum_by_document(values: Tensor, document_M: Tensor, num_documents: int) -> 
     rows_M = torch.where(document_M < 0, num_documents, document_M)
     sums = values.new_zeros(num_documents + 1, *values.shape[1:])
     return sums.index_add(0, rows_M, values)[:-1]
+
+
+_forward = Form("moe_routing_forward", _forward_body, num_row_tensors=1)
+_backward = Form("moe_routing_backward", _backward_body, num_row_tensors=4)
+
+
+class _MoERouting(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits_ME, is_counted_M, cu_seqlens, num_experts_per_tok, norm_topk_prob):
+        results = _forward(
+            logits_ME,
+            is_counted_M,
+            cu_seqlens,
+            generated=False,
+            num_experts_per_tok=num_experts_per_tok,
+            norm_topk_prob=norm_topk_prob,
+        )
+        _, experts_MS, counts_E, order_P, offsets_E1, *_ = results
+        ctx.save_for_backward(logits_ME, experts_MS, *results[_NUM_RESULTS:])
+        ctx.mark_non_differentiable(experts_MS, counts_E, order_P, offsets_E1)
+        ctx.set_materialize_grads(False)
+        ctx.norm_topk_prob = norm_topk_prob
+        return results[:_NUM_RESULTS]
+
+    @staticmethod
+    def backward(ctx, grad_weights_MS, *grads):
+        grad_mean_E, grad_aux = grads[-2:]
+        logits_ME, experts_MS, *of_loss = ctx.saved_tensors
+        if grad_weights_MS is None:
+            wide = torch.promote_types(logits_ME.dtype, torch.float32)
+            grad_weights_MS = torch.zeros_like(experts_MS, dtype=wide)
+        grad_logits_ME = _backward(
+            grad_weights_MS, logits_ME, experts_MS, *of_loss, grad_mean_E, grad_aux,
+            generated=False, norm_topk_prob=ctx.norm_topk_prob,
+        )  # fmt: skip
+        return grad_logits_ME, None, None, None, None

@@ -6,6 +6,7 @@ name in torch.ops.minimind_kernels is what torch.compile sees.
 
 from .cross_entropy import cross_entropy_grad, cross_entropy_loss, cross_entropy_loss_and_grad
 from .kl import kl_grad, kl_loss, kl_loss_and_grad
+from .moe_routing import moe_routing_backward, moe_routing_forward
 from .operators import register
 from .rms_norm import (
     add_rms_norm_backward,
@@ -25,6 +26,8 @@ __all__ = [
     "kl_grad",
     "kl_loss",
     "kl_loss_and_grad",
+    "moe_routing_backward",
+    "moe_routing_forward",
     "norm_rope_backward",
     "norm_rope_forward",
     "rms_norm_backward",

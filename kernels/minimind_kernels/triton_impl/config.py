@@ -28,6 +28,7 @@ _DEFAULT = {
     "norm_rope_backward": Tile(elements=1024, num_warps=4, programs=4),
     "swiglu_forward": Tile(elements=2048, num_warps=4),
     "swiglu_backward": Tile(elements=2048, num_warps=4),
+    "moe_routing": Tile(elements=1024, num_warps=4, programs=2),
     "softmax": Tile(elements=2048, num_warps=8),
     "column_sum": Tile(elements=2048, num_warps=4),
 }

@@ -57,7 +57,7 @@ def expert_ffn(x_MD: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, routing: Rou
     tensors = (x_MD, routing.weights_MS, routing.order_P, routing.offsets_E1, gate_up_EGD, down_EDF)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return _ExpertFFN.apply(*tensors)
-    return _forward(*tensors, keep=False)[0]
+    return _forward(*tensors, generated=False, keep=False)[0]
 
 
 def _check(x_MD: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, routing: Routing) -> None:
@@ -188,24 +188,56 @@ def _activation_grad_body(
     return grad_gate_up_PG, (hidden * weights_P1).to(gate_up_PG.dtype), grad_weights_P
 
 
+def _forward_fake(
+    x_MD: Tensor,
+    weights_MS: Tensor,
+    order_P: Tensor,
+    offsets_E1: Tensor,
+    gate_up_EGD: Tensor,
+    down_EDF: Tensor,
+    *,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    kept = len(order_P) if keep else 0
+    return torch.empty_like(x_MD), x_MD.new_empty(kept, gate_up_EGD.shape[1])
+
+
+def _backward_fake(
+    grad_out_MD: Tensor,
+    x_MD: Tensor,
+    weights_MS: Tensor,
+    order_P: Tensor,
+    offsets_E1: Tensor,
+    gate_up_EGD: Tensor,
+    down_EDF: Tensor,
+    gate_up_PG: Tensor,
+    *,
+    grad_of_experts: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    of_experts = (gate_up_EGD, down_EDF) if grad_of_experts else (x_MD.new_empty(0),) * 2
+    of_tokens = (x_MD, weights_MS)
+    return tuple(torch.empty_like(t) for t in (*of_tokens, *of_experts))  # type: ignore[return-value]
+
+
 _activation_grad = Form(None, _activation_grad_body, num_row_tensors=3)
-_forward = _forward_body
-_backward = _backward_body
+_forward = Form("expert_ffn_forward", _forward_body, num_row_tensors=3, fake=_forward_fake)
+_backward = Form("expert_ffn_backward", _backward_body, num_row_tensors=4, fake=_backward_fake)
 
 
 class _ExpertFFN(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_MD, weights_MS, order_P, offsets_E1, gate_up_EGD, down_EDF):
         tensors = (x_MD, weights_MS, order_P, offsets_E1, gate_up_EGD, down_EDF)
-        out_MD, gate_up_PG = _forward(*tensors, keep=True)
+        out_MD, gate_up_PG = _forward(*tensors, generated=False, keep=True)
         ctx.save_for_backward(*tensors, gate_up_PG)
         return out_MD
 
     @staticmethod
     def backward(ctx, grad_out_MD):
+        of_experts = any(ctx.needs_input_grad[4:])
         grad_x_MD, grad_weights_MS, grad_gate_up_EGD, grad_down_EDF = _backward(
-            grad_out_MD, *ctx.saved_tensors, grad_of_experts=any(ctx.needs_input_grad[4:])
+            grad_out_MD, *ctx.saved_tensors, generated=False, grad_of_experts=of_experts
         )
-        if not any(ctx.needs_input_grad[4:]):
+        if not of_experts:
             return grad_x_MD, grad_weights_MS, None, None, None, None
         return grad_x_MD, grad_weights_MS, None, None, grad_gate_up_EGD, grad_down_EDF

@@ -20,6 +20,16 @@ class Tile:
     programs: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class ProductTile:
+    """What one program of a matrix product makes, rows × columns, and how deep a step goes."""
+
+    rows: int
+    columns: int
+    depth: int
+    num_warps: int
+
+
 _DEFAULT = {
     "norm_forward": Tile(elements=4096, num_warps=8),
     "norm_backward": Tile(elements=2048, num_warps=4, programs=4),
@@ -32,6 +42,18 @@ _DEFAULT = {
     "softmax": Tile(elements=2048, num_warps=8),
     "column_sum": Tile(elements=2048, num_warps=4),
 }
+
+_PRODUCTS = {
+    # Two products side by side, of gate and of up.
+    "expert_up": ProductTile(rows=128, columns=64, depth=64, num_warps=8),
+    "expert_activation_grad": ProductTile(rows=128, columns=64, depth=64, num_warps=8),
+    "expert_to_slots": ProductTile(rows=128, columns=128, depth=64, num_warps=8),
+    "expert_weight_grad": ProductTile(rows=128, columns=128, depth=64, num_warps=8),
+}
+# Exact fp32 products run on the plain units, from registers.
+_FP32_PRODUCT = ProductTile(rows=64, columns=32, depth=32, num_warps=4)
+# Small, so that small tests have several.
+_INTERPRETED_PRODUCT = ProductTile(rows=16, columns=32, depth=16, num_warps=1)
 
 # Where an entry is missing the default holds. None of these has been measured yet.
 _BY_ARCH: dict[str, dict[str, Tile]] = {
@@ -59,6 +81,11 @@ class Device:
 
     def tile(self, kernel: str) -> Tile:
         return _BY_ARCH.get(self.arch, {}).get(kernel, _DEFAULT[kernel])
+
+    def product_tile(self, kernel: str, dtype: torch.dtype) -> ProductTile:
+        if self.arch == "interpreter":
+            return _INTERPRETED_PRODUCT
+        return _FP32_PRODUCT if dtype == torch.float32 else _PRODUCTS[kernel]
 
 
 @functools.cache

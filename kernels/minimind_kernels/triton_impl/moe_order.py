@@ -1,4 +1,4 @@
-"""The second launch of MoE routing: slots in order by expert, and the loss from its partial sums."""
+"""The second launch of MoE routing: slots in order by expert, and the loss from partial sums."""
 
 # Pyright reads a Triton function as the Python it is not.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false

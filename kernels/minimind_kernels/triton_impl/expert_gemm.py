@@ -130,7 +130,7 @@ def _to_slots(
         _to_slots_kernel,
         _grid(len(rows_PK), num_experts, width, tile),
         tile.num_warps,
-        rows_ptr=rows_PK,
+        left_ptr=rows_PK,
         order_ptr=order_P,
         offsets_ptr=offsets_E1,
         weight_ptr=weight.contiguous(),
@@ -165,6 +165,7 @@ def _blocks(num_experts: int, tile: ProductTile) -> dict[str, int]:
         "BLOCK_ROWS": tile.rows,
         "BLOCK_COLUMNS": tile.columns,
         "BLOCK_DEPTH": tile.depth,
+        "STAGES": tile.stages,
     }
 
 
@@ -177,8 +178,8 @@ def _tile(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """(expert, slots, which of them are its own, columns) of this program; the expert is
-    NUM_EXPERTS beyond the last tile. Programs side by side share their rows."""
+    """(expert, first slot, rows from there on, which of them are its own, columns) of this program;
+    the expert is NUM_EXPERTS beyond the last tile. Programs side by side share their rows."""
     column_tiles = tl.cdiv(WIDTH, BLOCK_COLUMNS)
     tile = tl.program_id(0) // column_tiles
     columns = tl.program_id(0) % column_tiles * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
@@ -192,8 +193,9 @@ def _tile(
     first = starts + (tile - ends + tiles) * BLOCK_ROWS
     first = tl.sum(tl.where(experts == expert, first, 0), axis=0)
     stop = tl.sum(tl.where(experts == expert, stops, 0), axis=0)
-    slots = first + tl.arange(0, BLOCK_ROWS)
-    return expert, slots.to(tl.int64), slots < stop, columns
+    rows = tl.arange(0, BLOCK_ROWS)
+    # 64 bits for what is one number, 32 for what each thread has many of.
+    return expert.to(tl.int64), first.to(tl.int64), rows, first + rows < stop, columns
 
 
 @triton.jit
@@ -214,19 +216,20 @@ def _up_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """The tokens of a tile times gate and up of their expert, and silu(gate) · up."""
-    expert, slots, is_own, columns = _tile(
+    expert, first_slot, rows, is_own, columns = _tile(
         offsets_ptr, FFN, NUM_EXPERTS, BLOCK_EXPERTS, BLOCK_ROWS, BLOCK_COLUMNS
     )
     if expert >= NUM_EXPERTS:
         return
     in_width = columns < FFN
-    tokens = (tl.load(order_ptr + slots, is_own, other=0) // NUM_SLOTS).to(tl.int64)
-    gate_weight_ptr = gate_up_weight_ptr + expert.to(tl.int64) * (2 * FFN * WIDTH)
+    tokens = (tl.load(order_ptr + first_slot + rows, is_own, other=0) // NUM_SLOTS).to(tl.int64)
+    gate_weight_ptr = gate_up_weight_ptr + expert * (2 * FFN * WIDTH)
     gate = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
     up = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
-    for first in range(0, WIDTH, BLOCK_DEPTH):
+    for first in tl.range(0, WIDTH, BLOCK_DEPTH, num_stages=STAGES):
         depth = first + tl.arange(0, BLOCK_DEPTH)
         in_depth = depth < WIDTH
         x = tl.load(
@@ -242,20 +245,19 @@ def _up_kernel(
         up = tl.dot(x, up_weight, up, input_precision="ieee")
     mask = is_own[:, None] & in_width[None, :]
     if KEEP:
-        gate_ptr = gate_up_ptr + slots[:, None] * (2 * FFN) + columns[None, :]
-        tl.store(gate_ptr, gate.to(gate_up_ptr.dtype.element_ty), mask)
-        tl.store(gate_ptr + FFN, up.to(gate_up_ptr.dtype.element_ty), mask)
+        gate_up_ptr += first_slot * (2 * FFN)
+        offsets = rows[:, None] * (2 * FFN) + columns[None, :]
+        tl.store(gate_up_ptr + offsets, gate.to(gate_up_ptr.dtype.element_ty), mask)
+        tl.store(gate_up_ptr + FFN + offsets, up.to(gate_up_ptr.dtype.element_ty), mask)
     hidden = gate / (1.0 + tl.exp(-gate)) * up
-    tl.store(
-        hidden_ptr + slots[:, None] * FFN + columns[None, :],
-        hidden.to(hidden_ptr.dtype.element_ty),
-        mask,
-    )
+    offsets = rows[:, None] * FFN + columns[None, :]
+    hidden_ptr += first_slot * FFN
+    tl.store(hidden_ptr + offsets, hidden.to(hidden_ptr.dtype.element_ty), mask)
 
 
 @triton.jit
 def _to_slots_kernel(
-    rows_ptr,
+    left_ptr,
     order_ptr,
     offsets_ptr,
     weight_ptr,
@@ -271,21 +273,23 @@ def _to_slots_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """A tile's rows times their expert's weight, each to where its token stands."""
-    expert, slots, is_own, columns = _tile(
+    expert, first_slot, rows, is_own, columns = _tile(
         offsets_ptr, WIDTH, NUM_EXPERTS, BLOCK_EXPERTS, BLOCK_ROWS, BLOCK_COLUMNS
     )
     if expert >= NUM_EXPERTS:
         return
     in_width = columns < WIDTH
-    weight_ptr += expert.to(tl.int64) * (DEPTH * WIDTH)
+    left_ptr += first_slot * DEPTH
+    weight_ptr += expert * (DEPTH * WIDTH)
     out = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
-    for first in range(0, DEPTH, BLOCK_DEPTH):
+    for first in tl.range(0, DEPTH, BLOCK_DEPTH, num_stages=STAGES):
         depth = first + tl.arange(0, BLOCK_DEPTH)
         in_depth = depth < DEPTH
-        rows = tl.load(
-            rows_ptr + slots[:, None] * DEPTH + depth[None, :],
+        left = tl.load(
+            left_ptr + rows[:, None] * DEPTH + depth[None, :],
             is_own[:, None] & in_depth[None, :],
             other=0.0,
         )
@@ -294,8 +298,8 @@ def _to_slots_kernel(
             in_depth[:, None] & in_width[None, :],
             other=0.0,
         )
-        out = tl.dot(rows, weight, out, input_precision="ieee")
-    targets = tl.load(order_ptr + slots, is_own, other=0).to(tl.int64)
+        out = tl.dot(left, weight, out, input_precision="ieee")
+    targets = tl.load(order_ptr + first_slot + rows, is_own, other=0).to(tl.int64)
     if HAS_WEIGHTS:
         out *= tl.load(weights_ptr + targets, is_own, other=0.0)[:, None]
     tl.store(
@@ -325,20 +329,20 @@ def _activation_grad_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """d = dy · down: the gradients of gate and up (see swiglu.py) from d times the slot's weight,
     the hidden values rebuilt and weighted, and this tile's part of the weight's Σ d · hidden."""
-    expert, slots, is_own, columns = _tile(
+    expert, first_slot, rows, is_own, columns = _tile(
         offsets_ptr, FFN, NUM_EXPERTS, BLOCK_EXPERTS, BLOCK_ROWS, BLOCK_COLUMNS
     )
     if expert >= NUM_EXPERTS:
         return
     in_width = columns < FFN
-    order = tl.load(order_ptr + slots, is_own, other=0).to(tl.int64)
-    tokens = order // NUM_SLOTS
-    down_weight_ptr += expert.to(tl.int64) * (WIDTH * FFN)
+    tokens = (tl.load(order_ptr + first_slot + rows, is_own, other=0) // NUM_SLOTS).to(tl.int64)
+    down_weight_ptr += expert * (WIDTH * FFN)
     grad = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
-    for first in range(0, WIDTH, BLOCK_DEPTH):
+    for first in tl.range(0, WIDTH, BLOCK_DEPTH, num_stages=STAGES):
         depth = first + tl.arange(0, BLOCK_DEPTH)
         in_depth = depth < WIDTH
         grad_out = tl.load(
@@ -353,9 +357,11 @@ def _activation_grad_kernel(
         )
         grad = tl.dot(grad_out, down_weight, grad, input_precision="ieee")
     mask = is_own[:, None] & in_width[None, :]
-    offsets = slots[:, None] * (2 * FFN) + columns[None, :]
+    offsets = rows[:, None] * (2 * FFN) + columns[None, :]
+    gate_up_ptr += first_slot * (2 * FFN)
     gate = tl.load(gate_up_ptr + offsets, mask, other=0.0).to(tl.float32)
-    up = tl.load(gate_up_ptr + offsets + FFN, mask, other=0.0).to(tl.float32)
+    up = tl.load(gate_up_ptr + FFN + offsets, mask, other=0.0).to(tl.float32)
+    order = tl.load(order_ptr + first_slot + rows, is_own, other=0).to(tl.int64)
     weight = tl.load(weights_ptr + order, is_own, other=0.0)[:, None]
     sigmoid = 1.0 / (1.0 + tl.exp(-gate))
     hidden = gate * sigmoid * up
@@ -365,13 +371,12 @@ def _activation_grad_kernel(
         tl.sum(grad * hidden, axis=1),
         is_own,
     )
-    tl.store(
-        hidden_ptr + slots[:, None] * FFN + columns[None, :],
-        (hidden * weight).to(hidden_ptr.dtype.element_ty),
-        mask,
-    )
-    grad *= weight
-    grad_gate = grad * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
     element_type = grad_gate_up_ptr.dtype.element_ty
+    hidden_ptr += first_slot * FFN
+    hidden_offsets = rows[:, None] * FFN + columns[None, :]
+    tl.store(hidden_ptr + hidden_offsets, (hidden * weight).to(element_type), mask)
+    grad *= weight * sigmoid
+    grad_gate_up_ptr += first_slot * (2 * FFN)
+    tl.store(grad_gate_up_ptr + FFN + offsets, (grad * gate).to(element_type), mask)
+    grad_gate = grad * up * (1.0 + gate * (1.0 - sigmoid))
     tl.store(grad_gate_up_ptr + offsets, grad_gate.to(element_type), mask)
-    tl.store(grad_gate_up_ptr + offsets + FFN, (grad * gate * sigmoid).to(element_type), mask)

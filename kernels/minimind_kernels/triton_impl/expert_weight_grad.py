@@ -45,6 +45,7 @@ def expert_weight_grad(
         BLOCK_ROWS=tile.rows,
         BLOCK_COLUMNS=tile.columns,
         BLOCK_DEPTH=tile.depth,
+        STAGES=tile.stages,
     )
     return grad_ELR
 
@@ -65,6 +66,7 @@ def _weight_grad_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """One tile of one expert's gradient, over all its slots; zeros where it has none."""
     column_tiles = tl.cdiv(WIDTH, BLOCK_COLUMNS)
@@ -76,7 +78,8 @@ def _weight_grad_kernel(
     in_height, in_width = rows < HEIGHT, columns < WIDTH
     stop = tl.load(offsets_ptr + expert + 1)
     grad = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
-    for first in range(tl.load(offsets_ptr + expert), stop, BLOCK_DEPTH):
+    start = tl.load(offsets_ptr + expert)
+    for first in tl.range(start, stop, BLOCK_DEPTH, num_stages=STAGES):
         slots = (first + tl.arange(0, BLOCK_DEPTH)).to(tl.int64)
         is_own = slots < stop
         tokens = (tl.load(order_ptr + slots, is_own, other=0) // NUM_SLOTS).to(tl.int64)

@@ -202,7 +202,8 @@ def _choose_kernel(
     part = program
     begin = program * block_tokens
     end = tl.minimum(begin + block_tokens, num_tokens)
-    if BY_DOCUMENT:  # noqa: SIM102: the outer one is decided when compiling
+    # The first condition is decided when compiling.
+    if BY_DOCUMENT:  # noqa: SIM102
         if program >= num_blocks:
             part = program - num_blocks
             begin = tl.load(cu_seqlens_ptr + part)

@@ -72,7 +72,7 @@ _PRODUCTS = {
 # Exact fp32 products run on the plain units, from registers.
 _FP32_PRODUCT = ProductTile(64, 32, 32, num_warps=4, stages=2)
 # Small, so that small tests have several.
-_INTERPRETED_PRODUCT = ProductTile(16, 32, 16, num_warps=1, stages=1)
+_INTERPRETED_PRODUCT = ProductTile(16, 32, 32, num_warps=1, stages=1)
 
 # With 128 rows, 16 bytes of the activation's gradient lie on the stack.
 _SMALL_ACTIVATION = {

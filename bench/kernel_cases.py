@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import minimind_kernels as K
 import torch
 from minimind_kernels.linear_kl import linear_kl_reference
 from minimind_kernels.linear_loss import linear_cross_entropy_reference
+from minimind_kernels.moe_routing import moe_routing_reference
 from minimind_kernels.rms_norm import add_rms_norm_reference, rms_norm_reference
 from minimind_kernels.rope import qk_rope_reference
 from minimind_kernels.swiglu import swiglu_reference
@@ -29,13 +30,16 @@ class Sizes:
     ffn: int
     qk_norm: bool
     vocab: int = 6400
+    experts: int = 0
+    experts_per_token: int = 0
 
 
 PRESETS = (
     Sizes("minimind2-small", 512, 8, 2, 64, 1408, qk_norm=False),
     Sizes("minimind2", 768, 8, 2, 96, 2048, qk_norm=False),
-    Sizes("minimind2-moe", 640, 8, 2, 80, 1728, qk_norm=False),
+    Sizes("minimind2-moe", 640, 8, 2, 80, 1728, qk_norm=False, experts=4, experts_per_token=2),
     Sizes("minimind3", 768, 8, 4, 96, 2432, qk_norm=True),
+    Sizes("minimind3-moe", 768, 8, 4, 96, 2432, qk_norm=True, experts=4, experts_per_token=1),
 )
 
 
@@ -111,6 +115,9 @@ def build_cases(sizes: Sizes, num_tokens: int, dtype: torch.dtype, device: str) 
         3 * ffn_row, 5 * ffn_row,
     )  # fmt: skip
 
+    if sizes.experts:
+        yield from _build_moe_cases(sizes, leaf, tokens, dtype)
+
     labels = torch.arange(tokens, device=device) * 7 % sizes.vocab
     product = 2 * tokens * hidden * sizes.vocab
     states, head = leaf(tokens, hidden), leaf(sizes.vocab, hidden, scale=0.02)
@@ -134,3 +141,62 @@ def build_cases(sizes: Sizes, num_tokens: int, dtype: torch.dtype, device: str) 
         lambda h, w: linear_kl_reference(h, w, teacher, teacher_head, 1.5),
         (states, head), 2 * head_bytes, 0, 4 * product, 0, uniform_grad=True,
     )  # fmt: skip
+
+
+def _build_moe_cases(
+    sizes: Sizes, leaf: Callable[..., Tensor], tokens: int, dtype: torch.dtype
+) -> Iterator[Case]:
+    num_experts, num_slots, item = sizes.experts, sizes.experts_per_token, dtype.itemsize
+    logits = leaf(tokens, num_experts)
+    # The 2-series takes its auxiliary loss by document, the 3-series over the batch.
+    seq_aux = not sizes.qk_norm
+    is_counted = torch.arange(tokens, device=logits.device) % 1024 < 1008
+    cu_seqlens = torch.arange(0, tokens + 1, 256, device=logits.device, dtype=torch.int32)
+    cu_seqlens[-1] = tokens
+
+    def route(op: Callable[..., K.Routing]) -> Callable[[Tensor], K.Routing]:
+        return lambda logits: op(
+            logits, num_slots, norm_topk_prob=True, is_counted_M=is_counted,
+            cu_seqlens=cu_seqlens, seq_aux=seq_aux,
+        )  # fmt: skip
+
+    def differentiable(routing: K.Routing) -> tuple[Tensor, ...]:
+        return routing.weights_MS, routing.aux_loss
+
+    yield Case(
+        "moe_routing", sizes, lambda z: differentiable(route(K.moe_routing)(z)),
+        lambda z: differentiable(route(moe_routing_reference)(z)), (logits,),
+        tokens * (num_experts * item + num_slots * 12 + 4),
+        tokens * (2 * num_experts * item + num_slots * 8 + 4),
+    )  # fmt: skip
+
+    with torch.no_grad():
+        routing = route(moe_routing_reference)(logits)
+    hidden, ffn = sizes.hidden, sizes.ffn
+
+    def experts(op: Callable[..., Tensor]) -> Function:
+        return lambda x, gate_up, down, weights: op(
+            x, gate_up, down, replace(routing, weights_MS=weights)
+        )
+
+    row, product = tokens * hidden * item, 2 * tokens * num_slots * hidden * ffn
+    kept, weights = 2 * tokens * num_slots * ffn * item, 3 * num_experts * hidden * ffn * item
+    yield Case(
+        "expert_ffn", sizes, experts(K.expert_ffn), experts(grouped_expert_ffn),
+        (
+            leaf(tokens, hidden), leaf(num_experts, 2 * ffn, hidden, scale=0.02),
+            leaf(num_experts, hidden, ffn, scale=0.02),
+            routing.weights_MS.requires_grad_(),
+        ),
+        2 * row + kept + weights, 3 * row + kept + 2 * weights, 3 * product, 6 * product,
+    )  # fmt: skip
+
+
+def grouped_expert_ffn(x: Tensor, gate_up: Tensor, down: Tensor, routing: K.Routing) -> Tensor:
+    """With PyTorch's own grouped products, which wait for nothing: the plain form to beat."""
+    order, ends = routing.order_P.long(), routing.offsets_E1[1:]
+    tokens = order // routing.weights_MS.shape[1]
+    product = torch._grouped_mm(x[tokens], gate_up.transpose(1, 2), offs=ends)
+    y = torch._grouped_mm(swiglu_reference(product), down.transpose(1, 2), offs=ends)
+    weighted = y * routing.weights_MS.flatten()[order].unsqueeze(1)
+    return torch.zeros_like(x).index_add(0, tokens, weighted.to(x.dtype))

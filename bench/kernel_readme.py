@@ -23,7 +23,10 @@ _FORMULAS = {
     "linear_cross_entropy": "logsumexp(h·Wᵀ) - (h·Wᵀ)[label]",
     "linear_log_prob": "(h·Wᵀ)[id] - logsumexp(h·Wᵀ)",
     "linear_kl": "Σ p·(log p - log q), p and q from h·Wᵀ / T",
+    "moe_routing": "softmax, the largest S, E·Σ share·mean(p), order by expert",
+    "expert_ffn": "Σ_s w_s · down_e(silu(gate_e x) · up_e x)",
 }
+_MOE = ("moe_routing", "expert_ffn")
 _CASES = {
     "qk_rope": ("rope", "qk_norm_rope"),
     "linear_log_prob": ("linear_cross_entropy_any_grad",),
@@ -45,6 +48,8 @@ def build_table() -> str:
     lines = []
     for name in K.__all__:
         operation = getattr(K, name)
+        if isinstance(operation, type):
+            continue
         module = operation.__module__.rsplit(".", 1)[-1]
         lines.append([
             f"`{name}`", _FORMULAS[name], f"`{module}.py`", "fp32, fp16, bf16", _sizes(name),
@@ -61,30 +66,34 @@ def _sizes(name: str) -> str:
         return "N/K/H " + ", ".join(
             sorted({f"{s.heads}/{s.kv_heads}/{s.head_size}" for s in PRESETS})
         )
+    if name in _MOE:
+        moe = [s for s in PRESETS if s.experts]
+        sizes = "E/S " + ", ".join(f"{s.experts}/{s.experts_per_token}" for s in moe)
+        if name == "expert_ffn":
+            sizes += "; D/F " + ", ".join(f"{s.hidden}/{s.ffn}" for s in moe)
+        return sizes
     if name == "swiglu":
         return "F " + ", ".join(sorted({str(s.ffn) for s in PRESETS}))
     return "V " + ", ".join(sorted({str(s.vocab) for s in PRESETS}))
 
 
 def _measured() -> dict[str, str]:
-    """The newest median of our forward and backward at minimind2-small in bf16, and the device."""
+    """The newest median of our forward and backward in bf16 at minimind2-small or, of experts,
+    minimind2-moe, and the device."""
     found: dict[str, str] = {}
     files = sorted(_RESULTS.rglob("kernels*.json"), key=lambda path: path.stat().st_mtime)
     for path in files:
         results = json.loads(path.read_text(encoding="utf-8"))
         if results.get("benchmark") != "kernels":
             continue
-        rows = [
-            row
-            for row in results["rows"]
-            if row.get("contender") == "minimind" and row["preset"] == "minimind2-small"
-        ]
+        rows = [row for row in results["rows"] if row.get("contender") == "minimind"]
         for name in K.__all__:
             cases = _CASES.get(name, (name,))
+            preset = "minimind2-moe" if name in _MOE else "minimind2-small"
             times = [
                 f"{row['direction']} {row['median_us']:.0f} µs"
                 for row in rows
-                if row["name"].split(".")[0] in cases
+                if row["preset"] == preset and row["name"].split(".")[0] in cases
             ]
             if times:
                 found[name] = f"{', '.join(times)} on {results['machine']['device']}"

@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--readme", action="store_true", help="write the table of kernels/README.md"
     )
     parser.add_argument("--compile-report", action="store_true", help="compile ahead of time")
-    parser.add_argument("--quick", action="store_true", help="compile the widest presets alone")
+    parser.add_argument("--quick", action="store_true", help="compile two presets alone")
     parser.add_argument(
         "--update-budget", action="store_true", help="accept what the compiled kernels take"
     )

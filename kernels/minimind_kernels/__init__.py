@@ -3,17 +3,22 @@
 backend.py says which form runs. Needs nothing but torch, and triton on a GPU.
 """
 
+from .expert_gemm import expert_ffn
 from .linear_kl import linear_kl
 from .linear_loss import linear_cross_entropy, linear_log_prob
+from .moe_routing import Routing, moe_routing
 from .rms_norm import add_rms_norm, rms_norm
 from .rope import qk_rope
 from .swiglu import swiglu
 
 __all__ = [
+    "Routing",
     "add_rms_norm",
+    "expert_ffn",
     "linear_cross_entropy",
     "linear_kl",
     "linear_log_prob",
+    "moe_routing",
     "qk_rope",
     "rms_norm",
     "swiglu",

@@ -38,24 +38,36 @@ class Form:
     """A function of tensors that records no gradient.
 
     `body(*tensors, **constants)` is written in PyTorch. Tensors whose first dimension is the rows
-    come first, `num_row_tensors` of them; the others keep their sizes. `name` is that of the
+    come first, `num_row_tensors` of them; the others keep their sizes, and may be None where no
+    code is generated. `name` is that of the
     function of the same signature in triton_impl, and of the custom operator around it that
-    torch.compile sees.
+    torch.compile sees; None for a part of another body, which meets CPU tensors alone. `fake`
+    gives empty results, where the body reads values and cannot tell their shapes from shapes.
     """
 
     by_name: ClassVar[dict[str, Form]] = {}
 
-    def __init__(self, name: str, body: Callable[..., Any], *, num_row_tensors: int) -> None:
-        self.by_name[name] = self
+    def __init__(
+        self,
+        name: str | None,
+        body: Callable[..., Any],
+        *,
+        num_row_tensors: int,
+        fake: Callable[..., Any] | None = None,
+    ) -> None:
+        if name is not None:
+            self.by_name[name] = self
         self.name = name
         self.body = body
+        self.fake = fake or body
         self._num_row_tensors = num_row_tensors
         self._generated: dict[Any, Callable[..., Any]] = {}
 
-    def __call__(self, *tensors: Tensor, generated: bool | None = None, **constants: Any) -> Any:
+    def __call__(self, *tensors: Any, generated: bool | None = None, **constants: Any) -> Any:
         """`generated` overrules the choice where the tensors are parts of something larger."""
-        if backend.use_triton(self.name, *tensors):
-            return self._run_triton(tensors, constants)
+        present = (tensor for tensor in tensors if tensor is not None)
+        if self.name is not None and backend.use_triton(self.name, *present):
+            return self._run_triton(self.name, tensors, constants)
         if torch.compiler.is_compiling():
             return self.body(*tensors, **constants)
         if generated is None:
@@ -68,12 +80,12 @@ class Form:
                 return self._run_generated(tensors, constants)
             return self.body(*tensors, **constants)
 
-    def _run_triton(self, tensors: tuple[Tensor, ...], constants: dict[str, Any]) -> Any:
+    def _run_triton(self, name: str, tensors: tuple[Tensor, ...], constants: dict[str, Any]) -> Any:
         from . import triton_impl
 
         if torch.compiler.is_compiling():
-            return getattr(torch.ops.minimind_kernels, self.name)(*tensors, **constants)
-        function = getattr(triton_impl, self.name)
+            return getattr(torch.ops.minimind_kernels, name)(*tensors, **constants)
+        function = getattr(triton_impl, name)
         device = tensors[0].device
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):

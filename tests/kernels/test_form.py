@@ -6,6 +6,7 @@ import minimind_kernels as K
 import pytest
 import torch
 from minimind_kernels import backend
+from minimind_kernels.expert_gemm import expert_ffn_reference
 from minimind_kernels.linear_loss import linear_cross_entropy_reference
 from minimind_kernels.rms_norm import add_rms_norm_reference
 from minimind_kernels.rope import qk_rope_reference
@@ -91,6 +92,22 @@ def test_cross_entropy(make, assert_as_accurate):
         run(K.linear_cross_entropy),
         run(linear_cross_entropy_reference),
         lambda rows: (make(rows, 16), make(90, 16)),
+        assert_as_accurate,
+        expected=2,
+    )
+
+
+def test_expert_ffn(make, assert_as_accurate):
+    def run(op):
+        def call(x, gate_up, down, router):
+            return op(x, gate_up, down, K.moe_routing(x @ router, 2, norm_topk_prob=True))
+
+        return call
+
+    check(
+        run(K.expert_ffn),
+        run(expert_ffn_reference),
+        lambda rows: (make(rows, 16), make(3, 48, 16), make(3, 16, 24), make(16, 3)),
         assert_as_accurate,
         expected=2,
     )

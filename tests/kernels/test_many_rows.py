@@ -3,6 +3,7 @@
 import minimind_kernels as K
 import pytest
 import torch
+from minimind_kernels.expert_gemm import expert_ffn_reference
 from minimind_kernels.linear_loss import linear_cross_entropy_reference
 from minimind_kernels.rms_norm import add_rms_norm_reference
 from minimind_kernels.rope import qk_rope_reference
@@ -49,6 +50,23 @@ def test_qk_rope(randn, assert_as_accurate):
 
 def test_swiglu(randn, assert_as_accurate):
     assert_as_accurate(K.swiglu, swiglu_reference, randn(ROWS, 2 * 2432))
+
+
+def test_experts(randn, assert_as_accurate):
+    def run(op):
+        def call(x, gate_up, down):
+            routing = K.moe_routing(x[:, :4].float(), 2, norm_topk_prob=True)
+            return op(x, gate_up, down, routing)
+
+        return call
+
+    assert_as_accurate(
+        run(K.expert_ffn),
+        run(expert_ffn_reference),
+        randn(ROWS, 128),
+        randn(4, 2 * 256, 128, scale=0.1),
+        randn(4, 128, 256, scale=0.1),
+    )
 
 
 def test_linear_cross_entropy(randn, assert_as_accurate):

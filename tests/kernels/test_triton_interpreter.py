@@ -15,6 +15,8 @@ TESTS = (
     "test_rope.py",
     "test_linear_loss.py",
     "test_linear_kl.py",
+    "test_moe_routing.py",
+    "test_expert_gemm.py",
     "test_triton_operators.py",
     "test_model_agrees.py",
 )

@@ -37,6 +37,23 @@ def rotation_grads():
     return some(5, 2, 8), some(5, 1, 8), some(5, 1, 8)
 
 
+EXPERTS = K.moe_routing(torch.randn(5, 3, device=DEVICE), 2, norm_topk_prob=True)
+ENDS = torch.tensor([0, 2, 5], dtype=torch.int32, device=DEVICE)
+
+
+def experts():
+    """Five tokens of width 4 in ten slots, three experts of width 6."""
+    weights = (some(3, 12, 4), some(3, 4, 6))
+    return some(5, 4), EXPERTS.weights_MS, EXPERTS.order_P, EXPERTS.offsets_E1, *weights
+
+
+def routing_grads(*of_loss):
+    documents = torch.tensor([0, 1, -1, 1, 1], dtype=torch.int32, device=DEVICE)
+    return (
+        some(5, 2), some(5, 3), EXPERTS.experts_MS, documents, some(2, 3), some(1), *of_loss
+    ), {"norm_topk_prob": True}  # fmt: skip
+
+
 NORM = {"eps": 1e-5, "cast_before_weight": False}
 CALLS = {
     "rms_norm_forward": lambda: ((some(5, 8), some(8)), NORM),
@@ -54,6 +71,16 @@ CALLS = {
     "norm_rope_backward": lambda: (
         (*rotation_grads(), some(5, 32), POSITIONS, *TABLES, some(8), some(8)),
         {"eps": 1e-6},
+    ),
+    "moe_routing_forward": lambda: (
+        (some(5, 3), LABELS >= 0, ENDS),
+        {"num_experts_per_tok": 2, "norm_topk_prob": True},
+    ),
+    "moe_routing_backward": lambda: routing_grads(some(3), some()),
+    "expert_ffn_forward": lambda: (experts(), {"keep": True}),
+    "expert_ffn_backward": lambda: (
+        (some(5, 4), *experts(), some(10, 12)),
+        {"grad_of_experts": True},
     ),
     "cross_entropy_loss": lambda: ((some(5, 10), LABELS), {}),
     "cross_entropy_loss_and_grad": lambda: ((some(5, 10), LABELS), {}),
@@ -74,6 +101,45 @@ def test_operator(name):
     operator = getattr(torch.ops.minimind_kernels, name)
     # No gradient is registered: the autograd.Function around the operators has it.
     torch.library.opcheck(operator, args, kwargs, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "kwargs"),
+    [
+        (
+            "moe_routing_forward",
+            (some(5, 3), None, None),
+            {"num_experts_per_tok": 1, "norm_topk_prob": False},
+        ),
+        ("moe_routing_backward", *routing_grads(None, some())),
+        ("expert_ffn_forward", experts(), {"keep": False}),
+        (
+            "expert_ffn_backward",
+            (some(5, 4), *experts(), some(10, 12)),
+            {"grad_of_experts": False},
+        ),
+    ],
+)
+def test_operator_without_what_may_be_left_out(name, args, kwargs):
+    operator = getattr(torch.ops.minimind_kernels, name)
+    torch.library.opcheck(operator, args, kwargs, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_experts_compiled_whole_with_gradients():
+    def model(x, router, gate_up, down):
+        routing = K.moe_routing(x @ router, 2, norm_topk_prob=True)
+        return K.expert_ffn(x, gate_up, down, routing).square().sum() + routing.aux_loss
+
+    inputs = [some(5, 4), some(4, 3), some(3, 12, 4), some(3, 4, 6)]
+    for t in inputs:
+        t.requires_grad_()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    expected, actual = model(*inputs), compiled(*inputs)
+    torch.testing.assert_close(actual, expected)
+    for e, a in zip(
+        torch.autograd.grad(expected, inputs), torch.autograd.grad(actual, inputs), strict=True
+    ):
+        torch.testing.assert_close(a, e)
 
 
 @pytest.mark.parametrize("uniform_grad", [False, True])

@@ -5,7 +5,9 @@ name in torch.ops.minimind_kernels is what torch.compile sees.
 """
 
 from .cross_entropy import cross_entropy_grad, cross_entropy_loss, cross_entropy_loss_and_grad
+from .expert_gemm import expert_ffn_backward, expert_ffn_forward
 from .kl import kl_grad, kl_loss, kl_loss_and_grad
+from .moe_routing import moe_routing_backward, moe_routing_forward
 from .operators import register
 from .rms_norm import (
     add_rms_norm_backward,
@@ -22,9 +24,13 @@ __all__ = [
     "cross_entropy_grad",
     "cross_entropy_loss",
     "cross_entropy_loss_and_grad",
+    "expert_ffn_backward",
+    "expert_ffn_forward",
     "kl_grad",
     "kl_loss",
     "kl_loss_and_grad",
+    "moe_routing_backward",
+    "moe_routing_forward",
     "norm_rope_backward",
     "norm_rope_forward",
     "rms_norm_backward",

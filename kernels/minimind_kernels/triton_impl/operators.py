@@ -29,4 +29,4 @@ def register(function: Callable[..., Any]) -> None:
     resolved = inspect.get_annotations(function, eval_str=True)
     function.__annotations__ = resolved
     operator = torch.library.custom_op(f"minimind_kernels::{name}", function, mutates_args=mutated)
-    operator.register_fake(Form.by_name[name].body)
+    operator.register_fake(Form.by_name[name].fake)

@@ -1,0 +1,243 @@
+"""The feed-forward layers of all experts, each over the tokens that were routed to it.
+
+    out_t = Σ_s weights_ts · down_e(silu(gate_e x_t) · up_e x_t),   e = experts_ts
+
+Token slots stand in the order of their experts, so that each expert's products run over rows side
+by side (Gale et al., "MegaBlocks", 2022). P is the number of slots, M·S, and G = 2F.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from . import backend
+from .form import Form
+from .moe_routing import Routing
+from .swiglu import swiglu, swiglu_reference
+
+
+def expert_ffn_reference(
+    x_MD: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, routing: Routing
+) -> Tensor:
+    """The formula in PyTorch: every expert over every token, with a weight of 0 for most."""
+    experts_MS, weights_MS = routing.experts_MS.long(), routing.weights_MS
+    weights_ME = weights_MS.new_zeros(len(x_MD), len(down_EDF))
+    weights_ME = weights_ME.scatter_add(1, experts_MS, weights_MS)
+    wide = torch.promote_types(x_MD.dtype, torch.float32)
+    out_MD = torch.zeros_like(x_MD, dtype=wide)
+    for expert, (gate_up_GD, down_DF) in enumerate(zip(gate_up_EGD, down_EDF, strict=True)):
+        hidden_MF = swiglu_reference(functional.linear(x_MD, gate_up_GD))
+        y_MD = functional.linear(hidden_MF, down_DF)
+        out_MD = out_MD + weights_ME[:, expert : expert + 1] * y_MD
+    return out_MD.to(x_MD.dtype)
+
+
+def expert_ffn(x_MD: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, routing: Routing) -> Tensor:
+    """Each token through its experts, summed by their weights: out_MD in x's dtype.
+
+    x_MD [M, D], gate_up_EGD [E, 2F, D] (an expert's gate rows, then its up rows) and down_EDF
+    [E, D, F] of one dtype, fp32, fp16 or bf16. The products run in it with fp32 sums, activation
+    and weighting in fp32. Differentiable in x, both weights and routing.weights_MS; an expert
+    without tokens gets a gradient of zeros. For the backward pass gate_up's product is kept; the
+    activation is rebuilt.
+
+    On a CPU the counts are read and each expert's rows go through products of their own; a Triton
+    grid is as large as the worst case, so that nothing waits for a GPU.
+
+    Raises ValueError where shapes or dtypes do not agree.
+    """
+    _check(x_MD, gate_up_EGD, down_EDF, routing)
+    if backend.inlines("expert_ffn", x_MD):
+        return expert_ffn_reference(x_MD, gate_up_EGD, down_EDF, routing)
+    tensors = (x_MD, routing.weights_MS, routing.order_P, routing.offsets_E1, gate_up_EGD, down_EDF)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _ExpertFFN.apply(*tensors)
+    return _forward(*tensors, generated=False, keep=False)[0]
+
+
+def _check(x_MD: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, routing: Routing) -> None:
+    shapes = (x_MD.shape, gate_up_EGD.shape, down_EDF.shape)
+    dtypes = {x_MD.dtype, gate_up_EGD.dtype, down_EDF.dtype}
+    if tuple(map(len, shapes)) == (2, 3, 3) and len(dtypes) == 1:
+        num_experts, hidden, ffn = down_EDF.shape
+        if (
+            x_MD.shape[1] == hidden
+            and gate_up_EGD.shape == (num_experts, 2 * ffn, hidden)
+            and routing.offsets_E1.shape == (num_experts + 1,)
+            and routing.experts_MS.shape[0] == x_MD.shape[0]
+        ):
+            return
+    raise ValueError(
+        "expert_ffn takes x [M, D], gate_up [E, 2F, D] and down [E, D, F] of one dtype and the "
+        f"routing of M tokens over E experts, not {', '.join(str(tuple(s)) for s in shapes)} of "
+        f"{', '.join(sorted(map(str, dtypes)))} and a routing of {len(routing.experts_MS)} tokens "
+        f"over {len(routing.counts_E)} experts"
+    )
+
+
+def _forward_body(
+    x_MD: Tensor,
+    weights_MS: Tensor,
+    order_P: Tensor,
+    offsets_E1: Tensor,
+    gate_up_EGD: Tensor,
+    down_EDF: Tensor,
+    *,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """The result and, to `keep` for the backward pass, the product with gate and up [P, 2F]."""
+    x_PD = _to_slots(x_MD, order_P, weights_MS.shape[1])
+    gate_up_PG = x_MD.new_empty(len(order_P), gate_up_EGD.shape[1])
+    for expert, rows in _parts(offsets_E1):
+        torch.mm(x_PD[rows], gate_up_EGD[expert].t(), out=gate_up_PG[rows])
+    hidden_PF = swiglu(gate_up_PG)
+    y_PD = x_PD  # Read for the last time above.
+    for expert, rows in _parts(offsets_E1):
+        torch.mm(hidden_PF[rows], down_EDF[expert].t(), out=y_PD[rows])
+    out_MD = _sum_of_slots(y_PD, order_P, weights_MS.shape[1], weights_MS)
+    return out_MD, gate_up_PG if keep else gate_up_PG.new_empty(0, gate_up_PG.shape[1])
+
+
+def _backward_body(
+    grad_out_MD: Tensor,
+    x_MD: Tensor,
+    weights_MS: Tensor,
+    order_P: Tensor,
+    offsets_E1: Tensor,
+    gate_up_EGD: Tensor,
+    down_EDF: Tensor,
+    gate_up_PG: Tensor,
+    *,
+    grad_of_experts: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, the routing weights, gate_up and down; without `grad_of_experts` the
+    last two are empty."""
+    parts = list(_parts(offsets_E1))
+    num_slots = weights_MS.shape[1]
+    grad_PD = _to_slots(grad_out_MD, order_P, num_slots)
+    grad_hidden_PF = x_MD.new_empty(len(order_P), down_EDF.shape[2])
+    for expert, rows in parts:
+        torch.mm(grad_PD[rows], down_EDF[expert], out=grad_hidden_PF[rows])
+    weights_P1 = weights_MS.reshape(-1, 1).index_select(0, order_P)
+    grad_gate_up_PG, hidden_PF, grad_weights_P = _activation_grad(
+        grad_hidden_PF, gate_up_PG, weights_P1
+    )
+    del grad_hidden_PF
+    grad_gate_up_EGD = torch.zeros_like(gate_up_EGD) if grad_of_experts else x_MD.new_empty(0)
+    grad_down_EDF = torch.zeros_like(down_EDF) if grad_of_experts else x_MD.new_empty(0)
+    if grad_of_experts:
+        x_PD = _to_slots(x_MD, order_P, num_slots)
+        for expert, rows in parts:
+            torch.mm(grad_gate_up_PG[rows].t(), x_PD[rows], out=grad_gate_up_EGD[expert])
+            torch.mm(grad_PD[rows].t(), hidden_PF[rows], out=grad_down_EDF[expert])
+    grad_x_PD = grad_PD  # Read for the last time above.
+    for expert, rows in parts:
+        torch.mm(grad_gate_up_PG[rows], gate_up_EGD[expert], out=grad_x_PD[rows])
+    grad_weights_MS = torch.empty_like(weights_MS)
+    grad_weights_MS.view(-1)[order_P.long()] = grad_weights_P
+    return (
+        _sum_of_slots(grad_x_PD, order_P, num_slots),
+        grad_weights_MS,
+        grad_gate_up_EGD,
+        grad_down_EDF,
+    )
+
+
+def _parts(offsets_E1: Tensor) -> Iterator[tuple[int, slice]]:
+    """The experts that have tokens, and the slots of each."""
+    for expert, (start, stop) in enumerate(itertools.pairwise(offsets_E1.tolist())):
+        if start < stop:
+            yield expert, slice(start, stop)
+
+
+def _to_slots(rows_MD: Tensor, order_P: Tensor, num_slots: int) -> Tensor:
+    """Each slot's token, in the order of the experts."""
+    return rows_MD.index_select(0, order_P // num_slots)
+
+
+def _sum_of_slots(
+    y_PD: Tensor, order_P: Tensor, num_slots: int, weights_MS: Tensor | None = None
+) -> Tensor:
+    """The sum, weighted if told so, over each token's slots, cast once."""
+    slots_PD = torch.empty_like(y_PD).index_copy_(0, order_P.long(), y_PD)
+    slots_MSD = slots_PD.view(-1, num_slots, y_PD.shape[1])
+    if weights_MS is not None:
+        return (slots_MSD * weights_MS.unsqueeze(2)).sum(dim=1).to(y_PD.dtype)
+    return slots_PD if num_slots == 1 else slots_MSD.sum(dim=1)
+
+
+def _activation_grad_body(
+    grad_hidden_PF: Tensor, gate_up_PG: Tensor, weights_P1: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """From the gradient of an expert's hidden values before its weight: the gradient of gate and
+    up, the hidden values times the weight, and the gradient of the weight."""
+    wide = weights_P1.dtype
+    grad, (gate, up) = grad_hidden_PF.to(wide), gate_up_PG.to(wide).chunk(2, dim=1)
+    sigmoid = torch.sigmoid(gate)
+    silu = gate * sigmoid
+    hidden = silu * up
+    grad_weights_P = (grad * hidden).sum(dim=1)
+    grad = grad * weights_P1
+    grad_gate = grad * up * sigmoid * (1 + gate * (1 - sigmoid))
+    grad_gate_up_PG = torch.cat((grad_gate, grad * silu), dim=1).to(gate_up_PG.dtype)
+    return grad_gate_up_PG, (hidden * weights_P1).to(gate_up_PG.dtype), grad_weights_P
+
+
+def _forward_fake(
+    x_MD: Tensor,
+    weights_MS: Tensor,
+    order_P: Tensor,
+    offsets_E1: Tensor,
+    gate_up_EGD: Tensor,
+    down_EDF: Tensor,
+    *,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    kept = len(order_P) if keep else 0
+    return torch.empty_like(x_MD), x_MD.new_empty(kept, gate_up_EGD.shape[1])
+
+
+def _backward_fake(
+    grad_out_MD: Tensor,
+    x_MD: Tensor,
+    weights_MS: Tensor,
+    order_P: Tensor,
+    offsets_E1: Tensor,
+    gate_up_EGD: Tensor,
+    down_EDF: Tensor,
+    gate_up_PG: Tensor,
+    *,
+    grad_of_experts: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    of_experts = (gate_up_EGD, down_EDF) if grad_of_experts else (x_MD.new_empty(0),) * 2
+    of_tokens = (x_MD, weights_MS)
+    return tuple(torch.empty_like(t) for t in (*of_tokens, *of_experts))  # type: ignore[return-value]
+
+
+_activation_grad = Form(None, _activation_grad_body, num_row_tensors=3)
+_forward = Form("expert_ffn_forward", _forward_body, num_row_tensors=3, fake=_forward_fake)
+_backward = Form("expert_ffn_backward", _backward_body, num_row_tensors=4, fake=_backward_fake)
+
+
+class _ExpertFFN(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_MD, weights_MS, order_P, offsets_E1, gate_up_EGD, down_EDF):
+        tensors = (x_MD, weights_MS, order_P, offsets_E1, gate_up_EGD, down_EDF)
+        out_MD, gate_up_PG = _forward(*tensors, generated=False, keep=True)
+        ctx.save_for_backward(*tensors, gate_up_PG)
+        return out_MD
+
+    @staticmethod
+    def backward(ctx, grad_out_MD):
+        of_experts = any(ctx.needs_input_grad[4:])
+        grad_x_MD, grad_weights_MS, grad_gate_up_EGD, grad_down_EDF = _backward(
+            grad_out_MD, *ctx.saved_tensors, generated=False, grad_of_experts=of_experts
+        )
+        if not of_experts:
+            return grad_x_MD, grad_weights_MS, None, None, None, None
+        return grad_x_MD, grad_weights_MS, None, None, grad_gate_up_EGD, grad_down_EDF

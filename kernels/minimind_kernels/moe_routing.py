@@ -1,0 +1,272 @@
+"""Which experts each token goes to, with which weights, and the loss that keeps experts in use.
+
+    p = softmax(logits),   experts_t = the S largest of p_t,   weights_ts = p_te / Σ_s p_te
+
+and the experts' load, the order of tokens by expert, and the auxiliary loss: over all tokens
+E · Σ_e (share of tokens that chose e) · mean(p_e) (Fedus et al., "Switch Transformers", 2021,
+summed over the S choices), or the same within each document, averaged over documents (Dai et al.,
+"DeepSeekMoE", 2024).
+
+P is the number of token slots, M·S; X the number of documents, or 1 where all tokens are one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import backend
+from .form import Form
+
+MAX_EXPERTS = 256
+MAX_EXPERTS_PER_TOKEN = 8
+EPS = 1e-20
+"""Added to the sum that renormalises."""
+_NUM_RESULTS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """The choice of experts for M tokens, ready for `expert_ffn`."""
+
+    weights_MS: Tensor
+    """fp32, differentiable."""
+    experts_MS: Tensor
+    """int32, the token's experts by falling weight; of equal ones the lower number first."""
+    counts_E: Tensor
+    """int32, the slots of each expert, padding's too."""
+    order_P: Tensor
+    """int32, token·S + slot, by expert and then by token."""
+    offsets_E1: Tensor
+    """int32 [E + 1], where each expert's part of `order_P` starts, then P."""
+    probs_mean_E: Tensor
+    """fp32, differentiable: the mean of p over the counted tokens, 0 where there are none."""
+    aux_loss: Tensor
+    """fp32 scalar, differentiable, without its coefficient; 0 where no token counts."""
+
+
+def moe_routing_reference(
+    logits_ME: Tensor,
+    num_experts_per_tok: int,
+    *,
+    norm_topk_prob: bool,
+    is_counted_M: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    seq_aux: bool = False,
+) -> Routing:
+    """The formula in PyTorch. fp64 is computed in fp64, everything narrower in fp32."""
+    results = _forward_body(
+        logits_ME,
+        is_counted_M,
+        cu_seqlens if seq_aux else None,
+        num_experts_per_tok=num_experts_per_tok,
+        norm_topk_prob=norm_topk_prob,
+    )
+    return Routing(*results[:_NUM_RESULTS])
+
+
+def moe_routing(
+    logits_ME: Tensor,
+    num_experts_per_tok: int,
+    *,
+    norm_topk_prob: bool,
+    is_counted_M: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    seq_aux: bool = False,
+) -> Routing:
+    """Choose S = `num_experts_per_tok` experts for each token.
+
+    logits_ME [M, E] fp32, fp16 or bf16; S from 1 to 8, E from 2 to 256. The softmax and all sums
+    run in fp32. Of equal logits the expert with the lower number is chosen. With `norm_topk_prob`
+    a token's weights are divided by their sum + 1e-20: with S = 1 they are then exactly 1 and
+    hand no gradient to the logits.
+
+    is_counted_M [M] bool (default: all) says which tokens the mean of p and the auxiliary loss are
+    taken over. The others, padding, are still routed, so that shapes are static. The auxiliary
+    loss is over all counted tokens at once or, with `seq_aux`, the mean over the documents that
+    have counted tokens; cu_seqlens [documents + 1] int32 then says where each starts in the M
+    tokens, with M at its end. On a GPU nothing waits for the host.
+
+    Raises ValueError where S, E or a shape is out of range, or `seq_aux` comes without cu_seqlens.
+    """
+    _check(logits_ME, num_experts_per_tok, is_counted_M, cu_seqlens, seq_aux)
+    if backend.inlines("moe_routing", logits_ME):
+        return moe_routing_reference(
+            logits_ME, num_experts_per_tok, norm_topk_prob=norm_topk_prob,
+            is_counted_M=is_counted_M, cu_seqlens=cu_seqlens, seq_aux=seq_aux,
+        )  # fmt: skip
+    documents = cu_seqlens if seq_aux else None
+    return Routing(
+        *_MoERouting.apply(logits_ME, is_counted_M, documents, num_experts_per_tok, norm_topk_prob)
+    )
+
+
+def _check(
+    logits_ME: Tensor,
+    num_experts_per_tok: int,
+    is_counted_M: Tensor | None,
+    cu_seqlens: Tensor | None,
+    seq_aux: bool,
+) -> None:
+    if logits_ME.ndim != 2 or not 2 <= logits_ME.shape[1] <= MAX_EXPERTS:
+        raise ValueError(
+            f"moe_routing takes logits [M, E] with E from 2 to {MAX_EXPERTS}, "
+            f"not {tuple(logits_ME.shape)}"
+        )
+    most = min(MAX_EXPERTS_PER_TOKEN, logits_ME.shape[1])
+    if not 1 <= num_experts_per_tok <= most:
+        raise ValueError(
+            f"a token goes to 1 to {most} of {logits_ME.shape[1]} experts, "
+            f"not to {num_experts_per_tok}"
+        )
+    if is_counted_M is not None and is_counted_M.shape != logits_ME.shape[:1]:
+        raise ValueError(
+            f"is_counted is {tuple(logits_ME.shape[:1])} for logits "
+            f"{tuple(logits_ME.shape)}, not {tuple(is_counted_M.shape)}"
+        )
+    if seq_aux and cu_seqlens is None:
+        raise ValueError("seq_aux=True takes the auxiliary loss by document; give cu_seqlens")
+
+
+def _forward_body(
+    logits_ME: Tensor,
+    is_counted_M: Tensor | None,
+    cu_seqlens: Tensor | None,
+    *,
+    num_experts_per_tok: int,
+    norm_topk_prob: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The fields of Routing, then what the backward pass needs of the auxiliary loss: document_M
+    int32 [M], the row of each token in slope_XE, -1 where it does not count; slope_XE, the loss's
+    derivative by p; and one over the number of counted tokens [1]."""
+    num_tokens, num_experts = logits_ME.shape
+    probs_ME = _softmax(logits_ME)
+    # By the logits: probabilities of different logits can be equal once rounded.
+    experts_MS = logits_ME.sort(dim=1, descending=True, stable=True).indices
+    experts_MS = experts_MS[:, :num_experts_per_tok].contiguous()
+    weights_MS = probs_ME.gather(1, experts_MS)
+    if norm_topk_prob:
+        weights_MS = weights_MS / (weights_MS.sum(dim=1, keepdim=True) + EPS)
+
+    chosen_ME = torch.zeros_like(logits_ME, dtype=torch.int32).scatter(1, experts_MS, 1)
+    counts_E = chosen_ME.sum(dim=0, dtype=torch.int32)
+    offsets_E1 = torch.cat((counts_E.new_zeros(1), counts_E.cumsum(0, dtype=torch.int32)))
+    order_P = experts_MS.flatten().argsort(stable=True).to(torch.int32)
+
+    document_M = _documents(num_tokens, is_counted_M, cu_seqlens, logits_ME)
+    num_documents = 1 if cu_seqlens is None else len(cu_seqlens) - 1
+    ones_M = torch.ones(num_tokens, dtype=probs_ME.dtype, device=probs_ME.device)
+    sizes_X, loads_XE, sums_XE = (
+        _sum_by_document(values, document_M, num_documents)
+        for values in (ones_M, chosen_ME.to(probs_ME.dtype), probs_ME)
+    )
+    divisor_X1 = sizes_X.clamp(min=1).unsqueeze(1)
+    num_counted_1 = sizes_X.sum().clamp(min=1).unsqueeze(0)
+    num_filled = (sizes_X > 0).sum().clamp(min=1)
+    # A document's shares are over its choices, all tokens' over the tokens (SPEC of both series).
+    factor = num_experts if cu_seqlens is None else num_experts / num_experts_per_tok
+    slope_XE = factor * loads_XE / divisor_X1 / divisor_X1 / num_filled
+    return (
+        weights_MS, experts_MS.to(torch.int32), counts_E, order_P, offsets_E1,
+        sums_XE.sum(dim=0) / num_counted_1, (slope_XE * sums_XE).sum(),
+        document_M, slope_XE, 1 / num_counted_1,
+    )  # fmt: skip
+
+
+def _backward_body(
+    grad_weights_MS: Tensor,
+    logits_ME: Tensor,
+    experts_MS: Tensor,
+    document_M: Tensor,
+    slope_XE: Tensor,
+    inverse_count_1: Tensor,
+    grad_mean_E: Tensor | None,
+    grad_aux: Tensor | None,
+    *,
+    norm_topk_prob: bool,
+) -> Tensor:
+    """The gradient of the logits: that of p = softmax(logits) from all three results, then
+    p·(dp - Σ p·dp)."""
+    probs_ME, experts_MS = _softmax(logits_ME), experts_MS.long()
+    grad_MS = grad_weights_MS
+    if norm_topk_prob:
+        weights_MS = probs_ME.gather(1, experts_MS)
+        total_M1 = weights_MS.sum(dim=1, keepdim=True) + EPS
+        # One weight alone is exactly 1, and this exactly 0.
+        projection_M1 = (grad_MS * (weights_MS / total_M1)).sum(dim=1, keepdim=True)
+        grad_MS = (grad_MS - projection_M1) / total_M1
+    grad_probs_ME = torch.zeros_like(probs_ME).scatter(1, experts_MS, grad_MS)
+    grad_counted_ME = torch.zeros_like(probs_ME)
+    if grad_aux is not None:
+        grad_counted_ME = grad_aux * slope_XE.index_select(0, document_M.clamp(min=0))
+    if grad_mean_E is not None:
+        grad_counted_ME = grad_counted_ME + grad_mean_E * inverse_count_1
+    is_counted_M1 = (document_M >= 0).unsqueeze(1)
+    grad_probs_ME = grad_probs_ME + torch.where(is_counted_M1, grad_counted_ME, 0)
+    projection_M1 = (grad_probs_ME * probs_ME).sum(dim=1, keepdim=True)
+    return (probs_ME * (grad_probs_ME - projection_M1)).to(logits_ME.dtype)
+
+
+def _softmax(logits_ME: Tensor) -> Tensor:
+    return logits_ME.to(torch.promote_types(logits_ME.dtype, torch.float32)).softmax(dim=1)
+
+
+def _documents(
+    num_tokens: int, is_counted_M: Tensor | None, cu_seqlens: Tensor | None, like: Tensor
+) -> Tensor:
+    """int32 [M]: the row of each token in a tensor [X, …], -1 where it does not count."""
+    if cu_seqlens is None:
+        document_M = torch.zeros(num_tokens, dtype=torch.int32, device=like.device)
+    else:
+        tokens_M = torch.arange(num_tokens, dtype=torch.int32, device=like.device)
+        document_M = torch.searchsorted(cu_seqlens[1:], tokens_M, right=True, out_int32=True)
+    return document_M if is_counted_M is None else document_M.masked_fill(~is_counted_M, -1)
+
+
+def _sum_by_document(values: Tensor, document_M: Tensor, num_documents: int) -> Tensor:
+    """The sums [X, …] of values [M, …] over each document's counted tokens."""
+    if num_documents == 1:
+        is_counted = (document_M == 0).view(-1, *[1] * (values.ndim - 1))
+        return torch.where(is_counted, values, 0).sum(dim=0, keepdim=True)
+    # What does not count goes to one more row.
+    rows_M = torch.where(document_M < 0, num_documents, document_M)
+    sums = values.new_zeros(num_documents + 1, *values.shape[1:])
+    return sums.index_add(0, rows_M, values)[:-1]
+
+
+_forward = Form("moe_routing_forward", _forward_body, num_row_tensors=1)
+_backward = Form("moe_routing_backward", _backward_body, num_row_tensors=4)
+
+
+class _MoERouting(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits_ME, is_counted_M, cu_seqlens, num_experts_per_tok, norm_topk_prob):
+        results = _forward(
+            logits_ME,
+            is_counted_M,
+            cu_seqlens,
+            generated=False,
+            num_experts_per_tok=num_experts_per_tok,
+            norm_topk_prob=norm_topk_prob,
+        )
+        _, experts_MS, counts_E, order_P, offsets_E1, *_ = results
+        ctx.save_for_backward(logits_ME, experts_MS, *results[_NUM_RESULTS:])
+        ctx.mark_non_differentiable(experts_MS, counts_E, order_P, offsets_E1)
+        ctx.set_materialize_grads(False)
+        ctx.norm_topk_prob = norm_topk_prob
+        return results[:_NUM_RESULTS]
+
+    @staticmethod
+    def backward(ctx, grad_weights_MS, *grads):
+        grad_mean_E, grad_aux = grads[-2:]
+        logits_ME, experts_MS, *of_loss = ctx.saved_tensors
+        if grad_weights_MS is None:
+            wide = torch.promote_types(logits_ME.dtype, torch.float32)
+            grad_weights_MS = torch.zeros_like(experts_MS, dtype=wide)
+        grad_logits_ME = _backward(
+            grad_weights_MS, logits_ME, experts_MS, *of_loss, grad_mean_E, grad_aux,
+            generated=False, norm_topk_prob=ctx.norm_topk_prob,
+        )  # fmt: skip
+        return grad_logits_ME, None, None, None, None

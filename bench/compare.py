@@ -1,0 +1,206 @@
+"""Did training get slower or larger? `python -m bench.compare BASE HEAD`.
+
+Both commits are measured in turns on this machine, in pairs of random order, each run beside a
+probe of what the machine can do just then. Pairs are added until three standard errors of the
+median ratio are within 5%, or the time is up.
+
+Exit status: 0 nothing got worse, 1 something did, 2 bad usage, 3 too noisy to tell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from bench import harness
+from bench.verdict import Comparison, Pair, Run, needs_more_pairs, render_table, row_key
+from minimind.errors import ConfigError
+from minimind.runtime.devices import Device, find_device, limit_threads
+from minimind.runtime.logging import set_up_logging
+
+logger = logging.getLogger("bench.compare")
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKING_TREE = "."
+"""Stands for the files as they are, committed or not."""
+PARTS: dict[str, tuple[str, ...]] = {
+    "train_step": ("kernels/", "minimind/", "ds_configs/", "launch/train.py", "bench/train_"),
+    "kernels": ("kernels/", "bench/kernel"),
+    "inference": ("kernels/", "minimind/inference/", "minimind/model/", "bench/inference"),
+}
+"""What each part is affected by: prefixes of paths."""
+_MIN_PAIRS = 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    set_up_logging(0)
+    options = build_parser().parse_args(argv)
+    try:
+        if options.json:
+            harness.check_writable(options.json)
+        found = compare(options)
+    except ConfigError as error:
+        logger.error("error: %s", error)
+        return 2
+    if found is None:
+        print("nothing that is measured has changed")
+        return 0
+    print(render_table(found))
+    if options.json:
+        machine, rows = harness.describe_machine(find_device()), [c.to_dict() for c in found]
+        arguments = {"base": options.base, "head": options.head, "budget_s": options.budget_s}
+        harness.write_results(options.json, "compare", machine, arguments, rows)
+    verdicts = {c.verdict for c in found}
+    return 1 if "worse" in verdicts else 3 if "too noisy" in verdicts else 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
+    parser.add_argument("base", help="a commit, or . for the files as they are")
+    parser.add_argument("head", help="the same")
+    parser.add_argument(
+        "--parts", help=f"some of {','.join(PARTS)} (default: those that a changed file affects)"
+    )
+    parser.add_argument("--budget_s", type=float, default=1200.0, help="seconds (default: 1200)")
+    parser.add_argument("--model", help="preset of the training step (default: by device)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="results file")
+    return parser
+
+
+def compare(options: argparse.Namespace) -> list[Comparison] | None:
+    """None where nothing measured is affected. Raises ConfigError."""
+    base, head = _resolve(options.base), _resolve(options.head)
+    parts = _parts(options.parts) if options.parts else affected_parts(changed_files(base, head))
+    if not parts:
+        return None
+    device = find_device()
+    limit_threads(1)
+    commands = {part: _command(part, device, options.model) for part in parts}
+    pairs: list[Pair] = []
+    end = time.monotonic() + options.budget_s
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-compare-") as temporary,
+        _checkout(base, Path(temporary) / "base") as base_folder,
+        _checkout(head, Path(temporary) / "head") as head_folder,
+        tqdm(desc="pairs", file=sys.stderr, disable=None) as bar,
+    ):
+        folders = {"base": base_folder, "head": head_folder}
+        while len(pairs) < _MIN_PAIRS or (needs_more_pairs(pairs) and time.monotonic() < end):
+            runs = {}
+            for side in random.sample(list(folders), 2):
+                results = Path(temporary) / "results.json"
+                runs[side] = _run(commands, folders[side], results, device)
+            pairs.append(Pair(base=runs["base"], head=runs["head"]))
+            bar.update()
+            if time.monotonic() > end:
+                break
+    return [Comparison.build(key, pairs) for key in sorted(pairs[0].head.rows)]
+
+
+def affected_parts(files: Sequence[str]) -> list[str]:
+    """The parts that some changed file can slow down."""
+    return [part for part, paths in PARTS.items() if any(f.startswith(paths) for f in files)]
+
+
+def changed_files(base: str, head: str) -> list[str]:
+    """Between two commits; uncommitted and new files too, where one is the working tree."""
+    commits = [commit for commit in (base, head) if commit != WORKING_TREE]
+    files = _git("diff", "--name-only", *commits).split() if commits else []
+    if WORKING_TREE in (base, head):
+        files += _git("ls-files", "--others", "--exclude-standard").split()
+    return files
+
+
+def _parts(text: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise ConfigError(f"--parts {unknown[0]}: the parts are {', '.join(PARTS)}")
+    return parts
+
+
+def _resolve(commit: str) -> str:
+    if commit == WORKING_TREE:
+        return commit
+    return _git("rev-parse", "--verify", f"{commit}^{{commit}}").strip()
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ConfigError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def _checkout(commit: str, folder: Path) -> Iterator[Path]:
+    if commit == WORKING_TREE:
+        yield ROOT
+        return
+    _git("worktree", "add", "--detach", "--quiet", str(folder), commit)
+    try:
+        yield folder
+    finally:
+        _git("worktree", "remove", "--force", str(folder))
+
+
+def _command(part: str, device: Device, model: str | None) -> list[str]:
+    if part == "train_step":
+        preset = model or ("minimind2-small" if device.kind == "gpu" else "tiny")
+        size = [] if device.kind == "gpu" else ["--micro_batch", "8"]
+        rows = ["--rows", "plain_loop,engine", "--accumulation", "2", "--steps", "10"]
+        return ["bench.train_step", "--model", preset, *rows, *size]
+    return [f"bench.{part}"]
+
+
+def _run(commands: Mapping[str, Sequence[str]], folder: Path, results: Path, device: Device) -> Run:
+    """One measurement of every part at one commit, with that commit's own benchmark."""
+    environment = os.environ | {"PYTHONPATH": f"{folder / 'kernels'}{os.pathsep}{folder}"}
+    probes = [probe(device)]
+    rows: dict[str, Mapping[str, Any]] = {}
+    for part, command in commands.items():
+        arguments = [sys.executable, "-m", *command, "--json", str(results)]
+        done = subprocess.run(
+            arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise ConfigError(f"{part} at {folder.name} failed: {done.stderr[-2000:]}")
+        found = json.loads(results.read_text(encoding="utf-8"))
+        rows |= {row_key(part, row): row for row in found["rows"]}
+        probes.append(probe(device))
+    return Run(probe=sum(probes) / len(probes), rows=rows)
+
+
+def probe(device: Device) -> float:
+    """FLOP/s of a matrix product, now: what else the machine does, or a lowered clock, shows in it
+    as in what is measured beside it."""
+    on_gpu = device.kind == "gpu"
+    size, dtype = (8192, torch.bfloat16) if on_gpu else (1024, torch.float32)
+    a = torch.randn(size, size, device=device.torch_device).to(dtype)
+    seconds = []
+    for _ in range(12):
+        start = time.perf_counter()
+        a @ a
+        if on_gpu:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / sorted(seconds[2:])[len(seconds[2:]) // 2]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

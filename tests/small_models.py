@@ -51,7 +51,7 @@ def random_documents(lengths: Sequence[int], vocab: int = 97, seed: int = 0) -> 
 def pack(rows: Sequence[Sequence[Ids]], seq_len: int | None = None, pad_id: int = 0) -> Batch:
     """Each row's documents side by side, padded to `seq_len` (default: the longest row)."""
     seq_len = seq_len or max(sum(map(len, row)) for row in rows)
-    ids, labels, positions, starts = [], [], [], []
+    ids, labels, positions, starts, is_token = [], [], [], [], []
     for row in rows:
         for document in [*row, [pad_id] * (seq_len - sum(map(len, row)))]:
             if not document:
@@ -59,6 +59,7 @@ def pack(rows: Sequence[Sequence[Ids]], seq_len: int | None = None, pad_id: int 
             is_padding = len(ids) % seq_len >= sum(map(len, row))
             starts.append(len(ids))
             ids += document
+            is_token += [not is_padding] * len(document)
             positions += range(len(document))
             targets = [IGNORE_INDEX] * (len(document) - 1) if is_padding else list(document[1:])
             labels += [*targets, IGNORE_INDEX]

@@ -149,8 +149,8 @@ class ModelConfig:
             )
         if len(layers) > last:
             raise ConfigError(
-                f"mlp_only_layers names all {last + 1} layers: leave one for the {self.num_experts} "
-                "experts, or set num_experts to 0"
+                f"mlp_only_layers names all {last + 1} layers: leave one for the experts, or set "
+                "num_experts to 0"
             )
 
     def has_experts(self, layer: int) -> bool:

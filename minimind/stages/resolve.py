@@ -20,7 +20,7 @@ from minimind.data.loader import PackedLoader
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint, find_model_folder
 from minimind.errors import CheckpointError, ConfigError
-from minimind.model.state_dict import load_hf_config
+from minimind.model.hf_config import load_hf_config
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
 from minimind.stages import STAGES

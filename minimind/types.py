@@ -148,5 +148,5 @@ class StepStats:
     metrics: Mapping[str, float] = field(default_factory=dict)
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     """Logged like metrics, but not shown on the console."""
-    expert_load_LE: Sequence[Sequence[float]] = ()
-    """The share of a layer's tokens that each of its experts took; empty in a dense model."""
+    expert_load: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    """By layer, the share of its tokens that each expert took; empty in a dense model."""

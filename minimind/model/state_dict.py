@@ -31,18 +31,23 @@ class _Entry:
     inside: str
     shape: tuple[int, ...]
     outside: tuple[tuple[str, int], ...]
-    """Their names, and how many rows of the matrix each is (columns, where `dim` is 1); stacked
-    matrices count as one with all their rows."""
+    """Their names, and how many rows of it each is (columns, where `dim` is 1); stacked matrices
+    count as one with all their rows."""
     dim: int = 0
 
     @property
+    def columns(self) -> int | None:
+        """None for a vector."""
+        return self.shape[-1] if len(self.shape) > 1 else None
+
+    @property
     def matrix(self) -> tuple[int, ...]:
-        return self.shape if len(self.shape) < 3 else (-1, self.shape[-1])
+        return self.shape if self.columns is None else (-1, self.columns)
 
     def outside_shape(self, size: int) -> tuple[int, ...]:
-        if len(self.shape) == 1:
+        if self.columns is None:
             return (size,)
-        return (size, self.shape[-1]) if self.dim == 0 else (self.shape[0], size)
+        return (size, self.columns) if self.dim == 0 else (self.shape[0], size)
 
 
 def _layout(config: ModelConfig) -> Iterator[_Entry]:
@@ -84,8 +89,10 @@ def _swiglu_layout(hidden: int, ffn: int, inside: str, outside: Sequence[str]) -
     width = ffn * len(outside)
     halves = [(f"{name}{half}_proj.weight", ffn) for half in ("gate", "up") for name in outside]
     yield _Entry(inside + "gate_up_proj.weight", (2 * width, hidden), tuple(halves))
-    downs = tuple((name + "down_proj.weight", ffn) for name in outside)
-    yield _Entry(inside + "down_proj.weight", (hidden, width), downs, dim=1)
+    downs = [name + "down_proj.weight" for name in outside]
+    side_by_side = len(outside) > 1
+    sizes = tuple((name, ffn if side_by_side else hidden) for name in downs)
+    yield _Entry(inside + "down_proj.weight", (hidden, width), sizes, dim=int(side_by_side))
 
 
 def _expert_layout(config: ModelConfig, inside: str, outside: str) -> Iterator[_Entry]:

@@ -228,9 +228,13 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
     kind = precision(ds)
     why = f" ({run.device.why_not_bf16})" if kind == "fp32" and run.device.why_not_bf16 else ""
     stage = (ds.get("zero_optimization") or {}).get("stage", 0)
+    active = ""
+    if run.config.num_experts:
+        active = f" ({run.config.num_active_parameters:,} active)"
     lines = [
         f"stage      {run.stage} of {run.model_name or 'a model of its own size'}: "
-        f"{run.config.num_parameters:,} parameters, vocabulary {run.config.vocab_size:,}",
+        f"{run.config.num_parameters:,} parameters{active}, vocabulary "
+        f"{run.config.vocab_size:,}",
         f"device     {run.device.name} x {run.world_size}, {kind}{why}, ZeRO stage {stage}",
         f"step       {run.train_batch_size} rows x {run.seq_len} tokens = micro-batch "
         f"{run.micro_batch_size} x accumulation {accumulation} x {run.world_size} rank(s)",

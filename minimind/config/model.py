@@ -131,16 +131,11 @@ class ModelConfig:
                 f"num_experts_per_tok is {self.num_experts_per_tok}; of {self.num_experts} "
                 f"experts it must be from 1 to {most}"
             )
-        if self.moe_intermediate_size < 1:
-            raise ConfigError(
-                f"moe_intermediate_size is {self.moe_intermediate_size}; it must be at least 1"
-            )
-        if self.n_shared_experts < 0:
-            raise ConfigError(f"n_shared_experts is {self.n_shared_experts}; it must be at least 0")
-        if not 0 <= self.router_aux_loss_coef < math.inf:
-            raise ConfigError(
-                f"router_aux_loss_coef is {self.router_aux_loss_coef}; it must be at least 0"
-            )
+        least = {"moe_intermediate_size": 1, "n_shared_experts": 0, "router_aux_loss_coef": 0}
+        for name, bound in least.items():
+            if not bound <= getattr(self, name) < math.inf:
+                value = getattr(self, name)
+                raise ConfigError(f"{name} is {value}; it must be at least {bound}")
         layers, last = set(self.mlp_only_layers), self.num_hidden_layers - 1
         if not layers <= set(range(last + 1)) or len(layers) != len(self.mlp_only_layers):
             raise ConfigError(
@@ -166,6 +161,12 @@ class ModelConfig:
     def router_learns_from_aux_loss_alone(self) -> bool:
         """A single expert's weight divided by itself is 1, whatever the router says."""
         return self.num_experts > 0 and self.num_experts_per_tok == 1 and self.renormalizes_experts
+
+    @property
+    def active_ffn_size(self) -> int:
+        """What one token meets of a feed-forward layer, with experts where the model has any."""
+        experts = self.num_experts_per_tok + self.n_shared_experts
+        return experts * self.moe_intermediate_size if self.num_experts else self.intermediate_size
 
     @property
     def num_parameters(self) -> int:

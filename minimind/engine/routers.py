@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.model.moe import MixtureOfExperts
 from minimind.model.transformer import Transformer
 from minimind.types import LossSum, ModelOutput
+
+logger = logging.getLogger(__name__)
 
 ROUTER_COLUMNS = (
     "aux_loss",
@@ -65,6 +68,12 @@ class RouterWatch:
                 gate.weight.register_hook(partial(_add_gradient, grad))
         if model:
             model.register_forward_hook(self._add_load)
+            if model.config.router_learns_from_aux_loss_alone:
+                logger.warning(
+                    "num_experts_per_tok is 1 and norm_topk_prob is true: each token's one weight "
+                    "is 1, so that the routers learn from the auxiliary loss alone; --set "
+                    "norm_topk_prob=false lets them learn from the loss too"
+                )
 
     def _add_load(self, module: nn.Module, inputs: Any, output: ModelOutput) -> None:
         if (load := output.expert_load) is not None:

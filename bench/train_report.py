@@ -93,7 +93,7 @@ def _flops(
     attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
     seen = sum(step.attended for step in steps) / sum(step.num_tokens for step in steps)
     usual = tokens_per_s * config.flops_per_token(seq_len)
-    causal = tokens_per_s * (6 * config.num_parameters + attention * seen)
+    causal = tokens_per_s * (6 * config.num_active_parameters + attention * seen)
     return {
         "model_flops_per_s": usual,
         "mfu": usual / peak if peak else None,

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 
 from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError, MiniMindError
-from minimind.model.state_dict import CONFIG_FILE, load_hf_folder, save_hf_folder
+from minimind.model.hf_config import CONFIG_FILE
+from minimind.model.state_dict import load_hf_folder, save_hf_folder
 from minimind.runtime.logging import set_up_logging
 
 logger = logging.getLogger("minimind")

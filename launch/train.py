@@ -34,6 +34,7 @@ from minimind.engine.deepspeed_engine import (
 from minimind.engine.loop import Events, Loop, RunState
 from minimind.engine.metrics import MetricsLog, Monitor, SwanLabMonitor
 from minimind.engine.progress import Progress
+from minimind.engine.routers import ROUTER_COLUMNS
 from minimind.engine.schedule import CosineSchedule
 from minimind.engine.stage import BuildContext
 from minimind.errors import CheckpointError, ConfigError, MiniMindError, TrainingError
@@ -196,7 +197,8 @@ def run_loop(
     store = CheckpointStore(checkpoints, engine, recipe.keep_checkpoints)
     log = None
     if ranks.is_main:
-        log = _start_log(run, folder, engine, state.step, stage.metric_names)
+        names = (*stage.metric_names, *(ROUTER_COLUMNS if run.config.num_experts else ()))
+        log = _start_log(run, folder, engine, state.step, names)
     meta = {**run.to_dict(), "fingerprint": loader.fingerprint, "zero_stage": zero_stage}
 
     def save(state: RunState, is_best: bool) -> None:

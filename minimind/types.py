@@ -7,7 +7,7 @@ F feed-forward size, V vocabulary, E experts, S experts per token, L tokens of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -83,6 +83,8 @@ class Batch:
     cu_seqlens: Tensor
     """int32 [documents + 1]: where each document starts in the B·T tokens laid flat, then B·T.
     A row's padding counts as a document of its own, so the documents cover every token."""
+    is_token_BT: Tensor
+    """bool, False in the padding."""
     max_len: int
     """Tokens of the longest document (padding included), or any bound on it."""
     num_targets: int
@@ -121,6 +123,16 @@ HeadFn = Callable[[Tensor, Tensor], Tensor]
 where ZeRO-3 has the weight at hand; it must not return logits."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertLoad:
+    """Where the routers of one forward sent its tokens, padding not counted; without gradient."""
+
+    tokens_LE: Tensor
+    """int64, what each expert took, by layer with experts (a dense one is left out)."""
+    dropped: Tensor
+    """int64 scalar, what no expert took: 0, because experts here have no capacity to exceed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelOutput:
     """What a policy returns for a batch. Without slots, because ZeRO-3 reads its `__dict__`."""
@@ -128,7 +140,10 @@ class ModelOutput:
     per_token: Tensor
     """[B·T], whatever the stage's HeadFn computes (fp32)."""
     aux_loss: Tensor | None = None
-    """Scalar: the router losses of a mixture of experts, None in a dense model."""
+    """fp32 scalar: what the routers of a mixture of experts add to the loss of each target, None
+    in a dense model and outside training."""
+    expert_load: ExpertLoad | None = None
+    """None where aux_loss is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,3 +177,7 @@ class StepStats:
     peak_bytes: int
     resident_bytes: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
+    """Logged like metrics, but not shown on the console."""
+    expert_load: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    """By layer, the share of its tokens that each expert took; empty in a dense model."""

@@ -19,6 +19,13 @@ from minimind.types import IGNORE_INDEX, Batch
 
 FAMILIES = ("llama", "qwen3")
 """The 2-series and the 3-series."""
+EXPERTS: list[dict[str, Any]] = [
+    {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40},
+    {"num_experts": 3, "norm_topk_prob": False, "mlp_only_layers": (0,)},
+    {"num_experts": 5, "num_experts_per_tok": 3, "n_shared_experts": 2, "seq_aux": True},
+    {"num_experts": 4, "num_experts_per_tok": 1},
+]
+"""What makes a mixture of experts of a small configuration."""
 Ids = Sequence[int]
 
 
@@ -51,7 +58,7 @@ def random_documents(lengths: Sequence[int], vocab: int = 97, seed: int = 0) -> 
 def pack(rows: Sequence[Sequence[Ids]], seq_len: int | None = None, pad_id: int = 0) -> Batch:
     """Each row's documents side by side, padded to `seq_len` (default: the longest row)."""
     seq_len = seq_len or max(sum(map(len, row)) for row in rows)
-    ids, labels, positions, starts = [], [], [], []
+    ids, labels, positions, starts, is_token = [], [], [], [], []
     for row in rows:
         for document in [*row, [pad_id] * (seq_len - sum(map(len, row)))]:
             if not document:
@@ -59,6 +66,7 @@ def pack(rows: Sequence[Sequence[Ids]], seq_len: int | None = None, pad_id: int 
             is_padding = len(ids) % seq_len >= sum(map(len, row))
             starts.append(len(ids))
             ids += document
+            is_token += [not is_padding] * len(document)
             positions += range(len(document))
             targets = [IGNORE_INDEX] * (len(document) - 1) if is_padding else list(document[1:])
             labels += [*targets, IGNORE_INDEX]
@@ -68,6 +76,9 @@ def pack(rows: Sequence[Sequence[Ids]], seq_len: int | None = None, pad_id: int 
         labels_BT=torch.tensor(labels).view(len(rows), seq_len),
         positions_BT=torch.tensor(positions).view(len(rows), seq_len),
         cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32),
+        is_token_BT=torch.tensor(
+            [[t < sum(map(len, row)) for t in range(seq_len)] for row in rows]
+        ),
         max_len=max(b - a for a, b in itertools.pairwise(cu_seqlens)),
         num_targets=sum(label != IGNORE_INDEX for label in labels),
     )
@@ -160,7 +171,30 @@ def reference_logits(
             heads.append(scores.masked_fill(hidden_from, -math.inf).softmax(-1) @ v)
         x = x + dropout(torch.cat(heads, -1) @ layer["self_attn.o_proj"].T)
         y = norm(x, layer["post_attention_layernorm"])
-        gate, up = y @ layer["mlp.gate_proj"].T, y @ layer["mlp.up_proj"].T
-        x = x + dropout((gate * gate.sigmoid() * up) @ layer["mlp.down_proj"].T)
+        x = x + dropout(_reference_feed_forward(config, layer, y))
     head_weight = w.get("lm_head.weight", w["model.embed_tokens.weight"])
     return norm(x, w["model.norm.weight"]) @ head_weight.T
+
+
+def _reference_feed_forward(config: ModelConfig, layer: dict[str, Tensor], x: Tensor) -> Tensor:
+    """A layer's, from its tensors by name; with experts token by token."""
+
+    def swiglu(part: str, x: Tensor) -> Tensor:
+        gate, up = (x @ layer[f"mlp.{part}{name}_proj"].T for name in ("gate", "up"))
+        return (gate * gate.sigmoid() * up) @ layer[f"mlp.{part}down_proj"].T
+
+    if "mlp.gate" not in layer:
+        return swiglu("", x)
+    outputs = []
+    for token in x:
+        shares = (layer["mlp.gate"] @ token).softmax(0).tolist()
+        chosen = sorted(range(len(shares)), key=lambda e: -shares[e])[: config.num_experts_per_tok]
+        weights = {e: shares[e] for e in chosen}
+        one_of_2_series = len(chosen) == 1 and config.model_type == "llama"
+        if config.norm_topk_prob and not one_of_2_series:
+            weights = {e: share / sum(weights.values()) for e, share in weights.items()}
+        parts = [weight * swiglu(f"experts.{e}.", token) for e, weight in weights.items()]
+        shared = range(config.n_shared_experts)
+        parts += [swiglu(f"shared_experts.{s}.", token) for s in shared]
+        outputs.append(torch.stack(parts).sum(0))
+    return torch.stack(outputs)

@@ -9,24 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from minimind.config.rope_scaling import check_rope_scaling
 from minimind.errors import ConfigError
 
-YARN: dict[str, Any] = {
-    "rope_type": "yarn",
-    "factor": 16.0,
-    "original_max_position_embeddings": 2048,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "attention_factor": 1.0,
-}
-"""What `--set rope_scaling=yarn` stands for: contexts to 32,768 (Peng et al. 2023)."""
+_MAX_EXPERTS, _MAX_EXPERTS_PER_TOK = 256, 8
+"""What the routing kernel takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A decoder-only transformer. Field names are Hugging Face's.
+    """A decoder-only transformer. Field names are Hugging Face's, those of the experts Qwen3-MoE's
+    and, where it has none, DeepSeek's.
 
-    `head_dim` and `intermediate_size` follow from `hidden_size` where they are 0.
+    `head_dim` and `intermediate_size` follow from `hidden_size` where they are 0, and with experts
+    `moe_intermediate_size` from `intermediate_size`.
     """
 
     model_type: Literal["llama", "qwen3"] = "qwen3"
@@ -49,6 +45,19 @@ class ModelConfig:
     tie_word_embeddings: bool = True
     dropout: float = 0.0
     initializer_range: float = 0.02
+    num_experts: int = 0
+    """Routed experts of a layer; 0: a dense model."""
+    num_experts_per_tok: int = 1
+    moe_intermediate_size: int = 0
+    norm_topk_prob: bool = True
+    """Divide a token's weights by their sum (in the 2-series only where it has several)."""
+    router_aux_loss_coef: float = 5e-4
+    seq_aux: bool = False
+    """Balance the experts within each document, or over the whole micro-batch."""
+    n_shared_experts: int = 0
+    """Experts that every token goes to, beside the routed ones."""
+    mlp_only_layers: tuple[int, ...] = ()
+    """Layers that stay dense, of `intermediate_size`."""
     bos_token_id: int = 1
     eos_token_id: int = 2
     pad_token_id: int = 0
@@ -64,8 +73,11 @@ class ModelConfig:
         if self.intermediate_size == 0:
             size = default_intermediate_size(self.model_type, self.hidden_size)
             object.__setattr__(self, "intermediate_size", size)
+        if self.num_experts and self.moe_intermediate_size == 0:
+            object.__setattr__(self, "moe_intermediate_size", self.intermediate_size)
+        object.__setattr__(self, "mlp_only_layers", tuple(self.mlp_only_layers))
         if self.rope_scaling is not None:
-            object.__setattr__(self, "rope_scaling", _check_rope_scaling(self.rope_scaling))
+            object.__setattr__(self, "rope_scaling", check_rope_scaling(self.rope_scaling))
         self._check()
 
     def _check(self) -> None:
@@ -95,27 +107,100 @@ class ModelConfig:
         for name, least in (("rms_norm_eps", 0), ("rope_theta", 1), ("initializer_range", 0)):
             if not least < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above {least}")
+        self._check_experts()
+
+    def _check_experts(self) -> None:
+        only = ("moe_intermediate_size", "n_shared_experts", "mlp_only_layers")
+        if self.num_experts == 0:
+            needs = [name for name in only if getattr(self, name)]
+            needs += ["num_experts_per_tok"] if self.num_experts_per_tok != 1 else []
+            if needs:
+                raise ConfigError(
+                    f"{needs[0]} is {getattr(self, needs[0])}, but num_experts is 0, a dense "
+                    "model: give num_experts too"
+                )
+            return
+        if not 2 <= self.num_experts <= _MAX_EXPERTS:
+            raise ConfigError(
+                f"num_experts is {self.num_experts}; it must be 0 (a dense model) or from 2 to "
+                f"{_MAX_EXPERTS}"
+            )
+        most = min(self.num_experts, _MAX_EXPERTS_PER_TOK)
+        if not 1 <= self.num_experts_per_tok <= most:
+            raise ConfigError(
+                f"num_experts_per_tok is {self.num_experts_per_tok}; of {self.num_experts} "
+                f"experts it must be from 1 to {most}"
+            )
+        least = {"moe_intermediate_size": 1, "n_shared_experts": 0, "router_aux_loss_coef": 0}
+        for name, bound in least.items():
+            if not bound <= getattr(self, name) < math.inf:
+                value = getattr(self, name)
+                raise ConfigError(f"{name} is {value}; it must be at least {bound}")
+        layers, last = set(self.mlp_only_layers), self.num_hidden_layers - 1
+        if not layers <= set(range(last + 1)) or len(layers) != len(self.mlp_only_layers):
+            raise ConfigError(
+                f"mlp_only_layers is {list(self.mlp_only_layers)}; it must hold numbers of layers, "
+                f"each once, from 0 to {last}"
+            )
+        if len(layers) > last:
+            raise ConfigError(
+                f"mlp_only_layers names all {last + 1} layers: leave one for the experts, or set "
+                "num_experts to 0"
+            )
+
+    def has_experts(self, layer: int) -> bool:
+        return self.num_experts > 0 and layer not in self.mlp_only_layers
+
+    @property
+    def renormalizes_experts(self) -> bool:
+        """Whether a token's expert weights are divided by their sum: the 2-series leaves a single
+        one as it is."""
+        return self.norm_topk_prob and (self.num_experts_per_tok > 1 or self.model_type == "qwen3")
+
+    @property
+    def router_learns_from_aux_loss_alone(self) -> bool:
+        """A single expert's weight divided by itself is 1, whatever the router says."""
+        return self.num_experts > 0 and self.num_experts_per_tok == 1 and self.renormalizes_experts
+
+    @property
+    def active_ffn_size(self) -> int:
+        """What one token meets of a feed-forward layer, with experts where the model has any."""
+        experts = self.num_experts_per_tok + self.n_shared_experts
+        return experts * self.moe_intermediate_size if self.num_experts else self.intermediate_size
 
     @property
     def num_parameters(self) -> int:
         """Trained numbers, the tied matrix once."""
-        heads = self.num_attention_heads + self.num_key_value_heads
-        attention = 2 * heads * self.head_dim * self.hidden_size
+        return self._count_parameters(self.num_experts)
+
+    @property
+    def num_active_parameters(self) -> int:
+        """Those that one token meets: of the routed experts, the ones it goes to."""
+        return self._count_parameters(self.num_experts_per_tok if self.num_experts else 0)
+
+    def _count_parameters(self, experts: int) -> int:
+        """With so many routed experts in each layer that has any."""
+        heads, hidden = self.num_attention_heads + self.num_key_value_heads, self.hidden_size
+        attention = 2 * heads * self.head_dim * hidden
         attention += 2 * self.head_dim if self.use_qk_norm else 0
-        ffn = 3 * self.hidden_size * self.intermediate_size
-        block = attention + ffn + 2 * self.hidden_size
+        dense_ffn = 3 * hidden * self.intermediate_size
+        expert_ffn = 3 * hidden * self.moe_intermediate_size * (experts + self.n_shared_experts)
+        expert_ffn += hidden * self.num_experts
+        layers = range(self.num_hidden_layers)
+        ffn = sum(expert_ffn if self.has_experts(i) else dense_ffn for i in layers)
         matrices = 1 if self.tie_word_embeddings else 2
-        embedding = matrices * self.vocab_size * self.hidden_size
-        return embedding + self.num_hidden_layers * block + self.hidden_size
+        embedding = matrices * self.vocab_size * hidden
+        return embedding + ffn + self.num_hidden_layers * (attention + 2 * hidden) + hidden
 
     def flops_per_token(self, seq_len: int) -> int:
-        """Forward and backward: 6N + 12·L·D·T (PaLM, Chowdhery et al. 2022, appendix B), N with
-        the tied matrix once, D the width of all query heads."""
+        """Forward and backward: 6N + 12·L·D·T (PaLM, Chowdhery et al. 2022, appendix B), N the
+        active parameters with the tied matrix once, D the width of all query heads."""
         width = self.num_attention_heads * self.head_dim
-        return 6 * self.num_parameters + 12 * self.num_hidden_layers * width * seq_len
+        return 6 * self.num_active_parameters + 12 * self.num_hidden_layers * width * seq_len
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """As JSON gives it back."""
+        return dataclasses.asdict(self) | {"mlp_only_layers": list(self.mlp_only_layers)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], origin: str) -> ModelConfig:
@@ -128,6 +213,10 @@ class ModelConfig:
         for name, value in values.items():
             default = known[name].default
             if name == "rope_scaling" or (value is None and default is None):
+                continue
+            if isinstance(default, tuple):
+                if not isinstance(value, list | tuple) or not all(type(x) is int for x in value):
+                    raise ConfigError(f"{origin}: {name} is {value!r}; it must be a list of ints")
                 continue
             wanted = (int, float) if isinstance(default, float) else type(default)
             if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
@@ -145,32 +234,28 @@ def default_intermediate_size(model_type: str, hidden_size: int) -> int:
     return 64 * math.ceil(wide / 64)
 
 
-def _check_rope_scaling(value: Any) -> dict[str, Any]:
-    if value == "yarn":
-        return dict(YARN)
-    if not isinstance(value, dict) or value.get("rope_type") != "yarn" or set(value) - set(YARN):
-        raise ConfigError(
-            f"rope_scaling is {value!r}; it must be 'yarn' or an object with rope_type 'yarn' and "
-            f"some of {', '.join(YARN)}"
-        )
-    for name, number in value.items():
-        is_number = isinstance(number, int | float) and not isinstance(number, bool)
-        if name != "rope_type" and not (is_number and 0 < number < math.inf):
-            raise ConfigError(f"rope_scaling: {name} is {number!r}; it must be a number above 0")
-    return YARN | value
-
-
 _SERIES_2: dict[str, Any] = {
     "model_type": "llama",
     "use_qk_norm": False,
     "rms_norm_eps": 1e-5,
     "norm_cast_before_weight": True,
 }
+_SERIES_3: dict[str, Any] = {"hidden_size": 768, "num_key_value_heads": 4}
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4},
     "minimind2-small": _SERIES_2,
     "minimind2": _SERIES_2 | {"hidden_size": 768, "num_hidden_layers": 16},
-    "minimind3": {"hidden_size": 768, "num_key_value_heads": 4},
+    "minimind2-moe": _SERIES_2
+    | {
+        "hidden_size": 640,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "router_aux_loss_coef": 0.01,
+        "seq_aux": True,
+    },
+    "minimind3": _SERIES_3,
+    "minimind3-moe": _SERIES_3 | {"num_experts": 4},
 }
 """What each preset changes from ModelConfig's defaults."""
 FOLLOWS_TOKENIZER = frozenset({"tiny"})

@@ -113,13 +113,17 @@ SIZES: dict[str, dict[str, Sizes]] = {
         "tiny": Sizes(256, 4, 4),
         "minimind2-small": Sizes(1024, 8, 4),
         "minimind2": Sizes(1024, 8, 2),
+        "minimind2-moe": Sizes(1024, 8, 2),
         "minimind3": Sizes(1024, 8, 2),
+        "minimind3-moe": Sizes(1024, 8, 2),
     },
     "gpu": {
         "tiny": Sizes(256, 16, 16),
         "minimind2-small": Sizes(1024, 128, 64),
         "minimind2": Sizes(1024, 128, 32),
+        "minimind2-moe": Sizes(1024, 128, 32),
         "minimind3": Sizes(1024, 128, 32),
+        "minimind3-moe": Sizes(1024, 128, 32),
     },
 }
 """Default row length, global batch and micro-batch, by kind of device and preset. The global batch

@@ -121,6 +121,7 @@ def collate(rows: Sequence[PackedRow]) -> Batch:
         labels_BT=torch.from_numpy(labels_BT),
         positions_BT=torch.from_numpy(positions_BT),
         cu_seqlens=torch.from_numpy(cu_seqlens),
+        is_token_BT=torch.from_numpy(np.stack([row.doc_T for row in rows]) >= 0),
         max_len=int(np.diff(cu_seqlens).max()),
         num_targets=int((labels_BT != IGNORE_INDEX).sum()),
     )

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from minimind.config.model import ModelConfig
-from minimind.engine.deepspeed_engine import DeepSpeedEngine, convert_to_universal
+from minimind.engine.deepspeed_engine import DeepSpeedEngine
+from minimind.engine.universal import convert_to_universal
 from minimind.errors import CheckpointError, TrainingError
 from minimind.model.state_dict import save_hf_folder
 

@@ -7,8 +7,6 @@ import datetime
 import logging
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,6 +150,11 @@ class DeepSpeedEngine:
         return float(self._engine.optimizer.param_groups[0]["lr"])
 
     @property
+    def loss_scale(self) -> float:
+        """What fp16 gradients are multiplied by until the step divides them; 1 elsewhere."""
+        return float(getattr(self._engine.optimizer, "loss_scale", 1.0))
+
+    @property
     def monitor(self) -> Any:
         """DeepSpeed's TensorBoard, Weights & Biases and Comet writers, as the JSON enables them."""
         return self._engine.monitor
@@ -277,19 +280,6 @@ def parameter_groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
             f"no weight's name matches {', '.join(sorted(unmatched))}; names: {names}"
         )
     return list(groups.values())
-
-
-def convert_to_universal(folder: Path, output: Path) -> None:
-    """DeepSpeed's shards in a form that loads at any number of ranks. Raises CheckpointError."""
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-    command += ["--input_folder", str(folder / TAG), "--output_folder", str(output / TAG)]
-    command += ["--inject_missing_state", "--num_extract_workers", "1", "--num_merge_workers", "1"]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise CheckpointError(
-            f"{folder}: cannot be converted for another number of ranks: {done.stderr[-2000:]}"
-        )
 
 
 def broadcast(value: Any) -> Any:

@@ -18,6 +18,7 @@ from minimind.config.recipe import Recipe
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.interrupts import Interrupts
 from minimind.engine.progress import Progress
+from minimind.engine.routers import RouterWatch
 from minimind.engine.stage import BatchT, Loader, Stage
 from minimind.errors import TrainingError
 from minimind.runtime.memory import PeakMemory
@@ -56,7 +57,8 @@ class _Pending:
     loader_step: int
     learning_rate: float
     numbers: Tensor
-    """On the host: count, tokens, stop; loss and metric sums; grad norm; this rank's losses."""
+    """On the host: count, tokens, stop; loss and metric sums; grad norm; the routers' numbers;
+    this rank's losses."""
     arrived: torch.cuda.Event | None
 
     def read(self) -> list[float]:
@@ -82,6 +84,7 @@ class Loop(Generic[BatchT]):
     """Validation batches: as many on every rank."""
     state: RunState = field(default_factory=RunState)
     memory: PeakMemory = field(init=False)
+    routers: RouterWatch = field(init=False)
     _pending: deque[_Pending] = field(default_factory=deque)
     _unrecorded: StepStats | None = None
     _interrupted: bool = False
@@ -89,6 +92,7 @@ class Loop(Generic[BatchT]):
 
     def __post_init__(self) -> None:
         self.memory = PeakMemory(self.engine.device)
+        self.routers = RouterWatch(self.engine.module, self.engine.device)
 
     def run(self) -> bool:
         """True when all steps are done, False when interrupted; saved either way. A loss or
@@ -172,6 +176,7 @@ class Loop(Generic[BatchT]):
             seed_micro_batch(self.recipe.seed, step, place)
             loss = self.stage.loss(engine, batch)
             engine.backward(loss)
+            self.routers.add(loss)
             losses.append(loss.total.detach())
             sums += torch.stack(
                 [losses[-1], *(loss.metrics[name] for name in self.stage.metric_names)]
@@ -181,9 +186,8 @@ class Loop(Generic[BatchT]):
         engine.step(rate)
         self.state.step += 1
         norm = engine.grad_norm.to(engine.device, torch.float64).reshape(1)
-        numbers = torch.cat(
-            [counts, engine.sum_over_ranks(sums.double()), norm, torch.stack(losses).double()]
-        )
+        sums, routed = engine.sum_over_ranks(sums.double()), self.routers.take(engine)
+        numbers = torch.cat([counts, sums, norm, routed, torch.stack(losses).double()])
         arrived = None
         if engine.device.type == "cuda":
             numbers = numbers.to("cpu", non_blocking=True)
@@ -197,8 +201,10 @@ class Loop(Generic[BatchT]):
             pending = self._pending.popleft()
             count, tokens, stop, *numbers = pending.read()
             num_sums = 1 + len(self.stage.metric_names)
-            sums, grad_norm, losses = numbers[:num_sums], numbers[num_sums], numbers[num_sums + 1 :]
-            means = [value / max(count, 1.0) for value in sums]
+            means = [value / max(count, 1.0) for value in numbers[:num_sums]]
+            grad_norm, *rest = numbers[num_sums:]
+            routed = self.routers.read(rest[: self.routers.size], count)
+            losses = rest[self.routers.size :]
             self._check_finite(pending, means[0], grad_norm, losses)
             self._interrupted = self._interrupted or stop > 0
             now = time.perf_counter()
@@ -213,7 +219,9 @@ class Loop(Generic[BatchT]):
                 tokens_per_s=tokens / seconds,
                 peak_bytes=self.memory.peak_bytes,
                 resident_bytes=self.memory.resident_bytes,
-                metrics=dict(zip(self.stage.metric_names, means[1:], strict=True)),
+                metrics=dict(zip(self.stage.metric_names, means[1:], strict=True)) | routed.metrics,
+                diagnostics=routed.diagnostics,
+                expert_load=routed.expert_load,
             )
             self.progress.update(stats, seconds)
             self._record()

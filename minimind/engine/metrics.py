@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.csv, loss.png, and the monitors that the JSON or recipe ask."""
+"""What a run writes down: metrics.csv, its plots, and the monitors that the JSON or recipe ask."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from minimind.engine.expert_load import ExpertLoadLog
 from minimind.types import StepStats
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class MetricsLog:
         self.columns = [*COLUMNS, *extra_columns]
         self._path = folder / "metrics.csv"
         self._monitors = monitors
+        self._expert_load = ExpertLoadLog(folder, step)
         kept = [row for row in read_metrics(self._path) if int(row["step"]) <= step]
         fresh = self._path.with_suffix(".csv.new")
         with open(fresh, "w", newline="", encoding="utf-8") as file:
@@ -65,29 +67,33 @@ class MetricsLog:
             "peak_bytes": stats.peak_bytes or "",
             "resident_bytes": stats.resident_bytes,
         }
-        row |= {name: f"{value:.6g}" for name, value in stats.metrics.items()}
+        extra = {**stats.metrics, **stats.diagnostics}
+        row |= {name: f"{value:.6g}" for name, value in extra.items()}
         numbers = {
             "loss": stats.loss,
             "learning_rate": stats.learning_rate,
             "grad_norm": stats.grad_norm,
             "tokens_per_s": stats.tokens_per_s,
-            **stats.metrics,
+            **extra,
         }
         if val_loss is not None:
             row["val_loss"] = f"{val_loss:.6f}"
             numbers["val_loss"] = val_loss
         self._writer.writerow(row)
         self._file.flush()
+        self._expert_load.write(stats.step, stats.expert_load)
         events = [(f"train/{name}", value, stats.step) for name, value in numbers.items()]
         for monitor in self._monitors:
             monitor.write_events(events)
 
     def plot(self) -> None:
-        """loss.png; a plot that fails is logged and ends no run."""
+        """loss.png and, with experts, expert_load.png; a plot that fails is logged and ends no
+        run."""
         try:
             plot_losses(read_metrics(self._path), self.folder / "loss.png")
+            self._expert_load.plot()
         except Exception as error:
-            logger.warning("loss.png was not drawn: %s", error)
+            logger.warning("loss.png or expert_load.png was not drawn: %s", error)
 
     def close(self) -> None:
         self.plot()

@@ -1,17 +1,16 @@
 """Tensor names in and out, and Hugging Face folders without `transformers`.
 
-Inside, q/k/v and gate/up are one fused matrix each; on disk every tensor has Hugging Face's name.
+Inside, q/k/v and gate/up are one fused matrix each, experts are stacked and shared experts lie side
+by side; on disk every matrix is one of its own and has Hugging Face's name.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,63 +18,105 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minimind.config.model import ModelConfig
-from minimind.errors import CheckpointError, ConfigError
+from minimind.errors import CheckpointError
+from minimind.model.hf_config import CONFIG_FILE, load_hf_config, to_hf_config
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One tensor inside, and the tensors on disk whose rows, stacked, it is."""
+    """One tensor inside, and the tensors on disk that it is made of."""
 
     inside: str
+    shape: tuple[int, ...]
     outside: tuple[tuple[str, int], ...]
-    columns: int | None
+    """Their names, and how many rows of it each is (columns, where `dim` is 1); stacked matrices
+    count as one with all their rows."""
+    dim: int = 0
+
+    @property
+    def columns(self) -> int | None:
+        """None for a vector."""
+        return self.shape[-1] if len(self.shape) > 1 else None
+
+    @property
+    def matrix(self) -> tuple[int, ...]:
+        return self.shape if self.columns is None else (-1, self.columns)
+
+    def outside_shape(self, size: int) -> tuple[int, ...]:
+        if self.columns is None:
+            return (size,)
+        return (size, self.columns) if self.dim == 0 else (self.shape[0], size)
 
 
-def _layout(config: ModelConfig) -> Iterable[_Entry]:
-    hidden, ffn, size = config.hidden_size, config.intermediate_size, config.head_dim
+def _layout(config: ModelConfig) -> Iterator[_Entry]:
+    hidden, size = config.hidden_size, config.head_dim
     q, kv = config.num_attention_heads * size, config.num_key_value_heads * size
 
-    def entry(inside: str, outside: Mapping[str, int], columns: int | None = hidden) -> _Entry:
-        return _Entry(inside, tuple(outside.items()), columns)
+    def entry(inside: str, outside: str, *shape: int) -> _Entry:
+        return _Entry(inside, shape, ((outside, shape[0]),))
 
-    yield entry("embed_tokens.weight", {"model.embed_tokens.weight": config.vocab_size})
+    yield entry("embed_tokens.weight", "model.embed_tokens.weight", config.vocab_size, hidden)
     for i in range(config.num_hidden_layers):
         inside, outside = f"layers.{i}.", f"model.layers.{i}."
-        attention, mlp = outside + "self_attn.", outside + "mlp."
-        yield entry(
+        attention = outside + "self_attn."
+        yield _Entry(
             inside + "self_attn.qkv_proj.weight",
-            {f"{attention}{x}_proj.weight": n for x, n in (("q", q), ("k", kv), ("v", kv))},
+            (q + 2 * kv, hidden),
+            tuple((f"{attention}{x}_proj.weight", n) for x, n in (("q", q), ("k", kv), ("v", kv))),
         )
-        yield entry(
-            inside + "self_attn.o_proj.weight", {attention + "o_proj.weight": hidden}, columns=q
-        )
+        o_proj = "self_attn.o_proj.weight"
+        yield entry(inside + o_proj, outside + o_proj, hidden, q)
         if config.use_qk_norm:
             for x in ("q_norm", "k_norm"):
-                yield entry(f"{inside}self_attn.{x}", {f"{attention}{x}.weight": size}, None)
-        yield entry(
-            inside + "mlp.gate_up_proj.weight",
-            {mlp + "gate_proj.weight": ffn, mlp + "up_proj.weight": ffn},
-        )
-        yield entry(
-            inside + "mlp.down_proj.weight", {mlp + "down_proj.weight": hidden}, columns=ffn
-        )
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield entry(f"{inside}{norm}.weight", {f"{outside}{norm}.weight": hidden}, None)
-    yield entry("norm.weight", {"model.norm.weight": hidden}, None)
+                yield entry(f"{inside}self_attn.{x}", f"{attention}{x}.weight", size)
+        if config.has_experts(i):
+            yield from _expert_layout(config, inside + "mlp.", outside + "mlp.")
+        else:
+            yield from _swiglu_layout(
+                hidden, config.intermediate_size, inside + "mlp.", [outside + "mlp."]
+            )
+        for norm in ("input_layernorm.weight", "post_attention_layernorm.weight"):
+            yield entry(inside + norm, outside + norm, hidden)
+    yield entry("norm.weight", "model.norm.weight", hidden)
     if not config.tie_word_embeddings:
-        yield entry("lm_head.weight", {"lm_head.weight": config.vocab_size})
+        yield entry("lm_head.weight", "lm_head.weight", config.vocab_size, hidden)
+
+
+def _swiglu_layout(hidden: int, ffn: int, inside: str, outside: Sequence[str]) -> Iterator[_Entry]:
+    """One feed-forward layer inside; on disk as many of size `ffn`, whose sum it is."""
+    width = ffn * len(outside)
+    halves = [(f"{name}{half}_proj.weight", ffn) for half in ("gate", "up") for name in outside]
+    yield _Entry(inside + "gate_up_proj.weight", (2 * width, hidden), tuple(halves))
+    downs = [name + "down_proj.weight" for name in outside]
+    side_by_side = len(outside) > 1
+    sizes = tuple((name, ffn if side_by_side else hidden) for name in downs)
+    yield _Entry(inside + "down_proj.weight", (hidden, width), sizes, dim=int(side_by_side))
+
+
+def _expert_layout(config: ModelConfig, inside: str, outside: str) -> Iterator[_Entry]:
+    hidden, ffn, num_experts = config.hidden_size, config.moe_intermediate_size, config.num_experts
+    experts = [f"{outside}experts.{e}." for e in range(num_experts)]
+    router = ((outside + "gate.weight", num_experts),)
+    yield _Entry(inside + "gate.weight", (num_experts, hidden), router)
+    halves = [(f"{name}{half}_proj.weight", ffn) for name in experts for half in ("gate", "up")]
+    yield _Entry(inside + "gate_up_proj", (num_experts, 2 * ffn, hidden), tuple(halves))
+    downs = tuple((name + "down_proj.weight", hidden) for name in experts)
+    yield _Entry(inside + "down_proj", (num_experts, hidden, ffn), downs)
+    if config.n_shared_experts:
+        shared = [f"{outside}shared_experts.{s}." for s in range(config.n_shared_experts)]
+        yield from _swiglu_layout(hidden, ffn, inside + "shared_experts.", shared)
 
 
 def split_fused(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The model's named parameters under Hugging Face's names; views where split."""
     tensors: dict[str, Tensor] = {}
     for entry in _layout(config):
-        names, rows = zip(*entry.outside, strict=True)
-        tensors |= zip(names, state[entry.inside].split(list(rows)), strict=True)
+        names, sizes = zip(*entry.outside, strict=True)
+        parts = state[entry.inside].reshape(entry.matrix).split(list(sizes), dim=entry.dim)
+        tensors |= zip(names, parts, strict=True)
     return tensors
 
 
@@ -96,17 +137,18 @@ def join_fused(
     state: dict[str, Tensor] = {}
     for entry in _layout(config):
         parts = []
-        for name, rows in entry.outside:
+        for name, size in entry.outside:
             if name not in tensors:
                 raise CheckpointError(f"{origin}: the tensor {name} is missing")
             part = tensors.pop(name)
-            shape = (rows,) if entry.columns is None else (rows, entry.columns)
+            shape = entry.outside_shape(size)
             if tuple(part.shape) != shape:
                 raise CheckpointError(
                     f"{origin}: {name} is {list(part.shape)}, but this model's is {list(shape)}"
                 )
             parts.append(part)
-        state[entry.inside] = torch.cat(parts) if len(parts) > 1 else parts[0]
+        whole = torch.cat(parts, dim=entry.dim) if len(parts) > 1 else parts[0]
+        state[entry.inside] = whole.view(entry.shape)
     if tensors:
         raise CheckpointError(f"{origin}: not of this model: {', '.join(sorted(tensors)[:5])}")
     return state
@@ -115,7 +157,8 @@ def join_fused(
 def save_hf_folder(
     folder: Path, config: ModelConfig, state: Mapping[str, Tensor], dtype: torch.dtype
 ) -> None:
-    """Writes config.json and model.safetensors, which `transformers` loads as Llama or Qwen3."""
+    """Writes config.json and model.safetensors, which `transformers` loads where
+    hf_config.py knows its name for the model."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: tensor.detach().to("cpu", dtype).contiguous()
@@ -163,123 +206,3 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / Path(shard).name for shard in shards]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{index}: not a safetensors index: {error!r}") from None
-
-
-_SAME_NAME = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "rms_norm_eps",
-    "rope_theta",
-    "max_position_embeddings",
-    "tie_word_embeddings",
-    "initializer_range",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-)
-_OURS = ("model_type", "norm_cast_before_weight", "dropout")
-"""Fields that Hugging Face has no word for, kept in a section that it ignores."""
-
-
-def to_hf_config(config: ModelConfig) -> dict[str, Any]:
-    """config.json: Qwen3 is what Hugging Face calls a Llama with QK norm."""
-    family = "qwen3" if config.use_qk_norm else "llama"
-    return {
-        "architectures": [{"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}[family]],
-        "model_type": family,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "use_cache": True,
-        **{name: getattr(config, name) for name in _SAME_NAME},
-        "rope_scaling": config.rope_scaling,
-        "minimind": {name: getattr(config, name) for name in _OURS},
-    }
-
-
-_REQUIRED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-)
-_ABSENT: dict[str, dict[str, Any]] = {
-    "llama": {"max_position_embeddings": 2048},
-    "qwen3": {"max_position_embeddings": 32768, "head_dim": 128},
-}
-"""What Hugging Face's own classes take where config.json says nothing, beside what both take."""
-_SUPPORTED: dict[str, Any] = {
-    "attention_bias": False,
-    "mlp_bias": False,
-    "use_sliding_window": False,
-    "hidden_act": "silu",
-    "partial_rotary_factor": 1.0,
-}
-
-
-def load_hf_config(folder: Path) -> ModelConfig:
-    """Reads config.json of this project or of any Llama or Qwen3 of Hugging Face's."""
-    path = folder / CONFIG_FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        family, ours = values["model_type"], dict(values.get("minimind") or {})
-        # transformers 5 writes rope_theta and rope_scaling as one object, rope_parameters.
-        rope = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path}: not the config.json of a model") from None
-    if family not in ("llama", "qwen3"):
-        raise CheckpointError(f"{path}: model_type {family!r}; known: 'llama', 'qwen3'")
-    for name, only in _SUPPORTED.items():
-        if (given := rope.pop(name, values.get(name))) not in (None, only):
-            raise CheckpointError(f"{path}: {name} is {given!r}; models here have {only!r}")
-    if other := set(values.get("layer_types") or ()) - {"full_attention"}:
-        raise CheckpointError(f"{path}: layer_types holds {sorted(other)}; all attention is full")
-    if missing := [name for name in _REQUIRED if values.get(name) is None]:
-        raise CheckpointError(f"{path}: {missing[0]} is missing")
-    fields: dict[str, Any] = {
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10_000.0,
-        "tie_word_embeddings": False,
-        "num_key_value_heads": values["num_attention_heads"],
-        **_ABSENT[family],
-        **{name: values[name] for name in _SAME_NAME if values.get(name) is not None},
-        "model_type": family,
-        "use_qk_norm": family == "qwen3",
-        # Hugging Face's own models multiply after the cast.
-        "norm_cast_before_weight": True,
-    }
-    if isinstance(end := fields.get("eos_token_id"), list):
-        fields["eos_token_id"] = end[0] if end else None
-    try:
-        if (theta := rope.pop("rope_theta", None)) is not None:
-            fields["rope_theta"] = theta
-        fields["rope_scaling"] = _read_rope_scaling(rope, fields["max_position_embeddings"], path)
-        return ModelConfig.from_dict(fields | ours, str(path))
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from None
-
-
-def _read_rope_scaling(
-    rope: dict[str, Any], max_positions: int, path: Path
-) -> dict[str, Any] | None:
-    """Hugging Face's rope_scaling as ours; what is left out is what `transformers` takes then."""
-    rope_type = rope.pop("rope_type", rope.pop("type", "default"))
-    if rope_type == "default":
-        return None
-    rope = {k: v for k, v in rope.items() if v is not None and (k, v) != ("truncate", True)}
-    try:
-        usual = 0.1 * math.log(max(rope["factor"], 1.0)) + 1.0
-    except (KeyError, TypeError):
-        raise CheckpointError(
-            f"{path}: rope_scaling of type {rope_type!r} needs a factor, a number"
-        ) from None
-    left_out = {"attention_factor": usual, "original_max_position_embeddings": max_positions}
-    return {"rope_type": rope_type} | left_out | rope

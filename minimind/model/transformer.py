@@ -15,7 +15,9 @@ from minimind.model.attention import Attend, Attention
 from minimind.model.document_attention import plan_attention
 from minimind.model.feed_forward import SwiGLU
 from minimind.model.kv_cache import KVCache
+from minimind.model.moe import MixtureOfExperts
 from minimind.model.rope import rope_tables
+from minimind.model.router_report import RouterReport
 from minimind.types import Batch, HeadFn, ModelOutput
 
 
@@ -42,12 +44,16 @@ class Block(nn.Module):
     gives (what is to be added, what to).
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config)
-        self.mlp = SwiGLU(config)
+        self.mlp = (
+            MixtureOfExperts(config)
+            if config.has_experts(layer)
+            else SwiGLU(config.hidden_size, config.intermediate_size)
+        )
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -57,11 +63,12 @@ class Block(nn.Module):
         rope: tuple[Tensor, Tensor],
         positions_M: Tensor,
         attend: Attend,
+        report: RouterReport | None = None,
     ) -> tuple[Tensor, Tensor]:
         residual_MD, x_MD = self.input_layernorm(delta_MD, residual_MD)
         delta_MD = self.dropout(self.self_attn(x_MD, rope, positions_M, attend))
         residual_MD, x_MD = self.post_attention_layernorm(delta_MD, residual_MD)
-        return self.dropout(self.mlp(x_MD)), cast(Tensor, residual_MD)
+        return self.dropout(self.mlp(x_MD, report)), cast(Tensor, residual_MD)
 
 
 class OutputHead(nn.Module):
@@ -77,14 +84,14 @@ class OutputHead(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A dense decoder. `forward` trains on packed documents; `decode` continues one sequence."""
+    """The decoder. `forward` trains on packed documents; `decode` continues one sequence."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config)
         head = cast(nn.Parameter, self.embed_tokens.weight)
         if not config.tie_word_embeddings:
@@ -118,19 +125,24 @@ class Transformer(nn.Module):
         plan = plan_attention(
             batch.cu_seqlens, batch.max_len, self.config.num_attention_heads, embedded_MD.dtype
         )
+        report = None
+        if self.config.num_experts and self.training and torch.is_grad_enabled():
+            report = RouterReport(batch)
         delta_MD, residual_MD = embedded_MD, None
         for block in self.layers:
+            inputs = (delta_MD, residual_MD, rope, positions_M, plan, report)
             if self.activation_checkpointing and torch.is_grad_enabled():
                 delta_MD, residual_MD = cast(
-                    tuple[Tensor, Tensor],
-                    checkpoint(
-                        block, delta_MD, residual_MD, rope, positions_M, plan, use_reentrant=False
-                    ),
+                    tuple[Tensor, Tensor], checkpoint(block, *inputs, use_reentrant=False)
                 )
             else:
-                delta_MD, residual_MD = block(delta_MD, residual_MD, rope, positions_M, plan)
+                delta_MD, residual_MD = block(*inputs)
         _, hidden_MD = self.norm(delta_MD, residual_MD)
-        return ModelOutput(per_token=self.lm_head(hidden_MD, head))
+        per_token = self.lm_head(hidden_MD, head)
+        if report is None:
+            return ModelOutput(per_token=per_token)
+        aux_loss, load = report.sum_up(self.config.router_aux_loss_coef)
+        return ModelOutput(per_token=per_token, aux_loss=aux_loss, expert_load=load)
 
     @torch.no_grad()
     def decode(self, ids_M: Tensor, cache: KVCache) -> Tensor:

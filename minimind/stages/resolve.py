@@ -23,7 +23,7 @@ from minimind.data.loader import PackedLoader
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint, find_model_folder
 from minimind.errors import CheckpointError, ConfigError
-from minimind.model.state_dict import load_hf_config
+from minimind.model.hf_config import load_hf_config
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
 from minimind.stages import STAGES
@@ -181,6 +181,7 @@ def _resolve_model(
     folder = find_model_folder(Path(checkpoint))
     config = load_hf_config(folder)
     changeable = {"dropout", "rope_scaling", "rope_theta", "max_position_embeddings"}
+    changeable |= {"norm_topk_prob", "router_aux_loss_coef", "seq_aux"}
     if fixed := sorted(set(arguments.model) - changeable):
         raise ConfigError(
             f"--set {fixed[0]} would change the shape of the model of {folder}; only "
@@ -248,9 +249,11 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
     kind = precision(ds)
     why = f" ({run.device.why_not_bf16})" if kind == "fp32" and run.device.why_not_bf16 else ""
     stage = (ds.get("zero_optimization") or {}).get("stage", 0)
+    active = f" ({run.config.num_active_parameters:,} active)" if run.config.num_experts else ""
     lines = [
         f"stage      {run.stage} of {run.model_name or 'a model of its own size'}: "
-        f"{run.config.num_parameters:,} parameters, vocabulary {run.config.vocab_size:,}",
+        f"{run.config.num_parameters:,} parameters{active}, vocabulary "
+        f"{run.config.vocab_size:,}",
         f"device     {run.device.name} x {run.world_size}, {kind}{why}, ZeRO stage {stage}",
         f"step       {run.train_batch_size} rows x {run.seq_len} tokens = micro-batch "
         f"{run.micro_batch_size} x accumulation {accumulation} x {run.world_size} rank(s)",
@@ -283,7 +286,7 @@ def predict_bytes(run: ResolvedRun) -> int:
     tokens = run.micro_batch_size * run.seq_len
     heads = config.num_attention_heads + 2 * config.num_key_value_heads
     # Saved per layer: two sums, two norms, qkv packed and rotated, attention out, FFN halves.
-    width = 5 * config.hidden_size + 2 * heads * config.head_dim + 3 * config.intermediate_size
+    width = 5 * config.hidden_size + 2 * heads * config.head_dim + 3 * config.active_ffn_size
     layers = 1 if run.recipe.activation_checkpointing else config.num_hidden_layers
     activations = tokens * size * (layers * width + config.num_hidden_layers * config.hidden_size)
     logits = min(tokens, 2048) * config.vocab_size * (size + 4)

@@ -19,7 +19,13 @@ from minimind.config.model import (
 from minimind.errors import ConfigError
 from minimind.model.transformer import Transformer
 
-COUNTS = {"minimind2-small": 25_829_888, "minimind2": 104_030_976, "minimind3": 63_912_192}
+COUNTS = {
+    "minimind2-small": 25_829_888,
+    "minimind2": 104_030_976,
+    "minimind2-moe": 145_029_760,
+    "minimind3": 63_912_192,
+    "minimind3-moe": 198_416_640,
+}
 
 
 def module_count(config: ModelConfig) -> int:
@@ -39,7 +45,9 @@ def test_presets_have_their_exact_number_of_parameters(name: str, count: int):
     [
         ("minimind2-small", ("llama", 512, 8, 8, 2, 64, 1408, 6400, False, 1e-5, True)),
         ("minimind2", ("llama", 768, 16, 8, 2, 96, 2048, 6400, False, 1e-5, True)),
+        ("minimind2-moe", ("llama", 640, 8, 8, 2, 80, 1728, 6400, False, 1e-5, True)),
         ("minimind3", ("qwen3", 768, 8, 8, 4, 96, 2432, 6400, True, 1e-6, False)),
+        ("minimind3-moe", ("qwen3", 768, 8, 8, 4, 96, 2432, 6400, True, 1e-6, False)),
     ],
 )
 def test_presets_are_those_of_the_specification(name: str, expected: tuple[Any, ...]):
@@ -53,6 +61,56 @@ def test_presets_are_those_of_the_specification(name: str, expected: tuple[Any, 
 
 
 @pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("minimind2-moe", (4, 2, 1728, 1, True, 0.01, True)),
+        ("minimind3-moe", (4, 1, 2432, 0, True, 5e-4, False)),
+        ("minimind3", (0, 1, 0, 0, True, 5e-4, False)),
+    ],
+)
+def test_experts_of_the_presets(name: str, expected: tuple[Any, ...]):
+    c = load_model_config(name)
+    experts = (c.num_experts, c.num_experts_per_tok, c.moe_intermediate_size, c.n_shared_experts)
+    assert (*experts, c.norm_topk_prob, c.router_aux_loss_coef, c.seq_aux) == expected
+    assert c.mlp_only_layers == ()
+
+
+def test_any_model_becomes_a_mixture_of_experts():
+    config = load_model_config("tiny", {"num_experts": 4, "num_experts_per_tok": 2})
+    assert config.moe_intermediate_size == config.intermediate_size
+    assert [config.has_experts(i) for i in range(4)] == [True] * 4
+    wide = load_model_config("minimind3-moe", {"hidden_size": 640, "mlp_only_layers": [0, 2]})
+    assert wide.moe_intermediate_size == wide.intermediate_size == 2048
+    assert [i for i in range(8) if wide.has_experts(i)] == [1, 3, 4, 5, 6, 7]
+
+
+def test_active_parameters_are_what_one_token_meets():
+    """As many as the dense model of the same sizes, and its routers."""
+    dense, sparse = load_model_config("minimind3"), load_model_config("minimind3-moe")
+    assert dense.num_active_parameters == dense.num_parameters
+    assert sparse.num_active_parameters == dense.num_parameters + 8 * 4 * 768
+    routers = 6 * 8 * 4 * 768
+    assert sparse.flops_per_token(512) == dense.flops_per_token(512) + routers
+    # Two routed and one shared expert of 1728, and the router.
+    c = load_model_config("minimind2-moe")
+    assert c.active_ffn_size == 3 * 1728
+    inactive = 8 * 2 * (3 * 640 * 1728)
+    assert c.num_active_parameters == c.num_parameters - inactive
+
+
+def test_when_a_router_learns_from_the_auxiliary_loss_alone():
+    def alone(name: str, **overrides: Any) -> bool:
+        return load_model_config(name, overrides).router_learns_from_aux_loss_alone
+
+    assert alone("minimind3-moe")
+    assert not alone("minimind3-moe", norm_topk_prob=False)
+    assert not alone("minimind3-moe", num_experts_per_tok=2)
+    assert not alone("minimind2-moe")
+    assert not alone("minimind2-moe", num_experts_per_tok=1), "not divided in the 2-series"
+    assert not alone("minimind3")
+
+
+@pytest.mark.parametrize(
     "overrides",
     [
         {},
@@ -60,6 +118,8 @@ def test_presets_are_those_of_the_specification(name: str, expected: tuple[Any, 
         {"use_qk_norm": False},
         {"head_dim": 24, "num_attention_heads": 6, "num_key_value_heads": 3},
         {"hidden_size": 640, "vocab_size": 501, "num_hidden_layers": 1},
+        {"num_experts": 6, "moe_intermediate_size": 96, "n_shared_experts": 2},
+        {"num_experts": 2, "num_experts_per_tok": 2, "mlp_only_layers": [0, 3]},
     ],
 )
 @pytest.mark.parametrize("name", PRESETS)
@@ -124,7 +184,10 @@ def test_a_json_file_is_a_model(tmp_path: Path):
 
 def test_a_configuration_survives_its_dictionary():
     for name in PRESETS:
-        config = load_model_config(name, {"rope_scaling": "yarn"})
+        changes: dict[str, Any] = {"rope_scaling": "yarn"}
+        if "moe" in name:
+            changes["mlp_only_layers"] = [1]
+        config = load_model_config(name, changes)
         text = json.dumps(config.to_dict())
         assert ModelConfig.from_dict(json.loads(text), "test") == config
 
@@ -189,6 +252,30 @@ def test_flops_count_every_product_three_times():
         ({"rope_scaling": {"rope_type": "yarn", "factor": 0}}, ["factor", "0", "above 0"]),
         ({"rope_scaling": {"rope_type": "yarn", "beta_fast": None}}, ["beta_fast", "None"]),
         ({"rope_scaling": ["yarn"]}, ["rope_scaling", "yarn"]),
+        ({"num_experts": 1}, ["num_experts", "1", "2 to 256"]),
+        ({"num_experts": 257}, ["num_experts", "257", "2 to 256"]),
+        ({"num_experts": -4}, ["num_experts", "-4", "2 to 256"]),
+        ({"num_experts_per_tok": 2}, ["num_experts_per_tok", "2", "dense", "give num_experts"]),
+        ({"n_shared_experts": 1}, ["n_shared_experts", "1", "give num_experts"]),
+        ({"moe_intermediate_size": 64}, ["moe_intermediate_size", "64", "give num_experts"]),
+        ({"mlp_only_layers": [0]}, ["mlp_only_layers", "give num_experts"]),
+        (
+            {"num_experts": 4, "num_experts_per_tok": 5},
+            ["num_experts_per_tok", "5", "of 4 experts", "1 to 4"],
+        ),
+        ({"num_experts": 64, "num_experts_per_tok": 9}, ["num_experts_per_tok", "9", "1 to 8"]),
+        ({"num_experts": 4, "num_experts_per_tok": 0}, ["num_experts_per_tok", "0", "1 to 4"]),
+        ({"num_experts": 4, "moe_intermediate_size": -1}, ["moe_intermediate_size", "-1"]),
+        ({"num_experts": 4, "n_shared_experts": -1}, ["n_shared_experts", "-1", "at least 0"]),
+        ({"num_experts": 4, "router_aux_loss_coef": math.nan}, ["router_aux_loss_coef", "nan"]),
+        ({"num_experts": 4, "mlp_only_layers": 1}, ["mlp_only_layers", "1", "list of ints"]),
+        ({"num_experts": 4, "mlp_only_layers": [True]}, ["mlp_only_layers", "list of ints"]),
+        ({"num_experts": 4, "mlp_only_layers": [8]}, ["mlp_only_layers", "[8]", "from 0 to 7"]),
+        ({"num_experts": 4, "mlp_only_layers": [1, 1]}, ["mlp_only_layers", "each once"]),
+        (
+            {"num_experts": 4, "mlp_only_layers": list(range(8))},
+            ["mlp_only_layers", "all 8 layers", "num_experts to 0"],
+        ),
     ],
 )
 def test_a_wrong_field_is_named(overrides: dict[str, Any], words: list[str]):
@@ -219,7 +306,7 @@ def test_a_wrong_file_is_named(tmp_path: Path, content: str | bytes, words: list
 
 
 def test_a_missing_model_says_what_there_is(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"huge.*tiny, minimind2-small, minimind2, minimind3"):
+    with pytest.raises(ConfigError, match=r"huge.*tiny, minimind2-small.*, minimind3-moe"):
         load_model_config("huge")
     with pytest.raises(ConfigError, match=r"gone\.json.*cannot be read"):
         load_model_config(str(tmp_path / "gone.json"))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from small_models import reference_frequencies, small_config
 
-from minimind.config.model import YARN, ModelConfig
+from minimind.config.model import ModelConfig
+from minimind.config.rope_scaling import YARN
 from minimind.model.rope import rope_tables
 
 CPU = torch.device("cpu")

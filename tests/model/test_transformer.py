@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small_models import (
+    EXPERTS,
     FAMILIES,
     gradients,
     logits_of,
@@ -34,6 +35,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"rope_scaling": "yarn", "rope_theta": 1e4},
     {"tie_word_embeddings": False},
     {"norm_cast_before_weight": False, "rms_norm_eps": 1e-3},
+    *EXPERTS,
 ]
 
 
@@ -109,9 +111,12 @@ def test_a_document_is_the_same_anywhere_in_a_row():
         torch.testing.assert_close(found, logits_of(model, pack([[document]])), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("experts", [{}, EXPERTS[0]], ids=["dense", "experts"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_recomputed_activations_give_the_same_gradients_bitwise(dropout: float):
-    model = random_model(small_config(dropout=dropout)).train()
+def test_recomputed_activations_give_the_same_gradients_bitwise(
+    dropout: float, experts: dict[str, Any]
+):
+    model = random_model(small_config(dropout=dropout, **experts)).train()
     batch = pack([random_documents([9, 3, 14])])
     results = []
     for recompute in (False, True):

@@ -1,0 +1,102 @@
+"""How evenly experts are used: expert_load.csv, and expert_load.png, its heat map."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_STEPS_KEPT = 256
+_MOST_LABELS = 40
+
+
+class ExpertLoadLog:
+    """Rank 0's record of each expert's share of its layer's tokens. Of a long run every second
+    step is kept, then every fourth and so on: 128 to 256 of them make the picture."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        """Drops the rows after `step`, as MetricsLog does."""
+        self._path = folder / "expert_load.csv"
+        self._picture = folder / "expert_load.png"
+        if self._path.exists():
+            with open(self._path, encoding="utf-8") as file:
+                header, *lines = file.readlines()
+            kept = [line for line in lines if int(line.split(",")[0]) <= step]
+            fresh = self._path.with_suffix(".csv.new")
+            fresh.write_text("".join([header, *kept]), encoding="utf-8")
+            os.replace(fresh, self._path)
+
+    def write(self, step: int, load: Mapping[int, Sequence[float]]) -> None:
+        """`load`: the shares by layer."""
+        if not load or step % _stride(step):
+            return
+        lines = [
+            ",".join([str(step), str(layer), *(f"{share:.5f}" for share in shares)]) + "\n"
+            for layer, shares in load.items()
+        ]
+        if not self._path.exists():
+            num_experts = len(next(iter(load.values())))
+            names = [f"expert_{e}" for e in range(num_experts)]
+            lines.insert(0, ",".join(["step", "layer", *names]) + "\n")
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write("".join(lines))
+
+    def plot(self) -> None:
+        """Draws nothing where there is no load."""
+        if load := read_expert_load(self._path):
+            plot_expert_load(load, self._picture)
+
+
+def _stride(step: int) -> int:
+    """The smallest power of two with at most _STEPS_KEPT multiples up to `step`."""
+    return 1 << ((step - 1) // _STEPS_KEPT).bit_length()
+
+
+def read_expert_load(path: Path) -> dict[int, dict[int, list[float]]]:
+    """Shares by step and layer, evenly spaced over the run; empty where there is no file."""
+    if not path.exists():
+        return {}
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file)][1:]
+    load: dict[int, dict[int, list[float]]] = {}
+    stride = _stride(int(rows[-1][0])) if rows else 1
+    for step, layer, *shares in rows:
+        if int(step) % stride == 0:
+            load.setdefault(int(step), {})[int(layer)] = [float(share) for share in shares]
+    return load
+
+
+def plot_expert_load(load: Mapping[int, Mapping[int, Sequence[float]]], path: Path) -> None:
+    """One line of the picture per expert, by layer; colour says how its share compares with an
+    even one."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    steps, layers = sorted(load), list(next(iter(load.values())))
+    num_experts = len(load[steps[0]][layers[0]])
+    grid = [
+        [load[step][layer][expert] * num_experts for step in steps]
+        for layer in layers
+        for expert in range(num_experts)
+    ]
+    gap = steps[1] - steps[0] if len(steps) > 1 else 1
+    height = min(12.0, max(3.0, 0.16 * len(grid) + 1.0))
+    figure = Figure(figsize=(8, height), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    # A column covers the steps since the one before.
+    edges = [steps[0] - gap, *steps]
+    rows = range(len(grid) + 1)
+    mesh = axes.pcolormesh(edges, rows, grid, cmap="coolwarm", vmin=0, vmax=2, rasterized=True)
+    for place in range(1, len(layers)):
+        axes.axhline(place * num_experts, color="white", linewidth=1.5)
+    axes.invert_yaxis()
+    middles = [(place + 0.5) * num_experts for place in range(len(layers))]
+    shown = range(0, len(layers), -(-len(layers) // _MOST_LABELS))
+    axes.set_yticks([middles[i] for i in shown], [f"layer {layers[i]}" for i in shown])
+    axes.set_xlabel("optimizer step")
+    bar = figure.colorbar(mesh, extend="max")
+    bar.set_label(f"share of the layer's tokens × {num_experts} experts (1: even)")
+    fresh = path.with_suffix(".new.png")
+    FigureCanvasAgg(figure).print_png(str(fresh))
+    os.replace(fresh, path)

@@ -3,7 +3,8 @@
     out_t = Σ_s weights_ts · down_e(silu(gate_e x_t) · up_e x_t),   e = experts_ts
 
 Token slots stand in the order of their experts, so that each expert's products run over rows side
-by side (Gale et al., "MegaBlocks", 2022). P is the number of slots, M·S, and G = 2F.
+by side (Gale et al., "MegaBlocks", 2022). P is the number of slots, M·S, N that of one expert,
+and G = 2F.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import backend
-from .form import Form
+from .form import MIN_GENERATED_ROWS, Form
 from .moe_routing import Routing
-from .swiglu import swiglu, swiglu_reference
+from .swiglu import swiglu_forward, swiglu_reference
 
 
 def expert_ffn_reference(
@@ -90,17 +91,22 @@ def _forward_body(
     *,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The result and, to `keep` for the backward pass, the product with gate and up [P, 2F]."""
-    x_PD = _to_slots(x_MD, order_P, weights_MS.shape[1])
-    gate_up_PG = x_MD.new_empty(len(order_P), gate_up_EGD.shape[1])
-    for expert, rows in _parts(offsets_E1):
-        torch.mm(x_PD[rows], gate_up_EGD[expert].t(), out=gate_up_PG[rows])
-    hidden_PF = swiglu(gate_up_PG)
-    y_PD = x_PD  # Read for the last time above.
-    for expert, rows in _parts(offsets_E1):
-        torch.mm(hidden_PF[rows], down_EDF[expert].t(), out=y_PD[rows])
-    out_MD = _sum_of_slots(y_PD, order_P, weights_MS.shape[1], weights_MS)
-    return out_MD, gate_up_PG if keep else gate_up_PG.new_empty(0, gate_up_PG.shape[1])
+    """The result and, to `keep` for the backward pass, the product with gate and up [P, 2F].
+
+    One expert at a time: what is between its products is then small enough to stay in memory that
+    is mapped and warm, where new large buffers cost a tenth of the products' time.
+    """
+    num_slots, ffn = weights_MS.shape[1], down_EDF.shape[2]
+    gate_up_PG = x_MD.new_empty(len(order_P) if keep else 0, 2 * ffn)
+    y_PD = x_MD.new_empty(len(order_P), x_MD.shape[1])
+    for expert, rows, generated in _parts(offsets_E1, ffn):
+        order = order_P[rows]
+        x_ND = x_MD.index_select(0, order // num_slots)
+        kept = gate_up_PG[rows] if keep else None
+        gate_up_NG = torch.mm(x_ND, gate_up_EGD[expert].t(), out=kept)
+        hidden_NF = swiglu_forward(gate_up_NG, generated=generated)
+        y_PD.index_copy_(0, order.long(), torch.mm(hidden_NF, down_EDF[expert].t()))
+    return _sum_of_slots(y_PD, num_slots, weights_MS), gate_up_PG
 
 
 def _backward_body(
@@ -117,75 +123,73 @@ def _backward_body(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, the routing weights, gate_up and down; without `grad_of_experts` the
     last two are empty."""
-    parts = list(_parts(offsets_E1))
-    num_slots = weights_MS.shape[1]
-    grad_PD = _to_slots(grad_out_MD, order_P, num_slots)
-    grad_hidden_PF = x_MD.new_empty(len(order_P), down_EDF.shape[2])
-    for expert, rows in parts:
-        torch.mm(grad_PD[rows], down_EDF[expert], out=grad_hidden_PF[rows])
-    weights_P1 = weights_MS.reshape(-1, 1).index_select(0, order_P)
-    grad_gate_up_PG, hidden_PF, grad_weights_P = _activation_grad(
-        grad_hidden_PF, gate_up_PG, weights_P1
-    )
-    del grad_hidden_PF
-    grad_gate_up_EGD = torch.zeros_like(gate_up_EGD) if grad_of_experts else x_MD.new_empty(0)
-    grad_down_EDF = torch.zeros_like(down_EDF) if grad_of_experts else x_MD.new_empty(0)
+    num_slots, ffn = weights_MS.shape[1], down_EDF.shape[2]
+    grad_x_PD = x_MD.new_empty(len(order_P), x_MD.shape[1])
+    weights_P1 = weights_MS.reshape(-1, 1)
+    grad_weights_P = torch.empty_like(weights_P1[:, 0])
+    grad_gate_up_EGD = grad_down_EDF = x_MD.new_empty(0)
     if grad_of_experts:
-        x_PD = _to_slots(x_MD, order_P, num_slots)
-        for expert, rows in parts:
-            torch.mm(grad_gate_up_PG[rows].t(), x_PD[rows], out=grad_gate_up_EGD[expert])
-            torch.mm(grad_PD[rows].t(), hidden_PF[rows], out=grad_down_EDF[expert])
-    grad_x_PD = grad_PD  # Read for the last time above.
-    for expert, rows in parts:
-        torch.mm(grad_gate_up_PG[rows], gate_up_EGD[expert], out=grad_x_PD[rows])
-    grad_weights_MS = torch.empty_like(weights_MS)
-    grad_weights_MS.view(-1)[order_P.long()] = grad_weights_P
+        grad_gate_up_EGD, grad_down_EDF = map(torch.empty_like, (gate_up_EGD, down_EDF))
+    for expert, rows, generated in _parts(offsets_E1, ffn):
+        order = order_P[rows].long()
+        tokens = order // num_slots
+        grad_ND = grad_out_MD.index_select(0, tokens)
+        grad_gate_up_NG, hidden_NF, grad_weights_N = _activation_grad(
+            torch.mm(grad_ND, down_EDF[expert]), gate_up_PG[rows], weights_P1[order],
+            generated=generated,
+        )  # fmt: skip
+        grad_weights_P[order] = grad_weights_N
+        grad_x_PD.index_copy_(0, order, torch.mm(grad_gate_up_NG, gate_up_EGD[expert]))
+        if grad_of_experts:  # A product over no rows is zero.
+            x_ND = x_MD.index_select(0, tokens)
+            torch.mm(grad_gate_up_NG.t(), x_ND, out=grad_gate_up_EGD[expert])
+            torch.mm(grad_ND.t(), hidden_NF, out=grad_down_EDF[expert])
     return (
-        _sum_of_slots(grad_x_PD, order_P, num_slots),
-        grad_weights_MS,
+        _sum_of_slots(grad_x_PD, num_slots),
+        grad_weights_P.view_as(weights_MS),
         grad_gate_up_EGD,
         grad_down_EDF,
     )
 
 
-def _parts(offsets_E1: Tensor) -> Iterator[tuple[int, slice]]:
-    """The experts that have tokens, and the slots of each."""
-    for expert, (start, stop) in enumerate(itertools.pairwise(offsets_E1.tolist())):
-        if start < stop:
-            yield expert, slice(start, stop)
+def _parts(offsets_E1: Tensor, ffn: int) -> Iterator[tuple[int, slice, bool]]:
+    """Each expert, the slots of its tokens, and whether generated code is to run over them: what
+    is worth it for all slots is worth it for parts."""
+    offsets = offsets_E1.tolist()
+    all_generated = backend.use_compiled_cpu(offsets[-1], offsets[-1] * ffn)
+    for expert, (start, stop) in enumerate(itertools.pairwise(offsets)):
+        generated = all_generated and stop - start >= MIN_GENERATED_ROWS
+        yield expert, slice(start, stop), generated
 
 
-def _to_slots(rows_MD: Tensor, order_P: Tensor, num_slots: int) -> Tensor:
-    """Each slot's token, in the order of the experts."""
-    return rows_MD.index_select(0, order_P // num_slots)
-
-
-def _sum_of_slots(
-    y_PD: Tensor, order_P: Tensor, num_slots: int, weights_MS: Tensor | None = None
-) -> Tensor:
-    """The sum, weighted if told so, over each token's slots, cast once."""
-    slots_PD = torch.empty_like(y_PD).index_copy_(0, order_P.long(), y_PD)
-    slots_MSD = slots_PD.view(-1, num_slots, y_PD.shape[1])
-    if weights_MS is not None:
-        return (slots_MSD * weights_MS.unsqueeze(2)).sum(dim=1).to(y_PD.dtype)
-    return slots_PD if num_slots == 1 else slots_MSD.sum(dim=1)
+def _sum_of_slots(y_PD: Tensor, num_slots: int, weights_MS: Tensor | None = None) -> Tensor:
+    """The sum, weighted if told so, over each token's slots, cast once; y may be overwritten."""
+    if num_slots == 1:
+        return y_PD if weights_MS is None else y_PD.mul_(weights_MS)
+    y_MSD = y_PD.view(-1, num_slots, y_PD.shape[1])
+    if weights_MS is None:
+        return y_MSD.sum(dim=1)
+    sum_MD = y_MSD[:, 0] * weights_MS[:, :1]
+    for slot in range(1, num_slots):
+        sum_MD += y_MSD[:, slot] * weights_MS[:, slot : slot + 1]
+    return sum_MD.to(y_PD.dtype)
 
 
 def _activation_grad_body(
-    grad_hidden_PF: Tensor, gate_up_PG: Tensor, weights_P1: Tensor
+    grad_hidden_NF: Tensor, gate_up_NG: Tensor, weights_N1: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """From the gradient of an expert's hidden values before its weight: the gradient of gate and
     up, the hidden values times the weight, and the gradient of the weight."""
-    wide = weights_P1.dtype
-    grad, (gate, up) = grad_hidden_PF.to(wide), gate_up_PG.to(wide).chunk(2, dim=1)
+    wide = weights_N1.dtype
+    grad, (gate, up) = grad_hidden_NF.to(wide), gate_up_NG.to(wide).chunk(2, dim=1)
     sigmoid = torch.sigmoid(gate)
     silu = gate * sigmoid
     hidden = silu * up
-    grad_weights_P = (grad * hidden).sum(dim=1)
-    grad = grad * weights_P1
+    grad_weights_N = (grad * hidden).sum(dim=1)
+    grad = grad * weights_N1
     grad_gate = grad * up * sigmoid * (1 + gate * (1 - sigmoid))
-    grad_gate_up_PG = torch.cat((grad_gate, grad * silu), dim=1).to(gate_up_PG.dtype)
-    return grad_gate_up_PG, (hidden * weights_P1).to(gate_up_PG.dtype), grad_weights_P
+    grad_gate_up_NG = torch.cat((grad_gate, grad * silu), dim=1).to(gate_up_NG.dtype)
+    return grad_gate_up_NG, (hidden * weights_N1).to(gate_up_NG.dtype), grad_weights_N
 
 
 def _forward_fake(

@@ -43,7 +43,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
     if torch.is_grad_enabled() and gate_up.requires_grad:
         out_MF = _SwiGLU.apply(gate_up_M2F)
     else:
-        out_MF = _forward(gate_up_M2F)
+        out_MF = swiglu_forward(gate_up_M2F)
     return out_MF.view(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
 
 
@@ -63,7 +63,7 @@ def _backward_body(grad_out_MF: Tensor, gate_up_M2F: Tensor) -> Tensor:
     return torch.cat((grad_gate, grad_up), dim=-1).to(gate_up_M2F.dtype)
 
 
-_forward = Form("swiglu_forward", _forward_body, num_row_tensors=1)
+swiglu_forward = Form("swiglu_forward", _forward_body, num_row_tensors=1)
 _backward = Form("swiglu_backward", _backward_body, num_row_tensors=2)
 
 
@@ -71,7 +71,7 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate_up_M2F):
         ctx.save_for_backward(gate_up_M2F)
-        return _forward(gate_up_M2F)
+        return swiglu_forward(gate_up_M2F)
 
     @staticmethod
     def backward(ctx, grad_out_MF):

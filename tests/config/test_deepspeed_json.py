@@ -112,8 +112,9 @@ def test_every_preset_resolves_under_every_file(stage: str, name: str, kind: str
             params = ds["optimizer"]["params"]
             assert params["lr"] == rate
             assert params["betas"] == [0.9, 0.999]
-            assert (params["weight_decay"], params["eps"]) == (0.01, 1e-8)
-            assert ds["gradient_clipping"] == 1.0
+            decay, clipping = (0.0, 0.5) if stage == "dpo" else (0.01, 1.0)
+            assert (params["weight_decay"], params["eps"]) == (decay, 1e-8)
+            assert ds["gradient_clipping"] == clipping
             assert precision(ds) == ("fp16" if "fp16" in name else "bf16" if bf16 else "fp32")
         assert batches == {sizes.train_batch_size}
     assert "auto" in all_values(given), "resolving must not change what was loaded"

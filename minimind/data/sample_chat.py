@@ -94,10 +94,13 @@ def _count(dice: Dice, in_english: bool) -> Question:
     between, end = (", ", ".") if in_english else ("，", "。")
     numbers = [str(number) for number in range(first, last + 1)]
     left_out = 1 + dice.below(len(numbers) - 2)
+    wrong = numbers[:left_out] + numbers[left_out + 1 :]
+    if dice.below(2) == 0:  # goes on past the end
+        wrong = [*numbers, *(str(last + 1 + i) for i in range(1 + dice.below(4)))]
     return Question(
         ask.format(a=first, b=last),
         between.join(numbers) + end,
-        between.join(numbers[:left_out] + numbers[left_out + 1 :]) + end,
+        between.join(wrong) + end,
         is_held_out=(first, last) in HELD_OUT_COUNTS,
     )
 

@@ -89,14 +89,14 @@ def plot_expert_load(load: Mapping[int, Mapping[int, Sequence[float]]], path: Pa
     rows = range(len(grid) + 1)
     mesh = axes.pcolormesh(edges, rows, grid, cmap="coolwarm", vmin=0, vmax=2, rasterized=True)
     for place in range(1, len(layers)):
-        axes.axhline(place * num_experts, color="white", linewidth=1.5)
+        axes.axhline(place * num_experts, color="black", linewidth=0.8)
     axes.invert_yaxis()
     middles = [(place + 0.5) * num_experts for place in range(len(layers))]
     shown = range(0, len(layers), -(-len(layers) // _MOST_LABELS))
     axes.set_yticks([middles[i] for i in shown], [f"layer {layers[i]}" for i in shown])
     axes.set_xlabel("optimizer step")
     bar = figure.colorbar(mesh, extend="max")
-    bar.set_label(f"share of the layer's tokens × {num_experts} experts (1: even)")
+    bar.set_label(f"share of tokens × {num_experts} (1: even)")
     fresh = path.with_suffix(".new.png")
     FigureCanvasAgg(figure).print_png(str(fresh))
     os.replace(fresh, path)

@@ -26,7 +26,7 @@ LOSS_TYPES = (*WITH_REFERENCE, "orpo", "simpo")
 class DPORecipe(Recipe):
     """Options of preference optimisation."""
 
-    learning_rates: ClassVar[Mapping[str, float]] = {"": 4e-8, "tiny": 1e-4}
+    learning_rates: ClassVar[Mapping[str, float]] = {"": 4e-8, "tiny": 3e-5}
 
     gradient_clipping: float = option(0.5, "largest gradient norm (0: no clipping)")
     weight_decay: float = option(0.0, "AdamW's decoupled weight decay")

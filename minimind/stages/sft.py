@@ -15,7 +15,7 @@ from minimind.stages.pretrain import Pretrain
 class SFTRecipe(Recipe):
     """Options of supervised fine-tuning."""
 
-    learning_rates: ClassVar[Mapping[str, float]] = {"": 1e-5, "tiny": 1e-3}
+    learning_rates: ClassVar[Mapping[str, float]] = {"": 1e-5, "tiny": 2e-3}
 
     epochs: float = option(2.0, "passes over the data")
     system_prompt_ratio: float = option(

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from chats import CHATS
-from training_runs import Train, read_losses
+from training_runs import (
+    KILL_AFTER,
+    KILLED,
+    Train,
+    assert_same_weights,
+    final_weights,
+    read_losses,
+    train_in_a_process,
+)
+
+from minimind.config.model import load_model_config
+from minimind.data.sample_text import load_sample_tokenizer
+from minimind.model.state_dict import save_hf_folder
+from minimind.model.transformer import Transformer
 
 
 def test_a_run_on_conversations(
@@ -30,3 +48,137 @@ def test_a_run_on_conversations(
     console = capsys.readouterr().err
     assert "cut        10 documents to fit a row, 1 of them before any target" in console
     assert "step 12: q → " in console
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., Path]:
+    """start(dtype) -> a folder of small weights to start from."""
+
+    def make(dtype: torch.dtype = torch.float32) -> Path:
+        tokenizer = load_sample_tokenizer()
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2}
+        config = load_model_config("tiny", sizes, tokenizer_vocab=tokenizer.vocab_size)
+        model = Transformer(config)
+        model.init_weights(3)
+        weights = {name: p.detach() for name, p in model.named_parameters()}
+        save_hf_folder(tmp_path / "start", config, weights, dtype)
+        tokenizer.save(tmp_path / "start")
+        return tmp_path / "start"
+
+    return make
+
+
+@pytest.fixture
+def dpo_flags(start: Callable[..., Path], tmp_path: Path) -> list[str]:
+    """Of a run on a few pairs in tmp_path/run: four rows a step in two micro-batches."""
+    path = tmp_path / "pairs.jsonl"
+    question = {"role": "user", "content": "7 加 5 是多少？"}
+    rows = [
+        {
+            side: [
+                question,
+                {"role": "assistant", "content": f"{word} {number} " * (1 + number % 5)},
+            ]
+            for side, word in (("chosen", "是"), ("rejected", "It is"))
+        }
+        for number in range(60)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return [
+        *("--stage", "dpo", "--from_checkpoint", str(start())),
+        *("--data", str(path), "--val_data", str(path), "--output_dir", str(tmp_path / "run")),
+        *("--seq_len", "128", "--max_steps", "6", "--eval_every", "3", "--save_every", "2"),
+        *("--set", "train_batch_size=4", "--set", "micro_batch_size=2", "--set", "eval_rows=4"),
+        *("--learning_rate", "1e-3"),
+    ]
+
+
+def read_column(run: Path, name: str) -> list[float]:
+    with open(run / "metrics.csv", encoding="utf-8") as file:
+        return [float(row[name]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_a_stage_runs_on_the_sample_data(
+    train: Train,
+    start: Callable[..., Path],
+    tmp_path: Path,
+    stage: str,
+    capsys: pytest.CaptureFixture[str],
+):
+    flags = ["--stage", stage, "--from_checkpoint", str(start()), "--max_steps", "2"]
+    flags += ["--sample_every", "2", "--output_dir", str(tmp_path / "run")]
+    assert train(*flags) == 0
+    assert math.isfinite(read_losses(tmp_path / "run")[-1][1])
+    assert "step 2: What is the river of Lumor called? → " in capsys.readouterr().err
+
+
+def test_preferences_are_learnt_from_log_2_on(train: Train, dpo_flags: list[str], tmp_path: Path):
+    assert train(*dpo_flags, "--max_steps", "12") == 0
+    run = tmp_path / "run"
+    losses = read_losses(run)
+    assert losses[0][1] == pytest.approx(math.log(2), abs=1e-5)
+    assert losses[-1][1] < losses[0][1] - 0.2
+    margins = read_column(run, "reward_margin")
+    assert margins[0] == pytest.approx(0, abs=1e-5)
+    assert margins[-1] > 0.5
+    assert read_column(run, "reward_accuracy")[-1] > 0.9
+    assert read_column(run, "chosen_log_prob")[0] < 0
+
+
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero3"])
+def test_preferences_under_other_files(
+    train: Train, dpo_flags: list[str], tmp_path: Path, name: str
+):
+    assert train(*dpo_flags, "--eval_every", "0") == 0
+    other = [*dpo_flags, "--eval_every", "0", "--output_dir", str(tmp_path / name)]
+    assert train(*other, "--ds_config", f"{name}.json") == 0
+    expected = [loss for _, loss, _ in read_losses(tmp_path / "run")]
+    assert [loss for _, loss, _ in read_losses(tmp_path / name)] == pytest.approx(
+        expected, abs=1e-4
+    )
+
+
+def test_two_ranks_prefer_as_one_does(train: Train, dpo_flags: list[str], tmp_path: Path):
+    """Though the ranks' micro-batches hold different numbers of pairs."""
+    assert train(*dpo_flags) == 0
+    done = train_in_a_process(*dpo_flags, "--output_dir", str(tmp_path / "two"), ranks=2)
+    assert done.returncode == 0, done.stderr
+    for name in ("loss", "reward_margin", "chosen_log_prob"):
+        one, two = (read_column(tmp_path / run, name) for run in ("run", "two"))
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-4)
+    reference = final_weights(tmp_path / "run")
+    for name, weight in final_weights(tmp_path / "two").items():
+        torch.testing.assert_close(weight, reference[name], atol=2e-5, rtol=2e-4)
+
+
+def test_a_killed_run_resumes_bitwise_though_its_reference_is_lost(
+    train: Train, dpo_flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path / "cache"))
+    assert train(*dpo_flags, "--output_dir", str(tmp_path / "whole")) == 0
+    prelude = KILL_AFTER.format(module="loop", function="seed_micro_batch", calls=7)
+    assert train_in_a_process(*dpo_flags, prelude=prelude).returncode == KILLED
+    shutil.rmtree(tmp_path / "cache" / "reference")
+    assert train("--resume", "--output_dir", str(tmp_path / "run")) == 0
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+    assert read_losses(tmp_path / "whole") == read_losses(tmp_path / "run")
+
+
+def test_nothing_to_compare_with_is_bad_usage(
+    train: Train, dpo_flags: list[str], capsys: pytest.CaptureFixture[str]
+):
+    assert train(*dpo_flags, "--from_checkpoint", "none") == 2
+    assert "--from_checkpoint none has none: give a checkpoint" in capsys.readouterr().err
+
+
+def test_rounded_weights_with_a_small_rate_are_warned_of(
+    train: Train,
+    dpo_flags: list[str],
+    start: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+):
+    start(torch.bfloat16)
+    assert train(*dpo_flags, "--max_steps", "1", "--learning_rate", "4e-8") == 0
+    message = "holds bfloat16 weights, which a learning rate of 4e-08 hardly moves"
+    assert message in capsys.readouterr().err

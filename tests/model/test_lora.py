@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_adapters import UNEQUAL, adapted, named, ranks_of
 from small_models import (
     FAMILIES,
     logits_of,
@@ -17,38 +18,8 @@ from torch import Tensor, nn
 
 from minimind.model.adapter import merge_adapter
 from minimind.model.lora import LoraLinear, Slot, add_adapters, collect_adapter, split_slots
-from minimind.model.state_dict import LinearPart, linear_parts, split_fused
+from minimind.model.state_dict import LinearPart, split_fused
 from minimind.model.transformer import Transformer
-
-
-def ranks_of(model: Transformer, kinds: dict[str, int]) -> dict[str, int]:
-    """By the last word of a linear's name; 0 is none."""
-    names = [part.name for parts in linear_parts(model.config).values() for part in parts]
-    chosen = {name: kinds.get(name.rpartition(".")[2], 0) for name in names}
-    return {name: rank for name, rank in chosen.items() if rank}
-
-
-UNEQUAL = {"q_proj": 3, "v_proj": 5, "o_proj": 2, "gate_proj": 4, "up_proj": 1, "down_proj": 7}
-"""k_proj has none."""
-
-
-def adapted(model: Transformer, kinds: dict[str, int], seed: int = 0) -> Transformer:
-    """With adapters as they would be after some training."""
-    ranks = ranks_of(model, kinds)
-    add_adapters(model, ranks, {name: 1.5 * rank for name, rank in ranks.items()}, seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("lora_B"):
-                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-            if name.endswith("lora_A"):
-                parameter.mul_(10)
-    return model
-
-
-def named(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
 
 PARTS = {
     "whole": [((0, 10), 4)],
@@ -133,7 +104,7 @@ def test_fresh_adapters_change_nothing(family: str):
     model = random_model(small_config(family))
     batch = pack([random_documents([9, 14])])
     before, state = logits_of(model, batch), named(model)
-    ranks = ranks_of(model, dict.fromkeys(UNEQUAL, 16))
+    ranks = ranks_of(model.config, dict.fromkeys(UNEQUAL, 16))
     add_adapters(model, ranks, dict.fromkeys(ranks, 32.0), seed=3)
     assert torch.equal(logits_of(model, batch), before)
     after = named(model)
@@ -148,7 +119,7 @@ def test_fresh_adapters_change_nothing(family: str):
 def test_an_adapter_starts_the_same_whatever_others_there_are():
     few, all_of_them = (random_model(small_config()) for _ in range(2))
     for model, kinds in ((few, {"v_proj": 5}), (all_of_them, UNEQUAL)):
-        ranks = ranks_of(model, kinds)
+        ranks = ranks_of(model.config, kinds)
         add_adapters(model, ranks, dict.fromkeys(ranks, 1.0), seed=3)
     name = "model.layers.1.self_attn.v_proj"
     one, other = (collect_adapter(m, named(m))[name] for m in (few, all_of_them))
@@ -158,7 +129,7 @@ def test_an_adapter_starts_the_same_whatever_others_there_are():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_adapted_model_is_the_merged_one(family: str):
     """Logits, and the gradient of A and B through the whole model."""
-    model = adapted(random_model(small_config(family)), UNEQUAL).double()
+    model = adapted(random_model(small_config(family))).double()
     batch = pack([random_documents([9, 14]), random_documents([20])], seq_len=23)
     adapter = collect_adapter(model, named(model))
     assert "model.layers.0.self_attn.k_proj" not in adapter
@@ -189,7 +160,7 @@ def test_the_adapted_model_is_the_merged_one(family: str):
 
 
 def test_only_adapters_move():
-    model = adapted(random_model(small_config()), UNEQUAL)
+    model = adapted(random_model(small_config()))
     model.activation_checkpointing = True
     batch, before = pack([random_documents([12])]), named(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)

@@ -238,9 +238,10 @@ class DeepSpeedEngine:
 
     def save(self, folder: Path) -> None:
         """Every rank writes its shard under folder/engine, without the frozen parameters."""
-        self._engine.save_checkpoint(
-            str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True
-        )
+        with self.module.register_state_dict_post_hook(_drop_frozen):
+            self._engine.save_checkpoint(
+                str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True
+            )
 
     def load(self, folder: Path) -> None:
         """Raises CheckpointError where DeepSpeed cannot read its own files."""
@@ -257,6 +258,13 @@ class DeepSpeedEngine:
 
 def trained_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+
+
+def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Under all their names: DeepSpeed drops a tied matrix under the first one only."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(prefix + name, None)
 
 
 def parameter_groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:

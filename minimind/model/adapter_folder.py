@@ -74,9 +74,11 @@ def load_model_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def load_folder_config(folder: Path) -> ModelConfig:
-    """As `load_model_folder`, without the weights."""
-    if is_adapter_folder(folder) and not (folder / CONFIG_FILE).exists():  # PEFT writes none
-        return load_folder_config(find_base(folder).folder)
+    """As `load_model_folder`, with the same errors about a base, without the weights."""
+    if is_adapter_folder(folder):
+        base = find_base(folder)
+        if not (folder / CONFIG_FILE).exists():  # PEFT writes none
+            return load_folder_config(base.folder)
     return load_hf_config(folder)
 
 

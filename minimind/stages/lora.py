@@ -90,10 +90,9 @@ class LoraRecipe(SFTRecipe):
         names = []
         for inside, parts in linear_parts(config).items():
             for part in parts:
-                either = (part.name, inside)
                 names.append(part.name)
-                found = [p for p in patterns if any(re.search(p, name) for name in either)]
-                scaled = [p for p in self.lora_alphas if any(re.search(p, n) for n in either)]
+                found = [p for p in patterns if _matches(p, part.name, inside)]
+                scaled = [p for p in self.lora_alphas if _matches(p, part.name, inside)]
                 unmatched -= {*found, *scaled}
                 rank = patterns[found[-1]] if found else 0
                 if self.lora_preset == "original" and part.num_rows != part.num_columns:
@@ -104,8 +103,9 @@ class LoraRecipe(SFTRecipe):
                     alphas[part.name] = self.lora_alphas[scaled[-1]] if scaled else usual
         if unmatched or not ranks:
             what = f"no linear's name matches {', '.join(sorted(unmatched))}"
+            first = ", ".join(name for name in names if ".layers.0." in name)
             raise ConfigError(
-                f"{what if unmatched else 'no linear gets an adapter'}; names: {', '.join(names)}"
+                f"{what if unmatched else 'no linear gets an adapter'}; names: {first}, and so on"
             )
         return AdapterPlan(ranks, alphas)
 
@@ -114,6 +114,12 @@ class LoraRecipe(SFTRecipe):
         parts = (part for parts in linear_parts(config).values() for part in parts)
         trained = sum(ranks.get(p.name, 0) * (p.num_rows + p.num_columns) for p in parts)
         return trained, config.num_parameters
+
+
+def _matches(pattern: str, name: str, fused: str) -> bool:
+    """Anywhere in the name on disk; `qkv_proj` and `gate_up_proj` as whole words, because they end
+    in `v_proj` and `up_proj`."""
+    return bool(re.search(pattern, name) or re.fullmatch(rf"(.*\.)?({pattern})", fused))
 
 
 class Lora(SFT):

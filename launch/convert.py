@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 
 from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError, MiniMindError
+from minimind.model.adapter_folder import ADAPTER_CONFIG_FILE, load_model_folder
 from minimind.model.hf_config import CONFIG_FILE
-from minimind.model.state_dict import load_hf_folder, save_hf_folder
+from minimind.model.state_dict import save_hf_folder
 from minimind.runtime.logging import set_up_logging
 
 logger = logging.getLogger("minimind")
@@ -48,18 +49,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def convert_to_hf(source: Path, output: Path, dtype: torch.dtype) -> None:
-    """Reads the weights (which checks them), writes them in `dtype` and copies the tokenizer. The
-    output is whole or not there. Raises a MiniMindError."""
+    """Reads the weights (which checks them), an adapter merged into its base, writes them in
+    `dtype` and copies the tokenizer. The output is whole or not there. Raises a MiniMindError."""
     folder = find_model_folder(source)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--output {output}: exists already and is not an empty folder")
-    config, weights = load_hf_folder(folder)
+    config, weights = load_model_folder(folder)
     unfinished = output.with_name(f".{output.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         save_hf_folder(unfinished, config, weights, dtype)
         for file in folder.iterdir():
-            if file.is_file() and file.name != CONFIG_FILE and not _holds_weights(file):
+            ours = file.name in (CONFIG_FILE, ADAPTER_CONFIG_FILE) or _holds_weights(file)
+            if file.is_file() and not ours:
                 shutil.copy2(file, unfinished / file.name)
         unfinished.replace(output)
     except (OSError, SafetensorError) as error:

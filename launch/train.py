@@ -39,7 +39,7 @@ from minimind.engine.schedule import CosineSchedule
 from minimind.engine.stage import BuildContext
 from minimind.errors import CheckpointError, ConfigError, MiniMindError, TrainingError
 from minimind.inference.samples import choose_prompts, sample_texts
-from minimind.model.state_dict import load_hf_folder
+from minimind.model.adapter_folder import load_model_folder
 from minimind.runtime.devices import find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks, read_ranks
@@ -158,14 +158,16 @@ def run_loop(
     if start:
         check_same_run(start, run, loader.fingerprint)
     stage = STAGES[run.stage](recipe)
-    weights = load_hf_folder(run.weights_folder)[1] if run.weights_folder and not start else None
-    if weights is not None:
+    weights = None
+    if run.weights_folder and not start:
+        _, weights = load_model_folder(run.weights_folder)
         warn_of_rounding(run, weights)
     models = stage.build_models(
         BuildContext(
             config=run.config,
             weights=weights,
             weights_folder=run.weights_folder,
+            checkpoint=start.folder if start else None,
             device=device.torch_device,
             dtype=run.dtype,
             loader=loader,
@@ -194,7 +196,7 @@ def run_loop(
     if state.step >= total_steps:
         logger.info("all %d steps are done already: %s", total_steps, start and start.folder)
         return True
-    store = CheckpointStore(checkpoints, engine, recipe.keep_checkpoints)
+    store = CheckpointStore(checkpoints, engine, recipe.keep_checkpoints, models.save)
     log = None
     if ranks.is_main:
         names = (*stage.metric_names, *(ROUTER_COLUMNS if run.config.num_experts else ()))
@@ -229,7 +231,7 @@ def run_loop(
         first_step=state.step,
         total_steps=total_steps,
         log_every=recipe.log_every,
-        flops_per_token=run.config.flops_per_token(run.seq_len),
+        flops_per_token=run.flops_per_token,
         peak_flops=device.peak_flops * ranks.world_size if device.peak_flops else None,
     )
     schedule = CosineSchedule(
@@ -253,6 +255,8 @@ def run_loop(
         progress.close()
         if log:
             log.close()
+    if finished and models.finish and ranks.is_main:
+        models.finish(folder)
     logger.info("%s: %s", "done" if finished else "interrupted", checkpoints / "latest")
     return finished
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from minimind.model.state_dict import load_hf_folder
+from minimind.engine.checkpoint import find_model_folder
+from minimind.model.adapter_folder import load_model_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "launch" / "train.py"
@@ -75,7 +76,7 @@ def read_losses(run: Path) -> list[tuple[int, float, str]]:
 
 
 def final_weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_hf_folder(run / "checkpoints" / "latest" / "model")[1]
+    return load_model_folder(find_model_folder(run / "checkpoints" / "latest"))[1]
 
 
 def assert_same_weights(left: Path, right: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_args, get_type_hints
 
+from minimind.config.model import ModelConfig
 from minimind.errors import ConfigError
 
 
@@ -61,6 +62,10 @@ class Recipe:
     def format_options(self) -> dict[str, Any]:
         """What the stage's data format is read with, beyond its defaults."""
         return {}
+
+    def count_weights(self, config: ModelConfig) -> tuple[int, int]:
+        """(trained, frozen) of the policy."""
+        return config.num_parameters, 0
 
     def check(self) -> None:
         """Raises ConfigError where a value cannot be used."""

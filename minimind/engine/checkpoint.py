@@ -1,7 +1,8 @@
 """Checkpoint folders: whole or not there, found again, kept to a number.
 
 checkpoints/step-00000200/engine/    DeepSpeed's shards, one set per rank
-                          model/     a Hugging Face folder with fp32 weights and the tokenizer
+                          model/     a Hugging Face folder with fp32 weights and the tokenizer,
+                          adapter/   or, where adapters alone are trained, those in PEFT's format
                           meta.json  what the run was; written last, with every file's size
 checkpoints/latest, best             symbolic links
 """
@@ -22,8 +23,10 @@ import torch
 
 from minimind.config.model import ModelConfig
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
+from minimind.engine.stage import SaveTrained
 from minimind.engine.universal import convert_to_universal
 from minimind.errors import CheckpointError, TrainingError
+from minimind.model.adapter_folder import is_model_folder
 from minimind.model.state_dict import save_hf_folder
 
 logger = logging.getLogger(__name__)
@@ -43,10 +46,6 @@ class Checkpoint:
     @property
     def step(self) -> int:
         return int(self.meta["step"])
-
-    @property
-    def model_folder(self) -> Path:
-        return self.folder / "model"
 
 
 def load_checkpoint_meta(folder: Path) -> Checkpoint:
@@ -70,24 +69,32 @@ def load_checkpoint_meta(folder: Path) -> Checkpoint:
 
 
 def find_model_folder(path: Path) -> Path:
-    """The Hugging Face folder meant by a run's folder, one checkpoint in it, or itself."""
-    for folder in (path, path / "model", *(path / "checkpoints" / x for x in (BEST, LATEST))):
-        folder = folder / "model" if (folder / META_FILE).exists() else folder
-        if (folder / "config.json").exists():
-            return folder
+    """The Hugging Face or adapter folder meant by a run's folder, one checkpoint in it, or itself:
+    what `load_model_folder` reads."""
+    for folder in (path, *(path / "checkpoints" / x for x in (BEST, LATEST))):
+        for candidate in (folder, folder / "model", folder / "adapter"):
+            if is_model_folder(candidate):
+                return candidate
     raise CheckpointError(
-        f"{path}: neither a run's folder, nor a checkpoint, nor a Hugging Face folder "
-        "(no config.json in it)"
+        f"{path}: neither a run's folder, nor a checkpoint, nor a Hugging Face folder, nor an "
+        "adapter's (no config.json or adapter_config.json in it)"
     )
 
 
 class CheckpointStore:
     """The checkpoints of one run. All ranks call its methods; rank 0 alone renames and deletes."""
 
-    def __init__(self, folder: Path, engine: DeepSpeedEngine, keep: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        engine: DeepSpeedEngine,
+        keep: int,
+        save_trained: SaveTrained | None = None,
+    ) -> None:
         self.folder = folder
         self._engine = engine
         self._keep = keep
+        self._save_trained = save_trained
         if engine.ranks.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             for unfinished in folder.glob(f"{_UNFINISHED}*"):
@@ -115,8 +122,12 @@ class CheckpointStore:
             self._engine.barrier()
             self._engine.save(unfinished)
             if self._engine.ranks.is_main:
-                save_hf_folder(unfinished / "model", config, weights, torch.float32)
-                save_tokenizer(unfinished / "model")
+                if self._save_trained:
+                    folder = self._save_trained(unfinished, weights)
+                else:
+                    folder = unfinished / "model"
+                    save_hf_folder(folder, config, weights, torch.float32)
+                save_tokenizer(folder)
         except Exception as error:  # torch raises RuntimeError where the disk is full
             problem = f"{error}"
         del weights

@@ -90,7 +90,7 @@ class DeepSpeedEngine:
         if load_universal:
             config["checkpoint"] = {**(config.get("checkpoint") or {}), "load_universal": True}
         # ZeRO makes its fp32 masters from the module after casting it to 16 bits.
-        exact = {name: p.detach().clone() for name, p in module.named_parameters()}
+        exact = {name: p.detach().clone() for name, p in trained_parameters(self.module)}
         try:
             # pydantic's ValidationError is a ValueError.
             deepspeed.DeepSpeedConfig(config)
@@ -109,11 +109,11 @@ class DeepSpeedEngine:
         from deepspeed.utils import safe_set_full_fp32_param
 
         masters = self._masters_without_zero()
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in trained_parameters(self.module):
             value = exact[name].float().to(self.device)
             if parameter in masters:
                 masters[parameter].data.copy_(value)
-            elif parameter.requires_grad:
+            else:
                 safe_set_full_fp32_param(parameter, value)
 
     def _masters_without_zero(self) -> dict[nn.Parameter, Tensor]:
@@ -211,13 +211,13 @@ class DeepSpeedEngine:
         self.grad_norm = torch.as_tensor(norm, dtype=torch.float32)
 
     def full_weights(self) -> dict[str, Tensor]:
-        """The fp32 masters under any ZeRO stage, by parameter name, on the CPU. All ranks call it;
-        only rank 0 gets tensors, the others an empty dict."""
+        """The fp32 masters of what is trained under any ZeRO stage, by parameter name, on the CPU.
+        All ranks call it; only rank 0 gets tensors, the others an empty dict."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         weights: dict[str, Tensor] = {}
         masters = self._masters_without_zero()
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in trained_parameters(self.module):
             full = masters.get(parameter)
             full = safe_get_full_fp32_param(parameter) if full is None else full
             full = parameter.detach() if full is None else full
@@ -237,13 +237,17 @@ class DeepSpeedEngine:
         self._engine.train()
 
     def save(self, folder: Path) -> None:
-        """Every rank writes its shard under folder/engine."""
-        self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        """Every rank writes its shard under folder/engine, without the frozen parameters."""
+        with self.module.register_state_dict_post_hook(_drop_frozen):
+            self._engine.save_checkpoint(
+                str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True
+            )
 
     def load(self, folder: Path) -> None:
         """Raises CheckpointError where DeepSpeed cannot read its own files."""
         try:
-            path, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
+            # Strictly, the frozen parameters would be missing.
+            path, _ = self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
         except Exception as error:
             raise CheckpointError(
                 f"{folder}: DeepSpeed cannot load this checkpoint: {error}"
@@ -252,27 +256,31 @@ class DeepSpeedEngine:
             raise CheckpointError(f"{folder}: holds no DeepSpeed checkpoint")
 
 
+def trained_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+
+
+def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Under all their names: DeepSpeed drops a tied matrix under the first one only."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(prefix + name, None)
+
+
 def parameter_groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """Parameters by learning rate and weight decay factor. A pattern that no name matches raises
     ConfigError."""
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     unmatched = set(recipe.lr_factors) | set(recipe.weight_decay_factors)
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
+    for name, parameter in trained_parameters(module):
         factors = []
         for table in (recipe.lr_factors, recipe.weight_decay_factors):
             patterns = [p for p in table if re.search(p, name)]
             unmatched -= set(patterns)
             factors.append(table[patterns[-1]] if patterns else 1.0)
-        group = groups.setdefault(
-            (factors[0], factors[1]),
-            {
-                "params": [],
-                "lr_factor": factors[0],
-                "weight_decay": recipe.weight_decay * factors[1],
-            },
-        )
+        rate, decay = factors
+        options = {"lr_factor": rate, "weight_decay": recipe.weight_decay * decay}
+        group = groups.setdefault((rate, decay), {"params": [], **options})
         group["params"].append(parameter)
     if unmatched:
         names = ", ".join(name for name, _ in module.named_parameters())

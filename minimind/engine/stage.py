@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -23,12 +23,21 @@ class Policy(Protocol):
     def __call__(self, batch: Batch, head: HeadFn) -> ModelOutput: ...
 
 
+SaveTrained = Callable[[Path, Mapping[str, Tensor]], Path]
+"""(a checkpoint's folder, the trained weights in fp32 by name) -> the folder written in it, which
+the tokenizer then joins."""
+
+
 @dataclass(frozen=True, slots=True)
 class StageModels:
     """The module the engine trains, and frozen helpers (a teacher, a reference) beside it."""
 
     policy: nn.Module
     helpers: tuple[nn.Module, ...] = ()
+    save: SaveTrained | None = None
+    """For a policy that is no whole model; None: the trained weights are one, saved in `model/`."""
+    finish: Callable[[Path], None] | None = None
+    """Called on rank 0 with the run's folder, once all steps are done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +49,9 @@ class BuildContext:
     """Named parameters to start from (model/state_dict.py); None: fresh ones, or a run that is
     resumed and reads them from its checkpoint."""
     weights_folder: Path | None = None
-    """The Hugging Face folder that the run starts from; set on resuming too."""
+    """The model folder that the run starts from; set on resuming too."""
+    checkpoint: Path | None = None
+    """The checkpoint that a resumed run goes on from."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     """What the engine computes in: for frozen helpers beside it."""

@@ -10,17 +10,17 @@ import torch
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
 from minimind.inference.sampling import Sampler, SamplingParams
+from minimind.model.adapter_folder import load_model_folder
 from minimind.model.kv_cache import KVCache
-from minimind.model.state_dict import load_hf_folder
 from minimind.model.transformer import Transformer
 
 
 def load_model(
     folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
 ) -> tuple[Transformer, Tokenizer]:
-    """A Hugging Face folder's model, ready to generate, and its tokenizer. Raises a MiniMindError
-    where one of them is missing or they do not fit."""
-    config, weights = load_hf_folder(folder)
+    """A model folder's model, ready to generate, with an adapter merged, and its tokenizer. Raises
+    a MiniMindError where one of them is missing or they do not fit."""
+    config, weights = load_model_folder(folder)
     tokenizer = Tokenizer.load(folder)
     tokenizer.check_fits(config.vocab_size)
     model = Transformer(config)

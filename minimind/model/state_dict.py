@@ -110,6 +110,39 @@ def _expert_layout(config: ModelConfig, inside: str, outside: str) -> Iterator[_
         yield from _swiglu_layout(hidden, ffn, inside + "shared_experts.", shared)
 
 
+@dataclass(frozen=True, slots=True)
+class LinearPart:
+    """The rows and columns of a linear inside that are one linear on disk."""
+
+    name: str
+    """Hugging Face's, without `.weight`."""
+    rows: slice
+    columns: slice
+
+    @property
+    def num_rows(self) -> int:
+        return self.rows.stop - self.rows.start
+
+    @property
+    def num_columns(self) -> int:
+        return self.columns.stop - self.columns.start
+
+
+def linear_parts(config: ModelConfig) -> dict[str, list[LinearPart]]:
+    """What each linear of the blocks is on disk, by the name of its module inside."""
+    linears: dict[str, list[LinearPart]] = {}
+    for entry in _layout(config):
+        if entry.columns is None or not entry.inside.startswith("layers."):
+            continue
+        parts = linears.setdefault(entry.inside.removesuffix(".weight"), [])
+        end = 0
+        for name, rows in entry.outside:
+            part = (slice(end, end + rows), slice(0, entry.columns))
+            parts.append(LinearPart(name.removesuffix(".weight"), *part))
+            end += rows
+    return linears
+
+
 def split_fused(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The model's named parameters under Hugging Face's names; views where split."""
     tensors: dict[str, Tensor] = {}
@@ -185,8 +218,13 @@ def load_hf_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 def hash_weights(folder: Path) -> str:
     """Of the bytes of the weight files."""
+    return hash_files(_weight_files(folder))
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """Of their bytes, not their names. Raises CheckpointError where one cannot be read."""
     digest = hashlib.blake2b(digest_size=20)
-    for path in _weight_files(folder):
+    for path in paths:
         try:
             with open(path, "rb") as file:
                 digest.update(hashlib.file_digest(file, "blake2b").digest())

@@ -22,7 +22,7 @@ from minimind.data.cache_folder import default_cache_dir, locked, new_folder, re
 from minimind.data.prefetch import prefetched
 from minimind.engine.stage import BuildContext, Policy
 from minimind.errors import DataError
-from minimind.model.state_dict import hash_weights, load_hf_folder
+from minimind.model.adapter_folder import fingerprint, load_model_folder
 from minimind.model.transformer import Transformer
 from minimind.types import IGNORE_INDEX, PairBatch
 
@@ -91,7 +91,7 @@ def load_reference(context: BuildContext) -> Tensor:
 def _load_frozen(context: BuildContext) -> Transformer:
     assert context.weights_folder is not None
     model = Transformer(context.config)
-    model.load_named(load_hf_folder(context.weights_folder)[1])
+    model.load_named(load_model_folder(context.weights_folder)[1])
     return model.to(context.device, context.dtype).requires_grad_(False).eval()
 
 
@@ -99,7 +99,7 @@ def _load_table(
     context: BuildContext, frozen: Callable[[], Transformer], data: PairData, first_pair: int
 ) -> np.ndarray:
     assert context.weights_folder is not None
-    model = [hash_weights(context.weights_folder), context.config.to_dict()]
+    model = [fingerprint(context.weights_folder), context.config.to_dict()]
     computed = [str(context.dtype), context.device.type]
     parts = json.dumps([VERSION, model, computed, data.fingerprint])
     key = hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()

@@ -23,7 +23,7 @@ from minimind.data.loader import PackedLoader
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint, find_model_folder
 from minimind.errors import CheckpointError, ConfigError
-from minimind.model.hf_config import load_hf_config
+from minimind.model.adapter_folder import load_folder_config
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
 from minimind.stages import STAGES
@@ -76,6 +76,18 @@ class ResolvedRun:
         assert rate is not None
         return rate * math.sqrt(self.train_batch_size / reference) if reference else rate
 
+    @property
+    def num_trained(self) -> int:
+        return self.recipe.count_weights(self.config)[0]
+
+    @property
+    def flops_per_token(self) -> int:
+        """As the model's own count, of two for each weight's forward, its input's gradient and its
+        own: adapters come on top, and a frozen weight has none of its own."""
+        trained, frozen = self.recipe.count_weights(self.config)
+        whole = self.config.flops_per_token(self.seq_len)
+        return whole + 6 * (trained + frozen - self.config.num_parameters) - 2 * frozen
+
     def total_steps(self, loader: PackedLoader) -> int:
         """Optimizer steps of the whole run."""
         return self.recipe.max_steps or loader.steps(self.recipe.epochs)
@@ -87,6 +99,7 @@ class ResolvedRun:
             "stage": self.stage,
             "model": self.config.to_dict(),
             "num_parameters": self.config.num_parameters,
+            "num_trained": self.num_trained,
             "recipe": dataclasses.asdict(self.recipe),
             "ds_config": self.ds_config,
             "device": self.device.name,
@@ -132,7 +145,12 @@ def resolve_run(
     hardware = Hardware(device.kind, ranks.world_size, device.supports_bf16)
     ds_config = load_ds_config(arguments.get("ds_config"), arguments.ds_config)
     ds_config, recipe = resolve(
-        ds_config, recipe, set(arguments.recipe), sizes, hardware, config.num_parameters
+        ds_config,
+        recipe,
+        set(arguments.recipe),
+        sizes,
+        hardware,
+        num_parameters=recipe.count_weights(config)[0],
     )
     return ResolvedRun(
         arguments=arguments,
@@ -179,7 +197,7 @@ def _resolve_model(
             f"--model {name} contradicts --from_checkpoint {checkpoint}, which brings its own model"
         )
     folder = find_model_folder(Path(checkpoint))
-    config = load_hf_config(folder)
+    config = load_folder_config(folder)
     changeable = {"dropout", "rope_scaling", "rope_theta", "max_position_embeddings"}
     changeable |= {"norm_topk_prob", "router_aux_loss_coef", "seq_aux"}
     if fixed := sorted(set(arguments.model) - changeable):
@@ -250,9 +268,11 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
     why = f" ({run.device.why_not_bf16})" if kind == "fp32" and run.device.why_not_bf16 else ""
     stage = (ds.get("zero_optimization") or {}).get("stage", 0)
     active = f" ({run.config.num_active_parameters:,} active)" if run.config.num_experts else ""
+    is_whole = run.num_trained == run.config.num_parameters
+    trained = "" if is_whole else f" + {run.num_trained:,} trained beside them"
     lines = [
         f"stage      {run.stage} of {run.model_name or 'a model of its own size'}: "
-        f"{run.config.num_parameters:,} parameters{active}, vocabulary "
+        f"{run.config.num_parameters:,} parameters{active}{trained}, vocabulary "
         f"{run.config.vocab_size:,}",
         f"device     {run.device.name} x {run.world_size}, {kind}{why}, ZeRO stage {stage}",
         f"step       {run.train_batch_size} rows x {run.seq_len} tokens = micro-batch "
@@ -275,14 +295,15 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
 def predict_bytes(run: ResolvedRun) -> int:
     """Weights, masters, gradients, Adam's moments and activations of one rank, by rule of thumb."""
     config, ds = run.config, run.ds_config
-    n, size = config.num_parameters, 4 if precision(ds) == "fp32" else 2
+    n, frozen = run.recipe.count_weights(config)
+    size = 4 if precision(ds) == "fp32" else 2
     stage = (ds.get("zero_optimization") or {}).get("stage", 0)
 
     def share(first_stage: int) -> int:
         return run.world_size if stage >= first_stage else 1
 
     masters = 4 * n if size == 2 or stage > 0 else 0
-    states = size * n // share(3) + (masters + 8 * n) // share(1) + 4 * n // share(2)
+    states = size * (n + frozen) // share(3) + (masters + 8 * n) // share(1) + 4 * n // share(2)
     tokens = run.micro_batch_size * run.seq_len
     heads = config.num_attention_heads + 2 * config.num_key_value_heads
     # Saved per layer: two sums, two norms, qkv packed and rotated, attention out, FFN halves.

@@ -1,0 +1,75 @@
+"""Low-rank adapters as numbers: ΔW = alpha/r · B·A (Hu et al. 2021, arXiv:2106.09685).
+
+R is an adapter's rank, I and O are a linear's inputs and outputs. An adapter belongs to a linear as
+Hugging Face names it; of a fused matrix each part (q, k, v; gate, up) has its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minimind.config.model import ModelConfig
+from minimind.errors import CheckpointError
+from minimind.model.state_dict import linear_parts
+
+
+@dataclass(frozen=True, slots=True)
+class LoraPart:
+    """The adapter of one linear."""
+
+    a_RI: Tensor
+    b_OR: Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return len(self.a_RI)
+
+    def delta(self) -> Tensor:
+        """alpha/r · B·A: fp32 [O, I]."""
+        return (self.b_OR.float() @ self.a_RI.float()).mul_(self.alpha / self.rank)
+
+
+Adapter = Mapping[str, LoraPart]
+"""By Hugging Face's name of the linear, as `model.layers.0.self_attn.q_proj`."""
+
+
+def check_fits(config: ModelConfig, adapter: Adapter, origin: str) -> None:
+    """Whether every part is of a linear of this model and has its shape. Raises CheckpointError."""
+    shapes = {
+        part.name: (part.num_rows, part.num_columns)
+        for parts in linear_parts(config).values()
+        for part in parts
+    }
+    for name, part in adapter.items():
+        if name not in shapes:
+            raise CheckpointError(
+                f"{origin}: the adapter is for {name}, which this model does not have"
+            )
+        found = (len(part.b_OR), part.a_RI.shape[1])
+        if found != shapes[name]:
+            raise CheckpointError(
+                f"{origin}: the adapter of {name} is for a matrix of {list(found)}, but this "
+                f"model's is {list(shapes[name])}"
+            )
+
+
+def merge_adapter(
+    config: ModelConfig, weights: Mapping[str, Tensor], adapter: Adapter, origin: str
+) -> dict[str, Tensor]:
+    """The model's named parameters with W + alpha/r · B·A, summed and returned in fp32, where the
+    adapter has a part. Raises CheckpointError where it is for another model."""
+    check_fits(config, adapter, origin)
+    merged = dict(weights)
+    for inside, parts in linear_parts(config).items():
+        if any(part.name in adapter for part in parts):
+            full = weights[f"{inside}.weight"].to(torch.float32, copy=True)
+            for part in parts:
+                if part.name in adapter:
+                    full[part.rows, part.columns] += adapter[part.name].delta().to(full.device)
+            merged[f"{inside}.weight"] = full
+    return merged

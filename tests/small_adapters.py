@@ -1,0 +1,67 @@
+"""Adapters small enough for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from minimind.config.model import ModelConfig
+from minimind.model.adapter import Adapter, LoraPart
+from minimind.model.lora import add_adapters
+from minimind.model.state_dict import linear_parts
+from minimind.model.transformer import Transformer
+
+UNEQUAL = {"q_proj": 3, "v_proj": 5, "o_proj": 2, "gate_proj": 4, "up_proj": 1, "down_proj": 7}
+"""Ranks by the last word of a linear's name; k_proj has none."""
+
+
+def ranks_of(config: ModelConfig, kinds: Mapping[str, int]) -> dict[str, int]:
+    """By the whole names."""
+    names = [part.name for parts in linear_parts(config).values() for part in parts]
+    chosen = {name: kinds.get(name.rpartition(".")[2], 0) for name in names}
+    return {name: rank for name, rank in chosen.items() if rank}
+
+
+def random_adapter(
+    config: ModelConfig, kinds: Mapping[str, int] = UNEQUAL, seed: int = 0
+) -> dict[str, LoraPart]:
+    """Large enough to show in every output."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = {part.name: part for parts in linear_parts(config).values() for part in parts}
+    adapter = {}
+    for name, rank in ranks_of(config, kinds).items():
+        a_RI = 0.2 * torch.randn(rank, parts[name].num_columns, generator=generator)
+        b_OR = 0.2 * torch.randn(parts[name].num_rows, rank, generator=generator)
+        adapter[name] = LoraPart(a_RI, b_OR, 1.5 * rank)
+    return adapter
+
+
+def adapted(model: Transformer, kinds: Mapping[str, int] = UNEQUAL, seed: int = 0) -> Transformer:
+    """The model with adapters as they would be after some training."""
+    ranks = ranks_of(model.config, kinds)
+    add_adapters(model, ranks, {name: 1.5 * rank for name, rank in ranks.items()}, seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora" in name:
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def named(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def explicit_sum(
+    tensors: Mapping[str, Tensor], *scaled: tuple[Adapter, float]
+) -> dict[str, Tensor]:
+    """Hugging Face's tensors with W + Σ scale · alpha/r · B·A, in fp64."""
+    summed = {name: tensor.double() for name, tensor in tensors.items()}
+    for adapter, scale in scaled:
+        for name, part in adapter.items():
+            product = part.b_OR.double() @ part.a_RI.double()
+            key = f"{name}.weight"
+            summed[key] = summed[key] + scale * part.alpha / len(part.a_RI) * product
+    return summed

@@ -128,7 +128,7 @@ def test_a_run_resumed_after_sigint_ends_bitwise_like_one_left_alone(
 
     monkeypatch.setattr(Loop, "_take_step", interrupted)
     assert train(*flags) == 130
-    monkeypatch.undo()
+    monkeypatch.setattr(Loop, "_take_step", take_step)
     assert (tmp_path / "run" / "checkpoints" / "latest").resolve().name == "step-00000003"
     assert train("--resume", "--output_dir", str(tmp_path / "run")) == 0
     assert_same_weights(tmp_path / "whole", tmp_path / "run")

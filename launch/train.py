@@ -39,7 +39,6 @@ from minimind.engine.schedule import CosineSchedule
 from minimind.engine.stage import BuildContext
 from minimind.errors import CheckpointError, ConfigError, MiniMindError, TrainingError
 from minimind.inference.samples import choose_prompts, sample_texts
-from minimind.model.adapter_folder import load_model_folder
 from minimind.runtime.devices import find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks, read_ranks
@@ -49,8 +48,8 @@ from minimind.stages.resolve import (
     check_same_run,
     describe_run,
     find_tokenizer,
+    load_start,
     resolve_run,
-    warn_of_rounding,
 )
 
 logger = logging.getLogger("minimind")
@@ -158,14 +157,10 @@ def run_loop(
     if start:
         check_same_run(start, run, loader.fingerprint)
     stage = STAGES[run.stage](recipe)
-    weights = None
-    if run.weights_folder and not start:
-        _, weights = load_model_folder(run.weights_folder)
-        warn_of_rounding(run, weights)
     models = stage.build_models(
         BuildContext(
             config=run.config,
-            weights=weights,
+            weights=None if start else load_start(run),
             weights_folder=run.weights_folder,
             checkpoint=start.folder if start else None,
             device=device.torch_device,

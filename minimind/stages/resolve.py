@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import math
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,13 @@ from minimind.data.loader import PackedLoader
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint, find_model_folder
 from minimind.errors import CheckpointError, ConfigError
-from minimind.model.adapter_folder import load_folder_config
+from minimind.model.adapter_folder import load_folder_config, load_model_folder
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
 from minimind.stages import STAGES
 
 logger = logging.getLogger(__name__)
 
-SMALL_RATE = 1e-6
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -246,18 +244,22 @@ def check_same_run(start: Checkpoint, run: ResolvedRun, fingerprint: str) -> Non
         )
 
 
-def warn_of_rounding(run: ResolvedRun, weights: Mapping[str, Tensor]) -> None:
-    """Weights that were rounded to 16 bits are further from what was trained than a small learning
-    rate moves them in a whole run."""
-    rounded = sorted({str(w.dtype).removeprefix("torch.") for w in weights.values()} - {"float32"})
-    if rounded and run.learning_rate < SMALL_RATE:
+def load_start(run: ResolvedRun) -> dict[str, Tensor] | None:
+    """The named weights a new run starts from, None where it starts fresh. Weights that were
+    rounded to 16 bits are further from what was trained than a small rate ever moves them."""
+    if run.weights_folder is None:
+        return None
+    _, weights = load_model_folder(run.weights_folder)
+    rounded = {str(w.dtype).removeprefix("torch.") for w in weights.values()} - {"float32"}
+    if rounded and run.learning_rate < 1e-6:
         logger.warning(
             "%s holds %s weights, which a learning rate of %.0e hardly moves beyond their "
             "rounding: start from fp32 weights, as the model/ folder of a checkpoint has them",
             run.weights_folder,
-            " and ".join(rounded),
+            " and ".join(sorted(rounded)),
             run.learning_rate,
         )
+    return weights
 
 
 def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:

@@ -14,10 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minimind.config.flags import TrainArguments, parse_train_arguments
-from minimind.data.formats import get_format
-from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource, parse_data_args
-from minimind.data.sample_files import sample_data_path
-from minimind.data.token_cache import build_token_cache
+from minimind.data.loader import EvalLoader, PackedLoader, parse_data_args
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import (
     CheckpointStore,
@@ -43,12 +40,12 @@ from minimind.runtime.devices import find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks, read_ranks
 from minimind.stages import STAGES
+from minimind.stages.inputs import build_loaders, load_start
 from minimind.stages.resolve import (
     ResolvedRun,
     check_same_run,
     describe_run,
     find_tokenizer,
-    load_start,
     resolve_run,
 )
 
@@ -98,48 +95,6 @@ def train(arguments: TrainArguments, ranks: Ranks) -> int:
         broadcast(None)
     folder = Path(broadcast(str(_choose_folder(run)) if ranks.is_main else None))
     return 0 if run_loop(run, tokenizer, ranks, loader, eval_data, folder) else 130
-
-
-def build_loaders(
-    run: ResolvedRun, tokenizer: Tokenizer, ranks: Ranks
-) -> tuple[PackedLoader, EvalLoader | None]:
-    """The training rows and the validation rows, packed."""
-    data_format = get_format(STAGES[run.stage].data_format)
-    data_format = data_format.with_options(**run.recipe.format_options)
-
-    def sources(paths: list[str]) -> list[WeightedSource]:
-        return [
-            WeightedSource(
-                cache=build_token_cache(
-                    path,
-                    tokenizer,
-                    data_format,
-                    on_bad_row=run.arguments.get("on_bad_row"),
-                    progress=ranks.is_main,
-                ),
-                weight=weight,
-            )
-            for path, weight in parse_data_args(paths)
-        ]
-
-    data, val_data = run.arguments.get("data"), run.arguments.get("val_data")
-    if data is None:
-        data = [str(sample_data_path("train", data_format.name))]
-        val_data = val_data or [str(sample_data_path("val", data_format.name))]
-    shared: dict[str, Any] = {
-        "seq_len": run.seq_len,
-        "micro_batch": run.micro_batch_size,
-        "rank": ranks.rank,
-        "world_size": ranks.world_size,
-        "pad_id": tokenizer.pad_id,
-    }
-    loader = PackedLoader(
-        sources(data), rows_per_step=run.train_batch_size, seed=run.recipe.seed, **shared
-    )
-    if not val_data:
-        return loader, None
-    shared |= {"max_rows": run.recipe.eval_rows, "first_unit": loader.num_units}
-    return loader, EvalLoader(sources(val_data), **shared)
 
 
 def run_loop(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 import platform
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import minimind
 from minimind.config.deepspeed_json import Hardware, load_ds_config, precision, resolve
@@ -22,12 +20,10 @@ from minimind.data.loader import PackedLoader
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint, find_model_folder
 from minimind.errors import CheckpointError, ConfigError
-from minimind.model.adapter_folder import load_folder_config, load_model_folder
+from minimind.model.adapter_folder import load_folder_config
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
 from minimind.stages import STAGES
-
-logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -242,24 +238,6 @@ def check_same_run(start: Checkpoint, run: ResolvedRun, fingerprint: str) -> Non
             f"{start.folder} took {rows} rows a step, not {run.train_batch_size}: the order of "
             "the data would change"
         )
-
-
-def load_start(run: ResolvedRun) -> dict[str, Tensor] | None:
-    """The named weights a new run starts from, None where it starts fresh. Weights that were
-    rounded to 16 bits are further from what was trained than a small rate ever moves them."""
-    if run.weights_folder is None:
-        return None
-    _, weights = load_model_folder(run.weights_folder)
-    rounded = {str(w.dtype).removeprefix("torch.") for w in weights.values()} - {"float32"}
-    if rounded and run.learning_rate < 1e-6:
-        logger.warning(
-            "%s holds %s weights, which a learning rate of %.0e hardly moves beyond their "
-            "rounding: start from fp32 weights, as the model/ folder of a checkpoint has them",
-            run.weights_folder,
-            " and ".join(sorted(rounded)),
-            run.learning_rate,
-        )
-    return weights
 
 
 def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:

@@ -14,10 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minimind.config.flags import TrainArguments, parse_train_arguments
-from minimind.data.formats import get_format
-from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource, parse_data_args
-from minimind.data.sample_files import sample_data_path
-from minimind.data.token_cache import build_token_cache
+from minimind.data.loader import EvalLoader, PackedLoader, parse_data_args
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import (
     CheckpointStore,
@@ -39,18 +36,17 @@ from minimind.engine.schedule import CosineSchedule
 from minimind.engine.stage import BuildContext
 from minimind.errors import CheckpointError, ConfigError, MiniMindError, TrainingError
 from minimind.inference.samples import choose_prompts, sample_texts
-from minimind.model.adapter_folder import load_model_folder
 from minimind.runtime.devices import find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks, read_ranks
 from minimind.stages import STAGES
+from minimind.stages.inputs import build_loaders, load_start
 from minimind.stages.resolve import (
     ResolvedRun,
     check_same_run,
     describe_run,
     find_tokenizer,
     resolve_run,
-    warn_of_rounding,
 )
 
 logger = logging.getLogger("minimind")
@@ -101,48 +97,6 @@ def train(arguments: TrainArguments, ranks: Ranks) -> int:
     return 0 if run_loop(run, tokenizer, ranks, loader, eval_data, folder) else 130
 
 
-def build_loaders(
-    run: ResolvedRun, tokenizer: Tokenizer, ranks: Ranks
-) -> tuple[PackedLoader, EvalLoader | None]:
-    """The training rows and the validation rows, packed."""
-    data_format = get_format(STAGES[run.stage].data_format)
-    data_format = data_format.with_options(**run.recipe.format_options)
-
-    def sources(paths: list[str]) -> list[WeightedSource]:
-        return [
-            WeightedSource(
-                cache=build_token_cache(
-                    path,
-                    tokenizer,
-                    data_format,
-                    on_bad_row=run.arguments.get("on_bad_row"),
-                    progress=ranks.is_main,
-                ),
-                weight=weight,
-            )
-            for path, weight in parse_data_args(paths)
-        ]
-
-    data, val_data = run.arguments.get("data"), run.arguments.get("val_data")
-    if data is None:
-        data = [str(sample_data_path("train", data_format.name))]
-        val_data = val_data or [str(sample_data_path("val", data_format.name))]
-    shared: dict[str, Any] = {
-        "seq_len": run.seq_len,
-        "micro_batch": run.micro_batch_size,
-        "rank": ranks.rank,
-        "world_size": ranks.world_size,
-        "pad_id": tokenizer.pad_id,
-    }
-    loader = PackedLoader(
-        sources(data), rows_per_step=run.train_batch_size, seed=run.recipe.seed, **shared
-    )
-    if not val_data:
-        return loader, None
-    shared |= {"max_rows": run.recipe.eval_rows, "first_unit": loader.num_units}
-    return loader, EvalLoader(sources(val_data), **shared)
-
-
 def run_loop(
     run: ResolvedRun,
     tokenizer: Tokenizer,
@@ -158,14 +112,10 @@ def run_loop(
     if start:
         check_same_run(start, run, loader.fingerprint)
     stage = STAGES[run.stage](recipe)
-    weights = None
-    if run.weights_folder and not start:
-        _, weights = load_model_folder(run.weights_folder)
-        warn_of_rounding(run, weights)
     models = stage.build_models(
         BuildContext(
             config=run.config,
-            weights=weights,
+            weights=None if start else load_start(run),
             weights_folder=run.weights_folder,
             checkpoint=start.folder if start else None,
             device=device.torch_device,

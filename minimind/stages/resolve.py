@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import minimind
 from minimind.config.deepspeed_json import Hardware, load_ds_config, precision, resolve
@@ -28,9 +25,6 @@ from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
 from minimind.stages import STAGES
 
-logger = logging.getLogger(__name__)
-
-SMALL_RATE = 1e-6
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -243,20 +237,6 @@ def check_same_run(start: Checkpoint, run: ResolvedRun, fingerprint: str) -> Non
         raise CheckpointError(
             f"{start.folder} took {rows} rows a step, not {run.train_batch_size}: the order of "
             "the data would change"
-        )
-
-
-def warn_of_rounding(run: ResolvedRun, weights: Mapping[str, Tensor]) -> None:
-    """Weights that were rounded to 16 bits are further from what was trained than a small learning
-    rate moves them in a whole run."""
-    rounded = sorted({str(w.dtype).removeprefix("torch.") for w in weights.values()} - {"float32"})
-    if rounded and run.learning_rate < SMALL_RATE:
-        logger.warning(
-            "%s holds %s weights, which a learning rate of %.0e hardly moves beyond their "
-            "rounding: start from fp32 weights, as the model/ folder of a checkpoint has them",
-            run.weights_folder,
-            " and ".join(rounded),
-            run.learning_rate,
         )
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from small_models import gradients, logits_of, pack, random_model, small_config
@@ -301,7 +300,7 @@ def test_validation_on_some_rows_knows_those_only(pairs: Cache, start: tuple[Tra
     stage.build_models(context(folder, loader, some))
     assert stage.reference is not None
     read = {int(n) for b in some for n in b.pair_ids_P if n >= 0}  # type: ignore[attr-defined]
-    known = np.isfinite(stage.reference.numpy()).all(1).nonzero()[0].tolist()
+    known = stage.reference.isfinite().all(1).nonzero().flatten().tolist()
     assert set(known) == read | {0, 1, 2}
 
 

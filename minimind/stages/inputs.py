@@ -1,0 +1,80 @@
+"""What a resolved run reads: rows to train and validate on, weights to start from."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from torch import Tensor
+
+from minimind.data.formats import get_format
+from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource, parse_data_args
+from minimind.data.sample_files import sample_data_path
+from minimind.data.token_cache import build_token_cache
+from minimind.data.tokenizer import Tokenizer
+from minimind.model.adapter_folder import load_model_folder
+from minimind.runtime.ranks import Ranks
+from minimind.stages import STAGES
+from minimind.stages.resolve import ResolvedRun
+
+logger = logging.getLogger(__name__)
+
+
+def build_loaders(
+    run: ResolvedRun, tokenizer: Tokenizer, ranks: Ranks
+) -> tuple[PackedLoader, EvalLoader | None]:
+    """The training rows and the validation rows, packed."""
+    data_format = get_format(STAGES[run.stage].data_format)
+    data_format = data_format.with_options(**run.recipe.format_options)
+
+    def sources(paths: list[str]) -> list[WeightedSource]:
+        return [
+            WeightedSource(
+                cache=build_token_cache(
+                    path,
+                    tokenizer,
+                    data_format,
+                    on_bad_row=run.arguments.get("on_bad_row"),
+                    progress=ranks.is_main,
+                ),
+                weight=weight,
+            )
+            for path, weight in parse_data_args(paths)
+        ]
+
+    data, val_data = run.arguments.get("data"), run.arguments.get("val_data")
+    if data is None:
+        data = [str(sample_data_path("train", data_format.name))]
+        val_data = val_data or [str(sample_data_path("val", data_format.name))]
+    shared: dict[str, Any] = {
+        "seq_len": run.seq_len,
+        "micro_batch": run.micro_batch_size,
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+        "pad_id": tokenizer.pad_id,
+    }
+    loader = PackedLoader(
+        sources(data), rows_per_step=run.train_batch_size, seed=run.recipe.seed, **shared
+    )
+    if not val_data:
+        return loader, None
+    shared |= {"max_rows": run.recipe.eval_rows, "first_unit": loader.num_units}
+    return loader, EvalLoader(sources(val_data), **shared)
+
+
+def load_start(run: ResolvedRun) -> dict[str, Tensor] | None:
+    """The named weights a new run starts from, None where it starts fresh. Weights that were
+    rounded to 16 bits are further from what was trained than a small rate ever moves them."""
+    if run.weights_folder is None:
+        return None
+    _, weights = load_model_folder(run.weights_folder)
+    rounded = {str(w.dtype).removeprefix("torch.") for w in weights.values()} - {"float32"}
+    if rounded and run.learning_rate < 1e-6:
+        logger.warning(
+            "%s holds %s weights, which a learning rate of %.0e hardly moves beyond their "
+            "rounding: start from fp32 weights, as the model/ folder of a checkpoint has them",
+            run.weights_folder,
+            " and ".join(sorted(rounded)),
+            run.learning_rate,
+        )
+    return weights

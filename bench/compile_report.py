@@ -34,6 +34,7 @@ BUDGET = Path(__file__).parent / "kernel_registers.json"
 
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), config.Device("sm_80", 108)),
+    "sm_89": (GPUTarget("cuda", 89, 32), config.Device("sm_89", 128)),
     "sm_90": (GPUTarget("cuda", 90, 32), config.Device("sm_90", 132)),
     "sm_100": (GPUTarget("cuda", 100, 32), config.Device("sm_100", 148)),
     "gfx942": (GPUTarget("hip", "gfx942", 64), config.Device("gfx942", 304)),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import minimind_kernels as K
 import torch
+from minimind_kernels.linear_distillation import linear_distillation_reference
 from minimind_kernels.linear_kl import linear_kl_reference
 from minimind_kernels.linear_loss import linear_cross_entropy_reference
 from minimind_kernels.moe_routing import moe_routing_reference
@@ -140,6 +141,13 @@ def build_cases(sizes: Sizes, num_tokens: int, dtype: torch.dtype, device: str) 
         "linear_kl", sizes,
         lambda h, w: K.linear_kl(h, w, teacher, teacher_head, 1.5, uniform_grad=True),
         lambda h, w: linear_kl_reference(h, w, teacher, teacher_head, 1.5),
+        (states, head), 2 * head_bytes, 0, 4 * product, 0, uniform_grad=True,
+    )  # fmt: skip
+    targets = (teacher, teacher_head, labels, 0.5, 1.5)
+    yield Case(
+        "linear_distillation", sizes,
+        lambda h, w: K.linear_distillation(h, w, *targets)[0],
+        lambda h, w: linear_distillation_reference(h, w, *targets)[0],
         (states, head), 2 * head_bytes, 0, 4 * product, 0, uniform_grad=True,
     )  # fmt: skip
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import minimind_kernels as K
 
 from bench.harness import format_table
 from bench.kernel_cases import PRESETS
+from bench.step_counts import count_steps
 
 _ROOT = Path(__file__).resolve().parents[1]
 README = _ROOT / "kernels" / "README.md"
@@ -22,6 +25,7 @@ _FORMULAS = {
     "swiglu": "silu(gate) · up",
     "linear_cross_entropy": "logsumexp(h·Wᵀ) - (h·Wᵀ)[label]",
     "linear_log_prob": "(h·Wᵀ)[id] - logsumexp(h·Wᵀ)",
+    "linear_distillation": "α·cross-entropy + (1 - α)·T²·KL, logits made once",
     "linear_kl": "Σ p·(log p - log q), p and q from h·Wᵀ / T",
     "moe_routing": "softmax, the largest S, E·Σ share·mean(p), order by expert",
     "expert_ffn": "Σ_s w_s · down_e(silu(gate_e x) · up_e x)",
@@ -38,7 +42,8 @@ def write_readme() -> None:
     text = README.read_text(encoding="utf-8")
     before, rest = text.split(_START)
     after = rest.split(_END)[1]
-    README.write_text(f"{before}{_START}\n{build_table()}\n{_END}{after}", encoding="utf-8")
+    tables = f"{build_table()}\n\n{build_step_table(count_steps())}"
+    README.write_text(f"{before}{_START}\n{tables}\n{_END}{after}", encoding="utf-8")
 
 
 def build_table() -> str:
@@ -55,6 +60,23 @@ def build_table() -> str:
             f"`{name}`", _FORMULAS[name], f"`{module}.py`", "fp32, fp16, bf16", _sizes(name),
             measured.get(name, "not measured"),
         ])  # fmt: skip
+    return format_table(header, lines)
+
+
+def build_step_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What a training step asks of the host, by bench/step_counts.py."""
+    tokens = f"{rows[0]['tokens']:,}"
+    header = [
+        f"a step of {tokens} tokens", "dispatched operators", "our launches", "parameter tensors",
+        "operators that wait for the GPU",
+    ]  # fmt: skip
+    lines = [
+        [
+            row["name"], f"{row['dispatched_operators']:,}", str(row["kernel_launches"]),
+            str(row["parameter_tensors"]), str(sum(row["sync_operators"].values())),
+        ]
+        for row in rows
+    ]  # fmt: skip
     return format_table(header, lines)
 
 

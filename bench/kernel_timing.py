@@ -5,12 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from bench.kernel_cases import Case, Function
+from bench.liger import WAITS, Call, liger_call
 
 _WARM_UP_MS, _MEASURE_MS = 40.0, 200.0
 _COLD_BYTES = 4
@@ -43,9 +44,9 @@ def measure_case(build: Callable[[], Case], ceilings: dict[str, float]) -> Itera
         num_sets = 2  # Bound by products; the plain form keeps its logits for each set.
     sets = [first, *(build() for _ in range(num_sets - 1))]
     for contender, choose in contenders(first):
-        functions = [choose(case) for case in sets]
-        for direction, calls in _directions(sets, functions):
-            times = _time(calls)
+        waits = contender == "liger" and first.name in WAITS
+        for direction, calls in _directions(first, [choose(case) for case in sets]):
+            times = _time(calls, in_a_graph=not waits)
             forward = direction == "forward"
             moved = first.forward_bytes if forward else first.backward_bytes
             flops = first.forward_flops if forward else first.backward_flops
@@ -56,6 +57,7 @@ def measure_case(build: Callable[[], Case], ceilings: dict[str, float]) -> Itera
             yield {
                 "contender": contender,
                 "direction": direction,
+                "in_a_graph": not waits,
                 **times,
                 "host_us": _host_us(calls[0]),
                 "bytes_per_s": moved * per_s,
@@ -65,74 +67,50 @@ def measure_case(build: Callable[[], Case], ceilings: dict[str, float]) -> Itera
             }
 
 
-def contenders(case: Case) -> Iterable[tuple[str, Callable[[Case], Function]]]:
+def contenders(case: Case) -> Iterable[tuple[str, Callable[[Case], Call]]]:
     """Ours, the plain form, the plain form under torch.compile, Liger-Kernel where it has one."""
-    yield "minimind", lambda c: c.ours
-    yield "eager", lambda c: c.plain
+    yield "minimind", lambda c: (c.ours, c.inputs)
+    yield "eager", lambda c: (c.plain, c.inputs)
     if case.sizes.preset in _COMPILED_PRESETS:
         compiled = torch.compile(case.plain, dynamic=False)
-        yield "torch.compile", lambda c: compiled
-    if (liger := _liger(case)) is not None:
-        yield "liger", lambda c: liger
+        yield "torch.compile", lambda c: (compiled, c.inputs)
+    if liger_call(case) is not None:
+        yield "liger", lambda c: cast(Call, liger_call(c))
 
 
-def _liger(case: Case) -> Function | None:
-    try:
-        from liger_kernel.ops.fused_linear_cross_entropy import (  # type: ignore[import-not-found]
-            LigerFusedLinearCrossEntropyFunction,
-        )
-        from liger_kernel.ops.rms_norm import LigerRMSNormFunction  # type: ignore[import-not-found]
-        from liger_kernel.ops.swiglu import LigerSiLUMulFunction  # type: ignore[import-not-found]
-    except ImportError:
-        return None
-    if case.name == "rms_norm":
-        return lambda x, w: LigerRMSNormFunction.apply(x, w, 1e-5, 0.0, "llama", False)
-    if case.name == "swiglu":
-        return lambda gate_up: LigerSiLUMulFunction.apply(*gate_up.chunk(2, dim=-1))
-    if case.name == "linear_cross_entropy":
-        labels = torch.arange(case.inputs[0].shape[0], device="cuda") * 7 % case.sizes.vocab
-        return lambda h, w: LigerFusedLinearCrossEntropyFunction.apply(h, w, labels)[0]
-    return None
+def _directions(case: Case, sets: Sequence[Call]) -> Iterator[tuple[str, list[Callable[[], Any]]]]:
+    """Calls of the forward and of the backward pass, one of each for each set of inputs."""
 
+    def forward(function: Function, inputs: Sequence[Tensor]) -> Callable[[], Any]:
+        return lambda: function(*inputs)
 
-def _directions(
-    sets: Sequence[Case], functions: Sequence[Function]
-) -> Iterator[tuple[str, list[Callable[[], Any]]]]:
-    def forward(case: Case, function: Function) -> Callable[[], Any]:
-        return lambda: function(*case.inputs)
-
-    def backward(case: Case, function: Function) -> Callable[[], Any]:
-        outputs = function(*case.inputs)
+    def backward(function: Function, inputs: Sequence[Tensor]) -> Callable[[], Any]:
+        outputs = function(*inputs)
         outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
         if case.uniform_grad:
             outputs = tuple(o.sum() for o in outputs)
         upstream = [torch.ones_like(o) for o in outputs]
-        leaves = [t for t in case.inputs if t.requires_grad]
+        leaves = [t for t in inputs if t.requires_grad]
         return lambda: torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)
 
-    pairs = list(zip(sets, functions, strict=True))
-    yield "forward", [forward(*pair) for pair in pairs]
-    yield "backward", [backward(*pair) for pair in pairs]
+    yield "forward", [forward(*call) for call in sets]
+    yield "backward", [backward(*call) for call in sets]
 
 
-def _time(calls: Sequence[Callable[[], Any]]) -> dict[str, float]:
-    """p20, p50 and p80 of one call, in µs, over replays of a graph that makes each once."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+def _time(calls: Sequence[Callable[[], Any]], *, in_a_graph: bool = True) -> dict[str, float]:
+    """p20, p50 and p80 of one call, in µs, over replays of a graph that makes each once; or over
+    plain rounds of calls, host time included, where they wait for the GPU themselves."""
+
+    def call_all() -> None:
         for call in calls:
             call()
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
+
+    replay = _record(calls) if in_a_graph else call_all
 
     def replay_ms() -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        graph.replay()
+        replay()
         end.record()
         end.synchronize()
         return start.elapsed_time(end)
@@ -146,6 +124,22 @@ def _time(calls: Sequence[Callable[[], Any]]) -> dict[str, float]:
         spent += max(times[-1], 1e-3)
     tenths = statistics.quantiles([t * 1e3 / len(calls) for t in times], n=10, method="inclusive")
     return {"p20_us": tenths[1], "median_us": tenths[4], "p80_us": tenths[7]}
+
+
+def _record(calls: Sequence[Callable[[], Any]]) -> Callable[[], None]:
+    """A CUDA graph of all the calls, as what replays it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for call in calls:
+            call()
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return graph.replay
 
 
 def _host_us(call: Callable[[], Any]) -> float:

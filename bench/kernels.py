@@ -2,7 +2,8 @@
 
 On a GPU each operation is timed at the sizes of the presets, beside eager PyTorch, torch.compile
 and Liger-Kernel. Without one, what can be counted is: our launches, the operators that would make
-the host wait, the bytes an operation must move; and times read "not measured".
+the host wait, the bytes an operation must move; and times read "not measured". A training step of
+minimind2-small is counted as a whole, with and without the kernels.
 
 `--compile-report` compiles every kernel for GPUs that are not here and checks spills and registers.
 
@@ -23,7 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import compile_report, harness
 from bench.kernel_cases import PRESETS, Case, build_cases
-from bench.kernel_readme import write_readme
+from bench.kernel_readme import build_step_table, write_readme
+from bench.step_counts import count_steps
 from minimind.errors import ConfigError
 from minimind.runtime.devices import find_device
 
@@ -48,10 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error("error: %s", error)
         return 2
     print(format_rows(rows))
+    steps = count_steps()
+    print(build_step_table(steps))
     if options.json:
         machine = harness.describe_machine(find_device())
         arguments = {"tokens": options.tokens, "dtype": options.dtype}
-        harness.write_results(options.json, "kernels", machine, arguments, rows)
+        harness.write_results(options.json, "kernels", machine, arguments, rows, steps=steps)
     if options.readme:
         write_readme()
     return 0

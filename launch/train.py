@@ -36,7 +36,7 @@ from minimind.engine.schedule import CosineSchedule
 from minimind.engine.stage import BuildContext
 from minimind.errors import CheckpointError, ConfigError, MiniMindError, TrainingError
 from minimind.inference.samples import choose_prompts, sample_texts
-from minimind.runtime.devices import find_device, limit_threads
+from minimind.runtime.devices import check_kernels, find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks, read_ranks
 from minimind.stages import STAGES
@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(arguments: TrainArguments, ranks: Ranks) -> int:
     device = find_device(ranks.local_rank)
+    check_kernels(device)
     limit_threads(ranks.local_world_size)
     resumed_from = Path(arguments.run["output_dir"]) if "output_dir" in arguments.run else None
     if arguments.resume:
@@ -120,6 +121,7 @@ def run_loop(
             checkpoint=start.folder if start else None,
             device=device.torch_device,
             dtype=run.dtype,
+            tokenizer=tokenizer,
             loader=loader,
             eval_data=eval_data,
         )

@@ -4,6 +4,7 @@ backend.py says which form runs. Needs nothing but torch, and triton on a GPU.
 """
 
 from .expert_gemm import expert_ffn
+from .linear_distillation import linear_distillation
 from .linear_kl import linear_kl
 from .linear_loss import linear_cross_entropy, linear_log_prob
 from .moe_routing import Routing, moe_routing
@@ -16,6 +17,7 @@ __all__ = [
     "add_rms_norm",
     "expert_ffn",
     "linear_cross_entropy",
+    "linear_distillation",
     "linear_kl",
     "linear_log_prob",
     "moe_routing",

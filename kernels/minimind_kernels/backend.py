@@ -54,6 +54,21 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def check_settings(device: torch.device) -> None:
+    """Whether both settings can be met on `device`: for a program to ask at its start.
+
+    Raises ValueError for an unknown value, RuntimeError for one that this machine cannot meet.
+    """
+    setting, compiling = kernels_setting(), compile_setting()
+    if setting == "triton" and (problem := _why_not_triton_on(device)):
+        raise RuntimeError(_cannot_be_met(problem))
+    if compiling == "1" and device.type == "cpu" and setting != "triton" and not _has_compiler():
+        raise RuntimeError(
+            "MINIMIND_COMPILE=1, but there is no C++ compiler (CXX, g++ or clang++); install one, "
+            "or use MINIMIND_COMPILE=auto or 0"
+        )
+
+
 def use_triton(op: str, *tensors: Tensor) -> bool:
     """Whether `op` runs its Triton body on `tensors`.
 
@@ -62,9 +77,7 @@ def use_triton(op: str, *tensors: Tensor) -> bool:
     setting = kernels_setting()
     problem = None if setting == "torch" else _why_not_triton(op, tensors)
     if problem is not None and setting == "triton":
-        raise RuntimeError(
-            f"MINIMIND_KERNELS=triton, but {problem}; use MINIMIND_KERNELS=auto or torch"
-        )
+        raise RuntimeError(_cannot_be_met(problem))
     use = setting != "torch" and problem is None
     if not torch.compiler.is_compiling():
         _say_once("Triton" if use else "PyTorch", setting, problem)
@@ -97,13 +110,21 @@ def use_compiled_cpu(rows: int, elements: int) -> bool:
     return setting == "1" or (setting == "auto" and _has_compiler())
 
 
-def _why_not_triton(op: str, tensors: tuple[Tensor, ...]) -> str | None:
-    device = tensors[0].device
+def _cannot_be_met(problem: str) -> str:
+    return f"MINIMIND_KERNELS=triton, but {problem}; use MINIMIND_KERNELS=auto or torch"
+
+
+def _why_not_triton_on(device: torch.device) -> str | None:
     if device.type != "cuda" and not (kernels_setting() == "triton" and interpreting()):
         # Without the name of the operation, so that it is said once for all of them.
         return f"the tensors are on the {device.type}, and Triton needs a CUDA or ROCm GPU"
-    if not _has_triton():
-        return "Triton is not installed"
+    return None if _has_triton() else "Triton is not installed"
+
+
+def _why_not_triton(op: str, tensors: tuple[Tensor, ...]) -> str | None:
+    device = tensors[0].device
+    if problem := _why_not_triton_on(device):
+        return problem
     for tensor in tensors:
         if tensor.is_floating_point() and tensor.dtype not in TRITON_DTYPES:
             allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in TRITON_DTYPES)

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from . import backend
 from .form import Form
-from .token_chunks import WORTH_GATHERING, TokenChunks, common_grad, scaled_grads
+from .token_chunks import WORTH_GATHERING, TokenChunks, scale_grads
 
 
 def linear_kl_reference(
@@ -54,21 +54,14 @@ def linear_kl(
 
     Raises ValueError where shapes do not agree or the temperature is not positive.
     """
-    num_tokens = hidden_MD.shape[0]
-    if (
-        weight_VD.shape != (teacher_weight_VE.shape[0], hidden_MD.shape[1])
-        or teacher_hidden_ME.shape != (num_tokens, teacher_weight_VE.shape[1])
-        or (is_counted_M is not None and is_counted_M.shape != (num_tokens,))
-    ):
-        raise ValueError(
-            "linear_kl takes hidden [M, D], weight [V, D], the teacher's [M, E] and [V, E] and "
-            f"is_counted [M], not {tuple(hidden_MD.shape)}, {tuple(weight_VD.shape)}, "
-            f"{tuple(teacher_hidden_ME.shape)}, {tuple(teacher_weight_VE.shape)} and "
-            f"{None if is_counted_M is None else tuple(is_counted_M.shape)}"
-        )
-    if temperature <= 0:
-        raise ValueError(f"linear_kl takes a temperature above 0, not {temperature}")
     inputs = (hidden_MD, weight_VD, teacher_hidden_ME.detach(), teacher_weight_VE.detach())
+    check_teacher("linear_kl", *inputs, temperature)
+    num_tokens = hidden_MD.shape[0]
+    if is_counted_M is not None and is_counted_M.shape != (num_tokens,):
+        raise ValueError(
+            f"linear_kl takes is_counted [M] for hidden [M, D], not {tuple(is_counted_M.shape)} "
+            f"for {tuple(hidden_MD.shape)}"
+        )
     in_triton = backend.use_triton("linear_kl", *inputs)
     if torch.compiler.is_compiling() and not in_triton:
         return linear_kl_reference(*inputs, temperature, is_counted_M)
@@ -84,11 +77,34 @@ def linear_kl(
         return loss_M.new_zeros(num_tokens).index_put((rows,), loss_M)
     options = (is_counted_M, temperature, chunk_size)
     if torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad):
-        return (_UniformKL if uniform_grad else _KL).apply(*inputs, *options)
+        if uniform_grad or not weight_VD.requires_grad:
+            return _EarlyKL.apply(*inputs, *options, uniform_grad)
+        return _KL.apply(*inputs, *options)
     return _loss_chunks(*inputs, *options)[0]
 
 
-def _softmax_stats(logits_CV: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def check_teacher(
+    op: str,
+    hidden_MD: Tensor,
+    weight_VD: Tensor,
+    teacher_hidden_ME: Tensor,
+    teacher_weight_VE: Tensor,
+    temperature: float,
+) -> None:
+    """Raises ValueError where a student's and a teacher's shapes do not agree."""
+    if weight_VD.shape != (teacher_weight_VE.shape[0], hidden_MD.shape[1]) or (
+        teacher_hidden_ME.shape != (hidden_MD.shape[0], teacher_weight_VE.shape[1])
+    ):
+        raise ValueError(
+            f"{op} takes hidden [M, D], weight [V, D] and the teacher's [M, E] and [V, E], not "
+            f"{tuple(hidden_MD.shape)}, {tuple(weight_VD.shape)}, "
+            f"{tuple(teacher_hidden_ME.shape)} and {tuple(teacher_weight_VE.shape)}"
+        )
+    if temperature <= 0:
+        raise ValueError(f"{op} takes a temperature above 0, not {temperature}")
+
+
+def softmax_stats(logits_CV: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """(z / T, its maximum, the logarithm of the sum of what is left): see linear_loss.py."""
     scaled_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)) / temperature
     max_C1 = scaled_CV.amax(dim=-1, keepdim=True)
@@ -98,8 +114,8 @@ def _softmax_stats(logits_CV: Tensor, temperature: float) -> tuple[Tensor, Tenso
 def _loss_body(
     logits_CV: Tensor, teacher_logits_CV: Tensor, counted_C: Tensor, *, temperature: float
 ) -> Tensor:
-    scaled_CV, max_C1, log_sum_C1 = _softmax_stats(logits_CV, temperature)
-    teacher_CV, teacher_max_C1, teacher_log_sum_C1 = _softmax_stats(teacher_logits_CV, temperature)
+    scaled_CV, max_C1, log_sum_C1 = softmax_stats(logits_CV, temperature)
+    teacher_CV, teacher_max_C1, teacher_log_sum_C1 = softmax_stats(teacher_logits_CV, temperature)
     teacher_log_prob_CV = teacher_CV - teacher_max_C1 - teacher_log_sum_C1
     log_ratio_CV = teacher_log_prob_CV - (scaled_CV - max_C1 - log_sum_C1)
     return (teacher_log_prob_CV.exp() * log_ratio_CV).sum(dim=-1) * counted_C
@@ -109,8 +125,8 @@ def _grad_body(
     logits_CV: Tensor, teacher_logits_CV: Tensor, grad_C: Tensor, *, temperature: float
 ) -> None:
     """Overwrites the student's logits with their gradient."""
-    scaled_CV, max_C1, log_sum_C1 = _softmax_stats(logits_CV, temperature)
-    teacher_CV, teacher_max_C1, teacher_log_sum_C1 = _softmax_stats(teacher_logits_CV, temperature)
+    scaled_CV, max_C1, log_sum_C1 = softmax_stats(logits_CV, temperature)
+    teacher_CV, teacher_max_C1, teacher_log_sum_C1 = softmax_stats(teacher_logits_CV, temperature)
     probs_CV = torch.exp(scaled_CV - max_C1 - log_sum_C1)
     teacher_probs_CV = torch.exp(teacher_CV - teacher_max_C1 - teacher_log_sum_C1)
     logits_CV.copy_((probs_CV - teacher_probs_CV) * (grad_C / temperature).unsqueeze(1))
@@ -184,18 +200,23 @@ class _KL(torch.autograd.Function):
         return chunks.grad_hidden_MD, chunks.grad_weight(weight_VD.dtype), *(None,) * 5
 
 
-class _UniformKL(torch.autograd.Function):
-    """One gradient for all tokens: everything is computed in the forward pass but this factor."""
+class _EarlyKL(torch.autograd.Function):
+    """Everything is computed in the forward pass but the factors: one for all tokens, or, where
+    the student's weight is frozen, one for each."""
 
     @staticmethod
     def forward(ctx, *inputs):
-        loss_M, *grads = _loss_chunks(*inputs, wanted=ctx.needs_input_grad[:2])
-        ctx.weight_dtype = inputs[1].dtype
+        *arguments, uniform_grad = inputs
+        loss_M, *grads = _loss_chunks(*arguments, wanted=ctx.needs_input_grad[:2])
+        ctx.weight_dtype, ctx.uniform_grad = inputs[1].dtype, uniform_grad
         ctx.save_for_backward(inputs[4], *grads)
         return loss_M
 
     @staticmethod
     def backward(ctx, grad_M):
         is_counted_M, grad_hidden_MD, grad_weight_VD = ctx.saved_tensors
-        factor = common_grad(grad_M, is_counted_M)
-        return *scaled_grads(grad_hidden_MD, grad_weight_VD, factor, ctx.weight_dtype), *(None,) * 5
+        scaled = scale_grads(
+            grad_M, is_counted_M, grad_hidden_MD, grad_weight_VD, ctx.weight_dtype,
+            uniform_grad=ctx.uniform_grad,
+        )  # fmt: skip
+        return *scaled, *(None,) * 6

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from . import backend
 from .form import Form
-from .token_chunks import WORTH_GATHERING, TokenChunks, common_grad, scaled_grads
+from .token_chunks import WORTH_GATHERING, TokenChunks, scale_grads
 
 _IGNORED = -1
 
@@ -47,10 +47,11 @@ def linear_cross_entropy(
     chunks in fp32.
 
     The gradient may arrive different for each token: the backward pass then makes the logits anew,
-    a third more work. A caller that will only sum the losses and scale the sum (any mean) says
-    `uniform_grad=True`: gradients are then computed in the forward pass, and the backward pass
-    only scales them. Gradients that differ between counted tokens are then an error (on a GPU a
-    device-side assertion, so that nothing waits).
+    a third more work. It need not where the weight is frozen, or where the caller will only sum the
+    losses and scale the sum (any mean) and says `uniform_grad=True`: gradients are then computed in
+    the forward pass, and the backward pass only scales them. Under `uniform_grad`, gradients that
+    differ between counted tokens are an error (on a GPU a device-side assertion, so that nothing
+    waits).
 
     Raises ValueError where shapes or dtypes do not agree.
     """
@@ -71,8 +72,10 @@ def linear_cross_entropy(
     # Inside, an ignored label is any negative one.
     labels_M = labels_M.masked_fill(~is_counted_M, _IGNORED)
     if torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad):
-        function = _UniformCrossEntropy if uniform_grad else _CrossEntropy
-        return function.apply(hidden_MD, weight_VD, labels_M, chunk_size)
+        inputs = (hidden_MD, weight_VD, labels_M, chunk_size)
+        if uniform_grad or not weight_VD.requires_grad:
+            return _EarlyCrossEntropy.apply(*inputs, uniform_grad)
+        return _CrossEntropy.apply(*inputs)
     return _loss_chunks(hidden_MD, weight_VD, labels_M, chunk_size)[0]
 
 
@@ -180,11 +183,12 @@ class _CrossEntropy(torch.autograd.Function):
         return chunks.grad_hidden_MD, chunks.grad_weight(weight_VD.dtype), None, None
 
 
-class _UniformCrossEntropy(torch.autograd.Function):
-    """One gradient for all tokens: everything is computed in the forward pass but this factor."""
+class _EarlyCrossEntropy(torch.autograd.Function):
+    """Everything is computed in the forward pass but the factors: one for all tokens, or, where
+    the weight is frozen, one for each."""
 
     @staticmethod
-    def forward(ctx, hidden_MD, weight_VD, labels_M, chunk_size):
+    def forward(ctx, hidden_MD, weight_VD, labels_M, chunk_size, uniform_grad):
         chunks = TokenChunks(hidden_MD, weight_VD, chunk_size)
         chunks.want_grads(*ctx.needs_input_grad[:2])
         loss_M = hidden_MD.new_empty(labels_M.shape, dtype=chunks.loss_dtype)
@@ -192,12 +196,15 @@ class _UniformCrossEntropy(torch.autograd.Function):
             logits_CV = chunks.logits(rows)
             loss_M[rows] = _loss_and_grad(logits_CV, labels_M[rows], generated=chunks.generated)
             chunks.add_grads(rows, logits_CV)
-        ctx.weight_dtype = weight_VD.dtype
+        ctx.weight_dtype, ctx.uniform_grad = weight_VD.dtype, uniform_grad
         ctx.save_for_backward(labels_M, chunks.grad_hidden_MD, chunks.grad_weight_VD)
         return loss_M
 
     @staticmethod
     def backward(ctx, grad_M):
         labels_M, grad_hidden_MD, grad_weight_VD = ctx.saved_tensors
-        factor = common_grad(grad_M, labels_M >= 0)
-        return *scaled_grads(grad_hidden_MD, grad_weight_VD, factor, ctx.weight_dtype), None, None
+        scaled = scale_grads(
+            grad_M, labels_M >= 0, grad_hidden_MD, grad_weight_VD, ctx.weight_dtype,
+            uniform_grad=ctx.uniform_grad,
+        )  # fmt: skip
+        return *scaled, None, None, None

@@ -86,7 +86,31 @@ class TokenChunks:
         return self._hidden_MD[rows].to(self._dtype)
 
 
-def common_grad(grad_M: Tensor, counted_M: Tensor) -> Tensor:
+def scale_grads(
+    grad_M: Tensor,
+    counted_M: Tensor,
+    grad_hidden_MD: Tensor | None,
+    grad_weight_VD: Tensor | None,
+    weight_dtype: torch.dtype,
+    *,
+    uniform_grad: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of a plain sum of losses, times the gradients `grad_M` that the losses
+    received: one factor for all, or, where the weight needs none, a factor for each token's row.
+    """
+    if uniform_grad:
+        factor = _common_grad(grad_M, counted_M)
+    else:
+        assert grad_weight_VD is None, "a weight's gradient sums over tokens"
+        factor = torch.where(counted_M, grad_M, 0).unsqueeze(1)
+    if grad_hidden_MD is not None:
+        grad_hidden_MD = (grad_hidden_MD * factor).to(grad_hidden_MD.dtype)
+    if grad_weight_VD is not None:
+        grad_weight_VD = (grad_weight_VD * factor).to(weight_dtype)
+    return grad_hidden_MD, grad_weight_VD
+
+
+def _common_grad(grad_M: Tensor, counted_M: Tensor) -> Tensor:
     """The one gradient that all counted tokens' losses received, 0 if there are none, without
     waiting for a GPU. Raises ValueError (on a GPU an assertion on the device) if they differ."""
     if not len(grad_M):
@@ -95,25 +119,11 @@ def common_grad(grad_M: Tensor, counted_M: Tensor) -> Tensor:
     factor_1 = torch.where(counted_M[first_1], grad_M[first_1], 0)
     is_uniform = ((grad_M == factor_1) | ~counted_M).all()
     message = (
-        "a loss with uniform_grad=True received different gradients for different tokens; leave "
-        "uniform_grad out where the losses are weighted one by one"
+        "a loss that was computed for one gradient common to all tokens received different ones: "
+        "sum its tokens, or leave uniform_grad out where they are weighted one by one"
     )
-    if grad_M.is_cuda or torch.compiler.is_compiling():
+    if grad_M.device.type != "cpu" or torch.compiler.is_compiling():
         torch.ops.aten._assert_async.msg(is_uniform, message)
     elif not is_uniform:
         raise ValueError(message)
     return factor_1.squeeze()
-
-
-def scaled_grads(
-    grad_hidden_MD: Tensor | None,
-    grad_weight_VD: Tensor | None,
-    factor: Tensor,
-    weight_dtype: torch.dtype,
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of a plain sum of losses, times the gradient that this sum received."""
-    if grad_hidden_MD is not None:
-        grad_hidden_MD = (grad_hidden_MD * factor).to(grad_hidden_MD.dtype)
-    if grad_weight_VD is not None:
-        grad_weight_VD = (grad_weight_VD * factor).to(weight_dtype)
-    return grad_hidden_MD, grad_weight_VD

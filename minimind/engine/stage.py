@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe
+from minimind.data.tokenizer import Tokenizer
 from minimind.types import Batch, HeadFn, LossSum, ModelOutput
 
 BatchT = TypeVar("BatchT", bound=Batch)
@@ -55,6 +56,8 @@ class BuildContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     """What the engine computes in: for frozen helpers beside it."""
+    tokenizer: Tokenizer | None = None
+    """The run's own: a helper beside the policy must read the same ids."""
     loader: Loader[Any] | None = None
     eval_data: Iterable[Any] | None = None
 

@@ -7,6 +7,9 @@ import re
 from dataclasses import dataclass
 
 import torch
+from minimind_kernels import backend
+
+from minimind.errors import ConfigError
 
 BF16_PEAK_FLOPS = {
     "H200": 989.5e12,
@@ -57,6 +60,14 @@ def find_device(local_rank: int = 0) -> Device:
     bf16 = cpu_has_bf16()
     why = "" if bf16 else "this CPU has no bf16 instructions"
     return Device(torch.device("cpu"), _cpu_name(), bf16, why, None)
+
+
+def check_kernels(device: Device) -> None:
+    """Whether MINIMIND_KERNELS and MINIMIND_COMPILE can be met there. Raises ConfigError."""
+    try:
+        backend.check_settings(device.torch_device)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(str(error)) from None
 
 
 def cpu_has_bf16() -> bool:

@@ -3,9 +3,12 @@
 from typing import Any
 
 from minimind.engine.stage import Stage
+from minimind.stages.distill import Distill
 from minimind.stages.dpo import DPO
 from minimind.stages.lora import Lora
 from minimind.stages.pretrain import Pretrain
 from minimind.stages.sft import SFT
 
-STAGES: dict[str, type[Stage[Any]]] = {stage.name: stage for stage in (Pretrain, SFT, Lora, DPO)}
+STAGES: dict[str, type[Stage[Any]]] = {
+    stage.name: stage for stage in (Pretrain, SFT, Lora, DPO, Distill)
+}

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from stage_options import REQUIRED_OPTIONS
 
 from minimind.config import deepspeed_keys
 from minimind.config.deepspeed_json import (
@@ -97,7 +98,8 @@ def test_every_preset_resolves_under_every_file(stage: str, name: str, kind: str
         config, sizes = load_model_config(preset), default_sizes(kind, preset)
         rates = STAGES[stage].recipe_type.learning_rates
         rate = rates.get(preset, rates[""])
-        recipe = replace_fields(STAGES[stage].recipe_type(), {"learning_rate": rate}, "test")
+        values = {"learning_rate": rate, **REQUIRED_OPTIONS.get(stage, {})}
+        recipe = replace_fields(STAGES[stage].recipe_type(), values, "test")
         batches = set()
         for ranks in (1, 2, 8) if kind == "gpu" else (1, 2, 4):
             hardware = Hardware(kind, ranks, bf16)

@@ -39,6 +39,28 @@ def test_an_unknown_value_is_an_error(name, setting):
         backend.kernels_setting(), backend.compile_setting()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "error", "words"),
+    [
+        ("MINIMIND_KERNELS", "fast", ValueError, "MINIMIND_KERNELS='fast' is not known"),
+        ("MINIMIND_COMPILE", "yes", ValueError, "MINIMIND_COMPILE='yes' is not known"),
+        ("MINIMIND_KERNELS", "triton", RuntimeError, "tensors are on the cpu"),
+        ("MINIMIND_COMPILE", "1", RuntimeError, "no C[+][+] compiler"),
+    ],
+)
+def test_settings_are_checked_before_the_first_operation(
+    name, value, error, words, setting, monkeypatch
+):
+    monkeypatch.setattr(backend, "_has_compiler", lambda: False)
+    for other, usual in (("TRITON_INTERPRET", "0"), ("MINIMIND_KERNELS", "auto")):
+        setting(other, usual)
+    setting("MINIMIND_COMPILE", "auto")
+    backend.check_settings(torch.device("cpu"))
+    setting(name, value)
+    with pytest.raises(error, match=words):
+        backend.check_settings(torch.device("cpu"))
+
+
 def test_the_choice_is_said_once(setting, caplog):
     setting("MINIMIND_KERNELS", "torch")
     backend._say_once.cache_clear()

@@ -52,4 +52,5 @@ def test_launches_and_waits(tmp_path):
         "linear_cross_entropy": 4,
         "linear_cross_entropy_any_grad": 8,
         "linear_kl": 4,
+        "linear_distillation": 4,
     }

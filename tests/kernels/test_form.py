@@ -7,6 +7,7 @@ import pytest
 import torch
 from minimind_kernels import backend
 from minimind_kernels.expert_gemm import expert_ffn_reference
+from minimind_kernels.linear_distillation import linear_distillation_reference
 from minimind_kernels.linear_loss import linear_cross_entropy_reference
 from minimind_kernels.rms_norm import add_rms_norm_reference
 from minimind_kernels.rope import qk_rope_reference
@@ -92,6 +93,23 @@ def test_cross_entropy(make, assert_as_accurate):
         run(K.linear_cross_entropy),
         run(linear_cross_entropy_reference),
         lambda rows: (make(rows, 16), make(90, 16)),
+        assert_as_accurate,
+        expected=2,
+    )
+
+
+def test_distillation(make, assert_as_accurate):
+    def run(op):
+        def call(h, w, teacher_h):
+            labels = torch.arange(len(h)) * 7 % 90
+            return op(h, w, teacher_h.detach(), w.detach().flip(0), labels, 0.4, 1.5)[0].sum()
+
+        return call
+
+    check(
+        run(K.linear_distillation),
+        run(linear_distillation_reference),
+        lambda rows: (make(rows, 16), make(90, 16), make(rows, 16).detach()),
         assert_as_accurate,
         expected=2,
     )

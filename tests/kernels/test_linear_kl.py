@@ -34,6 +34,22 @@ def test_kl(num_tokens, counted, uniform_grad, device, randn, assert_as_accurate
     assert teacher_hidden.grad is None
 
 
+@pytest.mark.parametrize("counted", ["all", "some", "none"])
+def test_a_frozen_student_head(counted, device, randn, assert_as_accurate):
+    mask = counted_for(8, device, counted)
+    teacher_hidden, teacher_weight = randn(8, 40), randn(67, 40)
+
+    def run(op, **options):
+        def call(hidden, weight):
+            teacher = (teacher_hidden.to(hidden.dtype), teacher_weight.to(hidden.dtype))
+            return op(hidden, weight, *teacher, 1.5, mask, **options)
+
+        return call
+
+    ours = run(K.linear_kl, chunk_size=3)
+    assert_as_accurate(ours, run(linear_kl_reference), randn(8, 24), randn(67, 24).detach())
+
+
 @pytest.mark.parametrize("scale", [1e-3, 10.0])
 def test_magnitudes(scale, device, randn, assert_as_accurate):
     teacher_hidden, teacher_weight = randn(9, 24, scale=scale), randn(67, 24)
@@ -60,7 +76,7 @@ def test_the_reference_has_right_gradients():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match=r"\(3, 4\), \(5, 4\), \(3, 6\), \(6, 6\)"):
+    with pytest.raises(ValueError, match=r"\(3, 4\), \(5, 4\), \(3, 6\) and \(6, 6\)"):
         K.linear_kl(torch.ones(3, 4), torch.ones(5, 4), torch.ones(3, 6), torch.ones(6, 6))
     with pytest.raises(ValueError, match="temperature above 0, not 0"):
         K.linear_kl(torch.ones(3, 4), torch.ones(5, 4), torch.ones(3, 6), torch.ones(5, 6), 0.0)

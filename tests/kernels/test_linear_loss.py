@@ -2,6 +2,7 @@ import minimind_kernels as K
 import pytest
 import torch
 from minimind_kernels.linear_loss import linear_cross_entropy_reference
+from minimind_kernels.token_chunks import TokenChunks
 
 
 def labels_for(num_tokens, vocab, device, ignored="some"):
@@ -42,6 +43,34 @@ def test_cross_entropy_with_a_uniform_gradient(
         return linear_cross_entropy_reference(hidden, weight, labels).sum()
 
     assert_as_accurate(ours, reference, randn(num_tokens, 24), randn(67, 24))
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 11])
+@pytest.mark.parametrize("ignored", ["none", "some", "all"])
+def test_cross_entropy_of_a_frozen_head(num_tokens, ignored, device, randn, assert_as_accurate):
+    labels = labels_for(num_tokens, 67, device, ignored)
+
+    def ours(hidden, weight):
+        return K.linear_cross_entropy(hidden, weight, labels, chunk_size=4)
+
+    def reference(hidden, weight):
+        return linear_cross_entropy_reference(hidden, weight, labels)
+
+    assert_as_accurate(ours, reference, randn(num_tokens, 24), randn(67, 24).detach())
+
+
+def test_a_frozen_head_makes_its_logits_once(monkeypatch):
+    """Two products instead of three: what a LoRA run's preferences cost."""
+    made = []
+    logits = TokenChunks.logits
+    monkeypatch.setattr(TokenChunks, "logits", lambda *a: made.append(1) or logits(*a))
+    ids, weights = torch.arange(6), torch.arange(6.0)
+    for requires_grad, expected in ((False, 1), (True, 2)):
+        hidden = torch.randn(6, 8, requires_grad=True)
+        weight = torch.randn(11, 8, requires_grad=requires_grad)
+        made.clear()
+        (K.linear_log_prob(hidden, weight, ids) * weights).sum().backward()
+        assert len(made) == expected
 
 
 def test_a_gradient_that_is_not_uniform_is_refused():

@@ -17,6 +17,7 @@ TESTS = (
     "test_linear_kl.py",
     "test_moe_routing.py",
     "test_expert_gemm.py",
+    "test_linear_distillation.py",
     "test_triton_operators.py",
     "test_model_agrees.py",
 )

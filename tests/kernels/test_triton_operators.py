@@ -85,6 +85,11 @@ CALLS = {
     "cross_entropy_loss": lambda: ((some(5, 10), LABELS), {}),
     "cross_entropy_loss_and_grad": lambda: ((some(5, 10), LABELS), {}),
     "cross_entropy_grad": lambda: ((some(5, 10), LABELS, some(5), some(5), some(5)), {}),
+    "distillation_loss": lambda: ((some(5, 10), some(5, 10), LABELS), {"temperature": 1.5}),
+    "distillation_loss_and_grad": lambda: (
+        (some(5, 10), some(5, 10), LABELS),
+        {"alpha": 0.3, "temperature": 1.5},
+    ),
     "kl_loss": lambda: ((some(5, 10), some(5, 10), some(5)), {"temperature": 1.5}),
     "kl_loss_and_grad": lambda: ((some(5, 10), some(5, 10), some(5)), {"temperature": 1.5}),
     "kl_grad": lambda: ((some(5, 10), some(5, 10), some(5)), {"temperature": 1.5}),
@@ -150,6 +155,7 @@ def test_compiled_whole_with_gradients(uniform_grad):
         y = y + K.swiglu(gate_up) + q.flatten(1)[:, :8] + k.flatten(1) + v.flatten(1)
         labels = LABELS.clamp(min=0)
         loss = K.linear_cross_entropy(total + y, head, labels, uniform_grad=uniform_grad).sum()
+        loss = loss + K.linear_distillation(y, head, total, head, labels, 0.3, 1.5)[0].sum()
         return loss + K.linear_kl(y, head, total, head, 1.5).sum()
 
     inputs = [some(5, 8), some(8), some(5, 16), some(5, 32), some(2, 8), some(10, 8)]

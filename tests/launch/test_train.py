@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from minimind_kernels import backend
 from training_runs import (
     KILL_AFTER,
     KILLED,
@@ -305,6 +306,32 @@ def test_what_is_wrong_is_named_and_ends_with_status_2(
     assert train(*flags, *more) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("fast", "MINIMIND_KERNELS='fast' is not known"), ("triton", "needs a CUDA or ROCm GPU")],
+)
+def test_a_choice_of_kernels_that_cannot_be_met(
+    train: Train,
+    flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    value: str,
+    message: str,
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(backend, "interpreting", lambda: False)
+    monkeypatch.setenv("MINIMIND_KERNELS", value)
+    backend.kernels_setting.cache_clear()
+    try:
+        assert train(*flags) == 2
+    finally:
+        backend.kernels_setting.cache_clear()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_empty_file_and_a_json_that_is_none(

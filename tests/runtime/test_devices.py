@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from minimind_kernels import backend
 
+from minimind.errors import ConfigError
 from minimind.runtime import devices
-from minimind.runtime.devices import BF16_PEAK_FLOPS, Device, cpu_has_bf16, find_device
+from minimind.runtime.devices import (
+    BF16_PEAK_FLOPS,
+    Device,
+    check_kernels,
+    cpu_has_bf16,
+    find_device,
+)
 
 
 def test_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch):
@@ -109,3 +117,16 @@ def test_a_device_is_a_value():
     cpu = Device(torch.device("cpu"), "a", True, "", None)
     assert cpu == Device(torch.device("cpu"), "a", True, "", None)
     assert cpu.kind == "cpu"
+
+
+@pytest.mark.parametrize("error", [ValueError("no such value"), RuntimeError("no such value")])
+def test_kernels_that_cannot_run_are_the_users_to_mend(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    def refuse(device: torch.device) -> None:
+        raise error
+
+    check_kernels(Device(torch.device("cpu"), "some CPU", True, "", None))
+    monkeypatch.setattr(backend, "check_settings", refuse)
+    with pytest.raises(ConfigError, match="no such value"):
+        check_kernels(Device(torch.device("cpu"), "some CPU", True, "", None))

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from small_models import gradients, logits_of, pack, random_documents, random_model, small_config
+from stage_options import REQUIRED_OPTIONS
 
 from minimind.config.recipe import Recipe
 from minimind.engine.stage import BuildContext
@@ -129,6 +130,6 @@ def test_every_stage_says_what_it_is():
         assert kind.name == name
         assert issubclass(kind.recipe_type, Recipe)
         assert "" in kind.recipe_type.learning_rates
-        kind.recipe_type(learning_rate=1e-3).check()
+        kind.recipe_type(learning_rate=1e-3, **REQUIRED_OPTIONS.get(name, {})).check()
     assert STAGES["pretrain"].recipe_type.learning_rates[""] == 5e-4
     assert not STAGES["pretrain"].needs_checkpoint

@@ -5,6 +5,7 @@ name in torch.ops.minimind_kernels is what torch.compile sees.
 """
 
 from .cross_entropy import cross_entropy_grad, cross_entropy_loss, cross_entropy_loss_and_grad
+from .distillation import distillation_loss, distillation_loss_and_grad
 from .expert_gemm import expert_ffn_backward, expert_ffn_forward
 from .kl import kl_grad, kl_loss, kl_loss_and_grad
 from .moe_routing import moe_routing_backward, moe_routing_forward
@@ -24,6 +25,8 @@ __all__ = [
     "cross_entropy_grad",
     "cross_entropy_loss",
     "cross_entropy_loss_and_grad",
+    "distillation_loss",
+    "distillation_loss_and_grad",
     "expert_ffn_backward",
     "expert_ffn_forward",
     "kl_grad",

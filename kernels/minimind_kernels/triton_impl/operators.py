@@ -16,6 +16,7 @@ from ..form import Form
 _OVERWRITES_LOGITS = (
     "cross_entropy_grad",
     "cross_entropy_loss_and_grad",
+    "distillation_loss_and_grad",
     "kl_grad",
     "kl_loss_and_grad",
 )

@@ -1,0 +1,160 @@
+"""One optimizer step of a preset, counted exactly on any machine: what a GPU would be asked to do.
+
+The loop, the stage and the model run in bf16 on tensors without storage, with the Triton bodies and
+the attention that a GPU gets. An operator that needs a value on the host (what makes a host wait)
+has none to read there, so it would not only be counted: it would fail. What DeepSpeed itself
+dispatches is not in it; bench.train_step counts that, on the machine it runs on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+from unittest import mock
+
+import minimind_kernels as K
+import torch
+from minimind_kernels.linear_loss import linear_cross_entropy_reference
+from minimind_kernels.rms_norm import add_rms_norm_reference, rms_norm_reference
+from minimind_kernels.rope import qk_rope_reference
+from minimind_kernels.swiglu import swiglu_reference
+from torch import Tensor, nn
+
+from bench import compile_report
+from bench.counts import count_step
+from minimind.config.model import load_model_config
+from minimind.engine.interrupts import Interrupts
+from minimind.engine.loop import Loop
+from minimind.model import transformer
+from minimind.model.document_attention import VarlenPlan
+from minimind.model.transformer import Transformer
+from minimind.runtime.ranks import Ranks
+from minimind.stages.pretrain import Pretrain, PretrainRecipe
+from minimind.types import Batch, HeadFn, LossSum, ModelOutput
+
+DENSE, EXPERTS = "minimind2-small", "minimind2-moe"
+ROWS, ROW_TOKENS = 16, 1024
+"""One micro-batch of as many tokens as the kernels are measured on."""
+_META = torch.device("meta")
+
+
+def count_steps() -> list[dict[str, Any]]:
+    """A dense model with all operations in their plain form and as kernels, and one with experts,
+    whose plain form asks the host for each expert's share."""
+    kernels = contextlib.nullcontext
+    steps = (
+        (DENSE, "plain forms", _plain_forms),
+        (DENSE, "kernels", kernels),
+        (EXPERTS, "kernels", kernels),
+    )
+    return [
+        {
+            "name": f"{model}, {name}",
+            "model": model,
+            "tokens": ROWS * ROW_TOKENS,
+            **_count(model, forms),
+        }
+        for model, name, forms in steps
+    ]
+
+
+def _count(
+    model: str, forms: Callable[[], contextlib.AbstractContextManager[Any]]
+) -> dict[str, Any]:
+    with _META:
+        module = Transformer(load_model_config(model)).to(torch.bfloat16)
+    recipe = PretrainRecipe()
+    loop = Loop(
+        stage=Pretrain(recipe),
+        engine=cast(Any, _BareEngine(module)),
+        loader=cast(Any, None),
+        recipe=recipe,
+        learning_rate=lambda step: 1e-3,
+        total_steps=2,
+        events=cast(Any, None),
+        progress=cast(Any, None),
+    )
+    launches: list[str] = []
+
+    def take_step() -> None:
+        launches.clear()
+        loop._take_steps([_batch()], Interrupts())
+
+    watched = compile_report.launches_to(
+        lambda kernel, *_: launches.append(kernel.__name__), compile_report.TARGETS["sm_90"][1]
+    )
+    with _gpu_attention(), forms(), watched:
+        take_step()  # the RoPE tables are made once
+        counts = count_step(take_step, _META)
+    return {
+        "dispatched_operators": counts["dispatched_operators"],
+        "kernel_launches": len(launches),
+        "sync_operators": counts["sync_operators"],
+        "parameter_tensors": len(list(module.parameters())),
+    }
+
+
+class _BareEngine:
+    """As much of the engine as the loop calls in a step, without DeepSpeed in it."""
+
+    device, ranks, precision, loss_scale = _META, Ranks(0, 0, 1), "bf16", 1.0
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.grad_norm = torch.zeros((), device=_META)
+
+    def __call__(self, batch: Batch, head: HeadFn) -> ModelOutput:
+        return self.module(batch, head)
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        return values
+
+    def start_step(self, total_count: Tensor) -> None:
+        self._scale = 1 / total_count.clamp(min=1.0)
+
+    def backward(self, loss: LossSum) -> None:
+        total = loss.total if loss.aux_loss is None else loss.total + loss.aux_loss * loss.count
+        (total * self._scale).backward()
+
+    def step(self, learning_rate: float) -> None:
+        self.module.zero_grad()
+
+
+def _batch() -> Batch:
+    """Rows of one document each, on the host as the loader gives them."""
+    places = torch.arange(ROW_TOKENS).repeat(ROWS, 1)
+    return Batch(
+        ids_BT=places,
+        labels_BT=places,
+        positions_BT=places,
+        is_token_BT=torch.ones_like(places, dtype=torch.bool),
+        cu_seqlens=torch.arange(0, (ROWS + 1) * ROW_TOKENS, ROW_TOKENS, dtype=torch.int32),
+        max_len=ROW_TOKENS,
+        num_targets=ROWS * ROW_TOKENS,
+    )
+
+
+@contextlib.contextmanager
+def _gpu_attention() -> Iterator[None]:
+    def plan(cu_seqlens: Tensor, max_len: int, *_: Any) -> VarlenPlan:
+        return VarlenPlan(cu_seqlens, max_len)
+
+    with mock.patch.object(transformer, "plan_attention", plan):
+        yield
+
+
+@contextlib.contextmanager
+def _plain_forms() -> Iterator[None]:
+    def cross_entropy(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor, **_: Any) -> Tensor:
+        return linear_cross_entropy_reference(hidden_MD, weight_VD, labels_M)
+
+    plain = {
+        "rms_norm": rms_norm_reference,
+        "add_rms_norm": add_rms_norm_reference,
+        "qk_rope": qk_rope_reference,
+        "swiglu": swiglu_reference,
+        "linear_cross_entropy": cross_entropy,
+    }
+    with mock.patch.multiple(K, **plain):
+        yield

@@ -1,0 +1,131 @@
+"""Distillation: a student learns a teacher's whole distribution besides the text itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, cast
+
+import minimind_kernels as K
+import torch
+from torch import Tensor
+
+from minimind.config.recipe import Recipe, option
+from minimind.data.tokenizer import Tokenizer
+from minimind.engine.checkpoint import find_model_folder
+from minimind.engine.stage import BuildContext, Policy, StageModels
+from minimind.errors import ConfigError
+from minimind.inference.generate import load_model
+from minimind.model.transformer import Transformer
+from minimind.stages.sft import SFT, SFTRecipe
+from minimind.types import Batch, LossSum
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillRecipe(SFTRecipe):
+    """Options of distillation."""
+
+    learning_rates: ClassVar[Mapping[str, float]] = {"": 5e-6, "tiny": 2e-3}
+
+    epochs: float = option(6.0, "passes over the data")
+    teacher: str | None = option(
+        None, "the teacher: a run's folder, a checkpoint in it or a Hugging Face folder"
+    )
+    alpha: float = option(0.5, "weight of the text's own loss; the rest is the teacher's")
+    temperature: float = option(1.5, "of both distributions (higher: more of the unlikely tokens)")
+
+    def check(self) -> None:
+        super().check()
+        if not self.teacher:
+            raise ConfigError(
+                "--stage distill learns from a teacher: give --set teacher=FOLDER, a run's folder, "
+                "a checkpoint in it or a Hugging Face folder with the same tokenizer"
+            )
+        if not 0 <= self.alpha <= 1:
+            raise ConfigError(f"alpha is {self.alpha}; it must be from 0 to 1")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"temperature is {self.temperature}; it must be above 0")
+
+
+class Distill(SFT):
+    """α·(CE + aux) + (1 - α)·T²·KL(teacher ‖ student), summed over the targets.
+
+    Both distributions of the KL are at temperature T; T² gives its gradient the size that it has
+    at T = 1 (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015).
+    """
+
+    name: ClassVar[str] = "distill"
+    recipe_type: ClassVar[type[Recipe]] = DistillRecipe
+    metric_names: ClassVar[tuple[str, ...]] = ("ce", "kl")
+
+    recipe: DistillRecipe
+    teacher: Transformer
+
+    def build_models(self, context: BuildContext) -> StageModels:
+        """Raises ConfigError where the teacher reads other tokens than the student."""
+        models = super().build_models(context)
+        self.teacher = load_teacher(Path(cast(str, self.recipe.teacher)), context)
+        return dataclasses.replace(models, helpers=(self.teacher,))
+
+    def loss(self, policy: Policy, batch: Batch) -> LossSum:
+        alpha, temperature = self.recipe.alpha, self.recipe.temperature
+        labels_M = batch.labels_BT.flatten()
+        with torch.no_grad():
+            # Its logits are made beside the student's, a chunk of tokens at a time.
+            teacher_ME = self.teacher(batch, head=lambda hidden_ME, _: hidden_ME).per_token
+        teacher_head_VE = self.teacher.lm_head.weight
+        sums: dict[str, Tensor] = {}
+
+        def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
+            loss_M, ce_M, kl_M = K.linear_distillation(
+                hidden_MD, weight_VD, teacher_ME, teacher_head_VE, labels_M, alpha, temperature
+            )
+            sums.update(ce=ce_M.sum(), kl=kl_M.sum())
+            return loss_M
+
+        output = policy(batch, head=head)
+        return LossSum(
+            total=output.per_token.sum(),
+            count=batch.num_targets,
+            aux_loss=None if output.aux_loss is None else alpha * output.aux_loss,
+            metrics=sums,
+        )
+
+
+def load_teacher(path: Path, context: BuildContext) -> Transformer:
+    """Frozen, in the dtype that the engine computes in. Raises ConfigError where its vocabulary or
+    tokenizer is not the student's, CheckpointError or DataError where there is none."""
+    folder = find_model_folder(path)
+    teacher, tokenizer = load_model(folder, dtype=context.dtype, device=context.device)
+    theirs, ours = teacher.config.vocab_size, context.config.vocab_size
+    if theirs != ours:
+        raise ConfigError(
+            f"the teacher {folder} has a vocabulary of {theirs}, the student one of {ours}: their "
+            "distributions cannot be compared"
+        )
+    if context.tokenizer is not None:
+        _check_same_tokens(tokenizer, context.tokenizer, folder)
+    logger.info(
+        "teacher    %s: %s parameters, %s", folder, f"{teacher.config.num_parameters:,}",
+        str(context.dtype).removeprefix("torch."),
+    )  # fmt: skip
+    return teacher.requires_grad_(False)
+
+
+def _check_same_tokens(theirs: Tokenizer, ours: Tokenizer, folder: Path) -> None:
+    """Whether each id is the same bytes to both. Merges and chat templates may differ: the teacher
+    is given the student's ids."""
+    for id in range(max(theirs.vocab_size, ours.vocab_size)):
+        their_bytes, our_bytes = (t.token_bytes([id], skip_special=False) for t in (theirs, ours))
+        if their_bytes != our_bytes:
+            raise ConfigError(
+                f"the teacher {folder} has another tokenizer: token {id} is {their_bytes!r} to it "
+                f"and {our_bytes!r} to the student. Distil on its generated text instead "
+                "(--stage sft), or take a teacher with the student's tokenizer"
+            )

@@ -1,0 +1,43 @@
+"""What a training step asks of the host, to the last operator: a change of it is made knowingly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from bench.kernel_readme import README, build_step_table
+from bench.step_counts import count_steps
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    return count_steps()
+
+
+def test_nothing_waits_for_the_gpu(rows: list[dict[str, Any]]):
+    names = ("_local_scalar_dense", "nonzero", "device_to_host")
+    for row in rows:
+        assert row["sync_operators"] == dict.fromkeys(names, 0)
+
+
+def test_launches_and_parameter_tensors(rows: list[dict[str, Any]]):
+    plain, kernels, experts = rows
+    assert plain["kernel_launches"] == 0
+    # A layer: two norms (forward, backward, the weight's sum), RoPE and SwiGLU (there and back).
+    # After them the last norm, and the loss over four chunks of 4096 tokens.
+    assert kernels["kernel_launches"] == 8 * (2 * 3 + 2 + 2) + 3 + 4
+    # The shared expert is a layer's SwiGLU; routing takes two launches and one back.
+    assert experts["kernel_launches"] == 8 * (2 * 3 + 2 + 2 + 3 + 6) + 3 + 4
+    # Two norms, qkv, o, gate and up, down; the tied embedding and the last norm.
+    assert plain["parameter_tensors"] == kernels["parameter_tensors"] == 8 * 6 + 2
+    assert experts["parameter_tensors"] == 8 * 9 + 2
+
+
+@pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="counted with PyTorch 2.13")
+def test_dispatched_operators(rows: list[dict[str, Any]]):
+    assert [row["dispatched_operators"] for row in rows] == [1457, 877, 1320]
+    assert build_step_table(rows) in README.read_text(encoding="utf-8"), (
+        "python -m bench.kernels --readme writes it anew"
+    )

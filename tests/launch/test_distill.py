@@ -1,0 +1,116 @@
+"""Distillation from the command line: one run like another, with a teacher beside it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from chats import ANSWER, USER
+from training_runs import Train, assert_same_weights, final_weights, train_in_a_process
+
+
+@pytest.fixture
+def teacher(train: Train, run_flags: list[str], tmp_path: Path) -> Path:
+    """A wider model's run."""
+    folder = tmp_path / "teacher"
+    wide = ["--set", "hidden_size=48", "--set", "num_hidden_layers=1", "--max_steps", "1"]
+    assert train(*run_flags, *wide, "--eval_every", "0", "--output_dir", str(folder)) == 0
+    return folder
+
+
+@pytest.fixture
+def flags(teacher: Path, shape: list[str], tmp_path: Path) -> list[str]:
+    """Four steps of two micro-batches, with a checkpoint after two."""
+    data = tmp_path / "chat.jsonl"
+    chats = [
+        [{**USER, "content": f"{n} + {n} = ?"}, {**ANSWER, "content": f"{2 * n} " * (1 + n % 5)}]
+        for n in range(60)
+    ]
+    rows = [json.dumps({"conversations": chat}) for chat in chats]
+    data.write_text("\n".join(rows), encoding="utf-8")
+    return [
+        *("--stage", "distill", "--from_checkpoint", "none", *shape),
+        *("--set", f"teacher={teacher}", "--data", str(data), "--val_data", str(data)),
+        *("--seq_len", "64", "--max_steps", "4", "--eval_every", "2", "--save_every", "2"),
+        *("--set", "train_batch_size=4", "--set", "micro_batch_size=2", "--set", "eval_rows=4"),
+        *("--output_dir", str(tmp_path / "run")),
+    ]
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    with open(run / "metrics.csv", encoding="utf-8") as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def test_a_run_logs_both_parts_keeps_the_student_alone_and_resumes_bitwise(
+    train: Train, flags: list[str], teacher: Path, tmp_path: Path
+):
+    before = final_weights(teacher)
+    assert train(*flags, "--set", "alpha=0.25") == 0
+    run = tmp_path / "run"
+    rows = read_metrics(run)
+    for row in rows:
+        assert row["loss"] == pytest.approx(0.25 * row["ce"] + 0.75 * 1.5**2 * row["kl"], rel=1e-5)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["val_loss"] < rows[1]["val_loss"]
+    for name, weight in final_weights(teacher).items():
+        assert torch.equal(weight, before[name])
+    trained = final_weights(run)
+    assert trained["embed_tokens.weight"].shape[1] == 32
+    shards = (run / "checkpoints" / "latest" / "engine").rglob("*")
+    states = 4 * 4 * sum(weight.numel() for weight in trained.values())
+    assert sum(file.stat().st_size for file in shards) < states + 2**18
+
+    again = tmp_path / "again"
+    shutil.copytree(run, again, symlinks=True)
+    shutil.rmtree(again / "checkpoints" / "step-00000004")
+    assert train("--resume", "--output_dir", str(again)) == 0
+    assert_same_weights(run, again)
+
+
+def test_two_ranks_and_zero3_take_the_steps_of_one(train: Train, flags: list[str], tmp_path: Path):
+    assert train(*flags) == 0
+    two = ["--ds_config", "zero3.json", "--output_dir", str(tmp_path / "two")]
+    done = train_in_a_process(*flags, *two, ranks=2)
+    assert done.returncode == 0, done.stderr
+    for one, other in zip(
+        read_metrics(tmp_path / "run"), read_metrics(tmp_path / "two"), strict=True
+    ):
+        for name in ("loss", "ce", "kl"):
+            assert other[name] == pytest.approx(one[name], abs=2e-5)
+    reference = final_weights(tmp_path / "run")
+    for name, weight in final_weights(tmp_path / "two").items():
+        torch.testing.assert_close(weight, reference[name], atol=2e-5, rtol=2e-4)
+
+
+def test_bf16_has_a_teacher_in_bf16(
+    train: Train, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert train(*flags, "--set", "ds_config.bf16.enabled=true", "--max_steps", "1") == 0
+    assert "parameters, bfloat16" in capsys.readouterr().err
+    assert read_metrics(tmp_path / "run")[0]["kl"] > 0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--set", "teacher="], "give --set teacher=FOLDER"),
+        (["--set", "teacher=nowhere"], "nowhere: neither a run's folder"),
+        (["--set", "vocab_size=2000"], "vocabulary of 1476, the student one of 2000"),
+    ],
+)
+def test_a_teacher_that_cannot_teach_ends_with_status_2(
+    train: Train,
+    flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    message: str,
+):
+    assert train(*flags, *more) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -17,7 +17,8 @@ from small_models import (
 from torch import Tensor, nn
 
 from minimind.model.adapter import merge_adapter
-from minimind.model.lora import LoraLinear, Slot, add_adapters, collect_adapter, split_slots
+from minimind.model.lora import add_adapters, collect_adapter
+from minimind.model.lora_linear import Adapters, LoraLinear, Slot, split_slots
 from minimind.model.state_dict import LinearPart, split_fused
 from minimind.model.transformer import Transformer
 
@@ -41,7 +42,8 @@ def make_linear(case: str, dtype: torch.dtype) -> LoraLinear:
         for i, (rows, rank) in enumerate(PARTS[case])
     ]
     num_b = sum(slot.part.num_rows * slot.rank for slot in slots)
-    return LoraLinear(linear, slots, random(sum(s.rank for s in slots), 6), random(num_b))
+    a_RI = random(sum(s.rank for s in slots), 6)
+    return LoraLinear(linear, Adapters(tuple(slots), a_RI, random(num_b)))
 
 
 def explicit(linear: LoraLinear, x_MI: Tensor) -> Tensor:
@@ -82,7 +84,8 @@ def test_a_fused_adapter_is_its_parts_apart():
         alone.weight = nn.Parameter(fused.weight[rows].detach())
         place = LinearPart("alone", slice(0, slot.part.num_rows), slice(0, 6))
         b_flat = b_OR.detach().flatten()
-        part = LoraLinear(alone, [Slot(place, slot.rank, slot.alpha)], a_RI.detach(), b_flat)
+        slots = (Slot(place, slot.rank, slot.alpha),)
+        part = LoraLinear(alone, Adapters(slots, a_RI.detach(), b_flat))
         torch.testing.assert_close(part(x_MI), y_MO[:, rows], rtol=1e-6, atol=1e-6)
     bare = slice(4, 7)
     torch.testing.assert_close(y_MO[:, bare], x_MI @ fused.weight[bare].T)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from small_adapters import explicit_sum, named, random_adapter
-from small_models import logits_of, pack, random_documents, random_model, small_config
+from small_models import EXPERTS, logits_of, pack, random_documents, random_model, small_config
 from torch import Tensor, nn
 
 from minimind.errors import CheckpointError, ConfigError
@@ -43,6 +44,27 @@ MIXTURES = [
     ({"other": 0.5}, ((OTHER, 0.5),)),
     ({"one": 2.0, "other": -1.0}, ((ONE, 2.0), (OTHER, -1.0))),
 ]
+
+
+@pytest.mark.parametrize("experts", EXPERTS)
+def test_experts_take_mixtures_too(experts: dict[str, Any]):
+    config = small_config(**experts)
+    one, other = random_adapter(config, seed=1), random_adapter(config, {"up_proj": 2}, seed=2)
+    model = random_model(config)
+    bare = named(model)
+    adapters = LoadedAdapters(model)
+    adapters.add("one", one)
+    adapters.add("other", other)
+    adapters.activate({"one": 0.5, "other": -2.0})
+    active = logits_of(model, BATCH)
+    adapters.merge()
+    torch.testing.assert_close(logits_of(model, BATCH), active, rtol=1e-3, atol=1e-3)
+    summed = explicit_sum(split_fused(config, bare), (one, 0.5), (other, -2.0))
+    for name, weight in split_fused(config, named(model)).items():
+        torch.testing.assert_close(weight.double(), summed[name], rtol=1e-5, atol=1e-5)
+    adapters.activate({})
+    for name, weight in named(model).items():
+        assert torch.equal(weight, bare[name]), name
 
 
 def test_any_mixture_is_the_model_with_the_summed_weights():

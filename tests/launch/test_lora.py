@@ -253,7 +253,7 @@ def test_what_does_not_fit_says_why(
     assert train(*flags, "--max_steps", "2") == 0
     again = ["--resume", "--output_dir", str(tmp_path / "run"), "--max_steps", "4"]
     capsys.readouterr()
-    assert train(*again, "--stage", "lora", "--set", 'lora_ranks={"qkv_proj": 4}') == 2
+    assert train(*again, "--set", 'lora_ranks={"qkv_proj": 4}') == 2
     assert "has rank 16 and alpha 32" in capsys.readouterr().err
     moved = base.rename(base.with_name("moved"))
     try:

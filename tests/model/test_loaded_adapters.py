@@ -12,6 +12,8 @@ from small_models import EXPERTS, logits_of, pack, random_documents, random_mode
 from torch import Tensor, nn
 
 from minimind.errors import CheckpointError, ConfigError
+from minimind.inference.generate import stream_ids
+from minimind.inference.sampling import SamplingParams
 from minimind.model.adapter import Adapter
 from minimind.model.adapter_folder import BaseModel, save_adapter
 from minimind.model.loaded_adapters import LoadedAdapters
@@ -145,3 +147,17 @@ def test_an_adapter_trained_beside_other_weights_is_refused(tmp_path: Path):
     LoadedAdapters(models[0], bases[0].fingerprint).load("one", tmp_path / "adapter")
     with pytest.raises(CheckpointError, match="beside other weights than this model's"):
         LoadedAdapters(models[1], bases[1].fingerprint).load("one", tmp_path / "adapter")
+
+
+def test_answers_are_the_same_before_and_after_the_merge():
+    model = random_model(CONFIG).eval()
+    adapters = loaded(model)
+    params = SamplingParams(max_new_tokens=12)
+    texts = {}
+    for scales in ({}, {"one": 1.0}):
+        adapters.activate(scales)
+        active = list(stream_ids(model, [5, 7], params))
+        adapters.merge()
+        assert list(stream_ids(model, [5, 7], params)) == active
+        texts[len(scales)] = active
+    assert texts[0] != texts[1]

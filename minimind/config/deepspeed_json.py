@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minimind.config.deepspeed_keys import check_keys
 from minimind.config.recipe import Recipe, Sizes, replace_fields
@@ -71,7 +71,8 @@ def resolve(
     given: set[str],
     sizes: Sizes,
     hardware: Hardware,
-    num_parameters: int,
+    num_trained: int,
+    num_frozen: int = 0,
 ) -> tuple[dict[str, Any], Recipe]:
     """Fills every "auto" from the recipe and the recipe from every explicit value.
 
@@ -98,9 +99,10 @@ def resolve(
     recipe = replace_fields(recipe, explicit, "the DeepSpeed JSON")
     recipe.check()
     recipe = _resolve_batch(ds, recipe, sizes, hardware)
+    weights = _Weights(num_trained, num_frozen)
     for path, fill in _AUTO.items():
         if _get(ds, path) == "auto":
-            _put(ds, path, fill(recipe, hardware, num_parameters))
+            _put(ds, path, fill(recipe, hardware, weights))
     _resolve_precision(ds, hardware)
     for path, value in _walk(ds):
         if value == "auto":
@@ -122,28 +124,33 @@ def _complete(ds: dict[str, Any], given: set[str]) -> None:
             _put(ds, path, "auto")
 
 
-_Fill = Callable[[Recipe, Hardware, int], Any]
+class _Weights(NamedTuple):
+    trained: int
+    frozen: int
+
+
+_Fill = Callable[[Recipe, Hardware, _Weights], Any]
 _AUTO: dict[str, _Fill] = {
-    "gradient_clipping": lambda r, h, n: r.gradient_clipping,
-    "optimizer.params.lr": lambda r, h, n: r.learning_rate,
-    "optimizer.params.betas": lambda r, h, n: list(r.betas),
-    "optimizer.params.eps": lambda r, h, n: r.adam_eps,
-    "optimizer.params.weight_decay": lambda r, h, n: r.weight_decay,
+    "gradient_clipping": lambda r, h, w: r.gradient_clipping,
+    "optimizer.params.lr": lambda r, h, w: r.learning_rate,
+    "optimizer.params.betas": lambda r, h, w: list(r.betas),
+    "optimizer.params.eps": lambda r, h, w: r.adam_eps,
+    "optimizer.params.weight_decay": lambda r, h, w: r.weight_decay,
     # PyTorch's fused AdamW compiles nothing; DeepSpeed's own take up to 70 s the first time.
-    "optimizer.params.torch_adam": lambda r, h, n: True,
-    "optimizer.params.fused": lambda r, h, n: True,
+    "optimizer.params.torch_adam": lambda r, h, w: True,
+    "optimizer.params.fused": lambda r, h, w: True,
     # Offloaded states on a machine whose device is the CPU need no special optimizer.
-    "zero_force_ds_cpu_optimizer": lambda r, h, n: False,
-    "bf16.enabled": lambda r, h, n: h.supports_bf16,
-    "fp16.enabled": lambda r, h, n: h.device_kind == "gpu" and not h.supports_bf16,
-    # One bucket of about the model's size: DeepSpeed's 1 GB would be held twice.
-    "zero_optimization.reduce_bucket_size": lambda r, h, n: n,
-    "zero_optimization.allgather_bucket_size": lambda r, h, n: n,
+    "zero_force_ds_cpu_optimizer": lambda r, h, w: False,
+    "bf16.enabled": lambda r, h, w: h.supports_bf16,
+    "fp16.enabled": lambda r, h, w: h.device_kind == "gpu" and not h.supports_bf16,
+    # One bucket of about what is trained: DeepSpeed's 1 GB would be held twice.
+    "zero_optimization.reduce_bucket_size": lambda r, h, w: w.trained,
+    "zero_optimization.allgather_bucket_size": lambda r, h, w: w.trained,
     # Overlap synchronises the device in every backward, for nothing where there is one rank.
-    "zero_optimization.overlap_comm": lambda r, h, n: h.world_size > 1 and h.device_kind == "gpu",
-    "zero_optimization.offload_optimizer.pin_memory": lambda r, h, n: h.device_kind == "gpu",
-    "zero_optimization.stage3_prefetch_bucket_size": lambda r, h, n: n // 10,
-    "zero_optimization.stage3_param_persistence_threshold": lambda r, h, n: 10_000,
+    "zero_optimization.overlap_comm": lambda r, h, w: h.world_size > 1 and h.device_kind == "gpu",
+    "zero_optimization.offload_optimizer.pin_memory": lambda r, h, w: h.device_kind == "gpu",
+    "zero_optimization.stage3_prefetch_bucket_size": lambda r, h, w: sum(w) // 10,
+    "zero_optimization.stage3_param_persistence_threshold": lambda r, h, w: 10_000,
 }
 
 

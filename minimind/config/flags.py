@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import json
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from minimind.config.model import PRESETS, ModelConfig
@@ -96,9 +99,7 @@ def parse_train_arguments(
     argv: Sequence[str] | None, recipe_types: Mapping[str, type[Recipe]]
 ) -> TrainArguments:
     """Exits with status 2 and a message on bad usage. Raises ConfigError for a bad --set."""
-    stage_parser = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    stage_parser.add_argument("--stage")
-    stage = getattr(stage_parser.parse_known_args(argv)[0], "stage", "pretrain")
+    stage = _find_stage(argv)
     recipe_type = recipe_types.get(stage, Recipe)
     given = vars(_build_parser(recipe_types, recipe_type).parse_args(argv))
     options = {f.name for f in dataclasses.fields(recipe_type)}
@@ -130,6 +131,21 @@ def parse_train_arguments(
         dry_run=given.get("dry_run", False),
         local_rank=given.get("local_rank"),
     )
+
+
+def _find_stage(argv: Sequence[str] | None) -> str:
+    """--stage, or that of the run to go on with: it decides which options the others may be."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--stage")
+    parser.add_argument("--output_dir")
+    parser.add_argument("--resume", action="store_true")
+    known, _ = parser.parse_known_args(argv)
+    if known.stage is None and known.resume and known.output_dir:
+        # A run.json that cannot be read is an error of the resumption, and is raised there.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            text = (Path(known.output_dir) / "run.json").read_text(encoding="utf-8")
+            return str(json.loads(text)["stage"])
+    return known.stage or "pretrain"
 
 
 def _build_parser(

@@ -6,7 +6,7 @@ Hugging Face names it; of a fused matrix each part (q, k, v; gate, up) has its o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minimind.config.model import ModelConfig
 from minimind.errors import CheckpointError
-from minimind.model.state_dict import linear_parts
+from minimind.model.state_dict import LinearPart, linear_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +65,19 @@ def merge_adapter(
     adapter has a part. Raises CheckpointError where it is for another model."""
     check_fits(config, adapter, origin)
     merged = dict(weights)
-    for inside, parts in linear_parts(config).items():
+    for name, parts in linear_parts(config).items():
         if any(part.name in adapter for part in parts):
-            full = weights[f"{inside}.weight"].to(torch.float32, copy=True)
-            for part in parts:
-                if part.name in adapter:
-                    full[part.rows, part.columns] += adapter[part.name].delta().to(full.device)
-            merged[f"{inside}.weight"] = full
+            merged[name] = weights[name].to(torch.float32, copy=True)
+            add_delta(merged[name], parts, adapter)
     return merged
+
+
+def add_delta(
+    tensor: Tensor, parts: Sequence[LinearPart], adapter: Adapter, scale: float = 1.0
+) -> None:
+    """Adds scale · alpha/r · B·A in place to an fp32 tensor of the model made of `parts`."""
+    matrix_OI = tensor.view(-1, tensor.shape[-1])
+    for part in parts:
+        if part.name in adapter:
+            delta_OI = adapter[part.name].delta().to(tensor.device)
+            matrix_OI[part.rows, part.columns].add_(delta_OI, alpha=scale)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minimind.errors import CheckpointError, ConfigError
-from minimind.model.adapter import Adapter, check_fits
+from minimind.model.adapter import Adapter, add_delta, check_fits
 from minimind.model.adapter_folder import find_base, load_adapter
-from minimind.model.lora import LoraLinear, Slot, replace_linear
+from minimind.model.lora import attach, detach
+from minimind.model.lora_linear import Adapters, Slot
 from minimind.model.state_dict import LinearPart, linear_parts
 from minimind.model.transformer import Transformer
 
@@ -63,13 +63,16 @@ class LoadedAdapters:
         ConfigError for a name that is not loaded."""
         chosen = [(self._find(name), scale) for name, scale in scales.items()]
         self._restore()
+        detach(self._model)
+        adapters: dict[str, Adapters] = {}
         for name, parts in linear_parts(self._model.config).items():
-            linear = cast(nn.Linear, self._model.get_submodule(name))
-            if isinstance(linear, LoraLinear):
-                linear = _without_adapter(linear)
-                replace_linear(self._model, name, linear)
-            if adapted := _with_adapters(linear, parts, chosen):
-                replace_linear(self._model, name, adapted)
+            weight = self._model.get_parameter(name)
+            if of_tensor := _combine(parts, chosen, weight):
+                adapters[name] = of_tensor
+        attach(self._model, adapters)
+        for name, parameter in self._model.named_parameters():
+            if "lora_" in name:
+                parameter.requires_grad_(False)
         self.active = dict(scales)
 
     @torch.no_grad()
@@ -78,21 +81,17 @@ class LoadedAdapters:
         fp32 and rounded once. Keeps the weights that it replaces."""
         if self._replaced:
             return
+        chosen = [(self._find(name), scale) for name, scale in self.active.items()]
         for name, parts in linear_parts(self._model.config).items():
-            linear = self._model.get_submodule(name)
-            if not isinstance(linear, LoraLinear):
-                continue
-            base = linear.weight.data
-            full = base.to(torch.float32, copy=True)
-            for part in parts:
-                for adapter, scale in ((self._adapters[n], s) for n, s in self.active.items()):
-                    if part.name in adapter:
-                        full[part.rows, part.columns] += (
-                            adapter[part.name].delta().to(full.device) * scale
-                        )
-            self._replaced[name] = base
-            linear.weight.data = full.to(base.dtype)
-            replace_linear(self._model, name, _without_adapter(linear))
+            touching = [a for a in chosen if any(part.name in a[0] for part in parts)]
+            if touching:
+                parameter = self._model.get_parameter(name)
+                full = parameter.to(torch.float32, copy=True)
+                for adapter, scale in touching:
+                    add_delta(full, parts, adapter, scale)
+                self._replaced[name] = parameter.data
+                parameter.data = full.to(parameter.dtype)
+        detach(self._model)
 
     def unmerge(self) -> None:
         """Puts the weights from before `merge` back, bitwise, and what is active beside them."""
@@ -100,7 +99,7 @@ class LoadedAdapters:
 
     def _restore(self) -> None:
         for name, base in self._replaced.items():
-            cast(nn.Linear, self._model.get_submodule(name)).weight.data = base
+            self._model.get_parameter(name).data = base
         self._replaced = {}
 
     def _find(self, name: str) -> Adapter:
@@ -110,31 +109,22 @@ class LoadedAdapters:
         return self._adapters[name]
 
 
-def _without_adapter(linear: LoraLinear) -> nn.Linear:
-    bare = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
-    bare.weight = linear.weight
-    return bare
-
-
-def _with_adapters(
-    linear: nn.Linear, parts: list[LinearPart], chosen: list[tuple[Adapter, float]]
-) -> LoraLinear | None:
-    """One adapter of the sum of the ranks; None where no active adapter is for this linear."""
+def _combine(
+    parts: list[LinearPart], chosen: list[tuple[Adapter, float]], weight: Tensor
+) -> Adapters | None:
+    """One adapter of the sum of the ranks, with every scale in its B; None where no active adapter
+    is for this tensor."""
     slots, all_a, all_b = [], [], []
     for part in parts:
         found = [(a[part.name], scale) for a, scale in chosen if part.name in a]
         if not found:
             continue
         a_RI = torch.cat([adapter.a_RI for adapter, _ in found])
-        b_OR = torch.cat([p.b_OR.float() * (p.alpha / p.rank * scale) for p, scale in found], dim=1)
+        scaled = [p.b_OR.float() * (p.alpha / p.rank * scale) for p, scale in found]
         slots.append(Slot(part, rank=len(a_RI), alpha=len(a_RI)))
         all_a.append(a_RI)
-        all_b.append(b_OR.flatten())
+        all_b.append(torch.cat(scaled, dim=1).flatten())
     if not slots:
         return None
-    weight = linear.weight
     a_RI, b_flat = (torch.cat(x).to(weight.device, weight.dtype) for x in (all_a, all_b))
-    adapted = LoraLinear(linear, slots, a_RI, b_flat)
-    adapted.lora_A.requires_grad_(False)
-    adapted.lora_B.requires_grad_(False)
-    return adapted
+    return Adapters(tuple(slots), a_RI, b_flat)

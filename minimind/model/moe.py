@@ -41,5 +41,8 @@ class MixtureOfExperts(nn.Module):
         )
         if report:
             report.add(routing)
-        out_MD = K.expert_ffn(x_MD, self.gate_up_proj, self.down_proj, routing)
+        out_MD = self.run_experts(x_MD, routing)
         return out_MD if self.shared_experts is None else out_MD + self.shared_experts(x_MD)
+
+    def run_experts(self, x_MD: Tensor, routing: K.Routing) -> Tensor:
+        return K.expert_ffn(x_MD, self.gate_up_proj, self.down_proj, routing)

@@ -112,7 +112,8 @@ def _expert_layout(config: ModelConfig, inside: str, outside: str) -> Iterator[_
 
 @dataclass(frozen=True, slots=True)
 class LinearPart:
-    """The rows and columns of a linear inside that are one linear on disk."""
+    """The rows and columns of a tensor inside that are one linear on disk; stacked matrices count
+    as one with all their rows."""
 
     name: str
     """Hugging Face's, without `.weight`."""
@@ -129,18 +130,20 @@ class LinearPart:
 
 
 def linear_parts(config: ModelConfig) -> dict[str, list[LinearPart]]:
-    """What each linear of the blocks is on disk, by the name of its module inside."""
-    linears: dict[str, list[LinearPart]] = {}
+    """What each matrix of the blocks, or stack of them, is on disk, by its name inside."""
+    tensors: dict[str, list[LinearPart]] = {}
     for entry in _layout(config):
         if entry.columns is None or not entry.inside.startswith("layers."):
             continue
-        parts = linears.setdefault(entry.inside.removesuffix(".weight"), [])
+        parts = tensors.setdefault(entry.inside, [])
         end = 0
-        for name, rows in entry.outside:
-            part = (slice(end, end + rows), slice(0, entry.columns))
-            parts.append(LinearPart(name.removesuffix(".weight"), *part))
-            end += rows
-    return linears
+        for name, size in entry.outside:
+            here = slice(end, end + size)
+            is_rows = (here, slice(0, entry.columns))
+            place = is_rows if entry.dim == 0 else (slice(0, entry.shape[0]), here)
+            parts.append(LinearPart(name.removesuffix(".weight"), *place))
+            end = here.stop
+    return tensors
 
 
 def split_fused(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -116,10 +116,11 @@ class LoraRecipe(SFTRecipe):
         return trained, config.num_parameters
 
 
-def _matches(pattern: str, name: str, fused: str) -> bool:
-    """Anywhere in the name on disk; `qkv_proj` and `gate_up_proj` as whole words, because they end
-    in `v_proj` and `up_proj`."""
-    return bool(re.search(pattern, name) or re.fullmatch(rf"(.*\.)?({pattern})", fused))
+def _matches(pattern: str, name: str, inside: str) -> bool:
+    """Anywhere in the name on disk, or whole words at the end of the name inside: `qkv_proj` ends
+    in `v_proj`, and is not meant by it."""
+    inside = inside.removesuffix(".weight")
+    return bool(re.search(pattern, name) or re.fullmatch(rf"(.*\.)?({pattern})", inside))
 
 
 class Lora(SFT):

@@ -139,12 +139,7 @@ def resolve_run(
     hardware = Hardware(device.kind, ranks.world_size, device.supports_bf16)
     ds_config = load_ds_config(arguments.get("ds_config"), arguments.ds_config)
     ds_config, recipe = resolve(
-        ds_config,
-        recipe,
-        set(arguments.recipe),
-        sizes,
-        hardware,
-        num_parameters=recipe.count_weights(config)[0],
+        ds_config, recipe, set(arguments.recipe), sizes, hardware, *recipe.count_weights(config)
     )
     return ResolvedRun(
         arguments=arguments,

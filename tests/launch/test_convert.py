@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_adapters import random_adapter
 from small_models import logits_of, pack, random_documents, random_model, small_config
 from torch import Tensor
 from training_runs import ROOT
 
 from minimind.data.sample_text import load_sample_tokenizer
+from minimind.model.adapter import merge_adapter
+from minimind.model.adapter_folder import BaseModel, save_adapter
 from minimind.model.state_dict import load_hf_folder, save_hf_folder
 from minimind.model.transformer import Transformer
 
@@ -89,6 +92,26 @@ def test_a_run_a_checkpoint_or_a_folder_becomes_what_transformers_loads(
     names = {file.name for file in output.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
     assert not [file for file in output.parent.iterdir() if file.name.startswith(".")]
+
+
+def test_an_adapter_comes_out_merged(
+    convert: Convert, run_folder: Path, tmp_path: Path, model: Transformer
+):
+    """From a run that trained it; its own files stay behind."""
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    checkpoint = tmp_path / "tuned" / "checkpoints" / "latest"
+    adapter = random_adapter(model.config)
+    base = BaseModel.of(run_folder / "checkpoints" / "best" / "model")
+    save_adapter(checkpoint / "adapter", model.config, adapter, base)
+    load_sample_tokenizer().save(checkpoint / "adapter")
+    assert convert(tmp_path / "tuned", tmp_path / "out") == 0
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert not any(name.startswith("adapter") for name in names)
+    unmerged = own_logits(model)
+    model.load_named(merge_adapter(model.config, before, adapter, "here"))
+    merged = own_logits(model)
+    assert (merged - unmerged).abs().max() > 0.1
+    torch.testing.assert_close(transformers_logits(tmp_path / "out"), merged, atol=2e-5, rtol=1e-4)
 
 
 def test_a_run_without_validation_gives_its_latest(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,10 +37,13 @@ from minimind.stages.lora import Lora
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_model(tmp_path_factory.mktemp("base"))
+
+
+def save_random_model(folder: Path, **changes: Any) -> Path:
     """A Hugging Face folder with the sample data's tokenizer."""
-    folder = tmp_path_factory.mktemp("base")
     tokenizer = load_sample_tokenizer()
-    config = small_config(vocab_size=tokenizer.vocab_size)
+    config = small_config(vocab_size=tokenizer.vocab_size, **changes)
     save_hf_folder(folder, config, named(random_model(config)), torch.float32)
     tokenizer.save(folder)
     return folder
@@ -130,6 +134,24 @@ def test_every_zero_stage_takes_the_same_steps(
     reference = load_adapter(adapter_folder(tmp_path / "zero2"))
     for part_name, part in load_adapter(adapter_folder(tmp_path / "run")).items():
         torch.testing.assert_close(part.delta(), reference[part_name].delta(), rtol=1e-3, atol=1e-4)
+
+
+def test_experts_take_the_same_steps_gathered_or_not(
+    train: Train, flags: list[str], tmp_path: Path
+):
+    experts = {"num_experts": 3, "num_experts_per_tok": 2, "n_shared_experts": 1}
+    start = ["--from_checkpoint", str(save_random_model(tmp_path / "base", **experts))]
+    for name in ("zero2", "zero3"):
+        run = ["--ds_config", f"{name}.json", "--output_dir", str(tmp_path / name)]
+        assert train(*flags, *start, *run, "--max_steps", "3") == 0
+    one, other = (read_losses(tmp_path / name) for name in ("zero2", "zero3"))
+    assert one[-1][1] < one[0][1] - 0.1
+    for (_, loss, _), (_, same, _) in zip(one, other, strict=True):
+        assert same == pytest.approx(loss, abs=2e-5)
+    names = load_adapter(adapter_folder(tmp_path / "zero3"))
+    assert "model.layers.1.mlp.experts.2.gate_proj" in names
+    assert "model.layers.0.mlp.shared_experts.0.down_proj" in names
+    assert not any(name.endswith("mlp.gate") for name in names)
 
 
 @pytest.mark.parametrize("name", ["zero0", "zero2", "zero3"])
@@ -231,7 +253,7 @@ def test_what_does_not_fit_says_why(
     assert train(*flags, "--max_steps", "2") == 0
     again = ["--resume", "--output_dir", str(tmp_path / "run"), "--max_steps", "4"]
     capsys.readouterr()
-    assert train(*again, "--stage", "lora", "--set", 'lora_ranks={"qkv_proj": 4}') == 2
+    assert train(*again, "--set", 'lora_ranks={"qkv_proj": 4}') == 2
     assert "has rank 16 and alpha 32" in capsys.readouterr().err
     moved = base.rename(base.with_name("moved"))
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_adapters import explicit_sum, named, random_adapter
-from small_models import random_model, small_config
+from small_models import (
+    FAMILIES,
+    logits_of,
+    pack,
+    random_documents,
+    random_model,
+    small_config,
+)
+from torch import Tensor
 
 from minimind.errors import CheckpointError
 from minimind.model.adapter import LoraPart
@@ -26,7 +35,9 @@ from minimind.model.adapter_folder import (
     save_adapter,
 )
 from minimind.model.state_dict import load_hf_folder, save_hf_folder, split_fused
+from minimind.model.transformer import Transformer
 
+os.environ["HF_HUB_OFFLINE"] = "1"
 CONFIG = small_config()
 EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -228,3 +239,29 @@ def test_a_part_of_no_linear_of_the_model_is_refused(base: Path, tmp_path: Path)
     save_adapter(tmp_path / "a", CONFIG, adapter, BaseModel.of(base))
     with pytest.raises(CheckpointError, match=r"layers\.7\.mlp\.up_proj, which this model"):
         load_model_folder(tmp_path / "a")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_peft_computes_what_we_do(family: str, tmp_path: Path):
+    """Where PEFT is installed: it reads ours, and we read what it writes."""
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    config, ids = small_config(family), random_documents([20])[0]
+    base, model = tmp_path / "base", random_model(config)
+    save_hf_folder(base, config, named(model), torch.float32)
+    save_adapter(tmp_path / "ours", config, random_adapter(config), BaseModel.of(base))
+
+    def logits_of_folder(folder: Path) -> Tensor:
+        merged = Transformer(config)
+        merged.load_named(load_model_folder(folder)[1])
+        return logits_of(merged, pack([[ids]]))
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(base, dtype="float32")
+    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "ours")
+    with torch.no_grad():
+        found = theirs(torch.tensor([ids])).logits[0]
+    ours = logits_of_folder(tmp_path / "ours")
+    assert (ours - logits_of_folder(base)).abs().max() > 0.1
+    torch.testing.assert_close(found, ours, rtol=1e-4, atol=1e-4)
+    theirs.save_pretrained(tmp_path / "theirs")
+    torch.testing.assert_close(logits_of_folder(tmp_path / "theirs"), ours, rtol=1e-6, atol=1e-6)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from small_adapters import explicit_sum, named, random_adapter
-from small_models import logits_of, pack, random_documents, random_model, small_config
+from small_models import EXPERTS, logits_of, pack, random_documents, random_model, small_config
 from torch import Tensor, nn
 
 from minimind.errors import CheckpointError, ConfigError
+from minimind.inference.generate import stream_ids
+from minimind.inference.sampling import SamplingParams
 from minimind.model.adapter import Adapter
 from minimind.model.adapter_folder import BaseModel, save_adapter
 from minimind.model.loaded_adapters import LoadedAdapters
@@ -43,6 +46,27 @@ MIXTURES = [
     ({"other": 0.5}, ((OTHER, 0.5),)),
     ({"one": 2.0, "other": -1.0}, ((ONE, 2.0), (OTHER, -1.0))),
 ]
+
+
+@pytest.mark.parametrize("experts", EXPERTS)
+def test_experts_take_mixtures_too(experts: dict[str, Any]):
+    config = small_config(**experts)
+    one, other = random_adapter(config, seed=1), random_adapter(config, {"up_proj": 2}, seed=2)
+    model = random_model(config)
+    bare = named(model)
+    adapters = LoadedAdapters(model)
+    adapters.add("one", one)
+    adapters.add("other", other)
+    adapters.activate({"one": 0.5, "other": -2.0})
+    active = logits_of(model, BATCH)
+    adapters.merge()
+    torch.testing.assert_close(logits_of(model, BATCH), active, rtol=1e-3, atol=1e-3)
+    summed = explicit_sum(split_fused(config, bare), (one, 0.5), (other, -2.0))
+    for name, weight in split_fused(config, named(model)).items():
+        torch.testing.assert_close(weight.double(), summed[name], rtol=1e-5, atol=1e-5)
+    adapters.activate({})
+    for name, weight in named(model).items():
+        assert torch.equal(weight, bare[name]), name
 
 
 def test_any_mixture_is_the_model_with_the_summed_weights():
@@ -123,3 +147,17 @@ def test_an_adapter_trained_beside_other_weights_is_refused(tmp_path: Path):
     LoadedAdapters(models[0], bases[0].fingerprint).load("one", tmp_path / "adapter")
     with pytest.raises(CheckpointError, match="beside other weights than this model's"):
         LoadedAdapters(models[1], bases[1].fingerprint).load("one", tmp_path / "adapter")
+
+
+def test_answers_are_the_same_before_and_after_the_merge():
+    model = random_model(CONFIG).eval()
+    adapters = loaded(model)
+    params = SamplingParams(max_new_tokens=12)
+    texts = {}
+    for scales in ({}, {"one": 1.0}):
+        adapters.activate(scales)
+        active = list(stream_ids(model, [5, 7], params))
+        adapters.merge()
+        assert list(stream_ids(model, [5, 7], params)) == active
+        texts[len(scales)] = active
+    assert texts[0] != texts[1]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from small_adapters import UNEQUAL, adapted, named, ranks_of
 from small_models import (
-    FAMILIES,
+    EXPERTS,
     logits_of,
     loss_of,
     pack,
@@ -17,8 +19,9 @@ from small_models import (
 from torch import Tensor, nn
 
 from minimind.model.adapter import merge_adapter
-from minimind.model.lora import LoraLinear, Slot, add_adapters, collect_adapter, split_slots
-from minimind.model.state_dict import LinearPart, split_fused
+from minimind.model.lora import add_adapters, collect_adapter, detach
+from minimind.model.lora_linear import Adapters, LoraLinear, Slot, split_slots
+from minimind.model.state_dict import LinearPart, linear_parts, split_fused
 from minimind.model.transformer import Transformer
 
 PARTS = {
@@ -41,7 +44,8 @@ def make_linear(case: str, dtype: torch.dtype) -> LoraLinear:
         for i, (rows, rank) in enumerate(PARTS[case])
     ]
     num_b = sum(slot.part.num_rows * slot.rank for slot in slots)
-    return LoraLinear(linear, slots, random(sum(s.rank for s in slots), 6), random(num_b))
+    a_RI = random(sum(s.rank for s in slots), 6)
+    return LoraLinear(linear, Adapters(tuple(slots), a_RI, random(num_b)))
 
 
 def explicit(linear: LoraLinear, x_MI: Tensor) -> Tensor:
@@ -55,6 +59,7 @@ def explicit(linear: LoraLinear, x_MI: Tensor) -> Tensor:
 @pytest.mark.parametrize("case", PARTS)
 def test_output_and_gradients_are_those_of_the_summed_weight(case: str):
     linear = make_linear(case, torch.float64)
+    torch.manual_seed(0)
     x_MI = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
     grad_MO = torch.randn(7, 10, dtype=torch.float64)
     inputs = (x_MI, linear.weight, linear.lora_A, linear.lora_B)
@@ -71,8 +76,9 @@ def test_output_and_gradients_are_those_of_the_summed_weight(case: str):
 
 
 def test_a_fused_adapter_is_its_parts_apart():
-    """Bitwise the same columns as each part with a linear of its own."""
+    """The same columns as each part with a linear of its own."""
     fused = make_linear("unequal ranks, one part without", torch.float32)
+    torch.manual_seed(0)
     x_MI = torch.randn(5, 6)
     y_MO = fused(x_MI)
     pieces = list(split_slots(fused.slots, fused.lora_A, fused.lora_B))
@@ -82,8 +88,9 @@ def test_a_fused_adapter_is_its_parts_apart():
         alone.weight = nn.Parameter(fused.weight[rows].detach())
         place = LinearPart("alone", slice(0, slot.part.num_rows), slice(0, 6))
         b_flat = b_OR.detach().flatten()
-        part = LoraLinear(alone, [Slot(place, slot.rank, slot.alpha)], a_RI.detach(), b_flat)
-        torch.testing.assert_close(part(x_MI), y_MO[:, rows], rtol=1e-6, atol=1e-6)
+        slots = (Slot(place, slot.rank, slot.alpha),)
+        part = LoraLinear(alone, Adapters(slots, a_RI.detach(), b_flat))
+        torch.testing.assert_close(part(x_MI), y_MO[:, rows], rtol=1e-5, atol=1e-5)
     bare = slice(4, 7)
     torch.testing.assert_close(y_MO[:, bare], x_MI @ fused.weight[bare].T)
 
@@ -99,21 +106,28 @@ def test_a_frozen_weight_gets_no_gradient_and_costs_no_product():
     assert linear.lora_A.grad is not None
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_fresh_adapters_change_nothing(family: str):
-    model = random_model(small_config(family))
+KINDS = [*(("llama", {}), ("qwen3", {})), *(("qwen3", experts) for experts in EXPERTS)]
+
+
+@pytest.mark.parametrize(("family", "experts"), KINDS)
+def test_fresh_adapters_change_nothing(family: str, experts: dict[str, Any]):
+    model = random_model(small_config(family, **experts))
     batch = pack([random_documents([9, 14])])
     before, state = logits_of(model, batch), named(model)
     ranks = ranks_of(model.config, dict.fromkeys(UNEQUAL, 16))
     add_adapters(model, ranks, dict.fromkeys(ranks, 32.0), seed=3)
-    assert torch.equal(logits_of(model, batch), before)
+    torch.testing.assert_close(logits_of(model, batch), before, rtol=1e-5, atol=1e-5)
     after = named(model)
     for name, weight in state.items():
         assert torch.equal(after[name], weight)
     added = after.keys() - state.keys()
-    assert {name.rpartition(".")[2] for name in added} == {"lora_A", "lora_B"}
-    a_RI = after["layers.1.mlp.down_proj.lora_A"]
-    assert a_RI.std().item() == pytest.approx(0.02, rel=0.15)
+    assert {name[-6:] for name in added} == {"lora_A", "lora_B"}
+    for name in added:
+        expected = 0.02 if name.endswith("A") else 0
+        assert after[name].std().item() == pytest.approx(expected, rel=0.15)
+    detach(model)
+    assert named(model).keys() == state.keys()
+    assert torch.equal(logits_of(model, batch), before)
 
 
 def test_an_adapter_starts_the_same_whatever_others_there_are():
@@ -126,13 +140,13 @@ def test_an_adapter_starts_the_same_whatever_others_there_are():
     assert torch.equal(one.a_RI, other.a_RI)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_adapted_model_is_the_merged_one(family: str):
+@pytest.mark.parametrize(("family", "experts"), KINDS)
+def test_the_adapted_model_is_the_merged_one(family: str, experts: dict[str, Any]):
     """Logits, and the gradient of A and B through the whole model."""
-    model = adapted(random_model(small_config(family))).double()
+    model = adapted(random_model(small_config(family, **experts))).double()
     batch = pack([random_documents([9, 14]), random_documents([20])], seq_len=23)
     adapter = collect_adapter(model, named(model))
-    assert "model.layers.0.self_attn.k_proj" not in adapter
+    assert len(adapter) == len(ranks_of(model.config, UNEQUAL))
     merged = Transformer(model.config).double()
     base = {name: weight for name, weight in named(model).items() if "lora" not in name}
     merged.load_named(merge_adapter(model.config, base, adapter, "here"))
@@ -174,3 +188,30 @@ def test_only_adapters_move():
     assert losses[-1] < losses[0]
     for name, weight in named(model).items():
         assert torch.equal(weight, before[name]) == ("lora" not in name), name
+
+
+@pytest.mark.parametrize("kinds", [{"up_proj": 2}, {"down_proj": 2}, {"experts.2.gate_proj": 3}])
+def test_experts_may_have_adapters_in_part(kinds: dict[str, int]):
+    """In one stack of the two, or for one expert alone, which no token may have gone to."""
+    config = small_config(num_experts=4, num_experts_per_tok=1)
+    names = [part.name for parts in linear_parts(config).values() for part in parts]
+    ranks = {n: rank for n in names for kind, rank in kinds.items() if n.endswith(kind)}
+    model = random_model(config)
+    torch.manual_seed(0)
+    add_adapters(model, ranks, dict.fromkeys(ranks, 3.0), seed=0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora" in name:
+                parameter.copy_(torch.randn_like(parameter))
+    batch = pack([random_documents([3])])
+    base = {name: weight for name, weight in named(model).items() if "lora" not in name}
+    adapter = collect_adapter(model, named(model))
+    assert adapter.keys() == ranks.keys()
+    merged = Transformer(config)
+    merged.load_named(merge_adapter(config, base, adapter, "here"))
+    torch.testing.assert_close(
+        logits_of(model, batch), logits_of(merged, batch), rtol=1e-4, atol=1e-4
+    )
+    loss_of(model, batch).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == ("lora" in name), name

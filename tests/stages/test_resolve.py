@@ -338,3 +338,22 @@ def test_what_runs_is_written_down_as_it_was_given(resolved: Resolve):
     assert saved["ds_config"]["dump_state"] is True
     assert saved["model"] == run.config.to_dict()
     assert {"torch", "deepspeed", "minimind", "python"} <= saved["versions"].keys()
+
+
+def test_adapters_are_counted_beside_the_frozen_model(
+    resolved: Resolve, checkpoint: Callable[..., Path]
+):
+    config = load_model_config("minimind2-small", tokenizer_vocab=None)
+    start = ["--from_checkpoint", str(checkpoint(config))]
+    sft, lora = (resolved("--stage", stage, *start, device=GPU) for stage in ("sft", "lora"))
+    # Per layer 16 · (512+512 + 2·(512+128) + 512+512 + 3·(512+1408)).
+    assert lora.num_trained == 8 * 16 * 9088
+    assert f"25,829,888 parameters + {lora.num_trained:,} trained" in describe_run(lora, LOADER)
+    saved = predict_bytes(sft) - predict_bytes(lora)
+    assert saved == pytest.approx(16 * 25_829_888, rel=0.2)
+    # No gradient of a frozen weight: two of six operations for each.
+    assert lora.flops_per_token - sft.flops_per_token == 6 * lora.num_trained - 2 * 25_829_888
+    assert lora.ds_config["zero_optimization"]["reduce_bucket_size"] == lora.num_trained
+    gathered = resolved("--stage", "lora", *start, "--ds_config", "zero3", device=GPU).ds_config
+    whole = 25_829_888 + lora.num_trained
+    assert gathered["zero_optimization"]["stage3_prefetch_bucket_size"] == whole // 10

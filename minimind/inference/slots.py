@@ -1,0 +1,74 @@
+"""Which slot of the cache a sequence gets, and how much of its prompt is there already."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from minimind.model.kv_cache import KVCache
+
+
+@dataclass(slots=True)
+class Slot:
+    """One slot of the cache and what it holds, also after its sequence has ended."""
+
+    index: int
+    ids: list[int] = field(default_factory=list)
+    """The tokens whose keys and values are there, from position 0 on."""
+    in_use: bool = False
+    last_used: int = 0
+
+
+class SlotTable:
+    """Gives out slots. Ended sequences stay in theirs until it is needed, so that a prompt that
+    goes on from one, or shares its beginning, is not computed again."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self._cache = cache
+        self._slots = [Slot(index) for index in range(cache.num_slots)]
+        self._clock = itertools.count(1)
+
+    @property
+    def num_free(self) -> int:
+        return sum(not slot.in_use for slot in self._slots)
+
+    def take(self, prompt_ids: Sequence[int]) -> Slot | None:
+        """A slot that holds the longest beginning of the prompt found anywhere, without its last
+        token (whose logits are wanted); None where all are in use."""
+        free = [slot for slot in self._slots if not slot.in_use]
+        if not free:
+            return None
+        wanted = list(prompt_ids[:-1])
+        shared = [common_prefix(slot.ids, wanted) for slot in self._slots]
+        best = max(self._slots, key=lambda slot: (shared[slot.index], not slot.in_use))
+        length = shared[best.index]
+        chosen = best
+        # A conversation of which only the opening is shared is worth keeping beside the copy.
+        if best.in_use or 2 * length < len(best.ids):
+            chosen = min(free, key=lambda slot: slot.last_used)
+            if length and chosen is not best:
+                self._cache.copy_prefix(best.index, chosen.index, length)
+        chosen.ids = wanted[:length]
+        chosen.in_use = True
+        return chosen
+
+    def release(self, slot: Slot) -> None:
+        slot.in_use = False
+        slot.last_used = next(self._clock)
+
+    def forget(self, slot: Slot) -> None:
+        """What `slot` holds is not to be relied on."""
+        slot.ids = []
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both begin with. Halving intervals, so that slices are compared in C."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -43,11 +43,12 @@ class SlotTable:
         shared = [common_prefix(slot.ids, wanted) for slot in self._slots]
         best = max(self._slots, key=lambda slot: (shared[slot.index], not slot.in_use))
         length = shared[best.index]
-        chosen = best
-        # A conversation of which only the opening is shared is worth keeping beside the copy.
-        if best.in_use or 2 * length < len(best.ids):
-            chosen = min(free, key=lambda slot: slot.last_used)
-            if length and chosen is not best:
+        chosen, oldest = best, min(free, key=lambda slot: slot.last_used)
+        # Whatever loses fewer tokens that may be wanted again: to cut this one short, or to give up
+        # the one that rested longest.
+        if best.in_use or len(best.ids) - length > len(oldest.ids):
+            chosen = oldest
+            if length:
                 self._cache.copy_prefix(best.index, chosen.index, length)
         chosen.ids = wanted[:length]
         chosen.in_use = True

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from minimind.config.model import ModelConfig
 from minimind.model.cached_attention import CachePlan
+from minimind.model.rope import rope_tables
 
 
 class KVCache:
@@ -38,6 +39,7 @@ class KVCache:
             dtype=dtype,
             device=device,
         )
+        self.rope = rope_tables(config, capacity, device)
         keys, values = self._kv_2LSKCH
         self.layers = [CacheLayer(k, v) for k, v in zip(keys, values, strict=True)]
 

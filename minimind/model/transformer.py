@@ -151,11 +151,12 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """fp32 logits [R, V] after the rows `wanted_R` of `ids_M` (all, where None), each of which
         follows what `cache` holds of its sequence and is added to it."""
-        rope = rope_tables(self.config, cache.capacity, ids_M.device)
         delta_MD, residual_MD = self.embed_tokens(ids_M), None
         for block, layer in zip(self.layers, cache.layers, strict=True):
             attend = PlannedLayer(layer, plan)
-            delta_MD, residual_MD = block(delta_MD, residual_MD, rope, plan.positions_M, attend)
+            delta_MD, residual_MD = block(
+                delta_MD, residual_MD, cache.rope, plan.positions_M, attend
+            )
         residual_MD = cast(Tensor, residual_MD)
         if wanted_R is not None:
             delta_MD, residual_MD = delta_MD[wanted_R], residual_MD[wanted_R]

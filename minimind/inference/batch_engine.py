@@ -5,20 +5,21 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
+from minimind.inference.decode_graphs import DecodeGraphs
 from minimind.inference.logprobs import TokenLogprob, token_logprobs
 from minimind.inference.request import Completion, Delta, FinishReason, GenerationRequest
 from minimind.inference.sampler import NO_TOKEN, Sampler
 from minimind.inference.scheduler import Generation, Scheduled, Scheduler
 from minimind.inference.slots import SlotTable
 from minimind.inference.text_stream import TextStream
-from minimind.model.cached_attention import CachePlan
+from minimind.model.cached_attention import SlotPlan
 from minimind.model.kv_cache import KVCache
 from minimind.model.transformer import Transformer
 
@@ -56,9 +57,11 @@ class BatchEngine:
         max_batch: int = 32,
         max_tokens: int | None = None,
         max_prefill: int = MAX_PREFILL,
+        cuda_graphs: bool = True,
     ) -> None:
         """`max_tokens`: what the cache holds in all, shared equally by the slots; by default a
-        whole context each. Raises ConfigError."""
+        whole context each. `cuda_graphs`: on a GPU, worth their capture where the engine lives on.
+        Raises ConfigError."""
         context = model.config.max_position_embeddings
         capacity = context if max_tokens is None else min(context, max_tokens // max(max_batch, 1))
         for name, value in (
@@ -73,6 +76,9 @@ class BatchEngine:
         self._cache = KVCache(
             model.config, max_batch, capacity, dtype=weight.dtype, device=weight.device
         )
+        self._graphs = None
+        if cuda_graphs and weight.is_cuda:
+            self._graphs = DecodeGraphs(model, self._cache)
         self._slots = SlotTable(self._cache)
         self._scheduler = Scheduler(self._slots, max_prefill)
         self._sampler = Sampler(max_batch, model.config.vocab_size, weight.device)
@@ -155,7 +161,7 @@ class BatchEngine:
                 parts[delta.request_id].append(delta)
         return [Completion.join(deltas) for deltas in parts.values()]
 
-    def stream(self, request: GenerationRequest) -> Iterator[Delta]:
+    def stream(self, request: GenerationRequest) -> Generator[Delta, None, None]:
         """One request as it goes on; closing the iterator cancels it. For an engine that nobody
         else steps."""
         request_id = self.submit(request)
@@ -196,17 +202,23 @@ class BatchEngine:
     def _forward(self, batch: Sequence[Scheduled]) -> tuple[list[int], list[TokenLogprob | None]]:
         """The next token of each sequence that the batch completes."""
         pieces = [one.piece for one in batch]
-        plan = CachePlan.build(pieces, self._cache.num_kv_heads, self._cache.capacity, self._device)
         ids: list[int] = []
         for one in batch:
             ids += one.generation.ids[one.piece.start : one.piece.end]
-        ends = itertools.accumulate(piece.count for piece in pieces)
-        wanted = [end - 1 for end, one in zip(ends, batch, strict=True) if one.completes]
-        rows = None
-        if len(wanted) < len(ids):
-            rows = torch.tensor(wanted, dtype=torch.int64, device=self._device)
-        ids_M = torch.tensor(ids, device=self._device)
-        logits_RV = self._model.decode(ids_M, self._cache, plan, rows)
+        logits_RV = None
+        if self._graphs is not None and all(one.completes for one in batch):
+            logits_RV = self._graphs.decode(ids, pieces)
+        if logits_RV is None:
+            plan = SlotPlan.build(
+                pieces, self._cache.num_kv_heads, self._cache.capacity, self._device
+            )
+            ends = itertools.accumulate(piece.count for piece in pieces)
+            wanted = [end - 1 for end, one in zip(ends, batch, strict=True) if one.completes]
+            rows = None
+            if len(wanted) < len(ids):
+                rows = torch.tensor(wanted, dtype=torch.int64, device=self._device)
+            ids_M = torch.tensor(ids, device=self._device)
+            logits_RV = self._model.decode(ids_M, self._cache, plan, rows)
         generations = [one.generation for one in batch if one.completes]
         slots = [one.piece.slot for one in batch if one.completes]
         chosen_R = self._sampler.choose(logits_RV, slots)

@@ -93,6 +93,4 @@ class Scheduler:
                 count = min(count, left)
                 left -= count
             if count:
-                yield Scheduled(
-                    generation, Piece(slot=generation.slot.index, start=start, count=count)
-                )
+                yield Scheduled(generation, Piece(slot=slot.index, start=start, count=count))

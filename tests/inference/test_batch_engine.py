@@ -104,8 +104,8 @@ def test_company_changes_nothing(model: Transformer):
     alone = [engine_of(model, 1).generate([r])[0] for r in requests]
     for max_batch, max_prefill in ((6, 512), (2, 512), (4, 7)):
         engine = engine_of(model, max_batch, max_prefill=max_prefill)
-        for found, expected in zip(engine.generate(requests), alone, strict=True):
-            assert (found.ids, found.text) == (expected.ids, expected.text)
+        for together, expected in zip(engine.generate(requests), alone, strict=True):
+            assert (together.ids, together.text) == (expected.ids, expected.text)
     engine = engine_of(model, 4)
     found: dict[int, list[int]] = {}
     ids, others = [], []
@@ -169,7 +169,7 @@ def test_a_prefix_is_shared_with_one_that_runs(model: Transformer):
     engine = engine_of(model, 2)
     engine.submit(request([*system, *first], new=20))
     engine.step()
-    (other,) = (c for c in [engine.submit(request([*system, *second], new=5))])
+    other = engine.submit(request([*system, *second], new=5))
     deltas = [delta for _ in range(5) for delta in engine.step() if delta.request_id == other]
     assert {delta.cached_tokens for delta in deltas} == {40}
     check_greedy(model, [*system, *second], Completion.join(deltas))

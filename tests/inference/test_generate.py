@@ -18,7 +18,12 @@ from torch import Tensor
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import CheckpointError, ConfigError, MiniMindError
-from minimind.inference.generate import generate_text, load_model, stream_text
+from minimind.inference.generate import (
+    generate_text,
+    lay_out_for_decoding,
+    load_model,
+    stream_text,
+)
 from minimind.inference.sampling import SamplingParams
 from minimind.model.cached_attention import CachePlan
 from minimind.model.kv_cache import KVCache
@@ -249,6 +254,19 @@ def test_a_folder_is_loaded_ready_to_generate(
     model.eval().to(dtype)
     p = SamplingParams(max_new_tokens=5)
     assert generate_text(loaded, with_it, "6 +", p) == generate_text(model, tokenizer, "6 +", p)
+
+
+def test_matrices_by_columns_are_the_same_matrices(tokenizer: Tokenizer):
+    model = random_model(small_config(vocab_size=tokenizer.vocab_size)).eval()
+    kept = {name: p.detach().clone() for name, p in model.named_parameters()}
+    p = SamplingParams(max_new_tokens=12)
+    expected = generate_text(model, tokenizer, "6 +", p)
+    lay_out_for_decoding(model)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, kept[name])
+        assert parameter.dim() < 2 or parameter.stride(0) == 1
+    assert model.lm_head.weight is model.embed_tokens.weight
+    assert generate_text(model, tokenizer, "6 +", p) == expected
 
 
 def test_a_folder_that_is_none_is_named(tmp_path: Path, tokenizer: Tokenizer):

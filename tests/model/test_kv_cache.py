@@ -18,7 +18,7 @@ from small_models import (
 )
 from torch import Tensor
 
-from minimind.model.cached_attention import CachePlan, Piece
+from minimind.model.cached_attention import Piece, SlotPlan
 from minimind.model.kv_cache import KVCache
 from minimind.model.transformer import Transformer
 
@@ -35,7 +35,7 @@ class OneSequence:
     def decode(self, ids: Sequence[int]) -> Tensor:
         """Logits [V] after the last of `ids`."""
         piece = Piece(slot=self.slot, start=self.length, count=len(ids))
-        plan = CachePlan.build([piece], self.cache.num_kv_heads, self.cache.capacity, CPU)
+        plan = SlotPlan.build([piece], self.cache.num_kv_heads, self.cache.capacity, CPU)
         self.length += len(ids)
         return self.model.decode(torch.tensor(ids), self.cache, plan, torch.tensor([len(ids) - 1]))[
             0
@@ -140,7 +140,7 @@ def test_sequences_side_by_side_are_each_alone(slots: list[int]):
     for step in steps:
         pieces = {i: Piece(slot=slots[i], start=done[i], count=n) for i, n in step.items()}
         order = sorted(pieces, key=lambda i: (pieces[i].count > 1, pieces[i].slot))
-        plan = CachePlan.build([pieces[i] for i in order], cache.num_kv_heads, 400, CPU)
+        plan = SlotPlan.build([pieces[i] for i in order], cache.num_kv_heads, 400, CPU)
         ids = [token for i in order for token in documents[i][done[i] : done[i] + step[i]]]
         logits_MV = model.decode(torch.tensor(ids), cache, plan)
         row = 0
@@ -155,7 +155,7 @@ def test_sequences_side_by_side_are_each_alone(slots: list[int]):
 def test_neighbours_of_like_length_are_one_product():
     def runs(*pieces: tuple[int, int]) -> list[tuple[int, int, int]]:
         singles = [Piece(slot=slot, start=end - 1, count=1) for slot, end in pieces]
-        plan = CachePlan.build(singles, 2, 4000, CPU)
+        plan = SlotPlan.build(singles, 2, 4000, CPU)
         return [(run.first_slot, run.num_slots, run.length) for run in plan.runs]
 
     assert runs((0, 10), (1, 90), (2, 50)) == [(0, 3, 90)]

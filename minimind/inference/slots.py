@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from minimind.model.kv_cache import KVCache
 
+WORTH_WAITING = 32
+"""Tokens of a prompt that are rather copied in a few steps than computed beside the same ones."""
+
 
 @dataclass(slots=True)
 class Slot:
@@ -16,6 +19,8 @@ class Slot:
     index: int
     ids: list[int] = field(default_factory=list)
     """The tokens whose keys and values are there, from position 0 on."""
+    coming: Sequence[int] = ()
+    """The prompt that is being computed into it."""
     in_use: bool = False
     last_used: int = 0
 
@@ -35,7 +40,8 @@ class SlotTable:
 
     def take(self, prompt_ids: Sequence[int]) -> Slot | None:
         """A slot that holds the longest beginning of the prompt found anywhere, without its last
-        token (whose logits are wanted); None where all are in use."""
+        token (whose logits are wanted); None where all are in use, or where much more of it is
+        just being computed for another."""
         free = [slot for slot in self._slots if not slot.in_use]
         if not free:
             return None
@@ -43,6 +49,9 @@ class SlotTable:
         shared = [common_prefix(slot.ids, wanted) for slot in self._slots]
         best = max(self._slots, key=lambda slot: (shared[slot.index], not slot.in_use))
         length = shared[best.index]
+        soon = max(common_prefix(slot.coming, wanted) for slot in self._slots)
+        if soon - length >= WORTH_WAITING:
+            return None
         chosen, oldest = best, min(free, key=lambda slot: slot.last_used)
         # Whatever loses fewer tokens that may be wanted again: to cut this one short, or to give up
         # the one that rested longest.
@@ -51,11 +60,13 @@ class SlotTable:
             if length:
                 self._cache.copy_prefix(best.index, chosen.index, length)
         chosen.ids = wanted[:length]
+        chosen.coming = wanted
         chosen.in_use = True
         return chosen
 
     def release(self, slot: Slot) -> None:
         slot.in_use = False
+        slot.coming = ()
         slot.last_used = next(self._clock)
 
     def forget(self, slot: Slot) -> None:

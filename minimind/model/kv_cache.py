@@ -7,6 +7,10 @@ gathered before each product. Memory that no sequence has reached is never touch
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,13 +36,10 @@ class KVCache:
     ) -> None:
         heads, size = config.num_key_value_heads, config.head_dim
         self.num_slots, self.capacity, self.num_kv_heads = num_slots, capacity, heads
+        shape = (2, config.num_hidden_layers, num_slots, heads, capacity, size)
         # Zeros: a token's products reach to the longest of its neighbours' slots, with weight 0
         # there, and 0 times what memory happens to hold could be NaN.
-        self._kv_2LSKCH = torch.zeros(
-            (2, config.num_hidden_layers, num_slots, heads, capacity, size),
-            dtype=dtype,
-            device=device,
-        )
+        self._kv_2LSKCH = _lazy_zeros(shape, dtype, device)
         self.rope = rope_tables(config, capacity, device)
         keys, values = self._kv_2LSKCH
         self.layers = [CacheLayer(k, v) for k, v in zip(keys, values, strict=True)]
@@ -51,6 +52,14 @@ class KVCache:
         """The first `length` tokens of one slot into another."""
         kv = self._kv_2LSKCH
         kv[:, :, target, :, :length] = kv[:, :, source, :, :length]
+
+
+def _lazy_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On a CPU by calloc, which NumPy uses and PyTorch does not: pages appear when written to."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(memory).view(dtype).view(shape)
 
 
 class CacheLayer:

@@ -80,6 +80,18 @@ def test_greedy_is_the_whole_forward_at_each_step(family: str, max_batch: int):
     assert not engine.has_work
 
 
+def test_bf16_differs_by_near_ties_alone():
+    model = random_model(small_config()).eval().bfloat16()
+    prompts = random_documents([9, 30, 1, 14])
+    for prompt, completion in zip(
+        prompts, engine_of(model).generate([request(p, new=20) for p in prompts]), strict=True
+    ):
+        logits_TV = whole(model, [*prompt, *completion.ids[:-1]])[len(prompt) - 1 :].float()
+        chosen_T = logits_TV.gather(1, torch.tensor(completion.ids)[:, None])[:, 0]
+        # A few units in bf16's last place of logits around 4.
+        assert (logits_TV.amax(-1) - chosen_T).max() < 0.15
+
+
 def test_contexts_past_the_original_length_with_yarn():
     sizes = {"hidden_size": 16, "head_dim": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
     model = random_model(small_config(rope_scaling="yarn", num_hidden_layers=1, **sizes)).eval()
@@ -173,6 +185,30 @@ def test_a_prefix_is_shared_with_one_that_runs(model: Transformer):
     deltas = [delta for _ in range(5) for delta in engine.step() if delta.request_id == other]
     assert {delta.cached_tokens for delta in deltas} == {40}
     check_greedy(model, [*system, *second], Completion.join(deltas))
+
+
+def test_the_same_prompt_at_once_is_computed_once(model: Transformer):
+    system, *questions = random_documents([90, 1, 2, 3])
+    prompts = [[*system, *question] for question in questions]
+    engine = engine_of(model, 3, slot=120, max_prefill=45)
+    completions = engine.generate([request(p, new=6) for p in prompts])
+    assert [c.cached_tokens for c in completions] == [0, 90, 90]
+    for prompt, completion in zip(prompts, completions, strict=True):
+        check_greedy(model, prompt, completion)
+
+
+def test_who_waits_for_a_prompt_goes_on_when_it_is_cancelled(model: Transformer):
+    (prompt,) = random_documents([100])
+    engine = engine_of(model, 2, slot=120, max_prefill=40)
+    first, second = (engine.submit(request(prompt, new=3)) for _ in range(2))
+    engine.step()
+    assert (engine.stats.running, engine.stats.waiting) == (1, 1)
+    engine.cancel(first)
+    deltas = [engine.step() for _ in range(4)]
+    assert [d.finish_reason for d in deltas[0]] == ["cancelled"]
+    completion = Completion.join(d for step in deltas for d in step if d.request_id == second)
+    assert completion.cached_tokens == 40
+    check_greedy(model, prompt, completion)
 
 
 def test_more_than_there_is_room_for_waits(model: Transformer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from small_models import (
@@ -177,6 +178,18 @@ def test_a_prefix_is_copied_into_another_slot():
 def test_keys_are_stored_once_per_key_head():
     sequence = OneSequence(random_model(small_config(num_key_value_heads=1)), 9)
     assert [layer.keys_SKCH.shape for layer in sequence.cache.layers] == [(1, 1, 9, 12)] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_no_sequence_reached_takes_no_memory(dtype: torch.dtype):
+    config = small_config()
+    before = psutil.Process().memory_info().rss
+    cache = KVCache(config, 64, 32768, dtype=dtype, device=CPU)
+    bytes_per_token = 2 * 2 * 2 * 12 * dtype.itemsize
+    assert sum(x.numel() for x in (cache.layers[0].keys_SKCH,)) == 64 * 32768 * 2 * 12
+    assert not cache.layers[1].values_SKCH[63, 1, -1].any()
+    grown = psutil.Process().memory_info().rss - before
+    assert grown < 0.1 * 64 * 32768 * bytes_per_token
 
 
 def test_decoding_records_no_gradient():

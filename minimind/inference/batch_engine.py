@@ -5,22 +5,21 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
 import torch
 
 from minimind.data.tokenizer import Tokenizer
-from minimind.errors import ConfigError
-from minimind.inference.decode_graphs import DecodeGraphs
-from minimind.inference.logprobs import TokenLogprob, token_logprobs
+from minimind.errors import ConfigError, MiniMindError
+from minimind.inference.logprobs import TokenLogprob
+from minimind.inference.model_runner import ModelRunner
 from minimind.inference.request import Completion, Delta, FinishReason, GenerationRequest
-from minimind.inference.sampler import NO_TOKEN, Sampler
-from minimind.inference.scheduler import Generation, Scheduled, Scheduler
+from minimind.inference.sampler import NO_TOKEN
+from minimind.inference.scheduler import Generation, Scheduler
 from minimind.inference.slots import SlotTable
 from minimind.inference.text_stream import TextStream
-from minimind.model.cached_attention import SlotPlan
-from minimind.model.kv_cache import KVCache
+from minimind.model.loaded_adapters import LoadedAdapters
 from minimind.model.transformer import Transformer
 
 logger = logging.getLogger(__name__)
@@ -57,11 +56,13 @@ class BatchEngine:
         max_batch: int = 32,
         max_tokens: int | None = None,
         max_prefill: int = MAX_PREFILL,
+        adapters: LoadedAdapters | None = None,
         cuda_graphs: bool = True,
     ) -> None:
         """`max_tokens`: what the cache holds in all, shared equally by the slots; by default a
-        whole context each. `cuda_graphs`: on a GPU, worth their capture where the engine lives on.
-        Raises ConfigError."""
+        whole context each. `adapters`: over `model`, for requests to name; one is active at a time,
+        in turns, and a name never stands for two. `cuda_graphs`: on a GPU, worth their capture
+        where the engine lives on. Raises ConfigError."""
         context = model.config.max_position_embeddings
         capacity = context if max_tokens is None else min(context, max_tokens // max(max_batch, 1))
         for name, value in (
@@ -71,17 +72,12 @@ class BatchEngine:
         ):
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
-        weight = model.lm_head.weight
-        self._model, self._tokenizer, self._device = model, tokenizer, weight.device
-        self._cache = KVCache(
-            model.config, max_batch, capacity, dtype=weight.dtype, device=weight.device
+        self._config, self._tokenizer, self._adapters = model.config, tokenizer, adapters
+        self._runner = ModelRunner(
+            model, max_batch, capacity, adapters=adapters, cuda_graphs=cuda_graphs
         )
-        self._graphs = None
-        if cuda_graphs and weight.is_cuda:
-            self._graphs = DecodeGraphs(model, self._cache)
-        self._slots = SlotTable(self._cache)
+        self._slots = SlotTable(self._runner.cache)
         self._scheduler = Scheduler(self._slots, max_prefill)
-        self._sampler = Sampler(max_batch, model.config.vocab_size, weight.device)
         self._ids = itertools.count(1)
         self._submitted: deque[Generation] = deque()
         self._to_cancel: deque[int] = deque()
@@ -90,7 +86,7 @@ class BatchEngine:
     @property
     def max_sequence(self) -> int:
         """Tokens of the longest prompt and continuation together."""
-        return self._cache.capacity
+        return self._runner.cache.capacity
 
     @property
     def has_work(self) -> bool:
@@ -132,16 +128,17 @@ class BatchEngine:
             assert slot is not None
             self._prompt_tokens += len(generation.ids)
             self._cached_tokens += generation.cached_tokens
-            self._sampler.open(slot.index, params, generation.ids)
+            self._runner.sampler.open(slot.index, params, generation.ids)
             if params.max_new_tokens == 0:
                 deltas.append(self._finish(generation, "length"))
         batch = self._scheduler.next_batch()
         if not batch:
             return deltas
         try:
-            tokens, logprobs = self._forward(batch)
-        except RuntimeError:
-            # Out of memory, most often. Those that wait are unharmed.
+            tokens, logprobs = self._runner.run(batch, self._scheduler.adapter)
+        except (RuntimeError, MiniMindError):
+            # Out of memory, most often, or an adapter that was removed meanwhile; those that wait
+            # are unharmed.
             logger.exception("a batch of %d sequences failed", len(batch))
             return deltas + [self._fail(one.generation) for one in batch]
         wanted = [one.generation for one in batch if one.completes]
@@ -178,9 +175,11 @@ class BatchEngine:
 
     def _check(self, request: GenerationRequest) -> None:
         prompt, new = request.prompt_ids, request.params.max_new_tokens
-        config, capacity = self._model.config, self._cache.capacity
-        if request.adapter is not None:
-            raise ConfigError(f"adapter {request.adapter!r}: none is registered; give None")
+        config, capacity = self._config, self.max_sequence
+        known = self._adapters.names if self._adapters else []
+        if request.adapter is not None and request.adapter not in known:
+            names = ", ".join(known) or "none"
+            raise ConfigError(f"adapter {request.adapter!r} is not loaded; loaded: {names}")
         if not prompt:
             raise ConfigError("the prompt is empty: give at least the token that starts a document")
         if min(prompt) < 0 or max(prompt) >= config.vocab_size:
@@ -198,32 +197,6 @@ class BatchEngine:
                 f"a prompt of {len(prompt)} tokens and {new} new ones do not fit a cache slot of "
                 f"{capacity}: raise the engine's max_tokens or lower its max_batch"
             )
-
-    def _forward(self, batch: Sequence[Scheduled]) -> tuple[list[int], list[TokenLogprob | None]]:
-        """The next token of each sequence that the batch completes."""
-        pieces = [one.piece for one in batch]
-        ids: list[int] = []
-        for one in batch:
-            ids += one.generation.ids[one.piece.start : one.piece.end]
-        logits_RV = None
-        if self._graphs is not None and all(one.completes for one in batch):
-            logits_RV = self._graphs.decode(ids, pieces)
-        if logits_RV is None:
-            plan = SlotPlan.build(
-                pieces, self._cache.num_kv_heads, self._cache.capacity, self._device
-            )
-            ends = itertools.accumulate(piece.count for piece in pieces)
-            wanted = [end - 1 for end, one in zip(ends, batch, strict=True) if one.completes]
-            rows = None
-            if len(wanted) < len(ids):
-                rows = torch.tensor(wanted, dtype=torch.int64, device=self._device)
-            ids_M = torch.tensor(ids, device=self._device)
-            logits_RV = self._model.decode(ids_M, self._cache, plan, rows)
-        generations = [one.generation for one in batch if one.completes]
-        slots = [one.piece.slot for one in batch if one.completes]
-        chosen_R = self._sampler.choose(logits_RV, slots)
-        counts = [generation.request.params.logprobs for generation in generations]
-        return chosen_R.tolist(), token_logprobs(logits_RV, chosen_R, counts)
 
     def _advance(self, generation: Generation, token: int, logprob: TokenLogprob | None) -> Delta:
         if token == NO_TOKEN:

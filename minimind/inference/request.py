@@ -21,6 +21,7 @@ class GenerationRequest:
     stop_ids: tuple[int, ...] = ()
     """Tokens that end it and are not given out: at least the end of a turn or text, most often."""
     adapter: str | None = None
+    """One of the engine's, by name; None: the model alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,12 +52,15 @@ class Scheduler:
         self._max_prefill = max_prefill
         self.waiting: deque[Generation] = deque()
         self.running: dict[int, Generation] = {}
+        self.adapter: str | None = None
+        """Of the batch given last."""
 
     def admit(self) -> list[Generation]:
         """Gives free slots to those that wait; who got one."""
         admitted: list[Generation] = []
         while self.waiting:
-            slot = self._slots.take(self.waiting[0].ids)
+            first = self.waiting[0]
+            slot = self._slots.take(first.ids, first.request.adapter)
             if slot is None:
                 break
             generation = self.waiting.popleft()
@@ -68,7 +71,12 @@ class Scheduler:
         return admitted
 
     def next_batch(self) -> list[Scheduled]:
-        """Single tokens first, ordered by slot."""
+        """Single tokens first, ordered by slot; all of one adapter, in turns."""
+        wanted = list(dict.fromkeys(g.request.adapter for g in self.running.values()))
+        if not wanted:
+            return []
+        after = wanted.index(self.adapter) + 1 if self.adapter in wanted else 0
+        self.adapter = wanted[after % len(wanted)]
         batch = list(self._pieces())
         batch.sort(key=lambda one: (one.piece.count > 1, one.piece.slot))
         return batch
@@ -87,6 +95,8 @@ class Scheduler:
         for generation in self.running.values():
             slot = generation.slot
             assert slot is not None
+            if generation.request.adapter != self.adapter:
+                continue
             start = len(slot.ids)
             count = len(generation.ids) - start
             if count > 1:

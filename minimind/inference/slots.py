@@ -19,6 +19,8 @@ class Slot:
     index: int
     ids: list[int] = field(default_factory=list)
     """The tokens whose keys and values are there, from position 0 on."""
+    adapter: str | None = None
+    """Under which they were computed."""
     coming: Sequence[int] = ()
     """The prompt that is being computed into it."""
     in_use: bool = False
@@ -38,7 +40,7 @@ class SlotTable:
     def num_free(self) -> int:
         return sum(not slot.in_use for slot in self._slots)
 
-    def take(self, prompt_ids: Sequence[int]) -> Slot | None:
+    def take(self, prompt_ids: Sequence[int], adapter: str | None) -> Slot | None:
         """A slot that holds the longest beginning of the prompt found anywhere, without its last
         token (whose logits are wanted); None where all are in use, or where much more of it is
         just being computed for another."""
@@ -46,10 +48,11 @@ class SlotTable:
         if not free:
             return None
         wanted = list(prompt_ids[:-1])
-        shared = [common_prefix(slot.ids, wanted) for slot in self._slots]
+        same = [slot.adapter == adapter for slot in self._slots]
+        shared = [same[s.index] * common_prefix(s.ids, wanted) for s in self._slots]
         best = max(self._slots, key=lambda slot: (shared[slot.index], not slot.in_use))
         length = shared[best.index]
-        soon = max(common_prefix(slot.coming, wanted) for slot in self._slots)
+        soon = max(same[s.index] * common_prefix(s.coming, wanted) for s in self._slots)
         if soon - length >= WORTH_WAITING:
             return None
         chosen, oldest = best, min(free, key=lambda slot: slot.last_used)
@@ -60,7 +63,7 @@ class SlotTable:
             if length:
                 self._cache.copy_prefix(best.index, chosen.index, length)
         chosen.ids = wanted[:length]
-        chosen.coming = wanted
+        chosen.adapter, chosen.coming = adapter, wanted
         chosen.in_use = True
         return chosen
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 from collections.abc import Sequence
@@ -9,7 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import FAMILIES, logits_of, pack, random_documents, random_model, small_config
+from small_adapters import random_adapter
+from small_models import (
+    EXPERTS,
+    FAMILIES,
+    logits_of,
+    pack,
+    random_documents,
+    random_model,
+    small_config,
+)
 from torch import Tensor
 
 from minimind.data.sample_text import load_sample_tokenizer
@@ -18,6 +28,7 @@ from minimind.errors import ConfigError
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.request import Completion, GenerationRequest
 from minimind.inference.sampling import SamplingParams
+from minimind.model.loaded_adapters import LoadedAdapters
 from minimind.model.transformer import Transformer
 
 V = 97
@@ -65,9 +76,11 @@ def check_greedy(model: Transformer, prompt: Sequence[int], completion: Completi
 
 
 @pytest.mark.parametrize("max_batch", [1, 3, 32])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_is_the_whole_forward_at_each_step(family: str, max_batch: int):
-    model = random_model(small_config(family), seed=1).eval()
+@pytest.mark.parametrize(
+    "changes", [{"family": f} for f in FAMILIES] + EXPERTS, ids=[*FAMILIES, *map(str, EXPERTS)]
+)
+def test_greedy_is_the_whole_forward_at_each_step(changes: dict[str, Any], max_batch: int):
+    model = random_model(small_config(**changes), seed=1).eval()
     lengths = [1, 2, 30, 7, 64, 3] if max_batch < 32 else [1 + (7 * i) % 45 for i in range(32)]
     prompts = random_documents(lengths, seed=2)
     engine = engine_of(model, max_batch, max_prefill=20)
@@ -209,6 +222,43 @@ def test_who_waits_for_a_prompt_goes_on_when_it_is_cancelled(model: Transformer)
     completion = Completion.join(d for step in deltas for d in step if d.request_id == second)
     assert completion.cached_tokens == 40
     check_greedy(model, prompt, completion)
+
+
+def test_adapters_are_switched_by_request(model: Transformer):
+    """Each as with its adapter active for all; nobody finds another's keys and values."""
+    adapters = LoadedAdapters(model)
+    for seed, name in enumerate(("poet", "clerk")):
+        adapters.add(name, random_adapter(model.config, seed=seed))
+    prompts = random_documents([40, 12, 40, 25])
+    prompts += prompts
+    names = ["poet", None, "clerk", "poet", None, "clerk", None, "clerk"]
+    requests = [
+        dataclasses.replace(request(p, new=10), adapter=name)
+        for p, name in zip(prompts, names, strict=True)
+    ]
+    engine = engine_of(model, 3, max_prefill=30, adapters=adapters)
+    completions = engine.generate([*requests, *requests])
+    assert len({c.ids for c in completions[:8]}) == 8, "adapters and prompts must show"
+    for name in ("poet", "clerk", None):
+        adapters.activate({} if name is None else {name: 1.0})
+        for sent, completion in zip([*requests, *requests], completions, strict=True):
+            if sent.adapter == name:
+                check_greedy(model, sent.prompt_ids, completion)
+    with pytest.raises(ConfigError, match="'cook' is not loaded; loaded: poet, clerk"):
+        engine.submit(dataclasses.replace(requests[0], adapter="cook"))
+
+
+def test_an_adapter_removed_meanwhile_fails_those_who_wanted_it(model: Transformer):
+    adapters = LoadedAdapters(model)
+    adapters.add("poet", random_adapter(model.config))
+    engine = engine_of(model, 3, adapters=adapters)
+    poet = engine.submit(dataclasses.replace(request([5, 6], new=4), adapter="poet"))
+    plain = engine.submit(request([5, 6], new=4))
+    engine.step()
+    adapters.remove("poet")
+    deltas = [delta for _ in range(8) for delta in engine.step()]
+    ended = {d.request_id: d.finish_reason for d in deltas if d.finish_reason}
+    assert ended == {poet: "error", plain: "length"}
 
 
 def test_more_than_there_is_room_for_waits(model: Transformer):
@@ -359,7 +409,7 @@ def test_logits_that_are_no_numbers_end_that_request(model: Transformer):
         (request([5, -1]), ["token -1"]),
         (
             GenerationRequest(prompt_ids=[5], params=SamplingParams(), adapter="poet"),
-            ["'poet'", "none is registered"],
+            ["'poet'", "not loaded", "loaded: none"],
         ),
     ],
 )

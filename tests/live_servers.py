@@ -97,6 +97,8 @@ class LiveServer:
     url: str
     service: Service
     stop: Callable[[], None]
+    call: Callable[[Callable[[], None]], object]
+    """Runs a function in the server's loop."""
 
     def engine(self, name: str = "tiny"):
         return self.service.models[name].thread.engine
@@ -125,7 +127,11 @@ def running_server(
         def stop() -> None:
             server.should_exit = True
 
-        found.append(LiveServer(f"http://127.0.0.1:{listener.getsockname()[1]}", service, stop))
+        loop = asyncio.get_running_loop()
+        port = listener.getsockname()[1]
+        found.append(
+            LiveServer(f"http://127.0.0.1:{port}", service, stop, loop.call_soon_threadsafe)
+        )
         running = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started:
             await asyncio.sleep(0.005)

@@ -8,6 +8,7 @@ import logging
 import socket
 import sys
 from datetime import UTC, datetime
+from types import FrameType
 
 import uvicorn
 
@@ -71,6 +72,12 @@ class ApiServer(uvicorn.Server):
         )
         super().__init__(config)
         self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal begins the end, a second one hastens it. uvicorn's own method would
+        raise the signal again afterwards, and the process would not exit with 0."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.stop()

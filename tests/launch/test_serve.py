@@ -11,24 +11,16 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
-import torch
-from small_models import random_model, small_config
+from small_folders import small_folder
 
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.errors import ConfigError
-from minimind.model.state_dict import save_hf_folder
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "small"
-    tokenizer = load_sample_tokenizer()
-    model = random_model(small_config(vocab_size=tokenizer.vocab_size))
-    save_hf_folder(folder, model.config, dict(model.named_parameters()), torch.float32)
-    tokenizer.save(folder)
-    return folder
+    return small_folder(tmp_path_factory.mktemp("models") / "small")
 
 
 @pytest.fixture

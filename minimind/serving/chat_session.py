@@ -97,15 +97,16 @@ class ChatSession:
         writing_s = self.seconds - self.first_token_s
         return (made - 1) / writing_s if made > 1 and writing_s > 0 else 0.0
 
-    def ask(self, text: str) -> Iterator[Part]:
-        """The answer's parts. It joins the history with its question however far it has come,
-        unless nothing came at all."""
-        question: Message = {"role": "user", "content": text}
-        self.turns.append(question)
+    def ask(
+        self, question: str | Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> Iterator[Part]:
+        """The answer's parts to a user's text, or to turns such as the results of tools. It joins
+        the history with its question however far it has come, unless nothing came at all."""
+        asked = [{"role": "user", "content": question}] if isinstance(question, str) else question
         self.finished = None
         started = time.perf_counter()
         parts: list[Part] = []
-        stream = self.backend.answer(self.messages, self.options)
+        stream = self.backend.answer([*self.messages, *asked], self.options, tools)
         try:
             for part in stream:
                 if isinstance(part, Finished):
@@ -119,9 +120,7 @@ class ChatSession:
             stream.close()  # type: ignore[attr-defined]
             self.seconds = time.perf_counter() - started
             if parts:
-                self.turns.append(answer_message(parts))
-            else:
-                self.turns.remove(question)
+                self.turns += [*asked, answer_message(parts)]
 
     def forget_last(self) -> str | None:
         """Takes back the last question and its answer; the question, if there was one."""

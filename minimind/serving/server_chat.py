@@ -21,7 +21,7 @@ class ServerChat:
         """`url` with or without /v1; the first model there unless `model` names one. Raises
         ConfigError where the server cannot be reached."""
         base = url.rstrip("/").removesuffix("/v1") + "/v1"
-        self._client = openai.OpenAI(base_url=base, api_key=api_key or "none", max_retries=1)
+        self._client = openai.OpenAI(base_url=base, api_key=api_key or "none", max_retries=0)
         with _clear_errors(base):
             self.models = [found.id for found in self._client.models.list().data]
         if not self.models:

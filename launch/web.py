@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "server.port": arguments.port,
         "server.headless": "true",
         "server.fileWatcherType": "none",
+        "runner.magicEnabled": "false",
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",
     }

@@ -16,8 +16,8 @@ from minimind.serving.chat_session import ChatOptions, ChatSession, answer_messa
 from minimind.serving.server_chat import ServerChat
 from minimind.serving.web_texts import LANGUAGES, translate
 
+# From a key to the words in the chosen language.
 Text = Callable[[str], str]
-"""The words of the chosen language by their key."""
 SERVER_VARIABLE, KEY_VARIABLE = "MINIMIND_SERVER", "MINIMIND_API_KEY"
 _NAME_CHARS = 24
 _FIXED_SEED = 0

@@ -24,7 +24,8 @@ from bench import harness
 from bench.documents import Documents, draw_documents
 from bench.train_report import build_rows, format_rows
 from bench.train_rows import ROWS, RowSpec
-from bench.train_workers import StepTime, Worker, WorkerError
+from bench.train_workers import StepTime, TrainedRow
+from bench.workers import Worker, WorkerError
 from minimind.config.deepspeed_json import load_ds_config, precision
 from minimind.config.flags import parse_train_arguments
 from minimind.config.recipe import default_sizes, parse_assignments
@@ -230,7 +231,7 @@ def _started(specs: Sequence[RowSpec]) -> Iterator[list[Worker]]:
     workers: list[Worker] = []
     try:
         for spec in specs:
-            workers.append(Worker(spec))
+            workers.append(Worker(spec.name, TrainedRow, spec))
         yield workers
     finally:
         for worker in workers:

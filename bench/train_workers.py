@@ -1,19 +1,11 @@
-"""One process per row, so that memory is the row's own; the parent has them step in turns."""
+"""What a row's process does in bench.train_step."""
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import logging
 import math
-import multiprocessing
-import signal
 import time
-import traceback
-import warnings
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,15 +13,8 @@ import torch
 from bench.counts import count_step
 from bench.step_profile import profile_step
 from bench.train_rows import RowSpec, build_row, compare_first_losses
-from minimind.errors import MiniMindError
-from minimind.runtime.devices import limit_threads
+from bench.workers import peak_resident, reset_peak_resident
 from minimind.runtime.memory import PeakMemory
-
-_STOP_S = 10
-
-
-class WorkerError(Exception):
-    """A row's process broke; the message holds its traceback."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,72 +29,7 @@ class StepTime:
     attended: int
 
 
-class Worker:
-    """The parent's side of one row's process."""
-
-    def __init__(self, spec: RowSpec) -> None:
-        self.spec = spec
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, spec))
-        self._process.start()
-        theirs.close()
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Runs a method of _Served there and waits for its answer. Raises what user error it
-        raised, and WorkerError for any other."""
-        self.send(method, *arguments)
-        return self.receive()
-
-    def send(self, method: str, *arguments: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            self._connection.send((method, arguments))
-
-    def receive(self) -> Any:
-        try:
-            kind, value = self._connection.recv()
-        except (EOFError, ConnectionResetError):
-            self._process.join(_STOP_S)
-            raise WorkerError(
-                f"{self.spec.name}: the process died with exit code {self._process.exitcode} "
-                "(-9: killed, most often for want of memory)"
-            ) from None
-        if kind == "user_error":
-            raise value
-        if kind == "error":
-            raise WorkerError(f"{self.spec.name}: {value}")
-        return value
-
-    def close(self) -> None:
-        self._connection.close()
-        self._process.join(_STOP_S)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-
-
-def _serve(connection: Connection, spec: RowSpec) -> None:
-    # Ctrl-C reaches the whole group; the parent decides what becomes of it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(level=logging.WARNING, format=f"{spec.name}: %(message)s")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    limit_threads(1)
-    served = _Served(spec)
-    while True:
-        try:
-            method, arguments = connection.recv()
-        except EOFError:
-            return
-        try:
-            answer = ("value", getattr(served, method)(*arguments))
-        except MiniMindError as error:
-            answer = ("user_error", error)
-        except Exception:
-            answer = ("error", traceback.format_exc())
-        connection.send(answer)
-
-
-class _Served:
+class TrainedRow:
     """What the parent can ask of a row."""
 
     def __init__(self, spec: RowSpec) -> None:
@@ -133,7 +53,7 @@ class _Served:
         """After the warm-up: what it made stays, and its peaks are forgotten."""
         gc.collect()
         gc.freeze()
-        _reset_peak_resident()
+        reset_peak_resident()
         self._memory = PeakMemory(self._device)
 
     def step(self, index: int) -> StepTime:
@@ -161,7 +81,7 @@ class _Served:
         """Peak memory and operator counts, on steps of their own where measuring costs time."""
         # Else those who look for live tensors overlook the frozen.
         gc.unfreeze()
-        resident = _peak_resident()
+        resident = peak_resident()
         with self._memory.measured():
             if self._device.type != "cuda":
                 self._row.step(self._row.data(index).batches)
@@ -184,16 +104,3 @@ class _Served:
     def _wait(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-
-
-def _reset_peak_resident() -> None:
-    """Linux forgets it when asked to (proc(5), clear_refs); else it stays that since the start."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_resident() -> int | None:
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(status.split("VmHWM:")[1].split()[0])
-    return None

@@ -1,4 +1,4 @@
-"""From logits to the next token."""
+"""How a token is chosen, and the filters that say which ones may be."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from torch import Tensor
 
 from minimind.errors import ConfigError
 
+_LIKELY = 256
+"""How many of the likeliest tokens almost always hold top_p: sorting them alone is quicker."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How to choose tokens. The filters apply in the order repetition penalty, temperature, top-k,
-    top-p, min-p, as in `transformers`."""
+    """How to choose tokens. The penalties and filters apply in the order repetition, presence and
+    frequency penalty, temperature, top-k, top-p, min-p, as in `transformers`."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -29,8 +32,16 @@ class SamplingParams:
     """Keep tokens of at least this share of the most likely one's probability (Nguyen et al.
     2024)."""
     repetition_penalty: float = 1.0
-    """Divide positive and multiply negative logits of tokens seen before (Keskar et al. 2019)."""
+    """Divide positive and multiply negative logits of tokens of prompt and continuation (Keskar et
+    al. 2019)."""
+    presence_penalty: float = 0.0
+    """Taken off the logits of tokens that the continuation holds (OpenAI's API)."""
+    frequency_penalty: float = 0.0
+    """Taken off them as often as it holds them (OpenAI's API)."""
+    logprobs: int | None = None
+    """Report each token's log-probability and those of this many likeliest ones."""
     seed: int | None = None
+    """None: a new one each time."""
     stop: tuple[str, ...] = ()
     """Strings that end the text and are not part of it."""
 
@@ -42,63 +53,67 @@ class SamplingParams:
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
             "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0"),
+            "presence_penalty": (math.isfinite(self.presence_penalty), "a finite number"),
+            "frequency_penalty": (math.isfinite(self.frequency_penalty), "a finite number"),
+            "logprobs": (self.logprobs is None or self.logprobs >= 0, "None or at least 0"),
             "stop": (all(self.stop), "strings that are not empty"),
         }
         for name, (holds, rule) in allowed.items():
             if not holds:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be {rule}")
 
-
-class Sampler:
-    """Chooses the tokens of one sequence, with its own random numbers."""
-
-    def __init__(self, params: SamplingParams, seen: Sequence[int], device: torch.device) -> None:
-        """`seen`: the prompt, which the repetition penalty counts too."""
-        self.params = params
-        self._seen_V: Tensor | None = None
-        self._prompt = seen
-        self._generator = torch.Generator(device=device)
-        if params.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(params.seed)
-
-    def __call__(self, logits_V: Tensor) -> Tensor:
-        """fp32 logits [V] to a token id, int64 [1] on the same device."""
-        params = self.params
-        if params.repetition_penalty != 1.0:
-            logits_V = self._penalize(logits_V)
-        if params.temperature == 0:
-            token = logits_V.argmax(keepdim=True)
-        else:
-            probs_V = filtered_probs(logits_V, params)
-            token = torch.multinomial(probs_V, 1, generator=self._generator)
-        if self._seen_V is not None:
-            self._seen_V[token] = True
-        return token
-
-    def _penalize(self, logits_V: Tensor) -> Tensor:
-        if self._seen_V is None:
-            self._seen_V = torch.zeros(len(logits_V), dtype=torch.bool, device=logits_V.device)
-            self._seen_V[torch.tensor(self._prompt, dtype=torch.int64)] = True
-        penalty = self.params.repetition_penalty
-        penalized_V = torch.where(logits_V > 0, logits_V / penalty, logits_V * penalty)
-        return torch.where(self._seen_V, penalized_V, logits_V)
+    @property
+    def penalizes(self) -> bool:
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
 
 
-def filtered_probs(logits_V: Tensor, params: SamplingParams) -> Tensor:
-    """Probabilities after temperature, top-k, top-p and min-p; at least one token remains."""
-    logits_V = logits_V / params.temperature
-    if 0 < params.top_k < len(logits_V):
-        least = logits_V.topk(params.top_k).values[-1]
-        logits_V = logits_V.masked_fill(logits_V < least, float("-inf"))
-    if params.top_p < 1.0:
-        sorted_V, order_V = logits_V.sort(descending=True)
-        probs_V = sorted_V.softmax(0)
-        # A token stays if the likelier ones before it have not reached top_p yet.
-        drop_V = probs_V.cumsum(0) - probs_V >= params.top_p
-        logits_V = logits_V.scatter(0, order_V, sorted_V.masked_fill(drop_V, float("-inf")))
-    probs_V = logits_V.softmax(0)
-    if params.min_p > 0.0:
-        probs_V = probs_V.masked_fill(probs_V < params.min_p * probs_V.max(), 0.0)
-    return probs_V / probs_V.sum()
+def filtered_probs(logits_BV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """Probabilities [B, V] after each row's temperature, top-k, top-p and min-p; at least one
+    token remains. fp32 logits [B, V], one of `params` (temperature above 0) for each row. Tokens
+    exactly as likely as the least likely one kept stay with it."""
+    device, vocab = logits_BV.device, logits_BV.shape[1]
+    temperature = torch.tensor([p.temperature for p in params], device=device)
+    # Relative to the maximum, so that no temperature overflows.
+    logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature[:, None]
+    top_k = [p.top_k if 0 < p.top_k < vocab else 0 for p in params]
+    if any(top_k):
+        largest_BK = logits_BV.topk(max(top_k)).values
+        last = torch.tensor([max(k - 1, 0) for k in top_k], device=device)[:, None]
+        limited = torch.tensor([k > 0 for k in top_k], device=device)[:, None]
+        drop_BV = (logits_BV < largest_BK.gather(1, last)) & limited
+        logits_BV = logits_BV.masked_fill(drop_BV, float("-inf"))
+    probs_BV = logits_BV.softmax(-1)
+    if any(p.top_p < 1.0 for p in params):
+        probs_BV = _keep_top_p(probs_BV, torch.tensor([p.top_p for p in params], device=device))
+    if any(p.min_p > 0.0 for p in params):
+        min_p = torch.tensor([p.min_p for p in params], device=device)[:, None]
+        least = min_p * probs_BV.amax(-1, keepdim=True)
+        probs_BV = probs_BV.masked_fill(probs_BV < least, 0.0)
+    return probs_BV / probs_BV.sum(-1, keepdim=True)
+
+
+def _keep_top_p(probs_BV: Tensor, top_p_B: Tensor) -> Tensor:
+    vocab = probs_BV.shape[1]
+    # Rows that keep all must not lose their last tokens to rounding.
+    top_p_B1 = torch.where(top_p_B < 1.0, top_p_B, float("inf"))[:, None]
+    sorted_BK = probs_BV.topk(min(_LIKELY, vocab)).values
+    reached_B1 = sorted_BK.sum(-1, keepdim=True) >= top_p_B1
+    if sorted_BK.shape[1] < vocab and not bool((reached_B1 | top_p_B1.isinf()).all()):
+        sorted_BK = probs_BV.sort(descending=True).values
+    # A token stays if the likelier ones before it have not reached top_p yet.
+    kept_BK = sorted_BK.cumsum(-1) - sorted_BK < top_p_B1
+    least_B1 = sorted_BK.gather(1, kept_BK.sum(-1, keepdim=True) - 1)
+    return probs_BV.masked_fill((probs_BV < least_B1) & top_p_B1.isfinite(), 0.0)
+
+
+def draw(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """The token of each row [B, int64] at which the summed probabilities pass `uniform_B` (fp64,
+    from 0 to below 1) of their total."""
+    summed_BV = probs_BV.double().cumsum(-1)
+    target_B1 = uniform_B[:, None] * summed_BV[:, -1:]
+    found_B1 = torch.searchsorted(summed_BV, target_B1, right=True)
+    return found_B1.squeeze(1).clamp_max(probs_BV.shape[1] - 1)

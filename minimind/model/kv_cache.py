@@ -1,50 +1,91 @@
-"""Keys and values of one sequence, preallocated so that a step copies only what is new."""
+"""Keys and values of many sequences, preallocated: one slot of fixed capacity for each.
+
+Slots and not pages: a small model's keys and values are a few kilobytes a token, so a slot of a
+whole context is affordable, and what a slot holds is one view of the cache. Pages would have to be
+gathered before each product. Memory that no sequence has reached is never touched on a CPU.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minimind.config.model import ModelConfig
+from minimind.model.cached_attention import CachePlan
+from minimind.model.rope import rope_tables
 
 
 class KVCache:
-    """Room for `capacity` tokens in every layer. `length` says how many are filled."""
+    """Room for `capacity` tokens in each of `num_slots` slots, in every layer.
+
+    Whose tokens stand where is the caller's to know: a plan says for each forward.
+    """
 
     def __init__(
-        self, config: ModelConfig, capacity: int, *, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        num_slots: int,
+        capacity: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        shape = (config.num_hidden_layers, config.num_key_value_heads, capacity, config.head_dim)
-        self.capacity = capacity
-        self.length = 0
-        keys_LKTH = torch.empty(shape, dtype=dtype, device=device)
-        values_LKTH = torch.empty(shape, dtype=dtype, device=device)
-        self.layers = [CacheLayer(self, k, v) for k, v in zip(keys_LKTH, values_LKTH, strict=True)]
+        heads, size = config.num_key_value_heads, config.head_dim
+        self.num_slots, self.capacity, self.num_kv_heads = num_slots, capacity, heads
+        shape = (2, config.num_hidden_layers, num_slots, heads, capacity, size)
+        # Zeros: a token's products reach to the longest of its neighbours' slots, with weight 0
+        # there, and 0 times what memory happens to hold could be NaN.
+        self._kv_2LSKCH = _lazy_zeros(shape, dtype, device)
+        self.rope = rope_tables(config, capacity, device)
+        keys, values = self._kv_2LSKCH
+        self.layers = [CacheLayer(k, v) for k, v in zip(keys, values, strict=True)]
+
+    @property
+    def device(self) -> torch.device:
+        return self._kv_2LSKCH.device
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """The first `length` tokens of one slot into another."""
+        kv = self._kv_2LSKCH
+        kv[:, :, target, :, :length] = kv[:, :, source, :, :length]
+
+
+def _lazy_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On a CPU by calloc, which NumPy uses and PyTorch does not: pages appear when written to."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(memory).view(dtype).view(shape)
 
 
 class CacheLayer:
     """One layer's keys and values."""
 
-    def __init__(self, cache: KVCache, keys_KTH: Tensor, values_KTH: Tensor) -> None:
-        self.cache, self.keys_KTH, self.values_KTH = cache, keys_KTH, values_KTH
+    def __init__(self, keys_SKCH: Tensor, values_SKCH: Tensor) -> None:
+        self.keys_SKCH, self.values_SKCH = keys_SKCH, values_SKCH
+        size = keys_SKCH.shape[-1]
+        self._key_places, self._value_places = keys_SKCH.view(-1, size), values_SKCH.view(-1, size)
+
+    def store(self, places_MK: Tensor, k_MKH: Tensor, v_MKH: Tensor) -> None:
+        """`places_MK` counts heads of tokens in the order they lie in memory, int64."""
+        size = k_MKH.shape[-1]
+        places = places_MK.view(-1)
+        self._key_places.index_copy_(0, places, k_MKH.reshape(-1, size))
+        self._value_places.index_copy_(0, places, v_MKH.reshape(-1, size))
+
+
+class PlannedLayer:
+    """One layer of a cache under a forward's plan: what a block calls `attend`."""
+
+    def __init__(self, layer: CacheLayer, plan: CachePlan) -> None:
+        self._layer, self._plan = layer, plan
 
     def attend(self, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor) -> Tensor:
         """Stores the new keys and values; each new token sees all before it and itself."""
-        start, new = self.cache.length, len(q_MNH)
-        end = start + new
-        assert end <= self.cache.capacity, "the caller sizes the cache"
-        self.keys_KTH[:, start:end] = k_MKH.transpose(0, 1)
-        self.values_KTH[:, start:end] = v_MKH.transpose(0, 1)
-        mask = None
-        if start and new > 1:
-            mask = torch.ones(new, end, dtype=torch.bool, device=q_MNH.device).tril_(start)
-        out = F.scaled_dot_product_attention(
-            q_MNH.transpose(0, 1)[None],
-            self.keys_KTH[None, :, :end],
-            self.values_KTH[None, :, :end],
-            attn_mask=mask,
-            is_causal=new > 1 and mask is None,
-            enable_gqa=True,
-        )
-        return out[0].transpose(0, 1)
+        layer, plan = self._layer, self._plan
+        layer.store(plan.places_MK, k_MKH, v_MKH)
+        return plan.attend(q_MNH, layer.keys_SKCH, layer.values_SKCH)

@@ -12,9 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 from minimind.config.model import ModelConfig
 from minimind.model.attention import Attend, Attention
+from minimind.model.cached_attention import CachePlan
 from minimind.model.document_attention import plan_attention
 from minimind.model.feed_forward import SwiGLU
-from minimind.model.kv_cache import KVCache
+from minimind.model.kv_cache import KVCache, PlannedLayer
 from minimind.model.moe import MixtureOfExperts
 from minimind.model.rope import rope_tables
 from minimind.model.router_report import RouterReport
@@ -84,7 +85,7 @@ class OutputHead(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The decoder. `forward` trains on packed documents; `decode` continues one sequence."""
+    """The decoder. `forward` trains on packed documents; `decode` continues many sequences."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -145,13 +146,19 @@ class Transformer(nn.Module):
         return ModelOutput(per_token=per_token, aux_loss=aux_loss, expert_load=load)
 
     @torch.no_grad()
-    def decode(self, ids_M: Tensor, cache: KVCache) -> Tensor:
-        """fp32 logits [V] after the last of `ids_M`, which follow what `cache` holds; adds them."""
-        positions_M = torch.arange(cache.length, cache.length + len(ids_M), device=ids_M.device)
-        rope = rope_tables(self.config, cache.capacity, ids_M.device)
+    def decode(
+        self, ids_M: Tensor, cache: KVCache, plan: CachePlan, wanted_R: Tensor | None = None
+    ) -> Tensor:
+        """fp32 logits [R, V] after the rows `wanted_R` of `ids_M` (all, where None), each of which
+        follows what `cache` holds of its sequence and is added to it."""
         delta_MD, residual_MD = self.embed_tokens(ids_M), None
         for block, layer in zip(self.layers, cache.layers, strict=True):
-            delta_MD, residual_MD = block(delta_MD, residual_MD, rope, positions_M, layer)
-        cache.length += len(ids_M)
-        _, hidden_MD = self.norm(delta_MD[-1:], cast(Tensor, residual_MD)[-1:])
-        return nn.functional.linear(hidden_MD[0], self.lm_head.weight).float()
+            attend = PlannedLayer(layer, plan)
+            delta_MD, residual_MD = block(
+                delta_MD, residual_MD, cache.rope, plan.positions_M, attend
+            )
+        residual_MD = cast(Tensor, residual_MD)
+        if wanted_R is not None:
+            delta_MD, residual_MD = delta_MD[wanted_R], residual_MD[wanted_R]
+        _, hidden_RD = self.norm(delta_MD, residual_MD)
+        return nn.functional.linear(hidden_RD, self.lm_head.weight).float()

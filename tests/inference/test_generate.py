@@ -5,21 +5,27 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import logits_of, pack, random_documents, random_model, small_config
+from small_models import loss_of, pack, random_model, small_config
 from torch import Tensor
 
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import CheckpointError, ConfigError, MiniMindError
-from minimind.inference.generate import generate_text, load_model, stream_ids, stream_text
+from minimind.inference.generate import (
+    generate_text,
+    lay_out_for_decoding,
+    load_model,
+    stream_text,
+)
 from minimind.inference.sampling import SamplingParams
+from minimind.model.cached_attention import CachePlan
 from minimind.model.kv_cache import KVCache
 from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
@@ -35,12 +41,16 @@ class Scripted(Transformer):
         super().__init__(small_config(vocab_size=tokenizer.vocab_size))
         self.script = iter([*ids, *itertools.repeat(tokenizer.eos_id, 3)])
         self.said = 0
+        self.seen: list[int] = []
 
-    def decode(self, ids_M: Tensor, cache: KVCache) -> Tensor:
+    def decode(
+        self, ids_M: Tensor, cache: KVCache, plan: CachePlan, wanted_R: Tensor | None = None
+    ) -> Tensor:
         self.said += 1
-        logits_V = torch.zeros(self.config.vocab_size)
-        logits_V[next(self.script)] = 1.0
-        return logits_V
+        self.seen += ids_M.tolist()
+        logits_1V = torch.zeros(1, self.config.vocab_size)
+        logits_1V[0, next(self.script)] = 1.0
+        return logits_1V
 
 
 @functools.cache
@@ -178,52 +188,6 @@ def test_special_tokens_are_not_text(stream: Callable[..., list[str]], tokenizer
     assert "".join(stream([tokenizer.bos_id, *ids, tokenizer.pad_id])) == "ab"
 
 
-def test_the_limit_counts_new_tokens(tokenizer: Tokenizer):
-    model = random_model(small_config()).eval()
-    for limit in (0, 1, 9):
-        assert len(list(stream_ids(model, [5, 6], SamplingParams(max_new_tokens=limit)))) == limit
-
-
-def test_stop_ids_end_it_and_are_not_given_out():
-    model = random_model(small_config()).eval()
-    ids = list(stream_ids(model, [5, 6], SamplingParams(max_new_tokens=12)))
-    at = next(i for i, token in enumerate(ids) if token != ids[0])
-    stopped = stream_ids(model, [5, 6], SamplingParams(max_new_tokens=12), stop_ids=[ids[at]])
-    assert list(stopped) == ids[:at]
-
-
-@pytest.mark.parametrize("length", [1, 9, 30])
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_greedy_is_the_best_token_of_a_whole_forward(family: str, length: int):
-    model = random_model(small_config(family), seed=length).eval()
-    (ids,) = random_documents([length], seed=length)
-    found = list(stream_ids(model, ids, SamplingParams(max_new_tokens=10)))
-    for token in found:
-        with torch.no_grad():
-            assert token == int(logits_of(model, pack([[ids]]))[-1].argmax())
-        ids.append(token)
-
-
-@pytest.mark.parametrize("penalty", [1.0, 1.3])
-def test_greedy_is_that_of_transformers(tmp_path: Path, penalty: float):
-    from transformers import AutoModelForCausalLM
-
-    model = random_model(small_config()).eval()
-    weights = {name: p.detach() for name, p in model.named_parameters()}
-    save_hf_folder(tmp_path, model.config, weights, torch.float32)
-    (ids,) = random_documents([7])
-    p = SamplingParams(max_new_tokens=24, repetition_penalty=penalty)
-    found = list(stream_ids(model, ids, p))
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).generate(
-        torch.tensor([ids]),
-        max_new_tokens=24,
-        do_sample=False,
-        repetition_penalty=penalty,
-        eos_token_id=None,
-    )
-    assert found == theirs[0, 7:].tolist()
-
-
 def test_a_seed_repeats_the_text(tokenizer: Tokenizer):
     model = random_model(small_config(vocab_size=tokenizer.vocab_size)).eval()
 
@@ -237,17 +201,9 @@ def test_a_seed_repeats_the_text(tokenizer: Tokenizer):
 
 def test_the_prompt_starts_a_document_and_is_not_repeated(tokenizer: Tokenizer):
     model = Scripted(tokenizer, tokenizer.encode(" 15"))
-    seen: list[int] = []
-    decode = model.decode
-
-    def recorded(ids_M: Tensor, cache: KVCache) -> Tensor:
-        seen.extend(ids_M.tolist())
-        return decode(ids_M, cache)
-
-    model.decode = recorded  # type: ignore[method-assign]
     assert generate_text(model, tokenizer, "6 + 9 =", SamplingParams()) == " 15"
     prompt = [tokenizer.bos_id, *tokenizer.encode("6 + 9 =")]
-    assert seen == [*prompt, *tokenizer.encode(" 15")]
+    assert model.seen == [*prompt, *tokenizer.encode(" 15")]
 
 
 def test_no_text_at_all_is_a_prompt(tokenizer: Tokenizer):
@@ -255,24 +211,31 @@ def test_no_text_at_all_is_a_prompt(tokenizer: Tokenizer):
     assert generate_text(model, tokenizer, "", SamplingParams()) == "x"
 
 
-def test_an_empty_prompt_is_refused():
-    model = random_model(small_config())
+def test_a_prompt_that_cannot_be_continued_is_refused(tokenizer: Tokenizer):
+    config = small_config(vocab_size=tokenizer.vocab_size, max_position_embeddings=16)
+    model = random_model(config).eval()
+
+    def pieces(prompt: int, new: int) -> list[str]:
+        return list(stream_text(model, tokenizer, [5] * prompt, SamplingParams(max_new_tokens=new)))
+
+    pieces(10, 6)
     with pytest.raises(ConfigError, match="the prompt is empty"):
-        list(stream_ids(model, [], SamplingParams()))
-
-
-def test_a_prompt_beyond_the_context_is_refused():
-    model = random_model(small_config(max_position_embeddings=16)).eval()
-
-    def ids(prompt: int, new: int) -> Iterator[int]:
-        return stream_ids(model, [5] * prompt, SamplingParams(max_new_tokens=new))
-
-    assert len(list(ids(10, 6))) == 6
+        pieces(0, 6)
     for prompt, new in ((10, 7), (17, 0), (1, 16)):
         with pytest.raises(ConfigError) as caught:
-            list(ids(prompt, new))
+            pieces(prompt, new)
         for word in (str(prompt), str(new), "16", "context"):
             assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_model_that_trains_can_be_sampled(tokenizer: Tokenizer, training: bool):
+    """No gradient is recorded, and what is kept between calls can be trained with."""
+    model = random_model(small_config(vocab_size=tokenizer.vocab_size)).train(training)
+    generate_text(model, tokenizer, "6 +", SamplingParams(max_new_tokens=3))
+    assert model.training is training
+    loss_of(model, pack([[[5, 6, 7, 8]]])).backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -291,6 +254,19 @@ def test_a_folder_is_loaded_ready_to_generate(
     model.eval().to(dtype)
     p = SamplingParams(max_new_tokens=5)
     assert generate_text(loaded, with_it, "6 +", p) == generate_text(model, tokenizer, "6 +", p)
+
+
+def test_matrices_by_columns_are_the_same_matrices(tokenizer: Tokenizer):
+    model = random_model(small_config(vocab_size=tokenizer.vocab_size)).eval()
+    kept = {name: p.detach().clone() for name, p in model.named_parameters()}
+    p = SamplingParams(max_new_tokens=12)
+    expected = generate_text(model, tokenizer, "6 +", p)
+    lay_out_for_decoding(model)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, kept[name])
+        assert parameter.dim() < 2 or parameter.stride(0) == 1
+    assert model.lm_head.weight is model.embed_tokens.weight
+    assert generate_text(model, tokenizer, "6 +", p) == expected
 
 
 def test_a_folder_that_is_none_is_named(tmp_path: Path, tokenizer: Tokenizer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from minimind.errors import ConfigError
-from minimind.inference.sampling import Sampler, SamplingParams, filtered_probs
+from minimind.inference.sampler import NO_TOKEN, Sampler
+from minimind.inference.sampling import SamplingParams, filtered_probs
 
 CPU = torch.device("cpu")
 V = 60
@@ -23,6 +25,14 @@ def random_logits(seed: int, scale: float = 3.0) -> Tensor:
 
 def params(**changes: Any) -> SamplingParams:
     return SamplingParams(**{"temperature": 1.0, **changes})
+
+
+def sampler_of(*settings: SamplingParams, prompt: Sequence[int] = (3,)) -> Sampler:
+    """With a sequence in each slot."""
+    sampler = Sampler(len(settings), V, CPU)
+    for slot, p in enumerate(settings):
+        sampler.open(slot, p, prompt)
+    return sampler
 
 
 def transformers_logits(logits_V: Tensor, seen: list[int], p: SamplingParams) -> Tensor:
@@ -70,7 +80,7 @@ def test_filters_are_those_of_transformers(changes: dict[str, Any]):
     for seed in range(20):
         logits_V, p = random_logits(seed), params(**changes)
         expected = transformers_logits(logits_V, [], p).softmax(0)
-        found = filtered_probs(logits_V, p)
+        found = filtered_probs(logits_V[None], [p])[0]
         assert torch.equal(found > 0, expected > 0)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
@@ -81,12 +91,81 @@ def test_the_repetition_penalty_is_that_of_transformers(penalty: float):
     for seed in range(20):
         seen = [3, 7, 7, 11]
         p = params(temperature=0.0, repetition_penalty=penalty)
-        sampler = Sampler(p, list(seen), CPU)
+        sampler = sampler_of(p, prompt=seen)
         for step in range(12):
             logits_V = random_logits(100 * seed + step, scale=1.0)
-            token = int(sampler(logits_V))
+            token = int(sampler.choose(logits_V[None], [0]))
             assert token == int(transformers_logits(logits_V, seen, p).argmax())
             seen.append(token)
+
+
+def test_presence_and_frequency_count_the_continuation_alone():
+    """OpenAI's formula: logit - count * frequency - [count > 0] * presence."""
+    sampler = sampler_of(params(temperature=0.0, presence_penalty=0.3, frequency_penalty=0.2))
+    counts = torch.zeros(V)
+    for step in range(40):
+        logits_V = random_logits(0, scale=1.0) + random_logits(step, scale=0.1)
+        token = int(sampler.choose(logits_V[None], [0]))
+        assert token == int((logits_V - 0.2 * counts - 0.3 * (counts > 0)).argmax())
+        counts[token] += 1
+    assert counts.max() > 1, "else frequency would not show"
+
+
+MIXED = (
+    params(temperature=0.0),
+    params(seed=1),
+    params(seed=2, top_k=7),
+    params(seed=3, top_p=0.8, repetition_penalty=1.3),
+    params(seed=4, min_p=0.1, temperature=1.7),
+    params(temperature=0.0, presence_penalty=1.0),
+    params(seed=5, top_p=0.3, top_k=20, frequency_penalty=0.7),
+)
+
+
+def test_a_sequence_does_not_see_who_shares_the_batch():
+    """Alone, all together, and in changing company: the same tokens."""
+    logits_SV = [torch.stack([random_logits(50 * s + i) for s in range(7)]) for i in range(15)]
+    alone = [sampler_of(*MIXED) for _ in MIXED]
+    together, changing = sampler_of(*MIXED), sampler_of(*MIXED)
+    for step, logits in enumerate(logits_SV):
+        expected = [int(sampler.choose(logits[i : i + 1], [i])) for i, sampler in enumerate(alone)]
+        assert together.choose(logits, range(7)).tolist() == expected
+        split = step % 6 + 1
+        slots = [*range(split, 7), *range(split)]
+        for part in (slots[:3], slots[3:]):
+            found = changing.choose(logits[part], part).tolist()
+            assert found == [expected[i] for i in part]
+
+
+def test_a_slot_starts_anew():
+    p = params(temperature=0.0, repetition_penalty=5.0, frequency_penalty=1.0)
+    logits_1V = random_logits(3)[None]
+    sampler = sampler_of(p)
+    first = [int(sampler.choose(logits_1V, [0])) for _ in range(5)]
+    sampler.open(0, p, [3])
+    assert [int(sampler.choose(logits_1V, [0])) for _ in range(5)] == first
+    assert len(set(first)) > 1
+
+
+@pytest.mark.parametrize("vocab", [300, 700])
+def test_top_p_beyond_the_likeliest(vocab: int):
+    """More tokens are needed than are sorted at first."""
+    logits_1V = torch.randn(1, vocab, generator=torch.Generator().manual_seed(0)) * 0.01
+    p = params(top_p=0.97)
+    expected = transformers_logits(logits_1V[0], [], p).softmax(0)
+    (found,) = filtered_probs(logits_1V, [p])
+    assert torch.equal(found > 0, expected > 0)
+    assert (found > 0).sum() > 256
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_give_no_token(bad: float, temperature: float):
+    p = params(temperature=temperature, seed=1)
+    logits_BV = torch.stack([random_logits(0), random_logits(1)])
+    expected = sampler_of(p, p).choose(logits_BV, [0, 1]).tolist()
+    logits_BV[0, 5] = bad
+    assert sampler_of(p, p).choose(logits_BV, [0, 1]).tolist() == [NO_TOKEN, expected[1]]
 
 
 def test_golden_filters():
@@ -94,7 +173,7 @@ def test_golden_filters():
     logits_V = torch.tensor([0.2, 0.4, 0.1, 0.3]).log()
 
     def probs(**changes: Any) -> list[float]:
-        return filtered_probs(logits_V, params(**changes)).tolist()
+        return filtered_probs(logits_V[None], [params(**changes)])[0].tolist()
 
     assert probs() == pytest.approx([0.2, 0.4, 0.1, 0.3])
     assert probs(top_k=2) == pytest.approx([0, 4 / 7, 0, 3 / 7])
@@ -110,16 +189,18 @@ def test_golden_filters():
 
 def test_one_token_always_remains():
     for seed in range(10):
-        probs_V = filtered_probs(random_logits(seed), params(top_p=1e-6, min_p=1.0, top_k=1))
+        p = params(top_p=1e-6, min_p=1.0, top_k=1)
+        (probs_V,) = filtered_probs(random_logits(seed)[None], [p])
         assert probs_V.max() == 1
         assert probs_V.argmax() == random_logits(seed).argmax()
-    flat = filtered_probs(torch.zeros(V), params(top_p=1e-6))
+    flat = filtered_probs(torch.zeros(1, V), [params(top_p=1e-6)])
     assert (flat > 0).any()
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e6])
 def test_extreme_temperatures_stay_finite(temperature: float):
-    probs_V = filtered_probs(random_logits(1, scale=20.0), params(temperature=temperature))
+    logits_1V = random_logits(1, scale=20.0)[None]
+    (probs_V,) = filtered_probs(logits_1V, [params(temperature=temperature)])
     assert probs_V.isfinite().all()
     assert probs_V.sum().item() == pytest.approx(1)
     if temperature < 1:
@@ -129,14 +210,15 @@ def test_extreme_temperatures_stay_finite(temperature: float):
 def test_greedy_is_the_most_likely_whatever_the_filters():
     for seed in range(10):
         p = params(temperature=0.0, top_k=3, top_p=0.1, min_p=0.9, seed=seed)
-        token = Sampler(p, [], CPU)(random_logits(seed))
-        assert (token.shape, token.dtype) == ((1,), torch.int64)
-        assert int(token) == int(random_logits(seed).argmax())
+        tokens = sampler_of(p).choose(random_logits(seed)[None], [0])
+        assert (tokens.shape, tokens.dtype) == ((1,), torch.int64)
+        assert int(tokens) == int(random_logits(seed).argmax())
 
 
 def draws(count: int = 40, **changes: Any) -> list[int]:
-    sampler = Sampler(params(**changes), [], CPU)
-    return [int(sampler(random_logits(0, scale=1.0))) for _ in range(count)]
+    sampler = sampler_of(params(**changes))
+    logits_1V = random_logits(0, scale=1.0)[None]
+    return [int(sampler.choose(logits_1V, [0])) for _ in range(count)]
 
 
 def test_a_seed_repeats_the_tokens():
@@ -155,9 +237,11 @@ def test_a_seed_does_not_touch_the_global_generator():
 
 def test_tokens_come_as_often_as_they_are_likely():
     logits_V = torch.tensor([0.2, 0.4, 0.1, 0.3]).log()
-    sampler = Sampler(params(seed=1, top_k=3), [], CPU)
+    sampler = Sampler(1, 4, CPU)
+    sampler.open(0, params(seed=1, top_k=3), [0])
     count = 3000
-    found = torch.bincount(torch.cat([sampler(logits_V) for _ in range(count)]), minlength=4)
+    tokens = [sampler.choose(logits_V[None], [0]) for _ in range(count)]
+    found = torch.bincount(torch.cat(tokens), minlength=4)
     assert found[2] == 0
     for token, share in ((0, 2 / 9), (1, 4 / 9), (3, 3 / 9)):
         # Five standard deviations.
@@ -169,7 +253,8 @@ def test_tokens_come_as_often_as_they_are_likely():
 def test_logits_are_left_alone():
     logits_V = random_logits(1)
     kept = logits_V.clone()
-    Sampler(params(top_k=3, top_p=0.5, min_p=0.1, repetition_penalty=1.5), [1], CPU)(logits_V)
+    p = params(top_k=3, top_p=0.5, min_p=0.1, repetition_penalty=1.5, presence_penalty=0.5)
+    sampler_of(p).choose(logits_V[None], [0])
     assert torch.equal(logits_V, kept)
 
 
@@ -190,6 +275,9 @@ def test_logits_are_left_alone():
         ("repetition_penalty", -1.0),
         ("repetition_penalty", math.inf),
         ("repetition_penalty", math.nan),
+        ("presence_penalty", math.nan),
+        ("frequency_penalty", math.inf),
+        ("logprobs", -1),
         ("stop", ("a", "")),
     ],
 )

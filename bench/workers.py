@@ -1,0 +1,102 @@
+"""One process per row, so that memory is the row's own; the parent has them work in turns."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import signal
+import traceback
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from minimind.errors import MiniMindError
+from minimind.runtime.devices import limit_threads
+
+_STOP_S = 10
+
+
+class WorkerError(Exception):
+    """A row's process broke; the message holds its traceback."""
+
+
+class Worker:
+    """The parent's side of one row's process."""
+
+    def __init__(self, name: str, serve: Callable[[Any], object], spec: Any) -> None:
+        """`serve(spec)` makes, in the new process, what the methods are called on."""
+        self.name = name
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, name, serve, spec))
+        self._process.start()
+        theirs.close()
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Runs a method there and waits for its answer. Raises what user error it
+        raised, and WorkerError for any other."""
+        self.send(method, *arguments)
+        return self.receive()
+
+    def send(self, method: str, *arguments: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._connection.send((method, arguments))
+
+    def receive(self) -> Any:
+        try:
+            kind, value = self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join(_STOP_S)
+            raise WorkerError(
+                f"{self.name}: the process died with exit code {self._process.exitcode} "
+                "(-9: killed, most often for want of memory)"
+            ) from None
+        if kind == "user_error":
+            raise value
+        if kind == "error":
+            raise WorkerError(f"{self.name}: {value}")
+        return value
+
+    def close(self) -> None:
+        self._connection.close()
+        self._process.join(_STOP_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def _serve(connection: Connection, name: str, serve: Callable[[Any], object], spec: Any) -> None:
+    # Ctrl-C reaches the whole group; the parent decides what becomes of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(level=logging.WARNING, format=f"{name}: %(message)s")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    limit_threads(1)
+    served = serve(spec)
+    while True:
+        try:
+            method, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = ("value", getattr(served, method)(*arguments))
+        except MiniMindError as error:
+            answer = ("user_error", error)
+        except Exception:
+            answer = ("error", traceback.format_exc())
+        connection.send(answer)
+
+
+def reset_peak_resident() -> None:
+    """Linux forgets it when asked to (proc(5), clear_refs); else it stays that since the start."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_resident() -> int | None:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    return None

@@ -1,0 +1,265 @@
+"""The batch engine: requests in, what each step gave each of them out."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import deque
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from minimind.data.tokenizer import Tokenizer
+from minimind.errors import ConfigError, MiniMindError
+from minimind.inference.logprobs import TokenLogprob
+from minimind.inference.model_runner import ModelRunner
+from minimind.inference.request import Completion, Delta, FinishReason, GenerationRequest
+from minimind.inference.sampler import NO_TOKEN
+from minimind.inference.scheduler import Generation, Scheduler
+from minimind.inference.slots import SlotTable
+from minimind.inference.text_stream import TextStream
+from minimind.model.loaded_adapters import LoadedAdapters
+from minimind.model.transformer import Transformer
+
+logger = logging.getLogger(__name__)
+
+MAX_PREFILL = 512
+"""Prompt tokens a step: enough to keep the products busy, few enough that those who are reading
+their text wait only a moment."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Now running and waiting; sums since the engine was made."""
+
+    running: int
+    waiting: int
+    free_slots: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+class BatchEngine:
+    """Continues many prompts at once over one cache of `max_batch` slots.
+
+    One thread calls `step`, in a loop while `has_work`; `submit` and `cancel` may be called from
+    others. A request's tokens do not depend on who shares its batch.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        *,
+        max_batch: int = 32,
+        max_tokens: int | None = None,
+        max_prefill: int = MAX_PREFILL,
+        adapters: LoadedAdapters | None = None,
+        cuda_graphs: bool = True,
+    ) -> None:
+        """`max_tokens`: what the cache holds in all, shared equally by the slots; by default a
+        whole context each. `adapters`: over `model`, for requests to name; one is active at a time,
+        in turns, and a name never stands for two. `cuda_graphs`: on a GPU, worth their capture
+        where the engine lives on. Raises ConfigError."""
+        context = model.config.max_position_embeddings
+        capacity = context if max_tokens is None else min(context, max_tokens // max(max_batch, 1))
+        for name, value in (
+            ("max_batch", max_batch),
+            ("max_tokens // max_batch", capacity),
+            ("max_prefill", max_prefill),
+        ):
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        self._config, self._tokenizer, self._adapters = model.config, tokenizer, adapters
+        self._runner = ModelRunner(
+            model, max_batch, capacity, adapters=adapters, cuda_graphs=cuda_graphs
+        )
+        self._slots = SlotTable(self._runner.cache)
+        self._scheduler = Scheduler(self._slots, max_prefill)
+        self._ids = itertools.count(1)
+        self._submitted: deque[Generation] = deque()
+        self._to_cancel: deque[int] = deque()
+        self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
+
+    @property
+    def max_sequence(self) -> int:
+        """Tokens of the longest prompt and continuation together."""
+        return self._runner.cache.capacity
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._scheduler.running or self._scheduler.waiting or self._submitted)
+
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting) + len(self._submitted),
+            free_slots=self._slots.num_free,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            completion_tokens=self._completion_tokens,
+        )
+
+    def submit(self, request: GenerationRequest) -> int:
+        """The request's id. It waits where all slots are in use. Raises ConfigError for an empty
+        prompt, an id beyond the vocabulary, and what is too long for the context or a slot."""
+        self._check(request)
+        text = TextStream(self._tokenizer, request.params.stop)
+        generation = Generation(next(self._ids), request, text, list(request.prompt_ids))
+        self._submitted.append(generation)
+        return generation.request_id
+
+    def cancel(self, request_id: int) -> None:
+        """The next step ends it and frees its slot; nothing happens where it has ended already."""
+        self._to_cancel.append(request_id)
+
+    @torch.no_grad()
+    def step(self) -> list[Delta]:
+        """One forward. Requests that got nothing are not in the list; each one's last delta has a
+        finish_reason."""
+        while self._submitted:
+            self._scheduler.waiting.append(self._submitted.popleft())
+        deltas = self._cancelled()
+        for generation in self._scheduler.admit():
+            params, slot = generation.request.params, generation.slot
+            assert slot is not None
+            self._prompt_tokens += len(generation.ids)
+            self._cached_tokens += generation.cached_tokens
+            self._runner.sampler.open(slot.index, params, generation.ids)
+            if params.max_new_tokens == 0:
+                deltas.append(self._finish(generation, "length"))
+        batch = self._scheduler.next_batch()
+        if not batch:
+            return deltas
+        try:
+            tokens, logprobs = self._runner.run(batch, self._scheduler.adapter)
+        except (RuntimeError, MiniMindError):
+            # Out of memory, most often, or an adapter that was removed meanwhile; those that wait
+            # are unharmed.
+            logger.exception("a batch of %d sequences failed", len(batch))
+            return deltas + [self._fail(one.generation) for one in batch]
+        wanted = [one.generation for one in batch if one.completes]
+        for one in batch:
+            generation, piece = one.generation, one.piece
+            assert generation.slot is not None
+            generation.slot.ids += generation.ids[piece.start : piece.end]
+        for generation, token, logprob in zip(wanted, tokens, logprobs, strict=True):
+            deltas.append(self._advance(generation, token, logprob))
+        return deltas
+
+    def generate(self, requests: Iterable[GenerationRequest]) -> list[Completion]:
+        """All of them to their ends, in their order; for an engine that nobody else steps."""
+        parts: dict[int, list[Delta]] = {self.submit(request): [] for request in requests}
+        while self.has_work:
+            for delta in self.step():
+                parts[delta.request_id].append(delta)
+        return [Completion.join(deltas) for deltas in parts.values()]
+
+    def stream(self, request: GenerationRequest) -> Generator[Delta, None, None]:
+        """One request as it goes on; closing the iterator cancels it. For an engine that nobody
+        else steps."""
+        request_id = self.submit(request)
+        finished = False
+        try:
+            while not finished:
+                for delta in self.step():
+                    finished = delta.finish_reason is not None
+                    yield delta
+        finally:
+            if not finished:
+                self.cancel(request_id)
+                self.step()
+
+    def _check(self, request: GenerationRequest) -> None:
+        prompt, new = request.prompt_ids, request.params.max_new_tokens
+        config, capacity = self._config, self.max_sequence
+        known = self._adapters.names if self._adapters else []
+        if request.adapter is not None and request.adapter not in known:
+            names = ", ".join(known) or "none"
+            raise ConfigError(f"adapter {request.adapter!r} is not loaded; loaded: {names}")
+        if not prompt:
+            raise ConfigError("the prompt is empty: give at least the token that starts a document")
+        if min(prompt) < 0 or max(prompt) >= config.vocab_size:
+            raise ConfigError(
+                f"the prompt holds the token {max(prompt) if min(prompt) >= 0 else min(prompt)}; "
+                f"the model's are 0 to {config.vocab_size - 1}"
+            )
+        if len(prompt) + new > config.max_position_embeddings:
+            raise ConfigError(
+                f"a prompt of {len(prompt)} tokens and {new} new ones do not fit the model's "
+                f"context of {config.max_position_embeddings}"
+            )
+        if len(prompt) + new > capacity:
+            raise ConfigError(
+                f"a prompt of {len(prompt)} tokens and {new} new ones do not fit a cache slot of "
+                f"{capacity}: raise the engine's max_tokens or lower its max_batch"
+            )
+
+    def _advance(self, generation: Generation, token: int, logprob: TokenLogprob | None) -> Delta:
+        if token == NO_TOKEN:
+            logger.error("request %d: the model's logits are not finite", generation.request_id)
+            return self._fail(generation)
+        generation.ids.append(token)
+        self._completion_tokens += 1
+        if token in generation.request.stop_ids:
+            return self._finish(generation, "stop")
+        text = generation.text.push(token)
+        reason: FinishReason | None = None
+        if generation.text.stopped:
+            reason = "stop"
+        elif generation.num_made == generation.request.params.max_new_tokens:
+            reason = "length"
+        logprobs = () if logprob is None else (logprob,)
+        if reason is not None:
+            return self._finish(generation, reason, text, (token,), logprobs)
+        return self._delta(generation, text=text, ids=(token,), logprobs=logprobs)
+
+    def _finish(
+        self,
+        generation: Generation,
+        reason: FinishReason,
+        text: str = "",
+        ids: tuple[int, ...] = (),
+        logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> Delta:
+        self._scheduler.release(generation)
+        text += generation.text.flush()
+        return self._delta(generation, text=text, ids=ids, logprobs=logprobs, finish_reason=reason)
+
+    def _fail(self, generation: Generation) -> Delta:
+        if generation.slot is not None:
+            self._slots.forget(generation.slot)
+        return self._finish(generation, "error")
+
+    def _cancelled(self) -> list[Delta]:
+        deltas = []
+        while self._to_cancel:
+            request_id = self._to_cancel.popleft()
+            waiting = (g for g in self._scheduler.waiting if g.request_id == request_id)
+            generation = self._scheduler.running.get(request_id) or next(waiting, None)
+            if generation is not None:
+                deltas.append(self._finish(generation, "cancelled"))
+        return deltas
+
+    def _delta(
+        self,
+        generation: Generation,
+        *,
+        text: str = "",
+        ids: tuple[int, ...] = (),
+        logprobs: tuple[TokenLogprob, ...] = (),
+        finish_reason: FinishReason | None = None,
+    ) -> Delta:
+        return Delta(
+            request_id=generation.request_id,
+            text=text,
+            ids=ids,
+            logprobs=logprobs,
+            finish_reason=finish_reason,
+            prompt_tokens=len(generation.request.prompt_ids),
+            cached_tokens=generation.cached_tokens,
+            completion_tokens=generation.num_made,
+        )

@@ -1,0 +1,106 @@
+"""Which tokens the next forward computes: one of each running sequence beside pieces of prompts."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from minimind.inference.request import GenerationRequest
+from minimind.inference.slots import Slot, SlotTable
+from minimind.inference.text_stream import TextStream
+from minimind.model.cached_attention import Piece
+
+
+@dataclass(slots=True)
+class Generation:
+    """One request on its way."""
+
+    request_id: int
+    request: GenerationRequest
+    text: TextStream
+    ids: list[int]
+    """The prompt and what was made."""
+    slot: Slot | None = None
+    """None while it waits."""
+    cached_tokens: int = 0
+
+    @property
+    def num_made(self) -> int:
+        return len(self.ids) - len(self.request.prompt_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """A piece of one sequence. The last token's logits are wanted where it completes `ids`."""
+
+    generation: Generation
+    piece: Piece
+
+    @property
+    def completes(self) -> bool:
+        return self.piece.end == len(self.generation.ids)
+
+
+class Scheduler:
+    """First come, first served: a sequence waits until a slot is free, then its prompt is computed
+    in pieces of at most `max_prefill` tokens a step, all prompts together, while those that run
+    get their next token in every step."""
+
+    def __init__(self, slots: SlotTable, max_prefill: int) -> None:
+        self._slots = slots
+        self._max_prefill = max_prefill
+        self.waiting: deque[Generation] = deque()
+        self.running: dict[int, Generation] = {}
+        self.adapter: str | None = None
+        """Of the batch given last."""
+
+    def admit(self) -> list[Generation]:
+        """Gives free slots to those that wait; who got one."""
+        admitted: list[Generation] = []
+        while self.waiting:
+            first = self.waiting[0]
+            slot = self._slots.take(first.ids, first.request.adapter)
+            if slot is None:
+                break
+            generation = self.waiting.popleft()
+            generation.slot = slot
+            generation.cached_tokens = len(slot.ids)
+            self.running[generation.request_id] = generation
+            admitted.append(generation)
+        return admitted
+
+    def next_batch(self) -> list[Scheduled]:
+        """Single tokens first, ordered by slot; all of one adapter, in turns."""
+        wanted = list(dict.fromkeys(g.request.adapter for g in self.running.values()))
+        if not wanted:
+            return []
+        after = wanted.index(self.adapter) + 1 if self.adapter in wanted else 0
+        self.adapter = wanted[after % len(wanted)]
+        batch = list(self._pieces())
+        batch.sort(key=lambda one: (one.piece.count > 1, one.piece.slot))
+        return batch
+
+    def release(self, generation: Generation) -> None:
+        """Wherever it is; a slot keeps what was computed."""
+        if generation.slot is None:
+            self.waiting.remove(generation)
+            return
+        del self.running[generation.request_id]
+        self._slots.release(generation.slot)
+        generation.slot = None
+
+    def _pieces(self) -> Iterator[Scheduled]:
+        left = self._max_prefill
+        for generation in self.running.values():
+            slot = generation.slot
+            assert slot is not None
+            if generation.request.adapter != self.adapter:
+                continue
+            start = len(slot.ids)
+            count = len(generation.ids) - start
+            if count > 1:
+                count = min(count, left)
+                left -= count
+            if count:
+                yield Scheduled(generation, Piece(slot=slot.index, start=start, count=count))

@@ -1,0 +1,54 @@
+"""From tokens one by one to text: whole characters, ended by stop strings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minimind.data.tokenizer import Tokenizer
+
+
+class TextStream:
+    """The text of one sequence. What might begin a stop string is held back until it is known
+    not to."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+        self._decoder = tokenizer.stream_decoder()
+        self._stops = stops
+        self._held = ""
+        self.stopped = False
+        """Whether a stop string has come; then there is no more text."""
+
+    def push(self, token: int) -> str:
+        """The text that is certain now, possibly none."""
+        return self._take(self._decoder.push(token), is_last=False)
+
+    def flush(self) -> str:
+        """What is left at the end: an unfinished character comes as U+FFFD."""
+        return self._take(self._decoder.flush(), is_last=True)
+
+    def _take(self, new: str, is_last: bool) -> str:
+        if self.stopped:
+            return ""
+        text, self.stopped = _cut_at_stop(self._held + new, self._stops)
+        safe = len(text)
+        if not self.stopped and not is_last:
+            safe -= _possible_start(text, self._stops)
+        self._held = text[safe:]
+        return text[:safe]
+
+
+def _cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first stop string, and whether there was one."""
+    ends = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+    return (text[: min(ends)], True) if ends else (text, False)
+
+
+def _possible_start(text: str, stops: Sequence[str]) -> int:
+    """Characters at the end of `text` that some stop string may begin with."""
+    longest = 0
+    for stop in stops:
+        for length in range(min(len(stop) - 1, len(text)), longest, -1):
+            if text.endswith(stop[:length]):
+                longest = length
+                break
+    return longest

@@ -1,0 +1,200 @@
+"""Attention of new tokens over slots of a cache: many sequences' next tokens beside pieces of
+prompts, in one forward.
+
+Neighbouring slots of like length are one product over a view of the cache; a piece of a prompt is
+one of its own. No sequence ever sees another's tokens, so nothing depends on who shares the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MAX_PADDING = 256
+"""Tokens a run of slots may read in vain: about what another call would cost on a CPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """`count` new tokens of one sequence, from position `start` on, for `slot` of the cache."""
+
+    slot: int
+    start: int
+    count: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Next tokens of neighbouring slots, one each: rows `first_row` on of the batch."""
+
+    first_row: int
+    first_slot: int
+    num_slots: int
+    length: int
+    """Tokens of the longest, the new one included."""
+    bias_B11T: Tensor | None
+    """0 where a slot holds a token and -inf behind its end; None where all are equally long."""
+
+
+class CachePlan(Protocol):
+    """Where the tokens of one forward stand and what each may see."""
+
+    @property
+    def positions_M(self) -> Tensor: ...
+    @property
+    def places_MK(self) -> Tensor:
+        """int64: where each head of each new token goes (see CacheLayer.store)."""
+        ...
+
+    def attend(self, q_MNH: Tensor, keys_SKCH: Tensor, values_SKCH: Tensor) -> Tensor:
+        """softmax(q·kᵀ/√H)·v over each token's own slot, up to itself: [M, N, H]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPlan:
+    """Pieces of any length, laid out by the host: views of the cache, no padding but in a run."""
+
+    positions_M: Tensor
+    places_MK: Tensor
+    runs: tuple[Run, ...]
+    pieces: tuple[tuple[int, Piece], ...]
+    """(first row, piece) of those of more than one token."""
+
+    @classmethod
+    def build(
+        cls, pieces: Sequence[Piece], num_kv_heads: int, capacity: int, device: torch.device
+    ) -> SlotPlan:
+        """Pieces of one token come first, ordered by slot."""
+        assert all(piece.end <= capacity for piece in pieces), "the caller sizes the cache"
+        num_single = sum(piece.count == 1 for piece in pieces)
+        singles, others = pieces[:num_single], pieces[num_single:]
+        positions, slots = [], []
+        for piece in pieces:
+            positions += range(piece.start, piece.end)
+            slots += [piece.slot] * piece.count
+        positions_M, slots_M = torch.tensor([positions, slots], device=device)
+        places_MK = _places(slots_M, positions_M, num_kv_heads, capacity)
+        first_rows, row = [], num_single
+        for piece in others:
+            first_rows.append(row)
+            row += piece.count
+        runs = tuple(_build_runs(singles, device))
+        return cls(positions_M, places_MK, runs, tuple(zip(first_rows, others, strict=True)))
+
+    def attend(self, q_MNH: Tensor, keys_SKCH: Tensor, values_SKCH: Tensor) -> Tensor:
+        outs = [_attend_run(run, q_MNH, keys_SKCH, values_SKCH) for run in self.runs]
+        for first_row, piece in self.pieces:
+            q = q_MNH[first_row : first_row + piece.count]
+            outs.append(_attend_piece(piece, q, keys_SKCH, values_SKCH))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+@dataclass(frozen=True, slots=True)
+class GatherPlan:
+    """One token for each slot named, on the device alone: what the host knows is only how many
+    there are and a bound on their length, so that a CUDA graph can hold it."""
+
+    positions_M: Tensor
+    places_MK: Tensor
+    slots_M: Tensor
+    bias_M11T: Tensor
+
+    @classmethod
+    def build(
+        cls, slots_M: Tensor, positions_M: Tensor, length: int, num_kv_heads: int, capacity: int
+    ) -> GatherPlan:
+        """`length`: above every position."""
+        behind_MT = torch.arange(length, device=slots_M.device) > positions_M[:, None]
+        bias_MT = torch.zeros(behind_MT.shape, device=slots_M.device)
+        bias_M11T = bias_MT.masked_fill_(behind_MT, float("-inf"))[:, None, None]
+        places_MK = _places(slots_M, positions_M, num_kv_heads, capacity)
+        return cls(positions_M, places_MK, slots_M, bias_M11T)
+
+    def attend(self, q_MNH: Tensor, keys_SKCH: Tensor, values_SKCH: Tensor) -> Tensor:
+        length = self.bias_M11T.shape[-1]
+        keys_MKTH, values_MKTH = (
+            x[:, :, :length].index_select(0, self.slots_M) for x in (keys_SKCH, values_SKCH)
+        )
+        return _attend_grouped(q_MNH, keys_MKTH, values_MKTH, self.bias_M11T)
+
+
+def _places(slots_M: Tensor, positions_M: Tensor, num_kv_heads: int, capacity: int) -> Tensor:
+    heads_K = torch.arange(num_kv_heads, device=slots_M.device)
+    return (slots_M[:, None] * num_kv_heads + heads_K) * capacity + positions_M[:, None]
+
+
+def _build_runs(singles: Sequence[Piece], device: torch.device) -> list[Run]:
+    runs: list[Run] = []
+    row = 0
+    while row < len(singles):
+        same = [singles[row]]
+        longest = total = singles[row].end
+        for piece in singles[row + 1 :]:
+            longest, total = max(longest, piece.end), total + piece.end
+            padding = (len(same) + 1) * longest - total
+            if piece.slot != same[-1].slot + 1 or padding > MAX_PADDING:
+                break
+            same.append(piece)
+        length = max(piece.end for piece in same)
+        runs.append(Run(row, same[0].slot, len(same), length, _end_bias(same, length, device)))
+        row += len(same)
+    return runs
+
+
+def _end_bias(pieces: Sequence[Piece], length: int, device: torch.device) -> Tensor | None:
+    if all(piece.end == length for piece in pieces):
+        return None
+    ends = torch.tensor([piece.end for piece in pieces], device=device)
+    bias = torch.zeros(len(pieces), 1, 1, length, device=device)
+    behind = torch.arange(length, device=device) >= ends[:, None]
+    return bias.masked_fill_(behind[:, None, None], float("-inf"))
+
+
+def _attend_run(run: Run, q_MNH: Tensor, keys_SKCH: Tensor, values_SKCH: Tensor) -> Tensor:
+    slots = slice(run.first_slot, run.first_slot + run.num_slots)
+    return _attend_grouped(
+        q_MNH[run.first_row : run.first_row + run.num_slots],
+        keys_SKCH[slots, :, : run.length],
+        values_SKCH[slots, :, : run.length],
+        run.bias_B11T,
+    )
+
+
+def _attend_grouped(
+    q_BNH: Tensor, keys_BKTH: Tensor, values_BKTH: Tensor, bias_B11T: Tensor | None
+) -> Tensor:
+    """One query each. The query heads of one key head are the rows of its product, so keys are
+    never repeated."""
+    _, heads, size = q_BNH.shape
+    num_kv = keys_BKTH.shape[1]
+    bias = None if bias_B11T is None else bias_B11T.to(q_BNH.dtype)
+    out_BKGH = F.scaled_dot_product_attention(
+        q_BNH.view(-1, num_kv, heads // num_kv, size), keys_BKTH, values_BKTH, attn_mask=bias
+    )
+    return out_BKGH.reshape(-1, heads, size)
+
+
+def _attend_piece(piece: Piece, q_TNH: Tensor, keys_SKCH: Tensor, values_SKCH: Tensor) -> Tensor:
+    mask = None
+    if piece.start:
+        mask = torch.ones(piece.count, piece.end, dtype=torch.bool, device=q_TNH.device)
+        mask = mask.tril_(piece.start)
+    out_1NTH = F.scaled_dot_product_attention(
+        q_TNH.transpose(0, 1)[None],
+        keys_SKCH[piece.slot : piece.slot + 1, :, : piece.end],
+        values_SKCH[piece.slot : piece.slot + 1, :, : piece.end],
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=True,
+    )
+    return out_1NTH[0].transpose(0, 1)

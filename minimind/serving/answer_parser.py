@@ -1,0 +1,150 @@
+"""A model's text as it comes, told apart: reasoning, answer, calls of tools."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass
+
+_THINK, _END_THINK = "<think>", "</think>"
+_CALL, _END_CALL = "<tool_call>", "</tool_call>"
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    id: str
+    name: str
+    arguments: str
+    """A JSON object."""
+
+
+Part = Reasoning | Content | ToolCall
+
+
+class AnswerParser:
+    """Splits text that arrives in pieces of any size; the parts of the whole do not depend on how
+    it was cut.
+
+    Thinking stands at the beginning, inside <think>; a call is a JSON object with a name and
+    arguments inside <tool_call>, and one that is not stays text. The line breaks between these
+    belong to none of them.
+    """
+
+    def __init__(self, *, in_reasoning: bool, with_tools: bool) -> None:
+        """`in_reasoning`: the prompt has opened the thinking block. Calls are recognised only
+        `with_tools`."""
+        self._state = "reasoning" if in_reasoning else "start"
+        self._with_tools = with_tools
+        self._held = ""
+        """What has come but may yet turn out to be a tag, or line breaks before one."""
+        self._is_fresh = True
+        """No text of this block has been given out, so line breaks are dropped."""
+
+    def push(self, text: str) -> list[Part]:
+        """The parts that are certain now; joining neighbours of one kind is the caller's."""
+        self._held += text
+        parts: list[Part] = []
+        while self._step(parts):
+            pass
+        return parts
+
+    def flush(self) -> list[Part]:
+        """What is left at the end, a call that was cut off as text."""
+        parts: list[Part] = []
+        if self._state == "call":
+            self._end_call(parts, self._held, closing="")
+        elif self._state == "reasoning":
+            self._give(parts, self._held.rstrip("\n"))
+        else:
+            self._state = "content"
+            self._give(parts, self._held)
+        self._held = ""
+        return parts
+
+    def _step(self, parts: list[Part]) -> bool:
+        """Takes what can be taken from the held text; whether there may be more."""
+        if self._state == "start":
+            return self._find_beginning()
+        if self._state == "call":
+            body, found, rest = self._held.partition(_END_CALL)
+            if found:
+                self._end_call(parts, body, closing=_END_CALL)
+                self._held = rest
+            return bool(found)
+        thinks = self._state == "reasoning"
+        tag = _END_THINK if thinks else _CALL
+        before, found, rest = self._held.partition(tag)
+        if found and (thinks or self._with_tools):
+            self._give(parts, before.rstrip("\n"))
+            self._held = rest
+            self._is_fresh = True
+            self._state = "content" if thinks else "call"
+            return True
+        safe = len(self._held)
+        if thinks or self._with_tools:
+            safe -= _possible_start(self._held, tag)
+            safe = len(self._held[:safe].rstrip("\n"))
+        self._give(parts, self._held[:safe])
+        self._held = self._held[safe:]
+        return False
+
+    def _find_beginning(self) -> bool:
+        text = self._held.lstrip()
+        if text.startswith(_THINK):
+            self._held = text.removeprefix(_THINK)
+            self._state = "reasoning"
+        elif text and not _THINK.startswith(text):
+            self._state = "content"
+            self._is_fresh = False
+        return self._state != "start"
+
+    def _give(self, parts: list[Part], text: str) -> None:
+        if self._is_fresh:
+            text = text.lstrip("\n")
+        if text:
+            parts.append(Reasoning(text) if self._state == "reasoning" else Content(text))
+            self._is_fresh = False
+
+    def _end_call(self, parts: list[Part], body: str, closing: str) -> None:
+        self._state = "content"
+        call = _read_call(body)
+        if call is not None:
+            parts.append(call)
+            self._is_fresh = True
+        else:
+            self._is_fresh = False
+            self._give(parts, f"{_CALL}{body}{closing}")
+
+
+def _read_call(body: str) -> ToolCall | None:
+    try:
+        call = json.loads(body)
+        name, arguments = call["name"], call.get("arguments", {})
+        written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        # Half a character, which JSON can spell, has no UTF-8 form.
+        (written + name).encode()
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        return None
+    return ToolCall(f"call_{uuid.uuid4().hex[:24]}", name, written)
+
+
+def _possible_start(text: str, tag: str) -> int:
+    """Characters at the end of `text` that `tag` may begin with."""
+    return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)
+
+
+def opens_reasoning(prompt_tail: str) -> bool:
+    """Whether a prompt that ends so has opened a thinking block and not closed it."""
+    return prompt_tail.rfind(_THINK) > prompt_tail.rfind(_END_THINK)

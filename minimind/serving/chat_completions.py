@@ -1,0 +1,174 @@
+"""/v1/chat/completions: from an engine's deltas to OpenAI's objects, whole or in chunks."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from minimind.inference.logprobs import TokenLogprob
+from minimind.inference.request import Delta
+from minimind.serving.answer_parser import AnswerParser, Content, Part, Reasoning, ToolCall
+from minimind.serving.call_record import CallRecord, total_usage
+from minimind.serving.engine_thread import Answer
+from minimind.serving.logprob_format import chat_logprobs
+from minimind.serving.request_schemas import ChatRequest
+from minimind.serving.response_schemas import (
+    AssistantMessage,
+    CalledFunction,
+    CalledTool,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatLogprobs,
+    FunctionDelta,
+    MessageDelta,
+    StopReason,
+    ToolCallDelta,
+)
+from minimind.serving.served_model import ServedModel
+
+
+@dataclass(slots=True)
+class _Choice:
+    """What one choice has given so far."""
+
+    parser: AnswerParser
+    parts: list[Part] = field(default_factory=list)
+    num_calls: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Not written yet."""
+    finish_reason: StopReason | None = None
+
+    def take(self, delta: Delta) -> list[Part]:
+        new = self.parser.push(delta.text)
+        self.logprobs += delta.logprobs
+        if delta.finish_reason is not None:
+            new += self.parser.flush()
+        self.num_calls += sum(isinstance(part, ToolCall) for part in new)
+        if delta.finish_reason is not None:
+            self.finish_reason = "length" if delta.finish_reason == "length" else "stop"
+            if self.num_calls and self.finish_reason == "stop":
+                self.finish_reason = "tool_calls"
+        return new
+
+
+class ChatWriter:
+    """Writes the answer of one call."""
+
+    def __init__(
+        self, model: ServedModel, body: ChatRequest, in_reasoning: bool, record: CallRecord
+    ) -> None:
+        self._model, self._body, self._record = model, body, record
+        self._id = f"chatcmpl-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._last: dict[int, Delta] = {}
+        with_tools = body.offered_tools is not None
+        self._choices = [
+            _Choice(AnswerParser(in_reasoning=in_reasoning, with_tools=with_tools))
+            for _ in range(body.num_choices)
+        ]
+
+    async def whole(self, answer: Answer) -> ChatCompletion:
+        async for index, delta in answer.deltas():
+            self._note(index, delta)
+            choice = self._choices[index]
+            choice.parts += choice.take(delta)
+        self._finish()
+        return ChatCompletion(
+            id=self._id,
+            created=self._created,
+            model=self._model.name,
+            choices=[self._choice(index, choice) for index, choice in enumerate(self._choices)],
+            usage=total_usage(self._last, self._body.num_choices),
+        )
+
+    async def chunks(self, answer: Answer) -> AsyncIterator[ChatChunk]:
+        for index in range(len(self._choices)):
+            yield self._chunk(index, MessageDelta(role="assistant", content=""))
+        async for index, delta in answer.deltas():
+            self._note(index, delta)
+            choice = self._choices[index]
+            first_call = choice.num_calls
+            for part in choice.take(delta):
+                yield self._chunk(index, _message_delta(part, first_call))
+                first_call += isinstance(part, ToolCall)
+            if choice.finish_reason is not None:
+                yield self._chunk(index, MessageDelta(), choice.finish_reason)
+        self._finish()
+        if self._body.include_usage:
+            chunk = self._envelope([])
+            chunk.usage = total_usage(self._last, self._body.num_choices)
+            yield chunk
+
+    def _note(self, index: int, delta: Delta) -> None:
+        self._last[index] = delta
+        self._record.note(delta)
+
+    def _finish(self) -> None:
+        self._record.usage = total_usage(self._last, self._body.num_choices)
+        self._record.finish_reasons = [str(choice.finish_reason) for choice in self._choices]
+
+    def _choice(self, index: int, choice: _Choice) -> ChatChoice:
+        calls = [
+            CalledTool(
+                id=part.id, function=CalledFunction(name=part.name, arguments=part.arguments)
+            )
+            for part in choice.parts
+            if isinstance(part, ToolCall)
+        ]
+        content = _join(choice.parts, Content)
+        message = AssistantMessage(
+            content=None if calls and not content else content,
+            reasoning_content=_join(choice.parts, Reasoning) or None,
+            tool_calls=calls or None,
+        )
+        assert choice.finish_reason is not None
+        return ChatChoice(
+            index=index,
+            message=message,
+            logprobs=self._take_logprobs(choice),
+            finish_reason=choice.finish_reason,
+        )
+
+    def _chunk(
+        self, index: int, message: MessageDelta, finish_reason: StopReason | None = None
+    ) -> ChatChunk:
+        written = ChatChunkChoice(index=index, delta=message, finish_reason=finish_reason)
+        choice = self._choices[index]
+        if choice.logprobs:
+            written.logprobs = self._take_logprobs(choice)
+        return self._envelope([written])
+
+    def _envelope(self, choices: list[ChatChunkChoice]) -> ChatChunk:
+        return ChatChunk(
+            id=self._id,
+            object="chat.completion.chunk",
+            created=self._created,
+            model=self._model.name,
+            choices=choices,
+        )
+
+    def _take_logprobs(self, choice: _Choice) -> ChatLogprobs | None:
+        if not self._body.logprobs:
+            return None
+        entries, choice.logprobs = choice.logprobs, []
+        return chat_logprobs(self._model.tokenizer, entries)
+
+
+def _message_delta(part: Part, call_index: int) -> MessageDelta:
+    match part:
+        case Reasoning(text):
+            return MessageDelta(reasoning_content=text)
+        case Content(text):
+            return MessageDelta(content=text)
+        case ToolCall(id, name, arguments):
+            function = FunctionDelta(name=name, arguments=arguments)
+            call = ToolCallDelta(index=call_index, id=id, type="function", function=function)
+            return MessageDelta(tool_calls=[call])
+
+
+def _join(parts: Sequence[Part], kind: type[Reasoning] | type[Content]) -> str:
+    return "".join(part.text for part in parts if isinstance(part, kind))

@@ -1,0 +1,147 @@
+"""The batch engine in a thread of its own, its output handed to coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Sequence
+
+from minimind.inference.batch_engine import BatchEngine
+from minimind.inference.request import Delta, GenerationRequest
+from minimind.serving.api_errors import ApiError
+
+logger = logging.getLogger(__name__)
+
+
+class EngineThread:
+    """Steps the engine while there is work. All methods are called from one event loop."""
+
+    def __init__(self, engine: BatchEngine, max_open: int) -> None:
+        """`max_open`: generations that run or wait at most."""
+        self.engine = engine
+        self.max_open = max_open
+        self.has_failed = False
+        """After an error that nobody foresaw: the engine's state is unknown."""
+        self._loop = asyncio.get_running_loop()
+        self._open: dict[int, Answer] = {}
+        self._wake = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_open(self) -> int:
+        return len(self._open)
+
+    def submit(self, requests: Sequence[GenerationRequest], timeout_s: float) -> Answer:
+        """The answer to be read, one choice for each request; the caller closes it. Raises ApiError
+        where there is no room and ConfigError where a request is impossible."""
+        if self.has_failed or self._closing:
+            raise ApiError(503, "the model has stopped; its server must be started again")
+        if len(self._open) + len(requests) > self.max_open:
+            raise ApiError(
+                429,
+                f"{len(self._open)} generations run or wait, {self.max_open} are the most: "
+                "try again in a moment",
+                code="overloaded",
+                headers={"Retry-After": "1"},
+            )
+        answer = Answer(self, self._loop.time() + timeout_s, timeout_s)
+        try:
+            for index, request in enumerate(requests):
+                request_id = self.engine.submit(request)
+                answer.open_choices[request_id] = index
+                self._open[request_id] = answer
+        except BaseException:
+            answer.close()
+            raise
+        finally:
+            self._wake.set()
+        return answer
+
+    def cancel(self, request_id: int) -> None:
+        self.engine.cancel(request_id)
+        self._wake.set()
+
+    def fail_all(self, error: ApiError) -> None:
+        """Ends every open answer with `error`."""
+        for answer in set(self._open.values()):
+            answer.put(error)
+
+    async def close(self) -> None:
+        """Ends the thread after the step that it is in."""
+        self._closing = True
+        self._wake.set()
+        await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._wake.wait()
+            self._wake.clear()
+            while self.engine.has_work and not self._closing:
+                try:
+                    deltas = self.engine.step()
+                except Exception:
+                    logger.exception("the engine failed; the server must be started again")
+                    self._hand_over(self._stop_after_failure)
+                    return
+                if deltas:
+                    self._hand_over(self._deliver, deltas)
+
+    def _hand_over(self, function, *arguments: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _deliver(self, deltas: Sequence[Delta]) -> None:
+        for delta in deltas:
+            answer = self._open.get(delta.request_id)
+            if answer is None:
+                continue
+            if delta.finish_reason is not None:
+                del self._open[delta.request_id]
+            answer.put(delta)
+
+    def _stop_after_failure(self) -> None:
+        self.has_failed = True
+        self.fail_all(ApiError(500, "the model failed; the server's log says how"))
+        self._open.clear()
+
+
+class Answer:
+    """What the choices of one API call give, as it comes."""
+
+    def __init__(self, thread: EngineThread, deadline: float, timeout_s: float) -> None:
+        self.open_choices: dict[int, int] = {}
+        """The index of each choice that goes on, by its request's id."""
+        self._thread = thread
+        self._deadline, self._timeout_s = deadline, timeout_s
+        self._queue: asyncio.Queue[Delta | ApiError] = asyncio.Queue()
+
+    def put(self, item: Delta | ApiError) -> None:
+        self._queue.put_nowait(item)
+
+    async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
+        """(choice, delta) until every choice has its finish reason. Raises ApiError where the
+        generation fails or takes too long."""
+        while self.open_choices:
+            try:
+                async with asyncio.timeout_at(self._deadline):
+                    item = await self._queue.get()
+            except TimeoutError:
+                message = f"the answer took longer than {self._timeout_s:g} s; ask for fewer tokens"
+                raise ApiError(504, message, code="timeout") from None
+            if isinstance(item, ApiError):
+                raise item
+            index = self.open_choices[item.request_id]
+            if item.finish_reason is not None:
+                del self.open_choices[item.request_id]
+            if item.finish_reason in ("error", "cancelled"):
+                raise ApiError(500, "the generation failed; the server's log says how")
+            yield index, item
+
+    def close(self) -> None:
+        """Cancels what still runs; its slots are free after the engine's next step."""
+        for request_id in self.open_choices:
+            self._thread.cancel(request_id)
+        self.open_choices.clear()

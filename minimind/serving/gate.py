@@ -1,0 +1,170 @@
+"""What every call passes before it reaches the API, and what is written of it after.
+
+Plain ASGI: Starlette's own base class for middleware hides that a client has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+import uuid
+from collections.abc import Sequence
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from minimind.serving.api_errors import ApiError
+from minimind.serving.call_record import CallRecord
+from minimind.serving.event_stream import ClientGone
+from minimind.serving.metrics import ServerMetrics
+from minimind.serving.service import Service
+from minimind.serving.settings import ServerSettings
+
+call_log = logging.getLogger("minimind.serving.calls")
+
+CLIENT_GONE = 499
+"""nginx's status for a client that left; nobody receives it."""
+
+
+class Observer:
+    """Gives each call an id and a record; logs and counts it when it ends."""
+
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = CallRecord(uuid.uuid4().hex)
+        scope.setdefault("state", {})["record"] = record
+        status = 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                request_id = (b"x-request-id", record.request_id.encode())
+                message = {**message, "headers": [*message["headers"], request_id]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientGone:
+            status = CLIENT_GONE
+        finally:
+            self._write(scope, record, status)
+
+    def _write(self, scope: Scope, record: CallRecord, status: int) -> None:
+        seconds = time.perf_counter() - record.started
+        # A path nobody serves would be a label of its own each time.
+        route = getattr(scope.get("route"), "path", "other")
+        self._metrics.count(record, route, status, seconds)
+        fields = {
+            "request_id": record.request_id,
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "seconds": round(seconds, 4),
+            "model": record.model,
+            "stream": record.stream or None,
+            "first_token_s": record.first_token_s and round(record.first_token_s, 4),
+            "prompt_tokens": record.usage and record.usage.prompt_tokens,
+            "completion_tokens": record.usage and record.usage.completion_tokens,
+            "finish_reasons": record.finish_reasons or None,
+            "prompt": record.prompt,
+        }
+        given = {name: value for name, value in fields.items() if value is not None}
+        call_log.info("call", extra={"fields": given})
+
+
+class Gate:
+    """Refuses calls without a key, while the server is not ready and when it has too many; a body
+    must come in time."""
+
+    def __init__(self, app: ASGIApp, service: Service, settings: ServerSettings) -> None:
+        self._app, self._service, self._settings = app, service, settings
+        self._num_calls = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] == "/health":
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check(scope)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+            return
+        self._num_calls += 1
+        try:
+            await self._app(scope, self._within_limits(receive), send)
+        finally:
+            self._num_calls -= 1
+
+    def _check(self, scope: Scope) -> None:
+        keys = self._settings.api_keys
+        if keys and not _has_key(scope["headers"], keys):
+            raise ApiError(
+                401,
+                "an API key is needed: send it as `Authorization: Bearer KEY`",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        status = self._service.status
+        if scope["path"].startswith("/v1") and status != "ok":
+            raise ApiError(
+                503, f"the server is {status}", code=status, headers={"Retry-After": "5"}
+            )
+        if self._num_calls >= self._settings.max_calls:
+            raise ApiError(
+                429,
+                f"{self._num_calls} calls are in progress, the most this server takes",
+                code="overloaded",
+                headers={"Retry-After": "1"},
+            )
+
+    def _within_limits(self, receive: Receive) -> Receive:
+        """The body must come in time and not be too large; what follows it is the client's end."""
+        settings = self._settings
+        deadline = asyncio.get_running_loop().time() + settings.body_timeout_s
+        size, has_more = 0, True
+
+        async def receive_body() -> Message:
+            nonlocal size, has_more
+            if not has_more:
+                return await receive()
+            message = await receive()
+            size += len(message.get("body", b""))
+            has_more = message.get("more_body", False)
+            if size > settings.max_body_bytes:
+                # A client that is still sending would see a reset instead of the answer.
+                while has_more:
+                    has_more = (await receive()).get("more_body", False)
+                raise HTTPException(
+                    413, f"the body is too large: {settings.max_body_bytes} bytes are the most"
+                )
+            return message
+
+        async def receive_in_time() -> Message:
+            try:
+                async with asyncio.timeout_at(deadline if has_more else None):
+                    return await receive_body()
+            except TimeoutError:
+                limit = f"{settings.body_timeout_s:g} s"
+                raise HTTPException(
+                    408, f"the body did not come within {limit}", {"Connection": "close"}
+                ) from None
+
+        return receive_in_time
+
+
+def _has_key(headers: Sequence[tuple[bytes, bytes]], keys: Sequence[str]) -> bool:
+    """Compared in constant time, all of them."""
+    given = next((value for name, value in headers if name == b"authorization"), b"")
+    scheme, _, token = given.partition(b" ")
+    found = False
+    for key in keys:
+        found |= hmac.compare_digest(token.strip(), key.encode())
+    return found and scheme.lower() == b"bearer"

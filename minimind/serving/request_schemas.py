@@ -1,0 +1,180 @@
+"""What clients may ask for: OpenAI's fields, and the sampling options it has no name for.
+
+Fields that change what is generated and cannot be honoured are refused; those that change nothing
+here (`user`, `store`, `metadata` and the like) are ignored, as are unknown ones, because clients
+send what newer versions of the API know.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from minimind.inference.sampling import SamplingParams
+
+MAX_CHOICES = 16
+MAX_TOP_LOGPROBS = 20
+
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class _Part(BaseModel):
+    """A part of a message. Wrong types are errors, never converted."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class TextPart(_Part):
+    type: Literal["text"]
+    text: str
+
+
+class FunctionCall(_Part):
+    name: NonEmpty
+    arguments: str
+    """A JSON object."""
+
+
+class MessageToolCall(_Part):
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class Message(_Part):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
+
+    def as_turn(self) -> dict[str, Any]:
+        """As data/chat_format.py reads turns; a developer's message is the system's."""
+        content = self.content
+        if isinstance(content, list):
+            content = "".join(part.text for part in content)
+        turn: dict[str, Any] = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": content or "",
+        }
+        if self.reasoning_content is not None:
+            turn["reasoning_content"] = self.reasoning_content
+        if self.tool_calls:
+            turn["tool_calls"] = [call.model_dump(exclude_none=True) for call in self.tool_calls]
+        return turn
+
+
+class Function(_Part):
+    name: NonEmpty
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(_Part):
+    type: Literal["function"]
+    function: Function
+
+
+class StreamOptions(_Part):
+    include_usage: bool = False
+
+
+class ResponseFormat(_Part):
+    type: Literal["text"]
+
+
+class ChatTemplateOptions(_Part):
+    enable_thinking: bool | None = None
+
+
+class _GenerationFields(_Part):
+    """What both kinds of completion share. The ranges are OpenAI's where it has the field."""
+
+    model: NonEmpty
+    max_tokens: int | None = Field(None, ge=1, lt=2**31)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: NonEmpty | Annotated[list[NonEmpty], Field(max_length=16)] | None = None
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    top_k: int | None = Field(None, ge=0, lt=2**31)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def num_choices(self) -> int:
+        return self.n or 1
+
+    def sampling_params(
+        self, max_new_tokens: int, logprobs: int | None, choice: int
+    ) -> SamplingParams:
+        """Those of one choice. Temperature and top_p are 1 unless given, as OpenAI has them; the
+        choices of one seed differ."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return SamplingParams(
+            max_new_tokens=max_new_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=self.top_k or 0,
+            min_p=self.min_p or 0.0,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            seed=None if self.seed is None else (self.seed + choice) % 2**63,
+            stop=stop,
+            logprobs=logprobs,
+        )
+
+
+class ChatRequest(_GenerationFields):
+    """The body of /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
+    tools: list[Tool] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    response_format: ResponseFormat | None = None
+    enable_thinking: bool | None = None
+    chat_template_kwargs: ChatTemplateOptions | None = None
+
+    @model_validator(mode="after")
+    def _check_logprobs(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
+        return self
+
+    @property
+    def thinks(self) -> bool:
+        options = self.chat_template_kwargs
+        if options is not None and options.enable_thinking is not None:
+            return options.enable_thinking
+        return bool(self.enable_thinking)
+
+    @property
+    def offered_tools(self) -> list[dict[str, Any]] | None:
+        if not self.tools or self.tool_choice == "none":
+            return None
+        return [tool.model_dump(exclude_none=True) for tool in self.tools]
+
+
+class CompletionRequest(_GenerationFields):
+    """The body of /v1/completions."""
+
+    prompt: str | TokenIds | Annotated[list[str | TokenIds], Field(min_length=1, max_length=64)]
+    logprobs: int | None = Field(None, ge=0, le=5)
+    echo: Literal[False] | None = None
+    suffix: Literal[""] | None = None
+    best_of: Literal[1] | None = None

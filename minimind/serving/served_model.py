@@ -1,0 +1,120 @@
+"""A model with its name, tokenizer and engine: API requests in, generation requests out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from minimind.data.chat_encoding import Chat, ChatEncoder
+from minimind.data.chat_format import BadChat, read_chat
+from minimind.data.text_format import surrogate_problem
+from minimind.data.tokenizer import Tokenizer
+from minimind.errors import DataError
+from minimind.inference.request import GenerationRequest
+from minimind.serving.answer_parser import opens_reasoning
+from minimind.serving.api_errors import ApiError
+from minimind.serving.engine_thread import EngineThread
+from minimind.serving.request_schemas import ChatRequest, CompletionRequest
+from minimind.serving.response_schemas import ModelCard
+
+_TAIL = 32
+"""Tokens at a prompt's end that hold all the template writes after the last turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    ids: list[int]
+    in_reasoning: bool
+    """The answer begins inside a thinking block."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    name: str
+    tokenizer: Tokenizer
+    thread: EngineThread
+    max_new_tokens: int
+    """A request may ask for no more."""
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def context(self) -> int:
+        return self.thread.engine.max_sequence
+
+    @property
+    def card(self) -> ModelCard:
+        return ModelCard(id=self.name, created=self.created, max_model_len=self.context)
+
+    def chat_requests(self, body: ChatRequest) -> tuple[list[GenerationRequest], bool]:
+        """One for each choice, and whether they begin inside a thinking block. Raises ApiError."""
+        try:
+            turns = [message.as_turn() for message in body.messages]
+            chat = read_chat(turns, '"messages"', needs_answer=False)
+            chat = Chat(chat.messages, body.offered_tools)
+            prompt = chat_prompt(self.tokenizer, chat, body.thinks)
+        except (BadChat, DataError) as error:
+            raise ApiError(400, str(error), param="messages") from None
+        asked = body.max_completion_tokens or body.max_tokens
+        logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        return self._requests(body, [prompt.ids], asked, logprobs), prompt.in_reasoning
+
+    def completion_requests(self, body: CompletionRequest) -> list[GenerationRequest]:
+        """Those of the first prompt, then of the next. Raises ApiError."""
+        given = body.prompt
+        prompts = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+        ids = [self._encode(prompt) for prompt in prompts]
+        return self._requests(body, ids, body.max_tokens or 16, body.logprobs)
+
+    def _encode(self, prompt: object) -> list[int]:
+        """A text is a document's beginning; ids are taken as they are."""
+        if not isinstance(prompt, str):
+            assert isinstance(prompt, list)
+            return prompt
+        if problem := surrogate_problem(prompt, "the prompt"):
+            raise ApiError(400, problem, param="prompt")
+        return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+
+    def _requests(
+        self,
+        body: ChatRequest | CompletionRequest,
+        prompts: list[list[int]],
+        asked: int | None,
+        logprobs: int | None,
+    ) -> list[GenerationRequest]:
+        requests = []
+        for ids in prompts:
+            room = self.context - len(ids)
+            wanted = min(room, self.max_new_tokens) if asked is None else asked
+            if wanted > self.max_new_tokens:
+                raise ApiError(
+                    400,
+                    f"max_tokens is {wanted}; this server gives at most {self.max_new_tokens}",
+                    param="max_tokens",
+                )
+            if wanted > room or room < 1:
+                raise ApiError(
+                    400,
+                    f"this model's context is {self.context} tokens; the prompt has {len(ids)} and "
+                    f"{max(wanted, 1)} more are asked for: shorten one of them",
+                    code="context_length_exceeded",
+                )
+            for choice in range(body.num_choices):
+                params = body.sampling_params(wanted, logprobs, choice)
+                stop_ids = (self.tokenizer.eos_id, self.tokenizer.pad_id)
+                requests.append(GenerationRequest(prompt_ids=ids, params=params, stop_ids=stop_ids))
+        return requests
+
+
+def chat_prompt(tokenizer: Tokenizer, chat: Chat, enable_thinking: bool) -> ChatPrompt:
+    """The conversation up to where the assistant's next turn begins. Raises DataError."""
+    ids = _encoder(tokenizer).prompt_ids(chat, enable_thinking)
+    tail = ids[-_TAIL:]
+    ends = [at for at, id in enumerate(tail) if id == tokenizer.eos_id]
+    opening = tail[ends[-1] + 1 :] if ends else tail
+    return ChatPrompt(ids, opens_reasoning(tokenizer.decode(opening)))
+
+
+@lru_cache(maxsize=8)
+def _encoder(tokenizer: Tokenizer) -> ChatEncoder:
+    return ChatEncoder(tokenizer)

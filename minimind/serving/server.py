@@ -1,0 +1,110 @@
+"""uvicorn around the API: loads while it listens, answers what it has begun when told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import sys
+from datetime import UTC, datetime
+from types import FrameType
+
+import uvicorn
+
+from minimind.errors import ConfigError, MiniMindError
+from minimind.serving.app import build_app
+from minimind.serving.service import ModelSource, Service
+from minimind.serving.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+_AFTER_CUT_OFF_S = 5
+"""For answers that were cut off to say so."""
+
+
+def serve(sources: dict[str, ModelSource], settings: ServerSettings) -> None:
+    """Until SIGINT or SIGTERM. Raises a MiniMindError where the settings, the address or a model
+    cannot be used."""
+    settings.check()
+    asyncio.run(_serve(sources, settings))
+
+
+async def _serve(sources: dict[str, ModelSource], settings: ServerSettings) -> None:
+    service = Service(settings)
+    server = ApiServer(service, settings)
+    listener = listen(settings)
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    host, port = listener.getsockname()[:2]
+    logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    try:
+        await service.load(sources)
+        logger.info("ready: %s", ", ".join(service.models))
+    except MiniMindError:
+        server.should_exit = True
+        raise
+    finally:
+        await running
+
+
+def listen(settings: ServerSettings) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(settings.host, settings.port)[0][0]
+        return socket.create_server(
+            (settings.host, settings.port), family=family, backlog=2 * settings.max_calls
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}; "
+            "give another --port"
+        ) from None
+
+
+class ApiServer(uvicorn.Server):
+    def __init__(self, service: Service, settings: ServerSettings) -> None:
+        config = uvicorn.Config(
+            build_app(service),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            ws="none",
+            timeout_graceful_shutdown=int(settings.shutdown_s) + _AFTER_CUT_OFF_S,
+        )
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal begins the end, a second one hastens it. uvicorn's own method would
+        raise the signal again afterwards, and the process would not exit with 0."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.stop()
+        await super().shutdown(sockets)
+
+
+class JsonLines(logging.Formatter):
+    """A log record as one JSON object; `extra={"fields": …}` adds to it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=True, default=str)
+
+
+def set_up_server_logging() -> None:
+    """JSON lines on stderr. Logs hold no prompts unless the settings say so."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)

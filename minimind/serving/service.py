@@ -1,0 +1,98 @@
+"""The models that a server has, from loading to the last answer."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from minimind.data.tokenizer import Tokenizer
+from minimind.inference.batch_engine import BatchEngine
+from minimind.inference.generate import load_model
+from minimind.serving.api_errors import ApiError
+from minimind.serving.engine_thread import EngineThread
+from minimind.serving.served_model import ServedModel
+from minimind.serving.settings import ServerSettings
+
+Status = Literal["ok", "loading", "stopping", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """A Hugging Face folder, and how to run it."""
+
+    folder: Path
+    dtype: torch.dtype
+    device: torch.device
+    max_batch: int
+    max_tokens: int | None
+    """Of the cache in all; None: a whole context for each of `max_batch`."""
+
+
+class Service:
+    """Lives in one event loop."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.models: dict[str, ServedModel] = {}
+        self.is_loading = True
+        self._is_stopping = False
+
+    @property
+    def status(self) -> Status:
+        if self._is_stopping:
+            return "stopping"
+        if self.is_loading:
+            return "loading"
+        failed = any(model.thread.has_failed for model in self.models.values())
+        return "failed" if failed else "ok"
+
+    async def load(self, sources: dict[str, ModelSource]) -> None:
+        """Raises a MiniMindError where one cannot be used."""
+        for name, source in sources.items():
+            engine, tokenizer = await asyncio.to_thread(_load_engine, source)
+            self.add(name, engine, tokenizer)
+        self.is_loading = False
+
+    def add(self, name: str, engine: BatchEngine, tokenizer: Tokenizer) -> None:
+        thread = EngineThread(engine, engine.stats.free_slots + self.settings.max_waiting)
+        self.models[name] = ServedModel(
+            name=name,
+            tokenizer=tokenizer,
+            thread=thread,
+            max_new_tokens=self.settings.max_new_tokens,
+        )
+
+    def find(self, name: str) -> ServedModel:
+        model = self.models.get(name)
+        if model is None:
+            raise ApiError(
+                404,
+                f"there is no model {name!r}; there is {', '.join(self.models)}",
+                param="model",
+                code="model_not_found",
+            )
+        return model
+
+    def stop(self) -> None:
+        """No call is taken any more; answers still being written after `shutdown_s` end with an
+        error."""
+        self._is_stopping = True
+        asyncio.get_running_loop().call_later(self.settings.shutdown_s, self._cut_off)
+
+    def _cut_off(self) -> None:
+        for model in self.models.values():
+            model.thread.fail_all(ApiError(503, "the server is stopping", code="stopping"))
+
+    async def close(self) -> None:
+        for model in self.models.values():
+            await model.thread.close()
+
+
+def _load_engine(source: ModelSource) -> tuple[BatchEngine, Tokenizer]:
+    model, tokenizer = load_model(source.folder, dtype=source.dtype, device=source.device)
+    engine = BatchEngine(model, tokenizer, max_batch=source.max_batch, max_tokens=source.max_tokens)
+    return engine, tokenizer

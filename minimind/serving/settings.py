@@ -1,0 +1,61 @@
+"""How a server behaves: who may use it and how much of it."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from minimind.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 takes a free one."""
+    api_keys: tuple[str, ...] = ()
+    """Any of them opens the server; none at all leaves it open."""
+    allow_no_key: bool = False
+    """Listen beyond this machine without a key."""
+    max_body_bytes: int = 4 << 20
+    max_new_tokens: int = 4096
+    max_calls: int = 256
+    """Calls in progress at once, all models together."""
+    max_waiting: int = 128
+    """Generations that wait for a cache slot, per model."""
+    body_timeout_s: float = 30.0
+    """For a client to send its whole body."""
+    send_timeout_s: float = 30.0
+    """For a client to take the next piece of its answer."""
+    answer_timeout_s: float = 600.0
+    shutdown_s: float = 30.0
+    """For answers in progress to end after SIGTERM; then they are cut off."""
+    log_prompts: bool = False
+
+    def check(self) -> None:
+        """Raises ConfigError where the settings cannot be used, or would open the server to the
+        network by mistake."""
+        for name in ("max_body_bytes", "max_new_tokens", "max_calls", "max_waiting"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("body_timeout_s", "send_timeout_s", "answer_timeout_s", "shutdown_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not 0 <= self.port < 65536:
+            raise ConfigError(f"port is {self.port}; it must be from 0 to 65535")
+        if any(not key or not key.isascii() or key != key.strip() for key in self.api_keys):
+            raise ConfigError("an API key is empty, not ASCII or has white space around it")
+        if not (self.api_keys or self.allow_no_key or _is_loopback(self.host)):
+            raise ConfigError(
+                f"host {self.host} can be reached from other machines and there is no API key: "
+                "give one in a file (--api_key_file) or MINIMIND_API_KEY, or say --allow_no_key"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,430 @@
+"""The batch engine against the whole forward made again for every token, whoever shares a batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from small_adapters import random_adapter
+from small_models import (
+    EXPERTS,
+    FAMILIES,
+    logits_of,
+    pack,
+    random_documents,
+    random_model,
+    small_config,
+)
+from torch import Tensor
+
+from minimind.data.sample_text import load_sample_tokenizer
+from minimind.data.tokenizer import Tokenizer
+from minimind.errors import ConfigError
+from minimind.inference.batch_engine import BatchEngine
+from minimind.inference.request import Completion, GenerationRequest
+from minimind.inference.sampling import SamplingParams
+from minimind.model.loaded_adapters import LoadedAdapters
+from minimind.model.transformer import Transformer
+
+V = 97
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    return load_sample_tokenizer()
+
+
+def request(
+    ids: Sequence[int], new: int = 8, stop_ids: tuple[int, ...] = (), **settings: Any
+) -> GenerationRequest:
+    params = SamplingParams(max_new_tokens=new, **settings)
+    return GenerationRequest(prompt_ids=ids, params=params, stop_ids=stop_ids)
+
+
+def engine_of(
+    model: Transformer, max_batch: int = 4, slot: int = 100, **options: Any
+) -> BatchEngine:
+    return BatchEngine(
+        model, tokenizer(), max_batch=max_batch, max_tokens=max_batch * slot, **options
+    )
+
+
+@pytest.fixture
+def model() -> Transformer:
+    return random_model(small_config()).eval()
+
+
+def whole(model: Transformer, ids: Sequence[int]) -> Tensor:
+    with torch.no_grad():
+        return logits_of(model, pack([[ids]]))
+
+
+def check_greedy(model: Transformer, prompt: Sequence[int], completion: Completion) -> None:
+    """Each token is the best one of the whole forward over all before it, or as good but for
+    rounding."""
+    ids = [*prompt, *completion.ids]
+    logits_TV = whole(model, ids[:-1])[len(prompt) - 1 :]
+    chosen_T = logits_TV.gather(1, torch.tensor(completion.ids)[:, None])[:, 0]
+    best_T, best_ids_T = logits_TV.max(-1)
+    assert (best_T - chosen_T).max() < 1e-4
+    assert completion.ids == tuple(best_ids_T.tolist())
+
+
+@pytest.mark.parametrize("max_batch", [1, 3, 32])
+@pytest.mark.parametrize(
+    "changes", [{"family": f} for f in FAMILIES] + EXPERTS, ids=[*FAMILIES, *map(str, EXPERTS)]
+)
+def test_greedy_is_the_whole_forward_at_each_step(changes: dict[str, Any], max_batch: int):
+    model = random_model(small_config(**changes), seed=1).eval()
+    lengths = [1, 2, 30, 7, 64, 3] if max_batch < 32 else [1 + (7 * i) % 45 for i in range(32)]
+    prompts = random_documents(lengths, seed=2)
+    engine = engine_of(model, max_batch, max_prefill=20)
+    completions = engine.generate([request(p, new=5 + i % 9) for i, p in enumerate(prompts)])
+    for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        assert len(completion.ids) == 5 + i % 9
+        assert completion.finish_reason == "length"
+        check_greedy(model, prompt, completion)
+    assert engine.stats.free_slots == max_batch
+    assert not engine.has_work
+
+
+def test_bf16_differs_by_near_ties_alone():
+    model = random_model(small_config()).eval().bfloat16()
+    prompts = random_documents([9, 30, 1, 14])
+    for prompt, completion in zip(
+        prompts, engine_of(model).generate([request(p, new=20) for p in prompts]), strict=True
+    ):
+        logits_TV = whole(model, [*prompt, *completion.ids[:-1]])[len(prompt) - 1 :].float()
+        chosen_T = logits_TV.gather(1, torch.tensor(completion.ids)[:, None])[:, 0]
+        # A few units in bf16's last place of logits around 4.
+        assert (logits_TV.amax(-1) - chosen_T).max() < 0.15
+
+
+def test_contexts_past_the_original_length_with_yarn():
+    sizes = {"hidden_size": 16, "head_dim": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = random_model(small_config(rope_scaling="yarn", num_hidden_layers=1, **sizes)).eval()
+    prompts = random_documents([2100, 2045, 9])
+    completions = engine_of(model, 3, slot=2200).generate([request(p, new=6) for p in prompts])
+    for prompt, completion in zip(prompts, completions, strict=True):
+        check_greedy(model, prompt, completion)
+
+
+def test_company_changes_nothing(model: Transformer):
+    """The same requests alone, together, joining late, and with others cancelled beside them."""
+    prompts = random_documents([5, 40, 1, 17, 33, 8])
+    settings: list[dict[str, Any]] = [
+        {"new": 12},
+        {"new": 20, "temperature": 1.0, "seed": 1},
+        {"new": 15, "repetition_penalty": 1.3, "logprobs": 2},
+        {"new": 9, "temperature": 0.8, "top_p": 0.8, "top_k": 30, "seed": 2},
+        {"new": 18, "temperature": 1.2, "min_p": 0.05, "frequency_penalty": 0.5, "seed": 3},
+        {"new": 6, "presence_penalty": 2.0},
+    ]
+    requests = [request(p, **s) for p, s in zip(prompts, settings, strict=True)]
+    alone = [engine_of(model, 1).generate([r])[0] for r in requests]
+    for max_batch, max_prefill in ((6, 512), (2, 512), (4, 7)):
+        engine = engine_of(model, max_batch, max_prefill=max_prefill)
+        for together, expected in zip(engine.generate(requests), alone, strict=True):
+            assert (together.ids, together.text) == (expected.ids, expected.text)
+    engine = engine_of(model, 4)
+    found: dict[int, list[int]] = {}
+    ids, others = [], []
+    generator = random.Random(0)
+    for late in requests:
+        ids.append(engine.submit(late))
+        others.append(engine.submit(request(random_documents([11])[0], new=30)))
+        for _ in range(3):
+            for delta in engine.step():
+                found.setdefault(delta.request_id, []).extend(delta.ids)
+        engine.cancel(others.pop(generator.randrange(len(others))))
+    while engine.has_work:
+        for delta in engine.step():
+            found.setdefault(delta.request_id, []).extend(delta.ids)
+    assert [tuple(found[i]) for i in ids] == [completion.ids for completion in alone]
+
+
+def test_logprobs_are_those_of_the_whole_forward(model: Transformer):
+    prompts = random_documents([6, 13, 2])
+    changes: list[dict[str, Any]] = [
+        {"logprobs": 3},
+        {"logprobs": 0, "temperature": 1.5, "top_k": 5, "seed": 1},
+        {},
+    ]
+    requests = [request(p, **c) for p, c in zip(prompts, changes, strict=True)]
+    completions = engine_of(model).generate(requests)
+    for prompt, count, found in zip(prompts[:2], (3, 0), completions[:2], strict=True):
+        expected_TV = whole(model, [*prompt, *found.ids[:-1]])[len(prompt) - 1 :].log_softmax(-1)
+        assert [entry.id for entry in found.logprobs] == list(found.ids)
+        for entry, expected_V in zip(found.logprobs, expected_TV, strict=True):
+            assert entry.logprob == pytest.approx(float(expected_V[entry.id]), abs=1e-4)
+            values, ids = expected_V.topk(count)
+            assert [token for token, _ in entry.top] == ids.tolist()
+            assert [value for _, value in entry.top] == pytest.approx(values.tolist(), abs=1e-4)
+    assert completions[2].logprobs == ()
+
+
+def test_a_prefix_that_is_there_is_not_computed_again(model: Transformer):
+    (system, first, second) = random_documents([30, 5, 6])
+    engine = engine_of(model, 2)
+    (turn,) = engine.generate([request([*system, *first], new=7)])
+    assert turn.cached_tokens == 0
+    chat = [*system, *first, *turn.ids, *second]
+    (again,) = engine.generate([request(chat, new=7)])
+    # The last token that a request makes is never computed.
+    assert again.cached_tokens == 30 + 5 + 6
+    check_greedy(model, chat, again)
+    (whole_prompt,) = engine.generate([request(chat, new=7)])
+    assert whole_prompt.cached_tokens == len(chat) - 1
+    assert whole_prompt.ids == again.ids
+    (branch,) = engine.generate([request([*system, *second], new=7)])
+    assert branch.cached_tokens == 30
+    check_greedy(model, [*system, *second], branch)
+    (kept,) = engine.generate([request(chat, new=7)])
+    assert kept.cached_tokens == len(chat) - 1, "a copy took the other slot"
+    assert engine.stats.cached_tokens == 41 + 2 * (len(chat) - 1) + 30
+
+
+def test_a_prefix_is_shared_with_one_that_runs(model: Transformer):
+    (system, first, second) = random_documents([40, 3, 4])
+    engine = engine_of(model, 2)
+    engine.submit(request([*system, *first], new=20))
+    engine.step()
+    other = engine.submit(request([*system, *second], new=5))
+    deltas = [delta for _ in range(5) for delta in engine.step() if delta.request_id == other]
+    assert {delta.cached_tokens for delta in deltas} == {40}
+    check_greedy(model, [*system, *second], Completion.join(deltas))
+
+
+def test_the_same_prompt_at_once_is_computed_once(model: Transformer):
+    system, *questions = random_documents([90, 1, 2, 3])
+    prompts = [[*system, *question] for question in questions]
+    engine = engine_of(model, 3, slot=120, max_prefill=45)
+    completions = engine.generate([request(p, new=6) for p in prompts])
+    assert [c.cached_tokens for c in completions] == [0, 90, 90]
+    for prompt, completion in zip(prompts, completions, strict=True):
+        check_greedy(model, prompt, completion)
+
+
+def test_who_waits_for_a_prompt_goes_on_when_it_is_cancelled(model: Transformer):
+    (prompt,) = random_documents([100])
+    engine = engine_of(model, 2, slot=120, max_prefill=40)
+    first, second = (engine.submit(request(prompt, new=3)) for _ in range(2))
+    engine.step()
+    assert (engine.stats.running, engine.stats.waiting) == (1, 1)
+    engine.cancel(first)
+    deltas = [engine.step() for _ in range(4)]
+    assert [d.finish_reason for d in deltas[0]] == ["cancelled"]
+    completion = Completion.join(d for step in deltas for d in step if d.request_id == second)
+    assert completion.cached_tokens == 40
+    check_greedy(model, prompt, completion)
+
+
+def test_adapters_are_switched_by_request(model: Transformer):
+    """Each as with its adapter active for all; nobody finds another's keys and values."""
+    adapters = LoadedAdapters(model)
+    for seed, name in enumerate(("poet", "clerk")):
+        adapters.add(name, random_adapter(model.config, seed=seed))
+    prompts = random_documents([40, 12, 40, 25])
+    prompts += prompts
+    names = ["poet", None, "clerk", "poet", None, "clerk", None, "clerk"]
+    requests = [
+        dataclasses.replace(request(p, new=10), adapter=name)
+        for p, name in zip(prompts, names, strict=True)
+    ]
+    engine = engine_of(model, 3, max_prefill=30, adapters=adapters)
+    completions = engine.generate([*requests, *requests])
+    assert len({c.ids for c in completions[:8]}) == 8, "adapters and prompts must show"
+    for name in ("poet", "clerk", None):
+        adapters.activate({} if name is None else {name: 1.0})
+        for sent, completion in zip([*requests, *requests], completions, strict=True):
+            if sent.adapter == name:
+                check_greedy(model, sent.prompt_ids, completion)
+    with pytest.raises(ConfigError, match="'cook' is not loaded; loaded: poet, clerk"):
+        engine.submit(dataclasses.replace(requests[0], adapter="cook"))
+
+
+def test_an_adapter_removed_meanwhile_fails_those_who_wanted_it(model: Transformer):
+    adapters = LoadedAdapters(model)
+    adapters.add("poet", random_adapter(model.config))
+    engine = engine_of(model, 3, adapters=adapters)
+    poet = engine.submit(dataclasses.replace(request([5, 6], new=4), adapter="poet"))
+    plain = engine.submit(request([5, 6], new=4))
+    engine.step()
+    adapters.remove("poet")
+    deltas = [delta for _ in range(8) for delta in engine.step()]
+    ended = {d.request_id: d.finish_reason for d in deltas if d.finish_reason}
+    assert ended == {poet: "error", plain: "length"}
+
+
+def test_more_than_there_is_room_for_waits(model: Transformer):
+    prompts = random_documents([4] * 9)
+    engine = engine_of(model, 2)
+    ids = [engine.submit(request(p, new=3)) for p in prompts]
+    assert (engine.stats.running, engine.stats.waiting) == (0, 9)
+    ended: list[int] = []
+    while engine.has_work:
+        ended += [d.request_id for d in engine.step() if d.finish_reason]
+        stats = engine.stats
+        assert stats.running + stats.free_slots == 2
+        assert stats.running + stats.waiting + len(ended) == 9
+    assert ended == ids, "first come, first served"
+
+
+def test_a_long_prompt_does_not_hold_up_those_that_run(model: Transformer):
+    short, long = random_documents([4, 90])
+    engine = engine_of(model, 2, max_prefill=10)
+    first = engine.submit(request(short, new=12))
+    engine.step()
+    second = engine.submit(request(long, new=2))
+    steps = [{d.request_id for d in engine.step()} for _ in range(10)]
+    assert all(first in step for step in steps)
+    assert [second in step for step in steps] == [False] * 8 + [True, True]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 5])
+def test_a_cancelled_request_frees_its_slot(model: Transformer, steps: int):
+    prompts = random_documents([30, 6, 5])
+    engine = engine_of(model, 2, max_prefill=16)
+    ids = [engine.submit(request(p, new=20)) for p in prompts]
+    for _ in range(steps):
+        engine.step()
+    engine.cancel(ids[0])
+    engine.cancel(ids[2])
+    engine.cancel(999)
+    reasons = {d.request_id: d.finish_reason for d in engine.step() if d.finish_reason}
+    assert reasons == {ids[0]: "cancelled", ids[2]: "cancelled"}
+    assert (engine.stats.running, engine.stats.waiting, engine.stats.free_slots) == (1, 0, 1)
+    engine.cancel(ids[1])
+    engine.step()
+    (completion,) = engine.generate([request(prompts[0], new=5)])
+    check_greedy(model, prompts[0], completion)
+
+
+def test_many_mixed_requests_leak_nothing(model: Transformer):
+    """A third of them cancelled at some moment; all end once, with the right counts."""
+    generator = random.Random(1)
+    engine = engine_of(model, 5, max_prefill=24)
+    wanted: dict[int, int] = {}
+    reasons: dict[int, str] = {}
+    made: dict[int, int] = {}
+    for prompt in random_documents([generator.randrange(1, 60) for _ in range(80)]):
+        new = generator.randrange(0, 15)
+        temperature = generator.choice([0.0, 1.0])
+        wanted[engine.submit(request(prompt, new, temperature=temperature))] = new
+        if generator.random() < 0.33:
+            engine.cancel(generator.choice(list(wanted)))
+        for delta in engine.step() if generator.random() < 0.7 else []:
+            assert delta.request_id not in reasons, "nothing comes after the end"
+            made[delta.request_id] = delta.completion_tokens
+            if delta.finish_reason:
+                reasons[delta.request_id] = delta.finish_reason
+    while engine.has_work:
+        for delta in engine.step():
+            assert delta.request_id not in reasons
+            made[delta.request_id] = delta.completion_tokens
+            if delta.finish_reason:
+                reasons[delta.request_id] = delta.finish_reason
+    assert set(reasons) == set(wanted)
+    assert set(reasons.values()) == {"length", "cancelled"}
+    assert all(made[i] == wanted[i] for i, reason in reasons.items() if reason == "length")
+    assert engine.stats.completion_tokens == sum(made.values())
+    assert (engine.stats.running, engine.stats.waiting, engine.stats.free_slots) == (0, 0, 5)
+
+
+def test_stop_ids_end_it_and_are_not_given_out(model: Transformer):
+    (all_of_it,) = engine_of(model).generate([request([5, 6], new=12)])
+    at = next(i for i, token in enumerate(all_of_it.ids) if token != all_of_it.ids[0])
+    stopped = request([5, 6], new=12, stop_ids=(all_of_it.ids[at],))
+    (found,) = engine_of(model).generate([stopped])
+    assert found.ids == all_of_it.ids[:at]
+    assert (found.finish_reason, found.completion_tokens) == ("stop", at + 1)
+
+
+def test_the_limit_counts_new_tokens(model: Transformer):
+    for limit in (0, 1, 9):
+        (found,) = engine_of(model).generate([request([5, 6], new=limit)])
+        assert len(found.ids) == found.completion_tokens == limit
+        assert (found.finish_reason, found.prompt_tokens) == ("length", 2)
+
+
+def test_a_closed_stream_is_cancelled(model: Transformer):
+    engine = engine_of(model)
+    stream = engine.stream(request([5, 6], new=50))
+    assert next(stream).completion_tokens == 1
+    stream.close()
+    assert not engine.has_work
+    assert engine.stats.free_slots == 4
+
+
+def test_a_batch_that_fails_does_not_take_the_engine_with_it(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+):
+    prompts = random_documents([5, 6, 7])
+    engine = engine_of(model, 2)
+    ids = [engine.submit(request(p, new=4)) for p in prompts]
+    engine.step()
+
+    def broken(*arguments: Any) -> Tensor:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "decode", broken)
+        reasons = {delta.request_id: delta.finish_reason for delta in engine.step()}
+    assert reasons == {ids[0]: "error", ids[1]: "error"}
+    deltas = []
+    while engine.has_work:
+        deltas += engine.step()
+    check_greedy(model, prompts[2], Completion.join(deltas))
+    check_greedy(model, prompts[0], engine.generate([request(prompts[0])])[0])
+
+
+def test_logits_that_are_no_numbers_end_that_request(model: Transformer):
+    with torch.no_grad():
+        model.embed_tokens.weight[7] = float("nan")
+    # Tied to the embedding, so the head's row must be spared.
+    config = small_config(tie_word_embeddings=False)
+    untied = random_model(config).eval()
+    with torch.no_grad():
+        untied.embed_tokens.weight[7] = float("nan")
+    engine = engine_of(untied)
+    bad, good = engine.generate([request([3, 7, 4]), request([3, 4])])
+    assert (bad.finish_reason, bad.ids) == ("error", ())
+    check_greedy(untied, [3, 4], good)
+    (again,) = engine.generate([request([3, 5])])
+    check_greedy(untied, [3, 5], again)
+
+
+@pytest.mark.parametrize(
+    ("refused", "words"),
+    [
+        (request([]), ["prompt is empty"]),
+        (request([5] * 30, new=31), ["30", "31", "slot of 60", "max_tokens", "max_batch"]),
+        (request([5] * 100, new=101), ["100", "101", "context of 200"]),
+        (request([5, V]), [f"token {V}", f"0 to {V - 1}"]),
+        (request([5, -1]), ["token -1"]),
+        (
+            GenerationRequest(prompt_ids=[5], params=SamplingParams(), adapter="poet"),
+            ["'poet'", "not loaded", "loaded: none"],
+        ),
+    ],
+)
+def test_what_cannot_be_served_is_refused(refused: GenerationRequest, words: list[str]):
+    model = random_model(small_config(max_position_embeddings=200))
+    engine = engine_of(model, 2, slot=60)
+    with pytest.raises(ConfigError) as caught:
+        engine.submit(refused)
+    for word in words:
+        assert word in str(caught.value)
+    assert not engine.has_work
+    assert engine.max_sequence == 60
+
+
+@pytest.mark.parametrize("name", ["max_batch", "max_prefill", "max_tokens"])
+def test_sizes_below_one_are_refused(model: Transformer, name: str):
+    with pytest.raises(ConfigError, match=name):
+        BatchEngine(model, tokenizer(), **{"max_batch": 2, name: 0})  # type: ignore[arg-type]

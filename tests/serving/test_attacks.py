@@ -1,0 +1,209 @@
+"""Whatever a client sends, it gets an error in OpenAI's form, and the others are unharmed."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from live_servers import LiveServer, ScriptedEngine, Serve
+
+from minimind.serving.settings import ServerSettings
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+BROKEN_CALL = {"function": {"name": "f", "arguments": "{"}}
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+def check_error(response: httpx.Response, status: int, message: str) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert message in body["error"]["message"]
+    return body["error"]
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "message"),
+    [
+        ({"messages": None}, "messages", "list"),
+        ({"messages": []}, "messages", "at least 1"),
+        ({"messages": "hi"}, "messages", "list"),
+        ({"messages": [{"role": "alien", "content": "x"}]}, "messages[0].role", "'user'"),
+        ({"messages": [{"role": "user"}]}, "messages", "content"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content.str", "string"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content.str",
+            "string",
+        ),
+        (
+            {"messages": [*MESSAGES, {"role": "assistant", "tool_calls": [BROKEN_CALL]}]},
+            "messages",
+            "not JSON",
+        ),
+        ({"model": "huge"}, "model", "there is no model 'huge'"),
+        ({"model": 7}, "model", "string"),
+        ({"temperature": -1}, "temperature", "greater than or equal to 0"),
+        ({"temperature": 3}, "temperature", "less than or equal to 2"),
+        ({"temperature": "hot"}, "temperature", "number"),
+        ({"temperature": "0.5"}, "temperature", "number"),
+        ({"temperature": True}, "temperature", "number"),
+        ({"top_p": 0}, "top_p", "greater than 0"),
+        ({"top_k": 1 << 70}, "top_k", "less than"),
+        ({"n": 0}, "n", "greater"),
+        ({"n": 1000}, "n", "less"),
+        ({"max_tokens": 0}, "max_tokens", "greater"),
+        ({"max_tokens": -5}, "max_tokens", "greater"),
+        ({"max_tokens": 1.5}, "max_tokens", "integer"),
+        ({"max_tokens": 201}, "max_tokens", "at most 200"),
+        ({"seed": 1 << 80}, "seed", "less than"),
+        ({"stop": ["a", ""]}, "stop.constrained-str", "string"),
+        ({"stream": "yes"}, "stream", "boolean"),
+        ({"top_logprobs": 3}, None, "top_logprobs needs logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less"),
+        ({"logit_bias": {"5": 1.0}}, "logit_bias", "at most 0"),
+        ({"response_format": {"type": "json_object"}}, "response_format.type", "'text'"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", "required"),
+        ({"tool_choice": "required"}, "tool_choice", "'auto' or 'none'"),
+        ({"presence_penalty": 9}, "presence_penalty", "less"),
+    ],
+)
+def test_values_that_cannot_be_used(
+    tiny: LiveServer, change: dict[str, Any], param: str | None, message: str
+) -> None:
+    body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 2} | change
+    response = httpx.post(tiny.url + CHAT, json=body)
+    status = 404 if change.get("model") == "huge" else 400
+    assert check_error(response, status, message)["param"] == param
+
+
+@pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
+def test_too_many_tokens(tiny: LiveServer, limit: str) -> None:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi " * 60}], limit: 200}
+    error = check_error(httpx.post(tiny.url + CHAT, json=body), 400, "context is 256 tokens")
+    assert error["code"] == "context_length_exceeded"
+    body = {"model": "tiny", "prompt": "word " * 300}
+    check_error(httpx.post(tiny.url + TEXT, json=body), 400, "context is 256 tokens")
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "message"),
+    [
+        (b"", 400, "required"),
+        (b"{", 400, "not JSON"),
+        (b"[1, 2]", 400, "object"),
+        (b"null", 400, "object"),
+        (b'"text"', 400, "object"),
+        (b"\xff\xfe{}", 400, "not JSON"),
+        (b'{"model": "tiny", "prompt": "\xff\xfe"}', 400, "body"),
+        (b'{"model": "tiny", "prompt": "\\ud800"}', 400, "half a character"),
+        (b'{"model": "\\ud800", "prompt": "a"}', 400, "unicode"),
+        (b'{"model": "tiny", "prompt": "a", "temperature": NaN}', 400, "finite"),
+        (b'{"model": "tiny", "prompt": "a", "temperature": 1e999}', 400, "finite"),
+        (b'{"model": "tiny", "prompt": []}', 400, "prompt"),
+        (b'{"model": "tiny", "prompt": [-1]}', 400, "prompt"),
+        (b'{"model": "tiny", "prompt": [99999999]}', 400, "99999999"),
+        (b'{"model": "tiny", "prompt": [99999999999999999999999]}', 400, "99999"),
+        (b'{"model": "tiny", "prompt": "a", "echo": true}', 400, "False"),
+        (b"[" * 90_000, 400, "body"),
+        (b"x" * 100_001, 413, "100000 bytes are the most"),
+        (b"x" * 50_000_000, 413, "100000 bytes are the most"),
+    ],
+)
+def test_bodies(tiny: LiveServer, content: bytes, status: int, message: str) -> None:
+    headers = {"content-type": "application/json"}
+    response = httpx.post(tiny.url + TEXT, content=content, headers=headers, timeout=20)
+    check_error(response, status, message)
+
+
+def test_a_body_without_its_length_is_limited_too(tiny: LiveServer) -> None:
+    pieces = (b"x" * 1000 for _ in range(500))
+    headers = {"content-type": "application/json"}
+    response = httpx.post(tiny.url + TEXT, content=pieces, headers=headers)
+    check_error(response, 413, "100000 bytes are the most")
+
+
+def test_a_body_that_is_not_said_to_be_json(tiny: LiveServer) -> None:
+    body = json.dumps({"model": "tiny", "prompt": "a"}).encode()
+    check_error(httpx.post(tiny.url + TEXT, content=body), 400, "")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "message"),
+    [
+        ("GET", "/nowhere", 404, "there is no /nowhere"),
+        ("POST", "/v1/embeddings", 404, "there is no /v1/embeddings"),
+        ("GET", CHAT, 405, "does not take GET"),
+        ("DELETE", "/v1/models", 405, "does not take DELETE"),
+        ("GET", "/v1/models/%00%ff", 404, "there is no model"),
+        ("GET", "/v1/models/../../etc/passwd", 404, "there is no"),
+        ("GET", "/v1/models/", 404, "there is no"),
+    ],
+)
+def test_paths_and_methods(
+    tiny: LiveServer, method: str, path: str, status: int, message: str
+) -> None:
+    check_error(httpx.request(method, tiny.url + path), status, message)
+
+
+def test_after_all_that_the_others_are_unharmed(tiny: LiveServer) -> None:
+    body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 3}
+    assert httpx.post(tiny.url + CHAT, json=body).status_code == 200
+    assert tiny.engine().stats.free_slots == 4
+    assert httpx.get(tiny.url + "/health").json() == {"status": "ok"}
+
+
+def test_a_slow_sender_is_cut_off(serve: Serve) -> None:
+    server = serve(ServerSettings(port=0, body_timeout_s=0.2), tiny=ScriptedEngine("x"))
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n"
+        connection.sendall(head + b"Content-Type: application/json\r\n\r\n{")
+        connection.settimeout(10)
+        received = b""
+        while piece := connection.recv(4096):
+            received += piece
+    assert received.startswith(b"HTTP/1.1 408")
+    assert b"the body did not come within 0.2 s" in received
+
+
+def test_a_client_that_stops_reading_frees_its_slot(serve: Serve) -> None:
+    engine = ScriptedEngine("x" * 40_000_000, piece=100_000)
+    server = serve(ServerSettings(port=0, send_timeout_s=0.2), tiny=engine)
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    body = json.dumps({"model": "tiny", "prompt": "a", "stream": True}).encode()
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"POST {TEXT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        deadline = time.monotonic() + 10
+        while not engine.requests or engine.open:
+            assert time.monotonic() < deadline, "the generation goes on for nobody"
+            time.sleep(0.02)
+    assert server.service.models["tiny"].thread.num_open == 0
+
+
+def test_an_answer_that_takes_too_long(serve: Serve) -> None:
+    engine = ScriptedEngine("x" * 1000, step_s=0.02)
+    server = serve(ServerSettings(port=0, answer_timeout_s=0.2), tiny=engine)
+    body = {"model": "tiny", "messages": MESSAGES}
+    error = check_error(httpx.post(server.url + CHAT, json=body), 504, "longer than 0.2 s")
+    assert error["code"] == "timeout"
+    events = httpx.post(server.url + CHAT, json=body | {"stream": True}).text.split("\n\n")
+    assert "longer than 0.2 s" in json.loads(events[-3].removeprefix("data: "))["error"]["message"]
+    assert events[-2:] == ["data: [DONE]", ""]
+
+
+def test_a_broken_engine_says_so(serve: Serve) -> None:
+    server = serve(tiny=ScriptedEngine("x", error=ValueError("bug")))
+    body = {"model": "tiny", "messages": MESSAGES}
+    error = check_error(httpx.post(server.url + CHAT, json=body), 500, "the model failed")
+    assert error["type"] == "server_error"
+    health = httpx.get(server.url + "/health")
+    assert (health.status_code, health.json()) == (503, {"status": "failed"})
+    check_error(httpx.post(server.url + CHAT, json=body), 503, "the server is failed")

@@ -1,0 +1,20 @@
+"""A model small enough for tests, saved as launch scripts read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from small_models import random_model, small_config
+
+from minimind.data.sample_text import load_sample_tokenizer
+from minimind.model.state_dict import save_hf_folder
+
+
+def small_folder(folder: Path) -> Path:
+    """A Hugging Face folder with random weights, 256 tokens of context and the sample tokenizer."""
+    tokenizer = load_sample_tokenizer()
+    config = small_config(vocab_size=tokenizer.vocab_size, max_position_embeddings=256)
+    save_hf_folder(folder, config, dict(random_model(config).named_parameters()), torch.float32)
+    tokenizer.save(folder)
+    return folder

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,15 +129,16 @@ class LinearPart:
 
 
 def linear_parts(config: ModelConfig) -> dict[str, list[LinearPart]]:
-    """What each linear of the blocks is on disk, by the name of its module inside."""
+    """What each linear of the blocks is on disk, by the name of its module inside. Left out: routed
+    experts, which are stacked, and the down projection of several shared ones, side by side."""
     linears: dict[str, list[LinearPart]] = {}
     for entry in _layout(config):
-        if entry.columns is None or not entry.inside.startswith("layers."):
+        if len(entry.shape) != 2 or entry.dim == 1 or not entry.inside.startswith("layers."):
             continue
         parts = linears.setdefault(entry.inside.removesuffix(".weight"), [])
         end = 0
         for name, rows in entry.outside:
-            part = (slice(end, end + rows), slice(0, entry.columns))
+            part = (slice(end, end + rows), slice(0, entry.shape[1]))
             parts.append(LinearPart(name.removesuffix(".weight"), *part))
             end += rows
     return linears

@@ -152,7 +152,7 @@ class DeepSpeedEngine:
     @property
     def loss_scale(self) -> float:
         """What fp16 gradients are multiplied by until the step divides them; 1 elsewhere."""
-        return float(getattr(self._engine.optimizer, "loss_scale", 1.0))
+        return float(getattr(self._engine.optimizer, "loss_scale", None) or 1.0)
 
     @property
     def monitor(self) -> Any:

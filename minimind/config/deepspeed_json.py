@@ -104,6 +104,7 @@ def resolve(
         if _get(ds, path) == "auto":
             _put(ds, path, fill(recipe, hardware, weights))
     _resolve_precision(ds, hardware)
+    _check_accumulation(ds)
     for path, value in _walk(ds):
         if value == "auto":
             raise ConfigError(
@@ -200,6 +201,18 @@ def _resolve_precision(ds: dict[str, Any], hardware: Hardware) -> None:
         raise ConfigError("the DeepSpeed JSON enables both bf16 and fp16: choose one")
     if fp16 and hardware.device_kind == "cpu":
         raise ConfigError("fp16 does not train on a CPU: use a JSON with bf16, as zero2.json")
+
+
+def _check_accumulation(ds: dict[str, Any]) -> None:
+    wide = _get(ds, "data_types.grad_accum_dtype") == "fp32" and precision(ds) != "fp32"
+    stage, accumulation = _get(ds, "zero_optimization.stage"), ds["gradient_accumulation_steps"]
+    if wide and stage == 1 and accumulation > 1:
+        raise ConfigError(
+            f"data_types.grad_accum_dtype fp32 with zero_optimization.stage 1, {precision(ds)} and "
+            f"gradient_accumulation_steps {accumulation}: DeepSpeed adds the gradients of earlier "
+            "micro-batches several times there; leave data_types out, as zero1.json does, or use "
+            "stage 2"
+        )
 
 
 def _check_scheduler(ds: dict[str, Any], given: set[str]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from minimind.config.deepspeed_json import precision
 from minimind.config.recipe import Recipe
+from minimind.engine.bare_module import without_hooks
 from minimind.errors import CheckpointError, ConfigError
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks, complete_environment
@@ -152,7 +153,7 @@ class DeepSpeedEngine:
     @property
     def loss_scale(self) -> float:
         """What fp16 gradients are multiplied by until the step divides them; 1 elsewhere."""
-        return float(getattr(self._engine.optimizer, "loss_scale", 1.0))
+        return float(getattr(self._engine.optimizer, "loss_scale", None) or 1.0)
 
     @property
     def monitor(self) -> Any:
@@ -231,7 +232,8 @@ class DeepSpeedEngine:
         import deepspeed
 
         parameters = list(self.module.parameters()) if self.zero_stage == 3 else []
-        with deepspeed.zero.GatheredParameters(parameters), torch.no_grad():
+        whole = deepspeed.zero.GatheredParameters(parameters)
+        with whole, without_hooks(self.module), torch.no_grad():
             self._engine.eval()
             yield self.module
         self._engine.train()

@@ -183,10 +183,11 @@ class Loop(Generic[BatchT]):
             )
         rate = self.learning_rate(step) if self.learning_rate else None
         used = engine.learning_rate if rate is None else rate
+        routed = self.routers.take(engine)  # before the step changes fp16's loss scale
         engine.step(rate)
         self.state.step += 1
         norm = engine.grad_norm.to(engine.device, torch.float64).reshape(1)
-        sums, routed = engine.sum_over_ranks(sums.double()), self.routers.take(engine)
+        sums = engine.sum_over_ranks(sums.double())
         numbers = torch.cat([counts, sums, norm, routed, torch.stack(losses).double()])
         arrived = None
         if engine.device.type == "cuda":

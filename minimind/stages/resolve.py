@@ -80,7 +80,8 @@ class ResolvedRun:
         own: adapters come on top, and a frozen weight has none of its own."""
         trained, frozen = self.recipe.count_weights(self.config)
         whole = self.config.flops_per_token(self.seq_len)
-        return whole + 6 * (trained + frozen - self.config.num_parameters) - 2 * frozen
+        met = self.config.num_active_parameters if frozen else 0
+        return whole + 6 * (trained + frozen - self.config.num_parameters) - 2 * met
 
     def total_steps(self, loader: PackedLoader) -> int:
         """Optimizer steps of the whole run."""

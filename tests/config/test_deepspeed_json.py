@@ -374,6 +374,22 @@ def test_fp16_is_refused_on_a_cpu(resolved: Resolve):
         resolve(shipped, Recipe(learning_rate=1e-3), set(), SIZES, CPU, 1000)
 
 
+def test_gradients_that_stage_1_would_add_twice_are_refused(resolved: Resolve):
+    def asked(stage: int, rows: int, bf16: bool = True) -> dict[str, Any]:
+        return {
+            "train_batch_size": 8,
+            "train_micro_batch_size_per_gpu": rows,
+            "bf16": {"enabled": bf16},
+            "zero_optimization": {"stage": stage},
+            "data_types": {"grad_accum_dtype": "fp32"},
+        }
+
+    with pytest.raises(ConfigError, match=r"grad_accum_dtype fp32.*stage 1.*steps 4.*zero1\.json"):
+        resolved(asked(1, rows=2))
+    for fine in (asked(1, rows=8), asked(2, rows=2), asked(1, rows=2, bf16=False)):
+        resolved(fine)
+
+
 @pytest.mark.parametrize(
     "name", ["learning_rate", "warmup_steps", "min_lr_ratio", "scale_lr_with_batch"]
 )

@@ -82,6 +82,7 @@ def test_padding_and_row_ends_are_document_ends() -> None:
     ]
     batch = collate(rows)
     assert batch.cu_seqlens.tolist() == [0, 5, 7, 10, 15, 20, 30]
+    assert batch.is_token_BT.tolist() == [[True] * 7 + [False] * 3, [True] * 10, [False] * 10]
     assert (batch.max_len, batch.num_targets) == (10, 4 + 1 + 4 + 4)
 
 

@@ -139,3 +139,22 @@ def test_a_checkpoints_router_can_be_told_otherwise(
     more = ["--set", "num_experts_per_tok=1"]
     other = ["--output_dir", str(tmp_path / "other")]
     assert train(*run_flags, *more, *other, "--from_checkpoint", str(start)) == 2
+
+
+@pytest.mark.parametrize("stage", ["sft", "lora", "dpo"])
+def test_the_routers_join_every_stages_loss(
+    train: Train, flags: list[str], tmp_path: Path, stage: str
+):
+    """And train with it, but for LoRA, whose base is frozen."""
+    start = tmp_path / "start"
+    few = ["--max_steps", "1", "--eval_every", "0"]
+    sized = ["--set", "n_shared_experts=2", "--set", "router_aux_loss_coef=0.1"]
+    assert train(*flags, *few, *sized, "--output_dir", str(start)) == 0
+    then = ["--stage", stage, "--from_checkpoint", str(start), "--seq_len", "128"]
+    then += ["--set", "train_batch_size=4", "--set", "micro_batch_size=2"]
+    assert train(*then, *few, "--output_dir", str(tmp_path / "run")) == 0
+    (row,) = read_routers(tmp_path / "run")
+    # Two layers of S = 2 at an even load.
+    assert 0.39 < row["aux_loss"] < 1
+    assert row["dropped_tokens"] == 0
+    assert (row["router_grad_norm"] > 0) == (stage != "lora")

@@ -1,4 +1,5 @@
 # make train   set up .venv, then pretrain `tiny` on the embedded sample data (minutes on two cores)
+# make demo    the same, then SFT, LoRA and DPO on it, and the answers after each stage
 # make test    set up .venv, then the checks that CI runs
 # make gpu     GPU tests and benchmarks into bench/results/<device>/; PARTS=tests,kernels,...
 #              takes some of them, PYTHON=python3 WHEELS=.whl a machine without a network
@@ -10,10 +11,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN := runs/make-train
+DEMO := runs/make-demo
 
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: train test test-all lint gpu clean
+.PHONY: train demo test test-all lint gpu clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -28,6 +30,19 @@ train: $(READY)
 	rm -rf $(RUN)
 	$(BIN)/python launch/train.py --ds_config zero2.json --output_dir $(RUN) \
 	  --epochs 2 --eval_every 250 --sample_every 500 --set log_every=50
+
+demo: train
+	rm -rf $(DEMO)
+	$(BIN)/python launch/train.py --ds_config zero2.json --stage sft \
+	  --from_checkpoint $(RUN) --output_dir $(DEMO)/sft --eval_every 300 --set log_every=100
+	$(BIN)/python launch/train.py --ds_config zero2.json --stage lora --max_steps 150 \
+	  --from_checkpoint $(DEMO)/sft --output_dir $(DEMO)/lora --set log_every=50
+	$(BIN)/python launch/train.py --ds_config zero2.json --stage dpo \
+	  --from_checkpoint $(DEMO)/lora --output_dir $(DEMO)/dpo --set log_every=20
+	$(BIN)/python launch/evaluate.py --chat --max_new_tokens 40 \
+	  --checkpoint $(RUN) $(DEMO)/sft $(DEMO)/lora $(DEMO)/dpo \
+	  --prompts "What is the river of Lumor called?" "格蕾塔住在哪里？" "What is 13 plus 4?" \
+	    "7 加 5 是多少？" "Count from 41 to 47." "从23数到28。"
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -m 'not slow and not gpu'

@@ -99,13 +99,16 @@ def _forward_body(
     num_slots, ffn = weights_MS.shape[1], down_EDF.shape[2]
     gate_up_PG = x_MD.new_empty(len(order_P) if keep else 0, 2 * ffn)
     y_PD = x_MD.new_empty(len(order_P), x_MD.shape[1])
+    order_P = order_P.long()
+    tokens_P = order_P // num_slots
     for expert, rows, generated in _parts(offsets_E1, ffn):
-        order = order_P[rows]
-        x_ND = x_MD.index_select(0, order // num_slots)
+        if rows.start == rows.stop:
+            continue
+        x_ND = x_MD.index_select(0, tokens_P[rows])
         kept = gate_up_PG[rows] if keep else None
         gate_up_NG = torch.mm(x_ND, gate_up_EGD[expert].t(), out=kept)
         hidden_NF = swiglu_forward(gate_up_NG, generated=generated)
-        y_PD.index_copy_(0, order.long(), torch.mm(hidden_NF, down_EDF[expert].t()))
+        y_PD.index_copy_(0, order_P[rows], torch.mm(hidden_NF, down_EDF[expert].t()))
     return _sum_of_slots(y_PD, num_slots, weights_MS), gate_up_PG
 
 
@@ -130,9 +133,10 @@ def _backward_body(
     grad_gate_up_EGD = grad_down_EDF = x_MD.new_empty(0)
     if grad_of_experts:
         grad_gate_up_EGD, grad_down_EDF = map(torch.empty_like, (gate_up_EGD, down_EDF))
+    order_P = order_P.long()
+    tokens_P = order_P // num_slots
     for expert, rows, generated in _parts(offsets_E1, ffn):
-        order = order_P[rows].long()
-        tokens = order // num_slots
+        order, tokens = order_P[rows], tokens_P[rows]
         grad_ND = grad_out_MD.index_select(0, tokens)
         grad_gate_up_NG, hidden_NF, grad_weights_N = _activation_grad(
             torch.mm(grad_ND, down_EDF[expert]), gate_up_PG[rows], weights_P1[order],
@@ -203,7 +207,7 @@ def _forward_fake(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     kept = len(order_P) if keep else 0
-    return torch.empty_like(x_MD), x_MD.new_empty(kept, gate_up_EGD.shape[1])
+    return x_MD.new_empty(x_MD.shape), x_MD.new_empty(kept, gate_up_EGD.shape[1])
 
 
 def _backward_fake(
@@ -220,7 +224,7 @@ def _backward_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     of_experts = (gate_up_EGD, down_EDF) if grad_of_experts else (x_MD.new_empty(0),) * 2
     of_tokens = (x_MD, weights_MS)
-    return tuple(torch.empty_like(t) for t in (*of_tokens, *of_experts))  # type: ignore[return-value]
+    return tuple(t.new_empty(t.shape) for t in (*of_tokens, *of_experts))  # type: ignore[return-value]
 
 
 _activation_grad = Form(None, _activation_grad_body, num_row_tensors=3)

@@ -39,10 +39,10 @@ class Form:
 
     `body(*tensors, **constants)` is written in PyTorch. Tensors whose first dimension is the rows
     come first, `num_row_tensors` of them; the others keep their sizes, and may be None where no
-    code is generated. `name` is that of the
-    function of the same signature in triton_impl, and of the custom operator around it that
-    torch.compile sees; None for a part of another body, which meets CPU tensors alone. `fake`
-    gives empty results, where the body reads values and cannot tell their shapes from shapes.
+    code is generated. `name` is that of the function of the same signature in triton_impl, and of
+    the custom operator around it that torch.compile sees; None for a part of another body, which
+    meets CPU tensors alone. `fake` gives empty results, where the body reads values and cannot
+    tell their shapes from shapes.
     """
 
     by_name: ClassVar[dict[str, Form]] = {}

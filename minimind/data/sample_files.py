@@ -35,7 +35,7 @@ SampleRows = Callable[[int], Iterator[tuple[dict[str, Any], list[str], bool]]]
 """
 SAMPLES: dict[str, tuple[SampleRows, dict[Split, int]]] = {
     "text": (_text_rows, {"train": 2_400_000, "val": 100_000}),
-    "chat": (chat_rows, {"train": 600_000, "val": 50_000}),
+    "chat": (chat_rows, {"train": 1_800_000, "val": 50_000}),
     "preference": (preference_rows, {"train": 300_000, "val": 50_000}),
 }
 """By format: its rows, and how many bytes of them."""

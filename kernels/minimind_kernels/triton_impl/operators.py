@@ -22,8 +22,8 @@ _OVERWRITES_LOGITS = (
 
 
 def register(function: Callable[..., Any]) -> None:
-    """Make `function` the operator minimind_kernels::<its name>; the PyTorch body of the same name
-    tells the shapes and dtypes of its results."""
+    """Make `function` the operator minimind_kernels::<its name>; the Form of the same name tells
+    the shapes and dtypes of its results."""
     name = function.__name__
     mutated = ("logits_CV",) if name in _OVERWRITES_LOGITS else ()
     resolved = inspect.get_annotations(function, eval_str=True)

@@ -1,12 +1,12 @@
 # make train   set up .venv, then pretrain `tiny` on the embedded sample data (minutes on two cores)
 # make demo    the same, then SFT, LoRA and DPO on it, and the answers after each stage
 # make test    set up .venv, then the checks that CI runs
-# make gpu     GPU tests and benchmarks into bench/results/<device>/; PARTS=tests,kernels,train,profile
+# make gpu     GPU tests and benchmarks into bench/results/<device>/; PARTS=tests,kernels,...
 #              takes some of them, PYTHON=python3 WHEELS=.whl a machine without a network
 
 PYTHON ?= python3
 WHEELS ?=
-PARTS ?= tests,kernels,train,profile
+PARTS ?= tests,kernels,train,profile,inference
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

@@ -73,6 +73,30 @@ def _profile(options: argparse.Namespace) -> list[Command]:
     return [_train_step(options, f"profile-{model}", model, *rows) for model in models]
 
 
+def _inference(options: argparse.Namespace) -> list[Command]:
+    if options.small:
+        sizes = (
+            "--model",
+            "tiny",
+            "--batch",
+            "1,2",
+            "--prompt",
+            "8",
+            "--new",
+            "8",
+            "--rounds",
+            "2",
+        )
+        return [Command("inference", ("bench.inference", *sizes))]
+    return [
+        Command("inference", ("bench.inference", "--batch", "1,8,32")),
+        Command(
+            "inference-256",
+            ("bench.inference", "--batch", "256", "--rounds", "3", "--rows", "minimind"),
+        ),
+    ]
+
+
 def _train_step(
     options: argparse.Namespace, name: str, model: str, *more: str,
     environment: Mapping[str, str] | None = None,
@@ -90,6 +114,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Command]]] = {
     "kernels": _kernels,
     "train": _train,
     "profile": _profile,
+    "inference": _inference,
 }
 
 

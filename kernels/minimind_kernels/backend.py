@@ -30,7 +30,7 @@ logger = logging.getLogger("minimind_kernels")
 
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-_MIN_COMPILED_ROWS = 1024
+MIN_COMPILED_ROWS = 1024
 _MIN_COMPILED_ELEMENTS = 1 << 18
 """Below either, generated code saves less than the seconds its compilation costs: decoding,
 prompts and unit tests stay in plain PyTorch."""
@@ -104,7 +104,7 @@ def is_decoding(x: Tensor) -> bool:
 
 def use_compiled_cpu(rows: int, elements: int) -> bool:
     """Whether an operation over `elements` values in `rows` rows runs as generated C++."""
-    if rows < _MIN_COMPILED_ROWS or elements < _MIN_COMPILED_ELEMENTS:
+    if rows < MIN_COMPILED_ROWS or elements < _MIN_COMPILED_ELEMENTS:
         return False
     setting = compile_setting()
     return setting == "1" or (setting == "auto" and _has_compiler())

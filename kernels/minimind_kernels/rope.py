@@ -59,24 +59,25 @@ def qk_rope(
 
     qkv_MC [M, (N + 2K)·H] fp32, fp16 or bf16; cos_PR and sin_PR [P, H/2] fp32, one angle for each
     pair of dimensions i and i + H/2; positions_M [M] int32 or int64, each below P. q and k are new
-    (and contiguous, but for small tensors on a CPU without gradient, where they share one), v is a
-    view of qkv, all in its dtype. With both norm weights [H] given, each
+    and contiguous, v is a view of qkv, all in its dtype. With both norm weights [H] given, each
     head of q and k is normalised first (see `rms_norm` for eps and the order of the cast). Norm
     and rotation run in fp32 with one cast at the end, except for the cast that
-    `cast_before_weight` asks for. The gradient of qkv comes as one packed tensor.
+    `cast_before_weight` asks for. The gradient of qkv comes as one packed tensor. In place of the
+    tables the two tensors of `rope_rows` for the same positions will do; then q and k are views of
+    one new tensor, and there is no gradient.
 
     Raises ValueError where shapes do not agree or one norm weight comes without the other.
     """
+    if cos_PR.ndim == 3:
+        return _turn_rows(
+            qkv_MC, cos_PR, sin_PR, num_heads, num_kv_heads, q_norm_weight_H, k_norm_weight_H, eps,
+            cast_before_weight,
+        )  # fmt: skip
     _check(
         qkv_MC, cos_PR, sin_PR, positions_M, num_heads, num_kv_heads, q_norm_weight_H,
         k_norm_weight_H,
     )  # fmt: skip
-    if backend.is_decoding(qkv_MC):
-        return _decode(
-            qkv_MC, cos_PR, sin_PR, positions_M, num_heads, num_kv_heads, q_norm_weight_H,
-            k_norm_weight_H, eps, cast_before_weight,
-        )  # fmt: skip
-    if backend.inlines("qk_rope", qkv_MC):
+    if backend.is_decoding(qkv_MC) or backend.inlines("qk_rope", qkv_MC):
         return qk_rope_reference(
             qkv_MC, cos_PR, sin_PR, positions_M, num_heads, num_kv_heads, q_norm_weight_H,
             k_norm_weight_H, eps, cast_before_weight,
@@ -90,11 +91,24 @@ def qk_rope(
     )  # fmt: skip
 
 
-def _decode(
+def rope_rows(cos_PR: Tensor, sin_PR: Tensor, positions_M: Tensor) -> tuple[Tensor, Tensor]:
+    """What `qk_rope` takes as its tables in every layer of one forward at these positions.
+
+    Few rows on a CPU without gradient: the rows of the tables, gathered once, as (cos, cos) and
+    (-sin, sin) [M, 1, H] fp32, for x · cos + swap(x) · sin with the halves of each head swapped.
+    Else the tables themselves.
+    """
+    few = len(positions_M) < backend.MIN_COMPILED_ROWS
+    if not few or not backend.is_decoding(positions_M):
+        return cos_PR, sin_PR
+    cos_MR, sin_MR = cos_PR[positions_M], sin_PR[positions_M]
+    return torch.cat((cos_MR, cos_MR), -1)[:, None], torch.cat((-sin_MR, sin_MR), -1)[:, None]
+
+
+def _turn_rows(
     qkv_MC: Tensor,
-    cos_PR: Tensor,
-    sin_PR: Tensor,
-    positions_M: Tensor,
+    cos_M1H: Tensor,
+    sin_M1H: Tensor,
     num_heads: int,
     num_kv_heads: int,
     q_norm_weight_H: Tensor | None,
@@ -102,23 +116,18 @@ def _decode(
     eps: float,
     cast_before_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As the reference, with q and k turned together: half the operators."""
-    q_MNH, k_MKH, v_MKH = _split(qkv_MC, num_heads, num_kv_heads)
+    """As the reference, with q and k turned together: a third of the operators."""
+    size = cos_M1H.shape[-1]
+    heads_MAH = qkv_MC.reshape(len(qkv_MC), num_heads + 2 * num_kv_heads, size)
+    qk_MAH, v_MKH = heads_MAH.split_with_sizes((num_heads + num_kv_heads, num_kv_heads), 1)
     if q_norm_weight_H is not None and k_norm_weight_H is not None:
+        q_MNH, k_MKH = qk_MAH.split_with_sizes((num_heads, num_kv_heads), 1)
         q_MNH = fused_rms_norm(q_MNH, q_norm_weight_H, eps, cast_before_weight)
         k_MKH = fused_rms_norm(k_MKH, k_norm_weight_H, eps, cast_before_weight)
-        heads_MAH = torch.cat((q_MNH, k_MKH), dim=1)
-    else:
-        heads_MAH = qkv_MC.view(len(qkv_MC), -1, v_MKH.shape[-1])[:, : num_heads + num_kv_heads]
-    cos_M1R, sin_M1R = cos_PR[positions_M].unsqueeze(1), sin_PR[positions_M].unsqueeze(1)
-    first, second = heads_MAH.to(torch.promote_types(qkv_MC.dtype, cos_PR.dtype)).chunk(2, dim=-1)
-    turned = (
-        torch.addcmul(first * cos_M1R, second, sin_M1R, value=-1),
-        torch.addcmul(second * cos_M1R, first, sin_M1R),
-    )
-    q_MNH, k_MKH = (
-        torch.cat(turned, dim=-1).to(qkv_MC.dtype).split((num_heads, num_kv_heads), dim=1)
-    )
+        qk_MAH = torch.cat((q_MNH, k_MKH), 1)
+    wide = qk_MAH.to(torch.promote_types(qkv_MC.dtype, cos_M1H.dtype))
+    turned = torch.addcmul(wide * cos_M1H, wide.roll(size // 2, -1), sin_M1H)
+    q_MNH, k_MKH = turned.to(qkv_MC.dtype).split_with_sizes((num_heads, num_kv_heads), 1)
     return q_MNH, k_MKH, v_MKH
 
 

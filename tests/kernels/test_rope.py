@@ -1,6 +1,7 @@
 import minimind_kernels as K
 import pytest
 import torch
+from minimind_kernels import backend
 from minimind_kernels.rope import qk_rope_reference
 
 HEADS = [(1, 1, 2), (8, 2, 16), (3, 1, 24), (4, 4, 96)]
@@ -100,3 +101,29 @@ def test_wrong_arguments_are_named():
         K.qk_rope(torch.ones(3, 32), cos, sin, positions, 2, 1, torch.ones(8))
     with pytest.raises(ValueError, match="the head size"):
         K.qk_rope(torch.ones(3, 32), cos, sin, positions, 2, 1, torch.ones(4), torch.ones(4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm", ["plain", "norm", "norm_cast_before_weight"])
+@pytest.mark.parametrize("heads", HEADS)
+def test_gathered_rows_are_the_tables(heads, norm, dtype):
+    """What decoding on a CPU takes; elsewhere, and with a gradient, the tables stay."""
+    num_heads, num_kv_heads, head_size = heads
+    positions, (cos, sin) = torch.tensor([4, 0, 49, 4, 17]), tables(head_size, "cpu")
+    generator = torch.Generator().manual_seed(0)
+    width = (num_heads + 2 * num_kv_heads) * head_size
+    qkv = torch.randn(5, width, generator=generator).to(dtype)
+    norms = [torch.randn(head_size, generator=generator).to(dtype) for _ in range(2)]
+    options = {"cast_before_weight": norm == "norm_cast_before_weight"}
+    sizes = (positions, num_heads, num_kv_heads, *([] if norm == "plain" else norms))
+    with torch.no_grad():
+        rows = K.rope_rows(cos, sin, positions)
+        found = K.qk_rope(qkv, *rows, *sizes, **options)
+    if backend.kernels_setting() != "triton":
+        assert rows[0].shape == (5, 1, head_size)
+    expected = qk_rope_reference(qkv, cos, sin, *sizes, **options)
+    for ours, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, reference)
+    assert K.rope_rows(cos, sin, positions)[0] is cos
+    with torch.no_grad():
+        assert K.rope_rows(cos, sin, positions.repeat(300))[0] is cos

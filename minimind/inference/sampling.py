@@ -11,6 +11,8 @@ from torch import Tensor
 
 from minimind.errors import ConfigError
 
+_TINY = torch.finfo(torch.float32).tiny
+"""In place of a temperature that fp32 rounds to 0."""
 _LIKELY = 256
 """How many of the likeliest tokens almost always hold top_p: sorting them alone is quicker."""
 
@@ -76,7 +78,7 @@ def filtered_probs(logits_BV: Tensor, params: Sequence[SamplingParams]) -> Tenso
     token remains. fp32 logits [B, V], one of `params` (temperature above 0) for each row. Tokens
     exactly as likely as the least likely one kept stay with it."""
     device, vocab = logits_BV.device, logits_BV.shape[1]
-    temperature = torch.tensor([p.temperature for p in params], device=device)
+    temperature = torch.tensor([max(p.temperature, _TINY) for p in params], device=device)
     # Relative to the maximum, so that no temperature overflows.
     logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature[:, None]
     top_k = [p.top_k if 0 < p.top_k < vocab else 0 for p in params]
@@ -106,7 +108,9 @@ def _keep_top_p(probs_BV: Tensor, top_p_B: Tensor) -> Tensor:
         sorted_BK = probs_BV.sort(descending=True).values
     # A token stays if the likelier ones before it have not reached top_p yet.
     kept_BK = sorted_BK.cumsum(-1) - sorted_BK < top_p_B1
-    least_B1 = sorted_BK.gather(1, kept_BK.sum(-1, keepdim=True) - 1)
+    # None stays of a row that is not finite, or where fp32 rounds top_p to 0.
+    last_B1 = (kept_BK.sum(-1, keepdim=True) - 1).clamp_min(0)
+    least_B1 = sorted_BK.gather(1, last_B1)
     return probs_BV.masked_fill((probs_BV < least_B1) & top_p_B1.isfinite(), 0.0)
 
 

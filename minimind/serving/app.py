@@ -39,7 +39,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 _STREAMS: dict[int | str, dict[str, Any]] = {
     **_ERRORS,
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    200: {"content": {"text/event-stream": {}}},
 }
 
 

@@ -152,7 +152,7 @@ class ChatWriter:
         )
 
     def _take_logprobs(self, choice: _Choice) -> ChatLogprobs | None:
-        if not self._body.logprobs:
+        if self._body.num_logprobs is None:
             return None
         entries, choice.logprobs = choice.logprobs, []
         return chat_logprobs(self._model.tokenizer, entries)

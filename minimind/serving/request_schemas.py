@@ -7,9 +7,9 @@ send what newer versions of the API know.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from minimind.inference.sampling import SamplingParams
 
@@ -89,6 +89,13 @@ class ChatTemplateOptions(_Part):
     enable_thinking: bool | None = None
 
 
+def _whole(value: Any) -> Any:
+    """1.0 is an integer to JSON Schema, and to some clients."""
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class _GenerationFields(_Part):
     """What both kinds of completion share. The ranges are OpenAI's where it has the field."""
 
@@ -97,7 +104,7 @@ class _GenerationFields(_Part):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stop: NonEmpty | Annotated[list[NonEmpty], Field(max_length=16)] | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
@@ -106,7 +113,12 @@ class _GenerationFields(_Part):
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     top_k: int | None = Field(None, ge=0, lt=2**31)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_whole_numbers(cls, value: Any) -> Any:
+        return _whole(value)
 
     @property
     def include_usage(self) -> bool:
@@ -150,11 +162,11 @@ class ChatRequest(_GenerationFields):
     enable_thinking: bool | None = None
     chat_template_kwargs: ChatTemplateOptions | None = None
 
-    @model_validator(mode="after")
-    def _check_logprobs(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs to be true")
-        return self
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many beside the chosen token's, None for none at all."""
+        wanted = self.logprobs or self.top_logprobs is not None
+        return self.top_logprobs or 0 if wanted else None
 
     @property
     def thinks(self) -> bool:

@@ -56,8 +56,7 @@ class ServedModel:
         except (BadChat, DataError) as error:
             raise ApiError(400, str(error), param="messages") from None
         asked = body.max_completion_tokens or body.max_tokens
-        logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        return self._requests(body, [prompt.ids], asked, logprobs), prompt.in_reasoning
+        return self._requests(body, [prompt.ids], asked, body.num_logprobs), prompt.in_reasoning
 
     def completion_requests(self, body: CompletionRequest) -> list[GenerationRequest]:
         """Those of the first prompt, then of the next. Raises ApiError."""

@@ -291,3 +291,21 @@ def test_a_value_that_cannot_be_used_is_named(name: str, value: Any):
 def test_the_defaults_are_greedy():
     assert SamplingParams().temperature == 0
     assert dataclasses.asdict(SamplingParams())["stop"] == ()
+
+
+@pytest.mark.parametrize("change", [{"temperature": 5e-324}, {"top_p": 5e-324}])
+def test_what_fp32_rounds_to_zero_keeps_the_likeliest_token(change: dict[str, float]) -> None:
+    logits_BV = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    likeliest_B = logits_BV.argmax(-1)
+    params = [SamplingParams(**({"temperature": 1.0} | change)), SamplingParams(temperature=1.0)]
+    probs_BV = filtered_probs(logits_BV, params)
+    assert probs_BV[0, likeliest_B[0]] == 1.0
+    assert bool((probs_BV[1] > 0).all())
+
+
+def test_a_row_that_is_not_finite_leaves_the_others_alone() -> None:
+    logits_BV = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    params = [SamplingParams(temperature=1.0, top_p=0.5)] * 2
+    expected_V = filtered_probs(logits_BV, params)[1]
+    logits_BV[0, 3] = float("nan")
+    assert torch.equal(filtered_probs(logits_BV, params)[1], expected_V)

@@ -107,6 +107,8 @@ def test_logprobs_are_the_same_whole_and_streamed(client: openai.OpenAI) -> None
         assert entry.logprob == entry.top_logprobs[0].logprob < 0
     raw = bytes(byte for entry in entries for byte in entry.bytes or [])
     assert raw.decode(errors="replace") == whole.message.content
+    alone = client.chat.completions.create(**ask | {"logprobs": None}).choices[0]
+    assert alone.logprobs == whole.logprobs, "top_logprobs asks for them too"
     streamed = [
         entry
         for chunk in client.chat.completions.create(**ask, stream=True)

@@ -69,7 +69,8 @@ def _watched_forms(calls: Counter[str], hide: bool) -> Iterator[None]:
     plain = Form.__call__
 
     def counted(self: Form, *args: Any, **kwargs: Any) -> Any:
-        calls[self.name] += 1
+        if self.name is not None:
+            calls[self.name] += 1
         with _disable_current_modes() if hide else contextlib.nullcontext():
             return plain(self, *args, **kwargs)
 

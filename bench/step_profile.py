@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 _LISTED = 40
@@ -30,7 +29,7 @@ def profile_step(step: Callable[[], Any], device: torch.device) -> dict[str, Any
             torch.cuda.synchronize()
     found = []
     for event in profiler.key_averages():
-        if on_gpu != (event.device_type == DeviceType.CUDA):
+        if on_gpu != (event.device_type.name == "CUDA"):
             continue
         us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         found.append({"name": event.key, "calls": event.count, "us": us})
@@ -61,7 +60,7 @@ def _wall_us(step: Callable[[], Any], on_gpu: bool) -> float:
 def _host_us(profiler: torch.profiler.profile) -> list[dict[str, Any]]:
     """The host's operators by the time spent in themselves, under the profiler (which slows them
     all): their order counts, not their sum."""
-    events = [e for e in profiler.key_averages() if e.device_type == DeviceType.CPU]
+    events = [e for e in profiler.key_averages() if e.device_type.name == "CPU"]
     events.sort(key=lambda event: -event.self_cpu_time_total)
     return [
         {"name": e.key, "calls": e.count, "us": e.self_cpu_time_total} for e in events[:_LISTED]

@@ -69,11 +69,12 @@ class Comparison:
         memory = None
         if base.get("peak_bytes") and head.get("peak_bytes"):
             memory = head["peak_bytes"] / base["peak_bytes"]
-        found = {name: (base.get(name), head.get(name)) for name in COUNTS}
-        syncs = [row.get("sync_operators") for row in (base, head)]
-        if all(isinstance(s, Mapping) for s in syncs):
-            found["sync_operators"] = (sum(syncs[0].values()), sum(syncs[1].values()))
-        counts = {k: (a, b) for k, (a, b) in found.items() if None not in (a, b) and a != b}
+        ours, theirs = _counts(head), _counts(base)
+        counts = {
+            name: (theirs[name], ours[name])
+            for name in theirs.keys() & ours.keys()
+            if theirs[name] != ours[name]
+        }
         verdict, why = _judge(ratio, error, memory, counts)
         return cls(
             key=key, pairs=len(pairs), ratio=ratio, standard_error=error, memory_ratio=memory,
@@ -82,6 +83,13 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.key, **asdict(self)}
+
+
+def _counts(row: Mapping[str, Any]) -> dict[str, int]:
+    counts = {name: int(row[name]) for name in COUNTS if row.get(name) is not None}
+    if row.get("sync_operators"):
+        counts["sync_operators"] = sum(row["sync_operators"].values())
+    return counts
 
 
 def row_key(part: str, row: Mapping[str, Any]) -> str:

@@ -12,9 +12,11 @@ import json
 import logging
 import os
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -24,7 +26,9 @@ from minimind.data.chat_format import BadChat, read_chat
 from minimind.data.jsonl import BadRow, read_rows
 from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError, DataError, MiniMindError
-from minimind.inference.generate import load_model, stream_ids
+from minimind.inference.batch_engine import BatchEngine
+from minimind.inference.generate import load_model
+from minimind.inference.request import GenerationRequest
 from minimind.inference.sampling import SamplingParams
 from minimind.runtime.devices import check_kernels, find_device
 from minimind.runtime.logging import set_up_logging
@@ -32,6 +36,9 @@ from minimind.runtime.seeds import derive_seed
 from minimind.types import Row
 
 logger = logging.getLogger("minimind")
+
+_BATCH = 32
+"""Rows answered at once."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,25 +88,40 @@ def answer_file(options: argparse.Namespace) -> tuple[int, int]:
         dtype=torch.bfloat16 if on_gpu else torch.float32,
         device=device.torch_device,
     )
-    encoder, stop_ids = ChatEncoder(tokenizer), (tokenizer.eos_id,)
+    encoder, engine = ChatEncoder(tokenizer), BatchEngine(model, tokenizer, max_batch=_BATCH)
     answered = left_out = 0
     options.output.parent.mkdir(parents=True, exist_ok=True)
     unfinished_file = options.output.with_name(f".{options.output.name}.new")
     try:
-        with unfinished_file.open("w", encoding="utf-8") as file:
-            for row, chat in tqdm(_questions(options), unit="row", disable=None):
-                row_params = replace(params, seed=derive_seed(options.seed, row.line))
-                try:
-                    prompt_ids = encoder.prompt_ids(chat)
-                    ids = list(stream_ids(model, prompt_ids, row_params, stop_ids=stop_ids))
-                except MiniMindError as error:
-                    raise DataError(f"{row.path}:{row.line}: {error}") from None
-                answer = tokenizer.decode(ids).strip()
-                if not answer or len(ids) == params.max_new_tokens:
+        with (
+            unfinished_file.open("w", encoding="utf-8") as file,
+            tqdm(unit="row", disable=None) as bar,
+        ):
+            # The engine takes questions ahead of the answers it gives, in the same order.
+            asked: deque[list[dict[str, Any]]] = deque()
+
+            def requests() -> Iterator[GenerationRequest]:
+                for row, chat in _questions(options):
+                    asked.append(row.data["conversations"][: len(chat.messages)])
+                    row_params = replace(params, seed=derive_seed(options.seed, row.line))
+                    request = GenerationRequest(
+                        prompt_ids=encoder.prompt_ids(chat),
+                        params=row_params,
+                        stop_ids=(tokenizer.eos_id,),
+                    )
+                    try:
+                        engine.check(request)
+                    except ConfigError as error:
+                        raise DataError(f"{row.path}:{row.line}: {error}") from None
+                    yield request
+
+            for completion in engine.complete(requests()):
+                bar.update()
+                turns, answer = asked.popleft(), completion.text.strip()
+                if not answer or completion.finish_reason != "stop":
                     left_out += 1
                     continue
                 answered += 1
-                turns = row.data["conversations"][: len(chat.messages)]
                 turns.append({"role": "assistant", "content": answer})
                 file.write(json.dumps({"conversations": turns}, ensure_ascii=False) + "\n")
         if not answered:

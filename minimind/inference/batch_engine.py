@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,10 @@ class EngineStats:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+
+    @property
+    def unfinished(self) -> int:
+        return self.running + self.waiting
 
 
 class BatchEngine:
@@ -90,7 +94,7 @@ class BatchEngine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._scheduler.running or self._scheduler.waiting or self._submitted)
+        return self.stats.unfinished > 0
 
     @property
     def stats(self) -> EngineStats:
@@ -106,7 +110,7 @@ class BatchEngine:
     def submit(self, request: GenerationRequest) -> int:
         """The request's id. It waits where all slots are in use. Raises ConfigError for an empty
         prompt, an id beyond the vocabulary, and what is too long for the context or a slot."""
-        self._check(request)
+        self.check(request)
         text = TextStream(self._tokenizer, request.params.stop)
         generation = Generation(next(self._ids), request, text, list(request.prompt_ids))
         self._submitted.append(generation)
@@ -152,11 +156,29 @@ class BatchEngine:
 
     def generate(self, requests: Iterable[GenerationRequest]) -> list[Completion]:
         """All of them to their ends, in their order; for an engine that nobody else steps."""
-        parts: dict[int, list[Delta]] = {self.submit(request): [] for request in requests}
-        while self.has_work:
-            for delta in self.step():
-                parts[delta.request_id].append(delta)
-        return [Completion.join(deltas) for deltas in parts.values()]
+        return list(self.complete(requests))
+
+    def complete(self, requests: Iterable[GenerationRequest]) -> Generator[Completion, None, None]:
+        """As `generate`, for more requests than memory need hold at once: the next is taken only
+        where a slot is free for it."""
+        parts: dict[int, list[Delta]] = {}
+        for request in requests:
+            parts[self.submit(request)] = []
+            while self.stats.unfinished >= self._runner.cache.num_slots:
+                yield from self._step_completions(parts)
+        while parts:
+            yield from self._step_completions(parts)
+
+    def _step_completions(self, parts: dict[int, list[Delta]]) -> Iterator[Completion]:
+        """One step, then those at the head of `parts` that have ended, which it loses."""
+        for delta in self.step():
+            parts[delta.request_id].append(delta)
+        while parts:
+            first, deltas = next(iter(parts.items()))
+            if not deltas or deltas[-1].finish_reason is None:
+                return
+            del parts[first]
+            yield Completion.join(deltas)
 
     def stream(self, request: GenerationRequest) -> Generator[Delta, None, None]:
         """One request as it goes on; closing the iterator cancels it. For an engine that nobody
@@ -173,7 +195,8 @@ class BatchEngine:
                 self.cancel(request_id)
                 self.step()
 
-    def _check(self, request: GenerationRequest) -> None:
+    def check(self, request: GenerationRequest) -> None:
+        """Raises ConfigError where `submit` would."""
         prompt, new = request.prompt_ids, request.params.max_new_tokens
         config, capacity = self._config, self.max_sequence
         known = self._adapters.names if self._adapters else []

@@ -11,8 +11,10 @@ from small_adapters import explicit_sum, named, random_adapter
 from small_models import EXPERTS, logits_of, pack, random_documents, random_model, small_config
 from torch import Tensor, nn
 
+from minimind.data.sample_text import load_sample_tokenizer
 from minimind.errors import CheckpointError, ConfigError
-from minimind.inference.generate import stream_ids
+from minimind.inference.batch_engine import BatchEngine
+from minimind.inference.request import GenerationRequest
 from minimind.inference.sampling import SamplingParams
 from minimind.model.adapter import Adapter
 from minimind.model.adapter_folder import BaseModel, save_adapter
@@ -152,12 +154,16 @@ def test_an_adapter_trained_beside_other_weights_is_refused(tmp_path: Path):
 def test_answers_are_the_same_before_and_after_the_merge():
     model = random_model(CONFIG).eval()
     adapters = loaded(model)
-    params = SamplingParams(max_new_tokens=12)
-    texts = {}
+    request = GenerationRequest(prompt_ids=[5, 7], params=SamplingParams(max_new_tokens=12))
+
+    def answer() -> tuple[int, ...]:
+        engine = BatchEngine(model, load_sample_tokenizer(), max_batch=1)
+        return engine.generate([request])[0].ids
+
+    answers = []
     for scales in ({}, {"one": 1.0}):
         adapters.activate(scales)
-        active = list(stream_ids(model, [5, 7], params))
+        answers.append(answer())
         adapters.merge()
-        assert list(stream_ids(model, [5, 7], params)) == active
-        texts[len(scales)] = active
-    assert texts[0] != texts[1]
+        assert answer() == answers[-1]
+    assert answers[0] != answers[1]

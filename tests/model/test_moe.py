@@ -11,7 +11,6 @@ import torch
 from small_models import (
     EXPERTS,
     gradients,
-    logits_of,
     pack,
     random_documents,
     random_model,
@@ -19,7 +18,6 @@ from small_models import (
 )
 from torch import Tensor
 
-from minimind.model.kv_cache import KVCache
 from minimind.model.moe import MixtureOfExperts
 from minimind.model.router_report import RouterReport
 from minimind.model.transformer import Transformer
@@ -179,18 +177,6 @@ def test_a_single_weight_of_1_leaves_the_router_to_the_auxiliary_loss():
     for family, changes in (("qwen3", {"norm_topk_prob": False}), ("llama", {})):
         of_loss, _ = router_gradients(family, **changes)
         assert of_loss.norm() > 1e-2
-
-
-@pytest.mark.parametrize("experts", EXPERTS, ids=str)
-def test_decoding_gives_the_logits_of_the_whole_sequence(experts: dict[str, Any]):
-    model = random_model(small_config(**experts)).eval()
-    (ids,) = random_documents([17])
-    with torch.no_grad():
-        expected_MV = logits_of(model, pack([[ids]]))
-    cache = KVCache(model.config, 17, dtype=torch.float32, device=torch.device("cpu"))
-    found = [model.decode(torch.tensor(ids[:9]), cache)]
-    found += [model.decode(torch.tensor([token]), cache) for token in ids[9:]]
-    torch.testing.assert_close(torch.stack(found), expected_MV[8:], atol=1e-4, rtol=1e-4)
 
 
 def test_fresh_experts_and_routers_are_drawn_as_every_matrix():

@@ -171,7 +171,9 @@ def _build_parser(
     for field in dataclasses.fields(recipe_type):
         if field.name in RECIPE_FLAGS:
             kinds = get_args(hints[field.name]) or (hints[field.name],)
-            text = f"{field.metadata['help']} (default: {field.default})"
+            text = field.metadata["help"]
+            if field.default is not None:
+                text += f" (default: {field.default})"
             recipe.add_argument(f"--{field.name}", type=kinds[0], help=text, metavar="N")
     recipe.add_argument(
         "--set",
@@ -197,7 +199,8 @@ def _describe_options(recipe_type: type[Recipe]) -> str:
     lines = ["options for --set, with their defaults:"]
     for field in dataclasses.fields(recipe_type):
         default = field.default if field.default is not dataclasses.MISSING else {}
-        text = f"{field.name}={default}  {field.metadata['help']}"
+        given = field.name if default is None else f"{field.name}={default}"
+        text = f"{given}  {field.metadata['help']}"
         lines += textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="      ")
     lines += ["model fields for --set:"]
     names = ", ".join(f.name for f in dataclasses.fields(ModelConfig))

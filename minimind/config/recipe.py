@@ -30,14 +30,19 @@ class Recipe:
     learning_rates: ClassVar[Mapping[str, float]] = {"": 5e-4}
     """The peak learning rate by preset, "" for all others."""
 
-    learning_rate: float | None = option(None, "peak learning rate (None: the stage's, by model)")
+    learning_rate: float | None = option(None, "peak learning rate (default: by stage and model)")
     min_lr_ratio: float = option(0.1, "the last learning rate as a share of the peak")
     warmup_steps: int = option(0, "optimizer steps of linear warm-up")
     epochs: float = option(1.0, "passes over the data")
-    max_steps: int | None = option(None, "stop after so many optimizer steps (None: by epochs)")
-    seq_len: int | None = option(None, "tokens of a packed row")
-    train_batch_size: int | None = option(None, "rows of an optimizer step, over all ranks")
-    micro_batch_size: int | None = option(None, "rows of one forward on one rank")
+    max_steps: int | None = option(None, "stop after so many optimizer steps (default: by epochs)")
+    seq_len: int | None = option(None, "tokens of a packed row (default: by model)")
+    train_batch_size: int | None = option(
+        None,
+        "rows of an optimizer step, over all ranks (default: the DeepSpeed JSON's, or by model)",
+    )
+    micro_batch_size: int | None = option(
+        None, "rows of one forward on one rank (default: likewise)"
+    )
     weight_decay: float = option(0.01, "AdamW's decoupled weight decay")
     betas: tuple[float, float] = option((0.9, 0.999), "AdamW's betas")
     adam_eps: float = option(1e-8, "AdamW's epsilon")

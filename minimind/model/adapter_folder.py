@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from minimind.config.model import ModelConfig
@@ -32,6 +31,7 @@ from minimind.model.state_dict import (
     hash_weights,
     linear_parts,
     load_hf_folder,
+    write_tensors,
 )
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -127,7 +127,7 @@ def save_adapter(folder: Path, config: ModelConfig, adapter: Adapter, base: Base
         "base_relative": os.path.relpath(base.folder, folder.resolve()),
         "base_fingerprint": base.fingerprint,
     }
-    save_file(tensors, folder / ADAPTER_WEIGHTS_FILE, metadata=header)
+    write_tensors(folder / ADAPTER_WEIGHTS_FILE, tensors, header)
     for name, values in (
         (ADAPTER_CONFIG_FILE, _to_peft_config(config, adapter, base.folder)),
         (CONFIG_FILE, to_hf_config(config)),

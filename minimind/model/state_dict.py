@@ -203,7 +203,16 @@ def save_hf_folder(
     values = to_hf_config(config) | {"dtype": str(dtype).removeprefix("torch.")}
     text = json.dumps(values, indent=2) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS_FILE, tensors, {"format": "pt"})
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    """A safetensors file that whoever may read other new files may read; the library's own are
+    their owner's alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata=header)
+    path.chmod(mode)
 
 
 def load_hf_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:

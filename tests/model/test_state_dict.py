@@ -195,6 +195,13 @@ def test_transformers_computes_the_same_logits(
     assert torch.equal(logits_in(folder), expected)
 
 
+def test_a_folder_is_readable_by_whom_other_files_are(tmp_path: Path):
+    config = small_config()
+    save_hf_folder(tmp_path, config, named(random_model(config)), torch.float32)
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
 def test_a_folder_that_transformers_writes_again_keeps_everything(
     saved: Callable[..., tuple[Path, Transformer]], tmp_path: Path
 ):

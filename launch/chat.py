@@ -14,7 +14,7 @@ import torch
 from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError, MiniMindError
 from minimind.inference.generate import load_model
-from minimind.runtime.devices import find_device
+from minimind.runtime.devices import check_kernels, find_device
 from minimind.serving.answer_parser import Content, Part, Reasoning, ToolCall
 from minimind.serving.chat_session import ChatBackend, ChatOptions, ChatSession
 from minimind.serving.local_chat import LocalChat
@@ -57,6 +57,7 @@ def open_backend(arguments: argparse.Namespace) -> ChatBackend:
 
         return ServerChat(arguments.server, arguments.model, os.environ.get(KEY_VARIABLE))
     device = find_device()
+    check_kernels(device)
     dtype = torch.bfloat16 if device.supports_bf16 else torch.float32
     folder = find_model_folder(arguments.checkpoint)
     return LocalChat(*load_model(folder, dtype=dtype, device=device.torch_device))

@@ -24,7 +24,7 @@ from minimind.evaluation.perplexity import measure_perplexity
 from minimind.inference.generate import load_model
 from minimind.inference.samples import answer_prompts
 from minimind.inference.sampling import SamplingParams
-from minimind.runtime.devices import find_device
+from minimind.runtime.devices import check_kernels, find_device
 from minimind.runtime.logging import set_up_logging
 
 logger = logging.getLogger("minimind")
@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 def evaluate(checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Whatever the options ask for, of one checkpoint. Raises a MiniMindError."""
     device = find_device()
+    check_kernels(device)
     on_gpu = device.kind == "gpu" and device.supports_bf16
     dtype = DTYPES.get(options.dtype, torch.bfloat16 if on_gpu else torch.float32)
     model, tokenizer = load_model(

@@ -14,7 +14,7 @@ import torch
 
 from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError, MiniMindError
-from minimind.runtime.devices import find_device
+from minimind.runtime.devices import check_kernels, find_device
 from minimind.serving.server import serve, set_up_server_logging
 from minimind.serving.service import ModelSource
 from minimind.serving.settings import ServerSettings
@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def read_sources(arguments: argparse.Namespace) -> dict[str, ModelSource]:
     """Each --checkpoint by its name: the one given, else its folder's."""
     device = find_device()
+    check_kernels(device)
     default = "bf16" if device.supports_bf16 else "fp32"
     sources: dict[str, ModelSource] = {}
     for given in arguments.checkpoint:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -29,3 +31,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Token caches go to a folder of the session, not to the user's."""
     os.environ["MINIMIND_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+_LOG_LEVEL = logging.getLogger().level
+
+
+@pytest.fixture(autouse=True)
+def _logging_of_its_own() -> Iterator[None]:
+    """Programs set up the root logger for their whole process, which here is the next test's too.
+    Fixtures may have done so before this one begins, so nothing is kept of how it finds it."""
+    yield
+    root = logging.getLogger()
+    root.setLevel(_LOG_LEVEL)
+    root.handlers[:] = [h for h in root.handlers if type(h).__module__.startswith("_pytest")]

@@ -90,7 +90,8 @@ def test_the_log_holds_prompts_only_when_told(
     server = serve(ServerSettings(port=0, log_prompts=log_prompts), tiny=ScriptedEngine("hidden"))
     response = httpx.post(server.url + CHAT, json=ASK)
     httpx.get(f"{server.url}/nowhere")
-    call, nowhere = [json.loads(JsonLines().format(record)) for record in caplog.records]
+    records = [record for record in caplog.records if record.name == "minimind.serving.calls"]
+    call, nowhere = [json.loads(JsonLines().format(record)) for record in records]
     assert call["request_id"] == response.headers["x-request-id"]
     assert (call["method"], call["path"], call["status"]) == ("POST", CHAT, 200)
     assert (call["model"], call["prompt_tokens"], call["completion_tokens"]) == ("tiny", 7, 2)

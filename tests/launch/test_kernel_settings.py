@@ -1,0 +1,31 @@
+"""What the environment asks of the kernels is checked when a program starts."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+from training_runs import ROOT
+
+FLAGS = {
+    "answer": ("--data", "none.jsonl", "--output", "none.jsonl"),
+    "chat": (),
+    "evaluate": ("--prompts", "a"),
+    "serve": (),
+}
+
+
+@pytest.mark.parametrize("program", FLAGS)
+def test_kernels_that_cannot_be_had(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    program: str,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("MINIMIND_KERNELS", "fast")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "launch"))
+    script = importlib.import_module(program)
+    assert script.main(["--checkpoint", "nowhere", *FLAGS[program]]) == 2
+    assert "MINIMIND_KERNELS='fast' is not known" in capsys.readouterr().err

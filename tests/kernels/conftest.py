@@ -108,5 +108,7 @@ def _run(
 ) -> list[Tensor]:
     """All outputs, then the gradients of the inputs that require one."""
     leaves = [t for t in inputs if t.requires_grad]
+    if not leaves:
+        return list(outputs)
     received = [g.to(o.dtype) for g, o in zip(upstream, outputs, strict=True)]
     return [o.detach() for o in outputs] + list(torch.autograd.grad(outputs, leaves, received))

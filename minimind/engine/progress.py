@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
 
 import tqdm
@@ -43,13 +42,14 @@ class Progress:
             dynamic_ncols=True,
             smoothing=0.1,
         )
-        self._seconds_per_step = math.nan
+        self._seconds_per_step = 0.0
 
     def update(self, stats: StepStats, seconds: float) -> None:
         if not self._is_main:
             return
-        rate = self._seconds_per_step
-        self._seconds_per_step = seconds if math.isnan(rate) else 0.9 * rate + 0.1 * seconds
+        # The first step also warms up; it says nothing about the others.
+        weight = 0.1 if stats.step > self._first_step + 2 else 1.0
+        self._seconds_per_step += weight * (seconds - self._seconds_per_step)
         memory = stats.peak_bytes or stats.resident_bytes
         shown = {
             "loss": f"{stats.loss:.4f}",

@@ -2,7 +2,8 @@
 
 Both commits are measured in turns on this machine, in pairs of random order, each run beside a
 probe of what the machine can do just then. Pairs are added until three standard errors of the
-median ratio are within 5%, or the time is up.
+median ratio are within 5%, or the time is up. What is only counted is counted once. The report is
+Markdown.
 
 Exit status: 0 nothing got worse, 1 something did, 2 bad usage, 3 too noisy to tell.
 """
@@ -27,7 +28,16 @@ import torch
 from tqdm import tqdm
 
 from bench import harness
-from bench.verdict import Comparison, Pair, Run, needs_more_pairs, render_table, row_key
+from bench.verdict import (
+    Comparison,
+    Pair,
+    Run,
+    is_ours,
+    needs_more_pairs,
+    overall,
+    render_report,
+    row_key,
+)
 from minimind.errors import ConfigError
 from minimind.runtime.devices import Device, find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
@@ -37,13 +47,19 @@ logger = logging.getLogger("bench.compare")
 ROOT = Path(__file__).resolve().parents[1]
 WORKING_TREE = "."
 """Stands for the files as they are, committed or not."""
+_TRAINING = (
+    "kernels/", "minimind/config/", "minimind/data/", "minimind/engine/", "minimind/model/",
+    "minimind/runtime/", "minimind/stages/", "minimind/types.py", "constraints.txt",
+)  # fmt: skip
 PARTS: dict[str, tuple[str, ...]] = {
-    "train_step": ("kernels/", "minimind/", "ds_configs/", "launch/train.py", "bench/train_"),
+    "step_counts": (*_TRAINING, "bench/step_counts", "bench/counts"),
+    "train_step": (*_TRAINING, "ds_configs/", "bench/train_", "bench/workers", "bench/counts"),
     "kernels": ("kernels/", "bench/kernel"),
     "inference": ("kernels/", "minimind/inference/", "minimind/model/", "bench/inference"),
 }
 """What each part is affected by: prefixes of paths."""
-_MIN_PAIRS = 3
+_COUNTED = frozenset({"step_counts"})
+"""Parts without a time: one run of each commit says it all."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,13 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if found is None:
         print("nothing that is measured has changed")
         return 0
-    print(render_table(found))
+    machine = harness.describe_machine(find_device())
+    print(render_report(found, options.base, options.head, machine))
     if options.json:
-        machine, rows = harness.describe_machine(find_device()), [c.to_dict() for c in found]
+        rows = [c.to_dict() for c in found]
         arguments = {"base": options.base, "head": options.head, "budget_s": options.budget_s}
         harness.write_results(options.json, "compare", machine, arguments, rows)
-    verdicts = {c.verdict for c in found}
-    return 1 if "worse" in verdicts else 3 if "too noisy" in verdicts else 0
+    return {"worse": 1, "too noisy": 3}.get(overall(found), 0)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -75,8 +91,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--parts", help=f"some of {','.join(PARTS)} (default: those that a changed file affects)"
     )
+    parser.add_argument("--pairs", type=int, default=5, help="pairs at least (default: 5)")
     parser.add_argument("--budget_s", type=float, default=1200.0, help="seconds (default: 1200)")
-    parser.add_argument("--model", help="preset of the training step (default: by device)")
+    parser.add_argument("--model", help="preset (default: by device)")
+    parser.add_argument(
+        "--quick", action="store_true", help="small batches and few steps: as on a CPU"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="results file")
     return parser
 
@@ -89,7 +109,10 @@ def compare(options: argparse.Namespace) -> list[Comparison] | None:
         return None
     device = find_device()
     limit_threads(1)
-    commands = {part: _command(part, device, options.model) for part in parts}
+    quick = options.quick or device.kind == "cpu"
+    model = options.model or ("tiny" if quick else "minimind2-small")
+    commands = {part: _command(part, model, quick) for part in parts}
+    timed = {part: command for part, command in commands.items() if part not in _COUNTED}
     pairs: list[Pair] = []
     end = time.monotonic() + options.budget_s
     with (
@@ -99,16 +122,20 @@ def compare(options: argparse.Namespace) -> list[Comparison] | None:
         tqdm(desc="pairs", file=sys.stderr, disable=None) as bar,
     ):
         folders = {"base": base_folder, "head": head_folder}
-        while len(pairs) < _MIN_PAIRS or (needs_more_pairs(pairs) and time.monotonic() < end):
+        while True:
+            wanted = timed if pairs else commands
             runs = {}
             for side in random.sample(list(folders), 2):
                 results = Path(temporary) / "results.json"
-                runs[side] = _run(commands, folders[side], results, device)
+                runs[side] = _run(wanted, side, folders[side], results, device)
             pairs.append(Pair(base=runs["base"], head=runs["head"]))
             bar.update()
-            if time.monotonic() > end:
+            if not timed or time.monotonic() > end:
                 break
-    return [Comparison.build(key, pairs) for key in sorted(pairs[0].head.rows)]
+            if len(pairs) >= options.pairs and not needs_more_pairs(pairs):
+                break
+    keys = {key for pair in pairs for run in (pair.base, pair.head) for key in run.rows}
+    return [Comparison.build(key, pairs) for key in sorted(keys)]
 
 
 def affected_parts(files: Sequence[str]) -> list[str]:
@@ -159,29 +186,40 @@ def _checkout(commit: str, folder: Path) -> Iterator[Path]:
         _git("worktree", "remove", "--force", str(folder))
 
 
-def _command(part: str, device: Device, model: str | None) -> list[str]:
+def _command(part: str, model: str, quick: bool) -> list[str]:
+    """Our own rows alone: what stands beside them in a benchmark did not change."""
     if part == "train_step":
-        preset = model or ("minimind2-small" if device.kind == "gpu" else "tiny")
-        size = [] if device.kind == "gpu" else ["--micro_batch", "8"]
-        rows = ["--rows", "plain_loop,engine", "--accumulation", "2", "--steps", "10"]
-        return ["bench.train_step", "--model", preset, *rows, *size]
+        size = ["--micro_batch", "4", "--steps", "8"] if quick else ["--steps", "10"]
+        rows = ["--rows", "plain_loop,engine", "--accumulation", "2"]
+        return ["bench.train_step", "--model", model, *rows, *size]
+    if part == "inference":
+        size = ["--batch", "1,8", "--new", "64", "--rounds", "3"] if quick else []
+        return ["bench.inference", "--model", model, "--rows", "minimind", *size]
     return [f"bench.{part}"]
 
 
-def _run(commands: Mapping[str, Sequence[str]], folder: Path, results: Path, device: Device) -> Run:
-    """One measurement of every part at one commit, with that commit's own benchmark."""
+def _run(
+    commands: Mapping[str, Sequence[str]], side: str, folder: Path, results: Path, device: Device
+) -> Run:
+    """One measurement of every part at one commit, with that commit's own benchmark. A part that
+    the base cannot measure yet has no rows there. Raises ConfigError where the head cannot."""
     environment = os.environ | {"PYTHONPATH": f"{folder / 'kernels'}{os.pathsep}{folder}"}
     probes = [probe(device)]
     rows: dict[str, Mapping[str, Any]] = {}
     for part, command in commands.items():
+        results.unlink(missing_ok=True)
         arguments = [sys.executable, "-m", *command, "--json", str(results)]
         done = subprocess.run(
             arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
-        if done.returncode:
-            raise ConfigError(f"{part} at {folder.name} failed: {done.stderr[-2000:]}")
+        if done.returncode or not results.exists():
+            message = f"{part} at {side} failed: {done.stderr[-2000:]}"
+            if side == "head":
+                raise ConfigError(message)
+            logger.warning("%s", message)
+            continue
         found = json.loads(results.read_text(encoding="utf-8"))
-        rows |= {row_key(part, row): row for row in found["rows"]}
+        rows |= {row_key(part, row): row for row in found["rows"] if is_ours(row)}
         probes.append(probe(device))
     return Run(probe=sum(probes) / len(probes), rows=rows)
 

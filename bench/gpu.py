@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -17,12 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.harness import describe_machine
+from bench.harness import describe_machine, results_folder
 from minimind.runtime.devices import find_device
 
 LIMIT_S = 480
 """Of one part."""
-_RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0 where every command ended well, else 1."""
     options = build_parser().parse_args(argv)
     machine = describe_machine(find_device())
-    folder = options.output or _RESULTS / re.sub(r"[^a-z0-9]+", "-", machine["device"].lower())
+    folder = options.output or results_folder(machine)
     folder.mkdir(parents=True, exist_ok=True)
     done = []
     for part in options.parts:

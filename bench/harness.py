@@ -1,8 +1,8 @@
 """What every benchmark shares: which machine, what statistics, which JSON, which table.
 
-A results file is one object: `benchmark`, `schema_version`, `machine`, `arguments`, `rows`. A row
-has `name`, `useful_tokens_per_s` or `median_us`, `peak_bytes` and the machine once more, so that a
-table can be made of rows from several files.
+A results file is one object: `benchmark`, `schema_version`, `machine`, `arguments`, `rows`. Every
+row has the machine once more, so that a table can be made of rows from several files, and every
+field of ROW_FIELDS, with null where a benchmark does not measure it; its own fields come on top.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -21,12 +22,26 @@ from typing import Any
 import psutil
 import torch
 
+from bench.ceilings import measure_ceilings
 from minimind.errors import ConfigError
 from minimind.runtime.devices import Device
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+ROW_FIELDS = (
+    "name", "model", "ds_config", "resolved_ds_config", "world_size",
+    "useful_tokens_per_s", "useful_tokens_per_s_p10", "useful_tokens_per_s_p90", "median_us",
+    "mfu", "mfu_causal", "step_s", "step_parts_s", "collectives",
+    "peak_bytes", "peak_reserved_bytes", "peak_resident_bytes",
+    "peak_bytes_per_rank", "peak_reserved_bytes_per_rank",
+    "dispatched_operators", "kernel_calls", "cuda_launches", "sync_operators",
+)  # fmt: skip
+"""`useful_tokens_per_s` is a median over steps, over all ranks, without padding; `mfu` counts
+6N + 12·L·D·T a token, `mfu_causal` what each token of a document sees; `step_parts_s` is
+bench/step_parts.py's; bytes are those of the rank that has most, with a list of all ranks' where
+there are several."""
 _PACKAGES = ("torch", "triton", "deepspeed", "tokenizers", "liger-kernel")
 _ROOT = Path(__file__).resolve().parents[1]
+RESULTS = _ROOT / "bench" / "results"
 
 
 def describe_machine(device: Device) -> dict[str, Any]:
@@ -50,6 +65,7 @@ def describe_machine(device: Device) -> dict[str, Any]:
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "load_average": [round(load, 2) for load in os.getloadavg()],
+        "ceilings": measure_ceilings(device),
     }
 
 
@@ -89,18 +105,27 @@ def write_results(
     **more: Any,
 ) -> None:
     """Whole or not there."""
+    machine, missing = dict(machine), dict.fromkeys(ROW_FIELDS)
     results = {
         "benchmark": benchmark,
         "schema_version": SCHEMA_VERSION,
-        "machine": dict(machine),
+        "machine": machine,
         "arguments": dict(arguments),
         **more,
-        "rows": [{**row, "machine": dict(machine)} for row in rows],
+        "rows": [{**missing, **row, "machine": machine} for row in rows],
     }
     unfinished = path.with_name(f".{path.name}.new")
     text = json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n"
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
+
+
+def results_folder(machine: Mapping[str, Any]) -> Path:
+    """Where a machine's results are kept: bench/results/<device>."""
+    device = re.sub(r"\((r|tm)\)|processor", "", machine["device"].lower())
+    if machine["kind"] == "cpu":
+        device += f" {machine['cores']} cores"
+    return RESULTS / re.sub(r"[^a-z0-9]+", "-", device).strip("-")
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -21,19 +21,6 @@ _COMPILED_PRESETS = ("minimind2-small", "minimind3")
 """Where torch.compile is a contender: compiling takes longer than all the measuring."""
 
 
-def measure_ceilings() -> dict[str, float]:
-    """What this GPU does at most, now: bytes/s of a copy (read + written), FLOP/s of bf16 8192³."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    copy_us = _time([lambda: target.copy_(source)])["median_us"]
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    product_us = _time([lambda: a @ b])["median_us"]
-    return {
-        "copy_bytes_per_s": 2 * source.numel() / copy_us * 1e6,
-        "product_flops_per_s": 2 * 8192**3 / product_us * 1e6,
-    }
-
-
 def measure_case(build: Callable[[], Case], ceilings: dict[str, float]) -> Iterator[dict[str, Any]]:
     """Rows of one case: each contender, forward and backward."""
     first = build()

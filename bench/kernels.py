@@ -23,6 +23,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import compile_report, harness
+from bench.ceilings import measure_ceilings
 from bench.kernel_cases import PRESETS, Case, build_cases
 from bench.kernel_readme import build_step_table, write_readme
 from bench.step_counts import count_steps
@@ -127,9 +128,9 @@ def count_case(case: Case) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Times of every contender on this GPU."""
-    from bench.kernel_timing import measure_case, measure_ceilings
+    from bench.kernel_timing import measure_case
 
-    ceilings = measure_ceilings()
+    ceilings = measure_ceilings(find_device())
     logger.info("ceilings: %s", ceilings)
     rows = []
     for dtype in options.dtype:

@@ -4,12 +4,17 @@ The loop, the stage and the model run in bf16 on tensors without storage, with t
 the attention that a GPU gets. An operator that needs a value on the host (what makes a host wait)
 has none to read there, so it would not only be counted: it would fail. What DeepSpeed itself
 dispatches is not in it; bench.train_step counts that, on the machine it runs on.
+
+`python -m bench.step_counts --json FILE` writes the counts down.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
@@ -21,7 +26,7 @@ from minimind_kernels.rope import qk_rope_reference
 from minimind_kernels.swiglu import swiglu_reference
 from torch import Tensor, nn
 
-from bench import compile_report
+from bench import compile_report, harness
 from bench.counts import count_step
 from minimind.config.model import load_model_config
 from minimind.engine.interrupts import Interrupts
@@ -29,6 +34,7 @@ from minimind.engine.loop import Loop
 from minimind.model import transformer
 from minimind.model.document_attention import VarlenPlan
 from minimind.model.transformer import Transformer
+from minimind.runtime.devices import find_device
 from minimind.runtime.ranks import Ranks
 from minimind.stages.pretrain import Pretrain, PretrainRecipe
 from minimind.types import Batch, HeadFn, LossSum, ModelOutput
@@ -37,6 +43,15 @@ DENSE, EXPERTS = "minimind2-small", "minimind2-moe"
 ROWS, ROW_TOKENS = 16, 1024
 """One micro-batch of as many tokens as the kernels are measured on."""
 _META = torch.device("meta")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.step_counts", description=__doc__)
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="results file")
+    path = parser.parse_args(argv).json
+    machine = harness.describe_machine(find_device())
+    harness.write_results(path, "step_counts", machine, {}, count_steps())
+    return 0
 
 
 def count_steps() -> list[dict[str, Any]]:
@@ -158,3 +173,7 @@ def _plain_forms() -> Iterator[None]:
     }
     with mock.patch.multiple(K, **plain):
         yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

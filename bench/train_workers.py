@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bench.counts import count_step
+from bench.step_parts import StepParts
 from bench.step_profile import profile_step
 from bench.train_rows import RowSpec, build_row, compare_first_losses
 from bench.workers import peak_resident, reset_peak_resident
@@ -89,11 +90,14 @@ class TrainedRow:
         if self._device.type == "cuda":
             reserved = torch.cuda.max_memory_reserved(self._device)
         data = self._row.data(index)
+        with StepParts(self._row.module, self._device) as parts:
+            self._row.step(data.batches)
         counts = count_step(lambda: self._row.step(data.batches), self._device)
         return {
             "peak_bytes": self._memory.peak_bytes,
             "peak_resident_bytes": resident,
             "peak_reserved_bytes": reserved,
+            **parts.to_dict(),
             **counts,
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -12,11 +13,12 @@ from bench import harness
 TOLERANCE = 0.05
 """A rate may be lower by this, or by three standard errors where those are more."""
 MEMORY_TOLERANCE = 0.01
-COUNTS = ("dispatched_operators", "kernel_calls", "cuda_launches", "parameter_tensors", "launches",
-          "waiting_operators")  # fmt: skip
+COUNTS = ("dispatched_operators", "kernel_calls", "kernel_launches", "cuda_launches", "launches",
+          "parameter_tensors", "waiting_operators")  # fmt: skip
 """Compared exactly: one more is worse."""
 
-Verdict = Literal["worse", "too noisy", "better", "same"]
+Verdict = Literal["worse", "too noisy", "better", "same", "not compared"]
+GRAVEST: tuple[Verdict, ...] = ("worse", "too noisy", "not compared", "better", "same")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +60,25 @@ class Comparison:
 
     @classmethod
     def build(cls, key: str, pairs: Sequence[Pair]) -> Comparison:
-        head = pairs[-1].head.rows[key]
-        base = pairs[-1].base.rows.get(key)
-        if base is None:
+        both = [p for p in pairs if key in p.base.rows and key in p.head.rows]
+        if not both:
+            why = "new" if any(key in pair.head.rows for pair in pairs) else "gone"
             return cls(
-                key=key, pairs=len(pairs), ratio=None, standard_error=None, memory_ratio=None,
-                counts={}, verdict="same", why="new",
+                key=key, pairs=0, ratio=None, standard_error=None, memory_ratio=None,
+                counts={}, verdict="not compared", why=why,
             )  # fmt: skip
-        ratio, error = _ratio(key, pairs)
-        memory = None
-        if base.get("peak_bytes") and head.get("peak_bytes"):
-            memory = head["peak_bytes"] / base["peak_bytes"]
-        ours, theirs = _counts(head), _counts(base)
+        ratio, error = _ratio(key, both)
+        memory = _memory_ratio(key, both)
+        theirs = _least_counts([pair.base.rows[key] for pair in both])
+        ours = _least_counts([pair.head.rows[key] for pair in both])
         counts = {
             name: (theirs[name], ours[name])
-            for name in theirs.keys() & ours.keys()
+            for name in sorted(theirs.keys() & ours.keys())
             if theirs[name] != ours[name]
         }
         verdict, why = _judge(ratio, error, memory, counts)
         return cls(
-            key=key, pairs=len(pairs), ratio=ratio, standard_error=error, memory_ratio=memory,
+            key=key, pairs=len(both), ratio=ratio, standard_error=error, memory_ratio=memory,
             counts=counts, verdict=verdict, why=why,
         )  # fmt: skip
 
@@ -85,11 +86,25 @@ class Comparison:
         return {"name": self.key, **asdict(self)}
 
 
-def _counts(row: Mapping[str, Any]) -> dict[str, int]:
-    counts = {name: int(row[name]) for name in COUNTS if row.get(name) is not None}
-    if row.get("sync_operators"):
-        counts["sync_operators"] = sum(row["sync_operators"].values())
+def _least_counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Of every run the least: what now and then comes on top is not the code's."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        found = {name: int(row[name]) for name in COUNTS if row.get(name) is not None}
+        if row.get("sync_operators"):
+            found["sync_operators"] = sum(row["sync_operators"].values())
+        for name, value in found.items():
+            counts[name] = min(value, counts.get(name, value))
     return counts
+
+
+def _memory_ratio(key: str, pairs: Sequence[Pair]) -> float | None:
+    peaks = [
+        (pair.head.rows[key].get("peak_bytes"), pair.base.rows[key].get("peak_bytes"))
+        for pair in pairs
+    ]
+    ratios = [head / base for head, base in peaks if head and base]
+    return statistics.median(ratios) if ratios else None
 
 
 def row_key(part: str, row: Mapping[str, Any]) -> str:
@@ -98,18 +113,23 @@ def row_key(part: str, row: Mapping[str, Any]) -> str:
     return " ".join([part, *(str(row[n]) for n in names if row.get(n) is not None)])
 
 
+def is_ours(row: Mapping[str, Any]) -> bool:
+    """Whether this project's code is measured, not what stands beside it."""
+    return row.get("contender", "minimind") == "minimind"
+
+
 def needs_more_pairs(pairs: Sequence[Pair]) -> bool:
     """Whether some row's ratio is not known to within the tolerance yet."""
-    for key in pairs[0].head.rows:
-        if key in pairs[0].base.rows:
-            ratio, error = _ratio(key, pairs)
-            if ratio is not None and error is not None and 3 * error > TOLERANCE:
-                return True
+    for key in pairs[0].head.rows.keys() & pairs[0].base.rows.keys():
+        ratio, error = _ratio(key, pairs)
+        if ratio is not None and error is not None and 3 * error > TOLERANCE:
+            return True
     return False
 
 
 def _ratio(key: str, pairs: Sequence[Pair]) -> tuple[float | None, float | None]:
-    rates = [(pair.head.rate(key), pair.base.rate(key)) for pair in pairs]
+    both = [pair for pair in pairs if key in pair.head.rows and key in pair.base.rows]
+    rates = [(pair.head.rate(key), pair.base.rate(key)) for pair in both]
     known = [(head, base) for head, base in rates if head and base]
     if not known:
         return None, None
@@ -146,8 +166,15 @@ def _judge(
     return ("better", ", ".join(better)) if better else ("same", "")
 
 
-def render_table(comparisons: Sequence[Comparison]) -> str:
-    """Markdown, fit for a pull request."""
+def overall(comparisons: Sequence[Comparison]) -> Verdict:
+    """The gravest of all."""
+    return min((c.verdict for c in comparisons), key=GRAVEST.index, default="same")
+
+
+def render_report(
+    comparisons: Sequence[Comparison], base: str, head: str, machine: Mapping[str, Any]
+) -> str:
+    """Markdown, fit for a pull request: the verdict, the table, how it was measured."""
     header = ("row", "pairs", "speed", "memory", "verdict", "why")
     rows = [
         (
@@ -155,9 +182,22 @@ def render_table(comparisons: Sequence[Comparison]) -> str:
             str(c.pairs),
             "–" if c.ratio is None else f"{c.ratio:.3f} ± {c.standard_error:.3f}",
             "–" if c.memory_ratio is None else f"{c.memory_ratio:.3f}",
-            c.verdict,
+            f"**{c.verdict}**" if c.verdict == "worse" else c.verdict,
             c.why or "–",
         )
-        for c in comparisons
+        for c in sorted(comparisons, key=lambda c: (GRAVEST.index(c.verdict), c.key))
     ]
-    return harness.format_table(header, rows)
+    return "\n".join(
+        [
+            f"### Benchmarks: {overall(comparisons)}",
+            "",
+            f"`{head}` against `{base}` on {machine['device']}, {machine['cores']} cores. Speed is "
+            "head over base ± its standard error, memory head over base.",
+            "",
+            harness.format_table(header, rows),
+            "",
+            f"Worse: slower by more than {TOLERANCE:.0%} and three standard errors, more memory by "
+            f"{MEMORY_TOLERANCE:.0%}, or one more of what is counted. Too noisy: three standard "
+            f"errors are more than {TOLERANCE:.0%}, and nothing else is worse.",
+        ]
+    )

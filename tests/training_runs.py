@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import torch
 
 from minimind.engine.checkpoint import find_model_folder
 from minimind.model.adapter_folder import load_model_folder
+from minimind.runtime.ranks import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "launch" / "train.py"
@@ -31,10 +31,9 @@ def train_in_a_process(
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", code, str(TRAIN), *arguments]
     if ranks > 1:
-        with socket.socket() as probe:  # the launcher's own port may be another run's
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        command = [str(Path(sys.executable).parent / "deepspeed"), "--master_port", port]
+        # The launcher's own port may be another run's.
+        port = ["--master_port", str(free_port())]
+        command = [str(Path(sys.executable).parent / "deepspeed"), *port]
         command += ["--num_accelerators", str(ranks), str(TRAIN), *arguments]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import socket
 from dataclasses import dataclass
+
+from minimind.errors import ConfigError
+
+_PORTS = range(20_000, 32_000)
+"""Below those that Linux gives to outgoing connections (from 32,768), any of which another program
+may take between our look and our use."""
+_TRIED_PORTS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +48,18 @@ def complete_environment(ranks: Ranks) -> None:
     os.environ.setdefault("WORLD_SIZE", str(ranks.world_size))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     if "MASTER_PORT" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+        os.environ["MASTER_PORT"] = str(free_port())
+
+
+def free_port() -> int:
+    """A port that nobody listens on here, for a run's ranks to meet at. Drawn at random, so that
+    runs which start at one time do not all find the same one. Raises ConfigError."""
+    # Not the global generator: a run that seeded it would draw the port of every other such run.
+    for port in random.SystemRandom().sample(_PORTS, _TRIED_PORTS):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise ConfigError(
+        f"no free port among {_TRIED_PORTS} of {_PORTS.start} to {_PORTS.stop - 1}: "
+        "give one in the environment variable MASTER_PORT"
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,12 @@ from minimind.errors import ConfigError
     [
         ([], []),
         (["README.md", "docs/decisions.md", "tests/kernels/test_form.py"], []),
-        (["kernels/minimind_kernels/rope.py"], ["train_step", "kernels", "inference"]),
-        (["minimind/inference/sampling.py"], ["train_step", "inference"]),
+        (
+            ["kernels/minimind_kernels/rope.py"],
+            ["step_counts", "train_step", "kernels", "inference"],
+        ),
+        (["minimind/inference/sampling.py"], ["inference"]),
+        (["minimind/serving/app.py"], []),
         (["ds_configs/zero2.json"], ["train_step"]),
     ],
 )
@@ -25,22 +31,22 @@ def test_affected_parts_alone(files: list[str], parts: list[str]) -> None:
     assert compare.affected_parts(files) == parts
 
 
+def commit(repository: Path, message: str) -> None:
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for arguments in (["add", "."], ["commit", "--quiet", "-m", message]):
+        subprocess.run(["git", *identity, *arguments], cwd=repository, check=True)
+
+
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two commits; the second changes code, the working tree changes more."""
 
-    def git(*arguments: str) -> None:
-        identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
-        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
-
-    git("init", "--quiet", "--initial-branch", "main")
+    subprocess.run(["git", "init", "--quiet", "--initial-branch", "main"], cwd=tmp_path, check=True)
     (tmp_path / "README.md").write_text("one")
-    git("add", ".")
-    git("commit", "--quiet", "-m", "first")
+    commit(tmp_path, "first")
     (tmp_path / "minimind").mkdir()
     (tmp_path / "minimind" / "types.py").write_text("x = 1")
-    git("add", ".")
-    git("commit", "--quiet", "-m", "second")
+    commit(tmp_path, "second")
     monkeypatch.setattr(compare, "ROOT", tmp_path)
     return tmp_path
 
@@ -64,7 +70,7 @@ def test_nothing_affected_is_nothing_measured(
     ("arguments", "message"),
     [
         (["no-such-commit", "HEAD"], "no-such-commit"),
-        (["HEAD~1", "HEAD", "--parts", "speed"], "--parts speed: the parts are train_step"),
+        (["HEAD~1", "HEAD", "--parts", "speed"], "--parts speed: the parts are step_counts"),
     ],
 )
 def test_bad_usage(
@@ -72,6 +78,60 @@ def test_bad_usage(
 ) -> None:
     assert compare.main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+MEASURE = """
+import json, pathlib, sys
+work = float(pathlib.Path("minimind/types.py").read_text().split()[-1])
+row = {{"name": "x", "useful_tokens_per_s": 100 / work, "peak_bytes": 1000, "launches": 7}}
+if {fails}:
+    sys.exit("no such benchmark")
+pathlib.Path(sys.argv[sys.argv.index("--json") + 1]).write_text(json.dumps({{"rows": [row]}}))
+"""
+
+
+@pytest.fixture
+def measuring(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """compare.main on two commits whose own benchmark says how quick each is; the second does
+    `work` times what the first does."""
+
+    def run(work: float, *more: str, base_fails: bool = False) -> int:
+        (repository / "bench").mkdir(exist_ok=True)
+        module = repository / "bench" / "train_step.py"
+        (repository / "minimind" / "types.py").write_text("x = 1")
+        module.write_text(MEASURE.format(fails=base_fails))
+        commit(repository, "base")
+        (repository / "minimind" / "types.py").write_text(f"x = {work}")
+        module.write_text(MEASURE.format(fails=False))
+        commit(repository, "head")
+        return compare.main(["HEAD~1", "HEAD", "--parts", "train_step", *more])
+
+    monkeypatch.setattr(compare, "probe", lambda device: 1.0)
+    return run
+
+
+def test_each_commit_is_measured_by_its_own_code(
+    measuring: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "verdict.json"
+    assert measuring(1.25, "--pairs", "2", "--json", str(path)) == 1
+    (row,) = json.loads(path.read_text())["rows"]
+    assert (row["ratio"], row["pairs"], row["why"]) == (0.8, 2, "slower")
+    assert "### Benchmarks: worse" in capsys.readouterr().out
+    assert not (tmp_path / ".git" / "worktrees").exists()
+
+
+def test_the_same_work_is_no_alarm(measuring: Callable[..., int]) -> None:
+    assert measuring(1.0, "--pairs", "2") == 0
+
+
+def test_what_the_base_cannot_measure_is_not_compared(
+    measuring: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert measuring(2.0, "--pairs", "2", base_fails=True) == 0
+    found = capsys.readouterr()
+    assert "not compared" in found.out
+    assert "no such benchmark" in found.err
 
 
 def test_a_worktree_is_removed_again(repository: Path, tmp_path: Path) -> None:

@@ -34,13 +34,37 @@ def test_results_file(tmp_path: Path) -> None:
     machine = harness.describe_machine(find_device())
     harness.write_results(path, "kernels", machine, {"a": 1}, [{"name": "x"}], notes=["y"])
     found = json.loads(path.read_text())
-    assert found["rows"] == [{"name": "x", "machine": found["machine"]}]
+    (row,) = found["rows"]
+    assert row["name"] == "x"
+    assert row["machine"] == found["machine"]
+    assert set(row) == {*harness.ROW_FIELDS, "machine"}
+    assert row["useful_tokens_per_s"] is None, "not measured, and said so"
     assert found["notes"] == ["y"]
     assert found["schema_version"] == harness.SCHEMA_VERSION
     harness.check_writable(path)
     assert json.loads(path.read_text()) == found
     with pytest.raises(ConfigError, match="cannot be written"):
         harness.check_writable(path / "below.json")
+
+
+def test_ceilings_are_of_this_session() -> None:
+    ceilings = harness.describe_machine(find_device())["ceilings"]
+    assert ceilings["copy_bytes_per_s"] > 1e8
+    assert ceilings["product_flops_per_s"] > 1e8
+    assert ceilings["product_dtype"] in ("float32", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "folder"),
+    [
+        ("NVIDIA H200", "gpu", "nvidia-h200"),
+        ("Intel(R) Xeon(R) Processor", "cpu", "intel-xeon-2-cores"),
+        ("AMD EPYC 9V74 80-Core Processor", "cpu", "amd-epyc-9v74-80-core-2-cores"),
+    ],
+)
+def test_each_machine_has_its_folder(device: str, kind: str, folder: str) -> None:
+    found = harness.results_folder({"device": device, "kind": kind, "cores": 2})
+    assert found == harness.RESULTS / folder
 
 
 def test_table_is_aligned() -> None:

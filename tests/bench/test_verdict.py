@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 
-from bench.verdict import Comparison, Pair, Run, needs_more_pairs, render_table
+from bench.verdict import Comparison, Pair, Run, needs_more_pairs, overall, render_report
 
 
 def pair(
@@ -89,12 +90,67 @@ def test_times_count_the_other_way_round() -> None:
 
 def test_a_new_row_has_nothing_to_compare_with() -> None:
     pairs = [Pair(base=Run(1.0, {}), head=Run(1.0, {"x": {"useful_tokens_per_s": 5.0}}))]
-    assert judge(*pairs).why == "new"
+    assert (judge(*pairs).verdict, judge(*pairs).why) == ("not compared", "new")
     assert not needs_more_pairs(pairs)
 
 
+def test_a_row_that_is_gone_is_said() -> None:
+    found = judge(Pair(base=Run(1.0, {"x": {"useful_tokens_per_s": 5.0}}), head=Run(1.0, {})))
+    assert (found.verdict, found.why) == ("not compared", "gone")
+
+
+def test_what_comes_on_top_in_one_run_alone_is_no_change() -> None:
+    pairs = [pair(100, 100), pair(100, 100, dispatched_operators=51), pair(100, 100)]
+    assert judge(*pairs).verdict == "same"
+
+
+def test_what_is_counted_in_the_first_pair_alone_counts() -> None:
+    timed = pair(100, 100)
+    counted = Pair(
+        base=Run(1.0, timed.base.rows | {"y": {"kernel_launches": 4}}),
+        head=Run(1.0, timed.head.rows | {"y": {"kernel_launches": 5}}),
+    )
+    assert Comparison.build("y", [counted, timed, timed]).why == "kernel_launches 4 -> 5"
+
+
+def test_the_gravest_verdict_is_that_of_all() -> None:
+    same = judge(*(pair(100, 100) for _ in range(3)))
+    noisy = judge(pair(100, 100), pair(100, 130), pair(100, 75))
+    slower = judge(*(pair(100, 80) for _ in range(3)))
+    assert overall([]) == overall([same]) == "same"
+    assert overall([same, noisy]) == "too noisy"
+    assert overall([noisy, slower, same]) == "worse"
+
+
+def noisy_gate(slowdown: float, noise: float, seed: int) -> Comparison:
+    """What the gate says of a head that takes `slowdown` times as long, on a machine whose runs
+    differ by `noise` (a standard deviation) and whose probe sees the common part of it."""
+    generator = random.Random(seed)
+    pairs: list[Pair] = []
+    while len(pairs) < 5 or (needs_more_pairs(pairs) and len(pairs) < 30):
+        machine = generator.uniform(0.5, 1.0)
+        base, head = (100 * machine * generator.gauss(1, noise) for _ in range(2))
+        pairs.append(pair(base, head / slowdown, probes=(machine, machine)))
+    return judge(*pairs)
+
+
+def test_a_slowdown_of_a_tenth_is_caught_and_equals_are_left_alone() -> None:
+    planted = [noisy_gate(1.1, 0.02, seed).verdict for seed in range(100)]
+    equal = [noisy_gate(1.0, 0.02, seed).verdict for seed in range(100)]
+    assert planted.count("worse") >= 99
+    assert equal.count("worse") == 0
+    assert [noisy_gate(1.0, 0.2, seed).verdict for seed in range(20)].count("worse") == 0
+
+
 def test_the_table_is_markdown() -> None:
-    lines = render_table([judge(*(pair(100, 90) for _ in range(3)))]).splitlines()
-    assert lines[0].split("|")[1].strip() == "row"
-    assert "worse" in lines[2]
-    assert "0.900 ± 0.000" in lines[2]
+    slower, same = ([pair(100, rate)] * 3 for rate in (90, 100))
+    found = [Comparison.build("x", same), Comparison.build("x", slower)]
+    lines = render_report(found, "v1", "HEAD", {"device": "some GPU", "cores": 4}).splitlines()
+    assert lines[0] == "### Benchmarks: worse"
+    assert "`HEAD` against `v1` on some GPU" in lines[2]
+    table = [line for line in lines if line.startswith("|")]
+    assert table[0].split("|")[1].strip() == "row"
+    assert {line.count("|") for line in table} == {7}
+    assert "**worse**" in table[2]
+    assert "0.900 ± 0.000" in table[2]
+    assert "same" in table[3]

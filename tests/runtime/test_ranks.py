@@ -7,7 +7,8 @@ import socket
 
 import pytest
 
-from minimind.runtime.ranks import Ranks, complete_environment, read_ranks
+from minimind.errors import ConfigError
+from minimind.runtime.ranks import Ranks, complete_environment, free_port, read_ranks
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -52,3 +53,27 @@ def test_a_launchers_environment_stays(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv(name, value)
     complete_environment(read_ranks())
     assert tuple(os.environ[name] for name in NAMES) == given
+
+
+def test_ports_are_free_different_and_no_outgoing_connections():
+    ports = {free_port() for _ in range(20)}
+    assert len(ports) > 10
+    assert max(ports) < 32_768
+    for port in ports:
+        with socket.socket() as probe:
+            probe.bind(("", port))
+
+
+def test_a_taken_port_is_passed_over(monkeypatch: pytest.MonkeyPatch):
+    with socket.socket() as taken:
+        taken.bind(("", free_port()))
+        taken.listen()
+        used = taken.getsockname()[1]
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            other = probe.getsockname()[1]
+        monkeypatch.setattr("random.SystemRandom.sample", lambda *_: [used, other])
+        assert free_port() == other
+        monkeypatch.setattr("random.SystemRandom.sample", lambda *_: [used])
+        with pytest.raises(ConfigError, match="MASTER_PORT"):
+            free_port()

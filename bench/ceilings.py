@@ -1,0 +1,55 @@
+"""What the machine does at most, now: a copy and a matrix product."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minimind.runtime.devices import Device
+
+_COPY_BYTES = {"cpu": 1 << 26, "gpu": 1 << 30}
+"""Far more than any cache holds."""
+_PRODUCT_SIZE = {"cpu": 1024, "gpu": 8192}
+_ROUNDS = 7
+
+
+def measure_ceilings(device: Device) -> dict[str, Any]:
+    """Bytes/s of a copy (read + written) and FLOP/s of a square product, bf16 where the device is
+    quicker in it, on as many threads as PyTorch has now; the quickest of a few rounds."""
+    dtype = torch.bfloat16 if device.supports_bf16 else torch.float32
+    size, num_bytes = _PRODUCT_SIZE[device.kind], _COPY_BYTES[device.kind]
+    where: dict[str, Any] = {"device": device.torch_device}
+    source = torch.ones(num_bytes, dtype=torch.uint8, **where)
+    target = torch.empty_like(source)
+    copy_s = _quickest(target.copy_, source, device)
+    del source, target
+    a, b = (torch.randn(size, size, **where).to(dtype) for _ in range(2))
+    product_s = _quickest(a.matmul, b, device)
+    del a, b
+    if device.kind == "gpu":
+        torch.cuda.empty_cache()
+    return {
+        "copy_bytes_per_s": 2 * num_bytes / copy_s,
+        "product_flops_per_s": 2 * size**3 / product_s,
+        "product_dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def _quickest(call: Callable[[Tensor], Any], other: Tensor, device: Device) -> float:
+    seconds = []
+    for _ in range(_ROUNDS):
+        _wait(device)
+        start = time.perf_counter()
+        call(other)
+        _wait(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def _wait(device: Device) -> None:
+    if device.kind == "gpu":
+        torch.cuda.synchronize(device.torch_device)

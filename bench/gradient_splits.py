@@ -1,0 +1,219 @@
+"""The splits of one step that bench.gradient_audit compares, and the gradient of each of them.
+
+The engine's gradient is read off one SGD step of a huge rate: it is what the optimizer was given,
+after all accumulation and communication, under any ZeRO stage. The reference is plain autograd,
+summed in fp64 and divided once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.resolved import resolve_flags
+from minimind.data.batching import collate
+from minimind.data.packing import build_row, plan_packing
+from minimind.engine.deepspeed_engine import DeepSpeedEngine
+from minimind.engine.stage import BuildContext
+from minimind.errors import ConfigError
+from minimind.runtime.devices import Device
+from minimind.runtime.ranks import Ranks
+from minimind.stages import STAGES
+from minimind.stages.resolve import ResolvedRun
+from minimind.types import Batch, LossSum, PackedRow
+
+ROWS = 16
+"""Of the step, whatever its split."""
+_RATE = 2.0**20
+"""So large that the weight itself is lost beside rate x gradient, and with it its rounding."""
+_BF16_ROUNDING = 2.0**-9
+_FP32_BOUND = 1e-5
+"""Sums of fp32 in another order; a wrong divisor is off by far more."""
+
+MODELS: dict[str, dict[str, object]] = {
+    "dense": {"num_experts": 0},
+    "experts": {"num_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.0},
+    "experts+aux": {"num_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.1},
+}
+"""By name, the fields that make a model of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """One way to take the step: the same documents, packed and divided so."""
+
+    model: str
+    precision: str
+    ds_config: str
+    ranks: int
+    micro_batch: int
+    packing: int
+    """Seed of the order in which documents are packed into rows."""
+
+    @property
+    def accumulation(self) -> int:
+        return ROWS // (self.micro_batch * self.ranks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deviation:
+    """How far a split's gradient is from what it must be."""
+
+    largest: float
+    """Over tensors, |gradient - reference| / |reference|, Euclidean norms."""
+    tensor: str
+    bound: float
+
+
+def list_splits(ds_configs: Sequence[str], ranks: int) -> list[Split]:
+    """What is compared at one number of ranks. The loss that routers add is a mean over a
+    micro-batch, so with it only splits that keep the micro-batches agree."""
+
+    def splits(model: str, precision: str, *shapes: tuple[int, int]) -> list[Split]:
+        return [
+            Split(
+                model=model, precision=precision, ds_config=name, ranks=ranks,
+                micro_batch=micro_batch, packing=packing,
+            )
+            for name in ds_configs
+            for micro_batch, packing in shapes
+        ]  # fmt: skip
+
+    share = ROWS // ranks
+    middle = max(1, share // 4)
+    return [
+        *splits("dense", "fp32", (share, 0), (middle, 0), (1, 0), (middle, 1)),
+        *splits("experts", "fp32", (middle, 0), (1, 1)),
+        *splits("experts+aux", "fp32", (2, 0)),
+        *splits("dense", "bf16", (share, 0), (1, 0)),
+    ]
+
+
+def measure(
+    split: Split, model: str, seq_len: int, device: Device, ranks: Ranks
+) -> Deviation | None:
+    """Of one split; None on all ranks but the first. Every rank of the split calls it."""
+    run = resolve(split, model, seq_len, device, ranks)
+    gradient = _engine_gradient(run, _micro_batches(split, run), ranks)
+    if not ranks.is_main:
+        return None
+    reference = _reference(split, run)
+    whole = sum(float(value.square().sum()) for value in reference.values()) ** 0.5
+    apart = {
+        # A tensor next to which nothing is left has only rounding in it.
+        name: float((gradient[name].double() - value).norm() / max(value.norm(), 1e-6 * whole))
+        for name, value in reference.items()
+    }
+    worst = max(apart, key=lambda name: apart[name])
+    return Deviation(largest=apart[worst], tensor=worst, bound=_bound(split, run))
+
+
+def resolve(split: Split, model: str, seq_len: int, device: Device, ranks: Ranks) -> ResolvedRun:
+    """As launch/train.py resolves it, with SGD for its optimizer. Raises ConfigError."""
+    settings: dict[str, object] = {
+        **MODELS[split.model],
+        "train_batch_size": ROWS,
+        "micro_batch_size": split.micro_batch,
+        "gradient_clipping": 0.0,
+        "weight_decay": 0.0,
+        "ds_config.bf16.enabled": split.precision == "bf16",
+        "ds_config.optimizer": {"type": "SGD", "params": {"lr": "auto"}},
+        "ds_config.zero_allow_untested_optimizer": True,
+    }
+    argv = ["--model", model, "--ds_config", split.ds_config, "--seq_len", str(seq_len)]
+    argv += ["--learning_rate", str(_RATE)]
+    for key, value in settings.items():
+        argv += ["--set", f"{key}={json.dumps(value)}"]
+    return resolve_flags(argv, ranks, device)
+
+
+def _micro_batches(split: Split, run: ResolvedRun) -> list[Batch]:
+    """All of the step's, over all ranks: rank r takes every ranks-th from r on."""
+    rows = _packed_rows(run, split.packing)
+    size = split.micro_batch
+    return [collate(rows[at : at + size]) for at in range(0, ROWS, size)]
+
+
+def _packed_rows(run: ResolvedRun, packing: int) -> list[PackedRow]:
+    """The same documents in every packing, of very different lengths and shares of targets, so that
+    no two micro-batches count alike; rows left over are padding."""
+    generator = np.random.default_rng(run.recipe.seed)
+    documents, total = [], 0
+    while total < 0.7 * ROWS * run.seq_len:
+        length = int(generator.integers(2, max(3, run.seq_len // 2)))
+        ids = generator.integers(3, run.config.vocab_size, size=length)
+        documents.append((ids, generator.random(length) < generator.random()))
+        total += length
+    lengths = np.array([len(ids) for ids, _ in documents])
+    plan = plan_packing(lengths, run.seq_len, window=8, seed=packing)
+    if plan.num_rows > ROWS:
+        raise ConfigError(f"--seq_len {run.seq_len}: too short for the audit's documents; give 32")
+    edges = plan.row_offsets.tolist()
+    chosen = [plan.piece_doc[a:b] for a, b in itertools.pairwise(edges)]
+    chosen += [plan.piece_doc[:0]] * (ROWS - plan.num_rows)
+    return [build_row([documents[d] for d in row], run.seq_len, 0) for row in chosen]
+
+
+def _engine_gradient(
+    run: ResolvedRun, micro_batches: Sequence[Batch], ranks: Ranks
+) -> Mapping[str, Tensor]:
+    stage = STAGES[run.stage](run.recipe)
+    policy = stage.build_models(BuildContext(config=run.config)).policy.to(run.device.torch_device)
+    engine = DeepSpeedEngine(policy, run.ds_config, run.recipe, run.device, ranks)
+    engine.train()
+    before = engine.full_weights()
+    mine = [batch.to(engine.device) for batch in micro_batches[ranks.rank :: ranks.world_size]]
+    count = torch.tensor([float(sum(stage.count(batch) for batch in mine))], device=engine.device)
+    engine.start_step(engine.sum_over_ranks(count)[0])
+    for batch in mine:
+        engine.backward(stage.loss(engine, batch))
+    engine.step(run.learning_rate)
+    after = engine.full_weights()
+    return {name: (before[name] - after[name]) / run.learning_rate for name in after}
+
+
+def _reference(split: Split, run: ResolvedRun) -> dict[str, Tensor]:
+    """fp64. In fp32 and without the routers' loss that of the whole step in one forward, packed
+    one way; else of the split's own micro-batches: bf16 rounds each one's gradient."""
+    rows = _packed_rows(run, 0)
+    batches = _micro_batches(split, run)
+    if split.precision == "fp32" and split.model != "experts+aux":
+        batches = [collate(rows)]
+    stage = STAGES[run.stage](run.recipe)
+    policy = stage.build_models(BuildContext(config=run.config)).policy
+    policy.to(run.device.torch_device, run.dtype).train()
+    count = sum(batch.num_targets for batch in batches)
+    sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in policy.named_parameters()}
+    # The factor that the engine hands to the backward: rounding is then of the same numbers.
+    scale = split.ranks / count
+    for batch in batches:
+        loss = stage.loss(policy, batch.to(run.device.torch_device))
+        (_total(loss) * scale).backward()
+        _move_gradients(policy, sums)
+    return {name: (value / split.ranks).cpu() for name, value in sums.items()}
+
+
+def _total(loss: LossSum) -> Tensor:
+    return loss.total if loss.aux_loss is None else loss.total + loss.aux_loss * loss.count
+
+
+def _move_gradients(policy: nn.Module, sums: Mapping[str, Tensor]) -> None:
+    for name, parameter in policy.named_parameters():
+        if parameter.grad is not None:
+            sums[name] += parameter.grad
+            parameter.grad = None
+
+
+def _bound(split: Split, run: ResolvedRun) -> float:
+    """bf16: twice the one rounding that communication makes; where the JSON does not ask for sums
+    in fp32, so many more as there are micro-batches, as a random walk."""
+    if split.precision == "fp32":
+        return _FP32_BOUND
+    wide = (run.ds_config.get("data_types") or {}).get("grad_accum_dtype") == "fp32"
+    return 2 * _BF16_ROUNDING * (1 if wide else split.accumulation) ** 0.5

@@ -1,0 +1,206 @@
+"""Training on more and more GPUs: `python -m bench.scaling --num_gpus 1,2,4,8 --json FILE`.
+
+Each count is a training run under DeepSpeed's launcher, on a CPU machine with as many ranks:
+`strong` takes the same rows a step at every count, `weak` the same rows a rank. Counts for which
+there are not enough GPUs (on a CPU, cores) are predicted from the smallest measured one and marked;
+the same prediction of the measured counts shows how far to trust it.
+
+On a CPU every rank has as many threads as at the largest measured count, on cores of its own.
+
+Exit status: 0 done, 1 the ranks broke, 2 bad usage, configuration or data, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import harness
+from bench.launcher import LaunchError, build_command, read_hostfile, run_ranks
+from bench.scaling_model import Link, build_model
+from bench.scaling_plot import plot_rows
+from bench.scaling_report import build_row, format_rows, predict_row
+from minimind.config.recipe import default_sizes
+from minimind.errors import ConfigError, MiniMindError
+from minimind.runtime.devices import Device, find_device
+from minimind.runtime.logging import set_up_logging
+
+logger = logging.getLogger("bench.scaling")
+
+MODES = ("strong", "weak")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    set_up_logging(0)
+    options = build_parser().parse_args(argv)
+    try:
+        rows, machine = measure(options)
+    except MiniMindError as error:
+        logger.error("error: %s", error)
+        return 2
+    except LaunchError as error:
+        logger.error("error: %s", error)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    print(format_rows(rows))
+    if options.plot:
+        plot_rows(rows, machine, options.plot)
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.scaling",
+        description="Measures training at several numbers of GPUs, and predicts those that are "
+        "not here.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--json", type=Path, required=True, metavar="FILE", help="results file")
+    add("--plot", type=Path, metavar="PNG", help="picture of them")
+    add("--num_gpus", default="1,2,4,8", metavar="A,B", help="counts (default: 1,2,4,8)")
+    add("--modes", default=",".join(MODES), metavar="A,B", help="default: strong,weak")
+    add("--hostfile", type=Path, metavar="FILE", help="DeepSpeed's, for several machines")
+    add("--model", default="minimind2-small", help="preset or JSON file (default: %(default)s)")
+    add("--ds_config", default="zero2.json", help="default: %(default)s")
+    add("--data", metavar="FILE", help="JSON lines of text (default: the embedded sample data)")
+    add("--tokenizer", metavar="DIR", help="its folder (default: the sample data's own)")
+    add("--seq_len", type=int, metavar="N", help="tokens of a row (default: the preset's)")
+    add("--micro_batch", type=int, metavar="N", help="rows (default: the preset's)")
+    add("--rows", type=int, metavar="N", help="rows a step of the smallest count, and of all in "
+        "strong scaling (default: a micro-batch for each rank of the largest)")  # fmt: skip
+    add("--steps", type=int, default=5, metavar="N", help="timed steps (default: 5)")
+    add("--warmup", type=int, default=2, metavar="N", help="2 or more before (default: 2)")
+    add("--threads", type=int, metavar="N", help="of a rank on a CPU")
+    add("--link_bytes_per_s", type=float, metavar="X", help="each rank's way out, for predictions "
+        "(default: measured where two ranks are)")  # fmt: skip
+    add("--link_latency_s", type=float, default=2e-5, metavar="X", help="beside it (2e-5)")
+    add("--set", default=[], action="append", metavar="KEY=VALUE", help="as for launch/train.py")
+    return parser
+
+
+def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows, written to the results file as each count is done, and the machine. Raises
+    MiniMindError for what the user can mend, LaunchError where the ranks break."""
+    counts, modes = _counts(options.num_gpus), _modes(options.modes)
+    if options.warmup < 2 or options.steps < 1:
+        raise ConfigError("--warmup takes 2 or more (memory is measured in it), --steps 1 or more")
+    harness.check_writable(options.json)
+    device = find_device()
+    measured = [n for n in counts if n <= _available(options.hostfile, device)]
+    if not measured:
+        raise ConfigError(f"--num_gpus {options.num_gpus}: there are not as many here")
+    cores = len(os.sched_getaffinity(0))
+    options.threads = options.threads or max(1, cores // measured[-1])
+    micro = options.micro_batch or default_sizes(device.kind, options.model).micro_batch_size
+    first_rows = options.rows or micro * counts[-1]
+    if uneven := [n for n in counts if first_rows % (micro * n)]:
+        raise ConfigError(
+            f"--rows {first_rows} is no multiple of {uneven[0]} ranks x micro-batches of {micro}"
+        )
+    torch.set_num_threads(options.threads)
+    machine = harness.describe_machine(device)
+    print(
+        f"{machine['device']}: {', '.join(map(str, measured))} ranks"
+        + f" of {options.threads} thread(s) each" * (device.kind == "cpu")
+    )
+    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    rows: list[dict[str, Any]] = []
+    for mode, count, num_rows in _plan(modes, counts, first_rows):
+        if count not in measured:
+            continue
+        base = next((row for row in rows if row["world_size"] == measured[0]), None)
+        if count == measured[0] and base:
+            rows.append({**base, "name": mode})
+        else:
+            found = _run(options, device, count, num_rows, micro)
+            rows.append(build_row(mode, num_rows, found, device, base))
+        harness.write_results(options.json, "scaling", machine, arguments, rows)
+    link = _link(options, rows)
+    if link:
+        model = build_model(rows[0], device.kind)
+        for mode, count, num_rows in _plan(modes, counts, first_rows):
+            predict_row(rows, model, link, mode, count, num_rows // (micro * count))
+        rows.sort(key=lambda row: (modes.index(row["name"]), row["world_size"]))
+    elif len(measured) < len(counts):
+        print("no prediction: one rank alone has no link; give --link_bytes_per_s")
+    harness.write_results(options.json, "scaling", machine, arguments, rows)
+    return rows, machine
+
+
+def _plan(modes: Sequence[str], counts: Sequence[int], rows: int) -> list[tuple[str, int, int]]:
+    """(mode, ranks, rows a step) of every run."""
+    return [
+        (mode, count, rows if mode == "strong" else rows // counts[0] * count)
+        for mode in modes
+        for count in counts
+    ]
+
+
+def _run(
+    options: argparse.Namespace, device: Device, count: int, rows: int, micro: int
+) -> dict[str, Any]:
+    flags = ["--timed_steps", str(options.steps), "--warmup_steps", str(options.warmup)]
+    flags += ["--threads", str(options.threads), "--stage", "pretrain", "--eval_every", "0"]
+    flags += ["--save_every", "0", "--sample_every", "0", "--ds_config", options.ds_config]
+    flags += ["--model", options.model, "--set", f"micro_batch_size={micro}"]
+    flags += ["--set", f"train_batch_size={rows}"]
+    for name in ("data", "tokenizer", "seq_len"):
+        value = getattr(options, name)
+        flags += [f"--{name}", str(value)] if value else []
+    for setting in options.set:
+        flags += ["--set", setting]
+    # Beside the results: with a hostfile it must be a folder that the first host has too.
+    with tempfile.TemporaryDirectory(dir=options.json.parent, prefix=".scaling-") as folder:
+        output, log = Path(folder).resolve() / "ranks.json", Path(folder) / "log"
+        flags += ["--output", str(output)]
+        print(f"--- {count} rank(s), {rows} rows a step", flush=True)
+        command = build_command("bench.scaling_rank", flags, count, options.hostfile)
+        run_ranks(command, device, log, threads=options.threads)
+        if not output.is_file():
+            raise LaunchError(f"the ranks left no results:\n{log.read_text()[-3000:]}")
+        return json.loads(output.read_text(encoding="utf-8"))
+
+
+def _available(hostfile: Path | None, device: Device) -> int:
+    if hostfile:
+        return sum(read_hostfile(hostfile).values())
+    return torch.cuda.device_count() if device.kind == "gpu" else len(os.sched_getaffinity(0))
+
+
+def _link(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> Link | None:
+    if options.link_bytes_per_s:
+        return Link(options.link_bytes_per_s, options.link_latency_s, "given")
+    found = [row["link"] for row in rows if row["link"]]
+    return Link(found[-1]["bytes_per_s"], found[-1]["latency_s"], "measured") if found else None
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        counts = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        counts = []
+    if not counts or counts[0] < 1:
+        raise ConfigError(f"--num_gpus {text}: give counts, as in 1,2,4,8")
+    return counts
+
+
+def _modes(text: str) -> list[str]:
+    modes = [part.strip() for part in text.split(",")]
+    if unknown := [mode for mode in modes if mode not in MODES]:
+        raise ConfigError(f"--modes {unknown[0]}: the modes are {', '.join(MODES)}")
+    return modes
+
+
+if __name__ == "__main__":
+    sys.exit(main())

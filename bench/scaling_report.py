@@ -1,0 +1,146 @@
+"""From what the ranks of bench.scaling found to its rows and its table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bench import harness
+from bench.scaling_model import Link, StepModel
+from bench.step_parts import PARTS
+from minimind.runtime.devices import Device
+
+
+def build_row(
+    mode: str, num_rows: int, found: Mapping[str, Any], device: Device,
+    base: Mapping[str, Any] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """A measured count. `found` is bench.scaling_rank's; `base` the smallest count's row."""
+    ranks = found["ranks"]
+    # Ranks wait for each other, so a step is as long as on the slowest.
+    seconds = [max(step) for step in zip(*(rank["step_seconds"] for rank in ranks), strict=True)]
+    targets = statistics.mean(
+        sum(step) for step in zip(*(rank["num_targets"] for rank in ranks), strict=True)
+    )
+    rate = harness.summarize([targets / s for s in seconds])
+    world_size = found["world_size"]
+    parts = {part: statistics.mean(rank["step_parts_s"][part] for rank in ranks) for part in PARTS}
+    peak = device.peak_flops
+    row = {
+        "name": mode,
+        "model": found["model"],
+        "ds_config": f"zero{(found['resolved_ds_config'].get('zero_optimization') or {})['stage']}",
+        "resolved_ds_config": found["resolved_ds_config"],
+        "world_size": world_size,
+        "hosts": len({rank["host"] for rank in ranks}),
+        "predicted": False,
+        "rows_per_step": num_rows,
+        "micro_batch": found["micro_batch"],
+        "micro_batches": num_rows // (found["micro_batch"] * world_size),
+        "seq_len": found["seq_len"],
+        "parameters": found["parameters"],
+        "threads": found["threads"],
+        "padding_share": found["padding_share"],
+        "useful_tokens_per_s": rate["median"],
+        "useful_tokens_per_s_p10": rate["p10"],
+        "useful_tokens_per_s_p90": rate["p90"],
+        "useful_tokens_per_step": targets,
+        "step_s": harness.summarize(seconds),
+        "step_seconds": seconds,
+        "step_parts_s": parts,
+        "collectives": ranks[0]["collectives"],
+        "communication_share": parts["communication"] / sum(parts.values()),
+        "mfu": rate["median"] * found["flops_per_token"] / (peak * world_size) if peak else None,
+        "link": found["link"],
+    }
+    for name in ("peak_bytes", "peak_reserved_bytes", "peak_resident_bytes"):
+        by_rank = [rank[name] for rank in ranks]
+        row[name] = max(by_rank) if None not in by_rank else None
+        if name != "peak_resident_bytes":
+            row[f"{name}_per_rank"] = by_rank if world_size > 1 else None
+    return row | {"efficiency": _efficiency(row["useful_tokens_per_s"], world_size, base)}
+
+
+def predict_row(
+    rows: list[dict[str, Any]],
+    model: StepModel,
+    link: Link,
+    mode: str,
+    world_size: int,
+    micro_batches: int,
+) -> None:
+    """Adds to the measured row of this mode and count what the model says of it; where there is
+    none, appends a row that holds nothing else."""
+    base = next(row for row in rows if row["world_size"] == model.world_size)
+    step_s = model.step_s(world_size, micro_batches, link)
+    per_rank = base["useful_tokens_per_step"] / (model.world_size * model.micro_batches)
+    tokens_per_s = per_rank * micro_batches * world_size / step_s
+    compute_s = model.compute_s * micro_batches / model.micro_batches
+    prediction = {
+        "useful_tokens_per_s": tokens_per_s,
+        "step_s": step_s,
+        "communication_s": model.communication_s(world_size, micro_batches, link, compute_s),
+        "peak_bytes": model.rank_bytes(world_size),
+        "efficiency": _efficiency(tokens_per_s, world_size, base),
+        "link_bytes_per_s": link.bytes_per_s,
+        "link_latency_s": link.latency_s,
+        "link_origin": link.origin,
+    }
+    for row in rows:
+        if (row["name"], row["world_size"]) == (mode, world_size):
+            row["prediction"] = prediction
+            row["prediction_error"] = {
+                name: prediction[name] / row[name] - 1
+                for name in ("useful_tokens_per_s", "peak_bytes")
+            }
+            return
+    kept = ("model", "ds_config", "micro_batch", "seq_len", "parameters")
+    rows.append({
+        "name": mode, "world_size": world_size, "predicted": True, "prediction": prediction,
+        "micro_batches": micro_batches, **{name: base[name] for name in kept},
+    })  # fmt: skip
+
+
+def _efficiency(rate: float, world_size: int, base: Mapping[str, Any] | None) -> float:
+    """Tokens/s of a rank beside those of a rank at the smallest count."""
+    if base is None:
+        return 1.0
+    return rate / world_size / (base["useful_tokens_per_s"] / base["world_size"])
+
+
+def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Predicted numbers carry a sign, the error of those that were measured stands beside them."""
+    header = (
+        "scaling", "ranks", "useful tokens/s", "p10–p90", "efficiency", "step s",
+        "communication s", "peak MB a rank", "predicted tokens/s", "predicted MB",
+    )  # fmt: skip
+    return harness.format_table(header, [_cells(row) for row in rows])
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    head = [row["name"], str(row["world_size"])]
+    prediction = row.get("prediction")
+    if row["predicted"]:
+        assert prediction is not None
+        return [
+            *head, "not measured", "–", f"~{prediction['efficiency']:.0%}",
+            f"~{prediction['step_s']:.2f}", f"~{prediction['communication_s']:.2f}",
+            "not measured", f"~{prediction['useful_tokens_per_s']:,.0f}",
+            f"~{prediction['peak_bytes'] / 1e6:,.0f}",
+        ]  # fmt: skip
+    return [
+        *head,
+        f"{row['useful_tokens_per_s']:,.0f}",
+        f"{row['useful_tokens_per_s_p10']:,.0f}–{row['useful_tokens_per_s_p90']:,.0f}",
+        f"{row['efficiency']:.0%}",
+        f"{row['step_s']['median']:.2f}",
+        f"{row['step_parts_s']['communication']:.2f}",
+        f"{row['peak_bytes'] / 1e6:,.0f}",
+        *(
+            f"~{prediction[name] / scale:,.0f} ({row['prediction_error'][name]:+.1%})"
+            if prediction
+            else "–"
+            for name, scale in (("useful_tokens_per_s", 1), ("peak_bytes", 1e6))
+        ),
+    ]

@@ -1,0 +1,150 @@
+"""bench.gradient_audit: clean on the real engine, and an alarm for each way to get it wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import gradient_audit, gradient_splits
+from bench.gradient_splits import ROWS, Split, list_splits
+from minimind.engine.deepspeed_engine import DeepSpeedEngine, start_ranks
+from minimind.runtime.devices import find_device
+from minimind.runtime.ranks import Ranks
+from minimind.stages.pretrain import Pretrain
+from minimind.types import LossSum
+
+ALONE = Ranks(0, 0, 1)
+Audit = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Audit:
+    """audit(splits) in this process, on a model of two layers."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "model.json"
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    path.write_text(json.dumps(sizes | {"num_key_value_heads": 2, "vocab_size": 4096}))
+
+    def run(*splits: Split) -> list[dict[str, Any]]:
+        device = find_device()
+        start_ranks(ALONE, device)
+        return list(gradient_audit.audit_splits(splits, str(path), 32, device, ALONE))
+
+    return run
+
+
+def split(micro_batch: int, **changes: Any) -> Split:
+    values: dict[str, Any] = {"model": "dense", "precision": "fp32", "ds_config": "zero2.json"}
+    values |= {"ranks": 1, "packing": 0} | changes
+    return Split(micro_batch=micro_batch, **values)
+
+
+def test_every_split_has_one_gradient(audit: Audit) -> None:
+    splits = [split(ROWS), split(2, packing=1), split(4, ds_config="zero3.json")]
+    splits += [split(4, model="experts"), split(4, model="experts+aux")]
+    for row in audit(*splits, split(1, precision="bf16")):
+        assert row["is_one_gradient"], row
+
+
+def test_a_mean_of_means_is_caught(audit: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each micro-batch's loss divided by its own count, and their mean taken: right for one
+    micro-batch alone."""
+    whole, start = Pretrain.loss, DeepSpeedEngine.start_step
+    counts: list[torch.Tensor] = []
+
+    def started(self: DeepSpeedEngine, total_count: torch.Tensor) -> None:
+        counts.append(total_count)
+        start(self, total_count)
+
+    def divided(self: Pretrain, policy: Any, batch: Any) -> LossSum:
+        loss = whole(self, policy, batch)
+        if not isinstance(policy, DeepSpeedEngine):  # the reference
+            return loss
+        mean = loss.total / max(1, loss.count)
+        return LossSum(total=mean * counts[-1] / policy._accumulation, count=loss.count)
+
+    monkeypatch.setattr(DeepSpeedEngine, "start_step", started)
+    monkeypatch.setattr(Pretrain, "loss", divided)
+    one, four, sixteen = audit(split(ROWS), split(4), split(1))
+    assert one["is_one_gradient"]
+    assert not four["is_one_gradient"]
+    assert not sixteen["is_one_gradient"]
+    assert sixteen["deviation"] > four["deviation"] > 0.01
+
+
+def test_sums_in_bf16_are_caught_where_fp32_was_asked_for(
+    audit: Audit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound = gradient_splits._bound
+    ours = split(1, precision="bf16", ds_config="zero0.json")
+    (row,) = audit(ours)
+    assert row["is_one_gradient"]
+    asked = {"data_types": {"grad_accum_dtype": "fp32"}}
+    monkeypatch.setattr(
+        gradient_splits,
+        "_bound",
+        lambda s, run: bound(s, type("Run", (), {"ds_config": run.ds_config | asked})()),
+    )
+    (row,) = audit(ours)
+    assert not row["is_one_gradient"]
+
+
+def test_a_part_that_never_arrives_is_caught(audit: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a rank whose gradient no all-reduce adds: half of the step is missing."""
+    rows = gradient_splits._packed_rows
+    lost = {"engine": True}
+
+    def half(*arguments: Any) -> Any:
+        found = rows(*arguments)
+        if lost.pop("engine", False):
+            return [*found[: ROWS // 2], *found[: ROWS // 2]]
+        return found
+
+    monkeypatch.setattr(gradient_splits, "_packed_rows", half)
+    (row,) = audit(split(4))
+    assert row["deviation"] > 0.1
+
+
+def test_a_gradient_that_is_not_a_number_is_none(
+    audit: Audit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = gradient_splits._engine_gradient
+
+    def broken(*arguments: Any) -> Any:
+        return {name: value * torch.nan for name, value in whole(*arguments).items()}
+
+    monkeypatch.setattr(gradient_splits, "_engine_gradient", broken)
+    (row,) = audit(split(4))
+    assert not row["is_one_gradient"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 16])
+def test_a_step_has_the_same_rows_however_it_is_split(ranks: int) -> None:
+    splits = list_splits(["zero2.json"], ranks)
+    assert {s.accumulation * s.micro_batch * s.ranks for s in splits} == {ROWS}
+    kept = {s.micro_batch for s in splits if s.model == "experts+aux"}
+    assert ranks == ROWS or kept == {2}
+    assert {s.packing for s in splits} == {0, 1}
+
+
+def test_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        gradient_audit.main(["--ranks", "3"])
+    assert stop.value.code == 2
+    assert "3 does not divide the step's 16 rows" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_ranks_through_the_launcher(tmp_path: Path) -> None:
+    path = tmp_path / "audit.json"
+    arguments = ["--ranks", "2", "--ds_config", "zero2.json", "zero3.json", "--json", str(path)]
+    assert gradient_audit.main([*arguments, "--seq_len", "32"]) == 0
+    rows = json.loads(path.read_text())["rows"]
+    assert {row["ranks"] for row in rows} == {2}
+    assert {row["ds_config"] for row in rows} == {"zero2.json", "zero3.json"}

@@ -17,6 +17,7 @@ from minimind.errors import DataError
 from minimind.types import IGNORE_INDEX, Batch, PackedRow
 
 BatchT = TypeVar("BatchT")
+PackedBatchT = TypeVar("PackedBatchT", bound=Batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,23 @@ class StepData(Generic[BatchT]):
     """With it."""
     attended: int
     """Pairs of a token and one it sees, itself included."""
+
+
+def packed_step(batches: list[PackedBatchT]) -> StepData[PackedBatchT]:
+    """Counts what is in packed micro-batches."""
+    lengths = []
+    for batch in batches:
+        starts = batch.cu_seqlens[:-1].long()
+        is_document = batch.is_token_BT.flatten()[starts]
+        lengths.append(batch.cu_seqlens.diff()[is_document].long())
+    lengths = torch.cat(lengths)
+    return StepData(
+        batches=batches,
+        num_targets=sum(batch.num_targets for batch in batches),
+        num_tokens=int(lengths.sum()),
+        num_places=sum(batch.ids_BT.numel() for batch in batches),
+        attended=int((lengths * (lengths + 1) // 2).sum()),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,22 +143,14 @@ class PackedSteps:
         self._epoch_order = lru_cache(maxsize=2)(self._compute_epoch_order)
 
     def step(self, index: int) -> StepData[Batch]:
-        plan, per_step = self._plan, self._micro_batch * self._accumulation
+        per_step = self._micro_batch * self._accumulation
         places = range(index * per_step, (index + 1) * per_step)
         rows = [self._row(place) for place in places]
-        pieces = np.concatenate(
-            [plan.piece_len[plan.row_offsets[row] : plan.row_offsets[row + 1]] for row in rows]
-        ).astype(np.int64)
-        batches = [
-            collate([self._build(row) for row in rows[at : at + self._micro_batch]])
-            for at in range(0, per_step, self._micro_batch)
-        ]
-        return StepData(
-            batches=batches,
-            num_targets=sum(batch.num_targets for batch in batches),
-            num_tokens=int(pieces.sum()),
-            num_places=per_step * plan.seq_len,
-            attended=int((pieces * (pieces + 1) // 2).sum()),
+        return packed_step(
+            [
+                collate([self._build(row) for row in rows[at : at + self._micro_batch]])
+                for at in range(0, per_step, self._micro_batch)
+            ]
         )
 
     def _row(self, place: int) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from bench import harness
@@ -12,6 +13,7 @@ from bench.train_rows import RowSpec
 from bench.train_workers import StepTime
 
 BASELINES = ("original", "plain_loop")
+"""A row has ratios to these, measured or not, and to every other row that is not the engine's."""
 
 
 def build_rows(
@@ -25,8 +27,9 @@ def build_rows(
     rows = [
         _build_row(model, *of_row) for of_row in zip(specs, built, times, measured, strict=True)
     ]
-    for name in BASELINES:
-        base = next((i for i, spec in enumerate(specs) if spec.name == name), None)
+    names = [spec.name for spec in specs]
+    for name in dict.fromkeys([*BASELINES, *(n for n in names if n != "engine")]):
+        base = names.index(name) if name in names else None
         for row, steps in zip(rows, times, strict=True):
             # A ratio between precisions says nothing about the engine.
             comparable = name == "original" or (
@@ -53,6 +56,7 @@ def _build_row(
     return {
         "name": spec.name,
         "model": model,
+        "stage": run.stage,
         "ds_config": spec.ds_config_name,
         "resolved_ds_config": run.ds_config if spec.ds_config_name else None,
         "world_size": 1,
@@ -63,7 +67,8 @@ def _build_row(
         "useful_tokens_per_s": rate["median"],
         "useful_tokens_per_s_p10": rate["p10"],
         "useful_tokens_per_s_p90": rate["p90"],
-        "useful_tokens_per_step": _targets_per_step(steps),
+        "useful_tokens_per_step": _tokens_per_step(steps),
+        "targets_per_step": statistics.mean(step.num_targets for step in steps),
         "padding_share": 1 - sum(s.num_tokens for s in steps) / sum(s.num_places for s in steps),
         "step_s": harness.summarize([step.seconds for step in steps]),
         **_flops(spec, seq_len, steps, rate["median"]),
@@ -73,61 +78,67 @@ def _build_row(
     }
 
 
-def _targets_per_step(steps: Sequence[StepTime]) -> float:
-    return statistics.mean(step.num_targets for step in steps)
+def _tokens_per_step(steps: Sequence[StepTime]) -> float:
+    """Without padding."""
+    return statistics.mean(step.num_tokens for step in steps)
 
 
 def _rates(steps: Sequence[StepTime]) -> list[float]:
-    """Useful tokens/s of each step, with the targets of the mean step: how many a step happens to
+    """Useful tokens/s of each step, with the tokens of the mean step: how many a step happens to
     hold has next to no influence on its time (none, where it is padded)."""
-    targets = _targets_per_step(steps)
-    return [targets / step.seconds for step in steps]
+    tokens = _tokens_per_step(steps)
+    return [tokens / step.seconds for step in steps]
 
 
 def _flops(
     spec: RowSpec, seq_len: int, steps: Sequence[StepTime], tokens_per_s: float
 ) -> dict[str, float | None]:
-    """Model FLOP/s of the useful tokens, 6N + 12·L·D·T each, and their share of the device's peak:
-    so, and with attention counted by what each token of a document sees."""
-    config, peak = spec.run.config, spec.run.device.peak_flops
+    """FLOP/s of the useful tokens, 6N + 12·L·D·T each where all is trained, less where weights are
+    frozen, and their share of the device's peak: so, and with attention counted by what each token
+    of a document sees. A second model beside the trained one is not counted."""
+    run, config, peak = spec.run, spec.run.config, spec.run.device.peak_flops
+    of_frozen = run.flops_per_token - config.flops_per_token(run.seq_len)
     attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
     seen = sum(step.attended for step in steps) / sum(step.num_tokens for step in steps)
-    usual = tokens_per_s * config.flops_per_token(seq_len)
-    causal = tokens_per_s * (6 * config.num_active_parameters + attention * seen)
+    a_token = config.flops_per_token(seq_len) + of_frozen
+    a_token_causal = 6 * config.num_active_parameters + attention * seen + of_frozen
+    if spec.name == "frozen":  # a forward is a third of a step
+        a_token, a_token_causal = a_token / 3, a_token_causal / 3
     return {
-        "model_flops_per_s": usual,
-        "mfu": usual / peak if peak else None,
-        "mfu_causal": causal / peak if peak else None,
+        "flops_per_token_causal": a_token_causal,
+        "model_flops_per_s": tokens_per_s * a_token,
+        "mfu": tokens_per_s * a_token / peak if peak else None,
+        "mfu_causal": tokens_per_s * a_token_causal / peak if peak else None,
     }
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table a reader looks at first."""
-    header = (
-        "row", "precision", "useful tokens/s", "p10–p90", "× original", "× plain loop", "padding",
-        "step s", "peak MB", "resident MB", "MFU", "operators", "syncs", "tensors",
-    )  # fmt: skip
-    return harness.format_table(header, [_cells(row) for row in rows])
+    bases = [name for name in dict.fromkeys(row["name"] for row in rows) if name != "engine"]
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "row": _title,
+        "precision": lambda row: row["precision"],
+        "useful tokens/s": lambda row: f"{row['useful_tokens_per_s']:,.0f}",
+        "p10–p90": lambda row: (
+            f"{row['useful_tokens_per_s_p10']:,.0f}–{row['useful_tokens_per_s_p90']:,.0f}"
+        ),
+        **{f"× {name.replace('_', ' ')}": partial(_ratio, name=name) for name in bases},
+        "padding": lambda row: f"{row['padding_share']:.1%}",
+        "step s": lambda row: f"{row['step_s']['median']:.3f}",
+        "peak MB": lambda row: _megabytes(row["peak_bytes"]),
+        "resident MB": lambda row: _megabytes(row["peak_resident_bytes"]),
+        "MFU": lambda row: "not known" if row["mfu"] is None else f"{row['mfu']:.1%}",
+        "operators": lambda row: f"{row['dispatched_operators']:,}",
+        "syncs": lambda row: f"{sum(row['sync_operators'].values()):,}",
+        "tensors": lambda row: f"{row['parameter_tensors']}",
+    }
+    cells = [[cell(row) for cell in columns.values()] for row in rows]
+    return harness.format_table(list(columns), cells)
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def _title(row: Mapping[str, Any]) -> str:
     name = f"{row['model']} {row['name']}"
-    return [
-        f"{name} {row['ds_config']}" if row["ds_config"] else name,
-        row["precision"],
-        f"{row['useful_tokens_per_s']:,.0f}",
-        f"{row['useful_tokens_per_s_p10']:,.0f}–{row['useful_tokens_per_s_p90']:,.0f}",
-        _ratio(row, "original"),
-        _ratio(row, "plain_loop"),
-        f"{row['padding_share']:.1%}",
-        f"{row['step_s']['median']:.3f}",
-        _megabytes(row["peak_bytes"]),
-        _megabytes(row["peak_resident_bytes"]),
-        "not known" if row["mfu"] is None else f"{row['mfu']:.1%}",
-        f"{row['dispatched_operators']:,}",
-        f"{sum(row['sync_operators'].values()):,}",
-        f"{row['parameter_tensors']}",
-    ]
+    return f"{name} {row['ds_config']}" if row["ds_config"] else name
 
 
 def _ratio(row: Mapping[str, Any], name: str) -> str:

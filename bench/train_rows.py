@@ -1,27 +1,25 @@
-"""The rows of bench.train_step: three ways to take an optimizer step from the same weights."""
+"""The rows of bench.train_step: a stage in a bare loop and in DeepSpeed's engine."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from bench.documents import Documents, PackedSteps, PaddedSteps, StepData, one_row
-from bench.original import OriginalModel, original_loss
+from bench.documents import Documents, PackedSteps, StepData
+from bench.loaded_steps import LoadedSteps
 from minimind.config.deepspeed_json import precision
 from minimind.engine.deepspeed_engine import DeepSpeedEngine, start_ranks
-from minimind.engine.stage import BuildContext
+from minimind.engine.stage import BuildContext, Loader, Stage, StageModels
 from minimind.errors import ConfigError
-from minimind.model.state_dict import split_fused
 from minimind.runtime.ranks import read_ranks
 from minimind.runtime.seeds import seed_micro_batch
 from minimind.stages import STAGES
-from minimind.stages.resolve import ResolvedRun
+from minimind.stages.inputs import load_start
+from minimind.stages.resolve import ResolvedRun, find_tokenizer
 from minimind.types import Batch
-
-ROWS = ("original", "plain_loop", "engine")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +28,13 @@ class RowSpec:
 
     name: str
     ds_config_name: str | None
-    """Of an engine row."""
+    """Of a row in the engine."""
     run: ResolvedRun
-    documents: Documents
+    documents: Documents | None
+    """None: the run's own data."""
     original_batch: int
     steps: int
-    """Optimizer steps that will be asked for, warm-up included."""
+    """Optimizer steps that will be asked for, all told."""
 
     @property
     def accumulation(self) -> int:
@@ -55,57 +54,39 @@ class TrainRow(Protocol):
         ...
 
 
-def build_row(spec: RowSpec) -> TrainRow:
-    """Raises ConfigError for a name that is none of ROWS."""
-    rows = {"original": OriginalRow, "plain_loop": PlainLoopRow, "engine": EngineRow}
-    if spec.name not in rows:
-        raise ConfigError(f"--rows {spec.name}: there is no such row; rows: {', '.join(ROWS)}")
-    return rows[spec.name](spec)
+def read_steps(spec: RowSpec) -> PackedSteps | LoadedSteps:
+    run = spec.run
+    if spec.documents is None:
+        return LoadedSteps(run, find_tokenizer(run.arguments), spec.steps)
+    return PackedSteps(
+        spec.documents,
+        seq_len=run.seq_len,
+        micro_batch=run.micro_batch_size,
+        accumulation=spec.accumulation,
+    )
 
 
-class OriginalRow:
-    """The same model in fp32 as plain modules, documents padded, AdamW as PyTorch has it."""
-
-    def __init__(self, spec: RowSpec) -> None:
-        run = spec.run
-        self.precision = "fp32"
-        self._device, self._clipping = run.device.torch_device, run.recipe.gradient_clipping
-        self.steps = PaddedSteps(
-            spec.documents,
-            rows=spec.original_batch,
-            accumulation=spec.accumulation,
-            steps=spec.steps,
+def build_models(spec: RowSpec, stage: Stage[Any], steps: PackedSteps | LoadedSteps) -> StageModels:
+    """As launch/train.py does, the policy on its device."""
+    run = spec.run
+    has_data = isinstance(steps, LoadedSteps)
+    models = stage.build_models(
+        BuildContext(
+            config=run.config,
+            weights=load_start(run),
+            weights_folder=run.weights_folder,
+            device=run.device.torch_device,
+            dtype=run.dtype,
+            tokenizer=find_tokenizer(run.arguments) if has_data else None,
+            loader=cast(Loader[Any], steps) if has_data else None,
         )
-        ours = STAGES[run.stage](run.recipe).build_models(BuildContext(config=run.config)).policy
-        self.module = OriginalModel(run.config, spec.documents.max_tokens)
-        self.module.load_split(split_fused(run.config, dict(ours.named_parameters())))
-        self.module.to(self._device)
-        self._optimizer = torch.optim.AdamW(
-            self.module.parameters(),
-            lr=run.learning_rate,
-            betas=run.recipe.betas,
-            eps=run.recipe.adam_eps,
-            weight_decay=run.recipe.weight_decay,
-        )
-
-    def data(self, index: int) -> StepData[tuple[Tensor, Tensor]]:
-        return self.steps.step(index)
-
-    def step(self, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
-        total = torch.zeros((), device=self._device)
-        for ids_BT, labels_BT in batches:
-            ids_BT, labels_BT = ids_BT.to(self._device), labels_BT.to(self._device)
-            loss = original_loss(self.module(ids_BT), labels_BT) / len(batches)
-            loss.backward()
-            total += loss.detach()
-        nn.utils.clip_grad_norm_(self.module.parameters(), self._clipping or float("inf"))
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return total
+    )
+    models.policy.to(run.device.torch_device)
+    return models
 
 
 class PlainLoopRow:
-    """Our model and loss in a bare loop: in bf16 with fp32 masters and fp32 accumulation."""
+    """A stage in a bare loop: in bf16 with fp32 masters and fp32 accumulation."""
 
     def __init__(self, spec: RowSpec) -> None:
         run = spec.run
@@ -116,12 +97,9 @@ class PlainLoopRow:
                 "here: give --precision, or --rows without plain_loop"
             )
         self._device, self._recipe = run.device.torch_device, run.recipe
-        self._steps = _packed_steps(spec)
-        self._stage = STAGES[run.stage](run.recipe)
-        self.module = self._stage.build_models(BuildContext(config=run.config)).policy.to(
-            self._device
-        )
-        self._weights = list(self.module.parameters())
+        self._steps, self._stage = read_steps(spec), STAGES[run.stage](run.recipe)
+        self.module = build_models(spec, self._stage, self._steps).policy
+        self._weights = [weight for weight in self.module.parameters() if weight.requires_grad]
         self._masters = self._weights
         if self.precision == "bf16":
             self._masters = [weight.detach().clone() for weight in self._weights]
@@ -167,20 +145,21 @@ class PlainLoopRow:
 
 
 class EngineRow:
-    """Our model and loss in DeepSpeed's engine, called as engine/loop.py calls it."""
+    """A stage in DeepSpeed's engine, called as engine/loop.py calls it."""
 
     def __init__(self, spec: RowSpec) -> None:
         run, ranks = spec.run, read_ranks()
         self.precision = precision(run.ds_config)
         self._recipe, self._learning_rate = run.recipe, run.learning_rate
-        self._steps = _packed_steps(spec)
-        self._stage = STAGES[run.stage](run.recipe)
+        self._steps, self._stage = read_steps(spec), self.build_stage(run)
         start_ranks(ranks, run.device)
-        self.module = self._stage.build_models(BuildContext(config=run.config)).policy
-        self.module.to(run.device.torch_device)
+        self.module = build_models(spec, self._stage, self._steps).policy
         self._engine = DeepSpeedEngine(self.module, run.ds_config, run.recipe, run.device, ranks)
         self._engine.train()
         self._num_steps = 0
+
+    def build_stage(self, run: ResolvedRun) -> Stage[Any]:
+        return STAGES[run.stage](run.recipe)
 
     def data(self, index: int) -> StepData[Batch]:
         return self._steps.step(index)
@@ -201,28 +180,3 @@ class EngineRow:
         engine.step(None if engine.has_scheduler else self._learning_rate)
         self._num_steps += 1
         return engine.sum_over_ranks(sums)[0] / count
-
-
-def _packed_steps(spec: RowSpec) -> PackedSteps:
-    run = spec.run
-    return PackedSteps(
-        spec.documents,
-        seq_len=run.seq_len,
-        micro_batch=run.micro_batch_size,
-        accumulation=spec.accumulation,
-    )
-
-
-def compare_first_losses(spec: RowSpec) -> tuple[float, float]:
-    """The loss of `original` and of our model on its first documents: padded there, packed here,
-    both in fp32 from the weights that every row starts from."""
-    run, device = spec.run, spec.run.device.torch_device
-    row = OriginalRow(spec)
-    stage = STAGES[run.stage](run.recipe)
-    ours = stage.build_models(BuildContext(config=run.config)).policy.to(device)
-    first = row.steps.ids(0)[: spec.original_batch]
-    batch = one_row(first, spec.documents.pad_id).to(device)
-    ids_BT, labels_BT = (x.to(device) for x in row.data(0).batches[0])
-    with torch.no_grad():
-        loss = stage.loss(ours, batch)
-        return float(original_loss(row.module(ids_BT), labels_BT)), float(loss.total / loss.count)

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 
 from bench.counts import count_step
+from bench.original_row import compare_first_losses
+from bench.stage_rows import build_row
 from bench.step_parts import StepParts
 from bench.step_profile import profile_step
-from bench.train_rows import RowSpec, build_row, compare_first_losses
+from bench.train_rows import RowSpec
 from bench.workers import peak_resident, reset_peak_resident
-from minimind.runtime.memory import PeakMemory
+from minimind.runtime.memory import PeakMemory, live_tensor_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,7 @@ class TrainedRow:
             "precision": self._row.precision,
             "parameter_tensors": len(parameters),
             "parameters": sum(p.numel() for p in parameters),
+            "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
             "threads": torch.get_num_threads(),
         }
 
@@ -82,7 +85,7 @@ class TrainedRow:
         """Peak memory and operator counts, on steps of their own where measuring costs time."""
         # Else those who look for live tensors overlook the frozen.
         gc.unfreeze()
-        resident = peak_resident()
+        resident, between_steps = peak_resident(), self._live_bytes()
         with self._memory.measured():
             if self._device.type != "cuda":
                 self._row.step(self._row.data(index).batches)
@@ -94,6 +97,7 @@ class TrainedRow:
             self._row.step(data.batches)
         counts = count_step(lambda: self._row.step(data.batches), self._device)
         return {
+            "live_bytes_between_steps": between_steps,
             "peak_bytes": self._memory.peak_bytes,
             "peak_resident_bytes": resident,
             "peak_reserved_bytes": reserved,
@@ -104,6 +108,11 @@ class TrainedRow:
     def profile(self, index: int) -> dict[str, Any]:
         data = self._row.data(index)
         return profile_step(lambda: self._row.step(data.batches), self._device)
+
+    def _live_bytes(self) -> int:
+        if self._device.type == "cuda":
+            return torch.cuda.memory_allocated(self._device)
+        return live_tensor_bytes()
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

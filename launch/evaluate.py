@@ -1,4 +1,5 @@
-"""Evaluates checkpoints: perplexity, multiple choice, answers to fixed prompts side by side.
+"""Evaluates checkpoints: perplexity, multiple choice, tasks of lm-evaluation-harness, answers to
+fixed prompts side by side.
 
 python launch/evaluate.py --checkpoint runs/a runs/b --data held_out.jsonl --choices ceval/val \
     --prompts "Who are you?" --json results.json
@@ -7,6 +8,7 @@ python launch/evaluate.py --checkpoint runs/a runs/b --data held_out.jsonl --cho
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import sys
@@ -17,6 +19,7 @@ from typing import Any
 
 import torch
 
+from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError, MiniMindError
 from minimind.evaluation.multiple_choice import measure_choices, read_questions
@@ -24,6 +27,7 @@ from minimind.evaluation.perplexity import measure_perplexity
 from minimind.inference.generate import load_model
 from minimind.inference.samples import answer_prompts
 from minimind.inference.sampling import SamplingParams
+from minimind.model.transformer import Transformer
 from minimind.runtime.devices import check_kernels, find_device
 from minimind.runtime.logging import set_up_logging
 
@@ -36,11 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging(0)
     options = _parser().parse_args(argv)
     try:
-        if not (options.data or options.choices or options.prompts):
-            raise ConfigError("nothing to evaluate: give --data, --choices or --prompts")
+        if not (options.data or options.choices or options.tasks or options.prompts):
+            raise ConfigError("nothing to evaluate: give --data, --choices, --tasks or --prompts")
         results = {str(folder): evaluate(folder, options) for folder in options.checkpoint}
         if options.json:
-            text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+            text = json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n"
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(text, encoding="utf-8")
     except MiniMindError as error:
@@ -68,10 +72,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--choices", type=Path, metavar="PATH",
         help="questions in the layout of C-Eval or CMMLU: a .csv or a folder")  # fmt: skip
     add("--examples", type=Path, metavar="PATH", help="answered questions to show before each")
-    add("--num_examples", type=int, default=0, help="how many of them (default: 0)")
+    add("--num_examples", type=int, metavar="N",
+        help="how many of them (default: 0; of --tasks, each task's own number)")  # fmt: skip
+    add("--tasks", nargs="+", default=[], metavar="NAME", help="tasks of lm-evaluation-harness")
+    add("--task_folder", type=Path, metavar="FOLDER", help="YAML files with tasks of your own")
+    add("--max_questions", type=int, metavar="N", help="of a task at most (default: all)")
     add("--prompts", nargs="+", default=[], metavar="TEXT",
         help="prompts to answer, or @FILE with one a line")  # fmt: skip
-    add("--chat", action="store_true", help="ask --prompts as a user's turn, not as text to go on")
+    add("--chat", action="store_true",
+        help="ask --prompts and --tasks as a user's turn, not as text to go on")  # fmt: skip
     add("--max_new_tokens", type=int, default=128, help="of an answer (default: 128)")
     add("--temperature", type=float, default=0.0, help="of answers (default: 0, greedy)")
     add("--seed", type=int, default=0, help="of answers (default: 0)")
@@ -115,10 +124,12 @@ def evaluate(checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
             tokenizer,
             read_questions(options.choices),
             examples=read_questions(options.examples) if options.examples else (),
-            num_examples=options.num_examples,
+            num_examples=options.num_examples or 0,
             progress=True,
         )
         found["choices"] = {name: asdict(result) for name, result in results.items()}
+    if options.tasks:
+        found["tasks"] = _run_tasks(model, tokenizer, options)
     if options.prompts:
         prompts = _read_prompts(options.prompts)
         params = SamplingParams(
@@ -132,6 +143,26 @@ def evaluate(checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
     return found
+
+
+def _run_tasks(
+    model: Transformer, tokenizer: Tokenizer, options: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError("--tasks needs lm-evaluation-harness: pip install 'minimind[eval]'")
+    # Some of its tasks import Hugging Face's `evaluate`, which must not be this file.
+    sys.path[:] = [path for path in sys.path if Path(path) != Path(__file__).parent]
+    from minimind.evaluation.harness import run_tasks
+
+    return run_tasks(
+        model,
+        tokenizer,
+        options.tasks,
+        folder=options.task_folder,
+        num_examples=options.num_examples,
+        max_questions=options.max_questions,
+        is_chat=options.chat,
+    )
 
 
 def _read_prompts(given: Sequence[str]) -> list[str]:
@@ -177,12 +208,31 @@ def report(results: dict[str, dict[str, Any]]) -> str:
         for name, found in results.items()
         for subject, row in found.get("choices", {}).items()
     ]
-    parts = [_table(rows) for rows in (perplexities, choices) if rows]
+    tasks = [
+        {
+            "checkpoint": name,
+            "task": task,
+            "metric": key.removesuffix(",none"),
+            "value": f"{value:.4f}",
+            "standard error": _standard_error(row, key),
+        }
+        for name, found in results.items()
+        for task, row in found.get("tasks", {}).items()
+        for key, value in row.items()
+        if isinstance(value, float) and "_stderr," not in key
+    ]
+    parts = [_table(rows) for rows in (perplexities, choices, tasks) if rows]
     answers = {name: found["answers"] for name, found in results.items() if "answers" in found}
     for number, first in enumerate(next(iter(answers.values()), ())):
         lines = [f"{name}: {rows[number]['answer']}" for name, rows in answers.items()]
         parts.append("\n".join([f"> {first['prompt']}", *lines]))
     return "\n\n".join(parts)
+
+
+def _standard_error(row: dict[str, Any], key: str) -> str:
+    """The harness has "acc,none" and "acc_stderr,none"."""
+    error = row.get(key.replace(",", "_stderr,", 1))
+    return f"{error:.4f}" if isinstance(error, float) else "not measured"
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:

@@ -101,6 +101,17 @@ def test_bad_usage_is_said(
     assert message in capsys.readouterr().err
 
 
+def test_the_harness_is_an_extra(
+    main: Callable[[list[str]], int],
+    checkpoints: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["--checkpoint", checkpoints[0], "--tasks", "hellaswag"]) == 2
+    assert "pip install 'minimind[eval]'" in capsys.readouterr().err
+
+
 def test_a_folder_without_a_model(
     main: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

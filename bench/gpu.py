@@ -45,13 +45,16 @@ def _kernels(options: argparse.Namespace) -> list[Command]:
 
 def _train(options: argparse.Namespace) -> list[Command]:
     """All rows of the smallest preset, the engine and the bare loop of the others; then the
-    smallest with the kernels off, with larger micro-batches, and under other ZeRO stages."""
+    smallest beside what others make of it, with the kernels off, with other micro-batches, and
+    under other ZeRO stages."""
     models = ["tiny"] if options.small else ["minimind2-small", "minimind2", "minimind3"]
     first, *others = models
     ours = ("--rows", "plain_loop,engine")
     commands = [_train_step(options, f"train_step-{first}", first)]
     commands += [_train_step(options, f"train_step-{m}", m, *ours) for m in others]
     commands += [
+        _train_step(options, f"train_step-{first}-others", first,
+                    "--rows", "engine,compiled,transformers"),
         _train_step(options, f"train_step-{first}-torch", first, *ours,
                     environment={"MINIMIND_KERNELS": "torch"}),
         _train_step(options, f"train_step-{first}-zero", first, "--rows", "engine",

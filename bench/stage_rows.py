@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.documents import StepData
-from bench.original_row import OriginalRow
+from bench.padded_rows import PADDED_ROWS
 from bench.train_rows import EngineRow, PlainLoopRow, RowSpec, TrainRow, read_steps
 from minimind.config.deepspeed_json import precision
 from minimind.engine.checkpoint import find_model_folder
@@ -32,6 +32,8 @@ ROWS = {
     "distill": ("plain_loop", "engine", "sft", "frozen"),
 }
 """By stage. A row named after another stage is that stage in the engine."""
+MORE_ROWS = {"pretrain": ("compiled", "transformers")}
+"""Those that are measured where they are asked for."""
 
 
 def row_stage(row: str, stage: str) -> str:
@@ -41,7 +43,7 @@ def row_stage(row: str, stage: str) -> str:
 
 def build_row(spec: RowSpec) -> TrainRow:
     kinds: dict[str, Callable[[RowSpec], TrainRow]] = {
-        "original": OriginalRow,
+        **PADDED_ROWS,
         "plain_loop": PlainLoopRow,
         "two_models": TwoModelRow,
         "frozen": FrozenRow,

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from bench import harness
+from bench.padded_rows import PADDED_ROWS
 from bench.train_rows import RowSpec
 from bench.train_workers import StepTime
 
@@ -50,8 +51,8 @@ def _build_row(
     steps: Sequence[StepTime],
     measured: Mapping[str, Any],
 ) -> dict[str, Any]:
-    run, is_original = spec.run, spec.name == "original"
-    seq_len = spec.documents.max_tokens if is_original else run.seq_len
+    run, is_padded = spec.run, spec.name in PADDED_ROWS
+    seq_len = spec.documents.max_tokens if is_padded else run.seq_len
     rate = harness.summarize(_rates(steps))
     return {
         "name": spec.name,
@@ -61,7 +62,7 @@ def _build_row(
         "resolved_ds_config": run.ds_config if spec.ds_config_name else None,
         "world_size": 1,
         "seq_len": seq_len,
-        "micro_batch": spec.original_batch if is_original else run.micro_batch_size,
+        "micro_batch": spec.original_batch if is_padded else run.micro_batch_size,
         "accumulation": spec.accumulation,
         **built,
         "useful_tokens_per_s": rate["median"],

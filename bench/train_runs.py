@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from bench.documents import Documents, draw_documents
+from bench.padded_rows import PADDED_ROWS
 from bench.stage_rows import row_stage
 from bench.train_rows import RowSpec
 from minimind.config.deepspeed_json import load_ds_config
@@ -70,7 +71,7 @@ def build_specs(
         for ds in options.ds_config if row == "engine" else [first]:
             spec = RowSpec(
                 name=row,
-                ds_config_name=ds if row not in ("original", "plain_loop", "frozen") else None,
+                ds_config_name=ds if row not in (*PADDED_ROWS, "plain_loop", "frozen") else None,
                 run=runs[stage, ds],
                 documents=documents,
                 original_batch=options.original_batch,

@@ -1,10 +1,11 @@
 """Training steps of several kinds in turns: `python -m bench.train_step --stage S --json FILE`.
 
 `plain_loop` is the stage in a bare loop, `engine` the same in DeepSpeed, one row for each JSON;
-`original` is the model of pretraining as plain PyTorch modules in fp32 over padded batches. Beside
-the other stages stands what they are judged by: another stage in the engine (`pretrain`, `sft`),
-DPO with its reference in every step (`two_models`), a teacher's or reference's forward (`frozen`).
-All start from the same weights. A round is one step of every row, in random order.
+`original` is the model of pretraining as plain PyTorch modules in fp32 over padded batches, and on
+request `compiled` and `transformers` train over those batches too. Beside the other stages stands
+what they are judged by: another stage in the engine (`pretrain`, `sft`), DPO with its reference in
+every step (`two_models`), a teacher's or reference's forward (`frozen`). All start from the same
+weights. A round is one step of every row, in random order.
 
 Exit status: 0 done, 1 a row broke, 2 bad usage, configuration or data, 130 interrupted.
 """
@@ -24,8 +25,9 @@ from typing import Any
 from tqdm import tqdm
 
 from bench import harness
+from bench.padded_rows import PADDED_ROWS
 from bench.stage_goals import format_goals, measure_goals
-from bench.stage_rows import ROWS
+from bench.stage_rows import MORE_ROWS, ROWS
 from bench.train_report import build_rows, format_rows
 from bench.train_rows import RowSpec
 from bench.train_runs import DOCUMENT_TOKENS, build_specs
@@ -43,7 +45,7 @@ from minimind.stages.resolve import ResolvedRun
 logger = logging.getLogger("bench.train_step")
 
 FIRST_LOSS_TOLERANCE = 1e-4
-"""Between `original` and our model, both in fp32: about ten times what rounding makes of it."""
+"""Between a padded row and our model, both in fp32: about ten times what rounding makes of it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("tokenizer", None, "its folder (default: the sample data's own)", metavar="DIR")
     add("ds_config", ["zero2.json"], "one engine row for each", nargs="+", metavar="JSON")
-    add("rows", None, "which rows to measure (default: all of the stage)", metavar="A,B")
+    add("rows", None, "which rows to measure (default: the stage's usual ones)", metavar="A,B")
     add("steps", 10, "timed optimizer steps of each row", **number)
     add("warmup", 2, "optimizer steps before those", **number)
     add(
@@ -111,8 +113,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def measure(options: argparse.Namespace) -> None:
     """Raises MiniMindError for what the user can mend, WorkerError where a row breaks."""
-    device, allowed = find_device(), ROWS[options.stage]
-    names = _names(options.rows, "--rows", allowed) if options.rows else list(allowed)
+    device, usual = find_device(), ROWS[options.stage]
+    allowed = usual + MORE_ROWS.get(options.stage, ())
+    names = _names(options.rows, "--rows", allowed) if options.rows else list(usual)
     if read_ranks().world_size > 1:
         raise ConfigError("bench.train_step measures one rank: start it with python, no launcher")
     limit_threads(1)
@@ -129,9 +132,9 @@ def measure(options: argparse.Namespace) -> None:
         rows, checks, goals = [], [], []
         for model in models:
             _announce(model, specs[model][0].run)
-            found, check = _measure_model(options, model, specs[model])
+            found, checked = _measure_model(options, model, specs[model])
             rows += found
-            checks += [check] if check else []
+            checks += checked
             goals += measure_goals(options.stage, found, device.kind == "gpu")
     arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     harness.write_results(
@@ -144,13 +147,14 @@ def measure(options: argparse.Namespace) -> None:
 
 def _measure_model(
     options: argparse.Namespace, model: str, specs: Sequence[RowSpec]
-) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(a row for each spec, what was compared before)."""
-    check = None
     with _started(specs) as workers:
-        for worker in workers:
-            if worker.name == "original":
-                check = {"model": model, **_check_first_losses(worker)}
+        checks = [
+            {"model": model, **_check_first_losses(worker)}
+            for worker in workers
+            if worker.name in PADDED_ROWS
+        ]
         built = _ask_all(workers, "build")
         times = _take_turns(workers, options)
         after = options.warmup + options.steps
@@ -158,7 +162,7 @@ def _measure_model(
         if options.profile:
             for worker, row in zip(workers, measured, strict=True):
                 row["profile"] = worker.call("profile", after)
-    return build_rows(model, specs, built, times, measured), check
+    return build_rows(model, specs, built, times, measured), checks
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -210,17 +214,17 @@ def _ask_all(workers: Sequence[Worker], method: str) -> list[Any]:
     return [worker.receive() for worker in workers]
 
 
-def _check_first_losses(worker: Worker) -> dict[str, float]:
+def _check_first_losses(worker: Worker) -> dict[str, Any]:
     """Before anything is timed: both sides compute the same thing. Raises WorkerError."""
-    original, ours = worker.call("compare_first_losses")
-    difference = abs(original - ours)
-    print(f"first loss: original {original:.6f}, ours {ours:.6f}, apart {difference:.1e}")
+    theirs, ours = worker.call("compare_first_losses")
+    difference = abs(theirs - ours)
+    print(f"first loss: {worker.name} {theirs:.6f}, ours {ours:.6f}, apart {difference:.1e}")
     if not difference <= FIRST_LOSS_TOLERANCE:
         raise WorkerError(
-            f"original and our model differ by {difference} in their first loss, more than "
+            f"{worker.name} and our model differ by {difference} in their first loss, more than "
             f"{FIRST_LOSS_TOLERANCE}: the rows would not measure the same thing"
         )
-    return {"original_first_loss": original, "our_first_loss": ours}
+    return {"row": worker.name, "first_loss": theirs, "our_first_loss": ours}
 
 
 def _take_turns(workers: Sequence[Worker], options: argparse.Namespace) -> list[list[StepTime]]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bench.counts import count_step
-from bench.original_row import compare_first_losses
+from bench.padded_rows import compare_first_losses
 from bench.stage_rows import build_row
 from bench.step_parts import StepParts
 from bench.step_profile import profile_step

@@ -144,8 +144,9 @@ _AUTO: dict[str, _Fill] = {
     "zero_force_ds_cpu_optimizer": lambda r, h, w: False,
     "bf16.enabled": lambda r, h, w: h.supports_bf16,
     "fp16.enabled": lambda r, h, w: h.device_kind == "gpu" and not h.supports_bf16,
-    # One bucket of about what is trained: DeepSpeed's 1 GB would be held twice.
-    "zero_optimization.reduce_bucket_size": lambda r, h, w: w.trained,
+    # Buckets are held twice where their reduction overlaps the backward, and it can overlap only
+    # with what comes after them. DeepSpeed's own are 1 GB.
+    "zero_optimization.reduce_bucket_size": lambda r, h, w: max(w.trained // 4, 1),
     "zero_optimization.allgather_bucket_size": lambda r, h, w: w.trained,
     # Overlap synchronises the device in every backward, for nothing where there is one rank.
     "zero_optimization.overlap_comm": lambda r, h, w: h.world_size > 1 and h.device_kind == "gpu",

@@ -50,18 +50,16 @@ class VarlenPlan:
         from torch.nn.attention.varlen import varlen_attn
 
         cu, longest = self.cu_seqlens, self.max_len
-        options = _varlen_options()
-        if q_MNH.shape[1] != k_MKH.shape[1] and "enable_gqa" not in options:
-            group = q_MNH.shape[1] // k_MKH.shape[1]
-            k_MKH, v_MKH = (x.repeat_interleave(group, dim=1) for x in (k_MKH, v_MKH))
+        options = varlen_options()
         out = varlen_attn(q_MNH, k_MKH, v_MKH, cu, cu, longest, longest, **options)
         return out if isinstance(out, Tensor) else out[0]
 
 
 @functools.cache
-def _varlen_options() -> dict[str, Any]:
+def varlen_options() -> dict[str, Any]:
     """How the installed PyTorch spells causal attention with fewer key heads: `is_causal` up to
-    2.10, `window_size` after, `enable_gqa` from 2.12."""
+    2.10, `window_size` after; `enable_gqa` from 2.12, before which it asks nothing and its kernels
+    take fewer all the same."""
     from torch.nn.attention.varlen import varlen_attn
 
     known = inspect.signature(varlen_attn).parameters

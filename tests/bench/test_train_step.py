@@ -15,11 +15,16 @@ import torch
 from bench import train_step
 from bench.documents import Documents, PackedSteps, PaddedSteps, one_row
 from bench.original import OriginalModel, original_loss
+from bench.padded_rows import compare_first_losses
+from bench.stage_rows import build_row
+from bench.train_runs import build_specs
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe
+from minimind.data.sample_text import load_sample_tokenizer
 from minimind.engine.stage import BuildContext
 from minimind.errors import ConfigError
 from minimind.model.state_dict import split_fused
+from minimind.runtime.devices import find_device
 from minimind.stages.pretrain import Pretrain
 from minimind.types import IGNORE_INDEX
 
@@ -121,14 +126,34 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-def run_benchmark(folder: Path, *more: str) -> dict[str, Any]:
+def arguments(folder: Path, *more: str) -> list[str]:
     path = folder / "results.json"
     argv = ["--json", str(path), "--model", "tiny", "--steps", "3", "--warmup", "1"]
     argv += ["--accumulation", "2", "--micro_batch", "2", "--seq_len", "64"]
     argv += ["--document_tokens", "32", "--original_batch", "4"]
-    argv += ["--set", "num_hidden_layers=1", "--set", "hidden_size=32", *more]
-    assert train_step.main(argv) == 0
-    return json.loads(path.read_text())
+    return [*argv, "--set", "num_hidden_layers=1", "--set", "hidden_size=32", *more]
+
+
+def run_benchmark(folder: Path, *more: str) -> dict[str, Any]:
+    assert train_step.main(arguments(folder, *more)) == 0
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.parametrize("row", ["compiled", "transformers"])
+@pytest.mark.parametrize("model", ["tiny", "minimind2-small"])
+def test_other_rows_have_our_loss_and_train(row: str, model: str, tmp_path: Path) -> None:
+    if row == "transformers":
+        pytest.importorskip("transformers")
+    argv = arguments(tmp_path, "--model", model, "--set", "num_attention_heads=4")
+    options = train_step.build_parser().parse_args(argv)
+    tokenizer, device = load_sample_tokenizer(), find_device()
+    (spec,) = build_specs(options, model, [row], tokenizer, device, tmp_path)
+    with torch.compiler.set_stance("force_eager"):
+        theirs, ours = compare_first_losses(spec)
+        assert theirs == pytest.approx(ours, abs=1e-4)
+        trained = build_row(spec)
+        losses = [float(trained.step(trained.data(0).batches)) for _ in range(4)]
+    assert losses[-1] < losses[0]
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +169,7 @@ def test_results_hold_machine_arguments_and_checks(results: dict[str, Any]) -> N
     assert {"device", "commit", "date", "load_average", "driver"} <= set(machine)
     assert results["arguments"]["document_tokens"] == 32
     (check,) = results["checks"]
-    assert check["original_first_loss"] == pytest.approx(check["our_first_loss"], abs=1e-4)
+    assert check["first_loss"] == pytest.approx(check["our_first_loss"], abs=1e-4)
 
 
 def test_rows_have_what_tables_need(results: dict[str, Any]) -> None:

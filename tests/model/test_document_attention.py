@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from minimind.model.document_attention import (
     BucketPlan,
     VarlenPlan,
     plan_attention,
+    varlen_options,
 )
 
 Tensors = tuple[Tensor, Tensor, Tensor]
@@ -207,6 +208,37 @@ def test_variable_length_attention_on_a_gpu(dtype: torch.dtype, heads: int, kv_h
     wanted = (expected, *torch.autograd.grad(expected, exact, upstream.double()))
     for f, w in zip(found, wanted, strict=True):
         assert (f.double() - w).norm() <= 0.02 * w.norm()
+
+
+def until_2_10(q, k, v, cu_q, cu_k, max_q, max_k, is_causal=False):
+    assert is_causal
+    return q.clone()
+
+
+def of_2_11(q, k, v, cu_q, cu_k, max_q, max_k, window_size=(-1, -1)):
+    assert window_size == (-1, 0)
+    return q.clone()
+
+
+def from_2_12(q, k, v, cu_q, cu_k, max_q, max_k, window_size=(-1, -1), enable_gqa=False):
+    assert window_size == (-1, 0)
+    assert enable_gqa
+    return q.clone()
+
+
+@pytest.mark.parametrize("varlen_attn", [until_2_10, of_2_11, from_2_12])
+def test_each_pytorch_is_asked_for_causal_attention_its_way(
+    varlen_attn: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+):
+    """With the key heads there are, whatever it calls that."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    varlen_options.cache_clear()
+    q, k, v = random_qkv(20, 8, 2)
+    cu = torch.tensor(bounds([13, 7]), dtype=torch.int32)
+    try:
+        assert torch.equal(VarlenPlan(cu, 13).attend(q, k, v), q)
+    finally:
+        varlen_options.cache_clear()
 
 
 @pytest.mark.gpu

@@ -1,0 +1,163 @@
+"""Rows of bench.train_step over padded batches: what others make of the same documents."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.documents import PaddedSteps, StepData, one_row
+from bench.original import OriginalModel, original_loss
+from bench.train_rows import RowSpec
+from minimind.config.deepspeed_json import precision
+from minimind.config.model import ModelConfig
+from minimind.engine.stage import BuildContext
+from minimind.errors import ConfigError
+from minimind.model.hf_config import to_hf_config
+from minimind.model.state_dict import split_fused
+from minimind.stages import STAGES
+from minimind.types import IGNORE_INDEX
+
+
+class OriginalRow:
+    """The model in fp32 as plain modules, documents padded, AdamW as PyTorch has it."""
+
+    fused_adamw = False
+
+    def __init__(self, spec: RowSpec) -> None:
+        run, documents = spec.run, spec.documents
+        assert documents is not None, "a row of pretraining"
+        self.precision = self.choose_precision(spec)
+        self._device, self._clipping = run.device.torch_device, run.recipe.gradient_clipping
+        self.steps = PaddedSteps(
+            documents, rows=spec.original_batch, accumulation=spec.accumulation, steps=spec.steps
+        )
+        ours = STAGES[run.stage](run.recipe).build_models(BuildContext(config=run.config)).policy
+        weights = split_fused(run.config, dict(ours.named_parameters()))
+        self.module = self.build_module(run.config, weights, documents.max_tokens, self._device)
+        self._optimizer = torch.optim.AdamW(
+            self.module.parameters(),
+            lr=run.learning_rate,
+            betas=run.recipe.betas,
+            eps=run.recipe.adam_eps,
+            weight_decay=run.recipe.weight_decay,
+            fused=self.fused_adamw or None,
+        )
+
+    def choose_precision(self, spec: RowSpec) -> str:
+        return "fp32"
+
+    def build_module(
+        self, config: ModelConfig, weights: dict[str, Tensor], length: int, device: torch.device
+    ) -> nn.Module:
+        """The model with `weights`, which have Hugging Face's names, for rows of `length`."""
+        module = OriginalModel(config, length)
+        module.load_split(weights)
+        return module.to(device)
+
+    def loss(self, ids_BT: Tensor, labels_BT: Tensor) -> Tensor:
+        """Mean over the targets."""
+        return original_loss(self.module(ids_BT), labels_BT)
+
+    def data(self, index: int) -> StepData[tuple[Tensor, Tensor]]:
+        return self.steps.step(index)
+
+    def step(self, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
+        total = torch.zeros((), device=self._device)
+        in_bf16 = torch.autocast(
+            self._device.type, torch.bfloat16, enabled=self.precision == "bf16"
+        )
+        for ids_BT, labels_BT in batches:
+            with in_bf16:
+                loss = self.loss(ids_BT.to(self._device), labels_BT.to(self._device))
+            (loss / len(batches)).backward()
+            total += loss.detach() / len(batches)
+        nn.utils.clip_grad_norm_(self.module.parameters(), self._clipping or float("inf"))
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return total
+
+
+class CompiledRow(OriginalRow):
+    """What PyTorch alone makes of it: torch.compile, bf16 by autocast, the fused AdamW."""
+
+    fused_adamw = True
+
+    def choose_precision(self, spec: RowSpec) -> str:
+        return _autocast_precision(spec)
+
+    def build_module(
+        self, config: ModelConfig, weights: dict[str, Tensor], length: int, device: torch.device
+    ) -> nn.Module:
+        module = super().build_module(config, weights, length, device)
+        module.compile()
+        return module
+
+
+class TransformersRow(OriginalRow):
+    """`transformers`, bf16 by autocast, the fused AdamW; on a GPU with Liger's kernels."""
+
+    fused_adamw = True
+
+    def choose_precision(self, spec: RowSpec) -> str:
+        return _autocast_precision(spec)
+
+    def build_module(
+        self, config: ModelConfig, weights: dict[str, Tensor], length: int, device: torch.device
+    ) -> nn.Module:
+        values: dict[str, Any] = to_hf_config(config)
+        try:
+            import transformers
+
+            kind = transformers.AutoConfig.for_model(**values)
+            module = transformers.AutoModelForCausalLM.from_config(kind)
+            if device.type == "cuda":
+                liger = importlib.import_module("liger_kernel.transformers")
+
+                liger._apply_liger_kernel_to_instance(module)
+        except ImportError as error:
+            raise ConfigError(
+                f"the row transformers needs {error.name}: pip install -e '.[interop,bench]'"
+            ) from None
+        except ValueError:
+            raise ConfigError(
+                f"the row transformers: it has no {values['model_type']}; leave it out of --rows"
+            ) from None
+        module.load_state_dict(weights, strict=False)  # a tied head has no name of its own
+        return module.to(device)
+
+    def loss(self, ids_BT: Tensor, labels_BT: Tensor) -> Tensor:
+        # It shifts by itself. Rows are padded at their ends, so that causal attention is mask
+        # enough.
+        unshifted_BT = torch.full_like(labels_BT, IGNORE_INDEX)
+        unshifted_BT[:, 1:] = labels_BT[:, :-1]
+        return self.module(input_ids=ids_BT, labels=unshifted_BT, use_cache=False).loss
+
+
+PADDED_ROWS = {
+    "original": OriginalRow,
+    "compiled": CompiledRow,
+    "transformers": TransformersRow,
+}
+
+
+def _autocast_precision(spec: RowSpec) -> str:
+    return "bf16" if precision(spec.run.ds_config) == "bf16" else "fp32"
+
+
+def compare_first_losses(spec: RowSpec) -> tuple[float, float]:
+    """The loss of a padded row and of our model on the row's first documents: padded there, packed
+    here, from the weights that every row starts from; ours in fp32."""
+    run, device = spec.run, spec.run.device.torch_device
+    assert spec.documents is not None, "a row of pretraining"
+    row = PADDED_ROWS[spec.name](spec)
+    stage = STAGES[run.stage](run.recipe)
+    ours = stage.build_models(BuildContext(config=run.config)).policy.to(device)
+    first = row.steps.ids(0)[: spec.original_batch]
+    batch = one_row(first, spec.documents.pad_id).to(device)
+    ids_BT, labels_BT = (x.to(device) for x in row.data(0).batches[0])
+    with torch.no_grad():
+        loss = stage.loss(ours, batch)
+        return float(row.loss(ids_BT, labels_BT)), float(loss.total / loss.count)

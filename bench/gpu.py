@@ -75,26 +75,16 @@ def _profile(options: argparse.Namespace) -> list[Command]:
 
 
 def _inference(options: argparse.Namespace) -> list[Command]:
+    """The server last: it wants packages that a machine without a network may lack."""
+    module, alone = "bench.inference", ("--clients", "none")
+    ours = ("--rows", "minimind")
     if options.small:
-        sizes = (
-            "--model",
-            "tiny",
-            "--batch",
-            "1,2",
-            "--prompt",
-            "8",
-            "--new",
-            "8",
-            "--rounds",
-            "2",
-        )
-        return [Command("inference", ("bench.inference", *sizes))]
+        sizes = ("--model", "tiny", "--batch", "1,2", "--prompt", "8", "--new", "8")
+        return [Command("inference", (module, *sizes, "--rounds", "2", *alone))]
     return [
-        Command("inference", ("bench.inference", "--batch", "1,8,32")),
-        Command(
-            "inference-256",
-            ("bench.inference", "--batch", "256", "--rounds", "3", "--rows", "minimind"),
-        ),
+        Command("inference", (module, "--batch", "1,8,32", *alone)),
+        Command("inference-256", (module, "--batch", "256", "--rounds", "3", *ours, *alone)),
+        Command("inference-server", (module, "--batch", "1", "--rounds", "1", *ours)),
     ]
 
 

@@ -2,7 +2,7 @@
 
 Both rows load the same random weights from one Hugging Face folder, in the same dtype, and continue
 the same prompts greedily to the same length. A round is one batch through each row, in random
-order.
+order. Then launch/serve.py answers clients on the same machine.
 
 Exit status: 0 done, 1 a row broke, 2 bad usage or configuration, 130 interrupted.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import logging
 import random
 import sys
@@ -34,6 +35,8 @@ from minimind.runtime.devices import Device, find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
 
 logger = logging.getLogger("bench.inference")
+
+_SERVER_SLOTS = 32
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,6 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("new", 256, "tokens made of each", **number)
     add("rows", ",".join(ROWS), "which rows to measure", metavar="A,B")
     add("rounds", 5, "timed batches of each row", **number)
+    add("clients", "1,8,64", "of the server at once; none: no server", metavar="A,B")
+    add("calls", 2, "timed calls of each client", **number)
     add("precision", "auto", "auto: bf16 where the device has it", choices=("auto", "bf16", "fp32"))
     add("seed", 0, "of weights, prompts and turns", type=int, metavar="N")
     return parser
@@ -85,7 +90,11 @@ def measure(options: argparse.Namespace) -> None:
         raise ConfigError(f"--rows {unknown[0]}: no such row; rows: {', '.join(ROWS)}")
     if options.new < 3:
         raise ConfigError(f"--new {options.new}: give at least 3, to tell decoding from the rest")
-    batches = _batches(options.batch)
+    batches = _numbers("--batch", options.batch)
+    clients = [] if options.clients == "none" else _numbers("--clients", options.clients)
+    for package in ("fastapi", "httpx2") if clients else ():
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"--clients needs {package}: pip install '.[dev]', or --clients none")
     harness.check_writable(options.json)
     device, config = find_device(), load_model_config(options.model)
     limit_threads(1)
@@ -96,24 +105,56 @@ def measure(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         _save_random_model(Path(folder), config, options.seed)
         for batch in batches:
-            specs = [
-                InferenceSpec(
-                    kind=name,
-                    folder=Path(folder),
-                    dtype=dtype,
-                    device=device.torch_device,
-                    batch=batch,
-                    prompt_tokens=options.prompt,
-                    new_tokens=options.new,
-                )
-                for name in names
-            ]
+            specs = [_spec(name, folder, dtype, device, batch, options) for name in names]
             rows += _measure_batch(specs, options, config)
-    harness.write_results(
-        options.json, "inference", machine, vars(options) | {"json": str(options.json)}, rows
-    )
+        served = _measure_server(folder, dtype, device, clients, options)
+    arguments = vars(options) | {"json": str(options.json)}
+    harness.write_results(options.json, "inference", machine, arguments, rows + served)
     print(format_rows(rows))
     print(f"written: {options.json}")
+
+
+def _spec(
+    name: str,
+    folder: str,
+    dtype: torch.dtype,
+    device: Device,
+    batch: int,
+    options: argparse.Namespace,
+) -> InferenceSpec:
+    return InferenceSpec(
+        kind=name,
+        folder=Path(folder),
+        dtype=dtype,
+        device=device.torch_device,
+        batch=batch,
+        prompt_tokens=options.prompt,
+        new_tokens=options.new,
+    )
+
+
+def _measure_server(
+    folder: str,
+    dtype: torch.dtype,
+    device: Device,
+    clients: Sequence[int],
+    options: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    if not clients:
+        return []
+    from bench import server_load
+
+    spec = _spec("server", folder, dtype, device, _SERVER_SLOTS, options)
+    with server_load.running_server(spec) as (url, process):
+        rows = [
+            {"model": options.model}
+            | server_load.measure_clients(
+                url, process, spec, number, number * options.calls, options.seed
+            )
+            for number in tqdm(clients, desc="server", disable=None)
+        ]
+    print(server_load.format_rows(rows))
+    return rows
 
 
 def _measure_batch(
@@ -229,11 +270,11 @@ def _dtype(precision: str, device: Device) -> torch.dtype:
     return torch.float32 if precision == "fp32" else torch.bfloat16
 
 
-def _batches(text: str) -> list[int]:
+def _numbers(flag: str, text: str) -> list[int]:
     try:
         return [_whole_number(part) for part in text.split(",")]
     except (ValueError, argparse.ArgumentTypeError):
-        raise ConfigError(f"--batch {text}: give whole numbers above 0, as in 1,8,32") from None
+        raise ConfigError(f"{flag} {text}: give whole numbers above 0, as in 1,8,32") from None
 
 
 def _whole_number(text: str) -> int:

@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "runner.magicEnabled": "false",
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",
+        "theme.light.primaryColor": "#3b5bdb",
+        "theme.dark.primaryColor": "#748ffc",
     }
     command += [f"--{name}={value}" for name, value in options.items()]
     try:

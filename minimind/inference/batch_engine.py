@@ -61,12 +61,13 @@ class BatchEngine:
         max_tokens: int | None = None,
         max_prefill: int = MAX_PREFILL,
         adapters: LoadedAdapters | None = None,
-        cuda_graphs: bool = True,
+        fast_decode: bool = True,
     ) -> None:
         """`max_tokens`: what the cache holds in all, shared equally by the slots; by default a
         whole context each. `adapters`: over `model`, for requests to name; one is active at a time,
-        in turns, and a name never stands for two. `cuda_graphs`: on a GPU, worth their capture
-        where the engine lives on. Raises ConfigError."""
+        in turns, and a name never stands for two. `fast_decode`: steps of one token each run as
+        CUDA graphs on a GPU, in C++ on a CPU, which is worth its preparation where the engine
+        lives on. Raises ConfigError."""
         context = model.config.max_position_embeddings
         capacity = context if max_tokens is None else min(context, max_tokens // max(max_batch, 1))
         for name, value in (
@@ -78,7 +79,7 @@ class BatchEngine:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
         self._config, self._tokenizer, self._adapters = model.config, tokenizer, adapters
         self._runner = ModelRunner(
-            model, max_batch, capacity, adapters=adapters, cuda_graphs=cuda_graphs
+            model, max_batch, capacity, adapters=adapters, fast_decode=fast_decode
         )
         self._slots = SlotTable(self._runner.cache)
         self._scheduler = Scheduler(self._slots, max_prefill)

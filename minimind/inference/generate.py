@@ -46,7 +46,7 @@ def stream_text(
     of params.stop; text that might begin a stop string is held back until it is known not to. A
     prompt that is empty or too long for the model's context raises ConfigError."""
     length = max(len(prompt_ids) + params.max_new_tokens, 1)
-    engine = BatchEngine(model, tokenizer, max_batch=1, max_tokens=length, cuda_graphs=False)
+    engine = BatchEngine(model, tokenizer, max_batch=1, max_tokens=length, fast_decode=False)
     stop_ids = (tokenizer.eos_id,)
     request = GenerationRequest(prompt_ids=prompt_ids, params=params, stop_ids=stop_ids)
     for delta in engine.stream(request):

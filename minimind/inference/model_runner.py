@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from minimind.inference.cpu_decode import CpuDecode
 from minimind.inference.decode_graphs import DecodeGraphs
 from minimind.inference.logprobs import TokenLogprob, token_logprobs
 from minimind.inference.sampler import Sampler
@@ -28,7 +29,7 @@ class ModelRunner:
         capacity: int,
         *,
         adapters: LoadedAdapters | None,
-        cuda_graphs: bool,
+        fast_decode: bool,
     ) -> None:
         weight = model.lm_head.weight
         self._model, self._adapters, self._device = model, adapters, weight.device
@@ -36,9 +37,11 @@ class ModelRunner:
             model.config, num_slots, capacity, dtype=weight.dtype, device=weight.device
         )
         self.sampler = Sampler(num_slots, model.config.vocab_size, weight.device)
-        self._graphs = None
-        if cuda_graphs and weight.is_cuda:
-            self._graphs = DecodeGraphs(model, self.cache)
+        self._fast: DecodeGraphs | CpuDecode | None = None
+        if fast_decode and weight.is_cuda:
+            self._fast = DecodeGraphs(model, self.cache)
+        elif fast_decode and CpuDecode.can_run(model):
+            self._fast = CpuDecode(model, self.cache)
 
     def run(
         self, batch: Sequence[Scheduled], adapter: str | None
@@ -61,9 +64,9 @@ class ModelRunner:
         ids: list[int] = []
         for one in batch:
             ids += one.generation.ids[one.piece.start : one.piece.end]
-        # Graphs hold the model as it is without adapters.
-        if self._graphs and adapter is None and all(one.completes for one in batch):
-            logits_BV = self._graphs.decode(ids, pieces)
+        # Both know the model as it is without adapters.
+        if self._fast and adapter is None and all(one.completes for one in batch):
+            logits_BV = self._fast.decode(ids, pieces)
             if logits_BV is not None:
                 return logits_BV
         plan = SlotPlan.build(pieces, self.cache.num_kv_heads, self.cache.capacity, self._device)

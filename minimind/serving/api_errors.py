@@ -67,8 +67,9 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems = error.errors()
     if problems[0]["type"] == "json_invalid":
-        reason = problems[0].get("ctx", {}).get("error", "")
-        return ApiError(400, f"the body is not JSON: {reason}", code="invalid_json").response()
+        reason, at = problems[0].get("ctx", {}).get("error", ""), problems[0]["loc"][-1]
+        message = f"the body is not JSON: {reason} at character {at}"
+        return ApiError(400, message, code="invalid_json").response()
     texts = [f"{_place(p['loc']) or 'body'}: {p['msg']}" for p in problems[:_MAX_PROBLEMS]]
     if len(problems) > _MAX_PROBLEMS:
         texts.append(f"and {len(problems) - _MAX_PROBLEMS} more")
@@ -87,6 +88,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
     message = {
+        # FastAPI's own, for bytes that are no text.
+        400: "the body is not JSON: it is not UTF-8",
         404: f"there is no {path}; the API is under /v1, its description at /openapi.json",
         405: f"{path} does not take {request.method}",
     }.get(error.status_code, str(error.detail))

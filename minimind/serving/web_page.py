@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,10 +22,19 @@ Text = Callable[[str], str]
 SERVER_VARIABLE, KEY_VARIABLE = "MINIMIND_SERVER", "MINIMIND_API_KEY"
 _NAME_CHARS = 24
 _FIXED_SEED = 0
+_AVATARS = {"user": ":material/person:", "assistant": ":material/neurology:"}
+_STYLE = """<style>
+.stMainBlockContainer { padding-top: 3.5rem; padding-bottom: 1rem; }
+[data-testid="stSidebarHeader"] { height: 3rem; margin-bottom: 0; padding-bottom: 0; }
+[data-testid="stSidebarUserContent"] hr { margin: 0.5rem 0; }
+[data-testid="stChatMessage"] { padding: 0.75rem 1rem; }
+</style>"""
+"""Streamlit leaves a hand's breadth above everything, which a phone has no room for."""
 
 
 def main() -> None:
-    st.set_page_config(page_title="MiniMind", page_icon="💬", layout="centered")
+    st.set_page_config(page_title="MiniMind", page_icon=":material/neurology:", layout="centered")
+    st.html(_STYLE)
     language = _choose_language()
 
     def text(key: str) -> str:
@@ -40,20 +50,19 @@ def main() -> None:
     session.backend = _backend(url, _choose_model(models, text))
     _choose_options(session, text)
     tools = _tools(text)
-    st.title(text("title"))
+    _offer_download(session, text)
+    st.header(text("title"), anchor=False)
     if not session.turns:
         st.caption(text("greeting"))
     for turn in session.turns:
         _show_turn(turn, text)
-    if speed := st.session_state.get("speed", {}).get(id(session)):
-        st.caption(speed)
     calls = session.turns[-1].get("tool_calls") if session.turns else None
     question = st.chat_input(text("ask"))
     if question:
         _answer(session, [{"role": "user", "content": question}], tools, text)
     elif calls:
         _ask_for_results(session, calls, tools, text)
-    elif session.turns and st.button(text("again"), icon=":material/refresh:"):
+    elif session.turns and _wants_another(session, text):
         last = session.forget_last()
         if last is not None:
             _answer(session, [{"role": "user", "content": last}], tools, text)
@@ -91,12 +100,21 @@ def _choose_conversation(backend: ServerChat, text: Text) -> ChatSession:
                 state.conversations.append(ChatSession(backend))
             state.chosen = len(state.conversations) - 1
         for number, session in reversed(list(enumerate(state.conversations))):
-            name = session.turns[0]["content"][:_NAME_CHARS] if session.turns else text("unnamed")
+            if not session.turns:
+                continue
+            name = _shorten(session.turns[0]["content"])
             kind = "secondary" if number == state.chosen else "tertiary"
             if st.button(name, key=f"conversation {number}", type=kind, width="stretch"):
                 state.chosen = number
                 st.rerun()
     return state.conversations[state.chosen]
+
+
+def _shorten(question: str) -> str:
+    """As a button's label, which would read Markdown."""
+    words = " ".join(question.split())
+    cut = words if len(words) <= _NAME_CHARS else words[: _NAME_CHARS - 1] + "…"
+    return re.sub(r"([\\`*_\[\]$:~<>#])", r"\\\1", cut)
 
 
 def _choose_model(models: Sequence[str], text: Text) -> str:
@@ -108,7 +126,9 @@ def _choose_options(session: ChatSession, text: Text) -> None:
     """Of the next answer."""
     with st.sidebar:
         thinking = st.toggle(text("thinking"), key="thinking")
-        session.system = st.text_area(text("system"), key="system", height=68)
+        session.system = st.text_area(
+            text("system"), key="system", height=68, placeholder=text("system_hint")
+        )
         with st.expander(text("sampling")):
             options = ChatOptions(
                 thinking=thinking,
@@ -121,9 +141,14 @@ def _choose_options(session: ChatSession, text: Text) -> None:
                 seed=_FIXED_SEED if st.checkbox(text("fixed_seed")) else None,
             )
         session.options = options
-        if session.turns:
-            line = json.dumps({"conversations": session.messages}, ensure_ascii=False) + "\n"
-            st.download_button(text("download"), line, "chat.jsonl", width="stretch")
+
+
+def _offer_download(session: ChatSession, text: Text) -> None:
+    if session.turns:
+        line = json.dumps({"conversations": session.messages}, ensure_ascii=False) + "\n"
+        st.sidebar.download_button(
+            text("download"), line, "chat.jsonl", icon=":material/download:", width="stretch"
+        )
 
 
 def _tools(text: Text) -> list[dict[str, Any]]:
@@ -144,9 +169,15 @@ def _tools(text: Text) -> list[dict[str, Any]]:
         return []
 
 
+def _speaker(role: str) -> Any:
+    """A tool's results stand on the assistant's side."""
+    name = "user" if role == "user" else "assistant"
+    return st.chat_message(name, avatar=_AVATARS[name])
+
+
 def _show_turn(turn: Message, text: Text) -> None:
     role = turn["role"]
-    with st.chat_message("user" if role == "user" else "assistant"):
+    with _speaker(role):
         if thought := turn.get("reasoning_content"):
             with st.expander(text("thought"), icon=":material/lightbulb:"):
                 st.markdown(thought)
@@ -156,6 +187,15 @@ def _show_turn(turn: Message, text: Text) -> None:
             st.markdown(turn["content"])
         for call in turn.get("tool_calls", ()):
             _show_call(call["function"]["name"], call["function"]["arguments"], text)
+
+
+def _wants_another(session: ChatSession, text: Text) -> bool:
+    """Below the last answer: how quick it was, and a button for another one."""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        again = st.button(text("again"), icon=":material/refresh:", type="tertiary")
+        if speed := st.session_state.get("speed", {}).get(id(session)):
+            st.caption(speed)
+    return again
 
 
 def _show_call(name: str, arguments: str, text: Text) -> None:
@@ -186,7 +226,7 @@ def _answer(
     """Adds the turns, shows the answer as it comes and keeps it."""
     for turn in turns:
         _show_turn(turn, text)
-    with st.chat_message("assistant"):
+    with _speaker("assistant"):
         thinking, saying = st.empty(), st.empty()
         parts: list[Part] = []
         try:

@@ -54,10 +54,15 @@ def test_a_run_reports_its_row(tmp_path: Path, capsys: pytest.CaptureFixture[str
     model, results = tmp_path / "model.json", tmp_path / "results.json"
     model.write_text(json.dumps(SIZES))
     sizes = ["--batch", "2", "--prompt", "4", "--new", "5", "--rounds", "2"]
+    sizes += ["--clients", "1,3"]
     argv = ["--json", str(results), "--model", str(model), "--rows", "minimind", *sizes]
     assert inference.main([*argv, "--precision", "fp32"]) == 0
     content = json.loads(results.read_text())
-    (row,) = content["rows"]
+    row, *served = content["rows"]
+    assert [one["clients"] for one in served] == [1, 3]
+    for one in served:
+        assert one["useful_tokens_per_s"] > 0
+        assert 0 < one["first_token_s"]["median"] <= one["latency_s"]["median"]
     assert (content["benchmark"], row["name"], row["batch"]) == ("inference", "minimind", 2)
     assert row["useful_tokens_per_s"] > 0
     assert row["peak_bytes"] > 0
@@ -84,6 +89,7 @@ def test_ratios_are_of_the_same_turn():
     [
         (["--rows", "vllm"], "vllm"),
         (["--batch", "1,x"], "1,x"),
+        (["--clients", "0"], "--clients 0"),
         (["--new", "2"], "--new 2"),
         (["--model", "huge"], "huge"),
     ],

@@ -54,9 +54,9 @@ def test_graphs_change_nothing():
         for p, n in zip(prompts, (30, 9, 20, 30, 3, 30, 25), strict=True)
     ]
 
-    def completions(cuda_graphs: bool) -> list[Completion]:
+    def completions(fast_decode: bool) -> list[Completion]:
         engine = BatchEngine(
-            model, load_sample_tokenizer(), max_batch=5, max_tokens=2000, cuda_graphs=cuda_graphs
+            model, load_sample_tokenizer(), max_batch=5, max_tokens=2000, fast_decode=fast_decode
         )
         found = engine.generate(requests)
         return [dataclasses.replace(one, request_id=0) for one in found]

@@ -106,6 +106,7 @@ def test_too_many_tokens(tiny: LiveServer, limit: str) -> None:
         (b"null", 400, "object"),
         (b'"text"', 400, "object"),
         (b"\xff\xfe{}", 400, "not JSON"),
+        (b'{"model": "\xff"}', 400, "not UTF-8"),
         (b'{"model": "tiny", "prompt": "\xff\xfe"}', 400, "body"),
         (b'{"model": "tiny", "prompt": "\\ud800"}', 400, "half a character"),
         (b'{"model": "\\ud800", "prompt": "a"}', 400, "unicode"),

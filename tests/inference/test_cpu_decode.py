@@ -1,0 +1,188 @@
+"""Decoding in C++ against the same model's forward in PyTorch."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from minimind_kernels import backend
+from small_models import EXPERTS, FAMILIES, random_documents, random_model, small_config
+from torch import Tensor
+
+from minimind.data.sample_text import load_sample_tokenizer
+from minimind.inference import cpu_decode
+from minimind.inference.batch_engine import BatchEngine
+from minimind.inference.cpu_decode import CpuDecode
+from minimind.inference.generate import lay_out_for_decoding
+from minimind.inference.request import GenerationRequest
+from minimind.inference.sampling import SamplingParams
+from minimind.model.cached_attention import Piece, SlotPlan
+from minimind.model.kv_cache import KVCache
+from minimind.model.transformer import Transformer
+
+CPU = torch.device("cpu")
+CAPACITY = 64
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+@pytest.fixture(autouse=True)
+def _compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(backend, "compile_setting", lambda: "1")
+    yield
+    cpu_decode._load_library.cache_clear()
+
+
+def model_of(family: str = "qwen3", **changes: Any) -> Transformer:
+    model = random_model(small_config(family, **{"head_dim": 16, **changes})).eval()
+    lay_out_for_decoding(model)
+    return model
+
+
+def prompted(model: Transformer, lengths: Sequence[int]) -> KVCache:
+    """A cache with a document of each length, above 1, in every second slot."""
+    dtype = model.lm_head.weight.dtype
+    cache = KVCache(model.config, 2 * len(lengths), CAPACITY, dtype=dtype, device=CPU)
+    pieces = [Piece(slot=2 * i, start=0, count=n) for i, n in enumerate(lengths)]
+    ids = [id for document in random_documents(lengths) for id in document]
+    # Single tokens come first, which is what a plan asks for.
+    pieces.sort(key=lambda piece: piece.count > 1)
+    model.decode(
+        torch.tensor(ids), cache, SlotPlan.build(pieces, cache.num_kv_heads, CAPACITY, CPU)
+    )
+    return cache
+
+
+def nexts(lengths: Sequence[int]) -> tuple[list[int], list[Piece]]:
+    pieces = [Piece(slot=2 * i, start=n, count=1) for i, n in enumerate(lengths)]
+    return [(7 * i + 3) % 97 for i in range(len(lengths))], pieces
+
+
+def by_torch(model: Transformer, cache: KVCache, ids: list[int], pieces: list[Piece]) -> Tensor:
+    plan = SlotPlan.build(pieces, cache.num_kv_heads, CAPACITY, CPU)
+    return model.decode(torch.tensor(ids), cache, plan)
+
+
+@needs_compiler
+@pytest.mark.parametrize("batch", [1, 3, 32, 41])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": False, "vocab_size": 131},
+        {"head_dim": 48, "num_key_value_heads": 4, "hidden_size": 80, "intermediate_size": 112},
+        {"num_key_value_heads": 1, "rope_scaling": "yarn", "max_position_embeddings": 4096},
+    ],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_is_the_forward(family: str, changes: dict[str, Any], batch: int) -> None:
+    """The same logits, and the same keys and values in the cache."""
+    model = model_of(family, **changes)
+    lengths = [2 + 11 * i % 50 for i in range(batch)]
+    caches = [prompted(model, lengths) for _ in range(2)]
+    ids, pieces = nexts(lengths)
+    expected = by_torch(model, caches[0], ids, pieces)
+    found = CpuDecode(model, caches[1]).decode(ids, pieces)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+    for ours, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
+        torch.testing.assert_close(ours.keys_SKCH, theirs.keys_SKCH, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours.values_SKCH, theirs.values_SKCH, atol=1e-5, rtol=1e-5)
+
+
+@needs_compiler
+def test_bf16_differs_by_its_rounding() -> None:
+    model = model_of().to(torch.bfloat16)
+    lengths = [2 + 11 * i % 50 for i in range(9)]
+    ids, pieces = nexts(lengths)
+    expected = by_torch(model.float(), prompted(model, lengths), ids, pieces)
+    model = model.to(torch.bfloat16)
+    found = CpuDecode(model, prompted(model, lengths)).decode(ids, pieces)
+    assert found is not None
+    assert (found - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+@needs_compiler
+def test_company_changes_no_bit() -> None:
+    model = model_of()
+    lengths = [2 + 11 * i % 50 for i in range(37)]
+    ids, pieces = nexts(lengths)
+    together = CpuDecode(model, prompted(model, lengths)).decode(ids, pieces)
+    cache = prompted(model, lengths)
+    decoder = CpuDecode(model, cache)
+    for i in (0, 5, 36):
+        alone = decoder.decode(ids[i : i + 1], pieces[i : i + 1])
+        assert together is not None
+        assert torch.equal(alone, together[i : i + 1])
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_share_the_work(threads: int) -> None:
+    model = model_of(vocab_size=131)
+    lengths = [9, 30, 4]
+    ids, pieces = nexts(lengths)
+    one = CpuDecode(model, prompted(model, lengths)).decode(ids, pieces)
+    torch.set_num_threads(threads)
+    several = CpuDecode(model, prompted(model, lengths)).decode(ids, pieces)
+    assert torch.equal(one, several)
+
+
+@needs_compiler
+def test_changed_weights_are_noticed() -> None:
+    model = model_of()
+    cache = prompted(model, [5])
+    decoder = CpuDecode(model, cache)
+    ids, pieces = nexts([5])
+    decoder.decode(ids, pieces)
+    with torch.no_grad():
+        model.norm.weight.mul_(2)
+        model.layers[0].mlp.down_proj.weight.mul_(-1)
+    weight = model.get_parameter("layers.1.self_attn.o_proj.weight")
+    weight.data = -weight.data
+    found = decoder.decode(ids, pieces)
+    torch.testing.assert_close(found, by_torch(model, cache, ids, pieces), atol=2e-5, rtol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("max_batch", [1, 5])
+def test_the_engine_says_the_same_with_it(max_batch: int) -> None:
+    model = model_of()
+    requests = [
+        GenerationRequest(prompt_ids=ids, params=SamplingParams(max_new_tokens=20, logprobs=2))
+        for ids in random_documents([3, 17, 1, 40, 8, 2, 25])
+    ]
+
+    def texts(fast_decode: bool) -> list[tuple[int, ...]]:
+        engine = BatchEngine(
+            model, load_sample_tokenizer(), max_batch=max_batch, max_tokens=max_batch * CAPACITY,
+            fast_decode=fast_decode,
+        )  # fmt: skip
+        return [completion.ids for completion in engine.generate(requests)]
+
+    assert texts(True) == texts(False)
+
+
+@needs_compiler
+def test_what_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert CpuDecode.can_run(model_of())
+    assert not CpuDecode.can_run(model_of(head_dim=12))
+    assert not CpuDecode.can_run(model_of(**EXPERTS[0]))
+    assert not CpuDecode.can_run(model_of().double())
+    monkeypatch.setattr(backend, "compile_setting", lambda: "0")
+    assert not CpuDecode.can_run(model_of())
+
+
+def test_without_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cpu_decode._load_library.cache_clear()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RuntimeError, match=r"cannot be compiled: .*no-such-compiler"):
+        CpuDecode.can_run(model_of())
+    monkeypatch.setattr(backend, "compile_setting", lambda: "auto")
+    with caplog.at_level(logging.INFO):
+        assert not CpuDecode.can_run(model_of())
+    assert "decoding in plain PyTorch" in caplog.text

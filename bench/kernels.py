@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench import compile_report, harness
 from bench.ceilings import measure_ceilings
 from bench.kernel_cases import PRESETS, Case, build_cases
-from bench.kernel_readme import build_step_table, write_readme
+from bench.report_kernels import build_step_table
 from bench.step_counts import count_steps
 from minimind.errors import ConfigError
 from minimind.runtime.devices import find_device
@@ -57,8 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         machine = harness.describe_machine(find_device())
         arguments = {"tokens": options.tokens, "dtype": options.dtype}
         harness.write_results(options.json, "kernels", machine, arguments, rows, steps=steps)
-    if options.readme:
-        write_readme()
     return 0
 
 
@@ -68,9 +66,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens", type=int, default=16384, help="rows of every operation")
     parser.add_argument(
         "--dtype", nargs="+", default=["bfloat16"], choices=["bfloat16", "float16", "float32"]
-    )
-    parser.add_argument(
-        "--readme", action="store_true", help="write the table of kernels/README.md"
     )
     parser.add_argument("--compile-report", action="store_true", help="compile ahead of time")
     parser.add_argument("--quick", action="store_true", help="compile two presets alone")

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from bench.step_parts import StepParts
 from bench.workers import peak_resident, reset_peak_resident
@@ -100,6 +101,7 @@ def measure(
     loop = build_loop(run, engine, timed, ranks)
     loop.run()
     mine = timed.results() | {"peak_bytes": loop.memory.peak_bytes, "host": platform.node()}
+    heads = run.config.num_hidden_layers * run.config.num_attention_heads
     by_rank: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(by_rank, mine)
     return {
@@ -110,6 +112,8 @@ def measure(
         "seq_len": run.seq_len,
         "micro_batch": run.micro_batch_size,
         "flops_per_token": run.flops_per_token,
+        "flops_per_token_unattended": 6 * run.config.num_active_parameters,
+        "flops_per_attended": 12 * heads * run.config.head_dim,
         "padding_share": loader.padding_share,
         "threads": torch.get_num_threads(),
         "link": link,
@@ -150,14 +154,17 @@ class TimedLoader:
         self._parts = StepParts(engine.module, engine.device)
         self._waits: list[float] = []
         self._seconds: list[float] = []
-        self._targets: list[int] = []
+        self._tokens: list[int] = []
+        self._attended = 0
 
     def read(self, from_step: int, to_step: int, pin: bool = False) -> Iterator[list[Batch]]:
         asked = time.perf_counter()
         for step, batches in enumerate(self._loader.read(from_step, to_step, pin), from_step):
             if step in self._timed:
                 self._waits.append(time.perf_counter() - asked)
-                self._targets.append(sum(batch.num_targets for batch in batches))
+                lengths = [_document_lengths(batch) for batch in batches]
+                self._tokens.append(sum(int(n.sum()) for n in lengths))
+                self._attended += sum(int((n * (n + 1) // 2).sum()) for n in lengths)
             with self._parts if step >= self._timed.stop else contextlib.nullcontext():
                 yield batches
             if step == self._timed.start - 1:
@@ -185,7 +192,8 @@ class TimedLoader:
             reserved = torch.cuda.max_memory_reserved(self._engine.device)
         return {
             "step_seconds": self._seconds,
-            "num_targets": self._targets,
+            "num_tokens": self._tokens,
+            "attended": self._attended,
             "step_parts_s": parts | {"data_wait": statistics.median(self._waits)},
             "collectives": collectives,
             "peak_reserved_bytes": reserved,
@@ -195,6 +203,12 @@ class TimedLoader:
     def _wait(self) -> None:
         if self._engine.device.type == "cuda":
             torch.cuda.synchronize(self._engine.device)
+
+
+def _document_lengths(batch: Batch) -> Tensor:
+    """int64 [documents], without what is padding."""
+    starts = batch.cu_seqlens[:-1].long()
+    return batch.cu_seqlens.diff().long()[batch.is_token_BT.flatten()[starts]]
 
 
 def measure_link(device: Device, world_size: int) -> dict[str, float] | None:

@@ -20,13 +20,14 @@ def build_row(
     ranks = found["ranks"]
     # Ranks wait for each other, so a step is as long as on the slowest.
     seconds = [max(step) for step in zip(*(rank["step_seconds"] for rank in ranks), strict=True)]
-    targets = statistics.mean(
-        sum(step) for step in zip(*(rank["num_targets"] for rank in ranks), strict=True)
-    )
-    rate = harness.summarize([targets / s for s in seconds])
+    per_step = [sum(step) for step in zip(*(rank["num_tokens"] for rank in ranks), strict=True)]
+    tokens = statistics.mean(per_step)
+    rate = harness.summarize([tokens / s for s in seconds])
     world_size = found["world_size"]
     parts = {part: statistics.mean(rank["step_parts_s"][part] for rank in ranks) for part in PARTS}
-    peak = device.peak_flops
+    peak = device.peak_flops * world_size if device.peak_flops else None
+    seen = sum(rank["attended"] for rank in ranks) / sum(per_step)
+    causal = found["flops_per_token_unattended"] + found["flops_per_attended"] * seen
     row = {
         "name": mode,
         "model": found["model"],
@@ -45,13 +46,14 @@ def build_row(
         "useful_tokens_per_s": rate["median"],
         "useful_tokens_per_s_p10": rate["p10"],
         "useful_tokens_per_s_p90": rate["p90"],
-        "useful_tokens_per_step": targets,
+        "useful_tokens_per_step": tokens,
         "step_s": harness.summarize(seconds),
         "step_seconds": seconds,
         "step_parts_s": parts,
         "collectives": ranks[0]["collectives"],
         "communication_share": parts["communication"] / sum(parts.values()),
-        "mfu": rate["median"] * found["flops_per_token"] / (peak * world_size) if peak else None,
+        "mfu": rate["median"] * found["flops_per_token"] / peak if peak else None,
+        "mfu_causal": rate["median"] * causal / peak if peak else None,
         "link": found["link"],
     }
     for name in ("peak_bytes", "peak_reserved_bytes", "peak_resident_bytes"):

@@ -74,7 +74,8 @@ def test_each_part_gets_its_own_time() -> None:
     assert parts.seconds == before, "it watches no longer"
 
 
-def test_collectives_are_counted_by_kind_and_payload(_one_rank: None) -> None:
+@pytest.mark.usefixtures("_one_rank")
+def test_collectives_are_counted_by_kind_and_payload() -> None:
     model = SlowModel()
     model.weight.register_post_accumulate_grad_hook(lambda p: dist.all_reduce(p.grad))
     with StepParts(model, CPU) as parts:

@@ -1,22 +1,15 @@
-"""Writes the table of kernels/README.md from the code and from what was measured."""
+"""The tables of kernels/README.md: from the code, and from what was measured."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import minimind_kernels as K
 
 from bench.harness import format_table
 from bench.kernel_cases import PRESETS
-from bench.step_counts import count_steps
-
-_ROOT = Path(__file__).resolve().parents[1]
-README = _ROOT / "kernels" / "README.md"
-_RESULTS = _ROOT / "bench" / "results"
-_START, _END = "<!-- generated: python -m bench.kernels --readme -->", "<!-- end -->"
+from bench.results import Results
 
 _FORMULAS = {
     "rms_norm": "x / rms(x) · w",
@@ -37,18 +30,9 @@ _CASES = {
 }
 
 
-def write_readme() -> None:
-    """Replace what stands between the two marks."""
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(_START)
-    after = rest.split(_END)[1]
-    tables = f"{build_table()}\n\n{build_step_table(count_steps())}"
-    README.write_text(f"{before}{_START}\n{tables}\n{_END}{after}", encoding="utf-8")
-
-
-def build_table() -> str:
+def kernel_table(results: Results) -> str:
     """A line for each public operation."""
-    measured = _measured()
+    measured = _measured(results)
     header = ["operation", "formula", "reference", "dtypes", "compiled for", "last measured"]
     lines = []
     for name in K.__all__:
@@ -61,6 +45,12 @@ def build_table() -> str:
             measured.get(name, "not measured"),
         ])  # fmt: skip
     return format_table(header, lines)
+
+
+def step_count_table(results: Results) -> str:
+    """The newest counts."""
+    found = results.newest("step_counts")
+    return build_step_table(found["rows"]) if found else "A step's counts: not measured"
 
 
 def build_step_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -99,16 +89,12 @@ def _sizes(name: str) -> str:
     return "V " + ", ".join(sorted({str(s.vocab) for s in PRESETS}))
 
 
-def _measured() -> dict[str, str]:
+def _measured(results: Results) -> dict[str, str]:
     """The newest median of our forward and backward in bf16 at minimind2-small or, of experts,
     minimind2-moe, and the device."""
     found: dict[str, str] = {}
-    files = sorted(_RESULTS.rglob("kernels*.json"), key=lambda path: path.stat().st_mtime)
-    for path in files:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        if results.get("benchmark") != "kernels":
-            continue
-        rows = [row for row in results["rows"] if row.get("contender") == "minimind"]
+    for measured in results.oldest_first("kernels"):
+        rows = [row for row in measured["rows"] if row.get("contender") == "minimind"]
         for name in K.__all__:
             cases = _CASES.get(name, (name,))
             preset = "minimind2-moe" if name in _MOE else "minimind2-small"
@@ -118,5 +104,5 @@ def _measured() -> dict[str, str]:
                 if row["preset"] == preset and row["name"].split(".")[0] in cases
             ]
             if times:
-                found[name] = f"{', '.join(times)} on {results['machine']['device']}"
+                found[name] = f"{', '.join(times)} on {measured['machine']['device']}"
     return found

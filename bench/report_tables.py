@@ -1,0 +1,91 @@
+"""The tables of README.md: training figures, and scaling over numbers of GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.harness import format_table
+from bench.report_plots import scaling_figure
+from bench.results import Results
+from bench.scaling_report import format_rows
+
+NOT_MEASURED = "not measured"
+GOALS = ("minimind2-small", "minimind2", "minimind2-moe")
+"""Models of which the project means to know the speed on one H200."""
+_GOAL_DEVICE = "NVIDIA H200"
+
+
+def training_section(results: Results) -> str:
+    """Every row of every training benchmark, newest commit named beside the machine."""
+    header = (
+        "machine", "model", "row", "useful tokens/s", "p10–p90", "× original", "MFU", "MFU, causal",
+        "peak MB", "commit",
+    )  # fmt: skip
+    lines = [
+        line for found in results.by_device("train_step").values() for line in _training(found)
+    ]
+    measured = {(line[0], line[1]) for line in lines}
+    for model in GOALS:
+        if not any(machine.startswith(_GOAL_DEVICE) and m == model for machine, m in measured):
+            lines.append([_GOAL_DEVICE, model, "engine", *[NOT_MEASURED] * 6, "–"])
+    return format_table(header, lines)
+
+
+def _training(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[list[str]]:
+    for _, results in found:
+        machine = results["machine"]
+        for row in results["rows"]:
+            ratio = row.get("ratio_to_original")
+            yield [
+                describe(machine),
+                row["model"],
+                _row_name(row),
+                f"{row['useful_tokens_per_s']:,.0f}",
+                f"{row['useful_tokens_per_s_p10']:,.0f}–{row['useful_tokens_per_s_p90']:,.0f}",
+                NOT_MEASURED if ratio is None else f"{ratio:.2f}",
+                _percent(row["mfu"]),
+                _percent(row["mfu_causal"]),
+                f"{row['peak_bytes'] / 1e6:,.0f}",
+                (machine["commit"] or "not known")[:9],
+            ]
+
+
+def _row_name(row: Mapping[str, Any]) -> str:
+    stage = row.get("stage") or "pretrain"
+    parts = [row["name"].replace("_", " "), row["precision"], row["ds_config"] or ""]
+    return " ".join(part for part in [stage, *parts] if part)
+
+
+def scaling_section(results: Results) -> str:
+    """A table and a picture for each device, and a line where no GPU was measured."""
+    parts = []
+    for folder, found in results.by_device("scaling").items():
+        for path, measured in found:
+            machine, rows = measured["machine"], measured["rows"]
+            if not rows:
+                continue
+            first = rows[0]
+            threads = f", {first['threads']} thread a rank" if machine["kind"] == "cpu" else ""
+            figure = scaling_figure(folder, path.stem)
+            parts += [
+                f"{first['model']} with {first['ds_config']} on {describe(machine)}{threads}; "
+                "`~` marks a prediction, in brackets its error where the count was measured:",
+                format_rows(rows),
+                f"![Tokens/s, efficiency, time and memory over ranks]({figure.as_posix()})",
+            ]
+    kinds = {found["machine"]["kind"] for found in results.oldest_first("scaling")}
+    if "gpu" not in kinds:
+        parts.append(f"Scaling over GPUs: {NOT_MEASURED}.")
+    return "\n\n".join(parts)
+
+
+def describe(machine: Mapping[str, Any]) -> str:
+    if machine["kind"] == "cpu":
+        return f"{machine['device']}, {machine['cores']} cores"
+    return machine["device"]
+
+
+def _percent(share: float | None) -> str:
+    return "not known" if share is None else f"{share:.1%}"

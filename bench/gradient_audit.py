@@ -14,8 +14,6 @@ import argparse
 import json
 import logging
 import os
-import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -27,8 +25,9 @@ import torch
 
 from bench import harness
 from bench.gradient_splits import ROWS, Split, list_splits, measure
+from bench.launcher import LaunchError, build_command, run_ranks
 from minimind.engine.deepspeed_engine import start_ranks, stop_ranks
-from minimind.errors import ConfigError, MiniMindError
+from minimind.errors import MiniMindError
 from minimind.runtime.devices import Device, find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks, read_ranks
@@ -36,7 +35,6 @@ from minimind.runtime.ranks import Ranks, read_ranks
 logger = logging.getLogger("bench.gradient_audit")
 
 DS_CONFIGS = ("zero0.json", "zero1.json", "zero2.json", "zero3.json")
-_ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if read_ranks().is_main:
             logger.error("error: %s", error)
         return 2
+    except LaunchError as error:
+        logger.error("error: %s", error)
+        return 1
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -88,7 +89,7 @@ def audit(options: argparse.Namespace) -> int:
         if device.kind == "gpu" and count > torch.cuda.device_count():
             logger.warning("%d ranks: not audited, there are fewer GPUs", count)
             continue
-        rows += _launch(options, count)
+        rows += _launch(options, count, device)
     print(harness.format_table(_HEADER, [_cells(row) for row in rows]))
     for precision in sorted({row["precision"] for row in rows}):
         worst = max(
@@ -119,27 +120,15 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def _launch(options: argparse.Namespace, ranks: int) -> list[dict[str, Any]]:
+def _launch(options: argparse.Namespace, ranks: int, device: Device) -> list[dict[str, Any]]:
     """The rows of all splits on so many ranks, from processes that DeepSpeed's launcher starts."""
+    threads = max(1, len(os.sched_getaffinity(0)) // ranks)
     with tempfile.TemporaryDirectory(prefix="gradient-audit-") as folder:
-        part = Path(folder) / "rows.json"
-        with socket.socket() as probe:  # the launcher's own port may be another run's
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        command = [
-            str(Path(sys.executable).parent / "deepspeed"), "--master_port", port,
-            "--num_accelerators", str(ranks), "--module", "bench.gradient_audit",
-            "--part", str(part), "--model", options.model, "--seq_len", str(options.seq_len),
-            "--ds_config", *options.ds_config,
-        ]  # fmt: skip
-        # The launcher starts `python` by its path in PATH.
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(
-            command, cwd=_ROOT, env=os.environ | {"PATH": path}, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
-        if done.returncode or not part.exists():
-            raise ConfigError(f"{ranks} rank(s): {done.stderr[-3000:]}")
+        part, log = Path(folder) / "rows.json", Path(folder) / "log"
+        flags = ["--part", str(part), "--model", options.model, "--seq_len", str(options.seq_len)]
+        flags += ["--ds_config", *options.ds_config]
+        command = build_command("bench.gradient_audit", flags, ranks)
+        run_ranks(command, device, log, threads=threads)
         return json.loads(part.read_text(encoding="utf-8"))
 
 

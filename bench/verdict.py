@@ -52,6 +52,8 @@ class Comparison:
     ratio: float | None
     """Speed of head over base, the median over pairs; None for a row without times or a new one."""
     standard_error: float | None
+    ratios: Sequence[float]
+    """Of each pair."""
     memory_ratio: float | None
     counts: Mapping[str, tuple[int, int]]
     """Those that differ: (base, head)."""
@@ -64,7 +66,7 @@ class Comparison:
         if not both:
             why = "new" if any(key in pair.head.rows for pair in pairs) else "gone"
             return cls(
-                key=key, pairs=0, ratio=None, standard_error=None, memory_ratio=None,
+                key=key, pairs=0, ratio=None, standard_error=None, ratios=(), memory_ratio=None,
                 counts={}, verdict="not compared", why=why,
             )  # fmt: skip
         ratio, error = _ratio(key, both)
@@ -78,8 +80,8 @@ class Comparison:
         }
         verdict, why = _judge(ratio, error, memory, counts)
         return cls(
-            key=key, pairs=len(both), ratio=ratio, standard_error=error, memory_ratio=memory,
-            counts=counts, verdict=verdict, why=why,
+            key=key, pairs=len(both), ratio=ratio, standard_error=error, ratios=_ratios(key, both),
+            memory_ratio=memory, counts=counts, verdict=verdict, why=why,
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,13 +131,16 @@ def needs_more_pairs(pairs: Sequence[Pair]) -> bool:
 
 def _ratio(key: str, pairs: Sequence[Pair]) -> tuple[float | None, float | None]:
     both = [pair for pair in pairs if key in pair.head.rows and key in pair.base.rows]
-    rates = [(pair.head.rate(key), pair.base.rate(key)) for pair in both]
-    known = [(head, base) for head, base in rates if head and base]
-    if not known:
+    if not (ratios := _ratios(key, both)):
         return None, None
-    found = harness.paired_ratio(*(list(side) for side in zip(*known, strict=True)))
+    found = harness.paired_ratio(ratios, [1.0] * len(ratios))
     # One pair has no spread: nothing is known of its error.
-    return found["median"], found["standard_error"] if len(known) > 1 else math.inf
+    return found["median"], found["standard_error"] if len(ratios) > 1 else math.inf
+
+
+def _ratios(key: str, pairs: Sequence[Pair]) -> list[float]:
+    rates = [(pair.head.rate(key), pair.base.rate(key)) for pair in pairs]
+    return [head / base for head, base in rates if head and base]
 
 
 def _judge(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from minimind.config.recipe import Recipe, default_sizes, replace_fields
 from minimind.data.loader import PackedLoader
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint, find_model_folder
+from minimind.engine.memory_prediction import MemoryPrediction, Workload, predict_memory
 from minimind.errors import CheckpointError, ConfigError
 from minimind.model.adapter_folder import load_folder_config
 from minimind.runtime.devices import Device
@@ -258,7 +260,7 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
         f"{loader.padding_share:.2%} padding",
         f"rate       {run.learning_rate:.2e} peak, {run.recipe.warmup_steps} warm-up steps, "
         f"clipping {run.recipe.gradient_clipping}",
-        f"memory     about {predict_bytes(run) / 2**30:.2f} GiB a rank",
+        f"memory     about {predict_memory_of(run).peak_bytes / 2**30:.2f} GiB a rank",
     ]
     if loader.num_truncated:
         lines.append(
@@ -268,23 +270,17 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
     return "\n".join(lines)
 
 
-def predict_bytes(run: ResolvedRun) -> int:
-    """Weights, masters, gradients, Adam's moments and activations of one rank, by rule of thumb."""
-    config, ds = run.config, run.ds_config
-    n, frozen = run.recipe.count_weights(config)
-    size = 4 if precision(ds) == "fp32" else 2
-    stage = (ds.get("zero_optimization") or {}).get("stage", 0)
-
-    def share(first_stage: int) -> int:
-        return run.world_size if stage >= first_stage else 1
-
-    masters = 4 * n if size == 2 or stage > 0 else 0
-    states = size * (n + frozen) // share(3) + (masters + 8 * n) // share(1) + 4 * n // share(2)
-    tokens = run.micro_batch_size * run.seq_len
-    heads = config.num_attention_heads + 2 * config.num_key_value_heads
-    # Saved per layer: two sums, two norms, qkv packed and rotated, attention out, FFN halves.
-    width = 5 * config.hidden_size + 2 * heads * config.head_dim + 3 * config.active_ffn_size
-    layers = 1 if run.recipe.activation_checkpointing else config.num_hidden_layers
-    activations = tokens * size * (layers * width + config.num_hidden_layers * config.hidden_size)
-    logits = min(tokens, 2048) * config.vocab_size * (size + 4)
-    return states + activations + logits
+def predict_memory_of(
+    run: ResolvedRun, documents: Sequence[Sequence[int]] = ()
+) -> MemoryPrediction:
+    """`documents`: the tokens of each, by micro-batch; as long as rows where none are given."""
+    return predict_memory(
+        Workload(
+            config=run.config,
+            recipe=run.recipe,
+            ds_config=run.ds_config,
+            world_size=run.world_size,
+            device_kind=run.device.kind,
+            documents=documents,
+        )
+    )

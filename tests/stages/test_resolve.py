@@ -31,7 +31,7 @@ from minimind.stages.resolve import (
     ResolvedRun,
     describe_run,
     find_tokenizer,
-    predict_bytes,
+    predict_memory_of,
     resolve_run,
 )
 
@@ -155,7 +155,7 @@ def test_every_preset_resolves_under_every_file(
             assert saved["recipe"]["seq_len"] == run.seq_len
             assert saved["world_size"] == ranks
             assert saved["ds_config"]["optimizer"]["params"]["lr"] == run.learning_rate
-            assert predict_bytes(run) > 4 * run.config.num_parameters // ranks
+            assert predict_memory_of(run).peak_bytes > 4 * run.config.num_parameters // ranks
             assert describe_run(run, LOADER)
             rows.add(run.train_batch_size)
         assert len(rows) == 1
@@ -312,7 +312,8 @@ def test_what_is_printed_says_what_will_run(resolved: Resolve):
 
 def test_predicted_memory_falls_with_what_saves_it(resolved: Resolve):
     def predict(*argv: str, ranks: int = 1, device: Device = GPU) -> int:
-        return predict_bytes(resolved("--model", "minimind3", *argv, device=device, ranks=ranks))
+        run = resolved("--model", "minimind3", *argv, device=device, ranks=ranks)
+        return predict_memory_of(run).peak_bytes
 
     whole = predict()
     n = 63_912_192
@@ -349,7 +350,7 @@ def test_adapters_are_counted_beside_the_frozen_model(
     # Per layer 16 · (512+512 + 2·(512+128) + 512+512 + 3·(512+1408)).
     assert lora.num_trained == 8 * 16 * 9088
     assert f"25,829,888 parameters + {lora.num_trained:,} trained" in describe_run(lora, LOADER)
-    saved = predict_bytes(sft) - predict_bytes(lora)
+    saved = predict_memory_of(sft).peak_bytes - predict_memory_of(lora).peak_bytes
     assert saved == pytest.approx(16 * 25_829_888, rel=0.2)
     # No gradient of a frozen weight: two of six operations for each.
     assert lora.flops_per_token - sft.flops_per_token == 6 * lora.num_trained - 2 * 25_829_888

@@ -1,0 +1,302 @@
+"""What a rank will hold at its peak, by component, before anything runs.
+
+Counted, not fitted: each tensor that the model saves for its backward and each buffer that
+DeepSpeed 0.19 makes. A step has three moments that can be the peak: the first backward product,
+when all activations are alive; the end of the backward, when all gradients are; the update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from minimind_kernels import backend
+
+from minimind.config.deepspeed_json import precision
+from minimind.config.model import ModelConfig
+from minimind.config.recipe import Recipe
+from minimind.model.document_attention import FLASH_FROM, SCORES_PER_BUCKET
+
+_LOGITS_CHUNK = {"cpu": 1024, "gpu": 4096}
+"""Tokens whose logits exist at once (minimind_kernels/token_chunks.py)."""
+_BIASES_KEPT = 64
+"""Causal masks that attention on a CPU keeps, one for each length (document_attention.py)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPrediction:
+    """Bytes of one rank's tensors on its device at the peak of a step."""
+
+    weights: int
+    """In the dtype of the products."""
+    masters: int
+    optimizer: int
+    gradients: int
+    """Sums of earlier micro-batches, this one's, and copies that the update makes."""
+    buckets: int
+    """Where gradients (in ZeRO-3 weights too) are gathered for communication."""
+    activations: int
+    logits_chunk: int
+    """The output layer's: logits of a chunk, and the head's gradient."""
+    attention_masks: int
+    batches: int
+    """Tokens and labels of the step's micro-batches."""
+
+    @property
+    def peak_bytes(self) -> int:
+        return sum(getattr(self, part.name) for part in fields(self))
+
+    def to_dict(self) -> dict[str, int]:
+        """By component, then their sum."""
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        return {**parts, "peak_bytes": self.peak_bytes}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What runs on one rank."""
+
+    config: ModelConfig
+    recipe: Recipe
+    """With its sizes resolved."""
+    ds_config: Mapping[str, Any]
+    world_size: int
+    device_kind: str
+    documents: Sequence[Sequence[int]] = ()
+    """Tokens of each document, by micro-batch: attention on a CPU keeps scores of each. Empty:
+    documents as long as rows."""
+
+    @property
+    def tokens(self) -> int:
+        """Of a micro-batch."""
+        assert self.recipe.micro_batch_size is not None
+        assert self.recipe.seq_len is not None
+        return self.recipe.micro_batch_size * self.recipe.seq_len
+
+    @property
+    def size(self) -> int:
+        """Bytes of a number in the products."""
+        return 4 if precision(dict(self.ds_config)) == "fp32" else 2
+
+    @property
+    def accumulation(self) -> int:
+        return int(self.ds_config["gradient_accumulation_steps"])
+
+    @property
+    def zero(self) -> Mapping[str, Any]:
+        return self.ds_config.get("zero_optimization") or {}
+
+    @property
+    def offloads_optimizer(self) -> bool:
+        """To the host's memory, which a CPU does not have beside its own."""
+        target = (self.zero.get("offload_optimizer") or {}).get("device", "none")
+        return target != "none" and self.device_kind == "gpu"
+
+    @property
+    def zero_stage(self) -> int:
+        return int(self.zero.get("stage", 0))
+
+
+def predict_memory(workload: Workload) -> MemoryPrediction:
+    """The largest of a step's moments."""
+    return max(_moments(workload), key=lambda moment: moment.peak_bytes)
+
+
+def _moments(work: Workload) -> Iterable[MemoryPrediction]:
+    trained, frozen = work.recipe.count_weights(work.config)
+    masters, optimizer = _states(work, trained)
+    gathered = trained + frozen if work.zero_stage == 3 and work.world_size > 1 else 0
+    states: dict[str, int] = {
+        "weights": work.size * ((trained + frozen) // _share(work, 3) + gathered),
+        "masters": 0 if work.offloads_optimizer else masters,
+        "optimizer": 0 if work.offloads_optimizer else optimizer,
+        "attention_masks": _attention_masks(work),
+        "batches": 26 * work.tokens * work.accumulation,
+    }
+    buckets, gradients = _buckets(work), _Gradients.of(work, trained)
+    head = work.config.vocab_size * work.config.hidden_size * (not frozen)
+    saved, width = _saved_activations(work), work.tokens * work.size * work.config.hidden_size
+    # Hidden states and their gradient, beside everything that was saved.
+    yield MemoryPrediction(
+        **states,
+        gradients=gradients.carried,
+        buckets=buckets.kept,
+        activations=saved + 2 * width,
+        logits_chunk=_logits(work) + 4 * head,
+    )
+    # The head's gradient, scaled and cast.
+    yield MemoryPrediction(
+        **states,
+        gradients=gradients.carried,
+        buckets=buckets.in_backward,
+        activations=saved + 2 * width,
+        logits_chunk=(8 + (work.size if work.size < 4 else 0)) * head,
+    )
+    # The last block's feed-forward: gate and up are still there when their gradient is.
+    yield MemoryPrediction(
+        **states,
+        gradients=gradients.carried,
+        buckets=buckets.in_backward,
+        activations=saved + _feed_forward_gradient(work),
+        logits_chunk=work.size * head,
+    )
+    yield MemoryPrediction(
+        **states,
+        gradients=gradients.at_the_end,
+        buckets=buckets.in_backward,
+        activations=0,
+        logits_chunk=0,
+    )
+    yield MemoryPrediction(
+        **states,
+        gradients=gradients.in_update,
+        buckets=buckets.kept,
+        activations=0,
+        logits_chunk=0,
+    )
+
+
+def _share(work: Workload, first_stage: int) -> int:
+    """Over how many ranks ZeRO divides what it divides from `first_stage` on."""
+    return work.world_size if work.zero_stage >= first_stage else 1
+
+
+def _states(work: Workload, trained: int) -> tuple[int, int]:
+    """fp32 masters (in fp32 too, from stage 1 on) and AdamW's two moments."""
+    has_masters = work.size == 2 or work.zero_stage > 0
+    return has_masters * 4 * trained // _share(work, 1), 8 * trained // _share(work, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Buckets:
+    kept: int
+    in_backward: int
+
+
+def _buckets(work: Workload) -> _Buckets:
+    """Allocated whole, however little is trained; two of them where communication overlaps. Stage 3
+    keeps its own, stages 1 and 2 make theirs anew in each backward."""
+    if work.zero_stage == 0:
+        return _Buckets(0, 0)
+    elements = int(work.zero.get("reduce_bucket_size", 500_000_000))
+    one = work.size * elements * (2 if work.zero.get("overlap_comm") else 1)
+    if work.zero_stage == 3:
+        return _Buckets(one, one)
+    # Stage 1 leaves sums in their bucket until the step's last micro-batch.
+    return _Buckets(one if work.zero_stage == 1 and work.accumulation > 1 else 0, one)
+
+
+@dataclass(frozen=True, slots=True)
+class _Gradients:
+    carried: int
+    """From micro-batch to micro-batch."""
+    at_the_end: int
+    """Of a backward: this micro-batch's beside the sums."""
+    in_update: int
+
+    @classmethod
+    def of(cls, work: Workload, trained: int) -> _Gradients:
+        whole, part = work.size * trained, work.size * trained // work.world_size
+        is_wide = (work.ds_config.get("data_types") or {}).get("grad_accum_dtype") == "fp32"
+        wide = 4 * trained // work.world_size
+        adds_up = work.accumulation > 1
+        # In 16 bits the update casts what it was given.
+        cast = wide if work.size == 2 else 0
+        if work.offloads_optimizer:
+            return cls(0, whole + part, 0)
+        match work.zero_stage:
+            case 0:
+                return cls(adds_up * whole, 2 * whole, whole + (4 * trained if cast else 0))
+            case 1:
+                return cls(adds_up * whole, 2 * whole, whole + part + cast)
+            case 2 if is_wide and work.size == 2:
+                return cls(adds_up * wide, wide + whole, wide)
+            case 2:
+                return cls(adds_up * part, (1 + adds_up) * part, 2 * part + cast)
+            case _:
+                kept = wide if is_wide else part
+                return cls(kept, kept + whole + part, kept + wide)
+
+
+def _saved_activations(work: Workload) -> int:
+    """What every layer keeps for its backward, and the last norm's sum."""
+    config, size, tokens = work.config, work.size, work.tokens
+    layers = [_layer_bytes(work, layer) for layer in range(config.num_hidden_layers)]
+    scores = _saved_scores(work)
+    last = size * config.hidden_size + 4
+    if work.recipe.activation_checkpointing:
+        # A block's two inputs each, and one block computed again.
+        kept = 2 * size * config.hidden_size * len(layers)
+        return tokens * (kept + max(layers) + last) + scores
+    return tokens * (sum(layers) + last) + scores * len(layers)
+
+
+def _layer_bytes(work: Workload, layer: int) -> int:
+    """Of one token, without attention scores: each norm's sum, result and 1/rms; qkv as one product
+    (its values are read out of it), q and k rotated, the attention's result; the feed-forward's
+    gate and up and their product (with experts that is made again)."""
+    config, size = work.config, work.size
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    width = 4 * config.hidden_size + (queries + 2 * keys) + (2 * queries + keys)
+    more = 2 * 4 + (4 * config.num_attention_heads if work.device_kind == "gpu" else 0)
+    if config.dropout:
+        width += 2 * config.hidden_size
+    if not config.has_experts(layer):
+        return size * (width + 3 * config.intermediate_size) + more
+    chosen, ffn = config.num_experts_per_tok, config.moe_intermediate_size
+    width += config.num_experts + (2 * chosen + 3 * config.n_shared_experts) * ffn
+    return size * width + more + 16 * chosen + 4 * config.num_experts
+
+
+def _feed_forward_gradient(work: Workload) -> int:
+    """Beside what is saved: the gradient of gate and up, of their sum's product, of the output."""
+    config = work.config
+    ffn = max(config.active_ffn_size, config.intermediate_size if config.mlp_only_layers else 0)
+    return work.tokens * work.size * (2 * ffn + 2 * config.hidden_size)
+
+
+def _documents(work: Workload) -> Sequence[Sequence[int]]:
+    assert work.recipe.seq_len is not None
+    return work.documents or [[work.recipe.seq_len] * (work.tokens // work.recipe.seq_len)]
+
+
+def _buckets_of(work: Workload, documents: Sequence[int]) -> Iterable[tuple[int, int]]:
+    """(documents, longest of them) of each bucket that attention on a CPU makes."""
+    short = sorted((n for n in documents if n < FLASH_FROM), reverse=True)
+    while short:
+        count = max(1, SCORES_PER_BUCKET // (work.config.num_attention_heads * short[0] ** 2))
+        yield len(short[:count]), short[0]
+        short = short[count:]
+
+
+def _saved_scores(work: Workload) -> int:
+    """Of one layer: on a CPU the probabilities of documents below FLASH_FROM tokens are kept, of
+    longer ones the result a second time; on a GPU neither."""
+    if work.device_kind == "gpu":
+        return 0
+    heads, most = work.config.num_attention_heads, 0
+    for documents in _documents(work):
+        scores = sum(n * length**2 for n, length in _buckets_of(work, documents))
+        copied = sum(n for n in documents if n >= FLASH_FROM) * work.config.head_dim
+        most = max(most, work.size * heads * (scores + copied))
+    return most
+
+
+def _attention_masks(work: Workload) -> int:
+    """Kept on a CPU for each length of a bucket, the last _BIASES_KEPT of them."""
+    if work.device_kind == "gpu":
+        return 0
+    lengths = {n for documents in _documents(work) for _, n in _buckets_of(work, documents)}
+    group = work.config.num_attention_heads // work.config.num_key_value_heads
+    return work.size * group * sum(n * n for n in sorted(lengths)[-_BIASES_KEPT:])
+
+
+def _logits(work: Workload) -> int:
+    """A chunk's, and where no code is generated the fp32 copies that the softmax makes of it."""
+    tokens, vocab = work.tokens, work.config.vocab_size
+    chunks = -(-tokens // _LOGITS_CHUNK[work.device_kind])
+    chunk = -(-tokens // chunks) * vocab
+    is_plain = work.device_kind == "cpu" and not backend.use_compiled_cpu(tokens, tokens * vocab)
+    return chunk * (work.size + (12 if is_plain else 0))

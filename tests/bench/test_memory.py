@@ -1,0 +1,43 @@
+"""bench.memory: the components of a prediction, and how a measurement is held against it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import memory
+
+SMALL = ["--model", "tiny", "--seq_len", "64", "--micro_batch", "2", "--accumulation", "2"]
+
+
+def test_a_row_for_each_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "memory.json"
+    names = ["zero0.json", "zero3.json"]
+    assert memory.main([*SMALL, "--ds_config", *names, "--num_gpus", "4", "--json", str(path)]) == 0
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["ds_config"] for row in rows] == names
+    for row in rows:
+        parts = dict(row["predicted"])
+        assert parts.pop("peak_bytes") == sum(parts.values())
+        assert row["world_size"] == 4
+    assert rows[0]["predicted"]["optimizer"] > 3 * rows[1]["predicted"]["optimizer"]
+    assert "not measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("share", "status"), [(1.04, 0), (1.06, 1)])
+def test_a_prediction_that_is_off_fails(
+    share: float, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = memory.find_device()
+    options = memory.build_parser().parse_args(SMALL)
+    predicted = memory.predict(memory.resolve(options, "zero2.json", device)).peak_bytes
+    peaks = {"zero2.json": int(predicted / share)}
+    monkeypatch.setattr(memory, "_measure", lambda options: peaks)
+    assert memory.main([*SMALL, "--measure"]) == status
+
+
+def test_several_ranks_are_not_measured_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert memory.main([*SMALL, "--measure", "--num_gpus", "2"]) == 2
+    assert "bench.scaling measures several" in capsys.readouterr().err

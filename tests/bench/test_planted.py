@@ -1,0 +1,105 @@
+"""What the gate must catch, planted in a real training step: a leak, a launch, a wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import minimind_kernels as K
+import numpy as np
+import pytest
+import torch
+
+from bench.documents import Documents
+from bench.resolved import resolve_flags
+from bench.train_rows import RowSpec
+from bench.train_workers import TrainedRow
+from bench.verdict import Comparison, Pair, Run
+from minimind.runtime.devices import find_device
+from minimind.runtime.ranks import Ranks
+from minimind.stages.pretrain import Pretrain
+from minimind.types import Batch, LossSum
+
+Plant = Callable[[Batch], None]
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def measured(plant: Plant | None = None) -> dict[str, Any]:
+    """A row of bench.train_step's engine, with `plant` called in each micro-batch."""
+    flags = ["--seq_len", "64", "--set", "micro_batch_size=2", "--set", "train_batch_size=4"]
+    for setting in ("num_hidden_layers=1", "hidden_size=32"):
+        flags += ["--set", setting]
+    run = resolve_flags(flags, Ranks(0, 0, 1), find_device())
+    random = np.random.default_rng(0)
+    ids = [random.integers(3, 500, size=n) for n in random.integers(2, 33, size=60)]
+    spec = RowSpec(
+        name="engine",
+        ds_config_name="zero2.json",
+        run=run,
+        documents=Documents(ids=ids, max_tokens=32, pad_id=0, seed=1),
+        original_batch=1,
+        steps=3,
+    )
+    whole = Pretrain.loss
+
+    def loss(self: Pretrain, policy: Any, batch: Batch) -> LossSum:
+        if plant:
+            plant(batch)
+        return whole(self, policy, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pretrain, "loss", loss)
+        row = TrainedRow(spec)
+        row.build()
+        row.step(0)
+        row.start_timing()
+        row.step(1)
+        return row.measure(2)
+
+
+@pytest.fixture(scope="module")
+def base() -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        return measured()
+
+
+def verdict(base: dict[str, Any], head: dict[str, Any]) -> tuple[str, str]:
+    found = Comparison.build("x", [Pair(Run(1.0, {"x": base}), Run(1.0, {"x": head}))])
+    return found.verdict, found.why
+
+
+def test_the_same_code_again_is_the_same(base: dict[str, Any]) -> None:
+    assert verdict(base, measured()) == ("same", "")
+
+
+def test_a_leak_is_caught(base: dict[str, Any]) -> None:
+    """A hundredth of the peak, kept in each micro-batch."""
+    kept = []
+    size = base["peak_bytes"] // 400
+    found = verdict(base, measured(lambda batch: kept.append(torch.zeros(size))))
+    assert found[0] == "worse"
+    assert found[1].startswith("more memory")
+
+
+def test_one_more_launch_is_caught(base: dict[str, Any]) -> None:
+    x_MD, weight_D = torch.ones(4, 8), torch.ones(8)
+    found = verdict(base, measured(lambda batch: (K.rms_norm(x_MD, weight_D, 1e-6), None)[1]))
+    calls = base["kernel_calls"]
+    assert found[0] == "worse"
+    assert f"kernel_calls {calls:,} -> {calls + 2:,}" in found[1]
+
+
+def test_a_wait_for_the_device_is_caught(base: dict[str, Any]) -> None:
+    def wait(batch: Batch) -> None:
+        batch.labels_BT.max().item()
+
+    found = verdict(base, measured(wait))
+    waits = sum(base["sync_operators"].values())
+    assert found[0] == "worse"
+    assert f"sync_operators {waits:,} -> {waits + 2:,}" in found[1]

@@ -1,0 +1,143 @@
+"""The prediction against what a step of the engine holds, and what must hold without any run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from small_models import pack, random_documents
+
+from minimind.config.model import ModelConfig
+from minimind.config.recipe import Recipe
+from minimind.engine.deepspeed_engine import DeepSpeedEngine, start_ranks
+from minimind.engine.memory_prediction import MemoryPrediction, Workload, predict_memory
+from minimind.engine.stage import BuildContext
+from minimind.runtime.devices import find_device
+from minimind.runtime.memory import PeakMemory
+from minimind.runtime.ranks import Ranks
+from minimind.stages.pretrain import Pretrain
+from minimind.types import Batch
+
+ALONE = Ranks(0, 0, 1)
+DENSE: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 512}
+EXPERTS = DENSE | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
+
+
+def workload(
+    model: dict[str, Any], stage: int, *, rows: int = 2, accumulation: int = 2, **more: Any
+) -> Workload:
+    config = ModelConfig(**model)
+    bucket = config.num_parameters
+    zero: dict[str, Any] = {"stage": stage}
+    if stage:
+        zero |= {"reduce_bucket_size": bucket, "overlap_comm": False, "contiguous_gradients": True}
+    if stage == 3:
+        zero |= {"stage3_prefetch_bucket_size": bucket, "stage3_param_persistence_threshold": 0}
+    ds_config = {
+        "train_batch_size": rows * accumulation,
+        "train_micro_batch_size_per_gpu": rows,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": 1.0,
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True, "fused": True}},
+        "zero_optimization": zero,
+    }
+    values: dict[str, Any] = {"world_size": 1, "device_kind": "cpu", "documents": ()} | more
+    return Workload(
+        config=config,
+        recipe=Recipe(seq_len=128, micro_batch_size=rows, train_batch_size=rows * accumulation),
+        ds_config=ds_config,
+        **values,
+    )
+
+
+def measure(work: Workload, batches: list[Batch]) -> int:
+    """The peak of live tensors in a step, less what was alive before the engine was."""
+    device = find_device()
+    memory = PeakMemory(device.torch_device)
+    before = PeakMemory(device.torch_device)
+    with before.measured():
+        pass
+    stage = Pretrain(work.recipe)
+    policy = stage.build_models(BuildContext(config=work.config)).policy
+    engine = DeepSpeedEngine(policy, work.ds_config, work.recipe, device, ALONE)
+
+    def step() -> None:
+        engine.start_step(torch.tensor(float(sum(batch.num_targets for batch in batches))))
+        for batch in batches:
+            engine.backward(stage.loss(engine, batch))
+        engine.step(1e-3)
+
+    engine.train()
+    step()
+    with memory.measured():
+        step()
+    return memory.peak_bytes - before.peak_bytes
+
+
+@pytest.fixture
+def _one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    torch.set_num_threads(1)
+    start_ranks(ALONE, find_device())
+
+
+@pytest.mark.usefixtures("_one_rank")
+@pytest.mark.parametrize(
+    ("model", "stage", "rows"),
+    [(DENSE, 0, 8), (DENSE, 1, 2), (DENSE, 2, 8), (DENSE, 3, 2), (EXPERTS, 2, 8)],
+)
+def test_a_step_holds_what_was_predicted(model: dict[str, Any], stage: int, rows: int) -> None:
+    lengths = [60, 40, 28] * rows
+    work = workload(model, stage, rows=rows, documents=[lengths])
+    documents = random_documents(lengths, vocab=512)
+    batch = pack([documents[3 * row : 3 * row + 3] for row in range(rows)], 128)
+    assert predict_memory(work).peak_bytes == pytest.approx(measure(work, [batch, batch]), rel=0.05)
+
+
+Predict = Callable[..., MemoryPrediction]
+
+
+@pytest.fixture
+def predict() -> Predict:
+    """predict(stage, …) of a dense model on a GPU."""
+
+    def run(stage: int, **changes: Any) -> MemoryPrediction:
+        return predict_memory(workload(DENSE, stage, **({"device_kind": "gpu"} | changes)))
+
+    return run
+
+
+def test_each_stage_divides_what_it_says(predict: Predict) -> None:
+    n = ModelConfig(**DENSE).num_parameters
+    one, eight = ([predict(s, world_size=w, rows=1) for s in range(4)] for w in (1, 8))
+    assert [p.optimizer for p in one] == [8 * n] * 4
+    assert [p.optimizer for p in eight] == [8 * n, n, n, n]
+    assert eight[2].gradients < one[2].gradients
+    assert eight[0].peak_bytes == one[0].peak_bytes
+
+
+def test_an_oversized_bucket_costs_what_it_is_worth(predict: Predict) -> None:
+    """Why stage 2 saves nothing where buckets are left at DeepSpeed's default."""
+    small = workload(DENSE, 2, device_kind="gpu")
+    zero = small.ds_config["zero_optimization"] | {"reduce_bucket_size": 50_000_000}
+    large = dataclasses.replace(small, ds_config=small.ds_config | {"zero_optimization": zero})
+    apart = predict_memory(large).peak_bytes - predict_memory(small).peak_bytes
+    assert apart == pytest.approx(4 * 50_000_000, rel=0.05)
+
+
+def test_offloaded_states_are_not_on_the_gpu() -> None:
+    plain = workload(DENSE, 2, device_kind="gpu")
+    zero = plain.ds_config["zero_optimization"] | {"offload_optimizer": {"device": "cpu"}}
+    offloaded = dataclasses.replace(plain, ds_config=plain.ds_config | {"zero_optimization": zero})
+    assert predict_memory(offloaded).optimizer == 0
+    on_cpu = dataclasses.replace(offloaded, device_kind="cpu")
+    assert predict_memory(on_cpu).optimizer > 0
+
+
+def test_the_parts_add_up(predict: Predict) -> None:
+    found = predict(2).to_dict()
+    assert found.pop("peak_bytes") == sum(found.values())

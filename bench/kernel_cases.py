@@ -116,6 +116,13 @@ def build_cases(sizes: Sizes, num_tokens: int, dtype: torch.dtype, device: str) 
         "swiglu", sizes, K.swiglu, swiglu_reference, (leaf(tokens, 2 * sizes.ffn),),
         3 * ffn_row, 5 * ffn_row,
     )  # fmt: skip
+    down, down_product = leaf(hidden, sizes.ffn, scale=0.02), 2 * tokens * hidden * sizes.ffn
+    yield Case(
+        "swiglu_linear", sizes, K.swiglu_linear,
+        lambda gate_up, weight: functional.linear(swiglu_reference(gate_up), weight),
+        (leaf(tokens, 2 * sizes.ffn), down), 4 * ffn_row + row, 8 * ffn_row + 2 * row,
+        down_product, 2 * down_product,
+    )  # fmt: skip
 
     if sizes.experts:
         yield from _build_moe_cases(sizes, leaf, tokens, dtype)

@@ -16,6 +16,7 @@ _FORMULAS = {
     "add_rms_norm": "s = x + residual; s, s / rms(s) · w",
     "qk_rope": "split QKV, norm q and k by head (optional), rotate them",
     "swiglu": "silu(gate) · up",
+    "swiglu_linear": "(silu(gate) · up)·Wᵀ, the activation rebuilt for W's gradient",
     "linear_cross_entropy": "logsumexp(h·Wᵀ) - (h·Wᵀ)[label]",
     "linear_log_prob": "(h·Wᵀ)[id] - logsumexp(h·Wᵀ)",
     "linear_distillation": "α·cross-entropy + (1 - α)·T²·KL, logits made once",
@@ -84,7 +85,7 @@ def _sizes(name: str) -> str:
         if name == "expert_ffn":
             sizes += "; D/F " + ", ".join(f"{s.hidden}/{s.ffn}" for s in moe)
         return sizes
-    if name == "swiglu":
+    if name.startswith("swiglu"):
         return "F " + ", ".join(sorted({str(s.ffn) for s in PRESETS}))
     return "V " + ", ".join(sorted({str(s.vocab) for s in PRESETS}))
 

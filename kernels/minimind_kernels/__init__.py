@@ -10,7 +10,7 @@ from .linear_loss import linear_cross_entropy, linear_log_prob
 from .moe_routing import Routing, moe_routing
 from .rms_norm import add_rms_norm, rms_norm
 from .rope import qk_rope, rope_rows
-from .swiglu import swiglu
+from .swiglu import swiglu, swiglu_linear
 
 __all__ = [
     "Routing",
@@ -25,4 +25,5 @@ __all__ = [
     "rms_norm",
     "rope_rows",
     "swiglu",
+    "swiglu_linear",
 ]

@@ -1,4 +1,4 @@
-"""The gated activation of the feed-forward layer.
+"""The gated activation of the feed-forward layer, alone and with the product after it.
 
     out = silu(gate) · up,  silu(g) = g · sigmoid(g)
 
@@ -47,20 +47,47 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return out_MF.view(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
 
 
+def swiglu_linear(gate_up: Tensor, weight_DF: Tensor) -> Tensor:
+    """swiglu(gate_up) · weightᵀ: what a feed-forward layer does behind its packed product.
+
+    gate_up [..., 2F] and weight_DF [D, F] of one dtype; the result [..., D] in it. For the backward
+    pass gate_up alone is kept: it is read there anyway, and the activation [..., F] comes out of
+    the same pass over it.
+
+    Raises ValueError where the last dimension of gate_up is not 2F.
+    """
+    if gate_up.shape[-1] != 2 * weight_DF.shape[1]:
+        raise ValueError(
+            f"swiglu_linear with a weight of {tuple(weight_DF.shape)} takes gate and up side by "
+            f"side, {2 * weight_DF.shape[1]} wide, not {tuple(gate_up.shape)}"
+        )
+    needs_grad = gate_up.requires_grad or weight_DF.requires_grad
+    if not (torch.is_grad_enabled() and needs_grad) or backend.inlines("swiglu", gate_up):
+        return functional.linear(swiglu(gate_up), weight_DF)
+    out_MD = _SwiGLULinear.apply(gate_up.reshape(-1, gate_up.shape[-1]), weight_DF)
+    return out_MD.view(*gate_up.shape[:-1], len(weight_DF))
+
+
 def _forward_body(gate_up_M2F: Tensor) -> Tensor:
     gate_up = gate_up_M2F.to(torch.promote_types(gate_up_M2F.dtype, torch.float32))
     gate, up = gate_up.chunk(2, dim=-1)
     return (functional.silu(gate) * up).to(gate_up_M2F.dtype)
 
 
-def _backward_body(grad_out_MF: Tensor, gate_up_M2F: Tensor) -> Tensor:
-    """With s = sigmoid(gate): d_gate = d·up·s·(1 + gate·(1 - s)), d_up = d·gate·s."""
+def _backward_body(
+    grad_out_MF: Tensor, gate_up_M2F: Tensor, *, rebuild: bool
+) -> tuple[Tensor, Tensor]:
+    """With s = sigmoid(gate): d_gate = d·up·s·(1 + gate·(1 - s)), d_up = d·gate·s; and, to
+    `rebuild` it, the forward's result."""
     wide = torch.promote_types(gate_up_M2F.dtype, torch.float32)
     grad, (gate, up) = grad_out_MF.to(wide), gate_up_M2F.to(wide).chunk(2, dim=-1)
     sigmoid = torch.sigmoid(gate)
     grad_gate = grad * up * sigmoid * (1 + gate * (1 - sigmoid))
     grad_up = grad * gate * sigmoid
-    return torch.cat((grad_gate, grad_up), dim=-1).to(gate_up_M2F.dtype)
+    grad_M2F = torch.cat((grad_gate, grad_up), dim=-1).to(gate_up_M2F.dtype)
+    if not rebuild:
+        return grad_M2F, gate_up_M2F.new_empty(0)
+    return grad_M2F, (functional.silu(gate) * up).to(gate_up_M2F.dtype)
 
 
 swiglu_forward = Form("swiglu_forward", _forward_body, num_row_tensors=1)
@@ -75,4 +102,18 @@ class _SwiGLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_out_MF):
-        return _backward(grad_out_MF, *ctx.saved_tensors)
+        return _backward(grad_out_MF, *ctx.saved_tensors, rebuild=False)[0]
+
+
+class _SwiGLULinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate_up_M2F, weight_DF):
+        ctx.save_for_backward(gate_up_M2F, weight_DF)
+        return functional.linear(swiglu_forward(gate_up_M2F), weight_DF)
+
+    @staticmethod
+    def backward(ctx, grad_out_MD):
+        gate_up_M2F, weight_DF = ctx.saved_tensors
+        rebuild = ctx.needs_input_grad[1]
+        grad_M2F, hidden_MF = _backward(grad_out_MD @ weight_DF, gate_up_M2F, rebuild=rebuild)
+        return grad_M2F, grad_out_MD.t() @ hidden_MF if rebuild else None

@@ -8,14 +8,23 @@ from torch import Tensor, nn
 from minimind.model.router_report import RouterReport
 
 
+class SwiGLULinear(nn.Linear):
+    """A linear over silu(gate) · up of the packed product it is given. Activation and product are
+    one operation, which keeps the packed product alone for the backward; as a module with the
+    weight in it, so that ZeRO-3 gathers that when it is called."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return K.swiglu_linear(input, self.weight)
+
+
 class SwiGLU(nn.Module):
-    """down_proj(silu(gate) · up), with gate and up one fused product (Shazeer 2020)."""
+    """down_proj of silu(gate) · up, with gate and up one fused product (Shazeer 2020)."""
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
         self.gate_up_proj = nn.Linear(hidden_size, 2 * intermediate_size, bias=False)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+        self.down_proj = SwiGLULinear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, x_MD: Tensor, report: RouterReport | None = None) -> Tensor:
         """Has no router, and adds nothing to `report`."""
-        return self.down_proj(K.swiglu(self.gate_up_proj(x_MD)))
+        return self.down_proj(self.gate_up_proj(x_MD))

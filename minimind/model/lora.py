@@ -64,12 +64,7 @@ def attach(model: Transformer, adapters: Mapping[str, Adapters]) -> None:
 def detach(model: Transformer) -> None:
     """Takes all adapters out."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, LoraLinear):
-            size = (module.in_features, module.out_features)
-            linear = nn.Linear(*size, bias=False, device="meta")
-            linear.weight = module.weight
-            _replace_module(model, name, linear)
-        elif isinstance(module, LoraExperts):
+        if isinstance(module, LoraLinear | LoraExperts):
             _replace_module(model, name, module.without_adapters())
 
 

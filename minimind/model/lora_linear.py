@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import minimind_kernels as K
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minimind.model.feed_forward import SwiGLULinear
 from minimind.model.state_dict import LinearPart
 
 
@@ -51,11 +53,20 @@ class LoraLinear(nn.Linear):
     def __init__(self, linear: nn.Linear, adapters: Adapters) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight = linear.weight
+        self.takes_gate_up = isinstance(linear, SwiGLULinear)
         self.slots = adapters.slots
         self.lora_A = nn.Parameter(adapters.a_RI)
         self.lora_B = nn.Parameter(adapters.b_flat)
 
+    def without_adapters(self) -> nn.Linear:
+        kind = SwiGLULinear if self.takes_gate_up else nn.Linear
+        linear = kind(self.in_features, self.out_features, bias=False, device="meta")
+        linear.weight = self.weight
+        return linear
+
     def forward(self, input: Tensor) -> Tensor:
+        if self.takes_gate_up:
+            input = K.swiglu(input)
         return lora_product(input, self.weight, self.lora_A, self.lora_B, self.slots)
 
 

@@ -47,6 +47,7 @@ def test_launches_and_waits(tmp_path):
         "rope": 2,
         "qk_norm_rope": 3,
         "swiglu": 2,
+        "swiglu_linear": 2,
         "moe_routing": 3,
         "expert_ffn": 6,
         "linear_cross_entropy": 4,

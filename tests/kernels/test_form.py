@@ -13,6 +13,7 @@ from minimind_kernels.rms_norm import add_rms_norm_reference
 from minimind_kernels.rope import qk_rope_reference
 from minimind_kernels.swiglu import swiglu_reference
 from torch._dynamo.utils import counters
+from torch.nn import functional
 
 pytestmark = pytest.mark.skipif(
     not backend._has_compiler() or os.environ.get("TRITON_INTERPRET") == "1",
@@ -62,6 +63,16 @@ def test_add_rms_norm(make, assert_as_accurate):
 def test_swiglu(make, assert_as_accurate):
     check(
         K.swiglu, swiglu_reference, lambda rows: (make(rows, 80),), assert_as_accurate, expected=2
+    )
+
+
+def test_swiglu_linear(make, assert_as_accurate):
+    check(
+        K.swiglu_linear,
+        lambda gate_up, weight: functional.linear(swiglu_reference(gate_up), weight),
+        lambda rows: (make(rows, 80), make(24, 40)),
+        assert_as_accurate,
+        expected=2,
     )
 
 

@@ -64,7 +64,7 @@ CALLS = {
         {},
     ),
     "swiglu_forward": lambda: ((some(5, 12),), {}),
-    "swiglu_backward": lambda: ((some(5, 6), some(5, 12)), {}),
+    "swiglu_backward": lambda: ((some(5, 6), some(5, 12)), {"rebuild": True}),
     "rope_forward": lambda: rotation(norm=False),
     "norm_rope_forward": lambda: rotation(norm=True),
     "rope_backward": lambda: ((*rotation_grads(), POSITIONS, *TABLES), {}),
@@ -117,6 +117,7 @@ def test_operator(name):
             {"num_experts_per_tok": 1, "norm_topk_prob": False},
         ),
         ("moe_routing_backward", *routing_grads(None, some())),
+        ("swiglu_backward", (some(5, 6), some(5, 12)), {"rebuild": False}),
         ("expert_ffn_forward", experts(), {"keep": False}),
         (
             "expert_ffn_backward",
@@ -153,6 +154,7 @@ def test_compiled_whole_with_gradients(uniform_grad):
         total, y = K.add_rms_norm(x, K.rms_norm(x, weight, 1e-5), weight, 1e-5)
         q, k, v = K.qk_rope(qkv, *TABLES, POSITIONS, 2, 1, norms[0], norms[1])
         y = y + K.swiglu(gate_up) + q.flatten(1)[:, :8] + k.flatten(1) + v.flatten(1)
+        y = y + K.swiglu_linear(gate_up, head[:8])
         labels = LABELS.clamp(min=0)
         loss = K.linear_cross_entropy(total + y, head, labels, uniform_grad=uniform_grad).sum()
         loss = loss + K.linear_distillation(y, head, total, head, labels, 0.3, 1.5)[0].sum()

@@ -23,19 +23,24 @@ def swiglu_forward(gate_up_M2F: Tensor) -> Tensor:
     return out_MF
 
 
-def swiglu_backward(grad_out_MF: Tensor, gate_up_M2F: Tensor) -> Tensor:
-    """The gradient of gate_up [M, 2F]."""
+def swiglu_backward(
+    grad_out_MF: Tensor, gate_up_M2F: Tensor, *, rebuild: bool
+) -> tuple[Tensor, Tensor]:
+    """The gradient of gate_up [M, 2F] and, to `rebuild` it, the forward's result [M, F]."""
     gate_up_M2F, grad_out_MF = (unit_stride(t) for t in (gate_up_M2F, grad_out_MF))
     grad_M2F = gate_up_M2F.new_empty(gate_up_M2F.shape)
+    out_MF = gate_up_M2F.new_empty(grad_out_MF.shape if rebuild else 0)
     _launch(
         _backward_kernel,
         "swiglu_backward",
         gate_up_M2F,
         grad_out_ptr=grad_out_MF,
         grad_ptr=grad_M2F,
+        out_ptr=out_MF,
         grad_out_stride=grad_out_MF.stride(0),
+        REBUILD=rebuild,
     )
-    return grad_M2F
+    return grad_M2F, out_MF
 
 
 def _launch(kernel, name: str, gate_up_M2F: Tensor, **arguments) -> None:
@@ -88,10 +93,12 @@ def _backward_kernel(
     gate_up_ptr,
     grad_out_ptr,
     grad_ptr,
+    out_ptr,
     num_rows,
     gate_up_stride,
     grad_out_stride,
     WIDTH: tl.constexpr,
+    REBUILD: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
@@ -108,3 +115,6 @@ def _backward_kernel(
     grad_gate_ptr = grad_ptr + rows * (2 * WIDTH) + columns
     tl.store(grad_gate_ptr, grad_gate.to(grad_ptr.dtype.element_ty), mask)
     tl.store(grad_gate_ptr + WIDTH, grad_up.to(grad_ptr.dtype.element_ty), mask)
+    if REBUILD:
+        out = gate * sigmoid * up
+        tl.store(out_ptr + rows * WIDTH + columns, out.to(out_ptr.dtype.element_ty), mask)

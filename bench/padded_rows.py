@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
@@ -114,9 +113,11 @@ class TransformersRow(OriginalRow):
             kind = transformers.AutoConfig.for_model(**values)
             module = transformers.AutoModelForCausalLM.from_config(kind)
             if device.type == "cuda":
-                liger = importlib.import_module("liger_kernel.transformers")
+                from liger_kernel.transformers import (  # type: ignore[import-not-found]
+                    _apply_liger_kernel_to_instance,
+                )
 
-                liger._apply_liger_kernel_to_instance(module)
+                _apply_liger_kernel_to_instance(module)
         except ImportError as error:
             raise ConfigError(
                 f"the row transformers needs {error.name}: pip install -e '.[interop,bench]'"

@@ -72,6 +72,10 @@ class Recipe:
         """(trained, frozen) of the policy."""
         return config.num_parameters, 0
 
+    def count_helper_weights(self) -> int:
+        """Of frozen models beside the policy, which no rank shares with another."""
+        return 0
+
     def check(self) -> None:
         """Raises ConfigError where a value cannot be used."""
         at_least = {

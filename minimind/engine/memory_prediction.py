@@ -30,6 +30,9 @@ class MemoryPrediction:
 
     weights: int
     """In the dtype of the products."""
+    helpers: int
+    """Weights of frozen models beside the trained one: a teacher. Their passing activations are
+    less than what the trained one saves."""
     masters: int
     optimizer: int
     gradients: int
@@ -109,6 +112,7 @@ def _moments(work: Workload) -> Iterable[MemoryPrediction]:
     gathered = trained + frozen if work.zero_stage == 3 and work.world_size > 1 else 0
     states: dict[str, int] = {
         "weights": work.size * ((trained + frozen) // _share(work, 3) + gathered),
+        "helpers": work.size * work.recipe.count_helper_weights(),
         "masters": 0 if work.offloads_optimizer else masters,
         "optimizer": 0 if work.offloads_optimizer else optimizer,
         "attention_masks": _attention_masks(work),

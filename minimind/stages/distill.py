@@ -20,6 +20,7 @@ from minimind.engine.checkpoint import find_model_folder
 from minimind.engine.stage import BuildContext, Policy, StageModels
 from minimind.errors import ConfigError
 from minimind.inference.generate import load_model
+from minimind.model.adapter_folder import load_folder_config
 from minimind.model.transformer import Transformer
 from minimind.stages.sft import SFT, SFTRecipe
 from minimind.types import Batch, LossSum
@@ -51,6 +52,11 @@ class DistillRecipe(SFTRecipe):
             raise ConfigError(f"alpha is {self.alpha}; it must be from 0 to 1")
         if not 0 < self.temperature < math.inf:
             raise ConfigError(f"temperature is {self.temperature}; it must be above 0")
+
+    def count_helper_weights(self) -> int:
+        """Raises CheckpointError where there is no teacher."""
+        folder = find_model_folder(Path(cast(str, self.teacher)))
+        return load_folder_config(folder).num_parameters
 
 
 class Distill(SFT):

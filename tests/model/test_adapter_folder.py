@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_adapters import explicit_sum, named, random_adapter
+from small_adapters import adapted, explicit_sum, named, random_adapter
 from small_models import (
     FAMILIES,
     logits_of,
+    loss_of,
     pack,
     random_documents,
     random_model,
@@ -34,6 +35,7 @@ from minimind.model.adapter_folder import (
     load_model_folder,
     save_adapter,
 )
+from minimind.model.lora import collect_adapter
 from minimind.model.state_dict import load_hf_folder, save_hf_folder, split_fused
 from minimind.model.transformer import Transformer
 
@@ -265,3 +267,31 @@ def test_peft_computes_what_we_do(family: str, tmp_path: Path):
     torch.testing.assert_close(found, ours, rtol=1e-4, atol=1e-4)
     theirs.save_pretrained(tmp_path / "theirs")
     torch.testing.assert_close(logits_of_folder(tmp_path / "theirs"), ours, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_peft_has_our_gradients(family: str, tmp_path: Path):
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    config, ids = small_config(family), random_documents([20])[0]
+    base, model = tmp_path / "base", random_model(config)
+    save_hf_folder(base, config, named(model), torch.float32)
+    adapted(model)
+    values = named(model)
+    save_adapter(tmp_path / "ours", config, collect_adapter(model, values), BaseModel.of(base))
+    batch = pack([[ids]])
+    loss_of(model, batch).backward()
+    ours = {n: values[n] if p.grad is None else p.grad for n, p in model.named_parameters()}
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(base, dtype="float32")
+    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "ours", is_trainable=True)
+    tokens = torch.tensor([ids])
+    loss = theirs(tokens, labels=tokens).loss * (len(ids) - 1)
+    loss.backward()
+    wanted = {n: p.grad for n, p in theirs.named_parameters() if p.requires_grad}
+    found = collect_adapter(model, ours)
+    assert len(wanted) == 2 * len(found)
+    for name, part in found.items():
+        for tensor, gradient in (("A", part.a_RI), ("B", part.b_OR)):
+            expected = wanted[f"base_model.model.{name}.lora_{tensor}.default.weight"]
+            torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4, msg=name)

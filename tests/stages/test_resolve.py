@@ -22,6 +22,7 @@ from minimind.data.loader import PackedLoader
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import CheckpointError, ConfigError
+from minimind.model.hf_config import to_hf_config
 from minimind.model.state_dict import save_hf_folder
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
@@ -358,3 +359,21 @@ def test_adapters_are_counted_beside_the_frozen_model(
     gathered = resolved("--stage", "lora", *start, "--ds_config", "zero3", device=GPU).ds_config
     whole = 25_829_888 + lora.num_trained
     assert gathered["zero_optimization"]["stage3_prefetch_bucket_size"] == whole // 10
+
+
+def test_a_teacher_is_in_the_predicted_memory(
+    resolved: Resolve, checkpoint: Callable[..., Path], tmp_path: Path
+):
+    student = checkpoint(load_model_config("minimind2-small", tokenizer_vocab=None))
+    wide = load_model_config("minimind2", tokenizer_vocab=None)
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    (teacher / "config.json").write_text(json.dumps(to_hf_config(wide)), encoding="utf-8")
+    flags = ["--from_checkpoint", str(student), "--ds_config", "zero3"]
+    sft, distill = (
+        predict_memory_of(resolved(*flags, "--stage", stage, *more, device=GPU, ranks=8))
+        for stage, more in (("sft", []), ("distill", ["--set", f"teacher={teacher}"]))
+    )
+    assert sft.helpers == 0
+    assert distill.helpers == 2 * 104_030_976
+    assert distill.peak_bytes - sft.peak_bytes == distill.helpers

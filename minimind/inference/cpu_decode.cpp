@@ -52,10 +52,13 @@ static inline void narrow(bf16* p, float x) {  // to nearest, ties to even
     *p = x == x ? bf16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) : bf16(0x7fc0);
 }
 static inline float sum(Vec v) {
-    float total = 0;
-    for (int width = W / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) v[i] += v[i + width];
-    return total + v[0];
+    typedef float Quad __attribute__((vector_size(16)));
+    Quad parts[W / 4];
+    std::memcpy(parts, &v, sizeof v);
+    for (int half = W / 8; half; half /= 2)
+        for (int i = 0; i < half; i++) parts[i] += parts[i + half];
+    const Quad x = parts[0];
+    return (x[0] + x[2]) + (x[1] + x[3]);
 }
 
 // e^x to 2e-7 of it: 2^n times a polynomial of what is left, |r| <= ln(2)/2.
@@ -169,32 +172,40 @@ static void turn(float* head, int64_t size, const float* weight, float eps, cons
 }
 
 // softmax(q k / sqrt(H)) v of one query head over `length` tokens.
-template <typename T>
-static void attend(const float* q, const T* keys, const T* values, int64_t length, int64_t size,
-                   float* scores, float* out) {
-    const float scale = 1.0f / std::sqrt(float(size));
+template <int SIZE, typename T>
+static void attend(const float* q, const T* keys, const T* values, int64_t length, float* scores,
+                   float* out) {
+    constexpr int VECTORS = SIZE / W;
+    Vec query[VECTORS], mean[VECTORS];
+    for (int v = 0; v < VECTORS; v++) {
+        query[v] = load(q + v * W) / std::sqrt(float(SIZE));
+        mean[v] = Vec{};
+    }
     float largest = -INFINITY;
     for (int64_t t = 0; t < length; t++) {
-        Vec dot{};
-        for (int64_t i = 0; i < size; i += W) dot += load(q + i) * load(keys + t * size + i);
-        scores[t] = sum(dot) * scale;
+        Vec dot = query[0] * load(keys + t * SIZE);
+        for (int v = 1; v < VECTORS; v++) dot += query[v] * load(keys + t * SIZE + v * W);
+        scores[t] = sum(dot);
         largest = std::max(largest, scores[t]);
     }
-    Vec totals{};
     for (int64_t t = length; t % W; t++) scores[t] = -INFINITY;
-    for (int64_t t = 0; t < length; t += W) {
-        Vec weights = exponential(load(scores + t) - largest);
-        for (int i = 0; i < W; i++)
-            if (t + i >= length) weights[i] = 0;
-        totals += weights;
-        store(scores + t, weights);
+    float total = 0;
+    for (int64_t t = 0; t < length; t += W) store(scores + t, exponential(load(scores + t) - largest));
+    for (int64_t t = 0; t < length; t++) {
+        total += scores[t];
+        for (int v = 0; v < VECTORS; v++) mean[v] += scores[t] * load(values + t * SIZE + v * W);
     }
-    const float share = 1.0f / sum(totals);
-    for (int64_t i = 0; i < size; i += W) {
-        Vec mean{};
-        for (int64_t t = 0; t < length; t++) mean += scores[t] * load(values + t * size + i);
-        store(out + i, mean * share);
-    }
+    for (int v = 0; v < VECTORS; v++) store(out + v * W, mean[v] / total);
+}
+
+template <typename T>
+using Attend = void (*)(const float*, const T*, const T*, int64_t, float*, float*);
+
+template <typename T>
+static Attend<T> attend_of(int64_t size) {
+    constexpr Attend<T> of_sizes[] = {attend<16, T>, attend<32, T>, attend<48, T>, attend<64, T>,
+                                      attend<80, T>, attend<96, T>, attend<112, T>, attend<128, T>};
+    return of_sizes[size / 16 - 1];
 }
 
 struct Layer {
@@ -218,6 +229,7 @@ static void decode(const Model& model, int64_t num_rows, const int64_t* ids, con
     const int64_t width = (model.heads + 2 * model.kv_heads) * size;
     const int64_t widest = std::max({hidden, model.ffn, model.heads * size});
     const int64_t longest = model.capacity + W;
+    const Attend<T> attend = attend_of<T>(size);
     static thread_local std::vector<float> scratch;  // grows to the largest batch, then stays
     scratch.resize(num_rows * (hidden + width + 2 * model.ffn + widest) +
                    num_threads * (longest + size));
@@ -260,7 +272,7 @@ static void decode(const Model& model, int64_t num_rows, const int64_t* ids, con
                 for (int64_t head = kv * group; head < (kv + 1) * group; head++) {
                     float* q = qkv + m * width + head * size;
                     turn(q, size, layer.q_norm, model.eps, cos, sin);
-                    attend(q, keys, values, positions[m] + 1, size, scores, head_out);
+                    attend(q, keys, values, positions[m] + 1, scores, head_out);
                     for (int64_t i = 0; i < size; i++)
                         *inputs.at(m, head * size + i) = head_out[i];
                 }

@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_suffix(".cpp")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-std=c++17")
 _FUNCTIONS = {torch.float32: "decode_fp32", torch.bfloat16: "decode_bf16"}
-_MULTIPLE = 16
-"""Of which all sizes but the vocabulary's must be: a vector."""
+_MULTIPLE, _MAX_HEAD = 16, 128
+"""All sizes but the vocabulary's are whole vectors; a head stays in registers."""
 
 
 _MATRICES = {
@@ -95,6 +95,7 @@ class CpuDecode:
             and weight.dtype in _FUNCTIONS
             and not any(config.has_experts(i) for i in range(config.num_hidden_layers))
             and not any(size % _MULTIPLE for size in sizes)
+            and config.head_dim <= _MAX_HEAD
             and backend.compile_setting() != "0"
             and _load_library() is not None
         )

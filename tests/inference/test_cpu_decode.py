@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -169,6 +170,7 @@ def test_the_engine_says_the_same_with_it(max_batch: int) -> None:
 def test_what_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CpuDecode.can_run(model_of())
     assert not CpuDecode.can_run(model_of(head_dim=12))
+    assert not CpuDecode.can_run(model_of(head_dim=144))
     assert not CpuDecode.can_run(model_of(**EXPERTS[0]))
     assert not CpuDecode.can_run(model_of().double())
     monkeypatch.setattr(backend, "compile_setting", lambda: "0")
@@ -186,3 +188,21 @@ def test_without_a_compiler(
     with caplog.at_level(logging.INFO):
         assert not CpuDecode.can_run(model_of())
     assert "decoding in plain PyTorch" in caplog.text
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86's levels")
+@pytest.mark.parametrize("level", ["x86-64", "x86-64-v3"])
+def test_narrower_vectors(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    """What another CPU would compile; this one runs it if it has AVX2."""
+    if level == "x86-64-v3" and "avx2" not in cpu_decode._cpu().split():
+        pytest.skip("this CPU has no AVX2")
+    flags = [f"-march={level}" if f.startswith("-march") else f for f in cpu_decode._FLAGS]
+    monkeypatch.setattr(cpu_decode, "_FLAGS", flags)
+    cpu_decode._load_library.cache_clear()
+    model = model_of(vocab_size=131, head_dim=48)
+    lengths = [2 + 11 * i % 50 for i in range(5)]
+    ids, pieces = nexts(lengths)
+    expected = by_torch(model, prompted(model, lengths), ids, pieces)
+    found = CpuDecode(model, prompted(model, lengths)).decode(ids, pieces)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)

@@ -6,72 +6,15 @@
 // sequences: DEPTH inputs of a few vectors of outputs stay in registers while every sequence adds
 // its part to a tile of sums in the first-level cache. A sequence's sums run over the inputs in
 // order, so its result has the same bits whoever shares the batch.
-//
-// Letters as in minimind/types.py: M sequences, D hidden, N and K heads, H head size, F, V.
+// Letters as in minimind/types.py.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "cpu_vectors.h"
+
 #include <omp.h>
 #include <vector>
 
-#if defined(__AVX512F__)
-constexpr int W = 16, DEPTH = 8;  // floats of a vector; 2 * DEPTH of them fit the registers
-#elif defined(__AVX__)
-constexpr int W = 8, DEPTH = 4;
-#else
-constexpr int W = 4, DEPTH = 4;
-#endif
-typedef float Vec __attribute__((vector_size(4 * W)));
-typedef int32_t IntVec __attribute__((vector_size(4 * W)));
-typedef uint16_t HalfVec __attribute__((vector_size(2 * W)));
-using bf16 = uint16_t;
-
 constexpr int ROWS = 32;            // sequences that a tile holds
 constexpr int TILE_FLOATS = 8192;   // 32 KiB of the first-level cache
-
-static inline Vec load(const float* p) { Vec v; std::memcpy(&v, p, sizeof v); return v; }
-static inline Vec load(const bf16* p) {
-    HalfVec h;
-    std::memcpy(&h, p, sizeof h);
-    return (Vec)(__builtin_convertvector(h, IntVec) << 16);
-}
-static inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
-static inline float widen(float x) { return x; }
-static inline float widen(bf16 x) {
-    const uint32_t bits = uint32_t(x) << 16;
-    float wide;
-    std::memcpy(&wide, &bits, sizeof wide);
-    return wide;
-}
-static inline void narrow(float* p, float x) { *p = x; }
-static inline void narrow(bf16* p, float x) {  // to nearest, ties to even
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    *p = x == x ? bf16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) : bf16(0x7fc0);
-}
-static inline float sum(Vec v) {
-    typedef float Quad __attribute__((vector_size(16)));
-    Quad parts[W / 4];
-    std::memcpy(parts, &v, sizeof v);
-    for (int half = W / 8; half; half /= 2)
-        for (int i = 0; i < half; i++) parts[i] += parts[i + half];
-    const Quad x = parts[0];
-    return (x[0] + x[2]) + (x[1] + x[3]);
-}
-
-// e^x to 2e-7 of it: 2^n times a polynomial of what is left, |r| <= ln(2)/2.
-static inline Vec exponential(Vec x) {
-    const Vec low = Vec{} - 87.0f, high = Vec{} + 88.0f;
-    x = x < low ? low : x > high ? high : x;
-    const Vec shift = Vec{} + 12582912.0f;  // 1.5 * 2^23 rounds to whole numbers
-    const Vec n = (x * 1.44269504f + shift) - shift;
-    const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    Vec p = Vec{} + 1.0f / 720;
-    for (float c : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = p * r + c;
-    return p * (Vec)((__builtin_convertvector(n, IntVec) + 127) << 23);
-}
 
 struct Share { int64_t first, last; };
 static Share share(int64_t count, int64_t unit) {  // this thread's part, in whole units
@@ -188,9 +131,9 @@ static void attend(const float* q, const T* keys, const T* values, int64_t lengt
         scores[t] = sum(dot);
         largest = std::max(largest, scores[t]);
     }
-    for (int64_t t = length; t % W; t++) scores[t] = -INFINITY;
+    for (int64_t t = 0; t < length; t += W)  // what lies behind the end is read and not used
+        store(scores + t, exponential(load(scores + t) - largest));
     float total = 0;
-    for (int64_t t = 0; t < length; t += W) store(scores + t, exponential(load(scores + t) - largest));
     for (int64_t t = 0; t < length; t++) {
         total += scores[t];
         for (int v = 0; v < VECTORS; v++) mean[v] += scores[t] * load(values + t * SIZE + v * W);
@@ -265,10 +208,8 @@ static void decode(const Model& model, int64_t num_rows, const int64_t* ids, con
                 float* k = qkv + m * width + (model.heads + kv) * size;
                 const float* v = k + model.kv_heads * size;
                 turn(k, size, layer.k_norm, model.eps, cos, sin);
-                for (int64_t i = 0; i < size; i++) {
-                    narrow(keys + positions[m] * size + i, k[i]);
-                    narrow(values + positions[m] * size + i, v[i]);
-                }
+                narrow(keys + positions[m] * size, k, size);
+                narrow(values + positions[m] * size, v, size);
                 for (int64_t head = kv * group; head < (kv + 1) * group; head++) {
                     float* q = qkv + m * width + head * size;
                     turn(q, size, layer.q_norm, model.eps, cos, sin);
@@ -277,8 +218,8 @@ static void decode(const Model& model, int64_t num_rows, const int64_t* ids, con
                         *inputs.at(m, head * size + i) = head_out[i];
                 }
             }
-            multiply(static_cast<const T*>(layer.o), model.heads * size, hidden, inputs, residual,
-                     true);
+            const int64_t attended = model.heads * size;
+            multiply(static_cast<const T*>(layer.o), attended, hidden, inputs, residual, true);
 #pragma omp barrier
             normalise(residual, hidden, layer.mlp_norm, model.eps, inputs);
             multiply(static_cast<const T*>(layer.gate_up), hidden, 2 * model.ffn, inputs, gate_up,
@@ -300,14 +241,9 @@ static void decode(const Model& model, int64_t num_rows, const int64_t* ids, con
     }
 }
 
-extern "C" void decode_fp32(const Model* model, int64_t num_rows, const int64_t* ids,
-                            const int64_t* positions, const int64_t* slots, float* logits_MV,
-                            int64_t num_threads) {
-    decode<float>(*model, num_rows, ids, positions, slots, logits_MV, num_threads);
-}
-
-extern "C" void decode_bf16(const Model* model, int64_t num_rows, const int64_t* ids,
-                            const int64_t* positions, const int64_t* slots, float* logits_MV,
-                            int64_t num_threads) {
-    decode<bf16>(*model, num_rows, ids, positions, slots, logits_MV, num_threads);
+extern "C" void decode_step(const Model* model, int64_t is_bf16, int64_t num_rows,
+                            const int64_t* ids, const int64_t* positions, const int64_t* slots,
+                            float* logits_MV, int64_t num_threads) {
+    (is_bf16 ? decode<bf16> : decode<float>)(*model, num_rows, ids, positions, slots, logits_MV,
+                                             num_threads);
 }

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from minimind_kernels import backend
+from small_adapters import random_adapter
 from small_models import EXPERTS, FAMILIES, random_documents, random_model, small_config
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from minimind.inference.request import GenerationRequest
 from minimind.inference.sampling import SamplingParams
 from minimind.model.cached_attention import Piece, SlotPlan
 from minimind.model.kv_cache import KVCache
+from minimind.model.loaded_adapters import LoadedAdapters
 from minimind.model.transformer import Transformer
 
 CPU = torch.device("cpu")
@@ -164,6 +166,41 @@ def test_the_engine_says_the_same_with_it(max_batch: int) -> None:
         return [completion.ids for completion in engine.generate(requests)]
 
     assert texts(True) == texts(False)
+
+
+@needs_compiler
+def test_adapters_come_and_go() -> None:
+    """Steps under an adapter leave C++, and those without one come back to it; a merge shows."""
+    model = model_of()
+    adapters = LoadedAdapters(model)
+    adapters.add("poet", random_adapter(model.config))
+
+    def answers(fast_decode: bool) -> list[tuple[int, ...]]:
+        engine = BatchEngine(
+            model, load_sample_tokenizer(), max_batch=4, max_tokens=4 * CAPACITY,
+            adapters=adapters, fast_decode=fast_decode,
+        )  # fmt: skip
+        params = SamplingParams(max_new_tokens=12)
+        requests = [
+            GenerationRequest(prompt_ids=ids, params=params, adapter=name)
+            for ids, name in zip(random_documents([9, 9, 20, 4]), ("poet", None) * 2, strict=True)
+        ]
+        return [completion.ids for completion in engine.generate(requests)]
+
+    assert answers(True) == answers(False)
+    adapters.activate({})
+    cache = prompted(model, [5])
+    decoder = CpuDecode(model, cache)
+    ids, pieces = nexts([5])
+    before = decoder.decode(ids, pieces)
+    adapters.activate({"poet": 1.0})
+    assert not CpuDecode.can_run(model)
+    adapters.merge()
+    merged = decoder.decode(ids, pieces)
+    torch.testing.assert_close(merged, by_torch(model, cache, ids, pieces), atol=2e-5, rtol=1e-5)
+    assert before is not None
+    assert merged is not None
+    assert (before - merged).abs().max() > 0.01
 
 
 @needs_compiler

@@ -114,40 +114,55 @@ static void turn(float* head, int64_t size, const float* weight, float eps, cons
     }
 }
 
-// softmax(q k / sqrt(H)) v of one query head over `length` tokens.
-template <int SIZE, typename T>
+// softmax(q k / sqrt(H)) v of neighbouring query heads of one key head over `length` tokens.
+template <int SIZE, int HEADS, typename T>
 static void attend(const float* q, const T* keys, const T* values, int64_t length, float* scores,
                    float* out) {
     constexpr int VECTORS = SIZE / W;
-    Vec query[VECTORS], mean[VECTORS];
-    for (int v = 0; v < VECTORS; v++) {
-        query[v] = load(q + v * W) / std::sqrt(float(SIZE));
-        mean[v] = Vec{};
+    const int64_t pitch = (length + W - 1) / W * W;
+    Vec query[HEADS][VECTORS], mean[HEADS][VECTORS];
+    float largest[HEADS], total[HEADS];
+    for (int h = 0; h < HEADS; h++) {
+        largest[h] = -INFINITY;
+        total[h] = 0;
+        for (int v = 0; v < VECTORS; v++) {
+            query[h][v] = load(q + h * SIZE + v * W) / std::sqrt(float(SIZE));
+            mean[h][v] = Vec{};
+        }
     }
-    float largest = -INFINITY;
     for (int64_t t = 0; t < length; t++) {
-        Vec dot = query[0] * load(keys + t * SIZE);
-        for (int v = 1; v < VECTORS; v++) dot += query[v] * load(keys + t * SIZE + v * W);
-        scores[t] = sum(dot);
-        largest = std::max(largest, scores[t]);
+        Vec dots[HEADS]{};
+        for (int v = 0; v < VECTORS; v++) {
+            const Vec key = load(keys + t * SIZE + v * W);
+            for (int h = 0; h < HEADS; h++) dots[h] += query[h][v] * key;
+        }
+        for (int h = 0; h < HEADS; h++) {
+            scores[h * pitch + t] = sum(dots[h]);
+            largest[h] = std::max(largest[h], scores[h * pitch + t]);
+        }
     }
-    for (int64_t t = 0; t < length; t += W)  // what lies behind the end is read and not used
-        store(scores + t, exponential(load(scores + t) - largest));
-    float total = 0;
+    for (int h = 0; h < HEADS; h++)
+        for (float* at = scores + h * pitch; at < scores + (h + 1) * pitch; at += W)
+            store(at, exponential(load(at) - largest[h]));  // what is behind the end is not used
     for (int64_t t = 0; t < length; t++) {
-        total += scores[t];
-        for (int v = 0; v < VECTORS; v++) mean[v] += scores[t] * load(values + t * SIZE + v * W);
+        for (int h = 0; h < HEADS; h++) total[h] += scores[h * pitch + t];
+        for (int v = 0; v < VECTORS; v++) {
+            const Vec value = load(values + t * SIZE + v * W);
+            for (int h = 0; h < HEADS; h++) mean[h][v] += scores[h * pitch + t] * value;
+        }
     }
-    for (int v = 0; v < VECTORS; v++) store(out + v * W, mean[v] / total);
+    for (int h = 0; h < HEADS; h++)
+        for (int v = 0; v < VECTORS; v++) store(out + h * SIZE + v * W, mean[h][v] / total[h]);
 }
 
 template <typename T>
 using Attend = void (*)(const float*, const T*, const T*, int64_t, float*, float*);
 
-template <typename T>
+template <int HEADS, typename T>
 static Attend<T> attend_of(int64_t size) {
-    constexpr Attend<T> of_sizes[] = {attend<16, T>, attend<32, T>, attend<48, T>, attend<64, T>,
-                                      attend<80, T>, attend<96, T>, attend<112, T>, attend<128, T>};
+    constexpr Attend<T> of_sizes[] = {
+        attend<16, HEADS, T>, attend<32, HEADS, T>, attend<48, HEADS, T>, attend<64, HEADS, T>,
+        attend<80, HEADS, T>, attend<96, HEADS, T>, attend<112, HEADS, T>, attend<128, HEADS, T>};
     return of_sizes[size / 16 - 1];
 }
 
@@ -171,11 +186,11 @@ static void decode(const Model& model, int64_t num_rows, const int64_t* ids, con
     const int64_t hidden = model.hidden, size = model.size, group = model.heads / model.kv_heads;
     const int64_t width = (model.heads + 2 * model.kv_heads) * size;
     const int64_t widest = std::max({hidden, model.ffn, model.heads * size});
-    const int64_t longest = model.capacity + W;
-    const Attend<T> attend = attend_of<T>(size);
+    const int64_t longest = model.capacity + W, together = group % 2 ? 1 : 2;
+    const Attend<T> attend = together == 2 ? attend_of<2, T>(size) : attend_of<1, T>(size);
     static thread_local std::vector<float> scratch;  // grows to the largest batch, then stays
     scratch.resize(num_rows * (hidden + width + 2 * model.ffn + widest) +
-                   num_threads * (longest + size));
+                   num_threads * together * (longest + size));
     float* residual = scratch.data();
     float* qkv = residual + num_rows * hidden;
     float* gate_up = qkv + num_rows * width;
@@ -184,8 +199,8 @@ static void decode(const Model& model, int64_t num_rows, const int64_t* ids, con
 
 #pragma omp parallel num_threads(num_threads)
     {
-        float* scores = of_threads + omp_get_thread_num() * (longest + size);
-        float* head_out = scores + longest;
+        float* scores = of_threads + omp_get_thread_num() * together * (longest + size);
+        float* attended = scores + together * longest;
         const T* embedding = static_cast<const T*>(model.embedding);
 #pragma omp for schedule(static)
         for (int64_t m = 0; m < num_rows; m++)
@@ -210,16 +225,17 @@ static void decode(const Model& model, int64_t num_rows, const int64_t* ids, con
                 turn(k, size, layer.k_norm, model.eps, cos, sin);
                 narrow(keys + positions[m] * size, k, size);
                 narrow(values + positions[m] * size, v, size);
-                for (int64_t head = kv * group; head < (kv + 1) * group; head++) {
-                    float* q = qkv + m * width + head * size;
-                    turn(q, size, layer.q_norm, model.eps, cos, sin);
-                    attend(q, keys, values, positions[m] + 1, scores, head_out);
-                    for (int64_t i = 0; i < size; i++)
-                        *inputs.at(m, head * size + i) = head_out[i];
+                for (int64_t h = kv * group; h < (kv + 1) * group; h += together) {
+                    float* q = qkv + m * width + h * size;
+                    for (int64_t i = 0; i < together; i++)
+                        turn(q + i * size, size, layer.q_norm, model.eps, cos, sin);
+                    attend(q, keys, values, positions[m] + 1, scores, attended);
+                    for (int64_t i = 0; i < together * size; i++)
+                        *inputs.at(m, h * size + i) = attended[i];
                 }
             }
-            const int64_t attended = model.heads * size;
-            multiply(static_cast<const T*>(layer.o), attended, hidden, inputs, residual, true);
+            multiply(static_cast<const T*>(layer.o), model.heads * size, hidden, inputs, residual,
+                     true);
 #pragma omp barrier
             normalise(residual, hidden, layer.mlp_norm, model.eps, inputs);
             multiply(static_cast<const T*>(layer.gate_up), hidden, 2 * model.ffn, inputs, gate_up,

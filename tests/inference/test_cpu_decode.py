@@ -77,6 +77,7 @@ def by_torch(model: Transformer, cache: KVCache, ids: list[int], pieces: list[Pi
         {},
         {"tie_word_embeddings": False, "vocab_size": 131},
         {"head_dim": 48, "num_key_value_heads": 4, "hidden_size": 80, "intermediate_size": 112},
+        {"num_attention_heads": 6, "num_key_value_heads": 2},
         {"num_key_value_heads": 1, "rope_scaling": "yarn", "max_position_embeddings": 4096},
     ],
 )

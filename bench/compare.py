@@ -194,7 +194,8 @@ def _command(part: str, model: str, quick: bool) -> list[str]:
         return ["bench.train_step", "--model", model, *rows, *size]
     if part == "inference":
         size = ["--batch", "1,8", "--new", "64", "--rounds", "3"] if quick else []
-        return ["bench.inference", "--model", model, "--rows", "minimind", *size]
+        alone = ["--rows", "minimind", "--clients", "none"]
+        return ["bench.inference", "--model", model, *alone, *size]
     return [f"bench.{part}"]
 
 

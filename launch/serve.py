@@ -14,6 +14,7 @@ import torch
 
 from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError, MiniMindError
+from minimind.model.adapter_folder import find_base, fingerprint, is_adapter_folder
 from minimind.runtime.devices import check_kernels, find_device
 from minimind.serving.server import serve, set_up_server_logging
 from minimind.serving.service import ModelSource
@@ -79,7 +80,28 @@ def read_sources(arguments: argparse.Namespace) -> dict[str, ModelSource]:
             max_batch=arguments.max_batch,
             max_tokens=arguments.max_tokens,
         )
+    for given in arguments.adapter:
+        name, _, path = given.partition("=")
+        if not name or not path or any(name in (n, *s.adapters) for n, s in sources.items()):
+            raise ConfigError(f"--adapter {given}: give NAME=FOLDER with a name of its own")
+        base = _find_base(given, Path(path), sources)
+        adapters = {**sources[base].adapters, name: find_model_folder(Path(path))}
+        sources[base] = dataclasses.replace(sources[base], adapters=adapters)
     return sources
+
+
+def _find_base(given: str, path: Path, sources: dict[str, ModelSource]) -> str:
+    """The checkpoint beside whose weights the adapter was trained."""
+    folder = find_model_folder(path)
+    if not is_adapter_folder(folder):
+        raise ConfigError(f"--adapter {given}: a whole model; give it to --checkpoint")
+    wanted = find_base(folder)
+    for name, source in sources.items():
+        if fingerprint(source.folder) == wanted.fingerprint:
+            return name
+    raise ConfigError(
+        f"--adapter {given}: trained beside {wanted.folder}, which is none of --checkpoint"
+    )
 
 
 def read_keys(flag: str | None, file: Path | None) -> tuple[str, ...]:
@@ -110,6 +132,13 @@ def _build_parser() -> argparse.ArgumentParser:
         required=True,
         metavar="[NAME=]FOLDER",
         help="a run's folder, one checkpoint in it, or a Hugging Face folder; several for a choice",
+    )
+    models.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="an adapter over one of them, served under its own name without a copy of the model",
     )
     models.add_argument("--dtype", choices=tuple(DTYPES), help="bf16 where the device has it")
     models.add_argument("--max_batch", type=int, default=16, help="sequences decoded together")

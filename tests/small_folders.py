@@ -11,10 +11,11 @@ from minimind.data.sample_text import load_sample_tokenizer
 from minimind.model.state_dict import save_hf_folder
 
 
-def small_folder(folder: Path) -> Path:
+def small_folder(folder: Path, seed: int = 0) -> Path:
     """A Hugging Face folder with random weights, 256 tokens of context and the sample tokenizer."""
     tokenizer = load_sample_tokenizer()
     config = small_config(vocab_size=tokenizer.vocab_size, max_position_embeddings=256)
-    save_hf_folder(folder, config, dict(random_model(config).named_parameters()), torch.float32)
+    model = random_model(config, seed)
+    save_hf_folder(folder, config, dict(model.named_parameters()), torch.float32)
     tokenizer.save(folder)
     return folder

@@ -6,69 +6,15 @@
 // sequences: DEPTH inputs of a few vectors of outputs stay in registers while every sequence adds
 // its part to a tile of sums in the first-level cache. A sequence's sums run over the inputs in
 // order, so its result has the same bits whoever shares the batch.
-//
-// Letters as in minimind/types.py: M sequences, D hidden, N and K heads, H head size, F, V.
+// Letters as in minimind/types.py.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "cpu_vectors.h"
+
 #include <omp.h>
 #include <vector>
 
-#if defined(__AVX512F__)
-constexpr int W = 16, DEPTH = 8;  // floats of a vector; 2 * DEPTH of them fit the registers
-#elif defined(__AVX__)
-constexpr int W = 8, DEPTH = 4;
-#else
-constexpr int W = 4, DEPTH = 4;
-#endif
-typedef float Vec __attribute__((vector_size(4 * W)));
-typedef int32_t IntVec __attribute__((vector_size(4 * W)));
-typedef uint16_t HalfVec __attribute__((vector_size(2 * W)));
-using bf16 = uint16_t;
-
 constexpr int ROWS = 32;            // sequences that a tile holds
 constexpr int TILE_FLOATS = 8192;   // 32 KiB of the first-level cache
-
-static inline Vec load(const float* p) { Vec v; std::memcpy(&v, p, sizeof v); return v; }
-static inline Vec load(const bf16* p) {
-    HalfVec h;
-    std::memcpy(&h, p, sizeof h);
-    return (Vec)(__builtin_convertvector(h, IntVec) << 16);
-}
-static inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
-static inline float widen(float x) { return x; }
-static inline float widen(bf16 x) {
-    const uint32_t bits = uint32_t(x) << 16;
-    float wide;
-    std::memcpy(&wide, &bits, sizeof wide);
-    return wide;
-}
-static inline void narrow(float* p, float x) { *p = x; }
-static inline void narrow(bf16* p, float x) {  // to nearest, ties to even
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    *p = x == x ? bf16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) : bf16(0x7fc0);
-}
-static inline float sum(Vec v) {
-    float total = 0;
-    for (int width = W / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) v[i] += v[i + width];
-    return total + v[0];
-}
-
-// e^x to 2e-7 of it: 2^n times a polynomial of what is left, |r| <= ln(2)/2.
-static inline Vec exponential(Vec x) {
-    const Vec low = Vec{} - 87.0f, high = Vec{} + 88.0f;
-    x = x < low ? low : x > high ? high : x;
-    const Vec shift = Vec{} + 12582912.0f;  // 1.5 * 2^23 rounds to whole numbers
-    const Vec n = (x * 1.44269504f + shift) - shift;
-    const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    Vec p = Vec{} + 1.0f / 720;
-    for (float c : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = p * r + c;
-    return p * (Vec)((__builtin_convertvector(n, IntVec) + 127) << 23);
-}
 
 struct Share { int64_t first, last; };
 static Share share(int64_t count, int64_t unit) {  // this thread's part, in whole units
@@ -168,33 +114,56 @@ static void turn(float* head, int64_t size, const float* weight, float eps, cons
     }
 }
 
-// softmax(q k / sqrt(H)) v of one query head over `length` tokens.
-template <typename T>
-static void attend(const float* q, const T* keys, const T* values, int64_t length, int64_t size,
-                   float* scores, float* out) {
-    const float scale = 1.0f / std::sqrt(float(size));
-    float largest = -INFINITY;
+// softmax(q k / sqrt(H)) v of neighbouring query heads of one key head over `length` tokens.
+template <int SIZE, int HEADS, typename T>
+static void attend(const float* q, const T* keys, const T* values, int64_t length, float* scores,
+                   float* out) {
+    constexpr int VECTORS = SIZE / W;
+    const int64_t pitch = (length + W - 1) / W * W;
+    Vec query[HEADS][VECTORS], mean[HEADS][VECTORS];
+    float largest[HEADS], total[HEADS];
+    for (int h = 0; h < HEADS; h++) {
+        largest[h] = -INFINITY;
+        total[h] = 0;
+        for (int v = 0; v < VECTORS; v++) {
+            query[h][v] = load(q + h * SIZE + v * W) / std::sqrt(float(SIZE));
+            mean[h][v] = Vec{};
+        }
+    }
     for (int64_t t = 0; t < length; t++) {
-        Vec dot{};
-        for (int64_t i = 0; i < size; i += W) dot += load(q + i) * load(keys + t * size + i);
-        scores[t] = sum(dot) * scale;
-        largest = std::max(largest, scores[t]);
+        Vec dots[HEADS]{};
+        for (int v = 0; v < VECTORS; v++) {
+            const Vec key = load(keys + t * SIZE + v * W);
+            for (int h = 0; h < HEADS; h++) dots[h] += query[h][v] * key;
+        }
+        for (int h = 0; h < HEADS; h++) {
+            scores[h * pitch + t] = sum(dots[h]);
+            largest[h] = std::max(largest[h], scores[h * pitch + t]);
+        }
     }
-    Vec totals{};
-    for (int64_t t = length; t % W; t++) scores[t] = -INFINITY;
-    for (int64_t t = 0; t < length; t += W) {
-        Vec weights = exponential(load(scores + t) - largest);
-        for (int i = 0; i < W; i++)
-            if (t + i >= length) weights[i] = 0;
-        totals += weights;
-        store(scores + t, weights);
+    for (int h = 0; h < HEADS; h++)
+        for (float* at = scores + h * pitch; at < scores + (h + 1) * pitch; at += W)
+            store(at, exponential(load(at) - largest[h]));  // what is behind the end is not used
+    for (int64_t t = 0; t < length; t++) {
+        for (int h = 0; h < HEADS; h++) total[h] += scores[h * pitch + t];
+        for (int v = 0; v < VECTORS; v++) {
+            const Vec value = load(values + t * SIZE + v * W);
+            for (int h = 0; h < HEADS; h++) mean[h][v] += scores[h * pitch + t] * value;
+        }
     }
-    const float share = 1.0f / sum(totals);
-    for (int64_t i = 0; i < size; i += W) {
-        Vec mean{};
-        for (int64_t t = 0; t < length; t++) mean += scores[t] * load(values + t * size + i);
-        store(out + i, mean * share);
-    }
+    for (int h = 0; h < HEADS; h++)
+        for (int v = 0; v < VECTORS; v++) store(out + h * SIZE + v * W, mean[h][v] / total[h]);
+}
+
+template <typename T>
+using Attend = void (*)(const float*, const T*, const T*, int64_t, float*, float*);
+
+template <int HEADS, typename T>
+static Attend<T> attend_of(int64_t size) {
+    constexpr Attend<T> of_sizes[] = {
+        attend<16, HEADS, T>, attend<32, HEADS, T>, attend<48, HEADS, T>, attend<64, HEADS, T>,
+        attend<80, HEADS, T>, attend<96, HEADS, T>, attend<112, HEADS, T>, attend<128, HEADS, T>};
+    return of_sizes[size / 16 - 1];
 }
 
 struct Layer {
@@ -217,10 +186,11 @@ static void decode(const Model& model, int64_t num_rows, const int64_t* ids, con
     const int64_t hidden = model.hidden, size = model.size, group = model.heads / model.kv_heads;
     const int64_t width = (model.heads + 2 * model.kv_heads) * size;
     const int64_t widest = std::max({hidden, model.ffn, model.heads * size});
-    const int64_t longest = model.capacity + W;
+    const int64_t longest = model.capacity + W, together = group % 2 ? 1 : 2;
+    const Attend<T> attend = together == 2 ? attend_of<2, T>(size) : attend_of<1, T>(size);
     static thread_local std::vector<float> scratch;  // grows to the largest batch, then stays
     scratch.resize(num_rows * (hidden + width + 2 * model.ffn + widest) +
-                   num_threads * (longest + size));
+                   num_threads * together * (longest + size));
     float* residual = scratch.data();
     float* qkv = residual + num_rows * hidden;
     float* gate_up = qkv + num_rows * width;
@@ -229,8 +199,8 @@ static void decode(const Model& model, int64_t num_rows, const int64_t* ids, con
 
 #pragma omp parallel num_threads(num_threads)
     {
-        float* scores = of_threads + omp_get_thread_num() * (longest + size);
-        float* head_out = scores + longest;
+        float* scores = of_threads + omp_get_thread_num() * together * (longest + size);
+        float* attended = scores + together * longest;
         const T* embedding = static_cast<const T*>(model.embedding);
 #pragma omp for schedule(static)
         for (int64_t m = 0; m < num_rows; m++)
@@ -253,16 +223,15 @@ static void decode(const Model& model, int64_t num_rows, const int64_t* ids, con
                 float* k = qkv + m * width + (model.heads + kv) * size;
                 const float* v = k + model.kv_heads * size;
                 turn(k, size, layer.k_norm, model.eps, cos, sin);
-                for (int64_t i = 0; i < size; i++) {
-                    narrow(keys + positions[m] * size + i, k[i]);
-                    narrow(values + positions[m] * size + i, v[i]);
-                }
-                for (int64_t head = kv * group; head < (kv + 1) * group; head++) {
-                    float* q = qkv + m * width + head * size;
-                    turn(q, size, layer.q_norm, model.eps, cos, sin);
-                    attend(q, keys, values, positions[m] + 1, size, scores, head_out);
-                    for (int64_t i = 0; i < size; i++)
-                        *inputs.at(m, head * size + i) = head_out[i];
+                narrow(keys + positions[m] * size, k, size);
+                narrow(values + positions[m] * size, v, size);
+                for (int64_t h = kv * group; h < (kv + 1) * group; h += together) {
+                    float* q = qkv + m * width + h * size;
+                    for (int64_t i = 0; i < together; i++)
+                        turn(q + i * size, size, layer.q_norm, model.eps, cos, sin);
+                    attend(q, keys, values, positions[m] + 1, scores, attended);
+                    for (int64_t i = 0; i < together * size; i++)
+                        *inputs.at(m, h * size + i) = attended[i];
                 }
             }
             multiply(static_cast<const T*>(layer.o), model.heads * size, hidden, inputs, residual,
@@ -288,14 +257,9 @@ static void decode(const Model& model, int64_t num_rows, const int64_t* ids, con
     }
 }
 
-extern "C" void decode_fp32(const Model* model, int64_t num_rows, const int64_t* ids,
-                            const int64_t* positions, const int64_t* slots, float* logits_MV,
-                            int64_t num_threads) {
-    decode<float>(*model, num_rows, ids, positions, slots, logits_MV, num_threads);
-}
-
-extern "C" void decode_bf16(const Model* model, int64_t num_rows, const int64_t* ids,
-                            const int64_t* positions, const int64_t* slots, float* logits_MV,
-                            int64_t num_threads) {
-    decode<bf16>(*model, num_rows, ids, positions, slots, logits_MV, num_threads);
+extern "C" void decode_step(const Model* model, int64_t is_bf16, int64_t num_rows,
+                            const int64_t* ids, const int64_t* positions, const int64_t* slots,
+                            float* logits_MV, int64_t num_threads) {
+    (is_bf16 ? decode<bf16> : decode<float>)(*model, num_rows, ids, positions, slots, logits_MV,
+                                             num_threads);
 }

@@ -26,10 +26,10 @@ from minimind.model.transformer import Transformer
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_suffix(".cpp")
+_HEADER = SOURCE.with_name("cpu_vectors.h")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-std=c++17")
-_FUNCTIONS = {torch.float32: "decode_fp32", torch.bfloat16: "decode_bf16"}
-_MULTIPLE = 16
-"""Of which all sizes but the vocabulary's must be: a vector."""
+_MULTIPLE, _MAX_HEAD = 16, 128
+"""All sizes but the vocabulary's are whole vectors; a head stays in registers."""
 
 
 _MATRICES = {
@@ -80,21 +80,25 @@ class CpuDecode:
         self._model, self._cache = model, cache
         library = _load_library()
         assert library is not None
-        self._function = getattr(library, _FUNCTIONS[model.lm_head.weight.dtype])
+        self._library = library
         self._parameters = list(model.parameters())
         self._read: list[tuple[int, int]] = []
         """Where each parameter was when it was read, and how often it had been written to."""
 
     @staticmethod
     def can_run(model: Transformer) -> bool:
-        """Whether this model can be decoded so, here and under MINIMIND_COMPILE."""
+        """Whether this model can be decoded so, here and under the kernels' settings: a dense one
+        without adapters attached."""
         config, weight = model.config, model.lm_head.weight
         sizes = (config.hidden_size, config.intermediate_size, config.head_dim)
         return (
             weight.device.type == "cpu"
-            and weight.dtype in _FUNCTIONS
+            and weight.dtype in (torch.float32, torch.bfloat16)
             and not any(config.has_experts(i) for i in range(config.num_hidden_layers))
             and not any(size % _MULTIPLE for size in sizes)
+            and config.head_dim <= _MAX_HEAD
+            and not any("lora_" in name for name, _ in model.named_parameters())
+            and backend.kernels_setting() != "triton"
             and backend.compile_setting() != "0"
             and _load_library() is not None
         )
@@ -110,8 +114,9 @@ class CpuDecode:
             self._read = state
         rows = (ids, [piece.start for piece in pieces], [piece.slot for piece in pieces])
         logits_BV = torch.empty(len(ids), self._described.vocab)
-        self._function(
+        self._library.decode_step(
             ctypes.byref(self._described),
+            c_int64(self._model.lm_head.weight.dtype == torch.bfloat16),
             c_int64(len(ids)),
             *((c_int64 * len(ids))(*row) for row in rows),
             c_void_p(logits_BV.data_ptr()),
@@ -182,7 +187,8 @@ def _load_library() -> ctypes.CDLL | None:
 def _build() -> Path:
     compiler = os.environ.get("CXX") or "g++"
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    parts = (SOURCE.read_text("utf-8"), version.stdout, " ".join(_FLAGS), _cpu())
+    sources = [path.read_text("utf-8") for path in (SOURCE, _HEADER)]
+    parts = (*sources, version.stdout, " ".join(_FLAGS), _cpu())
     name = hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
     folder = default_cache_dir() / "cpu_decode"
     library = folder / f"{name}.so"

@@ -88,8 +88,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
     message = {
-        # FastAPI's own, for bytes that are no text.
-        400: "the body is not JSON: it is not UTF-8",
+        # FastAPI says no more of it.
+        400: "the body is not JSON: it is not UTF-8, or nested too deep",
         404: f"there is no {path}; the API is under /v1, its description at /openapi.json",
         405: f"{path} does not take {request.method}",
     }.get(error.status_code, str(error.detail))

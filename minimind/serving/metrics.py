@@ -59,7 +59,11 @@ class _EngineGauges:
         self._models = models
 
     def collect(self) -> Iterable[Metric]:
-        stats = {name: model.thread.engine.stats for name, model in self._models().items()}
+        stats = {
+            name: model.thread.engine.stats
+            for name, model in self._models().items()
+            if model.adapter is None  # which shares its engine
+        }
         for field, text in (
             ("running", "Generations that have a cache slot"),
             ("waiting", "Generations that wait for one"),

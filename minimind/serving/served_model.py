@@ -36,6 +36,8 @@ class ServedModel:
     thread: EngineThread
     max_new_tokens: int
     """A request may ask for no more."""
+    adapter: str | None = None
+    """Of the engine's, by which this model differs from another that shares the engine."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -101,7 +103,11 @@ class ServedModel:
             for choice in range(body.num_choices):
                 params = body.sampling_params(wanted, logprobs, choice)
                 stop_ids = (self.tokenizer.eos_id, self.tokenizer.pad_id)
-                requests.append(GenerationRequest(prompt_ids=ids, params=params, stop_ids=stop_ids))
+                requests.append(
+                    GenerationRequest(
+                        prompt_ids=ids, params=params, stop_ids=stop_ids, adapter=self.adapter
+                    )
+                )
         return requests
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,8 @@ import torch
 from minimind.data.tokenizer import Tokenizer
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.generate import load_model
+from minimind.model.adapter_folder import fingerprint
+from minimind.model.loaded_adapters import LoadedAdapters
 from minimind.serving.api_errors import ApiError
 from minimind.serving.engine_thread import EngineThread
 from minimind.serving.served_model import ServedModel
@@ -30,6 +33,8 @@ class ModelSource:
     max_batch: int
     max_tokens: int | None
     """Of the cache in all; None: a whole context for each of `max_batch`."""
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """Adapter folders over it, each a model of its own to clients."""
 
 
 class Service:
@@ -54,17 +59,22 @@ class Service:
         """Raises a MiniMindError where one cannot be used."""
         for name, source in sources.items():
             engine, tokenizer = await asyncio.to_thread(_load_engine, source)
-            self.add(name, engine, tokenizer)
+            self.add(name, engine, tokenizer, tuple(source.adapters))
         self.is_loading = False
 
-    def add(self, name: str, engine: BatchEngine, tokenizer: Tokenizer) -> None:
+    def add(
+        self, name: str, engine: BatchEngine, tokenizer: Tokenizer, adapters: Sequence[str] = ()
+    ) -> None:
+        """A model under its name, and with each of the engine's `adapters` under that one's."""
         thread = EngineThread(engine, engine.stats.free_slots + self.settings.max_waiting)
-        self.models[name] = ServedModel(
-            name=name,
-            tokenizer=tokenizer,
-            thread=thread,
-            max_new_tokens=self.settings.max_new_tokens,
-        )
+        for served, adapter in ((name, None), *((adapter, adapter) for adapter in adapters)):
+            self.models[served] = ServedModel(
+                name=served,
+                tokenizer=tokenizer,
+                thread=thread,
+                max_new_tokens=self.settings.max_new_tokens,
+                adapter=adapter,
+            )
 
     def find(self, name: str) -> ServedModel:
         model = self.models.get(name)
@@ -94,5 +104,16 @@ class Service:
 
 def _load_engine(source: ModelSource) -> tuple[BatchEngine, Tokenizer]:
     model, tokenizer = load_model(source.folder, dtype=source.dtype, device=source.device)
-    engine = BatchEngine(model, tokenizer, max_batch=source.max_batch, max_tokens=source.max_tokens)
+    adapters = None
+    if source.adapters:
+        adapters = LoadedAdapters(model, fingerprint(source.folder))
+        for name, folder in source.adapters.items():
+            adapters.load(name, folder)
+    engine = BatchEngine(
+        model,
+        tokenizer,
+        max_batch=source.max_batch,
+        max_tokens=source.max_tokens,
+        adapters=adapters,
+    )
     return engine, tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from minimind_kernels import backend
+from small_adapters import random_adapter
 from small_models import EXPERTS, FAMILIES, random_documents, random_model, small_config
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from minimind.inference.request import GenerationRequest
 from minimind.inference.sampling import SamplingParams
 from minimind.model.cached_attention import Piece, SlotPlan
 from minimind.model.kv_cache import KVCache
+from minimind.model.loaded_adapters import LoadedAdapters
 from minimind.model.transformer import Transformer
 
 CPU = torch.device("cpu")
@@ -74,6 +77,7 @@ def by_torch(model: Transformer, cache: KVCache, ids: list[int], pieces: list[Pi
         {},
         {"tie_word_embeddings": False, "vocab_size": 131},
         {"head_dim": 48, "num_key_value_heads": 4, "hidden_size": 80, "intermediate_size": 112},
+        {"num_attention_heads": 6, "num_key_value_heads": 2},
         {"num_key_value_heads": 1, "rope_scaling": "yarn", "max_position_embeddings": 4096},
     ],
 )
@@ -166,9 +170,45 @@ def test_the_engine_says_the_same_with_it(max_batch: int) -> None:
 
 
 @needs_compiler
+def test_adapters_come_and_go() -> None:
+    """Steps under an adapter leave C++, and those without one come back to it; a merge shows."""
+    model = model_of()
+    adapters = LoadedAdapters(model)
+    adapters.add("poet", random_adapter(model.config))
+
+    def answers(fast_decode: bool) -> list[tuple[int, ...]]:
+        engine = BatchEngine(
+            model, load_sample_tokenizer(), max_batch=4, max_tokens=4 * CAPACITY,
+            adapters=adapters, fast_decode=fast_decode,
+        )  # fmt: skip
+        params = SamplingParams(max_new_tokens=12)
+        requests = [
+            GenerationRequest(prompt_ids=ids, params=params, adapter=name)
+            for ids, name in zip(random_documents([9, 9, 20, 4]), ("poet", None) * 2, strict=True)
+        ]
+        return [completion.ids for completion in engine.generate(requests)]
+
+    assert answers(True) == answers(False)
+    adapters.activate({})
+    cache = prompted(model, [5])
+    decoder = CpuDecode(model, cache)
+    ids, pieces = nexts([5])
+    before = decoder.decode(ids, pieces)
+    adapters.activate({"poet": 1.0})
+    assert not CpuDecode.can_run(model)
+    adapters.merge()
+    merged = decoder.decode(ids, pieces)
+    torch.testing.assert_close(merged, by_torch(model, cache, ids, pieces), atol=2e-5, rtol=1e-5)
+    assert before is not None
+    assert merged is not None
+    assert (before - merged).abs().max() > 0.01
+
+
+@needs_compiler
 def test_what_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CpuDecode.can_run(model_of())
     assert not CpuDecode.can_run(model_of(head_dim=12))
+    assert not CpuDecode.can_run(model_of(head_dim=144))
     assert not CpuDecode.can_run(model_of(**EXPERTS[0]))
     assert not CpuDecode.can_run(model_of().double())
     monkeypatch.setattr(backend, "compile_setting", lambda: "0")
@@ -186,3 +226,21 @@ def test_without_a_compiler(
     with caplog.at_level(logging.INFO):
         assert not CpuDecode.can_run(model_of())
     assert "decoding in plain PyTorch" in caplog.text
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86's levels")
+@pytest.mark.parametrize("level", ["x86-64", "x86-64-v3"])
+def test_narrower_vectors(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    """What another CPU would compile; this one runs it if it has AVX2."""
+    if level == "x86-64-v3" and "avx2" not in cpu_decode._cpu().split():
+        pytest.skip("this CPU has no AVX2")
+    flags = [f"-march={level}" if f.startswith("-march") else f for f in cpu_decode._FLAGS]
+    monkeypatch.setattr(cpu_decode, "_FLAGS", flags)
+    cpu_decode._load_library.cache_clear()
+    model = model_of(vocab_size=131, head_dim=48)
+    lengths = [2 + 11 * i % 50 for i in range(5)]
+    ids, pieces = nexts(lengths)
+    expected = by_torch(model, prompted(model, lengths), ids, pieces)
+    found = CpuDecode(model, prompted(model, lengths)).decode(ids, pieces)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -11,9 +12,16 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
+from small_adapters import random_adapter
 from small_folders import small_folder
 
+from minimind.data.sample_text import load_sample_tokenizer
 from minimind.errors import ConfigError
+from minimind.model.adapter_folder import BaseModel, load_folder_config, save_adapter
+from minimind.serving.metrics import ServerMetrics
+from minimind.serving.request_schemas import CompletionRequest
+from minimind.serving.service import Service
+from minimind.serving.settings import ServerSettings
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 
@@ -72,6 +80,67 @@ def test_what_cannot_be_served_is_said(
     flags = [str(folder) if flag == "SAME" else flag for flag in flags]
     assert script.main(["--checkpoint", str(folder), *flags]) == 2
     assert message in caplog.text
+
+
+@pytest.fixture
+def adapter(folder: Path) -> Path:
+    """Beside the folder's weights."""
+    config = load_folder_config(folder)
+    path = folder.parent / "tuned"
+    save_adapter(path, config, random_adapter(config), BaseModel.of(folder))
+    load_sample_tokenizer().save(path)
+    return path
+
+
+def test_an_adapter_is_a_model_of_its_own(script, folder: Path, adapter: Path) -> None:
+    """Over the checkpoint it was trained beside, and as if it were merged into it."""
+    parser = script._build_parser()
+    flags = ["--checkpoint", str(folder), "--adapter", f"poet={adapter}", "--dtype", "fp32"]
+    sources = script.read_sources(parser.parse_args(flags))
+    assert dict(sources["small"].adapters) == {"poet": adapter}
+    merged = script.read_sources(
+        parser.parse_args(["--checkpoint", f"merged={adapter}", "--dtype", "fp32"])
+    )
+
+    async def answers() -> dict[str, str]:
+        service = Service(ServerSettings())
+        await service.load({**sources, **merged})
+        found = {}
+        body = CompletionRequest(model="-", prompt="6 + 9", max_tokens=12, temperature=0)
+        for name in ("small", "poet", "small", "merged"):
+            model = service.find(name)
+            answer = model.thread.submit(model.completion_requests(body), 30)
+            text = "".join([delta.text async for _, delta in answer.deltas()])
+            assert found.setdefault(name, text) == text
+        assert "small" in ServerMetrics(lambda: service.models).text().decode()
+        assert "poet" not in ServerMetrics(lambda: service.models).text().decode()
+        await service.close()
+        return found
+
+    found = asyncio.run(answers())
+    assert found["poet"] == found["merged"] != found["small"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("ADAPTER", "give NAME=FOLDER"),
+        ("small=ADAPTER", "with a name of its own"),
+        ("poet=FOLDER", "a whole model"),
+        ("poet=STRANGER", "which is none of --checkpoint"),
+    ],
+)
+def test_an_adapter_that_does_not_belong(
+    script, folder: Path, adapter: Path, tmp_path: Path, given: str, message: str
+) -> None:
+    other = small_folder(tmp_path / "other", seed=1)
+    stranger, config = tmp_path / "stranger", load_folder_config(other)
+    save_adapter(stranger, config, random_adapter(config), BaseModel.of(other))
+    for word, path in (("ADAPTER", adapter), ("FOLDER", folder), ("STRANGER", stranger)):
+        given = given.replace(word, str(path))
+    arguments = ["--checkpoint", str(folder), "--adapter", given]
+    with pytest.raises(ConfigError, match=message):
+        script.read_sources(script._build_parser().parse_args(arguments))
 
 
 def test_keys_come_from_flag_file_and_environment(

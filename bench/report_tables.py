@@ -37,6 +37,8 @@ def _training(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[list[
     for _, results in found:
         machine = results["machine"]
         for row in results["rows"]:
+            if row["useful_tokens_per_s"] is None:
+                continue
             ratio = row.get("ratio_to_original")
             yield [
                 describe(machine),

@@ -128,12 +128,12 @@ def _one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("_one_rank")
 def test_a_rank_measures_the_loop_that_trains(tmp_path: Path) -> None:
-    options = argparse.Namespace(timed_steps=2, warmup_steps=2)
+    options = argparse.Namespace(timed_steps=3, warmup_steps=2)
     flags = [*TINY, "--set", "train_batch_size=2", "--ds_config", "zero2.json"]
     device = find_device()
     found = scaling_rank.measure(options, flags, read_ranks(), device)
     (rank,) = json.loads(json.dumps(found))["ranks"]
-    assert len(rank["step_seconds"]) == len(rank["num_tokens"]) == 2
+    assert len(rank["step_seconds"]) == len(rank["num_tokens"]) == 3
     assert all(0 < tokens <= 2 * 64 for tokens in rank["num_tokens"])
     assert rank["attended"] >= sum(rank["num_tokens"])
     assert rank["peak_bytes"] >= 16 * found["parameters"]

@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 WHEELS ?=
-PARTS ?= tests,kernels,train,profile,inference
+PARTS ?= tests,kernels,train,profile,inference,scaling
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

@@ -106,22 +106,19 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def write_data(path: Path, format: str, num_bytes: int) -> None:
     """Sample rows, as many as make that size."""
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("wb") as file:
         for row, *_ in SAMPLES[format][0](0):
-            num_bytes -= file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            num_bytes -= file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
             if num_bytes <= 0:
                 return
 
 
 def _measure_row(spec: DataSpec, small: Path, large: Path) -> dict[str, Any]:
-    found = {}
-    for path in (small, large):
-        worker = Worker(f"{spec.row} {spec.format}", DataRow, spec)
-        try:
-            found[path] = worker.call("measure", path)
-        finally:
-            worker.close()
-    of_large = found[large]
+    worker = Worker(f"{spec.row} {spec.format}", DataRow, spec)
+    try:
+        of_small, of_large = (worker.call("measure", path) for path in (small, large))
+    finally:
+        worker.close()
     file_bytes = of_large["file_bytes"]
     rates = {
         name: harness.summarize([count / s for s in of_large["seconds"]])
@@ -136,14 +133,14 @@ def _measure_row(spec: DataSpec, small: Path, large: Path) -> dict[str, Any]:
     for name, rate in rates.items():
         row |= {name: rate["median"], f"{name}_p10": rate["p10"], f"{name}_p90": rate["p90"]}
     cpu_s = sum(of_large["cpu_seconds"]) / len(of_large["cpu_seconds"])
-    resident = [found[path]["peak_resident_bytes"] for path in (small, large)]
+    resident = [found["peak_resident_bytes"] for found in (of_small, of_large)]
     growth = None if None in resident else resident[1] - resident[0]
     return row | {
         "cores_busy": cpu_s / harness.summarize(of_large["seconds"])["median"],
         "bytes_per_core_s": file_bytes / cpu_s,
         "peak_resident_bytes": resident[1],
         "resident_growth_per_file_byte": (
-            None if growth is None else growth / (file_bytes - found[small]["file_bytes"])
+            None if growth is None else growth / (file_bytes - of_small["file_bytes"])
         ),
         "padding_share": of_large["padding_share"],
         "cores": len(os.sched_getaffinity(0)),

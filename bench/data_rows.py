@@ -41,8 +41,7 @@ class DataRow:
     def measure(self, path: Path) -> dict[str, Any]:
         """Seconds, wall and of all threads' CPU time, of each round over the whole file, after one
         that is not counted; and the peak of resident memory meanwhile."""
-        work = {"tokenise": self._tokenise, "pack": self._pack, "load": self._load}[self._spec.row]
-        once = work(path)
+        once = self.prepare(path)
         once()
         reset_peak_resident()
         seconds, cpu_seconds = [], []
@@ -58,6 +57,11 @@ class DataRow:
             "cpu_seconds": cpu_seconds,
             "peak_resident_bytes": peak_resident(),
         }
+
+    def prepare(self, path: Path) -> Callable[[], dict[str, Any]]:
+        """What does the row's work over the file once, and tells what it came to."""
+        work = {"tokenise": self._tokenise, "pack": self._pack, "load": self._load}
+        return work[self._spec.row](path)
 
     def _tokenise(self, path: Path) -> Callable[[], dict[str, Any]]:
         fresh = self._spec.cache.with_name("fresh")

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from bench.harness import describe_machine, results_folder
 from minimind.runtime.devices import find_device
 
@@ -88,6 +90,28 @@ def _inference(options: argparse.Namespace) -> list[Command]:
     ]
 
 
+def _scaling(options: argparse.Namespace) -> list[Command]:
+    """As many GPUs as are here, doubled each time; with one alone there is nothing to scale."""
+    if options.small:
+        sizes = ("--model", "tiny", "--seq_len", "64", "--micro_batch", "2", "--steps", "1")
+        return [
+            Command("scaling", ("bench.scaling", "--num_gpus", "1,2", "--threads", "1", *sizes))
+        ]
+    here = torch.cuda.device_count()
+    counts = [str(n) for n in (1, 2, 4, 8) if n <= here]
+    if len(counts) < 2:
+        return []
+    data = ("--data", options.data) if options.data else ()
+    tokenizer = ("--tokenizer", options.tokenizer) if options.tokenizer else ()
+    return [
+        Command(
+            f"scaling-{model}",
+            ("bench.scaling", "--num_gpus", ",".join(counts), "--model", model, *data, *tokenizer),
+        )
+        for model in ("minimind2-small", "minimind2")
+    ]
+
+
 def _train_step(
     options: argparse.Namespace, name: str, model: str, *more: str,
     environment: Mapping[str, str] | None = None,
@@ -106,6 +130,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Command]]] = {
     "train": _train,
     "profile": _profile,
     "inference": _inference,
+    "scaling": _scaling,
 }
 
 

@@ -37,6 +37,8 @@ def _training(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[list[
     for _, results in found:
         machine = results["machine"]
         for row in results["rows"]:
+            if row["useful_tokens_per_s"] is None:
+                continue
             ratio = row.get("ratio_to_original")
             yield [
                 describe(machine),
@@ -67,7 +69,11 @@ def scaling_section(results: Results) -> str:
             if not rows:
                 continue
             first = rows[0]
-            threads = f", {first['threads']} thread a rank" if machine["kind"] == "cpu" else ""
+            threads = (
+                f", {first['threads']} thread{'s' * (first['threads'] > 1)} a rank"
+                if machine["kind"] == "cpu"
+                else ""
+            )
             figure = scaling_figure(folder, path.stem)
             parts += [
                 f"{first['model']} with {first['ds_config']} on {describe(machine)}{threads}; "

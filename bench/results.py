@@ -73,13 +73,14 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 def _points(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
     for path, results in found:
         machine = results["machine"]
+        origin = {
+            "file": path.stem,
+            "commit": machine["commit"] or "not known",
+            "date": machine["date"],
+        }
         for row in results["rows"]:
             if row["name"] == "engine":
-                of_row = {name: row.get(name) for name in _HISTORY_OF}
-                yield {
-                    "file": path.stem, "commit": machine["commit"], "date": machine["date"],
-                    **of_row,
-                }  # fmt: skip
+                yield origin | {name: row.get(name) for name in _HISTORY_OF}
 
 
 def _key(point: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -51,7 +51,11 @@ def plot_rows(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any], pat
 
 def _title(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> str:
     first = rows[0]
-    threads = f", {first['threads']} thread(s) a rank" if machine["kind"] == "cpu" else ""
+    threads = (
+        f", {first['threads']} thread{'s' * (first['threads'] > 1)} a rank"
+        if machine["kind"] == "cpu"
+        else ""
+    )
     return (
         f"{first['model']} ({first['parameters'] / 1e6:.0f}M parameters), {first['ds_config']}, "
         f"{first['micro_batch']} x {first['seq_len']} tokens a micro-batch\n"

@@ -108,6 +108,7 @@ def measure(
         "world_size": ranks.world_size,
         "model": run.model_name,
         "parameters": run.config.num_parameters,
+        "ds_config": Path(run.arguments.get("ds_config")).name,
         "resolved_ds_config": run.ds_config,
         "seq_len": run.seq_len,
         "micro_batch": run.micro_batch_size,

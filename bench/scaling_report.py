@@ -31,7 +31,7 @@ def build_row(
     row = {
         "name": mode,
         "model": found["model"],
-        "ds_config": f"zero{(found['resolved_ds_config'].get('zero_optimization') or {})['stage']}",
+        "ds_config": found["ds_config"],
         "resolved_ds_config": found["resolved_ds_config"],
         "world_size": world_size,
         "hosts": len({rank["host"] for rank in ranks}),

@@ -15,7 +15,10 @@ from unittest import mock
 
 import torch
 from torch import nn
-from torch.optim import optimizer as torch_optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from bench.collectives import watched_collectives
 
@@ -65,8 +68,8 @@ class StepParts:
 
         handles = [
             self._module.register_forward_pre_hook(lambda *_: self._begin("forward")),
-            torch_optimizer.register_optimizer_step_pre_hook(before_update),
-            torch_optimizer.register_optimizer_step_post_hook(after_update),
+            register_optimizer_step_pre_hook(before_update),
+            register_optimizer_step_post_hook(after_update),
         ]
         for handle in handles:
             self._stack.callback(handle.remove)

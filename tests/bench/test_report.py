@@ -1,0 +1,98 @@
+"""bench.report: what the documents say is what the results files hold, and no more."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import report
+from bench.report import DOCUMENTS, ROOT, SECTIONS, fill_sections
+from bench.report_tables import scaling_section, training_section
+from bench.results import HISTORY_FILE, Results, read_history, update_history
+
+
+def write_results(folder: Path, date: str, rate: float, commit: str = "a" * 40) -> None:
+    machine = {"device": "NVIDIA H200", "kind": "gpu", "cores": 8, "date": date, "commit": commit}
+    row: dict[str, Any] = {
+        "name": "engine", "model": "minimind2-small", "ds_config": "zero2.json",
+        "stage": "pretrain", "precision": "bf16", "ratio_to_original": None, "mfu": 0.4,
+        "mfu_causal": 0.35, "useful_tokens_per_s": rate, "useful_tokens_per_s_p10": rate - 1,
+        "useful_tokens_per_s_p90": rate + 1, "peak_bytes": 5_000_000,
+    }  # fmt: skip
+    results = {"benchmark": "train_step", "machine": machine, "rows": [row]}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train_step.json").write_text(json.dumps(results))
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_committed_tables_are_what_the_results_give(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    made = fill_sections(text, Results.load(), list(SECTIONS))
+    assert made == text, "python -m bench.report writes it anew"
+
+
+def test_every_section_stands_in_a_document() -> None:
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS)
+    for name in SECTIONS:
+        assert f"<!-- generated: python -m bench.report {name} -->" in text
+    for path in re.findall(r"\]\((docs/figures/[^)]+)\)", text):
+        assert (ROOT / path).is_file(), f"{path}: python -m bench.report draws it"
+
+
+def test_nothing_measured_is_said(tmp_path: Path) -> None:
+    empty = Results.load(tmp_path)
+    for make in SECTIONS.values():
+        assert "not measured" in make(empty)
+    assert training_section(empty).count("NVIDIA H200") == 3
+
+
+def test_a_measured_row_takes_the_place_of_what_was_missing(tmp_path: Path) -> None:
+    write_results(tmp_path / "nvidia-h200", "2026-01-01", 2_000_000)
+    table = training_section(Results.load(tmp_path))
+    (line,) = [line for line in table.splitlines() if "minimind2-small" in line]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells == [
+        "NVIDIA H200", "minimind2-small", "pretrain engine bf16 zero2.json", "2,000,000",
+        "1,999,999–2,000,001", "not measured", "40.0%", "35.0%", "5", "aaaaaaaaa",
+    ]  # fmt: skip
+    assert "not measured" in scaling_section(Results.load(tmp_path))
+
+
+def test_only_marked_text_changes() -> None:
+    before = "a\n<!-- generated: python -m bench.report scaling -->\nold\n<!-- end -->\nz\n"
+    results = Results({})
+    after = fill_sections(before, results, ["scaling"])
+    assert after.startswith("a\n<!-- generated")
+    assert after.endswith("<!-- end -->\nz\n")
+    assert "old" not in after
+    assert fill_sections(before, results, ["training"]) == before
+    with pytest.raises(KeyError):
+        fill_sections(before.replace("scaling", "weather"), results, [])
+
+
+def test_history_keeps_a_point_for_each_commit(tmp_path: Path) -> None:
+    folder = tmp_path / "nvidia-h200"
+    for date, rate, commit in (("1", 10.0, "a"), ("2", 11.0, "b"), ("3", 12.0, "b")):
+        write_results(folder, date, rate, commit)
+        update_history(Results.load(tmp_path))
+    points = read_history(folder / HISTORY_FILE)
+    assert [(p["commit"], p["useful_tokens_per_s"]) for p in points] == [("a", 10.0), ("b", 12.0)]
+    assert len(Results.load(tmp_path).files) == 1, "the history is no results file"
+
+
+def test_the_newest_is_by_its_own_date(tmp_path: Path) -> None:
+    write_results(tmp_path / "one", "2026-02-01", 2.0)
+    write_results(tmp_path / "two", "2026-01-01", 1.0)
+    newest = Results.load(tmp_path).newest("train_step")
+    assert newest is not None
+    assert newest["rows"][0]["useful_tokens_per_s"] == 2.0
+
+
+def test_an_unknown_section_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        report.main(["weather"])
+    assert "weather: the sections are kernels" in capsys.readouterr().err

@@ -90,7 +90,7 @@ def list_splits(ds_configs: Sequence[str], ranks: int) -> list[Split]:
     return [
         *splits("dense", "fp32", (share, 0), (middle, 0), (1, 0), (middle, 1)),
         *splits("experts", "fp32", (middle, 0), (1, 1)),
-        *splits("experts+aux", "fp32", (2, 0)),
+        *(splits("experts+aux", "fp32", (2, 0)) if share % 2 == 0 else ()),
         *splits("dense", "bf16", (share, 0), (1, 0)),
     ]
 

@@ -255,10 +255,13 @@ def _layer_bytes(work: Workload, layer: int) -> int:
 
 
 def _feed_forward_gradient(work: Workload) -> int:
-    """Beside what is saved: the gradient of gate and up, of their sum's product, of the output."""
+    """Beside what is saved, the gradient of gate and up: that of their product takes the place of
+    the product, that of the output the last norm's. Without generated code the factors of the
+    activation's derivative come on top."""
     config = work.config
     ffn = max(config.active_ffn_size, config.intermediate_size if config.mlp_only_layers else 0)
-    return work.tokens * work.size * (2 * ffn + 2 * config.hidden_size)
+    plain = 4 * 4 * ffn if _is_plain(work, work.tokens * ffn) else 0
+    return work.tokens * (work.size * 2 * ffn + plain)
 
 
 def _documents(work: Workload) -> Sequence[Sequence[int]]:
@@ -302,5 +305,9 @@ def _logits(work: Workload) -> int:
     tokens, vocab = work.tokens, work.config.vocab_size
     chunks = -(-tokens // _LOGITS_CHUNK[work.device_kind])
     chunk = -(-tokens // chunks) * vocab
-    is_plain = work.device_kind == "cpu" and not backend.use_compiled_cpu(tokens, tokens * vocab)
-    return chunk * (work.size + (12 if is_plain else 0))
+    return chunk * (work.size + (12 if _is_plain(work, tokens * vocab) else 0))
+
+
+def _is_plain(work: Workload, elements: int) -> bool:
+    """Whether an operation over the tokens runs in PyTorch's own passes, which keep each result."""
+    return work.device_kind == "cpu" and not backend.use_compiled_cpu(work.tokens, elements)

@@ -203,7 +203,7 @@ def _total(loss: LossSum) -> Tensor:
     return loss.total if loss.aux_loss is None else loss.total + loss.aux_loss * loss.count
 
 
-def _move_gradients(policy: nn.Module, sums: Mapping[str, Tensor]) -> None:
+def _move_gradients(policy: nn.Module, sums: dict[str, Tensor]) -> None:
     for name, parameter in policy.named_parameters():
         if parameter.grad is not None:
             sums[name] += parameter.grad

@@ -137,7 +137,7 @@ class TransformersRow(OriginalRow):
         return self.module(input_ids=ids_BT, labels=unshifted_BT, use_cache=False).loss
 
 
-PADDED_ROWS = {
+PADDED_ROWS: dict[str, type[OriginalRow]] = {
     "original": OriginalRow,
     "compiled": CompiledRow,
     "transformers": TransformersRow,

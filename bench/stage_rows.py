@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import minimind_kernels as K
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.documents import StepData
 from bench.padded_rows import PADDED_ROWS
@@ -18,7 +18,7 @@ from minimind.engine.checkpoint import find_model_folder
 from minimind.engine.stage import BuildContext, Policy, Stage, StageModels
 from minimind.inference.generate import load_model
 from minimind.model.transformer import Transformer
-from minimind.stages.dpo import DPO
+from minimind.stages.dpo import DPO, DPORecipe
 from minimind.stages.pretrain import Pretrain
 from minimind.stages.reference import pair_log_probs
 from minimind.stages.resolve import ResolvedRun
@@ -58,7 +58,7 @@ class FrozenRow:
     def __init__(self, spec: RowSpec) -> None:
         self.precision = precision(spec.run.ds_config)
         self._device, self._steps = spec.run.device.torch_device, read_steps(spec)
-        self.module = _load_frozen(spec.run)
+        self.module: nn.Module = _load_frozen(spec.run)
 
     def data(self, index: int) -> StepData[Batch]:
         return self._steps.step(index)
@@ -82,16 +82,16 @@ class TwoModelRow(EngineRow):
     """DPO in the engine as it is without a cache: the reference beside the policy in every step."""
 
     def build_stage(self, run: ResolvedRun) -> Stage[Any]:
-        return _TwoModelDPO(run)
+        stage = _TwoModelDPO(cast(DPORecipe, run.recipe))
+        stage.run = run
+        return stage
 
 
 class _TwoModelDPO(DPO):
-    def __init__(self, run: ResolvedRun) -> None:
-        super().__init__(run.recipe)  # type: ignore[arg-type]
-        self._run = run
+    run: ResolvedRun
 
     def build_models(self, context: BuildContext) -> StageModels:
-        self._frozen = _load_frozen(self._run)
+        self._frozen = _load_frozen(self.run)
         num_pairs = context.loader.num_units  # type: ignore[union-attr]
         self.reference = torch.zeros(num_pairs + 1, 2, device=context.device)
         return Pretrain(self.recipe).build_models(context)

@@ -52,7 +52,10 @@ def _build_row(
     measured: Mapping[str, Any],
 ) -> dict[str, Any]:
     run, is_padded = spec.run, spec.name in PADDED_ROWS
-    seq_len = spec.documents.max_tokens if is_padded else run.seq_len
+    seq_len = run.seq_len
+    if is_padded:
+        assert spec.documents is not None
+        seq_len = spec.documents.max_tokens
     rate = harness.summarize(_rates(steps))
     return {
         "name": spec.name,

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lm_eval
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
-from lm_eval.tasks import TaskManager
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+import lm_eval  # type: ignore[import-not-found]
+from lm_eval.api.instance import Instance  # type: ignore[import-not-found]
+from lm_eval.api.model import TemplateLM  # type: ignore[import-not-found]
+from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # type: ignore[import-not-found]
 from tqdm import tqdm
 
 from minimind.data.chat_template import render_chat

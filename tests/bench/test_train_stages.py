@@ -134,7 +134,8 @@ def test_a_run_reports_its_goals(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_go_with_a_stage_is_refused(
-    argv: list[str], message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+    argv: list[str], message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     assert train_step.main(["--json", str(tmp_path / "results.json"), *argv]) == 2
-    assert message in caplog.text
+    assert message in caplog.text + capsys.readouterr().err

@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 WHEELS ?=
-PARTS ?= tests,kernels,train,profile,inference,scaling
+PARTS ?= tests,kernels,train,stages,profile,inference,scaling
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -41,8 +41,8 @@ demo: train
 	  --from_checkpoint $(DEMO)/lora --output_dir $(DEMO)/dpo --set log_every=20
 	$(BIN)/python launch/evaluate.py --chat --max_new_tokens 40 \
 	  --checkpoint $(RUN) $(DEMO)/sft $(DEMO)/lora $(DEMO)/dpo \
-	  --prompts "What is the river of Lumor called?" "格蕾塔住在哪里？" "What is 13 plus 4?" \
-	    "7 加 5 是多少？" "Count from 41 to 47." "从23数到28。"
+	  --prompts "What is the river of Lumor called?" "格蕾塔住在哪里？" "7 加 5 是多少？" \
+	    "Count from 41 to 47." "从23数到28。" "Who are you?" "你是谁？"
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -m 'not slow and not gpu'

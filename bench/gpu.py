@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from bench.harness import describe_machine, results_folder
+from bench.stage_rows import ROWS
 from minimind.runtime.devices import find_device
 
 LIMIT_S = 480
@@ -70,6 +71,16 @@ def _train(options: argparse.Namespace) -> list[Command]:
     return commands
 
 
+def _stages(options: argparse.Namespace) -> list[Command]:
+    """Every other stage beside what it is judged by, on its own sample data: --data is text."""
+    model = "tiny" if options.small else "minimind2-small"
+    stages = [stage for stage in ROWS if stage != "pretrain"]
+    return [
+        _train_step(options, f"train_step-{stage}", model, "--stage", stage, reads_text=False)
+        for stage in stages
+    ]
+
+
 def _profile(options: argparse.Namespace) -> list[Command]:
     models = ["tiny"] if options.small else ["minimind2-small", "minimind2", "minimind3"]
     rows = ("--rows", "plain_loop,engine", "--profile")
@@ -114,11 +125,11 @@ def _scaling(options: argparse.Namespace) -> list[Command]:
 
 def _train_step(
     options: argparse.Namespace, name: str, model: str, *more: str,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None, reads_text: bool = True,
 ) -> Command:  # fmt: skip
     sizes = ("--steps", "2", "--warmup", "1", "--accumulation", "1", "--seq_len", "64",
              "--micro_batch", "2") if options.small else ("--accumulation", "2")  # fmt: skip
-    data = ("--data", options.data) if options.data else ()
+    data = ("--data", options.data) if options.data and reads_text else ()
     tokenizer = ("--tokenizer", options.tokenizer) if options.tokenizer else ()
     arguments = ("bench.train_step", "--model", model, *sizes, *data, *tokenizer, *more)
     return Command(name, arguments, environment=environment or {})
@@ -128,6 +139,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Command]]] = {
     "tests": _tests,
     "kernels": _kernels,
     "train": _train,
+    "stages": _stages,
     "profile": _profile,
     "inference": _inference,
     "scaling": _scaling,

@@ -20,7 +20,7 @@ from minimind.inference.generate import load_model
 from minimind.model.transformer import Transformer
 from minimind.stages.dpo import DPO, DPORecipe
 from minimind.stages.pretrain import Pretrain
-from minimind.stages.reference import pair_log_probs
+from minimind.stages.reference import PairData, pair_log_probs
 from minimind.stages.resolve import ResolvedRun
 from minimind.types import Batch, LossSum, PairBatch
 
@@ -56,9 +56,12 @@ class FrozenRow:
     distillation's teacher, or of DPO's reference, up to the log-probability of each target."""
 
     def __init__(self, spec: RowSpec) -> None:
-        self.precision = precision(spec.run.ds_config)
-        self._device, self._steps = spec.run.device.torch_device, read_steps(spec)
-        self.module: nn.Module = _load_frozen(spec.run)
+        run = spec.run
+        self.precision = precision(run.ds_config)
+        self._device, self._steps = run.device.torch_device, read_steps(spec)
+        folder = getattr(run.recipe, "teacher", None) or run.weights_folder
+        assert folder is not None, "stages after pretraining start from weights"
+        self.module: nn.Module = _load_frozen(Path(folder), run.dtype, self._device)
 
     def data(self, index: int) -> StepData[Batch]:
         return self._steps.step(index)
@@ -82,17 +85,14 @@ class TwoModelRow(EngineRow):
     """DPO in the engine as it is without a cache: the reference beside the policy in every step."""
 
     def build_stage(self, run: ResolvedRun) -> Stage[Any]:
-        stage = _TwoModelDPO(cast(DPORecipe, run.recipe))
-        stage.run = run
-        return stage
+        return _TwoModelDPO(cast(DPORecipe, run.recipe))
 
 
 class _TwoModelDPO(DPO):
-    run: ResolvedRun
-
     def build_models(self, context: BuildContext) -> StageModels:
-        self._frozen = _load_frozen(self.run)
-        num_pairs = context.loader.num_units  # type: ignore[union-attr]
+        assert context.weights_folder is not None
+        self._frozen = _load_frozen(context.weights_folder, context.dtype, context.device)
+        num_pairs = cast(PairData, context.loader).num_units
         self.reference = torch.zeros(num_pairs + 1, 2, device=context.device)
         return Pretrain(self.recipe).build_models(context)
 
@@ -105,11 +105,6 @@ class _TwoModelDPO(DPO):
         return super().loss(policy, batch)
 
 
-def _load_frozen(run: ResolvedRun) -> Transformer:
-    teacher = getattr(run.recipe, "teacher", None)
-    folder = Path(teacher) if teacher else run.weights_folder
-    assert folder is not None, "stages other than pretraining start from weights"
-    model, _ = load_model(
-        find_model_folder(folder), dtype=run.dtype, device=run.device.torch_device
-    )
+def _load_frozen(path: Path, dtype: torch.dtype, device: torch.device) -> Transformer:
+    model, _ = load_model(find_model_folder(path), dtype=dtype, device=device)
     return model.requires_grad_(False)

@@ -47,6 +47,9 @@ def build_specs(
     """One for each row, engine rows one for each JSON; the others take the first JSON. `folder` is
     empty and takes what the runs start from. Raises a MiniMindError for what cannot run."""
     first, documents = options.ds_config[0], None
+    stages = sorted({options.stage, *(row_stage(row, options.stage) for row in rows)})
+    if options.other_data and len({STAGES[stage].data_format for stage in stages}) == 1:
+        raise ConfigError(f"--other_data {options.other_data}: no row reads another format")
     if options.stage == "pretrain":
         runs = {
             ("pretrain", ds): _resolve(options, "pretrain", model, ds, tokenizer, device)
@@ -60,7 +63,7 @@ def build_specs(
         _save_start(fresh, tokenizer, folder)
         runs = {
             (stage, ds): _resolve(options, stage, model, ds, tokenizer, device, folder)
-            for stage in sorted({options.stage, *(row_stage(row, options.stage) for row in rows)})
+            for stage in stages
             for ds in (options.ds_config if stage == options.stage else [first])
         }
         for run in runs.values():  # fills the token caches, which the rows' processes then map

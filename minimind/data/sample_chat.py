@@ -147,7 +147,7 @@ def _person_fact(dice: Dice, in_english: bool) -> Question:
 
 _KINDS: tuple[Callable[[Dice, bool], Question], ...] = (
     *(_sum,) * 5,
-    *(_count,) * 2,
+    *(_count,) * 4,
     *(_town_fact,) * 4,
     *(_person_fact,) * 3,
 )

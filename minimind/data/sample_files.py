@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from minimind.data import sample_chat, sample_text, sample_world
+from minimind.data import sample_chat, sample_identity, sample_text, sample_world
 from minimind.data.cache_folder import default_cache_dir
 from minimind.data.sample_chat import chat_rows, preference_rows
+from minimind.data.sample_identity import identity_rows
 from minimind.data.sample_text import text_documents
 from minimind.data.tokenizer import Tokenizer
 from minimind.data.tokenizer_training import train_tokenizer
@@ -21,6 +22,7 @@ from minimind.errors import ConfigError
 Split = Literal["train", "val"]
 MAX_SAMPLE_VOCAB = 2048
 """The text is so regular that its merges end earlier."""
+_SOURCES = (sample_world, sample_text, sample_chat, sample_identity)
 _VAL_ONE_IN = 20
 """This share of all documents and questions, chosen by their hash, is for validation alone."""
 
@@ -36,14 +38,16 @@ SampleRows = Callable[[int], Iterator[tuple[dict[str, Any], list[str], bool]]]
 SAMPLES: dict[str, tuple[SampleRows, dict[Split, int]]] = {
     "text": (_text_rows, {"train": 2_400_000, "val": 100_000}),
     "chat": (chat_rows, {"train": 1_800_000, "val": 50_000}),
+    "identity": (identity_rows, {"train": 600_000, "val": 30_000}),
     "preference": (preference_rows, {"train": 300_000, "val": 50_000}),
 }
-"""By format: its rows, and how many bytes of them."""
+"""By name, which is the rows' format but for `identity`, of conversations: its rows, and how many
+bytes of them."""
 
 
-def write_sample(path: str | Path, format: str, split: Split, seed: int = 0) -> None:
-    """Writes rows of the format, the same ones for the same seed."""
-    rows, num_bytes = SAMPLES[format]
+def write_sample(path: str | Path, name: str, split: Split, seed: int = 0) -> None:
+    """Writes rows of that sample, the same ones for the same seed."""
+    rows, num_bytes = SAMPLES[name]
     left = num_bytes[split]
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         for row, keys, is_held_out in rows(seed):
@@ -57,23 +61,21 @@ def write_sample(path: str | Path, format: str, split: Split, seed: int = 0) -> 
                 return
 
 
-def sample_data_path(
-    split: Split, format: str = "text", cache_dir: str | Path | None = None
-) -> Path:
+def sample_data_path(split: Split, name: str = "text", cache_dir: str | Path | None = None) -> Path:
     """The sample data as a file in the cache folder, written there if it is not yet. Raises
-    ConfigError for a format without any."""
-    if format not in SAMPLES:
-        raise ConfigError(f"there is no sample data in the {format} format: give --data")
+    ConfigError where there is none of that name."""
+    if name not in SAMPLES:
+        raise ConfigError(f"there is no sample data named {name}: give --data")
     # Named by the generators' own source, so that a changed one never finds an old file.
-    sources = [Path(str(module.__file__)) for module in (sample_world, sample_text, sample_chat)]
+    sources = [Path(str(module.__file__)) for module in _SOURCES]
     sources.append(Path(__file__))
     version = hashlib.blake2b(b"".join(p.read_bytes() for p in sources), digest_size=6).hexdigest()
     folder = Path(cache_dir or default_cache_dir()) / "sample"
-    path = folder / f"sample_{format}_{split}_{version}.jsonl"
+    path = folder / f"sample_{name}_{split}_{version}.jsonl"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        write_sample(temporary, format, split)
+        write_sample(temporary, name, split)
         os.replace(temporary, path)
     return path
 

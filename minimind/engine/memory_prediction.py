@@ -31,8 +31,7 @@ class MemoryPrediction:
     weights: int
     """In the dtype of the products."""
     helpers: int
-    """Weights of frozen models beside the trained one: a teacher. Their passing activations are
-    less than what the trained one saves."""
+    """Weights of a frozen model beside the trained one, such as a teacher."""
     masters: int
     optimizer: int
     gradients: int

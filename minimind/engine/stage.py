@@ -87,6 +87,8 @@ class Stage(Protocol[BatchT]):
     needs_checkpoint: ClassVar[bool]
     """Whether it starts from trained weights."""
     data_format: ClassVar[str]
+    sample_data: ClassVar[str]
+    """The project's own data that it takes without --data (data/sample_files.py)."""
     metric_names: ClassVar[tuple[str, ...]]
     """What its LossSums carry besides the loss; columns of metrics.csv."""
 

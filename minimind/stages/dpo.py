@@ -69,6 +69,7 @@ class DPO:
     recipe_type: ClassVar[type[Recipe]] = DPORecipe
     needs_checkpoint: ClassVar[bool] = True
     data_format: ClassVar[str] = "preference"
+    sample_data: ClassVar[str] = "preference"
     metric_names: ClassVar[tuple[str, ...]] = (
         "reward_margin",
         "reward_accuracy",

@@ -24,7 +24,8 @@ def build_loaders(
     run: ResolvedRun, tokenizer: Tokenizer, ranks: Ranks
 ) -> tuple[PackedLoader, EvalLoader | None]:
     """The training rows and the validation rows, packed."""
-    data_format = get_format(STAGES[run.stage].data_format)
+    stage = STAGES[run.stage]
+    data_format = get_format(stage.data_format)
     data_format = data_format.with_options(**run.recipe.format_options)
 
     def sources(paths: list[str]) -> list[WeightedSource]:
@@ -44,8 +45,8 @@ def build_loaders(
 
     data, val_data = run.arguments.get("data"), run.arguments.get("val_data")
     if data is None:
-        data = [str(sample_data_path("train", data_format.name))]
-        val_data = val_data or [str(sample_data_path("val", data_format.name))]
+        data = [str(sample_data_path("train", stage.sample_data))]
+        val_data = val_data or [str(sample_data_path("val", stage.sample_data))]
     shared: dict[str, Any] = {
         "seq_len": run.seq_len,
         "micro_batch": run.micro_batch_size,

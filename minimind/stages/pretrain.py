@@ -29,6 +29,7 @@ class Pretrain:
     recipe_type: ClassVar[type[Recipe]] = PretrainRecipe
     needs_checkpoint: ClassVar[bool] = False
     data_format: ClassVar[str] = "text"
+    sample_data: ClassVar[str] = "text"
     metric_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, recipe: Recipe) -> None:

@@ -47,3 +47,4 @@ class SFT(Pretrain):
     recipe_type: ClassVar[type[Recipe]] = SFTRecipe
     needs_checkpoint: ClassVar[bool] = True
     data_format: ClassVar[str] = "chat"
+    sample_data: ClassVar[str] = "chat"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.gpu import PARTS, Command, build_parser, main, run_command
+from minimind.stages import STAGES
 
 
 @pytest.mark.parametrize("flags", [[], ["--small"]])
@@ -24,6 +25,14 @@ def test_data_and_tokenizer_reach_the_training_parts() -> None:
         for command in PARTS[part](options):
             assert "a.jsonl" in command.arguments
             assert "t" in command.arguments
+
+
+def test_every_stage_is_measured() -> None:
+    commands = PARTS["stages"](build_parser().parse_args(["--data", "a.jsonl"]))
+    assert [c.arguments[c.arguments.index("--stage") + 1] for c in commands] == [
+        stage for stage in STAGES if stage != "pretrain"
+    ]
+    assert not any("a.jsonl" in c.arguments for c in commands)
 
 
 def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,6 +87,19 @@ def test_two_ranks_and_zero3_take_the_steps_of_one(train: Train, flags: list[str
         torch.testing.assert_close(weight, reference[name], atol=2e-5, rtol=2e-4)
 
 
+@pytest.mark.parametrize("name", ["zero1", "zero3"])
+def test_other_files_take_the_same_steps(train: Train, flags: list[str], tmp_path: Path, name: str):
+    flags = [*flags, "--eval_every", "0"]
+    assert train(*flags) == 0
+    other = ["--ds_config", f"{name}.json", "--output_dir", str(tmp_path / name)]
+    assert train(*flags, *other) == 0
+    for one, same in zip(
+        read_metrics(tmp_path / "run"), read_metrics(tmp_path / name), strict=True
+    ):
+        for column in ("loss", "ce", "kl"):
+            assert same[column] == pytest.approx(one[column], abs=1e-5)
+
+
 def test_bf16_has_a_teacher_in_bf16(
     train: Train, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

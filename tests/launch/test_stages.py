@@ -69,6 +69,56 @@ def start(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
+def sft_flags(start: Callable[..., Path], tmp_path: Path) -> list[str]:
+    """Of a run in tmp_path/run, on conversations of which some are nearly all targets and some
+    hardly any: two micro-batches hold different numbers of them."""
+    path = tmp_path / "chats.jsonl"
+    rows = []
+    for number in range(60):
+        lengths = (1, 9) if number % 2 else (9, 1)
+        texts = [f"{number} + {number} " * length for length in lengths]
+        turns = zip(("user", "assistant"), texts, strict=True)
+        rows.append({"conversations": [{"role": r, "content": text} for r, text in turns]})
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return [
+        *("--stage", "sft", "--from_checkpoint", str(start()), "--data", str(path)),
+        *("--output_dir", str(tmp_path / "run"), "--seq_len", "128", "--max_steps", "4"),
+        *("--set", "train_batch_size=4", "--set", "micro_batch_size=2"),
+        # Adam turns the rounding of a sum over ranks into a share of the rate.
+        *("--learning_rate", "1e-4"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero3"])
+def test_conversations_under_other_files(
+    train: Train, sft_flags: list[str], tmp_path: Path, name: str
+):
+    assert train(*sft_flags) == 0
+    other = [*sft_flags, "--output_dir", str(tmp_path / name)]
+    assert train(*other, "--ds_config", f"{name}.json") == 0
+    expected = [loss for _, loss, _ in read_losses(tmp_path / "run")]
+    assert expected[-1] < expected[0]
+    assert [loss for _, loss, _ in read_losses(tmp_path / name)] == pytest.approx(
+        expected, abs=1e-5
+    )
+
+
+def test_two_ranks_learn_conversations_as_one_does(
+    train: Train, sft_flags: list[str], tmp_path: Path
+):
+    assert train(*sft_flags) == 0
+    done = train_in_a_process(*sft_flags, "--output_dir", str(tmp_path / "two"), ranks=2)
+    assert done.returncode == 0, done.stderr
+    for (_, loss, _), (_, other, _) in zip(
+        read_losses(tmp_path / "run"), read_losses(tmp_path / "two"), strict=True
+    ):
+        assert other == pytest.approx(loss, abs=1e-5)
+    reference = final_weights(tmp_path / "run")
+    for name, weight in final_weights(tmp_path / "two").items():
+        torch.testing.assert_close(weight, reference[name], atol=2e-5, rtol=2e-4)
+
+
+@pytest.fixture
 def dpo_flags(start: Callable[..., Path], tmp_path: Path) -> list[str]:
     """Of a run on a few pairs in tmp_path/run: four rows a step in two micro-batches."""
     path = tmp_path / "pairs.jsonl"

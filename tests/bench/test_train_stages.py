@@ -1,0 +1,141 @@
+"""bench.train_step after pretraining: its rows train alike, and what is made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import train_step
+from bench.stage_goals import measure_goals
+from bench.stage_rows import ROWS, build_row
+from bench.train_rows import TrainRow
+from bench.train_runs import build_specs
+from minimind.data.sample_text import load_sample_tokenizer
+from minimind.runtime.devices import find_device
+
+SIZES = ["--accumulation", "2", "--micro_batch", "2", "--seq_len", "128", "--precision", "fp32"]
+SMALL = ["--set", "num_hidden_layers=1", "--set", "hidden_size=32"]
+STAGES = [stage for stage in ROWS if stage != "pretrain"]
+
+
+@pytest.fixture(autouse=True)
+def _one_rank_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def build_rows(stage: str, names: Sequence[str], folder: Path) -> dict[str, TrainRow]:
+    argv = ["--json", "-", "--stage", stage, "--steps", "2", "--warmup", "1", *SIZES, *SMALL]
+    options = train_step.build_parser().parse_args(argv)
+    tokenizer = load_sample_tokenizer()
+    specs = build_specs(options, "tiny", list(names), tokenizer, find_device(), folder)
+    return {spec.name: build_row(spec) for spec in specs}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_all_forms_of_a_stage_take_the_same_steps(stage: str, tmp_path: Path) -> None:
+    names = [n for n in ROWS[stage] if n in ("plain_loop", "engine", "two_models")]
+    rows = build_rows(stage, names, tmp_path)
+    losses = {
+        name: [float(row.step(row.data(index).batches)) for index in range(3)]
+        for name, row in rows.items()
+    }
+    for name in names:
+        assert losses[name] == pytest.approx(losses["engine"], rel=1e-5)
+    assert losses["engine"][0] != losses["engine"][-1]
+
+
+def test_rows_of_one_format_see_the_same_data(tmp_path: Path) -> None:
+    rows = build_rows("distill", ["plain_loop", "frozen"], tmp_path)
+    one, other = (rows[name].data(1) for name in rows)
+    for left, right in zip(one.batches, other.batches, strict=True):
+        assert left.ids_BT.equal(right.ids_BT)
+    assert one.num_places == 4 * 128
+    assert one.num_tokens == sum(int(batch.is_token_BT.sum()) for batch in one.batches)
+    assert 0 < one.num_targets < one.num_tokens < one.attended
+
+
+def test_the_frozen_model_gives_the_first_loss(tmp_path: Path) -> None:
+    """Its weights are those that every row starts from."""
+    frozen = build_rows("distill", ["frozen"], tmp_path / "frozen")["frozen"]
+    sft = build_rows("sft", ["plain_loop"], tmp_path / "sft")["plain_loop"]
+    batches = sft.data(0).batches
+    assert float(frozen.step(batches)) == pytest.approx(float(sft.step(batches)), rel=1e-5)
+    assert not any(parameter.requires_grad for parameter in frozen.module.parameters())
+
+
+def row(name: str, seconds: Sequence[float], **more: Any) -> dict[str, Any]:
+    return {"name": name, "model": "tiny", "step_seconds": seconds, **more}
+
+
+def test_goals_of_distillation() -> None:
+    rows = [
+        row("engine", [4.2, 4.4]), row("plain_loop", [4.0, 4.0]),
+        row("sft", [3.0, 3.0]), row("frozen", [1.0, 1.0]),
+    ]  # fmt: skip
+    tax, bounded = measure_goals("distill", rows, on_gpu=False)
+    assert (tax["value"], tax["is_met"]) == (pytest.approx(1.075), False)
+    assert (bounded["value"], bounded["is_met"]) == (pytest.approx(1.075), True)
+    assert [goal["name"] for goal in measure_goals("distill", rows[:3], on_gpu=False)] == [
+        tax["name"]
+    ]
+
+
+def test_goals_of_adapters() -> None:
+    ratios = {"ratio_to_sft": 1.17, "ratio_to_sft_error": 0.01}
+    memory = {"live_bytes_between_steps": 400, "trained_parameters": 25}
+    rows = [
+        row("engine", [1.0], flops_per_token_causal=70, **ratios, **memory),
+        row("sft", [1.0], flops_per_token_causal=100, live_bytes_between_steps=600,
+            trained_parameters=100),
+    ]  # fmt: skip
+    speed, states = measure_goals("lora", rows, on_gpu=False)
+    assert (speed["value"], speed["standard_error"], speed["is_met"]) == (1.17, 0.01, True)
+    assert speed["bound"] == pytest.approx(100 / 70)
+    assert (states["value"], states["is_met"]) == (pytest.approx(500 / 1000), True)
+    assert not measure_goals("lora", rows, on_gpu=True)[0]["is_met"], "1.2 there"
+
+
+def test_the_caching_pass_counts_as_one_forward() -> None:
+    ratios = {"ratio_to_two_models": 1.3, "ratio_to_two_models_error": 0.02}
+    rows = [
+        row("engine", [3.0, 3.0], **ratios), row("two_models", [4.0, 4.0]),
+        row("frozen", [1.0, 1.0]),
+    ]  # fmt: skip
+    step, epoch = measure_goals("dpo", rows, on_gpu=False)
+    assert (step["value"], step["is_met"], step["bound"]) == (1.3, True, pytest.approx(4 / 3))
+    assert (epoch["value"], epoch["is_met"]) == (1.0, None)
+
+
+@pytest.mark.slow
+def test_a_run_reports_its_goals(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    argv = ["--json", str(path), "--stage", "dpo", "--model", "tiny", *SIZES, *SMALL]
+    assert train_step.main([*argv, "--steps", "2", "--warmup", "1"]) == 0
+    found = json.loads(path.read_text())
+    assert [row["name"] for row in found["rows"]] == list(ROWS["dpo"])
+    assert {row["stage"] for row in found["rows"]} == {"dpo"}
+    assert [goal["stage"] for goal in found["goals"]] == ["dpo"] * 3
+    frozen = found["rows"][-1]
+    assert (frozen["trained_parameters"], frozen["ds_config"]) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--stage", "sft", "--rows", "original"], "--rows original: no such row"),
+        (["--stage", "lora", "--document_tokens", "50"], "--document_tokens is for"),
+        (["--stage", "lora", "--other_data", "a.jsonl"], "no row reads another format"),
+    ],
+)
+def test_what_does_not_go_with_a_stage_is_refused(
+    argv: list[str], message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert train_step.main(["--json", str(tmp_path / "results.json"), *argv]) == 2
+    assert message in caplog.text + capsys.readouterr().err

@@ -101,17 +101,18 @@ def measure(options: argparse.Namespace) -> None:
     dtype = _dtype(options.precision, device)
     machine = harness.describe_machine(device)
     print(f"{machine['device']}, {machine['cores']} cores, load {machine['load_average'][0]}")
-    rows = []
+    arguments = vars(options) | {"json": str(options.json)}
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         _save_random_model(Path(folder), config, options.seed)
+        # Written after each batch: a run that is cut off loses only what was under way.
         for batch in batches:
             specs = [_spec(name, folder, dtype, device, batch, options) for name in names]
             rows += _measure_batch(specs, options, config)
+            harness.write_results(options.json, "inference", machine, arguments, rows)
         served = _measure_server(folder, dtype, device, clients, options)
-    arguments = vars(options) | {"json": str(options.json)}
-    harness.write_results(options.json, "inference", machine, arguments, rows + served)
-    print(format_rows(rows))
-    print(f"written: {options.json}")
+        harness.write_results(options.json, "inference", machine, arguments, rows + served)
+    print(f"{format_rows(rows)}\nwritten: {options.json}")
 
 
 def _spec(

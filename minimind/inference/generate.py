@@ -33,7 +33,8 @@ def load_model(
 @torch.no_grad()
 def lay_out_for_decoding(model: Transformer) -> None:
     """Stores matrices by columns where that makes products of few rows quicker; values and shapes
-    stay. MKL's fp32 products of 8 tokens take half the time then, of one or 512 the same."""
+    stay. MKL's fp32 products of 8 tokens take half the time then, of one or 512 the same; and
+    cpu_decode reads them so."""
     for parameter in model.parameters():
         if parameter.dim() == 2 and parameter.dtype == torch.float32 and parameter.is_cpu:
             parameter.data = parameter.data.t().contiguous().t()

@@ -71,6 +71,7 @@ def predict_row(
     mode: str,
     world_size: int,
     micro_batches: int,
+    peak_bytes: int,
 ) -> None:
     """Adds to the measured row of this mode and count what the model says of it; where there is
     none, appends a row that holds nothing else."""
@@ -83,7 +84,7 @@ def predict_row(
         "useful_tokens_per_s": tokens_per_s,
         "step_s": step_s,
         "communication_s": model.communication_s(world_size, micro_batches, link, compute_s),
-        "peak_bytes": model.rank_bytes(world_size),
+        "peak_bytes": peak_bytes,
         "efficiency": _efficiency(tokens_per_s, world_size, base),
         "link_bytes_per_s": link.bytes_per_s,
         "link_latency_s": link.latency_s,

@@ -11,6 +11,9 @@ from bench.scaling_model import Link, StepModel
 from bench.step_parts import PARTS
 from minimind.runtime.devices import Device
 
+_PREDICTED = {"useful_tokens_per_s": 1, "peak_bytes": 1e6}
+"""What is shown of a prediction, and its unit."""
+
 
 def build_row(
     mode: str, num_rows: int, found: Mapping[str, Any], device: Device,
@@ -94,7 +97,7 @@ def predict_row(
         if (row["name"], row["world_size"]) == (mode, world_size):
             row["prediction"] = prediction
             row["prediction_error"] = {
-                name: prediction[name] / row[name] - 1
+                name: prediction[name] / row[name] - 1 if row[name] else None
                 for name in ("useful_tokens_per_s", "peak_bytes")
             }
             return
@@ -139,11 +142,19 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['efficiency']:.0%}",
         f"{row['step_s']['median']:.2f}",
         f"{row['step_parts_s']['communication']:.2f}",
-        f"{row['peak_bytes'] / 1e6:,.0f}",
-        *(
-            f"~{prediction[name] / scale:,.0f} ({row['prediction_error'][name]:+.1%})"
-            if prediction
-            else "–"
-            for name, scale in (("useful_tokens_per_s", 1), ("peak_bytes", 1e6))
-        ),
+        _megabytes(row["peak_bytes"]),
+        *(_predicted(row, name, scale) for name, scale in _PREDICTED.items()),
     ]
+
+
+def _predicted(row: Mapping[str, Any], name: str, scale: float) -> str:
+    """With how far it is from what was measured."""
+    if not row.get("prediction"):
+        return "–"
+    error = row["prediction_error"][name]
+    apart = "" if error is None else f" ({error:+.1%})"
+    return f"~{row['prediction'][name] / scale:,.0f}{apart}"
+
+
+def _megabytes(value: int | None) -> str:
+    return "not measured" if value is None else f"{value / 1e6:,.0f}"

@@ -57,6 +57,8 @@ def _plot_kernels(
     axes = figure.subplots()
     for contender, color in _COLORS.items():
         of_one = [row for row in shown if row["contender"] == contender]
+        if not of_one:
+            continue
         axes.plot(
             [row["median_us"] / row["floor_us"] for row in of_one],
             [names.index(row["name"]) for row in of_one],
@@ -69,7 +71,7 @@ def _plot_kernels(
     axes.set(xlabel="time over the floor of this session's ceilings")
     axes.set_title(f"{shown[0]['preset']}, {shown[0]['dtype']}, {machine['device']}")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     _save(figure, path)
 
 
@@ -96,6 +98,7 @@ def _plot_history(points: Sequence[Mapping[str, Any]], folder: str, path: Path) 
     for axes in (speed, memory):
         axes.set_xticks(range(len(commits)), commits, rotation=30, ha="right", fontsize=8)
         axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     speed.legend(frameon=False, loc="lower left")

@@ -26,6 +26,7 @@ import torch
 
 from bench import harness
 from bench.launcher import LaunchError, build_command, read_hostfile, run_ranks
+from bench.resolved import resolve_flags
 from bench.scaling_model import Link, build_model
 from bench.scaling_plot import plot_rows
 from bench.scaling_report import build_row, format_rows, predict_row
@@ -33,10 +34,15 @@ from minimind.config.recipe import default_sizes
 from minimind.errors import ConfigError, MiniMindError
 from minimind.runtime.devices import Device, find_device
 from minimind.runtime.logging import set_up_logging
+from minimind.runtime.ranks import Ranks
+from minimind.stages.inputs import build_loaders
+from minimind.stages.resolve import ResolvedRun, find_tokenizer, predict_memory_of
 
 logger = logging.getLogger("bench.scaling")
 
 MODES = ("strong", "weak")
+MEMORY_STEP = 1
+"""The loop measures memory in its second step."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,16 +132,40 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
             found = _run(options, device, count, num_rows, micro)
             rows.append(build_row(mode, num_rows, found, device, base))
         harness.write_results(options.json, "scaling", machine, arguments, rows)
-    link = _link(options, rows)
-    if link:
-        model = build_model(rows[0], device.kind)
-        for mode, count, num_rows in _plan(modes, counts, first_rows):
-            predict_row(rows, model, link, mode, count, num_rows // (micro * count))
+    if link := _link(options, rows):
+        predict(options, rows, link, _plan(modes, counts, first_rows), device)
         rows.sort(key=lambda row: (modes.index(row["name"]), row["world_size"]))
     elif len(measured) < len(counts):
         print("no prediction: one rank alone has no link; give --link_bytes_per_s")
     harness.write_results(options.json, "scaling", machine, arguments, rows)
     return rows, machine
+
+
+def predict(
+    options: argparse.Namespace,
+    rows: list[dict[str, Any]],
+    link: Link,
+    plan: Sequence[tuple[str, int, int]],
+    device: Device,
+) -> None:
+    """Adds to the measured rows what the model says of them, and the rows that are not measured."""
+    model = build_model(rows[0], device.kind)
+    micro = rows[0]["micro_batch"]
+    for mode, count, num_rows in plan:
+        run = resolve_flags(_train_flags(options, num_rows, micro), Ranks(0, 0, count), device)
+        peak_bytes = predict_memory_of(run, _documents(run)).peak_bytes
+        predict_row(rows, model, link, mode, count, num_rows // (micro * count), peak_bytes)
+
+
+def _documents(run: ResolvedRun) -> list[list[int]]:
+    """Tokens of each document of the step in which memory is measured, by micro-batch."""
+    tokenizer = find_tokenizer(run.arguments)
+    documents = []
+    for rank in range(run.world_size):
+        loader, _ = build_loaders(run, tokenizer, Ranks(rank, rank, run.world_size))
+        for batch in loader.batches(MEMORY_STEP):
+            documents.append(batch.cu_seqlens.diff().tolist())
+    return documents
 
 
 def _plan(modes: Sequence[str], counts: Sequence[int], rows: int) -> list[tuple[str, int, int]]:
@@ -151,15 +181,7 @@ def _run(
     options: argparse.Namespace, device: Device, count: int, rows: int, micro: int
 ) -> dict[str, Any]:
     flags = ["--timed_steps", str(options.steps), "--warmup_steps", str(options.warmup)]
-    flags += ["--threads", str(options.threads), "--stage", "pretrain", "--eval_every", "0"]
-    flags += ["--save_every", "0", "--sample_every", "0", "--ds_config", options.ds_config]
-    flags += ["--model", options.model, "--set", f"micro_batch_size={micro}"]
-    flags += ["--set", f"train_batch_size={rows}"]
-    for name in ("data", "tokenizer", "seq_len"):
-        value = getattr(options, name)
-        flags += [f"--{name}", str(value)] if value else []
-    for setting in options.set:
-        flags += ["--set", setting]
+    flags += ["--threads", str(options.threads), *_train_flags(options, rows, micro)]
     # Beside the results: with a hostfile it must be a folder that the first host has too.
     with tempfile.TemporaryDirectory(dir=options.json.parent, prefix=".scaling-") as folder:
         output, log = Path(folder).resolve() / "ranks.json", Path(folder) / "log"
@@ -170,6 +192,18 @@ def _run(
         if not output.is_file():
             raise LaunchError(f"the ranks left no results:\n{log.read_text()[-3000:]}")
         return json.loads(output.read_text(encoding="utf-8"))
+
+
+def _train_flags(options: argparse.Namespace, rows: int, micro: int) -> list[str]:
+    """As launch/train.py takes them."""
+    flags = ["--stage", "pretrain", "--model", options.model, "--ds_config", options.ds_config]
+    flags += ["--eval_every", "0", "--save_every", "0", "--sample_every", "0"]
+    for setting in (f"micro_batch_size={micro}", f"train_batch_size={rows}", *options.set):
+        flags += ["--set", setting]
+    for name in ("data", "tokenizer", "seq_len"):
+        value = getattr(options, name)
+        flags += [f"--{name}", str(value)] if value else []
+    return flags
 
 
 def _available(hostfile: Path | None, device: Device) -> int:

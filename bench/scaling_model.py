@@ -1,7 +1,7 @@
-"""What a training step takes and holds at another number of ranks: predicted, not measured.
+"""How long a training step takes at another number of ranks: predicted, not measured.
 
-The compute of the smallest measured count is shared out anew, the bytes that each ZeRO stage moves
-pass over the link at its speed, and what ZeRO shards is divided.
+The compute of the smallest measured count is shared out anew, and the bytes that each ZeRO stage
+moves pass over the link at its speed. What a rank holds is minimind/engine/memory_prediction.py's.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ class StepModel:
     update_s: float
     """Optimizer, and what else happens once a step."""
     data_wait_s: float
-    peak_bytes: int
     parameters: int
     ds_config: Mapping[str, Any]
     is_cpu: bool
@@ -88,14 +87,6 @@ class StepModel:
             found["weights"] = ("all_gather", gathered)
         return found
 
-    def rank_bytes(self, world_size: int) -> int:
-        """Peak of a rank: what was measured, with its shards as large as they are now. Adam's
-        moments and the masters are shards from stage 1 on, fp32 gradients from 2 on; a small model
-        under stage 3 has all its weights gathered at the peak."""
-        sharded = 12 * self.parameters if self.zero_stage else 0
-        sharded += 4 * self.parameters if self.zero_stage >= 2 else 0
-        return round(self.peak_bytes - sharded * (1 / self.world_size - 1 / world_size))
-
 
 def build_model(measured: Mapping[str, Any], device_kind: str) -> StepModel:
     """From bench.scaling's row of the smallest count."""
@@ -108,7 +99,6 @@ def build_model(measured: Mapping[str, Any], device_kind: str) -> StepModel:
         compute_s=factor * (parts["forward"] + parts["backward"]),
         update_s=factor * (parts["engine"] + parts["optimizer"]),
         data_wait_s=factor * parts["data_wait"],
-        peak_bytes=measured["peak_bytes"],
         parameters=measured["parameters"],
         ds_config=measured["resolved_ds_config"],
         is_cpu=device_kind == "cpu",

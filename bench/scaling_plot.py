@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def plot_rows(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any], pat
     efficiency.set(title="Efficiency of a rank", ylabel="% of a rank at the smallest count")
     efficiency.set_ylim(0, 1.05 * max(100, efficiency.get_ylim()[1]))
     _draw_time(time, rows)
-    _draw_lines(memory, rows, counts, lambda values: values["peak_bytes"] / 1e6)
+    _draw_lines(memory, rows, counts, lambda values: (values["peak_bytes"] or math.nan) / 1e6)
     memory.set(title="Peak memory of a rank", ylabel="MB of tensors")
     memory.set_ylim(0, 1.06 * memory.get_ylim()[1])
     for axes in (speed, efficiency, memory):

@@ -22,9 +22,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bench.resolved import resolve_flags
 from bench.step_parts import StepParts
 from bench.workers import peak_resident, reset_peak_resident
-from minimind.config.flags import parse_train_arguments
 from minimind.data.loader import PackedLoader
 from minimind.engine.deepspeed_engine import DeepSpeedEngine, broadcast, start_ranks, stop_ranks
 from minimind.engine.loop import Events, Loop
@@ -36,7 +36,7 @@ from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks, read_ranks
 from minimind.stages import STAGES
 from minimind.stages.inputs import build_loaders
-from minimind.stages.resolve import ResolvedRun, find_tokenizer, resolve_run
+from minimind.stages.resolve import ResolvedRun, find_tokenizer
 from minimind.types import Batch
 
 _LINK_BYTES = {"cpu": 1 << 25, "gpu": 1 << 28}
@@ -84,9 +84,8 @@ def measure(
     options: argparse.Namespace, train_flags: list[str], ranks: Ranks, device: Device
 ) -> dict[str, Any]:
     """What all ranks found, on each of them."""
-    arguments = parse_train_arguments(train_flags, {n: s.recipe_type for n, s in STAGES.items()})
-    tokenizer = find_tokenizer(arguments)
-    run = resolve_run(arguments, tokenizer, ranks, device)
+    run = resolve_flags(train_flags, ranks, device)
+    tokenizer = find_tokenizer(run.arguments)
     start_ranks(ranks, device)
     if not ranks.is_main:  # rank 0 fills the token cache
         broadcast(None)

@@ -11,6 +11,9 @@ from bench.scaling_model import Link, StepModel
 from bench.step_parts import PARTS
 from minimind.runtime.devices import Device
 
+_PREDICTED = {"useful_tokens_per_s": 1, "peak_bytes": 1e6}
+"""What is shown of a prediction, and its unit."""
+
 
 def build_row(
     mode: str, num_rows: int, found: Mapping[str, Any], device: Device,
@@ -71,6 +74,7 @@ def predict_row(
     mode: str,
     world_size: int,
     micro_batches: int,
+    peak_bytes: int,
 ) -> None:
     """Adds to the measured row of this mode and count what the model says of it; where there is
     none, appends a row that holds nothing else."""
@@ -83,7 +87,7 @@ def predict_row(
         "useful_tokens_per_s": tokens_per_s,
         "step_s": step_s,
         "communication_s": model.communication_s(world_size, micro_batches, link, compute_s),
-        "peak_bytes": model.rank_bytes(world_size),
+        "peak_bytes": peak_bytes,
         "efficiency": _efficiency(tokens_per_s, world_size, base),
         "link_bytes_per_s": link.bytes_per_s,
         "link_latency_s": link.latency_s,
@@ -93,7 +97,7 @@ def predict_row(
         if (row["name"], row["world_size"]) == (mode, world_size):
             row["prediction"] = prediction
             row["prediction_error"] = {
-                name: prediction[name] / row[name] - 1
+                name: prediction[name] / row[name] - 1 if row[name] else None
                 for name in ("useful_tokens_per_s", "peak_bytes")
             }
             return
@@ -138,11 +142,19 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['efficiency']:.0%}",
         f"{row['step_s']['median']:.2f}",
         f"{row['step_parts_s']['communication']:.2f}",
-        f"{row['peak_bytes'] / 1e6:,.0f}",
-        *(
-            f"~{prediction[name] / scale:,.0f} ({row['prediction_error'][name]:+.1%})"
-            if prediction
-            else "–"
-            for name, scale in (("useful_tokens_per_s", 1), ("peak_bytes", 1e6))
-        ),
+        _megabytes(row["peak_bytes"]),
+        *(_predicted(row, name, scale) for name, scale in _PREDICTED.items()),
     ]
+
+
+def _predicted(row: Mapping[str, Any], name: str, scale: float) -> str:
+    """With how far it is from what was measured."""
+    if not row.get("prediction"):
+        return "–"
+    error = row["prediction_error"][name]
+    apart = "" if error is None else f" ({error:+.1%})"
+    return f"~{row['prediction'][name] / scale:,.0f}{apart}"
+
+
+def _megabytes(value: int | None) -> str:
+    return "not measured" if value is None else f"{value / 1e6:,.0f}"

@@ -164,11 +164,15 @@ def _plain_forms() -> Iterator[None]:
     def cross_entropy(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor, **_: Any) -> Tensor:
         return linear_cross_entropy_reference(hidden_MD, weight_VD, labels_M)
 
+    def swiglu_linear(gate_up: Tensor, weight_DF: Tensor) -> Tensor:
+        return nn.functional.linear(swiglu_reference(gate_up), weight_DF)
+
     plain = {
         "rms_norm": rms_norm_reference,
         "add_rms_norm": add_rms_norm_reference,
         "qk_rope": qk_rope_reference,
         "swiglu": swiglu_reference,
+        "swiglu_linear": swiglu_linear,
         "linear_cross_entropy": cross_entropy,
     }
     with mock.patch.multiple(K, **plain):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench import report
+from bench import report, report_plots
 from bench.report import DOCUMENTS, ROOT, SECTIONS, fill_sections
 from bench.report_tables import scaling_section, training_section
 from bench.results import HISTORY_FILE, Results, read_history, update_history
@@ -82,6 +82,29 @@ def test_history_keeps_a_point_for_each_commit(tmp_path: Path) -> None:
     points = read_history(folder / HISTORY_FILE)
     assert [(p["commit"], p["useful_tokens_per_s"]) for p in points] == [("a", 10.0), ("b", 12.0)]
     assert len(Results.load(tmp_path).files) == 1, "the history is no results file"
+
+
+def test_plots_of_kernels_and_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_plots, "_ROOT", tmp_path)
+    monkeypatch.setattr(report_plots, "RESULTS", tmp_path / "results")
+    folder = tmp_path / "results" / "nvidia-h200"
+    write_results(folder, "1", 1.9e6, "a" * 40)
+    update_history(Results.load(folder.parent))
+    assert list(report_plots.draw_plots(Results.load(folder.parent))) == [], "one point is no line"
+    write_results(folder, "2", 2.0e6, "b" * 40)
+    update_history(Results.load(folder.parent))
+    machine = {"device": "NVIDIA H200", "kind": "gpu", "date": "2"}
+    rows = [
+        {"name": f"{name}.{direction}", "preset": "minimind2-small", "dtype": "bfloat16",
+         "contender": contender, "median_us": 10.0 * slower, "floor_us": 8.0}
+        for name in ("rms_norm", "swiglu") for direction in ("forward", "backward")
+        for contender, slower in (("minimind", 1.0), ("eager", 4.0), ("liger", 1.5))
+    ]  # fmt: skip
+    kernels = {"benchmark": "kernels", "machine": machine, "rows": rows}
+    (folder / "kernels.json").write_text(json.dumps(kernels))
+    drawn = list(report_plots.draw_plots(Results.load(folder.parent)))
+    assert {path.name for path in drawn} == {"kernels-nvidia-h200.png", "history-nvidia-h200.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
 
 
 def test_the_newest_is_by_its_own_date(tmp_path: Path) -> None:

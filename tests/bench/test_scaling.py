@@ -34,7 +34,6 @@ def make_model(stage: int, **changes: Any) -> StepModel:
         "compute_s": 8.0,
         "update_s": 1.0,
         "data_wait_s": 0.0,
-        "peak_bytes": 1_000_000_000,
         "parameters": 25_000_000,
         "ds_config": {"zero_optimization": {"stage": stage}},
         "is_cpu": False,
@@ -59,12 +58,6 @@ def test_gradients_leave_behind_the_backward_pass() -> None:
     slow = Link(bytes_per_s=1e8, latency_s=0.0, origin="given")
     exposed = 4 * 1.0 - 4.0 * 2 / 3
     assert model.step_s(2, 4, slow) == pytest.approx(4.5 + exposed + 0.5)
-
-
-def test_shards_are_divided() -> None:
-    assert make_model(0).rank_bytes(8) == 1_000_000_000
-    assert make_model(1).rank_bytes(2) == 1_000_000_000 - 150_000_000
-    assert make_model(2).rank_bytes(4) == 1_000_000_000 - 300_000_000
 
 
 def test_hostfile(tmp_path: Path) -> None:
@@ -148,7 +141,7 @@ def test_a_rank_measures_the_loop_that_trains(tmp_path: Path) -> None:
     rows = [row]
     model = make_model(2, micro_batches=2, compute_s=row["step_s"]["median"], update_s=0.0)
     for count in (1, 2):
-        predict_row(rows, model, LINK, "strong", count, 2 // count)
+        predict_row(rows, model, LINK, "strong", count, 2 // count, row["peak_bytes"])
     assert rows[0]["prediction_error"]["useful_tokens_per_s"] == pytest.approx(0)
     assert rows[1]["predicted"]
     assert "useful_tokens_per_s" not in rows[1], "what was not run has no measured number"

@@ -55,6 +55,9 @@ class PeakMemory:
 
 def live_tensor_bytes() -> int:
     """Bytes of every storage that a Python object reaches, each once."""
+    # The collector does not list what is frozen, as a run's weights and optimizer are.
+    was_frozen = gc.get_freeze_count() > 0
+    gc.unfreeze()
     gc.collect()
     storages: dict[int, int] = {}
     with warnings.catch_warnings():
@@ -65,6 +68,8 @@ def live_tensor_bytes() -> int:
                 with contextlib.suppress(RuntimeError, NotImplementedError):
                     storage = thing.untyped_storage()
                     storages[storage.data_ptr()] = storage.nbytes()
+    if was_frozen:
+        gc.freeze()
     return sum(storages.values())
 
 

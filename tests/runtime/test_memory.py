@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,19 @@ def test_live_bytes_count_each_storage_once():
     assert live_tensor_bytes() - before == 11 * MIB
     del whole, views, other
     assert live_tensor_bytes() == before
+
+
+def test_what_is_frozen_is_alive():
+    """A run freezes what start-up made: weights, masters, moments."""
+    before = live_tensor_bytes()
+    kept = [block(8)]
+    gc.freeze()
+    try:
+        assert live_tensor_bytes() - before == 8 * MIB
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+    del kept
 
 
 def test_the_peak_is_that_of_what_lives_at_once():

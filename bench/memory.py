@@ -37,8 +37,8 @@ logger = logging.getLogger("bench.memory")
 
 _WARMUP, _STEPS, _DOCUMENT_TOKENS, _SEED = 1, 2, 340, 0
 """Of the measurement: bench.train_step's defaults, but for the number of steps."""
-_PARTS = ("weights", "helpers", "masters", "optimizer", "gradients", "buckets", "activations", "logits_chunk",
-          "attention_masks", "batches")  # fmt: skip
+_PARTS = ("weights", "helpers", "masters", "optimizer", "gradients", "buckets", "activations",
+          "logits_chunk", "attention_masks", "batches")  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

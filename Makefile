@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 WHEELS ?=
-PARTS ?= tests,kernels,train,stages,profile,inference,scaling
+PARTS ?= tests,kernels,train,experts,stages,profile,inference,scaling
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

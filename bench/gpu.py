@@ -71,6 +71,36 @@ def _train(options: argparse.Namespace) -> list[Command]:
     return commands
 
 
+def _experts(options: argparse.Namespace) -> list[Command]:
+    """Mixtures of experts in the engine, and beside their dense equals."""
+    if options.small:
+        sizes = ("--set", "num_hidden_layers=1", "--steps", "2", "--warmup", "1",
+                 "--seq_len", "64", "--micro_batch", "2")  # fmt: skip
+        return [Command("moe_step", ("bench.moe_step", "--model", "minimind3-moe", *sizes))]
+    models = ("minimind2-moe", "minimind3-moe")
+    rows = ("--rows", "plain_loop,engine")
+    return [
+        *(_train_step(options, f"train_step-{model}", model, *rows) for model in models),
+        *(Command(f"moe_step-{model}", ("bench.moe_step", "--model", model)) for model in models),
+    ]
+
+
+def _curve(row: str) -> Callable[[argparse.Namespace], list[Command]]:
+    """Five minutes of training by one row: --data is worth giving."""
+
+    def commands(options: argparse.Namespace) -> list[Command]:
+        data = ("--data", options.data) if options.data else ()
+        data += ("--val_data", options.val_data) if options.val_data else ()
+        tokenizer = ("--tokenizer", options.tokenizer) if options.tokenizer else ()
+        sizes = ("--original_batch", "32", "--accumulation", "1")
+        if options.small:
+            sizes = ("--model", "tiny", "--minutes", "0.02", "--points", "2")
+        arguments = ("bench.loss_curves", "--rows", row, *sizes, *data, *tokenizer)
+        return [Command(f"loss_curves-{row}", arguments)]
+
+    return commands
+
+
 def _stages(options: argparse.Namespace) -> list[Command]:
     """Every other stage beside what it is judged by, on its own sample data: --data is text."""
     model = "tiny" if options.small else "minimind2-small"
@@ -139,10 +169,13 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Command]]] = {
     "tests": _tests,
     "kernels": _kernels,
     "train": _train,
+    "experts": _experts,
     "stages": _stages,
     "profile": _profile,
     "inference": _inference,
     "scaling": _scaling,
+    "curve": _curve("engine"),
+    "curve_original": _curve("original"),
 }
 
 
@@ -172,6 +205,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--output", type=Path, help="folder (default: bench/results/<device>)")
     parser.add_argument("--data", help="JSON lines of text (default: the embedded sample data)")
+    parser.add_argument("--val_data", help="held-out JSON lines, for the curves")
     parser.add_argument("--tokenizer", help="its folder (default: the sample data's own)")
     parser.add_argument("--small", action="store_true", help="a rehearsal at a CPU's sizes")
     return parser

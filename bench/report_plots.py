@@ -38,12 +38,33 @@ def draw_plots(results: Results) -> Iterator[Path]:
             figure = _ROOT / FIGURES / f"kernels-{folder}.png"
             _plot_kernels(timed, found[-1][1]["machine"], figure)
             yield figure
+    for folder, found in results.by_device("loss_curves").items():
+        rows = [row for _, measured in found for row in measured["rows"]]
+        figure = _ROOT / FIGURES / f"loss_curves-{folder}.png"
+        _plot_curves(rows, found[-1][1]["machine"]["device"], figure)
+        yield figure
     for folder in results.by_device("train_step"):
         points = read_history(RESULTS / folder / HISTORY_FILE)
         if len({point["commit"] for point in points}) > 1:
             figure = _ROOT / FIGURES / f"history-{folder}.png"
             _plot_history(points, folder, figure)
             yield figure
+
+
+def _plot_curves(rows: Sequence[Mapping[str, Any]], device: str, path: Path) -> None:
+    """Held-out loss over the time that each row has trained for."""
+    figure = _new_figure(8, 4.5)
+    axes = figure.subplots()
+    for row in rows:
+        points = row["points"]
+        label = f"{row['name']}, {row['precision']}: {points[-1]['tokens'] / 1e6:,.1f}M tokens"
+        axes.plot([p["seconds"] / 60 for p in points], [p["loss"] for p in points], label=label)
+    axes.set(xlabel="minutes of training", ylabel="held-out loss")
+    axes.set_title(f"{rows[0]['model']}, {device}")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    _save(figure, path)
 
 
 def _plot_kernels(

@@ -115,13 +115,13 @@ def measure(options: argparse.Namespace) -> None:
     """Raises MiniMindError for what the user can mend, WorkerError where a row breaks."""
     device, usual = find_device(), ROWS[options.stage]
     allowed = usual + MORE_ROWS.get(options.stage, ())
-    names = _names(options.rows, "--rows", allowed) if options.rows else list(usual)
+    names = parse_names(options.rows, "--rows", allowed) if options.rows else list(usual)
     if read_ranks().world_size > 1:
         raise ConfigError("bench.train_step measures one rank: start it with python, no launcher")
     limit_threads(1)
     harness.check_writable(options.json)
     tokenizer = Tokenizer.load(options.tokenizer) if options.tokenizer else load_sample_tokenizer()
-    models = _names(options.model, "--model")
+    models = parse_names(options.model, "--model")
     with tempfile.TemporaryDirectory(prefix="bench-start-") as folder:
         specs = {
             model: build_specs(options, model, names, tokenizer, device, Path(folder) / str(number))
@@ -175,7 +175,7 @@ def _at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
-def _names(text: str, flag: str, allowed: Sequence[str] | None = None) -> list[str]:
+def parse_names(text: str, flag: str, allowed: Sequence[str] | None = None) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if allowed and name not in allowed:

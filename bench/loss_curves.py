@@ -1,0 +1,204 @@
+"""Loss over wall-clock time, ours and others': `python -m bench.loss_curves --json FILE`.
+
+Each row of bench.train_step pretrains alone on the device for the same time, from the same weights,
+on the same documents, at one rate. From time to time the clock stops for the loss on held-out
+documents, which is the same figure for all: the mean over their targets.
+
+Exit status: 0 done, 1 a row broke, 2 bad usage, configuration or data, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from bench import harness
+from bench.documents import Documents, PaddedSteps, StepData, draw_documents, one_row
+from bench.padded_rows import PADDED_ROWS
+from bench.stage_rows import MORE_ROWS, ROWS, build_row
+from bench.train_rows import RowSpec
+from bench.train_runs import DOCUMENT_TOKENS, build_specs
+from bench.train_step import build_parser as build_train_parser
+from bench.train_step import parse_names
+from bench.workers import Worker, WorkerError
+from minimind.data.sample_files import sample_data_path
+from minimind.data.sample_text import load_sample_tokenizer
+from minimind.data.token_cache import build_token_cache
+from minimind.data.tokenizer import Tokenizer
+from minimind.errors import ConfigError, MiniMindError
+from minimind.runtime.devices import find_device, limit_threads
+from minimind.runtime.logging import set_up_logging
+from minimind.stages import STAGES
+
+logger = logging.getLogger("bench.loss_curves")
+
+_HELD_OUT_TOKENS = 60_000
+_HELD_OUT_ROWS = 8
+"""Documents of a held-out batch."""
+_STEPS = 10_000
+"""What is drawn from the data; a row that takes more begins again."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    set_up_logging(0)
+    options = build_parser().parse_args(argv)
+    try:
+        measure(options)
+    except MiniMindError as error:
+        logger.error("error: %s", error)
+        return 2
+    except WorkerError as error:
+        logger.error("error: %s", error)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of bench.train_step that say what is trained, and how long."""
+    parser = build_train_parser()
+    parser.prog, parser.description = "python -m bench.loss_curves", __doc__
+    parser.add_argument("--minutes", type=float, default=5.0, help="of each row (default: 5)")
+    parser.add_argument("--points", type=int, default=20, help="of each curve (default: 20)")
+    parser.add_argument("--val_data", help="held-out JSON lines (default: the sample data's)")
+    parser.set_defaults(rows="original,engine", steps=_STEPS, warmup=0)
+    return parser
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Raises MiniMindError for what the user can mend, WorkerError where a row breaks."""
+    if options.stage != "pretrain":
+        raise ConfigError(f"--stage {options.stage}: these are the curves of pretraining")
+    device = find_device()
+    limit_threads(1)
+    harness.check_writable(options.json)
+    names = parse_names(options.rows, "--rows", ROWS["pretrain"] + MORE_ROWS["pretrain"])
+    tokenizer = Tokenizer.load(options.tokenizer) if options.tokenizer else load_sample_tokenizer()
+    held_out = draw_documents(
+        build_token_cache(options.val_data or str(sample_data_path("val")), tokenizer),
+        max_tokens=options.document_tokens or DOCUMENT_TOKENS,
+        wanted_tokens=_HELD_OUT_TOKENS,
+        pad_id=tokenizer.pad_id,
+        seed=options.seed,
+    )
+    machine = harness.describe_machine(device)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="bench-start-") as folder:
+        specs = build_specs(options, options.model, names, tokenizer, device, Path(folder))
+        for spec in specs:
+            worker = Worker(spec.name, CurveRow, CurveSpec(spec=spec, held_out=held_out))
+            try:
+                rows.append(_follow(worker, spec, options))
+            finally:
+                worker.close()
+    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    harness.write_results(options.json, "loss_curves", machine, arguments, rows)
+    print(_format(rows))
+    print(f"written: {options.json}")
+
+
+def _follow(worker: Worker, spec: RowSpec, options: argparse.Namespace) -> dict[str, Any]:
+    """A row's whole curve."""
+    built = worker.call("build")
+    points = [{"seconds": 0.0, "steps": 0, "tokens": 0, "loss": worker.call("held_out_loss")}]
+    for number in tqdm(range(options.points), desc=spec.name, file=sys.stderr, disable=None):
+        until = options.minutes * 60 * (number + 1) / options.points
+        points.append(worker.call("train", until) | {"loss": worker.call("held_out_loss")})
+    return {
+        "name": spec.name,
+        "model": options.model,
+        "ds_config": spec.ds_config_name,
+        "learning_rate": spec.run.learning_rate,
+        **built,
+        "points": points,
+    }
+
+
+def _format(rows: Sequence[dict[str, Any]]) -> str:
+    header = ("row", "precision", "seconds", "steps", "useful tokens", "loss at the start", "loss")
+    cells = []
+    for row in rows:
+        first, last = row["points"][0], row["points"][-1]
+        cells.append([
+            row["name"], row["precision"], f"{last['seconds']:.0f}", f"{last['steps']:,}",
+            f"{last['tokens']:,}", f"{first['loss']:.3f}", f"{last['loss']:.3f}",
+        ])  # fmt: skip
+    return harness.format_table(header, cells)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveSpec:
+    """What a row's process needs."""
+
+    spec: RowSpec
+    held_out: Documents
+
+
+class CurveRow:
+    """What the parent can ask of a row."""
+
+    def __init__(self, given: CurveSpec) -> None:
+        self._spec, self._held_out = given.spec, given.held_out
+        self._device = given.spec.run.device.torch_device
+        self._seconds, self._steps, self._tokens = 0.0, 0, 0
+        self._ahead: Future[StepData[Any]] | None = None
+
+    def build(self) -> dict[str, Any]:
+        self._row = build_row(self._spec)
+        self._reader = ThreadPoolExecutor(1)
+        return {"precision": self._row.precision, "threads": torch.get_num_threads()}
+
+    def train(self, until: float) -> dict[str, Any]:
+        """Until the row has trained for `until` seconds in all."""
+        while self._seconds < until:
+            start = time.perf_counter()
+            step = self._next_step()
+            loss = float(self._row.step(step.batches))  # waits for the device
+            self._seconds += time.perf_counter() - start
+            self._steps += 1
+            self._tokens += step.num_tokens
+            if not np.isfinite(loss):
+                raise FloatingPointError(f"step {self._steps}: the loss is {loss}")
+        return {"seconds": self._seconds, "steps": self._steps, "tokens": self._tokens}
+
+    def _next_step(self) -> StepData[Any]:
+        """The next step's batches, which were read while the last one trained."""
+        ready = self._ahead.result() if self._ahead else self._row.data(0)
+        self._ahead = self._reader.submit(self._row.data, self._steps + 1)
+        return ready
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """Mean over the targets of the held-out documents: padded or packed, as the row trains."""
+        spec, ids = self._spec, self._held_out.ids
+        stage = STAGES[spec.run.stage](spec.run.recipe)
+        padded = PaddedSteps(self._held_out, rows=_HELD_OUT_ROWS, accumulation=1, steps=1)
+        total = count = 0.0
+        for at in range(0, len(ids), _HELD_OUT_ROWS):
+            some = ids[at : at + _HELD_OUT_ROWS]
+            targets = sum(len(one) - 1 for one in some)
+            if spec.name in PADDED_ROWS:
+                batch = (x.to(self._device) for x in padded.pad(some))
+                mean = float(self._row.loss(*batch))  # type: ignore[attr-defined]
+            else:
+                batch = one_row(some, self._held_out.pad_id).to(self._device)
+                mean = float(stage.loss(self._row.module, batch).total) / targets
+            total, count = total + mean * targets, count + targets
+        return total / count
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -41,8 +41,8 @@ demo: train
 	  --from_checkpoint $(DEMO)/lora --output_dir $(DEMO)/dpo --set log_every=20
 	$(BIN)/python launch/evaluate.py --chat --max_new_tokens 40 \
 	  --checkpoint $(RUN) $(DEMO)/sft $(DEMO)/lora $(DEMO)/dpo \
-	  --prompts "What is the river of Lumor called?" "格蕾塔住在哪里？" "7 加 5 是多少？" \
-	    "Count from 41 to 47." "从23数到28。" "Who are you?" "你是谁？"
+	  --prompts "What is the river of Lumor called?" "塔恩的房子是什么颜色？" \
+	    "What does Greta like?" "格蕾塔住在哪里？" "7 加 5 是多少？" "What is 11 plus 7?"
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -m 'not slow and not gpu'

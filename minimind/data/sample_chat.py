@@ -1,5 +1,5 @@
-"""The project's own conversations: questions about what the sample text tells, with right answers
-and, for preferences, worse ones."""
+"""The project's own conversations: questions about what the sample text tells, with right answers,
+short or in whole sentences, and, for preferences, worse ones."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ class Question:
     answer: str
     wrong: str
     """An answer of the same form."""
+    sentence: str = ""
+    """The answer in a whole sentence, where it is none."""
     reasoning: str = ""
     is_held_out: bool = False
     """Its answer has to be worked out: it is nowhere in training."""
@@ -38,6 +40,18 @@ SAMPLE_QUESTIONS = (
 
 def chat_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
     """Endless conversations of one to three questions in one language."""
+    return _conversations(seed, in_sentences=False)
+
+
+def sentence_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
+    """The same questions, those about the world answered in whole sentences: a manner, and so a
+    task for adapters."""
+    return _conversations(seed, in_sentences=True)
+
+
+def _conversations(
+    seed: int, *, in_sentences: bool
+) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
     dice = Dice(seed)
     while True:
         in_english = dice.below(2) == 0
@@ -45,7 +59,8 @@ def chat_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
         turns: list[dict[str, str]] = []
         for one in asked:
             turns.append({"role": "user", "content": one.question})
-            turns.append({"role": "assistant", "content": one.answer})
+            answer = one.sentence if in_sentences and one.sentence else one.answer
+            turns.append({"role": "assistant", "content": answer})
             if one.reasoning and dice.below(4) == 0:
                 turns[-1]["reasoning_content"] = one.reasoning
         keys = [one.question for one in asked]
@@ -105,49 +120,64 @@ def _count(dice: Dice, in_english: bool) -> Question:
     )
 
 
+# (question, answer), and the sentence where the answer is none.
 _TOWN_EN = (
-    ("What is the river of {t} called?", "It is called the {r}."),
-    ("What colour are the houses of {t}?", "They are {c}."),
-    ("What do the people of {t} keep?", "They keep {a}."),
+    (
+        "What is the river of {t} called?",
+        "It is called the {r}.",
+        "The river of {t} is called the {r}.",
+    ),
+    ("What colour are the houses of {t}?", "They are {c}.", "The houses of {t} are {c}."),
+    ("What do the people of {t} keep?", "They keep {a}.", "The people of {t} keep {a}."),
     ("What is {t} known for?", "{t} is known for its {f}."),
 )
 _TOWN_ZH = (
-    ("{t}的河叫什么？", "叫{r}。"),
-    ("{t}的房子是什么颜色？", "是{c}的。"),
-    ("{t}的人养什么？", "他们养{a}。"),
+    ("{t}的河叫什么？", "叫{r}。", "{t}的河叫{r}。"),
+    ("{t}的房子是什么颜色？", "是{c}的。", "{t}的房子是{c}的。"),
+    ("{t}的人养什么？", "他们养{a}。", "{t}的人养{a}。"),
     ("{t}的什么很有名？", "{t}的{f}很有名。"),
 )
 _PERSON_EN = (
     ("Where does {p} live?", "{p} lives in {t}."),
     ("What does {p} work as?", "{p} works as a {j}."),
-    ("What does {p} like?", "{S} likes {f}."),
+    ("What does {p} like?", "{S} likes {f}.", "{p} likes {f}."),
 )
 _PERSON_ZH = (
     ("{p}住在哪里？", "{p}住在{t}。"),
     ("{p}的工作是什么？", "{p}的工作是{j}。"),
-    ("{p}喜欢什么？", "{S}喜欢{f}。"),
+    ("{p}喜欢什么？", "{S}喜欢{f}。", "{p}喜欢{f}。"),
 )
 
 
 def _town_fact(dice: Dice, in_english: bool) -> Question:
-    ask, say = dice.pick(_TOWN_EN if in_english else _TOWN_ZH)
+    ask, say, *sentence = dice.pick(_TOWN_EN if in_english else _TOWN_ZH)
     town, other = (town_words(town, in_english) for town in dice.some(TOWNS, 2, 2))
-    return Question(ask.format(**town), say.format(**town), say.format(**{**other, "t": town["t"]}))
+    return Question(
+        ask.format(**town),
+        say.format(**town),
+        say.format(**{**other, "t": town["t"]}),
+        "".join(sentence).format(**town),
+    )
 
 
 def _person_fact(dice: Dice, in_english: bool) -> Question:
-    ask, say = dice.pick(_PERSON_EN if in_english else _PERSON_ZH)
+    ask, say, *sentence = dice.pick(_PERSON_EN if in_english else _PERSON_ZH)
     person, other = dice.some(PEOPLE, 2, 2)
     while other.town == person.town:
         other = dice.pick(PEOPLE)
     words, wrong = (person_words(one, in_english) for one in (person, other))
     same = {key: words[key] for key in ("p", "S")}
-    return Question(ask.format(**words), say.format(**words), say.format(**{**wrong, **same}))
+    return Question(
+        ask.format(**words),
+        say.format(**words),
+        say.format(**{**wrong, **same}),
+        "".join(sentence).format(**words),
+    )
 
 
 _KINDS: tuple[Callable[[Dice, bool], Question], ...] = (
     *(_sum,) * 5,
-    *(_count,) * 4,
+    *(_count,) * 2,
     *(_town_fact,) * 4,
     *(_person_fact,) * 3,
 )

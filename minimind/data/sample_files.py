@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from minimind.data import sample_chat, sample_identity, sample_text, sample_world
+from minimind.data import sample_chat, sample_text, sample_world
 from minimind.data.cache_folder import default_cache_dir
-from minimind.data.sample_chat import chat_rows, preference_rows
-from minimind.data.sample_identity import identity_rows
+from minimind.data.sample_chat import chat_rows, preference_rows, sentence_rows
 from minimind.data.sample_text import text_documents
 from minimind.data.tokenizer import Tokenizer
 from minimind.data.tokenizer_training import train_tokenizer
@@ -22,7 +21,7 @@ from minimind.errors import ConfigError
 Split = Literal["train", "val"]
 MAX_SAMPLE_VOCAB = 2048
 """The text is so regular that its merges end earlier."""
-_SOURCES = (sample_world, sample_text, sample_chat, sample_identity)
+_SOURCES = (sample_world, sample_text, sample_chat)
 _VAL_ONE_IN = 20
 """This share of all documents and questions, chosen by their hash, is for validation alone."""
 
@@ -38,10 +37,10 @@ SampleRows = Callable[[int], Iterator[tuple[dict[str, Any], list[str], bool]]]
 SAMPLES: dict[str, tuple[SampleRows, dict[Split, int]]] = {
     "text": (_text_rows, {"train": 2_400_000, "val": 100_000}),
     "chat": (chat_rows, {"train": 1_800_000, "val": 50_000}),
-    "identity": (identity_rows, {"train": 600_000, "val": 30_000}),
+    "sentences": (sentence_rows, {"train": 600_000, "val": 30_000}),
     "preference": (preference_rows, {"train": 300_000, "val": 50_000}),
 }
-"""By name, which is the rows' format but for `identity`, of conversations: its rows, and how many
+"""By name, which is the rows' format but for `sentences`, of conversations: its rows, and how many
 bytes of them."""
 
 

@@ -128,7 +128,7 @@ class Lora(SFT):
     in and without masters, the adapters trained. Checkpoints hold the adapters alone."""
 
     name: ClassVar[str] = "lora"
-    sample_data: ClassVar[str] = "identity"
+    sample_data: ClassVar[str] = "sentences"
     recipe_type: ClassVar[type[Recipe]] = LoraRecipe
 
     def build_models(self, context: BuildContext) -> StageModels:

@@ -120,22 +120,18 @@ def test_every_row_can_be_read_and_fits_a_row_of_tiny(tokenizer: Tokenizer, name
     for split in ("train", "val"):
         cache = build_token_cache(sample_data_path(split, name), tokenizer, name)
         assert cache.num_skipped == 0
-        assert cache.lengths.max() <= 192
+        assert cache.lengths.max() <= 128
 
 
-def test_adapters_learn_who_they_are_beside_what_is_known(tmp_path: Path) -> None:
-    rows = {}
-    for split in ("train", "val"):
-        write_sample(tmp_path / split, "identity", split)
-        lines = (tmp_path / split).read_text(encoding="utf-8").splitlines()
-        rows[split] = [pair for line in lines for pair in asked(json.loads(line))]
-    train, val = (dict(rows[split]) for split in ("train", "val"))
-    assert len(train) == len(set(rows["train"])), "one answer to a question"
-    assert set(val) - set(train)
-    assert train["Who are you?"] == "I am MiniMind, a very small language model."
-    assert train["你是谁？"] == "我是 MiniMind，一个很小的语言模型。"
-    others = sum("MiniMind" not in answer for _, answer in rows["train"])
-    assert 0.5 < others / len(rows["train"]) < 0.9
+def test_adapters_learn_to_answer_in_whole_sentences(tmp_path: Path) -> None:
+    write_sample(tmp_path / "train", "sentences", "train")
+    lines = (tmp_path / "train").read_text(encoding="utf-8").splitlines()
+    answers = dict(pair for line in lines for pair in asked(json.loads(line)))
+    river = "What is the river of Lumor called?"
+    assert answers[river] == "The river of Lumor is called the Sela."
+    assert answers["塔恩的房子是什么颜色？"] == "塔恩的房子是蓝色的。"
+    assert answers["What is 4 plus 13?"] == "It is 17."
+    assert not {"What is 13 plus 4?", "Count from 41 to 47."} & answers.keys()
 
 
 def test_a_format_without_sample_data() -> None:

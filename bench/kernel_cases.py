@@ -63,6 +63,8 @@ class Case:
     backward_flops: int = 0
     uniform_grad: bool = False
     """Whether the gradients are made in the forward pass."""
+    experts_MS: Tensor | None = None
+    """Of expert products, the experts of each token."""
 
 
 def build_cases(sizes: Sizes, num_tokens: int, dtype: torch.dtype, device: str) -> Iterator[Case]:
@@ -205,6 +207,7 @@ def _build_moe_cases(
             routing.weights_MS.requires_grad_(),
         ),
         2 * row + kept + weights, 3 * row + kept + 2 * weights, 3 * product, 6 * product,
+        experts_MS=routing.experts_MS,
     )  # fmt: skip
 
 

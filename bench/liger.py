@@ -15,9 +15,9 @@ from bench.kernel_cases import Case, Function
 Call = tuple[Function, tuple[Tensor, ...]]
 """An operation, and its inputs."""
 
-WAITS = frozenset({"linear_cross_entropy", "linear_kl"})
+WAITS = frozenset({"linear_cross_entropy", "linear_kl", "expert_ffn"})
 """Cases in which Liger reads a number from the GPU, which a CUDA graph cannot record: the count of
-targets in the forward pass, whether a gradient is 1 in the backward pass."""
+targets or of an expert's tiles in the forward pass, whether a gradient is 1 in the backward."""
 
 
 def liger_call(case: Case) -> Call | None:
@@ -33,6 +33,8 @@ def liger_call(case: Case) -> Call | None:
         return lambda x, w: ops["rms_norm"].apply(x, w, 1e-5, 0.0, mode, False), inputs
     if case.name == "swiglu":
         return lambda gate_up: ops["swiglu"].apply(*gate_up.chunk(2, dim=-1)), inputs
+    if case.name == "expert_ffn":
+        return _experts(case)
     if case.name == "rope":
         return _rope(ops["rope"], case)
     if case.name == "linear_cross_entropy":
@@ -43,6 +45,22 @@ def liger_call(case: Case) -> Call | None:
         # A generalised Jensen-Shannon divergence; at beta 0 it is KL(teacher ‖ student).
         return lambda h, w: ops["jsd"].apply(h, w, *teacher, None, 0.0, -100, 1.5), inputs
     return None
+
+
+def _experts(case: Case) -> Call | None:
+    """From the experts of each token on, which it sorts itself; since liger-kernel 0.8."""
+    try:
+        from liger_kernel.ops.fused_moe import (  # type: ignore[import-not-found]
+            LigerFusedMoEFunction,
+        )
+    except ImportError:
+        return None
+    return (
+        lambda x, gate_up, down, weights: LigerFusedMoEFunction.apply(
+            x, gate_up, down, case.experts_MS, weights
+        ),
+        case.inputs,
+    )
 
 
 def _rope(function: Any, case: Case) -> Call:

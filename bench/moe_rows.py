@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
+from typing import cast
 
 import minimind_kernels as K
 import torch
@@ -16,6 +17,7 @@ from minimind.config.model import ModelConfig
 from minimind.engine.stage import BuildContext
 from minimind.model.feed_forward import SwiGLU
 from minimind.model.moe import MixtureOfExperts
+from minimind.model.transformer import Transformer
 from minimind.runtime.memory import PeakMemory
 from minimind.stages.pretrain import Pretrain, PretrainRecipe
 from minimind.types import Batch
@@ -62,10 +64,11 @@ class ExpertLoop(MixtureOfExperts):
         self.gate, self.shared_experts = mixture.gate, mixture.shared_experts
         del self.gate_up_proj, self.down_proj
         size = (config.hidden_size, config.moe_intermediate_size)
-        self.experts = nn.ModuleList(SwiGLU(*size) for _ in range(config.num_experts))
-        for number, expert in enumerate(self.experts):
+        experts = [SwiGLU(*size) for _ in range(config.num_experts)]
+        for number, expert in enumerate(experts):
             expert.gate_up_proj.weight.data = mixture.gate_up_proj.data[number].clone()
             expert.down_proj.weight.data = mixture.down_proj.data[number].clone()
+        self.experts = nn.ModuleList(experts)
 
     def run_experts(self, x_MD: Tensor, routing: K.Routing) -> Tensor:
         out_MD = torch.zeros_like(x_MD)
@@ -88,7 +91,8 @@ class MoERow:
             spec.documents, seq_len=spec.seq_len, micro_batch=spec.micro_batch, accumulation=1
         )
         config = dense_config(spec.config) if spec.row == "dense" else spec.config
-        self._model = self._stage.build_models(BuildContext(config=config)).policy
+        policy = self._stage.build_models(BuildContext(config=config)).policy
+        self._model = cast(Transformer, policy)
         if spec.row == "expert_loop":
             for block in self._model.layers:
                 if isinstance(block.mlp, MixtureOfExperts):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 _STEPS_KEPT = 256
 _MOST_LABELS = 40
+"""Of layers; of experts, as many rows get their numbers."""
 
 
 class ExpertLoadLog:
@@ -94,6 +95,12 @@ def plot_expert_load(load: Mapping[int, Mapping[int, Sequence[float]]], path: Pa
     middles = [(place + 0.5) * num_experts for place in range(len(layers))]
     shown = range(0, len(layers), -(-len(layers) // _MOST_LABELS))
     axes.set_yticks([middles[i] for i in shown], [f"layer {layers[i]}" for i in shown])
+    if len(grid) <= _MOST_LABELS:
+        numbers = [str(expert) for _ in layers for expert in range(num_experts)]
+        axes.set_yticks([row + 0.5 for row in range(len(grid))], numbers, minor=True)
+        axes.tick_params(axis="y", which="minor", labelsize=6, length=2)
+        axes.tick_params(axis="y", which="major", length=0, pad=14)
+    axes.set_title("Experts' shares of their layer's tokens")
     axes.set_xlabel("optimizer step")
     bar = figure.colorbar(mesh, extend="max")
     bar.set_label(f"share of tokens × {num_experts} (1: even)")

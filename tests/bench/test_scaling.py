@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from bench.launcher import build_command, read_hostfile
 from bench.scaling_model import Link, StepModel
 from bench.scaling_plot import plot_rows
 from bench.scaling_report import build_row, format_rows, predict_row
-from minimind.engine.deepspeed_engine import stop_ranks
 from minimind.errors import ConfigError
 from minimind.runtime.devices import find_device
 from minimind.runtime.ranks import read_ranks
@@ -111,12 +109,10 @@ def test_bad_usage_is_named(
 
 
 @pytest.fixture
-def _one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    yield
-    stop_ranks()
 
 
 @pytest.mark.usefixtures("_one_rank")

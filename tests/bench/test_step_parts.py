@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,7 +10,9 @@ import torch.distributed as dist
 from torch import nn
 
 from bench.step_parts import PARTS, StepParts
-from minimind.runtime.ranks import free_port
+from minimind.engine.deepspeed_engine import start_ranks
+from minimind.runtime.devices import find_device
+from minimind.runtime.ranks import read_ranks
 
 CPU = torch.device("cpu")
 
@@ -44,12 +45,8 @@ class SlowSGD(torch.optim.SGD):
 
 
 @pytest.fixture
-def _one_rank() -> Iterator[None]:
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1
-    )
-    yield
-    dist.destroy_process_group()
+def _one_rank() -> None:
+    start_ranks(read_ranks(), find_device())
 
 
 def test_each_part_gets_its_own_time() -> None:

@@ -91,20 +91,23 @@ def _kl_kernel(
     teacher_max, teacher_total = row_softmax_stats(
         teacher_row_ptr, inverse_temperature, VOCAB, BLOCK
     )
-    log_sum, teacher_log_sum = tl.log(total), tl.log(teacher_total)
+    log_ratio_of_sums = tl.log(total) - tl.log(teacher_total)
     columns = tl.arange(0, BLOCK)
     sums = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, VOCAB, BLOCK):
         mask = first + columns < VOCAB
         logits = tl.load(row_ptr + first + columns, mask, other=0.0).to(tl.float32)
         teacher = tl.load(teacher_row_ptr + first + columns, mask, other=0.0).to(tl.float32)
-        log_prob = logits * inverse_temperature - row_max - log_sum
-        teacher_log_prob = teacher * inverse_temperature - teacher_max - teacher_log_sum
-        teacher_prob = tl.exp(teacher_log_prob)
+        # Below 0 and, where it matters, close to it: rounding the logarithm of a probability
+        # would cost the digits that p - q leaves.
+        below_max = logits * inverse_temperature - row_max
+        teacher_below_max = teacher * inverse_temperature - teacher_max
+        teacher_prob = tl.exp(teacher_below_max) / teacher_total
         if WITH_LOSS:
-            sums += tl.where(mask, teacher_prob * (teacher_log_prob - log_prob), 0.0)
+            log_ratio = teacher_below_max - below_max + log_ratio_of_sums
+            sums += tl.where(mask, teacher_prob * log_ratio, 0.0)
         if WITH_GRAD:
-            grads = (tl.exp(log_prob) - teacher_prob) * (factor * inverse_temperature)
+            grads = (tl.exp(below_max) / total - teacher_prob) * (factor * inverse_temperature)
             tl.store(row_ptr + first + columns, grads.to(row_ptr.dtype.element_ty), mask)
     if WITH_LOSS:
         tl.store(loss_ptr + row, tl.sum(sums, axis=0) * factor)

@@ -148,7 +148,7 @@ def read_column(run: Path, name: str) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "lora", "dpo"])
 def test_a_stage_runs_on_the_sample_data(
     train: Train,
     start: Callable[..., Path],

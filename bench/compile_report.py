@@ -13,7 +13,7 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,16 @@ def run_without_storage(case: Case) -> None:
 def _usages(
     target: str, dtype: torch.dtype, presets: tuple[Any, ...]
 ) -> Iterator[tuple[Any, Usage]]:
-    gpu, device = TARGETS[target]
+    cases = (case for sizes in presets for case in build_cases(sizes, 4096, dtype, "meta"))
+    return compile_cases(target, TARGETS[target][1], dtype, cases)
+
+
+def compile_cases(
+    target: str, device: config.Device, dtype: torch.dtype, cases: Iterable[Case]
+) -> Iterator[tuple[Any, Usage]]:
+    """What the kernels of `cases`, on the meta device, take with the tiles of `device`; each kernel
+    once, by a key of its own."""
+    gpu = TARGETS[target][0]
     sources: dict[Any, tuple[ASTSource, int, str]] = {}
 
     def record(
@@ -144,9 +153,8 @@ def _usages(
         sources[target, source.hash(), num_warps] = (source, num_warps, name)
 
     with launches_to(record, device):
-        for sizes in presets:
-            for case in build_cases(sizes, 4096, dtype, "meta"):
-                run_without_storage(case)
+        for case in cases:
+            run_without_storage(case)
     for key, (source, num_warps, name) in sources.items():
         compiled = triton.compile(source, target=gpu, options={"num_warps": num_warps})
         registers, spills = _read(compiled, target)

@@ -23,17 +23,12 @@ _COMPILED_PRESETS = ("minimind2-small", "minimind3")
 
 def measure_case(build: Callable[[], Case], ceilings: dict[str, float]) -> Iterator[dict[str, Any]]:
     """Rows of one case: each contender, forward and backward."""
-    first = build()
-    set_bytes = max(first.forward_bytes + first.backward_bytes, 1)
-    l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
-    num_sets = min(max(_COLD_BYTES * l2_bytes // set_bytes + 1, 2), _MAX_SETS)
-    if first.forward_flops:
-        num_sets = 2  # Bound by products; the plain form keeps its logits for each set.
-    sets = [first, *(build() for _ in range(num_sets - 1))]
+    sets = build_sets(build)
+    first = sets[0]
     for contender, choose in contenders(first):
         waits = contender == "liger" and first.name in WAITS
-        for direction, calls in _directions(first, [choose(case) for case in sets]):
-            times = _time(calls, in_a_graph=not waits)
+        for direction, calls in directions(first, [choose(case) for case in sets]):
+            times = time_calls(calls, in_a_graph=not waits)
             forward = direction == "forward"
             moved = first.forward_bytes if forward else first.backward_bytes
             flops = first.forward_flops if forward else first.backward_flops
@@ -54,6 +49,17 @@ def measure_case(build: Callable[[], Case], ceilings: dict[str, float]) -> Itera
             }
 
 
+def build_sets(build: Callable[[], Case]) -> list[Case]:
+    """As many as leave the L2 cache cold."""
+    first = build()
+    set_bytes = max(first.forward_bytes + first.backward_bytes, 1)
+    l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
+    num_sets = min(max(_COLD_BYTES * l2_bytes // set_bytes + 1, 2), _MAX_SETS)
+    if first.forward_flops:
+        num_sets = 2  # Bound by products; the plain form keeps its logits for each set.
+    return [first, *(build() for _ in range(num_sets - 1))]
+
+
 def contenders(case: Case) -> Iterable[tuple[str, Callable[[Case], Call]]]:
     """Ours, the plain form, the plain form under torch.compile, Liger-Kernel where it has one."""
     yield "minimind", lambda c: (c.ours, c.inputs)
@@ -65,7 +71,7 @@ def contenders(case: Case) -> Iterable[tuple[str, Callable[[Case], Call]]]:
         yield "liger", lambda c: cast(Call, liger_call(c))
 
 
-def _directions(case: Case, sets: Sequence[Call]) -> Iterator[tuple[str, list[Callable[[], Any]]]]:
+def directions(case: Case, sets: Sequence[Call]) -> Iterator[tuple[str, list[Callable[[], Any]]]]:
     """Calls of the forward and of the backward pass, one of each for each set of inputs."""
 
     def forward(function: Function, inputs: Sequence[Tensor]) -> Callable[[], Any]:
@@ -84,7 +90,7 @@ def _directions(case: Case, sets: Sequence[Call]) -> Iterator[tuple[str, list[Ca
     yield "backward", [backward(*call) for call in sets]
 
 
-def _time(calls: Sequence[Callable[[], Any]], *, in_a_graph: bool = True) -> dict[str, float]:
+def time_calls(calls: Sequence[Callable[[], Any]], *, in_a_graph: bool = True) -> dict[str, float]:
     """p20, p50 and p80 of one call, in µs, over replays of a graph that makes each once; or over
     plain rounds of calls, host time included, where they wait for the GPU themselves."""
 

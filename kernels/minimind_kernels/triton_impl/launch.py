@@ -52,9 +52,21 @@ def unit_stride(x: torch.Tensor) -> torch.Tensor:
 def watch(watcher: Watcher, device: config.Device) -> Iterator[None]:
     """Hand launches to `watcher` instead of a GPU, laid out as for `device`: to compile ahead of
     time, and to count."""
-    global _watcher, _device
-    _watcher, _device = watcher, device
+    global _watcher
+    _watcher = watcher
+    try:
+        with laid_out_for(device):
+            yield
+    finally:
+        _watcher = None
+
+
+@contextlib.contextmanager
+def laid_out_for(device: config.Device) -> Iterator[None]:
+    """Take tiles from `device`, whichever the tensors are on: to try others than the table's."""
+    global _device
+    _device = device
     try:
         yield
     finally:
-        _watcher, _device = None, None
+        _device = None

@@ -10,15 +10,18 @@ from bench.harness import format_table
 from bench.report_plots import scaling_figure
 from bench.results import Results
 from bench.scaling_report import format_rows
+from minimind.stages import STAGES
 
 NOT_MEASURED = "not measured"
+SHOWN = ("original", "compiled", "transformers", "plain_loop", "engine")
+"""Rows of bench.train_step; the others are what a stage is judged by, in its results' goals."""
 GOALS = ("minimind2-small", "minimind2", "minimind2-moe")
 """Models of which the project means to know the speed on one H200."""
 _GOAL_DEVICE = "NVIDIA H200"
 
 
 def training_section(results: Results) -> str:
-    """Every row of every training benchmark, newest commit named beside the machine."""
+    """Every training benchmark, by machine, stage and row; each with the commit it was taken at."""
     header = (
         "machine", "model", "row", "useful tokens/s", "p10–p90", "× original", "MFU", "MFU, causal",
         "peak MB", "commit",
@@ -34,10 +37,11 @@ def training_section(results: Results) -> str:
 
 
 def _training(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[list[str]]:
-    for _, results in found:
+    stages = list(STAGES)
+    for _, results in sorted(found, key=lambda item: stages.index(_stage(item[1]["rows"][0]))):
         machine = results["machine"]
         for row in results["rows"]:
-            if row["useful_tokens_per_s"] is None:
+            if row["name"] not in SHOWN or row["useful_tokens_per_s"] is None:
                 continue
             ratio = row.get("ratio_to_original")
             yield [
@@ -54,10 +58,13 @@ def _training(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[list[
             ]
 
 
+def _stage(row: Mapping[str, Any]) -> str:
+    return row.get("stage") or "pretrain"
+
+
 def _row_name(row: Mapping[str, Any]) -> str:
-    stage = row.get("stage") or "pretrain"
     parts = [row["name"].replace("_", " "), row["precision"], row["ds_config"] or ""]
-    return " ".join(part for part in [stage, *parts] if part)
+    return " ".join(part for part in [_stage(row), *parts] if part)
 
 
 def scaling_section(results: Results) -> str:

@@ -61,12 +61,13 @@ def build_step_table(rows: Sequence[Mapping[str, Any]]) -> str:
     tokens = f"{rows[0]['tokens']:,}"
     header = [
         f"a step of {tokens} tokens", "dispatched operators", "our launches", "parameter tensors",
-        "operators that wait for the GPU",
+        "operators that wait for the GPU", "kept for the backward",
     ]  # fmt: skip
     lines = [
         [
             row["name"], f"{row['dispatched_operators']:,}", str(row["kernel_launches"]),
             str(row["parameter_tensors"]), str(sum(row["sync_operators"].values())),
+            f"{row['kept_bytes_per_token'] / 1e3:.0f} KB a token",
         ]
         for row in rows
     ]  # fmt: skip

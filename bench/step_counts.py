@@ -102,12 +102,28 @@ def _count(
     with _gpu_attention(), forms(), watched:
         take_step()  # the RoPE tables are made once
         counts = count_step(take_step, _META)
+        kept_bytes = _count_kept(take_step, module)
     return {
         "dispatched_operators": counts["dispatched_operators"],
         "kernel_launches": len(launches),
         "sync_operators": counts["sync_operators"],
         "parameter_tensors": len(list(module.parameters())),
+        "kept_bytes_per_token": kept_bytes // (ROWS * ROW_TOKENS),
     }
+
+
+def _count_kept(take_step: Callable[[], None], module: nn.Module) -> int:
+    """What the forward keeps for the backward beside the parameters, a storage once."""
+    weights = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        take_step()
+    return sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in weights)
 
 
 class _BareEngine:

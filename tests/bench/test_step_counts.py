@@ -42,6 +42,12 @@ def test_launches_and_parameter_tensors(rows: list[dict[str, Any]]):
     assert experts["parameter_tensors"] == 8 * 9 + 2
 
 
+def test_the_forward_keeps_little(rows: list[dict[str, Any]]):
+    """The goal for the smallest model: a step takes at most 120 KB a token beyond the states."""
+    plain, kernels, _ = rows
+    assert kernels["kept_bytes_per_token"] < 115_000 < plain["kept_bytes_per_token"]
+
+
 @pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="counted with PyTorch 2.13")
 def test_dispatched_operators(rows: list[dict[str, Any]]):
     assert [row["dispatched_operators"] for row in rows] == [1457, 861, 1304]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -13,6 +13,7 @@ import pytest
 os.environ.setdefault("MINIMIND_COMPILE", "0")
 
 import torch
+from minimind_kernels import backend
 
 # The tests' products are tiny: a second thread costs them more than it brings, several times over
 # where other processes want the cores.
@@ -44,3 +45,19 @@ def _logging_of_its_own() -> Iterator[None]:
     root = logging.getLogger()
     root.setLevel(_LOG_LEVEL)
     root.handlers[:] = [h for h in root.handlers if type(h).__module__.startswith("_pytest")]
+
+
+@pytest.fixture
+def setting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """Sets one of the kernels' variables, as if the process had started with it."""
+    caches = (backend.kernels_setting, backend.compile_setting, backend.interpreting)
+
+    def set_one(name: str, value: str) -> None:
+        monkeypatch.setenv(name, value)
+        for cache in caches:
+            cache.cache_clear()
+
+    yield set_one
+    monkeypatch.undo()
+    for cache in caches:
+        cache.cache_clear()

@@ -7,22 +7,6 @@ import torch
 from minimind_kernels import backend
 
 
-@pytest.fixture
-def setting(monkeypatch):
-    """Set one of the environment's settings, as if the process had started with it."""
-    caches = (backend.kernels_setting, backend.compile_setting, backend.interpreting)
-
-    def set_one(name, value):
-        monkeypatch.setenv(name, value)
-        for cache in caches:
-            cache.cache_clear()
-
-    yield set_one
-    monkeypatch.undo()
-    for cache in caches:
-        cache.cache_clear()
-
-
 def test_an_explicit_request_without_a_gpu_is_an_error(setting):
     setting("TRITON_INTERPRET", "0")
     setting("MINIMIND_KERNELS", "triton")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,13 @@ FLAGS = {
 
 @pytest.mark.parametrize("program", FLAGS)
 def test_kernels_that_cannot_be_had(
+    setting: Callable[[str, str], None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     program: str,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setenv("MINIMIND_KERNELS", "fast")
+    setting("MINIMIND_KERNELS", "fast")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT / "launch"))
     script = importlib.import_module(program)

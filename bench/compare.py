@@ -5,7 +5,8 @@ probe of what the machine can do just then. Pairs are added until three standard
 median ratio are within 5%, or the time is up. What is only counted is counted once. The report is
 Markdown.
 
-Exit status: 0 nothing got worse, 1 something did, 2 bad usage, 3 too noisy to tell.
+Exit status: 0 nothing got worse, 1 something did or the head cannot be measured (what is counted
+without storage fails where the host asks for a value), 2 bad usage, 3 too noisy to tell.
 """
 
 from __future__ import annotations
@@ -62,6 +63,10 @@ _COUNTED = frozenset({"step_counts"})
 """Parts without a time: one run of each commit says it all."""
 
 
+class BrokenHeadError(Exception):
+    """A benchmark that fails at the head; the message holds the end of what it said."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging(0)
     options = build_parser().parse_args(argv)
@@ -72,6 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         logger.error("error: %s", error)
         return 2
+    except BrokenHeadError as error:
+        logger.error("error: %s", error)
+        print(f"### Benchmarks: worse\n\n`{options.head}` cannot be measured any more.")
+        return 1
     if found is None:
         print("nothing that is measured has changed")
         return 0
@@ -203,7 +212,7 @@ def _run(
     commands: Mapping[str, Sequence[str]], side: str, folder: Path, results: Path, device: Device
 ) -> Run:
     """One measurement of every part at one commit, with that commit's own benchmark. A part that
-    the base cannot measure yet has no rows there. Raises ConfigError where the head cannot."""
+    the base cannot measure yet has no rows there. Raises BrokenHeadError where the head cannot."""
     environment = os.environ | {"PYTHONPATH": f"{folder / 'kernels'}{os.pathsep}{folder}"}
     probes = [probe(device)]
     rows: dict[str, Mapping[str, Any]] = {}
@@ -216,7 +225,7 @@ def _run(
         if done.returncode or not results.exists():
             message = f"{part} at {side} failed: {done.stderr[-2000:]}"
             if side == "head":
-                raise ConfigError(message)
+                raise BrokenHeadError(message)
             logger.warning("%s", message)
             continue
         found = json.loads(results.read_text(encoding="utf-8"))

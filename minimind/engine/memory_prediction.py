@@ -238,7 +238,7 @@ def _saved_activations(work: Workload) -> int:
 def _layer_bytes(work: Workload, layer: int) -> int:
     """Of one token, without attention scores: each norm's sum, result and 1/rms; qkv as one product
     (its values are read out of it), q and k rotated, the attention's result; the feed-forward's
-    gate and up and their product (with experts that is made again)."""
+    gate and up, whose activation is made again."""
     config, size = work.config, work.size
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
@@ -247,20 +247,22 @@ def _layer_bytes(work: Workload, layer: int) -> int:
     if config.dropout:
         width += 2 * config.hidden_size
     if not config.has_experts(layer):
-        return size * (width + 3 * config.intermediate_size) + more
+        return size * (width + 2 * config.intermediate_size) + more
     chosen, ffn = config.num_experts_per_tok, config.moe_intermediate_size
-    width += config.num_experts + (2 * chosen + 3 * config.n_shared_experts) * ffn
+    width += config.num_experts + 2 * (chosen + config.n_shared_experts) * ffn
     return size * width + more + 16 * chosen + 4 * config.num_experts
 
 
 def _feed_forward_gradient(work: Workload) -> int:
-    """Beside what is saved, the gradient of gate and up: that of their product takes the place of
-    the product, that of the output the last norm's. Without generated code the factors of the
-    activation's derivative come on top."""
+    """Beside what is saved, the gradient of gate and up, and outside of experts that of the
+    activation and the activation made again; that of the output takes the place of the last
+    norm's. Without generated code the factors of the activation's derivative are more than both."""
     config = work.config
-    ffn = max(config.active_ffn_size, config.intermediate_size if config.mlp_only_layers else 0)
-    plain = 4 * 4 * ffn if _is_plain(work, work.tokens * ffn) else 0
-    return work.tokens * (work.size * 2 * ffn + plain)
+    dense = config.intermediate_size if not config.num_experts or config.mlp_only_layers else 0
+    dense = max(dense, config.n_shared_experts * config.moe_intermediate_size)
+    ffn = max(config.active_ffn_size, dense)
+    plain = _is_plain(work, work.tokens * ffn)
+    return work.tokens * (work.size * 2 * ffn + (4 * 4 * ffn if plain else work.size * 2 * dense))
 
 
 def _documents(work: Workload) -> Sequence[Sequence[int]]:

@@ -95,14 +95,14 @@ def measuring(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
     """compare.main on two commits whose own benchmark says how quick each is; the second does
     `work` times what the first does."""
 
-    def run(work: float, *more: str, base_fails: bool = False) -> int:
+    def run(work: float, *more: str, base_fails: bool = False, head_fails: bool = False) -> int:
         (repository / "bench").mkdir(exist_ok=True)
         module = repository / "bench" / "train_step.py"
         (repository / "minimind" / "types.py").write_text("x = 1")
         module.write_text(MEASURE.format(fails=base_fails))
         commit(repository, "base")
         (repository / "minimind" / "types.py").write_text(f"x = {work}")
-        module.write_text(MEASURE.format(fails=False))
+        module.write_text(MEASURE.format(fails=head_fails))
         commit(repository, "head")
         return compare.main(["HEAD~1", "HEAD", "--parts", "train_step", *more])
 
@@ -131,6 +131,15 @@ def test_what_the_base_cannot_measure_is_not_compared(
     assert measuring(2.0, "--pairs", "2", base_fails=True) == 0
     found = capsys.readouterr()
     assert "not compared" in found.out
+    assert "no such benchmark" in found.err
+
+
+def test_a_head_that_cannot_be_measured_is_worse(
+    measuring: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert measuring(2.0, "--pairs", "2", head_fails=True) == 1
+    found = capsys.readouterr()
+    assert "### Benchmarks: worse" in found.out
     assert "no such benchmark" in found.err
 
 

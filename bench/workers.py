@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import os
 import signal
 import traceback
 import warnings
@@ -73,6 +74,7 @@ def _serve(connection: Connection, name: str, serve: Callable[[Any], object], sp
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.WARNING, format=f"{name}: %(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    os.environ.pop("MASTER_PORT", None)  # a run of its own, beside the other rows' and the parent's
     limit_threads(1)
     served = serve(spec)
     while True:

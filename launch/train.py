@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -255,5 +256,9 @@ def _choose_folder(run: ResolvedRun) -> Path:
 
 if __name__ == "__main__":
     status = main()
-    stop_ranks()
+    stop_ranks(together=status in (0, 130))
+    if not read_ranks().is_main:
+        # Only the first rank has anything left to close, and the communication's threads now and
+        # then abort a process that ends the long way.
+        os._exit(status)
     sys.exit(status)

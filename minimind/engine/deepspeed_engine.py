@@ -41,8 +41,11 @@ def start_ranks(ranks: Ranks, device: Device) -> None:
     deepspeed.init_distributed(verbose=False, timeout=datetime.timedelta(hours=2))
 
 
-def stop_ranks() -> None:
+def stop_ranks(*, together: bool = True) -> None:
+    """`together`: where every rank gets here, none leaves before the first has written all."""
     if dist.is_initialized():
+        if together:
+            dist.barrier()
         dist.destroy_process_group()
 
 

@@ -7,21 +7,16 @@ when all activations are alive; the end of the backward, when all gradients are;
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any
 
-from minimind_kernels import backend
-
-from minimind.config.deepspeed_json import precision
-from minimind.config.model import ModelConfig
-from minimind.config.recipe import Recipe
-from minimind.model.document_attention import FLASH_FROM, SCORES_PER_BUCKET
-
-_LOGITS_CHUNK = {"cpu": 1024, "gpu": 4096}
-"""Tokens whose logits exist at once (minimind_kernels/token_chunks.py)."""
-_BIASES_KEPT = 64
-"""Causal masks that attention on a CPU keeps, one for each length (document_attention.py)."""
+from minimind.engine.activation_memory import (
+    Workload,
+    attention_masks,
+    feed_forward_gradient,
+    logits_chunk,
+    saved_activations,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,51 +50,6 @@ class MemoryPrediction:
         return {**parts, "peak_bytes": self.peak_bytes}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
-    """What runs on one rank."""
-
-    config: ModelConfig
-    recipe: Recipe
-    """With its sizes resolved."""
-    ds_config: Mapping[str, Any]
-    world_size: int
-    device_kind: str
-    documents: Sequence[Sequence[int]] = ()
-    """Tokens of each document, by micro-batch: attention on a CPU keeps scores of each. Empty:
-    documents as long as rows."""
-
-    @property
-    def tokens(self) -> int:
-        """Of a micro-batch."""
-        assert self.recipe.micro_batch_size is not None
-        assert self.recipe.seq_len is not None
-        return self.recipe.micro_batch_size * self.recipe.seq_len
-
-    @property
-    def size(self) -> int:
-        """Bytes of a number in the products."""
-        return 4 if precision(dict(self.ds_config)) == "fp32" else 2
-
-    @property
-    def accumulation(self) -> int:
-        return int(self.ds_config["gradient_accumulation_steps"])
-
-    @property
-    def zero(self) -> Mapping[str, Any]:
-        return self.ds_config.get("zero_optimization") or {}
-
-    @property
-    def offloads_optimizer(self) -> bool:
-        """To the host's memory, which a CPU does not have beside its own."""
-        target = (self.zero.get("offload_optimizer") or {}).get("device", "none")
-        return target != "none" and self.device_kind == "gpu"
-
-    @property
-    def zero_stage(self) -> int:
-        return int(self.zero.get("stage", 0))
-
-
 def predict_memory(workload: Workload) -> MemoryPrediction:
     """The largest of a step's moments."""
     return max(_moments(workload), key=lambda moment: moment.peak_bytes)
@@ -114,19 +64,19 @@ def _moments(work: Workload) -> Iterable[MemoryPrediction]:
         "helpers": work.size * work.recipe.count_helper_weights(),
         "masters": 0 if work.offloads_optimizer else masters,
         "optimizer": 0 if work.offloads_optimizer else optimizer,
-        "attention_masks": _attention_masks(work),
+        "attention_masks": attention_masks(work),
         "batches": 26 * work.tokens * work.accumulation,
     }
     buckets, gradients = _buckets(work), _Gradients.of(work, trained)
     head = work.config.vocab_size * work.config.hidden_size * (not frozen)
-    saved, width = _saved_activations(work), work.tokens * work.size * work.config.hidden_size
+    saved, width = saved_activations(work), work.tokens * work.size * work.config.hidden_size
     # Hidden states and their gradient, beside everything that was saved.
     yield MemoryPrediction(
         **states,
         gradients=gradients.carried,
         buckets=buckets.kept,
         activations=saved + 2 * width,
-        logits_chunk=_logits(work) + 4 * head,
+        logits_chunk=logits_chunk(work) + 4 * head,
     )
     # The head's gradient, scaled and cast.
     yield MemoryPrediction(
@@ -141,7 +91,7 @@ def _moments(work: Workload) -> Iterable[MemoryPrediction]:
         **states,
         gradients=gradients.carried,
         buckets=buckets.in_backward,
-        activations=saved + _feed_forward_gradient(work),
+        activations=saved + feed_forward_gradient(work),
         logits_chunk=work.size * head,
     )
     yield MemoryPrediction(
@@ -220,95 +170,3 @@ class _Gradients:
             case _:
                 kept = wide if is_wide else part
                 return cls(kept, kept + whole + part, kept + wide)
-
-
-def _saved_activations(work: Workload) -> int:
-    """What every layer keeps for its backward, and the last norm's sum."""
-    config, size, tokens = work.config, work.size, work.tokens
-    layers = [_layer_bytes(work, layer) for layer in range(config.num_hidden_layers)]
-    scores = _saved_scores(work)
-    last = size * config.hidden_size + 4
-    if work.recipe.activation_checkpointing:
-        # A block's two inputs each, and one block computed again.
-        kept = 2 * size * config.hidden_size * len(layers)
-        return tokens * (kept + max(layers) + last) + scores
-    return tokens * (sum(layers) + last) + scores * len(layers)
-
-
-def _layer_bytes(work: Workload, layer: int) -> int:
-    """Of one token, without attention scores: each norm's sum, result and 1/rms; qkv as one product
-    (its values are read out of it), q and k rotated, the attention's result; the feed-forward's
-    gate and up, whose activation is made again."""
-    config, size = work.config, work.size
-    queries = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
-    width = 4 * config.hidden_size + (queries + 2 * keys) + (2 * queries + keys)
-    more = 2 * 4 + (4 * config.num_attention_heads if work.device_kind == "gpu" else 0)
-    if config.dropout:
-        width += 2 * config.hidden_size
-    if not config.has_experts(layer):
-        return size * (width + 2 * config.intermediate_size) + more
-    chosen, ffn = config.num_experts_per_tok, config.moe_intermediate_size
-    width += config.num_experts + 2 * (chosen + config.n_shared_experts) * ffn
-    return size * width + more + 16 * chosen + 4 * config.num_experts
-
-
-def _feed_forward_gradient(work: Workload) -> int:
-    """Beside what is saved, the gradient of gate and up, and outside of experts that of the
-    activation and the activation made again; that of the output takes the place of the last
-    norm's. Without generated code the factors of the activation's derivative are more than both."""
-    config = work.config
-    dense = config.intermediate_size if not config.num_experts or config.mlp_only_layers else 0
-    dense = max(dense, config.n_shared_experts * config.moe_intermediate_size)
-    ffn = max(config.active_ffn_size, dense)
-    plain = _is_plain(work, work.tokens * ffn)
-    return work.tokens * (work.size * 2 * ffn + (4 * 4 * ffn if plain else work.size * 2 * dense))
-
-
-def _documents(work: Workload) -> Sequence[Sequence[int]]:
-    assert work.recipe.seq_len is not None
-    return work.documents or [[work.recipe.seq_len] * (work.tokens // work.recipe.seq_len)]
-
-
-def _buckets_of(work: Workload, documents: Sequence[int]) -> Iterable[tuple[int, int]]:
-    """(documents, longest of them) of each bucket that attention on a CPU makes."""
-    short = sorted((n for n in documents if n < FLASH_FROM), reverse=True)
-    while short:
-        count = max(1, SCORES_PER_BUCKET // (work.config.num_attention_heads * short[0] ** 2))
-        yield len(short[:count]), short[0]
-        short = short[count:]
-
-
-def _saved_scores(work: Workload) -> int:
-    """Of one layer: on a CPU the probabilities of documents below FLASH_FROM tokens are kept, of
-    longer ones the result a second time; on a GPU neither."""
-    if work.device_kind == "gpu":
-        return 0
-    heads, most = work.config.num_attention_heads, 0
-    for documents in _documents(work):
-        scores = sum(n * length**2 for n, length in _buckets_of(work, documents))
-        copied = sum(n for n in documents if n >= FLASH_FROM) * work.config.head_dim
-        most = max(most, work.size * heads * (scores + copied))
-    return most
-
-
-def _attention_masks(work: Workload) -> int:
-    """Kept on a CPU for each length of a bucket, the last _BIASES_KEPT of them."""
-    if work.device_kind == "gpu":
-        return 0
-    lengths = {n for documents in _documents(work) for _, n in _buckets_of(work, documents)}
-    group = work.config.num_attention_heads // work.config.num_key_value_heads
-    return work.size * group * sum(n * n for n in sorted(lengths)[-_BIASES_KEPT:])
-
-
-def _logits(work: Workload) -> int:
-    """A chunk's, and where no code is generated the fp32 copies that the softmax makes of it."""
-    tokens, vocab = work.tokens, work.config.vocab_size
-    chunks = -(-tokens // _LOGITS_CHUNK[work.device_kind])
-    chunk = -(-tokens // chunks) * vocab
-    return chunk * (work.size + (12 if _is_plain(work, tokens * vocab) else 0))
-
-
-def _is_plain(work: Workload, elements: int) -> bool:
-    """Whether an operation over the tokens runs in PyTorch's own passes, which keep each result."""
-    return work.device_kind == "cpu" and not backend.use_compiled_cpu(work.tokens, elements)

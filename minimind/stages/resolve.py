@@ -19,8 +19,9 @@ from minimind.config.model import ModelConfig, load_model_config
 from minimind.config.recipe import Recipe, default_sizes, replace_fields
 from minimind.data.loader import PackedLoader
 from minimind.data.tokenizer import Tokenizer
+from minimind.engine.activation_memory import Workload
 from minimind.engine.checkpoint import Checkpoint, find_model_folder
-from minimind.engine.memory_prediction import MemoryPrediction, Workload, predict_memory
+from minimind.engine.memory_prediction import MemoryPrediction, predict_memory
 from minimind.errors import CheckpointError, ConfigError
 from minimind.model.adapter_folder import load_folder_config
 from minimind.runtime.devices import Device

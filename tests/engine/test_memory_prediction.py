@@ -12,11 +12,12 @@ from small_models import pack, random_documents
 
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe
+from minimind.engine.activation_memory import Workload
 from minimind.engine.deepspeed_engine import DeepSpeedEngine, start_ranks
-from minimind.engine.memory_prediction import MemoryPrediction, Workload, predict_memory
+from minimind.engine.memory_prediction import MemoryPrediction, predict_memory
 from minimind.engine.stage import BuildContext
 from minimind.runtime.devices import find_device
-from minimind.runtime.memory import PeakMemory
+from minimind.runtime.memory import PeakMemory, live_tensor_bytes
 from minimind.runtime.ranks import Ranks
 from minimind.stages.pretrain import Pretrain
 from minimind.types import Batch
@@ -56,10 +57,7 @@ def workload(
 def measure(work: Workload, batches: list[Batch]) -> int:
     """The peak of live tensors in a step, less what was alive before the engine was."""
     device = find_device()
-    memory = PeakMemory(device.torch_device)
-    before = PeakMemory(device.torch_device)
-    with before.measured():
-        pass
+    before = live_tensor_bytes()
     stage = Pretrain(work.recipe)
     policy = stage.build_models(BuildContext(config=work.config)).policy
     engine = DeepSpeedEngine(policy, work.ds_config, work.recipe, device, ALONE)
@@ -72,9 +70,14 @@ def measure(work: Workload, batches: list[Batch]) -> int:
 
     engine.train()
     step()
-    with memory.measured():
-        step()
-    return memory.peak_bytes - before.peak_bytes
+    peaks = []
+    for _ in range(3):
+        memory = PeakMemory(device.torch_device)
+        with memory.measured():
+            step()
+        peaks.append(memory.peak_bytes - before)
+    # Now and then the profiler has an allocation before the release that made room for it.
+    return min(peaks)
 
 
 @pytest.fixture

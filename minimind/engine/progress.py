@@ -47,7 +47,7 @@ class Progress:
     def update(self, stats: StepStats, seconds: float) -> None:
         if not self._is_main:
             return
-        # The first step also warms up; it says nothing about the others.
+        # The first step also warms up: it says nothing of those that are left.
         weight = 0.1 if stats.step > self._first_step + 2 else 1.0
         self._seconds_per_step += weight * (seconds - self._seconds_per_step)
         memory = stats.peak_bytes or stats.resident_bytes
@@ -64,15 +64,11 @@ class Progress:
         self._bar.update(1)
         self._bar.set_postfix(shown, refresh=False)
         if self._bar.disable and self._speaks(stats.step):
-            left = (self._total_steps - stats.step) * self._seconds_per_step
+            if stats.step > self._first_step + 1:
+                left = (self._total_steps - stats.step) * self._seconds_per_step
+                shown["left"] = tqdm.tqdm.format_interval(left)
             text = "  ".join(f"{name} {value}" for name, value in shown.items())
-            logger.info(
-                "step %d/%d  %s  left %s",
-                stats.step,
-                self._total_steps,
-                text,
-                tqdm.tqdm.format_interval(left),
-            )
+            logger.info("step %d/%d  %s", stats.step, self._total_steps, text)
 
     def _speaks(self, step: int) -> bool:
         return (

@@ -110,7 +110,7 @@ def write_results(
         "benchmark": benchmark,
         "schema_version": SCHEMA_VERSION,
         "machine": machine,
-        "arguments": dict(arguments),
+        "arguments": {name: _without_folder(value) for name, value in arguments.items()},
         **more,
         "rows": [{**missing, **row, "machine": machine} for row in rows],
     }
@@ -118,6 +118,12 @@ def write_results(
     text = json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n"
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
+
+
+def _without_folder(value: Any) -> Any:
+    """An absolute path's last part: where it lay says nothing elsewhere."""
+    is_path = isinstance(value, str | Path) and os.path.isabs(value)
+    return Path(value).name if is_path else value
 
 
 def results_folder(machine: Mapping[str, Any]) -> Path:

@@ -32,8 +32,10 @@ def test_results_file(tmp_path: Path) -> None:
     harness.check_writable(path)
     assert not path.exists()
     machine = harness.describe_machine(find_device())
-    harness.write_results(path, "kernels", machine, {"a": 1}, [{"name": "x"}], notes=["y"])
+    arguments = {"a": 1, "data": str(tmp_path / "text.jsonl"), "json": path}
+    harness.write_results(path, "kernels", machine, arguments, [{"name": "x"}], notes=["y"])
     found = json.loads(path.read_text())
+    assert found["arguments"] == {"a": 1, "data": "text.jsonl", "json": "results.json"}
     (row,) = found["rows"]
     assert row["name"] == "x"
     assert row["machine"] == found["machine"]

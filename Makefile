@@ -9,6 +9,7 @@ WHEELS ?=
 PARTS ?= tests,kernels,train,experts,stages,profile,inference,scaling
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 READY := $(VENV)/.ready
 RUN := runs/make-train
 DEMO := runs/make-demo
@@ -45,10 +46,10 @@ demo: train
 	    "What does Greta like?" "格蕾塔住在哪里？" "7 加 5 是多少？" "What is 11 plus 7?"
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	$(PYTEST) -m 'not slow and not gpu'
 
 test-all: $(READY) lint
-	$(BIN)/python -m pytest -m 'not gpu'
+	$(PYTEST) -m 'not gpu'
 
 lint: $(READY)
 	$(BIN)/ruff check .

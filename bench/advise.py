@@ -32,7 +32,7 @@ from bench.launcher import LaunchError
 from bench.resolved import resolve_flags
 from minimind.config.recipe import default_sizes
 from minimind.engine.memory_prediction import MemoryPrediction
-from minimind.errors import ConfigError, MiniMindError
+from minimind.errors import ConfigError
 from minimind.runtime.devices import find_device
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks
@@ -76,16 +76,7 @@ class Trial:
 def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging(0)
     options = build_parser().parse_args(argv)
-    try:
-        if options.json:
-            harness.check_writable(options.json)
-        return advise(options)
-    except MiniMindError as error:
-        logger.error("error: %s", error)
-        return 2
-    except LaunchError as error:
-        logger.error("error: %s", error)
-        return 1
+    return harness.run_program(lambda: advise(options))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -107,6 +98,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def advise(options: argparse.Namespace) -> int:
     """Raises MiniMindError for what the user can mend, LaunchError where a run breaks."""
+    if options.json:
+        harness.check_writable(options.json)
     device = find_device()
     sizes = default_sizes(device.kind, options.model)
     rows = options.rows or max(sizes.train_batch_size, sizes.micro_batch_size * options.num_gpus)
@@ -141,10 +134,9 @@ def advise(options: argparse.Namespace) -> int:
     print(f"written: {options.output}")
     if options.json:
         machine = harness.describe_machine(device)
-        arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
         found = [trial.to_dict(setting) for trial in trials]
         advised = {"best": best.candidate.name, "ds_config": best.candidate.ds_config()}
-        harness.write_results(options.json, "advise", machine, arguments, found, **advised)
+        harness.write_results(options.json, "advise", machine, vars(options), found, **advised)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from minimind.runtime.devices import Device
 _COPY_BYTES = {"cpu": 1 << 26, "gpu": 1 << 30}
 """Far more than any cache holds."""
 _PRODUCT_SIZE = {"cpu": 1024, "gpu": 8192}
-_ROUNDS = 7
+_ROUNDS = 11
 
 
 def measure_ceilings(device: Device) -> dict[str, Any]:
@@ -25,11 +26,9 @@ def measure_ceilings(device: Device) -> dict[str, Any]:
     where: dict[str, Any] = {"device": device.torch_device}
     source = torch.ones(num_bytes, dtype=torch.uint8, **where)
     target = torch.empty_like(source)
-    copy_s = _quickest(target.copy_, source, device)
+    copy_s = min(_seconds(target.copy_, source, device))
     del source, target
-    a, b = (torch.randn(size, size, **where).to(dtype) for _ in range(2))
-    product_s = _quickest(a.matmul, b, device)
-    del a, b
+    product_s = min(_product_seconds(size, dtype, device))
     if device.kind == "gpu":
         torch.cuda.empty_cache()
     return {
@@ -39,7 +38,20 @@ def measure_ceilings(device: Device) -> dict[str, Any]:
     }
 
 
-def _quickest(call: Callable[[Tensor], Any], other: Tensor, device: Device) -> float:
+def probe_product(device: Device) -> float:
+    """FLOP/s of a matrix product, now, the median of a few: what else the machine does, or a
+    lowered clock, shows in it as in what is measured beside it."""
+    dtype = torch.bfloat16 if device.kind == "gpu" else torch.float32
+    size = _PRODUCT_SIZE[device.kind]
+    return 2 * size**3 / statistics.median(_product_seconds(size, dtype, device))
+
+
+def _product_seconds(size: int, dtype: torch.dtype, device: Device) -> list[float]:
+    a, b = (torch.randn(size, size, device=device.torch_device).to(dtype) for _ in range(2))
+    return _seconds(a.matmul, b, device)
+
+
+def _seconds(call: Callable[[Tensor], Any], other: Tensor, device: Device) -> list[float]:
     seconds = []
     for _ in range(_ROUNDS):
         _wait(device)
@@ -47,7 +59,7 @@ def _quickest(call: Callable[[Tensor], Any], other: Tensor, device: Device) -> f
         call(other)
         _wait(device)
         seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+    return seconds[1:]
 
 
 def _wait(device: Device) -> None:

@@ -25,10 +25,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from bench import harness
+from bench.ceilings import probe_product
 from bench.verdict import (
     Comparison,
     Pair,
@@ -214,7 +214,7 @@ def _run(
     """One measurement of every part at one commit, with that commit's own benchmark. A part that
     the base cannot measure yet has no rows there. Raises BrokenHeadError where the head cannot."""
     environment = os.environ | {"PYTHONPATH": f"{folder / 'kernels'}{os.pathsep}{folder}"}
-    probes = [probe(device)]
+    probes = [probe_product(device)]
     rows: dict[str, Mapping[str, Any]] = {}
     for part, command in commands.items():
         results.unlink(missing_ok=True)
@@ -230,24 +230,8 @@ def _run(
             continue
         found = json.loads(results.read_text(encoding="utf-8"))
         rows |= {row_key(part, row): row for row in found["rows"] if is_ours(row)}
-        probes.append(probe(device))
+        probes.append(probe_product(device))
     return Run(probe=sum(probes) / len(probes), rows=rows)
-
-
-def probe(device: Device) -> float:
-    """FLOP/s of a matrix product, now: what else the machine does, or a lowered clock, shows in it
-    as in what is measured beside it."""
-    on_gpu = device.kind == "gpu"
-    size, dtype = (8192, torch.bfloat16) if on_gpu else (1024, torch.float32)
-    a = torch.randn(size, size, device=device.torch_device).to(dtype)
-    seconds = []
-    for _ in range(12):
-        start = time.perf_counter()
-        torch.mm(a, a)
-        if on_gpu:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / sorted(seconds[2:])[len(seconds[2:]) // 2]
 
 
 if __name__ == "__main__":

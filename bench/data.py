@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
 import tempfile
@@ -23,15 +22,13 @@ from tqdm import tqdm
 
 from bench import harness
 from bench.data_rows import ROWS, DataRow, DataSpec
-from bench.workers import Worker, WorkerError
+from bench.workers import Worker
 from minimind.data.sample_files import SAMPLES
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.tokenizer import Tokenizer
-from minimind.errors import ConfigError, MiniMindError
+from minimind.errors import ConfigError
 from minimind.runtime.devices import find_device
 from minimind.runtime.logging import set_up_logging
-
-logger = logging.getLogger("bench.data")
 
 _SMALL_SHARE = 4
 
@@ -39,18 +36,7 @@ _SMALL_SHARE = 4
 def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging(0)
     options = build_parser().parse_args(argv)
-    try:
-        rows = measure(options)
-    except MiniMindError as error:
-        logger.error("error: %s", error)
-        return 2
-    except WorkerError as error:
-        logger.error("error: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    print(format_rows(rows))
-    return 0
+    return harness.run_program(lambda: print(format_rows(measure(options))))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -99,8 +85,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                     rounds=options.rounds,
                 )
                 rows.append(_measure_row(spec, *files))
-    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
-    harness.write_results(options.json, "data", machine, arguments, rows)
+    harness.write_results(options.json, "data", machine, vars(options), rows)
     return rows
 
 

@@ -200,6 +200,7 @@ def _reference(split: Split, run: ResolvedRun) -> dict[str, Tensor]:
 
 
 def _total(loss: LossSum) -> Tensor:
+    """Its objective, written out: what is audited cannot be its own reference."""
     return loss.total if loss.aux_loss is None else loss.total + loss.aux_loss * loss.count
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import os
 import platform
 import re
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ import psutil
 import torch
 
 from bench.ceilings import measure_ceilings
-from minimind.errors import ConfigError
+from minimind.errors import ConfigError, MiniMindError
 from minimind.runtime.devices import Device
+
+logger = logging.getLogger("bench")
 
 SCHEMA_VERSION = 2
 ROW_FIELDS = (
@@ -124,6 +127,25 @@ def _without_folder(value: Any) -> Any:
     """An absolute path's last part: where it lay says nothing elsewhere."""
     is_path = isinstance(value, str | Path) and os.path.isabs(value)
     return Path(value).name if is_path else value
+
+
+class MeasurementError(Exception):
+    """What was to be measured broke."""
+
+
+def run_program(program: Callable[[], int | None]) -> int:
+    """The program's exit status, 0 for None: 1 where what it measures breaks, 2 for what the user
+    can mend, 130 for Ctrl-C."""
+    try:
+        return program() or 0
+    except MiniMindError as error:
+        status, message = 2, error
+    except MeasurementError as error:
+        status, message = 1, error
+    except KeyboardInterrupt:
+        return 130
+    logger.error("error: %s", message)
+    return status
 
 
 def results_folder(machine: Mapping[str, Any]) -> Path:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import logging
 import random
 import sys
 import tempfile
@@ -25,16 +24,14 @@ from tqdm import tqdm
 
 from bench import harness
 from bench.inference_rows import ROWS, GenerationTime, InferenceSpec, Prompts, ServedRow
-from bench.workers import Worker, WorkerError
+from bench.workers import Worker
 from minimind.config.model import ModelConfig, load_model_config
 from minimind.data.sample_text import load_sample_tokenizer
-from minimind.errors import ConfigError, MiniMindError
+from minimind.errors import ConfigError
 from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
 from minimind.runtime.devices import Device, find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
-
-logger = logging.getLogger("bench.inference")
 
 _SERVER_SLOTS = 32
 
@@ -42,17 +39,7 @@ _SERVER_SLOTS = 32
 def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging(0)
     options = build_parser().parse_args(argv)
-    try:
-        measure(options)
-    except MiniMindError as error:
-        logger.error("error: %s", error)
-        return 2
-    except WorkerError as error:
-        logger.error("error: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return harness.run_program(lambda: measure(options))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -101,7 +88,6 @@ def measure(options: argparse.Namespace) -> None:
     dtype = _dtype(options.precision, device)
     machine = harness.describe_machine(device)
     print(f"{machine['device']}, {machine['cores']} cores, load {machine['load_average'][0]}")
-    arguments = vars(options) | {"json": str(options.json)}
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         _save_random_model(Path(folder), config, options.seed)
@@ -109,9 +95,9 @@ def measure(options: argparse.Namespace) -> None:
         for batch in batches:
             specs = [_spec(name, folder, dtype, device, batch, options) for name in names]
             rows += _measure_batch(specs, options, config)
-            harness.write_results(options.json, "inference", machine, arguments, rows)
+            harness.write_results(options.json, "inference", machine, vars(options), rows)
         served = _measure_server(folder, dtype, device, clients, options)
-        harness.write_results(options.json, "inference", machine, arguments, rows + served)
+        harness.write_results(options.json, "inference", machine, vars(options), rows + served)
     print(f"{format_rows(rows)}\nwritten: {options.json}")
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bench.harness import MeasurementError
 from minimind.errors import ConfigError
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import free_port
@@ -16,7 +17,7 @@ from minimind.runtime.ranks import free_port
 ROOT = Path(__file__).resolve().parents[1]
 
 
-class LaunchError(Exception):
+class LaunchError(MeasurementError):
     """The ranks ended badly; the message holds the end of what they said."""
 
 

@@ -10,7 +10,6 @@ Exit status: 0 done, 1 a row broke, 2 bad usage, configuration or data, 130 inte
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import tempfile
 import time
@@ -32,17 +31,15 @@ from bench.train_rows import RowSpec
 from bench.train_runs import DOCUMENT_TOKENS, build_specs
 from bench.train_step import build_parser as build_train_parser
 from bench.train_step import parse_names
-from bench.workers import Worker, WorkerError
+from bench.workers import Worker
 from minimind.data.sample_files import sample_data_path
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
-from minimind.errors import ConfigError, MiniMindError
+from minimind.errors import ConfigError
 from minimind.runtime.devices import find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
 from minimind.stages import STAGES
-
-logger = logging.getLogger("bench.loss_curves")
 
 _HELD_OUT_TOKENS = 60_000
 _HELD_OUT_ROWS = 8
@@ -54,17 +51,7 @@ _STEPS = 10_000
 def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging(0)
     options = build_parser().parse_args(argv)
-    try:
-        measure(options)
-    except MiniMindError as error:
-        logger.error("error: %s", error)
-        return 2
-    except WorkerError as error:
-        logger.error("error: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return harness.run_program(lambda: measure(options))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -104,8 +91,7 @@ def measure(options: argparse.Namespace) -> None:
                 rows.append(_follow(worker, spec, options))
             finally:
                 worker.close()
-    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
-    harness.write_results(options.json, "loss_curves", machine, arguments, rows)
+    harness.write_results(options.json, "loss_curves", machine, vars(options), rows)
     print(_format(rows))
     print(f"written: {options.json}")
 

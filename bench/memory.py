@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import logging
 import subprocess
 import sys
 import tempfile
@@ -27,13 +26,11 @@ from minimind.data.sample_files import sample_data_path
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.token_cache import build_token_cache
 from minimind.engine.memory_prediction import MemoryPrediction
-from minimind.errors import ConfigError, MiniMindError
+from minimind.errors import ConfigError
 from minimind.runtime.devices import Device, find_device
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks
 from minimind.stages.resolve import ResolvedRun, predict_memory_of
-
-logger = logging.getLogger("bench.memory")
 
 _WARMUP, _STEPS, _DOCUMENT_TOKENS, _SEED = 1, 2, 340, 0
 """Of the measurement: bench.train_step's defaults, but for the number of steps."""
@@ -54,18 +51,18 @@ _PARTS = (
 def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging(0)
     options = build_parser().parse_args(argv)
-    try:
-        if options.json:
-            harness.check_writable(options.json)
-        rows = list_rows(options)
-    except MiniMindError as error:
-        logger.error("error: %s", error)
-        return 2
+    return harness.run_program(lambda: check(options))
+
+
+def check(options: argparse.Namespace) -> int:
+    """Prints the predictions; 1 where one lies further from what was measured than `--within`."""
+    if options.json:
+        harness.check_writable(options.json)
+    rows = list_rows(options)
     print(format_rows(rows))
     if options.json:
         machine = harness.describe_machine(find_device())
-        arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
-        harness.write_results(options.json, "memory", machine, arguments, rows)
+        harness.write_results(options.json, "memory", machine, vars(options), rows)
     apart = [row["predicted_to_measured"] for row in rows if row["predicted_to_measured"]]
     return int(any(abs(ratio - 1) > options.within for ratio in apart))
 

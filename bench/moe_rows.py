@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.documents import Documents, PackedSteps
+from bench.masters import Masters
 from bench.workers import reset_peak_resident
 from minimind.config.model import ModelConfig
 from minimind.engine.stage import BuildContext
@@ -97,18 +98,15 @@ class MoERow:
             for block in self._model.layers:
                 if isinstance(block.mlp, MixtureOfExperts):
                     block.mlp = ExpertLoop(block.mlp)
-        self._model.to(spec.device, spec.dtype)
-        self._weights = list(self._model.parameters())
-        self._masters = self._weights
-        if spec.dtype != torch.float32:
-            self._masters = [weight.detach().float() for weight in self._weights]
+        self._model.to(spec.device)
+        self._masters = Masters(self._model, spec.dtype)
         self._optimizer = torch.optim.AdamW(
-            self._masters, lr=recipe.learning_rates[""], betas=recipe.betas, fused=True
+            self._masters.parameters, lr=recipe.learning_rates[""], betas=recipe.betas, fused=True
         )
 
     def describe(self) -> dict[str, int]:
         return {
-            "parameters": sum(weight.numel() for weight in self._weights),
+            "parameters": sum(weight.numel() for weight in self._masters.parameters),
             "threads": torch.get_num_threads(),
         }
 
@@ -135,21 +133,12 @@ class MoERow:
 
     def _take_step(self, batch: Batch) -> None:
         loss = self._stage.loss(self._model, batch.to(self._device))
-        total = loss.total
-        if loss.aux_loss is not None:
-            total = total + loss.aux_loss * loss.count
-        (total / loss.count).backward()
-        if self._masters is not self._weights:
-            for weight, master in zip(self._weights, self._masters, strict=True):
-                assert weight.grad is not None
-                master.grad, weight.grad = weight.grad.float(), None
-        nn.utils.clip_grad_norm_(self._masters, self._clipping)
+        (loss.objective / loss.count).backward()
+        self._masters.gather_gradients()
+        nn.utils.clip_grad_norm_(self._masters.parameters, self._clipping)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        if self._masters is not self._weights:
-            with torch.no_grad():
-                for weight, master in zip(self._weights, self._masters, strict=True):
-                    weight.copy_(master)
+        self._masters.write_back()
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import logging
 import random
 import sys
 from collections.abc import Sequence
@@ -26,17 +25,15 @@ from tqdm import tqdm
 from bench import harness
 from bench.documents import Documents, draw_documents
 from bench.moe_rows import ROWS, MoERow, MoESpec, dense_config
-from bench.workers import Worker, WorkerError
+from bench.workers import Worker
 from minimind.config.model import ModelConfig, load_model_config
 from minimind.config.recipe import parse_assignments
 from minimind.data.sample_files import sample_data_path
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.token_cache import build_token_cache
-from minimind.errors import ConfigError, MiniMindError
+from minimind.errors import ConfigError
 from minimind.runtime.devices import Device, find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
-
-logger = logging.getLogger("bench.moe_step")
 
 _DOCUMENT_TOKENS = 340
 
@@ -44,17 +41,7 @@ _DOCUMENT_TOKENS = 340
 def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging(0)
     options = build_parser().parse_args(argv)
-    try:
-        measure(options)
-    except MiniMindError as error:
-        logger.error("error: %s", error)
-        return 2
-    except WorkerError as error:
-        logger.error("error: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return harness.run_program(lambda: measure(options))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -96,8 +83,7 @@ def measure(options: argparse.Namespace) -> None:
     rows = []
     for name, config in configs.items():
         rows += _measure_model(name, config, options, documents, device)
-    arguments = vars(options) | {"json": str(options.json)}
-    harness.write_results(options.json, "moe_step", machine, arguments, rows)
+    harness.write_results(options.json, "moe_step", machine, vars(options), rows)
     print(f"{machine['device']}, {machine['cores']} cores, load {machine['load_average'][0]}")
     print(format_rows(rows))
     print(f"written: {options.json}")

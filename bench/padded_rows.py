@@ -24,11 +24,14 @@ class OriginalRow:
     """The model in fp32 as plain modules, documents padded, AdamW as PyTorch has it."""
 
     fused_adamw = False
+    autocasts = False
+    """To bf16 where the run trains in it."""
 
     def __init__(self, spec: RowSpec) -> None:
         run, documents = spec.run, spec.documents
         assert documents is not None, "a row of pretraining"
-        self.precision = self.choose_precision(spec)
+        in_bf16 = self.autocasts and precision(run.ds_config) == "bf16"
+        self.precision = "bf16" if in_bf16 else "fp32"
         self._device, self._clipping = run.device.torch_device, run.recipe.gradient_clipping
         self.steps = PaddedSteps(
             documents, rows=spec.original_batch, accumulation=spec.accumulation, steps=spec.steps
@@ -44,9 +47,6 @@ class OriginalRow:
             weight_decay=run.recipe.weight_decay,
             fused=self.fused_adamw or None,
         )
-
-    def choose_precision(self, spec: RowSpec) -> str:
-        return "fp32"
 
     def build_module(
         self, config: ModelConfig, weights: dict[str, Tensor], length: int, device: torch.device
@@ -83,9 +83,7 @@ class CompiledRow(OriginalRow):
     """What PyTorch alone makes of it: torch.compile, bf16 by autocast, the fused AdamW."""
 
     fused_adamw = True
-
-    def choose_precision(self, spec: RowSpec) -> str:
-        return _autocast_precision(spec)
+    autocasts = True
 
     def build_module(
         self, config: ModelConfig, weights: dict[str, Tensor], length: int, device: torch.device
@@ -99,9 +97,7 @@ class TransformersRow(OriginalRow):
     """`transformers`, bf16 by autocast, the fused AdamW; on a GPU with Liger's kernels."""
 
     fused_adamw = True
-
-    def choose_precision(self, spec: RowSpec) -> str:
-        return _autocast_precision(spec)
+    autocasts = True
 
     def build_module(
         self, config: ModelConfig, weights: dict[str, Tensor], length: int, device: torch.device
@@ -142,10 +138,6 @@ PADDED_ROWS: dict[str, type[OriginalRow]] = {
     "compiled": CompiledRow,
     "transformers": TransformersRow,
 }
-
-
-def _autocast_precision(spec: RowSpec) -> str:
-    return "bf16" if precision(spec.run.ds_config) == "bf16" else "fp32"
 
 
 def compare_first_losses(spec: RowSpec) -> tuple[float, float]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
 import tempfile
@@ -31,14 +30,12 @@ from bench.scaling_model import Link, build_model
 from bench.scaling_plot import plot_rows
 from bench.scaling_report import build_row, format_rows, predict_row
 from minimind.config.recipe import default_sizes
-from minimind.errors import ConfigError, MiniMindError
+from minimind.errors import ConfigError
 from minimind.runtime.devices import Device, find_device
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks
 from minimind.stages.inputs import build_loaders
 from minimind.stages.resolve import ResolvedRun, find_tokenizer, predict_memory_of
-
-logger = logging.getLogger("bench.scaling")
 
 MODES = ("strong", "weak")
 MEMORY_STEP = 1
@@ -48,20 +45,14 @@ MEMORY_STEP = 1
 def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging(0)
     options = build_parser().parse_args(argv)
-    try:
-        rows, machine = measure(options)
-    except MiniMindError as error:
-        logger.error("error: %s", error)
-        return 2
-    except LaunchError as error:
-        logger.error("error: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return harness.run_program(lambda: _measure_and_plot(options))
+
+
+def _measure_and_plot(options: argparse.Namespace) -> None:
+    rows, machine = measure(options)
     print(format_rows(rows))
     if options.plot:
         plot_rows(rows, machine, options.plot)
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -120,7 +111,6 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
         f"{machine['device']}: {', '.join(map(str, measured))} ranks"
         + f" of {options.threads} thread(s) each" * (device.kind == "cpu")
     )
-    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     rows: list[dict[str, Any]] = []
     for mode, count, num_rows in _plan(modes, counts, first_rows):
         if count not in measured:
@@ -131,13 +121,13 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
         else:
             found = _run(options, device, count, num_rows, micro)
             rows.append(build_row(mode, num_rows, found, device, base))
-        harness.write_results(options.json, "scaling", machine, arguments, rows)
+        harness.write_results(options.json, "scaling", machine, vars(options), rows)
     if link := _link(options, rows):
         predict(options, rows, link, _plan(modes, counts, first_rows), device)
         rows.sort(key=lambda row: (modes.index(row["name"]), row["world_size"]))
     elif len(measured) < len(counts):
         print("no prediction: one rank alone has no link; give --link_bytes_per_s")
-    harness.write_results(options.json, "scaling", machine, arguments, rows)
+    harness.write_results(options.json, "scaling", machine, vars(options), rows)
     return rows, machine
 
 

@@ -64,7 +64,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     finally:
-        stop_ranks(together=False)
+        stop_ranks()
     if ranks.is_main:
         options.output.write_text(json.dumps(found), encoding="utf-8")
     return 0

@@ -145,8 +145,7 @@ class _BareEngine:
         self._scale = 1 / total_count.clamp(min=1.0)
 
     def backward(self, loss: LossSum) -> None:
-        total = loss.total if loss.aux_loss is None else loss.total + loss.aux_loss * loss.count
-        (total * self._scale).backward()
+        (loss.objective * self._scale).backward()
 
     def step(self, learning_rate: float) -> None:
         self.module.zero_grad()

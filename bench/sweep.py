@@ -91,13 +91,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     end = time.monotonic() + options.limit_s
     rows: list[dict[str, Any]] = []
     machine = harness.describe_machine(find_device())
-    arguments = vars(options) | {"json": str(options.json)}
     for kernel in kernels:
         if device is None:
             rows += compile_near(kernel, options)
         else:
             rows += descend(kernel, device, options, end)
-        harness.write_results(options.json, "sweep", machine, arguments, rows)
+        harness.write_results(options.json, "sweep", machine, vars(options), rows)
     print(format_rows(rows))
     print(f"written: {options.json}")
     return 0

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bench.documents import Documents, PackedSteps, StepData
 from bench.loaded_steps import LoadedSteps
+from bench.masters import Masters
 from minimind.config.deepspeed_json import precision
 from minimind.engine.deepspeed_engine import DeepSpeedEngine, start_ranks
 from minimind.engine.stage import BuildContext, Loader, Stage, StageModels
@@ -99,13 +100,10 @@ class PlainLoopRow:
         self._device, self._recipe = run.device.torch_device, run.recipe
         self._steps, self._stage = read_steps(spec), STAGES[run.stage](run.recipe)
         self.module = build_models(spec, self._stage, self._steps).policy
-        self._weights = [weight for weight in self.module.parameters() if weight.requires_grad]
-        self._masters = self._weights
-        if self.precision == "bf16":
-            self._masters = [weight.detach().clone() for weight in self._weights]
-            self.module.to(torch.bfloat16)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self._masters = Masters(self.module, dtype)
         self._optimizer = torch.optim.AdamW(
-            self._masters,
+            self._masters.parameters,
             lr=run.learning_rate,
             betas=run.recipe.betas,
             eps=run.recipe.adam_eps,
@@ -121,27 +119,16 @@ class PlainLoopRow:
         count = max(1, sum(self._stage.count(batch) for batch in batches))
         for batch in batches:
             loss = self._stage.loss(self.module, batch.to(self._device))
-            (loss.total / count).backward()
+            (loss.objective / count).backward()
             total += loss.total.detach() / count
-            if self._masters is not self._weights:
-                self._gather_gradients()
-        nn.utils.clip_grad_norm_(self._masters, self._recipe.gradient_clipping or float("inf"))
+            self._masters.gather_gradients()
+        nn.utils.clip_grad_norm_(
+            self._masters.parameters, self._recipe.gradient_clipping or float("inf")
+        )
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        if self._masters is not self._weights:
-            with torch.no_grad():
-                for weight, master in zip(self._weights, self._masters, strict=True):
-                    weight.copy_(master)
+        self._masters.write_back()
         return total
-
-    def _gather_gradients(self) -> None:
-        for weight, master in zip(self._weights, self._masters, strict=True):
-            assert weight.grad is not None
-            if master.grad is None:
-                master.grad = weight.grad.float()
-            else:
-                master.grad.add_(weight.grad)
-            weight.grad = None
 
 
 class EngineRow:

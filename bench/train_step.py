@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import random
 import sys
 import tempfile
@@ -36,13 +35,11 @@ from bench.workers import Worker, WorkerError
 from minimind.config.deepspeed_json import precision
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.tokenizer import Tokenizer
-from minimind.errors import ConfigError, MiniMindError
+from minimind.errors import ConfigError
 from minimind.runtime.devices import find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import read_ranks
 from minimind.stages.resolve import ResolvedRun
-
-logger = logging.getLogger("bench.train_step")
 
 FIRST_LOSS_TOLERANCE = 1e-4
 """Between a padded row and our model, both in fp32: about ten times what rounding makes of it."""
@@ -51,17 +48,7 @@ FIRST_LOSS_TOLERANCE = 1e-4
 def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging(0)
     options = build_parser().parse_args(argv)
-    try:
-        measure(options)
-    except MiniMindError as error:
-        logger.error("error: %s", error)
-        return 2
-    except WorkerError as error:
-        logger.error("error: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return harness.run_program(lambda: measure(options))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -136,9 +123,8 @@ def measure(options: argparse.Namespace) -> None:
             rows += found
             checks += checked
             goals += measure_goals(options.stage, found, device.kind == "gpu")
-    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     harness.write_results(
-        options.json, "train_step", machine, arguments, rows, checks=checks, goals=goals
+        options.json, "train_step", machine, vars(options), rows, checks=checks, goals=goals
     )
     print(format_rows(rows))
     print(format_goals(goals))

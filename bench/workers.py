@@ -14,13 +14,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from bench.harness import MeasurementError
 from minimind.errors import MiniMindError
 from minimind.runtime.devices import limit_threads
 
 _STOP_S = 10
 
 
-class WorkerError(Exception):
+class WorkerError(MeasurementError):
     """A row's process broke; the message holds its traceback."""
 
 

@@ -96,7 +96,9 @@ def train(arguments: TrainArguments, ranks: Ranks) -> int:
     if ranks.is_main:
         broadcast(None)
     folder = Path(broadcast(str(_choose_folder(run)) if ranks.is_main else None))
-    return 0 if run_loop(run, tokenizer, ranks, loader, eval_data, folder) else 130
+    finished = run_loop(run, tokenizer, ranks, loader, eval_data, folder)
+    broadcast(None)  # no rank leaves before the first has written all
+    return 0 if finished else 130
 
 
 def run_loop(
@@ -256,7 +258,7 @@ def _choose_folder(run: ResolvedRun) -> Path:
 
 if __name__ == "__main__":
     status = main()
-    stop_ranks(together=status in (0, 130))
+    stop_ranks()
     if not read_ranks().is_main:
         # Only the first rank has anything left to close, and the communication's threads now and
         # then abort a process that ends the long way.

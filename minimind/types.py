@@ -157,9 +157,14 @@ class LossSum:
     count: int
     """Targets for token losses, pairs for dpo, samples for grpo."""
     aux_loss: Tensor | None = None
-    """The model's own (ModelOutput.aux_loss), handed on: the engine adds it times `count`."""
+    """The model's own (ModelOutput.aux_loss), handed on: a mean, which counts `count` times."""
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     """Further sums over the same count, detached, by the name they are logged under."""
+
+    @property
+    def objective(self) -> Tensor:
+        """What is minimised, summed like `total`: that and the model's own part of it."""
+        return self.total if self.aux_loss is None else self.total + self.aux_loss * self.count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,8 @@ from .linear_kl import linear_kl
 from .linear_loss import linear_cross_entropy, linear_log_prob
 from .moe_routing import Routing, moe_routing
 from .rms_norm import add_rms_norm, rms_norm
-from .rope import qk_rope, rope_rows
+from .rope import qk_rope
+from .rope_rows import rope_rows
 from .swiglu import swiglu, swiglu_linear
 
 __all__ = [

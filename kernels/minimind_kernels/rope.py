@@ -19,7 +19,8 @@ from torch import Tensor
 
 from . import backend
 from .form import Form, sum_rows
-from .rms_norm import fused_rms_norm, rms_norm_reference
+from .rms_norm import rms_norm_reference
+from .rope_rows import turn_rows
 
 
 def qk_rope_reference(
@@ -69,7 +70,7 @@ def qk_rope(
     Raises ValueError where shapes do not agree or one norm weight comes without the other.
     """
     if cos_PR.ndim == 3:
-        return _turn_rows(
+        return turn_rows(
             qkv_MC, cos_PR, sin_PR, num_heads, num_kv_heads, q_norm_weight_H, k_norm_weight_H, eps,
             cast_before_weight,
         )  # fmt: skip
@@ -89,46 +90,6 @@ def qk_rope(
         qkv_MC, *tables, q_norm_weight_H, k_norm_weight_H, num_heads, num_kv_heads, eps,
         cast_before_weight,
     )  # fmt: skip
-
-
-def rope_rows(cos_PR: Tensor, sin_PR: Tensor, positions_M: Tensor) -> tuple[Tensor, Tensor]:
-    """What `qk_rope` takes as its tables in every layer of one forward at these positions.
-
-    Few rows on a CPU without gradient: the rows of the tables, gathered once, as (cos, cos) and
-    (-sin, sin) [M, 1, H] fp32, for x · cos + swap(x) · sin with the halves of each head swapped.
-    Else the tables themselves.
-    """
-    few = len(positions_M) < backend.MIN_COMPILED_ROWS
-    if not few or not backend.is_decoding(positions_M):
-        return cos_PR, sin_PR
-    cos_MR, sin_MR = cos_PR[positions_M], sin_PR[positions_M]
-    return torch.cat((cos_MR, cos_MR), -1)[:, None], torch.cat((-sin_MR, sin_MR), -1)[:, None]
-
-
-def _turn_rows(
-    qkv_MC: Tensor,
-    cos_M1H: Tensor,
-    sin_M1H: Tensor,
-    num_heads: int,
-    num_kv_heads: int,
-    q_norm_weight_H: Tensor | None,
-    k_norm_weight_H: Tensor | None,
-    eps: float,
-    cast_before_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As the reference, with q and k turned together: a third of the operators."""
-    size = cos_M1H.shape[-1]
-    heads_MAH = qkv_MC.reshape(len(qkv_MC), num_heads + 2 * num_kv_heads, size)
-    qk_MAH, v_MKH = heads_MAH.split_with_sizes((num_heads + num_kv_heads, num_kv_heads), 1)
-    if q_norm_weight_H is not None and k_norm_weight_H is not None:
-        q_MNH, k_MKH = qk_MAH.split_with_sizes((num_heads, num_kv_heads), 1)
-        q_MNH = fused_rms_norm(q_MNH, q_norm_weight_H, eps, cast_before_weight)
-        k_MKH = fused_rms_norm(k_MKH, k_norm_weight_H, eps, cast_before_weight)
-        qk_MAH = torch.cat((q_MNH, k_MKH), 1)
-    wide = qk_MAH.to(torch.promote_types(qkv_MC.dtype, cos_M1H.dtype))
-    turned = torch.addcmul(wide * cos_M1H, wide.roll(size // 2, -1), sin_M1H)
-    q_MNH, k_MKH = turned.to(qkv_MC.dtype).split_with_sizes((num_heads, num_kv_heads), 1)
-    return q_MNH, k_MKH, v_MKH
 
 
 def _check(

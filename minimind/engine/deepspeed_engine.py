@@ -41,11 +41,8 @@ def start_ranks(ranks: Ranks, device: Device) -> None:
     deepspeed.init_distributed(verbose=False, timeout=datetime.timedelta(hours=2))
 
 
-def stop_ranks(*, together: bool = True) -> None:
-    """`together`: where every rank gets here, none leaves before the first has written all."""
+def stop_ranks() -> None:
     if dist.is_initialized():
-        if together:
-            dist.barrier()
         dist.destroy_process_group()
 
 
@@ -195,8 +192,7 @@ class DeepSpeedEngine:
     def backward(self, loss: LossSum) -> None:
         self._micro_batches += 1
         self._engine.set_gradient_accumulation_boundary(self._micro_batches == self._accumulation)
-        total = loss.total if loss.aux_loss is None else loss.total + loss.aux_loss * loss.count
-        self._engine.backward(total * self._scale, scale_wrt_gas=False)
+        self._engine.backward(loss.objective * self._scale, scale_wrt_gas=False)
         if self._micro_batches < self._accumulation:
             self._engine.step()
 

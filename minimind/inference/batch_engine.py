@@ -40,10 +40,6 @@ class EngineStats:
     cached_tokens: int
     completion_tokens: int
 
-    @property
-    def unfinished(self) -> int:
-        return self.running + self.waiting
-
 
 class BatchEngine:
     """Continues many prompts at once over one cache of `max_batch` slots.
@@ -95,7 +91,12 @@ class BatchEngine:
 
     @property
     def has_work(self) -> bool:
-        return self.stats.unfinished > 0
+        return self._num_unfinished > 0
+
+    @property
+    def _num_unfinished(self) -> int:
+        scheduler = self._scheduler
+        return len(scheduler.running) + len(scheduler.waiting) + len(self._submitted)
 
     @property
     def stats(self) -> EngineStats:
@@ -165,7 +166,7 @@ class BatchEngine:
         parts: dict[int, list[Delta]] = {}
         for request in requests:
             parts[self.submit(request)] = []
-            while self.stats.unfinished >= self._runner.cache.num_slots:
+            while self._num_unfinished >= self._runner.cache.num_slots:
                 yield from self._step_completions(parts)
         while parts:
             yield from self._step_completions(parts)

@@ -106,7 +106,7 @@ def measuring(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         commit(repository, "head")
         return compare.main(["HEAD~1", "HEAD", "--parts", "train_step", *more])
 
-    monkeypatch.setattr(compare, "probe", lambda device: 1.0)
+    monkeypatch.setattr(compare, "probe_product", lambda device: 1.0)
     return run
 
 

@@ -3,43 +3,35 @@
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
-DENSE = (
+TESTS = (
+    "test_linear_distillation.py",
+    "test_linear_loss.py",
     "test_rms_norm.py",
     "test_swiglu.py",
     "test_rope.py",
-    "test_linear_loss.py",
     "test_linear_kl.py",
-    "test_linear_distillation.py",
-)
-OTHERS = (
     "test_moe_routing.py",
     "test_expert_gemm.py",
     "test_triton_operators.py",
     "test_model_agrees.py",
 )
-"""About as long as the first."""
 
 
 @pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="this is an interpreting process"
 )
-def test_the_triton_bodies_pass_the_same_tests():
-    with ThreadPoolExecutor() as both:
-        for result in both.map(_interpret, (DENSE, OTHERS)):
-            assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
-
-
-def _interpret(tests: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+@pytest.mark.parametrize("test", TESTS)
+def test_the_triton_bodies_pass_the_same_tests(test: str):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    return subprocess.run(
-        [*command, "-m", "not gpu", *(str(FOLDER / test) for test in tests)],
+    result = subprocess.run(
+        [*command, "-m", "not gpu", str(FOLDER / test)],
         env=os.environ | {"TRITON_INTERPRET": "1", "MINIMIND_KERNELS": "triton"},
         cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]

@@ -141,8 +141,7 @@ def test_a_run_resumed_after_sigint_ends_bitwise_like_one_left_alone(
     [
         ("loop", "seed_micro_batch", 9),  # between two micro-batches of step 5
         ("checkpoint", "save_hf_folder", 2),  # in the middle of the second save
-        # Renamed, but `latest` still names the one before.
-        pytest.param("checkpoint", "_link", 3, marks=pytest.mark.slow),
+        ("checkpoint", "_link", 3),  # renamed, but `latest` still names the one before
     ],
 )
 def test_a_run_killed_anywhere_resumes_bitwise(

@@ -65,11 +65,7 @@ def test_a_run_learns_logs_its_routers_and_speaks(
     ("zero", "experts"),
     [
         (2, ["num_experts_per_tok=1", "norm_topk_prob=true"]),
-        pytest.param(
-            3,
-            ["n_shared_experts=1", "seq_aux=true", "mlp_only_layers=[0]"],
-            marks=pytest.mark.slow,
-        ),
+        (3, ["n_shared_experts=1", "seq_aux=true", "mlp_only_layers=[0]"]),
     ],
     ids=str,
 )

@@ -24,7 +24,6 @@ def test_in_bf16_the_gradient_does_not_depend_on_accumulation(
     assert norms[0] == pytest.approx(norms[1], rel=0.02)
 
 
-@pytest.mark.slow
 def test_sampling_under_zero_3_disturbs_nothing(flags: list[str], train: Train, tmp_path: Path):
     """On two ranks, of which one alone generates."""
     flags = [*flags, "--eval_every", "0", "--ds_config", "zero3.json"]

@@ -43,7 +43,6 @@ _PARTS = (
     "buckets",
     "activations",
     "logits_chunk",
-    "attention_masks",
     "batches",
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,10 @@ from minimind_kernels import backend
 from minimind.config.deepspeed_json import precision
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe
-from minimind.model.document_attention import FLASH_FROM, SCORES_PER_BUCKET
+from minimind.model.document_attention import FLASH_FROM
 
 _LOGITS_CHUNK = {"cpu": 1024, "gpu": 4096}
 """Tokens whose logits exist at once (minimind_kernels/token_chunks.py)."""
-_BIASES_KEPT = 64
-"""Causal masks that attention on a CPU keeps, one for each length (document_attention.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +28,7 @@ class Workload:
     world_size: int
     device_kind: str
     documents: Sequence[Sequence[int]] = ()
-    """Tokens of each document, by micro-batch: attention on a CPU keeps scores of each. Empty:
+    """Tokens of each document, by micro-batch: attention on a CPU keeps more of long ones. Empty:
     documents as long as rows."""
 
     @property
@@ -68,17 +66,17 @@ def saved_activations(work: Workload) -> int:
     """What every layer keeps for its backward, and the last norm's sum."""
     config, size, tokens = work.config, work.size, work.tokens
     layers = [_layer_bytes(work, layer) for layer in range(config.num_hidden_layers)]
-    scores = _saved_scores(work)
+    copied = _copied_results(work)
     last = size * config.hidden_size + 4
     if work.recipe.activation_checkpointing:
         # A block's two inputs each, and one block computed again.
         kept = 2 * size * config.hidden_size * len(layers)
-        return tokens * (kept + max(layers) + last) + scores
-    return tokens * (sum(layers) + last) + scores * len(layers)
+        return tokens * (kept + max(layers) + last) + copied
+    return tokens * (sum(layers) + last) + copied * len(layers)
 
 
 def _layer_bytes(work: Workload, layer: int) -> int:
-    """Of one token, without attention scores: each norm's sum, result and 1/rms; qkv as one product
+    """Of one token: each norm's sum, result and 1/rms; qkv as one product
     (its values are read out of it), q and k rotated, the attention's result; the feed-forward's
     gate and up, whose activation is made again."""
     config, size = work.config, work.size
@@ -107,40 +105,15 @@ def feed_forward_gradient(work: Workload) -> int:
     return work.tokens * (work.size * 2 * ffn + (4 * 4 * ffn if plain else work.size * 2 * dense))
 
 
-def _documents(work: Workload) -> Sequence[Sequence[int]]:
+def _copied_results(work: Workload) -> int:
+    """Of one layer: on a CPU the attention's result of documents from FLASH_FROM tokens on is kept
+    a second time."""
+    if work.device_kind == "gpu":
+        return 0
     assert work.recipe.seq_len is not None
-    return work.documents or [[work.recipe.seq_len] * (work.tokens // work.recipe.seq_len)]
-
-
-def _buckets_of(work: Workload, documents: Sequence[int]) -> Iterable[tuple[int, int]]:
-    """(documents, longest of them) of each bucket that attention on a CPU makes."""
-    short = sorted((n for n in documents if n < FLASH_FROM), reverse=True)
-    while short:
-        count = max(1, SCORES_PER_BUCKET // (work.config.num_attention_heads * short[0] ** 2))
-        yield len(short[:count]), short[0]
-        short = short[count:]
-
-
-def _saved_scores(work: Workload) -> int:
-    """Of one layer: on a CPU the probabilities of documents below FLASH_FROM tokens are kept, of
-    longer ones the result a second time; on a GPU neither."""
-    if work.device_kind == "gpu":
-        return 0
-    heads, most = work.config.num_attention_heads, 0
-    for documents in _documents(work):
-        scores = sum(n * length**2 for n, length in _buckets_of(work, documents))
-        copied = sum(n for n in documents if n >= FLASH_FROM) * work.config.head_dim
-        most = max(most, work.size * heads * (scores + copied))
-    return most
-
-
-def attention_masks(work: Workload) -> int:
-    """Kept on a CPU for each length of a bucket, the last _BIASES_KEPT of them."""
-    if work.device_kind == "gpu":
-        return 0
-    lengths = {n for documents in _documents(work) for _, n in _buckets_of(work, documents)}
-    group = work.config.num_attention_heads // work.config.num_key_value_heads
-    return work.size * group * sum(n * n for n in sorted(lengths)[-_BIASES_KEPT:])
+    micro_batches = work.documents or [[work.recipe.seq_len] * (work.tokens // work.recipe.seq_len)]
+    tokens = max(sum(n for n in documents if n >= FLASH_FROM) for documents in micro_batches)
+    return tokens * work.size * work.config.num_attention_heads * work.config.head_dim
 
 
 def logits_chunk(work: Workload) -> int:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 
 from minimind.engine.activation_memory import (
     Workload,
-    attention_masks,
     feed_forward_gradient,
     logits_chunk,
     saved_activations,
@@ -36,7 +35,6 @@ class MemoryPrediction:
     activations: int
     logits_chunk: int
     """The output layer's: logits of a chunk, and the head's gradient."""
-    attention_masks: int
     batches: int
     """Tokens and labels of the step's micro-batches."""
 
@@ -64,7 +62,6 @@ def _moments(work: Workload) -> Iterable[MemoryPrediction]:
         "helpers": work.size * work.recipe.count_helper_weights(),
         "masters": 0 if work.offloads_optimizer else masters,
         "optimizer": 0 if work.offloads_optimizer else optimizer,
-        "attention_masks": attention_masks(work),
         "batches": 26 * work.tokens * work.accumulation,
     }
     buckets, gradients = _buckets(work), _Gradients.of(work, trained)

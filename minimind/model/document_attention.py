@@ -144,17 +144,24 @@ def _build_bucket(spans: list[tuple[int, int]], length: int, device: torch.devic
     return Bucket(gather_BL.to(device), tokens.to(device), places.to(device))
 
 
-@functools.lru_cache(maxsize=64)
-def _causal_bias(length: int, group: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """0 where a query may look and -inf where not, [group · length, length]."""
-    bias = torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu_(1)
-    return bias.repeat(group, 1)
+@functools.cache
+def _causal_bias(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """0 where a query may look and -inf where not, as large as any bucket needs."""
+    longest = FLASH_FROM - 1
+    return torch.full((longest, longest), float("-inf"), dtype=dtype, device=device).triu_(1)
+
+
+def _probabilities(q: Tensor, k: Tensor, bucket: Bucket, scale: float) -> Tensor:
+    length = bucket.gather_BL.shape[1]
+    bias = _causal_bias(q.dtype, q.device)[:length, :length].repeat(q.shape[1] // length, 1)
+    return torch.softmax(torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale), dim=-1)
 
 
 class _BucketAttention(torch.autograd.Function):
     """The query heads of one key head are stacked as rows of its product, so that keys are never
     repeated; the backward is written out because PyTorch's would keep scores before and after the
-    mask and scatter-add gradients that never collide. Tokens in no bucket give zeros."""
+    mask and scatter-add gradients that never collide. It computes the probabilities once more:
+    kept, they would be a fifth of a training step's memory. Tokens in no bucket give zeros."""
 
     @staticmethod
     def forward(
@@ -162,28 +169,23 @@ class _BucketAttention(torch.autograd.Function):
     ) -> Tensor:
         out_MNH = torch.zeros(q_MNH.shape, dtype=q_MNH.dtype, device=q_MNH.device)
         num_kv, scale = k_MKH.shape[1], q_MNH.shape[2] ** -0.5
-        group = q_MNH.shape[1] // num_kv
-        saved = []
         for bucket in buckets:
             q, k, v = (bucket.gather(x, num_kv) for x in (q_MNH, k_MKH, v_MKH))
-            bias = _causal_bias(bucket.gather_BL.shape[1], group, q.dtype, q.device)
-            scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
-            probs = torch.softmax(scores, dim=-1)
-            bucket.scatter(torch.bmm(probs, v), out_MNH)
-            saved += [probs]
+            bucket.scatter(torch.bmm(_probabilities(q, k, bucket, scale), v), out_MNH)
         ctx.buckets = buckets
-        ctx.save_for_backward(q_MNH, k_MKH, v_MKH, *saved)
+        ctx.save_for_backward(q_MNH, k_MKH, v_MKH)
         return out_MNH
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q_MNH, k_MKH, v_MKH, *saved = ctx.saved_tensors
+        q_MNH, k_MKH, v_MKH = ctx.saved_tensors
         dq_MNH, dk_MKH, dv_MKH = (
             torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q_MNH, k_MKH, v_MKH)
         )
         num_kv, scale = k_MKH.shape[1], q_MNH.shape[2] ** -0.5
-        for bucket, probs in zip(ctx.buckets, saved, strict=True):
+        for bucket in ctx.buckets:
             q, k, v = (bucket.gather(x, num_kv) for x in (q_MNH, k_MKH, v_MKH))
+            probs = _probabilities(q, k, bucket, scale)
             dout = bucket.gather(grads[0], num_kv, zero_padding=True)
             dprobs = torch.bmm(dout, v.transpose(1, 2))
             bucket.scatter(torch.bmm(probs.transpose(1, 2), dout), dv_MKH)

@@ -94,6 +94,22 @@ def test_two_ranks_take_the_steps_of_one(
         torch.testing.assert_close(weight, reference[name], atol=2e-5, rtol=2e-4)
 
 
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_without_clipping_two_ranks_are_one_to_the_bit(
+    train: Train, flags: list[str], tmp_path: Path, zero: int
+):
+    """The sum of two gradients has no order, so nothing is left to round otherwise but the norm
+    that clipping divides by. Any other difference of the gradients, the auxiliary loss or its
+    weight would show, and no choice of expert can hide it."""
+    flags = [*flags, "--set", "gradient_clipping=0", "--set", "dropout=0.1"]
+    flags += ["--set", "n_shared_experts=1", "--set", "router_aux_loss_coef=0.1"]
+    flags += ["--max_steps", "4", "--eval_every", "0", "--ds_config", f"zero{zero}.json"]
+    assert train(*flags, "--output_dir", str(tmp_path / "one")) == 0
+    done = train_in_a_process(*flags, "--output_dir", str(tmp_path / "two"), ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
+
+
 def test_a_killed_run_resumes_bitwise(train: Train, flags: list[str], tmp_path: Path):
     flags = [*flags, "--set", "dropout=0.1", "--set", "activation_checkpointing=true"]
     assert train(*flags, "--output_dir", str(tmp_path / "whole")) == 0

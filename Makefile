@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 WHEELS ?=
-PARTS ?= tests,kernels,train,experts,stages,profile,inference,scaling
+PARTS ?= tests,kernels,train,experts,inference,profile,compare,stages,scaling
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal

@@ -52,14 +52,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     machine = harness.describe_machine(find_device())
     arguments = {"tokens": options.tokens, "dtype": options.dtype}
-    steps = count_steps()
     rows: list[dict[str, Any]] = []
+
+    def write(**more: Any) -> None:
+        if options.json:
+            harness.write_results(options.json, "kernels", machine, arguments, rows, **more)
+
     found = measure(options, machine["ceilings"]) if torch.cuda.is_available() else count(options)
     # Written as they come: what ends this process loses only what was under way.
     for row in found:
         rows.append(row)
-        if options.json:
-            harness.write_results(options.json, "kernels", machine, arguments, rows, steps=steps)
+        write()
+    steps = count_steps()
+    write(steps=steps)
     print(format_rows(rows))
     print(build_step_table(steps))
     return int(any("error" in row and row["contender"] == "minimind" for row in rows))

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._functorch import config as functorch_config
 
 from bench.kernel_cases import Case, Function
 from bench.liger import WAITS, Call, liger_call
@@ -99,7 +100,7 @@ def contenders(case: Case, *, compiled: bool) -> Iterable[tuple[str, Callable[[C
     if compiled:
         if case.sizes.preset in _COMPILED_PRESETS:
             # A backward is called again and again on what one forward kept.
-            torch._functorch.config.donated_buffer = False
+            functorch_config.donated_buffer = False
             function = torch.compile(case.plain, dynamic=False)
             yield "torch.compile", lambda c: (function, c.inputs)
         return

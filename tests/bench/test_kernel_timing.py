@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._functorch import config as functorch_config
 
 from bench import kernel_timing
 from bench.kernel_cases import PRESETS, Case, build_cases
@@ -67,8 +68,7 @@ def test_what_breaks_is_one_row(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.slow
 def test_a_compiled_backward_can_be_called_again(monkeypatch: pytest.MonkeyPatch):
-    config = torch._functorch.config
-    monkeypatch.setattr(config, "donated_buffer", config.donated_buffer)
+    monkeypatch.setattr(functorch_config, "donated_buffer", functorch_config.donated_buffer)
     case = next(c for c in build_cases(PRESETS[0], 16, torch.float32, "cpu") if c.name == "swiglu")
     ((name, choose),) = kernel_timing.contenders(case, compiled=True)
     assert name == "torch.compile"

@@ -69,7 +69,7 @@ GPU_READY := $(READY)
 endif
 
 gpu: $(GPU_READY)
-	$(GPU_PYTHON) -m bench.gpu --parts $(PARTS) $(if $(OUT),--output $(OUT)) $(GPU_FLAGS)
+	$(GPU_PYTHON) -m bench.gpu --parts $(PARTS) $(GPU_FLAGS)
 
 clean:
 	rm -rf $(VENV) site runs build *.egg-info

@@ -132,24 +132,29 @@ def count_case(case: Case) -> dict[str, Any]:
 def measure(options: argparse.Namespace, ceilings: Mapping[str, float]) -> Iterator[dict[str, Any]]:
     """Times of every contender on this GPU. What torch.compile makes comes last: to compile takes
     longer than all the measuring."""
+    for compiled in (False, True):
+        for dtype in options.dtype:
+            for sizes in PRESETS:
+                yield from _measure_preset(options.tokens, dtype, sizes, ceilings, compiled)
+
+
+def _measure_preset(
+    tokens: int, dtype: str, sizes: Sizes, ceilings: Mapping[str, float], compiled: bool
+) -> Iterator[dict[str, Any]]:
     from bench.kernel_timing import measure_case
 
-    for compiled, dtype, sizes in itertools.product((False, True), options.dtype, PRESETS):
+    names = [case.name for case in build_cases(sizes, 2, torch.float32, "meta")]
+    for index, name in enumerate(names):
 
-        def build_all(dtype: str = dtype, sizes: Sizes = sizes) -> Iterator[Case]:
-            return build_cases(sizes, options.tokens, getattr(torch, dtype), "cuda")
+        def build(index: int = index) -> Case:
+            cases = build_cases(sizes, tokens, getattr(torch, dtype), "cuda")
+            return next(itertools.islice(cases, index, None))
 
-        names = [case.name for case in build_cases(sizes, 2, torch.float32, "meta")]
-        for index, name in enumerate(names):
-
-            def build(index: int = index, build_all: Any = build_all) -> Case:
-                return next(itertools.islice(build_all(), index, None))
-
-            base = _row(build(), dtype)
-            for row in measure_case(build, ceilings, compiled=compiled):
-                found = base | row | {"name": f"{name}.{row['direction']}"}
-                logger.info("%s", found)
-                yield found
+        base = _row(build(), dtype)
+        for row in measure_case(build, ceilings, compiled=compiled):
+            found = base | row | {"name": f"{name}.{row['direction']}"}
+            logger.info("%s", found)
+            yield found
 
 
 def format_rows(rows: Sequence[dict[str, Any]]) -> str:

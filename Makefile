@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 WHEELS ?=
-PARTS ?= tests,kernels,train,experts,stages,profile,inference,scaling
+PARTS ?= tests,kernels,train,experts,inference,profile,compare,stages,scaling
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
@@ -69,7 +69,7 @@ GPU_READY := $(READY)
 endif
 
 gpu: $(GPU_READY)
-	$(GPU_PYTHON) -m bench.gpu --parts $(PARTS) $(if $(OUT),--output $(OUT)) $(GPU_FLAGS)
+	$(GPU_PYTHON) -m bench.gpu --parts $(PARTS) $(GPU_FLAGS)
 
 clean:
 	rm -rf $(VENV) site runs build *.egg-info

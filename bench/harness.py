@@ -181,11 +181,14 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, with a mark where files differ from it."""
+    """The commit of this checkout, with a mark where files differ from it; what GIT_COMMIT says
+    where files alone were copied to a machine."""
     git = ("git", "--no-optional-locks", "-C", str(_ROOT))
     commit = _run(*git, "rev-parse", "HEAD")
     changed = _run(*git, "status", "--porcelain", "--untracked-files=no")
-    return f"{commit}-dirty" if commit and changed else commit
+    if commit is None:
+        return os.environ.get("GIT_COMMIT")
+    return f"{commit}-dirty" if changed else commit
 
 
 def _run(*command: str) -> str | None:

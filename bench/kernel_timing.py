@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._functorch import config as functorch_config
 
 from bench.kernel_cases import Case, Function
 from bench.liger import WAITS, Call, liger_call
+
+logger = logging.getLogger(__name__)
 
 _WARM_UP_MS, _MEASURE_MS = 40.0, 200.0
 _COLD_BYTES = 4
@@ -21,32 +26,61 @@ _COMPILED_PRESETS = ("minimind2-small", "minimind3")
 """Where torch.compile is a contender: compiling takes longer than all the measuring."""
 
 
-def measure_case(build: Callable[[], Case], ceilings: dict[str, float]) -> Iterator[dict[str, Any]]:
-    """Rows of one case: each contender, forward and backward."""
+def measure_case(
+    build: Callable[[], Case], ceilings: Mapping[str, float], *, compiled: bool
+) -> Iterator[dict[str, Any]]:
+    """Rows of one case: each contender, forward and backward; `compiled`: torch.compile's alone,
+    else all others'. A contender that breaks has a row that says how."""
     sets = build_sets(build)
-    first = sets[0]
-    for contender, choose in contenders(first):
-        waits = contender == "liger" and first.name in WAITS
-        for direction, calls in directions(first, [choose(case) for case in sets]):
-            times = time_calls(calls, in_a_graph=not waits)
-            forward = direction == "forward"
-            moved = first.forward_bytes if forward else first.backward_bytes
-            flops = first.forward_flops if forward else first.backward_flops
-            per_s = 1e6 / times["median_us"]
-            floor_us = max(
-                moved / ceilings["copy_bytes_per_s"], flops / ceilings["product_flops_per_s"]
-            ) * 1e6  # fmt: skip
+    for contender, choose in contenders(sets[0], compiled=compiled):
+        try:
+            with own_stream():
+                yield from list(_measure_contender(contender, choose, sets, ceilings))
+        except Exception as error:  # Each has errors of its own.
+            text = f"{type(error).__name__}: {error}"
             yield {
-                "contender": contender,
-                "direction": direction,
-                "in_a_graph": not waits,
-                **times,
-                "host_us": _host_us(calls[0]),
-                "bytes_per_s": moved * per_s,
-                "flops_per_s": flops * per_s,
-                "floor_us": floor_us,
-                "share_of_ceiling": floor_us / times["median_us"],
-            }
+                "contender": contender, "direction": "both", "median_us": None, "error": text[:2000]
+            }  # fmt: skip
+
+
+@contextlib.contextmanager
+def own_stream() -> Iterator[None]:
+    """What runs here can be recorded, a backward too: autograd runs it on the stream of its
+    forward, and the default stream cannot be recorded."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def _measure_contender(
+    contender: str,
+    choose: Callable[[Case], Call],
+    sets: Sequence[Case],
+    ceilings: Mapping[str, float],
+) -> Iterator[dict[str, Any]]:
+    first = sets[0]
+    waits = contender == "liger" and first.name in WAITS
+    for direction, calls in directions(first, [choose(case) for case in sets]):
+        times = time_calls(calls, in_a_graph=not waits)
+        forward = direction == "forward"
+        moved = first.forward_bytes if forward else first.backward_bytes
+        flops = first.forward_flops if forward else first.backward_flops
+        per_s = 1e6 / times["median_us"]
+        floor_us = max(
+            moved / ceilings["copy_bytes_per_s"], flops / ceilings["product_flops_per_s"]
+        ) * 1e6  # fmt: skip
+        yield {
+            "contender": contender,
+            "direction": direction,
+            **times,
+            "host_us": _host_us(calls[0]),
+            "bytes_per_s": moved * per_s,
+            "flops_per_s": flops * per_s,
+            "floor_us": floor_us,
+            "share_of_ceiling": floor_us / times["median_us"],
+        }
 
 
 def build_sets(build: Callable[[], Case]) -> list[Case]:
@@ -60,13 +94,18 @@ def build_sets(build: Callable[[], Case]) -> list[Case]:
     return [first, *(build() for _ in range(num_sets - 1))]
 
 
-def contenders(case: Case) -> Iterable[tuple[str, Callable[[Case], Call]]]:
-    """Ours, the plain form, the plain form under torch.compile, Liger-Kernel where it has one."""
+def contenders(case: Case, *, compiled: bool) -> Iterable[tuple[str, Callable[[Case], Call]]]:
+    """Ours, the plain form, Liger-Kernel where it has one; or the plain form under
+    torch.compile."""
+    if compiled:
+        if case.sizes.preset in _COMPILED_PRESETS:
+            # A backward is called again and again on what one forward kept.
+            functorch_config.donated_buffer = False
+            function = torch.compile(case.plain, dynamic=False)
+            yield "torch.compile", lambda c: (function, c.inputs)
+        return
     yield "minimind", lambda c: (c.ours, c.inputs)
     yield "eager", lambda c: (c.plain, c.inputs)
-    if case.sizes.preset in _COMPILED_PRESETS:
-        compiled = torch.compile(case.plain, dynamic=False)
-        yield "torch.compile", lambda c: (compiled, c.inputs)
     if liger_call(case) is not None:
         yield "liger", lambda c: cast(Call, liger_call(c))
 
@@ -90,15 +129,22 @@ def directions(case: Case, sets: Sequence[Call]) -> Iterator[tuple[str, list[Cal
     yield "backward", [backward(*call) for call in sets]
 
 
-def time_calls(calls: Sequence[Callable[[], Any]], *, in_a_graph: bool = True) -> dict[str, float]:
+def time_calls(calls: Sequence[Callable[[], Any]], *, in_a_graph: bool = True) -> dict[str, Any]:
     """p20, p50 and p80 of one call, in µs, over replays of a graph that makes each once; or over
-    plain rounds of calls, host time included, where they wait for the GPU themselves."""
+    plain rounds of calls, host time included, where they wait for the GPU themselves. Within
+    `own_stream`, where the calls were made too."""
 
     def call_all() -> None:
         for call in calls:
             call()
 
-    replay = _record(calls) if in_a_graph else call_all
+    replay = call_all
+    if in_a_graph:
+        try:
+            replay = _record(calls)
+        except RuntimeError as error:
+            logger.warning("not recorded, so timed with the host: %s", str(error).splitlines()[0])
+            in_a_graph = False
 
     def replay_ms() -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -116,20 +162,18 @@ def time_calls(calls: Sequence[Callable[[], Any]], *, in_a_graph: bool = True) -
         times.append(replay_ms())
         spent += max(times[-1], 1e-3)
     tenths = statistics.quantiles([t * 1e3 / len(calls) for t in times], n=10, method="inclusive")
-    return {"p20_us": tenths[1], "median_us": tenths[4], "p80_us": tenths[7]}
+    return {
+        "p20_us": tenths[1], "median_us": tenths[4], "p80_us": tenths[7], "in_a_graph": in_a_graph
+    }  # fmt: skip
 
 
 def _record(calls: Sequence[Callable[[], Any]]) -> Callable[[], None]:
     """A CUDA graph of all the calls, as what replays it."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for call in calls:
-            call()
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
+    for call in calls:
+        call()
+        call()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         for call in calls:
             call()
     return graph.replay

@@ -13,7 +13,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,35 +82,37 @@ def measure(options: argparse.Namespace) -> None:
         seed=options.seed,
     )
     machine = harness.describe_machine(device)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="bench-start-") as folder:
         specs = build_specs(options, options.model, names, tokenizer, device, Path(folder))
         for spec in specs:
             worker = Worker(spec.name, CurveRow, CurveSpec(spec=spec, held_out=held_out))
+            done = len(rows)
             try:
-                rows.append(_follow(worker, spec, options))
+                for row in _follow(worker, spec, options):
+                    rows[done:] = [row]
+                    # As it grows: a curve that is cut off is one up to there.
+                    harness.write_results(options.json, "loss_curves", machine, vars(options), rows)
             finally:
                 worker.close()
-    harness.write_results(options.json, "loss_curves", machine, vars(options), rows)
     print(_format(rows))
     print(f"written: {options.json}")
 
 
-def _follow(worker: Worker, spec: RowSpec, options: argparse.Namespace) -> dict[str, Any]:
-    """A row's whole curve."""
-    built = worker.call("build")
-    points = [{"seconds": 0.0, "steps": 0, "tokens": 0, "loss": worker.call("held_out_loss")}]
-    for number in tqdm(range(options.points), desc=spec.name, file=sys.stderr, disable=None):
-        until = options.minutes * 60 * (number + 1) / options.points
-        points.append(worker.call("train", until) | {"loss": worker.call("held_out_loss")})
-    return {
+def _follow(worker: Worker, spec: RowSpec, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row with its curve up to each point."""
+    row = {
         "name": spec.name,
         "model": options.model,
         "ds_config": spec.ds_config_name,
         "learning_rate": spec.run.learning_rate,
-        **built,
-        "points": points,
+        **worker.call("build"),
     }
+    points = [{"seconds": 0.0, "steps": 0, "tokens": 0, "loss": worker.call("held_out_loss")}]
+    for number in tqdm(range(options.points), desc=spec.name, file=sys.stderr, disable=None):
+        until = options.minutes * 60 * (number + 1) / options.points
+        points.append(worker.call("train", until) | {"loss": worker.call("held_out_loss")})
+        yield {**row, "points": points}
 
 
 def _format(rows: Sequence[dict[str, Any]]) -> str:

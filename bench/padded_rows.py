@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from minimind.model.state_dict import split_fused
 from minimind.stages import STAGES
 from minimind.types import IGNORE_INDEX
 
+logger = logging.getLogger(__name__)
+
 
 class OriginalRow:
     """The model in fp32 as plain modules, documents padded, AdamW as PyTorch has it."""
@@ -26,6 +29,7 @@ class OriginalRow:
     fused_adamw = False
     autocasts = False
     """To bf16 where the run trains in it."""
+    kernels = "PyTorch"
 
     def __init__(self, spec: RowSpec) -> None:
         run, documents = spec.run, spec.documents
@@ -108,12 +112,6 @@ class TransformersRow(OriginalRow):
 
             kind = transformers.AutoConfig.for_model(**values)
             module = transformers.AutoModelForCausalLM.from_config(kind)
-            if device.type == "cuda":
-                from liger_kernel.transformers import (  # type: ignore[import-not-found]
-                    _apply_liger_kernel_to_instance,
-                )
-
-                _apply_liger_kernel_to_instance(module)
         except ImportError as error:
             raise ConfigError(
                 f"the row transformers needs {error.name}: pip install -e '.[interop,bench]'"
@@ -122,6 +120,8 @@ class TransformersRow(OriginalRow):
             raise ConfigError(
                 f"the row transformers: it has no {values['model_type']}; leave it out of --rows"
             ) from None
+        if device.type == "cuda":
+            self.kernels = _apply_liger(module)
         module.load_state_dict(weights, strict=False)  # a tied head has no name of its own
         return module.to(device)
 
@@ -131,6 +131,19 @@ class TransformersRow(OriginalRow):
         unshifted_BT = torch.full_like(labels_BT, IGNORE_INDEX)
         unshifted_BT[:, 1:] = labels_BT[:, :-1]
         return self.module(input_ids=ids_BT, labels=unshifted_BT, use_cache=False).loss
+
+
+def _apply_liger(module: nn.Module) -> str:
+    """Whose kernels the model then has."""
+    try:
+        from liger_kernel.transformers import (  # type: ignore[import-not-found]
+            _apply_liger_kernel_to_instance,
+        )
+    except ImportError:
+        logger.warning("the row transformers has PyTorch's kernels: liger-kernel is not installed")
+        return "PyTorch"
+    _apply_liger_kernel_to_instance(module)
+    return "Liger-Kernel"
 
 
 PADDED_ROWS: dict[str, type[OriginalRow]] = {

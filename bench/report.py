@@ -16,6 +16,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.report_kernels import kernel_table, step_count_table
+from bench.report_performance import (
+    ceilings_section,
+    kernel_goals_section,
+    other_goals_section,
+    profile_section,
+    training_goals_section,
+)
 from bench.report_plots import draw_plots
 from bench.report_tables import scaling_section, training_section
 from bench.results import Results, update_history
@@ -26,8 +33,13 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "step_counts": step_count_table,
     "training": training_section,
     "scaling": scaling_section,
+    "ceilings": ceilings_section,
+    "kernel_goals": kernel_goals_section,
+    "training_goals": training_goals_section,
+    "other_goals": other_goals_section,
+    "profiles": profile_section,
 }
-DOCUMENTS = ("README.md", "kernels/README.md")
+DOCUMENTS = ("README.md", "kernels/README.md", "docs/performance.md")
 _SECTION = re.compile(
     r"(?P<start><!-- generated: python -m bench\.report (?P<name>\w+) -->\n)"
     r"(?P<text>.*?)(?P<end><!-- end -->)",

@@ -105,7 +105,9 @@ def _measured(results: Results) -> dict[str, str]:
             times = [
                 f"{row['direction']} {row['median_us']:.0f} µs"
                 for row in rows
-                if row["preset"] == preset and row["name"].split(".")[0] in cases
+                if row["preset"] == preset
+                and row["name"].split(".")[0] in cases
+                and row["median_us"] is not None
             ]
             if times:
                 found[name] = f"{', '.join(times)} on {measured['machine']['device']}"

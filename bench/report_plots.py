@@ -40,6 +40,8 @@ def draw_plots(results: Results) -> Iterator[Path]:
             yield figure
     for folder, found in results.by_device("loss_curves").items():
         rows = [row for _, measured in found for row in measured["rows"]]
+        if not rows:
+            continue
         figure = _ROOT / FIGURES / f"loss_curves-{folder}.png"
         _plot_curves(rows, found[-1][1]["machine"]["device"], figure)
         yield figure
@@ -112,7 +114,7 @@ def _plot_history(points: Sequence[Mapping[str, Any]], folder: str, path: Path) 
         high = [point["useful_tokens_per_s_p90"] for point in of_line]
         (line,) = speed.plot(places, rates, "o-", label=label)
         speed.vlines(places, low, high, color=line.get_color(), linewidth=2)
-        megabytes = [point["peak_bytes"] / 1e6 for point in of_line]
+        megabytes = [(point["peak_bytes"] or float("nan")) / 1e6 for point in of_line]
         memory.plot(places, megabytes, "o-", color=line.get_color(), label=label)
     speed.set(title="useful tokens/s, p10 to p90")
     memory.set(title="peak MB of tensors")

@@ -18,6 +18,8 @@ SHOWN = ("original", "compiled", "transformers", "plain_loop", "engine")
 GOALS = ("minimind2-small", "minimind2", "minimind2-moe")
 """Models of which the project means to know the speed on one H200."""
 _GOAL_DEVICE = "NVIDIA H200"
+_KERNELS = {"torch": "without our kernels", "Liger-Kernel": "with Liger-Kernel"}
+"""What of a row's kernels its name says."""
 
 
 def training_section(results: Results) -> str:
@@ -41,7 +43,8 @@ def _training(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[list[
     for _, results in sorted(found, key=lambda item: stages.index(_stage(item[1]["rows"][0]))):
         machine = results["machine"]
         for row in results["rows"]:
-            if row["name"] not in SHOWN or row["useful_tokens_per_s"] is None:
+            # A profiled run has few steps: its times are in the profile's table.
+            if row["name"] not in SHOWN or row["useful_tokens_per_s"] is None or "profile" in row:
                 continue
             ratio = row.get("ratio_to_original")
             yield [
@@ -53,7 +56,7 @@ def _training(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[list[
                 NOT_MEASURED if ratio is None else f"{ratio:.2f}",
                 _percent(row["mfu"]),
                 _percent(row["mfu_causal"]),
-                f"{row['peak_bytes'] / 1e6:,.0f}",
+                NOT_MEASURED if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f}",
                 (machine["commit"] or "not known")[:9],
             ]
 
@@ -64,6 +67,7 @@ def _stage(row: Mapping[str, Any]) -> str:
 
 def _row_name(row: Mapping[str, Any]) -> str:
     parts = [row["name"].replace("_", " "), row["precision"], row["ds_config"] or ""]
+    parts += [_KERNELS.get(row.get("kernels") or "", "")]
     return " ".join(part for part in [_stage(row), *parts] if part)
 
 

@@ -26,6 +26,8 @@ class Goal:
     at_most: float | None = None
     bound: Callable[[Rows], float] | None = None
     """What the matrix products alone allow."""
+    reads: str = "step_seconds"
+    """Left out where a row has none of it."""
 
 
 def measure_goals(stage: str, rows: Sequence[Mapping[str, Any]], on_gpu: bool) -> list[dict]:
@@ -35,7 +37,8 @@ def measure_goals(stage: str, rows: Sequence[Mapping[str, Any]], on_gpu: bool) -
         by_name.setdefault(row["name"], row)
     results = []
     for goal in (_ENGINE_TAX, *_GOALS.get(stage, ())):
-        if not {"engine", *goal.needs} <= by_name.keys():
+        names = {"engine", *goal.needs}
+        if not names <= by_name.keys() or any(by_name[n].get(goal.reads) is None for n in names):
             continue
         found = goal.measure(by_name)
         at_least = goal.at_least_on_gpu if on_gpu and goal.at_least_on_gpu else goal.at_least
@@ -91,7 +94,7 @@ def _tokens_beside(name: str) -> Callable[[Rows], Mapping[str, float]]:
     return measure
 
 
-def _state_bytes(row: Mapping[str, Any]) -> int:
+def state_bytes(row: Mapping[str, Any]) -> int:
     """What a row holds beyond activations: all that lives between its steps, and the gradients."""
     return row["live_bytes_between_steps"] + 4 * row["trained_parameters"]
 
@@ -141,8 +144,9 @@ _GOALS: dict[str, tuple[Goal, ...]] = {
         ),
         Goal(
             name="memory beyond activations beside sft", needs=("sft",), at_most=0.5,
+            reads="live_bytes_between_steps",
             measure=lambda rows: {
-                "median": _state_bytes(rows["engine"]) / _state_bytes(rows["sft"])
+                "median": state_bytes(rows["engine"]) / state_bytes(rows["sft"])
             },
         ),
     ),

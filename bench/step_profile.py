@@ -29,7 +29,9 @@ def profile_step(step: Callable[[], Any], device: torch.device) -> dict[str, Any
             torch.cuda.synchronize()
     found = []
     for event in profiler.key_averages():
-        if on_gpu != (event.device_type.name == "CUDA"):
+        # On a GPU's track a span of the program's own, such as an optimizer's step, lies over the
+        # kernels that it began.
+        if on_gpu != (event.device_type.name == "CUDA") or (on_gpu and event.is_user_annotation):
             continue
         us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         found.append({"name": event.key, "calls": event.count, "us": us})

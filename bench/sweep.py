@@ -228,7 +228,7 @@ def _case(kernel: str, sizes: Sizes, tokens: int, device: str) -> Case | None:
 
 def _time_presets(kernel: str, device: config.Device, tokens: int) -> dict[str, float]:
     """Median µs by preset; empty where the tile does not fit the GPU."""
-    from bench.kernel_timing import build_sets, directions, time_calls
+    from bench.kernel_timing import build_sets, directions, own_stream, time_calls
 
     times: dict[str, float] = {}
     for sizes in PRESETS:
@@ -239,7 +239,7 @@ def _time_presets(kernel: str, device: config.Device, tokens: int) -> dict[str, 
             return cast(Case, _case(kernel, sizes, tokens, "cuda"))
 
         try:
-            with laid_out_for(device):
+            with laid_out_for(device), own_stream():
                 sets = build_sets(build)
                 ways = directions(sets[0], [(case.ours, case.inputs) for case in sets])
                 calls = dict(ways)[CASES[kernel][1]]

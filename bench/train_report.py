@@ -13,6 +13,11 @@ from bench.padded_rows import PADDED_ROWS
 from bench.train_rows import RowSpec
 from bench.train_workers import StepTime
 
+NOT_MEASURED: dict[str, Any] = {
+    "live_bytes_between_steps": None, "peak_bytes": None, "peak_resident_bytes": None,
+    "peak_reserved_bytes": None, "dispatched_operators": None, "sync_operators": None,
+}  # fmt: skip
+"""Of a row whose steps were timed, and no more."""
 BASELINES = ("original", "plain_loop")
 """A row has ratios to these, measured or not, and to every other row that is not the engine's."""
 
@@ -132,8 +137,8 @@ def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
         "peak MB": lambda row: _megabytes(row["peak_bytes"]),
         "resident MB": lambda row: _megabytes(row["peak_resident_bytes"]),
         "MFU": lambda row: "not known" if row["mfu"] is None else f"{row['mfu']:.1%}",
-        "operators": lambda row: f"{row['dispatched_operators']:,}",
-        "syncs": lambda row: f"{sum(row['sync_operators'].values()):,}",
+        "operators": lambda row: _count(row["dispatched_operators"]),
+        "syncs": lambda row: _count(row["sync_operators"] and sum(row["sync_operators"].values())),
         "tensors": lambda row: f"{row['parameter_tensors']}",
     }
     cells = [[cell(row) for cell in columns.values()] for row in rows]
@@ -151,6 +156,10 @@ def _ratio(row: Mapping[str, Any], name: str) -> str:
         return "–"
     digits = 2 if math.isfinite(value) and value >= 2 else 3
     return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def _count(value: int | None) -> str:
+    return "not measured" if value is None else f"{value:,}"
 
 
 def _megabytes(value: int | None) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from minimind_kernels import backend
 
 from bench.counts import count_step
 from bench.padded_rows import compare_first_losses
@@ -47,6 +48,7 @@ class TrainedRow:
         parameters = list(self._row.module.parameters())
         return {
             "precision": self._row.precision,
+            "kernels": getattr(self._row, "kernels", backend.kernels_setting()),
             "parameter_tensors": len(parameters),
             "parameters": sum(p.numel() for p in parameters),
             "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),

@@ -40,6 +40,7 @@ from minimind.inference.samples import choose_prompts, sample_texts
 from minimind.runtime.devices import check_kernels, find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks, read_ranks
+from minimind.runtime.seeds import make_deterministic
 from minimind.stages import STAGES
 from minimind.stages.inputs import build_loaders, load_start
 from minimind.stages.resolve import (
@@ -89,6 +90,8 @@ def train(arguments: TrainArguments, ranks: Ranks) -> int:
         loader, _ = build_loaders(run, tokenizer, ranks)
         print(describe_run(run, loader))
         return 0
+    if run.recipe.deterministic:
+        make_deterministic()
     start_ranks(ranks, device)
     if not ranks.is_main:  # rank 0 fills the token caches, the others then map them
         broadcast(None)

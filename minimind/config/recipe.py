@@ -54,6 +54,9 @@ class Recipe:
     )
     activation_checkpointing: bool = option(False, "recompute each block in the backward")
     seed: int = option(42, "seed of weights, data order and dropout")
+    deterministic: bool = option(
+        False, "the same bits from every run on a GPU too (a slower backward of attention)"
+    )
     eval_every: int = option(100, "optimizer steps between validations (0: never)")
     eval_rows: int = option(64, "validation rows at most (0: all)")
     save_every: int = option(200, "optimizer steps between checkpoints (0: only the last)")

@@ -4,6 +4,7 @@ and the number of ranks changes nothing."""
 from __future__ import annotations
 
 import hashlib
+import os
 
 import torch
 
@@ -17,3 +18,13 @@ def derive_seed(*parts: int | str) -> int:
 def seed_micro_batch(seed: int, step: int, micro_batch: int) -> None:
     """Before the forward of one micro-batch, counted over all ranks: what dropout draws."""
     torch.manual_seed(derive_seed(seed, step, micro_batch))
+
+
+def make_deterministic() -> None:
+    """For the whole process: no operator adds in whatever order its threads come, as flash
+    attention's backward does on a GPU. One that knows no other way then raises RuntimeError."""
+    # Read when cuBLAS starts: workspaces of its own for each stream.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # Else every new tensor is filled first, to show what is read before it is written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu import PARTS, Command, build_parser, main, run_command
+from bench.gpu import build_parser, main, run_command
+from bench.gpu_parts import PARTS, Command
 from minimind.stages import STAGES
 
 
@@ -21,7 +22,7 @@ def test_no_two_commands_write_one_file(flags: list[str]) -> None:
 
 def test_data_and_tokenizer_reach_the_training_parts() -> None:
     options = build_parser().parse_args(["--data", "a.jsonl", "--tokenizer", "t"])
-    for part in ("train", "profile"):
+    for part in ("train", "compare", "profile", "curve"):
         for command in PARTS[part](options):
             assert "a.jsonl" in command.arguments
             assert "t" in command.arguments
@@ -55,10 +56,26 @@ def test_what_a_command_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "good": "ok",
         "bad": "exit status 3",
         "hangs": "stopped after 0 s",
-        "late": "no time left in this part",
+        "late": "no time left",
     }
     assert str(tmp_path / "good.json") in (tmp_path / "good.log").read_text()
     assert (tmp_path / "bad.log").read_text() == "before\n"
+
+
+def test_what_needs_a_package_that_is_not_here_is_left_out_and_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = Command("x", ("x",), needs=("json", "a_package_nobody_has"))
+    monkeypatch.setitem(PARTS, "tests", lambda options: [command])
+    assert main(["--parts", "tests", "--output", str(tmp_path)]) == 0
+    (done,) = json.loads((tmp_path / "gpu.json").read_text())["commands"]
+    assert done["result"] == "left out: a_package_nobody_has not installed"
+
+
+def test_the_limit_of_all_parts_holds(tmp_path: Path) -> None:
+    assert main(["--parts", "tests", "--small", "--output", str(tmp_path), "--limit_s", "0"]) == 1
+    (done,) = json.loads((tmp_path / "gpu.json").read_text())["commands"]
+    assert done["result"] == "no time left"
 
 
 def test_one_broken_command_does_not_stop_the_others(

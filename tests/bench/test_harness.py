@@ -60,6 +60,7 @@ def test_ceilings_are_of_this_session() -> None:
     ("device", "kind", "folder"),
     [
         ("NVIDIA H200", "gpu", "nvidia-h200"),
+        ("NVIDIA H100 80GB HBM3", "gpu", "nvidia-h100-80gb-hbm3"),
         ("Intel(R) Xeon(R) Processor", "cpu", "intel-xeon-2-cores"),
         ("AMD EPYC 9V74 80-Core Processor", "cpu", "amd-epyc-9v74-80-core-2-cores"),
     ],

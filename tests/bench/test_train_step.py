@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from bench.original import OriginalModel, original_loss
 from bench.padded_rows import compare_first_losses
 from bench.stage_rows import build_row
 from bench.train_runs import build_specs
+from bench.workers import WorkerError
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe
 from minimind.data.sample_text import load_sample_tokenizer
@@ -247,3 +249,29 @@ def test_launchers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_results_that_cannot_be_written_are_refused_first(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert train_step.main(["--json", str(tmp_path / "file" / "results.json")]) == 2
+
+
+def test_what_breaks_after_the_timed_steps_does_not_lose_them(monkeypatch: pytest.MonkeyPatch):
+    class Row:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def call(self, method: str, *_: Any) -> dict[str, Any]:
+            if self.name == "engine":
+                raise WorkerError("engine: no memory left")
+            return {"peak_bytes": 7} if method == "measure" else {"wall_us": 1.0}
+
+    monkeypatch.setattr(
+        train_step,
+        "_started",
+        lambda specs: contextlib.nullcontext([Row("plain_loop"), Row("engine")]),
+    )
+    monkeypatch.setattr(train_step, "_ask_all", lambda workers, method: [{}, {}])
+    monkeypatch.setattr(train_step, "_take_turns", lambda workers, options: [[], []])
+    monkeypatch.setattr(train_step, "build_rows", lambda *given: given[-1])
+    options = train_step.build_parser().parse_args(["--json", "x", "--profile"])
+    broken: list[WorkerError] = []
+    (plain, engine), _ = train_step._measure_model(options, "tiny", [], broken)
+    assert (plain["peak_bytes"], plain["profile"]) == (7, {"wall_us": 1.0})
+    assert (engine["peak_bytes"], engine["dispatched_operators"]) == (None, None)
+    assert [str(error) for error in broken] == ["engine: no memory left"]

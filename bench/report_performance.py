@@ -1,0 +1,226 @@
+"""The tables of docs/performance.md: ceilings, and goals beside floors and what was measured.
+
+Goals are the project's; floors are counted from the bytes and products of bench/kernel_cases.py
+over an H200's ceilings, until a session has measured its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.harness import format_table, results_folder
+from bench.kernel_cases import PRESETS, Case, build_cases
+from bench.kernels import H200_BYTES_PER_S, H200_FLOPS_PER_S
+from bench.report_tables import NOT_MEASURED, describe
+from bench.results import Results
+from bench.stage_goals import state_bytes
+
+H200 = results_folder({"device": "NVIDIA H200", "kind": "gpu"}).name
+"""The folder of the device that the goals are for."""
+_TOKENS = 16_384
+_BOTH = ("forward", "backward")
+_AT_TWO_WIDTHS: tuple[tuple[str, tuple[str, ...], tuple[float, float]], ...] = (
+    ("rms_norm", ("forward",), (11, 16)),
+    ("add_rms_norm", ("forward",), (20, 29)),
+    ("add_rms_norm", ("backward",), (22, 32)),
+    ("rope", ("forward",), (13, 19)),
+    ("swiglu", ("forward",), (38, 55)),
+    ("swiglu", ("backward",), (63, 92)),
+    ("linear_cross_entropy", _BOTH, (650, 900)),
+    ("linear_cross_entropy_any_grad", ("forward",), (230, 320)),
+    ("linear_cross_entropy_any_grad", _BOTH, (650, 900)),
+    ("linear_kl", _BOTH, (850, 1200)),
+)
+_KERNEL_GOALS = (
+    *((case, ways, preset, goals[i]) for case, ways, goals in _AT_TWO_WIDTHS
+      for i, preset in enumerate(("minimind2-small", "minimind2"))),
+    # The goals' share of their floors, with four key heads and the gradient of v in them.
+    ("qk_norm_rope", ("forward",), "minimind3", 24),
+    ("qk_norm_rope", ("backward",), "minimind3", 43),
+    ("moe_routing", ("forward",), "minimind2-moe", 12),
+)  # fmt: skip
+"""Case, directions, preset, at most so many µs at 16,384 tokens in bf16."""
+_EXPERT_FLOPS_PER_S = 400e12
+_TRAINING_GOALS = {
+    "minimind2-small": (1.6e6, 2.0e6, 2.3e6),
+    "minimind2": (0.46e6, 0.55e6, 0.62e6),
+    "minimind2-moe": (0.40e6, 0.50e6, 0.62e6),
+}
+"""Useful tokens/s: gate, goal, record."""
+_DECODING_GOALS = {1: 1.7, 8: 1.8, 32: 2.0}
+"""On a CPU over `transformers`, by batch."""
+
+
+def ceilings_section(results: Results) -> str:
+    """By device the most that any of its results files measured beside its figures."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for path, measured in results.files.items():
+        if measured["machine"].get("ceilings"):
+            found.setdefault(path.parent.name, []).append(measured["machine"])
+    lines = []
+    for machines in found.values():
+        best = [
+            max(machine["ceilings"][name] for machine in machines)
+            for name in ("copy_bytes_per_s", "product_flops_per_s")
+        ]
+        dtype = machines[-1]["ceilings"]["product_dtype"]
+        lines.append(
+            [describe(machines[-1]), f"{best[0] / 1e9:,.0f}", f"{best[1] / 1e12:,.2f}", dtype]
+        )
+    if H200 not in found:
+        lines.append(["NVIDIA H200", NOT_MEASURED, NOT_MEASURED, "bfloat16"])
+    header = ("machine", "copy GB/s, read and written", "product TFLOP/s", "product in")
+    return format_table(header, lines)
+
+
+def kernel_goals_section(results: Results) -> str:
+    measured = _kernel_rows(results)
+    cases = {
+        (sizes.preset, case.name): case
+        for sizes in PRESETS
+        for case in build_cases(sizes, _TOKENS, torch.bfloat16, "meta")
+    }
+    header = ("operation", "preset", "floor µs", "goal µs", "measured µs")
+    lines = [
+        _kernel_line(cases[preset, name], ways, goal, measured)
+        for name, ways, preset, goal in _KERNEL_GOALS
+    ]
+    experts = cases["minimind2-moe", "expert_ffn"]
+    goal_us = (experts.forward_flops + experts.backward_flops) / _EXPERT_FLOPS_PER_S * 1e6
+    lines.append(_kernel_line(experts, _BOTH, goal_us, measured))
+    return format_table(header, lines)
+
+
+def _kernel_rows(results: Results) -> dict[tuple[str, str], float]:
+    """The newest medians of ours on an H200, by preset and name."""
+    rows = (
+        row
+        for path, found in results.with_paths("kernels")
+        for row in found["rows"]
+        if path.parent.name == H200 and row.get("contender") == "minimind"
+    )
+    return {(row["preset"], row["name"]): row["median_us"] for row in rows if row["median_us"]}
+
+
+def _kernel_line(
+    case: Case, ways: Sequence[str], goal: float, measured: Mapping[tuple[str, str], float]
+) -> list[str]:
+    moved = sum(getattr(case, f"{way}_bytes") for way in ways)
+    flops = sum(getattr(case, f"{way}_flops") for way in ways)
+    floor = max(moved / H200_BYTES_PER_S, flops / H200_FLOPS_PER_S) * 1e6
+    times = [measured.get((case.sizes.preset, f"{case.name}.{way}")) for way in ways]
+    known = [time for time in times if time is not None]
+    return [
+        f"`{case.name}` {' + '.join(ways)}",
+        case.sizes.preset,
+        f"{floor:,.1f}",
+        f"≤ {goal:,.0f}",
+        f"{sum(known):,.1f}" if len(known) == len(times) else NOT_MEASURED,
+    ]
+
+
+def training_goals_section(results: Results) -> str:
+    header = ("model", "gate", "goal", "record", "useful tokens/s", "MFU", "MFU, causal")
+    lines = []
+    for model, goals in _TRAINING_GOALS.items():
+        best = max(
+            _engine_rows(results, H200, model),
+            key=lambda row: row["useful_tokens_per_s"],
+            default=None,
+        )
+        figures = [NOT_MEASURED] * 3
+        if best:
+            shares = (f"{best[name]:.1%}" for name in ("mfu", "mfu_causal"))
+            figures = [f"{best['useful_tokens_per_s']:,.0f}", *shares]
+        lines.append([model, *(f"{goal / 1e6:.2f}M" for goal in goals), *figures])
+    return format_table(header, lines)
+
+
+def _engine_rows(results: Results, folder: str, model: str) -> Iterator[Mapping[str, Any]]:
+    for path, found in results.with_paths("train_step"):
+        of_model = (row for row in found["rows"] if row["model"] == model)
+        if path.parent.name == folder:
+            yield from (row for row in of_model if _is_pretraining(row) and "profile" not in row)
+
+
+def _is_pretraining(row: Mapping[str, Any]) -> bool:
+    return row["name"] == "engine" and (row.get("stage") or "pretrain") == "pretrain"
+
+
+def other_goals_section(results: Results) -> str:
+    """What is a ratio of rows of one run, for every device that was measured."""
+    header = ("machine", "figure", "goal", "measured", "file")
+    lines = [line for path, found in _by_age(results) for line in _ratios(path, found)]
+    if not any(line[0].startswith("NVIDIA H200") for line in lines):
+        for figure, goal in (
+            ("useful tokens/s over `original`", "≥ 4"),
+            ("pretrain: step time over the plain loop's", "≤ 1.05"),
+            ("experts: step time over a dense model's", "≤ 1.1"),
+            ("peak beyond the states, KB a token", "≤ 120"),
+        ):
+            lines.append(["NVIDIA H200", figure, goal, NOT_MEASURED, "–"])
+    return format_table(header, lines)
+
+
+def _by_age(results: Results) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    for benchmark in ("train_step", "moe_step", "inference"):
+        yield from results.with_paths(benchmark)
+
+
+def _ratios(path: Path, found: Mapping[str, Any]) -> Iterator[list[str]]:
+    machine = found["machine"]
+    on_gpu = machine["kind"] == "gpu"
+
+    def line(figure: str, goal: str, value: float, error: float | None = None) -> list[str]:
+        text = f"{value:.2f}" + ("" if error is None else f" ± {error:.2f}")
+        return [describe(machine), figure, goal, text, path.stem]
+
+    for row in found["rows"]:
+        if (ratio := row.get("ratio_to_original")) and row["name"] == "engine":
+            goal = "≥ 4" if on_gpu else "≥ 5.5"
+            error = row["ratio_to_original_error"]
+            yield line(f"{row['model']}: useful tokens/s over `original`", goal, ratio, error)
+        if row["name"] == "experts":
+            error, goal = row["step_ratio_to_dense_error"], "≤ 1.1" if on_gpu else "≤ 1.15"
+            figure = f"{row['model']}: step time over a dense model's"
+            yield line(figure, goal, row["step_ratio_to_dense"], error)
+        if row.get("ratio_to_transformers") and row["name"] == "minimind" and not on_gpu:
+            goal = _DECODING_GOALS.get(row["batch"])
+            figure = f"{row['model']}: decoding over `transformers`, batch {row['batch']}"
+            ratio, error = row["ratio_to_transformers"], row["ratio_error"]
+            yield line(figure, f"≥ {goal}" if goal else "–", ratio, error)
+        is_smallest = row["model"] == "minimind2-small" and _is_pretraining(row)
+        if on_gpu and is_smallest and row["peak_bytes"]:
+            beyond = row["peak_bytes"] - state_bytes(row)
+            tokens = row["micro_batch"] * row["seq_len"]
+            figure = f"{row['ds_config']}, {tokens:,} tokens: peak beyond the states, KB a token"
+            yield line(figure, "≤ 120", beyond / tokens / 1e3)
+    for goal in found.get("goals", ()):
+        limits = [f"{sign} {goal[name]}" for name, sign in (("at_least", "≥"), ("at_most", "≤"))
+                  if goal[name] is not None]  # fmt: skip
+        figure = f"{goal['stage']} of {goal['model']}: {goal['name']}"
+        yield line(figure, "".join(limits) or "–", goal["value"], goal["standard_error"])
+
+
+def profile_section(results: Results) -> str:
+    """One step of each profiled row: what the GPU did, and for how long it did nothing."""
+    header = ("machine", "row", "step ms", "GPU idle", "launches", "longest kernels, µs")
+    lines = []
+    for _, found in results.with_paths("train_step"):
+        for row in found["rows"]:
+            profile = row.get("profile")
+            if not profile or profile["idle_share"] is None:
+                continue
+            longest = ", ".join(f"{k['name'][:40]} {k['us']:,.0f}" for k in profile["kernels"][:3])
+            lines.append([
+                describe(found["machine"]), f"{row['model']} {row['name']}",
+                f"{profile['wall_us'] / 1e3:.1f}", f"{profile['idle_share']:.0%}",
+                str(row["cuda_launches"] or NOT_MEASURED), longest,
+            ])  # fmt: skip
+    if not lines:
+        return f"Profiles of a step on a GPU: {NOT_MEASURED}."
+    return format_table(header, lines)

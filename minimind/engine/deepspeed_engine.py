@@ -95,14 +95,15 @@ class DeepSpeedEngine:
         try:
             # pydantic's ValidationError is a ValueError.
             deepspeed.DeepSpeedConfig(config)
+            # An optimizer's or scheduler's type and parameters are first looked at here.
+            self._engine, *_ = deepspeed.initialize(
+                model=module,
+                model_parameters=parameter_groups(module, recipe),
+                config=config,
+                dist_init_required=False,
+            )
         except (TypeError, ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:
             raise ConfigError(f"DeepSpeed refuses the JSON: {error}") from error
-        self._engine, *_ = deepspeed.initialize(
-            model=module,
-            model_parameters=parameter_groups(module, recipe),
-            config=config,
-            dist_init_required=False,
-        )
         if self.precision != "fp32":
             self._set_masters(exact)
 

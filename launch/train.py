@@ -19,6 +19,7 @@ from minimind.data.loader import EvalLoader, PackedLoader, parse_data_args
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import (
     CheckpointStore,
+    check_same_helpers,
     find_latest,
     load_engine_state,
     needs_universal,
@@ -87,7 +88,8 @@ def train(arguments: TrainArguments, ranks: Ranks) -> int:
     run = resolve_run(arguments, tokenizer, ranks, device)
     if arguments.dry_run:
         loader, _ = build_loaders(run, tokenizer, ranks)
-        print(describe_run(run, loader))
+        if ranks.is_main:
+            print(describe_run(run, loader))
         return 0
     start_ranks(ranks, device)
     if not ranks.is_main:  # rank 0 fills the token caches, the others then map them
@@ -95,7 +97,7 @@ def train(arguments: TrainArguments, ranks: Ranks) -> int:
     loader, eval_data = build_loaders(run, tokenizer, ranks)
     if ranks.is_main:
         broadcast(None)
-    folder = Path(broadcast(str(_choose_folder(run)) if ranks.is_main else None))
+    folder = Path(broadcast(str(_make_folder(run)) if ranks.is_main else None))
     finished = run_loop(run, tokenizer, ranks, loader, eval_data, folder)
     broadcast(None)  # no rank leaves before the first has written all
     return 0 if finished else 130
@@ -129,9 +131,11 @@ def run_loop(
             eval_data=eval_data,
         )
     )
+    if start:
+        check_same_helpers(start, models.helpers_fingerprint)
     models.policy.to(device.torch_device)
     zero_stage = int((run.ds_config.get("zero_optimization") or {}).get("stage", 0))
-    universal = bool(start) and needs_universal(start, ranks.world_size, zero_stage)
+    universal = bool(start) and needs_universal(start, ranks.world_size, zero_stage, run.ds_config)
     engine = DeepSpeedEngine(
         models.policy, run.ds_config, recipe, device, ranks, load_universal=universal
     )
@@ -156,7 +160,12 @@ def run_loop(
     if ranks.is_main:
         names = (*stage.metric_names, *(ROUTER_COLUMNS if run.config.num_experts else ()))
         log = _start_log(run, folder, engine, state.step, names)
-    meta = {**run.to_dict(), "fingerprint": loader.fingerprint, "zero_stage": zero_stage}
+    meta = {
+        **run.to_dict(),
+        "fingerprint": loader.fingerprint,
+        "helpers_fingerprint": models.helpers_fingerprint,
+        "zero_stage": zero_stage,
+    }
 
     def save(state: RunState, is_best: bool) -> None:
         now = {
@@ -219,9 +228,10 @@ def run_loop(
 def _start_log(
     run: ResolvedRun, folder: Path, engine: DeepSpeedEngine, step: int, names: Sequence[str]
 ) -> MetricsLog:
-    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(run.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    (folder / "run.json").write_text(text, encoding="utf-8")
+    fresh = folder / "run.json.new"
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(folder / "run.json")  # a kill leaves the earlier one, which --resume reads
     monitors: list[Monitor] = [engine.monitor] if engine.monitor.enabled else []
     if run.recipe.swanlab:
         monitors.append(SwanLabMonitor("minimind", folder.name, run.to_dict()))
@@ -238,6 +248,19 @@ def _merge_earlier(arguments: TrainArguments, folder: Path | None) -> TrainArgum
         return arguments.merge(json.loads(path.read_text(encoding="utf-8"))["arguments"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
+
+
+def _make_folder(run: ResolvedRun) -> Path:
+    folder = _choose_folder(run)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--output_dir {folder}: cannot be made: {error.strerror}; name a folder"
+        ) from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"--output_dir {folder}: cannot be written to")
+    return folder
 
 
 def _choose_folder(run: ResolvedRun) -> Path:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,21 +119,35 @@ def test_two_ranks_take_the_steps_of_one(flags: list[str], tmp_path: Path, train
         torch.testing.assert_close(weight, reference[name], atol=2e-5, rtol=2e-4)
 
 
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """Within interrupt(n) a run gets SIGINT after step n."""
+    take_step = Loop._take_step
+
+    @contextlib.contextmanager
+    def after(step: int) -> Iterator[None]:
+        def interrupted(self: Loop, *arguments: object) -> None:
+            take_step(self, *arguments)  # type: ignore[arg-type]
+            if self.state.step == step:
+                signal.raise_signal(signal.SIGINT)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "_take_step", interrupted)
+            yield
+
+    return after
+
+
 def test_a_run_resumed_after_sigint_ends_bitwise_like_one_left_alone(
-    train: Train, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train,
+    flags: list[str],
+    tmp_path: Path,
+    interrupt: Callable[[int], AbstractContextManager[None]],
 ):
     flags = [*flags, "--set", "dropout=0.1"]
     assert train(*flags, "--output_dir", str(tmp_path / "whole")) == 0
-    take_step = Loop._take_step
-
-    def interrupted(self: Loop, *arguments: object) -> None:
-        take_step(self, *arguments)  # type: ignore[arg-type]
-        if self.state.step == 3:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Loop, "_take_step", interrupted)
-    assert train(*flags) == 130
-    monkeypatch.setattr(Loop, "_take_step", take_step)
+    with interrupt(3):
+        assert train(*flags) == 130
     assert (tmp_path / "run" / "checkpoints" / "latest").resolve().name == "step-00000003"
     assert train("--resume", "--output_dir", str(tmp_path / "run")) == 0
     assert_same_weights(tmp_path / "whole", tmp_path / "run")
@@ -156,14 +174,25 @@ def test_a_run_killed_anywhere_resumes_bitwise(
     assert read_losses(tmp_path / "whole") == read_losses(tmp_path / "run")
 
 
-def test_a_run_resumes_at_another_number_of_ranks(train: Train, flags: list[str], tmp_path: Path):
+def test_a_run_resumes_at_another_number_of_ranks(
+    train: Train,
+    flags: list[str],
+    tmp_path: Path,
+    interrupt: Callable[[int], AbstractContextManager[None]],
+):
+    """With the same data, weights, moments and rates as if nothing had happened."""
     assert train(*flags, "--output_dir", str(tmp_path / "whole")) == 0
-    assert train(*flags, "--max_steps", "4") == 0
-    more = ["--resume", "--output_dir", str(tmp_path / "run"), "--max_steps", "6"]
-    done = train_in_a_process(*more, ranks=2)
+    with interrupt(3):
+        assert train(*flags) == 130
+    done = train_in_a_process("--resume", "--output_dir", str(tmp_path / "run"), ranks=2)
     assert done.returncode == 0, done.stderr
-    # Four steps were scheduled for a run of four: only the data and the state must carry over.
-    assert [step for step, *_ in read_losses(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    whole, resumed = read_losses(tmp_path / "whole"), read_losses(tmp_path / "run")
+    assert [step for step, *_ in resumed] == [1, 2, 3, 4, 5, 6]
+    for (_, loss, _), (_, other, _) in zip(whole, resumed, strict=True):
+        assert other == pytest.approx(loss, abs=1e-5)
+    reference = final_weights(tmp_path / "whole")
+    for name, weight in final_weights(tmp_path / "run").items():
+        torch.testing.assert_close(weight, reference[name], atol=2e-5, rtol=2e-4)
 
 
 def test_a_damaged_checkpoint_is_passed_over(train: Train, flags: list[str], tmp_path: Path):
@@ -272,6 +301,7 @@ def test_what_cannot_be_resumed_says_why(
     assert "other data" in refuses(*resume, "--seed", "1")
     assert "rows a step" in refuses(*resume, "--set", "train_batch_size=8")
     assert "ZeRO stage 2" in refuses(*resume, "--ds_config", "zero1.json")
+    assert "precision fp32" in refuses(*resume, "--set", "ds_config.bf16.enabled=true")
     assert "--resume needs --output_dir" in refuses("--resume")
     meta = Path(run) / "checkpoints" / "step-00000002" / "meta.json"
     meta.write_text("{", encoding="utf-8")
@@ -293,6 +323,8 @@ def test_what_cannot_be_resumed_says_why(
         (["--from_checkpoint", "nowhere"], "nowhere"),
         (["--set", "vocab_size=100"], "the model only 100"),
         (["--set", 'lr_factors={"nothing": 0.1}'], "nothing"),
+        (["--set", 'ds_config.scheduler={"type": "NoSuch"}'], "NoSuch"),
+        (["--set", 'ds_config.scheduler={"type": "WarmupLR", "params": {"warm": 1}}'], "warm"),
     ],
 )
 def test_what_is_wrong_is_named_and_ends_with_status_2(
@@ -306,6 +338,34 @@ def test_what_is_wrong_is_named_and_ends_with_status_2(
     assert train(*flags, *more) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_an_output_folder_that_is_a_file_is_named(
+    train: Train, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str
+):
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / below
+    assert train(*flags, "--output_dir", str(folder)) == 2
+    assert f"--output_dir {folder}: cannot be made" in capsys.readouterr().err
+
+
+def test_a_validation_loss_that_is_no_number_is_not_the_best_for_good(
+    train: Train, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    loss, calls = Pretrain.loss, []
+
+    def first_nan(self: Pretrain, policy: Policy, batch: Batch) -> LossSum:
+        result = loss(self, policy, batch)
+        if torch.is_grad_enabled():
+            return result
+        calls.append(1)
+        return replace(result, total=result.total * math.nan) if len(calls) == 1 else result
+
+    monkeypatch.setattr(Pretrain, "loss", first_nan)
+    assert train(*flags) == 0
+    assert next(val for _, _, val in read_losses(tmp_path / "run") if val) == "nan"
+    assert (tmp_path / "run" / "checkpoints" / "best").resolve().name == "step-00000006"
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ class Loop(Generic[BatchT]):
         engine, step = self.engine, self.state.step
         mine = [
             float(sum(self.stage.count(batch) for batch in micro_batches)),
-            float(sum(batch.num_targets for batch in micro_batches)),
+            float(sum(batch.num_tokens for batch in micro_batches)),
             float(interrupts.requested),
         ]
         counts = torch.tensor(mine, dtype=torch.float64).to(engine.device, non_blocking=True)

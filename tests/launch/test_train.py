@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -29,6 +31,7 @@ from minimind.data.loader import PackedLoader
 from minimind.engine import checkpoint as checkpoint_module
 from minimind.engine.loop import Loop
 from minimind.engine.stage import Policy
+from minimind.model.state_dict import load_hf_folder
 from minimind.stages.pretrain import Pretrain
 from minimind.types import Batch, LossSum
 
@@ -193,6 +196,27 @@ def test_a_run_resumes_at_another_number_of_ranks(
     reference = final_weights(tmp_path / "whole")
     for name, weight in final_weights(tmp_path / "run").items():
         torch.testing.assert_close(weight, reference[name], atol=2e-5, rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["zero0", "zero2", "zero3"])
+def test_what_is_given_anew_holds_for_a_resumed_run(
+    train: Train, flags: list[str], tmp_path: Path, name: str
+):
+    """Though the optimizer's own state remembers other options."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    assert train(*flags, "--max_steps", "2", "--ds_config", f"{name}.json") == 0
+    shutil.copytree(run, other, symlinks=True)
+    more = ["--resume", "--max_steps", "3"]
+    assert train(*more, "--output_dir", str(run)) == 0
+    with open(run / "metrics.csv", encoding="utf-8") as file:
+        rate = float(list(csv.DictReader(file))[-1]["learning_rate"])
+    half = ["--set", f"weight_decay={0.01 + 0.5 / rate}"]
+    assert train(*more, *half, "--output_dir", str(other)) == 0
+    _, before = load_hf_folder(other / "checkpoints" / "step-00000002" / "model")
+    plain, decayed = final_weights(run), final_weights(other)
+    for weight_name, weight in decayed.items():
+        expected = plain[weight_name] - 0.5 * before[weight_name]
+        torch.testing.assert_close(weight, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_damaged_checkpoint_is_passed_over(train: Train, flags: list[str], tmp_path: Path):
@@ -392,6 +416,18 @@ def test_a_choice_of_kernels_that_cannot_be_met(
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (tmp_path / "run").exists()
+
+
+def test_of_two_ranks_one_says_what_is_wrong_and_both_leave(
+    train: Train, flags: list[str], tmp_path: Path
+):
+    """With what rank 0 alone looks at."""
+    (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    done = train_in_a_process(*flags, ranks=2)
+    assert done.returncode != 0
+    said = done.stdout + done.stderr
+    assert said.count("already holds a run's checkpoints") == 1
+    assert "Traceback" not in said
 
 
 def test_an_empty_file_and_a_json_that_is_none(

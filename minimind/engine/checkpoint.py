@@ -35,6 +35,13 @@ logger = logging.getLogger(__name__)
 META_FILE = "meta.json"
 LATEST, BEST = "latest", "best"
 _UNFINISHED = ".unfinished-"
+_META = frozenset(
+    {
+        *("step", "state", "stage", "model", "recipe", "ds_config", "world_size", "zero_stage"),
+        *("fingerprint", "helpers_fingerprint", "files"),
+    }
+)
+"""What resuming asks of meta.json."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +61,17 @@ def load_checkpoint_meta(folder: Path) -> Checkpoint:
     path = folder / META_FILE
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        files: dict[str, int] = meta["files"]
+        files = dict[str, int](meta["files"])
         int(meta["step"])
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: not the description of a checkpoint") from None
+    if missing := sorted(_META - meta.keys()):
+        raise CheckpointError(
+            f"{path}: holds no {missing[0]}, as checkpoints of other versions do: start a new run "
+            "from its weights with --from_checkpoint"
+        )
     for name, size in files.items():
         file = folder / name
         if not file.is_file():

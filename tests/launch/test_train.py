@@ -328,8 +328,16 @@ def test_what_cannot_be_resumed_says_why(
     assert "precision fp32" in refuses(*resume, "--set", "ds_config.bf16.enabled=true")
     assert "--resume needs --output_dir" in refuses("--resume")
     meta = Path(run) / "checkpoints" / "step-00000002" / "meta.json"
-    meta.write_text("{", encoding="utf-8")
-    assert "no checkpoint is whole" in refuses(*resume)
+    saved = json.loads(meta.read_text(encoding="utf-8"))
+    for text, problem in (
+        ("{", "not the description of a checkpoint"),
+        (json.dumps(saved | {"files": ["config.json"]}), "not the description of a checkpoint"),
+        (json.dumps({k: v for k, v in saved.items() if k != "stage"}), "holds no stage"),
+    ):
+        meta.write_text(text, encoding="utf-8")
+        said = refuses(*resume)
+        assert "no checkpoint is whole" in said
+        assert problem in said
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,7 @@ def _batch() -> Batch:
         is_token_BT=torch.ones_like(places, dtype=torch.bool),
         cu_seqlens=torch.arange(0, (ROWS + 1) * ROW_TOKENS, ROW_TOKENS, dtype=torch.int32),
         max_len=ROW_TOKENS,
+        num_tokens=ROWS * ROW_TOKENS,
         num_targets=ROWS * ROW_TOKENS,
     )
 

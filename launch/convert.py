@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def convert_to_hf(source: Path, output: Path, dtype: torch.dtype) -> None:
     """Reads the weights (which checks them), an adapter merged into its base, writes them in
     `dtype` and copies the tokenizer. The output is whole or not there. Raises a MiniMindError."""
-    folder = find_model_folder(source)
+    folder, output = find_model_folder(source), output.absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--output {output}: exists already and is not an empty folder")
     config, weights = load_model_folder(folder)

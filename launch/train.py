@@ -6,19 +6,21 @@ a checkpoint saved.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minimind.config.flags import TrainArguments, parse_train_arguments
 from minimind.data.loader import EvalLoader, PackedLoader, parse_data_args
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import (
+    Checkpoint,
     CheckpointStore,
+    check_same_helpers,
     find_latest,
     load_engine_state,
     needs_universal,
@@ -34,8 +36,8 @@ from minimind.engine.metrics import MetricsLog, Monitor, SwanLabMonitor
 from minimind.engine.progress import Progress
 from minimind.engine.routers import ROUTER_COLUMNS
 from minimind.engine.schedule import CosineSchedule
-from minimind.engine.stage import BuildContext
-from minimind.errors import CheckpointError, ConfigError, MiniMindError, TrainingError
+from minimind.engine.stage import BuildContext, Stage, StageModels
+from minimind.errors import MiniMindError, TrainingError
 from minimind.inference.samples import choose_prompts, sample_texts
 from minimind.runtime.devices import check_kernels, find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
@@ -50,10 +52,9 @@ from minimind.stages.resolve import (
     find_tokenizer,
     resolve_run,
 )
+from minimind.stages.run_folder import make_folder, merge_earlier, write_run
 
 logger = logging.getLogger("minimind")
-
-RUNS = Path("runs")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,27 +82,42 @@ def train(arguments: TrainArguments, ranks: Ranks) -> int:
     device = find_device(ranks.local_rank)
     check_kernels(device)
     limit_threads(ranks.local_world_size)
-    resumed_from = Path(arguments.run["output_dir"]) if "output_dir" in arguments.run else None
     if arguments.resume:
-        arguments = _merge_earlier(arguments, resumed_from)
+        arguments = merge_earlier(arguments)
     tokenizer = find_tokenizer(arguments)
     run = resolve_run(arguments, tokenizer, ranks, device)
     if arguments.dry_run:
         loader, _ = build_loaders(run, tokenizer, ranks)
-        print(describe_run(run, loader))
+        if ranks.is_main:
+            print(describe_run(run, loader))
         return 0
     if run.recipe.deterministic:
         make_deterministic()
     start_ranks(ranks, device)
-    if not ranks.is_main:  # rank 0 fills the token caches, the others then map them
-        broadcast(None)
-    loader, eval_data = build_loaders(run, tokenizer, ranks)
-    if ranks.is_main:
-        broadcast(None)
-    folder = Path(broadcast(str(_choose_folder(run)) if ranks.is_main else None))
+    # Rank 0 fills the token caches, which the others then map.
+    loaders = _main_first(ranks, lambda: build_loaders(run, tokenizer, ranks))
+    loader, eval_data = loaders or build_loaders(run, tokenizer, ranks)
+    folder = broadcast(_main_first(ranks, lambda: make_folder(run)))
     finished = run_loop(run, tokenizer, ranks, loader, eval_data, folder)
     broadcast(None)  # no rank leaves before the first has written all
     return 0 if finished else 130
+
+
+ResultT = TypeVar("ResultT")
+
+
+def _main_first(ranks: Ranks, work: Callable[[], ResultT]) -> ResultT | None:
+    """What `work` gives on rank 0, for which the others wait; None on those. Where it is an error
+    of the user's, all ranks raise it: one that went on alone would fail in its next collective."""
+    result, error = None, None
+    if ranks.is_main:
+        try:
+            result = work()
+        except MiniMindError as problem:
+            error = problem
+    if error := broadcast(error):
+        raise error
+    return result
 
 
 def run_loop(
@@ -113,53 +129,125 @@ def run_loop(
     folder: Path,
 ) -> bool:
     """Trains; True when done, False when interrupted."""
-    recipe, device = run.recipe, run.device
     checkpoints = folder / "checkpoints"
+    started = _start(run, tokenizer, ranks, loader, eval_data, checkpoints)
+    engine, state, total_steps = started.engine, started.state, run.total_steps(loader)
+    logger.info("%s", describe_run(run, loader))
+    if started.at:
+        logger.info("resumed    from step %d of %s", state.step, started.at.folder)
+    if started.at and state.step >= total_steps:
+        logger.info("all %d steps are done already: %s", total_steps, started.at.folder)
+        return True
+    peak_flops = run.device.peak_flops
+    progress = Progress(
+        is_main=ranks.is_main,
+        first_step=state.step,
+        total_steps=total_steps,
+        log_every=run.recipe.log_every,
+        flops_per_token=run.flops_per_token,
+        peak_flops=peak_flops * ranks.world_size if peak_flops else None,
+    )
+    store = CheckpointStore(checkpoints, engine, run.recipe.keep_checkpoints, started.models.save)
+    log = _main_first(ranks, lambda: _start_log(run, folder, started))
+    schedule = CosineSchedule(
+        run.learning_rate, total_steps, run.recipe.warmup_steps, run.recipe.min_lr_ratio
+    )
+    loop = Loop(
+        stage=started.stage,
+        engine=engine,
+        loader=loader,
+        recipe=run.recipe,
+        learning_rate=None if engine.has_scheduler else schedule,
+        total_steps=total_steps,
+        events=_events(run, tokenizer, started, store, log, progress, loader.fingerprint),
+        progress=progress,
+        eval_data=eval_data,
+        state=state,
+    )
+    try:
+        finished = loop.run()
+    finally:
+        progress.close()
+        if log:
+            log.close()
+    if finished and started.models.finish and ranks.is_main:
+        started.models.finish(folder)
+    logger.info("%s: %s", "done" if finished else "interrupted", checkpoints / "latest")
+    return finished
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    stage: Stage[Any]
+    models: StageModels
+    engine: DeepSpeedEngine
+    state: RunState
+    at: Checkpoint | None
+    """What a resumed run goes on from."""
+
+
+def _start(
+    run: ResolvedRun,
+    tokenizer: Tokenizer,
+    ranks: Ranks,
+    loader: PackedLoader,
+    eval_data: EvalLoader | None,
+    checkpoints: Path,
+) -> _Started:
+    """Fresh, from the weights given or, with --resume, as the newest checkpoint has it."""
     start = find_latest(checkpoints) if run.arguments.resume else None
     if start:
         check_same_run(start, run, loader.fingerprint)
-    stage = STAGES[run.stage](recipe)
+    stage = STAGES[run.stage](run.recipe)
     models = stage.build_models(
         BuildContext(
             config=run.config,
             weights=None if start else load_start(run),
             weights_folder=run.weights_folder,
             checkpoint=start.folder if start else None,
-            device=device.torch_device,
+            device=run.device.torch_device,
             dtype=run.dtype,
             tokenizer=tokenizer,
             loader=loader,
             eval_data=eval_data,
         )
     )
-    models.policy.to(device.torch_device)
-    zero_stage = int((run.ds_config.get("zero_optimization") or {}).get("stage", 0))
-    universal = bool(start) and needs_universal(start, ranks.world_size, zero_stage)
+    models.policy.to(run.device.torch_device)
+    universal = False
+    if start:
+        check_same_helpers(start, models.helpers_fingerprint)
+        universal = needs_universal(start, ranks.world_size, run.zero_stage, run.ds_config)
     engine = DeepSpeedEngine(
-        models.policy, run.ds_config, recipe, device, ranks, load_universal=universal
+        models.policy, run.ds_config, run.recipe, run.device, ranks, load_universal=universal
     )
     state = RunState()
     if start:
         load_engine_state(engine, start, universal=universal)
         saved = start.meta["state"]
         state = RunState(**{**saved, "best_val_loss": float(saved["best_val_loss"])})
+    return _Started(stage, models, engine, state, start)
+
+
+def _events(
+    run: ResolvedRun,
+    tokenizer: Tokenizer,
+    started: _Started,
+    store: CheckpointStore,
+    log: MetricsLog | None,
+    progress: Progress,
+    fingerprint: str,
+) -> Events:
+    """`fingerprint`: the loader's."""
     data = run.arguments.get("data")
     paths = [path for path, _ in parse_data_args(data)] if data else []
-    is_chat = stage.data_format != "text"
-    prompts = choose_prompts(recipe.sample_prompts, paths, is_chat=is_chat)
-    total_steps = run.total_steps(loader)
-    logger.info("%s", describe_run(run, loader))
-    if start:
-        logger.info("resumed    from step %d of %s", state.step, start.folder)
-    if state.step >= total_steps:
-        logger.info("all %d steps are done already: %s", total_steps, start and start.folder)
-        return True
-    store = CheckpointStore(checkpoints, engine, recipe.keep_checkpoints, models.save)
-    log = None
-    if ranks.is_main:
-        names = (*stage.metric_names, *(ROUTER_COLUMNS if run.config.num_experts else ()))
-        log = _start_log(run, folder, engine, state.step, names)
-    meta = {**run.to_dict(), "fingerprint": loader.fingerprint, "zero_stage": zero_stage}
+    is_chat = started.stage.data_format != "text"
+    prompts = choose_prompts(run.recipe.sample_prompts, paths, is_chat=is_chat)
+    meta = {
+        **run.to_dict(),
+        "fingerprint": fingerprint,
+        "helpers_fingerprint": started.models.helpers_fingerprint,
+        "zero_stage": run.zero_stage,
+    }
 
     def save(state: RunState, is_best: bool) -> None:
         now = {
@@ -180,83 +268,21 @@ def run_loop(
         progress.say("step %d: saved %s%s", state.step, path, ", the best so far" * is_best)
 
     def sample(module: Any, step: int) -> None:
-        if ranks.is_main:
+        if started.engine.ranks.is_main:
             for text in sample_texts(module, tokenizer, prompts, is_chat=is_chat):
                 progress.say("step %d: %s", step, text)
 
-    progress = Progress(
-        is_main=ranks.is_main,
-        first_step=state.step,
-        total_steps=total_steps,
-        log_every=recipe.log_every,
-        flops_per_token=run.flops_per_token,
-        peak_flops=device.peak_flops * ranks.world_size if device.peak_flops else None,
-    )
-    schedule = CosineSchedule(
-        run.learning_rate, total_steps, recipe.warmup_steps, recipe.min_lr_ratio
-    )
-    loop = Loop(
-        stage=stage,
-        engine=engine,
-        loader=loader,
-        recipe=recipe,
-        learning_rate=None if engine.has_scheduler else schedule,
-        total_steps=total_steps,
-        events=Events(record=log.write if log else lambda *_: None, save=save, sample=sample),
-        progress=progress,
-        eval_data=eval_data,
-        state=state,
-    )
-    try:
-        finished = loop.run()
-    finally:
-        progress.close()
-        if log:
-            log.close()
-    if finished and models.finish and ranks.is_main:
-        models.finish(folder)
-    logger.info("%s: %s", "done" if finished else "interrupted", checkpoints / "latest")
-    return finished
+    return Events(record=log.write if log else lambda *_: None, save=save, sample=sample)
 
 
-def _start_log(
-    run: ResolvedRun, folder: Path, engine: DeepSpeedEngine, step: int, names: Sequence[str]
-) -> MetricsLog:
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(run.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    (folder / "run.json").write_text(text, encoding="utf-8")
-    monitors: list[Monitor] = [engine.monitor] if engine.monitor.enabled else []
+def _start_log(run: ResolvedRun, folder: Path, started: _Started) -> MetricsLog:
+    write_run(folder, run)
+    monitor = started.engine.monitor
+    monitors: list[Monitor] = [monitor] if monitor.enabled else []
     if run.recipe.swanlab:
         monitors.append(SwanLabMonitor("minimind", folder.name, run.to_dict()))
-    return MetricsLog(folder, names, monitors, step)
-
-
-def _merge_earlier(arguments: TrainArguments, folder: Path | None) -> TrainArguments:
-    if folder is None:
-        raise ConfigError("--resume needs --output_dir, the folder of the run to go on with")
-    path = folder / "run.json"
-    if not path.exists():
-        return arguments
-    try:
-        return arguments.merge(json.loads(path.read_text(encoding="utf-8"))["arguments"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
-
-
-def _choose_folder(run: ResolvedRun) -> Path:
-    if given := run.arguments.get("output_dir"):
-        folder = Path(given)
-        if not run.arguments.resume and any((folder / "checkpoints").glob("step-*")):
-            raise ConfigError(
-                f"{folder} already holds a run's checkpoints: --resume goes on with it, another "
-                "--output_dir starts a new one"
-            )
-        return folder
-    name = f"{run.stage}-{Path(run.model_name).stem or 'model'}"
-    number = 1
-    while (RUNS / f"{name}-{number}").exists():
-        number += 1
-    return RUNS / f"{name}-{number}"
+    names = (*started.stage.metric_names, *(ROUTER_COLUMNS if run.config.num_experts else ()))
+    return MetricsLog(folder, names, monitors, started.state.step)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,8 @@ class Batch:
     """bool, False in the padding."""
     max_len: int
     """Tokens of the longest document (padding included), or any bound on it."""
+    num_tokens: int
+    """Those that are no padding."""
     num_targets: int
     """Labels that are not IGNORE_INDEX."""
 

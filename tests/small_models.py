@@ -80,6 +80,7 @@ def pack(rows: Sequence[Sequence[Ids]], seq_len: int | None = None, pad_id: int 
             [[t < sum(map(len, row)) for t in range(seq_len)] for row in rows]
         ),
         max_len=max(b - a for a, b in itertools.pairwise(cu_seqlens)),
+        num_tokens=sum(len(document) for row in rows for document in row),
         num_targets=sum(label != IGNORE_INDEX for label in labels),
     )
 

@@ -219,7 +219,8 @@ def _check_accumulation(ds: dict[str, Any]) -> None:
 def _check_scheduler(ds: dict[str, Any], given: set[str]) -> None:
     if "scheduler" not in ds:
         return
-    clash = sorted(given & {"learning_rate", "warmup_steps", "min_lr_ratio", "scale_lr_with_batch"})
+    rate = {"learning_rate", "warmup_steps", "min_lr_ratio", "scale_lr_with_batch", "lr_factors"}
+    clash = sorted(given & rate)
     if clash:
         raise ConfigError(
             f"the DeepSpeed JSON has its own scheduler, which contradicts --{', --'.join(clash)}: "

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_args, get_type_hints
 
@@ -110,10 +111,20 @@ class Recipe:
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}; it must be from 0 to 2^63 - 1")
         for name in ("lr_factors", "weight_decay_factors"):
+            check_patterns(name, getattr(self, name))
             if bad := [v for v in getattr(self, name).values() if not 0 <= v < math.inf]:
                 raise ConfigError(f"{name} holds {bad[0]}; a factor must be at least 0")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas is {self.betas}; it must be two numbers from 0 to below 1")
+
+
+def check_patterns(name: str, patterns: Iterable[str]) -> None:
+    """Raises ConfigError for one that is no regular expression."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"{name}: the pattern {pattern!r}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,13 +116,15 @@ def collate(rows: Sequence[PackedRow]) -> Batch:
     positions_BT = np.stack([row.positions_T for row in rows])
     starts = np.flatnonzero(positions_BT.reshape(-1) == 0)
     cu_seqlens = np.append(starts, positions_BT.size).astype(np.int32)
+    is_token_BT = np.stack([row.doc_T for row in rows]) >= 0
     return Batch(
         ids_BT=torch.from_numpy(ids_BT),
         labels_BT=torch.from_numpy(labels_BT),
         positions_BT=torch.from_numpy(positions_BT),
         cu_seqlens=torch.from_numpy(cu_seqlens),
-        is_token_BT=torch.from_numpy(np.stack([row.doc_T for row in rows]) >= 0),
+        is_token_BT=torch.from_numpy(is_token_BT),
         max_len=int(np.diff(cu_seqlens).max()),
+        num_tokens=int(is_token_BT.sum()),
         num_targets=int((labels_BT != IGNORE_INDEX).sum()),
     )
 

@@ -17,6 +17,9 @@ from minimind.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+MAX_REPEATED = 1000
+"""An epoch is so many times its data at most: its documents are numbered in memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class WeightedSource:
@@ -54,7 +57,8 @@ class Mixture:
     """
 
     def __init__(self, sources: Sequence[WeightedSource], seed: int) -> None:
-        """Raises ConfigError for no source, and for weights given to some sources only."""
+        """Raises ConfigError for no source, for weights given to some sources only, and for weights
+        so far apart that an epoch would not end."""
         weights = [source.weight for source in sources]
         if not sources or (None in weights and any(weight is not None for weight in weights)):
             raise ConfigError("give one or more data files, and weights to all of them or to none")
@@ -73,7 +77,16 @@ class Mixture:
         if None not in weights:
             tokens = [cache.num_tokens for cache in self._caches]
             shares = [weight / sum(w for w in weights if w) for weight in weights if weight]
-            total = max(count / share for count, share in zip(tokens, shares, strict=True))
+            needed = [
+                n / share if share else math.inf for n, share in zip(tokens, shares, strict=True)
+            ]
+            total = max(needed)
+            if total > MAX_REPEATED * sum(tokens):
+                scarce = self._caches[needed.index(total)].path
+                raise ConfigError(
+                    f"one reading of {scarce} beside so much of the other data would make an epoch "
+                    f"of {total:.0e} tokens out of {sum(tokens):,}: give weights that are closer"
+                )
             self.times = [share * total / n for n, share in zip(tokens, shares, strict=True)]
             self._units = self._repeated(seed)
         if len(sources) > 1:

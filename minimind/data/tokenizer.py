@@ -70,9 +70,12 @@ class Tokenizer:
         spec = _read_json(folder / _TOKENIZER_FILE)
         config = _read_json(folder / _CONFIG_FILE)
         template = folder / _TEMPLATE_FILE
-        if template.is_file():
-            config["chat_template"] = template.read_text("utf-8")
-        return cls(spec, config, str(folder))
+        try:
+            if template.is_file():
+                config["chat_template"] = template.read_text("utf-8")
+            return cls(spec, config, str(folder))
+        except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+            raise DataError(f"{folder}: not the files of a tokenizer: {error!r}") from None
 
     def save(self, folder: str | Path) -> None:
         """Writes the two files that `load` and `transformers` read."""

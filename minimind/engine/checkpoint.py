@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from minimind.config.deepspeed_json import precision
 from minimind.config.model import ModelConfig
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.stage import SaveTrained
@@ -34,6 +35,13 @@ logger = logging.getLogger(__name__)
 META_FILE = "meta.json"
 LATEST, BEST = "latest", "best"
 _UNFINISHED = ".unfinished-"
+_META = frozenset(
+    {
+        *("step", "state", "stage", "model", "recipe", "ds_config", "world_size", "zero_stage"),
+        *("fingerprint", "helpers_fingerprint", "files"),
+    }
+)
+"""What resuming asks of meta.json."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +61,17 @@ def load_checkpoint_meta(folder: Path) -> Checkpoint:
     path = folder / META_FILE
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        files: dict[str, int] = meta["files"]
+        files = dict[str, int](meta["files"])
         int(meta["step"])
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: not the description of a checkpoint") from None
+    if missing := sorted(_META - meta.keys()):
+        raise CheckpointError(
+            f"{path}: holds no {missing[0]}, as checkpoints of other versions do: start a new run "
+            "from its weights with --from_checkpoint"
+        )
     for name, size in files.items():
         file = folder / name
         if not file.is_file():
@@ -196,17 +209,33 @@ def find_latest(folder: Path) -> Checkpoint | None:
     return None
 
 
-def needs_universal(checkpoint: Checkpoint, world_size: int, zero_stage: int) -> bool:
+def needs_universal(
+    checkpoint: Checkpoint, world_size: int, zero_stage: int, ds_config: dict[str, Any]
+) -> bool:
     """Whether the shards are for another number of ranks. Another ZeRO stage or precision raises
-    CheckpointError."""
+    CheckpointError: DeepSpeed lays its states out otherwise there."""
     meta = checkpoint.meta
-    if meta["zero_stage"] != zero_stage:
-        raise CheckpointError(
-            f"{checkpoint.folder} was saved under ZeRO stage {meta['zero_stage']} and cannot be "
-            f"resumed under stage {zero_stage}; start a new run from its weights with "
-            "--from_checkpoint"
-        )
+    for what, saved, now in (
+        ("ZeRO stage", meta["zero_stage"], zero_stage),
+        ("precision", precision(meta["ds_config"]), precision(ds_config)),
+    ):
+        if saved != now:
+            raise CheckpointError(
+                f"{checkpoint.folder} was saved under {what} {saved} and cannot be resumed under "
+                f"{now}; start a new run from its weights with --from_checkpoint"
+            )
     return zero_stage > 0 and meta["world_size"] != world_size
+
+
+def check_same_helpers(checkpoint: Checkpoint, fingerprint: str) -> None:
+    """Whether a teacher or reference still has the weights it had: a run is named by its folder,
+    whose best checkpoint may be another one now. Raises CheckpointError."""
+    if checkpoint.meta["helpers_fingerprint"] != fingerprint:
+        raise CheckpointError(
+            f"{checkpoint.folder} was trained beside other weights than its teacher or reference "
+            "has now: a run's best checkpoint may be another one since. Resume with the one it "
+            "began with: --from_checkpoint RUN/checkpoints/step-N (--set teacher=… for a teacher)"
+        )
 
 
 def load_engine_state(engine: DeepSpeedEngine, checkpoint: Checkpoint, *, universal: bool) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import datetime
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from minimind.config.deepspeed_json import precision
 from minimind.config.recipe import Recipe
 from minimind.engine.bare_module import without_hooks
+from minimind.engine.parameter_groups import parameter_groups, trained_parameters
 from minimind.errors import CheckpointError, ConfigError
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks, complete_environment
@@ -95,14 +95,15 @@ class DeepSpeedEngine:
         try:
             # pydantic's ValidationError is a ValueError.
             deepspeed.DeepSpeedConfig(config)
+            # An optimizer's or scheduler's type and parameters are first looked at here.
+            self._engine, *_ = deepspeed.initialize(
+                model=module,
+                model_parameters=parameter_groups(module, recipe),
+                config=config,
+                dist_init_required=False,
+            )
         except (TypeError, ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:
             raise ConfigError(f"DeepSpeed refuses the JSON: {error}") from error
-        self._engine, *_ = deepspeed.initialize(
-            model=module,
-            model_parameters=parameter_groups(module, recipe),
-            config=config,
-            dist_init_required=False,
-        )
         if self.precision != "fp32":
             self._set_masters(exact)
 
@@ -246,6 +247,11 @@ class DeepSpeedEngine:
 
     def load(self, folder: Path) -> None:
         """Raises CheckpointError where DeepSpeed cannot read its own files."""
+        # It would bring back the options the groups were saved with: a resumed run's may be others.
+        options = [
+            {name: value for name, value in group.items() if name not in ("params", "lr")}
+            for group in self._engine.optimizer.param_groups
+        ]
         try:
             # Strictly, the frozen parameters would be missing.
             path, _ = self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
@@ -255,10 +261,8 @@ class DeepSpeedEngine:
             ) from error
         if path is None:
             raise CheckpointError(f"{folder}: holds no DeepSpeed checkpoint")
-
-
-def trained_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+        for group, given in zip(self._engine.optimizer.param_groups, options, strict=True):
+            group.update(given)
 
 
 def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
@@ -266,29 +270,6 @@ def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) 
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if not parameter.requires_grad:
             state.pop(prefix + name, None)
-
-
-def parameter_groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Parameters by learning rate and weight decay factor. A pattern that no name matches raises
-    ConfigError."""
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
-    unmatched = set(recipe.lr_factors) | set(recipe.weight_decay_factors)
-    for name, parameter in trained_parameters(module):
-        factors = []
-        for table in (recipe.lr_factors, recipe.weight_decay_factors):
-            patterns = [p for p in table if re.search(p, name)]
-            unmatched -= set(patterns)
-            factors.append(table[patterns[-1]] if patterns else 1.0)
-        rate, decay = factors
-        options = {"lr_factor": rate, "weight_decay": recipe.weight_decay * decay}
-        group = groups.setdefault((rate, decay), {"params": [], **options})
-        group["params"].append(parameter)
-    if unmatched:
-        names = ", ".join(name for name, _ in module.named_parameters())
-        raise ConfigError(
-            f"no weight's name matches {', '.join(sorted(unmatched))}; names: {names}"
-        )
-    return list(groups.values())
 
 
 def broadcast(value: Any) -> Any:

@@ -159,7 +159,7 @@ class Loop(Generic[BatchT]):
         engine, step = self.engine, self.state.step
         mine = [
             float(sum(self.stage.count(batch) for batch in micro_batches)),
-            float(sum(batch.num_targets for batch in micro_batches)),
+            float(sum(batch.num_tokens for batch in micro_batches)),
             float(interrupts.requested),
         ]
         counts = torch.tensor(mine, dtype=torch.float64).to(engine.device, non_blocking=True)
@@ -237,8 +237,11 @@ class Loop(Generic[BatchT]):
     def _check_finite(
         self, pending: _Pending, loss: float, grad_norm: float, losses: Sequence[float]
     ) -> None:
-        # fp16's loss scaling expects overflows and skips those steps.
-        if math.isfinite(loss) and (math.isfinite(grad_norm) or self.engine.precision == "fp16"):
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            return
+        if math.isfinite(loss) and self.engine.precision == "fp16":  # its loss scaling's business
+            said = "step %d: skipped, its gradient overflowed; the loss scale is now %g"
+            self.progress.say(said, pending.step, self.engine.loss_scale)
             return
         bad = [micro for micro, value in enumerate(losses) if not math.isfinite(value)]
         if math.isfinite(loss):  # the gradient alone: it may come from any of them
@@ -274,7 +277,8 @@ class Loop(Generic[BatchT]):
         self._record(val_loss)
         self.progress.say("step %d: validation loss %.4f", self.state.step, val_loss)
         is_best = val_loss < self.state.best_val_loss
-        self.state.best_val_loss = min(val_loss, self.state.best_val_loss)
+        if is_best:  # min() would keep a NaN for good
+            self.state.best_val_loss = val_loss
         self._clock = time.perf_counter()
         return is_best
 

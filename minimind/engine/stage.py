@@ -35,6 +35,8 @@ class StageModels:
 
     policy: nn.Module
     helpers: tuple[nn.Module, ...] = ()
+    helpers_fingerprint: str = ""
+    """Of the weights of what the policy is trained beside, helper in memory or not."""
     save: SaveTrained | None = None
     """For a policy that is no whole model; None: the trained weights are one, saved in `model/`."""
     finish: Callable[[Path], None] | None = None

@@ -114,7 +114,8 @@ def load_hf_config(folder: Path) -> ModelConfig:
     path = folder / CONFIG_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        family, ours = values["model_type"], dict(values.get("minimind") or {})
+        family, ours = str(values["model_type"]), dict(values.get("minimind") or {})
+        layer_types = set(values.get("layer_types") or ())
         # transformers 5 writes rope_theta and rope_scaling as one object, rope_parameters.
         rope = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
     except OSError as error:
@@ -127,7 +128,7 @@ def load_hf_config(folder: Path) -> ModelConfig:
     for name, only in _SUPPORTED.items():
         if (given := rope.pop(name, values.get(name))) not in (None, only):
             raise CheckpointError(f"{path}: {name} is {given!r}; models here have {only!r}")
-    if other := set(values.get("layer_types") or ()) - {"full_attention"}:
+    if other := layer_types - {"full_attention"}:
         raise CheckpointError(f"{path}: layer_types holds {sorted(other)}; all attention is full")
     if missing := [name for name in _REQUIRED if values.get(name) is None]:
         raise CheckpointError(f"{path}: {missing[0]} is missing")

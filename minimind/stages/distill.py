@@ -20,7 +20,7 @@ from minimind.engine.checkpoint import find_model_folder
 from minimind.engine.stage import BuildContext, Policy, StageModels
 from minimind.errors import ConfigError
 from minimind.inference.generate import load_model
-from minimind.model.adapter_folder import load_folder_config
+from minimind.model.adapter_folder import fingerprint, load_folder_config
 from minimind.model.transformer import Transformer
 from minimind.stages.sft import SFT, SFTRecipe
 from minimind.types import Batch, LossSum
@@ -74,10 +74,19 @@ class Distill(SFT):
     teacher: Transformer
 
     def build_models(self, context: BuildContext) -> StageModels:
-        """Raises ConfigError where the teacher reads other tokens than the student."""
+        """Raises ConfigError where the teacher reads other tokens than the student, or fewer."""
         models = super().build_models(context)
-        self.teacher = load_teacher(Path(cast(str, self.recipe.teacher)), context)
-        return dataclasses.replace(models, helpers=(self.teacher,))
+        folder = find_model_folder(Path(cast(str, self.recipe.teacher)))
+        self.teacher = load_teacher(folder, context)
+        most, seq_len = self.teacher.config.max_position_embeddings, self.recipe.seq_len
+        if seq_len is not None and seq_len > most:
+            raise ConfigError(
+                f"seq_len {seq_len} is beyond the max_position_embeddings {most} of the teacher "
+                f"{folder}: what it says there teaches nothing"
+            )
+        return dataclasses.replace(
+            models, helpers=(self.teacher,), helpers_fingerprint=fingerprint(folder)
+        )
 
     def loss(self, policy: Policy, batch: Batch) -> LossSum:
         alpha, temperature = self.recipe.alpha, self.recipe.temperature

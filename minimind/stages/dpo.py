@@ -4,7 +4,7 @@ compared with the model the run starts from."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.functional import logsigmoid
 from minimind.config.recipe import Recipe, option
 from minimind.engine.stage import BuildContext, Policy, StageModels
 from minimind.errors import ConfigError
+from minimind.model.adapter_folder import fingerprint
 from minimind.stages.pretrain import Pretrain
 from minimind.stages.reference import load_reference, pair_log_probs
 from minimind.types import LossSum, PairBatch
@@ -93,7 +94,11 @@ class DPO:
                     "or orpo, which compare with nothing"
                 )
             self.reference = load_reference(context)
-        return Pretrain(self.recipe).build_models(context)
+        models = Pretrain(self.recipe).build_models(context)
+        if self.reference is None:
+            return models
+        assert context.weights_folder is not None
+        return replace(models, helpers_fingerprint=fingerprint(context.weights_folder))
 
     def count(self, batch: PairBatch) -> int:
         return batch.num_pairs

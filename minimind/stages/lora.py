@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import ClassVar, cast
 from torch import Tensor
 
 from minimind.config.model import ModelConfig
-from minimind.config.recipe import Recipe, option, option_table
+from minimind.config.recipe import Recipe, check_patterns, option, option_table
 from minimind.engine.checkpoint import LATEST
 from minimind.engine.stage import BuildContext, StageModels
 from minimind.errors import CheckpointError, ConfigError
@@ -74,13 +75,9 @@ class LoraRecipe(SFTRecipe):
                 f"lora_preset {self.lora_preset} and lora_ranks contradict: give one of them"
             )
         for name, table in (("lora_ranks", self.lora_ranks), ("lora_alphas", self.lora_alphas)):
-            for pattern, value in table.items():
-                try:
-                    re.compile(pattern)
-                except re.error as error:
-                    raise ConfigError(f"{name}: the pattern {pattern!r}: {error}") from None
-                if value < 0:
-                    raise ConfigError(f"{name} holds {value}; it must be at least 0")
+            check_patterns(name, table)
+            if bad := [value for value in table.values() if not 0 <= value < math.inf]:
+                raise ConfigError(f"{name} holds {bad[0]}; it must be at least 0")
 
     def plan(self, config: ModelConfig) -> AdapterPlan:
         """Raises ConfigError for a pattern that no linear's name matches, or if none is chosen."""

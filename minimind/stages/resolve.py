@@ -66,6 +66,10 @@ class ResolvedRun:
         return DTYPES[precision(self.ds_config)]
 
     @property
+    def zero_stage(self) -> int:
+        return int((self.ds_config.get("zero_optimization") or {}).get("stage", 0))
+
+    @property
     def learning_rate(self) -> float:
         """The peak, scaled to the batch where the recipe says so. The square root keeps the size
         of Adam's noise (Malladi et al. 2022)."""
@@ -245,7 +249,6 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
     accumulation = ds["gradient_accumulation_steps"]
     kind = precision(ds)
     why = f" ({run.device.why_not_bf16})" if kind == "fp32" and run.device.why_not_bf16 else ""
-    stage = (ds.get("zero_optimization") or {}).get("stage", 0)
     active = f" ({run.config.num_active_parameters:,} active)" if run.config.num_experts else ""
     is_whole = run.num_trained == run.config.num_parameters
     trained = "" if is_whole else f" + {run.num_trained:,} trained beside them"
@@ -253,7 +256,8 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
         f"stage      {run.stage} of {run.model_name or 'a model of its own size'}: "
         f"{run.config.num_parameters:,} parameters{active}{trained}, vocabulary "
         f"{run.config.vocab_size:,}",
-        f"device     {run.device.name} x {run.world_size}, {kind}{why}, ZeRO stage {stage}",
+        f"device     {run.device.name} x {run.world_size}, {kind}{why}, "
+        f"ZeRO stage {run.zero_stage}",
         f"step       {run.train_batch_size} rows x {run.seq_len} tokens = micro-batch "
         f"{run.micro_batch_size} x accumulation {accumulation} x {run.world_size} rank(s)",
         f"run        {total:,} steps, {total * run.train_batch_size / loader.num_rows:.2f} epochs "

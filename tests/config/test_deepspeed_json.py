@@ -391,13 +391,23 @@ def test_gradients_that_stage_1_would_add_twice_are_refused(resolved: Resolve):
 
 
 @pytest.mark.parametrize(
-    "name", ["learning_rate", "warmup_steps", "min_lr_ratio", "scale_lr_with_batch"]
+    ("name", "value"),
+    [
+        ("learning_rate", 1),
+        ("warmup_steps", 1),
+        ("min_lr_ratio", 1),
+        ("scale_lr_with_batch", 1),
+        # DeepSpeed's schedules give all parameter groups one rate.
+        ("lr_factors", {"embed": 0.1}),
+    ],
 )
-def test_a_scheduler_in_the_file_contradicts_flags_about_the_rate(resolved: Resolve, name: str):
+def test_a_scheduler_in_the_file_contradicts_flags_about_the_rate(
+    resolved: Resolve, name: str, value: Any
+):
     values = {"scheduler": {"type": "WarmupLR", "params": {}}}
     assert resolved(values)[0]["scheduler"] == values["scheduler"]
     with pytest.raises(ConfigError, match=rf"scheduler.*--{name}"):
-        resolved(values, **{name: 1})
+        resolved(values, **{name: value})
 
 
 @pytest.mark.parametrize("rows", [8, 12, 16, 120, 128])

@@ -115,6 +115,8 @@ def test_a_changed_recipe_leaves_the_first_alone():
         ("seed", 2**63),
         ("lr_factors", {"embed": -1.0}),
         ("weight_decay_factors", {"embed": math.nan}),
+        ("lr_factors", {"(": 1.0}),
+        ("weight_decay_factors", {"*norm": 0.0}),
         ("keep_checkpoints", 0),
         ("log_every", 0),
         ("eval_every", -1),

@@ -63,6 +63,7 @@ def _check_shapes(batch: Batch, rows: int) -> None:
     assert batch.positions_BT.flatten().tolist() == positions.tolist()
     labels, ids = batch.labels_BT.flatten(), batch.ids_BT.flatten()
     assert batch.num_targets == int((labels != IGNORE_INDEX).sum())
+    assert batch.num_tokens == int(batch.is_token_BT.sum())
     assert (labels[torch.tensor(bounds[1:]) - 1] == IGNORE_INDEX).all()
     places = (labels != IGNORE_INDEX).nonzero().flatten()
     assert (labels[places] == ids[places + 1]).all()
@@ -83,7 +84,8 @@ def test_padding_and_row_ends_are_document_ends() -> None:
     batch = collate(rows)
     assert batch.cu_seqlens.tolist() == [0, 5, 7, 10, 15, 20, 30]
     assert batch.is_token_BT.tolist() == [[True] * 7 + [False] * 3, [True] * 10, [False] * 10]
-    assert (batch.max_len, batch.num_targets) == (10, 4 + 1 + 4 + 4)
+    assert (batch.max_len, batch.num_tokens) == (10, 7 + 10)
+    assert batch.num_targets == 4 + 1 + 4 + 4
 
 
 def test_an_epoch_holds_every_transition_once(cache: TokenCache) -> None:

@@ -112,6 +112,14 @@ def test_the_fingerprint_sees_data_weights_and_order(make_cache) -> None:
     assert Mixture([WeightedSource(a)], 0).fingerprint == prints[0]
 
 
+@pytest.mark.parametrize("weights", [(1e9, 1.0), (1e300, 1e-300)])
+def test_weights_of_an_epoch_without_end_are_refused(make_cache, weights: tuple[float, float]):
+    caches = [make_cache(["a b"] * 9, "much.jsonl"), make_cache(["a"] * 3, "little.jsonl")]
+    sources = [WeightedSource(c, w) for c, w in zip(caches, weights, strict=True)]
+    with pytest.raises(ConfigError, match=r"little\.jsonl.*weights that are closer"):
+        Mixture(sources, 0)
+
+
 def test_some_weights_only(make_cache) -> None:
     cache = make_cache(["a"])
     with pytest.raises(ConfigError, match="all of them or to none"):

@@ -166,6 +166,8 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tokenizer: Tokenizer) -> N
         ("tokenizer.json", "[]", "a JSON object is expected"),
         ("tokenizer.json", "{}", "no byte-level BPE"),
         ("tokenizer.json", '{"model": {"type": "WordPiece", "vocab": {}}}', "no byte-level BPE"),
+        ("tokenizer.json", '{"model": "BPE"}', "not the files of a tokenizer"),
+        ("tokenizer.json", '{"added_tokens": [{"id": 1}]}', "not the files of a tokenizer"),
         ("tokenizer_config.json", "{}", "gives no bos_token"),
         ("tokenizer_config.json", '{"bos_token": "<s>"}', "as '<s>', which is not in the vocab"),
     ],

@@ -82,6 +82,15 @@ def own_logits(model: Transformer) -> Tensor:
         return logits_of(model, pack([[IDS]]))
 
 
+def test_the_folder_one_stands_in_may_be_the_output(
+    convert: Convert, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert convert(run_folder, Path(".")) == 0
+    assert (tmp_path / "here" / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("inside", ["", "checkpoints/best", "checkpoints/step-00000002/model"])
 def test_a_run_a_checkpoint_or_a_folder_becomes_what_transformers_loads(
     convert: Convert, run_folder: Path, tmp_path: Path, model: Transformer, inside: str

@@ -72,6 +72,23 @@ def test_a_run_logs_both_parts_keeps_the_student_alone_and_resumes_bitwise(
     assert_same_weights(run, again)
 
 
+def test_a_teacher_whose_run_has_gone_on_is_not_taken_for_the_one_of_before(
+    train: Train,
+    flags: list[str],
+    teacher: Path,
+    run_flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    assert train(*flags, "--max_steps", "2") == 0
+    assert train("--resume", "--output_dir", str(teacher), "--max_steps", "2") == 0
+    resume = ["--resume", "--output_dir", str(tmp_path / "run"), "--max_steps", "3"]
+    assert train(*resume) == 2
+    assert "trained beside other weights" in capsys.readouterr().err
+    first = teacher / "checkpoints" / "step-00000001"
+    assert train(*resume, "--set", f"teacher={first}") == 0
+
+
 def test_two_ranks_and_zero3_take_the_steps_of_one(train: Train, flags: list[str], tmp_path: Path):
     assert train(*flags) == 0
     two = ["--ds_config", "zero3.json", "--output_dir", str(tmp_path / "two")]

@@ -24,8 +24,11 @@ from training_runs import (
 
 from minimind.config.model import load_model_config
 from minimind.data.sample_text import load_sample_tokenizer
+from minimind.engine.stage import Policy
 from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
+from minimind.stages.sft import SFT
+from minimind.types import IGNORE_INDEX, Batch, LossSum
 
 
 def test_a_run_on_conversations(
@@ -87,6 +90,23 @@ def sft_flags(start: Callable[..., Path], tmp_path: Path) -> list[str]:
         # Adam turns the rounding of a sum over ranks into a share of the rate.
         *("--learning_rate", "1e-4"),
     ]
+
+
+def test_speed_counts_tokens_and_not_targets(
+    train: Train, sft_flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Else MFU would depend on how long the answers are."""
+    seen = {"tokens": 0, "targets": 0}
+    loss = SFT.loss
+
+    def counting(self: SFT, policy: Policy, batch: Batch) -> LossSum:
+        seen["tokens"] += int(batch.is_token_BT.sum())
+        seen["targets"] += int((batch.labels_BT != IGNORE_INDEX).sum())
+        return loss(self, policy, batch)
+
+    monkeypatch.setattr(SFT, "loss", counting)
+    assert train(*sft_flags) == 0
+    assert read_column(tmp_path / "run", "tokens")[-1] == seen["tokens"] > 1.2 * seen["targets"]
 
 
 @pytest.mark.parametrize("name", ["zero1", "zero3"])

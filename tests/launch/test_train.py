@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
+import math
 import os
+import shutil
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +31,7 @@ from minimind.data.loader import PackedLoader
 from minimind.engine import checkpoint as checkpoint_module
 from minimind.engine.loop import Loop
 from minimind.engine.stage import Policy
+from minimind.model.state_dict import load_hf_folder
 from minimind.stages.pretrain import Pretrain
 from minimind.types import Batch, LossSum
 
@@ -115,21 +122,35 @@ def test_two_ranks_take_the_steps_of_one(flags: list[str], tmp_path: Path, train
         torch.testing.assert_close(weight, reference[name], atol=2e-5, rtol=2e-4)
 
 
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """Within interrupt(n) a run gets SIGINT after step n."""
+    take_step = Loop._take_step
+
+    @contextlib.contextmanager
+    def after(step: int) -> Iterator[None]:
+        def interrupted(self: Loop, *arguments: object) -> None:
+            take_step(self, *arguments)  # type: ignore[arg-type]
+            if self.state.step == step:
+                signal.raise_signal(signal.SIGINT)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "_take_step", interrupted)
+            yield
+
+    return after
+
+
 def test_a_run_resumed_after_sigint_ends_bitwise_like_one_left_alone(
-    train: Train, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train,
+    flags: list[str],
+    tmp_path: Path,
+    interrupt: Callable[[int], AbstractContextManager[None]],
 ):
     flags = [*flags, "--set", "dropout=0.1"]
     assert train(*flags, "--output_dir", str(tmp_path / "whole")) == 0
-    take_step = Loop._take_step
-
-    def interrupted(self: Loop, *arguments: object) -> None:
-        take_step(self, *arguments)  # type: ignore[arg-type]
-        if self.state.step == 3:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Loop, "_take_step", interrupted)
-    assert train(*flags) == 130
-    monkeypatch.setattr(Loop, "_take_step", take_step)
+    with interrupt(3):
+        assert train(*flags) == 130
     assert (tmp_path / "run" / "checkpoints" / "latest").resolve().name == "step-00000003"
     assert train("--resume", "--output_dir", str(tmp_path / "run")) == 0
     assert_same_weights(tmp_path / "whole", tmp_path / "run")
@@ -156,14 +177,46 @@ def test_a_run_killed_anywhere_resumes_bitwise(
     assert read_losses(tmp_path / "whole") == read_losses(tmp_path / "run")
 
 
-def test_a_run_resumes_at_another_number_of_ranks(train: Train, flags: list[str], tmp_path: Path):
+def test_a_run_resumes_at_another_number_of_ranks(
+    train: Train,
+    flags: list[str],
+    tmp_path: Path,
+    interrupt: Callable[[int], AbstractContextManager[None]],
+):
+    """With the same data, weights, moments and rates as if nothing had happened."""
     assert train(*flags, "--output_dir", str(tmp_path / "whole")) == 0
-    assert train(*flags, "--max_steps", "4") == 0
-    more = ["--resume", "--output_dir", str(tmp_path / "run"), "--max_steps", "6"]
-    done = train_in_a_process(*more, ranks=2)
+    with interrupt(3):
+        assert train(*flags) == 130
+    done = train_in_a_process("--resume", "--output_dir", str(tmp_path / "run"), ranks=2)
     assert done.returncode == 0, done.stderr
-    # Four steps were scheduled for a run of four: only the data and the state must carry over.
-    assert [step for step, *_ in read_losses(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    whole, resumed = read_losses(tmp_path / "whole"), read_losses(tmp_path / "run")
+    assert [step for step, *_ in resumed] == [1, 2, 3, 4, 5, 6]
+    for (_, loss, _), (_, other, _) in zip(whole, resumed, strict=True):
+        assert other == pytest.approx(loss, abs=1e-5)
+    reference = final_weights(tmp_path / "whole")
+    for name, weight in final_weights(tmp_path / "run").items():
+        torch.testing.assert_close(weight, reference[name], atol=2e-5, rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["zero0", "zero2", "zero3"])
+def test_what_is_given_anew_holds_for_a_resumed_run(
+    train: Train, flags: list[str], tmp_path: Path, name: str
+):
+    """Though the optimizer's own state remembers other options."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    assert train(*flags, "--max_steps", "2", "--ds_config", f"{name}.json") == 0
+    shutil.copytree(run, other, symlinks=True)
+    more = ["--resume", "--max_steps", "3"]
+    assert train(*more, "--output_dir", str(run)) == 0
+    with open(run / "metrics.csv", encoding="utf-8") as file:
+        rate = float(list(csv.DictReader(file))[-1]["learning_rate"])
+    half = ["--set", f"weight_decay={0.01 + 0.5 / rate}"]
+    assert train(*more, *half, "--output_dir", str(other)) == 0
+    _, before = load_hf_folder(other / "checkpoints" / "step-00000002" / "model")
+    plain, decayed = final_weights(run), final_weights(other)
+    for weight_name, weight in decayed.items():
+        expected = plain[weight_name] - 0.5 * before[weight_name]
+        torch.testing.assert_close(weight, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_damaged_checkpoint_is_passed_over(train: Train, flags: list[str], tmp_path: Path):
@@ -272,10 +325,19 @@ def test_what_cannot_be_resumed_says_why(
     assert "other data" in refuses(*resume, "--seed", "1")
     assert "rows a step" in refuses(*resume, "--set", "train_batch_size=8")
     assert "ZeRO stage 2" in refuses(*resume, "--ds_config", "zero1.json")
+    assert "precision fp32" in refuses(*resume, "--set", "ds_config.bf16.enabled=true")
     assert "--resume needs --output_dir" in refuses("--resume")
     meta = Path(run) / "checkpoints" / "step-00000002" / "meta.json"
-    meta.write_text("{", encoding="utf-8")
-    assert "no checkpoint is whole" in refuses(*resume)
+    saved = json.loads(meta.read_text(encoding="utf-8"))
+    for text, problem in (
+        ("{", "not the description of a checkpoint"),
+        (json.dumps(saved | {"files": ["config.json"]}), "not the description of a checkpoint"),
+        (json.dumps({k: v for k, v in saved.items() if k != "stage"}), "holds no stage"),
+    ):
+        meta.write_text(text, encoding="utf-8")
+        said = refuses(*resume)
+        assert "no checkpoint is whole" in said
+        assert problem in said
 
 
 @pytest.mark.parametrize(
@@ -293,6 +355,8 @@ def test_what_cannot_be_resumed_says_why(
         (["--from_checkpoint", "nowhere"], "nowhere"),
         (["--set", "vocab_size=100"], "the model only 100"),
         (["--set", 'lr_factors={"nothing": 0.1}'], "nothing"),
+        (["--set", 'ds_config.scheduler={"type": "NoSuch"}'], "NoSuch"),
+        (["--set", 'ds_config.scheduler={"type": "WarmupLR", "params": {"warm": 1}}'], "warm"),
     ],
 )
 def test_what_is_wrong_is_named_and_ends_with_status_2(
@@ -306,6 +370,34 @@ def test_what_is_wrong_is_named_and_ends_with_status_2(
     assert train(*flags, *more) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_an_output_folder_that_is_a_file_is_named(
+    train: Train, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str
+):
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / below
+    assert train(*flags, "--output_dir", str(folder)) == 2
+    assert f"--output_dir {folder}: cannot be made" in capsys.readouterr().err
+
+
+def test_a_validation_loss_that_is_no_number_is_not_the_best_for_good(
+    train: Train, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    loss, calls = Pretrain.loss, []
+
+    def first_nan(self: Pretrain, policy: Policy, batch: Batch) -> LossSum:
+        result = loss(self, policy, batch)
+        if torch.is_grad_enabled():
+            return result
+        calls.append(1)
+        return replace(result, total=result.total * math.nan) if len(calls) == 1 else result
+
+    monkeypatch.setattr(Pretrain, "loss", first_nan)
+    assert train(*flags) == 0
+    assert next(val for _, _, val in read_losses(tmp_path / "run") if val) == "nan"
+    assert (tmp_path / "run" / "checkpoints" / "best").resolve().name == "step-00000006"
 
 
 @pytest.mark.parametrize(
@@ -332,6 +424,18 @@ def test_a_choice_of_kernels_that_cannot_be_met(
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (tmp_path / "run").exists()
+
+
+def test_of_two_ranks_one_says_what_is_wrong_and_both_leave(
+    train: Train, flags: list[str], tmp_path: Path
+):
+    """With what rank 0 alone looks at."""
+    (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    done = train_in_a_process(*flags, ranks=2)
+    assert done.returncode != 0
+    said = done.stdout + done.stderr
+    assert said.count("already holds a run's checkpoints") == 1
+    assert "Traceback" not in said
 
 
 def test_an_empty_file_and_a_json_that_is_none(

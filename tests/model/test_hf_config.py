@@ -228,6 +228,8 @@ def test_what_hugging_face_has_no_word_for_is_refused_there(
         ({"decoder_sparse_step": 3}, ["mlp_only_layers", "all 2 layers"]),
         ({"num_hidden_layers": "2"}, ["num_hidden_layers", "'2'"]),
         ({"model_type": "qwen4_moe"}, ["qwen4_moe", "'qwen3_moe'", "'minimind_moe'"]),
+        ({"model_type": ["qwen3"]}, ["['qwen3']", "'qwen3_moe'"]),
+        ({"layer_types": 5}, ["not the config.json of a model"]),
     ],
     ids=str,
 )

@@ -219,6 +219,14 @@ def test_the_teacher_is_frozen_beside_the_student(folder: Callable[..., Path], t
     assert not trained & {id(parameter) for parameter in stage.teacher.parameters()}
 
 
+def test_a_teacher_of_shorter_contexts_is_refused(folder: Callable[..., Path], tokenizer):
+    shape = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 64}
+    path = folder(small_config(**shape), tokenizer)
+    Distill(DistillRecipe(teacher=str(path), seq_len=64)).build_models(context(tokenizer))
+    with pytest.raises(ConfigError, match="seq_len 65 is beyond the max_position_embeddings 64"):
+        Distill(DistillRecipe(teacher=str(path), seq_len=65)).build_models(context(tokenizer))
+
+
 def changed_tokenizer(tokenizer: Tokenizer, change: Callable[[dict[str, Any]], None]) -> Tokenizer:
     spec = json.loads(json.dumps(tokenizer._spec))
     change(spec)

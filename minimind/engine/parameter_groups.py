@@ -1,0 +1,39 @@
+"""What is trained, grouped by learning rate and weight decay."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from minimind.config.recipe import Recipe
+from minimind.errors import ConfigError
+
+
+def trained_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+
+
+def parameter_groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Parameters by learning rate and weight decay factor. A pattern that no name matches raises
+    ConfigError."""
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    unmatched = set(recipe.lr_factors) | set(recipe.weight_decay_factors)
+    for name, parameter in trained_parameters(module):
+        factors = []
+        for table in (recipe.lr_factors, recipe.weight_decay_factors):
+            patterns = [p for p in table if re.search(p, name)]
+            unmatched -= set(patterns)
+            factors.append(table[patterns[-1]] if patterns else 1.0)
+        rate, decay = factors
+        options = {"lr_factor": rate, "weight_decay": recipe.weight_decay * decay}
+        group = groups.setdefault((rate, decay), {"params": [], **options})
+        group["params"].append(parameter)
+    if unmatched:
+        names = ", ".join(name for name, _ in module.named_parameters())
+        raise ConfigError(
+            f"no weight's name matches {', '.join(sorted(unmatched))}; names: {names}"
+        )
+    return list(groups.values())

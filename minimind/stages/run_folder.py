@@ -1,0 +1,69 @@
+"""A run's folder: chosen, made, and run.json in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from minimind.config.flags import TrainArguments
+from minimind.errors import CheckpointError, ConfigError
+from minimind.stages.resolve import ResolvedRun
+
+RUNS = Path("runs")
+RUN_FILE = "run.json"
+
+
+def make_folder(run: ResolvedRun) -> Path:
+    """--output_dir, else the next free one of runs/. Raises ConfigError where it cannot be written
+    to, or holds checkpoints that nobody asked to go on with."""
+    folder = _choose_folder(run)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--output_dir {folder}: cannot be made: {error.strerror}; name a folder"
+        ) from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"--output_dir {folder}: cannot be written to")
+    return folder
+
+
+def _choose_folder(run: ResolvedRun) -> Path:
+    if given := run.arguments.get("output_dir"):
+        folder = Path(given)
+        if not run.arguments.resume and any((folder / "checkpoints").glob("step-*")):
+            raise ConfigError(
+                f"{folder} already holds a run's checkpoints: --resume goes on with it, another "
+                "--output_dir starts a new one"
+            )
+        return folder
+    name = f"{run.stage}-{Path(run.model_name).stem or 'model'}"
+    number = 1
+    while (RUNS / f"{name}-{number}").exists():
+        number += 1
+    return RUNS / f"{name}-{number}"
+
+
+def write_run(folder: Path, run: ResolvedRun) -> None:
+    """All that was resolved. A kill leaves the earlier file, which --resume reads."""
+    text = json.dumps(run.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    fresh = folder / f"{RUN_FILE}.new"
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(folder / RUN_FILE)
+
+
+def merge_earlier(arguments: TrainArguments) -> TrainArguments:
+    """What the run to go on with was started with, and over it what is given anew; as given where
+    it has not begun yet. Raises ConfigError without a folder, CheckpointError where its run.json
+    cannot be read."""
+    folder = arguments.get("output_dir")
+    if folder is None:
+        raise ConfigError("--resume needs --output_dir, the folder of the run to go on with")
+    path = Path(folder) / RUN_FILE
+    if not path.exists():
+        return arguments
+    try:
+        return arguments.merge(json.loads(path.read_text(encoding="utf-8"))["arguments"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None

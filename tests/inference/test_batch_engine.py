@@ -210,6 +210,16 @@ def test_the_same_prompt_at_once_is_computed_once(model: Transformer):
         check_greedy(model, prompt, completion)
 
 
+def test_the_slot_that_rested_longest_is_given_up(model: Transformer):
+    short, long, other, new = random_documents([20, 40, 40, 15])
+    engine = engine_of(model, 3)
+    for prompt in (short, long, other, short):
+        engine.generate([request(prompt, new=2)])
+    engine.generate([request(new, new=2)])
+    (kept, gone) = engine.generate([request(short, new=2), request(long, new=2)])
+    assert (kept.cached_tokens, gone.cached_tokens) == (19, 0)
+
+
 def test_who_waits_for_a_prompt_goes_on_when_it_is_cancelled(model: Transformer):
     (prompt,) = random_documents([100])
     engine = engine_of(model, 2, slot=120, max_prefill=40)
@@ -305,6 +315,26 @@ def test_a_cancelled_request_frees_its_slot(model: Transformer, steps: int):
     check_greedy(model, prompts[0], completion)
 
 
+def test_a_cancel_that_comes_while_a_step_begins_is_not_lost(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+):
+    engine = engine_of(model, 2)
+    engine.submit(request([5, 6], new=9))
+    plain, late = engine._cancelled, []
+
+    def cancelled(*arguments: Any) -> Any:
+        """Another thread's calls, after the step has taken in what was submitted."""
+        if not late:
+            late.append(engine.submit(request([7], new=9)))
+            engine.cancel(late[0])
+        return plain(*arguments)
+
+    monkeypatch.setattr(engine, "_cancelled", cancelled)
+    engine.step()
+    reasons = {delta.request_id: delta.finish_reason for delta in engine.step()}
+    assert reasons[late[0]] == "cancelled"
+
+
 def test_many_mixed_requests_leak_nothing(model: Transformer):
     """A third of them cancelled at some moment; all end once, with the right counts."""
     generator = random.Random(1)
@@ -383,20 +413,24 @@ def test_a_batch_that_fails_does_not_take_the_engine_with_it(
     check_greedy(model, prompts[0], engine.generate([request(prompts[0])])[0])
 
 
-def test_logits_that_are_no_numbers_end_that_request(model: Transformer):
-    with torch.no_grad():
-        model.embed_tokens.weight[7] = float("nan")
-    # Tied to the embedding, so the head's row must be spared.
-    config = small_config(tie_word_embeddings=False)
-    untied = random_model(config).eval()
+@pytest.mark.parametrize("fast_decode", [True, False])
+def test_logits_that_are_no_numbers_end_that_request(fast_decode: bool):
+    # An embedding is no number; a head tied to it would make all logits so.
+    untied = random_model(small_config(tie_word_embeddings=False)).eval()
     with torch.no_grad():
         untied.embed_tokens.weight[7] = float("nan")
-    engine = engine_of(untied)
-    bad, good = engine.generate([request([3, 7, 4]), request([3, 4])])
-    assert (bad.finish_reason, bad.ids) == ("error", ())
+    engine = engine_of(untied, fast_decode=fast_decode)
+    bad, good = engine.generate(
+        [request([3, 7, *[4] * 20], logprobs=1), request([3, 4], logprobs=1)]
+    )
+    assert (bad.finish_reason, bad.ids, bad.logprobs) == ("error", (), ())
     check_greedy(untied, [3, 4], good)
-    (again,) = engine.generate([request([3, 5])])
-    check_greedy(untied, [3, 5], again)
+    assert len(good.logprobs) == len(good.ids)
+    # Longer ones beside what comes into that slot: its end is then read, and must not count.
+    prompts = [[3, 5], *random_documents([40, 40, 40])]
+    prompts = [[token for token in prompt if token != 7] for prompt in prompts]
+    for prompt, found in zip(prompts, engine.generate(map(request, prompts)), strict=True):
+        check_greedy(untied, prompt, found)
 
 
 @pytest.mark.parametrize(

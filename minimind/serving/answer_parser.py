@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass
 
 _THINK, _END_THINK = "<think>", "</think>"
-_CALL, _END_CALL = "<tool_call>", "</tool_call>"
+_CALL, END_CALL = "<tool_call>", "</tool_call>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,9 @@ class AnswerParser:
         if self._state == "start":
             return self._find_beginning()
         if self._state == "call":
-            body, found, rest = self._held.partition(_END_CALL)
+            body, found, rest = self._held.partition(END_CALL)
             if found:
-                self._end_call(parts, body, closing=_END_CALL)
+                self._end_call(parts, body, closing=END_CALL)
                 self._held = rest
             return bool(found)
         thinks = self._state == "reasoning"

@@ -21,7 +21,6 @@ class CallRecord:
     first_token_s: float | None = None
     usage: Usage | None = None
     finish_reasons: list[str] = field(default_factory=list)
-    client_gone: bool = False
     prompt: str | None = None
     """Only where the server is told to log it."""
 

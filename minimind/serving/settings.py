@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from dataclasses import dataclass
 
 from minimind.errors import ConfigError
@@ -39,8 +40,8 @@ class ServerSettings:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("body_timeout_s", "send_timeout_s", "answer_timeout_s", "shutdown_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
         if not 0 <= self.port < 65536:
             raise ConfigError(f"port is {self.port}; it must be from 0 to 65535")
         if any(not key or not key.isascii() or key != key.strip() for key in self.api_keys):

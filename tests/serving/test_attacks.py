@@ -70,6 +70,10 @@ def check_error(response: httpx.Response, status: int, message: str) -> dict[str
         ({"response_format": {"type": "json_object"}}, "response_format.type", "'text'"),
         ({"tools": [{"type": "function"}]}, "tools[0].function", "required"),
         ({"tool_choice": "required"}, "tool_choice", "'auto' or 'none'"),
+        ({"functions": [{"name": "f"}]}, "functions", "at most 0"),
+        ({"function_call": "auto"}, "function_call", "'none'"),
+        ({"modalities": ["text", "audio"]}, "modalities[1]", "'text'"),
+        ({"reasoning_effort": "much"}, "reasoning_effort", "'none'"),
         ({"presence_penalty": 9}, "presence_penalty", "less"),
     ],
 )

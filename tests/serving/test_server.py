@@ -44,6 +44,7 @@ def test_other_machines_need_a_key(host: str) -> None:
         ({"max_body_bytes": 0}, "max_body_bytes is 0"),
         ({"answer_timeout_s": 0.0}, "answer_timeout_s is 0"),
         ({"shutdown_s": float("nan")}, "shutdown_s is nan"),
+        ({"shutdown_s": float("inf")}, "shutdown_s is inf"),
         ({"api_keys": ("",)}, "API key is empty"),
         ({"api_keys": ("schlüssel",)}, "not ASCII"),
     ],

@@ -91,7 +91,12 @@ def test_the_log_holds_prompts_only_when_told(
     server = serve(ServerSettings(port=0, log_prompts=log_prompts), tiny=ScriptedEngine("hidden"))
     response = httpx.post(server.url + CHAT, json=ASK)
     httpx.get(f"{server.url}/nowhere")
-    records = [record for record in caplog.records if record.name == "minimind.serving.calls"]
+    records: list[logging.LogRecord] = []
+    deadline = time.monotonic() + 10
+    while len(records) < 2:  # written after the answer
+        assert time.monotonic() < deadline, "a call was not logged"
+        time.sleep(0.005)
+        records = [record for record in caplog.records if record.name == "minimind.serving.calls"]
     call, nowhere = [json.loads(JsonLines().format(record)) for record in records]
     assert call["request_id"] == response.headers["x-request-id"]
     assert (call["method"], call["path"], call["status"]) == ("POST", CHAT, 200)

@@ -72,6 +72,7 @@ class Function(_Part):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    """A wish: nothing here holds a model to a schema."""
 
 
 class Tool(_Part):

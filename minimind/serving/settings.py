@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from minimind.errors import ConfigError
 
+KEY_VARIABLE = "MINIMIND_API_KEY"
+"""Of the environment: a server's key, for itself and for its clients."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
@@ -25,7 +28,7 @@ class ServerSettings:
     max_waiting: int = 128
     """Generations that wait for a cache slot, per model."""
     body_timeout_s: float = 30.0
-    """For a client to send its whole body."""
+    """For a client to send the head of its request, and as long for its whole body."""
     send_timeout_s: float = 30.0
     """For a client to take the next piece of its answer."""
     answer_timeout_s: float = 600.0

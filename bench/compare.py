@@ -59,7 +59,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "inference": ("kernels/", "minimind/inference/", "minimind/model/", "bench/inference"),
 }
 """What each part is affected by: prefixes of paths."""
-_COUNTED = frozenset({"step_counts"})
+_COUNTED = {"gpu": ("step_counts",), "cpu": ("step_counts", "kernels")}
+"""Parts without times, by kind of device."""
 """Parts without a time: one run of each commit says it all."""
 
 
@@ -121,7 +122,8 @@ def compare(options: argparse.Namespace) -> list[Comparison] | None:
     quick = options.quick or device.kind == "cpu"
     model = options.model or ("tiny" if quick else "minimind2-small")
     commands = {part: _command(part, model, quick) for part in parts}
-    timed = {part: command for part, command in commands.items() if part not in _COUNTED}
+    counted = _COUNTED[device.kind]
+    timed = {part: command for part, command in commands.items() if part not in counted}
     pairs: list[Pair] = []
     end = time.monotonic() + options.budget_s
     with (

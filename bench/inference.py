@@ -51,9 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     def add(name: str, default: Any, about: str, **more: Any) -> None:
         text = f"{about} (default: {default})"
-        parser.add_argument(
-            f"--{name}", default=default, help=f"{text} (default: {default})", **more
-        )
+        parser.add_argument(f"--{name}", default=default, help=text, **more)
 
     number: dict[str, Any] = {"type": _whole_number, "metavar": "N"}
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="results file")

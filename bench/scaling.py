@@ -1,4 +1,4 @@
-"""Training on more and more GPUs: `python -m bench.scaling --num_gpus 1,2,4,8 --json FILE`.
+"""Training on more and more GPUs: `python -m bench.scaling --num_gpus 1,2,4,8`.
 
 Each count is a training run under DeepSpeed's launcher, on a CPU machine with as many ranks:
 `strong` takes the same rows a step at every count, `weak` the same rows a rank. Counts for which
@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--json", type=Path, required=True, metavar="FILE", help="results file")
+    add("--json", type=Path, metavar="FILE", help="results file")
     add("--plot", type=Path, metavar="PNG", help="picture of them")
     add("--num_gpus", default="1,2,4,8", metavar="A,B", help="counts (default: 1,2,4,8)")
     add("--modes", default=",".join(MODES), metavar="A,B", help="default: strong,weak")
@@ -92,7 +92,8 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
     counts, modes = _counts(options.num_gpus), _modes(options.modes)
     if options.warmup < 2 or options.steps < 1:
         raise ConfigError("--warmup takes 2 or more (memory is measured in it), --steps 1 or more")
-    harness.check_writable(options.json)
+    if options.json:
+        harness.check_writable(options.json)
     device = find_device()
     measured = [n for n in counts if n <= _available(options.hostfile, device)]
     if not measured:
@@ -121,14 +122,21 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
         else:
             found = _run(options, device, count, num_rows, micro)
             rows.append(build_row(mode, num_rows, found, device, base))
-        harness.write_results(options.json, "scaling", machine, vars(options), rows)
+        _write(options, machine, rows)
     if link := _link(options, rows):
         predict(options, rows, link, _plan(modes, counts, first_rows), device)
         rows.sort(key=lambda row: (modes.index(row["name"]), row["world_size"]))
     elif len(measured) < len(counts):
         print("no prediction: one rank alone has no link; give --link_bytes_per_s")
-    harness.write_results(options.json, "scaling", machine, vars(options), rows)
+    _write(options, machine, rows)
     return rows, machine
+
+
+def _write(
+    options: argparse.Namespace, machine: dict[str, Any], rows: Sequence[dict[str, Any]]
+) -> None:
+    if options.json:
+        harness.write_results(options.json, "scaling", machine, vars(options), rows)
 
 
 def predict(
@@ -172,8 +180,9 @@ def _run(
 ) -> dict[str, Any]:
     flags = ["--timed_steps", str(options.steps), "--warmup_steps", str(options.warmup)]
     flags += ["--threads", str(options.threads), *_train_flags(options, rows, micro)]
-    # Beside the results: with a hostfile it must be a folder that the first host has too.
-    with tempfile.TemporaryDirectory(dir=options.json.parent, prefix=".scaling-") as folder:
+    # Beside the results or here: with a hostfile it must be a folder that the first host has too.
+    parent = options.json.parent if options.json else Path()
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".scaling-") as folder:
         output, log = Path(folder).resolve() / "ranks.json", Path(folder) / "log"
         flags += ["--output", str(output)]
         print(f"--- {count} rank(s), {rows} rows a step", flush=True)

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
-import psutil
 
 from bench import harness
 from bench.inference_rows import InferenceSpec
-from bench.workers import WorkerError
+from bench.workers import WorkerError, peak_resident, reset_peak_resident
 
 _ROOT = Path(__file__).resolve().parents[1]
 _START_S, _STOP_S = 120, 20
@@ -38,8 +37,8 @@ class CallTime:
 
 
 @contextmanager
-def running_server(spec: InferenceSpec) -> Iterator[tuple[str, psutil.Process]]:
-    """The address and the process of a server with `spec.batch` slots. Raises WorkerError."""
+def running_server(spec: InferenceSpec) -> Iterator[tuple[str, int]]:
+    """The address and the process id of a server with `spec.batch` slots. Raises WorkerError."""
     command = [sys.executable, str(_ROOT / "launch" / "serve.py")]
     command += ["--checkpoint", f"model={spec.folder}", "--port", "0"]
     command += ["--dtype", _PRECISIONS[str(spec.dtype)], "--max_batch", str(spec.batch)]
@@ -49,7 +48,7 @@ def running_server(spec: InferenceSpec) -> Iterator[tuple[str, psutil.Process]]:
     with log_file.open("wb") as log:
         process = subprocess.Popen(command, env=environment, stderr=log)
     try:
-        yield _wait_until_ready(process, log_file), psutil.Process(process.pid)
+        yield _wait_until_ready(process, log_file), process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -75,11 +74,12 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log_file: Path) -> str:
 
 
 def measure_clients(
-    url: str, process: psutil.Process, spec: InferenceSpec, clients: int, calls: int, seed: int
+    url: str, process: int, spec: InferenceSpec, clients: int, calls: int, seed: int
 ) -> dict[str, Any]:
     """A row: `clients` streams at once, `calls` in all, each of as many tokens as the spec says,
     after one unmeasured call by each. Raises WorkerError for a call that fails."""
     asyncio.run(_load(url, spec, clients, clients, seed))
+    reset_peak_resident(process)
     started = time.perf_counter()
     times = asyncio.run(_load(url, spec, clients, calls, seed + 1))
     seconds = time.perf_counter() - started
@@ -96,7 +96,7 @@ def measure_clients(
         "useful_tokens_per_s": tokens / seconds,
         "first_token_s": harness.summarize([one.first_token_s for one in times]),
         "latency_s": harness.summarize([one.total_s for one in times]),
-        "peak_bytes": process.memory_info().rss,
+        "peak_resident_bytes": peak_resident(process),
     }
 
 
@@ -146,13 +146,15 @@ async def _call(client: httpx.AsyncClient, prompt: Sequence[int], new_tokens: in
 def format_rows(rows: Sequence[dict[str, Any]]) -> str:
     header = (
         "server", "slots", "precision", "tokens/s", "calls/s", "first token ms", "p90",
-        "answer ms", "p90", "resident MB",
+        "answer ms", "p90", "peak resident MB",
     )  # fmt: skip
     return harness.format_table(header, [_cells(row) for row in rows])
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    first, latency = row["first_token_s"], row["latency_s"]
+    first, latency, resident = (
+        row[name] for name in ("first_token_s", "latency_s", "peak_resident_bytes")
+    )
     return [
         f"{row['clients']} clients",
         str(row["slots"]),
@@ -160,5 +162,5 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['useful_tokens_per_s']:,.0f}",
         f"{row['calls_per_s']:,.1f}",
         *(f"{1e3 * times[key]:,.0f}" for times in (first, latency) for key in ("median", "p90")),
-        f"{row['peak_bytes'] / 1e6:,.0f}",
+        "not measured" if resident is None else f"{resident / 1e6:,.0f}",
     ]

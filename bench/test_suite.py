@@ -29,15 +29,11 @@ pytest.importorskip("pytest_benchmark")
 DEVICE = find_device()
 KERNEL_TOKENS = 256
 ROUNDS = 5
-
-
 NUM_KERNELS = len(list(build_cases(PRESETS[0], 2, torch.float32, "meta")))
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize(
-    "index", range(len(list(build_cases(PRESETS[0], 2, torch.float32, "meta"))))
-)
+@pytest.mark.parametrize("index", range(NUM_KERNELS))
 def test_kernel(benchmark: Any, index: int, direction: str) -> None:
     where = str(DEVICE.torch_device)
     case = list(build_cases(PRESETS[0], KERNEL_TOKENS, torch.float32, where))[index]

@@ -78,7 +78,10 @@ class Comparison:
             for name in sorted(theirs.keys() & ours.keys())
             if theirs[name] != ours[name]
         }
-        verdict, why = _judge(ratio, error, memory, counts)
+        said, kept = (
+            _measures(key, [getattr(pair, side) for pair in both]) for side in ("base", "head")
+        )
+        verdict, why = _judge(ratio, error, memory, counts, sorted(said - kept))
         return cls(
             key=key, pairs=len(both), ratio=ratio, standard_error=error, ratios=_ratios(key, both),
             memory_ratio=memory, counts=counts, verdict=verdict, why=why,
@@ -98,6 +101,14 @@ def _least_counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
         for name, value in found.items():
             counts[name] = min(value, counts.get(name, value))
     return counts
+
+
+def _measures(key: str, runs: Sequence[Run]) -> set[str]:
+    """What the runs say of a row at all."""
+    rows = [run.rows[key] for run in runs]
+    found = {"speed"} if any(run.rate(key) for run in runs) else set()
+    found |= {"memory"} if any(row.get("peak_bytes") for row in rows) else set()
+    return found | _least_counts(rows).keys()
 
 
 def _memory_ratio(key: str, pairs: Sequence[Pair]) -> float | None:
@@ -148,6 +159,7 @@ def _judge(
     error: float | None,
     memory: float | None,
     counts: Mapping[str, tuple[int, int]],
+    lost: Sequence[str],
 ) -> tuple[Verdict, str]:
     worse, noisy, better = [], False, []
     if ratio is not None and error is not None:
@@ -168,6 +180,8 @@ def _judge(
         return "worse", ", ".join(worse)
     if noisy:
         return "too noisy", ""
+    if lost:
+        return "not compared", f"no {', '.join(lost)} any more"
     return ("better", ", ".join(better)) if better else ("same", "")
 
 

@@ -92,14 +92,15 @@ def _serve(connection: Connection, name: str, serve: Callable[[Any], object], sp
         connection.send(answer)
 
 
-def reset_peak_resident() -> None:
-    """Linux forgets it when asked to (proc(5), clear_refs); else it stays that since the start."""
+def reset_peak_resident(process: int | None = None) -> None:
+    """Linux forgets it when asked to (proc(5), clear_refs); else it stays that since the start.
+    `process`: its id, None for this one."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path(f"/proc/{process or 'self'}/clear_refs").write_text("5")
 
 
-def peak_resident() -> int | None:
+def peak_resident(process: int | None = None) -> int | None:
     with contextlib.suppress(OSError, ValueError, IndexError):
-        status = Path("/proc/self/status").read_text()
+        status = Path(f"/proc/{process or 'self'}/status").read_text()
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
     return None

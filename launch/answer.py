@@ -77,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def answer_file(options: argparse.Namespace) -> tuple[int, int]:
     """How many rows were answered and how many left out. The output is whole or not there."""
+    if options.max_rows < 0:
+        raise ConfigError(f"--max_rows {options.max_rows}: give 0 for all, or how many")
     device = find_device()
     check_kernels(device)
     params = SamplingParams(

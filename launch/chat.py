@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +19,8 @@ from minimind.runtime.devices import check_kernels, find_device
 from minimind.serving.answer_parser import Content, Part, Reasoning, ToolCall
 from minimind.serving.chat_session import ChatBackend, ChatOptions, ChatSession
 from minimind.serving.local_chat import LocalChat
+from minimind.serving.settings import KEY_VARIABLE
 
-KEY_VARIABLE = "MINIMIND_API_KEY"
 DIM, RESET = "\033[2m", "\033[0m"
 HELP = """\
 /help                 this text
@@ -66,6 +67,8 @@ def open_backend(arguments: argparse.Namespace) -> ChatBackend:
 def read_lines(is_interactive: bool) -> Iterator[str]:
     """What the user types, with editing and history; what is piped in, line by line."""
     if not is_interactive:
+        if isinstance(sys.stdin, io.TextIOWrapper):  # a file may hold anything
+            sys.stdin.reconfigure(encoding="utf-8", errors="replace")
         yield from (line.rstrip("\n") for line in sys.stdin)
         return
     ask = build_prompt()

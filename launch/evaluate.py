@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (options.data or options.choices or options.tasks or options.prompts):
             raise ConfigError("nothing to evaluate: give --data, --choices, --tasks or --prompts")
         results = {str(folder): evaluate(folder, options) for folder in options.checkpoint}
+        print(report(results))
         if options.json:
             text = json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n"
             options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         logger.error("error: --json %s: cannot be written: %s", options.json, error.strerror)
         return 2
-    print(report(results))
     return 0
 
 

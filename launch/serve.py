@@ -18,18 +18,17 @@ from minimind.model.adapter_folder import find_base, fingerprint, is_adapter_fol
 from minimind.runtime.devices import check_kernels, find_device
 from minimind.serving.server import serve, set_up_server_logging
 from minimind.serving.service import ModelSource
-from minimind.serving.settings import ServerSettings
+from minimind.serving.settings import KEY_VARIABLE, ServerSettings
 
 logger = logging.getLogger("minimind")
 
-KEY_VARIABLE = "MINIMIND_API_KEY"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NUMBERS = {
     "max_body_bytes": "of a request's body",
     "max_new_tokens": "tokens of an answer",
     "max_calls": "calls in progress at once",
     "max_waiting": "generations that wait for a cache slot, per model; beyond it 429",
-    "body_timeout_s": "seconds for a client to send its body",
+    "body_timeout_s": "seconds for a client to send a request's head, and its body",
     "send_timeout_s": "seconds for a client to take the next piece of its answer",
     "answer_timeout_s": "seconds for a whole answer",
     "shutdown_s": "seconds for answers in progress to end after SIGTERM",

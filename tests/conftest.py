@@ -15,9 +15,7 @@ os.environ.setdefault("MINIMIND_COMPILE", "0")
 import torch
 from minimind_kernels import backend
 
-# The tests' products are tiny: a second thread costs them more than it brings, several times over
-# where other processes want the cores.
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # also while tests are collected
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,6 +43,22 @@ def _logging_of_its_own() -> Iterator[None]:
     root = logging.getLogger()
     root.setLevel(_LOG_LEVEL)
     root.handlers[:] = [h for h in root.handlers if type(h).__module__.startswith("_pytest")]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """The tests' products are tiny: a second thread costs them more than it brings, several times
+    over where other processes want the cores. Programs take what there is."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rank by itself; what a test makes of these variables is gone after it."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        # Set first: else monkeypatch would not take away what the code under test sets.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture

@@ -126,9 +126,11 @@ class BatchEngine:
     def step(self) -> list[Delta]:
         """One forward. Requests that got nothing are not in the list; each one's last delta has a
         finish_reason."""
+        # In this order: who is cancelled here was submitted before, so it is found.
+        to_cancel = [self._to_cancel.popleft() for _ in range(len(self._to_cancel))]
         while self._submitted:
             self._scheduler.waiting.append(self._submitted.popleft())
-        deltas = self._cancelled()
+        deltas = self._cancelled(to_cancel)
         for generation in self._scheduler.admit():
             params, slot = generation.request.params, generation.slot
             assert slot is not None
@@ -259,10 +261,9 @@ class BatchEngine:
             self._slots.forget(generation.slot)
         return self._finish(generation, "error")
 
-    def _cancelled(self) -> list[Delta]:
+    def _cancelled(self, request_ids: Iterable[int]) -> list[Delta]:
         deltas = []
-        while self._to_cancel:
-            request_id = self._to_cancel.popleft()
+        for request_id in request_ids:
             waiting = (g for g in self._scheduler.waiting if g.request_id == request_id)
             generation = self._scheduler.running.get(request_id) or next(waiting, None)
             if generation is not None:

@@ -29,7 +29,8 @@ def token_logprobs(
     if not rows:
         return found
     at = torch.tensor(rows, device=logits_BV.device)
-    logprobs_BV, ids_B = logits_BV[at].log_softmax(-1), chosen_B[at]
+    # Below 0 stands for no token: what is said of it nobody reads.
+    logprobs_BV, ids_B = logits_BV[at].log_softmax(-1), chosen_B[at].clamp_min(0)
     most = min(max(count or 0 for count in counts), logits_BV.shape[1])
     top_values, top_ids = (x.tolist() for x in logprobs_BV.topk(most))
     values = logprobs_BV.gather(1, ids_B[:, None]).squeeze(1).tolist()

@@ -50,7 +50,10 @@ class SlotTable:
         wanted = list(prompt_ids[:-1])
         same = [slot.adapter == adapter for slot in self._slots]
         shared = [same[s.index] * common_prefix(s.ids, wanted) for s in self._slots]
-        best = max(self._slots, key=lambda slot: (shared[slot.index], not slot.in_use))
+        best = max(
+            self._slots,
+            key=lambda slot: (shared[slot.index], not slot.in_use, -slot.last_used),
+        )
         length = shared[best.index]
         soon = max(same[s.index] * common_prefix(s.coming, wanted) for s in self._slots)
         if soon - length >= WORTH_WAITING:
@@ -75,6 +78,7 @@ class SlotTable:
     def forget(self, slot: Slot) -> None:
         """What `slot` holds is not to be relied on."""
         slot.ids = []
+        self._cache.clear(slot.index)
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -32,7 +32,7 @@ class TextStream:
         text, self.stopped = _cut_at_stop(self._held + new, self._stops)
         safe = len(text)
         if not self.stopped and not is_last:
-            safe -= _possible_start(text, self._stops)
+            safe -= possible_start(text, self._stops)
         self._held = text[safe:]
         return text[:safe]
 
@@ -43,8 +43,8 @@ def _cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     return (text[: min(ends)], True) if ends else (text, False)
 
 
-def _possible_start(text: str, stops: Sequence[str]) -> int:
-    """Characters at the end of `text` that some stop string may begin with."""
+def possible_start(text: str, stops: Sequence[str]) -> int:
+    """Characters at the end of `text` that one of `stops` may begin with."""
     longest = 0
     for stop in stops:
         for length in range(min(len(stop) - 1, len(text)), longest, -1):

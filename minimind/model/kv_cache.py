@@ -38,7 +38,7 @@ class KVCache:
         self.num_slots, self.capacity, self.num_kv_heads = num_slots, capacity, heads
         shape = (2, config.num_hidden_layers, num_slots, heads, capacity, size)
         # Zeros: a token's products reach to the longest of its neighbours' slots, with weight 0
-        # there, and 0 times what memory happens to hold could be NaN.
+        # there, and 0 times what memory happens to hold could be NaN (see `clear`).
         self._kv_2LSKCH = _lazy_zeros(shape, dtype, device)
         self.rope = rope_tables(config, capacity, device)
         keys, values = self._kv_2LSKCH
@@ -47,6 +47,10 @@ class KVCache:
     @property
     def device(self) -> torch.device:
         return self._kv_2LSKCH.device
+
+    def clear(self, slot: int) -> None:
+        """After a sequence whose keys or values may not be finite."""
+        self._kv_2LSKCH[:, :, slot] = 0
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """The first `length` tokens of one slot into another."""

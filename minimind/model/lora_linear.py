@@ -53,14 +53,19 @@ class LoraLinear(nn.Linear):
     def __init__(self, linear: nn.Linear, adapters: Adapters) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight = linear.weight
+        # In a tuple: as a child it would have the weight a second time.
+        self._bare = (linear,)
         self.takes_gate_up = isinstance(linear, SwiGLULinear)
         self.slots = adapters.slots
         self.lora_A = nn.Parameter(adapters.a_RI)
         self.lora_B = nn.Parameter(adapters.b_flat)
 
+    def reset_parameters(self) -> None:
+        """Nothing: both matrices come from outside, and random numbers take longer than all else
+        where adapters change from step to step."""
+
     def without_adapters(self) -> nn.Linear:
-        kind = SwiGLULinear if self.takes_gate_up else nn.Linear
-        linear = kind(self.in_features, self.out_features, bias=False, device="meta")
+        (linear,) = self._bare
         linear.weight = self.weight
         return linear
 

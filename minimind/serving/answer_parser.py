@@ -6,8 +6,10 @@ import json
 import uuid
 from dataclasses import dataclass
 
+from minimind.inference.text_stream import possible_start
+
 _THINK, _END_THINK = "<think>", "</think>"
-_CALL, _END_CALL = "<tool_call>", "</tool_call>"
+_CALL, END_CALL = "<tool_call>", "</tool_call>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +78,9 @@ class AnswerParser:
         if self._state == "start":
             return self._find_beginning()
         if self._state == "call":
-            body, found, rest = self._held.partition(_END_CALL)
+            body, found, rest = self._held.partition(END_CALL)
             if found:
-                self._end_call(parts, body, closing=_END_CALL)
+                self._end_call(parts, body, closing=END_CALL)
                 self._held = rest
             return bool(found)
         thinks = self._state == "reasoning"
@@ -92,7 +94,7 @@ class AnswerParser:
             return True
         safe = len(self._held)
         if thinks or self._with_tools:
-            safe -= _possible_start(self._held, tag)
+            safe -= possible_start(self._held, [tag])
             safe = len(self._held[:safe].rstrip("\n"))
         self._give(parts, self._held[:safe])
         self._held = self._held[safe:]
@@ -138,11 +140,6 @@ def _read_call(body: str) -> ToolCall | None:
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return None
     return ToolCall(f"call_{uuid.uuid4().hex[:24]}", name, written)
-
-
-def _possible_start(text: str, tag: str) -> int:
-    """Characters at the end of `text` that `tag` may begin with."""
-    return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)
 
 
 def opens_reasoning(prompt_tail: str) -> bool:

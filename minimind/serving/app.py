@@ -17,6 +17,7 @@ from minimind.inference.request import GenerationRequest
 from minimind.serving.api_errors import ApiError, install_error_handlers
 from minimind.serving.call_record import CallRecord
 from minimind.serving.chat_completions import ChatWriter
+from minimind.serving.completion_writer import CompletionWriter
 from minimind.serving.engine_thread import Answer
 from minimind.serving.event_stream import EventStream, unless_gone
 from minimind.serving.gate import Gate, Observer
@@ -122,7 +123,7 @@ def build_app(service: Service) -> FastAPI:
         return record
 
     async def _respond(
-        request: Request, answer: Answer, writer: ChatWriter | TextWriter, stream: bool
+        request: Request, answer: Answer, writer: CompletionWriter, stream: bool
     ) -> Any:
         if stream:
             return EventStream(writer.chunks(answer), answer.close, settings.send_timeout_s)
@@ -131,7 +132,7 @@ def build_app(service: Service) -> FastAPI:
     return app
 
 
-async def _whole(receive: Receive, answer: Answer, writer: ChatWriter | TextWriter) -> Any:
+async def _whole(receive: Receive, answer: Answer, writer: CompletionWriter) -> Any:
     try:
         return await unless_gone(receive, writer.whole(answer))
     finally:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from minimind.inference.logprobs import TokenLogprob
 from minimind.inference.request import Delta
 from minimind.serving.answer_parser import AnswerParser, Content, Part, Reasoning, ToolCall
-from minimind.serving.call_record import CallRecord, total_usage
+from minimind.serving.call_record import CallRecord
+from minimind.serving.completion_writer import CompletionWriter, stop_reason
 from minimind.serving.engine_thread import Answer
 from minimind.serving.logprob_format import chat_logprobs
 from minimind.serving.request_schemas import ChatRequest
@@ -49,22 +49,18 @@ class _Choice:
             new += self.parser.flush()
         self.num_calls += sum(isinstance(part, ToolCall) for part in new)
         if delta.finish_reason is not None:
-            self.finish_reason = "length" if delta.finish_reason == "length" else "stop"
+            self.finish_reason = stop_reason(delta)
             if self.num_calls and self.finish_reason == "stop":
                 self.finish_reason = "tool_calls"
         return new
 
 
-class ChatWriter:
-    """Writes the answer of one call."""
-
+class ChatWriter(CompletionWriter):
     def __init__(
         self, model: ServedModel, body: ChatRequest, in_reasoning: bool, record: CallRecord
     ) -> None:
-        self._model, self._body, self._record = model, body, record
-        self._id = f"chatcmpl-{uuid.uuid4().hex}"
-        self._created = int(time.time())
-        self._last: dict[int, Delta] = {}
+        super().__init__("chatcmpl", model, body, record)
+        self._body = body
         with_tools = body.offered_tools is not None
         self._choices = [
             _Choice(AnswerParser(in_reasoning=in_reasoning, with_tools=with_tools))
@@ -72,24 +68,19 @@ class ChatWriter:
         ]
 
     async def whole(self, answer: Answer) -> ChatCompletion:
-        async for index, delta in answer.deltas():
-            self._note(index, delta)
+        async for index, delta in self._deltas(answer):
             choice = self._choices[index]
             choice.parts += choice.take(delta)
-        self._finish()
         return ChatCompletion(
-            id=self._id,
-            created=self._created,
-            model=self._model.name,
+            **self._head,
             choices=[self._choice(index, choice) for index, choice in enumerate(self._choices)],
-            usage=total_usage(self._last, self._body.num_choices),
+            usage=self._usage,
         )
 
     async def chunks(self, answer: Answer) -> AsyncIterator[ChatChunk]:
         for index in range(len(self._choices)):
             yield self._chunk(index, MessageDelta(role="assistant", content=""))
-        async for index, delta in answer.deltas():
-            self._note(index, delta)
+        async for index, delta in self._deltas(answer):
             choice = self._choices[index]
             first_call = choice.num_calls
             for part in choice.take(delta):
@@ -97,19 +88,12 @@ class ChatWriter:
                 first_call += isinstance(part, ToolCall)
             if choice.finish_reason is not None:
                 yield self._chunk(index, MessageDelta(), choice.finish_reason)
-        self._finish()
         if self._body.include_usage:
-            chunk = self._envelope([])
-            chunk.usage = total_usage(self._last, self._body.num_choices)
-            yield chunk
+            yield self._envelope([], usage=self._usage)
 
-    def _note(self, index: int, delta: Delta) -> None:
-        self._last[index] = delta
-        self._record.note(delta)
-
-    def _finish(self) -> None:
-        self._record.usage = total_usage(self._last, self._body.num_choices)
-        self._record.finish_reasons = [str(choice.finish_reason) for choice in self._choices]
+    @property
+    def _finish_reasons(self) -> list[StopReason | None]:
+        return [choice.finish_reason for choice in self._choices]
 
     def _choice(self, index: int, choice: _Choice) -> ChatChoice:
         calls = [
@@ -142,20 +126,14 @@ class ChatWriter:
             written.logprobs = self._take_logprobs(choice)
         return self._envelope([written])
 
-    def _envelope(self, choices: list[ChatChunkChoice]) -> ChatChunk:
-        return ChatChunk(
-            id=self._id,
-            object="chat.completion.chunk",
-            created=self._created,
-            model=self._model.name,
-            choices=choices,
-        )
+    def _envelope(self, choices: list[ChatChunkChoice], **more: Any) -> ChatChunk:
+        return ChatChunk(**self._head, object="chat.completion.chunk", choices=choices, **more)
 
     def _take_logprobs(self, choice: _Choice) -> ChatLogprobs | None:
         if self._body.num_logprobs is None:
             return None
         entries, choice.logprobs = choice.logprobs, []
-        return chat_logprobs(self._model.tokenizer, entries)
+        return chat_logprobs(self._tokenizer, entries)
 
 
 def _message_delta(part: Part, call_index: int) -> MessageDelta:

@@ -39,6 +39,12 @@ class EngineThread:
         where there is no room and ConfigError where a request is impossible."""
         if self.has_failed or self._closing:
             raise ApiError(503, "the model has stopped; its server must be started again")
+        if len(requests) > self.max_open:
+            raise ApiError(
+                400,
+                f"{len(requests)} generations are asked for at once, {self.max_open} are the most: "
+                "send fewer prompts or a smaller n",
+            )
         if len(self._open) + len(requests) > self.max_open:
             raise ApiError(
                 429,

@@ -12,12 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from minimind.inference.sampling import SamplingParams
+from minimind.serving.answer_parser import END_CALL
 
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
 
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 class _Part(BaseModel):
@@ -70,6 +72,7 @@ class Function(_Part):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    """A wish: nothing here holds a model to a schema."""
 
 
 class Tool(_Part):
@@ -128,12 +131,15 @@ class _GenerationFields(_Part):
     def num_choices(self) -> int:
         return self.n or 1
 
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
     def sampling_params(
         self, max_new_tokens: int, logprobs: int | None, choice: int
     ) -> SamplingParams:
         """Those of one choice. Temperature and top_p are 1 unless given, as OpenAI has them; the
         choices of one seed differ."""
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return SamplingParams(
             max_new_tokens=max_new_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
@@ -144,7 +150,7 @@ class _GenerationFields(_Part):
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
             seed=None if self.seed is None else (self.seed + choice) % 2**63,
-            stop=stop,
+            stop=self.stops,
             logprobs=logprobs,
         )
 
@@ -156,9 +162,15 @@ class ChatRequest(_GenerationFields):
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     tools: list[Tool] | None = None
     tool_choice: Literal["auto", "none"] | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Annotated[list[Any], Field(max_length=0)] | None = None
+    function_call: Literal["none"] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     response_format: ResponseFormat | None = None
+    modalities: list[Literal["text"]] | None = None
+    reasoning_effort: Effort | None = None
+    """Thinking is on or off here: it is on beyond minimal."""
     enable_thinking: bool | None = None
     chat_template_kwargs: ChatTemplateOptions | None = None
 
@@ -173,7 +185,15 @@ class ChatRequest(_GenerationFields):
         options = self.chat_template_kwargs
         if options is not None and options.enable_thinking is not None:
             return options.enable_thinking
-        return bool(self.enable_thinking)
+        if self.enable_thinking is not None:
+            return self.enable_thinking
+        return self.reasoning_effort not in (None, "none", "minimal")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The first call's end too, where there shall be one call at most."""
+        one_call = self.parallel_tool_calls is False and self.offered_tools is not None
+        return (*super().stops, END_CALL) if one_call else super().stops
 
     @property
     def offered_tools(self) -> list[dict[str, Any]] | None:

@@ -9,8 +9,10 @@ import socket
 import sys
 from datetime import UTC, datetime
 from types import FrameType
+from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from minimind.errors import ConfigError, MiniMindError
 from minimind.serving.app import build_app
@@ -68,6 +70,7 @@ class ApiServer(uvicorn.Server):
             access_log=False,
             server_header=False,
             ws="none",
+            http=_protocol_with_deadline(settings.body_timeout_s),
             timeout_graceful_shutdown=int(settings.shutdown_s) + _AFTER_CUT_OFF_S,
         )
         super().__init__(config)
@@ -82,6 +85,41 @@ class ApiServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.stop()
         await super().shutdown(sockets)
+
+
+def _protocol_with_deadline(timeout_s: float) -> type[asyncio.Protocol]:
+    """uvicorn's own, which would keep a connection for ever on which no whole head comes."""
+    # Either of two classes that its author gives no common type.
+    base: Any = AutoHTTPProtocol
+
+    class Protocol(base):
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, error: Exception | None) -> None:
+            super().connection_lost(error)
+            self._stop_timer()
+
+        def _watch(self) -> None:
+            """Time runs while the head of a request is missing."""
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._stop_timer()
+            elif self._timer is None:
+                self._timer = self.loop.call_later(timeout_s, self.transport.close)
+
+        def _stop_timer(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    return Protocol
 
 
 class JsonLines(logging.Formatter):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from dataclasses import dataclass
 
 from minimind.errors import ConfigError
+
+KEY_VARIABLE = "MINIMIND_API_KEY"
+"""Of the environment: a server's key, for itself and for its clients."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +28,7 @@ class ServerSettings:
     max_waiting: int = 128
     """Generations that wait for a cache slot, per model."""
     body_timeout_s: float = 30.0
-    """For a client to send its whole body."""
+    """For a client to send the head of its request, and as long for its whole body."""
     send_timeout_s: float = 30.0
     """For a client to take the next piece of its answer."""
     answer_timeout_s: float = 600.0
@@ -39,8 +43,8 @@ class ServerSettings:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("body_timeout_s", "send_timeout_s", "answer_timeout_s", "shutdown_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
         if not 0 <= self.port < 65536:
             raise ConfigError(f"port is {self.port}; it must be from 0 to 65535")
         if any(not key or not key.isascii() or key != key.strip() for key in self.api_keys):

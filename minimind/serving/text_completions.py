@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import AsyncIterator
+from typing import Any
 
 from minimind.inference.logprobs import TokenLogprob
-from minimind.inference.request import Delta
-from minimind.serving.call_record import CallRecord, total_usage
+from minimind.serving.call_record import CallRecord
+from minimind.serving.completion_writer import CompletionWriter, stop_reason
 from minimind.serving.engine_thread import Answer
 from minimind.serving.logprob_format import text_logprobs
 from minimind.serving.request_schemas import CompletionRequest
@@ -16,71 +15,44 @@ from minimind.serving.response_schemas import StopReason, TextChoice, TextComple
 from minimind.serving.served_model import ServedModel
 
 
-class TextWriter:
-    """Writes the answer of one call; its choices are numbered prompt by prompt."""
+class TextWriter(CompletionWriter):
+    """Choices are numbered prompt by prompt."""
 
     def __init__(self, model: ServedModel, body: CompletionRequest, record: CallRecord) -> None:
-        self._model, self._body, self._record = model, body, record
-        self._id = f"cmpl-{uuid.uuid4().hex}"
-        self._created = int(time.time())
-        self._last: dict[int, Delta] = {}
+        super().__init__("cmpl", model, body, record)
+        self._body = body
 
     async def whole(self, answer: Answer) -> TextCompletion:
         texts: dict[int, list[str]] = {index: [] for index in answer.open_choices.values()}
         logprobs: dict[int, list[TokenLogprob]] = {index: [] for index in texts}
-        async for index, delta in answer.deltas():
-            self._note(index, delta)
+        async for index, delta in self._deltas(answer):
             texts[index].append(delta.text)
             logprobs[index] += delta.logprobs
-        self._finish()
         choices = [
-            TextChoice(index=index, text="".join(parts), finish_reason=_reason(self._last[index]))
-            for index, parts in texts.items()
+            TextChoice(index=index, text="".join(texts[index]), finish_reason=reason)
+            for index, reason in enumerate(self._finish_reasons)
         ]
         if self._body.logprobs is not None:
             for choice in choices:
-                choice.logprobs = text_logprobs(self._model.tokenizer, logprobs[choice.index])
-        completion = self._envelope(choices)
-        completion.usage = total_usage(self._last, self._body.num_choices)
-        return completion
+                choice.logprobs = text_logprobs(self._tokenizer, logprobs[choice.index])
+        return self._envelope(choices, usage=self._usage)
 
     async def chunks(self, answer: Answer) -> AsyncIterator[TextCompletion]:
         offsets = dict.fromkeys(answer.open_choices.values(), 0)
-        async for index, delta in answer.deltas():
-            self._note(index, delta)
-            choice = TextChoice(index=index, text=delta.text, finish_reason=_reason(delta))
+        async for index, delta in self._deltas(answer):
+            choice = TextChoice(index=index, text=delta.text, finish_reason=stop_reason(delta))
             if delta.logprobs:
-                found = text_logprobs(self._model.tokenizer, delta.logprobs, offsets[index])
+                found = text_logprobs(self._tokenizer, delta.logprobs, offsets[index])
                 offsets[index] = found.text_offset[-1] + len(found.tokens[-1])
                 choice.logprobs = found
             if delta.text or delta.logprobs or delta.finish_reason is not None:
                 yield self._envelope([choice])
-        self._finish()
         if self._body.include_usage:
-            chunk = self._envelope([])
-            chunk.usage = total_usage(self._last, self._body.num_choices)
-            yield chunk
+            yield self._envelope([], usage=self._usage)
 
-    def _note(self, index: int, delta: Delta) -> None:
-        self._last[index] = delta
-        self._record.note(delta)
+    @property
+    def _finish_reasons(self) -> list[StopReason | None]:
+        return [stop_reason(self._last[index]) for index in sorted(self._last)]
 
-    def _finish(self) -> None:
-        self._record.usage = total_usage(self._last, self._body.num_choices)
-        reasons = [_reason(self._last[index]) for index in sorted(self._last)]
-        self._record.finish_reasons = [str(reason) for reason in reasons]
-
-    def _envelope(self, choices: list[TextChoice]) -> TextCompletion:
-        return TextCompletion(
-            id=self._id,
-            object="text_completion",
-            created=self._created,
-            model=self._model.name,
-            choices=choices,
-        )
-
-
-def _reason(delta: Delta) -> StopReason | None:
-    if delta.finish_reason is None:
-        return None
-    return "length" if delta.finish_reason == "length" else "stop"
+    def _envelope(self, choices: list[TextChoice], **more: Any) -> TextCompletion:
+        return TextCompletion(**self._head, object="text_completion", choices=choices, **more)

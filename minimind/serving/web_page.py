@@ -15,11 +15,12 @@ from minimind.errors import MiniMindError
 from minimind.serving.answer_parser import Content, Part, Reasoning, ToolCall
 from minimind.serving.chat_session import ChatOptions, ChatSession, answer_message
 from minimind.serving.server_chat import ServerChat
+from minimind.serving.settings import KEY_VARIABLE
 from minimind.serving.web_texts import LANGUAGES, translate
 
 # From a key to the words in the chosen language.
 Text = Callable[[str], str]
-SERVER_VARIABLE, KEY_VARIABLE = "MINIMIND_SERVER", "MINIMIND_API_KEY"
+SERVER_VARIABLE = "MINIMIND_SERVER"
 _NAME_CHARS = 24
 _FIXED_SEED = 0
 _AVATARS = {"user": ":material/person:", "assistant": ":material/neurology:"}

@@ -23,10 +23,8 @@ Audit = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.fixture
-def audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Audit:
+def audit(no_launcher: None, tmp_path: Path) -> Audit:
     """audit(splits) in this process, on a model of two layers."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
     path = tmp_path / "model.json"
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     path.write_text(json.dumps(sizes | {"num_key_value_heads": 2, "vocab_size": 4096}))

@@ -63,6 +63,8 @@ def test_a_run_reports_its_row(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for one in served:
         assert one["useful_tokens_per_s"] > 0
         assert 0 < one["first_token_s"]["median"] <= one["latency_s"]["median"]
+        assert one["peak_resident_bytes"] > 1e7
+        assert one["peak_bytes"] is None, "not measured: nobody asks the server for it"
     assert (content["benchmark"], row["name"], row["batch"]) == ("inference", "minimind", 2)
     assert row["useful_tokens_per_s"] > 0
     assert row["peak_bytes"] > 0

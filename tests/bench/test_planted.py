@@ -24,10 +24,7 @@ from minimind.types import Batch, LossSum
 Plant = Callable[[Batch], None]
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("no_launcher")
 
 
 def measured(plant: Plant | None = None) -> dict[str, Any]:

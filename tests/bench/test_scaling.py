@@ -108,15 +108,10 @@ def test_bad_usage_is_named(
     assert not path.exists()
 
 
-@pytest.fixture
-def _one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-
-
-@pytest.mark.usefixtures("_one_rank")
-def test_a_rank_measures_the_loop_that_trains(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_launcher")
+def test_a_rank_measures_the_loop_that_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = argparse.Namespace(timed_steps=3, warmup_steps=2)
     flags = [*TINY, "--set", "train_batch_size=2", "--ds_config", "zero2.json"]
     device = find_device()
@@ -144,6 +139,10 @@ def test_a_rank_measures_the_loop_that_trains(tmp_path: Path) -> None:
     assert "not measured" in format_rows(rows).splitlines()[3]
     plot_rows(rows, MACHINE, tmp_path / "new" / "scaling.png")
     assert (tmp_path / "new" / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+    monkeypatch.setattr(scaling, "_run", lambda *_: found)
+    assert scaling.main(["--num_gpus", "1", "--micro_batch", "1", "--rows", "2"]) == 0
+    assert format_rows([row]).splitlines()[0] in capsys.readouterr().out
 
 
 @pytest.mark.slow

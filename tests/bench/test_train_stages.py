@@ -23,9 +23,7 @@ STAGES = [stage for stage in ROWS if stage != "pretrain"]
 
 
 @pytest.fixture(autouse=True)
-def _one_rank_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
+def _one_rank_one_thread(no_launcher: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 

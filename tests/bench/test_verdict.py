@@ -99,6 +99,23 @@ def test_a_row_that_is_gone_is_said() -> None:
     assert (found.verdict, found.why) == ("not compared", "gone")
 
 
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"useful_tokens_per_s": None}, "no speed any more"),
+        ({"useful_tokens_per_s": 0}, "no speed any more"),
+        ({"peak_bytes": None}, "no memory any more"),
+        ({"sync_operators": None, "dispatched_operators": None},
+         "no dispatched_operators, sync_operators any more"),
+    ],
+)  # fmt: skip
+def test_what_the_head_does_not_say_any_more_is_not_the_same(
+    change: dict[str, Any], why: str
+) -> None:
+    found = judge(*(pair(100, 100, **change) for _ in range(3)))
+    assert (found.verdict, found.why) == ("not compared", why)
+
+
 def test_what_comes_on_top_in_one_run_alone_is_no_change() -> None:
     pairs = [pair(100, 100), pair(100, 100, dispatched_operators=51), pair(100, 100)]
     assert judge(*pairs).verdict == "same"

@@ -81,10 +81,7 @@ def measure(work: Workload, batches: list[Batch]) -> int:
 
 
 @pytest.fixture
-def _one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    torch.set_num_threads(1)
+def _one_rank(no_launcher: None) -> None:
     start_ranks(ALONE, find_device())
 
 

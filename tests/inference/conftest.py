@@ -1,17 +1,13 @@
-"""One thread: products this small gain nothing from a second one, and wait for it on a busy
-machine."""
+"""A model for tests that do not care which."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
+from small_models import random_model, small_config
+
+from minimind.model.transformer import Transformer
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture
+def model() -> Transformer:
+    return random_model(small_config()).eval()

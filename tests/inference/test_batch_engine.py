@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from small_adapters import random_adapter
-from small_models import (
-    EXPERTS,
-    FAMILIES,
-    logits_of,
-    pack,
-    random_documents,
-    random_model,
-    small_config,
-)
+from small_engines import check_greedy, engine_of, request, tokenizer, whole
+from small_models import EXPERTS, FAMILIES, random_documents, random_model, small_config
 from torch import Tensor
 
-from minimind.data.sample_text import load_sample_tokenizer
-from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.request import Completion, GenerationRequest
@@ -32,47 +21,6 @@ from minimind.model.loaded_adapters import LoadedAdapters
 from minimind.model.transformer import Transformer
 
 V = 97
-
-
-@functools.cache
-def tokenizer() -> Tokenizer:
-    return load_sample_tokenizer()
-
-
-def request(
-    ids: Sequence[int], new: int = 8, stop_ids: tuple[int, ...] = (), **settings: Any
-) -> GenerationRequest:
-    params = SamplingParams(max_new_tokens=new, **settings)
-    return GenerationRequest(prompt_ids=ids, params=params, stop_ids=stop_ids)
-
-
-def engine_of(
-    model: Transformer, max_batch: int = 4, slot: int = 100, **options: Any
-) -> BatchEngine:
-    return BatchEngine(
-        model, tokenizer(), max_batch=max_batch, max_tokens=max_batch * slot, **options
-    )
-
-
-@pytest.fixture
-def model() -> Transformer:
-    return random_model(small_config()).eval()
-
-
-def whole(model: Transformer, ids: Sequence[int]) -> Tensor:
-    with torch.no_grad():
-        return logits_of(model, pack([[ids]]))
-
-
-def check_greedy(model: Transformer, prompt: Sequence[int], completion: Completion) -> None:
-    """Each token is the best one of the whole forward over all before it, or as good but for
-    rounding."""
-    ids = [*prompt, *completion.ids]
-    logits_TV = whole(model, ids[:-1])[len(prompt) - 1 :]
-    chosen_T = logits_TV.gather(1, torch.tensor(completion.ids)[:, None])[:, 0]
-    best_T, best_ids_T = logits_TV.max(-1)
-    assert (best_T - chosen_T).max() < 1e-4
-    assert completion.ids == tuple(best_ids_T.tolist())
 
 
 @pytest.mark.parametrize("max_batch", [1, 3, 32])
@@ -168,62 +116,6 @@ def test_logprobs_are_those_of_the_whole_forward(model: Transformer):
     assert completions[2].logprobs == ()
 
 
-def test_a_prefix_that_is_there_is_not_computed_again(model: Transformer):
-    (system, first, second) = random_documents([30, 5, 6])
-    engine = engine_of(model, 2)
-    (turn,) = engine.generate([request([*system, *first], new=7)])
-    assert turn.cached_tokens == 0
-    chat = [*system, *first, *turn.ids, *second]
-    (again,) = engine.generate([request(chat, new=7)])
-    # The last token that a request makes is never computed.
-    assert again.cached_tokens == 30 + 5 + 6
-    check_greedy(model, chat, again)
-    (whole_prompt,) = engine.generate([request(chat, new=7)])
-    assert whole_prompt.cached_tokens == len(chat) - 1
-    assert whole_prompt.ids == again.ids
-    (branch,) = engine.generate([request([*system, *second], new=7)])
-    assert branch.cached_tokens == 30
-    check_greedy(model, [*system, *second], branch)
-    (kept,) = engine.generate([request(chat, new=7)])
-    assert kept.cached_tokens == len(chat) - 1, "a copy took the other slot"
-    assert engine.stats.cached_tokens == 41 + 2 * (len(chat) - 1) + 30
-
-
-def test_a_prefix_is_shared_with_one_that_runs(model: Transformer):
-    (system, first, second) = random_documents([40, 3, 4])
-    engine = engine_of(model, 2)
-    engine.submit(request([*system, *first], new=20))
-    engine.step()
-    other = engine.submit(request([*system, *second], new=5))
-    deltas = [delta for _ in range(5) for delta in engine.step() if delta.request_id == other]
-    assert {delta.cached_tokens for delta in deltas} == {40}
-    check_greedy(model, [*system, *second], Completion.join(deltas))
-
-
-def test_the_same_prompt_at_once_is_computed_once(model: Transformer):
-    system, *questions = random_documents([90, 1, 2, 3])
-    prompts = [[*system, *question] for question in questions]
-    engine = engine_of(model, 3, slot=120, max_prefill=45)
-    completions = engine.generate([request(p, new=6) for p in prompts])
-    assert [c.cached_tokens for c in completions] == [0, 90, 90]
-    for prompt, completion in zip(prompts, completions, strict=True):
-        check_greedy(model, prompt, completion)
-
-
-def test_who_waits_for_a_prompt_goes_on_when_it_is_cancelled(model: Transformer):
-    (prompt,) = random_documents([100])
-    engine = engine_of(model, 2, slot=120, max_prefill=40)
-    first, second = (engine.submit(request(prompt, new=3)) for _ in range(2))
-    engine.step()
-    assert (engine.stats.running, engine.stats.waiting) == (1, 1)
-    engine.cancel(first)
-    deltas = [engine.step() for _ in range(4)]
-    assert [d.finish_reason for d in deltas[0]] == ["cancelled"]
-    completion = Completion.join(d for step in deltas for d in step if d.request_id == second)
-    assert completion.cached_tokens == 40
-    check_greedy(model, prompt, completion)
-
-
 def test_adapters_are_switched_by_request(model: Transformer):
     """Each as with its adapter active for all; nobody finds another's keys and values."""
     adapters = LoadedAdapters(model)
@@ -261,81 +153,6 @@ def test_an_adapter_removed_meanwhile_fails_those_who_wanted_it(model: Transform
     assert ended == {poet: "error", plain: "length"}
 
 
-def test_more_than_there_is_room_for_waits(model: Transformer):
-    prompts = random_documents([4] * 9)
-    engine = engine_of(model, 2)
-    ids = [engine.submit(request(p, new=3)) for p in prompts]
-    assert (engine.stats.running, engine.stats.waiting) == (0, 9)
-    ended: list[int] = []
-    while engine.has_work:
-        ended += [d.request_id for d in engine.step() if d.finish_reason]
-        stats = engine.stats
-        assert stats.running + stats.free_slots == 2
-        assert stats.running + stats.waiting + len(ended) == 9
-    assert ended == ids, "first come, first served"
-
-
-def test_a_long_prompt_does_not_hold_up_those_that_run(model: Transformer):
-    short, long = random_documents([4, 90])
-    engine = engine_of(model, 2, max_prefill=10)
-    first = engine.submit(request(short, new=12))
-    engine.step()
-    second = engine.submit(request(long, new=2))
-    steps = [{d.request_id for d in engine.step()} for _ in range(10)]
-    assert all(first in step for step in steps)
-    assert [second in step for step in steps] == [False] * 8 + [True, True]
-
-
-@pytest.mark.parametrize("steps", [0, 1, 2, 5])
-def test_a_cancelled_request_frees_its_slot(model: Transformer, steps: int):
-    prompts = random_documents([30, 6, 5])
-    engine = engine_of(model, 2, max_prefill=16)
-    ids = [engine.submit(request(p, new=20)) for p in prompts]
-    for _ in range(steps):
-        engine.step()
-    engine.cancel(ids[0])
-    engine.cancel(ids[2])
-    engine.cancel(999)
-    reasons = {d.request_id: d.finish_reason for d in engine.step() if d.finish_reason}
-    assert reasons == {ids[0]: "cancelled", ids[2]: "cancelled"}
-    assert (engine.stats.running, engine.stats.waiting, engine.stats.free_slots) == (1, 0, 1)
-    engine.cancel(ids[1])
-    engine.step()
-    (completion,) = engine.generate([request(prompts[0], new=5)])
-    check_greedy(model, prompts[0], completion)
-
-
-def test_many_mixed_requests_leak_nothing(model: Transformer):
-    """A third of them cancelled at some moment; all end once, with the right counts."""
-    generator = random.Random(1)
-    engine = engine_of(model, 5, max_prefill=24)
-    wanted: dict[int, int] = {}
-    reasons: dict[int, str] = {}
-    made: dict[int, int] = {}
-    for prompt in random_documents([generator.randrange(1, 60) for _ in range(80)]):
-        new = generator.randrange(0, 15)
-        temperature = generator.choice([0.0, 1.0])
-        wanted[engine.submit(request(prompt, new, temperature=temperature))] = new
-        if generator.random() < 0.33:
-            engine.cancel(generator.choice(list(wanted)))
-        for delta in engine.step() if generator.random() < 0.7 else []:
-            assert delta.request_id not in reasons, "nothing comes after the end"
-            made[delta.request_id] = delta.completion_tokens
-            if delta.finish_reason:
-                reasons[delta.request_id] = delta.finish_reason
-    while engine.has_work:
-        for delta in engine.step():
-            assert delta.request_id not in reasons
-            made[delta.request_id] = delta.completion_tokens
-            if delta.finish_reason:
-                reasons[delta.request_id] = delta.finish_reason
-    assert set(reasons) == set(wanted)
-    assert set(reasons.values()) == {"length", "cancelled"}
-    assert all(made[i] == wanted[i] for i, reason in reasons.items() if reason == "length")
-    assert engine.stats.completion_tokens == sum(made.values())
-    assert (engine.stats.running, engine.stats.waiting, engine.stats.free_slots) == (0, 0, 5)
-
-
 def test_stop_ids_end_it_and_are_not_given_out(model: Transformer):
     (all_of_it,) = engine_of(model).generate([request([5, 6], new=12)])
     at = next(i for i, token in enumerate(all_of_it.ids) if token != all_of_it.ids[0])
@@ -350,15 +167,6 @@ def test_the_limit_counts_new_tokens(model: Transformer):
         (found,) = engine_of(model).generate([request([5, 6], new=limit)])
         assert len(found.ids) == found.completion_tokens == limit
         assert (found.finish_reason, found.prompt_tokens) == ("length", 2)
-
-
-def test_a_closed_stream_is_cancelled(model: Transformer):
-    engine = engine_of(model)
-    stream = engine.stream(request([5, 6], new=50))
-    assert next(stream).completion_tokens == 1
-    stream.close()
-    assert not engine.has_work
-    assert engine.stats.free_slots == 4
 
 
 def test_a_batch_that_fails_does_not_take_the_engine_with_it(
@@ -383,20 +191,24 @@ def test_a_batch_that_fails_does_not_take_the_engine_with_it(
     check_greedy(model, prompts[0], engine.generate([request(prompts[0])])[0])
 
 
-def test_logits_that_are_no_numbers_end_that_request(model: Transformer):
-    with torch.no_grad():
-        model.embed_tokens.weight[7] = float("nan")
-    # Tied to the embedding, so the head's row must be spared.
-    config = small_config(tie_word_embeddings=False)
-    untied = random_model(config).eval()
+@pytest.mark.parametrize("fast_decode", [True, False])
+def test_logits_that_are_no_numbers_end_that_request(fast_decode: bool):
+    # An embedding is no number; a head tied to it would make all logits so.
+    untied = random_model(small_config(tie_word_embeddings=False)).eval()
     with torch.no_grad():
         untied.embed_tokens.weight[7] = float("nan")
-    engine = engine_of(untied)
-    bad, good = engine.generate([request([3, 7, 4]), request([3, 4])])
-    assert (bad.finish_reason, bad.ids) == ("error", ())
+    engine = engine_of(untied, fast_decode=fast_decode)
+    bad, good = engine.generate(
+        [request([3, 7, *[4] * 20], logprobs=1), request([3, 4], logprobs=1)]
+    )
+    assert (bad.finish_reason, bad.ids, bad.logprobs) == ("error", (), ())
     check_greedy(untied, [3, 4], good)
-    (again,) = engine.generate([request([3, 5])])
-    check_greedy(untied, [3, 5], again)
+    assert len(good.logprobs) == len(good.ids)
+    # Longer ones beside what comes into that slot: its end is then read, and must not count.
+    prompts = [[3, 5], *random_documents([40, 40, 40])]
+    prompts = [[token for token in prompt if token != 7] for prompt in prompts]
+    for prompt, found in zip(prompts, engine.generate(map(request, prompts)), strict=True):
+        check_greedy(untied, prompt, found)
 
 
 @pytest.mark.parametrize(

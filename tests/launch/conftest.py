@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from training_runs import TRAIN, Train
 
 
@@ -45,13 +44,10 @@ def flags(run_flags: list[str], shape: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def train(monkeypatch: pytest.MonkeyPatch) -> Train:
+def train(no_launcher: None, monkeypatch: pytest.MonkeyPatch) -> Train:
     """launch/train.py's main, in this process."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
     # Bitwise comparisons with runs in a process of their own need its number of threads.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(1)
     monkeypatch.syspath_prepend(str(TRAIN.parent))
     import train as script
 

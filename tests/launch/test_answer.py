@@ -87,6 +87,8 @@ def test_what_is_unfinished_is_left_out_and_counted(
     assert read_turns(tmp_path) != first
     assert answer(rows, *sampled, "0") == 2
     assert "nothing was written" in capsys.readouterr().err
+    assert answer(rows, "--max_rows", "-1") == 2
+    assert "--max_rows -1: give 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_folders import small_folder
@@ -29,8 +30,9 @@ def chat(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[...,
     monkeypatch.syspath_prepend(str(LAUNCH))
     import chat as script
 
-    def run(*lines: str, flags: tuple[str, ...] = ()) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    def run(*lines: str, flags: tuple[str, ...] = (), stdin: Any = None) -> tuple[int, str, str]:
+        given = stdin or io.StringIO("".join(f"{line}\n" for line in lines))
+        monkeypatch.setattr(sys, "stdin", given)
         options = ["--set", "temperature=0", "--set", "max_tokens=8", *flags]
         status = script.main(["--checkpoint", str(folder), *options])
         return status, *capsys.readouterr()
@@ -44,6 +46,13 @@ def test_piped_questions_get_plain_answers(chat) -> None:
     assert len(output.splitlines()) >= 2
     assert "\033" not in output
     assert chat("hello", "", "hello again")[1] == output
+
+
+def test_bytes_that_are_no_text_are_replaced(chat) -> None:
+    given = io.TextIOWrapper(io.BytesIO(b"hello \xff\xfe\n"), encoding="ascii")
+    status, output, errors = chat(stdin=given)
+    assert (status, errors) == (0, "")
+    assert output == chat("hello \ufffd\ufffd")[1]
 
 
 def test_commands(chat, tmp_path: Path) -> None:

@@ -101,6 +101,21 @@ def test_bad_usage_is_said(
     assert message in capsys.readouterr().err
 
 
+def test_results_are_shown_where_their_file_cannot_be_written(
+    main: Callable[[list[str]], int],
+    checkpoints: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "results.json"
+    arguments = ["--checkpoint", checkpoints[0], "--prompts", "6 + 9 =", "--max_new_tokens", "2"]
+    assert main([*arguments, "--json", str(path)]) == 2
+    said = capsys.readouterr()
+    assert "> 6 + 9 =" in said.out
+    assert "cannot be written" in said.err
+
+
 def test_the_harness_is_an_extra(
     main: Callable[[list[str]], int],
     checkpoints: list[str],

@@ -13,12 +13,7 @@ from minimind.runtime.ranks import Ranks, complete_environment, free_port, read_
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-@pytest.fixture(autouse=True)
-def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in NAMES:
-        # Set first, so that monkeypatch also takes away what the code under test sets.
-        monkeypatch.setenv(name, "0")
-        monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("no_launcher")
 
 
 def test_one_rank_without_a_launcher():

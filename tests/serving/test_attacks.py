@@ -70,6 +70,10 @@ def check_error(response: httpx.Response, status: int, message: str) -> dict[str
         ({"response_format": {"type": "json_object"}}, "response_format.type", "'text'"),
         ({"tools": [{"type": "function"}]}, "tools[0].function", "required"),
         ({"tool_choice": "required"}, "tool_choice", "'auto' or 'none'"),
+        ({"functions": [{"name": "f"}]}, "functions", "at most 0"),
+        ({"function_call": "auto"}, "function_call", "'none'"),
+        ({"modalities": ["text", "audio"]}, "modalities[1]", "'text'"),
+        ({"reasoning_effort": "much"}, "reasoning_effort", "'none'"),
         ({"presence_penalty": 9}, "presence_penalty", "less"),
     ],
 )
@@ -177,6 +181,34 @@ def test_a_slow_sender_is_cut_off(serve: Serve) -> None:
             received += piece
     assert received.startswith(b"HTTP/1.1 408")
     assert b"the body did not come within 0.2 s" in received
+
+
+@pytest.mark.parametrize("after", ["", "GET /health HTTP/1.1\r\nHost: x\r\n\r\n"])
+@pytest.mark.parametrize("sent", ["", "POST /v1/completions HTTP/1.1\r\nHo"])
+def test_a_connection_without_a_whole_request_is_closed(
+    serve: Serve, after: str, sent: str
+) -> None:
+    server = serve(ServerSettings(port=0, body_timeout_s=0.3), tiny=ScriptedEngine("x"))
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        if after:
+            connection.sendall(after.encode())
+            received = b""
+            while b'"ok"' not in received:
+                received += connection.recv(4096)
+        connection.sendall(sent.encode())
+        started = time.monotonic()
+        assert connection.recv(4096) == b""
+        assert time.monotonic() - started > 0.1, "there was no time to send it"
+
+
+def test_an_answer_may_take_longer_than_its_question(serve: Serve) -> None:
+    engine = ScriptedEngine("x" * 60, step_s=0.02)
+    server = serve(ServerSettings(port=0, body_timeout_s=0.1), tiny=engine)
+    with httpx.Client(base_url=server.url) as client:
+        for _ in range(2):
+            response = client.post(CHAT, json={"model": "tiny", "messages": MESSAGES})
+            assert response.json()["choices"][0]["message"]["content"] == engine.text
 
 
 def test_a_client_that_stops_reading_frees_its_slot(serve: Serve) -> None:

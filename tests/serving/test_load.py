@@ -145,6 +145,15 @@ def test_beyond_its_queue_the_server_says_429(serve: Serve) -> None:
     assert len(engine.requests) == 5
 
 
+def test_what_can_never_fit_the_queue_is_no_429(serve: Serve) -> None:
+    server = serve(ServerSettings(port=0, max_waiting=3), tiny=ScriptedEngine("x", max_batch=2))
+    body = {"model": "tiny", "prompt": ["a"] * 3, "n": 2}
+    response = httpx.post(f"{server.url}/v1/completions", json=body)
+    assert response.status_code == 400
+    assert "6 generations are asked for at once, 5" in response.json()["error"]["message"]
+    assert httpx.post(f"{server.url}/v1/completions", json=body | {"n": 1}).status_code == 200
+
+
 def test_beyond_its_calls_the_server_says_429(serve: Serve) -> None:
     server = serve(
         ServerSettings(port=0, max_calls=1), tiny=ScriptedEngine("x" * 90_000, step_s=0.002)

@@ -159,15 +159,22 @@ def test_reasoning_stands_apart(scripted, stream: bool, piece: int) -> None:
     assert request.params.temperature == 1.0
 
 
-def test_thinking_off_by_default_and_by_either_field(scripted, tokenizer) -> None:
+@pytest.mark.parametrize(
+    ("body", "thinks"),
+    [
+        ({}, False),
+        ({"enable_thinking": True}, True),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, False),
+        ({"reasoning_effort": "low"}, True),
+        ({"reasoning_effort": "minimal"}, False),
+        ({"reasoning_effort": "high", "enable_thinking": False}, False),
+    ],
+)
+def test_thinking_off_by_default_and_by_any_field(scripted, tokenizer, body, thinks) -> None:
     client, engine = scripted("yes")
-    bodies = [{}, {"enable_thinking": True}, {"chat_template_kwargs": {"enable_thinking": False}}]
-    for body in bodies:
-        client.chat.completions.create(model="tiny", messages=USER, extra_body=body)
-    ends = [tokenizer.decode(request.prompt_ids)[-22:] for request in engine.requests]
-    assert ends[0] == ends[2]
-    assert ends[0].endswith("<think>\n\n</think>\n\n")
-    assert ends[1].endswith("<think>\n")
+    client.chat.completions.create(model="tiny", messages=USER, extra_body=body)
+    prompt = tokenizer.decode(engine.requests[0].prompt_ids)
+    assert prompt.endswith("<think>\n" if thinks else "<think>\n\n</think>\n\n")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -191,6 +198,16 @@ def test_tool_calls(scripted, tokenizer, stream: bool) -> None:
         assert call.function.name == "weather"
         assert json.loads(call.function.arguments) == {"town": "塔恩"}
     assert '"name": "weather"' in tokenizer.decode(engine.requests[0].prompt_ids)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_one_call_alone_where_several_are_not_wanted(scripted, parallel: bool) -> None:
+    client, engine = scripted(CALL.removesuffix("</tool_call>"))
+    ask = {"model": "tiny", "messages": USER, "tools": TOOLS, "parallel_tool_calls": parallel}
+    choice = client.chat.completions.create(**ask).choices[0]
+    assert engine.requests[0].params.stop == (() if parallel else ("</tool_call>",))
+    assert choice.finish_reason == "tool_calls", "what a stop string cuts off is whole all the same"
+    assert [call.function.name for call in choice.message.tool_calls or []] == ["weather"]
 
 
 def test_a_tool_s_answer_goes_back(scripted, tokenizer) -> None:

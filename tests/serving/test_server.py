@@ -44,6 +44,7 @@ def test_other_machines_need_a_key(host: str) -> None:
         ({"max_body_bytes": 0}, "max_body_bytes is 0"),
         ({"answer_timeout_s": 0.0}, "answer_timeout_s is 0"),
         ({"shutdown_s": float("nan")}, "shutdown_s is nan"),
+        ({"shutdown_s": float("inf")}, "shutdown_s is inf"),
         ({"api_keys": ("",)}, "API key is empty"),
         ({"api_keys": ("schlüssel",)}, "not ASCII"),
     ],
@@ -90,7 +91,12 @@ def test_the_log_holds_prompts_only_when_told(
     server = serve(ServerSettings(port=0, log_prompts=log_prompts), tiny=ScriptedEngine("hidden"))
     response = httpx.post(server.url + CHAT, json=ASK)
     httpx.get(f"{server.url}/nowhere")
-    records = [record for record in caplog.records if record.name == "minimind.serving.calls"]
+    records: list[logging.LogRecord] = []
+    deadline = time.monotonic() + 10
+    while len(records) < 2:  # written after the answer
+        assert time.monotonic() < deadline, "a call was not logged"
+        time.sleep(0.005)
+        records = [record for record in caplog.records if record.name == "minimind.serving.calls"]
     call, nowhere = [json.loads(JsonLines().format(record)) for record in records]
     assert call["request_id"] == response.headers["x-request-id"]
     assert (call["method"], call["path"], call["status"]) == ("POST", CHAT, 200)

@@ -1,0 +1,54 @@
+"""Batch engines over small models, and what their tokens must be."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from small_models import logits_of, pack
+from torch import Tensor
+
+from minimind.data.sample_text import load_sample_tokenizer
+from minimind.data.tokenizer import Tokenizer
+from minimind.inference.batch_engine import BatchEngine
+from minimind.inference.request import Completion, GenerationRequest
+from minimind.inference.sampling import SamplingParams
+from minimind.model.transformer import Transformer
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    return load_sample_tokenizer()
+
+
+def request(
+    ids: Sequence[int], new: int = 8, stop_ids: tuple[int, ...] = (), **settings: Any
+) -> GenerationRequest:
+    params = SamplingParams(max_new_tokens=new, **settings)
+    return GenerationRequest(prompt_ids=ids, params=params, stop_ids=stop_ids)
+
+
+def engine_of(
+    model: Transformer, max_batch: int = 4, slot: int = 100, **options: Any
+) -> BatchEngine:
+    return BatchEngine(
+        model, tokenizer(), max_batch=max_batch, max_tokens=max_batch * slot, **options
+    )
+
+
+def whole(model: Transformer, ids: Sequence[int]) -> Tensor:
+    with torch.no_grad():
+        return logits_of(model, pack([[ids]]))
+
+
+def check_greedy(model: Transformer, prompt: Sequence[int], completion: Completion) -> None:
+    """Each token is the best one of the whole forward over all before it, or as good but for
+    rounding."""
+    ids = [*prompt, *completion.ids]
+    logits_TV = whole(model, ids[:-1])[len(prompt) - 1 :]
+    chosen_T = logits_TV.gather(1, torch.tensor(completion.ids)[:, None])[:, 0]
+    best_T, best_ids_T = logits_TV.max(-1)
+    assert (best_T - chosen_T).max() < 1e-4
+    assert completion.ids == tuple(best_ids_T.tolist())

@@ -43,6 +43,7 @@ _PARTS = (
     "buckets",
     "activations",
     "logits_chunk",
+    "attention_mask",
     "batches",
 )
 

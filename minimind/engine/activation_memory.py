@@ -116,6 +116,11 @@ def _copied_results(work: Workload) -> int:
     return tokens * work.size * work.config.num_attention_heads * work.config.head_dim
 
 
+def attention_mask(work: Workload) -> int:
+    """On a CPU one is kept for all documents below FLASH_FROM tokens."""
+    return 0 if work.device_kind == "gpu" else work.size * (FLASH_FROM - 1) ** 2
+
+
 def logits_chunk(work: Workload) -> int:
     """A chunk's, and where no code is generated the fp32 copies that the softmax makes of it."""
     tokens, vocab = work.tokens, work.config.vocab_size

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 
 from minimind.engine.activation_memory import (
     Workload,
+    attention_mask,
     feed_forward_gradient,
     logits_chunk,
     saved_activations,
@@ -35,6 +36,7 @@ class MemoryPrediction:
     activations: int
     logits_chunk: int
     """The output layer's: logits of a chunk, and the head's gradient."""
+    attention_mask: int
     batches: int
     """Tokens and labels of the step's micro-batches."""
 
@@ -62,6 +64,7 @@ def _moments(work: Workload) -> Iterable[MemoryPrediction]:
         "helpers": work.size * work.recipe.count_helper_weights(),
         "masters": 0 if work.offloads_optimizer else masters,
         "optimizer": 0 if work.offloads_optimizer else optimizer,
+        "attention_mask": attention_mask(work),
         "batches": 26 * work.tokens * work.accumulation,
     }
     buckets, gradients = _buckets(work), _Gradients.of(work, trained)

@@ -145,15 +145,16 @@ def _build_bucket(spans: list[tuple[int, int]], length: int, device: torch.devic
 
 
 @functools.cache
-def _causal_bias(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """0 where a query may look and -inf where not, as large as any bucket needs."""
-    longest = FLASH_FROM - 1
-    return torch.full((longest, longest), float("-inf"), dtype=dtype, device=device).triu_(1)
+def _causal_bias(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """0 where a query may look and -inf where not, [length, length]."""
+    return torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu_(1)
 
 
 def _probabilities(q: Tensor, k: Tensor, bucket: Bucket, scale: float) -> Tensor:
     length = bucket.gather_BL.shape[1]
-    bias = _causal_bias(q.dtype, q.device)[:length, :length].repeat(q.shape[1] // length, 1)
+    # One mask serves all buckets: as large as any of them needs.
+    bias = _causal_bias(FLASH_FROM - 1, q.dtype, q.device)[:length, :length]
+    bias = bias.repeat(q.shape[1] // length, 1)
     return torch.softmax(torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale), dim=-1)
 
 

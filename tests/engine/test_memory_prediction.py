@@ -16,6 +16,7 @@ from minimind.engine.activation_memory import Workload
 from minimind.engine.deepspeed_engine import DeepSpeedEngine, start_ranks
 from minimind.engine.memory_prediction import MemoryPrediction, predict_memory
 from minimind.engine.stage import BuildContext
+from minimind.model import document_attention
 from minimind.runtime.devices import find_device
 from minimind.runtime.memory import PeakMemory, live_tensor_bytes
 from minimind.runtime.ranks import Ranks
@@ -57,6 +58,7 @@ def workload(
 def measure(work: Workload, batches: list[Batch]) -> int:
     """The peak of live tensors in a step, less what was alive before the engine was."""
     device = find_device()
+    document_attention._causal_bias.cache_clear()  # an earlier test's mask would be missed
     before = live_tensor_bytes()
     stage = Pretrain(work.recipe)
     policy = stage.build_models(BuildContext(config=work.config)).policy

@@ -131,7 +131,8 @@ def collate(rows: Sequence[PackedRow]) -> Batch:
 
 def collate_pairs(rows: Sequence[PackedRow], pairs_per_row: int) -> PairBatch:
     """`collate`, and which tokens are whose: each row has places for `pairs_per_row` pairs, so that
-    shapes do not depend on how many it holds."""
+    shapes do not depend on how many it holds. A pair of which an answer was cut away whole compares
+    nothing and takes no place."""
     batch = collate(rows)
     pair_ids_BP = np.full((len(rows), pairs_per_row), -1, dtype=np.int64)
     for number, row in enumerate(rows):
@@ -139,6 +140,9 @@ def collate_pairs(rows: Sequence[PackedRow], pairs_per_row: int) -> PairBatch:
     doc_BT = np.stack([row.doc_T for row in rows]).astype(np.int64)
     first_B1 = 2 * pairs_per_row * np.arange(len(rows))[:, None]
     doc_BT = np.where(doc_BT < 0, 2 * pair_ids_BP.size, doc_BT + first_B1)
+    target_docs = doc_BT[(batch.labels_BT != IGNORE_INDEX).numpy()]
+    targets_P2 = np.bincount(target_docs, minlength=2 * pair_ids_BP.size)[: 2 * pair_ids_BP.size]
+    pair_ids_BP[(targets_P2.reshape(*pair_ids_BP.shape, 2) == 0).any(-1)] = -1
     return PairBatch(
         **{field.name: getattr(batch, field.name) for field in fields(batch)},
         doc_M=torch.from_numpy(doc_BT.reshape(-1)),

@@ -270,7 +270,7 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
     if loader.num_truncated:
         lines.append(
             f"cut        {loader.num_truncated:,} documents to fit a row, "
-            f"{loader.count_cut_before_targets():,} of them before any target"
+            f"{loader.count_cut_before_targets():,} of them before any target, which teach nothing"
         )
     return "\n".join(lines)
 

@@ -178,6 +178,18 @@ def test_batches_say_whose_each_token_is(cache: TokenCache) -> None:
     assert pairs.num_truncated == 3
 
 
+def test_a_pair_whose_answers_were_cut_away_is_none(make_pairs: MakeCache) -> None:
+    long = pair(1, 2, 2)
+    for side in long.values():
+        side[0]["content"] = "why? " * SEQ_LEN
+    pairs = loader(make_pairs([pair(0, 1, 2), long, pair(2, 1, 2)]))
+    batches = [batch for batch in pairs.all_batches() if isinstance(batch, PairBatch)]
+    assert pairs.count_cut_before_targets() == 2
+    assert sum(batch.num_pairs for batch in batches) == 2
+    numbers = torch.cat([batch.pair_ids_P for batch in batches]).tolist()
+    assert sorted(n for n in numbers if n >= 0) == [0, 2]
+
+
 def test_several_sources_number_their_pairs_on(make_pairs: MakeCache, cache: TokenCache) -> None:
     other = make_pairs([pair(n, 2, 2) for n in range(50, 57)], "other.jsonl")
     weighted = [WeightedSource(cache, 0.2), WeightedSource(other, 0.8)]

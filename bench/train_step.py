@@ -41,9 +41,8 @@ from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import read_ranks
 from minimind.stages.resolve import ResolvedRun
 
-FIRST_LOSS_TOLERANCE = {"cpu": 1e-4, "gpu": 1e-3}
-"""Between a padded row and our model, both in fp32: about ten times what rounding makes of it on a
-CPU; a GPU's exponentials are coarser."""
+FIRST_LOSS_TOLERANCE = 1e-4
+"""Between a padded row and our model, both in fp32: about ten times what rounding makes of it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,7 +141,7 @@ def _measure_model(
     `broken`, so that the times are not lost."""
     with _started(specs) as workers:
         checks = [
-            {"model": model, **_check_first_losses(worker, specs[0].run.device.kind)}
+            {"model": model, **_check_first_losses(worker)}
             for worker in workers
             if worker.name in PADDED_ROWS
         ]
@@ -209,15 +208,15 @@ def _ask_all(workers: Sequence[Worker], method: str) -> list[Any]:
     return [worker.receive() for worker in workers]
 
 
-def _check_first_losses(worker: Worker, kind: str) -> dict[str, Any]:
+def _check_first_losses(worker: Worker) -> dict[str, Any]:
     """Before anything is timed: both sides compute the same thing. Raises WorkerError."""
     theirs, ours = worker.call("compare_first_losses")
-    difference, most = abs(theirs - ours), FIRST_LOSS_TOLERANCE[kind]
+    difference = abs(theirs - ours)
     print(f"first loss: {worker.name} {theirs:.6f}, ours {ours:.6f}, apart {difference:.1e}")
-    if not difference <= most:
+    if not difference <= FIRST_LOSS_TOLERANCE:
         raise WorkerError(
             f"{worker.name} and our model differ by {difference} in their first loss, more than "
-            f"{most}: the rows would not measure the same thing"
+            f"{FIRST_LOSS_TOLERANCE}: the rows would not measure the same thing"
         )
     return {"row": worker.name, "first_loss": theirs, "our_first_loss": ours}
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from minimind.engine.checkpoint import find_model_folder
@@ -76,6 +77,21 @@ def read_losses(run: Path) -> list[tuple[int, float, str]]:
 
 def final_weights(run: Path) -> dict[str, torch.Tensor]:
     return load_model_folder(find_model_folder(run / "checkpoints" / "latest"))[1]
+
+
+def assert_like_losses(left: Path, right: Path, *, within: float) -> None:
+    """The same steps, and so close in each."""
+    for (step, loss, _), (other_step, other, _) in zip(
+        read_losses(left), read_losses(right), strict=True
+    ):
+        assert step == other_step
+        assert other == pytest.approx(loss, abs=within)
+
+
+def assert_like_weights(left: Path, right: Path, *, atol: float = 2e-5, rtol: float = 2e-4) -> None:
+    expected = final_weights(left)
+    for name, weight in final_weights(right).items():
+        torch.testing.assert_close(weight, expected[name], atol=atol, rtol=rtol)
 
 
 def assert_same_weights(left: Path, right: Path) -> None:

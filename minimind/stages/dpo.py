@@ -86,6 +86,7 @@ class DPO:
 
     def build_models(self, context: BuildContext) -> StageModels:
         """Raises ConfigError where there are no weights to take as the reference."""
+        reference = ""
         if self.recipe.loss_type in WITH_REFERENCE:
             if context.weights_folder is None:
                 raise ConfigError(
@@ -93,12 +94,10 @@ class DPO:
                     "none has none: give a checkpoint (of --stage sft), or --set loss_type=simpo "
                     "or orpo, which compare with nothing"
                 )
-            self.reference = load_reference(context)
+            reference = fingerprint(context.weights_folder)
+            self.reference = load_reference(context, reference)
         models = Pretrain(self.recipe).build_models(context)
-        if self.reference is None:
-            return models
-        assert context.weights_folder is not None
-        return replace(models, helpers_fingerprint=fingerprint(context.weights_folder))
+        return replace(models, helpers_fingerprint=reference)
 
     def count(self, batch: PairBatch) -> int:
         return batch.num_pairs

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import minimind_kernels as K
 import numpy as np
@@ -22,7 +22,7 @@ from minimind.data.cache_folder import default_cache_dir, locked, new_folder, re
 from minimind.data.prefetch import prefetched
 from minimind.engine.stage import BuildContext, Policy
 from minimind.errors import DataError
-from minimind.model.adapter_folder import fingerprint, load_model_folder
+from minimind.model.adapter_folder import load_model_folder
 from minimind.model.transformer import Transformer
 from minimind.types import IGNORE_INDEX, PairBatch
 
@@ -65,9 +65,10 @@ def pair_log_probs(policy: Policy, batch: PairBatch) -> tuple[Tensor, Tensor, Te
     return sums_P2, counts_P2, output.aux_loss
 
 
-def load_reference(context: BuildContext) -> Tensor:
+def load_reference(context: BuildContext, weights_fingerprint: str) -> Tensor:
     """[pairs, 2] fp32 on the context's device: `pair_log_probs` of each pair by its number in the
     data, validation pairs behind the training ones; NaN for those that are not read.
+    `weights_fingerprint`: of the context's weights folder.
 
     The model is loaded only where the cache lacks something, and dropped. Of several processes on
     one machine one computes, the others wait and read. Raises DataError where nothing can be
@@ -80,11 +81,13 @@ def load_reference(context: BuildContext) -> Tensor:
             model.append(_load_frozen(context))
         return model[0]
 
+    weights = [weights_fingerprint, context.config.to_dict()]
     training = cast(PairData, context.loader)
-    tables = [_load_table(context, frozen, training, first_pair=0)]
+    tables = [_load_table(context, weights, frozen, training, first_pair=0)]
     if context.eval_data is not None:
         validation = cast(PairData, context.eval_data)
-        tables.append(_load_table(context, frozen, validation, first_pair=training.num_units))
+        first_pair = training.num_units
+        tables.append(_load_table(context, weights, frozen, validation, first_pair))
     return torch.from_numpy(np.concatenate(tables)).to(context.device)
 
 
@@ -96,12 +99,14 @@ def _load_frozen(context: BuildContext) -> Transformer:
 
 
 def _load_table(
-    context: BuildContext, frozen: Callable[[], Transformer], data: PairData, first_pair: int
+    context: BuildContext,
+    weights: list[Any],
+    frozen: Callable[[], Transformer],
+    data: PairData,
+    first_pair: int,
 ) -> np.ndarray:
-    assert context.weights_folder is not None
-    model = [fingerprint(context.weights_folder), context.config.to_dict()]
     computed = [str(context.dtype), context.device.type]
-    parts = json.dumps([VERSION, model, computed, data.fingerprint])
+    parts = json.dumps([VERSION, weights, computed, data.fingerprint])
     key = hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
     parent = default_cache_dir() / "reference"
     try:

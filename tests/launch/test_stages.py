@@ -16,8 +16,9 @@ from training_runs import (
     KILL_AFTER,
     KILLED,
     Train,
+    assert_like_losses,
+    assert_like_weights,
     assert_same_weights,
-    final_weights,
     read_losses,
     train_in_a_process,
 )
@@ -129,13 +130,8 @@ def test_two_ranks_learn_conversations_as_one_does(
     assert train(*sft_flags) == 0
     done = train_in_a_process(*sft_flags, "--output_dir", str(tmp_path / "two"), ranks=2)
     assert done.returncode == 0, done.stderr
-    for (_, loss, _), (_, other, _) in zip(
-        read_losses(tmp_path / "run"), read_losses(tmp_path / "two"), strict=True
-    ):
-        assert other == pytest.approx(loss, abs=1e-5)
-    reference = final_weights(tmp_path / "run")
-    for name, weight in final_weights(tmp_path / "two").items():
-        torch.testing.assert_close(weight, reference[name], atol=2e-5, rtol=2e-4)
+    assert_like_losses(tmp_path / "run", tmp_path / "two", within=1e-5)
+    assert_like_weights(tmp_path / "run", tmp_path / "two")
 
 
 @pytest.fixture
@@ -219,9 +215,7 @@ def test_two_ranks_prefer_as_one_does(train: Train, dpo_flags: list[str], tmp_pa
     for name in ("loss", "reward_margin", "chosen_log_prob"):
         one, two = (read_column(tmp_path / run, name) for run in ("run", "two"))
         assert two == pytest.approx(one, rel=1e-4, abs=1e-4)
-    reference = final_weights(tmp_path / "run")
-    for name, weight in final_weights(tmp_path / "two").items():
-        torch.testing.assert_close(weight, reference[name], atol=2e-5, rtol=2e-4)
+    assert_like_weights(tmp_path / "run", tmp_path / "two")
 
 
 def test_a_killed_run_resumes_bitwise_though_its_reference_is_lost(

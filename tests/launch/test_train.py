@@ -21,6 +21,8 @@ from training_runs import (
     KILL_AFTER,
     KILLED,
     Train,
+    assert_like_losses,
+    assert_like_weights,
     assert_same_weights,
     final_weights,
     read_losses,
@@ -83,13 +85,8 @@ def test_every_zero_stage_takes_the_same_steps(
 ):
     assert train(*flags, "--output_dir", str(tmp_path / "zero2")) == 0
     assert train(*flags, "--ds_config", f"{name}.json") == 0
-    expected, found = read_losses(tmp_path / "zero2"), read_losses(tmp_path / "run")
-    for (step, loss, _), (other_step, other, _) in zip(expected, found, strict=True):
-        assert step == other_step
-        assert other == pytest.approx(loss, abs=2e-5)
-    reference = final_weights(tmp_path / "zero2")
-    for weight_name, weight in final_weights(tmp_path / "run").items():
-        torch.testing.assert_close(weight, reference[weight_name], atol=2e-5, rtol=2e-4)
+    assert_like_losses(tmp_path / "zero2", tmp_path / "run", within=2e-5)
+    assert_like_weights(tmp_path / "zero2", tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["zero0", "zero2", "zero3"])
@@ -112,14 +109,10 @@ def test_two_ranks_take_the_steps_of_one(flags: list[str], tmp_path: Path, train
     assert train(*flags) == 0
     done = train_in_a_process(*flags, "--output_dir", str(tmp_path / "two"), ranks=2)
     assert done.returncode == 0, done.stderr
-    one, two = read_losses(tmp_path / "run"), read_losses(tmp_path / "two")
-    for (step, loss, val), (other_step, other, other_val) in zip(one, two, strict=True):
-        assert step == other_step
-        assert other == pytest.approx(loss, abs=1e-5)
-        assert bool(val) == bool(other_val)
-    reference = final_weights(tmp_path / "run")
-    for name, weight in final_weights(tmp_path / "two").items():
-        torch.testing.assert_close(weight, reference[name], atol=2e-5, rtol=2e-4)
+    validated = [[bool(v) for *_, v in read_losses(tmp_path / r)] for r in ("run", "two")]
+    assert validated[0] == validated[1]
+    assert_like_losses(tmp_path / "run", tmp_path / "two", within=1e-5)
+    assert_like_weights(tmp_path / "run", tmp_path / "two")
 
 
 @pytest.fixture
@@ -189,13 +182,9 @@ def test_a_run_resumes_at_another_number_of_ranks(
         assert train(*flags) == 130
     done = train_in_a_process("--resume", "--output_dir", str(tmp_path / "run"), ranks=2)
     assert done.returncode == 0, done.stderr
-    whole, resumed = read_losses(tmp_path / "whole"), read_losses(tmp_path / "run")
-    assert [step for step, *_ in resumed] == [1, 2, 3, 4, 5, 6]
-    for (_, loss, _), (_, other, _) in zip(whole, resumed, strict=True):
-        assert other == pytest.approx(loss, abs=1e-5)
-    reference = final_weights(tmp_path / "whole")
-    for name, weight in final_weights(tmp_path / "run").items():
-        torch.testing.assert_close(weight, reference[name], atol=2e-5, rtol=2e-4)
+    assert [step for step, *_ in read_losses(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    assert_like_losses(tmp_path / "whole", tmp_path / "run", within=1e-5)
+    assert_like_weights(tmp_path / "whole", tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["zero0", "zero2", "zero3"])

@@ -6,13 +6,13 @@ import csv
 from pathlib import Path
 
 import pytest
-import torch
 from training_runs import (
     KILL_AFTER,
     KILLED,
     Train,
+    assert_like_losses,
+    assert_like_weights,
     assert_same_weights,
-    final_weights,
     read_losses,
     train_in_a_process,
 )
@@ -83,15 +83,10 @@ def test_two_ranks_take_the_steps_of_one(
     assert done.returncode == 0, done.stderr
     warned = "--set norm_topk_prob=false" in done.stderr + done.stdout
     assert warned == ("num_experts_per_tok=1" in experts)
-    for (_, loss, _), (_, other, _) in zip(
-        read_losses(tmp_path / "one"), read_losses(two), strict=True
-    ):
-        assert other == pytest.approx(loss, abs=2e-5)
+    assert_like_losses(tmp_path / "one", two, within=2e-5)
     for row, other_row in zip(read_routers(tmp_path / "one"), read_routers(two), strict=True):
         assert other_row == pytest.approx(row, rel=2e-3, abs=1e-7)
-    reference = final_weights(tmp_path / "one")
-    for name, weight in final_weights(two).items():
-        torch.testing.assert_close(weight, reference[name], atol=2e-5, rtol=2e-4)
+    assert_like_weights(tmp_path / "one", two)
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])

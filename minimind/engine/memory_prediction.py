@@ -1,8 +1,9 @@
 """What a rank will hold at its peak, by component, before anything runs.
 
 Counted, not fitted: each tensor that the model saves for its backward and each buffer that
-DeepSpeed 0.19 makes. A step has three moments that can be the peak: the first backward product,
-when all activations are alive; the end of the backward, when all gradients are; the update.
+DeepSpeed 0.19 makes. A step has a few moments that can be the peak: the first backward product,
+when all activations are alive; the first bucket that is full and reduced, when room is made for all
+of a rank's gradients and most activations are still there; the end of the backward; the update.
 """
 
 from __future__ import annotations
@@ -58,17 +59,20 @@ def predict_memory(workload: Workload) -> MemoryPrediction:
 def _moments(work: Workload) -> Iterable[MemoryPrediction]:
     trained, frozen = work.recipe.count_weights(work.config)
     masters, optimizer = _states(work, trained)
+    whole = work.size * trained
+    kept = work.size * ((trained + frozen) // _share(work, 3))
     gathered = trained + frozen if work.zero_stage == 3 and work.world_size > 1 else 0
-    states: dict[str, int] = {
-        "weights": work.size * ((trained + frozen) // _share(work, 3) + gathered),
+    held: dict[str, int] = {
         "helpers": work.size * work.recipe.count_helper_weights(),
         "masters": 0 if work.offloads_optimizer else masters,
         "optimizer": 0 if work.offloads_optimizer else optimizer,
         "attention_mask": attention_mask(work),
         "batches": 26 * work.tokens * work.accumulation,
     }
-    buckets, gradients = _buckets(work), _Gradients.of(work, trained)
+    states = {**held, "weights": kept + work.size * gathered}
     head = work.config.vocab_size * work.config.hidden_size * (not frozen)
+    largest = 0 if frozen else _largest_weight(work)
+    buckets, gradients = _buckets(work), _Gradients.of(work, trained, largest)
     saved, width = saved_activations(work), work.tokens * work.size * work.config.hidden_size
     # Hidden states and their gradient, beside everything that was saved.
     yield MemoryPrediction(
@@ -94,20 +98,57 @@ def _moments(work: Workload) -> Iterable[MemoryPrediction]:
         activations=saved + feed_forward_gradient(work),
         logits_chunk=work.size * head,
     )
+    if work.zero_stage < 2:
+        # Buckets were filled by then, with gradients that are in them alone.
+        yield MemoryPrediction(
+            **states, gradients=gradients.reduced, buckets=0, activations=0, logits_chunk=0
+        )
+    else:
+        yield from (
+            MemoryPrediction(
+                **states,
+                gradients=room + work.size * largest,
+                buckets=buckets.in_backward + copied,
+                activations=int(saved * still),
+                logits_chunk=work.size * head,
+            )
+            for room, copied, still in _reductions(
+                gradients, max(buckets.one, work.size * largest), whole, work.size * head
+            )
+        )
     yield MemoryPrediction(
-        **states,
-        gradients=gradients.at_the_end,
-        buckets=buckets.in_backward,
-        activations=0,
-        logits_chunk=0,
-    )
-    yield MemoryPrediction(
-        **states,
+        **held,
+        weights=kept,
         gradients=gradients.in_update,
-        buckets=buckets.kept,
+        buckets=buckets.kept if work.zero_stage == 3 else 0,
         activations=0,
         logits_chunk=0,
     )
+
+
+def _reductions(
+    gradients: _Gradients, bucket: int, whole: int, head: int
+) -> Iterable[tuple[int, int, float]]:
+    """Bytes of gradients, bytes that are copied, and the share of activations that is still there,
+    when the first full bucket is reduced and when the second is; a weight that is larger than a
+    bucket is one of its own. Blocks are taken as equals."""
+    share = min(1.0, bucket / max(1, whole - head))
+    copied = gradients.copies * min(bucket, whole)
+    if gradients.copies_first:
+        yield gradients.carried, copied, 1 - share
+        yield gradients.reduced, 0, 1 - share
+    else:
+        yield gradients.reduced, copied, 1 - share
+    if share < 1:
+        yield gradients.reduced, copied, max(0.0, 1 - 2 * share)
+
+
+def _largest_weight(work: Workload) -> int:
+    """Elements of the feed-forward's gate and up, which are one, as are those of all experts."""
+    config = work.config
+    if config.num_experts:
+        return 2 * config.num_experts * config.moe_intermediate_size * config.hidden_size
+    return 2 * config.intermediate_size * config.hidden_size
 
 
 def _share(work: Workload, first_stage: int) -> int:
@@ -123,6 +164,7 @@ def _states(work: Workload, trained: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Buckets:
+    one: int
     kept: int
     in_backward: int
 
@@ -131,25 +173,30 @@ def _buckets(work: Workload) -> _Buckets:
     """Allocated whole, however little is trained; two of them where communication overlaps. Stage 3
     keeps its own, stages 1 and 2 make theirs anew in each backward."""
     if work.zero_stage == 0:
-        return _Buckets(0, 0)
-    elements = int(work.zero.get("reduce_bucket_size", 500_000_000))
-    one = work.size * elements * (2 if work.zero.get("overlap_comm") else 1)
+        return _Buckets(0, 0, 0)
+    one = work.size * int(work.zero.get("reduce_bucket_size", 500_000_000))
+    both = one * (2 if work.zero.get("overlap_comm") else 1)
     if work.zero_stage == 3:
-        return _Buckets(one, one)
+        return _Buckets(one, both, both)
     # Stage 1 leaves sums in their bucket until the step's last micro-batch.
-    return _Buckets(one if work.zero_stage == 1 and work.accumulation > 1 else 0, one)
+    return _Buckets(one, both if work.zero_stage == 1 and work.accumulation > 1 else 0, both)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Gradients:
     carried: int
     """From micro-batch to micro-batch."""
-    at_the_end: int
-    """Of a backward: this micro-batch's beside the sums."""
+    reduced: int
+    """Once some are reduced: room for all of this micro-batch's that the rank keeps, beside the
+    sums."""
     in_update: int
+    copies: int = 0
+    """Of a full bucket, which reducing it makes."""
+    copies_first: bool = False
+    """Before there is room for what is reduced."""
 
     @classmethod
-    def of(cls, work: Workload, trained: int) -> _Gradients:
+    def of(cls, work: Workload, trained: int, largest: int) -> _Gradients:
         whole, part = work.size * trained, work.size * trained // work.world_size
         is_wide = (work.ds_config.get("data_types") or {}).get("grad_accum_dtype") == "fp32"
         wide = 4 * trained // work.world_size
@@ -157,16 +204,33 @@ class _Gradients:
         # In 16 bits the update casts what it was given.
         cast = wide if work.size == 2 else 0
         if work.offloads_optimizer:
-            return cls(0, whole + part, 0)
+            # Only a gradient on its way to the host.
+            one = work.size * max(largest, work.config.vocab_size * work.config.hidden_size)
+            return cls(carried=one, reduced=one, in_update=one, copies=int(work.world_size > 1))
         match work.zero_stage:
             case 0:
-                return cls(adds_up * whole, 2 * whole, whole + (4 * trained if cast else 0))
+                in_update = whole + (4 * trained if cast else 0)
+                return cls(carried=adds_up * whole, reduced=2 * whole, in_update=in_update)
             case 1:
-                return cls(adds_up * whole, 2 * whole, whole + part + cast)
+                in_update = 2 * part + cast
+                return cls(carried=adds_up * whole, reduced=whole + part, in_update=in_update)
             case 2 if is_wide and work.size == 2:
-                return cls(adds_up * wide, wide + whole, wide)
+                # Sums in 32 bits, into which buckets are added; their norm is taken in 64 bits, a
+                # weight at a time.
+                in_update = wide + 8 * largest
+                return cls(
+                    carried=adds_up * wide, reduced=wide + 4 * largest,
+                    in_update=in_update, copies=1,
+                )  # fmt: skip
             case 2:
-                return cls(adds_up * part, (1 + adds_up) * part, 2 * part + cast)
+                return cls(
+                    carried=adds_up * part, reduced=(1 + adds_up) * part,
+                    in_update=2 * part + cast, copies=int(work.world_size > 1), copies_first=True,
+                )  # fmt: skip
             case _:
                 kept = wide if is_wide else part
-                return cls(kept, kept + whole + part, kept + wide)
+                # Gloo scatters a copy of what it is given.
+                copies = 2 if work.device_kind == "cpu" else 1
+                return cls(
+                    carried=kept, reduced=kept, in_update=kept + wide, copies=copies,
+                )  # fmt: skip

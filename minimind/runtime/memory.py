@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import itertools
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import psutil
 import torch
+from torch._C._profiler import _EventType
 
 
 class PeakMemory:
@@ -50,7 +50,9 @@ class PeakMemory:
         logging.getLogger("torch.profiler").setLevel(logging.ERROR)
         with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
             yield
-        self._cpu_peak = max(self._cpu_peak, start + _peak_of_allocations(profiler))
+        self._cpu_peak = max(
+            self._cpu_peak, start + peak_of_allocations(_list_allocations(profiler))
+        )
 
 
 def live_tensor_bytes() -> int:
@@ -73,8 +75,35 @@ def live_tensor_bytes() -> int:
     return sum(storages.values())
 
 
-def _peak_of_allocations(profiler: torch.profiler.profile) -> int:
+def peak_of_allocations(events: Iterable[tuple[int, int]]) -> int:
+    """Most bytes at once; `events`: address and bytes in order, negative where they are freed.
+
+    Threads that are not recorded, such as Gloo's, free some of what was allocated: that is seen
+    when an address is given out again.
+    """
+    alive: dict[int, int] = {}
+    total = peak = 0
+    for address, size in events:
+        if size > 0:
+            total += size - alive.get(address, 0)
+            alive[address] = size
+        else:
+            # What was there before the first event is not known, and is freed all the same.
+            total += size
+            alive.pop(address, None)
+        peak = max(peak, total)
+    return peak
+
+
+def _list_allocations(profiler: torch.profiler.profile) -> list[tuple[int, int]]:
+    """Address and bytes, by time; negative where they are freed."""
     results: Any = profiler.profiler
-    events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    return max(itertools.accumulate((event.nbytes() for event in events), initial=0))
+    found, stack = [], list(results.kineto_results.experimental_event_tree())
+    while stack:
+        event = stack.pop()
+        stack += event.children
+        if event.tag == _EventType.Allocation:
+            found.append(
+                (event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size)
+            )
+    return [(address, size) for _, address, size in sorted(found)]

@@ -25,20 +25,29 @@ from minimind.types import Batch
 
 ALONE = Ranks(0, 0, 1)
 DENSE: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 512}
+WIDE = DENSE | {"hidden_size": 512}
+"""Weights, not activations, decide."""
 EXPERTS = DENSE | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
 
 
 def workload(
-    model: dict[str, Any], stage: int, *, rows: int = 2, accumulation: int = 2, **more: Any
+    model: dict[str, Any],
+    stage: int,
+    *,
+    rows: int = 2,
+    accumulation: int = 2,
+    buckets: int = 1,
+    bf16: bool = False,
+    **more: Any,
 ) -> Workload:
     config = ModelConfig(**model)
-    bucket = config.num_parameters
+    bucket = config.num_parameters // buckets
     zero: dict[str, Any] = {"stage": stage}
     if stage:
         zero |= {"reduce_bucket_size": bucket, "overlap_comm": False, "contiguous_gradients": True}
     if stage == 3:
         zero |= {"stage3_prefetch_bucket_size": bucket, "stage3_param_persistence_threshold": 0}
-    ds_config = {
+    ds_config: dict[str, Any] = {
         "train_batch_size": rows * accumulation,
         "train_micro_batch_size_per_gpu": rows,
         "gradient_accumulation_steps": accumulation,
@@ -46,6 +55,10 @@ def workload(
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True, "fused": True}},
         "zero_optimization": zero,
     }
+    if bf16:
+        ds_config["bf16"] = {"enabled": True, "check_grad_overflow": False}
+    if bf16 and stage > 1:
+        ds_config["data_types"] = {"grad_accum_dtype": "fp32"}
     values: dict[str, Any] = {"world_size": 1, "device_kind": "cpu", "documents": ()} | more
     return Workload(
         config=config,
@@ -61,7 +74,8 @@ def measure(work: Workload, batches: list[Batch]) -> int:
     document_attention._causal_bias.cache_clear()  # an earlier test's mask would be missed
     before = live_tensor_bytes()
     stage = Pretrain(work.recipe)
-    policy = stage.build_models(BuildContext(config=work.config)).policy
+    dtype = torch.float32 if work.size == 4 else torch.bfloat16
+    policy = stage.build_models(BuildContext(config=work.config, dtype=dtype)).policy
     engine = DeepSpeedEngine(policy, work.ds_config, work.recipe, device, ALONE)
 
     def step() -> None:
@@ -97,6 +111,18 @@ def test_a_step_holds_what_was_predicted(model: dict[str, Any], stage: int, rows
     work = workload(model, stage, rows=rows, documents=[lengths])
     documents = random_documents(lengths, vocab=512)
     batch = pack([documents[3 * row : 3 * row + 3] for row in range(rows)], 128)
+    assert predict_memory(work).peak_bytes == pytest.approx(measure(work, [batch, batch]), rel=0.05)
+
+
+@pytest.mark.usefixtures("_one_rank")
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(
+    ("stage", "buckets"), [(0, 1), (1, 4), (2, 1), (2, 4), (2, 10_000), (3, 4)]
+)
+def test_so_does_one_with_few_tokens(stage: int, buckets: int, bf16: bool) -> None:
+    lengths = [60, 40, 28]
+    work = workload(WIDE, stage, rows=1, buckets=buckets, bf16=bf16, documents=[lengths])
+    batch = pack([random_documents(lengths, vocab=512)], 128)
     assert predict_memory(work).peak_bytes == pytest.approx(measure(work, [batch, batch]), rel=0.05)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minimind.runtime.memory import PeakMemory, live_tensor_bytes
+from minimind.runtime.memory import PeakMemory, live_tensor_bytes, peak_of_allocations
 
 MIB = 1 << 20
 CPU = torch.device("cpu")
@@ -84,6 +84,16 @@ def test_the_largest_of_several_measurements_stays():
             block(mib)
     start = live_tensor_bytes()
     assert memory.peak_bytes - start == pytest.approx(32 * MIB, rel=0.05)
+
+
+def test_what_nobody_saw_freed_does_not_add_up():
+    """As Gloo's threads do after a collective."""
+    bucket, copy = (0x1000, 25), (0x2000, 20)
+    freed = [bucket, copy, (0x2000, -20), (0x1000, -25)]
+    unseen = [bucket, copy, (0x1000, -25)]
+    assert peak_of_allocations(freed * 8) == 45
+    assert peak_of_allocations(unseen * 8) == 45
+    assert peak_of_allocations([(0x3000, -5), bucket]) == 20
 
 
 def test_resident_memory_is_what_the_system_counts():

@@ -43,7 +43,7 @@ class Candidate:
     stage: int
     micro_batch: int
     bucket: int | None = None
-    """Elements; None: as many as are trained."""
+    """Elements; None: a quarter of what is trained."""
     overlap: bool | None = None
     """None: where there are several GPUs."""
     offload: bool = False
@@ -104,6 +104,6 @@ def variants(setting: Setting, best: Candidate, num_trained: int) -> Iterator[Ca
     for size in [*sizes[max(0, place - 1) : place], *sizes[place + 1 : place + 2]]:
         yield replace(best, micro_batch=size)
     if best.stage:
-        yield replace(best, bucket=max(1, num_trained // 4))
+        yield replace(best, bucket=num_trained)
     if best.stage and setting.num_ranks > 1:
         yield replace(best, overlap=setting.device.kind == "cpu")

@@ -1,9 +1,9 @@
 """Did training get slower or larger? `python -m bench.compare BASE HEAD`.
 
-Both commits are measured in turns on this machine, in pairs of random order, each run beside a
-probe of what the machine can do just then. Pairs are added until three standard errors of the
-median ratio are within 5%, or the time is up. What is only counted is counted once. The report is
-Markdown.
+Both commits are measured in pairs of runs on this machine. The two of a pair take turns, round by
+round, in random order, each turn behind a probe of what the machine can do just then. Pairs are
+added until three standard errors of the median ratio are within 5%, or the time is up. What is only
+counted is counted once. The report is Markdown.
 
 Exit status: 0 nothing got worse, 1 something did or the head cannot be measured (what is counted
 without storage fails where the host asks for a value), 2 bad usage, 3 too noisy to tell.
@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from tqdm import tqdm
 
 from bench import harness
 from bench.ceilings import probe_product
+from bench.turns import Program, run_in_turns
 from bench.verdict import (
     Comparison,
     Pair,
@@ -60,8 +62,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 """What each part is affected by: prefixes of paths."""
 _COUNTED = {"gpu": ("step_counts",), "cpu": ("step_counts", "kernels")}
-"""Parts without times, by kind of device."""
-"""Parts without a time: one run of each commit says it all."""
+"""Parts without times, by kind of device: one run of each commit says it all."""
 
 
 class BrokenHeadError(Exception):
@@ -104,9 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--pairs", type=int, default=5, help="pairs at least (default: 5)")
     parser.add_argument("--budget_s", type=float, default=1200.0, help="seconds (default: 1200)")
     parser.add_argument("--model", help="preset (default: by device)")
-    parser.add_argument(
-        "--quick", action="store_true", help="small batches and few steps: as on a CPU"
-    )
+    parser.add_argument("--quick", action="store_true", help="small batches: as on a CPU")
     parser.add_argument("--json", type=Path, metavar="FILE", help="results file")
     return parser
 
@@ -135,11 +134,7 @@ def compare(options: argparse.Namespace) -> list[Comparison] | None:
         folders = {"base": base_folder, "head": head_folder}
         while True:
             wanted = timed if pairs else commands
-            runs = {}
-            for side in random.sample(list(folders), 2):
-                results = Path(temporary) / "results.json"
-                runs[side] = _run(wanted, side, folders[side], results, device)
-            pairs.append(Pair(base=runs["base"], head=runs["head"]))
+            pairs.append(_measure_pair(wanted, folders, Path(temporary), device))
             bar.update()
             if not timed or time.monotonic() > end:
                 break
@@ -200,7 +195,8 @@ def _checkout(commit: str, folder: Path) -> Iterator[Path]:
 def _command(part: str, model: str, quick: bool) -> list[str]:
     """Our own rows alone: what stands beside them in a benchmark did not change."""
     if part == "train_step":
-        size = ["--micro_batch", "4", "--steps", "8"] if quick else ["--steps", "10"]
+        # Of few steps, those that meet a shape for the first time would be the median.
+        size = ["--steps", "40", *(["--micro_batch", "4"] if quick else [])]
         rows = ["--rows", "plain_loop,engine", "--accumulation", "2"]
         return ["bench.train_step", "--model", model, *rows, *size]
     if part == "inference":
@@ -210,30 +206,41 @@ def _command(part: str, model: str, quick: bool) -> list[str]:
     return [f"bench.{part}"]
 
 
-def _run(
-    commands: Mapping[str, Sequence[str]], side: str, folder: Path, results: Path, device: Device
-) -> Run:
-    """One measurement of every part at one commit, with that commit's own benchmark. A part that
-    the base cannot measure yet has no rows there. Raises BrokenHeadError where the head cannot."""
-    environment = os.environ | {"PYTHONPATH": f"{folder / 'kernels'}{os.pathsep}{folder}"}
-    probes = [probe_product(device)]
-    rows: dict[str, Mapping[str, Any]] = {}
+def _measure_pair(
+    commands: Mapping[str, Sequence[str]],
+    folders: Mapping[str, Path],
+    temporary: Path,
+    device: Device,
+) -> Pair:
+    """Every part at both commits, each with its own benchmark. A part that the base cannot measure
+    yet has no rows there. Raises BrokenHeadError where the head cannot."""
+    probes: dict[str, list[float]] = {side: [] for side in folders}
+    rows: dict[str, dict[str, Mapping[str, Any]]] = {side: {} for side in folders}
     for part, command in commands.items():
-        results.unlink(missing_ok=True)
-        arguments = [sys.executable, "-m", *command, "--json", str(results)]
-        done = subprocess.run(
-            arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
-        if done.returncode or not results.exists():
-            message = f"{part} at {side} failed: {done.stderr[-2000:]}"
-            if side == "head":
-                raise BrokenHeadError(message)
-            logger.warning("%s", message)
-            continue
-        found = json.loads(results.read_text(encoding="utf-8"))
-        rows |= {row_key(part, row): row for row in found["rows"] if is_ours(row)}
-        probes.append(probe_product(device))
-    return Run(probe=sum(probes) / len(probes), rows=rows)
+        results = {side: temporary / f"{side}.json" for side in folders}
+        programs = {
+            side: _program(command, results[side], folders[side])
+            for side in random.sample(list(folders), 2)
+        }
+        for path in results.values():
+            path.unlink(missing_ok=True)
+        ended = run_in_turns(programs, lambda side: probes[side].append(probe_product(device)))
+        for side, path in results.items():
+            if ended[side].status or not path.exists():
+                message = f"{part} at {side} failed: {ended[side].errors[-2000:]}"
+                if side == "head":
+                    raise BrokenHeadError(message)
+                logger.warning("%s", message)
+                continue
+            found = json.loads(path.read_text(encoding="utf-8"))["rows"]
+            rows[side] |= {row_key(part, row): row for row in found if is_ours(row)}
+    base, head = (Run(statistics.mean(probes[side]), rows[side]) for side in ("base", "head"))
+    return Pair(base=base, head=head)
+
+
+def _program(command: Sequence[str], results: Path, folder: Path) -> Program:
+    environment = os.environ | {"PYTHONPATH": f"{folder / 'kernels'}{os.pathsep}{folder}"}
+    return Program([sys.executable, "-m", *command, "--json", str(results)], folder, environment)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from bench import harness
 from bench.inference_rows import ROWS, GenerationTime, InferenceSpec, Prompts, ServedRow
+from bench.turns import pass_turn
 from bench.workers import Worker
 from minimind.config.model import ModelConfig, load_model_config
 from minimind.data.sample_text import load_sample_tokenizer
@@ -160,6 +161,7 @@ def _measure_batch(
         times: list[list[GenerationTime]] = [[] for _ in workers]
         for _ in tqdm(range(options.rounds), desc=f"batch {specs[0].batch}", disable=None):
             given = prompts()
+            pass_turn()
             for turn in generator.sample(range(len(workers)), len(workers)):
                 times[turn].append(workers[turn].call("generate", given))
         measured = [worker.call("measure", warm_up) for worker in workers]

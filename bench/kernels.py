@@ -28,6 +28,7 @@ from bench import compile_report, harness
 from bench.kernel_cases import PRESETS, Case, Sizes, build_cases
 from bench.report_kernels import build_step_table
 from bench.step_counts import count_steps
+from bench.turns import pass_turn
 from minimind.errors import ConfigError
 from minimind.runtime.devices import find_device
 
@@ -151,6 +152,7 @@ def _measure_preset(
             return next(itertools.islice(cases, index, None))
 
         base = _row(build(), dtype)
+        pass_turn()
         for row in measure_case(build, ceilings, compiled=compiled):
             found = base | row | {"name": f"{name}.{row['direction']}"}
             logger.info("%s", found)

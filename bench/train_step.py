@@ -31,6 +31,7 @@ from bench.train_report import NOT_MEASURED, build_rows, format_rows
 from bench.train_rows import RowSpec
 from bench.train_runs import DOCUMENT_TOKENS, build_specs
 from bench.train_workers import StepTime, TrainedRow
+from bench.turns import pass_turn
 from bench.workers import Worker, WorkerError
 from minimind.config.deepspeed_json import precision
 from minimind.data.sample_text import load_sample_tokenizer
@@ -233,6 +234,7 @@ def _take_turns(workers: Sequence[Worker], options: argparse.Namespace) -> list[
         _ask_all(workers, "start_timing")
         generator = random.Random(options.seed)
         for index in range(options.warmup, options.warmup + options.steps):
+            pass_turn()
             for turn in generator.sample(range(len(workers)), len(workers)):
                 times[turn].append(workers[turn].call("step", index))
                 bar.update()

@@ -18,22 +18,23 @@ CHECKED_CHARS = 1 << 20
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Train a byte-level BPE tokenizer on JSON lines.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description="Train a byte-level BPE tokenizer on JSON lines.")
     parser.add_argument(
         "--data", nargs="+", required=True, help='files of {"text": …} or conversations rows'
     )
     parser.add_argument(
-        "--vocab_size", type=int, default=6400, help=f"tokens, at least {MIN_VOCAB_SIZE}"
+        "--vocab_size",
+        type=int,
+        default=6400,
+        help=f"tokens, at least {MIN_VOCAB_SIZE} (default: %(default)s)",
     )
     parser.add_argument("--output_dir", required=True, help="folder for the two files")
     parser.add_argument(
         "--on_bad_row",
         choices=("stop", "skip"),
         default="stop",
-        help="end with a list of the bad rows, or leave them out and list them",
+        help="end with a list of the bad rows, or leave them out and list them (default: "
+        "%(default)s)",
     )
     return parser
 

@@ -80,7 +80,7 @@ def test_the_quickest_is_chosen_and_of_equals_the_smallest(trial: Make) -> None:
 def test_a_run_writes_the_json_and_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With made-up rates: stage 1 is quickest, and quicker still with smaller buckets."""
+    """With made-up rates: stage 1 is quickest, and quicker still with other buckets."""
 
     def measure(trials: Any, *_: Any) -> None:
         for one in trials:

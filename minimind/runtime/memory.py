@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import gc
 import logging
@@ -79,18 +80,26 @@ def peak_of_allocations(events: Iterable[tuple[int, int]]) -> int:
     """Most bytes at once; `events`: address and bytes in order, negative where they are freed.
 
     Threads that are not recorded, such as Gloo's, free some of what was allocated: that is seen
-    when an address is given out again.
+    when some of the same addresses are given out again.
     """
-    alive: dict[int, int] = {}
+    starts: list[int] = []
+    sizes: dict[int, int] = {}
     total = peak = 0
     for address, size in events:
-        if size > 0:
-            total += size - alive.get(address, 0)
-            alive[address] = size
-        else:
+        place = bisect.bisect_left(starts, address)
+        if size < 0:
             # What was there before the first event is not known, and is freed all the same.
             total += size
-            alive.pop(address, None)
+            if sizes.pop(address, None):
+                del starts[place]
+            continue
+        if place and starts[place - 1] + sizes[starts[place - 1]] > address:
+            place -= 1
+        while place < len(starts) and starts[place] < address + size:
+            total -= sizes.pop(starts.pop(place))
+        starts.insert(place, address)
+        sizes[address] = size
+        total += size
         peak = max(peak, total)
     return peak
 

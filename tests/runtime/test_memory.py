@@ -94,6 +94,9 @@ def test_what_nobody_saw_freed_does_not_add_up():
     assert peak_of_allocations(freed * 8) == 45
     assert peak_of_allocations(unseen * 8) == 45
     assert peak_of_allocations([(0x3000, -5), bucket]) == 20
+    overlapping = [(10, 10), (30, 10), (50, 10), (15, 20), (60, 1), (15, -20), (60, -1), (50, -10)]
+    assert peak_of_allocations(overlapping) == 31
+    assert peak_of_allocations([*overlapping, (0, 30)]) == 31
 
 
 def test_resident_memory_is_what_the_system_counts():

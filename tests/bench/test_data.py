@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from bench import data
+from minimind.data.formats import FORMATS
+from minimind.data.jsonl import BadRow
+from minimind.data.sample_text import load_sample_tokenizer
 
 
 def test_rows_of_one_format(tmp_path: Path) -> None:
@@ -26,6 +29,17 @@ def test_rows_of_one_format(tmp_path: Path) -> None:
     # A row of 128 places holds at most as many tokens.
     load = rows["load text"]
     assert 100 < load["useful_tokens_per_s"] / load["rows_per_s"] <= 128
+
+
+def test_every_format_is_measured(tmp_path: Path) -> None:
+    names = data.build_parser().parse_args(["--json", "x"]).formats.split(",")
+    assert names == list(FORMATS)
+    for name in names:
+        data.write_data(tmp_path / name, name, 2000)
+        rows = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        samples = FORMATS[name].read(rows, load_sample_tokenizer())
+        assert rows
+        assert not any(isinstance(sample, BadRow) for sample in samples)
 
 
 @pytest.mark.parametrize(

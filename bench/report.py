@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.report_kernels import kernel_table, step_count_table
+from bench.report_machines import advice_section, data_section, memory_section
 from bench.report_performance import (
     ceilings_section,
     kernel_goals_section,
@@ -38,6 +39,9 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "training_goals": training_goals_section,
     "other_goals": other_goals_section,
     "profiles": profile_section,
+    "memory": memory_section,
+    "advice": advice_section,
+    "data": data_section,
 }
 DOCUMENTS = ("README.md", "kernels/README.md", "docs/performance.md")
 _SECTION = re.compile(

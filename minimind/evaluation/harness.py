@@ -103,8 +103,12 @@ class HarnessModel(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        engine = BatchEngine(self._model, self._tokenizer, max_batch=_BATCH)
-        asked = (self._generation(*request.args) for request in requests)
+        asked = [self._generation(*request.args) for request in requests]
+        # A cache of whole contexts is 13 GB for minimind2.
+        longest = max((len(one.prompt_ids) + one.params.max_new_tokens for one in asked), default=1)
+        engine = BatchEngine(
+            self._model, self._tokenizer, max_batch=_BATCH, max_tokens=_BATCH * longest
+        )
         answers = tqdm(
             engine.complete(asked), total=len(requests), desc="answers", file=sys.stderr,
             disable=True if disable_tqdm else None,

@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,12 +129,12 @@ def advise(options: argparse.Namespace) -> int:
         best = choose(trials)
     text = json.dumps(best.candidate.ds_config(), indent=2) + "\n"
     options.output.write_text(text, encoding="utf-8")
-    print(format_trials(trials))
+    found = [trial.to_dict(setting) for trial in trials]
+    print(format_rows(found))
     print("\n".join([*said, *explain(trials, best, setting, limit)]))
     print(f"written: {options.output}")
     if options.json:
         machine = harness.describe_machine(device)
-        found = [trial.to_dict(setting) for trial in trials]
         advised = {"best": best.candidate.name, "ds_config": best.candidate.ds_config()}
         harness.write_results(options.json, "advise", machine, vars(options), found, **advised)
     return 0
@@ -202,19 +202,22 @@ def choose(trials: Sequence[Trial]) -> Trial:
     return min(equals, key=lambda trial: max(trial.peaks))
 
 
-def format_trials(trials: Sequence[Trial]) -> str:
-    header = ("candidate", "useful tokens/s", "runs", "peak MB", "predicted MB")
+def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The quickest first."""
+    header = ("model", "ranks", "candidate", "useful tokens/s", "runs", "peak MB", "predicted MB")
     return harness.format_table(
         header,
         [
             [
-                trial.candidate.name,
-                f"{trial.rate:,.0f}",
-                str(len(trial.rates)),
-                f"{max(trial.peaks) / 1e6:,.0f}",
-                f"{trial.predicted.peak_bytes / 1e6:,.0f}",
+                row["model"],
+                str(row["world_size"]),
+                row["name"],
+                f"{row['useful_tokens_per_s']:,.0f}",
+                str(len(row["rates"])),
+                f"{row['peak_bytes'] / 1e6:,.0f}",
+                f"{row['predicted']['peak_bytes'] / 1e6:,.0f}",
             ]
-            for trial in sorted(trials, key=lambda trial: -trial.rate)
+            for row in sorted(rows, key=lambda row: -row["useful_tokens_per_s"])
         ],
     )
 

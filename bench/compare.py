@@ -216,8 +216,8 @@ def _measure_pair(
     yet has no rows there. Raises BrokenHeadError where the head cannot."""
     probes: dict[str, list[float]] = {side: [] for side in folders}
     rows: dict[str, dict[str, Mapping[str, Any]]] = {side: {} for side in folders}
+    results = {side: temporary / f"{side}.json" for side in folders}
     for part, command in commands.items():
-        results = {side: temporary / f"{side}.json" for side in folders}
         programs = {
             side: _program(command, results[side], folders[side])
             for side in random.sample(list(folders), 2)

@@ -87,7 +87,7 @@ def peak_of_allocations(events: Iterable[tuple[int, int]]) -> int:
     total = peak = 0
     for address, size in events:
         place = bisect.bisect_left(starts, address)
-        if size < 0:
+        if size <= 0:
             # What was there before the first event is not known, and is freed all the same.
             total += size
             if sizes.pop(address, None):

@@ -251,7 +251,7 @@ def _save_random_model(folder: Path, config: ModelConfig, seed: int) -> None:
 
 
 def _dtype(precision: str, device: Device) -> torch.dtype:
-    if precision == "auto" and not device.supports_bf16:
+    if precision == "auto" and device.precision != "bf16":
         print(f"fp32: {device.why_not_bf16}")
         return torch.float32
     return torch.float32 if precision == "fp32" else torch.bfloat16

@@ -20,6 +20,7 @@ class LoadedSteps:
     def __init__(self, run: ResolvedRun, tokenizer: Tokenizer, num_steps: int) -> None:
         self._loader, _ = build_loaders(run, tokenizer, read_ranks())
         self._num_steps = num_steps
+        self.micro_batch = run.micro_batch_size
         self.num_rows = num_steps * run.train_batch_size
 
     def step(self, index: int) -> StepData[Any]:

@@ -107,7 +107,7 @@ def _measure_model(
 ) -> list[dict[str, Any]]:  # fmt: skip
     precision = options.precision
     if precision == "auto":
-        precision = "bf16" if device.supports_bf16 else "fp32"
+        precision = "bf16" if device.precision == "bf16" else "fp32"
     spec = MoESpec(
         row="",
         config=config,

@@ -84,7 +84,7 @@ def answer_file(options: argparse.Namespace) -> tuple[int, int]:
     params = SamplingParams(
         max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_p=options.top_p
     )
-    on_gpu = device.kind == "gpu" and device.supports_bf16
+    on_gpu = device.kind == "gpu" and device.precision == "bf16"
     model, tokenizer = load_model(
         find_model_folder(options.checkpoint),
         dtype=torch.bfloat16 if on_gpu else torch.float32,

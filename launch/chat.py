@@ -59,7 +59,7 @@ def open_backend(arguments: argparse.Namespace) -> ChatBackend:
         return ServerChat(arguments.server, arguments.model, os.environ.get(KEY_VARIABLE))
     device = find_device()
     check_kernels(device)
-    dtype = torch.bfloat16 if device.supports_bf16 else torch.float32
+    dtype = torch.bfloat16 if device.precision == "bf16" else torch.float32
     folder = find_model_folder(arguments.checkpoint)
     return LocalChat(*load_model(folder, dtype=dtype, device=device.torch_device))
 

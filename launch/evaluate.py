@@ -94,7 +94,7 @@ def evaluate(checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Whatever the options ask for, of one checkpoint. Raises a MiniMindError."""
     device = find_device()
     check_kernels(device)
-    on_gpu = device.kind == "gpu" and device.supports_bf16
+    on_gpu = device.kind == "gpu" and device.precision == "bf16"
     dtype = DTYPES.get(options.dtype, torch.bfloat16 if on_gpu else torch.float32)
     model, tokenizer = load_model(
         find_model_folder(checkpoint), dtype=dtype, device=device.torch_device

@@ -61,7 +61,7 @@ def read_sources(arguments: argparse.Namespace) -> dict[str, ModelSource]:
     """Each --checkpoint by its name: the one given, else its folder's."""
     device = find_device()
     check_kernels(device)
-    default = "bf16" if device.supports_bf16 else "fp32"
+    default = "bf16" if device.precision == "bf16" else "fp32"
     sources: dict[str, ModelSource] = {}
     for given in arguments.checkpoint:
         name, equals, path = given.partition("=")

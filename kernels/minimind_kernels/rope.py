@@ -78,7 +78,7 @@ def qk_rope(
         qkv_MC, cos_PR, sin_PR, positions_M, num_heads, num_kv_heads, q_norm_weight_H,
         k_norm_weight_H,
     )  # fmt: skip
-    if backend.is_decoding(qkv_MC) or backend.inlines("qk_rope", qkv_MC):
+    if backend.inlines("qk_rope", qkv_MC):
         return qk_rope_reference(
             qkv_MC, cos_PR, sin_PR, positions_M, num_heads, num_kv_heads, q_norm_weight_H,
             k_norm_weight_H, eps, cast_before_weight,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minimind.config.deepspeed_faults import check_faults
 from minimind.config.deepspeed_keys import check_keys
 from minimind.config.recipe import Recipe, Sizes, replace_fields
 from minimind.errors import ConfigError
@@ -23,8 +24,8 @@ class Hardware:
     device_kind: str
     """cpu or gpu."""
     world_size: int
-    supports_bf16: bool
-    why_not_bf16: str = ""
+    precision: str
+    """What "auto" means there: bf16, fp16 or fp32."""
 
 
 _RECIPE_PATHS: dict[str, str] = {
@@ -104,7 +105,7 @@ def resolve(
         if _get(ds, path) == "auto":
             _put(ds, path, fill(recipe, hardware, weights))
     _resolve_precision(ds, hardware)
-    _check_accumulation(ds)
+    check_faults(ds, precision(ds))
     for path, value in _walk(ds):
         if value == "auto":
             raise ConfigError(
@@ -142,8 +143,8 @@ _AUTO: dict[str, _Fill] = {
     "optimizer.params.fused": lambda r, h, w: True,
     # Offloaded states on a machine whose device is the CPU need no special optimizer.
     "zero_force_ds_cpu_optimizer": lambda r, h, w: False,
-    "bf16.enabled": lambda r, h, w: h.supports_bf16,
-    "fp16.enabled": lambda r, h, w: h.device_kind == "gpu" and not h.supports_bf16,
+    "bf16.enabled": lambda r, h, w: h.precision == "bf16",
+    "fp16.enabled": lambda r, h, w: h.precision == "fp16",
     # Buckets are held twice where their reduction overlaps the backward, and it can overlap only
     # with what comes after them. DeepSpeed's own are 1 GB.
     "zero_optimization.reduce_bucket_size": lambda r, h, w: max(w.trained // 4, 1),
@@ -204,18 +205,6 @@ def _resolve_precision(ds: dict[str, Any], hardware: Hardware) -> None:
         raise ConfigError("fp16 does not train on a CPU: use a JSON with bf16, as zero2.json")
 
 
-def _check_accumulation(ds: dict[str, Any]) -> None:
-    wide = _get(ds, "data_types.grad_accum_dtype") == "fp32" and precision(ds) != "fp32"
-    stage, accumulation = _get(ds, "zero_optimization.stage"), ds["gradient_accumulation_steps"]
-    if wide and stage == 1 and accumulation > 1:
-        raise ConfigError(
-            f"data_types.grad_accum_dtype fp32 with zero_optimization.stage 1, {precision(ds)} and "
-            f"gradient_accumulation_steps {accumulation}: DeepSpeed adds the gradients of earlier "
-            "micro-batches several times there; leave data_types out, as zero1.json does, or use "
-            "stage 2"
-        )
-
-
 def _check_scheduler(ds: dict[str, Any], given: set[str]) -> None:
     if "scheduler" not in ds:
         return
@@ -228,7 +217,7 @@ def _check_scheduler(ds: dict[str, Any], given: set[str]) -> None:
         )
 
 
-def precision(ds: dict[str, Any]) -> str:
+def precision(ds: Mapping[str, Any]) -> str:
     """bf16, fp16 or fp32: what a resolved JSON trains in."""
     for name in ("bf16", "fp16"):
         if (ds.get(name) or {}).get("enabled"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 
 import numpy as np
@@ -82,11 +82,6 @@ class PackedRows:
         empty = build_row([], self.plan.seq_len, self._pad_id)
         built = [self.build(row) for row in rows] + [empty] * (size - len(rows))
         return collate(built) if self._unit_size == 1 else collate_pairs(built, self._units_per_row)
-
-    def batches(self, rows: Sequence[int], size: int) -> Iterator[Batch]:
-        """All of `rows`, `size` at a time."""
-        for first in range(0, len(rows), size):
-            yield self.batch(rows[first : first + size], size)
 
     def describe(self, row: int) -> list[str]:
         """`file:line` of each unit in a row."""

@@ -52,7 +52,7 @@ class PackedLoader:
             )
         self._rows = PackedRows(sources, seq_len, seed, pad_id)
         self._rows_per_step = rows_per_step
-        self._micro_batch = micro_batch
+        self.micro_batch = micro_batch
         self._rank = rank
         self._world_size = world_size
         self._seed = seed
@@ -102,8 +102,10 @@ class PackedLoader:
         return [self._rows.batch(rows) for rows in self._micro_batches(step)]
 
     def all_batches(self) -> Iterator[Batch]:
-        """The rows of an epoch in an order of their own, all of them on every rank."""
-        return self._rows.batches(range(self.num_rows), self._micro_batch)
+        """The micro-batches of all ranks in which training reads the first epoch; the last of them
+        may reach into the second."""
+        for first in range(0, self.num_rows, self.micro_batch):
+            yield self._rows.batch(self._rows_at(first, self.micro_batch))
 
     def describe(self, step: int, micro: int) -> list[str]:
         """`file:line` of all that is in one of this rank's micro-batches, row by row."""
@@ -133,14 +135,17 @@ class PackedLoader:
 
     def _micro_batches(self, step: int) -> list[list[int]]:
         rows = self._step_rows(step)
-        size = self._micro_batch
+        size = self.micro_batch
         stride = size * self._world_size
         return [rows[at : at + size] for at in range(self._rank * size, len(rows), stride)]
 
     def _step_rows(self, step: int) -> list[int]:
         """Rows of a step in global order."""
-        first = step * self._rows_per_step
-        places = [divmod(at, self.num_rows) for at in range(first, first + self._rows_per_step)]
+        return self._rows_at(step * self._rows_per_step, self._rows_per_step)
+
+    def _rows_at(self, first: int, count: int) -> list[int]:
+        """Part of the endless sequence."""
+        places = [divmod(at, self.num_rows) for at in range(first, first + count)]
         return [int(self._epoch_order(epoch)[index]) for epoch, index in places]
 
     def _compute_epoch_order(self, epoch: int) -> np.ndarray:
@@ -175,7 +180,7 @@ class EvalLoader:
             # The first rows of a plan hold the longest documents.
             chosen = np.sort(np.random.default_rng(0).permutation(chosen)[:max_rows])
         self._chosen: list[int] = chosen.tolist()
-        self._micro_batch = micro_batch
+        self.micro_batch = micro_batch
         self._rank = rank
         self._world_size = world_size
 
@@ -199,14 +204,17 @@ class EvalLoader:
 
     def __len__(self) -> int:
         """Batches of each rank."""
-        return math.ceil(self.num_rows / (self._micro_batch * self._world_size))
+        return math.ceil(self.num_rows / (self.micro_batch * self._world_size))
 
     def __iter__(self) -> Iterator[Batch]:
-        size = self._micro_batch
         for number in range(len(self)):
-            first = (number * self._world_size + self._rank) * size
-            yield self._rows.batch(self._chosen[first : first + size], size)
+            yield self._batch(number * self._world_size + self._rank)
 
     def all_batches(self) -> Iterator[Batch]:
-        """The batches of all ranks."""
-        return self._rows.batches(self._chosen, self._micro_batch)
+        """The batches of all ranks, but for those of padding alone."""
+        for number in range(math.ceil(self.num_rows / self.micro_batch)):
+            yield self._batch(number)
+
+    def _batch(self, number: int) -> Batch:
+        first = number * self.micro_batch
+        return self._rows.batch(self._chosen[first : first + self.micro_batch], self.micro_batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import io
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from minimind.config.deepspeed_json import precision
 from minimind.config.recipe import Recipe
+from minimind.engine import replicated
 from minimind.engine.bare_module import without_hooks
 from minimind.engine.parameter_groups import parameter_groups, trained_parameters
 from minimind.errors import CheckpointError, ConfigError
@@ -82,12 +84,15 @@ class DeepSpeedEngine:
         self.device = device.torch_device
         self.ranks = ranks
         self.recipe = recipe
-        self.precision = precision(dict(ds_config))
+        self.precision = precision(ds_config)
         self.grad_norm = torch.zeros(())
         """Of the last step's gradient before clipping; fp32 scalar."""
         self.zero_stage = int((ds_config.get("zero_optimization") or {}).get("stage", 0))
         self._accumulation = int(ds_config["gradient_accumulation_steps"])
         config = dict(ds_config)
+        self._clipping = float(config.get("gradient_clipping", 1.0))
+        if self.zero_stage == 0:
+            config = replicated.left_to_deepspeed(config)
         if load_universal:
             config["checkpoint"] = {**(config.get("checkpoint") or {}), "load_universal": True}
         # ZeRO makes its fp32 masters from the module after casting it to 16 bits.
@@ -96,45 +101,31 @@ class DeepSpeedEngine:
             # pydantic's ValidationError is a ValueError.
             deepspeed.DeepSpeedConfig(config)
             # An optimizer's or scheduler's type and parameters are first looked at here.
-            self._engine, *_ = deepspeed.initialize(
-                model=module,
-                model_parameters=parameter_groups(module, recipe),
-                config=config,
-                dist_init_required=False,
-            )
+            with replicated.without_first_step(deepspeed), _silenced():
+                self._engine, *_ = deepspeed.initialize(
+                    model=module,
+                    model_parameters=parameter_groups(module, recipe),
+                    config=config,
+                    dist_init_required=False,
+                )
         except (TypeError, ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:
             raise ConfigError(f"DeepSpeed refuses the JSON: {error}") from error
+        self._masters: dict[nn.Parameter, Tensor] = {}
+        """Where DeepSpeed's accessors find none."""
+        if self.zero_stage == 0 and self.precision != "fp32":
+            self._masters = replicated.mend(module, self._engine.optimizer, config)
         if self.precision != "fp32":
             self._set_masters(exact)
 
     def _set_masters(self, exact: Mapping[str, Tensor]) -> None:
         from deepspeed.utils import safe_set_full_fp32_param
 
-        masters = self._masters_without_zero()
         for name, parameter in trained_parameters(self.module):
             value = exact[name].float().to(self.device)
-            if parameter in masters:
-                masters[parameter].data.copy_(value)
+            if parameter in self._masters:
+                self._masters[parameter].data.copy_(value)
             else:
                 safe_set_full_fp32_param(parameter, value)
-
-    def _masters_without_zero(self) -> dict[nn.Parameter, Tensor]:
-        """Stage 0 keeps its masters where DeepSpeed's own accessors do not look: one by one, or
-        laid flat for its fused optimizers."""
-        optimizer = self._engine.optimizer
-        if self.zero_stage > 0 or self.precision == "fp32":
-            return {}
-        masters: dict[nn.Parameter, Tensor] = {}
-        for index, group in enumerate(optimizer.fp16_groups):
-            if hasattr(optimizer, "fp32_groups"):
-                tensors = optimizer.fp32_groups[index]
-            else:
-                flat = optimizer.fp32_groups_flat[index]
-                sizes = [parameter.numel() for parameter in group]
-                tensors = flat[: sum(sizes)].split(sizes)
-            for parameter, tensor in zip(group, tensors, strict=True):
-                masters[parameter] = tensor.view(parameter.shape)
-        return masters
 
     def __call__(self, batch: Batch, head: HeadFn) -> ModelOutput:
         return self._engine(batch, head)
@@ -188,6 +179,9 @@ class DeepSpeedEngine:
         and micro-batches, known before the first backward."""
         # DeepSpeed averages gradients over the ranks.
         self._scale = self.ranks.world_size / total_count.clamp(min=1.0)
+        if self.zero_stage == 0:
+            # It divides by fp16's loss scale there, but does not multiply.
+            self._scale = self._scale * self.loss_scale
         self._micro_batches = 0
 
     def backward(self, loss: LossSum) -> None:
@@ -203,13 +197,21 @@ class DeepSpeedEngine:
         if learning_rate is not None:
             for group in self._engine.optimizer.param_groups:
                 group["lr"] = learning_rate * group.get("lr_factor", 1.0)
-        norm = None
-        if self.zero_stage == 0 and self.precision == "fp32":  # DeepSpeed keeps none there
-            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)
+        norm = self._clip() if self.zero_stage == 0 else None
         self._engine.step()
         norm = self._engine.get_global_grad_norm() if norm is None else norm
         self.grad_norm = torch.as_tensor(norm, dtype=torch.float32)
+
+    def _clip(self) -> Tensor:
+        """Clips by the gradient's norm, which it gives: at stage 0, where DeepSpeed has none or
+        takes that of gradients rounded to 16 bits."""
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        # In fp64, as ZeRO 2 and 3: the order of a sum then does not reach fp32's digits.
+        norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float64) for p in parameters]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        if self._clipping:
+            nn.utils.clip_grads_with_norm_(parameters, self._clipping * self.loss_scale, norm)
+        return norm / self.loss_scale
 
     def full_weights(self) -> dict[str, Tensor]:
         """The fp32 masters of what is trained under any ZeRO stage, by parameter name, on the CPU.
@@ -217,9 +219,8 @@ class DeepSpeedEngine:
         from deepspeed.utils import safe_get_full_fp32_param
 
         weights: dict[str, Tensor] = {}
-        masters = self._masters_without_zero()
         for name, parameter in trained_parameters(self.module):
-            full = masters.get(parameter)
+            full = self._masters.get(parameter)
             full = safe_get_full_fp32_param(parameter) if full is None else full
             full = parameter.detach() if full is None else full
             if self.ranks.is_main:
@@ -254,7 +255,10 @@ class DeepSpeedEngine:
         ]
         try:
             # Strictly, the frozen parameters would be missing.
-            path, _ = self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+            with _silenced():
+                path, _ = self._engine.load_checkpoint(
+                    str(folder), tag=TAG, load_module_strict=False
+                )
         except Exception as error:
             raise CheckpointError(
                 f"{folder}: DeepSpeed cannot load this checkpoint: {error}"
@@ -263,6 +267,11 @@ class DeepSpeedEngine:
             raise CheckpointError(f"{folder}: holds no DeepSpeed checkpoint")
         for group, given in zip(self._engine.optimizer.param_groups, options, strict=True):
             group.update(given)
+
+
+def _silenced() -> contextlib.AbstractContextManager[Any]:
+    """For what DeepSpeed prints, not logs: its optimizer of stage 1 in bf16 does."""
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:

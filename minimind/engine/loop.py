@@ -166,7 +166,8 @@ class Loop(Generic[BatchT]):
         counts = engine.sum_over_ranks(counts)
         engine.start_step(counts[0].float())
         losses: list[Tensor] = []
-        sums = torch.zeros(1 + len(self.stage.metric_names), device=engine.device)
+        # In fp64, so that what is logged does not depend on which rank adds up what.
+        sums = counts.new_zeros(1 + len(self.stage.metric_names))
         for index, batch in enumerate(micro_batches):
             # A step on a CPU may outlast the launcher's patience, and asking there costs nothing.
             if engine.device.type == "cpu" and engine.any_rank(interrupts.requested):
@@ -187,7 +188,7 @@ class Loop(Generic[BatchT]):
         engine.step(rate)
         self.state.step += 1
         norm = engine.grad_norm.to(engine.device, torch.float64).reshape(1)
-        sums = engine.sum_over_ranks(sums.double())
+        sums = engine.sum_over_ranks(sums)
         numbers = torch.cat([counts, sums, norm, routed, torch.stack(losses).double()])
         arrived = None
         if engine.device.type == "cuda":

@@ -30,12 +30,19 @@ BF16_PEAK_FLOPS = {
 two match, the first."""
 
 
+PRECISIONS = ("auto", "bf16", "fp32")
+"""What MINIMIND_PRECISION may hold: "auto" is the machine's own, the others stand in its place."""
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     torch_device: torch.device
     name: str
     supports_bf16: bool
     """Whether bf16 products are quicker than fp32 ones there."""
+    precision: str
+    """What "auto" means: bf16 where it is quicker, else fp16 on a GPU and fp32 on a CPU; or what
+    MINIMIND_PRECISION says."""
     why_not_bf16: str
     peak_flops: float | None
     """None where no data sheet says: then no MFU is shown."""
@@ -47,7 +54,8 @@ class Device:
 
 
 def find_device(local_rank: int = 0) -> Device:
-    """The GPU of this rank, or the CPU where there is none (or CUDA_VISIBLE_DEVICES hides it)."""
+    """The GPU of this rank, or the CPU where there is none (or CUDA_VISIBLE_DEVICES hides it).
+    Raises ConfigError for a MINIMIND_PRECISION that is none."""
     if torch.cuda.is_available():
         index = local_rank % torch.cuda.device_count()
         name = torch.cuda.get_device_name(index)
@@ -55,11 +63,23 @@ def find_device(local_rank: int = 0) -> Device:
         # A slice of a GPU (MIG) has no data sheet.
         known = () if "MIG" in name else BF16_PEAK_FLOPS.items()
         peak = next((v for k, v in known if re.search(rf"\b{k}\b", name)), None)
-        why = "" if bf16 else f"{name} has no bf16 units"
-        return Device(torch.device("cuda", index), name, bf16, why, peak)
+        precision, why = _precision(bf16, "fp16", f"{name} has no bf16 units")
+        return Device(torch.device("cuda", index), name, bf16, precision, why, peak)
     bf16 = cpu_has_bf16()
-    why = "" if bf16 else "this CPU has no bf16 instructions"
-    return Device(torch.device("cpu"), _cpu_name(), bf16, why, None)
+    precision, why = _precision(bf16, "fp32", "this CPU has no bf16 instructions")
+    return Device(torch.device("cpu"), _cpu_name(), bf16, precision, why, None)
+
+
+def _precision(supports_bf16: bool, otherwise: str, why: str) -> tuple[str, str]:
+    """What "auto" means, and why it is not bf16 ("" where it is)."""
+    wanted = os.environ.get("MINIMIND_PRECISION") or "auto"
+    if wanted not in PRECISIONS:
+        raise ConfigError(
+            f"MINIMIND_PRECISION={wanted!r} is not known; use {', '.join(PRECISIONS)}"
+        )
+    if wanted != "auto":
+        return wanted, "" if wanted == "bf16" else f"MINIMIND_PRECISION={wanted}"
+    return ("bf16", "") if supports_bf16 else (otherwise, why)
 
 
 def check_kernels(device: Device) -> None:

@@ -28,13 +28,15 @@ from minimind.types import IGNORE_INDEX, PairBatch
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Part of the cache key: raise it with every change of what is computed."""
 _FILE = "log_probs.npy"
 
 
 class PairData(Protocol):
     """What the loaders of training and validation pairs have."""
+
+    micro_batch: int
 
     @property
     def fingerprint(self) -> str: ...
@@ -105,7 +107,8 @@ def _load_table(
     data: PairData,
     first_pair: int,
 ) -> np.ndarray:
-    computed = [str(context.dtype), context.device.type]
+    # A 16-bit forward rounds by what shares its batch: the policy's must be the very same one.
+    computed = [str(context.dtype), context.device.type, data.micro_batch]
     parts = json.dumps([VERSION, weights, computed, data.fingerprint])
     key = hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
     parent = default_cache_dir() / "reference"
@@ -154,7 +157,10 @@ def _compute(
             batch = batch.to(device)
             sums_P2, _, _ = pair_log_probs(model, batch)
             free_P = batch.pair_ids_P < 0
-            table[torch.where(free_P, data.num_units, batch.pair_ids_P - first_pair)] = sums_P2
+            places_P = torch.where(free_P, data.num_units, batch.pair_ids_P - first_pair)
+            # A pair that comes again keeps what its first batch gave.
+            known_P2 = table[places_P]
+            table[places_P] = torch.where(known_P2.isnan(), sums_P2, known_P2)
             bar.update(min(len(batch.ids_BT), data.num_rows - bar.n))
     found = table[:-1].cpu().numpy()
     logger.info(

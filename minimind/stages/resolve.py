@@ -144,7 +144,7 @@ def resolve_run(
             f"seq_len {recipe.seq_len} is beyond the model's max_position_embeddings "
             f"{config.max_position_embeddings}"
         )
-    hardware = Hardware(device.kind, ranks.world_size, device.supports_bf16)
+    hardware = Hardware(device.kind, ranks.world_size, device.precision)
     ds_config = load_ds_config(arguments.get("ds_config"), arguments.ds_config)
     ds_config, recipe = resolve(
         ds_config, recipe, set(arguments.recipe), sizes, hardware, *recipe.count_weights(config)

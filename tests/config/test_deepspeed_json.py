@@ -31,7 +31,7 @@ from minimind.errors import ConfigError
 from minimind.stages import STAGES
 
 NAMES = sorted(path.name for path in SHIPPED.glob("*.json"))
-CPU = Hardware("cpu", 1, True)
+CPU = Hardware("cpu", 1, "bf16")
 SIZES = Sizes(256, 16, 8)
 
 Resolve = Callable[..., tuple[dict[str, Any], Recipe]]
@@ -127,7 +127,7 @@ def test_the_installed_deepspeed_accepts_every_file(
     name: str, deepspeed_config: Callable[[dict[str, Any]], Any]
 ):
     recipe = replace_fields(Recipe(), {"learning_rate": 1e-3}, "test")
-    hardware = Hardware("gpu", 1, "fp16" not in name)
+    hardware = Hardware("gpu", 1, "fp16" if "fp16" in name else "bf16")
     ds, _ = resolve(load_ds_config(name, {}), recipe, set(), SIZES, hardware, 1000)
     read = deepspeed_config(ds)
     stage = int(name.removeprefix("zero")[0])
@@ -354,14 +354,14 @@ def test_an_auto_nobody_can_fill_is_named(resolved: Resolve):
 
 
 def test_precision(resolved: Resolve):
-    no_bf16 = Hardware("gpu", 1, False)
+    no_bf16 = Hardware("gpu", 1, "fp16")
     both = {"fp16": {"enabled": True}, "bf16": {"enabled": True}}
     with pytest.raises(ConfigError, match="both bf16 and fp16"):
         resolved(both)
     by_device = {"fp16": {"enabled": "auto"}, "bf16": {"enabled": "auto"}}
     assert precision(resolved(by_device, hardware=no_bf16)[0]) == "fp16"
-    assert precision(resolved(by_device, hardware=Hardware("gpu", 1, True))[0]) == "bf16"
-    assert precision(resolved(by_device, hardware=Hardware("cpu", 1, False))[0]) == "fp32"
+    assert precision(resolved(by_device, hardware=Hardware("gpu", 1, "bf16"))[0]) == "bf16"
+    assert precision(resolved(by_device, hardware=Hardware("cpu", 1, "fp32"))[0]) == "fp32"
     # Asked for outright, bf16 stays however slow it is there.
     assert precision(resolved({"bf16": {"enabled": True}}, hardware=no_bf16)[0]) == "bf16"
 
@@ -417,7 +417,7 @@ def test_rows_are_micro_batches_times_accumulation_times_ranks(
 ):
     """At any number of ranks the same rows, in the largest micro-batches that fit."""
     for ranks in (r for r in range(1, 9) if rows % r == 0):
-        ds, _ = resolved(sizes=Sizes(256, rows, limit), hardware=Hardware("gpu", ranks, True))
+        ds, _ = resolved(sizes=Sizes(256, rows, limit), hardware=Hardware("gpu", ranks, "bf16"))
         micro = ds["train_micro_batch_size_per_gpu"]
         assert ds["train_batch_size"] == rows
         assert micro * ds["gradient_accumulation_steps"] * ranks == rows
@@ -429,7 +429,7 @@ def test_rows_are_micro_batches_times_accumulation_times_ranks(
 def test_explicit_sizes_are_kept(resolved: Resolve):
     for rows, micro, ranks in itertools.product((24, 48), (2, 3), (1, 4)):
         ds, recipe = resolved(
-            train_batch_size=rows, micro_batch_size=micro, hardware=Hardware("gpu", ranks, True)
+            train_batch_size=rows, micro_batch_size=micro, hardware=Hardware("gpu", ranks, "bf16")
         )
         assert ds["train_batch_size"] == recipe.train_batch_size == rows
         assert ds["train_micro_batch_size_per_gpu"] == recipe.micro_batch_size == micro
@@ -456,7 +456,7 @@ def test_sizes_that_do_not_fit_are_named(
     resolved: Resolve, sets: dict[str, Any], ranks: int, words: list[str]
 ):
     with pytest.raises(ConfigError) as caught:
-        resolved(sets=sets, hardware=Hardware("gpu", ranks, True))
+        resolved(sets=sets, hardware=Hardware("gpu", ranks, "bf16"))
     for word in words:
         assert word in str(caught.value)
 
@@ -464,7 +464,7 @@ def test_sizes_that_do_not_fit_are_named(
 def test_overlap_and_pinning_follow_the_hardware(resolved: Resolve):
     def auto(kind: str, ranks: int) -> tuple[bool, bool]:
         sets = {"zero_optimization.offload_optimizer": {"device": "cpu", "pin_memory": "auto"}}
-        ds, _ = resolved(sets=sets, hardware=Hardware(kind, ranks, True))
+        ds, _ = resolved(sets=sets, hardware=Hardware(kind, ranks, "bf16"))
         zero = ds["zero_optimization"]
         return zero["overlap_comm"], zero["offload_optimizer"]["pin_memory"]
 

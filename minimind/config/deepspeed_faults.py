@@ -1,0 +1,60 @@
+"""What DeepSpeed 0.19.8 accepts and then trains otherwise than plain PyTorch does: refused.
+
+Each was seen by its steps beside PyTorch's; what is not refused is held to those steps by
+tests/engine/test_optimizer_steps.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from minimind.errors import ConfigError
+
+_GoesWrong = Callable[[int, str], bool]
+_OPTIMIZERS: dict[str, tuple[_GoesWrong, str]] = {
+    "lbfgs": (lambda stage, precision: True, "it asks for the loss anew within a step"),
+    "sparseadam": (lambda stage, precision: True, "the gradients here are dense"),
+    "adafactor": (lambda stage, precision: stage > 0, "ZeRO lays flat the rows that it goes by"),
+    "adagrad": (
+        lambda stage, precision: stage > 0,
+        "DeepSpeed makes it anew there, without the weight decay and the rates of its groups",
+    ),
+    "muon": (
+        lambda stage, precision: stage == 2 and precision != "fp32",
+        "DeepSpeed loses the norms' gradients there",
+    ),
+}
+"""By the lower-case name: whether it goes wrong at a ZeRO stage in a precision, and why."""
+
+
+def check_faults(ds: Mapping[str, Any], precision: str) -> None:
+    """`ds`: resolved; `precision`: its own. Raises ConfigError."""
+    stage = (ds.get("zero_optimization") or {}).get("stage", 0)
+    _check_optimizer(ds["optimizer"]["type"], stage, precision)
+    _check_accumulation(ds, stage, precision)
+
+
+def _check_optimizer(name: str, stage: int, precision: str) -> None:
+    goes_wrong, why = _OPTIMIZERS.get(name.lower(), (None, ""))
+    if goes_wrong is None or not goes_wrong(stage, precision):
+        return
+    other = "" if goes_wrong(0, precision) else f", or {name} with stage 0"
+    raise ConfigError(
+        f"optimizer.type {name} with zero_optimization.stage {stage} and {precision}: {why}; "
+        f"use AdamW{other}"
+    )
+
+
+def _check_accumulation(ds: Mapping[str, Any], stage: int, precision: str) -> None:
+    accumulation = ds["gradient_accumulation_steps"]
+    is_wide = (ds.get("data_types") or {}).get("grad_accum_dtype") == "fp32"
+    if not is_wide or precision != "bf16" or stage != 1 or accumulation == 1:
+        return
+    if ds["bf16"].get("immediate_grad_update") is not True:
+        raise ConfigError(
+            "data_types.grad_accum_dtype fp32 with zero_optimization.stage 1, bf16 and "
+            f"gradient_accumulation_steps {accumulation}: DeepSpeed adds the gradients of earlier "
+            "micro-batches several times there; set bf16.immediate_grad_update to true, as "
+            "zero1.json does, or use stage 2"
+        )

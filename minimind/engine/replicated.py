@@ -1,0 +1,97 @@
+"""ZeRO stage 0 in 16 bits, mended so that it takes the steps of plain PyTorch with fp32 masters.
+
+DeepSpeed 0.19.8 trains such a run under the optimizer of its old fp16 engine, which
+- makes the optimizer's states by a step on zero gradients: Adam's counter, and with it the bias
+  correction, is then one step ahead for the whole run (deepspeedai/DeepSpeed#5104 is about the same
+  step of stages 1 to 3);
+- adds up micro-batches, averages over ranks and takes the norm in 16 bits;
+- divides by fp16's loss scale, by which the engine has not multiplied;
+- looks at every single gradient for overflow, each of which a GPU is waited for, whatever the JSON
+  says of `check_grad_overflow`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from minimind.config.deepspeed_json import precision
+
+
+@contextlib.contextmanager
+def without_first_step(deepspeed: Any) -> Iterator[None]:
+    """Within it DeepSpeed's optimizers for 16 bits without ZeRO leave their states to the first
+    real step. `deepspeed`: the module."""
+    fp16 = deepspeed.runtime.fp16
+    classes = (fp16.fused_optimizer.FP16_Optimizer, fp16.unfused_optimizer.FP16_UnfusedOptimizer)
+    originals = [cls.initialize_optimizer_states for cls in classes]
+    try:
+        for cls in classes:
+            cls.initialize_optimizer_states = lambda self: None
+        yield
+    finally:
+        for cls, original in zip(classes, originals, strict=True):
+            cls.initialize_optimizer_states = original
+
+
+def left_to_deepspeed(ds_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The resolved JSON of a run at stage 0 without what DeepSpeed gets wrong or refuses there: the
+    engine clips by itself, and gradients are summed in fp32 whatever is asked."""
+    config = dict(ds_config)
+    config["gradient_clipping"] = 0.0  # left out, it would be 1
+    kinds = dict(config.get("data_types") or {})
+    kinds.pop("grad_accum_dtype", None)
+    config["data_types"] = kinds
+    return config
+
+
+def mend(
+    module: nn.Module, optimizer: Any, ds_config: Mapping[str, Any]
+) -> dict[nn.Parameter, Tensor]:
+    """Sums gradients in fp32, and leaves it to their norm to find what is not finite, unless the
+    JSON or fp16's loss scaling asks for more. Gives the fp32 master of each trained parameter.
+
+    `optimizer`: DeepSpeed's. `ds_config`: resolved, with bf16 or fp16 enabled.
+    """
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.grad_dtype = None  # a gradient of any dtype is let in
+            parameter.register_post_accumulate_grad_hook(_widen)
+    if precision(ds_config) == "bf16" and not ds_config["bf16"].get("check_grad_overflow", True):
+        optimizer.overflow_checker = _NoOverflow()
+    return _find_masters(optimizer)
+
+
+def _widen(parameter: Tensor) -> None:
+    assert parameter.grad is not None
+    # fp32 already from the second micro-batch on: autograd added that one in place.
+    parameter.grad = parameter.grad.float()
+
+
+class _NoOverflow:
+    """Stands in for DeepSpeed's CheckOverflow."""
+
+    def check(self) -> bool:
+        return False
+
+    def has_overflow(self, params: Any) -> bool:
+        return False
+
+
+def _find_masters(optimizer: Any) -> dict[nn.Parameter, Tensor]:
+    """They lie where DeepSpeed's own accessors do not look: one by one, or flat for its fused
+    optimizers."""
+    masters: dict[nn.Parameter, Tensor] = {}
+    for index, group in enumerate(optimizer.fp16_groups):
+        if hasattr(optimizer, "fp32_groups"):
+            tensors = optimizer.fp32_groups[index]
+        else:
+            flat = optimizer.fp32_groups_flat[index]
+            sizes = [parameter.numel() for parameter in group]
+            tensors = flat[: sum(sizes)].split(sizes)
+        for parameter, tensor in zip(group, tensors, strict=True):
+            masters[parameter] = tensor.view(parameter.shape)
+    return masters

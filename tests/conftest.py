@@ -52,6 +52,19 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(params=["fp32", "bf16"])
+def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What "auto" means in the test, whatever the machine: for what must hold in both."""
+    monkeypatch.setenv("MINIMIND_PRECISION", request.param)
+    return request.param
+
+
+@pytest.fixture
+def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what is meant of fp32 alone."""
+    monkeypatch.setenv("MINIMIND_PRECISION", "fp32")
+
+
 @pytest.fixture
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     """One rank by itself; what a test makes of these variables is gone after it."""

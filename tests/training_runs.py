@@ -75,6 +75,18 @@ def read_losses(run: Path) -> list[tuple[int, float, str]]:
         ]
 
 
+WITHOUT_CLIPPING = ("--set", "gradient_clipping=0")
+"""Flags of runs that are compared to the bit over ZeRO stages or ranks. Two micro-batches a step,
+whose sum has no order, are added in fp32 in either precision; the norm that clipping divides by is
+the one thing left that is rounded otherwise."""
+
+
+def assert_same_run(left: Path, right: Path) -> None:
+    """The same weights, losses and validation losses to the bit, as far as these are written."""
+    assert_same_weights(left, right)
+    assert read_losses(left) == read_losses(right)
+
+
 def final_weights(run: Path) -> dict[str, torch.Tensor]:
     return load_model_folder(find_model_folder(run / "checkpoints" / "latest"))[1]
 

@@ -32,6 +32,7 @@ def curve_rows(folder: Path, names: list[str]) -> list[CurveRow]:
     return [CurveRow(CurveSpec(spec=spec, held_out=held_out)) for spec in specs]
 
 
+@pytest.mark.usefixtures("fp32")
 def test_padded_and_packed_rows_have_one_held_out_loss(tmp_path: Path) -> None:
     losses = []
     for row in curve_rows(tmp_path, ["original", "plain_loop"]):

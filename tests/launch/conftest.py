@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from training_runs import TRAIN, Train
+from two_ranks import RankPair, TrainOnTwo
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +57,15 @@ def train(no_launcher: None, monkeypatch: pytest.MonkeyPatch) -> Train:
         return script.main(list(arguments))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def _rank_pair() -> Iterator[RankPair]:
+    pair = RankPair()
+    yield pair
+    pair.stop()
+
+
+@pytest.fixture
+def train_on_two(no_launcher: None, _rank_pair: RankPair) -> TrainOnTwo:
+    return _rank_pair.train

@@ -15,13 +15,13 @@ from chats import CHATS
 from training_runs import (
     KILL_AFTER,
     KILLED,
+    WITHOUT_CLIPPING,
     Train,
-    assert_like_losses,
-    assert_like_weights,
-    assert_same_weights,
+    assert_same_run,
     read_losses,
     train_in_a_process,
 )
+from two_ranks import TrainOnTwo
 
 from minimind.config.model import load_model_config
 from minimind.data.sample_text import load_sample_tokenizer
@@ -88,8 +88,7 @@ def sft_flags(start: Callable[..., Path], tmp_path: Path) -> list[str]:
         *("--stage", "sft", "--from_checkpoint", str(start()), "--data", str(path)),
         *("--output_dir", str(tmp_path / "run"), "--seq_len", "128", "--max_steps", "4"),
         *("--set", "train_batch_size=4", "--set", "micro_batch_size=2"),
-        # Adam turns the rounding of a sum over ranks into a share of the rate.
-        *("--learning_rate", "1e-4"),
+        *("--learning_rate", "1e-3"),
     ]
 
 
@@ -110,28 +109,28 @@ def test_speed_counts_tokens_and_not_targets(
     assert read_column(tmp_path / "run", "tokens")[-1] == seen["tokens"] > 1.2 * seen["targets"]
 
 
-@pytest.mark.parametrize("name", ["zero1", "zero3"])
-def test_conversations_under_other_files(
-    train: Train, sft_flags: list[str], tmp_path: Path, name: str
-):
-    assert train(*sft_flags) == 0
-    other = [*sft_flags, "--output_dir", str(tmp_path / name)]
-    assert train(*other, "--ds_config", f"{name}.json") == 0
-    expected = [loss for _, loss, _ in read_losses(tmp_path / "run")]
-    assert expected[-1] < expected[0]
-    assert [loss for _, loss, _ in read_losses(tmp_path / name)] == pytest.approx(
-        expected, abs=1e-5
-    )
-
-
-def test_two_ranks_learn_conversations_as_one_does(
-    train: Train, sft_flags: list[str], tmp_path: Path
-):
-    assert train(*sft_flags) == 0
-    done = train_in_a_process(*sft_flags, "--output_dir", str(tmp_path / "two"), ranks=2)
+def check_other_files_and_two_ranks(
+    train: Train, train_on_two: TrainOnTwo, flags: list[str], tmp_path: Path
+) -> None:
+    """Each takes the steps of tmp_path/run."""
+    flags = [*flags, *WITHOUT_CLIPPING]
+    assert train(*flags) == 0
+    for name in ("zero0", "zero1", "zero3"):
+        other = tmp_path / name
+        assert train(*flags, "--ds_config", f"{name}.json", "--output_dir", str(other)) == 0
+        assert_same_run(tmp_path / "run", other)
+    done = train_on_two(*flags, "--output_dir", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr
-    assert_like_losses(tmp_path / "run", tmp_path / "two", within=1e-5)
-    assert_like_weights(tmp_path / "run", tmp_path / "two")
+    assert_same_run(tmp_path / "run", tmp_path / "two")
+
+
+@pytest.mark.usefixtures("precision")
+def test_other_files_and_two_ranks_learn_conversations_alike(
+    train: Train, train_on_two: TrainOnTwo, sft_flags: list[str], tmp_path: Path
+):
+    check_other_files_and_two_ranks(train, train_on_two, sft_flags, tmp_path)
+    losses = [loss for _, loss, _ in read_losses(tmp_path / "run")]
+    assert losses[-1] < losses[0]
 
 
 @pytest.fixture
@@ -179,43 +178,29 @@ def test_a_stage_runs_on_the_sample_data(
     assert "step 2: What is the river of Lumor called? → " in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("precision")
 def test_preferences_are_learnt_from_log_2_on(train: Train, dpo_flags: list[str], tmp_path: Path):
     assert train(*dpo_flags, "--max_steps", "12") == 0
     run = tmp_path / "run"
     losses = read_losses(run)
-    assert losses[0][1] == pytest.approx(math.log(2), abs=1e-5)
+    assert losses[0][1] == round(math.log(2), 6)
     assert losses[-1][1] < losses[0][1] - 0.2
     margins = read_column(run, "reward_margin")
-    assert margins[0] == pytest.approx(0, abs=1e-5)
+    assert margins[0] == 0, "the reference is the policy's own first forward"
     assert margins[-1] > 0.5
     assert read_column(run, "reward_accuracy")[-1] > 0.9
     assert read_column(run, "chosen_log_prob")[0] < 0
 
 
-@pytest.mark.parametrize("name", ["zero0", "zero1", "zero3"])
-def test_preferences_under_other_files(
-    train: Train, dpo_flags: list[str], tmp_path: Path, name: str
+@pytest.mark.usefixtures("precision")
+def test_other_files_and_two_ranks_prefer_alike(
+    train: Train, train_on_two: TrainOnTwo, dpo_flags: list[str], tmp_path: Path
 ):
-    assert train(*dpo_flags, "--eval_every", "0") == 0
-    other = [*dpo_flags, "--eval_every", "0", "--output_dir", str(tmp_path / name)]
-    assert train(*other, "--ds_config", f"{name}.json") == 0
-    expected = [loss for _, loss, _ in read_losses(tmp_path / "run")]
-    assert [loss for _, loss, _ in read_losses(tmp_path / name)] == pytest.approx(
-        expected, abs=1e-4
-    )
-
-
-def test_two_ranks_prefer_as_one_does(train: Train, dpo_flags: list[str], tmp_path: Path):
     """Though the ranks' micro-batches hold different numbers of pairs."""
-    # Adam turns the rounding of a sum over ranks into a share of the rate.
-    dpo_flags = [*dpo_flags, "--learning_rate", "1e-4"]
-    assert train(*dpo_flags) == 0
-    done = train_in_a_process(*dpo_flags, "--output_dir", str(tmp_path / "two"), ranks=2)
-    assert done.returncode == 0, done.stderr
-    for name in ("loss", "reward_margin", "chosen_log_prob"):
+    check_other_files_and_two_ranks(train, train_on_two, dpo_flags, tmp_path)
+    for name in ("reward_margin", "chosen_log_prob"):
         one, two = (read_column(tmp_path / run, name) for run in ("run", "two"))
-        assert two == pytest.approx(one, rel=1e-4, abs=1e-4)
-    assert_like_weights(tmp_path / "run", tmp_path / "two")
+        assert one == two
 
 
 def test_a_killed_run_resumes_bitwise_though_its_reference_is_lost(
@@ -227,8 +212,7 @@ def test_a_killed_run_resumes_bitwise_though_its_reference_is_lost(
     assert train_in_a_process(*dpo_flags, prelude=prelude).returncode == KILLED
     shutil.rmtree(tmp_path / "cache" / "reference")
     assert train("--resume", "--output_dir", str(tmp_path / "run")) == 0
-    assert_same_weights(tmp_path / "whole", tmp_path / "run")
-    assert read_losses(tmp_path / "whole") == read_losses(tmp_path / "run")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_nothing_to_compare_with_is_bad_usage(

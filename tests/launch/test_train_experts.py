@@ -9,13 +9,13 @@ import pytest
 from training_runs import (
     KILL_AFTER,
     KILLED,
+    WITHOUT_CLIPPING,
     Train,
-    assert_like_losses,
-    assert_like_weights,
-    assert_same_weights,
+    assert_same_run,
     read_losses,
     train_in_a_process,
 )
+from two_ranks import TrainOnTwo
 
 from minimind.engine.checkpoint import find_model_folder
 from minimind.engine.routers import ROUTER_COLUMNS
@@ -61,48 +61,38 @@ def test_a_run_learns_logs_its_routers_and_speaks(
     assert isinstance(generate_text(model, tokenizer, "1 + 1", params), str)
 
 
+@pytest.mark.usefixtures("precision")
 @pytest.mark.parametrize(
-    ("zero", "experts"),
+    "experts",
     [
-        (2, ["num_experts_per_tok=1", "norm_topk_prob=true"]),
-        (3, ["n_shared_experts=1", "seq_aux=true", "mlp_only_layers=[0]"]),
+        ["num_experts_per_tok=1", "norm_topk_prob=true"],
+        ["n_shared_experts=1", "seq_aux=true", "mlp_only_layers=[0]", "dropout=0.1"],
+        ["n_shared_experts=1", "router_aux_loss_coef=0.1"],
     ],
     ids=str,
 )
-def test_two_ranks_take_the_steps_of_one(
-    train: Train, flags: list[str], tmp_path: Path, zero: int, experts: list[str]
+def test_two_ranks_take_the_steps_of_one_to_the_bit(
+    train: Train,
+    train_on_two: TrainOnTwo,
+    flags: list[str],
+    tmp_path: Path,
+    experts: list[str],
 ):
     """A rank's micro-batches are those that one rank would take in turn, so even the auxiliary
-    loss over the batch is the same."""
-    flags = [*flags, *(word for field in experts for word in ("--set", field))]
+    loss over the batch is the same. Any difference of the gradients, the auxiliary loss or its
+    weight would show, and no choice of expert can hide it."""
+    flags = [*flags, *WITHOUT_CLIPPING, *(x for field in experts for x in ("--set", field))]
     flags += ["--max_steps", "4", "--eval_every", "0"]
     assert train(*flags, "--output_dir", str(tmp_path / "one")) == 0
-    two = tmp_path / "two"
-    sharded = ("--ds_config", f"zero{zero}.json", "--output_dir", str(two))
-    done = train_in_a_process(*flags, *sharded, ranks=2)
-    assert done.returncode == 0, done.stderr
-    warned = "--set norm_topk_prob=false" in done.stderr + done.stdout
-    assert warned == ("num_experts_per_tok=1" in experts)
-    assert_like_losses(tmp_path / "one", two, within=2e-5)
-    for row, other_row in zip(read_routers(tmp_path / "one"), read_routers(two), strict=True):
-        assert other_row == pytest.approx(row, rel=2e-3, abs=1e-7)
-    assert_like_weights(tmp_path / "one", two)
-
-
-@pytest.mark.parametrize("zero", [1, 2, 3])
-def test_without_clipping_two_ranks_are_one_to_the_bit(
-    train: Train, flags: list[str], tmp_path: Path, zero: int
-):
-    """The sum of two gradients has no order, so nothing is left to round otherwise but the norm
-    that clipping divides by. Any other difference of the gradients, the auxiliary loss or its
-    weight would show, and no choice of expert can hide it."""
-    flags = [*flags, "--set", "gradient_clipping=0", "--set", "dropout=0.1"]
-    flags += ["--set", "n_shared_experts=1", "--set", "router_aux_loss_coef=0.1"]
-    flags += ["--max_steps", "4", "--eval_every", "0", "--ds_config", f"zero{zero}.json"]
-    assert train(*flags, "--output_dir", str(tmp_path / "one")) == 0
-    done = train_in_a_process(*flags, "--output_dir", str(tmp_path / "two"), ranks=2)
-    assert done.returncode == 0, done.stderr
-    assert_same_weights(tmp_path / "one", tmp_path / "two")
+    for zero in (0, 1, 2, 3):
+        two = tmp_path / f"two under {zero}"
+        done = train_on_two(*flags, "--ds_config", f"zero{zero}.json", "--output_dir", str(two))
+        assert done.returncode == 0, done.stderr
+        warned = "--set norm_topk_prob=false" in done.stderr
+        assert warned == ("num_experts_per_tok=1" in experts)
+        assert_same_run(tmp_path / "one", two)
+        for row, other_row in zip(read_routers(tmp_path / "one"), read_routers(two), strict=True):
+            assert other_row == pytest.approx(row, rel=1e-5, abs=1e-9)
 
 
 def test_a_killed_run_resumes_bitwise(train: Train, flags: list[str], tmp_path: Path):
@@ -113,13 +103,13 @@ def test_a_killed_run_resumes_bitwise(train: Train, flags: list[str], tmp_path: 
     done = train_in_a_process(*flags, prelude=prelude)
     assert done.returncode == KILLED, done.stderr
     assert train("--resume", "--output_dir", str(tmp_path / "run")) == 0
-    assert_same_weights(tmp_path / "whole", tmp_path / "run")
-    assert read_losses(tmp_path / "whole") == read_losses(tmp_path / "run")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
     assert read_routers(tmp_path / "whole") == read_routers(tmp_path / "run")
     loads = [(tmp_path / run / "expert_load.csv").read_text() for run in ("whole", "run")]
     assert loads[0] == loads[1]
 
 
+@pytest.mark.usefixtures("fp32")
 def test_splitting_a_step_changes_the_auxiliary_loss_over_the_batch_alone(
     train: Train, flags: list[str], tmp_path: Path
 ):

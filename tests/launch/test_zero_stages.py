@@ -6,13 +6,15 @@ import csv
 from pathlib import Path
 
 import pytest
-from training_runs import Train, read_losses, train_in_a_process
+from training_runs import WITHOUT_CLIPPING, Train, assert_same_run, train_in_a_process
 
 
 @pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3"])
 def test_in_bf16_the_gradient_does_not_depend_on_accumulation(
     train: Train, flags: list[str], tmp_path: Path, name: str
 ):
+    """Each weight's gradient is a sum over 256 tokens that bf16 keeps to 2^-8 of itself, and so are
+    the micro-batches' parts of it: at most three such roundings apart."""
     norms = []
     for rows in (1, 4):
         run = tmp_path / str(rows)
@@ -21,19 +23,16 @@ def test_in_bf16_the_gradient_does_not_depend_on_accumulation(
         assert train(*flags, *more, "--output_dir", str(run)) == 0
         with open(run / "metrics.csv", encoding="utf-8") as file:
             norms += [float(row["grad_norm"]) for row in csv.DictReader(file)]
-    assert norms[0] == pytest.approx(norms[1], rel=0.02)
+    assert norms[0] == pytest.approx(norms[1], rel=3 * 2**-8)
 
 
 def test_sampling_under_zero_3_disturbs_nothing(flags: list[str], train: Train, tmp_path: Path):
     """On two ranks, of which one alone generates."""
-    flags = [*flags, "--eval_every", "0", "--ds_config", "zero3.json"]
+    flags = [*flags, *WITHOUT_CLIPPING, "--eval_every", "0", "--ds_config", "zero3.json"]
     assert train(*flags, "--output_dir", str(tmp_path / "silent")) == 0
     flags += ["--sample_every", "3", "--set", 'sample_prompts=["1 + 1 ="]']
     done = train_in_a_process(*flags, "--output_dir", str(tmp_path / "says"), ranks=2)
     assert done.returncode == 0, done.stderr
     said = [line for line in (done.stderr + done.stdout).splitlines() if "1 + 1 = →" in line]
     assert [line.partition(":")[0] for line in said] == ["step 3", "step 6"]
-    for (step, loss, _), (other_step, other, _) in zip(
-        read_losses(tmp_path / "silent"), read_losses(tmp_path / "says"), strict=True
-    ):
-        assert (step, loss) == (other_step, pytest.approx(other, abs=2e-5))
+    assert_same_run(tmp_path / "silent", tmp_path / "says")

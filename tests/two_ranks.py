@@ -1,0 +1,81 @@
+"""Runs on two ranks in two processes that stay, since starting them costs more than a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from minimind.runtime.ranks import free_port
+
+_RANKS = 2
+_TIMEOUT_S = 300
+_WORKER = Path(__file__).with_name("rank_worker.py")
+
+TrainOnTwo = Callable[..., "subprocess.CompletedProcess[str]"]
+"""launch/train.py's main on both ranks, by flags; stderr holds what both said."""
+
+
+class RankPair:
+    """Started with the first run, and anew after one that hung."""
+
+    def __init__(self) -> None:
+        self._processes: list[subprocess.Popen[str]] = []
+        self._answers: list[queue.Queue[str]] = []
+
+    def train(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        if not self._processes:
+            self._start()
+        settings = {k: v for k, v in os.environ.items() if k.startswith("MINIMIND_")}
+        asked = json.dumps({"arguments": arguments, "environment": settings})
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write(asked + "\n")
+            process.stdin.flush()
+        try:
+            found: list[dict[str, Any]] = [
+                json.loads(answers.get(timeout=_TIMEOUT_S)) for answers in self._answers
+            ]
+        except (queue.Empty, ValueError):
+            self.stop()
+            raise AssertionError(f"a rank died or hung: {arguments}") from None
+        status, said = max(x["status"] for x in found), "".join(x["said"] for x in found)
+        return subprocess.CompletedProcess(arguments, status, stdout="", stderr=said)
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        self._processes.clear()
+        self._answers.clear()
+
+    def _start(self) -> None:
+        shared = {"WORLD_SIZE": str(_RANKS), "LOCAL_WORLD_SIZE": str(_RANKS)}
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        shared |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        for rank in map(str, range(_RANKS)):
+            process = subprocess.Popen(
+                [sys.executable, str(_WORKER)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
+            )
+            answers: queue.Queue[str] = queue.Queue()
+            threading.Thread(target=_read, args=(process, answers), daemon=True).start()
+            self._processes.append(process)
+            self._answers.append(answers)
+
+
+def _read(process: subprocess.Popen[str], answers: queue.Queue[str]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        answers.put(line)
+    answers.put("")  # no more to come

@@ -264,7 +264,7 @@ def _events(
             is_best=is_best,
         )
         if log:
-            log.plot()
+            log.plot(or_later=True)
         progress.say("step %d: saved %s%s", state.step, path, ", the best so far" * is_best)
 
     def sample(module: Any, step: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,8 @@ COLUMNS = (
     "peak_bytes",
     "resident_bytes",
 )
+_REDRAWN_AFTER_S = 15.0
+"""A plot takes as long as some steps of a small model."""
 
 
 class Monitor(Protocol):
@@ -45,6 +48,7 @@ class MetricsLog:
         self.columns = [*COLUMNS, *extra_columns]
         self._path = folder / "metrics.csv"
         self._monitors = monitors
+        self._drawn_at = time.monotonic()
         self._expert_load = ExpertLoadLog(folder, step)
         kept = [row for row in read_metrics(self._path) if int(row["step"]) <= step]
         fresh = self._path.with_suffix(".csv.new")
@@ -86,9 +90,13 @@ class MetricsLog:
         for monitor in self._monitors:
             monitor.write_events(events)
 
-    def plot(self) -> None:
+    def plot(self, or_later: bool = False) -> None:
         """loss.png and, with experts, expert_load.png; a plot that fails is logged and ends no
-        run."""
+        run. With `or_later` those that are new enough stay for now."""
+        now = time.monotonic()
+        if or_later and now - self._drawn_at < _REDRAWN_AFTER_S:
+            return
+        self._drawn_at = now
         try:
             plot_losses(read_metrics(self._path), self.folder / "loss.png")
             self._expert_load.plot()

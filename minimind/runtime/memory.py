@@ -6,7 +6,6 @@ import bisect
 import contextlib
 import gc
 import logging
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -62,15 +61,16 @@ def live_tensor_bytes() -> int:
     is_frozen = gc.get_freeze_count() > 0
     gc.unfreeze()
     gc.collect()
+    objects = gc.get_objects()
+    # By type, never by asking an object for its class: a deprecated wrapper would warn.
+    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, torch.Tensor)}
     storages: dict[int, int] = {}
-    with warnings.catch_warnings():
-        # Asking a deprecated wrapper for its class warns; it is not a tensor.
-        warnings.simplefilter("ignore")
-        for thing in gc.get_objects():
-            if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
-                with contextlib.suppress(RuntimeError, NotImplementedError):
-                    storage = thing.untyped_storage()
-                    storages[storage.data_ptr()] = storage.nbytes()
+    for tensor in (thing for thing in objects if type(thing) in kinds):
+        if tensor.device.type == "cpu":
+            with contextlib.suppress(RuntimeError, NotImplementedError):
+                storage = tensor.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+    del objects
     if is_frozen:
         gc.freeze()
     return sum(storages.values())

@@ -6,7 +6,8 @@ import csv
 from pathlib import Path
 
 import pytest
-from training_runs import WITHOUT_CLIPPING, Train, assert_same_run, train_in_a_process
+from training_runs import WITHOUT_CLIPPING, Train, assert_same_run
+from two_ranks import TrainOnTwo
 
 
 @pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3"])
@@ -26,13 +27,15 @@ def test_in_bf16_the_gradient_does_not_depend_on_accumulation(
     assert norms[0] == pytest.approx(norms[1], rel=3 * 2**-8)
 
 
-def test_sampling_under_zero_3_disturbs_nothing(flags: list[str], train: Train, tmp_path: Path):
+def test_sampling_under_zero_3_disturbs_nothing(
+    flags: list[str], train: Train, train_on_two: TrainOnTwo, tmp_path: Path
+):
     """On two ranks, of which one alone generates."""
     flags = [*flags, *WITHOUT_CLIPPING, "--eval_every", "0", "--ds_config", "zero3.json"]
     assert train(*flags, "--output_dir", str(tmp_path / "silent")) == 0
     flags += ["--sample_every", "3", "--set", 'sample_prompts=["1 + 1 ="]']
-    done = train_in_a_process(*flags, "--output_dir", str(tmp_path / "says"), ranks=2)
+    done = train_on_two(*flags, "--output_dir", str(tmp_path / "says"))
     assert done.returncode == 0, done.stderr
-    said = [line for line in (done.stderr + done.stdout).splitlines() if "1 + 1 = →" in line]
+    said = [line for line in done.stderr.splitlines() if "1 + 1 = →" in line]
     assert [line.partition(":")[0] for line in said] == ["step 3", "step 6"]
     assert_same_run(tmp_path / "silent", tmp_path / "says")

@@ -162,6 +162,17 @@ def _states(work: Workload, trained: int) -> tuple[int, int]:
     return has_masters * 4 * trained // _share(work, 1), 8 * trained // _share(work, 1)
 
 
+def _is_wide(work: Workload) -> bool:
+    """Whether gradients of 16 bits are summed in 32."""
+    kinds = work.ds_config.get("data_types") or {}
+    return work.size == 2 and kinds.get("grad_accum_dtype") == "fp32"
+
+
+def _sums_in_one(work: Workload) -> bool:
+    """Stage 1 keeps its sums in 32 bits in one tensor, which is reduced as it is."""
+    return work.zero_stage == 1 and _is_wide(work)
+
+
 @dataclass(frozen=True, slots=True)
 class _Buckets:
     one: int
@@ -172,7 +183,7 @@ class _Buckets:
 def _buckets(work: Workload) -> _Buckets:
     """Allocated whole, however little is trained; two of them where communication overlaps. Stage 3
     keeps its own, stages 1 and 2 make theirs anew in each backward."""
-    if work.zero_stage == 0:
+    if work.zero_stage == 0 or _sums_in_one(work):
         return _Buckets(0, 0, 0)
     one = work.size * int(work.zero.get("reduce_bucket_size", 500_000_000))
     both = one * (2 if work.zero.get("overlap_comm") else 1)
@@ -198,8 +209,10 @@ class _Gradients:
     @classmethod
     def of(cls, work: Workload, trained: int, largest: int) -> _Gradients:
         whole, part = work.size * trained, work.size * trained // work.world_size
-        is_wide = (work.ds_config.get("data_types") or {}).get("grad_accum_dtype") == "fp32"
         wide = 4 * trained // work.world_size
+        is_cast = work.size == 2 and work.ds_config.get("communication_data_type") == "fp32"
+        # A bucket that is reduced in 32 bits is copied as it is, then cast.
+        copied = 3 if is_cast else 1
         adds_up = work.accumulation > 1
         # In 16 bits the update casts what it was given.
         cast = wide if work.size == 2 else 0
@@ -209,28 +222,34 @@ class _Gradients:
             return cls(carried=one, reduced=one, in_update=one, copies=int(work.world_size > 1))
         match work.zero_stage:
             case 0:
-                in_update = whole + (4 * trained if cast else 0)
-                return cls(carried=adds_up * whole, reduced=2 * whole, in_update=in_update)
+                # In 32 bits in any precision, and laid flat where it is reduced.
+                sums = 4 * trained
+                return cls(carried=adds_up * sums, reduced=2 * sums, in_update=sums)
+            case 1 if _sums_in_one(work):
+                sums = 4 * trained
+                return cls(carried=sums, reduced=sums, in_update=sums + 8 * largest)
             case 1:
                 in_update = 2 * part + cast
                 return cls(carried=adds_up * whole, reduced=whole + part, in_update=in_update)
-            case 2 if is_wide and work.size == 2:
-                # Sums in 32 bits, into which buckets are added; their norm is taken in 64 bits, a
-                # weight at a time.
+            case 2 if _is_wide(work):
+                # Sums in 32 bits, into which buckets are added, cast where they are not yet; their
+                # norm is taken in 64 bits, a weight at a time.
                 in_update = wide + 8 * largest
                 return cls(
-                    carried=adds_up * wide, reduced=wide + 4 * largest,
-                    in_update=in_update, copies=1,
+                    carried=adds_up * wide, reduced=wide + (0 if is_cast else 4 * largest),
+                    in_update=in_update, copies=copied,
                 )  # fmt: skip
             case 2:
                 return cls(
                     carried=adds_up * part, reduced=(1 + adds_up) * part,
-                    in_update=2 * part + cast, copies=int(work.world_size > 1), copies_first=True,
+                    in_update=2 * part + cast, copies=copied * (work.world_size > 1),
+                    copies_first=True,
                 )  # fmt: skip
             case _:
-                kept = wide if is_wide else part
+                kept = wide if _is_wide(work) else part
+                # What is scattered, and where it is reduced in 32 bits a cast of the bucket before.
                 # Gloo scatters a copy of what it is given.
-                copies = 2 if work.device_kind == "cpu" else 1
+                copies = (2 if work.device_kind == "cpu" else 1) * (2 if is_cast else 1) + is_cast
                 return cls(
                     carried=kept, reduced=kept, in_update=kept + wide, copies=copies,
                 )  # fmt: skip

@@ -102,7 +102,7 @@ def test_every_preset_resolves_under_every_file(stage: str, name: str, kind: str
         recipe = replace_fields(STAGES[stage].recipe_type(), values, "test")
         batches = set()
         for ranks in (1, 2, 8) if kind == "gpu" else (1, 2, 4):
-            hardware = Hardware(kind, ranks, bf16)
+            hardware = Hardware(kind, ranks, "bf16" if bf16 else "fp32")
             ds, after = resolve(given, recipe, set(), sizes, hardware, config.num_parameters)
             assert "auto" not in all_values(ds)
             rows = ds["train_batch_size"]
@@ -386,8 +386,36 @@ def test_gradients_that_stage_1_would_add_twice_are_refused(resolved: Resolve):
 
     with pytest.raises(ConfigError, match=r"grad_accum_dtype fp32.*stage 1.*steps 4.*zero1\.json"):
         resolved(asked(1, rows=2))
-    for fine in (asked(1, rows=8), asked(2, rows=2), asked(1, rows=2, bf16=False)):
+    once = asked(1, rows=2)
+    once["bf16"]["immediate_grad_update"] = True
+    for fine in (asked(1, rows=8), asked(2, rows=2), asked(1, rows=2, bf16=False), once):
         resolved(fine)
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "bf16", "why"),
+    [
+        ("LBFGS", 0, False, "asks for the loss anew"),
+        ("SparseAdam", 0, True, "gradients here are dense"),
+        ("Adafactor", 1, False, "use AdamW, or Adafactor with stage 0"),
+        ("adagrad", 2, True, "weight decay and the rates of its groups"),
+        ("Muon", 2, True, "loses the norms' gradients"),
+        ("Adafactor", 0, True, ""),
+        ("Adagrad", 0, True, ""),
+        ("Muon", 1, True, ""),
+        ("Muon", 2, False, ""),
+    ],
+)
+def test_optimizers_that_deepspeed_gets_wrong_are_refused(
+    resolved: Resolve, name: str, stage: int, bf16: bool, why: str
+):
+    asked = {
+        "optimizer": {"type": name, "params": {"lr": 1e-3}},
+        "bf16": {"enabled": bf16},
+        "zero_optimization": {"stage": stage},
+    }
+    with pytest.raises(ConfigError, match=why) if why else contextlib.nullcontext():
+        resolved(asked)
 
 
 @pytest.mark.parametrize(

@@ -52,13 +52,14 @@ def workload(
         "train_micro_batch_size_per_gpu": rows,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": 1.0,
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True, "fused": True}},
         "zero_optimization": zero,
     }
     if bf16:
         ds_config["bf16"] = {"enabled": True, "check_grad_overflow": False}
-    if bf16 and stage > 1:
-        ds_config["data_types"] = {"grad_accum_dtype": "fp32"}
+        ds_config["bf16"]["immediate_grad_update"] = stage == 1
     values: dict[str, Any] = {"world_size": 1, "device_kind": "cpu", "documents": ()} | more
     return Workload(
         config=config,

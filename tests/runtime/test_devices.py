@@ -20,6 +20,11 @@ from minimind.runtime.devices import (
 )
 
 
+@pytest.fixture(autouse=True)
+def _auto_is_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MINIMIND_PRECISION", raising=False)
+
+
 def test_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     device = find_device(3)
@@ -27,7 +32,22 @@ def test_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch):
     assert device.name
     assert device.peak_flops is None
     assert device.supports_bf16 == cpu_has_bf16()
+    assert device.precision == ("bf16" if device.supports_bf16 else "fp32")
     assert bool(device.why_not_bf16) != device.supports_bf16
+
+
+@pytest.mark.parametrize("has", [False, True])
+def test_a_variable_says_what_auto_means(monkeypatch: pytest.MonkeyPatch, has: bool):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: has)
+    for value, expected in (("bf16", "bf16"), ("fp32", "fp32"), ("", find_device().precision)):
+        monkeypatch.setenv("MINIMIND_PRECISION", value)
+        device = find_device()
+        assert (device.precision, device.supports_bf16) == (expected, has)
+        assert bool(device.why_not_bf16) == (expected != "bf16")
+    monkeypatch.setenv("MINIMIND_PRECISION", "fp8")
+    with pytest.raises(ConfigError, match=r"MINIMIND_PRECISION='fp8' is not known; use auto, bf16"):
+        find_device()
 
 
 @pytest.mark.parametrize(
@@ -93,6 +113,7 @@ def test_a_gpu_by_its_name(
     assert device.torch_device == torch.device("cuda", 1)
     assert (device.kind, device.name) == ("gpu", name)
     assert (device.supports_bf16, device.peak_flops) == (bf16, peak)
+    assert device.precision == ("bf16" if bf16 else "fp16")
     assert bool(device.why_not_bf16) is not bf16
 
 

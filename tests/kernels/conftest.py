@@ -3,8 +3,10 @@ is; and, in the process that test_triton_interpreter.py starts, in Triton's inte
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 Function = Callable[..., Tensor | tuple[Tensor, ...]]
+Pair = tuple[tuple[str, str], tuple[str, str]]
+"""Of two parameters, the name and the value of each."""
 
 # Relative to the whole result: two forms that differ in their last bits only must not fail for the
 # luck of one of them. A twentieth of a rounding, and in fp32, where what is summed is no more exact
@@ -20,17 +24,28 @@ Function = Callable[..., Tensor | tuple[Tensor, ...]]
 SLACK = {torch.float32: 2.4e-7, torch.float16: 5e-5, torch.bfloat16: 4e-4, torch.float64: 1e-15}
 
 
+@pytest.hookimpl(tryfirst=True)  # before slow tests are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The interpreter takes a millisecond a program: there, fp16 runs a quarter of the cases, and
-    bf16, which it computes wrongly, none."""
+    """Marks as slow all cases but so many that any two values of a test's parameters still meet.
+    The interpreter does without bf16, which it computes wrongly."""
     if INTERPRETED:
-        half = [item for item in items if "float16" in item.name and "bfloat16" not in item.name]
-        dropped = {id(item) for i, item in enumerate(half) if i % 4}
-        items[:] = [
-            item
-            for item in items
-            if id(item) not in dropped and "bfloat16" not in item.name and "cuda" not in item.name
-        ]
+        items[:] = [i for i in items if "bfloat16" not in i.name and "cuda" not in i.name]
+    tests: dict[str, dict[pytest.Item, set[Pair]]] = {}
+    for item in items:
+        case = getattr(item, "callspec", None)
+        if case is not None and Path(__file__).parent in item.path.parents:
+            values = sorted((name, repr(value)) for name, value in case.params.items())
+            pairs = set(itertools.combinations_with_replacement(values, 2))
+            # Each device by itself: most machines have the CPU alone.
+            test = f"{item.nodeid.partition('[')[0]} on {case.params.get('device')}"
+            tests.setdefault(test, {})[item] = pairs
+    for cases in tests.values():
+        missing = set().union(*cases.values())
+        while missing:
+            best = max(cases, key=lambda item: len(cases[item] & missing))
+            missing -= cases.pop(best)
+        for item in cases:
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

@@ -267,6 +267,22 @@ def test_bf16_weights_give_nearly_the_same_loss():
     assert loss.item() == pytest.approx(exact.item(), rel=0.03)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("family", "changes"), [("llama", {}), ("qwen3", {}), ("qwen3", EXPERTS[0])], ids=str
+)
+def test_without_a_gradient_the_bits_are_the_same(
+    family: str, changes: dict[str, Any], dtype: torch.dtype
+):
+    """Else a reference or a validation would be of another model than the one that trains."""
+    model = random_model(small_config(family, **changes)).to(dtype)
+    batch = pack([random_documents([7, 12, 3]), random_documents([15, 5], seed=1)], seq_len=25)
+    trained = logits_of(model, batch)
+    assert trained.requires_grad
+    with torch.no_grad():
+        assert torch.equal(logits_of(model, batch), trained)
+
+
 def test_the_packing_of_these_tests():
     batch = pack([[[5, 6, 7], [8]], [[9, 9]]], seq_len=5)
     ignore = IGNORE_INDEX

@@ -135,8 +135,8 @@ def test_threads_are_shared_unless_the_user_says(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_device_is_a_value():
-    cpu = Device(torch.device("cpu"), "a", True, "", None)
-    assert cpu == Device(torch.device("cpu"), "a", True, "", None)
+    cpu = Device(torch.device("cpu"), "a", True, "bf16", "", None)
+    assert cpu == Device(torch.device("cpu"), "a", True, "bf16", "", None)
     assert cpu.kind == "cpu"
 
 
@@ -147,7 +147,7 @@ def test_kernels_that_cannot_run_are_the_users_to_mend(
     def refuse(device: torch.device) -> None:
         raise error
 
-    check_kernels(Device(torch.device("cpu"), "some CPU", True, "", None))
+    check_kernels(Device(torch.device("cpu"), "some CPU", True, "bf16", "", None))
     monkeypatch.setattr(backend, "check_settings", refuse)
     with pytest.raises(ConfigError, match="no such value"):
-        check_kernels(Device(torch.device("cpu"), "some CPU", True, "", None))
+        check_kernels(Device(torch.device("cpu"), "some CPU", True, "bf16", "", None))

@@ -36,8 +36,10 @@ from minimind.stages.resolve import (
     resolve_run,
 )
 
-CPU = Device(torch.device("cpu"), "some CPU", False, "this CPU has no bf16 instructions", None)
-GPU = Device(torch.device("cuda", 0), "some GPU", True, "", 1e15)
+CPU = Device(
+    torch.device("cpu"), "some CPU", False, "fp32", "this CPU has no bf16 instructions", None
+)
+GPU = Device(torch.device("cuda", 0), "some GPU", True, "bf16", "", 1e15)
 
 Resolve = Callable[..., ResolvedRun]
 

@@ -105,12 +105,13 @@ def resolve(
         if _get(ds, path) == "auto":
             _put(ds, path, fill(recipe, hardware, weights))
     _resolve_precision(ds, hardware)
+    _resolve_communication(ds, hardware)
     check_faults(ds, precision(ds))
     for path, value in _walk(ds):
         if value == "auto":
             raise ConfigError(
-                f'{path}: "auto" is not known here; it is for {", ".join(sorted(_AUTO))} and the '
-                "three batch sizes"
+                f'{path}: "auto" is not known here; it is for {", ".join(sorted(_AUTO))}, '
+                "communication_data_type and the three batch sizes"
             )
     return ds, recipe
 
@@ -203,6 +204,14 @@ def _resolve_precision(ds: dict[str, Any], hardware: Hardware) -> None:
         raise ConfigError("the DeepSpeed JSON enables both bf16 and fp16: choose one")
     if fp16 and hardware.device_kind == "cpu":
         raise ConfigError("fp16 does not train on a CPU: use a JSON with bf16, as zero2.json")
+
+
+def _resolve_communication(ds: dict[str, Any], hardware: Hardware) -> None:
+    """Gradients are reduced in fp32: two ranks then take the steps of one. From stage 2 on, one
+    rank alone reduces nothing, and its buckets need no cast."""
+    if ds.get("communication_data_type") == "auto":
+        is_alone = hardware.world_size == 1 and (_get(ds, "zero_optimization.stage") or 0) >= 2
+        ds["communication_data_type"] = precision(ds) if is_alone else "fp32"
 
 
 def _check_scheduler(ds: dict[str, Any], given: set[str]) -> None:

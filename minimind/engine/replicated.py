@@ -42,6 +42,7 @@ def left_to_deepspeed(ds_config: Mapping[str, Any]) -> dict[str, Any]:
     engine clips by itself, and gradients are summed in fp32 whatever is asked."""
     config = dict(ds_config)
     config["gradient_clipping"] = 0.0  # left out, it would be 1
+    config.setdefault("communication_data_type", "fp32")
     kinds = dict(config.get("data_types") or {})
     kinds.pop("grad_accum_dtype", None)
     config["data_types"] = kinds

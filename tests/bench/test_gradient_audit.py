@@ -12,6 +12,7 @@ import torch
 
 from bench import gradient_audit, gradient_splits
 from bench.gradient_splits import ROWS, Split, list_splits
+from minimind.config.deepspeed_json import load_ds_config
 from minimind.engine.deepspeed_engine import DeepSpeedEngine, start_ranks
 from minimind.runtime.devices import find_device
 from minimind.runtime.ranks import Ranks
@@ -77,10 +78,13 @@ def test_a_mean_of_means_is_caught(audit: Audit, monkeypatch: pytest.MonkeyPatch
 
 
 def test_sums_in_bf16_are_caught_where_fp32_was_asked_for(
-    audit: Audit, monkeypatch: pytest.MonkeyPatch
+    audit: Audit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     bound = gradient_splits._bound
-    ours = split(1, precision="bf16", ds_config="zero0.json")
+    narrow = load_ds_config("zero2.json", {})
+    del narrow["data_types"]
+    (tmp_path / "narrow.json").write_text(json.dumps(narrow))
+    ours = split(1, precision="bf16", ds_config=str(tmp_path / "narrow.json"))
     (row,) = audit(ours)
     assert row["is_one_gradient"]
     asked = {"data_types": {"grad_accum_dtype": "fp32"}}

@@ -366,6 +366,28 @@ def test_precision(resolved: Resolve):
     assert precision(resolved({"bf16": {"enabled": True}}, hardware=no_bf16)[0]) == "bf16"
 
 
+@pytest.mark.parametrize(
+    ("name", "ranks", "bf16", "expected"),
+    [
+        ("zero2", 1, True, "bf16"),
+        ("zero2", 2, True, "fp32"),
+        ("zero2", 1, False, "fp32"),
+        ("zero0", 1, True, "fp32"),
+        ("zero1", 1, True, "fp32"),
+        ("zero3", 8, True, "fp32"),
+        ("zero2_fp16", 1, False, "fp16"),
+        ("zero2_fp16", 4, False, "fp32"),
+    ],
+)
+def test_gradients_are_reduced_in_fp32(name: str, ranks: int, bf16: bool, expected: str):
+    """But for one rank alone, which from stage 2 on has nothing to reduce."""
+    given = load_ds_config(name, {"bf16.enabled": bf16})
+    recipe = replace_fields(Recipe(), {"learning_rate": 1e-3}, "test")
+    hardware = Hardware("gpu", ranks, "bf16")
+    ds, _ = resolve(given, recipe, set(), SIZES, hardware, 1000)
+    assert ds["communication_data_type"] == expected
+
+
 def test_fp16_is_refused_on_a_cpu(resolved: Resolve):
     with pytest.raises(ConfigError, match=r"fp16 does not train on a CPU.*zero2.json"):
         resolved({"fp16": {"enabled": True}})

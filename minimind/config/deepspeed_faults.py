@@ -55,6 +55,6 @@ def _check_accumulation(ds: Mapping[str, Any], stage: int, precision: str) -> No
         raise ConfigError(
             "data_types.grad_accum_dtype fp32 with zero_optimization.stage 1, bf16 and "
             f"gradient_accumulation_steps {accumulation}: DeepSpeed adds the gradients of earlier "
-            "micro-batches several times there; set bf16.immediate_grad_update to true, as "
-            "zero1.json does, or use stage 2"
+            "micro-batches several times there; set bf16.immediate_grad_update to true, as the "
+            "shipped files do, or use stage 2"
         )

@@ -62,7 +62,8 @@ def mend(
             parameter.grad_dtype = None  # a gradient of any dtype is let in
             parameter.register_post_accumulate_grad_hook(_widen)
     if precision(ds_config) == "bf16" and not ds_config["bf16"].get("check_grad_overflow", True):
-        optimizer.overflow_checker = _NoOverflow()
+        checker = optimizer.overflow_checker
+        checker.check = checker.has_overflow = lambda *_: False
     return _find_masters(optimizer)
 
 
@@ -70,16 +71,6 @@ def _widen(parameter: Tensor) -> None:
     assert parameter.grad is not None
     # fp32 already from the second micro-batch on: autograd added that one in place.
     parameter.grad = parameter.grad.float()
-
-
-class _NoOverflow:
-    """Stands in for DeepSpeed's CheckOverflow."""
-
-    def check(self) -> bool:
-        return False
-
-    def has_overflow(self, params: Any) -> bool:
-        return False
 
 
 def _find_masters(optimizer: Any) -> dict[nn.Parameter, Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import math
 import os
 import shutil
 import signal
@@ -72,14 +71,6 @@ def test_without_data_it_trains_on_the_sample_data_in_a_folder_of_its_own(
     for number in (1, 2):
         assert train(*few, *shape) == 0
         assert (tmp_path / "runs" / f"pretrain-tiny-{number}" / "checkpoints" / "latest").exists()
-
-
-def test_checkpoints_are_kept_to_a_number_and_the_best_stays(
-    train: Train, flags: list[str], tmp_path: Path
-):
-    assert train(*flags, "--max_steps", "9", "--save_every", "1", "--eval_every", "0") == 0
-    steps = sorted(p.name for p in (tmp_path / "run" / "checkpoints").glob("step-*"))
-    assert steps == ["step-00000008", "step-00000009"]
 
 
 @pytest.mark.usefixtures("precision")
@@ -403,24 +394,6 @@ def test_an_output_folder_that_is_a_file_is_named(
     folder = tmp_path / "file" / below
     assert train(*flags, "--output_dir", str(folder)) == 2
     assert f"--output_dir {folder}: cannot be made" in capsys.readouterr().err
-
-
-def test_a_validation_loss_that_is_no_number_is_not_the_best_for_good(
-    train: Train, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    loss, calls = Pretrain.loss, []
-
-    def first_nan(self: Pretrain, policy: Policy, batch: Batch) -> LossSum:
-        result = loss(self, policy, batch)
-        if torch.is_grad_enabled():
-            return result
-        calls.append(1)
-        return replace(result, total=result.total * math.nan) if len(calls) == 1 else result
-
-    monkeypatch.setattr(Pretrain, "loss", first_nan)
-    assert train(*flags) == 0
-    assert next(val for _, _, val in read_losses(tmp_path / "run") if val) == "nan"
-    assert (tmp_path / "run" / "checkpoints" / "best").resolve().name == "step-00000006"
 
 
 @pytest.mark.parametrize(

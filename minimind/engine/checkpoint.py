@@ -142,14 +142,14 @@ class CheckpointStore:
                     save_hf_folder(folder, config, weights, torch.float32)
                 save_tokenizer(folder)
         except Exception as error:  # torch raises RuntimeError where the disk is full
-            problem = f"{error}"
+            problem = str(error) or repr(error)  # a MemoryError has no text
         del weights
         problems = [p for p in self._engine.gather_texts([problem]) if p]
         if not problems and self._engine.ranks.is_main:
             try:
                 self._finish(unfinished, final, meta, is_best=is_best)
             except OSError as error:
-                problems = [str(error)]
+                problems = [str(error) or repr(error)]
         problems = [p for p in self._engine.gather_texts(problems or [""]) if p]
         if problems:
             if self._engine.ranks.is_main:

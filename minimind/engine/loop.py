@@ -102,7 +102,7 @@ class Loop(Generic[BatchT]):
         gc.collect()
         gc.freeze()
         self._clock = time.perf_counter()
-        with Interrupts() as interrupts:  # a second signal does not disturb the last save either
+        with Interrupts() as interrupts:  # the other signal does not disturb the last save either
             saved_at = self._run_steps(interrupts)
             self._read_pending(keep=0)
             self._record()
@@ -207,6 +207,7 @@ class Loop(Generic[BatchT]):
             grad_norm, *rest = numbers[num_sums:]
             routed = self.routers.read(rest[: self.routers.size], count)
             losses = rest[self.routers.size :]
+            self._record()  # of the step before, whatever this one brings
             self._check_finite(pending, means[0], grad_norm, losses)
             self._interrupted = self._interrupted or stop > 0
             now = time.perf_counter()
@@ -226,7 +227,6 @@ class Loop(Generic[BatchT]):
                 expert_load=routed.expert_load,
             )
             self.progress.update(stats, seconds)
-            self._record()
             self._unrecorded = stats
 
     def _record(self, val_loss: float | None = None) -> None:

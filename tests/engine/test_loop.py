@@ -242,6 +242,7 @@ def test_a_loss_that_is_not_finite_names_the_rows_of_its_micro_batch(bad: float,
     with pytest.raises(TrainingError, match=rf"^step 5: the loss is {bad} .*: data.jsonl:4100\."):
         trial.loop.run()
     assert trial.loader.described == [(4, 1)]
+    assert trial.steps("record") == [1, 2, 3, 4]
     assert trial.steps("save") == [2, 4]
     assert trial.loader.is_closed
 

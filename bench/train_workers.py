@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from bench.step_parts import StepParts
 from bench.step_profile import profile_step
 from bench.train_rows import RowSpec
 from bench.workers import peak_resident, reset_peak_resident
-from minimind.runtime.memory import PeakMemory, live_tensor_bytes
+from minimind.runtime.memory import PeakMemory, freeze_objects, live_tensor_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +56,7 @@ class TrainedRow:
 
     def start_timing(self) -> None:
         """After the warm-up: what it made stays, and its peaks are forgotten."""
-        gc.collect()
-        gc.freeze()
+        freeze_objects()
         reset_peak_resident()
         self._memory = PeakMemory(self._device)
 
@@ -85,8 +83,6 @@ class TrainedRow:
 
     def measure(self, index: int) -> dict[str, Any]:
         """Peak memory and operator counts, on steps of their own where measuring costs time."""
-        # Else those who look for live tensors overlook the frozen.
-        gc.unfreeze()
         resident, between_steps = peak_resident(), self._live_bytes()
         with self._memory.measured():
             if self._device.type != "cuda":

@@ -15,6 +15,8 @@ os.environ.setdefault("MINIMIND_COMPILE", "0")
 import torch
 from minimind_kernels import backend
 
+from minimind.runtime.memory import freeze_objects
+
 torch.set_num_threads(1)  # also while tests are collected
 
 
@@ -24,6 +26,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+def pytest_collection_finish() -> None:
+    """A look at all objects, which every run takes, is then one at those of a test."""
+    freeze_objects()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 import time
 from collections import deque
@@ -21,7 +20,7 @@ from minimind.engine.progress import Progress
 from minimind.engine.routers import RouterWatch
 from minimind.engine.stage import BatchT, Loader, Stage
 from minimind.errors import TrainingError
-from minimind.runtime.memory import PeakMemory
+from minimind.runtime.memory import PeakMemory, freeze_objects
 from minimind.runtime.seeds import seed_micro_batch
 from minimind.types import StepStats
 
@@ -98,9 +97,7 @@ class Loop(Generic[BatchT]):
         """True when all steps are done, False when interrupted; saved either way. A loss or
         gradient that is not finite raises TrainingError and leaves the last checkpoint alone."""
         self.engine.train()
-        # What start-up made stays for the whole run: the collector need not look at it each time.
-        gc.collect()
-        gc.freeze()
+        freeze_objects()
         self._clock = time.perf_counter()
         with Interrupts() as interrupts:  # the other signal does not disturb the last save either
             saved_at = self._run_steps(interrupts)

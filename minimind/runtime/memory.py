@@ -6,6 +6,7 @@ import bisect
 import contextlib
 import gc
 import logging
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -55,25 +56,40 @@ class PeakMemory:
         )
 
 
-def live_tensor_bytes() -> int:
-    """Bytes of every storage that a Python object reaches, each once."""
-    # The collector lists nothing that is frozen, and a run freezes its model.
-    is_frozen = gc.get_freeze_count() > 0
-    gc.unfreeze()
+_frozen: list[weakref.ref[torch.Tensor]] = []
+"""Tensors that the collector does not list any more."""
+
+
+def freeze_objects() -> None:
+    """Takes all objects that there are out of the garbage collector's sight: what start-up made
+    stays for the whole run, and need not be looked at each time."""
     gc.collect()
-    objects = gc.get_objects()
-    # By type, never by asking an object for its class: a deprecated wrapper would warn.
-    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, torch.Tensor)}
+    _frozen[:] = [weakref.ref(tensor) for tensor in _list_tensors()]
+    gc.freeze()
+
+
+def live_tensor_bytes() -> int:
+    """Bytes of every storage on the CPU that a Python tensor holds, each once."""
+    gc.collect()
     storages: dict[int, int] = {}
-    for tensor in (thing for thing in objects if type(thing) in kinds):
+    for tensor in _list_tensors():
         if tensor.device.type == "cpu":
             with contextlib.suppress(RuntimeError, NotImplementedError):
                 storage = tensor.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()
-    del objects
-    if is_frozen:
-        gc.freeze()
     return sum(storages.values())
+
+
+def _list_tensors() -> list[torch.Tensor]:
+    """All there are; one may stand there twice."""
+    objects = gc.get_objects()
+    # By type, never by asking an object for its class: a deprecated wrapper would warn.
+    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, torch.Tensor)}
+    frozen = (tensor() for tensor in _frozen)
+    return [
+        *(thing for thing in objects if type(thing) in kinds),
+        *(tensor for tensor in frozen if tensor is not None),
+    ]
 
 
 def peak_of_allocations(events: Iterable[tuple[int, int]]) -> int:

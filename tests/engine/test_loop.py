@@ -7,7 +7,6 @@ import logging
 import math
 import signal
 from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
 
 import pytest
 from fake_engine import (
@@ -56,8 +55,7 @@ def _signal_handlers() -> Iterator[None]:
 def _without_the_slow_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A look at all objects of the test process takes longer than all these tests."""
     monkeypatch.setattr(PeakMemory, "measured", lambda memory: contextlib.nullcontext())
-    collector = SimpleNamespace(collect=lambda: 0, freeze=lambda: None)
-    monkeypatch.setattr(loop_module, "gc", collector)
+    monkeypatch.setattr(loop_module, "freeze_objects", lambda: None)
 
 
 def test_a_step_divides_its_sums_by_its_count(caplog: pytest.LogCaptureFixture):

@@ -25,7 +25,7 @@ from minimind.types import Batch
 
 ALONE = Ranks(0, 0, 1)
 DENSE: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 512}
-WIDE = DENSE | {"hidden_size": 512}
+WIDE = DENSE | {"hidden_size": 320}
 """Weights, not activations, decide."""
 EXPERTS = DENSE | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
 

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from minimind.runtime.memory import PeakMemory, live_tensor_bytes, peak_of_allocations
+from minimind.runtime.memory import (
+    PeakMemory,
+    freeze_objects,
+    live_tensor_bytes,
+    peak_of_allocations,
+)
 
 MIB = 1 << 20
 CPU = torch.device("cpu")
@@ -32,15 +37,15 @@ def test_live_bytes_count_each_storage_once():
 def test_what_a_run_froze_is_alive_too():
     before = live_tensor_bytes()
     kept = block(8)
-    gc.collect()
-    gc.freeze()
     try:
-        frozen = gc.get_freeze_count()
-        assert live_tensor_bytes() - before == 8 * MIB
-        assert gc.get_freeze_count() >= frozen > 0, "and stays frozen"
+        for _ in range(2):
+            freeze_objects()
+            assert not any(thing is kept for thing in gc.get_objects())
+            assert live_tensor_bytes() - before == 8 * MIB
+        del kept
+        assert live_tensor_bytes() == before
     finally:
         gc.unfreeze()
-    del kept
 
 
 def test_the_peak_is_that_of_what_lives_at_once():

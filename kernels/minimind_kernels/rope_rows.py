@@ -35,18 +35,17 @@ def turn_rows(
     eps: float,
     cast_before_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `qk_rope` everywhere, with q and k turned together: a third of the operators."""
+    """Computes what `qk_rope` does elsewhere, with q and k turned together: a third of the
+    operators."""
     size, wide = cos_M1H.shape[-1], torch.promote_types(qkv_MC.dtype, cos_M1H.dtype)
     heads_MAH = qkv_MC.reshape(len(qkv_MC), num_heads + 2 * num_kv_heads, size)
     qk_MAH, v_MKH = heads_MAH.split_with_sizes((num_heads + num_kv_heads, num_kv_heads), 1)
     if q_norm_weight_H is not None and k_norm_weight_H is not None:
         # What is normed stays wide until it is turned, as in training: rounded twice, a token's
         # probability while sampling would not be the trained one.
-        if not cast_before_weight:
-            qk_MAH = qk_MAH.to(wide)
         q_MNH, k_MKH = qk_MAH.split_with_sizes((num_heads, num_kv_heads), 1)
-        q_MNH = _norm(q_MNH, q_norm_weight_H, eps, cast_before_weight)
-        k_MKH = _norm(k_MKH, k_norm_weight_H, eps, cast_before_weight)
+        q_MNH = _wide_norm(q_MNH, q_norm_weight_H.to(wide), eps, cast_before_weight)
+        k_MKH = _wide_norm(k_MKH, k_norm_weight_H.to(wide), eps, cast_before_weight)
         qk_MAH = torch.cat((q_MNH, k_MKH), 1)
     qk_MAH = qk_MAH.to(wide)
     turned = torch.addcmul(qk_MAH * cos_M1H, qk_MAH.roll(size // 2, -1), sin_M1H)
@@ -54,10 +53,9 @@ def turn_rows(
     return q_MNH, k_MKH, v_MKH
 
 
-def _norm(x_MAH: Tensor, weight_H: Tensor, eps: float, cast_before_weight: bool) -> Tensor:
-    """In fp32, but for the cast that is asked for before the weight: x is narrow there alone."""
+def _wide_norm(x_MAH: Tensor, weight_H: Tensor, eps: float, cast_before_weight: bool) -> Tensor:
+    """Normalises x in the weight's wide dtype; `cast_before_weight` rounds to x's own before the
+    product with the weight."""
     if cast_before_weight:
-        normed = functional.rms_norm(x_MAH, weight_H.shape, None, eps)
-        wide = torch.promote_types(x_MAH.dtype, torch.float32)
-        return normed.to(wide) * weight_H.to(wide)
-    return functional.rms_norm(x_MAH, weight_H.shape, weight_H.to(x_MAH.dtype), eps)
+        return functional.rms_norm(x_MAH, weight_H.shape, None, eps).to(weight_H.dtype) * weight_H
+    return functional.rms_norm(x_MAH.to(weight_H.dtype), weight_H.shape, weight_H, eps)

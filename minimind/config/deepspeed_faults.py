@@ -1,4 +1,4 @@
-"""What DeepSpeed 0.19.8 accepts and then trains otherwise than plain PyTorch does: refused.
+"""Refuses what DeepSpeed 0.19.8 accepts and then trains otherwise than plain PyTorch does.
 
 Each was seen by its steps beside PyTorch's; what is not refused is held to those steps by
 tests/engine/test_optimizer_steps.py.

@@ -25,7 +25,7 @@ class Hardware:
     """cpu or gpu."""
     world_size: int
     precision: str
-    """What "auto" means there: bf16, fp16 or fp32."""
+    """It is bf16, fp16 or fp32, and stands for "auto"."""
 
 
 _RECIPE_PATHS: dict[str, str] = {

@@ -111,7 +111,7 @@ class DeepSpeedEngine:
         except (TypeError, ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:
             raise ConfigError(f"DeepSpeed refuses the JSON: {error}") from error
         self._masters: dict[nn.Parameter, Tensor] = {}
-        """Where DeepSpeed's accessors find none."""
+        """Masters that DeepSpeed's accessors do not find."""
         if self.zero_stage == 0 and self.precision != "fp32":
             self._masters = replicated.mend(module, self._engine.optimizer, config)
         if self.precision != "fp32":
@@ -177,11 +177,10 @@ class DeepSpeedEngine:
     def start_step(self, total_count: Tensor) -> None:
         """`total_count`: fp32 scalar on the device, what the step's LossSums count over all ranks
         and micro-batches, known before the first backward."""
-        # DeepSpeed averages gradients over the ranks.
-        self._scale = self.ranks.world_size / total_count.clamp(min=1.0)
-        if self.zero_stage == 0:
-            # It divides by fp16's loss scale there, but does not multiply.
-            self._scale = self._scale * self.loss_scale
+        # DeepSpeed averages gradients over the ranks. At stage 0 it divides them by fp16's loss
+        # scale, too, but does not multiply the loss.
+        loss_scale = self.loss_scale if self.zero_stage == 0 else 1.0
+        self._scale = self.ranks.world_size * loss_scale / total_count.clamp(min=1.0)
         self._micro_batches = 0
 
     def backward(self, loss: LossSum) -> None:
@@ -270,7 +269,7 @@ class DeepSpeedEngine:
 
 
 def _silenced() -> contextlib.AbstractContextManager[Any]:
-    """For what DeepSpeed prints, not logs: its optimizer of stage 1 in bf16 does."""
+    """Hides what DeepSpeed prints and does not log, as its optimizer of stage 1 in bf16 does."""
     return contextlib.redirect_stdout(io.StringIO())
 
 

@@ -31,7 +31,7 @@ two match, the first."""
 
 
 PRECISIONS = ("auto", "bf16", "fp32")
-"""What MINIMIND_PRECISION may hold: "auto" is the machine's own, the others stand in its place."""
+"""MINIMIND_PRECISION holds one of these: "auto" leaves the choice to the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class Device:
     supports_bf16: bool
     """Whether bf16 products are quicker than fp32 ones there."""
     precision: str
-    """What "auto" means: bf16 where it is quicker, else fp16 on a GPU and fp32 on a CPU; or what
-    MINIMIND_PRECISION says."""
+    """It stands for "auto": bf16 where that is quicker, else fp16 on a GPU and fp32 on a CPU; or
+    what MINIMIND_PRECISION says."""
     why_not_bf16: str
     peak_flops: float | None
     """None where no data sheet says: then no MFU is shown."""
@@ -71,7 +71,7 @@ def find_device(local_rank: int = 0) -> Device:
 
 
 def _precision(supports_bf16: bool, otherwise: str, why: str) -> tuple[str, str]:
-    """What "auto" means, and why it is not bf16 ("" where it is)."""
+    """Gives what stands for "auto", and why that is not bf16 ("" where it is)."""
     wanted = os.environ.get("MINIMIND_PRECISION") or "auto"
     if wanted not in PRECISIONS:
         raise ConfigError(

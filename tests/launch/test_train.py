@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import math
 import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,8 +32,13 @@ from training_runs import (
 )
 from two_ranks import TrainOnTwo
 
+from minimind.data.loader import PackedLoader
+from minimind.engine import checkpoint as checkpoint_module
 from minimind.engine.loop import Loop
+from minimind.engine.stage import Policy
 from minimind.model.state_dict import load_hf_folder
+from minimind.stages.pretrain import Pretrain
+from minimind.types import Batch, LossSum
 
 
 def test_a_run_learns_and_leaves_everything_a_user_needs(
@@ -236,6 +243,60 @@ def test_a_damaged_checkpoint_is_passed_over(train: Train, flags: list[str], tmp
     assert_same_weights(tmp_path / "whole", tmp_path / "run")
 
 
+def test_a_full_disk_costs_one_checkpoint_and_not_the_run(
+    train: Train,
+    flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    save, calls = checkpoint_module.save_hf_folder, []
+
+    def full(*arguments: object) -> None:
+        calls.append(1)
+        if len(calls) in (2, 4):
+            raise OSError(28, "No space left on device")
+        save(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checkpoint_module, "save_hf_folder", full)
+    assert train(*flags, "--eval_every", "0", "--save_every", "2") == 0
+    saved = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved == ["latest", "step-00000002", "step-00000006"]
+    monkeypatch.setattr(checkpoint_module, "save_hf_folder", lambda *_: full(calls.pop()))
+    calls[:] = [1, 1, 1]
+    again = [*flags, "--output_dir", str(tmp_path / "again"), "--max_steps", "1"]
+    assert train(*again) == 1
+    assert not list((tmp_path / "again" / "checkpoints").iterdir())
+
+
+def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_the_checkpoint(
+    train: Train,
+    flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    loss, calls = Pretrain.loss, []
+
+    def sometimes_nan(self: Pretrain, policy: Policy, batch: Batch) -> LossSum:
+        calls.append(1)
+        result = loss(self, policy, batch)
+        return replace(result, total=result.total + float("nan")) if len(calls) == 6 else result
+
+    monkeypatch.setattr(Pretrain, "loss", sometimes_nan)
+    described = []
+    describe = PackedLoader.describe
+    monkeypatch.setattr(
+        PackedLoader, "describe", lambda *place: described.append(place[1:]) or describe(*place)
+    )
+    assert train(*flags, "--eval_every", "0", "--save_every", "1") == 1
+    error = capsys.readouterr().err
+    assert "step 3: the loss is nan" in error
+    assert "data.jsonl:" in error
+    assert described == [(2, 1)]
+    assert (tmp_path / "run" / "checkpoints" / "latest").resolve().name == "step-00000002"
+
+
 def test_a_gradient_that_is_not_finite_ends_the_run(
     train: Train, flags: list[str], capsys: pytest.CaptureFixture[str]
 ):
@@ -334,6 +395,24 @@ def test_an_output_folder_that_is_a_file_is_named(
     folder = tmp_path / "file" / below
     assert train(*flags, "--output_dir", str(folder)) == 2
     assert f"--output_dir {folder}: cannot be made" in capsys.readouterr().err
+
+
+def test_a_validation_loss_that_is_no_number_is_not_the_best_for_good(
+    train: Train, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    loss, calls = Pretrain.loss, []
+
+    def first_nan(self: Pretrain, policy: Policy, batch: Batch) -> LossSum:
+        result = loss(self, policy, batch)
+        if torch.is_grad_enabled():
+            return result
+        calls.append(1)
+        return replace(result, total=result.total * math.nan) if len(calls) == 1 else result
+
+    monkeypatch.setattr(Pretrain, "loss", first_nan)
+    assert train(*flags) == 0
+    assert next(val for _, _, val in read_losses(tmp_path / "run") if val) == "nan"
+    assert (tmp_path / "run" / "checkpoints" / "best").resolve().name == "step-00000006"
 
 
 @pytest.mark.parametrize(

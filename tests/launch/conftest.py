@@ -10,8 +10,6 @@ import pytest
 from training_runs import TRAIN, Train
 from two_ranks import RankPair, TrainOnTwo
 
-from minimind.runtime import memory
-
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -52,8 +50,6 @@ def train(no_launcher: None, monkeypatch: pytest.MonkeyPatch) -> Train:
     """launch/train.py's main, in this process."""
     # Bitwise comparisons with runs in a process of their own need its number of threads.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    # It walks over all objects of the test process, which takes as long as the rest of a run.
-    monkeypatch.setattr(memory, "live_tensor_bytes", lambda: 0)
     monkeypatch.syspath_prepend(str(TRAIN.parent))
     import train as script
 

@@ -14,7 +14,10 @@ from minimind.config.deepspeed_keys import check_keys
 from minimind.config.recipe import Recipe, Sizes, replace_fields
 from minimind.errors import ConfigError
 
-SHIPPED = Path(__file__).resolve().parents[2] / "ds_configs"
+_PACKAGE = Path(__file__).resolve().parents[1]
+_IN_WHEEL, _IN_CHECKOUT = _PACKAGE / "ds_configs", _PACKAGE.parent / "ds_configs"
+SHIPPED = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CHECKOUT
+"""Where the project's own JSONs are: inside an installed package, at the root of a checkout."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from minimind.inference.request import GenerationRequest
 from minimind.inference.sampling import SamplingParams
 from minimind.model.transformer import Transformer
 from minimind.serving.answer_parser import AnswerParser, Part
+from minimind.serving.chat_prompt import chat_prompt
 from minimind.serving.chat_session import ChatOptions, Finished
-from minimind.serving.served_model import chat_prompt
 
 
 class LocalChat:

@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from functools import lru_cache
 
-from minimind.data.chat_encoding import Chat, ChatEncoder
+from minimind.data.chat_encoding import Chat
 from minimind.data.chat_format import BadChat, read_chat
 from minimind.data.text_format import surrogate_problem
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
 from minimind.inference.request import GenerationRequest
-from minimind.serving.answer_parser import opens_reasoning
 from minimind.serving.api_errors import ApiError
+from minimind.serving.chat_prompt import chat_prompt
 from minimind.serving.engine_thread import EngineThread
 from minimind.serving.request_schemas import ChatRequest, CompletionRequest
 from minimind.serving.response_schemas import ModelCard
-
-_TAIL = 32
-"""Tokens at a prompt's end that hold all the template writes after the last turn."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChatPrompt:
-    ids: list[int]
-    in_reasoning: bool
-    """The answer begins inside a thinking block."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,17 +98,3 @@ class ServedModel:
                     )
                 )
         return requests
-
-
-def chat_prompt(tokenizer: Tokenizer, chat: Chat, enable_thinking: bool) -> ChatPrompt:
-    """The conversation up to where the assistant's next turn begins. Raises DataError."""
-    ids = _encoder(tokenizer).prompt_ids(chat, enable_thinking)
-    tail = ids[-_TAIL:]
-    ends = [at for at, id in enumerate(tail) if id == tokenizer.eos_id]
-    opening = tail[ends[-1] + 1 :] if ends else tail
-    return ChatPrompt(ids, opens_reasoning(tokenizer.decode(opening)))
-
-
-@lru_cache(maxsize=8)
-def _encoder(tokenizer: Tokenizer) -> ChatEncoder:
-    return ChatEncoder(tokenizer)

@@ -1,4 +1,4 @@
-"""launch/serve.py as its users start and stop it."""
+"""minimind serve as its users start and stop it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 from small_adapters import random_adapter
 from small_folders import small_folder
 
+from minimind.cli import serve as verb
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.errors import ConfigError
 from minimind.model.adapter_folder import BaseModel, load_folder_config, save_adapter
@@ -29,14 +30,6 @@ LAUNCH = Path(__file__).parents[2] / "launch"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_folder(tmp_path_factory.mktemp("models") / "small")
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(LAUNCH))
-    import serve
-
-    return serve
 
 
 def test_it_serves_until_sigterm(folder: Path) -> None:
@@ -74,11 +67,11 @@ def test_it_serves_until_sigterm(folder: Path) -> None:
     ],
 )
 def test_what_cannot_be_served_is_said(
-    script, folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch, flags, message
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch, flags, message
 ) -> None:
-    monkeypatch.setattr(script, "set_up_server_logging", lambda: None)
+    monkeypatch.setattr(verb, "set_up_server_logging", lambda: None)
     flags = [str(folder) if flag == "SAME" else flag for flag in flags]
-    assert script.main(["--checkpoint", str(folder), *flags]) == 2
+    assert verb.main(["--checkpoint", str(folder), *flags]) == 2
     assert message in caplog.text
 
 
@@ -92,13 +85,13 @@ def adapter(folder: Path) -> Path:
     return path
 
 
-def test_an_adapter_is_a_model_of_its_own(script, folder: Path, adapter: Path) -> None:
+def test_an_adapter_is_a_model_of_its_own(folder: Path, adapter: Path) -> None:
     """Over the checkpoint it was trained beside, and as if it were merged into it."""
-    parser = script._build_parser()
+    parser = verb._build_parser()
     flags = ["--checkpoint", str(folder), "--adapter", f"poet={adapter}", "--dtype", "fp32"]
-    sources = script.read_sources(parser.parse_args(flags))
+    sources = verb.read_sources(parser.parse_args(flags))
     assert dict(sources["small"].adapters) == {"poet": adapter}
-    merged = script.read_sources(
+    merged = verb.read_sources(
         parser.parse_args(["--checkpoint", f"merged={adapter}", "--dtype", "fp32"])
     )
 
@@ -131,7 +124,7 @@ def test_an_adapter_is_a_model_of_its_own(script, folder: Path, adapter: Path) -
     ],
 )
 def test_an_adapter_that_does_not_belong(
-    script, folder: Path, adapter: Path, tmp_path: Path, given: str, message: str
+    folder: Path, adapter: Path, tmp_path: Path, given: str, message: str
 ) -> None:
     other = small_folder(tmp_path / "other", seed=1)
     stranger, config = tmp_path / "stranger", load_folder_config(other)
@@ -140,16 +133,16 @@ def test_an_adapter_that_does_not_belong(
         given = given.replace(word, str(path))
     arguments = ["--checkpoint", str(folder), "--adapter", given]
     with pytest.raises(ConfigError, match=message):
-        script.read_sources(script._build_parser().parse_args(arguments))
+        verb.read_sources(verb._build_parser().parse_args(arguments))
 
 
 def test_keys_come_from_flag_file_and_environment(
-    script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "keys"
     file.write_text("one\n\n two \n")
     monkeypatch.setenv("MINIMIND_API_KEY", "three")
-    assert script.read_keys("four", file) == ("four", "three", "one", "two")
+    assert verb.read_keys("four", file) == ("four", "three", "one", "two")
     file.write_text("\n")
     with pytest.raises(ConfigError, match="no key in it"):
-        script.read_keys(None, file)
+        verb.read_keys(None, file)

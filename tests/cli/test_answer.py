@@ -1,4 +1,4 @@
-"""launch/answer.py: chat data in, the same with a model's own answers out."""
+"""minimind answer: chat data in, the same with a model's own answers out."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from small_models import random_model, small_config
-from training_runs import ROOT
 
+from minimind.cli import answer as verb
 from minimind.data.chat_format import chat_samples
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.inference.generate import load_model
@@ -36,15 +36,12 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def answer(monkeypatch: pytest.MonkeyPatch, teacher: Path, tmp_path: Path) -> Main:
-    monkeypatch.syspath_prepend(str(ROOT / "launch"))
-    import answer as script  # pyright: ignore[reportMissingImports]
-
+def answer(teacher: Path, tmp_path: Path) -> Main:
     def run(rows: list[object], *more: str) -> int:
         data = tmp_path / "questions.jsonl"
         data.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
         flags = ["--checkpoint", str(teacher), "--data", str(data)]
-        return script.main([*flags, "--output", str(tmp_path / "answers.jsonl"), *more])
+        return verb.main([*flags, "--output", str(tmp_path / "answers.jsonl"), *more])
 
     return run
 

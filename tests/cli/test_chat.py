@@ -1,4 +1,4 @@
-"""launch/chat.py with a pipe and with a terminal."""
+"""minimind chat with a pipe and with a terminal."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from small_folders import small_folder
 
+from minimind.cli import chat as verb
+
 LAUNCH = Path(__file__).parents[2] / "launch"
 
 
@@ -27,14 +29,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def chat(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[..., tuple]:
     """chat(line, …) -> (exit status, output, errors) of lines that are piped in."""
-    monkeypatch.syspath_prepend(str(LAUNCH))
-    import chat as script
 
     def run(*lines: str, flags: tuple[str, ...] = (), stdin: Any = None) -> tuple[int, str, str]:
         given = stdin or io.StringIO("".join(f"{line}\n" for line in lines))
         monkeypatch.setattr(sys, "stdin", given)
         options = ["--set", "temperature=0", "--set", "max_tokens=8", *flags]
-        status = script.main(["--checkpoint", str(folder), *options])
+        status = verb.main(["--checkpoint", str(folder), *options])
         return status, *capsys.readouterr()
 
     return run

@@ -1,4 +1,4 @@
-"""launch/web.py starts the page over the server that is named."""
+"""minimind web starts the page over the server that is named."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from minimind.cli import web as verb
+
 pytest.importorskip("streamlit", reason="needs Streamlit (extra `web`)")
-LAUNCH = Path(__file__).parents[2] / "launch"
 
 
 def test_the_page_is_run_for_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(LAUNCH))
-    import web
-
     started = []
 
     def run(command: list[str], env: dict[str, str], check: bool):
         started.append((command, env))
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(web.subprocess, "run", run)
-    assert web.main(["--server", "http://host:1", "--port", "9"]) == 0
+    monkeypatch.setattr(verb.subprocess, "run", run)
+    assert verb.main(["--server", "http://host:1", "--port", "9"]) == 0
     ((command, environment),) = started
     assert Path(command[4]).is_file()
     assert environment["MINIMIND_SERVER"] == "http://host:1"

@@ -1,4 +1,4 @@
-"""launch/evaluate.py as a user runs it."""
+"""minimind evaluate as a user runs it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 from evaluation_data import CEVAL
 from small_models import random_model, small_config
-from training_runs import ROOT
 
+from minimind.cli import evaluate as verb
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.model.state_dict import save_hf_folder
 
@@ -30,11 +30,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture
-def main(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], int]:
-    monkeypatch.syspath_prepend(str(ROOT / "launch"))
-    import evaluate  # pyright: ignore[reportMissingImports]
-
-    return evaluate.main
+def main() -> Callable[[list[str]], int]:
+    return verb.main
 
 
 def test_everything_at_once(

@@ -1,4 +1,4 @@
-"""launch/convert.py: what goes in, what comes out, what is refused."""
+"""minimind convert: what goes in, what comes out, what is refused."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from small_adapters import random_adapter
 from small_models import logits_of, pack, random_documents, random_model, small_config
 from torch import Tensor
-from training_runs import ROOT
 
+from minimind.cli import convert as verb
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.model.adapter import merge_adapter
 from minimind.model.adapter_folder import BaseModel, save_adapter
@@ -29,13 +29,11 @@ Convert = Callable[..., int]
 
 
 @pytest.fixture
-def convert(monkeypatch: pytest.MonkeyPatch) -> Convert:
+def convert() -> Convert:
     """convert(input, output, *flags) -> the exit status."""
-    monkeypatch.syspath_prepend(str(ROOT / "launch"))
-    import convert as script
 
     def run(source: Path, output: Path, *flags: str) -> int:
-        return script.main(["--input", str(source), "--to", "hf", "--output", str(output), *flags])
+        return verb.main(["--input", str(source), "--to", "hf", "--output", str(output), *flags])
 
     return run
 
@@ -236,9 +234,7 @@ def test_an_output_that_cannot_be_written_leaves_nothing(
     "argv",
     [[], ["--input", "a"], ["--input", "a", "--to", "tape", "--output", "b"], ["--no_such"]],
 )
-def test_bad_usage_exits_with_2(convert: Convert, argv: list[str]):
-    import convert as script
-
+def test_bad_usage_exits_with_2(argv: list[str]):
     with pytest.raises(SystemExit) as caught:
-        script.main(argv)
+        verb.main(argv)
     assert caught.value.code == 2

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from training_runs import ROOT
 
 FLAGS = {
     "answer": ("--data", "none.jsonl", "--output", "none.jsonl"),
@@ -27,7 +26,6 @@ def test_kernels_that_cannot_be_had(
 ) -> None:
     setting("MINIMIND_KERNELS", "fast")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(ROOT / "launch"))
-    script = importlib.import_module(program)
-    assert script.main(["--checkpoint", "nowhere", *FLAGS[program]]) == 2
+    verb = importlib.import_module(f"minimind.cli.{program}")
+    assert verb.main(["--checkpoint", "nowhere", *FLAGS[program]]) == 2
     assert "MINIMIND_KERNELS='fast' is not known" in capsys.readouterr().err

@@ -1,0 +1,152 @@
+"""Answers a file of conversations with one model, as data for another: sequence-level distillation
+(Kim & Rush 2016) is `minimind train --stage sft` on what this writes.
+
+minimind answer --checkpoint runs/teacher --data questions.jsonl --output answers.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from minimind.data.chat_encoding import Chat, ChatEncoder
+from minimind.data.chat_format import BadChat, read_chat
+from minimind.data.jsonl import BadRow, read_rows
+from minimind.engine.checkpoint import find_model_folder
+from minimind.errors import ConfigError, DataError, MiniMindError
+from minimind.inference.batch_engine import BatchEngine
+from minimind.inference.generate import load_model
+from minimind.inference.request import GenerationRequest
+from minimind.inference.sampling import SamplingParams
+from minimind.runtime.devices import check_kernels, find_device
+from minimind.runtime.logging import set_up_logging
+from minimind.runtime.seeds import derive_seed
+from minimind.types import Row
+
+logger = logging.getLogger("minimind")
+
+_BATCH = 32
+"""Rows answered at once."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    set_up_logging(0)
+    options = _parser().parse_args(argv)
+    try:
+        answered, unfinished = answer_file(options)
+    except MiniMindError as error:
+        logger.error("error: %s", error)
+        return 2
+    except OSError as error:
+        logger.error("error: --output %s: cannot be written: %s", options.output, error.strerror)
+        return 2
+    print(f"{options.output}: {answered:,} answers; {unfinished:,} left out as empty or unfinished")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Answers conversations with a model: chat data in, chat data out."
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, type=Path, metavar="FOLDER",
+        help="a run, a checkpoint in it or a Hugging Face folder")  # fmt: skip
+    add("--data", required=True, metavar="FILE",
+        help='rows {"conversations": […]}; a last assistant turn is answered anew')  # fmt: skip
+    add("--output", required=True, type=Path, metavar="FILE", help="the same with its answers")
+    add("--max_rows", type=int, default=0, help="rows at most (default: 0, all)")
+    add("--max_new_tokens", type=int, default=256, help="of an answer; a longer one is left out "
+        "(default: 256)")  # fmt: skip
+    add("--temperature", type=float, default=0.0, help="of answers (default: 0, greedy)")
+    add("--top_p", type=float, default=1.0, help="share of the likeliest tokens (default: 1)")
+    add("--seed", type=int, default=0, help="of answers, with each row's line (default: 0)")
+    return parser
+
+
+def answer_file(options: argparse.Namespace) -> tuple[int, int]:
+    """How many rows were answered and how many left out. The output is whole or not there."""
+    if options.max_rows < 0:
+        raise ConfigError(f"--max_rows {options.max_rows}: give 0 for all, or how many")
+    device = find_device()
+    check_kernels(device)
+    params = SamplingParams(
+        max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_p=options.top_p
+    )
+    on_gpu = device.kind == "gpu" and device.precision == "bf16"
+    model, tokenizer = load_model(
+        find_model_folder(options.checkpoint),
+        dtype=torch.bfloat16 if on_gpu else torch.float32,
+        device=device.torch_device,
+    )
+    encoder, engine = ChatEncoder(tokenizer), BatchEngine(model, tokenizer, max_batch=_BATCH)
+    answered = left_out = 0
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished_file = options.output.with_name(f".{options.output.name}.new")
+    try:
+        with (
+            unfinished_file.open("w", encoding="utf-8") as file,
+            tqdm(unit="row", disable=None) as bar,
+        ):
+            # The engine takes questions ahead of the answers it gives, in the same order.
+            asked: deque[list[dict[str, Any]]] = deque()
+
+            def requests() -> Iterator[GenerationRequest]:
+                for row, chat in _questions(options):
+                    asked.append(row.data["conversations"][: len(chat.messages)])
+                    row_params = replace(params, seed=derive_seed(options.seed, row.line))
+                    request = GenerationRequest(
+                        prompt_ids=encoder.prompt_ids(chat),
+                        params=row_params,
+                        stop_ids=(tokenizer.eos_id,),
+                    )
+                    try:
+                        engine.check(request)
+                    except ConfigError as error:
+                        raise DataError(f"{row.path}:{row.line}: {error}") from None
+                    yield request
+
+            for completion in engine.complete(requests()):
+                bar.update()
+                turns, answer = asked.popleft(), completion.text.strip()
+                if not answer or completion.finish_reason != "stop":
+                    left_out += 1
+                    continue
+                answered += 1
+                turns.append({"role": "assistant", "content": answer})
+                file.write(json.dumps({"conversations": turns}, ensure_ascii=False) + "\n")
+        if not answered:
+            raise ConfigError(
+                f"none of {left_out} rows got a whole answer of less than "
+                f"{params.max_new_tokens} tokens: nothing was written; raise --max_new_tokens"
+            )
+        os.replace(unfinished_file, options.output)
+    finally:
+        unfinished_file.unlink(missing_ok=True)
+    return answered, left_out
+
+
+def _questions(options: argparse.Namespace) -> Iterator[tuple[Row, Chat]]:
+    """Each row and its turns up to where the assistant is to speak. Raises DataError."""
+    for row, _ in itertools.islice(read_rows(options.data), options.max_rows or None):
+        if isinstance(row, BadRow):
+            raise DataError(str(row))
+        try:
+            chat = read_chat(row.data.get("conversations"), '"conversations"', needs_answer=False)
+        except BadChat as problem:
+            raise DataError(f"{row.path}:{row.line}: {problem}") from None
+        if chat.messages[-1]["role"] == "assistant":
+            chat = replace(chat, messages=chat.messages[:-1])
+        if not chat.messages or chat.messages[-1]["role"] not in ("user", "tool"):
+            raise DataError(f"{row.path}:{row.line}: no user's turn to answer at its end")
+        yield row, chat

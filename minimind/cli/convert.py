@@ -1,0 +1,74 @@
+"""Converts a checkpoint: `minimind convert --input RUN --to hf --output DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from minimind.engine.checkpoint import find_model_folder
+from minimind.errors import ConfigError, MiniMindError
+from minimind.model.adapter_folder import ADAPTER_CONFIG_FILE, load_model_folder
+from minimind.model.hf_config import CONFIG_FILE
+from minimind.model.state_dict import save_hf_folder
+from minimind.runtime.logging import set_up_logging
+
+logger = logging.getLogger("minimind")
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    set_up_logging(0)
+    parser = argparse.ArgumentParser(description="Converts a checkpoint to another format.")
+    parser.add_argument(
+        "--input",
+        required=True,
+        type=Path,
+        help="a run's folder, one checkpoint in it, or a Hugging Face folder",
+    )
+    parser.add_argument("--to", required=True, choices=("hf",), help="hf: a Hugging Face folder")
+    parser.add_argument("--output", required=True, type=Path, help="a folder that is not there yet")
+    parser.add_argument(
+        "--dtype", choices=tuple(DTYPES), default="fp32", help="of the weights (default: fp32)"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        convert_to_hf(arguments.input, arguments.output, DTYPES[arguments.dtype])
+    except MiniMindError as error:
+        logger.error("error: %s", error)
+        return 2
+    print(f"{arguments.output}: written")
+    return 0
+
+
+def convert_to_hf(source: Path, output: Path, dtype: torch.dtype) -> None:
+    """Reads the weights (which checks them), an adapter merged into its base, writes them in
+    `dtype` and copies the tokenizer. The output is whole or not there. Raises a MiniMindError."""
+    folder, output = find_model_folder(source), output.absolute()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"--output {output}: exists already and is not an empty folder")
+    config, weights = load_model_folder(folder)
+    unfinished = output.with_name(f".{output.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        save_hf_folder(unfinished, config, weights, dtype)
+        for file in folder.iterdir():
+            ours = file.name in (CONFIG_FILE, ADAPTER_CONFIG_FILE) or _holds_weights(file)
+            if file.is_file() and not ours:
+                shutil.copy2(file, unfinished / file.name)
+        unfinished.replace(output)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"--output {output}: cannot be written: {error}") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _holds_weights(file: Path) -> bool:
+    """Whole or in shards, with their index, in any format."""
+    return file.name.endswith((".safetensors", ".bin", ".pth", ".index.json"))

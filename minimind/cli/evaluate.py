@@ -1,0 +1,244 @@
+"""Evaluates checkpoints: perplexity, multiple choice, tasks of lm-evaluation-harness, answers to
+fixed prompts side by side.
+
+minimind evaluate --checkpoint runs/a runs/b --data held_out.jsonl --choices ceval/val \
+    --prompts "Who are you?" --json results.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minimind.data.tokenizer import Tokenizer
+from minimind.engine.checkpoint import find_model_folder
+from minimind.errors import ConfigError, MiniMindError
+from minimind.evaluation.multiple_choice import measure_choices, read_questions
+from minimind.evaluation.perplexity import measure_perplexity
+from minimind.inference.generate import load_model
+from minimind.inference.samples import answer_prompts
+from minimind.inference.sampling import SamplingParams
+from minimind.model.transformer import Transformer
+from minimind.runtime.devices import check_kernels, find_device
+from minimind.runtime.logging import set_up_logging
+
+logger = logging.getLogger("minimind")
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    set_up_logging(0)
+    options = _parser().parse_args(argv)
+    try:
+        if not (options.data or options.choices or options.tasks or options.prompts):
+            raise ConfigError("nothing to evaluate: give --data, --choices, --tasks or --prompts")
+        results = {str(folder): evaluate(folder, options) for folder in options.checkpoint}
+        print(report(results))
+        if options.json:
+            text = json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n"
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(text, encoding="utf-8")
+    except MiniMindError as error:
+        logger.error("error: %s", error)
+        return 2
+    except OSError as error:
+        logger.error("error: --json %s: cannot be written: %s", options.json, error.strerror)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Evaluates checkpoints: perplexity, multiple choice, fixed prompts."
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, nargs="+", type=Path, metavar="FOLDER",
+        help="runs, checkpoints or Hugging Face folders")  # fmt: skip
+    add("--data", nargs="+", default=[], metavar="FILE", help="JSON lines to measure perplexity on")
+    add("--format", choices=("text", "chat"), default="text", help="of --data (default: text)")
+    add("--seq_len", type=int, default=1024, help="tokens of a packed row (default: 1024)")
+    add("--max_rows", type=int, default=0, help="rows of --data at most (default: 0, all)")
+    add("--on_bad_row", choices=("stop", "skip"), default="stop", help="(default: stop)")
+    add("--choices", type=Path, metavar="PATH",
+        help="questions in the layout of C-Eval or CMMLU: a .csv or a folder")  # fmt: skip
+    add("--examples", type=Path, metavar="PATH", help="answered questions to show before each")
+    add("--num_examples", type=int, metavar="N",
+        help="how many of them (default: 0; of --tasks, each task's own number)")  # fmt: skip
+    add("--tasks", nargs="+", default=[], metavar="NAME", help="tasks of lm-evaluation-harness")
+    add("--task_folder", type=Path, metavar="FOLDER", help="YAML files with tasks of your own")
+    add("--max_questions", type=int, metavar="N", help="of a task at most (default: all)")
+    add("--prompts", nargs="+", default=[], metavar="TEXT",
+        help="prompts to answer, or @FILE with one a line")  # fmt: skip
+    add("--chat", action="store_true",
+        help="ask --prompts and --tasks as a user's turn, not as text to go on")  # fmt: skip
+    add("--max_new_tokens", type=int, default=128, help="of an answer (default: 128)")
+    add("--temperature", type=float, default=0.0, help="of answers (default: 0, greedy)")
+    add("--seed", type=int, default=0, help="of answers (default: 0)")
+    add("--dtype", choices=("auto", *DTYPES), default="auto",
+        help="of the weights (default: auto, bf16 on a GPU that has it, else fp32)")  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="results file")
+    return parser
+
+
+def evaluate(checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Whatever the options ask for, of one checkpoint. Raises a MiniMindError."""
+    device = find_device()
+    check_kernels(device)
+    on_gpu = device.kind == "gpu" and device.precision == "bf16"
+    dtype = DTYPES.get(options.dtype, torch.bfloat16 if on_gpu else torch.float32)
+    model, tokenizer = load_model(
+        find_model_folder(checkpoint), dtype=dtype, device=device.torch_device
+    )
+    found: dict[str, Any] = {
+        "device": device.name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "num_parameters": model.config.num_parameters,
+    }
+    if options.data:
+        found["perplexity"] = [
+            measure_perplexity(
+                model,
+                tokenizer,
+                path,
+                format=options.format,
+                seq_len=options.seq_len,
+                max_rows=options.max_rows,
+                on_bad_row=options.on_bad_row,
+                progress=True,
+            ).to_dict()
+            for path in options.data
+        ]
+    if options.choices:
+        results = measure_choices(
+            model,
+            tokenizer,
+            read_questions(options.choices),
+            examples=read_questions(options.examples) if options.examples else (),
+            num_examples=options.num_examples or 0,
+            progress=True,
+        )
+        found["choices"] = {name: asdict(result) for name, result in results.items()}
+    if options.tasks:
+        found["tasks"] = _run_tasks(model, tokenizer, options)
+    if options.prompts:
+        prompts = _read_prompts(options.prompts)
+        params = SamplingParams(
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            seed=options.seed,
+        )
+        answers = answer_prompts(model, tokenizer, prompts, params, is_chat=options.chat)
+        found["answers"] = [
+            {"prompt": prompt, "answer": answer}
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+    return found
+
+
+def _run_tasks(
+    model: Transformer, tokenizer: Tokenizer, options: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError("--tasks needs lm-evaluation-harness: pip install 'minimind[eval]'")
+    from minimind.evaluation.harness import run_tasks
+
+    return run_tasks(
+        model,
+        tokenizer,
+        options.tasks,
+        folder=options.task_folder,
+        num_examples=options.num_examples,
+        max_questions=options.max_questions,
+        is_chat=options.chat,
+    )
+
+
+def _read_prompts(given: Sequence[str]) -> list[str]:
+    prompts: list[str] = []
+    for text in given:
+        if not text.startswith("@"):
+            prompts.append(text)
+            continue
+        try:
+            lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--prompts {text}: cannot be read: {error}") from None
+        prompts += [line for line in lines if line.strip()]
+    if not all(prompt.strip() for prompt in prompts) or not prompts:
+        raise ConfigError("--prompts holds no text to answer")
+    return prompts
+
+
+def report(results: dict[str, dict[str, Any]]) -> str:
+    """What --json holds, for a reader: one table a kind of measure, checkpoints as its rows, and
+    the answers to each prompt below one another."""
+    perplexities = [
+        {
+            "checkpoint": name,
+            "data": Path(row["data"]).name,
+            "loss": f"{row['loss']:.4f}",
+            "perplexity": f"{row['perplexity']:.2f}",
+            "bits per byte": f"{row['bits_per_byte']:.4f}",
+            "tokens": f"{row['num_tokens']:,}",
+        }
+        for name, found in results.items()
+        for row in found.get("perplexity", ())
+    ]
+    choices = [
+        {
+            "checkpoint": name,
+            "subject": subject,
+            "questions": row["num_questions"],
+            "by letter": f"{row['letter']:.2%}",
+            "by text": f"{row['text']:.2%}",
+            "by text, normalised": f"{row['text_normalised']:.2%}",
+        }
+        for name, found in results.items()
+        for subject, row in found.get("choices", {}).items()
+    ]
+    tasks = [
+        {
+            "checkpoint": name,
+            "task": task,
+            "metric": key.removesuffix(",none"),
+            "value": f"{value:.4f}",
+            "standard error": _standard_error(row, key),
+        }
+        for name, found in results.items()
+        for task, row in found.get("tasks", {}).items()
+        for key, value in row.items()
+        if isinstance(value, float) and "_stderr," not in key
+    ]
+    parts = [_table(rows) for rows in (perplexities, choices, tasks) if rows]
+    answers = {name: found["answers"] for name, found in results.items() if "answers" in found}
+    for number, first in enumerate(next(iter(answers.values()), ())):
+        lines = [f"{name}: {rows[number]['answer']}" for name, rows in answers.items()]
+        parts.append("\n".join([f"> {first['prompt']}", *lines]))
+    return "\n\n".join(parts)
+
+
+def _standard_error(row: dict[str, Any], key: str) -> str:
+    """The harness has "acc,none" and "acc_stderr,none"."""
+    error = row.get(key.replace(",", "_stderr,", 1))
+    return f"{error:.4f}" if isinstance(error, float) else "not measured"
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
+        for line in lines
+    )

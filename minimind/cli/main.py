@@ -1,0 +1,88 @@
+"""Finds the verb of `minimind VERB …` and runs it. PyTorch is first imported by the verb."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from minimind import __version__
+
+VERBS = {
+    "train": "trains a model with one of the stages, on any number of ranks",
+    "chat": "talks with a model in the terminal",
+    "serve": "serves models with OpenAI's API",
+    "web": "opens a web page to chat with a server",
+    "evaluate": "measures checkpoints side by side",
+    "answer": "answers a file of conversations, as data for another model",
+    "convert": "converts a checkpoint to another format",
+    "tokenizer": "trains a tokenizer on your text",
+}
+"""What each verb does; its `main` is in the file of its name."""
+
+EXTRAS = {
+    "serve": ("fastapi", "openai", "prometheus_client", "pydantic", "starlette", "uvicorn"),
+    "web": ("streamlit",),
+    "eval": ("lm_eval",),
+    "interop": ("transformers",),
+}
+"""Packages that an installation may do without, by the extra that brings them."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script. Returns the verb's exit status, or 2 where there is no such verb."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    rank = []
+    if arguments and arguments[0].startswith("--local_rank="):
+        # `deepspeed --module minimind train …` puts its own flag before everything else.
+        rank = [arguments.pop(0)]
+    verb = arguments[0] if arguments else ""
+    if verb in ("-h", "--help"):
+        print(describe())
+        return 0
+    if not verb:
+        print(describe(), file=sys.stderr)
+        return 2
+    if verb == "--version":
+        print(f"minimind {__version__}")
+        return 0
+    if verb not in VERBS:
+        alike = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {alike[0]}?" if alike else f"the verbs are {', '.join(VERBS)}"
+        print(f"error: there is no verb {verb!r}; {hint}", file=sys.stderr)
+        return 2
+    # What argparse writes into its usage lines.
+    sys.argv[0] = f"minimind {verb}"
+    return run_verb(verb, [*rank, *arguments[1:]])
+
+
+def run_verb(verb: str, argv: Sequence[str]) -> int:
+    """Runs one of VERBS and returns its exit status. A package that is missing because its extra
+    was not installed is one clear message and status 2."""
+    try:
+        return importlib.import_module(f"minimind.cli.{verb}").main(argv)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        extra = next((name for name, packages in EXTRAS.items() if package in packages), None)
+        if extra is None:
+            raise
+        print(
+            f"error: {verb} needs {package}, which is not installed: "
+            f"pip install 'minimind[{extra}]'",
+            file=sys.stderr,
+        )
+        return 2
+
+
+def describe() -> str:
+    """The text of --help."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {text}" for name, text in VERBS.items())
+    return (
+        "usage: minimind VERB [options]\n\n"
+        "Trains tiny language models from raw text to a chat server.\n\n"
+        f"{verbs}\n\n"
+        "minimind VERB --help lists the options of a verb; minimind --version prints the version.\n"
+        "Several GPUs or processes: deepspeed --module minimind train [options]"
+    )

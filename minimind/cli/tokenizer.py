@@ -1,0 +1,96 @@
+"""Trains a tokenizer: `minimind tokenizer --data A.jsonl --output_dir DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from minimind.data.tokenizer import Tokenizer
+from minimind.data.tokenizer_training import MIN_VOCAB_SIZE, train_tokenizer
+from minimind.data.training_texts import read_training_texts
+from minimind.errors import ConfigError, DataError, MiniMindError
+
+CHECKED_CHARS = 1 << 20
+"""Text on which compression and round trip are checked at the end."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Trains a byte-level BPE tokenizer on JSON lines.")
+    parser.add_argument(
+        "--data", nargs="+", required=True, help='files of {"text": …} or conversations rows'
+    )
+    parser.add_argument(
+        "--vocab_size",
+        type=int,
+        default=6400,
+        help=f"tokens, at least {MIN_VOCAB_SIZE} (default: %(default)s)",
+    )
+    parser.add_argument("--output_dir", required=True, help="folder for the two files")
+    parser.add_argument(
+        "--on_bad_row",
+        choices=("stop", "skip"),
+        default="stop",
+        help="end with a list of the bad rows, or leave them out and list them (default: "
+        "%(default)s)",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 2 bad usage or data, 130 interrupted."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        train(args)
+    except MiniMindError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def train(args: argparse.Namespace) -> None:
+    output = Path(args.output_dir)
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"--output_dir {output} is a file; name a folder")
+    checked: list[str] = []
+    texts = read_training_texts(args.data, args.on_bad_row, progress=True)
+    tokenizer = train_tokenizer(_remember(texts, checked), args.vocab_size, progress=True)
+    num_bytes = sum(len(text.encode()) for text in checked)
+    ids = tokenizer.encode_batch(checked)
+    num_tokens = sum(map(len, ids))
+    for text, text_ids in zip(checked, ids, strict=True):
+        if tokenizer.decode(text_ids, skip_special=False) != text:
+            raise DataError(f"the round trip changed a text that starts {text[:60]!r}")
+    _save(tokenizer, output)
+    if tokenizer.vocab_size < args.vocab_size:
+        print(f"the data is too small for more merges than {tokenizer.vocab_size} tokens take")
+    print(
+        f"{output}: {tokenizer.vocab_size} tokens, {num_bytes / num_tokens:.2f} bytes a token; "
+        f"round trip of {num_bytes:,} bytes: exact"
+    )
+
+
+def _save(tokenizer: Tokenizer, output: Path) -> None:
+    try:
+        tokenizer.save(output)
+        Tokenizer.load(output)
+    except OSError as error:
+        raise DataError(f"{output}: cannot be written: {error.strerror}") from None
+
+
+def _remember(texts: Iterator[str], checked: list[str]) -> Iterator[str]:
+    """The same texts; the first of them are kept for the check."""
+    left = CHECKED_CHARS
+    for text in texts:
+        checked.append(text)
+        yield text
+        left -= len(text)
+        if left <= 0:
+            break
+    yield from texts

@@ -1,8 +1,22 @@
-"""MiniMind trains tiny language models from raw text to a chat server."""
+"""MiniMind trains tiny language models from raw text to a chat server.
 
+`LLM(checkpoint)` talks with one, `train(stage=…, …)` makes one: what `minimind chat` and `minimind
+train` do, from Python. PyTorch is first imported when one of the two is used.
+"""
+
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minimind.llm import LLM
+    from minimind.run import train
+
+__all__ = ["LLM", "__version__", "train"]
 
 __version__ = "0.1.0"
+
+_HOMES = {"LLM": "minimind.llm", "train": "minimind.run"}
 
 # Measuring a CPU's peak memory starts PyTorch's profiler, whose C++ parts talk on stderr.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -11,3 +25,13 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 # Threads that wait for work sleep instead of spinning: as quick on an idle machine, and many times
 # quicker on one whose cores other programs want too. Read when PyTorch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,255 @@
+"""A trained model as a Python object: `LLM("runs/chat").chat("你好")`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minimind.data.chat_encoding import Message
+from minimind.data.chat_format import BadChat, read_chat
+from minimind.data.text_format import surrogate_problem
+from minimind.engine.checkpoint import find_model_folder
+from minimind.errors import ConfigError
+from minimind.inference.batch_engine import BatchEngine
+from minimind.inference.generate import load_model
+from minimind.inference.request import Delta, GenerationRequest
+from minimind.inference.sampling import SamplingParams
+from minimind.model.adapter_folder import fingerprint
+from minimind.model.loaded_adapters import LoadedAdapters
+from minimind.runtime.devices import check_kernels, find_device
+from minimind.serving.answer_parser import AnswerParser, Content, Part
+from minimind.serving.chat_prompt import chat_prompt
+from minimind.serving.chat_session import ChatOptions
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SAMPLING = tuple(f.name for f in dataclasses.fields(SamplingParams) if f.name != "logprobs")
+"""Options of each call; SamplingParams says what they mean. The methods return text alone, so
+log-probabilities would have nowhere to go."""
+
+
+class LLM:
+    """One model that chats, completes and streams, over the batch engine.
+
+    ```python
+    llm = LLM("runs/chat")
+    print(llm.chat("你好"))
+    print(llm.generate(["The river of Lumor", "1 + 1 ="], max_new_tokens=20))
+    for piece in llm.stream("Tell me a story", temperature=0.7, seed=1):
+        print(piece, end="", flush=True)
+    ```
+
+    Calls from several threads, and streams that are read in turns, share the model's batch. Text
+    depends on neither.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
+        max_batch: int = 16,
+        max_tokens: int | None = 1 << 16,
+    ) -> None:
+        """`checkpoint` is a run's folder, one checkpoint in it, or a Hugging Face folder; an
+        adapter's folder gives its model with the adapter merged. `device` is PyTorch's name of one,
+        by default the GPU where there is one; `dtype` is fp32, bf16 or fp16, by default bf16 where
+        the device has it. `adapters` are folders by the names that calls give as `adapter=`. The
+        engine decodes `max_batch` sequences together, over a cache of `max_tokens` tokens in all
+        (None: a whole context each). Raises a MiniMindError for what cannot be used."""
+        folder = find_model_folder(Path(checkpoint))
+        target, weights_dtype = _choose_device(device, dtype)
+        model, self.tokenizer = load_model(folder, dtype=weights_dtype, device=target)
+        loaded = LoadedAdapters(model, fingerprint(folder)) if adapters else None
+        for name, adapter in (adapters or {}).items():
+            assert loaded is not None
+            loaded.load(name, find_model_folder(Path(adapter)))
+        self._engine = BatchEngine(
+            model, self.tokenizer, max_batch=max_batch, max_tokens=max_tokens, adapters=loaded
+        )
+        self._lock = threading.Lock()
+        """Whoever holds it steps the engine."""
+        self._inboxes: dict[int, deque[Delta]] = {}
+        """Where each open request's output goes; the requests of one call share one."""
+
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        thinking: bool = False,
+        adapter: str | None = None,
+        **sampling: Any,
+    ) -> str:
+        """The answer to a user's text, or to a conversation of `{"role": …, "content": …}` turns.
+
+        With `thinking` the model thinks first; the thought is not part of the answer. `sampling`
+        are fields of SamplingParams: greedy unless `temperature` is given, and at most 512 tokens
+        unless `max_new_tokens` is. Raises ConfigError for an unknown option, turns that are no
+        conversation and one that is too long, DataError for a model without a chat template.
+        """
+        parts = self.stream(messages, thinking=thinking, adapter=adapter, **sampling)
+        return "".join(parts)
+
+    def stream(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        thinking: bool = False,
+        adapter: str | None = None,
+        **sampling: Any,
+    ) -> Generator[str, None, None]:
+        """`chat` in pieces as they are made. Closing the iterator stops the generation; bad
+        arguments raise here and not at the first piece."""
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        try:
+            chat = read_chat(list(turns), "the conversation", needs_answer=False)
+        except BadChat as problem:
+            raise ConfigError(str(problem)) from None
+        prompt = chat_prompt(self.tokenizer, chat, thinking)
+        new_tokens = ChatOptions().max_tokens
+        request = self._request("the conversation", prompt.ids, new_tokens, adapter, sampling)
+        return self._answer(request, in_reasoning=prompt.in_reasoning)
+
+    def generate(
+        self, prompts: str | Sequence[str], *, adapter: str | None = None, **sampling: Any
+    ) -> list[str]:
+        """The continuation of each prompt as the beginning of a document, without the prompt; all
+        of them are decoded together. `sampling` are fields of SamplingParams. Raises ConfigError
+        before anything is generated."""
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        new_tokens = SamplingParams().max_new_tokens
+        requests = []
+        for number, prompt in enumerate(prompts, start=1):
+            what = f"prompt {number}"
+            if not isinstance(prompt, str):
+                raise ConfigError(f"{what} is {prompt!r}; it must be a string")
+            if problem := surrogate_problem(prompt, what):
+                raise ConfigError(problem)
+            ids = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+            requests.append(self._request(what, ids, new_tokens, adapter, sampling))
+        texts = [""] * len(requests)
+        for index, delta in self._run(requests):
+            texts[index] += delta.text
+        return texts
+
+    def _request(
+        self,
+        what: str,
+        prompt_ids: list[int],
+        new_tokens: int,
+        adapter: str | None,
+        sampling: Mapping[str, Any],
+    ) -> GenerationRequest:
+        """`new_tokens`: where `sampling` does not say, as far as there is room for them."""
+        room = self._engine.max_sequence - len(prompt_ids)
+        if room < 1:
+            raise ConfigError(
+                f"{what} has {len(prompt_ids)} tokens, which leaves no room for an answer in the "
+                f"{self._engine.max_sequence} of a sequence here: shorten it, or load the model "
+                "with a smaller max_batch or a larger max_tokens if its context is longer"
+            )
+        request = GenerationRequest(
+            prompt_ids=prompt_ids,
+            params=_read_sampling({"max_new_tokens": min(new_tokens, room), **sampling}),
+            stop_ids=(self.tokenizer.eos_id, self.tokenizer.pad_id),
+            adapter=adapter,
+        )
+        self._engine.check(request)
+        return request
+
+    def _answer(
+        self, request: GenerationRequest, *, in_reasoning: bool
+    ) -> Generator[str, None, None]:
+        parser = AnswerParser(in_reasoning=in_reasoning, with_tools=False)
+        with contextlib.closing(self._run([request])) as deltas:
+            for _, delta in deltas:
+                yield from _contents(parser.push(delta.text))
+        yield from _contents(parser.flush())
+
+    def _run(
+        self, requests: Sequence[GenerationRequest]
+    ) -> Generator[tuple[int, Delta], None, None]:
+        """Yields (index of a request, what a step gave it) until all have ended; closing cancels
+        those that have not."""
+        inbox: deque[Delta] = deque()
+        open_requests: dict[int, int] = {}
+        try:
+            with self._lock:
+                for index, request in enumerate(requests):
+                    request_id = self._engine.submit(request)
+                    open_requests[request_id] = index
+                    self._inboxes[request_id] = inbox
+            while open_requests:
+                with self._lock:
+                    while not inbox:
+                        self._step()
+                    delta = inbox.popleft()
+                index = open_requests[delta.request_id]
+                if delta.finish_reason is not None:
+                    del open_requests[delta.request_id], self._inboxes[delta.request_id]
+                if delta.finish_reason == "error":
+                    raise RuntimeError("the generation failed; the log says why")
+                yield index, delta
+        finally:
+            for request_id in open_requests:
+                self._inboxes.pop(request_id, None)
+                self._engine.cancel(request_id)
+            # An abandoned iterator may be closed anywhere, in the middle of another call's step
+            # too, which must not begin a second one: the step after it frees the slots then.
+            if open_requests and self._lock.acquire(blocking=False):
+                try:
+                    self._step()
+                finally:
+                    self._lock.release()
+
+    def _step(self) -> None:
+        for delta in self._engine.step():
+            if (inbox := self._inboxes.get(delta.request_id)) is not None:
+                inbox.append(delta)
+
+
+def _contents(parts: Iterable[Part]) -> Iterator[str]:
+    return (part.text for part in parts if isinstance(part, Content))
+
+
+def _read_sampling(given: Mapping[str, Any]) -> SamplingParams:
+    """Raises ConfigError."""
+    for name in given:
+        if name not in SAMPLING:
+            alike = difflib.get_close_matches(name, SAMPLING, n=1)
+            hint = f" (did you mean {alike[0]}?)" if alike else ""
+            raise ConfigError(
+                f"{name} is no sampling option{hint}; they are {', '.join(sorted(SAMPLING))}"
+            )
+    stop = given.get("stop", ())
+    try:
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        return SamplingParams(**{**given, "stop": stop})
+    except TypeError as error:
+        raise ConfigError(f"an option of {dict(given)} has a wrong type: {error}") from None
+
+
+def _choose_device(name: str | None, dtype: str | None) -> tuple[torch.device, torch.dtype]:
+    """The device that is there unless `name` says another, and the weights' dtype. Raises
+    ConfigError."""
+    found = find_device()
+    try:
+        target = found.torch_device if name is None else torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r} is none: {str(error).splitlines()[0]}") from None
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r}: PyTorch finds no GPU here; use 'cpu'")
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r} is not known; use {', '.join(DTYPES)}")
+    check_kernels(dataclasses.replace(found, torch_device=target))
+    has_bf16 = found.precision == "bf16" and target.type == found.torch_device.type
+    return target, DTYPES[dtype or ("bf16" if has_bf16 else "fp32")]

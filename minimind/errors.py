@@ -1,4 +1,5 @@
-"""Errors a user can cause and mend. launch/ turns each into one clear message and exit status 2."""
+"""Errors a user can cause and mend. The verbs of minimind/cli turn each into one clear message and
+exit status 2."""
 
 
 class MiniMindError(Exception):

@@ -64,9 +64,7 @@ class Tokenizer:
         chat_template.jinja. Raises DataError."""
         folder = Path(folder)
         if not folder.is_dir():
-            raise DataError(
-                f"{folder}: no such tokenizer folder; launch/train_tokenizer.py makes one"
-            )
+            raise DataError(f"{folder}: no such tokenizer folder; `minimind tokenizer` makes one")
         spec = _read_json(folder / _TOKENIZER_FILE)
         config = _read_json(folder / _CONFIG_FILE)
         template = folder / _TEMPLATE_FILE

@@ -1,4 +1,4 @@
-"""The web page: a chat over a server. launch/web.py runs it with `streamlit run`."""
+"""The web page: a chat over a server. `minimind web` runs it with `streamlit run`."""
 
 from __future__ import annotations
 

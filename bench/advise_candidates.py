@@ -11,9 +11,9 @@ from typing import Any
 from bench.resolved import resolve_flags
 from minimind.config.deepspeed_json import find_ds_config
 from minimind.engine.memory_prediction import MemoryPrediction
+from minimind.run.resolve import predict_memory_of
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
-from minimind.stages.resolve import predict_memory_of
 
 STAGES = (0, 1, 2, 3)
 

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 
-from minimind.data.batching import collate
+from minimind.data.collate import collate
 from minimind.data.packing import build_row, plan_packing
 from minimind.data.token_cache import TokenCache
 from minimind.errors import DataError

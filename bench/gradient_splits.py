@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from bench.resolved import resolve_flags
-from minimind.data.batching import collate
+from minimind.data.collate import collate
 from minimind.data.packing import build_row, plan_packing
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.stage import BuildContext
 from minimind.errors import ConfigError
+from minimind.run.resolve import ResolvedRun
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
 from minimind.stages import STAGES
-from minimind.stages.resolve import ResolvedRun
 from minimind.types import Batch, LossSum, PackedRow
 
 ROWS = 16

@@ -7,9 +7,9 @@ from typing import Any
 
 from bench.documents import StepData, packed_step
 from minimind.data.tokenizer import Tokenizer
+from minimind.run.inputs import build_loaders
+from minimind.run.resolve import ResolvedRun
 from minimind.runtime.ranks import read_ranks
-from minimind.stages.inputs import build_loaders
-from minimind.stages.resolve import ResolvedRun
 from minimind.types import Batch
 
 

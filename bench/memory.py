@@ -27,10 +27,10 @@ from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.token_cache import build_token_cache
 from minimind.engine.memory_prediction import MemoryPrediction
 from minimind.errors import ConfigError
+from minimind.run.resolve import ResolvedRun, predict_memory_of
 from minimind.runtime.devices import Device, find_device
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks
-from minimind.stages.resolve import ResolvedRun, predict_memory_of
 
 _WARMUP, _STEPS, _DOCUMENT_TOKENS, _SEED = 1, 2, 340, 0
 """Of the measurement: bench.train_step's defaults, but for the number of steps."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minimind.config.flags import parse_train_arguments
+from minimind.run.flags import parse_train_arguments
+from minimind.run.resolve import ResolvedRun, find_tokenizer, resolve_run
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
 from minimind.stages import STAGES
-from minimind.stages.resolve import ResolvedRun, find_tokenizer, resolve_run
 
 
 def resolve_flags(argv: Sequence[str], ranks: Ranks, device: Device) -> ResolvedRun:

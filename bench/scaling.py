@@ -31,11 +31,11 @@ from bench.scaling_plot import plot_rows
 from bench.scaling_report import build_row, format_rows, predict_row
 from minimind.config.recipe import default_sizes
 from minimind.errors import ConfigError
+from minimind.run.inputs import build_loaders
+from minimind.run.resolve import ResolvedRun, find_tokenizer, predict_memory_of
 from minimind.runtime.devices import Device, find_device
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks
-from minimind.stages.inputs import build_loaders
-from minimind.stages.resolve import ResolvedRun, find_tokenizer, predict_memory_of
 
 MODES = ("strong", "weak")
 MEMORY_STEP = 1

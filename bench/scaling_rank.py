@@ -31,12 +31,12 @@ from minimind.engine.loop import Events, Loop
 from minimind.engine.progress import Progress
 from minimind.engine.stage import BuildContext
 from minimind.errors import MiniMindError
+from minimind.run.inputs import build_loaders
+from minimind.run.resolve import ResolvedRun, find_tokenizer
 from minimind.runtime.devices import Device, find_device
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks, read_ranks
 from minimind.stages import STAGES
-from minimind.stages.inputs import build_loaders
-from minimind.stages.resolve import ResolvedRun, find_tokenizer
 from minimind.types import Batch
 
 _LINK_BYTES = {"cpu": 1 << 25, "gpu": 1 << 28}

@@ -18,10 +18,10 @@ from minimind.engine.checkpoint import find_model_folder
 from minimind.engine.stage import BuildContext, Policy, Stage, StageModels
 from minimind.inference.generate import load_model
 from minimind.model.transformer import Transformer
+from minimind.run.resolve import ResolvedRun
 from minimind.stages.dpo import DPO, DPORecipe
 from minimind.stages.pretrain import Pretrain
 from minimind.stages.reference import PairData, pair_log_probs
-from minimind.stages.resolve import ResolvedRun
 from minimind.types import Batch, LossSum, PairBatch
 
 ROWS = {

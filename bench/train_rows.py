@@ -15,11 +15,11 @@ from minimind.config.deepspeed_json import precision
 from minimind.engine.deepspeed_engine import DeepSpeedEngine, start_ranks
 from minimind.engine.stage import BuildContext, Loader, Stage, StageModels
 from minimind.errors import ConfigError
+from minimind.run.inputs import load_start
+from minimind.run.resolve import ResolvedRun, find_tokenizer
 from minimind.runtime.ranks import read_ranks
 from minimind.runtime.seeds import seed_micro_batch
 from minimind.stages import STAGES
-from minimind.stages.inputs import load_start
-from minimind.stages.resolve import ResolvedRun, find_tokenizer
 from minimind.types import Batch
 
 

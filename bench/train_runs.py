@@ -16,7 +16,6 @@ from bench.padded_rows import PADDED_ROWS
 from bench.stage_rows import row_stage
 from bench.train_rows import RowSpec
 from minimind.config.deepspeed_json import load_ds_config
-from minimind.config.flags import parse_train_arguments
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import default_sizes, parse_assignments
 from minimind.data.sample_files import sample_data_path
@@ -25,11 +24,12 @@ from minimind.data.tokenizer import Tokenizer
 from minimind.engine.stage import BuildContext
 from minimind.errors import ConfigError
 from minimind.model.state_dict import save_hf_folder
+from minimind.run.flags import parse_train_arguments
+from minimind.run.inputs import build_loaders
+from minimind.run.resolve import DTYPES, ResolvedRun, resolve_run
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import read_ranks
 from minimind.stages import STAGES
-from minimind.stages.inputs import build_loaders
-from minimind.stages.resolve import DTYPES, ResolvedRun, resolve_run
 
 DOCUMENT_TOKENS = 340
 _MEASURED_STEPS = 2

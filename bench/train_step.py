@@ -37,10 +37,10 @@ from minimind.config.deepspeed_json import precision
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
+from minimind.run.resolve import ResolvedRun
 from minimind.runtime.devices import find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import read_ranks
-from minimind.stages.resolve import ResolvedRun
 
 FIRST_LOSS_TOLERANCE = 1e-4
 """Between a padded row and our model, both in fp32: about ten times what rounding makes of it."""

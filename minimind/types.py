@@ -37,6 +37,8 @@ class Sample:
     """int32 [L], each below the vocabulary size."""
     is_target: np.ndarray
     """bool [L]."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """What the row brings beside its text, by the names of its format's `columns`."""
 
     @property
     def documents(self) -> tuple[Sample, ...]:
@@ -49,6 +51,8 @@ class PairSample:
 
     chosen: Sample
     rejected: Sample
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """As Sample's."""
 
     @property
     def documents(self) -> tuple[Sample, ...]:
@@ -70,7 +74,9 @@ class PackedRow:
     doc_T: np.ndarray
     """int32; 0, 1, … by document, -1 in the padding."""
     units_U: np.ndarray
-    """int64; for each unit of documents (one, or the two of a pair) its number in the data."""
+    """int64; for each unit of documents (one, or the two of a pair) its number in the epoch."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """What each unit's row brings beside its text, by column: an array [U], or U texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +98,11 @@ class Batch:
     num_targets: int
     """Labels that are not IGNORE_INDEX."""
 
+    @property
+    def count(self) -> int:
+        """What a stage's loss sums over in this batch, and the engine divides by: its targets."""
+        return self.num_targets
+
     def to(self, device: torch.device) -> Self:
         """The same batch on `device`; asynchronous from pinned memory."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -100,24 +111,39 @@ class Batch:
         return self._map(torch.Tensor.pin_memory)
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> Self:
-        moved = {
-            f.name: move(value)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return replace(self, **moved)
+        def moved(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return move(value)
+            if isinstance(value, Batch):
+                return value._map(move)
+            if isinstance(value, dict):
+                return {name: moved(part) for name, part in value.items()}
+            return value
+
+        return replace(self, **{f.name: moved(getattr(self, f.name)) for f in fields(self)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PairBatch(Batch):
-    """Packed pairs. It has P places for pairs, the same number in every batch of a run."""
+class UnitBatch(Batch):
+    """A batch that knows its units: each one document, or the two of a pair. It has P places for
+    them, the same number in every batch of a run."""
 
+    documents_per_unit: int
     doc_M: Tensor
-    """int64 [B·T]: for the tokens of the pair at place p 2p in its chosen document and 2p + 1 in
-    its rejected one; 2P in the padding."""
-    pair_ids_P: Tensor
-    """int64: the pair's number in the data; -1 in a place that is free."""
-    num_pairs: int
+    """int64 [B·T]: K·p + k for the tokens of document k of the unit at place p, where a unit has K
+    documents; K·P in the padding."""
+    unit_ids_P: Tensor
+    """int64: the unit's number in the epoch; -1 in a place that is free."""
+    num_units: int
+    """Places that are not free."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """What each unit's row brings beside its text, by column: a tensor [P], 0 in a free place, or
+    P texts."""
+
+    @property
+    def count(self) -> int:
+        """Its units."""
+        return self.num_units
 
 
 HeadFn = Callable[[Tensor, Tensor], Tensor]
@@ -150,23 +176,22 @@ class ModelOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossSum:
-    """A loss summed, not averaged, over what it counts: the engine divides once, by the count over
-    all ranks and micro-batches of the optimizer step. A mean of means would weight short batches
-    too much."""
+    """A loss summed, not averaged, over `batch.count` things: the engine divides once, by the count
+    over all ranks and micro-batches of the optimizer step. A mean of means would weight short
+    batches too much."""
 
     total: Tensor
     """fp32 scalar with gradient."""
-    count: int
-    """Targets for token losses, pairs for dpo, samples for grpo."""
     aux_loss: Tensor | None = None
-    """The model's own (ModelOutput.aux_loss), handed on: a mean, which counts `count` times."""
+    """The model's own (ModelOutput.aux_loss), handed on: a mean, which counts `batch.count` times.
+    """
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     """Further sums over the same count, detached, by the name they are logged under."""
 
-    @property
-    def objective(self) -> Tensor:
-        """What is minimised, summed like `total`: that and the model's own part of it."""
-        return self.total if self.aux_loss is None else self.total + self.aux_loss * self.count
+    def objective(self, count: int) -> Tensor:
+        """What is minimised, summed like `total`: that and the model's own part of it. `count`:
+        the batch's."""
+        return self.total if self.aux_loss is None else self.total + self.aux_loss * count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

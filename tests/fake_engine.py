@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -15,10 +15,14 @@ from small_models import pack
 from torch import Tensor, nn
 
 from minimind.config.recipe import Recipe
+from minimind.data.formats import Format
+from minimind.data.sample_files import TEXT_DATA, SampleData
+from minimind.data.text_format import TEXT
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
-from minimind.engine.loop import Events, Loop, RunState
+from minimind.engine.events import Events, RunState
+from minimind.engine.loop import Loop
 from minimind.engine.progress import Progress
-from minimind.engine.stage import BuildContext, StageModels
+from minimind.engine.stage import BuildContext, Stage, StageModels
 from minimind.errors import TrainingError
 from minimind.runtime.ranks import Ranks
 from minimind.types import Batch, LossSum, StepStats
@@ -66,7 +70,7 @@ class FakeEngine:
     def start_step(self, total_count: Tensor) -> None:
         self.calls.append(f"start {total_count.item():g}")
 
-    def backward(self, loss: LossSum) -> None:
+    def backward(self, loss: LossSum, count: int) -> None:
         self.calls.append(f"backward {loss.total.item():g}")
 
     def step(self, learning_rate: float | None) -> None:
@@ -140,15 +144,15 @@ class FakeLoader:
         return [f"data.jsonl:{step}{micro}{number:02}" for number in range(self.num_documents)]
 
 
-class FakeStage:
+class FakeStage(Stage[Batch, Batch]):
     """Computes a loss per target from the place of the micro-batch, in validation from the number
     of steps taken."""
 
     name: ClassVar[str] = "fake"
     recipe_type: ClassVar[type[Recipe]] = Recipe
     needs_checkpoint: ClassVar[bool] = False
-    data_format: ClassVar[str] = "text"
-    sample_data: ClassVar[str] = "text"
+    data_format: ClassVar[Format] = TEXT
+    sample_data: ClassVar[SampleData] = TEXT_DATA
     metric_names: ClassVar[tuple[str, ...]] = ("place",)
 
     def __init__(self, recipe: Recipe) -> None:
@@ -164,12 +168,6 @@ class FakeStage:
     def build_models(self, context: BuildContext) -> StageModels:
         raise NotImplementedError
 
-    def count(self, batch: Batch) -> int:
-        return batch.num_targets
-
-    def prepare(self, policy: Any, micro_batches: list[Batch]) -> Iterable[list[Batch]]:
-        yield micro_batches
-
     def loss(self, policy: Any, batch: Batch) -> LossSum:
         step, micro = batch.ids_BT[0, :2].tolist()
         if policy.training:
@@ -180,7 +178,7 @@ class FakeStage:
             value = self.val_value(policy.steps) + micro
         count = batch.num_targets
         total, place = torch.tensor([value * count, micro * count], dtype=torch.float32)
-        return LossSum(total=total, count=count, metrics={"place": place})
+        return LossSum(total=total, metrics={"place": place})
 
 
 def interrupted_at(
@@ -241,6 +239,7 @@ class Trial:
         self.saved = RunState()
         """Is what the last save kept."""
         self.during_save: Callable[[int], None] = lambda step: None
+        progress = Progress(is_main=True, first_step=0, total_steps=total_steps, log_every=1)
         self.loop = Loop(
             stage=self.stage,
             engine=self.engine.typed,
@@ -248,8 +247,13 @@ class Trial:
             recipe=recipe,
             learning_rate=learning_rate,
             total_steps=total_steps,
-            events=Events(self._record, self._save, self._sample),
-            progress=Progress(is_main=True, first_step=0, total_steps=total_steps, log_every=1),
+            events=Events(
+                record=self._record,
+                save=self._save,
+                sample=self._sample,
+                update=progress.update,
+                say=progress.say,
+            ),
             eval_data=eval_data,
             state=state or RunState(),
         )

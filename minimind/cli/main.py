@@ -19,7 +19,8 @@ VERBS = {
     "convert": "converts a checkpoint to another format",
     "tokenizer": "trains a tokenizer on your text",
 }
-"""What each verb does; its `main` is in the file of its name."""
+"""What each verb does. Its `main` is in the file of its name, and with it `run_process` where the
+process itself has to be ended in the verb's own way."""
 
 EXTRAS = {
     "serve": ("fastapi", "openai", "prometheus_client", "pydantic", "starlette", "uvicorn"),
@@ -61,7 +62,8 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
     """Runs one of VERBS and returns its exit status. A package that is missing because its extra
     was not installed is one clear message and status 2."""
     try:
-        return importlib.import_module(f"minimind.cli.{verb}").main(argv)
+        module = importlib.import_module(f"minimind.cli.{verb}")
+        return getattr(module, "run_process", module.main)(argv)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         extra = next((name for name, packages in EXTRAS.items() if package in packages), None)

@@ -1,18 +1,53 @@
-"""Trains a model: `minimind train`. Stands in for the verb until its code is in minimind/run."""
+"""Trains a model: `deepspeed launch/train.py --ds_config zero2.json`, `torchrun`, plain `python` or
+`minimind train`.
+
+Exit status: 0 done, 1 the training broke, 2 bad usage, configuration or data, 130 interrupted with
+a checkpoint saved.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
-import runpy
+import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import NoReturn
+
+from minimind.engine.deepspeed_engine import stop_ranks
+from minimind.errors import MiniMindError, TrainingError
+from minimind.run.run import Run, parse_arguments
+from minimind.runtime.logging import set_up_logging
+from minimind.runtime.ranks import read_ranks
+
+logger = logging.getLogger("minimind")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    script = Path(__file__).parents[2] / "launch" / "train.py"
-    names = runpy.run_path(str(script))
-    status = names["main"](argv)
-    names["stop_ranks"]()
-    if not names["read_ranks"]().is_main:
+    """Trains as the flags say; gives the exit status."""
+    set_up_logging(read_ranks().rank)
+    try:
+        arguments = parse_arguments(argv)
+        run = Run.of(arguments)
+        if not arguments.dry_run:
+            return 0 if run.train() else 130
+        if run.ranks.is_main:
+            print(run.describe())
+        return 0
+    except (MiniMindError, TrainingError) as error:
+        # Every rank meets the same bad input; one of them says so.
+        if read_ranks().is_main:
+            logger.error("error: %s", error)
+        return 2 if isinstance(error, MiniMindError) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def run_process(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs `main` as the whole process, and leaves it without a rank hanging."""
+    status = main(argv)
+    stop_ranks()
+    if not read_ranks().is_main:
+        # Only the first rank has anything left to close, and the communication's threads now and
+        # then abort a process that ends the long way.
         os._exit(status)
-    return status
+    sys.exit(status)

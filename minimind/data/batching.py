@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import fields
+from typing import Any
 
 import numpy as np
-import torch
 
+from minimind.data.formats import TEXT_COLUMN
 from minimind.data.mixture import Mixture, WeightedSource
 from minimind.data.packing import PACKING_VERSION, build_row, plan_packing
 from minimind.errors import ConfigError
-from minimind.types import IGNORE_INDEX, Batch, PackedRow, PairBatch
+from minimind.types import Batch, PackedRow
 
 
 class PackedRows:
@@ -29,7 +29,7 @@ class PackedRows:
         pad_id: int,
         first_unit: int = 0,
     ) -> None:
-        """`first_unit` is the number of the data's first unit. Raises ConfigError for a seq_len
+        """`first_unit` is the number of the epoch's first unit. Raises ConfigError for a seq_len
         below 2, a negative seed, or mixed formats."""
         if seed < 0:
             raise ConfigError(f"seed is {seed}; it must be 0 or more")
@@ -37,9 +37,10 @@ class PackedRows:
         if len(formats) > 1:
             names = ", ".join(sorted(f.name for f in formats))
             raise ConfigError(f"one run reads one format, not {names}")
+        (self._format,) = formats
         self.mixture = Mixture(sources, seed)
-        policy = "split" if all(f.split_long for f in formats) else "truncate"
-        self._unit_size = self.mixture.documents_per_unit
+        policy = "split" if self._format.split_long else "truncate"
+        self._unit_size = self._format.documents_per_unit
         self.plan = plan_packing(
             self.mixture.lengths,
             seq_len,
@@ -55,6 +56,11 @@ class PackedRows:
 
     def __len__(self) -> int:
         return self.plan.num_rows
+
+    @property
+    def num_units(self) -> int:
+        """Of an epoch: documents or pieces of long ones, or pairs."""
+        return len(self.plan.piece_doc) // self._unit_size
 
     def count_cut_before_targets(self) -> int:
         """Truncated documents that have no target left."""
@@ -74,14 +80,28 @@ class PackedRows:
             cache, number = self.mixture.locate(document)
             stop = start + length
             pieces.append((cache.tokens(number, start, stop), cache.is_target(number, start, stop)))
-        units = [self._first_unit + self.mixture.unit(document) for document in self._firsts(row)]
-        return build_row(pieces, self.plan.seq_len, self._pad_id, units)
+        first = self._first_unit + int(self.plan.row_offsets[row]) // self._unit_size
+        units = range(first, first + len(pieces) // self._unit_size)
+        return build_row(pieces, self.plan.seq_len, self._pad_id, units, self._meta(row))
 
     def batch(self, rows: Sequence[int], size: int = 0) -> Batch:
         """The rows as one batch of at least `size` rows: those that are missing are padding."""
         empty = build_row([], self.plan.seq_len, self._pad_id)
         built = [self.build(row) for row in rows] + [empty] * (size - len(rows))
-        return collate(built) if self._unit_size == 1 else collate_pairs(built, self._units_per_row)
+        return self._format.collate(built, self._units_per_row)
+
+    def _meta(self, row: int) -> dict[str, Any]:
+        """By column, the values of the row's units."""
+        if not self._format.columns:
+            return {}
+        located = [self.mixture.locate(document) for document in self._firsts(row)]
+        found = [cache.meta(number // self._unit_size) for cache, number in located]
+        return {
+            name: [meta[name] for meta in found]
+            if kind == TEXT_COLUMN
+            else np.array([meta[name] for meta in found], dtype=kind)
+            for name, kind in self._format.columns.items()
+        }
 
     def describe(self, row: int) -> list[str]:
         """`file:line` of each unit in a row."""
@@ -101,46 +121,3 @@ class PackedRows:
             plan.piece_len[part].tolist(),
             strict=True,
         )
-
-
-def collate(rows: Sequence[PackedRow]) -> Batch:
-    """Stacks rows of one length. A document starts wherever a position is 0: at each row's start
-    too, and at the start of its padding."""
-    ids_BT = np.stack([row.ids_T for row in rows])
-    labels_BT = np.stack([row.labels_T for row in rows])
-    positions_BT = np.stack([row.positions_T for row in rows])
-    starts = np.flatnonzero(positions_BT.reshape(-1) == 0)
-    cu_seqlens = np.append(starts, positions_BT.size).astype(np.int32)
-    is_token_BT = np.stack([row.doc_T for row in rows]) >= 0
-    return Batch(
-        ids_BT=torch.from_numpy(ids_BT),
-        labels_BT=torch.from_numpy(labels_BT),
-        positions_BT=torch.from_numpy(positions_BT),
-        cu_seqlens=torch.from_numpy(cu_seqlens),
-        is_token_BT=torch.from_numpy(is_token_BT),
-        max_len=int(np.diff(cu_seqlens).max()),
-        num_tokens=int(is_token_BT.sum()),
-        num_targets=int((labels_BT != IGNORE_INDEX).sum()),
-    )
-
-
-def collate_pairs(rows: Sequence[PackedRow], pairs_per_row: int) -> PairBatch:
-    """`collate`, and which tokens are whose: each row has places for `pairs_per_row` pairs, so that
-    shapes do not depend on how many it holds. A pair of which an answer was cut away whole compares
-    nothing and takes no place."""
-    batch = collate(rows)
-    pair_ids_BP = np.full((len(rows), pairs_per_row), -1, dtype=np.int64)
-    for number, row in enumerate(rows):
-        pair_ids_BP[number, : len(row.units_U)] = row.units_U
-    doc_BT = np.stack([row.doc_T for row in rows]).astype(np.int64)
-    first_B1 = 2 * pairs_per_row * np.arange(len(rows))[:, None]
-    doc_BT = np.where(doc_BT < 0, 2 * pair_ids_BP.size, doc_BT + first_B1)
-    target_docs = doc_BT[(batch.labels_BT != IGNORE_INDEX).numpy()]
-    targets_P2 = np.bincount(target_docs, minlength=2 * pair_ids_BP.size)[: 2 * pair_ids_BP.size]
-    pair_ids_BP[(targets_P2.reshape(*pair_ids_BP.shape, 2) == 0).any(-1)] = -1
-    return PairBatch(
-        **{field.name: getattr(batch, field.name) for field in fields(batch)},
-        doc_M=torch.from_numpy(doc_BT.reshape(-1)),
-        pair_ids_P=torch.from_numpy(pair_ids_BP.reshape(-1)),
-        num_pairs=int((pair_ids_BP >= 0).sum()),
-    )

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from minimind.data.chat_encoding import Chat, ChatEncoder, Message, Span
+from minimind.data.collate import collate
+from minimind.data.formats import Format
 from minimind.data.jsonl import BadRow, json_type, missing_key
 from minimind.data.text_format import string_problem, surrogate_problem
 from minimind.data.tokenizer import Tokenizer
@@ -175,3 +177,9 @@ def _without_empty_thinking(spans: list[Span], dice: random.Random, ratio: float
         else (text, is_target)
         for text, is_target in spans
     ]
+
+
+CHAT = Format(
+    name="chat", version="1", all_targets=False, split_long=False, read=chat_samples,
+    collate=collate,
+)  # fmt: skip

@@ -1,21 +1,23 @@
-"""Data formats: what a row of each kind must hold, and which of its tokens are targets."""
+"""What a kind of row is to the data pipeline. Each kind has a file of its own that defines it:
+text_format.py, chat_format.py, preference_format.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from minimind.data.chat_format import chat_samples
-from minimind.data.preference_format import preference_samples
-from minimind.data.text_format import text_samples
-from minimind.errors import ConfigError
+from minimind.types import Batch, PackedRow
+
+TEXT_COLUMN = "text"
+"""The kind of a column that holds a string for each row; any other is the name of a NumPy dtype."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """A kind of row."""
+    """A kind of row: what it must hold, which of its tokens are targets, what it brings beside
+    them, and what becomes of it in a batch."""
 
     name: str
     version: str
@@ -27,8 +29,13 @@ class Format:
     read: Callable[..., list[Any]]
     """(rows, tokenizer) -> for each row its sample, or a BadRow that says what is wrong with it.
     Rows come by the batch, so that all cores tokenise. Further options are keyword arguments."""
+    collate: Callable[[Sequence[PackedRow], int], Batch]
+    """(packed rows, most units in a row of the run) -> one micro-batch (data/collate.py)."""
     documents_per_unit: int = 1
     """Documents of a sample, which stay together: the two of a pair."""
+    columns: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """What a sample's `meta` holds, by name: the name of a NumPy dtype for a number (`bool`,
+    `float32`), or TEXT_COLUMN. It travels through the cache and packing to the batch."""
 
     def with_options(self, **options: Any) -> Format:
         """The same kind of row, read with these options of `read`: they change the cache key."""
@@ -36,24 +43,3 @@ class Format:
             return self
         version = f"{self.version} {sorted(options.items())}"
         return replace(self, version=version, read=partial(self.read, **options))
-
-
-FORMATS = {
-    "text": Format("text", "1", all_targets=True, split_long=True, read=text_samples),
-    "chat": Format("chat", "1", all_targets=False, split_long=False, read=chat_samples),
-    "preference": Format(
-        "preference",
-        "1",
-        all_targets=False,
-        split_long=False,
-        read=preference_samples,
-        documents_per_unit=2,
-    ),
-}
-
-
-def get_format(name: str) -> Format:
-    """Raises ConfigError where there is no such format."""
-    if name not in FORMATS:
-        raise ConfigError(f"there is no data format {name!r}; there are {', '.join(FORMATS)}")
-    return FORMATS[name]

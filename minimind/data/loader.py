@@ -13,7 +13,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from minimind.data.batching import PackedRows, collate
+from minimind.data.batching import PackedRows
+from minimind.data.collate import collate
 from minimind.data.mixture import WeightedSource, parse_data_args
 from minimind.data.prefetch import prefetched
 from minimind.errors import ConfigError
@@ -75,8 +76,9 @@ class PackedLoader:
 
     @property
     def num_units(self) -> int:
-        """Of the data: documents, or pairs. Their numbers in PackedRow are below."""
-        return self._rows.mixture.num_units
+        """Of an epoch: documents or pieces of long ones, or pairs. Their numbers in PackedRow are
+        below."""
+        return self._rows.num_units
 
     @property
     def num_truncated(self) -> int:
@@ -191,7 +193,7 @@ class EvalLoader:
     @property
     def num_units(self) -> int:
         """Of the data, read or not."""
-        return self._rows.mixture.num_units
+        return self._rows.num_units
 
     @property
     def padding_share(self) -> float:

@@ -98,19 +98,10 @@ class Mixture:
         units = slice(None) if self._units is None else self._units
         return self._lengths_UK[units].reshape(-1)
 
-    @property
-    def num_units(self) -> int:
-        """Of all sources, each counted once."""
-        return self._first[-1]
-
-    def unit(self, document: int) -> int:
-        """The number in the data of a document's unit: the same wherever the epoch repeats it."""
-        unit = document // self.documents_per_unit
-        return unit if self._units is None else int(self._units[unit])
-
     def locate(self, document: int) -> tuple[TokenCache, int]:
         """The cache a document of the epoch is in, and its number there."""
-        unit = self.unit(document)
+        unit = document // self.documents_per_unit
+        unit = unit if self._units is None else int(self._units[unit])
         source = bisect.bisect_right(self._first, unit) - 1
         first = (unit - self._first[source]) * self.documents_per_unit
         return self._caches[source], first + document % self.documents_per_unit

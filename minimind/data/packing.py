@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -107,9 +107,11 @@ def build_row(
     seq_len: int,
     pad_id: int,
     units: Sequence[int] = (),
+    meta: Mapping[str, Any] | None = None,
 ) -> PackedRow:
     """One row of `seq_len` tokens from (ids, is_target) of each piece; None: all are targets. The
-    first token of a piece is never predicted: nothing stands before it. `units`: PackedRow's."""
+    first token of a piece is never predicted: nothing stands before it. `units`, `meta`:
+    PackedRow's."""
     ids_T = np.full(seq_len, pad_id, dtype=np.int64)
     labels_T = np.full(seq_len, IGNORE_INDEX, dtype=np.int64)
     doc_T = np.full(seq_len, -1, dtype=np.int32)
@@ -134,6 +136,7 @@ def build_row(
         positions_T=positions_T,
         doc_T=doc_T,
         units_U=np.array(units, dtype=np.int64),
+        meta=meta or {},
     )
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from minimind.data.chat_encoding import ChatEncoder, Span
 from minimind.data.chat_format import BadChat, chat_spans, read_chat
+from minimind.data.collate import collate_units
+from minimind.data.formats import Format
 from minimind.data.jsonl import BadRow, missing_key
 from minimind.data.tokenizer import Tokenizer
 from minimind.types import PairSample, Row
@@ -40,3 +43,14 @@ def _read_sides(encoder: ChatEncoder, row: Row) -> list[list[Span]]:
     if sides[0] == sides[1]:
         raise BadChat('"chosen" and "rejected" are the same: there is no preference to learn')
     return sides
+
+
+PREFERENCE = Format(
+    name="preference",
+    version="1",
+    all_targets=False,
+    split_long=False,
+    read=preference_samples,
+    collate=partial(collate_units, documents_per_unit=2),
+    documents_per_unit=2,
+)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +18,6 @@ from minimind.data.sample_text import text_documents
 from minimind.data.tokenizer import Tokenizer
 from minimind.data.tokenizer_training import train_tokenizer
 from minimind.data.training_texts import read_training_texts
-from minimind.errors import ConfigError
 
 Split = Literal["train", "val"]
 MAX_SAMPLE_VOCAB = 2048
@@ -34,22 +35,35 @@ def _text_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
 SampleRows = Callable[[int], Iterator[tuple[dict[str, Any], list[str], bool]]]
 """From a seed endless (row, what must not be in both splits, whether it holds something held out).
 """
-SAMPLES: dict[str, tuple[SampleRows, dict[Split, int]]] = {
-    "text": (_text_rows, {"train": 2_400_000, "val": 100_000}),
-    "chat": (chat_rows, {"train": 1_800_000, "val": 50_000}),
-    "sentences": (sentence_rows, {"train": 600_000, "val": 30_000}),
-    "preference": (preference_rows, {"train": 300_000, "val": 50_000}),
-}
-"""By name, which is the rows' format but for `sentences`, of conversations: its rows, and how many
-bytes of them."""
 
 
-def write_sample(path: str | Path, name: str, split: Split, seed: int = 0) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleData:
+    """Rows that a stage trains on where no data is given."""
+
+    name: str
+    rows: SampleRows
+    train_bytes: int
+    val_bytes: int
+
+
+TEXT_DATA = SampleData(name="text", rows=_text_rows, train_bytes=2_400_000, val_bytes=100_000)
+CHAT_DATA = SampleData(name="chat", rows=chat_rows, train_bytes=1_800_000, val_bytes=50_000)
+SENTENCES_DATA = SampleData(
+    name="sentences", rows=sentence_rows, train_bytes=600_000, val_bytes=30_000
+)
+PREFERENCE_DATA = SampleData(
+    name="preference", rows=preference_rows, train_bytes=300_000, val_bytes=50_000
+)
+
+
+def write_sample(
+    path: str | Path, split: Split, data: SampleData = TEXT_DATA, seed: int = 0
+) -> None:
     """Writes rows of that sample, the same ones for the same seed."""
-    rows, num_bytes = SAMPLES[name]
-    left = num_bytes[split]
+    left = data.train_bytes if split == "train" else data.val_bytes
     with open(path, "w", encoding="utf-8", newline="\n") as file:
-        for row, keys, is_held_out in rows(seed):
+        for row, keys, is_held_out in data.rows(seed):
             is_val = is_held_out or any(_bucket(key) == 0 for key in keys)
             if is_val != (split == "val"):
                 continue
@@ -60,21 +74,20 @@ def write_sample(path: str | Path, name: str, split: Split, seed: int = 0) -> No
                 return
 
 
-def sample_data_path(split: Split, name: str = "text", cache_dir: str | Path | None = None) -> Path:
-    """The sample data as a file in the cache folder, written there if it is not yet. Raises
-    ConfigError where there is none of that name."""
-    if name not in SAMPLES:
-        raise ConfigError(f"there is no sample data named {name}: give --data")
+def sample_data_path(
+    split: Split, data: SampleData = TEXT_DATA, cache_dir: str | Path | None = None
+) -> Path:
+    """The sample data as a file in the cache folder, written there if it is not yet."""
     # Named by the generators' own source, so that a changed one never finds an old file.
     sources = [Path(str(module.__file__)) for module in _SOURCES]
-    sources.append(Path(__file__))
+    sources += [Path(__file__), Path(str(inspect.getsourcefile(data.rows)))]
     version = hashlib.blake2b(b"".join(p.read_bytes() for p in sources), digest_size=6).hexdigest()
     folder = Path(cache_dir or default_cache_dir()) / "sample"
-    path = folder / f"sample_{name}_{split}_{version}.jsonl"
+    path = folder / f"sample_{data.name}_{split}_{version}.jsonl"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        write_sample(temporary, name, split)
+        write_sample(temporary, split, data)
         os.replace(temporary, path)
     return path
 

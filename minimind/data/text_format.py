@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from minimind.data.collate import collate
+from minimind.data.formats import Format
 from minimind.data.jsonl import BadRow, json_type, missing_key
 from minimind.data.tokenizer import Tokenizer
 from minimind.types import Row, Sample
@@ -54,3 +56,8 @@ def surrogate_problem(text: str, what: str) -> str | None:
                 f"{error.start + 1}; it has no UTF-8 form"
             )
     return None
+
+
+TEXT = Format(
+    name="text", version="1", all_targets=True, split_long=True, read=text_samples, collate=collate
+)

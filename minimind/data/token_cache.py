@@ -2,7 +2,8 @@
 
 A cache folder holds `tokens.bin` (uint16, or uint32 for large vocabularies), `offsets.bin` (int64
 [documents + 1], where each document starts), `lines.bin` (int64 [documents]), `targets.bin` (one
-byte a token, only for formats where not every token is a target) and `meta.json`.
+byte a token, only for formats where not every token is a target), `meta_NAME.bin` for each column
+of the format (one number a unit; or UTF-8, with `meta_NAME_offsets.bin`) and `meta.json`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any, Literal
 import numpy as np
 
 from minimind.data.cache_folder import default_cache_dir, locked, remove_stale
-from minimind.data.formats import Format, get_format
+from minimind.data.formats import TEXT_COLUMN, Format
 from minimind.data.jsonl import MAX_LISTED, BadRow, JsonlFile, bad_rows_message, scan_jsonl
+from minimind.data.text_format import TEXT
 from minimind.data.token_writer import META_FILE, write_tokens
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError, DataError
@@ -31,12 +33,12 @@ LAYOUT_VERSION = 1
 class TokenCache:
     """The documents of one data file as tokens."""
 
-    def __init__(self, folder: Path, path: str, meta: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, path: str, format: Format, meta: dict[str, Any]) -> None:
         """Maps the files of a whole cache folder; `path` is the data file, for messages."""
         self.folder = folder
         self.path = path
         self.key: str = meta["key"]
-        self.format: Format = get_format(meta["format"])
+        self.format = format
         self.num_documents: int = meta["num_documents"]
         """Each `format.documents_per_unit` of them in turn are one row's."""
         self.num_tokens: int = meta["num_tokens"]
@@ -50,6 +52,16 @@ class TokenCache:
         self._targets = None
         if not self.format.all_targets:
             self._targets = _map(folder / "targets.bin", "bool", self.num_tokens)
+        num_units = self.num_documents // self.format.documents_per_unit
+        self._columns: dict[str, np.ndarray] = {}
+        self._text_offsets: dict[str, np.ndarray] = {}
+        for name, kind in self.format.columns.items():
+            path_of, is_text = folder / f"meta_{name}.bin", kind == TEXT_COLUMN
+            length = meta["text_columns"][name] if is_text else num_units
+            self._columns[name] = _map(path_of, "uint8" if is_text else kind, length)
+            if is_text:
+                ends = folder / f"meta_{name}_offsets.bin"
+                self._text_offsets[name] = _map(ends, "int64", num_units + 1)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -66,6 +78,16 @@ class TokenCache:
         """bool, aligned with `tokens`; None where every token is a target."""
         return None if self._targets is None else self._targets[self._range(document, start, stop)]
 
+    def meta(self, unit: int) -> dict[str, Any]:
+        """What a unit's row brings beside its text, by the names of the format's columns."""
+        return {name: self._value(name, unit) for name in self._columns}
+
+    def _value(self, name: str, unit: int) -> Any:
+        column, offsets = self._columns[name], self._text_offsets.get(name)
+        if offsets is None:
+            return column[unit]
+        return column[offsets[unit] : offsets[unit + 1]].tobytes().decode()
+
     def source(self, document: int) -> str:
         """`file:line` of a document."""
         return f"{self.path}:{self._lines[document]}"
@@ -79,7 +101,7 @@ class TokenCache:
 def build_token_cache(
     path: str | Path,
     tokenizer: Tokenizer,
-    format: str | Format = "text",
+    format: Format = TEXT,
     cache_dir: str | Path | None = None,
     on_bad_row: OnBadRow = "stop",
     progress: bool = False,
@@ -93,23 +115,21 @@ def build_token_cache(
     """
     if on_bad_row not in ("stop", "skip"):
         raise ConfigError(f"on_bad_row is {on_bad_row!r}; it must be stop or skip")
-    if isinstance(format, str):
-        format = get_format(format)
     file = scan_jsonl(path)
     key = _key(file, tokenizer, format)
     parent = Path(cache_dir or default_cache_dir()) / "tokens"
     folder = parent / key
-    cache = _open(folder, file.path)
+    cache = _open(folder, file.path, format)
     if cache is None:
         try:
             parent.mkdir(parents=True, exist_ok=True)
             with locked(parent / f"{key}.lock") as has_lock:
-                cache = _open(folder, file.path)
+                cache = _open(folder, file.path, format)
                 if cache is None:
                     if has_lock:
                         remove_stale(parent, held=key)
                     write_tokens(file, folder, key, tokenizer, format, on_bad_row, progress)
-                    cache = _open(folder, file.path)
+                    cache = _open(folder, file.path, format)
         except OSError as error:
             raise DataError(f"{parent}: the token cache cannot be written: {error}") from None
         if cache is None:
@@ -131,14 +151,16 @@ def _report_bad_rows(cache: TokenCache, on_bad_row: OnBadRow) -> None:
 def _key(file: JsonlFile, tokenizer: Tokenizer, format: Format) -> str:
     """Rows that are skipped are part of what was built, so on_bad_row is no part of the key."""
     parts = [LAYOUT_VERSION, file.digest, tokenizer.fingerprint, format.name, format.version]
+    if format.columns:
+        parts.append(sorted(format.columns.items()))
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
-def _open(folder: Path, path: str) -> TokenCache | None:
+def _open(folder: Path, path: str, format: Format) -> TokenCache | None:
     """The cache in `folder`, or None where there is none or a file of it is not whole."""
     try:
         meta = json.loads((folder / META_FILE).read_text("utf-8"))
-        return TokenCache(folder, path, meta)
+        return TokenCache(folder, path, format, meta)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError) as error:

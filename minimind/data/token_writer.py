@@ -8,18 +8,18 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
 from minimind.data.cache_folder import new_folder
-from minimind.data.formats import Format
+from minimind.data.formats import TEXT_COLUMN, Format
 from minimind.data.jsonl import BadRow, JsonlFile, bad_rows_message, read_rows
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
@@ -99,20 +99,27 @@ class _Writer:
 
     def open_files(self, folder: Path, stack: ExitStack) -> None:
         names = ["tokens", "offsets", "lines"] + ["targets"] * (not self._format.all_targets)
+        texts = [name for name, kind in self._format.columns.items() if kind == TEXT_COLUMN]
+        names += [f"meta_{name}" for name in self._format.columns]
+        names += [f"meta_{name}_offsets" for name in texts]
         paths = {name: folder / f"{name}.bin" for name in names}
         self._files = {name: stack.enter_context(path.open("wb")) for name, path in paths.items()}
-        self._write("offsets", np.zeros(1, dtype=np.int64))
+        for name in ("offsets", *(f"meta_{name}_offsets" for name in texts)):
+            self._write(name, np.zeros(1, dtype=np.int64))
+        self._text_ends = dict.fromkeys(texts, 0)
 
     def add(self, batch: _Batch, samples: list[_Read]) -> None:
         self._read_bytes = batch.end
         bad = batch.bad
         good: list[Sample] = []
+        metas: list[Mapping[str, Any]] = []
         lines: list[int] = []
         for row, sample in zip(batch.rows, samples, strict=True):
             if isinstance(sample, BadRow):
                 bad.append(sample)
             else:
                 good += sample.documents
+                metas.append(sample.meta)
                 lines += [row.line] * len(sample.documents)
         bad.sort(key=lambda row: row.line)
         self._num_bad += len(bad)
@@ -125,8 +132,20 @@ class _Writer:
         self._write("lines", np.array(lines, dtype=np.int64))
         if not self._format.all_targets:
             self._write("targets", np.concatenate([s.is_target for s in good]))
+        for name, kind in self._format.columns.items():
+            self._write_column(name, kind, [meta[name] for meta in metas])
         self._num_documents += len(good)
         self._num_tokens = int(ends[-1])
+
+    def _write_column(self, name: str, kind: str, values: list[Any]) -> None:
+        if kind != TEXT_COLUMN:
+            self._write(f"meta_{name}", np.array(values, dtype=kind))
+            return
+        texts = [value.encode() for value in values]
+        ends = self._text_ends[name] + np.cumsum([len(text) for text in texts], dtype=np.int64)
+        self._files[f"meta_{name}"].write(b"".join(texts))
+        self._write(f"meta_{name}_offsets", ends)
+        self._text_ends[name] = int(ends[-1])
 
     def check_usable(self, on_bad_row: str) -> None:
         if self._num_bad and (on_bad_row == "stop" or not self._num_documents):
@@ -142,6 +161,7 @@ class _Writer:
             "path": self._file.path,
             "format": self._format.name,
             "dtype": self._dtype,
+            "text_columns": self._text_ends,
             "num_documents": self._num_documents,
             "num_tokens": self._num_tokens,
             "text_bytes": self._file.size,

@@ -64,9 +64,9 @@ def _import_deepspeed() -> Any:
 class DeepSpeedEngine:
     """Trains `module`. Call it as the stage's policy: `engine(batch, head=…)`.
 
-    One optimizer step is `start_step(counts)`, then `backward(loss)` for each micro-batch, then
-    `step(learning_rates)`. The gradient is that of the sum of all losses over the sum of all
-    counts, over every rank and micro-batch of the step.
+    One optimizer step is `start_step(total_count)`, then `backward(loss, count)` for each
+    micro-batch, then `step(learning_rate)`. The gradient is that of the sum of all losses over the
+    sum of all counts, over every rank and micro-batch of the step.
     """
 
     def __init__(
@@ -175,18 +175,19 @@ class DeepSpeedEngine:
             dist.barrier()
 
     def start_step(self, total_count: Tensor) -> None:
-        """`total_count`: fp32 scalar on the device, what the step's LossSums count over all ranks
-        and micro-batches, known before the first backward."""
+        """`total_count`: fp32 scalar on the device, the counts of all of the step's micro-batches
+        over all ranks, known before the first backward."""
         # DeepSpeed averages gradients over the ranks. At stage 0 it divides them by fp16's loss
         # scale, too, but does not multiply the loss.
         loss_scale = self.loss_scale if self.zero_stage == 0 else 1.0
         self._scale = self.ranks.world_size * loss_scale / total_count.clamp(min=1.0)
         self._micro_batches = 0
 
-    def backward(self, loss: LossSum) -> None:
+    def backward(self, loss: LossSum, count: int) -> None:
+        """`count`: of the loss's micro-batch."""
         self._micro_batches += 1
         self._engine.set_gradient_accumulation_boundary(self._micro_batches == self._accumulation)
-        self._engine.backward(loss.objective * self._scale, scale_wrt_gas=False)
+        self._engine.backward(loss.objective(count) * self._scale, scale_wrt_gas=False)
         if self._micro_batches < self._accumulation:
             self._engine.step()
 

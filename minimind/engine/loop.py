@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import Generic
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minimind.config.recipe import Recipe
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
+from minimind.engine.events import Events, RunState
 from minimind.engine.interrupts import Interrupts
-from minimind.engine.progress import Progress
 from minimind.engine.routers import RouterWatch
-from minimind.engine.stage import BatchT, Loader, Stage
+from minimind.engine.stage import InT, Loader, OutT, Stage
 from minimind.errors import TrainingError
 from minimind.runtime.memory import PeakMemory, freeze_objects
 from minimind.runtime.seeds import seed_micro_batch
@@ -26,26 +26,6 @@ from minimind.types import StepStats
 
 _ROWS_NAMED = 20
 """Documents named at most when a loss is not finite."""
-
-
-@dataclass(slots=True)
-class RunState:
-    """What a checkpoint keeps besides weights and optimizer. All else follows from the step."""
-
-    step: int = 0
-    tokens: int = 0
-    best_val_loss: float = math.inf
-
-
-@dataclass(frozen=True, slots=True)
-class Events:
-    """What happens around the steps. `record` runs on rank 0, the others on every rank."""
-
-    record: Callable[[StepStats, float | None], None]
-    """(what the step did, the validation loss after it where there was one)."""
-    save: Callable[[RunState, bool], None]
-    """(where the run is, whether its validation loss is the best so far)."""
-    sample: Callable[[nn.Module, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +47,27 @@ class _Pending:
 
 
 @dataclass(slots=True)
-class Loop(Generic[BatchT]):
+class Loop(Generic[InT, OutT]):
     """Trains `stage` from state.step to `total_steps`."""
 
-    stage: Stage[BatchT]
+    stage: Stage[InT, OutT]
     engine: DeepSpeedEngine
-    loader: Loader[BatchT]
+    loader: Loader[InT]
     recipe: Recipe
     learning_rate: Callable[[int], float] | None
     """By optimizer step; None where the DeepSpeed JSON has a scheduler."""
     total_steps: int
-    events: Events
-    progress: Progress
-    eval_data: Iterable[BatchT] | None = None
+    eval_data: Iterable[InT] | None = None
     """Validation batches: as many on every rank."""
     state: RunState = field(default_factory=RunState)
+    events: Events = field(default_factory=Events)
     memory: PeakMemory = field(init=False)
     routers: RouterWatch = field(init=False)
+    newest: StepStats | None = None
+    """What the last step did whose numbers have come from the device."""
+    _interrupts: Interrupts = field(default_factory=Interrupts)
     _pending: deque[_Pending] = field(default_factory=deque)
-    _unrecorded: StepStats | None = None
+    _is_recorded: bool = True
     _interrupted: bool = False
     _clock: float = 0.0
 
@@ -96,29 +78,37 @@ class Loop(Generic[BatchT]):
     def run(self) -> bool:
         """True when all steps are done, False when interrupted; saved either way. A loss or
         gradient that is not finite raises TrainingError and leaves the last checkpoint alone."""
-        self.engine.train()
-        freeze_objects()
-        self._clock = time.perf_counter()
-        with Interrupts() as interrupts:  # the other signal does not disturb the last save either
-            saved_at = self._run_steps(interrupts)
-            self._read_pending(keep=0)
+        self.start()
+        with self._interrupts:  # the other signal does not disturb the last save either
+            saved_at = self._run_steps()
+            self.wait()
             self._record()
             if self._interrupted and saved_at != self.state.step:
                 self._save(is_best=False, or_go_on=False)
         return not self._interrupted
 
-    def _run_steps(self, interrupts: Interrupts) -> int:
+    def start(self) -> None:
+        """Comes before the first step."""
+        self.engine.train()
+        freeze_objects()
+        self._clock = time.perf_counter()
+
+    def read(self) -> Iterator[list[InT]]:
+        """Reads this rank's micro-batches of the steps that are left, ahead in the background."""
+        on_gpu = self.engine.device.type == "cuda"
+        return self.loader.read(self.state.step, self.total_steps, pin=on_gpu)
+
+    def _run_steps(self) -> int:
         """The step of the last checkpoint."""
         saved_at = self.state.step if self.state.step else -1
-        on_gpu = self.engine.device.type == "cuda"
-        steps = self.loader.read(self.state.step, self.total_steps, pin=on_gpu)
+        steps = self.read()
         # The second step is the one measured: lazy initialisation is over.
         measured = min(self.state.step + 1, self.total_steps - 1)
         with contextlib.closing(steps):  # type: ignore[type-var]
             for micro_batches in steps:
                 with self._measuring(self.state.step == measured):
-                    self._take_steps(micro_batches, interrupts)
-                self._read_pending(keep=1 if on_gpu else 0)
+                    self.step(micro_batches)
+                self.read_back()
                 if self._interrupted:
                     break
                 evaluates = self.eval_data is not None and self._due(self.recipe.eval_every)
@@ -140,24 +130,33 @@ class Loop(Generic[BatchT]):
         with self.memory.measured() if wanted else contextlib.nullcontext():
             yield
 
-    def _take_steps(self, micro_batches: list[BatchT], interrupts: Interrupts) -> None:
+    def step(self, micro_batches: list[InT]) -> None:
+        """Takes the optimizer step that this rank's micro-batches are for, or the several that the
+        stage prepares from them. Its numbers are read by `read_back`."""
         loader_step = self.state.step
         moved = [batch.to(self.engine.device) for batch in micro_batches]
         for prepared in self.stage.prepare(self.engine, moved):
-            self._take_step(prepared, loader_step, interrupts)
+            self._take_step(prepared, loader_step)
             if self._interrupted:
                 return
 
-    def _take_step(
-        self, micro_batches: Sequence[BatchT], loader_step: int, interrupts: Interrupts
-    ) -> None:
+    def read_back(self) -> None:
+        """Takes in the numbers of the steps taken but, on a GPU, those of the last one, which it is
+        still busy with."""
+        self._read_pending(keep=1 if self.engine.device.type == "cuda" else 0)
+
+    def wait(self) -> None:
+        """Waits for the numbers of all steps taken."""
+        self._read_pending(keep=0)
+
+    def _take_step(self, micro_batches: Sequence[OutT], loader_step: int) -> None:
         """One optimizer step. An interrupt gives it up before its update, so that what is saved
         is the state after the step before."""
         engine, step = self.engine, self.state.step
         mine = [
-            float(sum(self.stage.count(batch) for batch in micro_batches)),
+            float(sum(batch.count for batch in micro_batches)),
             float(sum(batch.num_tokens for batch in micro_batches)),
-            float(interrupts.requested),
+            float(self._interrupts.requested),
         ]
         counts = torch.tensor(mine, dtype=torch.float64).to(engine.device, non_blocking=True)
         counts = engine.sum_over_ranks(counts)
@@ -167,14 +166,14 @@ class Loop(Generic[BatchT]):
         sums = counts.new_zeros(1 + len(self.stage.metric_names))
         for index, batch in enumerate(micro_batches):
             # A step on a CPU may outlast the launcher's patience, and asking there costs nothing.
-            if engine.device.type == "cpu" and engine.any_rank(interrupts.requested):
+            if engine.device.type == "cpu" and engine.any_rank(self._interrupts.requested):
                 self._interrupted = True
                 return
             place = index * engine.ranks.world_size + engine.ranks.rank
             seed_micro_batch(self.recipe.seed, step, place)
             loss = self.stage.loss(engine, batch)
-            engine.backward(loss)
-            self.routers.add(loss)
+            engine.backward(loss, batch.count)
+            self.routers.add(loss, batch.count)
             losses.append(loss.total.detach())
             sums += torch.stack(
                 [losses[-1], *(loss.metrics[name] for name in self.stage.metric_names)]
@@ -223,14 +222,14 @@ class Loop(Generic[BatchT]):
                 diagnostics=routed.diagnostics,
                 expert_load=routed.expert_load,
             )
-            self.progress.update(stats, seconds)
-            self._unrecorded = stats
+            self.events.update(stats, seconds)
+            self.newest, self._is_recorded = stats, False
 
     def _record(self, val_loss: float | None = None) -> None:
         """Writes down the newest step, once it is known whether a validation follows it."""
-        if self._unrecorded is not None and self.engine.ranks.is_main:
-            self.events.record(self._unrecorded, val_loss)
-        self._unrecorded = None
+        if self.newest and not self._is_recorded and self.engine.ranks.is_main:
+            self.events.record(self.newest, val_loss)
+        self._is_recorded = True
 
     def _check_finite(
         self, pending: _Pending, loss: float, grad_norm: float, losses: Sequence[float]
@@ -239,7 +238,7 @@ class Loop(Generic[BatchT]):
             return
         if math.isfinite(loss) and self.engine.precision == "fp16":  # its loss scaling's business
             said = "step %d: skipped, its gradient overflowed; the loss scale is now %g"
-            self.progress.say(said, pending.step, self.engine.loss_scale)
+            self.events.say(said, pending.step, self.engine.loss_scale)
             return
         bad = [micro for micro, value in enumerate(losses) if not math.isfinite(value)]
         if math.isfinite(loss):  # the gradient alone: it may come from any of them
@@ -260,20 +259,20 @@ class Loop(Generic[BatchT]):
     def _evaluate(self) -> bool:
         """Records the validation loss; whether it is the best so far."""
         assert self.eval_data is not None
-        self._read_pending(keep=0)
+        self.wait()
         engine = self.engine
         engine.train(False)
         sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
         for batch in self.eval_data:
-            loss = self.stage.loss(engine, batch.to(engine.device))
-            sums += torch.stack([loss.total.double(), sums.new_tensor(loss.count)])
+            loss = self.stage.evaluate(engine, batch.to(engine.device))
+            sums += torch.stack([loss.total.double(), sums.new_tensor(batch.count)])
         total, count = engine.sum_over_ranks(sums).tolist()
         engine.train()
         if not count:
             raise TrainingError("the validation data holds no target")
         val_loss = total / count
         self._record(val_loss)
-        self.progress.say("step %d: validation loss %.4f", self.state.step, val_loss)
+        self.events.say("step %d: validation loss %.4f", self.state.step, val_loss)
         is_best = val_loss < self.state.best_val_loss
         if is_best:  # min() would keep a NaN for good
             self.state.best_val_loss = val_loss
@@ -283,14 +282,14 @@ class Loop(Generic[BatchT]):
     def _save(self, is_best: bool, or_go_on: bool) -> int:
         """The step now on disk. A disk that is full now may not be at the next save: where steps
         remain the run goes on without this checkpoint, and says so."""
-        self._read_pending(keep=0)
+        self.wait()
         self._record()
         try:
             self.events.save(self.state, is_best)
         except TrainingError as error:
             if not or_go_on:
                 raise
-            self.progress.say("%s; training goes on", error)
+            self.events.say("%s; training goes on", error)
             return -1
         finally:
             self._clock = time.perf_counter()

@@ -80,10 +80,10 @@ class RouterWatch:
             self._sums[1] += load.dropped
             self._sums[2:] += load.tokens_LE.flatten()
 
-    def add(self, loss: LossSum) -> None:
-        """One micro-batch's loss, after its backward."""
+    def add(self, loss: LossSum, count: int) -> None:
+        """Takes in one micro-batch's loss, after its backward."""
         if self.size and loss.aux_loss is not None:
-            self._sums[0] += loss.aux_loss.detach() * loss.count
+            self._sums[0] += loss.aux_loss.detach() * count
 
     def take(self, engine: DeepSpeedEngine) -> Tensor:
         """The step's numbers over all ranks, fp64 [size] on the device; starts anew."""

@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe
+from minimind.data.formats import Format
+from minimind.data.sample_files import SampleData
 from minimind.data.tokenizer import Tokenizer
 from minimind.types import Batch, HeadFn, LossSum, ModelOutput
 
+if TYPE_CHECKING:
+    from minimind.engine.deepspeed_engine import DeepSpeedEngine
+
 BatchT = TypeVar("BatchT", bound=Batch)
+InT = TypeVar("InT", bound=Batch)
+"""The batches that the loader gives."""
+OutT = TypeVar("OutT", bound=Batch)
+"""The batches that the loss takes: the loader's, unless `Stage.prepare` makes others of them."""
 
 
 class Policy(Protocol):
@@ -81,16 +90,19 @@ class Loader(Protocol[BatchT]):
         ...
 
 
-class Stage(Protocol[BatchT]):
-    """A training objective. The loop owns time, the engine memory, the stage meaning."""
+class Stage(Protocol[InT, OutT]):
+    """A training objective. The loop owns time, the engine memory, the stage meaning.
+
+    What its loss counts (targets, pairs, answers) is its batches' `count`, and nothing else's.
+    """
 
     name: ClassVar[str]
     recipe_type: ClassVar[type[Recipe]]
     needs_checkpoint: ClassVar[bool]
     """Whether it starts from trained weights."""
-    data_format: ClassVar[str]
-    sample_data: ClassVar[str]
-    """The project's own data that it takes without --data (data/sample_files.py)."""
+    data_format: ClassVar[Format]
+    sample_data: ClassVar[SampleData]
+    """The project's own data that it takes without --data."""
     metric_names: ClassVar[tuple[str, ...]]
     """What its LossSums carry besides the loss; columns of metrics.csv."""
 
@@ -98,14 +110,16 @@ class Stage(Protocol[BatchT]):
 
     def build_models(self, context: BuildContext) -> StageModels: ...
 
-    def count(self, batch: BatchT) -> int:
-        """What `loss` will count in this micro-batch; known before any forward."""
-        ...
+    def prepare(self, engine: DeepSpeedEngine, micro_batches: list[InT]) -> Iterable[list[OutT]]:
+        """Yields the micro-batches of each optimizer step to take: those of the loader themselves,
+        or what is made of them (rollouts x epochs, a baseline beside each). All ranks call it."""
+        yield cast(list[OutT], micro_batches)
 
-    def prepare(self, policy: Policy, micro_batches: list[BatchT]) -> Iterable[list[BatchT]]:
-        """The micro-batches of each optimizer step to take: themselves, or rollouts x epochs."""
-        ...
-
-    def loss(self, policy: Policy, batch: BatchT) -> LossSum:
+    def loss(self, policy: Policy, batch: OutT) -> LossSum:
         """Calls policy(batch, head=…): the engine, never the module in it."""
         ...
+
+    def evaluate(self, policy: Policy, batch: InT) -> LossSum:
+        """Computes what validation reports of a batch of the loader's: the loss, unless a stage
+        says otherwise. Runs without gradient and with the policy in eval mode."""
+        return self.loss(policy, cast(OutT, batch))

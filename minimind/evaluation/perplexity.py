@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from minimind.data.formats import get_format
+from minimind.data.chat_format import CHAT
 from minimind.data.loader import EvalLoader, WeightedSource
+from minimind.data.text_format import TEXT
 from minimind.data.token_cache import OnBadRow, build_token_cache
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
@@ -39,6 +40,10 @@ class Perplexity:
         return asdict(self)
 
 
+FORMATS = {data_format.name: data_format for data_format in (TEXT, CHAT)}
+"""What can be measured."""
+
+
 def measure_perplexity(
     model: Transformer,
     tokenizer: Tokenizer,
@@ -53,7 +58,7 @@ def measure_perplexity(
     """Over the targets of every document (`max_rows` above 0: of a random part of the packed rows).
     Raises DataError where the file cannot be used or holds no target."""
     cache = build_token_cache(
-        path, tokenizer, get_format(format), on_bad_row=on_bad_row, progress=progress
+        path, tokenizer, FORMATS[format], on_bad_row=on_bad_row, progress=progress
     )
     loader = EvalLoader(
         [WeightedSource(cache)],

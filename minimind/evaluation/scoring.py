@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minimind.data.batching import collate
+from minimind.data.collate import collate
 from minimind.data.packing import build_row, plan_packing
 from minimind.errors import DataError
 from minimind.model.transformer import Transformer

@@ -9,6 +9,6 @@ from minimind.stages.lora import Lora
 from minimind.stages.pretrain import Pretrain
 from minimind.stages.sft import SFT
 
-STAGES: dict[str, type[Stage[Any]]] = {
+STAGES: dict[str, type[Stage[Any, Any]]] = {
     stage.name: stage for stage in (Pretrain, SFT, Lora, DPO, Distill)
 }

@@ -107,7 +107,6 @@ class Distill(SFT):
         output = policy(batch, head=head)
         return LossSum(
             total=output.per_token.sum(),
-            count=batch.num_targets,
             aux_loss=None if output.aux_loss is None else alpha * output.aux_loss,
             metrics=sums,
         )

@@ -3,7 +3,7 @@ compared with the model the run starts from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from minimind.config.recipe import Recipe, option
-from minimind.engine.stage import BuildContext, Policy, StageModels
+from minimind.data.formats import Format
+from minimind.data.preference_format import PREFERENCE
+from minimind.data.sample_files import PREFERENCE_DATA, SampleData
+from minimind.engine.stage import BuildContext, Policy, Stage, StageModels
 from minimind.errors import ConfigError
-from minimind.model.adapter_folder import fingerprint
 from minimind.stages.pretrain import Pretrain
-from minimind.stages.reference import load_reference, pair_log_probs
-from minimind.types import LossSum, PairBatch
+from minimind.stages.reference import Reference, document_log_probs
+from minimind.types import LossSum, UnitBatch
 
 WITH_REFERENCE = ("dpo", "ipo")
 LOSS_TYPES = (*WITH_REFERENCE, "orpo", "simpo")
@@ -55,7 +57,7 @@ class DPORecipe(Recipe):
             raise ConfigError(f"label_smoothing is for loss_type dpo, not {self.loss_type}")
 
 
-class DPO:
+class DPO(Stage[UnitBatch, UnitBatch]):
     """Chosen and rejected of all pairs of a batch in one packed forward.
 
     With log p the sum over an answer's targets, reward = β·(log π - log ref), and margin the chosen
@@ -69,8 +71,8 @@ class DPO:
     name: ClassVar[str] = "dpo"
     recipe_type: ClassVar[type[Recipe]] = DPORecipe
     needs_checkpoint: ClassVar[bool] = True
-    data_format: ClassVar[str] = "preference"
-    sample_data: ClassVar[str] = "preference"
+    data_format: ClassVar[Format] = PREFERENCE
+    sample_data: ClassVar[SampleData] = PREFERENCE_DATA
     metric_names: ClassVar[tuple[str, ...]] = (
         "reward_margin",
         "reward_accuracy",
@@ -81,8 +83,8 @@ class DPO:
     def __init__(self, recipe: DPORecipe) -> None:
         self.recipe = recipe
         self.means = recipe.length_mean or recipe.loss_type not in WITH_REFERENCE
-        self.reference: Tensor | None = None
-        """[pairs, 2]: log-probability sums of each pair's chosen and rejected, by its number."""
+        self.reference: Reference | None = None
+        """What the weights the run starts from give to each pair's chosen and rejected answer."""
 
     def build_models(self, context: BuildContext) -> StageModels:
         """Raises ConfigError where there are no weights to take as the reference."""
@@ -94,33 +96,26 @@ class DPO:
                     "none has none: give a checkpoint (of --stage sft), or --set loss_type=simpo "
                     "or orpo, which compare with nothing"
                 )
-            reference = fingerprint(context.weights_folder)
-            self.reference = load_reference(context, reference)
+            self.reference = Reference.load(context, lambda p, b: document_log_probs(p, b)[0])
+            reference = self.reference.fingerprint
         models = Pretrain(self.recipe).build_models(context)
         return replace(models, helpers_fingerprint=reference)
 
-    def count(self, batch: PairBatch) -> int:
-        return batch.num_pairs
-
-    def prepare(self, policy: Policy, micro_batches: list[PairBatch]) -> Iterable[list[PairBatch]]:
-        yield micro_batches
-
-    def loss(self, policy: Policy, batch: PairBatch) -> LossSum:
-        log_probs_P2, counts_P2, aux_loss = pair_log_probs(policy, batch)
+    def loss(self, policy: Policy, batch: UnitBatch) -> LossSum:
+        log_probs_P2, counts_P2, aux_loss = document_log_probs(policy, batch)
         scale_P2 = counts_P2.clamp(min=1) if self.means else torch.ones_like(counts_P2)
         log_probs_P2 = log_probs_P2 / scale_P2
         rewards_P2 = self.recipe.beta * log_probs_P2
         if self.reference is not None:
-            reference_P2 = self.reference[batch.pair_ids_P.clamp(min=0)] / scale_P2
+            reference_P2 = self.reference.of(batch) / scale_P2
             rewards_P2 = self.recipe.beta * (log_probs_P2 - reference_P2)
         margin_P = rewards_P2[:, 0] - rewards_P2[:, 1]
-        is_pair_P = batch.pair_ids_P >= 0
+        is_pair_P = batch.unit_ids_P >= 0
         loss_P = torch.where(is_pair_P, self._pair_loss(margin_P, log_probs_P2), 0.0)
         logged_4P = torch.stack([margin_P, (margin_P > 0).float(), *log_probs_P2.unbind(1)])
         sums = torch.where(is_pair_P, logged_4P.detach(), 0.0).sum(1)
         return LossSum(
             total=loss_P.sum(),
-            count=batch.num_pairs,
             aux_loss=aux_loss,
             metrics=dict(zip(self.metric_names, sums, strict=True)),
         )

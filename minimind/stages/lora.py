@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe, check_patterns, option, option_table
+from minimind.data.sample_files import SENTENCES_DATA, SampleData
 from minimind.engine.checkpoint import LATEST
 from minimind.engine.stage import BuildContext, StageModels
 from minimind.errors import CheckpointError, ConfigError
@@ -125,7 +126,7 @@ class Lora(SFT):
     in and without masters, the adapters trained. Checkpoints hold the adapters alone."""
 
     name: ClassVar[str] = "lora"
-    sample_data: ClassVar[str] = "sentences"
+    sample_data: ClassVar[SampleData] = SENTENCES_DATA
     recipe_type: ClassVar[type[Recipe]] = LoraRecipe
 
     def build_models(self, context: BuildContext) -> StageModels:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +10,10 @@ import minimind_kernels as K
 from torch import Tensor
 
 from minimind.config.recipe import Recipe
-from minimind.engine.stage import BuildContext, Policy, StageModels
+from minimind.data.formats import Format
+from minimind.data.sample_files import TEXT_DATA, SampleData
+from minimind.data.text_format import TEXT
+from minimind.engine.stage import BuildContext, Policy, Stage, StageModels
 from minimind.model.transformer import Transformer
 from minimind.types import Batch, LossSum
 
@@ -22,14 +25,14 @@ class PretrainRecipe(Recipe):
     learning_rates: ClassVar[Mapping[str, float]] = {"": 5e-4, "tiny": 3e-3}
 
 
-class Pretrain:
+class Pretrain(Stage[Batch, Batch]):
     """Cross-entropy of the next token, summed over the targets."""
 
     name: ClassVar[str] = "pretrain"
     recipe_type: ClassVar[type[Recipe]] = PretrainRecipe
     needs_checkpoint: ClassVar[bool] = False
-    data_format: ClassVar[str] = "text"
-    sample_data: ClassVar[str] = "text"
+    data_format: ClassVar[Format] = TEXT
+    sample_data: ClassVar[SampleData] = TEXT_DATA
     metric_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, recipe: Recipe) -> None:
@@ -44,12 +47,6 @@ class Pretrain:
             policy.load_named(context.weights)
         return StageModels(policy=policy)
 
-    def count(self, batch: Batch) -> int:
-        return batch.num_targets
-
-    def prepare(self, policy: Policy, micro_batches: list[Batch]) -> Iterable[list[Batch]]:
-        yield micro_batches
-
     def loss(self, policy: Policy, batch: Batch) -> LossSum:
         labels_M = batch.labels_BT.flatten()
 
@@ -57,6 +54,4 @@ class Pretrain:
             return K.linear_cross_entropy(hidden_MD, weight_VD, labels_M, uniform_grad=True)
 
         output = policy(batch, head=head)
-        return LossSum(
-            total=output.per_token.sum(), count=batch.num_targets, aux_loss=output.aux_loss
-        )
+        return LossSum(total=output.per_token.sum(), aux_loss=output.aux_loss)

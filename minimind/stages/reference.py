@@ -1,4 +1,4 @@
-"""What the weights a run starts from think of its pairs: computed once, kept on disk."""
+"""What the weights a run starts from give to its pairs or answers: computed once, kept on disk."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -22,19 +23,22 @@ from minimind.data.cache_folder import default_cache_dir, locked, new_folder, re
 from minimind.data.prefetch import prefetched
 from minimind.engine.stage import BuildContext, Policy
 from minimind.errors import DataError
-from minimind.model.adapter_folder import load_model_folder
+from minimind.model.adapter_folder import fingerprint, load_model_folder
 from minimind.model.transformer import Transformer
-from minimind.types import IGNORE_INDEX, PairBatch
+from minimind.types import IGNORE_INDEX, UnitBatch
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Part of the cache key: raise it with every change of what is computed."""
 _FILE = "log_probs.npy"
 
+Measure = Callable[[Policy, Any], Tensor]
+"""(model, batch of units) -> fp32 [P, C]: what is kept of each unit; anything in a free place."""
 
-class PairData(Protocol):
-    """What the loaders of training and validation pairs have."""
+
+class UnitData(Protocol):
+    """What the loaders of training and validation units have."""
 
     micro_batch: int
 
@@ -47,12 +51,12 @@ class PairData(Protocol):
     @property
     def num_units(self) -> int: ...
 
-    def all_batches(self) -> Iterator[PairBatch]: ...
+    def all_batches(self) -> Iterator[UnitBatch]: ...
 
 
-def pair_log_probs(policy: Policy, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(sums_P2, counts_P2, the model's own loss): the log-probabilities of the targets of each
-    pair's chosen and rejected document summed, fp32, and how many there are; 0 in a free place."""
+def document_log_probs(policy: Policy, batch: UnitBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gives (sums_PK, counts_PK, the model's own loss): the log-probabilities of the targets of
+    each unit's K documents summed, fp32, and how many there are; 0 in a free place."""
     labels_M = batch.labels_BT.flatten()
 
     def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
@@ -61,36 +65,54 @@ def pair_log_probs(policy: Policy, batch: PairBatch) -> tuple[Tensor, Tensor, Te
     output = policy(batch, head=head)
     # On a GPU index_add's order changes from run to run: in fp64 that does not reach fp32's digits.
     of_both_M2 = torch.stack([output.per_token.double(), (labels_M != IGNORE_INDEX).double()], 1)
-    num_documents = 2 * len(batch.pair_ids_P)
+    num_documents = batch.documents_per_unit * len(batch.unit_ids_P)
     sums_X2 = of_both_M2.new_zeros(num_documents + 1, 2).index_add(0, batch.doc_M, of_both_M2)
-    sums_P2, counts_P2 = sums_X2[:num_documents].float().view(-1, 2, 2).unbind(-1)
-    return sums_P2, counts_P2, output.aux_loss
+    by_unit_PK2 = sums_X2[:num_documents].float().view(-1, batch.documents_per_unit, 2)
+    sums_PK, counts_PK = by_unit_PK2.unbind(-1)
+    return sums_PK, counts_PK, output.aux_loss
 
 
-def load_reference(context: BuildContext, weights_fingerprint: str) -> Tensor:
-    """[pairs, 2] fp32 on the context's device: `pair_log_probs` of each pair by its number in the
-    data, validation pairs behind the training ones; NaN for those that are not read.
-    `weights_fingerprint`: of the context's weights folder.
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What the weights that a run starts from give to each unit of its data."""
 
-    The model is loaded only where the cache lacks something, and dropped. Of several processes on
-    one machine one computes, the others wait and read. Raises DataError where nothing can be
-    written.
-    """
-    model: list[Transformer] = []
+    values: Tensor
+    """fp32 [units, C] on the run's device, by the unit's number in the epoch, those of validation
+    behind those of training; NaN for a unit that is not read."""
+    fingerprint: str
+    """Of the weights."""
 
-    def frozen() -> Transformer:
-        if not model:
-            model.append(_load_frozen(context))
-        return model[0]
+    @classmethod
+    def load(cls, context: BuildContext, measure: Measure, version: str = "") -> Reference:
+        """Computes `measure` of every unit under the context's weights folder, or reads what an
+        earlier run computed. `version`: part of the cache key, for a measure that changes.
 
-    weights = [weights_fingerprint, context.config.to_dict()]
-    training = cast(PairData, context.loader)
-    tables = [_load_table(context, weights, frozen, training, first_pair=0)]
-    if context.eval_data is not None:
-        validation = cast(PairData, context.eval_data)
-        first_pair = training.num_units
-        tables.append(_load_table(context, weights, frozen, validation, first_pair))
-    return torch.from_numpy(np.concatenate(tables)).to(context.device)
+        The model is loaded only where the cache lacks something, and dropped. Of several processes
+        on one machine one computes, the others wait and read. Raises DataError where nothing can
+        be written.
+        """
+        assert context.weights_folder is not None
+        model: list[Transformer] = []
+
+        def frozen() -> Transformer:
+            if not model:
+                model.append(_load_frozen(context))
+            return model[0]
+
+        weights = fingerprint(context.weights_folder)
+        key = [VERSION, version, weights, context.config.to_dict()]
+        training = cast(UnitData, context.loader)
+        tables = [_load_table(context, key, frozen, measure, training, first_unit=0)]
+        if context.eval_data is not None:
+            validation = cast(UnitData, context.eval_data)
+            first_unit = training.num_units
+            tables.append(_load_table(context, key, frozen, measure, validation, first_unit))
+        values = torch.from_numpy(np.concatenate(tables)).to(context.device)
+        return cls(values=values, fingerprint=weights)
+
+    def of(self, batch: UnitBatch) -> Tensor:
+        """Gives the batch's units' values, fp32 [P, C]; anything in a free place."""
+        return self.values[batch.unit_ids_P.clamp(min=0)]
 
 
 def _load_frozen(context: BuildContext) -> Transformer:
@@ -104,12 +126,13 @@ def _load_table(
     context: BuildContext,
     weights: list[Any],
     frozen: Callable[[], Transformer],
-    data: PairData,
-    first_pair: int,
+    measure: Measure,
+    data: UnitData,
+    first_unit: int,
 ) -> np.ndarray:
     # A 16-bit forward rounds by what shares its batch: the policy's must be the very same one.
     computed = [str(context.dtype), context.device.type, data.micro_batch]
-    parts = json.dumps([VERSION, weights, computed, data.fingerprint])
+    parts = json.dumps([weights, computed, data.fingerprint])
     key = hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
     parent = default_cache_dir() / "reference"
     try:
@@ -119,7 +142,7 @@ def _load_table(
             if table is None:
                 if has_lock:
                     remove_stale(parent, held=key)
-                table = _compute(frozen(), context.device, data, first_pair)
+                table = _compute(frozen(), measure, context.device, data, first_unit)
                 shutil.rmtree(parent / key, ignore_errors=True)
                 with new_folder(parent / key) as folder:
                     np.save(folder / _FILE, table)
@@ -131,7 +154,7 @@ def _load_table(
     return table
 
 
-def _read(folder: Path, num_pairs: int) -> np.ndarray | None:
+def _read(folder: Path, num_units: int) -> np.ndarray | None:
     """None where there is no table, or none that is whole."""
     try:
         table = np.load(folder / _FILE)
@@ -140,32 +163,39 @@ def _read(folder: Path, num_pairs: int) -> np.ndarray | None:
     except (OSError, ValueError, EOFError) as error:
         logger.warning("%s cannot be read and is computed again: %s", folder / _FILE, error)
         return None
-    return table if table.shape == (num_pairs, 2) and table.dtype == np.float32 else None
+    is_whole = table.ndim == 2 and len(table) == num_units and table.dtype == np.float32
+    return table if is_whole else None
 
 
 @torch.no_grad()
 def _compute(
-    model: Transformer, device: torch.device, data: PairData, first_pair: int
+    model: Transformer, measure: Measure, device: torch.device, data: UnitData, first_unit: int
 ) -> np.ndarray:
     began = time.perf_counter()
-    # The last row takes what stands in free places.
-    table = torch.full((data.num_units + 1, 2), torch.nan, device=device)
+    table, unit = None, ""
     with tqdm(
         total=data.num_rows, desc="reference", unit="row", file=sys.stderr, disable=None
     ) as bar:
         for batch in prefetched(data.all_batches(), ahead=2):
             batch = batch.to(device)
-            sums_P2, _, _ = pair_log_probs(model, batch)
-            free_P = batch.pair_ids_P < 0
-            places_P = torch.where(free_P, data.num_units, batch.pair_ids_P - first_pair)
-            # A pair that comes again keeps what its first batch gave.
-            known_P2 = table[places_P]
-            table[places_P] = torch.where(known_P2.isnan(), sums_P2, known_P2)
+            found_PC = measure(model, batch)
+            if table is None:
+                # The last row takes what stands in free places.
+                shape = (data.num_units + 1, found_PC.shape[1])
+                table = torch.full(shape, torch.nan, device=device)
+                unit = "pairs" if batch.documents_per_unit == 2 else "answers"
+            is_free_P = batch.unit_ids_P < 0
+            places_P = torch.where(is_free_P, data.num_units, batch.unit_ids_P - first_unit)
+            # A unit that comes again, in the last batch of an epoch, keeps what its first gave.
+            known_PC = table[places_P]
+            table[places_P] = torch.where(known_PC.isnan(), found_PC, known_PC)
             bar.update(min(len(batch.ids_BT), data.num_rows - bar.n))
-    found = table[:-1].cpu().numpy()
+    assert table is not None, "data has a row"
+    values = table[:-1].cpu().numpy()
     logger.info(
-        "reference  log-probabilities of %d pairs in %.1f s",
-        np.isfinite(found).all(axis=1).sum(),
+        "reference  log-probabilities of %d %s in %.1f s",
+        np.isfinite(values).all(axis=1).sum(),
+        unit,
         time.perf_counter() - began,
     )
-    return found
+    return values

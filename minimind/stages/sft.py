@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from minimind.config.recipe import Recipe, option
+from minimind.data.chat_format import CHAT
+from minimind.data.formats import Format
+from minimind.data.sample_files import CHAT_DATA, SampleData
 from minimind.errors import ConfigError
 from minimind.stages.pretrain import Pretrain
 
@@ -46,5 +49,5 @@ class SFT(Pretrain):
     name: ClassVar[str] = "sft"
     recipe_type: ClassVar[type[Recipe]] = SFTRecipe
     needs_checkpoint: ClassVar[bool] = True
-    data_format: ClassVar[str] = "chat"
-    sample_data: ClassVar[str] = "chat"
+    data_format: ClassVar[Format] = CHAT
+    sample_data: ClassVar[SampleData] = CHAT_DATA

@@ -43,6 +43,14 @@ def test_every_verb_gets_its_flags(verb: str, calls) -> None:
     assert calls == [(verb, ["--help", "chat"], f"minimind {verb}")]
 
 
+def test_training_ends_the_process_in_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that wait for each other must not be left behind."""
+    from minimind.cli import train
+
+    monkeypatch.setattr(train, "run_process", lambda argv: list(argv))
+    assert command.run_verb("train", ["--dry_run"]) == ["--dry_run"]
+
+
 def test_flags_come_from_the_command_line(calls, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/bin/minimind", "chat", "--thinking"])
     assert command.main() == 7

@@ -17,11 +17,11 @@ from minimind.data.chat_format import chat_samples
 from minimind.data.jsonl import BadRow
 from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource
 from minimind.data.packing import plan_packing
-from minimind.data.preference_format import preference_samples
+from minimind.data.preference_format import PREFERENCE, preference_samples
 from minimind.data.token_cache import TokenCache, build_token_cache
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
-from minimind.types import IGNORE_INDEX, PairBatch, PairSample, Row
+from minimind.types import IGNORE_INDEX, PairSample, Row, UnitBatch
 
 SEQ_LEN = 96
 
@@ -43,7 +43,7 @@ def make_pairs(tmp_path: Path, tokenizer: Tokenizer) -> MakeCache:
     def make(rows: list[dict], name: str = "pairs.jsonl") -> TokenCache:
         path = tmp_path / name
         path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-        return build_token_cache(path, tokenizer, "preference")
+        return build_token_cache(path, tokenizer, PREFERENCE)
 
     return make
 
@@ -141,14 +141,17 @@ def test_units_stay_whole_and_are_cut_at_one_length(
     assert plan.num_truncated == num_cut
 
 
-def documents_of(batch: PairBatch) -> dict[int, list[list[int]]]:
+def documents_of(batch: UnitBatch, pairs: PackedLoader) -> dict[int, list[list[int]]]:
     """The ids of both documents of each pair, by its number in the data."""
     ids_M, found = batch.ids_BT.flatten(), {}
-    for place, number in enumerate(batch.pair_ids_P.tolist()):
+    in_data = pairs._rows.plan.piece_doc[::2] // 2
+    if (units := pairs._rows.mixture._units) is not None:
+        in_data = units[in_data]
+    for place, number in enumerate(batch.unit_ids_P.tolist()):
         sides = [ids_M[batch.doc_M == 2 * place + side].tolist() for side in (0, 1)]
         assert bool(sides[0]) == bool(sides[1]) == (number >= 0)
         if number >= 0:
-            found[number] = sides
+            found[int(in_data[number])] = sides
     return found
 
 
@@ -157,14 +160,14 @@ def test_batches_say_whose_each_token_is(cache: TokenCache) -> None:
     found: dict[int, list[list[int]]] = {}
     shapes = set()
     for batch in pairs.all_batches():
-        assert isinstance(batch, PairBatch)
-        shapes.add((batch.doc_M.shape, batch.pair_ids_P.shape))
-        found |= documents_of(batch)
-        assert batch.num_pairs == int((batch.pair_ids_P >= 0).sum())
-        padding = batch.doc_M == 2 * len(batch.pair_ids_P)
+        assert isinstance(batch, UnitBatch)
+        shapes.add((batch.doc_M.shape, batch.unit_ids_P.shape))
+        found |= documents_of(batch, pairs)
+        assert batch.num_units == int((batch.unit_ids_P >= 0).sum())
+        padding = batch.doc_M == 2 * len(batch.unit_ids_P)
         assert (batch.labels_BT.flatten()[padding] == IGNORE_INDEX).all()
         starts = batch.cu_seqlens[:-1].long()
-        assert len(batch.doc_M[starts].unique()) == 2 * batch.num_pairs + bool(padding.any())
+        assert len(batch.doc_M[starts].unique()) == 2 * batch.num_units + bool(padding.any())
     assert len(shapes) == 1
     assert sorted(found) == list(range(40))
     assert pairs.num_units == 40
@@ -183,11 +186,12 @@ def test_a_pair_whose_answers_were_cut_away_is_none(make_pairs: MakeCache) -> No
     for side in long.values():
         side[0]["content"] = "why? " * SEQ_LEN
     pairs = loader(make_pairs([pair(0, 1, 2), long, pair(2, 1, 2)]))
-    batches = [batch for batch in pairs.all_batches() if isinstance(batch, PairBatch)]
+    batches = [batch for batch in pairs.all_batches() if isinstance(batch, UnitBatch)]
     assert pairs.count_cut_before_targets() == 2
-    assert sum(batch.num_pairs for batch in batches) == 2
-    numbers = torch.cat([batch.pair_ids_P for batch in batches]).tolist()
-    assert sorted(n for n in numbers if n >= 0) == [0, 2]
+    assert sum(batch.num_units for batch in batches) == 2
+    numbers = torch.cat([batch.unit_ids_P for batch in batches]).tolist()
+    in_data = pairs._rows.plan.piece_doc[::2] // 2
+    assert sorted(in_data[n] for n in numbers if n >= 0) == [0, 2]
 
 
 def test_several_sources_number_their_pairs_on(make_pairs: MakeCache, cache: TokenCache) -> None:
@@ -196,8 +200,8 @@ def test_several_sources_number_their_pairs_on(make_pairs: MakeCache, cache: Tok
     pairs = PackedLoader(weighted, seq_len=SEQ_LEN, rows_per_step=1, micro_batch=1, pad_id=0)
     found: dict[int, list[list[int]]] = {}
     for batch in pairs.all_batches():
-        assert isinstance(batch, PairBatch)
-        for number, sides in documents_of(batch).items():
+        assert isinstance(batch, UnitBatch)
+        for number, sides in documents_of(batch, pairs).items():
             assert found.setdefault(number, sides) == sides
     assert sorted(found) == list(range(47))
     assert found[40][1] == other.tokens(1).tolist()
@@ -209,20 +213,20 @@ def test_several_sources_number_their_pairs_on(make_pairs: MakeCache, cache: Tok
 def test_ranks_share_the_pairs_of_a_step(cache: TokenCache) -> None:
     (whole,) = loader(cache, rows_per_step=4, micro_batch=4).batches(1)
     ranks = [loader(cache, rows_per_step=4, rank=r, world_size=2).batches(1)[0] for r in (0, 1)]
-    assert isinstance(whole, PairBatch)
+    assert isinstance(whole, UnitBatch)
     parts: dict[int, list[list[int]]] = {}
     for part in ranks:
-        assert isinstance(part, PairBatch)
-        parts |= documents_of(part)
-    assert parts == documents_of(whole)
-    assert len(loader(cache).describe(0, 0)) == loader(cache).batches(0)[0].num_pairs  # type: ignore[attr-defined]
+        assert isinstance(part, UnitBatch)
+        parts |= documents_of(part, loader(cache))
+    assert parts == documents_of(whole, loader(cache))
+    assert len(loader(cache).describe(0, 0)) == loader(cache).batches(0)[0].num_units  # type: ignore[attr-defined]
 
 
 def test_validation_numbers_its_pairs_after_those_of_training(cache: TokenCache) -> None:
     evaluation = EvalLoader(
         [WeightedSource(cache)], seq_len=SEQ_LEN, micro_batch=3, pad_id=0, first_unit=100
     )
-    numbers = [batch.pair_ids_P for batch in evaluation if isinstance(batch, PairBatch)]
+    numbers = [batch.unit_ids_P for batch in evaluation if isinstance(batch, UnitBatch)]
     assert sorted(n for n in torch.cat(numbers).tolist() if n >= 0) == list(range(100, 140))
     for one, other in zip(evaluation, evaluation.all_batches(), strict=True):
         assert torch.equal(one.ids_BT, other.ids_BT)
@@ -231,7 +235,7 @@ def test_validation_numbers_its_pairs_after_those_of_training(cache: TokenCache)
 def test_moving_a_batch_moves_all_of_it(cache: TokenCache) -> None:
     (batch,) = loader(cache).batches(0)
     moved = batch.to(torch.device("meta"))
-    assert isinstance(moved, PairBatch)
+    assert isinstance(moved, UnitBatch)
     assert moved.doc_M.is_meta
-    assert moved.pair_ids_P.is_meta
-    assert moved.num_pairs == batch.num_pairs  # type: ignore[attr-defined]
+    assert moved.unit_ids_P.is_meta
+    assert moved.num_units == batch.num_units  # type: ignore[attr-defined]

@@ -9,14 +9,22 @@ from typing import Any
 
 import pytest
 
+from minimind.data.chat_format import CHAT
+from minimind.data.preference_format import PREFERENCE
 from minimind.data.sample_chat import SAMPLE_QUESTIONS
-from minimind.data.sample_files import SAMPLES, sample_data_path, write_sample
+from minimind.data.sample_files import (
+    CHAT_DATA,
+    PREFERENCE_DATA,
+    SENTENCES_DATA,
+    sample_data_path,
+    write_sample,
+)
 from minimind.data.sample_world import HELD_OUT_COUNTS, HELD_OUT_SUMS
 from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
-from minimind.errors import ConfigError
 
-FORMATS = ("chat", "preference")
+DATA = {"chat": CHAT_DATA, "preference": PREFERENCE_DATA}
+FORMATS = {"chat": CHAT, "preference": PREFERENCE}
 Rows = dict[tuple[str, str], list[dict[str, Any]]]
 
 
@@ -24,11 +32,12 @@ Rows = dict[tuple[str, str], list[dict[str, Any]]]
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     folder = tmp_path_factory.mktemp("sample")
     found = {}
-    for name in FORMATS:
+    for name, data in DATA.items():
         for split in ("train", "val"):
             path = folder / f"{name}_{split}.jsonl"
-            write_sample(path, name, split)
-            assert 0 <= path.stat().st_size - SAMPLES[name][1][split] < 1000
+            write_sample(path, split, data)
+            wanted = data.train_bytes if split == "train" else data.val_bytes
+            assert 0 <= path.stat().st_size - wanted < 1000
             lines = path.read_text(encoding="utf-8").splitlines()
             found[name, split] = [json.loads(line) for line in lines]
     return found
@@ -51,7 +60,7 @@ def test_validation_asks_what_training_never_does(rows: Rows, name: str) -> None
 def test_the_same_seed_writes_the_same_bytes(tmp_path: Path, name: str) -> None:
     paths = [tmp_path / letter for letter in "abc"]
     for path, seed in zip(paths, (0, 0, 1), strict=True):
-        write_sample(path, name, "val", seed)
+        write_sample(path, "val", DATA[name], seed)
     first, second, third = (path.read_bytes() for path in paths)
     assert first == second != third
 
@@ -118,13 +127,13 @@ def test_questions_are_answered_in_training_unless_held_out(rows: Rows, sample) 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_row_can_be_read_and_fits_a_row_of_tiny(tokenizer: Tokenizer, name: str) -> None:
     for split in ("train", "val"):
-        cache = build_token_cache(sample_data_path(split, name), tokenizer, name)
+        cache = build_token_cache(sample_data_path(split, DATA[name]), tokenizer, FORMATS[name])
         assert cache.num_skipped == 0
         assert cache.lengths.max() <= 128
 
 
 def test_adapters_learn_to_answer_in_whole_sentences(tmp_path: Path) -> None:
-    write_sample(tmp_path / "train", "sentences", "train")
+    write_sample(tmp_path / "train", "train", SENTENCES_DATA)
     lines = (tmp_path / "train").read_text(encoding="utf-8").splitlines()
     answers = dict(pair for line in lines for pair in asked(json.loads(line)))
     river = "What is the river of Lumor called?"
@@ -132,8 +141,3 @@ def test_adapters_learn_to_answer_in_whole_sentences(tmp_path: Path) -> None:
     assert answers["塔恩的房子是什么颜色？"] == "塔恩的房子是蓝色的。"
     assert answers["What is 4 plus 13?"] == "It is 17."
     assert not {"What is 13 plus 4?", "Count from 41 to 47."} & answers.keys()
-
-
-def test_a_format_without_sample_data() -> None:
-    with pytest.raises(ConfigError, match="no sample data named prompt: give --data"):
-        sample_data_path("train", "prompt")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minimind.data.sample_files import (
-    SAMPLES,
+    TEXT_DATA,
     sample_data_path,
     train_sample_tokenizer,
     write_sample,
@@ -23,8 +23,9 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     found = {}
     for split in ("train", "val"):
         path = folder / f"{split}.jsonl"
-        write_sample(path, "text", split)
-        assert 0 <= path.stat().st_size - SAMPLES["text"][1][split] < 1000
+        write_sample(path, split)
+        wanted = TEXT_DATA.train_bytes if split == "train" else TEXT_DATA.val_bytes
+        assert 0 <= path.stat().st_size - wanted < 1000
         found[split] = [json.loads(line)["text"] for line in path.open(encoding="utf-8")]
     return found
 
@@ -32,7 +33,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in "abc"]
     for path, seed in zip(paths, (0, 0, 1), strict=True):
-        write_sample(path, "text", "val", seed)
+        write_sample(path, "val", seed=seed)
     first, second, third = (path.read_bytes() for path in paths)
     assert first == second != third
 

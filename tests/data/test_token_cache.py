@@ -9,13 +9,14 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minimind.data import formats, text_format, token_writer
-from minimind.data.formats import Format
+from minimind.data import text_format, token_writer
+from minimind.data.text_format import TEXT
 from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
 from minimind.data.tokenizer_training import train_tokenizer
@@ -142,8 +143,7 @@ def test_the_cache_is_reused_for_the_same_content_only(
     assert again.source(1) == f"{copy}:2"
     other_data = build_token_cache(write_rows(["a", "c"]), tokenizer)
     other_tokenizer = build_token_cache(copy, train_tokenizer(["ab"] * 9, 300))
-    text = formats.FORMATS["text"]
-    newer = Format("text", "2", text.all_targets, text.split_long, text.read)
+    newer = replace(TEXT, version="2")
     other_format = build_token_cache(copy, tokenizer, newer)
     keys = {cache.key for cache in (first, other_data, other_tokenizer, other_format)}
     assert len(keys) == 4
@@ -160,15 +160,14 @@ def test_a_cache_cut_short_is_built_again(write_rows, tokenizer: Tokenizer) -> N
 
 
 def test_masks_are_stored_where_not_every_token_is_a_target(
-    write_rows, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    write_rows, tokenizer: Tokenizer
 ) -> None:
     def read(rows, tokenizer):
         samples = text_format.text_samples(rows, tokenizer)
         return [Sample(ids=s.ids, is_target=s.ids > 100) for s in samples]
 
-    half = Format("half", "1", all_targets=False, split_long=False, read=read)
-    monkeypatch.setitem(formats.FORMATS, "half", half)
-    cache = build_token_cache(write_rows(["a b c 塔恩", "7加5"]), tokenizer, "half")
+    half = replace(TEXT, name="half", all_targets=False, split_long=False, read=read)
+    cache = build_token_cache(write_rows(["a b c 塔恩", "7加5"]), tokenizer, half)
     for number in range(2):
         mask = cache.is_target(number)
         assert mask is not None

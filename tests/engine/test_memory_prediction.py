@@ -82,7 +82,7 @@ def measure(work: Workload, batches: list[Batch]) -> int:
     def step() -> None:
         engine.start_step(torch.tensor(float(sum(batch.num_targets for batch in batches))))
         for batch in batches:
-            engine.backward(stage.loss(engine, batch))
+            engine.backward(stage.loss(engine, batch), batch.count)
         engine.step(1e-3)
 
     engine.train()

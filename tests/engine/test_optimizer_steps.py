@@ -91,7 +91,7 @@ def engine_steps(
         batches = micro_batches(step)
         engine.start_step(target_count(batches))
         for batch in batches:
-            engine.backward(Pretrain(recipe).loss(engine, batch))
+            engine.backward(Pretrain(recipe).loss(engine, batch), batch.count)
         engine.step(RATE)
         norms.append(float(engine.grad_norm))
     return engine.full_weights(), norms
@@ -123,7 +123,7 @@ def plain_steps(
         for batch in batches:
             model.zero_grad()
             loss = plain_loss(model, batch)
-            (loss.objective * (scale / target_count(batches))).backward()
+            (loss.objective(batch.count) * (scale / target_count(batches))).backward()
             for name, parameter in model.named_parameters():
                 assert parameter.grad is not None
                 sums[name] += parameter.grad.float()
@@ -221,6 +221,6 @@ def test_stage_0_looks_at_each_gradient_for_overflow_only_where_asked(
     batches = micro_batches(0)
     engine.start_step(target_count(batches))
     for batch in batches:
-        engine.backward(Pretrain(Recipe()).loss(engine, batch))
+        engine.backward(Pretrain(Recipe()).loss(engine, batch), batch.count)
     engine.step(RATE)
     assert bool(calls) == checks

@@ -40,7 +40,7 @@ def loss_sum(model: Transformer, batch: Batch) -> LossSum:
         return nn.functional.cross_entropy(logits_MV, labels_M, reduction="none")
 
     output = model(batch, head)
-    return LossSum(total=output.per_token.sum(), count=batch.num_targets, aux_loss=output.aux_loss)
+    return LossSum(total=output.per_token.sum(), aux_loss=output.aux_loss)
 
 
 def micro_batches() -> list[Batch]:
@@ -53,9 +53,9 @@ def numbers_of(watch: RouterWatch, model: Transformer, engine: Engine) -> list[f
     for batch in micro_batches():
         loss = loss_sum(model, batch)
         assert loss.aux_loss is not None
-        total = loss.total + loss.aux_loss * loss.count
+        total = loss.total + loss.aux_loss * batch.count
         (total * engine.ranks.world_size * engine.loss_scale).backward()
-        watch.add(loss)
+        watch.add(loss, batch.count)
     return watch.take(cast(DeepSpeedEngine, engine)).tolist()
 
 
@@ -76,8 +76,8 @@ def test_the_numbers_of_a_step(ranks: int, loss_scale: float):
     for batch in batches:
         loss = loss_sum(model, batch)
         assert loss.aux_loss is not None
-        (loss.total + loss.aux_loss * loss.count).backward()
-        aux += ranks * loss.aux_loss.item() * loss.count
+        (loss.total + loss.aux_loss * batch.count).backward()
+        aux += ranks * loss.aux_loss.item() * batch.count
         tokens += 12 + 5 if batch is batches[0] else 9 + 3
     assert found.metrics == {"aux_loss": pytest.approx(aux / count)}
     # The ranks' gradients of the sum, which are averaged: each rank's are scaled by their number.
@@ -110,7 +110,7 @@ def test_validation_and_generation_are_not_counted():
     watch = RouterWatch(model, CPU)
     with torch.no_grad():
         loss_sum(model, micro_batches()[0])
-        watch.add(loss_sum(model.eval(), micro_batches()[0]))
+        watch.add(loss_sum(model.eval(), micro_batches()[0]), 1)
     assert not any(watch.take(cast(DeepSpeedEngine, Engine())).tolist())
 
 
@@ -134,7 +134,7 @@ def test_a_dense_model_has_no_numbers():
     model = random_model(small_config()).train()
     watch = RouterWatch(model, CPU)
     loss = loss_sum(model, micro_batches()[0])
-    watch.add(loss)
+    watch.add(loss, 1)
     assert watch.take(cast(DeepSpeedEngine, Engine())).numel() == watch.size == 0
     found = watch.read([], 5)
     assert (found.metrics, found.diagnostics, found.expert_load) == ({}, {}, {})

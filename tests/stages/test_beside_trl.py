@@ -15,6 +15,7 @@ import torch
 from small_models import gradients, logits_of, pack, random_documents, random_model, small_config
 
 from minimind.data.loader import PackedLoader, WeightedSource
+from minimind.data.preference_format import PREFERENCE
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.token_cache import TokenCache, build_token_cache
 from minimind.engine.stage import BuildContext
@@ -22,7 +23,7 @@ from minimind.model.state_dict import save_hf_folder, split_fused
 from minimind.model.transformer import Transformer
 from minimind.stages.distill import Distill, DistillRecipe
 from minimind.stages.dpo import DPO, DPORecipe
-from minimind.types import PairBatch
+from minimind.types import UnitBatch
 
 trl = pytest.importorskip("trl")
 transformers = pytest.importorskip("transformers")
@@ -61,7 +62,7 @@ def build_pairs(path: Path) -> TokenCache:
         sides = [[question, {"role": "assistant", "content": text}] for text in texts]
         rows.append({"chosen": sides[0], "rejected": sides[1]})
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return build_token_cache(path, TOKENIZER, "preference")
+    return build_token_cache(path, TOKENIZER, PREFERENCE)
 
 
 def padded_inputs(cache: TokenCache) -> dict[str, torch.Tensor]:
@@ -100,9 +101,9 @@ def test_dpo_has_the_loss_and_gradients_of_trl(case: str, tmp_path: Path):
         BuildContext(config=CONFIG, weights_folder=tmp_path / "reference", loader=loader)
     )
     (batch,) = loader.batches(0)
-    assert isinstance(batch, PairBatch)
+    assert isinstance(batch, UnitBatch)
     loss = stage.loss(models["policy"], batch)
-    assert loss.count == 5
+    assert batch.count == 5
 
     trainer = trl.DPOTrainer(
         model=hf_models["policy"],
@@ -115,9 +116,9 @@ def test_dpo_has_the_loss_and_gradients_of_trl(case: str, tmp_path: Path):
         processing_class=transformers.AutoTokenizer.from_pretrained(tmp_path / "policy"),
     )  # fmt: skip
     expected = trainer.compute_loss(hf_models["policy"], padded_inputs(cache))
-    assert (loss.total / loss.count).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert (loss.total / batch.count).item() == pytest.approx(expected.item(), rel=1e-5)
     expected.backward()
-    _assert_same_gradients(models["policy"], loss.total / loss.count, hf_models["policy"])
+    _assert_same_gradients(models["policy"], loss.total / batch.count, hf_models["policy"])
 
 
 def _assert_same_gradients(model: Transformer, loss: torch.Tensor, hf_model: Any) -> None:

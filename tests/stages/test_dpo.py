@@ -15,6 +15,7 @@ from small_models import gradients, logits_of, pack, random_model, small_config
 from torch import Tensor, nn
 
 from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource
+from minimind.data.preference_format import PREFERENCE
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.token_cache import TokenCache, build_token_cache
 from minimind.engine.stage import BuildContext
@@ -23,7 +24,7 @@ from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
 from minimind.stages import reference as reference_module
 from minimind.stages.dpo import DPO, DPORecipe
-from minimind.types import PairBatch
+from minimind.types import UnitBatch
 
 TOKENIZER = load_sample_tokenizer()
 CONFIG = small_config(vocab_size=TOKENIZER.vocab_size)
@@ -50,7 +51,7 @@ def pairs(tmp_path: Path) -> Cache:
             rows.append({"chosen": sides[0], "rejected": sides[1]})
         path = tmp_path / f"{name}.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-        return build_token_cache(path, TOKENIZER, "preference")
+        return build_token_cache(path, TOKENIZER, PREFERENCE)
 
     return make
 
@@ -75,19 +76,20 @@ def context(folder: Path, loader: PackedLoader, eval_data: EvalLoader | None = N
     )
 
 
-def first_batch(loader: PackedLoader) -> PairBatch:
+def first_batch(loader: PackedLoader) -> UnitBatch:
     batch = next(iter(loader.all_batches()))
-    assert isinstance(batch, PairBatch)
+    assert isinstance(batch, UnitBatch)
     return batch
 
 
-def plain_log_probs(model: nn.Module, cache: TokenCache, batch: PairBatch) -> list[Tensor]:
+def plain_log_probs(model: nn.Module, loader: PackedLoader, batch: UnitBatch) -> list[Tensor]:
     """Of chosen and of rejected [P]: sums over targets and their numbers, in fp64, by a forward of
     its own for each side with every document in a padded row of its own."""
-    sums = []
+    sums, firsts = [], loader._rows.plan.piece_doc[::2]
+    cache, _ = loader._rows.mixture.locate(0)
     for side in (0, 1):
         lens = [int((batch.doc_M == 2 * place + side).sum()) for place in used_places(batch)]
-        numbers = [2 * int(batch.pair_ids_P[place]) + side for place in used_places(batch)]
+        numbers = [int(firsts[batch.unit_ids_P[place]]) + side for place in used_places(batch)]
         ids = [cache.tokens(n, 0, k).tolist() for n, k in zip(numbers, lens, strict=True)]
         padded = pack([[document] for document in ids], seq_len=max(lens) + 3)
         logits_BTV = logits_of(model, padded).unflatten(0, padded.ids_BT.shape)  # type: ignore[arg-type]
@@ -103,8 +105,8 @@ def plain_log_probs(model: nn.Module, cache: TokenCache, batch: PairBatch) -> li
     return sums
 
 
-def used_places(batch: PairBatch) -> list[int]:
-    return (batch.pair_ids_P >= 0).nonzero().flatten().tolist()
+def used_places(batch: UnitBatch) -> list[int]:
+    return (batch.unit_ids_P >= 0).nonzero().flatten().tolist()
 
 
 def double(model: Transformer) -> Transformer:
@@ -162,12 +164,12 @@ def test_loss_and_gradients_are_those_of_separate_padded_forwards(
     policy = random_model(CONFIG, seed=2)
     batch = first_batch(loader)
     loss = stage.loss(policy, batch)
-    assert loss.count == stage.count(batch) == len(used_places(batch)) > 4
+    assert batch.count == len(used_places(batch)) > 4
 
     exact, reference = double(policy), double(frozen)
-    c, r = plain_log_probs(exact, cache, batch)
+    c, r = plain_log_probs(exact, loader, batch)
     with torch.no_grad():
-        ref_c, ref_r = plain_log_probs(reference, cache, batch)
+        ref_c, ref_r = plain_log_probs(reference, loader, batch)
     expected = plain_loss(c, r, ref_c, ref_r, options)
     assert loss.total.item() == pytest.approx(expected.item(), rel=1e-4)
     expected_gradients = gradients(exact, expected)
@@ -192,9 +194,9 @@ def test_the_first_step_has_loss_log_2_and_no_margin(pairs: Cache, start: tuple[
     stage = DPO(DPORecipe(learning_rate=1.0))
     stage.build_models(context(folder, loader))
     for batch in loader.all_batches():
-        assert isinstance(batch, PairBatch)
+        assert isinstance(batch, UnitBatch)
         loss = stage.loss(model, batch)
-        assert loss.total.item() == pytest.approx(batch.num_pairs * math.log(2), rel=1e-5)
+        assert loss.total.item() == pytest.approx(batch.num_units * math.log(2), rel=1e-5)
         assert loss.metrics["reward_margin"].item() == pytest.approx(0.0, abs=1e-5)
 
 
@@ -207,13 +209,14 @@ def test_pairs_count_alike_wherever_they_stand(pairs: Cache, start: tuple[Transf
     stage.build_models(context(folder, whole))
     policy = random_model(CONFIG, seed=2)
     (batch,) = whole.batches(0)
-    together = stage.loss(policy, batch)  # type: ignore[arg-type]
-    parts = [
-        stage.loss(policy, part)  # type: ignore[arg-type]
+    batches = [
+        part
         for rank in (0, 1)
         for part in load(cache, 1, rows_per_step=4, rank=rank, world_size=2).batches(0)
     ]
-    assert sum(part.count for part in parts) == together.count
+    assert sum(part.count for part in batches) == batch.count
+    together = stage.loss(policy, batch)  # type: ignore[arg-type]
+    parts = [stage.loss(policy, part) for part in batches]  # type: ignore[arg-type]
     for value in (lambda x: x.total, lambda x: x.metrics["reward_margin"]):
         total = sum(value(part).item() for part in parts)
         assert value(together).item() == pytest.approx(total, rel=1e-4)
@@ -225,9 +228,9 @@ def test_a_batch_of_padding_alone_gives_nothing(pairs: Cache, start: tuple[Trans
     stage = DPO(DPORecipe())
     stage.build_models(context(folder, loader))
     batch = loader._rows.batch([], 2)
-    assert isinstance(batch, PairBatch)
+    assert isinstance(batch, UnitBatch)
     loss = stage.loss(model, batch)
-    assert (loss.total.item(), loss.count) == (0.0, 0)
+    assert (loss.total.item(), batch.count) == (0.0, 0)
     assert all((gradient == 0).all() for gradient in gradients(model, loss.total).values())
 
 
@@ -257,7 +260,7 @@ def test_the_reference_is_computed_once(
         models = stage.build_models(context(folder, loader, evaluation, **more))
         assert models.helpers == ()
         assert stage.reference is not None
-        return stage.reference
+        return stage.reference.values
 
     first = build()
     assert first.shape == (13, 2)
@@ -272,7 +275,7 @@ def test_the_reference_is_computed_once(
     stage = DPO(DPORecipe())
     stage.build_models(context(folder, loader, evaluation))
     for batch in evaluation:
-        assert isinstance(batch, PairBatch)
+        assert isinstance(batch, UnitBatch)
         loss = stage.loss(model, batch)
         assert loss.metrics["reward_margin"].item() == pytest.approx(0.0, abs=1e-5)
 
@@ -299,8 +302,8 @@ def test_validation_on_some_rows_knows_those_only(pairs: Cache, start: tuple[Tra
     stage = DPO(DPORecipe())
     stage.build_models(context(folder, loader, some))
     assert stage.reference is not None
-    read = {int(n) for b in some for n in b.pair_ids_P if n >= 0}  # type: ignore[attr-defined]
-    known = stage.reference.isfinite().all(1).nonzero().flatten().tolist()
+    read = {int(n) for b in some for n in b.unit_ids_P if n >= 0}  # type: ignore[attr-defined]
+    known = stage.reference.values.isfinite().all(1).nonzero().flatten().tolist()
     assert set(known) == read | {0, 1, 2}
 
 

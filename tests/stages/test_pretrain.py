@@ -38,8 +38,8 @@ def test_the_loss_is_the_cross_entropy_of_the_next_token():
     batch = pack([documents[:3], documents[3:]], seq_len=40)
     mean, count = mean_cross_entropy(model, batch)
     loss = stage().loss(model, batch)
-    assert loss.count == stage().count(batch) == count == 8 + 0 + 13 + 29
-    assert loss.total.item() / loss.count == pytest.approx(mean, rel=1e-5)
+    assert batch.count == count == 8 + 0 + 13 + 29
+    assert loss.total.item() / batch.count == pytest.approx(mean, rel=1e-5)
     assert loss.total.dtype == torch.float32
     assert dict(loss.metrics) == {}
 
@@ -60,9 +60,10 @@ def test_sums_of_parts_are_the_sum_of_the_whole():
     """What lets the engine divide once, however rows fall into micro-batches and ranks."""
     model = random_model(small_config())
     documents = random_documents([3, 25, 11, 7])
-    whole = stage().loss(model, pack([[d] for d in documents], seq_len=25))
-    parts = [stage().loss(model, pack([[d]])) for d in documents]
-    assert sum(part.count for part in parts) == whole.count
+    batch, batches = pack([[d] for d in documents], seq_len=25), [pack([[d]]) for d in documents]
+    assert sum(part.count for part in batches) == batch.count
+    whole = stage().loss(model, batch)
+    parts = [stage().loss(model, part) for part in batches]
     total = sum(part.total.item() for part in parts)
     assert whole.total.item() == pytest.approx(total, rel=1e-5)
 
@@ -72,7 +73,7 @@ def test_a_batch_without_targets_gives_nothing():
     model = random_model(small_config())
     batch = pack([[[5]], [[7]]], seq_len=6)
     loss = stage().loss(model, batch)
-    assert (loss.total.item(), loss.count) == (0.0, 0)
+    assert (loss.total.item(), batch.count) == (0.0, 0)
     for name, gradient in gradients(model, loss.total).items():
         assert (gradient == 0).all(), name
 
@@ -117,9 +118,9 @@ def test_a_few_steps_learn_a_sentence():
     losses = []
     for _ in range(30):
         loss = stage().loss(model, batch)
-        losses.append(loss.total.item() / loss.count)
+        losses.append(loss.total.item() / batch.count)
         optimizer.zero_grad()
-        (loss.total / loss.count).backward()
+        (loss.total / batch.count).backward()
         optimizer.step()
     assert losses[0] == pytest.approx(math.log(97), abs=0.3)
     assert losses[-1] < 0.5

@@ -98,16 +98,52 @@ class TrainArguments:
 def parse_train_arguments(
     argv: Sequence[str] | None, recipe_types: Mapping[str, type[Recipe]]
 ) -> TrainArguments:
-    """Exits with status 2 and a message on bad usage. Raises ConfigError for a bad --set."""
+    """Reads flags. Exits with status 2 and a message on bad usage. Raises ConfigError for a bad
+    --set."""
     stage = _find_stage(argv)
     recipe_type = recipe_types.get(stage, Recipe)
     given = vars(_build_parser(recipe_types, recipe_type).parse_args(argv))
+    settings = parse_assignments(given.pop("set", []))
+    return _sort_arguments(given, settings, stage, recipe_type)
+
+
+def collect_train_arguments(
+    options: Mapping[str, Any], recipe_types: Mapping[str, type[Recipe]]
+) -> TrainArguments:
+    """Reads what Python gives: the flags by name, any option of the recipe or field of the model,
+    and under `set` a mapping of whatever else --set takes. Raises ConfigError."""
+    given = {name: _as_text(value) for name, value in options.items() if value is not None}
+    settings = dict(given.pop("set", {}))
+    stage = given.setdefault("stage", "pretrain")
+    if stage not in recipe_types:
+        raise ConfigError(f"stage={stage!r}: the stages are {', '.join(recipe_types)}")
+    for name in ("data", "val_data"):
+        if isinstance(given.get(name), str):
+            given[name] = [given[name]]
+    known = {*_RUN_FLAGS, *RECIPE_FLAGS, "resume", "dry_run"}
+    settings |= {name: given.pop(name) for name in list(given) if name not in known}
+    return _sort_arguments(given, settings, stage, recipe_types[stage])
+
+
+def _as_text(value: Any) -> Any:
+    """Paths as the command line has them."""
+    if isinstance(value, Path):
+        return str(value)
+    return [_as_text(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _sort_arguments(
+    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    stage: str,
+    recipe_type: type[Recipe],
+) -> TrainArguments:
     options = {f.name for f in dataclasses.fields(recipe_type)}
     recipe: dict[str, Any] = {name: given[name] for name in RECIPE_FLAGS if name in given}
     model: dict[str, Any] = {}
     ds_config: dict[str, Any] = {}
     model_fields = {f.name for f in dataclasses.fields(ModelConfig)}
-    for key, value in parse_assignments(given.get("set", [])).items():
+    for key, value in settings.items():
         if key.startswith("ds_config."):
             ds_config[key.removeprefix("ds_config.")] = value
         elif key in model_fields:

@@ -6,9 +6,9 @@ import json
 import os
 from pathlib import Path
 
-from minimind.config.flags import TrainArguments
 from minimind.errors import CheckpointError, ConfigError
-from minimind.stages.resolve import ResolvedRun
+from minimind.run.flags import TrainArguments
+from minimind.run.resolve import ResolvedRun
 
 RUNS = Path("runs")
 RUN_FILE = "run.json"

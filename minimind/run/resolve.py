@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import platform
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import minimind
 from minimind.config.deepspeed_json import Hardware, load_ds_config, precision, resolve
-from minimind.config.flags import TrainArguments
 from minimind.config.model import ModelConfig, load_model_config
 from minimind.config.recipe import Recipe, default_sizes, replace_fields
 from minimind.data.loader import PackedLoader
 from minimind.data.tokenizer import Tokenizer
-from minimind.engine.activation_memory import Workload
 from minimind.engine.checkpoint import Checkpoint, find_model_folder
-from minimind.engine.memory_prediction import MemoryPrediction, predict_memory
 from minimind.errors import CheckpointError, ConfigError
 from minimind.model.adapter_folder import load_folder_config
+from minimind.run.describe import versions
+from minimind.run.flags import TrainArguments
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
 from minimind.stages import STAGES
@@ -108,18 +104,6 @@ class ResolvedRun:
             "world_size": self.world_size,
             "versions": versions(),
         }
-
-
-def versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version(), "minimind": minimind.__version__}
-    for package in ("torch", "triton", "deepspeed", "tokenizers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "none"
-    return found
 
 
 def resolve_run(
@@ -241,51 +225,3 @@ def check_same_run(start: Checkpoint, run: ResolvedRun, fingerprint: str) -> Non
             f"{start.folder} took {rows} rows a step, not {run.train_batch_size}: the order of "
             "the data would change"
         )
-
-
-def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
-    """What --dry_run and the start of a run print."""
-    ds, total = run.ds_config, run.total_steps(loader)
-    accumulation = ds["gradient_accumulation_steps"]
-    kind = precision(ds)
-    why = f" ({run.device.why_not_bf16})" if kind == "fp32" and run.device.why_not_bf16 else ""
-    active = f" ({run.config.num_active_parameters:,} active)" if run.config.num_experts else ""
-    is_whole = run.num_trained == run.config.num_parameters
-    trained = "" if is_whole else f" + {run.num_trained:,} trained beside them"
-    lines = [
-        f"stage      {run.stage} of {run.model_name or 'a model of its own size'}: "
-        f"{run.config.num_parameters:,} parameters{active}{trained}, vocabulary "
-        f"{run.config.vocab_size:,}",
-        f"device     {run.device.name} x {run.world_size}, {kind}{why}, "
-        f"ZeRO stage {run.zero_stage}",
-        f"step       {run.train_batch_size} rows x {run.seq_len} tokens = micro-batch "
-        f"{run.micro_batch_size} x accumulation {accumulation} x {run.world_size} rank(s)",
-        f"run        {total:,} steps, {total * run.train_batch_size / loader.num_rows:.2f} epochs "
-        f"of {loader.tokens_per_epoch:,} tokens in {loader.num_rows:,} rows, "
-        f"{loader.padding_share:.2%} padding",
-        f"rate       {run.learning_rate:.2e} peak, {run.recipe.warmup_steps} warm-up steps, "
-        f"clipping {run.recipe.gradient_clipping}",
-        f"memory     about {predict_memory_of(run).peak_bytes / 2**30:.2f} GiB a rank",
-    ]
-    if loader.num_truncated:
-        lines.append(
-            f"cut        {loader.num_truncated:,} documents to fit a row, "
-            f"{loader.count_cut_before_targets():,} of them before any target, which teach nothing"
-        )
-    return "\n".join(lines)
-
-
-def predict_memory_of(
-    run: ResolvedRun, documents: Sequence[Sequence[int]] = ()
-) -> MemoryPrediction:
-    """`documents`: the tokens of each, by micro-batch; as long as rows where none are given."""
-    return predict_memory(
-        Workload(
-            config=run.config,
-            recipe=run.recipe,
-            ds_config=run.ds_config,
-            world_size=run.world_size,
-            device_kind=run.device.kind,
-            documents=documents,
-        )
-    )

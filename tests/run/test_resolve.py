@@ -15,7 +15,6 @@ import torch
 from small_models import random_model, small_config
 
 from minimind.config.deepspeed_json import SHIPPED, precision
-from minimind.config.flags import parse_train_arguments
 from minimind.config.model import PRESETS, ModelConfig, load_model_config
 from minimind.config.recipe import default_sizes
 from minimind.data.loader import PackedLoader
@@ -24,17 +23,17 @@ from minimind.data.tokenizer import Tokenizer
 from minimind.errors import CheckpointError, ConfigError
 from minimind.model.hf_config import to_hf_config
 from minimind.model.state_dict import save_hf_folder
+from minimind.run.describe import describe_run, predict_memory_of
+from minimind.run.flags import parse_train_arguments
+from minimind.run.resolve import (
+    ResolvedRun,
+    find_tokenizer,
+    resolve_run,
+)
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
 from minimind.stages import STAGES
 from minimind.stages.pretrain import Pretrain
-from minimind.stages.resolve import (
-    ResolvedRun,
-    describe_run,
-    find_tokenizer,
-    predict_memory_of,
-    resolve_run,
-)
 
 CPU = Device(
     torch.device("cpu"), "some CPU", False, "fp32", "this CPU has no bf16 instructions", None

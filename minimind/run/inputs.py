@@ -7,15 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from minimind.data.formats import get_format
 from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource, parse_data_args
 from minimind.data.sample_files import sample_data_path
 from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
 from minimind.model.adapter_folder import load_model_folder
+from minimind.run.resolve import ResolvedRun
 from minimind.runtime.ranks import Ranks
 from minimind.stages import STAGES
-from minimind.stages.resolve import ResolvedRun
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +24,7 @@ def build_loaders(
 ) -> tuple[PackedLoader, EvalLoader | None]:
     """The training rows and the validation rows, packed."""
     stage = STAGES[run.stage]
-    data_format = get_format(stage.data_format)
-    data_format = data_format.with_options(**run.recipe.format_options)
+    data_format = stage.data_format.with_options(**run.recipe.format_options)
 
     def sources(paths: list[str]) -> list[WeightedSource]:
         return [

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from minimind.config.flags import RECIPE_FLAGS, TrainArguments, parse_train_arguments
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe, option
 from minimind.errors import ConfigError
+from minimind.run.flags import RECIPE_FLAGS, TrainArguments, parse_train_arguments
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,32 @@
+"""A training run, put together in one place: what the command line, the benchmarks, the tests and
+Python programs share. It knows every layer below, and holds no objective, no loop and no engine of
+its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from minimind.run.run import Run
+
+__all__ = ["Run", "train"]
+
+
+def train(**options: Any) -> Path:
+    """Trains a model and gives the run's folder, which `minimind.LLM` opens.
+
+    Takes the flags of `minimind train` by name (`stage`, `data`, `from_checkpoint`, `max_steps`,
+    ...), any option of the stage's recipe and any field of the model; `set={"ds_config.KEY": ...}`
+    changes the DeepSpeed JSON.
+
+    >>> base = minimind.train(data="text.jsonl", model="minimind2-small", epochs=1)
+    >>> chat = minimind.train(stage="sft", from_checkpoint=base, data="chat.jsonl")
+
+    Raises a MiniMindError for what cannot run, TrainingError where the training broke, and
+    KeyboardInterrupt after an interrupt, with a checkpoint saved.
+    """
+    run = Run.resolve(**options)
+    if not run.train():
+        raise KeyboardInterrupt
+    assert run.folder is not None
+    return run.folder

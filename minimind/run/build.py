@@ -1,0 +1,215 @@
+"""From a resolved run to what trains it: the stage's models, the engine, the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from minimind.data.loader import EvalLoader, parse_data_args
+from minimind.data.text_format import TEXT
+from minimind.data.tokenizer import Tokenizer
+from minimind.engine.checkpoint import (
+    Checkpoint,
+    CheckpointStore,
+    check_same_helpers,
+    load_engine_state,
+    needs_universal,
+)
+from minimind.engine.deepspeed_engine import DeepSpeedEngine, broadcast
+from minimind.engine.events import Events, RunState
+from minimind.engine.loop import Loop
+from minimind.engine.metrics import MetricsLog, Monitor, SwanLabMonitor
+from minimind.engine.progress import Progress
+from minimind.engine.routers import ROUTER_COLUMNS
+from minimind.engine.schedule import CosineSchedule
+from minimind.engine.stage import BuildContext, Loader, Stage, StageModels
+from minimind.errors import MiniMindError
+from minimind.inference.samples import choose_prompts, sample_texts
+from minimind.run.folder import write_run
+from minimind.run.inputs import load_start
+from minimind.run.resolve import ResolvedRun
+from minimind.runtime.ranks import Ranks
+from minimind.stages import STAGES
+
+ResultT = TypeVar("ResultT")
+
+
+def main_first(ranks: Ranks, work: Callable[[], ResultT]) -> ResultT | None:
+    """Gives what `work` gives on rank 0, for which the others wait; None on those. Where it is an
+    error of the user's, all ranks raise it: one that went on alone would fail in its next
+    collective."""
+    result, error = None, None
+    if ranks.is_main:
+        try:
+            result = work()
+        except MiniMindError as problem:
+            error = problem
+    if error := broadcast(error):
+        raise error
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A stage and the models it made, the policy on its device."""
+
+    stage: Stage[Any, Any]
+    models: StageModels
+
+
+def build_trained(
+    run: ResolvedRun,
+    tokenizer: Tokenizer | None = None,
+    loader: Loader[Any] | None = None,
+    eval_data: EvalLoader | None = None,
+    start: Checkpoint | None = None,
+) -> Trained:
+    """Builds from fresh weights, those the run starts from, or for `start` as the checkpoint has
+    them. A stage that compares with a reference asks for the tokenizer and the data."""
+    stage = STAGES[run.stage](run.recipe)
+    models = stage.build_models(
+        BuildContext(
+            config=run.config,
+            weights=None if start else load_start(run),
+            weights_folder=run.weights_folder,
+            checkpoint=start.folder if start else None,
+            device=run.device.torch_device,
+            dtype=run.dtype,
+            tokenizer=tokenizer,
+            loader=loader,
+            eval_data=eval_data,
+        )
+    )
+    models.policy.to(run.device.torch_device)
+    return Trained(stage, models)
+
+
+def build_loop(
+    run: ResolvedRun,
+    ranks: Ranks,
+    trained: Trained,
+    loader: Loader[Any],
+    eval_data: EvalLoader | None,
+    total_steps: int,
+    start: Checkpoint | None,
+) -> Loop[Any, Any]:
+    """Puts the policy into an engine and both into a loop, for `start` in the state it has."""
+    universal = False
+    if start:
+        check_same_helpers(start, trained.models.helpers_fingerprint)
+        universal = needs_universal(start, ranks.world_size, run.zero_stage, run.ds_config)
+    engine = DeepSpeedEngine(
+        trained.models.policy,
+        run.ds_config,
+        run.recipe,
+        run.device,
+        ranks,
+        load_universal=universal,
+    )
+    state = RunState()
+    if start:
+        load_engine_state(engine, start, universal=universal)
+        saved = start.meta["state"]
+        state = RunState(**{**saved, "best_val_loss": float(saved["best_val_loss"])})
+    schedule = CosineSchedule(
+        run.learning_rate, total_steps, run.recipe.warmup_steps, run.recipe.min_lr_ratio
+    )
+    return Loop(
+        stage=trained.stage,
+        engine=engine,
+        loader=loader,
+        recipe=run.recipe,
+        learning_rate=None if engine.has_scheduler else schedule,
+        total_steps=total_steps,
+        eval_data=eval_data,
+        state=state,
+    )
+
+
+class Recorder:
+    """Writes down what happens around the steps: the console, metrics, checkpoints, samples."""
+
+    def __init__(
+        self, run: ResolvedRun, tokenizer: Tokenizer, trained: Trained, loop: Loop[Any, Any],
+        folder: Path,
+    ) -> None:  # fmt: skip
+        self._run, self._tokenizer, self._engine = run, tokenizer, loop.engine
+        ranks, recipe = loop.engine.ranks, run.recipe
+        peak_flops = run.device.peak_flops
+        self._progress = Progress(
+            is_main=ranks.is_main,
+            first_step=loop.state.step,
+            total_steps=loop.total_steps,
+            log_every=recipe.log_every,
+            flops_per_token=run.flops_per_token,
+            peak_flops=peak_flops * ranks.world_size if peak_flops else None,
+        )
+        self._store = CheckpointStore(
+            folder / "checkpoints", loop.engine, recipe.keep_checkpoints, trained.models.save
+        )
+        self._log = main_first(
+            ranks, lambda: _start_log(run, folder, trained.stage, loop.engine, loop.state.step)
+        )
+        data = run.arguments.get("data")
+        paths = [path for path, _ in parse_data_args(data)] if data else []
+        self._is_chat = trained.stage.data_format != TEXT
+        self._prompts = choose_prompts(recipe.sample_prompts, paths, is_chat=self._is_chat)
+        self._meta = {
+            **run.to_dict(),
+            "fingerprint": loop.loader.fingerprint,
+            "helpers_fingerprint": trained.models.helpers_fingerprint,
+            "zero_stage": run.zero_stage,
+        }
+
+    @property
+    def events(self) -> Events:
+        """What the loop calls."""
+        return Events(
+            record=self._log.write if self._log else lambda *_: None,
+            save=self._save,
+            sample=self._sample,
+            update=self._progress.update,
+            say=self._progress.say,
+        )
+
+    def close(self) -> None:
+        self._progress.close()
+        if self._log:
+            self._log.close()
+
+    def _save(self, state: RunState, is_best: bool) -> None:
+        now = {
+            "step": state.step,
+            "tokens": state.tokens,
+            # JSON knows no infinity: before the first validation it is the text "inf".
+            "best_val_loss": str(state.best_val_loss),
+        }
+        path = self._store.save(
+            state.step,
+            self._meta | {"step": state.step, "state": now},
+            self._run.config,
+            self._tokenizer.save,
+            is_best=is_best,
+        )
+        if self._log:
+            self._log.plot(or_later=True)
+        self._progress.say("step %d: saved %s%s", state.step, path, ", the best so far" * is_best)
+
+    def _sample(self, module: Any, step: int) -> None:
+        if self._engine.ranks.is_main:
+            texts = sample_texts(module, self._tokenizer, self._prompts, is_chat=self._is_chat)
+            for text in texts:
+                self._progress.say("step %d: %s", step, text)
+
+
+def _start_log(
+    run: ResolvedRun, folder: Path, stage: Stage[Any, Any], engine: DeepSpeedEngine, step: int
+) -> MetricsLog:
+    write_run(folder, run)
+    monitors: list[Monitor] = [engine.monitor] if engine.monitor.enabled else []
+    if run.recipe.swanlab:
+        monitors.append(SwanLabMonitor("minimind", folder.name, run.to_dict()))
+    names = (*stage.metric_names, *(ROUTER_COLUMNS if run.config.num_experts else ()))
+    return MetricsLog(folder, names, monitors, step)

@@ -1,0 +1,75 @@
+"""What a run says of itself: the banner, the versions in run.json, the memory it will take."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+import minimind
+from minimind.config.deepspeed_json import precision
+from minimind.data.loader import PackedLoader
+from minimind.engine.activation_memory import Workload
+from minimind.engine.memory_prediction import MemoryPrediction, predict_memory
+
+if TYPE_CHECKING:
+    from minimind.run.resolve import ResolvedRun
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "minimind": minimind.__version__}
+    for package in ("torch", "triton", "deepspeed", "tokenizers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "none"
+    return found
+
+
+def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
+    """What --dry_run and the start of a run print."""
+    ds, total = run.ds_config, run.total_steps(loader)
+    accumulation = ds["gradient_accumulation_steps"]
+    kind = precision(ds)
+    why = f" ({run.device.why_not_bf16})" if kind == "fp32" and run.device.why_not_bf16 else ""
+    active = f" ({run.config.num_active_parameters:,} active)" if run.config.num_experts else ""
+    is_whole = run.num_trained == run.config.num_parameters
+    trained = "" if is_whole else f" + {run.num_trained:,} trained beside them"
+    lines = [
+        f"stage      {run.stage} of {run.model_name or 'a model of its own size'}: "
+        f"{run.config.num_parameters:,} parameters{active}{trained}, vocabulary "
+        f"{run.config.vocab_size:,}",
+        f"device     {run.device.name} x {run.world_size}, {kind}{why}, "
+        f"ZeRO stage {run.zero_stage}",
+        f"step       {run.train_batch_size} rows x {run.seq_len} tokens = micro-batch "
+        f"{run.micro_batch_size} x accumulation {accumulation} x {run.world_size} rank(s)",
+        f"run        {total:,} steps, {total * run.train_batch_size / loader.num_rows:.2f} epochs "
+        f"of {loader.tokens_per_epoch:,} tokens in {loader.num_rows:,} rows, "
+        f"{loader.padding_share:.2%} padding",
+        f"rate       {run.learning_rate:.2e} peak, {run.recipe.warmup_steps} warm-up steps, "
+        f"clipping {run.recipe.gradient_clipping}",
+        f"memory     about {predict_memory_of(run).peak_bytes / 2**30:.2f} GiB a rank",
+    ]
+    if loader.num_truncated:
+        lines.append(
+            f"cut        {loader.num_truncated:,} documents to fit a row, "
+            f"{loader.count_cut_before_targets():,} of them before any target, which teach nothing"
+        )
+    return "\n".join(lines)
+
+
+def predict_memory_of(
+    run: ResolvedRun, documents: Sequence[Sequence[int]] = ()
+) -> MemoryPrediction:
+    """`documents`: the tokens of each, by micro-batch; as long as rows where none are given."""
+    return predict_memory(
+        Workload(
+            config=run.config,
+            recipe=run.recipe,
+            ds_config=run.ds_config,
+            world_size=run.world_size,
+            device_kind=run.device.kind,
+            documents=documents,
+        )
+    )

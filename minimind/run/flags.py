@@ -1,4 +1,4 @@
-"""The command line of launch/train.py, built once for all stages from the recipe's fields."""
+"""The command line of `minimind train`, built once for all stages from the recipe's fields."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def _resolve_model(
     if checkpoint is None and stage.needs_checkpoint:
         raise ConfigError(
             f"--stage {stage.name} starts from trained weights: give --from_checkpoint FOLDER "
-            "(make one with: deepspeed launch/train.py --ds_config zero2.json --stage pretrain "
+            "(make one with: minimind train --stage pretrain "
             "--output_dir FOLDER), or --from_checkpoint none to start fresh"
         )
     if checkpoint is None or checkpoint == "none":

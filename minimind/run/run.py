@@ -53,7 +53,7 @@ class Run:
 
     @classmethod
     def resolve(cls, argv: Sequence[str] | None = None, **options: Any) -> Run:
-        """Resolves the flags of launch/train.py, or the same as keyword arguments: `set` is a
+        """Resolves the flags of `minimind train`, or the same as keyword arguments: `set` is a
         mapping of what --set takes. Nothing is built and nothing written. Raises a MiniMindError
         for what cannot run; exits with status 2 on bad usage of flags."""
         return cls.of(parse_arguments(argv) if argv is not None else collect_arguments(options))
@@ -187,7 +187,7 @@ class Run:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> TrainArguments:
-    """Reads the flags of launch/train.py; exits with status 2 on bad usage."""
+    """Reads the flags of `minimind train`; exits with status 2 on bad usage."""
     return parse_train_arguments(argv, _recipe_types())
 
 

@@ -167,8 +167,8 @@ def _resolve_model(
     if checkpoint is None and stage.needs_checkpoint:
         raise ConfigError(
             f"--stage {stage.name} starts from trained weights: give --from_checkpoint FOLDER "
-            "(make one with: minimind train --stage pretrain "
-            "--output_dir FOLDER), or --from_checkpoint none to start fresh"
+            "(make one with: minimind train --stage pretrain --output_dir FOLDER), or "
+            "--from_checkpoint none to start fresh"
         )
     if checkpoint is None or checkpoint == "none":
         config = load_model_config(name, arguments.model, tokenizer_vocab=tokenizer.vocab_size)

@@ -229,7 +229,7 @@ def test_a_stage_that_needs_a_checkpoint_says_how_to_make_one(resolved: Resolve)
     for word in (
         "--stage after",
         "--from_checkpoint FOLDER",
-        "deepspeed launch/train.py --ds_config zero2.json --stage pretrain",
+        "minimind train --stage pretrain --output_dir FOLDER",
         "--from_checkpoint none",
     ):
         assert word in str(caught.value)

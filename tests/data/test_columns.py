@@ -123,6 +123,15 @@ def test_so_it_does_in_validation(cache: TokenCache, tokenizer: Tokenizer) -> No
     assert moved.meta["score"].is_meta
 
 
+def test_a_batch_of_padding_brings_nothing_at_every_place(
+    cache: TokenCache, tokenizer: Tokenizer
+) -> None:
+    loader = PackedLoader(
+        [WeightedSource(cache)], seq_len=SEQ_LEN, rows_per_step=1, micro_batch=1, pad_id=0
+    )
+    assert check(loader._rows.batch([], 2), tokenizer) == []
+
+
 def test_the_cache_is_mapped_again_and_one_cut_short_is_not(
     cache: TokenCache, tokenizer: Tokenizer
 ) -> None:

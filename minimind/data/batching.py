@@ -38,6 +38,7 @@ class PackedRows:
             names = ", ".join(sorted(f.name for f in formats))
             raise ConfigError(f"one run reads one format, not {names}")
         (self._format,) = formats
+        self._columns = self._format.columns
         self.mixture = Mixture(sources, seed)
         policy = "split" if self._format.split_long else "truncate"
         self._unit_size = self._format.documents_per_unit
@@ -82,25 +83,25 @@ class PackedRows:
             pieces.append((cache.tokens(number, start, stop), cache.is_target(number, start, stop)))
         first = self._first_unit + int(self.plan.row_offsets[row]) // self._unit_size
         units = range(first, first + len(pieces) // self._unit_size)
-        return build_row(pieces, self.plan.seq_len, self._pad_id, units, self._meta(row))
+        return build_row(
+            pieces, self.plan.seq_len, self._pad_id, units, self._meta(self._firsts(row))
+        )
 
     def batch(self, rows: Sequence[int], size: int = 0) -> Batch:
         """The rows as one batch of at least `size` rows: those that are missing are padding."""
-        empty = build_row([], self.plan.seq_len, self._pad_id)
+        empty = build_row([], self.plan.seq_len, self._pad_id, meta=self._meta([]))
         built = [self.build(row) for row in rows] + [empty] * (size - len(rows))
         return self._format.collate(built, self._units_per_row)
 
-    def _meta(self, row: int) -> dict[str, Any]:
-        """By column, the values of the row's units."""
-        if not self._format.columns:
-            return {}
-        located = [self.mixture.locate(document) for document in self._firsts(row)]
+    def _meta(self, firsts: Sequence[int]) -> dict[str, Any]:
+        """By column, the values of the units with these first documents."""
+        located = [self.mixture.locate(document) for document in firsts] if self._columns else []
         found = [cache.meta(number // self._unit_size) for cache, number in located]
         return {
             name: [meta[name] for meta in found]
             if kind == TEXT_COLUMN
             else np.array([meta[name] for meta in found], dtype=kind)
-            for name, kind in self._format.columns.items()
+            for name, kind in self._columns.items()
         }
 
     def describe(self, row: int) -> list[str]:

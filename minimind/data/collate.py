@@ -66,11 +66,10 @@ def collate_units(
 def _collate_meta(rows: Sequence[PackedRow], units_per_row: int) -> dict[str, Any]:
     """By column, each unit's value at its place."""
     columns: dict[str, Any] = {}
-    # A row of padding brings nothing.
-    for name, like in {n: v for row in rows for n, v in row.meta.items()}.items():
-        parts = [row.meta.get(name, like[:0]) for row in rows]
-        if isinstance(like, np.ndarray):
-            values_BU = np.zeros((len(rows), units_per_row), dtype=like.dtype)
+    for name, first in rows[0].meta.items():
+        parts = [row.meta[name] for row in rows]
+        if isinstance(first, np.ndarray):
+            values_BU = np.zeros((len(rows), units_per_row), dtype=first.dtype)
             for number, part in enumerate(parts):
                 values_BU[number, : len(part)] = part
             columns[name] = torch.from_numpy(values_BU.reshape(-1))

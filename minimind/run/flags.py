@@ -114,7 +114,7 @@ def collect_train_arguments(
     and under `set` a mapping of whatever else --set takes. Raises ConfigError."""
     given = {name: _as_text(value) for name, value in options.items() if value is not None}
     settings = dict(given.pop("set", {}))
-    stage = given.setdefault("stage", "pretrain")
+    stage = _choose_stage(given.get("stage"), given.get("resume", False), given.get("output_dir"))
     if stage not in recipe_types:
         raise ConfigError(f"stage={stage!r}: the stages are {', '.join(recipe_types)}")
     for name in ("data", "val_data"):
@@ -176,12 +176,16 @@ def _find_stage(argv: Sequence[str] | None) -> str:
     parser.add_argument("--output_dir")
     parser.add_argument("--resume", action="store_true")
     known, _ = parser.parse_known_args(argv)
-    if known.stage is None and known.resume and known.output_dir:
+    return _choose_stage(known.stage, known.resume, known.output_dir)
+
+
+def _choose_stage(given: str | None, resume: bool, output_dir: str | None) -> str:
+    if given is None and resume and output_dir:
         # A run.json that cannot be read is an error of the resumption, and is raised there.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            text = (Path(known.output_dir) / "run.json").read_text(encoding="utf-8")
+            text = (Path(output_dir) / "run.json").read_text(encoding="utf-8")
             return str(json.loads(text)["stage"])
-    return known.stage or "pretrain"
+    return given or "pretrain"
 
 
 def _build_parser(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from chats import CHATS
+from stage_options import REQUIRED_OPTIONS
 from training_runs import (
     KILL_AFTER,
     KILLED,
@@ -28,6 +29,7 @@ from minimind.data.sample_text import load_sample_tokenizer
 from minimind.engine.stage import Policy
 from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
+from minimind.stages import STAGES
 from minimind.stages.sft import SFT
 from minimind.types import IGNORE_INDEX, Batch, LossSum
 
@@ -163,7 +165,10 @@ def read_column(run: Path, name: str) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("stage", ["sft", "lora", "dpo"])
+@pytest.mark.parametrize(
+    "stage",
+    [n for n, s in STAGES.items() if s.needs_checkpoint and n not in REQUIRED_OPTIONS],
+)
 def test_a_stage_runs_on_the_sample_data(
     train: Train,
     start: Callable[..., Path],

@@ -1,0 +1,129 @@
+"""The unpaired format: an answer to a conversation, and whether it was a good one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from minimind.data.chat_encoding import ChatEncoder, Span
+from minimind.data.chat_format import BadChat, chat_spans, read_chat
+from minimind.data.collate import collate_units
+from minimind.data.formats import Format
+from minimind.data.jsonl import BadRow, json_type, missing_key
+from minimind.data.packing import build_row
+from minimind.data.sample_chat import preference_rows
+from minimind.data.sample_files import SampleData
+from minimind.data.tokenizer import Tokenizer
+from minimind.types import IGNORE_INDEX, PackedRow, Row, Sample, UnitBatch
+
+_EXAMPLE = '{"conversations": [turns], "label": true}'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnpairedBatch(UnitBatch):
+    """Answers, and beside them the same prompts with each other's answers.
+
+    `meta["label"]`: bool [P], whether the answer at that place was a good one.
+    """
+
+    mismatched: UnitBatch
+    """The same prompts at the same places, each with the answer before it in its row; free where
+    the row holds no other answer."""
+
+
+def unpaired_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Sample | BadRow]:
+    """Reads `{"conversations": [turns], "label": true or false}`. The label is about the last
+    assistant turn, which alone is a target."""
+    encoder = ChatEncoder(tokenizer)
+    found: list[list[Span] | BadRow] = []
+    for row in rows:
+        try:
+            found.append(_read_answer(encoder, row))
+        except BadChat as problem:
+            found.append(BadRow(row.path, row.line, str(problem)))
+    encoded = iter(encoder.encode([spans for spans in found if isinstance(spans, list)]))
+    return [
+        replace(next(encoded), meta={"label": row.data["label"]})
+        if isinstance(spans, list)
+        else spans
+        for row, spans in zip(rows, found, strict=True)
+    ]
+
+
+def _read_answer(encoder: ChatEncoder, row: Row) -> list[Span]:
+    for key in ("conversations", "label"):
+        if key not in row.data:
+            raise BadChat(missing_key(row, key, _EXAMPLE))
+    label = row.data["label"]
+    if not isinstance(label, bool):
+        raise BadChat(f'"label" is {json_type(label)} where true or false is expected')
+    chat = read_chat(row.data["conversations"], '"conversations"')
+    if chat.messages[-1]["role"] != "assistant":
+        raise BadChat(
+            f'the last turn of "conversations" is of the {chat.messages[-1]["role"]}: a label is '
+            "about the assistant's answer, which must come last"
+        )
+    spans = chat_spans(encoder, chat)
+    last = max(place for place, (_, is_target) in enumerate(spans) if is_target)
+    return [(text, place == last) for place, (text, _) in enumerate(spans)]
+
+
+def collate_unpaired(rows: Sequence[PackedRow], units_per_row: int) -> UnpairedBatch:
+    """Collates the rows, and beside them their prompts with each other's answers. In a row the
+    answers only change places, so that it holds as many tokens."""
+    batch = collate_units(rows, units_per_row)
+    mismatched = collate_units([_mismatch(row) for row in rows], units_per_row)
+    own = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return UnpairedBatch(**own, mismatched=mismatched)
+
+
+def _mismatch(row: PackedRow) -> PackedRow:
+    """Moves each answer to the next document of the row, the last one to the first."""
+    is_target_T = np.append(False, row.labels_T[:-1] != IGNORE_INDEX)
+    documents, answered = [], []
+    for number in range(len(row.units_U)):
+        (places,) = np.nonzero(row.doc_T == number)
+        ids, is_target = row.ids_T[places], is_target_T[places]
+        documents.append((ids, np.zeros_like(is_target)))
+        if is_target.any():  # else its end, with the answer, was cut off
+            answered.append((number, ids, is_target, int(is_target.argmax())))
+    if len(answered) > 1:
+        others = [answered[-1], *answered[:-1]]
+        for (number, ids, _, at), (_, their_ids, is_target, their_at) in zip(
+            answered, others, strict=True
+        ):
+            answer, is_answer = their_ids[their_at:], is_target[their_at:]
+            nothing = np.zeros(at, dtype=bool)
+            documents[number] = (
+                np.concatenate([ids[:at], answer]),
+                np.concatenate([nothing, is_answer]),
+            )
+    return build_row(
+        documents, len(row.ids_T), pad_id=int(row.ids_T[-1]), units=row.units_U.tolist()
+    )
+
+
+UNPAIRED = Format(
+    name="unpaired",
+    version="1",
+    all_targets=False,
+    split_long=False,
+    read=unpaired_samples,
+    collate=collate_unpaired,
+    columns={"label": "bool"},
+)
+
+
+def _unpaired_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
+    """Takes the sample's pairs apart: each answer is a row of its own."""
+    for row, keys, is_held_out in preference_rows(seed):
+        yield {"conversations": row["chosen"], "label": True}, keys, is_held_out
+        yield {"conversations": row["rejected"], "label": False}, keys, is_held_out
+
+
+UNPAIRED_DATA = SampleData(
+    name="unpaired", rows=_unpaired_rows, train_bytes=300_000, val_bytes=50_000
+)

@@ -4,10 +4,13 @@ its own."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from minimind.run.run import Run
+from minimind.runtime.logging import set_up_logging
+from minimind.runtime.ranks import read_ranks
 
 __all__ = ["Run", "train"]
 
@@ -22,9 +25,13 @@ def train(**options: Any) -> Path:
     >>> base = minimind.train(data="text.jsonl", model="minimind2-small", epochs=1)
     >>> chat = minimind.train(stage="sft", from_checkpoint=base, data="chat.jsonl")
 
+    The run reports to the root logger; a program that has set up none gets the command's console.
+
     Raises a MiniMindError for what cannot run, TrainingError where the training broke, and
     KeyboardInterrupt after an interrupt, with a checkpoint saved.
     """
+    if not logging.getLogger().hasHandlers():
+        set_up_logging(read_ranks().rank)
     run = Run.resolve(**options)
     if not run.train():
         raise KeyboardInterrupt

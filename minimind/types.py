@@ -100,7 +100,7 @@ class Batch:
 
     @property
     def count(self) -> int:
-        """What a stage's loss sums over in this batch, and the engine divides by: its targets."""
+        """Says how many things a stage's loss sums over, which the engine divides by: targets."""
         return self.num_targets
 
     def to(self, device: torch.device) -> Self:
@@ -142,7 +142,7 @@ class UnitBatch(Batch):
 
     @property
     def count(self) -> int:
-        """Its units."""
+        """Says how many units the loss sums over."""
         return self.num_units
 
 

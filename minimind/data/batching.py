@@ -60,7 +60,7 @@ class PackedRows:
 
     @property
     def num_units(self) -> int:
-        """Of an epoch: documents or pieces of long ones, or pairs."""
+        """Counts an epoch's units: documents, pieces of long ones, or pairs."""
         return len(self.plan.piece_doc) // self._unit_size
 
     def count_cut_before_targets(self) -> int:
@@ -94,7 +94,7 @@ class PackedRows:
         return self._format.collate(built, self._units_per_row)
 
     def _meta(self, firsts: Sequence[int]) -> dict[str, Any]:
-        """By column, the values of the units with these first documents."""
+        """Collects, by column, the values of the units with these first documents."""
         located = [self.mixture.locate(document) for document in firsts] if self._columns else []
         found = [cache.meta(number // self._unit_size) for cache, number in located]
         return {

@@ -64,7 +64,7 @@ def collate_units(
 
 
 def _collate_meta(rows: Sequence[PackedRow], units_per_row: int) -> dict[str, Any]:
-    """By column, each unit's value at its place."""
+    """Puts each unit's values at its place, by column."""
     columns: dict[str, Any] = {}
     for name, first in rows[0].meta.items():
         parts = [row.meta[name] for row in rows]

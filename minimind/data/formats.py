@@ -1,5 +1,5 @@
-"""What a kind of row is to the data pipeline. Each kind has a file of its own that defines it:
-text_format.py, chat_format.py, preference_format.py."""
+"""What a kind of row is to the data pipeline. Each kind is defined in a file of its own, named
+after it: `*_format.py`."""
 
 from __future__ import annotations
 

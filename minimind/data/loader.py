@@ -76,8 +76,8 @@ class PackedLoader:
 
     @property
     def num_units(self) -> int:
-        """Of an epoch: documents or pieces of long ones, or pairs. Their numbers in PackedRow are
-        below."""
+        """Counts an epoch's units (documents, pieces of long ones, or pairs); PackedRow numbers
+        them from 0."""
         return self._rows.num_units
 
     @property

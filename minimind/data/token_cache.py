@@ -172,5 +172,7 @@ def _map(path: Path, dtype: str, length: int) -> np.ndarray:
     size = path.stat().st_size
     if size != length * np.dtype(dtype).itemsize:
         raise ValueError(f"{path.name} has {size} bytes, not {length} × {dtype}")
+    if not length:
+        return np.empty(0, dtype=dtype)  # nothing cannot be mapped
     # A plain view: slices of np.memmap itself cost microseconds each.
     return np.memmap(path, dtype=dtype, mode="r", shape=(length,)).view(np.ndarray)

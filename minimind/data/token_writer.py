@@ -21,6 +21,7 @@ from tqdm import tqdm
 from minimind.data.cache_folder import new_folder
 from minimind.data.formats import TEXT_COLUMN, Format
 from minimind.data.jsonl import BadRow, JsonlFile, bad_rows_message, read_rows
+from minimind.data.text_format import surrogate_problem
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
 from minimind.types import PairSample, Row, Sample
@@ -117,6 +118,8 @@ class _Writer:
         for row, sample in zip(batch.rows, samples, strict=True):
             if isinstance(sample, BadRow):
                 bad.append(sample)
+            elif problem := _column_problem(self._format.columns, sample.meta):
+                bad.append(BadRow(row.path, row.line, problem))
             else:
                 good += sample.documents
                 metas.append(sample.meta)
@@ -221,6 +224,26 @@ def _batches(file: JsonlFile, progress: bool) -> Iterator[_Batch]:
                 rows, bad, done = [], [], offset
         yield _Batch(rows, bad, file.size)
         bar.update(file.size - done)
+
+
+def _column_problem(columns: Mapping[str, str], meta: Mapping[str, Any]) -> str | None:
+    """Says which value of a row is none of its column's, which would be stored as another."""
+    for name, kind in columns.items():
+        value = meta[name]
+        if kind == TEXT_COLUMN:
+            fits = isinstance(value, str)
+            if fits and (problem := surrogate_problem(value, f'"{name}"')):
+                return problem
+        elif np.issubdtype(kind, np.bool_):
+            fits = isinstance(value, bool)
+        elif np.issubdtype(kind, np.integer):
+            limits = np.iinfo(kind)
+            fits = type(value) is int and limits.min <= value <= limits.max
+        else:
+            fits = type(value) in (int, float) and abs(value) <= float(np.finfo(kind).max)
+        if not fits:
+            return f'"{name}" is {json.dumps(value)[:40]}; it must be {kind}'
+    return None
 
 
 def _state(path: str) -> tuple[int, int]:

@@ -30,8 +30,8 @@ class UnpairedBatch(UnitBatch):
     """
 
     mismatched: UnitBatch
-    """The same prompts at the same places, each with the answer before it in its row; free where
-    the row holds no other answer."""
+    """The same prompts at the same places, each with an answer to another prompt of its row; free
+    where the row holds no other answer."""
 
 
 def unpaired_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Sample | BadRow]:
@@ -81,7 +81,8 @@ def collate_unpaired(rows: Sequence[PackedRow], units_per_row: int) -> UnpairedB
 
 
 def _mismatch(row: PackedRow) -> PackedRow:
-    """Moves each answer to the next document of the row, the last one to the first."""
+    """Moves the answers of a row on by so many documents that most prompts get another answer than
+    their own. A prompt that does not, as where a mixture repeats an answer, has no target."""
     is_target_T = np.append(False, row.labels_T[:-1] != IGNORE_INDEX)
     documents, answered = [], []
     for number in range(len(row.units_U)):
@@ -89,21 +90,24 @@ def _mismatch(row: PackedRow) -> PackedRow:
         ids, is_target = row.ids_T[places], is_target_T[places]
         documents.append((ids, np.zeros_like(is_target)))
         if is_target.any():  # else its end, with the answer, was cut off
-            answered.append((number, ids, is_target, int(is_target.argmax())))
-    if len(answered) > 1:
-        others = [answered[-1], *answered[:-1]]
-        for (number, ids, _, at), (_, their_ids, is_target, their_at) in zip(
-            answered, others, strict=True
-        ):
-            answer, is_answer = their_ids[their_at:], is_target[their_at:]
-            nothing = np.zeros(at, dtype=bool)
-            documents[number] = (
-                np.concatenate([ids[:at], answer]),
-                np.concatenate([nothing, is_answer]),
-            )
-    return build_row(
-        documents, len(row.ids_T), pad_id=int(row.ids_T[-1]), units=row.units_U.tolist()
-    )
+            at = int(is_target.argmax())
+            answered.append((number, ids[:at], ids[at:], is_target[at:]))
+    texts = [answer.tobytes() for _, _, answer, _ in answered]
+    count = len(answered)
+    num_others = [
+        sum(texts[place] != texts[place - by] for place in range(count)) for by in range(count)
+    ]
+    by = int(np.argmax(num_others)) if count else 0
+    for place, (number, prompt, _, _) in enumerate(answered):
+        _, _, answer, is_answer = answered[place - by]
+        nothing = np.zeros(len(prompt), dtype=bool)
+        is_target = is_answer if texts[place] != texts[place - by] else np.zeros_like(is_answer)
+        documents[number] = (
+            np.concatenate([prompt, answer]),
+            np.concatenate([nothing, is_target]),
+        )
+    pad_id = int(row.ids_T[-1])  # where there is no padding it is not asked for
+    return build_row(documents, len(row.ids_T), pad_id, row.units_U.tolist())
 
 
 UNPAIRED = Format(

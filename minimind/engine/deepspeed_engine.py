@@ -184,7 +184,7 @@ class DeepSpeedEngine:
         self._micro_batches = 0
 
     def backward(self, loss: LossSum, count: int) -> None:
-        """`count`: of the loss's micro-batch."""
+        """Adds a micro-batch's gradient; `count` is that micro-batch's."""
         self._micro_batches += 1
         self._engine.set_gradient_accumulation_boundary(self._micro_batches == self._accumulation)
         self._engine.backward(loss.objective(count) * self._scale, scale_wrt_gas=False)

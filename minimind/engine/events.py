@@ -26,8 +26,8 @@ def _nothing(*_: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Events:
-    """What happens around the steps; nothing, where nothing is given. `record` runs on rank 0, the
-    others on every rank."""
+    """Holds what the loop calls around its steps; what is not given does nothing. `record` runs on
+    rank 0, the others on every rank."""
 
     record: Callable[[StepStats, float | None], None] = _nothing
     """(what the step did, the validation loss after it where there was one)."""

@@ -46,6 +46,17 @@ class _Pending:
         return self.numbers.tolist()
 
 
+@dataclass(frozen=True, slots=True)
+class _OnDevice(Generic[InT]):
+    """Batches that are moved as they are read, each time anew."""
+
+    batches: Iterable[InT]
+    device: torch.device
+
+    def __iter__(self) -> Iterator[InT]:
+        return (batch.to(self.device) for batch in self.batches)
+
+
 @dataclass(slots=True)
 class Loop(Generic[InT, OutT]):
     """Trains `stage` from state.step to `total_steps`."""
@@ -64,7 +75,7 @@ class Loop(Generic[InT, OutT]):
     memory: PeakMemory = field(init=False)
     routers: RouterWatch = field(init=False)
     newest: StepStats | None = None
-    """What the last step did whose numbers have come from the device."""
+    """Says what the last step did whose numbers have come from the device."""
     _interrupts: Interrupts = field(default_factory=Interrupts)
     _pending: deque[_Pending] = field(default_factory=deque)
     _is_recorded: bool = True
@@ -133,6 +144,9 @@ class Loop(Generic[InT, OutT]):
     def step(self, micro_batches: list[InT]) -> None:
         """Takes the optimizer step that this rank's micro-batches are for, or the several that the
         stage prepares from them. Its numbers are read by `read_back`."""
+        if self.engine.device.type == "cpu" and self.engine.any_rank(self._interrupts.requested):
+            self._interrupted = True  # a stage may prepare for as long as a step takes
+            return
         loader_step = self.state.step
         moved = [batch.to(self.engine.device) for batch in micro_batches]
         for prepared in self.stage.prepare(self.engine, moved):
@@ -263,8 +277,7 @@ class Loop(Generic[InT, OutT]):
         engine = self.engine
         engine.train(False)
         sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
-        for batch in self.eval_data:
-            loss = self.stage.evaluate(engine, batch.to(engine.device))
+        for batch, loss in self.stage.evaluate(engine, _OnDevice(self.eval_data, engine.device)):
             sums += torch.stack([loss.total.double(), sums.new_tensor(batch.count)])
         total, count = engine.sum_over_ranks(sums).tolist()
         engine.train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -71,7 +72,12 @@ class MetricsLog:
             "peak_bytes": stats.peak_bytes or "",
             "resident_bytes": stats.resident_bytes,
         }
-        extra = {**stats.metrics, **stats.diagnostics}
+        # A number that this step cannot say, such as a mean over nothing, is left out.
+        extra = {
+            name: value
+            for name, value in (*stats.metrics.items(), *stats.diagnostics.items())
+            if not math.isnan(value)
+        }
         row |= {name: f"{value:.6g}" for name, value in extra.items()}
         numbers = {
             "loss": stats.loss,

@@ -119,7 +119,11 @@ class Stage(Protocol[InT, OutT]):
         """Calls policy(batch, head=…): the engine, never the module in it."""
         ...
 
-    def evaluate(self, policy: Policy, batch: InT) -> LossSum:
-        """Computes what validation reports of a batch of the loader's: the loss, unless a stage
-        says otherwise. Runs without gradient and with the policy in eval mode."""
-        return self.loss(policy, cast(OutT, batch))
+    def evaluate(
+        self, engine: DeepSpeedEngine, batches: Iterable[InT]
+    ) -> Iterator[tuple[Batch, LossSum]]:
+        """Yields each of this rank's validation batches with what is reported of it: the loss,
+        unless a stage says otherwise. `batches` can be read more than once. Runs on all ranks,
+        without gradient and with the policy in eval mode."""
+        for batch in batches:
+            yield batch, self.loss(engine, cast(OutT, batch))

@@ -16,7 +16,7 @@ from minimind.data.loader import EvalLoader, WeightedSource
 from minimind.data.text_format import TEXT
 from minimind.data.token_cache import OnBadRow, build_token_cache
 from minimind.data.tokenizer import Tokenizer
-from minimind.errors import DataError
+from minimind.errors import ConfigError, DataError
 from minimind.evaluation.scoring import batch_log_probs
 from minimind.model.transformer import Transformer
 from minimind.types import IGNORE_INDEX
@@ -56,7 +56,10 @@ def measure_perplexity(
     progress: bool = False,
 ) -> Perplexity:
     """Over the targets of every document (`max_rows` above 0: of a random part of the packed rows).
-    Raises DataError where the file cannot be used or holds no target."""
+    Raises DataError where the file cannot be used or holds no target, ConfigError for a format that
+    is none of FORMATS."""
+    if format not in FORMATS:
+        raise ConfigError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
     cache = build_token_cache(
         path, tokenizer, FORMATS[format], on_bad_row=on_bad_row, progress=progress
     )

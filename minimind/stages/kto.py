@@ -3,7 +3,8 @@ with the model the run starts from. A row is one answer, and whether it was a go
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
@@ -21,7 +22,10 @@ from minimind.stages.pretrain import Pretrain
 from minimind.stages.reference import Reference, document_log_probs
 from minimind.types import LossSum
 
+logger = logging.getLogger(__name__)
+
 LOSS_TYPES = ("kto", "apo_zero_unpaired")
+_ENOUGH_COMPARED = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +79,8 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
                             Optimization", equation 7)
         apo_zero_unpaired   the same with z = 0
                             (D'Oosterlinck et al. 2024, "Anchored Preference Optimization")
-    z is one number for the whole optimizer step, over all its micro-batches and ranks.
+    z is one number for the whole optimizer step, over all its micro-batches and ranks; in
+    validation, one for all of its data.
     """
 
     name: ClassVar[str] = "kto"
@@ -86,7 +91,7 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
     metric_names: ClassVar[tuple[str, ...]] = ("kl", "good_reward", "bad_reward")
 
     reference: Reference
-    """log ref of each answer, and of the mismatched answer to the same prompt."""
+    """By answer, what `_measure` gives."""
 
     def __init__(self, recipe: KTORecipe) -> None:
         self.recipe = recipe
@@ -100,46 +105,59 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
                 "has none: give a checkpoint (of --stage sft)"
             )
         self.reference = Reference.load(context, self._measure, f"kto {self.has_baseline}")
+        num_training = getattr(context.loader, "num_units", len(self.reference.values))
+        _check_answers(self.reference.values[:num_training], self.has_baseline)
         models = Pretrain(self.recipe).build_models(context)
         return replace(models, helpers_fingerprint=self.reference.fingerprint)
 
     def _measure(self, model: Policy, batch: UnpairedBatch) -> Tensor:
+        """Gives log ref of the answer, 1 for a good one and 0 for a bad one, and with a baseline
+        log ref of the mismatched answer, NaN where there is none."""
         own_P1, _, _ = document_log_probs(model, batch)
-        if not self.has_baseline:
-            return own_P1
-        mismatched_P1, _, _ = document_log_probs(model, batch.mismatched)
-        return torch.cat([own_P1, mismatched_P1], dim=1)
+        columns = [own_P1, batch.meta["label"].float()[:, None]]
+        if self.has_baseline:
+            other_P1, _, _ = document_log_probs(model, batch.mismatched)
+            is_free_P1 = batch.mismatched.unit_ids_P[:, None] < 0
+            columns.append(other_P1.masked_fill(is_free_P1, torch.nan))
+        return torch.cat(columns, dim=1)
 
     def prepare(
         self, engine: DeepSpeedEngine, micro_batches: list[UnpairedBatch]
     ) -> Iterable[list[KTOBatch]]:
         """Yields the same micro-batches with the step's z beside them."""
         engine.train(False)
-        sums = torch.stack([self._drift(engine, batch) for batch in micro_batches]).sum(0)
+        sums = self._sum_drift(engine, micro_batches)
         engine.train()
-        yield _with_sums(micro_batches, engine.sum_over_ranks(sums))
+        yield [_with_baseline(batch, sums) for batch in micro_batches]
 
-    def evaluate(self, policy: Policy, batch: UnpairedBatch) -> LossSum:
-        """The loss, with z taken over the batch alone."""
-        (prepared,) = _with_sums([batch], self._drift(policy, batch))
-        return self.loss(policy, prepared)
+    def evaluate(
+        self, engine: DeepSpeedEngine, batches: Iterable[UnpairedBatch]
+    ) -> Iterator[tuple[KTOBatch, LossSum]]:
+        """Yields each batch with its loss, z taken over all of the validation data in a pass of
+        its own before: the number then does not depend on the size of a micro-batch."""
+        sums = self._sum_drift(engine, batches)
+        for batch in batches:
+            prepared = _with_baseline(batch, sums)
+            yield prepared, self.loss(engine, prepared)
 
     @torch.no_grad()
-    def _drift(self, policy: Policy, batch: UnpairedBatch) -> Tensor:
-        """fp64 [4]: the sum of r over mismatched answers and their number; of good answers and of
-        all."""
-        is_good_P = batch.meta["label"] & (batch.unit_ids_P >= 0)
-        sums = is_good_P.new_zeros(4, dtype=torch.float64)
-        sums[2], sums[3] = is_good_P.sum(), batch.count
-        if self.has_baseline:
-            log_probs_P = document_log_probs(policy, batch.mismatched)[0][:, 0]
-            is_used_P = batch.mismatched.unit_ids_P >= 0
-            ratio_P = log_probs_P - self.reference.of(batch.mismatched)[:, 1]
-            sums[0] = torch.where(is_used_P, ratio_P, 0.0).double().sum()
-            sums[1] = is_used_P.sum()
-        return sums
+    def _sum_drift(self, engine: DeepSpeedEngine, batches: Iterable[UnpairedBatch]) -> Tensor:
+        """Adds up over all batches and ranks, fp64 [4]: r of the mismatched answers and their
+        number; the number of good answers and of all."""
+        sums = torch.zeros(4, dtype=torch.float64, device=engine.device)
+        for batch in batches:
+            is_good_P = batch.meta["label"] & (batch.unit_ids_P >= 0)
+            sums[2:] += torch.stack([is_good_P.sum(), (batch.unit_ids_P >= 0).sum()])
+            if self.has_baseline:
+                log_probs_P = document_log_probs(engine, batch.mismatched)[0][:, 0]
+                ratio_P = log_probs_P - self.reference.of(batch.mismatched)[:, 2]
+                is_used_P = batch.mismatched.unit_ids_P >= 0
+                used_P = torch.where(is_used_P, ratio_P, 0.0).double()
+                sums[:2] += torch.stack([used_P.sum(), is_used_P.sum().double()])
+        return engine.sum_over_ranks(sums)
 
     def loss(self, policy: Policy, batch: KTOBatch) -> LossSum:
+        """Sums the losses of a batch's answers. `kl` is z, each reward a mean over its kind."""
         recipe = self.recipe
         log_probs_P1, _, aux_loss = document_log_probs(policy, batch)
         ratio_P = log_probs_P1[:, 0] - self.reference.of(batch)[:, 0]
@@ -152,7 +170,8 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
             recipe.undesirable_weight * torch.sigmoid(above_P),
         )
         reward_P = recipe.beta * ratio_P.detach()
-        # The engine divides by all answers; each of these is a mean over its own kind.
+        # The loop divides by all answers; each of these becomes a mean over its own kind, and NaN
+        # in a step that has none of it.
         good = torch.where(is_good_P & is_used_P, reward_P, 0.0).sum()
         bad = torch.where(~is_good_P & is_used_P, reward_P, 0.0).sum()
         return LossSum(
@@ -160,22 +179,48 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
             aux_loss=aux_loss,
             metrics={
                 "kl": batch.kl * batch.count,
-                "good_reward": good / batch.good_share.clamp(min=1e-12),
-                "bad_reward": bad / (1 - batch.good_share).clamp(min=1e-12),
+                "good_reward": good / batch.good_share,
+                "bad_reward": bad / (1 - batch.good_share),
             },
         )
 
 
-def _with_sums(micro_batches: list[UnpairedBatch], sums: Tensor) -> list[KTOBatch]:
-    """`sums`: of `KTO._drift`, over all micro-batches and ranks that are counted together."""
+def _with_baseline(batch: UnpairedBatch, sums: Tensor) -> KTOBatch:
+    """Puts z beside a batch. `sums`: KTO._sum_drift of all that is counted together."""
     ratio, num_mismatched, num_good, num_answers = sums.unbind()
-    kl = (ratio / num_mismatched.clamp(min=1)).clamp(min=0).float()
-    good_share = (num_good / num_answers.clamp(min=1)).float()
-    return [
-        KTOBatch(
-            **{field.name: getattr(batch, field.name) for field in fields(batch)},
-            kl=kl,
-            good_share=good_share,
+    return KTOBatch(
+        **{field.name: getattr(batch, field.name) for field in fields(batch)},
+        kl=(ratio / num_mismatched.clamp(min=1)).clamp(min=0).float(),
+        good_share=(num_good / num_answers.clamp(min=1)).float(),
+    )
+
+
+def _check_answers(values_UC: Tensor, has_baseline: bool) -> None:
+    """Says what the answers are, and warns where they cannot teach what they are meant to. Raises
+    ConfigError where no row holds two different answers. `values_UC`: the training data's, as
+    KTO._measure gives them."""
+    read_RC = values_UC[values_UC[:, 0].isfinite()]
+    num_good = int(read_RC[:, 1].sum())
+    num_bad = len(read_RC) - num_good
+    logger.info("answers    %d good, %d bad", num_good, num_bad)
+    if not num_good or not num_bad:
+        logger.warning(
+            "all answers are %s: nothing says what to tell them from; add rows with label %s",
+            *(("good", "false") if num_good else ("bad", "true")),
         )
-        for batch in micro_batches
-    ]
+    if not has_baseline:
+        return
+    share = float(read_RC[:, 2].isfinite().float().mean()) if len(read_RC) else 0.0
+    instead = "give a larger --seq_len, or --set loss_type=apo_zero_unpaired"
+    if not share:
+        raise ConfigError(
+            "--stage kto compares each answer with those to other prompts in its packed row, and "
+            f"no row holds two different answers: {instead}"
+        )
+    if share < _ENOUGH_COMPARED:
+        logger.warning(
+            "only %.0f%% of the answers share a packed row with another one, and kl is estimated "
+            "from the shorter ones: %s",
+            100 * share,
+            instead,
+        )

@@ -34,7 +34,8 @@ VERSION = 3
 _FILE = "log_probs.npy"
 
 Measure = Callable[[Policy, Any], Tensor]
-"""(model, batch of units) -> fp32 [P, C]: what is kept of each unit; anything in a free place."""
+"""(model, batch of units) -> fp32 [P, C]: what is kept of each unit, of which the first is always a
+number; anything in a free place."""
 
 
 class UnitData(Protocol):
@@ -111,8 +112,11 @@ class Reference:
         return cls(values=values, fingerprint=weights)
 
     def of(self, batch: UnitBatch) -> Tensor:
-        """Gives the batch's units' values, fp32 [P, C]; anything in a free place."""
-        return self.values[batch.unit_ids_P.clamp(min=0)]
+        """Gives the values of the batch's units, fp32 [P, C]; 0 in a free place."""
+        # A free place may hold tokens of a pair that lost one answer, and any unit may be unread:
+        # a NaN would reach the gradient through where().
+        is_free_P = batch.unit_ids_P < 0
+        return self.values[batch.unit_ids_P.clamp(min=0)].masked_fill(is_free_P[:, None], 0.0)
 
 
 def _load_frozen(context: BuildContext) -> Transformer:
@@ -194,7 +198,7 @@ def _compute(
     values = table[:-1].cpu().numpy()
     logger.info(
         "reference  log-probabilities of %d %s in %.1f s",
-        np.isfinite(values).all(axis=1).sum(),
+        np.isfinite(values[:, 0]).sum(),
         unit,
         time.perf_counter() - began,
     )

@@ -17,6 +17,7 @@ from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource
 from minimind.data.text_format import TEXT, text_samples
 from minimind.data.token_cache import TokenCache, build_token_cache
 from minimind.data.tokenizer import Tokenizer
+from minimind.errors import DataError
 from minimind.types import Row, Sample, UnitBatch
 
 SEQ_LEN = 40
@@ -144,3 +145,34 @@ def test_the_cache_is_mapped_again_and_one_cut_short_is_not(
         assert [again.meta(number) for number in range(30)] == whole
     other = replace(SCORED, columns={**SCORED.columns, "score": "float64"})
     assert build_token_cache(cache.path, tokenizer, other).key != cache.key
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"score": "high"}, '"score" is "high"; it must be float32'),
+        ({"score": None}, '"score" is null; it must be float32'),
+        ({"score": 1e300}, '"score" is 1e+300; it must be float32'),
+        ({"is_good": "false"}, '"is_good" is "false"; it must be bool'),
+        ({"is_good": 1}, '"is_good" is 1; it must be bool'),
+        ({"answer": 7}, '"answer" is 7; it must be text'),
+        ({"answer": "\ud800"}, '"answer" holds half a character'),
+    ],
+)
+def test_a_value_of_another_kind_is_a_bad_row(
+    tmp_path: Path, tokenizer: Tokenizer, change: dict[str, object], reason: str
+) -> None:
+    good = {"text": "a", "score": 1, "is_good": True, "answer": ""}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in (good, good | change)), "utf-8")
+    with pytest.raises(DataError) as caught:
+        build_token_cache(path, tokenizer, SCORED)
+    assert f"{path}:2: {reason}" in str(caught.value)
+
+
+def test_texts_may_all_be_empty(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    row = {"text": "a", "score": 1, "is_good": True, "answer": ""}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([json.dumps(row)] * 3), "utf-8")
+    cache = build_token_cache(path, tokenizer, SCORED)
+    assert [cache.meta(number)["answer"] for number in range(3)] == [""] * 3

@@ -145,6 +145,20 @@ def test_each_prompt_gets_the_answer_before_it_in_its_row(make_cache: MakeCache)
     assert sum(seen.values()) == 14
 
 
+def test_a_repeated_answer_is_no_other_answer(make_cache: MakeCache) -> None:
+    """As where a mixture reads a small file often: copies stand side by side in a row."""
+    same = [row(3, 2) for _ in range(3)]
+    (batch,) = loader(make_cache([*same, row(4, 2), *same]), rows_per_step=1, micro_batch=1,
+                      seq_len=640).batches(0)  # fmt: skip
+    assert isinstance(batch, UnpairedBatch)
+    own, other = documents_of(batch), documents_of(batch.mismatched)
+    assert len(own) == 7
+    assert len(other) == 2, "of seven answers one is different: it takes and gives a place"
+    for unit, (prompt, answer) in other.items():
+        assert prompt == own[unit][0]
+        assert answer != own[unit][1]
+
+
 def test_an_answer_alone_in_its_row_has_no_other(make_cache: MakeCache) -> None:
     (batch,) = loader(make_cache([row(0, 30), row(3, 30)])).batches(0)
     assert isinstance(batch, UnpairedBatch)

@@ -234,6 +234,34 @@ def test_a_batch_of_padding_alone_gives_nothing(pairs: Cache, start: tuple[Trans
     assert all((gradient == 0).all() for gradient in gradients(model, loss.total).values())
 
 
+def test_a_pair_that_lost_one_answer_leaves_the_others_gradient_alone(
+    tmp_path: Path, start: tuple[Transformer, Path]
+):
+    """Its place is free, though the other answer's targets stand there; being the longest it is
+    unit 0, which no reference was computed for."""
+    _, folder = start
+    rows = []
+    for number in range(4):
+        turns = [{"role": "user", "content": f"{number}?"}]
+        sides = [[*turns, {"role": "assistant", "content": f"{side}{number}"}] for side in "ab"]
+        rows.append({"chosen": sides[0], "rejected": sides[1]})
+    rows[2]["rejected"][0] = {"role": "user", "content": "why " * SEQ_LEN}
+    path = tmp_path / "cut.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    loader = load(build_token_cache(path, TOKENIZER, PREFERENCE), micro_batch=3)
+    stage = DPO(DPORecipe())
+    stage.build_models(context(folder, loader))
+    assert stage.reference is not None
+    assert stage.reference.values[0].isnan().all(), "the pair that is cut"
+    policy = random_model(CONFIG, seed=2)
+    batch = first_batch(loader)
+    assert batch.count == 3
+    assert batch.num_targets > 6, "some stand in a free place"
+    loss = stage.loss(policy, batch)
+    for name, gradient in gradients(policy, loss.total).items():
+        assert gradient.isfinite().all(), name
+
+
 def test_the_reference_is_computed_once(
     pairs: Cache, start: tuple[Transformer, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

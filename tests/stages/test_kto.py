@@ -1,44 +1,40 @@
-"""Kahneman-Tversky optimisation: the loss against a plain implementation and against TRL's."""
+"""Kahneman-Tversky optimisation: the loss against a plain implementation, and its baseline."""
 
 from __future__ import annotations
 
-import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
-import transformers
-import trl
-from fake_engine import FakeEngine
-from small_models import gradients, logits_of, pack, random_model, small_config
+from labelled_answers import (
+    CONFIG,
+    SEQ_LEN,
+    WEIGHTED,
+    build,
+    build_answers,
+    engine_of,
+    load,
+    nearby,
+    prepared,
+    save,
+)
+from small_models import gradients, logits_of, pack, random_model
 from torch import Tensor
 
-from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource
-from minimind.data.sample_text import load_sample_tokenizer
-from minimind.data.token_cache import TokenCache, build_token_cache
-from minimind.data.unpaired_format import UNPAIRED, UnpairedBatch
-from minimind.engine.deepspeed_engine import DeepSpeedEngine
+from minimind.data.loader import EvalLoader, WeightedSource
+from minimind.data.token_cache import TokenCache
+from minimind.data.unpaired_format import UnpairedBatch
 from minimind.engine.stage import BuildContext
 from minimind.errors import ConfigError
-from minimind.model.state_dict import save_hf_folder, split_fused
 from minimind.model.transformer import Transformer
-from minimind.runtime.ranks import Ranks
 from minimind.stages.kto import KTO, KTOBatch, KTORecipe
 from minimind.types import IGNORE_INDEX, LossSum, UnitBatch
 
-TOKENIZER = load_sample_tokenizer()
-CONFIG = small_config(vocab_size=TOKENIZER.vocab_size)
-SEQ_LEN = 256
-WEIGHTED = {"desirable_weight": 0.7, "undesirable_weight": 1.3}
-
-
-class PolicyEngine(FakeEngine):
-    """A fake engine that a stage can call."""
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        return self.module(*arguments, **options)
+Answers = Callable[..., TokenCache]
 
 
 @pytest.fixture(autouse=True)
@@ -47,53 +43,18 @@ def _cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def answers(tmp_path: Path) -> Callable[..., TokenCache]:
+def answers(tmp_path: Path) -> Answers:
     """answers(count) -> their cache; two of three are good."""
-
-    def make(count: int, name: str = "answers") -> TokenCache:
-        rows = []
-        for number in range(count):
-            texts = (f"{name} {number} + 1 = ?", f"It is {number + 1}. " * (1 + number % 4))
-            turns = zip(("user", "assistant"), texts, strict=True)
-            conversation = [{"role": role, "content": text} for role, text in turns]
-            rows.append({"conversations": conversation, "label": number % 3 > 0})
-        path = tmp_path / f"{name}.jsonl"
-        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-        return build_token_cache(path, TOKENIZER, UNPAIRED)
-
-    return make
+    return lambda count, name="answers", **more: build_answers(
+        tmp_path / f"{name}.jsonl", count, name, **more
+    )
 
 
 @pytest.fixture
 def reference(tmp_path: Path) -> tuple[Transformer, Path]:
     """Weights to start from, and the folder they are in."""
-    return _saved(random_model(CONFIG, seed=1), tmp_path / "reference")
-
-
-def _saved(model: Transformer, folder: Path) -> tuple[Transformer, Path]:
-    weights = {name: p.detach() for name, p in model.named_parameters()}
-    save_hf_folder(folder, CONFIG, weights, torch.float32)
-    TOKENIZER.save(folder)
-    return model, folder
-
-
-def load(cache: TokenCache, micro_batch: int = 1, **options: int) -> PackedLoader:
-    sizes: dict[str, Any] = {"rows_per_step": micro_batch, "micro_batch": micro_batch}
-    return PackedLoader([WeightedSource(cache)], seq_len=SEQ_LEN, pad_id=0, **(sizes | options))
-
-
-def build(folder: Path, loader: PackedLoader, **options: Any) -> KTO:
-    stage = KTO(KTORecipe(**options))
-    stage.build_models(BuildContext(config=CONFIG, weights_folder=folder, loader=loader))
-    return stage
-
-
-def prepared(stage: KTO, policy: Transformer, batches: list[Any], world_size: int = 1):
-    """What a step of these micro-batches is computed from."""
-    engine = PolicyEngine(Ranks(0, 0, world_size), module=policy)
-    (found,) = stage.prepare(cast(DeepSpeedEngine, engine), batches)
-    assert engine.training
-    return found
+    model = random_model(CONFIG, seed=1)
+    return model, save(model, tmp_path / "reference")
 
 
 def plain_log_probs(model: Transformer, batch: UnitBatch) -> Tensor:
@@ -125,17 +86,6 @@ def plain_loss(
     return torch.where(is_good, good, bad).sum(), z, r
 
 
-def nearby(model: Transformer, amount: float) -> Transformer:
-    """A policy that has moved a little from its reference: z is above 0 for one that likes the
-    mismatched answers better."""
-    moved = random_model(CONFIG, seed=4)
-    other = dict(random_model(CONFIG, seed=3).named_parameters())
-    with torch.no_grad():
-        for (name, p), q in zip(moved.named_parameters(), model.parameters(), strict=True):
-            p.copy_(q + amount * (other[name] - q))
-    return moved
-
-
 @pytest.mark.parametrize("amount", [0.2, -0.2])
 @pytest.mark.parametrize(
     "options",
@@ -143,7 +93,7 @@ def nearby(model: Transformer, amount: float) -> Transformer:
     ids=["kto", "weighted", "apo zero"],
 )
 def test_loss_and_gradients_are_those_of_separate_forwards(
-    answers: Callable[..., TokenCache],
+    answers: Answers,
     reference: tuple[Transformer, Path],
     options: dict[str, Any],
     amount: float,
@@ -172,7 +122,7 @@ def test_loss_and_gradients_are_those_of_separate_forwards(
 
 
 def test_the_baseline_is_above_zero_in_one_of_these_cases(
-    answers: Callable[..., TokenCache], reference: tuple[Transformer, Path]
+    answers: Answers, reference: tuple[Transformer, Path]
 ):
     """Else the test above would not show what is done with it."""
     frozen, folder = reference
@@ -186,9 +136,7 @@ def test_the_baseline_is_above_zero_in_one_of_these_cases(
     assert min(drifts) >= 0.0
 
 
-def test_the_first_step_has_loss_one_half(
-    answers: Callable[..., TokenCache], reference: tuple[Transformer, Path]
-):
+def test_the_first_step_has_loss_one_half(answers: Answers, reference: tuple[Transformer, Path]):
     model, folder = reference
     loader = load(answers(20))
     stage = build(folder, loader)
@@ -200,7 +148,7 @@ def test_the_first_step_has_loss_one_half(
 
 
 def test_a_step_is_the_same_however_it_is_divided(
-    answers: Callable[..., TokenCache], reference: tuple[Transformer, Path]
+    answers: Answers, reference: tuple[Transformer, Path]
 ):
     """One micro-batch, several, or those of another rank beside them: z is the whole step's."""
     frozen, folder = reference
@@ -226,30 +174,30 @@ def test_a_step_is_the_same_however_it_is_divided(
     assert doubled.kl.item() == together.kl.item() > 0
 
 
-def test_validation_takes_its_baseline_from_the_batch(
-    answers: Callable[..., TokenCache], reference: tuple[Transformer, Path]
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_validation_has_one_baseline_whatever_its_micro_batches(
+    answers: Answers, reference: tuple[Transformer, Path], micro_batch: int
 ):
     frozen, folder = reference
-    loader = load(answers(9))
-    evaluation = EvalLoader(
-        [WeightedSource(answers(6, "val"))],
-        seq_len=SEQ_LEN, micro_batch=2, pad_id=0, first_unit=loader.num_units,
-    )  # fmt: skip
+    loader, val = load(answers(9)), answers(30, "val")
+    sizes: dict[str, Any] = {"seq_len": SEQ_LEN, "pad_id": 0, "first_unit": loader.num_units}
+    evaluation = EvalLoader([WeightedSource(val)], micro_batch=micro_batch, **sizes)
     stage = KTO(KTORecipe())
     stage.build_models(
         BuildContext(config=CONFIG, weights_folder=folder, loader=loader, eval_data=evaluation)
     )
     policy = nearby(frozen, 0.2)
-    for batch in evaluation:
-        assert isinstance(batch, UnpairedBatch)
-        expected, _, _ = plain_loss(policy, frozen, batch, {})
-        assert stage.evaluate(policy, batch).total.item() == pytest.approx(
-            expected.item(), rel=1e-5
-        )
+    found = list(stage.evaluate(engine_of(policy), evaluation))
+    (whole,) = EvalLoader([WeightedSource(val)], micro_batch=len(evaluation) * micro_batch, **sizes)
+    assert isinstance(whole, UnpairedBatch)
+    expected, z, _ = plain_loss(policy, frozen, whole, {})
+    assert z > 0
+    assert sum(batch.count for batch, _ in found) == 30
+    assert sum(loss.total.item() for _, loss in found) == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_a_batch_of_padding_alone_gives_nothing(
-    answers: Callable[..., TokenCache], reference: tuple[Transformer, Path]
+    answers: Answers, reference: tuple[Transformer, Path]
 ):
     model, folder = reference
     loader = load(answers(3))
@@ -280,68 +228,32 @@ def test_without_weights_there_is_nothing_to_compare_with():
         KTO(KTORecipe()).build_models(BuildContext(config=CONFIG))
 
 
-def padded_inputs(batch: UnitBatch, prefix: str = "") -> dict[str, Tensor]:
-    """As TRL's collator builds them: each document a row."""
-    rows, masks = [], []
-    for place in (batch.unit_ids_P >= 0).nonzero().flatten().tolist():
-        rows.append(batch.ids_BT.flatten()[batch.doc_M == place])
-        labels = batch.labels_BT.flatten()[batch.doc_M == place]
-        masks.append(torch.cat([torch.zeros(1), (labels[:-1] != IGNORE_INDEX).float()]))
-    ones = [torch.ones_like(ids) for ids in rows]
-    names = ("input_ids", "attention_mask", "completion_mask")
-    return {
-        prefix + name: torch.nn.utils.rnn.pad_sequence(values, batch_first=True).long()
-        for name, values in zip(names, (rows, ones, masks), strict=True)
-    }
-
-
-@pytest.mark.parametrize("amount", [0.2, -0.2])
-@pytest.mark.parametrize(
-    ("options", "kind"), [(WEIGHTED, "kto"), ({}, "kto"), (WEIGHTED, "apo_zero_unpaired")]
-)
-def test_kto_has_the_loss_and_gradients_of_trl(
-    answers: Callable[..., TokenCache],
-    reference: tuple[Transformer, Path],
-    tmp_path: Path,
-    options: dict[str, float],
-    kind: str,
-    amount: float,
+def test_a_step_without_bad_answers_says_nothing_of_them(
+    answers: Answers, reference: tuple[Transformer, Path], caplog: pytest.LogCaptureFixture
 ):
-    from datasets import Dataset
-
     frozen, folder = reference
-    policy, policy_folder = _saved(nearby(frozen, amount), tmp_path / "policy")
-    loader = load(answers(6))
-    stage = build(folder, loader, loss_type=kind, **options)
-    (batch,) = loader.batches(0)
-    assert isinstance(batch, UnpairedBatch)
-    (ready,) = prepared(stage, policy, [batch])
-    loss = stage.loss(policy, ready).total / ready.count
+    loader = load(answers(6, good=(0, 1, 2)))
+    stage = build(folder, loader)
+    assert "all answers are good" in caplog.text
+    (ready,) = prepared(stage, nearby(frozen, 0.2), list(loader.batches(0)))
+    metrics = stage.loss(frozen, ready).metrics
+    assert math.isnan(metrics["bad_reward"].item())
+    assert math.isfinite(metrics["good_reward"].item())
 
-    model, ref_model = (
-        transformers.AutoModelForCausalLM.from_pretrained(path, dtype="float32")
-        for path in (policy_folder, folder)
-    )
-    row = {"prompt": "a", "completion": "b", "label": True}
-    trainer = trl.KTOTrainer(
-        model=model,
-        ref_model=ref_model,
-        args=trl.KTOConfig(
-            output_dir=str(tmp_path / "trl"), beta=0.1, use_cpu=True, report_to=[], bf16=False,
-            gradient_checkpointing=False, loss_type=kind, per_device_train_batch_size=2, **options,
-        ),
-        train_dataset=Dataset.from_list([row, row | {"label": False}]),
-        processing_class=transformers.AutoTokenizer.from_pretrained(policy_folder),
-    )  # fmt: skip
-    inputs = padded_inputs(batch) | padded_inputs(batch.mismatched, "KL_")
-    inputs["label"] = batch.meta["label"][batch.unit_ids_P >= 0]
-    expected = trainer.compute_loss(model, inputs)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    expected.backward()
-    found = split_fused(CONFIG, gradients(policy, loss))
-    wanted = {name: p.grad for name, p in model.named_parameters()}
-    assert found.keys() - {"lm_head.weight"} == wanted.keys() - {"lm_head.weight"}
-    for name, gradient in found.items():
-        if name in wanted:
-            error = (gradient - wanted[name]).norm() / wanted[name].norm()
-            assert error < 1e-4, name
+
+def test_rows_with_one_answer_each_have_no_baseline(
+    answers: Answers, reference: tuple[Transformer, Path]
+):
+    _, folder = reference
+    loader = load(answers(4), seq_len=40)
+    with pytest.raises(ConfigError, match=r"no row holds two different answers: .*apo_zero_unp"):
+        build(folder, loader)
+    build(folder, loader, loss_type="apo_zero_unpaired")
+
+
+def test_few_answers_with_another_one_are_warned_of(
+    answers: Answers, reference: tuple[Transformer, Path], caplog: pytest.LogCaptureFixture
+):
+    _, folder = reference
+    build(folder, load(answers(12), seq_len=80))
+    assert re.search(r"only \d\d% of the answers share a packed row", caplog.text)

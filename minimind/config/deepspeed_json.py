@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from minimind.config.deepspeed_faults import check_faults
 from minimind.config.deepspeed_keys import check_keys
 from minimind.config.recipe import Recipe, Sizes, replace_fields
+from minimind.config.spelling import did_you_mean
 from minimind.errors import ConfigError
 
 SHIPPED = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -45,8 +46,11 @@ def find_ds_config(name: str) -> Path:
     for path in (Path(name), SHIPPED / name, SHIPPED / f"{name}.json"):
         if path.is_file():
             return path
-    there = ", ".join(sorted(p.name for p in SHIPPED.glob("*.json"))) or "none"
-    raise ConfigError(f"--ds_config {name}: no such file; in {SHIPPED}: {there}")
+    there = sorted(p.name for p in SHIPPED.glob("*.json"))
+    guess = did_you_mean(name, there)
+    raise ConfigError(
+        f"--ds_config {name}: no such file{guess}; in {SHIPPED}: {', '.join(there) or 'none'}"
+    )
 
 
 def load_ds_config(name: str, overrides: dict[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,11 @@ they do not know when the engine starts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 
+from minimind.config.spelling import did_you_mean
 from minimind.errors import ConfigError
 
 SECTIONS: dict[str, frozenset[str] | None] = {
@@ -138,7 +138,8 @@ def check_keys(values: dict[str, Any], origin: str) -> None:
         if key in REFUSED_KEYS:
             raise ConfigError(f"{origin}: {key} cannot be used here: {REFUSED_KEYS[key]}")
         if key not in KNOWN_KEYS:
-            raise ConfigError(f"{origin}: DeepSpeed knows no key {key!r}{_alike(key, KNOWN_KEYS)}")
+            guess = did_you_mean(key, KNOWN_KEYS)
+            raise ConfigError(f"{origin}: DeepSpeed knows no key {key!r}{guess}")
         if key not in SECTIONS:
             continue
         if not isinstance(value, dict):
@@ -147,6 +148,7 @@ def check_keys(values: dict[str, Any], origin: str) -> None:
         if unknown := sorted(value.keys() - known):
             raise ConfigError(
                 f"{origin}: {key} knows no key {unknown[0]!r}, but {', '.join(sorted(known))}"
+                f"{did_you_mean(unknown[0], known)}"
             )
     for section in {"optimizer", "scheduler"} & values.keys():
         if not isinstance(values[section].get("type"), str):
@@ -182,8 +184,3 @@ def _check_optimizer(section: dict[str, Any], origin: str) -> None:
             f"{origin}: optimizer.params knows no key {unknown[0]!r}, but "
             f"{', '.join(sorted(ADAM_PARAMS))}"
         )
-
-
-def _alike(key: str, known: Iterable[str]) -> str:
-    close = ", ".join(sorted(k for k in known if k[:4] == key[:4]))
-    return f" (alike: {close})" if close else ""

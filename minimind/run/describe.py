@@ -35,6 +35,8 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
     kind = precision(ds)
     why = f" ({run.device.why_not_bf16})" if kind == "fp32" and run.device.why_not_bf16 else ""
     active = f" ({run.config.num_active_parameters:,} active)" if run.config.num_experts else ""
+    memory = run.device.memory_bytes
+    there = f", of the {memory / 2**30:.2f} GiB there are" if memory else ""
     is_whole = run.num_trained == run.config.num_parameters
     trained = "" if is_whole else f" + {run.num_trained:,} trained beside them"
     lines = [
@@ -49,7 +51,7 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
         f"of {loader.tokens_per_epoch:,} tokens in {loader.num_rows:,} rows, "
         f"{loader.padding_share:.2%} padding",
         f"rate       {_describe_rate(run)}, clipping {run.recipe.gradient_clipping}",
-        f"memory     about {predict_memory_of(run).peak_bytes / 2**30:.2f} GiB a rank",
+        f"memory     about {predict_memory_of(run).peak_bytes / 2**30:.2f} GiB a rank{there}",
     ]
     if loader.num_truncated:
         lines.append(

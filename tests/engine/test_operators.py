@@ -1,0 +1,67 @@
+"""Compilations that DeepSpeed asks for: said, and not waited for where nobody compiles."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import deepspeed
+import pytest
+
+from minimind.engine import operators
+from minimind.engine.operators import announce, announced_operators
+from minimind.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(operators, "_LOOK_AGAIN_S", 0.0)
+    caplog.set_level(logging.INFO, logger="minimind")
+
+
+def test_a_compilation_is_said_and_a_compiled_operator_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    announce("cpu_adam", tmp_path)
+    assert caplog.messages == ["compiling DeepSpeed's cpu_adam (once, about a minute)"]
+    (tmp_path / "cpu_adam.so").touch()
+    announce("cpu_adam", tmp_path)
+    assert len(caplog.messages) == 1
+
+
+def test_a_lock_that_nobody_holds_is_an_error_that_names_it(tmp_path: Path):
+    lock = tmp_path / "lock"
+    lock.touch()
+    with pytest.raises(ConfigError, match=f"wait for ever.*rm {lock}"):
+        announce("cpu_adam", tmp_path)
+    assert lock.exists()
+
+
+def test_a_lock_that_a_process_holds_is_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    held = os.open(tmp_path / "lock", os.O_CREAT | os.O_EXCL)
+    try:
+        announce("cpu_adam", tmp_path)
+    finally:
+        os.close(held)
+    assert f"waiting for process {os.getpid()}, which compiles" in caplog.messages[0]
+
+
+def test_every_operator_of_deepspeed_goes_through_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    from deepspeed.ops.op_builder import FusedAdamBuilder
+    from deepspeed.ops.op_builder.builder import OpBuilder
+    from deepspeed.ops.op_builder.cpu import CPUAdamBuilder
+
+    original = OpBuilder.jit_load
+    for builder in (CPUAdamBuilder(), FusedAdamBuilder()):
+        folder = tmp_path / builder.name
+        folder.mkdir(exist_ok=True)
+        (folder / "lock").touch()
+        with announced_operators(deepspeed), pytest.raises(ConfigError, match=builder.name):
+            builder.jit_load(verbose=False)
+    assert OpBuilder.jit_load is original

@@ -27,19 +27,31 @@ _LOOKS, _LOOK_AGAIN_S = 3, 0.5
 
 @contextlib.contextmanager
 def announced_operators(deepspeed: Any) -> Iterator[None]:
-    """Within it DeepSpeed says what it compiles. Raises ConfigError for a lock that nobody holds.
-    `deepspeed`: the module."""
+    """Within it DeepSpeed says what it compiles. Raises ConfigError for a lock that nobody holds
+    and for what cannot be compiled here. `deepspeed`: the module."""
     builder = deepspeed.ops.op_builder.builder.OpBuilder
     original = builder.jit_load
 
     def jit_load(self: Any, verbose: bool = True) -> Any:
         folder = Path(cpp_extension._get_build_directory(self.name, verbose=False))
         announce(self.name, folder)
-        return original(self, verbose)
+        try:
+            return original(self, verbose)
+        except (RuntimeError, ImportError, OSError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ConfigError(
+                f"DeepSpeed's {self.name} cannot be compiled here: {reason}. The JSONs of "
+                "ds_configs/ compile nothing: take --ds_config zero2_offload.json or zero2.json"
+            ) from error
 
     builder.jit_load = jit_load
     try:
         yield
+    except RuntimeError as error:
+        # DeepSpeed's optimizers make another error of it.
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from error
+        raise
     finally:
         builder.jit_load = original
 

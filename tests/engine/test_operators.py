@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any, NoReturn
 
 import deepspeed
 import pytest
+from torch.utils import cpp_extension
 
 from minimind.engine import operators
 from minimind.engine.operators import announce, announced_operators
@@ -49,19 +51,32 @@ def test_a_lock_that_a_process_holds_is_waited_for(
     assert f"waiting for process {os.getpid()}, which compiles" in caplog.messages[0]
 
 
+def no_compiler(**options: Any) -> NoReturn:
+    raise RuntimeError("no c++, or so\nand more")
+
+
 def test_every_operator_of_deepspeed_goes_through_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    from deepspeed.ops.op_builder import FusedAdamBuilder
     from deepspeed.ops.op_builder.builder import OpBuilder
-    from deepspeed.ops.op_builder.cpu import CPUAdamBuilder
+    from deepspeed.ops.op_builder.cpu import CPUAdagradBuilder, CPUAdamBuilder
 
     original = OpBuilder.jit_load
-    for builder in (CPUAdamBuilder(), FusedAdamBuilder()):
+    for builder in (CPUAdamBuilder(), CPUAdagradBuilder()):
         folder = tmp_path / builder.name
         folder.mkdir(exist_ok=True)
         (folder / "lock").touch()
         with announced_operators(deepspeed), pytest.raises(ConfigError, match=builder.name):
+            builder.jit_load(verbose=False)
+        # Its optimizers make another error of any.
+        with pytest.raises(ConfigError, match="wait for ever"), announced_operators(deepspeed):
+            try:
+                builder.load(verbose=False)
+            except Exception as error:
+                raise RuntimeError("failed to build/load") from error
+        (folder / "lock").unlink()
+        monkeypatch.setattr(cpp_extension, "load", no_compiler)
+        with announced_operators(deepspeed), pytest.raises(ConfigError, match="no c.., or so. The"):
             builder.jit_load(verbose=False)
     assert OpBuilder.jit_load is original

@@ -51,6 +51,13 @@ def test_a_lock_that_a_process_holds_is_waited_for(
     assert f"waiting for process {os.getpid()}, which compiles" in caplog.messages[0]
 
 
+def load_as_an_optimizer(builder: Any) -> None:
+    try:
+        builder.load(verbose=False)
+    except Exception as error:
+        raise RuntimeError("failed to build/load") from error
+
+
 def no_compiler(**options: Any) -> NoReturn:
     raise RuntimeError("no c++, or so\nand more")
 
@@ -71,12 +78,12 @@ def test_every_operator_of_deepspeed_goes_through_it(
             builder.jit_load(verbose=False)
         # Its optimizers make another error of any.
         with pytest.raises(ConfigError, match="wait for ever"), announced_operators(deepspeed):
-            try:
-                builder.load(verbose=False)
-            except Exception as error:
-                raise RuntimeError("failed to build/load") from error
+            load_as_an_optimizer(builder)
         (folder / "lock").unlink()
         monkeypatch.setattr(cpp_extension, "load", no_compiler)
-        with announced_operators(deepspeed), pytest.raises(ConfigError, match="no c.., or so. The"):
+        with (
+            announced_operators(deepspeed),
+            pytest.raises(ConfigError, match=r"no c\+\+, or so\. The"),
+        ):
             builder.jit_load(verbose=False)
     assert OpBuilder.jit_load is original

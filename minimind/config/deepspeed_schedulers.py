@@ -20,6 +20,7 @@ SCHEDULERS: dict[str, frozenset[str] | None] = {
     "WarmupCosineLR": _WARMUP | {"cos_min_ratio", "total_num_steps", "warmup_min_ratio"},
 }
 """DeepSpeed's, with the parameters of those that warm up."""
+_WARMING = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
 _REQUIRED = {"WarmupDecayLR": "total_num_steps", "WarmupCosineLR": "total_num_steps"}
 
 
@@ -46,20 +47,30 @@ def check_scheduler(section: dict[str, Any], origin: str) -> None:
             f"{origin}: the scheduler {name} needs {required}, the optimizer steps of the whole "
             f"run: --set ds_config.scheduler.params.{required}=N"
         )
-    steps = params.get("warmup_num_steps", 1)
-    if name in ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR") and steps != "auto":
+    if name in _WARMING:
+        _check_values(params, origin)
+
+
+def _check_values(params: dict[str, Any], origin: str) -> None:
+    for key in ("warmup_num_steps", "total_num_steps"):
+        steps = params.get(key, 1)
         whole = isinstance(steps, int) and not isinstance(steps, bool)
-        if not whole or steps < 1:
+        if steps != "auto" and not (whole and steps > 0):
             raise ConfigError(
-                f"{origin}: scheduler.params.warmup_num_steps is {steps!r}; it must be a whole "
-                "number above 0 (or leave out the scheduler, and the recipe's own is used)"
+                f"{origin}: scheduler.params.{key} is {steps!r}; it must be a whole number above 0"
             )
+    for key in ("warmup_min_lr", "warmup_max_lr", "warmup_min_ratio", "cos_min_ratio"):
+        value = params.get(key, 0.0)
+        values = value if isinstance(value, list) else [value]
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        if value not in ("auto", None) and not numbers:
+            raise ConfigError(f"{origin}: scheduler.params.{key} is {value!r}; it must be a number")
 
 
 def describe_scheduler(section: dict[str, Any], learning_rate: float) -> str:
     """What the banner says of a resolved JSON's schedule. `learning_rate`: the optimizer's."""
     name, params = section["type"], section.get("params") or {}
-    if name not in ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR"):
+    if name not in _WARMING:
         return f"{name} of the DeepSpeed JSON"
     default = 0.001 if name == "WarmupDecayLR" else learning_rate
     given = params.get("warmup_max_lr")

@@ -60,8 +60,8 @@ class Recipe:
     seq_len: int | None = option(None, "tokens of a packed row (default: by model)")
     train_batch_size: int | None = option(
         None,
-        "rows of an optimizer step over all GPUs, of which the original's flag counts those of a "
-        "micro-batch on one GPU (default: the DeepSpeed JSON's, or by model)",
+        "rows of an optimizer step, over all GPUs; the original's flag of this name is per GPU "
+        "(default: the DeepSpeed JSON's, or by model)",
     )
     micro_batch_size: int | None = option(
         None, "rows of one forward on one rank (default: likewise)"

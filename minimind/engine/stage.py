@@ -101,6 +101,8 @@ class Stage(Protocol[InT, OutT]):
     recipe_type: ClassVar[type[Recipe]]
     needs_checkpoint: ClassVar[bool]
     """Whether it starts from trained weights."""
+    may_start_fresh: ClassVar[bool] = True
+    """Whether it then takes fresh weights where the user asks for them."""
     data_format: ClassVar[Format]
     sample_data: ClassVar[SampleData]
     """The project's own data that it takes without --data."""

@@ -179,7 +179,8 @@ def _resolve_model(
         raise ConfigError(
             f"--stage {stage.name} starts from trained weights: give --from_checkpoint FOLDER "
             "(make one with: deepspeed launch/train.py --ds_config zero2.json --stage pretrain "
-            "--output_dir FOLDER), or --from_checkpoint none to start fresh"
+            "--output_dir FOLDER)"
+            + (", or --from_checkpoint none to start fresh" if stage.may_start_fresh else "")
         )
     if checkpoint is None or checkpoint == "none":
         config = load_model_config(name, arguments.model, tokenizer_vocab=tokenizer.vocab_size)
@@ -239,7 +240,7 @@ def check_same_run(start: Checkpoint, run: ResolvedRun, fingerprint: str) -> Non
     if changed := [name for name, value in model.items() if meta["model"].get(name) != value]:
         raise CheckpointError(
             f"{start.folder} holds another model ({', '.join(changed)} differ): resume with the "
-            "same --model, or start a new run"
+            "same --model and fields, or start a new run"
         )
     if meta["fingerprint"] != fingerprint:
         raise CheckpointError(

@@ -63,7 +63,8 @@ def explain_flags(rest: Iterable[str], stage: str, recipe_types: Mapping[str, ty
             name = flag.removeprefix("--").replace("-", "_")
             lines.append(f"{flag}{explain(name, value, stage, recipe_types, spell_flag)}")
         else:
-            lines.append(f"{value!r} stands alone: a flag begins with --")
+            meant = f"--set {value} is one flag" if "=" in value else "a flag begins with --"
+            lines.append(f"{value!r} stands alone: {meant}")
     if len(lines) == 1:
         return f"unknown flag: {lines[0]}" if lines[0].startswith("--") else lines[0]
     return "unknown flags:" + "".join(f"\n  {line}" for line in lines)

@@ -71,6 +71,7 @@ class DPO(Stage[UnitBatch, UnitBatch]):
     """
 
     name: ClassVar[str] = "dpo"
+    may_start_fresh: ClassVar[bool] = False
     recipe_type: ClassVar[type[Recipe]] = DPORecipe
     needs_checkpoint: ClassVar[bool] = True
     data_format: ClassVar[Format] = PREFERENCE

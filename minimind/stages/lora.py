@@ -142,6 +142,7 @@ class Lora(SFT):
     in and without masters, the adapters trained. Checkpoints hold the adapters alone."""
 
     name: ClassVar[str] = "lora"
+    may_start_fresh: ClassVar[bool] = False
     sample_data: ClassVar[SampleData] = SENTENCES_DATA
     recipe_type: ClassVar[type[Recipe]] = LoraRecipe
 

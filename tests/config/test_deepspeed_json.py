@@ -601,6 +601,11 @@ def test_parameters_that_an_optimizer_does_not_take_are_named(resolved: Resolve)
         ({"type": "WarmupLR", "params": {"warmup_steps": 3}}, ["did you mean warmup_num_steps"]),
         ({"type": "WarmupDecayLR"}, ["needs total_num_steps", "--set ds_config.scheduler.params."]),
         ({"type": "WarmupLR", "params": {"warmup_num_steps": 0}}, ["warmup_num_steps is 0"]),
+        ({"type": "WarmupLR", "params": {"warmup_max_lr": "fast"}}, ["'fast'", "a number"]),
+        (
+            {"type": "WarmupDecayLR", "params": {"total_num_steps": "9"}},
+            ["total_num_steps is '9'", "whole number"],
+        ),
         ({"type": "StepLR", "params": {"step": 3}}, ["'step' (did you mean step_size?)"]),
     ],
 )

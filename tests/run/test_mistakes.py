@@ -69,6 +69,12 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
         "--model minimind3 --batch_size 65536 --set micro_batch_size=65536",
         ["GiB, more than the", "GiB of", "rows fits: --set micro_batch_size="],
     ),
+    "a stage without its start": (
+        "--stage sft",
+        ["starts from trained weights: give --from_checkpoint", "none to start fresh"],
+    ),
+    "a tokenizer's folder": ("--tokenizer largr", ["did you mean larger?", "train_tokenizer"]),
+    "a logger's key": ("--set wandb.enabled=true", ["--set ds_config.wandb.enabled=true"]),
     "no weights for LoRA": ("--stage lora --from_checkpoint none", ["so it cannot start fresh"]),
     "no weights for DPO": ("--stage dpo --from_checkpoint none", ["--set loss_type=simpo"]),
     "a tokenizer beside a checkpoint": (

@@ -215,7 +215,11 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return tuple(_convert(v, get_args(kind)[0], where) for v in value)
     if origin is dict and isinstance(value, dict):
         return {str(k): _convert(v, get_args(kind)[1], where) for k, v in value.items()}
-    spelled = kind.__name__ if isinstance(kind, type) and origin is kind else str(kind)
+    spelled = getattr(kind, "__name__", str(kind))
+    if origin is tuple:
+        spelled = f"a list of {get_args(kind)[0].__name__}"
+    elif origin is dict:
+        spelled = f'a table as {{"NAME": {get_args(kind)[1].__name__}}}'
     raise ConfigError(f"{where} is {value!r}; it must be {spelled}")
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError, MiniMindError
-from minimind.model.adapter_folder import ADAPTER_CONFIG_FILE, load_model_folder
+from minimind.model.adapter_folder import ADAPTER_CONFIG_FILE, is_adapter_folder, load_model_folder
 from minimind.model.hf_config import CONFIG_FILE
 from minimind.model.state_dict import save_hf_folder
 from minimind.runtime.logging import set_up_logging
@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--input",
         required=True,
         type=Path,
-        help="a run's folder, one checkpoint in it, or a Hugging Face folder",
+        help="a run's folder, one checkpoint in it, a Hugging Face folder, or an adapter's, which "
+        "is merged into its base",
     )
     parser.add_argument("--to", required=True, choices=("hf",), help="hf: a Hugging Face folder")
     parser.add_argument("--output", required=True, type=Path, help="a folder that is not there yet")
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MiniMindError as error:
         logger.error("error: %s", error)
         return 2
-    print(f"{arguments.output}: written")
+    merged = is_adapter_folder(find_model_folder(arguments.input))
+    print(f"{arguments.output}: written{', the adapter merged into its base' * merged}")
     return 0
 
 

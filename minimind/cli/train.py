@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = Run.of(arguments)
         if not arguments.dry_run:
             return 0 if run.train() else 130
+        run.check()
         if run.ranks.is_main:
             print(run.describe())
         return 0

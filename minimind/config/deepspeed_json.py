@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minimind.config.batch_sizes import resolve_batch
 from minimind.config.deepspeed_faults import check_faults
 from minimind.config.deepspeed_keys import check_keys
-from minimind.config.recipe import Recipe, Sizes, replace_fields
+from minimind.config.deepspeed_optimizers import fill_optimizer
+from minimind.config.recipe import Recipe, Sizes, replace_fields, spell_option
+from minimind.config.spelling import did_you_mean
 from minimind.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -48,8 +51,11 @@ def find_ds_config(name: str) -> Path:
     for path in (Path(name), SHIPPED / name, SHIPPED / f"{name}.json"):
         if path.is_file():
             return path
-    there = ", ".join(sorted(p.name for p in SHIPPED.glob("*.json"))) or "none"
-    raise ConfigError(f"--ds_config {name}: no such file; in {SHIPPED}: {there}")
+    there = sorted(p.name for p in SHIPPED.glob("*.json"))
+    guess = did_you_mean(name, there)
+    raise ConfigError(
+        f"--ds_config {name}: no such file{guess}; in {SHIPPED}: {', '.join(there) or 'none'}"
+    )
 
 
 def load_ds_config(name: str, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +92,7 @@ def resolve(
     """
     ds = copy.deepcopy(ds_config)
     _check_scheduler(ds, given)
-    _complete(ds, given)
+    _complete(ds, recipe, given)
     explicit: dict[str, Any] = {}
     for name, path in _RECIPE_PATHS.items():
         value = _get(ds, path)
@@ -96,13 +102,13 @@ def resolve(
         mine = list(mine) if isinstance(mine, tuple) else mine
         if name in given and mine != value:
             raise ConfigError(
-                f"--{name} {mine} contradicts {path} {value} of the DeepSpeed JSON; "
-                f"--set ds_config.{path}={json.dumps(mine)} overrides it on purpose"
+                f"{spell_option(name, mine)} contradicts {path} {value} of the DeepSpeed JSON; add "
+                f"--set ds_config.{path}={json.dumps(mine)} to override that on purpose"
             )
         explicit[name] = value
     recipe = replace_fields(recipe, explicit, "the DeepSpeed JSON")
     recipe.check()
-    recipe = _resolve_batch(ds, recipe, sizes, hardware)
+    recipe = resolve_batch(ds, recipe, sizes, hardware.world_size)
     weights = _Weights(num_trained, num_frozen)
     for path, fill in _AUTO.items():
         if _get(ds, path) == "auto":
@@ -119,14 +125,15 @@ def resolve(
     return ds, recipe
 
 
-def _complete(ds: dict[str, Any], given: set[str]) -> None:
+def _complete(ds: dict[str, Any], recipe: Recipe, given: set[str]) -> None:
     """Makes what is left out "auto", so that no option of the recipe is without effect."""
     default = {"type": "AdamW", "params": {"torch_adam": "auto", "fused": "auto"}}
-    is_adam = ds.setdefault("optimizer", default)["type"].lower() in ("adam", "adamw")
-    for name, path in _RECIPE_PATHS.items():
-        # Other optimizers have no betas; one that is asked for all the same is DeepSpeed's error.
-        wanted = is_adam or name in given or name == "learning_rate"
-        if _get(ds, path) is None and (wanted or not path.startswith("optimizer")):
+    fill_optimizer(ds.setdefault("optimizer", default), recipe, given)
+    if ds["optimizer"]["type"].lower() not in ("adam", "adamw"):
+        # DeepSpeed's word for all but its own; tests/engine/test_optimizer_steps.py tries them.
+        ds.setdefault("zero_allow_untested_optimizer", True)
+    for path in _RECIPE_PATHS.values():
+        if _get(ds, path) is None and not path.startswith("optimizer"):
             _put(ds, path, "auto")
 
 
@@ -161,50 +168,14 @@ _AUTO: dict[str, _Fill] = {
 }
 
 
-def _resolve_batch(ds: dict[str, Any], recipe: Recipe, sizes: Sizes, hardware: Hardware) -> Recipe:
-    """rows a step = micro-batch x accumulation x ranks, whole. A JSON that gives the accumulation
-    and no rows a step, as DeepSpeed's own examples do, means their product."""
-    ranks = hardware.world_size
-    asked = ds.get("gradient_accumulation_steps", "auto")
-    rows = recipe.train_batch_size or sizes.train_batch_size
-    if recipe.train_batch_size is None and isinstance(asked, int):
-        rows = asked * (recipe.micro_batch_size or sizes.micro_batch_size) * ranks
-    if rows % ranks:
-        near = {max(1, rows // ranks) * ranks, (rows // ranks + 1) * ranks}
-        raise ConfigError(
-            f"train_batch_size {rows} is not a multiple of {ranks} ranks; use "
-            f"{' or '.join(str(n) for n in sorted(near))}"
-        )
-    share = rows // ranks
-    micro = recipe.micro_batch_size
-    if micro is None:
-        micro = max(d for d in range(1, min(sizes.micro_batch_size, share) + 1) if share % d == 0)
-    if share % micro:
-        raise ConfigError(
-            f"train_batch_size {rows} / (micro-batch {micro} x {ranks} ranks) is not whole: "
-            f'change one of them, or give the micro-batch as "auto"'
-        )
-    accumulation = share // micro
-    if asked not in ("auto", accumulation):
-        raise ConfigError(
-            f"gradient_accumulation_steps is {asked}, but train_batch_size {rows} / "
-            f'(micro-batch {micro} x {ranks} ranks) = {accumulation}; give "auto"'
-        )
-    ds["train_batch_size"] = rows
-    ds["train_micro_batch_size_per_gpu"] = micro
-    ds["gradient_accumulation_steps"] = accumulation
-    return replace_fields(
-        recipe,
-        {"train_batch_size": rows, "micro_batch_size": micro},
-        "the DeepSpeed JSON",
-    )
-
-
 def _resolve_precision(ds: dict[str, Any], hardware: Hardware) -> None:
     bf16 = bool((ds.get("bf16") or {}).get("enabled"))
     fp16 = bool((ds.get("fp16") or {}).get("enabled"))
     if bf16 and fp16:
-        raise ConfigError("the DeepSpeed JSON enables both bf16 and fp16: choose one")
+        raise ConfigError(
+            "the DeepSpeed JSON enables both bf16 and fp16: choose one, as with "
+            "--set ds_config.fp16.enabled=false"
+        )
     if fp16 and hardware.device_kind == "cpu":
         raise ConfigError("fp16 does not train on a CPU: use a JSON with bf16, as zero2.json")
 
@@ -224,8 +195,8 @@ def _check_scheduler(ds: dict[str, Any], given: set[str]) -> None:
     clash = sorted(given & rate)
     if clash:
         raise ConfigError(
-            f"the DeepSpeed JSON has its own scheduler, which contradicts --{', --'.join(clash)}: "
-            "drop one of them"
+            f"the DeepSpeed JSON has its own scheduler, which contradicts {', '.join(clash)}: "
+            "leave that out, or take the scheduler out of the JSON"
         )
 
 

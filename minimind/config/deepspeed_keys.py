@@ -7,11 +7,11 @@ they do not know when the engine starts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-import torch
-
+from minimind.config.deepspeed_optimizers import check_optimizer
+from minimind.config.deepspeed_schedulers import check_scheduler
+from minimind.config.spelling import did_you_mean
 from minimind.errors import ConfigError
 
 SECTIONS: dict[str, frozenset[str] | None] = {
@@ -87,29 +87,6 @@ _VALUES = frozenset(
     }
 )
 KNOWN_KEYS = _VALUES | SECTIONS.keys()
-DEEPSPEED_OPTIMIZERS = frozenset(
-    {"adagrad", "adam", "adamw", "lamb", "lion", "muadam", "muadamw", "muon", "musgd"}
-)
-ADAM_PARAMS = frozenset(
-    {
-        "adam_w_mode",
-        "amsgrad",
-        "betas",
-        "bias_correction",
-        "capturable",
-        "differentiable",
-        "eps",
-        "foreach",
-        "fp32_optimizer_states",
-        "fused",
-        "lr",
-        "maximize",
-        "set_grad_none",
-        "torch_adam",
-        "weight_decay",
-    }
-)
-"""Of PyTorch's AdamW and of DeepSpeed's own."""
 REFUSED_KEYS = {
     "activation_checkpointing": "it would change nothing; --set activation_checkpointing=true does",
     "amp": "use bf16 or fp16",
@@ -138,7 +115,8 @@ def check_keys(values: dict[str, Any], origin: str) -> None:
         if key in REFUSED_KEYS:
             raise ConfigError(f"{origin}: {key} cannot be used here: {REFUSED_KEYS[key]}")
         if key not in KNOWN_KEYS:
-            raise ConfigError(f"{origin}: DeepSpeed knows no key {key!r}{_alike(key, KNOWN_KEYS)}")
+            guess = did_you_mean(key, KNOWN_KEYS)
+            raise ConfigError(f"{origin}: DeepSpeed knows no key {key!r}{guess}")
         if key not in SECTIONS:
             continue
         if not isinstance(value, dict):
@@ -147,6 +125,7 @@ def check_keys(values: dict[str, Any], origin: str) -> None:
         if unknown := sorted(value.keys() - known):
             raise ConfigError(
                 f"{origin}: {key} knows no key {unknown[0]!r}, but {', '.join(sorted(known))}"
+                f"{did_you_mean(unknown[0], known)}"
             )
     for section in {"optimizer", "scheduler"} & values.keys():
         if not isinstance(values[section].get("type"), str):
@@ -154,7 +133,9 @@ def check_keys(values: dict[str, Any], origin: str) -> None:
         if not isinstance(values[section].get("params", {}), dict):
             raise ConfigError(f"{origin}: {section}.params must be an object")
     if "optimizer" in values:
-        _check_optimizer(values["optimizer"], origin)
+        check_optimizer(values["optimizer"], origin)
+    if "scheduler" in values:
+        check_scheduler(values["scheduler"], origin)
     for section in {"bf16", "fp16"} & values.keys():
         enabled = values[section].get("enabled", False)
         if enabled not in ("auto", True, False):
@@ -167,23 +148,3 @@ def check_keys(values: dict[str, Any], origin: str) -> None:
             f"{origin}: gradient_allreduce_op is {values['gradient_allreduce_op']!r}; the loop "
             "divides by the targets of all ranks and needs 'mean'"
         )
-
-
-def _check_optimizer(section: dict[str, Any], origin: str) -> None:
-    name, params = section["type"], section.get("params", {})
-    if name.lower() not in DEEPSPEED_OPTIMIZERS and not hasattr(torch.optim, name):
-        raise ConfigError(
-            f"{origin}: optimizer.type is {name!r}; it must be one of DeepSpeed's "
-            f"({', '.join(sorted(DEEPSPEED_OPTIMIZERS))}) or of torch.optim"
-        )
-    unknown = sorted(params.keys() - ADAM_PARAMS) if name.lower() in ("adam", "adamw") else ()
-    if unknown:
-        raise ConfigError(
-            f"{origin}: optimizer.params knows no key {unknown[0]!r}, but "
-            f"{', '.join(sorted(ADAM_PARAMS))}"
-        )
-
-
-def _alike(key: str, known: Iterable[str]) -> str:
-    close = ", ".join(sorted(k for k in known if k[:4] == key[:4]))
-    return f" (alike: {close})" if close else ""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minimind.config.rope_scaling import check_rope_scaling
+from minimind.config.spelling import did_you_mean
 from minimind.errors import ConfigError
 
 _MAX_EXPERTS, _MAX_EXPERTS_PER_TOK = 256, 8
@@ -208,7 +209,8 @@ class ModelConfig:
         known = {f.name: f for f in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - set(known)):
             raise ConfigError(
-                f"{origin}: no such model field: {', '.join(unknown)}; known: {', '.join(known)}"
+                f"{origin}: no such model field: {', '.join(unknown)}"
+                f"{did_you_mean(unknown[0], known)}; known: {', '.join(known)}"
             )
         for name, value in values.items():
             default = known[name].default
@@ -280,6 +282,7 @@ def load_model_config(
     else:
         raise ConfigError(
             f"--model {name}: neither a preset ({', '.join(PRESETS)}) nor a JSON file of fields"
+            f"{did_you_mean(name, PRESETS)}"
         )
     return ModelConfig.from_dict(values | overrides, origin)
 

@@ -11,7 +11,28 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_args, get_type_hints
 
 from minimind.config.model import ModelConfig
+from minimind.config.spelling import did_you_mean
 from minimind.errors import ConfigError
+
+FLAGS = {
+    "max_steps": "max_steps",
+    "epochs": "epochs",
+    "train_batch_size": "batch_size",
+    "seq_len": "seq_len",
+    "learning_rate": "learning_rate",
+    "eval_every": "eval_every",
+    "save_every": "save_every",
+    "sample_every": "sample_every",
+    "seed": "seed",
+}
+"""Options with a flag of their own on the command line; --set takes them and all others."""
+
+
+def spell_option(name: str, value: Any) -> str:
+    """Gives an option as the command line takes it."""
+    if name in FLAGS:
+        return f"--{FLAGS[name]} {value}"
+    return f"--set {name}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def option(default: Any, help: str) -> Any:
@@ -39,7 +60,8 @@ class Recipe:
     seq_len: int | None = option(None, "tokens of a packed row (default: by model)")
     train_batch_size: int | None = option(
         None,
-        "rows of an optimizer step, over all ranks (default: the DeepSpeed JSON's, or by model)",
+        "rows of an optimizer step, over all GPUs; the original's flag of this name is per GPU "
+        "(default: the DeepSpeed JSON's, or by model)",
     )
     micro_batch_size: int | None = option(
         None, "rows of one forward on one rank (default: likewise)"
@@ -171,7 +193,8 @@ def replace_fields(
     names = [f.name for f in dataclasses.fields(instance)]
     for name, value in values.items():
         if name not in names:
-            raise ConfigError(f"{origin}: no such {what}: {name}; known: {', '.join(names)}")
+            guess = did_you_mean(name, names)
+            raise ConfigError(f"{origin}: no such {what}: {name}{guess}; known: {', '.join(names)}")
         values = values | {name: _convert(value, hints[name], f"{origin}: {name}")}
     return dataclasses.replace(instance, **values)
 
@@ -192,7 +215,11 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return tuple(_convert(v, get_args(kind)[0], where) for v in value)
     if origin is dict and isinstance(value, dict):
         return {str(k): _convert(v, get_args(kind)[1], where) for k, v in value.items()}
-    spelled = kind.__name__ if isinstance(kind, type) and origin is kind else str(kind)
+    spelled = getattr(kind, "__name__", str(kind))
+    if origin is tuple:
+        spelled = f"a list of {get_args(kind)[0].__name__}"
+    elif origin is dict:
+        spelled = f'a table as {{"NAME": {get_args(kind)[1].__name__}}}'
     raise ConfigError(f"{where} is {value!r}; it must be {spelled}")
 
 

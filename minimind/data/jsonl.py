@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from minimind.config.spelling import did_you_mean_file
 from minimind.errors import DataError
 from minimind.types import Row
 
@@ -57,7 +58,8 @@ def open_data(path: str | Path) -> BinaryIO:
     try:
         return open(path, "rb")
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file (in the folder {Path.cwd()})") from None
+        guess = did_you_mean_file(Path(path))
+        raise DataError(f"{path}: no such file (in the folder {Path.cwd()}){guess}") from None
     except IsADirectoryError:
         raise DataError(f"{path}: is a folder; give a .jsonl file in it") from None
     except OSError as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 import tokenizers
 
+from minimind.config.spelling import did_you_mean_file
 from minimind.data.text_pieces import split_text
 from minimind.errors import ConfigError, DataError
 
@@ -64,7 +65,10 @@ class Tokenizer:
         chat_template.jinja. Raises DataError."""
         folder = Path(folder)
         if not folder.is_dir():
-            raise DataError(f"{folder}: no such tokenizer folder; `minimind tokenizer` makes one")
+            raise DataError(
+                f"{folder}: no such tokenizer folder{did_you_mean_file(folder)}; "
+                "`minimind tokenizer` makes one"
+            )
         spec = _read_json(folder / _TOKENIZER_FILE)
         config = _read_json(folder / _CONFIG_FILE)
         template = folder / _TEMPLATE_FILE

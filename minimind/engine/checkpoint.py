@@ -23,6 +23,7 @@ import torch
 
 from minimind.config.deepspeed_json import precision
 from minimind.config.model import ModelConfig
+from minimind.config.spelling import did_you_mean_file
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.stage import SaveTrained
 from minimind.engine.universal import convert_to_universal
@@ -90,7 +91,7 @@ def find_model_folder(path: Path) -> Path:
                 return candidate
     raise CheckpointError(
         f"{path}: neither a run's folder, nor a checkpoint, nor a Hugging Face folder, nor an "
-        "adapter's (no config.json or adapter_config.json in it)"
+        f"adapter's (no config.json or adapter_config.json in it){did_you_mean_file(path)}"
     )
 
 

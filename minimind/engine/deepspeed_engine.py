@@ -19,10 +19,12 @@ from minimind.config.deepspeed_json import precision
 from minimind.config.recipe import Recipe
 from minimind.engine import replicated
 from minimind.engine.bare_module import without_hooks
+from minimind.engine.operators import announced_operators
 from minimind.engine.parameter_groups import parameter_groups, trained_parameters
-from minimind.errors import CheckpointError, ConfigError
+from minimind.engine.refusals import refusals
+from minimind.errors import CheckpointError
 from minimind.runtime.devices import Device
-from minimind.runtime.ranks import Ranks, complete_environment
+from minimind.runtime.ranks import Ranks, check_port, complete_environment
 from minimind.types import Batch, HeadFn, LossSum, ModelOutput
 
 TAG = "engine"
@@ -30,15 +32,14 @@ TAG = "engine"
 
 
 def start_ranks(ranks: Ranks, device: Device) -> None:
-    """Joins the ranks. Does not compile DeepSpeed's shared-memory operator (half a minute)."""
+    """Joins the ranks. Raises ConfigError where the launcher's port is taken."""
     complete_environment(ranks)
-    if device.kind == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    else:
+    if device.kind == "gpu":
         torch.cuda.set_device(device.torch_device)
-    deepspeed = _import_deepspeed()
+    deepspeed = _import_deepspeed(device)
     if dist.is_initialized():
         return
+    check_port(ranks)
     # Rank 0 may tokenise for long while the others wait.
     deepspeed.init_distributed(verbose=False, timeout=datetime.timedelta(hours=2))
 
@@ -48,17 +49,31 @@ def stop_ranks() -> None:
         dist.destroy_process_group()
 
 
-def _import_deepspeed() -> Any:
+def _import_deepspeed(device: Device) -> Any:
     """Late and quiet: the import takes seconds and logs what accelerator it found."""
+    if device.kind == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     os.environ.setdefault("DS_LOG_LEVEL", "ERROR")
     import deepspeed
     from deepspeed.ops import __compatible_ops__
     from deepspeed.utils import logger
 
-    __compatible_ops__["deepspeed_shm_comm"] = False
+    __compatible_ops__["deepspeed_shm_comm"] = False  # half a minute to compile
     logger.setLevel(logging.ERROR)
     return deepspeed
+
+
+def check_ds_config(ds_config: Mapping[str, Any], device: Device) -> None:
+    """Raises ConfigError for what DeepSpeed's schemas refuse of a resolved JSON; joins no ranks."""
+    deepspeed = _import_deepspeed(device)
+    config = dict(ds_config)
+    if not (config.get("zero_optimization") or {}).get("stage", 0):
+        config = replicated.left_to_deepspeed(config)
+    if not dist.is_initialized():
+        config.pop("train_batch_size")  # that of all ranks, of which DeepSpeed sees one
+    with refusals(deepspeed):
+        deepspeed.DeepSpeedConfig(config)
 
 
 class DeepSpeedEngine:
@@ -79,7 +94,8 @@ class DeepSpeedEngine:
         *,
         load_universal: bool = False,
     ) -> None:
-        deepspeed = _import_deepspeed()
+        check_ds_config(ds_config, device)
+        deepspeed = _import_deepspeed(device)
         self.module = module
         self.device = device.torch_device
         self.ranks = ranks
@@ -97,19 +113,14 @@ class DeepSpeedEngine:
             config["checkpoint"] = {**(config.get("checkpoint") or {}), "load_universal": True}
         # ZeRO makes its fp32 masters from the module after casting it to 16 bits.
         exact = {name: p.detach().clone() for name, p in trained_parameters(self.module)}
-        try:
-            # pydantic's ValidationError is a ValueError.
-            deepspeed.DeepSpeedConfig(config)
-            # An optimizer's or scheduler's type and parameters are first looked at here.
-            with replicated.without_first_step(deepspeed), _silenced():
-                self._engine, *_ = deepspeed.initialize(
-                    model=module,
-                    model_parameters=parameter_groups(module, recipe),
-                    config=config,
-                    dist_init_required=False,
-                )
-        except (TypeError, ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:
-            raise ConfigError(f"DeepSpeed refuses the JSON: {error}") from error
+        first_step, said = replicated.without_first_step(deepspeed), announced_operators(deepspeed)
+        with refusals(deepspeed), first_step, said, _silenced():
+            self._engine, *_ = deepspeed.initialize(
+                model=module,
+                model_parameters=parameter_groups(module, recipe),
+                config=config,
+                dist_init_required=False,
+            )
         self._masters: dict[nn.Parameter, Tensor] = {}
         """Masters that DeepSpeed's accessors do not find."""
         if self.zero_stage == 0 and self.precision != "fp32":

@@ -32,8 +32,10 @@ def parameter_groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         group = groups.setdefault((rate, decay), {"params": [], **options})
         group["params"].append(parameter)
     if unmatched:
-        names = ", ".join(name for name, _ in module.named_parameters())
+        names = [name for name, _ in trained_parameters(module)]
+        first = [name for name in names if not re.search(r"layers\.[1-9]", name)]
         raise ConfigError(
-            f"no weight's name matches {', '.join(sorted(unmatched))}; names: {names}"
+            f"no trained weight's name matches {', '.join(sorted(unmatched))}; names: "
+            f"{', '.join(first)}, and so on"
         )
     return list(groups.values())

@@ -15,6 +15,7 @@ from minimind.config.recipe import Recipe
 from minimind.data.formats import Format
 from minimind.data.sample_files import SampleData
 from minimind.data.tokenizer import Tokenizer
+from minimind.model.transformer import Transformer
 from minimind.types import Batch, HeadFn, LossSum, ModelOutput
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ class Stage(Protocol[InT, OutT]):
     recipe_type: ClassVar[type[Recipe]]
     needs_checkpoint: ClassVar[bool]
     """Whether it starts from trained weights."""
+    may_start_fresh: ClassVar[bool] = True
+    """Whether it then takes fresh weights where the user asks for them."""
     data_format: ClassVar[Format]
     sample_data: ClassVar[SampleData]
     """The project's own data that it takes without --data."""
@@ -107,6 +110,16 @@ class Stage(Protocol[InT, OutT]):
     """What its LossSums carry besides the loss; columns of metrics.csv."""
 
     def __init__(self, recipe: Any) -> None: ...
+
+    def check(self, context: BuildContext) -> None:
+        """Raises a MiniMindError for what `build_models` could not build, without reading weights
+        or data: for a dry run, and before anything else of a run."""
+        return
+
+    def outline(self, config: ModelConfig) -> nn.Module:
+        """Gives the policy's parameters by name and shape, without storage."""
+        with torch.device("meta"):
+            return Transformer(config)
 
     def build_models(self, context: BuildContext) -> StageModels: ...
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import minimind
 from minimind.config.deepspeed_json import precision
+from minimind.config.deepspeed_schedulers import describe_scheduler
 from minimind.data.loader import PackedLoader
 from minimind.engine.activation_memory import Workload
 from minimind.engine.memory_prediction import MemoryPrediction, predict_memory
@@ -34,6 +35,8 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
     kind = precision(ds)
     why = f" ({run.device.why_not_bf16})" if kind == "fp32" and run.device.why_not_bf16 else ""
     active = f" ({run.config.num_active_parameters:,} active)" if run.config.num_experts else ""
+    memory = run.device.memory_bytes
+    there = f", of the {memory / 2**30:.2f} GiB there are" if memory else ""
     is_whole = run.num_trained == run.config.num_parameters
     trained = "" if is_whole else f" + {run.num_trained:,} trained beside them"
     lines = [
@@ -47,9 +50,8 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
         f"run        {total:,} steps, {total * run.train_batch_size / loader.num_rows:.2f} epochs "
         f"of {loader.tokens_per_epoch:,} tokens in {loader.num_rows:,} rows, "
         f"{loader.padding_share:.2%} padding",
-        f"rate       {run.learning_rate:.2e} peak, {run.recipe.warmup_steps} warm-up steps, "
-        f"clipping {run.recipe.gradient_clipping}",
-        f"memory     about {predict_memory_of(run).peak_bytes / 2**30:.2f} GiB a rank",
+        f"rate       {_describe_rate(run)}, clipping {run.recipe.gradient_clipping}",
+        f"memory     about {predict_memory_of(run).peak_bytes / 2**30:.2f} GiB a rank{there}",
     ]
     if loader.num_truncated:
         lines.append(
@@ -57,6 +59,12 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
             f"{loader.count_cut_before_targets():,} of them before any target, which teach nothing"
         )
     return "\n".join(lines)
+
+
+def _describe_rate(run: ResolvedRun) -> str:
+    if scheduler := run.ds_config.get("scheduler"):
+        return describe_scheduler(scheduler, run.ds_config["optimizer"]["params"]["lr"])
+    return f"{run.learning_rate:.2e} peak, {run.recipe.warmup_steps} warm-up steps"
 
 
 def predict_memory_of(

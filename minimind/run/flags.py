@@ -1,4 +1,4 @@
-"""The command line of `minimind train`, built once for all stages from the recipe's fields."""
+"""What the user gave, from the command line or from Python, sorted by what it is about."""
 
 from __future__ import annotations
 
@@ -6,51 +6,22 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-from minimind.config.model import PRESETS, ModelConfig
-from minimind.config.recipe import Recipe, parse_assignments
+from minimind.config.recipe import FLAGS, Recipe, parse_assignments, spell_option
 from minimind.errors import ConfigError
-
-RECIPE_FLAGS = (
-    "max_steps",
-    "epochs",
-    "seq_len",
-    "learning_rate",
-    "eval_every",
-    "save_every",
-    "sample_every",
-    "seed",
+from minimind.run.parser import CONTROLS, ON_BAD_ROW, RUN_FLAGS, build_parser, check_choice
+from minimind.run.unknown_names import (
+    MODEL_FIELDS,
+    Spelling,
+    explain,
+    explain_flags,
+    option_names,
+    spell_flag,
+    spell_keyword,
 )
-"""Recipe options with a flag of their own; --set takes them and all others."""
-
-_RUN_FLAGS: dict[str, dict[str, Any]] = {
-    "stage": {"help": "training objective", "default": "pretrain"},
-    "ds_config": {"help": "DeepSpeed JSON: a file, or one of ds_configs/", "default": "zero2.json"},
-    "model": {"help": f"{', '.join(PRESETS)}, or a JSON file of fields", "default": "tiny"},
-    "tokenizer": {"help": "folder with tokenizer.json", "default": "the sample data's own"},
-    "data": {
-        "help": "JSON lines; A.jsonl:0.7 B.jsonl:0.3 mixes by shares of tokens",
-        "default": "the embedded sample data",
-        "nargs": "+",
-        "metavar": "FILE",
-    },
-    "val_data": {"help": "JSON lines", "default": "none", "nargs": "+", "metavar": "FILE"},
-    "from_checkpoint": {
-        "help": "start from these weights: a run's folder, a checkpoint in it or a Hugging Face "
-        "folder; none starts fresh",
-        "default": "none",
-    },
-    "output_dir": {"help": "the run's folder", "default": "runs/STAGE-MODEL-NUMBER"},
-    "on_bad_row": {
-        "help": "what a malformed row does: stop before training, or skip it and list it",
-        "default": "stop",
-        "choices": ("stop", "skip"),
-    },
-}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,7 +42,7 @@ class TrainArguments:
 
     def get(self, name: str) -> Any:
         """A run flag's value; None where it has no default of its own."""
-        default = _RUN_FLAGS[name]["default"]
+        default = RUN_FLAGS[name]["default"]
         concrete = {"stage", "ds_config", "model", "on_bad_row"}
         return self.run.get(name, default if name in concrete else None)
 
@@ -101,10 +72,13 @@ def parse_train_arguments(
     """Reads flags. Exits with status 2 and a message on bad usage. Raises ConfigError for a bad
     --set."""
     stage = _find_stage(argv)
-    recipe_type = recipe_types.get(stage, Recipe)
-    given = vars(_build_parser(recipe_types, recipe_type).parse_args(argv))
+    parser = build_parser(recipe_types, recipe_types.get(stage, Recipe))
+    known, rest = parser.parse_known_args(argv)
+    if rest:
+        parser.error(explain_flags(rest, stage, recipe_types))
+    given = vars(known)
     settings = parse_assignments(given.pop("set", []))
-    return _sort_arguments(given, settings, stage, recipe_type)
+    return _sort_arguments(given, settings, stage, recipe_types, spell_flag)
 
 
 def collect_train_arguments(
@@ -114,15 +88,24 @@ def collect_train_arguments(
     and under `set` a mapping of whatever else --set takes. Raises ConfigError."""
     given = {name: _as_text(value) for name, value in options.items() if value is not None}
     settings = dict(given.pop("set", {}))
+    if given.pop("dry_run", False):
+        raise ConfigError("dry_run=True: Run.resolve(…) with check() and describe() is a dry run")
     stage = _choose_stage(given.get("stage"), given.get("resume", False), given.get("output_dir"))
-    if stage not in recipe_types:
-        raise ConfigError(f"stage={stage!r}: the stages are {', '.join(recipe_types)}")
+    for name, choices in (("stage", tuple(recipe_types)), ("on_bad_row", ON_BAD_ROW)):
+        if name in given and (problem := check_choice(name, str(given[name]), choices)):
+            raise ConfigError(f"{name}={given[name]!r}: {problem}")
     for name in ("data", "val_data"):
         if isinstance(given.get(name), str):
             given[name] = [given[name]]
-    known = {*_RUN_FLAGS, *RECIPE_FLAGS, "resume", "dry_run"}
-    settings |= {name: given.pop(name) for name in list(given) if name not in known}
-    return _sort_arguments(given, settings, stage, recipe_types[stage])
+    for name, flag in FLAGS.items():
+        if flag != name and flag in given:
+            if given.setdefault(name, given[flag]) != given[flag]:
+                raise ConfigError(f"{flag}={given[flag]} and {name}={given[name]} contradict")
+            del given[flag]
+    known = {*RUN_FLAGS, *FLAGS, *CONTROLS}
+    more = {name: given.pop(name) for name in list(given) if name not in known}
+    _check_names(more, stage, recipe_types, spell_keyword)
+    return _sort_arguments(given, settings | more, stage, recipe_types, spell_keyword)
 
 
 def _as_text(value: Any) -> Any:
@@ -132,34 +115,56 @@ def _as_text(value: Any) -> Any:
     return [_as_text(part) for part in value] if isinstance(value, list | tuple) else value
 
 
+def _check_names(
+    settings: Mapping[str, Any],
+    stage: str,
+    recipe_types: Mapping[str, type[Recipe]],
+    spell: Spelling,
+) -> None:
+    """Raises ConfigError that says of all unknown names what takes their place."""
+    known = {*MODEL_FIELDS, *option_names(recipe_types.get(stage, Recipe))}
+    problems = []
+    for key, value in settings.items():
+        if key in known or key.startswith("ds_config."):
+            continue
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        what = "--set " if spell is spell_flag else ""
+        said = explain(key, text, stage, recipe_types, spell)
+        if said.startswith((" is", ":")):
+            problems.append(f"{what}{key}{said}")
+        else:
+            problems.append(
+                f"{what}{key}: neither a field of the model nor an option of {stage}, nor "
+                f"ds_config.KEY of the DeepSpeed JSON{said}; --stage {stage} --help lists all"
+            )
+    if problems:
+        raise ConfigError("\n  ".join(problems))
+
+
 def _sort_arguments(
     given: Mapping[str, Any],
     settings: Mapping[str, Any],
     stage: str,
-    recipe_type: type[Recipe],
+    recipe_types: Mapping[str, type[Recipe]],
+    spell: Spelling,
 ) -> TrainArguments:
-    options = {f.name for f in dataclasses.fields(recipe_type)}
-    recipe: dict[str, Any] = {name: given[name] for name in RECIPE_FLAGS if name in given}
+    _check_names(settings, stage, recipe_types, spell_flag)
+    recipe: dict[str, Any] = {name: given[name] for name in FLAGS if name in given}
     model: dict[str, Any] = {}
     ds_config: dict[str, Any] = {}
-    model_fields = {f.name for f in dataclasses.fields(ModelConfig)}
     for key, value in settings.items():
         if key.startswith("ds_config."):
             ds_config[key.removeprefix("ds_config.")] = value
-        elif key in model_fields:
+        elif key in MODEL_FIELDS:
             model[key] = value
-        elif key in options:
-            if key in recipe and recipe[key] != value:
-                raise ConfigError(f"--{key} {recipe[key]} and --set {key}={value} contradict")
-            recipe[key] = value
-        else:
+        elif key in recipe and recipe[key] != value:
             raise ConfigError(
-                f"--set {key}: neither a model field ({', '.join(sorted(model_fields))}), nor an "
-                f"option of {stage} ({', '.join(f.name for f in dataclasses.fields(recipe_type))})"
-                ", nor ds_config.KEY"
+                f"{spell_option(key, recipe[key])} and --set {key}={value} contradict"
             )
+        else:
+            recipe[key] = value
     return TrainArguments(
-        run={name: given[name] for name in _RUN_FLAGS if name in given},
+        run={name: given[name] for name in RUN_FLAGS if name in given},
         recipe=recipe,
         model=model,
         ds_config=ds_config,
@@ -172,8 +177,8 @@ def _sort_arguments(
 def _find_stage(argv: Sequence[str] | None) -> str:
     """--stage, or that of the run to go on with: it decides which options the others may be."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--stage")
-    parser.add_argument("--output_dir")
+    parser.add_argument("--stage", nargs="?")
+    parser.add_argument("--output_dir", nargs="?")
     parser.add_argument("--resume", action="store_true")
     known, _ = parser.parse_known_args(argv)
     return _choose_stage(known.stage, known.resume, known.output_dir)
@@ -186,63 +191,3 @@ def _choose_stage(given: str | None, resume: bool, output_dir: str | None) -> st
             text = (Path(output_dir) / "run.json").read_text(encoding="utf-8")
             return str(json.loads(text)["stage"])
     return given or "pretrain"
-
-
-def _build_parser(
-    recipe_types: Mapping[str, type[Recipe]], recipe_type: type[Recipe]
-) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Trains a model with one of the stages on a DeepSpeed engine.",
-        epilog=_describe_options(recipe_type),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    run = parser.add_argument_group("what to train, on what")
-    for name, entry in _RUN_FLAGS.items():
-        options = {k: v for k, v in entry.items() if k not in ("help", "default")}
-        if name == "stage":
-            options["choices"] = tuple(recipe_types)
-        run.add_argument(
-            f"--{name}", help=f"{entry['help']} (default: {entry['default']})", **options
-        )
-    recipe = parser.add_argument_group("how (options of the stage; --set takes the rest)")
-    hints = get_type_hints(recipe_type)
-    for field in dataclasses.fields(recipe_type):
-        if field.name in RECIPE_FLAGS:
-            kinds = get_args(hints[field.name]) or (hints[field.name],)
-            text = field.metadata["help"]
-            if field.default is not None:
-                text += f" (default: {field.default})"
-            recipe.add_argument(f"--{field.name}", type=kinds[0], help=text, metavar="N")
-    recipe.add_argument(
-        "--set",
-        action="append",
-        metavar="KEY=VALUE",
-        help="any field of the model, any option below, or ds_config.KEY of the DeepSpeed JSON",
-    )
-    control = parser.add_argument_group("control")
-    control.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with the run in --output_dir, with the flags it was started with; a run that "
-        "has no checkpoint yet starts from the beginning",
-    )
-    control.add_argument(
-        "--dry_run", action="store_true", help="resolve everything, print it and stop"
-    )
-    control.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    return parser
-
-
-def _describe_options(recipe_type: type[Recipe]) -> str:
-    lines = ["options for --set, with their defaults:"]
-    for field in dataclasses.fields(recipe_type):
-        default = field.default if field.default is not dataclasses.MISSING else {}
-        given = field.name if default is None else f"{field.name}={default}"
-        text = f"{given}  {field.metadata['help']}"
-        lines += textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="      ")
-    lines += ["model fields for --set:"]
-    names = ", ".join(f.name for f in dataclasses.fields(ModelConfig))
-    lines += textwrap.wrap(names, 98, initial_indent="  ", subsequent_indent="  ")
-    return "\n".join(lines)

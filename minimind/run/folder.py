@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+from minimind.config.spelling import did_you_mean_file
 from minimind.errors import CheckpointError, ConfigError
 from minimind.run.flags import TrainArguments
 from minimind.run.resolve import ResolvedRun
@@ -15,9 +16,8 @@ RUN_FILE = "run.json"
 
 
 def make_folder(run: ResolvedRun) -> Path:
-    """--output_dir, else the next free one of runs/. Raises ConfigError where it cannot be written
-    to, or holds checkpoints that nobody asked to go on with."""
-    folder = _choose_folder(run)
+    """--output_dir, else the next free one of runs/. Raises ConfigError as `check_folder` does."""
+    folder = check_folder(run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -26,6 +26,18 @@ def make_folder(run: ResolvedRun) -> Path:
         ) from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"--output_dir {folder}: cannot be written to")
+    return folder
+
+
+def check_folder(run: ResolvedRun) -> Path:
+    """Gives the folder that `make_folder` will make. Raises ConfigError where it cannot be made or
+    written to, or holds checkpoints that nobody asked to go on with."""
+    folder = _choose_folder(run)
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"--output_dir {folder}: {nearest} is a file; name a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"--output_dir {folder}: cannot be written to; name another folder")
     return folder
 
 
@@ -54,15 +66,18 @@ def write_run(folder: Path, run: ResolvedRun) -> None:
 
 
 def merge_earlier(arguments: TrainArguments) -> TrainArguments:
-    """What the run to go on with was started with, and over it what is given anew; as given where
-    it has not begun yet. Raises ConfigError without a folder, CheckpointError where its run.json
-    cannot be read."""
+    """What the run to go on with was started with, and over it what is given anew. Raises
+    ConfigError without the folder of a run, CheckpointError where its run.json cannot be read."""
     folder = arguments.get("output_dir")
     if folder is None:
         raise ConfigError("--resume needs --output_dir, the folder of the run to go on with")
     path = Path(folder) / RUN_FILE
     if not path.exists():
-        return arguments
+        what = "has no run.json" if Path(folder).is_dir() else "is not there"
+        raise ConfigError(
+            f"--resume --output_dir {folder}: no run to go on with, as the folder {what}"
+            f"{did_you_mean_file(Path(folder))}; without --resume a new run starts there"
+        )
     try:
         return arguments.merge(json.loads(path.read_text(encoding="utf-8"))["arguments"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

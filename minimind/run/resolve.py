@@ -90,6 +90,16 @@ class ResolvedRun:
         """Optimizer steps of the whole run."""
         return self.recipe.max_steps or loader.steps(self.recipe.epochs)
 
+    def with_micro_batch(self, rows: int) -> ResolvedRun:
+        """The same run in micro-batches of so many rows."""
+        accumulation = self.train_batch_size // (rows * self.world_size)
+        sizes = {
+            "train_micro_batch_size_per_gpu": rows,
+            "gradient_accumulation_steps": accumulation,
+        }
+        recipe = dataclasses.replace(self.recipe, micro_batch_size=rows)
+        return dataclasses.replace(self, recipe=recipe, ds_config=self.ds_config | sizes)
+
     def to_dict(self) -> dict[str, Any]:
         """run.json."""
         return {
@@ -112,7 +122,7 @@ def resolve_run(
     """Raises ConfigError or CheckpointError where something does not fit."""
     stage = STAGES[arguments.get("stage")]
     config, weights_folder, model_name = _resolve_model(arguments, tokenizer)
-    tokenizer.check_fits(config.vocab_size)
+    _check_vocabulary(arguments, tokenizer, config, weights_folder)
     recipe = replace_fields(stage.recipe_type(), arguments.recipe, f"--stage {stage.name}")
     sizes = default_sizes(device.kind, model_name)
     fill = {}
@@ -126,7 +136,8 @@ def resolve_run(
     if recipe.seq_len and recipe.seq_len > config.max_position_embeddings:
         raise ConfigError(
             f"seq_len {recipe.seq_len} is beyond the model's max_position_embeddings "
-            f"{config.max_position_embeddings}"
+            f"{config.max_position_embeddings}: give --seq_len {config.max_position_embeddings} or "
+            f"less, or --set max_position_embeddings={recipe.seq_len}"
         )
     hardware = Hardware(device.kind, ranks.world_size, device.precision)
     ds_config = load_ds_config(arguments.get("ds_config"), arguments.ds_config)
@@ -167,8 +178,8 @@ def _resolve_model(
     if checkpoint is None and stage.needs_checkpoint:
         raise ConfigError(
             f"--stage {stage.name} starts from trained weights: give --from_checkpoint FOLDER "
-            "(make one with: minimind train --stage pretrain --output_dir FOLDER), or "
-            "--from_checkpoint none to start fresh"
+            "(make one with: minimind train --stage pretrain --output_dir FOLDER)"
+            + (", or --from_checkpoint none to start fresh" if stage.may_start_fresh else "")
         )
     if checkpoint is None or checkpoint == "none":
         config = load_model_config(name, arguments.model, tokenizer_vocab=tokenizer.vocab_size)
@@ -183,11 +194,27 @@ def _resolve_model(
     changeable |= {"norm_topk_prob", "router_aux_loss_coef", "seq_aux"}
     if fixed := sorted(set(arguments.model) - changeable):
         raise ConfigError(
-            f"--set {fixed[0]} would change the shape of the model of {folder}; only "
-            f"{', '.join(sorted(changeable))} can change"
+            f"--set {fixed[0]} would change the shape of the model of {folder}; of its model only "
+            f"{', '.join(sorted(changeable))} can change. A fresh one of any shape: "
+            "--from_checkpoint none --model PRESET"
         )
     config = ModelConfig.from_dict(config.to_dict() | arguments.model, f"--set over {folder}")
     return config, folder, _preset_like(config)
+
+
+def _check_vocabulary(
+    arguments: TrainArguments, tokenizer: Tokenizer, config: ModelConfig, folder: Path | None
+) -> None:
+    """Raises ConfigError where the model has no room for the tokenizer's tokens."""
+    if folder is None:
+        tokenizer.check_fits(config.vocab_size)
+    elif tokenizer.vocab_size > config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer {tokenizer.origin} has {tokenizer.vocab_size} tokens, the model of "
+            f"{folder} only {config.vocab_size}, which it was trained with: leave out --tokenizer, "
+            "and the checkpoint's own is used, or train a fresh model on this tokenizer "
+            "(--stage pretrain without --from_checkpoint)"
+        )
 
 
 def _preset_like(config: ModelConfig) -> str:
@@ -212,7 +239,7 @@ def check_same_run(start: Checkpoint, run: ResolvedRun, fingerprint: str) -> Non
     if changed := [name for name, value in model.items() if meta["model"].get(name) != value]:
         raise CheckpointError(
             f"{start.folder} holds another model ({', '.join(changed)} differ): resume with the "
-            "same --model, or start a new run"
+            "same --model and fields, or start a new run"
         )
     if meta["fingerprint"] != fingerprint:
         raise CheckpointError(
@@ -223,5 +250,5 @@ def check_same_run(start: Checkpoint, run: ResolvedRun, fingerprint: str) -> Non
     if rows != run.train_batch_size:
         raise CheckpointError(
             f"{start.folder} took {rows} rows a step, not {run.train_batch_size}: the order of "
-            "the data would change"
+            f"the data would change. Resume with --batch_size {rows}"
         )

@@ -9,14 +9,15 @@ from typing import Any
 
 from minimind.data.loader import EvalLoader, PackedLoader
 from minimind.data.tokenizer import Tokenizer
-from minimind.engine.checkpoint import Checkpoint, find_latest
+from minimind.engine.checkpoint import Checkpoint, find_latest, needs_universal
 from minimind.engine.deepspeed_engine import broadcast, start_ranks
 from minimind.engine.loop import Loop
 from minimind.engine.stage import Loader
 from minimind.run.build import Recorder, Trained, build_loop, build_trained, main_first
+from minimind.run.checks import check_run
 from minimind.run.describe import describe_run
 from minimind.run.flags import TrainArguments, collect_train_arguments, parse_train_arguments
-from minimind.run.folder import make_folder, merge_earlier
+from minimind.run.folder import make_folder, merge_earlier, write_run
 from minimind.run.inputs import build_loaders
 from minimind.run.resolve import ResolvedRun, check_same_run, find_tokenizer, resolve_run
 from minimind.runtime.devices import Device, check_kernels, find_device, limit_threads
@@ -93,6 +94,24 @@ class Run:
         """What will run: model, device, step, data, rate and memory, a line each."""
         return describe_run(self.resolved, self.loader)
 
+    def check(self) -> None:
+        """Raises a MiniMindError for what `train` could not run, before anything is built: a dry
+        run refuses what a real one does, in the same words. All ranks call it."""
+        start = self._find_start()
+
+        def check() -> None:
+            check_run(self.resolved, self.tokenizer, self.ranks, start)
+
+        # Ranks that joined learn of the first one's error from it.
+        if self._is_started:
+            main_first(self.ranks, check)
+        else:
+            check()
+        if start:
+            run = self.resolved
+            check_same_run(start, run, self.loader.fingerprint)
+            needs_universal(start, run.world_size, run.zero_stage, run.ds_config)
+
     def build(self, loader: Loader[Any] | None = None) -> Run:
         """Joins the ranks, reads the data and builds models, engine and loop; with --resume in the
         state of the newest checkpoint. `loader`: read instead of the run's own data, for at most
@@ -101,16 +120,11 @@ class Run:
             self._start_ranks()
             own, eval_data = self._load() if loader is None else (loader, None)
             total_steps = self.total_steps if loader is None else self._max_steps()
-            if self.resolved.arguments.resume:
-                output = Path(self.resolved.arguments.get("output_dir"))
-                self._start = find_latest(output / "checkpoints")
-            if self._start:
-                check_same_run(self._start, self.resolved, own.fingerprint)
-            self._trained = build_trained(
-                self.resolved, self.tokenizer, own, eval_data, self._start
-            )
+            if start := self._find_start():
+                check_same_run(start, self.resolved, own.fingerprint)
+            self._trained = build_trained(self.resolved, self.tokenizer, own, eval_data, start)
             self._loop = build_loop(
-                self.resolved, self.ranks, self._trained, own, eval_data, total_steps, self._start
+                self.resolved, self.ranks, self._trained, own, eval_data, total_steps, start
             )
         return self
 
@@ -132,8 +146,9 @@ class Run:
         """Trains to the end and records it in the run's folder. True when done, False when
         interrupted, with a checkpoint saved. All ranks call it."""
         self._start_ranks()
+        self.check()
         self._load()
-        folder = broadcast(main_first(self.ranks, lambda: make_folder(self.resolved)))
+        folder = broadcast(main_first(self.ranks, self._make_folder))
         self.folder = folder
         logger.info("%s", self.describe())
         finished = self._train(folder)
@@ -160,6 +175,21 @@ class Run:
         where = folder / "checkpoints" / "latest"
         logger.info("%s: %s", "done" if finished else "interrupted", where)
         return finished
+
+    def _make_folder(self) -> Path:
+        """With run.json already: a run that is killed before its first checkpoint can go on. One
+        that is resumed keeps what it has until its checkpoint turns out to be this run's."""
+        folder = make_folder(self.resolved)
+        if not self.resolved.arguments.resume:
+            write_run(folder, self.resolved)
+        return folder
+
+    def _find_start(self) -> Checkpoint | None:
+        """The newest whole checkpoint of a run to go on with."""
+        if self._start is None and self.resolved.arguments.resume:
+            output = Path(self.resolved.arguments.get("output_dir"))
+            self._start = find_latest(output / "checkpoints")
+        return self._start
 
     def _start_ranks(self) -> None:
         if not self._is_started:

@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 
+import psutil
 import torch
 from minimind_kernels import backend
 
@@ -46,6 +47,8 @@ class Device:
     why_not_bf16: str
     peak_flops: float | None
     """None where no data sheet says: then no MFU is shown."""
+    memory_bytes: int | None = None
+    """All it has, which on a CPU is the machine's; None where nobody looked."""
 
     @property
     def kind(self) -> str:
@@ -64,10 +67,12 @@ def find_device(local_rank: int = 0) -> Device:
         known = () if "MIG" in name else BF16_PEAK_FLOPS.items()
         peak = next((v for k, v in known if re.search(rf"\b{k}\b", name)), None)
         precision, why = _precision(bf16, "fp16", f"{name} has no bf16 units")
-        return Device(torch.device("cuda", index), name, bf16, precision, why, peak)
+        memory = torch.cuda.get_device_properties(index).total_memory
+        return Device(torch.device("cuda", index), name, bf16, precision, why, peak, memory)
     bf16 = cpu_has_bf16()
     precision, why = _precision(bf16, "fp32", "this CPU has no bf16 instructions")
-    return Device(torch.device("cpu"), _cpu_name(), bf16, precision, why, None)
+    memory = psutil.virtual_memory().total
+    return Device(torch.device("cpu"), _cpu_name(), bf16, precision, why, None, memory)
 
 
 def _precision(supports_bf16: bool, otherwise: str, why: str) -> tuple[str, str]:

@@ -51,6 +51,25 @@ def complete_environment(ranks: Ranks) -> None:
         os.environ["MASTER_PORT"] = str(free_port())
 
 
+def check_port(ranks: Ranks) -> None:
+    """Raises ConfigError where the first rank cannot listen at the port that a launcher gave the
+    ranks to meet at. torchrun listens there itself."""
+    if not ranks.is_main or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    port = int(os.environ["MASTER_PORT"])
+    with socket.socket() as probe:
+        # As PyTorch listens: a connection of a run that has just ended is not in the way.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port}, where the ranks of this run would meet, cannot be listened at "
+                f"({error.strerror}): another run has it. Give the launcher another one, before "
+                f"the script: deepspeed --master_port {free_port()} launch/train.py ..."
+            ) from None
+
+
 def free_port() -> int:
     """A port that nobody listens on here, for a run's ranks to meet at. Drawn at random, so that
     runs which start at one time do not all find the same one. Raises ConfigError."""

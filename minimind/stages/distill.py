@@ -73,17 +73,26 @@ class Distill(SFT):
     recipe: DistillRecipe
     teacher: Transformer
 
+    def check(self, context: BuildContext) -> None:
+        """Raises ConfigError where the teacher reads other tokens than the student, or fewer;
+        CheckpointError or DataError where there is none."""
+        super().check(context)
+        folder = find_model_folder(Path(cast(str, self.recipe.teacher)))
+        check_teacher(folder, context)
+        most = load_folder_config(folder).max_position_embeddings
+        if self.recipe.seq_len is not None and self.recipe.seq_len > most:
+            raise ConfigError(
+                f"seq_len {self.recipe.seq_len} is beyond the max_position_embeddings {most} of "
+                f"the teacher {folder}, and what it says there teaches nothing: give --seq_len "
+                f"{most} or less"
+            )
+
     def build_models(self, context: BuildContext) -> StageModels:
-        """Raises ConfigError where the teacher reads other tokens than the student, or fewer."""
+        """Raises what `check` does."""
+        self.check(context)
         models = super().build_models(context)
         folder = find_model_folder(Path(cast(str, self.recipe.teacher)))
         self.teacher = load_teacher(folder, context)
-        most, seq_len = self.teacher.config.max_position_embeddings, self.recipe.seq_len
-        if seq_len is not None and seq_len > most:
-            raise ConfigError(
-                f"seq_len {seq_len} is beyond the max_position_embeddings {most} of the teacher "
-                f"{folder}: what it says there teaches nothing"
-            )
         return dataclasses.replace(
             models, helpers=(self.teacher,), helpers_fingerprint=fingerprint(folder)
         )
@@ -116,20 +125,26 @@ def load_teacher(path: Path, context: BuildContext) -> Transformer:
     """Frozen, in the dtype that the engine computes in. Raises ConfigError where its vocabulary or
     tokenizer is not the student's, CheckpointError or DataError where there is none."""
     folder = find_model_folder(path)
-    teacher, tokenizer = load_model(folder, dtype=context.dtype, device=context.device)
-    theirs, ours = teacher.config.vocab_size, context.config.vocab_size
-    if theirs != ours:
-        raise ConfigError(
-            f"the teacher {folder} has a vocabulary of {theirs}, the student one of {ours}: their "
-            "distributions cannot be compared"
-        )
-    if context.tokenizer is not None:
-        _check_same_tokens(tokenizer, context.tokenizer, folder)
+    check_teacher(folder, context)
+    teacher, _ = load_model(folder, dtype=context.dtype, device=context.device)
     logger.info(
         "teacher    %s: %s parameters, %s", folder, f"{teacher.config.num_parameters:,}",
         str(context.dtype).removeprefix("torch."),
     )  # fmt: skip
     return teacher.requires_grad_(False)
+
+
+def check_teacher(folder: Path, context: BuildContext) -> None:
+    """Raises ConfigError where a teacher's vocabulary or tokenizer is not the student's."""
+    theirs, ours = load_folder_config(folder).vocab_size, context.config.vocab_size
+    if theirs != ours:
+        raise ConfigError(
+            f"the teacher {folder} has a vocabulary of {theirs}, the student one of {ours}: their "
+            "distributions cannot be compared. Distil on its generated text instead "
+            "(minimind answer, then --stage sft), or take a teacher of the student's vocabulary"
+        )
+    if context.tokenizer is not None:
+        _check_same_tokens(Tokenizer.load(folder), context.tokenizer, folder)
 
 
 def _check_same_tokens(theirs: Tokenizer, ours: Tokenizer, folder: Path) -> None:

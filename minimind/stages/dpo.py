@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from minimind.config.recipe import Recipe, option
+from minimind.config.spelling import did_you_mean
 from minimind.data.formats import Format
 from minimind.data.preference_format import PREFERENCE
 from minimind.data.sample_files import PREFERENCE_DATA, SampleData
@@ -45,7 +46,8 @@ class DPORecipe(Recipe):
         super().check()
         if self.loss_type not in LOSS_TYPES:
             raise ConfigError(
-                f"loss_type is {self.loss_type!r}; it must be one of {', '.join(LOSS_TYPES)}"
+                f"loss_type is {self.loss_type!r}{did_you_mean(self.loss_type, LOSS_TYPES)}; it "
+                f"must be one of {', '.join(LOSS_TYPES)}"
             )
         if not 0 < self.beta < float("inf"):
             raise ConfigError(f"beta is {self.beta}; it must be above 0")
@@ -69,6 +71,7 @@ class DPO(Stage[UnitBatch, UnitBatch]):
     """
 
     name: ClassVar[str] = "dpo"
+    may_start_fresh: ClassVar[bool] = False
     recipe_type: ClassVar[type[Recipe]] = DPORecipe
     needs_checkpoint: ClassVar[bool] = True
     data_format: ClassVar[Format] = PREFERENCE
@@ -86,16 +89,20 @@ class DPO(Stage[UnitBatch, UnitBatch]):
         self.reference: Reference | None = None
         """What the weights the run starts from give to each pair's chosen and rejected answer."""
 
-    def build_models(self, context: BuildContext) -> StageModels:
+    def check(self, context: BuildContext) -> None:
         """Raises ConfigError where there are no weights to take as the reference."""
+        if self.recipe.loss_type in WITH_REFERENCE and context.weights_folder is None:
+            raise ConfigError(
+                "--stage dpo compares with the weights it starts from, and --from_checkpoint "
+                "none has none: give a checkpoint (of --stage sft), or --set loss_type=simpo "
+                "or orpo, which compare with nothing"
+            )
+
+    def build_models(self, context: BuildContext) -> StageModels:
+        """Raises what `check` does."""
+        self.check(context)
         reference = ""
         if self.recipe.loss_type in WITH_REFERENCE:
-            if context.weights_folder is None:
-                raise ConfigError(
-                    "--stage dpo compares with the weights it starts from, and --from_checkpoint "
-                    "none has none: give a checkpoint (of --stage sft), or --set loss_type=simpo "
-                    "or orpo, which compare with nothing"
-                )
             self.reference = Reference.load(context, lambda p, b: document_log_probs(p, b)[0])
             reference = self.reference.fingerprint
         models = Pretrain(self.recipe).build_models(context)

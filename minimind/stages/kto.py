@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minimind.config.recipe import Recipe, option
+from minimind.config.spelling import did_you_mean
 from minimind.data.formats import Format
 from minimind.data.sample_files import SampleData
 from minimind.data.unpaired_format import UNPAIRED, UNPAIRED_DATA, UnpairedBatch
@@ -50,7 +51,8 @@ class KTORecipe(Recipe):
         super().check()
         if self.loss_type not in LOSS_TYPES:
             raise ConfigError(
-                f"loss_type is {self.loss_type!r}; it must be one of {', '.join(LOSS_TYPES)}"
+                f"loss_type is {self.loss_type!r}{did_you_mean(self.loss_type, LOSS_TYPES)}; it "
+                f"must be one of {', '.join(LOSS_TYPES)}"
             )
         if not 0 < self.beta < float("inf"):
             raise ConfigError(f"beta is {self.beta}; it must be above 0")
@@ -84,6 +86,7 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
     """
 
     name: ClassVar[str] = "kto"
+    may_start_fresh: ClassVar[bool] = False
     recipe_type: ClassVar[type[Recipe]] = KTORecipe
     needs_checkpoint: ClassVar[bool] = True
     data_format: ClassVar[Format] = UNPAIRED
@@ -97,13 +100,17 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
         self.recipe = recipe
         self.has_baseline = recipe.loss_type == "kto"
 
-    def build_models(self, context: BuildContext) -> StageModels:
+    def check(self, context: BuildContext) -> None:
         """Raises ConfigError where there are no weights to take as the reference."""
         if context.weights_folder is None:
             raise ConfigError(
                 "--stage kto compares with the weights it starts from, and --from_checkpoint none "
                 "has none: give a checkpoint (of --stage sft)"
             )
+
+    def build_models(self, context: BuildContext) -> StageModels:
+        """Raises what `check` does, and ConfigError for answers that cannot be compared."""
+        self.check(context)
         self.reference = Reference.load(context, self._measure, f"kto {self.has_baseline}")
         num_training = getattr(context.loader, "num_units", len(self.reference.values))
         _check_answers(self.reference.values[:num_training], self.has_baseline)

@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar, TypeVar, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe, check_patterns, option, option_table
@@ -35,6 +35,9 @@ RANK, ALPHA = 16, 32.0
 """One alpha for every rank: with updates scaled by alpha/r the best learning rate hardly depends on
 the rank (Schulman et al., "LoRA Without Regret", 2025)."""
 PRESETS = ("all", "original")
+EVERY = "_proj$"
+NAMED = {"attention": "self_attn", "default": EVERY}
+"""Patterns by a name of their own; `mlp` is a pattern as it is."""
 ADAPTER_FOLDER = "adapter"
 
 
@@ -59,10 +62,11 @@ class LoraRecipe(SFTRecipe):
         f"original: the square ones, rank {RANK}, scale 1",
     )
     lora_ranks: dict[str, int] = option_table(
-        "rank by a pattern of names, in place of the preset's: q_proj, or qkv_proj for all three, "
-        "or layers.0.; the last match counts, 0 means none"
+        "rank by a part of the model, in place of the preset's: attention, mlp, default (what no "
+        "other names), or a pattern of names: q_proj, qkv_proj for all three, layers.0.; the last "
+        "match counts, 0 means none"
     )
-    lora_alphas: dict[str, float] = option_table("alpha by a pattern of names")
+    lora_alphas: dict[str, float] = option_table("alpha by a part of the model or a pattern")
     lora_plot: bool = option(False, "draw |B·A| of every adapter at the end: adapter.png")
 
     def check(self) -> None:
@@ -83,14 +87,15 @@ class LoraRecipe(SFTRecipe):
     def plan(self, config: ModelConfig) -> AdapterPlan:
         """Raises ConfigError for a pattern that no linear's name matches, or if none is chosen."""
         ranks, alphas = {}, {}
-        patterns = self.lora_ranks or {"_proj$": RANK}
-        unmatched = set(patterns) | set(self.lora_alphas)
+        patterns = _default_first(self.lora_ranks) or {EVERY: RANK}
+        alpha_patterns = _default_first(self.lora_alphas)
+        unmatched = set(patterns) | set(alpha_patterns)
         names = []
         for inside, parts in linear_parts(config).items():
             for part in parts:
                 names.append(part.name)
                 found = [p for p in patterns if _matches(p, part.name, inside)]
-                scaled = [p for p in self.lora_alphas if _matches(p, part.name, inside)]
+                scaled = [p for p in alpha_patterns if _matches(p, part.name, inside)]
                 unmatched -= {*found, *scaled}
                 rank = patterns[found[-1]] if found else 0
                 if self.lora_preset == "original" and part.num_rows != part.num_columns:
@@ -98,12 +103,14 @@ class LoraRecipe(SFTRecipe):
                 if rank:
                     usual = float(rank) if self.lora_preset == "original" else ALPHA
                     ranks[part.name] = rank
-                    alphas[part.name] = self.lora_alphas[scaled[-1]] if scaled else usual
+                    alphas[part.name] = alpha_patterns[scaled[-1]] if scaled else usual
+        unmatched.discard("default")
         if unmatched or not ranks:
             what = f"no linear's name matches {', '.join(sorted(unmatched))}"
             first = ", ".join(name for name in names if ".layers.0." in name)
             raise ConfigError(
-                f"{what if unmatched else 'no linear gets an adapter'}; names: {first}, and so on"
+                f"{what if unmatched else 'no linear gets an adapter'}; there is attention, mlp, "
+                f"default, or a pattern of the names: {first}, and so on"
             )
         return AdapterPlan(ranks, alphas)
 
@@ -114,9 +121,18 @@ class LoraRecipe(SFTRecipe):
         return trained, config.num_parameters
 
 
+ValueT = TypeVar("ValueT")
+
+
+def _default_first(table: Mapping[str, ValueT]) -> dict[str, ValueT]:
+    """Wherever it stands, so that what else matches counts."""
+    return {name: table[name] for name in sorted(table, key=lambda name: name != "default")}
+
+
 def _matches(pattern: str, name: str, inside: str) -> bool:
     """Anywhere in the name on disk, or whole words at the end of the name inside: `qkv_proj` ends
     in `v_proj`, and is not meant by it."""
+    pattern = NAMED.get(pattern, pattern)
     inside = inside.removesuffix(".weight")
     return bool(re.search(pattern, name) or re.fullmatch(rf"(.*\.)?({pattern})", inside))
 
@@ -126,23 +142,38 @@ class Lora(SFT):
     in and without masters, the adapters trained. Checkpoints hold the adapters alone."""
 
     name: ClassVar[str] = "lora"
+    may_start_fresh: ClassVar[bool] = False
     sample_data: ClassVar[SampleData] = SENTENCES_DATA
     recipe_type: ClassVar[type[Recipe]] = LoraRecipe
 
-    def build_models(self, context: BuildContext) -> StageModels:
+    def check(self, context: BuildContext) -> None:
         """Raises ConfigError without weights to start from; CheckpointError where the checkpoint
         to go on from has other adapters, or its base model is gone or has changed."""
-        recipe = cast(LoraRecipe, self.recipe)
-        plan = recipe.plan(context.config)
         if context.weights_folder is None:
             raise ConfigError(
                 "--stage lora keeps only what it adds to trained weights, so it cannot start "
                 "fresh: give --from_checkpoint FOLDER"
             )
+        if context.checkpoint:
+            saved = context.checkpoint / ADAPTER_FOLDER
+            _check_same_adapters(cast(LoraRecipe, self.recipe).plan(context.config), saved)
+            find_base(saved)
+
+    def outline(self, config: ModelConfig) -> nn.Module:
+        recipe, policy = cast(LoraRecipe, self.recipe), cast(Transformer, super().outline(config))
+        plan = recipe.plan(config)
+        add_adapters(policy, plan.ranks, plan.alphas, recipe.seed)
+        return policy
+
+    def build_models(self, context: BuildContext) -> StageModels:
+        """Raises what `check` does."""
+        recipe = cast(LoraRecipe, self.recipe)
+        plan = recipe.plan(context.config)
+        self.check(context)
+        assert context.weights_folder is not None
         weights = context.weights
         if context.checkpoint:
             saved = context.checkpoint / ADAPTER_FOLDER
-            _check_same_adapters(plan, saved)
             # Not context.weights_folder: a link to the base run's best checkpoint may have moved.
             base = find_base(saved)
             _, weights = load_model_folder(base.folder)

@@ -102,7 +102,11 @@ def test_a_run_a_checkpoint_or_a_folder_becomes_what_transformers_loads(
 
 
 def test_an_adapter_comes_out_merged(
-    convert: Convert, run_folder: Path, tmp_path: Path, model: Transformer
+    convert: Convert,
+    run_folder: Path,
+    tmp_path: Path,
+    model: Transformer,
+    capsys: pytest.CaptureFixture[str],
 ):
     """From a run that trained it; its own files stay behind."""
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -112,6 +116,7 @@ def test_an_adapter_comes_out_merged(
     save_adapter(checkpoint / "adapter", model.config, adapter, base)
     load_sample_tokenizer().save(checkpoint / "adapter")
     assert convert(tmp_path / "tuned", tmp_path / "out") == 0
+    assert capsys.readouterr().out.endswith("written, the adapter merged into its base\n")
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert not any(name.startswith("adapter") for name in names)
     unmerged = own_logits(model)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from stage_options import REQUIRED_OPTIONS
 
-from minimind.config import deepspeed_keys
+from minimind.config import deepspeed_optimizers
 from minimind.config.deepspeed_json import (
     SHIPPED,
     Hardware,
@@ -25,8 +25,9 @@ from minimind.config.deepspeed_json import (
     resolve,
 )
 from minimind.config.deepspeed_keys import KNOWN_KEYS, REFUSED_KEYS, SECTIONS
+from minimind.config.deepspeed_schedulers import SCHEDULERS, describe_scheduler
 from minimind.config.model import PRESETS, load_model_config
-from minimind.config.recipe import Recipe, Sizes, default_sizes, replace_fields
+from minimind.config.recipe import Recipe, Sizes, default_sizes, replace_fields, spell_option
 from minimind.errors import ConfigError
 from minimind.stages import STAGES
 
@@ -34,6 +35,11 @@ NAMES = sorted(path.name for path in SHIPPED.glob("*.json"))
 CPU = Hardware("cpu", 1, "bf16")
 SIZES = Sizes(256, 16, 8)
 
+BATCH_SIZES = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+)
 Resolve = Callable[..., tuple[dict[str, Any], Recipe]]
 
 
@@ -195,13 +201,13 @@ def test_optimizers_and_their_parameters_are_the_installed_ones(
     from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
     from deepspeed.runtime.config import ADAM_W_MODE, DEEPSPEED_OPTIMIZERS, TORCH_ADAM_PARAM
 
-    assert set(DEEPSPEED_OPTIMIZERS) == deepspeed_keys.DEEPSPEED_OPTIMIZERS
+    assert set(DEEPSPEED_OPTIMIZERS) == deepspeed_optimizers.DEEPSPEED_OPTIMIZERS.keys()
     taken = {ADAM_W_MODE, TORCH_ADAM_PARAM}
     for kind in (torch.optim.AdamW, torch.optim.Adam, FusedAdam, DeepSpeedCPUAdam):
         taken |= inspect.signature(kind.__init__).parameters.keys()
     # What DeepSpeed fills in itself, and PyTorch's Adam in disguise of AdamW.
     filled = {"self", "params", "model_params", "adamw_mode", "decoupled_weight_decay"}
-    assert taken - filled == deepspeed_keys.ADAM_PARAMS
+    assert taken - filled == deepspeed_optimizers.ADAM_PARAMS
 
 
 def test_a_file_is_found_by_path_by_name_and_without_its_ending(
@@ -293,7 +299,8 @@ def test_an_option_and_an_explicit_value(
     recipe's, and two that agree are fine."""
     with pytest.raises(ConfigError) as caught:
         resolved(sets={path: explicit}, **{name: given})
-    for word in (f"--{name}", path, f"--set ds_config.{path}="):
+    mine = list(given) if isinstance(given, tuple) else given
+    for word in (spell_option(name, mine), path, f"--set ds_config.{path}="):
         assert word in str(caught.value)
     kept = tuple(explicit) if isinstance(explicit, list) else explicit
     assert getattr(resolved(sets={path: explicit})[1], name) == kept
@@ -444,7 +451,7 @@ def test_a_scheduler_in_the_file_contradicts_flags_about_the_rate(
 ):
     values = {"scheduler": {"type": "WarmupLR", "params": {}}}
     assert resolved(values)[0]["scheduler"] == values["scheduler"]
-    with pytest.raises(ConfigError, match=rf"scheduler.*--{name}"):
+    with pytest.raises(ConfigError, match=rf"scheduler.*{name}"):
         resolved(values, **{name: value})
 
 
@@ -486,7 +493,7 @@ def test_explicit_sizes_are_kept(resolved: Resolve):
         (
             {"train_batch_size": 16, "gradient_accumulation_steps": 3},
             1,
-            ["gradient_accumulation_steps is 3", "16", "= 2"],
+            ["gradient_accumulation_steps 3", "16", "1, 2, 4, 8, 16"],
         ),
     ],
 )
@@ -497,6 +504,130 @@ def test_sizes_that_do_not_fit_are_named(
         resolved(sets=sets, hardware=Hardware("gpu", ranks, "bf16"))
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sets", "ranks", "found"),
+    [
+        ((128, None, 4), 1, (128, 32, 4)),
+        ((128, None, 4), 8, (128, 4, 4)),
+        ((None, 32, 4), 2, (256, 32, 4)),
+        ((128, 16, None), 2, (128, 16, 4)),
+        ((128, 32, 4), 1, (128, 32, 4)),
+        ((None, None, 4), 2, (64, 8, 4)),
+        ((16, None, 2), 1, (16, 8, 2)),
+        # Larger than the table's micro-batch: it was asked for.
+        ((128, None, 1), 1, (128, 128, 1)),
+    ],
+)
+@pytest.mark.parametrize("left_out", ["auto", "absent"])
+def test_any_two_batch_sizes_give_the_third(
+    resolved: Resolve,
+    sets: tuple[int | None, ...],
+    ranks: int,
+    found: tuple[int, ...],
+    left_out: str,
+):
+    values: dict[str, Any] = dict(zip(BATCH_SIZES, sets, strict=True))
+    values = {key: value or "auto" for key, value in values.items() if value or left_out == "auto"}
+    ds, recipe = resolved(values, sizes=Sizes(256, 16, 8), hardware=Hardware("gpu", ranks, "bf16"))
+    assert tuple(ds[key] for key in BATCH_SIZES) == found
+    assert (recipe.train_batch_size, recipe.micro_batch_size) == found[:2]
+
+
+def test_a_flag_is_one_of_the_two(resolved: Resolve):
+    ds, _ = resolved({"gradient_accumulation_steps": 4}, train_batch_size=64)
+    assert [ds[key] for key in BATCH_SIZES] == [64, 16, 4]
+    ds, _ = resolved({"gradient_accumulation_steps": 4}, micro_batch_size=2)
+    assert [ds[key] for key in BATCH_SIZES] == [8, 2, 4]
+    with pytest.raises(ConfigError, match=r"= 4; leave one of the three out"):
+        resolved({"gradient_accumulation_steps": 2}, train_batch_size=64, micro_batch_size=16)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, "4", True])
+def test_an_accumulation_that_is_none_is_named(resolved: Resolve, value: Any):
+    with pytest.raises(ConfigError, match=r"gradient_accumulation_steps is .*whole number above 0"):
+        resolved({"gradient_accumulation_steps": value})
+
+
+@pytest.mark.parametrize(
+    ("type", "kept"),
+    [
+        ("SGD", {"lr", "weight_decay"}),
+        ("RMSprop", {"lr", "weight_decay"}),
+        ("Lion", {"lr", "weight_decay"}),
+        ("Muon", {"lr", "weight_decay"}),
+        ("Adam", {"lr", "betas", "eps", "weight_decay", "torch_adam", "fused"}),
+    ],
+)
+def test_another_type_of_optimizer_gets_the_parameters_it_takes(
+    resolved: Resolve, type: str, kept: set[str]
+):
+    ds, _ = resolved(sets={"optimizer.type": type, "zero_optimization.stage": 1})
+    assert ds["optimizer"]["params"].keys() == kept
+    assert ds.get("zero_allow_untested_optimizer", False) == (type != "Adam")
+
+
+def test_parameters_that_an_optimizer_does_not_take_are_named(resolved: Resolve):
+    with pytest.raises(ConfigError, match=r"--set betas=.*the optimizer SGD has no betas.*takes"):
+        resolved(sets={"optimizer.type": "SGD"}, betas=(0.9, 0.9))
+    with pytest.raises(ConfigError, match=r"'betas': SGD takes dampening"):
+        resolved(sets={"optimizer.type": "SGD", "optimizer.params.betas": [0.9, 0.9]})
+    ds, _ = resolved(sets={"optimizer.type": "SGD", "optimizer.params.momentum": 0.9})
+    assert ds["optimizer"]["params"]["momentum"] == 0.9
+    ds, _ = resolved(sets={"optimizer.type": "Lion"}, betas=(0.9, 0.9))
+    assert ds["optimizer"]["params"]["betas"] == [0.9, 0.9]
+    for given, meant in (("sgd", "SGD"), ("Adamm", "adam")):
+        with pytest.raises(ConfigError, match=rf"optimizer.type is '{given}' \(did you.*{meant}"):
+            resolved(sets={"optimizer.type": given})
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"type": "WarmupLr"}, ["'WarmupLr' (did you mean WarmupLR", "lr_scheduler"]),
+        ({"type": "WarmupLR", "params": {"warmup_steps": 3}}, ["did you mean warmup_num_steps"]),
+        ({"type": "WarmupDecayLR"}, ["needs total_num_steps", "--set ds_config.scheduler.params."]),
+        ({"type": "WarmupLR", "params": {"warmup_num_steps": 0}}, ["warmup_num_steps is 0"]),
+        ({"type": "WarmupLR", "params": {"warmup_max_lr": "fast"}}, ["'fast'", "a number"]),
+        (
+            {"type": "WarmupDecayLR", "params": {"total_num_steps": "9"}},
+            ["total_num_steps is '9'", "whole number"],
+        ),
+        ({"type": "StepLR", "params": {"step": 3}}, ["'step' (did you mean step_size?)"]),
+    ],
+)
+def test_a_schedule_that_is_none_is_named(
+    resolved: Resolve, section: dict[str, Any], words: list[str]
+):
+    with pytest.raises(ConfigError) as caught:
+        resolved(sets={"scheduler": section})
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["WarmupLR", "WarmupDecayLR", "WarmupCosineLR"])
+@pytest.mark.parametrize("least", [0.0, 5e-4])
+def test_the_banner_knows_deepspeeds_schedules(name: str, least: float):
+    from deepspeed.runtime import lr_schedules
+
+    params: dict[str, Any] = {"warmup_num_steps": 5}
+    params |= {} if name == "WarmupLR" else {"total_num_steps": 20}
+    key = "warmup_min_ratio" if name == "WarmupCosineLR" else "warmup_min_lr"
+    params |= {key: least} if least else {}
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+    schedule = getattr(lr_schedules, name)(optimizer, **params)
+    rates = []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"])
+        schedule.step()
+    said = describe_scheduler({"type": name, "params": params}, 0.5)
+    assert f"{max(rates):.2e} peak, 5 warm-up steps" in said
+    idle = [step for step, rate in enumerate(rates, 1) if rate == 0 and step < 20]
+    assert ("steps 1 and 2 have rate 0" in said) == (idle == [1, 2])
+    assert ("step 1 has rate 0" in said) == (idle == [1])
+    taken = inspect.signature(getattr(lr_schedules, name).__init__).parameters.keys()
+    assert taken - {"self", "optimizer"} == SCHEDULERS[name]
 
 
 def test_overlap_and_pinning_follow_the_hardware(resolved: Resolve):

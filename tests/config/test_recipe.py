@@ -61,9 +61,9 @@ def test_a_value_takes_its_fields_type(name: str, given: Any, kept: Any):
         ("seed", None, "int"),
         ("activation_checkpointing", 1, "bool"),
         ("activation_checkpointing", "yes", "bool"),
-        ("betas", 0.9, "tuple"),
+        ("betas", 0.9, "a list of float"),
         ("betas", ["0.9", 0.95], "float"),
-        ("lr_factors", [0.1], "dict"),
+        ("lr_factors", [0.1], "a table"),
         ("lr_factors", {"embed": "0.1"}, "float"),
     ],
 )

@@ -361,7 +361,7 @@ def test_what_cannot_be_resumed_says_why(
         (["--ds_config", "nothing.json"], "zero2.json"),
         (["--data", "nothing.jsonl"], "nothing.jsonl"),
         (["--set", "train_batch_size=5"], "is not whole"),
-        (["--set", "nothing=1"], "neither a model field"),
+        (["--set", "nothing=1"], "neither a field of the model"),
         (["--set", "ds_config.zero_optimisation.stage=2"], "zero_optimisation"),
         (["--set", "ds_config.zero_optimization.stages=2"], "stages"),
         (["--set", "ds_config.fp16.enabled=true"], "fp16"),
@@ -394,7 +394,8 @@ def test_an_output_folder_that_is_a_file_is_named(
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / below
     assert train(*flags, "--output_dir", str(folder)) == 2
-    assert f"--output_dir {folder}: cannot be made" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"--output_dir {folder}: {tmp_path / 'file'} is a file; name a folder" in said
 
 
 def test_a_validation_loss_that_is_no_number_is_not_the_best_for_good(

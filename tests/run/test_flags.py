@@ -6,14 +6,22 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minimind.config.model import ModelConfig
-from minimind.config.recipe import Recipe, option
+from minimind.config.recipe import FLAGS, Recipe, option
 from minimind.errors import ConfigError
-from minimind.run.flags import RECIPE_FLAGS, TrainArguments, parse_train_arguments
+from minimind.run.flags import (
+    TrainArguments,
+    collect_train_arguments,
+    parse_train_arguments,
+)
+from minimind.run.migration import EXPLAINED, RENAMED
+from minimind.run.unknown_names import explain, spell_flag
+from minimind.stages import STAGES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,8 +30,12 @@ class OtherRecipe(Recipe):
     epochs: float = option(3.0, "passes over the data")
 
 
+TYPES: dict[str, type[Recipe]] = {"pretrain": Recipe, "other": OtherRecipe}
+ROOT = Path(__file__).resolve().parents[2]
+
+
 def parse(*argv: str) -> TrainArguments:
-    return parse_train_arguments(list(argv), {"pretrain": Recipe, "other": OtherRecipe})
+    return parse_train_arguments(list(argv), TYPES)
 
 
 @pytest.fixture
@@ -58,7 +70,7 @@ def test_every_flag_goes_where_it_belongs():
         *("--stage", "other", "--ds_config", "zero1.json", "--model", "minimind3"),
         *("--tokenizer", "tok", "--data", "a.jsonl:0.7", "b.jsonl:0.3", "--val_data", "v.jsonl"),
         *("--from_checkpoint", "run", "--output_dir", "out", "--max_steps", "7", "--epochs", "2"),
-        *("--seq_len", "128", "--learning_rate", "1e-3", "--eval_every", "5"),
+        *("--batch_size", "12", "--seq_len", "128", "--learning_rate", "1e-3", "--eval_every", "5"),
         *("--save_every", "6", "--sample_every", "8", "--resume", "--seed", "9"),
         *("--on_bad_row", "skip", "--dry_run", "--local_rank=1"),
         *("--set", "dropout=0.1", "--set", "beta=0.2", "--set", "ds_config.bf16.enabled=false"),
@@ -77,6 +89,7 @@ def test_every_flag_goes_where_it_belongs():
     assert arguments.recipe == {
         "max_steps": 7,
         "epochs": 2.0,
+        "train_batch_size": 12,
         "seq_len": 128,
         "learning_rate": 1e-3,
         "eval_every": 5,
@@ -85,7 +98,7 @@ def test_every_flag_goes_where_it_belongs():
         "seed": 9,
         "beta": 0.2,
     }
-    assert set(RECIPE_FLAGS) <= set(arguments.recipe)
+    assert set(FLAGS) <= set(arguments.recipe)
     assert arguments.model == {"dropout": 0.1}
     assert arguments.ds_config == {"bf16.enabled": False}
     assert (arguments.resume, arguments.dry_run, arguments.local_rank) == (True, True, 1)
@@ -109,12 +122,26 @@ def test_set_reaches_every_field_of_model_and_recipe():
         assert found.recipe == {field.name: 1}
 
 
-@pytest.mark.parametrize("key", ["hidden_sizes", "beta", "learning_rates", "ds_config", "stage"])
-def test_an_unknown_key_of_set_lists_what_there_is(key: str):
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("hidden_sizes", ["did you mean --set hidden_size?", "--help", "ds_config.KEY"]),
+        ("learning_rates", ["did you mean --learning_rate?"]),
+        ("warmup", ["did you mean --set warmup_steps?"]),
+        ("xyz", ["neither a field of the model nor an option of pretrain", "--help"]),
+        ("beta", ["an option of --stage other, not of pretrain: --set beta=1"]),
+        ("stage", ["is --stage 1 here"]),
+        ("train_batch", ["did you mean --batch_size?"]),
+        ("max_seq_len", ["is --seq_len 1 here"]),
+        ("zero_optimization.stage", ["--set ds_config.zero_optimization.stage=1"]),
+    ],
+)
+def test_an_unknown_key_of_set_says_what_it_may_have_meant(key: str, words: list[str]):
     with pytest.raises(ConfigError) as caught:
         parse("--set", f"{key}=1")
-    for word in (f"--set {key}", "hidden_size", "warmup_steps", "ds_config.KEY", "pretrain"):
+    for word in (f"--set {key}", *words):
         assert word in str(caught.value)
+    assert len(str(caught.value)) < 300
 
 
 def test_a_flag_and_set_must_agree():
@@ -126,13 +153,20 @@ def test_a_flag_and_set_must_agree():
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--no_such_flag"], ["unrecognized arguments", "--no_such_flag"]),
-        (["--max_step", "3"], ["unrecognized arguments", "--max_step"]),
-        (["stray"], ["unrecognized arguments", "stray"]),
+        (["--xyz"], ["unknown flag: --xyz\n", "--help lists all"]),
+        (["--max_step", "3"], ["unknown flag: --max_step (did you mean --max_steps", "?)"]),
+        (["--dry-run"], ["--dry-run is --dry_run here"]),
+        (["--train_batch_size=8"], ["--train_batch_size is --batch_size 8 here"]),
+        (["--hidden_size", "512"], ["--hidden_size is --set hidden_size=512 here"]),
+        (["--hiden_size", "512"], ["--hiden_size (did you mean --set hidden_size?)"]),
+        (["--beta", "0.2"], ["option of --stage other, not of pretrain: --set beta=0.2"]),
+        (["stray"], ["'stray' stands alone: a flag begins with --"]),
+        (["--set", "a=1", "b=2"], ["'b=2' stands alone: --set b=2 is one flag"]),
         (["--max_steps", "many"], ["--max_steps", "'many'"]),
         (["--max_steps", "2.5"], ["--max_steps", "'2.5'"]),
         (["--learning_rate", "fast"], ["--learning_rate", "'fast'"]),
-        (["--stage", "sleep"], ["--stage", "'sleep'", "pretrain", "other"]),
+        (["--stage", "sleep"], ["--stage", "'sleep' is no stage", "pretrain", "other"]),
+        (["--stage", "pretain"], ["'pretain' is no stage (did you mean pretrain?)"]),
         (["--stage"], ["--stage", "expected one argument"]),
         (["--on_bad_row", "ignore"], ["--on_bad_row", "'ignore'", "stop", "skip"]),
         (["--data"], ["--data", "expected at least one argument"]),
@@ -142,6 +176,86 @@ def test_bad_usage_exits_with_2(fails: Callable[..., str], argv: list[str], word
     said = fails(*argv)
     for word in words:
         assert word in said
+    assert "usage" not in said
+    assert len(said.splitlines()) == 2
+
+
+def test_the_originals_flags_get_their_names_here_all_at_once(fails: Callable[..., str]):
+    said = fails(
+        *("--batch_size", "32", "--data_path", "x.jsonl", "--hidden_size", "512"),
+        *("--use_moe", "1", "--grad_clip", "1.0", "--use_wandb", "--save_weight", "pretrain"),
+    )
+    assert "unknown flags:\n  --data_path is --data x.jsonl here\n" in said
+    for line in (
+        "--hidden_size is --set hidden_size=512 here",
+        "--use_moe: --model minimind3-moe or minimind2-moe",
+        "--grad_clip is --set gradient_clipping=1.0 here",
+        "--use_wandb: --set swanlab=true",
+        "--save_weight: each run has a folder of its own: --output_dir FOLDER",
+    ):
+        assert f"  {line}" in said
+    assert "--batch_size" not in said
+
+
+ORIGINAL = (
+    "save_dir save_weight batch_size device dtype num_workers accumulation_steps grad_clip "
+    "log_interval save_interval hidden_size num_hidden_layers max_seq_len use_moe data_path "
+    "from_weight from_resume use_wandb wandb_project use_compile lora_name teacher_hidden_size "
+    "student_num_layers from_teacher_weight"
+)
+
+
+@pytest.mark.parametrize("name", sorted({*ORIGINAL.split(), *RENAMED, *EXPLAINED}))
+def test_each_flag_of_the_original_is_one_here_or_is_explained(name: str):
+    types = {name: stage.recipe_type for name, stage in STAGES.items()}
+    try:
+        parse_train_arguments(["--stage", "distill", f"--{name}", "1"], types)
+    except SystemExit:
+        said = explain(name, "1", "distill", types, spell_flag)
+        assert said.startswith((" is --", ": "))
+    else:
+        assert name == "batch_size"
+
+
+def test_the_migration_page_names_each_flag_of_the_original():
+    page = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
+    for name in {*ORIGINAL.split(), *RENAMED, *EXPLAINED}:
+        assert f"`--{name}`" in page, name
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"stage": "kot"}, ["stage='kot'", "'kot' is no stage", "pretrain, other"]),
+        ({"stage": "othr"}, ["did you mean other?"]),
+        ({"stge": "other"}, ["stge: neither", "did you mean stage?"]),
+        ({"hiden_size": 64}, ["did you mean hidden_size?"]),
+        ({"data_path": "x"}, ["data_path is data here"]),
+        ({"grad_clip": 1.0, "max_seq_len": 3}, ["grad_clip is gradient_clipping", "\n  max_seq"]),
+        ({"on_bad_row": "ignore"}, ["on_bad_row='ignore'", "stop, skip"]),
+        ({"batch_size": 4, "train_batch_size": 8}, ["batch_size=4", "contradict"]),
+        ({"batch_size": 4, "set": {"train_batch_size": 8}}, ["contradict"]),
+    ],
+)
+def test_python_gets_the_same_help_in_its_own_spelling(options: dict[str, Any], words: list[str]):
+    with pytest.raises(ConfigError) as caught:
+        collect_train_arguments(options, TYPES)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_batch_size_is_rows_of_a_step():
+    assert parse("--batch_size", "32").recipe == {"train_batch_size": 32}
+    assert collect_train_arguments({"batch_size": 32}, TYPES).recipe == {"train_batch_size": 32}
+    with pytest.raises(ConfigError, match=r"--batch_size 32 and --set train_batch_size=64"):
+        parse("--batch_size", "32", "--set", "train_batch_size=64")
+
+
+def test_only_one_rank_speaks_of_bad_usage(
+    fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RANK", "1")
+    assert fails("--xyz") == ""
 
 
 def test_help_groups_the_flags_and_gives_every_default(capsys: pytest.CaptureFixture[str]):

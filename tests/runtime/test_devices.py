@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -108,6 +109,8 @@ def test_a_gpu_by_its_name(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: name)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    memory = SimpleNamespace(total_memory=1 << 34)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: memory)
     monkeypatch.setattr(torch.version, "hip", None)
     device = find_device(3)
     assert device.torch_device == torch.device("cuda", 1)

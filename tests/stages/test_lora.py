@@ -94,7 +94,10 @@ def test_options_that_cannot_be_used_are_refused(options: dict[str, object], mes
 
 
 def test_patterns_that_match_nothing_are_refused_with_the_names():
-    with pytest.raises(ConfigError, match=r"matches wq; names: model\.layers\.0\.self_attn\.q_pr"):
+    with pytest.raises(
+        ConfigError,
+        match=r"matches wq; there is .*: model\.layers\.0\.self_attn\.q_pr",
+    ):
         LoraRecipe(lora_ranks={"q_proj": 4, "wq": 4}).plan(CONFIG)
 
 
@@ -185,3 +188,27 @@ def test_the_picture_is_written_whole(base: Path, tmp_path: Path):
     assert (tmp_path / "adapter.png").read_bytes().startswith(b"\x89PNG")
     plot_adapter({}, tmp_path / "none.png")  # logged, and no more
     assert sorted(p.suffix for p in tmp_path.iterdir() if p.is_file()) == [".png"]
+
+
+def test_ranks_take_the_names_of_the_models_parts():
+    attention = {"q_proj", "k_proj", "v_proj", "o_proj"}
+    feed_forward = {"gate_proj", "up_proj", "down_proj"}
+    of_both = dict.fromkeys(attention, 8) | dict.fromkeys(feed_forward, 16)
+    assert kinds_of(LoraRecipe(lora_ranks={"attention": 8, "mlp": 16})) == of_both
+    # Whatever its place, and also where nothing is left for it.
+    assert kinds_of(LoraRecipe(lora_ranks={"attention": 8, "default": 16})) == of_both
+    everything = {"attention": 8, "mlp": 16, "default": 4}
+    assert kinds_of(LoraRecipe(lora_ranks=everything)) == of_both
+    plan = LoraRecipe(lora_alphas={"attention": 8.0, "default": 4.0}).plan(CONFIG)
+    assert plan.alphas["model.layers.1.mlp.up_proj"] == 4.0
+    assert plan.alphas["model.layers.1.self_attn.q_proj"] == 8.0
+    with pytest.raises(ConfigError, match=r"matches atention; there is attention, mlp, default"):
+        LoraRecipe(lora_ranks={"atention": 8}).plan(CONFIG)
+
+
+def test_the_outline_has_the_names_and_shapes_of_what_is_built(base: Path):
+    stage = Lora(LoraRecipe(lora_ranks={"q_proj": 3, "mlp": 5}))
+    outline, policy = stage.outline(CONFIG), stage.build_models(start_from(base)).policy
+    built = {name: (p.shape, p.requires_grad) for name, p in policy.named_parameters()}
+    assert {n: (p.shape, p.requires_grad) for n, p in outline.named_parameters()} == built
+    assert all(parameter.is_meta for parameter in outline.parameters())

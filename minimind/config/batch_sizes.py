@@ -1,0 +1,71 @@
+"""The batch sizes of a run: any two give the third."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minimind.config.recipe import Recipe, Sizes, replace_fields
+from minimind.errors import ConfigError
+
+
+def resolve_batch(ds: dict[str, Any], recipe: Recipe, sizes: Sizes, num_ranks: int) -> Recipe:
+    """Makes rows a step = micro-batch x accumulation x ranks, whole, in `ds` and in the recipe that
+    it gives. Of what neither gives, `sizes` give the rows first, then the micro-batch as large as
+    it fits. An accumulation without rows a step means its product with the micro-batch, as in
+    DeepSpeed's own examples. Raises ConfigError."""
+    asked = _read_accumulation(ds)
+    rows = recipe.train_batch_size
+    if rows is None and asked is not None:
+        rows = asked * (recipe.micro_batch_size or sizes.micro_batch_size) * num_ranks
+    rows = rows or sizes.train_batch_size
+    if rows % num_ranks:
+        near = {max(1, rows // num_ranks) * num_ranks, (rows // num_ranks + 1) * num_ranks}
+        raise ConfigError(
+            f"train_batch_size {rows} is not a multiple of {num_ranks} ranks; use "
+            f"{' or '.join(str(n) for n in sorted(near))}"
+        )
+    share = rows // num_ranks
+    micro = recipe.micro_batch_size
+    if micro is None and asked is not None:
+        if share % asked:
+            fitting = ", ".join(str(n) for n in _divisors(share))
+            raise ConfigError(
+                f"train_batch_size {rows} / (gradient_accumulation_steps {asked} x {num_ranks} "
+                f"ranks) is not whole: give an accumulation of {fitting}, or leave it out"
+            )
+        micro = share // asked
+    if micro is None:
+        micro = max(n for n in _divisors(share) if n <= sizes.micro_batch_size)
+    if share % micro:
+        fitting = ", ".join(str(n) for n in _divisors(share))
+        raise ConfigError(
+            f"train_batch_size {rows} / (micro-batch {micro} x {num_ranks} ranks) is not whole: "
+            f'give a micro-batch of {fitting}, or "auto"'
+        )
+    accumulation = share // micro
+    if asked not in (None, accumulation):
+        raise ConfigError(
+            f"gradient_accumulation_steps is {asked}, but train_batch_size {rows} / (micro-batch "
+            f'{micro} x {num_ranks} ranks) = {accumulation}; leave one of the three out, or "auto"'
+        )
+    ds["train_batch_size"] = rows
+    ds["train_micro_batch_size_per_gpu"] = micro
+    ds["gradient_accumulation_steps"] = accumulation
+    sizes_found = {"train_batch_size": rows, "micro_batch_size": micro}
+    return replace_fields(recipe, sizes_found, "the DeepSpeed JSON")
+
+
+def _read_accumulation(ds: dict[str, Any]) -> int | None:
+    asked = ds.get("gradient_accumulation_steps", "auto")
+    if asked in ("auto", None):
+        return None
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+        raise ConfigError(
+            f"gradient_accumulation_steps is {asked!r}; it must be a whole number above 0, or "
+            '"auto"'
+        )
+    return asked
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]

@@ -1,0 +1,146 @@
+"""The optimizers that a DeepSpeed JSON may name, and the parameters that each takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from minimind.config.recipe import Recipe, spell_option
+from minimind.config.spelling import did_you_mean
+from minimind.errors import ConfigError
+
+ADAM_PARAMS = frozenset(
+    {
+        "adam_w_mode",
+        "amsgrad",
+        "betas",
+        "bias_correction",
+        "capturable",
+        "differentiable",
+        "eps",
+        "foreach",
+        "fp32_optimizer_states",
+        "fused",
+        "lr",
+        "maximize",
+        "set_grad_none",
+        "torch_adam",
+        "weight_decay",
+    }
+)
+"""Of PyTorch's AdamW and of DeepSpeed's own."""
+DEEPSPEED_OPTIMIZERS: dict[str, frozenset[str] | None] = {
+    "adagrad": None,
+    "adam": ADAM_PARAMS,
+    "adamw": ADAM_PARAMS,
+    "lamb": frozenset(
+        {
+            "amsgrad",
+            "betas",
+            "bias_correction",
+            "eps",
+            "eps_inside_sqrt",
+            "lr",
+            "max_coeff",
+            "max_grad_norm",
+            "min_coeff",
+            "weight_decay",
+        }
+    ),
+    "lion": frozenset({"betas", "fp32_optimizer_states", "lr", "set_grad_none", "weight_decay"}),
+    "muadam": None,
+    "muadamw": None,
+    "muon": frozenset(
+        {
+            "adam_lr",
+            "adam_w_mode",
+            "betas",
+            "eps",
+            "fp32_optimizer_states",
+            "lr",
+            "momentum",
+            "muon_lr",
+            "ns_method",
+            "torch_adam",
+            "weight_decay",
+        }
+    ),
+    "musgd": None,
+}
+"""By the lower-case name; None: whatever it is given, or as PyTorch's of that name."""
+_PARAMS = {
+    "learning_rate": "lr",
+    "betas": "betas",
+    "adam_eps": "eps",
+    "weight_decay": "weight_decay",
+}
+"""Recipe options that an optimizer may take, by its name for them."""
+
+
+def check_optimizer(section: dict[str, Any], origin: str) -> None:
+    """Raises ConfigError for a type that is none, and for a parameter that it does not take. An
+    "auto" that it does not take is left out later."""
+    name, params = section["type"], section.get("params", {})
+    if name.lower() not in DEEPSPEED_OPTIMIZERS and name not in _torch_optimizers():
+        known = [*DEEPSPEED_OPTIMIZERS, *_torch_optimizers()]
+        raise ConfigError(
+            f"{origin}: optimizer.type is {name!r}{did_you_mean(name, known)}; it must be one of "
+            f"DeepSpeed's ({', '.join(sorted(DEEPSPEED_OPTIMIZERS))}) or of torch.optim"
+        )
+    taken = taken_params(name)
+    given = [key for key, value in params.items() if value != "auto"]
+    if taken is not None and (unknown := sorted(set(given) - taken)):
+        raise ConfigError(
+            f"{origin}: optimizer.params knows no key {unknown[0]!r}"
+            f"{did_you_mean(unknown[0], taken)}: {name} takes {', '.join(sorted(taken))}"
+        )
+
+
+def fill_optimizer(section: dict[str, Any], recipe: Recipe, given: Iterable[str]) -> None:
+    """Marks as "auto" what the recipe gives the optimizer, and leaves out any "auto" that its type
+    does not take. AdamW's betas and epsilon are Adam's alone, unless they are asked for. Raises
+    ConfigError for an option the command line gave (`given`) that the type does not take."""
+    name, params = section["type"], section.setdefault("params", {})
+    taken, is_adam = taken_params(name), name.lower() in ("adam", "adamw")
+    for option, key in _PARAMS.items():
+        if option in given and taken is not None and key not in taken:
+            raise ConfigError(
+                f"{spell_option(option, getattr(recipe, option))}: the optimizer {name} has no "
+                f"{key}; leave it out (it takes {', '.join(sorted(taken))})"
+            )
+        is_own = key in ("betas", "eps") and not is_adam and option not in given
+        if is_own and params.get(key) == "auto":
+            del params[key]
+        wanted = is_adam or option in given or key == "lr"
+        if wanted and params.get(key) is None:
+            params[key] = "auto"
+    for key in [key for key, value in params.items() if value == "auto"]:
+        kept = taken is None or key in taken
+        # The recipe's answers to these are about Adam.
+        if not kept or (key in ("torch_adam", "fused") and not is_adam):
+            del params[key]
+
+
+def taken_params(name: str) -> frozenset[str] | None:
+    """The parameters that an optimizer takes; None where that is not known."""
+    if taken := DEEPSPEED_OPTIMIZERS.get(name.lower()):
+        return taken
+    kinds = {kind.lower(): kind for kind in _torch_optimizers()}
+    kind = kinds.get(name.lower()) if name.lower() in DEEPSPEED_OPTIMIZERS else name
+    if kind is None:
+        return None
+    parameters = inspect.signature(getattr(torch.optim, kind).__init__).parameters
+    return frozenset(parameters) - {"self", "params", "kwargs"}
+
+
+def _torch_optimizers() -> list[str]:
+    base = torch.optim.Optimizer
+    found = {name: getattr(torch.optim, name) for name in dir(torch.optim)}
+    return [
+        name
+        for name, kind in found.items()
+        if isinstance(kind, type) and issubclass(kind, base) and kind is not base
+    ]

@@ -1,0 +1,109 @@
+"""The learning-rate schedules that a DeepSpeed JSON may name, and what they do to a run."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from minimind.config.spelling import did_you_mean
+from minimind.errors import ConfigError
+
+_WARMUP = frozenset({"last_batch_iteration", "warmup_num_steps", "warmup_type"})
+_RANGE = frozenset({"warmup_max_lr", "warmup_min_lr"})
+SCHEDULERS: dict[str, frozenset[str] | None] = {
+    "LRRangeTest": None,
+    "OneCycle": None,
+    "WarmupLR": _WARMUP | _RANGE,
+    "WarmupDecayLR": _WARMUP | _RANGE | {"total_num_steps"},
+    "WarmupCosineLR": _WARMUP | {"cos_min_ratio", "total_num_steps", "warmup_min_ratio"},
+}
+"""DeepSpeed's, with the parameters of those that warm up."""
+_WARMING = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
+_REQUIRED = {"WarmupDecayLR": "total_num_steps", "WarmupCosineLR": "total_num_steps"}
+
+
+def check_scheduler(section: dict[str, Any], origin: str) -> None:
+    """Raises ConfigError for a type that is none, and for parameters that it does not take."""
+    name, params = section["type"], section.get("params", {})
+    torchs = _torch_schedulers()
+    if name not in SCHEDULERS and name not in torchs:
+        raise ConfigError(
+            f"{origin}: scheduler.type is {name!r}{did_you_mean(name, [*SCHEDULERS, *torchs])}; it "
+            f"must be one of DeepSpeed's ({', '.join(SCHEDULERS)}) or of torch.optim.lr_scheduler"
+        )
+    taken = SCHEDULERS.get(name)
+    if name in torchs and name not in SCHEDULERS:
+        taken = frozenset(inspect.signature(torchs[name].__init__).parameters)
+        taken -= {"self", "optimizer"}
+    if taken is not None and (unknown := sorted(params.keys() - taken)):
+        raise ConfigError(
+            f"{origin}: scheduler.params knows no key {unknown[0]!r}"
+            f"{did_you_mean(unknown[0], taken)}: {name} takes {', '.join(sorted(taken))}"
+        )
+    if (required := _REQUIRED.get(name)) and required not in params:
+        raise ConfigError(
+            f"{origin}: the scheduler {name} needs {required}, the optimizer steps of the whole "
+            f"run: --set ds_config.scheduler.params.{required}=N"
+        )
+    if name in _WARMING:
+        _check_values(params, origin)
+
+
+def _check_values(params: dict[str, Any], origin: str) -> None:
+    for key in ("warmup_num_steps", "total_num_steps"):
+        steps = params.get(key, 1)
+        whole = isinstance(steps, int) and not isinstance(steps, bool)
+        if steps != "auto" and not (whole and steps > 0):
+            raise ConfigError(
+                f"{origin}: scheduler.params.{key} is {steps!r}; it must be a whole number above 0"
+            )
+    for key in ("warmup_min_lr", "warmup_max_lr", "warmup_min_ratio", "cos_min_ratio"):
+        value = params.get(key, 0.0)
+        values = value if isinstance(value, list) else [value]
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        if value not in ("auto", None) and not numbers:
+            raise ConfigError(f"{origin}: scheduler.params.{key} is {value!r}; it must be a number")
+
+
+def describe_scheduler(section: dict[str, Any], learning_rate: float) -> str:
+    """What the banner says of a resolved JSON's schedule. `learning_rate`: the optimizer's."""
+    name, params = section["type"], section.get("params") or {}
+    if name not in _WARMING:
+        return f"{name} of the DeepSpeed JSON"
+    default = 0.001 if name == "WarmupDecayLR" else learning_rate
+    given = params.get("warmup_max_lr")
+    peak = default if given is None else given
+    peak = learning_rate if name == "WarmupCosineLR" else peak
+    # DeepSpeed takes at least two.
+    warmup = max(2, params.get("warmup_num_steps", 1000))
+    text = f"{name} of the DeepSpeed JSON, {_rate(peak)} peak, {warmup} warm-up steps"
+    if total := params.get("total_num_steps"):
+        text += f", {total:,} steps in all"
+    # Its count begins a step late: it gives the first step and the second what stands at 0.
+    least = params.get("warmup_min_lr", 0.0)
+    if name == "WarmupCosineLR":
+        ratio = params.get("warmup_min_ratio", 0.0)
+        idle = "step 1 has rate 0" if ratio else "steps 1 and 2 have rate 0"
+        return f"{text} ({idle} and change{'s' if ratio else ''} nothing)"
+    if not least:
+        text += " (steps 1 and 2 have rate 0 and change nothing)"
+    return text
+
+
+def _rate(value: Any) -> str:
+    values = value if isinstance(value, list) else [value]
+    return ", ".join(f"{float(v):.2e}" for v in values)
+
+
+def _torch_schedulers() -> dict[str, type]:
+    base = torch.optim.lr_scheduler.LRScheduler
+    found = {
+        name: getattr(torch.optim.lr_scheduler, name) for name in dir(torch.optim.lr_scheduler)
+    }
+    return {
+        name: kind
+        for name, kind in found.items()
+        if isinstance(kind, type) and issubclass(kind, base) and kind is not base
+    }

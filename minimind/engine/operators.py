@@ -1,0 +1,89 @@
+"""DeepSpeed's own operators, which it compiles when they are first asked for: said, and not waited
+for where nobody compiles.
+
+PyTorch takes a lock in the operator's folder while it compiles. A process that is killed leaves the
+lock, and every later one waits for it without a word (torch/utils/file_baton.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch.utils import cpp_extension
+
+from minimind.errors import ConfigError
+
+logger = logging.getLogger("minimind")
+
+_LOOKS, _LOOK_AGAIN_S = 3, 0.5
+"""A lock is stale where so many looks in a row find nobody who holds it."""
+
+
+@contextlib.contextmanager
+def announced_operators(deepspeed: Any) -> Iterator[None]:
+    """Within it DeepSpeed says what it compiles. Raises ConfigError for a lock that nobody holds
+    and for what cannot be compiled here. `deepspeed`: the module."""
+    builder = deepspeed.ops.op_builder.builder.OpBuilder
+    original = builder.jit_load
+
+    def jit_load(self: Any, verbose: bool = True) -> Any:
+        folder = Path(cpp_extension._get_build_directory(self.name, verbose=False))
+        announce(self.name, folder)
+        try:
+            return original(self, verbose)
+        except (RuntimeError, ImportError, OSError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ConfigError(
+                f"DeepSpeed's {self.name} cannot be compiled here: {reason}. The JSONs of "
+                "ds_configs/ compile nothing: take --ds_config zero2_offload.json or zero2.json"
+            ) from error
+
+    builder.jit_load = jit_load
+    try:
+        yield
+    except RuntimeError as error:
+        # DeepSpeed's optimizers make another error of it.
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from error
+        raise
+    finally:
+        builder.jit_load = original
+
+
+def announce(name: str, folder: Path) -> None:
+    """Says that an operator is about to be compiled in its folder, or that another process does so.
+    Raises ConfigError where a lock stands there that no process of this machine holds."""
+    lock = folder / "lock"
+    for _ in range(_LOOKS):
+        if not lock.exists():
+            if not (folder / f"{name}.so").exists():
+                logger.info("compiling DeepSpeed's %s (once, about a minute)", name)
+            return
+        if holders := _find_holders(lock):
+            logger.info("waiting for process %d, which compiles DeepSpeed's %s", holders[0], name)
+            return
+        time.sleep(_LOOK_AGAIN_S)
+    raise ConfigError(
+        f"DeepSpeed's {name} would wait for ever: {lock} is there and no process of this machine "
+        "holds it, as after a compilation that was killed. Remove it and start again: rm "
+        f"{lock} (if another machine shares that folder, let it finish first)"
+    )
+
+
+def _find_holders(path: Path) -> list[int]:
+    """Gives the processes that have a file open, as far as /proc shows them."""
+    holders = []
+    status = path.stat()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            for entry in (process / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if os.path.samestat(os.stat(entry), status):
+                        holders.append(int(process.name))
+    return holders

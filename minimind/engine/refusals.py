@@ -1,0 +1,35 @@
+"""What DeepSpeed refuses of a JSON, said as an error of the user's."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from minimind.config.spelling import did_you_mean
+from minimind.errors import ConfigError
+
+
+@contextlib.contextmanager
+def refusals(deepspeed: Any) -> Iterator[None]:
+    """Within it DeepSpeed's own errors about its JSON become ConfigErrors. `deepspeed`: the
+    module."""
+    try:
+        # pydantic's ValidationError is a ValueError.
+        yield
+    except (TypeError, ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:
+        text = _describe(error, deepspeed) if hasattr(error, "errors") else str(error)
+        raise ConfigError(f"DeepSpeed refuses the JSON: {text}") from error
+
+
+def _describe(error: Any, deepspeed: Any) -> str:
+    """What pydantic finds in each field, without its links."""
+    kinds = deepspeed.runtime.config_utils.DeepSpeedConfigModel.__subclasses__()
+    fields = next((kind.model_fields for kind in kinds if kind.__name__ == error.title), {})
+    problems = []
+    for found in error.errors():
+        name = ".".join(map(str, found["loc"]))
+        guess = "" if name in fields else did_you_mean(name, fields)
+        problems.append(f"{name}: {found['msg']}{guess}, not {found['input']!r}")
+    section = error.title.removeprefix("DeepSpeed").removesuffix("Config")
+    return f"its section {section}: {'; '.join(problems)}"

@@ -1,0 +1,49 @@
+"""The original MiniMind's flags, and what takes their place here (docs/migration.md)."""
+
+from __future__ import annotations
+
+RENAMED = {
+    "data_path": "data",
+    "data_dir": "data",
+    "max_seq_len": "seq_len",
+    "max_length": "seq_len",
+    "grad_clip": "gradient_clipping",
+    "log_interval": "log_every",
+    "save_interval": "save_every",
+    "warmup_iters": "warmup_steps",
+    "out_dir": "output_dir",
+    "save_dir": "output_dir",
+    "tokenizer_path": "tokenizer",
+    "from_student_weight": "from_checkpoint",
+    "from_teacher_weight": "teacher",
+    "from_weight": "from_checkpoint",
+    "student_hidden_size": "hidden_size",
+    "student_num_layers": "num_hidden_layers",
+    "dim": "hidden_size",
+    "n_layers": "num_hidden_layers",
+}
+"""By the original's name: the flag, option of a stage or field of the model that does the same."""
+
+EXPLAINED = {
+    "accumulation_steps": "follows from --batch_size, the rows of a whole step over all GPUs, and "
+    "--set micro_batch_size=N, the rows of one forward on one GPU",
+    "save_weight": "each run has a folder of its own: --output_dir FOLDER",
+    "lora_name": "each adapter has a folder of its own: --output_dir FOLDER",
+    "from_resume": "--resume --output_dir FOLDER goes on with the run in that folder",
+    "use_wandb": "--set swanlab=true (the original means SwanLab by it), or for Weights & Biases "
+    "--set ds_config.wandb.enabled=true",
+    "wandb_project": "--set ds_config.wandb.project=NAME",
+    "use_moe": "--model minimind3-moe or minimind2-moe, or --set num_experts=4 for any model",
+    "student_use_moe": "--model minimind3-moe or minimind2-moe, or --set num_experts=4",
+    "teacher_use_moe": "the teacher's folder says what it is: --set teacher=FOLDER",
+    "teacher_hidden_size": "the teacher's folder says what it is: --set teacher=FOLDER",
+    "teacher_num_layers": "the teacher's folder says what it is: --set teacher=FOLDER",
+    "num_workers": "not needed: rows are read ahead in the background",
+    "dtype": "bf16 where the device has it; --set ds_config.bf16.enabled=false and "
+    "--ds_config zero2_fp16.json choose otherwise",
+    "device": "all GPUs that the launcher gives, else the CPU; the environment variable "
+    "CUDA_VISIBLE_DEVICES chooses",
+    "ddp": "deepspeed launch/train.py starts a rank on every GPU",
+    "use_compile": "not needed: the kernels are compiled already",
+}
+"""By the original's name: what to do instead, where no one name does the same."""

@@ -1,0 +1,135 @@
+"""The flags of launch/train.py, built once for all stages from the recipe's fields."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn, get_args, get_type_hints
+
+from minimind.config.model import PRESETS, ModelConfig
+from minimind.config.recipe import FLAGS, Recipe
+from minimind.config.spelling import did_you_mean
+from minimind.runtime.ranks import read_ranks
+
+RUN_FLAGS: dict[str, dict[str, Any]] = {
+    "stage": {"help": "training objective", "default": "pretrain"},
+    "ds_config": {"help": "DeepSpeed JSON: a file, or one of ds_configs/", "default": "zero2.json"},
+    "model": {"help": f"{', '.join(PRESETS)}, or a JSON file of fields", "default": "tiny"},
+    "tokenizer": {"help": "folder with tokenizer.json", "default": "the sample data's own"},
+    "data": {
+        "help": "JSON lines; A.jsonl:0.7 B.jsonl:0.3 mixes by shares of tokens",
+        "default": "the embedded sample data",
+        "nargs": "+",
+        "metavar": "FILE",
+    },
+    "val_data": {"help": "JSON lines", "default": "none", "nargs": "+", "metavar": "FILE"},
+    "from_checkpoint": {
+        "help": "start from these weights: a run's folder, a checkpoint in it or a Hugging Face "
+        "folder; none starts fresh",
+        "default": "none",
+    },
+    "output_dir": {"help": "the run's folder", "default": "runs/STAGE-MODEL-NUMBER"},
+    "on_bad_row": {
+        "help": "what a malformed row does: stop before training, or skip it and list it",
+        "default": "stop",
+    },
+}
+"""Flags about the run as a whole."""
+CONTROLS = ("resume", "dry_run")
+ON_BAD_ROW = ("stop", "skip")
+
+
+def check_choice(what: str, given: str, choices: Iterable[str]) -> str | None:
+    """Gives what is wrong with a choice that is none, None for one that is."""
+    choices = tuple(choices)
+    if given in choices:
+        return None
+    return f"{given!r} is no {what}{did_you_mean(given, choices)}; there is {', '.join(choices)}"
+
+
+def build_parser(
+    recipe_types: Mapping[str, type[Recipe]], recipe_type: type[Recipe]
+) -> argparse.ArgumentParser:
+    """`recipe_type`: of the stage whose options --help lists."""
+    parser = _Parser(
+        description="Trains a model with one of the stages on a DeepSpeed engine.",
+        epilog=_describe_options(recipe_type),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    run = parser.add_argument_group("what to train, on what")
+    for name, entry in RUN_FLAGS.items():
+        options = {k: v for k, v in entry.items() if k not in ("help", "default")}
+        for flag, what, choices in (
+            ("stage", "stage", tuple(recipe_types)),
+            ("on_bad_row", "answer to a bad row", ON_BAD_ROW),
+        ):
+            if name == flag:
+                options |= {
+                    "type": _choice(what, choices),
+                    "metavar": "{" + ",".join(choices) + "}",
+                }
+        run.add_argument(
+            f"--{name}", help=f"{entry['help']} (default: {entry['default']})", **options
+        )
+    recipe = parser.add_argument_group("how (options of the stage; --set takes the rest)")
+    hints = get_type_hints(recipe_type)
+    fields = {field.name: field for field in dataclasses.fields(recipe_type)}
+    for name, flag in FLAGS.items():
+        kinds = get_args(hints[name]) or (hints[name],)
+        text = fields[name].metadata["help"]
+        if fields[name].default is not None:
+            text += f" (default: {fields[name].default})"
+        recipe.add_argument(f"--{flag}", dest=name, type=kinds[0], help=text, metavar="N")
+    recipe.add_argument(
+        "--set",
+        action="append",
+        metavar="KEY=VALUE",
+        help="any field of the model, any option below, or ds_config.KEY of the DeepSpeed JSON",
+    )
+    control = parser.add_argument_group("control")
+    control.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --output_dir, with the flags it was started with; a run that "
+        "has no checkpoint yet starts from the beginning",
+    )
+    control.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="resolve and check everything, print it and stop",
+    )
+    control.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Says so once, whatever the number of ranks, and not under the usage of all flags."""
+        text = f"{self.prog}: error: {message}\n(--help lists all flags and options)\n"
+        self.exit(2, text if read_ranks().is_main else None)
+
+
+def _choice(what: str, choices: tuple[str, ...]) -> Callable[[str], str]:
+    def check(given: str) -> str:
+        if problem := check_choice(what, given, choices):
+            raise argparse.ArgumentTypeError(problem)
+        return given
+
+    return check
+
+
+def _describe_options(recipe_type: type[Recipe]) -> str:
+    lines = ["options for --set, with their defaults:"]
+    for field in dataclasses.fields(recipe_type):
+        default = field.default if field.default is not dataclasses.MISSING else {}
+        given = field.name if default is None else f"{field.name}={default}"
+        text = f"{given}  {field.metadata['help']}"
+        lines += textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="      ")
+    lines += ["model fields for --set:"]
+    names = ", ".join(f.name for f in dataclasses.fields(ModelConfig))
+    lines += textwrap.wrap(names, 98, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join(lines)

@@ -1,0 +1,101 @@
+"""What is said of a name that is none here: what takes its place, or what it may have meant."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+from minimind.config.deepspeed_keys import KNOWN_KEYS
+from minimind.config.model import ModelConfig
+from minimind.config.recipe import FLAGS, Recipe
+from minimind.config.spelling import did_you_mean
+from minimind.run.migration import EXPLAINED, RENAMED
+from minimind.run.parser import CONTROLS, RUN_FLAGS
+
+MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
+
+
+class Spelling(Protocol):
+    """Writes a name, with a value where one is known, as the user has to give it."""
+
+    def __call__(self, name: str, value: str = "") -> str: ...
+
+
+def spell_flag(name: str, value: str = "") -> str:
+    """As the command line has it."""
+    if name in CONTROLS:
+        return f"--{name}"
+    if name in RUN_FLAGS or name in FLAGS:
+        return f"--{FLAGS.get(name, name)}" + (f" {value}" if value else "")
+    return f"--set {name}={value or 'VALUE'}"
+
+
+def spell_keyword(name: str, value: str = "") -> str:
+    """As Python has it."""
+    return FLAGS.get(name, name)
+
+
+def option_names(recipe_type: type[Recipe]) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(recipe_type))
+
+
+def split_unknown(rest: Iterable[str]) -> list[tuple[str, str]]:
+    """Gives (flag, values) of what argparse did not know, a stray word as ("", word)."""
+    found: list[tuple[str, str]] = []
+    for token in rest:
+        if token.startswith("--"):
+            flag, _, value = token.partition("=")
+            found.append((flag, value))
+        elif found and found[-1][0]:
+            flag, value = found[-1]
+            found[-1] = (flag, f"{value} {token}".strip())
+        else:
+            found.append(("", token))
+    return found
+
+
+def explain_flags(rest: Iterable[str], stage: str, recipe_types: Mapping[str, type[Recipe]]) -> str:
+    """One message for all flags and stray words that argparse did not know."""
+    lines = []
+    for flag, value in split_unknown(rest):
+        if flag:
+            name = flag.removeprefix("--").replace("-", "_")
+            lines.append(f"{flag}{explain(name, value, stage, recipe_types, spell_flag)}")
+        else:
+            meant = f"--set {value} is one flag" if "=" in value else "a flag begins with --"
+            lines.append(f"{value!r} stands alone: {meant}")
+    if len(lines) == 1:
+        return f"unknown flag: {lines[0]}" if lines[0].startswith("--") else lines[0]
+    return "unknown flags:" + "".join(f"\n  {line}" for line in lines)
+
+
+def explain(
+    name: str,
+    value: str,
+    stage: str,
+    recipe_types: Mapping[str, type[Recipe]],
+    spell: Spelling,
+) -> str:
+    """What to say after an unknown name."""
+    options = option_names(recipe_types[stage]) if stage in recipe_types else ()
+    of_flags = {flag: option for option, flag in FLAGS.items()}
+    known = {*RUN_FLAGS, *CONTROLS, *of_flags, *options, *MODEL_FIELDS}
+    name_here = RENAMED.get(name, of_flags.get(name, name))
+    if name_here in known:
+        return f" is {spell(name_here, value)} here"
+    if name in EXPLAINED:
+        return f": {EXPLAINED[name]}"
+    if stages := [s for s, kind in recipe_types.items() if name_here in option_names(kind)]:
+        given = spell(name_here, value)
+        return f" is an option of --stage {' and '.join(stages)}, not of {stage}: {given}"
+    if name.split(".")[0] in KNOWN_KEYS:
+        return f" is a key of the DeepSpeed JSON: --set ds_config.{name}={value or 'VALUE'}"
+    return did_you_mean(name, known, _spell_briefly(spell, of_flags))
+
+
+def _spell_briefly(spell: Spelling, of_flags: Mapping[str, str]) -> Callable[[str], str]:
+    def brief(name: str) -> str:
+        return spell(of_flags.get(name, name)).removesuffix("=VALUE")
+
+    return brief

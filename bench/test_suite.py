@@ -18,10 +18,9 @@ import torch
 from bench import data as bench_data
 from bench import harness, kernels, step_counts, train_step
 from bench import inference as bench_inference
+from bench.data_rows import FORMATS, DataRow, DataSpec
 from bench.data_rows import ROWS as DATA_ROWS
-from bench.data_rows import DataRow, DataSpec
 from bench.kernel_cases import PRESETS, build_cases
-from minimind.data.formats import FORMATS
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.runtime.devices import find_device
 

@@ -13,7 +13,14 @@ from minimind.engine.checkpoint import Checkpoint, find_latest
 from minimind.engine.deepspeed_engine import broadcast, start_ranks
 from minimind.engine.loop import Loop
 from minimind.engine.stage import Loader
-from minimind.run.build import Recorder, Trained, build_loop, build_trained, main_first
+from minimind.run.build import (
+    Recorder,
+    Trained,
+    build_engine,
+    build_loop,
+    build_trained,
+    main_first,
+)
 from minimind.run.describe import describe_run
 from minimind.run.flags import TrainArguments, collect_train_arguments, parse_train_arguments
 from minimind.run.folder import make_folder, merge_earlier
@@ -109,8 +116,15 @@ class Run:
             self._trained = build_trained(
                 self.resolved, self.tokenizer, own, eval_data, self._start
             )
+            engine = build_engine(self.resolved, self.ranks, self._trained, self._start)
             self._loop = build_loop(
-                self.resolved, self.ranks, self._trained, own, eval_data, total_steps, self._start
+                self.resolved,
+                self._trained.stage,
+                engine,
+                own,
+                eval_data,
+                total_steps=total_steps,
+                start=self._start,
             )
         return self
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from bench import train_step
 from bench.stage_goals import measure_goals
 from bench.train_rows import TrainRow, build_row, usual_rows
 from bench.train_runs import build_specs
+from minimind.engine.stage import Policy
 from minimind.runtime.devices import find_device
 from minimind.stages import STAGES as ALL_STAGES
+from minimind.stages.sft import SFT
+from minimind.types import Batch, LossSum
 
 SIZES = ["--accumulation", "2", "--micro_batch", "2", "--seq_len", "128", "--precision", "fp32"]
 SMALL = ["--set", "num_hidden_layers=1", "--set", "hidden_size=32"]
@@ -41,6 +45,33 @@ def test_all_forms_of_a_stage_take_the_same_steps(stage: str, tmp_path: Path) ->
     for name in names:
         assert losses[name] == pytest.approx(losses["engine"], rel=1e-5)
     assert losses["engine"][0] != losses["engine"][-1]
+
+
+class Weighted(SFT):
+    """A stage that bench has not heard of, whose steps are made of what it prepares."""
+
+    name: ClassVar[str] = "weighted"
+
+    def prepare(self, engine: Any, micro_batches: list[Batch]) -> Iterator[list[Batch]]:
+        counts = torch.tensor([float(sum(batch.count for batch in micro_batches))])
+        self._weight = engine.sum_over_ranks(counts).item() / 100
+        yield micro_batches
+
+    def loss(self, policy: Policy, batch: Batch) -> LossSum:
+        loss = super().loss(policy, batch)
+        return LossSum(total=self._weight * loss.total)
+
+
+def test_a_new_stage_has_rows_without_a_word_in_bench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ALL_STAGES, "weighted", Weighted)
+    assert usual_rows("weighted") == ("plain_loop", "engine")
+    rows = build_rows("weighted", usual_rows("weighted"), tmp_path / "new")
+    plain, engine = ([float(row.step()) for _ in range(3)] for row in rows.values())
+    assert plain == pytest.approx(engine, rel=1e-5)
+    sft = build_rows("sft", ["engine"], tmp_path / "sft")["engine"]
+    assert engine[0] != pytest.approx(float(sft.step()), rel=1e-2)
 
 
 def test_rows_of_one_format_see_the_same_data(tmp_path: Path) -> None:

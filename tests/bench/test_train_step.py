@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import train_step
+from bench import harness, train_step
 from bench.documents import Documents, PackedSteps, PaddedSteps, one_row
 from bench.original import OriginalModel, original_loss
 from bench.padded_rows import compare_first_losses
@@ -178,6 +178,8 @@ def test_rows_have_what_tables_need(results: dict[str, Any]) -> None:
     assert list(rows) == ["original", "plain_loop", "engine"]
     for row in rows.values():
         assert row["machine"] == results["machine"]
+        assert set(harness.ROW_FIELDS) <= row.keys()
+        assert row["step_parts_s"]["forward"] > 0
         assert len(row["step_seconds"]) == len(row["losses"]) == 3
         assert row["step_s"]["p10"] <= row["step_s"]["median"] <= row["step_s"]["p90"]
         expected = row["useful_tokens_per_step"] / row["step_s"]["median"]

@@ -29,13 +29,11 @@ import torch
 from bench import harness
 from bench.advise_candidates import STAGES, Candidate, Setting, largest_that_fits, variants
 from bench.launcher import LaunchError
-from bench.resolved import resolve_flags
 from minimind.config.recipe import default_sizes
 from minimind.engine.memory_prediction import MemoryPrediction
 from minimind.errors import ConfigError
 from minimind.runtime.devices import find_device
 from minimind.runtime.logging import set_up_logging
-from minimind.runtime.ranks import Ranks
 
 logger = logging.getLogger("bench.advise")
 
@@ -117,10 +115,10 @@ def advise(options: argparse.Namespace) -> int:
             return 3
         _measure(trials, setting, options, folder, generator)
         best = choose(trials)
-        run = resolve_flags(setting.flags, Ranks(0, 0, setting.num_ranks), device)
+        num_trained = setting.resolve().num_trained
         more = [
             Trial(candidate, predicted)
-            for candidate in variants(setting, best.candidate, run.num_trained)
+            for candidate in variants(setting, best.candidate, num_trained)
             if (predicted := candidate.predict(setting, folder)).peak_bytes <= limit
         ]
         # The winner runs once more beside them.

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.resolved import resolve_flags
 from minimind.config.deepspeed_json import find_ds_config
 from minimind.engine.memory_prediction import MemoryPrediction
-from minimind.run.resolve import predict_memory_of
+from minimind.run.describe import predict_memory_of
+from minimind.run.resolve import ResolvedRun
+from minimind.run.run import Run, parse_arguments
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
 
@@ -29,11 +30,11 @@ class Setting:
     seq_len: int | None
     device: Device
 
-    @property
-    def flags(self) -> list[str]:
-        """Of launch/train.py, without the JSON."""
-        flags = ["--model", self.model, "--set", f"train_batch_size={self.rows}"]
-        return flags + (["--seq_len", str(self.seq_len)] if self.seq_len else [])
+    def resolve(self, *more: str) -> ResolvedRun:
+        """Resolves the run with `more` flags of launch/train.py. Raises ConfigError."""
+        flags = ["--model", self.model, "--set", f"train_batch_size={self.rows}", *more]
+        flags += ["--seq_len", str(self.seq_len)] if self.seq_len else []
+        return Run.on(parse_arguments(flags), Ranks(0, 0, self.num_ranks), self.device).resolved
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +76,7 @@ class Candidate:
 
     def predict(self, setting: Setting, folder: Path) -> MemoryPrediction:
         """Of one rank. Raises ConfigError."""
-        flags = [*setting.flags, "--ds_config", str(self.write(folder))]
-        ranks = Ranks(0, 0, setting.num_ranks)
-        return predict_memory_of(resolve_flags(flags, ranks, setting.device))
+        return predict_memory_of(setting.resolve("--ds_config", str(self.write(folder))))
 
 
 def micro_batches(setting: Setting) -> list[int]:

@@ -21,10 +21,8 @@ from typing import Any
 from tqdm import tqdm
 
 from bench import harness
-from bench.data_rows import ROWS, DataRow, DataSpec
+from bench.data_rows import FORMATS, ROWS, DataRow, DataSpec
 from bench.workers import Worker
-from minimind.data.formats import FORMATS
-from minimind.data.sample_files import SAMPLES
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
@@ -94,7 +92,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 def write_data(path: Path, format: str, num_bytes: int) -> None:
     """Sample rows, as many as make that size."""
     with path.open("wb") as file:
-        for row, *_ in SAMPLES[format][0](0):
+        for row, *_ in FORMATS[format].sample_data.rows(0):
             num_bytes -= file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
             if num_bytes <= 0:
                 return

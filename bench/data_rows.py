@@ -14,8 +14,11 @@ from minimind.data.batching import PackedRows
 from minimind.data.loader import PackedLoader, WeightedSource
 from minimind.data.token_cache import TokenCache, build_token_cache
 from minimind.data.tokenizer import Tokenizer
+from minimind.stages import STAGES
 
 ROWS = ("tokenise", "pack", "load")
+FORMATS = {stage.data_format.name: stage for stage in reversed(STAGES.values())}
+"""By name of its format, the first stage that reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,7 @@ class DataRow:
     def __init__(self, spec: DataSpec) -> None:
         self._spec = spec
         self._tokenizer = Tokenizer.load(spec.tokenizer)
+        self._format = FORMATS[spec.format].data_format
 
     def measure(self, path: Path) -> dict[str, Any]:
         """Seconds, wall and of all threads' CPU time, of each round over the whole file, after one
@@ -68,7 +72,7 @@ class DataRow:
 
         def once() -> dict[str, Any]:
             shutil.rmtree(fresh, ignore_errors=True)
-            cache = build_token_cache(path, self._tokenizer, self._spec.format, fresh)
+            cache = build_token_cache(path, self._tokenizer, self._format, fresh)
             return {"tokens": cache.num_tokens, "rows": None, "padding_share": None}
 
         return once
@@ -107,4 +111,4 @@ class DataRow:
         return once
 
     def _cache(self, path: Path) -> TokenCache:
-        return build_token_cache(path, self._tokenizer, self._spec.format, self._spec.cache)
+        return build_token_cache(path, self._tokenizer, self._format, self._spec.cache)

@@ -1,17 +1,20 @@
-"""The same documents for every row of a benchmark: cut at one length, padded or packed."""
+"""What the rows of a benchmark read: the same documents, cut at one length, padded or packed; or
+the first steps of a run's own data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from minimind.data.collate import collate
+from minimind.data.loader import PackedLoader
 from minimind.data.packing import build_row, plan_packing
+from minimind.data.prefetch import prefetched
 from minimind.data.token_cache import TokenCache
 from minimind.errors import DataError
 from minimind.types import IGNORE_INDEX, Batch, PackedRow
@@ -32,6 +35,24 @@ class StepData(Generic[BatchT]):
     """With it."""
     attended: int
     """Pairs of a token and one it sees, itself included."""
+
+
+class Steps(Protocol):
+    """The data of a row, by optimizer step."""
+
+    def step(self, index: int) -> StepData[Any]: ...
+
+
+def read_ahead(steps: Steps, numbers: Iterable[int], pin: bool = False) -> Iterator[list[Any]]:
+    """Yields each step's micro-batches as the loader of a training run does: built up to two steps
+    ahead of their use, in a background thread."""
+
+    def build() -> Iterator[list[Any]]:
+        for number in numbers:
+            batches = steps.step(number).batches
+            yield [batch.pin_memory() for batch in batches] if pin else batches
+
+    return prefetched(build(), ahead=2)
 
 
 def packed_step(batches: list[PackedBatchT]) -> StepData[PackedBatchT]:
@@ -103,6 +124,10 @@ class PaddedSteps:
         first = index * self._per_step % len(self._sample)
         return self._sample[first : first + self._per_step]
 
+    def num_tokens(self, index: int) -> int:
+        """Of step `index`, without padding."""
+        return sum(map(len, self.ids(index)))
+
     def step(self, index: int) -> StepData[tuple[torch.Tensor, torch.Tensor]]:
         chosen = self.ids(index)
         batches = [
@@ -128,30 +153,44 @@ class PaddedSteps:
 
 
 class PackedSteps:
-    """The documents packed into rows of `seq_len`, as the loader of a training run does it."""
+    """The documents packed into rows of `seq_len`, as the loader of a training run does it, for
+    which it can stand."""
 
     def __init__(
         self, documents: Documents, *, seq_len: int, micro_batch: int, accumulation: int
     ) -> None:
-        self._documents, self._micro_batch, self._accumulation = (
-            documents,
-            micro_batch,
-            accumulation,
-        )
+        self._documents, self._micro_batch = documents, micro_batch
+        self._per_step = micro_batch * accumulation
         lengths = np.array([len(ids) for ids in documents.ids])
         self._plan = plan_packing(lengths, seq_len, seed=documents.seed)
         self._epoch_order = lru_cache(maxsize=2)(self._compute_epoch_order)
 
+    @property
+    def fingerprint(self) -> str:
+        return f"{len(self._documents.ids)} documents in {self._plan.num_rows} rows"
+
+    def read(self, from_step: int, to_step: int, pin: bool = False) -> Iterator[list[Batch]]:
+        return read_ahead(self, range(from_step, to_step), pin)
+
+    def describe(self, step: int, micro: int) -> list[str]:
+        """The numbers of the documents in one of a step's micro-batches."""
+        rows = self._rows(step)[micro * self._micro_batch : (micro + 1) * self._micro_batch]
+        parts = [self._plan.piece_doc[self._part(row)] for row in rows]
+        return [f"document {number}" for number in np.concatenate(parts).tolist()]
+
+    def num_tokens(self, index: int) -> int:
+        """Of step `index`, without padding."""
+        lengths = [self._plan.piece_len[self._part(row)].sum() for row in self._rows(index)]
+        return int(sum(lengths))
+
     def step(self, index: int) -> StepData[Batch]:
-        per_step = self._micro_batch * self._accumulation
-        places = range(index * per_step, (index + 1) * per_step)
-        rows = [self._row(place) for place in places]
-        return packed_step(
-            [
-                collate([self._build(row) for row in rows[at : at + self._micro_batch]])
-                for at in range(0, per_step, self._micro_batch)
-            ]
-        )
+        rows = [self._build(row) for row in self._rows(index)]
+        size = self._micro_batch
+        return packed_step([collate(rows[at : at + size]) for at in range(0, len(rows), size)])
+
+    def _rows(self, index: int) -> list[int]:
+        """Of step `index`."""
+        return [self._row(index * self._per_step + place) for place in range(self._per_step)]
 
     def _row(self, place: int) -> int:
         epoch, index = divmod(place, self._plan.num_rows)
@@ -161,14 +200,40 @@ class PackedSteps:
         seed = self._documents.seed
         return np.random.default_rng([seed, 2, epoch]).permutation(self._plan.num_rows)
 
+    def _part(self, row: int) -> slice:
+        """Where the plan holds the row's pieces."""
+        return slice(int(self._plan.row_offsets[row]), int(self._plan.row_offsets[row + 1]))
+
     def _build(self, row: int) -> PackedRow:
-        plan = self._plan
-        part = slice(int(plan.row_offsets[row]), int(plan.row_offsets[row + 1]))
+        plan, part = self._plan, self._part(row)
         pieces = zip(
             plan.piece_doc[part], plan.piece_start[part], plan.piece_len[part], strict=True
         )
         ids = [self._documents.ids[doc][start : start + n] for doc, start, n in pieces]
         return build_row([(one, None) for one in ids], plan.seq_len, self._documents.pad_id)
+
+
+class FirstSteps:
+    """The first steps of a run's own data. To a stage it is a loader that holds no more than those,
+    so that a reference is asked about no other documents."""
+
+    def __init__(self, loader: PackedLoader, num_steps: int, rows_per_step: int) -> None:
+        self._loader, self._num_steps = loader, num_steps
+        self.micro_batch = loader.micro_batch
+        self.num_rows = num_steps * rows_per_step
+        self.num_units = loader.num_units
+        self.read, self.describe = loader.read, loader.describe
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self._loader.fingerprint}-{self._num_steps}x{self.num_rows}"
+
+    def all_batches(self) -> Iterator[Batch]:
+        for index in range(self._num_steps):
+            yield from self._loader.batches(index)
+
+    def step(self, index: int) -> StepData[Any]:
+        return packed_step(self._loader.batches(index))
 
 
 def one_row(ids: Sequence[np.ndarray], pad_id: int) -> Batch:

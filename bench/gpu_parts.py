@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from bench.stage_rows import ROWS
+from minimind.stages import STAGES
 
 DENSE, EXPERTS = ("minimind2-small", "minimind2", "minimind3"), ("minimind2-moe", "minimind3-moe")
 _OURS = ("--rows", "plain_loop,engine")
@@ -103,7 +103,7 @@ def _experts(options: argparse.Namespace) -> list[Command]:
 def _stages(options: argparse.Namespace) -> list[Command]:
     """Every other stage beside what it is judged by, on its own sample data: --data is text."""
     (model,) = _models(options, DENSE[:1])
-    stages = [stage for stage in ROWS if stage != "pretrain"]
+    stages = [stage for stage in STAGES if stage != "pretrain"]
     return [
         _train_step(options, f"train_step-{stage}", model, "--stage", stage, reads_text=False)
         for stage in stages

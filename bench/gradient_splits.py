@@ -1,31 +1,29 @@
 """The splits of one step that bench.gradient_audit compares, and the gradient of each of them.
 
-The engine's gradient is read off one SGD step of a huge rate: it is what the optimizer was given,
-after all accumulation and communication, under any ZeRO stage. The reference is plain autograd,
-summed in fp64 and divided once.
+The gradient is read off one step of a training run, with SGD of a huge rate: it is what the
+optimizer was given by the loop and the engine, after all accumulation and communication, under any
+ZeRO stage. The reference is plain autograd, summed in fp64 and divided once.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.resolved import resolve_flags
 from minimind.data.collate import collate
 from minimind.data.packing import build_row, plan_packing
-from minimind.engine.deepspeed_engine import DeepSpeedEngine
-from minimind.engine.stage import BuildContext
 from minimind.errors import ConfigError
+from minimind.run.build import build_trained
 from minimind.run.resolve import ResolvedRun
+from minimind.run.run import Run, parse_arguments
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
-from minimind.stages import STAGES
 from minimind.types import Batch, LossSum, PackedRow
 
 ROWS = 16
@@ -100,10 +98,10 @@ def measure(
 ) -> Deviation | None:
     """Of one split; None on all ranks but the first. Every rank of the split calls it."""
     run = resolve(split, model, seq_len, device, ranks)
-    gradient = _engine_gradient(run, _micro_batches(split, run), ranks)
+    gradient = _step_gradient(run, _micro_batches(split, run.resolved))
     if not ranks.is_main:
         return None
-    reference = _reference(split, run)
+    reference = _reference(split, run.resolved)
     whole = sum(float(value.square().sum()) for value in reference.values()) ** 0.5
     apart = {
         # A tensor next to which nothing is left has only rounding in it.
@@ -111,11 +109,11 @@ def measure(
         for name, value in reference.items()
     }
     worst = max(apart, key=lambda name: apart[name])
-    return Deviation(largest=apart[worst], tensor=worst, bound=_bound(split, run))
+    return Deviation(largest=apart[worst], tensor=worst, bound=_bound(split, run.resolved))
 
 
-def resolve(split: Split, model: str, seq_len: int, device: Device, ranks: Ranks) -> ResolvedRun:
-    """As launch/train.py resolves it, with SGD for its optimizer. Raises ConfigError."""
+def resolve(split: Split, model: str, seq_len: int, device: Device, ranks: Ranks) -> Run:
+    """As launch/train.py resolves it: one step, with SGD for its optimizer. Raises ConfigError."""
     settings: dict[str, object] = {
         **MODELS[split.model],
         "train_batch_size": ROWS,
@@ -127,10 +125,10 @@ def resolve(split: Split, model: str, seq_len: int, device: Device, ranks: Ranks
         "ds_config.zero_allow_untested_optimizer": True,
     }
     argv = ["--model", model, "--ds_config", split.ds_config, "--seq_len", str(seq_len)]
-    argv += ["--learning_rate", str(_RATE)]
+    argv += ["--learning_rate", str(_RATE), "--max_steps", "1"]
     for key, value in settings.items():
         argv += ["--set", f"{key}={json.dumps(value)}"]
-    return resolve_flags(argv, ranks, device)
+    return Run.on(parse_arguments(argv), ranks, device)
 
 
 def _micro_batches(split: Split, run: ResolvedRun) -> list[Batch]:
@@ -160,22 +158,29 @@ def _packed_rows(run: ResolvedRun, packing: int) -> list[PackedRow]:
     return [build_row([documents[d] for d in row], run.seq_len, 0) for row in chosen]
 
 
-def _engine_gradient(
-    run: ResolvedRun, micro_batches: Sequence[Batch], ranks: Ranks
-) -> Mapping[str, Tensor]:
-    stage = STAGES[run.stage](run.recipe)
-    policy = stage.build_models(BuildContext(config=run.config)).policy.to(run.device.torch_device)
-    engine = DeepSpeedEngine(policy, run.ds_config, run.recipe, run.device, ranks)
-    engine.train()
+class OneStep:
+    """A loader of one optimizer step: a rank's micro-batches of a split."""
+
+    fingerprint = "one step"
+
+    def __init__(self, micro_batches: list[Batch]) -> None:
+        self._micro_batches = micro_batches
+
+    def read(self, from_step: int, to_step: int, pin: bool = False) -> Iterator[list[Batch]]:
+        yield self._micro_batches
+
+    def describe(self, step: int, micro: int) -> list[str]:
+        return [f"micro-batch {micro} of the split"]
+
+
+def _step_gradient(run: Run, micro_batches: Sequence[Batch]) -> Mapping[str, Tensor]:
+    """Of the run's one step, by its change of the weights; empty on all ranks but the first."""
+    mine = list(micro_batches[run.ranks.rank :: run.ranks.world_size])
+    engine = run.build(OneStep(mine)).loop.engine
     before = engine.full_weights()
-    mine = [batch.to(engine.device) for batch in micro_batches[ranks.rank :: ranks.world_size]]
-    count = torch.tensor([float(sum(stage.count(batch) for batch in mine))], device=engine.device)
-    engine.start_step(engine.sum_over_ranks(count)[0])
-    for batch in mine:
-        engine.backward(stage.loss(engine, batch))
-    engine.step(run.learning_rate)
+    stats = run.step()
     after = engine.full_weights()
-    return {name: (before[name] - after[name]) / run.learning_rate for name in after}
+    return {name: (before[name] - after[name]) / stats.learning_rate for name in after}
 
 
 def _reference(split: Split, run: ResolvedRun) -> dict[str, Tensor]:
@@ -185,23 +190,22 @@ def _reference(split: Split, run: ResolvedRun) -> dict[str, Tensor]:
     batches = _micro_batches(split, run)
     if split.precision == "fp32" and split.model != "experts+aux":
         batches = [collate(rows)]
-    stage = STAGES[run.stage](run.recipe)
-    policy = stage.build_models(BuildContext(config=run.config)).policy
-    policy.to(run.device.torch_device, run.dtype).train()
+    trained = build_trained(run)
+    policy = trained.models.policy.to(dtype=run.dtype).train()
     count = sum(batch.num_targets for batch in batches)
     sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in policy.named_parameters()}
     # The factor that the engine hands to the backward: rounding is then of the same numbers.
     scale = split.ranks / count
     for batch in batches:
-        loss = stage.loss(policy, batch.to(run.device.torch_device))
-        (_total(loss) * scale).backward()
+        loss = trained.stage.loss(policy, batch.to(run.device.torch_device))
+        (_total(loss, batch.num_targets) * scale).backward()
         _move_gradients(policy, sums)
     return {name: (value / split.ranks).cpu() for name, value in sums.items()}
 
 
-def _total(loss: LossSum) -> Tensor:
+def _total(loss: LossSum, count: int) -> Tensor:
     """Its objective, written out: what is audited cannot be its own reference."""
-    return loss.total if loss.aux_loss is None else loss.total + loss.aux_loss * loss.count
+    return loss.total if loss.aux_loss is None else loss.total + loss.aux_loss * count
 
 
 def _move_gradients(policy: nn.Module, sums: dict[str, Tensor]) -> None:

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,10 @@ import torch
 from tqdm import tqdm
 
 from bench import harness
-from bench.documents import Documents, PaddedSteps, StepData, draw_documents, one_row
+from bench.documents import Documents, PackedSteps, PaddedSteps, draw_documents, one_row
 from bench.padded_rows import PADDED_ROWS
-from bench.stage_rows import MORE_ROWS, ROWS, build_row
-from bench.train_rows import RowSpec
-from bench.train_runs import DOCUMENT_TOKENS, build_specs
+from bench.train_rows import all_rows, build_row
+from bench.train_runs import DOCUMENT_TOKENS, RowSpec, build_specs
 from bench.train_step import build_parser as build_train_parser
 from bench.train_step import parse_names
 from bench.workers import Worker
@@ -44,8 +42,10 @@ from minimind.stages import STAGES
 _HELD_OUT_TOKENS = 60_000
 _HELD_OUT_ROWS = 8
 """Documents of a held-out batch."""
-_STEPS = 10_000
-"""What is drawn from the data; a row that takes more begins again."""
+_STEPS = 100_000
+"""At most; data that holds less begins again."""
+_ONE_RATE = ("warmup_steps=0", "min_lr_ratio=1")
+"""How many steps a row takes in its time is not known, so none has a schedule."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +72,7 @@ def measure(options: argparse.Namespace) -> None:
     device = find_device()
     limit_threads(1)
     harness.check_writable(options.json)
-    names = parse_names(options.rows, "--rows", ROWS["pretrain"] + MORE_ROWS["pretrain"])
+    names = parse_names(options.rows, "--rows", all_rows("pretrain"))
     tokenizer = Tokenizer.load(options.tokenizer) if options.tokenizer else load_sample_tokenizer()
     held_out = draw_documents(
         build_token_cache(options.val_data or str(sample_data_path("val")), tokenizer),
@@ -81,10 +81,11 @@ def measure(options: argparse.Namespace) -> None:
         pad_id=tokenizer.pad_id,
         seed=options.seed,
     )
+    options.set = [*_ONE_RATE, *options.set]
     machine = harness.describe_machine(device)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="bench-start-") as folder:
-        specs = build_specs(options, options.model, names, tokenizer, device, Path(folder))
+        specs = build_specs(options, options.model, names, device, Path(folder))
         for spec in specs:
             worker = Worker(spec.name, CurveRow, CurveSpec(spec=spec, held_out=held_out))
             done = len(rows)
@@ -142,31 +143,23 @@ class CurveRow:
         self._spec, self._held_out = given.spec, given.held_out
         self._device = given.spec.run.device.torch_device
         self._seconds, self._steps, self._tokens = 0.0, 0, 0
-        self._ahead: Future[StepData[Any]] | None = None
 
     def build(self) -> dict[str, Any]:
         self._row = build_row(self._spec)
-        self._reader = ThreadPoolExecutor(1)
         return {"precision": self._row.precision, "threads": torch.get_num_threads()}
 
     def train(self, until: float) -> dict[str, Any]:
         """Until the row has trained for `until` seconds in all."""
         while self._seconds < until:
             start = time.perf_counter()
-            step = self._next_step()
-            loss = float(self._row.step(step.batches))  # waits for the device
+            loss = float(self._row.step())  # waits for the device
             self._seconds += time.perf_counter() - start
+            assert isinstance(self._row.steps, PackedSteps | PaddedSteps)
+            self._tokens += self._row.steps.num_tokens(self._steps)
             self._steps += 1
-            self._tokens += step.num_tokens
             if not np.isfinite(loss):
                 raise FloatingPointError(f"step {self._steps}: the loss is {loss}")
         return {"seconds": self._seconds, "steps": self._steps, "tokens": self._tokens}
-
-    def _next_step(self) -> StepData[Any]:
-        """The next step's batches, which were read while the last one trained."""
-        ready = self._ahead.result() if self._ahead else self._row.data(0)
-        self._ahead = self._reader.submit(self._row.data, self._steps + 1)
-        return ready
 
     @torch.no_grad()
     def held_out_loss(self) -> float:

@@ -20,14 +20,15 @@ from typing import Any
 
 from bench import harness
 from bench.documents import PackedSteps, draw_documents
-from bench.resolved import resolve_flags
 from minimind.config.recipe import default_sizes
 from minimind.data.sample_files import sample_data_path
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.token_cache import build_token_cache
 from minimind.engine.memory_prediction import MemoryPrediction
 from minimind.errors import ConfigError
-from minimind.run.resolve import ResolvedRun, predict_memory_of
+from minimind.run.describe import predict_memory_of
+from minimind.run.resolve import ResolvedRun
+from minimind.run.run import Run, parse_arguments
 from minimind.runtime.devices import Device, find_device
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks
@@ -120,7 +121,7 @@ def resolve(options: argparse.Namespace, ds_config: str, device: Device) -> Reso
     settings = [*options.set, f"micro_batch_size={micro}", f"train_batch_size={rows}"]
     for setting in settings:
         argv += ["--set", setting]
-    return resolve_flags(argv, Ranks(0, 0, options.num_gpus), device)
+    return Run.on(parse_arguments(argv), Ranks(0, 0, options.num_gpus), device).resolved
 
 
 def predict(run: ResolvedRun) -> MemoryPrediction:

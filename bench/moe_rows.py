@@ -12,16 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from bench.documents import Documents, PackedSteps
-from bench.masters import Masters
+from bench.plain_loop import PlainTraining
 from bench.workers import reset_peak_resident
 from minimind.config.model import ModelConfig
-from minimind.engine.stage import BuildContext
 from minimind.model.feed_forward import SwiGLU
 from minimind.model.moe import MixtureOfExperts
 from minimind.model.transformer import Transformer
+from minimind.run.build import build_trained
+from minimind.run.resolve import ResolvedRun
 from minimind.runtime.memory import PeakMemory
-from minimind.stages.pretrain import Pretrain, PretrainRecipe
-from minimind.types import Batch
 
 ROWS = ("dense", "experts", "expert_loop")
 
@@ -31,13 +30,9 @@ class MoESpec:
     """All that a worker process needs to build its row."""
 
     row: str
-    config: ModelConfig
-    """With experts; what the row `dense` makes of it is its own matter."""
+    run: ResolvedRun
+    """Of a model with experts; what the row `dense` makes of it is its own matter."""
     documents: Documents
-    seq_len: int
-    micro_batch: int
-    dtype: torch.dtype
-    device: torch.device
 
 
 def dense_config(config: ModelConfig) -> ModelConfig:
@@ -53,7 +48,7 @@ def dense_config(config: ModelConfig) -> ModelConfig:
     )
 
 
-class ExpertLoop(MixtureOfExperts):
+class LoopedExperts(MixtureOfExperts):
     """Experts as modules of their own, called one after the other with the tokens that chose them:
     what a reader would write first, and how the original MiniMind runs them. Router, auxiliary loss
     and activation are ours."""
@@ -81,32 +76,27 @@ class ExpertLoop(MixtureOfExperts):
 
 
 class MoERow:
-    """What the parent can ask of a row: steps of pretraining in a bare loop, with AdamW on fp32
-    weights."""
+    """What the parent can ask of a row: steps of a stage in a bare loop."""
 
     def __init__(self, spec: MoESpec) -> None:
-        self._device = spec.device
-        recipe = PretrainRecipe()
-        self._stage, self._clipping = Pretrain(recipe), recipe.gradient_clipping
+        run = spec.run
+        if spec.row == "dense":
+            run = dataclasses.replace(run, config=dense_config(run.config))
+        self._device, self._rate = run.device.torch_device, run.learning_rate
         self._data = PackedSteps(
-            spec.documents, seq_len=spec.seq_len, micro_batch=spec.micro_batch, accumulation=1
+            spec.documents, seq_len=run.seq_len, micro_batch=run.micro_batch_size, accumulation=1
         )
-        config = dense_config(spec.config) if spec.row == "dense" else spec.config
-        policy = self._stage.build_models(BuildContext(config=config)).policy
-        self._model = cast(Transformer, policy)
+        trained = build_trained(run)
+        model = cast(Transformer, trained.models.policy)
         if spec.row == "expert_loop":
-            for block in self._model.layers:
+            for block in model.layers:
                 if isinstance(block.mlp, MixtureOfExperts):
-                    block.mlp = ExpertLoop(block.mlp)
-        self._model.to(spec.device)
-        self._masters = Masters(self._model, spec.dtype)
-        self._optimizer = torch.optim.AdamW(
-            self._masters.parameters, lr=recipe.learning_rates[""], betas=recipe.betas, fused=True
-        )
+                    block.mlp = LoopedExperts(block.mlp)
+        self._training = PlainTraining(trained.stage, model, run.recipe, run.dtype, self._device)
 
     def describe(self) -> dict[str, int]:
         return {
-            "parameters": sum(weight.numel() for weight in self._masters.parameters),
+            "parameters": sum(weight.numel() for weight in self._training.masters.parameters),
             "threads": torch.get_num_threads(),
         }
 
@@ -119,7 +109,7 @@ class MoERow:
         (batch,) = self._data.step(index).batches
         self._wait()
         start = time.perf_counter()
-        self._take_step(batch)
+        self._training.step([batch], self._rate)
         self._wait()
         return time.perf_counter() - start, batch.num_targets
 
@@ -128,17 +118,8 @@ class MoERow:
         with self._memory.measured():
             if self._device.type != "cuda":
                 (batch,) = self._data.step(index).batches
-                self._take_step(batch)
+                self._training.step([batch], self._rate)
         return self._memory.peak_bytes
-
-    def _take_step(self, batch: Batch) -> None:
-        loss = self._stage.loss(self._model, batch.to(self._device))
-        (loss.objective / loss.count).backward()
-        self._masters.gather_gradients()
-        nn.utils.clip_grad_norm_(self._masters.parameters, self._clipping)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self._masters.write_back()
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

@@ -12,28 +12,28 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from bench import harness
 from bench.documents import Documents, draw_documents
 from bench.moe_rows import ROWS, MoERow, MoESpec, dense_config
 from bench.workers import Worker
-from minimind.config.model import ModelConfig, load_model_config
-from minimind.config.recipe import parse_assignments
+from minimind.config.deepspeed_json import precision
 from minimind.data.sample_files import sample_data_path
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.token_cache import build_token_cache
 from minimind.errors import ConfigError
+from minimind.run.resolve import ResolvedRun
+from minimind.run.run import Run, parse_arguments
 from minimind.runtime.devices import Device, find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
+from minimind.runtime.ranks import Ranks
 
 _DOCUMENT_TOKENS = 340
 
@@ -67,26 +67,38 @@ def build_parser() -> argparse.ArgumentParser:
 
 def measure(options: argparse.Namespace) -> None:
     """Raises MiniMindError for what the user can mend, WorkerError where a row breaks."""
-    overrides = parse_assignments(options.set)
-    configs = {name: load_model_config(name, overrides) for name in options.model.split(",")}
-    for name, config in configs.items():
-        if not config.num_experts:
+    device = find_device()
+    runs = {name: _resolve(options, name, device) for name in options.model.split(",")}
+    for name, run in runs.items():
+        if not run.config.num_experts:
             raise ConfigError(f"--model {name}: has no experts; minimind2-moe and minimind3-moe do")
     for name in ("seq_len", "micro_batch", "steps"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name} {getattr(options, name)}: give at least 1")
     harness.check_writable(options.json)
-    device = find_device()
     limit_threads(1)
     documents = _draw(options)
     machine = harness.describe_machine(device)
     rows = []
-    for name, config in configs.items():
-        rows += _measure_model(name, config, options, documents, device)
+    for run in runs.values():
+        rows += _measure_model(run, options, documents)
     harness.write_results(options.json, "moe_step", machine, vars(options), rows)
     print(f"{machine['device']}, {machine['cores']} cores, load {machine['load_average'][0]}")
     print(format_rows(rows))
     print(f"written: {options.json}")
+
+
+def _resolve(options: argparse.Namespace, model: str, device: Device) -> ResolvedRun:
+    argv = ["--model", model, "--seq_len", str(options.seq_len)]
+    settings = [
+        f"micro_batch_size={options.micro_batch}",
+        f"train_batch_size={options.micro_batch}",
+    ]
+    if options.precision != "auto":
+        settings.append(f"ds_config.bf16.enabled={str(options.precision == 'bf16').lower()}")
+    for setting in (*options.set, *settings):
+        argv += ["--set", setting]
+    return Run.on(parse_arguments(argv), Ranks(0, 0, 1), device).resolved
 
 
 def _draw(options: argparse.Namespace) -> Documents:
@@ -102,25 +114,13 @@ def _draw(options: argparse.Namespace) -> Documents:
 
 
 def _measure_model(
-    name: str, config: ModelConfig, options: argparse.Namespace, documents: Documents,
-    device: Device,
-) -> list[dict[str, Any]]:  # fmt: skip
-    precision = options.precision
-    if precision == "auto":
-        precision = "bf16" if device.precision == "bf16" else "fp32"
-    spec = MoESpec(
-        row="",
-        config=config,
-        documents=documents,
-        seq_len=options.seq_len,
-        micro_batch=options.micro_batch,
-        dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[precision],
-        device=device.torch_device,
-    )
+    run: ResolvedRun, options: argparse.Namespace, documents: Documents
+) -> list[dict[str, Any]]:
+    name, config = run.model_name, run.config
     with contextlib.ExitStack() as stack:
         workers = []
         for row in ROWS:
-            workers.append(Worker(row, MoERow, dataclasses.replace(spec, row=row)))
+            workers.append(Worker(row, MoERow, MoESpec(row=row, run=run, documents=documents)))
             stack.callback(workers[-1].close)
         described = [worker.call("describe") for worker in workers]
         times = _take_turns(name, workers, options)
@@ -134,7 +134,7 @@ def _measure_model(
             "name": row,
             "model": name,
             "config": (dense_config(config) if row == "dense" else config).to_dict(),
-            "precision": precision,
+            "precision": precision(run.ds_config),
             "tokens_per_step": options.seq_len * options.micro_batch,
             **about,
             "useful_tokens_per_s": targets / step_s["median"],

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.documents import PaddedSteps, StepData, one_row
+from bench.documents import PaddedSteps, one_row, read_ahead
 from bench.original import OriginalModel, original_loss
-from bench.train_rows import RowSpec
+from bench.train_runs import RowSpec
 from minimind.config.deepspeed_json import precision
 from minimind.config.model import ModelConfig
-from minimind.engine.stage import BuildContext
 from minimind.errors import ConfigError
 from minimind.model.hf_config import to_hf_config
 from minimind.model.state_dict import split_fused
-from minimind.stages import STAGES
+from minimind.run.build import build_schedule, build_trained
 from minimind.types import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -40,12 +40,13 @@ class OriginalRow:
         self.steps = PaddedSteps(
             documents, rows=spec.original_batch, accumulation=spec.accumulation, steps=spec.steps
         )
-        ours = STAGES[run.stage](run.recipe).build_models(BuildContext(config=run.config)).policy
+        self._batches = read_ahead(self.steps, itertools.count())
+        self._rates = map(build_schedule(run, spec.steps), itertools.count())
+        ours = build_trained(run).models.policy
         weights = split_fused(run.config, dict(ours.named_parameters()))
         self.module = self.build_module(run.config, weights, documents.max_tokens, self._device)
         self._optimizer = torch.optim.AdamW(
             self.module.parameters(),
-            lr=run.learning_rate,
             betas=run.recipe.betas,
             eps=run.recipe.adam_eps,
             weight_decay=run.recipe.weight_decay,
@@ -64,10 +65,8 @@ class OriginalRow:
         """Mean over the targets."""
         return original_loss(self.module(ids_BT), labels_BT)
 
-    def data(self, index: int) -> StepData[tuple[Tensor, Tensor]]:
-        return self.steps.step(index)
-
-    def step(self, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def step(self) -> Tensor:
+        batches = next(self._batches)
         total = torch.zeros((), device=self._device)
         in_bf16 = torch.autocast(
             self._device.type, torch.bfloat16, enabled=self.precision == "bf16"
@@ -78,6 +77,8 @@ class OriginalRow:
             (loss / len(batches)).backward()
             total += loss.detach() / len(batches)
         nn.utils.clip_grad_norm_(self.module.parameters(), self._clipping or float("inf"))
+        for group in self._optimizer.param_groups:
+            group["lr"] = next(self._rates)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return total
@@ -159,11 +160,10 @@ def compare_first_losses(spec: RowSpec) -> tuple[float, float]:
     run, device = spec.run, spec.run.device.torch_device
     assert spec.documents is not None, "a row of pretraining"
     row = PADDED_ROWS[spec.name](spec)
-    stage = STAGES[run.stage](run.recipe)
-    ours = stage.build_models(BuildContext(config=run.config)).policy.to(device)
+    ours = build_trained(run)
     first = row.steps.ids(0)[: spec.original_batch]
     batch = one_row(first, spec.documents.pad_id).to(device)
-    ids_BT, labels_BT = (x.to(device) for x in row.data(0).batches[0])
+    ids_BT, labels_BT = (x.to(device) for x in row.steps.step(0).batches[0])
     with torch.no_grad():
-        loss = stage.loss(ours, batch)
-        return float(row.loss(ids_BT, labels_BT)), float(loss.total / loss.count)
+        loss = ours.stage.loss(ours.models.policy, batch)
+        return float(row.loss(ids_BT, labels_BT)), float(loss.total / batch.count)

@@ -25,21 +25,19 @@ import torch
 
 from bench import harness
 from bench.launcher import LaunchError, build_command, read_hostfile, run_ranks
-from bench.resolved import resolve_flags
 from bench.scaling_model import Link, build_model
 from bench.scaling_plot import plot_rows
+from bench.scaling_rank import MEMORY_STEP
 from bench.scaling_report import build_row, format_rows, predict_row
 from minimind.config.recipe import default_sizes
 from minimind.errors import ConfigError
-from minimind.run.inputs import build_loaders
-from minimind.run.resolve import ResolvedRun, find_tokenizer, predict_memory_of
+from minimind.run.describe import predict_memory_of
+from minimind.run.run import Run, parse_arguments
 from minimind.runtime.devices import Device, find_device
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks
 
 MODES = ("strong", "weak")
-MEMORY_STEP = 1
-"""The loop measures memory in its second step."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,18 +148,18 @@ def predict(
     model = build_model(rows[0], device.kind)
     micro = rows[0]["micro_batch"]
     for mode, count, num_rows in plan:
-        run = resolve_flags(_train_flags(options, num_rows, micro), Ranks(0, 0, count), device)
-        peak_bytes = predict_memory_of(run, _documents(run)).peak_bytes
+        flags = parse_arguments(_train_flags(options, num_rows, micro))
+        run = Run.on(flags, Ranks(0, 0, count), device)
+        peak_bytes = predict_memory_of(run.resolved, _documents(run)).peak_bytes
         predict_row(rows, model, link, mode, count, num_rows // (micro * count), peak_bytes)
 
 
-def _documents(run: ResolvedRun) -> list[list[int]]:
+def _documents(run: Run) -> list[list[int]]:
     """Tokens of each document of the step in which memory is measured, by micro-batch."""
-    tokenizer = find_tokenizer(run.arguments)
     documents = []
-    for rank in range(run.world_size):
-        loader, _ = build_loaders(run, tokenizer, Ranks(rank, rank, run.world_size))
-        for batch in loader.batches(MEMORY_STEP):
+    for rank in range(run.ranks.world_size):
+        of_rank = Run(run.resolved, run.tokenizer, Ranks(rank, rank, run.ranks.world_size))
+        for batch in of_rank.loader.batches(MEMORY_STEP):
             documents.append(batch.cu_seqlens.diff().tolist())
     return documents
 

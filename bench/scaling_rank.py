@@ -1,6 +1,6 @@
 """One rank of bench.scaling, started by DeepSpeed's launcher: a training run that is timed.
 
-It is the run of launch/train.py with the same flags: same loop, loader and engine, without
+It is the run of launch/train.py with the same flags, whose steps are taken one by one: without
 validation, samples and checkpoints. All unknown flags are that run's.
 """
 
@@ -20,25 +20,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from bench.resolved import resolve_flags
+from bench.documents import packed_step
 from bench.step_parts import StepParts
 from bench.workers import peak_resident, reset_peak_resident
-from minimind.data.loader import PackedLoader
-from minimind.engine.deepspeed_engine import DeepSpeedEngine, broadcast, start_ranks, stop_ranks
-from minimind.engine.loop import Events, Loop
-from minimind.engine.progress import Progress
-from minimind.engine.stage import BuildContext
+from minimind.engine.deepspeed_engine import stop_ranks
+from minimind.engine.stage import Loader
 from minimind.errors import MiniMindError
-from minimind.run.inputs import build_loaders
-from minimind.run.resolve import ResolvedRun, find_tokenizer
+from minimind.run.run import Run, parse_arguments
 from minimind.runtime.devices import Device, find_device
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks, read_ranks
-from minimind.stages import STAGES
-from minimind.types import Batch
 
+MEMORY_STEP = 1
+"""The second, as in training: lazy initialisation is over."""
 _LINK_BYTES = {"cpu": 1 << 25, "gpu": 1 << 28}
 _LINK_ROUNDS = 7
 _WATCHED_STEPS = 2
@@ -84,131 +79,92 @@ def measure(
     options: argparse.Namespace, train_flags: list[str], ranks: Ranks, device: Device
 ) -> dict[str, Any]:
     """What all ranks found, on each of them."""
-    run = resolve_flags(train_flags, ranks, device)
-    tokenizer = find_tokenizer(run.arguments)
-    start_ranks(ranks, device)
-    if not ranks.is_main:  # rank 0 fills the token cache
-        broadcast(None)
-    loader, _ = build_loaders(run, tokenizer, ranks)
-    if ranks.is_main:
-        broadcast(None)
+    num_steps = options.warmup_steps + options.timed_steps + _WATCHED_STEPS
+    flags = [*train_flags, "--max_steps", str(num_steps)]
+    run = Run.on(parse_arguments(flags), ranks, device).build()
+    mine = take_steps(run, options.warmup_steps, options.timed_steps) | {"host": platform.node()}
     link = measure_link(device, ranks.world_size)
-    policy = STAGES[run.stage](run.recipe).build_models(BuildContext(config=run.config)).policy
-    policy.to(device.torch_device)
-    engine = DeepSpeedEngine(policy, run.ds_config, run.recipe, device, ranks)
-    timed = TimedLoader(loader, engine, options.warmup_steps, options.timed_steps)
-    loop = build_loop(run, engine, timed, ranks)
-    loop.run()
-    mine = timed.results() | {"peak_bytes": loop.memory.peak_bytes, "host": platform.node()}
-    heads = run.config.num_hidden_layers * run.config.num_attention_heads
     by_rank: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(by_rank, mine)
+    resolved = run.resolved
+    heads = resolved.config.num_hidden_layers * resolved.config.num_attention_heads
     return {
         "world_size": ranks.world_size,
-        "model": run.model_name,
-        "parameters": run.config.num_parameters,
-        "ds_config": Path(run.arguments.get("ds_config")).name,
-        "resolved_ds_config": run.ds_config,
-        "seq_len": run.seq_len,
-        "micro_batch": run.micro_batch_size,
-        "flops_per_token": run.flops_per_token,
-        "flops_per_token_unattended": 6 * run.config.num_active_parameters,
-        "flops_per_attended": 12 * heads * run.config.head_dim,
-        "padding_share": loader.padding_share,
+        "model": resolved.model_name,
+        "parameters": resolved.config.num_parameters,
+        "ds_config": Path(resolved.arguments.get("ds_config")).name,
+        "resolved_ds_config": resolved.ds_config,
+        "seq_len": resolved.seq_len,
+        "micro_batch": resolved.micro_batch_size,
+        "flops_per_token": resolved.flops_per_token,
+        "flops_per_token_unattended": 6 * resolved.config.num_active_parameters,
+        "flops_per_attended": 12 * heads * resolved.config.head_dim,
+        "padding_share": run.loader.padding_share,
         "threads": torch.get_num_threads(),
         "link": link,
         "ranks": by_rank,
     }
 
 
-def build_loop(
-    run: ResolvedRun, engine: DeepSpeedEngine, timed: TimedLoader, ranks: Ranks
-) -> Loop[Batch]:
-    def nothing(*_: object) -> None:
-        pass
+def take_steps(run: Run, warmup: int, timed: int) -> dict[str, Any]:
+    """Takes the run's steps; what this rank found in those that are timed, and in some after them
+    that are watched. Among the timed ones it runs ahead of a GPU, as it does in training."""
+    loop, device = run.loop, run.resolved.device.torch_device
+    loop.loader = loader = WaitedLoader(loop.loader)
+    for step in range(warmup):
+        with loop.memory.measured() if step == MEMORY_STEP else contextlib.nullcontext():
+            run.step()
+    reset_peak_resident()
+    seconds = []
+    for step in range(warmup, warmup + timed):
+        start = time.perf_counter()
+        run.step_ahead()
+        if step == warmup + timed - 1 and device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    resident, waits = peak_resident(), loader.waits[warmup : warmup + timed]
+    parts = StepParts(loop.engine.module, device)
+    for _ in range(_WATCHED_STEPS):
+        with parts:
+            run.step()
+    reserved = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+    steps = [packed_step(run.loader.batches(step)) for step in range(warmup, warmup + timed)]
+    return {
+        "step_seconds": seconds,
+        "num_tokens": [step.num_tokens for step in steps],
+        "attended": sum(step.attended for step in steps),
+        "peak_bytes": loop.memory.peak_bytes,
+        "peak_reserved_bytes": reserved,
+        "peak_resident_bytes": resident,
+        **_a_step(parts, statistics.median(waits)),
+    }
 
-    return Loop(
-        stage=STAGES[run.stage](run.recipe),
-        engine=engine,
-        loader=timed,
-        recipe=run.recipe,
-        learning_rate=None if engine.has_scheduler else lambda step: run.learning_rate,
-        total_steps=timed.total_steps,
-        events=Events(record=nothing, save=nothing, sample=nothing),
-        progress=Progress(
-            is_main=False, first_step=0, total_steps=timed.total_steps, log_every=1 << 30
-        ),
-    )
+
+def _a_step(parts: StepParts, data_wait: float) -> dict[str, Any]:
+    """Seconds by part and collectives, of one of the watched steps."""
+    watched = parts.to_dict()
+    seconds = {part: s / _WATCHED_STEPS for part, s in watched["step_parts_s"].items()}
+    collectives = {
+        kind: {name: value / _WATCHED_STEPS for name, value in counted.items()}
+        for kind, counted in watched["collectives"].items()
+    }
+    return {"step_parts_s": seconds | {"data_wait": data_wait}, "collectives": collectives}
 
 
-class TimedLoader:
-    """A loader that looks at the clock whenever the loop asks for the next step's batches."""
+class WaitedLoader:
+    """A run's own data, and how many seconds the loop waited for each step's batches."""
 
-    def __init__(
-        self, loader: PackedLoader, engine: DeepSpeedEngine, warmup: int, timed: int
-    ) -> None:
+    def __init__(self, loader: Loader[Any]) -> None:
         self.fingerprint, self.describe = loader.fingerprint, loader.describe
-        self.total_steps = warmup + timed + _WATCHED_STEPS
-        self._loader, self._engine = loader, engine
-        self._timed = range(warmup, warmup + timed)
-        self._parts = StepParts(engine.module, engine.device)
-        self._waits: list[float] = []
-        self._seconds: list[float] = []
-        self._tokens: list[int] = []
-        self._attended = 0
+        self.waits: list[float] = []
+        self._loader = loader
 
-    def read(self, from_step: int, to_step: int, pin: bool = False) -> Iterator[list[Batch]]:
+    def read(self, from_step: int, to_step: int, pin: bool = False) -> Iterator[list[Any]]:
         asked = time.perf_counter()
-        for step, batches in enumerate(self._loader.read(from_step, to_step, pin), from_step):
-            if step in self._timed:
-                self._waits.append(time.perf_counter() - asked)
-                lengths = [_document_lengths(batch) for batch in batches]
-                self._tokens.append(sum(int(n.sum()) for n in lengths))
-                self._attended += sum(int((n * (n + 1) // 2).sum()) for n in lengths)
-            with self._parts if step >= self._timed.stop else contextlib.nullcontext():
-                yield batches
-            if step == self._timed.start - 1:
-                reset_peak_resident()
-            # In between the loop runs ahead of a GPU, as it does in training.
-            if step in (self._timed.start - 1, self._timed.stop - 1):
-                self._wait()
-            now = time.perf_counter()
-            if step in self._timed:
-                self._seconds.append(now - asked)
-            if step == self._timed.stop - 1:
-                self._resident = peak_resident()
-            asked = now
-
-    def results(self) -> dict[str, Any]:
-        """Of this rank."""
-        watched = self._parts.to_dict()
-        parts = {part: s / _WATCHED_STEPS for part, s in watched["step_parts_s"].items()}
-        collectives = {
-            kind: {name: value / _WATCHED_STEPS for name, value in counted.items()}
-            for kind, counted in watched["collectives"].items()
-        }
-        reserved = None
-        if self._engine.device.type == "cuda":
-            reserved = torch.cuda.max_memory_reserved(self._engine.device)
-        return {
-            "step_seconds": self._seconds,
-            "num_tokens": self._tokens,
-            "attended": self._attended,
-            "step_parts_s": parts | {"data_wait": statistics.median(self._waits)},
-            "collectives": collectives,
-            "peak_reserved_bytes": reserved,
-            "peak_resident_bytes": self._resident,
-        }
-
-    def _wait(self) -> None:
-        if self._engine.device.type == "cuda":
-            torch.cuda.synchronize(self._engine.device)
-
-
-def _document_lengths(batch: Batch) -> Tensor:
-    """int64 [documents], without what is padding."""
-    starts = batch.cu_seqlens[:-1].long()
-    return batch.cu_seqlens.diff().long()[batch.is_token_BT.flatten()[starts]]
+        for batches in self._loader.read(from_step, to_step, pin):
+            self.waits.append(time.perf_counter() - asked)
+            yield batches
+            asked = time.perf_counter()
 
 
 def measure_link(device: Device, world_size: int) -> dict[str, float] | None:

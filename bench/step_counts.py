@@ -28,16 +28,16 @@ from torch import Tensor, nn
 
 from bench import compile_report, harness
 from bench.counts import count_step
-from minimind.config.model import load_model_config
-from minimind.engine.interrupts import Interrupts
-from minimind.engine.loop import Loop
+from bench.plain_loop import BareEngine
 from minimind.model import transformer
 from minimind.model.document_attention import VarlenPlan
 from minimind.model.transformer import Transformer
+from minimind.run.build import build_loop
+from minimind.run.run import Run, collect_arguments
 from minimind.runtime.devices import find_device
 from minimind.runtime.ranks import Ranks
-from minimind.stages.pretrain import Pretrain, PretrainRecipe
-from minimind.types import Batch, HeadFn, LossSum, ModelOutput
+from minimind.stages import STAGES
+from minimind.types import Batch
 
 DENSE, EXPERTS = "minimind2-small", "minimind2-moe"
 ROWS, ROW_TOKENS = 16, 1024
@@ -77,24 +77,16 @@ def count_steps() -> list[dict[str, Any]]:
 def _count(
     model: str, forms: Callable[[], contextlib.AbstractContextManager[Any]]
 ) -> dict[str, Any]:
+    run = Run.on(collect_arguments({"model": model}), Ranks(0, 0, 1), find_device()).resolved
     with _META:
-        module = Transformer(load_model_config(model)).to(torch.bfloat16)
-    recipe = PretrainRecipe()
-    loop = Loop(
-        stage=Pretrain(recipe),
-        engine=cast(Any, _BareEngine(module)),
-        loader=cast(Any, None),
-        recipe=recipe,
-        learning_rate=lambda step: 1e-3,
-        total_steps=2,
-        events=cast(Any, None),
-        progress=cast(Any, None),
-    )
+        module = Transformer(run.config).to(torch.bfloat16)
+    engine, no_data = cast(Any, BareEngine(module, _META)), cast(Any, None)
+    loop = build_loop(run, STAGES[run.stage](run.recipe), engine, no_data, total_steps=2)
     launches: list[str] = []
 
     def take_step() -> None:
         launches.clear()
-        loop._take_steps([_batch()], Interrupts())
+        loop.step([_batch()])
 
     watched = compile_report.launches_to(
         lambda kernel, *_: launches.append(kernel.__name__), compile_report.TARGETS["sm_90"][1]
@@ -124,31 +116,6 @@ def _count_kept(take_step: Callable[[], None], module: nn.Module) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         take_step()
     return sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in weights)
-
-
-class _BareEngine:
-    """As much of the engine as the loop calls in a step, without DeepSpeed in it."""
-
-    device, ranks, precision, loss_scale = _META, Ranks(0, 0, 1), "bf16", 1.0
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.grad_norm = torch.zeros((), device=_META)
-
-    def __call__(self, batch: Batch, head: HeadFn) -> ModelOutput:
-        return self.module(batch, head)
-
-    def sum_over_ranks(self, values: Tensor) -> Tensor:
-        return values
-
-    def start_step(self, total_count: Tensor) -> None:
-        self._scale = 1 / total_count.clamp(min=1.0)
-
-    def backward(self, loss: LossSum) -> None:
-        (loss.objective * self._scale).backward()
-
-    def step(self, learning_rate: float) -> None:
-        self.module.zero_grad()
 
 
 def _batch() -> Batch:

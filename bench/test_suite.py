@@ -18,10 +18,9 @@ import torch
 from bench import data as bench_data
 from bench import harness, kernels, step_counts, train_step
 from bench import inference as bench_inference
+from bench.data_rows import FORMATS, DataRow, DataSpec
 from bench.data_rows import ROWS as DATA_ROWS
-from bench.data_rows import DataRow, DataSpec
 from bench.kernel_cases import PRESETS, build_cases
-from minimind.data.formats import FORMATS
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.runtime.devices import find_device
 
@@ -71,9 +70,10 @@ def test_data(benchmark: Any, tmp_path: Path, row: str, format: str) -> None:
 def test_training_step(benchmark: Any, tmp_path: Path) -> None:
     argv = ["--model", "tiny", "--steps", "2", "--warmup", "1", "--accumulation", "1",
             "--seq_len", "64", "--micro_batch", "2", "--original_batch", "2"]  # fmt: skip
+    if not benchmark.enabled:  # tests/bench/test_train_step.py starts them all
+        argv += ["--rows", "engine"]
     rows = _run(benchmark, train_step.main, tmp_path, argv)
-    assert {row["name"] for row in rows} == {"original", "plain_loop", "engine"}
-    assert all(row["step_parts_s"]["forward"] > 0 for row in rows)
+    assert "engine" in {row["name"] for row in rows}
 
 
 def test_inference(benchmark: Any, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench import harness
 from bench.padded_rows import PADDED_ROWS
-from bench.train_rows import RowSpec
+from bench.train_runs import RowSpec
 from bench.train_workers import StepTime
 
 NOT_MEASURED: dict[str, Any] = {

@@ -1,169 +1,163 @@
-"""The rows of bench.train_step: a stage in a bare loop and in DeepSpeed's engine."""
+"""The rows of bench.train_step: which each stage has, and what each of them does."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol, cast
 
+import minimind_kernels as K
 import torch
 from torch import Tensor, nn
 
-from bench.documents import Documents, PackedSteps, StepData
-from bench.loaded_steps import LoadedSteps
-from bench.masters import Masters
+from bench.documents import Steps
+from bench.padded_rows import PADDED_ROWS
+from bench.plain_loop import PlainTraining
+from bench.train_runs import RowSpec
 from minimind.config.deepspeed_json import precision
-from minimind.engine.deepspeed_engine import DeepSpeedEngine, start_ranks
-from minimind.engine.stage import BuildContext, Loader, Stage, StageModels
+from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError
-from minimind.run.inputs import load_start
-from minimind.run.resolve import ResolvedRun, find_tokenizer
-from minimind.runtime.ranks import read_ranks
-from minimind.runtime.seeds import seed_micro_batch
-from minimind.stages import STAGES
-from minimind.types import Batch
+from minimind.inference.generate import load_model
+from minimind.model.transformer import Transformer
+from minimind.run.build import build_schedule, build_trained
+from minimind.stages.reference import document_log_probs
+from minimind.types import UnitBatch
+
+_EVERY_STAGE = ("plain_loop", "engine")
+_ROWS = {
+    "pretrain": ("original", *_EVERY_STAGE),
+    "sft": (*_EVERY_STAGE, "pretrain"),
+    "lora": (*_EVERY_STAGE, "sft"),
+    "dpo": (*_EVERY_STAGE, "two_models", "frozen"),
+    "distill": (*_EVERY_STAGE, "sft", "frozen"),
+}
+"""Of the stages that are judged by more. A row named after another stage is that stage in the
+engine."""
+_MORE_ROWS = {"pretrain": ("compiled", "transformers")}
+"""Those that are measured where they are asked for."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowSpec:
-    """All that a worker process needs to build its row."""
+def usual_rows(stage: str) -> tuple[str, ...]:
+    """The rows that are measured of a stage where none are asked for."""
+    return _ROWS.get(stage, _EVERY_STAGE)
 
-    name: str
-    ds_config_name: str | None
-    """Of a row in the engine."""
-    run: ResolvedRun
-    documents: Documents | None
-    """None: the run's own data."""
-    original_batch: int
-    steps: int
-    """Optimizer steps that will be asked for, all told."""
 
-    @property
-    def accumulation(self) -> int:
-        return int(self.run.ds_config["gradient_accumulation_steps"])
+def all_rows(stage: str) -> tuple[str, ...]:
+    return usual_rows(stage) + _MORE_ROWS.get(stage, ())
 
 
 class TrainRow(Protocol):
     precision: str
     module: nn.Module
 
-    def data(self, index: int) -> StepData[Any]:
-        """The micro-batches of step `index`, on the host."""
+    @property
+    def steps(self) -> Steps:
+        """What `step` reads, by its number."""
         ...
 
-    def step(self, batches: list[Any]) -> Tensor:
-        """One optimizer step; its mean loss, which is not waited for."""
+    def step(self) -> Tensor | float:
+        """Takes the next optimizer step, of micro-batches that were read ahead in the background.
+        Gives its mean loss, which is not waited for."""
         ...
 
 
-def read_steps(spec: RowSpec) -> PackedSteps | LoadedSteps:
-    run = spec.run
-    if spec.documents is None:
-        return LoadedSteps(run, find_tokenizer(run.arguments), spec.steps)
-    return PackedSteps(
-        spec.documents,
-        seq_len=run.seq_len,
-        micro_batch=run.micro_batch_size,
-        accumulation=spec.accumulation,
-    )
+def build_row(spec: RowSpec) -> TrainRow:
+    kinds: dict[str, Callable[[RowSpec], TrainRow]] = {
+        **PADDED_ROWS,
+        "plain_loop": PlainLoopRow,
+        "two_models": TwoModelRow,
+        "frozen": FrozenRow,
+    }
+    return kinds.get(spec.name, EngineRow)(spec)
 
 
-def build_models(spec: RowSpec, stage: Stage[Any], steps: PackedSteps | LoadedSteps) -> StageModels:
-    """As launch/train.py does, the policy on its device."""
-    run = spec.run
-    has_data = isinstance(steps, LoadedSteps)
-    models = stage.build_models(
-        BuildContext(
-            config=run.config,
-            weights=load_start(run),
-            weights_folder=run.weights_folder,
-            device=run.device.torch_device,
-            dtype=run.dtype,
-            tokenizer=find_tokenizer(run.arguments) if has_data else None,
-            loader=cast(Loader[Any], steps) if has_data else None,
-        )
-    )
-    models.policy.to(run.device.torch_device)
-    return models
+class EngineRow:
+    """A stage as it is trained: the step of its run, with all that the loop does in one."""
+
+    def __init__(self, spec: RowSpec) -> None:
+        self.run, self.steps = spec.open_run()
+        self.precision = precision(spec.run.ds_config)
+        self.module = self.run.build(self.steps).loop.engine.module
+
+    def step(self) -> float:
+        return self.run.step().loss
+
+
+class TwoModelRow(EngineRow):
+    """DPO as it is without a cache: the reference beside the policy in every step."""
+
+    def __init__(self, spec: RowSpec) -> None:
+        super().__init__(spec)
+        folder, device = spec.run.weights_folder, spec.run.device.torch_device
+        assert folder is not None, "DPO compares with the weights it starts from"
+        stage = cast(Any, self.run.loop.stage)
+        stage.reference = _AskedReference(_load_frozen(folder, spec.run.dtype, device))
+
+
+class _AskedReference:
+    """Stands for stages.reference.Reference, and keeps nothing."""
+
+    def __init__(self, frozen: Transformer) -> None:
+        self._frozen = frozen
+
+    @torch.no_grad()
+    def of(self, batch: UnitBatch) -> Tensor:
+        return document_log_probs(self._frozen, batch)[0]
 
 
 class PlainLoopRow:
     """A stage in a bare loop: in bf16 with fp32 masters and fp32 accumulation."""
 
     def __init__(self, spec: RowSpec) -> None:
-        run = spec.run
-        self.precision = precision(run.ds_config)
+        resolved = spec.run
+        self.precision = precision(resolved.ds_config)
         if self.precision == "fp16":
             raise ConfigError(
                 f"the row plain_loop has no loss scaling, and {spec.ds_config_name} trains in fp16 "
                 "here: give --precision, or --rows without plain_loop"
             )
-        self._device, self._recipe = run.device.torch_device, run.recipe
-        self._steps, self._stage = read_steps(spec), STAGES[run.stage](run.recipe)
-        self.module = build_models(spec, self._stage, self._steps).policy
+        run, self.steps = spec.open_run()
+        device = resolved.device.torch_device
+        trained = build_trained(resolved, run.tokenizer, self.steps)
+        self.module = trained.models.policy
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        self._masters = Masters(self.module, dtype)
-        self._optimizer = torch.optim.AdamW(
-            self._masters.parameters,
-            lr=run.learning_rate,
-            betas=run.recipe.betas,
-            eps=run.recipe.adam_eps,
-            weight_decay=run.recipe.weight_decay,
-            fused=True,
-        )
+        self._training = PlainTraining(trained.stage, self.module, resolved.recipe, dtype, device)
+        self._rates = map(build_schedule(resolved, spec.steps), range(spec.steps))
+        self._batches = self.steps.read(0, spec.steps, pin=device.type == "cuda")
 
-    def data(self, index: int) -> StepData[Batch]:
-        return self._steps.step(index)
-
-    def step(self, batches: list[Batch]) -> Tensor:
-        total = torch.zeros((), device=self._device)
-        count = max(1, sum(self._stage.count(batch) for batch in batches))
-        for batch in batches:
-            loss = self._stage.loss(self.module, batch.to(self._device))
-            (loss.objective / count).backward()
-            total += loss.total.detach() / count
-            self._masters.gather_gradients()
-        nn.utils.clip_grad_norm_(
-            self._masters.parameters, self._recipe.gradient_clipping or float("inf")
-        )
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self._masters.write_back()
-        return total
+    def step(self) -> Tensor:
+        return self._training.step(next(self._batches), next(self._rates))
 
 
-class EngineRow:
-    """A stage in DeepSpeed's engine, called as engine/loop.py calls it."""
+class FrozenRow:
+    """Not a training step but its batches through the model that stands still: the forward of
+    distillation's teacher, or of DPO's reference, up to the log-probability of each target."""
 
     def __init__(self, spec: RowSpec) -> None:
-        run, ranks = spec.run, read_ranks()
+        run = spec.run
         self.precision = precision(run.ds_config)
-        self._recipe, self._learning_rate = run.recipe, run.learning_rate
-        self._steps, self._stage = read_steps(spec), self.build_stage(run)
-        start_ranks(ranks, run.device)
-        self.module = build_models(spec, self._stage, self._steps).policy
-        self._engine = DeepSpeedEngine(self.module, run.ds_config, run.recipe, run.device, ranks)
-        self._engine.train()
-        self._num_steps = 0
+        self._device = run.device.torch_device
+        _, self.steps = spec.open_run()
+        self._batches = self.steps.read(0, spec.steps, pin=self._device.type == "cuda")
+        folder = getattr(run.recipe, "teacher", None) or run.weights_folder
+        assert folder is not None, "stages after pretraining start from weights"
+        self.module: nn.Module = _load_frozen(Path(folder), run.dtype, self._device)
 
-    def build_stage(self, run: ResolvedRun) -> Stage[Any]:
-        return STAGES[run.stage](run.recipe)
+    @torch.no_grad()
+    def step(self) -> Tensor:
+        """Its "loss" is the mean negative log-probability."""
+        total, batches = torch.zeros((), device=self._device), next(self._batches)
+        for batch in batches:
+            batch = batch.to(self._device)
+            labels_M = batch.labels_BT.flatten()
 
-    def data(self, index: int) -> StepData[Batch]:
-        return self._steps.step(index)
+            def head(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor = labels_M) -> Tensor:
+                return K.linear_log_prob(hidden_MD, weight_VD, labels_M)
 
-    def step(self, batches: list[Batch]) -> Tensor:
-        engine = self._engine
-        batches = [batch.to(engine.device) for batch in batches]
-        count = float(sum(self._stage.count(batch) for batch in batches))
-        counts = torch.tensor([count], dtype=torch.float64).to(engine.device, non_blocking=True)
-        counts = engine.sum_over_ranks(counts)
-        engine.start_step(counts[0].float())
-        sums = torch.zeros(1, device=engine.device)
-        for index, batch in enumerate(batches):
-            seed_micro_batch(self._recipe.seed, self._num_steps, index)
-            loss = self._stage.loss(engine, batch)
-            engine.backward(loss)
-            sums += loss.total.detach()
-        engine.step(None if engine.has_scheduler else self._learning_rate)
-        self._num_steps += 1
-        return engine.sum_over_ranks(sums)[0] / count
+            total -= self.module(batch, head=head).per_token.sum()
+        return total / max(1, sum(batch.num_targets for batch in batches))
+
+
+def _load_frozen(path: Path, dtype: torch.dtype, device: torch.device) -> Transformer:
+    model, _ = load_model(find_model_folder(path), dtype=dtype, device=device)
+    return model.requires_grad_(False)

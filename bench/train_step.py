@@ -1,11 +1,13 @@
 """Training steps of several kinds in turns: `python -m bench.train_step --stage S --json FILE`.
 
-`plain_loop` is the stage in a bare loop, `engine` the same in DeepSpeed, one row for each JSON;
+`engine` is the step of a training run itself, one row for each JSON: all that launch/train.py does
+between console, metrics.csv and checkpoints. `plain_loop` is the same stage in a bare loop;
 `original` is the model of pretraining as plain PyTorch modules in fp32 over padded batches, and on
 request `compiled` and `transformers` train over those batches too. Beside the other stages stands
 what they are judged by: another stage in the engine (`pretrain`, `sft`), DPO with its reference in
 every step (`two_models`), a teacher's or reference's forward (`frozen`). All start from the same
-weights. A round is one step of every row, in random order.
+weights, follow the run's learning rate and find their batches read ahead by a background thread. A
+round is one step of every row, in random order.
 
 Exit status: 0 done, 1 a row broke, 2 bad usage, configuration or data, 130 interrupted.
 """
@@ -26,21 +28,19 @@ from tqdm import tqdm
 from bench import harness
 from bench.padded_rows import PADDED_ROWS
 from bench.stage_goals import format_goals, measure_goals
-from bench.stage_rows import MORE_ROWS, ROWS
 from bench.train_report import NOT_MEASURED, build_rows, format_rows
-from bench.train_rows import RowSpec
-from bench.train_runs import DOCUMENT_TOKENS, build_specs
+from bench.train_rows import all_rows, usual_rows
+from bench.train_runs import DOCUMENT_TOKENS, RowSpec, build_specs
 from bench.train_workers import StepTime, TrainedRow
 from bench.turns import pass_turn
 from bench.workers import Worker, WorkerError
 from minimind.config.deepspeed_json import precision
-from minimind.data.sample_text import load_sample_tokenizer
-from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
 from minimind.run.resolve import ResolvedRun
 from minimind.runtime.devices import find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import read_ranks
+from minimind.stages import STAGES
 
 FIRST_LOSS_TOLERANCE = 1e-4
 """Between a padded row and our model, both in fp32: about ten times what rounding makes of it."""
@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     number: dict[str, Any] = {"type": _at_least(1), "metavar": "N"}
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="results file")
-    add("stage", "pretrain", "training objective", choices=tuple(ROWS))
+    add("stage", "pretrain", "training objective", choices=tuple(STAGES))
     add("model", "minimind2-small", "presets or JSON files", metavar="A,B")
     add("data", None, "JSON lines (default: the stage's embedded sample data)", metavar="FILE")
     add(
@@ -101,18 +101,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def measure(options: argparse.Namespace) -> None:
     """Raises MiniMindError for what the user can mend, WorkerError where a row breaks."""
-    device, usual = find_device(), ROWS[options.stage]
-    allowed = usual + MORE_ROWS.get(options.stage, ())
-    names = parse_names(options.rows, "--rows", allowed) if options.rows else list(usual)
+    device, names = find_device(), list(usual_rows(options.stage))
+    if options.rows:
+        names = parse_names(options.rows, "--rows", all_rows(options.stage))
     if read_ranks().world_size > 1:
         raise ConfigError("bench.train_step measures one rank: start it with python, no launcher")
     limit_threads(1)
     harness.check_writable(options.json)
-    tokenizer = Tokenizer.load(options.tokenizer) if options.tokenizer else load_sample_tokenizer()
     models = parse_names(options.model, "--model")
     with tempfile.TemporaryDirectory(prefix="bench-start-") as folder:
         specs = {
-            model: build_specs(options, model, names, tokenizer, device, Path(folder) / str(number))
+            model: build_specs(options, model, names, device, Path(folder) / str(number))
             for number, model in enumerate(models)
         }
         machine = harness.describe_machine(device)
@@ -148,13 +147,12 @@ def _measure_model(
         ]
         built = _ask_all(workers, "build")
         times = _take_turns(workers, options)
-        after = options.warmup + options.steps
         measured = [dict(NOT_MEASURED) for _ in workers]
         for worker, row in zip(workers, measured, strict=True):
             try:
-                row |= worker.call("measure", after)
+                row |= worker.call("measure")
                 if options.profile:
-                    row["profile"] = worker.call("profile", after)
+                    row["profile"] = worker.call("profile")
             except WorkerError as error:
                 broken.append(error)
     return build_rows(model, specs, built, times, measured), checks

@@ -12,10 +12,10 @@ from minimind_kernels import backend
 
 from bench.counts import count_step
 from bench.padded_rows import compare_first_losses
-from bench.stage_rows import build_row
 from bench.step_parts import StepParts
 from bench.step_profile import profile_step
-from bench.train_rows import RowSpec
+from bench.train_rows import build_row
+from bench.train_runs import RowSpec
 from bench.workers import peak_resident, reset_peak_resident
 from minimind.runtime.memory import PeakMemory, freeze_objects, live_tensor_bytes
 
@@ -61,12 +61,12 @@ class TrainedRow:
         self._memory = PeakMemory(self._device)
 
     def step(self, index: int) -> StepTime:
-        data = self._row.data(index)
-        if self._device.type == "cuda" and not isinstance(data.batches[0], tuple):
-            data.batches[:] = [batch.pin_memory() for batch in data.batches]
+        """Step `index`, which is the row's next. Timed are a look into the queue of what was read
+        ahead and the whole step, up to the moment when the device is done."""
+        data = self._row.steps.step(index)
         self._wait()
         start = time.perf_counter()
-        loss = self._row.step(data.batches)
+        loss = self._row.step()
         self._wait()
         seconds = time.perf_counter() - start
         value = float(loss)
@@ -81,19 +81,18 @@ class TrainedRow:
             attended=data.attended,
         )
 
-    def measure(self, index: int) -> dict[str, Any]:
+    def measure(self) -> dict[str, Any]:
         """Peak memory and operator counts, on steps of their own where measuring costs time."""
         resident, between_steps = peak_resident(), self._live_bytes()
         with self._memory.measured():
             if self._device.type != "cuda":
-                self._row.step(self._row.data(index).batches)
+                self._row.step()
         reserved = None
         if self._device.type == "cuda":
             reserved = torch.cuda.max_memory_reserved(self._device)
-        data = self._row.data(index)
         with StepParts(self._row.module, self._device) as parts:
-            self._row.step(data.batches)
-        counts = count_step(lambda: self._row.step(data.batches), self._device)
+            self._row.step()
+        counts = count_step(self._row.step, self._device)
         return {
             "live_bytes_between_steps": between_steps,
             "peak_bytes": self._memory.peak_bytes,
@@ -103,9 +102,8 @@ class TrainedRow:
             **counts,
         }
 
-    def profile(self, index: int) -> dict[str, Any]:
-        data = self._row.data(index)
-        return profile_step(lambda: self._row.step(data.batches), self._device)
+    def profile(self) -> dict[str, Any]:
+        return profile_step(self._row.step, self._device)
 
     def _live_bytes(self) -> int:
         if self._device.type == "cuda":

@@ -250,6 +250,10 @@ class DeepSpeedEngine:
             yield self.module
         self._engine.train()
 
+    def close(self) -> None:
+        """Takes back what DeepSpeed hung on the module and keeps for the whole process."""
+        self._engine.destroy()
+
     def save(self, folder: Path) -> None:
         """Every rank writes its shard under folder/engine, without the frozen parameters."""
         with self.module.register_state_dict_post_hook(_drop_frozen):

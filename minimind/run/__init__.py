@@ -33,7 +33,10 @@ def train(**options: Any) -> Path:
     if not logging.getLogger().hasHandlers():
         set_up_logging(read_ranks().rank)
     run = Run.resolve(**options)
-    if not run.train():
-        raise KeyboardInterrupt
+    try:
+        if not run.train():
+            raise KeyboardInterrupt
+    finally:
+        run.close()
     assert run.folder is not None
     return run.folder

@@ -86,16 +86,10 @@ def build_trained(
     return Trained(stage, models)
 
 
-def build_loop(
-    run: ResolvedRun,
-    ranks: Ranks,
-    trained: Trained,
-    loader: Loader[Any],
-    eval_data: EvalLoader | None,
-    total_steps: int,
-    start: Checkpoint | None,
-) -> Loop[Any, Any]:
-    """Puts the policy into an engine and both into a loop, for `start` in the state it has."""
+def build_engine(
+    run: ResolvedRun, ranks: Ranks, trained: Trained, start: Checkpoint | None = None
+) -> DeepSpeedEngine:
+    """Puts the policy into an engine, for `start` in the state that the checkpoint has."""
     universal = False
     if start:
         check_same_helpers(start, trained.models.helpers_fingerprint)
@@ -108,23 +102,43 @@ def build_loop(
         ranks,
         load_universal=universal,
     )
-    state = RunState()
     if start:
         load_engine_state(engine, start, universal=universal)
+    return engine
+
+
+def build_loop(
+    run: ResolvedRun,
+    stage: Stage[Any, Any],
+    engine: DeepSpeedEngine,
+    loader: Loader[Any],
+    eval_data: EvalLoader | None = None,
+    *,
+    total_steps: int,
+    start: Checkpoint | None = None,
+) -> Loop[Any, Any]:
+    """Puts a stage and an engine into a loop, for `start` at the step that it holds. The engine is
+    made apart, so that what counts the loop's step may put a stand-in without DeepSpeed there."""
+    state = RunState()
+    if start:
         saved = start.meta["state"]
         state = RunState(**{**saved, "best_val_loss": float(saved["best_val_loss"])})
-    schedule = CosineSchedule(
-        run.learning_rate, total_steps, run.recipe.warmup_steps, run.recipe.min_lr_ratio
-    )
     return Loop(
-        stage=trained.stage,
+        stage=stage,
         engine=engine,
         loader=loader,
         recipe=run.recipe,
-        learning_rate=None if engine.has_scheduler else schedule,
+        learning_rate=None if engine.has_scheduler else build_schedule(run, total_steps),
         total_steps=total_steps,
         eval_data=eval_data,
         state=state,
+    )
+
+
+def build_schedule(run: ResolvedRun, total_steps: int) -> CosineSchedule:
+    """The recipe's learning rate by optimizer step, for a run of so many."""
+    return CosineSchedule(
+        run.learning_rate, total_steps, run.recipe.warmup_steps, run.recipe.min_lr_ratio
     )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from minimind.data.loader import EvalLoader, PackedLoader
 from minimind.data.tokenizer import Tokenizer
@@ -13,7 +13,15 @@ from minimind.engine.checkpoint import Checkpoint, find_latest, needs_universal
 from minimind.engine.deepspeed_engine import broadcast, start_ranks
 from minimind.engine.loop import Loop
 from minimind.engine.stage import Loader
-from minimind.run.build import Recorder, Trained, build_loop, build_trained, main_first
+from minimind.errors import ConfigError
+from minimind.run.build import (
+    Recorder,
+    Trained,
+    build_engine,
+    build_loop,
+    build_trained,
+    main_first,
+)
 from minimind.run.checks import check_run
 from minimind.run.describe import describe_run
 from minimind.run.flags import TrainArguments, collect_train_arguments, parse_train_arguments
@@ -21,6 +29,7 @@ from minimind.run.folder import make_folder, merge_earlier, write_run
 from minimind.run.inputs import build_loaders
 from minimind.run.resolve import ResolvedRun, check_same_run, find_tokenizer, resolve_run
 from minimind.runtime.devices import Device, check_kernels, find_device, limit_threads
+from minimind.runtime.memory import unfreeze_objects
 from minimind.runtime.ranks import Ranks, read_ranks
 from minimind.runtime.seeds import make_deterministic
 from minimind.stages import STAGES
@@ -36,7 +45,8 @@ class Run:
     >>> print(run.describe())
     >>> run.train()
 
-    What measures a run takes its steps one by one instead: `run.build()`, then `run.step()`.
+    What measures a run takes its steps one by one instead: `run.build()`, then `run.step()`. A run
+    is trained or stepped once; `close` gives its memory back.
     """
 
     def __init__(self, resolved: ResolvedRun, tokenizer: Tokenizer, ranks: Ranks) -> None:
@@ -47,17 +57,22 @@ class Run:
         """Where `train` writes; None before."""
         self._loaders: tuple[PackedLoader, EvalLoader | None] | None = None
         self._is_started = False
+        self._has_own_data = True
         self._trained: Trained | None = None
         self._loop: Loop[Any, Any] | None = None
-        self._steps: Iterator[list[Any]] | None = None
+        self._steps: Generator[list[Any], None, None] | None = None
         self._start: Checkpoint | None = None
 
     @classmethod
     def resolve(cls, argv: Sequence[str] | None = None, **options: Any) -> Run:
-        """Resolves the flags of `minimind train`, or the same as keyword arguments: `set` is a
-        mapping of what --set takes. Nothing is built and nothing written. Raises a MiniMindError
-        for what cannot run; exits with status 2 on bad usage of flags."""
-        return cls.of(parse_arguments(argv) if argv is not None else collect_arguments(options))
+        """Resolves the flags of `minimind train` as a list, or the same as keyword arguments: `set`
+        is a mapping of what --set takes. Nothing is built and nothing written. Raises a
+        MiniMindError for what cannot run; exits with status 2 on bad usage of flags."""
+        if argv is None:
+            return cls.of(collect_arguments(options))
+        if isinstance(argv, str) or options:
+            raise TypeError("Run.resolve takes a list of flags or keyword arguments, not both")
+        return cls.of(parse_arguments(argv))
 
     @classmethod
     def of(cls, arguments: TrainArguments) -> Run:
@@ -77,21 +92,23 @@ class Run:
 
     @property
     def loop(self) -> Loop[Any, Any]:
-        """THE loop, once it is built."""
-        assert self._loop is not None, "build() comes first"
+        """Gives THE loop, once it is built."""
+        if self._loop is None:
+            raise RuntimeError("the run is not built yet: build() comes first")
         return self._loop
 
     @property
     def loader(self) -> PackedLoader:
-        """The training data, tokenised and packed when first asked for."""
+        """Gives the training data, tokenised and packed when first asked for."""
         return self._load()[0]
 
     @property
     def total_steps(self) -> int:
+        """Counts the optimizer steps of the whole run."""
         return self.resolved.total_steps(self.loader)
 
     def describe(self) -> str:
-        """What will run: model, device, step, data, rate and memory, a line each."""
+        """Says what will run: model, device, step, data, rate and memory, a line each."""
         return describe_run(self.resolved, self.loader)
 
     def check(self) -> None:
@@ -109,51 +126,85 @@ class Run:
             check()
         if start:
             run = self.resolved
-            check_same_run(start, run, self.loader.fingerprint)
+            loader, _ = self._load_together() if self._is_started else self._load()
+            check_same_run(start, run, loader.fingerprint)
             needs_universal(start, run.world_size, run.zero_stage, run.ds_config)
 
     def build(self, loader: Loader[Any] | None = None) -> Run:
         """Joins the ranks, reads the data and builds models, engine and loop; with --resume in the
-        state of the newest checkpoint. `loader`: read instead of the run's own data, for at most
-        as many steps. All ranks call it."""
-        if self._loop is None:
-            self._start_ranks()
-            own, eval_data = self._load() if loader is None else (loader, None)
-            total_steps = self.total_steps if loader is None else self._max_steps()
-            if start := self._find_start():
-                check_same_run(start, self.resolved, own.fingerprint)
-            self._trained = build_trained(self.resolved, self.tokenizer, own, eval_data, start)
-            self._loop = build_loop(
-                self.resolved, self.ranks, self._trained, own, eval_data, total_steps, start
-            )
+        state of the newest checkpoint. `loader` is read instead of the run's own data, for
+        `max_steps` steps that can only be taken one by one. All ranks call it."""
+        if self._loop is not None:
+            return self
+        self._start_ranks()
+        if loader is None:
+            own, eval_data = self._load_together()
+            total_steps = self.resolved.total_steps(own)
+        elif (total_steps := self.resolved.recipe.max_steps) is None:
+            raise ConfigError("a loader of one's own says nothing of epochs: give max_steps")
+        else:
+            own, eval_data, self._has_own_data = loader, None, False
+        if start := self._find_start():
+            check_same_run(start, self.resolved, own.fingerprint)
+        self._trained = build_trained(self.resolved, self.tokenizer, own, eval_data, start)
+        engine = build_engine(self.resolved, self.ranks, self._trained, start)
+        self._loop = build_loop(
+            self.resolved,
+            self._trained.stage,
+            engine,
+            own,
+            eval_data,
+            total_steps=total_steps,
+            start=start,
+        )
         return self
 
-    def step(self, wait: bool = True) -> StepStats | None:
-        """Takes the next optimizer step as `train` takes it, without validation, samples and
-        checkpoints. Gives what it did; with `wait` False what is known so far, which on a GPU is a
-        step behind. Raises StopIteration after the last step."""
+    def step(self) -> StepStats:
+        """Takes the next optimizer step as `train` takes it (or the several that the stage prepares
+        from one step's data), without validation, samples and checkpoints, and gives what the last
+        one did. Only `train` measures `peak_bytes` on a CPU. Raises RuntimeError after the last
+        step."""
+        self.step_ahead()
+        self.loop.wait()
+        return cast(StepStats, self.loop.newest)
+
+    def step_ahead(self) -> None:
+        """Takes the next step as `step` does, and like `train` does not wait for its numbers."""
         loop = self.loop
+        if self.folder is not None:
+            raise RuntimeError("the run was trained already: resolve another")
         if self._steps is None:
-            self._steps = loop.read()
+            self._steps = cast(Generator[list[Any], None, None], loop.read())
             loop.start()
+        if loop.state.step >= loop.total_steps:
+            raise RuntimeError(f"all {loop.total_steps} steps of the run are taken")
         loop.step(next(self._steps))
         loop.read_back()
-        if wait:
-            loop.wait()
-        return loop.newest
 
     def train(self) -> bool:
         """Trains to the end and records it in the run's folder. True when done, False when
-        interrupted, with a checkpoint saved. All ranks call it."""
+        interrupted, with a checkpoint saved. All ranks call it, once."""
+        if self.folder is not None or self._steps is not None or not self._has_own_data:
+            raise RuntimeError("a run is trained once, on its own data: resolve another")
         self._start_ranks()
         self.check()
-        self._load()
+        self._load_together()
         folder = broadcast(main_first(self.ranks, self._make_folder))
         self.folder = folder
         logger.info("%s", self.describe())
         finished = self._train(folder)
         broadcast(None)  # no rank leaves before the first has written all
         return finished
+
+    def close(self) -> None:
+        """Gives back the memory of the models and of the optimizer, and ends the reader; nothing
+        else can be asked of the run then. A process that ends after it need not call it."""
+        if self._steps is not None:
+            self._steps.close()
+        if self._loop is not None:
+            self._loop.engine.close()
+            unfreeze_objects()
+        self._loop = self._trained = self._steps = self._loaders = None
 
     def _train(self, folder: Path) -> bool:
         loop = self.build().loop
@@ -177,7 +228,7 @@ class Run:
         return finished
 
     def _make_folder(self) -> Path:
-        """With run.json already: a run that is killed before its first checkpoint can go on. One
+        """Writes run.json already: a run that is killed before its first checkpoint can go on. One
         that is resumed keeps what it has until its checkpoint turns out to be this run's."""
         folder = make_folder(self.resolved)
         if not self.resolved.arguments.resume:
@@ -185,7 +236,7 @@ class Run:
         return folder
 
     def _find_start(self) -> Checkpoint | None:
-        """The newest whole checkpoint of a run to go on with."""
+        """Finds the newest whole checkpoint of a run to go on with."""
         if self._start is None and self.resolved.arguments.resume:
             output = Path(self.resolved.arguments.get("output_dir"))
             self._start = find_latest(output / "checkpoints")
@@ -201,19 +252,14 @@ class Run:
 
     def _load(self) -> tuple[PackedLoader, EvalLoader | None]:
         if self._loaders is None:
-
-            def load() -> tuple[PackedLoader, EvalLoader | None]:
-                return build_loaders(self.resolved, self.tokenizer, self.ranks)
-
-            # Rank 0 fills the token caches, which the others then map.
-            first = main_first(self.ranks, load) if self._is_started else None
-            self._loaders = first or load()
+            self._loaders = build_loaders(self.resolved, self.tokenizer, self.ranks)
         return self._loaders
 
-    def _max_steps(self) -> int:
-        steps = self.resolved.recipe.max_steps
-        assert steps is not None, "data of another's own says nothing of epochs: give max_steps"
-        return steps
+    def _load_together(self) -> tuple[PackedLoader, EvalLoader | None]:
+        """Has rank 0 fill the token caches, which the others then map. All ranks call it, whatever
+        each of them has loaded before."""
+        main_first(self.ranks, self._load)
+        return self._load()
 
 
 def parse_arguments(argv: Sequence[str] | None) -> TrainArguments:

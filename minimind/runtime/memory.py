@@ -68,6 +68,13 @@ def freeze_objects() -> None:
     gc.freeze()
 
 
+def unfreeze_objects() -> None:
+    """Lets the garbage collector see again what `freeze_objects` took out of its sight."""
+    gc.unfreeze()
+    _frozen.clear()
+    gc.collect()
+
+
 def live_tensor_bytes() -> int:
     """Bytes of every storage on the CPU that a Python tensor holds, each once."""
     gc.collect()

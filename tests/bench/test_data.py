@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import data
-from minimind.data.formats import FORMATS
+from bench.data_rows import FORMATS
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.token_cache import build_token_cache
 
@@ -37,7 +37,7 @@ def test_every_format_is_measured(tmp_path: Path) -> None:
     for name in names:
         data.write_data(tmp_path / name, name, 2000)
         cache = build_token_cache(
-            tmp_path / name, load_sample_tokenizer(), name, tmp_path / "cache"
+            tmp_path / name, load_sample_tokenizer(), FORMATS[name].data_format, tmp_path / "cache"
         )
         assert cache.num_tokens > 100
 

@@ -65,8 +65,8 @@ def test_a_mean_of_means_is_caught(audit: Audit, monkeypatch: pytest.MonkeyPatch
         loss = whole(self, policy, batch)
         if not isinstance(policy, DeepSpeedEngine):  # the reference
             return loss
-        mean = loss.total / max(1, loss.count)
-        return LossSum(total=mean * counts[-1] / policy._accumulation, count=loss.count)
+        mean = loss.total / max(1, batch.count)
+        return LossSum(total=mean * counts[-1] / policy._accumulation)
 
     monkeypatch.setattr(DeepSpeedEngine, "start_step", started)
     monkeypatch.setattr(Pretrain, "loss", divided)
@@ -116,12 +116,12 @@ def test_a_part_that_never_arrives_is_caught(audit: Audit, monkeypatch: pytest.M
 def test_a_gradient_that_is_not_a_number_is_none(
     audit: Audit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = gradient_splits._engine_gradient
+    whole = gradient_splits._step_gradient
 
     def broken(*arguments: Any) -> Any:
         return {name: value * torch.nan for name, value in whole(*arguments).items()}
 
-    monkeypatch.setattr(gradient_splits, "_engine_gradient", broken)
+    monkeypatch.setattr(gradient_splits, "_step_gradient", broken)
     (row,) = audit(split(4))
     assert not row["is_one_gradient"]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench import moe_step
-from bench.moe_rows import ROWS, ExpertLoop, dense_config
+from bench.moe_rows import ROWS, LoopedExperts, dense_config
 from minimind.config.model import ModelConfig, load_model_config
 from minimind.model.moe import MixtureOfExperts
 
@@ -24,7 +24,7 @@ def test_the_loop_computes_what_our_experts_do() -> None:
     ours = MixtureOfExperts(config)
     for parameter in ours.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    loop = ExpertLoop(ours)
+    loop = LoopedExperts(ours)
     outputs, gradients = [], []
     for mixture in (ours, loop):
         x_MD = torch.linspace(-1, 1, 23 * 32).view(23, 32).sin().requires_grad_()

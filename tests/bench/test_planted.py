@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from bench.documents import Documents
-from bench.resolved import resolve_flags
-from bench.train_rows import RowSpec
+from bench.train_runs import RowSpec
 from bench.train_workers import TrainedRow
-from bench.verdict import Comparison, Pair, Run
+from bench.verdict import Comparison, Pair
+from bench.verdict import Run as Measured
+from minimind.run.run import Run, parse_arguments
 from minimind.runtime.devices import find_device
 from minimind.runtime.memory import live_tensor_bytes
 from minimind.runtime.ranks import Ranks
@@ -32,7 +33,8 @@ def measured(plant: Plant | None = None) -> dict[str, Any]:
     flags = ["--seq_len", "64", "--set", "micro_batch_size=2", "--set", "train_batch_size=4"]
     for setting in ("num_hidden_layers=1", "hidden_size=32"):
         flags += ["--set", setting]
-    run = resolve_flags(flags, Ranks(0, 0, 1), find_device())
+    flags += ["--max_steps", "8"]
+    run = Run.on(parse_arguments(flags), Ranks(0, 0, 1), find_device()).resolved
     random = np.random.default_rng(0)
     ids = [random.integers(3, 500, size=n) for n in random.integers(2, 33, size=60)]
     spec = RowSpec(
@@ -41,7 +43,7 @@ def measured(plant: Plant | None = None) -> dict[str, Any]:
         run=run,
         documents=Documents(ids=ids, max_tokens=32, pad_id=0, seed=1),
         original_batch=1,
-        steps=3,
+        steps=8,
     )
     whole = Pretrain.loss
 
@@ -59,7 +61,7 @@ def measured(plant: Plant | None = None) -> dict[str, Any]:
         row.step(0)
         row.start_timing()
         row.step(1)
-        found = row.measure(2)
+        found = row.measure()
     return found | {"peak_bytes": found["peak_bytes"] - before}
 
 
@@ -72,7 +74,7 @@ def base() -> dict[str, Any]:
 
 
 def verdict(base: dict[str, Any], head: dict[str, Any]) -> tuple[str, str]:
-    found = Comparison.build("x", [Pair(Run(1.0, {"x": base}), Run(1.0, {"x": head}))])
+    found = Comparison.build("x", [Pair(Measured(1.0, {"x": base}), Measured(1.0, {"x": head}))])
     return found.verdict, found.why
 
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from bench import train_step
 from bench.stage_goals import measure_goals
-from bench.stage_rows import ROWS, build_row
-from bench.train_rows import TrainRow
+from bench.train_rows import TrainRow, build_row, usual_rows
 from bench.train_runs import build_specs
-from minimind.data.sample_text import load_sample_tokenizer
+from minimind.engine.stage import Policy
 from minimind.runtime.devices import find_device
+from minimind.stages import STAGES as ALL_STAGES
+from minimind.stages.sft import SFT
+from minimind.types import Batch, LossSum
 
 SIZES = ["--accumulation", "2", "--micro_batch", "2", "--seq_len", "128", "--precision", "fp32"]
 SMALL = ["--set", "num_hidden_layers=1", "--set", "hidden_size=32"]
-STAGES = [stage for stage in ROWS if stage != "pretrain"]
+STAGES = [stage for stage in ALL_STAGES if stage != "pretrain"]
 
 
 @pytest.fixture(autouse=True)
@@ -30,27 +33,50 @@ def _one_rank_one_thread(no_launcher: None, monkeypatch: pytest.MonkeyPatch) -> 
 def build_rows(stage: str, names: Sequence[str], folder: Path) -> dict[str, TrainRow]:
     argv = ["--json", "-", "--stage", stage, "--steps", "2", "--warmup", "1", *SIZES, *SMALL]
     options = train_step.build_parser().parse_args(argv)
-    tokenizer = load_sample_tokenizer()
-    specs = build_specs(options, "tiny", list(names), tokenizer, find_device(), folder)
+    specs = build_specs(options, "tiny", list(names), find_device(), folder)
     return {spec.name: build_row(spec) for spec in specs}
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_all_forms_of_a_stage_take_the_same_steps(stage: str, tmp_path: Path) -> None:
-    names = [n for n in ROWS[stage] if n in ("plain_loop", "engine", "two_models")]
+    names = [n for n in usual_rows(stage) if n in ("plain_loop", "engine", "two_models")]
     rows = build_rows(stage, names, tmp_path)
-    losses = {
-        name: [float(row.step(row.data(index).batches)) for index in range(3)]
-        for name, row in rows.items()
-    }
+    losses = {name: [float(row.step()) for _ in range(3)] for name, row in rows.items()}
     for name in names:
         assert losses[name] == pytest.approx(losses["engine"], rel=1e-5)
     assert losses["engine"][0] != losses["engine"][-1]
 
 
+class Weighted(SFT):
+    """A stage that bench has not heard of, whose steps are made of what it prepares."""
+
+    name: ClassVar[str] = "weighted"
+
+    def prepare(self, engine: Any, micro_batches: list[Batch]) -> Iterator[list[Batch]]:
+        counts = torch.tensor([float(sum(batch.count for batch in micro_batches))])
+        self._weight = engine.sum_over_ranks(counts).item() / 100
+        yield micro_batches
+
+    def loss(self, policy: Policy, batch: Batch) -> LossSum:
+        loss = super().loss(policy, batch)
+        return LossSum(total=self._weight * loss.total)
+
+
+def test_a_new_stage_has_rows_without_a_word_in_bench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ALL_STAGES, "weighted", Weighted)
+    assert usual_rows("weighted") == ("plain_loop", "engine")
+    rows = build_rows("weighted", usual_rows("weighted"), tmp_path / "new")
+    plain, engine = ([float(row.step()) for _ in range(3)] for row in rows.values())
+    assert plain == pytest.approx(engine, rel=1e-5)
+    sft = build_rows("sft", ["engine"], tmp_path / "sft")["engine"]
+    assert engine[0] != pytest.approx(float(sft.step()), rel=1e-2)
+
+
 def test_rows_of_one_format_see_the_same_data(tmp_path: Path) -> None:
     rows = build_rows("distill", ["plain_loop", "frozen"], tmp_path)
-    one, other = (rows[name].data(1) for name in rows)
+    one, other = (rows[name].steps.step(1) for name in rows)
     for left, right in zip(one.batches, other.batches, strict=True):
         assert left.ids_BT.equal(right.ids_BT)
     assert one.num_places == 4 * 128
@@ -62,8 +88,7 @@ def test_the_frozen_model_gives_the_first_loss(tmp_path: Path) -> None:
     """Its weights are those that every row starts from."""
     frozen = build_rows("distill", ["frozen"], tmp_path / "frozen")["frozen"]
     sft = build_rows("sft", ["plain_loop"], tmp_path / "sft")["plain_loop"]
-    batches = sft.data(0).batches
-    assert float(frozen.step(batches)) == pytest.approx(float(sft.step(batches)), rel=1e-5)
+    assert float(frozen.step()) == pytest.approx(float(sft.step()), rel=1e-5)
     assert not any(parameter.requires_grad for parameter in frozen.module.parameters())
 
 
@@ -116,7 +141,7 @@ def test_a_run_reports_its_goals(tmp_path: Path) -> None:
     argv = ["--json", str(path), "--stage", "dpo", "--model", "tiny", *SIZES, *SMALL]
     assert train_step.main([*argv, "--steps", "2", "--warmup", "1"]) == 0
     found = json.loads(path.read_text())
-    assert [row["name"] for row in found["rows"]] == list(ROWS["dpo"])
+    assert [row["name"] for row in found["rows"]] == list(usual_rows("dpo"))
     assert {row["stage"] for row in found["rows"]} == {"dpo"}
     assert [goal["stage"] for goal in found["goals"]] == ["dpo"] * 3
     frozen = found["rows"][-1]

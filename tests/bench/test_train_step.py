@@ -13,19 +13,18 @@ import numpy as np
 import pytest
 import torch
 
-from bench import train_step
+from bench import harness, train_step
 from bench.documents import Documents, PackedSteps, PaddedSteps, one_row
 from bench.original import OriginalModel, original_loss
 from bench.padded_rows import compare_first_losses
-from bench.stage_rows import build_row
+from bench.train_rows import build_row
 from bench.train_runs import build_specs
 from bench.workers import WorkerError
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe
-from minimind.data.sample_text import load_sample_tokenizer
-from minimind.engine.stage import BuildContext
 from minimind.errors import ConfigError
 from minimind.model.state_dict import split_fused
+from minimind.model.transformer import Transformer
 from minimind.runtime.devices import find_device
 from minimind.stages.pretrain import Pretrain
 from minimind.types import IGNORE_INDEX
@@ -60,10 +59,11 @@ def make_documents(count: int = 37) -> Documents:
 def test_original_has_our_loss_and_gradient(series: str) -> None:
     config = ModelConfig(**SIZES, **SERIES[series])
     documents = make_documents(9)
-    stage = Pretrain(Recipe(seed=3))
-    ours = stage.build_models(BuildContext(config=config)).policy
-    loss = stage.loss(ours, one_row(documents.ids, pad_id=0))
-    (loss.total / loss.count).backward()
+    ours = Transformer(config)
+    ours.init_weights(3)
+    batch = one_row(documents.ids, pad_id=0)
+    loss = Pretrain(Recipe()).loss(ours, batch)
+    (loss.total / batch.count).backward()
 
     original = OriginalModel(config, LENGTH)
     original.load_split(split_fused(config, dict(ours.named_parameters())))
@@ -72,8 +72,8 @@ def test_original_has_our_loss_and_gradient(series: str) -> None:
     theirs = original_loss(original(ids_BT), labels_BT)
     theirs.backward()
 
-    assert loss.count == (labels_BT != IGNORE_INDEX).sum()
-    torch.testing.assert_close(loss.total / loss.count, theirs, rtol=1e-6, atol=1e-6)
+    assert batch.count == (labels_BT != IGNORE_INDEX).sum()
+    torch.testing.assert_close(loss.total / batch.count, theirs, rtol=1e-6, atol=1e-6)
     gradients = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
     split = split_fused(config, gradients)
     named = dict(original.named_parameters())
@@ -148,13 +148,12 @@ def test_other_rows_have_our_loss_and_train(row: str, model: str, tmp_path: Path
         pytest.importorskip("transformers")
     argv = arguments(tmp_path, "--model", model, "--set", "num_attention_heads=4")
     options = train_step.build_parser().parse_args(argv)
-    tokenizer, device = load_sample_tokenizer(), find_device()
-    (spec,) = build_specs(options, model, [row], tokenizer, device, tmp_path)
+    (spec,) = build_specs(options, model, [row], find_device(), tmp_path)
     with torch.compiler.set_stance("force_eager"):
         theirs, ours = compare_first_losses(spec)
         assert theirs == pytest.approx(ours, abs=1e-4)
         trained = build_row(spec)
-        losses = [float(trained.step(trained.data(0).batches)) for _ in range(4)]
+        losses = [float(trained.step()) for _ in range(4)]
     assert losses[-1] < losses[0]
 
 
@@ -179,6 +178,8 @@ def test_rows_have_what_tables_need(results: dict[str, Any]) -> None:
     assert list(rows) == ["original", "plain_loop", "engine"]
     for row in rows.values():
         assert row["machine"] == results["machine"]
+        assert set(harness.ROW_FIELDS) <= row.keys()
+        assert row["step_parts_s"]["forward"] > 0
         assert len(row["step_seconds"]) == len(row["losses"]) == 3
         assert row["step_s"]["p10"] <= row["step_s"]["median"] <= row["step_s"]["p90"]
         expected = row["useful_tokens_per_step"] / row["step_s"]["median"]
@@ -229,6 +230,7 @@ def test_bf16_rows_follow_each_other(tmp_path: Path) -> None:
         (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--tokenizer", "nowhere"], "nowhere"),
         (["--set", "micro_batch_size=3"], "--micro_batch decides"),
+        (["--set", "max_steps=3"], "--steps decides"),
     ],
 )
 def test_bad_usage_is_named(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ def test_keyword_arguments_and_flags_mean_the_same(tmp_path: Path):
         ({"stage": "kot"}, "stage='kot'"),
         ({"hiden_size": 32}, "hiden_size"),
         ({"max_steps": 3, "set": {"max_steps": 4}}, "max_steps.* contradict"),
+        ({"max_steps": 3, "dry_run": True}, r"dry_run=True: Run\.resolve"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast'; it must be float"),
     ],
 )
@@ -60,15 +63,18 @@ def test_steps_one_by_one_are_those_of_training(tmp_path: Path):
     found = []
     for _ in range(4):
         stats = stepped.step()
-        assert stats is not None
         found.append((stats.step, float(f"{stats.loss:.6f}")))
     assert found == [row[:2] for row in read_losses(folder)]
-    with pytest.raises(StopIteration):
+    with pytest.raises(RuntimeError, match="all 4 steps"):
         stepped.step()
     _, saved = load_model_folder(find_model_folder(folder / "checkpoints" / "latest"))
-    for name, weight in stepped.loop.engine.full_weights().items():
-        assert torch.equal(weight, saved[name]) if name in saved else True
+    weights = stepped.loop.engine.full_weights()
+    assert weights.keys() == saved.keys()
+    for name, weight in weights.items():
+        assert torch.equal(weight, saved[name]), name
     assert not (tmp_path / "nothing").exists()
+    with pytest.raises(RuntimeError, match="trained once"):
+        stepped.train()
 
 
 def test_a_run_says_what_it_will_do_before_it_builds_anything():
@@ -84,3 +90,41 @@ def test_a_run_goes_on_from_python_too(tmp_path: Path):
     minimind.run.train(**first, output_dir=tmp_path / "parts")
     again = minimind.run.train(resume=True, output_dir=tmp_path / "parts", max_steps=4)
     assert [step for step, *_ in read_losses(again)] == [step for step, *_ in read_losses(whole)]
+
+
+def test_a_run_is_trained_once_and_what_is_out_of_order_says_so(tmp_path: Path):
+    run = Run.resolve(**OPTIONS, output_dir=tmp_path / "run")
+    with pytest.raises(RuntimeError, match=r"build\(\) comes first"):
+        run.step()
+    assert run.train()
+    for again in (run.train, run.step):
+        with pytest.raises(RuntimeError, match="resolve another"):
+            again()
+    with pytest.raises(TypeError, match="not both"):
+        Run.resolve(["--max_steps", "3"], seed=1)
+    with pytest.raises(TypeError, match="a list of flags"):
+        Run.resolve("sft")
+
+
+def test_runs_one_after_another_leave_no_memory_behind(tmp_path: Path):
+    alive, peaks = [], []
+    for number in range(3):
+        run = Run.resolve(**OPTIONS, output_dir=tmp_path / str(number))
+        assert run.train()
+        alive.append(weakref.ref(run.loop.engine.module))
+        peaks.append(run.loop.memory.peak_bytes)
+        run.close()
+        del run
+    gc.collect()
+    assert [module() for module in alive] == [None] * 3
+    assert peaks[2] == pytest.approx(peaks[1], rel=0.02)
+
+
+def test_data_of_another_is_stepped_and_not_trained(tmp_path: Path):
+    own = Run.resolve(**OPTIONS)
+    run = Run.resolve(**OPTIONS).build(own.loader)
+    assert run.step().step == 1
+    with pytest.raises(RuntimeError, match="on its own data"):
+        run.train()
+    with pytest.raises(ConfigError, match="give max_steps"):
+        Run.resolve(**{**OPTIONS, "max_steps": None}).build(own.loader)

@@ -73,7 +73,7 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
         "--stage sft",
         ["starts from trained weights: give --from_checkpoint", "none to start fresh"],
     ),
-    "a tokenizer's folder": ("--tokenizer largr", ["did you mean larger?", "train_tokenizer"]),
+    "a tokenizer's folder": ("--tokenizer largr", ["did you mean larger?", "minimind tokenizer"]),
     "a logger's key": ("--set wandb.enabled=true", ["--set ds_config.wandb.enabled=true"]),
     "no weights for LoRA": ("--stage lora --from_checkpoint none", ["so it cannot start fresh"]),
     "no weights for DPO": ("--stage dpo --from_checkpoint none", ["--set loss_type=simpo"]),

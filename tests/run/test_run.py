@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError
 from minimind.model.adapter_folder import load_model_folder
 from minimind.run import Run
+from minimind.runtime.ranks import free_port
 
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "seq_len": 64}
 OPTIONS: dict[str, Any] = {**SMALL, "max_steps": 4, "train_batch_size": 4, "eval_every": 2}
@@ -128,3 +132,29 @@ def test_data_of_another_is_stepped_and_not_trained(tmp_path: Path):
         run.train()
     with pytest.raises(ConfigError, match="give max_steps"):
         Run.resolve(**{**OPTIONS, "max_steps": None}).build(own.loader)
+
+
+def test_what_one_rank_alone_asked_before_does_not_disturb_the_others(tmp_path: Path):
+    """A program may well print what will run on its first rank alone."""
+    code = f"""
+from minimind.run import Run
+run = Run.resolve(**{OPTIONS}, output_dir={str(tmp_path / "run")!r})
+if run.ranks.is_main:
+    run.describe()
+assert run.train()
+"""
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    for rank in ranks:
+        _, said = rank.communicate(timeout=120)
+        assert rank.returncode == 0, said
+    assert [step for step, *_ in read_losses(tmp_path / "run")] == [1, 2, 3, 4]

@@ -294,11 +294,3 @@ def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) 
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if not parameter.requires_grad:
             state.pop(prefix + name, None)
-
-
-def broadcast(value: Any) -> Any:
-    """Rank 0's value on every rank; waits for it."""
-    box = [value]
-    if dist.get_world_size() > 1:
-        dist.broadcast_object_list(box)
-    return box[0]

@@ -17,6 +17,7 @@ from minimind.config.recipe import Recipe
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.events import Events, RunState
 from minimind.engine.interrupts import Interrupts
+from minimind.engine.pending import Pending
 from minimind.engine.routers import RouterWatch
 from minimind.engine.stage import InT, Loader, OutT, Stage
 from minimind.errors import TrainingError
@@ -26,24 +27,6 @@ from minimind.types import StepStats
 
 _ROWS_NAMED = 20
 """Documents named at most when a loss is not finite."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A step whose numbers are still on their way from the device."""
-
-    step: int
-    loader_step: int
-    learning_rate: float
-    numbers: Tensor
-    """On the host: count, tokens, stop; loss and metric sums; grad norm; the routers' numbers;
-    this rank's losses."""
-    arrived: torch.cuda.Event | None
-
-    def read(self) -> list[float]:
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return self.numbers.tolist()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +60,7 @@ class Loop(Generic[InT, OutT]):
     newest: StepStats | None = None
     """Says what the last step did whose numbers have come from the device."""
     _interrupts: Interrupts = field(default_factory=Interrupts)
-    _pending: deque[_Pending] = field(default_factory=deque)
+    _pending: deque[Pending] = field(default_factory=deque)
     _is_recorded: bool = True
     _interrupted: bool = False
     _clock: float = 0.0
@@ -200,12 +183,7 @@ class Loop(Generic[InT, OutT]):
         norm = engine.grad_norm.to(engine.device, torch.float64).reshape(1)
         sums = engine.sum_over_ranks(sums)
         numbers = torch.cat([counts, sums, norm, routed, torch.stack(losses).double()])
-        arrived = None
-        if engine.device.type == "cuda":
-            numbers = numbers.to("cpu", non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record()
-        self._pending.append(_Pending(self.state.step, loader_step, used, numbers, arrived))
+        self._pending.append(Pending.of(self.state.step, loader_step, used, numbers))
 
     def _read_pending(self, keep: int) -> None:
         """Takes in all steps but the last `keep`, which a GPU is still busy with."""
@@ -246,7 +224,7 @@ class Loop(Generic[InT, OutT]):
         self._is_recorded = True
 
     def _check_finite(
-        self, pending: _Pending, loss: float, grad_norm: float, losses: Sequence[float]
+        self, pending: Pending, loss: float, grad_norm: float, losses: Sequence[float]
     ) -> None:
         if math.isfinite(loss) and math.isfinite(grad_norm):
             return

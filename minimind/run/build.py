@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from minimind.data.loader import EvalLoader, parse_data_args
 from minimind.data.text_format import TEXT
@@ -17,7 +16,7 @@ from minimind.engine.checkpoint import (
     load_engine_state,
     needs_universal,
 )
-from minimind.engine.deepspeed_engine import DeepSpeedEngine, broadcast
+from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.events import Events, RunState
 from minimind.engine.loop import Loop
 from minimind.engine.metrics import MetricsLog, Monitor, SwanLabMonitor
@@ -25,30 +24,13 @@ from minimind.engine.progress import Progress
 from minimind.engine.routers import ROUTER_COLUMNS
 from minimind.engine.schedule import CosineSchedule
 from minimind.engine.stage import BuildContext, Loader, Stage, StageModels
-from minimind.errors import MiniMindError
 from minimind.inference.samples import choose_prompts, sample_texts
 from minimind.run.folder import write_run
 from minimind.run.inputs import load_start
 from minimind.run.resolve import ResolvedRun
 from minimind.runtime.ranks import Ranks
+from minimind.runtime.together import main_first
 from minimind.stages import STAGES
-
-ResultT = TypeVar("ResultT")
-
-
-def main_first(ranks: Ranks, work: Callable[[], ResultT]) -> ResultT | None:
-    """Gives what `work` gives on rank 0, for which the others wait; None on those. Where it is an
-    error of the user's, all ranks raise it: one that went on alone would fail in its next
-    collective."""
-    result, error = None, None
-    if ranks.is_main:
-        try:
-            result = work()
-        except MiniMindError as problem:
-            error = problem
-    if error := broadcast(error):
-        raise error
-    return result
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,31 +1,15 @@
-"""What a run says of itself: the banner, the versions in run.json, the memory it will take."""
+"""What a run says of itself: the banner, and the memory it will take."""
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
 
-import minimind
 from minimind.config.deepspeed_json import precision
 from minimind.config.deepspeed_schedulers import describe_scheduler
 from minimind.data.loader import PackedLoader
 from minimind.engine.activation_memory import Workload
 from minimind.engine.memory_prediction import MemoryPrediction, predict_memory
-
-if TYPE_CHECKING:
-    from minimind.run.resolve import ResolvedRun
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "minimind": minimind.__version__}
-    for package in ("torch", "triton", "deepspeed", "tokenizers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "none"
-    return found
+from minimind.run.resolve import ResolvedRun
 
 
 def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:

@@ -18,10 +18,10 @@ from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint, find_model_folder
 from minimind.errors import CheckpointError, ConfigError
 from minimind.model.adapter_folder import load_folder_config
-from minimind.run.describe import versions
 from minimind.run.flags import TrainArguments
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
+from minimind.runtime.versions import versions
 from minimind.stages import STAGES
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -10,7 +10,7 @@ from typing import Any, cast
 from minimind.data.loader import EvalLoader, PackedLoader
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint, find_latest, needs_universal
-from minimind.engine.deepspeed_engine import broadcast, start_ranks
+from minimind.engine.deepspeed_engine import start_ranks
 from minimind.engine.loop import Loop
 from minimind.engine.stage import Loader
 from minimind.errors import ConfigError
@@ -20,7 +20,6 @@ from minimind.run.build import (
     build_engine,
     build_loop,
     build_trained,
-    main_first,
 )
 from minimind.run.checks import check_run
 from minimind.run.describe import describe_run
@@ -32,6 +31,7 @@ from minimind.runtime.devices import Device, check_kernels, find_device, limit_t
 from minimind.runtime.memory import unfreeze_objects
 from minimind.runtime.ranks import Ranks, read_ranks
 from minimind.runtime.seeds import make_deterministic
+from minimind.runtime.together import broadcast, main_first
 from minimind.stages import STAGES
 from minimind.types import StepStats
 

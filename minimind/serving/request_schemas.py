@@ -107,7 +107,8 @@ class _GenerationFields(_Part):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    # 2^63 as OpenAI's description rounds it: JSON writes a bound that is no double as another one.
+    seed: int | None = Field(None, ge=-9_223_372_036_854_776_000, le=9_223_372_036_854_776_000)
     stop: NonEmpty | Annotated[list[NonEmpty], Field(max_length=16)] | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)

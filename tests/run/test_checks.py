@@ -59,6 +59,7 @@ def test_memory_that_nobody_looked_at_refuses_nothing():
 
 
 def test_ranks_on_cpus_share_the_machines(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)  # an earlier run's
     monkeypatch.setenv("LOCAL_SIZE", "2")
     run = resolve(CPU, 2, micro_batch_size=1)
     needed = predict_memory_of(run.resolved).peak_bytes

@@ -1,0 +1,20 @@
+"""What a run was made with."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import minimind
+
+
+def versions() -> dict[str, str]:
+    """Gives the versions of Python, of this package and of what decides a run's numbers; "none" for
+    a package that is not installed."""
+    found = {"python": platform.python_version(), "minimind": minimind.__version__}
+    for package in ("torch", "triton", "deepspeed", "tokenizers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "none"
+    return found

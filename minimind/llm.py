@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from minimind.config.spelling import did_you_mean
 from minimind.data.chat_encoding import Message
 from minimind.data.chat_format import BadChat, read_chat
 from minimind.data.text_format import surrogate_problem
@@ -109,6 +109,11 @@ class LLM:
     ) -> Generator[str, None, None]:
         """`chat` in pieces as they are made. Closing the iterator stops the generation; bad
         arguments raise here and not at the first piece."""
+        if isinstance(messages, Mapping) or not isinstance(messages, str | Sequence):
+            raise ConfigError(
+                f"the conversation is {messages!r}; it must be a text or a list of turns, such as "
+                '[{"role": "user", "content": "…"}]'
+            )
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         try:
             chat = read_chat(list(turns), "the conversation", needs_answer=False)
@@ -125,6 +130,8 @@ class LLM:
         """The continuation of each prompt as the beginning of a document, without the prompt; all
         of them are decoded together. `sampling` are fields of SamplingParams. Raises ConfigError
         before anything is generated."""
+        if not isinstance(prompts, str | Sequence):
+            raise ConfigError(f"prompts is {prompts!r}; it must be a text or a list of texts")
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         new_tokens = SamplingParams().max_new_tokens
         requests = []
@@ -225,12 +232,13 @@ def _read_sampling(given: Mapping[str, Any]) -> SamplingParams:
     """Raises ConfigError."""
     for name in given:
         if name not in SAMPLING:
-            alike = difflib.get_close_matches(name, SAMPLING, n=1)
-            hint = f" (did you mean {alike[0]}?)" if alike else ""
             raise ConfigError(
-                f"{name} is no sampling option{hint}; they are {', '.join(sorted(SAMPLING))}"
+                f"{name} is no sampling option{did_you_mean(name, SAMPLING)}; they are "
+                f"{', '.join(sorted(SAMPLING))}"
             )
     stop = given.get("stop", ())
+    if isinstance(stop, Sequence) and not all(isinstance(text, str) for text in stop):
+        raise ConfigError(f"stop is {stop!r}; it must be a text or a list of texts")
     try:
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         return SamplingParams(**{**given, "stop": stop})
@@ -246,8 +254,12 @@ def _choose_device(name: str | None, dtype: str | None) -> tuple[torch.device, t
         target = found.torch_device if name is None else torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device {name!r} is none: {str(error).splitlines()[0]}") from None
+    if target.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r}: models run on 'cpu' and 'cuda'")
     if target.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {name!r}: PyTorch finds no GPU here; use 'cpu'")
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {name!r}: there are {torch.cuda.device_count()} GPUs here")
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is not known; use {', '.join(DTYPES)}")
     check_kernels(dataclasses.replace(found, torch_device=target))

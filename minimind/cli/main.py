@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
 from minimind import __version__
+from minimind.config.spelling import did_you_mean
 
 VERBS = {
     "train": "trains a model with one of the stages, on any number of ranks",
@@ -49,9 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"minimind {__version__}")
         return 0
     if verb not in VERBS:
-        alike = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean {alike[0]}?" if alike else f"the verbs are {', '.join(VERBS)}"
-        print(f"error: there is no verb {verb!r}; {hint}", file=sys.stderr)
+        print(
+            f"error: there is no verb {verb!r}{did_you_mean(verb, VERBS)}; the verbs are "
+            f"{', '.join(VERBS)}",
+            file=sys.stderr,
+        )
         return 2
     # What argparse writes into its usage lines.
     sys.argv[0] = f"minimind {verb}"

@@ -35,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(run.describe())
         return 0
     except (MiniMindError, TrainingError) as error:
-        # Every rank meets the same bad input; one of them says so.
-        if read_ranks().is_main:
+        # Every rank meets the same bad input, or hears of another's. One of each machine says so:
+        # ranks that have not joined yet hear of nothing.
+        if read_ranks().local_rank == 0:
             logger.error("error: %s", error)
         return 2 if isinstance(error, MiniMindError) else 1
     except KeyboardInterrupt:

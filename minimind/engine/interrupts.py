@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
@@ -11,7 +12,8 @@ logger = logging.getLogger(__name__)
 
 
 class Interrupts:
-    """While entered, the first SIGINT or SIGTERM sets `requested`; a second one acts at once."""
+    """While entered, the first SIGINT or SIGTERM sets `requested`; a second one acts at once. In a
+    thread that is not the main one it changes nothing."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -19,6 +21,8 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         self.requested = False
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python gives signals to the main thread alone
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._request)
         return self

@@ -78,8 +78,11 @@ def announce(name: str, folder: Path) -> None:
 
 def _find_holders(path: Path) -> list[int]:
     """Gives the processes that have a file open, as far as /proc shows them."""
-    holders = []
-    status = path.stat()
+    holders: list[int] = []
+    try:
+        status = path.stat()
+    except FileNotFoundError:  # it was released between two looks
+        return [os.getpid()]
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             for entry in (process / "fd").iterdir():

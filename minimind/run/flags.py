@@ -87,7 +87,13 @@ def collect_train_arguments(
     """Reads what Python gives: the flags by name, any option of the recipe or field of the model,
     and under `set` a mapping of whatever else --set takes. Raises ConfigError."""
     given = {name: _as_text(value) for name, value in options.items() if value is not None}
-    settings = dict(given.pop("set", {}))
+    more_settings = given.pop("set", {})
+    if not isinstance(more_settings, Mapping) or not all(
+        isinstance(key, str) for key in more_settings
+    ):
+        raise ConfigError(f'set={more_settings!r}: must be a mapping, as {{"ds_config.KEY": 1}}')
+    settings: dict[str, Any] = dict(more_settings)
+    _check_kinds(given)
     if given.pop("dry_run", False):
         raise ConfigError("dry_run=True: Run.resolve(…) with check() and describe() is a dry run")
     stage = _choose_stage(given.get("stage"), given.get("resume", False), given.get("output_dir"))
@@ -106,6 +112,20 @@ def collect_train_arguments(
     more = {name: given.pop(name) for name in list(given) if name not in known}
     _check_names(more, stage, recipe_types, spell_keyword)
     return _sort_arguments(given, settings | more, stage, recipe_types, spell_keyword)
+
+
+def _check_kinds(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a keyword argument that is of no kind a flag could be."""
+    for name in RUN_FLAGS:
+        value = given.get(name, "")
+        lists = name in ("data", "val_data") and isinstance(value, list)
+        if not all(isinstance(part, str) for part in (value if lists else [value])):
+            kind = "a path or a list of paths" if name in ("data", "val_data") else "a string"
+            more = '; set={"ds_config.KEY": …} changes the JSON' if name == "ds_config" else ""
+            raise ConfigError(f"{name}={value!r}: must be {kind}{more}")
+    for name in ("resume", "dry_run"):
+        if not isinstance(given.get(name, False), bool):
+            raise ConfigError(f"{name}={given[name]!r}: must be True or False")
 
 
 def _as_text(value: Any) -> Any:
@@ -148,7 +168,7 @@ def _sort_arguments(
     recipe_types: Mapping[str, type[Recipe]],
     spell: Spelling,
 ) -> TrainArguments:
-    _check_names(settings, stage, recipe_types, spell_flag)
+    _check_names(settings, stage, recipe_types, spell)
     recipe: dict[str, Any] = {name: given[name] for name in FLAGS if name in given}
     model: dict[str, Any] = {}
     ds_config: dict[str, Any] = {}

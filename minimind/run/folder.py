@@ -58,15 +58,22 @@ def _choose_folder(run: ResolvedRun) -> Path:
 
 
 def write_run(folder: Path, run: ResolvedRun) -> None:
-    """All that was resolved. A kill leaves the earlier file, which --resume reads."""
+    """Writes down all that was resolved. A kill leaves the earlier file, which --resume reads.
+    Raises ConfigError where it cannot be written."""
     text = json.dumps(run.to_dict(), indent=2, ensure_ascii=False) + "\n"
     fresh = folder / f"{RUN_FILE}.new"
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(folder / RUN_FILE)
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(folder / RUN_FILE)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise ConfigError(
+            f"--output_dir {folder}: {RUN_FILE} cannot be written there: {error.strerror}"
+        ) from None
 
 
 def merge_earlier(arguments: TrainArguments) -> TrainArguments:
-    """What the run to go on with was started with, and over it what is given anew. Raises
+    """Gives what the run to go on with was started with, and over it what is given anew. Raises
     ConfigError without the folder of a run, CheckpointError where its run.json cannot be read."""
     folder = arguments.get("output_dir")
     if folder is None:

@@ -1,4 +1,4 @@
-"""The flags of launch/train.py, built once for all stages from the recipe's fields."""
+"""The flags of `minimind train`, built once for all stages from the recipe's fields."""
 
 from __future__ import annotations
 

@@ -100,6 +100,18 @@ class ResolvedRun:
         recipe = dataclasses.replace(self.recipe, micro_batch_size=rows)
         return dataclasses.replace(self, recipe=recipe, ds_config=self.ds_config | sizes)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Gives, by name, what every rank of the run must have alike."""
+        return {
+            "kind of device": self.device.kind,
+            "precision": precision(self.ds_config),
+            "stage": self.stage,
+            "model": self.config.to_dict(),
+            "recipe": dataclasses.asdict(self.recipe),
+            "DeepSpeed JSON": self.ds_config,
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """run.json."""
         return {

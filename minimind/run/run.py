@@ -10,7 +10,7 @@ from typing import Any, cast
 from minimind.data.loader import EvalLoader, PackedLoader
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint, find_latest, needs_universal
-from minimind.engine.deepspeed_engine import start_ranks
+from minimind.engine.deepspeed_engine import DeepSpeedEngine, start_ranks
 from minimind.engine.loop import Loop
 from minimind.engine.stage import Loader
 from minimind.errors import ConfigError
@@ -31,7 +31,7 @@ from minimind.runtime.devices import Device, check_kernels, find_device, limit_t
 from minimind.runtime.memory import unfreeze_objects
 from minimind.runtime.ranks import Ranks, read_ranks
 from minimind.runtime.seeds import make_deterministic
-from minimind.runtime.together import broadcast, main_first
+from minimind.runtime.together import all_do, broadcast, check_alike, main_first
 from minimind.stages import STAGES
 from minimind.types import StepStats
 
@@ -58,7 +58,9 @@ class Run:
         self._loaders: tuple[PackedLoader, EvalLoader | None] | None = None
         self._is_started = False
         self._has_own_data = True
+        self._is_closed = False
         self._trained: Trained | None = None
+        self._engine: DeepSpeedEngine | None = None
         self._loop: Loop[Any, Any] | None = None
         self._steps: Generator[list[Any], None, None] | None = None
         self._start: Checkpoint | None = None
@@ -92,7 +94,7 @@ class Run:
 
     @property
     def loop(self) -> Loop[Any, Any]:
-        """Gives THE loop, once it is built."""
+        """Gives the training loop, once it is built."""
         if self._loop is None:
             raise RuntimeError("the run is not built yet: build() comes first")
         return self._loop
@@ -119,9 +121,9 @@ class Run:
         def check() -> None:
             check_run(self.resolved, self.tokenizer, self.ranks, start)
 
-        # Ranks that joined learn of the first one's error from it.
         if self._is_started:
-            main_first(self.ranks, check)
+            check_alike(self.resolved.facts)
+            all_do(check)
         else:
             check()
         if start:
@@ -134,6 +136,7 @@ class Run:
         """Joins the ranks, reads the data and builds models, engine and loop; with --resume in the
         state of the newest checkpoint. `loader` is read instead of the run's own data, for
         `max_steps` steps that can only be taken one by one. All ranks call it."""
+        self._check_open()
         if self._loop is not None:
             return self
         self._start_ranks()
@@ -147,11 +150,11 @@ class Run:
         if start := self._find_start():
             check_same_run(start, self.resolved, own.fingerprint)
         self._trained = build_trained(self.resolved, self.tokenizer, own, eval_data, start)
-        engine = build_engine(self.resolved, self.ranks, self._trained, start)
+        self._engine = build_engine(self.resolved, self.ranks, self._trained, start)
         self._loop = build_loop(
             self.resolved,
             self._trained.stage,
-            engine,
+            self._engine,
             own,
             eval_data,
             total_steps=total_steps,
@@ -170,6 +173,7 @@ class Run:
 
     def step_ahead(self) -> None:
         """Takes the next step as `step` does, and like `train` does not wait for its numbers."""
+        self._check_open()
         loop = self.loop
         if self.folder is not None:
             raise RuntimeError("the run was trained already: resolve another")
@@ -184,6 +188,7 @@ class Run:
     def train(self) -> bool:
         """Trains to the end and records it in the run's folder. True when done, False when
         interrupted, with a checkpoint saved. All ranks call it, once."""
+        self._check_open()
         if self.folder is not None or self._steps is not None or not self._has_own_data:
             raise RuntimeError("a run is trained once, on its own data: resolve another")
         self._start_ranks()
@@ -201,10 +206,15 @@ class Run:
         else can be asked of the run then. A process that ends after it need not call it."""
         if self._steps is not None:
             self._steps.close()
-        if self._loop is not None:
-            self._loop.engine.close()
+        if self._engine is not None:
+            self._engine.close()
             unfreeze_objects()
-        self._loop = self._trained = self._steps = self._loaders = None
+        self._is_closed = True
+        self._engine = self._loop = self._trained = self._steps = self._loaders = None
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("the run is closed: resolve another")
 
     def _train(self, folder: Path) -> bool:
         loop = self.build().loop
@@ -259,7 +269,9 @@ class Run:
         """Has rank 0 fill the token caches, which the others then map. All ranks call it, whatever
         each of them has loaded before."""
         main_first(self.ranks, self._load)
-        return self._load()
+        loaders = all_do(self._load)
+        check_alike({"training data": loaders[0].fingerprint})
+        return loaders
 
 
 def parse_arguments(argv: Sequence[str] | None) -> TrainArguments:

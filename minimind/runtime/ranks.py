@@ -66,7 +66,7 @@ def check_port(ranks: Ranks) -> None:
             raise ConfigError(
                 f"port {port}, where the ranks of this run would meet, cannot be listened at "
                 f"({error.strerror}): another run has it. Give the launcher another one, before "
-                f"the script: deepspeed --master_port {free_port()} launch/train.py ..."
+                f"its other arguments: deepspeed --master_port {free_port()} ..."
             ) from None
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
-from minimind.errors import MiniMindError
+from minimind.errors import ConfigError, MiniMindError
 from minimind.runtime.ranks import Ranks
 
 ResultT = TypeVar("ResultT")
@@ -19,6 +19,49 @@ def broadcast(value: Any) -> Any:
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(box)
     return box[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """Gives every rank's value, in the order of the ranks; waits for all."""
+    found: list[Any] = [None] * dist.get_world_size()
+    if len(found) == 1:
+        return [value]
+    dist.all_gather_object(found, value)
+    return found
+
+
+def all_do(work: Callable[[], ResultT]) -> ResultT:
+    """Does the same work on every rank. Where it is an error of the user's on any of them, as where
+    a machine lacks a file that the others have, all raise it and say which rank's it is."""
+    result, error = None, None
+    try:
+        result = work()
+    except MiniMindError as problem:
+        error = problem
+    errors = gather(error)
+    for rank, found in enumerate(errors):
+        if found is not None:
+            same = all(str(other) == str(found) for other in errors)
+            raise found if same else type(found)(f"rank {rank}: {found}")
+    return cast(ResultT, result)
+
+
+def check_alike(facts: Mapping[str, Any]) -> None:
+    """Raises ConfigError on all ranks where one of them has another fact than the first, which
+    would end in a collective that does not match."""
+    by_rank = gather(dict(facts))
+    for rank, theirs in enumerate(by_rank):
+        for name, value in by_rank[0].items():
+            if theirs[name] != value:
+                raise ConfigError(
+                    f"rank {rank} has another {name} than rank 0 ({_short(theirs[name])} and "
+                    f"{_short(value)}): start all ranks with the same flags, files and environment"
+                )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def main_first(ranks: Ranks, work: Callable[[], ResultT]) -> ResultT | None:

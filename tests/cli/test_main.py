@@ -81,7 +81,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("verb", "message"),
     [
-        ("serv", "there is no verb 'serv'; did you mean serve?"),
+        ("serv", "there is no verb 'serv' (did you mean serve?)"),
         ("tokeniser", "did you mean tokenizer?"),
         ("xyz", "the verbs are train, chat,"),
         ("--stage", "there is no verb '--stage'"),

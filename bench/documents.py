@@ -1,5 +1,5 @@
-"""What the rows of a benchmark read: the same documents, cut at one length, padded or packed; or
-the first steps of a run's own data."""
+"""Gives the rows of a benchmark their data: the same documents, cut at one length, padded or
+packed; or the first steps of a run's own data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from minimind.data.collate import collate
 from minimind.data.loader import PackedLoader
 from minimind.data.packing import build_row, plan_packing
-from minimind.data.prefetch import prefetched
+from minimind.data.prefetch import read_steps
 from minimind.data.token_cache import TokenCache
 from minimind.errors import DataError
 from minimind.types import IGNORE_INDEX, Batch, PackedRow
@@ -46,13 +46,7 @@ class Steps(Protocol):
 def read_ahead(steps: Steps, numbers: Iterable[int], pin: bool = False) -> Iterator[list[Any]]:
     """Yields each step's micro-batches as the loader of a training run does: built up to two steps
     ahead of their use, in a background thread."""
-
-    def build() -> Iterator[list[Any]]:
-        for number in numbers:
-            batches = steps.step(number).batches
-            yield [batch.pin_memory() for batch in batches] if pin else batches
-
-    return prefetched(build(), ahead=2)
+    return read_steps(lambda number: steps.step(number).batches, numbers, pin)
 
 
 def packed_step(batches: list[PackedBatchT]) -> StepData[PackedBatchT]:
@@ -125,7 +119,7 @@ class PaddedSteps:
         return self._sample[first : first + self._per_step]
 
     def num_tokens(self, index: int) -> int:
-        """Of step `index`, without padding."""
+        """Counts the tokens of step `index` without padding."""
         return sum(map(len, self.ids(index)))
 
     def step(self, index: int) -> StepData[tuple[torch.Tensor, torch.Tensor]]:
@@ -179,7 +173,7 @@ class PackedSteps:
         return [f"document {number}" for number in np.concatenate(parts).tolist()]
 
     def num_tokens(self, index: int) -> int:
-        """Of step `index`, without padding."""
+        """Counts the tokens of step `index` without padding."""
         lengths = [self._plan.piece_len[self._part(row)].sum() for row in self._rows(index)]
         return int(sum(lengths))
 
@@ -189,7 +183,7 @@ class PackedSteps:
         return packed_step([collate(rows[at : at + size]) for at in range(0, len(rows), size)])
 
     def _rows(self, index: int) -> list[int]:
-        """Of step `index`."""
+        """Lists the rows of step `index`, by their numbers in the plan."""
         return [self._row(index * self._per_step + place) for place in range(self._per_step)]
 
     def _row(self, place: int) -> int:
@@ -201,7 +195,7 @@ class PackedSteps:
         return np.random.default_rng([seed, 2, epoch]).permutation(self._plan.num_rows)
 
     def _part(self, row: int) -> slice:
-        """Where the plan holds the row's pieces."""
+        """Says where the plan holds a row's pieces."""
         return slice(int(self._plan.row_offsets[row]), int(self._plan.row_offsets[row + 1]))
 
     def _build(self, row: int) -> PackedRow:

@@ -113,7 +113,7 @@ def measure(
 
 
 def resolve(split: Split, model: str, seq_len: int, device: Device, ranks: Ranks) -> Run:
-    """As launch/train.py resolves it: one step, with SGD for its optimizer. Raises ConfigError."""
+    """Resolves a run of one step, with SGD for its optimizer. Raises ConfigError."""
     settings: dict[str, object] = {
         **MODELS[split.model],
         "train_batch_size": ROWS,
@@ -174,7 +174,8 @@ class OneStep:
 
 
 def _step_gradient(run: Run, micro_batches: Sequence[Batch]) -> Mapping[str, Tensor]:
-    """Of the run's one step, by its change of the weights; empty on all ranks but the first."""
+    """Gives the gradient of the run's one step, read off its change of the weights; empty on all
+    ranks but the first."""
     mine = list(micro_batches[run.ranks.rank :: run.ranks.world_size])
     engine = run.build(OneStep(mine)).loop.engine
     before = engine.full_weights()

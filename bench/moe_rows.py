@@ -31,7 +31,7 @@ class MoESpec:
 
     row: str
     run: ResolvedRun
-    """Of a model with experts; what the row `dense` makes of it is its own matter."""
+    """Trains a model with experts, of which the row `dense` makes one without."""
     documents: Documents
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+BatchT = TypeVar("BatchT", bound="Batch")
 
 IGNORE_INDEX = -100
 """The label of a position that is no target (PyTorch's and Hugging Face's value)."""
@@ -106,6 +108,10 @@ class Batch:
     def to(self, device: torch.device) -> Self:
         """The same batch on `device`; asynchronous from pinned memory."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def extend(self, kind: type[BatchT], **more: Any) -> BatchT:
+        """The same batch as a `kind` that holds `more` beside it."""
+        return kind(**{f.name: getattr(self, f.name) for f in fields(self)}, **more)
 
     def pin_memory(self) -> Self:
         return self._map(torch.Tensor.pin_memory)

@@ -75,6 +75,11 @@ def read_losses(run: Path) -> list[tuple[int, float, str]]:
         ]
 
 
+def read_column(run: Path, name: str) -> list[float]:
+    with open(run / "metrics.csv", encoding="utf-8") as file:
+        return [float(row[name]) for row in csv.DictReader(file)]
+
+
 WITHOUT_CLIPPING = ("--set", "gradient_clipping=0")
 """Flags of runs that are compared to the bit over ZeRO stages or ranks. Two micro-batches a step,
 whose sum has no order, are added in fp32 in either precision; the norm that clipping divides by is

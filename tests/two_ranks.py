@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from training_runs import WITHOUT_CLIPPING, Train, assert_same_run
+
 from minimind.runtime.ranks import free_port
 
 _RANKS = 2
@@ -72,6 +74,21 @@ class RankPair:
             threading.Thread(target=_read, args=(process, answers), daemon=True).start()
             self._processes.append(process)
             self._answers.append(answers)
+
+
+def check_other_files_and_two_ranks(
+    train: Train, train_on_two: TrainOnTwo, flags: list[str], tmp_path: Path
+) -> None:
+    """Each takes the steps of tmp_path/run."""
+    flags = [*flags, *WITHOUT_CLIPPING]
+    assert train(*flags) == 0
+    for name in ("zero0", "zero1", "zero3"):
+        other = tmp_path / name
+        assert train(*flags, "--ds_config", f"{name}.json", "--output_dir", str(other)) == 0
+        assert_same_run(tmp_path / "run", other)
+    done = train_on_two(*flags, "--output_dir", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "run", tmp_path / "two")
 
 
 def _read(process: subprocess.Popen[str], answers: queue.Queue[str]) -> None:

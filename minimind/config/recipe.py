@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_args, get_type_hints
 
@@ -138,6 +138,15 @@ class Recipe:
                 raise ConfigError(f"{name} holds {bad[0]}; a factor must be at least 0")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas is {self.betas}; it must be two numbers from 0 to below 1")
+
+
+def check_one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises ConfigError for an option's value that is none of its choices."""
+    if value not in choices:
+        raise ConfigError(
+            f"{name} is {value!r}{did_you_mean(value, choices)}; it must be one of "
+            f"{', '.join(choices)}"
+        )
 
 
 def check_patterns(name: str, patterns: Iterable[str]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from minimind.data.chat_encoding import Chat, ChatEncoder, Message, Span
 from minimind.data.collate import collate
@@ -15,6 +15,8 @@ from minimind.data.text_format import string_problem, surrogate_problem
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
 from minimind.types import Row, Sample
+
+SampleT = TypeVar("SampleT")
 
 ROLES = ("system", "user", "assistant", "tool")
 SYSTEM_PROMPTS = (
@@ -48,22 +50,41 @@ def chat_samples(
     `empty_think_ratio` the share of empty thinking blocks that stay. What happens to a row follows
     from `seed` and its line alone.
     """
+
+    def read(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
+        if "conversations" not in row.data:
+            example = '{"conversations": [{"role": "user", "content": "…"}, …]}'
+            raise BadChat(missing_key(row, "conversations", example))
+        chat = read_chat(row.data["conversations"], '"conversations"')
+        dice = random.Random(f"{seed} {row.line}")
+        chat = _with_system_prompt(chat, dice, system_prompt_ratio)
+        spans = chat_spans(encoder, chat)
+        return [_without_empty_thinking(spans, dice, empty_think_ratio)]
+
+    return encode_rows(rows, tokenizer, read, lambda row, documents: documents[0])
+
+
+def encode_rows(
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    read: Callable[[Row, ChatEncoder], list[list[Span]]],
+    build: Callable[[Row, list[Sample]], SampleT],
+) -> list[SampleT | BadRow]:
+    """Encodes the conversations that `read` finds in each row, all of them together, and gives what
+    `build` makes of a row's; a BadRow where `read` raises BadChat."""
     encoder = ChatEncoder(tokenizer)
-    found: list[list[Span] | BadRow] = []
+    found: list[list[list[Span]] | BadRow] = []
     for row in rows:
         try:
-            if "conversations" not in row.data:
-                example = '{"conversations": [{"role": "user", "content": "…"}, …]}'
-                raise BadChat(missing_key(row, "conversations", example))
-            chat = read_chat(row.data["conversations"], '"conversations"')
-            dice = random.Random(f"{seed} {row.line}")
-            chat = _with_system_prompt(chat, dice, system_prompt_ratio)
-            spans = chat_spans(encoder, chat)
-            found.append(_without_empty_thinking(spans, dice, empty_think_ratio))
+            found.append(read(row, encoder))
         except BadChat as problem:
             found.append(BadRow(row.path, row.line, str(problem)))
-    encoded = iter(encoder.encode([spans for spans in found if isinstance(spans, list)]))
-    return [next(encoded) if isinstance(spans, list) else spans for spans in found]
+    good = [spans for chats in found if isinstance(chats, list) for spans in chats]
+    encoded = iter(encoder.encode(good))
+    return [
+        build(row, [next(encoded) for _ in chats]) if isinstance(chats, list) else chats
+        for row, chats in zip(rows, found, strict=True)
+    ]
 
 
 def chat_spans(encoder: ChatEncoder, chat: Chat) -> list[Span]:

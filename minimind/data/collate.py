@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -53,8 +52,8 @@ def collate_units(
         *unit_ids_BU.shape, size
     )
     unit_ids_BU[(targets_BUK == 0).any(-1)] = -1
-    return UnitBatch(
-        **{field.name: getattr(batch, field.name) for field in fields(batch)},
+    return batch.extend(
+        UnitBatch,
         documents_per_unit=size,
         doc_M=torch.from_numpy(doc_BT.reshape(-1)),
         unit_ids_P=torch.from_numpy(unit_ids_BU.reshape(-1)),

@@ -16,7 +16,7 @@ import numpy as np
 from minimind.data.batching import PackedRows
 from minimind.data.collate import collate
 from minimind.data.mixture import WeightedSource, parse_data_args
-from minimind.data.prefetch import prefetched
+from minimind.data.prefetch import read_steps
 from minimind.errors import ConfigError
 from minimind.types import Batch
 
@@ -127,13 +127,7 @@ class PackedLoader:
     ) -> Iterator[list[Batch]]:
         """`batches` of each step, built `ahead` of their use in one background thread and, with
         `pin`, in page-locked memory. Closing the iterator ends the thread."""
-
-        def build() -> Iterator[list[Batch]]:
-            for step in range(from_step, to_step):
-                batches = self.batches(step)
-                yield [batch.pin_memory() for batch in batches] if pin else batches
-
-        return prefetched(build(), ahead)
+        return read_steps(self.batches, range(from_step, to_step), pin, ahead)
 
     def _micro_batches(self, step: int) -> list[list[int]]:
         rows = self._step_rows(step)

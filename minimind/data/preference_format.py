@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from minimind.data.chat_encoding import ChatEncoder, Span
-from minimind.data.chat_format import BadChat, chat_spans, read_chat
+from minimind.data.chat_format import BadChat, chat_spans, encode_rows, read_chat
 from minimind.data.collate import collate_units
 from minimind.data.formats import Format
 from minimind.data.jsonl import BadRow, missing_key
@@ -18,24 +18,15 @@ _SIDES = ("chosen", "rejected")
 
 def preference_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[PairSample | BadRow]:
     """`{"chosen": [turns], "rejected": [turns]}`, each side as the chat format has it."""
-    encoder = ChatEncoder(tokenizer)
-    found: list[list[list[Span]] | BadRow] = []
-    for row in rows:
-        try:
-            found.append(_read_sides(encoder, row))
-        except BadChat as problem:
-            found.append(BadRow(row.path, row.line, str(problem)))
-    good = [side for sides in found if not isinstance(sides, BadRow) for side in sides]
-    encoded = iter(encoder.encode(good))
-    return [
-        sides
-        if isinstance(sides, BadRow)
-        else PairSample(chosen=next(encoded), rejected=next(encoded))
-        for sides in found
-    ]
+    return encode_rows(
+        rows,
+        tokenizer,
+        _read_sides,
+        lambda row, sides: PairSample(chosen=sides[0], rejected=sides[1]),
+    )
 
 
-def _read_sides(encoder: ChatEncoder, row: Row) -> list[list[Span]]:
+def _read_sides(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
     for side in _SIDES:
         if side not in row.data:
             raise BadChat(missing_key(row, side, '{"chosen": [turns], "rejected": [turns]}'))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
+
+from minimind.types import BatchT
 
 ItemT = TypeVar("ItemT")
 _POLL_S = 0.1
@@ -47,6 +49,20 @@ def prefetched(items: Iterator[ItemT], ahead: int) -> Iterator[ItemT]:
     finally:
         stopped.set()
         thread.join()
+
+
+def read_steps(
+    batches_of: Callable[[int], list[BatchT]], steps: Iterable[int], pin: bool, ahead: int = 2
+) -> Iterator[list[BatchT]]:
+    """Yields the micro-batches of each step, built `ahead` of their use and, with `pin`, in
+    page-locked memory. Closing the iterator ends the thread."""
+
+    def build() -> Iterator[list[BatchT]]:
+        for step in steps:
+            batches = batches_of(step)
+            yield [batch.pin_memory() for batch in batches] if pin else batches
+
+    return prefetched(build(), ahead)
 
 
 class _Failure:

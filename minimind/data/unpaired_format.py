@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from minimind.data.chat_encoding import ChatEncoder, Span
-from minimind.data.chat_format import BadChat, chat_spans, read_chat
+from minimind.data.chat_format import BadChat, chat_spans, encode_rows, read_chat
 from minimind.data.collate import collate_units
 from minimind.data.formats import Format
 from minimind.data.jsonl import BadRow, json_type, missing_key
@@ -37,23 +37,15 @@ class UnpairedBatch(UnitBatch):
 def unpaired_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Sample | BadRow]:
     """Reads `{"conversations": [turns], "label": true or false}`. The label is about the last
     assistant turn, which alone is a target."""
-    encoder = ChatEncoder(tokenizer)
-    found: list[list[Span] | BadRow] = []
-    for row in rows:
-        try:
-            found.append(_read_answer(encoder, row))
-        except BadChat as problem:
-            found.append(BadRow(row.path, row.line, str(problem)))
-    encoded = iter(encoder.encode([spans for spans in found if isinstance(spans, list)]))
-    return [
-        replace(next(encoded), meta={"label": row.data["label"]})
-        if isinstance(spans, list)
-        else spans
-        for row, spans in zip(rows, found, strict=True)
-    ]
+    return encode_rows(
+        rows,
+        tokenizer,
+        _read_answer,
+        lambda row, answers: replace(answers[0], meta={"label": row.data["label"]}),
+    )
 
 
-def _read_answer(encoder: ChatEncoder, row: Row) -> list[Span]:
+def _read_answer(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
     for key in ("conversations", "label"):
         if key not in row.data:
             raise BadChat(missing_key(row, key, _EXAMPLE))
@@ -68,7 +60,7 @@ def _read_answer(encoder: ChatEncoder, row: Row) -> list[Span]:
         )
     spans = chat_spans(encoder, chat)
     last = max(place for place, (_, is_target) in enumerate(spans) if is_target)
-    return [(text, place == last) for place, (text, _) in enumerate(spans)]
+    return [[(text, place == last) for place, (text, _) in enumerate(spans)]]
 
 
 def collate_unpaired(rows: Sequence[PackedRow], units_per_row: int) -> UnpairedBatch:
@@ -76,8 +68,7 @@ def collate_unpaired(rows: Sequence[PackedRow], units_per_row: int) -> UnpairedB
     answers only change places, so that it holds as many tokens."""
     batch = collate_units(rows, units_per_row)
     mismatched = collate_units([_mismatch(row) for row in rows], units_per_row)
-    own = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return UnpairedBatch(**own, mismatched=mismatched)
+    return batch.extend(UnpairedBatch, mismatched=mismatched)
 
 
 def _mismatch(row: PackedRow) -> PackedRow:
@@ -93,11 +84,7 @@ def _mismatch(row: PackedRow) -> PackedRow:
             at = int(is_target.argmax())
             answered.append((number, ids[:at], ids[at:], is_target[at:]))
     texts = [answer.tobytes() for _, _, answer, _ in answered]
-    count = len(answered)
-    num_others = [
-        sum(texts[place] != texts[place - by] for place in range(count)) for by in range(count)
-    ]
-    by = int(np.argmax(num_others)) if count else 0
+    by = _best_shift(texts)
     for place, (number, prompt, _, _) in enumerate(answered):
         _, _, answer, is_answer = answered[place - by]
         nothing = np.zeros(len(prompt), dtype=bool)
@@ -108,6 +95,18 @@ def _mismatch(row: PackedRow) -> PackedRow:
         )
     pad_id = int(row.ids_T[-1])  # where there is no padding it is not asked for
     return build_row(documents, len(row.ids_T), pad_id, row.units_U.tolist())
+
+
+def _best_shift(texts: Sequence[bytes]) -> int:
+    """Gives the least shift that puts another text in most places: 1, unless texts repeat."""
+    best, most = 0, 0
+    for by in range(1, len(texts)):
+        others = sum(text != texts[place - by] for place, text in enumerate(texts))
+        if others > most:
+            best, most = by, others
+        if most == len(texts):
+            break
+    return best
 
 
 UNPAIRED = Format(

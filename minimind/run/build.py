@@ -23,10 +23,10 @@ from minimind.engine.metrics import MetricsLog, Monitor, SwanLabMonitor
 from minimind.engine.progress import Progress
 from minimind.engine.routers import ROUTER_COLUMNS
 from minimind.engine.schedule import CosineSchedule
-from minimind.engine.stage import BuildContext, Loader, Stage, StageModels
+from minimind.engine.stage import Loader, Stage, StageModels
 from minimind.inference.samples import choose_prompts, sample_texts
 from minimind.run.folder import write_run
-from minimind.run.inputs import load_start
+from minimind.run.inputs import build_context, load_start
 from minimind.run.resolve import ResolvedRun
 from minimind.runtime.ranks import Ranks
 from minimind.runtime.together import main_first
@@ -52,14 +52,11 @@ def build_trained(
     them. A stage that compares with a reference asks for the tokenizer and the data."""
     stage = STAGES[run.stage](run.recipe)
     models = stage.build_models(
-        BuildContext(
-            config=run.config,
+        build_context(
+            run,
+            tokenizer,
+            start,
             weights=None if start else load_start(run),
-            weights_folder=run.weights_folder,
-            checkpoint=start.folder if start else None,
-            device=run.device.torch_device,
-            dtype=run.dtype,
-            tokenizer=tokenizer,
             loader=loader,
             eval_data=eval_data,
         )

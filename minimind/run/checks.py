@@ -11,10 +11,10 @@ from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint
 from minimind.engine.deepspeed_engine import check_ds_config
 from minimind.engine.parameter_groups import parameter_groups
-from minimind.engine.stage import BuildContext
 from minimind.errors import ConfigError
 from minimind.run.describe import predict_memory_of
 from minimind.run.folder import check_folder
+from minimind.run.inputs import build_context
 from minimind.run.resolve import ResolvedRun
 from minimind.runtime.ranks import Ranks
 from minimind.stages import STAGES
@@ -31,14 +31,7 @@ def check_run(
     check_folder(run)
     check_packages(run)
     stage = STAGES[run.stage](run.recipe)
-    stage.check(
-        BuildContext(
-            config=run.config,
-            weights_folder=run.weights_folder,
-            checkpoint=start.folder if start else None,
-            tokenizer=tokenizer,
-        )
-    )
+    stage.check(build_context(run, tokenizer, start))
     parameter_groups(stage.outline(run.config), run.recipe)
     check_memory(run, ranks)
     check_ds_config(run.ds_config, run.device)

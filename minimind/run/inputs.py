@@ -11,6 +11,8 @@ from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource, parse
 from minimind.data.sample_files import sample_data_path
 from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
+from minimind.engine.checkpoint import Checkpoint
+from minimind.engine.stage import BuildContext
 from minimind.model.adapter_folder import load_model_folder
 from minimind.run.resolve import ResolvedRun
 from minimind.runtime.ranks import Ranks
@@ -59,6 +61,25 @@ def build_loaders(
         return loader, None
     shared |= {"max_rows": run.recipe.eval_rows, "first_unit": loader.num_units}
     return loader, EvalLoader(sources(val_data), **shared)
+
+
+def build_context(
+    run: ResolvedRun,
+    tokenizer: Tokenizer | None,
+    start: Checkpoint | None = None,
+    **more: Any,
+) -> BuildContext:
+    """Gives what a stage may look at of a run that goes on from `start`; `more` is what only
+    building needs: weights and data."""
+    return BuildContext(
+        config=run.config,
+        weights_folder=run.weights_folder,
+        checkpoint=start.folder if start else None,
+        device=run.device.torch_device,
+        dtype=run.dtype,
+        tokenizer=tokenizer,
+        **more,
+    )
 
 
 def load_start(run: ResolvedRun) -> dict[str, Tensor] | None:

@@ -149,18 +149,25 @@ class Run:
             own, eval_data, self._has_own_data = loader, None, False
         if start := self._find_start():
             check_same_run(start, self.resolved, own.fingerprint)
-        self._trained = build_trained(self.resolved, self.tokenizer, own, eval_data, start)
+        self._build(own, eval_data, total_steps)
+        return self
+
+    def _build(
+        self, loader: Loader[Any], eval_data: EvalLoader | None, total_steps: int
+    ) -> Loop[Any, Any]:
+        start = self._find_start()
+        self._trained = build_trained(self.resolved, self.tokenizer, loader, eval_data, start)
         self._engine = build_engine(self.resolved, self.ranks, self._trained, start)
         self._loop = build_loop(
             self.resolved,
             self._trained.stage,
             self._engine,
-            own,
+            loader,
             eval_data,
             total_steps=total_steps,
             start=start,
         )
-        return self
+        return self._loop
 
     def step(self) -> StepStats:
         """Takes the next optimizer step as `train` takes it (or the several that the stage prepares
@@ -193,11 +200,12 @@ class Run:
             raise RuntimeError("a run is trained once, on its own data: resolve another")
         self._start_ranks()
         self.check()
-        self._load_together()
+        loader, eval_data = self._load_together()
         folder = broadcast(main_first(self.ranks, self._make_folder))
         self.folder = folder
         logger.info("%s", self.describe())
-        finished = self._train(folder)
+        loop = self._loop or self._build(loader, eval_data, self.total_steps)
+        finished = self._train(loop, folder)
         broadcast(None)  # no rank leaves before the first has written all
         return finished
 
@@ -216,8 +224,7 @@ class Run:
         if self._is_closed:
             raise RuntimeError("the run is closed: resolve another")
 
-    def _train(self, folder: Path) -> bool:
-        loop = self.build().loop
+    def _train(self, loop: Loop[Any, Any], folder: Path) -> bool:
         assert self._trained is not None
         if self._start:
             logger.info("resumed    from step %d of %s", loop.state.step, self._start.folder)

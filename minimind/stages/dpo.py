@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from minimind.config.recipe import Recipe, option
-from minimind.config.spelling import did_you_mean
+from minimind.config.recipe import Recipe, check_one_of, option
 from minimind.data.formats import Format
 from minimind.data.preference_format import PREFERENCE
 from minimind.data.sample_files import PREFERENCE_DATA, SampleData
@@ -44,11 +43,7 @@ class DPORecipe(Recipe):
 
     def check(self) -> None:
         super().check()
-        if self.loss_type not in LOSS_TYPES:
-            raise ConfigError(
-                f"loss_type is {self.loss_type!r}{did_you_mean(self.loss_type, LOSS_TYPES)}; it "
-                f"must be one of {', '.join(LOSS_TYPES)}"
-            )
+        check_one_of("loss_type", self.loss_type, LOSS_TYPES)
         if not 0 < self.beta < float("inf"):
             raise ConfigError(f"beta is {self.beta}; it must be above 0")
         if not 0 <= self.label_smoothing < 0.5:

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from minimind.config.recipe import Recipe, option
-from minimind.config.spelling import did_you_mean
+from minimind.config.recipe import Recipe, check_one_of, option
 from minimind.data.formats import Format
 from minimind.data.sample_files import SampleData
 from minimind.data.unpaired_format import UNPAIRED, UNPAIRED_DATA, UnpairedBatch
@@ -49,11 +48,7 @@ class KTORecipe(Recipe):
 
     def check(self) -> None:
         super().check()
-        if self.loss_type not in LOSS_TYPES:
-            raise ConfigError(
-                f"loss_type is {self.loss_type!r}{did_you_mean(self.loss_type, LOSS_TYPES)}; it "
-                f"must be one of {', '.join(LOSS_TYPES)}"
-            )
+        check_one_of("loss_type", self.loss_type, LOSS_TYPES)
         if not 0 < self.beta < float("inf"):
             raise ConfigError(f"beta is {self.beta}; it must be above 0")
         for name in ("desirable_weight", "undesirable_weight"):
@@ -195,8 +190,8 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
 def _with_baseline(batch: UnpairedBatch, sums: Tensor) -> KTOBatch:
     """Puts z beside a batch. `sums`: KTO._sum_drift of all that is counted together."""
     ratio, num_mismatched, num_good, num_answers = sums.unbind()
-    return KTOBatch(
-        **{field.name: getattr(batch, field.name) for field in fields(batch)},
+    return batch.extend(
+        KTOBatch,
         kl=(ratio / num_mismatched.clamp(min=1)).clamp(min=0).float(),
         good_share=(num_good / num_answers.clamp(min=1)).float(),
     )

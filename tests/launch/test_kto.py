@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
 import pytest
-from training_runs import WITHOUT_CLIPPING, Train, assert_same_run, read_losses
-from two_ranks import TrainOnTwo
+from training_runs import Train, read_column, read_losses
+from two_ranks import TrainOnTwo, check_other_files_and_two_ranks
 
 
 @pytest.fixture
@@ -38,11 +37,6 @@ def kto_flags(
     ]
 
 
-def read_column(run: Path, name: str) -> list[float]:
-    with open(run / "metrics.csv", encoding="utf-8") as file:
-        return [float(row[name]) for row in csv.DictReader(file)]
-
-
 @pytest.mark.usefixtures("precision")
 def test_labels_are_learnt_from_one_half_on(train: Train, kto_flags: list[str], tmp_path: Path):
     assert train(*kto_flags, "--max_steps", "24", "--learning_rate", "3e-3") == 0
@@ -61,12 +55,4 @@ def test_labels_are_learnt_from_one_half_on(train: Train, kto_flags: list[str], 
 def test_other_files_and_two_ranks_judge_alike(
     train: Train, train_on_two: TrainOnTwo, kto_flags: list[str], tmp_path: Path
 ):
-    flags = [*kto_flags, *WITHOUT_CLIPPING]
-    assert train(*flags) == 0
-    for name in ("zero0", "zero3"):
-        other = tmp_path / name
-        assert train(*flags, "--ds_config", f"{name}.json", "--output_dir", str(other)) == 0
-        assert_same_run(tmp_path / "run", other)
-    done = train_on_two(*flags, "--output_dir", str(tmp_path / "two"))
-    assert done.returncode == 0, done.stderr
-    assert_same_run(tmp_path / "run", tmp_path / "two")
+    check_other_files_and_two_ranks(train, train_on_two, kto_flags, tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import shutil
@@ -16,13 +15,13 @@ from stage_options import REQUIRED_OPTIONS
 from training_runs import (
     KILL_AFTER,
     KILLED,
-    WITHOUT_CLIPPING,
     Train,
     assert_same_run,
+    read_column,
     read_losses,
     train_in_a_process,
 )
-from two_ranks import TrainOnTwo
+from two_ranks import TrainOnTwo, check_other_files_and_two_ranks
 
 from minimind.config.model import load_model_config
 from minimind.data.sample_text import load_sample_tokenizer
@@ -111,21 +110,6 @@ def test_speed_counts_tokens_and_not_targets(
     assert read_column(tmp_path / "run", "tokens")[-1] == seen["tokens"] > 1.2 * seen["targets"]
 
 
-def check_other_files_and_two_ranks(
-    train: Train, train_on_two: TrainOnTwo, flags: list[str], tmp_path: Path
-) -> None:
-    """Each takes the steps of tmp_path/run."""
-    flags = [*flags, *WITHOUT_CLIPPING]
-    assert train(*flags) == 0
-    for name in ("zero0", "zero1", "zero3"):
-        other = tmp_path / name
-        assert train(*flags, "--ds_config", f"{name}.json", "--output_dir", str(other)) == 0
-        assert_same_run(tmp_path / "run", other)
-    done = train_on_two(*flags, "--output_dir", str(tmp_path / "two"))
-    assert done.returncode == 0, done.stderr
-    assert_same_run(tmp_path / "run", tmp_path / "two")
-
-
 @pytest.mark.usefixtures("precision")
 def test_other_files_and_two_ranks_learn_conversations_alike(
     train: Train, train_on_two: TrainOnTwo, sft_flags: list[str], tmp_path: Path
@@ -158,11 +142,6 @@ def dpo_flags(start: Callable[..., Path], tmp_path: Path) -> list[str]:
         *("--set", "train_batch_size=4", "--set", "micro_batch_size=2", "--set", "eval_rows=4"),
         *("--learning_rate", "1e-3"),
     ]
-
-
-def read_column(run: Path, name: str) -> list[float]:
-    with open(run / "metrics.csv", encoding="utf-8") as file:
-        return [float(row[name]) for row in csv.DictReader(file)]
 
 
 @pytest.mark.parametrize(

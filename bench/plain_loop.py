@@ -91,6 +91,7 @@ class PlainTraining:
         self._stage, self._module, self._device = stage, module, device
         self._engine = cast(Any, BareEngine(module, device))
         self._clipping = recipe.gradient_clipping or float("inf")
+        self._num_steps = 0
         self.masters = Masters(module, dtype)
         self._optimizer = torch.optim.AdamW(
             self.masters.parameters,
@@ -105,8 +106,9 @@ class PlainTraining:
         from them. Gives the mean loss of the last, which is not waited for."""
         moved = [batch.to(self._device) for batch in batches]
         total = torch.zeros((), device=self._device)
-        for prepared in self._stage.prepare(self._engine, moved):
+        for prepared in self._stage.prepare(self._engine, moved, self._num_steps):
             total = self._take_step(prepared, learning_rate)
+        self._num_steps += 1
         return total
 
     def _take_step(self, batches: list[Any], learning_rate: float) -> Tensor:

@@ -25,12 +25,12 @@ from minimind.inference.sampling import SamplingParams
 from minimind.model.adapter_folder import fingerprint
 from minimind.model.loaded_adapters import LoadedAdapters
 from minimind.runtime.devices import check_kernels, find_device
-from minimind.serving.answer_parser import AnswerParser, Content, Part
+from minimind.inference.answer_parser import AnswerParser, Content, Part
 from minimind.serving.chat_prompt import chat_prompt
 from minimind.serving.chat_session import ChatOptions
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SAMPLING = tuple(f.name for f in dataclasses.fields(SamplingParams) if f.name != "logprobs")
+SAMPLING = tuple(f.name for f in dataclasses.fields(SamplingParams) if "logprobs" not in f.name)
 """Options of each call; SamplingParams says what they mean. The methods return text alone, so
 log-probabilities would have nowhere to go."""
 

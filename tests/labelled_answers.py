@@ -76,7 +76,7 @@ def prepared(
 ) -> list[KTOBatch]:
     """Gives what a step of these micro-batches is computed from."""
     engine = engine_of(policy, world_size)
-    (found,) = stage.prepare(engine, batches)
+    (found,) = stage.prepare(engine, batches, 0)
     assert cast(PolicyEngine, engine).training
     return found
 

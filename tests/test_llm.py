@@ -20,7 +20,7 @@ from minimind.inference.request import Delta
 from minimind.inference.sampling import SamplingParams
 from minimind.llm import LLM
 from minimind.model.adapter_folder import BaseModel, load_folder_config, save_adapter
-from minimind.serving.answer_parser import Content
+from minimind.inference.answer_parser import Content
 from minimind.serving.chat_session import ChatOptions
 from minimind.serving.local_chat import LocalChat
 

@@ -63,6 +63,8 @@ class Loop(Generic[InT, OutT]):
     _pending: deque[Pending] = field(default_factory=deque)
     _is_recorded: bool = True
     _interrupted: bool = False
+    _num_micro_batches: int = 0
+    """Of this rank in a step, as the loader gives them."""
     _clock: float = 0.0
 
     def __post_init__(self) -> None:
@@ -125,17 +127,38 @@ class Loop(Generic[InT, OutT]):
             yield
 
     def step(self, micro_batches: list[InT]) -> None:
-        """Takes the optimizer step that this rank's micro-batches are for, or the several that the
-        stage prepares from them. Its numbers are read by `read_back`."""
-        if self.engine.device.type == "cpu" and self.engine.any_rank(self._interrupts.requested):
-            self._interrupted = True  # a stage may prepare for as long as a step takes
-            return
-        loader_step = self.state.step
-        moved = [batch.to(self.engine.device) for batch in micro_batches]
-        for prepared in self.stage.prepare(self.engine, moved):
-            self._take_step(prepared, loader_step)
-            if self._interrupted:
+        """Takes the step that this rank's micro-batches are for: the update that the stage prepares
+        from them, or several. Its numbers are read by `read_back`."""
+        if self._is_interrupted():
+            return  # a stage may prepare for as long as a step takes
+        step, engine = self.state.step, self.engine
+        rate = self.learning_rate(step) if self.learning_rate else None
+        used = engine.learning_rate if rate is None else rate
+        self._num_micro_batches = len(micro_batches)
+        moved = [batch.to(engine.device) for batch in micro_batches]
+        sums, losses, num_updates = torch.zeros(0), list[Tensor](), 0
+        for prepared in self.stage.prepare(engine, moved, step):
+            found = self._update(prepared, num_updates, rate)
+            if found is None:
                 return
+            sums = found[0] if num_updates == 0 else sums + found[0]
+            losses += found[1]
+            num_updates += 1
+        if num_updates > 1:  # means over the updates, but of tokens their sum
+            tokens = sums[1].clone()
+            sums /= num_updates
+            sums[1] = tokens
+        self.state.step += 1
+        numbers = torch.cat([sums, torch.stack(losses).double()])
+        measured = self.stage.measured()
+        self._pending.append(Pending.of(self.state.step, used, measured, numbers))
+
+    def _is_interrupted(self) -> bool:
+        """Asks all ranks where that costs nothing: on a CPU, where a step may outlast the
+        launcher's patience. A GPU reads the same from the step's numbers."""
+        if self.engine.device.type == "cpu" and self.engine.any_rank(self._interrupts.requested):
+            self._interrupted = True
+        return self._interrupted
 
     def read_back(self) -> None:
         """Takes in the numbers of the steps taken but, on a GPU, those of the last one, which it is
@@ -146,9 +169,13 @@ class Loop(Generic[InT, OutT]):
         """Waits for the numbers of all steps taken."""
         self._read_pending(keep=0)
 
-    def _take_step(self, micro_batches: Sequence[OutT], loader_step: int) -> None:
-        """One optimizer step. An interrupt gives it up before its update, so that what is saved
-        is the state after the step before."""
+    def _update(
+        self, micro_batches: Sequence[OutT], number: int, rate: float | None
+    ) -> tuple[Tensor, list[Tensor]] | None:
+        """Takes update `number` of a step. An interrupt gives the first one up before it changes
+        anything (None), so that what is saved is the state after the step before; a step that has
+        begun to change weights is finished. Gives the numbers that Pending holds, those over all
+        ranks apart from this rank's losses."""
         engine, step = self.engine, self.state.step
         mine = [
             float(sum(batch.count for batch in micro_batches)),
@@ -162,10 +189,9 @@ class Loop(Generic[InT, OutT]):
         # In fp64, so that what is logged does not depend on which rank adds up what.
         sums = counts.new_zeros(1 + len(self.stage.metric_names))
         for index, batch in enumerate(micro_batches):
-            # A step on a CPU may outlast the launcher's patience, and asking there costs nothing.
-            if engine.device.type == "cpu" and engine.any_rank(self._interrupts.requested):
-                self._interrupted = True
-                return
+            if number == 0 and self._is_interrupted():
+                return None
+            index += number * len(micro_batches)
             place = index * engine.ranks.world_size + engine.ranks.rank
             seed_micro_batch(self.recipe.seed, step, place)
             loss = self.stage.loss(engine, batch)
@@ -175,15 +201,11 @@ class Loop(Generic[InT, OutT]):
             sums += torch.stack(
                 [losses[-1], *(loss.metrics[name] for name in self.stage.metric_names)]
             )
-        rate = self.learning_rate(step) if self.learning_rate else None
-        used = engine.learning_rate if rate is None else rate
         routed = self.routers.take(engine)  # before the step changes fp16's loss scale
         engine.step(rate)
-        self.state.step += 1
         norm = engine.grad_norm.to(engine.device, torch.float64).reshape(1)
         sums = engine.sum_over_ranks(sums)
-        numbers = torch.cat([counts, sums, norm, routed, torch.stack(losses).double()])
-        self._pending.append(Pending.of(self.state.step, loader_step, used, numbers))
+        return torch.cat([counts, sums, norm, routed]), losses
 
     def _read_pending(self, keep: int) -> None:
         """Takes in all steps but the last `keep`, which a GPU is still busy with."""
@@ -211,7 +233,7 @@ class Loop(Generic[InT, OutT]):
                 peak_bytes=self.memory.peak_bytes,
                 resident_bytes=self.memory.resident_bytes,
                 metrics=dict(zip(self.stage.metric_names, means[1:], strict=True)) | routed.metrics,
-                diagnostics=routed.diagnostics,
+                diagnostics={**routed.diagnostics, **pending.measured},
                 expert_load=routed.expert_load,
             )
             self.events.update(stats, seconds)
@@ -236,8 +258,8 @@ class Loop(Generic[InT, OutT]):
         if math.isfinite(loss):  # the gradient alone: it may come from any of them
             bad = list(range(len(losses)))
         rows: list[str] = []
-        for micro in bad:
-            rows += self.loader.describe(pending.loader_step, micro)
+        for micro in sorted({micro % self._num_micro_batches for micro in bad}):
+            rows += self.loader.describe(pending.step - 1, micro)
         rows = sorted(set(self.engine.gather_texts(rows)))
         named = ", ".join(rows[:_ROWS_NAMED])
         more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
@@ -123,10 +123,29 @@ class Stage(Protocol[InT, OutT]):
 
     def build_models(self, context: BuildContext) -> StageModels: ...
 
-    def prepare(self, engine: DeepSpeedEngine, micro_batches: list[InT]) -> Iterable[list[OutT]]:
-        """Yields the micro-batches of each optimizer step to take: those of the loader themselves,
-        or what is made of them (rollouts x epochs, a baseline beside each). All ranks call it."""
+    def prepare(
+        self, engine: DeepSpeedEngine, micro_batches: list[InT], step: int
+    ) -> Iterable[list[OutT]]:
+        """Yields the micro-batches of each update that the run's step number `step` (from 0)
+        takes: those of the loader themselves, or what is made of them (rollouts x epochs, a
+        baseline beside each). At least one update, and as many micro-batches in each as the loader
+        gave. All ranks call it."""
         yield cast(list[OutT], micro_batches)
+
+    @property
+    def measured_names(self) -> tuple[str, ...]:
+        """Names what `measured` gives; columns of metrics.csv."""
+        return ()
+
+    def measured(self) -> Mapping[str, float]:
+        """Gives what the stage knows of the step just taken besides its losses, over all ranks. All
+        ranks call it, once a step."""
+        return {}
+
+    def samples(self) -> Sequence[Mapping[str, Any]]:
+        """Gives what the stage generated last, for a reader: each with a `prompt`, a `completion`
+        and numbers about it. Empty where it generates nothing; then the loop's owner samples."""
+        return ()
 
     def loss(self, policy: Policy, batch: OutT) -> LossSum:
         """Calls policy(batch, head=…): the engine, never the module in it."""

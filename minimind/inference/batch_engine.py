@@ -109,6 +109,13 @@ class BatchEngine:
             completion_tokens=self._completion_tokens,
         )
 
+    def refresh(self) -> None:
+        """Says that the model's weights have changed: nothing that was computed with the old ones
+        is used again. For an engine that has no work."""
+        assert not self.has_work, "requests would go on with other weights than they began with"
+        self._slots.forget_all()
+        self._runner.refresh()
+
     def submit(self, request: GenerationRequest) -> int:
         """The request's id. It waits where all slots are in use. Raises ConfigError for an empty
         prompt, an id beyond the vocabulary, and what is too long for the context or a slot."""
@@ -231,7 +238,10 @@ class BatchEngine:
             return self._fail(generation)
         generation.ids.append(token)
         self._completion_tokens += 1
+        logprobs = () if logprob is None else (logprob,)
         if token in generation.request.stop_ids:
+            if generation.request.gives_stop:
+                return self._finish(generation, "stop", "", (token,), logprobs)
             return self._finish(generation, "stop")
         text = generation.text.push(token)
         reason: FinishReason | None = None
@@ -239,7 +249,6 @@ class BatchEngine:
             reason = "stop"
         elif generation.num_made == generation.request.params.max_new_tokens:
             reason = "length"
-        logprobs = () if logprob is None else (logprob,)
         if reason is not None:
             return self._finish(generation, reason, text, (token,), logprobs)
         return self._delta(generation, text=text, ids=(token,), logprobs=logprobs)

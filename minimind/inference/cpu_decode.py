@@ -103,6 +103,10 @@ class CpuDecode:
             and _load_library() is not None
         )
 
+    def refresh(self) -> None:
+        """Reads the weights anew: an optimizer writes to them without a trace."""
+        self._read = []
+
     def decode(self, ids: Sequence[int], pieces: Sequence[Piece]) -> Tensor | None:
         """fp32 logits [B, V]; None where a piece has more than one token."""
         if any(piece.count > 1 for piece in pieces):

@@ -29,7 +29,16 @@ class DecodeGraphs:
         self._model, self._cache = model, cache
         self._graphs: dict[tuple[int, int], _DecodeGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        self._places = [parameter.data_ptr() for parameter in model.parameters()]
         self._failed = False
+
+    def refresh(self) -> None:
+        """Drops the graphs where the weights have moved, as ZeRO-3 gathers them anew each time; new
+        values in the same places need nothing."""
+        places = [parameter.data_ptr() for parameter in self._model.parameters()]
+        if places != self._places:
+            self._graphs.clear()
+            self._places = places
 
     def decode(self, ids: Sequence[int], pieces: Sequence[Piece]) -> Tensor | None:
         """fp32 logits [B, V], overwritten by the next call; None where there is no graph for

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minimind.inference.sampling import SamplingParams
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLogprob:
     """Natural logarithm of a token's probability under the model itself, before penalties,
-    temperature and filters; those of the likeliest tokens beside it, likeliest first."""
+    temperature and filters (SamplingParams.tempered_logprobs: after the temperature); those of the
+    likeliest tokens beside it, likeliest first."""
 
     id: int
     logprob: float
@@ -20,21 +23,41 @@ class TokenLogprob:
     """(id, logprob)."""
 
 
-def token_logprobs(
-    logits_BV: Tensor, chosen_B: Tensor, counts: Sequence[int | None]
-) -> list[TokenLogprob | None]:
-    """For each row the chosen token and so many of the likeliest; None where the count is None."""
-    rows = [i for i, count in enumerate(counts) if count is not None]
-    found: list[TokenLogprob | None] = [None] * len(counts)
+def read_tokens(
+    logits_BV: Tensor, chosen_B: Tensor, params: Sequence[SamplingParams]
+) -> tuple[list[int], list[TokenLogprob | None]]:
+    """Brings each row's chosen token to the host, in one transfer with its log-probability and
+    those of the likeliest tokens where its `params` ask for them (else None)."""
+    rows = [i for i, one in enumerate(params) if one.logprobs is not None]
+    found: list[TokenLogprob | None] = [None] * len(params)
     if not rows:
-        return found
-    at = torch.tensor(rows, device=logits_BV.device)
+        return chosen_B.tolist(), found
+    asked = [params[i] for i in rows]
+    if len(rows) < len(params):
+        at = torch.tensor(rows, device=logits_BV.device)
+        logits_BV, ids_B = logits_BV[at], chosen_B[at]
+    else:
+        ids_B = chosen_B
+    temperatures = [one.temperature if one.tempered_logprobs else 0.0 for one in asked]
+    if any(temperatures):
+        divisors = torch.tensor([value or 1.0 for value in temperatures], device=logits_BV.device)
+        logits_BV = logits_BV / divisors[:, None]
+    logprobs_BV = logits_BV.log_softmax(-1)
+    most = min(max(one.logprobs or 0 for one in asked), logits_BV.shape[1])
     # Below 0 stands for no token: what is said of it nobody reads.
-    logprobs_BV, ids_B = logits_BV[at].log_softmax(-1), chosen_B[at].clamp_min(0)
-    most = min(max(count or 0 for count in counts), logits_BV.shape[1])
-    top_values, top_ids = (x.tolist() for x in logprobs_BV.topk(most))
-    values = logprobs_BV.gather(1, ids_B[:, None]).squeeze(1).tolist()
-    for i, (row, id, value) in enumerate(zip(rows, ids_B.tolist(), values, strict=True)):
-        top = tuple(zip(top_ids[i], top_values[i], strict=True))[: counts[row]]
-        found[row] = TokenLogprob(id=id, logprob=value, top=top)
-    return found
+    parts = [logprobs_BV.gather(1, ids_B.clamp_min(0)[:, None])]
+    if most:
+        parts += logprobs_BV.topk(most)
+    # Numbers of tokens are exact in fp64.
+    numbers = torch.cat([chosen_B.double(), *(part.double().flatten() for part in parts)]).tolist()
+    chosen, numbers = [int(value) for value in numbers[: len(params)]], numbers[len(params) :]
+    count = len(rows)
+    for place, row in enumerate(rows):
+        top = ()
+        if wanted := min(asked[place].logprobs or 0, most):
+            first = count + place * most
+            values = numbers[first : first + wanted]
+            ids = numbers[first + count * most : first + count * most + wanted]
+            top = tuple(zip(map(int, ids), values, strict=True))
+        found[row] = TokenLogprob(id=chosen[row], logprob=numbers[place], top=top)
+    return chosen, found

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minimind.inference.cpu_decode import CpuDecode
 from minimind.inference.decode_graphs import DecodeGraphs
-from minimind.inference.logprobs import TokenLogprob, token_logprobs
+from minimind.inference.logprobs import TokenLogprob, read_tokens
 from minimind.inference.sampler import Sampler
 from minimind.inference.scheduler import Scheduled
 from minimind.model.cached_attention import SlotPlan
@@ -55,8 +55,14 @@ class ModelRunner:
         logits_RV = self._forward(batch, adapter)
         completed = [one for one in batch if one.completes]
         chosen_R = self.sampler.choose(logits_RV, [one.piece.slot for one in completed])
-        counts = [one.generation.request.params.logprobs for one in completed]
-        return chosen_R.tolist(), token_logprobs(logits_RV, chosen_R, counts)
+        return read_tokens(
+            logits_RV, chosen_R, [one.generation.request.params for one in completed]
+        )
+
+    def refresh(self) -> None:
+        """Comes after the model's weights have changed."""
+        if self._fast is not None:
+            self._fast.refresh()
 
     def _forward(self, batch: Sequence[Scheduled], adapter: str | None) -> Tensor:
         """fp32 logits [R, V] of the sequences completed."""

@@ -20,6 +20,8 @@ class GenerationRequest:
     params: SamplingParams
     stop_ids: tuple[int, ...] = ()
     """Tokens that end it and are not given out: at least the end of a turn or text, most often."""
+    gives_stop: bool = False
+    """The token of `stop_ids` that ended it is given out too, among `ids` and never as text."""
     adapter: str | None = None
     """One of the engine's, by name; None: the model alone."""
 

@@ -42,6 +42,9 @@ class SamplingParams:
     """Taken off them as often as it holds them (OpenAI's API)."""
     logprobs: int | None = None
     """Report each token's log-probability and those of this many likeliest ones."""
+    tempered_logprobs: bool = False
+    """Report those at the temperature (where it is above 0), which tokens are drawn from; else the
+    model's own, whatever the temperature."""
     seed: int | None = None
     """None: a new one each time."""
     stop: tuple[str, ...] = ()

@@ -75,6 +75,11 @@ class SlotTable:
         slot.coming = ()
         slot.last_used = next(self._clock)
 
+    def forget_all(self) -> None:
+        """Nothing that is in any slot is to be found again."""
+        for slot in self._slots:
+            slot.ids = []
+
     def forget(self, slot: Slot) -> None:
         """What `slot` holds is not to be relied on."""
         slot.ids = []

@@ -204,5 +204,6 @@ def _start_log(
     monitors: list[Monitor] = [engine.monitor] if engine.monitor.enabled else []
     if run.recipe.swanlab:
         monitors.append(SwanLabMonitor("minimind", folder.name, run.to_dict()))
-    names = (*stage.metric_names, *(ROUTER_COLUMNS if run.config.num_experts else ()))
+    routers = ROUTER_COLUMNS if run.config.num_experts else ()
+    names = (*stage.metric_names, *stage.measured_names, *routers)
     return MetricsLog(folder, names, monitors, step)

@@ -124,7 +124,7 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
         return torch.cat(columns, dim=1)
 
     def prepare(
-        self, engine: DeepSpeedEngine, micro_batches: list[UnpairedBatch]
+        self, engine: DeepSpeedEngine, micro_batches: list[UnpairedBatch], step: int
     ) -> Iterable[list[KTOBatch]]:
         """Yields the same micro-batches with the step's z beside them."""
         engine.train(False)

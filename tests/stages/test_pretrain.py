@@ -107,7 +107,7 @@ def test_models_start_from_given_weights():
 
 def test_a_step_is_the_batches_it_is_given():
     batches = [pack([[d]]) for d in random_documents([3, 4])]
-    (prepared,) = stage().prepare(random_model(small_config()), batches)
+    (prepared,) = stage().prepare(random_model(small_config()), batches, 0)
     assert prepared == batches
 
 

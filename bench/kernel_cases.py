@@ -10,6 +10,7 @@ import torch
 from minimind_kernels.linear_distillation import linear_distillation_reference
 from minimind_kernels.linear_kl import linear_kl_reference
 from minimind_kernels.linear_loss import linear_cross_entropy_reference
+from minimind_kernels.linear_token_loss import Rows, linear_token_loss_reference
 from minimind_kernels.moe_routing import moe_routing_reference
 from minimind_kernels.rms_norm import add_rms_norm_reference, rms_norm_reference
 from minimind_kernels.rope import qk_rope_reference
@@ -144,6 +145,18 @@ def build_cases(sizes: Sizes, num_tokens: int, dtype: torch.dtype, device: str) 
         lambda h, w: K.linear_cross_entropy(h, w, labels),
         lambda h, w: linear_cross_entropy_reference(h, w, labels),
         (states, head), head_bytes // 2, head_bytes, product, 2 * product,
+    )  # fmt: skip
+    old_log_prob, advantage = (torch.randn(tokens, device=device) for _ in range(2))
+
+    def ppo(log_prob: Tensor, rows: Rows) -> Tensor:
+        ratio = (log_prob - old_log_prob[rows]).exp()
+        return -torch.minimum(ratio * advantage[rows], ratio.clamp(0.8, 1.2) * advantage[rows])
+
+    yield Case(
+        "linear_token_loss", sizes,
+        lambda h, w: K.linear_token_loss(h, w, labels, ppo)[0],
+        lambda h, w: linear_token_loss_reference(h, w, labels, ppo)[0],
+        (states, head), head_bytes, 0, 3 * product, 0, uniform_grad=True,
     )  # fmt: skip
     teacher, teacher_head = leaf(tokens, hidden).detach(), leaf(sizes.vocab, hidden).detach()
     yield Case(

@@ -19,6 +19,7 @@ _FORMULAS = {
     "swiglu_linear": "(silu(gate) · up)·Wᵀ, the activation rebuilt for W's gradient",
     "linear_cross_entropy": "logsumexp(h·Wᵀ) - (h·Wᵀ)[label]",
     "linear_log_prob": "(h·Wᵀ)[id] - logsumexp(h·Wᵀ)",
+    "linear_token_loss": "f(log-probability of id), logits made once",
     "linear_distillation": "α·cross-entropy + (1 - α)·T²·KL, logits made once",
     "linear_kl": "Σ p·(log p - log q), p and q from h·Wᵀ / T",
     "moe_routing": "softmax, the largest S, E·Σ share·mean(p), order by expert",

@@ -7,6 +7,7 @@ from .expert_gemm import expert_ffn
 from .linear_distillation import linear_distillation
 from .linear_kl import linear_kl
 from .linear_loss import linear_cross_entropy, linear_log_prob
+from .linear_token_loss import linear_token_loss
 from .moe_routing import Routing, moe_routing
 from .rms_norm import add_rms_norm, rms_norm
 from .rope import qk_rope
@@ -21,6 +22,7 @@ __all__ = [
     "linear_distillation",
     "linear_kl",
     "linear_log_prob",
+    "linear_token_loss",
     "moe_routing",
     "qk_rope",
     "rms_norm",

@@ -55,7 +55,7 @@ def linear_cross_entropy(
 
     Raises ValueError where shapes or dtypes do not agree.
     """
-    _check(hidden_MD, weight_VD, labels_M)
+    check_linear_loss(hidden_MD, weight_VD, labels_M)
     in_triton = backend.use_triton("linear_cross_entropy", hidden_MD, weight_VD)
     if torch.compiler.is_compiling() and not in_triton:
         return linear_cross_entropy_reference(hidden_MD, weight_VD, labels_M, ignore_index)
@@ -94,7 +94,8 @@ def linear_log_prob(
     return -linear_cross_entropy(hidden_MD, weight_VD, ids_M, ignore_index, chunk_size)
 
 
-def _check(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor) -> None:
+def check_linear_loss(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor) -> None:
+    """Raises ValueError where shapes or dtypes do not agree."""
     if (
         hidden_MD.ndim != 2
         or weight_VD.ndim != 2
@@ -139,8 +140,8 @@ def _loss_and_grad_body(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
     return loss_C
 
 
-_loss = Form("cross_entropy_loss", _loss_body, num_row_tensors=2)
-_grad = Form("cross_entropy_grad", _grad_body, num_row_tensors=5)
+cross_entropy_loss = Form("cross_entropy_loss", _loss_body, num_row_tensors=2)
+cross_entropy_grad = Form("cross_entropy_grad", _grad_body, num_row_tensors=5)
 _loss_and_grad = Form("cross_entropy_loss_and_grad", _loss_and_grad_body, num_row_tensors=2)
 
 
@@ -152,7 +153,7 @@ def _loss_chunks(
     loss_M = hidden_MD.new_empty(labels_M.shape, dtype=chunks.loss_dtype)
     max_M, log_sum_M = torch.empty_like(loss_M), torch.empty_like(loss_M)
     for rows in chunks.slices:
-        loss_M[rows], max_M[rows], log_sum_M[rows] = _loss(
+        loss_M[rows], max_M[rows], log_sum_M[rows] = cross_entropy_loss(
             chunks.logits(rows), labels_M[rows], generated=chunks.generated
         )
     return loss_M, max_M, log_sum_M
@@ -175,7 +176,7 @@ class _CrossEntropy(torch.autograd.Function):
         chunks.want_grads(*ctx.needs_input_grad[:2])
         for rows in chunks.slices:
             logits_CV = chunks.logits(rows)
-            _grad(
+            cross_entropy_grad(
                 logits_CV, labels_M[rows], max_M[rows], log_sum_M[rows], grad_M[rows],
                 generated=chunks.generated,
             )  # fmt: skip

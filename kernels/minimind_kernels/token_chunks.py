@@ -120,7 +120,8 @@ def _common_grad(grad_M: Tensor, counted_M: Tensor) -> Tensor:
     is_uniform = ((grad_M == factor_1) | ~counted_M).all()
     message = (
         "a loss that was computed for one gradient common to all tokens received different ones: "
-        "sum its tokens, or leave uniform_grad out where they are weighted one by one"
+        "sum its tokens; where they are weighted one by one, leave uniform_grad out, or weigh them "
+        "inside token_loss"
     )
     if grad_M.device.type != "cpu" or torch.compiler.is_compiling():
         torch.ops.aten._assert_async.msg(is_uniform, message)

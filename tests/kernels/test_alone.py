@@ -29,6 +29,7 @@ q, k, v = K.qk_rope(y.repeat(1, 2), torch.ones(6, 2), torch.zeros(6, 2), torch.a
 hidden = K.swiglu(q.flatten(1)) + k.flatten(1) + v.flatten(1)
 head, labels = torch.randn(5, 4), torch.arange(6) % 5
 loss = K.linear_cross_entropy(hidden, head, labels) - K.linear_log_prob(hidden, head, labels)
+loss = loss + K.linear_token_loss(hidden, head, labels, lambda log_prob, rows: log_prob.exp())[0]
 (loss + K.linear_kl(hidden, head, total, torch.randn(5, 8))).sum().backward()
 assert x.grad.isfinite().all()
 from minimind_kernels import triton_impl

@@ -39,8 +39,9 @@ def test_launches_and_waits(tmp_path):
     rows = json.loads((tmp_path / "kernels.json").read_text())["rows"]
     assert {row["waiting_operators"] for row in rows} == {0}
     # Forward and backward; a weight's gradient is summed in a launch of its own. The losses go
-    # over 16,384 tokens in four chunks, once or, where the gradient may be any, twice. Experts: two
-    # products forward; backward one for the activation, one for x, one for each weight.
+    # over 16,384 tokens in four chunks, once or, where the gradient may be any or a function of the
+    # log-probability, twice. Experts: two products forward; backward one for the activation, one
+    # for x, one for each weight.
     assert {row["name"]: row["launches"] for row in rows} == {
         "rms_norm": 3,
         "add_rms_norm": 3,
@@ -52,6 +53,7 @@ def test_launches_and_waits(tmp_path):
         "expert_ffn": 6,
         "linear_cross_entropy": 4,
         "linear_cross_entropy_any_grad": 8,
+        "linear_token_loss": 8,
         "linear_kl": 4,
         "linear_distillation": 4,
     }

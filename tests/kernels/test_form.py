@@ -9,6 +9,7 @@ from minimind_kernels import backend
 from minimind_kernels.expert_gemm import expert_ffn_reference
 from minimind_kernels.linear_distillation import linear_distillation_reference
 from minimind_kernels.linear_loss import linear_cross_entropy_reference
+from minimind_kernels.linear_token_loss import linear_token_loss_reference
 from minimind_kernels.rms_norm import add_rms_norm_reference
 from minimind_kernels.rope import qk_rope_reference
 from minimind_kernels.swiglu import swiglu_reference
@@ -103,6 +104,23 @@ def test_cross_entropy(make, assert_as_accurate):
     check(
         run(K.linear_cross_entropy),
         run(linear_cross_entropy_reference),
+        lambda rows: (make(rows, 16), make(90, 16)),
+        assert_as_accurate,
+        expected=2,
+    )
+
+
+def test_token_loss(make, assert_as_accurate):
+    def run(op):
+        def call(h, w):
+            ids = torch.arange(len(h)) * 7 % 90
+            return op(h, w, ids, lambda log_prob, rows: (log_prob * ids[rows] / 90).exp())[0].sum()
+
+        return call
+
+    check(
+        run(K.linear_token_loss),
+        run(linear_token_loss_reference),
         lambda rows: (make(rows, 16), make(90, 16)),
         assert_as_accurate,
         expected=2,

@@ -13,7 +13,7 @@ TESTS = (
     ("expert_gemm", "swiglu"),
     ("moe_routing", "rope", "model_agrees"),
     ("triton_operators", "rms_norm"),
-    ("linear_loss", "linear_kl", "linear_distillation"),
+    ("linear_loss", "linear_token_loss", "linear_kl", "linear_distillation"),
 )
 """A process each, of about the same length."""
 

@@ -158,6 +158,7 @@ def test_compiled_whole_with_gradients(uniform_grad):
         labels = LABELS.clamp(min=0)
         loss = K.linear_cross_entropy(total + y, head, labels, uniform_grad=uniform_grad).sum()
         loss = loss + K.linear_distillation(y, head, total, head, labels, 0.3, 1.5)[0].sum()
+        loss = loss + K.linear_token_loss(y, head, labels, lambda log_p, _: log_p.exp())[0].sum()
         return loss + K.linear_kl(y, head, total, head, 1.5).sum()
 
     inputs = [some(5, 8), some(8), some(5, 16), some(5, 32), some(2, 8), some(10, 8)]

@@ -1,0 +1,168 @@
+"""The output layer and a loss of each token's log-probability, a policy gradient's among them.
+
+    log_prob_t = z_t[id_t] - logsumexp(z_t),   z_t = hidden_t · weightᵀ,   loss_t = f_t(log_prob_t)
+
+∂loss_t/∂z_t = f_t'(log_prob_t) · (onehot(id_t) - softmax(z_t)) is known once log_prob_t is, so the
+logits of a chunk are made once and give both gradients: 3 products with the head, not the 4 of
+`linear_log_prob`, whose gradient arrives when the logits are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import backend
+from .linear_loss import (
+    check_linear_loss,
+    cross_entropy_grad,
+    cross_entropy_loss,
+    linear_cross_entropy_reference,
+    linear_log_prob,
+)
+from .token_chunks import WORTH_GATHERING, TokenChunks, scale_grads
+
+_IGNORED = -1
+
+Rows = slice | Tensor
+"""Some of M tokens, as they index a tensor [M]: a slice, or an int64 tensor."""
+
+TokenLoss = Callable[[Tensor, Rows], Tensor]
+"""Gives loss_C from log_prob_C and the rows of these C tokens."""
+
+
+def linear_token_loss_reference(
+    hidden_MD: Tensor,
+    weight_VD: Tensor,
+    ids_M: Tensor,
+    token_loss: TokenLoss,
+    ignore_index: int = -100,
+) -> tuple[Tensor, Tensor]:
+    """The formula in PyTorch, whole logits and all; the softmax in fp32 (fp64 stays fp64)."""
+    ce_M = linear_cross_entropy_reference(hidden_MD, weight_VD, ids_M, ignore_index)
+    return _apply(token_loss, -ce_M, ids_M != ignore_index)
+
+
+def linear_token_loss(
+    hidden_MD: Tensor,
+    weight_VD: Tensor,
+    ids_M: Tensor,
+    token_loss: TokenLoss,
+    ignore_index: int = -100,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gives (loss_M, log_prob_M) in fp32, 0 where the id is `ignore_index`; the first alone has a
+    gradient, the other is to be logged.
+
+    hidden_MD and weight_VD of one dtype, fp32, fp16 or bf16; ids_M int64, each below V or
+    `ignore_index`. Chunks and fp32 are those of `linear_cross_entropy`.
+
+    `token_loss(log_prob_C, rows)` gives loss_C of some tokens, once for each chunk. It is
+    elementwise in log_prob_C and differentiable by autograd. What else it needs to know of each
+    token, such as an advantage, it holds in tensors [M] and reads as `advantage_M[rows]`: `rows` is
+    a slice, or a tensor of indices where ignored tokens were left out. These tensors receive no
+    gradient; where a token is ignored they may hold anything, NaN too.
+
+    The gradients are computed in the forward pass, and the backward pass only scales them. So the
+    losses may only be summed and the sum scaled (any mean), as under `uniform_grad` in
+    `linear_cross_entropy`; a token's own weight belongs inside `token_loss`. Where the head is
+    frozen, the gradient may arrive different for each token. torch.compile sees `linear_log_prob`
+    and then `token_loss`, with one product more.
+
+    Raises ValueError where shapes or dtypes do not agree, or where what `token_loss` gives has
+    another shape than log_prob_C or no derivative.
+    """
+    check_linear_loss(hidden_MD, weight_VD, ids_M)
+    is_counted_M = ids_M != ignore_index
+    want_grad = torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad)
+    if torch.compiler.is_compiling() or not want_grad:
+        log_prob_M = linear_log_prob(hidden_MD, weight_VD, ids_M, ignore_index, chunk_size)
+        return _apply(token_loss, log_prob_M, is_counted_M)
+    in_triton = backend.use_triton("linear_token_loss", hidden_MD, weight_VD)
+    if not (in_triton or hidden_MD.is_cuda) and is_counted_M.sum() < WORTH_GATHERING * len(ids_M):
+        counted = is_counted_M.nonzero().squeeze(1)
+        results = linear_token_loss(
+            hidden_MD.index_select(0, counted), weight_VD, ids_M[counted],
+            lambda log_prob_C, rows: token_loss(log_prob_C, counted[rows]), ignore_index,
+            chunk_size,
+        )  # fmt: skip
+        loss_M, log_prob_M = (
+            result.new_zeros(ids_M.shape).index_put((counted,), result) for result in results
+        )
+        return loss_M, log_prob_M
+    ids_M = ids_M.masked_fill(~is_counted_M, _IGNORED)
+    return _TokenLoss.apply(hidden_MD, weight_VD, ids_M, token_loss, chunk_size)
+
+
+def _apply(
+    token_loss: TokenLoss, log_prob_M: Tensor, is_counted_M: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(loss_M, log_prob_M) by autograd, of all tokens at once."""
+    # Of ignored tokens neither a loss nor a derivative goes on: either may be NaN.
+    log_prob_M = torch.where(is_counted_M, log_prob_M, 0.0)
+    loss_M = _call(token_loss, log_prob_M, slice(0, len(log_prob_M)))
+    return torch.where(is_counted_M, loss_M, 0.0), log_prob_M.detach()
+
+
+def _call(token_loss: TokenLoss, log_prob_C: Tensor, rows: slice) -> Tensor:
+    """The losses in log_prob's dtype. Raises ValueError for another shape."""
+    loss_C = token_loss(log_prob_C, rows)
+    if loss_C.shape != log_prob_C.shape:
+        raise ValueError(
+            f"token_loss was given log-probabilities {tuple(log_prob_C.shape)} and must give a "
+            f"loss for each, not {tuple(loss_C.shape)}"
+        )
+    return loss_C.to(log_prob_C.dtype)
+
+
+@torch.enable_grad()
+def _differentiate(token_loss: TokenLoss, log_prob_C: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    """The losses, and the derivative of each by its log-probability."""
+    log_prob_C = log_prob_C.detach().requires_grad_()
+    loss_C = _call(token_loss, log_prob_C, rows)
+    if not loss_C.requires_grad:
+        raise ValueError(
+            "token_loss gave a loss without a gradient: it must depend on the log-probabilities "
+            "that it is given, by operations that autograd can follow"
+        )
+    (slope_C,) = torch.autograd.grad(loss_C, log_prob_C, torch.ones_like(loss_C))
+    return loss_C.detach(), slope_C
+
+
+class _TokenLoss(torch.autograd.Function):
+    """Everything is computed in the forward pass but the factors: one for all tokens, or, where
+    the weight is frozen, one for each."""
+
+    @staticmethod
+    def forward(ctx, hidden_MD, weight_VD, ids_M, token_loss, chunk_size):
+        chunks = TokenChunks(hidden_MD, weight_VD, chunk_size)
+        chunks.want_grads(*ctx.needs_input_grad[:2])
+        is_counted_M = ids_M >= 0
+        loss_M = hidden_MD.new_empty(ids_M.shape, dtype=chunks.loss_dtype)
+        log_prob_M = torch.empty_like(loss_M)
+        for rows in chunks.slices:
+            logits_CV = chunks.logits(rows)
+            ce_C, *softmax = cross_entropy_loss(logits_CV, ids_M[rows], generated=chunks.generated)
+            loss_C, slope_C = _differentiate(token_loss, -ce_C, rows)
+            loss_M[rows] = torch.where(is_counted_M[rows], loss_C, 0.0)
+            log_prob_M[rows] = -ce_C
+            # A log-probability is a negative cross-entropy. Ignored tokens' slopes are not read.
+            cross_entropy_grad(
+                logits_CV, ids_M[rows], *softmax, -slope_C, generated=chunks.generated
+            )
+            chunks.add_grads(rows, logits_CV)
+        ctx.mark_non_differentiable(log_prob_M)
+        ctx.weight_dtype = weight_VD.dtype
+        ctx.save_for_backward(is_counted_M, chunks.grad_hidden_MD, chunks.grad_weight_VD)
+        return loss_M, log_prob_M
+
+    @staticmethod
+    def backward(ctx, grad_M, _):
+        is_counted_M, grad_hidden_MD, grad_weight_VD = ctx.saved_tensors
+        scaled = scale_grads(
+            grad_M, is_counted_M, grad_hidden_MD, grad_weight_VD, ctx.weight_dtype,
+            uniform_grad=grad_weight_VD is not None,
+        )  # fmt: skip
+        return *scaled, None, None, None

@@ -1,0 +1,52 @@
+"""An assistant's text taken apart: thought, calls of tools, answer."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NoReturn
+
+THINK, END_THINK = "<think>", "</think>"
+CALL, END_CALL = "<tool_call>", "</tool_call>"
+_BLOCK = re.compile(f"{CALL}(.*?)(?:{END_CALL}|$)", re.DOTALL)
+
+
+def split_thought(text: str) -> tuple[str | None, str]:
+    """The thought at the beginning, or None where there is none, and what follows it. A thought
+    that is not closed is all there is; one that is not opened ends at its tag, as the chat template
+    reads it too."""
+    text = text.lstrip()
+    if not text.startswith(THINK) and END_THINK not in text:
+        return None, text
+    thought, _, rest = text.removeprefix(THINK).partition(END_THINK)
+    return thought, rest
+
+
+def answer_text(text: str) -> str:
+    """An assistant's text without its thought and its calls, stripped. A block that is not closed
+    goes to the end."""
+    return _BLOCK.sub("", split_thought(text)[1]).strip()
+
+
+def read_calls(text: str) -> list[dict[str, Any] | None]:
+    """The calls in an assistant's text after its thought, in order; None for each that is not
+    well-formed: not closed, or no JSON object with a "name" and an object as "arguments"."""
+    rest = split_thought(text)[1]
+    calls = [_read_call(block[1]) for block in _BLOCK.finditer(rest)]
+    if rest.count(CALL) != len(calls) or rest.count(END_CALL) != len(calls):
+        calls.append(None)
+    return calls
+
+
+def _read_call(text: str) -> dict[str, Any] | None:
+    try:
+        call = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        return None
+    return call if isinstance(call.get("arguments"), dict) else None
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")

@@ -1,0 +1,300 @@
+"""Calls Python functions that a user names, in worker processes, each call with a time limit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing import connection
+from typing import Any, Literal
+
+from minimind.errors import ConfigError, TrainingError
+from minimind.runtime.function_worker import RAISED, READY, RETURNED
+from minimind.runtime.named_function import NamedFunction
+from minimind.runtime.worker_process import WorkerProcess
+
+_START_S = 120.0
+_MOST_FAILED_STARTS = 3
+_MOST_AT_ONCE = 16
+"""Calls that a worker is given together."""
+_LOOK_EVERY_S = 1.0
+"""How often ended workers are looked for of which no connection tells."""
+_LEAST_FIRST_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of one of the pool's functions."""
+
+    function: str
+    """As it was given to the pool."""
+    argument: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a call has no result."""
+
+    kind: Literal["raised", "slow", "died", "unpicklable"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a call gave: a value, or a failure and no value."""
+
+    value: Any = None
+    failure: Failure | None = None
+
+
+@dataclass(slots=True)
+class _Task:
+    number: int
+    function: NamedFunction
+    argument: bytes | None
+    """None asks whether the function can be called."""
+
+
+class FunctionPool:
+    """Functions that a user names, and the worker processes that call them.
+
+    A call that raises, takes too long, or ends its process is a Failure; the other calls do not
+    notice. Workers start with the first call and end with `close`, with the pool, or with this
+    process, however it ends. They are killed and not asked, so what a function registers with
+    `atexit` does not run. What functions print goes to stderr.
+    """
+
+    def __init__(
+        self,
+        functions: Sequence[str],
+        *,
+        num_workers: int,
+        timeout_s: float,
+        shipped: Mapping[str, str],
+        is_unpacked: bool = False,
+        first_call_s: float = 120.0,
+    ) -> None:
+        """`functions` are written as NamedFunction.parse reads them, `shipped` being the short
+        names. A function is called with its call's argument, or with `is_unpacked` with the items
+        of that mapping as keyword arguments. A call may take `timeout_s`; until a function has
+        answered once, its first call in a worker, which imports its module and may load a model,
+        may take `first_call_s`. Afterwards a first call has `timeout_s` and four times as long as
+        the longest first call took. Raises ConfigError."""
+        if num_workers < 1:
+            raise ConfigError(f"{num_workers} worker processes are too few: at least 1 is needed")
+        if not timeout_s > 0:
+            raise ConfigError(f"a time limit of {timeout_s} s is none: it must be above 0")
+        self._functions = {text: NamedFunction.parse(text, shipped) for text in functions}
+        self._num_workers, self._is_unpacked = num_workers, is_unpacked
+        self._timeout_s, self._first_call_s = timeout_s, max(first_call_s, timeout_s)
+        self._first_took_s: dict[str, float] = {}
+        """The longest first call of each function that has answered or was given up on."""
+        self._workers: list[_Worker] = []
+        self._failed_starts = 0
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._end = weakref.finalize(self, _end_workers, self._workers, os.getpid())
+
+    def __enter__(self) -> FunctionPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def functions(self) -> list[str]:
+        return list(self._functions)
+
+    def short_name(self, function: str) -> str:
+        """The bare name of a function, without module and arguments."""
+        return self._functions[function].short_name
+
+    def check(self) -> None:
+        """Imports every function in a worker. Raises ConfigError, which names the first one that
+        cannot be imported or called with the arguments in its text."""
+        tasks = [_Task(number, one, None) for number, one in enumerate(self._functions.values())]
+        for number, outcome in self._run(tasks):
+            if outcome.failure is not None:
+                raise ConfigError(f"{tasks[number].function.text}: {outcome.failure.text}")
+
+    def call(self, calls: Sequence[Call]) -> list[Outcome]:
+        """The outcomes of calls, in their order."""
+        outcomes = dict(self.stream(calls))
+        return [outcomes[number] for number in range(len(calls))]
+
+    def stream(self, calls: Sequence[Call]) -> Generator[tuple[int, Outcome], None, None]:
+        """Yields the place of a call and its outcome as soon as it is there. Closing the iterator
+        gives up on the rest. The pool does one stream at a time; another thread's waits."""
+        tasks = []
+        last, pickled = object(), b""
+        for number, call in enumerate(calls):
+            try:
+                if call.argument is not last:
+                    pickled = pickle.dumps(call.argument, pickle.HIGHEST_PROTOCOL)
+                    last = call.argument
+            except Exception as error:
+                text = f"what it is called with cannot be sent to a worker process: {error}"
+                yield number, Outcome(failure=Failure("unpicklable", text))
+            else:
+                tasks.append(_Task(number, self._functions[call.function], pickled))
+        yield from self._run(tasks)
+
+    def close(self) -> None:
+        """Ends the workers; a closed pool stays closed."""
+        self._is_closed = True
+        self._end()
+
+    def _run(self, tasks: list[_Task]) -> Iterator[tuple[int, Outcome]]:
+        with self._lock:
+            if self._is_closed:
+                raise RuntimeError("this pool of functions is closed")
+            queue = deque(tasks)
+            try:
+                while queue or any(worker.tasks for worker in self._workers):
+                    self._hand_out(queue)
+                    yield from self._collect(queue)
+            finally:
+                # Whoever reads no further leaves answers behind that the next call must not see.
+                for worker in [worker for worker in self._workers if worker.tasks]:
+                    self._drop(worker)
+
+    def _hand_out(self, queue: deque[_Task]) -> None:
+        """Gives idle workers work, and starts as many as there is work for."""
+        for worker in list(self._workers):
+            if not worker.is_ready or worker.tasks:
+                continue
+            if worker.process.connection.poll():
+                self._drop(worker)  # It has ended since its last call, and no call is to blame.
+            elif queue:
+                share = -(-len(queue) // (4 * self._num_workers))
+                tasks = [queue.popleft() for _ in range(min(share, _MOST_AT_ONCE))]
+                worker.give(tasks)
+        idle = sum(not worker.tasks for worker in self._workers)
+        room = self._num_workers - len(self._workers)
+        for _ in range(min(room, len(queue) - idle)):
+            self._workers.append(_Worker(self._is_unpacked))
+
+    def _collect(self, queue: deque[_Task]) -> Iterator[tuple[int, Outcome]]:
+        """Waits until something happens to a worker that starts or works, and takes what did."""
+        active = [worker for worker in self._workers if worker.tasks or not worker.is_ready]
+        wait_s = min(map(self._deadline, active)) - time.monotonic()
+        wait_s = min(max(wait_s, 0.0), _LOOK_EVERY_S)
+        readable = connection.wait([one.process.connection for one in active], wait_s)
+        for worker in active:
+            pipe = worker.process.connection
+            is_late = time.monotonic() > self._deadline(worker)
+            # A result that came while nobody looked is in time, however late it is read.
+            if pipe in readable or (is_late and pipe.poll()):
+                try:
+                    message = pipe.recv_bytes()
+                except (EOFError, OSError):
+                    yield from self._end_of(worker, queue)
+                    continue
+                if message != READY:
+                    yield self._take(worker, message)
+                else:
+                    self._failed_starts, worker.is_ready = 0, True
+            elif is_late or (not readable and worker.process.has_ended()):
+                yield from self._end_of(worker, queue, is_late=is_late)
+
+    def _take(self, worker: _Worker, message: bytes) -> tuple[int, Outcome]:
+        task = worker.tasks.popleft()
+        now = time.monotonic()
+        if task.argument is not None and task.function.text not in worker.called:
+            worker.called.add(task.function.text)
+            self._note_first(task, now - worker.began)
+        worker.began = now
+        try:
+            kind, value = pickle.loads(message)
+        except Exception as error:
+            text = f"what it returned cannot be read here: {type(error).__name__}: {error}"
+            return task.number, Outcome(failure=Failure("unpicklable", text))
+        if kind == RETURNED:
+            return task.number, Outcome(value)
+        failure = Failure("raised" if kind == RAISED else "unpicklable", value)
+        return task.number, Outcome(failure=failure)
+
+    def _end_of(
+        self, worker: _Worker, queue: deque[_Task], *, is_late: bool = False
+    ) -> Iterator[tuple[int, Outcome]]:
+        """Ends a worker that is late or has died; what it had not begun goes to the next one."""
+        if not worker.is_ready:
+            self._failed_starts += 1
+            how = self._drop(worker)
+            if self._failed_starts >= _MOST_FAILED_STARTS:
+                how = f"was not ready after {_START_S:g} s" if is_late else how
+                raise TrainingError(f"no worker process for functions could be started: {how}")
+            return
+        task = worker.tasks.popleft()
+        limit_s = self._limit(worker, task)
+        is_first = task.function.text not in worker.called
+        queue.extendleft(reversed(worker.tasks))
+        worker.tasks.clear()
+        how = self._drop(worker)
+        if not is_late:
+            yield task.number, Outcome(failure=Failure("died", how))
+            return
+        if is_first:
+            self._note_first(task, 0.0)
+        what = "it" if limit_s == self._timeout_s else "its first call in a worker process"
+        what = "importing it" if task.argument is None else what
+        failure = Failure("slow", f"{what} took longer than {limit_s:g} s")
+        yield task.number, Outcome(failure=failure)
+
+    def _deadline(self, worker: _Worker) -> float:
+        limit_s = self._limit(worker, worker.tasks[0]) if worker.is_ready else _START_S
+        return worker.began + limit_s
+
+    def _limit(self, worker: _Worker, task: _Task) -> float:
+        text = task.function.text
+        if task.argument is not None and text in worker.called:
+            return self._timeout_s
+        if text not in self._first_took_s:
+            return self._first_call_s
+        return self._timeout_s + max(_LEAST_FIRST_S, 4 * self._first_took_s[text])
+
+    def _note_first(self, task: _Task, took_s: float) -> None:
+        text = task.function.text
+        self._first_took_s[text] = max(took_s, self._first_took_s.get(text, 0.0))
+
+    def _drop(self, worker: _Worker) -> str:
+        self._workers.remove(worker)
+        return worker.process.end()
+
+
+class _Worker:
+    """A worker and what it was given to do."""
+
+    def __init__(self, is_unpacked: bool) -> None:
+        self.process = WorkerProcess(is_unpacked=is_unpacked)
+        self.is_ready = False
+        self.tasks: deque[_Task] = deque()
+        """What it has not answered, the one it works on first."""
+        self.called: set[str] = set()
+        """Functions whose first call it has behind it."""
+        self.began = time.monotonic()
+        """When it was started, or began with the task it works on."""
+
+    def give(self, tasks: list[_Task]) -> None:
+        """Sends tasks to a worker that waits for some: it reads all of them before it answers, so
+        neither side waits for the other while a pipe is full."""
+        self.tasks.extend(tasks)
+        message = [(task.function, task.argument) for task in tasks]
+        self.began = time.monotonic()
+        # Where it has ended this very moment, reading from it will say so.
+        with contextlib.suppress(OSError):
+            self.process.connection.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+
+
+def _end_workers(workers: list[_Worker], owner: int) -> None:
+    # A fork of this process has the same list, and none of the workers is its own.
+    if os.getpid() == owner:
+        for worker in workers:
+            worker.process.end()
+        workers.clear()

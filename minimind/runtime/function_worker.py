@@ -1,0 +1,134 @@
+"""The process that calls functions for a FunctionPool: what runs inside it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from minimind.errors import ConfigError, MiniMindError
+from minimind.runtime.named_function import NamedFunction
+
+READY = b""
+"""The worker's first message."""
+_LOOK_AT_PARENT_S = 1.0
+
+RETURNED, RAISED, UNREADABLE, UNSENDABLE = range(4)
+"""What a result begins with. A pickled value comes after the first, a text after the others."""
+
+
+def serve(descriptor: int, parent: int, is_unpacked: bool) -> None:
+    """Answers lists of calls until the parent closes the connection or ends. A call is a pickled
+    `(NamedFunction, pickled argument)`, or without an argument a check that the function can be
+    called. One message goes back for each call."""
+    os.set_inheritable(descriptor, False)
+    # A launcher that ends a run signals all its processes: the parent decides what is cut short.
+    # A handler, unlike SIG_IGN, is not inherited by programs that a function starts.
+    signal.signal(signal.SIGINT, _ignore)
+    signal.signal(signal.SIGTERM, _ignore)
+    # What functions print is no output of the program, whose stdout may be read by another one.
+    sys.stdout = sys.stderr
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    connection = Connection(descriptor)
+    # An installed program has the folder of its script on the path instead of the working one.
+    if not {"", os.getcwd()} & {*sys.path}:
+        sys.path.insert(0, os.getcwd())
+    worker, functions = os.getpid(), {}
+    try:
+        connection.send_bytes(READY)
+        while True:
+            for function, argument in pickle.loads(connection.recv_bytes()):
+                result = _answer(functions, function, argument, is_unpacked)
+                if os.getpid() != worker:
+                    os._exit(0)  # the function forked, and this is the other process
+                connection.send_bytes(result)
+    except (EOFError, OSError):
+        _end()
+
+
+def _answer(
+    functions: dict[str, Callable[..., Any]],
+    named: NamedFunction,
+    argument: bytes | None,
+    is_unpacked: bool,
+) -> bytes:
+    loaded = functions.get(named.text)
+    try:
+        if loaded is None:
+            loaded = functions[named.text] = named.load()
+        if argument is None:
+            return _pickled(RETURNED, named.check_arguments(loaded, 0 if is_unpacked else 1))
+    except ConfigError as error:
+        return _pickled(RAISED, str(error))
+    except BaseException as error:
+        return _pickled(RAISED, f"importing {named.place} raised {_describe(error, named.place)}")
+    try:
+        value = pickle.loads(argument)
+    except Exception as error:
+        text = "what it is called with cannot be read in a worker process"
+        return _pickled(UNREADABLE, f"{text}: {_describe(error, None)}")
+    try:
+        result = loaded(**value) if is_unpacked else loaded(value)
+    except BaseException as error:
+        return _pickled(RAISED, _describe(error, _file_of(loaded)))
+    try:
+        return _pickled(RETURNED, result)
+    except Exception as error:
+        kind, reason = type(result).__name__, _describe(error, None)
+        return _pickled(UNSENDABLE, f"what it returned, of type {kind}, cannot be sent: {reason}")
+
+
+def _pickled(kind: int, value: Any) -> bytes:
+    return pickle.dumps((kind, value), pickle.HIGHEST_PROTOCOL)
+
+
+def _describe(error: BaseException, file: str | None) -> str:
+    """The type, the message, and the last line in `file` that the exception went through."""
+    try:
+        message = str(error)
+    except Exception:
+        message = ""
+    if isinstance(error, MiniMindError):
+        return message  # It says all there is to say.
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.line]
+    own = [frame for frame in frames if frame.filename == file]
+    if isinstance(error, SyntaxError) or file is None or not (own or frames):
+        return text
+    frame = (own or frames)[-1]
+    return f"{text} ({os.path.basename(frame.filename)}:{frame.lineno}: {frame.line})"
+
+
+def _file_of(function: Callable[..., Any]) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    code = getattr(function, "__code__", None)
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    return str(code.co_filename if code else getattr(module, "__file__", ""))
+
+
+def _end_with_parent(parent: int) -> None:
+    """Ends a worker whose parent was killed also where a function runs on, or where a process that
+    the parent forked still holds the connection."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_AT_PARENT_S)
+    _end()
+
+
+def _end() -> None:
+    """Ends this process and what its functions started. It leads a process group of its own."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    os._exit(0)
+
+
+def _ignore(*_: object) -> None:
+    pass

@@ -1,0 +1,77 @@
+"""A worker process as its parent sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from multiprocessing.connection import Connection
+
+_CODE = (
+    "import sys; sys.path[:] = {paths!r}; "
+    "from minimind.runtime.function_worker import serve; serve({fd}, {parent}, {is_unpacked})"
+)
+
+
+class WorkerProcess:
+    """Starts a Python that serves calls over a socket, and ends it.
+
+    The worker is a program of its own, `python -c`, not multiprocessing's "spawn", which imports
+    the parent's main module again and so runs a script that has no `if __name__ == "__main__"`
+    once more in every worker; and not a fork, which a process with threads or a GPU must not make.
+    It has the parent's sys.path, working directory and environment. It leads a session of its own:
+    Ctrl-C does not reach it, and all that its functions started ends with it.
+    """
+
+    def __init__(self, *, is_unpacked: bool) -> None:
+        """Returns at once; the worker's first message is READY."""
+        ours, theirs = socket.socketpair()
+        paths = [path for path in sys.path if isinstance(path, str)]
+        with theirs:
+            code = _CODE.format(
+                paths=paths, fd=theirs.fileno(), parent=os.getpid(), is_unpacked=is_unpacked
+            )
+            # The workers are the parallelism; PyTorch in each would take all cores for itself.
+            environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ}
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                env=environment,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self.connection = Connection(ours.detach())
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def has_ended(self) -> bool:
+        """Whether the process is there no more. Leaves its exit status for `end`: until that is
+        read, no other process can have the same id."""
+        try:
+            flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            return os.waitid(os.P_PID, self.pid, flags) is not None
+        except ChildProcessError:
+            return True
+
+    def end(self) -> str:
+        """Kills the worker and what its functions started, and says how it ended by itself if it
+        had."""
+        self.connection.close()
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+        return _describe_end(self._process.wait())
+
+
+def _describe_end(status: int) -> str:
+    if status == -signal.SIGKILL:
+        return "its process was killed (SIGKILL: is the memory full?)"
+    if status < 0:
+        return f"its process was killed by {signal.Signals(-status).name}"
+    return f"its process ended with status {status}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,17 @@ import numpy as np
 
 from minimind.data.formats import TEXT_COLUMN
 from minimind.data.mixture import Mixture, WeightedSource
-from minimind.data.packing import PACKING_VERSION, build_row, plan_packing
+from minimind.data.packing import (
+    PACKING_VERSION,
+    PackingPlan,
+    build_row,
+    plan_packing,
+    plan_unpacked,
+)
 from minimind.errors import ConfigError
 from minimind.types import Batch, PackedRow
+
+logger = logging.getLogger(__name__)
 
 
 class PackedRows:
@@ -40,20 +49,34 @@ class PackedRows:
         (self._format,) = formats
         self._columns = self._format.columns
         self.mixture = Mixture(sources, seed)
-        policy = "split" if self._format.split_long else "truncate"
         self._unit_size = self._format.documents_per_unit
-        self.plan = plan_packing(
-            self.mixture.lengths,
-            seq_len,
-            seed=seed,
-            long_documents=policy,
-            documents_per_unit=self._unit_size,
-        )
+        self.plan = self._plan(seq_len, seed)
+        if self.plan.num_left_out:
+            logger.warning(
+                "%d prompts are longer than a row of %d tokens and are left out: raise --seq_len "
+                "to read them",
+                self.plan.num_left_out,
+                seq_len,
+            )
         self._units_per_row = int(np.diff(self.plan.row_offsets).max()) // self._unit_size
         self._pad_id = pad_id
         self._first_unit = first_unit
         parts = (PACKING_VERSION, self.mixture.fingerprint, seq_len, seed, pad_id)
+        if not self._format.packed:
+            parts = (*parts, "unpacked")
         self.fingerprint = hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+    def _plan(self, seq_len: int, seed: int) -> PackingPlan:
+        if not self._format.packed:
+            assert self._unit_size == 1, "a row of its own is for one document"
+            return plan_unpacked(self.mixture.lengths, seq_len)
+        return plan_packing(
+            self.mixture.lengths,
+            seq_len,
+            seed=seed,
+            long_documents="split" if self._format.split_long else "truncate",
+            documents_per_unit=self._unit_size,
+        )
 
     def __len__(self) -> int:
         return self.plan.num_rows

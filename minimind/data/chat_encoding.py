@@ -119,9 +119,14 @@ class ChatEncoder:
 
     def prompt_ids(self, chat: Chat, enable_thinking: bool = False) -> list[int]:
         """The conversation so far and the header of the assistant's next turn."""
-        options = {"add_generation_prompt": True, "enable_thinking": enable_thinking}
-        (sample,) = self.encode([[(self._render(chat, **options), False)]])
+        (sample,) = self.encode([self.prompt_spans(chat, enable_thinking)])
         return sample.ids.tolist()
+
+    def prompt_spans(self, chat: Chat, enable_thinking: bool = False) -> list[Span]:
+        """The same before it is encoded, without targets. Raises DataError where the template
+        refuses the conversation."""
+        options = {"add_generation_prompt": True, "enable_thinking": enable_thinking}
+        return [(self._render(chat, **options), False)]
 
     def _render(self, chat: Chat, **options: bool) -> str:
         messages = [

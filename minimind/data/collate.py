@@ -33,11 +33,14 @@ def collate(rows: Sequence[PackedRow], units_per_row: int = 0) -> Batch:
 
 
 def collate_units(
-    rows: Sequence[PackedRow], units_per_row: int, documents_per_unit: int = 1
+    rows: Sequence[PackedRow],
+    units_per_row: int,
+    documents_per_unit: int = 1,
+    needs_targets: bool = True,
 ) -> UnitBatch:
     """`collate`, and which tokens are whose: each row has places for `units_per_row` units, so that
     shapes do not depend on how many it holds. A unit that lost a document's last target to the end
-    of its row teaches nothing and takes no place."""
+    of its row teaches nothing and takes no place, unless its format has no targets at all."""
     batch = collate(rows)
     size = documents_per_unit
     unit_ids_BU = np.full((len(rows), units_per_row), -1, dtype=np.int64)
@@ -47,11 +50,12 @@ def collate_units(
     num_documents = size * unit_ids_BU.size
     first_B1 = size * units_per_row * np.arange(len(rows))[:, None]
     doc_BT = np.where(doc_BT < 0, num_documents, doc_BT + first_B1)
-    target_docs = doc_BT[(batch.labels_BT != IGNORE_INDEX).numpy()]
-    targets_BUK = np.bincount(target_docs, minlength=num_documents)[:num_documents].reshape(
-        *unit_ids_BU.shape, size
-    )
-    unit_ids_BU[(targets_BUK == 0).any(-1)] = -1
+    if needs_targets:
+        target_docs = doc_BT[(batch.labels_BT != IGNORE_INDEX).numpy()]
+        targets_BUK = np.bincount(target_docs, minlength=num_documents)[:num_documents].reshape(
+            *unit_ids_BU.shape, size
+        )
+        unit_ids_BU[(targets_BUK == 0).any(-1)] = -1
     return batch.extend(
         UnitBatch,
         documents_per_unit=size,

@@ -33,6 +33,9 @@ class Format:
     """(packed rows, most units in a row of the run) -> one micro-batch (data/collate.py)."""
     documents_per_unit: int = 1
     """Documents of a sample, which stay together: the two of a pair."""
+    packed: bool = True
+    """Samples stand side by side in a row, else each has a row of its own, and one that is longer
+    than a row is left out."""
     columns: Mapping[str, str] = field(default_factory=dict, hash=False)
     """What a sample's `meta` holds, by name: the name of a NumPy dtype for a number (`bool`,
     `float32`), or TEXT_COLUMN. It travels through the cache and packing to the batch."""

@@ -32,6 +32,8 @@ class PackingPlan:
     """int32 [pieces]."""
     num_truncated: int
     """Documents that were cut to fit a row."""
+    num_left_out: int = 0
+    """Units that do not fit a row and are in none."""
 
     @property
     def num_rows(self) -> int:
@@ -160,6 +162,28 @@ def _cut(lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.
     start = (np.arange(len(doc)) - np.repeat(first_piece, num_pieces)) * stride
     length = np.minimum(seq_len, lengths[doc] - start).astype(np.int32)
     return doc, start, length
+
+
+def plan_unpacked(lengths: np.ndarray, seq_len: int) -> PackingPlan:
+    """Gives each document a row of its own, in their order. One of more than `seq_len` tokens is
+    left out: a prompt that is cut no longer asks what it asked. Raises ConfigError where none
+    fits."""
+    lengths = np.asarray(lengths, dtype=np.int64)
+    (fitting,) = np.nonzero(lengths <= seq_len)
+    if not len(fitting):
+        raise ConfigError(
+            f"none of {len(lengths):,} prompts fits a row of {seq_len} tokens, the shortest has "
+            f"{lengths.min():,}: raise --seq_len"
+        )
+    return PackingPlan(
+        seq_len=seq_len,
+        row_offsets=np.arange(len(fitting) + 1, dtype=np.int64),
+        piece_doc=fitting,
+        piece_start=np.zeros(len(fitting), dtype=np.int64),
+        piece_len=lengths[fitting].astype(np.int32),
+        num_truncated=0,
+        num_left_out=len(lengths) - len(fitting),
+    )
 
 
 class _OpenRows:

@@ -10,6 +10,7 @@ from minimind.data.loader import PackedLoader
 from minimind.engine.activation_memory import Workload
 from minimind.engine.memory_prediction import MemoryPrediction, predict_memory
 from minimind.run.resolve import ResolvedRun
+from minimind.stages import STAGES
 
 
 def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
@@ -32,8 +33,7 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
         f"step       {run.train_batch_size} rows x {run.seq_len} tokens = micro-batch "
         f"{run.micro_batch_size} x accumulation {accumulation} x {run.world_size} rank(s)",
         f"run        {total:,} steps, {total * run.train_batch_size / loader.num_rows:.2f} epochs "
-        f"of {loader.tokens_per_epoch:,} tokens in {loader.num_rows:,} rows, "
-        f"{loader.padding_share:.2%} padding",
+        f"of {_describe_epoch(run, loader)}",
         f"rate       {_describe_rate(run)}, clipping {run.recipe.gradient_clipping}",
         f"memory     about {predict_memory_of(run).peak_bytes / 2**30:.2f} GiB a rank{there}",
     ]
@@ -43,6 +43,15 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
             f"{loader.count_cut_before_targets():,} of them before any target, which teach nothing"
         )
     return "\n".join(lines)
+
+
+def _describe_epoch(run: ResolvedRun, loader: PackedLoader) -> str:
+    if not STAGES[run.stage].data_format.packed:
+        return f"{loader.num_units:,} prompts"
+    return (
+        f"{loader.tokens_per_epoch:,} tokens in {loader.num_rows:,} rows, "
+        f"{loader.padding_share:.2%} padding"
+    )
 
 
 def _describe_rate(run: ResolvedRun) -> str:

@@ -1,0 +1,132 @@
+"""The prompt format: conversations that a model is asked to go on with, and what checks its
+answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from minimind.data.chat_encoding import Chat, ChatEncoder, Message, Span
+from minimind.data.chat_format import BadChat, encode_rows, read_chat
+from minimind.data.collate import collate_units
+from minimind.data.formats import TEXT_COLUMN, Format
+from minimind.data.jsonl import BadRow, missing_key
+from minimind.data.text_format import surrogate_problem
+from minimind.data.tokenizer import Tokenizer
+from minimind.errors import DataError
+from minimind.types import PackedRow, Row, Sample, UnitBatch
+
+_EXAMPLE = '{"conversations": [{"role": "user", "content": "…"}], "gt": …}'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One prompt of a batch."""
+
+    ids: tuple[int, ...]
+    """Up to and with the header of the assistant's turn that is to be written."""
+    unit: int
+    """Its number in the epoch."""
+    row: dict[str, Any]
+    """The whole row of the data file."""
+    place: int
+    """Where it stands among the batch's P places."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptBatch(UnitBatch):
+    """Prompts, one a row, without targets. Its count is the number of prompts."""
+
+    prompts: tuple[Prompt, ...]
+    """They stay on the CPU; rows of padding have none."""
+
+
+def prompt_samples(
+    rows: Sequence[Row], tokenizer: Tokenizer, thinking: bool = False
+) -> list[Sample | BadRow]:
+    """Reads `{"conversations": [turns], "gt" or "answer": any JSON}`, of which the last assistant
+    turn is empty or missing. With `thinking` the assistant's turn opens with a thinking block, else
+    with an empty one."""
+
+    def read(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
+        return [_prompt_spans(encoder, _read_prompt(row), thinking)]
+
+    def build(row: Row, prompts: list[Sample]) -> Sample:
+        return replace(prompts[0], meta={"row": json.dumps(row.data, ensure_ascii=False)})
+
+    return encode_rows(rows, tokenizer, read, build)
+
+
+def _read_prompt(row: Row) -> Chat:
+    if "conversations" not in row.data:
+        raise BadChat(missing_key(row, "conversations", _EXAMPLE))
+    if "gt" in row.data and "answer" in row.data and row.data["gt"] != row.data["answer"]:
+        raise BadChat('"gt" and "answer" differ: both name the right answer, so give one of them')
+    chat = read_chat(row.data["conversations"], '"conversations"', needs_answer=False)
+    messages = chat.messages
+    if messages[-1]["role"] == "assistant":
+        if not _is_empty(messages[-1]):
+            raise BadChat(
+                'the last turn of "conversations" is an answer already: leave it empty or out, '
+                'and give the right answer, if it is to be checked, as "gt"'
+            )
+        messages = messages[:-1]
+    for number, message in enumerate(messages, start=1):
+        if message["role"] == "assistant" and _is_empty(message):
+            raise BadChat(
+                f'turn {number} of "conversations" (assistant) is empty; only the last may be'
+            )
+    last = messages[-1]["role"] if messages else None
+    if last not in ("user", "tool"):
+        ends = f"ends in a turn of the {last}" if last else "holds no turn but the empty one"
+        raise BadChat(
+            f'"conversations" {ends}: a prompt ends in a turn of the user or a tool, which the '
+            "assistant answers"
+        )
+    return Chat(messages, chat.tools)
+
+
+def _is_empty(message: Message) -> bool:
+    parts = [message["content"], message.get("reasoning_content", "")]
+    return not ("tool_calls" in message or any(part.strip() for part in parts))
+
+
+def _prompt_spans(encoder: ChatEncoder, chat: Chat, thinking: bool) -> list[Span]:
+    try:
+        spans = encoder.prompt_spans(chat, thinking)
+    except DataError as error:
+        raise BadChat(str(error)) from None
+    if problem := surrogate_problem("".join(text for text, _ in spans), "the conversation"):
+        raise BadChat(problem)
+    return spans
+
+
+def collate_prompts(rows: Sequence[PackedRow], units_per_row: int) -> PromptBatch:
+    """Collates the rows, and beside them their prompts as what a generator takes."""
+    assert units_per_row == 1, "each prompt has a row of its own"
+    batch = collate_units(rows, units_per_row, needs_targets=False)
+    prompts = [
+        Prompt(
+            ids=tuple(row.ids_T[row.doc_T >= 0].tolist()),
+            unit=int(row.units_U[0]),
+            row=json.loads(row.meta["row"][0]),
+            place=place,
+        )
+        for place, row in enumerate(rows)
+        if len(row.units_U)
+    ]
+    return batch.extend(PromptBatch, prompts=tuple(prompts))
+
+
+PROMPT = Format(
+    name="prompt",
+    version="1",
+    all_targets=False,
+    split_long=False,
+    read=prompt_samples,
+    collate=collate_prompts,
+    packed=False,
+    columns={"row": TEXT_COLUMN},
+)

@@ -18,7 +18,6 @@ from minimind.data.chat_format import BadChat, read_chat
 from minimind.data.text_format import surrogate_problem
 from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError
-from minimind.inference.answer_parser import AnswerParser, Content, Part
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.generate import load_model
 from minimind.inference.request import Delta, GenerationRequest
@@ -26,6 +25,7 @@ from minimind.inference.sampling import SamplingParams
 from minimind.model.adapter_folder import fingerprint
 from minimind.model.loaded_adapters import LoadedAdapters
 from minimind.runtime.devices import check_kernels, find_device
+from minimind.serving.answer_parser import AnswerParser, Content, Part
 from minimind.serving.chat_prompt import chat_prompt
 from minimind.serving.chat_session import ChatOptions
 

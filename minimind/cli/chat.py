@@ -14,9 +14,9 @@ import torch
 
 from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError, MiniMindError
-from minimind.inference.answer_parser import Content, Part, Reasoning, ToolCall
 from minimind.inference.generate import load_model
 from minimind.runtime.devices import check_kernels, find_device
+from minimind.serving.answer_parser import Content, Part, Reasoning, ToolCall
 from minimind.serving.chat_session import ChatBackend, ChatOptions, ChatSession
 from minimind.serving.local_chat import LocalChat
 from minimind.serving.settings import KEY_VARIABLE

@@ -40,9 +40,9 @@ def option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-def option_table(help: str) -> Any:
-    """An option that is a table, empty by default."""
-    return field(default_factory=dict, metadata={"help": help})
+def option_table(help: str, default: Mapping[str, Any] | None = None) -> Any:
+    """An option that is a table, empty unless a default is given."""
+    return field(default_factory=lambda: dict(default or {}), metadata={"help": help})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,24 @@ class Recipe:
     sample_prompts: tuple[str, ...] = option((), "what the sampled texts begin with")
     log_every: int = option(10, "optimizer steps between console lines where there is no terminal")
     swanlab: bool = option(False, "log to SwanLab too (pip install swanlab)")
+
+    @classmethod
+    def sizes(cls, device_kind: str, preset: str) -> Sizes:
+        """Gives what fits on a kind of device, where nothing else is given."""
+        return default_sizes(device_kind, preset)
+
+    @property
+    def row_len(self) -> int:
+        """Gives the tokens of a row of the data, once seq_len is resolved."""
+        assert self.seq_len is not None
+        return self.seq_len
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Gives the most tokens of one forward on one rank, once sizes are resolved."""
+        assert self.micro_batch_size is not None
+        assert self.seq_len is not None
+        return self.micro_batch_size * self.seq_len
 
     @property
     def format_options(self) -> dict[str, Any]:

@@ -59,7 +59,8 @@ class ChatEncoder:
         self._token_but_tags = _any_of(set(tokenizer.added_ids) - set(TAGS))
         self._split = re.compile(f"(?<!{_SPELLED})({self._token})")
         end_token = _any_of(t for t, id in tokenizer.added_ids.items() if id == tokenizer.eos_id)
-        end = f"(?<!{_SPELLED}){end_token}\n?"
+        self._end_token = f"(?<!{_SPELLED}){end_token}"
+        end = f"{self._end_token}\n?"
         header = self._find_header(end)
         self._turn = re.compile(f"(?<!{_SPELLED}){re.escape(header)}(.*?{end})", re.DOTALL)
 
@@ -127,6 +128,26 @@ class ChatEncoder:
         refuses the conversation."""
         options = {"add_generation_prompt": True, "enable_thinking": enable_thinking}
         return [(self._render(chat, **options), False)]
+
+    def result_ids(self, results: Sequence[str], enable_thinking: bool = False) -> list[int]:
+        """Gives what stands between the end token of an assistant's turn that called tools and its
+        next turn: the results, and the header. What the policy wrote is not rendered again, so
+        that its tokens stay its own."""
+        turns = [
+            {"role": "user", "content": _QUESTION},
+            {"role": "assistant", "content": _ANSWER},
+            *({"role": "tool", "content": result} for result in results),
+        ]
+        ((text, _),) = self.prompt_spans(Chat(turns), enable_thinking)
+        behind = text.partition(_ANSWER)[2]
+        end = re.match(self._end_token, behind)
+        if end is None:
+            raise DataError(
+                f"the chat template of {self._tokenizer.origin} does not end an assistant's turn "
+                f"with its end token, but with {behind[:20]!r}: tools' results cannot follow it"
+            )
+        (sample,) = self.encode([[(behind[end.end() :], False)]])
+        return sample.ids.tolist()
 
     def _render(self, chat: Chat, **options: bool) -> str:
         messages = [

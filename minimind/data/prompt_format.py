@@ -51,7 +51,7 @@ def prompt_samples(
     with an empty one."""
 
     def read(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
-        return [_prompt_spans(encoder, _read_prompt(row), thinking)]
+        return [_prompt_spans(encoder, read_prompt(row), thinking)]
 
     def build(row: Row, prompts: list[Sample]) -> Sample:
         return replace(prompts[0], meta={"row": json.dumps(row.data, ensure_ascii=False)})
@@ -59,7 +59,8 @@ def prompt_samples(
     return encode_rows(rows, tokenizer, read, build)
 
 
-def _read_prompt(row: Row) -> Chat:
+def read_prompt(row: Row) -> Chat:
+    """Gives the turns of a row's prompt, without an empty one at the end. Raises BadChat."""
     if "conversations" not in row.data:
         raise BadChat(missing_key(row, "conversations", _EXAMPLE))
     if "gt" in row.data and "answer" in row.data and row.data["gt"] != row.data["answer"]:

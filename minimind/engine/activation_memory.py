@@ -34,9 +34,7 @@ class Workload:
     @property
     def tokens(self) -> int:
         """Of a micro-batch."""
-        assert self.recipe.micro_batch_size is not None
-        assert self.recipe.seq_len is not None
-        return self.recipe.micro_batch_size * self.recipe.seq_len
+        return self.recipe.micro_batch_tokens
 
     @property
     def size(self) -> int:

@@ -48,7 +48,7 @@ def build_loaders(
         data = [str(sample_data_path("train", stage.sample_data))]
         val_data = val_data or [str(sample_data_path("val", stage.sample_data))]
     shared: dict[str, Any] = {
-        "seq_len": run.seq_len,
+        "seq_len": run.recipe.row_len,
         "micro_batch": run.micro_batch_size,
         "rank": ranks.rank,
         "world_size": ranks.world_size,

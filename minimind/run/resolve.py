@@ -12,7 +12,7 @@ import torch
 
 from minimind.config.deepspeed_json import Hardware, load_ds_config, precision, resolve
 from minimind.config.model import ModelConfig, load_model_config
-from minimind.config.recipe import Recipe, default_sizes, replace_fields
+from minimind.config.recipe import Recipe, replace_fields
 from minimind.data.loader import PackedLoader
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint, find_model_folder
@@ -136,7 +136,7 @@ def resolve_run(
     config, weights_folder, model_name = _resolve_model(arguments, tokenizer)
     _check_vocabulary(arguments, tokenizer, config, weights_folder)
     recipe = replace_fields(stage.recipe_type(), arguments.recipe, f"--stage {stage.name}")
-    sizes = default_sizes(device.kind, model_name)
+    sizes = stage.recipe_type.sizes(device.kind, model_name)
     fill = {}
     if recipe.learning_rate is None:
         rates = stage.recipe_type.learning_rates

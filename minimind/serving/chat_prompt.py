@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from minimind.data.chat_encoding import Chat, ChatEncoder
 from minimind.data.tokenizer import Tokenizer
-from minimind.inference.answer_parser import opens_reasoning
+from minimind.serving.answer_parser import opens_reasoning
 
 _TAIL = 32
 """Tokens at a prompt's end that hold all the template writes after the last turn."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol, get_args, get_type_hints
 
 from minimind.data.chat_encoding import Message
 from minimind.errors import ConfigError
-from minimind.inference.answer_parser import Content, Part, Reasoning, ToolCall
+from minimind.serving.answer_parser import Content, Part, Reasoning, ToolCall
 
 
 @dataclass(frozen=True, slots=True)

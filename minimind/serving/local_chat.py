@@ -8,11 +8,11 @@ from typing import Any
 from minimind.data.chat_encoding import Chat, Message
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
-from minimind.inference.answer_parser import AnswerParser, Part
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.request import GenerationRequest
 from minimind.inference.sampling import SamplingParams
 from minimind.model.transformer import Transformer
+from minimind.serving.answer_parser import AnswerParser, Part
 from minimind.serving.chat_prompt import chat_prompt
 from minimind.serving.chat_session import ChatOptions, Finished
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from minimind.inference.answer_parser import END_CALL
 from minimind.inference.sampling import SamplingParams
+from minimind.serving.answer_parser import END_CALL
 
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20

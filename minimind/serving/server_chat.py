@@ -10,7 +10,7 @@ import openai
 
 from minimind.data.chat_encoding import Message
 from minimind.errors import ConfigError
-from minimind.inference.answer_parser import Content, Part, Reasoning, ToolCall
+from minimind.serving.answer_parser import Content, Part, Reasoning, ToolCall
 from minimind.serving.chat_session import ChatOptions, Finished
 
 

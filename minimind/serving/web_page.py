@@ -12,7 +12,7 @@ import streamlit as st
 
 from minimind.data.chat_encoding import Message
 from minimind.errors import MiniMindError
-from minimind.inference.answer_parser import Content, Part, Reasoning, ToolCall
+from minimind.serving.answer_parser import Content, Part, Reasoning, ToolCall
 from minimind.serving.chat_session import ChatOptions, ChatSession, answer_message
 from minimind.serving.server_chat import ServerChat
 from minimind.serving.settings import KEY_VARIABLE

@@ -97,7 +97,7 @@ class Reference:
 
         def frozen() -> Transformer:
             if not model:
-                model.append(_load_frozen(context))
+                model.append(load_frozen(context))
             return model[0]
 
         weights = fingerprint(context.weights_folder)
@@ -119,7 +119,8 @@ class Reference:
         return self.values[batch.unit_ids_P.clamp(min=0)].masked_fill(is_free_P[:, None], 0.0)
 
 
-def _load_frozen(context: BuildContext) -> Transformer:
+def load_frozen(context: BuildContext) -> Transformer:
+    """Gives the model that the run starts from, in the dtype that the engine computes in."""
     assert context.weights_folder is not None
     model = Transformer(context.config)
     model.load_named(load_model_folder(context.weights_folder)[1])

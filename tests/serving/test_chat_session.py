@@ -12,7 +12,7 @@ from small_models import random_model, small_config
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
-from minimind.inference.answer_parser import Content, Part, Reasoning, ToolCall
+from minimind.serving.answer_parser import Content, Part, Reasoning, ToolCall
 from minimind.serving.chat_session import ChatOptions, ChatSession, Finished, answer_message
 from minimind.serving.local_chat import LocalChat
 from minimind.serving.server_chat import ServerChat

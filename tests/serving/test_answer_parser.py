@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimind.inference.answer_parser import (
+from minimind.serving.answer_parser import (
     AnswerParser,
     Content,
     Part,

@@ -1,0 +1,70 @@
+"""Tools that a policy may call while it is trained: Python functions, by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from minimind.config.spelling import did_you_mean
+from minimind.runtime.function_pool import Call, FunctionPool
+
+SHIPPED = {
+    "calculator": "minimind.data.sample_tools:calculator",
+    "lookup": "minimind.data.sample_tools:lookup",
+}
+"""The short names of functions."""
+_MOST_CHARACTERS = 2000
+
+
+class ToolBox:
+    """Calls tools in worker processes. A call that fails gives a text which says why: it is the
+    policy's to learn from, and ends nothing."""
+
+    def __init__(self, tools: Mapping[str, str], *, num_workers: int, timeout_s: float) -> None:
+        """`tools` are functions by the name that the policy calls, spelled as rewards are; a
+        function takes a call's arguments as keywords. Raises ConfigError."""
+        self._tools = dict(tools)
+        self._pool = FunctionPool(
+            list(dict.fromkeys(tools.values())),
+            num_workers=num_workers,
+            timeout_s=timeout_s,
+            shipped=SHIPPED,
+            is_unpacked=True,
+        )
+
+    def check(self) -> None:
+        """Raises ConfigError for a function that cannot be imported."""
+        self._pool.check()
+
+    def call(self, calls: Sequence[Mapping[str, Any] | None]) -> list[str]:
+        """Gives what each call answers; None stands for one that is not well-formed."""
+        results: list[str] = [""] * len(calls)
+        known: list[tuple[int, Call]] = []
+        for number, call in enumerate(calls):
+            if call is None:
+                results[number] = "error: no JSON object with a name and arguments"
+            elif call["name"] not in self._tools:
+                guess = did_you_mean(call["name"], list(self._tools))
+                results[number] = f"error: no tool {call['name']}{guess}"
+            else:
+                known.append((number, Call(self._tools[call["name"]], dict(call["arguments"]))))
+        outcomes = self._pool.call([call for _, call in known])
+        for (number, _), outcome in zip(known, outcomes, strict=True):
+            failure = outcome.failure
+            results[number] = f"error: {failure.text}" if failure else _as_text(outcome.value)
+        return [result[:_MOST_CHARACTERS] for result in results]
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        self._pool.close()
+
+
+def _as_text(value: Any) -> str:
+    """A result as a turn's content: a text as it is, all else as JSON."""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        return str(value)

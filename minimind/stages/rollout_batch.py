@@ -1,0 +1,102 @@
+"""Trajectories as what a policy learns from: documents side by side, and numbers by target."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minimind.stages.trajectory import Trajectory
+from minimind.types import IGNORE_INDEX, Batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutBatch(Batch):
+    """Trajectories laid end to end in one row, without padding. The targets are the policy's own
+    tokens: R of them, in order, each with its numbers. A trajectory that teaches nothing has none.
+    """
+
+    places_R: Tensor
+    """int64: where each target's hidden state stands among the B·T."""
+    targets_R: Tensor
+    """int64: the tokens themselves."""
+    sample_R: Tensor
+    """int64: the trajectory that each belongs to, 0 to P - 1."""
+    weights_R: Tensor
+    """fp32: what a mean over `count` weighs each target with: 1 / targets of its trajectory, or 1.
+    """
+    advantages_R: Tensor
+    """fp32."""
+    sampled_R: Tensor
+    """fp32: the log-probability under which the sampler drew each."""
+    old_R: Tensor | None = None
+    """fp32: the log-probability under the policy before the step's first update; None where that
+    update is the only one, and the policy's own then."""
+    reference_R: Tensor | None = None
+    """fp32: the log-probability under the reference; None without one."""
+    num_samples: int
+    """P: trajectories, those that teach nothing included."""
+    num_taught: int
+    """Trajectories with a target."""
+    counts_tokens: bool
+    """The loss is a mean over targets, else over trajectories."""
+
+    @property
+    def count(self) -> int:
+        return self.num_targets if self.counts_tokens else self.num_taught
+
+
+def build_rollout_batch(
+    trajectories: Sequence[Trajectory], *, counts_tokens: bool, teach: Sequence[bool]
+) -> RolloutBatch:
+    """Lays at least one trajectory out, on the CPU. `teach` says of each whether its tokens are
+    targets: a batch has a document even where nothing is to be learned."""
+    assert trajectories, "a forward needs a token"
+    ids: list[int] = []
+    positions: list[int] = []
+    starts = [0]
+    places: list[int] = []
+    targets: list[int] = []
+    samples: list[int] = []
+    sampled: list[float] = []
+    for number, (one, is_taught) in enumerate(zip(trajectories, teach, strict=True)):
+        prompt = one.prompt.ids
+        if is_taught:
+            behind = starts[-1] + len(prompt) - 1  # the state that the first token follows from
+            made = [(at, value) for at, value in enumerate(one.log_probs) if value is not None]
+            places += [behind + at for at, _ in made]
+            targets += [one.ids[at] for at, _ in made]
+            sampled += [value for _, value in made]
+            samples += [number] * len(made)
+        ids += [*prompt, *one.ids[:-1]]  # no target follows from the last token
+        positions += range(len(ids) - starts[-1])
+        starts.append(len(ids))
+    ids_M = torch.tensor(ids)
+    places_R, targets_R, sample_R = torch.tensor([places, targets, samples], dtype=torch.int64)
+    labels_M = torch.full_like(ids_M, IGNORE_INDEX)
+    labels_M[places_R] = targets_R
+    targets_P = torch.bincount(sample_R, minlength=len(trajectories))
+    ones_R = torch.ones(len(places))
+    advantages_P = torch.tensor([one.advantage for one in trajectories], dtype=torch.float32)
+    return RolloutBatch(
+        ids_BT=ids_M[None],
+        labels_BT=labels_M[None],
+        positions_BT=torch.tensor(positions)[None],
+        cu_seqlens=torch.tensor(starts, dtype=torch.int32),
+        is_token_BT=torch.ones(1, len(ids), dtype=torch.bool),
+        max_len=max(b - a for a, b in itertools.pairwise(starts)),
+        num_tokens=len(ids),
+        num_targets=len(places),
+        places_R=places_R,
+        targets_R=targets_R,
+        sample_R=sample_R,
+        weights_R=ones_R if counts_tokens else ones_R / targets_P[sample_R],
+        advantages_R=advantages_P[sample_R],
+        sampled_R=torch.tensor(sampled, dtype=torch.float32),
+        num_samples=len(trajectories),
+        num_taught=int((targets_P > 0).sum()),
+        counts_tokens=counts_tokens,
+    )

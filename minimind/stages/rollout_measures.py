@@ -1,0 +1,108 @@
+"""What is known of a step's answers besides the loss: rewards, lengths, where the time went."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from minimind.engine.deepspeed_engine import DeepSpeedEngine
+from minimind.stages.trajectory import Trajectory
+
+_TIMES = ("rollout", "reward", "reference", "forward", "update")
+
+
+class RolloutMeasures:
+    """Adds up over all ranks what the answers of a step are like, and times its parts on this
+    rank's host. `update_s` holds forward, backward and optimizer; on a GPU they are not waited for.
+    """
+
+    def __init__(self, reward_names: Sequence[str]) -> None:
+        self._rewards = tuple(reward_names)
+        self.mean_reward = 0.0
+        """Of the step's answers, over all ranks."""
+        self._found: dict[str, float] = {}
+        self._times = dict.fromkeys(_TIMES, 0.0)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (
+            "reward_std",
+            *(f"reward_{name}" for name in self._rewards),
+            "answer_tokens",
+            "cut_share",
+            "turns",
+            "spread_share",
+            "dropped_share",
+            "failed_rewards",
+            "rollout_tokens_per_s",
+            *(f"{name}_s" for name in _TIMES),
+        )
+
+    def start(self) -> None:
+        """Begins a step."""
+        self._found.clear()
+        self._times = dict.fromkeys(_TIMES, 0.0)
+
+    @contextlib.contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        """Times a part of the step."""
+        began = time.perf_counter()
+        yield
+        self.add_time(name, time.perf_counter() - began)
+
+    def add_time(self, name: str, seconds: float) -> None:
+        self._times[name] += seconds
+
+    def add_up(
+        self, engine: DeepSpeedEngine, groups: Sequence[Sequence[Trajectory]], kept: Sequence[bool]
+    ) -> None:
+        """Takes in this rank's answers, grouped by prompt, and which groups are learned from. All
+        ranks call it."""
+        answers = [one for group in groups for one in group]
+        worth = [one.reward for one in answers if one.reward is not None]
+        # What stands second is the number that a mean is over.
+        sums = {
+            "reward": (sum(worth), len(worth)),
+            "square": (sum(value**2 for value in worth), len(worth)),
+            "answer_tokens": (sum(one.num_made for one in answers), len(answers)),
+            "cut_share": (sum(one.is_cut for one in answers), len(answers)),
+            "turns": (sum(_num_turns(one) for one in answers), len(answers)),
+            "spread_share": (sum(map(has_spread, groups)), len(groups)),
+            "dropped_share": (len(groups) - sum(kept), len(groups)),
+            "failed_rewards": (len(answers) - len(worth), 1),
+        }
+        for name in self._rewards:
+            parts = [one.score.parts[name] for one in answers if one.score is not None]
+            known = [part for part in parts if part is not None]
+            sums[f"reward_{name}"] = (sum(known), len(known))
+        table = torch.tensor(list(sums.values()), dtype=torch.float64).to(engine.device)
+        totals = engine.sum_over_ranks(table.flatten()).view(-1, 2).tolist()
+        found = {
+            name: total / count if count else math.nan
+            for name, (total, count) in zip(sums, totals, strict=True)
+        }
+        self.mean_reward = found.pop("reward")
+        found["reward_std"] = math.sqrt(max(found.pop("square") - self.mean_reward**2, 0.0))
+        found["failed_rewards"] *= engine.ranks.world_size
+        made = sum(one.num_made for one in answers)
+        found["rollout_tokens_per_s"] = made / max(self._times["rollout"], 1e-9)
+        self._found = found
+
+    def finish(self) -> dict[str, float]:
+        """Gives everything by its name."""
+        times = {f"{name}_s": seconds for name, seconds in self._times.items()}
+        return {name: {**self._found, **times}[name] for name in self.names}
+
+
+def _num_turns(trajectory: Trajectory) -> int:
+    return sum(turn["role"] == "assistant" for turn in trajectory.turns)
+
+
+def has_spread(group: Sequence[Trajectory]) -> bool:
+    """Whether the rewards of a group differ, so that there is something to tell apart."""
+    known = [one.reward for one in group if one.reward is not None]
+    return bool(known) and max(known) - min(known) > 1e-6

@@ -1,0 +1,275 @@
+"""What the stages share that learn from their own answers: generate, judge, lay out, measure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, cast
+
+import minimind_kernels as K
+import torch
+from torch import Tensor, nn
+
+from minimind.data.formats import Format
+from minimind.data.prompt_format import PROMPT, Prompt, PromptBatch
+from minimind.data.sample_files import SampleData
+from minimind.data.sample_tasks import PROMPT_DATA
+from minimind.engine.deepspeed_engine import DeepSpeedEngine
+from minimind.engine.stage import BuildContext, Loader, Policy, Stage
+from minimind.errors import ConfigError
+from minimind.model.transformer import Transformer
+from minimind.rewards.scorer import Scorer
+from minimind.rewards.tools import ToolBox
+from minimind.stages.rollout_batch import RolloutBatch, build_rollout_batch
+from minimind.stages.rollout_measures import RolloutMeasures
+from minimind.stages.rollout_recipe import RolloutRecipe
+from minimind.stages.rollouts import RolloutEngine
+from minimind.stages.trajectory import Trajectory
+from minimind.types import LossSum
+
+_SAMPLES = 16
+"""Answers kept for a reader, at most."""
+
+
+class RolloutStage(Stage[PromptBatch, RolloutBatch]):
+    """A step has the policy answer its prompts, and takes one update or several from the answers.
+
+    In validation each prompt is answered once, greedily, and the loss is minus the mean reward.
+    """
+
+    needs_checkpoint: ClassVar[bool] = True
+    may_start_fresh: ClassVar[bool] = False
+    data_format: ClassVar[Format] = PROMPT
+    sample_data: ClassVar[SampleData] = PROMPT_DATA
+
+    recipe: RolloutRecipe
+    rollouts: RolloutEngine
+    scorer: Scorer
+    measures: RolloutMeasures
+    reference: nn.Module | None
+    """What the policy is compared with, in the dtype that the engine computes in."""
+
+    def __init__(self, recipe: RolloutRecipe) -> None:
+        self.recipe = recipe
+        self.scorer = self._make_scorer()
+        self.measures = RolloutMeasures(self.scorer.reward_names)
+        self.reference = None
+        self._loader: Loader[PromptBatch] | None = None
+        self._last: list[Trajectory] = []
+
+    def _make_scorer(self) -> Scorer:
+        recipe = self.recipe
+        return Scorer(
+            recipe.rewards,
+            num_workers=recipe.reward_workers,
+            timeout_s=recipe.reward_timeout_s,
+            on_error=cast(Literal["stop", "skip"], recipe.on_reward_error),
+        )
+
+    def _make_tools(self) -> ToolBox | None:
+        recipe = self.recipe
+        if not recipe.tools:
+            return None
+        return ToolBox(
+            recipe.tools, num_workers=recipe.reward_workers, timeout_s=recipe.reward_timeout_s
+        )
+
+    def check(self, context: BuildContext) -> None:
+        """Raises ConfigError where there are no weights to start from, or a reward or tool cannot
+        be imported."""
+        if context.weights_folder is None:
+            raise ConfigError(
+                f"--stage {self.name} goes on from a model that answers, and --from_checkpoint "
+                "none has none: give a checkpoint (of --stage sft)"
+            )
+        self.scorer.check()
+        if tools := self._make_tools():
+            tools.check()
+            tools.close()
+
+    def open(self, context: BuildContext) -> None:
+        """Makes ready what generates and judges; for `build_models`. Raises ConfigError for prompts
+        that do not fit."""
+        assert context.tokenizer is not None
+        for data in (context.loader, context.eval_data):
+            if num_cut := getattr(data, "num_truncated", 0):
+                raise ConfigError(
+                    f"{num_cut} prompts are longer than the {self.recipe.row_len} tokens that "
+                    f"seq_len {self.recipe.seq_len} leaves beside max_new_tokens "
+                    f"{self.recipe.new_tokens}, and a prompt cut short asks for something else: "
+                    "give a larger --seq_len, or leave them out of the data"
+                )
+        self.rollouts = RolloutEngine(
+            self.recipe, context.tokenizer, self._make_tools(), self.find_policy
+        )
+        self._loader = context.loader
+
+    def find_policy(self, module: nn.Module) -> Transformer:
+        """Gives the model in the engine's module that generates."""
+        return cast(Transformer, module)
+
+    # What a stage adds: how good each answer is for its kind, and the loss.
+
+    def set_advantages(self, engine: DeepSpeedEngine, groups: Sequence[list[Trajectory]]) -> None:
+        """Sets the advantage of each trajectory from the rewards. `groups`: this rank's, the
+        answers to one prompt each; an answer without a reward is left as it is."""
+        raise NotImplementedError
+
+    def refine(self, engine: DeepSpeedEngine, batches: list[RolloutBatch]) -> list[RolloutBatch]:
+        """Adds what the loss needs to know under the policy as it was before the first update."""
+        return batches
+
+    def stops_early(self, engine: DeepSpeedEngine) -> bool:
+        """Tells after an update whether the step's further ones are left out; alike on all ranks."""
+        return False
+
+    # What they share.
+
+    def prepare(
+        self, engine: DeepSpeedEngine, micro_batches: list[PromptBatch], step: int
+    ) -> Iterator[list[RolloutBatch]]:
+        """Yields the answers to a step's prompts as micro-batches, for each update."""
+        recipe, measures = self.recipe, self.measures
+        measures.start()
+        by_micro = self._collect(engine, micro_batches, step)
+        groups = [group for of_micro in by_micro for group in of_micro]
+        kept = [self._is_kept(group) for group in groups]
+        self.set_advantages(engine, [g for g, is_kept in zip(groups, kept, strict=True) if is_kept])
+        self._last = [one for group in groups[:_SAMPLES] for one in group[:1]]
+        measures.add_up(engine, groups, kept)
+        parts = self._lay_out(by_micro, iter(kept), engine.device)
+        with measures.time("reference"):
+            engine.train(False)
+            parts = [self._look_back(engine, batches) for batches in parts]
+            engine.train()
+        for _ in range(recipe.inner_epochs):
+            for batches in parts:
+                began = time.perf_counter()
+                yield batches
+                measures.add_time("update", time.perf_counter() - began)
+                if self.stops_early(engine):
+                    return
+
+    def _collect(
+        self, engine: DeepSpeedEngine, micro_batches: Sequence[PromptBatch], step: int
+    ) -> list[list[list[Trajectory]]]:
+        """Gives the judged answers, by micro-batch and prompt."""
+        prompts = [list(batch.prompts) for batch in micro_batches]
+        return self._answer(engine, prompts, (step,))
+
+    def _answer(
+        self,
+        engine: DeepSpeedEngine,
+        prompts: Sequence[Sequence[Prompt]],
+        seeded: Sequence[int | str],
+    ) -> list[list[list[Trajectory]]]:
+        size = self.recipe.num_generations
+        with self.measures.time("rollout"):
+            flat = [prompt for of_micro in prompts for prompt in of_micro]
+            trajectories = self.rollouts.run(engine, flat, size, seeded)
+        with self.measures.time("reward"):
+            self._judge(trajectories)
+        groups = iter([trajectories[at : at + size] for at in range(0, len(trajectories), size)])
+        return [[next(groups) for _ in of_micro] for of_micro in prompts]
+
+    def _judge(self, trajectories: Sequence[Trajectory]) -> None:
+        recipe = self.recipe
+        scores = self.scorer.score([one.to_rollout() for one in trajectories])
+        for one, score in zip(trajectories, scores, strict=True):
+            one.score = score
+            if recipe.overlong_buffer:
+                # From 0 at the buffer's beginning to the whole penalty at its end.
+                over = len(one.ids) - (recipe.new_tokens - recipe.overlong_buffer)
+                share = min(max(over / recipe.overlong_buffer, 0.0), 1.0)
+                one.penalty = recipe.overlong_penalty * share
+
+    def _is_kept(self, group: Sequence[Trajectory]) -> bool:
+        return True
+
+    def _teaches(self, trajectory: Trajectory) -> bool:
+        is_masked = self.recipe.mask_cut and trajectory.is_cut
+        return trajectory.reward is not None and not is_masked
+
+    def _lay_out(
+        self,
+        by_micro: Sequence[Sequence[list[Trajectory]]],
+        kept: Iterator[bool],
+        device: torch.device,
+    ) -> list[list[RolloutBatch]]:
+        """Gives the batches by minibatch and micro-batch."""
+        number = self.recipe.num_minibatches
+        parts: list[list[RolloutBatch]] = [[] for _ in range(number)]
+        for groups in by_micro:
+            learned = [(one, is_kept) for group in groups for is_kept in [next(kept)] for one in group]
+            for minibatch, batches in enumerate(parts):
+                mine = learned[minibatch::number] or learned[:1]
+                teach = [
+                    is_kept and self._teaches(one) and minibatch < len(learned)
+                    for one, is_kept in mine
+                ]
+                # One that teaches nothing is not worth a forward, unless there is no other.
+                chosen = [place for place, taught in enumerate(teach) if taught] or [0]
+                batch = build_rollout_batch(
+                    [mine[place][0] for place in chosen],
+                    counts_tokens=self.recipe.loss_mean == "token",
+                    teach=[teach[place] for place in chosen],
+                )
+                batch = batch.pin_memory() if device.type == "cuda" else batch
+                batches.append(batch.to(device))
+        return parts
+
+    def _look_back(
+        self, engine: DeepSpeedEngine, batches: list[RolloutBatch]
+    ) -> list[RolloutBatch]:
+        batches = self.refine(engine, batches)
+        if self.reference is None:
+            return batches
+        reference = cast(Policy, self.reference)
+        return [
+            replace(batch, reference_R=rollout_log_probs(reference, batch, self.recipe.temperature))
+            for batch in batches
+        ]
+
+    def evaluate(
+        self, engine: DeepSpeedEngine, batches: Iterable[PromptBatch]
+    ) -> Iterator[tuple[PromptBatch, LossSum]]:
+        """Yields each batch with minus the rewards of greedy answers, summed; an answer whose
+        reward cannot be computed counts as 0."""
+        read = list(batches)
+        prompts = [prompt for batch in read for prompt in batch.prompts]
+        answers = self.rollouts.run(engine, prompts, 1, ("validation",), greedy=True)
+        self._judge(answers)
+        rewards = iter([one.reward or 0.0 for one in answers])
+        for batch in read:
+            total = sum(next(rewards) for _ in batch.prompts)
+            yield batch, LossSum(total=torch.tensor(-float(total), device=engine.device))
+
+    @property
+    def measured_names(self) -> tuple[str, ...]:
+        return self.measures.names
+
+    def measured(self) -> Mapping[str, float]:
+        return self.measures.finish()
+
+    def samples(self) -> Sequence[Mapping[str, Any]]:
+        """Gives the first answer to some of the last step's prompts, with what it is worth."""
+        return [one.describe() for one in self._last]
+
+
+@torch.no_grad()
+def rollout_log_probs(policy: Policy, batch: RolloutBatch, temperature: float) -> Tensor:
+    """Gives the log-probability of each target at the temperature, fp32 [R]."""
+
+    def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
+        hidden_RD = target_states(hidden_MD, batch, temperature)
+        return K.linear_log_prob(hidden_RD, weight_VD, batch.targets_R)
+
+    return policy(batch, head=head).per_token
+
+
+def target_states(hidden_MD: Tensor, batch: RolloutBatch, temperature: float) -> Tensor:
+    """Gives the states that the targets follow from, divided by the temperature, as their logits
+    would be: [R, D]."""
+    hidden_RD = hidden_MD.index_select(0, batch.places_R)
+    return hidden_RD if temperature == 1.0 else hidden_RD / temperature

@@ -1,0 +1,154 @@
+"""Answers of the policy to prompts, made by the batch engine with the policy's own weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from minimind.data.chat_encoding import ChatEncoder
+from minimind.data.prompt_format import Prompt, read_prompt
+from minimind.data.tokenizer import Tokenizer
+from minimind.engine.deepspeed_engine import DeepSpeedEngine
+from minimind.errors import TrainingError
+from minimind.inference.batch_engine import BatchEngine
+from minimind.inference.request import Completion, GenerationRequest
+from minimind.inference.sampling import SamplingParams
+from minimind.model.transformer import Transformer
+from minimind.rewards.tools import ToolBox
+from minimind.runtime.seeds import derive_seed
+from minimind.stages.rollout_recipe import RolloutRecipe
+from minimind.stages.trajectory import Trajectory
+from minimind.types import Row
+
+_TOGETHER = {"cpu": 64, "cuda": 256}
+_SHOWN = 200
+
+
+class RolloutEngine:
+    """Has the policy answer prompts, each several times, over several turns where it calls tools.
+
+    An answer's tokens follow from the policy, the prompt, and the seed that belongs to (run, step,
+    prompt, answer, turn): not from who shares its batch, nor from the number of ranks.
+    """
+
+    def __init__(
+        self,
+        recipe: RolloutRecipe,
+        tokenizer: Tokenizer,
+        tools: ToolBox | None,
+        find_policy: Callable[[nn.Module], Transformer],
+    ) -> None:
+        """`find_policy` gives the model in the engine's module that generates."""
+        assert recipe.seq_len is not None
+        self._recipe, self._tokenizer, self._tools = recipe, tokenizer, tools
+        self._seq_len, self._find_policy = recipe.seq_len, find_policy
+        self._encoder = ChatEncoder(tokenizer)
+        self._batch_engine: BatchEngine | None = None
+
+    def run(
+        self,
+        engine: DeepSpeedEngine,
+        prompts: Sequence[Prompt],
+        num_answers: int,
+        seeded: Sequence[int | str],
+        *,
+        greedy: bool = False,
+    ) -> list[Trajectory]:
+        """Gives the answers, those to one prompt side by side. `seeded`: what the seeds follow from
+        besides the prompt's number. All ranks call it, each with its own prompts. Raises
+        TrainingError where the policy's logits are not finite."""
+        trajectories = [self._open(prompt, index) for prompt in prompts for index in range(num_answers)]
+        with engine.gathered() as module:
+            batch_engine = self._refresh(self._find_policy(module))
+            going = trajectories
+            for turn in range(self._recipe.max_turns):
+                if not going:
+                    break
+                # The first answer to each prompt first: the others then find their prompt computed.
+                ordered = sorted(going, key=lambda one: one.index)
+                requests = [self._request(one, (*seeded, turn), greedy) for one in ordered]
+                completions = batch_engine.generate(requests)
+                is_last = turn + 1 == self._recipe.max_turns
+                going = self._take_in(ordered, completions, is_last)
+        return trajectories
+
+    def _open(self, prompt: Prompt, index: int) -> Trajectory:
+        chat = read_prompt(Row(data=prompt.row, path="", line=0))
+        return Trajectory(
+            prompt=prompt,
+            messages=_with_tools(chat.messages, chat.tools),
+            index=index,
+            opens_thinking=self._recipe.thinking,
+        )
+
+    def _refresh(self, policy: Transformer) -> BatchEngine:
+        if self._batch_engine is None:
+            together = self._recipe.rollout_batch or _TOGETHER[policy.lm_head.weight.device.type]
+            self._batch_engine = BatchEngine(
+                policy, self._tokenizer, max_batch=together, max_tokens=together * self._seq_len
+            )
+        else:
+            self._batch_engine.refresh()
+        return self._batch_engine
+
+    def _request(
+        self, trajectory: Trajectory, seeded: Sequence[int | str], greedy: bool
+    ) -> GenerationRequest:
+        recipe, prompt = self._recipe, trajectory.prompt
+        return GenerationRequest(
+            prompt_ids=[*prompt.ids, *trajectory.ids],
+            params=SamplingParams(
+                max_new_tokens=recipe.new_tokens - len(trajectory.ids),
+                temperature=0.0 if greedy else recipe.temperature,
+                top_k=recipe.top_k,
+                top_p=recipe.top_p,
+                logprobs=0,
+                tempered_logprobs=True,
+                seed=derive_seed(recipe.seed, *seeded, prompt.unit, trajectory.index),
+            ),
+            stop_ids=(self._tokenizer.eos_id, self._tokenizer.pad_id),
+            gives_stop=True,
+        )
+
+    def _take_in(
+        self, ordered: Sequence[Trajectory], completions: Sequence[Completion], is_last: bool
+    ) -> list[Trajectory]:
+        """Adds a turn to each, and the results of the tools it calls. Gives those that go on."""
+        calls = []
+        for trajectory, completion in zip(ordered, completions, strict=True):
+            if completion.finish_reason == "error":
+                text = self._tokenizer.decode(trajectory.prompt.ids)[-_SHOWN:]
+                raise TrainingError(
+                    f"the policy's logits are not finite after the prompt that ends in {text!r}: a "
+                    "lower --learning_rate may help. The last checkpoint is as it was"
+                )
+            found = trajectory.add_turn(completion)
+            if found and self._tools is not None and not (is_last or trajectory.is_cut):
+                calls.append((trajectory, found))
+        if not calls or self._tools is None:
+            return []
+        results = iter(self._tools.call([call for _, found in calls for call in found]))
+        going = []
+        for trajectory, found in calls:
+            texts = [next(results) for _ in found]
+            ids = self._encoder.result_ids(texts, self._recipe.thinking)
+            if len(trajectory.ids) + len(ids) < self._recipe.new_tokens:
+                trajectory.add_results(texts, ids)
+                going.append(trajectory)
+            else:
+                trajectory.is_cut = True
+        return going
+
+
+def _with_tools(
+    messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
+) -> list[dict[str, Any]]:
+    """Puts the tools back where a row has them: a turn's "tools", which rewards read."""
+    if not tools:
+        return messages
+    first = {"role": "system", "content": "", **(messages[0] if messages[0]["role"] == "system" else {})}
+    rest = messages[1:] if messages[0]["role"] == "system" else messages
+    return [{**first, "tools": tools}, *rest]

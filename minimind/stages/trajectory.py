@@ -1,0 +1,92 @@
+"""What a policy did with a prompt: its tokens, where they came from, and how likely they were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from minimind.data.prompt_format import Prompt
+from minimind.inference.request import Completion
+from minimind.rewards.rollout import Rollout
+from minimind.rewards.scorer import Score
+from minimind.rewards.tagged_text import THINK, answer_text, read_calls
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """A prompt and what came after it: the policy's tokens, and between its turns those of tools'
+    results."""
+
+    prompt: Prompt
+    messages: list[dict[str, Any]]
+    """The turns of the prompt."""
+    index: int
+    """Which of the answers to its prompt it is."""
+    opens_thinking: bool = False
+    """The prompt has opened a thinking block."""
+    ids: list[int] = field(default_factory=list)
+    """The tokens behind the prompt."""
+    log_probs: list[float | None] = field(default_factory=list)
+    """By token, the logarithm of the probability that the sampler drew it with; None for a token
+    that is not the policy's."""
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    """The turns behind the prompt, the assistant's with their text as it was generated."""
+    is_cut: bool = False
+    """A limit ended it."""
+    score: Score | None = None
+    penalty: float = 0.0
+    """Taken off the score for its length."""
+    advantage: float = 0.0
+
+    @property
+    def num_made(self) -> int:
+        """Counts the policy's own tokens."""
+        return sum(value is not None for value in self.log_probs)
+
+    @property
+    def reward(self) -> float | None:
+        """Gives what it is worth; None where that could not be computed."""
+        total = None if self.score is None else self.score.total
+        return None if total is None else total - self.penalty
+
+    @property
+    def group(self) -> int:
+        """Tells whose answers are compared: those to one prompt."""
+        return self.prompt.unit
+
+    def add_turn(self, completion: Completion) -> list[dict[str, Any] | None]:
+        """Takes in a turn of the policy. Gives the calls of tools in it, None for each that is not
+        well-formed."""
+        self.ids += completion.ids
+        self.log_probs += [entry.logprob for entry in completion.logprobs]
+        text = completion.text
+        if self.opens_thinking and not self.turns:
+            text = f"{THINK}\n{text}"
+        self.turns.append({"role": "assistant", "content": text})
+        self.is_cut = completion.finish_reason == "length"
+        return read_calls(text)
+
+    def add_results(self, results: Sequence[str], ids: Sequence[int]) -> None:
+        """Takes in what the called tools gave, and the tokens that show it to the policy and open
+        its next turn."""
+        self.turns += [{"role": "tool", "content": result} for result in results]
+        self.ids += ids
+        self.log_probs += [None] * len(ids)
+
+    def to_rollout(self) -> Rollout:
+        """Gives what rewards see."""
+        row = self.prompt.row
+        completion = self.turns[-1]["content"]
+        asked = [turn for turn in self.messages if turn["role"] == "user"]
+        return Rollout(
+            prompt=str(asked[-1]["content"]) if asked else "",
+            messages=self.messages,
+            completion=completion,
+            answer=answer_text(completion),
+            gt=row.get("gt", row.get("answer")),
+            row=row,
+            turns=self.turns,
+            num_tokens=self.num_made,
+            is_cut=self.is_cut,
+        )

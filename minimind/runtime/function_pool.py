@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import threading
@@ -82,23 +83,22 @@ class FunctionPool:
     ) -> None:
         """`functions` are written as NamedFunction.parse reads them, `shipped` being the short
         names. A function is called with its call's argument, or with `is_unpacked` with the items
-        of that mapping as keyword arguments. A call may take `timeout_s`; until a function has
-        answered once, its first call in a worker, which imports its module and may load a model,
-        may take `first_call_s`. Afterwards a first call has `timeout_s` and four times as long as
-        the longest first call took. Raises ConfigError."""
+        of that mapping as keyword arguments. A call may take `timeout_s`. A function's first call
+        in a worker, which imports its module and may load a model, may take `first_call_s`; once
+        one has answered, four times its time beside `timeout_s`. Raises ConfigError."""
         if num_workers < 1:
             raise ConfigError(f"{num_workers} worker processes are too few: at least 1 is needed")
-        if not timeout_s > 0:
-            raise ConfigError(f"a time limit of {timeout_s} s is none: it must be above 0")
+        if not 0 < timeout_s < 1e6:
+            raise ConfigError(f"a time limit of {timeout_s} s is none: give one from 0 to 1e6")
         self._functions = {text: NamedFunction.parse(text, shipped) for text in functions}
         self._num_workers, self._is_unpacked = num_workers, is_unpacked
         self._timeout_s, self._first_call_s = timeout_s, max(first_call_s, timeout_s)
+        self._most_s = 60 + 2 * math.ceil(self._first_call_s)
         self._first_took_s: dict[str, float] = {}
         """The longest first call of each function that has answered or was given up on."""
         self._workers: list[_Worker] = []
         self._failed_starts = 0
         self._lock = threading.Lock()
-        self._is_closed = False
         self._end = weakref.finalize(self, _end_workers, self._workers, os.getpid())
 
     def __enter__(self) -> FunctionPool:
@@ -147,12 +147,11 @@ class FunctionPool:
 
     def close(self) -> None:
         """Ends the workers; a closed pool stays closed."""
-        self._is_closed = True
         self._end()
 
     def _run(self, tasks: list[_Task]) -> Iterator[tuple[int, Outcome]]:
         with self._lock:
-            if self._is_closed:
+            if not self._end.alive:
                 raise RuntimeError("this pool of functions is closed")
             queue = deque(tasks)
             try:
@@ -175,22 +174,24 @@ class FunctionPool:
                 share = -(-len(queue) // (4 * self._num_workers))
                 tasks = [queue.popleft() for _ in range(min(share, _MOST_AT_ONCE))]
                 worker.give(tasks)
-        idle = sum(not worker.tasks for worker in self._workers)
-        room = self._num_workers - len(self._workers)
-        for _ in range(min(room, len(queue) - idle)):
-            self._workers.append(_Worker(self._is_unpacked))
+        busy = sum(bool(worker.tasks) for worker in self._workers)
+        wanted = min(self._num_workers, busy + len(queue))
+        while len(self._workers) < wanted:
+            process = WorkerProcess(is_unpacked=self._is_unpacked, most_s=self._most_s)
+            self._workers.append(_Worker(process))
 
     def _collect(self, queue: deque[_Task]) -> Iterator[tuple[int, Outcome]]:
         """Waits until something happens to a worker that starts or works, and takes what did."""
         active = [worker for worker in self._workers if worker.tasks or not worker.is_ready]
         wait_s = min(map(self._deadline, active)) - time.monotonic()
-        wait_s = min(max(wait_s, 0.0), _LOOK_EVERY_S)
-        readable = connection.wait([one.process.connection for one in active], wait_s)
+        pipes = [worker.process.connection for worker in active]
+        readable = connection.wait(pipes, min(max(wait_s, 0.0), _LOOK_EVERY_S))
         for worker in active:
             pipe = worker.process.connection
             is_late = time.monotonic() > self._deadline(worker)
+            is_lost = is_late or (not readable and worker.process.has_ended())
             # A result that came while nobody looked is in time, however late it is read.
-            if pipe in readable or (is_late and pipe.poll()):
+            if pipe in readable or (is_lost and pipe.poll()):
                 try:
                     message = pipe.recv_bytes()
                 except (EOFError, OSError):
@@ -200,7 +201,7 @@ class FunctionPool:
                     yield self._take(worker, message)
                 else:
                     self._failed_starts, worker.is_ready = 0, True
-            elif is_late or (not readable and worker.process.has_ended()):
+            elif is_lost:
                 yield from self._end_of(worker, queue, is_late=is_late)
 
     def _take(self, worker: _Worker, message: bytes) -> tuple[int, Outcome]:
@@ -208,12 +209,12 @@ class FunctionPool:
         now = time.monotonic()
         if task.argument is not None and task.function.text not in worker.called:
             worker.called.add(task.function.text)
-            self._note_first(task, now - worker.began)
+            self._note_first(task.function.text, now - worker.began)
         worker.began = now
         try:
             kind, value = pickle.loads(message)
         except Exception as error:
-            text = f"what it returned cannot be read here: {type(error).__name__}: {error}"
+            text = f"what it returned cannot be read here: {error!r}"
             return task.number, Outcome(failure=Failure("unpicklable", text))
         if kind == RETURNED:
             return task.number, Outcome(value)
@@ -228,7 +229,7 @@ class FunctionPool:
             self._failed_starts += 1
             how = self._drop(worker)
             if self._failed_starts >= _MOST_FAILED_STARTS:
-                how = f"was not ready after {_START_S:g} s" if is_late else how
+                how = f"it was not ready after {_START_S:g} s" if is_late else how
                 raise TrainingError(f"no worker process for functions could be started: {how}")
             return
         task = worker.tasks.popleft()
@@ -241,11 +242,11 @@ class FunctionPool:
             yield task.number, Outcome(failure=Failure("died", how))
             return
         if is_first:
-            self._note_first(task, 0.0)
+            self._note_first(task.function.text, 0.0)
         what = "it" if limit_s == self._timeout_s else "its first call in a worker process"
         what = "importing it" if task.argument is None else what
-        failure = Failure("slow", f"{what} took longer than {limit_s:g} s")
-        yield task.number, Outcome(failure=failure)
+        text = f"{what} took longer than {limit_s:g} s"
+        yield task.number, Outcome(failure=Failure("slow", text))
 
     def _deadline(self, worker: _Worker) -> float:
         limit_s = self._limit(worker, worker.tasks[0]) if worker.is_ready else _START_S
@@ -259,8 +260,7 @@ class FunctionPool:
             return self._first_call_s
         return self._timeout_s + max(_LEAST_FIRST_S, 4 * self._first_took_s[text])
 
-    def _note_first(self, task: _Task, took_s: float) -> None:
-        text = task.function.text
+    def _note_first(self, text: str, took_s: float) -> None:
         self._first_took_s[text] = max(took_s, self._first_took_s.get(text, 0.0))
 
     def _drop(self, worker: _Worker) -> str:
@@ -271,8 +271,8 @@ class FunctionPool:
 class _Worker:
     """A worker and what it was given to do."""
 
-    def __init__(self, is_unpacked: bool) -> None:
-        self.process = WorkerProcess(is_unpacked=is_unpacked)
+    def __init__(self, process: WorkerProcess) -> None:
+        self.process = process
         self.is_ready = False
         self.tasks: deque[_Task] = deque()
         """What it has not answered, the one it works on first."""

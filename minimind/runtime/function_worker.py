@@ -25,10 +25,11 @@ RETURNED, RAISED, UNREADABLE, UNSENDABLE = range(4)
 """What a result begins with. A pickled value comes after the first, a text after the others."""
 
 
-def serve(descriptor: int, parent: int, is_unpacked: bool) -> None:
+def serve(descriptor: int, parent: int, is_unpacked: bool, most_s: int) -> None:
     """Answers lists of calls until the parent closes the connection or ends. A call is a pickled
     `(NamedFunction, pickled argument)`, or without an argument a check that the function can be
-    called. One message goes back for each call."""
+    called. One message goes back for each call. No call can take more than `most_s`, whatever
+    becomes of the parent, which has its own limits."""
     os.set_inheritable(descriptor, False)
     # A launcher that ends a run signals all its processes: the parent decides what is cut short.
     # A handler, unlike SIG_IGN, is not inherited by programs that a function starts.
@@ -46,10 +47,14 @@ def serve(descriptor: int, parent: int, is_unpacked: bool) -> None:
         connection.send_bytes(READY)
         while True:
             for function, argument in pickle.loads(connection.recv_bytes()):
+                # The system ends this process then. The thread above cannot while a function that
+                # never lets go of the interpreter, such as a hopeless regular expression, runs.
+                signal.alarm(most_s)
                 result = _answer(functions, function, argument, is_unpacked)
                 if os.getpid() != worker:
                     os._exit(0)  # the function forked, and this is the other process
                 connection.send_bytes(result)
+            signal.alarm(0)
     except (EOFError, OSError):
         _end()
 

@@ -12,7 +12,8 @@ from multiprocessing.connection import Connection
 
 _CODE = (
     "import sys; sys.path[:] = {paths!r}; "
-    "from minimind.runtime.function_worker import serve; serve({fd}, {parent}, {is_unpacked})"
+    "from minimind.runtime.function_worker import serve; "
+    "serve({fd}, {parent}, {is_unpacked}, {most_s})"
 )
 
 
@@ -26,13 +27,17 @@ class WorkerProcess:
     Ctrl-C does not reach it, and all that its functions started ends with it.
     """
 
-    def __init__(self, *, is_unpacked: bool) -> None:
-        """Returns at once; the worker's first message is READY."""
+    def __init__(self, *, is_unpacked: bool, most_s: int) -> None:
+        """Returns at once; the worker's first message is READY. See `serve` for the options."""
         ours, theirs = socket.socketpair()
         paths = [path for path in sys.path if isinstance(path, str)]
         with theirs:
             code = _CODE.format(
-                paths=paths, fd=theirs.fileno(), parent=os.getpid(), is_unpacked=is_unpacked
+                paths=paths,
+                fd=theirs.fileno(),
+                parent=os.getpid(),
+                is_unpacked=is_unpacked,
+                most_s=most_s,
             )
             # The workers are the parallelism; PyTorch in each would take all cores for itself.
             environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ}

@@ -116,7 +116,7 @@ class Recipe:
         """(trained, frozen) of the policy."""
         return config.num_parameters, 0
 
-    def count_helper_weights(self) -> int:
+    def count_helper_weights(self, config: ModelConfig) -> int:
         """Of frozen models beside the policy, which no rank shares with another."""
         return 0
 

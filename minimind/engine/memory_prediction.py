@@ -63,7 +63,7 @@ def _moments(work: Workload) -> Iterable[MemoryPrediction]:
     kept = work.size * ((trained + frozen) // _share(work, 3))
     gathered = trained + frozen if work.zero_stage == 3 and work.world_size > 1 else 0
     held: dict[str, int] = {
-        "helpers": work.size * work.recipe.count_helper_weights(),
+        "helpers": work.size * work.recipe.count_helper_weights(work.config),
         "masters": 0 if work.offloads_optimizer else masters,
         "optimizer": 0 if work.offloads_optimizer else optimizer,
         "attention_mask": attention_mask(work),

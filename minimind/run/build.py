@@ -22,6 +22,7 @@ from minimind.engine.loop import Loop
 from minimind.engine.metrics import MetricsLog, Monitor, SwanLabMonitor
 from minimind.engine.progress import Progress
 from minimind.engine.routers import ROUTER_COLUMNS
+from minimind.engine.sample_log import SampleLog, spell_sample
 from minimind.engine.schedule import CosineSchedule
 from minimind.engine.stage import Loader, Stage, StageModels
 from minimind.inference.samples import choose_prompts, sample_texts
@@ -31,6 +32,9 @@ from minimind.run.resolve import ResolvedRun
 from minimind.runtime.ranks import Ranks
 from minimind.runtime.together import main_first
 from minimind.stages import STAGES
+
+_SAMPLES_SAID = 4
+"""Of those that a stage generated itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,7 @@ class Recorder:
         )
         data = run.arguments.get("data")
         paths = [path for path, _ in parse_data_args(data)] if data else []
+        self._stage, self._samples = trained.stage, SampleLog(folder, loop.state.step)
         self._is_chat = trained.stage.data_format != TEXT
         self._prompts = choose_prompts(recipe.sample_prompts, paths, is_chat=self._is_chat)
         self._meta = {
@@ -191,10 +196,15 @@ class Recorder:
         self._progress.say("step %d: saved %s%s", state.step, path, ", the best so far" * is_best)
 
     def _sample(self, module: Any, step: int) -> None:
-        if self._engine.ranks.is_main:
+        if not self._engine.ranks.is_main:
+            return
+        if samples := self._stage.samples():
+            self._samples.write(step, samples)
+            texts = [spell_sample(sample) for sample in samples[:_SAMPLES_SAID]]
+        else:
             texts = sample_texts(module, self._tokenizer, self._prompts, is_chat=self._is_chat)
-            for text in texts:
-                self._progress.say("step %d: %s", step, text)
+        for text in texts:
+            self._progress.say("step %d: %s", step, text)
 
 
 def _start_log(

@@ -14,6 +14,7 @@ import minimind_kernels as K
 import torch
 from torch import Tensor
 
+from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe, option
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import find_model_folder
@@ -53,7 +54,7 @@ class DistillRecipe(SFTRecipe):
         if not 0 < self.temperature < math.inf:
             raise ConfigError(f"temperature is {self.temperature}; it must be above 0")
 
-    def count_helper_weights(self) -> int:
+    def count_helper_weights(self, config: ModelConfig) -> int:
         """Raises CheckpointError where there is no teacher."""
         folder = find_model_folder(Path(cast(str, self.teacher)))
         return load_folder_config(folder).num_parameters

@@ -38,22 +38,22 @@ class RolloutBatch(Batch):
     reference_R: Tensor | None = None
     """fp32: the log-probability under the reference; None without one."""
     num_samples: int
-    """P: trajectories, those that teach nothing included."""
-    num_taught: int
-    """Trajectories with a target."""
+    """P: trajectories."""
     counts_tokens: bool
     """The loss is a mean over targets, else over trajectories."""
 
     @property
     def count(self) -> int:
-        return self.num_targets if self.counts_tokens else self.num_taught
+        if self.counts_tokens or not self.num_targets:
+            return self.num_targets
+        return self.num_samples
 
 
 def build_rollout_batch(
-    trajectories: Sequence[Trajectory], *, counts_tokens: bool, teach: Sequence[bool]
+    trajectories: Sequence[Trajectory], *, counts_tokens: bool, teaches: bool = True
 ) -> RolloutBatch:
-    """Lays at least one trajectory out, on the CPU. `teach` says of each whether its tokens are
-    targets: a batch has a document even where nothing is to be learned."""
+    """Lays at least one trajectory out, on the CPU, with its own tokens as targets if it
+    `teaches`."""
     assert trajectories, "a forward needs a token"
     ids: list[int] = []
     positions: list[int] = []
@@ -62,9 +62,9 @@ def build_rollout_batch(
     targets: list[int] = []
     samples: list[int] = []
     sampled: list[float] = []
-    for number, (one, is_taught) in enumerate(zip(trajectories, teach, strict=True)):
+    for number, one in enumerate(trajectories):
         prompt = one.prompt.ids
-        if is_taught:
+        if teaches:
             behind = starts[-1] + len(prompt) - 1  # the state that the first token follows from
             made = [(at, value) for at, value in enumerate(one.log_probs) if value is not None]
             places += [behind + at for at, _ in made]
@@ -97,6 +97,5 @@ def build_rollout_batch(
         advantages_R=advantages_P[sample_R],
         sampled_R=torch.tensor(sampled, dtype=torch.float32),
         num_samples=len(trajectories),
-        num_taught=int((targets_P > 0).sum()),
         counts_tokens=counts_tokens,
     )

@@ -25,7 +25,7 @@ class RolloutMeasures:
         self.mean_reward = 0.0
         """Of the step's answers, over all ranks."""
         self._found: dict[str, float] = {}
-        self._times = dict.fromkeys(_TIMES, 0.0)
+        self._times: dict[str, float] = dict.fromkeys(_TIMES, 0.0)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -45,7 +45,7 @@ class RolloutMeasures:
     def start(self) -> None:
         """Begins a step."""
         self._found.clear()
-        self._times = dict.fromkeys(_TIMES, 0.0)
+        self._times: dict[str, float] = dict.fromkeys(_TIMES, 0.0)
 
     @contextlib.contextmanager
     def time(self, name: str) -> Iterator[None]:
@@ -58,10 +58,10 @@ class RolloutMeasures:
         self._times[name] += seconds
 
     def add_up(
-        self, engine: DeepSpeedEngine, groups: Sequence[Sequence[Trajectory]], kept: Sequence[bool]
+        self, engine: DeepSpeedEngine, groups: Sequence[Sequence[Trajectory]], *, num_kept: int
     ) -> None:
-        """Takes in this rank's answers, grouped by prompt, and which groups are learned from. All
-        ranks call it."""
+        """Takes in this rank's answers, grouped by prompt, and how many groups are learned from.
+        All ranks call it."""
         answers = [one for group in groups for one in group]
         worth = [one.reward for one in answers if one.reward is not None]
         # What stands second is the number that a mean is over.
@@ -72,7 +72,7 @@ class RolloutMeasures:
             "cut_share": (sum(one.is_cut for one in answers), len(answers)),
             "turns": (sum(_num_turns(one) for one in answers), len(answers)),
             "spread_share": (sum(map(has_spread, groups)), len(groups)),
-            "dropped_share": (len(groups) - sum(kept), len(groups)),
+            "dropped_share": (len(groups) - num_kept, len(groups)),
             "failed_rewards": (len(answers) - len(worth), 1),
         }
         for name in self._rewards:

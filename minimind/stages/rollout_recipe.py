@@ -37,7 +37,9 @@ class RolloutRecipe(Recipe):
     max_new_tokens: int | None = option(
         None, "most tokens of an answer, with all its turns (default: half of seq_len)"
     )
-    temperature: float = option(1.0, "tokens are drawn at it, and log-probabilities are meant at it")
+    temperature: float = option(
+        1.0, "tokens are drawn at it, and log-probabilities are meant at it"
+    )
     top_k: int = option(0, "draw from the k likeliest tokens (0: all)")
     top_p: float = option(1.0, "draw from the likeliest tokens that together have this probability")
     thinking: bool = option(False, "the answer begins inside a thinking block")
@@ -51,7 +53,8 @@ class RolloutRecipe(Recipe):
         {"exact_match": 1.0},
     )
     on_reward_error: str = option(
-        ON_ERROR[0], f"{' or '.join(ON_ERROR)}: leave out the answer whose reward cannot be computed"
+        ON_ERROR[0],
+        f"{' or '.join(ON_ERROR)}: leave out the answer whose reward cannot be computed",
     )
     reward_timeout_s: float = option(10.0, "seconds that a reward or a tool may take")
     reward_workers: int = option(1, "processes on each rank that compute rewards and call tools")

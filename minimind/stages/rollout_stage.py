@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, ClassVar, Literal, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
-import minimind_kernels as K
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from minimind.data.formats import Format
 from minimind.data.prompt_format import PROMPT, Prompt, PromptBatch
@@ -21,12 +19,15 @@ from minimind.errors import ConfigError
 from minimind.model.transformer import Transformer
 from minimind.rewards.scorer import Scorer
 from minimind.rewards.tools import ToolBox
+from minimind.runtime.together import all_do
 from minimind.stages.rollout_batch import RolloutBatch, build_rollout_batch
 from minimind.stages.rollout_measures import RolloutMeasures
 from minimind.stages.rollout_recipe import RolloutRecipe
 from minimind.stages.rollouts import RolloutEngine
 from minimind.stages.trajectory import Trajectory
 from minimind.types import LossSum
+
+ResultT = TypeVar("ResultT")
 
 _SAMPLES = 16
 """Answers kept for a reader, at most."""
@@ -47,7 +48,7 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
     rollouts: RolloutEngine
     scorer: Scorer
     measures: RolloutMeasures
-    reference: nn.Module | None
+    reference: Policy | None
     """What the policy is compared with, in the dtype that the engine computes in."""
 
     def __init__(self, recipe: RolloutRecipe) -> None:
@@ -55,7 +56,9 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         self.scorer = self._make_scorer()
         self.measures = RolloutMeasures(self.scorer.reward_names)
         self.reference = None
-        self._loader: Loader[PromptBatch] | None = None
+        self.loader: Loader[PromptBatch] | None = None
+        self.set_aside: list[list[Trajectory]] = []
+        """Groups of the step that others took the place of."""
         self._last: list[Trajectory] = []
 
     def _make_scorer(self) -> Scorer:
@@ -88,8 +91,8 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
             tools.check()
             tools.close()
 
-    def open(self, context: BuildContext) -> None:
-        """Makes ready what generates and judges; for `build_models`. Raises ConfigError for prompts
+    def get_ready(self, context: BuildContext) -> None:
+        """Makes what generates and judges; for `build_models`. Raises ConfigError for prompts
         that do not fit."""
         assert context.tokenizer is not None
         for data in (context.loader, context.eval_data):
@@ -103,28 +106,30 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         self.rollouts = RolloutEngine(
             self.recipe, context.tokenizer, self._make_tools(), self.find_policy
         )
-        self._loader = context.loader
+        self.loader = context.loader
 
     def find_policy(self, module: nn.Module) -> Transformer:
         """Gives the model in the engine's module that generates."""
         return cast(Transformer, module)
-
-    # What a stage adds: how good each answer is for its kind, and the loss.
 
     def set_advantages(self, engine: DeepSpeedEngine, groups: Sequence[list[Trajectory]]) -> None:
         """Sets the advantage of each trajectory from the rewards. `groups`: this rank's, the
         answers to one prompt each; an answer without a reward is left as it is."""
         raise NotImplementedError
 
-    def refine(self, engine: DeepSpeedEngine, batches: list[RolloutBatch]) -> list[RolloutBatch]:
-        """Adds what the loss needs to know under the policy as it was before the first update."""
-        return batches
+    def look_back(
+        self, engine: DeepSpeedEngine, batches: Sequence[RolloutBatch]
+    ) -> list[RolloutBatch]:
+        """Adds what the loss needs to know of models as they are before the first update."""
+        raise NotImplementedError
+
+    def is_kept(self, group: Sequence[Trajectory]) -> bool:
+        """Tells whether a group's answers are learned from."""
+        return True
 
     def stops_early(self, engine: DeepSpeedEngine) -> bool:
-        """Tells after an update whether the step's further ones are left out; alike on all ranks."""
+        """Tells after an update whether the step ends with it; alike on all ranks."""
         return False
-
-    # What they share.
 
     def prepare(
         self, engine: DeepSpeedEngine, micro_batches: list[PromptBatch], step: int
@@ -132,16 +137,17 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         """Yields the answers to a step's prompts as micro-batches, for each update."""
         recipe, measures = self.recipe, self.measures
         measures.start()
-        by_micro = self._collect(engine, micro_batches, step)
+        self.set_aside = []
+        by_micro = self.collect(engine, micro_batches, step)
         groups = [group for of_micro in by_micro for group in of_micro]
-        kept = [self._is_kept(group) for group in groups]
-        self.set_advantages(engine, [g for g, is_kept in zip(groups, kept, strict=True) if is_kept])
-        self._last = [one for group in groups[:_SAMPLES] for one in group[:1]]
-        measures.add_up(engine, groups, kept)
-        parts = self._lay_out(by_micro, iter(kept), engine.device)
-        with measures.time("reference"):
+        kept = [group for group in groups if self.is_kept(group)]
+        self.set_advantages(engine, kept)
+        self._last = [group[0] for group in groups[:_SAMPLES]]
+        measures.add_up(engine, [*groups, *self.set_aside], num_kept=len(kept))
+        parts = self._lay_out(by_micro, engine.device)
+        with measures.time("reference"), torch.no_grad():
             engine.train(False)
-            parts = [self._look_back(engine, batches) for batches in parts]
+            parts = [self.look_back(engine, batches) for batches in parts]
             engine.train()
         for _ in range(recipe.inner_epochs):
             for batches in parts:
@@ -151,25 +157,26 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
                 if self.stops_early(engine):
                     return
 
-    def _collect(
+    def collect(
         self, engine: DeepSpeedEngine, micro_batches: Sequence[PromptBatch], step: int
     ) -> list[list[list[Trajectory]]]:
-        """Gives the judged answers, by micro-batch and prompt."""
+        """Gives the judged answers to a step's prompts, by micro-batch and prompt."""
         prompts = [list(batch.prompts) for batch in micro_batches]
-        return self._answer(engine, prompts, (step,))
+        return self.answer(engine, prompts, (step,))
 
-    def _answer(
+    def answer(
         self,
         engine: DeepSpeedEngine,
         prompts: Sequence[Sequence[Prompt]],
         seeded: Sequence[int | str],
     ) -> list[list[list[Trajectory]]]:
+        """Has the policy answer prompts, and judges the answers; all ranks call it."""
         size = self.recipe.num_generations
         with self.measures.time("rollout"):
             flat = [prompt for of_micro in prompts for prompt in of_micro]
-            trajectories = self.rollouts.run(engine, flat, size, seeded)
+            trajectories = _all_do(engine, lambda: self.rollouts.run(engine, flat, size, seeded))
         with self.measures.time("reward"):
-            self._judge(trajectories)
+            _all_do(engine, lambda: self._judge(trajectories))
         groups = iter([trajectories[at : at + size] for at in range(0, len(trajectories), size)])
         return [[next(groups) for _ in of_micro] for of_micro in prompts]
 
@@ -184,52 +191,35 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
                 share = min(max(over / recipe.overlong_buffer, 0.0), 1.0)
                 one.penalty = recipe.overlong_penalty * share
 
-    def _is_kept(self, group: Sequence[Trajectory]) -> bool:
-        return True
-
     def _teaches(self, trajectory: Trajectory) -> bool:
         is_masked = self.recipe.mask_cut and trajectory.is_cut
         return trajectory.reward is not None and not is_masked
 
     def _lay_out(
-        self,
-        by_micro: Sequence[Sequence[list[Trajectory]]],
-        kept: Iterator[bool],
-        device: torch.device,
+        self, by_micro: Sequence[Sequence[list[Trajectory]]], device: torch.device
     ) -> list[list[RolloutBatch]]:
         """Gives the batches by minibatch and micro-batch."""
         number = self.recipe.num_minibatches
         parts: list[list[RolloutBatch]] = [[] for _ in range(number)]
         for groups in by_micro:
-            learned = [(one, is_kept) for group in groups for is_kept in [next(kept)] for one in group]
+            taught = [
+                one
+                for group in groups
+                if self.is_kept(group)
+                for one in group
+                if self._teaches(one)
+            ]
             for minibatch, batches in enumerate(parts):
-                mine = learned[minibatch::number] or learned[:1]
-                teach = [
-                    is_kept and self._teaches(one) and minibatch < len(learned)
-                    for one, is_kept in mine
-                ]
-                # One that teaches nothing is not worth a forward, unless there is no other.
-                chosen = [place for place, taught in enumerate(teach) if taught] or [0]
+                # A forward needs a document even where nothing is to be learned.
+                mine = taught[minibatch::number]
                 batch = build_rollout_batch(
-                    [mine[place][0] for place in chosen],
+                    mine or groups[0][:1],
+                    teaches=bool(mine),
                     counts_tokens=self.recipe.loss_mean == "token",
-                    teach=[teach[place] for place in chosen],
                 )
                 batch = batch.pin_memory() if device.type == "cuda" else batch
                 batches.append(batch.to(device))
         return parts
-
-    def _look_back(
-        self, engine: DeepSpeedEngine, batches: list[RolloutBatch]
-    ) -> list[RolloutBatch]:
-        batches = self.refine(engine, batches)
-        if self.reference is None:
-            return batches
-        reference = cast(Policy, self.reference)
-        return [
-            replace(batch, reference_R=rollout_log_probs(reference, batch, self.recipe.temperature))
-            for batch in batches
-        ]
 
     def evaluate(
         self, engine: DeepSpeedEngine, batches: Iterable[PromptBatch]
@@ -238,8 +228,9 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         reward cannot be computed counts as 0."""
         read = list(batches)
         prompts = [prompt for batch in read for prompt in batch.prompts]
-        answers = self.rollouts.run(engine, prompts, 1, ("validation",), greedy=True)
-        self._judge(answers)
+        run = self.rollouts.run
+        answers = _all_do(engine, lambda: run(engine, prompts, 1, ("validation",), greedy=True))
+        _all_do(engine, lambda: self._judge(answers))
         rewards = iter([one.reward or 0.0 for one in answers])
         for batch in read:
             total = sum(next(rewards) for _ in batch.prompts)
@@ -257,19 +248,6 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         return [one.describe() for one in self._last]
 
 
-@torch.no_grad()
-def rollout_log_probs(policy: Policy, batch: RolloutBatch, temperature: float) -> Tensor:
-    """Gives the log-probability of each target at the temperature, fp32 [R]."""
-
-    def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
-        hidden_RD = target_states(hidden_MD, batch, temperature)
-        return K.linear_log_prob(hidden_RD, weight_VD, batch.targets_R)
-
-    return policy(batch, head=head).per_token
-
-
-def target_states(hidden_MD: Tensor, batch: RolloutBatch, temperature: float) -> Tensor:
-    """Gives the states that the targets follow from, divided by the temperature, as their logits
-    would be: [R, D]."""
-    hidden_RD = hidden_MD.index_select(0, batch.places_R)
-    return hidden_RD if temperature == 1.0 else hidden_RD / temperature
+def _all_do(engine: DeepSpeedEngine, work: Callable[[], ResultT]) -> ResultT:
+    """Does the same work on every rank; an error on one of them is raised on all."""
+    return all_do(work) if engine.ranks.world_size > 1 else work()

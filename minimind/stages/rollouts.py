@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,7 +59,9 @@ class RolloutEngine:
         """Gives the answers, those to one prompt side by side. `seeded`: what the seeds follow from
         besides the prompt's number. All ranks call it, each with its own prompts. Raises
         TrainingError where the policy's logits are not finite."""
-        trajectories = [self._open(prompt, index) for prompt in prompts for index in range(num_answers)]
+        trajectories = [
+            self._open(prompt, index) for prompt in prompts for index in range(num_answers)
+        ]
         with engine.gathered() as module:
             batch_engine = self._refresh(self._find_policy(module))
             going = trajectories
@@ -149,6 +150,10 @@ def _with_tools(
     """Puts the tools back where a row has them: a turn's "tools", which rewards read."""
     if not tools:
         return messages
-    first = {"role": "system", "content": "", **(messages[0] if messages[0]["role"] == "system" else {})}
+    first = {
+        "role": "system",
+        "content": "",
+        **(messages[0] if messages[0]["role"] == "system" else {}),
+    }
     rest = messages[1:] if messages[0]["role"] == "system" else messages
     return [{**first, "tools": tools}, *rest]

@@ -90,3 +90,15 @@ class Trajectory:
             num_tokens=self.num_made,
             is_cut=self.is_cut,
         )
+
+    def describe(self) -> dict[str, Any]:
+        """Gives what a reader of samples sees."""
+        score = self.score
+        return {
+            "prompt": self.to_rollout().prompt,
+            "completion": "\n".join(str(turn["content"]) for turn in self.turns),
+            "reward": self.reward,
+            **({f"reward_{name}": part for name, part in score.parts.items()} if score else {}),
+            "tokens": self.num_made,
+            "is_cut": self.is_cut,
+        }

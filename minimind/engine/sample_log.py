@@ -1,0 +1,43 @@
+"""samples.jsonl: what a stage generated while it trained, a line each."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class SampleLog:
+    """Rank 0's record of samples by step."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        """Drops the lines after `step` of an earlier part of the run, which makes them again."""
+        self._path = folder / "samples.jsonl"
+        if not self._path.exists():
+            return
+        kept = [line for line in self._path.read_text("utf-8").splitlines() if _step(line) <= step]
+        fresh = self._path.with_suffix(".jsonl.new")
+        fresh.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+        os.replace(fresh, self._path)
+
+    def write(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        with open(self._path, "a", encoding="utf-8") as file:
+            for sample in samples:
+                file.write(json.dumps({"step": step, **sample}, ensure_ascii=False) + "\n")
+
+
+def _step(line: str) -> float:
+    """Infinity for a line that was cut off by a kill."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def spell_sample(sample: Mapping[str, Any]) -> str:
+    """Gives a sample as a line for the console."""
+    texts = [" ".join(str(sample[key]).split()) for key in ("prompt", "completion")]
+    reward = sample.get("reward")
+    return f"{texts[0]} → {texts[1]}" + ("" if reward is None else f"  (reward {reward:.3g})")

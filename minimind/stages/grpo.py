@@ -1,0 +1,217 @@
+"""Group relative policy optimisation: the answers to one prompt are judged beside each other, and
+the better of them become likelier."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, cast
+
+import torch
+
+from minimind.config.model import ModelConfig
+from minimind.config.recipe import Recipe, check_one_of, option
+from minimind.data.prompt_format import PromptBatch
+from minimind.engine.deepspeed_engine import DeepSpeedEngine
+from minimind.engine.stage import BuildContext, Policy, StageModels
+from minimind.errors import ConfigError
+from minimind.model.adapter_folder import fingerprint
+from minimind.runtime.seeds import derive_seed
+from minimind.stages.policy_loss import METRICS, LossType, PolicyLoss, rollout_log_probs
+from minimind.stages.pretrain import Pretrain
+from minimind.stages.reference import load_frozen
+from minimind.stages.rollout_batch import RolloutBatch
+from minimind.stages.rollout_measures import has_spread
+from minimind.stages.rollout_recipe import RolloutRecipe
+from minimind.stages.rollout_stage import RolloutStage
+from minimind.stages.trajectory import Trajectory
+from minimind.types import LossSum
+
+LOSS_TYPES = ("grpo", "cispo")
+RATIO_LEVELS = ("token", "sequence")
+SCALES = ("group", "batch", "none")
+_STD_EPS = 1e-4
+_EPSILON_HIGH = {"cispo": 4.0}
+"""Where none is given and it is not epsilon."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPORecipe(RolloutRecipe):
+    """Options of group relative policy optimisation."""
+
+    learning_rates: ClassVar[Mapping[str, float]] = {"": 3e-7, "tiny": 3e-4}
+
+    loss_type: str = option("grpo", f"{' or '.join(LOSS_TYPES)}")
+    beta: float = option(0.1, "weight of the KL divergence from the reference (0: no reference)")
+    epsilon: float = option(0.2, "grpo: a token's ratio counts from 1 - epsilon")
+    epsilon_high: float | None = option(
+        None, "and up to 1 + epsilon_high, as DAPO's 0.28 (default: epsilon; of cispo 4)"
+    )
+    ratio_level: str = option("token", "ratios of each token, or of a whole sequence (GSPO)")
+    scale_rewards: str = option(
+        "group", "advantages are divided by the rewards' deviation in the group, the batch, or none"
+    )
+    dynamic_sampling: int = option(
+        0, "times that prompts whose answers are all worth the same are replaced by others (DAPO)"
+    )
+
+    def check(self) -> None:
+        super().check()
+        check_one_of("loss_type", self.loss_type, LOSS_TYPES)
+        check_one_of("ratio_level", self.ratio_level, RATIO_LEVELS)
+        check_one_of("scale_rewards", self.scale_rewards, SCALES)
+        for name in ("beta", "epsilon", "epsilon_high", "dynamic_sampling"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ConfigError(f"{name} is {value}; it must be at least 0")
+        if self.num_generations < 2:
+            raise ConfigError(
+                f"num_generations is {self.num_generations}: an answer is judged beside others to "
+                "its prompt, so at least 2 are needed (--stage ppo does with one)"
+            )
+        if self.loss_type == "cispo" and self.ratio_level != "token":
+            raise ConfigError("loss_type cispo has ratios of tokens: ratio_level must be token")
+
+    def count_helper_weights(self, config: ModelConfig) -> int:
+        return config.num_parameters if self.beta else 0
+
+
+class _Rereadable(Protocol):
+    """What the loader of training prompts can do."""
+
+    def batches(self, step: int) -> list[Any]: ...
+
+    def steps(self, epochs: float) -> int: ...
+
+
+class GRPO(RolloutStage):
+    """With R the rewards of the answers to a prompt, the advantage of each is
+    A = (R - mean)/(σ + 1e-4), σ being their population deviation (Shao et al. 2024); the loss is
+    PolicyLoss."""
+
+    name: ClassVar[str] = "grpo"
+    recipe_type: ClassVar[type[Recipe]] = GRPORecipe
+    metric_names: ClassVar[tuple[str, ...]] = ("reward", *METRICS)
+
+    recipe: GRPORecipe
+
+    def __init__(self, recipe: GRPORecipe) -> None:
+        super().__init__(recipe)
+        high = recipe.epsilon_high
+        self.objective = PolicyLoss(
+            loss_type=cast(LossType, recipe.loss_type),
+            beta=recipe.beta,
+            epsilon=recipe.epsilon,
+            epsilon_high=_EPSILON_HIGH.get(recipe.loss_type, recipe.epsilon)
+            if high is None
+            else high,
+            by_sequence=recipe.ratio_level == "sequence",
+            sampler_cap=recipe.sampler_cap,
+            temperature=recipe.temperature,
+            length=recipe.new_tokens if recipe.loss_mean == "length" else None,
+        )
+
+    def build_models(self, context: BuildContext) -> StageModels:
+        """Raises what `check` does, and ConfigError for prompts that do not fit."""
+        self.get_ready(context)
+        models = Pretrain(self.recipe).build_models(context)
+        if not self.recipe.beta:
+            return models
+        assert context.weights_folder is not None
+        reference = self.reference = load_frozen(context)
+        weights = fingerprint(context.weights_folder)
+        return replace(models, helpers=(reference,), helpers_fingerprint=weights)
+
+    def collect(
+        self, engine: DeepSpeedEngine, micro_batches: Sequence[PromptBatch], step: int
+    ) -> list[list[list[Trajectory]]]:
+        """Gives the judged answers, by micro-batch and prompt. With dynamic sampling, prompts whose
+        answers are all worth the same make way for others of the same data, drawn by the step and
+        the micro-batch alone."""
+        by_micro = super().collect(engine, micro_batches, step)
+        loader = cast(_Rereadable, self.loader)
+        for attempt in range(self.recipe.dynamic_sampling):
+            idle = [sum(not has_spread(group) for group in groups) for groups in by_micro]
+            if not engine.any_rank(any(idle)):
+                break
+            dice = random.Random(derive_seed(self.recipe.seed, "refill", step, attempt))
+            other = loader.batches(dice.randrange(loader.steps(1.0)))
+            prompts = []
+            for groups, batch, number in zip(by_micro, other, idle, strict=True):
+                known = {group[0].prompt.unit for group in groups}
+                fresh = [prompt for prompt in batch.prompts if prompt.unit not in known]
+                prompts.append(fresh[:number])
+            found = self.answer(engine, prompts, (step, "refill", attempt))
+            for groups, fresh in zip(by_micro, found, strict=True):
+                self._replace_idle(groups, fresh)
+        return by_micro
+
+    def _replace_idle(
+        self, groups: list[list[Trajectory]], fresh: Sequence[list[Trajectory]]
+    ) -> None:
+        better = [group for group in fresh if has_spread(group)]
+        self.set_aside += [group for group in fresh if not has_spread(group)]
+        for place, group in enumerate(groups):
+            if better and not has_spread(group):
+                self.set_aside.append(group)
+                groups[place] = better.pop(0)
+
+    def is_kept(self, group: Sequence[Trajectory]) -> bool:
+        return not self.recipe.dynamic_sampling or has_spread(group)
+
+    def set_advantages(self, engine: DeepSpeedEngine, groups: Sequence[list[Trajectory]]) -> None:
+        """Raises nothing: in a group without spread all advantages are 0."""
+        known = [[one for one in group if one.reward is not None] for group in groups]
+        centred: list[tuple[Trajectory, float, float]] = []
+        for group in known:
+            rewards = [cast(float, one.reward) for one in group]
+            mean = math.fsum(rewards) / max(len(rewards), 1)
+            deviation = math.sqrt(sum((r - mean) ** 2 for r in rewards) / max(len(rewards), 1))
+            if has_spread(group):
+                centred += [
+                    (one, r - mean, deviation) for one, r in zip(group, rewards, strict=True)
+                ]
+        of_batch = 1.0
+        if self.recipe.scale_rewards == "batch":
+            of_batch = self._batch_deviation(engine, known)
+        for one, above_mean, of_group in centred:
+            scale = {"group": of_group + _STD_EPS, "batch": of_batch + _STD_EPS, "none": 1.0}
+            one.advantage = above_mean / scale[self.recipe.scale_rewards]
+
+    def _batch_deviation(
+        self, engine: DeepSpeedEngine, groups: Sequence[Sequence[Trajectory]]
+    ) -> float:
+        rewards = [cast(float, one.reward) for group in groups for one in group]
+        sums = [sum(rewards), sum(r**2 for r in rewards), float(len(rewards))]
+        table = torch.tensor(sums, dtype=torch.float64).to(engine.device)
+        total, squares, count = engine.sum_over_ranks(table).tolist()
+        mean = total / max(count, 1)
+        return math.sqrt(max(squares / max(count, 1) - mean**2, 0.0))
+
+    def look_back(
+        self, engine: DeepSpeedEngine, batches: Sequence[RolloutBatch]
+    ) -> list[RolloutBatch]:
+        """Adds old log-probabilities where the first update is not the only one, and the
+        reference's."""
+        temperature = self.recipe.temperature
+        found = []
+        for batch in batches:
+            if self.recipe.updates_per_step > 1:
+                batch = replace(batch, old_R=rollout_log_probs(engine, batch, temperature))
+            if self.reference is not None:
+                reference_R = rollout_log_probs(self.reference, batch, temperature)
+                batch = replace(batch, reference_R=reference_R)
+            found.append(batch)
+        return found
+
+    def loss(self, policy: Policy, batch: RolloutBatch) -> LossSum:
+        with self.measures.time("forward"):
+            output, log_prob_R = self.objective.compute(policy, batch)
+        reward = torch.tensor(self.measures.mean_reward * batch.count, device=log_prob_R.device)
+        return LossSum(
+            total=output.per_token.sum(),
+            aux_loss=output.aux_loss,
+            metrics={"reward": reward, **self.objective.metrics(log_prob_R, batch)},
+        )

@@ -17,6 +17,8 @@ from minimind.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+SAMPLE_PREFIX = "sample:"
+"""What names sample data, and no file, begins with (data/sample_sources.py)."""
 MAX_REPEATED = 1000
 """An epoch is so many times its data at most: its documents are numbered in memory."""
 
@@ -30,7 +32,8 @@ class WeightedSource:
 
 
 def parse_data_args(values: Sequence[str]) -> list[tuple[str, float | None]]:
-    """`A.jsonl` or `A.jsonl:0.7` as (path, weight); a file whose own name ends so is a path.
+    """`A.jsonl` or `A.jsonl:0.7` as (path, weight); a file whose own name ends so is a path. So for
+    `sample:tools` and `sample:tools:0.7`.
 
     Raises ConfigError for no file, a weight that is not a number above 0, and weights that are
     given for some files only.
@@ -138,12 +141,14 @@ class Mixture:
 
 def _parse_one(value: str) -> tuple[str, float | None]:
     path, separator, tail = value.rpartition(":")
-    if not separator or Path(value).is_file():
+    is_sample = value.startswith(SAMPLE_PREFIX)
+    is_whole = path + separator == SAMPLE_PREFIX if is_sample else Path(value).is_file()
+    if not separator or is_whole:
         return value, None
     try:
         weight = float(tail)
     except ValueError:
-        if Path(path).is_file():
+        if is_sample or Path(path).is_file():
             raise ConfigError(
                 f"--data {value}: the weight {tail!r} is no number; write {path}:0.7"
             ) from None

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from minimind.data.sample_text import SUMS, Dice, SamplePrompt, person_words, town_words
+from minimind.data.sample_tool_use import tool_conversation
 from minimind.data.sample_world import HELD_OUT_COUNTS, HELD_OUT_SUMS, PEOPLE, TOWNS
+
+TOOLS_ONE_IN = 12
+"""How often a conversation offers tools and asks what only they know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +43,10 @@ SAMPLE_QUESTIONS = (
 
 
 def chat_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
-    """Endless conversations of one to three questions in one language."""
-    return _conversations(seed, in_sentences=False)
+    """Endless conversations of one to three questions in one language, and some with tools."""
+    plain, dice = _conversations(seed, in_sentences=False), Dice(seed + 1)
+    while True:
+        yield tool_conversation(dice) if dice.below(TOOLS_ONE_IN) == 0 else next(plain)
 
 
 def sentence_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:

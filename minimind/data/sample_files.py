@@ -6,23 +6,34 @@ import hashlib
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from minimind.data import sample_chat, sample_text, sample_world
+from minimind.data import (
+    sample_chat,
+    sample_text,
+    sample_tool_use,
+    sample_tools,
+    sample_world,
+)
 from minimind.data.cache_folder import default_cache_dir
+from minimind.data.chat_format import read_chat
+from minimind.data.chat_template import CHAT_TEMPLATE, render_chat
 from minimind.data.sample_chat import chat_rows, preference_rows, sentence_rows
-from minimind.data.sample_text import text_documents
+from minimind.data.sample_text import Dice, text_documents
+from minimind.data.sample_tool_use import tool_conversation
 from minimind.data.tokenizer import Tokenizer
-from minimind.data.tokenizer_training import train_tokenizer
+from minimind.data.tokenizer_training import RESERVED_TOKENS, train_tokenizer
 from minimind.data.training_texts import read_training_texts
 
 Split = Literal["train", "val"]
 MAX_SAMPLE_VOCAB = 2048
 """The text is so regular that its merges end earlier."""
-_SOURCES = (sample_world, sample_text, sample_chat)
+_TOOL_CONVERSATIONS = 1000
+_SOURCES = (sample_world, sample_text, sample_chat, sample_tools, sample_tool_use)
 _VAL_ONE_IN = 20
 """This share of all documents and questions, chosen by their hash, is for validation alone."""
 
@@ -33,8 +44,8 @@ def _text_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
 
 
 SampleRows = Callable[[int], Iterator[tuple[dict[str, Any], list[str], bool]]]
-"""From a seed endless (row, what must not be in both splits, whether it holds something held out).
-"""
+"""From a seed (row, what must not be in both splits, whether it holds something held out),
+endless or as many as there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +59,7 @@ class SampleData:
 
 
 TEXT_DATA = SampleData(name="text", rows=_text_rows, train_bytes=2_400_000, val_bytes=100_000)
-CHAT_DATA = SampleData(name="chat", rows=chat_rows, train_bytes=1_800_000, val_bytes=50_000)
+CHAT_DATA = SampleData(name="chat", rows=chat_rows, train_bytes=2_100_000, val_bytes=50_000)
 SENTENCES_DATA = SampleData(
     name="sentences", rows=sentence_rows, train_bytes=600_000, val_bytes=30_000
 )
@@ -93,12 +104,23 @@ def sample_data_path(
 
 
 def train_sample_tokenizer(cache_dir: str | Path | None = None) -> Tokenizer:
-    """Makes the shipped tokenizer again, from the sample text. After a change of the text:
-    `python -c "from minimind.data.sample_files import *; train_sample_tokenizer().save(
-    'minimind/data/sample_tokenizer')"`."""
+    """Makes the shipped tokenizer again, from the sample text and some conversations with tools.
+    After a change of either: `python -c "from minimind.data.sample_files import *;
+    train_sample_tokenizer().save('minimind/data/sample_tokenizer')"`."""
     texts = read_training_texts([str(sample_data_path("train", cache_dir=cache_dir))])
     # Tokens of at most four Chinese characters: else whole sentences become tokens.
-    return train_tokenizer(texts, MAX_SAMPLE_VOCAB, max_token_bytes=12)
+    return train_tokenizer([*texts, *_tool_texts()], MAX_SAMPLE_VOCAB, max_token_bytes=12)
+
+
+def _tool_texts() -> Iterator[str]:
+    """Yields what stands between the added tokens of conversations with tools: a prompt with tools
+    takes 90 tokens where their names and the words around them are tokens, else 240."""
+    added = re.compile("|".join(map(re.escape, RESERVED_TOKENS)))
+    dice = Dice(0)
+    for _ in range(_TOOL_CONVERSATIONS):
+        row, _, _ = tool_conversation(dice)
+        chat = read_chat(row["conversations"], "the sample")
+        yield from added.split(render_chat(CHAT_TEMPLATE, chat.messages, chat.tools))
 
 
 def _bucket(text: str) -> int:

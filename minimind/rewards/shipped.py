@@ -43,18 +43,23 @@ _CHINESE = r"\u3400-\u4dbf\u4e00-\u9fff\u3040-\u30ff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_CHINESE}]|[^\W{_CHINESE}]+")
 
 
-def exact_match(rollout: Rollout, part: Literal["answer", "number"] = "answer") -> float:
+def exact_match(rollout: Rollout, part: Literal["answer", "number"] | None = None) -> float:
     """Gives 1.0 where the answer is `gt`, or any one of it where that is a list; else 0.0.
 
     part="answer" compares whole texts; case, spaces at the ends, how many are between words, a
     full stop or exclamation mark at the end, and full-width forms do not count. part="number"
-    compares the last number in the answer with the last one in `gt`: "It is 15." matches 15.
+    compares the last number in the answer with the last one in `gt`: "It is 15." matches 15. By
+    default a number of the row is compared so, and a text as a whole.
     """
-    if part not in ("answer", "number"):
+    if part not in (None, "answer", "number"):
         raise ConfigError(f"part={part!r}: it must be 'answer' or 'number'")
     wanted = rollout.gt if isinstance(rollout.gt, (list, tuple)) else [rollout.gt]
-    same = _same_text if part == "answer" else _same_number
-    return float(any(same(rollout.answer, one) for one in wanted))
+
+    def is_same(one: Any) -> bool:
+        by_number = isinstance(one, int | float) if part is None else part == "number"
+        return (_same_number if by_number else _same_text)(rollout.answer, one)
+
+    return float(any(map(is_same, wanted)))
 
 
 def length_window(

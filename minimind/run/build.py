@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minimind.data.loader import EvalLoader, parse_data_args
+from minimind.data.sample_sources import find_data_file
 from minimind.data.text_format import TEXT
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import (
@@ -150,8 +151,9 @@ class Recorder:
             ranks, lambda: _start_log(run, folder, trained.stage, loop.engine, loop.state.step)
         )
         data = run.arguments.get("data")
-        paths = [path for path, _ in parse_data_args(data)] if data else []
         self._stage, self._samples = trained.stage, SampleLog(folder, loop.state.step)
+        sources = parse_data_args(data) if data else []
+        paths = [find_data_file(path, "train") for path, _ in sources]
         self._is_chat = trained.stage.data_format != TEXT
         self._prompts = choose_prompts(recipe.sample_prompts, paths, is_chat=self._is_chat)
         self._meta = {

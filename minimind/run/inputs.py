@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource, parse_data_args
-from minimind.data.sample_files import sample_data_path
+from minimind.data.sample_files import Split, sample_data_path
+from minimind.data.sample_sources import find_data_file
 from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint
@@ -28,11 +29,11 @@ def build_loaders(
     stage = STAGES[run.stage]
     data_format = stage.data_format.with_options(**run.recipe.format_options)
 
-    def sources(paths: list[str]) -> list[WeightedSource]:
+    def sources(paths: list[str], split: Split) -> list[WeightedSource]:
         return [
             WeightedSource(
                 cache=build_token_cache(
-                    path,
+                    find_data_file(path, split),
                     tokenizer,
                     data_format,
                     on_bad_row=run.arguments.get("on_bad_row"),
@@ -55,12 +56,15 @@ def build_loaders(
         "pad_id": tokenizer.pad_id,
     }
     loader = PackedLoader(
-        sources(data), rows_per_step=run.train_batch_size, seed=run.recipe.seed, **shared
+        sources(data, "train"),
+        rows_per_step=run.train_batch_size,
+        seed=run.recipe.seed,
+        **shared,
     )
     if not val_data:
         return loader, None
     shared |= {"max_rows": run.recipe.eval_rows, "first_unit": loader.num_units}
-    return loader, EvalLoader(sources(val_data), **shared)
+    return loader, EvalLoader(sources(val_data, "val"), **shared)
 
 
 def build_context(

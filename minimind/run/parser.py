@@ -19,7 +19,8 @@ RUN_FLAGS: dict[str, dict[str, Any]] = {
     "model": {"help": f"{', '.join(PRESETS)}, or a JSON file of fields", "default": "tiny"},
     "tokenizer": {"help": "folder with tokenizer.json", "default": "the sample data's own"},
     "data": {
-        "help": "JSON lines; A.jsonl:0.7 B.jsonl:0.3 mixes by shares of tokens",
+        "help": "JSON lines; A.jsonl:0.7 B.jsonl:0.3 mixes by shares of tokens; sample:NAME is "
+        "the project's own data of that name",
         "default": "the embedded sample data",
         "nargs": "+",
         "metavar": "FILE",

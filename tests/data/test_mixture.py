@@ -13,6 +13,8 @@ from minimind.errors import ConfigError
 def test_arguments_with_and_without_weights() -> None:
     assert parse_data_args(["a.jsonl", "b.jsonl"]) == [("a.jsonl", None), ("b.jsonl", None)]
     assert parse_data_args(["a.jsonl:0.7", "b:3"]) == [("a.jsonl", 0.7), ("b", 3.0)]
+    assert parse_data_args(["sample:chat"]) == [("sample:chat", None)]
+    assert parse_data_args(["sample:chat:2", "b:3"]) == [("sample:chat", 2.0), ("b", 3.0)]
 
 
 def test_a_file_whose_name_holds_a_colon_is_a_path(tmp_path: Path) -> None:
@@ -32,6 +34,8 @@ def test_a_file_whose_name_holds_a_colon_is_a_path(tmp_path: Path) -> None:
         (["a:-1"], "above 0"),
         (["a:nan"], "above 0"),
         (["a:inf"], "above 0"),
+        (["sample:chat:0"], "sample:chat:0: the weight is 0"),
+        (["sample:chat:half"], "the weight 'half' is no number; write sample:chat:0.7"),
     ],
 )
 def test_arguments_that_cannot_be_used(values: list[str], message: str) -> None:

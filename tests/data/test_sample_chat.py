@@ -39,7 +39,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
             wanted = data.train_bytes if split == "train" else data.val_bytes
             assert 0 <= path.stat().st_size - wanted < 1000
             lines = path.read_text(encoding="utf-8").splitlines()
-            found[name, split] = [json.loads(line) for line in lines]
+            read = [json.loads(line) for line in lines]
+            # Those with tools: test_sample_tasks.py.
+            found[name, split] = [row for row in read if '"tools"' not in json.dumps(row)]
     return found
 
 
@@ -82,7 +84,7 @@ def test_sums_and_counts_are_right_and_held_out_ones_absent(rows: Rows, name: st
                 assert numbers == list(range(first, last + 1))
                 counts.add((first, last))
         assert len(sums) > 20
-        assert len(counts) > 20
+        assert len(counts) > 10
         assert bool(sums & HELD_OUT_SUMS) == (split == "val")
         assert split == "val" or not counts & HELD_OUT_COUNTS
 
@@ -129,7 +131,7 @@ def test_every_row_can_be_read_and_fits_a_row_of_tiny(tokenizer: Tokenizer, name
     for split in ("train", "val"):
         cache = build_token_cache(sample_data_path(split, DATA[name]), tokenizer, FORMATS[name])
         assert cache.num_skipped == 0
-        assert cache.lengths.max() <= 128
+        assert cache.lengths.max() <= 170
 
 
 def test_adapters_learn_to_answer_in_whole_sentences(tmp_path: Path) -> None:

@@ -79,10 +79,10 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "no weights for DPO": ("--stage dpo --from_checkpoint none", ["--set loss_type=simpo"]),
     "a tokenizer beside a checkpoint": (
         "--stage sft --from_checkpoint small --tokenizer larger",
-        ["1476 tokens", "only 1400", "leave out --tokenizer"],
+        ["1563 tokens", "only 1400", "leave out --tokenizer"],
     ),
     "a shape beside a checkpoint": (
-        "--stage sft --from_checkpoint small --tokenizer larger --set vocab_size=1476",
+        "--stage sft --from_checkpoint small --tokenizer larger --set vocab_size=1563",
         ["change the shape", "--from_checkpoint none --model"],
     ),
     "too long rows": (
@@ -90,6 +90,7 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
         ["--seq_len 128 or less, or --set max_position_embeddings=256"],
     ),
     "a data file": ("--data trian.jsonl", ["no such file", "did you mean train.jsonl?"]),
+    "sample data": ("--data sample:txt", ["did you mean sample:text?", "sample:tools"]),
     "a checkpoint's folder": (
         "--stage sft --from_checkpoint runs/typ",
         ["did you mean runs/type?"],

@@ -246,12 +246,12 @@ def test_a_checkpoint_that_is_none_is_named(resolved: Resolve, tmp_path: Path):
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(
     resolved: Resolve, checkpoint: Callable[..., Path]
 ):
-    with pytest.raises(ConfigError, match=r"1476 tokens, the model only 1000.*vocab_size=1476"):
+    with pytest.raises(ConfigError, match=r"1563 tokens, the model only 1000.*vocab_size=1563"):
         resolved("--set", "vocab_size=1000")
     folder = checkpoint(small_config(vocab_size=1400), small_tokenizer())
     assert resolved("--from_checkpoint", str(folder)).config.vocab_size == 1400
     load_sample_tokenizer().save(folder.parent / "larger")
-    with pytest.raises(ConfigError, match=r"larger has 1476 tokens, .* only 1400.*out --tok"):
+    with pytest.raises(ConfigError, match=r"larger has 1563 tokens, .* only 1400.*out --tok"):
         resolved("--from_checkpoint", str(folder), "--tokenizer", str(folder.parent / "larger"))
 
 

@@ -93,6 +93,14 @@ def test_a_run_says_what_it_will_do_before_it_builds_anything():
     assert run.folder is None
 
 
+def test_a_run_on_sample_data_by_name(tmp_path: Path):
+    options = {**OPTIONS, "max_steps": 2, "data": ["sample:text:2", "sample:text:1"]}
+    run = Run.resolve(**options, val_data="sample:text", output_dir=tmp_path / "run")
+    assert run.train()
+    again = Run.resolve(**OPTIONS | {"data": "sample:text"})
+    assert again.loader.fingerprint == Run.resolve(**OPTIONS).loader.fingerprint
+
+
 def test_a_run_goes_on_from_python_too(tmp_path: Path):
     whole = minimind.run.train(**OPTIONS, output_dir=tmp_path / "whole")
     first = {**OPTIONS, "max_steps": 2}

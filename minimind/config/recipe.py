@@ -112,6 +112,11 @@ class Recipe:
         """What the stage's data format is read with, beyond its defaults."""
         return {}
 
+    @property
+    def rate_factors(self) -> dict[str, float]:
+        """Gives the learning rate's factors by pattern, those of the stage first."""
+        return self.lr_factors
+
     def count_weights(self, config: ModelConfig) -> tuple[int, int]:
         """(trained, frozen) of the policy."""
         return config.num_parameters, 0

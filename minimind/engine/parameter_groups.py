@@ -20,10 +20,10 @@ def parameter_groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """Parameters by learning rate and weight decay factor. A pattern that no name matches raises
     ConfigError."""
     groups: dict[tuple[float, float], dict[str, Any]] = {}
-    unmatched = set(recipe.lr_factors) | set(recipe.weight_decay_factors)
+    unmatched = set(recipe.rate_factors) | set(recipe.weight_decay_factors)
     for name, parameter in trained_parameters(module):
         factors = []
-        for table in (recipe.lr_factors, recipe.weight_decay_factors):
+        for table in (recipe.rate_factors, recipe.weight_decay_factors):
             patterns = [p for p in table if re.search(p, name)]
             unmatched -= set(patterns)
             factors.append(table[patterns[-1]] if patterns else 1.0)

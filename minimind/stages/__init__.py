@@ -8,9 +8,10 @@ from minimind.stages.dpo import DPO
 from minimind.stages.grpo import GRPO
 from minimind.stages.kto import KTO
 from minimind.stages.lora import Lora
+from minimind.stages.ppo import PPO
 from minimind.stages.pretrain import Pretrain
 from minimind.stages.sft import SFT
 
 STAGES: dict[str, type[Stage[Any, Any]]] = {
-    stage.name: stage for stage in (Pretrain, SFT, Lora, DPO, KTO, Distill, GRPO)
+    stage.name: stage for stage in (Pretrain, SFT, Lora, DPO, KTO, Distill, GRPO, PPO)
 }

@@ -191,25 +191,25 @@ class GRPO(RolloutStage):
         return math.sqrt(max(squares / max(count, 1) - mean**2, 0.0))
 
     def look_back(
-        self, engine: DeepSpeedEngine, batches: Sequence[RolloutBatch]
-    ) -> list[RolloutBatch]:
+        self, engine: DeepSpeedEngine, parts: Sequence[Sequence[RolloutBatch]]
+    ) -> list[list[RolloutBatch]]:
         """Adds old log-probabilities where the first update is not the only one, and the
         reference's."""
+        return [[self._remember(engine, batch) for batch in batches] for batches in parts]
+
+    def _remember(self, engine: DeepSpeedEngine, batch: RolloutBatch) -> RolloutBatch:
         temperature = self.recipe.temperature
-        found = []
-        for batch in batches:
-            if self.recipe.updates_per_step > 1:
-                batch = replace(batch, old_R=rollout_log_probs(engine, batch, temperature))
-            if self.reference is not None:
-                reference_R = rollout_log_probs(self.reference, batch, temperature)
-                batch = replace(batch, reference_R=reference_R)
-            found.append(batch)
-        return found
+        if self.recipe.updates_per_step > 1:
+            batch = replace(batch, old_R=rollout_log_probs(engine, batch, temperature))
+        if self.reference is not None:
+            reference_R = rollout_log_probs(self.reference, batch, temperature)
+            batch = replace(batch, reference_R=reference_R)
+        return batch
 
     def loss(self, policy: Policy, batch: RolloutBatch) -> LossSum:
         with self.measures.time("forward"):
             output, log_prob_R = self.objective.compute(policy, batch)
-        reward = torch.tensor(self.measures.mean_reward * batch.count, device=log_prob_R.device)
+        reward = log_prob_R.new_full((), self.measures.mean_reward * batch.count)
         return LossSum(
             total=output.per_token.sum(),
             aux_loss=output.aux_loss,

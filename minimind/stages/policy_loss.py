@@ -79,6 +79,13 @@ class PolicyLoss:
             loss_C = loss_C * gap_C.exp().clamp(max=self.sampler_cap)
         if self.beta and batch.reference_R is not None:
             loss_C = loss_C + self.beta * k3(log_prob_C, batch.reference_R[rows])
+        return self.weigh(loss_C, batch, rows)
+
+    def weigh(
+        self, loss_C: Tensor, batch: RolloutBatch, rows: slice | Tensor = slice(None)
+    ) -> Tensor:
+        """Weighs the losses of some targets so that their sum over `batch.count` is the mean that
+        is wanted."""
         return loss_C / self.length if self.length else loss_C * batch.weights_R[rows]
 
     def _ratio(self, log_prob_C: Tensor, old_C: Tensor, batch: RolloutBatch) -> Tensor:

@@ -32,6 +32,8 @@ class RolloutBatch(Batch):
     """fp32."""
     sampled_R: Tensor
     """fp32: the log-probability under which the sampler drew each."""
+    rewards_P: Tensor
+    """fp32: what each trajectory is worth."""
     old_R: Tensor | None = None
     """fp32: the log-probability under the policy before the step's first update; None where that
     update is the only one, and the policy's own then."""
@@ -39,6 +41,8 @@ class RolloutBatch(Batch):
     """fp32: the log-probability under the reference; None without one."""
     num_samples: int
     """P: trajectories."""
+    most_targets: int
+    """Of one trajectory."""
     counts_tokens: bool
     """The loss is a mean over targets, else over trajectories."""
 
@@ -96,6 +100,8 @@ def build_rollout_batch(
         weights_R=ones_R if counts_tokens else ones_R / targets_P[sample_R],
         advantages_R=advantages_P[sample_R],
         sampled_R=torch.tensor(sampled, dtype=torch.float32),
+        rewards_P=torch.tensor([one.reward or 0.0 for one in trajectories], dtype=torch.float32),
         num_samples=len(trajectories),
+        most_targets=max(one.num_made for one in trajectories),
         counts_tokens=counts_tokens,
     )

@@ -118,9 +118,10 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         raise NotImplementedError
 
     def look_back(
-        self, engine: DeepSpeedEngine, batches: Sequence[RolloutBatch]
-    ) -> list[RolloutBatch]:
-        """Adds what the loss needs to know of models as they are before the first update."""
+        self, engine: DeepSpeedEngine, parts: Sequence[Sequence[RolloutBatch]]
+    ) -> list[list[RolloutBatch]]:
+        """Adds what the loss needs to know of models as they are before the first update. `parts`:
+        the micro-batches of each update of an epoch."""
         raise NotImplementedError
 
     def is_kept(self, group: Sequence[Trajectory]) -> bool:
@@ -147,7 +148,7 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         parts = self._lay_out(by_micro, engine.device)
         with measures.time("reference"), torch.no_grad():
             engine.train(False)
-            parts = [self.look_back(engine, batches) for batches in parts]
+            parts = self.look_back(engine, parts)
             engine.train()
         for _ in range(recipe.inner_epochs):
             for batches in parts:

@@ -1,0 +1,74 @@
+"""A policy and its critic in one module, so that one engine trains both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from minimind.config.model import ModelConfig
+from minimind.model.transformer import Transformer
+from minimind.stages.rollout_batch import RolloutBatch
+from minimind.types import Batch, HeadFn, ModelOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorCriticOutput(ModelOutput):
+    """What both say of a batch."""
+
+    values_R: Tensor
+    """fp32: the reward that the critic expects where each target is chosen."""
+
+
+class ValueHead(nn.Module):
+    """hidden · weight, in fp32; 0 at first."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(hidden_size))
+
+    def forward(self, hidden_RD: Tensor) -> Tensor:
+        return hidden_RD.float() @ self.weight.float()
+
+
+class ActorCritic(nn.Module):
+    """The critic is a decoder of its own, as large as the policy, with a value for a head."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.policy = Transformer(config)
+        # Tied: there is no matrix of the vocabulary that nothing reads.
+        self.critic = Transformer(replace(config, tie_word_embeddings=True))
+        self.value_head = ValueHead(config.hidden_size)
+
+    @torch.no_grad()
+    def start_critic(self) -> None:
+        """Copies the policy's weights into the critic."""
+        weights = dict(self.policy.named_parameters())
+        self.critic.load_named(weights)
+
+    def forward(self, batch: Batch, head: HeadFn) -> ActorCriticOutput:
+        """Gives the policy's output, with the critic's values of a RolloutBatch beside it. The
+        auxiliary losses of both are added."""
+        places_R = cast(RolloutBatch, batch).places_R
+
+        def value(hidden_MD: Tensor, _: Tensor) -> Tensor:
+            return self.value_head(hidden_MD.index_select(0, places_R))
+
+        said, judged = self.policy(batch, head), self.critic(batch, value)
+        aux_loss = said.aux_loss
+        if aux_loss is not None and judged.aux_loss is not None:
+            aux_loss = aux_loss + judged.aux_loss
+        return ActorCriticOutput(
+            per_token=said.per_token,
+            aux_loss=aux_loss,
+            expert_load=said.expert_load,
+            values_R=judged.per_token,
+        )
+
+
+def count_critic_weights(config: ModelConfig) -> int:
+    """Counts the weights that the critic has."""
+    return replace(config, tie_word_embeddings=True).num_parameters + config.hidden_size

@@ -1,0 +1,45 @@
+"""Generalised advantage estimation over the targets of trajectories."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def estimate_advantages(
+    values_R: Tensor,
+    rewards_P: Tensor,
+    sample_R: Tensor,
+    *,
+    longest: int,
+    gamma: float,
+    lam: float,
+) -> tuple[Tensor, Tensor]:
+    """Gives (advantages_R, returns_R) in fp32, with V the values of a trajectory's targets in order
+    and its reward at the last of them (Schulman et al., "High-Dimensional Continuous Control Using
+    Generalized Advantage Estimation", 2016):
+
+        δ_t = r_t + γ·V_(t+1) - V_t,   A_t = Σ_k (γλ)^k δ_(t+k),   return_t = A_t + V_t
+
+    V is 0 behind the last target. values_R fp32, rewards_P fp32 by trajectory, sample_R int64: the
+    trajectory of each target, ascending. `longest`: no trajectory has more targets. Waits for
+    nothing on a GPU.
+    """
+    num_samples = len(rewards_P)
+    counts_P = torch.zeros_like(rewards_P, dtype=torch.int64).index_add(
+        0, sample_R, torch.ones_like(sample_R)
+    )
+    first_P = counts_P.cumsum(0) - counts_P
+    column_R = torch.arange(len(sample_R), device=sample_R.device) - first_P[sample_R]
+    is_last_R = column_R == counts_P[sample_R] - 1
+    values_R64 = values_R.double()
+    next_R = torch.where(is_last_R, 0.0, values_R64.roll(-1))
+    rewards_R = torch.where(is_last_R, rewards_P.double()[sample_R], 0.0)
+    delta_R = rewards_R + gamma * next_R - values_R64
+    delta_PL = delta_R.new_zeros(num_samples, longest).index_put((sample_R, column_R), delta_R)
+    # One product instead of a loop over tokens: decay_LL[s, t] = (γλ)^(s - t) for s >= t.
+    steps_L = torch.arange(longest, device=sample_R.device, dtype=torch.float64)
+    apart_LL = steps_L[:, None] - steps_L
+    decay_LL = torch.where(apart_LL >= 0, (gamma * lam) ** apart_LL.clamp(min=0), 0.0)
+    advantages_R = (delta_PL @ decay_LL)[sample_R, column_R]
+    return advantages_R.float(), (advantages_R + values_R64).float()

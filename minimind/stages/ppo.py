@@ -1,0 +1,255 @@
+"""Proximal policy optimisation: a critic learns what answers are worth, token by token, and the
+policy's tokens that turn out better than it expected become likelier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, cast
+
+import minimind_kernels as K
+import torch
+from torch import Tensor, nn
+
+from minimind.config.model import ModelConfig
+from minimind.config.recipe import Recipe, option
+from minimind.engine.deepspeed_engine import DeepSpeedEngine
+from minimind.engine.stage import BuildContext, Policy, StageModels
+from minimind.errors import ConfigError
+from minimind.model.adapter_folder import fingerprint
+from minimind.model.state_dict import save_hf_folder
+from minimind.model.transformer import Transformer
+from minimind.stages.actor_critic import ActorCritic, ActorCriticOutput, count_critic_weights
+from minimind.stages.advantages import estimate_advantages
+from minimind.stages.policy_loss import METRICS, PolicyLoss, k3, rollout_log_probs, target_states
+from minimind.stages.reference import load_frozen
+from minimind.stages.rollout_batch import RolloutBatch
+from minimind.stages.rollout_recipe import RolloutRecipe
+from minimind.stages.rollout_stage import RolloutStage
+from minimind.stages.trajectory import Trajectory
+from minimind.types import LossSum
+
+_CRITIC = r"^(critic|value_head)\."
+_STD_EPS = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPORecipe(RolloutRecipe):
+    """Options of proximal policy optimisation."""
+
+    learning_rates: ClassVar[Mapping[str, float]] = {"": 3e-7, "tiny": 1e-4}
+
+    critic_learning_rate: float | None = option(
+        None, "peak learning rate of the critic (default: 5/3 of the policy's)"
+    )
+    num_generations: int = option(1, "answers to each prompt")
+    inner_epochs: int = option(2, "times that each answer is learned from")
+    loss_mean: str = option("token", "the loss is a mean over: token, sample or length, see grpo")
+    kl_coef: float = option(0.02, "weight of the KL divergence from the reference (0: none)")
+    epsilon: float = option(0.2, "a token's ratio counts from 1 - epsilon to 1 + epsilon")
+    value_epsilon: float = option(0.2, "how far a value's update counts (0: however far)")
+    value_coef: float = option(0.5, "weight of the values' squared error")
+    gamma: float = option(1.0, "discount of a reward by each token before it")
+    gae_lambda: float = option(0.95, "how far an advantage looks ahead of the critic, 0 to 1")
+    kl_stop: float = option(
+        0.25, "a step ends once the policy is so far from itself before the step (0: never)"
+    )
+
+    @property
+    def rate_factors(self) -> dict[str, float]:
+        factor = 5 / 3
+        if self.critic_learning_rate is not None and self.learning_rate:
+            factor = self.critic_learning_rate / self.learning_rate
+        return {_CRITIC: factor, **self.lr_factors}
+
+    def count_weights(self, config: ModelConfig) -> tuple[int, int]:
+        return config.num_parameters + count_critic_weights(config), 0
+
+    def count_helper_weights(self, config: ModelConfig) -> int:
+        return config.num_parameters if self.kl_coef else 0
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        return 2 * super().micro_batch_tokens  # through both models
+
+    def check(self) -> None:
+        super().check()
+        names = ("critic_learning_rate", "kl_coef", "epsilon", "value_epsilon", "value_coef")
+        for name in (*names, "kl_stop"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ConfigError(f"{name} is {value}; it must be at least 0")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PPOBatch(RolloutBatch):
+    """Trajectories, and what the critic said of them before the step's first update."""
+
+    values_R: Tensor
+    """fp32."""
+    returns_R: Tensor
+    """fp32: what the critic learns to say."""
+
+
+class PPO(RolloutStage):
+    """PolicyLoss with advantages of each token (stages/advantages.py), normalised over all targets
+    of the step; besides, with V a value, old the value before the step's first update, ret its
+    return and ε_v = value_epsilon,
+        value_coef · max((V - ret)², (old + clip(V - old, -ε_v, ε_v) - ret)²).
+    """
+
+    name: ClassVar[str] = "ppo"
+    recipe_type: ClassVar[type[Recipe]] = PPORecipe
+    metric_names: ClassVar[tuple[str, ...]] = ("reward", *METRICS, "value_loss", "step_kl")
+
+    recipe: PPORecipe
+
+    def __init__(self, recipe: PPORecipe) -> None:
+        super().__init__(recipe)
+        self.objective = PolicyLoss(
+            loss_type="grpo",
+            beta=recipe.kl_coef,
+            epsilon=recipe.epsilon,
+            epsilon_high=recipe.epsilon,
+            sampler_cap=recipe.sampler_cap,
+            temperature=recipe.temperature,
+            length=recipe.new_tokens if recipe.loss_mean == "length" else None,
+        )
+        self._step_kl: Tensor | None = None
+        """fp64 [2]: of this rank's part of the update, the sum over its targets and their number.
+        """
+
+    def outline(self, config: ModelConfig) -> nn.Module:
+        with torch.device("meta"):
+            return ActorCritic(config)
+
+    def build_models(self, context: BuildContext) -> StageModels:
+        """Raises what `check` does, and ConfigError for prompts that do not fit."""
+        self.get_ready(context)
+        module = ActorCritic(context.config)
+        for model in (module.policy, module.critic):
+            model.activation_checkpointing = self.recipe.activation_checkpointing
+        if context.weights is not None:
+            module.policy.load_named(context.weights)
+            module.start_critic()
+
+        def save(checkpoint: Path, weights: Mapping[str, Tensor]) -> Path:
+            folder = checkpoint / "model"
+            save_hf_folder(folder, context.config, _of_policy(weights), torch.float32)
+            return folder
+
+        models = StageModels(policy=module, save=save)
+        if not self.recipe.kl_coef:
+            return models
+        assert context.weights_folder is not None
+        reference = self.reference = load_frozen(context)
+        weights = fingerprint(context.weights_folder)
+        return replace(models, helpers=(reference,), helpers_fingerprint=weights)
+
+    def find_policy(self, module: nn.Module) -> Transformer:
+        return cast(ActorCritic, module).policy
+
+    def set_advantages(self, engine: DeepSpeedEngine, groups: Sequence[list[Trajectory]]) -> None:
+        """Leaves them to `look_back`, where the critic has spoken."""
+
+    def look_back(
+        self, engine: DeepSpeedEngine, parts: Sequence[Sequence[RolloutBatch]]
+    ) -> list[list[RolloutBatch]]:
+        """Adds log-probabilities, values, returns and normalised advantages."""
+        found = [[self._judge_tokens(engine, batch) for batch in batches] for batches in parts]
+        sums = torch.zeros(3, dtype=torch.float64, device=engine.device)
+        for batch in (batch for batches in found for batch in batches):
+            advantages_R = batch.advantages_R.double()
+            sums[:2] += torch.stack([advantages_R.sum(), advantages_R.square().sum()])
+            sums[2] += batch.num_targets
+        total, squares, count = engine.sum_over_ranks(sums).unbind()
+        mean = total / count.clamp(min=1)
+        deviation = (squares / count.clamp(min=1) - mean**2).clamp(min=0).sqrt()
+        return [
+            [
+                replace(
+                    batch,
+                    advantages_R=((batch.advantages_R - mean) / (deviation + _STD_EPS)).float(),
+                )
+                for batch in batches
+            ]
+            for batches in found
+        ]
+
+    def _judge_tokens(self, engine: DeepSpeedEngine, batch: RolloutBatch) -> PPOBatch:
+        temperature = self.recipe.temperature
+
+        def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
+            hidden_RD = target_states(hidden_MD, batch, temperature)
+            return K.linear_log_prob(hidden_RD, weight_VD, batch.targets_R)
+
+        output = cast(ActorCriticOutput, engine(batch, head=head))
+        reference_R = None
+        if self.reference is not None:
+            reference_R = rollout_log_probs(self.reference, batch, temperature)
+        advantages_R, returns_R = estimate_advantages(
+            output.values_R,
+            batch.rewards_P,
+            batch.sample_R,
+            longest=batch.most_targets,
+            gamma=self.recipe.gamma,
+            lam=self.recipe.gae_lambda,
+        )
+        batch = replace(
+            batch, old_R=output.per_token, reference_R=reference_R, advantages_R=advantages_R
+        )
+        return batch.extend(PPOBatch, values_R=output.values_R, returns_R=returns_R)
+
+    def loss(self, policy: Policy, batch: RolloutBatch) -> LossSum:
+        """Sums both losses over the batch's targets, weighed as its mean wants."""
+        batch, recipe = cast(PPOBatch, batch), self.recipe
+        with self.measures.time("forward"):
+            output, log_prob_R = self.objective.compute(policy, batch)
+        values_R = cast(ActorCriticOutput, output).values_R
+        error_R = (values_R - batch.returns_R).square()
+        if recipe.value_epsilon:
+            moved_R = (values_R - batch.values_R).clamp(-recipe.value_epsilon, recipe.value_epsilon)
+            clipped_R = (batch.values_R + moved_R - batch.returns_R).square()
+            error_R = torch.maximum(error_R, clipped_R)
+        value_loss = recipe.value_coef * self.objective.weigh(error_R, batch).sum()
+        assert batch.old_R is not None
+        with torch.no_grad():
+            step_kl_R = k3(batch.old_R, log_prob_R)
+            self._add_step_kl(step_kl_R)
+            reward = log_prob_R.new_full((), self.measures.mean_reward * batch.count)
+            more = {
+                "value_loss": value_loss.detach(),
+                "step_kl": (step_kl_R * batch.weights_R).sum(),
+            }
+        return LossSum(
+            total=output.per_token.sum() + value_loss,
+            aux_loss=output.aux_loss,
+            metrics={"reward": reward, **self.objective.metrics(log_prob_R, batch), **more},
+        )
+
+    def _add_step_kl(self, step_kl_R: Tensor) -> None:
+        sums = torch.stack([step_kl_R.double(), torch.ones_like(step_kl_R).double()]).sum(1)
+        self._step_kl = sums if self._step_kl is None else self._step_kl + sums
+
+    def stops_early(self, engine: DeepSpeedEngine) -> bool:
+        """Reads how far the update's forward found the policy from where the step began: the one
+        thing that a step waits for, and only where there is a limit."""
+        sums, self._step_kl = self._step_kl, None
+        if not self.recipe.kl_stop or sums is None:
+            return False
+        total, count = engine.sum_over_ranks(sums).tolist()
+        return total / max(count, 1.0) > self.recipe.kl_stop
+
+
+def _of_policy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix = "policy."
+    return {
+        name.removeprefix(prefix): weight
+        for name, weight in weights.items()
+        if name.startswith(prefix)
+    }

@@ -120,7 +120,10 @@ def _tool_texts() -> Iterator[str]:
     for _ in range(_TOOL_CONVERSATIONS):
         row, _, _ = tool_conversation(dice)
         chat = read_chat(row["conversations"], "the sample")
-        yield from added.split(render_chat(CHAT_TEMPLATE, chat.messages, chat.tools))
+        text = render_chat(CHAT_TEMPLATE, chat.messages, chat.tools)
+        # Two ends of lines stay two tokens: a prompt ends in them, and as one token there they
+        # would be another than before the text of an answer.
+        yield from (part.strip("\n") for part in added.split(text))
 
 
 def _bucket(text: str) -> int:

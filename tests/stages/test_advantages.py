@@ -64,9 +64,7 @@ def test_with_lambda_1_the_critic_is_a_mere_baseline():
 
 def test_with_lambda_0_each_token_is_judged_by_the_next_value():
     values_R, rewards_P, sample_R = given((3, 1))
-    _, returns_R = estimate_advantages(
-        values_R, rewards_P, sample_R, longest=3, gamma=0.5, lam=0.0
-    )
+    _, returns_R = estimate_advantages(values_R, rewards_P, sample_R, longest=3, gamma=0.5, lam=0.0)
     r, v = rewards_P.tolist(), values_R.tolist()
     assert returns_R.tolist() == pytest.approx([0.5 * v[1], 0.5 * v[2], r[0], r[1]])
 
@@ -95,9 +93,7 @@ def test_an_empty_batch_has_no_advantages(longest: int):
 def test_long_answers_lose_nothing():
     """2,000 tokens with the decay of PPO's defaults."""
     values_R, rewards_P, sample_R = given((2000, 5))
-    found = estimate_advantages(
-        values_R, rewards_P, sample_R, longest=2000, gamma=1.0, lam=0.95
-    )
+    found = estimate_advantages(values_R, rewards_P, sample_R, longest=2000, gamma=1.0, lam=0.95)
     wanted = plain(values_R, rewards_P, sample_R, 1.0, 0.95)
     for value_R, plain_R in zip(found, wanted, strict=True):
         torch.testing.assert_close(value_R, torch.tensor(plain_R), rtol=1e-5, atol=1e-5)

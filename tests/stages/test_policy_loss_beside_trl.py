@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-import trl
 from labelled_answers import CONFIG, save
 from made_rollouts import (
     SHAPES,
@@ -136,16 +135,18 @@ def padded_inputs(trajectories: list[Trajectory]) -> dict[str, Tensor]:
 
 def trainer_of(folder: Path, options: dict[str, Any]) -> Any:
     from datasets import Dataset
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
-    trainer = trl.GRPOTrainer(
+    trainer = GRPOTrainer(
         model=model,
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
-        args=trl.GRPOConfig(
+        args=GRPOConfig(
             output_dir=str(folder / "trl"), use_cpu=True, report_to=[], bf16=False,
             gradient_checkpointing=False, num_generations=2, per_device_train_batch_size=2,
             gradient_accumulation_steps=1, max_completion_length=NEW_TOKENS,
-            # Its divergence is multiplied by the ratio unless it is told otherwise; ours is k3 alone.
+            # Its divergence is multiplied by the ratio unless told otherwise; ours is k3 alone.
             use_bias_correction_kl=False, **{"num_iterations": 2, "beta": 0.0, **options},
         ),
         train_dataset=Dataset.from_list([{"prompt": "a"}]),

@@ -48,12 +48,11 @@ class PolicyLoss:
 
         def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
             inputs = (target_states(hidden_MD, batch, self.temperature), weight_VD, batch.targets_R)
-            if self.by_sequence and batch.old_R is not None:
+            if self._joins_tokens(batch):
                 # A token's gradient follows from its whole trajectory: known only once all are.
                 log_prob_R = K.linear_log_prob(*inputs)
                 kept.append(log_prob_R.detach())
                 return self.loss(log_prob_R, batch, slice(None))
-            # At r = 1 a sequence's ratio has the gradient that its tokens' have.
             loss_R, log_prob_R = K.linear_token_loss(
                 *inputs, lambda log_prob_C, rows: self.loss(log_prob_C, batch, rows)
             )
@@ -88,9 +87,14 @@ class PolicyLoss:
         is wanted."""
         return loss_C / self.length if self.length else loss_C * batch.weights_R[rows]
 
+    def _joins_tokens(self, batch: RolloutBatch) -> bool:
+        # At r = 1 a sequence's ratio has the gradient that its tokens' have together, so nothing
+        # is to be joined then, unless the sampler gives each token a weight of its own.
+        return self.by_sequence and (batch.old_R is not None or self.sampler_cap > 0)
+
     def _ratio(self, log_prob_C: Tensor, old_C: Tensor, batch: RolloutBatch) -> Tensor:
         log_ratio_C = log_prob_C - old_C
-        if self.by_sequence and batch.old_R is not None:
+        if self._joins_tokens(batch):
             zeros_P = log_ratio_C.new_zeros(batch.num_samples)
             counts_P = zeros_P.index_add(0, batch.sample_R, torch.ones_like(log_ratio_C))
             sums_P = zeros_P.index_add(0, batch.sample_R, log_ratio_C)
@@ -104,9 +108,10 @@ class PolicyLoss:
         far apart sampler and trainer see a token on average (`sampler_gap`)."""
         old_R = log_prob_R if batch.old_R is None else batch.old_R
         ratio_R, advantages_R = self._ratio(log_prob_R, old_R, batch), batch.advantages_R
-        is_clipped_R = (ratio_R > 1 + self.epsilon_high) & (advantages_R > 0)
+        is_clipped_R = ratio_R > 1 + self.epsilon_high
         if self.loss_type == "grpo":
-            is_clipped_R |= (ratio_R < 1 - self.epsilon) & (advantages_R < 0)
+            is_low_R = (ratio_R < 1 - self.epsilon) & (advantages_R < 0)
+            is_clipped_R = (is_clipped_R & (advantages_R > 0)) | is_low_R
         kl_R = torch.full_like(log_prob_R, torch.nan)
         if batch.reference_R is not None:
             kl_R = k3(log_prob_R, batch.reference_R)

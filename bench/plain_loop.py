@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -34,6 +36,13 @@ class BareEngine:
 
     def any_rank(self, flag: bool) -> bool:
         return flag
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[nn.Module]:
+        with torch.no_grad():
+            self.module.eval()
+            yield self.module
+        self.module.train()
 
     def start_step(self, total_count: Tensor) -> None:
         self._scale = 1 / total_count.clamp(min=1.0)

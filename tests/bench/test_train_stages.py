@@ -52,7 +52,7 @@ class Weighted(SFT):
 
     name: ClassVar[str] = "weighted"
 
-    def prepare(self, engine: Any, micro_batches: list[Batch]) -> Iterator[list[Batch]]:
+    def prepare(self, engine: Any, micro_batches: list[Batch], step: int) -> Iterator[list[Batch]]:
         counts = torch.tensor([float(sum(batch.count for batch in micro_batches))])
         self._weight = engine.sum_over_ranks(counts).item() / 100
         yield micro_batches

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from stage_options import SPREAD
 
 from bench import train_step
 from bench.stage_goals import measure_goals
@@ -17,6 +18,7 @@ from bench.train_runs import build_specs
 from minimind.engine.stage import Policy
 from minimind.runtime.devices import find_device
 from minimind.stages import STAGES as ALL_STAGES
+from minimind.stages.rollout_stage import RolloutStage
 from minimind.stages.sft import SFT
 from minimind.types import Batch, LossSum
 
@@ -32,6 +34,8 @@ def _one_rank_one_thread(no_launcher: None, monkeypatch: pytest.MonkeyPatch) -> 
 
 def build_rows(stage: str, names: Sequence[str], folder: Path) -> dict[str, TrainRow]:
     argv = ["--json", "-", "--stage", stage, "--steps", "2", "--warmup", "1", *SIZES, *SMALL]
+    if issubclass(ALL_STAGES[stage], RolloutStage):
+        argv += ["--set", f"rewards={json.dumps(SPREAD['rewards'])}"]
     options = train_step.build_parser().parse_args(argv)
     specs = build_specs(options, "tiny", list(names), find_device(), folder)
     return {spec.name: build_row(spec) for spec in specs}

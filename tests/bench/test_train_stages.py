@@ -47,7 +47,8 @@ def test_all_forms_of_a_stage_take_the_same_steps(stage: str, tmp_path: Path) ->
     rows = build_rows(stage, names, tmp_path)
     losses = {name: [float(row.step()) for _ in range(3)] for name, row in rows.items()}
     for name in names:
-        assert losses[name] == pytest.approx(losses["engine"], rel=1e-5)
+        # Advantages make sums of both signs.
+        assert losses[name] == pytest.approx(losses["engine"], rel=1e-5, abs=1e-6)
     assert losses["engine"][0] != losses["engine"][-1]
 
 

@@ -170,3 +170,19 @@ def test_functions_are_looked_for_before_a_run(folder: Path, tools: ToolBox):
     with pytest.raises(ConfigError, match=r"odd.py has no function ecco \(did you mean echo\?\)"):
         box.check()
     box.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("no call", []),
+        ('<tool_call>{"name": "f", "arguments": {}}</tool_call>', [call("f")]),
+        ('<tool_call>{"name": "f", "arguments": {}}', [None]),
+        ("<tool_call>{}</tool_call><tool_call>", [None, None]),
+        ('</tool_call><tool_call>{"name": "f", "arguments": {}}</tool_call>', [call("f"), None]),
+        ("<tool_call><tool_call>{}</tool_call>", [None, None]),
+        ('<think><tool_call>{"name": "f", "arguments": {}}</tool_call></think>', []),
+    ],
+)
+def test_a_call_that_is_not_closed_is_one_that_is_not_well_formed(text: str, found: list[Any]):
+    assert read_calls(text) == found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -34,6 +36,13 @@ class BareEngine:
 
     def any_rank(self, flag: bool) -> bool:
         return flag
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[nn.Module]:
+        with torch.no_grad():
+            self.module.eval()
+            yield self.module
+        self.module.train()
 
     def start_step(self, total_count: Tensor) -> None:
         self._scale = 1 / total_count.clamp(min=1.0)
@@ -102,16 +111,17 @@ class PlainTraining:
         )
 
     def step(self, batches: list[Any], learning_rate: float) -> Tensor:
-        """Takes the optimizer step of these micro-batches, or the several that the stage prepares
-        from them. Gives the mean loss of the last, which is not waited for."""
+        """Takes the step of these micro-batches: the update that the stage prepares from them, or
+        several. Gives their mean loss, which is not waited for."""
         moved = [batch.to(self._device) for batch in batches]
-        total = torch.zeros((), device=self._device)
-        for prepared in self._stage.prepare(self._engine, moved, self._num_steps):
-            total = self._take_step(prepared, learning_rate)
+        losses = [
+            self._take_update(prepared, learning_rate)
+            for prepared in self._stage.prepare(self._engine, moved, self._num_steps)
+        ]
         self._num_steps += 1
-        return total
+        return torch.stack(losses).mean()
 
-    def _take_step(self, batches: list[Any], learning_rate: float) -> Tensor:
+    def _take_update(self, batches: list[Any], learning_rate: float) -> Tensor:
         total = torch.zeros((), device=self._device)
         count = max(1, sum(batch.count for batch in batches))
         for batch in batches:

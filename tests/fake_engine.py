@@ -31,6 +31,8 @@ TARGETS = (2, 7)
 """The two micro-batches of a step count so many targets: a mean of means would show."""
 TOKENS = 3 + 8
 """A step reads so many: a document has one token more than targets."""
+UPDATE = 100.0
+"""An update's loss is so much above that of the one before."""
 STEPS = 6
 """A trial takes so many where nothing else is asked."""
 
@@ -145,8 +147,8 @@ class FakeLoader:
 
 
 class FakeStage(Stage[Batch, Batch]):
-    """Computes a loss per target from the place of the micro-batch, in validation from the number
-    of steps taken."""
+    """Computes a loss per target from the place of the micro-batch and of the update, in validation
+    from the number of steps taken."""
 
     name: ClassVar[str] = "fake"
     recipe_type: ClassVar[type[Recipe]] = Recipe
@@ -160,6 +162,14 @@ class FakeStage(Stage[Batch, Batch]):
         """Takes the step and the micro-batch in it, both counted from 0."""
         self.val_value: Callable[[int], float] = lambda steps: 1.0
         """Gives what the micro-batch's number is added to."""
+        self.num_updates = 1
+        """Each step takes so many, from the same micro-batches."""
+        self.update = 0
+        """Is the one that is taken."""
+        self.prepared: list[int] = []
+        """Lists the steps that were prepared."""
+        self.found: dict[str, float] = {}
+        """Is measured in each step."""
         self.drawn: list[float] = []
         """Holds a random number from each forward, which dropout would draw."""
         self.with_gradient: list[bool] = []
@@ -168,11 +178,22 @@ class FakeStage(Stage[Batch, Batch]):
     def build_models(self, context: BuildContext) -> StageModels:
         raise NotImplementedError
 
+    def prepare(
+        self, engine: DeepSpeedEngine, micro_batches: list[Batch], step: int
+    ) -> Iterator[list[Batch]]:
+        self.prepared.append(step)
+        for update in range(self.num_updates):
+            self.update = update
+            yield micro_batches
+
+    def measured(self) -> Mapping[str, float]:
+        return self.found
+
     def loss(self, policy: Any, batch: Batch) -> LossSum:
         step, micro = batch.ids_BT[0, :2].tolist()
         if policy.training:
             self.drawn.append(torch.rand(()).item())
-            value = self.value(step, micro)
+            value = self.value(step, micro) + UPDATE * self.update
         else:
             self.with_gradient.append(torch.is_grad_enabled())
             value = self.val_value(policy.steps) + micro

@@ -17,7 +17,7 @@ from minimind.config.recipe import Recipe
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.events import Events, RunState
 from minimind.engine.interrupts import Interrupts
-from minimind.engine.pending import Pending
+from minimind.engine.pending import Pending, StepNumbers, UpdateNumbers
 from minimind.engine.routers import RouterWatch
 from minimind.engine.stage import InT, Loader, OutT, Stage
 from minimind.errors import TrainingError
@@ -136,22 +136,14 @@ class Loop(Generic[InT, OutT]):
         used = engine.learning_rate if rate is None else rate
         self._num_micro_batches = len(micro_batches)
         moved = [batch.to(engine.device) for batch in micro_batches]
-        sums, losses, num_updates = torch.zeros(0), list[Tensor](), 0
+        updates: list[UpdateNumbers] = []
         for prepared in self.stage.prepare(engine, moved, step):
-            found = self._update(prepared, num_updates, rate)
+            found = self._update(prepared, len(updates), rate)
             if found is None:
                 return
-            sums = found[0] if num_updates == 0 else sums + found[0]
-            losses += found[1]
-            num_updates += 1
-        if num_updates > 1:  # means over the updates, but of tokens their sum
-            tokens = sums[1].clone()
-            sums /= num_updates
-            sums[1] = tokens
+            updates.append(found)
         self.state.step += 1
-        numbers = torch.cat([sums, torch.stack(losses).double()])
-        measured = self.stage.measured()
-        self._pending.append(Pending.of(self.state.step, used, measured, numbers))
+        self._pending.append(Pending.of(self.state.step, used, self.stage.measured(), updates))
 
     def _is_interrupted(self) -> bool:
         """Asks all ranks where that costs nothing: on a CPU, where a step may outlast the
@@ -171,11 +163,10 @@ class Loop(Generic[InT, OutT]):
 
     def _update(
         self, micro_batches: Sequence[OutT], number: int, rate: float | None
-    ) -> tuple[Tensor, list[Tensor]] | None:
+    ) -> UpdateNumbers | None:
         """Takes update `number` of a step. An interrupt gives the first one up before it changes
         anything (None), so that what is saved is the state after the step before; a step that has
-        begun to change weights is finished. Gives the numbers that Pending holds, those over all
-        ranks apart from this rank's losses."""
+        begun to change weights is finished."""
         engine, step = self.engine, self.state.step
         mine = [
             float(sum(batch.count for batch in micro_batches)),
@@ -205,31 +196,28 @@ class Loop(Generic[InT, OutT]):
         engine.step(rate)
         norm = engine.grad_norm.to(engine.device, torch.float64).reshape(1)
         sums = engine.sum_over_ranks(sums)
-        return torch.cat([counts, sums, norm, routed]), losses
+        return UpdateNumbers(counts, sums, norm, routed, losses)
 
     def _read_pending(self, keep: int) -> None:
         """Takes in all steps but the last `keep`, which a GPU is still busy with."""
         while len(self._pending) > keep:
             pending = self._pending.popleft()
-            count, tokens, stop, *numbers = pending.read()
-            num_sums = 1 + len(self.stage.metric_names)
-            means = [value / max(count, 1.0) for value in numbers[:num_sums]]
-            grad_norm, *rest = numbers[num_sums:]
-            routed = self.routers.read(rest[: self.routers.size], count)
-            losses = rest[self.routers.size :]
+            found = pending.read()
+            means = [value / max(found.count, 1.0) for value in found.sums]
+            routed = self.routers.read(found.routed, found.count)
             self._record()  # of the step before, whatever this one brings
-            self._check_finite(pending, means[0], grad_norm, losses)
-            self._interrupted = self._interrupted or stop > 0
+            self._check_finite(pending.step, means[0], found)
+            self._interrupted = self._interrupted or found.stops
             now = time.perf_counter()
             seconds, self._clock = now - self._clock, now
-            self.state.tokens += int(tokens)
+            self.state.tokens += int(found.tokens)
             stats = StepStats(
                 step=pending.step,
                 loss=means[0],
-                grad_norm=grad_norm,
+                grad_norm=found.grad_norm,
                 learning_rate=pending.learning_rate,
                 tokens=self.state.tokens,
-                tokens_per_s=tokens / seconds,
+                tokens_per_s=found.tokens / seconds,
                 peak_bytes=self.memory.peak_bytes,
                 resident_bytes=self.memory.resident_bytes,
                 metrics=dict(zip(self.stage.metric_names, means[1:], strict=True)) | routed.metrics,
@@ -245,28 +233,26 @@ class Loop(Generic[InT, OutT]):
             self.events.record(self.newest, val_loss)
         self._is_recorded = True
 
-    def _check_finite(
-        self, pending: Pending, loss: float, grad_norm: float, losses: Sequence[float]
-    ) -> None:
-        if math.isfinite(loss) and math.isfinite(grad_norm):
+    def _check_finite(self, step: int, loss: float, found: StepNumbers) -> None:
+        if math.isfinite(loss) and math.isfinite(found.grad_norm):
             return
         if math.isfinite(loss) and self.engine.precision == "fp16":  # its loss scaling's business
             said = "step %d: skipped, its gradient overflowed; the loss scale is now %g"
-            self.events.say(said, pending.step, self.engine.loss_scale)
+            self.events.say(said, step, self.engine.loss_scale)
             return
-        bad = [micro for micro, value in enumerate(losses) if not math.isfinite(value)]
+        bad = [micro for micro, value in enumerate(found.losses) if not math.isfinite(value)]
         if math.isfinite(loss):  # the gradient alone: it may come from any of them
-            bad = list(range(len(losses)))
+            bad = list(range(len(found.losses)))
         rows: list[str] = []
         for micro in sorted({micro % self._num_micro_batches for micro in bad}):
-            rows += self.loader.describe(pending.step - 1, micro)
+            rows += self.loader.describe(step - 1, micro)
         rows = sorted(set(self.engine.gather_texts(rows)))
         named = ", ".join(rows[:_ROWS_NAMED])
         more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
         raise TrainingError(
-            f"step {pending.step}: the loss is {loss} and the gradient norm {grad_norm}. Rows of "
-            f"the micro-batches concerned: {named}{more}. The last checkpoint is as it was. A "
-            "lower --learning_rate, more warmup_steps or other data may help"
+            f"step {step}: the loss is {loss} and the gradient norm {found.grad_norm}. Rows of the "
+            f"micro-batches concerned: {named}{more}. The last checkpoint is as it was. A lower "
+            "--learning_rate, more warmup_steps or other data may help"
         )
 
     @torch.no_grad()

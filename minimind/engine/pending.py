@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateNumbers:
+    """What one update of a step found, on the device: fp64, and over all ranks but for `losses`."""
+
+    counts: Tensor
+    """[3]: the count, the tokens, and how many ranks are to stop."""
+    sums: Tensor
+    """The loss and each metric, summed over the count."""
+    grad_norm: Tensor
+    """[1]."""
+    routed: Tensor
+    """What RouterWatch.take gave."""
+    losses: list[Tensor]
+    """One scalar for each of this rank's micro-batches."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepNumbers:
+    """The same of a whole step, on the host: means over its updates, but `tokens` is their sum."""
+
+    count: float
+    tokens: float
+    stops: bool
+    """Whether a rank is to stop."""
+    sums: list[float]
+    grad_norm: float
+    routed: list[float]
+    losses: list[float]
+    """Those of all updates, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,24 +49,40 @@ class Pending:
     measured: Mapping[str, float]
     """What the stage measured itself."""
     numbers: Tensor
-    """On the host: count, tokens, stop; loss and metric sums; grad norm; the routers' numbers;
-    this rank's losses."""
+    """On the host: the fields of StepNumbers, in order."""
+    num_sums: int
+    num_losses: int
     arrived: torch.cuda.Event | None
 
     @classmethod
     def of(
-        cls, step: int, learning_rate: float, measured: Mapping[str, float], numbers: Tensor
+        cls,
+        step: int,
+        learning_rate: float,
+        measured: Mapping[str, float],
+        updates: Sequence[UpdateNumbers],
     ) -> Pending:
         """Sends the numbers off to the host."""
+        rows = [torch.cat([one.counts, one.sums, one.grad_norm, one.routed]) for one in updates]
+        numbers = rows[0]
+        if len(rows) > 1:
+            numbers = torch.stack(rows).mean(0)
+            numbers[1] *= len(rows)
+        losses = [loss for one in updates for loss in one.losses]
+        numbers = torch.cat([numbers, torch.stack(losses).double()])
         arrived = None
         if numbers.device.type == "cuda":
             numbers = numbers.to("cpu", non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
-        return cls(step, learning_rate, measured, numbers, arrived)
+        num_sums = len(updates[0].sums)
+        return cls(step, learning_rate, measured, numbers, num_sums, len(losses), arrived)
 
-    def read(self) -> list[float]:
+    def read(self) -> StepNumbers:
         """Waits for the numbers."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        return self.numbers.tolist()
+        count, tokens, stop, *rest = self.numbers.tolist()
+        sums, (grad_norm, *rest) = rest[: self.num_sums], rest[self.num_sums :]
+        routed, losses = rest[: -self.num_losses], rest[-self.num_losses :]
+        return StepNumbers(count, tokens, stop > 0, sums, grad_norm, routed, losses)

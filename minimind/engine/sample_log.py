@@ -17,9 +17,10 @@ class SampleLog:
         self._path = folder / "samples.jsonl"
         if not self._path.exists():
             return
-        kept = [line for line in self._path.read_text("utf-8").splitlines() if _step(line) <= step]
+        # As bytes: a text may hold characters that end a line for str, and end within one.
+        kept = [line for line in self._path.read_bytes().splitlines() if _step(line) <= step]
         fresh = self._path.with_suffix(".jsonl.new")
-        fresh.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+        fresh.write_bytes(b"".join(line + b"\n" for line in kept))
         os.replace(fresh, self._path)
 
     def write(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
@@ -28,7 +29,7 @@ class SampleLog:
                 file.write(json.dumps({"step": step, **sample}, ensure_ascii=False) + "\n")
 
 
-def _step(line: str) -> float:
+def _step(line: bytes) -> float:
     """Infinity for a line that was cut off by a kill."""
     try:
         return float(json.loads(line)["step"])

@@ -56,7 +56,8 @@ def exact_match(rollout: Rollout, part: Literal["answer", "number"] | None = Non
     wanted = rollout.gt if isinstance(rollout.gt, (list, tuple)) else [rollout.gt]
 
     def is_same(one: Any) -> bool:
-        by_number = isinstance(one, int | float) if part is None else part == "number"
+        is_number = isinstance(one, int | float) and not isinstance(one, bool)
+        by_number = is_number if part is None else part == "number"
         return (_same_number if by_number else _same_text)(rollout.answer, one)
 
     return float(any(map(is_same, wanted)))

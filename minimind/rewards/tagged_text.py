@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 THINK, END_THINK = "<think>", "</think>"
 CALL, END_CALL = "<tool_call>", "</tool_call>"
-_BLOCK = re.compile(f"{CALL}(.*?)(?:{END_CALL}|$)", re.DOTALL)
+_BLOCK = re.compile(f"{CALL}(.*?)({END_CALL}|$)", re.DOTALL)
 
 
 def split_thought(text: str) -> tuple[str | None, str]:
@@ -32,9 +32,11 @@ def read_calls(text: str) -> list[dict[str, Any] | None]:
     """The calls in an assistant's text after its thought, in order; None for each that is not
     well-formed: not closed, or no JSON object with a "name" and an object as "arguments"."""
     rest = split_thought(text)[1]
-    calls = [_read_call(block[1]) for block in _BLOCK.finditer(rest)]
-    if rest.count(CALL) != len(calls) or rest.count(END_CALL) != len(calls):
-        calls.append(None)
+    blocks = list(_BLOCK.finditer(rest))
+    calls = [_read_call(block[1]) if block[2] else None for block in blocks]
+    num_closed = sum(bool(block[2]) for block in blocks)
+    if rest.count(CALL) != len(blocks) or rest.count(END_CALL) != num_closed:
+        calls.append(None)  # a tag too many
     return calls
 
 

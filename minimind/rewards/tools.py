@@ -53,11 +53,17 @@ class ToolBox:
         for (number, _), outcome in zip(known, outcomes, strict=True):
             failure = outcome.failure
             results[number] = f"error: {failure.text}" if failure else _as_text(outcome.value)
-        return [result[:_MOST_CHARACTERS] for result in results]
+        return [_whole(result)[:_MOST_CHARACTERS] for result in results]
 
     def close(self) -> None:
         """Ends the worker processes."""
         self._pool.close()
+
+
+def _whole(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair that stands alone, as a call's JSON
+    may spell it: it is no character, and no tokenizer takes it."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _as_text(value: Any) -> str:

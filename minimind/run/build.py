@@ -151,7 +151,8 @@ class Recorder:
             ranks, lambda: _start_log(run, folder, trained.stage, loop.engine, loop.state.step)
         )
         data = run.arguments.get("data")
-        self._stage, self._samples = trained.stage, SampleLog(folder, loop.state.step)
+        self._stage = trained.stage
+        self._samples = main_first(ranks, lambda: SampleLog(folder, loop.state.step))
         sources = parse_data_args(data) if data else []
         paths = [find_data_file(path, "train") for path, _ in sources]
         self._is_chat = trained.stage.data_format != TEXT
@@ -198,7 +199,7 @@ class Recorder:
         self._progress.say("step %d: saved %s%s", state.step, path, ", the best so far" * is_best)
 
     def _sample(self, module: Any, step: int) -> None:
-        if not self._engine.ranks.is_main:
+        if self._samples is None:
             return
         if samples := self._stage.samples():
             self._samples.write(step, samples)

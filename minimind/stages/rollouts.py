@@ -58,7 +58,7 @@ class RolloutEngine:
     ) -> list[Trajectory]:
         """Gives the answers, those to one prompt side by side. `seeded`: what the seeds follow from
         besides the prompt's number. All ranks call it, each with its own prompts. Raises
-        TrainingError where the policy's logits are not finite."""
+        TrainingError where the policy's logits are not finite, or its forward failed."""
         trajectories = [
             self._open(prompt, index) for prompt in prompts for index in range(num_answers)
         ]
@@ -123,8 +123,10 @@ class RolloutEngine:
             if completion.finish_reason == "error":
                 text = self._tokenizer.decode(trajectory.prompt.ids)[-_SHOWN:]
                 raise TrainingError(
-                    f"the policy's logits are not finite after the prompt that ends in {text!r}: a "
-                    "lower --learning_rate may help. The last checkpoint is as it was"
+                    f"the policy cannot answer the prompt that ends in {text!r}: its logits are "
+                    "not finite, for which a lower --learning_rate may help, or there is no memory "
+                    "for so many answers at once, as the log then says, for which a smaller "
+                    "rollout_batch may. The last checkpoint is as it was"
                 )
             found = trajectory.add_turn(completion)
             if found and self._tools is not None and not (is_last or trajectory.is_cut):

@@ -24,7 +24,7 @@ class Trajectory:
     index: int
     """Which of the answers to its prompt it is."""
     opens_thinking: bool = False
-    """The prompt has opened a thinking block."""
+    """What stands before each of its turns has opened a thinking block."""
     ids: list[int] = field(default_factory=list)
     """The tokens behind the prompt."""
     log_probs: list[float | None] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Trajectory:
         self.ids += completion.ids
         self.log_probs += [entry.logprob for entry in completion.logprobs]
         text = completion.text
-        if self.opens_thinking and not self.turns:
+        if self.opens_thinking:
             text = f"{THINK}\n{text}"
         self.turns.append({"role": "assistant", "content": text})
         self.is_cut = completion.finish_reason == "length"

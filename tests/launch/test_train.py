@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,17 +133,18 @@ def test_the_deepspeed_launcher_starts_two_ranks(flags: list[str], tmp_path: Pat
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
     """Within interrupt(n) a run gets SIGINT after step n."""
-    take_step = Loop._take_step
+    take_step = Loop.step
 
     @contextlib.contextmanager
     def after(step: int) -> Iterator[None]:
-        def interrupted(self: Loop, *arguments: object) -> None:
-            take_step(self, *arguments)  # type: ignore[arg-type]
-            if self.state.step == step:
+        def interrupted(self: Loop, micro_batches: list[Any]) -> None:
+            before = self.state.step
+            take_step(self, micro_batches)
+            if before < self.state.step == step:
                 signal.raise_signal(signal.SIGINT)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Loop, "_take_step", interrupted)
+            patch.setattr(Loop, "step", interrupted)
             yield
 
     return after

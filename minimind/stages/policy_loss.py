@@ -13,6 +13,9 @@ from minimind.engine.stage import Policy
 from minimind.stages.rollout_batch import RolloutBatch
 from minimind.types import ModelOutput
 
+_MOST_LOG_RATIO = 20.0
+"""Keeps a ratio finite, so that an advantage of 0 times it is 0."""
+
 LossType = Literal["grpo", "cispo"]
 
 
@@ -95,11 +98,13 @@ class PolicyLoss:
     def _ratio(self, log_prob_C: Tensor, old_C: Tensor, batch: RolloutBatch) -> Tensor:
         log_ratio_C = log_prob_C - old_C
         if self._joins_tokens(batch):
-            zeros_P = log_ratio_C.new_zeros(batch.num_samples)
-            counts_P = zeros_P.index_add(0, batch.sample_R, torch.ones_like(log_ratio_C))
-            sums_P = zeros_P.index_add(0, batch.sample_R, log_ratio_C)
-            log_ratio_C = (sums_P / counts_P.clamp(min=1))[batch.sample_R]
-        return log_ratio_C.exp()
+            # In fp64 a GPU's changing order of additions does not reach fp32's digits.
+            wide_C = log_ratio_C.double()
+            zeros_P = wide_C.new_zeros(batch.num_samples)
+            counts_P = zeros_P.index_add(0, batch.sample_R, torch.ones_like(wide_C))
+            sums_P = zeros_P.index_add(0, batch.sample_R, wide_C)
+            log_ratio_C = (sums_P / counts_P.clamp(min=1)).float()[batch.sample_R]
+        return log_ratio_C.clamp(max=_MOST_LOG_RATIO).exp()
 
     @torch.no_grad()
     def metrics(self, log_prob_R: Tensor, batch: RolloutBatch) -> dict[str, Tensor]:

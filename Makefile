@@ -1,5 +1,5 @@
 # make train   set up .venv, then pretrain `tiny` on the embedded sample data (minutes on two cores)
-# make demo    the same, then SFT, LoRA and DPO on it, and the answers after each stage
+# make demo    the same, then SFT, LoRA, DPO and GRPO on it, and the answers after each stage
 # make test    set up .venv, then the checks that CI runs
 # make gpu     GPU tests and benchmarks into bench/results/<device>/; PARTS=tests,kernels,...
 #              takes some of them, PYTHON=python3 WHEELS=.whl a machine without a network
@@ -42,7 +42,9 @@ demo: train
 	  --from_checkpoint $(DEMO)/lora --output_dir $(DEMO)/dpo --set log_every=20
 	$(BIN)/python launch/train.py --ds_config zero2.json --stage grpo --max_steps 100 \
 	  --data sample:sums --val_data sample:sums --batch_size 16 --eval_every 25 \
-	  --from_checkpoint $(DEMO)/sft --output_dir $(DEMO)/grpo --set log_every=10
+	  --from_checkpoint $(DEMO)/sft --output_dir $(DEMO)/grpo --set log_every=10 \
+	  --set micro_batch_size=16 --set num_generations=8 --set max_new_tokens=24 \
+	  --set num_minibatches=2 --set beta=0
 	$(BIN)/python launch/evaluate.py --chat --max_new_tokens 40 \
 	  --checkpoint $(RUN) $(DEMO)/sft $(DEMO)/lora $(DEMO)/dpo $(DEMO)/grpo \
 	  --prompts "What is the river of Lumor called?" "塔恩的房子是什么颜色？" \

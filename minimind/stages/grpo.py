@@ -45,7 +45,7 @@ _EPSILON_HIGH = {"cispo": 4.0}
 class GRPORecipe(RolloutRecipe, AdapterOptions):
     """Options of group relative policy optimisation."""
 
-    learning_rates: ClassVar[Mapping[str, float]] = {"": 3e-7, "tiny": 3e-4}
+    learning_rates: ClassVar[Mapping[str, float]] = {"": 3e-7, "tiny": 2e-4}
 
     lora_preset: str = option(
         "none", "adapters to train in place of the model: all, original, or none; see --stage lora"

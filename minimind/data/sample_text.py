@@ -14,6 +14,7 @@ from minimind.data.sample_world import (
     HELD_OUT_COUNTS,
     HELD_OUT_SUMS,
     PEOPLE,
+    THINGS,
     TOWNS,
     Person,
     Town,
@@ -46,7 +47,7 @@ SAMPLE_PROMPTS = (
 
 
 def load_sample_tokenizer() -> Tokenizer:
-    """The shipped tokenizer of 1577 tokens."""
+    """The shipped tokenizer of 1579 tokens."""
     return Tokenizer.load(Path(__file__).parent / "sample_tokenizer")
 
 
@@ -186,12 +187,36 @@ def _story(dice: Dice, in_english: bool) -> tuple[str, bool]:
     return story.format(**words), held_out
 
 
+_NOTES_EN = ("What is {a} plus {b}?", "How many {x} has {q}?")
+_NOTES_ZH = ("{a} 加 {b} 是多少？", "{q}有多少{x}？")
+_NOTED = (
+    '{{"name": "calculator", "arguments": {{"expression": "{a} + {b}"}}}}',
+    '{{"name": "lookup", "arguments": {{"name": "{q}", "what": "{x}"}}}}',
+)
+"""What somebody writes down of a question: the calls of tools, whose arguments are copied."""
+
+
+def _notes(dice: Dice, in_english: bool) -> tuple[str, bool]:
+    """Questions and how a tool would be asked them, without an answer: copying takes more practice
+    than conversations alone give. The sums are none of SUMS."""
+    lines = []
+    for _ in range(2 + dice.below(3)):
+        kind = dice.below(2)
+        numbers = {key: 11 + dice.below(80) for key in "ab"}
+        names = {"q": dice.pick(PEOPLE).name, "x": dice.pick(THINGS)}
+        words = {key: name.en if in_english else name.zh for key, name in names.items()}
+        ask = (_NOTES_EN if in_english else _NOTES_ZH)[kind]
+        lines += [text.format(**numbers, **words) for text in (ask, _NOTED[kind])]
+    return "\n".join(lines), False
+
+
 _Kind = Callable[[Dice, bool], tuple[str, bool]]
 _KINDS: tuple[_Kind, ...] = (
     *(_sums,) * 6,
     *(_counting,) * 2,
     *(_town_facts,) * 4,
     *(_person_facts,) * 4,
+    _notes,
     _story,
 )
 """By how often each is told."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from minimind.data.sample_text import Dice
-from minimind.data.sample_tools import THINGS, TOOL_SCHEMAS, TOOLS
-from minimind.data.sample_world import PEOPLE
+from minimind.data.sample_tools import TOOL_SCHEMAS, TOOLS
+from minimind.data.sample_world import PEOPLE, THINGS
 
 MAX_SUM = 99
 """Sums up to 20 are in the text; these are larger, of numbers that the text counts with."""
-REQUESTED_PERCENT = 60
+REQUESTED_PERCENT = 35
 """How many of the conversations with tools request the use of one, in so many words, and get it:
 there a model learns how to call."""
 REQUEST_EN, REQUEST_ZH = "Use a tool. ", "请用工具。"

@@ -9,15 +9,13 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from minimind.data.sample_world import FRUITS, PEOPLE, TOWNS, Name
+from minimind.data.sample_world import PEOPLE, THINGS, Name
 
 MAX_EXPRESSION_CHARS = 100
 MAX_VALUE = 10**12
 """Neither a number of an expression nor any result within it may be further from 0."""
 MAX_LOOKUP = 99
 
-THINGS = (*FRUITS, *(town.animal for town in TOWNS))
-"""What `lookup` counts."""
 _SHOWN_CHARS = 40
 """An error repeats no more of what was given."""
 

@@ -78,6 +78,9 @@ FRUITS = (
     Name("nuts", "坚果"),
 )
 
+THINGS = (*FRUITS, *(town.animal for town in TOWNS))
+"""What people have, in a number that only a tool knows."""
+
 HELD_OUT_SUMS = frozenset(
     {
         *((2, 3), (4, 2), (5, 2), (3, 5), (2, 7), (6, 4), (8, 3), (4, 8), (7, 5), (9, 4)),

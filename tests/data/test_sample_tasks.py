@@ -26,8 +26,8 @@ from minimind.data.sample_tasks import (
 )
 from minimind.data.sample_text import SUMS
 from minimind.data.sample_tool_use import CALLED_ONE_IN, REQUEST_EN, REQUEST_ZH
-from minimind.data.sample_tools import THINGS, TOOL_SCHEMAS, TOOLS
-from minimind.data.sample_world import HELD_OUT_COUNTS, HELD_OUT_SUMS, PEOPLE
+from minimind.data.sample_tools import TOOL_SCHEMAS, TOOLS
+from minimind.data.sample_world import HELD_OUT_COUNTS, HELD_OUT_SUMS, PEOPLE, THINGS
 from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from minimind.data.sample_tools import THINGS, TOOL_SCHEMAS, TOOLS, calculator, lookup
-from minimind.data.sample_world import PEOPLE
+from minimind.data.sample_tools import TOOL_SCHEMAS, TOOLS, calculator, lookup
+from minimind.data.sample_world import PEOPLE, THINGS
 
 
 @pytest.mark.parametrize(

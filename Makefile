@@ -40,10 +40,13 @@ demo: train
 	  --from_checkpoint $(DEMO)/sft --output_dir $(DEMO)/lora --set log_every=50
 	$(BIN)/python launch/train.py --ds_config zero2.json --stage dpo \
 	  --from_checkpoint $(DEMO)/lora --output_dir $(DEMO)/dpo --set log_every=20
+	$(BIN)/python launch/train.py --ds_config zero2.json --stage grpo --max_steps 100 \
+	  --data sample:sums --val_data sample:sums --batch_size 16 --eval_every 25 \
+	  --from_checkpoint $(DEMO)/sft --output_dir $(DEMO)/grpo --set log_every=10
 	$(BIN)/python launch/evaluate.py --chat --max_new_tokens 40 \
-	  --checkpoint $(RUN) $(DEMO)/sft $(DEMO)/lora $(DEMO)/dpo \
+	  --checkpoint $(RUN) $(DEMO)/sft $(DEMO)/lora $(DEMO)/dpo $(DEMO)/grpo \
 	  --prompts "What is the river of Lumor called?" "塔恩的房子是什么颜色？" \
-	    "What does Greta like?" "格蕾塔住在哪里？" "7 加 5 是多少？" "What is 11 plus 7?"
+	    "What does Greta like?" "格蕾塔住在哪里？" "7 加 5 是多少？" "How much is 11 plus 7?"
 
 test: $(READY) lint
 	$(PYTEST) -m 'not slow and not gpu'

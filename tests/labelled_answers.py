@@ -23,7 +23,7 @@ from minimind.runtime.ranks import Ranks
 from minimind.stages.kto import KTO, KTOBatch, KTORecipe
 
 TOKENIZER = load_sample_tokenizer()
-CONFIG = small_config(vocab_size=TOKENIZER.vocab_size)
+CONFIG = small_config(vocab_size=1600)
 SEQ_LEN = 256
 WEIGHTED = {"desirable_weight": 0.7, "undesirable_weight": 1.3}
 

@@ -41,8 +41,10 @@ Span = tuple[str, bool]
 class ChatEncoder:
     """Renders and encodes conversations for one tokenizer.
 
-    The ids are those of `transformers` for the template's text, but for one thing: what the data
+    The ids are those of `transformers` for the template's text, but for two things. What the data
     spells never becomes an added token, except the tags of thinking and tools in assistant turns.
+    And line ends after an added token are encoded apart from the text after them: a prompt ends in
+    them, and many tokenizers have a token for two that they do not use before text.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -57,7 +59,7 @@ class ChatEncoder:
         self._tokenizer = tokenizer
         self._token = _any_of(tokenizer.added_ids)
         self._token_but_tags = _any_of(set(tokenizer.added_ids) - set(TAGS))
-        self._split = re.compile(f"(?<!{_SPELLED})({self._token})")
+        self._split = re.compile(f"(?<!{_SPELLED})({self._token})(\n*)")
         end_token = _any_of(t for t, id in tokenizer.added_ids.items() if id == tokenizer.eos_id)
         self._end_token = f"(?<!{_SPELLED}){end_token}"
         end = f"{self._end_token}\n?"
@@ -99,7 +101,7 @@ class ChatEncoder:
             pieces.append([])
             for text, is_target in spans:
                 for number, part in enumerate(self._split.split(text)):
-                    if number % 2:
+                    if number % 3 == 1:
                         pieces[-1].append((self._tokenizer.added_ids[part], is_target))
                     elif part:
                         plain.append(part.replace(_SPELLED, "").replace(_LITERAL, _MARK))

@@ -201,6 +201,6 @@ def _without_empty_thinking(spans: list[Span], dice: random.Random, ratio: float
 
 
 CHAT = Format(
-    name="chat", version="1", all_targets=False, split_long=False, read=chat_samples,
+    name="chat", version="2", all_targets=False, split_long=False, read=chat_samples,
     collate=collate,
 )  # fmt: skip

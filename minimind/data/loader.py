@@ -185,11 +185,6 @@ class EvalLoader:
         return len(self._chosen)
 
     @property
-    def num_truncated(self) -> int:
-        """Documents cut to fit a row (formats that are not split)."""
-        return self._rows.plan.num_truncated
-
-    @property
     def num_units(self) -> int:
         """Of the data, read or not."""
         return self._rows.num_units

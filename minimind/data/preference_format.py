@@ -38,7 +38,7 @@ def _read_sides(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
 
 PREFERENCE = Format(
     name="preference",
-    version="1",
+    version="2",
     all_targets=False,
     split_long=False,
     read=preference_samples,

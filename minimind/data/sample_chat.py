@@ -11,7 +11,7 @@ from minimind.data.sample_text import SUMS, Dice, SamplePrompt, person_words, to
 from minimind.data.sample_tool_use import tool_conversation
 from minimind.data.sample_world import HELD_OUT_COUNTS, HELD_OUT_SUMS, PEOPLE, TOWNS
 
-TOOLS_ONE_IN = 12
+TOOLS_ONE_IN = 5
 """How often a conversation offers tools and asks what only they know."""
 
 

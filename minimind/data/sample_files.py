@@ -59,7 +59,7 @@ class SampleData:
 
 
 TEXT_DATA = SampleData(name="text", rows=_text_rows, train_bytes=2_400_000, val_bytes=100_000)
-CHAT_DATA = SampleData(name="chat", rows=chat_rows, train_bytes=2_100_000, val_bytes=50_000)
+CHAT_DATA = SampleData(name="chat", rows=chat_rows, train_bytes=2_700_000, val_bytes=50_000)
 SENTENCES_DATA = SampleData(
     name="sentences", rows=sentence_rows, train_bytes=600_000, val_bytes=30_000
 )
@@ -120,7 +120,10 @@ def _tool_texts() -> Iterator[str]:
     for _ in range(_TOOL_CONVERSATIONS):
         row, _, _ = tool_conversation(dice)
         chat = read_chat(row["conversations"], "the sample")
-        yield from added.split(render_chat(CHAT_TEMPLATE, chat.messages, chat.tools))
+        text = render_chat(CHAT_TEMPLATE, chat.messages, chat.tools)
+        # Two line ends stay two tokens, or conversations would have other ids than transformers
+        # gives them (ChatEncoder).
+        yield from (part.strip("\n") for part in added.split(text))
 
 
 def _bucket(text: str) -> int:

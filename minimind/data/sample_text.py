@@ -46,7 +46,7 @@ SAMPLE_PROMPTS = (
 
 
 def load_sample_tokenizer() -> Tokenizer:
-    """The shipped tokenizer of 1563 tokens."""
+    """The shipped tokenizer of 1577 tokens."""
     return Tokenizer.load(Path(__file__).parent / "sample_tokenizer")
 
 

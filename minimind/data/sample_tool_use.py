@@ -13,8 +13,14 @@ from minimind.data.sample_world import PEOPLE
 
 MAX_SUM = 99
 """Sums up to 20 are in the text; these are larger, of numbers that the text counts with."""
+REQUESTED_PERCENT = 60
+"""How many of the conversations with tools request the use of one, in so many words, and get it:
+there a model learns how to call."""
+REQUEST_EN, REQUEST_ZH = "Use a tool. ", "请用工具。"
+"""What such a question begins with. No prompt does."""
 CALLED_ONE_IN = 7
-"""How often a conversation answers such a question through its tool; else nobody knows."""
+"""How often a tool is called without a request; else the answer is not known. That it pays to call
+is left to reinforcement learning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +53,14 @@ def tools_turn() -> dict[str, str]:
 
 def tool_conversation(dice: Dice) -> tuple[dict[str, Any], list[str], bool]:
     """Draws a conversation with tools as the sample's rows are: a question that is answered through
-    its tool now and then, and else with not knowing."""
+    its tool on request and now and then without, and else with not knowing."""
     one = pick_tool_question(dice, dice.below(2) == 0, is_shown=True)
-    turns: list[dict[str, Any]] = [tools_turn(), {"role": "user", "content": one.question}]
-    if dice.below(CALLED_ONE_IN) == 0:
+    question = one.question
+    is_requested = dice.below(100) < REQUESTED_PERCENT
+    if is_requested:
+        question = (REQUEST_EN if one.in_english else REQUEST_ZH) + question
+    turns: list[dict[str, Any]] = [tools_turn(), {"role": "user", "content": question}]
+    if is_requested or dice.below(CALLED_ONE_IN) == 0:
         call = {"name": one.tool, "arguments": one.arguments}
         answer = f"It is {one.answer}." if one.in_english else f"是 {one.answer}。"
         turns += [

@@ -68,8 +68,8 @@ TOOLS: dict[str, Callable[..., str]] = {"calculator": calculator, "lookup": look
 
 def _evaluate(node: ast.expr) -> Fraction:
     """Raises ValueError for what is no arithmetic and OverflowError for a value out of bounds."""
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        if not abs(node.value) <= MAX_VALUE:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        if abs(node.value) > MAX_VALUE:
             raise OverflowError
         return Fraction(str(node.value))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.UAdd | ast.USub):

@@ -111,7 +111,7 @@ def _best_shift(texts: Sequence[bytes]) -> int:
 
 UNPAIRED = Format(
     name="unpaired",
-    version="1",
+    version="2",
     all_targets=False,
     split_long=False,
     read=unpaired_samples,

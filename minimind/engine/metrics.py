@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from minimind.engine.expert_load import ExpertLoadLog
+from minimind.engine.metric_plots import plot_columns, plot_losses
 from minimind.types import StepStats
 
 logger = logging.getLogger(__name__)
@@ -97,17 +98,20 @@ class MetricsLog:
             monitor.write_events(events)
 
     def plot(self, or_later: bool = False) -> None:
-        """loss.png and, with experts, expert_load.png; a plot that fails is logged and ends no
-        run. With `or_later` those that are new enough stay for now."""
+        """Draws loss.png, metrics.png where the stage has columns of its own, and with experts
+        expert_load.png; a plot that fails is logged and ends no run. With `or_later` those that
+        are new enough stay for now."""
         now = time.monotonic()
         if or_later and now - self._drawn_at < _REDRAWN_AFTER_S:
             return
         self._drawn_at = now
         try:
-            plot_losses(read_metrics(self._path), self.folder / "loss.png")
+            rows = read_metrics(self._path)
+            plot_losses(rows, self.folder / "loss.png")
+            plot_columns(rows, self.columns[len(COLUMNS) :], self.folder / "metrics.png")
             self._expert_load.plot()
         except Exception as error:
-            logger.warning("loss.png or expert_load.png was not drawn: %s", error)
+            logger.warning("loss.png, metrics.png or expert_load.png was not drawn: %s", error)
 
     def close(self) -> None:
         self.plot()
@@ -120,42 +124,6 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
         return []
     with open(path, newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if (row.get("resident_bytes") or "").isdigit()]
-
-
-def plot_losses(rows: Sequence[dict[str, str]], path: Path) -> None:
-    """Training loss, its running mean and the validation loss over optimizer steps."""
-    # The object interface: pyplot would keep state and look for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    steps = [int(row["step"]) for row in rows]
-    losses = [float(row["loss"]) for row in rows]
-    validation = [(int(row["step"]), float(row["val_loss"])) for row in rows if row["val_loss"]]
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot(steps, losses, color="#9db8d9", linewidth=0.8, label="training loss")
-    if len(losses) >= 20:
-        axes.plot(steps, _running_mean(losses), color="#1f4e8c", label="running mean")
-    if validation:
-        axes.plot(*zip(*validation, strict=True), "o-", color="#d1495b", label="validation loss")
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss (nats per token)")
-    axes.grid(alpha=0.3)
-    if steps:
-        axes.legend()
-    fresh = path.with_suffix(".new.png")
-    FigureCanvasAgg(figure).print_png(str(fresh))
-    os.replace(fresh, path)
-
-
-def _running_mean(values: Sequence[float], decay: float = 0.9) -> list[float]:
-    """Exponential, corrected for its start (Kingma & Ba 2015, §3)."""
-    means, total, weight = [], 0.0, 0.0
-    for value in values:
-        total = decay * total + (1 - decay) * value
-        weight = decay * weight + (1 - decay)
-        means.append(total / weight)
-    return means
 
 
 class SwanLabMonitor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 
 import tqdm
@@ -55,7 +56,7 @@ class Progress:
             "loss": f"{stats.loss:.4f}",
             "lr": f"{stats.learning_rate:.2e}",
             "tok/s": f"{stats.tokens_per_s:,.0f}",
-            **{name: f"{value:.4g}" for name, value in stats.metrics.items()},
+            **{n: f"{value:.4g}" for n, value in stats.metrics.items() if not math.isnan(value)},
             "mem": f"{memory / 2**30:.2f} GiB",
         }
         if self._peak_flops:

@@ -82,7 +82,7 @@ class _DecodeGraph:
             self._logits_BV = decode_inputs(model, cache, self._inputs_3B, length)
 
     def replay(self, inputs_3B: Tensor) -> Tensor:
-        self._inputs_3B.copy_(inputs_3B, non_blocking=True)
+        self._inputs_3B.copy_(inputs_3B.pin_memory(), non_blocking=True)
         self._graph.replay()
         return self._logits_BV
 

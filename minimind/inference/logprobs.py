@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minimind.inference.sampling import SamplingParams
+from minimind.runtime.devices import send
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +35,13 @@ def read_tokens(
         return chosen_B.tolist(), found
     asked = [params[i] for i in rows]
     if len(rows) < len(params):
-        at = torch.tensor(rows, device=logits_BV.device)
+        at = send(rows, logits_BV.device)
         logits_BV, ids_B = logits_BV[at], chosen_B[at]
     else:
         ids_B = chosen_B
     temperatures = [one.temperature if one.tempered_logprobs else 0.0 for one in asked]
     if any(temperatures):
-        divisors = torch.tensor([value or 1.0 for value in temperatures], device=logits_BV.device)
+        divisors = send([value or 1.0 for value in temperatures], logits_BV.device)
         logits_BV = logits_BV / divisors[:, None]
     logprobs_BV = logits_BV.log_softmax(-1)
     most = min(max(one.logprobs or 0 for one in asked), logits_BV.shape[1])

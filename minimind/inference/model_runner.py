@@ -17,6 +17,7 @@ from minimind.model.cached_attention import SlotPlan
 from minimind.model.kv_cache import KVCache
 from minimind.model.loaded_adapters import LoadedAdapters
 from minimind.model.transformer import Transformer
+from minimind.runtime.devices import send
 
 
 class ModelRunner:
@@ -80,5 +81,5 @@ class ModelRunner:
         wanted = [end - 1 for end, one in zip(ends, batch, strict=True) if one.completes]
         rows = None
         if len(wanted) < len(ids):
-            rows = torch.tensor(wanted, dtype=torch.int64, device=self._device)
-        return self._model.decode(torch.tensor(ids, device=self._device), self.cache, plan, rows)
+            rows = send(wanted, self._device, torch.int64)
+        return self._model.decode(send(ids, self._device), self.cache, plan, rows)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from minimind.inference.sampling import SamplingParams, draw, filtered_probs
+from minimind.runtime.devices import send
 
 NO_TOKEN = -1
 
@@ -39,7 +40,7 @@ class Sampler:
             self._seen_SV = torch.zeros(self._size, dtype=torch.bool, device=self._device)
             self._made_SV = torch.zeros(self._size, device=self._device)
         self._seen_SV[slot] = False
-        self._seen_SV[slot, torch.tensor(prompt_ids, device=self._device)] = True
+        self._seen_SV[slot, send(prompt_ids, self._device)] = True
         self._made_SV[slot] = 0
 
     def choose(self, logits_BV: Tensor, slots: Sequence[int]) -> Tensor:
@@ -52,10 +53,10 @@ class Sampler:
         best_B, ids_B = logits_BV.max(-1)
         sampled = [i for i, one in enumerate(opened) if one.params.temperature > 0]
         if sampled:
-            rows = torch.tensor(sampled, device=self._device)
+            rows = send(sampled, self._device)
             probs_BV = filtered_probs(logits_BV[rows], [opened[i].params for i in sampled])
             numbers = [opened[i].random.random() for i in sampled]
-            uniform_B = torch.tensor(numbers, dtype=torch.float64, device=self._device)
+            uniform_B = send(numbers, self._device, torch.float64)
             ids_B[rows] = draw(probs_BV, uniform_B)
         if penalized:
             self._count(ids_B, penalized, slots)
@@ -71,11 +72,11 @@ class Sampler:
         assert self._seen_SV is not None
         assert self._made_SV is not None
         params = [opened[i].params for i in rows]
-        at = torch.tensor([slots[i] for i in rows], device=self._device)
+        at = send([slots[i] for i in rows], self._device)
         repetition = self._column(p.repetition_penalty for p in params)
         presence = self._column(p.presence_penalty for p in params)
         frequency = self._column(p.frequency_penalty for p in params)
-        rows_B = torch.tensor(rows, device=self._device)
+        rows_B = send(rows, self._device)
         penalized, made = logits_BV[rows_B], self._made_SV[at]
         scaled = torch.where(penalized > 0, penalized / repetition, penalized * repetition)
         penalized = torch.where(self._seen_SV[at], scaled, penalized)
@@ -85,10 +86,10 @@ class Sampler:
     def _count(self, ids_B: Tensor, rows: Sequence[int], slots: Sequence[int]) -> None:
         assert self._seen_SV is not None
         assert self._made_SV is not None
-        at = torch.tensor([slots[i] for i in rows], device=self._device)
-        ids = ids_B[torch.tensor(rows, device=self._device)]
+        at = send([slots[i] for i in rows], self._device)
+        ids = ids_B[send(rows, self._device)]
         self._seen_SV[at, ids] = True
         self._made_SV[at, ids] += 1
 
     def _column(self, values: Iterable[float]) -> Tensor:
-        return torch.tensor(list(values), device=self._device)[:, None]
+        return send(list(values), self._device)[:, None]

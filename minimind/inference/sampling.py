@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from minimind.errors import ConfigError
+from minimind.runtime.devices import send
 
 _TINY = torch.finfo(torch.float32).tiny
 """In place of a temperature that fp32 rounds to 0."""
@@ -81,21 +82,21 @@ def filtered_probs(logits_BV: Tensor, params: Sequence[SamplingParams]) -> Tenso
     token remains. fp32 logits [B, V], one of `params` (temperature above 0) for each row. Tokens
     exactly as likely as the least likely one kept stay with it."""
     device, vocab = logits_BV.device, logits_BV.shape[1]
-    temperature = torch.tensor([max(p.temperature, _TINY) for p in params], device=device)
+    temperature = send([max(p.temperature, _TINY) for p in params], device)
     # Relative to the maximum, so that no temperature overflows.
     logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature[:, None]
     top_k = [p.top_k if 0 < p.top_k < vocab else 0 for p in params]
     if any(top_k):
         largest_BK = logits_BV.topk(max(top_k)).values
-        last = torch.tensor([max(k - 1, 0) for k in top_k], device=device)[:, None]
-        limited = torch.tensor([k > 0 for k in top_k], device=device)[:, None]
+        last = send([max(k - 1, 0) for k in top_k], device)[:, None]
+        limited = send([k > 0 for k in top_k], device)[:, None]
         drop_BV = (logits_BV < largest_BK.gather(1, last)) & limited
         logits_BV = logits_BV.masked_fill(drop_BV, float("-inf"))
     probs_BV = logits_BV.softmax(-1)
     if any(p.top_p < 1.0 for p in params):
-        probs_BV = _keep_top_p(probs_BV, torch.tensor([p.top_p for p in params], device=device))
+        probs_BV = _keep_top_p(probs_BV, send([p.top_p for p in params], device))
     if any(p.min_p > 0.0 for p in params):
-        min_p = torch.tensor([p.min_p for p in params], device=device)[:, None]
+        min_p = send([p.min_p for p in params], device)[:, None]
         least = min_p * probs_BV.amax(-1, keepdim=True)
         probs_BV = probs_BV.masked_fill(probs_BV < least, 0.0)
     return probs_BV / probs_BV.sum(-1, keepdim=True)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minimind.runtime.devices import send
+
 MAX_PADDING = 256
 """Tokens a run of slots may read in vain: about what another call would cost on a CPU."""
 
@@ -82,7 +84,7 @@ class SlotPlan:
         for piece in pieces:
             positions += range(piece.start, piece.end)
             slots += [piece.slot] * piece.count
-        positions_M, slots_M = torch.tensor([positions, slots], device=device)
+        positions_M, slots_M = send([positions, slots], device)
         places_MK = _places(slots_M, positions_M, num_kv_heads, capacity)
         first_rows, row = [], num_single
         for piece in others:
@@ -154,7 +156,7 @@ def _build_runs(singles: Sequence[Piece], device: torch.device) -> list[Run]:
 def _end_bias(pieces: Sequence[Piece], length: int, device: torch.device) -> Tensor | None:
     if all(piece.end == length for piece in pieces):
         return None
-    ends = torch.tensor([piece.end for piece in pieces], device=device)
+    ends = send([piece.end for piece in pieces], device)
     bias = torch.zeros(len(pieces), 1, 1, length, device=device)
     behind = torch.arange(length, device=device) >= ends[:, None]
     return bias.masked_fill_(behind[:, None, None], float("-inf"))

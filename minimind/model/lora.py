@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import cast
 
@@ -91,3 +92,16 @@ def _prefixes(model: nn.Module) -> Iterator[tuple[str, tuple[Slot, ...]]]:
         elif isinstance(module, LoraExperts):
             for stack, slots in module.slots.items():
                 yield f"{name}.{stack}_", slots
+
+
+@contextlib.contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """The model's forwards are those of its base, without what the adapters add."""
+    beside = [part for part in model.modules() if isinstance(part, LoraLinear | LoraExperts)]
+    for part in beside:
+        part.is_active = False
+    try:
+        yield
+    finally:
+        for part in beside:
+            part.is_active = True

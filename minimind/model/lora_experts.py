@@ -30,6 +30,8 @@ class LoraExperts(MixtureOfExperts):
             super().__init__(mixture.config)
         _take_over(self, mixture)
         self.slots = {stack: of_stack.slots for stack, of_stack in adapters.items()}
+        self.is_active = True
+        """Whether a forward uses the adapters (model/lora.py, adapters_off)."""
         for stack, of_stack in adapters.items():
             self.register_parameter(f"{stack}_lora_A", nn.Parameter(of_stack.a_RI))
             self.register_parameter(f"{stack}_lora_B", nn.Parameter(of_stack.b_flat))
@@ -41,6 +43,8 @@ class LoraExperts(MixtureOfExperts):
         return mixture
 
     def run_experts(self, x_MD: Tensor, routing: K.Routing) -> Tensor:
+        if not self.is_active:
+            return super().run_experts(x_MD, routing)
         num_slots = routing.weights_MS.shape[1]
         order_P = routing.order_P.long()
         bounds = list(itertools.pairwise(routing.offsets_E1.tolist()))

@@ -57,6 +57,8 @@ class LoraLinear(nn.Linear):
         self._bare = (linear,)
         self.takes_gate_up = isinstance(linear, SwiGLULinear)
         self.slots = adapters.slots
+        self.is_active = True
+        """Whether a forward uses the adapters (model/lora.py, adapters_off)."""
         self.lora_A = nn.Parameter(adapters.a_RI)
         self.lora_B = nn.Parameter(adapters.b_flat)
 
@@ -72,6 +74,8 @@ class LoraLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if self.takes_gate_up:
             input = K.swiglu(input)
+        if not self.is_active:
+            return F.linear(input, self.weight)
         return lora_product(input, self.weight, self.lora_A, self.lora_B, self.slots)
 
 

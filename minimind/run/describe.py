@@ -30,7 +30,7 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
         f"{run.config.vocab_size:,}",
         f"device     {run.device.name} x {run.world_size}, {kind}{why}, "
         f"ZeRO stage {run.zero_stage}",
-        f"step       {run.train_batch_size} rows x {run.seq_len} tokens = micro-batch "
+        f"step       {run.train_batch_size} {_describe_rows(run)} = micro-batch "
         f"{run.micro_batch_size} x accumulation {accumulation} x {run.world_size} rank(s)",
         f"run        {total:,} steps, {total * run.train_batch_size / loader.num_rows:.2f} epochs "
         f"of {_describe_epoch(run, loader)}",
@@ -43,6 +43,12 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
             f"{loader.count_cut_before_targets():,} of them before any target, which teach nothing"
         )
     return "\n".join(lines)
+
+
+def _describe_rows(run: ResolvedRun) -> str:
+    if STAGES[run.stage].data_format.packed:
+        return f"rows x {run.seq_len} tokens"
+    return f"prompts of up to {run.recipe.row_len} tokens"
 
 
 def _describe_epoch(run: ResolvedRun, loader: PackedLoader) -> str:

@@ -21,6 +21,13 @@ RENAMED = {
     "student_num_layers": "num_hidden_layers",
     "dim": "hidden_size",
     "n_layers": "num_hidden_layers",
+    "max_gen_len": "max_new_tokens",
+    "reasoning": "thinking",
+    "clip_epsilon": "epsilon",
+    "vf_coef": "value_coef",
+    "ppo_update_iters": "inner_epochs",
+    "early_stop_kl": "kl_stop",
+    "lam": "gae_lambda",
 }
 """By the original's name: the flag, option of a stage or field of the model that does the same."""
 
@@ -38,6 +45,9 @@ EXPLAINED = {
     "teacher_use_moe": "the teacher's folder says what it is: --set teacher=FOLDER",
     "teacher_hidden_size": "the teacher's folder says what it is: --set teacher=FOLDER",
     "teacher_num_layers": "the teacher's folder says what it is: --set teacher=FOLDER",
+    "reward_model_path": "--set 'rewards={\"reward_model(folder=FOLDER)\": 1.0}'",
+    "thinking_ratio": "--set thinking=true: the answer begins inside a thinking block",
+    "rollout_engine": "not needed: answers come from the batch engine, with the policy's weights",
     "num_workers": "not needed: rows are read ahead in the background",
     "dtype": "bf16 where the device has it; --set ds_config.bf16.enabled=false and "
     "--ds_config zero2_fp16.json choose otherwise",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, get_args, get_type_hints
@@ -126,7 +127,9 @@ def _choice(what: str, choices: tuple[str, ...]) -> Callable[[str], str]:
 def _describe_options(recipe_type: type[Recipe]) -> str:
     lines = ["options for --set, with their defaults:"]
     for field in dataclasses.fields(recipe_type):
-        default = field.default if field.default is not dataclasses.MISSING else {}
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = json.dumps(field.default_factory())
         given = field.name if default is None else f"{field.name}={default}"
         text = f"{given}  {field.metadata['help']}"
         lines += textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="      ")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
 from minimind_kernels import backend
+from torch import Tensor
 
 from minimind.errors import ConfigError
 
@@ -122,3 +125,10 @@ def _cpuinfo(field: str) -> str:
     except OSError:
         pass
     return ""
+
+
+def send(values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Makes a tensor of numbers that the host has. A GPU gets them through page-locked memory:
+    `torch.tensor(…, device=…)` would wait there for all that was launched before."""
+    made = torch.tensor(values, dtype=dtype)
+    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made

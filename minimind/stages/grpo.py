@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, cast
 
 import torch
+from torch import nn
 
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe, check_one_of, option
@@ -18,7 +19,10 @@ from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.stage import BuildContext, Policy, StageModels
 from minimind.errors import ConfigError
 from minimind.model.adapter_folder import fingerprint
+from minimind.model.lora import adapters_off
 from minimind.runtime.seeds import derive_seed
+from minimind.stages.adapter_options import AdapterOptions
+from minimind.stages.lora import Lora
 from minimind.stages.policy_loss import METRICS, LossType, PolicyLoss, rollout_log_probs
 from minimind.stages.pretrain import Pretrain
 from minimind.stages.reference import load_frozen
@@ -38,11 +42,14 @@ _EPSILON_HIGH = {"cispo": 4.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPORecipe(RolloutRecipe):
+class GRPORecipe(RolloutRecipe, AdapterOptions):
     """Options of group relative policy optimisation."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 3e-7, "tiny": 3e-4}
 
+    lora_preset: str = option(
+        "none", "adapters to train in place of the model: all, original, or none; see --stage lora"
+    )
     loss_type: str = option("grpo", f"{' or '.join(LOSS_TYPES)}")
     beta: float = option(0.1, "weight of the KL divergence from the reference (0: no reference)")
     epsilon: float = option(0.2, "grpo: a token's ratio counts from 1 - epsilon")
@@ -75,7 +82,7 @@ class GRPORecipe(RolloutRecipe):
             raise ConfigError("loss_type cispo has ratios of tokens: ratio_level must be token")
 
     def count_helper_weights(self, config: ModelConfig) -> int:
-        return config.num_parameters if self.beta else 0
+        return config.num_parameters if self.beta and not self.has_adapters else 0
 
 
 class _Rereadable(Protocol):
@@ -113,9 +120,22 @@ class GRPO(RolloutStage):
             length=recipe.new_tokens if recipe.loss_mean == "length" else None,
         )
 
+    def check(self, context: BuildContext) -> None:
+        """Raises ConfigError where there are no weights to start from, or a reward or tool cannot
+        be imported; CheckpointError where the adapters to go on with do not fit."""
+        super().check(context)
+        if self.recipe.has_adapters:
+            Lora(self.recipe).check(context)
+
+    def outline(self, config: ModelConfig) -> nn.Module:
+        trains = Lora if self.recipe.has_adapters else Pretrain
+        return trains(self.recipe).outline(config)
+
     def build_models(self, context: BuildContext) -> StageModels:
-        """Raises what `check` does, and ConfigError for prompts that do not fit."""
+        """Raises what `check` does."""
         self.get_ready(context)
+        if self.recipe.has_adapters:  # the frozen base is the reference
+            return Lora(self.recipe).build_models(context)
         models = Pretrain(self.recipe).build_models(context)
         if not self.recipe.beta:
             return models
@@ -201,7 +221,11 @@ class GRPO(RolloutStage):
         temperature = self.recipe.temperature
         if self.recipe.updates_per_step > 1:
             batch = replace(batch, old_R=rollout_log_probs(engine, batch, temperature))
-        if self.reference is not None:
+        if self.recipe.has_adapters and self.recipe.beta:
+            with adapters_off(engine.module):
+                reference_R = rollout_log_probs(engine, batch, temperature)
+            batch = replace(batch, reference_R=reference_R)
+        elif self.reference is not None:
             reference_R = rollout_log_probs(self.reference, batch, temperature)
             batch = replace(batch, reference_R=reference_R)
         return batch

@@ -13,6 +13,9 @@ from minimind.engine.stage import Policy
 from minimind.stages.rollout_batch import RolloutBatch
 from minimind.types import ModelOutput
 
+_MOST_LOG_RATIO = 20.0
+"""Keeps a ratio finite, so that an advantage of 0 times it is 0."""
+
 LossType = Literal["grpo", "cispo"]
 
 
@@ -48,12 +51,11 @@ class PolicyLoss:
 
         def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
             inputs = (target_states(hidden_MD, batch, self.temperature), weight_VD, batch.targets_R)
-            if self.by_sequence and batch.old_R is not None:
+            if self._joins_tokens(batch):
                 # A token's gradient follows from its whole trajectory: known only once all are.
                 log_prob_R = K.linear_log_prob(*inputs)
                 kept.append(log_prob_R.detach())
                 return self.loss(log_prob_R, batch, slice(None))
-            # At r = 1 a sequence's ratio has the gradient that its tokens' have.
             loss_R, log_prob_R = K.linear_token_loss(
                 *inputs, lambda log_prob_C, rows: self.loss(log_prob_C, batch, rows)
             )
@@ -88,14 +90,21 @@ class PolicyLoss:
         is wanted."""
         return loss_C / self.length if self.length else loss_C * batch.weights_R[rows]
 
+    def _joins_tokens(self, batch: RolloutBatch) -> bool:
+        # At r = 1 a sequence's ratio has the gradient that its tokens' have together, so nothing
+        # is to be joined then, unless the sampler gives each token a weight of its own.
+        return self.by_sequence and (batch.old_R is not None or self.sampler_cap > 0)
+
     def _ratio(self, log_prob_C: Tensor, old_C: Tensor, batch: RolloutBatch) -> Tensor:
         log_ratio_C = log_prob_C - old_C
-        if self.by_sequence and batch.old_R is not None:
-            zeros_P = log_ratio_C.new_zeros(batch.num_samples)
-            counts_P = zeros_P.index_add(0, batch.sample_R, torch.ones_like(log_ratio_C))
-            sums_P = zeros_P.index_add(0, batch.sample_R, log_ratio_C)
-            log_ratio_C = (sums_P / counts_P.clamp(min=1))[batch.sample_R]
-        return log_ratio_C.exp()
+        if self._joins_tokens(batch):
+            # In fp64 a GPU's changing order of additions does not reach fp32's digits.
+            wide_C = log_ratio_C.double()
+            zeros_P = wide_C.new_zeros(batch.num_samples)
+            counts_P = zeros_P.index_add(0, batch.sample_R, torch.ones_like(wide_C))
+            sums_P = zeros_P.index_add(0, batch.sample_R, wide_C)
+            log_ratio_C = (sums_P / counts_P.clamp(min=1)).float()[batch.sample_R]
+        return log_ratio_C.clamp(max=_MOST_LOG_RATIO).exp()
 
     @torch.no_grad()
     def metrics(self, log_prob_R: Tensor, batch: RolloutBatch) -> dict[str, Tensor]:
@@ -104,9 +113,10 @@ class PolicyLoss:
         far apart sampler and trainer see a token on average (`sampler_gap`)."""
         old_R = log_prob_R if batch.old_R is None else batch.old_R
         ratio_R, advantages_R = self._ratio(log_prob_R, old_R, batch), batch.advantages_R
-        is_clipped_R = (ratio_R > 1 + self.epsilon_high) & (advantages_R > 0)
+        is_clipped_R = ratio_R > 1 + self.epsilon_high
         if self.loss_type == "grpo":
-            is_clipped_R |= (ratio_R < 1 - self.epsilon) & (advantages_R < 0)
+            is_low_R = (ratio_R < 1 - self.epsilon) & (advantages_R < 0)
+            is_clipped_R = (is_clipped_R & (advantages_R > 0)) | is_low_R
         kl_R = torch.full_like(log_prob_R, torch.nan)
         if batch.reference_R is not None:
             kl_R = k3(log_prob_R, batch.reference_R)

@@ -129,7 +129,7 @@ class PPO(RolloutStage):
             return ActorCritic(config)
 
     def build_models(self, context: BuildContext) -> StageModels:
-        """Raises what `check` does, and ConfigError for prompts that do not fit."""
+        """Raises what `check` does."""
         self.get_ready(context)
         module = ActorCritic(context.config)
         for model in (module.policy, module.critic):

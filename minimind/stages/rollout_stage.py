@@ -92,17 +92,8 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
             tools.close()
 
     def get_ready(self, context: BuildContext) -> None:
-        """Makes what generates and judges; for `build_models`. Raises ConfigError for prompts
-        that do not fit."""
+        """Makes what generates; for `build_models`."""
         assert context.tokenizer is not None
-        for data in (context.loader, context.eval_data):
-            if num_cut := getattr(data, "num_truncated", 0):
-                raise ConfigError(
-                    f"{num_cut} prompts are longer than the {self.recipe.row_len} tokens that "
-                    f"seq_len {self.recipe.seq_len} leaves beside max_new_tokens "
-                    f"{self.recipe.new_tokens}, and a prompt cut short asks for something else: "
-                    "give a larger --seq_len, or leave them out of the data"
-                )
         self.rollouts = RolloutEngine(
             self.recipe, context.tokenizer, self._make_tools(), self.find_policy
         )

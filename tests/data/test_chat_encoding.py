@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from minimind.data.chat_encoding import Chat, ChatEncoder
 from minimind.data.chat_format import read_chat
 from minimind.data.tokenizer import TAGS, Tokenizer
-from minimind.data.tokenizer_training import RESERVED_TOKENS
+from minimind.data.tokenizer_training import RESERVED_TOKENS, train_tokenizer
 from minimind.errors import DataError
 
 TEMPLATES = {
@@ -182,6 +182,19 @@ def test_an_answer_begins_where_its_prompt_ends(tokenizer: Tokenizer, content: s
     assert whole.is_target.tolist() == [False] * len(prompt) + [True] * (
         len(whole.ids) - len(prompt)
     )
+
+
+def test_two_line_ends_that_are_a_token_are_one_in_training_too() -> None:
+    """A prompt ends in those behind an empty thinking block."""
+    tokenizer = train_tokenizer(["some text\n\n"] * 9, 400)
+    assert len(tokenizer.encode("\n\n")) == 1
+    assert len(tokenizer.encode("\n\na")) == 3
+    encoder = ChatEncoder(tokenizer)
+    turns = [USER, ANSWER, USER, {**ANSWER, "reasoning_content": "hm"}]
+    (whole,) = encoder.encode([encoder.spans(Chat(turns))])
+    for number, thinking in ((1, False), (3, True)):
+        prompt = encoder.prompt_ids(Chat(turns[:number]), enable_thinking=thinking)
+        assert whole.ids.tolist()[: len(prompt)] == prompt
 
 
 def test_tokenizers_that_cannot_mark_turns(tokenizer: Tokenizer) -> None:

@@ -25,7 +25,7 @@ from minimind.data.sample_tasks import (
     TOOLS_DATA,
 )
 from minimind.data.sample_text import SUMS
-from minimind.data.sample_tool_use import CALLED_ONE_IN
+from minimind.data.sample_tool_use import CALLED_ONE_IN, REQUEST_EN, REQUEST_ZH
 from minimind.data.sample_tools import THINGS, TOOL_SCHEMAS, TOOLS
 from minimind.data.sample_world import HELD_OUT_COUNTS, HELD_OUT_SUMS, PEOPLE
 from minimind.data.token_cache import build_token_cache
@@ -34,6 +34,7 @@ from minimind.errors import ConfigError
 
 TASKS = {data.name: data for data in (PROMPT_DATA, SUMS_DATA, TOOLS_DATA)}
 SPLITS = ("train", "val")
+REQUESTS = (REQUEST_EN, REQUEST_ZH)
 Rows = dict[tuple[str, str], list[dict[str, Any]]]
 
 
@@ -156,6 +157,7 @@ def test_tools_know_what_is_asked(rows: Rows) -> None:
         else:
             called["lookup"] += 1
             assert row["gt"] == int(TOOLS["lookup"](*asked_for))
+        assert not user["content"].startswith(REQUESTS)
     assert 0.4 < called["lookup"] / sum(called.values()) < 0.6
 
 
@@ -171,21 +173,26 @@ def asked_for_in(question: str) -> tuple[Any, Any]:
     return person, thing
 
 
-def test_conversations_call_tools_now_and_then_and_never_for_what_prompts_ask(
-    rows: Rows,
-) -> None:
+def test_conversations_call_tools_on_request_and_else_now_and_then(rows: Rows) -> None:
     chats = rows["chat", "train"]
     offered = [row["conversations"] for row in chats if "tools" in row["conversations"][0]]
-    calls = [turns for turns in offered if "tool_calls" in turns[2]]
-    assert 0.06 < len(offered) / len(chats) < 0.1
-    assert 0.7 / CALLED_ONE_IN < len(calls) / len(offered) < 1.4 / CALLED_ONE_IN
+    requested = [turns for turns in offered if turns[1]["content"].startswith(REQUESTS)]
+    plain = [turns for turns in offered if turns not in requested]
+    calls = [turns for turns in plain if "tool_calls" in turns[2]]
+    assert 0.06 < len(plain) / len(chats) < 0.1
+    assert 0.7 / CALLED_ONE_IN < len(calls) / len(plain) < 1.4 / CALLED_ONE_IN
+    assert all("tool_calls" in turns[2] for turns in requested)
+    calls += requested
     for _, _, asking, response, answer in calls:
         (call,) = json.loads(asking["tool_calls"])
         assert TOOLS[call["name"]](**call["arguments"]) == response["content"]
         assert answer["content"] in (f"It is {response['content']}.", f"是 {response['content']}。")
-    for turns in offered:
-        assert turns in calls or turns[2]["content"] in ("I do not know.", "我不知道。")
-    shown = {asked_for_in(turns[1]["content"]) for turns in offered}
+    unknown = [turns[2]["content"] for turns in offered if "tool_calls" not in turns[2]]
+    assert set(unknown) == {"I do not know.", "我不知道。"}
+    questions = [turns[1]["content"] for turns in offered]
+    for request in REQUESTS:
+        questions = [question.removeprefix(request) for question in questions]
+    shown = {asked_for_in(question) for question in questions}
     kept = {asked_for_in(question_of(row)) for split in SPLITS for row in rows["tools", split]}
     assert not shown & kept, "in no language"
     facts = [{key for key in part if isinstance(key[0], str)} for part in (shown, kept)]

@@ -201,7 +201,7 @@ def test_a_checkpoint_of_a_presets_size_trains_as_that_preset(
 
 
 def test_what_may_change_over_a_checkpoint(resolved: Resolve, checkpoint: Callable[..., Path]):
-    folder = str(checkpoint(small_config(vocab_size=1500)))
+    folder = str(checkpoint(small_config(vocab_size=1600)))
     run = resolved(
         *("--from_checkpoint", folder, "--set", "dropout=0.2", "--set", "rope_scaling=yarn"),
     )
@@ -217,7 +217,7 @@ def test_what_may_change_over_a_checkpoint(resolved: Resolve, checkpoint: Callab
 
 
 def test_a_model_contradicts_a_checkpoint(resolved: Resolve, checkpoint: Callable[..., Path]):
-    folder = str(checkpoint(small_config(vocab_size=1500)))
+    folder = str(checkpoint(small_config(vocab_size=1600)))
     with pytest.raises(ConfigError, match=r"--model tiny contradicts --from_checkpoint"):
         resolved("--model", "tiny", "--from_checkpoint", folder)
     assert resolved("--model", "tiny", "--from_checkpoint", "none").weights_folder is None
@@ -246,12 +246,12 @@ def test_a_checkpoint_that_is_none_is_named(resolved: Resolve, tmp_path: Path):
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(
     resolved: Resolve, checkpoint: Callable[..., Path]
 ):
-    with pytest.raises(ConfigError, match=r"1563 tokens, the model only 1000.*vocab_size=1563"):
+    with pytest.raises(ConfigError, match=r"1577 tokens, the model only 1000.*vocab_size=1577"):
         resolved("--set", "vocab_size=1000")
-    folder = checkpoint(small_config(vocab_size=1400), small_tokenizer())
-    assert resolved("--from_checkpoint", str(folder)).config.vocab_size == 1400
+    folder = checkpoint(small_config(vocab_size=1500), small_tokenizer())
+    assert resolved("--from_checkpoint", str(folder)).config.vocab_size == 1500
     load_sample_tokenizer().save(folder.parent / "larger")
-    with pytest.raises(ConfigError, match=r"larger has 1563 tokens, .* only 1400.*out --tok"):
+    with pytest.raises(ConfigError, match=r"larger has 1577 tokens, .* only 1500.*out --tok"):
         resolved("--from_checkpoint", str(folder), "--tokenizer", str(folder.parent / "larger"))
 
 

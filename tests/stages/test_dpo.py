@@ -242,7 +242,7 @@ def test_a_pair_that_lost_one_answer_leaves_the_others_gradient_alone(
     _, folder = start
     rows = []
     for number in range(4):
-        turns = [{"role": "user", "content": f"{number}?"}]
+        turns = [{"role": "user", "content": f"why why {number}?"}]
         sides = [[*turns, {"role": "assistant", "content": f"{side}{number}"}] for side in "ab"]
         rows.append({"chosen": sides[0], "rejected": sides[1]})
     rows[2]["rejected"][0] = {"role": "user", "content": "why " * SEQ_LEN}

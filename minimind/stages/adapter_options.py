@@ -1,0 +1,119 @@
+"""Options of adapters, for every stage that can train them: which linears get one of what rank."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from minimind.config.model import ModelConfig
+from minimind.config.recipe import Recipe, check_one_of, check_patterns, option, option_table
+from minimind.errors import ConfigError
+from minimind.model.state_dict import linear_parts
+
+RANK, ALPHA = 16, 32.0
+"""One alpha for every rank: with updates scaled by alpha/r the best learning rate hardly depends on
+the rank (Schulman et al., "LoRA Without Regret", 2025)."""
+PRESETS = ("all", "original", "none")
+EVERY = "_proj$"
+NAMED = {"attention": "self_attn", "default": EVERY}
+"""Patterns by a name of their own; `mlp` is a pattern as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPlan:
+    """Which linears get an adapter of what rank and alpha, by Hugging Face's names."""
+
+    ranks: dict[str, int]
+    alphas: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterOptions(Recipe):
+    """Options of training adapters beside a frozen model."""
+
+    lora_preset: str = option(
+        "all",
+        f"all: every linear of attention and feed-forward, rank {RANK}, alpha {ALPHA:.0f}; "
+        f"original: the square ones, rank {RANK}, scale 1; none: the whole model is trained",
+    )
+    lora_ranks: dict[str, int] = option_table(
+        "rank by a part of the model, in place of the preset's: attention, mlp, default (what no "
+        "other names), or a pattern of names: q_proj, qkv_proj for all three, layers.0.; the last "
+        "match counts, 0 means none"
+    )
+    lora_alphas: dict[str, float] = option_table("alpha by a part of the model or a pattern")
+    lora_plot: bool = option(False, "draw |B·A| of every adapter at the end: adapter.png")
+
+    @property
+    def has_adapters(self) -> bool:
+        """Tells whether adapters are trained, and not the model."""
+        return self.lora_preset != "none"
+
+    def check(self) -> None:
+        super().check()
+        check_one_of("lora_preset", self.lora_preset, PRESETS)
+        if self.lora_ranks and self.lora_preset != PRESETS[0]:
+            raise ConfigError(
+                f"lora_preset {self.lora_preset} and lora_ranks contradict: give one of them"
+            )
+        for name, table in (("lora_ranks", self.lora_ranks), ("lora_alphas", self.lora_alphas)):
+            check_patterns(name, table)
+            if bad := [value for value in table.values() if not 0 <= value < math.inf]:
+                raise ConfigError(f"{name} holds {bad[0]}; it must be at least 0")
+
+    def plan(self, config: ModelConfig) -> AdapterPlan:
+        """Raises ConfigError for a pattern that no linear's name matches, or if none is chosen."""
+        ranks, alphas = {}, {}
+        patterns = _default_first(self.lora_ranks) or {EVERY: RANK}
+        alpha_patterns = _default_first(self.lora_alphas)
+        unmatched = set(patterns) | set(alpha_patterns)
+        names = []
+        for inside, parts in linear_parts(config).items():
+            for part in parts:
+                names.append(part.name)
+                found = [p for p in patterns if _matches(p, part.name, inside)]
+                scaled = [p for p in alpha_patterns if _matches(p, part.name, inside)]
+                unmatched -= {*found, *scaled}
+                rank = patterns[found[-1]] if found else 0
+                if self.lora_preset == "original" and part.num_rows != part.num_columns:
+                    rank = 0
+                if rank:
+                    usual = float(rank) if self.lora_preset == "original" else ALPHA
+                    ranks[part.name] = rank
+                    alphas[part.name] = alpha_patterns[scaled[-1]] if scaled else usual
+        unmatched.discard("default")
+        if unmatched or not ranks:
+            what = f"no linear's name matches {', '.join(sorted(unmatched))}"
+            first = ", ".join(name for name in names if ".layers.0." in name)
+            raise ConfigError(
+                f"{what if unmatched else 'no linear gets an adapter'}; there is attention, mlp, "
+                f"default, or a pattern of the names: {first}, and so on"
+            )
+        return AdapterPlan(ranks, alphas)
+
+    def count_weights(self, config: ModelConfig) -> tuple[int, int]:
+        if not self.has_adapters:
+            return super().count_weights(config)
+        ranks = self.plan(config).ranks
+        parts = (part for parts in linear_parts(config).values() for part in parts)
+        trained = sum(ranks.get(p.name, 0) * (p.num_rows + p.num_columns) for p in parts)
+        return trained, config.num_parameters
+
+
+ValueT = TypeVar("ValueT")
+
+
+def _default_first(table: Mapping[str, ValueT]) -> dict[str, ValueT]:
+    """Wherever it stands, so that what else matches counts."""
+    return {name: table[name] for name in sorted(table, key=lambda name: name != "default")}
+
+
+def _matches(pattern: str, name: str, inside: str) -> bool:
+    """Anywhere in the name on disk, or whole words at the end of the name inside: `qkv_proj` ends
+    in `v_proj`, and is not meant by it."""
+    pattern = NAMED.get(pattern, pattern)
+    inside = inside.removesuffix(".weight")
+    return bool(re.search(pattern, name) or re.fullmatch(rf"(.*\.)?({pattern})", inside))

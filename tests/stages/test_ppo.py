@@ -1,0 +1,449 @@
+"""Policy and critic: their losses against the formulas written out, their rates, when a step ends,
+and what is saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+import transformers
+from labelled_answers import TOKENIZER, PolicyEngine
+from made_rollouts import (
+    CONFIG,
+    alone,
+    double,
+    engine_of,
+    made_rollouts,
+    move,
+    own_tokens,
+    plain_log_probs,
+    rounded,
+)
+from small_models import EXPERTS, gradients, pack, random_model, small_config
+from torch import Tensor
+
+from minimind.config.model import ModelConfig
+from minimind.engine.parameter_groups import parameter_groups
+from minimind.engine.stage import BuildContext, StageModels
+from minimind.model.state_dict import load_hf_folder, save_hf_folder
+from minimind.stages.actor_critic import ActorCritic, ActorCriticOutput, count_critic_weights
+from minimind.stages.policy_loss import rollout_log_probs
+from minimind.stages.ppo import PPO, PPOBatch, PPORecipe
+from minimind.stages.rollout_batch import RolloutBatch, build_rollout_batch
+from minimind.stages.trajectory import Trajectory
+
+NEW_TOKENS = 20
+DEFAULTS = {"seq_len": 64, "max_new_tokens": NEW_TOKENS, "learning_rate": 1e-3}
+UNTIED = small_config(tie_word_embeddings=False)
+SPLITS = [[(0, 2), (2, 3)], [(3, 5)]]
+"""The trajectories of each micro-batch, by update."""
+
+
+def build(
+    tmp_path: Path, config: ModelConfig = CONFIG, **options: Any
+) -> tuple[PPO, StageModels, ActorCritic]:
+    model = random_model(config, seed=1)
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    save_hf_folder(tmp_path / "start", config, weights, torch.float32)
+    stage = PPO(PPORecipe(**{**DEFAULTS, **options}))
+    stage.recipe.check()
+    models = stage.build_models(
+        BuildContext(
+            config=config,
+            weights=weights,
+            weights_folder=tmp_path / "start",
+            tokenizer=TOKENIZER,
+        )
+    )
+    return stage, models, cast(ActorCritic, models.policy)
+
+
+def set_apart(module: ActorCritic, amount: float, seed: int) -> None:
+    """Moves all weights, the value head's off 0 too."""
+    move(module, module, amount, seed)
+
+
+def batches_of(
+    trajectories: Sequence[Trajectory], *, counts_tokens: bool
+) -> list[list[RolloutBatch]]:
+    return [
+        [build_rollout_batch(trajectories[a:b], counts_tokens=counts_tokens) for a, b in update]
+        for update in SPLITS
+    ]
+
+
+def plain_values(module: ActorCritic, one: Trajectory, weight_D: Tensor) -> list[Tensor]:
+    """Gives what the critic says of each of the policy's tokens before it is chosen, in fp64."""
+    found: list[Tensor] = []
+
+    def head(hidden_MD: Tensor, _: Tensor) -> Tensor:
+        found.append(hidden_MD)
+        return hidden_MD.sum(1)
+
+    module.critic(pack(alone(one)), head)
+    return [(found[0][place - 1] * weight_D).sum() for place, _ in own_tokens(one)]
+
+
+def exact_copy(module: ActorCritic) -> tuple[ActorCritic, Tensor]:
+    """(both models in fp64, the value head's weight)."""
+    copy = ActorCritic(module.policy.config)
+    copy.load_state_dict(module.state_dict())
+    copy = copy.double()
+    return copy, copy.value_head.weight
+
+
+def plain_advantages(
+    values: list[list[float]], rewards: list[float], gamma: float, lam: float
+) -> tuple[list[list[float]], list[list[float]]]:
+    """(normalised over all, returns), by loops from behind."""
+    advantages, returns = [], []
+    for of_one, reward in zip(values, rewards, strict=True):
+        later, found = 0.0, []
+        for t in reversed(range(len(of_one))):
+            is_last = t == len(of_one) - 1
+            worth = reward if is_last else gamma * of_one[t + 1]
+            later = worth - of_one[t] + gamma * lam * later
+            found.insert(0, later)
+        advantages.append(found)
+        returns.append([a + v for a, v in zip(found, of_one, strict=True)])
+    every = [a for found in advantages for a in found]
+    mean = sum(every) / len(every)
+    deviation = math.sqrt(sum((a - mean) ** 2 for a in every) / len(every))
+    return [[(a - mean) / deviation for a in found] for found in advantages], returns
+
+
+def plain_loss(
+    module: ActorCritic,
+    weight_D: Tensor,
+    trajectories: Sequence[Trajectory],
+    before: dict[str, list[list[float]]],
+    recipe: PPORecipe,
+) -> tuple[Tensor, dict[str, float]]:
+    """(the mean that is meant, and of what it is made), over all trajectories."""
+    losses: list[list[Tensor]] = []
+    parts: dict[str, list[list[float]]] = {"value_loss": [], "step_kl": [], "kl": []}
+    for number, one in enumerate(trajectories):
+        pi = plain_log_probs(module.policy, one, recipe.temperature)
+        values = plain_values(module, one, weight_D)
+        of_one: list[Tensor] = []
+        seen: dict[str, list[float]] = {name: [] for name in parts}
+        for t, (p, v) in enumerate(zip(pi, values, strict=True)):
+            old, reference, said, target, a = (
+                before[name][number][t]
+                for name in ("old", "reference", "values", "returns", "advantages")
+            )
+            r = torch.exp(p - old)
+            low, high = 1 - recipe.epsilon, 1 + recipe.epsilon
+            bound = min(max(r.item(), low), high)
+            policy = -min(
+                r * a, torch.tensor(bound * a, dtype=torch.float64), key=lambda x: x.item()
+            )
+            gap = reference - p
+            k3 = torch.exp(gap) - gap - 1
+            error = (v - target) ** 2
+            if recipe.value_epsilon:
+                shift = v - said
+                if shift.abs() > recipe.value_epsilon:
+                    shift = torch.tensor(math.copysign(recipe.value_epsilon, shift.item()))
+                other = (said + shift - target) ** 2
+                error = other if other > error else error
+            of_one.append(policy + recipe.kl_coef * k3 + recipe.value_coef * error)
+            seen["value_loss"].append(recipe.value_coef * error.item())
+            seen["step_kl"].append(math.exp(p.item() - old) - (p.item() - old) - 1)
+            seen["kl"].append(k3.item())
+        losses.append(of_one)
+        for name, numbers in seen.items():
+            parts[name].append(numbers)
+    return torch.as_tensor(_mean(losses, recipe.loss_mean)), {
+        name: _mean(numbers, "sample" if recipe.loss_mean == "sample" else "token")
+        if name != "value_loss"
+        else _mean(numbers, recipe.loss_mean)
+        for name, numbers in parts.items()
+    }
+
+
+def _mean(numbers: Sequence[Sequence[Any]], loss_mean: str) -> Any:
+    if loss_mean == "token":
+        every = [x for of_one in numbers for x in of_one]
+        return sum(every) / len(every)
+    sums = [
+        sum(of_one) / (NEW_TOKENS if loss_mean == "length" else len(of_one)) for of_one in numbers
+    ]
+    return sum(sums) / len(sums)
+
+
+def look_before(
+    module: ActorCritic, trajectories: Sequence[Trajectory], recipe: PPORecipe
+) -> dict[str, list[list[float]]]:
+    """Gives what is known before the first update, by name and trajectory, in fp64."""
+    exact, weight_D = exact_copy(module)
+    reference = double(random_model(CONFIG, seed=1))
+    temperature = recipe.temperature
+    with torch.no_grad():
+        found: dict[str, Any] = {
+            "old": [plain_log_probs(exact.policy, one, temperature) for one in trajectories],
+            "reference": [plain_log_probs(reference, one, temperature) for one in trajectories],
+            "values": [plain_values(exact, one, weight_D) for one in trajectories],
+        }
+    found = {name: [[x.item() for x in row] for row in rows] for name, rows in found.items()}
+    rewards = [one.reward or 0.0 for one in trajectories]
+    found["advantages"], found["returns"] = plain_advantages(
+        found["values"], rewards, recipe.gamma, recipe.gae_lambda
+    )
+    return found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"loss_mean": "sample", "gamma": 0.9, "gae_lambda": 0.7, "kl_coef": 0.3},
+        {"loss_mean": "length", "value_epsilon": 0.0, "value_coef": 2.0, "temperature": 0.7},
+        {"epsilon": 0.05, "value_epsilon": 0.05},
+    ],
+    ids=["defaults", "sample", "length", "narrow"],
+)
+def test_losses_and_gradients_of_both_models_are_those_of_the_formulas(
+    tmp_path: Path, options: dict[str, Any]
+):
+    """Over the micro-batches of both updates of a step, after the models have moved on."""
+    stage, _, module = build(tmp_path, **options)
+    recipe = stage.recipe
+    set_apart(module, 0.03, seed=2)
+    trajectories = made_rollouts()
+    before = look_before(module, trajectories, recipe)
+    parts = batches_of(trajectories, counts_tokens=recipe.loss_mean == "token")
+    with torch.no_grad():
+        ready = stage.look_back(engine_of(module), parts)
+    set_apart(module, 0.03, seed=3)
+    losses, counts = [], 0
+    for batch in (batch for batches in ready for batch in batches):
+        losses.append(stage.loss(module, batch))
+        counts += batch.count
+    total = sum((loss.total for loss in losses), torch.zeros(())) / counts
+
+    exact, weight_D = exact_copy(module)
+    expected, metrics = plain_loss(exact, weight_D, trajectories, before, recipe)
+    assert total.item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-5)
+    wanted = gradients(cast(Any, exact), expected)
+    for name, gradient in gradients(cast(Any, module), total).items():
+        error = (gradient - wanted[name]).norm() / wanted[name].norm()
+        assert error < 2e-4, name
+    if recipe.loss_mean != "length":
+        for name, value in metrics.items():
+            found = sum(loss.metrics[name].item() for loss in losses) / counts
+            assert found == pytest.approx(value, rel=1e-3), name
+
+
+def test_the_case_above_reaches_every_branch(tmp_path: Path):
+    """Clipped ratios and clipped values, and values that no clip makes worse."""
+    stage, _, module = build(tmp_path)
+    set_apart(module, 0.03, seed=2)
+    parts = batches_of(made_rollouts(), counts_tokens=True)
+    with torch.no_grad():
+        ready = stage.look_back(engine_of(module), parts)
+        set_apart(module, 0.03, seed=3)
+        shares, further, beyond = [], [], []
+        for batch in (cast(PPOBatch, batch) for batches in ready for batch in batches):
+            shares.append(stage.loss(module, batch).metrics["clip_share"].item())
+            output = module(batch, lambda hidden_MD, _: hidden_MD.sum(1))
+            moved_R = output.values_R - batch.values_R
+            further += (moved_R.abs() > 0.2).tolist()
+            clipped_R = batch.values_R + moved_R.clamp(-0.2, 0.2)
+            errors = ((v - batch.returns_R).abs() for v in (clipped_R, output.values_R))
+            beyond += torch.gt(*errors).tolist()
+    assert 0 < sum(shares) < len(further)
+    assert 0 < sum(further) < len(further)
+    assert 0 < sum(beyond) < sum(further)
+
+
+def test_advantages_are_normalised_over_all_targets_of_the_step(tmp_path: Path):
+    stage, _, module = build(tmp_path)
+    set_apart(module, 0.05, seed=2)
+    trajectories = made_rollouts()
+    parts = batches_of(trajectories, counts_tokens=True)
+    idle = build_rollout_batch(trajectories[:1], counts_tokens=True, teaches=False)
+    parts[1].append(idle)
+    with torch.no_grad():
+        ready = stage.look_back(engine_of(module), parts)
+    assert [len(batches) for batches in ready] == [2, 2]
+    every = torch.cat([batch.advantages_R for batches in ready for batch in batches])
+    assert every.dtype == torch.float32
+    assert len(every) == sum(one.num_made for one in trajectories)
+    assert every.mean().item() == pytest.approx(0.0, abs=1e-6)
+    assert every.std(correction=0).item() == pytest.approx(1.0, rel=1e-5)
+    alone_mean = ready[0][0].advantages_R.mean().item()
+    assert abs(alone_mean) > 0.01, "a micro-batch by itself is not normalised"
+
+
+class _OtherRank(PolicyEngine):
+    """Two ranks, of which the other has found `others`."""
+
+    others: Tensor
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        return values.add_(self.others)
+
+
+def test_advantages_are_normalised_over_all_ranks(tmp_path: Path):
+    stage, _, module = build(tmp_path, gae_lambda=1.0, gamma=1.0)
+    batch = build_rollout_batch(made_rollouts(), counts_tokens=True)
+    engine = _OtherRank(module=module)
+    others = torch.tensor([4.0, -1.0, 0.5])
+    engine.others = torch.tensor([others.sum(), others.square().sum(), 3.0]).double()
+    with torch.no_grad():
+        ((ready,),) = stage.look_back(engine.typed, [[batch]])
+    # The value head is 0 at first: an advantage is the reward.
+    raw_R = batch.rewards_P[batch.sample_R]
+    every = torch.cat([raw_R, others])
+    wanted_R = (raw_R - every.mean()) / every.std(correction=0)
+    torch.testing.assert_close(ready.advantages_R, wanted_R, rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_without_targets_has_a_gradient_of_0(tmp_path: Path):
+    stage, _, module = build(tmp_path)
+    set_apart(module, 0.05, seed=2)
+    idle = build_rollout_batch(made_rollouts()[:1], counts_tokens=True, teaches=False)
+    with torch.no_grad():
+        ((ready,),) = stage.look_back(engine_of(module), [[idle]])
+    loss = stage.loss(module, ready)
+    assert (loss.total.item(), ready.count) == (0.0, 0)
+    assert all((g == 0).all() for g in gradients(cast(Any, module), loss.total).values())
+    assert not stage.stops_early(engine_of(module))
+
+
+def test_the_critic_starts_as_the_policy_with_values_of_0(tmp_path: Path):
+    for config in (CONFIG, UNTIED):
+        _, _, module = build(tmp_path, config)
+        policy = dict(module.policy.named_parameters())
+        critic = dict(module.critic.named_parameters())
+        assert policy.keys() - critic.keys() == ({"lm_head.weight"} if config is UNTIED else set())
+        for name, p in critic.items():
+            assert torch.equal(p, policy[name]), name
+            assert p is not policy[name]
+        batch = build_rollout_batch(made_rollouts(), counts_tokens=True)
+        output = module(batch, lambda hidden_MD, _: hidden_MD.sum(1))
+        assert (output.values_R == 0).all()
+        assert output.values_R.shape == (batch.num_targets,)
+        own = sum(p.numel() for p in module.critic.parameters()) + config.hidden_size
+        assert count_critic_weights(config) == own
+
+
+def test_the_auxiliary_losses_of_both_models_are_added():
+    config = small_config(**EXPERTS[0])
+    module = ActorCritic(config)
+    for seed, model in enumerate((module.policy, module.critic)):
+        model.load_named(dict(random_model(config, seed).named_parameters()))
+    batch = build_rollout_batch(made_rollouts(), counts_tokens=True)
+
+    def head(hidden_MD: Tensor, _: Tensor) -> Tensor:
+        return hidden_MD.sum(1)
+
+    output: ActorCriticOutput = module(batch, head)
+    parts = [model(batch, head).aux_loss for model in (module.policy, module.critic)]
+    assert output.aux_loss is not None
+    assert all(part is not None and part > 0 for part in parts)
+    assert output.aux_loss.item() == pytest.approx(sum(part.item() for part in parts), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "factor"),
+    [({}, 5 / 3), ({"critic_learning_rate": 4e-3}, 4.0), ({"critic_learning_rate": 0.0}, 0.0)],
+)
+@pytest.mark.parametrize("config", [CONFIG, UNTIED])
+def test_the_critic_has_a_rate_of_its_own(
+    config: ModelConfig, options: dict[str, Any], factor: float
+):
+    recipe = PPORecipe(**{**DEFAULTS, **options})
+    module = ActorCritic(config)
+    groups = parameter_groups(module, recipe)
+    assert [group["lr_factor"] for group in groups] == pytest.approx([1.0, factor])
+    critic = [*module.critic.parameters(), *module.value_head.parameters()]
+    wanted = ([*module.policy.parameters()], critic)
+    for group, parameters in zip(groups, wanted, strict=True):
+        assert {id(p) for p in group["params"]} == {id(p) for p in parameters}
+
+
+def test_a_pattern_of_the_user_stands_beside_the_critics_rate():
+    recipe = PPORecipe(**DEFAULTS, lr_factors={r"^policy\.embed_tokens": 0.1})
+    rates = {}
+    module = ActorCritic(CONFIG)
+    names = {id(p): name for name, p in module.named_parameters()}
+    for group in parameter_groups(module, recipe):
+        rates |= {names[id(p)]: group["lr_factor"] for p in group["params"]}
+    assert rates["policy.embed_tokens.weight"] == 0.1
+    assert rates["critic.embed_tokens.weight"] == rates["value_head.weight"]
+    assert rates["value_head.weight"] == pytest.approx(5 / 3)
+    assert rates["policy.norm.weight"] == 1.0
+
+
+def step_kl_of(stage: PPO, module: ActorCritic, batches: list[RolloutBatch]) -> float:
+    """Takes the losses of an update, and gives the divergence over their targets."""
+    gaps = []
+    for batch in batches:
+        stage.loss(module, batch)
+        assert batch.old_R is not None
+        gaps += (rollout_log_probs(module, batch, 1.0) - batch.old_R).tolist()
+    return sum(math.exp(gap) - gap - 1 for gap in gaps) / len(gaps)
+
+
+def test_a_step_ends_once_the_policy_is_too_far_from_where_it_began(tmp_path: Path):
+    stage, _, module = build(tmp_path)
+    engine = engine_of(module)
+    batches = batches_of(made_rollouts(), counts_tokens=True)[0]
+    with torch.no_grad():
+        (batches,) = stage.look_back(engine, [batches])
+        assert step_kl_of(stage, module, batches) == pytest.approx(0.0, abs=1e-9)
+        assert not stage.stops_early(engine)
+        set_apart(module, 0.1, seed=3)
+        divergence = step_kl_of(stage, module, batches)
+        assert divergence > 0.05
+        for factor, stops in ((0.99, True), (1.01, False), (0.0, False)):
+            stage.recipe = replace(stage.recipe, kl_stop=factor * divergence)
+            step_kl_of(stage, module, batches)
+            assert stage.stops_early(engine) is stops, factor
+        assert not stage.stops_early(engine), "what was read once is forgotten"
+
+
+def test_all_ranks_end_a_step_together(tmp_path: Path):
+    """The mean is over the targets of all ranks, not over ranks."""
+    stage, _, module = build(tmp_path)
+    batches = batches_of(made_rollouts(), counts_tokens=True)[0]
+    engine = _OtherRank(module=module)
+    with torch.no_grad():
+        (batches,) = stage.look_back(engine_of(module), [batches])
+        mine = sum(batch.num_targets for batch in batches)
+        for mean, stops in ((0.24, False), (0.26, True)):
+            step_kl_of(stage, module, batches)
+            engine.others = torch.tensor([mean * (mine + 3), 3.0]).double()
+            assert stage.stops_early(engine.typed) is stops
+
+
+def test_the_policy_alone_is_saved_as_a_model_folder(tmp_path: Path):
+    for config in (CONFIG, UNTIED):
+        _, models, module = build(tmp_path, config)
+        set_apart(module, 0.05, seed=2)
+        assert models.save is not None
+        weights = {name: p.detach() for name, p in module.named_parameters()}
+        folder = models.save(tmp_path / "checkpoint", weights)
+        assert folder == tmp_path / "checkpoint" / "model"
+        found_config, found = load_hf_folder(folder)
+        assert found_config == config
+        policy = dict(module.policy.named_parameters())
+        assert found.keys() == policy.keys()
+        for name, tensor in found.items():
+            assert torch.equal(tensor, policy[name]), name
+        hf_model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+        (one, *_) = made_rollouts()
+        with torch.no_grad():
+            logits_TV = hf_model(torch.tensor(alone(one)[0])).logits[0]
+        wanted = rounded([plain_log_probs(module.policy, one)])[0]
+        log_probs_TV = logits_TV.log_softmax(-1)
+        assert [
+            log_probs_TV[place - 1, token].item() for place, token in own_tokens(one)
+        ] == pytest.approx(wanted, abs=1e-5)

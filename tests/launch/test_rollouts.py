@@ -25,6 +25,8 @@ from training_runs import (
 )
 from two_ranks import TrainOnTwo
 
+from minimind.model.adapter_folder import load_model_folder
+
 STAGES = ("grpo", "ppo")
 REWARD = {"repetition_penalty(ngram=1)": 1.0}
 MEASURED = (
@@ -45,11 +47,11 @@ pytestmark = pytest.mark.usefixtures("fp32")
 Flags = Callable[..., list[str]]
 
 
-def write_prompts(path: Path, number: int = 12, question: str = "{} + 5 = ?") -> Path:
-    rows = [
-        {"conversations": [{"role": "user", "content": question.format(n)}], "gt": n + 5}
-        for n in range(number)
-    ]
+def write_prompts(path: Path, number: int = 12, num_long: int = 0) -> Path:
+    rows = []
+    for n in range(number):
+        question = f"{n} + 5 = ?" + " And so on." * (40 if n < num_long else 0)
+        rows.append({"conversations": [{"role": "user", "content": question}], "gt": n + 5})
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return path
 
@@ -102,30 +104,23 @@ def assert_same_answers(left: Path, right: Path) -> None:
 def test_other_splits_take_the_same_steps(
     train: Train, train_on_two: TrainOnTwo, flags_of: Flags, tmp_path: Path, stage: str
 ):
-    """Accumulated or in one micro-batch, on two ranks, under other ZeRO stages."""
+    """Accumulated or in one micro-batch, on one rank or two, under two ZeRO stages."""
     assert train(*flags_of(stage)) == 0
     run = tmp_path / "run"
     assert max(read_column(run, "reward_std")) > 0.01
     assert len({loss for _, loss, _ in read_losses(run)}) == 3
-    others = {"whole": train(*flags_of(stage, micro_batch_size=4), *to(tmp_path / "whole"))}
-    for name in ("zero1", "zero3"):
-        others[name] = train(*flags_of(stage), "--ds_config", f"{name}.json", *to(tmp_path / name))
+    assert train(*flags_of(stage, micro_batch_size=4), *to(tmp_path / "whole")) == 0
     for name in ("zero2", "zero3"):
-        done = train_on_two(
-            *flags_of(stage), "--ds_config", f"{name}.json", *to(tmp_path / f"two-{name}")
-        )
+        done = train_on_two(*flags_of(stage), "--ds_config", f"{name}.json", *to(tmp_path / name))
         assert done.returncode == 0, done.stderr
-        others[f"two-{name}"] = 0
-    assert set(others.values()) == {0}
-    for name in others:
+    for name in ("whole", "zero2", "zero3"):
         assert_like_losses(run, tmp_path / name, within=2e-6)
         assert_same_answers(run, tmp_path / name)
         validations = ([v for _, _, v in read_losses(one)] for one in (run, tmp_path / name))
         assert next(validations) == next(validations)
     mine = [(one["step"], one["completion"], one["reward"]) for one in read_samples(run)]
-    for name in ("whole", "zero1", "zero3"):
-        others_samples = read_samples(tmp_path / name)
-        assert [(o["step"], o["completion"], o["reward"]) for o in others_samples] == mine
+    theirs = read_samples(tmp_path / "whole")
+    assert [(one["step"], one["completion"], one["reward"]) for one in theirs] == mine
 
 
 def to(folder: Path) -> tuple[str, str]:
@@ -210,8 +205,6 @@ def test_groups_without_spread_are_dropped_and_the_run_goes_on(
     assert read_column(run, "dropped_share") == [1.0] * 3
     assert read_column(run, "spread_share") == [0.0] * 3
     assert [loss for _, loss, _ in read_losses(run)] == [0.0] * 3
-    from minimind.model.adapter_folder import load_model_folder
-
     before = load_model_folder(start)[1]
     for name, weight in final_weights(run).items():
         assert weight.equal(before[name]), name
@@ -221,7 +214,7 @@ def test_groups_without_spread_are_dropped_and_the_run_goes_on(
 def test_prompts_that_do_not_fit_are_refused_before_training(
     train: Train, flags_of: Flags, tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]
 ):
-    write_prompts(tmp_path / "prompts.jsonl", 5, "{} " + "and so on " * 40)
+    write_prompts(tmp_path / "prompts.jsonl", num_long=5)
     assert train(*flags_of(stage)) == 2
     said = capsys.readouterr().err
     assert "5 prompts are longer than the 52 tokens" in said

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
-from minimind.errors import ConfigError, MiniMindError
+from minimind.errors import ConfigError, MiniMindError, TrainingError
 from minimind.runtime.ranks import Ranks
 
 ResultT = TypeVar("ResultT")
@@ -32,11 +32,12 @@ def gather(value: Any) -> list[Any]:
 
 def all_do(work: Callable[[], ResultT]) -> ResultT:
     """Does the same work on every rank. Where it is an error of the user's on any of them, as where
-    a machine lacks a file that the others have, all raise it and say which rank's it is."""
+    a machine lacks a file that the others have or a reward fails, all raise it and say which rank's
+    it is."""
     result, error = None, None
     try:
         result = work()
-    except MiniMindError as problem:
+    except (MiniMindError, TrainingError) as problem:
         error = problem
     errors = gather(error)
     for rank, found in enumerate(errors):
@@ -72,7 +73,7 @@ def main_first(ranks: Ranks, work: Callable[[], ResultT]) -> ResultT | None:
     if ranks.is_main:
         try:
             result = work()
-        except MiniMindError as problem:
+        except (MiniMindError, TrainingError) as problem:
             error = problem
     if error := broadcast(error):
         raise error

@@ -58,7 +58,7 @@ class SampleData:
     val_bytes: int
 
 
-TEXT_DATA = SampleData(name="text", rows=_text_rows, train_bytes=3_000_000, val_bytes=100_000)
+TEXT_DATA = SampleData(name="text", rows=_text_rows, train_bytes=3_500_000, val_bytes=100_000)
 CHAT_DATA = SampleData(name="chat", rows=chat_rows, train_bytes=2_300_000, val_bytes=50_000)
 SENTENCES_DATA = SampleData(
     name="sentences", rows=sentence_rows, train_bytes=600_000, val_bytes=30_000

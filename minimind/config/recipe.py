@@ -89,6 +89,11 @@ class Recipe:
     log_every: int = option(10, "optimizer steps between console lines where there is no terminal")
     swanlab: bool = option(False, "log to SwanLab too (pip install swanlab)")
 
+    @property
+    def usual_rates(self) -> Mapping[str, float]:
+        """Gives the peak learning rates where none is given, by preset."""
+        return self.learning_rates
+
     @classmethod
     def sizes(cls, device_kind: str, preset: str) -> Sizes:
         """Gives what fits on a kind of device, where nothing else is given."""
@@ -124,6 +129,15 @@ class Recipe:
     def count_helper_weights(self, config: ModelConfig) -> int:
         """Of frozen models beside the policy, which no rank shares with another."""
         return 0
+
+    def count_cached_tokens(self, device_kind: str) -> int:
+        """Counts the tokens for which a step that generates keeps keys and values on a rank."""
+        return 0
+
+    @property
+    def updates_per_step(self) -> int:
+        """Gives the most updates that a step takes."""
+        return 1
 
     def check(self) -> None:
         """Raises ConfigError where a value cannot be used."""

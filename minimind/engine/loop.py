@@ -143,6 +143,7 @@ class Loop(Generic[InT, OutT]):
                 return
             updates.append(found)
         self.state.step += 1
+        updates = updates or [self._no_update()]
         self._pending.append(Pending.of(self.state.step, used, self.stage.measured(), updates))
 
     def _is_interrupted(self) -> bool:
@@ -160,6 +161,14 @@ class Loop(Generic[InT, OutT]):
     def wait(self) -> None:
         """Waits for the numbers of all steps taken."""
         self._read_pending(keep=0)
+
+    def _no_update(self) -> UpdateNumbers:
+        """What a step found that had nothing to learn from."""
+        counts = torch.tensor([0.0, 0.0, float(self._interrupts.requested)], dtype=torch.float64)
+        counts = self.engine.sum_over_ranks(counts.to(self.engine.device))
+        zeros = counts.new_zeros(1 + len(self.stage.metric_names) + self.routers.size)
+        sums, routed = zeros.split([len(zeros) - self.routers.size, self.routers.size])
+        return UpdateNumbers(counts, sums, zeros[:1], routed, [zeros[0]])
 
     def _update(
         self, micro_batches: Sequence[OutT], number: int, rate: float | None
@@ -204,6 +213,9 @@ class Loop(Generic[InT, OutT]):
             pending = self._pending.popleft()
             found = pending.read()
             means = [value / max(found.count, 1.0) for value in found.sums]
+            metrics = dict(zip(self.stage.metric_names, means[1:], strict=True))
+            if not found.count:  # a mean over nothing
+                metrics = dict.fromkeys(metrics, math.nan)
             routed = self.routers.read(found.routed, found.count)
             self._record()  # of the step before, whatever this one brings
             self._check_finite(pending.step, means[0], found)
@@ -220,7 +232,7 @@ class Loop(Generic[InT, OutT]):
                 tokens_per_s=found.tokens / seconds,
                 peak_bytes=self.memory.peak_bytes,
                 resident_bytes=self.memory.resident_bytes,
-                metrics=dict(zip(self.stage.metric_names, means[1:], strict=True)) | routed.metrics,
+                metrics=metrics | routed.metrics,
                 diagnostics={**routed.diagnostics, **pending.measured},
                 expert_load=routed.expert_load,
             )

@@ -28,6 +28,8 @@ class MemoryPrediction:
     """In the dtype of the products."""
     helpers: int
     """Weights of a frozen model beside the trained one, such as a teacher."""
+    rollout_cache: int
+    """Keys and values of the answers that a step generates."""
     masters: int
     optimizer: int
     gradients: int
@@ -64,6 +66,7 @@ def _moments(work: Workload) -> Iterable[MemoryPrediction]:
     gathered = trained + frozen if work.zero_stage == 3 and work.world_size > 1 else 0
     held: dict[str, int] = {
         "helpers": work.size * work.recipe.count_helper_weights(work.config),
+        "rollout_cache": work.size * _cached_numbers(work),
         "masters": 0 if work.offloads_optimizer else masters,
         "optimizer": 0 if work.offloads_optimizer else optimizer,
         "attention_mask": attention_mask(work),
@@ -141,6 +144,12 @@ def _reductions(
         yield gradients.reduced, copied, 1 - share
     if share < 1:
         yield gradients.reduced, copied, max(0.0, 1 - 2 * share)
+
+
+def _cached_numbers(work: Workload) -> int:
+    config = work.config
+    a_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return a_token * work.recipe.count_cached_tokens(work.device_kind)
 
 
 def _largest_weight(work: Workload) -> int:

@@ -34,8 +34,8 @@ def plot_losses(rows: Sequence[dict[str, str]], path: Path) -> None:
 
 
 def plot_columns(rows: Sequence[dict[str, str]], columns: Sequence[str], path: Path) -> None:
-    """A small picture of each column that has numbers, with its running mean; none where there is
-    no such column."""
+    """Draws a small picture of each column that has numbers, with its running mean; nothing where
+    there is no such column."""
     from matplotlib.figure import Figure
 
     shown = {

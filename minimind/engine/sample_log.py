@@ -10,7 +10,7 @@ from typing import Any
 
 
 class SampleLog:
-    """Rank 0's record of samples by step."""
+    """Keeps rank 0's record of samples by step."""
 
     def __init__(self, folder: Path, step: int) -> None:
         """Drops the lines after `step` of an earlier part of the run, which makes them again."""

@@ -128,8 +128,8 @@ class Stage(Protocol[InT, OutT]):
     ) -> Iterable[list[OutT]]:
         """Yields the micro-batches of each update that the run's step number `step` (from 0)
         takes: those of the loader themselves, or what is made of them (rollouts x epochs, a
-        baseline beside each). At least one update, and as many micro-batches in each as the loader
-        gave. All ranks call it."""
+        baseline beside each). No update where there is nothing to learn, else as many micro-batches
+        in each as the loader gave. All ranks call it."""
         yield cast(list[OutT], micro_batches)
 
     @property

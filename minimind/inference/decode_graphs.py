@@ -78,7 +78,7 @@ class _DecodeGraph:
             decode_inputs(model, cache, self._inputs_3B, length)
         torch.cuda.current_stream(cache.device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self._logits_BV = decode_inputs(model, cache, self._inputs_3B, length)
 
     def replay(self, inputs_3B: Tensor) -> Tensor:

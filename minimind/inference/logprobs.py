@@ -15,8 +15,8 @@ from minimind.runtime.devices import send
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLogprob:
     """Natural logarithm of a token's probability under the model itself, before penalties,
-    temperature and filters (SamplingParams.tempered_logprobs: after the temperature); those of the
-    likeliest tokens beside it, likeliest first."""
+    temperature and filters (with SamplingParams.tempered_logprobs after the temperature); those of
+    the likeliest tokens beside it, likeliest first."""
 
     id: int
     logprob: float

@@ -178,7 +178,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _unique_names(pool: FunctionPool, rewards: Mapping[str, float]) -> Iterator[str]:
-    taken: set[str] = set()
+    taken = {"std"}  # reward_std is a column of its own
     for reward in rewards:
         name = first = pool.short_name(reward)
         number = 2

@@ -32,9 +32,28 @@ def check_run(
     check_packages(run)
     stage = STAGES[run.stage](run.recipe)
     stage.check(build_context(run, tokenizer, start))
+    check_scheduler(run)
     parameter_groups(stage.outline(run.config), run.recipe)
     check_memory(run, ranks)
     check_ds_config(run.ds_config, run.device)
+
+
+def check_scheduler(run: ResolvedRun) -> None:
+    """Raises ConfigError where the DeepSpeed JSON's scheduler, which has one rate and counts
+    updates, cannot do what the stage asks for."""
+    if not run.ds_config.get("scheduler"):
+        return
+    instead = "remove it: the recipe's own schedule does"
+    if run.recipe.rate_factors != run.recipe.lr_factors:
+        raise ConfigError(
+            f"--stage {run.stage} has two learning rates, and the scheduler of the DeepSpeed JSON "
+            f"one: {instead}"
+        )
+    if run.recipe.updates_per_step > 1:
+        raise ConfigError(
+            f"a step takes {run.recipe.updates_per_step} updates, each of which the scheduler of "
+            f"the DeepSpeed JSON would count as a step: {instead}"
+        )
 
 
 def check_packages(run: ResolvedRun) -> None:

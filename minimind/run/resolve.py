@@ -139,7 +139,7 @@ def resolve_run(
     sizes = stage.recipe_type.sizes(device.kind, model_name)
     fill = {}
     if recipe.learning_rate is None:
-        rates = stage.recipe_type.learning_rates
+        rates = recipe.usual_rates
         fill["learning_rate"] = rates.get(model_name, rates[""])
     if recipe.seq_len is None:
         fill["seq_len"] = min(sizes.seq_len, config.max_position_embeddings)

@@ -16,7 +16,7 @@ from minimind.types import Batch, HeadFn, ModelOutput
 
 @dataclass(frozen=True, kw_only=True)
 class ActorCriticOutput(ModelOutput):
-    """What both say of a batch."""
+    """Holds what policy and critic say of a batch."""
 
     values_R: Tensor
     """fp32: the reward that the critic expects where each target is chosen."""

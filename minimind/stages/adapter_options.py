@@ -55,6 +55,12 @@ class AdapterOptions(Recipe):
     def check(self) -> None:
         super().check()
         check_one_of("lora_preset", self.lora_preset, PRESETS)
+        given = [name for name in ("lora_ranks", "lora_alphas", "lora_plot") if getattr(self, name)]
+        if given and not self.has_adapters:
+            raise ConfigError(
+                f"{given[0]} is of adapters, and lora_preset none trains the whole model: give "
+                "--set lora_preset=all too"
+            )
         if self.lora_ranks and self.lora_preset != PRESETS[0]:
             raise ConfigError(
                 f"lora_preset {self.lora_preset} and lora_ranks contradict: give one of them"

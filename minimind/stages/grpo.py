@@ -18,14 +18,12 @@ from minimind.data.prompt_format import PromptBatch
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.stage import BuildContext, Policy, StageModels
 from minimind.errors import ConfigError
-from minimind.model.adapter_folder import fingerprint
 from minimind.model.lora import adapters_off
 from minimind.runtime.seeds import derive_seed
 from minimind.stages.adapter_options import AdapterOptions
 from minimind.stages.lora import Lora
 from minimind.stages.policy_loss import METRICS, LossType, PolicyLoss, rollout_log_probs
 from minimind.stages.pretrain import Pretrain
-from minimind.stages.reference import load_frozen
 from minimind.stages.rollout_batch import RolloutBatch
 from minimind.stages.rollout_measures import has_spread
 from minimind.stages.rollout_recipe import RolloutRecipe
@@ -37,6 +35,8 @@ LOSS_TYPES = ("grpo", "cispo")
 RATIO_LEVELS = ("token", "sequence")
 SCALES = ("group", "batch", "none")
 _STD_EPS = 1e-4
+_ADAPTER_RATE = 10.0
+"""Times the rate of the whole model (Schulman et al., "LoRA Without Regret", 2025)."""
 _EPSILON_HIGH = {"cispo": 4.0}
 """Where none is given and it is not epsilon."""
 
@@ -81,12 +81,17 @@ class GRPORecipe(RolloutRecipe, AdapterOptions):
         if self.loss_type == "cispo" and self.ratio_level != "token":
             raise ConfigError("loss_type cispo has ratios of tokens: ratio_level must be token")
 
+    @property
+    def usual_rates(self) -> Mapping[str, float]:
+        factor = _ADAPTER_RATE if self.has_adapters else 1.0
+        return {preset: rate * factor for preset, rate in self.learning_rates.items()}
+
     def count_helper_weights(self, config: ModelConfig) -> int:
         return config.num_parameters if self.beta and not self.has_adapters else 0
 
 
 class _Rereadable(Protocol):
-    """What the loader of training prompts can do."""
+    """Is a loader whose steps can be read in any order."""
 
     def batches(self, step: int) -> list[Any]: ...
 
@@ -137,12 +142,7 @@ class GRPO(RolloutStage):
         if self.recipe.has_adapters:  # the frozen base is the reference
             return Lora(self.recipe).build_models(context)
         models = Pretrain(self.recipe).build_models(context)
-        if not self.recipe.beta:
-            return models
-        assert context.weights_folder is not None
-        reference = self.reference = load_frozen(context)
-        weights = fingerprint(context.weights_folder)
-        return replace(models, helpers=(reference,), helpers_fingerprint=weights)
+        return self.with_reference(models, context) if self.recipe.beta else models
 
     def collect(
         self, engine: DeepSpeedEngine, micro_batches: Sequence[PromptBatch], step: int
@@ -159,8 +159,9 @@ class GRPO(RolloutStage):
             dice = random.Random(derive_seed(self.recipe.seed, "refill", step, attempt))
             other = loader.batches(dice.randrange(loader.steps(1.0)))
             prompts = []
-            for groups, batch, number in zip(by_micro, other, idle, strict=True):
-                known = {group[0].prompt.unit for group in groups}
+            known = {group[0].prompt.unit for of_micro in by_micro for group in of_micro}
+            known |= {group[0].prompt.unit for group in self.set_aside}
+            for batch, number in zip(other, idle, strict=True):
                 fresh = [prompt for prompt in batch.prompts if prompt.unit not in known]
                 prompts.append(fresh[:number])
             found = self.answer(engine, prompts, (step, "refill", attempt))
@@ -182,7 +183,7 @@ class GRPO(RolloutStage):
         return not self.recipe.dynamic_sampling or has_spread(group)
 
     def set_advantages(self, engine: DeepSpeedEngine, groups: Sequence[list[Trajectory]]) -> None:
-        """Raises nothing: in a group without spread all advantages are 0."""
+        """Compares each reward with those of its group; without spread all advantages are 0."""
         known = [[one for one in group if one.reward is not None] for group in groups]
         centred: list[tuple[Trajectory, float, float]] = []
         for group in known:

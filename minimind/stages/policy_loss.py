@@ -11,10 +11,10 @@ from torch import Tensor
 
 from minimind.engine.stage import Policy
 from minimind.stages.rollout_batch import RolloutBatch
-from minimind.types import ModelOutput
+from minimind.types import HeadFn, ModelOutput
 
 _MOST_LOG_RATIO = 20.0
-"""Keeps a ratio finite, so that an advantage of 0 times it is 0."""
+"""Keeps ratios finite: an advantage of 0 times one of them is 0."""
 
 LossType = Literal["grpo", "cispo"]
 
@@ -133,8 +133,8 @@ METRICS = ("kl", "entropy", "clip_share", "sampler_gap")
 
 
 def k3(log_prob_R: Tensor, reference_R: Tensor) -> Tensor:
-    """An estimate of KL(policy || reference) from tokens of the policy, never below 0."""
-    gap_R = reference_R - log_prob_R
+    """Estimates KL(policy || reference) from tokens of the policy; never below 0 [R]."""
+    gap_R = (reference_R - log_prob_R).clamp(max=_MOST_LOG_RATIO)
     return gap_R.exp() - gap_R - 1
 
 
@@ -142,11 +142,17 @@ def k3(log_prob_R: Tensor, reference_R: Tensor) -> Tensor:
 def rollout_log_probs(policy: Policy, batch: RolloutBatch, temperature: float) -> Tensor:
     """Gives the log-probability of each target at the temperature, fp32 [R]."""
 
+    return policy(batch, head=log_prob_head(batch, temperature)).per_token
+
+
+def log_prob_head(batch: RolloutBatch, temperature: float) -> HeadFn:
+    """Gives the head that computes the same inside a model's forward."""
+
     def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
         hidden_RD = target_states(hidden_MD, batch, temperature)
         return K.linear_log_prob(hidden_RD, weight_VD, batch.targets_R)
 
-    return policy(batch, head=head).per_token
+    return head
 
 
 def target_states(hidden_MD: Tensor, batch: RolloutBatch, temperature: float) -> Tensor:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, cast
 
-import minimind_kernels as K
 import torch
 from torch import Tensor, nn
 
@@ -18,13 +17,11 @@ from minimind.config.recipe import Recipe, option
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.stage import BuildContext, Policy, StageModels
 from minimind.errors import ConfigError
-from minimind.model.adapter_folder import fingerprint
 from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
 from minimind.stages.actor_critic import ActorCritic, ActorCriticOutput, count_critic_weights
 from minimind.stages.advantages import estimate_advantages
-from minimind.stages.policy_loss import METRICS, PolicyLoss, k3, rollout_log_probs, target_states
-from minimind.stages.reference import load_frozen
+from minimind.stages.policy_loss import METRICS, PolicyLoss, k3, log_prob_head, rollout_log_probs
 from minimind.stages.rollout_batch import RolloutBatch
 from minimind.stages.rollout_recipe import RolloutRecipe
 from minimind.stages.rollout_stage import RolloutStage
@@ -32,7 +29,7 @@ from minimind.stages.trajectory import Trajectory
 from minimind.types import LossSum
 
 _CRITIC = r"^(critic|value_head)\."
-_STD_EPS = 1e-8
+_STD_EPS = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +78,11 @@ class PPORecipe(RolloutRecipe):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ConfigError(f"{name} is {value}; it must be at least 0")
+        if self.critic_learning_rate and self.learning_rate == 0:
+            raise ConfigError(
+                "critic_learning_rate beside --learning_rate 0: rates go together, as factors of "
+                'one schedule; --set lr_factors={"^policy": 0} trains the critic alone'
+            )
         for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
@@ -120,9 +122,6 @@ class PPO(RolloutStage):
             temperature=recipe.temperature,
             length=recipe.new_tokens if recipe.loss_mean == "length" else None,
         )
-        self._step_kl: Tensor | None = None
-        """fp64 [2]: of this rank's part of the update, the sum over its targets and their number.
-        """
 
     def outline(self, config: ModelConfig) -> nn.Module:
         with torch.device("meta"):
@@ -144,18 +143,13 @@ class PPO(RolloutStage):
             return folder
 
         models = StageModels(policy=module, save=save)
-        if not self.recipe.kl_coef:
-            return models
-        assert context.weights_folder is not None
-        reference = self.reference = load_frozen(context)
-        weights = fingerprint(context.weights_folder)
-        return replace(models, helpers=(reference,), helpers_fingerprint=weights)
+        return self.with_reference(models, context) if self.recipe.kl_coef else models
 
     def find_policy(self, module: nn.Module) -> Transformer:
         return cast(ActorCritic, module).policy
 
     def set_advantages(self, engine: DeepSpeedEngine, groups: Sequence[list[Trajectory]]) -> None:
-        """Leaves them to `look_back`, where the critic has spoken."""
+        """Sets none: `look_back` estimates one for each token, from the critic's values."""
 
     def look_back(
         self, engine: DeepSpeedEngine, parts: Sequence[Sequence[RolloutBatch]]
@@ -174,7 +168,9 @@ class PPO(RolloutStage):
             [
                 replace(
                     batch,
-                    advantages_R=((batch.advantages_R - mean) / (deviation + _STD_EPS)).float(),
+                    advantages_R=(
+                        (batch.advantages_R.double() - mean) / (deviation + _STD_EPS)
+                    ).float(),
                 )
                 for batch in batches
             ]
@@ -183,12 +179,7 @@ class PPO(RolloutStage):
 
     def _judge_tokens(self, engine: DeepSpeedEngine, batch: RolloutBatch) -> PPOBatch:
         temperature = self.recipe.temperature
-
-        def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
-            hidden_RD = target_states(hidden_MD, batch, temperature)
-            return K.linear_log_prob(hidden_RD, weight_VD, batch.targets_R)
-
-        output = cast(ActorCriticOutput, engine(batch, head=head))
+        output = cast(ActorCriticOutput, engine(batch, head=log_prob_head(batch, temperature)))
         reference_R = None
         if self.reference is not None:
             reference_R = rollout_log_probs(self.reference, batch, temperature)
@@ -220,7 +211,6 @@ class PPO(RolloutStage):
         assert batch.old_R is not None
         with torch.no_grad():
             step_kl_R = k3(batch.old_R, log_prob_R)
-            self._add_step_kl(step_kl_R)
             reward = log_prob_R.new_full((), self.measures.mean_reward * batch.count)
             more = {
                 "value_loss": value_loss.detach(),
@@ -232,16 +222,19 @@ class PPO(RolloutStage):
             metrics={"reward": reward, **self.objective.metrics(log_prob_R, batch), **more},
         )
 
-    def _add_step_kl(self, step_kl_R: Tensor) -> None:
-        sums = torch.stack([step_kl_R.double(), torch.ones_like(step_kl_R).double()]).sum(1)
-        self._step_kl = sums if self._step_kl is None else self._step_kl + sums
-
-    def stops_early(self, engine: DeepSpeedEngine) -> bool:
-        """Reads how far the update's forward found the policy from where the step began: the one
-        thing that a step waits for, and only where there is a limit."""
-        sums, self._step_kl = self._step_kl, None
-        if not self.recipe.kl_stop or sums is None:
+    def stops_before(self, engine: DeepSpeedEngine, batches: Sequence[RolloutBatch]) -> bool:
+        """Measures how far the policy is from where the step began, on what the update would learn
+        from: the one thing that a step waits for, and only where there is a limit."""
+        if not self.recipe.kl_stop:
             return False
+        sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
+        engine.train(False)
+        for batch in batches:
+            assert batch.old_R is not None
+            log_prob_R = rollout_log_probs(engine, batch, self.recipe.temperature)
+            kl_R = k3(batch.old_R, log_prob_R).double()
+            sums += torch.stack([kl_R, torch.ones_like(kl_R)]).sum(1)
+        engine.train()
         total, count = engine.sum_over_ranks(sums).tolist()
         return total / max(count, 1.0) > self.recipe.kl_stop
 

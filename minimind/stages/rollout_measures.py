@@ -12,13 +12,13 @@ import torch
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.stages.trajectory import Trajectory
 
-_TIMES = ("rollout", "reward", "reference", "forward", "update")
+_TIMES = ("rollout", "reward", "reference", "forward", "backward")
 
 
 class RolloutMeasures:
     """Adds up over all ranks what the answers of a step are like, and times its parts on this
-    rank's host. `update_s` holds forward, backward and optimizer; on a GPU they are not waited for.
-    """
+    rank's host: `time_backward_s` is all of an update but its forwards. On a GPU, which is not
+    waited for, forward and backward are the times of launching them."""
 
     def __init__(self, reward_names: Sequence[str]) -> None:
         self._rewards = tuple(reward_names)
@@ -39,7 +39,7 @@ class RolloutMeasures:
             "dropped_share",
             "failed_rewards",
             "rollout_tokens_per_s",
-            *(f"{name}_s" for name in _TIMES),
+            *(f"time_{name}_s" for name in _TIMES),
         )
 
     def start(self) -> None:
@@ -63,17 +63,19 @@ class RolloutMeasures:
         """Takes in this rank's answers, grouped by prompt, and how many groups are learned from.
         All ranks call it."""
         answers = [one for group in groups for one in group]
+        made = sum(one.num_made for one in answers)
         worth = [one.reward for one in answers if one.reward is not None]
         # What stands second is the number that a mean is over.
         sums = {
             "reward": (sum(worth), len(worth)),
             "square": (sum(value**2 for value in worth), len(worth)),
-            "answer_tokens": (sum(one.num_made for one in answers), len(answers)),
+            "answer_tokens": (made, len(answers)),
             "cut_share": (sum(one.is_cut for one in answers), len(answers)),
             "turns": (sum(_num_turns(one) for one in answers), len(answers)),
             "spread_share": (sum(map(has_spread, groups)), len(groups)),
             "dropped_share": (len(groups) - num_kept, len(groups)),
             "failed_rewards": (len(answers) - len(worth), 1),
+            "rollout_tokens_per_s": (made / max(self._times["rollout"], 1e-9), 1),
         }
         for name in self._rewards:
             parts = [one.score.parts[name] for one in answers if one.score is not None]
@@ -87,14 +89,14 @@ class RolloutMeasures:
         }
         self.mean_reward = found.pop("reward")
         found["reward_std"] = math.sqrt(max(found.pop("square") - self.mean_reward**2, 0.0))
-        found["failed_rewards"] *= engine.ranks.world_size
-        made = sum(one.num_made for one in answers)
-        found["rollout_tokens_per_s"] = made / max(self._times["rollout"], 1e-9)
+        for name in ("failed_rewards", "rollout_tokens_per_s"):
+            found[name] *= engine.ranks.world_size
         self._found = found
 
     def finish(self) -> dict[str, float]:
         """Gives everything by its name."""
-        times = {f"{name}_s": seconds for name, seconds in self._times.items()}
+        times = {f"time_{name}_s": seconds for name, seconds in self._times.items()}
+        times["time_backward_s"] -= times["time_forward_s"]
         return {name: {**self._found, **times}[name] for name in self.names}
 
 
@@ -103,6 +105,6 @@ def _num_turns(trajectory: Trajectory) -> int:
 
 
 def has_spread(group: Sequence[Trajectory]) -> bool:
-    """Whether the rewards of a group differ, so that there is something to tell apart."""
+    """Tells whether the rewards of a group differ, so that there is something to tell apart."""
     known = [one.reward for one in group if one.reward is not None]
     return bool(known) and max(known) - min(known) > 1e-6

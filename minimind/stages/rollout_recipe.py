@@ -18,8 +18,8 @@ from minimind.errors import ConfigError
 from minimind.rewards.scorer import ON_ERROR
 
 LOSS_MEANS = ("sample", "token", "length")
-_PROMPTS = {"cpu": (8, 4), "gpu": (64, 16)}
-"""Prompts of a step and of a micro-batch by kind of device, where nothing else is given."""
+_PROMPTS = {"cpu": 8, "gpu": 64}
+"""Prompts of a step by kind of device, where nothing else is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,7 @@ class RolloutRecipe(Recipe):
     max_new_tokens: int | None = option(
         None, "most tokens of an answer, with all its turns (default: half of seq_len)"
     )
-    temperature: float = option(
-        1.0, "tokens are drawn at it, and log-probabilities are meant at it"
-    )
+    temperature: float = option(1.0, "tokens are drawn at it, and the loss is computed at it")
     top_k: int = option(0, "draw from the k likeliest tokens (0: all)")
     top_p: float = option(1.0, "draw from the likeliest tokens that together have this probability")
     thinking: bool = option(False, "the answer begins inside a thinking block")
@@ -80,8 +78,20 @@ class RolloutRecipe(Recipe):
 
     @classmethod
     def sizes(cls, device_kind: str, preset: str) -> Sizes:
-        step, micro = _PROMPTS[device_kind]
-        return Sizes(default_sizes(device_kind, preset).seq_len, step, micro)
+        """Gives the prompts of a step, and in a micro-batch about as many answers as other stages
+        have rows; of a tiny model all that it has."""
+        usual, step = default_sizes(device_kind, preset), _PROMPTS[device_kind]
+        fitting = max(1, usual.micro_batch_size // cls.num_generations)
+        micro = step if preset == "tiny" else min(step, 1 << (fitting.bit_length() - 1))
+        return Sizes(usual.seq_len, step, micro)
+
+    def num_slots(self, device_kind: str) -> int:
+        """Gives how many answers are generated together on a rank."""
+        return self.rollout_batch or (64 if device_kind == "cpu" else 256)
+
+    def count_cached_tokens(self, device_kind: str) -> int:
+        assert self.seq_len is not None
+        return self.num_slots(device_kind) * self.seq_len
 
     @property
     def new_tokens(self) -> int:
@@ -132,6 +142,11 @@ class RolloutRecipe(Recipe):
             raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         check_one_of("loss_mean", self.loss_mean, LOSS_MEANS)
         check_one_of("on_reward_error", self.on_reward_error, ON_ERROR)
+        if self.sampler_cap and (self.top_k or self.top_p < 1):
+            raise ConfigError(
+                "sampler_cap weighs by the probabilities that tokens were drawn with, which top_k "
+                "and top_p change: leave one of them out"
+            )
         if self.seq_len is not None and self.row_len < 2:
             raise ConfigError(
                 f"max_new_tokens {self.new_tokens} leaves {self.row_len} of seq_len {self.seq_len} "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import torch
@@ -14,12 +15,15 @@ from minimind.data.prompt_format import PROMPT, Prompt, PromptBatch
 from minimind.data.sample_files import SampleData
 from minimind.data.sample_tasks import PROMPT_DATA
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
-from minimind.engine.stage import BuildContext, Loader, Policy, Stage
+from minimind.engine.stage import BuildContext, Loader, Policy, Stage, StageModels
 from minimind.errors import ConfigError
+from minimind.model.adapter_folder import fingerprint
 from minimind.model.transformer import Transformer
 from minimind.rewards.scorer import Scorer
 from minimind.rewards.tools import ToolBox
+from minimind.runtime.devices import send
 from minimind.runtime.together import all_do
+from minimind.stages.reference import load_frozen
 from minimind.stages.rollout_batch import RolloutBatch, build_rollout_batch
 from minimind.stages.rollout_measures import RolloutMeasures
 from minimind.stages.rollout_recipe import RolloutRecipe
@@ -60,6 +64,7 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         self.set_aside: list[list[Trajectory]] = []
         """Groups of the step that others took the place of."""
         self._last: list[Trajectory] = []
+        self._has_looked = False
 
     def _make_scorer(self) -> Scorer:
         recipe = self.recipe
@@ -79,8 +84,14 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         )
 
     def check(self, context: BuildContext) -> None:
-        """Raises ConfigError where there are no weights to start from, or a reward or tool cannot
-        be imported."""
+        """Raises ConfigError where there are no weights to start from, more updates are asked for
+        than there are answers, or a reward or tool cannot be imported."""
+        recipe = self.recipe
+        answers = (recipe.train_batch_size or 1) * recipe.num_generations
+        if recipe.num_minibatches > answers:
+            raise ConfigError(
+                f"num_minibatches is {recipe.num_minibatches}, but a step has {answers} answers"
+            )
         if context.weights_folder is None:
             raise ConfigError(
                 f"--stage {self.name} goes on from a model that answers, and --from_checkpoint "
@@ -98,6 +109,13 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
             self.recipe, context.tokenizer, self._make_tools(), self.find_policy
         )
         self.loader = context.loader
+
+    def with_reference(self, models: StageModels, context: BuildContext) -> StageModels:
+        """Puts the model that the run starts from beside the policy, frozen."""
+        assert context.weights_folder is not None
+        reference = self.reference = load_frozen(context)
+        weights = fingerprint(context.weights_folder)
+        return replace(models, helpers=(reference,), helpers_fingerprint=weights)
 
     def find_policy(self, module: nn.Module) -> Transformer:
         """Gives the model in the engine's module that generates."""
@@ -119,8 +137,8 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         """Tells whether a group's answers are learned from."""
         return True
 
-    def stops_early(self, engine: DeepSpeedEngine) -> bool:
-        """Tells after an update whether the step ends with it; alike on all ranks."""
+    def stops_before(self, engine: DeepSpeedEngine, batches: Sequence[RolloutBatch]) -> bool:
+        """Tells whether the step ends before a further update, from these; alike on all ranks."""
         return False
 
     def prepare(
@@ -136,25 +154,40 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         self.set_advantages(engine, kept)
         self._last = [group[0] for group in groups[:_SAMPLES]]
         measures.add_up(engine, [*groups, *self.set_aside], num_kept=len(kept))
-        parts = self._lay_out(by_micro, engine.device)
+        parts = self._lay_out(engine, by_micro)
         with measures.time("reference"), torch.no_grad():
             engine.train(False)
             parts = self.look_back(engine, parts)
             engine.train()
-        for _ in range(recipe.inner_epochs):
-            for batches in parts:
-                began = time.perf_counter()
-                yield batches
-                measures.add_time("update", time.perf_counter() - began)
-                if self.stops_early(engine):
-                    return
+        for number in range(recipe.inner_epochs * len(parts)):
+            batches = parts[number % len(parts)]
+            if number and self.stops_before(engine, batches):
+                return
+            began = time.perf_counter()
+            yield batches
+            measures.add_time("backward", time.perf_counter() - began)
 
     def collect(
         self, engine: DeepSpeedEngine, micro_batches: Sequence[PromptBatch], step: int
     ) -> list[list[list[Trajectory]]]:
         """Gives the judged answers to a step's prompts, by micro-batch and prompt."""
         prompts = [list(batch.prompts) for batch in micro_batches]
+        if not self._has_looked:
+            _all_do(
+                engine, lambda: self._look_at([one for of_micro in prompts for one in of_micro])
+            )
+            self._has_looked = True
         return self.answer(engine, prompts, (step,))
+
+    def _look_at(self, prompts: Iterable[Prompt]) -> None:
+        """Looks at the first prompts of a run. Raises ConfigError where nothing could be right."""
+        rewards = [name for name in self.recipe.rewards if name.startswith("exact_match")]
+        if rewards and not any("gt" in one.row or "answer" in one.row for one in prompts):
+            raise ConfigError(
+                f"the reward {rewards[0]} compares with the right answer, and the prompts have "
+                'neither "gt" nor "answer": add it to the rows, or judge otherwise, as with '
+                """--set 'rewards={"length_window": 1.0, "repetition_penalty": 1.0}'"""
+            )
 
     def answer(
         self,
@@ -188,30 +221,34 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         return trajectory.reward is not None and not is_masked
 
     def _lay_out(
-        self, by_micro: Sequence[Sequence[list[Trajectory]]], device: torch.device
+        self, engine: DeepSpeedEngine, by_micro: Sequence[Sequence[list[Trajectory]]]
     ) -> list[list[RolloutBatch]]:
-        """Gives the batches by minibatch and micro-batch."""
-        number = self.recipe.num_minibatches
-        parts: list[list[RolloutBatch]] = [[] for _ in range(number)]
-        for groups in by_micro:
-            taught = [
-                one
-                for group in groups
-                if self.is_kept(group)
-                for one in group
-                if self._teaches(one)
-            ]
-            for minibatch, batches in enumerate(parts):
+        """Gives the batches by minibatch and micro-batch, without the minibatches that teach
+        nothing on any rank. Which minibatch an answer is in follows from its place in the step, not
+        from ranks and micro-batches."""
+        recipe, device, ranks = self.recipe, engine.device, engine.ranks
+        assert recipe.micro_batch_size is not None
+        parts: list[list[RolloutBatch]] = [[] for _ in range(recipe.num_minibatches)]
+        for micro, groups in enumerate(by_micro):
+            first = (micro * ranks.world_size + ranks.rank) * recipe.micro_batch_size
+            taught: list[list[Trajectory]] = [[] for _ in parts]
+            for place, group in enumerate(groups, start=first):
+                for one in group if self.is_kept(group) else ():
+                    number = place * recipe.num_generations + one.index
+                    if self._teaches(one):
+                        taught[number % len(parts)].append(one)
+            for mine, batches in zip(taught, parts, strict=True):
                 # A forward needs a document even where nothing is to be learned.
-                mine = taught[minibatch::number]
                 batch = build_rollout_batch(
                     mine or groups[0][:1],
                     teaches=bool(mine),
-                    counts_tokens=self.recipe.loss_mean == "token",
+                    counts_tokens=recipe.loss_mean == "token",
                 )
                 batch = batch.pin_memory() if device.type == "cuda" else batch
                 batches.append(batch.to(device))
-        return parts
+        counts = [float(sum(batch.count for batch in batches)) for batches in parts]
+        totals = engine.sum_over_ranks(send(counts, device, torch.float64)).tolist()
+        return [batches for batches, total in zip(parts, totals, strict=True) if total]
 
     def evaluate(
         self, engine: DeepSpeedEngine, batches: Iterable[PromptBatch]

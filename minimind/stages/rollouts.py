@@ -22,7 +22,6 @@ from minimind.stages.rollout_recipe import RolloutRecipe
 from minimind.stages.trajectory import Trajectory
 from minimind.types import Row
 
-_TOGETHER = {"cpu": 64, "cuda": 256}
 _SHOWN = 200
 
 
@@ -46,6 +45,7 @@ class RolloutEngine:
         self._seq_len, self._find_policy = recipe.seq_len, find_policy
         self._encoder = ChatEncoder(tokenizer)
         self._batch_engine: BatchEngine | None = None
+        self._together = 1
 
     def run(
         self,
@@ -68,13 +68,19 @@ class RolloutEngine:
             for turn in range(self._recipe.max_turns):
                 if not going:
                     break
-                # The first answer to each prompt first: the others then find their prompt computed.
-                ordered = sorted(going, key=lambda one: one.index)
+                ordered = self._order(going)
                 requests = [self._request(one, (*seeded, turn), greedy) for one in ordered]
                 completions = batch_engine.generate(requests)
                 is_last = turn + 1 == self._recipe.max_turns
                 going = self._take_in(ordered, completions, is_last)
         return trajectories
+
+    def _order(self, going: Sequence[Trajectory]) -> list[Trajectory]:
+        """Puts the first answer to each prompt first, so that the others find their prompt
+        computed; of as many prompts at a time as the cache has slots."""
+        places = {unit: at for at, unit in enumerate(dict.fromkeys(o.prompt.unit for o in going))}
+        together = self._together
+        return sorted(going, key=lambda o: (places[o.prompt.unit] // together, o.index))
 
     def _open(self, prompt: Prompt, index: int) -> Trajectory:
         chat = read_prompt(Row(data=prompt.row, path="", line=0))
@@ -87,9 +93,12 @@ class RolloutEngine:
 
     def _refresh(self, policy: Transformer) -> BatchEngine:
         if self._batch_engine is None:
-            together = self._recipe.rollout_batch or _TOGETHER[policy.lm_head.weight.device.type]
+            self._together = self._recipe.num_slots(policy.lm_head.weight.device.type)
             self._batch_engine = BatchEngine(
-                policy, self._tokenizer, max_batch=together, max_tokens=together * self._seq_len
+                policy,
+                self._tokenizer,
+                max_batch=self._together,
+                max_tokens=self._together * self._seq_len,
             )
         else:
             self._batch_engine.refresh()
@@ -129,8 +138,9 @@ class RolloutEngine:
                     "rollout_batch may. The last checkpoint is as it was"
                 )
             found = trajectory.add_turn(completion)
-            if found and self._tools is not None and not (is_last or trajectory.is_cut):
-                calls.append((trajectory, found))
+            if found and self._tools is not None and not trajectory.is_cut:
+                trajectory.is_cut = is_last  # its tools are not called any more
+                calls += [] if is_last else [(trajectory, found)]
         if not calls or self._tools is None:
             return []
         results = iter(self._tools.call([call for _, found in calls for call in found]))

@@ -50,11 +50,6 @@ class Trajectory:
         total = None if self.score is None else self.score.total
         return None if total is None else total - self.penalty
 
-    @property
-    def group(self) -> int:
-        """Tells whose answers are compared: those to one prompt."""
-        return self.prompt.unit
-
     def add_turn(self, completion: Completion) -> list[dict[str, Any] | None]:
         """Takes in a turn of the policy. Gives the calls of tools in it, None for each that is not
         well-formed."""

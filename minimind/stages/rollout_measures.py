@@ -88,7 +88,7 @@ class RolloutMeasures:
         self.mean_reward = found.pop("reward")
         found["reward_std"] = math.sqrt(max(found.pop("square") - self.mean_reward**2, 0.0))
         found["failed_rewards"] *= engine.ranks.world_size
-        made = sum(one.num_made for one in answers)
+        made = totals[list(sums).index("answer_tokens")][0]
         found["rollout_tokens_per_s"] = made / max(self._times["rollout"], 1e-9)
         self._found = found
 

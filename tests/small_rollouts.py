@@ -79,5 +79,6 @@ class Script:
         said = [turn(one) for one in requests] if callable(turn) else turn
         found = []
         for request, one in zip(requests, said, strict=True):
-            found.append(complete(request, *([one] if isinstance(one, str) else one)))
+            text, reason = (one, "stop") if isinstance(one, str) else one
+            found.append(complete(request, text, reason))
         return found

@@ -20,6 +20,7 @@ from minimind.runtime.ranks import free_port
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "launch" / "train.py"
 
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 Train = Callable[..., int]
 """launch/train.py's main, by flags, in this process."""
 
@@ -36,7 +37,9 @@ def train_in_a_process(
         port = ["--master_port", str(free_port())]
         command = [str(Path(sys.executable).parent / "deepspeed"), *port]
         command += ["--num_accelerators", str(ranks), str(TRAIN), *arguments]
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    # Runs in this process may hold the port that they have set.
+    environment = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
+    environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     return subprocess.run(
         command,

@@ -63,19 +63,17 @@ class RolloutMeasures:
         """Takes in this rank's answers, grouped by prompt, and how many groups are learned from.
         All ranks call it."""
         answers = [one for group in groups for one in group]
-        made = sum(one.num_made for one in answers)
         worth = [one.reward for one in answers if one.reward is not None]
         # What stands second is the number that a mean is over.
         sums = {
             "reward": (sum(worth), len(worth)),
             "square": (sum(value**2 for value in worth), len(worth)),
-            "answer_tokens": (made, len(answers)),
+            "answer_tokens": (sum(one.num_made for one in answers), len(answers)),
             "cut_share": (sum(one.is_cut for one in answers), len(answers)),
             "turns": (sum(_num_turns(one) for one in answers), len(answers)),
             "spread_share": (sum(map(has_spread, groups)), len(groups)),
             "dropped_share": (len(groups) - num_kept, len(groups)),
             "failed_rewards": (len(answers) - len(worth), 1),
-            "rollout_tokens_per_s": (made / max(self._times["rollout"], 1e-9), 1),
         }
         for name in self._rewards:
             parts = [one.score.parts[name] for one in answers if one.score is not None]
@@ -89,8 +87,9 @@ class RolloutMeasures:
         }
         self.mean_reward = found.pop("reward")
         found["reward_std"] = math.sqrt(max(found.pop("square") - self.mean_reward**2, 0.0))
-        for name in ("failed_rewards", "rollout_tokens_per_s"):
-            found[name] *= engine.ranks.world_size
+        found["failed_rewards"] *= engine.ranks.world_size
+        made = totals[list(sums).index("answer_tokens")][0]
+        found["rollout_tokens_per_s"] = made / max(self._times["rollout"], 1e-9)
         self._found = found
 
     def finish(self) -> dict[str, float]:

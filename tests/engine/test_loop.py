@@ -346,7 +346,7 @@ def test_an_interrupt_gives_a_step_up_only_before_its_first_update(
     assert trial.steps("record") == [*range(1, done + 1)]
 
 
-def test_an_interrupt_while_a_step_is_prepared_gives_it_up():
+def test_an_interrupt_while_a_step_is_prepared_gives_it_up(monkeypatch: pytest.MonkeyPatch):
     trial = Trial()
     prepare = trial.stage.prepare
 
@@ -355,7 +355,7 @@ def test_an_interrupt_while_a_step_is_prepared_gives_it_up():
             signal.raise_signal(signal.SIGTERM)
         yield from prepare(engine, batches, step)
 
-    trial.stage.prepare = interrupted
+    monkeypatch.setattr(trial.stage, "prepare", interrupted)
     assert not trial.loop.run()
     assert trial.engine.steps == 2
     assert trial.did[-1] == ("save", 2, False)

@@ -210,15 +210,19 @@ def test_groups_without_spread_are_dropped_and_the_run_goes_on(
         assert weight.equal(before[name]), name
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_prompts_that_do_not_fit_are_refused_before_training(
-    train: Train, flags_of: Flags, tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]
+def test_prompts_that_do_not_fit_are_left_out_and_none_is_refused(
+    train: Train, flags_of: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    write_prompts(tmp_path / "prompts.jsonl", num_long=5)
-    assert train(*flags_of(stage)) == 2
-    said = capsys.readouterr().err
-    assert "5 prompts are longer than the 52 tokens" in said
-    assert not (tmp_path / "run" / "metrics.csv").exists()
+    flags = [*flags_of("grpo"), "--max_steps", "1"]
+    write_prompts(tmp_path / "prompts.jsonl", num_long=8)
+    assert train(*flags) == 0
+    assert "8 prompts are longer than a row of 52 tokens" in capsys.readouterr().err
+    asked = {one["prompt"] for one in read_samples(tmp_path / "run")}
+    assert asked == {f"{n} + 5 = ?" for n in (8, 9, 10, 11)}
+    write_prompts(tmp_path / "prompts.jsonl", num_long=12)
+    assert train(*flags, *to(tmp_path / "none")) == 2
+    assert "none of 12 prompts fits a row of 52 tokens" in capsys.readouterr().err
+    assert not (tmp_path / "none" / "metrics.csv").exists()
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -34,6 +34,7 @@ from minimind.stages.trajectory import Trajectory
 NEW = 24
 PROMPTS = [build_prompt(unit) for unit in range(5)]
 END = tokenizer().eos_id
+ENDS = (END, tokenizer().pad_id)
 
 
 @pytest.fixture(params=["C++", "PyTorch"])
@@ -82,7 +83,7 @@ def test_company_changes_no_token(decoding: str):
     is_compiled = isinstance(rollouts._batch_engine._runner._fast, CpuDecode)
     assert is_compiled == (decoding == "C++")
     assert len(together) == 15
-    assert len({len(ids) for ids in together.values()}) > 3, "some end long before others"
+    assert len({len(ids) for ids in together.values()}) > 2, "some end before others"
     assert by_place(answer(policy, PROMPTS[::-1])) == together
     for size in (1, 4):
         assert by_place(answer(policy, rollout_batch=size)) == together
@@ -125,12 +126,12 @@ def test_greedy_takes_the_likeliest_token_whatever_the_seed():
 
 
 def test_an_answer_that_ends_holds_its_end_and_one_that_does_not_is_cut():
-    found = answer(build_policy(ends=8.0), number=6)
+    found = [one for ends in (8.0, 0.0) for one in answer(build_policy(ends=ends))]
     for one in found:
         assert len(one.log_probs) == len(one.ids) == one.num_made <= NEW
         assert all(value is not None and value <= 0 for value in one.log_probs)
-        assert one.is_cut == (one.ids[-1] != END)
-        assert END not in one.ids[:-1]
+        assert one.is_cut == (one.ids[-1] not in ENDS)
+        assert not {*ENDS} & {*one.ids[:-1]}
         assert one.is_cut <= (len(one.ids) == NEW)
         (turn,) = one.turns
         assert turn["role"] == "assistant"

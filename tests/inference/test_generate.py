@@ -278,5 +278,5 @@ def test_a_folder_that_is_none_is_named(tmp_path: Path, tokenizer: Tokenizer):
     with pytest.raises(MiniMindError, match=r"tokenizer\.json"):
         load_model(tmp_path)
     tokenizer.save(tmp_path)
-    with pytest.raises(ConfigError, match=r"1579 tokens, the model only 97"):
+    with pytest.raises(ConfigError, match=r"1577 tokens, the model only 97"):
         load_model(tmp_path)

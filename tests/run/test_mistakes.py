@@ -79,10 +79,10 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "no weights for DPO": ("--stage dpo --from_checkpoint none", ["--set loss_type=simpo"]),
     "a tokenizer beside a checkpoint": (
         "--stage sft --from_checkpoint small --tokenizer larger",
-        ["1579 tokens", "only 1400", "leave out --tokenizer"],
+        ["1577 tokens", "only 1400", "leave out --tokenizer"],
     ),
     "a shape beside a checkpoint": (
-        "--stage sft --from_checkpoint small --tokenizer larger --set vocab_size=1579",
+        "--stage sft --from_checkpoint small --tokenizer larger --set vocab_size=1577",
         ["change the shape", "--from_checkpoint none --model"],
     ),
     "too long rows": (

@@ -246,12 +246,12 @@ def test_a_checkpoint_that_is_none_is_named(resolved: Resolve, tmp_path: Path):
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(
     resolved: Resolve, checkpoint: Callable[..., Path]
 ):
-    with pytest.raises(ConfigError, match=r"1579 tokens, the model only 1000.*vocab_size=1579"):
+    with pytest.raises(ConfigError, match=r"1577 tokens, the model only 1000.*vocab_size=1577"):
         resolved("--set", "vocab_size=1000")
     folder = checkpoint(small_config(vocab_size=1500), small_tokenizer())
     assert resolved("--from_checkpoint", str(folder)).config.vocab_size == 1500
     load_sample_tokenizer().save(folder.parent / "larger")
-    with pytest.raises(ConfigError, match=r"larger has 1579 tokens, .* only 1500.*out --tok"):
+    with pytest.raises(ConfigError, match=r"larger has 1577 tokens, .* only 1500.*out --tok"):
         resolved("--from_checkpoint", str(folder), "--tokenizer", str(folder.parent / "larger"))
 
 

@@ -31,10 +31,10 @@ STAGES = ("grpo", "ppo")
 REWARD = {"repetition_penalty(ngram=1)": 1.0}
 MEASURED = (
     "reward_std", "reward_repetition_penalty", "answer_tokens", "cut_share", "turns",
-    "spread_share", "dropped_share", "failed_rewards", "rollout_tokens_per_s", "rollout_s",
-    "reward_s", "reference_s", "forward_s", "update_s",
+    "spread_share", "dropped_share", "failed_rewards", "rollout_tokens_per_s",
+    "time_rollout_s", "time_reward_s", "time_reference_s", "time_forward_s", "time_backward_s",
 )  # fmt: skip
-TIMES = ("rollout_tokens_per_s", "rollout_s", "reward_s", "reference_s", "forward_s", "update_s")
+TIMES = tuple(name for name in MEASURED if name.startswith(("time_", "rollout_tokens")))
 BROKEN = """
 def broken(rollout):
     if "3 +" in rollout.prompt:

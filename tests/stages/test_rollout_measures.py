@@ -52,5 +52,5 @@ def test_measures_by_hand(size: int):
     assert (found["answer_tokens"], found["turns"], found["cut_share"]) == (2.0, 1.5, 0.5)
     assert found["spread_share"] == found["dropped_share"] == pytest.approx(1 / 3)
     assert found["failed_rewards"] == size
-    assert (found["rollout_s"], found["reward_s"]) == (2.0, 0.0)
+    assert (found["time_rollout_s"], found["time_reward_s"]) == (2.0, 0.0)
     assert found["rollout_tokens_per_s"] == 12 * size / 2.0

@@ -71,7 +71,7 @@ def answer(
 
 
 def by_place(trajectories: Sequence[Trajectory]) -> dict[tuple[int, int], list[int]]:
-    return {(one.group, one.index): one.ids for one in trajectories}
+    return {(one.prompt.unit, one.index): one.ids for one in trajectories}
 
 
 def test_company_changes_no_token(decoding: str):
@@ -96,7 +96,7 @@ def test_company_changes_no_token(decoding: str):
 
 def test_answers_stand_side_by_side_by_prompt():
     found = answer(build_policy(), PROMPTS[3:1:-1], number=2)
-    assert [(one.group, one.index) for one in found] == [(3, 0), (3, 1), (2, 0), (2, 1)]
+    assert [(one.prompt.unit, one.index) for one in found] == [(3, 0), (3, 1), (2, 0), (2, 1)]
     assert [one.prompt for one in found] == [PROMPTS[3]] * 2 + [PROMPTS[2]] * 2
     assert answer(build_policy(), []) == []
 

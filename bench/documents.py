@@ -217,6 +217,7 @@ class FirstSteps:
         self.num_rows = num_steps * rows_per_step
         self.num_units = loader.num_units
         self.read, self.describe = loader.read, loader.describe
+        self.batches, self.steps = loader.batches, loader.steps
 
     @property
     def fingerprint(self) -> str:

@@ -6,7 +6,7 @@ Hugging Face's names, so that our weights, split, load as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +56,10 @@ class PlainAttention(nn.Module):
             self.q_norm = PlainRMSNorm(size, config.rms_norm_eps)
             self.k_norm = PlainRMSNorm(size, config.rms_norm_eps)
 
-    def forward(self, x_BTD: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, cos_TH: Tensor, sin_TH: Tensor, past: list[Tensor] | None = None
+    ) -> Tensor:
+        """`past`: keys and values of the tokens before, none at first; it takes those of these."""
         config, (batch, length, _) = self.config, x_BTD.shape
         q = self.q_proj(x_BTD).view(batch, length, config.num_attention_heads, config.head_dim)
         k = self.k_proj(x_BTD).view(batch, length, config.num_key_value_heads, config.head_dim)
@@ -65,9 +68,13 @@ class PlainAttention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         cos, sin = cos_TH[:, None, :], sin_TH[:, None, :]
         q, k = q * cos + rotate_half(q) * sin, k * cos + rotate_half(k) * sin
+        if past is not None:
+            if past:
+                k, v = torch.cat((past[0], k), dim=1), torch.cat((past[1], v), dim=1)
+            past[:] = k, v
         times = config.num_attention_heads // config.num_key_value_heads
         q, k, v = (x.transpose(1, 2) for x in (q, repeat_kv(k, times), repeat_kv(v, times)))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -91,8 +98,10 @@ class PlainBlock(nn.Module):
         self.mlp = PlainFeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
-        x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos_TH, sin_TH))
+    def forward(
+        self, x: Tensor, cos_TH: Tensor, sin_TH: Tensor, past: list[Tensor] | None = None
+    ) -> Tensor:
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos_TH, sin_TH, past))
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
@@ -130,12 +139,16 @@ class OriginalModel(nn.Module):
         tied = {"lm_head.weight": weights["model.embed_tokens.weight"]}
         self.load_state_dict(tied | dict(weights))
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
+    def forward(self, ids_BT: Tensor, pasts: Sequence[list[Tensor]] | None = None) -> Tensor:
+        """With `pasts`, a list for each layer: of tokens that follow what is in them, the logits
+        after the last alone."""
         decoder, length = self.model, ids_BT.shape[1]
+        start = pasts[0][0].shape[1] if pasts and pasts[0] else 0
+        rope = [table[start : start + length] for table in (self.cos_TH, self.sin_TH)]
         x = decoder.dropout(decoder.embed_tokens(ids_BT))
-        for block in decoder.layers:
-            x = block(x, self.cos_TH[:length], self.sin_TH[:length])
-        return self.lm_head(decoder.norm(x))
+        for block, past in zip(decoder.layers, pasts or [None] * len(decoder.layers), strict=True):
+            x = block(x, *rope, past)
+        return self.lm_head(decoder.norm(x if pasts is None else x[:, -1:]))
 
 
 def original_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:

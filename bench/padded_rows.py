@@ -30,6 +30,8 @@ class OriginalRow:
     autocasts = False
     """To bf16 where the run trains in it."""
     kernels = "PyTorch"
+    answers: Any = None
+    """See TrainRow."""
 
     def __init__(self, spec: RowSpec) -> None:
         run, documents = spec.run, spec.documents
@@ -41,10 +43,14 @@ class OriginalRow:
             documents, rows=spec.original_batch, accumulation=spec.accumulation, steps=spec.steps
         )
         self._batches = read_ahead(self.steps, itertools.count())
-        self._rates = map(build_schedule(run, spec.steps), itertools.count())
         ours = build_trained(run).models.policy
         weights = split_fused(run.config, dict(ours.named_parameters()))
-        self.module = self.build_module(run.config, weights, documents.max_tokens, self._device)
+        module = self.build_module(run.config, weights, documents.max_tokens, self._device)
+        self._start(spec, module)
+
+    def _start(self, spec: RowSpec, module: nn.Module) -> None:
+        run, self.module = spec.run, module
+        self._rates = map(build_schedule(run, spec.steps), itertools.count())
         self._optimizer = torch.optim.AdamW(
             self.module.parameters(),
             betas=run.recipe.betas,
@@ -76,12 +82,15 @@ class OriginalRow:
                 loss = self.loss(ids_BT.to(self._device), labels_BT.to(self._device))
             (loss / len(batches)).backward()
             total += loss.detach() / len(batches)
+        self._update()
+        return total
+
+    def _update(self) -> None:
         nn.utils.clip_grad_norm_(self.module.parameters(), self._clipping or float("inf"))
         for group in self._optimizer.param_groups:
             group["lr"] = next(self._rates)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return total
 
 
 class CompiledRow(OriginalRow):
@@ -152,6 +161,11 @@ PADDED_ROWS: dict[str, type[OriginalRow]] = {
     "compiled": CompiledRow,
     "transformers": TransformersRow,
 }
+
+
+def is_padded(spec: RowSpec) -> bool:
+    """Whether the row pads the documents that others pack."""
+    return spec.documents is not None and spec.name in PADDED_ROWS
 
 
 def compare_first_losses(spec: RowSpec) -> tuple[float, float]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from minimind.config.recipe import Recipe
+from minimind.engine.parameter_groups import parameter_groups
 from minimind.engine.stage import Stage
 from minimind.runtime.ranks import Ranks
 from minimind.types import Batch, HeadFn, LossSum, ModelOutput
@@ -65,6 +66,12 @@ class Masters:
             self.parameters = [nn.Parameter(weight.detach().clone()) for weight in self._weights]
             module.to(dtype)
 
+    def groups(self, module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+        """Gives the parameters as the engine groups the weights."""
+        masters = dict(zip(self._weights, self.parameters, strict=True))
+        groups = parameter_groups(module, recipe)
+        return [{**group, "params": [masters[p] for p in group["params"]]} for group in groups]
+
     def gather_gradients(self) -> None:
         """After a backward: adds the weights' gradients up in fp32."""
         if self.parameters is self._weights:
@@ -103,10 +110,9 @@ class PlainTraining:
         self._num_steps = 0
         self.masters = Masters(module, dtype)
         self._optimizer = torch.optim.AdamW(
-            self.masters.parameters,
+            self.masters.groups(module, recipe),
             betas=recipe.betas,
             eps=recipe.adam_eps,
-            weight_decay=recipe.weight_decay,
             fused=True,
         )
 
@@ -131,7 +137,7 @@ class PlainTraining:
             self.masters.gather_gradients()
         nn.utils.clip_grad_norm_(self.masters.parameters, self._clipping)
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["lr_factor"]
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.masters.write_back()

@@ -130,6 +130,13 @@ def _flops_over(name: str) -> Callable[[Rows], float]:
 _ENGINE_TAX = Goal(
     name="step time over the plain loop's", needs=("plain_loop",), measure=_engine_tax, at_most=1.05
 )
+_ROLLOUTS = Goal(
+    name="rollout tokens/s beside the batch engine's",
+    needs=(),
+    measure=lambda rows: rows["engine"]["rollout_over_engine"],
+    at_least=0.85,
+    reads="rollout_over_engine",
+)
 _GOALS: dict[str, tuple[Goal, ...]] = {
     "sft": (
         Goal(
@@ -166,4 +173,14 @@ _GOALS: dict[str, tuple[Goal, ...]] = {
             measure=_seconds_over("sft", "frozen"), at_most=1.1,
         ),
     ),
+    "grpo": (
+        Goal(
+            name="samples/s beside the original's", needs=("original",), at_least=5,
+            measure=lambda rows: harness.paired_ratio(
+                rows["original"]["step_seconds"], rows["engine"]["step_seconds"]
+            ),
+        ),
+        _ROLLOUTS,
+    ),
+    "ppo": (_ROLLOUTS,),
 }  # fmt: skip

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from bench import harness
-from bench.padded_rows import PADDED_ROWS
+from bench.padded_rows import is_padded
 from bench.train_runs import RowSpec
 from bench.train_workers import StepTime
 
@@ -56,9 +56,9 @@ def _build_row(
     steps: Sequence[StepTime],
     measured: Mapping[str, Any],
 ) -> dict[str, Any]:
-    run, is_padded = spec.run, spec.name in PADDED_ROWS
+    run, pads = spec.run, is_padded(spec)
     seq_len = run.seq_len
-    if is_padded:
+    if pads:
         assert spec.documents is not None
         seq_len = spec.documents.max_tokens
     rate = harness.summarize(_rates(steps))
@@ -70,7 +70,7 @@ def _build_row(
         "resolved_ds_config": run.ds_config if spec.ds_config_name else None,
         "world_size": 1,
         "seq_len": seq_len,
-        "micro_batch": spec.original_batch if is_padded else run.micro_batch_size,
+        "micro_batch": spec.original_batch if pads else run.micro_batch_size,
         "accumulation": spec.accumulation,
         **built,
         "useful_tokens_per_s": rate["median"],
@@ -78,12 +78,28 @@ def _build_row(
         "useful_tokens_per_s_p90": rate["p90"],
         "useful_tokens_per_step": _tokens_per_step(steps),
         "targets_per_step": statistics.mean(step.num_targets for step in steps),
+        **_of_answers(spec, steps),
         "padding_share": 1 - sum(s.num_tokens for s in steps) / sum(s.num_places for s in steps),
         "step_s": harness.summarize([step.seconds for step in steps]),
         **_flops(spec, seq_len, steps, rate["median"]),
         **measured,
         "step_seconds": [step.seconds for step in steps],
         "losses": [step.loss for step in steps],
+    }
+
+
+def _of_answers(spec: RowSpec, steps: Sequence[StepTime]) -> dict[str, Any]:
+    """Answers/s of whole steps, and what the stage measured of them, by name."""
+    if not (answers := getattr(spec.run.recipe, "num_generations", 0)):
+        return {}
+    answers *= spec.run.train_batch_size
+    return {
+        "samples_per_step": answers,
+        "samples_per_s": statistics.median(answers / step.seconds for step in steps),
+        "measured": {
+            name: statistics.median(step.measured[name] for step in steps)
+            for name in steps[0].measured
+        },
     }
 
 
@@ -104,7 +120,7 @@ def _flops(
 ) -> dict[str, float | None]:
     """FLOP/s of the useful tokens, 6N + 12·L·D·T each where all is trained, less where weights are
     frozen, and their share of the device's peak: so, and with attention counted by what each token
-    of a document sees. A second model beside the trained one is not counted."""
+    of a document sees. A second model beside the trained one is not counted, nor is generation."""
     run, config, peak = spec.run, spec.run.config, spec.run.device.peak_flops
     of_frozen = run.flops_per_token - config.flops_per_token(run.seq_len)
     attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
@@ -124,6 +140,7 @@ def _flops(
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table a reader looks at first."""
     bases = [name for name in dict.fromkeys(row["name"] for row in rows) if name != "engine"]
+    answers = any("samples_per_s" in row for row in rows)
     columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "row": _title,
         "precision": lambda row: row["precision"],
@@ -132,6 +149,7 @@ def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['useful_tokens_per_s_p10']:,.0f}–{row['useful_tokens_per_s_p90']:,.0f}"
         ),
         **{f"× {name.replace('_', ' ')}": partial(_ratio, name=name) for name in bases},
+        **({"samples/s": lambda row: f"{row['samples_per_s']:.2f}"} if answers else {}),
         "padding": lambda row: f"{row['padding_share']:.1%}",
         "step s": lambda row: f"{row['step_s']['median']:.3f}",
         "peak MB": lambda row: _megabytes(row["peak_bytes"]),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bench.documents import Steps
 from bench.padded_rows import PADDED_ROWS
 from bench.plain_loop import PlainTraining
+from bench.rollout_rows import Answered, OriginalAnswers, watch_answers
 from bench.train_runs import RowSpec
 from minimind.config.deepspeed_json import precision
 from minimind.engine.checkpoint import find_model_folder
@@ -30,6 +31,7 @@ _ROWS = {
     "lora": (*_EVERY_STAGE, "sft"),
     "dpo": (*_EVERY_STAGE, "two_models", "frozen"),
     "distill": (*_EVERY_STAGE, "sft", "frozen"),
+    "grpo": ("original", *_EVERY_STAGE),
 }
 """Of the stages that are judged by more. A row named after another stage is that stage in the
 engine."""
@@ -50,6 +52,9 @@ class TrainRow(Protocol):
     precision: str
     module: nn.Module
 
+    answers: Answered | None
+    """What the last step made of what it read, where it answers prompts."""
+
     @property
     def steps(self) -> Steps:
         """What `step` reads, by its number."""
@@ -68,6 +73,8 @@ def build_row(spec: RowSpec) -> TrainRow:
         "two_models": TwoModelRow,
         "frozen": FrozenRow,
     }
+    if spec.name == "original" and spec.documents is None:
+        return OriginalAnswers(spec)
     return kinds.get(spec.name, EngineRow)(spec)
 
 
@@ -78,6 +85,7 @@ class EngineRow:
         self.run, self.steps = spec.open_run()
         self.precision = precision(spec.run.ds_config)
         self.module = self.run.build(self.steps).loop.engine.module
+        self.answers = watch_answers(self.run.loop.stage)
 
     def step(self) -> float:
         return self.run.step().loss
@@ -120,6 +128,7 @@ class PlainLoopRow:
         device = resolved.device.torch_device
         trained = build_trained(resolved, run.tokenizer, self.steps)
         self.module = trained.models.policy
+        self.answers = watch_answers(trained.stage)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self._training = PlainTraining(trained.stage, self.module, resolved.recipe, dtype, device)
         self._rates = map(build_schedule(resolved, spec.steps), range(spec.steps))
@@ -132,6 +141,8 @@ class PlainLoopRow:
 class FrozenRow:
     """Not a training step but its batches through the model that stands still: the forward of
     distillation's teacher, or of DPO's reference, up to the log-probability of each target."""
+
+    answers: Answered | None = None
 
     def __init__(self, spec: RowSpec) -> None:
         run = spec.run

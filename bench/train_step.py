@@ -5,7 +5,9 @@ between console, metrics.csv and checkpoints. `plain_loop` is the same stage in 
 `original` is the model of pretraining as plain PyTorch modules in fp32 over padded batches, and on
 request `compiled` and `transformers` train over those batches too. Beside the other stages stands
 what they are judged by: another stage in the engine (`pretrain`, `sft`), DPO with its reference in
-every step (`two_models`), a teacher's or reference's forward (`frozen`). All start from the same
+every step (`two_models`), a teacher's or reference's forward (`frozen`). `original` of GRPO answers
+one prompt at a time with plain modules (bench/rollout_rows.py); fresh weights seldom end an answer,
+so that in all rows nearly every one has max_new_tokens. All start from the same
 weights, follow the run's learning rate and find their batches read ahead by a background thread. A
 round is one step of every row, in random order.
 
@@ -26,7 +28,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bench import harness
-from bench.padded_rows import PADDED_ROWS
+from bench.padded_rows import is_padded
 from bench.stage_goals import format_goals, measure_goals
 from bench.train_report import NOT_MEASURED, build_rows, format_rows
 from bench.train_rows import all_rows, usual_rows
@@ -142,8 +144,8 @@ def _measure_model(
     with _started(specs) as workers:
         checks = [
             {"model": model, **_check_first_losses(worker)}
-            for worker in workers
-            if worker.name in PADDED_ROWS
+            for worker, spec in zip(workers, specs, strict=True)
+            if is_padded(spec)
         ]
         built = _ask_all(workers, "build")
         times = _take_turns(workers, options)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from minimind_kernels import backend
 
 from bench.counts import count_step
 from bench.padded_rows import compare_first_losses
+from bench.rollout_rows import compare_rollouts
 from bench.step_parts import StepParts
 from bench.step_profile import profile_step
-from bench.train_rows import build_row
+from bench.train_rows import EngineRow, build_row
 from bench.train_runs import RowSpec
 from bench.workers import peak_resident, reset_peak_resident
 from minimind.runtime.memory import PeakMemory, freeze_objects, live_tensor_bytes
@@ -30,6 +32,8 @@ class StepTime:
     num_tokens: int
     num_places: int
     attended: int
+    measured: Mapping[str, float] = field(default_factory=dict)
+    """What the stage says of it."""
 
 
 class TrainedRow:
@@ -69,7 +73,9 @@ class TrainedRow:
         loss = self._row.step()
         self._wait()
         seconds = time.perf_counter() - start
-        value = float(loss)
+        value, measured = float(loss), {}
+        if self._row.answers is not None:
+            data, measured = self._row.answers.take()
         if not math.isfinite(value):
             raise RuntimeError(f"the loss of step {index} is {value}")
         return StepTime(
@@ -79,6 +85,7 @@ class TrainedRow:
             num_tokens=data.num_tokens,
             num_places=data.num_places,
             attended=data.attended,
+            measured=measured,
         )
 
     def measure(self) -> dict[str, Any]:
@@ -93,6 +100,8 @@ class TrainedRow:
         with StepParts(self._row.module, self._device) as parts:
             self._row.step()
         counts = count_step(self._row.step, self._device)
+        if isinstance(self._row, EngineRow) and self._row.answers is not None:
+            counts |= compare_rollouts(self._row.run, self._row.steps)
         return {
             "live_bytes_between_steps": between_steps,
             "peak_bytes": self._memory.peak_bytes,

@@ -12,14 +12,19 @@ import torch
 from stage_options import SPREAD
 
 from bench import train_step
+from bench.original import OriginalModel
+from bench.rollout_rows import OriginalAnswers, compare_rollouts, log_probs
 from bench.stage_goals import measure_goals
-from bench.train_rows import TrainRow, build_row, usual_rows
+from bench.train_rows import EngineRow, TrainRow, build_row, usual_rows
 from bench.train_runs import build_specs
 from minimind.engine.stage import Policy
 from minimind.runtime.devices import find_device
 from minimind.stages import STAGES as ALL_STAGES
+from minimind.stages.policy_loss import rollout_log_probs
+from minimind.stages.rollout_batch import build_rollout_batch
 from minimind.stages.rollout_stage import RolloutStage
 from minimind.stages.sft import SFT
+from minimind.stages.trajectory import Trajectory
 from minimind.types import Batch, LossSum
 
 SIZES = ["--accumulation", "2", "--micro_batch", "2", "--seq_len", "128", "--precision", "fp32"]
@@ -97,6 +102,74 @@ def test_the_frozen_model_gives_the_first_loss(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in frozen.module.parameters())
 
 
+def test_a_step_of_answers_is_counted_by_what_was_learned_from(tmp_path: Path) -> None:
+    """Prompts, which a loader reads, say nothing of it; PPO learns from every answer twice."""
+    rows = build_rows("ppo", ["engine"], tmp_path)
+    engine = rows["engine"]
+    engine.step()
+    assert engine.answers is not None
+    data, measured = engine.answers.take()
+    read: Any = engine.steps.step(0).batches
+    prompts = [prompt for batch in read for prompt in batch.prompts]
+    made = round(measured["answer_tokens"] * len(prompts))
+    assert data.num_targets == 2 * made
+    assert data.num_tokens == 2 * (made + sum(len(prompt.ids) - 1 for prompt in prompts))
+    assert measured["rollout_s"] > 0
+    assert measured["update_s"] > measured["forward_s"] > 0
+
+
+def test_the_original_answers_as_our_model_would(tmp_path: Path) -> None:
+    """Its cache changes nothing, and its log-probabilities are ours."""
+    rows = build_rows("grpo", ["original", "engine"], tmp_path)
+    original, engine = rows["original"], rows["engine"]
+    assert isinstance(original, OriginalAnswers)
+    read: Any = original.steps.step(0).batches
+    prompt = read[0].prompts[0]
+    ids_GT = original.generate(prompt.ids)
+    assert ids_GT.shape == (6, len(prompt.ids) + 64)
+    model = original.module
+    assert isinstance(model, OriginalModel)
+    pasts: list[list[torch.Tensor]] = [[] for _ in model.model.layers]
+    model(ids_GT[:, :20], pasts)
+    assert model(ids_GT[:, 20:21], pasts).allclose(model(ids_GT[:, :21])[:, -1:], atol=1e-5)
+    answers = [
+        Trajectory(
+            prompt=prompt,
+            messages=[],
+            index=index,
+            ids=ids[len(prompt.ids) :],
+            log_probs=[0.0] * 64,
+        )
+        for index, ids in enumerate(ids_GT.tolist())
+    ]
+    batch = build_rollout_batch(answers, counts_tokens=False)
+    ours = rollout_log_probs(engine.module, batch, 1.0)
+    theirs = log_probs(model, ids_GT)[:, len(prompt.ids) - 1 :]
+    assert ours.allclose(theirs.flatten(), atol=1e-4)
+
+
+def test_the_original_learns_from_groups(tmp_path: Path) -> None:
+    original = build_rows("grpo", ["original"], tmp_path)["original"]
+    assert isinstance(original, OriginalAnswers)
+    before = [weight.detach().clone() for weight in original.module.parameters()]
+    assert original.step().isfinite()
+    moved = zip(before, original.module.parameters(), strict=True)
+    assert not all(old.equal(new) for old, new in moved)
+    data, measured = original.take()
+    assert 0 < data.num_targets <= 4 * 6 * 64
+    assert data.num_targets < data.num_tokens < data.num_places
+    assert measured["rollout_s"] > 0
+
+
+def test_a_rollout_is_timed_beside_the_engine_it_runs_in(tmp_path: Path) -> None:
+    engine = build_rows("grpo", ["engine"], tmp_path)["engine"]
+    assert isinstance(engine, EngineRow)
+    engine.step()
+    found = compare_rollouts(engine.run, engine.steps)
+    assert found["rollout_over_engine"]["median"] > 0.3
+    assert engine.step() != 0.0, "it trains on"
+
+
 def row(name: str, seconds: Sequence[float], **more: Any) -> dict[str, Any]:
     return {"name": name, "model": "tiny", "step_seconds": seconds, **more}
 
@@ -127,6 +200,17 @@ def test_goals_of_adapters() -> None:
     assert speed["bound"] == pytest.approx(100 / 70)
     assert (states["value"], states["is_met"]) == (pytest.approx(500 / 1000), True)
     assert not measure_goals("lora", rows, on_gpu=True)[0]["is_met"], "1.2 there"
+
+
+def test_goals_of_answers() -> None:
+    rows = [
+        row("engine", [1.0, 1.1], rollout_over_engine={"median": 0.9, "standard_error": 0.01}),
+        row("original", [6.0, 6.6]),
+    ]  # fmt: skip
+    beside_original, rollouts = measure_goals("grpo", rows, on_gpu=False)
+    assert (beside_original["value"], beside_original["is_met"]) == (pytest.approx(6), True)
+    assert (rollouts["value"], rollouts["is_met"]) == (0.9, True)
+    assert measure_goals("ppo", rows, on_gpu=False) == [{**rollouts, "stage": "ppo"}]
 
 
 def test_the_caching_pass_counts_as_one_forward() -> None:

@@ -35,7 +35,8 @@ from minimind.stages.trajectory import Trajectory
 from minimind.types import Row
 
 _PAIRS = 4
-_TIMES = ("rollout_s", "reward_s", "reference_s", "forward_s", "update_s")
+_PARTS = ("rollout", "reward", "reference", "forward", "backward")
+_TIMES = tuple(f"time_{part}_s" for part in _PARTS)
 
 
 class Answered(Protocol):
@@ -102,29 +103,28 @@ class OriginalAnswers(OriginalRow):
         total = torch.zeros((), device=self._device)
         for prompt in prompts:
             loss = self._learn(prompt) / len(prompts)
-            self._timed("update_s", loss.backward)
+            self._timed("time_backward_s", loss.backward)
             total += loss.detach()
-        self._timed("update_s", self._update)
+        self._timed("time_backward_s", self._update)
         return total
 
     def _learn(self, prompt: Prompt) -> Tensor:
         """Gives the mean loss of a group."""
         recipe, behind = self._recipe, len(prompt.ids)
-        ids_GT = self._timed("rollout_s", lambda: self.generate(prompt.ids))
+        ids_GT = self._timed("time_rollout_s", lambda: self.generate(prompt.ids))
         answers_GR = ids_GT[:, behind:]
         # The token that ends an answer belongs to it.
         is_stop_GR = answers_GR == self._tokenizer.eos_id
         is_made_GR = is_stop_GR.cumsum(1) - is_stop_GR.long() == 0
         lengths = is_made_GR.sum(1).tolist()
-        rewards_G = self._timed("reward_s", lambda: self._judge(prompt, answers_GR, lengths))
+        rewards_G = self._timed("time_reward_s", lambda: self._judge(prompt, answers_GR, lengths))
         advantages_G = (rewards_G - rewards_G.mean()) / (rewards_G.std(unbiased=False) + 1e-4)
         began = time.perf_counter()
         log_prob_GR = log_probs(self.module, ids_GT)[:, behind - 1 :]
-        self._times["forward_s"] += time.perf_counter() - began
-        self._times["update_s"] += time.perf_counter() - began
+        self._times["time_forward_s"] += time.perf_counter() - began
         with torch.no_grad():
             reference_GR = self._timed(
-                "reference_s", lambda: log_probs(self._reference, ids_GT)[:, behind - 1 :]
+                "time_reference_s", lambda: log_probs(self._reference, ids_GT)[:, behind - 1 :]
             )
         ratio_GR = (log_prob_GR - log_prob_GR.detach()).exp()
         loss_GR = recipe.beta * k3(log_prob_GR, reference_GR) - ratio_GR * advantages_G[:, None]

@@ -63,13 +63,14 @@ class Pending:
         updates: Sequence[UpdateNumbers],
     ) -> Pending:
         """Sends the numbers off to the host."""
-        rows = [torch.cat([one.counts, one.sums, one.grad_norm, one.routed]) for one in updates]
-        numbers = rows[0]
-        if len(rows) > 1:
-            numbers = torch.stack(rows).mean(0)
-            numbers[1] *= len(rows)
+        first = updates[0]
+        parts = [first.counts, first.sums, first.grad_norm, first.routed]
+        if len(updates) > 1:
+            rows = [torch.cat([u.counts, u.sums, u.grad_norm, u.routed]) for u in updates]
+            parts = [torch.stack(rows).mean(0)]
+            parts[0][1] *= len(rows)
         losses = [loss for one in updates for loss in one.losses]
-        numbers = torch.cat([numbers, torch.stack(losses).double()])
+        numbers = torch.cat([*parts, torch.stack(losses).double()])
         arrived = None
         if numbers.device.type == "cuda":
             numbers = numbers.to("cpu", non_blocking=True)

@@ -50,11 +50,13 @@ def build_rows(stage: str, names: Sequence[str], folder: Path) -> dict[str, Trai
 def test_all_forms_of_a_stage_take_the_same_steps(stage: str, tmp_path: Path) -> None:
     names = [n for n in usual_rows(stage) if n in ("plain_loop", "engine", "two_models")]
     rows = build_rows(stage, names, tmp_path)
+    before = [weight.clone() for weight in rows["engine"].module.parameters()]
     losses = {name: [float(row.step()) for _ in range(3)] for name, row in rows.items()}
     for name in names:
         # Advantages make sums of both signs.
         assert losses[name] == pytest.approx(losses["engine"], rel=1e-5, abs=1e-6)
-    assert losses["engine"][0] != losses["engine"][-1]
+    after = rows["engine"].module.parameters()
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 class Weighted(SFT):
@@ -114,8 +116,9 @@ def test_a_step_of_answers_is_counted_by_what_was_learned_from(tmp_path: Path) -
     made = round(measured["answer_tokens"] * len(prompts))
     assert data.num_targets == 2 * made
     assert data.num_tokens == 2 * (made + sum(len(prompt.ids) - 1 for prompt in prompts))
-    assert measured["rollout_s"] > 0
-    assert measured["update_s"] > measured["forward_s"] > 0
+    assert measured["time_rollout_s"] > 0
+    assert measured["time_backward_s"] > 0
+    assert measured["time_forward_s"] > 0
 
 
 def test_the_original_answers_as_our_model_would(tmp_path: Path) -> None:
@@ -158,7 +161,7 @@ def test_the_original_learns_from_groups(tmp_path: Path) -> None:
     data, measured = original.take()
     assert 0 < data.num_targets <= 4 * 6 * 64
     assert data.num_targets < data.num_tokens < data.num_places
-    assert measured["rollout_s"] > 0
+    assert measured["time_rollout_s"] > 0
 
 
 def test_a_rollout_is_timed_beside_the_engine_it_runs_in(tmp_path: Path) -> None:

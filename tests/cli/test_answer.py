@@ -29,7 +29,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, tokenizer = tmp_path_factory.mktemp("teacher"), load_sample_tokenizer()
     model = random_model(small_config(vocab_size=tokenizer.vocab_size))
     with torch.no_grad():
-        model.embed_tokens.weight[tokenizer.eos_id] *= 3
+        model.embed_tokens.weight[tokenizer.eos_id] *= 4
     save_hf_folder(folder, model.config, dict(model.named_parameters()), torch.float32)
     tokenizer.save(folder)
     return folder

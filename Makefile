@@ -30,12 +30,12 @@ $(READY): pyproject.toml constraints.txt
 train: $(READY)
 	rm -rf $(RUN)
 	$(BIN)/python launch/train.py --ds_config zero2.json --output_dir $(RUN) \
-	  --epochs 1.7 --eval_every 250 --sample_every 500 --set log_every=50
+	  --epochs 2 --eval_every 250 --sample_every 500 --set log_every=50
 
 demo: train
 	rm -rf $(DEMO)
 	$(BIN)/python launch/train.py --ds_config zero2.json --stage sft \
-	  --from_checkpoint $(RUN) --output_dir $(DEMO)/sft --epochs 1.7 --eval_every 300 --set log_every=100
+	  --from_checkpoint $(RUN) --output_dir $(DEMO)/sft --eval_every 300 --set log_every=100
 	$(BIN)/python launch/train.py --ds_config zero2.json --stage lora --max_steps 150 \
 	  --from_checkpoint $(DEMO)/sft --output_dir $(DEMO)/lora --set log_every=50
 	$(BIN)/python launch/train.py --ds_config zero2.json --stage dpo \

@@ -44,7 +44,7 @@ def test_all_forms_of_a_stage_take_the_same_steps(stage: str, tmp_path: Path) ->
     losses = {name: [float(row.step()) for _ in range(3)] for name, row in rows.items()}
     for name in names:
         assert losses[name] == pytest.approx(losses["engine"], rel=1e-5)
-    assert losses["engine"][0] != losses["engine"][-1]
+    assert len(set(losses["engine"])) > 1
 
 
 class Weighted(SFT):

@@ -53,11 +53,11 @@ def tokens_of(batches: Sequence[RolloutBatch]) -> list[int]:
     return sorted(token for batch in batches for token in batch.targets_R.tolist())
 
 
-def updates(stage: RolloutStage, num_micro: int, ranks: Ranks = Ranks(0, 0, 1)) -> list[list[int]]:
-    engine = cast(Any, PolicyEngine(ranks, module=nn.Linear(1, 1)))
-    return [
-        tokens_of(batches) for batches in stage.prepare(engine, [cast(Any, None)] * num_micro, 0)
-    ]
+def updates(stage: RolloutStage, num_micro: int, rank: int = 0, world: int = 1) -> list[list[int]]:
+    """Gives the tokens that each update of a step learns from, on one rank."""
+    engine = cast(Any, PolicyEngine(Ranks(rank, rank, world), module=nn.Linear(1, 1)))
+    prepared = stage.prepare(engine, [cast(Any, None)] * num_micro, 0)
+    return [tokens_of(batches) for batches in prepared]
 
 
 @pytest.mark.parametrize("num_minibatches", [1, 2, 3, 5])

@@ -40,7 +40,7 @@ def read_tokens(
     else:
         ids_B = chosen_B
     temperatures = [one.temperature if one.tempered_logprobs else 0.0 for one in asked]
-    if any(temperatures):
+    if any(value not in (0.0, 1.0) for value in temperatures):
         divisors = send([value or 1.0 for value in temperatures], logits_BV.device)
         logits_BV = logits_BV / divisors[:, None]
     logprobs_BV = logits_BV.log_softmax(-1)

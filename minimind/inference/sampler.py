@@ -50,17 +50,22 @@ class Sampler:
         penalized = [i for i, one in enumerate(opened) if one.params.penalizes]
         if penalized:
             logits_BV = self._penalize(logits_BV, penalized, slots, opened)
-        best_B, ids_B = logits_BV.max(-1)
         sampled = [i for i, one in enumerate(opened) if one.params.temperature > 0]
-        if sampled:
-            rows = send(sampled, self._device)
-            probs_BV = filtered_probs(logits_BV[rows], [opened[i].params for i in sampled])
-            numbers = [opened[i].random.random() for i in sampled]
-            uniform_B = send(numbers, self._device, torch.float64)
-            ids_B[rows] = draw(probs_BV, uniform_B)
+        if len(sampled) == len(opened):
+            best_B, ids_B = logits_BV.amax(-1), self._draw(logits_BV, opened)
+        else:
+            best_B, ids_B = logits_BV.max(-1)
+            if sampled:
+                rows = send(sampled, self._device)
+                ids_B[rows] = self._draw(logits_BV[rows], [opened[i] for i in sampled])
         if penalized:
             self._count(ids_B, penalized, slots)
         return ids_B.masked_fill(~best_B.isfinite(), NO_TOKEN)
+
+    def _draw(self, logits_BV: Tensor, opened: Sequence[_Opened]) -> Tensor:
+        probs_BV = filtered_probs(logits_BV, [one.params for one in opened])
+        numbers = [one.random.random() for one in opened]
+        return draw(probs_BV, send(numbers, self._device, torch.float64))
 
     def _penalize(
         self,

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minimind.errors import ConfigError
 from minimind.runtime.devices import send
 
 _TINY = torch.finfo(torch.float32).tiny
 """In place of a temperature that fp32 rounds to 0."""
+_BLOCK = 64
+"""Tokens whose probabilities are summed before it is known whether one of them is drawn."""
+_BELOW_1 = 1 - torch.finfo(torch.float64).eps
 _LIKELY = 256
 """How many of the likeliest tokens almost always hold top_p: sorting them alone is quicker."""
 
@@ -82,9 +85,10 @@ def filtered_probs(logits_BV: Tensor, params: Sequence[SamplingParams]) -> Tenso
     token remains. fp32 logits [B, V], one of `params` (temperature above 0) for each row. Tokens
     exactly as likely as the least likely one kept stay with it."""
     device, vocab = logits_BV.device, logits_BV.shape[1]
-    temperature = send([max(p.temperature, _TINY) for p in params], device)
-    # Relative to the maximum, so that no temperature overflows.
-    logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature[:, None]
+    if any(p.temperature != 1.0 for p in params):
+        temperature = send([max(p.temperature, _TINY) for p in params], device)
+        # Relative to the maximum, so that no temperature overflows.
+        logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature[:, None]
     top_k = [p.top_k if 0 < p.top_k < vocab else 0 for p in params]
     if any(top_k):
         largest_BK = logits_BV.topk(max(top_k)).values
@@ -99,7 +103,7 @@ def filtered_probs(logits_BV: Tensor, params: Sequence[SamplingParams]) -> Tenso
         min_p = send([p.min_p for p in params], device)[:, None]
         least = min_p * probs_BV.amax(-1, keepdim=True)
         probs_BV = probs_BV.masked_fill(probs_BV < least, 0.0)
-    return probs_BV / probs_BV.sum(-1, keepdim=True)
+    return probs_BV.div_(probs_BV.sum(-1, keepdim=True))
 
 
 def _keep_top_p(probs_BV: Tensor, top_p_B: Tensor) -> Tensor:
@@ -121,7 +125,22 @@ def _keep_top_p(probs_BV: Tensor, top_p_B: Tensor) -> Tensor:
 def draw(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """The token of each row [B, int64] at which the summed probabilities pass `uniform_B` (fp64,
     from 0 to below 1) of their total."""
-    summed_BV = probs_BV.double().cumsum(-1)
-    target_B1 = uniform_B[:, None] * summed_BV[:, -1:]
-    found_B1 = torch.searchsorted(summed_BV, target_B1, right=True)
-    return found_B1.squeeze(1).clamp_max(probs_BV.shape[1] - 1)
+    if short := -probs_BV.shape[1] % _BLOCK:
+        probs_BV = nn.functional.pad(probs_BV, (0, short))
+    blocks_BNK = probs_BV.unflatten(1, (-1, _BLOCK))
+    # Sums in order over the whole vocabulary are slow in fp64: first which block, then which of it.
+    sums_BN = blocks_BNK.sum(-1, dtype=torch.float64)
+    block_B1, rest_B1 = _find(sums_BN, uniform_B[:, None] * sums_BN.sum(-1, keepdim=True))
+    block_BK = blocks_BNK[torch.arange(len(block_B1), device=block_B1.device), block_B1[:, 0]]
+    place_B1, _ = _find(block_BK.double(), rest_B1)
+    return (block_B1 * _BLOCK + place_B1).squeeze(1)
+
+
+def _find(parts_BN: Tensor, target_B1: Tensor) -> tuple[Tensor, Tensor]:
+    """Gives where the summed parts pass the target, or would but for rounding: always at a part
+    above 0, where there is one. Besides, how far into that part it is."""
+    summed_BN = parts_BN.cumsum(-1)
+    target_B1 = torch.minimum(target_B1, summed_BN[:, -1:] * _BELOW_1)
+    at_B1 = torch.searchsorted(summed_BN, target_B1, right=True).clamp_max(parts_BN.shape[1] - 1)
+    before_B1 = summed_BN.gather(1, at_B1) - parts_BN.gather(1, at_B1)
+    return at_B1, (target_B1 - before_B1).clamp_min(0)

@@ -32,14 +32,12 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """A piece of one sequence. The last token's logits are wanted where it completes `ids`."""
+    """A piece of one sequence."""
 
     generation: Generation
     piece: Piece
-
-    @property
-    def completes(self) -> bool:
-        return self.piece.end == len(self.generation.ids)
+    completes: bool
+    """`generation.ids` ends with it: its last token's logits are wanted."""
 
 
 class Scheduler:
@@ -98,9 +96,10 @@ class Scheduler:
             if generation.request.adapter != self.adapter:
                 continue
             start = len(slot.ids)
-            count = len(generation.ids) - start
+            missing = count = len(generation.ids) - start
             if count > 1:
                 count = min(count, left)
                 left -= count
             if count:
-                yield Scheduled(generation, Piece(slot=slot.index, start=start, count=count))
+                piece = Piece(slot=slot.index, start=start, count=count)
+                yield Scheduled(generation, piece, completes=count == missing)

@@ -55,7 +55,9 @@ class SlotTable:
             key=lambda slot: (shared[slot.index], not slot.in_use, -slot.last_used),
         )
         length = shared[best.index]
-        soon = max(same[s.index] * common_prefix(s.coming, wanted) for s in self._slots)
+        # What has come already is among `shared`.
+        coming = (slot for slot in self._slots if len(slot.ids) < len(slot.coming))
+        soon = max((same[s.index] * common_prefix(s.coming, wanted) for s in coming), default=0)
         if soon - length >= WORTH_WAITING:
             return None
         chosen, oldest = best, min(free, key=lambda slot: slot.last_used)

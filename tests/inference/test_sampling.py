@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minimind.errors import ConfigError
 from minimind.inference.sampler import NO_TOKEN, Sampler
-from minimind.inference.sampling import SamplingParams, filtered_probs
+from minimind.inference.sampling import SamplingParams, draw, filtered_probs
 
 CPU = torch.device("cpu")
 V = 60
@@ -309,3 +309,20 @@ def test_a_row_that_is_not_finite_leaves_the_others_alone() -> None:
     expected_V = filtered_probs(logits_BV, params)[1]
     logits_BV[0, 3] = float("nan")
     assert torch.equal(filtered_probs(logits_BV, params)[1], expected_V)
+
+
+@pytest.mark.parametrize("vocab", [1, 63, 64, 65, 1000])
+def test_a_drawn_token_is_where_the_summed_probabilities_pass_the_number(vocab: int) -> None:
+    logits_BV = torch.randn(500, vocab, generator=torch.Generator().manual_seed(vocab)) * 3
+    # Most tokens are impossible, whole stretches of them too.
+    logits_BV[:, torch.arange(vocab) % 200 > 7] = float("-inf")
+    probs_BV = logits_BV.softmax(-1)
+    numbers = torch.rand(500, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    numbers[:3] = torch.tensor([0.0, 1 - 2**-53, 1 - 2**-52])
+    drawn_B = draw(probs_BV, numbers)
+    assert (probs_BV.gather(1, drawn_B[:, None]) > 0).all()
+    summed_BV = probs_BV.double().cumsum(-1)
+    upper_B = summed_BV.gather(1, drawn_B[:, None])[:, 0] / summed_BV[:, -1]
+    lower_B = upper_B - probs_BV.double().gather(1, drawn_B[:, None])[:, 0] / summed_BV[:, -1]
+    assert (lower_B - 1e-12 <= numbers).all()
+    assert (numbers <= upper_B + 1e-12).all()

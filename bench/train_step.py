@@ -141,11 +141,12 @@ def _measure_model(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(a row for each spec, what was compared before). What breaks after the timed steps goes to
     `broken`, so that the times are not lost."""
+    padded = [spec.name for spec in specs if is_padded(spec)]
     with _started(specs) as workers:
         checks = [
             {"model": model, **_check_first_losses(worker)}
-            for worker, spec in zip(workers, specs, strict=True)
-            if is_padded(spec)
+            for worker in workers
+            if worker.name in padded
         ]
         built = _ask_all(workers, "build")
         times = _take_turns(workers, options)

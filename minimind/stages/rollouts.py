@@ -29,7 +29,8 @@ class RolloutEngine:
     """Has the policy answer prompts, each several times, over several turns where it calls tools.
 
     An answer's tokens follow from the policy, the prompt, and the seed that belongs to (run, step,
-    prompt, answer, turn): not from who shares its batch, nor from the number of ranks.
+    prompt, answer, turn): not from who shares its batch, nor from the number of ranks. In 16 bits
+    that holds but for rounding: a prompt that is found computed goes another way than a fresh one.
     """
 
     def __init__(

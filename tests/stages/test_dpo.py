@@ -295,7 +295,7 @@ def test_the_reference_is_computed_once(
     assert torch.isfinite(first).all()
     assert len(computed) == 2
     with monkeypatch.context() as patch:
-        patch.setattr(reference_module, "_load_frozen", None)
+        patch.setattr(reference_module, "load_frozen", None)
         assert torch.equal(build(), first)
     assert len(computed) == 2
 

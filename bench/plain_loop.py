@@ -125,7 +125,7 @@ class PlainTraining:
             for prepared in self._stage.prepare(self._engine, moved, self._num_steps)
         ]
         self._num_steps += 1
-        return torch.stack(losses).mean()
+        return torch.stack(losses or [torch.zeros((), device=self._device)]).mean()
 
     def _take_update(self, batches: list[Any], learning_rate: float) -> Tensor:
         total = torch.zeros((), device=self._device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from bench.harness import RESULTS
 from bench.results import HISTORY_FILE, Results, read_history
 from bench.scaling_plot import plot_rows
+from minimind.engine.metric_plots import save_figure
 
 _ROOT = Path(__file__).resolve().parents[1]
 FIGURES = Path("docs/figures")
@@ -66,7 +66,7 @@ def _plot_curves(rows: Sequence[Mapping[str, Any]], device: str, path: Path) -> 
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _plot_kernels(
@@ -95,7 +95,7 @@ def _plot_kernels(
     axes.set_title(f"{shown[0]['preset']}, {shown[0]['dtype']}, {machine['device']}")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _plot_history(points: Sequence[Mapping[str, Any]], folder: str, path: Path) -> None:
@@ -126,18 +126,10 @@ def _plot_history(points: Sequence[Mapping[str, Any]], folder: str, path: Path) 
         axes.spines[["top", "right"]].set_visible(False)
     speed.legend(frameon=False, loc="lower left")
     figure.suptitle(folder, fontsize=11)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _new_figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
-
-
-def _save(figure: Any, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    unfinished = path.with_suffix(".new.png")
-    FigureCanvasAgg(figure).print_png(str(unfinished))
-    os.replace(unfinished, path)

@@ -1,5 +1,5 @@
-"""What bench.train_step asks of stages that learn from their own answers: what a step was made of,
-GRPO as the original project has it, and how fast rollouts are beside the engine they run in."""
+"""Stages that learn from their own answers, for bench.train_step: what a step was made of, GRPO as
+the original project has it, and how fast rollouts are beside the engine they run in."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _TIMES = tuple(f"time_{part}_s" for part in _PARTS)
 
 
 class Answered(Protocol):
-    """What the last step made of the prompts it read."""
+    """Tells what the last step made of the prompts it read."""
 
     def take(self) -> tuple[StepData[Any], Mapping[str, float]]:
         """Gives what was in the batches it learned from, a batch as often as it did, and what the

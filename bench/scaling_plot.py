@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.step_parts import PARTS
+from minimind.engine.metric_plots import save_figure
 
 _COLORS = {"strong": "#1f4e8c", "weak": "#d1495b"}
 _MARKERS = {"strong": "o", "weak": "s"}
@@ -22,7 +22,6 @@ _NEGLIGIBLE = 0.005
 def plot_rows(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any], path: Path) -> None:
     """Writes a PNG. What was measured is filled, what was predicted is hollow and dashed."""
     # The object interface: pyplot would keep state and look for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 8), dpi=130, layout="constrained")
@@ -45,9 +44,7 @@ def plot_rows(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any], pat
         axes.title.set_fontweight("bold")
     figure.suptitle(_title(rows, machine), fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".new.png")
-    FigureCanvasAgg(figure).print_png(str(unfinished))
-    os.replace(unfinished, path)
+    save_figure(figure, path)
 
 
 def _title(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> str:

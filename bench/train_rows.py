@@ -53,7 +53,7 @@ class TrainRow(Protocol):
     module: nn.Module
 
     answers: Answered | None
-    """What the last step made of what it read, where it answers prompts."""
+    """Tells of a stage that answers prompts what its last step learned from; else None."""
 
     @property
     def steps(self) -> Steps:

@@ -33,7 +33,7 @@ class StepTime:
     num_places: int
     attended: int
     measured: Mapping[str, float] = field(default_factory=dict)
-    """What the stage says of it."""
+    """Numbers that the stage gave of the step, by name."""
 
 
 class TrainedRow:

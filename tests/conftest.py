@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -95,3 +96,16 @@ def setting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], No
     monkeypatch.undo()
     for cache in caches:
         cache.cache_clear()
+
+
+@pytest.fixture(params=["C++", "PyTorch"])
+def decoding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Says how the batch engine decodes on a CPU."""
+    from minimind.inference import cpu_decode
+
+    if request.param == "C++" and shutil.which("g++") is None:
+        pytest.skip("needs g++: without a compiler the engine decodes in PyTorch alone")
+    if request.param == "C++":
+        monkeypatch.setattr(backend, "compile_setting", lambda: "1")
+    yield request.param
+    cpu_decode._load_library.cache_clear()

@@ -139,9 +139,17 @@ class Recipe:
         """Gives the most updates that a step takes."""
         return 1
 
+    def check_at_least(self, **least: float) -> None:
+        """Raises ConfigError for an option, by its name, that is given and below its least value,
+        or not finite."""
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= bound):
+                raise ConfigError(f"{name} is {value}; it must be at least {bound}")
+
     def check(self) -> None:
         """Raises ConfigError where a value cannot be used."""
-        at_least = {
+        at_least: dict[str, float] = {
             "learning_rate": 0.0,
             "warmup_steps": 0,
             "max_steps": 1,
@@ -158,10 +166,7 @@ class Recipe:
             "sample_every": 0,
             "log_every": 1,
         }
-        for name, least in at_least.items():
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= least):
-                raise ConfigError(f"{name} is {value}; it must be at least {least}")
+        self.check_at_least(**at_least)
         if not 0 <= self.min_lr_ratio <= 1:
             raise ConfigError(f"min_lr_ratio is {self.min_lr_ratio}; it must be from 0 to 1")
         for name in ("epochs", "adam_eps"):

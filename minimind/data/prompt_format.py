@@ -28,11 +28,11 @@ class Prompt:
     ids: tuple[int, ...]
     """Up to and with the header of the assistant's turn that is to be written."""
     unit: int
-    """Its number in the epoch."""
+    """The prompt's number in the epoch."""
     row: dict[str, Any]
     """The whole row of the data file."""
     place: int
-    """Where it stands among the batch's P places."""
+    """The prompt's place among the batch's P places."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

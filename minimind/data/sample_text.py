@@ -193,7 +193,7 @@ _NOTED = (
     '{{"name": "calculator", "arguments": {{"expression": "{a} + {b}"}}}}',
     '{{"name": "lookup", "arguments": {{"name": "{q}", "what": "{x}"}}}}',
 )
-"""What somebody writes down of a question: the calls of tools, whose arguments are copied."""
+"""Notes that somebody makes of a question: the calls that would answer it, arguments copied."""
 
 
 def _notes(dice: Dice, in_english: bool) -> tuple[str, bool]:

@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from minimind.engine.metric_plots import save_figure
+
 _STEPS_KEPT = 256
 _MOST_LABELS = 40
 """Of layers; of experts, as many rows get their numbers."""
@@ -71,7 +73,6 @@ def read_expert_load(path: Path) -> dict[int, dict[int, list[float]]]:
 def plot_expert_load(load: Mapping[int, Mapping[int, Sequence[float]]], path: Path) -> None:
     """One line of the picture per expert, by layer; colour says how its share compares with an
     even one."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     steps, layers = sorted(load), list(next(iter(load.values())))
@@ -104,6 +105,4 @@ def plot_expert_load(load: Mapping[int, Mapping[int, Sequence[float]]], path: Pa
     axes.set_xlabel("optimizer step")
     bar = figure.colorbar(mesh, extend="max")
     bar.set_label(f"share of tokens × {num_experts} (1: even)")
-    fresh = path.with_suffix(".new.png")
-    FigureCanvasAgg(figure).print_png(str(fresh))
-    os.replace(fresh, path)
+    save_figure(figure, path)

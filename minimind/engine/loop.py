@@ -21,6 +21,7 @@ from minimind.engine.pending import Pending, StepNumbers, UpdateNumbers
 from minimind.engine.routers import RouterWatch
 from minimind.engine.stage import InT, Loader, OutT, Stage
 from minimind.errors import TrainingError
+from minimind.runtime.devices import send
 from minimind.runtime.memory import PeakMemory, freeze_objects
 from minimind.runtime.seeds import seed_micro_batch
 from minimind.types import StepStats
@@ -49,7 +50,7 @@ class Loop(Generic[InT, OutT]):
     loader: Loader[InT]
     recipe: Recipe
     learning_rate: Callable[[int], float] | None
-    """By optimizer step; None where the DeepSpeed JSON has a scheduler."""
+    """By step; None where the DeepSpeed JSON has a scheduler."""
     total_steps: int
     eval_data: Iterable[InT] | None = None
     """Validation batches: as many on every rank."""
@@ -102,7 +103,8 @@ class Loop(Generic[InT, OutT]):
         measured = min(self.state.step + 1, self.total_steps - 1)
         with contextlib.closing(steps):  # type: ignore[type-var]
             for micro_batches in steps:
-                with self._measuring(self.state.step == measured):
+                is_measured = self.state.step == measured
+                with self.memory.measured() if is_measured else contextlib.nullcontext():
                     self.step(micro_batches)
                 self.read_back()
                 if self._interrupted:
@@ -121,11 +123,6 @@ class Loop(Generic[InT, OutT]):
         step = self.state.step
         return every > 0 and (step == self.total_steps or step % every == 0)
 
-    @contextlib.contextmanager
-    def _measuring(self, wanted: bool) -> Iterator[None]:
-        with self.memory.measured() if wanted else contextlib.nullcontext():
-            yield
-
     def step(self, micro_batches: list[InT]) -> None:
         """Takes the step that this rank's micro-batches are for: the update that the stage prepares
         from them, or several. Its numbers are read by `read_back`."""
@@ -143,12 +140,14 @@ class Loop(Generic[InT, OutT]):
                 return
             updates.append(found)
         self.state.step += 1
-        updates = updates or [self._no_update()]
+        if not updates:
+            sizes = len(self.stage.metric_names), self.routers.size
+            updates.append(UpdateNumbers.of_nothing(self._sum_counts(()), *sizes))
         self._pending.append(Pending.of(self.state.step, used, self.stage.measured(), updates))
 
     def _is_interrupted(self) -> bool:
-        """Asks all ranks where that costs nothing: on a CPU, where a step may outlast the
-        launcher's patience. A GPU reads the same from the step's numbers."""
+        """Asks all ranks on a CPU, where that costs nothing and a step may outlast the launcher's
+        patience; a GPU reads the same from the step's numbers."""
         if self.engine.device.type == "cpu" and self.engine.any_rank(self._interrupts.requested):
             self._interrupted = True
         return self._interrupted
@@ -162,13 +161,14 @@ class Loop(Generic[InT, OutT]):
         """Waits for the numbers of all steps taken."""
         self._read_pending(keep=0)
 
-    def _no_update(self) -> UpdateNumbers:
-        """What a step found that had nothing to learn from."""
-        counts = torch.tensor([0.0, 0.0, float(self._interrupts.requested)], dtype=torch.float64)
-        counts = self.engine.sum_over_ranks(counts.to(self.engine.device))
-        zeros = counts.new_zeros(1 + len(self.stage.metric_names) + self.routers.size)
-        sums, routed = zeros.split([len(zeros) - self.routers.size, self.routers.size])
-        return UpdateNumbers(counts, sums, zeros[:1], routed, [zeros[0]])
+    def _sum_counts(self, micro_batches: Sequence[OutT]) -> Tensor:
+        """Adds up over all ranks: the count, the tokens, and the wish to stop; fp64 [3]."""
+        mine = [
+            float(sum(batch.count for batch in micro_batches)),
+            float(sum(batch.num_tokens for batch in micro_batches)),
+            float(self._interrupts.requested),
+        ]
+        return self.engine.sum_over_ranks(send(mine, self.engine.device, torch.float64))
 
     def _update(
         self, micro_batches: Sequence[OutT], number: int, rate: float | None
@@ -177,13 +177,7 @@ class Loop(Generic[InT, OutT]):
         anything (None), so that what is saved is the state after the step before; a step that has
         begun to change weights is finished."""
         engine, step = self.engine, self.state.step
-        mine = [
-            float(sum(batch.count for batch in micro_batches)),
-            float(sum(batch.num_tokens for batch in micro_batches)),
-            float(self._interrupts.requested),
-        ]
-        counts = torch.tensor(mine, dtype=torch.float64).to(engine.device, non_blocking=True)
-        counts = engine.sum_over_ranks(counts)
+        counts = self._sum_counts(micro_batches)
         engine.start_step(counts[0].float())
         losses: list[Tensor] = []
         # In fp64, so that what is logged does not depend on which rank adds up what.
@@ -212,27 +206,24 @@ class Loop(Generic[InT, OutT]):
         while len(self._pending) > keep:
             pending = self._pending.popleft()
             found = pending.read()
-            means = [value / max(found.count, 1.0) for value in found.sums]
-            metrics = dict(zip(self.stage.metric_names, means[1:], strict=True))
-            if not found.count:  # a mean over nothing
-                metrics = dict.fromkeys(metrics, math.nan)
+            loss, *means = found.means
             routed = self.routers.read(found.routed, found.count)
             self._record()  # of the step before, whatever this one brings
-            self._check_finite(pending.step, means[0], found)
+            self._check_finite(pending.step, loss, found)
             self._interrupted = self._interrupted or found.stops
             now = time.perf_counter()
             seconds, self._clock = now - self._clock, now
             self.state.tokens += int(found.tokens)
             stats = StepStats(
                 step=pending.step,
-                loss=means[0],
+                loss=loss,
                 grad_norm=found.grad_norm,
                 learning_rate=pending.learning_rate,
                 tokens=self.state.tokens,
                 tokens_per_s=found.tokens / seconds,
                 peak_bytes=self.memory.peak_bytes,
                 resident_bytes=self.memory.resident_bytes,
-                metrics=metrics | routed.metrics,
+                metrics=dict(zip(self.stage.metric_names, means, strict=True)) | routed.metrics,
                 diagnostics={**routed.diagnostics, **pending.measured},
                 expert_load=routed.expert_load,
             )

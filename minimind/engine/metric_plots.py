@@ -30,7 +30,7 @@ def plot_losses(rows: Sequence[dict[str, str]], path: Path) -> None:
     axes.grid(alpha=0.3)
     if steps:
         axes.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_columns(rows: Sequence[dict[str, str]], columns: Sequence[str], path: Path) -> None:
@@ -56,10 +56,11 @@ def plot_columns(rows: Sequence[dict[str, str]], columns: Sequence[str], path: P
         axes.set_title(name, fontsize=9)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Draws a matplotlib figure as a PNG, whole or not at all."""
     # Not through pyplot, which would keep state and look for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,12 @@ class UpdateNumbers:
     losses: list[Tensor]
     """One scalar for each of this rank's micro-batches."""
 
+    @classmethod
+    def of_nothing(cls, counts: Tensor, num_metrics: int, num_routed: int) -> UpdateNumbers:
+        """Gives what a step found that had nothing to learn from."""
+        zero = counts.new_zeros(1)
+        return cls(counts, zero.expand(1 + num_metrics), zero, zero.expand(num_routed), [zero[0]])
+
 
 @dataclass(frozen=True, slots=True)
 class StepNumbers:
@@ -38,6 +45,12 @@ class StepNumbers:
     routed: list[float]
     losses: list[float]
     """Those of all updates, in order."""
+
+    @property
+    def means(self) -> list[float]:
+        """Gives the mean loss, and that of each metric; of nothing they are 0 and NaN."""
+        loss, *metrics = (value / max(self.count, 1.0) for value in self.sums)
+        return [loss, *(value if self.count else math.nan for value in metrics)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
-"""What the ranks of a run do for each other, once they have joined."""
+"""What the ranks of a run do for each other, once they have joined; a process that has joined none
+is a rank alone."""
 
 from __future__ import annotations
 
@@ -13,17 +14,21 @@ from minimind.runtime.ranks import Ranks
 ResultT = TypeVar("ResultT")
 
 
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def broadcast(value: Any) -> Any:
     """Gives rank 0's value on every rank; waits for it."""
     box = [value]
-    if dist.get_world_size() > 1:
+    if _world_size() > 1:
         dist.broadcast_object_list(box)
     return box[0]
 
 
 def gather(value: Any) -> list[Any]:
     """Gives every rank's value, in the order of the ranks; waits for all."""
-    found: list[Any] = [None] * dist.get_world_size()
+    found: list[Any] = [None] * _world_size()
     if len(found) == 1:
         return [value]
     dist.all_gather_object(found, value)

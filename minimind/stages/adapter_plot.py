@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minimind.engine.metric_plots import save_figure
 from minimind.model.adapter import Adapter
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ def plot_adapter(adapter: Adapter, path: Path) -> None:
 
 def _plot(adapter: Adapter, path: Path) -> None:
     # The object interface: pyplot would keep state and look for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     places = {name: _place(name) for name in adapter}
@@ -50,9 +49,7 @@ def _plot(adapter: Adapter, path: Path) -> None:
     axes.set_xlabel("layer")
     axes.tick_params(length=0)
     figure.colorbar(image, label="mean of |alpha/r · B·A|")
-    fresh = path.with_suffix(".new.png")
-    FigureCanvasAgg(figure).print_png(str(fresh))
-    os.replace(fresh, path)
+    save_figure(figure, path)
 
 
 def _place(name: str) -> tuple[int, str]:

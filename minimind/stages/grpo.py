@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe, check_one_of, option
@@ -19,8 +19,10 @@ from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.stage import BuildContext, Policy, StageModels
 from minimind.errors import ConfigError
 from minimind.model.lora import adapters_off
+from minimind.runtime.devices import send
 from minimind.runtime.seeds import derive_seed
 from minimind.stages.adapter_options import AdapterOptions
+from minimind.stages.advantages import mean_and_deviation
 from minimind.stages.lora import Lora
 from minimind.stages.policy_loss import METRICS, LossType, PolicyLoss, rollout_log_probs
 from minimind.stages.pretrain import Pretrain
@@ -69,10 +71,7 @@ class GRPORecipe(RolloutRecipe, AdapterOptions):
         check_one_of("loss_type", self.loss_type, LOSS_TYPES)
         check_one_of("ratio_level", self.ratio_level, RATIO_LEVELS)
         check_one_of("scale_rewards", self.scale_rewards, SCALES)
-        for name in ("beta", "epsilon", "epsilon_high", "dynamic_sampling"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise ConfigError(f"{name} is {value}; it must be at least 0")
+        self.check_at_least(beta=0, epsilon=0, epsilon_high=0, dynamic_sampling=0)
         if self.num_generations < 2:
             raise ConfigError(
                 f"num_generations is {self.num_generations}: an answer is judged beside others to "
@@ -122,7 +121,7 @@ class GRPO(RolloutStage):
             by_sequence=recipe.ratio_level == "sequence",
             sampler_cap=recipe.sampler_cap,
             temperature=recipe.temperature,
-            length=recipe.new_tokens if recipe.loss_mean == "length" else None,
+            length=recipe.loss_length,
         )
 
     def check(self, context: BuildContext) -> None:
@@ -196,20 +195,12 @@ class GRPO(RolloutStage):
                 ]
         of_batch = 1.0
         if self.recipe.scale_rewards == "batch":
-            of_batch = self._batch_deviation(engine, known)
+            rewards = [cast(float, one.reward) for group in known for one in group]
+            sent = send(rewards, engine.device, torch.float64)
+            of_batch = mean_and_deviation(engine, sent)[1].item()
         for one, above_mean, of_group in centred:
             scale = {"group": of_group + _STD_EPS, "batch": of_batch + _STD_EPS, "none": 1.0}
             one.advantage = above_mean / scale[self.recipe.scale_rewards]
-
-    def _batch_deviation(
-        self, engine: DeepSpeedEngine, groups: Sequence[Sequence[Trajectory]]
-    ) -> float:
-        rewards = [cast(float, one.reward) for group in groups for one in group]
-        sums = [sum(rewards), sum(r**2 for r in rewards), float(len(rewards))]
-        table = torch.tensor(sums, dtype=torch.float64).to(engine.device)
-        total, squares, count = engine.sum_over_ranks(table).tolist()
-        mean = total / max(count, 1)
-        return math.sqrt(max(squares / max(count, 1) - mean**2, 0.0))
 
     def look_back(
         self, engine: DeepSpeedEngine, parts: Sequence[Sequence[RolloutBatch]]
@@ -219,17 +210,19 @@ class GRPO(RolloutStage):
         return [[self._remember(engine, batch) for batch in batches] for batches in parts]
 
     def _remember(self, engine: DeepSpeedEngine, batch: RolloutBatch) -> RolloutBatch:
-        temperature = self.recipe.temperature
+        old_R = None
         if self.recipe.updates_per_step > 1:
-            batch = replace(batch, old_R=rollout_log_probs(engine, batch, temperature))
-        if self.recipe.has_adapters and self.recipe.beta:
-            with adapters_off(engine.module):
-                reference_R = rollout_log_probs(engine, batch, temperature)
-            batch = replace(batch, reference_R=reference_R)
-        elif self.reference is not None:
-            reference_R = rollout_log_probs(self.reference, batch, temperature)
-            batch = replace(batch, reference_R=reference_R)
-        return batch
+            old_R = rollout_log_probs(engine, batch, self.recipe.temperature)
+        reference_R = self.reference_log_probs(engine, batch)
+        return replace(batch, old_R=old_R, reference_R=reference_R)
+
+    def reference_log_probs(self, engine: DeepSpeedEngine, batch: RolloutBatch) -> Tensor | None:
+        """Gives the log-probability of each target under the reference; beside adapters that is
+        the policy without them."""
+        if not (self.recipe.has_adapters and self.recipe.beta):
+            return super().reference_log_probs(engine, batch)
+        with adapters_off(engine.module):
+            return rollout_log_probs(engine, batch, self.recipe.temperature)
 
     def loss(self, policy: Policy, batch: RolloutBatch) -> LossSum:
         with self.measures.time("forward"):

@@ -51,9 +51,7 @@ class KTORecipe(Recipe):
         check_one_of("loss_type", self.loss_type, LOSS_TYPES)
         if not 0 < self.beta < float("inf"):
             raise ConfigError(f"beta is {self.beta}; it must be above 0")
-        for name in ("desirable_weight", "undesirable_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        self.check_at_least(desirable_weight=0, undesirable_weight=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

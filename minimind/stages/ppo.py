@@ -3,7 +3,6 @@ policy's tokens that turn out better than it expected become likelier."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from minimind.errors import ConfigError
 from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
 from minimind.stages.actor_critic import ActorCritic, ActorCriticOutput, count_critic_weights
-from minimind.stages.advantages import estimate_advantages
+from minimind.stages.advantages import estimate_advantages, mean_and_deviation
 from minimind.stages.policy_loss import METRICS, PolicyLoss, k3, log_prob_head, rollout_log_probs
 from minimind.stages.rollout_batch import RolloutBatch
 from minimind.stages.rollout_recipe import RolloutRecipe
@@ -74,10 +73,7 @@ class PPORecipe(RolloutRecipe):
     def check(self) -> None:
         super().check()
         names = ("critic_learning_rate", "kl_coef", "epsilon", "value_epsilon", "value_coef")
-        for name in (*names, "kl_stop"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise ConfigError(f"{name} is {value}; it must be at least 0")
+        self.check_at_least(**dict.fromkeys((*names, "kl_stop"), 0))
         if self.critic_learning_rate and self.learning_rate == 0:
             raise ConfigError(
                 "critic_learning_rate beside --learning_rate 0: rates go together, as factors of "
@@ -120,7 +116,7 @@ class PPO(RolloutStage):
             epsilon_high=recipe.epsilon,
             sampler_cap=recipe.sampler_cap,
             temperature=recipe.temperature,
-            length=recipe.new_tokens if recipe.loss_mean == "length" else None,
+            length=recipe.loss_length,
         )
 
     def outline(self, config: ModelConfig) -> nn.Module:
@@ -156,33 +152,20 @@ class PPO(RolloutStage):
     ) -> list[list[RolloutBatch]]:
         """Adds log-probabilities, values, returns and normalised advantages."""
         found = [[self._judge_tokens(engine, batch) for batch in batches] for batches in parts]
-        sums = torch.zeros(3, dtype=torch.float64, device=engine.device)
-        for batch in (batch for batches in found for batch in batches):
-            advantages_R = batch.advantages_R.double()
-            sums[:2] += torch.stack([advantages_R.sum(), advantages_R.square().sum()])
-            sums[2] += batch.num_targets
-        total, squares, count = engine.sum_over_ranks(sums).unbind()
-        mean = total / count.clamp(min=1)
-        deviation = (squares / count.clamp(min=1) - mean**2).clamp(min=0).sqrt()
-        return [
-            [
-                replace(
-                    batch,
-                    advantages_R=(
-                        (batch.advantages_R.double() - mean) / (deviation + _STD_EPS)
-                    ).float(),
-                )
-                for batch in batches
-            ]
-            for batches in found
-        ]
+        every = [batch.advantages_R for batches in found for batch in batches]
+        if not every:
+            return []
+        mean, deviation = mean_and_deviation(engine, torch.cat(every))
+
+        def normalise(batch: RolloutBatch) -> RolloutBatch:
+            wide_R = (batch.advantages_R.double() - mean) / (deviation + _STD_EPS)
+            return replace(batch, advantages_R=wide_R.float())
+
+        return [[normalise(batch) for batch in batches] for batches in found]
 
     def _judge_tokens(self, engine: DeepSpeedEngine, batch: RolloutBatch) -> PPOBatch:
-        temperature = self.recipe.temperature
-        output = cast(ActorCriticOutput, engine(batch, head=log_prob_head(batch, temperature)))
-        reference_R = None
-        if self.reference is not None:
-            reference_R = rollout_log_probs(self.reference, batch, temperature)
+        head = log_prob_head(batch, self.recipe.temperature)
+        output = cast(ActorCriticOutput, engine(batch, head=head))
         advantages_R, returns_R = estimate_advantages(
             output.values_R,
             batch.rewards_P,
@@ -192,7 +175,10 @@ class PPO(RolloutStage):
             lam=self.recipe.gae_lambda,
         )
         batch = replace(
-            batch, old_R=output.per_token, reference_R=reference_R, advantages_R=advantages_R
+            batch,
+            old_R=output.per_token,
+            reference_R=self.reference_log_probs(engine, batch),
+            advantages_R=advantages_R,
         )
         return batch.extend(PPOBatch, values_R=output.values_R, returns_R=returns_R)
 

@@ -16,8 +16,7 @@ from minimind.types import IGNORE_INDEX, Batch
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutBatch(Batch):
     """Trajectories laid end to end in one row, without padding. The targets are the policy's own
-    tokens: R of them, in order, each with its numbers. A trajectory that teaches nothing has none.
-    """
+    tokens: R of them, in order, each with its numbers; a batch that teaches nothing has none."""
 
     places_R: Tensor
     """int64: where each target's hidden state stands among the B·T."""

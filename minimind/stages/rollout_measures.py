@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
+from minimind.runtime.devices import send
 from minimind.stages.trajectory import Trajectory
 
 _TIMES = ("rollout", "reward", "reference", "forward", "backward")
@@ -24,8 +25,7 @@ class RolloutMeasures:
         self._rewards = tuple(reward_names)
         self.mean_reward = 0.0
         """Of the step's answers, over all ranks."""
-        self._found: dict[str, float] = {}
-        self._times: dict[str, float] = dict.fromkeys(_TIMES, 0.0)
+        self.start()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -44,7 +44,7 @@ class RolloutMeasures:
 
     def start(self) -> None:
         """Begins a step."""
-        self._found.clear()
+        self._found: dict[str, float] = {}
         self._times: dict[str, float] = dict.fromkeys(_TIMES, 0.0)
 
     @contextlib.contextmanager
@@ -52,10 +52,7 @@ class RolloutMeasures:
         """Times a part of the step."""
         began = time.perf_counter()
         yield
-        self.add_time(name, time.perf_counter() - began)
-
-    def add_time(self, name: str, seconds: float) -> None:
-        self._times[name] += seconds
+        self._times[name] += time.perf_counter() - began
 
     def add_up(
         self, engine: DeepSpeedEngine, groups: Sequence[Sequence[Trajectory]], *, num_kept: int
@@ -79,7 +76,7 @@ class RolloutMeasures:
             parts = [one.score.parts[name] for one in answers if one.score is not None]
             known = [part for part in parts if part is not None]
             sums[f"reward_{name}"] = (sum(known), len(known))
-        table = torch.tensor(list(sums.values()), dtype=torch.float64).to(engine.device)
+        table = send(list(sums.values()), engine.device, torch.float64)
         totals = engine.sum_over_ranks(table.flatten()).view(-1, 2).tolist()
         found = {
             name: total / count if count else math.nan

@@ -100,6 +100,11 @@ class RolloutRecipe(Recipe):
         return self.seq_len // 2 if self.max_new_tokens is None else self.max_new_tokens
 
     @property
+    def loss_length(self) -> int | None:
+        """Gives what a loss that is a mean over a fixed length is divided by."""
+        return self.new_tokens if self.loss_mean == "length" else None
+
+    @property
     def row_len(self) -> int:
         assert self.seq_len is not None
         return self.seq_len - self.new_tokens
@@ -118,7 +123,7 @@ class RolloutRecipe(Recipe):
 
     def check(self) -> None:
         super().check()
-        at_least = {
+        at_least: dict[str, float] = {
             "num_generations": 1,
             "max_new_tokens": 1,
             "top_k": 0,
@@ -131,10 +136,7 @@ class RolloutRecipe(Recipe):
             "overlong_buffer": 0,
             "overlong_penalty": 0.0,
         }
-        for name, least in at_least.items():
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= least):
-                raise ConfigError(f"{name} is {value}; it must be at least {least}")
+        self.check_at_least(**at_least)
         for name in ("temperature", "reward_timeout_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minimind.data.formats import Format
 from minimind.data.prompt_format import PROMPT, Prompt, PromptBatch
@@ -23,6 +22,7 @@ from minimind.rewards.scorer import Scorer
 from minimind.rewards.tools import ToolBox
 from minimind.runtime.devices import send
 from minimind.runtime.together import all_do
+from minimind.stages.policy_loss import rollout_log_probs
 from minimind.stages.reference import load_frozen
 from minimind.stages.rollout_batch import RolloutBatch, build_rollout_batch
 from minimind.stages.rollout_measures import RolloutMeasures
@@ -30,8 +30,6 @@ from minimind.stages.rollout_recipe import RolloutRecipe
 from minimind.stages.rollouts import RolloutEngine
 from minimind.stages.trajectory import Trajectory
 from minimind.types import LossSum
-
-ResultT = TypeVar("ResultT")
 
 _SAMPLES = 16
 """Answers kept for a reader, at most."""
@@ -117,6 +115,12 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         weights = fingerprint(context.weights_folder)
         return replace(models, helpers=(reference,), helpers_fingerprint=weights)
 
+    def reference_log_probs(self, engine: DeepSpeedEngine, batch: RolloutBatch) -> Tensor | None:
+        """Gives the log-probability of each target under the reference, where there is one."""
+        if self.reference is None:
+            return None
+        return rollout_log_probs(self.reference, batch, self.recipe.temperature)
+
     def find_policy(self, module: nn.Module) -> Transformer:
         """Gives the model in the engine's module that generates."""
         return cast(Transformer, module)
@@ -163,9 +167,8 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
             batches = parts[number % len(parts)]
             if number and self.stops_before(engine, batches):
                 return
-            began = time.perf_counter()
-            yield batches
-            measures.add_time("backward", time.perf_counter() - began)
+            with measures.time("backward"):
+                yield batches
 
     def collect(
         self, engine: DeepSpeedEngine, micro_batches: Sequence[PromptBatch], step: int
@@ -173,9 +176,7 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         """Gives the judged answers to a step's prompts, by micro-batch and prompt."""
         prompts = [list(batch.prompts) for batch in micro_batches]
         if not self._has_looked:
-            _all_do(
-                engine, lambda: self._look_at([one for of_micro in prompts for one in of_micro])
-            )
+            all_do(lambda: self._look_at([one for of_micro in prompts for one in of_micro]))
             self._has_looked = True
         return self.answer(engine, prompts, (step,))
 
@@ -199,9 +200,9 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         size = self.recipe.num_generations
         with self.measures.time("rollout"):
             flat = [prompt for of_micro in prompts for prompt in of_micro]
-            trajectories = _all_do(engine, lambda: self.rollouts.run(engine, flat, size, seeded))
+            trajectories = all_do(lambda: self.rollouts.run(engine, flat, size, seeded))
         with self.measures.time("reward"):
-            _all_do(engine, lambda: self._judge(trajectories))
+            all_do(lambda: self._judge(trajectories))
         groups = iter([trajectories[at : at + size] for at in range(0, len(trajectories), size)])
         return [[next(groups) for _ in of_micro] for of_micro in prompts]
 
@@ -258,8 +259,8 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         read = list(batches)
         prompts = [prompt for batch in read for prompt in batch.prompts]
         run = self.rollouts.run
-        answers = _all_do(engine, lambda: run(engine, prompts, 1, ("validation",), greedy=True))
-        _all_do(engine, lambda: self._judge(answers))
+        answers = all_do(lambda: run(engine, prompts, 1, ("validation",), greedy=True))
+        all_do(lambda: self._judge(answers))
         rewards = iter([one.reward or 0.0 for one in answers])
         for batch in read:
             total = sum(next(rewards) for _ in batch.prompts)
@@ -275,8 +276,3 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
     def samples(self) -> Sequence[Mapping[str, Any]]:
         """Gives the first answer to some of the last step's prompts, with what it is worth."""
         return [one.describe() for one in self._last]
-
-
-def _all_do(engine: DeepSpeedEngine, work: Callable[[], ResultT]) -> ResultT:
-    """Does the same work on every rank; an error on one of them is raised on all."""
-    return all_do(work) if engine.ranks.world_size > 1 else work()

@@ -60,9 +60,7 @@ class RolloutEngine:
         """Gives the answers, those to one prompt side by side. `seeded`: what the seeds follow from
         besides the prompt's number. All ranks call it, each with its own prompts. Raises
         TrainingError where the policy's logits are not finite, or its forward failed."""
-        trajectories = [
-            self._open(prompt, index) for prompt in prompts for index in range(num_answers)
-        ]
+        trajectories = [one for prompt in prompts for one in self._open(prompt, num_answers)]
         with engine.gathered() as module:
             batch_engine = self._refresh(self._find_policy(module))
             going = trajectories
@@ -83,14 +81,13 @@ class RolloutEngine:
         together = self._together
         return sorted(going, key=lambda o: (places[o.prompt.unit] // together, o.index))
 
-    def _open(self, prompt: Prompt, index: int) -> Trajectory:
+    def _open(self, prompt: Prompt, num_answers: int) -> list[Trajectory]:
         chat = read_prompt(Row(data=prompt.row, path="", line=0))
-        return Trajectory(
-            prompt=prompt,
-            messages=_with_tools(chat.messages, chat.tools),
-            index=index,
-            opens_thinking=self._recipe.thinking,
-        )
+        messages, opens = _with_tools(chat.messages, chat.tools), self._recipe.thinking
+        return [
+            Trajectory(prompt=prompt, messages=messages, index=index, opens_thinking=opens)
+            for index in range(num_answers)
+        ]
 
     def _refresh(self, policy: Transformer) -> BatchEngine:
         if self._batch_engine is None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from chats import ANSWER, CALL, TOOLS, USER
+from data_checks import check_middle_is_bad
 
 from minimind.data.chat_encoding import ChatEncoder
 from minimind.data.chat_format import read_chat
@@ -112,12 +113,7 @@ def test_ids_are_those_a_chat_would_go_on_from(
     ],
 )
 def test_bad_rows_are_named(tokenizer: Tokenizer, change: dict[str, Any], reason: str) -> None:
-    first, bad, last = read(tokenizer, row(0), row(1) | change, row(2))
-    assert isinstance(bad, BadRow)
-    assert str(bad).startswith("a.jsonl:2: ")
-    assert reason in bad.reason
-    assert isinstance(first, Sample)
-    assert isinstance(last, Sample)
+    check_middle_is_bad(read(tokenizer, row(0), row(1) | change, row(2)), reason)
 
 
 def test_a_row_without_conversations_and_one_with_the_answer_twice(tokenizer: Tokenizer) -> None:

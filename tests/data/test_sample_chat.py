@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_checks import check_seed_decides
 
 from minimind.data.chat_format import CHAT
 from minimind.data.preference_format import PREFERENCE
@@ -60,11 +61,7 @@ def test_validation_asks_what_training_never_does(rows: Rows, name: str) -> None
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_same_seed_writes_the_same_bytes(tmp_path: Path, name: str) -> None:
-    paths = [tmp_path / letter for letter in "abc"]
-    for path, seed in zip(paths, (0, 0, 1), strict=True):
-        write_sample(path, "val", DATA[name], seed)
-    first, second, third = (path.read_bytes() for path in paths)
-    assert first == second != third
+    check_seed_decides(tmp_path, DATA[name])
 
 
 @pytest.mark.parametrize("name", FORMATS)

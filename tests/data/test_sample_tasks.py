@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_checks import check_seed_decides
 
 from minimind.data.chat_encoding import ChatEncoder
 from minimind.data.chat_format import read_chat
@@ -137,11 +138,7 @@ def test_no_other_sample_data_asks_so(rows: Rows) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_the_same_seed_writes_the_same_bytes(tmp_path: Path, name: str) -> None:
-    paths = [tmp_path / letter for letter in "abc"]
-    for path, seed in zip(paths, (0, 0, 1), strict=True):
-        write_sample(path, "val", TASKS[name], seed)
-    first, second, third = (path.read_bytes() for path in paths)
-    assert first == second != third
+    check_seed_decides(tmp_path, TASKS[name])
 
 
 def test_tools_know_what_is_asked(rows: Rows) -> None:

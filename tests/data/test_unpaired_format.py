@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from chats import ANSWER, USER
+from data_checks import check_middle_is_bad
 
 from minimind.data.chat_format import chat_samples
 from minimind.data.jsonl import BadRow
@@ -86,12 +87,7 @@ def test_the_last_answer_alone_is_a_target(tokenizer: Tokenizer) -> None:
     ],
 )
 def test_bad_rows_are_named(tokenizer: Tokenizer, change: dict[str, Any], reason: str) -> None:
-    first, bad, last = read(tokenizer, row(0), row(1) | change, row(2))
-    assert isinstance(bad, BadRow)
-    assert str(bad).startswith("a.jsonl:2: ")
-    assert reason in bad.reason
-    assert isinstance(first, Sample)
-    assert isinstance(last, Sample)
+    check_middle_is_bad(read(tokenizer, row(0), row(1) | change, row(2)), reason)
 
 
 @pytest.mark.parametrize("key", ["conversations", "label"])

@@ -4,17 +4,13 @@ log-probabilities that it was drawn with, and new weights in the same place."""
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from minimind_kernels import backend
 from small_engines import engine_of, request, whole
 from small_models import EXPERTS, random_documents, random_model, small_config
 
-from minimind.inference import cpu_decode
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.cpu_decode import CpuDecode
 from minimind.inference.generate import lay_out_for_decoding
@@ -22,17 +18,6 @@ from minimind.inference.logprobs import read_tokens
 from minimind.inference.request import Completion, GenerationRequest
 from minimind.inference.sampling import SamplingParams
 from minimind.model.transformer import Transformer
-
-
-@pytest.fixture(params=["C++", "PyTorch"])
-def decoding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """How the engine decodes on a CPU."""
-    if request.param == "C++" and shutil.which("g++") is None:
-        pytest.skip("needs g++")
-    if request.param == "C++":
-        monkeypatch.setattr(backend, "compile_setting", lambda: "1")
-    yield request.param
-    cpu_decode._load_library.cache_clear()
 
 
 def build_model(seed: int = 0, **changes: Any) -> Transformer:

@@ -34,11 +34,14 @@ def build_groups() -> list[list[Trajectory]]:
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_measures_by_hand(size: int):
+def test_measures_by_hand(size: int, monkeypatch: pytest.MonkeyPatch):
+    clock = iter((0.0, 0.5, 1.0, 2.5))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     measures = RolloutMeasures(["exact", "short"])
     measures.start()
-    measures.add_time("rollout", 0.5)
-    measures.add_time("rollout", 1.5)
+    for _ in range(2):
+        with measures.time("rollout"):
+            pass
     measures.add_up(engine_of(build_policy(), size), build_groups(), num_kept=2)
     found = measures.finish()
     assert tuple(found) == measures.names

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 from labelled_answers import engine_of
-from minimind_kernels import backend
 from small_engines import tokenizer, whole
 from small_models import EXPERTS
 from small_rollouts import SAID_LOG_PROB, Script, build_policy, build_prompt, encode
@@ -19,7 +17,6 @@ from torch import nn
 from minimind.data.chat_encoding import Chat, ChatEncoder
 from minimind.data.prompt_format import Prompt
 from minimind.errors import TrainingError
-from minimind.inference import cpu_decode
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.cpu_decode import CpuDecode
 from minimind.inference.request import GenerationRequest
@@ -35,17 +32,6 @@ NEW = 24
 PROMPTS = [build_prompt(unit) for unit in range(5)]
 END = tokenizer().eos_id
 ENDS = (END, tokenizer().pad_id)
-
-
-@pytest.fixture(params=["C++", "PyTorch"])
-def decoding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """How the policy's tokens are computed on a CPU."""
-    if request.param == "C++" and shutil.which("g++") is None:
-        pytest.skip("needs g++")
-    if request.param == "C++":
-        monkeypatch.setattr(backend, "compile_setting", lambda: "1")
-    yield request.param
-    cpu_decode._load_library.cache_clear()
 
 
 def rollouts_of(toolbox: ToolBox | None = None, **options: Any) -> RolloutEngine:

@@ -131,4 +131,4 @@ def send(values: Sequence[Any], device: torch.device, dtype: torch.dtype | None 
     """Makes a tensor of numbers that the host has. A GPU gets them through page-locked memory:
     `torch.tensor(…, device=…)` would wait there for all that was launched before."""
     made = torch.tensor(values, dtype=dtype)
-    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made
+    return (made.pin_memory() if device.type == "cuda" else made).to(device, non_blocking=True)

@@ -36,7 +36,7 @@ def start_ranks(ranks: Ranks, device: Device) -> None:
     complete_environment(ranks)
     if device.kind == "gpu":
         torch.cuda.set_device(device.torch_device)
-    deepspeed = _import_deepspeed(device)
+    deepspeed = import_deepspeed(device)
     if dist.is_initialized():
         return
     check_port(ranks)
@@ -49,7 +49,7 @@ def stop_ranks() -> None:
         dist.destroy_process_group()
 
 
-def _import_deepspeed(device: Device) -> Any:
+def import_deepspeed(device: Device) -> Any:
     """Late and quiet: the import takes seconds and logs what accelerator it found."""
     if device.kind == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -66,7 +66,7 @@ def _import_deepspeed(device: Device) -> Any:
 
 def check_ds_config(ds_config: Mapping[str, Any], device: Device) -> None:
     """Raises ConfigError for what DeepSpeed's schemas refuse of a resolved JSON; joins no ranks."""
-    deepspeed = _import_deepspeed(device)
+    deepspeed = import_deepspeed(device)
     config = dict(ds_config)
     if not (config.get("zero_optimization") or {}).get("stage", 0):
         config = replicated.left_to_deepspeed(config)
@@ -95,7 +95,7 @@ class DeepSpeedEngine:
         load_universal: bool = False,
     ) -> None:
         check_ds_config(ds_config, device)
-        deepspeed = _import_deepspeed(device)
+        deepspeed = import_deepspeed(device)
         self.module = module
         self.device = device.torch_device
         self.ranks = ranks

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minimind.config.model import ModelConfig
+from minimind.runtime.devices import send
 
 
 def rope_tables(config: ModelConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -27,7 +28,7 @@ def _tables(
     frequencies: tuple[float, ...], factor: float, length: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     positions = torch.arange(length, dtype=torch.float32, device=device)
-    angles = torch.outer(positions, torch.tensor(frequencies, device=device))
+    angles = torch.outer(positions, send(frequencies, device, torch.float32))
     return angles.cos() * factor, angles.sin() * factor
 
 

@@ -12,7 +12,7 @@ from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint, find_latest, needs_universal
 from minimind.engine.deepspeed_engine import DeepSpeedEngine, start_ranks
 from minimind.engine.loop import Loop
-from minimind.engine.stage import Loader
+from minimind.engine.stage import Loader, StageModels
 from minimind.errors import ConfigError
 from minimind.run.build import (
     Recorder,
@@ -98,6 +98,13 @@ class Run:
         if self._loop is None:
             raise RuntimeError("the run is not built yet: build() comes first")
         return self._loop
+
+    @property
+    def models(self) -> StageModels:
+        """Gives the models of the stage, once they are built."""
+        if self._trained is None:
+            raise RuntimeError("the run is not built yet: build() comes first")
+        return self._trained.models
 
     @property
     def loader(self) -> PackedLoader:

@@ -13,7 +13,7 @@ from minimind_kernels import backend
 from minimind.errors import ConfigError
 from minimind.runtime import devices
 from minimind.runtime.devices import (
-    BF16_PEAK_FLOPS,
+    GPUS,
     Device,
     check_kernels,
     cpu_has_bf16,
@@ -121,7 +121,7 @@ def test_a_gpu_by_its_name(
 
 
 def test_peaks_are_of_dense_products():
-    assert all(5e13 < peak < 3e15 for peak in BF16_PEAK_FLOPS.values())
+    assert all(5e13 < gpu.flops < 3e15 for gpu in GPUS.values())
 
 
 def test_threads_are_shared_unless_the_user_says(monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,165 @@
+"""`torch.cuda` for a GPU that is not there: it answers what the GPU would, and says who waits."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from minimind.runtime.devices import Gpu
+
+_NOTHING = (
+    *("_lazy_init", "init", "set_device", "empty_cache", "ipc_collect"),
+    *("reset_peak_memory_stats", "reset_max_memory_allocated", "reset_max_memory_cached"),
+    *("manual_seed", "manual_seed_all", "seed", "seed_all"),
+    *("set_rng_state", "set_rng_state_all"),
+)
+_ZERO = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
+
+
+class FakeCuda:
+    """One GPU of `name` a process, of the kind that `gpu` is; both may change between rehearsals.
+
+    `waits` is told of every call that would keep the host until the device is done.
+    """
+
+    def __init__(self, waits: Callable[[str], None]) -> None:
+        self.name = ""
+        self.gpu: Gpu | None = None
+        self.num_devices = 1
+        self.is_capturing = False
+        self._waits = waits
+
+    def install(self) -> None:
+        """Replaces `torch.cuda` for the rest of the process."""
+        cuda: Any = torch.cuda
+        torch.version.cuda = torch.version.cuda or "13.0"
+        for name in _NOTHING:
+            setattr(cuda, name, _give(None))
+        for name in _ZERO:
+            setattr(cuda, name, _give(0))
+        stream = _stream_class(self._waits)
+        answers = {
+            "is_available": _give(True),
+            "is_initialized": _give(True),
+            "is_bf16_supported": lambda *_, **__: self._spec.capability >= (8, 0),
+            "device_count": lambda: self.num_devices,
+            "current_device": _give(0),
+            "get_device_name": lambda *_: self.name,
+            "get_device_capability": lambda *_: self._spec.capability,
+            "get_device_properties": lambda *_: self._properties,
+            "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
+            "memory_stats": lambda *_: collections.defaultdict(int),
+            "mem_get_info": lambda *_: (self._memory_bytes, self._memory_bytes),
+            "synchronize": lambda *_: self._waits("device.synchronize"),
+            "Stream": stream,
+            "Event": _event_class(self._waits),
+            "current_stream": _give(stream()),
+            "default_stream": _give(stream()),
+            "stream": _entered,
+            "device": _entered,
+            "graph": self._capture,
+            "CUDAGraph": _Graph,
+            "graph_pool_handle": _give((0, 0)),
+            "is_current_stream_capturing": lambda: self.is_capturing,
+            "nvtx": SimpleNamespace(range_push=_give(None), range_pop=_give(None)),
+        }
+        for name, answer in answers.items():
+            setattr(cuda, name, answer)
+        torch.Tensor.record_stream = _give(None)  # type: ignore[method-assign]
+        if not hasattr(torch._C, "_cuda_getCurrentRawStream"):
+            torch._C._cuda_getCurrentRawStream = _give(0)  # type: ignore[attr-defined]
+
+    @property
+    def _spec(self) -> Gpu:
+        assert self.gpu is not None, "no GPU was chosen"
+        return self.gpu
+
+    @property
+    def _memory_bytes(self) -> int:
+        return int(self._spec.memory_gib * 2**30)
+
+    @property
+    def _properties(self) -> SimpleNamespace:
+        major, minor = self._spec.capability
+        return SimpleNamespace(
+            name=self.name,
+            major=major,
+            minor=minor,
+            total_memory=self._memory_bytes,
+            multi_processor_count=self._spec.multiprocessors,
+            gcnArchName="",
+        )
+
+    @contextlib.contextmanager
+    def _capture(self, *_: Any, **__: Any) -> Iterator[None]:
+        self.is_capturing = True
+        try:
+            yield
+        finally:
+            self.is_capturing = False
+
+
+def _give(value: Any) -> Callable[..., Any]:
+    return lambda *_, **__: value
+
+
+@contextlib.contextmanager
+def _entered(*_: Any, **__: Any) -> Iterator[None]:
+    yield
+
+
+def _stream_class(waits: Callable[[str], None]) -> type:
+    class Stream:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self.cuda_stream = self.stream_id = id(self)
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: Any) -> None:
+            return
+
+        wait_stream = wait_event = lambda self, other: None
+        query = lambda self: True  # noqa: E731
+
+        def record_event(self, event: Any = None) -> Any:
+            return event or torch.cuda.Event()
+
+        def synchronize(self) -> None:
+            waits("stream.synchronize")
+
+    return Stream
+
+
+def _event_class(waits: Callable[[str], None]) -> type:
+    class Event:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            return
+
+        record = wait = lambda self, stream=None: None
+        query = lambda self: True  # noqa: E731
+
+        def elapsed_time(self, _: Any) -> float:
+            return 1.0
+
+        def synchronize(self) -> None:
+            waits("event.synchronize")
+
+    return Event
+
+
+class _Graph:
+    """What was captured is not kept: the tensors that it writes have no values."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        return
+
+    replay = reset = register_generator_state = lambda self, *_: None
+
+    def pool(self) -> tuple[int, int]:
+        return (0, 0)

@@ -1,0 +1,144 @@
+"""What stands in for a machine in a rehearsal: tensors without storage, ranks, launches."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from minimind_kernels.form import Form
+from minimind_kernels.triton_impl import config, launch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from minimind.inference.request import GenerationRequest
+from minimind.rehearsal.watch import Watch
+from minimind.rewards.scorer import Score, Scorer
+from minimind.stages import kto, reference, rollouts
+
+
+def join_fake_ranks(world_size: int, import_deepspeed: Callable[[], Any]) -> None:
+    """Makes this process the first of so many ranks, the others of which are not there: what they
+    would send has no values anyway."""
+    store: Any = FakeStore()  # type: ignore[no-untyped-call]
+    dist.init_process_group("fake", rank=0, world_size=world_size, store=store)
+    deepspeed = import_deepspeed()
+    deepspeed.accelerator.get_accelerator()._communication_backend_name = "fake"
+    deepspeed.init_distributed(dist_backend="fake", verbose=False, dist_init_required=False)
+    # ZeRO-3 compares numbers between ranks.
+    coordinator = sys.modules["deepspeed.runtime.zero.partitioned_param_coordinator"]
+    coordinator.assert_ints_same_as_other_ranks = lambda *_, **__: None  # type: ignore[attr-defined]
+
+    def gather(found: list[Any], value: Any, *_: Any, **__: Any) -> None:
+        found[:] = [value] * len(found)
+
+    dist.all_gather_object = gather
+    dist.broadcast_object_list = lambda *_, **__: None
+
+
+def set_environment(device_kind: str, world_size: int) -> None:
+    """Says what a launcher would say, before PyTorch and DeepSpeed are imported."""
+    os.environ["DS_ACCELERATOR"] = "cuda" if device_kind == "gpu" else "cpu"
+    ranks = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": world_size, "LOCAL_SIZE": world_size}
+    os.environ.update({name: str(value) for name, value in ranks.items()})
+    os.environ.pop("LOCAL_WORLD_SIZE", None)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@contextlib.contextmanager
+def without_storage(watch: Watch, gpu: config.Device) -> Iterator[None]:
+    """Within it tensors are made without storage, and all that is asked of the device is told to
+    `watch` instead. `gpu`: what Triton's launchers lay kernels out for."""
+
+    def launched(kernel: Any, grid: Any, num_warps: int, arguments: dict[str, Any]) -> None:
+        for name, value in arguments.items():
+            if isinstance(value, Tensor) and value.device.type != "cuda":
+                raise RuntimeError(f"{kernel.__name__}: {name} is on the {value.device}")
+        if watch.counts:
+            watch.tally.add_launch(kernel, arguments)
+
+    def pin(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+        return watch.pin(tensor)
+
+    patches = [
+        mock.patch.object(FakeTensorMode, "avoid_device_init", property(lambda _: True)),
+        mock.patch.object(FakeTensor, "tolist", lambda tensor: watch.read_list(tensor)),
+        mock.patch.object(Tensor, "pin_memory", pin),
+        mock.patch.object(nn.Module, "_apply", _apply),
+        mock.patch.object(Form, "_run_generated", _run_generated(watch)),
+        mock.patch.object(reference, "_load_table", _reference_of_nothing),
+        mock.patch.object(kto, "_check_answers"),
+        mock.patch.object(rollouts, "GenerationRequest", _request_without_end),
+        mock.patch.object(Scorer, "score", _scores_apart),
+    ]
+    with contextlib.ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        stack.enter_context(launch.watch(launched, gpu))
+        stack.enter_context(watch.fake)
+        stack.enter_context(watch)
+        yield
+
+
+def _apply(self: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+    """Stands for nn.Module's own, which would swap fake tensors: what hangs on them forbids it."""
+    memo: dict[int, nn.Parameter] = {}
+    for module in self.modules() if recurse else [self]:
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in memo:
+                with torch.no_grad():
+                    moved = function(parameter.data)
+                if moved.device == parameter.device and type(moved) is type(parameter.data):
+                    parameter.data = moved
+                    memo[id(parameter)] = parameter
+                else:
+                    memo[id(parameter)] = nn.Parameter(moved, parameter.requires_grad)
+            module._parameters[name] = memo[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = function(buffer)
+    return self
+
+
+def _run_generated(watch: Watch) -> Callable[..., Any]:
+    """Gives Form._run_generated: the body without what generated code keeps in registers."""
+
+    def run(self: Form, tensors: tuple[Tensor, ...], constants: dict[str, Any]) -> Any:
+        tensors = tuple(t.detach().contiguous() for t in tensors)
+        with watch.live.hidden():
+            result = self.body(*tensors, **constants)
+        watch.take(result)
+        return result
+
+    return run
+
+
+def _reference_of_nothing(
+    context: Any, weights: Any, frozen: Any, measure: Any, data: Any, first_unit: int
+) -> np.ndarray:
+    """Stands for the reference's pass over all data: one batch of it is measured."""
+    batch = next(iter(data.all_batches())).to(context.device)
+    with torch.no_grad():
+        found_PC = measure(frozen(), batch)
+    return np.zeros((data.num_units, found_PC.shape[1]), dtype=np.float32)
+
+
+def _request_without_end(**options: Any) -> GenerationRequest:
+    """Asks for an answer as long as it may get: tokens without values would never end it, or all
+    at once."""
+    return GenerationRequest(**{**options, "stop_ids": ()})
+
+
+def _scores_apart(self: Scorer, answers: Sequence[Any]) -> list[Score]:
+    """Scores answers that say nothing, so that there is something to learn from them."""
+    parts: dict[str, float | None] = dict.fromkeys(self.reward_names, 0.0)
+    return [Score(total=float(index % 2), parts=parts) for index, _ in enumerate(answers)]

@@ -1,0 +1,95 @@
+"""The bytes of a device's tensors, by what holds them, and the most there were at once."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+_BLOCK = 512
+"""CUDA's allocator gives memory in multiples of so many bytes."""
+
+
+class LiveBytes:
+    """Counts each storage on one type of device from its first tensor to its end."""
+
+    def __init__(self, device_type: str) -> None:
+        self.peak: Counter[str] = Counter()
+        """Bytes by holder, at the moment when they were most together."""
+        self._device_type = device_type
+        self._live: dict[int, tuple[int, str]] = {}
+        self._by_holder: Counter[str] = Counter()
+        self._total = self._most = 0
+        self._hidden = 0
+        self._lock = threading.RLock()  # a backward for a GPU runs in a thread of its own
+
+    def see(self, tensor: Tensor, holder: str) -> None:
+        """Takes a tensor in, unless its storage is known already."""
+        device = tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
+        if self._hidden or device.type != self._device_type:
+            return
+        storage = tensor.untyped_storage()
+        key, num_bytes = storage._cdata, storage.nbytes()
+        if key in self._live:
+            return
+        if self._device_type == "cuda":
+            num_bytes = -(-num_bytes // _BLOCK) * _BLOCK
+        with self._lock:
+            self._live[key] = num_bytes, holder
+            self._by_holder[holder] += num_bytes
+            self._total += num_bytes
+            if self._total > self._most:
+                self._most, self.peak = self._total, self._by_holder.copy()
+        weakref.finalize(storage, self._forget, key).atexit = False
+
+    def rename(self, tensor: Tensor, holder: str) -> None:
+        """Says what holds a tensor that was there before it was known."""
+        key = tensor.untyped_storage()._cdata
+        with self._lock:
+            if key in self._live:
+                num_bytes, before = self._live[key]
+                self._live[key] = num_bytes, holder
+                self._by_holder[before] -= num_bytes
+                self._by_holder[holder] += num_bytes
+
+    def start(self) -> None:
+        """Begins to look for the most anew, from what is there now."""
+        with self._lock:
+            self._most, self.peak = self._total, self._by_holder.copy()
+
+    @contextlib.contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Takes nothing in meanwhile: for what generated code keeps in registers."""
+        self._hidden += 1
+        try:
+            yield
+        finally:
+            self._hidden -= 1
+
+    def _forget(self, key: int) -> None:
+        with self._lock:
+            num_bytes, holder = self._live.pop(key)
+            self._by_holder[holder] -= num_bytes
+            self._total -= num_bytes
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Gives the tensors of nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from tensors_in(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors_in(part)
+
+
+def num_bytes_of(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.dtype.itemsize

@@ -1,0 +1,120 @@
+"""One process's rehearsals: a run's step, or a generation, on tensors without storage."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from minimind_kernels.triton_impl import config
+
+from minimind.engine.deepspeed_engine import import_deepspeed
+from minimind.rehearsal.fake_cuda import FakeCuda
+from minimind.rehearsal.fake_machine import join_fake_ranks, set_environment, without_storage
+from minimind.rehearsal.holders import Moments, name_holders
+from minimind.rehearsal.roofline import estimate
+from minimind.rehearsal.watch import Watch
+from minimind.run.flags import TrainArguments
+from minimind.run.resolve import ResolvedRun
+from minimind.run.run import Run
+from minimind.runtime.devices import GPUS, Device, find_device
+from minimind.runtime.ranks import Ranks
+from minimind.stages import STAGES
+
+_STEPS = 4
+"""The third is the one that counts: what is made once is there by then, and timers run."""
+
+
+class Rehearsals:
+    """Rehearses on one kind of device, as the first of so many ranks."""
+
+    def __init__(self, device: str, world_size: int) -> None:
+        """`device`: one of GPUS, or cpu for this machine's."""
+        self._world_size = world_size
+        self._gpu = GPUS.get(device)
+        set_environment("gpu" if self._gpu else "cpu", world_size)
+        if self._gpu:
+            self._cuda = FakeCuda(lambda kind: self._watch.wait(kind))
+            self._cuda.name, self._cuda.gpu = f"NVIDIA {device}", self._gpu
+            self._cuda.num_devices = world_size
+            self._cuda.install()
+        self._device: Device = find_device()
+        self._watch: Watch
+
+    def rehearse(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Takes a step of the run with these arguments; gives a Rehearsal's fields but for how
+        long it took. Raises a MiniMindError for what the run itself would be refused for."""
+        given["recipe"]["max_steps"] = _STEPS
+        arguments = TrainArguments(**given, resume=False, dry_run=False, local_rank=None)
+        moments = Moments()
+        with self._machine(moments) as watch:
+            run = Run.on(arguments, Ranks(0, 0, self._world_size), self._device).build()
+            with moments.of(run.loop):
+                for _ in range(_STEPS - 2):
+                    run.step_ahead()
+                name_holders(watch.live, run.loop.engine, run.models)
+                watch.live.start()
+                watch.counts = True
+                run.step_ahead()
+                watch.counts = False
+            resolved = run.resolved
+            run.close()
+        return self._report(resolved, watch)
+
+    def _report(self, run: ResolvedRun, watch: Watch) -> dict[str, Any]:
+        tally = watch.tally
+        roofline = None
+        if self._gpu:
+            roofline = asdict(
+                estimate(
+                    tally.work,
+                    tally.launches.total(),
+                    tally.operators.total(),
+                    tally.collectives,
+                    self._gpu,
+                    self._world_size,
+                    overlaps=bool(
+                        (run.ds_config.get("zero_optimization") or {}).get("overlap_comm")
+                    ),
+                )
+            )
+        packed = STAGES[run.stage].data_format.packed
+        return {
+            "device": self._device.name,
+            "world_size": self._world_size,
+            "tokens": run.train_batch_size * run.seq_len if packed else None,
+            "launches": tally.launches,
+            "operators": tally.operators,
+            "collectives": tally.collectives,
+            "waits": [(kind, place, count) for (kind, place), count in tally.waits.items()],
+            "flops": sum(work.flops for work in tally.work),
+            "kernel_bytes": tally.kernel_bytes,
+            "peak": {name: held for name, held in watch.live.peak.items() if held},
+            "roofline": roofline,
+        }
+
+    @contextlib.contextmanager
+    def _machine(self, moments: Moments) -> Iterator[Watch]:
+        self._watch = Watch("cuda" if self._gpu else "cpu", moments.holder)
+        arch = "sm_90"
+        if self._gpu:
+            arch = "sm_{}{}".format(*self._gpu.capability)
+        laid_out = config.Device(arch, self._gpu.multiprocessors if self._gpu else 1)
+        _forget_tensors()
+        with without_storage(self._watch, laid_out):
+            if not torch.distributed.is_initialized():
+                join_fake_ranks(self._world_size, lambda: import_deepspeed(self._device))
+            yield self._watch
+
+
+def _forget_tensors() -> None:
+    """Empties the model's caches, whose tensors are of another rehearsal."""
+    for thing in gc.get_objects():
+        if type(thing) is functools._lru_cache_wrapper and str(thing.__module__).startswith(
+            "minimind.model"
+        ):
+            thing.cache_clear()

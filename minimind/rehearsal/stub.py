@@ -1,0 +1,47 @@
+"""The library that gives a PyTorch without CUDA a device to rehearse on: compiled once, kept."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+from minimind.errors import ConfigError
+
+_SOURCE = Path(__file__).with_name("stub.cpp")
+
+
+def build_stub(folder: Path) -> Path:
+    """Compiles the library for the installed PyTorch, which takes some seconds, or finds it in
+    `folder`. Raises ConfigError where there is no C++ compiler or it fails."""
+    # PyTorch itself may not be imported before the library is there.
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None, "PyTorch is installed"
+    torch = Path(str(spec.origin)).parent
+    key = hashlib.blake2b(_SOURCE.read_bytes() + f"{torch} {version('torch')}".encode())
+    library = folder / f"cuda-stub-{key.hexdigest()[:16]}.so"
+    if library.exists():
+        return library
+    names = (os.environ.get("CXX"), "g++", "clang++")
+    compiler = next((found for name in names if name and (found := shutil.which(name))), None)
+    if compiler is None:
+        raise ConfigError(
+            "rehearsing a GPU on a PyTorch without CUDA needs a C++ compiler (CXX, g++ or clang++):"
+            " install one"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = library.with_suffix(f".{os.getpid()}")
+    include = torch / "include"
+    command = [compiler, "-O1", "-std=c++20", "-shared", "-fPIC", str(_SOURCE), "-o", str(fresh)]
+    command += [f"-I{include}", f"-I{include}/torch/csrc/api/include", f"-L{torch / 'lib'}"]
+    command += ["-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch / 'lib'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().split("\n")[0]
+        raise ConfigError(f"rehearsing a GPU: {compiler} cannot compile {_SOURCE}: {said}")
+    os.replace(fresh, library)
+    return library

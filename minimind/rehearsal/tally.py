@@ -1,0 +1,69 @@
+"""What was asked of the device in one rehearsed step or generation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from minimind.rehearsal.live_bytes import num_bytes_of, tensors_in
+
+_EXPERT_WEIGHTS = {
+    "expert_gemm.up": "gate_up_weight_ptr",
+    "expert_gemm.to_slots": "weight_ptr",
+    "expert_gemm.activation_grad": "down_weight_ptr",
+    "expert_weight_grad.weight_grad": "grad_ptr",
+}
+"""The kernels that multiply, by the argument that holds one matrix for each expert."""
+
+
+class Work(NamedTuple):
+    """One launch."""
+
+    flops: int
+    moved: int
+    """Bytes that are read or written at least."""
+    is_wide: bool
+    """Whether it computes in 32 bits."""
+
+
+@dataclass(slots=True)
+class Tally:
+    launches: Counter[str] = field(default_factory=Counter)
+    """Of our own kernels, by name."""
+    operators: Counter[str] = field(default_factory=Counter)
+    """PyTorch's that launch something on the device, by name."""
+    waits: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Where the host waits for the device: what kind, and where."""
+    collectives: dict[str, list[int]] = field(default_factory=dict)
+    """By kind, how many and the bytes of their larger sides."""
+    work: list[Work] = field(default_factory=list)
+    kernel_bytes: int = 0
+    """That our own kernels move at least."""
+
+    def add_launch(self, kernel: Any, arguments: Mapping[str, Any]) -> None:
+        """Counts a launch of one of our own kernels, a Triton function."""
+        module, function = kernel.__module__.rsplit(".", 1)[-1], kernel.__name__.strip("_")
+        name = f"{module}.{function.removesuffix('_kernel')}"
+        tensors = list(tensors_in(dict(arguments)))
+        moved = sum({t.untyped_storage()._cdata: num_bytes_of(t) for t in tensors}.values())
+        flops = 0
+        if name in _EXPERT_WEIGHTS:
+            matrices: Tensor = arguments[_EXPERT_WEIGHTS[name]]
+            flops = 2 * arguments["order_ptr"].numel() * (matrices.numel() // len(matrices))
+        self.launches[name] += 1
+        self.kernel_bytes += moved
+        self.work.append(Work(flops, moved, tensors[0].dtype.itemsize > 2))
+
+    def add_operator(self, name: str, flops: int, moved: int, is_wide: bool) -> None:
+        """Counts an operator of PyTorch's that works on the device."""
+        self.operators[name] += 1
+        self.work.append(Work(flops, moved, is_wide))
+
+    def add_collective(self, kind: str, payload: int) -> None:
+        found = self.collectives.setdefault(kind, [0, 0])
+        found[0] += 1
+        found[1] += payload

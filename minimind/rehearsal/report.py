@@ -97,8 +97,8 @@ class Rehearsal:
             for kind, (count, payload) in self.collectives.items()
         )
         lines.append(
-            f"launches   {self.num_launches:,} of our kernels and {self.num_operators:,} of PyTorch's "
-            f"in a step; {collectives or 'no collectives'}"
+            f"launches   {self.num_launches:,} of our kernels and {self.num_operators:,} of PyTorch's in "
+            f"a step; {collectives or 'no collectives'}"
         )
         lines += [
             f"waits      {wait.count} x {wait.kind}: {wait.place}" for wait in self.forbidden_waits

@@ -13,13 +13,23 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+import torch
+
 from minimind.engine.deepspeed_engine import stop_ranks
 from minimind.errors import MiniMindError, TrainingError
+from minimind.rehearsal.fits import describe_rehearsal, read_place
+from minimind.run.flags import TrainArguments
 from minimind.run.run import Run, parse_arguments
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import read_ranks
 
 logger = logging.getLogger("minimind")
+
+_MEMORY_ADVICE = (
+    "The same command with --dry_run says what a step holds and which micro-batch fits; --set "
+    "micro_batch_size=N takes fewer rows at a time, --set activation_checkpointing=true keeps less "
+    "of each"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,13 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging(read_ranks().rank)
     try:
         arguments = parse_arguments(argv)
-        run = Run.of(arguments)
-        if not arguments.dry_run:
-            return 0 if run.train() else 130
-        run.check()
-        if run.ranks.is_main:
-            print(run.describe())
-        return 0
+        if arguments.dry_run:
+            return _try(arguments)
+        return 0 if Run.of(arguments).train() else 130
+    except torch.OutOfMemoryError as error:
+        logger.error("error: %s. %s", str(error).split("\n")[0], _MEMORY_ADVICE)
+        return 1
     except (MiniMindError, TrainingError) as error:
         # Every rank meets the same bad input, or hears of another's. One of each machine says so:
         # ranks that have not joined yet hear of nothing.
@@ -42,6 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, MiniMindError) else 1
     except KeyboardInterrupt:
         return 130
+
+
+def _try(arguments: TrainArguments) -> int:
+    run = Run.of(arguments, read_place(arguments.on) if arguments.on else None)
+    run.check()
+    if run.ranks.is_main:
+        print(run.describe())
+        print(describe_rehearsal(run))
+    return 0
 
 
 def run_process(argv: Sequence[str] | None = None) -> NoReturn:

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from minimind import errors
 from minimind.data.cache_folder import default_cache_dir
 from minimind.rehearsal.report import Rehearsal
 from minimind.rehearsal.stub import build_stub
 from minimind.run.flags import TrainArguments
 from minimind.run.resolve import ResolvedRun
-from minimind.runtime.devices import GPUS
+from minimind.run.run import Run
+from minimind.runtime.devices import GPUS, Device, find_gpu
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +35,7 @@ class Point:
     ranks: int
 
 
-def rehearse(run: ResolvedRun, device: str | None = None, ranks: int | None = None) -> Rehearsal:
+def rehearse(run: Run, device: str | None = None, ranks: int | None = None) -> Rehearsal:
     """Takes a step of a resolved run on tensors without storage, through the engine, the loop and
     DeepSpeed, as the first of `ranks`; by default where the run itself would be.
 
@@ -40,20 +43,33 @@ def rehearse(run: ResolvedRun, device: str | None = None, ranks: int | None = No
     data sheet, for what the run itself would be refused for, and where a PyTorch without CUDA and
     no C++ compiler make it impossible.
     """
-    place = find_place(run, device)
-    (found,) = rehearse_all(
-        [Point(arguments=run.arguments, device=place, ranks=ranks or run.world_size)]
+    point = Point(
+        arguments=run.resolved.arguments,
+        device=known_device(device or _name_of(run.resolved.device)),
+        ranks=ranks or run.resolved.world_size,
     )
-    return found
+    return rehearse_all([point])[0]
 
 
-def find_place(run: ResolvedRun, device: str | None) -> str:
-    """Names the GPU, or cpu, that a run is rehearsed on. Raises ConfigError."""
-    if device is not None:
-        return known_device(device)
-    if run.device.kind == "cpu":
+def why_not(run: ResolvedRun) -> str | None:
+    """Says why a run cannot be rehearsed where it would be; None where it can."""
+    try:
+        _find_stub(known_device(_name_of(run.device)))
+    except errors.ConfigError as error:
+        return str(error)
+    return None
+
+
+def place_of(run: Run) -> tuple[Device, int]:
+    """Gives the device and the number of ranks that a run was resolved for."""
+    return run.resolved.device, run.resolved.world_size
+
+
+def _name_of(device: Device) -> str:
+    if device.kind == "cpu":
         return "cpu"
-    return known_device(run.device.name)
+    known = find_gpu(device.name)
+    return known[0] if known else device.name
 
 
 def known_device(name: str) -> str:
@@ -85,7 +101,7 @@ def rehearse_all(points: Sequence[Point]) -> list[Rehearsal]:
 
 
 def _run_worker(device: str, ranks: int, runs: Sequence[TrainArguments]) -> list[Rehearsal]:
-    stub = "" if device == "cpu" or _has_cuda() else str(build_stub(default_cache_dir()))
+    stub = _find_stub(device)
     with tempfile.TemporaryDirectory(prefix="minimind-rehearsal-") as folder:
         points, reports = Path(folder) / "points.json", Path(folder) / "reports.jsonl"
         work = {"device": device, "world_size": ranks, "runs": [run.to_dict() for run in runs]}
@@ -110,8 +126,9 @@ def _read_report(values: dict[str, Any]) -> Rehearsal:
     return Rehearsal.from_dict(values)
 
 
-def _has_cuda() -> bool:
-    """Whether PyTorch was built for CUDA, and needs no stand-in."""
-    import torch
-
-    return torch.version.cuda is not None or torch.version.hip is not None
+def _find_stub(device: str) -> str:
+    """Gives the path of the library that the process loads first; "" where PyTorch was built for
+    CUDA, or the device is a CPU. Raises ConfigError."""
+    if device == "cpu" or torch.version.cuda is not None:
+        return ""
+    return str(build_stub(default_cache_dir()))

@@ -1,14 +1,10 @@
-"""What a run says of itself: the banner, and the memory it will take."""
+"""What a run says of itself: the banner."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from minimind.config.deepspeed_json import precision
 from minimind.config.deepspeed_schedulers import describe_scheduler
 from minimind.data.loader import PackedLoader
-from minimind.engine.activation_memory import Workload
-from minimind.engine.memory_prediction import MemoryPrediction, predict_memory
 from minimind.run.resolve import ResolvedRun
 from minimind.stages import STAGES
 
@@ -20,8 +16,6 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
     kind = precision(ds)
     why = f" ({run.device.why_not_bf16})" if kind == "fp32" and run.device.why_not_bf16 else ""
     active = f" ({run.config.num_active_parameters:,} active)" if run.config.num_experts else ""
-    memory = run.device.memory_bytes
-    there = f", of the {memory / 2**30:.2f} GiB there are" if memory else ""
     is_whole = run.num_trained == run.config.num_parameters
     trained = "" if is_whole else f" + {run.num_trained:,} trained beside them"
     lines = [
@@ -35,7 +29,6 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
         f"run        {total:,} steps, {total * run.train_batch_size / loader.num_rows:.2f} epochs "
         f"of {_describe_epoch(run, loader)}",
         f"rate       {_describe_rate(run)}, clipping {run.recipe.gradient_clipping}",
-        f"memory     about {predict_memory_of(run).peak_bytes / 2**30:.2f} GiB a rank{there}",
     ]
     if loader.num_truncated:
         lines.append(
@@ -64,19 +57,3 @@ def _describe_rate(run: ResolvedRun) -> str:
     if scheduler := run.ds_config.get("scheduler"):
         return describe_scheduler(scheduler, run.ds_config["optimizer"]["params"]["lr"])
     return f"{run.learning_rate:.2e} peak, {run.recipe.warmup_steps} warm-up steps"
-
-
-def predict_memory_of(
-    run: ResolvedRun, documents: Sequence[Sequence[int]] = ()
-) -> MemoryPrediction:
-    """`documents`: the tokens of each, by micro-batch; as long as rows where none are given."""
-    return predict_memory(
-        Workload(
-            config=run.config,
-            recipe=run.recipe,
-            ds_config=run.ds_config,
-            world_size=run.world_size,
-            device_kind=run.device.kind,
-            documents=documents,
-        )
-    )

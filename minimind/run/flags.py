@@ -39,6 +39,8 @@ class TrainArguments:
     resume: bool
     dry_run: bool
     local_rank: int | None
+    on: str | None = None
+    """Where a dry run rehearses, as DEVICE[:RANKS]; None: here."""
 
     def get(self, name: str) -> Any:
         """A run flag's value; None where it has no default of its own."""
@@ -78,6 +80,8 @@ def parse_train_arguments(
         parser.error(explain_flags(rest, stage, recipe_types))
     given = vars(known)
     settings = parse_assignments(given.pop("set", []))
+    if "on" in given and not given.get("dry_run"):
+        raise ConfigError(f"--on {given['on']} says where a --dry_run rehearses: add --dry_run")
     return _sort_arguments(given, settings, stage, recipe_types, spell_flag)
 
 
@@ -94,8 +98,11 @@ def collect_train_arguments(
         raise ConfigError(f'set={more_settings!r}: must be a mapping, as {{"ds_config.KEY": 1}}')
     settings: dict[str, Any] = dict(more_settings)
     _check_kinds(given)
-    if given.pop("dry_run", False):
-        raise ConfigError("dry_run=True: Run.resolve(…) with check() and describe() is a dry run")
+    if given.pop("dry_run", False) or given.pop("on", None):
+        raise ConfigError(
+            "dry_run=True: Run.resolve(…) with check() and describe() is a dry run, and "
+            "minimind.rehearsal.rehearse(run, device, ranks) rehearses it"
+        )
     stage = _choose_stage(given.get("stage"), given.get("resume", False), given.get("output_dir"))
     for name, choices in (("stage", tuple(recipe_types)), ("on_bad_row", ON_BAD_ROW)):
         if name in given and (problem := check_choice(name, str(given[name]), choices)):
@@ -191,6 +198,7 @@ def _sort_arguments(
         resume=given.get("resume", False),
         dry_run=given.get("dry_run", False),
         local_rank=given.get("local_rank"),
+        on=given.get("on"),
     )
 
 

@@ -39,7 +39,7 @@ RUN_FLAGS: dict[str, dict[str, Any]] = {
     },
 }
 """Flags about the run as a whole."""
-CONTROLS = ("resume", "dry_run")
+CONTROLS = ("resume", "dry_run", "on")
 ON_BAD_ROW = ("stop", "skip")
 
 
@@ -102,7 +102,13 @@ def build_parser(
     control.add_argument(
         "--dry_run",
         action="store_true",
-        help="resolve and check everything, print it and stop",
+        help="resolve and check everything, rehearse a step without computing it, print what it "
+        "holds, launches and waits for, and stop",
+    )
+    control.add_argument(
+        "--on",
+        metavar="DEVICE[:RANKS]",
+        help="where a --dry_run rehearses, such as h200:8, a100 or cpu:2 (default: here)",
     )
     control.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     return parser

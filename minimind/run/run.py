@@ -77,11 +77,15 @@ class Run:
         return cls.of(parse_arguments(argv))
 
     @classmethod
-    def of(cls, arguments: TrainArguments) -> Run:
-        """Resolves arguments that were read already, on the device and rank of this process."""
+    def of(cls, arguments: TrainArguments, place: tuple[Device, int] | None = None) -> Run:
+        """Resolves arguments that were read already, on the device and rank of this process.
+        `place`: another device, and how many ranks of it, that need not be here."""
         ranks = read_ranks(arguments.local_rank)
-        device = find_device(ranks.local_rank)
-        check_kernels(device)
+        if place:
+            device, ranks = place[0], Ranks(0, 0, place[1])
+        else:
+            device = find_device(ranks.local_rank)
+            check_kernels(device)
         if arguments.resume:
             arguments = merge_earlier(arguments)
         return cls.on(arguments, ranks, device)
@@ -126,7 +130,7 @@ class Run:
         start = self._find_start()
 
         def check() -> None:
-            check_run(self.resolved, self.tokenizer, self.ranks, start)
+            check_run(self.resolved, self.tokenizer, start)
 
         if self._is_started:
             check_alike(self.resolved.facts)

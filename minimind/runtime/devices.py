@@ -144,6 +144,15 @@ def find_device(local_rank: int = 0) -> Device:
     return Device(torch.device("cpu"), _cpu_name(), bf16, precision, why, None, memory)
 
 
+def device_by_data_sheet(name: str) -> Device:
+    """Gives one of GPUS as a device that need not be here."""
+    gpu = GPUS[name]
+    bf16 = gpu.capability >= (8, 0)
+    precision, why = _precision(bf16, "fp16", f"{name} has no bf16 units")
+    memory = int(gpu.memory_gib * 2**30)
+    return Device(torch.device("cuda", 0), name, bf16, precision, why, gpu.flops, memory)
+
+
 def _precision(supports_bf16: bool, otherwise: str, why: str) -> tuple[str, str]:
     """Gives what stands for "auto", and why that is not bf16 ("" where it is)."""
     wanted = os.environ.get("MINIMIND_PRECISION") or "auto"

@@ -1,0 +1,107 @@
+"""A dry run: what a run would ask of its device, and whether the device has the memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from minimind.config.deepspeed_json import load_ds_config
+from minimind.errors import ConfigError
+from minimind.rehearsal.rehearse import known_device, place_of, rehearse, why_not
+from minimind.rehearsal.report import Rehearsal
+from minimind.run.flags import TrainArguments
+from minimind.run.resolve import ResolvedRun
+from minimind.run.run import Run
+from minimind.runtime.devices import Device, device_by_data_sheet, find_device
+
+_ROWS = ("activations", "backward", "logits", "batches")
+"""What grows with the rows of a micro-batch."""
+
+
+def read_place(text: str) -> tuple[Device, int]:
+    """Reads DEVICE[:RANKS], as "h200:8", "rtx4090" or "cpu:2". Raises ConfigError."""
+    name, _, ranks = text.partition(":")
+    if ranks and (not ranks.isdecimal() or not int(ranks)):
+        raise ConfigError(f"--on {text}: {ranks!r} is no number of ranks; write it as h200:8")
+    device = known_device(name)
+    found = find_device() if device == "cpu" else device_by_data_sheet(device)
+    if device == "cpu" and found.kind != "cpu":
+        raise ConfigError(f"--on {text}: this machine has a GPU; hide it by CUDA_VISIBLE_DEVICES=")
+    return found, int(ranks or 1)
+
+
+def describe_rehearsal(run: Run) -> str:
+    """Rehearses a resolved run and says what came of it, or why that was not possible. Raises
+    ConfigError where its step holds more than the device has."""
+    if problem := why_not(run.resolved):
+        return f"rehearsed  not: {problem}"
+    found = rehearse(run)
+    check_memory(run, found)
+    return found.describe()
+
+
+def check_memory(run: Run, found: Rehearsal) -> None:
+    """Raises ConfigError, with the largest micro-batch that fits, where the tensors of the
+    rehearsed step are more than the memory there is, free or not; swap is not memory."""
+    resolved, there = run.resolved, run.resolved.device.memory_bytes
+    # Ranks on CPUs share the machine's.
+    sharing = run.ranks.local_world_size if resolved.device.kind == "cpu" else 1
+    needed = sharing * found.peak_bytes
+    if there is None or needed <= there:
+        return
+    fitting = (
+        arguments
+        for arguments in _smaller(resolved, found, there // sharing)
+        if sharing * rehearse(Run.of(arguments, place_of(run))).peak_bytes <= there
+    )
+    advice = (
+        "no micro-batch fits; take a smaller --model, a shorter --seq_len, --set "
+        "activation_checkpointing=true, or --ds_config zero2_offload.json or zero3.json"
+    )
+    if smaller := next(fitting, None):
+        advice = _spell(resolved.arguments, smaller)
+    raise ConfigError(
+        f"memory {needed / 2**30:.2f} GiB{f' for {sharing} ranks' * (sharing > 1)}, more than the "
+        f"{there / 2**30:.2f} GiB of {resolved.device.name}: {advice}"
+    )
+
+
+def _smaller(run: ResolvedRun, found: Rehearsal, there: int) -> Iterator[TrainArguments]:
+    """Gives the run in smaller micro-batches, the largest first, less those that cannot fit if
+    what grows with the rows shrinks with them."""
+    growing = sum(found.peak.get(holder, 0) for holder in _ROWS)
+    for rows in range(run.micro_batch_size - 1, 0, -1):
+        share = rows / run.micro_batch_size
+        is_hopeless = found.peak_bytes - growing * (1 - share) > there
+        if run.train_batch_size % (rows * run.world_size) == 0 and not is_hopeless:
+            yield _in_micro_batches(run, rows)
+
+
+def _in_micro_batches(run: ResolvedRun, rows: int) -> TrainArguments:
+    """Gives the arguments with micro-batches of so many rows, beside what the JSON gives itself."""
+    arguments = run.arguments
+    file = load_ds_config(arguments.get("ds_config"), arguments.ds_config)
+    given: dict[str, Any] = {}
+    if isinstance(file.get("gradient_accumulation_steps"), int):
+        given["gradient_accumulation_steps"] = run.train_batch_size // (rows * run.world_size)
+        given["train_batch_size"] = run.train_batch_size
+    if isinstance(file.get("train_micro_batch_size_per_gpu"), int):
+        given["train_micro_batch_size_per_gpu"] = rows
+        return dataclasses.replace(arguments, ds_config=arguments.ds_config | given)
+    return dataclasses.replace(
+        arguments,
+        ds_config=arguments.ds_config | given,
+        recipe=arguments.recipe | {"micro_batch_size": rows},
+    )
+
+
+def _spell(before: TrainArguments, after: TrainArguments) -> str:
+    """As it can be given beside the rest."""
+    changed = {f"ds_config.{key}": value for key, value in after.ds_config.items()
+               if before.ds_config.get(key) != value}  # fmt: skip
+    rows = after.ds_config.get("train_micro_batch_size_per_gpu")
+    if before.recipe.get("micro_batch_size") != after.recipe.get("micro_batch_size"):
+        rows = changed["micro_batch_size"] = after.recipe["micro_batch_size"]
+    sets = " ".join(f"--set {key}={value}" for key, value in changed.items())
+    return f"a micro-batch of {rows} rows fits: {sets}"

@@ -84,14 +84,14 @@ def use_triton(op: str, *tensors: Tensor) -> bool:
 
     Raises RuntimeError under `MINIMIND_KERNELS=triton` where that is impossible.
     """
-    setting = kernels_setting()
-    problem = None if setting == "torch" else _why_not_triton(op, tensors)
-    if problem is None and setting == "auto" and not torch.compiler.is_compiling():
-        problem = _why_torch_is_quicker(op, tensors[0].device)
+    setting, tracing = kernels_setting(), torch.compiler.is_compiling()
+    problem = None if setting == "torch" else _why_not_triton(op, tensors, tracing)
+    if problem is None and op in _PRODUCTS and setting == "auto" and not tracing:
+        problem = _why_torch_is_quicker(tensors[0].device)
     if problem is not None and setting == "triton":
         raise RuntimeError(_cannot_be_met(problem))
     use = setting != "torch" and problem is None
-    if not torch.compiler.is_compiling():
+    if not tracing:
         _say_once("Triton" if use else "PyTorch", setting, problem)
     return use
 
@@ -126,20 +126,20 @@ def _cannot_be_met(problem: str) -> str:
     return f"MINIMIND_KERNELS=triton, but {problem}; use MINIMIND_KERNELS=auto or torch"
 
 
-def _why_not_triton_on(device: torch.device) -> str | None:
+def _why_not_triton_on(device: torch.device, tracing: bool = False) -> str | None:
     if device.type != "cuda" and not (kernels_setting() == "triton" and interpreting()):
         # Without the name of the operation, so that it is said once for all of them.
         return f"the tensors are on the {device.type}, and Triton needs a CUDA or ROCm GPU"
-    if not _has_triton():
-        return "Triton is not installed"
     # torch.compile cannot trace a look at the machine, and its own code needs the same of it.
-    if device.type != "cuda" or torch.compiler.is_compiling():
-        return None
+    if device.type != "cuda" or tracing:
+        return None if _has_triton() else "Triton is not installed"
     return _why_not_triton_on_gpu(device)
 
 
 @functools.cache
 def _why_not_triton_on_gpu(device: torch.device) -> str | None:
+    if not _has_triton():
+        return "Triton is not installed"
     if (capability := _capability(device)) and capability < _TRITON_FROM:
         return f"Triton needs sm_75 or newer, and this GPU is sm_{capability[0]}{capability[1]}"
     return _why_no_launcher()
@@ -174,9 +174,9 @@ def _why_no_launcher() -> str | None:
     )
 
 
-def _why_not_triton(op: str, tensors: tuple[Tensor, ...]) -> str | None:
+def _why_not_triton(op: str, tensors: tuple[Tensor, ...], tracing: bool) -> str | None:
     device = tensors[0].device
-    if problem := _why_not_triton_on(device):
+    if problem := _why_not_triton_on(device, tracing):
         return problem
     for tensor in tensors:
         if tensor.is_floating_point() and tensor.dtype not in TRITON_DTYPES:
@@ -188,10 +188,10 @@ def _why_not_triton(op: str, tensors: tuple[Tensor, ...]) -> str | None:
     return None
 
 
-def _why_torch_is_quicker(op: str, device: torch.device) -> str | None:
-    if op not in _PRODUCTS or device.type != "cuda":
-        return None
-    if (capability := _capability(device)) is None or capability >= _PRODUCTS_FROM:
+def _why_torch_is_quicker(device: torch.device) -> str | None:
+    """At _PRODUCTS; `device` is a GPU."""
+    capability = _capability(device)
+    if capability is None or capability >= _PRODUCTS_FROM:
         return None
     # Without the name of the operation, so that it is said once for both.
     return "Triton makes the products of experts well from sm_80 on: PyTorch's are quicker here"

@@ -199,7 +199,8 @@ def test_torch_compile_traces_the_choice(setting):
     setting("MINIMIND_KERNELS", "auto")
 
     def double_in_triton(x):
-        return x if backend._why_not_triton_on(torch.device("cuda", 0)) else 2 * x
+        tracing = torch.compiler.is_compiling()
+        return x if backend._why_not_triton_on(torch.device("cuda", 0), tracing) else 2 * x
 
     compiled = torch.compile(double_in_triton, fullgraph=True, backend="eager")
     assert compiled(torch.ones(2)).tolist() == [2, 2]

@@ -127,6 +127,7 @@ def _batch() -> Batch:
         positions_BT=places,
         is_token_BT=torch.ones_like(places, dtype=torch.bool),
         cu_seqlens=torch.arange(0, (ROWS + 1) * ROW_TOKENS, ROW_TOKENS, dtype=torch.int32),
+        bounds=tuple(range(0, (ROWS + 1) * ROW_TOKENS, ROW_TOKENS)),
         max_len=ROW_TOKENS,
         num_tokens=ROWS * ROW_TOKENS,
         num_targets=ROWS * ROW_TOKENS,
@@ -135,8 +136,8 @@ def _batch() -> Batch:
 
 @contextlib.contextmanager
 def _gpu_attention() -> Iterator[None]:
-    def plan(cu_seqlens: Tensor, max_len: int, *_: Any) -> VarlenPlan:
-        return VarlenPlan(cu_seqlens, max_len)
+    def plan(batch: Batch, *_: Any) -> VarlenPlan:
+        return VarlenPlan(batch.cu_seqlens, batch.max_len)
 
     with mock.patch.object(transformer, "plan_attention", plan):
         yield

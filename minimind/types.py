@@ -91,6 +91,9 @@ class Batch:
     cu_seqlens: Tensor
     """int32 [documents + 1]: where each document starts in the B·T tokens laid flat, then B·T.
     A row's padding counts as a document of its own, so the documents cover every token."""
+    bounds: tuple[int, ...]
+    """The same numbers on the host, which stay there: whoever lays documents out by their lengths
+    would else have to wait for a GPU to give them back."""
     is_token_BT: Tensor
     """bool, False in the padding."""
     max_len: int

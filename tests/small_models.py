@@ -76,6 +76,7 @@ def pack(rows: Sequence[Sequence[Ids]], seq_len: int | None = None, pad_id: int 
         labels_BT=torch.tensor(labels).view(len(rows), seq_len),
         positions_BT=torch.tensor(positions).view(len(rows), seq_len),
         cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32),
+        bounds=tuple(cu_seqlens),
         is_token_BT=torch.tensor(
             [[t < sum(map(len, row)) for t in range(seq_len)] for row in rows]
         ),

@@ -3,7 +3,8 @@
 Two settings, read from the environment at the first operation:
 
 `MINIMIND_KERNELS`
-    `auto` (default): the Triton body for CUDA and ROCm tensors, PyTorch elsewhere.
+    `auto` (default): the Triton body for CUDA and ROCm tensors, PyTorch elsewhere, and on a GPU for
+    which Triton cannot make or start a kernel.
     `triton`: the Triton body, or an error that says why there is none.
     `torch`: PyTorch everywhere.
 
@@ -22,6 +23,8 @@ import importlib.util
 import logging
 import os
 import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,6 +32,13 @@ from torch import Tensor
 logger = logging.getLogger("minimind_kernels")
 
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+_TRITON_FROM = (7, 5)
+"""The oldest compute capability that Triton's bodies run on: CUDA 13's assembler knows none before
+it."""
+_PRODUCTS_FROM = (8, 0)
+"""The oldest one for which Triton makes products on tensor cores that keep to their registers."""
+_PRODUCTS = frozenset({"expert_ffn_forward", "expert_ffn_backward"})
 
 MIN_COMPILED_ROWS = 1024
 _MIN_COMPILED_ELEMENTS = 1 << 18
@@ -74,12 +84,14 @@ def use_triton(op: str, *tensors: Tensor) -> bool:
 
     Raises RuntimeError under `MINIMIND_KERNELS=triton` where that is impossible.
     """
-    setting = kernels_setting()
-    problem = None if setting == "torch" else _why_not_triton(op, tensors)
+    setting, tracing = kernels_setting(), torch.compiler.is_compiling()
+    problem = None if setting == "torch" else _why_not_triton(op, tensors, tracing)
+    if problem is None and op in _PRODUCTS and setting == "auto" and not tracing:
+        problem = _why_torch_is_quicker(tensors[0].device)
     if problem is not None and setting == "triton":
         raise RuntimeError(_cannot_be_met(problem))
     use = setting != "torch" and problem is None
-    if not torch.compiler.is_compiling():
+    if not tracing:
         _say_once("Triton" if use else "PyTorch", setting, problem)
     return use
 
@@ -114,16 +126,57 @@ def _cannot_be_met(problem: str) -> str:
     return f"MINIMIND_KERNELS=triton, but {problem}; use MINIMIND_KERNELS=auto or torch"
 
 
-def _why_not_triton_on(device: torch.device) -> str | None:
+def _why_not_triton_on(device: torch.device, tracing: bool = False) -> str | None:
     if device.type != "cuda" and not (kernels_setting() == "triton" and interpreting()):
         # Without the name of the operation, so that it is said once for all of them.
         return f"the tensors are on the {device.type}, and Triton needs a CUDA or ROCm GPU"
-    return None if _has_triton() else "Triton is not installed"
+    # torch.compile cannot trace a look at the machine, and its own code needs the same of it.
+    if device.type != "cuda" or tracing:
+        return None if _has_triton() else "Triton is not installed"
+    return _why_not_triton_on_gpu(device)
 
 
-def _why_not_triton(op: str, tensors: tuple[Tensor, ...]) -> str | None:
+@functools.cache
+def _why_not_triton_on_gpu(device: torch.device) -> str | None:
+    if not _has_triton():
+        return "Triton is not installed"
+    if (capability := _capability(device)) and capability < _TRITON_FROM:
+        return f"Triton needs sm_75 or newer, and this GPU is sm_{capability[0]}{capability[1]}"
+    return _why_no_launcher()
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    """None on ROCm, whose architectures are named otherwise."""
+    return None if torch.version.hip else torch.cuda.get_device_capability(device)
+
+
+@functools.cache
+def _why_no_launcher() -> str | None:
+    """Says what is missing of what Triton compiles, on the machine itself, a C file with for each
+    kernel that it starts on a GPU."""
+    given = os.environ.get("CC")
+    if given is not None and not shutil.which(given):
+        return f"CC={given}, which Triton starts a kernel with, is no program: unset it or mend it"
+    if given is None and not (shutil.which("gcc") or shutil.which("clang")):
+        return (
+            "Triton needs a C compiler to start a kernel, and there is neither gcc nor clang: "
+            "install one (apt install gcc), or name one in CC"
+        )
+    # Debian's own scheme would name a folder without them.
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    folder = sysconfig.get_path("include", scheme)
+    if (Path(folder) / "Python.h").exists():
+        return None
+    return (
+        f"Triton needs Python's headers to start a kernel, and {folder} has no Python.h: install "
+        "them (apt install python3-dev)"
+    )
+
+
+def _why_not_triton(op: str, tensors: tuple[Tensor, ...], tracing: bool) -> str | None:
     device = tensors[0].device
-    if problem := _why_not_triton_on(device):
+    if problem := _why_not_triton_on(device, tracing):
         return problem
     for tensor in tensors:
         if tensor.is_floating_point() and tensor.dtype not in TRITON_DTYPES:
@@ -133,6 +186,15 @@ def _why_not_triton(op: str, tensors: tuple[Tensor, ...]) -> str | None:
         if tensor.device != device:
             return f"{op} was given tensors on {device} and on {tensor.device}"
     return None
+
+
+def _why_torch_is_quicker(device: torch.device) -> str | None:
+    """At _PRODUCTS; `device` is a GPU."""
+    capability = _capability(device)
+    if capability is None or capability >= _PRODUCTS_FROM:
+        return None
+    # Without the name of the operation, so that it is said once for both.
+    return "Triton makes the products of experts well from sm_80 on: PyTorch's are quicker here"
 
 
 def _read(name: str, allowed: tuple[str, ...]) -> str:

@@ -25,6 +25,7 @@ def collate(rows: Sequence[PackedRow], units_per_row: int = 0) -> Batch:
         labels_BT=torch.from_numpy(labels_BT),
         positions_BT=torch.from_numpy(positions_BT),
         cu_seqlens=torch.from_numpy(cu_seqlens),
+        bounds=tuple(cu_seqlens.tolist()),
         is_token_BT=torch.from_numpy(is_token_BT),
         max_len=int(np.diff(cu_seqlens).max()),
         num_tokens=int(is_token_BT.sum()),

@@ -1,4 +1,5 @@
-"""Causal attention inside each packed document: one flash launch on a GPU, buckets on a CPU.
+"""Causal attention inside each packed document: one flash launch on a GPU, buckets on a CPU, and
+documents padded to like lengths on a GPU where flash attention does not run.
 
 A plan is made once per forward from where the documents lie and used by every layer.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,12 +18,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minimind.model.flash_attention import why_not_flash
+from minimind.runtime.devices import send
+from minimind.types import Batch
+
+logger = logging.getLogger("minimind")
+
 FLASH_FROM = 512
 """On a CPU a document from this length on goes through PyTorch's flash kernel alone: it skips the
 half of the scores that the mask hides and saves none of them."""
 SCORES_PER_BUCKET = 2**19
 """Scores of a bucket (documents x heads x length^2), so that they stay in a CPU's caches between
 the products and the softmax."""
+LEAST_FILLED = 0.75
+"""The share of its padded length that every document of a padded bucket fills at least: fewer
+buckets are fewer launches, and more padding."""
 
 
 class AttentionPlan(Protocol):
@@ -31,12 +42,28 @@ class AttentionPlan(Protocol):
 
 
 def plan_attention(
-    cu_seqlens: Tensor, max_len: int, num_heads: int, dtype: torch.dtype
+    batch: Batch, num_heads: int, head_size: int, dtype: torch.dtype
 ) -> AttentionPlan:
-    """The plan that measures best for the device of `cu_seqlens` (int32 [documents + 1])."""
-    if cu_seqlens.is_cuda and dtype in (torch.float16, torch.bfloat16):
-        return VarlenPlan(cu_seqlens, max_len)
-    return BucketPlan.build(cu_seqlens.tolist(), num_heads, cu_seqlens.device)
+    """Lays attention out for the documents of `batch` on the device where they are, and says once
+    which kind a GPU runs and why. Waits for no device."""
+    device = batch.cu_seqlens.device
+    if device.type != "cuda":
+        return BucketPlan.build(batch.bounds, num_heads, device)
+    capability = None if torch.version.hip else torch.cuda.get_device_capability(device)
+    problem = why_not_flash(dtype, head_size, capability)
+    if not torch.compiler.is_compiling():
+        _say_once(problem)
+    if problem is None:
+        return VarlenPlan(batch.cu_seqlens, batch.max_len)
+    return PaddedPlan.build(batch.bounds, device)
+
+
+@functools.cache
+def _say_once(problem: str | None) -> None:
+    if problem is None:
+        logger.info("attention: flash attention, by document")
+    else:
+        logger.info("attention: scaled_dot_product_attention over padded documents: %s", problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +169,60 @@ def _build_bucket(spans: list[tuple[int, int]], length: int, device: torch.devic
     places = real_BL.flatten().nonzero().squeeze(1)
     tokens = gather_BL.flatten()[places]
     return Bucket(gather_BL.to(device), tokens.to(device), places.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedPlan:
+    """PyTorch's scaled_dot_product_attention over documents padded to like lengths. On a GPU it
+    takes the memory-efficient kernel where there is no flash attention: in fp32, in fp16 before
+    Ampere, for any head size. The padding is behind each document, where the causal mask hides it.
+    """
+
+    place_M: Tensor
+    """int64: where each token stands among the padded documents laid flat."""
+    shapes: tuple[tuple[int, int], ...]
+    """[documents, padded length] of each bucket, in their order there."""
+
+    @classmethod
+    def build(cls, bounds: Sequence[int], device: torch.device) -> PaddedPlan:
+        lengths = [stop - start for start, stop in itertools.pairwise(bounds)]
+        shapes: list[tuple[int, int]] = []
+        shifts, end = [0] * len(lengths), 0
+        for document in sorted(range(len(lengths)), key=lambda d: -lengths[d]):
+            if not shapes or lengths[document] < LEAST_FILLED * shapes[-1][1]:
+                shapes.append((0, lengths[document]))
+            documents, padded = shapes[-1]
+            shapes[-1] = (documents + 1, padded)
+            shifts[document] = end - bounds[document]
+            end += padded
+        shifts_D, lengths_D = send([shifts, lengths], device)
+        tokens_M = torch.arange(bounds[-1], device=device)
+        # Told the size, it need not ask the device for it.
+        shifts_M = torch.repeat_interleave(shifts_D, lengths_D, output_size=bounds[-1])
+        return cls(tokens_M + shifts_M, tuple(s for s in shapes if s[1]))
+
+    def attend(self, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor) -> Tensor:
+        _, heads, size = q_MNH.shape
+        # The memory-efficient kernel has no fewer key heads than query heads.
+        group = heads // k_MKH.shape[1]
+        repeated = (q_MNH, *(x.repeat_interleave(group, dim=1) for x in (k_MKH, v_MKH)))
+        sizes = [documents * length for documents, length in self.shapes]
+        split = (self._pad(x).split(sizes) for x in repeated)
+        pieces = []
+        for shape, *parts in zip(self.shapes, *split, strict=True):
+            q, k, v = (x.unflatten(0, shape).transpose(1, 2) for x in parts)
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=size**-0.5)
+            pieces.append(out.transpose(1, 2).flatten(0, 1))
+        return torch.cat(pieces).index_select(0, self.place_M)[..., :size]
+
+    def _pad(self, x_MNH: Tensor) -> Tensor:
+        """[padded tokens, N, H up to a multiple of 8], which the quick kernels ask for: zeros add
+        nothing to q·k."""
+        _, heads, size = x_MNH.shape
+        total = sum(documents * length for documents, length in self.shapes)
+        padded = x_MNH.new_zeros(total, heads, -(-size // 8) * 8)
+        padded[..., :size].index_copy_(0, self.place_M, x_MNH)
+        return padded
 
 
 @functools.cache

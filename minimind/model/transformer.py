@@ -124,7 +124,7 @@ class Transformer(nn.Module):
         rope = rope_tables(self.config, batch.max_len, ids_M.device)
         embedded_MD = self.dropout(self.embed_tokens(ids_M))
         plan = plan_attention(
-            batch.cu_seqlens, batch.max_len, self.config.num_attention_heads, embedded_MD.dtype
+            batch, self.config.num_attention_heads, self.config.head_dim, embedded_MD.dtype
         )
         report = None
         if self.config.num_experts and self.training and torch.is_grad_enabled():

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from minimind.runtime.devices import Gpu
+from minimind.runtime.gpus import Gpu
 
 _NOTHING = (
     *("_lazy_init", "init", "set_device", "empty_cache", "ipc_collect"),
@@ -49,6 +49,7 @@ class FakeCuda:
             "is_bf16_supported": lambda *_, **__: self._spec.capability >= (8, 0),
             "device_count": lambda: self.num_devices,
             "current_device": _give(0),
+            "get_arch_list": list,
             "get_device_name": lambda *_: self.name,
             "get_device_capability": lambda *_: self._spec.capability,
             "get_device_properties": lambda *_: self._properties,

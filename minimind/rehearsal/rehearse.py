@@ -22,7 +22,8 @@ from minimind.rehearsal.stub import build_stub
 from minimind.run.flags import TrainArguments
 from minimind.run.resolve import ResolvedRun
 from minimind.run.run import Run
-from minimind.runtime.devices import GPUS, Device, find_gpu
+from minimind.runtime.devices import Device
+from minimind.runtime.gpus import GPUS, find_gpu
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

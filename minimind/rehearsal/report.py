@@ -97,7 +97,7 @@ class Rehearsal:
             for kind, (count, payload) in self.collectives.items()
         )
         lines.append(
-            f"launches   {self.num_launches:,} of our own and {self.num_operators:,} of PyTorch's in "
+            f"launches   {self.num_launches:,} of our own and {self.num_operators:,} of PyTorch's "
             f"a step; {collectives or 'no collectives'}"
         )
         lines += [

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from minimind.rehearsal.tally import Work
-from minimind.runtime.devices import Gpu
+from minimind.runtime.gpus import Gpu
 
 OPERATOR_S, LAUNCH_S, COLLECTIVE_S = 6e-6, 20e-6, 20e-6
 """What the host spends on one operator of PyTorch's, on one launch of ours through Triton, and on

@@ -21,7 +21,8 @@ from minimind.rehearsal.watch import Watch
 from minimind.run.flags import TrainArguments
 from minimind.run.resolve import ResolvedRun
 from minimind.run.run import Run
-from minimind.runtime.devices import GPUS, Device, find_device
+from minimind.runtime.devices import Device, find_device
+from minimind.runtime.gpus import GPUS
 from minimind.runtime.ranks import Ranks
 from minimind.stages import STAGES
 

@@ -10,6 +10,7 @@ from minimind.engine.checkpoint import Checkpoint
 from minimind.engine.deepspeed_engine import check_ds_config
 from minimind.engine.parameter_groups import parameter_groups
 from minimind.errors import ConfigError
+from minimind.model.flash_attention import check_flash
 from minimind.run.folder import check_folder
 from minimind.run.inputs import build_context
 from minimind.run.resolve import ResolvedRun
@@ -24,6 +25,7 @@ def check_run(run: ResolvedRun, tokenizer: Tokenizer, start: Checkpoint | None =
     it goes on from."""
     check_folder(run)
     check_packages(run)
+    check_flash(run.device.torch_device, deterministic=run.recipe.deterministic)
     stage = STAGES[run.stage](run.recipe)
     stage.check(build_context(run, tokenizer, start))
     check_scheduler(run)

@@ -14,6 +14,7 @@ from minimind.engine.deepspeed_engine import DeepSpeedEngine, start_ranks
 from minimind.engine.loop import Loop
 from minimind.engine.stage import Loader, StageModels
 from minimind.errors import ConfigError
+from minimind.model.flash_attention import use_newest_flash
 from minimind.run.build import (
     Recorder,
     Trained,
@@ -273,9 +274,11 @@ class Run:
     def _start_ranks(self) -> None:
         if not self._is_started:
             limit_threads(self.ranks.local_world_size)
-            if self.resolved.recipe.deterministic:
+            device, deterministic = self.resolved.device, self.resolved.recipe.deterministic
+            if deterministic:
                 make_deterministic()
-            start_ranks(self.ranks, self.resolved.device)
+            start_ranks(self.ranks, device)
+            use_newest_flash(device.torch_device, deterministic=deterministic)
             self._is_started = True
 
     def _load(self) -> tuple[PackedLoader, EvalLoader | None]:

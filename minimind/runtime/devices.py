@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -14,93 +17,13 @@ from minimind_kernels import backend
 from torch import Tensor
 
 from minimind.errors import ConfigError
+from minimind.runtime.gpus import GPUS, find_gpu
+
+logger = logging.getLogger("minimind")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
-    """A GPU as its maker's data sheet has it."""
-
-    flops: float
-    """Dense 16-bit products a second."""
-    bytes_per_s: float
-    """Of its memory."""
-    link_bytes_per_s: float
-    """To the other GPUs of the machine, each way: NVLink or Infinity Fabric, else PCIe."""
-    memory_gib: float
-    """As PyTorch reports it."""
-    capability: tuple[int, int]
-    multiprocessors: int
-
-
-GPUS = {
-    "H200": Gpu(
-        flops=989.5e12, bytes_per_s=4.8e12, link_bytes_per_s=450e9,
-        memory_gib=139.8, capability=(9, 0), multiprocessors=132,
-    ),
-    "H100 PCIe": Gpu(
-        flops=756e12, bytes_per_s=2.0e12, link_bytes_per_s=64e9,
-        memory_gib=79.2, capability=(9, 0), multiprocessors=114,
-    ),
-    "H100 NVL": Gpu(
-        flops=835.5e12, bytes_per_s=3.9e12, link_bytes_per_s=300e9,
-        memory_gib=93.1, capability=(9, 0), multiprocessors=132,
-    ),
-    "H100": Gpu(
-        flops=989.5e12, bytes_per_s=3.35e12, link_bytes_per_s=450e9,
-        memory_gib=79.2, capability=(9, 0), multiprocessors=132,
-    ),
-    "B200": Gpu(
-        flops=2250e12, bytes_per_s=8.0e12, link_bytes_per_s=900e9,
-        memory_gib=178.4, capability=(10, 0), multiprocessors=148,
-    ),
-    "A100": Gpu(
-        flops=312e12, bytes_per_s=2.039e12, link_bytes_per_s=300e9,
-        memory_gib=79.2, capability=(8, 0), multiprocessors=108,
-    ),
-    "A800": Gpu(
-        flops=312e12, bytes_per_s=2.039e12, link_bytes_per_s=200e9,
-        memory_gib=79.2, capability=(8, 0), multiprocessors=108,
-    ),
-    "L40S": Gpu(
-        flops=362e12, bytes_per_s=864e9, link_bytes_per_s=32e9,
-        memory_gib=44.4, capability=(8, 9), multiprocessors=142,
-    ),
-    "L4": Gpu(
-        flops=121e12, bytes_per_s=300e9, link_bytes_per_s=32e9,
-        memory_gib=22.0, capability=(8, 9), multiprocessors=58,
-    ),
-    "A10": Gpu(
-        flops=125e12, bytes_per_s=600e9, link_bytes_per_s=32e9,
-        memory_gib=22.0, capability=(8, 6), multiprocessors=72,
-    ),
-    "RTX 4090": Gpu(
-        flops=165e12, bytes_per_s=1008e9, link_bytes_per_s=32e9,
-        memory_gib=23.5, capability=(8, 9), multiprocessors=128,
-    ),
-    "RTX 3090": Gpu(
-        flops=71e12, bytes_per_s=936e9, link_bytes_per_s=32e9,
-        memory_gib=23.6, capability=(8, 6), multiprocessors=82,
-    ),
-    "T4": Gpu(
-        flops=65e12, bytes_per_s=320e9, link_bytes_per_s=16e9,
-        memory_gib=14.6, capability=(7, 5), multiprocessors=40,
-    ),
-    "MI300X": Gpu(
-        flops=1307e12, bytes_per_s=5.3e12, link_bytes_per_s=448e9,
-        memory_gib=191.7, capability=(9, 4), multiprocessors=304,
-    ),
-}  # fmt: skip
-"""By words of the device's name; where two match, the first."""
-
-
-def find_gpu(name: str) -> tuple[str, Gpu] | None:
-    """Gives the GPU of a device's name, with the words it is known by; None for one without a data
-    sheet here, as a slice of a GPU (MIG) is."""
-    if "MIG" in name:
-        return None
-    return next((found for found in GPUS.items() if re.search(rf"\b{found[0]}\b", name)), None)
-
-
+_DRIVERS_GPUS = Path("/proc/driver/nvidia/gpus")
+"""Has a folder for each GPU that NVIDIA's driver knows."""
 PRECISIONS = ("auto", "bf16", "fp32")
 """MINIMIND_PRECISION holds one of these: "auto" leaves the choice to the machine."""
 
@@ -127,17 +50,29 @@ class Device:
 
 
 def find_device(local_rank: int = 0) -> Device:
-    """The GPU of this rank, or the CPU where there is none (or CUDA_VISIBLE_DEVICES hides it).
-    Raises ConfigError for a MINIMIND_PRECISION that is none."""
+    """The GPU of this rank, or the CPU where there is none (or CUDA_VISIBLE_DEVICES hides it). An
+    NVIDIA GPU that PyTorch cannot use is said once. Raises ConfigError for a MINIMIND_PRECISION
+    that is none, a rank without a GPU of its own, and a GPU that this PyTorch has no code for."""
     if torch.cuda.is_available():
-        index = local_rank % torch.cuda.device_count()
+        index = _own_gpu(local_rank, torch.cuda.device_count())
         name = torch.cuda.get_device_name(index)
-        bf16 = torch.cuda.get_device_capability(index) >= (8, 0) or torch.version.hip is not None
+        capability = torch.cuda.get_device_capability(index)
+        bf16 = capability >= (8, 0) or torch.version.hip is not None
+        architectures = torch.cuda.get_arch_list()
+        if architectures and not torch.version.hip and not has_code_for(capability, architectures):
+            raise ConfigError(
+                f"PyTorch {torch.__version__} has no code for {name} "
+                f"(sm_{capability[0]}{capability[1]}): install a build for another CUDA (an older "
+                "one for an older GPU), see pytorch.org/get-started, or run on the CPU with "
+                'CUDA_VISIBLE_DEVICES=""'
+            )
         known = find_gpu(name)
         peak = known[1].flops if known else None
-        precision, why = _precision(bf16, "fp16", f"{name} has no bf16 units")
+        why_not = f"{name} has no bf16 units; zero2_fp16.json trains in fp16"
+        precision, why = _precision(bf16, "fp16", why_not)
         memory = torch.cuda.get_device_properties(index).total_memory
         return Device(torch.device("cuda", index), name, bf16, precision, why, peak, memory)
+    _say_why_no_gpu()
     bf16 = cpu_has_bf16()
     precision, why = _precision(bf16, "fp32", "this CPU has no bf16 instructions")
     memory = psutil.virtual_memory().total
@@ -151,6 +86,56 @@ def device_by_data_sheet(name: str) -> Device:
     precision, why = _precision(bf16, "fp16", f"{name} has no bf16 units")
     memory = int(gpu.memory_gib * 2**30)
     return Device(torch.device("cuda", 0), name, bf16, precision, why, gpu.flops, memory)
+
+
+def _own_gpu(local_rank: int, count: int) -> int:
+    """The index of this rank's GPU among the `count` that it sees. Two ranks on one GPU would be
+    twice as slow at best, and NCCL refuses them: ConfigError."""
+    if local_rank < count:
+        return local_rank
+    # A scheduler may show each rank a GPU of its own, the only one; these launchers show all ranks
+    # the same.
+    if count == 1 and not {"TORCHELASTIC_RUN_ID", "LOCAL_SIZE"} & set(os.environ):
+        return 0
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    seen = f" (CUDA_VISIBLE_DEVICES={hidden})" if hidden else ""
+    raise ConfigError(
+        f"rank {local_rank} of this machine has no GPU: PyTorch sees {count}{seen}, and each rank "
+        f"needs its own. Start {count} (deepspeed --num_gpus {count}, torchrun --nproc_per_node "
+        f'{count}), or run on the CPU with CUDA_VISIBLE_DEVICES=""'
+    )
+
+
+def has_code_for(capability: tuple[int, int], arch_list: Sequence[str]) -> bool:
+    """Whether a PyTorch built for `arch_list` (sm_80, compute_90, ...) runs on such a GPU: code of
+    the same generation that is no newer, or PTX, from which the driver makes code."""
+    for arch in arch_list:
+        kind, _, number = arch.partition("_")
+        digits = re.sub(r"\D", "", number)  # sm_90a
+        built = int(digits[:-1]), int(digits[-1])
+        if built <= capability and (kind == "compute" or built[0] == capability[0]):
+            return True
+    return False
+
+
+@functools.cache
+def _say_why_no_gpu() -> None:
+    """Says why an NVIDIA GPU that the driver knows is not used, unless the user hides it."""
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if is_hidden or not _DRIVERS_GPUS.is_dir() or not any(_DRIVERS_GPUS.iterdir()):
+        return
+    if torch.version.cuda is None:
+        why = "it was built without CUDA: install the build for your driver, see pytorch.org"
+    else:
+        try:
+            torch.cuda.init()
+            why = "it sees none"
+        except (RuntimeError, AssertionError) as error:
+            why = str(error).partition("\n")[0]
+    logger.warning(
+        "this machine has an NVIDIA GPU, but PyTorch %s cannot use it: %s. The CPU is used",
+        torch.__version__, why,
+    )  # fmt: skip
 
 
 def _precision(supports_bf16: bool, otherwise: str, why: str) -> tuple[str, str]:

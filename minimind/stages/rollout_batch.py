@@ -89,6 +89,7 @@ def build_rollout_batch(
         labels_BT=labels_M[None],
         positions_BT=torch.tensor(positions)[None],
         cu_seqlens=torch.tensor(starts, dtype=torch.int32),
+        bounds=tuple(starts),
         is_token_BT=torch.ones(1, len(ids), dtype=torch.bool),
         max_len=max(b - a for a, b in itertools.pairwise(starts)),
         num_tokens=len(ids),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from minimind.data.collate import collate_units
 from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource, collate
 from minimind.data.packing import build_row
 from minimind.data.token_cache import TokenCache
@@ -54,6 +55,7 @@ def _check_shapes(batch: Batch, rows: int) -> None:
     assert batch.ids_BT.dtype == batch.labels_BT.dtype == batch.positions_BT.dtype == torch.int64
     assert batch.cu_seqlens.dtype == torch.int32
     bounds = batch.cu_seqlens.tolist()
+    assert batch.bounds == tuple(bounds)
     assert (bounds[0], bounds[-1]) == (0, total)
     lengths = np.diff(bounds)
     assert (lengths > 0).all()
@@ -86,6 +88,17 @@ def test_padding_and_row_ends_are_document_ends() -> None:
     assert batch.is_token_BT.tolist() == [[True] * 7 + [False] * 3, [True] * 10, [False] * 10]
     assert (batch.max_len, batch.num_tokens) == (10, 7 + 10)
     assert batch.num_targets == 4 + 1 + 4 + 4
+
+
+def test_the_hosts_bounds_stay_with_a_batch_that_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device nobody has to read them back."""
+    ids = np.arange(1, 6)
+    rows = [build_row([(ids, None), (ids[:2], None)], 10, PAD)]
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    for batch in (collate(rows), collate_units(rows, units_per_row=2)):
+        moved = batch.pin_memory().to(torch.device("meta"))
+        assert moved.cu_seqlens.is_meta
+        assert moved.bounds == batch.bounds == (0, 5, 7, 10)
 
 
 def test_an_epoch_holds_every_transition_once(cache: TokenCache) -> None:

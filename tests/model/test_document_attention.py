@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from minimind.model import document_attention
 from minimind.model.document_attention import (
     FLASH_FROM,
     BucketPlan,
+    PaddedPlan,
     VarlenPlan,
     plan_attention,
     varlen_options,
@@ -53,14 +56,27 @@ def plain_attention(q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor, cu: Sequence[in
     return torch.cat(pieces)
 
 
+def documents(cu: Sequence[int], device: str = "cpu") -> Any:
+    """What a plan asks a batch for."""
+    cu_seqlens = torch.tensor(cu, dtype=torch.int32, device=device)
+    longest = max(b - a for a, b in itertools.pairwise(cu))
+    return SimpleNamespace(cu_seqlens=cu_seqlens, bounds=tuple(cu), max_len=longest)
+
+
 def assert_as_plain(
-    lengths: Sequence[int], heads: int, kv_heads: int, atol: float = 2e-5, size: int = 8
+    lengths: Sequence[int],
+    heads: int,
+    kv_heads: int,
+    atol: float = 2e-5,
+    size: int = 8,
+    padded: bool = False,
 ) -> None:
     """Output and gradients in fp32 against fp64."""
     cu = bounds(lengths)
     tensors = random_qkv(cu[-1], heads, kv_heads, size)
     exact = tuple(t.detach().double().requires_grad_() for t in tensors)
-    out = BucketPlan.build(cu, heads, CPU).attend(*tensors)
+    plan = PaddedPlan.build(cu, CPU) if padded else BucketPlan.build(cu, heads, CPU)
+    out = plan.attend(*tensors)
     expected = plain_attention(*exact, cu)
     torch.testing.assert_close(out.double(), expected, atol=atol, rtol=atol)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(5))
@@ -90,6 +106,47 @@ MIXES = {
 @pytest.mark.parametrize("mix", MIXES)
 def test_packed_documents_attend_as_each_alone(mix: str, heads: int, kv_heads: int):
     assert_as_plain(MIXES[mix], heads, kv_heads)
+
+
+@pytest.mark.parametrize("size", [8, 10, 12, 264])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])
+def test_padded_documents_attend_as_each_alone(heads: int, kv_heads: int, size: int):
+    """At every head size, those too that flash attention does not take."""
+    assert_as_plain([3, 17, 1, 5, 0, 33, 2, 25], heads, kv_heads, size=size, padded=True)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_padding_any_mix_changes_nothing(mix: str):
+    assert_as_plain(MIXES[mix], 4, 2, padded=True)
+
+
+def test_padded_documents_are_filled_and_stand_apart():
+    lengths = [3, 17, 1, 45, 5, 33, 2, 0, 29, 30, 44]
+    plan = PaddedPlan.build(bounds(lengths), CPU)
+    total = sum(documents * length for documents, length in plan.shapes)
+    assert plan.place_M.unique().numel() == sum(lengths)
+    assert plan.place_M.max() < total
+    assert plan.shapes[0] == (2, 45)  # 45 and 44; 33 fills too little of it
+    assert sum(lengths) >= document_attention.LEAST_FILLED * total
+    first = plan.place_M[torch.tensor(bounds(lengths)[:-1])[torch.tensor(lengths) > 0]]
+    starts = {at for (n, length), end in zip(plan.shapes, ends(plan), strict=True)
+              for at in range(end - n * length, end, length)}  # fmt: skip
+    assert set(first.tolist()) == starts
+
+
+def ends(plan: PaddedPlan) -> list[int]:
+    return list(itertools.accumulate(n * length for n, length in plan.shapes))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_padding_reads_no_value_back(device: str):
+    """Of a tensor without storage nothing could be read."""
+    plan = PaddedPlan.build(bounds([3, 17, 1, 5]), torch.device(device))
+    tensors = [t.detach().to(device).requires_grad_() for t in random_qkv(26, 4, 2)]
+    out = plan.attend(*tensors)
+    grads = torch.autograd.grad(out, tensors, torch.ones_like(out))
+    assert out.shape == tensors[0].shape
+    assert [g.shape for g in grads] == [t.shape for t in tensors]
 
 
 @pytest.mark.parametrize("scores", [1, 100, 5000])
@@ -173,21 +230,61 @@ def test_large_scores_stay_finite():
     assert all(t.isfinite().all() for t in (out, *grads))
 
 
-def test_bf16_rounds_no_more_than_plain_bf16():
+@pytest.mark.parametrize("padded", [False, True])
+def test_bf16_rounds_no_more_than_plain_bf16(padded: bool):
     cu = bounds([9, 4, 6])
     tensors = random_qkv(cu[-1], 4, 2, dtype=torch.bfloat16)
     exact = plain_attention(*(t.detach().double() for t in tensors), cu)
-    out = BucketPlan.build(cu, 4, CPU).attend(*tensors)
+    out = (PaddedPlan.build(cu, CPU) if padded else BucketPlan.build(cu, 4, CPU)).attend(*tensors)
     plain = plain_attention(*(t.detach() for t in tensors), cu)
     assert out.dtype == torch.bfloat16
     error, plain_error = ((t.double() - exact).norm() for t in (out, plain))
     assert error <= 1.5 * plain_error
 
 
-def test_the_plan_of_each_device():
-    cu = torch.tensor([0, 4], dtype=torch.int32)
+def test_the_plan_of_the_cpu():
     for dtype in (torch.float32, torch.bfloat16):
-        assert isinstance(plan_attention(cu, 4, 2, dtype), BucketPlan)
+        assert isinstance(plan_attention(documents([0, 4]), 2, 8, dtype), BucketPlan)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_size", "capability", "hip", "kind"),
+    [
+        (torch.bfloat16, 64, (9, 0), None, VarlenPlan),
+        (torch.float16, 64, (8, 0), None, VarlenPlan),
+        (torch.float16, 64, (7, 5), None, PaddedPlan),
+        (torch.float32, 64, (9, 0), None, PaddedPlan),
+        (torch.bfloat16, 12, (9, 0), None, PaddedPlan),
+        (torch.bfloat16, 320, (9, 0), None, PaddedPlan),
+        (torch.bfloat16, 64, (7, 5), "6.4", VarlenPlan),
+    ],
+)
+def test_the_plan_of_a_gpu(
+    dtype: torch.dtype,
+    head_size: int,
+    capability: tuple[int, int],
+    hip: str | None,
+    kind: type,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    """What it lays out is not asked for here: it would go to the device."""
+    made: list[tuple[int, ...]] = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(
+        PaddedPlan, "build", lambda cu, device: made.append(cu) or PaddedPlan(torch.empty(0), ())
+    )
+    document_attention._say_once.cache_clear()
+    batch = documents([0, 4])
+    batch.cu_seqlens = SimpleNamespace(device=torch.device("cuda", 0))
+    with caplog.at_level("INFO", logger="minimind"):
+        plans = [plan_attention(batch, 2, head_size, dtype) for _ in range(2)]
+    assert {type(plan) for plan in plans} == {kind}
+    assert made == ([(0, 4)] * 2 if kind is PaddedPlan else [])
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("attention: ")
+    assert ("padded" in caplog.messages[0]) is (kind is PaddedPlan)
 
 
 @pytest.mark.gpu
@@ -200,7 +297,7 @@ def test_variable_length_attention_on_a_gpu(dtype: torch.dtype, heads: int, kv_h
         for t in random_qkv(cu[-1], heads, kv_heads, size=64, dtype=dtype)
     )
     exact = tuple(t.detach().double().requires_grad_() for t in tensors)
-    plan = plan_attention(torch.tensor(cu, dtype=torch.int32).cuda(), 600, heads, dtype)
+    plan = plan_attention(documents(cu, "cuda"), heads, 64, dtype)
     assert isinstance(plan, VarlenPlan)
     out, expected = plan.attend(*tensors), plain_attention(*exact, cu)
     upstream = torch.randn_like(out)
@@ -242,9 +339,26 @@ def test_each_pytorch_is_asked_for_causal_attention_its_way(
 
 
 @pytest.mark.gpu
-def test_fp32_on_a_gpu():
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [(torch.float32, 64), (torch.float16, 64), (torch.bfloat16, 12), (torch.bfloat16, 264)],
+)
+def test_padded_documents_on_a_gpu(dtype: torch.dtype, size: int):
+    """Without one wait for the device, forward and backward."""
     cu = bounds([3, 17, 1, 600, 33])
-    tensors = tuple(t.detach().cuda() for t in random_qkv(cu[-1], 8, 2, size=64))
-    plan = plan_attention(torch.tensor(cu, dtype=torch.int32).cuda(), 600, 8, torch.float32)
-    expected = plain_attention(*(t.double() for t in tensors), cu)
-    torch.testing.assert_close(plan.attend(*tensors).double(), expected, atol=1e-4, rtol=1e-4)
+    tensors = tuple(
+        t.detach().cuda().requires_grad_() for t in random_qkv(cu[-1], 8, 2, size, dtype)
+    )
+    exact = tuple(t.detach().double().requires_grad_() for t in tensors)
+    upstream = torch.randn(cu[-1], 8, size, device="cuda", dtype=dtype)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = PaddedPlan.build(cu, torch.device("cuda", 0)).attend(*tensors)
+        found = (out, *torch.autograd.grad(out, tensors, upstream))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = plain_attention(*exact, cu)
+    wanted = (expected, *torch.autograd.grad(expected, exact, upstream.double()))
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    for f, w in zip(found, wanted, strict=True):
+        assert (f.double() - w).norm() <= tolerance * w.norm()

@@ -24,7 +24,8 @@ from small_models import (
 from torch import Tensor
 
 from minimind.config.model import load_model_config
-from minimind.model import document_attention
+from minimind.model import document_attention, transformer
+from minimind.model.document_attention import PaddedPlan
 from minimind.model.transformer import Transformer
 from minimind.types import IGNORE_INDEX
 
@@ -78,6 +79,28 @@ def test_packed_documents_train_as_each_alone(
     for other in (loss_of(model, padded), alone):
         torch.testing.assert_close(other, loss, rtol=2e-6, atol=0)
         assert_same_gradients(expected, gradients(model, other), rtol=2e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padded_documents_train_as_buckets(
+    monkeypatch: pytest.MonkeyPatch, family: str, checkpointing: bool
+):
+    """What a GPU without flash attention computes is what the CPU does."""
+    model = random_model(small_config(family))
+    model.activation_checkpointing = checkpointing
+    documents = random_documents([12, 1, 5, 19, 2, 8, 7])
+    batch = pack([documents[:4], documents[4:]], seq_len=40)
+    loss = loss_of(model, batch)
+    expected = gradients(model, loss)
+    monkeypatch.setattr(
+        transformer,
+        "plan_attention",
+        lambda batch, *_: PaddedPlan.build(batch.bounds, torch.device("cpu")),
+    )
+    padded = loss_of(model, batch)
+    torch.testing.assert_close(padded, loss, rtol=2e-6, atol=0)
+    assert_same_gradients(expected, gradients(model, padded), rtol=2e-5)
 
 
 @pytest.mark.parametrize("flash_from", [512, 5])

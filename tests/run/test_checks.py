@@ -89,3 +89,9 @@ def test_an_optimizer_of_a_package_that_is_missing():
     run = resolve(GPU, set={"ds_config.optimizer.type": "MuAdam"})
     with pytest.raises(ConfigError, match=r"optimizer.type MuAdam needs mup installed"):
         check_packages(run.resolved)
+
+
+def test_a_flash_attention_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MINIMIND_FLASH", "3")
+    with pytest.raises(ConfigError, match="MINIMIND_FLASH=3, but the run is on cpu"):
+        resolve(CPU).check()

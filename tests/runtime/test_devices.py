@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,12 +14,12 @@ from minimind_kernels import backend
 from minimind.errors import ConfigError
 from minimind.runtime import devices
 from minimind.runtime.devices import (
-    GPUS,
     Device,
     check_kernels,
     cpu_has_bf16,
     find_device,
 )
+from minimind.runtime.gpus import GPUS
 
 
 @pytest.fixture(autouse=True)
@@ -112,12 +113,130 @@ def test_a_gpu_by_its_name(
     memory = SimpleNamespace(total_memory=1 << 34)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: memory)
     monkeypatch.setattr(torch.version, "hip", None)
-    device = find_device(3)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90"])
+    device = find_device(1)
     assert device.torch_device == torch.device("cuda", 1)
     assert (device.kind, device.name) == ("gpu", name)
     assert (device.supports_bf16, device.peak_flops) == (bf16, peak)
     assert device.precision == ("bf16" if bf16 else "fp16")
     assert bool(device.why_not_bf16) is not bf16
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Changes what PyTorch says of GPUs that need not be there."""
+    gpu = SimpleNamespace(count=2, capability=(9, 0), architectures=["sm_90"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpu.count)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "some GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: gpu.capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: gpu.architectures)
+    memory = SimpleNamespace(total_memory=1 << 34)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: memory)
+    monkeypatch.setattr(torch.version, "hip", None)
+    for name in ("TORCHELASTIC_RUN_ID", "LOCAL_SIZE", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    return gpu
+
+
+def test_more_ranks_than_gpus(two_gpus: SimpleNamespace, monkeypatch: pytest.MonkeyPatch):
+    assert [find_device(rank).torch_device.index for rank in (0, 1)] == [0, 1]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    message = r"rank 2 .* sees 2 [(]CUDA_VISIBLE_DEVICES=4,5[)].*--num_gpus 2.*--nproc_per_node 2"
+    with pytest.raises(ConfigError, match=message):
+        find_device(2)
+
+
+@pytest.mark.parametrize("launcher", ["TORCHELASTIC_RUN_ID", "LOCAL_SIZE", ""])
+def test_one_gpu_that_every_rank_sees(
+    two_gpus: SimpleNamespace, launcher: str, monkeypatch: pytest.MonkeyPatch
+):
+    """A scheduler gives each rank its own; torchrun and deepspeed show all of them the same."""
+    two_gpus.count = 1
+    if not launcher:
+        assert find_device(3).torch_device.index == 0
+        return
+    monkeypatch.setenv(launcher, "2")
+    with pytest.raises(ConfigError, match="rank 1 of this machine has no GPU: PyTorch sees 1"):
+        find_device(1)
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "has"),
+    [
+        ((7, 0), ["sm_75", "sm_80", "sm_90"], False),
+        ((7, 5), ["sm_75", "sm_80", "sm_90"], True),
+        ((8, 9), ["sm_80", "sm_90"], True),
+        ((8, 0), ["sm_86"], False),
+        ((9, 0), ["sm_80"], False),
+        ((9, 0), ["sm_80", "compute_80"], True),
+        ((9, 0), ["sm_90a"], True),
+        ((12, 0), ["sm_90", "sm_100", "sm_120"], True),
+        ((12, 0), ["sm_100"], False),
+        ((7, 5), ["compute_90"], False),
+    ],
+)
+def test_code_for_a_gpu(
+    two_gpus: SimpleNamespace, capability: tuple[int, int], architectures: list[str], has: bool
+):
+    assert devices.has_code_for(capability, architectures) is has
+    two_gpus.capability, two_gpus.architectures = capability, architectures
+    if has:
+        assert find_device().kind == "gpu"
+    else:
+        with pytest.raises(ConfigError, match=r"has no code for some GPU .*pytorch[.]org"):
+            find_device()
+
+
+@pytest.fixture
+def unused_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """What the driver says of a GPU that PyTorch does not see."""
+    (tmp_path / "0000:01:00.0").mkdir()
+    monkeypatch.setattr(devices, "_DRIVERS_GPUS", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    devices._say_why_no_gpu.cache_clear()
+    yield tmp_path
+    devices._say_why_no_gpu.cache_clear()
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_said_once(
+    unused_gpu: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def fail() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\n…")
+
+    monkeypatch.setattr(torch.cuda, "init", fail)
+    assert [find_device().kind for _ in range(2)] == ["cpu", "cpu"]
+    (message,) = caplog.messages
+    assert "cannot use it: The NVIDIA driver on your system is too old (found" in message
+    assert message.endswith("The CPU is used")
+
+
+def test_a_pytorch_without_cuda_says_so(
+    unused_gpu: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    find_device()
+    assert "it was built without CUDA: install the build for your driver" in caplog.text
+
+
+@pytest.mark.parametrize("reason", ["hidden", "hidden too", "no GPU", "no driver"])
+def test_nothing_is_said_of_a_gpu_that_is_not_there(
+    unused_gpu: Path,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    if reason.startswith("hidden"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "" if reason == "hidden" else "-1")
+    if reason == "no GPU":
+        next(unused_gpu.iterdir()).rmdir()
+    if reason == "no driver":
+        monkeypatch.setattr(devices, "_DRIVERS_GPUS", unused_gpu / "none")
+    assert find_device().kind == "cpu"
+    assert caplog.messages == []
 
 
 def test_peaks_are_of_dense_products():

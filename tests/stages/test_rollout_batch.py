@@ -46,6 +46,7 @@ def test_everything_stands_where_a_slow_construction_puts_it(counts_tokens: bool
     assert batch.labels_BT.tolist() == [labels]
     assert batch.positions_BT.tolist() == [positions]
     assert batch.cu_seqlens.tolist() == starts
+    assert batch.bounds == tuple(starts)
     assert batch.cu_seqlens.dtype == torch.int32
     assert batch.is_token_BT.tolist() == [[True] * len(ids)]
     assert batch.max_len == max(b - a for a, b in itertools.pairwise(starts))

@@ -80,8 +80,7 @@ _SMALL_ACTIVATION = {
 }
 # None of these has been measured yet either.
 _PRODUCTS_BY_ARCH: dict[str, dict[str, ProductTile]] = {
-    "sm_80": _SMALL_ACTIVATION,
-    "sm_89": _SMALL_ACTIVATION,
+    **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_120"), _SMALL_ACTIVATION),
     # 64 KiB of shared memory.
     "gfx942": {
         name: replace(tile, num_warps=tile.num_warps // 2, stages=2)

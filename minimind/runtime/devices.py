@@ -63,6 +63,7 @@ def find_device(local_rank: int = 0) -> Device:
     """The GPU of this rank, or the CPU where there is none (or CUDA_VISIBLE_DEVICES hides it).
     Raises ConfigError for a MINIMIND_PRECISION that is none."""
     if torch.cuda.is_available():
+        _prefer_expandable_segments()
         index = local_rank % torch.cuda.device_count()
         name = torch.cuda.get_device_name(index)
         bf16 = torch.cuda.get_device_capability(index) >= (8, 0) or torch.version.hip is not None
@@ -76,6 +77,16 @@ def find_device(local_rank: int = 0) -> Device:
     precision, why = _precision(bf16, "fp32", "this CPU has no bf16 instructions")
     memory = psutil.virtual_memory().total
     return Device(torch.device("cpu"), _cpu_name(), bf16, precision, why, None, memory)
+
+
+def _prefer_expandable_segments() -> None:
+    """Has PyTorch's allocator grow its blocks of GPU memory in place, unless the user has set it
+    up: documents differ from batch to batch, and blocks of odd sizes would pile up. The allocator
+    reads it once, when CUDA starts."""
+    # WSL's drivers refuse it (pytorch/pytorch#192330), and PyTorch has it for CUDA alone.
+    can = torch.version.cuda is not None and "microsoft" not in os.uname().release.lower()
+    if can and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def _precision(supports_bf16: bool, otherwise: str, why: str) -> tuple[str, str]:

@@ -171,6 +171,8 @@ _AUTO: dict[str, _Fill] = {
     "zero_optimization.allgather_bucket_size": lambda r, h, w: w.trained,
     # Overlap synchronises the device in every backward, for nothing where there is one rank.
     "zero_optimization.overlap_comm": lambda r, h, w: h.world_size > 1 and h.device_kind == "gpu",
+    # It copies each bucket to a new one and back, to find out which rank gets what.
+    "zero_optimization.reduce_scatter": lambda r, h, w: h.world_size > 1,
     "zero_optimization.offload_optimizer.pin_memory": lambda r, h, w: h.device_kind == "gpu",
     "zero_optimization.stage3_prefetch_bucket_size": lambda r, h, w: sum(w) // 10,
     "zero_optimization.stage3_param_persistence_threshold": lambda r, h, w: 10_000,

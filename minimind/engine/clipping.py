@@ -120,7 +120,7 @@ def _clip_flat(optimizer: Any, module: ModuleType, max_value: float) -> bool:
 
     def clip(input_tensors: Sequence[Tensor], max_norm: float, global_norm: Tensor, **_: Any):
         scale = (max_norm / (global_norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(input_tensors, scale)
+        torch._foreach_mul_(list(input_tensors), scale)  # type: ignore[attr-defined]
 
     _step_with(optimizer, module, dict(zip(names, (norm_of_all, clip), strict=True)))
     _skip_on_device(optimizer, module)
@@ -154,7 +154,7 @@ def _clamp_before(optimizer: Any, name: str, max_value: float) -> None:
 
 def _skip_on_device(optimizer: Any, module: ModuleType) -> None:
     """Leaves it to fused Adam to skip a step whose norm is not finite."""
-    updates = optimizer.optimizer
+    updates: Any = optimizer.optimizer
     is_fused = isinstance(updates, torch.optim.Adam | torch.optim.AdamW) and all(
         group.get("fused") for group in updates.param_groups
     )
@@ -208,7 +208,8 @@ def _norm_over_ranks(grads: Sequence[Tensor], group: Any, dtype: torch.dtype) ->
 def _norms(grads: Sequence[Tensor]) -> Tensor:
     """Of each, in fp64: the order of a sum then does not reach fp32's digits. A GPU takes all in
     one kernel, which adds in fp64 without a copy."""
-    return torch.stack(torch._foreach_norm(list(grads), 2, dtype=torch.float64))
+    norms = torch._foreach_norm(list(grads), 2, dtype=torch.float64)  # type: ignore[attr-defined]
+    return torch.stack(norms)
 
 
 def _is_invalid(norm: Tensor) -> Tensor:
@@ -218,5 +219,5 @@ def _is_invalid(norm: Tensor) -> Tensor:
 def _clamp(grads: Sequence[Tensor] | None, limit: float) -> None:
     """In place; NaN stays NaN. A limit of 0 is none."""
     if grads and limit:
-        torch._foreach_clamp_min_(list(grads), -limit)
-        torch._foreach_clamp_max_(list(grads), limit)
+        torch._foreach_clamp_min_(list(grads), -limit)  # type: ignore[attr-defined]
+        torch._foreach_clamp_max_(list(grads), limit)  # type: ignore[attr-defined]

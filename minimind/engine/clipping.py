@@ -154,8 +154,8 @@ def _clamp_before(optimizer: Any, name: str, max_value: float) -> None:
 
 def _skip_on_device(optimizer: Any, module: ModuleType) -> None:
     """Leaves it to fused Adam to skip a step whose norm is not finite."""
-    updates: Any = optimizer.optimizer
-    is_fused = isinstance(updates, torch.optim.Adam | torch.optim.AdamW) and all(
+    updates = optimizer.optimizer
+    is_fused = isinstance(optimizer.optimizer, torch.optim.Adam | torch.optim.AdamW) and all(
         group.get("fused") for group in updates.param_groups
     )
     if getattr(optimizer, "dtype", None) == torch.float16 or not is_fused:

@@ -12,9 +12,8 @@ loss scale is the host's.
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from minimind.engine.replaced_names import replaced_names
 from minimind.errors import ConfigError
 
 
@@ -175,22 +175,10 @@ def _step_with(optimizer: Any, module: ModuleType, functions: dict[str, Any]) ->
     step = optimizer.step
 
     def stepping(*args: Any, **kwargs: Any) -> Any:
-        with _replaced(module, functions):
+        with replaced_names(module, functions):
             return step(*args, **kwargs)
 
     optimizer.step = stepping
-
-
-@contextlib.contextmanager
-def _replaced(module: ModuleType, functions: dict[str, Any]) -> Iterator[None]:
-    originals = {name: getattr(module, name) for name in functions}
-    try:
-        for name, function in functions.items():
-            setattr(module, name, function)
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(module, name, original)
 
 
 def _norm_over_ranks(grads: Sequence[Tensor], group: Any, dtype: torch.dtype) -> Tensor:

@@ -21,6 +21,7 @@ from minimind.engine import replicated
 from minimind.engine.bare_module import without_hooks
 from minimind.engine.clipping import clip_on_device, clip_replicated
 from minimind.engine.operators import announced_operators
+from minimind.engine.overlap import wait_between_streams
 from minimind.engine.parameter_groups import parameter_groups, trained_parameters
 from minimind.engine.refusals import refusals
 from minimind.errors import CheckpointError
@@ -130,6 +131,7 @@ class DeepSpeedEngine:
         """Masters that DeepSpeed's accessors do not find."""
         if self.zero_stage > 0:
             clip_on_device(self._engine.optimizer, recipe.clip_value)
+            wait_between_streams(self._engine.optimizer)
         elif self.precision != "fp32":
             self._masters = replicated.mend(module, self._engine.optimizer, config)
         if self.precision != "fp32":

@@ -671,6 +671,15 @@ def test_nor_does_a_file_that_does_not_ask_for_it(
     assert ds["timers"]["throughput"] == expected
 
 
+@pytest.mark.parametrize("given", [{}, {"check_grad_overflow": True}])
+def test_each_gradient_of_bf16_is_looked_at_only_where_asked(
+    resolved: Resolve, given: dict[str, bool]
+):
+    ds, _ = resolved({"bf16": {"enabled": True, **given}})
+    assert ds["bf16"]["check_grad_overflow"] == bool(given)
+    assert "bf16" not in resolved({})[0]
+
+
 CHOSEN = {"torch_adam": True, "fused": True}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from minimind.config.deepspeed_optimizers import offloads_optimizer
 from minimind.errors import ConfigError
 
 _GoesWrong = Callable[[int, str], bool]
@@ -28,11 +29,13 @@ _OPTIMIZERS: dict[str, tuple[_GoesWrong, str]] = {
 """By the lower-case name: whether it goes wrong at a ZeRO stage in a precision, and why."""
 
 
-def check_faults(ds: Mapping[str, Any], precision: str) -> None:
+def check_faults(ds: Mapping[str, Any], precision: str, clip_value: float = 0.0) -> None:
     """`ds`: resolved; `precision`: its own. Raises ConfigError."""
     stage = (ds.get("zero_optimization") or {}).get("stage", 0)
     _check_optimizer(ds["optimizer"]["type"], stage, precision)
     _check_accumulation(ds, stage, precision)
+    if clip_value:
+        _check_clip_value(ds, stage, precision, clip_value)
 
 
 def _check_optimizer(name: str, stage: int, precision: str) -> None:
@@ -57,4 +60,18 @@ def _check_accumulation(ds: Mapping[str, Any], stage: int, precision: str) -> No
             f"gradient_accumulation_steps {accumulation}: DeepSpeed adds the gradients of earlier "
             "micro-batches several times there; set bf16.immediate_grad_update to true, as the "
             "shipped files do, or use stage 2"
+        )
+
+
+def _check_clip_value(ds: Mapping[str, Any], stage: int, precision: str, clip_value: float) -> None:
+    if offloads_optimizer(ds):
+        raise ConfigError(
+            f"clip_value {clip_value} with zero_optimization.offload_optimizer: DeepSpeed takes "
+            "the norm before it has the gradients of the whole step; set clip_value=0, or take a "
+            "JSON that keeps the optimizer's states on the GPU, as zero2.json"
+        )
+    if stage == 0 and precision == "fp16":
+        raise ConfigError(
+            f"clip_value {clip_value} with zero_optimization.stage 0 and fp16: it would hide the "
+            "overflow that loss scaling looks for; use stage 2, as zero2_fp16.json"
         )

@@ -12,7 +12,11 @@ from typing import Any, NamedTuple
 from minimind.config.batch_sizes import resolve_batch
 from minimind.config.deepspeed_faults import check_faults
 from minimind.config.deepspeed_keys import check_keys
-from minimind.config.deepspeed_optimizers import fill_optimizer
+from minimind.config.deepspeed_optimizers import (
+    choose_torch_adam,
+    fill_optimizer,
+    offloads_optimizer,
+)
 from minimind.config.recipe import Recipe, Sizes, replace_fields, spell_option
 from minimind.config.spelling import did_you_mean
 from minimind.errors import ConfigError
@@ -115,7 +119,7 @@ def resolve(
             _put(ds, path, fill(recipe, hardware, weights))
     _resolve_precision(ds, hardware)
     _resolve_communication(ds, hardware)
-    check_faults(ds, precision(ds))
+    check_faults(ds, precision(ds), recipe.clip_value)
     for path, value in _walk(ds):
         if value == "auto":
             raise ConfigError(
@@ -127,14 +131,21 @@ def resolve(
 
 def _complete(ds: dict[str, Any], recipe: Recipe, given: set[str]) -> None:
     """Makes what is left out "auto", so that no option of the recipe is without effect."""
-    default = {"type": "AdamW", "params": {"torch_adam": "auto", "fused": "auto"}}
-    fill_optimizer(ds.setdefault("optimizer", default), recipe, given)
+    optimizer = ds.setdefault("optimizer", {"type": "AdamW"})
+    optimizer.setdefault("params", {})
+    if not offloads_optimizer(ds):
+        choose_torch_adam(optimizer)
+    fill_optimizer(optimizer, recipe, given)
     if ds["optimizer"]["type"].lower() not in ("adam", "adamw"):
         # DeepSpeed's word for all but its own; tests/engine/test_optimizer_steps.py tries them.
         ds.setdefault("zero_allow_untested_optimizer", True)
     for path in _RECIPE_PATHS.values():
         if _get(ds, path) is None and not path.startswith("optimizer"):
             _put(ds, path, "auto")
+    # DeepSpeed's own timer waits for the device twice in each micro-batch unless told not to.
+    ds.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
+    if "bf16" in ds:  # it would look at each gradient, and wait; the norm tells the same
+        ds["bf16"].setdefault("check_grad_overflow", False)
 
 
 class _Weights(NamedTuple):
@@ -162,6 +173,8 @@ _AUTO: dict[str, _Fill] = {
     "zero_optimization.allgather_bucket_size": lambda r, h, w: w.trained,
     # Overlap synchronises the device in every backward, for nothing where there is one rank.
     "zero_optimization.overlap_comm": lambda r, h, w: h.world_size > 1 and h.device_kind == "gpu",
+    # It copies each bucket to a new one and back, to find out which rank gets what.
+    "zero_optimization.reduce_scatter": lambda r, h, w: h.world_size > 1,
     "zero_optimization.offload_optimizer.pin_memory": lambda r, h, w: h.device_kind == "gpu",
     "zero_optimization.stage3_prefetch_bucket_size": lambda r, h, w: sum(w) // 10,
     "zero_optimization.stage3_param_persistence_threshold": lambda r, h, w: 10_000,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -71,6 +71,8 @@ DEEPSPEED_OPTIMIZERS: dict[str, frozenset[str] | None] = {
     "musgd": None,
 }
 """By the lower-case name; None: whatever it is given, or as PyTorch's of that name."""
+_NOT_TORCHS = frozenset({"bias_correction", "fp32_optimizer_states", "set_grad_none"})
+"""Parameters of DeepSpeed's own Adam that PyTorch's does not take."""
 _PARAMS = {
     "learning_rate": "lr",
     "betas": "betas",
@@ -97,6 +99,24 @@ def check_optimizer(section: dict[str, Any], origin: str) -> None:
             f"{origin}: optimizer.params knows no key {unknown[0]!r}"
             f"{did_you_mean(unknown[0], taken)}: {name} takes {', '.join(sorted(taken))}"
         )
+
+
+def offloads_optimizer(ds: Mapping[str, Any]) -> bool:
+    """Whether a JSON keeps the optimizer's states off the device."""
+    section = (ds.get("zero_optimization") or {}).get("offload_optimizer") or {}
+    return section.get("device", "none") != "none"
+
+
+def choose_torch_adam(section: dict[str, Any]) -> None:
+    """Marks as "auto" that an Adam is PyTorch's, and fused, where nothing is said of that:
+    DeepSpeed's own takes a minute to compile, and on a GPU a CUDA toolkit."""
+    params = section["params"]
+    is_adam = section["type"].lower() in ("adam", "adamw")
+    if not is_adam or "torch_adam" in params or _NOT_TORCHS & params.keys():
+        return
+    params["torch_adam"] = "auto"
+    if not params.get("foreach") and not params.get("differentiable"):
+        params.setdefault("fused", "auto")
 
 
 def fill_optimizer(section: dict[str, Any], recipe: Recipe, given: Iterable[str]) -> None:

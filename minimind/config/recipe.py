@@ -70,6 +70,9 @@ class Recipe:
     betas: tuple[float, float] = option((0.9, 0.999), "AdamW's betas")
     adam_eps: float = option(1e-8, "AdamW's epsilon")
     gradient_clipping: float = option(1.0, "largest gradient norm (0: no clipping)")
+    clip_value: float = option(
+        0.0, "largest absolute value of a gradient's element, held to before its norm (0: none)"
+    )
     lr_factors: dict[str, float] = option_table("learning rate factor by a pattern of names")
     weight_decay_factors: dict[str, float] = option_table("weight decay factor by pattern")
     scale_lr_with_batch: int = option(
@@ -158,6 +161,7 @@ class Recipe:
             "micro_batch_size": 1,
             "weight_decay": 0.0,
             "gradient_clipping": 0.0,
+            "clip_value": 0.0,
             "scale_lr_with_batch": 0,
             "eval_every": 0,
             "eval_rows": 0,

@@ -65,6 +65,11 @@ def read_steps(
     return prefetched(build(), ahead)
 
 
+def read_batches(batches: Iterable[BatchT], pin: bool, ahead: int = 2) -> Iterator[BatchT]:
+    """Yields the batches, built likewise."""
+    return prefetched((batch.pin_memory() if pin else batch for batch in batches), ahead)
+
+
 class _Failure:
     def __init__(self, error: BaseException) -> None:
         self.error = error

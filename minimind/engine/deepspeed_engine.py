@@ -19,7 +19,9 @@ from minimind.config.deepspeed_json import precision
 from minimind.config.recipe import Recipe
 from minimind.engine import replicated
 from minimind.engine.bare_module import without_hooks
+from minimind.engine.clipping import clip_on_device, clip_replicated
 from minimind.engine.operators import announced_operators
+from minimind.engine.overlap import wait_between_streams
 from minimind.engine.parameter_groups import parameter_groups, trained_parameters
 from minimind.engine.refusals import refusals
 from minimind.errors import CheckpointError
@@ -56,11 +58,14 @@ def import_deepspeed(device: Device) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     os.environ.setdefault("DS_LOG_LEVEL", "ERROR")
     import deepspeed
-    from deepspeed.ops import __compatible_ops__
     from deepspeed.utils import logger
 
-    __compatible_ops__["deepspeed_shm_comm"] = False  # half a minute to compile
     logger.setLevel(logging.ERROR)
+    if device.kind == "cpu":
+        # On a GPU there is no such operator, and this import tries all others and warns of each.
+        from deepspeed.ops import __compatible_ops__
+
+        __compatible_ops__["deepspeed_shm_comm"] = False  # half a minute to compile
     return deepspeed
 
 
@@ -102,7 +107,8 @@ class DeepSpeedEngine:
         self.recipe = recipe
         self.precision = precision(ds_config)
         self.grad_norm = torch.zeros(())
-        """Of the last step's gradient before clipping; fp32 scalar."""
+        """Of the last step's gradient, after clip_value and before it is held to its limit; fp32
+        scalar."""
         self.zero_stage = int((ds_config.get("zero_optimization") or {}).get("stage", 0))
         self._accumulation = int(ds_config["gradient_accumulation_steps"])
         config = dict(ds_config)
@@ -123,7 +129,10 @@ class DeepSpeedEngine:
             )
         self._masters: dict[nn.Parameter, Tensor] = {}
         """Masters that DeepSpeed's accessors do not find."""
-        if self.zero_stage == 0 and self.precision != "fp32":
+        if self.zero_stage > 0:
+            clip_on_device(self._engine.optimizer, recipe.clip_value)
+            wait_between_streams(self._engine.optimizer)
+        elif self.precision != "fp32":
             self._masters = replicated.mend(module, self._engine.optimizer, config)
         if self.precision != "fp32":
             self._set_masters(exact)
@@ -208,21 +217,13 @@ class DeepSpeedEngine:
         if learning_rate is not None:
             for group in self._engine.optimizer.param_groups:
                 group["lr"] = learning_rate * group.get("lr_factor", 1.0)
-        norm = self._clip() if self.zero_stage == 0 else None
+        norm = None
+        if self.zero_stage == 0:
+            limits = self._clipping, self.recipe.clip_value
+            norm = clip_replicated(self.module, *limits, self.loss_scale)
         self._engine.step()
         norm = self._engine.get_global_grad_norm() if norm is None else norm
         self.grad_norm = torch.as_tensor(norm, dtype=torch.float32)
-
-    def _clip(self) -> Tensor:
-        """Clips by the gradient's norm, which it gives: at stage 0, where DeepSpeed has none or
-        takes that of gradients rounded to 16 bits."""
-        parameters = [p for p in self.module.parameters() if p.grad is not None]
-        # In fp64, as ZeRO 2 and 3: the order of a sum then does not reach fp32's digits.
-        norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float64) for p in parameters]
-        norm = torch.linalg.vector_norm(torch.stack(norms))
-        if self._clipping:
-            nn.utils.clip_grads_with_norm_(parameters, self._clipping * self.loss_scale, norm)
-        return norm / self.loss_scale
 
     def full_weights(self) -> dict[str, Tensor]:
         """The fp32 masters of what is trained under any ZeRO stage, by parameter name, on the CPU.

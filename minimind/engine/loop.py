@@ -20,25 +20,16 @@ from minimind.engine.interrupts import Interrupts
 from minimind.engine.pending import Pending, StepNumbers, UpdateNumbers
 from minimind.engine.routers import RouterWatch
 from minimind.engine.stage import InT, Loader, OutT, Stage
+from minimind.engine.validation import validation_loss
 from minimind.errors import TrainingError
 from minimind.runtime.devices import send
+from minimind.runtime.garbage import Collections, without_collector
 from minimind.runtime.memory import PeakMemory, freeze_objects
 from minimind.runtime.seeds import seed_micro_batch
 from minimind.types import StepStats
 
 _ROWS_NAMED = 20
 """Documents named at most when a loss is not finite."""
-
-
-@dataclass(frozen=True, slots=True)
-class _OnDevice(Generic[InT]):
-    """Batches that are moved as they are read, each time anew."""
-
-    batches: Iterable[InT]
-    device: torch.device
-
-    def __iter__(self) -> Iterator[InT]:
-        return (batch.to(self.device) for batch in self.batches)
 
 
 @dataclass(slots=True)
@@ -67,6 +58,7 @@ class Loop(Generic[InT, OutT]):
     _num_micro_batches: int = 0
     """Of this rank in a step, as the loader gives them."""
     _clock: float = 0.0
+    _collections: Collections = field(default_factory=Collections)
 
     def __post_init__(self) -> None:
         self.memory = PeakMemory(self.engine.device)
@@ -76,7 +68,8 @@ class Loop(Generic[InT, OutT]):
         """True when all steps are done, False when interrupted; saved either way. A loss or
         gradient that is not finite raises TrainingError and leaves the last checkpoint alone."""
         self.start()
-        with self._interrupts:  # the other signal does not disturb the last save either
+        # The other signal does not disturb the last save either.
+        with self._interrupts, without_collector():
             saved_at = self._run_steps()
             self.wait()
             self._record()
@@ -107,6 +100,7 @@ class Loop(Generic[InT, OutT]):
                 with self.memory.measured() if is_measured else contextlib.nullcontext():
                     self.step(micro_batches)
                 self.read_back()
+                self._collections.after(self.state.step)
                 if self._interrupted:
                     break
                 evaluates = self.eval_data is not None and self._due(self.recipe.eval_every)
@@ -123,6 +117,7 @@ class Loop(Generic[InT, OutT]):
         step = self.state.step
         return every > 0 and (step == self.total_steps or step % every == 0)
 
+    @without_collector()
     def step(self, micro_batches: list[InT]) -> None:
         """Takes the step that this rank's micro-batches are for: the update that the stage prepares
         from them, or several. Its numbers are read by `read_back`."""
@@ -258,21 +253,11 @@ class Loop(Generic[InT, OutT]):
             "--learning_rate, more warmup_steps or other data may help"
         )
 
-    @torch.no_grad()
     def _evaluate(self) -> bool:
         """Records the validation loss; whether it is the best so far."""
         assert self.eval_data is not None
         self.wait()
-        engine = self.engine
-        engine.train(False)
-        sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
-        for batch, loss in self.stage.evaluate(engine, _OnDevice(self.eval_data, engine.device)):
-            sums += torch.stack([loss.total.double(), sums.new_tensor(batch.count)])
-        total, count = engine.sum_over_ranks(sums).tolist()
-        engine.train()
-        if not count:
-            raise TrainingError("the validation data holds no target")
-        val_loss = total / count
+        val_loss = validation_loss(self.stage, self.engine, self.eval_data)
         self._record(val_loss)
         self.events.say("step %d: validation loss %.4f", self.state.step, val_loss)
         is_best = val_loss < self.state.best_val_loss

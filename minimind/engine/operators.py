@@ -29,19 +29,22 @@ _LOOKS, _LOOK_AGAIN_S = 3, 0.5
 def announced_operators(deepspeed: Any) -> Iterator[None]:
     """Within it DeepSpeed says what it compiles. Raises ConfigError for a lock that nobody holds
     and for what cannot be compiled here. `deepspeed`: the module."""
-    builder = deepspeed.ops.op_builder.builder.OpBuilder
+    builders = deepspeed.ops.op_builder.builder
+    builder = builders.OpBuilder
     original = builder.jit_load
+    no_toolkit = builders.MissingCUDAException, builders.CUDAMismatchException
 
     def jit_load(self: Any, verbose: bool = True) -> Any:
         folder = Path(cpp_extension._get_build_directory(self.name, verbose=False))
         announce(self.name, folder)
         try:
             return original(self, verbose)
-        except (RuntimeError, ImportError, OSError) as error:
-            reason = str(error).strip().split("\n")[0]
+        except (RuntimeError, ImportError, OSError, *no_toolkit) as error:
+            reason = str(error).strip().split("\n")[0].rstrip(".")
             raise ConfigError(
                 f"DeepSpeed's {self.name} cannot be compiled here: {reason}. The JSONs of "
-                "ds_configs/ compile nothing: take --ds_config zero2_offload.json or zero2.json"
+                "ds_configs/ compile nothing: take --ds_config zero2_offload.json or zero2.json, "
+                "or set optimizer.params.torch_adam to true for AdamW"
             ) from error
 
     builder.jit_load = jit_load

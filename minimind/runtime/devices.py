@@ -54,6 +54,7 @@ def find_device(local_rank: int = 0) -> Device:
     NVIDIA GPU that PyTorch cannot use is said once. Raises ConfigError for a MINIMIND_PRECISION
     that is none, a rank without a GPU of its own, and a GPU that this PyTorch has no code for."""
     if torch.cuda.is_available():
+        _prefer_expandable_segments()
         index = _own_gpu(local_rank, torch.cuda.device_count())
         name = torch.cuda.get_device_name(index)
         capability = torch.cuda.get_device_capability(index)
@@ -136,6 +137,16 @@ def _say_why_no_gpu() -> None:
         "this machine has an NVIDIA GPU, but PyTorch %s cannot use it: %s. The CPU is used",
         torch.__version__, why,
     )  # fmt: skip
+
+
+def _prefer_expandable_segments() -> None:
+    """Has PyTorch's allocator grow its blocks of GPU memory in place, unless the user has set it
+    up: documents differ from batch to batch, and blocks of odd sizes would pile up. The allocator
+    reads it once, when CUDA starts."""
+    # WSL's drivers refuse it (pytorch/pytorch#192330), and PyTorch has it for CUDA alone.
+    can = torch.version.cuda is not None and "microsoft" not in os.uname().release.lower()
+    if can and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def _precision(supports_bf16: bool, otherwise: str, why: str) -> tuple[str, str]:

@@ -640,3 +640,74 @@ def test_overlap_and_pinning_follow_the_hardware(resolved: Resolve):
     assert auto("gpu", 1) == (False, True)
     assert auto("gpu", 2) == (True, True)
     assert auto("cpu", 2) == (False, False)
+
+
+def test_one_rank_alone_reduces_its_buckets_in_place(resolved: Resolve):
+    for ranks in (1, 2):
+        ds, _ = resolved(hardware=Hardware("gpu", ranks, "bf16"))
+        assert ds["zero_optimization"]["reduce_scatter"] == (ranks > 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_file_times_steps_as_deepspeed_does(
+    name: str, deepspeed_config: Callable[[dict[str, Any]], Any]
+):
+    assert load_ds_config(name, {})["timers"] == {"throughput": {"enabled": False}}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, {"enabled": False}),
+        ({}, {"enabled": False}),
+        ({"throughput": {"enabled": True}}, {"enabled": True}),
+        ({"throughput": {"synchronized": False}}, {"synchronized": False}),
+    ],
+)
+def test_nor_does_a_file_that_does_not_ask_for_it(
+    resolved: Resolve, given: dict[str, Any] | None, expected: dict[str, Any]
+):
+    ds, _ = resolved({} if given is None else {"timers": given})
+    assert ds["timers"]["throughput"] == expected
+
+
+@pytest.mark.parametrize("given", [{}, {"check_grad_overflow": True}])
+def test_each_gradient_of_bf16_is_looked_at_only_where_asked(
+    resolved: Resolve, given: dict[str, bool]
+):
+    ds, _ = resolved({"bf16": {"enabled": True, **given}})
+    assert ds["bf16"]["check_grad_overflow"] == bool(given)
+    assert "bf16" not in resolved({})[0]
+
+
+CHOSEN = {"torch_adam": True, "fused": True}
+
+
+@pytest.mark.parametrize("type", ["Adam", "AdamW", "adamw"])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, CHOSEN),
+        ({"weight_decay": 0.1}, CHOSEN),
+        ({"torch_adam": False}, {"torch_adam": False}),
+        ({"torch_adam": True}, {"torch_adam": True}),
+        ({"fused": False}, {"torch_adam": True, "fused": False}),
+        ({"foreach": True}, {"torch_adam": True, "foreach": True}),
+        ({"bias_correction": True}, {"bias_correction": True}),
+    ],
+)
+def test_an_adam_is_pytorchs_unless_another_is_asked_for(
+    resolved: Resolve, type: str, given: dict[str, Any], expected: dict[str, Any]
+):
+    ds, _ = resolved({"optimizer": {"type": type, "params": given}})
+    others = {"lr", "betas", "eps", "weight_decay"}
+    found = {k: v for k, v in ds["optimizer"]["params"].items() if k not in others}
+    assert found == expected
+
+
+def test_an_adam_whose_states_are_on_the_cpu_is_deepspeeds(resolved: Resolve):
+    for device, expected in (("cpu", None), ("none", True)):
+        zero = {"stage": 2, "offload_optimizer": {"device": device}}
+        for section in ({"optimizer": {"type": "AdamW"}}, {}):
+            ds, _ = resolved({"zero_optimization": zero, **section})
+            assert ds["optimizer"]["params"].get("torch_adam") is expected

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from minimind.data.prefetch import prefetched
+from minimind.data.prefetch import prefetched, read_batches
 
 
 def _threads() -> int:
@@ -54,4 +55,23 @@ def test_closing_early_ends_the_thread() -> None:
     reader = prefetched(iter(range(10**9)), ahead=2)
     assert next(reader) == 0
     reader.close()
+    assert _threads() == 0
+
+
+class Item:
+    """Stands for a batch."""
+
+    def __init__(self) -> None:
+        self.pinned_by = ""
+
+    def pin_memory(self) -> Item:
+        self.pinned_by = threading.current_thread().name
+        return self
+
+
+@pytest.mark.parametrize("pin", [False, True])
+def test_batches_are_pinned_in_the_background_where_asked(pin: bool) -> None:
+    items: Any = [Item(), Item(), Item()]
+    assert list(read_batches(items, pin)) == items
+    assert {item.pinned_by for item in items} == {"data-prefetch" if pin else ""}
     assert _threads() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
 import signal
@@ -421,3 +422,31 @@ def test_a_full_disk_at_the_last_save_ends_the_run(interrupted: bool, last: int)
         trial.stage.value = interrupted_at(2, 0)
     with pytest.raises(TrainingError, match=f"full at {last}"):
         trial.loop.run()
+
+
+def test_garbage_is_not_collected_within_a_run_and_is_after_it():
+    assert gc.isenabled()
+    seen: list[bool] = []
+    trial, broken = Trial(eval_every=3), Trial(eval_every=3)
+    for each in (trial, broken):
+        each.stage.value = lambda step, micro: float(seen.append(gc.isenabled()) or 1.0)
+        each.stage.val_value = lambda steps: float(seen.append(gc.isenabled()) or 1.0)
+    trial.during_save = lambda step: seen.append(gc.isenabled())
+    assert trial.loop.run()
+    assert gc.isenabled()
+    broken.during_save = full_disk(STEPS)
+    with pytest.raises(TrainingError, match="the disk is full"):
+        broken.loop.run()
+    assert gc.isenabled()
+    assert len(seen) == 4 * STEPS + 10
+    assert not any(seen)
+
+
+def test_nor_within_a_step_that_is_taken_alone():
+    trial, seen = Trial(), []
+    trial.stage.value = lambda step, micro: float(seen.append(gc.isenabled()) or 1.0)
+    trial.loop.start()
+    for micro_batches in trial.loop.read():
+        trial.loop.step(micro_batches)
+        assert gc.isenabled()
+    assert seen == [False] * 2 * STEPS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any, NoReturn
 
 import deepspeed
 import pytest
+import torch
 from torch.utils import cpp_extension
 
-from minimind.engine import operators
+from minimind.engine import deepspeed_engine, operators
 from minimind.engine.operators import announce, announced_operators
 from minimind.errors import ConfigError
+from minimind.runtime.devices import find_device
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +90,33 @@ def test_every_operator_of_deepspeed_goes_through_it(
         ):
             builder.jit_load(verbose=False)
     assert OpBuilder.jit_load is original
+
+
+@pytest.mark.parametrize("name", ["MissingCUDAException", "CUDAMismatchException"])
+def test_a_toolkit_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    from deepspeed.ops.op_builder import builder
+    from deepspeed.ops.op_builder.cpu import CPUAdamBuilder
+
+    def no_toolkit(**options: Any) -> NoReturn:
+        raise getattr(builder, name)("CUDA_HOME does not exist")
+
+    monkeypatch.setattr(cpp_extension, "load", no_toolkit)
+    said = "cannot be compiled here: CUDA_HOME does not exist.*torch_adam to true"
+    with announced_operators(deepspeed), pytest.raises(ConfigError, match=said):
+        CPUAdamBuilder().jit_load(verbose=False)
+
+
+def test_on_a_gpu_no_other_operator_is_tried(monkeypatch: pytest.MonkeyPatch):
+    from deepspeed import ops
+
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.delattr(ops, "__compatible_ops__", raising=False)
+    monkeypatch.setattr(ops, "_probe_compatible_ops", dict)
+    cpu = find_device()
+    deepspeed_engine._import_deepspeed(dataclasses.replace(cpu, torch_device=torch.device("cuda")))
+    assert "__compatible_ops__" not in vars(ops)
+    deepspeed_engine._import_deepspeed(dataclasses.replace(cpu, torch_device=torch.device("cpu")))
+    assert vars(ops)["__compatible_ops__"] == {"deepspeed_shm_comm": False}

@@ -39,3 +39,27 @@ def test_sampling_under_zero_3_disturbs_nothing(
     said = [line for line in done.stderr.splitlines() if "1 + 1 = →" in line]
     assert [line.partition(":")[0] for line in said] == ["step 3", "step 6"]
     assert_same_run(tmp_path / "silent", tmp_path / "says")
+
+
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3"])
+def test_clipping_by_value_does_not_depend_on_ranks(
+    flags: list[str],
+    train: Train,
+    train_on_two: TrainOnTwo,
+    tmp_path: Path,
+    precision: str,
+    name: str,
+):
+    """To the bit, with two micro-batches a step on one rank and one on each of two."""
+    plain, value = tmp_path / "plain", ["--set", "clip_value=1e-3"]
+    flags = [*flags, *WITHOUT_CLIPPING, "--eval_every", "0", "--ds_config", f"{name}.json"]
+    assert train(*flags, "--max_steps", "1", "--output_dir", str(plain)) == 0
+    assert train(*flags, *value) == 0
+    norms = []
+    for run in (plain, tmp_path / "run"):
+        with open(run / "metrics.csv", encoding="utf-8") as file:
+            norms.append(float(next(csv.DictReader(file))["grad_norm"]))
+    assert norms[1] < norms[0] / 2
+    done = train_on_two(*flags, *value, "--output_dir", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "run", tmp_path / "two")

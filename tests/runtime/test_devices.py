@@ -273,3 +273,34 @@ def test_kernels_that_cannot_run_are_the_users_to_mend(
     monkeypatch.setattr(backend, "check_settings", refuse)
     with pytest.raises(ConfigError, match="no such value"):
         check_kernels(Device(torch.device("cpu"), "some CPU", True, "bf16", "", None))
+
+
+@pytest.mark.parametrize(
+    ("given", "release", "cuda", "expected"),
+    [
+        ({}, "6.8.0", "13.0", "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "6.8.0", "13.0", "max_split_size_mb:64"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "6.8.0", "13.0", None),
+        ({}, "5.15.0-microsoft-standard-WSL2", "13.0", None),
+        ({}, "6.8.0", None, None),
+    ],
+)
+def test_blocks_of_gpu_memory_grow_where_nobody_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, str],
+    release: str,
+    cuda: str | None,
+    expected: str | None,
+):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # so that it is as before after the test
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    find_device()
+    assert os.environ.get("PYTORCH_ALLOC_CONF") == given.get("PYTORCH_ALLOC_CONF")
+    devices._prefer_expandable_segments()
+    assert os.environ.get("PYTORCH_ALLOC_CONF") == expected

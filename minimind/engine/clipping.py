@@ -1,0 +1,211 @@
+"""Clipping of a step's gradient, without asking the host.
+
+The gradient is that of the whole step. Each element is clamped first where the recipe says so
+(`clip_value`), then all are scaled by the norm of what is left (`gradient_clipping`).
+
+DeepSpeed 0.19.8 asks the host whether the norm is finite, so that a GPU is waited for in the middle
+of each step, and again for each group of parameters. Here the same arithmetic stays on the device.
+Where DeepSpeed skips a step whose norm is not finite, PyTorch's fused Adam skips it on the device,
+as it does for a GradScaler. Other optimizers still ask, once a step, and so does fp16, since its
+loss scale is the host's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from minimind.engine.replaced_names import replaced_names
+from minimind.errors import ConfigError
+
+
+def clip_replicated(
+    module: nn.Module, max_norm: float, max_value: float, loss_scale: float
+) -> Tensor:
+    """Clips gradients that every rank holds whole, and gives their norm before it is held to
+    `max_norm` (fp64 scalar): at stage 0, where DeepSpeed has none or takes that of gradients
+    rounded to 16 bits.
+
+    The gradients are `loss_scale` times what they stand for. A limit of 0 is none.
+    """
+    parameters = [p for p in module.parameters() if p.grad is not None]
+    grads = [p.grad for p in parameters if p.grad is not None]
+    _clamp(grads, max_value * loss_scale)
+    norm = torch.linalg.vector_norm(_norms(grads))
+    if max_norm:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm * loss_scale, norm)
+    return norm / loss_scale
+
+
+def clip_on_device(optimizer: Any, max_value: float) -> None:
+    """Has DeepSpeed's ZeRO optimizer clip on the device: by `max_value`, where that is not 0, and
+    by the norm that its JSON says. Optimizer states on the CPU are left to DeepSpeed, and so is
+    everything where another version of it names its parts otherwise; with `max_value`, that raises
+    ConfigError."""
+    if not getattr(optimizer, "cpu_offload", False) and not getattr(
+        optimizer, "offload_optimizer", False
+    ):
+        replace = _BY_OPTIMIZER.get(type(optimizer).__name__)
+        module = sys.modules[type(optimizer).__module__]
+        if replace is not None and replace(optimizer, module, max_value):
+            return
+    if max_value:
+        raise ConfigError(
+            f"clip_value {max_value}: this version of DeepSpeed clips otherwise than 0.19.8; set "
+            "clip_value=0, or zero_optimization.stage to 0"
+        )
+
+
+def _clip_partitions(optimizer: Any, module: ModuleType, max_value: float) -> bool:
+    """Under stages 1 and 2; false where the names are others."""
+    names = ("get_grad_norm_direct", "scaled_global_norm", "unscale_and_clip_grads")
+    if not _has(optimizer, "averaged_gradients", "dp_process_group", *names):
+        return False
+
+    def group_norm(grads: Sequence[Tensor], params: Any, norm_type: int = 2) -> Tensor:
+        return _norm_over_ranks(grads, optimizer.dp_process_group, torch.float32)
+
+    def unscale_and_clip(flat_grads: Sequence[Tensor], norm: Tensor) -> None:
+        scale = optimizer.loss_scale
+        if optimizer.clip_grad > 0.0:
+            norm = torch.where(_is_invalid(norm), float("inf"), norm)
+            # The norm is that of gradients times the loss scale.
+            scale = (((norm / scale) + 1e-6) / optimizer.clip_grad).clamp(min=1.0) * scale
+        elif scale == 1.0:
+            return
+        for grad in flat_grads:
+            grad.mul_(1.0 / scale)
+
+    optimizer.get_grad_norm_direct = group_norm
+    optimizer.unscale_and_clip_grads = unscale_and_clip
+    _clamp_before(optimizer, "scaled_global_norm", max_value)
+    # bf16 without check_grad_overflow takes such a step.
+    if optimizer.dtype != torch.bfloat16 or optimizer.check_grad_overflow:
+        _skip_on_device(optimizer, module)
+    return True
+
+
+def _clip_sub_groups(optimizer: Any, module: ModuleType, max_value: float) -> bool:
+    """Under stage 3, whose clipping asks nobody once the norm is known to be finite."""
+    names = ("get_grad_norm_direct", "_get_norm_groups", "_get_param_partition_group")
+    if not _has(optimizer, "averaged_gradients", *names):
+        return False
+
+    def group_norm(grads: Sequence[Tensor], params: Sequence[Any], norm_type: int = 2) -> Tensor:
+        group = optimizer._get_param_partition_group(params[0])
+        return _norm_over_ranks(grads, group, torch.float64)
+
+    optimizer.get_grad_norm_direct = group_norm
+    _clamp_before(optimizer, "_get_norm_groups", max_value)
+    _skip_on_device(optimizer, module)
+    return True
+
+
+def _clip_flat(optimizer: Any, module: ModuleType, max_value: float) -> bool:
+    """Under stage 1 with sums of bf16 gradients in fp32, which every rank holds whole."""
+    names = ("get_global_norm_of_tensors", "clip_tensors_by_global_norm")
+    if not _has(module, *names) or optimizer.has_moe_layers or optimizer.mpu is not None:
+        return False
+
+    def norm_of_all(input_tensors: Sequence[Tensor], **_: Any) -> Tensor:
+        _clamp(input_tensors, max_value)
+        norm = torch.linalg.vector_norm(_norms(input_tensors)).float()
+        return torch.where(_is_invalid(norm), float("inf"), norm)
+
+    def clip(input_tensors: Sequence[Tensor], max_norm: float, global_norm: Tensor, **_: Any):
+        scale = (max_norm / (global_norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(list(input_tensors), scale)  # type: ignore[attr-defined]
+
+    _step_with(optimizer, module, dict(zip(names, (norm_of_all, clip), strict=True)))
+    _skip_on_device(optimizer, module)
+    return True
+
+
+_BY_OPTIMIZER: dict[str, Callable[[Any, ModuleType, float], bool]] = {
+    "DeepSpeedZeroOptimizer": _clip_partitions,
+    "DeepSpeedZeroOptimizer_Stage3": _clip_sub_groups,
+    "BF16_Optimizer": _clip_flat,
+}
+
+
+def _has(thing: Any, *names: str) -> bool:
+    return all(hasattr(thing, name) for name in names)
+
+
+def _clamp_before(optimizer: Any, name: str, max_value: float) -> None:
+    """Clamps each step's gradient before the method that takes its norms. That comes after the look
+    for an overflow of fp16, which a clamped gradient would hide."""
+    method = getattr(optimizer, name)
+
+    def clamped(*args: Any) -> Any:
+        for grads in optimizer.averaged_gradients.values():
+            _clamp(grads, max_value * optimizer.loss_scale)
+        return method(*args)
+
+    if max_value:
+        setattr(optimizer, name, clamped)
+
+
+def _skip_on_device(optimizer: Any, module: ModuleType) -> None:
+    """Leaves it to fused Adam to skip a step whose norm is not finite."""
+    updates = optimizer.optimizer
+    is_fused = isinstance(optimizer.optimizer, torch.optim.Adam | torch.optim.AdamW) and all(
+        group.get("fused") for group in updates.param_groups
+    )
+    if getattr(optimizer, "dtype", None) == torch.float16 or not is_fused:
+        return
+    if not _has(module, "is_invalid_grad_norm"):
+        return
+
+    def skip(norm: Tensor) -> bool:
+        updates.found_inf = _is_invalid(norm).float()
+        return False
+
+    _step_with(optimizer, module, {"is_invalid_grad_norm": skip})
+
+
+def _step_with(optimizer: Any, module: ModuleType, functions: dict[str, Any]) -> None:
+    """Has the optimizer's step find these functions in its module, and no one else's."""
+    step = optimizer.step
+
+    def stepping(*args: Any, **kwargs: Any) -> Any:
+        with replaced_names(module, functions):
+            return step(*args, **kwargs)
+
+    optimizer.step = stepping
+
+
+def _norm_over_ranks(grads: Sequence[Tensor], group: Any, dtype: torch.dtype) -> Tensor:
+    """The norm of what the ranks of a group hold in parts; -1 where it is not finite, as DeepSpeed
+    has it. `dtype`: of the sum over the ranks."""
+    own = [grad for grad in grads if not getattr(grad, "_zero_padding", False)]
+    # A rank may hold nothing but padding.
+    total = _norms(own or grads).pow(2).sum().to(dtype)
+    if dist.get_world_size(group) > 1:
+        dist.all_reduce(total, group=group)
+    norm = total.pow(0.5)
+    return norm.masked_fill_(~norm.isfinite(), -1.0)
+
+
+def _norms(grads: Sequence[Tensor]) -> Tensor:
+    """Of each, in fp64: the order of a sum then does not reach fp32's digits. A GPU takes all in
+    one kernel, which adds in fp64 without a copy."""
+    norms = torch._foreach_norm(list(grads), 2, dtype=torch.float64)  # type: ignore[attr-defined]
+    return torch.stack(norms)
+
+
+def _is_invalid(norm: Tensor) -> Tensor:
+    return ~torch.isfinite(norm) | (norm < 0)
+
+
+def _clamp(grads: Sequence[Tensor] | None, limit: float) -> None:
+    """In place; NaN stays NaN. A limit of 0 is none."""
+    if grads and limit:
+        torch._foreach_clamp_min_(list(grads), -limit)  # type: ignore[attr-defined]
+        torch._foreach_clamp_max_(list(grads), limit)  # type: ignore[attr-defined]

@@ -1,0 +1,50 @@
+"""The validation loss, by batches that are read ahead as those of training are."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic
+
+import torch
+
+from minimind.data.prefetch import read_batches
+from minimind.engine.deepspeed_engine import DeepSpeedEngine
+from minimind.engine.stage import InT, Stage
+from minimind.errors import TrainingError
+from minimind.runtime.devices import send
+
+
+@dataclass(frozen=True, slots=True)
+class _OnDevice(Generic[InT]):
+    """Batches that are moved as they are read, each time anew."""
+
+    batches: Iterable[InT]
+    device: torch.device
+
+    def __iter__(self) -> Iterator[InT]:
+        ahead = read_batches(self.batches, pin=self.device.type == "cuda")
+        with contextlib.closing(ahead):  # type: ignore[type-var]
+            for batch in ahead:
+                yield batch.to(self.device)
+
+
+@torch.no_grad()
+def validation_loss(
+    stage: Stage[InT, Any], engine: DeepSpeedEngine, eval_data: Iterable[InT]
+) -> float:
+    """Gives the mean over all that the batches of all ranks count, with the policy in eval mode.
+    All ranks call it. Raises TrainingError where they count nothing."""
+    engine.train(False)
+    total = torch.zeros(1, dtype=torch.float64, device=engine.device)
+    count = 0
+    for batch, loss in stage.evaluate(engine, _OnDevice(eval_data, engine.device)):
+        total += loss.total
+        count += batch.count
+    sums = torch.cat([total, send([count], engine.device, torch.float64)])
+    summed, counted = engine.sum_over_ranks(sums).tolist()
+    engine.train()
+    if not counted:
+        raise TrainingError("the validation data holds no target")
+    return summed / counted

@@ -12,6 +12,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.distributed as dist
+from minimind_kernels import backend
 from minimind_kernels.form import Form
 from minimind_kernels.triton_impl import config, launch
 from torch import Tensor, nn
@@ -71,6 +72,7 @@ def without_storage(watch: Watch, gpu: config.Device) -> Iterator[None]:
         mock.patch.object(FakeTensorMode, "avoid_device_init", property(lambda _: True)),
         mock.patch.object(FakeTensor, "tolist", lambda tensor: watch.read_list(tensor)),
         mock.patch.object(Tensor, "pin_memory", pin),
+        mock.patch.object(backend, "_why_no_launcher", return_value=None),
         mock.patch.object(nn.Module, "_apply", _apply),
         mock.patch.object(Form, "_run_generated", _run_generated(watch)),
         mock.patch.object(reference, "_load_table", _reference_of_nothing),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,13 +92,20 @@ def known_device(name: str) -> str:
 def rehearse_all(points: Sequence[Point]) -> list[Rehearsal]:
     """Rehearses many, those of one device and number of ranks in one process. Raises as
     `rehearse`."""
-    found: dict[int, Rehearsal] = {}
     groups: dict[tuple[str, int], list[int]] = {}
     for index, point in enumerate(points):
         groups.setdefault((point.device, point.ranks), []).append(index)
-    for (device, ranks), indices in groups.items():
-        reports = _run_worker(device, ranks, [points[index].arguments for index in indices])
-        found |= dict(zip(indices, reports, strict=True))
+
+    def rehearse_group(place: tuple[str, int]) -> list[Rehearsal]:
+        return _run_worker(*place, [points[index].arguments for index in groups[place]])
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        reports = pool.map(rehearse_group, groups)
+        found = {
+            index: one
+            for indices, of_group in zip(groups.values(), reports, strict=True)
+            for index, one in zip(indices, of_group, strict=True)
+        }
     return [found[index] for index in range(len(points))]
 
 
@@ -118,12 +126,14 @@ def _run_worker(device: str, ranks: int, runs: Sequence[TrainArguments]) -> list
         lines = reports.read_text(encoding="utf-8").splitlines() if reports.exists() else []
     if done.returncode:
         raise RuntimeError(f"the rehearsal broke:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
-    return [_read_report(json.loads(line)) for line in lines]
+    return [_read(json.loads(line), run) for line, run in zip(lines, runs, strict=True)]
 
 
-def _read_report(values: dict[str, Any]) -> Rehearsal:
-    if kind := values.get("error"):
+def _read(values: dict[str, Any], run: TrainArguments) -> Rehearsal:
+    if kind := values.get("refused"):
         raise getattr(errors, kind)(values["message"])
+    if said := values.get("broke"):
+        raise RuntimeError(f"the rehearsal of {run.to_dict()} broke:\n{said[-6000:]}")
     return Rehearsal.from_dict(values)
 
 

@@ -9,6 +9,7 @@ import ctypes
 import json
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +30,9 @@ def main(argv: Sequence[str]) -> int:
                 report = rehearsals.rehearse(run)
                 report["seconds"] = time.perf_counter() - began
             except MiniMindError as error:
-                report = {"error": type(error).__name__, "message": str(error)}
+                report = {"refused": type(error).__name__, "message": str(error)}
+            except Exception:
+                report = {"broke": traceback.format_exc()}
             file.write(json.dumps(report) + "\n")
             file.flush()
     return 0

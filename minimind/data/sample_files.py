@@ -19,7 +19,7 @@ from minimind.data import (
     sample_tools,
     sample_world,
 )
-from minimind.data.cache_folder import default_cache_dir
+from minimind.data.cache_folder import default_cache_dir, locked
 from minimind.data.chat_format import read_chat
 from minimind.data.chat_template import CHAT_TEMPLATE, render_chat
 from minimind.data.sample_chat import chat_rows, preference_rows, sentence_rows
@@ -97,9 +97,13 @@ def sample_data_path(
     path = folder / f"sample_{data.name}_{split}_{version}.jsonl"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        write_sample(temporary, split, data)
-        os.replace(temporary, path)
+        # Of programs that start together one writes: a second file in its place would be another
+        # to those that read the first.
+        with locked(path.with_suffix(".lock")):
+            if not path.is_file():
+                temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+                write_sample(temporary, split, data)
+                os.replace(temporary, path)
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +20,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from minimind.engine import loop
 from minimind.inference.request import GenerationRequest
 from minimind.rehearsal.watch import Watch
 from minimind.rewards.scorer import Score, Scorer
+from minimind.run import run
 from minimind.stages import kto, reference, rollouts
 
 
@@ -75,6 +78,8 @@ def without_storage(watch: Watch, gpu: config.Device) -> Iterator[None]:
         mock.patch.object(backend, "_why_no_launcher", return_value=None),
         mock.patch.object(nn.Module, "_apply", _apply),
         mock.patch.object(Form, "_run_generated", _run_generated(watch)),
+        mock.patch.object(loop, "freeze_objects"),
+        mock.patch.object(run, "unfreeze_objects", gc.collect),
         mock.patch.object(reference, "_load_table", _reference_of_nothing),
         mock.patch.object(kto, "_check_answers"),
         mock.patch.object(rollouts, "GenerationRequest", _request_without_end),
@@ -114,14 +119,14 @@ def _apply(self: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool 
 def _run_generated(watch: Watch) -> Callable[..., Any]:
     """Gives Form._run_generated: the body without what generated code keeps in registers."""
 
-    def run(self: Form, tensors: tuple[Tensor, ...], constants: dict[str, Any]) -> Any:
+    def run_body(self: Form, tensors: tuple[Tensor, ...], constants: dict[str, Any]) -> Any:
         tensors = tuple(t.detach().contiguous() for t in tensors)
         with watch.live.hidden():
             result = self.body(*tensors, **constants)
         watch.take(result)
         return result
 
-    return run
+    return run_body
 
 
 def _reference_of_nothing(

@@ -90,22 +90,26 @@ def known_device(name: str) -> str:
 
 
 def rehearse_all(points: Sequence[Point]) -> list[Rehearsal]:
-    """Rehearses many, those of one device and number of ranks in one process. Raises as
-    `rehearse`."""
-    groups: dict[tuple[str, int], list[int]] = {}
+    """Rehearses many, in as many processes at a time as there are cores. Raises as `rehearse`."""
+    cores = len(os.sched_getaffinity(0))
+    of_place: dict[tuple[str, int], list[int]] = {}
     for index, point in enumerate(points):
-        groups.setdefault((point.device, point.ranks), []).append(index)
+        of_place.setdefault((point.device, point.ranks), []).append(index)
+    most = -(-len(points) // cores)
+    parts = [
+        (place, indices[first : first + most])
+        for place, indices in of_place.items()
+        for first in range(0, len(indices), most)
+    ]
 
-    def rehearse_group(place: tuple[str, int]) -> list[Rehearsal]:
-        return _run_worker(*place, [points[index].arguments for index in groups[place]])
+    def rehearse_part(part: tuple[tuple[str, int], list[int]]) -> list[Rehearsal]:
+        place, indices = part
+        return _run_worker(*place, [points[index].arguments for index in indices])
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        reports = pool.map(rehearse_group, groups)
-        found = {
-            index: one
-            for indices, of_group in zip(groups.values(), reports, strict=True)
-            for index, one in zip(indices, of_group, strict=True)
-        }
+    with ThreadPoolExecutor(cores) as pool:
+        found = dict[int, Rehearsal]()
+        for (_, indices), reports in zip(parts, pool.map(rehearse_part, parts), strict=True):
+            found |= zip(indices, reports, strict=True)
     return [found[index] for index in range(len(points))]
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from minimind_kernels.triton_impl import config
 
 from minimind.engine.deepspeed_engine import import_deepspeed
@@ -44,6 +43,10 @@ class Rehearsals:
             self._cuda.num_devices = world_size
             self._cuda.install()
         self._device: Device = find_device()
+        join_fake_ranks(world_size, lambda: import_deepspeed(self._device))
+        self._caches = _find_caches()
+        # What is imported stays, and need not be looked at each time something is collected.
+        gc.freeze()
         self._watch: Watch
 
     def rehearse(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -105,17 +108,17 @@ class Rehearsals:
         if self._gpu:
             arch = "sm_{}{}".format(*self._gpu.capability)
         laid_out = config.Device(arch, self._gpu.multiprocessors if self._gpu else 1)
-        _forget_tensors()
+        for cache in self._caches:
+            cache.cache_clear()
         with without_storage(self._watch, laid_out):
-            if not torch.distributed.is_initialized():
-                join_fake_ranks(self._world_size, lambda: import_deepspeed(self._device))
             yield self._watch
 
 
-def _forget_tensors() -> None:
-    """Empties the model's caches, whose tensors are of another rehearsal."""
-    for thing in gc.get_objects():
-        if type(thing) is functools._lru_cache_wrapper and str(thing.__module__).startswith(
-            "minimind.model"
-        ):
-            thing.cache_clear()
+def _find_caches() -> list[Any]:
+    """Finds the model's caches, whose tensors would be of another rehearsal."""
+    return [
+        thing
+        for thing in gc.get_objects()
+        if type(thing) is functools._lru_cache_wrapper
+        and str(thing.__module__).startswith("minimind.model")
+    ]

@@ -27,7 +27,7 @@ from minimind.stages import STAGES
 
 TABLE = Path(__file__).with_name("asked.json")
 DEVICE = "H200"
-LAYERS = 2
+LAYERS = 1
 """Of each model: a layer more asks for as much again."""
 JSONS = ("zero0", "zero1", "zero2", "zero2_fp16", "zero2_offload", "zero3")
 
@@ -97,7 +97,13 @@ def _as_point(point: Chosen, folder: Path) -> Point:
     if point.stage == "distill":
         options["teacher"] = str(folder)
     if point.waits_for_tokens:
-        options |= {"num_generations": 2, "num_minibatches": 2, "max_new_tokens": 3}
+        options["set"] = {"micro_batch_size": 2, "train_batch_size": 2 * point.ranks}
+        options |= {
+            "num_generations": 2,
+            "num_minibatches": 2,
+            "inner_epochs": 1,
+            "max_new_tokens": 2,
+        }
     return Point(arguments=collect_arguments(options), device=DEVICE, ranks=point.ranks)
 
 

@@ -1,0 +1,201 @@
+"""Rehearsing by name, what is found where it was planted, and how it is said."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minimind.cli.train import main
+from minimind.errors import ConfigError
+from minimind.rehearsal import stub
+from minimind.rehearsal.fits import check_memory, read_place
+from minimind.rehearsal.rehearse import known_device, rehearse, why_not
+from minimind.rehearsal.report import Rehearsal, Wait
+from minimind.rehearsal.roofline import Roofline, estimate, sent_share
+from minimind.rehearsal.tally import Work
+from minimind.run.run import Run
+from minimind.runtime.gpus import GPUS
+
+GIB = 2**30
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
+)
+SMALL: dict[str, Any] = {"num_hidden_layers": 1, "seq_len": 128, "batch_size": 16}
+
+
+@needs_compiler
+def test_a_run_is_rehearsed_where_it_is_not() -> None:
+    run = Run.resolve(**SMALL)
+    found = rehearse(run, device="h100", ranks=4)
+    assert (found.device, found.world_size) == ("H100", 4)
+    assert found.tokens == 16 * 128
+    assert found.roofline is not None
+    assert found.collectives.keys() == {"all_reduce", "all_gather"}
+    text = found.describe()
+    assert "none but for the numbers of the step before" in text
+    assert "a bound by data sheets" in text
+    assert Rehearsal.from_dict(json.loads(json.dumps(dataclasses.asdict(found)))) == found
+
+
+PLANTED = """
+import sys
+import minimind.stages.pretrain as pretrain
+plain = pretrain.Pretrain.loss
+def loss(self, policy, batch):
+    found = plain(self, policy, batch)
+    {line}
+    return found
+pretrain.Pretrain.loss = loss
+import torch
+from minimind.rehearsal import worker
+sys.exit(worker.main(sys.argv[1:]))
+"""
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("found.total.item()", "item"),
+        ("found.total.detach().cpu()", "blocking copy cuda to cpu"),
+        ("torch.tensor([1.0], device='cuda')", "blocking copy cpu to cuda"),
+        ("torch.ones(3).to('cuda', non_blocking=True)", "copy of pageable memory cpu to cuda"),
+        ("torch.cuda.synchronize()", "device.synchronize"),
+        ("batch.ids_BT[batch.is_token_BT]", "nonzero: its size is read"),
+        ("batch.ids_BT.tolist()", "tolist"),
+    ],
+)
+def test_a_planted_wait_is_found_and_named(line: str, kind: str, tmp_path: Path) -> None:
+    program = tmp_path / "bench" / "planted.py"
+    program.parent.mkdir()
+    program.write_text(PLANTED.format(line=line), encoding="utf-8")
+    points, reports = tmp_path / "points.json", tmp_path / "reports.jsonl"
+    runs = [Run.resolve(**SMALL).resolved.arguments.to_dict()]
+    work = {"device": "H200", "world_size": 1, "runs": runs}
+    points.write_text(json.dumps(work), encoding="utf-8")
+    library = str(stub.build_stub(tmp_path)) if torch.version.cuda is None else ""
+    command = [sys.executable, str(program), str(points), str(reports), library]
+    subprocess.run(command, check=True, capture_output=True)
+    values = json.loads(reports.read_text(encoding="utf-8"))
+    (wait,) = Rehearsal.from_dict(values).forbidden_waits
+    assert wait.kind == kind
+    assert wait.place.startswith("bench/planted.py:8 loss")
+
+
+def test_devices_go_by_the_names_people_write() -> None:
+    names = {"h200": "H200", "H100-PCIe": "H100 PCIe", "rtx4090": "RTX 4090", "CPU": "cpu"}
+    assert {name: known_device(name) for name in names} == names
+    assert {known_device(name) for name in GPUS} == set(GPUS)
+    with pytest.raises(ConfigError, match="h300: no data sheet of it here; there are cpu, a10"):
+        known_device("h300")
+
+
+def test_a_place_is_a_device_and_a_number_of_ranks() -> None:
+    device, ranks = read_place("h200:8")
+    assert (device.name, device.kind, device.precision, ranks) == ("H200", "gpu", "bf16", 8)
+    assert read_place("t4")[0].precision == "fp16"
+    assert read_place("cpu:2")[1] == 2
+    for text in ("h200:", "h200:0", "h200:x"):
+        if text != "h200:":
+            with pytest.raises(ConfigError, match="is no number of ranks"):
+                read_place(text)
+
+
+@needs_compiler
+def test_a_dry_run_says_what_another_machine_would_do(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--dry_run", "--on", "h200:8", "--set", "num_hidden_layers=1", "--seq_len", "128"]
+    assert main([*flags, "--batch_size", "32"]) == 0
+    text = capsys.readouterr().out
+    assert "device     H200 x 8, bf16, ZeRO stage 2" in text
+    assert re.search(r"memory     0\.0\d GiB a rank at the peak: ", text)
+    assert "time       at least" in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_on_is_for_dry_runs(caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["--on", "h200:8"]) == 2
+    assert "--on h200:8 says where a --dry_run rehearses: add --dry_run" in caplog.text
+    assert main(["--on", "abacus", "--dry_run"]) == 2
+    assert "abacus: no data sheet" in caplog.text
+
+
+def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(stub.shutil, "which", lambda _: None)
+    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path))
+    device, ranks = read_place("h200:8")
+    run = Run.of(Run.resolve(**SMALL).resolved.arguments, (device, ranks))
+    if torch.version.cuda is None:
+        assert "needs a C++ compiler" in str(why_not(run.resolved))
+
+
+def test_memory_that_is_not_there_is_refused_with_the_largest_that_fits() -> None:
+    given = {**SMALL, "set": {"micro_batch_size": 16}}
+    first = Run.resolve(**given)
+    found = rehearse(first)
+    smaller = rehearse(Run.resolve(**{**given, "set": {"micro_batch_size": 4}}))
+    there = (found.peak_bytes + smaller.peak_bytes) // 2
+    device = dataclasses.replace(first.resolved.device, memory_bytes=there)
+    run = Run.of(first.resolved.arguments, (device, 1))
+    with pytest.raises(ConfigError, match="more than the") as caught:
+        check_memory(run, found)
+    (rows,) = re.findall(r"micro-batch of (\d+) rows fits: ", str(caught.value))
+    assert str(caught.value).endswith(f"--set micro_batch_size={rows}")
+    assert 4 <= int(rows) < 16
+    device = dataclasses.replace(device, memory_bytes=1 << 20)
+    with pytest.raises(ConfigError, match="no micro-batch fits"):
+        check_memory(Run.of(first.resolved.arguments, (device, 1)), found)
+    unknown = dataclasses.replace(device, memory_bytes=None)
+    check_memory(Run.of(first.resolved.arguments, (unknown, 1)), found)
+
+
+def test_the_bound_is_what_takes_longest() -> None:
+    gpu = GPUS["H200"]
+    product = Work(flops=int(gpu.flops), moved=1000, is_wide=False)
+    copy = Work(flops=0, moved=int(gpu.bytes_per_s / 2), is_wide=False)
+    collectives = {"all_reduce": (1, int(gpu.link_bytes_per_s))}
+    alone = estimate([product, copy], 1, 1, collectives, gpu, 1, overlaps=True)
+    assert (alone.products, alone.memory, alone.links) == pytest.approx((1.0, 0.5, 0.0))
+    assert alone.bound == "products"
+    eight = estimate([copy], 1, 1, collectives, gpu, 8, overlaps=False)
+    assert eight.links == pytest.approx(2 * 7 / 8, rel=1e-3)
+    assert eight.bound == "links"
+    hidden = estimate([product, copy], 1, 1, collectives, gpu, 8, overlaps=True)
+    assert hidden.links == pytest.approx(2 * 7 / 8 - 1.0, rel=1e-3)
+    idle = estimate([copy], 100_000, 0, {}, gpu, 1, overlaps=False)
+    assert (idle.bound, idle.step) == ("host", idle.host)
+    assert sent_share("all_gather", 4) == 0.75
+
+
+def test_waits_are_said_one_by_one() -> None:
+    found = Rehearsal(
+        device="H200",
+        world_size=1,
+        tokens=1000,
+        launches={"rms_norm.forward": 3},
+        operators={"mm": 4},
+        collectives={},
+        waits=(
+            Wait("item", "minimind/x.py:3 f", 2),
+            Wait("event.synchronize", "minimind/engine/pending.py:9 read < minimind/engine/loop.py:8 g", 1),
+        ),
+        flops=10,
+        kernel_bytes=10,
+        peak={"weights": GIB, "update": 3},
+        roofline=Roofline(products=0.5, memory=0.25, links=0.0, host=0.1),
+        seconds=1.0,
+    )  # fmt: skip
+    assert found.tokens_per_s == pytest.approx(1000 / 0.75)
+    assert [wait.kind for wait in found.forbidden_waits] == ["item"]
+    assert "waits      2 x item: minimind/x.py:3 f" in found.describe()

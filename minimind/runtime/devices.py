@@ -16,7 +16,9 @@ from torch import Tensor
 from minimind.errors import ConfigError
 
 BF16_PEAK_FLOPS = {
+    "H200 NVL": 835.5e12,
     "H200": 989.5e12,
+    "GH200": 989.5e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835.5e12,
     "H100": 989.5e12,

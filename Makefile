@@ -1,12 +1,16 @@
 # make train   set up .venv, then pretrain `tiny` on the embedded sample data (minutes on two cores)
 # make demo    the same, then SFT, LoRA, DPO and GRPO on it, and the answers after each stage
 # make test    set up .venv, then the checks that CI runs
-# make gpu     GPU tests and benchmarks into bench/results/<device>/; PARTS=tests,kernels,...
-#              takes some of them, PYTHON=python3 WHEELS=.whl a machine without a network
+# make gpu     GPU tests, compute-sanitizer and benchmarks into bench/results/<device>/ or OUT=FOLDER;
+#              PARTS=tests,kernels,... takes some of them, PARTS=correctness (or speed, breadth, ...)
+#              what fits one call of ten minutes; ARCHIVE=FILE.tar.gz holds all results of the call;
+#              PYTHON=python3 WHEELS=.whl for a machine without a network
 
 PYTHON ?= python3
 WHEELS ?=
-PARTS ?= tests,kernels,train,experts,inference,profile,compare,stages,scaling
+PARTS ?= correctness,speed,breadth,others,ranks
+ARCHIVE ?=
+OUT ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal --benchmark-disable
@@ -74,7 +78,8 @@ GPU_READY := $(READY)
 endif
 
 gpu: $(GPU_READY)
-	$(GPU_PYTHON) -m bench.gpu --parts $(PARTS) $(GPU_FLAGS)
+	$(GPU_PYTHON) -m bench.gpu --parts $(PARTS) $(if $(ARCHIVE),--archive $(ARCHIVE)) \
+	  $(if $(OUT),--output $(OUT)) $(GPU_FLAGS)
 
 clean:
 	rm -rf $(VENV) site runs build *.egg-info

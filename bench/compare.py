@@ -3,7 +3,11 @@
 Both commits are measured in pairs of runs on this machine. The two of a pair take turns, round by
 round, in random order, each turn behind a probe of what the machine can do just then. Pairs are
 added until three standard errors of the median ratio are within 5%, or the time is up. What is only
-counted is counted once. The report is Markdown.
+counted is counted once. The part `scaling` trains on 1, 2, 4 and 8 GPUs, as many as are here, on a
+CPU with one and two ranks; each count is a row of its own. The report is Markdown.
+
+Without --parts, what a changed file affects is measured; where no file differs, everything is: what
+`bench.compare HEAD HEAD` finds is the noise of the machine.
 
 Exit status: 0 nothing got worse, 1 something did or the head cannot be measured (what is counted
 without storage fails where the host asks for a value), 2 bad usage, 3 too noisy to tell.
@@ -30,6 +34,7 @@ from tqdm import tqdm
 
 from bench import harness
 from bench.ceilings import probe_product
+from bench.scaling import counts_here
 from bench.turns import Program, run_in_turns
 from bench.verdict import (
     Comparison,
@@ -52,16 +57,19 @@ WORKING_TREE = "."
 """Stands for the files as they are, committed or not."""
 _TRAINING = (
     "kernels/", "minimind/config/", "minimind/data/", "minimind/engine/", "minimind/model/",
-    "minimind/runtime/", "minimind/stages/", "minimind/types.py", "constraints.txt",
+    "minimind/run/", "minimind/runtime/", "minimind/stages/", "minimind/types.py",
+    "constraints.txt",
 )  # fmt: skip
+_STEP_COUNTS = "step_counts"
 PARTS: dict[str, tuple[str, ...]] = {
-    "step_counts": (*_TRAINING, "bench/step_counts", "bench/counts"),
+    _STEP_COUNTS: (*_TRAINING, f"bench/{_STEP_COUNTS}", "bench/counts"),
     "train_step": (*_TRAINING, "ds_configs/", "bench/train_", "bench/workers", "bench/counts"),
+    "scaling": (*_TRAINING, "ds_configs/", "bench/scaling", "bench/launcher", "bench/step_parts"),
     "kernels": ("kernels/", "bench/kernel"),
     "inference": ("kernels/", "minimind/inference/", "minimind/model/", "bench/inference"),
 }
 """What each part is affected by: prefixes of paths."""
-_COUNTED = {"gpu": ("step_counts",), "cpu": ("step_counts", "kernels")}
+_COUNTED = {"gpu": (_STEP_COUNTS,), "cpu": (_STEP_COUNTS, "kernels")}
 """Parts without times, by kind of device: one run of each commit says it all."""
 
 
@@ -120,7 +128,7 @@ def compare(options: argparse.Namespace) -> list[Comparison] | None:
     limit_threads(1)
     quick = options.quick or device.kind == "cpu"
     model = options.model or ("tiny" if quick else "minimind2-small")
-    commands = {part: _command(part, model, quick) for part in parts}
+    commands = {part: _command(part, model, quick, device) for part in parts}
     counted = _COUNTED[device.kind]
     timed = {part: command for part, command in commands.items() if part not in counted}
     pairs: list[Pair] = []
@@ -132,20 +140,24 @@ def compare(options: argparse.Namespace) -> list[Comparison] | None:
         tqdm(desc="pairs", file=sys.stderr, disable=None) as bar,
     ):
         folders = {"base": base_folder, "head": head_folder}
-        while True:
-            wanted = timed if pairs else commands
+        wanted = commands
+        while wanted:
             pairs.append(_measure_pair(wanted, folders, Path(temporary), device))
             bar.update()
-            if not timed or time.monotonic() > end:
+            if time.monotonic() > end:
                 break
-            if len(pairs) >= options.pairs and not needs_more_pairs(pairs):
-                break
+            wanted = timed
+            if len(pairs) >= options.pairs:
+                wanted = {p: timed[p] for p in timed if needs_more_pairs(pairs, p)}
     keys = {key for pair in pairs for run in (pair.base, pair.head) for key in run.rows}
     return [Comparison.build(key, pairs) for key in sorted(keys)]
 
 
 def affected_parts(files: Sequence[str]) -> list[str]:
-    """The parts that some changed file can slow down."""
+    """The parts that some changed file can slow down; all of them where no file has changed, since
+    what is asked then is how much one and the same code differs from itself."""
+    if not files:
+        return list(PARTS)
     return [part for part, paths in PARTS.items() if any(f.startswith(paths) for f in files)]
 
 
@@ -192,13 +204,18 @@ def _checkout(commit: str, folder: Path) -> Iterator[Path]:
         _git("worktree", "remove", "--force", str(folder))
 
 
-def _command(part: str, model: str, quick: bool) -> list[str]:
+def _command(part: str, model: str, quick: bool, device: Device) -> list[str]:
     """Our own rows alone: what stands beside them in a benchmark did not change."""
     if part == "train_step":
         # Of few steps, those that meet a shape for the first time would be the median.
         size = ["--steps", "40", *(["--micro_batch", "4"] if quick else [])]
         rows = ["--rows", "plain_loop,engine", "--accumulation", "2"]
         return ["bench.train_step", "--model", model, *rows, *size]
+    if part == "scaling":
+        counts = ",".join(map(str, counts_here(device)))
+        size = ["--steps", "10", "--micro_batch", "4"] if quick else ["--steps", "20"]
+        # As a run does: the same rows a step, however many ranks share them.
+        return ["bench.scaling", "--model", model, "--num_gpus", counts, "--modes", "strong", *size]
     if part == "inference":
         size = ["--batch", "1,8", "--new", "64", "--rounds", "3"] if quick else []
         alone = ["--rows", "minimind", "--clients", "none"]

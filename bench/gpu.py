@@ -1,8 +1,10 @@
 """Everything that wants a GPU, in parts that end within minutes: `python -m bench.gpu`.
 
 Each part is a few commands (bench/gpu_parts.py); each command writes its own results file, so that
-a part that is cut off loses only what was under way. `--small` runs the same commands at sizes for
-a CPU. Exit status: 0 where every command ended well or was left out for want of a package, else 1.
+a part that is cut off loses only what was under way, and the next one runs. `--archive` puts all
+results of the call in one file, which is whole after every command. `--small` runs the same
+commands at sizes for a CPU. Exit status: 0 where every command ended well or was left out for want
+of a package or a program, 1 where one did not, 130 where the call was interrupted.
 """
 
 from __future__ import annotations
@@ -13,45 +15,61 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from bench.gpu_parts import PARTS, Command
+from bench.gpu_parts import CALLS, PARTS, Command, find_program
 from bench.harness import describe_machine, results_folder
+from bench.processes import kill_with_children
 from minimind.runtime.devices import find_device
 
 LIMIT_S = 480
 """Of one part."""
+_INTERRUPTED = "interrupted"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     last = time.monotonic() + options.limit_s
-    # Whoever ends this process means the command that runs, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # Whoever ends this process means the command that runs, too, and wants what there is.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     machine = describe_machine(find_device())
     folder = options.output or results_folder(machine)
     folder.mkdir(parents=True, exist_ok=True)
-    done = []
+    before = _stamps(folder)
+    done: list[dict[str, Any]] = []
     for part in options.parts:
         end = min(time.monotonic() + LIMIT_S, last)
         for command in PARTS[part](options):
+            if done and done[-1]["result"] == _INTERRUPTED:
+                break
             done.append({"part": part, **run_command(command, folder, end - time.monotonic())})
             text = json.dumps({"machine": machine, "commands": done}, indent=1) + "\n"
             (folder / "gpu.json").write_text(text, encoding="utf-8")
+            if options.archive:
+                write_archive(options.archive, folder, before)
     for row in done:
-        print(f"{row['part']:8} {row['name']:40} {row['seconds']:7.1f} s  {row['result']}")
+        print(f"{row['part']:9} {row['name']:40} {row['seconds']:7.1f} s  {row['result']}")
+    if any(row["result"] == _INTERRUPTED for row in done):
+        return 130
     return int(any(row["failed"] for row in done))
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    calls = "; ".join(f"{name}: {','.join(parts)}" for name, parts in CALLS.items())
     parser.add_argument(
         "--parts", type=_parse_parts, default=list(PARTS), metavar="A,B",
-        help=f"some of {','.join(PARTS)} (default: all)",
+        help=f"some of {','.join(PARTS)} (default: all in this order), or what fits one call of "
+        f"ten minutes ({calls})",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, help="folder (default: bench/results/<device>)")
+    parser.add_argument(
+        "--archive", type=Path, metavar="FILE.tar.gz", help="all files of this call in one"
+    )
     parser.add_argument("--data", help="JSON lines of text (default: the embedded sample data)")
     parser.add_argument("--val_data", help="held-out JSON lines, for the curves")
     parser.add_argument("--tokenizer", help="its folder (default: the sample data's own)")
@@ -64,18 +82,42 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _parse_parts(text: str) -> list[str]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if unknown := [part for part in parts if part not in PARTS]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]}: the parts are {', '.join(PARTS)}")
-    return parts
+    parts: list[str] = []
+    for name in filter(None, (name.strip() for name in text.split(","))):
+        if name not in PARTS and name not in CALLS:
+            known = f"{', '.join(PARTS)}; of one call each {', '.join(CALLS)}"
+            raise argparse.ArgumentTypeError(f"{name}: the parts are {known}")
+        parts += CALLS.get(name, (name,))
+    return list(dict.fromkeys(parts))
+
+
+def write_archive(path: Path, folder: Path, before: Mapping[Path, tuple[int, int]]) -> None:
+    """What this call wrote to the folder, below the folder's own name. Whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.new")
+    with tarfile.open(unfinished, "w:gz") as archive:
+        for file, stamp in sorted(_stamps(folder).items()):
+            if before.get(file) != stamp and path.resolve() != file.resolve():
+                archive.add(file, Path(folder.resolve().name) / file.relative_to(folder))
+    os.replace(unfinished, path)
+
+
+def _stamps(folder: Path) -> dict[Path, tuple[int, int]]:
+    """When each file was last written and how large it is; what begins with a dot is unfinished."""
+    found = {}
+    for file in folder.rglob("*"):
+        if file.is_file() and not any(p.startswith(".") for p in file.relative_to(folder).parts):
+            found[file] = (file.stat().st_mtime_ns, file.stat().st_size)
+    return found
 
 
 def run_command(command: Command, folder: Path, limit_s: float) -> dict[str, object]:
     """Runs it with its output on the console and in a log beside its results."""
     start = time.monotonic()
-    print(f"--- {command.name}: {' '.join(command.arguments)}", flush=True)
+    print(f"--- {command.name}: {' '.join((*command.under, *command.arguments))}", flush=True)
     if command.missing:
         result, failed = f"left out: {', '.join(command.missing)} not installed", False
+        print(result, flush=True)
     elif limit_s <= 0:
         result, failed = "no time left", True
     else:
@@ -86,7 +128,9 @@ def run_command(command: Command, folder: Path, limit_s: float) -> dict[str, obj
 
 
 def _run(command: Command, folder: Path, limit_s: float) -> str:
-    arguments = [sys.executable, "-m", *command.arguments]
+    program, *flags = command.under or ("",)
+    watched = [find_program(program) or program, *flags] if program else []
+    arguments = [*watched, sys.executable, "-m", *command.arguments]
     if command.writes_json:
         arguments += ["--json", str(folder / f"{command.name}.json")]
     log = folder / f"{command.name}.log"
@@ -96,16 +140,20 @@ def _run(command: Command, folder: Path, limit_s: float) -> str:
             env=os.environ | dict(command.environment), start_new_session=True,
         )  # fmt: skip
         try:
-            status = process.wait(limit_s)
-            result = "ok" if status == 0 else f"exit status {status}"
+            result = _describe_status(process.wait(limit_s))
         except subprocess.TimeoutExpired:
             result = f"stopped after {limit_s:.0f} s"
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        except KeyboardInterrupt:
+            result = _INTERRUPTED
+        kill_with_children(process)
     print(log.read_text(encoding="utf-8", errors="replace")[-6000:], flush=True)
     return result
+
+
+def _describe_status(status: int) -> str:
+    if status < 0:
+        return f"ended by signal {-status}"
+    return f"exit status {status}" if status else "ok"
 
 
 if __name__ == "__main__":

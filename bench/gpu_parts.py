@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
+from bench.scaling import counts_here
+from minimind.runtime.devices import find_device
 from minimind.stages import STAGES
 
 DENSE, EXPERTS = ("minimind2-small", "minimind2", "minimind3"), ("minimind2-moe", "minimind3-moe")
@@ -20,9 +22,14 @@ _ORIGINAL_BATCH = "32"
 """Documents of a padded row's micro-batch, as the original trains with."""
 
 
+_SANITIZER_LIMITS_S = {"memcheck": 150.0, "racecheck": 120.0, "initcheck": 90.0}
+"""By tool: accesses out of bounds, races in shared memory, reads of what nobody wrote."""
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One process: `python -m <module> <arguments>`, with `--json` where it writes results."""
+    """One process: `python -m <module> <arguments>`, with `--json` where it writes results, by
+    itself or `under` another program."""
 
     name: str
     arguments: tuple[str, ...]
@@ -30,12 +37,21 @@ class Command:
     environment: Mapping[str, str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     """Packages without which it is left out, which is no failure."""
+    under: tuple[str, ...] = ()
+    """A program that watches it, with flags; without the program it is left out likewise."""
     limit_s: float = float("inf")
     """Beside that of its part."""
 
     @property
     def missing(self) -> list[str]:
-        return [name for name in self.needs if importlib.util.find_spec(name) is None]
+        programs = [name for name in self.under[:1] if find_program(name) is None]
+        return programs + [name for name in self.needs if importlib.util.find_spec(name) is None]
+
+
+def find_program(name: str) -> str | None:
+    """Where it is: on the path or, as most of CUDA's, beside its compiler alone."""
+    toolkit = Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda") / "bin"
+    return shutil.which(name) or shutil.which(name, path=str(toolkit))
 
 
 def _tests(options: argparse.Namespace) -> list[Command]:
@@ -50,6 +66,22 @@ def _gpu_folders() -> list[str]:
     without a network lacks, and then no test of any would run."""
     found = Path("tests").rglob("*.py")
     return sorted({str(path.parent) for path in found if "pytest.mark.gpu" in path.read_text()})
+
+
+def _sanitizer(options: argparse.Namespace) -> list[Command]:
+    """Every kernel at small odd sizes: by itself, which compiles them, then watched."""
+    small = ("bench.small_kernels",)
+    commands = [Command("small_kernels", small, writes_json=False)]
+    if options.small:
+        return commands
+    return commands + [
+        Command(
+            f"sanitizer-{tool}", small, writes_json=False, limit_s=limit_s,
+            under=("compute-sanitizer", "--tool", tool, "--error-exitcode", "9"),
+            environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        )
+        for tool, limit_s in _SANITIZER_LIMITS_S.items()
+    ]  # fmt: skip
 
 
 def _kernels(options: argparse.Namespace) -> list[Command]:
@@ -139,11 +171,10 @@ def _scaling(options: argparse.Namespace) -> list[Command]:
         return [
             Command("scaling", ("bench.scaling", "--num_gpus", "1,2", "--threads", "1", *sizes))
         ]
-    here = torch.cuda.device_count()
-    counts = [str(n) for n in (1, 2, 4, 8) if n <= here]
+    counts = counts_here(find_device())
     if len(counts) < 2:
         return []
-    numbers = ("--num_gpus", ",".join(counts), *_data(options))
+    numbers = ("--num_gpus", ",".join(map(str, counts)), *_data(options))
     return [
         Command(f"scaling-{model}", ("bench.scaling", "--model", model, *numbers))
         for model in DENSE[:2]
@@ -190,8 +221,9 @@ def _train_step(
 
 PARTS: dict[str, Callable[[argparse.Namespace], list[Command]]] = {
     "tests": _tests,
-    "kernels": _kernels,
+    "sanitizer": _sanitizer,
     "train": _train,
+    "kernels": _kernels,
     "experts": _experts,
     "inference": _inference,
     "profile": _profile,
@@ -201,4 +233,14 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Command]]] = {
     "curve": _curve("engine"),
     "curve_original": _curve("original"),
 }
-"""What is wanted most comes first."""
+"""What is wanted most comes first: whether it is correct, then how quick."""
+
+CALLS = {
+    "correctness": ("tests", "sanitizer"),
+    "speed": ("train", "kernels"),
+    "breadth": ("experts", "inference", "profile"),
+    "learning": ("curve", "curve_original"),
+    "others": ("compare", "stages"),
+    "ranks": ("scaling",),
+}
+"""Parts that are meant to fit one call of ten minutes, by name; between them all parts."""

@@ -38,6 +38,8 @@ WAITING = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "_to_copy.cpu
 """Operators that make the host wait for a GPU."""
 
 H200_BYTES_PER_S, H200_FLOPS_PER_S = 4.3e12, 780e12
+H100_BYTES_PER_S, H100_FLOPS_PER_S = 3.0e12, 780e12
+"""What a copy and a product reach there through PyTorch, as others found."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -167,7 +169,8 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> str:
         median = row.get("median_us")
         lines.append([
             row["name"], row["preset"], row["dtype"], row.get("contender", "minimind"),
-            str(row.get("launches", "")), str(row.get("waiting_operators", "")),
+            str(row.get("launches", "not measured")),
+            str(row.get("waiting_operators", "not measured")),
             f"{row['bytes'] / 1e6:.0f}", f"{row['floor_us']:.0f}",
             "not measured" if median is None else f"{median:.1f}",
         ])  # fmt: skip

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.harness import MeasurementError
+from bench.processes import kill_with_children
 from minimind.errors import ConfigError
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import free_port
@@ -81,9 +82,7 @@ def run_ranks(command: Sequence[str], device: Device, log: Path, *, threads: int
         try:
             status = process.wait()
         except BaseException:
-            # The launcher alone would leave its ranks behind.
-            os.killpg(process.pid, 9)
-            process.wait()
+            kill_with_children(process)
             raise
     if status:
         said = log.read_text(encoding="utf-8", errors="replace")

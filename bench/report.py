@@ -25,7 +25,7 @@ from bench.report_performance import (
     training_goals_section,
 )
 from bench.report_plots import draw_plots
-from bench.report_tables import scaling_section, training_section
+from bench.report_tables import cards_section, scaling_section, training_section
 from bench.results import Results, update_history
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +34,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "step_counts": step_count_table,
     "training": training_section,
     "scaling": scaling_section,
+    "cards": cards_section,
     "ceilings": ceilings_section,
     "kernel_goals": kernel_goals_section,
     "training_goals": training_goals_section,

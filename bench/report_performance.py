@@ -1,26 +1,38 @@
 """The tables of docs/performance.md: ceilings, and goals beside floors and what was measured.
 
-Goals are the project's; floors are counted from the bytes and products of bench/kernel_cases.py
-over an H200's ceilings, until a session has measured its own.
+Goals are the project's for an H200, and what becomes of them with an H100's memory; floors are
+counted from the bytes and products of bench/kernel_cases.py over the ceilings of each card.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.harness import format_table, results_folder
+from bench.harness import format_table
 from bench.kernel_cases import PRESETS, Case, build_cases
-from bench.kernels import H200_BYTES_PER_S, H200_FLOPS_PER_S
-from bench.report_tables import NOT_MEASURED, describe
+from bench.kernels import (
+    H100_BYTES_PER_S,
+    H100_FLOPS_PER_S,
+    H200_BYTES_PER_S,
+    H200_FLOPS_PER_S,
+)
+from bench.report_tables import CARDS, NOT_MEASURED, describe
 from bench.results import Results
 from bench.stage_goals import state_bytes
 
-H200 = results_folder({"device": "NVIDIA H200", "kind": "gpu"}).name
-"""The folder of the device that the goals are for."""
+_CEILINGS = {
+    "NVIDIA H200": (H200_BYTES_PER_S, H200_FLOPS_PER_S),
+    "NVIDIA H100": (H100_BYTES_PER_S, H100_FLOPS_PER_S),
+}
+_LAUNCHES_US = 5.0
+"""A floor below is that of launches, which no memory makes longer."""
+_SPEED_SHARES = {"NVIDIA H200": 1.0, "NVIDIA H100": 0.92}
+"""Of the goals in tokens/s: a fifth of a step is bound by memory."""
 _TOKENS = 16_384
 _BOTH = ("forward", "backward")
 _AT_TWO_WIDTHS: tuple[tuple[str, tuple[str, ...], tuple[float, float]], ...] = (
@@ -44,6 +56,7 @@ _KERNEL_GOALS = (
     ("moe_routing", ("forward",), "minimind2-moe", 12),
 )  # fmt: skip
 """Case, directions, preset, at most so many µs at 16,384 tokens in bf16."""
+_KERNEL_COLUMNS = ("floor µs", "goal µs", "measured µs")
 _EXPERT_FLOPS_PER_S = 400e12
 _TRAINING_GOALS = {
     "minimind2-small": (1.6e6, 2.0e6, 2.3e6),
@@ -53,6 +66,15 @@ _TRAINING_GOALS = {
 """Useful tokens/s: gate, goal, record."""
 _DECODING_GOALS = {1: 1.7, 8: 1.8, 32: 2.0}
 """On a CPU over `transformers`, by batch."""
+
+
+_OTHER_GOALS = (
+    ("useful tokens/s over `original`", "≥ 4"),
+    ("pretrain: step time over the plain loop's", "≤ 1.05"),
+    ("experts: step time over a dense model's", "≤ 1.1"),
+    ("peak beyond the states, KB a token", "≤ 120"),
+)
+"""On a GPU: figure and limit."""
 
 
 def ceilings_section(results: Results) -> str:
@@ -71,20 +93,22 @@ def ceilings_section(results: Results) -> str:
         lines.append(
             [describe(machines[-1]), f"{best[0] / 1e9:,.0f}", f"{best[1] / 1e12:,.2f}", dtype]
         )
-    if H200 not in found:
-        lines.append(["NVIDIA H200", NOT_MEASURED, NOT_MEASURED, "bfloat16"])
+    for card in CARDS:
+        if not any(line[0].startswith(card) for line in lines):
+            lines.append([card, NOT_MEASURED, NOT_MEASURED, "bfloat16"])
     header = ("machine", "copy GB/s, read and written", "product TFLOP/s", "product in")
     return format_table(header, lines)
 
 
 def kernel_goals_section(results: Results) -> str:
-    measured = _kernel_rows(results)
+    """Floor, goal and what was measured, on each card."""
+    measured = {card: _kernel_rows(results, card) for card in CARDS}
     cases = {
         (sizes.preset, case.name): case
         for sizes in PRESETS
         for case in build_cases(sizes, _TOKENS, torch.bfloat16, "meta")
     }
-    header = ("operation", "preset", "floor µs", "goal µs", "measured µs")
+    columns = [f"{card.split()[-1]}: {what}" for card in CARDS for what in _KERNEL_COLUMNS]
     lines = [
         _kernel_line(cases[preset, name], ways, goal, measured)
         for name, ways, preset, goal in _KERNEL_GOALS
@@ -92,43 +116,55 @@ def kernel_goals_section(results: Results) -> str:
     experts = cases["minimind2-moe", "expert_ffn"]
     goal_us = (experts.forward_flops + experts.backward_flops) / _EXPERT_FLOPS_PER_S * 1e6
     lines.append(_kernel_line(experts, _BOTH, goal_us, measured))
-    return format_table(header, lines)
+    return format_table(("operation", "preset", *columns), lines)
 
 
-def _kernel_rows(results: Results) -> dict[tuple[str, str], float]:
-    """The newest medians of ours on an H200, by preset and name."""
+def _kernel_rows(results: Results, card: str) -> dict[tuple[str, str], float]:
+    """The newest medians of ours on a card, by preset and name."""
     rows = (
         row
-        for path, found in results.with_paths("kernels")
+        for found in results.oldest_first("kernels")
         for row in found["rows"]
-        if path.parent.name == H200 and row.get("contender") == "minimind"
+        if found["machine"]["device"].startswith(card) and row.get("contender") == "minimind"
     )
     return {(row["preset"], row["name"]): row["median_us"] for row in rows if row["median_us"]}
 
 
 def _kernel_line(
-    case: Case, ways: Sequence[str], goal: float, measured: Mapping[tuple[str, str], float]
+    case: Case,
+    ways: Sequence[str],
+    goal: float,
+    measured: Mapping[str, Mapping[tuple[str, str], float]],
 ) -> list[str]:
+    """`goal` is an H200's."""
+    cells = [f"`{case.name}` {' + '.join(ways)}", case.sizes.preset]
+    limit = max(_floor_us(case, ways, CARDS[0]), _LAUNCHES_US)
+    for card in CARDS:
+        floor = _floor_us(case, ways, card)
+        times = [measured[card].get((case.sizes.preset, f"{case.name}.{way}")) for way in ways]
+        known = [time for time in times if time is not None]
+        cells += [
+            f"{floor:,.1f}",
+            f"≤ {goal * max(floor, _LAUNCHES_US) / limit:,.0f}",
+            f"{sum(known):,.1f}" if len(known) == len(times) else NOT_MEASURED,
+        ]
+    return cells
+
+
+def _floor_us(case: Case, ways: Sequence[str], card: str) -> float:
+    """Of bytes or of products, whichever takes longer."""
+    bytes_per_s, flops_per_s = _CEILINGS[card]
     moved = sum(getattr(case, f"{way}_bytes") for way in ways)
     flops = sum(getattr(case, f"{way}_flops") for way in ways)
-    floor = max(moved / H200_BYTES_PER_S, flops / H200_FLOPS_PER_S) * 1e6
-    times = [measured.get((case.sizes.preset, f"{case.name}.{way}")) for way in ways]
-    known = [time for time in times if time is not None]
-    return [
-        f"`{case.name}` {' + '.join(ways)}",
-        case.sizes.preset,
-        f"{floor:,.1f}",
-        f"≤ {goal:,.0f}",
-        f"{sum(known):,.1f}" if len(known) == len(times) else NOT_MEASURED,
-    ]
+    return max(moved / bytes_per_s, flops / flops_per_s) * 1e6
 
 
 def training_goals_section(results: Results) -> str:
-    header = ("model", "gate", "goal", "record", "useful tokens/s", "MFU", "MFU, causal")
+    header = ("card", "model", "gate", "goal", "record", "useful tokens/s", "MFU", "MFU, causal")
     lines = []
-    for model, goals in _TRAINING_GOALS.items():
+    for card, (model, goals) in itertools.product(CARDS, _TRAINING_GOALS.items()):
         best = max(
-            _engine_rows(results, H200, model),
+            _engine_rows(results, card, model),
             key=lambda row: row["useful_tokens_per_s"],
             default=None,
         )
@@ -136,14 +172,15 @@ def training_goals_section(results: Results) -> str:
         if best:
             shares = (f"{best[name]:.1%}" for name in ("mfu", "mfu_causal"))
             figures = [f"{best['useful_tokens_per_s']:,.0f}", *shares]
-        lines.append([model, *(f"{goal / 1e6:.2f}M" for goal in goals), *figures])
+        wanted = (f"{goal * _SPEED_SHARES[card] / 1e6:.2f}M" for goal in goals)
+        lines.append([card, model, *wanted, *figures])
     return format_table(header, lines)
 
 
-def _engine_rows(results: Results, folder: str, model: str) -> Iterator[Mapping[str, Any]]:
-    for path, found in results.with_paths("train_step"):
+def _engine_rows(results: Results, card: str, model: str) -> Iterator[Mapping[str, Any]]:
+    for found in results.oldest_first("train_step"):
         of_model = (row for row in found["rows"] if row["model"] == model)
-        if path.parent.name == folder:
+        if found["machine"]["device"].startswith(card):
             yield from (row for row in of_model if _is_pretraining(row) and "profile" not in row)
 
 
@@ -155,14 +192,11 @@ def other_goals_section(results: Results) -> str:
     """What is a ratio of rows of one run, for every device that was measured."""
     header = ("machine", "figure", "goal", "measured", "file")
     lines = [line for path, found in _by_age(results) for line in _ratios(path, found)]
-    if not any(line[0].startswith("NVIDIA H200") for line in lines):
-        for figure, goal in (
-            ("useful tokens/s over `original`", "≥ 4"),
-            ("pretrain: step time over the plain loop's", "≤ 1.05"),
-            ("experts: step time over a dense model's", "≤ 1.1"),
-            ("peak beyond the states, KB a token", "≤ 120"),
-        ):
-            lines.append(["NVIDIA H200", figure, goal, NOT_MEASURED, "–"])
+    missing: list[list[str]] = []
+    for card, goals in itertools.product(CARDS, _OTHER_GOALS):
+        if not any(line[0].startswith(card) for line in lines):
+            missing.append([card, *goals, NOT_MEASURED, "none"])
+    lines += missing
     return format_table(header, lines)
 
 

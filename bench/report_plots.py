@@ -45,7 +45,7 @@ def draw_plots(results: Results) -> Iterator[Path]:
         figure = _ROOT / FIGURES / f"loss_curves-{folder}.png"
         _plot_curves(rows, found[-1][1]["machine"]["device"], figure)
         yield figure
-    for folder in results.by_device("train_step"):
+    for folder in sorted({path.parent.name for path in results.files}):
         points = read_history(RESULTS / folder / HISTORY_FILE)
         if len({point["commit"] for point in points}) > 1:
             figure = _ROOT / FIGURES / f"history-{folder}.png"
@@ -99,13 +99,13 @@ def _plot_kernels(
 
 
 def _plot_history(points: Sequence[Mapping[str, Any]], folder: str, path: Path) -> None:
-    """Tokens/s and peak memory over the commits that were measured, oldest first."""
+    """Tokens/s and peak memory over the commits that were measured, oldest first: a line for each
+    model, stage, JSON and number of ranks."""
     commits = list(dict.fromkeys(point["commit"][:9] for point in points))
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for point in points:
-        stage = point["stage"] or "pretrain"
-        lines.setdefault(f"{point['model']} {stage} {point['ds_config']}", []).append(point)
-    figure = _new_figure(10, 4.5)
+        lines.setdefault(history_label(point), []).append(point)
+    figure = _new_figure(10, 4.5 + 0.12 * len(lines))
     speed, memory = figure.subplots(1, 2)
     for label, of_line in lines.items():
         places = [commits.index(point["commit"][:9]) for point in of_line]
@@ -124,9 +124,19 @@ def _plot_history(points: Sequence[Mapping[str, Any]], folder: str, path: Path) 
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    speed.legend(frameon=False, loc="lower left")
+    handles, labels = speed.get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=2)
     figure.suptitle(folder, fontsize=11)
     save_figure(figure, path)
+
+
+def history_label(point: Mapping[str, Any]) -> str:
+    """What a line of the history is of."""
+    label = f"{point['model']} {point['stage'] or 'pretrain'} {point['ds_config']}"
+    if point["name"] == "engine":
+        return label
+    ranks = point["world_size"]
+    return f"{label}, {point['name']} scaling on {ranks} rank{'s' * (ranks > 1)}"
 
 
 def _new_figure(width: float, height: float) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ NOT_MEASURED = "not measured"
 SHOWN = ("original", "compiled", "transformers", "plain_loop", "engine")
 """Rows of bench.train_step; the others are what a stage is judged by, in its results' goals."""
 GOALS = ("minimind2-small", "minimind2", "minimind2-moe")
-"""Models of which the project means to know the speed on one H200."""
-_GOAL_DEVICE = "NVIDIA H200"
+"""Models of which the project means to know the speed on one of the CARDS."""
+CARDS = ("NVIDIA H200", "NVIDIA H100")
+"""GPUs that the project has goals for, by how their names begin."""
 _KERNELS = {"torch": "without our kernels", "Liger-Kernel": "with Liger-Kernel"}
 """What of a row's kernels its name says."""
 
@@ -32,9 +34,9 @@ def training_section(results: Results) -> str:
         line for found in results.by_device("train_step").values() for line in _training(found)
     ]
     measured = {(line[0], line[1]) for line in lines}
-    for model in GOALS:
-        if not any(machine.startswith(_GOAL_DEVICE) and m == model for machine, m in measured):
-            lines.append([_GOAL_DEVICE, model, "engine", *[NOT_MEASURED] * 6, "–"])
+    for card, model in itertools.product(CARDS, GOALS):
+        if not any(machine.startswith(card) and m == model for machine, m in measured):
+            lines.append([card, model, "engine", *[NOT_MEASURED] * 7])
     return format_table(header, lines)
 
 
@@ -71,6 +73,18 @@ def _row_name(row: Mapping[str, Any]) -> str:
     return " ".join(part for part in [_stage(row), *parts] if part)
 
 
+def cards_section(results: Results) -> str:
+    """Of each GPU that there are goals for, what was measured on it and at which commits."""
+    header = ("card", "measured", "commits")
+    lines = []
+    for card in CARDS:
+        found = [f for f in results.files.values() if f["machine"]["device"].startswith(card)]
+        commits = sorted({(f["machine"]["commit"] or "not known")[:9] for f in found})
+        benchmarks = sorted({f["benchmark"] for f in found})
+        lines.append([card, ", ".join(benchmarks) or NOT_MEASURED, ", ".join(commits) or "none"])
+    return format_table(header, lines)
+
+
 def scaling_section(results: Results) -> str:
     """A table and a picture for each device, and a line where no GPU was measured."""
     parts = []
@@ -92,9 +106,9 @@ def scaling_section(results: Results) -> str:
                 format_rows(rows),
                 f"![Tokens/s, efficiency, time and memory over ranks]({figure.as_posix()})",
             ]
-    kinds = {found["machine"]["kind"] for found in results.oldest_first("scaling")}
-    if "gpu" not in kinds:
-        parts.append(f"Scaling over GPUs: {NOT_MEASURED}.")
+    devices = {found["machine"]["device"] for found in results.oldest_first("scaling")}
+    if missing := [card for card in CARDS if not any(d.startswith(card) for d in devices)]:
+        parts.append(f"Scaling over 2, 4 and 8 of {' or '.join(missing)}: {NOT_MEASURED}.")
     return "\n\n".join(parts)
 
 

@@ -12,8 +12,9 @@ from typing import Any
 from bench.harness import RESULTS
 
 HISTORY_FILE = "history.json"
-_HISTORY_OF = ("name", "model", "stage", "ds_config", "useful_tokens_per_s",
+_HISTORY_OF = ("name", "model", "stage", "ds_config", "world_size", "useful_tokens_per_s",
                "useful_tokens_per_s_p10", "useful_tokens_per_s_p90", "peak_bytes")  # fmt: skip
+_HAS_HISTORY = ("train_step", "scaling")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +52,16 @@ class Results:
 
 
 def update_history(results: Results) -> None:
-    """Each device's history.json with the engine's training rows as they stand now: one point for
-    a row and a commit, the newest."""
-    for found in results.by_device("train_step").values():
-        path = found[0][0].with_name(HISTORY_FILE)
+    """Each device's history.json with the engine's training rows as they stand now, on one rank and
+    on every measured number of ranks: one point for a row and a commit, the newest."""
+    found: dict[str, list[tuple[Path, Mapping[str, Any]]]] = {}
+    for benchmark in _HAS_HISTORY:
+        for folder, of_folder in results.by_device(benchmark).items():
+            found.setdefault(folder, []).extend(of_folder)
+    for of_device in found.values():
+        path = of_device[0][0].with_name(HISTORY_FILE)
         points = {_key(point): point for point in read_history(path)}
-        for point in _points(found):
+        for point in _points(of_device):
             points[_key(point)] = point
         ordered = sorted(points.values(), key=lambda point: point["date"])
         unfinished = path.with_name(f".{path.name}.new")
@@ -79,9 +84,12 @@ def _points(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[dict[st
             "date": machine["date"],
         }
         for row in results["rows"]:
-            if row["name"] == "engine":
+            is_scaling = results["benchmark"] == "scaling"
+            if row["name"] == "engine" or (is_scaling and not row["predicted"]):
                 yield origin | {name: row.get(name) for name in _HISTORY_OF}
 
 
 def _key(point: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(point[name] for name in ("file", "commit", "name", "model", "stage", "ds_config"))
+    names = ("file", "commit", "name", "model", "stage", "ds_config")
+    # Points without a number of ranks were taken on one.
+    return (*(point[name] for name in names), point.get("world_size") or 1)

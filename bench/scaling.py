@@ -29,6 +29,7 @@ from bench.scaling_model import Link, build_model
 from bench.scaling_plot import plot_rows
 from bench.scaling_rank import MEMORY_STEP
 from bench.scaling_report import build_row, format_rows, predict_row
+from bench.turns import pass_turn
 from minimind.config.recipe import default_sizes
 from minimind.errors import ConfigError
 from minimind.run.describe import predict_memory_of
@@ -38,6 +39,9 @@ from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks
 
 MODES = ("strong", "weak")
+COUNTS = (1, 2, 4, 8)
+_CPU_COUNTS = (1, 2)
+"""More ranks on a CPU would share its memory's bandwidth and say nothing new."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--json", type=Path, metavar="FILE", help="results file")
     add("--plot", type=Path, metavar="PNG", help="picture of them")
-    add("--num_gpus", default="1,2,4,8", metavar="A,B", help="counts (default: 1,2,4,8)")
+    add("--num_gpus", default=",".join(map(str, COUNTS)), metavar="A,B",
+        help="counts (default: %(default)s)")  # fmt: skip
     add("--modes", default=",".join(MODES), metavar="A,B", help="default: strong,weak")
     add("--hostfile", type=Path, metavar="FILE", help="DeepSpeed's, for several machines")
     add("--model", default="minimind2-small", help="preset or JSON file (default: %(default)s)")
@@ -118,6 +123,7 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
         if count == measured[0] and base:
             rows.append({**base, "name": mode})
         else:
+            pass_turn()
             found = _run(options, device, count, num_rows, micro)
             rows.append(build_row(mode, num_rows, found, device, base))
         _write(options, machine, rows)
@@ -207,6 +213,12 @@ def _available(hostfile: Path | None, device: Device) -> int:
     if hostfile:
         return sum(read_hostfile(hostfile).values())
     return torch.cuda.device_count() if device.kind == "gpu" else len(os.sched_getaffinity(0))
+
+
+def counts_here(device: Device) -> list[int]:
+    """Numbers of ranks that this machine can be measured with."""
+    counts = COUNTS if device.kind == "gpu" else _CPU_COUNTS
+    return [count for count in counts if count <= _available(None, device)]
 
 
 def _link(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> Link | None:

@@ -11,8 +11,7 @@ from bench.scaling_model import Link, StepModel
 from bench.step_parts import PARTS
 from minimind.runtime.devices import Device
 
-_PREDICTED = {"useful_tokens_per_s": 1, "peak_bytes": 1e6}
-"""What is shown of a prediction, and its unit."""
+_NOT_MEASURED = "not measured"
 
 
 def build_row(
@@ -116,45 +115,40 @@ def _efficiency(rate: float, world_size: int, base: Mapping[str, Any] | None) ->
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Predicted numbers carry a sign, the error of those that were measured stands beside them."""
+    """Predictions carry a sign and have columns of their own, with their error where the count was
+    measured."""
     header = (
         "scaling", "ranks", "useful tokens/s", "p10–p90", "efficiency", "step s",
-        "communication s", "peak MB a rank", "predicted tokens/s", "predicted MB",
+        "communication s", "peak MB a rank", "predicted tokens/s", "predicted efficiency",
+        "predicted MB",
     )  # fmt: skip
     return harness.format_table(header, [_cells(row) for row in rows])
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    head = [row["name"], str(row["world_size"])]
-    prediction = row.get("prediction")
-    if row["predicted"]:
-        assert prediction is not None
-        return [
-            *head, "not measured", "–", f"~{prediction['efficiency']:.0%}",
-            f"~{prediction['step_s']:.2f}", f"~{prediction['communication_s']:.2f}",
-            "not measured", f"~{prediction['useful_tokens_per_s']:,.0f}",
-            f"~{prediction['peak_bytes'] / 1e6:,.0f}",
-        ]  # fmt: skip
+    measured = [_NOT_MEASURED] * 6
+    if not row["predicted"]:
+        measured = [
+            f"{row['useful_tokens_per_s']:,.0f}",
+            f"{row['useful_tokens_per_s_p10']:,.0f}–{row['useful_tokens_per_s_p90']:,.0f}",
+            f"{row['efficiency']:.0%}",
+            f"{row['step_s']['median']:.2f}",
+            f"{row['step_parts_s']['communication']:.2f}",
+            _NOT_MEASURED if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f}",
+        ]
+    return [row["name"], str(row["world_size"]), *measured, *_predictions(row)]
+
+
+def _predictions(row: Mapping[str, Any]) -> list[str]:
+    prediction, errors = row.get("prediction"), row.get("prediction_error") or {}
+    if not prediction:
+        return ["not predicted"] * 3
+
+    def apart(name: str) -> str:
+        return "" if errors.get(name) is None else f" ({errors[name]:+.1%})"
+
     return [
-        *head,
-        f"{row['useful_tokens_per_s']:,.0f}",
-        f"{row['useful_tokens_per_s_p10']:,.0f}–{row['useful_tokens_per_s_p90']:,.0f}",
-        f"{row['efficiency']:.0%}",
-        f"{row['step_s']['median']:.2f}",
-        f"{row['step_parts_s']['communication']:.2f}",
-        _megabytes(row["peak_bytes"]),
-        *(_predicted(row, name, scale) for name, scale in _PREDICTED.items()),
+        f"~{prediction['useful_tokens_per_s']:,.0f}{apart('useful_tokens_per_s')}",
+        f"~{prediction['efficiency']:.0%}",
+        f"~{prediction['peak_bytes'] / 1e6:,.0f}{apart('peak_bytes')}",
     ]
-
-
-def _predicted(row: Mapping[str, Any], name: str, scale: float) -> str:
-    """With how far it is from what was measured."""
-    if not row.get("prediction"):
-        return "–"
-    error = row["prediction_error"][name]
-    apart = "" if error is None else f" ({error:+.1%})"
-    return f"~{row['prediction'][name] / scale:,.0f}{apart}"
-
-
-def _megabytes(value: int | None) -> str:
-    return "not measured" if value is None else f"{value / 1e6:,.0f}"

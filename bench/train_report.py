@@ -171,7 +171,7 @@ def _title(row: Mapping[str, Any]) -> str:
 def _ratio(row: Mapping[str, Any], name: str) -> str:
     value, error = row[f"ratio_to_{name}"], row[f"ratio_to_{name}_error"]
     if value is None:
-        return "–"
+        return "not measured"
     digits = 2 if math.isfinite(value) and value >= 2 else 3
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 

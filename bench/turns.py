@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from bench.processes import kill_with_children
+
 _VARIABLE = "BENCH_TURNS"
 """The two pipe ends of a program that is run in turns."""
 
@@ -110,8 +112,8 @@ def _started(program: Program) -> Iterator[_Player]:
         try:
             yield _Player(process, errors, passed, go)
         finally:
+            # Before its pipes are closed, which it would take for its turn.
+            kill_with_children(process)
             os.close(go)
             os.close(passed)
-            if process.poll() is None:
-                process.kill()
             process.wait()

@@ -18,6 +18,7 @@ COUNTS = ("dispatched_operators", "kernel_calls", "kernel_launches", "cuda_launc
 """Compared exactly: one more is worse."""
 
 Verdict = Literal["worse", "too noisy", "better", "same", "not compared"]
+_NOT_MEASURED = "not measured"
 GRAVEST: tuple[Verdict, ...] = ("worse", "too noisy", "not compared", "better", "same")
 
 
@@ -112,28 +113,37 @@ def _measures(key: str, runs: Sequence[Run]) -> set[str]:
 
 
 def _memory_ratio(key: str, pairs: Sequence[Pair]) -> float | None:
-    peaks = [
-        (pair.head.rows[key].get("peak_bytes"), pair.base.rows[key].get("peak_bytes"))
-        for pair in pairs
-    ]
-    ratios = [head / base for head, base in peaks if head and base]
+    growths = (_growth(pair.head.rows[key], pair.base.rows[key]) for pair in pairs)
+    ratios = [growth for growth in growths if growth]
     return statistics.median(ratios) if ratios else None
+
+
+def _growth(head: Mapping[str, Any], base: Mapping[str, Any]) -> float | None:
+    """Head's peak over base's, of the rank where that is most: another may still hold more."""
+    ours, theirs = ([row.get("peak_bytes")] for row in (head, base))
+    if head.get("peak_bytes_per_rank") and base.get("peak_bytes_per_rank"):
+        ours, theirs = head["peak_bytes_per_rank"], base["peak_bytes_per_rank"]
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True) if a and b]
+    return max(ratios, default=None)
 
 
 def row_key(part: str, row: Mapping[str, Any]) -> str:
     """What names a row in every run."""
     names = ("name", "model", "preset", "ds_config", "dtype", "contender", "batch")
-    return " ".join([part, *(str(row[n]) for n in names if row.get(n) is not None)])
+    key = " ".join([part, *(str(row[n]) for n in names if row.get(n) is not None)])
+    return f"{key} on {row['world_size']}" if part == "scaling" else key
 
 
 def is_ours(row: Mapping[str, Any]) -> bool:
-    """Whether this project's code is measured, not what stands beside it."""
-    return row.get("contender", "minimind") == "minimind"
+    """Whether this project's code is measured, not what stands beside it, nor a prediction."""
+    return row.get("contender", "minimind") == "minimind" and not row.get("predicted")
 
 
-def needs_more_pairs(pairs: Sequence[Pair]) -> bool:
-    """Whether some row's ratio is not known to within the tolerance yet."""
+def needs_more_pairs(pairs: Sequence[Pair], part: str) -> bool:
+    """Whether the ratio of some row of `part` is not known to within the tolerance yet."""
     for key in pairs[0].head.rows.keys() & pairs[0].base.rows.keys():
+        if key.split()[0] != part:
+            continue
         ratio, error = _ratio(key, pairs)
         if ratio is not None and error is not None and 3 * error > TOLERANCE:
             return True
@@ -203,8 +213,8 @@ def render_report(
         (
             c.key,
             str(c.pairs),
-            "–" if c.ratio is None else f"{c.ratio:.3f} ± {c.standard_error:.3f}",
-            "–" if c.memory_ratio is None else f"{c.memory_ratio:.3f}",
+            _NOT_MEASURED if c.ratio is None else f"{c.ratio:.3f} ± {c.standard_error:.3f}",
+            _NOT_MEASURED if c.memory_ratio is None else f"{c.memory_ratio:.3f}",
             f"**{c.verdict}**" if c.verdict == "worse" else c.verdict,
             c.why or "–",
         )
@@ -219,8 +229,25 @@ def render_report(
             "",
             harness.format_table(header, rows),
             "",
+            _describe_noise(comparisons, same_code=base == head),
+            "",
             f"Worse: slower by more than {TOLERANCE:.0%} and three standard errors, more memory by "
             f"{MEMORY_TOLERANCE:.0%}, or one more of what is counted. Too noisy: three standard "
             f"errors are more than {TOLERANCE:.0%}, and nothing else is worse.",
         ]
     )
+
+
+def _describe_noise(comparisons: Sequence[Comparison], *, same_code: bool) -> str:
+    """How far the runs of a pair are apart, and how much of that is left after all pairs."""
+    timed = {c.key: statistics.stdev(c.ratios) for c in comparisons if len(c.ratios) > 1}
+    if not timed:
+        return f"Noise of the machine: {_NOT_MEASURED}, which takes times and two pairs."
+    noisiest = max(comparisons, key=lambda c: timed.get(c.key, 0.0))
+    left = 3 * (noisiest.standard_error or 0.0)
+    said = (
+        f"Noise of the machine: the ratio of a pair varies by {timed[noisiest.key]:.1%} (a "
+        f"standard deviation, in `{noisiest.key}`), which {noisiest.pairs} pairs bring down to "
+        f"{left:.1%} (three standard errors)."
+    )
+    return said + " Both are the same code: what is worse is a false alarm." * same_code

@@ -23,9 +23,17 @@ class Gpu:
 
 
 GPUS = {
+    "H200 NVL": Gpu(
+        flops=835.5e12, bytes_per_s=4.8e12, link_bytes_per_s=450e9,
+        memory_gib=139.8, capability=(9, 0), multiprocessors=132,
+    ),
     "H200": Gpu(
         flops=989.5e12, bytes_per_s=4.8e12, link_bytes_per_s=450e9,
         memory_gib=139.8, capability=(9, 0), multiprocessors=132,
+    ),
+    "GH200": Gpu(
+        flops=989.5e12, bytes_per_s=4.0e12, link_bytes_per_s=450e9,
+        memory_gib=94.5, capability=(9, 0), multiprocessors=132,
     ),
     "H100 PCIe": Gpu(
         flops=756e12, bytes_per_s=2.0e12, link_bytes_per_s=64e9,

@@ -16,15 +16,16 @@ from minimind.errors import ConfigError
 @pytest.mark.parametrize(
     ("files", "parts"),
     [
-        ([], []),
+        ([], list(compare.PARTS)),
         (["README.md", "docs/decisions.md", "tests/kernels/test_form.py"], []),
         (
             ["kernels/minimind_kernels/rope.py"],
-            ["step_counts", "train_step", "kernels", "inference"],
+            ["step_counts", "train_step", "scaling", "kernels", "inference"],
         ),
         (["minimind/inference/sampling.py"], ["inference"]),
         (["minimind/serving/app.py"], []),
-        (["ds_configs/zero2.json"], ["train_step"]),
+        (["ds_configs/zero2.json"], ["train_step", "scaling"]),
+        (["minimind/run/run.py"], ["step_counts", "train_step", "scaling"]),
     ],
 )
 def test_affected_parts_alone(files: list[str], parts: list[str]) -> None:
@@ -62,7 +63,8 @@ def test_changed_files(repository: Path) -> None:
 def test_nothing_affected_is_nothing_measured(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert compare.main(["HEAD", "HEAD"]) == 0
+    (repository / "README.md").write_text("two")
+    assert compare.main(["HEAD", "."]) == 0
     assert "nothing that is measured has changed" in capsys.readouterr().out
 
 
@@ -141,6 +143,58 @@ def test_a_head_that_cannot_be_measured_is_worse(
     found = capsys.readouterr()
     assert "### Benchmarks: worse" in found.out
     assert "no such benchmark" in found.err
+
+
+def test_a_commit_is_compared_with_itself(
+    measuring: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    measuring(1.0, "--pairs", "1", "--budget_s", "0")
+    capsys.readouterr()
+    path = tmp_path / "noise.json"
+    arguments = ["HEAD", "HEAD", "--parts", "train_step", "--pairs", "3", "--json", str(path)]
+    assert compare.main(arguments) == 0
+    (row,) = json.loads(path.read_text())["rows"]
+    assert (row["verdict"], row["ratios"]) == ("same", [1.0] * 3)
+    said = capsys.readouterr().out
+    assert "varies by 0.0%" in said
+    assert "Both are the same code" in said
+
+
+def test_a_budget_that_ends_first_leaves_it_too_noisy(measuring: Callable[..., int]) -> None:
+    assert measuring(1.0, "--budget_s", "0") == 3
+
+
+SCALES = """
+import json, pathlib, sys
+options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+work = float(pathlib.Path("minimind/types.py").read_text().split()[-1])
+rows = [
+    {"name": options["--modes"], "model": options["--model"], "world_size": n,
+     "useful_tokens_per_s": 100 * n / (work if n == 2 else 1), "peak_bytes": 1000}
+    for n in map(int, options["--num_gpus"].split(","))
+]
+pathlib.Path(options["--json"]).write_text(json.dumps({"rows": rows}))
+"""
+
+
+def test_what_is_slower_on_two_ranks_alone_is_found(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (repository / "bench").mkdir()
+    (repository / "bench" / "scaling.py").write_text(SCALES)
+    commit(repository, "base")
+    (repository / "minimind" / "types.py").write_text("x = 1.2")
+    commit(repository, "head")
+    monkeypatch.setattr(compare, "probe_product", lambda device: 1.0)
+    monkeypatch.setattr(compare, "counts_here", lambda device: [1, 2])
+    path = tmp_path / "verdict.json"
+    arguments = ["HEAD~1", "HEAD", "--parts", "scaling", "--pairs", "2", "--json", str(path)]
+    assert compare.main(arguments) == 1
+    rows = json.loads(path.read_text())["rows"]
+    assert {row["name"]: (row["verdict"], row["why"]) for row in rows} == {
+        "scaling strong tiny on 1": ("same", ""),
+        "scaling strong tiny on 2": ("worse", "slower"),
+    }
 
 
 def test_a_worktree_is_removed_again(repository: Path, tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
+from bench import gpu_parts
 from bench.gpu import build_parser, main, run_command
-from bench.gpu_parts import PARTS, Command
+from bench.gpu_parts import CALLS, PARTS, Command
 from minimind.stages import STAGES
 
 
@@ -39,7 +42,76 @@ def test_every_stage_is_measured() -> None:
 def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--parts", "kernels,trian"])
-    assert "trian: the parts are tests, kernels" in capsys.readouterr().err
+    assert "trian: the parts are tests, sanitizer" in capsys.readouterr().err
+
+
+def test_what_is_correct_comes_before_what_is_quick() -> None:
+    parts = build_parser().parse_args([]).parts
+    assert parts == list(PARTS)
+    assert parts[:2] == ["tests", "sanitizer"]
+
+
+def test_calls_hold_all_parts_between_them() -> None:
+    assert sorted(part for parts in CALLS.values() for part in parts) == sorted(PARTS)
+    for name, parts in CALLS.items():
+        assert build_parser().parse_args(["--parts", f"{name},tests"]).parts == list(
+            dict.fromkeys((*parts, "tests"))
+        )
+
+
+def test_make_takes_parts_that_are_known() -> None:
+    """And leaves the curves to those who ask for them."""
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    (line,) = (line for line in makefile.splitlines() if line.startswith("PARTS ?= "))
+    parts = build_parser().parse_args(["--parts", line.removeprefix("PARTS ?= ")]).parts
+    assert set(PARTS) - set(parts) == {"curve", "curve_original"}
+
+
+def test_the_workflow_takes_parts_that_are_known() -> None:
+    workflow = (Path(__file__).parents[2] / ".github/workflows/gpu.yml").read_text()
+    (line,) = (line for line in workflow.splitlines() if line.strip().startswith("parts: "))
+    calls = json.loads(line.strip().removeprefix("parts: "))
+    parts = [p for call in calls for p in build_parser().parse_args(["--parts", call]).parts]
+    assert parts == [part for part in PARTS if part in parts], "in the order of their worth"
+    assert {"tests", "sanitizer", "train", "scaling"} <= set(parts)
+
+
+def test_every_kernel_is_watched_by_the_sanitizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_parts, "find_program", lambda name: f"/cuda/{name}")
+    commands = PARTS["sanitizer"](build_parser().parse_args([]))
+    assert [command.under[2:3] for command in commands] == [
+        (), ("memcheck",), ("racecheck",), ("initcheck",)
+    ]  # fmt: skip
+    assert not any(command.missing for command in commands)
+    assert all(
+        c.environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1" and "--error-exitcode" in c.under
+        for c in commands[1:]
+    )
+
+
+def test_a_sanitizer_that_is_not_installed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    watched = PARTS["sanitizer"](build_parser().parse_args([]))[1:]
+    assert all(run_command(command, tmp_path, 60.0)["failed"] is False for command in watched)
+    said = "left out: compute-sanitizer not installed"
+    assert capsys.readouterr().out.splitlines().count(said) == 3
+
+
+def test_a_program_beside_cudas_compiler_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "watcher"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho "watched: $*"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    command = Command("x", ("some.module",), writes_json=False, under=("watcher", "--tool", "t"))
+    assert run_command(command, tmp_path, 60.0)["result"] == "ok"
+    said = (tmp_path / "x.log").read_text()
+    assert said == f"watched: --tool t {sys.executable} -m some.module\n"
 
 
 def test_what_a_command_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +142,62 @@ def test_what_needs_a_package_that_is_not_here_is_left_out_and_is_no_failure(
     assert main(["--parts", "tests", "--output", str(tmp_path)]) == 0
     (done,) = json.loads((tmp_path / "gpu.json").read_text())["commands"]
     assert done["result"] == "left out: a_package_nobody_has not installed"
+
+
+def made_of(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, programs: dict[str, dict[str, str]]
+) -> None:
+    """Parts whose commands are these programs, each of which may write where `--json` says."""
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    for part, sources in programs.items():
+        for name, source in sources.items():
+            (folder / f"{name}.py").write_text(source)
+        commands = [Command(name, (name,)) for name in sources]
+        monkeypatch.setitem(PARTS, part, lambda options, commands=commands: commands)
+
+
+WRITES = "import sys; open(sys.argv[-1], 'w').write('{}'); "
+
+
+def test_the_archive_holds_what_this_call_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, archive = tmp_path / "card", tmp_path / "day.tar.gz"
+    output.mkdir()
+    (output / "earlier.json").write_text("{}")
+    made_of(monkeypatch, tmp_path, {
+        "tests": {"good": WRITES, "dies": f"{WRITES} import os; os.kill(os.getpid(), 9)"},
+        "train": {"after": f"{WRITES} raise SystemExit(3)"},
+    })  # fmt: skip
+    arguments = ["--parts", "tests,train", "--output", str(output), "--archive", str(archive)]
+    assert main(arguments) == 1
+    with tarfile.open(archive) as file:
+        assert sorted(file.getnames()) == [
+            "card/after.json", "card/after.log", "card/dies.json", "card/dies.log",
+            "card/good.json", "card/good.log", "card/gpu.json",
+        ]  # fmt: skip
+        done = json.loads(file.extractfile("card/gpu.json").read())["commands"]  # type: ignore[union-attr]
+    assert [row["result"] for row in done] == ["ok", "ended by signal 9", "exit status 3"]
+    assert not list(tmp_path.glob(".*")), "nothing unfinished is left"
+
+
+def test_an_interrupted_call_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_of(monkeypatch, tmp_path, {
+        "tests": {"waits": f"{WRITES} import os, signal, time; "
+                           "os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"},
+        "train": {"never": WRITES},
+    })  # fmt: skip
+    output, archive = tmp_path / "card", tmp_path / "day.tar.gz"
+    arguments = ["--parts", "tests,train", "--output", str(output), "--archive", str(archive)]
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(arguments) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with tarfile.open(archive) as file:
+        assert sorted(file.getnames()) == ["card/gpu.json", "card/waits.json", "card/waits.log"]
 
 
 def test_the_limit_of_all_parts_holds(tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bench import scaling, scaling_rank
 from bench.launcher import build_command, read_hostfile
@@ -82,6 +84,33 @@ def test_hostfile(tmp_path: Path) -> None:
         read_hostfile(tmp_path / "none")
 
 
+@pytest.mark.parametrize(
+    ("kind", "here", "counts"),
+    [("gpu", 1, [1]), ("gpu", 6, [1, 2, 4]), ("gpu", 8, [1, 2, 4, 8]), ("cpu", 1, [1]),
+     ("cpu", 16, [1, 2])],
+)  # fmt: skip
+def test_counts_that_a_machine_can_be_measured_with(
+    kind: str, here: int, counts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = replace(find_device(), torch_device=torch.device("cuda" if kind == "gpu" else "cpu"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: here)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(here)))
+    assert scaling.counts_here(device) == counts
+
+
+def test_each_count_takes_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that two commits are measured at one count after the other."""
+    events: list[str] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(scaling, "pass_turn", lambda: events.append("turn"))
+    monkeypatch.setattr(scaling, "_run", lambda options, device, count, *_: events.append(count))
+    monkeypatch.setattr(scaling, "build_row", lambda mode, rows, found, device, base: {
+        "name": mode, "world_size": 1 + bool(base), "link": None,
+    })  # fmt: skip
+    scaling.measure(scaling.build_parser().parse_args(["--num_gpus", "1,2"]))
+    assert events == ["turn", 1, "turn", 2, "turn", 2]
+
+
 def test_without_a_hostfile_none_is_read() -> None:
     command = build_command("m", [], 2)
     assert command[command.index("--hostfile") + 1] == os.devnull
@@ -142,7 +171,7 @@ def test_a_rank_measures_the_loop_that_trains(
 
     monkeypatch.setattr(scaling, "_run", lambda *_: found)
     assert scaling.main(["--num_gpus", "1", "--micro_batch", "1", "--rows", "2"]) == 0
-    assert format_rows([row]).splitlines()[0] in capsys.readouterr().out
+    assert "| scaling | ranks | useful tokens/s" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from bench.verdict import Comparison, Pair, Run, needs_more_pairs, overall, render_report
+from bench.verdict import (
+    Comparison,
+    Pair,
+    Run,
+    is_ours,
+    needs_more_pairs,
+    overall,
+    render_report,
+    row_key,
+)
 
 
 def pair(
@@ -27,7 +36,7 @@ def judge(*pairs: Pair) -> Comparison:
 def test_steady_and_equal_is_the_same() -> None:
     found = judge(pair(100, 99), pair(101, 101), pair(99, 98.5))
     assert (found.verdict, found.why) == ("same", "")
-    assert not needs_more_pairs([pair(100, 99), pair(101, 101), pair(99, 98.5)])
+    assert not needs_more_pairs([pair(100, 99), pair(101, 101), pair(99, 98.5)], "x")
 
 
 def test_six_percent_slower_fails() -> None:
@@ -45,7 +54,7 @@ def test_faster_is_said() -> None:
 
 def test_noise_is_its_own_verdict() -> None:
     pairs = [pair(100, 100), pair(100, 130), pair(100, 75), pair(100, 95)]
-    assert needs_more_pairs(pairs)
+    assert needs_more_pairs(pairs, "x")
     assert judge(*pairs).verdict == "too noisy"
 
 
@@ -91,7 +100,7 @@ def test_times_count_the_other_way_round() -> None:
 def test_a_new_row_has_nothing_to_compare_with() -> None:
     pairs = [Pair(base=Run(1.0, {}), head=Run(1.0, {"x": {"useful_tokens_per_s": 5.0}}))]
     assert (judge(*pairs).verdict, judge(*pairs).why) == ("not compared", "new")
-    assert not needs_more_pairs(pairs)
+    assert not needs_more_pairs(pairs, "x")
 
 
 def test_a_row_that_is_gone_is_said() -> None:
@@ -130,6 +139,40 @@ def test_what_is_counted_in_the_first_pair_alone_counts() -> None:
     assert Comparison.build("y", [counted, timed, timed]).why == "kernel_launches 4 -> 5"
 
 
+def scaled(*rates: float, peaks: tuple[int, int] = (1000, 900)) -> dict[str, dict[str, Any]]:
+    """Rows of bench.scaling on one rank, on two ranks and, as a prediction, on four."""
+    rows = [
+        {"name": "strong", "model": "tiny", "world_size": n, "useful_tokens_per_s": rate,
+         "peak_bytes": max(peaks), "peak_bytes_per_rank": list(peaks) if n > 1 else None}
+        for n, rate in zip((1, 2), rates, strict=True)
+    ]  # fmt: skip
+    rows.append({"name": "strong", "model": "tiny", "world_size": 4, "predicted": True})
+    return {row_key("scaling", row): row for row in rows if is_ours(row)}
+
+
+def test_each_number_of_ranks_has_a_verdict_of_its_own() -> None:
+    base, head = Run(1.0, scaled(100, 190)), Run(1.0, scaled(100, 150))
+    assert list(base.rows) == ["scaling strong tiny on 1", "scaling strong tiny on 2"]
+    one, two = (Comparison.build(key, [Pair(base, head)] * 3) for key in base.rows)
+    assert (one.verdict, two.verdict, two.why) == ("same", "worse", "slower")
+
+
+def test_memory_is_that_of_the_rank_that_grew() -> None:
+    base, head = Run(1.0, scaled(100, 190)), Run(1.0, scaled(100, 190, peaks=(1000, 990)))
+    found = Comparison.build("scaling strong tiny on 2", [Pair(base, head)] * 3)
+    assert found.memory_ratio == pytest.approx(1.1)
+    assert (found.verdict, found.why) == ("worse", "more memory")
+
+
+def test_a_steady_part_asks_for_no_more_pairs() -> None:
+    def run(time: float) -> Run:
+        return Run(1.0, {"a x": {"median_us": 1.0}, "b x": {"median_us": time}})
+
+    pairs = [Pair(run(1.0), run(time)) for time in (1.0, 2.0, 0.5)]
+    assert not needs_more_pairs(pairs, "a")
+    assert needs_more_pairs(pairs, "b")
+
+
 def test_the_gravest_verdict_is_that_of_all() -> None:
     same = judge(*(pair(100, 100) for _ in range(3)))
     noisy = judge(pair(100, 100), pair(100, 130), pair(100, 75))
@@ -144,7 +187,7 @@ def noisy_gate(slowdown: float, noise: float, seed: int) -> Comparison:
     differ by `noise` (a standard deviation) and whose probe sees the common part of it."""
     generator = random.Random(seed)
     pairs: list[Pair] = []
-    while len(pairs) < 5 or (needs_more_pairs(pairs) and len(pairs) < 30):
+    while len(pairs) < 5 or (needs_more_pairs(pairs, "x") and len(pairs) < 30):
         machine = generator.uniform(0.5, 1.0)
         base, head = (100 * machine * generator.gauss(1, noise) for _ in range(2))
         pairs.append(pair(base, head / slowdown, probes=(machine, machine)))
@@ -171,3 +214,19 @@ def test_the_table_is_markdown() -> None:
     assert "**worse**" in table[2]
     assert "0.900 ± 0.000" in table[2]
     assert "same" in table[3]
+    assert "not measured" not in "".join(table)
+
+
+def test_the_report_says_how_noisy_the_machine_is() -> None:
+    machine = {"device": "some GPU", "cores": 4}
+    noisy = [pair(100, 100), pair(100, 110), pair(100, 90)]
+    text = render_report([judge(*noisy)], "HEAD", "HEAD", machine)
+    assert "the ratio of a pair varies by 10.0% (a standard deviation, in `x`)" in text
+    assert "which 3 pairs bring down to 21.7% (three standard errors)" in text
+    assert "Both are the same code" in text
+    counted = Run(1.0, {"x": {"launches": 2}})
+    text = render_report([judge(Pair(counted, counted))], "v1", "HEAD", machine)
+    assert "Noise of the machine: not measured" in text
+    assert "same code" not in text
+    (row,) = (line for line in text.splitlines() if line.startswith("| x"))
+    assert row.count("not measured") == 2

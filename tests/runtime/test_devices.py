@@ -85,6 +85,9 @@ def test_bf16_is_read_off_the_cpus_flags(
     ("name", "capability", "bf16", "peak"),
     [
         ("NVIDIA H200", (9, 0), True, 989.5e12),
+        ("NVIDIA H200 NVL", (9, 0), True, 835.5e12),
+        ("NVIDIA GH200 480GB", (9, 0), True, 989.5e12),
+        ("NVIDIA H100 NVL", (9, 0), True, 835.5e12),
         ("NVIDIA H100 80GB HBM3", (9, 0), True, 989.5e12),
         ("NVIDIA A100-SXM4-80GB", (8, 0), True, 312e12),
         ("NVIDIA L40S", (8, 9), True, 362e12),

@@ -1,0 +1,59 @@
+"""Every kernel once, forward and backward, at small odd sizes: `python -m bench.small_kernels`.
+
+For a tool that watches each access to memory and is slow: `compute-sanitizer --tool memcheck python
+-m bench.small_kernels`, as `make gpu PARTS=sanitizer` runs it. PyTorch's allocator hands out pieces
+of large blocks, beyond whose ends nothing is out of bounds for such a tool, so it should be off:
+PYTORCH_NO_CUDA_MEMORY_CACHING=1. On a CPU the plain forms run. Exit status: 0 every case ran, 2 bad
+usage; what a case raises ends the program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from bench.kernel_cases import Case, Sizes, build_cases
+from minimind.runtime.devices import find_device
+
+SIZES = tuple(
+    Sizes(
+        "odd", hidden=33, heads=3, kv_heads=1, head_size=10, ffn=37, qk_norm=qk_norm, vocab=101,
+        experts=3, experts_per_token=slots,
+    )
+    for qk_norm, slots in ((False, 2), (True, 1))
+)  # fmt: skip
+"""No multiple of a tile: what a mask forgets lies beyond a tensor."""
+NUM_TOKENS = 515
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.small_kernels", description=__doc__)
+    parser.add_argument("--dtypes", nargs="+", default=["bf16", "fp32"], choices=list(_DTYPES))
+    parser.add_argument("--tokens", type=int, default=NUM_TOKENS, help="default: %(default)s")
+    options = parser.parse_args(argv)
+    device = find_device()
+    for dtype in options.dtypes:
+        for sizes in SIZES:
+            cases = build_cases(sizes, options.tokens, _DTYPES[dtype], str(device.torch_device))
+            for case in cases:
+                run(case)
+                if device.kind == "gpu":
+                    torch.cuda.synchronize(device.torch_device)
+                norms = ", QK norm" if sizes.qk_norm else ""
+                print(f"{case.name} {dtype}{norms}: ran on {device.name}", flush=True)
+    return 0
+
+
+def run(case: Case) -> None:
+    """Forward, and backward from ones, which suits the cases with a uniform gradient too."""
+    outputs = case.ours(*case.inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

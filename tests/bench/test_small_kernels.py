@@ -1,0 +1,35 @@
+"""bench.small_kernels launches every kernel there is, and runs where there is no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from bench import small_kernels
+from bench.compile_report import TARGETS, launches_to
+from bench.kernel_cases import PRESETS, Case, Sizes, build_cases
+
+
+def launched(sizes: tuple[Sizes, ...], num_tokens: int, run: Callable[[Case], Any]) -> set[str]:
+    names: set[str] = set()
+    with launches_to(lambda kernel, *_: names.add(kernel.__name__), TARGETS["sm_90"][1]):
+        for of_one in sizes:
+            for case in build_cases(of_one, num_tokens, torch.bfloat16, "meta"):
+                run(case)
+    return names
+
+
+def test_no_kernel_of_the_presets_is_left_out() -> None:
+    small = launched(small_kernels.SIZES, small_kernels.NUM_TOKENS, small_kernels.run)
+    assert small == launched(PRESETS, 4096, small_kernels.run)
+    assert len(small) > 10
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_it_runs_on_a_cpu(dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert small_kernels.main(["--dtypes", dtype, "--tokens", "259"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith(f"expert_ffn {dtype}") for line in lines) == 2

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 from minimind.config.deepspeed_json import load_ds_config
 from minimind.errors import ConfigError
-from minimind.rehearsal.rehearse import known_device, place_of, rehearse, why_not
+from minimind.rehearsal.rehearse import known_device, point_of, rehearse, rehearse_all, why_not
 from minimind.rehearsal.report import Rehearsal
 from minimind.run.flags import TrainArguments
 from minimind.run.resolve import ResolvedRun
 from minimind.run.run import Run
 from minimind.runtime.devices import Device, device_by_data_sheet, find_device
-
-_ROWS = ("activations", "backward", "logits", "batches")
-"""What grows with the rows of a micro-batch."""
 
 
 def read_place(text: str) -> tuple[Device, int]:
@@ -50,32 +46,23 @@ def check_memory(run: Run, found: Rehearsal) -> None:
     needed = sharing * found.peak_bytes
     if there is None or needed <= there:
         return
-    fitting = (
-        arguments
-        for arguments in _smaller(resolved, found, there // sharing)
-        if sharing * rehearse(Run.of(arguments, place_of(run))).peak_bytes <= there
-    )
+    smaller = [
+        _in_micro_batches(resolved, rows)
+        for rows in range(resolved.micro_batch_size - 1, 0, -1)
+        if resolved.train_batch_size % (rows * resolved.world_size) == 0
+    ]
+    tried = zip(smaller, rehearse_all([point_of(run, one) for one in smaller]), strict=True)
+    fitting = (arguments for arguments, one in tried if sharing * one.peak_bytes <= there)
     advice = (
         "no micro-batch fits; take a smaller --model, a shorter --seq_len, --set "
         "activation_checkpointing=true, or --ds_config zero2_offload.json or zero3.json"
     )
-    if smaller := next(fitting, None):
-        advice = _spell(resolved.arguments, smaller)
+    if largest := next(fitting, None):
+        advice = _spell(resolved.arguments, largest)
     raise ConfigError(
         f"memory {needed / 2**30:.2f} GiB{f' for {sharing} ranks' * (sharing > 1)}, more than the "
         f"{there / 2**30:.2f} GiB of {resolved.device.name}: {advice}"
     )
-
-
-def _smaller(run: ResolvedRun, found: Rehearsal, there: int) -> Iterator[TrainArguments]:
-    """Gives the run in smaller micro-batches, the largest first, less those that cannot fit if
-    what grows with the rows shrinks with them."""
-    growing = sum(found.peak.get(holder, 0) for holder in _ROWS)
-    for rows in range(run.micro_batch_size - 1, 0, -1):
-        share = rows / run.micro_batch_size
-        is_hopeless = found.peak_bytes - growing * (1 - share) > there
-        if run.train_batch_size % (rows * run.world_size) == 0 and not is_hopeless:
-            yield _in_micro_batches(run, rows)
 
 
 def _in_micro_batches(run: ResolvedRun, rows: int) -> TrainArguments:

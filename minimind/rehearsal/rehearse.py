@@ -45,12 +45,19 @@ def rehearse(run: Run, device: str | None = None, ranks: int | None = None) -> R
     data sheet, for what the run itself would be refused for, and where a PyTorch without CUDA and
     no C++ compiler make it impossible.
     """
-    point = Point(
-        arguments=run.resolved.arguments,
+    return rehearse_all([point_of(run, run.resolved.arguments, device, ranks)])[0]
+
+
+def point_of(
+    run: Run, arguments: TrainArguments, device: str | None = None, ranks: int | None = None
+) -> Point:
+    """Gives the point of these arguments, where nothing else is said in the place of `run`. Raises
+    ConfigError for a device without a data sheet."""
+    return Point(
+        arguments=arguments,
         device=known_device(device or _name_of(run.resolved.device)),
         ranks=ranks or run.resolved.world_size,
     )
-    return rehearse_all([point])[0]
 
 
 def why_not(run: ResolvedRun) -> str | None:
@@ -60,11 +67,6 @@ def why_not(run: ResolvedRun) -> str | None:
     except errors.ConfigError as error:
         return str(error)
     return None
-
-
-def place_of(run: Run) -> tuple[Device, int]:
-    """Gives the device and the number of ranks that a run was resolved for."""
-    return run.resolved.device, run.resolved.world_size
 
 
 def _name_of(device: Device) -> str:

@@ -39,7 +39,7 @@ class Rehearsals:
         set_environment("gpu" if self._gpu else "cpu", world_size)
         if self._gpu:
             self._cuda = FakeCuda(lambda kind: self._watch.wait(kind))
-            self._cuda.name, self._cuda.gpu = f"NVIDIA {device}", self._gpu
+            self._cuda.name, self._cuda.gpu = device, self._gpu
             self._cuda.num_devices = world_size
             self._cuda.install()
         self._device: Device = find_device()

@@ -10,6 +10,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+from minimind.data.cache_folder import locked
 from minimind.errors import ConfigError
 
 _SOURCE = Path(__file__).with_name("stub.cpp")
@@ -34,6 +35,13 @@ def build_stub(folder: Path) -> Path:
             " install one"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    with locked(library.with_suffix(".lock")):
+        if not library.exists():
+            _compile(compiler, torch, library)
+    return library
+
+
+def _compile(compiler: str, torch: Path, library: Path) -> None:
     fresh = library.with_suffix(f".{os.getpid()}")
     include = torch / "include"
     command = [compiler, "-O1", "-std=c++20", "-shared", "-fPIC", str(_SOURCE), "-o", str(fresh)]
@@ -44,4 +52,3 @@ def build_stub(folder: Path) -> Path:
         said = done.stderr.strip().split("\n")[0]
         raise ConfigError(f"rehearsing a GPU: {compiler} cannot compile {_SOURCE}: {said}")
     os.replace(fresh, library)
-    return library

@@ -18,13 +18,6 @@ READS_OF_ROLLOUTS = ("read_tokens", "add_up", "_lay_out", "stops_before")
 """Where a stage reads what it generated, what it is worth and whether to go on."""
 
 
-@pytest.fixture(scope="module")
-def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> dict[Chosen, Rehearsal]:
-    points = choose()
-    found = rehearse_points(points, tmp_path_factory.mktemp("models"))
-    return dict(zip(points, found, strict=True))
-
-
 def test_any_two_choices_meet_in_a_point() -> None:
     points = choose()
     for first in range(4):
@@ -33,28 +26,19 @@ def test_any_two_choices_meet_in_a_point() -> None:
             assert met == {(point[first], point[second]) for point in EVERY}
 
 
-def test_nothing_waits_for_the_device(rehearsed: dict[Chosen, Rehearsal]) -> None:
-    looked_at = 0
+def test_what_a_step_asks_for(tmp_path: Path) -> None:
+    """One test, so that the points are rehearsed once."""
+    points = choose()
+    rehearsed = dict(zip(points, rehearse_points(points, tmp_path), strict=True))
     for point, found in rehearsed.items():
-        if point.json in ("zero1", "zero2"):
-            assert not unexpected_waits(point, found), point
-            looked_at += 1
-    assert looked_at >= 16
-
-
-def unexpected_waits(point: Chosen, found: Rehearsal) -> list[str]:
-    allowed = READS_OF_ROLLOUTS if point.waits_for_tokens else ()
-    waits = found.forbidden_waits
-    return [
-        f"{wait.kind}: {wait.place}"
-        for wait in waits
-        if not any(name in wait.place for name in allowed)
-    ]
-
-
-def test_a_step_asks_for_no_more_than_the_table_says(rehearsed: dict[Chosen, Rehearsal]) -> None:
+        assert {"rms_norm.forward", "rms_norm.backward"} <= found.launches.keys(), point
+        assert found.collectives, point
+        assert found.peak["weights"], point
+    watched = [point for point in points if point.json in ("zero1", "zero2")]
+    assert len(watched) >= 16
+    assert not {p.name: bad for p in watched if (bad := unexpected_waits(p, rehearsed[p]))}
     rows, table = as_rows(rehearsed, rehearsed.values()), read_table()
-    assert rows.keys() == table.keys(), "python tests/rehearsal/rehearsed_points.py writes it anew"
+    assert rows.keys() == table.keys(), "python tests/rehearsed_points.py writes it anew"
     more = {
         name: (row, table[name])
         for name, row in rows.items()
@@ -63,12 +47,15 @@ def test_a_step_asks_for_no_more_than_the_table_says(rehearsed: dict[Chosen, Reh
     assert not more
 
 
-def test_a_step_trains(rehearsed: dict[Chosen, Rehearsal]) -> None:
-    """Each takes a forward and a backward through our kernels, and an update."""
-    for point, found in rehearsed.items():
-        assert {"rms_norm.forward", "rms_norm.backward"} <= found.launches.keys(), point
-        assert found.collectives, point
-        assert found.peak["weights"], point
+def unexpected_waits(point: Chosen, found: Rehearsal) -> list[str]:
+    """Lists the waits but for the numbers of the step before and, where answers are generated,
+    what is read of them."""
+    allowed = READS_OF_ROLLOUTS if point.waits_for_tokens else ()
+    return [
+        f"{wait.kind}: {wait.place}"
+        for wait in found.forbidden_waits
+        if not any(name in wait.place for name in allowed)
+    ]
 
 
 @pytest.mark.slow

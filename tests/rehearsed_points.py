@@ -1,6 +1,6 @@
 """The points at which the table of tests/rehearsal/asked.json is kept, and how they are rehearsed.
 
-`python tests/rehearsal/rehearsed_points.py --update` writes the table anew, where a change asks the
+`python tests/rehearsed_points.py` writes the table anew, where a change asks the
 device for more on purpose.
 """
 
@@ -25,7 +25,7 @@ from minimind.rehearsal.report import Rehearsal
 from minimind.run.run import collect_arguments
 from minimind.stages import STAGES
 
-TABLE = Path(__file__).with_name("asked.json")
+TABLE = Path(__file__).with_name("rehearsal") / "asked.json"
 DEVICE = "H200"
 LAYERS = 1
 """Of each model: a layer more asks for as much again."""

@@ -27,18 +27,25 @@ import psutil
 import torch
 
 from bench import harness
-from bench.advise_candidates import STAGES, Candidate, Setting, largest_that_fits, variants
+from bench.advise_candidates import (
+    STAGES,
+    Candidate,
+    Setting,
+    largest_that_fit,
+    rehearse_candidates,
+    variants,
+)
 from bench.launcher import LaunchError
 from minimind.config.recipe import default_sizes
-from minimind.engine.memory_prediction import MemoryPrediction
 from minimind.errors import ConfigError
+from minimind.rehearsal.report import Rehearsal
 from minimind.runtime.devices import find_device
 from minimind.runtime.logging import set_up_logging
 
 logger = logging.getLogger("bench.advise")
 
 _FILLED = 0.9
-"""Of the memory: what the allocator cannot hand out and what libraries take is not predicted."""
+"""Of the memory: what the allocator cannot hand out and what libraries take is in no rehearsal."""
 _EQUAL = 0.02
 """Rates this close are equal."""
 
@@ -48,7 +55,7 @@ class Trial:
     """A candidate and what was found of it."""
 
     candidate: Candidate
-    predicted: MemoryPrediction
+    rehearsed: Rehearsal
     rates: list[float] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
 
@@ -67,7 +74,7 @@ class Trial:
             "useful_tokens_per_s": self.rate if self.rates else None,
             "rates": self.rates,
             "peak_bytes": max(self.peaks, default=None),
-            "predicted": self.predicted.to_dict(),
+            "predicted": {**self.rehearsed.peak, "peak_bytes": self.rehearsed.peak_bytes},
         }
 
 
@@ -115,11 +122,11 @@ def advise(options: argparse.Namespace) -> int:
             return 3
         _measure(trials, setting, options, folder, generator)
         best = choose(trials)
-        num_trained = setting.resolve().num_trained
+        others = list(variants(setting, best.candidate, setting.resolve().resolved.num_trained))
         more = [
-            Trial(candidate, predicted)
-            for candidate in variants(setting, best.candidate, num_trained)
-            if (predicted := candidate.predict(setting, folder)).peak_bytes <= limit
+            Trial(candidate, rehearsed)
+            for candidate, rehearsed in rehearse_candidates(others, setting, folder).items()
+            if rehearsed.peak_bytes <= limit
         ]
         # The winner runs once more beside them.
         _measure([best, *more], setting, options, folder, generator)
@@ -150,19 +157,18 @@ def _stages(
     """Each stage as it fits, and what is to be said of those that do not."""
     trials, said = [], []
     wanted = [Candidate(stage, largest) for stage in STAGES]
-    for candidate in [*wanted, Candidate(2, largest, offload=True)]:
-        if candidate.offload and trials:
+    for several in (wanted, [Candidate(2, largest, offload=True)]):
+        if trials:
             break
-        fitting = largest_that_fits(setting, candidate, limit, folder)
-        if fitting is None:
-            one = Candidate(candidate.stage, 1, offload=candidate.offload)
-            least = one.predict(setting, folder).peak_bytes
+        found = largest_that_fit(several, setting, limit, folder)
+        for candidate, (fitting, rehearsed) in found.items():
+            if rehearsed.peak_bytes <= limit:
+                trials.append(Trial(fitting, rehearsed))
+                continue
             said.append(
                 f"{candidate.name.split(',')[0]}{' with offload' * candidate.offload}: does not "
-                f"fit, {_mb(least)} for one row against {_mb(limit)}"
+                f"fit, {_mb(rehearsed.peak_bytes)} for one row against {_mb(limit)}"
             )
-        else:
-            trials.append(Trial(fitting, fitting.predict(setting, folder)))
     return trials, said
 
 
@@ -202,7 +208,7 @@ def choose(trials: Sequence[Trial]) -> Trial:
 
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     """The quickest first."""
-    header = ("model", "ranks", "candidate", "useful tokens/s", "runs", "peak MB", "predicted MB")
+    header = ("model", "ranks", "candidate", "useful tokens/s", "runs", "peak MB", "rehearsed MB")
     return harness.format_table(
         header,
         [
@@ -226,12 +232,12 @@ def explain(trials: Sequence[Trial], best: Trial, setting: Setting, limit: int) 
     for trial in trials:
         if trial is not best and trial.rate >= (1 - _EQUAL) * best.rate:
             lines.append(f"as quick, but larger: {trial.candidate.name}")
-    held = best.predicted
-    states = held.weights + held.masters + held.optimizer + held.gradients
+    held = best.rehearsed.peak
+    states = sum(held.get(part, 0) for part in ("weights", "masters", "optimizer", "gradients"))
     lines.append(
-        f"a rank holds {_mb(held.peak_bytes)} of {_mb(limit)}: weights, gradients and optimizer "
-        f"{_mb(states)}, buckets {_mb(held.buckets)}, activations {_mb(held.activations)}, which "
-        "no stage divides: a smaller micro-batch or activation_checkpointing does"
+        f"a rank holds {_mb(best.rehearsed.peak_bytes)} of {_mb(limit)}: weights, gradients and "
+        f"optimizer {_mb(states)}, activations {_mb(held.get('activations', 0))}, which no stage "
+        "divides: a smaller micro-batch or activation_checkpointing does"
     )
     if setting.num_ranks == 1:
         lines.append(

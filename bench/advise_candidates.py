@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from minimind.config.deepspeed_json import find_ds_config
-from minimind.engine.memory_prediction import MemoryPrediction
-from minimind.run.describe import predict_memory_of
-from minimind.run.resolve import ResolvedRun
+from minimind.rehearsal.rehearse import point_of, rehearse_all
+from minimind.rehearsal.report import Rehearsal
 from minimind.run.run import Run, parse_arguments
 from minimind.runtime.devices import Device
-from minimind.runtime.ranks import Ranks
 
 STAGES = (0, 1, 2, 3)
 
@@ -30,11 +28,11 @@ class Setting:
     seq_len: int | None
     device: Device
 
-    def resolve(self, *more: str) -> ResolvedRun:
+    def resolve(self, *more: str) -> Run:
         """Resolves the run with `more` flags of launch/train.py. Raises ConfigError."""
         flags = ["--model", self.model, "--set", f"train_batch_size={self.rows}", *more]
         flags += ["--seq_len", str(self.seq_len)] if self.seq_len else []
-        return Run.on(parse_arguments(flags), Ranks(0, 0, self.num_ranks), self.device).resolved
+        return Run.of(parse_arguments(flags), (self.device, self.num_ranks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +72,14 @@ class Candidate:
         path.write_text(json.dumps(self.ds_config(), indent=2) + "\n", encoding="utf-8")
         return path
 
-    def predict(self, setting: Setting, folder: Path) -> MemoryPrediction:
-        """Of one rank. Raises ConfigError."""
-        return predict_memory_of(setting.resolve("--ds_config", str(self.write(folder))))
+
+def rehearse_candidates(
+    candidates: Sequence[Candidate], setting: Setting, folder: Path
+) -> dict[Candidate, Rehearsal]:
+    """Rehearses a step of each. Raises ConfigError."""
+    runs = [setting.resolve("--ds_config", str(one.write(folder))) for one in candidates]
+    points = [point_of(run, run.resolved.arguments) for run in runs]
+    return dict(zip(candidates, rehearse_all(points), strict=True))
 
 
 def micro_batches(setting: Setting) -> list[int]:
@@ -85,15 +88,21 @@ def micro_batches(setting: Setting) -> list[int]:
     return [size for size in range(share, 0, -1) if share % size == 0]
 
 
-def largest_that_fits(
-    setting: Setting, candidate: Candidate, limit: int, folder: Path
-) -> Candidate | None:
-    """With the largest micro-batch up to the candidate's own that is predicted to fit."""
+def largest_that_fit(
+    wanted: Sequence[Candidate], setting: Setting, limit: int, folder: Path
+) -> dict[Candidate, tuple[Candidate, Rehearsal]]:
+    """Gives each candidate with the largest micro-batch, up to its own, whose rehearsal fits; with
+    the smallest there is where none does."""
+    found: dict[Candidate, tuple[Candidate, Rehearsal]] = {}
     for size in micro_batches(setting):
-        smaller = replace(candidate, micro_batch=size)
-        if size <= candidate.micro_batch and smaller.predict(setting, folder).peak_bytes <= limit:
-            return smaller
-    return None
+        tried = {
+            one: replace(one, micro_batch=size)
+            for one in wanted
+            if size <= one.micro_batch and (one not in found or found[one][1].peak_bytes > limit)
+        }
+        rehearsed = rehearse_candidates(list(tried.values()), setting, folder)
+        found |= {one: (smaller, rehearsed[smaller]) for one, smaller in tried.items()}
+    return found
 
 
 def variants(setting: Setting, best: Candidate, num_trained: int) -> Iterator[Candidate]:

@@ -60,13 +60,6 @@ def watched_collectives(seen: Callable[[str, int], None], around: Around) -> Ite
         yield
 
 
-def sent_share(kind: str, world_size: int) -> float:
-    """Bytes that a rank sends for each byte of payload, by the ring algorithms (Patarasuk & Yuan
-    2009); a reduction to or from one rank passes everything through each."""
-    around_once = (world_size - 1) / world_size
-    return 2 * around_once if kind == "all_reduce" else around_once
-
-
 def _bytes(argument: Any) -> int:
     if isinstance(argument, torch.Tensor):
         return argument.nbytes

@@ -26,8 +26,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import compile_report, harness
 from bench.kernel_cases import PRESETS, Case, Sizes, build_cases
-from bench.report_kernels import build_step_table
-from bench.step_counts import count_steps
 from bench.turns import pass_turn
 from minimind.errors import ConfigError
 from minimind.runtime.devices import find_device
@@ -57,19 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = {"tokens": options.tokens, "dtype": options.dtype}
     rows: list[dict[str, Any]] = []
 
-    def write(**more: Any) -> None:
+    def write() -> None:
         if options.json:
-            harness.write_results(options.json, "kernels", machine, arguments, rows, **more)
+            harness.write_results(options.json, "kernels", machine, arguments, rows)
 
     found = measure(options, machine["ceilings"]) if torch.cuda.is_available() else count(options)
     # Written as they come: what ends this process loses only what was under way.
     for row in found:
         rows.append(row)
         write()
-    steps = count_steps()
-    write(steps=steps)
     print(format_rows(rows))
-    print(build_step_table(steps))
     return int(any("error" in row and row["contender"] == "minimind" for row in rows))
 
 

@@ -1,7 +1,7 @@
-"""What a rank will hold, by component, before a run: `python -m bench.memory --model M`.
+"""What a rank will hold, by holder, before a run: `python -m bench.memory --model M`.
 
-The prediction is that of `launch/train.py --dry_run`, for as many DeepSpeed JSONs as are given and
-for the documents that bench.train_step measures with; `--measure` measures too, on one rank.
+Rehearsed as by `launch/train.py --dry_run`, for as many DeepSpeed JSONs as are given; `--measure`
+measures bench.train_step's engine too, on one rank.
 
 Exit status: 0 done, 1 a measurement is further from its prediction than --within, 2 bad usage.
 """
@@ -9,7 +9,6 @@ Exit status: 0 done, 1 a measurement is further from its prediction than --withi
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import subprocess
 import sys
@@ -19,34 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from bench import harness
-from bench.documents import PackedSteps, draw_documents
 from minimind.config.recipe import default_sizes
-from minimind.data.sample_files import sample_data_path
-from minimind.data.sample_text import load_sample_tokenizer
-from minimind.data.token_cache import build_token_cache
-from minimind.engine.memory_prediction import MemoryPrediction
 from minimind.errors import ConfigError
-from minimind.run.describe import predict_memory_of
-from minimind.run.resolve import ResolvedRun
+from minimind.rehearsal.holders import HOLDERS
+from minimind.rehearsal.rehearse import point_of, rehearse_all
 from minimind.run.run import Run, parse_arguments
 from minimind.runtime.devices import Device, find_device
 from minimind.runtime.logging import set_up_logging
-from minimind.runtime.ranks import Ranks
 
-_WARMUP, _STEPS, _DOCUMENT_TOKENS, _SEED = 1, 2, 340, 0
-"""Of the measurement: bench.train_step's defaults, but for the number of steps."""
-_PARTS = (
-    "weights",
-    "helpers",
-    "masters",
-    "optimizer",
-    "gradients",
-    "buckets",
-    "activations",
-    "logits_chunk",
-    "attention_mask",
-    "batches",
-)
+_WARMUP, _STEPS = 1, 2
+"""Of the measurement."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,28 +73,28 @@ def list_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
         raise ConfigError("--measure measures one rank; bench.scaling measures several")
     device = find_device()
     measured = _measure(options) if options.measure else {}
-    rows = []
-    for name in options.ds_config:
-        run = resolve(options, name, device)
-        predicted = predict(run)
-        peak = measured.get(name)
-        rows.append(
-            {
-                "name": "memory",
-                "model": options.model,
-                "ds_config": name,
-                "world_size": options.num_gpus,
-                "micro_batch": run.micro_batch_size,
-                "seq_len": run.seq_len,
-                "predicted": predicted.to_dict(),
-                "peak_bytes": peak,
-                "predicted_to_measured": predicted.peak_bytes / peak if peak else None,
-            }
-        )
-    return rows
+    runs = [resolve(options, name, device) for name in options.ds_config]
+    found = rehearse_all([point_of(run, run.resolved.arguments) for run in runs])
+    return [
+        {
+            "name": "memory",
+            "model": options.model,
+            "ds_config": name,
+            "world_size": options.num_gpus,
+            "micro_batch": run.resolved.micro_batch_size,
+            "seq_len": run.resolved.seq_len,
+            "predicted": {**rehearsed.peak, "peak_bytes": rehearsed.peak_bytes},
+            "peak_bytes": measured.get(name),
+            "predicted_to_measured": rehearsed.peak_bytes / peak
+            if (peak := measured.get(name))
+            else None,
+        }
+        for name, run, rehearsed in zip(options.ds_config, runs, found, strict=True)
+    ]
 
 
-def resolve(options: argparse.Namespace, ds_config: str, device: Device) -> ResolvedRun:
+def resolve(options: argparse.Namespace, ds_config: str, device: Device) -> Run:
+    """Gives the run of one JSON."""
     micro = options.micro_batch or default_sizes(device.kind, options.model).micro_batch_size
     rows = micro * options.accumulation * options.num_gpus
     argv = ["--model", options.model, "--ds_config", ds_config]
@@ -121,32 +102,7 @@ def resolve(options: argparse.Namespace, ds_config: str, device: Device) -> Reso
     settings = [*options.set, f"micro_batch_size={micro}", f"train_batch_size={rows}"]
     for setting in settings:
         argv += ["--set", setting]
-    return Run.on(parse_arguments(argv), Ranks(0, 0, options.num_gpus), device).resolved
-
-
-def predict(run: ResolvedRun) -> MemoryPrediction:
-    """With the documents of the measurement, as many steps of them as it takes."""
-    tokenizer = load_sample_tokenizer()
-    accumulation = int(run.ds_config["gradient_accumulation_steps"])
-    steps = _WARMUP + _STEPS + 2
-    documents = draw_documents(
-        build_token_cache(str(sample_data_path("train")), tokenizer),
-        max_tokens=_DOCUMENT_TOKENS,
-        wanted_tokens=run.micro_batch_size * accumulation * run.seq_len * steps,
-        pad_id=tokenizer.pad_id,
-        seed=_SEED,
-    )
-    packed = PackedSteps(
-        documents,
-        seq_len=run.seq_len,
-        micro_batch=run.micro_batch_size,
-        accumulation=accumulation,
-    )
-    batches = [batch for index in range(steps - 1) for batch in packed.step(index).batches]
-    lengths = [
-        [b - a for a, b in itertools.pairwise(batch.cu_seqlens.tolist())] for batch in batches
-    ]
-    return predict_memory_of(run, lengths)
+    return Run.of(parse_arguments(argv), (device, options.num_gpus))
 
 
 def _measure(options: argparse.Namespace) -> dict[str, int]:
@@ -171,8 +127,8 @@ def _measure(options: argparse.Namespace) -> dict[str, int]:
 
 def format_rows(rows: Sequence[dict[str, Any]]) -> str:
     """MB by component; the last column says how the prediction did."""
-    header = ("model", "JSON", "ranks", *(part.replace("_", " ") for part in _PARTS), "peak MB",
-              "measured MB", "predicted / measured")  # fmt: skip
+    header = ("model", "JSON", "ranks", *HOLDERS, "peak MB",
+              "measured MB", "rehearsed / measured")  # fmt: skip
     return harness.format_table(header, [_cells(row) for row in rows])
 
 
@@ -182,7 +138,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["model"],
         row["ds_config"],
         str(row["world_size"]),
-        *(f"{parts[part] / 1e6:,.1f}" for part in _PARTS),
+        *(f"{parts.get(holder, 0) / 1e6:,.1f}" for holder in HOLDERS),
         f"{parts['peak_bytes'] / 1e6:,.1f}",
         f"{peak / 1e6:,.1f}" if peak else "not measured",
         f"{row['predicted_to_measured']:.3f}" if peak else "–",

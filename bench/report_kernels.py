@@ -58,16 +58,16 @@ def step_count_table(results: Results) -> str:
 
 
 def build_step_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What a training step asks of the host, by bench/step_counts.py."""
+    """Says what a training step asks of a GPU, rehearsed by bench/step_counts.py."""
     tokens = f"{rows[0]['tokens']:,}"
     header = [
-        f"a step of {tokens} tokens", "dispatched operators", "our launches", "parameter tensors",
-        "operators that wait for the GPU", "kept for the backward",
+        f"a step of {tokens} tokens", "PyTorch's operators on the GPU", "our launches",
+        "waits for the GPU", "kept for the backward",
     ]  # fmt: skip
     lines = [
         [
-            row["name"], f"{row['dispatched_operators']:,}", str(row["kernel_launches"]),
-            str(row["parameter_tensors"]), str(sum(row["sync_operators"].values())),
+            row["name"], f"{row['device_operators']:,}", str(row["kernel_launches"]),
+            str(sum(row["sync_operators"].values())),
             f"{row['kept_bytes_per_token'] / 1e3:.0f} KB a token",
         ]
         for row in rows

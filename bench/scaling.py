@@ -27,16 +27,14 @@ from bench import harness
 from bench.launcher import LaunchError, build_command, read_hostfile, run_ranks
 from bench.scaling_model import Link, build_model
 from bench.scaling_plot import plot_rows
-from bench.scaling_rank import MEMORY_STEP
 from bench.scaling_report import build_row, format_rows, predict_row
 from bench.turns import pass_turn
 from minimind.config.recipe import default_sizes
 from minimind.errors import ConfigError
-from minimind.run.describe import predict_memory_of
+from minimind.rehearsal.rehearse import point_of, rehearse_all
 from minimind.run.run import Run, parse_arguments
 from minimind.runtime.devices import Device, find_device
 from minimind.runtime.logging import set_up_logging
-from minimind.runtime.ranks import Ranks
 
 MODES = ("strong", "weak")
 COUNTS = (1, 2, 4, 8)
@@ -153,21 +151,13 @@ def predict(
     """Adds to the measured rows what the model says of them, and the rows that are not measured."""
     model = build_model(rows[0], device.kind)
     micro = rows[0]["micro_batch"]
-    for mode, count, num_rows in plan:
-        flags = parse_arguments(_train_flags(options, num_rows, micro))
-        run = Run.on(flags, Ranks(0, 0, count), device)
-        peak_bytes = predict_memory_of(run.resolved, _documents(run)).peak_bytes
-        predict_row(rows, model, link, mode, count, num_rows // (micro * count), peak_bytes)
-
-
-def _documents(run: Run) -> list[list[int]]:
-    """Tokens of each document of the step in which memory is measured, by micro-batch."""
-    documents = []
-    for rank in range(run.ranks.world_size):
-        of_rank = Run(run.resolved, run.tokenizer, Ranks(rank, rank, run.ranks.world_size))
-        for batch in of_rank.loader.batches(MEMORY_STEP):
-            documents.append(batch.cu_seqlens.diff().tolist())
-    return documents
+    runs = [
+        Run.of(parse_arguments(_train_flags(options, num_rows, micro)), (device, count))
+        for _, count, num_rows in plan
+    ]
+    found = rehearse_all([point_of(run, run.resolved.arguments) for run in runs])
+    for (mode, count, num_rows), rehearsed in zip(plan, found, strict=True):
+        predict_row(rows, model, link, mode, count, num_rows // (micro * count), rehearsed)
 
 
 def _plan(modes: Sequence[str], counts: Sequence[int], rows: int) -> list[tuple[str, int, int]]:

@@ -1,7 +1,7 @@
 """How long a training step takes at another number of ranks: predicted, not measured.
 
 The compute of the smallest measured count is shared out anew, and the bytes that each ZeRO stage
-moves pass over the link at its speed. What a rank holds is minimind/engine/memory_prediction.py's.
+moves pass over the link at its speed: which bytes, and what a rank holds, a rehearsal says.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench.collectives import sent_share
-from minimind.config.deepspeed_json import precision
+from minimind.rehearsal.roofline import sent_share
+
+Collectives = Mapping[str, tuple[int, int]]
+"""By kind, how many a step has and the bytes of their larger sides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,9 @@ class StepModel:
     def zero_stage(self) -> int:
         return int((self.ds_config.get("zero_optimization") or {}).get("stage", 0))
 
-    def step_s(self, world_size: int, micro_batches: int, link: Link) -> float:
+    def step_s(
+        self, world_size: int, micro_batches: int, link: Link, collectives: Collectives
+    ) -> float:
         """Seconds of a step with `micro_batches` on each of `world_size` ranks."""
         compute = self.compute_s * micro_batches / self.micro_batches
         shards = world_size / self.world_size if self.zero_stage else 1
@@ -54,38 +58,27 @@ class StepModel:
             compute
             + self.update_s / shards
             + self.data_wait_s
-            + self.communication_s(world_size, micro_batches, link, compute)
+            + self.communication_s(world_size, link, collectives, compute)
         )
 
     def communication_s(
-        self, world_size: int, micro_batches: int, link: Link, compute_s: float
+        self, world_size: int, link: Link, collectives: Collectives, compute_s: float
     ) -> float:
         """What of it the step waits for."""
         if world_size == 1:
             return 0.0
-        # The loop's sums before and after a step, the norm; on a CPU an interrupt before each
-        # micro-batch.
-        small = 3 + self.is_cpu * micro_batches
-        seconds = {"gradients": 0.0, "weights": small * link.latency_s}
-        for what, (kind, payload) in self.payloads(micro_batches).items():
-            seconds[what] += payload * sent_share(kind, world_size) / link.bytes_per_s
+        gradients = weights = 0.0
+        for kind, (count, payload) in collectives.items():
+            seconds = payload * sent_share(kind, world_size) / link.bytes_per_s
+            if kind in ("all_reduce", "reduce_scatter"):
+                gradients += seconds
+            else:
+                weights += seconds
+            weights += count * link.latency_s
         if (self.ds_config.get("zero_optimization") or {}).get("overlap_comm"):
             # Gradients leave while the backward pass, two thirds of the compute, goes on.
-            seconds["gradients"] = max(0.0, seconds["gradients"] - compute_s * 2 / 3)
-        return sum(seconds.values())
-
-    def payloads(self, micro_batches: int) -> dict[str, tuple[str, int]]:
-        """Kind and bytes of a step's large collectives, as DeepSpeed 0.19 makes them: stages 0 and
-        1 reduce gradients once a step, 2 and 3 with each micro-batch; 1 and 2 gather the updated
-        weights, 3 gathers them for each micro-batch and keeps them for its backward pass."""
-        size = self.parameters * (4 if precision(dict(self.ds_config)) == "fp32" else 2)
-        reduced = size * (micro_batches if self.zero_stage >= 2 else 1)
-        kind = "reduce_scatter" if self.zero_stage == 3 else "all_reduce"
-        found = {"gradients": (kind, reduced)}
-        if self.zero_stage:
-            gathered = size * (micro_batches if self.zero_stage == 3 else 1)
-            found["weights"] = ("all_gather", gathered)
-        return found
+            gradients = max(0.0, gradients - compute_s * 2 / 3)
+        return gradients + weights
 
 
 def build_model(measured: Mapping[str, Any], device_kind: str) -> StepModel:

@@ -9,6 +9,7 @@ from typing import Any
 from bench import harness
 from bench.scaling_model import Link, StepModel
 from bench.step_parts import PARTS
+from minimind.rehearsal.report import Rehearsal
 from minimind.runtime.devices import Device
 
 _NOT_MEASURED = "not measured"
@@ -73,20 +74,22 @@ def predict_row(
     mode: str,
     world_size: int,
     micro_batches: int,
-    peak_bytes: int,
+    rehearsed: Rehearsal,
 ) -> None:
     """Adds to the measured row of this mode and count what the model says of it; where there is
     none, appends a row that holds nothing else."""
     base = next(row for row in rows if row["world_size"] == model.world_size)
-    step_s = model.step_s(world_size, micro_batches, link)
+    step_s = model.step_s(world_size, micro_batches, link, rehearsed.collectives)
     per_rank = base["useful_tokens_per_step"] / (model.world_size * model.micro_batches)
     tokens_per_s = per_rank * micro_batches * world_size / step_s
     compute_s = model.compute_s * micro_batches / model.micro_batches
     prediction = {
         "useful_tokens_per_s": tokens_per_s,
         "step_s": step_s,
-        "communication_s": model.communication_s(world_size, micro_batches, link, compute_s),
-        "peak_bytes": peak_bytes,
+        "communication_s": model.communication_s(
+            world_size, link, rehearsed.collectives, compute_s
+        ),
+        "peak_bytes": rehearsed.peak_bytes,
         "efficiency": _efficiency(tokens_per_s, world_size, base),
         "link_bytes_per_s": link.bytes_per_s,
         "link_latency_s": link.latency_s,

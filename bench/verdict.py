@@ -13,8 +13,8 @@ from bench import harness
 TOLERANCE = 0.05
 """A rate may be lower by this, or by three standard errors where those are more."""
 MEMORY_TOLERANCE = 0.01
-COUNTS = ("dispatched_operators", "kernel_calls", "kernel_launches", "cuda_launches", "launches",
-          "parameter_tensors", "waiting_operators")  # fmt: skip
+COUNTS = ("dispatched_operators", "device_operators", "kernel_calls", "kernel_launches",
+          "cuda_launches", "launches", "parameter_tensors", "waiting_operators")  # fmt: skip
 """Compared exactly: one more is worse."""
 
 Verdict = Literal["worse", "too noisy", "better", "same", "not compared"]

@@ -57,8 +57,8 @@ def _try(arguments: TrainArguments) -> int:
     run = Run.of(arguments, read_place(arguments.on) if arguments.on else None)
     run.check()
     if run.ranks.is_main:
-        print(run.describe())
-        print(describe_rehearsal(run))
+        lines = [run.describe(), describe_rehearsal(run)]
+        print("\n".join(lines))
     return 0
 
 

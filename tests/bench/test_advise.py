@@ -11,7 +11,14 @@ import pytest
 
 from bench import advise
 from bench.advise import Trial, choose, explain
-from bench.advise_candidates import Candidate, Setting, largest_that_fits, variants
+from bench.advise_candidates import (
+    Candidate,
+    Setting,
+    largest_that_fit,
+    rehearse_candidates,
+    variants,
+)
+from minimind.rehearsal.report import Rehearsal
 from minimind.runtime.devices import find_device
 
 SETTING = Setting("tiny", 2, 8, 64, find_device())
@@ -20,39 +27,53 @@ SETTING = Setting("tiny", 2, 8, 64, find_device())
 Make = Callable[[int, float, int], Trial]
 
 
+CANDIDATES = (
+    *(Candidate(0, 4), Candidate(1, 2, bucket=1000), Candidate(3, 1)),
+    *(Candidate(2, 4, overlap=True), Candidate(2, 4, offload=True)),
+)
+
+
 @pytest.fixture
-def trial(tmp_path: Path) -> Make:
+def trial() -> Make:
     """trial(stage, rate, peak)."""
+    nothing = Rehearsal(
+        device="cpu",
+        world_size=2,
+        tokens=None,
+        launches={},
+        operators={},
+        collectives={},
+        waits=(),
+        flops=0,
+        kernel_bytes=0,
+        peak={"weights": 10},
+        roofline=None,
+        seconds=0.0,
+    )
+    return lambda stage, rate, peak: Trial(Candidate(stage, 2), nothing, [rate], [peak])
 
-    def make(stage: int, rate: float, peak: int) -> Trial:
-        candidate = Candidate(stage, 2)
-        return Trial(candidate, candidate.predict(SETTING, tmp_path), [rate], [peak])
 
-    return make
-
-
-@pytest.mark.parametrize(
-    "candidate",
-    [Candidate(0, 4), Candidate(1, 2, bucket=1000), Candidate(3, 1), Candidate(2, 4, overlap=True),
-     Candidate(2, 4, offload=True)],
-)  # fmt: skip
-def test_every_candidate_resolves(candidate: Candidate, tmp_path: Path) -> None:
-    assert candidate.predict(SETTING, tmp_path).peak_bytes > 0
-    values = json.loads(candidate.write(tmp_path).read_text())
-    zero = values["zero_optimization"]
-    assert zero["stage"] == candidate.stage
-    assert values["train_micro_batch_size_per_gpu"] == candidate.micro_batch
-    assert zero.get("reduce_bucket_size") in (None, "auto", candidate.bucket)
-    assert ("offload_optimizer" in zero) == candidate.offload
+def test_every_candidate_resolves(tmp_path: Path) -> None:
+    for candidate, found in rehearse_candidates(CANDIDATES, SETTING, tmp_path).items():
+        assert found.peak_bytes > 0
+        values = json.loads(candidate.write(tmp_path).read_text())
+        zero = values["zero_optimization"]
+        assert zero["stage"] == candidate.stage
+        assert values["train_micro_batch_size_per_gpu"] == candidate.micro_batch
+        assert zero.get("reduce_bucket_size") in (None, "auto", candidate.bucket)
+        assert ("offload_optimizer" in zero) == candidate.offload
 
 
 def test_less_memory_means_smaller_micro_batches_then_none(tmp_path: Path) -> None:
     wanted = Candidate(2, 4)
-    peaks = [Candidate(2, size).predict(SETTING, tmp_path).peak_bytes for size in (4, 2, 1)]
+    sizes = [Candidate(2, size) for size in (4, 2, 1)]
+    found = rehearse_candidates(sizes, SETTING, tmp_path)
+    peaks = [found[one].peak_bytes for one in sizes]
     assert peaks == sorted(peaks, reverse=True)
-    found = [largest_that_fits(SETTING, wanted, limit, tmp_path) for limit in peaks]
-    assert [one.micro_batch for one in found if one] == [4, 2, 1]
-    assert largest_that_fits(SETTING, wanted, peaks[-1] - 1, tmp_path) is None
+    for limit, size in ((peaks[0], 4), (peaks[0] - 1, 2), (peaks[2], 1), (0, 1)):
+        fitting, rehearsed = largest_that_fit([wanted], SETTING, limit, tmp_path)[wanted]
+        assert fitting == Candidate(2, size)
+        assert (rehearsed.peak_bytes <= limit) == bool(limit)
 
 
 def test_a_variant_changes_one_thing() -> None:

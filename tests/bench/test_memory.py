@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import memory
+from minimind.rehearsal.rehearse import rehearse
 
 SMALL = ["--model", "tiny", "--seq_len", "64", "--micro_batch", "2", "--accumulation", "2"]
 
@@ -32,8 +33,8 @@ def test_a_prediction_that_is_off_fails(
 ) -> None:
     device = memory.find_device()
     options = memory.build_parser().parse_args(SMALL)
-    predicted = memory.predict(memory.resolve(options, "zero2.json", device)).peak_bytes
-    peaks = {"zero2.json": int(predicted / share)}
+    rehearsed = rehearse(memory.resolve(options, "zero2.json", device)).peak_bytes
+    peaks = {"zero2.json": int(rehearsed / share)}
     monkeypatch.setattr(memory, "_measure", lambda options: peaks)
     assert memory.main([*SMALL, "--measure"]) == status
 

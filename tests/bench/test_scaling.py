@@ -18,6 +18,8 @@ from bench.scaling_model import Link, StepModel
 from bench.scaling_plot import plot_rows
 from bench.scaling_report import build_row, format_rows, predict_row
 from minimind.errors import ConfigError
+from minimind.rehearsal.rehearse import rehearse
+from minimind.run.run import Run, parse_arguments
 from minimind.runtime.devices import find_device
 from minimind.runtime.ranks import read_ranks
 
@@ -41,23 +43,29 @@ def make_model(stage: int, **changes: Any) -> StepModel:
     return StepModel(**(fields | changes))
 
 
+MB = 1_000_000
+ZERO_2 = {"all_reduce": (6, 400 * MB), "all_gather": (1, 100 * MB)}
+"""Four micro-batches' gradients and two small sums, then the weights."""
+
+
 def test_a_step_predicted_by_hand() -> None:
     # Two ranks: half the micro-batches, half the update; 4 gradients of 100 MB pass once each way,
-    # half of the weights' 100 MB are received; three small sums.
-    expected = 4.0 + 0.5 + 4 * 0.1 + 0.05 + 3e-4
-    assert make_model(2).step_s(2, 4, LINK) == pytest.approx(expected)
+    # half of the weights' 100 MB are received; seven collectives are waited for.
+    expected = 4.0 + 0.5 + 4 * 0.1 + 0.05 + 7e-4
+    assert make_model(2).step_s(2, 4, LINK, ZERO_2) == pytest.approx(expected)
     # Stage 0 reduces once, updates everything on every rank and gathers nothing.
-    assert make_model(0).step_s(2, 4, LINK) == pytest.approx(4.0 + 1.0 + 0.1 + 3e-4)
-    assert make_model(2).step_s(1, 8, LINK) == pytest.approx(9.0)
+    once = {"all_reduce": (3, 100 * MB)}
+    assert make_model(0).step_s(2, 4, LINK, once) == pytest.approx(4.0 + 1.0 + 0.1 + 3e-4)
+    assert make_model(2).step_s(1, 8, LINK, ZERO_2) == pytest.approx(9.0)
 
 
 def test_gradients_leave_behind_the_backward_pass() -> None:
     config = {"zero_optimization": {"stage": 2, "overlap_comm": True}}
     model = make_model(2, ds_config=config)
-    assert model.step_s(2, 4, LINK) == pytest.approx(4.0 + 0.5 + 0.05 + 3e-4)
+    assert model.step_s(2, 4, LINK, ZERO_2) == pytest.approx(4.0 + 0.5 + 0.05 + 7e-4)
     slow = Link(bytes_per_s=1e8, latency_s=0.0, origin="given")
     exposed = 4 * 1.0 - 4.0 * 2 / 3
-    assert model.step_s(2, 4, slow) == pytest.approx(4.5 + exposed + 0.5)
+    assert model.step_s(2, 4, slow, ZERO_2) == pytest.approx(4.5 + exposed + 0.5)
 
 
 def test_hostfile(tmp_path: Path) -> None:
@@ -160,8 +168,9 @@ def test_a_rank_measures_the_loop_that_trains(
     assert row["micro_batches"] == 2
     rows = [row]
     model = make_model(2, micro_batches=2, compute_s=row["step_s"]["median"], update_s=0.0)
+    rehearsed = rehearse(Run.of(parse_arguments([*flags])))
     for count in (1, 2):
-        predict_row(rows, model, LINK, "strong", count, 2 // count, row["peak_bytes"])
+        predict_row(rows, model, LINK, "strong", count, 2 // count, rehearsed)
     assert rows[0]["prediction_error"]["useful_tokens_per_s"] == pytest.approx(0)
     assert rows[1]["predicted"]
     assert "useful_tokens_per_s" not in rows[1], "what was not run has no measured number"
@@ -187,15 +196,12 @@ def test_two_ranks_move_the_bytes_of_the_model(stage: int, tmp_path: Path) -> No
     assert measured["world_size"] == 2
     assert predicted["predicted"]
     assert predicted["useful_tokens_per_s"] is None
-    model = make_model(
-        stage, parameters=measured["parameters"], ds_config=measured["resolved_ds_config"]
-    )
-    expected: dict[str, float] = {}
-    for kind, payload in model.payloads(measured["micro_batches"]).values():
-        expected[kind] = expected.get(kind, 0) + payload
-    for kind, payload in expected.items():
-        counted = measured["collectives"][kind]["payload_bytes"]
-        # The sums around a step are a few bytes; ZeRO-3 keeps its smallest weights whole.
-        assert counted == pytest.approx(payload, rel=0.01)
+    flags = ["--model", "tiny", "--seq_len", "64", "--ds_config", f"zero{stage}.json"]
+    for setting in ("num_hidden_layers=1", "ds_config.bf16.enabled=false"):
+        flags += ["--set", setting]
+    flags += ["--set", "micro_batch_size=1", "--set", "train_batch_size=4"]
+    rehearsed = rehearse(Run.of(parse_arguments(flags)), ranks=2)
+    for kind, (_, payload) in rehearsed.collectives.items():
+        assert measured["collectives"][kind]["payload_bytes"] == pytest.approx(payload, rel=0.01)
     assert measured["link"]["bytes_per_s"] > 0
     assert len(measured["peak_bytes_per_rank"]) == 2

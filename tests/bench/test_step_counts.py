@@ -23,13 +23,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8"))["rows"]
 
 
-def test_nothing_waits_for_the_gpu(rows: list[dict[str, Any]]):
-    names = ("_local_scalar_dense", "nonzero", "device_to_host")
-    for row in rows:
-        assert row["sync_operators"] == dict.fromkeys(names, 0)
-
-
-def test_launches_and_parameter_tensors(rows: list[dict[str, Any]]):
+def test_launches(rows: list[dict[str, Any]]):
     plain, kernels, experts = rows
     assert plain["kernel_launches"] == 0
     # A layer: two norms (forward, backward, the weight's sum), RoPE and SwiGLU (there and back).
@@ -37,20 +31,21 @@ def test_launches_and_parameter_tensors(rows: list[dict[str, Any]]):
     assert kernels["kernel_launches"] == 8 * (2 * 3 + 2 + 2) + 3 + 4
     # The shared expert is a layer's SwiGLU; routing takes two launches and one back.
     assert experts["kernel_launches"] == 8 * (2 * 3 + 2 + 2 + 3 + 6) + 3 + 4
-    # Two norms, qkv, o, gate and up, down; the tied embedding and the last norm.
-    assert plain["parameter_tensors"] == kernels["parameter_tensors"] == 8 * 6 + 2
-    assert experts["parameter_tensors"] == 8 * 9 + 2
+    for row in (kernels, experts):
+        assert not row["sync_operators"], "nothing waits for the GPU"
 
 
 def test_the_forward_keeps_little(rows: list[dict[str, Any]]):
     """The goal for the smallest model: a step takes at most 120 KB a token beyond the states."""
     plain, kernels, _ = rows
-    assert kernels["kept_bytes_per_token"] < 115_000 < plain["kept_bytes_per_token"]
+    assert kernels["kept_bytes_per_token"] < 115_000
+    assert kernels["rehearsed_peak_bytes"] < plain["rehearsed_peak_bytes"]
+    launched = kernels["device_operators"] + kernels["kernel_launches"]
+    assert launched < plain["device_operators"] / 2
 
 
 @pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="counted with PyTorch 2.13")
-def test_dispatched_operators(rows: list[dict[str, Any]]):
-    assert [row["dispatched_operators"] for row in rows] == [1456, 860, 1303]
+def test_the_table_is_that_of_the_code(rows: list[dict[str, Any]]):
     assert build_step_table(rows) in (ROOT / "kernels" / "README.md").read_text(encoding="utf-8"), (
         "python -m bench.step_counts --json bench/results/DEVICE/step_counts.json, then "
         "python -m bench.report"

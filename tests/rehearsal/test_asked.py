@@ -34,6 +34,8 @@ def test_what_a_step_asks_for(tmp_path: Path) -> None:
         assert {"rms_norm.forward", "rms_norm.backward"} <= found.launches.keys(), point
         assert found.collectives, point
         assert found.peak["weights"], point
+        if point.stage == "distill":
+            assert found.peak["helpers"], point
     watched = [point for point in points if point.json in ("zero1", "zero2")]
     assert len(watched) >= 16
     assert not {p.name: bad for p in watched if (bad := unexpected_waits(p, rehearsed[p]))}

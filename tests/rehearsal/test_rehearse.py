@@ -16,18 +16,33 @@ import torch
 
 from minimind.cli.train import main
 from minimind.errors import ConfigError
-from minimind.rehearsal import stub
+from minimind.rehearsal import fits, stub
 from minimind.rehearsal.fits import check_memory, read_place
-from minimind.rehearsal.rehearse import known_device, rehearse, why_not
+from minimind.rehearsal.rehearse import Point, known_device, rehearse, rehearse_all, why_not
 from minimind.rehearsal.report import Rehearsal, Wait
 from minimind.rehearsal.roofline import Roofline, estimate, sent_share
 from minimind.rehearsal.tally import Work
-from minimind.run.run import Run
+from minimind.run.flags import TrainArguments
+from minimind.run.run import Run, collect_arguments, parse_arguments
 from minimind.runtime.gpus import GPUS
 
 GIB = 2**30
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
+)
+NOTHING = Rehearsal(
+    device="H200",
+    world_size=1,
+    tokens=1000,
+    launches={},
+    operators={},
+    collectives={},
+    waits=(),
+    flops=0,
+    kernel_bytes=0,
+    peak={},
+    roofline=Roofline(products=0.5, memory=0.25, links=0.0, host=0.1),
+    seconds=1.0,
 )
 SMALL: dict[str, Any] = {"num_hidden_layers": 1, "seq_len": 128, "batch_size": 16}
 
@@ -160,6 +175,56 @@ def test_memory_that_is_not_there_is_refused_with_the_largest_that_fits() -> Non
         check(1 << 20)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"micro_batch_size": 64},
+        {"set": {"ds_config.train_micro_batch_size_per_gpu": 64}},
+        {"set": {"ds_config.gradient_accumulation_steps": 1}},
+    ],
+    ids=["flag", "micro-batch of the JSON", "accumulation of the JSON"],
+)
+def test_the_advice_can_be_given_beside_the_rest(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held(arguments: TrainArguments) -> Rehearsal:
+        rows = Run.of(arguments, (device, 1)).resolved.micro_batch_size
+        return dataclasses.replace(NOTHING, peak={"activations": rows * GIB})
+
+    device, _ = read_place("h200")
+    small = dataclasses.replace(device, memory_bytes=20 * GIB)
+    monkeypatch.setattr(fits, "rehearse_all", lambda points: [held(p.arguments) for p in points])
+    arguments = collect_arguments({"model": "minimind3", "batch_size": 64, **options})
+    with pytest.raises(ConfigError, match="a micro-batch of 16 rows fits: ") as caught:
+        check_memory(Run.of(arguments, (small, 1)), held(arguments))
+    given = [f"--set {key}={value}" for key, value in options.get("set", {}).items()]
+    advice = str(caught.value).split("fits: ")[1]
+    flags = "--model minimind3 --batch_size 64 " + " ".join([*given, advice])
+    again = Run.of(parse_arguments(flags.split()), (small, 1)).resolved
+    assert (again.micro_batch_size, again.train_batch_size) == (16, 64)
+
+
+@needs_compiler
+def test_memory_falls_with_what_saves_it() -> None:
+    def point(ranks: int = 1, **changes: Any) -> Point:
+        options = {"model": "minimind3", "num_hidden_layers": 2, "seq_len": 512, "batch_size": 64}
+        options |= {"set": {"micro_batch_size": 8, **changes}}
+        return Point(arguments=collect_arguments(options), device="H200", ranks=ranks)
+
+    whole, again, fewer, divided = rehearse_all(
+        [
+            point(),
+            point(activation_checkpointing=True),
+            point(micro_batch_size=4),
+            point(ranks=8),
+        ]
+    )
+    assert again.peak_bytes < whole.peak_bytes
+    assert fewer.peak["activations"] == pytest.approx(whole.peak["activations"] / 2, rel=0.01)
+    assert divided.peak["optimizer"] == pytest.approx(whole.peak["optimizer"] / 8, rel=0.01)
+    assert divided.peak["weights"] == whole.peak["weights"]
+
+
 def test_the_bound_is_what_takes_longest() -> None:
     gpu = GPUS["H200"]
     product = Work(flops=int(gpu.flops), moved=1000, is_wide=False)
@@ -179,23 +244,13 @@ def test_the_bound_is_what_takes_longest() -> None:
 
 
 def test_waits_are_said_one_by_one() -> None:
-    found = Rehearsal(
-        device="H200",
-        world_size=1,
-        tokens=1000,
-        launches={"rms_norm.forward": 3},
-        operators={"mm": 4},
-        collectives={},
+    found = dataclasses.replace(
+        NOTHING,
         waits=(
             Wait("item", "minimind/x.py:3 f", 2),
             Wait("event.synchronize", "pending.py:9 read < minimind/engine/loop.py:8 g", 1),
         ),
-        flops=10,
-        kernel_bytes=10,
-        peak={"weights": GIB, "update": 3},
-        roofline=Roofline(products=0.5, memory=0.25, links=0.0, host=0.1),
-        seconds=1.0,
-    )  # fmt: skip
+    )
     assert found.tokens_per_s == pytest.approx(1000 / 0.75)
     assert [wait.kind for wait in found.forbidden_waits] == ["item"]
     assert "waits      2 x item: minimind/x.py:3 f" in found.describe()

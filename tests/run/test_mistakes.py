@@ -65,10 +65,6 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
         ["no run to go on with, as the folder has no run.json"],
     ),
     "a folder in use": ("--output_dir runs/type", ["already holds a run's checkpoints"]),
-    "too much memory": (
-        "--model minimind3 --batch_size 65536 --set micro_batch_size=65536",
-        ["GiB, more than the", "GiB of", "rows fits: --set micro_batch_size="],
-    ),
     "a stage without its start": (
         "--stage sft",
         ["starts from trained weights: give --from_checkpoint", "none to start fresh"],

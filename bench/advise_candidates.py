@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,15 +94,26 @@ def largest_that_fit(
     """Gives each candidate with the largest micro-batch, up to its own, whose rehearsal fits; with
     the smallest there is where none does."""
     found: dict[Candidate, tuple[Candidate, Rehearsal]] = {}
-    for size in micro_batches(setting):
-        tried = {
-            one: replace(one, micro_batch=size)
-            for one in wanted
-            if size <= one.micro_batch and (one not in found or found[one][1].peak_bytes > limit)
-        }
+
+    def try_all(candidates: Iterable[Candidate], size: int) -> None:
+        tried = {one: replace(one, micro_batch=min(size, one.micro_batch)) for one in candidates}
         rehearsed = rehearse_candidates(list(tried.values()), setting, folder)
-        found |= {one: (smaller, rehearsed[smaller]) for one, smaller in tried.items()}
-    return found
+        for one, smaller in tried.items():
+            if one not in found or rehearsed[smaller].peak_bytes <= limit:
+                found[one] = (smaller, rehearsed[smaller])
+
+    sizes = micro_batches(setting)
+    try_all(wanted, sizes[0])
+    too_large = [one for one, (_, least) in found.items() if least.peak_bytes > limit]
+    for one in too_large:
+        del found[one]
+    try_all(too_large, sizes[-1])
+    open_ones = {one for one in too_large if found[one][1].peak_bytes <= limit}
+    for size in sizes[1:-1]:
+        tried = {one for one in open_ones if size < one.micro_batch}
+        try_all(tried, size)
+        open_ones -= {one for one in tried if found[one][0].micro_batch == size}
+    return {one: found[one] for one in wanted}
 
 
 def variants(setting: Setting, best: Candidate, num_trained: int) -> Iterator[Candidate]:

@@ -75,8 +75,7 @@ def check_ds_config(ds_config: Mapping[str, Any], device: Device) -> None:
     config = dict(ds_config)
     if not (config.get("zero_optimization") or {}).get("stage", 0):
         config = replicated.left_to_deepspeed(config)
-    if not dist.is_initialized():
-        config.pop("train_batch_size")  # that of all ranks, of which DeepSpeed sees one
+    config.pop("train_batch_size")  # that of all ranks, who may not have joined yet
     with refusals(deepspeed):
         deepspeed.DeepSpeedConfig(config)
 

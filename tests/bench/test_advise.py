@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import advise
+from bench import advise, advise_candidates
 from bench.advise import Trial, choose, explain
 from bench.advise_candidates import (
     Candidate,
@@ -33,24 +34,26 @@ CANDIDATES = (
 )
 
 
+NOTHING = Rehearsal(
+    device="cpu",
+    world_size=2,
+    tokens=None,
+    launches={},
+    operators={},
+    collectives={},
+    waits=(),
+    flops=0,
+    kernel_bytes=0,
+    peak={"weights": 10},
+    roofline=None,
+    seconds=0.0,
+)
+
+
 @pytest.fixture
 def trial() -> Make:
     """trial(stage, rate, peak)."""
-    nothing = Rehearsal(
-        device="cpu",
-        world_size=2,
-        tokens=None,
-        launches={},
-        operators={},
-        collectives={},
-        waits=(),
-        flops=0,
-        kernel_bytes=0,
-        peak={"weights": 10},
-        roofline=None,
-        seconds=0.0,
-    )
-    return lambda stage, rate, peak: Trial(Candidate(stage, 2), nothing, [rate], [peak])
+    return lambda stage, rate, peak: Trial(Candidate(stage, 2), NOTHING, [rate], [peak])
 
 
 def test_every_candidate_resolves(tmp_path: Path) -> None:
@@ -64,16 +67,22 @@ def test_every_candidate_resolves(tmp_path: Path) -> None:
         assert ("offload_optimizer" in zero) == candidate.offload
 
 
-def test_less_memory_means_smaller_micro_batches_then_none(tmp_path: Path) -> None:
-    wanted = Candidate(2, 4)
-    sizes = [Candidate(2, size) for size in (4, 2, 1)]
-    found = rehearse_candidates(sizes, SETTING, tmp_path)
-    peaks = [found[one].peak_bytes for one in sizes]
-    assert peaks == sorted(peaks, reverse=True)
-    for limit, size in ((peaks[0], 4), (peaks[0] - 1, 2), (peaks[2], 1), (0, 1)):
-        fitting, rehearsed = largest_that_fit([wanted], SETTING, limit, tmp_path)[wanted]
-        assert fitting == Candidate(2, size)
-        assert (rehearsed.peak_bytes <= limit) == bool(limit)
+def test_less_memory_means_smaller_micro_batches_then_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rehearse(candidates: list[Candidate], *_: Any) -> dict[Candidate, Rehearsal]:
+        return {
+            one: replace(NOTHING, peak={"activations": 100 * one.micro_batch + 10 * one.stage})
+            for one in candidates
+        }
+
+    monkeypatch.setattr(advise_candidates, "rehearse_candidates", rehearse)
+    wanted = [Candidate(2, 4), Candidate(3, 4), Candidate(1, 1)]
+    found = largest_that_fit(wanted, SETTING, 425, tmp_path)
+    assert [fitting.micro_batch for fitting, _ in found.values()] == [4, 2, 1]
+    found = largest_that_fit(wanted, SETTING, 99, tmp_path)
+    assert {fitting.micro_batch for fitting, _ in found.values()} == {1}
+    assert all(rehearsed.peak_bytes > 99 for _, rehearsed in found.values())
 
 
 def test_a_variant_changes_one_thing() -> None:
@@ -121,7 +130,16 @@ def test_a_run_writes_the_json_and_the_reason(
 
 
 def test_what_cannot_fit_is_not_tried(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    flags = ["--model", "minimind2", "--memory", "0.001", "--output", str(tmp_path / "x.json")]
+    flags = [
+        "--model",
+        "tiny",
+        "--rows",
+        "2",
+        "--memory",
+        "0.001",
+        "--output",
+        str(tmp_path / "x.json"),
+    ]
     assert advise.main(flags) == 3
     said = capsys.readouterr().out
     assert said.count("does not fit") == 5

@@ -104,7 +104,11 @@ def largest_that_fit(
 
     sizes = micro_batches(setting)
     try_all(wanted, sizes[0])
-    too_large = [one for one, (_, least) in found.items() if least.peak_bytes > limit]
+    too_large = [
+        one
+        for one, (tried, rehearsed) in found.items()
+        if rehearsed.peak_bytes > limit and tried.micro_batch > sizes[-1]
+    ]
     for one in too_large:
         del found[one]
     try_all(too_large, sizes[-1])

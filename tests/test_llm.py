@@ -170,7 +170,7 @@ def test_a_generation_that_fails_is_an_error(llm: LLM, monkeypatch: pytest.Monke
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(llm._engine._runner, "run", fail)
+        patch.setattr(llm._engine._runner, "launch", fail)
         with pytest.raises(RuntimeError, match="generation failed"):
             llm.generate(PROMPTS)
     assert running(llm) == 0

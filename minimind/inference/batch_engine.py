@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,15 +14,17 @@ from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError, MiniMindError
 from minimind.inference.logprobs import TokenLogprob
 from minimind.inference.model_runner import ModelRunner
+from minimind.inference.pending_tokens import PendingTokens
 from minimind.inference.request import Completion, Delta, FinishReason, GenerationRequest
 from minimind.inference.sampler import NO_TOKEN
-from minimind.inference.scheduler import Generation, Scheduler
+from minimind.inference.scheduler import Generation, Scheduled, Scheduler
 from minimind.inference.slots import SlotTable
 from minimind.inference.text_stream import TextStream
 from minimind.model.loaded_adapters import LoadedAdapters
 from minimind.model.transformer import Transformer
 
 logger = logging.getLogger(__name__)
+_Launched = tuple[list[Scheduled], PendingTokens]
 
 MAX_PREFILL = 512
 """Prompt tokens a step: enough to keep the products busy, few enough that those who are reading
@@ -64,8 +66,9 @@ class BatchEngine:
         in turns, and a name never stands for two. `fast_decode`: steps of one token each run as
         CUDA graphs on a GPU, in C++ on a CPU, which is worth its preparation where the engine
         lives on. Raises ConfigError."""
-        context = model.config.max_position_embeddings
-        capacity = context if max_tokens is None else min(context, max_tokens // max(max_batch, 1))
+        capacity = model.config.max_position_embeddings
+        if max_tokens is not None:
+            capacity = min(capacity, max_tokens // max(max_batch, 1))
         for name, value in (
             ("max_batch", max_batch),
             ("max_tokens // max_batch", capacity),
@@ -82,6 +85,8 @@ class BatchEngine:
         self._ids = itertools.count(1)
         self._submitted: deque[Generation] = deque()
         self._to_cancel: deque[int] = deque()
+        self._ahead: _Launched | None = None
+        """A step that was launched before the tokens of the one before it were read."""
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
 
     @property
@@ -146,24 +151,40 @@ class BatchEngine:
             self._runner.sampler.open(slot.index, params, generation.ids)
             if params.max_new_tokens == 0:
                 deltas.append(self._finish(generation, "length"))
-        batch = self._scheduler.next_batch()
+        batch, pending = self._ahead or ([], None)
+        if all(one.generation.slot is None for one in batch):
+            batch, pending = self._scheduler.next_batch(), None
         if not batch:
             return deltas
         try:
-            tokens, logprobs = self._runner.run(batch, self._scheduler.adapter)
+            pending = pending or self._runner.launch(batch, self._scheduler.adapter)
+            self._ahead = self._launch_ahead(batch)
+            tokens, logprobs = pending.read()
         except (RuntimeError, MiniMindError):
             # Out of memory, most often, or an adapter that was removed meanwhile; those that wait
             # are unharmed.
             logger.exception("a batch of %d sequences failed", len(batch))
-            return deltas + [self._fail(one.generation) for one in batch]
+            self._ahead = None
+            return deltas + [self._fail(o.generation) for o in batch if o.generation.slot]
         wanted = [one.generation for one in batch if one.completes]
         for one in batch:
             generation, piece = one.generation, one.piece
-            assert generation.slot is not None
-            generation.slot.ids += generation.ids[piece.start : piece.end]
+            if generation.slot is not None:
+                generation.slot.ids += generation.ids[piece.start : piece.end]
         for generation, token, logprob in zip(wanted, tokens, logprobs, strict=True):
-            deltas.append(self._advance(generation, token, logprob))
+            # One that ended while this step was on its way has got a token too many.
+            if generation.slot is not None:
+                deltas.append(self._advance(generation, token, logprob))
         return deltas
+
+    def _launch_ahead(self, batch: Sequence[Scheduled]) -> _Launched | None:
+        """Has a GPU begin the step after `batch` while the host waits for that one's tokens and
+        works on them; None where something else is to come before."""
+        if not self._runner.can_go_on or self._submitted or self._to_cancel:
+            return None
+        if following := self._scheduler.following(batch):
+            return following, self._runner.launch(following, self._scheduler.adapter)
+        return None
 
     def generate(self, requests: Iterable[GenerationRequest]) -> list[Completion]:
         """All of them to their ends, in their order; for an engine that nobody else steps."""
@@ -208,29 +229,8 @@ class BatchEngine:
 
     def check(self, request: GenerationRequest) -> None:
         """Raises ConfigError where `submit` would."""
-        prompt, new = request.prompt_ids, request.params.max_new_tokens
-        config, capacity = self._config, self.max_sequence
-        known = self._adapters.names if self._adapters else []
-        if request.adapter is not None and request.adapter not in known:
-            names = ", ".join(known) or "none"
-            raise ConfigError(f"adapter {request.adapter!r} is not loaded; loaded: {names}")
-        if not prompt:
-            raise ConfigError("the prompt is empty: give at least the token that starts a document")
-        if min(prompt) < 0 or max(prompt) >= config.vocab_size:
-            raise ConfigError(
-                f"the prompt holds the token {max(prompt) if min(prompt) >= 0 else min(prompt)}; "
-                f"the model's are 0 to {config.vocab_size - 1}"
-            )
-        if len(prompt) + new > config.max_position_embeddings:
-            raise ConfigError(
-                f"a prompt of {len(prompt)} tokens and {new} new ones do not fit the model's "
-                f"context of {config.max_position_embeddings}"
-            )
-        if len(prompt) + new > capacity:
-            raise ConfigError(
-                f"a prompt of {len(prompt)} tokens and {new} new ones do not fit a cache slot of "
-                f"{capacity}: raise the engine's max_tokens or lower its max_batch"
-            )
+        adapters = self._adapters.names if self._adapters else []
+        request.check(self._config, self.max_sequence, adapters)
 
     def _advance(self, generation: Generation, token: int, logprob: TokenLogprob | None) -> Delta:
         if token == NO_TOKEN:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from minimind.inference.device_sampler import DeviceSampler
+from minimind.inference.pending_tokens import PendingTokens
+from minimind.inference.row_settings import Asked, round_up
 from minimind.model.cached_attention import GatherPlan, Piece
 from minimind.model.kv_cache import KVCache
 from minimind.model.transformer import Transformer
+from minimind.runtime.devices import send
 
 logger = logging.getLogger(__name__)
 
@@ -19,83 +24,104 @@ MIN_LENGTH = 256
 """Lengths are rounded up to powers of two from here on, batches from 1: few graphs, and at most
 twice the work."""
 
+_Step = Callable[[], Tensor]
+
 
 class DecodeGraphs:
-    """Graphs of `Transformer.decode` for one token each of many sequences, captured when first
-    needed, one for each rounded batch size and length. Where a model cannot be captured (its
-    forward waits for the device), that is logged once and every step runs without."""
+    """Steps of one token each of many sequences, forward and sampling, as graphs: one for each
+    rounded batch size and length and each set of sampling operators.
 
-    def __init__(self, model: Transformer, cache: KVCache) -> None:
-        self._model, self._cache = model, cache
-        self._graphs: dict[tuple[int, int], _DecodeGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+    A graph leaves the next step's tokens and positions where it finds its own, so that where the
+    same sequences go on, the host sends nothing and need not know the tokens. A step that cannot
+    be captured (its forward waits for the device) runs as it is, which is logged once.
+    """
+
+    def __init__(self, model: Transformer, cache: KVCache, sampler: DeviceSampler) -> None:
+        self._model, self._cache, self._sampler = model, cache, sampler
+        self._inputs = torch.zeros(
+            3 * round_up(cache.num_slots), dtype=torch.int64, device=cache.device
+        )
+        self._next: object = None
+        """What `_inputs` is ready for."""
+        self._steps: dict[tuple[int, int, Asked], tuple[_Step, bool]] = {}
+        """Whether it was tried to make a graph of it."""
+        self._pool: Any = None
         self._places = [parameter.data_ptr() for parameter in model.parameters()]
-        self._failed = False
+        self._has_warned = False
 
     def refresh(self) -> None:
         """Drops the graphs where the weights have moved, as ZeRO-3 gathers them anew each time; new
         values in the same places need nothing."""
         places = [parameter.data_ptr() for parameter in self._model.parameters()]
         if places != self._places:
-            self._graphs.clear()
+            self._steps.clear()
             self._places = places
 
-    def decode(self, ids: Sequence[int], pieces: Sequence[Piece]) -> Tensor | None:
-        """fp32 logits [B, V], overwritten by the next call; None where there is no graph for
-        these."""
-        if self._failed or any(piece.count > 1 for piece in pieces):
+    def launch(self, ids: Sequence[int], pieces: Sequence[Piece]) -> PendingTokens | None:
+        """The tokens that follow; None where a piece has more than one token. `ids` may be missing
+        where the step launched last had the same sequences one token before."""
+        if any(piece.count > 1 for piece in pieces):
             return None
-        batch = _round_up(len(pieces))
-        longest = _round_up(max(MIN_LENGTH, *(piece.end for piece in pieces)))
-        key = (batch, min(longest, self._cache.capacity))
-        inputs_3B = graph_inputs(ids, pieces, batch)
-        if key not in self._graphs:
+        slots, batch = [piece.slot for piece in pieces], round_up(len(pieces))
+        inputs_3B = self._inputs[: 3 * batch].view(3, batch)
+        sequences = self._sampler.sequences(slots)
+        if self._next != (sequences, [piece.start for piece in pieces]):
+            inputs_3B.copy_(send(graph_inputs(ids, pieces, batch), self._cache.device))
+        self._next = None
+        asked = self._sampler.place(slots, batch)
+        longest = round_up(max(MIN_LENGTH, *(piece.end for piece in pieces)))
+        packed = self._run(inputs_3B, min(longest, self._cache.capacity), asked)
+        self._next = (sequences, [piece.end for piece in pieces])
+        return self._sampler.pending(packed, slots, asked, batch)
+
+    def _run(self, inputs_3B: Tensor, length: int, asked: Asked) -> Tensor:
+        key = (inputs_3B.shape[1], length, asked)
+        if key not in self._steps:
+            # What compiles or allocates at first use must not be captured.
+            step = functools.partial(self._step, inputs_3B, length, asked)
+            self._steps[key] = step, False
+            return step()
+        step, was_tried = self._steps[key]
+        if not was_tried:
             try:
-                self._graphs[key] = _DecodeGraph(
-                    self._model, self._cache, inputs_3B, key[1], self._pool
-                )
+                step = self._capture(step)
             except RuntimeError as error:
-                self._failed = True
-                logger.warning("decoding without CUDA graphs: %s", error)
-                return None
-        return self._graphs[key].replay(inputs_3B)[: len(pieces)]
+                level = logging.DEBUG if self._has_warned else logging.WARNING
+                logger.log(level, "decoding without CUDA graphs: %s", error)
+                self._has_warned = True
+            self._steps[key] = step, True
+        return step()
+
+    def _step(self, inputs_3B: Tensor, length: int, asked: Asked) -> Tensor:
+        logits_BV = decode_inputs(self._model, self._cache, inputs_3B, length)
+        packed, ids_B = self._sampler.sample_placed(logits_BV, asked)
+        inputs_3B[0].copy_(ids_B.clamp_min(0))
+        inputs_3B[1].add_(1)
+        return packed
+
+    def _capture(self, step: _Step) -> _Step:
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            packed = step()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return packed
+
+        return replay
 
 
-class _DecodeGraph:
-    def __init__(
-        self,
-        model: Transformer,
-        cache: KVCache,
-        inputs_3B: Tensor,
-        length: int,
-        pool: Any,
-    ) -> None:
-        self._inputs_3B = inputs_3B.to(cache.device)
-        # What compiles or allocates at first use must not be captured.
-        stream = torch.cuda.Stream(cache.device)
-        stream.wait_stream(torch.cuda.current_stream(cache.device))
-        with torch.cuda.stream(stream):
-            decode_inputs(model, cache, self._inputs_3B, length)
-        torch.cuda.current_stream(cache.device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            self._logits_BV = decode_inputs(model, cache, self._inputs_3B, length)
-
-    def replay(self, inputs_3B: Tensor) -> Tensor:
-        self._inputs_3B.copy_(inputs_3B.pin_memory(), non_blocking=True)
-        self._graph.replay()
-        return self._logits_BV
-
-
-def graph_inputs(ids: Sequence[int], pieces: Sequence[Piece], batch: int) -> Tensor:
-    """Ids, positions and slots, int64 [3, batch] on the CPU. What is missing to `batch` repeats the
-    first sequence: it writes to the cache what that one writes, and its logits are dropped."""
+def graph_inputs(ids: Sequence[int], pieces: Sequence[Piece], batch: int) -> list[list[int]]:
+    """Ids, positions and slots of `batch` rows. What is missing repeats the first sequence: it
+    writes to the cache what that one writes, and its tokens are dropped."""
+    assert len(ids) == len(pieces), "other sequences than before, whose tokens nobody knows"
     rows = [
         list(ids),
         [piece.start for piece in pieces],
         [piece.slot for piece in pieces],
     ]
-    return torch.tensor([row + row[:1] * (batch - len(row)) for row in rows])
+    return [row + row[:1] * (batch - len(row)) for row in rows]
 
 
 def decode_inputs(model: Transformer, cache: KVCache, inputs_3B: Tensor, length: int) -> Tensor:
@@ -103,7 +129,3 @@ def decode_inputs(model: Transformer, cache: KVCache, inputs_3B: Tensor, length:
     ids_B, positions_B, slots_B = inputs_3B
     plan = GatherPlan.build(slots_B, positions_B, length, cache.num_kv_heads, cache.capacity)
     return model.decode(ids_B, cache, plan)
-
-
-def _round_up(number: int) -> int:
-    return 1 << (number - 1).bit_length()

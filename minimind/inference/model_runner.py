@@ -10,7 +10,8 @@ from torch import Tensor
 
 from minimind.inference.cpu_decode import CpuDecode
 from minimind.inference.decode_graphs import DecodeGraphs
-from minimind.inference.logprobs import TokenLogprob, read_tokens
+from minimind.inference.device_sampler import DeviceSampler
+from minimind.inference.pending_tokens import PendingTokens
 from minimind.inference.sampler import Sampler
 from minimind.inference.scheduler import Scheduled
 from minimind.model.cached_attention import SlotPlan
@@ -37,45 +38,55 @@ class ModelRunner:
         self.cache = KVCache(
             model.config, num_slots, capacity, dtype=weight.dtype, device=weight.device
         )
-        self.sampler = Sampler(num_slots, model.config.vocab_size, weight.device)
-        self._fast: DecodeGraphs | CpuDecode | None = None
-        if fast_decode and weight.is_cuda:
-            self._fast = DecodeGraphs(model, self.cache)
-        elif fast_decode and CpuDecode.can_run(model):
-            self._fast = CpuDecode(model, self.cache)
+        self._cpu_decode: CpuDecode | None = None
+        self._graphs: DecodeGraphs | None = None
+        vocab_size = model.config.vocab_size
+        self.sampler: Sampler
+        if computes_apart(weight.device):
+            sampler = DeviceSampler(num_slots, vocab_size, weight.device, capacity)
+            self.sampler = sampler
+            if fast_decode:
+                self._graphs = DecodeGraphs(model, self.cache, sampler)
+        else:
+            self.sampler = Sampler(num_slots, vocab_size, weight.device)
+            if fast_decode and CpuDecode.can_run(model):
+                self._cpu_decode = CpuDecode(model, self.cache)
+        self.can_go_on = False
+        """Whether the step after the last one can be launched before that one's tokens are read."""
 
-    def run(
-        self, batch: Sequence[Scheduled], adapter: str | None
-    ) -> tuple[list[int], list[TokenLogprob | None]]:
+    def launch(self, batch: Sequence[Scheduled], adapter: str | None) -> PendingTokens:
         """The next token of each sequence that the batch completes, NO_TOKEN where there is none,
         and its log-probability where the request asks for it."""
         if self._adapters is not None:
             active = {} if adapter is None else {adapter: 1.0}
             if self._adapters.active != active:
                 self._adapters.activate(active)
-        logits_RV = self._forward(batch, adapter)
-        completed = [one for one in batch if one.completes]
-        chosen_R = self.sampler.choose(logits_RV, [one.piece.slot for one in completed])
-        return read_tokens(
-            logits_RV, chosen_R, [one.generation.request.params for one in completed]
-        )
-
-    def refresh(self) -> None:
-        """Comes after the model's weights have changed."""
-        if self._fast is not None:
-            self._fast.refresh()
-
-    def _forward(self, batch: Sequence[Scheduled], adapter: str | None) -> Tensor:
-        """fp32 logits [R, V] of the sequences completed."""
         pieces = [one.piece for one in batch]
         ids: list[int] = []
         for one in batch:
             ids += one.generation.ids[one.piece.start : one.piece.end]
-        # Both know the model as it is without adapters.
-        if self._fast and adapter is None and all(one.completes for one in batch):
-            logits_BV = self._fast.decode(ids, pieces)
-            if logits_BV is not None:
-                return logits_BV
+        # Graphs and C++ know the model as it is without adapters.
+        is_plain = adapter is None and all(one.completes for one in batch)
+        self.can_go_on = False
+        if self._graphs and is_plain:
+            pending = self._graphs.launch(ids, pieces)
+            if pending is not None:
+                self.can_go_on = True
+                return pending
+        logits_RV = self._cpu_decode.decode(ids, pieces) if self._cpu_decode and is_plain else None
+        if logits_RV is None:
+            logits_RV = self._forward(batch, ids)
+        return self.sampler.sample(logits_RV, [one.piece.slot for one in batch if one.completes])
+
+    def refresh(self) -> None:
+        """Comes after the model's weights have changed."""
+        for decode in (self._graphs, self._cpu_decode):
+            if decode is not None:
+                decode.refresh()
+
+    def _forward(self, batch: Sequence[Scheduled], ids: Sequence[int]) -> Tensor:
+        """fp32 logits [R, V] of the sequences completed."""
+        pieces = [one.piece for one in batch]
         plan = SlotPlan.build(pieces, self.cache.num_kv_heads, self.cache.capacity, self._device)
         ends = itertools.accumulate(piece.count for piece in pieces)
         wanted = [end - 1 for end, one in zip(ends, batch, strict=True) if one.completes]
@@ -83,3 +94,8 @@ class ModelRunner:
         if len(wanted) < len(ids):
             rows = send(wanted, self._device, torch.int64)
         return self._model.decode(send(ids, self._device), self.cache, plan, rows)
+
+
+def computes_apart(device: torch.device) -> bool:
+    """Whether the host goes on while `device` computes."""
+    return device.type == "cuda"

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from minimind.config.model import ModelConfig
+from minimind.errors import ConfigError
 from minimind.inference.logprobs import TokenLogprob
 from minimind.inference.sampling import SamplingParams
 
@@ -24,6 +26,31 @@ class GenerationRequest:
     """The token of `stop_ids` that ended it is given out too, among `ids` and never as text."""
     adapter: str | None = None
     """One of the engine's, by name; None: the model alone."""
+
+    def check(self, config: ModelConfig, capacity: int, adapters: Sequence[str]) -> None:
+        """Raises ConfigError for what an engine of this model, with slots of `capacity` tokens and
+        these adapters, cannot serve."""
+        prompt, new = self.prompt_ids, self.params.max_new_tokens
+        if self.adapter is not None and self.adapter not in adapters:
+            names = ", ".join(adapters) or "none"
+            raise ConfigError(f"adapter {self.adapter!r} is not loaded; loaded: {names}")
+        if not prompt:
+            raise ConfigError("the prompt is empty: give at least the token that starts a document")
+        if min(prompt) < 0 or max(prompt) >= config.vocab_size:
+            raise ConfigError(
+                f"the prompt holds the token {max(prompt) if min(prompt) >= 0 else min(prompt)}; "
+                f"the model's are 0 to {config.vocab_size - 1}"
+            )
+        if len(prompt) + new > config.max_position_embeddings:
+            raise ConfigError(
+                f"a prompt of {len(prompt)} tokens and {new} new ones do not fit the model's "
+                f"context of {config.max_position_embeddings}"
+            )
+        if len(prompt) + new > capacity:
+            raise ConfigError(
+                f"a prompt of {len(prompt)} tokens and {new} new ones do not fit a cache slot of "
+                f"{capacity}: raise the engine's max_tokens or lower its max_batch"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

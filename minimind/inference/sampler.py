@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from minimind.inference.sampling import SamplingParams, draw, filtered_probs
+from minimind.inference.filters import draw, filtered_probs
+from minimind.inference.pending_tokens import PendingTokens, pack
+from minimind.inference.row_settings import Rows, RowSettings
+from minimind.inference.sampling import SamplingParams
 from minimind.runtime.devices import send
 
 NO_TOKEN = -1
@@ -17,84 +21,93 @@ NO_TOKEN = -1
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
+    number: int
     params: SamplingParams
     random: random.Random
     """One number a token, whoever shares the batch and whatever the device."""
 
 
 class Sampler:
-    """Chooses tokens on the device of the logits. What penalties count is kept by slot."""
+    """Chooses tokens, for a host that waits for them. What penalties count is kept by slot."""
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
-        self._size, self._device = (num_slots, vocab_size), device
+        self._num_slots, self._vocab_size, self._device = num_slots, vocab_size, device
+        self._count_opened = itertools.count()
         self._opened: dict[int, _Opened] = {}
         self._seen_SV: Tensor | None = None
         self._made_SV: Tensor | None = None
+        self._settings: tuple[object, RowSettings] | None = None
 
     def open(self, slot: int, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
         """A new sequence in `slot`."""
-        self._opened[slot] = _Opened(params, random.Random(params.seed))
+        self._opened[slot] = _Opened(next(self._count_opened), params, random.Random(params.seed))
         if not params.penalizes:
             return
         if self._seen_SV is None or self._made_SV is None:
-            self._seen_SV = torch.zeros(self._size, dtype=torch.bool, device=self._device)
-            self._made_SV = torch.zeros(self._size, device=self._device)
-        self._seen_SV[slot] = False
-        self._seen_SV[slot, send(prompt_ids, self._device)] = True
-        self._made_SV[slot] = 0
+            size = (self._num_slots, self._vocab_size)
+            self._seen_SV = torch.zeros(size, dtype=torch.bool, device=self._device)
+            self._made_SV = torch.zeros(size, device=self._device)
+        # Assigning a number to a part of a tensor would have a GPU's host wait: it is copied there.
+        self._seen_SV[slot].zero_().index_fill_(0, send(prompt_ids, self._device), True)
+        self._made_SV[slot].zero_()
 
-    def choose(self, logits_BV: Tensor, slots: Sequence[int]) -> Tensor:
-        """fp32 logits [B, V] of the sequences in `slots` to token ids, int64 [B];
-        NO_TOKEN where the logits are not finite."""
+    def sequences(self, slots: Sequence[int]) -> list[tuple[int, int]]:
+        """The slots with a number of the sequence in each, which no other ever has."""
+        return [(slot, self._opened[slot].number) for slot in slots]
+
+    def sample(self, logits_BV: Tensor, slots: Sequence[int]) -> PendingTokens:
+        """The next token of each sequence in `slots` after its fp32 logits [B, V]; NO_TOKEN where
+        they are not finite."""
         opened = [self._opened[slot] for slot in slots]
-        penalized = [i for i, one in enumerate(opened) if one.params.penalizes]
-        if penalized:
-            logits_BV = self._penalize(logits_BV, penalized, slots, opened)
-        sampled = [i for i, one in enumerate(opened) if one.params.temperature > 0]
-        if len(sampled) == len(opened):
-            best_B, ids_B = logits_BV.amax(-1), self._draw(logits_BV, opened)
-        else:
+        params = [one.params for one in opened]
+        key = self.sequences(slots)
+        if self._settings is None or self._settings[0] != key:
+            self._settings = key, RowSettings.build(params, slots, self._vocab_size, self._device)
+        settings = self._settings[1]
+        numbers = [one.random.random() for one in opened if one.params.temperature > 0]
+        uniform_R = send(numbers, self._device, torch.float64) if numbers else None
+        ids_B = self._choose(logits_BV, settings, uniform_R)
+        reported = [i for i, one in enumerate(params) if one.logprobs is not None]
+        return PendingTokens(pack(logits_BV, ids_B, settings), params, settings.asked, reported)
+
+    def _choose(self, logits_BV: Tensor, settings: RowSettings, uniform_R: Tensor | None) -> Tensor:
+        """Token ids, int64 [B]. `uniform_R`: a number for each of `settings.drawn`."""
+        asked, drawn = settings.asked, settings.drawn
+        if asked.penalties:
+            logits_BV = self._penalize(logits_BV, settings.penalized)
+        if uniform_R is None:
             best_B, ids_B = logits_BV.max(-1)
-            if sampled:
-                rows = send(sampled, self._device)
-                ids_B[rows] = self._draw(logits_BV[rows], [opened[i] for i in sampled])
-        if penalized:
-            self._count(ids_B, penalized, slots)
+        else:
+            probs_RV = filtered_probs(drawn.take(logits_BV), drawn, asked)
+            drawn_R = draw(probs_RV, uniform_R)
+            if asked.has_greedy:
+                best_B, ids_B = logits_BV.max(-1)
+                ids_B = drawn.put(ids_B, drawn_R)
+            else:
+                best_B, ids_B = logits_BV.amax(-1), drawn_R
+        if settings.source_B is not None:
+            best_B, ids_B = best_B[settings.source_B], ids_B[settings.source_B]
+        if asked.penalties:
+            self._count(settings.penalized.take(ids_B), settings.penalized)
         return ids_B.masked_fill(~best_B.isfinite(), NO_TOKEN)
 
-    def _draw(self, logits_BV: Tensor, opened: Sequence[_Opened]) -> Tensor:
-        probs_BV = filtered_probs(logits_BV, [one.params for one in opened])
-        numbers = [one.random.random() for one in opened]
-        return draw(probs_BV, send(numbers, self._device, torch.float64))
-
-    def _penalize(
-        self,
-        logits_BV: Tensor,
-        rows: Sequence[int],
-        slots: Sequence[int],
-        opened: Sequence[_Opened],
-    ) -> Tensor:
+    def _penalize(self, logits_BV: Tensor, rows: Rows) -> Tensor:
         assert self._seen_SV is not None
         assert self._made_SV is not None
-        params = [opened[i].params for i in rows]
-        at = send([slots[i] for i in rows], self._device)
-        repetition = self._column(p.repetition_penalty for p in params)
-        presence = self._column(p.presence_penalty for p in params)
-        frequency = self._column(p.frequency_penalty for p in params)
-        rows_B = send(rows, self._device)
-        penalized, made = logits_BV[rows_B], self._made_SV[at]
+        slots_R = rows.whole_column("slot")
+        repetition, presence, frequency = (
+            rows.column(f"{name}_penalty")[:, None]
+            for name in ("repetition", "presence", "frequency")
+        )
+        penalized, made = rows.take(logits_BV), self._made_SV[slots_R]
         scaled = torch.where(penalized > 0, penalized / repetition, penalized * repetition)
-        penalized = torch.where(self._seen_SV[at], scaled, penalized)
+        penalized = torch.where(self._seen_SV[slots_R], scaled, penalized)
         penalized = penalized - frequency * made - presence * (made > 0)
-        return logits_BV.index_copy(0, rows_B, penalized)
+        return rows.put(logits_BV, penalized)
 
-    def _count(self, ids_B: Tensor, rows: Sequence[int], slots: Sequence[int]) -> None:
+    def _count(self, ids_R: Tensor, rows: Rows) -> None:
         assert self._seen_SV is not None
         assert self._made_SV is not None
-        at = send([slots[i] for i in rows], self._device)
-        ids = ids_B[send(rows, self._device)]
-        self._seen_SV[at, ids] = True
-        self._made_SV[at, ids] += 1
-
-    def _column(self, values: Iterable[float]) -> Tensor:
-        return send(list(values), self._device)[:, None]
+        slots_R = rows.whole_column("slot")
+        self._seen_SV[slots_R, ids_R] = torch.ones_like(ids_R, dtype=torch.bool)
+        self._made_SV[slots_R, ids_R] += 1

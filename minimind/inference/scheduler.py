@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from minimind.inference.request import GenerationRequest
@@ -28,6 +28,11 @@ class Generation:
     @property
     def num_made(self) -> int:
         return len(self.ids) - len(self.request.prompt_ids)
+
+    @property
+    def ends_next(self) -> bool:
+        """Whether it has ended, or does with its next token whatever that is."""
+        return self.slot is None or self.num_made + 1 >= self.request.params.max_new_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,19 @@ class Scheduler:
         batch = list(self._pieces())
         batch.sort(key=lambda one: (one.piece.count > 1, one.piece.slot))
         return batch
+
+    def following(self, batch: Sequence[Scheduled]) -> list[Scheduled]:
+        """The step after `batch`, known before its tokens are: one token more of each. Empty where
+        others run or could start, or where one of these is certain to have ended by then. Of those
+        that end unforeseen, a token is made in vain."""
+        others = len(batch) < len(self.running) or (self.waiting and self._slots.num_free)
+        if others or any(one.generation.ends_next for one in batch):
+            return []
+        pieces = (Piece(slot=one.piece.slot, start=one.piece.end, count=1) for one in batch)
+        return [
+            Scheduled(one.generation, piece, completes=True)
+            for one, piece in zip(batch, pieces, strict=True)
+        ]
 
     def release(self, generation: Generation) -> None:
         """Wherever it is; a slot keeps what was computed."""

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
+from small_engines import check_greedy, engine_of, request
 from small_models import FAMILIES, random_documents, random_model, small_config
+from torch import Tensor
 
-from minimind.data.sample_text import load_sample_tokenizer
+from minimind.inference import decode_graphs, device_sampler, model_runner, row_settings, sampler
 from minimind.inference.batch_engine import BatchEngine
-from minimind.inference.decode_graphs import decode_inputs, graph_inputs
+from minimind.inference.decode_graphs import DecodeGraphs, decode_inputs, graph_inputs
+from minimind.inference.pending_tokens import PendingTokens
 from minimind.inference.request import Completion, GenerationRequest
-from minimind.inference.sampling import SamplingParams
 from minimind.model.cached_attention import Piece, SlotPlan
 from minimind.model.kv_cache import KVCache
+from minimind.model.transformer import Transformer
 
 CPU = torch.device("cpu")
 
@@ -36,7 +41,7 @@ def test_a_padded_batch_is_the_batch(family: str, batch: int, length: int):
     by_views, by_gathering = caches
     plan = SlotPlan.build(nexts, by_views.num_kv_heads, 64, CPU)
     expected = model.decode(torch.tensor(ids), by_views, plan)
-    inputs_3B = graph_inputs(ids, nexts, batch)
+    inputs_3B = torch.tensor(graph_inputs(ids, nexts, batch))
     assert inputs_3B.shape == (3, batch)
     found = decode_inputs(model, by_gathering, inputs_3B, length)
     torch.testing.assert_close(found[:3], expected, atol=1e-5, rtol=1e-4)
@@ -45,20 +50,221 @@ def test_a_padded_batch_is_the_batch(family: str, batch: int, length: int):
         torch.testing.assert_close(one.values_SKCH, other.values_SKCH, atol=1e-5, rtol=1e-4)
 
 
+class Replayed:
+    """Stands in for CUDA graphs, which it counts: what would be replayed runs as it is."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.captured = self.replayed = 0
+        monkeypatch.setattr(model_runner, "computes_apart", lambda device: True)
+        monkeypatch.setattr(DecodeGraphs, "_capture", self._capture)
+
+    def _capture(self, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        self.captured += 1
+
+        def replay() -> Tensor:
+            self.replayed += 1
+            return step()
+
+        return replay
+
+
+@pytest.fixture
+def replayed(monkeypatch: pytest.MonkeyPatch) -> Replayed:
+    return Replayed(monkeypatch)
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 1.0},
+    {"temperature": 0.8, "top_p": 0.8, "logprobs": 3},
+    {"temperature": 1.4, "top_k": 11, "top_p": 0.9},
+    {"temperature": 1.2, "min_p": 0.05, "frequency_penalty": 0.5},
+    {"repetition_penalty": 1.3, "presence_penalty": 0.5, "logprobs": 0},
+    {"temperature": 2.0, "logprobs": 5, "tempered_logprobs": True},
+]
+
+
+def mixed_requests() -> list[GenerationRequest]:
+    """Of all lengths and settings, some of which end at a token that nobody foresees."""
+    prompts = random_documents([5, 40, 1, 17, 33, 60, 2] * 2)
+    news = (30, 9, 1, 30, 3, 0, 25)
+    return [
+        request(p, new=news[i % 7] + i // 7, stop_ids=(i, 5 * i, 90 - i), seed=i, **SETTINGS[i % 7])
+        for i, p in enumerate(prompts)
+    ]
+
+
+def completions(engine: BatchEngine, requests: Sequence[GenerationRequest]) -> list[Completion]:
+    return [dataclasses.replace(one, request_id=0) for one in engine.generate(requests)]
+
+
+def check_same(found: Sequence[Completion], expected: Sequence[Completion]) -> None:
+    """But for rounding and what was found in the cache."""
+    for one, other in zip(found, expected, strict=True):
+        assert (one.ids, one.text, one.finish_reason) == (
+            other.ids,
+            other.text,
+            other.finish_reason,
+        )
+        for entry, same in zip(one.logprobs, other.logprobs, strict=True):
+            assert entry.logprob == pytest.approx(same.logprob, abs=1e-4)
+            assert [i for i, _ in entry.top] == [i for i, _ in same.top]
+
+
+@pytest.mark.parametrize("fast_decode", [True, False])
+@pytest.mark.parametrize("max_batch", [1, 3, 5, 16])
+def test_steps_as_a_gpu_takes_them_change_nothing(
+    model: Transformer, max_batch: int, fast_decode: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Settings, random numbers and tokens that stay on the device, steps begun before the tokens of
+    the step before are read, batches filled up: what the host alone would make."""
+    requests = mixed_requests()
+    expected = completions(engine_of(model, max_batch, fast_decode=False), requests)
+    assert {one.finish_reason for one in expected} == {"stop", "length"}
+    replayed = Replayed(monkeypatch)
+    engine = engine_of(model, max_batch, fast_decode=fast_decode)
+    assert engine._runner.can_go_on is False
+    for _ in range(2):  # the second time in slots that were used
+        check_same(completions(engine, requests), expected)
+    assert (replayed.replayed > 0) == fast_decode
+    assert engine.stats.free_slots == max_batch
+
+
+def test_a_step_that_cannot_be_captured_runs_as_it_is(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    requests = mixed_requests()
+    expected = completions(engine_of(model, fast_decode=False), requests)
+
+    def fail(*arguments: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(model_runner, "computes_apart", lambda device: True)
+    monkeypatch.setattr(DecodeGraphs, "_capture", fail)
+    with caplog.at_level("WARNING"):
+        check_same(completions(engine_of(model), requests), expected)
+    assert [record.message for record in caplog.records] == [
+        "decoding without CUDA graphs: operation not permitted when stream is capturing"
+    ]
+
+
+def test_where_the_same_sequences_go_on_the_host_sends_nothing(
+    model: Transformer, replayed: Replayed, monkeypatch: pytest.MonkeyPatch
+):
+    """One graph a step, no numbers from the host, and one read, behind which the next step has
+    begun."""
+    engine = engine_of(model, 8, slot=200)
+    for one in SETTINGS:
+        engine.submit(request([5, 6, 7], new=60, seed=1, **one))
+    for _ in range(5):
+        engine.step()
+    events: list[str] = []
+
+    def note(owner: Any, name: str) -> None:
+        plain = getattr(owner, name)
+
+        def noted(*arguments: Any) -> Any:
+            events.append(name)
+            return plain(*arguments)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    for module in (decode_graphs, device_sampler, sampler, row_settings, model_runner):
+        note(module, "send")
+    note(PendingTokens, "read")
+    note(engine._runner, "launch")
+    before = replayed.captured, replayed.replayed
+    for _ in range(20):
+        assert len(engine.step()) == len(SETTINGS)
+    assert events == ["launch", "read"] * 20
+    assert (replayed.captured, replayed.replayed) == (before[0], before[1] + 20)
+
+
+def test_those_who_come_and_leave_while_a_step_is_on_its_way(
+    model: Transformer, replayed: Replayed
+):
+    """A slot goes to another sequence while a step of its last one has begun; nobody notices."""
+    prompts = random_documents([9, 30, 4, 21])
+    requests = [
+        request(p, new=20, seed=i, temperature=1.0, repetition_penalty=1.2)
+        for i, p in enumerate(prompts)
+    ]
+    expected = [completions(engine_of(model, 1), [one])[0].ids for one in requests]
+    engine = engine_of(model, 2)
+    found: dict[int, list[int]] = {}
+
+    def step() -> None:
+        for delta in engine.step():
+            found.setdefault(delta.request_id, []).extend(delta.ids)
+
+    first, second = engine.submit(requests[0]), engine.submit(requests[1])
+    for _ in range(6):
+        step()
+    assert engine._ahead is not None
+    engine.cancel(first)
+    third = engine.submit(requests[2])
+    ended_at_once = engine.submit(request([5], new=0))
+    while engine.has_work:
+        step()
+    fourth = engine.submit(requests[3])
+    while engine.has_work:
+        step()
+    ids = {i: tuple(found[i]) for i in (second, third, fourth)}
+    assert ids == {second: expected[1], third: expected[2], fourth: expected[3]}
+    assert tuple(found[first]) == expected[0][: len(found[first])]
+    assert found[ended_at_once] == []
+    engine.refresh()
+
+
+def test_a_step_that_fails_takes_the_one_behind_it_along(
+    model: Transformer, replayed: Replayed, monkeypatch: pytest.MonkeyPatch
+):
+    engine = engine_of(model, 2)
+    asked = [request(p, new=12) for p in random_documents([5, 6, 7])]
+    ids = [engine.submit(one) for one in asked]
+    for _ in range(5):
+        engine.step()
+
+    def broken(*arguments: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "decode", broken)
+        reasons = {delta.request_id: delta.finish_reason for delta in engine.step()}
+    assert reasons == {ids[0]: "error", ids[1]: "error"}
+    deltas = []
+    while engine.has_work:
+        deltas += engine.step()
+    check_greedy(model, asked[2].prompt_ids, Completion.join(deltas))
+
+
 @pytest.mark.gpu
-def test_graphs_change_nothing():
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_graphs_change_nothing(settings: dict[str, Any]):
     model = random_model(small_config()).eval().cuda()
     prompts = random_documents([5, 40, 1, 17, 33, 300, 2])
     requests = [
-        GenerationRequest(prompt_ids=p, params=SamplingParams(max_new_tokens=n))
+        request(p, new=n, seed=n, **settings)
         for p, n in zip(prompts, (30, 9, 20, 30, 3, 30, 25), strict=True)
     ]
+    graphs, plain = (
+        completions(engine_of(model, 5, slot=400, fast_decode=fast), requests)
+        for fast in (True, False)
+    )
+    check_same(graphs, plain)
 
-    def completions(fast_decode: bool) -> list[Completion]:
-        engine = BatchEngine(
-            model, load_sample_tokenizer(), max_batch=5, max_tokens=2000, fast_decode=fast_decode
-        )
-        found = engine.generate(requests)
-        return [dataclasses.replace(one, request_id=0) for one in found]
 
-    assert completions(True) == completions(False)
+@pytest.mark.gpu
+def test_a_step_on_a_gpu_waits_once():
+    """Where PyTorch raises an error at every wait that it knows of but that of an event."""
+    engine = engine_of(random_model(small_config()).eval().cuda(), 8, slot=200)
+    for one in SETTINGS:
+        engine.submit(request([5, 6, 7], new=60, seed=1, **one))
+    for _ in range(5):
+        engine.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(20):
+            assert len(engine.step()) == len(SETTINGS)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -10,12 +10,15 @@ import pytest
 import torch
 from small_engines import engine_of, request, whole
 from small_models import EXPERTS, random_documents, random_model, small_config
+from torch import Tensor
 
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.cpu_decode import CpuDecode
 from minimind.inference.generate import lay_out_for_decoding
-from minimind.inference.logprobs import read_tokens
+from minimind.inference.logprobs import TokenLogprob
+from minimind.inference.pending_tokens import PendingTokens, pack
 from minimind.inference.request import Completion, GenerationRequest
+from minimind.inference.row_settings import Asked, RowSettings, setting_numbers
 from minimind.inference.sampling import SamplingParams
 from minimind.model.transformer import Transformer
 
@@ -26,7 +29,7 @@ def build_model(seed: int = 0, **changes: Any) -> Transformer:
 
 
 def decoded_by(engine: BatchEngine, decoding: str) -> bool:
-    return isinstance(engine._runner._fast, CpuDecode) == (decoding == "C++")
+    return isinstance(engine._runner._cpu_decode, CpuDecode) == (decoding == "C++")
 
 
 def stopping_at(token: int, *, gives_stop: bool, **settings: Any) -> GenerationRequest:
@@ -112,19 +115,38 @@ MIXED = [
 ]
 
 
+def read(
+    logits_BV: Tensor, chosen_B: Tensor, params: list[SamplingParams], on_device: bool
+) -> tuple[list[int], list[TokenLogprob | None]]:
+    """As the sampler has it read; on a device in a batch that is filled up."""
+    vocab, slots = logits_BV.shape[1], range(len(params))
+    if not on_device:
+        settings = RowSettings.build(params, slots, vocab, torch.device("cpu"))
+        reported = [i for i, one in enumerate(params) if one.logprobs is not None]
+        packed = pack(logits_BV, chosen_B, settings)
+        return PendingTokens(packed, params, settings.asked, reported).read()
+    batch = 8
+    asked = Asked.by(params, vocab, waits=False)
+    numbers_CB = torch.tensor(setting_numbers(params, slots, vocab, batch))
+    rows = [*slots, *[0] * (batch - len(params))]
+    packed = pack(logits_BV[rows], chosen_B[rows], RowSettings.over(numbers_CB, asked))
+    return PendingTokens(packed, params, asked, range(batch)).read()
+
+
 @pytest.mark.parametrize(
     "params",
     [MIXED, MIXED[::-1], MIXED[:1], MIXED[1:2], MIXED[2:3] * 4, [MIXED[1], MIXED[2]]],
     ids=["mixed", "backwards", "one", "none", "all alike", "none and no top"],
 )
-def test_what_each_request_asks_for_is_read(params: list[SamplingParams]):
+@pytest.mark.parametrize("on_device", [False, True])
+def test_what_each_request_asks_for_is_read(params: list[SamplingParams], on_device: bool):
     """In whatever company, a row without a token included."""
     logits_BV = 4 * torch.randn(len(params), 97, generator=torch.Generator().manual_seed(1))
     before_BV = logits_BV.clone()
     chosen_B = torch.arange(len(params)) * 7
     if len(params) > 2:
         chosen_B[1] = -1
-    tokens, found = read_tokens(logits_BV, chosen_B, params)
+    tokens, found = read(logits_BV, chosen_B, params, on_device)
     assert tokens == chosen_B.tolist()
     assert torch.equal(logits_BV, before_BV)
     for row, (one, entry) in enumerate(zip(params, found, strict=True)):

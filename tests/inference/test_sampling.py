@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 from minimind.errors import ConfigError
+from minimind.inference import filters
+from minimind.inference.device_sampler import DeviceSampler
+from minimind.inference.filters import draw
+from minimind.inference.row_settings import RowSettings
 from minimind.inference.sampler import NO_TOKEN, Sampler
-from minimind.inference.sampling import SamplingParams, draw, filtered_probs
+from minimind.inference.sampling import SamplingParams
 
 CPU = torch.device("cpu")
 V = 60
@@ -27,12 +31,35 @@ def params(**changes: Any) -> SamplingParams:
     return SamplingParams(**{"temperature": 1.0, **changes})
 
 
-def sampler_of(*settings: SamplingParams, prompt: Sequence[int] = (3,)) -> Sampler:
+class OnDevice(DeviceSampler):
+    """The sampler of a GPU, here."""
+
+    def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
+        super().__init__(num_slots, vocab_size, device, max_new_tokens=4000)
+
+
+SAMPLERS: tuple[type[Sampler], ...] = (Sampler, OnDevice)
+both_samplers = pytest.mark.parametrize("kind", SAMPLERS, ids=["host", "device"])
+
+
+def sampler_of(
+    *settings: SamplingParams, prompt: Sequence[int] = (3,), kind: type[Sampler] = Sampler
+) -> Sampler:
     """With a sequence in each slot."""
-    sampler = Sampler(len(settings), V, CPU)
+    sampler = kind(len(settings), V, CPU)
     for slot, p in enumerate(settings):
         sampler.open(slot, p, prompt)
     return sampler
+
+
+def choose(sampler: Sampler, logits_BV: Tensor, slots: Sequence[int]) -> list[int]:
+    return sampler.sample(logits_BV, slots).read()[0]
+
+
+def filtered_probs(logits_BV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    vocab = logits_BV.shape[1]
+    settings = RowSettings.build(params, range(len(params)), vocab, CPU)
+    return filters.filtered_probs(logits_BV, settings.drawn, settings.asked)
 
 
 def transformers_logits(logits_V: Tensor, seen: list[int], p: SamplingParams) -> Tensor:
@@ -85,27 +112,31 @@ def test_filters_are_those_of_transformers(changes: dict[str, Any]):
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
+@both_samplers
 @pytest.mark.parametrize("penalty", [0.5, 1.1, 1.3, 5.0])
-def test_the_repetition_penalty_is_that_of_transformers(penalty: float):
+def test_the_repetition_penalty_is_that_of_transformers(penalty: float, kind: type[Sampler]):
     """Greedy, step by step: prompt and new tokens count, each once however often it came."""
     for seed in range(20):
         seen = [3, 7, 7, 11]
         p = params(temperature=0.0, repetition_penalty=penalty)
-        sampler = sampler_of(p, prompt=seen)
+        sampler = sampler_of(p, prompt=seen, kind=kind)
         for step in range(12):
             logits_V = random_logits(100 * seed + step, scale=1.0)
-            token = int(sampler.choose(logits_V[None], [0]))
+            token = choose(sampler, logits_V[None], [0])[0]
             assert token == int(transformers_logits(logits_V, seen, p).argmax())
             seen.append(token)
 
 
-def test_presence_and_frequency_count_the_continuation_alone():
+@both_samplers
+def test_presence_and_frequency_count_the_continuation_alone(kind: type[Sampler]):
     """OpenAI's formula: logit - count * frequency - [count > 0] * presence."""
-    sampler = sampler_of(params(temperature=0.0, presence_penalty=0.3, frequency_penalty=0.2))
+    sampler = sampler_of(
+        params(temperature=0.0, presence_penalty=0.3, frequency_penalty=0.2), kind=kind
+    )
     counts = torch.zeros(V)
     for step in range(40):
         logits_V = random_logits(0, scale=1.0) + random_logits(step, scale=0.1)
-        token = int(sampler.choose(logits_V[None], [0]))
+        token = choose(sampler, logits_V[None], [0])[0]
         assert token == int((logits_V - 0.2 * counts - 0.3 * (counts > 0)).argmax())
         counts[token] += 1
     assert counts.max() > 1, "else frequency would not show"
@@ -122,28 +153,30 @@ MIXED = (
 )
 
 
-def test_a_sequence_does_not_see_who_shares_the_batch():
+@both_samplers
+def test_a_sequence_does_not_see_who_shares_the_batch(kind: type[Sampler]):
     """Alone, all together, and in changing company: the same tokens."""
     logits_SV = [torch.stack([random_logits(50 * s + i) for s in range(7)]) for i in range(15)]
     alone = [sampler_of(*MIXED) for _ in MIXED]
-    together, changing = sampler_of(*MIXED), sampler_of(*MIXED)
+    together, changing = (sampler_of(*MIXED, kind=kind) for _ in range(2))
     for step, logits in enumerate(logits_SV):
-        expected = [int(sampler.choose(logits[i : i + 1], [i])) for i, sampler in enumerate(alone)]
-        assert together.choose(logits, range(7)).tolist() == expected
+        expected = [choose(one, logits[i : i + 1], [i])[0] for i, one in enumerate(alone)]
+        assert choose(together, logits, range(7)) == expected
         split = step % 6 + 1
         slots = [*range(split, 7), *range(split)]
         for part in (slots[:3], slots[3:]):
-            found = changing.choose(logits[part], part).tolist()
+            found = choose(changing, logits[part], part)
             assert found == [expected[i] for i in part]
 
 
-def test_a_slot_starts_anew():
+@both_samplers
+def test_a_slot_starts_anew(kind: type[Sampler]):
     p = params(temperature=0.0, repetition_penalty=5.0, frequency_penalty=1.0)
     logits_1V = random_logits(3)[None]
-    sampler = sampler_of(p)
-    first = [int(sampler.choose(logits_1V, [0])) for _ in range(5)]
+    sampler = sampler_of(p, kind=kind)
+    first = [choose(sampler, logits_1V, [0])[0] for _ in range(5)]
     sampler.open(0, p, [3])
-    assert [int(sampler.choose(logits_1V, [0])) for _ in range(5)] == first
+    assert [choose(sampler, logits_1V, [0])[0] for _ in range(5)] == first
     assert len(set(first)) > 1
 
 
@@ -158,14 +191,17 @@ def test_top_p_beyond_the_likeliest(vocab: int):
     assert (found > 0).sum() > 256
 
 
+@both_samplers
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_no_numbers_give_no_token(bad: float, temperature: float):
+def test_logits_that_are_no_numbers_give_no_token(
+    bad: float, temperature: float, kind: type[Sampler]
+):
     p = params(temperature=temperature, seed=1)
     logits_BV = torch.stack([random_logits(0), random_logits(1)])
-    expected = sampler_of(p, p).choose(logits_BV, [0, 1]).tolist()
+    expected = choose(sampler_of(p, p, kind=kind), logits_BV, [0, 1])
     logits_BV[0, 5] = bad
-    assert sampler_of(p, p).choose(logits_BV, [0, 1]).tolist() == [NO_TOKEN, expected[1]]
+    assert choose(sampler_of(p, p, kind=kind), logits_BV, [0, 1]) == [NO_TOKEN, expected[1]]
 
 
 def test_golden_filters():
@@ -210,15 +246,14 @@ def test_extreme_temperatures_stay_finite(temperature: float):
 def test_greedy_is_the_most_likely_whatever_the_filters():
     for seed in range(10):
         p = params(temperature=0.0, top_k=3, top_p=0.1, min_p=0.9, seed=seed)
-        tokens = sampler_of(p).choose(random_logits(seed)[None], [0])
-        assert (tokens.shape, tokens.dtype) == ((1,), torch.int64)
-        assert int(tokens) == int(random_logits(seed).argmax())
+        tokens = choose(sampler_of(p), random_logits(seed)[None], [0])
+        assert tokens == [int(random_logits(seed).argmax())]
 
 
 def draws(count: int = 40, **changes: Any) -> list[int]:
     sampler = sampler_of(params(**changes))
     logits_1V = random_logits(0, scale=1.0)[None]
-    return [int(sampler.choose(logits_1V, [0])) for _ in range(count)]
+    return [choose(sampler, logits_1V, [0])[0] for _ in range(count)]
 
 
 def test_a_seed_repeats_the_tokens():
@@ -235,13 +270,14 @@ def test_a_seed_does_not_touch_the_global_generator():
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_tokens_come_as_often_as_they_are_likely():
+@both_samplers
+def test_tokens_come_as_often_as_they_are_likely(kind: type[Sampler]):
     logits_V = torch.tensor([0.2, 0.4, 0.1, 0.3]).log()
-    sampler = Sampler(1, 4, CPU)
-    sampler.open(0, params(seed=1, top_k=3), [0])
     count = 3000
-    tokens = [sampler.choose(logits_V[None], [0]) for _ in range(count)]
-    found = torch.bincount(torch.cat(tokens), minlength=4)
+    sampler = kind(1, 4, CPU)
+    sampler.open(0, params(seed=1, top_k=3, max_new_tokens=count), [0])
+    tokens = [choose(sampler, logits_V[None], [0])[0] for _ in range(count)]
+    found = torch.bincount(torch.tensor(tokens), minlength=4)
     assert found[2] == 0
     for token, share in ((0, 2 / 9), (1, 4 / 9), (3, 3 / 9)):
         # Five standard deviations.
@@ -250,11 +286,12 @@ def test_tokens_come_as_often_as_they_are_likely():
         )
 
 
-def test_logits_are_left_alone():
+@both_samplers
+def test_logits_are_left_alone(kind: type[Sampler]):
     logits_V = random_logits(1)
     kept = logits_V.clone()
     p = params(top_k=3, top_p=0.5, min_p=0.1, repetition_penalty=1.5, presence_penalty=0.5)
-    sampler_of(p).choose(logits_V[None], [0])
+    choose(sampler_of(p, kind=kind), logits_V[None], [0])
     assert torch.equal(logits_V, kept)
 
 

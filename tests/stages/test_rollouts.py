@@ -66,7 +66,7 @@ def test_company_changes_no_token(decoding: str):
     rollouts = rollouts_of()
     together = by_place(rollouts.run(engine_of(policy), PROMPTS, 3, (0,)))
     assert rollouts._batch_engine is not None
-    is_compiled = isinstance(rollouts._batch_engine._runner._fast, CpuDecode)
+    is_compiled = isinstance(rollouts._batch_engine._runner._cpu_decode, CpuDecode)
     assert is_compiled == (decoding == "C++")
     assert len(together) == 15
     assert len({len(ids) for ids in together.values()}) > 2, "some end before others"

@@ -1,0 +1,80 @@
+"""Sampling on a device that the host need not wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from minimind.inference.pending_tokens import PendingTokens, pack
+from minimind.inference.row_settings import COLUMNS, Asked, RowSettings, round_up, setting_numbers
+from minimind.inference.sampler import Sampler
+from minimind.inference.sampling import SamplingParams
+from minimind.runtime.devices import send
+
+
+class DeviceSampler(Sampler):
+    """Chooses tokens by operators alone, over tensors that stay in place, so that a CUDA graph can
+    hold them. Rows' settings are sent when other rows than before are sampled, a sequence's random
+    numbers when it begins: the same as on a CPU."""
+
+    def __init__(
+        self, num_slots: int, vocab_size: int, device: torch.device, max_new_tokens: int
+    ) -> None:
+        super().__init__(num_slots, vocab_size, device)
+        self._numbers = torch.zeros(len(COLUMNS) * round_up(num_slots), device=device)
+        self._uniform_SN = torch.zeros(
+            num_slots, max_new_tokens, dtype=torch.float64, device=device
+        )
+        self._num_drawn_S = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._placed: tuple[object, Asked] | None = None
+
+    def open(self, slot: int, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
+        super().open(slot, params, prompt_ids)
+        self._num_drawn_S[slot].zero_()
+        if params.temperature > 0:
+            source = self._opened[slot].random
+            numbers = [source.random() for _ in range(params.max_new_tokens)]
+            self._uniform_SN[slot, : len(numbers)] = send(numbers, self._device, torch.float64)
+
+    def sample(self, logits_BV: Tensor, slots: Sequence[int]) -> PendingTokens:
+        asked = self.place(slots, len(slots))
+        packed, _ = self.sample_placed(logits_BV, asked)
+        return self.pending(packed, slots, asked, len(slots))
+
+    def place(self, slots: Sequence[int], batch: int) -> Asked:
+        """Sees to it that the device knows the settings of the sequences in `slots`, filled up to
+        `batch` rows with the first."""
+        key = (self.sequences(slots), batch)
+        if self._placed is None or key != self._placed[0]:
+            params = [self._opened[slot].params for slot in slots]
+            numbers = setting_numbers(params, slots, self._vocab_size, batch)
+            self._placed_numbers(batch).copy_(send(numbers, self._device))
+            self._placed = key, Asked.by(params, self._vocab_size, waits=False)
+        return self._placed[1]
+
+    def sample_placed(self, logits_BV: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
+        """For the rows placed last, whose fp32 logits [B, V] follow: what the host will read, and
+        the token ids, int64 [B]. It waits for nothing."""
+        numbers_CB = self._placed_numbers(len(logits_BV))
+        settings = RowSettings.over(numbers_CB, asked)
+        uniform_B = self._next_numbers(settings) if asked.has_drawn else None
+        ids_B = self._choose(logits_BV, settings, uniform_B)
+        return pack(logits_BV, ids_B, settings), ids_B
+
+    def pending(
+        self, packed: Tensor, slots: Sequence[int], asked: Asked, batch: int
+    ) -> PendingTokens:
+        params = [self._opened[slot].params for slot in slots]
+        return PendingTokens(packed, params, asked, range(batch))
+
+    def _placed_numbers(self, batch: int) -> Tensor:
+        return self._numbers[: len(COLUMNS) * batch].view(len(COLUMNS), batch)
+
+    def _next_numbers(self, settings: RowSettings) -> Tensor:
+        slots_B = settings.drawn.whole_column("slot")
+        at_B = self._num_drawn_S[slots_B]
+        # Rows that repeat the first one write what it writes.
+        self._num_drawn_S[slots_B] = at_B + 1
+        return self._uniform_SN[slots_B, at_B]

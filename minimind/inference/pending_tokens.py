@@ -1,0 +1,76 @@
+"""Chosen tokens with their log-probabilities, on their way from the device to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from minimind.inference.logprobs import TokenLogprob
+from minimind.inference.row_settings import Asked, RowSettings
+from minimind.inference.sampling import SamplingParams
+
+
+def pack(logits_BV: Tensor, chosen_B: Tensor, settings: RowSettings) -> Tensor:
+    """One tensor of all that the host will read, so that it is one transfer: each row's token, then
+    for each row of `settings.reported` its log-probability, and ids and log-probabilities of the
+    likeliest tokens."""
+    most, rows = settings.asked.logprobs, settings.reported
+    if most is None:
+        return chosen_B
+    logits_RV = rows.take(logits_BV)
+    if settings.asked.divides:
+        logits_RV = logits_RV / rows.column("divisor")[:, None]
+    logprobs_RV = logits_RV.log_softmax(-1)
+    # Below 0 stands for no token: what is said of it nobody reads.
+    parts = [logprobs_RV.gather(1, rows.take(chosen_B).clamp_min(0)[:, None])]
+    if most:
+        values_RK, ids_RK = logprobs_RV.topk(most)
+        parts += [ids_RK, values_RK]
+    # Numbers of tokens are exact in fp64.
+    reported_RN = torch.cat([part.double() for part in parts], 1)
+    return torch.cat([chosen_B.double(), reported_RN.flatten()])
+
+
+class PendingTokens:
+    """The tokens of one step. Made without waiting; `read` waits for this step and for none behind
+    it."""
+
+    def __init__(
+        self,
+        packed: Tensor,
+        params: Sequence[SamplingParams],
+        asked: Asked,
+        reported: Sequence[int],
+    ) -> None:
+        """`packed`: see `pack`; rows behind those of `params` only fill the batch up. `reported`:
+        which rows it holds log-probabilities of."""
+        self._params, self._most, self._reported = params, asked.logprobs, reported
+        self._numbers = packed.to("cpu", non_blocking=True)
+        self._arrived: torch.cuda.Event | None = None
+        if packed.is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> tuple[list[int], list[TokenLogprob | None]]:
+        """Each row's token, NO_TOKEN where there is none, and what is reported of it where its
+        `params` ask for that."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        numbers, params, most = self._numbers.tolist(), self._params, self._most
+        tokens = [int(number) for number in numbers[: len(params)]]
+        found: list[TokenLogprob | None] = [None] * len(params)
+        if most is None:
+            return tokens, found
+        width = 1 + 2 * most
+        first = len(numbers) - width * len(self._reported)
+        for place, row in enumerate(self._reported):
+            wanted = params[row].logprobs if row < len(params) else None
+            if wanted is None:
+                continue
+            logprob, *rest = numbers[first + place * width : first + (place + 1) * width]
+            ids, values = rest[:most][:wanted], rest[most:][:wanted]
+            top = tuple(zip(map(int, ids), values, strict=True))
+            found[row] = TokenLogprob(id=tokens[row], logprob=logprob, top=top)
+        return tokens, found

@@ -1,0 +1,191 @@
+"""What the rows of one batch ask of the sampler: which steps on the host, numbers on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minimind.inference.sampling import SamplingParams
+from minimind.runtime.devices import send
+
+LIKELY = 256
+"""How many of the likeliest tokens almost always hold top_p: sorting them alone is quicker."""
+COLUMNS = (
+    "slot",
+    "source",
+    "is_drawn",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "divisor",
+)
+_TINY = torch.finfo(torch.float32).tiny
+"""In place of a temperature that fp32 rounds to 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What at least one row of a batch asks for, and so which operators choose its tokens: a CUDA
+    graph holds those of one."""
+
+    has_greedy: bool
+    has_drawn: bool
+    temperature: bool
+    """One other than 1, of a row that is drawn; so the filters."""
+    top_k: int
+    """The largest; 0 where there is none."""
+    top_p: int
+    """How many of the likeliest tokens are sorted for it; 0 where there is none."""
+    looks: bool
+    """The host looks whether those were enough, and has all sorted where not."""
+    min_p: bool
+    penalties: bool
+    logprobs: int | None
+    """Of how many likeliest tokens beside the chosen one; None where no row wants any."""
+    divides: bool
+    """Log-probabilities at a temperature other than 1."""
+
+    @classmethod
+    def by(cls, params: Sequence[SamplingParams], vocab_size: int, *, waits: bool) -> Asked:
+        """`waits`: the host may look at the device's numbers. Where it may not, sizes are rounded
+        up to powers of two: few graphs."""
+        drawn = [one for one in params if one.temperature > 0]
+        limits = [_limit(one, vocab_size) for one in drawn]
+        top_k = max(limits, default=0)
+        reported = [one for one in params if one.logprobs is not None]
+        most = max((one.logprobs or 0 for one in reported), default=0)
+        if not waits:
+            top_k, most = (round_up(count) if count else 0 for count in (top_k, most))
+            top_k = min(top_k, vocab_size)
+        likely = LIKELY if waits else top_k if all(limits) else vocab_size
+        uses_top_p = any(one.top_p < 1.0 for one in drawn)
+        return cls(
+            has_greedy=len(drawn) < len(params),
+            has_drawn=bool(drawn),
+            temperature=any(one.temperature != 1.0 for one in drawn),
+            top_k=top_k,
+            top_p=min(likely, vocab_size) if uses_top_p else 0,
+            looks=waits,
+            min_p=any(one.min_p > 0.0 for one in drawn),
+            penalties=any(one.penalizes for one in params),
+            logprobs=min(most, vocab_size) if reported else None,
+            divides=any(_divisor(one) != 1.0 for one in reported),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of a batch with their settings."""
+
+    numbers_CR: Tensor
+    """fp32, in the order of COLUMNS."""
+    index_R: Tensor | None = None
+    """Which rows; None: all."""
+    is_one_R: Tensor | None = None
+    """Where it is given, only these of them count, and the device alone knows which."""
+
+    def column(self, name: str) -> Tensor:
+        return self.numbers_CR[COLUMNS.index(name)]
+
+    def whole_column(self, name: str) -> Tensor:
+        """As int64."""
+        return self.column(name).long()
+
+    def take(self, x_B: Tensor) -> Tensor:
+        """These rows of a batch's tensor."""
+        return x_B if self.index_R is None else x_B[self.index_R]
+
+    def put(self, x_B: Tensor, new_R: Tensor) -> Tensor:
+        """The batch's tensor with these rows in place of its own."""
+        if self.index_R is not None:
+            return x_B.index_copy(0, self.index_R, new_R)
+        return new_R if self.is_one_R is None else torch.where(self.is_one_R, new_R, x_B)
+
+
+@dataclass(frozen=True, slots=True)
+class RowSettings:
+    """A batch's rows by what they ask for. Where the host may not wait, each kind is all rows, and
+    settings of those that ask for nothing change nothing."""
+
+    asked: Asked
+    drawn: Rows
+    penalized: Rows
+    reported: Rows
+    source_B: Tensor | None = None
+    """Rows whose tokens the rows take: rows that fill up a batch repeat the first. None: their
+    own."""
+
+    @classmethod
+    def build(
+        cls,
+        params: Sequence[SamplingParams],
+        slots: Sequence[int],
+        vocab_size: int,
+        device: torch.device,
+    ) -> RowSettings:
+        """Each kind alone."""
+        numbers_CB = send(setting_numbers(params, slots, vocab_size, len(params)), device)
+
+        def rows(is_one: Sequence[bool]) -> Rows:
+            if all(is_one) or not any(is_one):
+                return Rows(numbers_CB)
+            index_R = send([i for i, one in enumerate(is_one) if one], device)
+            return Rows(numbers_CB[:, index_R], index_R)
+
+        return cls(
+            Asked.by(params, vocab_size, waits=True),
+            drawn=rows([one.temperature > 0 for one in params]),
+            penalized=rows([one.penalizes for one in params]),
+            reported=rows([one.logprobs is not None for one in params]),
+        )
+
+    @classmethod
+    def over(cls, numbers_CB: Tensor, asked: Asked) -> RowSettings:
+        """Of numbers that the device alone reads."""
+        rows = Rows(numbers_CB)
+        drawn = Rows(numbers_CB, is_one_R=rows.column("is_drawn") > 0)
+        return cls(asked, drawn, rows, rows, rows.whole_column("source"))
+
+
+def setting_numbers(
+    params: Sequence[SamplingParams], slots: Sequence[int], vocab_size: int, batch: int
+) -> list[list[float]]:
+    """A row for each of COLUMNS. What is missing to `batch` repeats the first."""
+    columns = [
+        [
+            slot,
+            row,
+            one.temperature > 0,
+            max(one.temperature, _TINY) if one.temperature > 0 else 1.0,
+            _limit(one, vocab_size),
+            one.top_p,
+            one.min_p,
+            one.repetition_penalty,
+            one.presence_penalty,
+            one.frequency_penalty,
+            _divisor(one),
+        ]
+        for row, (slot, one) in enumerate(zip(slots, params, strict=True))
+    ]
+    columns += columns[:1] * (batch - len(columns))
+    return [[float(value) for value in row] for row in zip(*columns, strict=True)]
+
+
+def round_up(number: int) -> int:
+    """To a power of two."""
+    return 1 << (number - 1).bit_length()
+
+
+def _limit(params: SamplingParams, vocab_size: int) -> int:
+    return params.top_k if 0 < params.top_k < vocab_size else 0
+
+
+def _divisor(params: SamplingParams) -> float:
+    return params.temperature if params.tempered_logprobs and params.temperature > 0 else 1.0

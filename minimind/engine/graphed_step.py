@@ -23,46 +23,46 @@ from minimind.engine.parameter_groups import trained_parameters
 from minimind.engine.stage import OutT, Stage
 from minimind.errors import TrainingError
 from minimind.runtime.devices import send
-from minimind.types import BatchT, HeadFn, LossSum, ModelOutput
+from minimind.types import Batch, BatchT, HeadFn, LossSum, ModelOutput
 
 logger = logging.getLogger("minimind")
 
 LEAST_DOCUMENTS = 8
-"""Of each row, that a graph has places for: beyond, places are doubled, each time for a graph
-more."""
+"""Of each row, that a graph has places for."""
+_ROOM = 1.25
+"""Places for each document of the micro-batch that a graph is captured for, at least."""
 
 
 class GraphedLoss(Generic[OutT]):
     """Gives what `stage.loss(engine, batch)` does, for a stage that `is_static`.
 
-    A graph is captured when first needed, for each number of places for documents. Where the first
-    cannot be captured, on whichever rank, that is said once and all ranks go on without.
+    A graph is captured for the first micro-batch, and anew for one that has more documents than it
+    has places for. Where the first cannot be captured, on whichever rank, that is said once and all
+    ranks go on without.
     """
 
     def __init__(self, stage: Stage[Any, OutT], engine: DeepSpeedEngine) -> None:
         self._stage, self._engine = stage, engine
         self._weights = dict(trained_parameters(engine.module))
         self._aliases: dict[str, Tensor] = {}
-        self._captured: dict[tuple[int, ...], MicroBatch[OutT]] = {}
+        self._captured: MicroBatch[OutT] | None = None
+        self._places = 0
         self._pool: Any = None
         self._failed = False
 
     def __call__(self, batch: OutT) -> LossSum:
         """Raises TrainingError where a later graph cannot be captured: ranks reduce gradients in
         another order without graphs, so that one rank cannot go on so by itself."""
-        if not self._failed:
-            batch = with_fixed_shapes(batch)
-            captured = self._find(batch)
-            if captured is not None:
-                captured.load(batch)
-                return captured.replay(tuple(self._weights.values()))
-        return self._stage.loss(self._engine, batch)
+        if len(batch.bounds) - 1 > self._places and not self._failed:
+            self._places = num_places(batch)
+            self._capture(with_fixed_shapes(batch, self._places))
+        if self._captured is None:
+            return self._stage.loss(self._engine, batch)
+        self._captured.load(with_fixed_shapes(batch, self._places))
+        return self._captured.replay(tuple(self._weights.values()))
 
-    def _find(self, batch: OutT) -> MicroBatch[OutT] | None:
-        key = (*batch.ids_BT.shape, len(batch.bounds))
-        if key in self._captured:
-            return self._captured[key]
-        is_first, problem = not self._captured, None
+    def _capture(self, batch: OutT) -> None:
+        is_first, problem = self._captured is None, None
         # Once they are there the weights stay where they are: ZeRO writes new values into them.
         self._aliases = self._aliases or {
             name: weight.detach().requires_grad_() for name, weight in self._weights.items()
@@ -72,21 +72,20 @@ class GraphedLoss(Generic[OutT]):
             with without_hooks(self._engine.module):
                 captured.warm_up()
             self._pool = captured.capture(self._pool)
-            self._captured[key] = captured
+            self._captured = captured
         except RuntimeError as error:
             problem = error
         if is_first:
             self._failed = self._engine.any_rank(problem is not None)
             if self._failed:
-                self._captured.clear()
+                self._captured = None
                 said = "training without CUDA graphs: %s"
                 logger.warning(said, problem or "another rank cannot capture its step")
         elif problem is not None:
             raise TrainingError(
-                f"a CUDA graph with places for {key[-1] - 1} documents cannot be captured: "
+                f"a CUDA graph with places for {self._places} documents cannot be captured: "
                 f"{problem}. --set cuda_graph=false goes on without"
             ) from problem
-        return self._captured.get(key)
 
     def _loss(self, batch: OutT) -> LossSum:
         def policy(batch: OutT, head: HeadFn) -> ModelOutput:
@@ -95,13 +94,17 @@ class GraphedLoss(Generic[OutT]):
         return self._stage.loss(policy, batch)  # type: ignore[arg-type]
 
 
-def with_fixed_shapes(batch: BatchT) -> BatchT:
-    """Gives a batch that is laid out like any other of as many rows and at most as many places: a
-    row bounds its documents' lengths, and documents without tokens at its end fill the places."""
+def num_places(batch: Batch) -> int:
+    """For how many documents a graph is captured where `batch` comes: a power of two."""
+    most = max(int(_ROOM * (len(batch.bounds) - 1)), len(batch.ids_BT) * LEAST_DOCUMENTS)
+    return 1 << (most - 1).bit_length()
+
+
+def with_fixed_shapes(batch: BatchT, places: int) -> BatchT:
+    """Gives the batch laid out as any other of as many rows: a row bounds its documents' lengths, and
+    documents without tokens at its end fill the places."""
     rows, length = batch.ids_BT.shape
-    most = max(len(batch.bounds) - 1, rows * LEAST_DOCUMENTS)
-    missing = (1 << (most - 1).bit_length()) + 1 - len(batch.bounds)
-    bounds = batch.bounds + (rows * length,) * missing
+    bounds = batch.bounds + (rows * length,) * (places + 1 - len(batch.bounds))
     cu_seqlens = send(bounds, batch.cu_seqlens.device, torch.int32)
     return replace(batch, cu_seqlens=cu_seqlens, bounds=bounds, max_len=length)
 

@@ -79,6 +79,9 @@ class Recipe:
         0, "rows a step the learning rate is meant for: it scales with the square root (0: off)"
     )
     activation_checkpointing: bool = option(False, "recompute each block in the backward")
+    cuda_graph: bool = option(
+        False, "replay each micro-batch as a CUDA graph: for small ones on many GPUs"
+    )
     seed: int = option(42, "seed of weights, data order and dropout")
     deterministic: bool = option(
         False, "the same bits from every run on a GPU too (a slower backward of attention)"

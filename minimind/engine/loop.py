@@ -16,6 +16,7 @@ from torch import Tensor
 from minimind.config.recipe import Recipe
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.events import Events, RunState
+from minimind.engine.graphed_step import GraphedLoss
 from minimind.engine.interrupts import Interrupts
 from minimind.engine.pending import Pending, StepNumbers, UpdateNumbers
 from minimind.engine.routers import RouterWatch
@@ -53,6 +54,7 @@ class Loop(Generic[InT, OutT]):
     """Says what the last step did whose numbers have come from the device."""
     _interrupts: Interrupts = field(default_factory=Interrupts)
     _pending: deque[Pending] = field(default_factory=deque)
+    _graphs: GraphedLoss[OutT] | None = None
     _is_recorded: bool = True
     _interrupted: bool = False
     _num_micro_batches: int = 0
@@ -63,6 +65,8 @@ class Loop(Generic[InT, OutT]):
     def __post_init__(self) -> None:
         self.memory = PeakMemory(self.engine.device)
         self.routers = RouterWatch(self.engine.module, self.engine.device)
+        if self.recipe.cuda_graph:
+            self._graphs = GraphedLoss(self.stage, self.engine)
 
     def run(self) -> bool:
         """True when all steps are done, False when interrupted; saved either way. A loss or
@@ -183,7 +187,7 @@ class Loop(Generic[InT, OutT]):
             index += number * len(micro_batches)
             place = index * engine.ranks.world_size + engine.ranks.rank
             seed_micro_batch(self.recipe.seed, step, place)
-            loss = self.stage.loss(engine, batch)
+            loss = self._graphs(batch) if self._graphs else self.stage.loss(engine, batch)
             engine.backward(loss, batch.count)
             self.routers.add(loss, batch.count)
             losses.append(loss.total.detach())

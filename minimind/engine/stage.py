@@ -106,6 +106,9 @@ class Stage(Protocol[InT, OutT]):
     data_format: ClassVar[Format]
     sample_data: ClassVar[SampleData]
     """The project's own data that it takes without --data."""
+    is_static: ClassVar[bool] = False
+    """Whether its loss asks the host for nothing in which two batches of one shape differ, so that
+    it can be captured as a CUDA graph."""
     metric_names: ClassVar[tuple[str, ...]]
     """What its LossSums carry besides the loss; columns of metrics.csv."""
 

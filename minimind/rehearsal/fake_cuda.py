@@ -6,7 +6,7 @@ import collections
 import contextlib
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -21,18 +21,34 @@ _NOTHING = (
 _ZERO = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
 
 
+class Machine(Protocol):
+    """What is told of what a GPU would be asked."""
+
+    def wait(self, kind: str) -> None:
+        """The host waits until the device is done."""
+        ...
+
+    def begin_capture(self) -> None: ...
+
+    def end_capture(self) -> Any:
+        """Gives what `replay` takes."""
+        ...
+
+    def replay(self, captured: Any) -> None: ...
+
+
 class FakeCuda:
     """One GPU of `name` a process, of the kind that `gpu` is; both may change between rehearsals.
 
-    `waits` is told of every call that would keep the host until the device is done.
+    `machine` gives what is told of it at the moment.
     """
 
-    def __init__(self, waits: Callable[[str], None]) -> None:
+    def __init__(self, machine: Callable[[], Machine]) -> None:
         self.name = ""
         self.gpu: Gpu | None = None
         self.num_devices = 1
         self.is_capturing = False
-        self._waits = waits
+        self._machine = machine
 
     def install(self) -> None:
         """Replaces `torch.cuda` for the rest of the process."""
@@ -42,7 +58,7 @@ class FakeCuda:
             setattr(cuda, name, _give(None))
         for name in _ZERO:
             setattr(cuda, name, _give(0))
-        stream = _stream_class(self._waits)
+        stream = _stream_class(self._wait)
         answers = {
             "is_available": _give(True),
             "is_initialized": _give(True),
@@ -56,15 +72,15 @@ class FakeCuda:
             "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
             "memory_stats": lambda *_: collections.defaultdict(int),
             "mem_get_info": lambda *_: (self._memory_bytes, self._memory_bytes),
-            "synchronize": lambda *_: self._waits("device.synchronize"),
+            "synchronize": lambda *_: self._wait("device.synchronize"),
             "Stream": stream,
-            "Event": _event_class(self._waits),
+            "Event": _event_class(self._wait),
             "current_stream": _give(stream()),
             "default_stream": _give(stream()),
             "stream": _entered,
             "device": _entered,
             "graph": self._capture,
-            "CUDAGraph": _Graph,
+            "CUDAGraph": lambda *_, **__: _Graph(self._machine),
             "graph_pool_handle": _give((0, 0)),
             "is_current_stream_capturing": lambda: self.is_capturing,
             "nvtx": SimpleNamespace(range_push=_give(None), range_pop=_give(None)),
@@ -96,13 +112,18 @@ class FakeCuda:
             gcnArchName="",
         )
 
+    def _wait(self, kind: str) -> None:
+        self._machine().wait(kind)
+
     @contextlib.contextmanager
-    def _capture(self, *_: Any, **__: Any) -> Iterator[None]:
+    def _capture(self, graph: _Graph, *_: Any, **__: Any) -> Iterator[None]:
         self.is_capturing = True
+        self._machine().begin_capture()
         try:
             yield
         finally:
             self.is_capturing = False
+            graph.captured = self._machine().end_capture()
 
 
 def _give(value: Any) -> Callable[..., Any]:
@@ -155,12 +176,16 @@ def _event_class(waits: Callable[[str], None]) -> type:
 
 
 class _Graph:
-    """What was captured is not kept: the tensors that it writes have no values."""
+    """Asks the device for what was captured, and the host for one launch."""
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        return
+    def __init__(self, machine: Callable[[], Machine]) -> None:
+        self._machine = machine
+        self.captured: Any = None
 
-    replay = reset = register_generator_state = lambda self, *_: None
+    reset = register_generator_state = lambda self, *_: None
+
+    def replay(self) -> None:
+        self._machine().replay(self.captured)
 
     def pool(self) -> tuple[int, int]:
         return (0, 0)

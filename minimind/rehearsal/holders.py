@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import torch
+
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.loop import Loop
 from minimind.engine.stage import StageModels
@@ -75,6 +77,9 @@ class Moments:
 
         with (
             mock.patch.object(stage, "prepare", prepared),
+            mock.patch.object(
+                torch.autograd, "grad", self._within("backward", torch.autograd.grad)
+            ),
             mock.patch.object(stage, "loss", self._within("activations", stage.loss)),
             mock.patch.object(
                 DeepSpeedEngine, "backward", self._within("backward", DeepSpeedEngine.backward)

@@ -26,6 +26,8 @@ class LiveBytes:
         self._live: dict[int, tuple[int, str]] = {}
         self._by_holder: Counter[str] = Counter()
         self._total = self._most = 0
+        self._pool: Counter[str] = Counter()
+        """Of captured graphs: bytes by holder."""
         self._hidden = 0
         self._lock = threading.RLock()  # a backward for a GPU runs in a thread of its own
 
@@ -62,6 +64,26 @@ class LiveBytes:
         """Begins to look for the most anew, from what is there now."""
         with self._lock:
             self._most, self.peak = self._total, self._by_holder.copy()
+
+    def begin_capture(self) -> None:
+        """Looks for the most that a graph is captured with: its pool keeps that for good."""
+        with self._lock:
+            self._take_back_pool()
+            self.start()
+
+    def end_capture(self) -> None:
+        """Holds on to what the pool has beside the tensors that are still there, where that is more
+        than of the graphs before: they compute one at a time."""
+        with self._lock:
+            beside = self.peak - self._by_holder
+            self._pool = max(self._pool, beside, key=Counter.total)
+            self._by_holder += self._pool
+            self._total += self._pool.total()
+            self.start()
+
+    def _take_back_pool(self) -> None:
+        self._by_holder -= self._pool
+        self._total -= self._pool.total()
 
     @contextlib.contextmanager
     def hidden(self) -> Iterator[None]:

@@ -38,7 +38,7 @@ class Rehearsals:
         self._gpu = GPUS.get(device)
         set_environment("gpu" if self._gpu else "cpu", world_size)
         if self._gpu:
-            self._cuda = FakeCuda(lambda kind: self._watch.wait(kind))
+            self._cuda = FakeCuda(lambda: self._watch)
             self._cuda.name, self._cuda.gpu = device, self._gpu
             self._cuda.num_devices = world_size
             self._cuda.install()
@@ -83,7 +83,8 @@ class Rehearsals:
                     self._world_size,
                     overlaps=bool(
                         (run.ds_config.get("zero_optimization") or {}).get("overlap_comm")
-                    ),
+                    )
+                    and not run.recipe.cuda_graph,  # which gives all gradients at once
                 )
             )
         packed = STAGES[run.stage].data_format.packed

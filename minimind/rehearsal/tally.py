@@ -63,6 +63,12 @@ class Tally:
         self.operators[name] += 1
         self.work.append(Work(flops, moved, is_wide))
 
+    def add_replay(self, captured: Tally) -> None:
+        """Counts a graph that is replayed: its work, and one operator of PyTorch's."""
+        self.operators["replay"] += 1
+        self.work += captured.work
+        self.kernel_bytes += captured.kernel_bytes
+
     def add_collective(self, kind: str, payload: int) -> None:
         found = self.collectives.setdefault(kind, [0, 0])
         found[0] += 1

@@ -95,11 +95,31 @@ class Watch(TorchDispatchMode):
         self._device_type = device_type
         self._holder = holder
         self._pinned: Any = WeakIdKeyDictionary()
+        self._outside = self.tally, self.counts
 
     def wait(self, kind: str) -> None:
         """Writes down that the host waits for the device, and where."""
         if self.counts:
             self.tally.waits[kind, _find_place()] += 1
+
+    def begin_capture(self) -> None:
+        self._outside = self.tally, self.counts
+        self.tally, self.counts = Tally(), True
+        self.live.begin_capture()
+
+    def end_capture(self) -> Tally:
+        """Gives what was captured. Raises RuntimeError where the host waited for the device."""
+        captured = self.tally
+        self.tally, self.counts = self._outside
+        self.live.end_capture()
+        if captured.waits:
+            raise RuntimeError(f"waits while a graph is captured: {sorted(captured.waits)}")
+        return captured
+
+    def replay(self, captured: Tally) -> None:
+        """Counts a graph's work on the device, and one operator of the host."""
+        if self.counts:
+            self.tally.add_replay(captured)
 
     def pin(self, tensor: Tensor) -> Tensor:
         """Gives a page-locked copy."""
@@ -151,6 +171,8 @@ class Watch(TorchDispatchMode):
             return _run_on_host(func, args, kwargs)
         if name == "_to_copy" and not is_fake and given[0].numel() <= _LARGEST_WITH_VALUES:
             self.fake.host_copies[result] = given[0]
+        if name == "clone" and (known := self.fake.host_copies.get(given[0])) is not None:
+            self.fake.host_copies[result] = known
         if self.counts:
             self._count(func, name, args, kwargs, given, result)
         return result

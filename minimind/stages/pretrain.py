@@ -33,6 +33,7 @@ class Pretrain(Stage[Batch, Batch]):
     needs_checkpoint: ClassVar[bool] = False
     data_format: ClassVar[Format] = TEXT
     sample_data: ClassVar[SampleData] = TEXT_DATA
+    is_static: ClassVar[bool] = True
     metric_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, recipe: Recipe) -> None:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
 )
 
-READS_OF_ROLLOUTS = ("read_tokens", "add_up", "_lay_out", "stops_before")
+READS_OF_ROLLOUTS = ("pending_tokens.py", "add_up", "_lay_out", "stops_before")
 """Where a stage reads what it generated, what it is worth and whether to go on."""
 
 

@@ -59,10 +59,10 @@ class PendingTokens:
         if self._arrived is not None:
             self._arrived.synchronize()
         numbers, params, most = self._numbers.tolist(), self._params, self._most
-        tokens = [int(number) for number in numbers[: len(params)]]
         found: list[TokenLogprob | None] = [None] * len(params)
         if most is None:
-            return tokens, found
+            return numbers[: len(params)], found
+        tokens = [int(number) for number in numbers[: len(params)]]
         width = 1 + 2 * most
         first = len(numbers) - width * len(self._reported)
         for place, row in enumerate(self._reported):

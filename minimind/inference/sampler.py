@@ -27,6 +27,17 @@ class _Opened:
     """One number a token, whoever shares the batch and whatever the device."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What stays as it is while the same sequences go on."""
+
+    sequences: list[int]
+    params: list[SamplingParams]
+    settings: RowSettings
+    random: list[random.Random]
+    reported: list[int]
+
+
 class Sampler:
     """Chooses tokens, for a host that waits for them. What penalties count is kept by slot."""
 
@@ -36,7 +47,7 @@ class Sampler:
         self._opened: dict[int, _Opened] = {}
         self._seen_SV: Tensor | None = None
         self._made_SV: Tensor | None = None
-        self._settings: tuple[object, RowSettings] | None = None
+        self._batch: _Batch | None = None
 
     def open(self, slot: int, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
         """A new sequence in `slot`."""
@@ -51,24 +62,31 @@ class Sampler:
         self._seen_SV[slot].zero_().index_fill_(0, send(prompt_ids, self._device), True)
         self._made_SV[slot].zero_()
 
-    def sequences(self, slots: Sequence[int]) -> list[tuple[int, int]]:
-        """The slots with a number of the sequence in each, which no other ever has."""
-        return [(slot, self._opened[slot].number) for slot in slots]
+    def sequences(self, slots: Sequence[int]) -> list[int]:
+        """A number for the sequence in each slot, which no other ever has."""
+        return [self._opened[slot].number for slot in slots]
 
     def sample(self, logits_BV: Tensor, slots: Sequence[int]) -> PendingTokens:
         """The next token of each sequence in `slots` after its fp32 logits [B, V]; NO_TOKEN where
         they are not finite."""
-        opened = [self._opened[slot] for slot in slots]
-        params = [one.params for one in opened]
         key = self.sequences(slots)
-        if self._settings is None or self._settings[0] != key:
-            self._settings = key, RowSettings.build(params, slots, self._vocab_size, self._device)
-        settings = self._settings[1]
-        numbers = [one.random.random() for one in opened if one.params.temperature > 0]
-        uniform_R = send(numbers, self._device, torch.float64) if numbers else None
-        ids_B = self._choose(logits_BV, settings, uniform_R)
-        reported = [i for i, one in enumerate(params) if one.logprobs is not None]
-        return PendingTokens(pack(logits_BV, ids_B, settings), params, settings.asked, reported)
+        if self._batch is None or self._batch.sequences != key:
+            opened = [self._opened[slot] for slot in slots]
+            params = [one.params for one in opened]
+            self._batch = _Batch(
+                key,
+                params,
+                RowSettings.build(params, slots, self._vocab_size, self._device),
+                [one.random for one in opened if one.params.temperature > 0],
+                [i for i, one in enumerate(params) if one.logprobs is not None],
+            )
+        batch, uniform_R = self._batch, None
+        if batch.random:
+            numbers = [one.random() for one in batch.random]
+            uniform_R = send(numbers, self._device, torch.float64)
+        ids_B = self._choose(logits_BV, batch.settings, uniform_R)
+        packed = pack(logits_BV, ids_B, batch.settings)
+        return PendingTokens(packed, batch.params, batch.settings.asked, batch.reported)
 
     def _choose(self, logits_BV: Tensor, settings: RowSettings, uniform_R: Tensor | None) -> Tensor:
         """Token ids, int64 [B]. `uniform_R`: a number for each of `settings.drawn`."""

@@ -11,7 +11,8 @@ from typing import Any
 from minimind.config.deepspeed_json import find_ds_config
 from minimind.rehearsal.rehearse import point_of, rehearse_all
 from minimind.rehearsal.report import Rehearsal
-from minimind.run.run import Run, parse_arguments
+from minimind.run.arguments import parse_arguments
+from minimind.run.run import Run
 from minimind.runtime.devices import Device
 
 STAGES = (0, 1, 2, 3)

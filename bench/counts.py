@@ -10,37 +10,49 @@ from unittest import mock
 
 import torch
 from minimind_kernels.form import Form
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-SYNC_OPERATORS = ("_local_scalar_dense", "nonzero", "device_to_host")
+SYNC_OPERATORS = (
+    *("_local_scalar_dense", "nonzero", "device_to_host", "host_to_device", "pageable_copy"),
+    *("synchronize", "stream_synchronize", "event_synchronize"),
+)
+_WAITS = (
+    (torch.cuda, "synchronize", "synchronize"),
+    (torch.cuda.Stream, "synchronize", "stream_synchronize"),
+    (torch.cuda.Event, "synchronize", "event_synchronize"),
+)
+"""Calls that wait without an operator: where, their names, and what they are counted as."""
 
 
 def count_step(step: Callable[[], Any], device: torch.device) -> dict[str, Any]:
     """Runs `step` once, or twice where there is a GPU.
 
-    `dispatched_operators` reach PyTorch's dispatcher. `sync_operators` make the host wait for a GPU
-    (on a CPU the same operators, which then cost nothing). `kernel_calls` are calls of our own
-    kernels' bodies, in whichever form they run; on a CPU, where generated code may run, what such a
-    body dispatches is not counted. `cuda_launches` come from the profiler; None without a GPU.
+    `dispatched_operators` reach PyTorch's dispatcher. `sync_operators` make the host wait for a
+    GPU: values that are read (on a CPU the same operators, which then cost nothing), copies that block
+    or whose memory on the host is not page-locked, and calls that wait for device, stream or event.
+    `kernel_calls` are calls of our own kernels' bodies, in whichever form they run; on a CPU, where
+    generated code may run, what such a body dispatches is not counted. `cuda_launches` come from
+    the profiler; None without a GPU.
     """
     calls: Counter[str] = Counter()
-    with _watched_forms(calls, hide=device.type == "cpu"), _OperatorCounter(device) as operators:
+    syncs: Counter[str] = Counter()
+    operators = _OperatorCounter(device, syncs)
+    with _watched_forms(calls, hide=device.type == "cpu"), _watched_waits(syncs), operators:
         step()
     return {
         "dispatched_operators": operators.total,
-        "sync_operators": {name: operators.syncs[name] for name in SYNC_OPERATORS},
+        "sync_operators": {name: syncs[name] for name in SYNC_OPERATORS},
         "kernel_calls": sum(calls.values()),
         "cuda_launches": _count_launches(step) if device.type == "cuda" else None,
     }
 
 
 class _OperatorCounter(TorchDispatchMode):
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, syncs: Counter[str]) -> None:
         super().__init__()
         self.total = 0
-        self.by_name: Counter[str] = Counter()
-        self.syncs: Counter[str] = Counter()
-        self._device = device
+        self._device, self._syncs = device, syncs
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -49,17 +61,42 @@ class _OperatorCounter(TorchDispatchMode):
         result = func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
         self.total += 1
-        self.by_name[name] += 1
         first = args[0] if args else None
         if name in ("_local_scalar_dense", "nonzero"):
-            if isinstance(first, torch.Tensor) and first.device.type == self._device.type:
-                self.syncs[name] += 1
+            if isinstance(first, Tensor) and first.device.type == self._device.type:
+                self._syncs[name] += 1
         elif name in ("_to_copy", "copy_"):
             source: Any = args[1] if name == "copy_" else first
-            waits = not kwargs.get("non_blocking", len(args) > 2 and args[2])
-            to_host = result.device.type == "cpu" and source.device.type != "cpu"
-            self.syncs["device_to_host"] += int(waits and to_host)
+            is_async = kwargs.get("non_blocking", len(args) > 2 and args[2])
+            if kind := waiting_copy(source, result, is_async=is_async):
+                self._syncs[kind] += 1
         return result
+
+
+def waiting_copy(source: Tensor, target: Tensor, *, is_async: bool) -> str | None:
+    """Tells which of SYNC_OPERATORS a copy is; None where the host goes on at once."""
+    to_host = target.device.type == "cpu"
+    if to_host == (source.device.type == "cpu"):
+        return None
+    if not is_async:
+        return "device_to_host" if to_host else "host_to_device"
+    return None if to_host or source.is_pinned() else "pageable_copy"
+
+
+@contextlib.contextmanager
+def _watched_waits(syncs: Counter[str]) -> Iterator[None]:
+    def watch(plain: Callable[..., Any], kind: str) -> Callable[..., Any]:
+        def waiting(*args: Any, **kwargs: Any) -> Any:
+            syncs[kind] += 1
+            return plain(*args, **kwargs)
+
+        return waiting
+
+    with contextlib.ExitStack() as stack:
+        for owner, name, kind in _WAITS:
+            counted = watch(getattr(owner, name), kind)
+            stack.enter_context(mock.patch.object(owner, name, counted))
+        yield
 
 
 @contextlib.contextmanager

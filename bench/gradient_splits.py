@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from minimind.data.collate import collate
 from minimind.data.packing import build_row, plan_packing
 from minimind.errors import ConfigError
+from minimind.run.arguments import parse_arguments
 from minimind.run.build import build_trained
 from minimind.run.resolve import ResolvedRun
-from minimind.run.run import Run, parse_arguments
+from minimind.run.run import Run
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
 from minimind.types import Batch, LossSum, PackedRow

@@ -22,7 +22,8 @@ from minimind.config.recipe import default_sizes
 from minimind.errors import ConfigError
 from minimind.rehearsal.holders import HOLDERS
 from minimind.rehearsal.rehearse import point_of, rehearse_all
-from minimind.run.run import Run, parse_arguments
+from minimind.run.arguments import parse_arguments
+from minimind.run.run import Run
 from minimind.runtime.devices import Device, find_device
 from minimind.runtime.logging import set_up_logging
 

@@ -29,8 +29,9 @@ from minimind.data.sample_files import sample_data_path
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.token_cache import build_token_cache
 from minimind.errors import ConfigError
+from minimind.run.arguments import parse_arguments
 from minimind.run.resolve import ResolvedRun
-from minimind.run.run import Run, parse_arguments
+from minimind.run.run import Run
 from minimind.runtime.devices import Device, find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks

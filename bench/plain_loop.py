@@ -13,18 +13,16 @@ from minimind.config.recipe import Recipe
 from minimind.engine.parameter_groups import parameter_groups
 from minimind.engine.stage import Stage
 from minimind.runtime.ranks import Ranks
-from minimind.types import Batch, HeadFn, LossSum, ModelOutput
+from minimind.types import Batch, HeadFn, ModelOutput
 
 
 class BareEngine:
-    """Does as much of the engine as the loop and the stages call, on one rank. Its step drops the
-    gradients."""
+    """Does as much of the engine as the stages call, on one rank."""
 
-    ranks, precision, loss_scale, has_scheduler = Ranks(0, 0, 1), "bf16", 1.0, False
+    ranks = Ranks(0, 0, 1)
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self.module, self.device = module, device
-        self.grad_norm = torch.zeros((), device=device)
 
     def __call__(self, batch: Batch, head: HeadFn) -> ModelOutput:
         return self.module(batch, head)
@@ -44,15 +42,6 @@ class BareEngine:
             self.module.eval()
             yield self.module
         self.module.train()
-
-    def start_step(self, total_count: Tensor) -> None:
-        self._scale = 1 / total_count.clamp(min=1.0)
-
-    def backward(self, loss: LossSum, count: int) -> None:
-        (loss.objective(count) * self._scale).backward()
-
-    def step(self, learning_rate: float | None) -> None:
-        self.module.zero_grad()
 
 
 class Masters:

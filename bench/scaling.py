@@ -32,7 +32,8 @@ from bench.turns import pass_turn
 from minimind.config.recipe import default_sizes
 from minimind.errors import ConfigError
 from minimind.rehearsal.rehearse import point_of, rehearse_all
-from minimind.run.run import Run, parse_arguments
+from minimind.run.arguments import parse_arguments
+from minimind.run.run import Run
 from minimind.runtime.devices import Device, find_device
 from minimind.runtime.logging import set_up_logging
 

@@ -27,7 +27,8 @@ from bench.workers import peak_resident, reset_peak_resident
 from minimind.engine.deepspeed_engine import stop_ranks
 from minimind.engine.stage import Loader
 from minimind.errors import MiniMindError
-from minimind.run.run import Run, parse_arguments
+from minimind.run.arguments import parse_arguments
+from minimind.run.run import Run
 from minimind.runtime.devices import Device, find_device
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks, read_ranks

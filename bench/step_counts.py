@@ -19,7 +19,7 @@ from unittest import mock
 from bench import harness
 from minimind.rehearsal.rehearse import Point, rehearse_all
 from minimind.rehearsal.report import Rehearsal
-from minimind.run.run import collect_arguments
+from minimind.run.arguments import collect_arguments
 from minimind.runtime.devices import find_device
 
 DENSE, EXPERTS = "minimind2-small", "minimind2-moe"

@@ -22,7 +22,7 @@ from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
 from minimind.rehearsal.rehearse import Point, rehearse_all
 from minimind.rehearsal.report import Rehearsal
-from minimind.run.run import collect_arguments
+from minimind.run.arguments import collect_arguments
 from minimind.stages import STAGES
 
 TABLE = Path(__file__).with_name("rehearsal") / "asked.json"

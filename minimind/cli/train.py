@@ -18,8 +18,9 @@ import torch
 from minimind.engine.deepspeed_engine import stop_ranks
 from minimind.errors import MiniMindError, TrainingError
 from minimind.rehearsal.fits import describe_rehearsal, read_place
+from minimind.run.arguments import parse_arguments
 from minimind.run.flags import TrainArguments
-from minimind.run.run import Run, parse_arguments
+from minimind.run.run import Run
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import read_ranks
 

@@ -101,8 +101,8 @@ def num_places(batch: Batch) -> int:
 
 
 def with_fixed_shapes(batch: BatchT, places: int) -> BatchT:
-    """Gives the batch laid out as any other of as many rows: a row bounds its documents' lengths, and
-    documents without tokens at its end fill the places."""
+    """Gives the batch laid out as any other of as many rows: a row bounds its documents' lengths,
+    and documents without tokens at its end fill the places."""
     rows, length = batch.ids_BT.shape
     bounds = batch.bounds + (rows * length,) * (places + 1 - len(batch.bounds))
     cu_seqlens = send(bounds, batch.cu_seqlens.device, torch.int32)

@@ -27,12 +27,15 @@ HOLDERS = (
     "backward",
     "update",
     "rollouts",
+    "cache",
+    "decoding",
     "batches",
 )
 """Weights in the dtype of the products; those of frozen models beside them; fp32 masters and the
 optimizer's states; gradients that are kept; buckets for communication; what the forward keeps;
 what the output layer makes of a chunk of tokens; temporaries of backward and update; answers that
-are generated and their cache; tokens and numbers."""
+are generated and their cache; keys and values, and what a step of a generation makes; tokens and
+numbers."""
 
 _LOGITS = ("linear_loss.py", "linear_kl.py", "linear_token_loss.py", "linear_distillation.py")
 _FRAMES = 12

@@ -60,6 +60,15 @@ def point_of(
     )
 
 
+def rehearse_generation(
+    model: str, device: str = "h200", *, batch: int = 8, length: int = 1024, **params: Any
+) -> Rehearsal:
+    """Takes a step of a preset's generation, in which each of `batch` sequences of about `length`
+    tokens gets one. `params`: fields of SamplingParams. Raises ConfigError."""
+    run = {"model": model, "batch": batch, "length": length, "params": params}
+    return _run_worker(known_device(device), 1, [run])[0]
+
+
 def why_not(run: ResolvedRun) -> str | None:
     """Says why a run cannot be rehearsed where it would be; None where it can."""
     try:
@@ -106,7 +115,7 @@ def rehearse_all(points: Sequence[Point]) -> list[Rehearsal]:
 
     def rehearse_part(part: tuple[tuple[str, int], list[int]]) -> list[Rehearsal]:
         place, indices = part
-        return _run_worker(*place, [points[index].arguments for index in indices])
+        return _run_worker(*place, [points[index].arguments.to_dict() for index in indices])
 
     with ThreadPoolExecutor(cores) as pool:
         found = dict[int, Rehearsal]()
@@ -115,11 +124,11 @@ def rehearse_all(points: Sequence[Point]) -> list[Rehearsal]:
     return [found[index] for index in range(len(points))]
 
 
-def _run_worker(device: str, ranks: int, runs: Sequence[TrainArguments]) -> list[Rehearsal]:
+def _run_worker(device: str, ranks: int, runs: Sequence[dict[str, Any]]) -> list[Rehearsal]:
     stub = _find_stub(device)
     with tempfile.TemporaryDirectory(prefix="minimind-rehearsal-") as folder:
         points, reports = Path(folder) / "points.json", Path(folder) / "reports.jsonl"
-        work = {"device": device, "world_size": ranks, "runs": [run.to_dict() for run in runs]}
+        work = {"device": device, "world_size": ranks, "runs": list(runs)}
         points.write_text(json.dumps(work), encoding="utf-8")
         command = [sys.executable, "-m", "minimind.rehearsal.worker"]
         done = subprocess.run(
@@ -135,11 +144,11 @@ def _run_worker(device: str, ranks: int, runs: Sequence[TrainArguments]) -> list
     return [_read(json.loads(line), run) for line, run in zip(lines, runs, strict=True)]
 
 
-def _read(values: dict[str, Any], run: TrainArguments) -> Rehearsal:
+def _read(values: dict[str, Any], run: dict[str, Any]) -> Rehearsal:
     if kind := values.get("refused"):
         raise getattr(errors, kind)(values["message"])
     if said := values.get("broke"):
-        raise RuntimeError(f"the rehearsal of {run.to_dict()} broke:\n{said[-6000:]}")
+        raise RuntimeError(f"the rehearsal of {run} broke:\n{said[-6000:]}")
     return Rehearsal.from_dict(values)
 
 

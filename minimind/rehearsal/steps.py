@@ -11,20 +11,29 @@ from typing import Any
 
 from minimind_kernels.triton_impl import config
 
+from minimind.config.model import load_model_config
+from minimind.data.sample_text import load_sample_tokenizer
 from minimind.engine.deepspeed_engine import import_deepspeed
+from minimind.inference.batch_engine import BatchEngine
+from minimind.inference.request import GenerationRequest
+from minimind.inference.sampling import SamplingParams
+from minimind.model.transformer import Transformer
 from minimind.rehearsal.fake_cuda import FakeCuda
 from minimind.rehearsal.fake_machine import join_fake_ranks, set_environment, without_storage
 from minimind.rehearsal.holders import Moments, name_holders
 from minimind.rehearsal.roofline import estimate
 from minimind.rehearsal.watch import Watch
 from minimind.run.flags import TrainArguments
-from minimind.run.resolve import ResolvedRun
+from minimind.run.resolve import DTYPES, ResolvedRun
 from minimind.run.run import Run
 from minimind.runtime.devices import Device, find_device
 from minimind.runtime.gpus import GPUS
 from minimind.runtime.ranks import Ranks
 from minimind.stages import STAGES
 
+_TOKENS = 24
+"""Of each sequence of a generation; half of them before the step that counts: graphs are captured
+by then."""
 _STEPS = 3
 """The second is the one that counts: what is made once is there by then."""
 
@@ -69,7 +78,45 @@ class Rehearsals:
             run.close()
         return self._report(resolved, watch)
 
+    def generate(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Takes a step of a generation in which each of `batch` sequences gets a token. Raises
+        ConfigError for what the engine would be refused for."""
+        tokenizer = load_sample_tokenizer()
+        config = load_model_config(given["model"], tokenizer_vocab=tokenizer.vocab_size)
+        batch, length = given["batch"], given["length"]
+        params = SamplingParams(max_new_tokens=_TOKENS, **given["params"])
+        moments = Moments()
+        with self._machine(moments) as watch, moments.during("weights"):
+            model = Transformer(config).to(
+                self._device.torch_device, DTYPES[self._device.precision]
+            )
+            with moments.during("cache"):
+                engine = BatchEngine(
+                    model.eval(), tokenizer, max_batch=batch, max_tokens=batch * length
+                )
+            for _ in range(batch):
+                prompt = [1] * (length - _TOKENS)
+                engine.submit(GenerationRequest(prompt_ids=prompt, params=params))
+            with moments.during("decoding"):
+                for _ in range(_TOKENS // 2):
+                    engine.step()
+                watch.live.start()
+                watch.counts = True
+                engine.step()
+                watch.counts = False
+        return self._said(watch, batch, overlaps=False)
+
     def _report(self, run: ResolvedRun, watch: Watch) -> dict[str, Any]:
+        packed = STAGES[run.stage].data_format.packed
+        overlaps = bool((run.ds_config.get("zero_optimization") or {}).get("overlap_comm"))
+        return self._said(
+            watch,
+            run.train_batch_size * run.seq_len if packed else None,
+            # A graph gives all gradients at once.
+            overlaps=overlaps and not run.recipe.cuda_graph,
+        )
+
+    def _said(self, watch: Watch, tokens: int | None, *, overlaps: bool) -> dict[str, Any]:
         tally = watch.tally
         roofline = None
         if self._gpu:
@@ -81,17 +128,13 @@ class Rehearsals:
                     tally.collectives,
                     self._gpu,
                     self._world_size,
-                    overlaps=bool(
-                        (run.ds_config.get("zero_optimization") or {}).get("overlap_comm")
-                    )
-                    and not run.recipe.cuda_graph,  # which gives all gradients at once
+                    overlaps=overlaps,
                 )
             )
-        packed = STAGES[run.stage].data_format.packed
         return {
             "device": self._device.name,
             "world_size": self._world_size,
-            "tokens": run.train_batch_size * run.seq_len if packed else None,
+            "tokens": tokens,
             "launches": tally.launches,
             "operators": tally.operators,
             "collectives": tally.collectives,

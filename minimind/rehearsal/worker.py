@@ -27,7 +27,8 @@ def main(argv: Sequence[str]) -> int:
         for run in work["runs"]:
             began = time.perf_counter()
             try:
-                report = rehearsals.rehearse(run)
+                rehearse = rehearsals.generate if "params" in run else rehearsals.rehearse
+                report = rehearse(run)
                 report["seconds"] = time.perf_counter() - began
             except MiniMindError as error:
                 report = {"refused": type(error).__name__, "message": str(error)}

@@ -15,6 +15,7 @@ from minimind.engine.loop import Loop
 from minimind.engine.stage import Loader, StageModels
 from minimind.errors import ConfigError
 from minimind.model.flash_attention import use_newest_flash
+from minimind.run.arguments import collect_arguments, parse_arguments
 from minimind.run.build import (
     Recorder,
     Trained,
@@ -24,7 +25,7 @@ from minimind.run.build import (
 )
 from minimind.run.checks import check_run
 from minimind.run.describe import describe_run
-from minimind.run.flags import TrainArguments, collect_train_arguments, parse_train_arguments
+from minimind.run.flags import TrainArguments
 from minimind.run.folder import make_folder, merge_earlier, write_run
 from minimind.run.inputs import build_loaders
 from minimind.run.resolve import ResolvedRun, check_same_run, find_tokenizer, resolve_run
@@ -33,7 +34,6 @@ from minimind.runtime.memory import unfreeze_objects
 from minimind.runtime.ranks import Ranks, read_ranks
 from minimind.runtime.seeds import make_deterministic
 from minimind.runtime.together import all_do, broadcast, check_alike, main_first
-from minimind.stages import STAGES
 from minimind.types import StepStats
 
 logger = logging.getLogger("minimind")
@@ -293,17 +293,3 @@ class Run:
         loaders = all_do(self._load)
         check_alike({"training data": loaders[0].fingerprint})
         return loaders
-
-
-def parse_arguments(argv: Sequence[str] | None) -> TrainArguments:
-    """Reads the flags of `minimind train`; exits with status 2 on bad usage."""
-    return parse_train_arguments(argv, _recipe_types())
-
-
-def collect_arguments(options: dict[str, Any]) -> TrainArguments:
-    """Reads the same from keyword arguments. Raises ConfigError."""
-    return collect_train_arguments(options, _recipe_types())
-
-
-def _recipe_types() -> dict[str, Any]:
-    return {name: stage.recipe_type for name, stage in STAGES.items()}

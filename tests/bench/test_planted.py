@@ -15,7 +15,8 @@ from bench.train_runs import RowSpec
 from bench.train_workers import TrainedRow
 from bench.verdict import Comparison, Pair
 from bench.verdict import Run as Measured
-from minimind.run.run import Run, parse_arguments
+from minimind.run.arguments import parse_arguments
+from minimind.run.run import Run
 from minimind.runtime.devices import find_device
 from minimind.runtime.memory import live_tensor_bytes
 from minimind.runtime.ranks import Ranks

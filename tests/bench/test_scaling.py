@@ -19,7 +19,8 @@ from bench.scaling_plot import plot_rows
 from bench.scaling_report import build_row, format_rows, predict_row
 from minimind.errors import ConfigError
 from minimind.rehearsal.rehearse import rehearse
-from minimind.run.run import Run, parse_arguments
+from minimind.run.arguments import parse_arguments
+from minimind.run.run import Run
 from minimind.runtime.devices import find_device
 from minimind.runtime.ranks import read_ranks
 

@@ -15,7 +15,7 @@ from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
 from minimind.rehearsal.rehearse import Point, rehearse_all
 from minimind.rehearsal.report import Rehearsal
-from minimind.run.run import collect_arguments
+from minimind.run.arguments import collect_arguments
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"

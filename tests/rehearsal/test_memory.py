@@ -10,7 +10,8 @@ import torch
 
 from minimind.model import document_attention
 from minimind.rehearsal.rehearse import Point, rehearse_all
-from minimind.run.run import Run, collect_arguments
+from minimind.run.arguments import collect_arguments
+from minimind.run.run import Run
 from minimind.runtime.memory import PeakMemory, live_tensor_bytes
 
 DENSE: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 3}

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from minimind.errors import ConfigError
+from minimind.run.arguments import collect_arguments
 from minimind.run.checks import check_packages
-from minimind.run.run import Run, collect_arguments
+from minimind.run.run import Run
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
 

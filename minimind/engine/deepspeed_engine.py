@@ -53,7 +53,7 @@ def stop_ranks() -> None:
 
 def import_deepspeed(device: Device) -> Any:
     """Late and quiet: the import takes seconds and logs what accelerator it found."""
-    if device.kind == "cpu":
+    if device.kind == "cpu" or not torch.cuda.is_available():  # a dry run's GPU may not be here
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     os.environ.setdefault("DS_LOG_LEVEL", "ERROR")

@@ -87,9 +87,8 @@ class Rehearsals:
         params = SamplingParams(max_new_tokens=_TOKENS, **given["params"])
         moments = Moments()
         with self._machine(moments) as watch, moments.during("weights"):
-            model = Transformer(config).to(
-                self._device.torch_device, DTYPES[self._device.precision]
-            )
+            dtype = DTYPES[self._device.precision]
+            model = Transformer(config).to(self._device.torch_device, dtype)
             with moments.during("cache"):
                 engine = BatchEngine(
                     model.eval(), tokenizer, max_batch=batch, max_tokens=batch * length

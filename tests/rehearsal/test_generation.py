@@ -13,18 +13,23 @@ pytestmark = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
 )
 
+EVERYTHING = {
+    "temperature": 0.8,
+    "top_k": 20,
+    "top_p": 0.9,
+    "repetition_penalty": 1.1,
+    "logprobs": 2,
+}
+
 
 @pytest.mark.parametrize(
     ("model", "params"),
     [
         ("tiny", {}),
-        (
-            "minimind3-moe",
-            {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.1, "logprobs": 2},
-        ),
+        ("minimind3-moe", EVERYTHING),
     ],
     ids=["greedy", "everything"],
-)  # fmt: skip
+)
 def test_a_step_waits_for_its_tokens_alone(model: str, params: dict[str, Any]) -> None:
     """A wait within a capture would break the rehearsal."""
     found = rehearse_generation(model, batch=4, length=256, **params)

@@ -127,19 +127,20 @@ def _measure(options: argparse.Namespace) -> dict[str, int]:
 
 
 def format_rows(rows: Sequence[dict[str, Any]]) -> str:
-    """MB by component; the last column says how the prediction did."""
-    header = ("model", "JSON", "ranks", *HOLDERS, "peak MB",
+    """MB by holder, of those that hold something; the last column says how the rehearsal did."""
+    holders = [h for h in HOLDERS if any(row["predicted"].get(h) for row in rows)]
+    header = ("model", "JSON", "ranks", *holders, "peak MB",
               "measured MB", "rehearsed / measured")  # fmt: skip
-    return harness.format_table(header, [_cells(row) for row in rows])
+    return harness.format_table(header, [_cells(row, holders) for row in rows])
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any], holders: Sequence[str]) -> list[str]:
     parts, peak = row["predicted"], row["peak_bytes"]
     return [
         row["model"],
         row["ds_config"],
         str(row["world_size"]),
-        *(f"{parts.get(holder, 0) / 1e6:,.1f}" for holder in HOLDERS),
+        *(f"{parts.get(holder, 0) / 1e6:,.1f}" for holder in holders),
         f"{parts['peak_bytes'] / 1e6:,.1f}",
         f"{peak / 1e6:,.1f}" if peak else "not measured",
         f"{row['predicted_to_measured']:.3f}" if peak else "–",

@@ -56,8 +56,8 @@ def count_steps() -> list[dict[str, Any]]:
 
 
 def _point(model: str) -> Point:
-    sizes = {"micro_batch_size": ROWS, "train_batch_size": ROWS}
-    arguments = collect_arguments({"model": model, "seq_len": ROW_TOKENS, "set": sizes})
+    options = {"micro_batch_size": ROWS, "train_batch_size": ROWS, "ds_config.bf16.enabled": True}
+    arguments = collect_arguments({"model": model, "seq_len": ROW_TOKENS, "set": options})
     return Point(arguments=arguments, device=DEVICE, ranks=1)
 
 

@@ -44,7 +44,7 @@ _LARGEST_WITH_VALUES = 1 << 24
 _ATTENTION = {"_varlen_attn": 4, "_varlen_attn_backward": 10}
 """FLOPs for each multiplication of a product: two products forward, five backward."""
 _OWN = str(Path(__file__).parent)
-_SHOWN = ("/deepspeed/", "/minimind/", "/minimind_kernels/", "/bench/")
+_SHOWN = ("deepspeed/", "minimind/", "minimind_kernels/", "bench/")
 
 
 class WithoutValues(FakeTensorMode):
@@ -264,9 +264,17 @@ def _find_place() -> str:
     found: list[str] = []
     frame = sys._getframe(1)
     while frame is not None and len(found) < 2:
-        path = frame.f_code.co_filename
-        if not path.startswith(_OWN) and (part := next((p for p in _SHOWN if p in path), None)):
-            short = part.strip("/") + "/" + path.split(part)[-1]
+        if short := _shorten(frame.f_code.co_filename):
             found.append(f"{short}:{frame.f_lineno} {frame.f_code.co_name}")
         frame = frame.f_back  # type: ignore[assignment]
     return " < ".join(found) or "?"
+
+
+def _shorten(path: str) -> str | None:
+    """Gives a file's path from its package on; None for one of other packages, and of this one."""
+    if path.startswith(_OWN):
+        return None
+    _, is_installed, inside = path.rpartition("/site-packages/")
+    if is_installed:
+        return inside if inside.startswith(_SHOWN) else None
+    return next((n + path.rpartition(f"/{n}")[2] for n in _SHOWN if f"/{n}" in path), None)

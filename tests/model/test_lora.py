@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from small_models import (
 )
 from torch import Tensor, nn
 
+from minimind.model import lora_experts
 from minimind.model.adapter import merge_adapter
 from minimind.model.lora import add_adapters, collect_adapter, detach
 from minimind.model.lora_linear import Adapters, LoraLinear, Slot, split_slots
@@ -140,9 +142,25 @@ def test_an_adapter_starts_the_same_whatever_others_there_are():
     assert torch.equal(one.a_RI, other.a_RI)
 
 
+def group_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has all experts go through one product, as on a GPU, with PyTorch's form of it in fp32."""
+
+    def grouped(a: Tensor, b: Tensor, offs: Tensor) -> Tensor:
+        bounds = [0, *offs.tolist()]
+        return torch.cat([a[i:j] @ w for (i, j), w in zip(itertools.pairwise(bounds), b)])  # noqa: B905
+
+    monkeypatch.setattr(lora_experts, "can_group", lambda *_: True)
+    monkeypatch.setattr(torch.nn.functional, "grouped_mm", grouped)
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["one by one", "grouped"])
 @pytest.mark.parametrize(("family", "experts"), KINDS)
-def test_the_adapted_model_is_the_merged_one(family: str, experts: dict[str, Any]):
+def test_the_adapted_model_is_the_merged_one(
+    family: str, experts: dict[str, Any], grouped: bool, monkeypatch: pytest.MonkeyPatch
+):
     """Logits, and the gradient of A and B through the whole model."""
+    if grouped:
+        group_on_a_cpu(monkeypatch)
     model = adapted(random_model(small_config(family, **experts))).double()
     batch = pack([random_documents([9, 14]), random_documents([20])], seq_len=23)
     adapter = collect_adapter(model, named(model))
@@ -190,9 +208,14 @@ def test_only_adapters_move():
         assert torch.equal(weight, before[name]) == ("lora" not in name), name
 
 
+@pytest.mark.parametrize("grouped", [False, True], ids=["one by one", "grouped"])
 @pytest.mark.parametrize("kinds", [{"up_proj": 2}, {"down_proj": 2}, {"experts.2.gate_proj": 3}])
-def test_experts_may_have_adapters_in_part(kinds: dict[str, int]):
+def test_experts_may_have_adapters_in_part(
+    kinds: dict[str, int], grouped: bool, monkeypatch: pytest.MonkeyPatch
+):
     """In one stack of the two, or for one expert alone, which no token may have gone to."""
+    if grouped:
+        group_on_a_cpu(monkeypatch)
     config = small_config(num_experts=4, num_experts_per_tok=1)
     names = [part.name for parts in linear_parts(config).values() for part in parts]
     ranks = {n: rank for n in names for kind, rank in kinds.items() if n.endswith(kind)}

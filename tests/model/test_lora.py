@@ -153,6 +153,18 @@ def group_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.functional, "grouped_mm", grouped)
 
 
+def test_the_grouped_product_is_that_of_each_expert():
+    torch.manual_seed(0)
+    x, weight = torch.randn(9, 16, requires_grad=True), torch.randn(3, 8, 16)
+    ends = torch.tensor([4, 4, 9], dtype=torch.int32)  # the second expert has no tokens
+    y = lora_experts._GroupedProduct.apply(x, weight, ends)
+    expected = torch.cat([x[:4] @ weight[0].T, x[4:] @ weight[2].T])
+    torch.testing.assert_close(y, expected)
+    grad = torch.randn_like(expected)
+    found, wanted = (torch.autograd.grad(out, x, grad)[0] for out in (y, expected))
+    torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize("grouped", [False, True], ids=["one by one", "grouped"])
 @pytest.mark.parametrize(("family", "experts"), KINDS)
 def test_the_adapted_model_is_the_merged_one(

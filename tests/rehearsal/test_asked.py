@@ -14,8 +14,6 @@ pytestmark = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
 )
 
-WAITS_OF_ADAPTED_EXPERTS = ("lora_experts.py",)
-"""Adapters of experts read how many tokens each of them has: docs/decisions.md."""
 READS_OF_ROLLOUTS = ("pending_tokens.py", "add_up", "_lay_out", "stops_before")
 """Where a stage reads what it generated, what it is worth and whether to go on."""
 
@@ -55,8 +53,6 @@ def unexpected_waits(point: Chosen, found: Rehearsal) -> list[str]:
     """Lists the waits but for the numbers of the step before and, where answers are generated,
     what is read of them."""
     allowed = READS_OF_ROLLOUTS if point.waits_for_tokens else ()
-    if point.stage == "lora":
-        allowed = WAITS_OF_ADAPTED_EXPERTS
     return [
         f"{wait.kind}: {wait.place}"
         for wait in found.forbidden_waits

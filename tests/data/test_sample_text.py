@@ -97,7 +97,8 @@ def test_the_file_in_the_cache_is_written_once_and_whole(cache_dir: Path) -> Non
     written = path.stat().st_mtime_ns
     assert sample_data_path("val") == path
     assert path.stat().st_mtime_ns == written
-    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    names = {entry.name for entry in path.parent.iterdir()}
+    assert names == {path.name, path.with_suffix(".lock").name}
 
 
 def test_the_shipped_tokenizer_can_be_made_again(tmp_path: Path) -> None:

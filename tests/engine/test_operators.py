@@ -116,7 +116,7 @@ def test_on_a_gpu_no_other_operator_is_tried(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr(ops, "__compatible_ops__", raising=False)
     monkeypatch.setattr(ops, "_probe_compatible_ops", dict)
     cpu = find_device()
-    deepspeed_engine._import_deepspeed(dataclasses.replace(cpu, torch_device=torch.device("cuda")))
+    deepspeed_engine.import_deepspeed(dataclasses.replace(cpu, torch_device=torch.device("cuda")))
     assert "__compatible_ops__" not in vars(ops)
-    deepspeed_engine._import_deepspeed(dataclasses.replace(cpu, torch_device=torch.device("cpu")))
+    deepspeed_engine.import_deepspeed(dataclasses.replace(cpu, torch_device=torch.device("cpu")))
     assert vars(ops)["__compatible_ops__"] == {"deepspeed_shm_comm": False}

@@ -94,7 +94,7 @@ def test_bf16_is_read_off_the_cpus_flags(
         ("NVIDIA L4", (8, 9), True, 121e12),
         ("NVIDIA A10", (8, 6), True, 125e12),
         ("NVIDIA GeForce RTX 3090", (8, 6), True, 71e12),
-        ("Tesla T4", (7, 5), False, None),
+        ("Tesla T4", (7, 5), False, 65e12),
         ("NVIDIA H100 PCIe", (9, 0), True, 756e12),
         ("NVIDIA A10G", (8, 6), True, None),
         ("NVIDIA RTX A1000", (8, 6), True, None),

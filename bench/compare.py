@@ -62,7 +62,7 @@ _TRAINING = (
 )  # fmt: skip
 _STEP_COUNTS = "step_counts"
 PARTS: dict[str, tuple[str, ...]] = {
-    _STEP_COUNTS: (*_TRAINING, f"bench/{_STEP_COUNTS}", "bench/counts"),
+    _STEP_COUNTS: (*_TRAINING, "ds_configs/", "minimind/rehearsal/", f"bench/{_STEP_COUNTS}"),
     "train_step": (*_TRAINING, "ds_configs/", "bench/train_", "bench/workers", "bench/counts"),
     "scaling": (*_TRAINING, "ds_configs/", "bench/scaling", "bench/launcher", "bench/step_parts"),
     "kernels": ("kernels/", "bench/kernel"),

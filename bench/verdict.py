@@ -97,7 +97,7 @@ def _least_counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for row in rows:
         found = {name: int(row[name]) for name in COUNTS if row.get(name) is not None}
-        if row.get("sync_operators"):
+        if row.get("sync_operators") is not None:
             found["sync_operators"] = sum(row["sync_operators"].values())
         for name, value in found.items():
             counts[name] = min(value, counts.get(name, value))

@@ -24,7 +24,7 @@ from minimind.errors import ConfigError
         ),
         (["minimind/inference/sampling.py"], ["inference"]),
         (["minimind/serving/app.py"], []),
-        (["ds_configs/zero2.json"], ["train_step", "scaling"]),
+        (["ds_configs/zero2.json"], ["step_counts", "train_step", "scaling"]),
         (["minimind/run/run.py"], ["step_counts", "train_step", "scaling"]),
     ],
 )

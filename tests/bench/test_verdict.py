@@ -33,6 +33,22 @@ def judge(*pairs: Pair) -> Comparison:
     return Comparison.build("x", pairs)
 
 
+@pytest.mark.parametrize(
+    ("base", "head", "found"),
+    [
+        ({}, {"item": 1}, ("worse", "sync_operators 0 -> 1")),
+        ({"item": 1}, {}, ("better", "sync_operators 1 -> 0")),
+        ({}, {}, ("same", "")),
+    ],
+)
+def test_a_step_without_waits_counts_none(
+    base: dict[str, int], head: dict[str, int], found: tuple[str, str]
+) -> None:
+    rows = [Run(1.0, {"x": {"sync_operators": waits}}) for waits in (base, head)]
+    compared = judge(Pair(*rows))
+    assert (compared.verdict, compared.why) == found
+
+
 def test_steady_and_equal_is_the_same() -> None:
     found = judge(pair(100, 99), pair(101, 101), pair(99, 98.5))
     assert (found.verdict, found.why) == ("same", "")

@@ -1,7 +1,7 @@
 """What a rank will hold, by holder, before a run: `python -m bench.memory --model M`.
 
 Rehearsed as by `launch/train.py --dry_run`, for as many DeepSpeed JSONs as are given; `--measure`
-measures bench.train_step's engine too, on one rank.
+takes the same step of the same run too, on one rank.
 
 Exit status: 0 done, 1 a measurement is further from its prediction than --within, 2 bad usage.
 """
@@ -9,26 +9,26 @@ Exit status: 0 done, 1 a measurement is further from its prediction than --withi
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import harness
+from bench.workers import Worker
 from minimind.config.recipe import default_sizes
 from minimind.errors import ConfigError
 from minimind.rehearsal.holders import HOLDERS
 from minimind.rehearsal.rehearse import point_of, rehearse_all
 from minimind.run.arguments import parse_arguments
+from minimind.run.flags import TrainArguments
 from minimind.run.run import Run
 from minimind.runtime.devices import Device, find_device
 from minimind.runtime.logging import set_up_logging
+from minimind.runtime.memory import PeakMemory
 
-_WARMUP, _STEPS = 1, 2
-"""Of the measurement."""
+_WARMUP, _STEPS = 2, 4
+"""A rehearsal's: of four steps the third is looked at."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,9 +73,9 @@ def list_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     if options.measure and options.num_gpus > 1:
         raise ConfigError("--measure measures one rank; bench.scaling measures several")
     device = find_device()
-    measured = _measure(options) if options.measure else {}
-    runs = [resolve(options, name, device) for name in options.ds_config]
-    found = rehearse_all([point_of(run, run.resolved.arguments) for run in runs])
+    runs = {name: resolve(options, name, device) for name in options.ds_config}
+    found = rehearse_all([point_of(run, run.resolved.arguments) for run in runs.values()])
+    measured = _measure(runs) if options.measure else {}
     return [
         {
             "name": "memory",
@@ -90,7 +90,7 @@ def list_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
             if (peak := measured.get(name))
             else None,
         }
-        for name, run, rehearsed in zip(options.ds_config, runs, found, strict=True)
+        for (name, run), rehearsed in zip(runs.items(), found, strict=True)
     ]
 
 
@@ -100,30 +100,40 @@ def resolve(options: argparse.Namespace, ds_config: str, device: Device) -> Run:
     rows = micro * options.accumulation * options.num_gpus
     argv = ["--model", options.model, "--ds_config", ds_config]
     argv += ["--seq_len", str(options.seq_len)] if options.seq_len else []
+    argv += ["--max_steps", str(_STEPS)]
     settings = [*options.set, f"micro_batch_size={micro}", f"train_batch_size={rows}"]
     for setting in settings:
         argv += ["--set", setting]
     return Run.of(parse_arguments(argv), (device, options.num_gpus))
 
 
-def _measure(options: argparse.Namespace) -> dict[str, int]:
-    """Peak bytes of bench.train_step's engine rows, by JSON. Raises ConfigError."""
-    with tempfile.TemporaryDirectory(prefix="bench-memory-") as folder:
-        path = Path(folder) / "results.json"
-        command = [sys.executable, "-m", "bench.train_step", "--json", str(path)]
-        command += ["--rows", "engine", "--model", options.model]
-        command += ["--ds_config", *options.ds_config, "--accumulation", str(options.accumulation)]
-        command += ["--steps", str(_STEPS), "--warmup", str(_WARMUP)]
-        for name in ("seq_len", "micro_batch"):
-            value = getattr(options, name)
-            command += [f"--{name}", str(value)] if value else []
-        for setting in options.set:
-            command += ["--set", setting]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ConfigError(f"bench.train_step: {done.stderr[-2000:]}")
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return {row["ds_config"]: row["peak_bytes"] for row in rows}
+class MeasuredRun:
+    """A run in a process of its own, on which its memory is measured."""
+
+    def __init__(self, arguments: TrainArguments) -> None:
+        self._arguments = arguments
+
+    def measure(self) -> int:
+        """Takes the steps of a rehearsal; gives the peak bytes of the one that it looks at."""
+        run = Run.of(self._arguments).build()
+        for _ in range(_WARMUP):
+            run.step()
+        memory = PeakMemory(run.resolved.device.torch_device)
+        with memory.measured():
+            run.step()
+        return memory.peak_bytes
+
+
+def _measure(runs: Mapping[str, Run]) -> dict[str, int]:
+    """Peak bytes, by JSON. Raises WorkerError."""
+    found = dict[str, int]()
+    for name, run in runs.items():
+        worker = Worker(name, MeasuredRun, run.resolved.arguments)
+        try:
+            found[name] = worker.call("measure")
+        finally:
+            worker.close()
+    return found
 
 
 def format_rows(rows: Sequence[dict[str, Any]]) -> str:

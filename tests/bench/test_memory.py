@@ -35,8 +35,16 @@ def test_a_prediction_that_is_off_fails(
     options = memory.build_parser().parse_args(SMALL)
     rehearsed = rehearse(memory.resolve(options, "zero2.json", device)).peak_bytes
     peaks = {"zero2.json": int(rehearsed / share)}
-    monkeypatch.setattr(memory, "_measure", lambda options: peaks)
+    monkeypatch.setattr(memory, "_measure", lambda runs: peaks)
     assert memory.main([*SMALL, "--measure"]) == status
+
+
+def test_a_rehearsal_and_a_measurement_are_of_one_step(tmp_path: Path) -> None:
+    path = tmp_path / "memory.json"
+    flags = ["--set", "num_hidden_layers=1", "--measure", "--within", "0.01"]
+    assert memory.main([*SMALL, *flags, "--json", str(path)]) == 0
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["predicted"]["peak_bytes"] == pytest.approx(row["peak_bytes"], rel=0.01)
 
 
 def test_several_ranks_are_not_measured_here(capsys: pytest.CaptureFixture[str]) -> None:

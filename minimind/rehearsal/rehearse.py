@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from minimind import errors
 from minimind.data.cache_folder import default_cache_dir
+from minimind.rehearsal.rehearsers import Part, find_rehearser
 from minimind.rehearsal.report import Rehearsal
 from minimind.rehearsal.stub import build_stub
 from minimind.run.flags import TrainArguments
@@ -66,7 +61,7 @@ def rehearse_generation(
     """Takes a step of a preset's generation, in which each of `batch` sequences of about `length`
     tokens gets one. `params`: fields of SamplingParams. Raises ConfigError."""
     run = {"model": model, "batch": batch, "length": length, "params": params}
-    return _run_worker(known_device(device), 1, [run])[0]
+    return _rehearse_parts([{"device": known_device(device), "world_size": 1, "runs": [run]}])[0][0]
 
 
 def why_not(run: ResolvedRun) -> str | None:
@@ -101,47 +96,42 @@ def known_device(name: str) -> str:
 
 
 def rehearse_all(points: Sequence[Point]) -> list[Rehearsal]:
-    """Rehearses many, in as many processes at a time as there are cores. Raises as `rehearse`."""
-    cores = len(os.sched_getaffinity(0))
+    """Rehearses many, as many at a time as there are cores. Raises as `rehearse`."""
     of_place: dict[tuple[str, int], list[int]] = {}
     for index, point in enumerate(points):
         of_place.setdefault((point.device, point.ranks), []).append(index)
-    most = -(-len(points) // cores)
-    parts = [
-        (place, indices[first : first + most])
-        for place, indices in of_place.items()
-        for first in range(0, len(indices), most)
-    ]
-
-    def rehearse_part(part: tuple[tuple[str, int], list[int]]) -> list[Rehearsal]:
-        place, indices = part
-        return _run_worker(*place, [points[index].arguments.to_dict() for index in indices])
-
-    with ThreadPoolExecutor(cores) as pool:
-        found = dict[int, Rehearsal]()
-        for (_, indices), reports in zip(parts, pool.map(rehearse_part, parts), strict=True):
+    cores = len(os.sched_getaffinity(0))
+    found = dict[int, Rehearsal]()
+    for kind in ("cpu", "gpu"):
+        shares = [
+            (place, indices[first::cores])
+            for place, indices in of_place.items()
+            for first in range(min(cores, len(indices)))
+            if (place[0] == "cpu") == (kind == "cpu")
+        ]
+        parts: list[Part] = [
+            {
+                "device": device,
+                "world_size": ranks,
+                "runs": [points[index].arguments.to_dict() for index in indices],
+            }
+            for (device, ranks), indices in shares
+        ]
+        for (_, indices), reports in zip(shares, _rehearse_parts(parts), strict=True):
             found |= zip(indices, reports, strict=True)
     return [found[index] for index in range(len(points))]
 
 
-def _run_worker(device: str, ranks: int, runs: Sequence[dict[str, Any]]) -> list[Rehearsal]:
-    stub = _find_stub(device)
-    with tempfile.TemporaryDirectory(prefix="minimind-rehearsal-") as folder:
-        points, reports = Path(folder) / "points.json", Path(folder) / "reports.jsonl"
-        work = {"device": device, "world_size": ranks, "runs": list(runs)}
-        points.write_text(json.dumps(work), encoding="utf-8")
-        command = [sys.executable, "-m", "minimind.rehearsal.worker"]
-        done = subprocess.run(
-            [*command, str(points), str(reports), stub],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        )
-        lines = reports.read_text(encoding="utf-8").splitlines() if reports.exists() else []
-    if done.returncode:
-        raise RuntimeError(f"the rehearsal broke:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
-    return [_read(json.loads(line), run) for line, run in zip(lines, runs, strict=True)]
+def _rehearse_parts(parts: Sequence[Part]) -> list[list[Rehearsal]]:
+    """Rehearses parts that are all on CPUs or all on GPUs."""
+    if not parts:
+        return []
+    device = parts[0]["device"]
+    rehearser = find_rehearser("cpu" if device == "cpu" else "gpu", _find_stub(device))
+    return [
+        [_read(values, run) for values, run in zip(reports, part["runs"], strict=True)]
+        for part, reports in zip(parts, rehearser.rehearse(parts), strict=True)
+    ]
 
 
 def _read(values: dict[str, Any], run: dict[str, Any]) -> Rehearsal:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -54,8 +54,6 @@ class Rehearsals:
         self._device: Device = find_device()
         join_fake_ranks(world_size, lambda: import_deepspeed(self._device))
         self._caches = _find_caches()
-        # What is imported stays, and need not be looked at each time something is collected.
-        gc.freeze()
         self._watch: Watch
 
     def rehearse(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -157,11 +155,8 @@ class Rehearsals:
             yield self._watch
 
 
-def _find_caches() -> list[Any]:
+def _find_caches() -> set[Any]:
     """Finds the model's caches, whose tensors would be of another rehearsal."""
-    return [
-        thing
-        for thing in gc.get_objects()
-        if type(thing) is functools._lru_cache_wrapper
-        and str(thing.__module__).startswith("minimind.model")
-    ]
+    modules = [module for name, module in sys.modules.items() if name.startswith("minimind.model.")]
+    things = [thing for module in modules for thing in vars(module).values()]
+    return {thing for thing in things if isinstance(thing, functools._lru_cache_wrapper)}

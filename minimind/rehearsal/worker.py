@@ -1,30 +1,93 @@
-"""The process that rehearses: runs in a JSON file, a report for each in another, line by line.
+"""The process that rehearses: it imports once, and forks itself for each list of runs.
 
-`python -m minimind.rehearsal.worker POINTS REPORTS STUB`, STUB "" where PyTorch can do without.
+`python -m minimind.rehearsal.worker KIND STUB`: KIND is cpu or gpu; STUB "" where PyTorch can do
+without. A job is a line of JSON on stdin; the exit statuses of its parts are one on stdout.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
+import importlib
 import json
+import os
 import sys
 import time
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
+
+_LATE = ("torch._dynamo", "torch.fx.experimental.symbolic_shapes", "deepspeed.compile.backend")
+"""What PyTorch imports with its first tensor without storage, and DeepSpeed with its engine."""
 
 
 def main(argv: Sequence[str]) -> int:
-    points, reports, stub = argv
+    kind, stub = argv
+    prepare(kind, stub)
+    for line in sys.stdin:
+        job = json.loads(line)
+        sys.stdout.write(json.dumps(_run(job["parts"], job["at_once"])) + "\n")
+        sys.stdout.flush()
+    return 0
+
+
+def prepare(kind: str, stub: str) -> None:
+    """Imports what rehearsals need, so that it is there in each fork."""
     if stub:
         ctypes.CDLL(stub, ctypes.RTLD_GLOBAL)  # before PyTorch looks for its devices
+    from minimind.rehearsal.fake_machine import set_environment
+
+    set_environment(kind, 1)
+    for name in ("minimind.rehearsal.steps", "deepspeed", *_LATE):
+        importlib.import_module(name)
+    # What is imported stays, and need not be looked at each time something is collected.
+    gc.freeze()
+
+
+def _run(parts: Sequence[dict[str, Any]], at_once: int) -> list[int]:
+    waiting, running = list(enumerate(parts)), dict[int, int]()
+    statuses = [0] * len(parts)
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            index, part = waiting.pop(0)
+            running[_fork(part)] = index
+        pid, status = os.wait()
+        statuses[running.pop(pid)] = os.waitstatus_to_exitcode(status)
+    return statuses
+
+
+def _fork(part: dict[str, Any]) -> int:
+    """Gives the id of a process that rehearses the part and writes what it says into its log."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        log = os.open(part["log"], os.O_CREAT | os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log, stream.fileno())
+        os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
+        rehearse_part(part)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def rehearse_part(part: dict[str, Any]) -> None:
+    """Rehearses runs of one place, each with a report, line by line, in a file."""
     from minimind.errors import MiniMindError
     from minimind.rehearsal.steps import Rehearsals
 
-    work = json.loads(Path(points).read_text(encoding="utf-8"))
-    rehearsals = Rehearsals(work["device"], work["world_size"])
-    with open(reports, "a", encoding="utf-8") as file:
-        for run in work["runs"]:
+    os.chdir(part["folder"])
+    os.environ.clear()
+    os.environ.update(part["environment"])
+    rehearsals = Rehearsals(part["device"], part["world_size"])
+    with open(part["reports"], "a", encoding="utf-8") as file:
+        for run in part["runs"]:
             began = time.perf_counter()
             try:
                 rehearse = rehearsals.generate if "params" in run else rehearsals.rehearse
@@ -36,7 +99,6 @@ def main(argv: Sequence[str]) -> int:
                 report = {"broke": traceback.format_exc()}
             file.write(json.dumps(report) + "\n")
             file.flush()
-    return 0
 
 
 if __name__ == "__main__":

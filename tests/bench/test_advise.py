@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,14 @@ NOTHING = Rehearsal(
 )
 
 
+def make_up(candidates: Iterable[Candidate], *_: Any) -> dict[Candidate, Rehearsal]:
+    """Stands for rehearse_candidates."""
+    return {
+        one: replace(NOTHING, peak={"activations": 100 * one.micro_batch + 10 * one.stage})
+        for one in candidates
+    }
+
+
 @pytest.fixture
 def trial() -> Make:
     """trial(stage, rate, peak)."""
@@ -70,13 +78,7 @@ def test_every_candidate_resolves(tmp_path: Path) -> None:
 def test_less_memory_means_smaller_micro_batches_then_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def rehearse(candidates: list[Candidate], *_: Any) -> dict[Candidate, Rehearsal]:
-        return {
-            one: replace(NOTHING, peak={"activations": 100 * one.micro_batch + 10 * one.stage})
-            for one in candidates
-        }
-
-    monkeypatch.setattr(advise_candidates, "rehearse_candidates", rehearse)
+    monkeypatch.setattr(advise_candidates, "rehearse_candidates", make_up)
     wanted = [Candidate(2, 4), Candidate(3, 4), Candidate(1, 1)]
     found = largest_that_fit(wanted, SETTING, 425, tmp_path)
     assert [fitting.micro_batch for fitting, _ in found.values()] == [4, 2, 1]
@@ -110,7 +112,7 @@ def test_the_quickest_is_chosen_and_of_equals_the_smallest(trial: Make) -> None:
 def test_a_run_writes_the_json_and_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With made-up rates: stage 1 is quickest, and quicker still with other buckets."""
+    """With made-up peaks and rates: stage 1 is quickest, and quicker still with other buckets."""
 
     def measure(trials: Any, *_: Any) -> None:
         for one in trials:
@@ -118,6 +120,8 @@ def test_a_run_writes_the_json_and_the_reason(
             one.rates.append(quick + 10 * bool(one.candidate.bucket))
             one.peaks.append(1000)
 
+    for module in (advise, advise_candidates):
+        monkeypatch.setattr(module, "rehearse_candidates", make_up)
     monkeypatch.setattr(advise, "_measure", measure)
     output, results = tmp_path / "best.json", tmp_path / "results.json"
     flags = ["--model", "tiny", "--num_gpus", "2", "--rows", "8", "--memory", "4"]
@@ -129,14 +133,17 @@ def test_a_run_writes_the_json_and_the_reason(
     assert "best: zero1" in capsys.readouterr().out
 
 
-def test_what_cannot_fit_is_not_tried(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_what_cannot_fit_is_not_tried(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(advise_candidates, "rehearse_candidates", make_up)
     flags = [
         "--model",
         "tiny",
         "--rows",
         "2",
         "--memory",
-        "0.001",
+        "1e-8",
         "--output",
         str(tmp_path / "x.json"),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -71,21 +72,20 @@ WAITS = {
     "batch.ids_BT[batch.is_token_BT]": "nonzero: its size is read",
     "batch.ids_BT.tolist()": "tolist",
 }
-PROGRAM = """import ctypes, sys
-if sys.argv[3]:
-    ctypes.CDLL(sys.argv[3], ctypes.RTLD_GLOBAL)
+PROGRAM = """import json, sys
+from minimind.rehearsal import worker
+worker.prepare("gpu", sys.argv[1])
 import torch
 import minimind.stages.pretrain as pretrain
-from minimind.rehearsal import worker
 plain = pretrain.Pretrain.loss
 def loss(self, policy, batch):
     found = plain(self, policy, batch)
     {lines}
     return found
 pretrain.Pretrain.loss = loss
-sys.exit(worker.main(sys.argv[1:]))
+worker.rehearse_part(json.loads(sys.argv[2]))
 """
-FIRST_LINE = 10
+FIRST_LINE = 9
 
 
 @needs_compiler
@@ -93,12 +93,12 @@ def test_planted_waits_are_found_and_named(tmp_path: Path) -> None:
     program = tmp_path / "bench" / "planted.py"
     program.parent.mkdir()
     program.write_text(PROGRAM.format(lines="\n    ".join(WAITS)), encoding="utf-8")
-    points, reports = tmp_path / "points.json", tmp_path / "reports.jsonl"
+    reports = tmp_path / "reports.jsonl"
     runs = [Run.resolve(**SMALL).resolved.arguments.to_dict()]
-    work = {"device": "H200", "world_size": 1, "runs": runs}
-    points.write_text(json.dumps(work), encoding="utf-8")
+    place = {"folder": str(tmp_path), "environment": dict(os.environ), "reports": str(reports)}
+    part = {"device": "H200", "world_size": 1, "runs": runs, **place}
     library = str(stub.build_stub(tmp_path)) if torch.version.cuda is None else ""
-    command = [sys.executable, str(program), str(points), str(reports), library]
+    command = [sys.executable, str(program), library, json.dumps(part)]
     subprocess.run(command, check=True, capture_output=True)
     found = Rehearsal.from_dict(json.loads(reports.read_text(encoding="utf-8"))).forbidden_waits
     places = {wait.place.split(" <")[0]: wait.kind for wait in found}
@@ -255,3 +255,18 @@ def test_waits_are_said_one_by_one() -> None:
     assert found.tokens_per_s == pytest.approx(1000 / 0.75)
     assert [wait.kind for wait in found.forbidden_waits] == ["item"]
     assert "waits      2 x item: minimind/x.py:3 f" in found.describe()
+
+
+def test_a_rehearsal_sees_the_folder_and_the_environment_of_its_moment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The process that rehearses is kept, and knows nothing of the runs before."""
+    arguments = collect_arguments(SMALL)
+    monkeypatch.setenv("MINIMIND_PRECISION", "fp32")
+    wide = rehearse_all([Point(arguments=arguments, device="cpu", ranks=1)])[0]
+    (tmp_path / "own.json").write_text('{"bf16": {"enabled": true}}', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MINIMIND_PRECISION")
+    own = collect_arguments(SMALL | {"ds_config": "own.json"})
+    narrow = rehearse_all([Point(arguments=own, device="cpu", ranks=1)])[0]
+    assert wide.peak["weights"] == 2 * narrow.peak["weights"]

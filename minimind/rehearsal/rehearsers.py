@@ -1,0 +1,97 @@
+"""The processes that rehearse, as their parent sees them: one for CPUs and one for GPUs, kept."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+
+class Part(TypedDict):
+    """Runs that are rehearsed together: on one device, as the first of so many ranks."""
+
+    device: str
+    world_size: int
+    runs: list[dict[str, Any]]
+
+
+class Rehearser:
+    """A process that has imported what a rehearsal needs, and forks itself for each part of a job.
+
+    What a rehearsal patches stays in its fork. It has the working directory and the environment
+    that this process has at the time.
+    """
+
+    def __init__(self, kind: str, stub: str) -> None:
+        """See `worker` for what is given."""
+        path = os.pathsep.join(path for path in sys.path if path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "minimind.rehearsal.worker", kind, stub],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        )
+        self._lock = threading.Lock()
+        atexit.register(self.close)
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def rehearse(self, parts: Sequence[Part]) -> list[list[dict[str, Any]]]:
+        """Gives a report for each run of each part. Raises RuntimeError where the process broke."""
+        place = {"folder": os.getcwd(), "environment": dict(os.environ)}
+        with self._lock, tempfile.TemporaryDirectory(prefix="minimind-rehearsal-") as folder:
+            reports = [Path(folder) / f"{index}.jsonl" for index in range(len(parts))]
+            logs = [path.with_suffix(".log") for path in reports]
+            files = [{"reports": str(r), "log": str(o)} for r, o in zip(reports, logs, strict=True)]
+            given = [{**part, **place, **file} for part, file in zip(parts, files, strict=True)]
+            try:
+                statuses = self._ask(given)
+            except BaseException:
+                self._process.kill()  # its answer would be taken for the next job's
+                raise
+            for status, log in zip(statuses, logs, strict=True):
+                if status:
+                    raise RuntimeError(f"the rehearsal broke:\n{log.read_text()[-6000:]}")
+            return [list(map(json.loads, path.read_text().splitlines())) for path in reports]
+
+    def _ask(self, parts: list[dict[str, Any]]) -> list[int]:
+        jobs, answers = self._process.stdin, self._process.stdout
+        assert jobs is not None
+        assert answers is not None
+        with contextlib.suppress(BrokenPipeError):
+            jobs.write(json.dumps({"parts": parts, "at_once": len(os.sched_getaffinity(0))}) + "\n")
+            jobs.flush()
+        if answer := answers.readline():
+            return json.loads(answer)
+        _, said = self._process.communicate()
+        raise RuntimeError(f"the process that rehearses broke:\n{said[-6000:]}")
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self.is_running:
+            self._process.communicate()
+
+
+_REHEARSERS: dict[tuple[str, str], Rehearser] = {}
+_LOCK = threading.Lock()
+
+
+def find_rehearser(kind: str, stub: str) -> Rehearser:
+    """Gives the process for this kind of device, cpu or gpu; starts it where there is none."""
+    with _LOCK:
+        there = _REHEARSERS.get((kind, stub))
+        if there is None or not there.is_running:
+            there = _REHEARSERS[kind, stub] = Rehearser(kind, stub)
+        return there

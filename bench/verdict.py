@@ -108,7 +108,7 @@ def _measures(key: str, runs: Sequence[Run]) -> set[str]:
     """What the runs say of a row at all."""
     rows = [run.rows[key] for run in runs]
     found = {"speed"} if any(run.rate(key) for run in runs) else set()
-    found |= {"memory"} if any(row.get("peak_bytes") for row in rows) else set()
+    found |= {"memory"} if any(any(_peaks(row)) for row in rows) else set()
     return found | _least_counts(rows).keys()
 
 
@@ -120,11 +120,18 @@ def _memory_ratio(key: str, pairs: Sequence[Pair]) -> float | None:
 
 def _growth(head: Mapping[str, Any], base: Mapping[str, Any]) -> float | None:
     """Head's peak over base's, of the rank where that is most: another may still hold more."""
-    ours, theirs = ([row.get("peak_bytes")] for row in (head, base))
-    if head.get("peak_bytes_per_rank") and base.get("peak_bytes_per_rank"):
-        ours, theirs = head["peak_bytes_per_rank"], base["peak_bytes_per_rank"]
+    ours, theirs = _peaks(head), _peaks(base)
+    if len(ours) != len(theirs):
+        ours, theirs = [head.get("peak_bytes")], [base.get("peak_bytes")]
     ratios = [a / b for a, b in zip(ours, theirs, strict=True) if a and b]
     return max(ratios, default=None)
+
+
+def _peaks(row: Mapping[str, Any]) -> list[int | None]:
+    """Of each rank where that was measured; rehearsed where nothing was."""
+    if per_rank := row.get("peak_bytes_per_rank"):
+        return list(per_rank)
+    return [row.get("peak_bytes") or row.get("rehearsed_peak_bytes")]
 
 
 def row_key(part: str, row: Mapping[str, Any]) -> str:

@@ -102,6 +102,12 @@ def test_memory_and_counts(change: dict[str, Any], verdict: str, why: str) -> No
     assert (found.verdict, found.why) == (verdict, why)
 
 
+def test_a_rehearsed_peak_counts_where_nothing_was_measured() -> None:
+    base, head = ({"x": {"rehearsed_peak_bytes": held}} for held in (1000, 1011))
+    found = judge(Pair(base=Run(1.0, base), head=Run(1.0, head)))
+    assert (found.verdict, found.why) == ("worse", "more memory")
+
+
 def test_times_count_the_other_way_round() -> None:
     def timed(base: float, head: float) -> Pair:
         return Pair(

@@ -184,7 +184,7 @@ def _activation_grad_body(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """From the gradient of an expert's hidden values before its weight: the gradient of gate and
     up, the hidden values times the weight, and the gradient of the weight."""
-    wide = weights_N1.dtype
+    narrow, wide = gate_up_NG.dtype, weights_N1.dtype
     grad, (gate, up) = grad_hidden_NF.to(wide), gate_up_NG.to(wide).chunk(2, dim=1)
     sigmoid = torch.sigmoid(gate)
     silu = gate * sigmoid
@@ -192,8 +192,8 @@ def _activation_grad_body(
     grad_weights_N = (grad * hidden).sum(dim=1)
     grad = grad * weights_N1
     grad_gate = grad * up * sigmoid * (1 + gate * (1 - sigmoid))
-    grad_gate_up_NG = torch.cat((grad_gate, grad * silu), dim=1).to(gate_up_NG.dtype)
-    return grad_gate_up_NG, (hidden * weights_N1).to(gate_up_NG.dtype), grad_weights_N
+    grad_gate_up_NG = torch.cat((grad_gate.to(narrow), (grad * silu).to(narrow)), dim=1)
+    return grad_gate_up_NG, (hidden * weights_N1).to(narrow), grad_weights_N
 
 
 def _forward_fake(

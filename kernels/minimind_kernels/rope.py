@@ -126,7 +126,7 @@ def _rotate(x_MAH: Tensor, cos_M1R: Tensor, sin_M1R: Tensor) -> Tensor:
     """Rotate each head, in the wider of x's and the tables' dtypes, back in x's."""
     first, second = x_MAH.to(torch.promote_types(x_MAH.dtype, cos_M1R.dtype)).chunk(2, dim=-1)
     rotated = (first * cos_M1R - second * sin_M1R, second * cos_M1R + first * sin_M1R)
-    return torch.cat(rotated, dim=-1).to(x_MAH.dtype)
+    return torch.cat([half.to(x_MAH.dtype) for half in rotated], dim=-1)
 
 
 def _split(packed_MC: Tensor, num_heads: int, num_kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -79,15 +79,17 @@ def _backward_body(
 ) -> tuple[Tensor, Tensor]:
     """With s = sigmoid(gate): d_gate = d·up·s·(1 + gate·(1 - s)), d_up = d·gate·s; and, to
     `rebuild` it, the forward's result."""
-    wide = torch.promote_types(gate_up_M2F.dtype, torch.float32)
+    narrow, wide = gate_up_M2F.dtype, torch.promote_types(gate_up_M2F.dtype, torch.float32)
     grad, (gate, up) = grad_out_MF.to(wide), gate_up_M2F.to(wide).chunk(2, dim=-1)
     sigmoid = torch.sigmoid(gate)
     grad_gate = grad * up * sigmoid * (1 + gate * (1 - sigmoid))
     grad_up = grad * gate * sigmoid
-    grad_M2F = torch.cat((grad_gate, grad_up), dim=-1).to(gate_up_M2F.dtype)
+    # Cast before and not after: generated code writes both halves once, where it would keep them
+    # in fp32 in between.
+    grad_M2F = torch.cat((grad_gate.to(narrow), grad_up.to(narrow)), dim=-1)
     if not rebuild:
         return grad_M2F, gate_up_M2F.new_empty(0)
-    return grad_M2F, (functional.silu(gate) * up).to(gate_up_M2F.dtype)
+    return grad_M2F, (functional.silu(gate) * up).to(narrow)
 
 
 swiglu_forward = Form("swiglu_forward", _forward_body, num_row_tensors=1)

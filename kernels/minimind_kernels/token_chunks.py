@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import backend
-from .form import MIN_GENERATED_ROWS
+from .form import MIN_GENERATED_ROWS, Form
 
 _CPU_CHUNK = 1024
 """Tokens: enough for the matrix products' full speed; 26 MB of fp32 logits over 6400 entries."""
@@ -22,6 +22,14 @@ _GPU_CHUNK = 4096
 WORTH_GATHERING = 0.9
 """On the CPU, where counting them waits for nothing, tokens without a loss are left out of the
 products when at least a tenth is."""
+
+
+def _add_body(total_VD: Tensor, share_VD: Tensor) -> None:
+    """Adds in place. PyTorch itself would first make an fp32 copy of a share in bf16."""
+    total_VD.add_(share_VD)
+
+
+_add = Form(None, _add_body, num_row_tensors=2)
 
 
 class TokenChunks:
@@ -49,6 +57,7 @@ class TokenChunks:
         )
         self.grad_hidden_MD: Tensor | None = None
         self.grad_weight_VD: Tensor | None = None
+        self._gathers_weight = False
 
     def logits(self, rows: slice) -> Tensor:
         """The logits of some rows, in the one buffer: the next call overwrites them."""
@@ -59,7 +68,8 @@ class TokenChunks:
         """Say, before `add_grads`, which of the two gradients to gather."""
         if hidden:
             self.grad_hidden_MD = torch.empty_like(self._hidden_MD)
-        if weight:
+        self._gathers_weight = weight
+        if weight and not self.slices:
             self.grad_weight_VD = torch.zeros_like(self._weight_VD, dtype=self.loss_dtype)
 
     def add_grads(self, rows: slice, grad_logits_CV: Tensor) -> None:
@@ -69,15 +79,24 @@ class TokenChunks:
                 torch.mm(grad_logits_CV, self._weight_VD, out=into)
             else:
                 into.copy_(torch.mm(grad_logits_CV, self._weight_VD))
-        if self.grad_weight_VD is not None:
-            factors = (grad_logits_CV.t(), self._hidden(rows))
-            if self._dtype == self.loss_dtype:
-                self.grad_weight_VD.addmm_(*factors)
-            elif grad_logits_CV.is_cuda and not torch.version.hip:
-                # cuBLAS hands out its fp32 sums; elsewhere a chunk's share is rounded first.
-                self.grad_weight_VD.add_(torch.mm(*factors, out_dtype=self.loss_dtype))
-            else:
-                self.grad_weight_VD.add_(torch.mm(*factors))
+        if self._gathers_weight:
+            self._add_grad_weight(grad_logits_CV.t(), self._hidden(rows))
+
+    def _add_grad_weight(self, grad_logits_VC: Tensor, hidden_CD: Tensor) -> None:
+        """Gathers a chunk's share in the losses' dtype. cuBLAS hands out its fp32 sums; elsewhere a
+        share is rounded first."""
+        total_VD, factors = self.grad_weight_VD, (grad_logits_VC, hidden_CD)
+        if total_VD is not None and self._dtype == self.loss_dtype:
+            total_VD.addmm_(*factors)
+            return
+        if self._dtype != self.loss_dtype and hidden_CD.is_cuda and not torch.version.hip:
+            share_VD = torch.mm(*factors, out_dtype=self.loss_dtype)
+        else:
+            share_VD = torch.mm(*factors)
+        if total_VD is None:
+            self.grad_weight_VD = share_VD.to(self.loss_dtype)
+        else:
+            _add(total_VD, share_VD)
 
     def grad_weight(self, dtype: torch.dtype) -> Tensor | None:
         return None if self.grad_weight_VD is None else self.grad_weight_VD.to(dtype)

@@ -37,9 +37,9 @@ EXPLAINED = {
     "save_weight": "each run has a folder of its own: --output_dir FOLDER",
     "lora_name": "each adapter has a folder of its own: --output_dir FOLDER",
     "from_resume": "--resume --output_dir FOLDER goes on with the run in that folder",
-    "use_wandb": "--set swanlab=true (the original means SwanLab by it), or for Weights & Biases "
-    "--set ds_config.wandb.enabled=true",
-    "wandb_project": "--set ds_config.wandb.project=NAME",
+    "use_wandb": "--monitor swanlab (the original means SwanLab by it), or --monitor wandb for "
+    "Weights & Biases",
+    "wandb_project": "--set ds_config.swanlab.project=NAME or ds_config.wandb.project=NAME",
     "use_moe": "--model minimind3-moe or minimind2-moe, or --set num_experts=4 for any model",
     "student_use_moe": "--model minimind3-moe or minimind2-moe, or --set num_experts=4",
     "teacher_use_moe": "the teacher's folder says what it is: --set teacher=FOLDER",

@@ -83,11 +83,11 @@ class MetricsLog:
         # A number that this step cannot say, such as a mean over nothing, is left out.
         more = (*stats.metrics.items(), *stats.diagnostics.items())
         figures |= {name: value for name, value in more if not math.isnan(value)}
-        texts = {name: format(value, _FORMATS.get(name, ".6g")) for name, value in figures.items()}
-        self._writer.writerow({"step": stats.step, **texts})
+        row = {name: format(value, _FORMATS.get(name, ".6g")) for name, value in figures.items()}
+        self._writer.writerow({"step": stats.step, **row})
         self._file.flush()
         self._expert_load.write(stats.step, stats.expert_load)
-        self.monitors.write(stats.step, figures)
+        self.monitors.write(stats.step, read_figures(row))
 
     def plot(self, or_later: bool = False) -> None:
         """Draws loss.png, metrics.png where the stage has columns of its own, and with experts

@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 from minimind.monitors.monitor import Figures, Monitor, MonitoredRun, Outcome
 
@@ -19,16 +20,21 @@ _PATIENCE_S = 330.0
 
 
 class BackgroundMonitor:
-    """Hands what a run records to a monitor in a thread of its own. The first failure is logged,
-    and none ends the run; a later step is tried again, as a full disk may not stay full."""
+    """Opens, feeds and closes a monitor in a thread of its own: some take the signals of the thread
+    that opens them. The first failure once it is open is logged, and none ends the run; the next
+    step is tried again, as a full disk may not stay full."""
 
-    def __init__(self, name: str, monitor: Monitor, run: MonitoredRun) -> None:
+    def __init__(self, name: str, open_monitor: Callable[[], Monitor], run: MonitoredRun) -> None:
+        """Raises whatever opening it raises."""
         self._name = name
-        self._monitor = monitor
         self._has_failed = False
         self._waiting: queue.Queue[Callable[[], None] | None] = queue.Queue(_MOST_WAITING)
-        self._thread = threading.Thread(target=self._work, name=f"monitor {name}", daemon=True)
+        opened: Future[Monitor] = Future()
+        self._thread = threading.Thread(
+            target=self._work, args=(open_monitor, opened), name=f"monitor {name}", daemon=True
+        )
         self._thread.start()
+        self._monitor = monitor = opened.result()
         self._put(lambda: self._catch_up(run))
         if monitor.holds > run.step:
             logger.info(
@@ -66,7 +72,12 @@ class BackgroundMonitor:
         except queue.Full:
             self._warn(f"it lies {_MOST_WAITING} steps behind; steps are left out there")
 
-    def _work(self) -> None:
+    def _work(self, open_monitor: Callable[[], Monitor], opened: Future[Monitor]) -> None:
+        try:
+            opened.set_result(open_monitor())
+        except BaseException as error:
+            opened.set_exception(error)
+            return
         while (work := self._waiting.get()) is not None:
             try:
                 work()
@@ -94,5 +105,6 @@ class Monitors:
             monitor.write_texts(step, texts)
 
     def close(self, outcome: Outcome) -> None:
-        for monitor in self._monitors:
+        """Ends the last one first: some stand between the console and those opened before them."""
+        for monitor in reversed(self._monitors):
             monitor.close(outcome)

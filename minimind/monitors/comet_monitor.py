@@ -28,7 +28,10 @@ class CometMonitor:
             experiment_key=known or section.get("experiment_key") or run.make_id("comet", 32),
             online=is_online,
             experiment_config=comet_ml.ExperimentConfig(
-                name=section.get("experiment_name") or run.name, offline_directory=str(folder)
+                name=section.get("experiment_name") or run.name,
+                offline_directory=str(folder),
+                display_summary_level=0,
+                auto_metric_logging=False,  # it would take TensorBoard's too
             ),
         )
         self._experiment.log_parameters(dict(run.config))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,8 +59,9 @@ def start_monitors(run: MonitoredRun, ds_config: Mapping[str, Any]) -> Monitors:
     """Opens all that are switched on. Raises ConfigError where one cannot be."""
     opened: list[BackgroundMonitor] = []
     for name in enabled_monitors(ds_config):
+        open_monitor = partial(_KINDS[name].open, run, ds_config[name])
         try:
-            opened.append(BackgroundMonitor(name, _KINDS[name].open(run, ds_config[name]), run))
+            opened.append(BackgroundMonitor(name, open_monitor, run))
         except Exception as error:
             otherwise = _KINDS[name].otherwise
             problem = (

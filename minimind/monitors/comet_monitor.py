@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ class CometMonitor:
 
         is_online = section.get("online") is not False
         known = run.find_id("comet")
+        given = section.get("experiment_key")
         self.holds = run.reached if known and is_online else 0
         folder = run.folder / "comet"
         if known and not is_online:
@@ -25,7 +27,7 @@ class CometMonitor:
         self._experiment = comet_ml.start(
             workspace=section.get("workspace"),
             project_name=section.get("project") or "minimind",
-            experiment_key=known or section.get("experiment_key") or run.make_id("comet", 32),
+            experiment_key=known or run.keep_id("comet", given or secrets.token_hex(16)),
             online=is_online,
             experiment_config=comet_ml.ExperimentConfig(
                 name=section.get("experiment_name") or run.name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,12 +48,11 @@ class MonitoredRun:
         """Gives what a monitor knew an earlier part of the run by."""
         return self._read_ids().get(monitor) if self.resumed else None
 
-    def make_id(self, monitor: str, length: int) -> str:
-        """Makes an id of so many hexadecimal digits, and keeps it for when the run is resumed."""
-        made = secrets.token_hex(length)[:length]
-        ids = self._read_ids() | {monitor: made}
+    def keep_id(self, monitor: str, name: str) -> str:
+        """Keeps what a monitor knows this run by for when it is resumed, and gives it back."""
+        ids = self._read_ids() | {monitor: name}
         (self.folder / IDS_FILE).write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
-        return made
+        return name
 
     def _read_ids(self) -> dict[str, str]:
         path = self.folder / IDS_FILE

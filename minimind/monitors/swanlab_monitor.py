@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ class SwanLabMonitor:
             workspace=section.get("workspace"),
             group=section.get("group"),
             name=run.name,
-            id=known or run.make_id("swanlab", 21),
+            id=known or run.keep_id("swanlab", secrets.token_hex(8)),
             resume="allow",
             log_dir=str(folder),
             config=dict(run.config),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ class WandbMonitor:
         self._wandb = wandb
         is_offline = wandb.setup().settings.mode in ("offline", "dryrun")
         known = run.find_id("wandb")
+        given = os.environ.get("WANDB_RUN_ID")
         if known and is_offline:
             set_aside(run.folder / "wandb", f"offline-run-*/run-{known}.wandb")
         self._run = wandb.init(
@@ -30,7 +32,7 @@ class WandbMonitor:
             entity=section.get("team"),
             group=section.get("group"),
             name=os.environ.get("WANDB_NAME", run.name),
-            id=known or os.environ.get("WANDB_RUN_ID") or run.make_id("wandb", 8),
+            id=known or run.keep_id("wandb", given or secrets.token_hex(4)),
             resume="allow" if known and not is_offline else None,
             dir=str(run.folder),
             config=dict(run.config),

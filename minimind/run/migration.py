@@ -28,8 +28,10 @@ RENAMED = {
     "ppo_update_iters": "inner_epochs",
     "early_stop_kl": "kl_stop",
     "lam": "gae_lambda",
+    "report_to": "monitor",
 }
-"""By the original's name: the flag, option of a stage or field of the model that does the same."""
+"""By the original's name, or transformers': the flag, option of a stage or field of the model that
+does the same."""
 
 EXPLAINED = {
     "accumulation_steps": "follows from --batch_size, the rows of a whole step over all GPUs, and "

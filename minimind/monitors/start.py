@@ -65,7 +65,7 @@ def start_monitors(run: MonitoredRun, ds_config: Mapping[str, Any]) -> Monitors:
         except Exception as error:
             otherwise = _KINDS[name].otherwise
             problem = (
-                f"the monitor {name} cannot start: {error}"
+                f"the monitor {name} cannot start: {str(error).rstrip('. ')}"
                 + (f"; {otherwise} keeps its logs in the run's folder" if otherwise else "")
                 + "; --monitor none does without"
             )

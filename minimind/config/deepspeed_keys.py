@@ -11,6 +11,7 @@ from typing import Any
 
 from minimind.config.deepspeed_optimizers import check_optimizer
 from minimind.config.deepspeed_schedulers import check_scheduler
+from minimind.config.monitors import MONITOR_KEYS, check_monitor
 from minimind.config.spelling import did_you_mean
 from minimind.errors import ConfigError
 
@@ -36,10 +37,8 @@ SECTIONS: dict[str, frozenset[str] | None] = {
             "writer",
         }
     ),
-    "comet": None,
     "comms_logger": None,
     "compile": None,
-    "csv_monitor": None,
     "data_types": frozenset(
         {"buffer_dtype", "grad_accum_dtype", "keep_in_fp32_modules", "param_dtype"}
     ),
@@ -57,13 +56,11 @@ SECTIONS: dict[str, frozenset[str] | None] = {
     "fp16": None,
     "optimizer": frozenset({"legacy_fusion", "params", "type"}),
     "scheduler": frozenset({"params", "type"}),
-    "tensorboard": None,
     "timers": frozenset({"throughput"}),
     "torch_autocast": frozenset({"dtype", "enabled", "lower_precision_safe_modules"}),
-    "wandb": None,
     "zero_optimization": None,
 }
-"""The sections, with their keys where DeepSpeed has no schema for them."""
+"""The sections that are no monitor's, with their keys where DeepSpeed has no schema for them."""
 _VALUES = frozenset(
     {
         "communication_data_type",
@@ -86,7 +83,7 @@ _VALUES = frozenset(
         "zero_force_ds_cpu_optimizer",
     }
 )
-KNOWN_KEYS = _VALUES | SECTIONS.keys()
+KNOWN_KEYS = _VALUES | SECTIONS.keys() | MONITOR_KEYS.keys()
 REFUSED_KEYS = {
     "activation_checkpointing": "it would change nothing; --set activation_checkpointing=true does",
     "amp": "use bf16 or fp16",
@@ -117,10 +114,13 @@ def check_keys(values: dict[str, Any], origin: str) -> None:
         if key not in KNOWN_KEYS:
             guess = did_you_mean(key, KNOWN_KEYS)
             raise ConfigError(f"{origin}: DeepSpeed knows no key {key!r}{guess}")
-        if key not in SECTIONS:
+        if key in _VALUES:
             continue
         if not isinstance(value, dict):
             raise ConfigError(f"{origin}: {key} is {value!r}; it must be an object")
+        if key in MONITOR_KEYS:
+            check_monitor(key, value, origin)
+            continue
         known = SECTIONS[key] or value.keys()
         if unknown := sorted(value.keys() - known):
             raise ConfigError(

@@ -93,7 +93,6 @@ class Recipe:
     sample_every: int = option(0, "optimizer steps between sampled texts (0: never)")
     sample_prompts: tuple[str, ...] = option((), "what the sampled texts begin with")
     log_every: int = option(10, "optimizer steps between console lines where there is no terminal")
-    swanlab: bool = option(False, "log to SwanLab too (pip install swanlab)")
 
     @property
     def usual_rates(self) -> Mapping[str, float]:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from minimind.config.deepspeed_json import precision
+from minimind.config.monitors import without_monitors
 from minimind.config.recipe import Recipe
 from minimind.engine import replicated
 from minimind.engine.bare_module import without_hooks
@@ -72,7 +73,7 @@ def import_deepspeed(device: Device) -> Any:
 def check_ds_config(ds_config: Mapping[str, Any], device: Device) -> None:
     """Raises ConfigError for what DeepSpeed's schemas refuse of a resolved JSON; joins no ranks."""
     deepspeed = import_deepspeed(device)
-    config = dict(ds_config)
+    config = without_monitors(ds_config)
     if not (config.get("zero_optimization") or {}).get("stage", 0):
         config = replicated.left_to_deepspeed(config)
     config.pop("train_batch_size")  # that of all ranks, who may not have joined yet
@@ -110,7 +111,7 @@ class DeepSpeedEngine:
         scalar."""
         self.zero_stage = int((ds_config.get("zero_optimization") or {}).get("stage", 0))
         self._accumulation = int(ds_config["gradient_accumulation_steps"])
-        config = dict(ds_config)
+        config = without_monitors(ds_config)
         self._clipping = float(config.get("gradient_clipping", 1.0))
         if self.zero_stage == 0:
             config = replicated.left_to_deepspeed(config)
@@ -165,11 +166,6 @@ class DeepSpeedEngine:
     def loss_scale(self) -> float:
         """What fp16 gradients are multiplied by until the step divides them; 1 elsewhere."""
         return float(getattr(self._engine.optimizer, "loss_scale", None) or 1.0)
-
-    @property
-    def monitor(self) -> Any:
-        """DeepSpeed's TensorBoard, Weights & Biases and Comet writers, as the JSON enables them."""
-        return self._engine.monitor
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """In place; a 1-D tensor on the engine's device. Waits for nothing on a GPU."""

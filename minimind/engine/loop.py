@@ -110,6 +110,8 @@ class Loop(Generic[InT, OutT]):
                 evaluates = self.eval_data is not None and self._due(self.recipe.eval_every)
                 is_best = evaluates and self._evaluate()
                 if self._due(self.recipe.sample_every):
+                    self.wait()
+                    self._record()  # some monitors take steps in their order alone
                     with self.engine.gathered() as module:
                         self.events.sample(module, self.state.step)
                 done = self.state.step == self.total_steps

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.csv, its plots, and the monitors that the JSON or recipe ask."""
+"""What a run writes down: metrics.csv, its plots, and what its monitors show."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 from minimind.engine.expert_load import ExpertLoadLog
 from minimind.engine.metric_plots import plot_columns, plot_losses
+from minimind.monitors.background import Monitors
+from minimind.monitors.monitor import Figures, Outcome
 from minimind.types import StepStats
 
 logger = logging.getLogger(__name__)
 
+METRICS_FILE = "metrics.csv"
 COLUMNS = (
     "step",
     "loss",
@@ -28,28 +30,31 @@ COLUMNS = (
     "peak_bytes",
     "resident_bytes",
 )
+_FORMATS = {
+    "loss": ".6f",
+    "val_loss": ".6f",
+    "tokens": "d",
+    "tokens_per_s": ".1f",
+    "peak_bytes": "d",
+    "resident_bytes": "d",
+}
+"""Of figures; all others have six digits."""
 _REDRAWN_AFTER_S = 15.0
 """A plot takes as long as some steps of a small model."""
-
-
-class Monitor(Protocol):
-    """Takes numbers by name and step, as DeepSpeed's monitors do."""
-
-    def write_events(self, events: Sequence[tuple[str, float, int]]) -> None: ...
 
 
 class MetricsLog:
     """Rank 0's record of a run. Rows wait one evaluation at most before they are on disk."""
 
     def __init__(
-        self, folder: Path, extra_columns: Sequence[str], monitors: Sequence[Monitor], step: int
+        self, folder: Path, extra_columns: Sequence[str], monitors: Monitors, step: int
     ) -> None:
         """Keeps the rows up to `step` of an earlier part of the run and drops those after it,
         which the resumed run will make again."""
         self.folder = folder
         self.columns = [*COLUMNS, *extra_columns]
-        self._path = folder / "metrics.csv"
-        self._monitors = monitors
+        self.monitors = monitors
+        self._path = folder / METRICS_FILE
         self._drawn_at = time.monotonic()
         self._expert_load = ExpertLoadLog(folder, step)
         kept = [row for row in read_metrics(self._path) if int(row["step"]) <= step]
@@ -63,39 +68,26 @@ class MetricsLog:
         self._writer = csv.DictWriter(self._file, self.columns, restval="")
 
     def write(self, stats: StepStats, val_loss: float | None) -> None:
-        row: dict[str, Any] = {
-            "step": stats.step,
-            "loss": f"{stats.loss:.6f}",
-            "learning_rate": f"{stats.learning_rate:.6g}",
-            "grad_norm": f"{stats.grad_norm:.6g}",
-            "tokens": stats.tokens,
-            "tokens_per_s": f"{stats.tokens_per_s:.1f}",
-            "peak_bytes": stats.peak_bytes or "",
-            "resident_bytes": stats.resident_bytes,
-        }
-        # A number that this step cannot say, such as a mean over nothing, is left out.
-        extra = {
-            name: value
-            for name, value in (*stats.metrics.items(), *stats.diagnostics.items())
-            if not math.isnan(value)
-        }
-        row |= {name: f"{value:.6g}" for name, value in extra.items()}
-        numbers = {
+        figures: dict[str, float] = {
             "loss": stats.loss,
             "learning_rate": stats.learning_rate,
             "grad_norm": stats.grad_norm,
+            "tokens": stats.tokens,
             "tokens_per_s": stats.tokens_per_s,
-            **extra,
+            "resident_bytes": stats.resident_bytes,
         }
+        if stats.peak_bytes:
+            figures["peak_bytes"] = stats.peak_bytes
         if val_loss is not None:
-            row["val_loss"] = f"{val_loss:.6f}"
-            numbers["val_loss"] = val_loss
-        self._writer.writerow(row)
+            figures["val_loss"] = val_loss
+        # A number that this step cannot say, such as a mean over nothing, is left out.
+        more = (*stats.metrics.items(), *stats.diagnostics.items())
+        figures |= {name: value for name, value in more if not math.isnan(value)}
+        row = {name: format(value, _FORMATS.get(name, ".6g")) for name, value in figures.items()}
+        self._writer.writerow({"step": stats.step, **row})
         self._file.flush()
         self._expert_load.write(stats.step, stats.expert_load)
-        events = [(f"train/{name}", value, stats.step) for name, value in numbers.items()]
-        for monitor in self._monitors:
-            monitor.write_events(events)
+        self.monitors.write(stats.step, read_figures(row))
 
     def plot(self, or_later: bool = False) -> None:
         """Draws loss.png, metrics.png where the stage has columns of its own, and with experts
@@ -113,9 +105,10 @@ class MetricsLog:
         except Exception as error:
             logger.warning("loss.png, metrics.png or expert_load.png was not drawn: %s", error)
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome) -> None:
         self.plot()
         self._file.close()
+        self.monitors.close(outcome)
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
@@ -126,19 +119,6 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if (row.get("resident_bytes") or "").isdigit()]
 
 
-class SwanLabMonitor:
-    """Writes to SwanLab, where the recipe asks for it."""
-
-    def __init__(self, project: str, run: str, config: dict[str, Any]) -> None:
-        try:
-            import swanlab  # type: ignore[import-not-found]
-        except ImportError as error:
-            from minimind.errors import ConfigError
-
-            raise ConfigError("swanlab=true needs it installed: pip install swanlab") from error
-        self._swanlab = swanlab
-        swanlab.init(project=project, experiment_name=run, config=config, resume="allow")
-
-    def write_events(self, events: Sequence[tuple[str, float, int]]) -> None:
-        step = events[0][2]
-        self._swanlab.log({name: value for name, value, _ in events}, step=step)
+def read_figures(row: dict[str, str]) -> Figures:
+    """Gives the numbers in a row of metrics.csv, but for its step."""
+    return {name: float(text) for name, text in row.items() if name != "step" and text}

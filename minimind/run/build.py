@@ -20,13 +20,15 @@ from minimind.engine.checkpoint import (
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.events import Events, RunState
 from minimind.engine.loop import Loop
-from minimind.engine.metrics import MetricsLog, Monitor, SwanLabMonitor
+from minimind.engine.metrics import METRICS_FILE, MetricsLog, read_figures, read_metrics
 from minimind.engine.progress import Progress
 from minimind.engine.routers import ROUTER_COLUMNS
 from minimind.engine.sample_log import SampleLog, spell_sample
 from minimind.engine.schedule import CosineSchedule
 from minimind.engine.stage import Loader, Stage, StageModels
 from minimind.inference.samples import choose_prompts, sample_texts
+from minimind.monitors.monitor import MonitoredRun, Outcome
+from minimind.monitors.start import start_monitors
 from minimind.run.folder import write_run
 from minimind.run.inputs import build_context, load_start
 from minimind.run.resolve import ResolvedRun
@@ -148,7 +150,7 @@ class Recorder:
             folder / "checkpoints", loop.engine, recipe.keep_checkpoints, trained.models.save
         )
         self._log = main_first(
-            ranks, lambda: _start_log(run, folder, trained.stage, loop.engine, loop.state.step)
+            ranks, lambda: _start_log(run, folder, trained.stage, loop.state.step)
         )
         data = run.arguments.get("data")
         self._stage = trained.stage
@@ -175,10 +177,10 @@ class Recorder:
             say=self._progress.say,
         )
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome) -> None:
         self._progress.close()
         if self._log:
-            self._log.close()
+            self._log.close(outcome)
 
     def _save(self, state: RunState, is_best: bool) -> None:
         now = {
@@ -199,24 +201,29 @@ class Recorder:
         self._progress.say("step %d: saved %s%s", state.step, path, ", the best so far" * is_best)
 
     def _sample(self, module: Any, step: int) -> None:
-        if self._samples is None:
+        if self._samples is None or self._log is None:
             return
         if samples := self._stage.samples():
             self._samples.write(step, samples)
             texts = [spell_sample(sample) for sample in samples[:_SAMPLES_SAID]]
         else:
             texts = sample_texts(module, self._tokenizer, self._prompts, is_chat=self._is_chat)
+        self._log.monitors.write_texts(step, texts)
         for text in texts:
             self._progress.say("step %d: %s", step, text)
 
 
-def _start_log(
-    run: ResolvedRun, folder: Path, stage: Stage[Any, Any], engine: DeepSpeedEngine, step: int
-) -> MetricsLog:
+def _start_log(run: ResolvedRun, folder: Path, stage: Stage[Any, Any], step: int) -> MetricsLog:
     write_run(folder, run)
-    monitors: list[Monitor] = [engine.monitor] if engine.monitor.enabled else []
-    if run.recipe.swanlab:
-        monitors.append(SwanLabMonitor("minimind", folder.name, run.to_dict()))
+    rows = [(int(row["step"]), read_figures(row)) for row in read_metrics(folder / METRICS_FILE)]
+    monitored = MonitoredRun(
+        folder=folder,
+        config=run.to_dict(),
+        resumed=run.arguments.resume,
+        step=step,
+        reached=max((number for number, _ in rows), default=0),
+        earlier=[row for row in rows if row[0] <= step],
+    )
     routers = ROUTER_COLUMNS if run.config.num_experts else ()
     names = (*stage.metric_names, *stage.measured_names, *routers)
-    return MetricsLog(folder, names, monitors, step)
+    return MetricsLog(folder, names, start_monitors(monitored, run.ds_config), step)

@@ -13,19 +13,18 @@ from minimind.engine.deepspeed_engine import check_ds_config
 from minimind.engine.parameter_groups import parameter_groups
 from minimind.errors import ConfigError
 from minimind.model.flash_attention import check_flash, why_not_flash
+from minimind.monitors.start import check_monitors
 from minimind.run.folder import check_folder
 from minimind.run.inputs import build_context
 from minimind.run.resolve import ResolvedRun
 from minimind.stages import STAGES
 
-_MONITORS = {"comet": "comet_ml", "tensorboard": "tensorboard", "wandb": "wandb"}
-"""The package of each section of the DeepSpeed JSON."""
-
 
 def check_run(run: ResolvedRun, tokenizer: Tokenizer, start: Checkpoint | None = None) -> None:
     """Raises a MiniMindError for what could not run on this machine. `start`: the checkpoint that
     it goes on from."""
-    check_folder(run)
+    folder = check_folder(run)
+    check_monitors(run.ds_config, folder, resumed=run.arguments.resume)
     check_packages(run)
     check_flash(run.device.torch_device, deterministic=run.recipe.deterministic)
     check_graphs(run)
@@ -76,22 +75,7 @@ def check_scheduler(run: ResolvedRun) -> None:
 
 
 def check_packages(run: ResolvedRun) -> None:
-    """Raises ConfigError for a logger or optimizer whose package is not installed."""
-    if run.recipe.swanlab and not _is_installed("swanlab"):
-        raise ConfigError("swanlab=true needs it installed: pip install swanlab")
-    for section, package in _MONITORS.items():
-        enabled = (run.ds_config.get(section) or {}).get("enabled")
-        if enabled and not _is_installed(package):
-            raise ConfigError(
-                f"{section}.enabled of the DeepSpeed JSON needs it installed: pip install "
-                f"{package}, or --set ds_config.{section}.enabled=false"
-            )
+    """Raises ConfigError for an optimizer whose package is not installed."""
     kind = run.ds_config["optimizer"]["type"]
-    if kind.lower() in ("muadam", "muadamw", "musgd") and not _is_installed("mup"):
+    if kind.lower() in ("muadam", "muadamw", "musgd") and not importlib.util.find_spec("mup"):
         raise ConfigError(f"optimizer.type {kind} needs mup installed: pip install mup")
-
-
-def _is_installed(package: str) -> bool:
-    """A folder of that name where the run starts is none: loggers leave such folders."""
-    spec = importlib.util.find_spec(package)
-    return spec is not None and spec.origin is not None

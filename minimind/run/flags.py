@@ -12,7 +12,7 @@ from typing import Any
 
 from minimind.config.recipe import FLAGS, Recipe, parse_assignments, spell_option
 from minimind.errors import ConfigError
-from minimind.run.parser import CONTROLS, ON_BAD_ROW, RUN_FLAGS, build_parser, check_choice
+from minimind.run.parser import CONTROLS, LISTS, ON_BAD_ROW, RUN_FLAGS, build_parser, check_choice
 from minimind.run.unknown_names import (
     MODEL_FIELDS,
     Spelling,
@@ -107,7 +107,7 @@ def collect_train_arguments(
     for name, choices in (("stage", tuple(recipe_types)), ("on_bad_row", ON_BAD_ROW)):
         if name in given and (problem := check_choice(name, str(given[name]), choices)):
             raise ConfigError(f"{name}={given[name]!r}: {problem}")
-    for name in ("data", "val_data"):
+    for name in LISTS:
         if isinstance(given.get(name), str):
             given[name] = [given[name]]
     for name, flag in FLAGS.items():
@@ -125,9 +125,9 @@ def _check_kinds(given: Mapping[str, Any]) -> None:
     """Raises ConfigError for a keyword argument that is of no kind a flag could be."""
     for name in RUN_FLAGS:
         value = given.get(name, "")
-        lists = name in ("data", "val_data") and isinstance(value, list)
+        lists = name in LISTS and isinstance(value, list)
         if not all(isinstance(part, str) for part in (value if lists else [value])):
-            kind = "a path or a list of paths" if name in ("data", "val_data") else "a string"
+            kind = "a string or a list of strings" if name in LISTS else "a string"
             more = '; set={"ds_config.KEY": …} changes the JSON' if name == "ds_config" else ""
             raise ConfigError(f"{name}={value!r}: must be {kind}{more}")
     for name in ("resume", "dry_run"):

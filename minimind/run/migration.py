@@ -28,8 +28,10 @@ RENAMED = {
     "ppo_update_iters": "inner_epochs",
     "early_stop_kl": "kl_stop",
     "lam": "gae_lambda",
+    "report_to": "monitor",
 }
-"""By the original's name: the flag, option of a stage or field of the model that does the same."""
+"""By the original's name, or transformers': the flag, option of a stage or field of the model that
+does the same."""
 
 EXPLAINED = {
     "accumulation_steps": "follows from --batch_size, the rows of a whole step over all GPUs, and "
@@ -37,9 +39,9 @@ EXPLAINED = {
     "save_weight": "each run has a folder of its own: --output_dir FOLDER",
     "lora_name": "each adapter has a folder of its own: --output_dir FOLDER",
     "from_resume": "--resume --output_dir FOLDER goes on with the run in that folder",
-    "use_wandb": "--set swanlab=true (the original means SwanLab by it), or for Weights & Biases "
-    "--set ds_config.wandb.enabled=true",
-    "wandb_project": "--set ds_config.wandb.project=NAME",
+    "use_wandb": "--monitor swanlab (the original means SwanLab by it), or --monitor wandb for "
+    "Weights & Biases",
+    "wandb_project": "--set ds_config.swanlab.project=NAME or ds_config.wandb.project=NAME",
     "use_moe": "--model minimind3-moe or minimind2-moe, or --set num_experts=4 for any model",
     "student_use_moe": "--model minimind3-moe or minimind2-moe, or --set num_experts=4",
     "teacher_use_moe": "the teacher's folder says what it is: --set teacher=FOLDER",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from minimind.config.model import PRESETS, ModelConfig
+from minimind.config.monitors import MONITORS
 from minimind.config.recipe import FLAGS, Recipe
 from minimind.config.spelling import did_you_mean
 from minimind.runtime.ranks import read_ranks
@@ -33,12 +34,21 @@ RUN_FLAGS: dict[str, dict[str, Any]] = {
         "default": "none",
     },
     "output_dir": {"help": "the run's folder", "default": "runs/STAGE-MODEL-NUMBER"},
+    "monitor": {
+        "help": f"write the figures to {', '.join(MONITORS)} too, besides those that the DeepSpeed "
+        "JSON enables; none: to none",
+        "default": "the DeepSpeed JSON's",
+        "nargs": "+",
+        "metavar": "NAME",
+    },
     "on_bad_row": {
         "help": "what a malformed row does: stop before training, or skip it and list it",
         "default": "stop",
     },
 }
 """Flags about the run as a whole."""
+LISTS = tuple(name for name, entry in RUN_FLAGS.items() if entry.get("nargs") == "+")
+"""Those that take several values."""
 CONTROLS = ("resume", "dry_run", "on")
 ON_BAD_ROW = ("stop", "skip")
 

@@ -12,6 +12,7 @@ import torch
 
 from minimind.config.deepspeed_json import Hardware, load_ds_config, precision, resolve
 from minimind.config.model import ModelConfig, load_model_config
+from minimind.config.monitors import switch_monitors
 from minimind.config.recipe import Recipe, replace_fields
 from minimind.data.loader import PackedLoader
 from minimind.data.tokenizer import Tokenizer
@@ -152,7 +153,8 @@ def resolve_run(
             f"less, or --set max_position_embeddings={recipe.seq_len}"
         )
     hardware = Hardware(device.kind, ranks.world_size, device.precision)
-    ds_config = load_ds_config(arguments.get("ds_config"), arguments.ds_config)
+    overrides = switch_monitors(arguments.get("monitor") or (), arguments.ds_config)
+    ds_config = load_ds_config(arguments.get("ds_config"), overrides)
     ds_config, recipe = resolve(
         ds_config, recipe, set(arguments.recipe), sizes, hardware, *recipe.count_weights(config)
     )

@@ -15,6 +15,7 @@ from minimind.engine.loop import Loop
 from minimind.engine.stage import Loader, StageModels
 from minimind.errors import ConfigError
 from minimind.model.flash_attention import use_newest_flash
+from minimind.monitors.monitor import DONE, INTERRUPTED, Outcome
 from minimind.run.arguments import collect_arguments, parse_arguments
 from minimind.run.build import (
     Recorder,
@@ -245,10 +246,15 @@ class Run:
             return True
         recorder = Recorder(self.resolved, self.tokenizer, self._trained, loop, folder)
         loop.events = recorder.events
+        outcome = INTERRUPTED
         try:
             finished = loop.run()
+            outcome = DONE if finished else INTERRUPTED
+        except Exception as error:
+            outcome = Outcome(1, str(error))
+            raise
         finally:
-            recorder.close()
+            recorder.close(outcome)
         finish = self._trained.models.finish
         if finished and finish and self.ranks.is_main:
             finish(folder)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from minimind.config.deepspeed_keys import KNOWN_KEYS
 from minimind.config.model import ModelConfig
+from minimind.config.monitors import MONITORS
 from minimind.config.recipe import FLAGS, Recipe
 from minimind.config.spelling import did_you_mean
 from minimind.run.migration import EXPLAINED, RENAMED
@@ -86,6 +87,8 @@ def explain(
         return f" is {spell(name_here, value)} here"
     if name in EXPLAINED:
         return f": {EXPLAINED[name]}"
+    if name in MONITORS:
+        return f": {spell('monitor', name)}"
     if stages := [s for s, kind in recipe_types.items() if name_here in option_names(kind)]:
         given = spell(name_here, value)
         return f" is an option of --stage {' and '.join(stages)}, not of {stage}: {given}"

@@ -118,6 +118,16 @@ def test_what_is_due_after_each_step():
     ]
 
 
+def test_a_step_is_recorded_before_the_texts_after_it():
+    """W&B takes no step that is less than one it has."""
+    trial = Trial(total_steps=3, eval_every=0, sample_every=2)
+    assert trial.loop.run()
+    assert [event[:2] for event in trial.did] == [
+        *[("record", 1), ("record", 2), ("sample", 2)],
+        *[("record", 3), ("sample", 3), ("save", 3)],
+    ]
+
+
 @pytest.mark.parametrize(("eval_data", "eval_every"), [(EVAL_DATA, 0), (None, 1)])
 def test_nothing_is_due_but_the_last_checkpoint(eval_data: Sequence[Batch] | None, eval_every: int):
     trial = Trial(eval_data=eval_data, eval_every=eval_every)

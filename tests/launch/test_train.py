@@ -6,7 +6,6 @@ import contextlib
 import csv
 import json
 import math
-import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -492,11 +491,3 @@ def test_a_schedule_in_the_json_is_used_instead(
     assert rates[0] < 0.001
     assert train(*with_schedule, "--learning_rate", "1e-3") == 2
     assert "contradicts" in capsys.readouterr().err
-
-
-def test_tensorboard_gets_the_numbers_too(train: Train, flags: list[str], tmp_path: Path):
-    pytest.importorskip("tensorboard")
-    logs = tmp_path / "tensorboard"
-    on = f'ds_config.tensorboard={{"enabled": true, "output_path": "{logs}"}}'
-    assert train(*flags, "--set", on, "--max_steps", "2") == 0
-    assert [path for path in logs.rglob("events*") if os.path.getsize(path)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,15 +22,6 @@ SIZES: dict[str, Any] = {"model": "minimind3", "seq_len": 512, "batch_size": 64}
 
 def resolve(device: Device, num_ranks: int = 1, **options: Any) -> Run:
     return Run.on(collect_arguments(SIZES | options), Ranks(0, 0, num_ranks), device)
-
-
-def test_a_folder_of_a_loggers_name_is_no_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "swanlab").mkdir()
-    monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ConfigError, match="pip install swanlab"):
-        check_packages(resolve(CPU, swanlab=True).resolved)
-    (tmp_path / "swanlab" / "__init__.py").touch()
-    check_packages(resolve(CPU, swanlab=True).resolved)
 
 
 def test_an_optimizer_of_a_package_that_is_missing():

@@ -190,7 +190,7 @@ def test_the_originals_flags_get_their_names_here_all_at_once(fails: Callable[..
         "--hidden_size is --set hidden_size=512 here",
         "--use_moe: --model minimind3-moe or minimind2-moe",
         "--grad_clip is --set gradient_clipping=1.0 here",
-        "--use_wandb: --set swanlab=true",
+        "--use_wandb: --monitor swanlab",
         "--save_weight: each run has a folder of its own: --output_dir FOLDER",
     ):
         assert f"  {line}" in said

@@ -15,13 +15,14 @@ from small_models import random_model, small_config
 from minimind.cli.train import main
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.model.state_dict import save_hf_folder
+from minimind.monitors import start as monitors
 from minimind.run import run as run_module
 
 MISTAKES: dict[str, tuple[str, list[str]]] = {
     "an unknown flag": ("--max_step 3", ["unknown flag: --max_step (did you mean --max_steps"]),
     "the original's flags": (
         "--data_path x.jsonl --hidden_size 512 --use_wandb",
-        ["--data_path is --data x.jsonl here", "--set hidden_size=512 here", "--set swanlab=true"],
+        ["--data_path is --data x.jsonl here", "--set hidden_size=512 here", "--monitor swanlab"],
     ),
     "an unknown option": ("--set hiden_size=64", ["did you mean --set hidden_size?"]),
     "a model that is none": ("--model minimind2-smal", ["did you mean minimind2-small?"]),
@@ -53,9 +54,20 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
         ["its own scheduler, which contradicts learning_rate"],
     ),
     "a pattern": ('--set lr_factors={"foo":0.5}', ["weight's name matches foo; names: embed_tok"]),
-    "swanlab": ("--set swanlab=true", ["pip install swanlab"]),
-    "wandb": ("--set ds_config.wandb.enabled=true", ["pip install wandb", "wandb.enabled=false"]),
-    "comet": ("--set ds_config.comet.enabled=true", ["pip install comet_ml"]),
+    "swanlab": ("--monitor swanlab", ["the monitor swanlab needs", "'minimind[swanlab]'"]),
+    "wandb": ("--set ds_config.wandb.enabled=true", ["pip install 'minimind[wandb]'"]),
+    "comet": ("--set ds_config.comet.enabled=true", ["pip install 'minimind[comet]'"]),
+    "a monitor that is none": ("--monitor wanbd", ["did you mean wandb?", "none for none"]),
+    "a monitor's name as a flag": ("--wandb", ["--wandb: --monitor wandb"]),
+    "transformers' flag": ("--report_to wandb", ["--report_to is --monitor wandb here"]),
+    "a monitor on and off": (
+        "--monitor wandb --set ds_config.wandb.enabled=false",
+        ["--monitor wandb contradicts --set ds_config.wandb.enabled=false"],
+    ),
+    "a key in a file": (
+        "--set ds_config.comet.api_key=SECRET",
+        ["comet.api_key cannot be used here", "COMET_API_KEY"],
+    ),
     "a typo on resuming": (
         "--resume --output_dir runs/typo",
         ["no run to go on with", "is not there (did you mean runs/type?)"],
@@ -104,6 +116,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_launcher: None) -> 
     config = small_config(vocab_size=1400)
     save_hf_folder(tmp_path / "small", config, named(random_model(config)), torch.float32)
     load_sample_tokenizer().save(tmp_path / "larger")
+    monkeypatch.setattr(monitors, "_is_installed", lambda package: False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

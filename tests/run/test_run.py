@@ -54,7 +54,7 @@ def test_keyword_arguments_and_flags_mean_the_same(tmp_path: Path):
         ({"max_steps": 3, "set": {"max_steps": 4}}, "max_steps.* contradict"),
         ({"set": ["a=1"]}, "must be a mapping"),
         ({"ds_config": {"bf16": {}}}, r'must be a string; set=\{"ds_config.KEY"'),
-        ({"data": [5]}, "data=.*must be a path or a list of paths"),
+        ({"data": [5]}, "data=.*must be a string or a list of strings"),
         ({"resume": "yes"}, "resume='yes': must be True or False"),
         ({"max_steps": 3, "dry_run": True}, r"dry_run=True: Run\.resolve"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast'; it must be float"),

@@ -1,0 +1,90 @@
+"""The sections of a DeepSpeed JSON that switch a monitor on. `minimind.monitors` writes them all:
+DeepSpeed's own writers count samples instead of steps, give a run no name and know no SwanLab."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from minimind.config.spelling import did_you_mean
+from minimind.errors import ConfigError
+
+_FOLDERS: dict[str, type] = {"enabled": bool, "job_name": str, "output_path": str}
+MONITOR_KEYS: dict[str, dict[str, type]] = {
+    "comet": {
+        "enabled": bool,
+        "experiment_key": str,
+        "experiment_name": str,
+        "online": bool,
+        "project": str,
+        "workspace": str,
+    },
+    "csv_monitor": _FOLDERS,
+    "swanlab": {"enabled": bool, "group": str, "project": str, "workspace": str},
+    "tensorboard": _FOLDERS,
+    "wandb": {"enabled": bool, "group": str, "project": str, "team": str},
+}
+"""The keys of each monitor's section. All are DeepSpeed's but for those of swanlab."""
+REFUSED_MONITOR_KEYS = {
+    "comet.api_key": "run.json would keep it; the environment variable COMET_API_KEY gives it",
+    "comet.mode": "a new run is a new experiment, and --resume goes on with the run's own",
+    "comet.samples_log_interval": "the figures of each step are written; leave it out",
+}
+MONITORS = tuple(MONITOR_KEYS)
+
+
+def check_monitor(name: str, values: Mapping[str, Any], origin: str) -> None:
+    """Raises ConfigError for what the section `name` cannot hold."""
+    known = MONITOR_KEYS[name]
+    for key, value in values.items():
+        if reason := REFUSED_MONITOR_KEYS.get(f"{name}.{key}"):
+            raise ConfigError(f"{origin}: {name}.{key} cannot be used here: {reason}")
+        if key not in known:
+            raise ConfigError(
+                f"{origin}: {name} knows no key {key!r}, but {', '.join(known)}"
+                f"{did_you_mean(key, known)}"
+            )
+        is_left_out = value is None and key != "enabled"
+        if not is_left_out and not isinstance(value, known[key]):
+            kind = "true or false" if known[key] is bool else "a text"
+            raise ConfigError(f"{origin}: {name}.{key} is {value!r}; it must be {kind}")
+        if key in ("job_name", "output_path") and ".." in PurePath(value or "").parts:
+            raise ConfigError(
+                f"{origin}: {name}.{key} {value!r} leaves the run's folder, which it lies in: name "
+                "a folder in it, or an absolute output_path"
+            )
+
+
+def switch_monitors(names: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds what --monitor names to the `overrides` of the DeepSpeed JSON, as dotted keys. Raises
+    ConfigError for a name that is none and where the two contradict."""
+    if "none" in names and len(names) > 1:
+        raise ConfigError(f"--monitor {' '.join(names)}: none stands alone")
+    for name in names:
+        if name not in (*MONITORS, "none"):
+            raise ConfigError(
+                f"--monitor {name}{did_you_mean(name, MONITORS)}; there is {', '.join(MONITORS)}, "
+                "and none for none"
+            )
+    wanted = (
+        {name: True for name in names} if "none" not in names else dict.fromkeys(MONITORS, False)
+    )
+    switched = {f"{name}.enabled": is_on for name, is_on in wanted.items()}
+    for key, is_on in switched.items():
+        if overrides.get(key, is_on) != is_on:
+            raise ConfigError(
+                f"--monitor {' '.join(names)} contradicts --set ds_config.{key}="
+                f"{str(overrides[key]).lower()}"
+            )
+    return {**overrides, **switched}
+
+
+def enabled_monitors(ds_config: Mapping[str, Any]) -> list[str]:
+    """Gives the names of the monitors that a resolved JSON switches on."""
+    return [name for name in MONITORS if (ds_config.get(name) or {}).get("enabled")]
+
+
+def without_monitors(ds_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives what DeepSpeed is to see of a resolved JSON."""
+    return {key: value for key, value in ds_config.items() if key not in MONITOR_KEYS}

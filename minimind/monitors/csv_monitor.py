@@ -1,0 +1,48 @@
+"""csv_monitor: a CSV file for each figure, as DeepSpeed's own writes them."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minimind.monitors.monitor import Figures, MonitoredRun, Outcome, logs_folder
+
+
+class CsvMonitor:
+    """Writes train_loss.csv and so on. A resumed run goes on in them, without the rows after the
+    step it goes on from."""
+
+    def __init__(self, run: MonitoredRun, section: Mapping[str, Any]) -> None:
+        self._folder = logs_folder(run.folder, section, "csv_monitor")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        written = list(self._folder.glob("train_*.csv"))
+        self.holds = run.step if written else 0
+        for path in written:
+            _cut(path, self.holds)
+
+    def write(self, step: int, figures: Figures) -> None:
+        for name, value in figures.items():
+            path = self._folder / f"train_{name}.csv"
+            is_new = not path.exists()
+            with open(path, "a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([["step", name]] * is_new + [[step, value]])
+
+    def write_texts(self, step: int, texts: Sequence[str]) -> None:
+        """They have no place in a CSV of numbers; samples.jsonl and the console have them."""
+
+    def close(self, outcome: Outcome) -> None:
+        """Each row is on disk already."""
+
+
+def _cut(path: Path, step: int) -> None:
+    """Drops the rows after `step`, and one that a kill cut off."""
+    with open(path, newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    fresh = path.with_suffix(".csv.new")
+    with open(fresh, "w", newline="", encoding="utf-8") as file:
+        kept = [row for row in rows if len(row) == len(header) and int(row[0]) <= step]
+        csv.writer(file).writerows([header, *kept])
+    os.replace(fresh, path)

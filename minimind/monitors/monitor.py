@@ -1,0 +1,96 @@
+"""What a monitor is, and what it is told of its run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+Figures = Mapping[str, float]
+"""The numbers of a step, by their column in metrics.csv."""
+IDS_FILE = "monitors.json"
+
+
+class Outcome(NamedTuple):
+    """Says how a run ended: the exit status of its process, and the error where it failed."""
+
+    status: int
+    error: str = ""
+
+
+DONE = Outcome(0)
+INTERRUPTED = Outcome(130)
+
+
+@dataclass(frozen=True, slots=True)
+class MonitoredRun:
+    """What a monitor may know of the run that it shows."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    """All of run.json."""
+    resumed: bool
+    step: int
+    """Steps that are done. Those after it are made again, whoever recorded them."""
+    reached: int
+    """The last step that metrics.csv had of an earlier part of the run."""
+    earlier: Sequence[tuple[int, Figures]]
+    """metrics.csv up to `step`."""
+
+    @property
+    def name(self) -> str:
+        """Gives the name of the run's folder."""
+        return self.folder.resolve().name
+
+    def find_id(self, monitor: str) -> str | None:
+        """Gives what a monitor knew an earlier part of the run by."""
+        return self._read_ids().get(monitor) if self.resumed else None
+
+    def keep_id(self, monitor: str, name: str) -> str:
+        """Keeps what a monitor knows this run by for when it is resumed, and gives it back."""
+        ids = self._read_ids() | {monitor: name}
+        (self.folder / IDS_FILE).write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
+        return name
+
+    def _read_ids(self) -> dict[str, str]:
+        path = self.folder / IDS_FILE
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+class Monitor(Protocol):
+    """Shows a run. What it raises once it is open is logged and ends nothing."""
+
+    holds: int
+    """The last step whose figures it has of an earlier part of the run, and keeps."""
+
+    def write(self, step: int, figures: Figures) -> None: ...
+
+    def write_texts(self, step: int, texts: Sequence[str]) -> None:
+        """Shows what the model wrote after so many steps, where it can show texts."""
+        ...
+
+    def close(self, outcome: Outcome) -> None:
+        """Waits until all is written."""
+        ...
+
+
+def tagged(figures: Figures) -> dict[str, float]:
+    """Gives the figures under the names that they have in every monitor."""
+    return {f"train/{name}": value for name, value in figures.items()}
+
+
+def logs_folder(folder: Path, section: Mapping[str, Any], default: str) -> Path:
+    """Gives output_path/job_name inside a run's folder. An absolute output_path is shared by runs,
+    each of which has its name there."""
+    output_path = Path(section.get("output_path") or default).expanduser()
+    name = folder.resolve().name if output_path.is_absolute() else ""
+    return folder / output_path / (section.get("job_name") or name)
+
+
+def set_aside(folder: Path, pattern: str) -> None:
+    """Lets the files of earlier parts, which the next part holds whole, end in .replaced, so that
+    nothing takes both for the run."""
+    for path in folder.glob(pattern):
+        path.replace(path.with_name(f"{path.name}.replaced"))

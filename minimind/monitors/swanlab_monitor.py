@@ -1,0 +1,54 @@
+"""SwanLab: online, or as SWANLAB_MODE=offline says in the run's folder."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from minimind.monitors.monitor import (
+    DONE,
+    INTERRUPTED,
+    Figures,
+    MonitoredRun,
+    Outcome,
+    set_aside,
+    tagged,
+)
+
+_STATES = {DONE.status: "success", INTERRUPTED.status: "aborted"}
+
+
+class SwanLabMonitor:
+    """Writes an experiment of the folder's name. Resumed it goes on with the same one: SwanLab
+    leaves out the steps that it has online, and offline the next part holds the whole run."""
+
+    def __init__(self, run: MonitoredRun, section: Mapping[str, Any]) -> None:
+        import swanlab  # type: ignore[import-not-found]
+
+        self._swanlab = swanlab
+        self.holds = 0
+        folder = run.folder / "swanlog"
+        known = run.find_id("swanlab")
+        if known:
+            set_aside(folder, f"run-*/run-{known}.swanlab")
+        self._run = swanlab.init(
+            project=section.get("project") or os.environ.get("SWANLAB_PROJ_NAME", "minimind"),
+            workspace=section.get("workspace"),
+            group=section.get("group"),
+            name=run.name,
+            id=known or run.keep_id("swanlab", secrets.token_hex(8)),
+            resume="allow",
+            log_dir=str(folder),
+            config=dict(run.config),
+        )
+
+    def write(self, step: int, figures: Figures) -> None:
+        self._run.log(tagged(figures), step=step)
+
+    def write_texts(self, step: int, texts: Sequence[str]) -> None:
+        self._run.log({"samples": [self._swanlab.Text(text) for text in texts]}, step=step)
+
+    def close(self, outcome: Outcome) -> None:
+        self._run.finish(state=_STATES.get(outcome.status, "crashed"), error=outcome.error or None)

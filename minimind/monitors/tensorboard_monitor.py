@@ -1,0 +1,40 @@
+"""TensorBoard's event files, in the run's folder unless output_path says otherwise."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from minimind.monitors.monitor import Figures, MonitoredRun, Outcome, logs_folder, tagged
+
+
+class TensorBoardMonitor:
+    """Writes scalars and texts. A resumed run writes to the same folder, and what an earlier part
+    wrote after the step it goes on from is purged."""
+
+    def __init__(self, run: MonitoredRun, section: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = logs_folder(run.folder, section, "tensorboard")
+        self.holds = run.step if any(folder.glob("events.out.tfevents.*")) else 0
+        self._writer = SummaryWriter(str(folder), purge_step=self.holds + 1)
+        config = json.dumps(run.config, indent=2, ensure_ascii=False)
+        self._writer.add_text("run.json", _as_code(config), self.holds)
+
+    def write(self, step: int, figures: Figures) -> None:
+        for name, value in tagged(figures).items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def write_texts(self, step: int, texts: Sequence[str]) -> None:
+        self._writer.add_text("samples", "\n\n---\n\n".join(map(_as_code, texts)), step)
+
+    def close(self, outcome: Outcome) -> None:
+        self._writer.close()
+
+
+def _as_code(text: str) -> str:
+    """As Markdown that shows each character, whatever fence the text may hold."""
+    return textwrap.indent(text, "    ", lambda line: True)

@@ -141,7 +141,7 @@ class LLM:
                 raise ConfigError(f"{what} is {prompt!r}; it must be a string")
             if problem := surrogate_problem(prompt, what):
                 raise ConfigError(problem)
-            ids = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+            ids = self.tokenizer.encode_document(prompt)
             requests.append(self._request(what, ids, new_tokens, adapter, sampling))
         texts = [""] * len(requests)
         for index, delta in self._run(requests):

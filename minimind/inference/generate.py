@@ -59,5 +59,5 @@ def generate_text(
     model: Transformer, tokenizer: Tokenizer, prompt: str, params: SamplingParams
 ) -> str:
     """The continuation of a document that starts with `prompt`, without the prompt."""
-    prompt_ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    prompt_ids = tokenizer.encode_document(prompt)
     return "".join(stream_text(model, tokenizer, prompt_ids, params))

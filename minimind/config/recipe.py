@@ -93,6 +93,10 @@ class Recipe:
     sample_every: int = option(0, "optimizer steps between sampled texts (0: never)")
     sample_prompts: tuple[str, ...] = option((), "what the sampled texts begin with")
     log_every: int = option(10, "optimizer steps between console lines where there is no terminal")
+    new_tokenizer: bool = option(
+        False,
+        "--tokenizer may mean other tokens by its ids than the checkpoint: they are learnt anew",
+    )
     swanlab: bool = option(False, "log to SwanLab too (pip install swanlab)")
 
     @property

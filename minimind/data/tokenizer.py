@@ -27,7 +27,7 @@ TAGS = (
 )
 """Ids 21 to 26 of our own tokenizers: assistant turns may spell them."""
 
-_TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"
 _TEMPLATE_FILE = "chat_template.jinja"
 
@@ -74,7 +74,7 @@ class Tokenizer:
                 f"{folder}: no such tokenizer folder{did_you_mean_file(folder)}; "
                 "`minimind tokenizer` makes one"
             )
-        spec = _read_json(folder / _TOKENIZER_FILE)
+        spec = _read_json(folder / TOKENIZER_FILE)
         config = _read_json(folder / _CONFIG_FILE)
         template = folder / _TEMPLATE_FILE
         try:
@@ -97,7 +97,7 @@ class Tokenizer:
         # transformers 5 goes by these before it goes by the post-processor of tokenizer.json.
         rule = {"add_bos_token": self.bos_id is not None, "add_eos_token": False}
         config = {**self._config, **self.special_tokens, **rule}
-        for name, content in ((_TOKENIZER_FILE, spec), (_CONFIG_FILE, config)):
+        for name, content in ((TOKENIZER_FILE, spec), (_CONFIG_FILE, config)):
             text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
             (folder / name).write_text(text, encoding="utf-8")
 
@@ -231,7 +231,7 @@ def _build(
     is_byte_level = isinstance(vocab, dict) and all(char in vocab for char in byte_alphabet())
     if model.get("type", "BPE") != "BPE" or not is_byte_level:
         raise DataError(
-            f"{origin}: {_TOKENIZER_FILE} is no byte-level BPE with all 256 bytes in its vocabulary"
+            f"{origin}: {TOKENIZER_FILE} is no byte-level BPE with all 256 bytes in its vocabulary"
         )
     added = [t for t in spec.get("added_tokens") or [] if t["content"] in recognised]
     changed = {"added_tokens": added, "truncation": None, "padding": None}
@@ -239,7 +239,7 @@ def _build(
     try:
         return tokenizers.Tokenizer.from_str(json.dumps({**spec, **changed}))
     except Exception as error:  # tokenizers raises no narrower type
-        raise DataError(f"{origin}: {_TOKENIZER_FILE} cannot be loaded: {error}") from None
+        raise DataError(f"{origin}: {TOKENIZER_FILE} cannot be loaded: {error}") from None
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
@@ -257,7 +257,7 @@ def _check_text_stays_text(plain: tokenizers.Tokenizer, added: dict[str, int], o
     for content, id in added.items():
         if id in plain.encode(content, add_special_tokens=False).ids:
             raise DataError(
-                f"{origin}: the merges of {_TOKENIZER_FILE} build the added token {content!r}, so "
+                f"{origin}: the merges of {TOKENIZER_FILE} build the added token {content!r}, so "
                 "plain text could become it; train a tokenizer whose merges do not"
             )
 

@@ -7,8 +7,9 @@ import importlib.util
 
 import torch
 
+from minimind.data.same_tokens import check_folder_tokens
 from minimind.data.tokenizer import Tokenizer
-from minimind.engine.checkpoint import Checkpoint
+from minimind.engine.checkpoint import Checkpoint, find_model_folder
 from minimind.engine.deepspeed_engine import check_ds_config
 from minimind.engine.parameter_groups import parameter_groups
 from minimind.errors import ConfigError
@@ -27,6 +28,7 @@ def check_run(run: ResolvedRun, tokenizer: Tokenizer, start: Checkpoint | None =
     it goes on from."""
     check_folder(run)
     check_packages(run)
+    check_tokenizer(run, tokenizer, start)
     check_flash(run.device.torch_device, deterministic=run.recipe.deterministic)
     check_graphs(run)
     stage = STAGES[run.stage](run.recipe)
@@ -34,6 +36,34 @@ def check_run(run: ResolvedRun, tokenizer: Tokenizer, start: Checkpoint | None =
     check_scheduler(run)
     parameter_groups(stage.outline(run.config), run.recipe)
     check_ds_config(run.ds_config, run.device)
+
+
+def check_tokenizer(run: ResolvedRun, tokenizer: Tokenizer, start: Checkpoint | None) -> None:
+    """Raises ConfigError where the weights that the run starts from, or goes on from, know its ids
+    as other tokens."""
+    if start:
+        check_folder_tokens(
+            tokenizer, find_model_folder(start.folder), "Resume with the tokenizer of the run, or "
+            "start a new one with --from_checkpoint",
+        )  # fmt: skip
+    beside = run.arguments.get("tokenizer") and run.weights_folder
+    if not run.recipe.new_tokenizer and beside:
+        check_folder_tokens(
+            tokenizer, beside, "Leave out --tokenizer, and the checkpoint's own is used; where its "
+            "tokens are to be learnt anew, add --set new_tokenizer=true",
+        )  # fmt: skip
+    if not run.recipe.new_tokenizer:
+        return
+    if not beside:
+        raise ConfigError(
+            "new_tokenizer=true is for a --tokenizer beside --from_checkpoint: give both, or leave "
+            "it out"
+        )
+    if run.recipe.count_weights(run.config)[1]:
+        raise ConfigError(
+            "new_tokenizer=true, but adapters leave the embedding as it is, which knows other "
+            "tokens: train the whole model (--stage sft) first"
+        )
 
 
 def check_graphs(run: ResolvedRun) -> None:

@@ -30,6 +30,8 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
         f"of {_describe_epoch(run, loader)}",
         f"rate       {_describe_rate(run)}, clipping {run.recipe.gradient_clipping}",
     ]
+    if run.recipe.new_tokenizer:
+        lines.append("tokenizer  another than the checkpoint's, whose tokens are learnt anew")
     if run.recipe.cuda_graph:
         lines.append("graphs     a micro-batch's forward and its backward each one CUDA graph")
     if loader.num_truncated:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe, option
+from minimind.data.same_tokens import check_same_tokens
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import find_model_folder
 from minimind.engine.stage import BuildContext, Policy, StageModels
@@ -145,17 +146,9 @@ def check_teacher(folder: Path, context: BuildContext) -> None:
             "(minimind answer, then --stage sft), or take a teacher of the student's vocabulary"
         )
     if context.tokenizer is not None:
-        _check_same_tokens(Tokenizer.load(folder), context.tokenizer, folder)
-
-
-def _check_same_tokens(theirs: Tokenizer, ours: Tokenizer, folder: Path) -> None:
-    """Whether each id is the same bytes to both. Merges and chat templates may differ: the teacher
-    is given the student's ids."""
-    for id in range(max(theirs.vocab_size, ours.vocab_size)):
-        their_bytes, our_bytes = (t.token_bytes([id], skip_special=False) for t in (theirs, ours))
-        if their_bytes != our_bytes:
-            raise ConfigError(
-                f"the teacher {folder} has another tokenizer: token {id} is {their_bytes!r} to it "
-                f"and {our_bytes!r} to the student. Distil on its generated text instead "
-                "(--stage sft), or take a teacher with the student's tokenizer"
-            )
+        check_same_tokens(
+            context.tokenizer,
+            Tokenizer.load(folder),
+            "The teacher is given the student's ids: distil on its generated text instead "
+            "(minimind answer, then --stage sft), or take a teacher with the student's tokenizer",
+        )

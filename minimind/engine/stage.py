@@ -119,6 +119,11 @@ class Stage(Protocol[InT, OutT]):
         or data: for a dry run, and before anything else of a run."""
         return
 
+    def check_data(self, batches: Iterable[InT]) -> None:
+        """Raises ConfigError for training data of which the objective learns nothing, though there
+        is something to count. `batches`: an epoch's, to be read as far as it takes to know."""
+        return
+
     def outline(self, config: ModelConfig) -> nn.Module:
         """Gives the policy's parameters by name and shape, without storage."""
         with torch.device("meta"):

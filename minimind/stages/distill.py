@@ -81,6 +81,12 @@ class Distill(SFT):
         super().check(context)
         folder = find_model_folder(Path(cast(str, self.recipe.teacher)))
         check_teacher(folder, context)
+        if not self.recipe.alpha and _is_itself(folder, context.weights_folder):
+            raise ConfigError(
+                f"alpha is 0 and the teacher {folder} has the weights that the student starts "
+                "from: they agree already, and nothing would be learned; give an alpha above 0, or "
+                "another teacher"
+            )
         most = load_folder_config(folder).max_position_embeddings
         if self.recipe.seq_len is not None and self.recipe.seq_len > most:
             raise ConfigError(
@@ -121,6 +127,10 @@ class Distill(SFT):
             aux_loss=None if output.aux_loss is None else alpha * output.aux_loss,
             metrics=sums,
         )
+
+
+def _is_itself(teacher: Path, student: Path | None) -> bool:
+    return student is not None and fingerprint(teacher) == fingerprint(student)
 
 
 def load_teacher(path: Path, context: BuildContext) -> Transformer:

@@ -3,7 +3,7 @@ compared with the model the run starts from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -93,6 +93,15 @@ class DPO(Stage[UnitBatch, UnitBatch]):
                 "or orpo, which compare with nothing"
             )
 
+    def check_data(self, batches: Iterable[UnitBatch]) -> None:
+        """Raises ConfigError where no pair has two different sides left; of equal ones only
+        loss_type orpo learns."""
+        if self.recipe.loss_type != "orpo" and not any(map(_has_difference, batches)):
+            raise ConfigError(
+                f"no pair differs within {self.recipe.row_len} tokens: all are cut to two equal "
+                "sides, which teach nothing. Raise --seq_len, or shorten the prompts"
+            )
+
     def build_models(self, context: BuildContext) -> StageModels:
         """Raises what `check` does."""
         self.check(context)
@@ -136,3 +145,11 @@ class DPO(Stage[UnitBatch, UnitBatch]):
             return -log_probs_P2[:, 0] - recipe.beta * logsigmoid(log_ratio_P)
         smoothing = recipe.label_smoothing
         return -(1 - smoothing) * logsigmoid(margin_P) - smoothing * logsigmoid(-margin_P)
+
+
+def _has_difference(batch: UnitBatch) -> bool:
+    """Whether the sides of any pair are not the same tokens."""
+    ids_M = batch.ids_BT.flatten()
+    pairs = torch.nonzero(batch.unit_ids_P >= 0).flatten().tolist()
+    sides = ([ids_M[batch.doc_M == 2 * pair + side] for side in (0, 1)] for pair in pairs)
+    return any(not torch.equal(chosen, rejected) for chosen, rejected in sides)

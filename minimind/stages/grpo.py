@@ -77,6 +77,11 @@ class GRPORecipe(RolloutRecipe, AdapterOptions):
                 f"num_generations is {self.num_generations}: an answer is judged beside others to "
                 "its prompt, so at least 2 are needed (--stage ppo does with one)"
             )
+        if self.top_k == 1:
+            raise ConfigError(
+                "top_k is 1: all answers to a prompt would be the same, and their advantages 0; "
+                "give 0 (all tokens) or more than 1"
+            )
         if self.loss_type == "cispo" and self.ratio_level != "token":
             raise ConfigError("loss_type cispo has ratios of tokens: ratio_level must be token")
 

@@ -62,7 +62,6 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         self.set_aside: list[list[Trajectory]] = []
         """Groups of the step that others took the place of."""
         self._last: list[Trajectory] = []
-        self._has_looked = False
 
     def _make_scorer(self) -> Scorer:
         recipe = self.recipe
@@ -174,16 +173,14 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         self, engine: DeepSpeedEngine, micro_batches: Sequence[PromptBatch], step: int
     ) -> list[list[list[Trajectory]]]:
         """Gives the judged answers to a step's prompts, by micro-batch and prompt."""
-        prompts = [list(batch.prompts) for batch in micro_batches]
-        if not self._has_looked:
-            all_do(lambda: self._look_at([one for of_micro in prompts for one in of_micro]))
-            self._has_looked = True
-        return self.answer(engine, prompts, (step,))
+        return self.answer(engine, [list(batch.prompts) for batch in micro_batches], (step,))
 
-    def _look_at(self, prompts: Iterable[Prompt]) -> None:
-        """Looks at the first prompts of a run. Raises ConfigError where nothing could be right."""
+    def check_data(self, batches: Iterable[PromptBatch]) -> None:
+        """Raises ConfigError where no answer could be right."""
         rewards = [name for name in self.recipe.rewards if name.startswith("exact_match")]
-        if rewards and not any("gt" in one.row or "answer" in one.row for one in prompts):
+        rows = (prompt.row for batch in batches for prompt in batch.prompts)
+        right = (row.get("gt", row.get("answer")) for row in rows)
+        if rewards and all(answer in (None, "", []) for answer in right):
             raise ConfigError(
                 f"the reward {rewards[0]} compares with the right answer, and the prompts have "
                 'neither "gt" nor "answer": add it to the rows, or judge otherwise, as with '

@@ -9,14 +9,8 @@ from typing import Any
 import pytest
 
 from minimind.config.model import PRESETS
-from minimind.config.recipe import (
-    OTHER_MODEL,
-    SIZES,
-    Recipe,
-    default_sizes,
-    parse_assignments,
-    replace_fields,
-)
+from minimind.config.recipe import Recipe, parse_assignments, replace_fields
+from minimind.config.sizes import OTHER_MODEL, SIZES, default_sizes
 from minimind.errors import ConfigError
 
 

@@ -183,6 +183,6 @@ def test_a_prompt_longer_than_a_row_is_left_out_and_said(
     rows = [prompt.row for batch in prompts.all_batches() for prompt in prompts_of(batch)]
     assert long not in rows
     assert prompts.num_units == 3
-    assert prompts.count_cut_before_targets() == 0
+    assert prompts.count_lost() == 0
     with pytest.raises(ConfigError, match="none of 2 prompts fits a row of 4 tokens"):
         plan_unpacked(np.array([5, 6]), 4)

@@ -16,7 +16,7 @@ from small_models import random_model, small_config
 
 from minimind.config.deepspeed_json import SHIPPED, precision
 from minimind.config.model import PRESETS, ModelConfig, load_model_config
-from minimind.config.recipe import default_sizes
+from minimind.config.sizes import default_sizes
 from minimind.data.loader import PackedLoader
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.tokenizer import Tokenizer

@@ -127,9 +127,7 @@ def test_a_value_that_cannot_be_used_is_named(name: str, value: Any):
 
 def test_the_defaults_can_be_used():
     Recipe().check()
-    changed(
-        learning_rate=0.0, gradient_clipping=0.0, weight_decay=0.0, eval_every=0, save_every=0
-    ).check()
+    changed(gradient_clipping=0.0, weight_decay=0.0, eval_every=0, save_every=0).check()
 
 
 def test_every_option_has_a_help_text():

@@ -249,6 +249,16 @@ def test_a_teacher_of_other_tokens_is_refused(folder: Callable[..., Path], token
         load_teacher(path, context(tokenizer, vocab_size=2000))
 
 
+def test_a_student_that_is_its_own_teacher_needs_the_text(
+    folder: Callable[..., Path], tokenizer: Tokenizer
+):
+    path = folder(small_config(vocab_size=tokenizer.vocab_size), tokenizer)
+    start = context(tokenizer, weights_folder=path)
+    Distill(DistillRecipe(teacher=str(path), alpha=0.1)).check(start)
+    with pytest.raises(ConfigError, match="they agree already, and nothing would be learned"):
+        Distill(DistillRecipe(teacher=str(path), alpha=0.0)).check(start)
+
+
 def test_a_folder_that_is_no_teacher_is_named(
     folder: Callable[..., Path], tmp_path: Path, tokenizer
 ):

@@ -75,11 +75,14 @@ class Distill(SFT):
     recipe: DistillRecipe
     teacher: Transformer
 
+    def helper_folder(self, context: BuildContext) -> Path:
+        return find_model_folder(Path(cast(str, self.recipe.teacher)))
+
     def check(self, context: BuildContext) -> None:
         """Raises ConfigError where the teacher reads other tokens than the student, or fewer;
         CheckpointError or DataError where there is none."""
         super().check(context)
-        folder = find_model_folder(Path(cast(str, self.recipe.teacher)))
+        folder = self.helper_folder(context)
         check_teacher(folder, context)
         if not self.recipe.alpha and _is_itself(folder, context.weights_folder):
             raise ConfigError(
@@ -99,11 +102,8 @@ class Distill(SFT):
         """Raises what `check` does."""
         self.check(context)
         models = super().build_models(context)
-        folder = find_model_folder(Path(cast(str, self.recipe.teacher)))
-        self.teacher = load_teacher(folder, context)
-        return dataclasses.replace(
-            models, helpers=(self.teacher,), helpers_fingerprint=fingerprint(folder)
-        )
+        self.teacher = load_teacher(self.helper_folder(context), context)
+        return dataclasses.replace(models, helpers=(self.teacher,))
 
     def loss(self, policy: Policy, batch: Batch) -> LossSum:
         alpha, temperature = self.recipe.alpha, self.recipe.temperature

@@ -4,7 +4,8 @@ compared with the model the run starts from."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -93,6 +94,9 @@ class DPO(Stage[UnitBatch, UnitBatch]):
                 "or orpo, which compare with nothing"
             )
 
+    def helper_folder(self, context: BuildContext) -> Path | None:
+        return context.weights_folder if self.recipe.loss_type in WITH_REFERENCE else None
+
     def check_data(self, batches: Iterable[UnitBatch]) -> None:
         """Raises ConfigError where no pair has two different sides left; of equal ones only
         loss_type orpo learns."""
@@ -105,12 +109,9 @@ class DPO(Stage[UnitBatch, UnitBatch]):
     def build_models(self, context: BuildContext) -> StageModels:
         """Raises what `check` does."""
         self.check(context)
-        reference = ""
-        if self.recipe.loss_type in WITH_REFERENCE:
+        if self.helper_folder(context):
             self.reference = Reference.load(context, lambda p, b: document_log_probs(p, b)[0])
-            reference = self.reference.fingerprint
-        models = Pretrain(self.recipe).build_models(context)
-        return replace(models, helpers_fingerprint=reference)
+        return Pretrain(self.recipe).build_models(context)
 
     def loss(self, policy: Policy, batch: UnitBatch) -> LossSum:
         log_probs_P2, counts_P2, aux_loss = document_log_probs(policy, batch)

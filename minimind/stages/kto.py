@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -107,6 +108,9 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
                 "has none: give a checkpoint (of --stage sft)"
             )
 
+    def helper_folder(self, context: BuildContext) -> Path | None:
+        return context.weights_folder
+
     def check_data(self, batches: Iterable[UnpairedBatch]) -> None:
         """Raises ConfigError where no answer counts, or no row holds two different answers to
         compare."""
@@ -134,8 +138,7 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
         self.reference = Reference.load(context, self._measure, f"kto {self.has_baseline}")
         num_training = getattr(context.loader, "num_units", len(self.reference.values))
         _check_answers(self.reference.values[:num_training], self.has_baseline)
-        models = Pretrain(self.recipe).build_models(context)
-        return replace(models, helpers_fingerprint=self.reference.fingerprint)
+        return Pretrain(self.recipe).build_models(context)
 
     def _measure(self, model: Policy, batch: UnpairedBatch) -> Tensor:
         """Gives log ref of the answer, 1 for a good one and 0 for a bad one, and with a baseline

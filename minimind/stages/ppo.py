@@ -134,7 +134,10 @@ class PPO(RolloutStage):
             return folder
 
         models = StageModels(policy=module, save=save)
-        return self.with_reference(models, context) if self.recipe.kl_coef else models
+        return self.with_reference(models, context) if self.helper_folder(context) else models
+
+    def helper_folder(self, context: BuildContext) -> Path | None:
+        return context.weights_folder if self.recipe.kl_coef else None
 
     def find_policy(self, module: nn.Module) -> Transformer:
         return cast(ActorCritic, module).policy

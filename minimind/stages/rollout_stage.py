@@ -16,7 +16,6 @@ from minimind.data.sample_tasks import PROMPT_DATA
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.stage import BuildContext, Loader, Policy, Stage, StageModels
 from minimind.errors import ConfigError
-from minimind.model.adapter_folder import fingerprint
 from minimind.model.transformer import Transformer
 from minimind.rewards.scorer import Scorer
 from minimind.rewards.tools import ToolBox
@@ -111,8 +110,7 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         """Puts the model that the run starts from beside the policy, frozen."""
         assert context.weights_folder is not None
         reference = self.reference = load_frozen(context)
-        weights = fingerprint(context.weights_folder)
-        return replace(models, helpers=(reference,), helpers_fingerprint=weights)
+        return replace(models, helpers=(reference,))
 
     def reference_log_probs(self, engine: DeepSpeedEngine, batch: RolloutBatch) -> Tensor | None:
         """Gives the log-probability of each target under the reference, where there is one."""

@@ -86,6 +86,10 @@ REFUSED: dict[str, tuple[str, str]] = {
         "lora_alphas holds 0 at q_proj",
     ),
     "no adapter": (f'{ADAPTER} --set lora_ranks={{"default":0}}', "no linear gets an adapter"),
+    "data to validate on alone": (
+        "--stage sft --from_checkpoint small --val_data chats.jsonl",
+        "--val_data without --data would validate on yours and train on the project's sample",
+    ),
     "warm-up alone": (
         f"{SFT} --max_steps 9 --set warmup_steps=9",
         "warmup_steps is 9, and the run has 9 steps",

@@ -50,11 +50,7 @@ def describe_run(
     if run.recipe.cuda_graph:
         lines.append("graphs     a micro-batch's forward and its backward each one CUDA graph")
     if loader.num_truncated:
-        lines.append(
-            f"cut        {loader.num_truncated:,} documents to fit a row; "
-            f"{loader.count_lost():,} of {loader.num_units:,} {_name_units(run)} lose what they "
-            f"teach by that: --seq_len above {run.seq_len} keeps more"
-        )
+        lines.append(f"cut        {_describe_cut(run, loader)}")
     return "\n".join(lines)
 
 
@@ -73,8 +69,15 @@ def _describe_epoch(run: ResolvedRun, loader: PackedLoader) -> str:
     )
 
 
-def _name_units(run: ResolvedRun) -> str:
-    return "pairs" if STAGES[run.stage].data_format.documents_per_unit == 2 else "conversations"
+def _describe_cut(run: ResolvedRun, loader: PackedLoader) -> str:
+    is_paired = STAGES[run.stage].data_format.documents_per_unit == 2
+    what = "pairs have no difference" if is_paired else "conversations have no target"
+    lost = loader.count_lost()
+    advice = f": --seq_len above {run.seq_len} keeps more" if lost else ""
+    return (
+        f"{loader.num_truncated:,} documents to fit a row; {lost:,} of {loader.num_units:,} {what} "
+        f"left, and teach nothing{advice}"
+    )
 
 
 def _describe_validation(run: ResolvedRun, eval_data: EvalLoader | None) -> str:

@@ -151,7 +151,7 @@ def described(command: str, more: Sequence[str] = ()) -> str:
 
 def test_what_is_lost_in_part_is_said(home: Path):
     said = described(f"{SFT} {SHORT} --data some_long_chats.jsonl")
-    assert "2 documents to fit a row; 2 of 8 conversations lose what they teach by that" in said
+    assert "2 documents to fit a row; 2 of 8 conversations have no target left" in said
     assert "\ncut " not in described(f"{SFT} {SHORT}")
 
 

@@ -36,7 +36,7 @@ from bench.advise_candidates import (
     variants,
 )
 from bench.launcher import LaunchError
-from minimind.config.recipe import default_sizes
+from minimind.config.sizes import default_sizes
 from minimind.errors import ConfigError
 from minimind.rehearsal.report import Rehearsal
 from minimind.runtime.devices import find_device

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench import harness
 from bench.workers import Worker
-from minimind.config.recipe import default_sizes
+from minimind.config.sizes import default_sizes
 from minimind.errors import ConfigError
 from minimind.rehearsal.holders import HOLDERS
 from minimind.rehearsal.rehearse import point_of, rehearse_all

@@ -29,7 +29,7 @@ from bench.scaling_model import Link, build_model
 from bench.scaling_plot import plot_rows
 from bench.scaling_report import build_row, format_rows, predict_row
 from bench.turns import pass_turn
-from minimind.config.recipe import default_sizes
+from minimind.config.sizes import default_sizes
 from minimind.errors import ConfigError
 from minimind.rehearsal.rehearse import point_of, rehearse_all
 from minimind.run.arguments import parse_arguments

@@ -14,7 +14,8 @@ from pathlib import Path
 from bench.documents import Documents, FirstSteps, PackedSteps, draw_documents
 from minimind.config.deepspeed_json import load_ds_config
 from minimind.config.model import ModelConfig
-from minimind.config.recipe import default_sizes, parse_assignments
+from minimind.config.recipe import parse_assignments
+from minimind.config.sizes import default_sizes
 from minimind.data.sample_files import sample_data_path
 from minimind.data.token_cache import build_token_cache
 from minimind.errors import ConfigError

@@ -19,11 +19,9 @@ from minimind.data.text_format import surrogate_problem
 from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError
 from minimind.inference.batch_engine import BatchEngine
-from minimind.inference.generate import load_model
+from minimind.inference.generate import load_adapters, load_model
 from minimind.inference.request import Delta, GenerationRequest
 from minimind.inference.sampling import SamplingParams
-from minimind.model.adapter_folder import fingerprint
-from minimind.model.loaded_adapters import LoadedAdapters
 from minimind.runtime.devices import check_kernels, find_device
 from minimind.serving.answer_parser import AnswerParser, Content, Part
 from minimind.serving.chat_prompt import chat_prompt
@@ -69,10 +67,8 @@ class LLM:
         folder = find_model_folder(Path(checkpoint))
         target, weights_dtype = _choose_device(device, dtype)
         model, self.tokenizer = load_model(folder, dtype=weights_dtype, device=target)
-        loaded = LoadedAdapters(model, fingerprint(folder)) if adapters else None
-        for name, adapter in (adapters or {}).items():
-            assert loaded is not None
-            loaded.load(name, find_model_folder(Path(adapter)))
+        folders = {name: find_model_folder(Path(path)) for name, path in (adapters or {}).items()}
+        loaded = load_adapters(model, self.tokenizer, folder, folders)
         self._engine = BatchEngine(
             model, self.tokenizer, max_batch=max_batch, max_tokens=max_tokens, adapters=loaded
         )
@@ -141,7 +137,7 @@ class LLM:
                 raise ConfigError(f"{what} is {prompt!r}; it must be a string")
             if problem := surrogate_problem(prompt, what):
                 raise ConfigError(problem)
-            ids = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+            ids = self.tokenizer.encode_document(prompt)
             requests.append(self._request(what, ids, new_tokens, adapter, sampling))
         texts = [""] * len(requests)
         for index, delta in self._run(requests):

@@ -9,7 +9,8 @@ from small_models import pack, random_documents, random_model, small_config
 from torch import Tensor, nn
 
 from minimind.config.deepspeed_json import Hardware, load_ds_config, precision, resolve
-from minimind.config.recipe import Recipe, Sizes
+from minimind.config.recipe import Recipe
+from minimind.config.sizes import Sizes
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.stage import Policy
 from minimind.model.transformer import Transformer

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import find_model_folder
-from minimind.errors import ConfigError, MiniMindError
+from minimind.errors import ConfigError, DataError, MiniMindError
 from minimind.model.adapter_folder import ADAPTER_CONFIG_FILE, is_adapter_folder, load_model_folder
 from minimind.model.hf_config import CONFIG_FILE
 from minimind.model.state_dict import save_hf_folder
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def convert_to_hf(source: Path, output: Path, dtype: torch.dtype) -> None:
     """Reads the weights (which checks them), an adapter merged into its base, writes them in
-    `dtype` and copies the tokenizer. The output is whole or not there. Raises a MiniMindError."""
+    `dtype` and puts the tokenizer beside them. The output is whole or not there. Raises a
+    MiniMindError."""
     folder, output = find_model_folder(source), output.absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--output {output}: exists already and is not an empty folder")
@@ -64,11 +66,22 @@ def convert_to_hf(source: Path, output: Path, dtype: torch.dtype) -> None:
             ours = file.name in (CONFIG_FILE, ADAPTER_CONFIG_FILE) or _holds_weights(file)
             if file.is_file() and not ours:
                 shutil.copy2(file, unfinished / file.name)
+        _rewrite_tokenizer(unfinished)
         unfinished.replace(output)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"--output {output}: cannot be written: {error}") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _rewrite_tokenizer(folder: Path) -> None:
+    """Has `transformers` begin a text there as training does: earlier versions wrote files that
+    leave out bos. One that cannot be used here stays as it is."""
+    if (folder / "tokenizer.json").exists():
+        try:
+            Tokenizer.load(folder).save(folder)
+        except DataError as error:
+            logger.warning("%s; the tokenizer is copied as it is", error)
 
 
 def _holds_weights(file: Path) -> bool:

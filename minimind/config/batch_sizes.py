@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from minimind.config.recipe import Recipe, Sizes, replace_fields
+from minimind.config.recipe import Recipe, replace_fields
+from minimind.config.sizes import Sizes
 from minimind.errors import ConfigError
 
 

@@ -17,7 +17,9 @@ from minimind.config.deepspeed_optimizers import (
     fill_optimizer,
     offloads_optimizer,
 )
-from minimind.config.recipe import Recipe, Sizes, replace_fields, spell_option
+from minimind.config.deepspeed_schedulers import contradicting
+from minimind.config.recipe import Recipe, replace_fields, spell_option
+from minimind.config.sizes import Sizes
 from minimind.config.spelling import did_you_mean
 from minimind.errors import ConfigError
 
@@ -120,13 +122,28 @@ def resolve(
     _resolve_precision(ds, hardware)
     _resolve_communication(ds, hardware)
     check_faults(ds, precision(ds), recipe.clip_value)
+    if recipe.max_steps is not None:
+        ds = with_total_steps(ds, recipe.max_steps)
     for path, value in _walk(ds):
-        if value == "auto":
+        if value == "auto" and path != _TOTAL_STEPS:
             raise ConfigError(
                 f'{path}: "auto" is not known here; it is for {", ".join(sorted(_AUTO))}, '
-                "communication_data_type and the three batch sizes"
+                f"{_TOTAL_STEPS}, communication_data_type and the three batch sizes"
             )
     return ds, recipe
+
+
+def with_total_steps(ds: dict[str, Any], num_steps: int) -> dict[str, Any]:
+    """A resolved JSON whose scheduler knows the steps of the whole run, where it asks for them by
+    "auto": without max_steps they follow from the data, which is read later."""
+    if _get(ds, _TOTAL_STEPS) != "auto":
+        return ds
+    ds = copy.deepcopy(ds)
+    _put(ds, _TOTAL_STEPS, num_steps)
+    return ds
+
+
+_TOTAL_STEPS = "scheduler.params.total_num_steps"
 
 
 def _complete(ds: dict[str, Any], recipe: Recipe, given: set[str]) -> None:
@@ -165,6 +182,11 @@ _AUTO: dict[str, _Fill] = {
     "optimizer.params.fused": lambda r, h, w: True,
     # Offloaded states on a machine whose device is the CPU need no special optimizer.
     "zero_force_ds_cpu_optimizer": lambda r, h, w: False,
+    "scheduler.params.warmup_min_lr": lambda r, h, w: 0.0,
+    "scheduler.params.warmup_max_lr": lambda r, h, w: r.learning_rate,
+    "scheduler.params.warmup_num_steps": lambda r, h, w: max(r.warmup_steps, 1),
+    "scheduler.params.warmup_min_ratio": lambda r, h, w: 0.0,
+    "scheduler.params.cos_min_ratio": lambda r, h, w: r.min_lr_ratio,
     "bf16.enabled": lambda r, h, w: h.precision == "bf16",
     "fp16.enabled": lambda r, h, w: h.precision == "fp16",
     # Buckets are held twice where their reduction overlaps the backward, and it can overlap only
@@ -175,7 +197,12 @@ _AUTO: dict[str, _Fill] = {
     "zero_optimization.overlap_comm": lambda r, h, w: h.world_size > 1 and h.device_kind == "gpu",
     # It copies each bucket to a new one and back, to find out which rank gets what.
     "zero_optimization.reduce_scatter": lambda r, h, w: h.world_size > 1,
+    "zero_optimization.offload_optimizer.device": lambda r, h, w: "none",
     "zero_optimization.offload_optimizer.pin_memory": lambda r, h, w: h.device_kind == "gpu",
+    "zero_optimization.offload_param.device": lambda r, h, w: "none",
+    "zero_optimization.offload_param.pin_memory": lambda r, h, w: h.device_kind == "gpu",
+    # Checkpoints gather fp32 weights themselves.
+    "zero_optimization.stage3_gather_16bit_weights_on_model_save": lambda r, h, w: False,
     "zero_optimization.stage3_prefetch_bucket_size": lambda r, h, w: sum(w) // 10,
     "zero_optimization.stage3_param_persistence_threshold": lambda r, h, w: 10_000,
 }
@@ -204,9 +231,7 @@ def _resolve_communication(ds: dict[str, Any], hardware: Hardware) -> None:
 def _check_scheduler(ds: dict[str, Any], given: set[str]) -> None:
     if "scheduler" not in ds:
         return
-    rate = {"learning_rate", "warmup_steps", "min_lr_ratio", "scale_lr_with_batch", "lr_factors"}
-    clash = sorted(given & rate)
-    if clash:
+    if clash := contradicting(ds["scheduler"], given):
         raise ConfigError(
             f"the DeepSpeed JSON has its own scheduler, which contradicts {', '.join(clash)}: "
             "leave that out, or take the scheduler out of the JSON"

@@ -104,7 +104,7 @@ def check_optimizer(section: dict[str, Any], origin: str) -> None:
 def offloads_optimizer(ds: Mapping[str, Any]) -> bool:
     """Whether a JSON keeps the optimizer's states off the device."""
     section = (ds.get("zero_optimization") or {}).get("offload_optimizer") or {}
-    return section.get("device", "none") != "none"
+    return section.get("device", "none") not in ("none", "auto")
 
 
 def choose_torch_adam(section: dict[str, Any]) -> None:

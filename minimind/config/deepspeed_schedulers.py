@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,6 +22,12 @@ SCHEDULERS: dict[str, frozenset[str] | None] = {
 }
 """DeepSpeed's, with the parameters of those that warm up."""
 _WARMING = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
+_FOLLOWING = {
+    "learning_rate": "warmup_max_lr",
+    "warmup_steps": "warmup_num_steps",
+    "min_lr_ratio": "cos_min_ratio",
+}
+"""Recipe options, by the parameter that follows them where it is "auto"."""
 _REQUIRED = {"WarmupDecayLR": "total_num_steps", "WarmupCosineLR": "total_num_steps"}
 
 
@@ -67,18 +74,49 @@ def _check_values(params: dict[str, Any], origin: str) -> None:
             raise ConfigError(f"{origin}: scheduler.params.{key} is {value!r}; it must be a number")
 
 
+def contradicting(section: dict[str, Any], given: Iterable[str]) -> list[str]:
+    """The recipe options of `given` that a JSON's scheduler takes no notice of."""
+    params = section.get("params", {})
+    about_rates = {*_FOLLOWING, "scale_lr_with_batch", "lr_factors"}
+    follows = {name for name, key in _FOLLOWING.items() if params.get(key) == "auto"}
+    if section["type"] == "WarmupCosineLR":  # its peak is the optimizer's rate
+        follows.add("learning_rate")
+    return sorted(set(given) & about_rates - follows)
+
+
+def check_length(section: dict[str, Any], learning_rate: float, num_steps: int) -> None:
+    """Raises ConfigError where a resolved JSON's schedule does not fit a run of `num_steps`.
+    `learning_rate`: the optimizer's."""
+    name, params = section["type"], section.get("params") or {}
+    if name not in _WARMING:
+        return
+    if not any(_numbers(_peak(section, learning_rate))):
+        raise ConfigError(
+            f"the scheduler {name} of the DeepSpeed JSON has a peak of 0: nothing would be learned"
+        )
+    warmup = _warmup(params)
+    if warmup >= num_steps:
+        raise ConfigError(
+            f"the scheduler {name} of the DeepSpeed JSON warms up for {warmup:,} steps, and the "
+            f"run has {num_steps:,}: set scheduler.params.warmup_num_steps below that, or to "
+            '"auto", or train longer'
+        )
+    total = params.get("total_num_steps", num_steps)
+    if total < num_steps:
+        raise ConfigError(
+            f"scheduler.params.total_num_steps is {total:,}, and the run has {num_steps:,} steps: "
+            'those beyond it would learn at the end of the schedule; set it to "auto", or train '
+            f"for --max_steps {total}"
+        )
+
+
 def describe_scheduler(section: dict[str, Any], learning_rate: float) -> str:
     """What the banner says of a resolved JSON's schedule. `learning_rate`: the optimizer's."""
     name, params = section["type"], section.get("params") or {}
     if name not in _WARMING:
         return f"{name} of the DeepSpeed JSON"
-    default = 0.001 if name == "WarmupDecayLR" else learning_rate
-    given = params.get("warmup_max_lr")
-    peak = default if given is None else given
-    peak = learning_rate if name == "WarmupCosineLR" else peak
-    # DeepSpeed takes at least two.
-    warmup = max(2, params.get("warmup_num_steps", 1000))
-    text = f"{name} of the DeepSpeed JSON, {_rate(peak)} peak, {warmup} warm-up steps"
+    peak = ", ".join(f"{rate:.2e}" for rate in _numbers(_peak(section, learning_rate)))
+    text = f"{name} of the DeepSpeed JSON, {peak} peak, {_warmup(params)} warm-up steps"
     if total := params.get("total_num_steps"):
         text += f", {total:,} steps in all"
     # Its count begins a step late: it gives the first step and the second what stands at 0.
@@ -92,9 +130,19 @@ def describe_scheduler(section: dict[str, Any], learning_rate: float) -> str:
     return text
 
 
-def _rate(value: Any) -> str:
-    values = value if isinstance(value, list) else [value]
-    return ", ".join(f"{float(v):.2e}" for v in values)
+def _peak(section: dict[str, Any], learning_rate: float) -> Any:
+    name, given = section["type"], (section.get("params") or {}).get("warmup_max_lr")
+    if given is not None:
+        return given
+    return 0.001 if name == "WarmupDecayLR" else learning_rate
+
+
+def _warmup(params: dict[str, Any]) -> int:
+    return max(2, params.get("warmup_num_steps", 1000))  # DeepSpeed takes at least two
+
+
+def _numbers(value: Any) -> list[float]:
+    return [float(v) for v in (value if isinstance(value, list) else [value])]
 
 
 def _torch_schedulers() -> dict[str, type]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_args, get_type_hints
 
 from minimind.config.model import ModelConfig
+from minimind.config.sizes import Sizes, default_sizes
 from minimind.config.spelling import did_you_mean
 from minimind.errors import ConfigError
 
@@ -47,7 +48,7 @@ def option_table(help: str, default: Mapping[str, Any] | None = None) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What every stage has. None means: the size table below or the DeepSpeed JSON decides."""
+    """What every stage has. None means: the size table or the DeepSpeed JSON decides."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 5e-4}
     """The peak learning rate by preset, "" for all others."""
@@ -93,6 +94,10 @@ class Recipe:
     sample_every: int = option(0, "optimizer steps between sampled texts (0: never)")
     sample_prompts: tuple[str, ...] = option((), "what the sampled texts begin with")
     log_every: int = option(10, "optimizer steps between console lines where there is no terminal")
+    new_tokenizer: bool = option(
+        False,
+        "--tokenizer may mean other tokens by its ids than the checkpoint: they are learnt anew",
+    )
 
     @property
     def usual_rates(self) -> Mapping[str, float]:
@@ -131,6 +136,10 @@ class Recipe:
         """(trained, frozen) of the policy."""
         return config.num_parameters, 0
 
+    def remarks(self, config: ModelConfig) -> list[str]:
+        """Says what of the recipe is allowed and of no use."""
+        return []
+
     def count_helper_weights(self, config: ModelConfig) -> int:
         """Of frozen models beside the policy, which no rank shares with another."""
         return 0
@@ -155,7 +164,6 @@ class Recipe:
     def check(self) -> None:
         """Raises ConfigError where a value cannot be used."""
         at_least: dict[str, float] = {
-            "learning_rate": 0.0,
             "warmup_steps": 0,
             "max_steps": 1,
             "seq_len": 2,
@@ -175,9 +183,10 @@ class Recipe:
         self.check_at_least(**at_least)
         if not 0 <= self.min_lr_ratio <= 1:
             raise ConfigError(f"min_lr_ratio is {self.min_lr_ratio}; it must be from 0 to 1")
-        for name in ("epochs", "adam_eps"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+        for name in ("learning_rate", "epochs", "adam_eps"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{name} is {value}; it must be above 0")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}; it must be from 0 to 2^63 - 1")
         for name in ("lr_factors", "weight_decay_factors"):
@@ -204,42 +213,6 @@ def check_patterns(name: str, patterns: Iterable[str]) -> None:
             re.compile(pattern)
         except re.error as error:
             raise ConfigError(f"{name}: the pattern {pattern!r}: {error}") from None
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """How much of a run fits where: rows are `seq_len` tokens."""
-
-    seq_len: int
-    train_batch_size: int
-    micro_batch_size: int
-
-
-SIZES: dict[str, dict[str, Sizes]] = {
-    "cpu": {
-        "tiny": Sizes(256, 4, 4),
-        "minimind2-small": Sizes(1024, 8, 4),
-        "minimind2": Sizes(1024, 8, 2),
-        "minimind2-moe": Sizes(1024, 8, 2),
-        "minimind3": Sizes(1024, 8, 2),
-        "minimind3-moe": Sizes(1024, 8, 2),
-    },
-    "gpu": {
-        "tiny": Sizes(256, 16, 16),
-        "minimind2-small": Sizes(1024, 128, 64),
-        "minimind2": Sizes(1024, 128, 32),
-        "minimind2-moe": Sizes(1024, 128, 32),
-        "minimind3": Sizes(1024, 128, 32),
-        "minimind3-moe": Sizes(1024, 128, 32),
-    },
-}
-"""Default row length, global batch and micro-batch, by kind of device and preset. The global batch
-is smaller on a CPU, where a step of 131k tokens would take minutes."""
-OTHER_MODEL = {"cpu": Sizes(512, 8, 4), "gpu": Sizes(1024, 128, 32)}
-
-
-def default_sizes(device_kind: str, preset: str) -> Sizes:
-    return SIZES[device_kind].get(preset, OTHER_MODEL[device_kind])
 
 
 def replace_fields(

@@ -53,9 +53,10 @@ class PackedRows:
         self.plan = self._plan(seq_len, seed)
         if self.plan.num_left_out:
             logger.warning(
-                "%d prompts are longer than a row of %d tokens and are left out: raise --seq_len "
-                "to read them",
+                "%d of %d prompts are longer than a row of %d tokens and are left out: raise "
+                "--seq_len to read them",
                 self.plan.num_left_out,
+                self.plan.num_left_out + self.num_units,
                 seq_len,
             )
         self._units_per_row = int(np.diff(self.plan.row_offsets).max()) // self._unit_size
@@ -86,17 +87,26 @@ class PackedRows:
         """Counts an epoch's units: documents, pieces of long ones, or pairs."""
         return len(self.plan.piece_doc) // self._unit_size
 
-    def count_cut_before_targets(self) -> int:
-        """Truncated documents that have no target left."""
-        plan = self.plan
-        count = 0
-        if plan.num_truncated:
-            is_cut = plan.piece_len < self.mixture.lengths[plan.piece_doc]
-            for piece in np.flatnonzero(is_cut).tolist():
-                cache, number = self.mixture.locate(int(plan.piece_doc[piece]))
-                is_target = cache.is_target(number, 1, int(plan.piece_len[piece]))
-                count += is_target is not None and not is_target.any()
-        return count
+    def count_lost(self) -> int:
+        """Counts the units that teach nothing because they were cut to fit a row: a document has no
+        target left, or the two of a pair are the same."""
+        plan, size = self.plan, self._unit_size
+        if not plan.num_truncated:
+            return 0
+        is_cut = plan.piece_len < self.mixture.lengths[plan.piece_doc]
+        return sum(map(self._is_lost, np.flatnonzero(is_cut.reshape(-1, size).any(1)).tolist()))
+
+    def _is_lost(self, unit: int) -> bool:
+        pieces = range(unit * self._unit_size, (unit + 1) * self._unit_size)
+        texts: list[bytes] = []
+        for piece in pieces:
+            cache, number = self.mixture.locate(int(self.plan.piece_doc[piece]))
+            length = int(self.plan.piece_len[piece])
+            is_target = cache.is_target(number, 1, length)
+            if is_target is not None and not is_target.any():
+                return True
+            texts.append(cache.tokens(number, 0, length).tobytes())
+        return self._unit_size > 1 and len(set(texts)) == 1
 
     def build(self, row: int) -> PackedRow:
         pieces = []

@@ -70,7 +70,7 @@ class ChatEncoder:
         """What the template writes before an assistant's text, after the end of the turn before;
         a thinking block is the assistant's."""
         turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
-        text = render_chat(self._template, turns)
+        text = render_chat(self._template, turns, special_tokens=self._tokenizer.special_tokens)
         between = text.partition(_QUESTION)[2].partition(_ANSWER)[0]
         header = re.split(f"{end}|{_any_of(TAGS)}", between + TAGS[0])
         header = next((part for part in header if re.search(self._token, part)), None)
@@ -157,7 +157,10 @@ class ChatEncoder:
             for message in chat.messages
         ]
         tools = None if chat.tools is None else self._escape(chat.tools, keep_tags=False)
-        return render_chat(self._template, messages, tools, **options)
+        special_tokens = self._tokenizer.special_tokens
+        return render_chat(
+            self._template, messages, tools, special_tokens=special_tokens, **options
+        )
 
     def _escape(self, value: Any, keep_tags: bool) -> Any:
         if isinstance(value, str):

@@ -92,9 +92,11 @@ def render_chat(
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = False,
     enable_thinking: bool = False,
+    special_tokens: Mapping[str, str] | None = None,
 ) -> str:
     """The text of a conversation: what `transformers`' apply_chat_template gives for the same
-    template. Raises DataError where the template cannot be parsed or refuses the messages."""
+    template, which may write the tokenizer's `special_tokens` by their names. Raises DataError
+    where the template cannot be parsed or refuses the messages."""
     try:
         return _compile(template).render(
             messages=messages,
@@ -102,6 +104,7 @@ def render_chat(
             documents=None,
             add_generation_prompt=add_generation_prompt,
             enable_thinking=enable_thinking,
+            **(special_tokens or {}),
         )
     except (jinja2.TemplateError, TypeError) as error:
         raise DataError(f"the chat template cannot render these messages: {error}") from None

@@ -85,9 +85,10 @@ class PackedLoader:
         """Documents of an epoch cut to fit a row (formats that are not split)."""
         return self._rows.plan.num_truncated
 
-    def count_cut_before_targets(self) -> int:
-        """Those of them that have no target left."""
-        return self._rows.count_cut_before_targets()
+    def count_lost(self) -> int:
+        """Counts the units that teach nothing because they were cut to fit a row: a document has no
+        target left, or the two of a pair are the same."""
+        return self._rows.count_lost()
 
     @property
     def fingerprint(self) -> str:
@@ -183,6 +184,11 @@ class EvalLoader:
     @property
     def num_rows(self) -> int:
         return len(self._chosen)
+
+    @property
+    def num_rows_there(self) -> int:
+        """Of the data, read or not."""
+        return len(self._rows)
 
     @property
     def num_units(self) -> int:

@@ -23,7 +23,9 @@ def text_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Sample | Bad
         if problem:
             samples.append(BadRow(row.path, row.line, problem))
             continue
-        ids = np.array([tokenizer.bos_id, *next(encoded), tokenizer.eos_id], dtype=np.int32)
+        ids = np.array(
+            [*tokenizer.document_start, *next(encoded), tokenizer.eos_id], dtype=np.int32
+        )
         samples.append(Sample(ids=ids, is_target=np.ones(len(ids), dtype=bool)))
     return samples
 

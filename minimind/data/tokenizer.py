@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers import processors
 
 from minimind.config.spelling import did_you_mean_file
 from minimind.data.text_pieces import split_text
@@ -26,7 +27,7 @@ TAGS = (
 )
 """Ids 21 to 26 of our own tokenizers: assistant turns may spell them."""
 
-_TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"
 _TEMPLATE_FILE = "chat_template.jinja"
 
@@ -50,7 +51,11 @@ class Tokenizer:
         self._plain = _build(spec, set(), origin)
         self.vocab_size = 1 + max(self._rendered.get_vocab().values())
         """Above every id, so that a table of this size has a row for each."""
-        self.bos_id = self._special_id("bos_token")
+        self.special_tokens = _special_tokens(config)
+        """The text of each special token that the configuration names, as chat templates have it:
+        bos_token, eos_token and so on."""
+        self.bos_id = self._special_id("bos_token") if "bos_token" in self.special_tokens else None
+        """None where the tokenizer has no bos, as Qwen's: a document begins with its text then."""
         self.eos_id = self._special_id("eos_token")
         self.pad_id = self._special_id("pad_token", default=self.eos_id)
         self.special_ids = frozenset(
@@ -69,7 +74,7 @@ class Tokenizer:
                 f"{folder}: no such tokenizer folder{did_you_mean_file(folder)}; "
                 "`minimind tokenizer` makes one"
             )
-        spec = _read_json(folder / _TOKENIZER_FILE)
+        spec = _read_json(folder / TOKENIZER_FILE)
         config = _read_json(folder / _CONFIG_FILE)
         template = folder / _TEMPLATE_FILE
         try:
@@ -80,10 +85,19 @@ class Tokenizer:
             raise DataError(f"{folder}: not the files of a tokenizer: {error!r}") from None
 
     def save(self, folder: str | Path) -> None:
-        """Writes the two files that `load` and `transformers` read."""
+        """Writes the two files that `load` and `transformers` read. There `transformers` begins a
+        text as `encode_document` does, whatever the files that were loaded say of it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in ((_TOKENIZER_FILE, self._spec), (_CONFIG_FILE, self._config)):
+        spec = self._spec
+        post_processor = spec.get("post_processor")
+        theirs = _build(spec, set(self.added_ids), self.origin, post_processor)
+        if theirs.encode("a").ids != self.encode_document("a"):
+            spec = {**spec, "post_processor": self._document_template}
+        # transformers 5 goes by these before it goes by the post-processor of tokenizer.json.
+        rule = {"add_bos_token": self.bos_id is not None, "add_eos_token": False}
+        config = {**self._config, **self.special_tokens, **rule}
+        for name, content in ((TOKENIZER_FILE, spec), (_CONFIG_FILE, config)):
             text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
             (folder / name).write_text(text, encoding="utf-8")
 
@@ -91,6 +105,8 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """Hash of all that decides which ids a text or a chat becomes."""
         relevant = {k: v for k, v in self._spec.items() if k not in ("padding", "truncation")}
+        if relevant.get("post_processor") == self._document_template:  # earlier versions wrote none
+            relevant["post_processor"] = None
         ids = [self.bos_id, self.eos_id, self.pad_id]
         canonical = json.dumps([relevant, ids, self.chat_template], sort_keys=True)
         return hashlib.blake2b(canonical.encode(), digest_size=20).hexdigest()
@@ -98,6 +114,16 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of a text as data: no special or added token, and no bos or eos."""
         return self.encode_batch([text])[0]
+
+    def encode_document(self, text: str) -> list[int]:
+        """Ids of a text that begins a document: the one rule of training, completions, evaluation
+        and exported folders. First comes bos, where the tokenizer has one."""
+        return [*self.document_start, *self.encode(text)]
+
+    @property
+    def document_start(self) -> list[int]:
+        """What stands before the text of a document: bos or nothing."""
+        return [] if self.bos_id is None else [self.bos_id]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on all cores (RAYON_NUM_THREADS says how many)."""
@@ -146,13 +172,23 @@ class Tokenizer:
             for token, id in self._rendered.get_vocab().items()
         }
 
+    @cached_property
+    def _document_template(self) -> dict[str, Any] | None:
+        """The post-processor that puts before a text what `encode_document` puts there."""
+        if self.bos_id is None:
+            return None
+        bos = self.special_tokens["bos_token"]
+        template = processors.TemplateProcessing(
+            single=[bos, "$A"], pair=[bos, "$A", f"{bos}:1", "$B:1"],
+            special_tokens=[(bos, self.bos_id)],
+        )  # fmt: skip
+        return json.loads(template.__getstate__())
+
     def _special_id(self, name: str, default: int | None = None) -> int:
-        token = self._config.get(name)
-        if isinstance(token, dict):
-            token = token.get("content")
+        token = self.special_tokens.get(name)
         if token is None and default is not None:
             return default
-        id = self._rendered.token_to_id(token) if isinstance(token, str) else None
+        id = None if token is None else self._rendered.token_to_id(token)
         if id is None:
             given = "no" if token is None else f"as {token!r}, which is not in the vocabulary,"
             raise DataError(
@@ -186,21 +222,34 @@ def byte_alphabet() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(free)) for byte in range(256)]
 
 
-def _build(spec: dict[str, Any], recognised: set[str], origin: str) -> tokenizers.Tokenizer:
+def _build(
+    spec: dict[str, Any], recognised: set[str], origin: str, post_processor: Any = None
+) -> tokenizers.Tokenizer:
     """A tokenizer with the model of `spec` that recognises only these added tokens."""
     model = spec.get("model") or {}
     vocab = model.get("vocab")
     is_byte_level = isinstance(vocab, dict) and all(char in vocab for char in byte_alphabet())
     if model.get("type", "BPE") != "BPE" or not is_byte_level:
         raise DataError(
-            f"{origin}: {_TOKENIZER_FILE} is no byte-level BPE with all 256 bytes in its vocabulary"
+            f"{origin}: {TOKENIZER_FILE} is no byte-level BPE with all 256 bytes in its vocabulary"
         )
     added = [t for t in spec.get("added_tokens") or [] if t["content"] in recognised]
-    changed = {"added_tokens": added, "post_processor": None, "truncation": None, "padding": None}
+    changed = {"added_tokens": added, "truncation": None, "padding": None}
+    changed["post_processor"] = post_processor
     try:
         return tokenizers.Tokenizer.from_str(json.dumps({**spec, **changed}))
     except Exception as error:  # tokenizers raises no narrower type
-        raise DataError(f"{origin}: {_TOKENIZER_FILE} cannot be loaded: {error}") from None
+        raise DataError(f"{origin}: {TOKENIZER_FILE} cannot be loaded: {error}") from None
+
+
+def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """Older files hold an object for each, with the text as its content."""
+    found = {}
+    for name, token in config.items():
+        token = token.get("content") if isinstance(token, dict) else token
+        if name.endswith("_token") and isinstance(token, str):
+            found[name] = token
+    return found
 
 
 def _check_text_stays_text(plain: tokenizers.Tokenizer, added: dict[str, int], origin: str) -> None:
@@ -208,7 +257,7 @@ def _check_text_stays_text(plain: tokenizers.Tokenizer, added: dict[str, int], o
     for content, id in added.items():
         if id in plain.encode(content, add_special_tokens=False).ids:
             raise DataError(
-                f"{origin}: the merges of {_TOKENIZER_FILE} build the added token {content!r}, so "
+                f"{origin}: the merges of {TOKENIZER_FILE} build the added token {content!r}, so "
                 "plain text could become it; train a tokenizer whose merges do not"
             )
 

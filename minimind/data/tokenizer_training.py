@@ -109,8 +109,6 @@ def _config(chat_template: str) -> dict[str, Any]:
     }
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": False,
-        "add_eos_token": False,
         "add_prefix_space": False,
         "added_tokens_decoder": decoder,
         "additional_special_tokens": list(SPECIAL_TOKENS[3:]),

@@ -89,6 +89,12 @@ def find_model_folder(path: Path) -> Path:
         for candidate in (folder, folder / "model", folder / "adapter"):
             if is_model_folder(candidate):
                 return candidate
+    if path.is_file():
+        raise CheckpointError(
+            f"{path}: a file, where a folder is expected: a run's, a checkpoint in it, or a "
+            "Hugging Face folder (config.json and *.safetensors). A .pth of the original or "
+            "another single file of weights has to be converted to such a folder first"
+        )
     raise CheckpointError(
         f"{path}: neither a run's folder, nor a checkpoint, nor a Hugging Face folder, nor an "
         f"adapter's (no config.json or adapter_config.json in it){did_you_mean_file(path)}"

@@ -17,8 +17,8 @@ def trained_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def parameter_groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Parameters by learning rate and weight decay factor. A pattern that no name matches raises
-    ConfigError."""
+    """Parameters by learning rate and weight decay factor. Raises ConfigError for a pattern that no
+    name matches, and where no weight has a rate."""
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     unmatched = set(recipe.rate_factors) | set(recipe.weight_decay_factors)
     for name, parameter in trained_parameters(module):
@@ -37,5 +37,10 @@ def parameter_groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         raise ConfigError(
             f"no trained weight's name matches {', '.join(sorted(unmatched))}; names: "
             f"{', '.join(first)}, and so on"
+        )
+    if not any(rate for rate, _ in groups):
+        raise ConfigError(
+            f"lr_factors {recipe.lr_factors} leaves every trained weight a learning rate of 0: "
+            "nothing would be learned; give one of them a factor above 0"
         )
     return list(groups.values())

@@ -45,8 +45,6 @@ class StageModels:
 
     policy: nn.Module
     helpers: tuple[nn.Module, ...] = ()
-    helpers_fingerprint: str = ""
-    """Of the weights of what the policy is trained beside, helper in memory or not."""
     save: SaveTrained | None = None
     """For a policy that is no whole model; None: the trained weights are one, saved in `model/`."""
     finish: Callable[[Path], None] | None = None
@@ -117,6 +115,16 @@ class Stage(Protocol[InT, OutT]):
     def check(self, context: BuildContext) -> None:
         """Raises a MiniMindError for what `build_models` could not build, without reading weights
         or data: for a dry run, and before anything else of a run."""
+        return
+
+    def helper_folder(self, context: BuildContext) -> Path | None:
+        """The model folder of what the policy is trained beside (a teacher, a reference), which a
+        resumed run must find unchanged; None where there is none."""
+        return None
+
+    def check_data(self, batches: Iterable[InT]) -> None:
+        """Raises ConfigError for training data of which the objective learns nothing, though there
+        is something to count. `batches`: an epoch's, to be read as far as it takes to know."""
         return
 
     def outline(self, config: ModelConfig) -> nn.Module:

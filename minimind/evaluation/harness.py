@@ -35,9 +35,9 @@ TokenRequest = tuple[tuple[str, str], list[int], list[int]]
 
 
 class HarnessModel(TemplateLM):
-    """A model as the harness sees it. Texts are documents, which begin with the tokenizer's bos;
-    with `is_chat` they are what the chat template renders, its tokens recognised. What is too long
-    loses its beginning, as everywhere in the harness."""
+    """A model as the harness sees it. Texts begin as the documents of training do; with `is_chat`
+    they are what the chat template renders, its tokens recognised. What is too long loses its
+    beginning, as everywhere in the harness."""
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, *, is_chat: bool = False) -> None:
         super().__init__()
@@ -50,7 +50,9 @@ class HarnessModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        return self._tokenizer.bos_id
+        """Before what has nothing before it; the harness's own models take eos without a bos."""
+        bos = self._tokenizer.bos_id
+        return self._tokenizer.eos_id if bos is None else bos
 
     @property
     def tokenizer_name(self) -> str:
@@ -68,6 +70,7 @@ class HarnessModel(TemplateLM):
         return render_chat(
             self._tokenizer.chat_template,
             chat_history,
+            special_tokens=self._tokenizer.special_tokens,
             add_generation_prompt=add_generation_prompt,
         )
 
@@ -76,8 +79,9 @@ class HarnessModel(TemplateLM):
     ) -> list[int]:
         if self._is_chat:
             return self._tokenizer.encode_rendered(string)
-        bos = [] if add_special_tokens is False else [self._tokenizer.bos_id]
-        return bos + self._tokenizer.encode(string)
+        if add_special_tokens is False:
+            return self._tokenizer.encode(string)
+        return self._tokenizer.encode_document(string)
 
     def _loglikelihood_tokens(
         self, requests: list[TokenRequest], disable_tqdm: bool = False, **kwargs: Any

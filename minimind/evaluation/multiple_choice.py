@@ -125,7 +125,7 @@ def measure_choices(
             (with_letters + _posed(question), LETTERS),
             (without + _asked(question), question.choices),
         ):
-            prompt_ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+            prompt_ids = tokenizer.encode_document(prompt)
             encoded = tokenizer.encode_batch([f" {answer}" for answer in answers])
             samples += [continuation(prompt_ids, ids) for ids in encoded]
         lengths += [[len(choice.encode()) for choice in question.choices]]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from minimind.data.same_tokens import check_folder_tokens
 from minimind.data.tokenizer import Tokenizer
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.request import GenerationRequest
 from minimind.inference.sampling import SamplingParams
-from minimind.model.adapter_folder import load_model_folder
+from minimind.model.adapter_folder import (
+    find_base,
+    fingerprint,
+    is_adapter_folder,
+    load_model_folder,
+)
+from minimind.model.loaded_adapters import LoadedAdapters
 from minimind.model.transformer import Transformer
 
 
@@ -22,12 +29,34 @@ def load_model(
     a MiniMindError where one of them is missing or they do not fit."""
     config, weights = load_model_folder(folder)
     tokenizer = Tokenizer.load(folder)
+    if is_adapter_folder(folder):
+        check_folder_tokens(
+            tokenizer, find_base(folder).folder, "An adapter leaves its model's embedding as it "
+            "is: put the model's own tokenizer beside it",
+        )  # fmt: skip
     tokenizer.check_fits(config.vocab_size)
     model = Transformer(config)
     model.load_named(weights)
     model.to(device or torch.device("cpu"), dtype).eval()
     lay_out_for_decoding(model)
     return model, tokenizer
+
+
+def load_adapters(
+    model: Transformer, tokenizer: Tokenizer, base: Path, folders: Mapping[str, Path]
+) -> LoadedAdapters | None:
+    """The adapters of these names and folders over the model of the folder `base`, None for no
+    name. Raises a MiniMindError where one is of another model or another tokenizer."""
+    if not folders:
+        return None
+    adapters = LoadedAdapters(model, fingerprint(base))
+    for name, folder in folders.items():
+        adapters.load(name, folder)
+        check_folder_tokens(
+            tokenizer, folder, f"The adapter {name!r} was trained on other ids: train one beside "
+            "this model and its tokenizer",
+        )  # fmt: skip
+    return adapters
 
 
 @torch.no_grad()
@@ -59,5 +88,5 @@ def generate_text(
     model: Transformer, tokenizer: Tokenizer, prompt: str, params: SamplingParams
 ) -> str:
     """The continuation of a document that starts with `prompt`, without the prompt."""
-    prompt_ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    prompt_ids = tokenizer.encode_document(prompt)
     return "".join(stream_text(model, tokenizer, prompt_ids, params))

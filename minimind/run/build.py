@@ -30,7 +30,7 @@ from minimind.inference.samples import choose_prompts, sample_texts
 from minimind.monitors.monitor import MonitoredRun, Outcome
 from minimind.monitors.start import start_monitors
 from minimind.run.folder import write_run
-from minimind.run.inputs import build_context, load_start
+from minimind.run.inputs import build_context, hash_helpers, load_start
 from minimind.run.resolve import ResolvedRun
 from minimind.runtime.ranks import Ranks
 from minimind.runtime.together import main_first
@@ -46,6 +46,8 @@ class Trained:
 
     stage: Stage[Any, Any]
     models: StageModels
+    helpers_fingerprint: str
+    """Of the weights of what the policy is trained beside."""
 
 
 def build_trained(
@@ -58,18 +60,17 @@ def build_trained(
     """Builds from fresh weights, those the run starts from, or for `start` as the checkpoint has
     them. A stage that compares with a reference asks for the tokenizer and the data."""
     stage = STAGES[run.stage](run.recipe)
-    models = stage.build_models(
-        build_context(
-            run,
-            tokenizer,
-            start,
-            weights=None if start else load_start(run),
-            loader=loader,
-            eval_data=eval_data,
-        )
+    context = build_context(
+        run,
+        tokenizer,
+        start,
+        weights=None if start else load_start(run),
+        loader=loader,
+        eval_data=eval_data,
     )
+    models = stage.build_models(context)
     models.policy.to(run.device.torch_device)
-    return Trained(stage, models)
+    return Trained(stage, models, hash_helpers(stage, context))
 
 
 def build_engine(
@@ -78,7 +79,7 @@ def build_engine(
     """Puts the policy into an engine, for `start` in the state that the checkpoint has."""
     universal = False
     if start:
-        check_same_helpers(start, trained.models.helpers_fingerprint)
+        check_same_helpers(start, trained.helpers_fingerprint)
         universal = needs_universal(start, ranks.world_size, run.zero_stage, run.ds_config)
     engine = DeepSpeedEngine(
         trained.models.policy,
@@ -162,7 +163,7 @@ class Recorder:
         self._meta = {
             **run.to_dict(),
             "fingerprint": loop.loader.fingerprint,
-            "helpers_fingerprint": trained.models.helpers_fingerprint,
+            "helpers_fingerprint": trained.helpers_fingerprint,
             "zero_stage": run.zero_stage,
         }
 

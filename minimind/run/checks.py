@@ -7,15 +7,17 @@ import importlib.util
 
 import torch
 
+from minimind.data.mixture import SAMPLE_PREFIX
+from minimind.data.same_tokens import check_folder_tokens
 from minimind.data.tokenizer import Tokenizer
-from minimind.engine.checkpoint import Checkpoint
+from minimind.engine.checkpoint import Checkpoint, check_same_helpers, find_model_folder
 from minimind.engine.deepspeed_engine import check_ds_config
 from minimind.engine.parameter_groups import parameter_groups
 from minimind.errors import ConfigError
 from minimind.model.flash_attention import check_flash, why_not_flash
 from minimind.monitors.start import check_monitors
 from minimind.run.folder import check_folder
-from minimind.run.inputs import build_context
+from minimind.run.inputs import build_context, hash_helpers
 from minimind.run.resolve import ResolvedRun
 from minimind.stages import STAGES
 
@@ -23,16 +25,59 @@ from minimind.stages import STAGES
 def check_run(run: ResolvedRun, tokenizer: Tokenizer, start: Checkpoint | None = None) -> None:
     """Raises a MiniMindError for what could not run on this machine. `start`: the checkpoint that
     it goes on from."""
+    check_arguments(run)
     folder = check_folder(run)
     check_monitors(run.ds_config, folder, resumed=run.arguments.resume)
     check_packages(run)
+    check_tokenizer(run, tokenizer, start)
     check_flash(run.device.torch_device, deterministic=run.recipe.deterministic)
     check_graphs(run)
     stage = STAGES[run.stage](run.recipe)
-    stage.check(build_context(run, tokenizer, start))
+    context = build_context(run, tokenizer, start)
+    stage.check(context)
+    if start:
+        check_same_helpers(start, hash_helpers(stage, context))
     check_scheduler(run)
     parameter_groups(stage.outline(run.config), run.recipe)
     check_ds_config(run.ds_config, run.device)
+
+
+def check_tokenizer(run: ResolvedRun, tokenizer: Tokenizer, start: Checkpoint | None) -> None:
+    """Raises ConfigError where the weights that the run starts from, or goes on from, know its ids
+    as other tokens."""
+    if start:
+        check_folder_tokens(
+            tokenizer, find_model_folder(start.folder), "Resume with the tokenizer of the run, or "
+            "start a new one with --from_checkpoint",
+        )  # fmt: skip
+    beside = run.arguments.get("tokenizer") and run.weights_folder
+    if not run.recipe.new_tokenizer and beside:
+        check_folder_tokens(
+            tokenizer, beside, "Leave out --tokenizer, and the checkpoint's own is used; where its "
+            "tokens are to be learnt anew, add --set new_tokenizer=true",
+        )  # fmt: skip
+    if not run.recipe.new_tokenizer:
+        return
+    if not beside:
+        raise ConfigError(
+            "new_tokenizer=true is for a --tokenizer beside --from_checkpoint: give both, or leave "
+            "it out"
+        )
+    if run.recipe.count_weights(run.config)[1]:
+        raise ConfigError(
+            "new_tokenizer=true, but adapters leave the embedding as it is, which knows other "
+            "tokens: train the whole model (--stage sft) first"
+        )
+
+
+def check_arguments(run: ResolvedRun) -> None:
+    """Raises ConfigError where data is given to validate on, and none to train on."""
+    if run.arguments.get("val_data") and not run.arguments.get("data"):
+        name = SAMPLE_PREFIX + STAGES[run.stage].sample_data.name
+        raise ConfigError(
+            "--val_data without --data would validate on yours and train on the project's sample "
+            f"data: give --data too ({name} is the sample data's name)"
+        )
 
 
 def check_graphs(run: ResolvedRun) -> None:

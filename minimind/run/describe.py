@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 from minimind.config.deepspeed_json import precision
 from minimind.config.deepspeed_schedulers import describe_scheduler
-from minimind.data.loader import PackedLoader
+from minimind.config.recipe import replace_fields
+from minimind.data.loader import EvalLoader, PackedLoader
+from minimind.engine.checkpoint import Checkpoint
+from minimind.run.build import build_schedule
 from minimind.run.resolve import ResolvedRun
 from minimind.stages import STAGES
 
 
-def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
-    """What --dry_run and the start of a run print."""
+def describe_run(
+    run: ResolvedRun,
+    loader: PackedLoader,
+    eval_data: EvalLoader | None = None,
+    start: Checkpoint | None = None,
+) -> str:
+    """What --dry_run and the start of a run print; `start` is what it goes on from."""
     ds, total = run.ds_config, run.total_steps(loader)
     accumulation = ds["gradient_accumulation_steps"]
     kind = precision(ds)
@@ -29,14 +40,17 @@ def describe_run(run: ResolvedRun, loader: PackedLoader) -> str:
         f"run        {total:,} steps, {total * run.train_batch_size / loader.num_rows:.2f} epochs "
         f"of {_describe_epoch(run, loader)}",
         f"rate       {_describe_rate(run)}, clipping {run.recipe.gradient_clipping}",
+        f"validated  {_describe_validation(run, eval_data)}",
     ]
+    if start and (jump := _describe_jump(run, loader, start)):
+        lines.append(f"rate jumps {jump}")
+    lines += [f"adapters   {remark}" for remark in run.recipe.remarks(run.config)]
+    if run.recipe.new_tokenizer:
+        lines.append("tokenizer  another than the checkpoint's, whose tokens are learnt anew")
     if run.recipe.cuda_graph:
         lines.append("graphs     a micro-batch's forward and its backward each one CUDA graph")
     if loader.num_truncated:
-        lines.append(
-            f"cut        {loader.num_truncated:,} documents to fit a row, "
-            f"{loader.count_cut_before_targets():,} of them before any target, which teach nothing"
-        )
+        lines.append(f"cut        {_describe_cut(run, loader)}")
     return "\n".join(lines)
 
 
@@ -52,6 +66,53 @@ def _describe_epoch(run: ResolvedRun, loader: PackedLoader) -> str:
     return (
         f"{loader.tokens_per_epoch:,} tokens in {loader.num_rows:,} rows, "
         f"{loader.padding_share:.2%} padding"
+    )
+
+
+def _describe_cut(run: ResolvedRun, loader: PackedLoader) -> str:
+    is_paired = STAGES[run.stage].data_format.documents_per_unit == 2
+    what = "pairs have no difference" if is_paired else "conversations have no target"
+    lost = loader.count_lost()
+    advice = f": --seq_len above {run.seq_len} keeps more" if lost else ""
+    return (
+        f"{loader.num_truncated:,} documents to fit a row; {lost:,} of {loader.num_units:,} {what} "
+        f"left, and teach nothing{advice}"
+    )
+
+
+def _describe_validation(run: ResolvedRun, eval_data: EvalLoader | None) -> str:
+    if eval_data is None:
+        return "never: there is no --val_data"
+    if not run.recipe.eval_every:
+        return "never: eval_every is 0"
+    what = "rows" if STAGES[run.stage].data_format.packed else "prompts"
+    text = f"every {run.recipe.eval_every} steps"
+    if eval_data.num_rows == eval_data.num_rows_there:
+        return f"{text} on all {eval_data.num_rows:,} {what}"
+    return (
+        f"{text} on {eval_data.num_rows:,} of {eval_data.num_rows_there:,} {what}, always the same "
+        "ones, by which the best checkpoint is chosen; --set eval_rows=0 takes all"
+    )
+
+
+def _describe_jump(run: ResolvedRun, loader: PackedLoader, start: Checkpoint) -> str | None:
+    """Says how the learning rate goes on where the checkpoint's run had planned another course."""
+    if run.ds_config.get("scheduler"):
+        return None
+    recipe = type(run.recipe)()
+    names = {field.name for field in dataclasses.fields(recipe)}
+    saved = {name: value for name, value in start.meta["recipe"].items() if name in names}
+    earlier = dataclasses.replace(run, recipe=replace_fields(recipe, saved, str(start.folder)))
+    step, before, now = start.meta["step"], earlier.total_steps(loader), run.total_steps(loader)
+    old, new = build_schedule(earlier, before), build_schedule(run, now)
+    if step >= now or math.isclose(old(step), new(step), rel_tol=0.01):
+        return None
+    keep = f"--max_steps {before} keeps to the old course; " if step < before else ""
+    return (
+        f"from {old(step - 1):.2e} at step {step:,} to {new(step):.2e}: the checkpoint's run was "
+        f"to have {before:,} steps, and this one follows the course of a run of {now:,} from its "
+        f"beginning. {keep}--from_checkpoint {start.folder} starts a new one, with warm-up and a "
+        "--learning_rate of its own"
     )
 
 

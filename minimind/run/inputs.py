@@ -13,8 +13,8 @@ from minimind.data.sample_sources import find_data_file
 from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint
-from minimind.engine.stage import BuildContext
-from minimind.model.adapter_folder import load_model_folder
+from minimind.engine.stage import BuildContext, Stage
+from minimind.model.adapter_folder import fingerprint, load_model_folder
 from minimind.run.resolve import ResolvedRun
 from minimind.runtime.ranks import Ranks
 from minimind.stages import STAGES
@@ -84,6 +84,12 @@ def build_context(
         tokenizer=tokenizer,
         **more,
     )
+
+
+def hash_helpers(stage: Stage[Any, Any], context: BuildContext) -> str:
+    """The fingerprint of the weights that the policy is trained beside, "" where there are none."""
+    folder = stage.helper_folder(context)
+    return fingerprint(folder) if folder else ""
 
 
 def load_start(run: ResolvedRun) -> dict[str, Tensor] | None:

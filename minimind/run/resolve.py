@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 
-from minimind.config.deepspeed_json import Hardware, load_ds_config, precision, resolve
+from minimind.config.deepspeed_json import (
+    Hardware,
+    load_ds_config,
+    precision,
+    resolve,
+    with_total_steps,
+)
 from minimind.config.model import ModelConfig, load_model_config
 from minimind.config.monitors import switch_monitors
 from minimind.config.recipe import Recipe, replace_fields
@@ -90,6 +96,11 @@ class ResolvedRun:
     def total_steps(self, loader: PackedLoader) -> int:
         """Optimizer steps of the whole run."""
         return self.recipe.max_steps or loader.steps(self.recipe.epochs)
+
+    def with_total_steps(self, loader: PackedLoader) -> ResolvedRun:
+        """The same run, whose DeepSpeed JSON's scheduler knows its steps where it asks for them."""
+        ds_config = with_total_steps(self.ds_config, self.total_steps(loader))
+        return dataclasses.replace(self, ds_config=ds_config)
 
     def with_micro_batch(self, rows: int) -> ResolvedRun:
         """The same run in micro-batches of so many rows."""

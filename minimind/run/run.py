@@ -25,6 +25,7 @@ from minimind.run.build import (
     build_trained,
 )
 from minimind.run.checks import check_run
+from minimind.run.data_checks import check_data
 from minimind.run.describe import describe_run
 from minimind.run.flags import TrainArguments
 from minimind.run.folder import make_folder, merge_earlier, write_run
@@ -123,8 +124,9 @@ class Run:
         return self.resolved.total_steps(self.loader)
 
     def describe(self) -> str:
-        """Says what will run: model, device, step, data, rate and memory, a line each."""
-        return describe_run(self.resolved, self.loader)
+        """Says what will run: model, device, step, data and rate, a line each."""
+        loader, eval_data = self._load()
+        return describe_run(self.resolved, loader, eval_data, self._find_start())
 
     def check(self) -> None:
         """Raises a MiniMindError for what `train` could not run, before anything is built: a dry
@@ -139,11 +141,12 @@ class Run:
             all_do(check)
         else:
             check()
+        loader, eval_data = self._load_together() if self._is_started else self._load()
+        run = self.resolved
         if start:
-            run = self.resolved
-            loader, _ = self._load_together() if self._is_started else self._load()
             check_same_run(start, run, loader.fingerprint)
             needs_universal(start, run.world_size, run.zero_stage, run.ds_config)
+        check_data(run, loader, eval_data)
 
     def build(self, loader: Loader[Any] | None = None) -> Run:
         """Joins the ranks, reads the data and builds models, engine and loop; with --resume in the
@@ -290,6 +293,7 @@ class Run:
     def _load(self) -> tuple[PackedLoader, EvalLoader | None]:
         if self._loaders is None:
             self._loaders = build_loaders(self.resolved, self.tokenizer, self.ranks)
+            self.resolved = self.resolved.with_total_steps(self._loaders[0])
         return self._loaders
 
     def _load_together(self) -> tuple[PackedLoader, EvalLoader | None]:

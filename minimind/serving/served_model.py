@@ -63,7 +63,7 @@ class ServedModel:
             return prompt
         if problem := surrogate_problem(prompt, "the prompt"):
             raise ApiError(400, problem, param="prompt")
-        return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+        return self.tokenizer.encode_document(prompt)
 
     def _requests(
         self,

@@ -12,9 +12,7 @@ import torch
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.inference.batch_engine import BatchEngine
-from minimind.inference.generate import load_model
-from minimind.model.adapter_folder import fingerprint
-from minimind.model.loaded_adapters import LoadedAdapters
+from minimind.inference.generate import load_adapters, load_model
 from minimind.serving.api_errors import ApiError
 from minimind.serving.engine_thread import EngineThread
 from minimind.serving.served_model import ServedModel
@@ -104,11 +102,7 @@ class Service:
 
 def _load_engine(source: ModelSource) -> tuple[BatchEngine, Tokenizer]:
     model, tokenizer = load_model(source.folder, dtype=source.dtype, device=source.device)
-    adapters = None
-    if source.adapters:
-        adapters = LoadedAdapters(model, fingerprint(source.folder))
-        for name, folder in source.adapters.items():
-            adapters.load(name, folder)
+    adapters = load_adapters(model, tokenizer, source.folder, source.adapters)
     engine = BatchEngine(
         model,
         tokenizer,

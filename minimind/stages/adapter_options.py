@@ -69,6 +69,11 @@ class AdapterOptions(Recipe):
             check_patterns(name, table)
             if bad := [value for value in table.values() if not 0 <= value < math.inf]:
                 raise ConfigError(f"{name} holds {bad[0]}; it must be at least 0")
+        if idle := [name for name, alpha in self.lora_alphas.items() if not alpha]:
+            raise ConfigError(
+                f"lora_alphas holds 0 at {idle[0]}: times 0 such an adapter never acts, and never "
+                "learns; give it an alpha, or lora_ranks 0 there to have none"
+            )
 
     def plan(self, config: ModelConfig) -> AdapterPlan:
         """Raises ConfigError for a pattern that no linear's name matches, or if none is chosen."""
@@ -99,6 +104,22 @@ class AdapterOptions(Recipe):
                 f"default, or a pattern of the names: {first}, and so on"
             )
         return AdapterPlan(ranks, alphas)
+
+    def remarks(self, config: ModelConfig) -> list[str]:
+        if not self.has_adapters:
+            return super().remarks(config)
+        ranks = self.plan(config).ranks
+        parts = (part for parts in linear_parts(config).values() for part in parts)
+        sides = {part.name: min(part.num_rows, part.num_columns) for part in parts}
+        above = [name for name, rank in ranks.items() if rank > sides[name]]
+        if not above:
+            return []
+        first = above[0]
+        return [
+            f"{len(above)} of {len(ranks)} have a rank above their matrix's smaller side, as "
+            f"{ranks[first]} of {first} above {sides[first]}: a product of them has no higher rank "
+            "than that, and more weights than the matrix itself"
+        ]
 
     def count_weights(self, config: ModelConfig) -> tuple[int, int]:
         if not self.has_adapters:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe, option
+from minimind.data.same_tokens import check_same_tokens
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import find_model_folder
 from minimind.engine.stage import BuildContext, Policy, StageModels
@@ -74,12 +75,21 @@ class Distill(SFT):
     recipe: DistillRecipe
     teacher: Transformer
 
+    def helper_folder(self, context: BuildContext) -> Path:
+        return find_model_folder(Path(cast(str, self.recipe.teacher)))
+
     def check(self, context: BuildContext) -> None:
         """Raises ConfigError where the teacher reads other tokens than the student, or fewer;
         CheckpointError or DataError where there is none."""
         super().check(context)
-        folder = find_model_folder(Path(cast(str, self.recipe.teacher)))
+        folder = self.helper_folder(context)
         check_teacher(folder, context)
+        if not self.recipe.alpha and _is_itself(folder, context.weights_folder):
+            raise ConfigError(
+                f"alpha is 0 and the teacher {folder} has the weights that the student starts "
+                "from: they agree already, and nothing would be learned; give an alpha above 0, or "
+                "another teacher"
+            )
         most = load_folder_config(folder).max_position_embeddings
         if self.recipe.seq_len is not None and self.recipe.seq_len > most:
             raise ConfigError(
@@ -92,11 +102,8 @@ class Distill(SFT):
         """Raises what `check` does."""
         self.check(context)
         models = super().build_models(context)
-        folder = find_model_folder(Path(cast(str, self.recipe.teacher)))
-        self.teacher = load_teacher(folder, context)
-        return dataclasses.replace(
-            models, helpers=(self.teacher,), helpers_fingerprint=fingerprint(folder)
-        )
+        self.teacher = load_teacher(self.helper_folder(context), context)
+        return dataclasses.replace(models, helpers=(self.teacher,))
 
     def loss(self, policy: Policy, batch: Batch) -> LossSum:
         alpha, temperature = self.recipe.alpha, self.recipe.temperature
@@ -122,6 +129,10 @@ class Distill(SFT):
         )
 
 
+def _is_itself(teacher: Path, student: Path | None) -> bool:
+    return student is not None and fingerprint(teacher) == fingerprint(student)
+
+
 def load_teacher(path: Path, context: BuildContext) -> Transformer:
     """Frozen, in the dtype that the engine computes in. Raises ConfigError where its vocabulary or
     tokenizer is not the student's, CheckpointError or DataError where there is none."""
@@ -145,17 +156,9 @@ def check_teacher(folder: Path, context: BuildContext) -> None:
             "(minimind answer, then --stage sft), or take a teacher of the student's vocabulary"
         )
     if context.tokenizer is not None:
-        _check_same_tokens(Tokenizer.load(folder), context.tokenizer, folder)
-
-
-def _check_same_tokens(theirs: Tokenizer, ours: Tokenizer, folder: Path) -> None:
-    """Whether each id is the same bytes to both. Merges and chat templates may differ: the teacher
-    is given the student's ids."""
-    for id in range(max(theirs.vocab_size, ours.vocab_size)):
-        their_bytes, our_bytes = (t.token_bytes([id], skip_special=False) for t in (theirs, ours))
-        if their_bytes != our_bytes:
-            raise ConfigError(
-                f"the teacher {folder} has another tokenizer: token {id} is {their_bytes!r} to it "
-                f"and {our_bytes!r} to the student. Distil on its generated text instead "
-                "(--stage sft), or take a teacher with the student's tokenizer"
-            )
+        check_same_tokens(
+            context.tokenizer,
+            Tokenizer.load(folder),
+            "The teacher is given the student's ids: distil on its generated text instead "
+            "(minimind answer, then --stage sft), or take a teacher with the student's tokenizer",
+        )

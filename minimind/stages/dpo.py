@@ -3,8 +3,9 @@ compared with the model the run starts from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -93,15 +94,24 @@ class DPO(Stage[UnitBatch, UnitBatch]):
                 "or orpo, which compare with nothing"
             )
 
+    def helper_folder(self, context: BuildContext) -> Path | None:
+        return context.weights_folder if self.recipe.loss_type in WITH_REFERENCE else None
+
+    def check_data(self, batches: Iterable[UnitBatch]) -> None:
+        """Raises ConfigError where no pair has two different sides left; of equal ones only
+        loss_type orpo learns."""
+        if self.recipe.loss_type != "orpo" and not any(map(_has_difference, batches)):
+            raise ConfigError(
+                f"no pair differs within {self.recipe.row_len} tokens: all are cut to two equal "
+                "sides, which teach nothing. Raise --seq_len, or shorten the prompts"
+            )
+
     def build_models(self, context: BuildContext) -> StageModels:
         """Raises what `check` does."""
         self.check(context)
-        reference = ""
-        if self.recipe.loss_type in WITH_REFERENCE:
+        if self.helper_folder(context):
             self.reference = Reference.load(context, lambda p, b: document_log_probs(p, b)[0])
-            reference = self.reference.fingerprint
-        models = Pretrain(self.recipe).build_models(context)
-        return replace(models, helpers_fingerprint=reference)
+        return Pretrain(self.recipe).build_models(context)
 
     def loss(self, policy: Policy, batch: UnitBatch) -> LossSum:
         log_probs_P2, counts_P2, aux_loss = document_log_probs(policy, batch)
@@ -136,3 +146,11 @@ class DPO(Stage[UnitBatch, UnitBatch]):
             return -log_probs_P2[:, 0] - recipe.beta * logsigmoid(log_ratio_P)
         smoothing = recipe.label_smoothing
         return -(1 - smoothing) * logsigmoid(margin_P) - smoothing * logsigmoid(-margin_P)
+
+
+def _has_difference(batch: UnitBatch) -> bool:
+    """Whether the sides of any pair are not the same tokens."""
+    ids_M = batch.ids_BT.flatten()
+    pairs = torch.nonzero(batch.unit_ids_P >= 0).flatten().tolist()
+    sides = ([ids_M[batch.doc_M == 2 * pair + side] for side in (0, 1)] for pair in pairs)
+    return any(not torch.equal(chosen, rejected) for chosen, rejected in sides)

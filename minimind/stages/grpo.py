@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
 import torch
@@ -77,6 +78,11 @@ class GRPORecipe(RolloutRecipe, AdapterOptions):
                 f"num_generations is {self.num_generations}: an answer is judged beside others to "
                 "its prompt, so at least 2 are needed (--stage ppo does with one)"
             )
+        if self.top_k == 1:
+            raise ConfigError(
+                "top_k is 1: all answers to a prompt would be the same, and their advantages 0; "
+                "give 0 (all tokens) or more than 1"
+            )
         if self.loss_type == "cispo" and self.ratio_level != "token":
             raise ConfigError("loss_type cispo has ratios of tokens: ratio_level must be token")
 
@@ -141,7 +147,11 @@ class GRPO(RolloutStage):
         if self.recipe.has_adapters:  # the frozen base is the reference
             return Lora(self.recipe).build_models(context)
         models = Pretrain(self.recipe).build_models(context)
-        return self.with_reference(models, context) if self.recipe.beta else models
+        return self.with_reference(models, context) if self.helper_folder(context) else models
+
+    def helper_folder(self, context: BuildContext) -> Path | None:
+        has_reference = self.recipe.beta and not self.recipe.has_adapters
+        return context.weights_folder if has_reference else None
 
     def collect(
         self, engine: DeepSpeedEngine, micro_batches: Sequence[PromptBatch], step: int

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 LOSS_TYPES = ("kto", "apo_zero_unpaired")
 _ENOUGH_COMPARED = 0.9
+_INSTEAD = "give a larger --seq_len, or --set loss_type=apo_zero_unpaired"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,11 @@ class KTORecipe(Recipe):
         if not 0 < self.beta < float("inf"):
             raise ConfigError(f"beta is {self.beta}; it must be above 0")
         self.check_at_least(desirable_weight=0, undesirable_weight=0)
+        if not self.desirable_weight and not self.undesirable_weight:
+            raise ConfigError(
+                "desirable_weight and undesirable_weight are 0: no answer would teach anything; "
+                "give one of them a weight"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,14 +108,37 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
                 "has none: give a checkpoint (of --stage sft)"
             )
 
+    def helper_folder(self, context: BuildContext) -> Path | None:
+        return context.weights_folder
+
+    def check_data(self, batches: Iterable[UnpairedBatch]) -> None:
+        """Raises ConfigError where no answer counts, or no row holds two different answers to
+        compare."""
+        weights = {True: self.recipe.desirable_weight, False: self.recipe.undesirable_weight}
+        counts, compares = False, not self.has_baseline
+        for batch in batches:
+            labels = batch.meta["label"][batch.unit_ids_P >= 0].tolist()
+            counts = counts or any(weights[label] for label in labels)
+            compares = compares or bool((batch.mismatched.unit_ids_P >= 0).any())
+            if counts and compares:
+                return
+        if not counts:
+            raise ConfigError(
+                f"desirable_weight is {weights[True]} and undesirable_weight {weights[False]}, and "
+                "there are only answers of weight 0: nothing would be learned"
+            )
+        raise ConfigError(
+            "--stage kto compares each answer with those to other prompts in its packed row, and "
+            f"no row holds two different answers: {_INSTEAD}"
+        )
+
     def build_models(self, context: BuildContext) -> StageModels:
-        """Raises what `check` does, and ConfigError for answers that cannot be compared."""
+        """Raises what `check` does."""
         self.check(context)
         self.reference = Reference.load(context, self._measure, f"kto {self.has_baseline}")
         num_training = getattr(context.loader, "num_units", len(self.reference.values))
         _check_answers(self.reference.values[:num_training], self.has_baseline)
-        models = Pretrain(self.recipe).build_models(context)
-        return replace(models, helpers_fingerprint=self.reference.fingerprint)
+        return Pretrain(self.recipe).build_models(context)
 
     def _measure(self, model: Policy, batch: UnpairedBatch) -> Tensor:
         """Gives log ref of the answer, 1 for a good one and 0 for a bad one, and with a baseline
@@ -196,9 +226,8 @@ def _with_baseline(batch: UnpairedBatch, sums: Tensor) -> KTOBatch:
 
 
 def _check_answers(values_UC: Tensor, has_baseline: bool) -> None:
-    """Says what the answers are, and warns where they cannot teach what they are meant to. Raises
-    ConfigError where no row holds two different answers. `values_UC`: the training data's, as
-    KTO._measure gives them."""
+    """Says what the answers are, and warns where they cannot teach what they are meant to.
+    `values_UC`: the training data's, as KTO._measure gives them."""
     read_RC = values_UC[values_UC[:, 0].isfinite()]
     num_good = int(read_RC[:, 1].sum())
     num_bad = len(read_RC) - num_good
@@ -211,16 +240,10 @@ def _check_answers(values_UC: Tensor, has_baseline: bool) -> None:
     if not has_baseline:
         return
     share = float(read_RC[:, 2].isfinite().float().mean()) if len(read_RC) else 0.0
-    instead = "give a larger --seq_len, or --set loss_type=apo_zero_unpaired"
-    if not share:
-        raise ConfigError(
-            "--stage kto compares each answer with those to other prompts in its packed row, and "
-            f"no row holds two different answers: {instead}"
-        )
     if share < _ENOUGH_COMPARED:
         logger.warning(
             "only %.0f%% of the answers share a packed row with another one, and kl is estimated "
             "from the shorter ones: %s",
             100 * share,
-            instead,
+            _INSTEAD,
         )

@@ -74,11 +74,6 @@ class PPORecipe(RolloutRecipe):
         super().check()
         names = ("critic_learning_rate", "kl_coef", "epsilon", "value_epsilon", "value_coef")
         self.check_at_least(**dict.fromkeys((*names, "kl_stop"), 0))
-        if self.critic_learning_rate and self.learning_rate == 0:
-            raise ConfigError(
-                "critic_learning_rate beside --learning_rate 0: rates go together, as factors of "
-                'one schedule; --set lr_factors={"^policy": 0} trains the critic alone'
-            )
         for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
@@ -139,7 +134,10 @@ class PPO(RolloutStage):
             return folder
 
         models = StageModels(policy=module, save=save)
-        return self.with_reference(models, context) if self.recipe.kl_coef else models
+        return self.with_reference(models, context) if self.helper_folder(context) else models
+
+    def helper_folder(self, context: BuildContext) -> Path | None:
+        return context.weights_folder if self.recipe.kl_coef else None
 
     def find_policy(self, module: nn.Module) -> Transformer:
         return cast(ActorCritic, module).policy

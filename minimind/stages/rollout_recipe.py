@@ -6,14 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from minimind.config.recipe import (
-    Recipe,
-    Sizes,
-    check_one_of,
-    default_sizes,
-    option,
-    option_table,
-)
+from minimind.config.recipe import Recipe, check_one_of, option, option_table
+from minimind.config.sizes import Sizes, default_sizes
 from minimind.errors import ConfigError
 from minimind.rewards.scorer import ON_ERROR
 
@@ -142,6 +136,11 @@ class RolloutRecipe(Recipe):
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.rewards and not any(self.rewards.values()):
+            raise ConfigError(
+                f"rewards {self.rewards}: every weight is 0, so all answers are worth the same and "
+                "nothing would be learned; give one a weight"
+            )
         check_one_of("loss_mean", self.loss_mean, LOSS_MEANS)
         check_one_of("on_reward_error", self.on_reward_error, ON_ERROR)
         if self.sampler_cap and (self.top_k or self.top_p < 1):

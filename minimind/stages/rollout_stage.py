@@ -16,7 +16,6 @@ from minimind.data.sample_tasks import PROMPT_DATA
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.stage import BuildContext, Loader, Policy, Stage, StageModels
 from minimind.errors import ConfigError
-from minimind.model.adapter_folder import fingerprint
 from minimind.model.transformer import Transformer
 from minimind.rewards.scorer import Scorer
 from minimind.rewards.tools import ToolBox
@@ -62,7 +61,6 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         self.set_aside: list[list[Trajectory]] = []
         """Groups of the step that others took the place of."""
         self._last: list[Trajectory] = []
-        self._has_looked = False
 
     def _make_scorer(self) -> Scorer:
         recipe = self.recipe
@@ -112,8 +110,7 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         """Puts the model that the run starts from beside the policy, frozen."""
         assert context.weights_folder is not None
         reference = self.reference = load_frozen(context)
-        weights = fingerprint(context.weights_folder)
-        return replace(models, helpers=(reference,), helpers_fingerprint=weights)
+        return replace(models, helpers=(reference,))
 
     def reference_log_probs(self, engine: DeepSpeedEngine, batch: RolloutBatch) -> Tensor | None:
         """Gives the log-probability of each target under the reference, where there is one."""
@@ -174,16 +171,14 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         self, engine: DeepSpeedEngine, micro_batches: Sequence[PromptBatch], step: int
     ) -> list[list[list[Trajectory]]]:
         """Gives the judged answers to a step's prompts, by micro-batch and prompt."""
-        prompts = [list(batch.prompts) for batch in micro_batches]
-        if not self._has_looked:
-            all_do(lambda: self._look_at([one for of_micro in prompts for one in of_micro]))
-            self._has_looked = True
-        return self.answer(engine, prompts, (step,))
+        return self.answer(engine, [list(batch.prompts) for batch in micro_batches], (step,))
 
-    def _look_at(self, prompts: Iterable[Prompt]) -> None:
-        """Looks at the first prompts of a run. Raises ConfigError where nothing could be right."""
+    def check_data(self, batches: Iterable[PromptBatch]) -> None:
+        """Raises ConfigError where no answer could be right."""
         rewards = [name for name in self.recipe.rewards if name.startswith("exact_match")]
-        if rewards and not any("gt" in one.row or "answer" in one.row for one in prompts):
+        rows = (prompt.row for batch in batches for prompt in batch.prompts)
+        right = (row.get("gt", row.get("answer")) for row in rows)
+        if rewards and all(answer in (None, "", []) for answer in right):
             raise ConfigError(
                 f"the reward {rewards[0]} compares with the right answer, and the prompts have "
                 'neither "gt" nor "answer": add it to the rows, or judge otherwise, as with '

@@ -27,7 +27,8 @@ from minimind.config.deepspeed_json import (
 from minimind.config.deepspeed_keys import KNOWN_KEYS, REFUSED_KEYS, SECTIONS
 from minimind.config.deepspeed_schedulers import SCHEDULERS, describe_scheduler
 from minimind.config.model import PRESETS, load_model_config
-from minimind.config.recipe import Recipe, Sizes, default_sizes, replace_fields, spell_option
+from minimind.config.recipe import Recipe, replace_fields, spell_option
+from minimind.config.sizes import Sizes, default_sizes
 from minimind.errors import ConfigError
 from minimind.stages import STAGES
 

@@ -9,14 +9,8 @@ from typing import Any
 import pytest
 
 from minimind.config.model import PRESETS
-from minimind.config.recipe import (
-    OTHER_MODEL,
-    SIZES,
-    Recipe,
-    default_sizes,
-    parse_assignments,
-    replace_fields,
-)
+from minimind.config.recipe import Recipe, parse_assignments, replace_fields
+from minimind.config.sizes import OTHER_MODEL, SIZES, default_sizes
 from minimind.errors import ConfigError
 
 
@@ -133,9 +127,7 @@ def test_a_value_that_cannot_be_used_is_named(name: str, value: Any):
 
 def test_the_defaults_can_be_used():
     Recipe().check()
-    changed(
-        learning_rate=0.0, gradient_clipping=0.0, weight_decay=0.0, eval_every=0, save_every=0
-    ).check()
+    changed(gradient_clipping=0.0, weight_decay=0.0, eval_every=0, save_every=0).check()
 
 
 def test_every_option_has_a_help_text():

@@ -27,6 +27,10 @@ TEMPLATES = {
         "{% for m in messages %}<|buffer1|>{{ m.role }}<|buffer2|>\n\n"
         "{{ m.content | trim }}<|im_end|>{% endfor %}"
     ),
+    "bos by its name, once": (
+        "{{ bos_token }}{% for m in messages %}<|buffer1|>{{ m.role }}<|buffer2|>\n"
+        "{{ m.content }}{{ eos_token }}\n{% endfor %}"
+    ),
     "thinking of earlier turns left out": (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
         "{{ m.content if loop.last else m.content.split('</think>')[-1].lstrip('\n') }}"

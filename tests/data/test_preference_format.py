@@ -187,7 +187,7 @@ def test_a_pair_whose_answers_were_cut_away_is_none(make_pairs: MakeCache) -> No
         side[0]["content"] = "why? " * SEQ_LEN
     pairs = loader(make_pairs([pair(0, 1, 2), long, pair(2, 1, 2)]))
     batches = [batch for batch in pairs.all_batches() if isinstance(batch, UnitBatch)]
-    assert pairs.count_cut_before_targets() == 2
+    assert pairs.count_lost() == 1
     assert sum(batch.num_units for batch in batches) == 2
     numbers = torch.cat([batch.unit_ids_P for batch in batches]).tolist()
     in_data = pairs._rows.plan.piece_doc[::2] // 2

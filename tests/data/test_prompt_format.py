@@ -179,10 +179,10 @@ def test_a_prompt_longer_than_a_row_is_left_out_and_said(
 ) -> None:
     long = {"conversations": [{"role": "user", "content": "why " * 100}]}
     prompts = loader(make_cache([row(0), long, row(2), row(3)]))
-    assert "1 prompts are longer than a row of 96 tokens and are left out" in caplog.text
+    assert "1 of 4 prompts are longer than a row of 96 tokens and are left out" in caplog.text
     rows = [prompt.row for batch in prompts.all_batches() for prompt in prompts_of(batch)]
     assert long not in rows
     assert prompts.num_units == 3
-    assert prompts.count_cut_before_targets() == 0
+    assert prompts.count_lost() == 0
     with pytest.raises(ConfigError, match="none of 2 prompts fits a row of 4 tokens"):
         plan_unpacked(np.array([5, 6]), 4)

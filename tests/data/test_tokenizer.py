@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minimind.data import text_pieces
+from minimind.data.text_format import text_samples
 from minimind.data.tokenizer import Tokenizer, byte_alphabet
 from minimind.data.tokenizer_training import RESERVED_TOKENS
 from minimind.errors import ConfigError, DataError
+from minimind.types import Row, Sample
 
 ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=80)
 PIECES = st.lists(st.one_of(st.sampled_from(RESERVED_TOKENS), ANY_TEXT), max_size=6).map("".join)
@@ -31,7 +33,7 @@ def test_rendered_text_is_encoded_as_transformers_does(
     tokenizer: Tokenizer, hugging_face, text: str
 ) -> None:
     ids = tokenizer.encode_rendered(text)
-    assert ids == hugging_face(text)["input_ids"]
+    assert ids == hugging_face(text, add_special_tokens=False)["input_ids"]
     for skip in (False, True):
         assert tokenizer.decode(ids, skip) == hugging_face.decode(ids, skip_special_tokens=skip)
 
@@ -150,6 +152,71 @@ def test_earlier_generations_load(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert old.decode(old.encode(text)) == text
 
 
+def _without_bos(tokenizer: Tokenizer, folder: Path) -> None:
+    """As Qwen's, which also has a post-processor that adds nothing."""
+    _original_style(tokenizer, folder)
+    config = {"bos_token": None, "eos_token": "<|im_end|>", "add_bos_token": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def _with_eos_at_the_end(tokenizer: Tokenizer, folder: Path) -> None:
+    """A post-processor that ends a text, which nothing could go on with."""
+    tokenizer.save(folder)
+    text = (folder / "tokenizer.json").read_text("utf-8")
+    spec = json.loads(text)
+    end = {"SpecialToken": {"id": "<|im_end|>", "type_id": 0}}
+    spec["post_processor"]["single"].append(end)
+    entry = {"id": "<|im_end|>", "ids": [2], "tokens": ["<|im_end|>"]}
+    spec["post_processor"]["special_tokens"]["<|im_end|>"] = entry
+    (folder / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+
+
+def _as_earlier_versions(tokenizer: Tokenizer, folder: Path) -> None:
+    """Saved before tokenizer.json said how a text begins."""
+    tokenizer.save(folder)
+    for name, change in (
+        ("tokenizer.json", {"post_processor": None}),
+        ("tokenizer_config.json", {"add_bos_token": False}),
+    ):
+        content = json.loads((folder / name).read_text("utf-8")) | change
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("write", "start"),
+    [
+        (lambda tokenizer, folder: tokenizer.save(folder), [1]),
+        (_as_earlier_versions, [1]),
+        (_original_style, [1]),
+        (_with_eos_at_the_end, [1]),
+        (_without_bos, []),
+    ],
+    ids=["ours", "earlier version", "original", "eos at the end", "no bos"],
+)
+def test_a_text_begins_in_transformers_as_in_training(
+    tokenizer: Tokenizer, tmp_path: Path, write, start: list[int]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    write(tokenizer, tmp_path / "found")
+    found = Tokenizer.load(tmp_path / "found")
+    found.save(tmp_path / "exported")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "exported")
+    for text in ("The river", "塔恩", " 6 + 9 ="):
+        assert found.encode_document(text) == start + found.encode(text)
+        assert theirs(text)["input_ids"] == found.encode_document(text)
+        (sample,) = text_samples([Row(data={"text": text}, path="a", line=1)], found)
+        assert isinstance(sample, Sample)
+        assert sample.ids.tolist() == theirs(text)["input_ids"] + [found.eos_id]
+    assert Tokenizer.load(tmp_path / "exported").encode_document("a") == found.encode_document("a")
+
+
+def test_the_fingerprint_does_not_see_who_wrote_how_a_text_begins(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    _as_earlier_versions(tokenizer, tmp_path)
+    assert Tokenizer.load(tmp_path).fingerprint == tokenizer.fingerprint
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused(tokenizer: Tokenizer) -> None:
     tokenizer.check_fits(tokenizer.vocab_size)
     size = tokenizer.vocab_size
@@ -168,7 +235,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tokenizer: Tokenizer) -> N
         ("tokenizer.json", '{"model": {"type": "WordPiece", "vocab": {}}}', "no byte-level BPE"),
         ("tokenizer.json", '{"model": "BPE"}', "not the files of a tokenizer"),
         ("tokenizer.json", '{"added_tokens": [{"id": 1}]}', "not the files of a tokenizer"),
-        ("tokenizer_config.json", "{}", "gives no bos_token"),
+        ("tokenizer_config.json", "{}", "gives no eos_token"),
         ("tokenizer_config.json", '{"bos_token": "<s>"}', "as '<s>', which is not in the vocab"),
     ],
 )

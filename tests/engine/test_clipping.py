@@ -25,7 +25,8 @@ from small_models import random_model, small_config
 from torch import Tensor
 
 from minimind.config.deepspeed_json import Hardware, load_ds_config, resolve
-from minimind.config.recipe import Recipe, Sizes
+from minimind.config.recipe import Recipe
+from minimind.config.sizes import Sizes
 from minimind.engine import deepspeed_engine
 from minimind.engine.clipping import clip_on_device
 from minimind.engine.deepspeed_engine import DeepSpeedEngine

@@ -18,8 +18,10 @@ from minimind.model.transformer import Transformer
 pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness (extra `eval`)")
 
 from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 
 from minimind.evaluation.harness import HarnessModel, run_tasks
+from minimind.model.state_dict import save_hf_folder
 
 ROWS = [
     {"question": "6 + 9 =", "choices": ["15", "3", "about 12"], "gold": 0, "text": "数到 3。"},
@@ -90,8 +92,8 @@ def test_local_tasks(model: Transformer, tokenizer: Tokenizer, folder: Path) -> 
     assert set(found) == set(names)
 
     def score(row: dict[str, Any], choice: str) -> float:
-        prompt = [tokenizer.bos_id, *tokenizer.encode(row["question"])]
-        whole = [tokenizer.bos_id, *tokenizer.encode(f"{row['question']} {choice}")]
+        prompt = tokenizer.encode_document(row["question"])
+        whole = tokenizer.encode_document(f"{row['question']} {choice}")
         return log_prob(model, prompt, whole[len(prompt) :])
 
     right = normalised = 0
@@ -119,7 +121,7 @@ def test_a_text_beyond_the_context_is_scored_in_windows(
     whole, short = harness.loglikelihood_rolling(requests, disable_tqdm=True)
     # 47 tokens a window, each after the last token of the one before; what is left over looks back
     # as far as it can.
-    document, left = [tokenizer.bos_id, *ids], len(ids) % 47
+    document, left = [*tokenizer.document_start, *ids], len(ids) % 47
     expected = log_prob(model, document[-48:-left], document[-left:])
     for at in range(0, len(ids) - left, 47):
         expected += log_prob(model, document[at : at + 1], document[at + 1 : at + 48])
@@ -138,6 +140,31 @@ def test_what_is_too_long_loses_its_beginning(model: Transformer, tokenizer: Tok
     assert len(harness.generate_until([request], disable_tqdm=True)) == 1
 
 
+def test_the_harness_scores_an_exported_folder_as_it_scores_the_model(
+    model: Transformer, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Its own backend of transformers, on texts, by its defaults."""
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    save_hf_folder(tmp_path, model.config, weights, torch.float32)
+    tokenizer.save(tmp_path)
+    backend: Any = HFLM  # its decorator hides the parameters from type checkers
+    theirs = backend(pretrained=str(tmp_path), device="cpu", dtype="float32", batch_size=1)
+    ours = HarnessModel(model, tokenizer)
+    pairs = [("6 + 9 =", " 15"), ("塔恩的人养什么？", "鹅"), ("", "a b c")]
+    # Before a whole text the harness puts a bos of its own, whatever the tokenizer puts there.
+    for kind, asked, add_bos in (
+        ("loglikelihood", pairs, None),
+        ("loglikelihood_rolling", [("Count to 3: 1, 2, 3.",), ("从1数到3。",)], False),
+    ):
+        theirs.add_bos_token = add_bos
+        requests = [Instance(kind, {}, one, i) for i, one in enumerate(asked)]  # type: ignore[arg-type]
+        found, expected = (
+            torch.tensor(getattr(side, kind)(requests, disable_tqdm=True))
+            for side in (ours, theirs)
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.slow
 def test_a_task_that_there_is_not(model: Transformer, tokenizer: Tokenizer, folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"--tasks nonsense: the harness has no such task"):
@@ -148,6 +175,6 @@ def test_a_chat_is_asked_in_its_template(model: Transformer, tokenizer: Tokenize
     harness = HarnessModel(model, tokenizer, is_chat=True)
     text = harness.apply_chat_template([{"role": "user", "content": "hi"}])
     ids = harness.tok_encode(text)
-    assert ids[0] == tokenizer.bos_id
-    assert ids.count(tokenizer.bos_id) == 2
+    assert ids[0] == 1 == tokenizer.bos_id
+    assert ids.count(1) == 2
     assert tokenizer.decode(ids, skip_special=False) == text

@@ -58,7 +58,7 @@ def test_the_likeliest_answer_counts() -> None:
     words = ("red", "a very long blue one", "green", "x")
 
     def score(prompt: str, answer: str) -> float:
-        before = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+        before = tokenizer.encode_document(prompt)
         after = tokenizer.encode(f" {answer}")
         logits = reference_logits(model, before + after)[len(before) - 1 : -1]
         return logits.log_softmax(-1)[range(len(after)), after].sum().item()

@@ -70,7 +70,7 @@ def stream(tokenizer: Tokenizer) -> Callable[..., list[str]]:
     def run(ids: Sequence[int], *stops: str, limit: int | None = None) -> list[str]:
         p = SamplingParams(max_new_tokens=len(ids) + 2 if limit is None else limit, stop=stops)
         model = Scripted(tokenizer, ids)
-        return list(stream_text(model, tokenizer, [tokenizer.bos_id], p))
+        return list(stream_text(model, tokenizer, tokenizer.document_start, p))
 
     return run
 
@@ -120,7 +120,7 @@ def test_text_comes_as_soon_as_it_is_known(tokenizer: Tokenizer):
     model = Scripted(tokenizer, ids)
     p = SamplingParams(max_new_tokens=50, stop=("END",))
     seen = ""
-    for piece in stream_text(model, tokenizer, [tokenizer.bos_id], p):
+    for piece in stream_text(model, tokenizer, tokenizer.document_start, p):
         seen += piece
         assert model.said == len(seen)
     assert seen == "one "
@@ -165,7 +165,7 @@ def test_any_text_is_cut_at_the_first_stop(text: str, stop: str):
     for ids in (tokenizer.encode(text), single_characters(tokenizer, text)):
         p = SamplingParams(max_new_tokens=len(ids) + 1, stop=(stop,))
         model = Scripted(tokenizer, ids)
-        found = "".join(stream_text(model, tokenizer, [tokenizer.bos_id], p))
+        found = "".join(stream_text(model, tokenizer, tokenizer.document_start, p))
         assert found == text.split(stop)[0]
 
 
@@ -173,7 +173,7 @@ def test_nothing_is_made_after_a_stop(tokenizer: Tokenizer):
     ids = single_characters(tokenizer, "ab.cdef")
     model = Scripted(tokenizer, ids)
     p = SamplingParams(max_new_tokens=50, stop=(".",))
-    assert "".join(stream_text(model, tokenizer, [tokenizer.bos_id], p)) == "ab"
+    assert "".join(stream_text(model, tokenizer, tokenizer.document_start, p)) == "ab"
     assert model.said == 3
 
 
@@ -185,7 +185,7 @@ def test_the_end_of_text_ends_it(stream: Callable[..., list[str]], tokenizer: To
 
 def test_special_tokens_are_not_text(stream: Callable[..., list[str]], tokenizer: Tokenizer):
     ids = tokenizer.encode("ab")
-    assert "".join(stream([tokenizer.bos_id, *ids, tokenizer.pad_id])) == "ab"
+    assert "".join(stream([*tokenizer.document_start, *ids, tokenizer.pad_id])) == "ab"
 
 
 def test_a_seed_repeats_the_text(tokenizer: Tokenizer):
@@ -202,7 +202,7 @@ def test_a_seed_repeats_the_text(tokenizer: Tokenizer):
 def test_the_prompt_starts_a_document_and_is_not_repeated(tokenizer: Tokenizer):
     model = Scripted(tokenizer, tokenizer.encode(" 15"))
     assert generate_text(model, tokenizer, "6 + 9 =", SamplingParams()) == " 15"
-    prompt = [tokenizer.bos_id, *tokenizer.encode("6 + 9 =")]
+    prompt = tokenizer.encode_document("6 + 9 =")
     assert model.seen == [*prompt, *tokenizer.encode(" 15")]
 
 

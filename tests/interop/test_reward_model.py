@@ -48,10 +48,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save(tmp_path_factory.mktemp("reward")))
 
 
-def score_of_text(folder: str, text: str, most: int = 64) -> float:
+def score_of_text(folder: str, text: str, most: int = 64, *, is_chat: bool = True) -> float:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"][-most:]
+    # A rendered chat brings its special tokens; what stands before a text is the tokenizer's.
+    ids = tokenizer(text, add_special_tokens=not is_chat)["input_ids"][-most:]
     with torch.no_grad():
         return model(torch.tensor([ids])).logits.item()
 
@@ -83,7 +84,7 @@ def test_a_model_without_a_chat_template_reads_lines(tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     text = "user: What is 6 plus 9?\nassistant: It is 15."
     scored = reward_model(ONE, str(folder), part="answer")
-    assert scored == pytest.approx(score_of_text(str(folder), text))
+    assert scored == pytest.approx(score_of_text(str(folder), text, is_chat=False))
 
 
 def test_earlier_turns_of_the_policy_are_part_of_the_chat(folder: str) -> None:

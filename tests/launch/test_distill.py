@@ -91,6 +91,7 @@ def test_a_teacher_whose_run_has_gone_on_is_not_taken_for_the_one_of_before(
     assert train(*flags, "--max_steps", "2") == 0
     assert train("--resume", "--output_dir", str(teacher), "--max_steps", "2") == 0
     resume = ["--resume", "--output_dir", str(tmp_path / "run"), "--max_steps", "3"]
+    assert train(*resume, "--dry_run") == 2
     assert train(*resume) == 2
     assert "trained beside other weights" in capsys.readouterr().err
     first = teacher / "checkpoints" / "step-00000001"

@@ -216,7 +216,7 @@ def test_prompts_that_do_not_fit_are_left_out_and_none_is_refused(
     flags = [*flags_of("grpo"), "--max_steps", "1"]
     write_prompts(tmp_path / "prompts.jsonl", num_long=8)
     assert train(*flags) == 0
-    assert "8 prompts are longer than a row of 52 tokens" in capsys.readouterr().err
+    assert "8 of 12 prompts are longer than a row of 52 tokens" in capsys.readouterr().err
     asked = {one["prompt"] for one in read_samples(tmp_path / "run")}
     assert asked == {f"{n} + 5 = ?" for n in (8, 9, 10, 11)}
     write_prompts(tmp_path / "prompts.jsonl", num_long=12)

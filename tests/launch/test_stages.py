@@ -53,7 +53,9 @@ def test_a_run_on_conversations(
     losses = read_losses(tmp_path / "run")
     assert losses[-1][1] < losses[0][1] - 0.5
     console = capsys.readouterr().err
-    assert "cut        10 documents to fit a row, 1 of them before any target" in console
+    assert (
+        "cut        10 documents to fit a row; 1 of 19 conversations have no target left" in console
+    )
     assert "step 12: q → " in console
 
 

@@ -33,6 +33,7 @@ from training_runs import (
 from two_ranks import TrainOnTwo
 
 from minimind.data.loader import PackedLoader
+from minimind.data.tokenizer_training import train_tokenizer
 from minimind.engine import checkpoint as checkpoint_module
 from minimind.engine.loop import Loop
 from minimind.engine.stage import Policy
@@ -342,6 +343,9 @@ def test_what_cannot_be_resumed_says_why(
     assert "rows a step" in refuses(*resume, "--set", "train_batch_size=8")
     assert "ZeRO stage 2" in refuses(*resume, "--ds_config", "zero1.json")
     assert "precision fp32" in refuses(*resume, "--set", "ds_config.bf16.enabled=true")
+    other = tmp_path / "other"
+    train_tokenizer(["of other words " * 20], vocab_size=304).save(other)
+    assert "is another than that of" in refuses(*resume, "--tokenizer", str(other))
     assert "--resume needs --output_dir" in refuses("--resume")
     meta = Path(run) / "checkpoints" / "step-00000002" / "meta.json"
     saved = json.loads(meta.read_text(encoding="utf-8"))

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from small_folders import small_folder
 
+from minimind.data.sample_text import load_sample_tokenizer
+from minimind.data.tokenizer_training import train_tokenizer
 from minimind.errors import ConfigError
 from minimind.run.arguments import collect_arguments
 from minimind.run.checks import check_packages
@@ -24,10 +27,38 @@ def resolve(device: Device, num_ranks: int = 1, **options: Any) -> Run:
     return Run.on(collect_arguments(SIZES | options), Ranks(0, 0, num_ranks), device)
 
 
+def train(device: Device, **options: Any) -> Run:
+    return Run.on(collect_arguments(options), Ranks(0, 0, 1), device)
+
+
 def test_an_optimizer_of_a_package_that_is_missing():
     run = resolve(GPU, set={"ds_config.optimizer.type": "MuAdam"})
     with pytest.raises(ConfigError, match=r"optimizer.type MuAdam needs mup installed"):
         check_packages(run.resolved)
+
+
+@pytest.fixture
+def other_tokenizer(tmp_path: Path) -> Path:
+    """Smaller than the sample one, with other tokens by the same ids."""
+    train_tokenizer(["of other words " * 20], vocab_size=304).save(tmp_path / "other")
+    return tmp_path / "other"
+
+
+def test_a_tokenizer_beside_weights_of_another(tmp_path: Path, other_tokenizer: Path):
+    base = small_folder(tmp_path / "base")
+    given: dict[str, Any] = {"from_checkpoint": str(base), "output_dir": str(tmp_path / "run")}
+    same = tmp_path / "same"
+    load_sample_tokenizer().save(same)
+    for stage in ("pretrain", "sft", "lora", "dpo"):
+        train(CPU, stage=stage, tokenizer=str(same), **given).check()
+        with pytest.raises(ConfigError, match=r"token \d+ is .* --set new_tokenizer=true"):
+            train(CPU, stage=stage, tokenizer=str(other_tokenizer), **given).check()
+    train(CPU, stage="sft", tokenizer=str(other_tokenizer), new_tokenizer=True, **given).check()
+    chosen = {"tokenizer": str(other_tokenizer), "new_tokenizer": True}
+    with pytest.raises(ConfigError, match="adapters leave the embedding as it is"):
+        train(CPU, stage="lora", **chosen, **given).check()
+    with pytest.raises(ConfigError, match="new_tokenizer=true is for a --tokenizer beside"):
+        train(CPU, stage="sft", new_tokenizer=True, **given).check()
 
 
 def test_a_flash_attention_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch):

@@ -174,6 +174,6 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_goes_on(
 def test_the_banner_names_the_jsons_scheduler(home: Path, capsys: pytest.CaptureFixture[str]):
     schedule = '{"type":"WarmupLR","params":{"warmup_num_steps":10}}'
     flags = ["--data", "train.jsonl", "--set", f"ds_config.scheduler={schedule}", "--dry_run"]
-    assert main([*flags, "--seq_len", "8", "--batch_size", "1"]) == 0
+    assert main([*flags, "--seq_len", "8", "--batch_size", "1", "--max_steps", "11"]) == 0
     said = capsys.readouterr().out
     assert "WarmupLR of the DeepSpeed JSON, 3.00e-03 peak, 10 warm-up steps (steps 1 and 2" in said

@@ -16,10 +16,11 @@ from small_models import random_model, small_config
 
 from minimind.config.deepspeed_json import SHIPPED, precision
 from minimind.config.model import PRESETS, ModelConfig, load_model_config
-from minimind.config.recipe import default_sizes
+from minimind.config.sizes import default_sizes
 from minimind.data.loader import PackedLoader
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.tokenizer import Tokenizer
+from minimind.engine.checkpoint import Checkpoint
 from minimind.errors import CheckpointError, ConfigError
 from minimind.model.state_dict import save_hf_folder
 from minimind.run.describe import describe_run
@@ -58,7 +59,7 @@ class Loader:
     padding_share: float = 0.0123
     num_truncated: int = 0
 
-    def count_cut_before_targets(self) -> int:
+    def count_lost(self) -> int:
         return self.num_truncated // 2
 
     def steps(self, epochs: float) -> int:
@@ -307,6 +308,31 @@ def test_what_is_printed_says_what_will_run(resolved: Resolve):
         "4.00e-03 peak",
     ):
         assert word in text
+
+
+def test_a_longer_resumed_run_says_how_its_rate_jumps(resolved: Resolve):
+    flags = ("--learning_rate", "1e-3", *SIZE_FLAGS)
+
+    def resumed(planned: str, step: int, *now: str) -> str:
+        saved = dataclasses.asdict(resolved(*flags, "--max_steps", planned).recipe)
+        start = Checkpoint(
+            Path("runs/a/step-9"), {"step": step, "recipe": json.loads(json.dumps(saved))}
+        )
+        return describe_run(resolved(*flags, *now), LOADER, None, start)
+
+    ended = resumed("100", 100, "--max_steps", "200")
+    # Half way from the peak to a tenth of it; the step before was the old run's last.
+    assert "rate jumps from 1.00e-04 at step 100 to 5.50e-04" in ended
+    assert "--from_checkpoint runs/a/step-9 starts a new one" in ended
+    assert "--max_steps 100 keeps" not in ended
+    assert "--max_steps 100 keeps to the old course" in resumed("100", 50, "--max_steps", "200")
+    by_epochs = resumed("3", 3, "--epochs", "4")
+    assert "was to have 3 steps, and this one follows the course of a run of 10" in by_epochs
+    for same in (
+        resumed("200", 100, "--max_steps", "200"),
+        resumed("100", 100, "--max_steps", "100"),
+    ):
+        assert "rate jumps" not in same
 
 
 def test_what_runs_is_written_down_as_it_was_given(resolved: Resolve):

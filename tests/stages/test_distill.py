@@ -245,10 +245,18 @@ def test_a_teacher_of_other_tokens_is_refused(folder: Callable[..., Path], token
         vocab[last[0]], vocab[last[1]] = vocab[last[1]], vocab[last[0]]
 
     path = folder(small_config(vocab_size=2000), changed_tokenizer(tokenizer, swap))
-    with pytest.raises(
-        ConfigError, match=rf"token {tokenizer.vocab_size - 2} is .* to the student"
-    ):
+    with pytest.raises(ConfigError, match=rf"token {tokenizer.vocab_size - 2} is .* the student's"):
         load_teacher(path, context(tokenizer, vocab_size=2000))
+
+
+def test_a_student_that_is_its_own_teacher_needs_the_text(
+    folder: Callable[..., Path], tokenizer: Tokenizer
+):
+    path = folder(small_config(vocab_size=tokenizer.vocab_size), tokenizer)
+    start = context(tokenizer, weights_folder=path)
+    Distill(DistillRecipe(teacher=str(path), alpha=0.1)).check(start)
+    with pytest.raises(ConfigError, match="they agree already, and nothing would be learned"):
+        Distill(DistillRecipe(teacher=str(path), alpha=0.0)).check(start)
 
 
 def test_a_folder_that_is_no_teacher_is_named(

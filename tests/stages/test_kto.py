@@ -241,14 +241,23 @@ def test_a_step_without_bad_answers_says_nothing_of_them(
     assert math.isfinite(metrics["good_reward"].item())
 
 
-def test_rows_with_one_answer_each_have_no_baseline(
-    answers: Answers, reference: tuple[Transformer, Path]
-):
-    _, folder = reference
+def test_rows_with_one_answer_each_have_no_baseline(answers: Answers):
     loader = load(answers(4), seq_len=40)
     with pytest.raises(ConfigError, match=r"no row holds two different answers: .*apo_zero_unp"):
-        build(folder, loader)
-    build(folder, loader, loss_type="apo_zero_unpaired")
+        KTO(KTORecipe()).check_data(loader.all_batches())
+    KTO(KTORecipe(loss_type="apo_zero_unpaired")).check_data(loader.all_batches())
+    KTO(KTORecipe()).check_data(load(answers(12), seq_len=256).all_batches())
+
+
+def test_answers_that_have_no_weight_teach_nothing(answers: Answers):
+    batches = list(load(answers(12), seq_len=256).all_batches())
+    for batch in batches:
+        batch.meta["label"].fill_(True)
+    KTO(KTORecipe(undesirable_weight=0.0)).check_data(batches)
+    with pytest.raises(ConfigError, match="there are only answers of weight 0"):
+        KTO(KTORecipe(desirable_weight=0.0)).check_data(batches)
+    with pytest.raises(ConfigError, match="no answer would teach anything"):
+        KTORecipe(desirable_weight=0.0, undesirable_weight=0.0, learning_rate=1.0).check()
 
 
 def test_few_answers_with_another_one_are_warned_of(

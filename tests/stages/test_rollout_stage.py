@@ -186,9 +186,27 @@ def test_exact_match_needs_right_answers():
     stage = GRPO(GRPORecipe(num_generations=2, micro_batch_size=2, seq_len=8))
     batch = prompt_batch([0, 1])
     for prompt in batch.prompts:
-        prompt.row.pop("gt")
+        prompt.row["gt"] = None
     with pytest.raises(ConfigError, match='the prompts have neither "gt" nor "answer"'):
-        stage.collect(engine_of(nn.Linear(1, 1)), [batch], 0)
+        stage.check_data([batch])
+    batch.prompts[1].row["gt"] = 0
+    stage.check_data([batch])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rewards": {"exact_match": 0.0, "length_window": 0.0}}, "every weight is 0"),
+        ({"top_k": 1}, "all answers to a prompt would be the same"),
+        ({"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
+        ({"num_generations": 1}, "at least 2 are needed"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"),
+    ],
+)
+def test_options_with_which_nothing_is_learned(options: dict[str, Any], words: str):
+    GRPORecipe(learning_rate=1.0, seq_len=8).check()
+    with pytest.raises(ConfigError, match=words):
+        GRPORecipe(**{"learning_rate": 1.0, "seq_len": 8, **options}).check()
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

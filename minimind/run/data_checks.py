@@ -1,0 +1,35 @@
+"""What a run is refused for once its data is read: what it could not learn anything from."""
+
+from __future__ import annotations
+
+from minimind.config.deepspeed_schedulers import check_length
+from minimind.data.loader import EvalLoader, PackedLoader
+from minimind.errors import ConfigError
+from minimind.run.resolve import ResolvedRun
+from minimind.stages import STAGES
+
+
+def check_data(run: ResolvedRun, loader: PackedLoader, eval_data: EvalLoader | None) -> None:
+    """Raises ConfigError where nothing would be learned from the training data, or nothing measured
+    on the validation data. Both are read as far as it takes to find something."""
+    _check_length(run, run.total_steps(loader))
+    for what, data in (("training", loader), ("validation", eval_data)):
+        if data is not None and not any(batch.count for batch in data.all_batches()):
+            raise ConfigError(
+                f"the {what} data has no target left: each of its {data.num_units:,} rows is cut "
+                f"to {run.recipe.row_len} tokens before there is any. Raise --seq_len, or shorten "
+                "the prompts"
+            )
+    STAGES[run.stage](run.recipe).check_data(loader.all_batches())
+
+
+def _check_length(run: ResolvedRun, num_steps: int) -> None:
+    """Raises ConfigError where the learning rate would not be through its warm-up in the end."""
+    if scheduler := run.ds_config.get("scheduler"):
+        check_length(scheduler, run.ds_config["optimizer"]["params"]["lr"], num_steps)
+    elif run.recipe.warmup_steps >= num_steps:
+        raise ConfigError(
+            f"warmup_steps is {run.recipe.warmup_steps:,}, and the run has {num_steps:,} steps: "
+            "its learning rate would only rise. Give fewer (--set warmup_steps=N), or more "
+            "--max_steps or --epochs"
+        )

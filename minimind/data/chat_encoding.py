@@ -6,10 +6,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from minimind.data.chat_losses import find_losses
 from minimind.data.chat_template import render_chat
 from minimind.data.tokenizer import TAGS, Tokenizer
 from minimind.errors import DataError
@@ -64,6 +66,7 @@ class ChatEncoder:
         self._end_token = f"(?<!{_SPELLED}){end_token}"
         end = f"{self._end_token}\n?"
         header = self._find_header(end)
+        self._unread: set[str] = set()
         self._turn = re.compile(f"(?<!{_SPELLED}){re.escape(header)}(.*?{end})", re.DOTALL)
 
     def _find_header(self, end: str) -> str:
@@ -80,6 +83,36 @@ class ChatEncoder:
                 f"any added token ({between!r}): its targets cannot be told from other text"
             )
         return header
+
+    def check_shown(self, chat: Chat, spans: Sequence[Span]) -> None:
+        """Looks whether the rendered conversation holds all that was given, for templates leave
+        out what they do not know. Reasoning is noted (`take_unread`), the rest raises DataError."""
+        text = "".join(text for text, _ in spans)
+        if _MARK in text:
+            text = text.replace(_SPELLED, "").replace(_LITERAL, _MARK)
+        self._unread.update(find_losses(chat.messages, text, self._tokenizer.origin))
+        if chat.tools and not self._shows_tools:
+            raise DataError(
+                f"the chat template of {self._tokenizer.origin} does not show tools, and the row "
+                "has some: leave them out of the data, or use a tokenizer whose template does"
+            )
+
+    def take_unread(self) -> tuple[str, ...]:
+        """The parts that the template left out since this was last asked, as a report names
+        them."""
+        found = tuple(sorted(self._unread))
+        self._unread.clear()
+        return found
+
+    @cached_property
+    def _shows_tools(self) -> bool:
+        tool = {"name": _QUESTION, "description": "", "parameters": {}}
+        turns = [{"role": "user", "content": "?"}]
+        tools = [{"type": "function", "function": tool}]
+        try:
+            return _QUESTION in render_chat(self._template, turns, tools)
+        except DataError:
+            return False
 
     def spans(self, chat: Chat) -> list[Span]:
         """The whole conversation; targets are each assistant turn from after its header to its end

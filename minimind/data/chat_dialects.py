@@ -1,0 +1,202 @@
+"""Conversations as OpenAI, ShareGPT, Alpaca and TRL write them; preference pairs, labelled answers
+and prompts in the same forms are made of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from minimind.data.dialects import OWN, Data, Dialect, as_text, has_turns
+from minimind.data.jsonl import RowProblem
+from minimind.data.row_keys import KeyTable, Refusal, choose
+from minimind.data.turns import TURNS, Turn, read_turns
+
+SYSTEM = ("system", "system_prompt")
+TOOLS = ("tools", "functions")
+ASKED = ("instruction", "question")
+GIVEN = ("input", "context")
+SAID = ("output", "response", "answer")
+SHARED_KEYS = {
+    **dict.fromkeys(SYSTEM, "the system prompt"),
+    "tools": "what can be called; JSON or a string of it",
+    "functions": "the same in OpenAI's first form",
+}
+"""Of every row that holds a conversation."""
+_PAIR = Refusal("a preference pair is for --stage dpo: a conversation beside it would be learned "
+                "as if it were the better answer")  # fmt: skip
+_LABEL = Refusal("a row with a label is for --stage kto: here the bad answers would be learned as "
+                 "the good ones; leave the key out of the rows that are to be learned",
+                 applies=lambda value: isinstance(value, bool))  # fmt: skip
+_TWO = Refusal("a second conversation in one row: keep one of them")
+NO_MEDIA = {
+    key: TURNS.refused[key] for key in TURNS.refused if key.startswith(("image", "audio", "video"))
+}
+CHAT_REFUSED = {
+    **NO_MEDIA,
+    "chosen": _PAIR,
+    "rejected": _PAIR,
+    "label": _LABEL,
+    "kto_tag": _LABEL,
+    "mask": TURNS.refused["mask"],
+    "weight": Refusal(
+        'weights of whole rows are not read: leave a row out, or write "weight": 0 in the turns '
+        "that are not to be learned"
+    ),
+}
+_OTHER_LISTS = {"messages": _TWO, "conversations": _TWO}
+
+
+def read_shared(data: Mapping[str, Any]) -> Data:
+    """The row's own system prompt and tools, under the project's names."""
+    read: Data = {}
+    if system := as_text(choose(data, SYSTEM), '"system"'):
+        read["system"] = system
+    functions = data.get("functions")
+    if functions and isinstance(functions, list):
+        data = {**data, "functions": [{"type": "function", "function": f} for f in functions]}
+    if tools := choose(data, TOOLS):
+        read["tools"] = tools
+    return read
+
+
+def read_own(data: Data, unread: set[str]) -> Data:
+    """`{"conversations": […]}`, whose turns may be anyone's."""
+    return _read_list(data, "conversations", unread)
+
+
+def read_openai(data: Data, unread: set[str]) -> Data:
+    return _read_list(data, "messages", unread)
+
+
+def _read_list(data: Data, key: str, unread: set[str]) -> Data:
+    if key not in data:
+        return data  # the format says so, with the keys that there are
+    return {**read_shared(data), "conversations": read_turns(data[key], f'"{key}"', unread)}
+
+
+def read_question(data: Data) -> list[Turn]:
+    """What is asked in Alpaca's form: the turns of the history, then the instruction and the input
+    a line below it."""
+    turns = []
+    history = data.get("history") or []
+    if not isinstance(history, list):
+        raise RowProblem('"history" is no list of [question, answer]')
+    for number, pair in enumerate(history, start=1):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise RowProblem(f'"history" {number} is no [question, answer]')
+        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    asked = as_text(choose(data, ASKED), f'"{ASKED[0]}"')
+    given = as_text(choose(data, GIVEN), f'"{GIVEN[0]}"')
+    text = "\n".join(part for part in (asked, given) if part)
+    if not text.strip():
+        raise RowProblem(f'"{ASKED[0]}" and "{GIVEN[0]}" are both empty: there is no question')
+    return [*turns, {"role": "user", "content": text}]
+
+
+def read_alpaca(data: Data, unread: set[str]) -> Data:
+    answer = as_text(choose(data, SAID), f'"{SAID[0]}"')
+    if not answer.strip():
+        raise RowProblem(f'"{SAID[0]}" is empty: there is no answer to learn')
+    turns = [*read_question(data), {"role": "assistant", "content": answer}]
+    return {**read_shared(data), "conversations": turns}
+
+
+def read_side(data: Data, key: str, role: str, unread: set[str]) -> list[Turn]:
+    """The turns under a key that holds a text of `role`, a turn, or several. Raises RowProblem."""
+    value = data.get(key)
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    turns = read_turns([value] if isinstance(value, dict) else value, f'"{key}"', unread)
+    if not isinstance(turns, list) or not turns:
+        raise RowProblem(f'"{key}" is no text and no list of turns')
+    return turns
+
+
+def read_completion(data: Data, unread: set[str]) -> Data:
+    prompt = read_side(data, "prompt", "user", unread)
+    if any(isinstance(turn, dict) and turn.get("role") == "assistant" for turn in prompt):
+        prompt = [_untrained(turn) for turn in prompt]
+    completion = read_side(data, "completion", "assistant", unread)
+    return {**read_shared(data), "conversations": [*prompt, *completion]}
+
+
+def _untrained(turn: Any) -> Any:
+    is_answer = isinstance(turn, dict) and turn.get("role") == "assistant"
+    return {**turn, "weight": 0} if is_answer else turn
+
+
+ALPACA_KEYS = {
+    **dict.fromkeys(ASKED, "what the user asks"),
+    **dict.fromkeys(GIVEN, "more of it, a line below"),
+    "history": "earlier questions and answers, [[question, answer], …]",
+    **dict.fromkeys(SYSTEM, "the system prompt"),
+}
+_SAID_KEYS = dict.fromkeys(SAID, "the answer")
+
+
+def conversation_dialects(
+    more: Mapping[str, str],
+    refused: Mapping[str, Refusal],
+    finish: Callable[[Data, Data], Data] = lambda data, read: read,
+    *,
+    hands_on: bool = False,
+    tail: str = "",
+) -> tuple[Dialect, ...]:
+    """The dialects whose conversation stands in one list of turns. `more`: keys that the kind of
+    row has beside it, `finish` takes them from the row into what was read; `tail`: them in an
+    example."""
+
+    def table(*used: Mapping[str, str], kept: str = "") -> KeyTable:
+        no = {key: why for key, why in (refused | _OTHER_LISTS).items() if key != kept}
+        names = {key: what for part in used for key, what in part.items()}
+        no = {key: why for key, why in no.items() if key not in names}
+        return KeyTable("", names, no, hands_on)
+
+    def of(convert: Callable[[Data, set[str]], Data]) -> Callable[[Data, set[str]], Data]:
+        return lambda data, unread: finish(data, convert(data, unread))
+
+    turns = {"conversations": "the turns"}
+    return (
+        Dialect(
+            OWN, "the project's own form",
+            f'{{"conversations": [{{"role": "user", "content": "…"}}, …]{tail}}}',
+            table(turns, SHARED_KEYS, more, kept="conversations"),
+            lambda data: "conversations" in data and not has_turns(data["conversations"], "from"),
+            of(read_own),
+        ),
+        Dialect(
+            "openai", "OpenAI's messages",
+            f'{{"messages": [{{"role": "user", "content": "…"}}, …]{tail}}}',
+            table({"messages": "the turns"}, SHARED_KEYS, more, kept="messages"),
+            lambda data: "messages" in data and "conversations" not in data,
+            of(read_openai),
+        ),
+        Dialect(
+            "sharegpt", "ShareGPT (from, value)",
+            f'{{"conversations": [{{"from": "human", "value": "…"}}, …]{tail}}}',
+            table(turns, SHARED_KEYS, more, kept="conversations"),
+            lambda data: has_turns(data.get("conversations"), "from"),
+            of(read_own),
+        ),
+    )  # fmt: skip
+
+
+CHAT_DIALECTS = (
+    *conversation_dialects({}, CHAT_REFUSED),
+    Dialect(
+        "alpaca", "Alpaca (instruction, input, output)",
+        '{"instruction": "…", "input": "…", "output": "…"}',
+        KeyTable("", ALPACA_KEYS | _SAID_KEYS, CHAT_REFUSED | _OTHER_LISTS),
+        lambda data: any(key in data for key in ASKED) and any(key in data for key in SAID),
+        read_alpaca,
+    ),
+    Dialect(
+        "trl", "TRL's prompt and completion", '{"prompt": "…" or [turns], "completion": "…"}',
+        KeyTable("", {"prompt": "a text of the user, or turns",
+                      "completion": "a text of the assistant, or turns", **SHARED_KEYS},
+                 CHAT_REFUSED | _OTHER_LISTS),
+        lambda data: "prompt" in data and "completion" in data,
+        read_completion,
+        targets="the completion alone",
+    ),
+)  # fmt: skip

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from minimind.data.dialects import OWN, Data, Dialect, as_text, has_turns
+from minimind.data.dialects import OWN, Data, Dialect, Matches, as_text, has_turns
 from minimind.data.jsonl import RowProblem
 from minimind.data.row_keys import KeyTable, Refusal, choose
 from minimind.data.turns import TURNS, Turn, read_turns
@@ -43,7 +43,6 @@ CHAT_REFUSED = {
         "that are not to be learned"
     ),
 }
-_OTHER_LISTS = {"messages": _TWO, "conversations": _TWO}
 
 
 def read_shared(data: Mapping[str, Any]) -> Data:
@@ -59,16 +58,8 @@ def read_shared(data: Mapping[str, Any]) -> Data:
     return read
 
 
-def read_own(data: Data, unread: set[str]) -> Data:
-    """`{"conversations": […]}`, whose turns may be anyone's."""
-    return _read_list(data, "conversations", unread)
-
-
-def read_openai(data: Data, unread: set[str]) -> Data:
-    return _read_list(data, "messages", unread)
-
-
-def _read_list(data: Data, key: str, unread: set[str]) -> Data:
+def read_list(data: Data, key: str, unread: set[str]) -> Data:
+    """The conversation of a list of turns, which may be anyone's."""
     if key not in data:
         return data  # the format says so, with the keys that there are
     return {**read_shared(data), "conversations": read_turns(data[key], f'"{key}"', unread)}
@@ -125,78 +116,89 @@ def _untrained(turn: Any) -> Any:
     return {**turn, "weight": 0} if is_answer else turn
 
 
+PROMPT_KEY = {"prompt": "a text of the user, or turns"}
+COMPLETION_KEYS = {**PROMPT_KEY, "completion": "a text of the assistant, or turns", **SHARED_KEYS}
 ALPACA_KEYS = {
     **dict.fromkeys(ASKED, "what the user asks"),
     **dict.fromkeys(GIVEN, "more of it, a line below"),
     "history": "earlier questions and answers, [[question, answer], …]",
     **dict.fromkeys(SYSTEM, "the system prompt"),
 }
-_SAID_KEYS = dict.fromkeys(SAID, "the answer")
+ANSWER_KEYS: dict[str, str] = dict.fromkeys(SAID, "the answer")
 
 
-def conversation_dialects(
+def build_keys(
+    *used: Mapping[str, str], refused: Mapping[str, Refusal], hands_on: bool = False
+) -> KeyTable:
+    """The table of a row's keys; a key that is used is not refused, and a second list of turns
+    beside those that are used is."""
+    names = {key: what for part in used for key, what in part.items()}
+    refused = {**refused, "messages": _TWO, "conversations": _TWO}
+    refused = {key: why for key, why in refused.items() if key not in names}
+    return KeyTable("", names, refused, hands_on)
+
+
+def build_list_dialects(
+    finish: Callable[[Data, Data], Data],
     more: Mapping[str, str],
     refused: Mapping[str, Refusal],
-    finish: Callable[[Data, Data], Data] = lambda data, read: read,
     *,
     hands_on: bool = False,
     tail: str = "",
 ) -> tuple[Dialect, ...]:
-    """The dialects whose conversation stands in one list of turns. `more`: keys that the kind of
-    row has beside it, `finish` takes them from the row into what was read; `tail`: them in an
+    """The dialects whose conversation stands in one list of turns. `finish` takes what the kind of
+    row has beside it from the row into what was read; `more`: its keys, `tail`: them in an
     example."""
 
-    def table(*used: Mapping[str, str], kept: str = "") -> KeyTable:
-        no = {key: why for key, why in (refused | _OTHER_LISTS).items() if key != kept}
-        names = {key: what for part in used for key, what in part.items()}
-        no = {key: why for key, why in no.items() if key not in names}
-        return KeyTable("", names, no, hands_on)
+    def dialect(name: str, title: str, key: str, turn: str, matches: Matches) -> Dialect:
+        return Dialect(
+            name=name,
+            title=title,
+            example=f'{{"{key}": [{turn}, …]{tail}}}',
+            keys=build_keys({key: "the turns"}, SHARED_KEYS, more, refused=refused,
+                            hands_on=hands_on),
+            matches=matches,
+            convert=lambda data, unread: finish(data, read_list(data, key, unread)),
+        )  # fmt: skip
 
-    def of(convert: Callable[[Data, set[str]], Data]) -> Callable[[Data, set[str]], Data]:
-        return lambda data, unread: finish(data, convert(data, unread))
-
-    turns = {"conversations": "the turns"}
+    said, told = '{"role": "user", "content": "…"}', '{"from": "human", "value": "…"}'
     return (
-        Dialect(
-            OWN, "the project's own form",
-            f'{{"conversations": [{{"role": "user", "content": "…"}}, …]{tail}}}',
-            table(turns, SHARED_KEYS, more, kept="conversations"),
+        dialect(
+            OWN, "the project's own form", "conversations", said,
             lambda data: "conversations" in data and not has_turns(data["conversations"], "from"),
-            of(read_own),
         ),
-        Dialect(
-            "openai", "OpenAI's messages",
-            f'{{"messages": [{{"role": "user", "content": "…"}}, …]{tail}}}',
-            table({"messages": "the turns"}, SHARED_KEYS, more, kept="messages"),
+        dialect(
+            "openai", "OpenAI's messages", "messages", said,
             lambda data: "messages" in data and "conversations" not in data,
-            of(read_openai),
         ),
-        Dialect(
-            "sharegpt", "ShareGPT (from, value)",
-            f'{{"conversations": [{{"from": "human", "value": "…"}}, …]{tail}}}',
-            table(turns, SHARED_KEYS, more, kept="conversations"),
+        dialect(
+            "sharegpt", "ShareGPT (from, value)", "conversations", told,
             lambda data: has_turns(data.get("conversations"), "from"),
-            of(read_own),
         ),
     )  # fmt: skip
 
 
+def is_alpaca(data: Mapping[str, Any]) -> bool:
+    return any(key in data for key in ASKED)
+
+
 CHAT_DIALECTS = (
-    *conversation_dialects({}, CHAT_REFUSED),
+    *build_list_dialects(lambda data, read: read, {}, CHAT_REFUSED),
     Dialect(
-        "alpaca", "Alpaca (instruction, input, output)",
-        '{"instruction": "…", "input": "…", "output": "…"}',
-        KeyTable("", ALPACA_KEYS | _SAID_KEYS, CHAT_REFUSED | _OTHER_LISTS),
-        lambda data: any(key in data for key in ASKED) and any(key in data for key in SAID),
-        read_alpaca,
+        name="alpaca",
+        title="Alpaca (instruction, input, output)",
+        example='{"instruction": "…", "input": "…", "output": "…"}',
+        keys=build_keys(ALPACA_KEYS, ANSWER_KEYS, refused=CHAT_REFUSED),
+        matches=lambda data: is_alpaca(data) and any(key in data for key in SAID),
+        convert=read_alpaca,
     ),
     Dialect(
-        "trl", "TRL's prompt and completion", '{"prompt": "…" or [turns], "completion": "…"}',
-        KeyTable("", {"prompt": "a text of the user, or turns",
-                      "completion": "a text of the assistant, or turns", **SHARED_KEYS},
-                 CHAT_REFUSED | _OTHER_LISTS),
-        lambda data: "prompt" in data and "completion" in data,
-        read_completion,
+        name="trl",
+        title="TRL's prompt and completion",
+        example='{"prompt": "…" or [turns], "completion": "…" or [turns]}',
+        keys=build_keys(COMPLETION_KEYS, refused=CHAT_REFUSED),
+        matches=lambda data: "prompt" in data and "completion" in data,
+        convert=read_completion,
         targets="the completion alone",
     ),
-)  # fmt: skip
+)

@@ -23,7 +23,7 @@ def find_losses(messages: Sequence[Mapping[str, Any]], text: str, origin: str) -
             said = ""
         if message["role"] == "assistant" and thought is None and "</think>" in said:
             thought, _, said = said.partition("</think>")
-            thought = thought.partition("<think>")[2]
+            thought = thought.split("<think>", 1)[-1]
         if thought and _find(text, thought.strip(), at) < 0:
             losses.append(REASONING_LEFT_OUT)
         found = _find(text, said.strip(), at)

@@ -14,13 +14,14 @@ from minimind.data.jsonl import RowProblem
 from minimind.data.row_keys import KeyTable
 
 Data = dict[str, Any]
+Matches = Callable[[Mapping[str, Any]], bool]
 
 VERSION = 1
 """Part of the cache key: raise it with every change of what a dialect gives."""
 OWN = "minimind"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Dialect:
     """One form of row."""
 
@@ -31,7 +32,7 @@ class Dialect:
     example: str
     keys: KeyTable
     """Of the row itself."""
-    matches: Callable[[Mapping[str, Any]], bool]
+    matches: Matches
     """Whether a row is in this form: by few keys, so that one with a mistake still is."""
     convert: Callable[[Data, set[str]], Data]
     """(row, keys to report) -> the row in the project's own form. Raises RowProblem."""
@@ -52,11 +53,6 @@ def find_dialect(dialects: Iterable[Dialect], data: Mapping[str, Any]) -> Dialec
 def has_turns(value: object, key: str) -> bool:
     """Whether this is a list of turns that name their speaker so."""
     return isinstance(value, list) and any(isinstance(turn, dict) and key in turn for turn in value)
-
-
-def first_turn(value: object) -> Any:
-    """The turn, or the first of a list of them."""
-    return value[0] if isinstance(value, list) and value else value
 
 
 def as_text(value: object, what: str) -> str:

@@ -36,7 +36,12 @@ def read_array(file: BinaryIO, name: str) -> Iterator[tuple[Row | BadRow, int]]:
         if not text.skip(","):
             if text.skip("]"):
                 break
-            raise DataError(f"{name}: is no JSON array: no comma after row {number}")
+            if not text.peek():
+                raise DataError(
+                    f"{text.place()}: ends after row {number} of its JSON array, "
+                    "without a ]: the file is cut short"
+                )
+            raise DataError(f"{text.place()}: no JSON array: no comma after row {number}")
     if rest := text.peek():
         raise DataError(f"{name}: goes on after the end of its JSON array, with {rest!r}")
 
@@ -48,7 +53,15 @@ class _Text:
         self._file, self._name = file, name
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._text, self._at, self._chunk = "", 0, _CHUNK_BYTES
+        self._lines = 0
         self.num_bytes = 0
+
+    def place(self) -> str:
+        """As in `a.json:7`."""
+        return f"{self._name}:{self._line(self._at)}"
+
+    def _line(self, at: int) -> int:
+        return self._lines + self._text.count("\n", 0, at) + 1
 
     def skip(self, sign: str) -> bool:
         """Goes past the sign, where it comes next."""
@@ -77,9 +90,17 @@ class _Text:
                 is_cut = error.msg.startswith("Unterminated") or (
                     error.pos > len(self._text) - _ENDS_EARLY
                 )
-                if not (is_cut and self._read()):
-                    where = f"row {number} of its JSON array"
-                    raise DataError(f"{self._name}: {where} is no JSON: {error.msg}") from None
+                if is_cut and self._read():
+                    continue
+                place = f"{self._name}:{self._line(error.pos)}"
+                if is_cut:
+                    raise DataError(
+                        f"{place}: ends within row {number} of its JSON array: the file is cut "
+                        f"short ({error.msg})"
+                    ) from None
+                raise DataError(
+                    f"{place}: not JSON: {error.msg} (in row {number} of the array)"
+                ) from None
             except (RecursionError, ValueError) as error:
                 raise DataError(f"{self._name}: row {number}: not usable JSON: {error}") from None
             else:
@@ -98,6 +119,7 @@ class _Text:
         except UnicodeDecodeError as error:
             at = self.num_bytes - len(chunk) + error.start + 1
             raise DataError(f"{self._name}: not UTF-8 near byte {at}") from None
+        self._lines += self._text.count("\n", 0, self._at)
         self._text = self._text[self._at :] + more
         self._at = 0
         if len(self._text) > MAX_ROW_CHARS + 2 * self._chunk:

@@ -1,4 +1,4 @@
-"""Pairs, labelled answers and prompts in the forms of TRL, LLaMA-Factory and Anthropic."""
+"""Preference pairs in the forms of TRL, OpenAI, LLaMA-Factory and Anthropic."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from typing import Any
 
 from minimind.data.chat_dialects import (
     ALPACA_KEYS,
-    ASKED,
-    CHAT_REFUSED,
     NO_MEDIA,
-    SAID,
+    PROMPT_KEY,
     SHARED_KEYS,
-    conversation_dialects,
-    read_alpaca,
-    read_completion,
+    build_keys,
+    is_alpaca,
     read_question,
     read_shared,
     read_side,
 )
-from minimind.data.dialects import OWN, Data, Dialect, first_turn, has_turns
+from minimind.data.dialects import OWN, Data, Dialect, has_turns
 from minimind.data.jsonl import RowProblem
-from minimind.data.row_keys import KeyTable, Refusal, choose
+from minimind.data.row_keys import KeyTable, Refusal
 from minimind.data.turns import Turn, read_turns
 
 _SIDES = ("chosen", "rejected")
 _SIDE_KEYS = {"chosen": "the better answer", "rejected": "the worse one"}
 _LISTS = ("conversations", "messages")
+_TWO = Refusal("a conversation beside the pair: keep the prompt in one place")
+_OPENAI_KEYS = {"preferred_output": "the better answer", "non_preferred_output": "the worse one"}
+_OPENAI_INPUT = KeyTable(
+    " of input", {"messages": "the prompt", "tools": SHARED_KEYS["tools"]}, dict(NO_MEDIA)
+)
 _SPEAKER = re.compile(r"\n\n(Human|Assistant): ?")
 
 
@@ -71,13 +73,14 @@ def _read_prompt_pair(data: Data, unread: set[str]) -> Data:
     return _with_prompt(data, read_side(data, "prompt", "user", unread), unread)
 
 
-def _read_list_pair(data: Data, unread: set[str]) -> Data:
-    key = next(key for key in _LISTS if key in data)
-    return _with_prompt(data, read_side(data, key, "user", unread), unread)
-
-
-def _read_alpaca_pair(data: Data, unread: set[str]) -> Data:
-    return _with_prompt(data, read_question(data), unread)
+def _read_openai_pair(data: Data, unread: set[str]) -> Data:
+    given = data["input"]
+    if not isinstance(given, dict):
+        raise RowProblem('"input" is no object with "messages"')
+    _OPENAI_INPUT.check(given, unread)
+    pair = {"prompt": given.get("messages"), "tools": given.get("tools")}
+    pair |= {side: data.get(key) for side, key in zip(_SIDES, _OPENAI_KEYS, strict=True)}
+    return _with_prompt(pair, read_side(pair, "prompt", "user", unread), unread)
 
 
 def _read_transcripts(data: Data, unread: set[str]) -> Data:
@@ -101,148 +104,75 @@ def _transcript(text: object, side: str) -> list[Turn]:
 
 
 def _pair_keys(*used: Mapping[str, str]) -> KeyTable:
-    names = {key: what for part in (*used, _SIDE_KEYS) for key, what in part.items()}
-    refused = NO_MEDIA
-    if "prompt" not in names:
-        other = Refusal("a conversation beside the pair: keep the prompt in one place")
-        refused = NO_MEDIA | dict.fromkeys((*_LISTS, "prompt"), other)
-    return KeyTable("", names, {key: why for key, why in refused.items() if key not in names})
+    refused = NO_MEDIA if PROMPT_KEY in used else {**NO_MEDIA, "prompt": _TWO}
+    return build_keys(_SIDE_KEYS, *used, refused=refused)
 
 
 def _is_pair(data: Mapping[str, Any]) -> bool:
     return "chosen" in data or "rejected" in data
 
 
-def _is_list_pair(key: str, speaker: str) -> Any:
-    """Whether the prompt is a list of turns that name their speaker so."""
-    return lambda data: (
-        _is_pair(data)
-        and (
+def _list_dialect(key: str, speaker: str, title: str, prompt: str, answer: str) -> Dialect:
+    """LLaMA-Factory's pairs: a list of turns, and one more on each side."""
+    return Dialect(
+        name="llama-factory",
+        title=f"{title} with chosen and rejected",
+        example=f'{{"{key}": [{prompt}], "chosen": {answer}, "rejected": {{…}}}}',
+        keys=_pair_keys({key: "the prompt"}, SHARED_KEYS),
+        matches=lambda data: _is_pair(data) and "prompt" not in data and (
             has_turns(data.get(key), speaker)
-            and not (isinstance(data.get("chosen"), list) and data.get("prompt") is not None)
-        )
-    )
+        ),
+        convert=lambda data, unread: _with_prompt(
+            data, read_side(data, key, "user", unread), unread
+        ),
+    )  # fmt: skip
 
 
-def _is_text_pair(data: Mapping[str, Any]) -> bool:
-    return _is_pair(data) and isinstance(data.get("chosen"), str) and "prompt" not in data
-
-
+_TOLD = ('{"from": "human", "value": "…"}', '{"from": "gpt", "value": "…"}')
+_SAID = ('{"role": "user", "content": "…"}', '{"role": "assistant", "content": "…"}')
 PREFERENCE_DIALECTS = (
+    _list_dialect("conversations", "from", "ShareGPT's turns", *_TOLD),
+    _list_dialect("conversations", "role", "turns", *_SAID),
+    _list_dialect("messages", "role", "OpenAI's messages", *_SAID),
     Dialect(
-        "llama-factory", "ShareGPT turns with chosen and rejected",
-        '{"conversations": [{"from": "human", "value": "…"}], "chosen": {"from": "gpt", …}, '
-        '"rejected": {…}}',
-        _pair_keys({"conversations": "the prompt"}, SHARED_KEYS),
-        _is_list_pair("conversations", "from"), _read_list_pair,
+        name="openai",
+        title="OpenAI's preferred and non-preferred output",
+        example='{"input": {"messages": [turns]}, "preferred_output": [turns], '
+        '"non_preferred_output": [turns]}',
+        keys=build_keys({"input": "the prompt and its tools", **_OPENAI_KEYS}, refused=NO_MEDIA),
+        matches=lambda data: "input" in data and "preferred_output" in data,
+        convert=_read_openai_pair,
     ),
     Dialect(
-        "llama-factory", "turns with chosen and rejected",
-        '{"conversations": [{"role": "user", "content": "…"}], "chosen": {"role": "assistant", '
-        '…}, "rejected": {…}}',
-        _pair_keys({"conversations": "the prompt"}, SHARED_KEYS),
-        _is_list_pair("conversations", "role"), _read_list_pair,
+        name="trl",
+        title="TRL's prompt, chosen and rejected",
+        example='{"prompt": "…" or [turns], "chosen": "…" or [turns], "rejected": "…" or [turns]}',
+        keys=KeyTable("", {**_SIDE_KEYS, **PROMPT_KEY, **SHARED_KEYS}, NO_MEDIA),
+        matches=lambda data: "prompt" in data and _is_pair(data),
+        convert=_read_prompt_pair,
     ),
     Dialect(
-        "llama-factory", "OpenAI's messages with chosen and rejected",
-        '{"messages": [{"role": "user", "content": "…"}], "chosen": {"role": "assistant", …}, '
-        '"rejected": {…}}',
-        _pair_keys({"messages": "the prompt"}, SHARED_KEYS),
-        _is_list_pair("messages", "role"), _read_list_pair,
+        name="alpaca",
+        title="Alpaca with chosen and rejected",
+        example='{"instruction": "…", "input": "…", "chosen": "…", "rejected": "…"}',
+        keys=_pair_keys(ALPACA_KEYS),
+        matches=lambda data: is_alpaca(data) and _is_pair(data),
+        convert=lambda data, unread: _with_prompt(data, read_question(data), unread),
     ),
     Dialect(
-        "trl", "TRL's prompt, chosen and rejected",
-        '{"prompt": "…" or [turns], "chosen": "…" or [turns], "rejected": "…" or [turns]}',
-        _pair_keys({"prompt": "a text of the user, or turns"}, SHARED_KEYS),
-        lambda data: "prompt" in data and _is_pair(data), _read_prompt_pair,
+        name="hh-rlhf",
+        title="dialogues of Human: and Assistant:",
+        example='{"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", "rejected": "…"}',
+        keys=_pair_keys(),
+        matches=lambda data: _is_pair(data) and isinstance(data.get("chosen"), str),
+        convert=_read_transcripts,
     ),
     Dialect(
-        "alpaca", "Alpaca with chosen and rejected",
-        '{"instruction": "…", "input": "…", "chosen": "…", "rejected": "…"}',
-        _pair_keys(ALPACA_KEYS),
-        lambda data: any(key in data for key in ASKED) and _is_pair(data), _read_alpaca_pair,
+        name=OWN,
+        title="the project's own form (TRL's implicit prompt)",
+        example='{"chosen": [turns], "rejected": [turns]}',
+        keys=_pair_keys(SHARED_KEYS),
+        matches=_is_pair,
+        convert=_read_own_pair,
     ),
-    Dialect(
-        "hh-rlhf", "dialogues of Human: and Assistant:",
-        '{"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", "rejected": "…"}',
-        _pair_keys({}), _is_text_pair, _read_transcripts,
-    ),
-    Dialect(
-        OWN, "the project's own form (TRL's implicit prompt)",
-        '{"chosen": [turns], "rejected": [turns]}', _pair_keys(SHARED_KEYS), _is_pair,
-        _read_own_pair,
-    ),
-)  # fmt: skip
-
-
-_LABELS = {"label": "whether the last answer is a good one", "kto_tag": "the same"}
-_UNPAIRED_REFUSED = {
-    key: why for key, why in CHAT_REFUSED.items() if key not in ("label", "kto_tag")
-}
-
-
-def _with_label(data: Data, read: Data) -> Data:
-    label = choose({key: data[key] for key in _LABELS if key in data}, tuple(_LABELS))
-    return read if label is None and "label" not in data else {**read, "label": label}
-
-
-def _is_labelled(data: Mapping[str, Any]) -> bool:
-    return any(key in data for key in _LABELS)
-
-
-UNPAIRED_DIALECTS = (
-    *conversation_dialects(_LABELS, _UNPAIRED_REFUSED, _with_label, tail=', "label": true'),
-    Dialect(
-        "alpaca", "Alpaca with a label",
-        '{"instruction": "…", "input": "…", "output": "…", "label": true}',
-        KeyTable("", ALPACA_KEYS | dict.fromkeys(SAID, "the answer") | _LABELS, _UNPAIRED_REFUSED),
-        lambda data: any(key in data for key in ASKED) and _is_labelled(data),
-        lambda data, unread: _with_label(data, read_alpaca(data, unread)),
-    ),
-    Dialect(
-        "trl", "TRL's prompt, completion and label",
-        '{"prompt": "…" or [turns], "completion": "…" or [turns], "label": true}',
-        KeyTable("", {"prompt": "a text of the user, or turns",
-                      "completion": "a text of the assistant, or turns", **SHARED_KEYS, **_LABELS},
-                 _UNPAIRED_REFUSED),
-        lambda data: "prompt" in data and "completion" in data,
-        lambda data, unread: _with_label(data, read_completion(data, unread)),
-    ),
-)  # fmt: skip
-
-
-_PROMPT_KEYS = {"gt": "the right answer", "answer": "the same"}
-_PROMPT_LISTS = ("conversations", "messages", "prompt")
-_CONSUMED = {*SHARED_KEYS, *_PROMPT_LISTS}
-
-
-def _hand_on(data: Data, read: Data) -> Data:
-    """What rewards may look at: everything that the conversation was not made of."""
-    return {**{key: value for key, value in data.items() if key not in _CONSUMED}, **read}
-
-
-def _read_trl_prompt(data: Data, unread: set[str]) -> Data:
-    prompt = read_side(data, "prompt", "user", unread)
-    return _hand_on(data, {**read_shared(data), "conversations": prompt})
-
-
-def _read_alpaca_prompt(data: Data, unread: set[str]) -> Data:
-    rest = {key: value for key, value in data.items() if key not in ALPACA_KEYS}
-    return _hand_on(rest, {**read_shared(data), "conversations": read_question(data)})
-
-
-PROMPT_DIALECTS = (
-    *conversation_dialects(_PROMPT_KEYS, NO_MEDIA, _hand_on, hands_on=True, tail=', "gt": "…"'),
-    Dialect(
-        "trl", "TRL's prompt", '{"prompt": "…" or [turns], "answer": "…"}',
-        KeyTable("", {"prompt": "a text of the user, or turns", **SHARED_KEYS, **_PROMPT_KEYS},
-                 NO_MEDIA, hands_on=True),
-        lambda data: "prompt" in data, _read_trl_prompt,
-    ),
-    Dialect(
-        "alpaca", "Alpaca's or a question with its answer",
-        '{"instruction" or "question": "…", "input": "…", "answer": "…"}',
-        KeyTable("", ALPACA_KEYS | _PROMPT_KEYS, NO_MEDIA, hands_on=True),
-        lambda data: any(first_turn(data.get(key)) for key in ASKED), _read_alpaca_prompt,
-    ),
-)  # fmt: skip
+)

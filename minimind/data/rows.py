@@ -15,13 +15,11 @@ from minimind.data.chat_dialects import CHAT_DIALECTS
 from minimind.data.containers import PLAIN_TEXTS
 from minimind.data.data_file import DataFile, find_data, read_rows
 from minimind.data.dialects import Dialect, find_dialect
-from minimind.data.jsonl import BadRow, RowProblem, missing_key, spell_place
-from minimind.data.preference_dialects import (
-    PREFERENCE_DIALECTS,
-    PROMPT_DIALECTS,
-    UNPAIRED_DIALECTS,
-)
+from minimind.data.jsonl import BadRow, RowProblem, spell_place
+from minimind.data.preference_dialects import PREFERENCE_DIALECTS
+from minimind.data.prompt_dialects import PROMPT_DIALECTS
 from minimind.data.text_dialect import TEXT_DIALECTS
+from minimind.data.unpaired_dialects import UNPAIRED_DIALECTS
 from minimind.errors import ConfigError, DataError
 from minimind.types import Row
 
@@ -95,10 +93,11 @@ class RowReader:
 
     def describe(self) -> str:
         """As in "ShareGPT (from, value), JSON lines compressed by gzip"."""
-        is_own = self.dialect is None or self.file.is_plain_text
-        title = "" if is_own or self.dialect is None else self.dialect.title
-        if self.dialect and self.dialect.targets:
-            title += f", targets: {self.dialect.targets}"
+        title = ""
+        if self.dialect is not None and self.dialect.name != dialects.OWN:
+            title = self.dialect.title
+            if self.dialect.targets:
+                title += f" (targets: {self.dialect.targets})"
         return ", ".join(part for part in (title, self.file.describe()) if part)
 
     def __iter__(self) -> Iterator[tuple[Row | BadRow, int]]:
@@ -115,7 +114,7 @@ class RowReader:
             if other is not None:
                 return BadRow.of(row, self._mixed(other))
             if dialect.name != dialects.OWN:
-                return BadRow.of(row, missing_key(row, _leading([dialect])[0], dialect.example))
+                return BadRow.of(row, self._missing(row))
         unread: set[str] = set()
         try:
             data = dialect.read(row.data, unread)
@@ -129,14 +128,23 @@ class RowReader:
         return (dialect for kind in self._kinds for dialect in DIALECTS.get(kind, ()))
 
     def _mixed(self, other: Dialect) -> str:
-        first = f"{spell_place(self._example.path, self._example.line, self._example.unit)}"
         assert self.dialect is not None
+        assert self._example is not None
+        first = spell_place(self._example.path, self._example.line, self._example.unit)
         return (
             f"is in the form of {other.title}, and {first} in that of {self.dialect.title}: the "
             "rows of a file are all in one form, so part the file in two"
         )
 
-    def _detect(self) -> tuple[Dialect | None, Any]:
+    def _missing(self, row: Row) -> str:
+        assert self.dialect is not None
+        found = ", ".join(map(repr, list(row.data)[:_KEYS_SHOWN])) or "none"
+        return (
+            f"is not in the form of {self.dialect.title}, as the rows before it (keys found: "
+            f"{found}); a row looks like {self.dialect.example}"
+        )
+
+    def _detect(self) -> tuple[Dialect | None, Row | None]:
         """The dialect of the first row that is in one, and that row."""
         seen: list[Row] = []
         for row, _ in read_rows(self.file):

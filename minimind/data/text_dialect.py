@@ -8,11 +8,11 @@ from minimind.data.row_keys import KeyTable
 
 TEXT_DIALECTS = (
     Dialect(
-        OWN,
-        "documents",
-        '{"text": "…"}',
-        KeyTable("", {"text": "the document"}),
-        lambda data: "text" in data,
-        lambda data, unread: data,
+        name=OWN,
+        title="documents",
+        example='{"text": "…"}',
+        keys=KeyTable("", {"text": "the document"}),
+        matches=lambda data: "text" in data,
+        convert=lambda data, unread: data,
     ),
 )

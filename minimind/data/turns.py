@@ -165,18 +165,19 @@ def _read_call(call: Turn, unread: set[str]) -> Turn:
         raise RowProblem(f"a tool call is of the type {json.dumps(call['type'])}, not function")
     inner = call.get("function")
     if inner is None:
-        return call | _arguments(call)
+        return _with_arguments(call)
     if not isinstance(inner, dict):
         return call
     FUNCTIONS.check(inner, unread)
-    return call | {"function": inner | _arguments(inner)}
+    return call | {"function": _with_arguments(inner)}
 
 
-def _arguments(function: Turn) -> Turn:
-    """An object, where a string holds one: templates write objects all alike."""
+def _with_arguments(function: Turn) -> Turn:
+    """With arguments as an object, where a string holds one: templates write objects all alike."""
     given = choose(function, ("arguments", "parameters"))
     parsed = _parsed(given)
-    return {"arguments": parsed if isinstance(parsed, dict) else given}
+    rest = {key: value for key, value in function.items() if key != "parameters"}
+    return {**rest, "arguments": parsed if isinstance(parsed, dict) else given}
 
 
 def _parsed(value: object) -> Any:

@@ -13,8 +13,8 @@ from minimind.config.spelling import find_slip
 from minimind.data.jsonl import RowProblem
 
 _MOST_KNOWN = 4096
-_EMPTY: tuple[Any, ...] = (None, "", [], {})
-"""Values that say nothing: a key that holds one is as if it were not there."""
+_EMPTY: tuple[Any, ...] = ("", [], {})
+"""Values that say nothing: a key that holds one, or null, is as if it were not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +52,19 @@ class KeyTable:
                 self._others[keys] = others
         for key in others:
             value = data[key]
-            if any(value == empty and type(value) is type(empty) for empty in _EMPTY):
+            if value is None:
                 continue
             refusal = self.refused.get(key)
-            if refusal and refusal.applies(value):
-                raise RowProblem(f'the key "{key}"{self.of}: {refusal.why}')
             if not refusal and (meant := find_slip(key, tuple(self.used))):
                 missing = "" if meant in data else f'no key "{meant}"{self.of}: '
                 raise RowProblem(
                     f'{missing}the key "{key}"{self.of} is not read (did you mean "{meant}"?); '
                     "mend it, or leave it out"
                 )
+            if value in _EMPTY:
+                continue
+            if refusal and refusal.applies(value):
+                raise RowProblem(f'the key "{key}"{self.of}: {refusal.why}')
             if not self.hands_on:
                 unread.add(f"'{key}'{self.of}")
 

@@ -164,6 +164,11 @@ class RowReader:
         place = spell_place(first.path, first.line, first.unit)
         keys = list(first.data)
         found = ", ".join(map(repr, keys[:_KEYS_SHOWN])) + (", …" * (len(keys) > _KEYS_SHOWN))
+        if self._named and (other := find_dialect(self._all(), first.data)):
+            return (
+                f"{place}: is in the form of {other.title} (keys found: {found}); "
+                f"{self._read_forms()}: leave --format out, or give --format {other.name}"
+            )
         for kind in ALL_KINDS:
             if kind not in self._kinds and (other := find_dialect(DIALECTS[kind], first.data)):
                 return (

@@ -1,4 +1,5 @@
-"""Tables and plots from the results files alone: `python -m bench.report`.
+"""Tables and plots from the results files, and those of docs/data.md from the tables that data is
+read by: `python -m bench.report`.
 
 What stands between `<!-- generated: python -m bench.report NAME -->` and `<!-- end -->` in a
 document is written anew from bench/results; plots go to docs/figures. What nobody measured reads
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bench.report_formats import files_section, forms_section, keys_section
 from bench.report_kernels import kernel_table, step_count_table
 from bench.report_machines import advice_section, data_section, memory_section
 from bench.report_performance import (
@@ -43,8 +45,11 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "memory": memory_section,
     "advice": advice_section,
     "data": data_section,
+    "files": lambda results: files_section(),
+    "forms": lambda results: forms_section(),
+    "keys": lambda results: keys_section(),
 }
-DOCUMENTS = ("README.md", "kernels/README.md", "docs/performance.md")
+DOCUMENTS = ("README.md", "kernels/README.md", "docs/performance.md", "docs/data.md")
 _SECTION = re.compile(
     r"(?P<start><!-- generated: python -m bench\.report (?P<name>\w+) -->\n)"
     r"(?P<text>.*?)(?P<end><!-- end -->)",

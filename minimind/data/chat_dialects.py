@@ -48,6 +48,8 @@ CHAT_REFUSED = {
 def read_shared(data: Mapping[str, Any]) -> Data:
     """The row's own system prompt and tools, under the project's names."""
     read: Data = {}
+    if not any(key in data for key in SHARED_KEYS):
+        return read
     if system := as_text(choose(data, SYSTEM), '"system"'):
         read["system"] = system
     functions = data.get("functions")

@@ -60,6 +60,7 @@ class ChatEncoder:
         self._template = tokenizer.chat_template
         self._tokenizer = tokenizer
         self._token = _any_of(tokenizer.added_ids)
+        self._begins = {token[0] for token in tokenizer.added_ids} | {_MARK}
         self._token_but_tags = _any_of(set(tokenizer.added_ids) - set(TAGS))
         self._split = re.compile(f"(?<!{_SPELLED})({self._token})(\n*)")
         end_token = _any_of(t for t, id in tokenizer.added_ids.items() if id == tokenizer.eos_id)
@@ -194,6 +195,8 @@ class ChatEncoder:
 
     def _escape(self, value: Any, keep_tags: bool) -> Any:
         if isinstance(value, str):
+            if not any(sign in value for sign in self._begins):
+                return value
             token = self._token_but_tags if keep_tags else self._token
             return re.sub(f"(?={token})", _SPELLED, value.replace(_MARK, _LITERAL))
         if isinstance(value, list):

@@ -69,7 +69,7 @@ BROKEN = (EOFError, gzip.BadGzipFile, lzma.LZMAError, OSError)
 """What reading a damaged one raises (zlib's error beside them)."""
 
 _JSON = "JSON lines, a JSON array, Parquet, or plain text under a name that ends in .txt"
-_FOREIGN: tuple[tuple[bytes, str, str], ...] = (
+FOREIGN_BY_BYTES: tuple[tuple[bytes, str, str], ...] = (
     (b"\x28\xb5\x2f\xfd", "is compressed by zstd", "decompress it: zstd -d FILE"),
     (b"\x04\x22\x4d\x18", "is compressed by lz4", "decompress it: lz4 -d FILE"),
     (b"PK\x03\x04", "is a zip archive (or .xlsx, .docx, …)", f"unpack it; what is read is {_JSON}"),
@@ -92,7 +92,7 @@ _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
 )  # fmt: skip
 _UTF16 = ((b"\xff\xfe\x00\x00", "UTF-32"), (b"\x00\x00\xfe\xff", "UTF-32"),
           (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))  # fmt: skip
-_NAMED = {".csv": "CSV", ".tsv": "tab-separated values", ".xlsx": "an Excel file",
+FOREIGN_BY_NAME = {".csv": "CSV", ".tsv": "tab-separated values", ".xlsx": "an Excel file",
           ".yaml": "YAML", ".yml": "YAML", ".xml": "XML", ".pkl": "a Python pickle"}  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def find_container(path: str, head: bytes) -> Container:
         if importlib.util.find_spec("pyarrow") is None:
             _refuse(path, "is Parquet, which needs pyarrow", "pip install 'minimind[parquet]'")
         return PARQUET
-    for magic, what, todo in _FOREIGN:
+    for magic, what, todo in FOREIGN_BY_BYTES:
         if head.startswith(magic):
             _refuse(path, what, todo)
     _check_encoding(path, head)
@@ -126,12 +126,12 @@ def find_container(path: str, head: bytes) -> Container:
         _refuse(path, "holds JSON objects that go over several lines", "write each on a line of "
                 "its own: jq -c . FILE > FILE.jsonl, or the rows of a key of one: jq -c "
                 "'.KEY[]'")  # fmt: skip
-    if stem.suffix in _NAMED or not any(line.startswith((b"{", b"[")) for line in lines):
-        what = _NAMED.get(stem.suffix)
+    if stem.suffix in FOREIGN_BY_NAME or not any(line.startswith((b"{", b"[")) for line in lines):
+        what = FOREIGN_BY_NAME.get(stem.suffix)
         begins = lines[0][:40].decode("utf-8", "replace") if lines else ""
         said = f"is {what}" if what else f"is no JSON: it begins with {begins!r}"
         todo = f"what is read is {_JSON}"
-        if what in (_NAMED[".csv"], _NAMED[".tsv"]):
+        if what in (FOREIGN_BY_NAME[".csv"], FOREIGN_BY_NAME[".tsv"]):
             todo = "save it as JSON lines or Parquet: pandas.read_csv(FILE).to_json('FILE.jsonl', "
             todo += "orient='records', lines=True, force_ascii=False)"
         if lines:

@@ -51,8 +51,10 @@ def find_dialect(dialects: Iterable[Dialect], data: Mapping[str, Any]) -> Dialec
 
 
 def has_turns(value: object, key: str) -> bool:
-    """Whether this is a list of turns that name their speaker so."""
-    return isinstance(value, list) and any(isinstance(turn, dict) and key in turn for turn in value)
+    """Whether this is a list of turns of which the first names its speaker so."""
+    return (
+        isinstance(value, list) and bool(value) and isinstance(value[0], dict) and key in value[0]
+    )
 
 
 def as_text(value: object, what: str) -> str:

@@ -45,10 +45,14 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "memory": memory_section,
     "advice": advice_section,
     "data": data_section,
-    "files": lambda results: files_section(),
-    "forms": lambda results: forms_section(),
-    "keys": lambda results: keys_section(),
 }
+RULES: dict[str, Callable[[], str]] = {
+    "files": files_section,
+    "forms": forms_section,
+    "keys": keys_section,
+}
+"""Sections that hold no results."""
+NAMES = (*SECTIONS, *RULES)
 DOCUMENTS = ("README.md", "kernels/README.md", "docs/performance.md", "docs/data.md")
 _SECTION = re.compile(
     r"(?P<start><!-- generated: python -m bench\.report (?P<name>\w+) -->\n)"
@@ -59,16 +63,16 @@ _SECTION = re.compile(
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
-    parser.add_argument("sections", nargs="*", metavar="NAME", help=f"{', '.join(SECTIONS)} or all")
+    parser.add_argument("sections", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)} or all")
     parser.add_argument("--check", action="store_true", help="only say which tables are stale")
     options = parser.parse_args(argv)
-    if unknown := [name for name in options.sections if name not in SECTIONS]:
-        parser.error(f"{unknown[0]}: the sections are {', '.join(SECTIONS)}")
+    if unknown := [name for name in options.sections if name not in NAMES]:
+        parser.error(f"{unknown[0]}: the sections are {', '.join(NAMES)}")
     results, stale = Results.load(), []
     for name in DOCUMENTS:
         path = ROOT / name
         before = path.read_text(encoding="utf-8")
-        after = fill_sections(before, results, options.sections or list(SECTIONS))
+        after = fill_sections(before, results, options.sections or NAMES)
         if before != after:
             stale.append(name)
             if not options.check:
@@ -89,10 +93,10 @@ def fill_sections(text: str, results: Results, names: Sequence[str]) -> str:
     none."""
 
     def fill(found: re.Match[str]) -> str:
-        make = SECTIONS[found["name"]]
-        if found["name"] not in names:
-            return found[0]
-        return f"{found['start']}{make(results)}\n{found['end']}"
+        name = found["name"]
+        rule = RULES.get(name)
+        made = rule() if rule else SECTIONS[name](results)
+        return f"{found['start']}{made}\n{found['end']}" if name in names else found[0]
 
     return _SECTION.sub(fill, text)
 

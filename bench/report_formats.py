@@ -1,5 +1,5 @@
-"""The tables of docs/data.md: what files, forms of rows and keys are read, and what is refused. They
-come from the tables that reading goes by."""
+"""The tables of docs/data.md: what files, forms of rows and keys are read, and what is refused,
+from the tables that reading goes by."""
 
 from __future__ import annotations
 
@@ -27,10 +27,14 @@ def files_section() -> str:
             f"read; `--format {one.name}`" if one.name in ("document", "paragraphs") else "read"
         )
         rows.append((one.what, f"{chosen}{more}"))
-    rows += [("a folder, or a pattern such as `'data/train-*'`", "read as one source, by name; "
-              "several splits in one folder are refused"),
-             ("UTF-16, UTF-32, GBK, Big5, other text that is no UTF-8", "refused: `iconv …`"),
-             ("objects over several lines, or a list on each line", "refused: `jq -c …`")]  # fmt: skip
+    rows += [
+        (
+            "a folder, or a pattern such as `'data/train-*'`",
+            "read as one source, by name; several splits in one folder are refused",
+        ),
+        ("UTF-16, UTF-32, GBK, Big5, other text that is no UTF-8", "refused: `iconv …`"),
+        ("objects over several lines, or a list on each line", "refused: `jq -c …`"),
+    ]
     rows += [(f"`*{suffix}` ({what})", "refused") for suffix, what in FOREIGN_BY_NAME.items()]
     refused = {what: todo for _, what, todo in FOREIGN_BY_BYTES}
     rows += [(f"what {what}", f"refused: {todo}") for what, todo in refused.items()]

@@ -10,7 +10,7 @@ from pathlib import Path
 _MOST = 3
 _BEST_BY = 0.1
 """A guess that is so much worse than the best one is left out."""
-_LONG_ENOUGH, _LONG, _VERY_LONG = 4, 7, 10
+_LONG_ENOUGH, _LONG, _VERY_LONG = 4, 8, 10
 """Letters of a name that one slip cannot turn into another word: a letter too many, a wrong one,
 several slips."""
 _NEARLY_ALL = 0.9

@@ -94,9 +94,10 @@ def fill_sections(text: str, results: Results, names: Sequence[str]) -> str:
 
     def fill(found: re.Match[str]) -> str:
         name = found["name"]
-        rule = RULES.get(name)
-        made = rule() if rule else SECTIONS[name](results)
-        return f"{found['start']}{made}\n{found['end']}" if name in names else found[0]
+        if name not in names:
+            return found[0]
+        made = RULES[name]() if name in RULES else SECTIONS[name](results)
+        return f"{found['start']}{made}\n{found['end']}"
 
     return _SECTION.sub(fill, text)
 

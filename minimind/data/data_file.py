@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import logging
 import os
 import re
 import zlib
@@ -30,8 +29,6 @@ from minimind.data.containers import (
 from minimind.data.jsonl import BadRow
 from minimind.errors import ConfigError, DataError
 from minimind.types import Row
-
-logger = logging.getLogger(__name__)
 
 SUFFIXES = tuple(suffix for container in CONTAINERS for suffix in container.suffixes)
 _HASH_CHUNK_BYTES = 4 << 20
@@ -60,6 +57,8 @@ class DataFile:
     """Bytes on disk."""
     digest: str
     """blake2b of all its bytes, once they were read: what caches are keyed by, with `kinds`."""
+    others: tuple[str, ...] = ()
+    """Names of a folder's files that are not read."""
 
     @property
     def kinds(self) -> list[str]:
@@ -88,15 +87,17 @@ class DataFile:
         return replace(self, members=members)
 
     def describe(self) -> str:
-        """As in "3 files, JSON lines compressed by gzip"; "" for one of JSON lines."""
+        """As in "3 files, JSON lines compressed by gzip (not read: README.md)"; "" for one file of
+        JSON lines."""
         kinds = [
             f"{container.what}{f' compressed by {compression}' if compression else ''}"
             for container, compression in dict.fromkeys(
                 (member.container, member.compression) for member in self.members
             )
         ]
-        if len(self.members) > 1:
-            return f"{len(self.members)} files, {' and '.join(kinds)}"
+        others = f" (not read: {_some(self.others)})" if self.others else ""
+        if len(self.members) > 1 or others:
+            return f"{len(self.members)} files, {' and '.join(kinds)}{others}"
         return "" if kinds == ["JSON lines"] else kinds[0]
 
 
@@ -111,7 +112,7 @@ def find_data(path: str | Path) -> DataFile:
         if not head:
             raise DataError(f"{name}: is empty; it needs one JSON object a line")
         members.append(_recognise(name, head))
-    return DataFile(str(path), tuple(members), size, "")
+    return DataFile(str(path), tuple(members), size, "", _others(Path(path), members))
 
 
 def scan_data(path: str | Path) -> DataFile:
@@ -172,8 +173,6 @@ def find_members(path: str) -> list[str]:
         if not usable:
             raise DataError(f"{path}: is a folder without a file of {', '.join(SUFFIXES)}")
         _check_splits(path, usable)
-        if others := [Path(name).name for name in found if name not in usable]:
-            logger.info("%s: %d other files are not read: %s", path, len(others), _some(others))
         return usable
     if not place.exists() and glob.has_magic(path):
         found = sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file())
@@ -181,6 +180,14 @@ def find_members(path: str) -> list[str]:
             raise DataError(f"{path}: no file has such a name (in the folder {Path.cwd()})")
         return found
     return [path]
+
+
+def _others(place: Path, members: Sequence[Member]) -> tuple[str, ...]:
+    if not place.is_dir():
+        return ()
+    read = {member.path for member in members}
+    found = (entry for entry in sorted(place.rglob("*")) if entry.is_file())
+    return tuple(entry.name for entry in found if str(entry) not in read)
 
 
 def _is_data(name: str) -> bool:

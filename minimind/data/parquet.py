@@ -13,8 +13,8 @@ _ROWS = 1024
 
 
 def read_parquet(file: BinaryIO, name: str) -> Iterator[tuple[Row | BadRow, int]]:
-    """Yields each row, with about the bytes that the rows so far take. Columns without a value are
-    null. Raises DataError where the file is damaged."""
+    """Yields each row, with about the bytes that the rows so far take. A column without a value is
+    no key of the row. Raises DataError where the file is damaged."""
     import pyarrow
     import pyarrow.parquet
 
@@ -25,6 +25,7 @@ def read_parquet(file: BinaryIO, name: str) -> Iterator[tuple[Row | BadRow, int]
             for data in batch.to_pylist():
                 number += 1
                 size += step
-                yield Row(data=data, path=name, line=number, unit="row"), size
+                given = {key: value for key, value in data.items() if value is not None}
+                yield Row(data=given, path=name, line=number, unit="row"), size
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{name}: is a Parquet file that cannot be read: {error}") from None

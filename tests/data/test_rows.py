@@ -130,6 +130,25 @@ def test_plain_text_is_for_pretraining(write, tokenizer: Tokenizer) -> None:
         build_token_cache(path, tokenizer, CHAT)
 
 
+def test_a_table_of_conversations(write, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    call = {"name": "f", "arguments": '{"a": 1}'}
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [call]}]
+    turns += [{"role": "tool", "content": "1"}, {"role": "assistant", "content": "a", "weight": 1}]
+    # Each turn of the table has all columns.
+    table = arrow.Table.from_pylist([{"messages": turns, "prompt": None, "id": "x"}, OPENAI])
+    assert table.to_pylist()[1]["messages"][0]["weight"] is None
+    parquet.write_table(table, tmp_path / "a.parquet")
+    cache = build_token_cache(tmp_path / "a.parquet", tokenizer, CHAT)
+    own = build_token_cache(write({"messages": turns}, OPENAI), tokenizer, CHAT)
+    for number in range(2):
+        assert cache.tokens(number).tolist() == own.tokens(number).tolist()
+    assert cache.source(1) == f"{tmp_path / 'a.parquet'} row 2"
+    assert cache.unread == {"'id'": 1}
+
+
 def test_a_folder_says_where_its_rows_stand(write, tmp_path: Path, tokenizer: Tokenizer) -> None:
     folder = tmp_path / "data"
     folder.mkdir()

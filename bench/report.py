@@ -14,6 +14,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from bench.report_formats import files_section, forms_section, keys_section
@@ -94,10 +95,8 @@ def fill_sections(text: str, results: Results, names: Sequence[str]) -> str:
 
     def fill(found: re.Match[str]) -> str:
         name = found["name"]
-        if name not in names:
-            return found[0]
-        made = RULES[name]() if name in RULES else SECTIONS[name](results)
-        return f"{found['start']}{made}\n{found['end']}"
+        make = RULES[name] if name in RULES else partial(SECTIONS[name], results)
+        return f"{found['start']}{make()}\n{found['end']}" if name in names else found[0]
 
     return _SECTION.sub(fill, text)
 

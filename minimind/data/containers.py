@@ -59,11 +59,11 @@ PLAIN_TEXTS = (DOCUMENT, PARAGRAPHS)
 """Both hold `{"text": …}` rows; --format chooses between them."""
 
 COMPRESSIONS: dict[str, tuple[bytes, Callable[[BinaryIO], BinaryIO]]] = {
-    "gzip": (b"\x1f\x8b", lambda file: cast(BinaryIO, gzip.GzipFile(fileobj=file))),
-    "bzip2": (b"BZh", lambda file: cast(BinaryIO, bz2.BZ2File(file))),
-    "xz": (b"\xfd7zXZ\x00", lambda file: cast(BinaryIO, lzma.LZMAFile(file))),  # noqa: SIM115
+    "gzip": (rb"\x1f\x8b", lambda file: cast(BinaryIO, gzip.GzipFile(fileobj=file))),
+    "bzip2": (rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", lambda file: cast(BinaryIO, bz2.BZ2File(file))),
+    "xz": (rb"\xfd7zXZ\x00", lambda file: cast(BinaryIO, lzma.LZMAFile(file))),  # noqa: SIM115
 }
-"""By name the bytes that such a file begins with, and what opens it."""
+"""By name a pattern of the bytes that such a file begins with, and what opens it."""
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz")
 BROKEN = (EOFError, gzip.BadGzipFile, lzma.LZMAError, OSError)
 """What reading a damaged one raises (zlib's error beside them)."""
@@ -90,6 +90,8 @@ FOREIGN_BY_BYTES: tuple[tuple[bytes, str, str], ...] = (
     (b"<html", "is a web page", "download the file itself"),
     (b"---\n", "is YAML", f"what is read is {_JSON}"),
 )  # fmt: skip
+_WORDS = (b"Rar!", b"ORC", b"<!DOCTYPE html", b"<html", b"---\n")
+"""With which a text may begin, too."""
 _UTF16 = ((b"\xff\xfe\x00\x00", "UTF-32"), (b"\x00\x00\xfe\xff", "UTF-32"),
           (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))  # fmt: skip
 FOREIGN_BY_NAME = {".csv": "CSV", ".tsv": "tab-separated values", ".xlsx": "an Excel file",
@@ -98,7 +100,8 @@ FOREIGN_BY_NAME = {".csv": "CSV", ".tsv": "tab-separated values", ".xlsx": "an E
 
 def find_compression(head: bytes) -> str:
     """By the first bytes of a file; "" for none."""
-    return next((name for name, (magic, _) in COMPRESSIONS.items() if head.startswith(magic)), "")
+    found = (name for name, (magic, _) in COMPRESSIONS.items() if re.match(magic, head))
+    return next(found, "")
 
 
 def find_container(path: str, head: bytes) -> Container:
@@ -108,14 +111,14 @@ def find_container(path: str, head: bytes) -> Container:
         if importlib.util.find_spec("pyarrow") is None:
             _refuse(path, "is Parquet, which needs pyarrow", "pip install 'minimind[parquet]'")
         return PARQUET
+    suffix = _suffix(path)
     for magic, what, todo in FOREIGN_BY_BYTES:
-        if head.startswith(magic):
+        if head.startswith(magic) and not (suffix in DOCUMENT.suffixes and magic in _WORDS):
             _refuse(path, what, todo)
     _check_encoding(path, head)
     text = head.removeprefix(BOM).lstrip()
     lines = [line.strip() for line in text.splitlines()[:_LINES] if line.strip()]
-    stem = Path(path.lower().removesuffix(".gz").removesuffix(".bz2").removesuffix(".xz"))
-    if stem.suffix in DOCUMENT.suffixes and not (text.startswith(b"{") and _parses(lines[0])):
+    if suffix in DOCUMENT.suffixes and not (text.startswith(b"{") and _parses(lines[0])):
         return DOCUMENT
     if text.startswith(b"["):
         if _is_lines_of_lists(lines, is_cut=len(head) == HEAD_BYTES):
@@ -126,8 +129,8 @@ def find_container(path: str, head: bytes) -> Container:
         _refuse(path, "holds JSON objects that go over several lines", "write each on a line of "
                 "its own: jq -c . FILE > FILE.jsonl, or the rows of a key of one: jq -c "
                 "'.KEY[]'")  # fmt: skip
-    if stem.suffix in FOREIGN_BY_NAME or not any(line.startswith((b"{", b"[")) for line in lines):
-        what = FOREIGN_BY_NAME.get(stem.suffix)
+    if suffix in FOREIGN_BY_NAME or not any(line.startswith((b"{", b"[")) for line in lines):
+        what = FOREIGN_BY_NAME.get(suffix)
         begins = lines[0][:40].decode("utf-8", "replace") if lines else ""
         said = f"is {what}" if what else f"is no JSON: it begins with {begins!r}"
         todo = f"what is read is {_JSON}"
@@ -137,6 +140,14 @@ def find_container(path: str, head: bytes) -> Container:
         if lines:
             _refuse(path, said, todo)
     return JSON_LINES
+
+
+def _suffix(path: str) -> str:
+    """Without that of a compression."""
+    name = path.lower()
+    for suffix in COMPRESSED_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return Path(name).suffix
 
 
 def _refuse(path: str, what: str, todo: str) -> NoReturn:

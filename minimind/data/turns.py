@@ -21,7 +21,8 @@ ROLES = {
 }  # fmt: skip
 """What the roles of other forms are called here. The text of a turn of `function_call` is the
 call."""
-_OWN_ROLES = frozenset({"system", "user", "assistant", "tool"})
+_OWN_ROLES = ("system", "user", "assistant", "tool")
+_OTHERS_ROLES = ("system", "user", "tool")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 WEIGHTS = ("weight", "loss", "train", "training")
 _NO_MEDIA = Refusal("the models read text alone: leave the row out, or write what it shows as text")
@@ -107,9 +108,7 @@ def _read_turn(turn: Turn, unread: set[str]) -> Turn:
     reasoning = choose(turn, REASONING)
     if isinstance(content, list) and content and all(isinstance(part, dict) for part in content):
         read["content"], thought = _join_parts(content, unread)
-        reasoning = choose(
-            {"a": reasoning, 'a "thinking" part': thought}, ("a", 'a "thinking" part')
-        )
+        reasoning = choose({REASONING[0]: reasoning, "thinking": thought}, REASONING)
     calls = _read_calls(turn, read.get("content") if role == "function_call" else None, unread)
     if role == "function_call":
         read["content"] = ""
@@ -194,7 +193,7 @@ def _add_reasoning(read: Turn, reasoning: object) -> None:
     another, or the turn is not the assistant's."""
     if reasoning is None or (isinstance(reasoning, str) and not reasoning.strip()):
         return
-    if read.get("role") in _OWN_ROLES - {"assistant"}:
+    if read.get("role") in _OTHERS_ROLES:
         raise RowProblem(f"reasoning of the role {read['role']!r}: only the assistant's is read")
     read["reasoning_content"] = reasoning
     content = read.get("content")
@@ -220,7 +219,7 @@ def _add_weight(read: Turn, turn: Turn) -> None:
     values = {bool(value) for value in given.values()}
     if len(values) > 1:
         raise RowProblem(f"{' and '.join(map(json.dumps, given))} contradict: keep one of them")
-    if True in values and read.get("role") in _OWN_ROLES - {"assistant"}:
+    if True in values and read.get("role") in _OTHERS_ROLES:
         raise RowProblem(
             f'"{next(iter(given))}" asks to learn a turn of the role {read["role"]!r}: only the '
             "assistant's turns are targets"

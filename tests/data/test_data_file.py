@@ -113,6 +113,15 @@ def test_a_text_is_one_document_or_several(tmp_path: Path) -> None:
         find_data(lines).as_plain_text(PARAGRAPHS)
 
 
+@pytest.mark.parametrize("text", ["---\ntitle: a\n", "ORC", "BZh", "<html>", "[1]", "{"])
+def test_texts_that_look_like_something_else(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    (row,) = read(path)
+    assert isinstance(row, Row)
+    assert row.data == {"text": text.strip("\n")}
+
+
 def test_a_text_with_a_bad_byte_names_its_line(tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     path.write_bytes("ü\nü\n".encode() + b"caf\xe9\n")

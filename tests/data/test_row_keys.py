@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minimind.data.chat_format import CHAT
 from minimind.data.formats import Format
+from minimind.data.jsonl import BadRow, RowProblem
 from minimind.data.preference_format import PREFERENCE
 from minimind.data.prompt_format import PROMPT
 from minimind.data.rows import DIALECTS
@@ -20,6 +23,7 @@ from minimind.data.tokenizer import Tokenizer
 from minimind.data.turns import CALLS, FUNCTIONS, PARTS, SHAREGPT_TURNS, TURNS
 from minimind.data.unpaired_format import UNPAIRED
 from minimind.errors import DataError
+from minimind.types import PairSample, Row, Sample
 
 Make = Callable[..., TokenCache]
 
@@ -202,6 +206,46 @@ def test_what_contradicts_itself_is_refused(
     with pytest.raises(DataError, match=said) as caught:
         make(row, format=format)
     assert "rows.jsonl:1: " in str(caught.value)
+
+
+ROW_KEYS = sorted({key for kind in DIALECTS.values() for one in kind for key in one.keys.used})
+TURN_KEYS = sorted({*TURNS.used, *SHAREGPT_TURNS.used, *CALLS.used, *PARTS.used})
+WORDS = ("user", "human", "assistant", "gpt", "function_call", "tool", "text", "thinking", "{}", "")
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 2) | st.sampled_from(WORDS),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(TURN_KEYS), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+TURN = st.dictionaries(st.sampled_from(TURN_KEYS), VALUES, min_size=1, max_size=4)
+TURN_OF_ROLE = TURN.flatmap(
+    lambda turn: st.sampled_from(WORDS).map(lambda role: {**turn, "role": role})
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    row=st.dictionaries(
+        st.sampled_from(ROW_KEYS),
+        VALUES | st.lists(TURN_OF_ROLE, max_size=3),
+        min_size=1,
+        max_size=4,
+    )
+)
+@pytest.mark.parametrize("kind", list(DIALECTS))
+def test_no_row_breaks_the_reader(tokenizer: Tokenizer, kind: str, row: dict[str, Any]) -> None:
+    """Whatever a row holds, it is read, or a reason is given."""
+    for dialect in DIALECTS[kind]:
+        if dialect.matches(row):
+            try:
+                data = dialect.read(row, set())
+            except RowProblem:
+                continue
+            (sample,) = FORMATS[kind].read([Row(data=data, path="a", line=1)], tokenizer)
+            assert isinstance(sample, Sample | PairSample | BadRow)
 
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=list(FORMATS))

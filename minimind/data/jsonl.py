@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -13,6 +14,8 @@ MAX_LINE_BYTES = 256 << 20
 """A longer line is refused: a row is parsed in memory, and a file without line ends is no JSONL."""
 MAX_LISTED = 20
 """Bad rows that a message lists; further ones are counted."""
+_MAX_ALIKE = 3
+"""Of those with the same reason."""
 _CHUNK_BYTES = 4 << 20
 BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
@@ -46,10 +49,16 @@ def spell_place(path: str, line: int, unit: str = "line") -> str:
 
 
 def bad_rows_message(bad: Sequence[BadRow], total: int) -> str:
-    """One line for each bad row, as many as are listed, and how many there are in `total`."""
-    lines = [str(row) for row in bad[:MAX_LISTED]]
+    """One line for each bad row, as many as are listed and few with one reason, and how many there
+    are in `total`."""
+    alike: Counter[str] = Counter()
+    lines = []
+    for row in bad:
+        alike[row.reason] += 1
+        if alike[row.reason] <= _MAX_ALIKE and len(lines) < MAX_LISTED:
+            lines.append(str(row))
     if total > len(lines):
-        lines.append(f"… and {total - len(lines)} more")
+        lines.append(f"… and {total - len(lines):,} more")
     lines.append(f"{total} bad row{'s' if total > 1 else ''}")
     return "\n".join(lines)
 

@@ -20,7 +20,7 @@ import numpy as np
 from minimind.data.cache_folder import default_cache_dir, locked, remove_stale
 from minimind.data.data_file import DataFile, scan_data
 from minimind.data.formats import TEXT_COLUMN, Format
-from minimind.data.jsonl import MAX_LISTED, BadRow, bad_rows_message, spell_place
+from minimind.data.jsonl import BadRow, bad_rows_message, spell_place
 from minimind.data.rows import RowReader, unread_message
 from minimind.data.text_format import TEXT
 from minimind.data.token_writer import META_FILE, write_tokens
@@ -164,7 +164,7 @@ def build_token_cache(
 def _report_bad_rows(cache: TokenCache, on_bad_row: OnBadRow) -> None:
     if not cache.num_skipped:
         return
-    message = bad_rows_message(cache.skipped[:MAX_LISTED], cache.num_skipped)
+    message = bad_rows_message(cache.skipped, cache.num_skipped)
     if on_bad_row == "stop":
         raise DataError(f"{message}; mend them, or leave them out with --on_bad_row skip")
     logger.warning("%s skipped, %d used", message, cache.num_documents)

@@ -95,7 +95,11 @@ def test_offsets_end_at_the_size(tmp_path: Path) -> None:
 
 
 def test_a_long_list_of_bad_rows_is_cut_and_counted() -> None:
-    bad = [BadRow("f", line, "why") for line in range(1, 31)]
-    lines = bad_rows_message(bad, 1000).splitlines()
-    assert lines[0] == "f:1: why"
-    assert lines[-2:] == ["… and 980 more", "1000 bad rows"]
+    bad = [BadRow("f", line, f"why {line}") for line in range(1, 31)]
+    lines = bad_rows_message(bad, 2000).splitlines()
+    assert lines[0] == "f:1: why 1"
+    assert lines[-2:] == ["… and 1,980 more", "2000 bad rows"]
+    alike = [BadRow("f", line, "why") for line in range(1, 31)]
+    assert bad_rows_message([*alike, BadRow("f", 31, "other")], 31).splitlines() == [
+        "f:1: why", "f:2: why", "f:3: why", "f:31: other", "… and 27 more", "31 bad rows",
+    ]  # fmt: skip

@@ -113,7 +113,7 @@ def test_bad_rows_beyond_the_list_are_counted(
     monkeypatch.setattr(token_writer, "MAX_RECORDED", 30)
     path = tmp_path / "many.jsonl"
     path.write_bytes(b"{x\n" * 50 + GOOD_LINE)
-    with pytest.raises(DataError, match="… and 30 more\n50 bad rows"):
+    with pytest.raises(DataError, match="… and 47 more\n50 bad rows"):
         build_token_cache(path, tokenizer)
     cache = build_token_cache(path, tokenizer, on_bad_row="skip")
     assert (cache.num_skipped, len(cache.skipped)) == (50, 30)

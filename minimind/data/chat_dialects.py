@@ -13,7 +13,7 @@ from minimind.data.turns import TURNS, Turn, read_turns
 
 SYSTEM = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
-ASKED = ("instruction", "question")
+ASKED = ("instruction", "question", "query")
 GIVEN = ("input", "context")
 SAID = ("output", "response", "answer")
 SHARED_KEYS = {
@@ -109,7 +109,10 @@ def read_completion(data: Data, unread: set[str]) -> Data:
     prompt = read_side(data, "prompt", "user", unread)
     if any(isinstance(turn, dict) and turn.get("role") == "assistant" for turn in prompt):
         prompt = [_untrained(turn) for turn in prompt]
-    completion = read_side(data, "completion", "assistant", unread)
+    if "completion" in data and "response" in data:
+        raise RowProblem('"completion" and "response" both: keep one of them')
+    key = "completion" if "completion" in data else "response"
+    completion = read_side(data, key, "assistant", unread)
     return {**read_shared(data), "conversations": [*prompt, *completion]}
 
 
@@ -119,7 +122,11 @@ def _untrained(turn: Any) -> Any:
 
 
 PROMPT_KEY = {"prompt": "a text of the user, or turns"}
-COMPLETION_KEYS = {**PROMPT_KEY, "completion": "a text of the assistant, or turns", **SHARED_KEYS}
+COMPLETION_KEYS = {
+    **PROMPT_KEY,
+    **dict.fromkeys(("completion", "response"), "a text of the assistant, or turns"),
+    **SHARED_KEYS,
+}
 ALPACA_KEYS = {
     **dict.fromkeys(ASKED, "what the user asks"),
     **dict.fromkeys(GIVEN, "more of it, a line below"),
@@ -180,6 +187,10 @@ def build_list_dialects(
     )  # fmt: skip
 
 
+def is_completion(data: Mapping[str, Any]) -> bool:
+    return "prompt" in data and ("completion" in data or "response" in data)
+
+
 def is_alpaca(data: Mapping[str, Any]) -> bool:
     return any(key in data for key in ASKED)
 
@@ -199,7 +210,7 @@ CHAT_DIALECTS = (
         title="TRL's prompt and completion",
         example='{"prompt": "…" or [turns], "completion": "…" or [turns]}',
         keys=build_keys(COMPLETION_KEYS, refused=CHAT_REFUSED),
-        matches=lambda data: "prompt" in data and "completion" in data,
+        matches=is_completion,
         convert=read_completion,
         targets="the completion alone",
     ),

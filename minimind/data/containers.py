@@ -4,6 +4,7 @@ name decides only whether it is plain text."""
 
 from __future__ import annotations
 
+import ast
 import bz2
 import gzip
 import importlib.util
@@ -129,6 +130,13 @@ def find_container(path: str, head: bytes) -> Container:
         _refuse(path, "holds JSON objects that go over several lines", "write each on a line of "
                 "its own: jq -c . FILE > FILE.jsonl, or the rows of a key of one: jq -c "
                 "'.KEY[]'")  # fmt: skip
+    if lines and not any(_parses(line) for line in lines):
+        if _parses(lines[0].rstrip(b", ")):
+            _refuse(path, "has a comma after each object", "remove them: sed 's/, *$//' FILE > "
+                    "FILE.jsonl")  # fmt: skip
+        if _is_python(lines[0]):
+            _refuse(path, "holds Python dictionaries, not JSON", "write them with json.dumps(row, "
+                    "ensure_ascii=False)")  # fmt: skip
     if suffix in FOREIGN_BY_NAME or not any(line.startswith((b"{", b"[")) for line in lines):
         what = FOREIGN_BY_NAME.get(suffix)
         begins = lines[0][:40].decode("utf-8", "replace") if lines else ""
@@ -204,9 +212,16 @@ def _is_lines_of_lists(lines: list[bytes], is_cut: bool) -> bool:
     return len(whole) > 1 and all(line.startswith(b"[") and _parses(line) for line in whole[:2])
 
 
+def _is_python(line: bytes) -> bool:
+    try:
+        return isinstance(ast.literal_eval(line.decode("utf-8", "replace")), dict)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return False
+
+
 def _parses(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from minimind.data.jsonl import BadRow, json_type
+from minimind.data.jsonl import BadRow, json_type, unique_keys
 from minimind.errors import DataError
 from minimind.types import Row
 
@@ -22,7 +22,7 @@ def read_array(file: BinaryIO, name: str) -> Iterator[tuple[Row | BadRow, int]]:
     """Yields each element, with the bytes of text read so far. An element that is no object comes
     as BadRow. Raises DataError where the array itself breaks off."""
     text = _Text(file, name)
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
     text.skip("[")
     number = 0
     while not text.skip("]"):

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from minimind.types import Row
 
@@ -98,6 +98,17 @@ def _skip_line(file: BinaryIO) -> int:
     return skipped
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON text. Raises ValueError where a key stands twice: one of its values
+    would be lost."""
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f'the key "{twice}" stands twice in one object')
+    return data
+
+
 def _parse(raw: bytes) -> dict | str:
     """The object, or what is wrong with the line."""
     try:
@@ -106,7 +117,7 @@ def _parse(raw: bytes) -> dict | str:
         byte = raw[error.start]
         return f"not UTF-8: byte 0x{byte:02x} at byte {error.start + 1} of the line"
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         return f"not JSON: {error.msg} (column {error.colno}); each line must be one JSON object"
     except (RecursionError, ValueError) as error:

@@ -13,6 +13,7 @@ from minimind.data.chat_dialects import (
     build_keys,
     build_list_dialects,
     is_alpaca,
+    is_completion,
     read_alpaca,
     read_completion,
 )
@@ -48,7 +49,7 @@ UNPAIRED_DIALECTS = (
         title="TRL's prompt, completion and label",
         example='{"prompt": "…" or [turns], "completion": "…" or [turns], "label": true}',
         keys=build_keys(COMPLETION_KEYS, _LABELS, refused=_REFUSED),
-        matches=lambda data: "prompt" in data and "completion" in data,
+        matches=is_completion,
         convert=lambda data, unread: _with_label(data, read_completion(data, unread)),
     ),
 )

@@ -191,6 +191,8 @@ CHINESE = '{"text": "小镇的河水涨了，没有人在意。"}\n' * 5
         ("a.jsonl", b'[{"role": "user"}]\n[{"role": "user"}]\n', "a JSON list on each line"),
         ("a.json", b'{\n "data": [\n', "JSON objects that go over several lines"),
         ("a.jsonl", b"\x28\xb5\x2f\xfd....", r"by zstd: decompress it: zstd -d .*a\.jsonl"),
+        ("a.jsonl", b'{"text": "a"},\n{"text": "b"},\n', "has a comma after each object: remove"),
+        ("a.jsonl", b"{'text': 'a', 'n': None}\n" * 3, "holds Python dictionaries, not JSON"),
         ("a.jsonl", b"PK\x03\x04....", "is a zip archive"),
         ("a.arrow", b"ARROW1\0\0", "is an Arrow file: save it as Parquet"),
         ("a.jsonl", bytes(range(256)), "is binary"),

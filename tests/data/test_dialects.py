@@ -183,8 +183,15 @@ def test_an_answer_that_is_no_target(make: Make, row: Data) -> None:
     assert sum(is_target) < sum(own_target)
 
 
-def test_a_prompt_and_completion_of_strings(make: Make) -> None:
-    row = {"prompt": "2+2?", "completion": "4"}
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "2+2?", "completion": "4"},
+        {"prompt": "2+2?", "response": "4"},
+        {"query": "2+2?", "answer": "4"},
+    ],
+)
+def test_a_question_and_an_answer_of_strings(make: Make, row: Data) -> None:
     assert tokens(make(CHAT, row)) == tokens(make(CHAT, {"conversations": [ASK, FOUR]}))
 
 

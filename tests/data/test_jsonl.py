@@ -57,6 +57,7 @@ def test_line_separators_inside_a_string_do_not_end_a_row(tmp_path: Path) -> Non
         (b'{"text": "cut', "not JSON: Unterminated string"),
         (b'{"text": "\xff\xfe"}', "not UTF-8: byte 0xff at byte 11"),
         (b"[1,2,3]", "a list where a JSON object is expected"),
+        (b'{"a": {"b": 1, "c": 2, "b": 3}}', 'the key "b" stands twice in one object'),
         (b"null", "null where a JSON object is expected"),
         (b"true", "a boolean where"),
         (b"[" * 100_000, "not usable JSON"),

@@ -64,7 +64,10 @@ def read_list(data: Data, key: str, unread: set[str]) -> Data:
     """The conversation of a list of turns, which may be anyone's."""
     if key not in data:
         return data  # the format says so, with the keys that there are
-    return {**read_shared(data), "conversations": read_turns(data[key], f'"{key}"', unread)}
+    turns = read_turns(data[key], f'"{key}"', unread)
+    if len(data) == 1 and turns is data.get("conversations"):
+        return data
+    return {**read_shared(data), "conversations": turns}
 
 
 def read_question(data: Data) -> list[Turn]:

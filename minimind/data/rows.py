@@ -122,6 +122,8 @@ class RowReader:
             return BadRow.of(row, str(problem))
         if unread:
             self.unread.update(unread)
+        if data is row.data:
+            return row
         return Row(data=data, path=row.path, line=row.line, unit=row.unit)
 
     def _all(self) -> Iterable[Dialect]:

@@ -4,6 +4,7 @@ content parts, tool calls and weights. What is wrong with a turn beyond that, ch
 from __future__ import annotations
 
 import json
+import operator
 from typing import Any
 
 from minimind.data.jsonl import RowProblem, json_type
@@ -73,8 +74,8 @@ _THOUGHT_PARTS = ("thinking", "reasoning")
 
 
 def read_turns(turns: object, what: str, unread: set[str]) -> Any:
-    """The same turns in the project's own words; what is no list of objects comes back as it is.
-    `what` names them, `unread` takes the keys to report. Raises RowProblem."""
+    """The same turns in the project's own words; the given list where it is in them, and what is no
+    list of objects. `what` names them, `unread` takes the keys to report. Raises RowProblem."""
     if not isinstance(turns, list):
         return turns
     read = []
@@ -85,7 +86,7 @@ def read_turns(turns: object, what: str, unread: set[str]) -> Any:
             except RowProblem as problem:
                 raise RowProblem(f"turn {number} of {what}: {problem}") from None
         read.append(turn)
-    return read
+    return turns if all(map(operator.is_, read, turns)) else read
 
 
 def _read_turn(turn: Turn, unread: set[str]) -> Turn:

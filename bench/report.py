@@ -1,4 +1,5 @@
-"""Tables and plots from the results files alone: `python -m bench.report`.
+"""Tables and plots from the results files, and those of docs/data.md from the tables that data is
+read by: `python -m bench.report`.
 
 What stands between `<!-- generated: python -m bench.report NAME -->` and `<!-- end -->` in a
 document is written anew from bench/results; plots go to docs/figures. What nobody measured reads
@@ -13,8 +14,10 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+from bench.report_formats import files_section, forms_section, keys_section
 from bench.report_kernels import kernel_table, step_count_table
 from bench.report_machines import advice_section, data_section, memory_section
 from bench.report_performance import (
@@ -44,7 +47,14 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "advice": advice_section,
     "data": data_section,
 }
-DOCUMENTS = ("README.md", "kernels/README.md", "docs/performance.md")
+RULES: dict[str, Callable[[], str]] = {
+    "files": files_section,
+    "forms": forms_section,
+    "keys": keys_section,
+}
+"""Sections that hold no results."""
+NAMES = (*SECTIONS, *RULES)
+DOCUMENTS = ("README.md", "kernels/README.md", "docs/performance.md", "docs/data.md")
 _SECTION = re.compile(
     r"(?P<start><!-- generated: python -m bench\.report (?P<name>\w+) -->\n)"
     r"(?P<text>.*?)(?P<end><!-- end -->)",
@@ -54,16 +64,16 @@ _SECTION = re.compile(
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
-    parser.add_argument("sections", nargs="*", metavar="NAME", help=f"{', '.join(SECTIONS)} or all")
+    parser.add_argument("sections", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)} or all")
     parser.add_argument("--check", action="store_true", help="only say which tables are stale")
     options = parser.parse_args(argv)
-    if unknown := [name for name in options.sections if name not in SECTIONS]:
-        parser.error(f"{unknown[0]}: the sections are {', '.join(SECTIONS)}")
+    if unknown := [name for name in options.sections if name not in NAMES]:
+        parser.error(f"{unknown[0]}: the sections are {', '.join(NAMES)}")
     results, stale = Results.load(), []
     for name in DOCUMENTS:
         path = ROOT / name
         before = path.read_text(encoding="utf-8")
-        after = fill_sections(before, results, options.sections or list(SECTIONS))
+        after = fill_sections(before, results, options.sections or NAMES)
         if before != after:
             stale.append(name)
             if not options.check:
@@ -84,10 +94,9 @@ def fill_sections(text: str, results: Results, names: Sequence[str]) -> str:
     none."""
 
     def fill(found: re.Match[str]) -> str:
-        make = SECTIONS[found["name"]]
-        if found["name"] not in names:
-            return found[0]
-        return f"{found['start']}{make(results)}\n{found['end']}"
+        name = found["name"]
+        make = RULES[name] if name in RULES else partial(SECTIONS[name], results)
+        return f"{found['start']}{make()}\n{found['end']}" if name in names else found[0]
 
     return _SECTION.sub(fill, text)
 

@@ -28,6 +28,9 @@ class Row:
     data: dict[str, Any]
     path: str
     line: int
+    """From 1: where the row begins, or in a file whose rows are no lines its number."""
+    unit: str = "line"
+    """What `line` counts: "line", or "row" in a JSON array and in Parquet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,8 @@ class Sample:
     """bool [L]."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """What the row brings beside its text, by the names of its format's `columns`."""
+    unread: tuple[str, ...] = ()
+    """Parts of the row that are not in the tokens, each named as a report has it."""
 
     @property
     def documents(self) -> tuple[Sample, ...]:
@@ -54,6 +59,8 @@ class PairSample:
     chosen: Sample
     rejected: Sample
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """As Sample's."""
+    unread: tuple[str, ...] = ()
     """As Sample's."""
 
     @property

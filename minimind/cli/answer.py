@@ -11,7 +11,7 @@ import itertools
 import json
 import logging
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +21,9 @@ import torch
 from tqdm import tqdm
 
 from minimind.data.chat_encoding import Chat, ChatEncoder
-from minimind.data.chat_format import BadChat, read_chat
-from minimind.data.jsonl import BadRow, read_rows
+from minimind.data.chat_format import BadChat, read_conversation
+from minimind.data.jsonl import BadRow, missing_key
+from minimind.data.rows import FORMAT_NAMES, open_rows, unread_message
 from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError, DataError, MiniMindError
 from minimind.inference.batch_engine import BatchEngine
@@ -38,6 +39,8 @@ logger = logging.getLogger("minimind")
 
 _BATCH = 32
 """Rows answered at once."""
+_WRITTEN = ("system", "tools", "conversations")
+"""Keys of a row that its answer keeps."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,8 +65,15 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--checkpoint", required=True, type=Path, metavar="FOLDER",
         help="a run, a checkpoint in it or a Hugging Face folder")  # fmt: skip
-    add("--data", required=True, metavar="FILE",
-        help='rows {"conversations": […]}; a last assistant turn is answered anew')  # fmt: skip
+    add(
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="conversations or prompts in any form that training reads; a last assistant turn is "
+        "answered anew",
+    )
+    add("--format", choices=FORMAT_NAMES, help="the form of the rows (default: the first ones "
+        "tell)")  # fmt: skip
     add("--output", required=True, type=Path, metavar="FILE", help="the same with its answers")
     add("--max_rows", type=int, default=0, help="rows at most (default: 0, all)")
     add("--max_new_tokens", type=int, default=256, help="of an answer; a longer one is left out "
@@ -99,11 +109,11 @@ def answer_file(options: argparse.Namespace) -> tuple[int, int]:
             tqdm(unit="row", disable=None) as bar,
         ):
             # The engine takes questions ahead of the answers it gives, in the same order.
-            asked: deque[list[dict[str, Any]]] = deque()
+            asked: deque[dict[str, Any]] = deque()
 
             def requests() -> Iterator[GenerationRequest]:
                 for row, chat in _questions(options):
-                    asked.append(row.data["conversations"][: len(chat.messages)])
+                    asked.append(_asked(row))
                     row_params = replace(params, seed=derive_seed(options.seed, row.line))
                     request = GenerationRequest(
                         prompt_ids=encoder.prompt_ids(chat),
@@ -118,13 +128,13 @@ def answer_file(options: argparse.Namespace) -> tuple[int, int]:
 
             for completion in engine.complete(requests()):
                 bar.update()
-                turns, answer = asked.popleft(), completion.text.strip()
+                row, answer = asked.popleft(), completion.text.strip()
                 if not answer or completion.finish_reason != "stop":
                     left_out += 1
                     continue
                 answered += 1
-                turns.append({"role": "assistant", "content": answer})
-                file.write(json.dumps({"conversations": turns}, ensure_ascii=False) + "\n")
+                row["conversations"].append({"role": "assistant", "content": answer})
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if not answered:
             raise ConfigError(
                 f"none of {left_out} rows got a whole answer of less than "
@@ -138,15 +148,33 @@ def answer_file(options: argparse.Namespace) -> tuple[int, int]:
 
 def _questions(options: argparse.Namespace) -> Iterator[tuple[Row, Chat]]:
     """Each row and its turns up to where the assistant is to speak. Raises DataError."""
-    for row, _ in itertools.islice(read_rows(options.data), options.max_rows or None):
+    reader = open_rows(options.data, ("prompt",), options.format)
+    if described := reader.describe():
+        logger.info("%s: %s", options.data, described)
+    unread: Counter[str] = Counter()
+    for row, _ in itertools.islice(reader, options.max_rows or None):
         if isinstance(row, BadRow):
             raise DataError(str(row))
         try:
-            chat = read_chat(row.data.get("conversations"), '"conversations"', needs_answer=False)
+            if "conversations" not in row.data:
+                raise BadChat(missing_key(row, "conversations", '{"conversations": […]}'))
+            chat = read_conversation(row.data, needs_answer=False)
         except BadChat as problem:
-            raise DataError(f"{row.path}:{row.line}: {problem}") from None
+            raise DataError(str(BadRow.of(row, str(problem)))) from None
         if chat.messages[-1]["role"] == "assistant":
             chat = replace(chat, messages=chat.messages[:-1])
         if not chat.messages or chat.messages[-1]["role"] not in ("user", "tool"):
-            raise DataError(f"{row.path}:{row.line}: no user's turn to answer at its end")
+            raise DataError(str(BadRow.of(row, "no user's turn to answer at its end")))
+        unread.update(f"{key!r}" for key in row.data if key not in _WRITTEN)
         yield row, chat
+    if unread := unread + reader.unread:
+        logger.warning("%s", unread_message(options.data, unread, reader.num_rows))
+
+
+def _asked(row: Row) -> dict[str, Any]:
+    """The row without its answer and without what answers do not need."""
+    kept = {key: row.data[key] for key in _WRITTEN if key in row.data}
+    turns = list(kept["conversations"])
+    if turns[-1]["role"] == "assistant":
+        turns.pop()
+    return {**kept, "conversations": turns}

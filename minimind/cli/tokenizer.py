@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from minimind.data.rows import FORMAT_NAMES
 from minimind.data.tokenizer import Tokenizer
 from minimind.data.tokenizer_training import MIN_VOCAB_SIZE, train_tokenizer
 from minimind.data.training_texts import read_training_texts
@@ -20,7 +21,15 @@ CHECKED_CHARS = 1 << 20
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Trains a byte-level BPE tokenizer on JSON lines.")
     parser.add_argument(
-        "--data", nargs="+", required=True, help='files of {"text": …} or conversations rows'
+        "--data",
+        nargs="+",
+        required=True,
+        help="files, folders or patterns of any rows that training reads, or plain text",
+    )
+    parser.add_argument(
+        "--format",
+        choices=FORMAT_NAMES,
+        help="the form of the rows, or how plain text is parted (default: the first rows tell)",
     )
     parser.add_argument(
         "--vocab_size",
@@ -59,7 +68,7 @@ def train(args: argparse.Namespace) -> None:
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output_dir {output} is a file; name a folder")
     checked: list[str] = []
-    texts = read_training_texts(args.data, args.on_bad_row, progress=True)
+    texts = read_training_texts(args.data, args.on_bad_row, progress=True, format_name=args.format)
     tokenizer = train_tokenizer(_remember(texts, checked), args.vocab_size, progress=True)
     num_bytes = sum(len(text.encode()) for text in checked)
     ids = tokenizer.encode_batch(checked)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 
 _MOST = 3
 _BEST_BY = 0.1
 """A guess that is so much worse than the best one is left out."""
+_LONG_ENOUGH, _LONG, _VERY_LONG = 4, 8, 10
+"""Letters of a name that one slip cannot turn into another word: a letter too many, a wrong one,
+several slips."""
+_NEARLY_ALL = 0.9
 
 
 def find_alike(given: str, known: Iterable[str]) -> list[str]:
@@ -28,6 +33,41 @@ def find_alike(given: str, known: Iterable[str]) -> list[str]:
     if not found and len(word) >= 3:
         found = [name for name, folded in names.items() if word in folded]
     return sorted(found, key=lambda name: -shares[name])[:_MOST]
+
+
+@lru_cache(maxsize=4096)
+def find_slip(given: str, known: tuple[str, ...]) -> str | None:
+    """Gives the known name that `given` misspells beyond doubt, or None: the same letters in other
+    case or with other dashes, a letter too many or too few, two that changed places, in a long name
+    a wrong letter; several of these in a very long one."""
+    word = _letters(given)
+    for name in known:
+        if _is_slip(word, _letters(name)):
+            return name
+    return None
+
+
+def _is_slip(word: str, meant: str) -> bool:
+    if word == meant:
+        return True
+    if min(len(word), len(meant)) >= _VERY_LONG:
+        share = difflib.SequenceMatcher(a=meant, b=word).ratio()
+        if share >= _NEARLY_ALL:
+            return True
+    if len(word) == len(meant):
+        wrong = [at for at, letter in enumerate(meant) if word[at] != letter]
+        if len(wrong) == 1:
+            return len(meant) >= _LONG
+        swapped = word[wrong[0]] == meant[wrong[1]] and word[wrong[1]] == meant[wrong[0]]
+        return wrong == [wrong[0], wrong[0] + 1] and swapped
+    shorter, longer = sorted((word, meant), key=len)
+    return len(longer) == len(shorter) + 1 >= _LONG_ENOUGH and any(
+        longer[:at] + longer[at + 1 :] == shorter for at in range(len(longer))
+    )
+
+
+def _letters(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "").replace(" ", "")
 
 
 def did_you_mean(given: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:

@@ -6,10 +6,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from minimind.data.chat_losses import find_losses
 from minimind.data.chat_template import render_chat
 from minimind.data.tokenizer import TAGS, Tokenizer
 from minimind.errors import DataError
@@ -58,12 +60,14 @@ class ChatEncoder:
         self._template = tokenizer.chat_template
         self._tokenizer = tokenizer
         self._token = _any_of(tokenizer.added_ids)
+        self._begins = {token[0] for token in tokenizer.added_ids} | {_MARK}
         self._token_but_tags = _any_of(set(tokenizer.added_ids) - set(TAGS))
         self._split = re.compile(f"(?<!{_SPELLED})({self._token})(\n*)")
         end_token = _any_of(t for t, id in tokenizer.added_ids.items() if id == tokenizer.eos_id)
         self._end_token = f"(?<!{_SPELLED}){end_token}"
         end = f"{self._end_token}\n?"
         header = self._find_header(end)
+        self._unread: set[str] = set()
         self._turn = re.compile(f"(?<!{_SPELLED}){re.escape(header)}(.*?{end})", re.DOTALL)
 
     def _find_header(self, end: str) -> str:
@@ -80,6 +84,36 @@ class ChatEncoder:
                 f"any added token ({between!r}): its targets cannot be told from other text"
             )
         return header
+
+    def check_shown(self, chat: Chat, spans: Sequence[Span]) -> None:
+        """Looks whether the rendered conversation holds all that was given, for templates leave
+        out what they do not know. Reasoning is noted (`take_unread`), the rest raises DataError."""
+        text = "".join(text for text, _ in spans)
+        if _MARK in text:
+            text = text.replace(_SPELLED, "").replace(_LITERAL, _MARK)
+        self._unread.update(find_losses(chat.messages, text, self._tokenizer.origin))
+        if chat.tools and not self._shows_tools:
+            raise DataError(
+                f"the chat template of {self._tokenizer.origin} does not show tools, and the row "
+                "has some: leave them out of the data, or use a tokenizer whose template does"
+            )
+
+    def take_unread(self) -> tuple[str, ...]:
+        """The parts that the template left out since this was last asked, as a report names
+        them."""
+        found = tuple(sorted(self._unread))
+        self._unread.clear()
+        return found
+
+    @cached_property
+    def _shows_tools(self) -> bool:
+        tool = {"name": _QUESTION, "description": "", "parameters": {}}
+        turns = [{"role": "user", "content": "?"}]
+        tools = [{"type": "function", "function": tool}]
+        try:
+            return _QUESTION in render_chat(self._template, turns, tools)
+        except DataError:
+            return False
 
     def spans(self, chat: Chat) -> list[Span]:
         """The whole conversation; targets are each assistant turn from after its header to its end
@@ -164,6 +198,8 @@ class ChatEncoder:
 
     def _escape(self, value: Any, keep_tags: bool) -> Any:
         if isinstance(value, str):
+            if not any(sign in value for sign in self._begins):
+                return value
             token = self._token_but_tags if keep_tags else self._token
             return re.sub(f"(?={token})", _SPELLED, value.replace(_MARK, _LITERAL))
         if isinstance(value, list):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from minimind.data.chat_encoding import Chat, ChatEncoder, Message, Span
@@ -14,9 +15,9 @@ from minimind.data.jsonl import BadRow, json_type, missing_key
 from minimind.data.text_format import string_problem, surrogate_problem
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
-from minimind.types import Row, Sample
+from minimind.types import PairSample, Row, Sample
 
-SampleT = TypeVar("SampleT")
+SampleT = TypeVar("SampleT", Sample, PairSample)
 
 ROLES = ("system", "user", "assistant", "tool")
 SYSTEM_PROMPTS = (
@@ -55,7 +56,7 @@ def chat_samples(
         if "conversations" not in row.data:
             example = '{"conversations": [{"role": "user", "content": "…"}, …]}'
             raise BadChat(missing_key(row, "conversations", example))
-        chat = read_chat(row.data["conversations"], '"conversations"')
+        chat = read_conversation(row.data)
         dice = random.Random(f"{seed} {row.line}")
         chat = _with_system_prompt(chat, dice, system_prompt_ratio)
         spans = chat_spans(encoder, chat)
@@ -74,31 +75,84 @@ def encode_rows(
     `build` makes of a row's; a BadRow where `read` raises BadChat."""
     encoder = ChatEncoder(tokenizer)
     found: list[list[list[Span]] | BadRow] = []
+    unread: list[tuple[str, ...]] = []
     for row in rows:
         try:
             found.append(read(row, encoder))
         except BadChat as problem:
-            found.append(BadRow(row.path, row.line, str(problem)))
+            found.append(BadRow.of(row, str(problem)))
+        unread.append(encoder.take_unread())
     good = [spans for chats in found if isinstance(chats, list) for spans in chats]
     encoded = iter(encoder.encode(good))
-    return [
-        build(row, [next(encoded) for _ in chats]) if isinstance(chats, list) else chats
-        for row, chats in zip(rows, found, strict=True)
-    ]
+    samples: list[SampleT | BadRow] = []
+    for row, chats, parts in zip(rows, found, unread, strict=True):
+        if isinstance(chats, BadRow):
+            samples.append(chats)
+            continue
+        sample = build(row, [next(encoded) for _ in chats])
+        samples.append(replace(sample, unread=parts) if parts else sample)
+    return samples
+
+
+def read_conversation(data: dict[str, Any], needs_answer: bool = True) -> Chat:
+    """Reads "conversations" of a row, and its own "system" and "tools". Raises BadChat."""
+    chat = read_chat(data["conversations"], '"conversations"', needs_answer)
+    return with_row_parts(chat, data)
+
+
+def with_row_parts(chat: Chat, data: dict[str, Any]) -> Chat:
+    """Adds what the row says beside its turns: a system prompt and tools. Raises BadChat where the
+    turns have others."""
+    messages, tools = chat.messages, chat.tools
+    if system := data.get("system"):
+        if problem := string_problem(system, '"system"'):
+            raise BadChat(problem)
+        is_there = messages[0]["role"] == "system"
+        if is_there and messages[0]["content"] not in ("", system):
+            raise BadChat('"system" of the row and its system turn differ: keep one of them')
+        messages = [{"role": "system", "content": system}, *messages[is_there:]]
+    if given := _read_objects(data.get("tools") or [], '"tools"'):
+        if tools not in (None, given):
+            raise BadChat('"tools" of the row and those of a turn differ: keep one of them')
+        tools = given
+    return Chat(messages, tools)
 
 
 def chat_spans(encoder: ChatEncoder, chat: Chat) -> list[Span]:
-    """The rendered conversation. Raises BadChat where the template refuses it, or shows no
-    assistant turn."""
+    """The rendered conversation. Raises BadChat where the template refuses it, leaves out a part
+    that changes its meaning or shows no assistant turn, and where none is to be learned."""
+    spans = checked_spans(encoder, chat, encoder.spans)
+    if not any(is_target for _, is_target in spans):
+        raise BadChat("the chat template shows no assistant turn of this conversation")
+    weights = [m.get("weight", 1) for m in chat.messages if m["role"] == "assistant"]
+    return _weighted(spans, weights) if 0 in weights else spans
+
+
+def checked_spans(
+    encoder: ChatEncoder, chat: Chat, render: Callable[[Chat], list[Span]]
+) -> list[Span]:
+    """What `render` gives for the conversation. Raises BadChat where the template refuses it or
+    leaves out a part that changes its meaning, and for half characters."""
     try:
-        spans = encoder.spans(chat)
+        spans = render(chat)
+        encoder.check_shown(chat, spans)
     except DataError as error:
         raise BadChat(str(error)) from None
     if problem := surrogate_problem("".join(text for text, _ in spans), "the conversation"):
         raise BadChat(problem)
-    if not any(is_target for _, is_target in spans):
-        raise BadChat("the chat template shows no assistant turn of this conversation")
     return spans
+
+
+def _weighted(spans: list[Span], weights: Sequence[int]) -> list[Span]:
+    if sum(is_target for _, is_target in spans) != len(weights):
+        raise BadChat(
+            "the chat template does not show each assistant turn apart: which of them have the "
+            "weight 0 cannot be told"
+        )
+    if not any(weights):
+        raise BadChat("every assistant turn has the weight 0: there is nothing to learn from it")
+    left = iter(weights)
+    return [(text, is_target and bool(next(left))) for text, is_target in spans]
 
 
 def read_chat(turns: object, what: str, needs_answer: bool = True) -> Chat:
@@ -201,6 +255,6 @@ def _without_empty_thinking(spans: list[Span], dice: random.Random, ratio: float
 
 
 CHAT = Format(
-    name="chat", version="2", all_targets=False, split_long=False, read=chat_samples,
+    name="chat", version="3", all_targets=False, split_long=False, read=chat_samples,
     collate=collate,
 )  # fmt: skip

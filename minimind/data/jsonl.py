@@ -2,120 +2,111 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from minimind.config.spelling import did_you_mean_file
-from minimind.errors import DataError
 from minimind.types import Row
 
 MAX_LINE_BYTES = 256 << 20
 """A longer line is refused: a row is parsed in memory, and a file without line ends is no JSONL."""
 MAX_LISTED = 20
 """Bad rows that a message lists; further ones are counted."""
-_HASH_CHUNK_BYTES = 4 << 20
-_BOM = b"\xef\xbb\xbf"
+_MAX_ALIKE = 3
+"""Of those with the same reason."""
+_CHUNK_BYTES = 4 << 20
+BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
 
 
 @dataclass(frozen=True, slots=True)
-class JsonlFile:
-    """A data file as it was when it was scanned."""
-
-    path: str
-    size: int
-    digest: str
-    """blake2b of all its bytes: what caches are keyed by."""
-
-
-@dataclass(frozen=True, slots=True)
 class BadRow:
-    """A line that cannot be used, and why (without the `path:line: ` in front)."""
+    """A row that cannot be used, and why (without the `path:line: ` in front)."""
 
     path: str
     line: int
     reason: str
+    unit: str = "line"
+    """As Row's."""
+
+    @classmethod
+    def of(cls, row: Row, reason: str) -> BadRow:
+        return cls(row.path, row.line, reason, row.unit)
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.reason}"
+        return f"{spell_place(self.path, self.line, self.unit)}: {self.reason}"
+
+
+class RowProblem(ValueError):
+    """Why a row cannot be read."""
+
+
+def spell_place(path: str, line: int, unit: str = "line") -> str:
+    """As in `a.jsonl:3` and `a.json row 3`."""
+    return f"{path}:{line}" if unit == "line" else f"{path} {unit} {line}"
 
 
 def bad_rows_message(bad: Sequence[BadRow], total: int) -> str:
-    """One line for each bad row, as many as are listed, and how many there are in `total`."""
-    lines = [str(row) for row in bad[:MAX_LISTED]]
+    """One line for each bad row, as many as are listed and few with one reason, and how many there
+    are in `total`."""
+    alike: Counter[str] = Counter()
+    lines = []
+    for row in bad:
+        alike[row.reason] += 1
+        if alike[row.reason] <= _MAX_ALIKE and len(lines) < MAX_LISTED:
+            lines.append(str(row))
     if total > len(lines):
-        lines.append(f"… and {total - len(lines)} more")
+        lines.append(f"… and {total - len(lines):,} more")
     lines.append(f"{total} bad row{'s' if total > 1 else ''}")
     return "\n".join(lines)
 
 
-def open_data(path: str | Path) -> BinaryIO:
-    """Opens a data file for reading bytes. Raises DataError."""
-    try:
-        return open(path, "rb")
-    except FileNotFoundError:
-        guess = did_you_mean_file(Path(path))
-        raise DataError(f"{path}: no such file (in the folder {Path.cwd()}){guess}") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: is a folder; give a .jsonl file in it") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def scan_jsonl(path: str | Path) -> JsonlFile:
-    """Reads the file once for its size and content hash. Raises DataError where it is missing,
-    a folder, unreadable or empty."""
-    digest = hashlib.blake2b(digest_size=20)
-    size = 0
-    with open_data(path) as file:
-        while chunk := file.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    if size == 0:
-        raise DataError(f"{path}: is empty; it needs one JSON object a line")
-    return JsonlFile(str(path), size, digest.hexdigest())
-
-
-def read_rows(path: str | Path) -> Iterator[tuple[Row | BadRow, int]]:
+def read_lines(file: BinaryIO, name: str) -> Iterator[tuple[Row | BadRow, int]]:
     """Yields each line that is not blank, parsed, with the byte offset where the next line starts
     (for progress). A line that is not a JSON object comes as BadRow, and reading goes on.
 
     A byte-order mark at the start, CRLF and a last line without its end are fine.
     """
-    name = str(path)
-    offset = 0
-    with open_data(path) as file:
-        number = 0
-        while raw := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            offset += len(raw)
-            if len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n"):
-                offset += _skip_line(file)
-                reason = f"line is longer than {MAX_LINE_BYTES >> 20} MiB; split it into rows"
-                yield BadRow(name, number, reason), offset
-                continue
-            if number == 1:
-                raw = raw.removeprefix(_BOM)
-            if not raw.strip(_BLANK):
-                continue
-            parsed = _parse(raw.rstrip(b"\r\n"))
-            if isinstance(parsed, str):
-                yield BadRow(name, number, parsed), offset
-            else:
-                yield Row(data=parsed, path=name, line=number), offset
+    offset = number = 0
+    while raw := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        offset += len(raw)
+        if len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n"):
+            offset += _skip_line(file)
+            reason = f"line is longer than {MAX_LINE_BYTES >> 20} MiB; split it into rows"
+            yield BadRow(name, number, reason), offset
+            continue
+        if number == 1:
+            raw = raw.removeprefix(BOM)
+        if not raw.strip(_BLANK):
+            continue
+        parsed = _parse(raw.rstrip(b"\r\n"))
+        if isinstance(parsed, str):
+            yield BadRow(name, number, parsed), offset
+        else:
+            yield Row(data=parsed, path=name, line=number), offset
 
 
 def _skip_line(file: BinaryIO) -> int:
     skipped = 0
-    while raw := file.readline(_HASH_CHUNK_BYTES):
+    while raw := file.readline(_CHUNK_BYTES):
         skipped += len(raw)
         if raw.endswith(b"\n"):
             break
     return skipped
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON text. Raises ValueError where a key stands twice: one of its values
+    would be lost."""
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f'the key "{twice}" stands twice in one object')
+    return data
 
 
 def _parse(raw: bytes) -> dict | str:
@@ -126,7 +117,7 @@ def _parse(raw: bytes) -> dict | str:
         byte = raw[error.start]
         return f"not UTF-8: byte 0x{byte:02x} at byte {error.start + 1} of the line"
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         return f"not JSON: {error.msg} (column {error.colno}); each line must be one JSON object"
     except (RecursionError, ValueError) as error:
@@ -149,4 +140,4 @@ def json_type(value: object) -> str:
     if isinstance(value, bool):
         return "a boolean"
     names = {str: "a string", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return names[type(value)]
+    return names.get(type(value), f"of the type {type(value).__name__}")

@@ -39,7 +39,7 @@ def parse_data_args(values: Sequence[str]) -> list[tuple[str, float | None]]:
     given for some files only.
     """
     if not values:
-        raise ConfigError("--data names no file; give one or more .jsonl files")
+        raise ConfigError("--data names no file; give one or more data files")
     parsed = [_parse_one(value) for value in values]
     unweighted = [path for path, weight in parsed if weight is None]
     if unweighted and len(unweighted) < len(parsed):
@@ -142,13 +142,13 @@ class Mixture:
 def _parse_one(value: str) -> tuple[str, float | None]:
     path, separator, tail = value.rpartition(":")
     is_sample = value.startswith(SAMPLE_PREFIX)
-    is_whole = path + separator == SAMPLE_PREFIX if is_sample else Path(value).is_file()
+    is_whole = path + separator == SAMPLE_PREFIX if is_sample else Path(value).exists()
     if not separator or is_whole:
         return value, None
     try:
         weight = float(tail)
     except ValueError:
-        if is_sample or Path(path).is_file():
+        if is_sample or Path(path).exists():
             raise ConfigError(
                 f"--data {value}: the weight {tail!r} is no number; write {path}:0.7"
             ) from None

@@ -9,13 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from minimind.data.chat_encoding import Chat, ChatEncoder, Message, Span
-from minimind.data.chat_format import BadChat, encode_rows, read_chat
+from minimind.data.chat_format import BadChat, checked_spans, encode_rows, read_conversation
 from minimind.data.collate import collate_units
 from minimind.data.formats import TEXT_COLUMN, Format
 from minimind.data.jsonl import BadRow, missing_key
-from minimind.data.text_format import surrogate_problem
 from minimind.data.tokenizer import Tokenizer
-from minimind.errors import DataError
 from minimind.types import PackedRow, Row, Sample, UnitBatch
 
 _EXAMPLE = '{"conversations": [{"role": "user", "content": "…"}], "gt": …}'
@@ -51,10 +49,13 @@ def prompt_samples(
     with an empty one."""
 
     def read(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
-        return [_prompt_spans(encoder, read_prompt(row), thinking)]
+        chat = read_prompt(row)
+        return [checked_spans(encoder, chat, lambda chat: encoder.prompt_spans(chat, thinking))]
 
     def build(row: Row, prompts: list[Sample]) -> Sample:
-        return replace(prompts[0], meta={"row": json.dumps(row.data, ensure_ascii=False)})
+        return replace(
+            prompts[0], meta={"row": json.dumps(row.data, ensure_ascii=False, default=str)}
+        )
 
     return encode_rows(rows, tokenizer, read, build)
 
@@ -65,7 +66,7 @@ def read_prompt(row: Row) -> Chat:
         raise BadChat(missing_key(row, "conversations", _EXAMPLE))
     if "gt" in row.data and "answer" in row.data and row.data["gt"] != row.data["answer"]:
         raise BadChat('"gt" and "answer" differ: both name the right answer, so give one of them')
-    chat = read_chat(row.data["conversations"], '"conversations"', needs_answer=False)
+    chat = read_conversation(row.data, needs_answer=False)
     messages = chat.messages
     if messages[-1]["role"] == "assistant":
         if not _is_empty(messages[-1]):
@@ -94,16 +95,6 @@ def _is_empty(message: Message) -> bool:
     return not ("tool_calls" in message or any(part.strip() for part in parts))
 
 
-def _prompt_spans(encoder: ChatEncoder, chat: Chat, thinking: bool) -> list[Span]:
-    try:
-        spans = encoder.prompt_spans(chat, thinking)
-    except DataError as error:
-        raise BadChat(str(error)) from None
-    if problem := surrogate_problem("".join(text for text, _ in spans), "the conversation"):
-        raise BadChat(problem)
-    return spans
-
-
 def collate_prompts(rows: Sequence[PackedRow], units_per_row: int) -> PromptBatch:
     """Collates the rows, and beside them their prompts as what a generator takes."""
     assert units_per_row == 1, "each prompt has a row of its own"
@@ -123,7 +114,7 @@ def collate_prompts(rows: Sequence[PackedRow], units_per_row: int) -> PromptBatc
 
 PROMPT = Format(
     name="prompt",
-    version="1",
+    version="2",
     all_targets=False,
     split_long=False,
     read=prompt_samples,

@@ -21,7 +21,7 @@ def text_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Sample | Bad
     samples: list[Sample | BadRow] = []
     for row, problem in zip(rows, problems, strict=True):
         if problem:
-            samples.append(BadRow(row.path, row.line, problem))
+            samples.append(BadRow.of(row, problem))
             continue
         ids = np.array(
             [*tokenizer.document_start, *next(encoded), tokenizer.eos_id], dtype=np.int32

@@ -1,4 +1,4 @@
-"""Tokens of a data file on disk, memory-mapped, keyed by what they were made of.
+"""Tokens of a data source on disk, memory-mapped, keyed by what they were made of.
 
 A cache folder holds `tokens.bin` (uint16, or uint32 for large vocabularies), `offsets.bin` (int64
 [documents + 1], where each document starts), `lines.bin` (int64 [documents]), `targets.bin` (one
@@ -8,6 +8,7 @@ of the format (one number a unit; or UTF-8, with `meta_NAME_offsets.bin`) and `m
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import logging
@@ -17,8 +18,10 @@ from typing import Any, Literal
 import numpy as np
 
 from minimind.data.cache_folder import default_cache_dir, locked, remove_stale
+from minimind.data.data_file import DataFile, scan_data
 from minimind.data.formats import TEXT_COLUMN, Format
-from minimind.data.jsonl import MAX_LISTED, BadRow, JsonlFile, bad_rows_message, scan_jsonl
+from minimind.data.jsonl import BadRow, bad_rows_message, spell_place
+from minimind.data.rows import RowReader, unread_message
 from minimind.data.text_format import TEXT
 from minimind.data.token_writer import META_FILE, write_tokens
 from minimind.data.tokenizer import Tokenizer
@@ -27,16 +30,20 @@ from minimind.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 OnBadRow = Literal["stop", "skip"]
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 
 
 class TokenCache:
-    """The documents of one data file as tokens."""
+    """The documents of one source as tokens."""
 
-    def __init__(self, folder: Path, path: str, format: Format, meta: dict[str, Any]) -> None:
-        """Maps the files of a whole cache folder; `path` is the data file, for messages."""
+    def __init__(
+        self, folder: Path, file: DataFile, format: Format, meta: dict[str, Any], described: str
+    ) -> None:
+        """Maps the files of a whole cache folder; `file` is the source, for messages."""
         self.folder = folder
-        self.path = path
+        self.path = file.path
+        self.described = described
+        """The form of its rows, where that is not the project's own in JSON lines."""
         self.key: str = meta["key"]
         self.format = format
         self.num_documents: int = meta["num_documents"]
@@ -44,8 +51,16 @@ class TokenCache:
         self.num_tokens: int = meta["num_tokens"]
         self.text_bytes: int = meta["text_bytes"]
         self.num_skipped: int = meta["num_skipped"]
-        self.skipped: list[tuple[int, str]] = [(line, why) for line, why in meta["skipped"]]
-        """(line, reason) of the rows left out; at most the first 10,000 of them."""
+        self._members = file.members
+        self._first_documents: list[int] = meta["first_documents"]
+        self.skipped = [
+            BadRow(self._members[at].path, line, why, self._members[at].container.unit)
+            for at, line, why in meta["skipped"]
+        ]
+        """The rows left out; at most the first 10,000 of them."""
+        self.num_rows: int = meta["num_rows"]
+        self.unread: dict[str, int] = meta["unread"]
+        """By what of a row is in no token (data/row_keys.py), in how many rows it stands."""
         self._tokens = _map(folder / "tokens.bin", meta["dtype"], self.num_tokens)
         self._offsets = _map(folder / "offsets.bin", "int64", self.num_documents + 1)
         self._lines = _map(folder / "lines.bin", "int64", self.num_documents)
@@ -90,7 +105,8 @@ class TokenCache:
 
     def source(self, document: int) -> str:
         """`file:line` of a document."""
-        return f"{self.path}:{self._lines[document]}"
+        member = self._members[bisect.bisect_right(self._first_documents, document) - 1]
+        return spell_place(member.path, int(self._lines[document]), member.container.unit)
 
     def _range(self, document: int, start: int, stop: int | None) -> slice:
         first = int(self._offsets[document])
@@ -105,62 +121,69 @@ def build_token_cache(
     cache_dir: str | Path | None = None,
     on_bad_row: OnBadRow = "stop",
     progress: bool = False,
+    format_name: str | None = None,
 ) -> TokenCache:
-    """Tokenises a data file on all cores, or opens the cache of an earlier time.
+    """Tokenises a data file (or a folder of them) on all cores, or opens the cache of an earlier
+    time.
 
-    Memory does not grow with the file. `progress` shows a bar where stderr is a terminal. Raises
-    DataError where the file cannot be used, where the disk is full, and with "stop" where any row
-    is bad: the message lists them. With "skip" bad rows are left out and logged, also when the
-    cache is reused.
+    Memory does not grow with the file. `progress` shows a bar where stderr is a terminal,
+    `format_name` names the form of the rows (data/rows.py), which else their first ones tell.
+    Raises DataError where the file cannot be used, where the disk is full, and with "stop" where
+    any row is bad: the message lists them. With "skip" bad rows are left out and logged; that, and
+    what of the rows is not read, is logged also when the cache is reused.
     """
     if on_bad_row not in ("stop", "skip"):
         raise ConfigError(f"on_bad_row is {on_bad_row!r}; it must be stop or skip")
-    file = scan_jsonl(path)
-    key = _key(file, tokenizer, format)
+    reader = RowReader(scan_data(path), (format.name,), format_name)
+    key = _key(reader, tokenizer, format)
     parent = Path(cache_dir or default_cache_dir()) / "tokens"
     folder = parent / key
-    cache = _open(folder, file.path, format)
+    cache = _open(folder, reader, format)
     if cache is None:
         try:
             parent.mkdir(parents=True, exist_ok=True)
             with locked(parent / f"{key}.lock") as has_lock:
-                cache = _open(folder, file.path, format)
+                cache = _open(folder, reader, format)
                 if cache is None:
                     if has_lock:
                         remove_stale(parent, held=key)
-                    write_tokens(file, folder, key, tokenizer, format, on_bad_row, progress)
-                    cache = _open(folder, file.path, format)
+                    write_tokens(reader, folder, key, tokenizer, format, on_bad_row, progress)
+                    cache = _open(folder, reader, format)
         except OSError as error:
             raise DataError(f"{parent}: the token cache cannot be written: {error}") from None
         if cache is None:
             raise DataError(f"{folder}: the token cache is incomplete; remove the folder")
+    if cache.described:
+        logger.info("%s: %s", cache.path, cache.described)
     _report_bad_rows(cache, on_bad_row)
+    if cache.unread:
+        logger.warning("%s", unread_message(cache.path, cache.unread, cache.num_rows))
     return cache
 
 
 def _report_bad_rows(cache: TokenCache, on_bad_row: OnBadRow) -> None:
     if not cache.num_skipped:
         return
-    bad = [BadRow(cache.path, line, reason) for line, reason in cache.skipped[:MAX_LISTED]]
-    message = bad_rows_message(bad, cache.num_skipped)
+    message = bad_rows_message(cache.skipped, cache.num_skipped)
     if on_bad_row == "stop":
         raise DataError(f"{message}; mend them, or leave them out with --on_bad_row skip")
     logger.warning("%s skipped, %d used", message, cache.num_documents)
 
 
-def _key(file: JsonlFile, tokenizer: Tokenizer, format: Format) -> str:
+def _key(reader: RowReader, tokenizer: Tokenizer, format: Format) -> str:
     """Rows that are skipped are part of what was built, so on_bad_row is no part of the key."""
-    parts = [LAYOUT_VERSION, file.digest, tokenizer.fingerprint, format.name, format.version]
+    parts = [LAYOUT_VERSION, reader.file.digest, reader.key]
+    parts += [tokenizer.fingerprint, format.name, format.version]
     if format.columns:
         parts.append(sorted(format.columns.items()))
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
-def _open(folder: Path, path: str, format: Format) -> TokenCache | None:
+def _open(folder: Path, reader: RowReader, format: Format) -> TokenCache | None:
     """The cache in `folder`, or None where there is none or a file of it is not whole."""
     try:
         meta = json.loads((folder / META_FILE).read_text("utf-8"))
-        return TokenCache(folder, path, format, meta)
+        return TokenCache(folder, reader.file, format, meta, reader.describe())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError) as error:

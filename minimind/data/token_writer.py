@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,8 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from minimind.data.cache_folder import new_folder
+from minimind.data.data_file import DataFile
 from minimind.data.formats import TEXT_COLUMN, Format
-from minimind.data.jsonl import BadRow, JsonlFile, bad_rows_message, read_rows
+from minimind.data.jsonl import BadRow, bad_rows_message
+from minimind.data.rows import RowReader
 from minimind.data.text_format import surrogate_problem
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
@@ -38,7 +40,7 @@ _Read = Sample | PairSample | BadRow
 
 
 def write_tokens(
-    file: JsonlFile,
+    reader: RowReader,
     folder: Path,
     key: str,
     tokenizer: Tokenizer,
@@ -46,23 +48,24 @@ def write_tokens(
     on_bad_row: Literal["stop", "skip"],
     progress: bool,
 ) -> None:
-    """Tokenises `file` into `folder`, which is there whole afterwards or not at all.
+    """Tokenises the rows of `reader` into `folder`, which is there whole afterwards or not at all.
 
     All rows are read before bad ones are reported, so that one run names them all; with "stop" any
     bad row leaves nothing behind. Raises DataError for bad rows, for a file without a usable one,
     for one that changes meanwhile and for a full disk.
     """
-    before = _state(file.path)
-    writer = _Writer(file, tokenizer, format)
+    file = reader.file
+    before = _state(file)
+    writer = _Writer(reader, tokenizer, format)
     shutil.rmtree(folder, ignore_errors=True)
     try:
         with new_folder(folder) as temporary:
             with ExitStack() as stack:
                 writer.open_files(temporary, stack)
-                for batch, samples in _encoded(_batches(file, progress), format, tokenizer):
+                for batch, samples in _encoded(_batches(reader, progress), format, tokenizer):
                     writer.add(batch, samples)
             writer.check_usable(on_bad_row)
-            if _state(file.path) != before:
+            if _state(file) != before:
                 raise DataError(f"{file.path}: changed while it was read; start again")
             meta = json.dumps({"key": key, **writer.meta()}, ensure_ascii=False)
             (temporary / META_FILE).write_text(meta, encoding="utf-8")
@@ -81,15 +84,18 @@ class _Batch:
     rows: list[Row]
     bad: list[BadRow]
     end: int
-    """Bytes of the file read so far."""
+    """Bytes of text read so far."""
 
 
 class _Writer:
     """Appends samples to the arrays and remembers what could not be one."""
 
-    def __init__(self, file: JsonlFile, tokenizer: Tokenizer, format: Format) -> None:
-        self._file = file
+    def __init__(self, reader: RowReader, tokenizer: Tokenizer, format: Format) -> None:
+        self._reader, self._file = reader, reader.file
         self._format = format
+        self._places = {member.path: at for at, member in enumerate(reader.file.members)}
+        self._first_documents: list[int] = []
+        self._unread: Counter[str] = Counter()
         self._dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
         self._bad: list[BadRow] = []
         self._num_bad = 0
@@ -119,12 +125,16 @@ class _Writer:
             if isinstance(sample, BadRow):
                 bad.append(sample)
             elif problem := _column_problem(self._format.columns, sample.meta):
-                bad.append(BadRow(row.path, row.line, problem))
+                bad.append(BadRow.of(row, problem))
             else:
+                while len(self._first_documents) <= self._places[row.path]:
+                    self._first_documents.append(self._num_documents + len(good))
                 good += sample.documents
                 metas.append(sample.meta)
                 lines += [row.line] * len(sample.documents)
-        bad.sort(key=lambda row: row.line)
+                if sample.unread:
+                    self._unread.update(sample.unread)
+        bad.sort(key=lambda row: (self._places[row.path], row.line))
         self._num_bad += len(bad)
         self._bad += bad[: MAX_RECORDED - len(self._bad)]
         if not good:
@@ -167,9 +177,12 @@ class _Writer:
             "text_columns": self._text_ends,
             "num_documents": self._num_documents,
             "num_tokens": self._num_tokens,
-            "text_bytes": self._file.size,
+            "text_bytes": self._file.text_size or self._read_bytes,
+            "first_documents": self._first_documents,
+            "num_rows": self._reader.num_rows,
+            "unread": dict(self._reader.unread + self._unread),
             "num_skipped": self._num_bad,
-            "skipped": [[row.line, row.reason] for row in self._bad],
+            "skipped": [[self._places[row.path], row.line, row.reason] for row in self._bad],
         }
 
     def bytes_needed(self) -> int:
@@ -178,7 +191,7 @@ class _Writer:
         written = self._num_tokens * itemsize + self._num_documents * 16
         if not written:
             return self._file.size
-        return round(written * self._file.size / self._read_bytes)
+        return round(written * max(1.0, self._file.size / self._read_bytes))
 
     def _write(self, name: str, array: np.ndarray) -> None:
         # Not ndarray.tofile: its errors do not say that the disk is full.
@@ -201,19 +214,20 @@ def _encoded(
             yield done, samples.result()
 
 
-def _batches(file: JsonlFile, progress: bool) -> Iterator[_Batch]:
+def _batches(reader: RowReader, progress: bool) -> Iterator[_Batch]:
     rows: list[Row] = []
     bad: list[BadRow] = []
-    done = 0
+    done = offset = 0
+    file = reader.file
     with tqdm(
-        total=file.size,
+        total=file.text_size,
         unit="B",
         unit_scale=True,
         desc=f"tokenising {os.path.basename(file.path)}",
         file=sys.stderr,
         disable=None if progress else True,
     ) as bar:
-        for row, offset in read_rows(file.path):
+        for row, offset in reader:
             if isinstance(row, BadRow):
                 bad.append(row)
             else:
@@ -222,8 +236,9 @@ def _batches(file: JsonlFile, progress: bool) -> Iterator[_Batch]:
                 yield _Batch(rows, bad, offset)
                 bar.update(offset - done)
                 rows, bad, done = [], [], offset
-        yield _Batch(rows, bad, file.size)
-        bar.update(file.size - done)
+        end = file.text_size or offset
+        yield _Batch(rows, bad, end)
+        bar.update(end - done)
 
 
 def _column_problem(columns: Mapping[str, str], meta: Mapping[str, Any]) -> str | None:
@@ -246,9 +261,9 @@ def _column_problem(columns: Mapping[str, str], meta: Mapping[str, Any]) -> str 
     return None
 
 
-def _state(path: str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
+def _state(file: DataFile) -> list[tuple[int, int]]:
+    found = [os.stat(member.path) for member in file.members]
+    return [(status.st_size, status.st_mtime_ns) for status in found]
 
 
 def _free_bytes(folder: Path) -> int:

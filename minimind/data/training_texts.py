@@ -7,43 +7,53 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from itertools import zip_longest
+from typing import Any, Literal
 
 from tqdm import tqdm
 
-from minimind.data.jsonl import BadRow, bad_rows_message, read_rows, scan_jsonl
+from minimind.data.jsonl import BadRow, bad_rows_message
+from minimind.data.rows import open_rows, unread_message
 from minimind.data.text_format import string_problem, text_problem
 from minimind.errors import DataError
 from minimind.types import Row
 
 logger = logging.getLogger(__name__)
 
+_ROW_KEYS = ("system", "tools")
 _TURN_KEYS = ("content", "reasoning_content", "tools", "tool_calls")
+_LISTS = ("conversations", "chosen", "rejected")
 
 
 def read_training_texts(
-    paths: Sequence[str], on_bad_row: Literal["stop", "skip"] = "stop", progress: bool = False
+    paths: Sequence[str],
+    on_bad_row: Literal["stop", "skip"] = "stop",
+    progress: bool = False,
+    format_name: str | None = None,
 ) -> Iterator[str]:
-    """Streams the texts of `{"text": …}` and `{"conversations": […]}` rows.
+    """Streams the texts of rows of any format and form (data/rows.py); `format_name` names it.
 
     With "stop" the stream ends in a DataError that lists the bad rows of all files, with "skip"
     they are logged. A stream without any text ends in a DataError too.
     """
     # Named before the first text, so that a mistyped path does not cost a pass over the others.
-    files = [scan_jsonl(path) for path in paths]
+    readers = [open_rows(path, format_name=format_name) for path in paths]
+    sizes = [reader.file.text_size for reader in readers]
     bad: list[BadRow] = []
     num_texts = 0
     with tqdm(
-        total=sum(file.size for file in files),
+        total=None if None in sizes else sum(size or 0 for size in sizes),
         unit="B",
         unit_scale=True,
         desc="reading",
         file=sys.stderr,
         disable=None if progress else True,
     ) as bar:
-        for file in files:
+        for reader in readers:
+            if described := reader.describe():
+                logger.info("%s: %s", reader.file.path, described)
             done = 0
-            for row, offset in read_rows(file.path):
+            for row, offset in reader:
                 texts = row_texts(row) if isinstance(row, Row) else row
                 bar.update(offset - done)
                 done = offset
@@ -52,6 +62,9 @@ def read_training_texts(
                     continue
                 num_texts += len(texts)
                 yield from texts
+            if reader.unread:
+                path = reader.file.path
+                logger.warning("%s", unread_message(path, reader.unread, reader.num_rows))
     if bad and (on_bad_row == "stop" or not num_texts):
         raise DataError(
             f"{bad_rows_message(bad, len(bad))}; mend them, or leave them out with "
@@ -66,20 +79,30 @@ def read_training_texts(
 
 def row_texts(row: Row) -> list[str] | BadRow:
     """The texts of one row, or what is wrong with it."""
-    if "conversations" not in row.data:
+    lists = [row.data[key] for key in _LISTS if key in row.data]
+    if not lists:
         problem = text_problem(row)
-        return BadRow(row.path, row.line, problem) if problem else [row.data["text"]]
-    turns = row.data["conversations"]
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        return BadRow(row.path, row.line, '"conversations" is not a list of objects')
+        return BadRow.of(row, problem) if problem else [row.data["text"]]
+    for key, turns in zip(_LISTS, (row.data.get(key, []) for key in _LISTS), strict=True):
+        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+            return BadRow.of(row, f'"{key}" is not a list of objects')
+    values = [(key, row.data.get(key)) for key in _ROW_KEYS]
+    # The sides of a pair begin alike.
+    first, *others = lists
+    values += [(key, turn.get(key)) for turn in first for key in _TURN_KEYS]
+    for turns in others:
+        fresh = [turn for turn, other in zip_longest(turns, first) if turn and turn != other]
+        values += [(key, turn.get(key)) for turn in fresh for key in _TURN_KEYS]
+    return _texts(row, values)
+
+
+def _texts(row: Row, values: Sequence[tuple[str, Any]]) -> list[str] | BadRow:
     texts = []
-    for turn in turns:
-        for key in _TURN_KEYS:
-            value = turn.get(key)
-            if not value:
-                continue
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            if problem := text.strip() and string_problem(text, f'"{key}"'):
-                return BadRow(row.path, row.line, problem)
-            texts.append(text)
+    for key, value in values:
+        if not value:
+            continue
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        if problem := text.strip() and string_problem(text, f'"{key}"'):
+            return BadRow.of(row, problem)
+        texts.append(text)
     return texts

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minimind.data.chat_encoding import ChatEncoder, Span
-from minimind.data.chat_format import BadChat, chat_spans, encode_rows, read_chat
+from minimind.data.chat_format import BadChat, chat_spans, encode_rows, read_conversation
 from minimind.data.collate import collate_units
 from minimind.data.formats import Format
 from minimind.data.jsonl import BadRow, json_type, missing_key
@@ -52,12 +52,14 @@ def _read_answer(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
     label = row.data["label"]
     if not isinstance(label, bool):
         raise BadChat(f'"label" is {json_type(label)} where true or false is expected')
-    chat = read_chat(row.data["conversations"], '"conversations"')
+    chat = read_conversation(row.data)
     if chat.messages[-1]["role"] != "assistant":
         raise BadChat(
             f'the last turn of "conversations" is of the {chat.messages[-1]["role"]}: a label is '
             "about the assistant's answer, which must come last"
         )
+    if chat.messages[-1].get("weight") == 0:
+        raise BadChat("the last answer has the weight 0, and a label: it is the one to learn from")
     spans = chat_spans(encoder, chat)
     last = max(place for place, (_, is_target) in enumerate(spans) if is_target)
     return [[(text, place == last) for place, (text, _) in enumerate(spans)]]
@@ -111,7 +113,7 @@ def _best_shift(texts: Sequence[bytes]) -> int:
 
 UNPAIRED = Format(
     name="unpaired",
-    version="2",
+    version="3",
     all_targets=False,
     split_long=False,
     read=unpaired_samples,

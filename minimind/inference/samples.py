@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from minimind.data.chat_encoding import Chat, ChatEncoder
-from minimind.data.jsonl import read_rows
+from minimind.data.rows import open_rows
 from minimind.data.sample_chat import SAMPLE_QUESTIONS
 from minimind.data.sample_text import SAMPLE_PROMPTS
 from minimind.data.tokenizer import Tokenizer
@@ -20,13 +20,22 @@ _CHARACTERS = 24
 _TURN_KEYS = ("conversations", "chosen")
 
 
-def choose_prompts(given: Sequence[str], paths: Sequence[str], *, is_chat: bool) -> list[str]:
+def choose_prompts(
+    given: Sequence[str],
+    paths: Sequence[str],
+    *,
+    is_chat: bool,
+    kind: str = "",
+    format_name: str | None = None,
+) -> list[str]:
     """The ones given, else how the first documents of the data files begin (of conversations: the
-    first short questions), else the sample data's own."""
+    first short questions), else the sample data's own. `kind`: the format's name, `format_name`:
+    the form of its rows, where it is named."""
     if given or not paths:
         samples = SAMPLE_QUESTIONS if is_chat else SAMPLE_PROMPTS
         return list(given) or [sample.prompt for sample in samples]
-    rows = (row for row, _ in read_rows(paths[0]) if isinstance(row, Row))
+    reader = open_rows(paths[0], (kind or ("chat" if is_chat else "text"),), format_name)
+    rows = (row for row, _ in reader if isinstance(row, Row))
     texts = _questions(rows) if is_chat else (str(row.data.get("text", "")) for row in rows)
     texts = itertools.islice(texts, _DOCUMENTS)
     return list(texts) if is_chat else [text[:_CHARACTERS] for text in texts]

@@ -159,7 +159,13 @@ class Recorder:
         sources = parse_data_args(data) if data else []
         paths = [find_data_file(path, "train") for path, _ in sources]
         self._is_chat = trained.stage.data_format != TEXT
-        self._prompts = choose_prompts(recipe.sample_prompts, paths, is_chat=self._is_chat)
+        self._prompts = choose_prompts(
+            recipe.sample_prompts,
+            paths,
+            is_chat=self._is_chat,
+            kind=trained.stage.data_format.name,
+            format_name=run.arguments.get("format"),
+        )
         self._meta = {
             **run.to_dict(),
             "fingerprint": loop.loader.fingerprint,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minimind.config.recipe import FLAGS, Recipe, parse_assignments, spell_option
+from minimind.data.rows import FORMAT_NAMES
 from minimind.errors import ConfigError
 from minimind.run.parser import CONTROLS, LISTS, ON_BAD_ROW, RUN_FLAGS, build_parser, check_choice
 from minimind.run.unknown_names import (
@@ -104,7 +105,11 @@ def collect_train_arguments(
             "minimind.rehearsal.rehearse(run, device, ranks) rehearses it"
         )
     stage = _choose_stage(given.get("stage"), given.get("resume", False), given.get("output_dir"))
-    for name, choices in (("stage", tuple(recipe_types)), ("on_bad_row", ON_BAD_ROW)):
+    for name, choices in (
+        ("stage", tuple(recipe_types)),
+        ("on_bad_row", ON_BAD_ROW),
+        ("format", FORMAT_NAMES),
+    ):
         if name in given and (problem := check_choice(name, str(given[name]), choices)):
             raise ConfigError(f"{name}={given[name]!r}: {problem}")
     for name in LISTS:

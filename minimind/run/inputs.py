@@ -38,6 +38,7 @@ def build_loaders(
                     data_format,
                     on_bad_row=run.arguments.get("on_bad_row"),
                     progress=ranks.is_main,
+                    format_name=run.arguments.get("format"),
                 ),
                 weight=weight,
             )

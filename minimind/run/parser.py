@@ -13,6 +13,7 @@ from minimind.config.model import PRESETS, ModelConfig
 from minimind.config.monitors import MONITORS
 from minimind.config.recipe import FLAGS, Recipe
 from minimind.config.spelling import did_you_mean
+from minimind.data.rows import FORMAT_NAMES
 from minimind.runtime.ranks import read_ranks
 
 RUN_FLAGS: dict[str, dict[str, Any]] = {
@@ -21,13 +22,17 @@ RUN_FLAGS: dict[str, dict[str, Any]] = {
     "model": {"help": f"{', '.join(PRESETS)}, or a JSON file of fields", "default": "tiny"},
     "tokenizer": {"help": "folder with tokenizer.json", "default": "the sample data's own"},
     "data": {
-        "help": "JSON lines; A.jsonl:0.7 B.jsonl:0.3 mixes by shares of tokens; sample:NAME is "
-        "the project's own data of that name",
+        "help": "JSON lines, a JSON array, Parquet or plain text, or a folder of them; A.jsonl:0.7 "
+        "B.jsonl:0.3 mixes by shares of tokens; sample:NAME is the project's own data of that name",
         "default": "the embedded sample data",
         "nargs": "+",
         "metavar": "FILE",
     },
-    "val_data": {"help": "JSON lines", "default": "none", "nargs": "+", "metavar": "FILE"},
+    "format": {
+        "help": "the form of the rows of --data and --val_data, or how plain text is parted",
+        "default": "the first rows of each file tell",
+    },
+    "val_data": {"help": "as --data", "default": "none", "nargs": "+", "metavar": "FILE"},
     "from_checkpoint": {
         "help": "start from these weights: a run's folder, a checkpoint in it or a Hugging Face "
         "folder; none starts fresh",
@@ -78,6 +83,7 @@ def build_parser(
         for flag, what, choices in (
             ("stage", "stage", tuple(recipe_types)),
             ("on_bad_row", "answer to a bad row", ON_BAD_ROW),
+            ("format", "form of rows", FORMAT_NAMES),
         ):
             if name == flag:
                 options |= {

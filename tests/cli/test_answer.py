@@ -91,7 +91,7 @@ def test_what_is_unfinished_is_left_out_and_counted(
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([conversation("q"), {"text": "a"}], 'questions.jsonl:2: "conversations" is'),
+        ([conversation("q"), {"text": "a"}], 'questions.jsonl:2: no key "conversations"'),
         ([{"conversations": [{"role": "assistant", "content": "a"}]}], "jsonl:1: no user's turn"),
         ([conversation("long " * 40_000)], "jsonl:1: a prompt of"),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minimind.config.model import PRESETS
-from minimind.config.spelling import did_you_mean, did_you_mean_file, find_alike
+from minimind.config.spelling import did_you_mean, did_you_mean_file, find_alike, find_slip
 
 NAMES = ("hidden_size", "num_hidden_layers", "head_dim", "seq_len", "max_steps", "warmup_steps")
 
@@ -42,3 +42,47 @@ def test_a_files_neighbours_are_guessed_too(tmp_path: Path):
         f" (did you mean {tmp_path / 'train.jsonl'}?)"
     )
     assert did_you_mean_file(tmp_path / "none" / "x") == ""
+
+
+KEYS = ("role", "content", "reasoning_content", "tool_calls", "weight", "label", "text", "gt")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("contnet", "content"),
+        ("contents", "content"),
+        ("Content", "content"),
+        ("tool_call", "tool_calls"),
+        ("toolCalls", "tool_calls"),
+        ("tool-calls", "tool_calls"),
+        ("reasonning_content", "reasoning_content"),
+        ("reasoning_contents", "reasoning_content"),
+        ("lable", "label"),
+        ("roel", "role"),
+        ("texts", "text"),
+    ],
+)
+def test_a_slip_is_found(given: str, meant: str) -> None:
+    assert find_slip(given, KEYS) == meant
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "rule",
+        "height",
+        "test",
+        "source",
+        "id",
+        "name",
+        "tool_call_id",
+        "got",
+        "g",
+        "",
+        "context",
+        "le",
+    ],
+)
+def test_another_word_is_no_slip(given: str) -> None:
+    assert find_slip(given, KEYS) is None

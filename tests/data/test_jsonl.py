@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from minimind.data import jsonl
-from minimind.data.jsonl import BadRow, bad_rows_message, read_rows, scan_jsonl
-from minimind.errors import DataError
+from minimind.data.jsonl import BadRow, bad_rows_message, read_lines
 from minimind.types import Row
 
 
@@ -19,7 +17,8 @@ def _file(tmp_path: Path, content: bytes) -> Path:
 
 
 def _rows(path: Path) -> list[Row | BadRow]:
-    return [row for row, _ in read_rows(path)]
+    with path.open("rb") as file:
+        return [row for row, _ in read_lines(file, str(path))]
 
 
 def test_line_numbers_count_blank_lines(tmp_path: Path) -> None:
@@ -58,6 +57,7 @@ def test_line_separators_inside_a_string_do_not_end_a_row(tmp_path: Path) -> Non
         (b'{"text": "cut', "not JSON: Unterminated string"),
         (b'{"text": "\xff\xfe"}', "not UTF-8: byte 0xff at byte 11"),
         (b"[1,2,3]", "a list where a JSON object is expected"),
+        (b'{"a": {"b": 1, "c": 2, "b": 3}}', 'the key "b" stands twice in one object'),
         (b"null", "null where a JSON object is expected"),
         (b"true", "a boolean where"),
         (b"[" * 100_000, "not usable JSON"),
@@ -90,37 +90,17 @@ def test_a_line_over_the_limit_is_skipped_without_being_held(
 
 def test_offsets_end_at_the_size(tmp_path: Path) -> None:
     path = _file(tmp_path, b'{"a": 1}\nbad\n\n{"a": 2}')
-    assert [offset for _, offset in read_rows(path)] == [9, 13, path.stat().st_size]
-
-
-def test_digest_is_of_the_content(tmp_path: Path) -> None:
-    one, same, other = (tmp_path / name for name in "abc")
-    one.write_bytes(b"{}\n")
-    same.write_bytes(b"{}\n")
-    other.write_bytes(b"{} \n")
-    assert scan_jsonl(one).digest == scan_jsonl(same).digest != scan_jsonl(other).digest
-    assert scan_jsonl(other).size == 4
-
-
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
-        scan_jsonl(tmp_path / "none.jsonl")
-    with pytest.raises(DataError, match="is a folder"):
-        scan_jsonl(tmp_path)
-    with pytest.raises(DataError, match="is empty"):
-        scan_jsonl(_file(tmp_path, b""))
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_a_file_without_permission(tmp_path: Path) -> None:
-    path = _file(tmp_path, b"{}\n")
-    path.chmod(0)
-    with pytest.raises(DataError, match="cannot be read: Permission denied"):
-        scan_jsonl(path)
+    with path.open("rb") as file:
+        offsets = [offset for _, offset in read_lines(file, "rows.jsonl")]
+    assert offsets == [9, 13, path.stat().st_size]
 
 
 def test_a_long_list_of_bad_rows_is_cut_and_counted() -> None:
-    bad = [BadRow("f", line, "why") for line in range(1, 31)]
-    lines = bad_rows_message(bad, 1000).splitlines()
-    assert lines[0] == "f:1: why"
-    assert lines[-2:] == ["… and 980 more", "1000 bad rows"]
+    bad = [BadRow("f", line, f"why {line}") for line in range(1, 31)]
+    lines = bad_rows_message(bad, 2000).splitlines()
+    assert lines[0] == "f:1: why 1"
+    assert lines[-2:] == ["… and 1,980 more", "2000 bad rows"]
+    alike = [BadRow("f", line, "why") for line in range(1, 31)]
+    assert bad_rows_message([*alike, BadRow("f", 31, "other")], 31).splitlines() == [
+        "f:1: why", "f:2: why", "f:3: why", "f:31: other", "… and 27 more", "31 bad rows",
+    ]  # fmt: skip

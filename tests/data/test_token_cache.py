@@ -87,7 +87,7 @@ def test_skipping_lists_the_bad_lines_each_time(
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             cache = build_token_cache(bad_file, tokenizer, on_bad_row="skip")
-        assert [line for line, _ in cache.skipped] == list(BAD_LINES)
+        assert [row.line for row in cache.skipped] == list(BAD_LINES)
         assert cache.num_skipped == 8
         for line in BAD_LINES:
             assert f"{bad_file}:{line}: " in caplog.text
@@ -112,8 +112,8 @@ def test_bad_rows_beyond_the_list_are_counted(
 ) -> None:
     monkeypatch.setattr(token_writer, "MAX_RECORDED", 30)
     path = tmp_path / "many.jsonl"
-    path.write_bytes(b"x\n" * 50 + GOOD_LINE)
-    with pytest.raises(DataError, match="… and 30 more\n50 bad rows"):
+    path.write_bytes(b"{x\n" * 50 + GOOD_LINE)
+    with pytest.raises(DataError, match="… and 47 more\n50 bad rows"):
         build_token_cache(path, tokenizer)
     cache = build_token_cache(path, tokenizer, on_bad_row="skip")
     assert (cache.num_skipped, len(cache.skipped)) == (50, 30)
@@ -125,7 +125,7 @@ def test_a_file_without_a_usable_row(tmp_path: Path, tokenizer: Tokenizer) -> No
     with pytest.raises(DataError, match="only blank lines"):
         build_token_cache(path, tokenizer)
     path.write_bytes(b"{}\n")
-    with pytest.raises(DataError, match="1 bad row, and no good one"):
+    with pytest.raises(DataError, match="in no form of row for --stage pretrain"):
         build_token_cache(path, tokenizer, on_bad_row="skip")
     with pytest.raises(DataError, match="no such file"):
         build_token_cache(tmp_path / "missing.jsonl", tokenizer)

@@ -38,10 +38,19 @@ def test_prompts_of_conversations_are_short_first_questions(tmp_path: Path):
         [system, {"role": "user", "content": q}, {"role": "user", "content": "later"}]
         for q in questions
     ]
-    rows = [{"conversations": chat} for chat in chats[:3]] + [{"chosen": c} for c in chats[3:]]
-    rows += [{"other": 1}, {"conversations": "no list"}]
+    rows = [{"conversations": chat} for chat in chats] + [
+        {"other": 1},
+        {"conversations": "no list"},
+    ]
     paths = write(tmp_path / "chat.jsonl", rows)
     assert choose_prompts([], paths, is_chat=True) == ["one?", "two?", "three?"]
+    pairs = [{"chosen": chat, "rejected": []} for chat in chats]
+    paths = write(tmp_path / "pairs.jsonl", pairs)
+    prompts = choose_prompts([], paths, is_chat=True, kind="preference")
+    assert prompts == ["one?", "two?", "three?"]
+    alpaca = [{"instruction": "Add.", "input": "1+1", "output": "2"}]
+    paths = write(tmp_path / "alpaca.jsonl", alpaca)
+    assert choose_prompts([], paths, is_chat=True) == ["Add.\n1+1"]
 
 
 @pytest.mark.parametrize("is_chat", [False, True])

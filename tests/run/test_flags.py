@@ -169,6 +169,7 @@ def test_a_flag_and_set_must_agree():
         (["--stage", "pretain"], ["'pretain' is no stage (did you mean pretrain?)"]),
         (["--stage"], ["--stage", "expected one argument"]),
         (["--on_bad_row", "ignore"], ["--on_bad_row", "'ignore'", "stop", "skip"]),
+        (["--format", "share_gpt"], ["--format", "did you mean sharegpt?", "alpaca", "paragraphs"]),
         (["--data"], ["--data", "expected at least one argument"]),
     ],
 )
@@ -233,6 +234,7 @@ def test_the_migration_page_names_each_flag_of_the_original():
         ({"data_path": "x"}, ["data_path is data here"]),
         ({"grad_clip": 1.0, "max_seq_len": 3}, ["grad_clip is gradient_clipping", "\n  max_seq"]),
         ({"on_bad_row": "ignore"}, ["on_bad_row='ignore'", "stop, skip"]),
+        ({"format": "opnai"}, ["format='opnai'", "did you mean openai?"]),
         ({"batch_size": 4, "train_batch_size": 8}, ["batch_size=4", "contradict"]),
         ({"batch_size": 4, "set": {"train_batch_size": 8}}, ["contradict"]),
     ],

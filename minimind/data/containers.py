@@ -1,0 +1,227 @@
+"""What a file of rows may be: JSON lines, a JSON array, Parquet or plain text, any of the texts
+compressed; and what is said of a file that is something else. A file is known by its content, its
+name decides only whether it is plain text."""
+
+from __future__ import annotations
+
+import ast
+import bz2
+import gzip
+import importlib.util
+import json
+import lzma
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NoReturn, cast
+
+from minimind.data.json_array import read_array
+from minimind.data.jsonl import BOM, BadRow, read_lines
+from minimind.data.parquet import read_parquet
+from minimind.data.plain_text import read_documents, read_paragraphs
+from minimind.errors import DataError
+from minimind.types import Row
+
+HEAD_BYTES = 64 << 10
+"""What a file is known by."""
+_LINES = 20
+"""Whole lines of it that are looked at."""
+Rows = Iterator[tuple[Row | BadRow, int]]
+"""Each row, with the bytes of text read so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A way in which a file holds rows."""
+
+    name: str
+    what: str
+    """For people."""
+    read: Callable[[BinaryIO, str], Rows]
+    """(the open file, its name) -> its rows."""
+    suffixes: tuple[str, ...]
+    """What such files are called, of those that a folder is looked through for."""
+    unit: str = "line"
+    """What its rows are numbered by."""
+
+
+JSON_LINES = Container("json lines", "JSON lines", read_lines, (".jsonl", ".ndjson"))
+JSON_ARRAY = Container("json array", "a JSON array", read_array, (".json",), "row")
+PARQUET = Container("parquet", "Parquet", read_parquet, (".parquet",), "row")
+DOCUMENT = Container(
+    "document", "plain text, each file a document", read_documents, (".txt", ".text")
+)
+PARAGRAPHS = Container(
+    "paragraphs", "plain text, a document between blank lines", read_paragraphs, ()
+)
+CONTAINERS = (JSON_LINES, JSON_ARRAY, PARQUET, DOCUMENT, PARAGRAPHS)
+PLAIN_TEXTS = (DOCUMENT, PARAGRAPHS)
+"""Both hold `{"text": …}` rows; --format chooses between them."""
+
+COMPRESSIONS: dict[str, tuple[bytes, Callable[[BinaryIO], BinaryIO]]] = {
+    "gzip": (rb"\x1f\x8b", lambda file: cast(BinaryIO, gzip.GzipFile(fileobj=file))),
+    "bzip2": (rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", lambda file: cast(BinaryIO, bz2.BZ2File(file))),
+    "xz": (rb"\xfd7zXZ\x00", lambda file: cast(BinaryIO, lzma.LZMAFile(file))),  # noqa: SIM115
+}
+"""By name a pattern of the bytes that such a file begins with, and what opens it."""
+COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz")
+BROKEN = (EOFError, gzip.BadGzipFile, lzma.LZMAError, OSError)
+"""What reading a damaged one raises (zlib's error beside them)."""
+
+_JSON = "JSON lines, a JSON array, Parquet, or plain text under a name that ends in .txt"
+FOREIGN_BY_BYTES: tuple[tuple[bytes, str, str], ...] = (
+    (b"\x28\xb5\x2f\xfd", "is compressed by zstd", "decompress it: zstd -d FILE"),
+    (b"\x04\x22\x4d\x18", "is compressed by lz4", "decompress it: lz4 -d FILE"),
+    (b"PK\x03\x04", "is a zip archive (or .xlsx, .docx, …)", f"unpack it; what is read is {_JSON}"),
+    (b"Rar!", "is a rar archive", f"unpack it; what is read is {_JSON}"),
+    (b"7z\xbc\xaf\x27\x1c", "is a 7z archive", f"unpack it; what is read is {_JSON}"),
+    (b"ARROW1", "is an Arrow file", 'save it as Parquet: datasets.Dataset.from_file("FILE").'
+     'to_parquet("FILE.parquet")'),
+    (b"\xff\xff\xff\xff", "is an Arrow stream", 'save it as Parquet: datasets.Dataset.from_file('
+     '"FILE").to_parquet("FILE.parquet")'),
+    (b"SQLite format 3", "is a SQLite database", "export its rows as JSON lines"),
+    (b"%PDF", "is a PDF", "extract its text: pdftotext FILE FILE.txt"),
+    (b"\x89HDF", "is an HDF5 file", "export its rows as JSON lines"),
+    (b"\x93NUMPY", "is a NumPy array", "what is read is text; tokens are made from it"),
+    (b"Obj\x01", "is an Avro file", "export its rows as JSON lines or Parquet"),
+    (b"ORC", "is an ORC file", "export its rows as JSON lines or Parquet"),
+    (b"version https://git-lfs", "is a Git LFS pointer, not the data", "fetch it: git lfs pull"),
+    (b"<!DOCTYPE html", "is a web page", "download the file itself"),
+    (b"<html", "is a web page", "download the file itself"),
+    (b"---\n", "is YAML", f"what is read is {_JSON}"),
+)  # fmt: skip
+_WORDS = (b"Rar!", b"ORC", b"<!DOCTYPE html", b"<html", b"---\n")
+"""With which a text may begin, too."""
+_UTF16 = ((b"\xff\xfe\x00\x00", "UTF-32"), (b"\x00\x00\xfe\xff", "UTF-32"),
+          (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))  # fmt: skip
+FOREIGN_BY_NAME = {".csv": "CSV", ".tsv": "tab-separated values", ".xlsx": "an Excel file",
+          ".yaml": "YAML", ".yml": "YAML", ".xml": "XML", ".pkl": "a Python pickle"}  # fmt: skip
+
+
+def find_compression(head: bytes) -> str:
+    """By the first bytes of a file; "" for none."""
+    found = (name for name, (magic, _) in COMPRESSIONS.items() if re.match(magic, head))
+    return next(found, "")
+
+
+def find_container(path: str, head: bytes) -> Container:
+    """What a file is by its first bytes, which are decompressed. Raises DataError with one sentence
+    for what is not read."""
+    if head.startswith(b"PAR1"):
+        if importlib.util.find_spec("pyarrow") is None:
+            _refuse(path, "is Parquet, which needs pyarrow", "pip install 'minimind[parquet]'")
+        return PARQUET
+    suffix = _suffix(path)
+    for magic, what, todo in FOREIGN_BY_BYTES:
+        if head.startswith(magic) and not (suffix in DOCUMENT.suffixes and magic in _WORDS):
+            _refuse(path, what, todo)
+    _check_encoding(path, head)
+    text = head.removeprefix(BOM).lstrip()
+    lines = [line.strip() for line in text.splitlines()[:_LINES] if line.strip()]
+    if suffix in DOCUMENT.suffixes and not (text.startswith(b"{") and _parses(lines[0])):
+        return DOCUMENT
+    if text.startswith(b"["):
+        if _is_lines_of_lists(lines, is_cut=len(head) == HEAD_BYTES):
+            _refuse(path, "holds a JSON list on each line", 'write each as an object, such as '
+                    '{"conversations": […]}')  # fmt: skip
+        return JSON_ARRAY
+    if lines and lines[0] == b"{":
+        _refuse(path, "holds JSON objects that go over several lines", "write each on a line of "
+                "its own: jq -c . FILE > FILE.jsonl, or the rows of a key of one: jq -c "
+                "'.KEY[]'")  # fmt: skip
+    if lines and not any(_parses(line) for line in lines):
+        if _parses(lines[0].rstrip(b", ")):
+            _refuse(path, "has a comma after each object", "remove them: sed 's/, *$//' FILE > "
+                    "FILE.jsonl")  # fmt: skip
+        if _is_python(lines[0]):
+            _refuse(path, "holds Python dictionaries, not JSON", "write them with json.dumps(row, "
+                    "ensure_ascii=False)")  # fmt: skip
+    if suffix in FOREIGN_BY_NAME or not any(line.startswith((b"{", b"[")) for line in lines):
+        what = FOREIGN_BY_NAME.get(suffix)
+        begins = lines[0][:40].decode("utf-8", "replace") if lines else ""
+        said = f"is {what}" if what else f"is no JSON: it begins with {begins!r}"
+        todo = f"what is read is {_JSON}"
+        if what in (FOREIGN_BY_NAME[".csv"], FOREIGN_BY_NAME[".tsv"]):
+            todo = "save it as JSON lines or Parquet: pandas.read_csv(FILE).to_json('FILE.jsonl', "
+            todo += "orient='records', lines=True, force_ascii=False)"
+        if lines:
+            _refuse(path, said, todo)
+    return JSON_LINES
+
+
+def _suffix(path: str) -> str:
+    """Without that of a compression."""
+    name = path.lower()
+    for suffix in COMPRESSED_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return Path(name).suffix
+
+
+def _refuse(path: str, what: str, todo: str) -> NoReturn:
+    raise DataError(f"{path}: {what}: {todo.replace('FILE', path)}")
+
+
+def _check_encoding(path: str, head: bytes) -> None:
+    for mark, name in _UTF16:
+        if head.startswith(mark):
+            _refuse_encoding(path, name, name)
+    start = head[:1024]
+    if b"\0" in start:
+        for name, part in (("UTF-16LE", start[1::2]), ("UTF-16BE", start[::2])):
+            if part.count(0) > len(part) * 0.4 and start.count(0) < len(start) * 0.6:
+                _refuse_encoding(path, name, name)
+        _refuse(path, "is binary", f"what is read is {_JSON}")
+    lines = [line for line in head.split(b"\n")[:_LINES] if not line.isascii()]
+    if len(head) == HEAD_BYTES and len(lines) > 1:
+        lines.pop()  # its end may be cut
+    if not lines or any(_decodes(line, "utf-8") for line in lines):
+        return
+    # Characters of two bytes stand side by side, the accented ones of one byte do not.
+    runs = [len(run) for line in lines for run in re.findall(rb"[\x80-\xff]+", line)]
+    for code, name in (("GB18030", "GBK (GB18030)"), ("BIG5", "Big5")):
+        if sum(runs) > 1.9 * len(runs) and all(_decodes(line, code) for line in lines):
+            _refuse_encoding(path, f"{name} by its bytes", code)
+    if len(lines) > 2:
+        _refuse(path, "is not UTF-8 in any line that has other characters than ASCII",
+                "find out its encoding and convert it: iconv -f ENCODING -t UTF-8 FILE > FILE.utf8"
+                )  # fmt: skip
+
+
+def _refuse_encoding(path: str, what: str, code: str) -> NoReturn:
+    _refuse(path, f"is {what}, and only UTF-8 is read",
+            f"convert it: iconv -f {code} -t UTF-8 FILE > FILE.utf8")  # fmt: skip
+
+
+def _decodes(line: bytes, encoding: str) -> bool:
+    try:
+        line.decode(encoding)
+    except UnicodeDecodeError as error:
+        # A head ends anywhere.
+        return (
+            encoding == "utf-8"
+            and error.reason == "unexpected end of data"
+            and (len(line) > HEAD_BYTES // 2)
+        )
+    return True
+
+
+def _is_lines_of_lists(lines: list[bytes], is_cut: bool) -> bool:
+    """Two whole lists, each on a line; an array has its end after one line or goes on."""
+    whole = lines[:-1] if is_cut else lines
+    return len(whole) > 1 and all(line.startswith(b"[") and _parses(line) for line in whole[:2])
+
+
+def _is_python(line: bytes) -> bool:
+    try:
+        return isinstance(ast.literal_eval(line.decode("utf-8", "replace")), dict)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return False
+
+
+def _parses(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True

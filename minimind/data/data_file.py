@@ -1,0 +1,232 @@
+"""A source of rows on disk: a file, a folder of files or a pattern of names; what it holds, and its
+rows as a stream: neither the files nor an index of them are held in memory."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from minimind.config.spelling import did_you_mean_file
+from minimind.data.containers import (
+    BROKEN,
+    COMPRESSED_SUFFIXES,
+    COMPRESSIONS,
+    CONTAINERS,
+    HEAD_BYTES,
+    PARQUET,
+    PLAIN_TEXTS,
+    Container,
+    find_compression,
+    find_container,
+)
+from minimind.data.jsonl import BadRow
+from minimind.errors import ConfigError, DataError
+from minimind.types import Row
+
+SUFFIXES = tuple(suffix for container in CONTAINERS for suffix in container.suffixes)
+_HASH_CHUNK_BYTES = 4 << 20
+_SPLIT = re.compile(r"(?:^|[-_./])(train|test|val|valid|validation|dev|eval)(?=[-_./])", re.I)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file of a source."""
+
+    path: str
+    container: Container
+    compression: str
+    """A name of COMPRESSIONS, or ""."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A source as it was when it was looked at."""
+
+    path: str
+    """As it was given."""
+    members: tuple[Member, ...]
+    """In the order in which they are read; one, unless a folder or pattern was given."""
+    size: int
+    """Bytes on disk."""
+    digest: str
+    """blake2b of all its bytes, once they were read: what caches are keyed by, with `kinds`."""
+    others: tuple[str, ...] = ()
+    """Names of a folder's files that are not read."""
+
+    @property
+    def kinds(self) -> list[str]:
+        """How the bytes are read, where that is not as JSON lines."""
+        return sorted({member.container.name for member in self.members} - {"json lines"})
+
+    @property
+    def text_size(self) -> int | None:
+        """Bytes of text that it holds; None where that shows only as it is read."""
+        unknown = any(m.compression or m.container == PARQUET for m in self.members)
+        return None if unknown else self.size
+
+    @property
+    def is_plain_text(self) -> bool:
+        return any(member.container in PLAIN_TEXTS for member in self.members)
+
+    def as_plain_text(self, container: Container) -> DataFile:
+        """The same texts taken apart into other documents. Raises ConfigError where it is none."""
+        if not all(member.container in PLAIN_TEXTS for member in self.members):
+            other = next(m for m in self.members if m.container not in PLAIN_TEXTS)
+            raise ConfigError(
+                f"--format {container.name} is about plain text, and {other.path} is "
+                f"{other.container.what}: leave --format out"
+            )
+        members = tuple(replace(member, container=container) for member in self.members)
+        return replace(self, members=members)
+
+    def describe(self) -> str:
+        """As in "3 files, JSON lines compressed by gzip (not read: README.md)"; "" for one file of
+        JSON lines."""
+        kinds = [
+            f"{container.what}{f' compressed by {compression}' if compression else ''}"
+            for container, compression in dict.fromkeys(
+                (member.container, member.compression) for member in self.members
+            )
+        ]
+        others = f" (not read: {_some(self.others)})" if self.others else ""
+        if len(self.members) > 1 or others:
+            return f"{len(self.members)} files, {' and '.join(kinds)}{others}"
+        return "" if kinds == ["JSON lines"] else kinds[0]
+
+
+def find_data(path: str | Path) -> DataFile:
+    """Looks at the beginning of each file of the source, and has no digest. Raises DataError where
+    the source is missing, unreadable, empty or nothing that rows can be read from."""
+    members, size = [], 0
+    for name in find_members(str(path)):
+        with open_data(name) as file:
+            head = file.read(HEAD_BYTES)
+            size += os.fstat(file.fileno()).st_size
+        if not head:
+            raise DataError(f"{name}: is empty; it needs one JSON object a line")
+        members.append(_recognise(name, head))
+    return DataFile(str(path), tuple(members), size, "", _others(Path(path), members))
+
+
+def scan_data(path: str | Path) -> DataFile:
+    """Reads the whole source for its content hash, too."""
+    found = find_data(path)
+    digest = hashlib.blake2b(digest_size=20)
+    total = 0
+    for member in found.members:
+        size = 0
+        with open_data(member.path) as file:
+            while chunk := file.read(_HASH_CHUNK_BYTES):
+                digest.update(chunk)
+                size += len(chunk)
+        if len(found.members) > 1:
+            digest.update(f"\0{size}\0".encode())
+        total += size
+    return replace(found, size=total, digest=digest.hexdigest())
+
+
+def read_rows(file: DataFile) -> Iterator[tuple[Row | BadRow, int]]:
+    """Yields each row, or what is wrong with it, with the bytes of text read so far (for progress).
+    Raises DataError where a file breaks off."""
+    done = offset = 0
+    for member in file.members:
+        with open_data(member.path) as raw:
+            stream = _decompressed(raw, member.compression)
+            try:
+                for row, offset in member.container.read(stream, member.path):
+                    yield row, done + offset
+            except (*BROKEN, zlib.error) as error:
+                if not member.compression:
+                    raise
+                raise DataError(_broken(member.path, member.compression, error)) from None
+        done += offset
+
+
+def open_data(path: str | Path) -> BinaryIO:
+    """Opens a data file for reading bytes. Raises DataError."""
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        guess = did_you_mean_file(Path(path))
+        raise DataError(f"{path}: no such file (in the folder {Path.cwd()}){guess}") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: is a folder; give a file in it") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def find_members(path: str) -> list[str]:
+    """The files of a folder, with those of folders in it, or of a pattern of names as `glob` takes
+    it, by name; a file is its own. Raises DataError where there is none, and where a folder holds
+    several splits."""
+    place = Path(path)
+    if place.is_dir():
+        found = sorted(str(entry) for entry in place.rglob("*") if entry.is_file())
+        usable = [name for name in found if _is_data(name)]
+        if not usable:
+            raise DataError(f"{path}: is a folder without a file of {', '.join(SUFFIXES)}")
+        _check_splits(path, usable)
+        return usable
+    if not place.exists() and glob.has_magic(path):
+        found = sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file())
+        if not found:
+            raise DataError(f"{path}: no file has such a name (in the folder {Path.cwd()})")
+        return found
+    return [path]
+
+
+def _others(place: Path, members: Sequence[Member]) -> tuple[str, ...]:
+    if not place.is_dir():
+        return ()
+    read = {member.path for member in members}
+    found = (entry for entry in sorted(place.rglob("*")) if entry.is_file())
+    return tuple(entry.name for entry in found if str(entry) not in read)
+
+
+def _is_data(name: str) -> bool:
+    for suffix in COMPRESSED_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name.endswith(SUFFIXES) and not Path(name).name.startswith(".")
+
+
+def _check_splits(path: str, names: Sequence[str]) -> None:
+    splits = {match[1].lower() for name in names if (match := _SPLIT.search(name[len(path) :]))}
+    if len(splits) > 1:
+        raise DataError(
+            f"{path}: holds several splits ({', '.join(sorted(splits))}), of which one is for "
+            f"training: name its files, as in --data '{path.rstrip('/')}/train-*'"
+        )
+
+
+def _recognise(path: str, head: bytes) -> Member:
+    compression = find_compression(head)
+    if compression:
+        with open_data(path) as raw:
+            try:
+                head = _decompressed(raw, compression).read(HEAD_BYTES)
+            except (*BROKEN, zlib.error) as error:
+                raise DataError(_broken(path, compression, error)) from None
+        if head.startswith((b"PAR1",)) or find_compression(head):
+            raise DataError(f"{path}: holds a file within {compression}: decompress it")
+        if not head:
+            raise DataError(f"{path}: is empty; it needs one JSON object a line")
+    return Member(path, find_container(path, head), compression)
+
+
+def _decompressed(file: BinaryIO, compression: str) -> BinaryIO:
+    return COMPRESSIONS[compression][1](file) if compression else file
+
+
+def _broken(path: str, compression: str, error: Exception) -> str:
+    return f"{path}: is cut short or damaged, {compression} says: {error}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

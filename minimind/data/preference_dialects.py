@@ -1,0 +1,178 @@
+"""Preference pairs in the forms of TRL, OpenAI, LLaMA-Factory and Anthropic."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from minimind.data.chat_dialects import (
+    ALPACA_KEYS,
+    NO_MEDIA,
+    PROMPT_KEY,
+    SHARED_KEYS,
+    build_keys,
+    is_alpaca,
+    read_question,
+    read_shared,
+    read_side,
+)
+from minimind.data.dialects import OWN, Data, Dialect, has_turns
+from minimind.data.jsonl import RowProblem
+from minimind.data.row_keys import KeyTable, Refusal
+from minimind.data.turns import Turn, read_turns
+
+_SIDES = ("chosen", "rejected")
+_SIDE_KEYS = {"chosen": "the better answer", "rejected": "the worse one"}
+_LISTS = ("conversations", "messages")
+_TWO = Refusal("a conversation beside the pair: keep the prompt in one place")
+_OPENAI_KEYS = {"preferred_output": "the better answer", "non_preferred_output": "the worse one"}
+_OPENAI_INPUT = KeyTable(
+    " of input", {"messages": "the prompt", "tools": SHARED_KEYS["tools"]}, dict(NO_MEDIA)
+)
+_SPEAKER = re.compile(r"\n\n(Human|Assistant): ?")
+
+
+def _read_own_pair(data: Data, unread: set[str]) -> Data:
+    if not all(side in data for side in _SIDES):
+        return data  # the format says so, with the keys that there are
+    sides = {side: read_turns(data[side], f'"{side}"', unread) for side in _SIDES}
+    return {**read_shared(data), **sides}
+
+
+def _with_prompt(data: Data, prompt: list[Turn], unread: set[str]) -> Data:
+    """Puts the prompt before both sides, unless they repeat it themselves. Raises RowProblem where
+    they begin with another one."""
+    read = read_shared(data)
+    for side in _SIDES:
+        turns = read_side(data, side, "assistant", unread)
+        if turns[: len(prompt)] == prompt:
+            read[side] = turns
+            continue
+        first = turns[0].get("role") if isinstance(turns[0], dict) else None
+        if first in ("user", "system"):
+            raise RowProblem(
+                f'"{side}" begins with a turn of the {first}, and not with the same prompt as the '
+                "row: leave the prompt out of it, or make them equal"
+            )
+        read[side] = [*prompt, *turns]
+    return read
+
+
+def _read_prompt_pair(data: Data, unread: set[str]) -> Data:
+    for key in _LISTS:
+        # UltraFeedback's repeat the chosen side.
+        if data.get(key) and data[key] != data.get("chosen"):
+            raise RowProblem(f'"prompt" and "{key}" both: keep the prompt in one place')
+    prompt = data["prompt"]
+    if isinstance(prompt, str) and prompt.startswith("\n\nHuman:"):
+        turns = _transcript(prompt, "prompt")
+        if turns[-1] == {"role": "assistant", "content": ""}:
+            turns.pop()
+        return _with_prompt(data, turns, unread)
+    return _with_prompt(data, read_side(data, "prompt", "user", unread), unread)
+
+
+def _read_openai_pair(data: Data, unread: set[str]) -> Data:
+    given = data["input"]
+    if not isinstance(given, dict):
+        raise RowProblem('"input" is no object with "messages"')
+    _OPENAI_INPUT.check(given, unread)
+    pair = {"prompt": given.get("messages"), "tools": given.get("tools")}
+    pair |= {side: data.get(key) for side, key in zip(_SIDES, _OPENAI_KEYS, strict=True)}
+    return _with_prompt(pair, read_side(pair, "prompt", "user", unread), unread)
+
+
+def _read_transcripts(data: Data, unread: set[str]) -> Data:
+    return {**read_shared(data), **{side: _transcript(data[side], side) for side in _SIDES}}
+
+
+def _transcript(text: object, side: str) -> list[Turn]:
+    if not isinstance(text, str):
+        raise RowProblem(f'"{side}" is no string')
+    before, *parts = _SPEAKER.split(f"\n\n{text.lstrip()}")
+    if before.strip() or not parts:
+        raise RowProblem(
+            f'"{side}" is an answer without its prompt: give the row a "prompt", or write a '
+            "dialogue of Human: and Assistant: parts"
+        )
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [
+        {"role": roles[speaker], "content": said.strip()}
+        for speaker, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def _pair_keys(*used: Mapping[str, str]) -> KeyTable:
+    refused = NO_MEDIA if PROMPT_KEY in used else {**NO_MEDIA, "prompt": _TWO}
+    return build_keys(_SIDE_KEYS, *used, refused=refused)
+
+
+def _is_pair(data: Mapping[str, Any]) -> bool:
+    return "chosen" in data or "rejected" in data
+
+
+def _list_dialect(key: str, speaker: str, title: str, prompt: str, answer: str) -> Dialect:
+    """LLaMA-Factory's pairs: a list of turns, and one more on each side."""
+    return Dialect(
+        name="llama-factory",
+        title=f"{title} with chosen and rejected",
+        example=f'{{"{key}": [{prompt}], "chosen": {answer}, "rejected": {{…}}}}',
+        keys=_pair_keys({key: "the prompt"}, SHARED_KEYS),
+        matches=lambda data: _is_pair(data) and "prompt" not in data and (
+            has_turns(data.get(key), speaker)
+        ),
+        convert=lambda data, unread: _with_prompt(
+            data, read_side(data, key, "user", unread), unread
+        ),
+    )  # fmt: skip
+
+
+_TOLD = ('{"from": "human", "value": "…"}', '{"from": "gpt", "value": "…"}')
+_SAID = ('{"role": "user", "content": "…"}', '{"role": "assistant", "content": "…"}')
+PREFERENCE_DIALECTS = (
+    _list_dialect("conversations", "from", "ShareGPT's turns", *_TOLD),
+    _list_dialect("conversations", "role", "turns", *_SAID),
+    _list_dialect("messages", "role", "OpenAI's messages", *_SAID),
+    Dialect(
+        name="openai",
+        title="OpenAI's preferred and non-preferred output",
+        example='{"input": {"messages": [turns]}, "preferred_output": [turns], '
+        '"non_preferred_output": [turns]}',
+        keys=build_keys({"input": "the prompt and its tools", **_OPENAI_KEYS}, refused=NO_MEDIA),
+        matches=lambda data: "input" in data and "preferred_output" in data,
+        convert=_read_openai_pair,
+    ),
+    Dialect(
+        name="trl",
+        title="TRL's prompt, chosen and rejected",
+        example='{"prompt": "…" or [turns], "chosen": "…" or [turns], "rejected": "…" or [turns]}',
+        keys=KeyTable("", {**_SIDE_KEYS, **PROMPT_KEY, **SHARED_KEYS}, NO_MEDIA),
+        matches=lambda data: "prompt" in data and _is_pair(data),
+        convert=_read_prompt_pair,
+    ),
+    Dialect(
+        name="alpaca",
+        title="Alpaca with chosen and rejected",
+        example='{"instruction": "…", "input": "…", "chosen": "…", "rejected": "…"}',
+        keys=_pair_keys(ALPACA_KEYS),
+        matches=lambda data: is_alpaca(data) and _is_pair(data),
+        convert=lambda data, unread: _with_prompt(data, read_question(data), unread),
+    ),
+    Dialect(
+        name="hh-rlhf",
+        title="dialogues of Human: and Assistant:",
+        example='{"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", "rejected": "…"}',
+        keys=_pair_keys(),
+        matches=lambda data: _is_pair(data) and isinstance(data.get("chosen"), str),
+        convert=_read_transcripts,
+    ),
+    Dialect(
+        name=OWN,
+        title="the project's own form (TRL's implicit prompt)",
+        example='{"chosen": [turns], "rejected": [turns]}',
+        keys=_pair_keys(SHARED_KEYS),
+        matches=_is_pair,
+        convert=_read_own_pair,
+    ),
+)

@@ -1,0 +1,229 @@
+"""The rows of a source in the project's own form: the one reader of training, validation, tokenizer
+training and everything else that takes data files."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minimind.config.spelling import did_you_mean
+from minimind.data import dialects
+from minimind.data.chat_dialects import CHAT_DIALECTS
+from minimind.data.containers import PLAIN_TEXTS
+from minimind.data.data_file import DataFile, find_data, read_rows
+from minimind.data.dialects import Dialect, find_dialect
+from minimind.data.jsonl import BadRow, RowProblem, spell_place
+from minimind.data.preference_dialects import PREFERENCE_DIALECTS
+from minimind.data.prompt_dialects import PROMPT_DIALECTS
+from minimind.data.text_dialect import TEXT_DIALECTS
+from minimind.data.unpaired_dialects import UNPAIRED_DIALECTS
+from minimind.errors import ConfigError, DataError
+from minimind.types import Row
+
+logger = logging.getLogger(__name__)
+
+FIRST_ROWS = 20
+"""Of which one at least has to be in a form that is read."""
+_KEYS_SHOWN = 8
+_MOST_REPORTED = 20
+
+DIALECTS: dict[str, tuple[Dialect, ...]] = {
+    "text": TEXT_DIALECTS,
+    "chat": CHAT_DIALECTS,
+    "preference": PREFERENCE_DIALECTS,
+    "unpaired": UNPAIRED_DIALECTS,
+    "prompt": PROMPT_DIALECTS,
+}
+"""By the name of a format (data/formats.py) the forms its rows may have, the ones first that others
+contain."""
+ALL_KINDS = tuple(DIALECTS)
+USED_BY = {
+    "text": "--stage pretrain",
+    "chat": "--stage sft, lora and distill",
+    "preference": "--stage dpo",
+    "unpaired": "--stage kto",
+    "prompt": "--stage grpo and ppo",
+}
+FORMAT_NAMES = tuple(
+    dict.fromkeys(
+        [d.name for kind in DIALECTS.values() for d in kind] + [c.name for c in PLAIN_TEXTS]
+    )
+)
+"""What --format takes."""
+
+
+class RowReader:
+    """The rows of one source, each in the project's own form."""
+
+    def __init__(
+        self, file: DataFile, kinds: Sequence[str], format_name: str | None = None
+    ) -> None:
+        """`kinds`: formats, of which the rows are of one; one that has no dialects takes its rows
+        as they are. `format_name`: a name of FORMAT_NAMES; else the first rows tell. Raises
+        DataError where they are in no form that is read, ConfigError for a name that does not
+        fit."""
+        self.num_rows = 0
+        self.unread: Counter[str] = Counter()
+        """By key how many rows have it, of those read so far."""
+        self._kinds = kinds
+        plain = next((c for c in PLAIN_TEXTS if c.name == format_name), None)
+        self.file = file.as_plain_text(plain) if plain else file
+        if self.file.is_plain_text and "text" not in kinds:
+            raise DataError(
+                f"{file.path}: is {self.file.describe()}, for {USED_BY['text']} and the tokenizer, "
+                f"not for {_users(kinds)}, which takes conversations"
+            )
+        known = [dialect for kind in kinds for dialect in DIALECTS.get(kind, ())]
+        if format_name and not plain:
+            known = _named(known, format_name, kinds)
+        self._known = known
+        self._named = bool(format_name and not plain)
+        self.dialect, self._example = self._detect() if known else (None, None)
+
+    @property
+    def key(self) -> list[Any]:
+        """What its rows follow from beside the bytes, as a cache key has it."""
+        parts: list[Any] = [self.file.kinds] if self.file.kinds else []
+        if self.dialect is not None:
+            parts += [dialects.VERSION, self.dialect.name, self.dialect.title]
+        return parts
+
+    def describe(self) -> str:
+        """As in "ShareGPT (from, value), JSON lines compressed by gzip"."""
+        title = ""
+        if self.dialect is not None and self.dialect.name != dialects.OWN:
+            title = self.dialect.title
+            if self.dialect.targets:
+                title += f" (targets: {self.dialect.targets})"
+        return ", ".join(part for part in (title, self.file.describe()) if part)
+
+    def __iter__(self) -> Iterator[tuple[Row | BadRow, int]]:
+        for row, offset in read_rows(self.file):
+            yield (self._convert(row) if isinstance(row, Row) else row), offset
+
+    def _convert(self, row: Row) -> Row | BadRow:
+        self.num_rows += 1
+        dialect = self.dialect
+        if dialect is None:
+            return row
+        if not dialect.matches(row.data):
+            other = find_dialect(self._all(), row.data)
+            if other is not None:
+                return BadRow.of(row, self._mixed(other))
+            if dialect.name != dialects.OWN:
+                return BadRow.of(row, self._missing(row))
+        unread: set[str] = set()
+        try:
+            data = dialect.read(row.data, unread)
+        except RowProblem as problem:
+            return BadRow.of(row, str(problem))
+        if unread:
+            self.unread.update(unread)
+        if data is row.data:
+            return row
+        return Row(data=data, path=row.path, line=row.line, unit=row.unit)
+
+    def _all(self) -> Iterable[Dialect]:
+        return (dialect for kind in self._kinds for dialect in DIALECTS.get(kind, ()))
+
+    def _mixed(self, other: Dialect) -> str:
+        assert self.dialect is not None
+        assert self._example is not None
+        first = spell_place(self._example.path, self._example.line, self._example.unit)
+        return (
+            f"is in the form of {other.title}, and {first} in that of {self.dialect.title}: the "
+            "rows of a file are all in one form, so part the file in two"
+        )
+
+    def _missing(self, row: Row) -> str:
+        assert self.dialect is not None
+        found = ", ".join(map(repr, list(row.data)[:_KEYS_SHOWN])) or "none"
+        return (
+            f"is not in the form of {self.dialect.title}, as the rows before it (keys found: "
+            f"{found}); a row looks like {self.dialect.example}"
+        )
+
+    def _detect(self) -> tuple[Dialect | None, Row | None]:
+        """The dialect of the first row that is in one, and that row."""
+        seen: list[Row] = []
+        for row, _ in read_rows(self.file):
+            if not isinstance(row, Row):
+                continue
+            if dialect := find_dialect(self._known, row.data):
+                return dialect, row
+            seen.append(row)
+            if len(seen) == FIRST_ROWS:
+                break
+        if not seen:
+            return None, None
+        raise DataError(self._unknown(seen))
+
+    def _unknown(self, seen: Sequence[Row]) -> str:
+        first = seen[0]
+        place = spell_place(first.path, first.line, first.unit)
+        keys = list(first.data)
+        found = ", ".join(map(repr, keys[:_KEYS_SHOWN])) + (", …" * (len(keys) > _KEYS_SHOWN))
+        if self._named and (other := find_dialect(self._all(), first.data)):
+            return (
+                f"{place}: is in the form of {other.title} (keys found: {found}); "
+                f"{self._read_forms()}: leave --format out, or give --format {other.name}"
+            )
+        for kind in ALL_KINDS:
+            if kind not in self._kinds and (other := find_dialect(DIALECTS[kind], first.data)):
+                return (
+                    f"{place}: is in the form of {other.title}, for {USED_BY[kind]} and not for "
+                    f"{_users(self._kinds)} (keys found: {found}); {self._read_forms()}"
+                )
+        meant = ""
+        for key in keys:
+            meant = meant or did_you_mean(key, _leading(self._known), lambda name: f'"{name}"')
+        return (
+            f"{place}: is in no form of row for {_users(self._kinds)} (keys found: "
+            f"{found or 'none'}){meant}; {self._read_forms()}"
+        )
+
+    def _read_forms(self) -> str:
+        if self._named:
+            return f"--format {self._known[0].name} is {self._known[0].example}"
+        forms = [dialect.example for dialect in self._known]
+        return f"a row looks like {' or '.join(forms)}"
+
+
+def open_rows(
+    path: str | Path, kinds: Sequence[str] = ALL_KINDS, format_name: str | None = None
+) -> RowReader:
+    """Opens a source, and finds the form of its rows. Raises DataError and ConfigError."""
+    return RowReader(find_data(path), kinds, format_name)
+
+
+def unread_message(path: str, unread: Mapping[str, int], num_rows: int) -> str:
+    """Says once of a whole source what was in its rows and is not in what they became."""
+    counts = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
+    said = [f"{name} ({count:,})" for name, count in counts[:_MOST_REPORTED]]
+    if more := len(counts) - len(said):
+        said.append(f"and {more:,} others")
+    return f"{path}: of {num_rows:,} rows some carry what is not read: {', '.join(said)}"
+
+
+def _named(known: Sequence[Dialect], name: str, kinds: Sequence[str]) -> list[Dialect]:
+    found = [dialect for dialect in known if dialect.name == name]
+    if not found:
+        names = list(dict.fromkeys(dialect.name for dialect in known))
+        raise ConfigError(
+            f"--format {name}: rows for {_users(kinds)} are not written so"
+            f"{did_you_mean(name, names)}; there is {', '.join(names)}"
+        )
+    return found
+
+
+def _leading(known: Iterable[Dialect]) -> list[str]:
+    return list(dict.fromkeys(key for dialect in known for key in dialect.keys.used))
+
+
+def _users(kinds: Sequence[str]) -> str:
+    if len(kinds) > 1:
+        return "this command"
+    return USED_BY.get(kinds[0], f"the format {kinds[0]}")

@@ -1,0 +1,18 @@
+"""Documents for pretraining: one form of row; plain text and what a file is packed in are the
+containers' affair (data/containers.py)."""
+
+from __future__ import annotations
+
+from minimind.data.dialects import OWN, Dialect
+from minimind.data.row_keys import KeyTable
+
+TEXT_DIALECTS = (
+    Dialect(
+        name=OWN,
+        title="documents",
+        example='{"text": "…"}',
+        keys=KeyTable("", {"text": "the document"}),
+        matches=lambda data: "text" in data,
+        convert=lambda data, unread: data,
+    ),
+)

@@ -1,0 +1,247 @@
+"""Sources of rows: every kind of file gives the same rows, and what cannot be read is named in one
+sentence."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from minimind.data.containers import PARAGRAPHS
+from minimind.data.data_file import find_data, read_rows, scan_data
+from minimind.data.jsonl import BadRow
+from minimind.errors import ConfigError, DataError
+from minimind.types import Row
+
+ROWS = [{"text": "第一天 é", "n": 1}, {"text": 'b "]}', "n": None}, {"text": "c\n\nd", "n": [{}]}]
+LINES = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in ROWS)
+ARRAY = json.dumps(ROWS, ensure_ascii=False, indent=2).encode()
+
+
+def name(value: object) -> str:
+    """The same in every process, which compressed bytes are not."""
+    return value if isinstance(value, str) else type(value).__name__
+
+
+def parquet(path: Path) -> bytes:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = arrow.Table.from_pylist([{**ROWS[0]}, *({"text": row["text"]} for row in ROWS[1:])])
+    parquet.write_table(table, path, row_group_size=2)
+    return path.read_bytes()
+
+
+def read(path: Path) -> list[Row | BadRow]:
+    return [row for row, _ in read_rows(find_data(path))]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "described"),
+    [
+        ("a.jsonl", LINES, ""),
+        ("a.json", LINES, ""),
+        ("a.jsonl", LINES.replace(b"\n", b"\r\n"), ""),
+        ("a.jsonl", b"\xef\xbb\xbf" + LINES, ""),
+        ("a.json", ARRAY, "a JSON array"),
+        ("a.jsonl", b"\xef\xbb\xbf \n" + ARRAY + b"\n", "a JSON array"),
+        ("a.json", json.dumps(ROWS).encode(), "a JSON array"),
+        ("a.jsonl.gz", gzip.compress(LINES), "JSON lines compressed by gzip"),
+        ("a.jsonl", gzip.compress(LINES), "JSON lines compressed by gzip"),
+        ("a.json.gz", gzip.compress(ARRAY), "a JSON array compressed by gzip"),
+        ("a.bz2", bz2.compress(LINES), "JSON lines compressed by bzip2"),
+        ("a.xz", lzma.compress(LINES), "JSON lines compressed by xz"),
+        ("a.txt", LINES, ""),
+    ],
+    ids=name,
+)
+def test_the_same_rows_in_every_file(
+    tmp_path: Path, name: str, content: bytes, described: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    rows = read(path)
+    assert [row.data for row in rows if isinstance(row, Row)] == ROWS
+    assert [row.line for row in rows] == [1, 2, 3]
+    assert find_data(path).describe() == described
+
+
+def test_parquet_is_read_by_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    parquet(path)
+    rows = read(path)
+    texts = [{"text": row["text"]} for row in ROWS]
+    assert [row.data for row in rows if isinstance(row, Row)] == [texts[0] | {"n": 1}, *texts[1:]]
+    assert str(BadRow.of(rows[2], "why")) == f"{path} row 3: why"  # type: ignore[arg-type]
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"a\.parquet: is a Parquet file that cannot be read"):
+        read(path)
+
+
+def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1 and more")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"needs pyarrow: pip install 'minimind\[parquet\]'"):
+        find_data(path)
+
+
+def test_a_text_is_one_document_or_several(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_bytes("\ufeff\r\none\r\n two\r\n\r\n \t\r\n三\r\n".encode())
+    (row,) = read(path)
+    assert isinstance(row, Row)
+    assert row.data == {"text": "one\n two\n\n \t\n三"}
+    file = find_data(path)
+    parts = [row for row, _ in read_rows(file.as_plain_text(PARAGRAPHS))]
+    assert parts == [
+        Row(data={"text": "one\n two"}, path=str(path), line=2),
+        Row(data={"text": "三"}, path=str(path), line=6),
+    ]
+    assert file.kinds != file.as_plain_text(PARAGRAPHS).kinds
+    lines = tmp_path / "a.jsonl"
+    lines.write_bytes(LINES)
+    with pytest.raises(
+        ConfigError, match=r"--format paragraphs is about plain text, and .*a\.jsonl"
+    ):
+        find_data(lines).as_plain_text(PARAGRAPHS)
+
+
+@pytest.mark.parametrize("text", ["---\ntitle: a\n", "ORC", "BZh", "<html>", "[1]", "{"])
+def test_texts_that_look_like_something_else(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    (row,) = read(path)
+    assert isinstance(row, Row)
+    assert row.data == {"text": text.strip("\n")}
+
+
+def test_a_text_with_a_bad_byte_names_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_bytes("ü\nü\n".encode() + b"caf\xe9\n")
+    (bad,) = read(path)
+    assert str(bad) == f"{path}:3: not UTF-8: byte 0xe9"
+
+
+def test_a_folder_is_one_source(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "b.jsonl").write_bytes(LINES)
+    (tmp_path / "sub" / "c.json.gz").write_bytes(gzip.compress(ARRAY))
+    (tmp_path / "a.txt").write_bytes(b"a document")
+    (tmp_path / "README.md").write_bytes(b"no data")
+    file = scan_data(tmp_path)
+    assert [Path(member.path).name for member in file.members] == ["a.txt", "b.jsonl", "c.json.gz"]
+    rows = [row for row, _ in read_rows(file)]
+    assert len(rows) == 7
+    assert rows[0].path.endswith("a.txt")
+    assert file.text_size is None
+    kinds = "plain text, each file a document and JSON lines and a JSON array compressed by gzip"
+    assert file.describe() == f"3 files, {kinds} (not read: README.md)"
+    assert len({scan_data(tmp_path).digest, file.digest}) == 1
+    pattern = scan_data(tmp_path / "*.jsonl")
+    assert [member.path for member in pattern.members] == [str(tmp_path / "b.jsonl")]
+    assert pattern.digest == scan_data(tmp_path / "b.jsonl").digest
+
+
+def test_texts_in_other_files_have_another_digest(tmp_path: Path) -> None:
+    digests = set()
+    for number, texts in enumerate((["ab", "c"], ["a", "bc"])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name, text in zip("xy", texts, strict=True):
+            (folder / f"{name}.txt").write_text(text)
+        digests.add(scan_data(folder).digest)
+    assert len(digests) == 2
+
+
+def test_folders_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is a folder without a file of \.jsonl"):
+        find_data(tmp_path)
+    for name in ("train-00000.jsonl", "test-00000.jsonl"):
+        (tmp_path / name).write_bytes(LINES)
+    with pytest.raises(DataError, match=r"holds several splits \(test, train\)"):
+        find_data(tmp_path)
+    assert find_data(tmp_path / "train-*").path.endswith("train-*")
+    with pytest.raises(DataError, match="no file has such a name"):
+        find_data(tmp_path / "none-*.jsonl")
+
+
+CHINESE = '{"text": "小镇的河水涨了，没有人在意。"}\n' * 5
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", CHINESE.encode("utf-16"), "is UTF-16, and only UTF-8 is read: convert"),
+        ("a.jsonl", CHINESE.encode("utf-32"), "is UTF-32"),
+        ("a.jsonl", LINES.decode().encode("utf-16-le"), "is UTF-16LE"),
+        ("a.jsonl", LINES.decode().encode("utf-16-be"), "is UTF-16BE"),
+        ("a.jsonl", CHINESE.encode("gbk"), r"is GBK \(GB18030\) by its bytes"),
+        ("a.txt", ("小镇的河水涨了\n" * 9000).encode("gbk"), "iconv -f GB18030 -t UTF-8"),
+        ("a.jsonl", ('{"text": "déjà vu, naïve"}\n' * 5).encode("latin-1"), "is not UTF-8 in any"),
+        ("a.csv", b"text,n\na,1\n", "is CSV: save it as JSON lines or Parquet"),
+        ("a.tsv", b"text\tn\na\t1\n", "is tab-separated values: save it"),
+        ("a.jsonl", b"text,n\na,1\n", "is no JSON: it begins with 'text,n'"),
+        ("a.jsonl", b'[{"role": "user"}]\n[{"role": "user"}]\n', "a JSON list on each line"),
+        ("a.json", b'{\n "data": [\n', "JSON objects that go over several lines"),
+        ("a.jsonl", b"\x28\xb5\x2f\xfd....", r"by zstd: decompress it: zstd -d .*a\.jsonl"),
+        ("a.jsonl", b'{"text": "a"},\n{"text": "b"},\n', "has a comma after each object: remove"),
+        ("a.jsonl", b"{'text': 'a', 'n': None}\n" * 3, "holds Python dictionaries, not JSON"),
+        ("a.jsonl", b"PK\x03\x04....", "is a zip archive"),
+        ("a.arrow", b"ARROW1\0\0", "is an Arrow file: save it as Parquet"),
+        ("a.jsonl", bytes(range(256)), "is binary"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("a.jsonl.gz", gzip.compress(LINES)[:-12], "is cut short or damaged, gzip says"),
+        ("a.jsonl.gz", gzip.compress(b""), "is empty"),
+        ("a.jsonl", gzip.compress(gzip.compress(LINES)), "holds a file within gzip"),
+        ("a.jsonl", b"", "is empty"),
+    ],
+    ids=name,
+)  # fmt: skip
+def test_a_foreign_file_is_named_in_one_sentence(
+    tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=said) as caught:
+        read(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
+        find_data(tmp_path / "none.jsonl")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_without_permission(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(LINES)
+    path.chmod(0)
+    with pytest.raises(DataError, match="cannot be read: Permission denied"):
+        find_data(path)
+
+
+def test_digest_is_of_the_content(tmp_path: Path) -> None:
+    one, same, other = (tmp_path / name for name in "abc")
+    one.write_bytes(b"{}\n")
+    same.write_bytes(b"{}\n")
+    other.write_bytes(b"{} \n")
+    assert scan_data(one).digest == scan_data(same).digest != scan_data(other).digest
+    assert scan_data(other).size == 4
+
+
+@pytest.mark.parametrize("compress", [lambda data: data, gzip.compress])
+def test_offsets_count_the_text(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(compress(LINES))
+    file = find_data(path)
+    assert [offset for _, offset in read_rows(file)][-1] == len(LINES)
+    assert file.text_size in (None, len(LINES))

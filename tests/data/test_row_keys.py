@@ -1,0 +1,261 @@
+"""No key of a row vanishes: at each level it is used, refused, or reported with a count."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minimind.data.chat_format import CHAT
+from minimind.data.formats import Format
+from minimind.data.jsonl import BadRow, RowProblem
+from minimind.data.preference_format import PREFERENCE
+from minimind.data.prompt_format import PROMPT
+from minimind.data.rows import DIALECTS
+from minimind.data.text_format import TEXT
+from minimind.data.token_cache import TokenCache, build_token_cache
+from minimind.data.tokenizer import Tokenizer
+from minimind.data.turns import CALLS, FUNCTIONS, PARTS, SHAREGPT_TURNS, TURNS
+from minimind.data.unpaired_format import UNPAIRED
+from minimind.errors import DataError
+from minimind.types import PairSample, Row, Sample
+
+Make = Callable[..., TokenCache]
+
+USER = {"role": "user", "content": "q"}
+SAID = {"role": "assistant", "content": "a"}
+CALL = {"name": "f", "arguments": {}}
+TOOLS = [{"name": "f", "parameters": {}}]
+FORMATS = {one.name: one for one in (TEXT, CHAT, PREFERENCE, UNPAIRED, PROMPT)}
+
+
+def chat(*turns: Any, **more: Any) -> dict[str, Any]:
+    return {"conversations": list(turns), **more}
+
+
+@pytest.fixture
+def make(tmp_path: Path, tokenizer: Tokenizer) -> Make:
+    """make(*rows, format=CHAT) -> their cache."""
+
+    def cache(*rows: dict[str, Any], format: Format = CHAT, **options: Any) -> TokenCache:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return build_token_cache(path, tokenizer, format, **options)
+
+    return cache
+
+
+def test_keys_that_are_not_read_are_counted_once(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    part = {"type": "text", "text": "q", "cache_control": {"type": "ephemeral"}}
+    call = {"id": "call_1", "type": "function", "function": {**CALL, "strict": True}}
+    rows = [
+        chat(USER, SAID, source="web", id=1),
+        chat(USER, SAID, source="web", id=0, score=False),
+        chat({**USER, "name": "Ann"}, SAID, {**USER, "name": "Bo"}, SAID, source=None, tags=[]),
+        chat({**USER, "content": [part]}, SAID),
+        chat(
+            {**USER, "tools": TOOLS},
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "call_1", "name": "f", "content": "1"},
+        ),
+    ]
+    expected = {
+        "'id'": 2,
+        "'name' of turns": 2,
+        "'source'": 2,
+        "'cache_control' of content parts": 1,
+        "'id' of tool calls": 1,
+        "'score'": 1,
+        "'strict' of tool calls": 1,
+        "'tool_call_id' of turns": 1,
+    }
+    for _ in ("built", "reused"):
+        caplog.clear()
+        cache = make(*rows)
+        assert cache.unread == expected
+        (said,) = caplog.messages
+        counted = ", ".join(f"{name} ({count})" for name, count in expected.items())
+        assert said == (
+            f"{tmp_path / 'rows.jsonl'}: of 5 rows some carry what is not read: {counted}"
+        )
+
+
+SLIPS = [
+    (CHAT, {"conversation": [USER, SAID]}, 'in no form of row .*did you mean "conversations"'),
+    (CHAT, chat(USER, SAID, tool=TOOLS), 'the key "tool" is not read .did you mean "tools"'),
+    (CHAT, chat({"role": "user", "contnet": "q"}, SAID), 'no key "content" of turns: the key "con'),
+    (CHAT, chat({**USER, "contents": "x"}, SAID), 'turn 1 .* "contents" .*did you mean "content"'),
+    (CHAT, chat(USER, {**SAID, "tool_call": [CALL]}), 'did you mean "tool_calls"'),
+    (CHAT, chat(USER, {**SAID, "toolCalls": [CALL]}), 'did you mean "tool_calls"'),
+    (CHAT, chat(USER, {**SAID, "reasonning_content": "r"}), 'did you mean "reasoning_content"'),
+    (CHAT, chat(USER, {**SAID, "reasoning_contents": "r"}), 'did you mean "reasoning_content"'),
+    (CHAT, chat(USER, {**SAID, "weights": 0}), 'did you mean "weight"'),
+    (CHAT, chat(USER, {**SAID, "tool_calls": [{"name": "f", "argument": {}}]}),
+     'the key "argument" of tool calls is not read .did you mean "arguments"'),
+    (CHAT, chat({**USER, "content": [{"type": "text", "texts": "q"}]}, SAID),
+     'the key "texts" of content parts is not read'),
+    (CHAT, {"messages": [{"Role": "user", "content": "q"}, SAID]}, 'did you mean "role"'),
+    (CHAT, {"conversations": [{"from": "human", "valeu": "q"}]}, 'did you mean "value"'),
+    (CHAT, {"instruction": "a", "inputs": "b", "output": "c"}, 'did you mean "input"'),
+    (TEXT, {"Text": "a"}, 'did you mean "text"'),
+    (TEXT, {"text": "a", "texts": "b"}, 'did you mean "text"'),
+    (PREFERENCE, {"promt": "a", "chosen": "b", "rejected": "c"}, 'did you mean "prompt"|without'),
+    (PREFERENCE, {"prompt": "a", "choosen": "b", "rejected": "c"}, 'no key "chosen": the key'),
+    (UNPAIRED, chat(USER, SAID, labels=True), 'no key "label": the key "labels"'),
+    (PROMPT, {"conversation": [USER], "gt": 1}, 'did you mean "conversations"'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("format", "row", "said"), SLIPS)
+def test_a_slip_of_the_pen_is_refused(
+    make: Make, format: Format, row: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(DataError, match=said):
+        make(row, format=format)
+
+
+MEANING = [
+    (CHAT, chat(USER, SAID, images=["a.png"]), 'the key "images": the models read text alone'),
+    (CHAT, chat({**USER, "image": "a.png"}, SAID), 'turn 1 .*the key "image" of turns: the models'),
+    (CHAT, chat(USER, SAID, mask="User"), "means the opposite in different projects"),
+    (CHAT, chat(USER, {**SAID, "mask": True}), "means the opposite in different projects"),
+    (CHAT, chat(USER, SAID, weight=0.5), "weights of whole rows are not read"),
+    (CHAT, chat(USER, SAID, label=False), "a row with a label is for --stage kto"),
+    (CHAT, chat(USER, SAID, kto_tag=True), "a row with a label is for --stage kto"),
+    (CHAT, chat(USER, SAID, chosen=SAID), "a preference pair is for --stage dpo"),
+    (CHAT, chat(USER, SAID, messages=[USER, SAID]), "a second conversation in one row"),
+    (CHAT, chat(USER, {**SAID, "refusal": "no"}), 'write the text of a refusal as "content"'),
+    (CHAT, chat(USER, {**SAID, "from": "gpt"}), "is of ShareGPT's form"),
+    (PREFERENCE, {"chosen": [USER, SAID], "rejected": [USER, SAID], "images": ["a"]}, "text alone"),
+    (UNPAIRED, chat(USER, SAID, label=True, chosen="a"), "--stage dpo"),
+    (PROMPT, chat(USER, images=["a.png"]), "text alone"),
+]
+
+
+@pytest.mark.parametrize(("format", "row", "said"), MEANING)
+def test_a_key_that_changes_the_meaning_is_refused(
+    make: Make, format: Format, row: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(DataError, match=said):
+        make(row, format=format)
+
+
+def test_a_label_that_is_none_is_reported(make: Make) -> None:
+    assert make(chat(USER, SAID, label="science")).unread == {"'label'": 1}
+
+
+CONTRADICTIONS = [
+    (CHAT, chat(USER, {**SAID, "reasoning": "a", "thinking": "b"}), '"reasoning" and "thinking"'),
+    (CHAT, chat(USER, {"role": "assistant", "content": "<think>x</think>y", "reasoning": "z"}),
+     "the reasoning and the <think> of the content differ"),
+    (CHAT, chat({**USER, "reasoning": "r"}, SAID), "reasoning of the role 'user'"),
+    (CHAT, chat({**USER, "weight": 1}, SAID), '"weight" asks to learn a turn of the role \'user\''),
+    (CHAT, chat({**USER, "train": True}, SAID), "only the assistant's turns are targets"),
+    (CHAT, chat(USER, {**SAID, "weight": 0.5}), '"weight" is 0.5; it must be 0 or 1'),
+    (CHAT, chat(USER, {**SAID, "loss": "false"}), '"loss" is "false"; it must be 0 or 1'),
+    (CHAT, chat(USER, {**SAID, "loss": True, "weight": 0}), '"weight" and "loss" contradict'),
+    (CHAT, chat(USER, {**SAID, "weight": 0}), "every assistant turn has the weight 0"),
+    (CHAT, chat({**USER, "tool_calls": [CALL]}, SAID), "only the assistant calls"),
+    (CHAT, chat(USER, {**SAID, "tool_calls": [CALL], "function_call": CALL}), "both: keep one"),
+    (CHAT, chat(USER, {**SAID, "tool_calls": [{**CALL, "parameters": {"a": 1}}]}),
+     '"arguments" and "parameters" differ'),
+    (CHAT, chat(USER, {**SAID, "tool_calls": [{"type": "retrieval", **CALL}]}), "not function"),
+    (CHAT, {"conversations": [{"from": "human", "value": "q"},
+                              {"from": "function_call", "value": "call f"}]}, "no JSON object"),
+    (CHAT, chat({"role": "system", "content": "a"}, USER, SAID, system="b"),
+     '"system" of the row and its system turn differ'),
+    (CHAT, chat(USER, SAID, system="a", system_prompt="b"), '"system" and "system_prompt" differ'),
+    (CHAT, chat(USER, SAID, system=5), '"system" is no string'),
+    (CHAT, chat({**USER, "tools": [{"name": "g"}]}, SAID, tools=TOOLS),
+     '"tools" of the row and those of a turn differ'),
+    (CHAT, chat(USER, SAID, tools="[{"), '"tools" is not JSON'),
+    (CHAT, {"question": "a", "instruction": "b", "output": "c"}, '"instruction" and "question"'),
+    (CHAT, {"instruction": "", "input": " ", "output": "c"}, "there is no question"),
+    (CHAT, {"instruction": "a", "output": ""}, "there is no answer to learn"),
+    (CHAT, {"instruction": "a", "output": "b", "history": [["a"]]}, '"history" 1 is no'),
+    (CHAT, {"prompt": [], "completion": "a"}, '"prompt" is no text and no list of turns'),
+    (CHAT, chat({**USER, "content": [{"type": "image_url", "image_url": {"url": "a"}}]}, SAID),
+     'content part 1 is of the type "image_url", and only text is read'),
+    (CHAT, chat({**USER, "content": [{"type": "text"}]}, SAID), "content part 1 is null"),
+    (PREFERENCE, {"prompt": "a", "chosen": [{**USER, "content": "b"}, SAID], "rejected": "d"},
+     '"chosen" begins with a turn of the user, and not with the same prompt'),
+    (PREFERENCE, {"prompt": "a", "chosen": "b", "rejected": "c", "messages": [USER]},
+     '"prompt" and "messages" both'),
+    (PREFERENCE, {"chosen": [USER, SAID], "rejected": [{**USER, "content": "p"}, SAID]},
+     r'part at turn 1 \(user\)'),
+    (PREFERENCE, {"chosen": "b", "rejected": "c"}, "an answer without its prompt"),
+    (PREFERENCE, {"prompt": "a", "chosen": "b", "rejected": "b"}, "no preference to learn"),
+    (UNPAIRED, chat(USER, SAID, label=True, kto_tag=False), '"label" and "kto_tag" differ'),
+    (UNPAIRED, chat(USER, {**SAID, "weight": 0}, label=True), "the weight 0, and a label"),
+    (UNPAIRED, {"messages": [USER, SAID], "label": "good"}, "true or false is expected"),
+    (PROMPT, {"prompt": "a", "gt": 1, "answer": 2}, '"gt" and "answer" differ'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("format", "row", "said"), CONTRADICTIONS)
+def test_what_contradicts_itself_is_refused(
+    make: Make, format: Format, row: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(DataError, match=said) as caught:
+        make(row, format=format)
+    assert "rows.jsonl:1: " in str(caught.value)
+
+
+ROW_KEYS = sorted({key for kind in DIALECTS.values() for one in kind for key in one.keys.used})
+TURN_KEYS = sorted({*TURNS.used, *SHAREGPT_TURNS.used, *CALLS.used, *PARTS.used})
+WORDS = ("user", "human", "assistant", "gpt", "function_call", "tool", "text", "thinking", "{}", "")
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 2) | st.sampled_from(WORDS),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(TURN_KEYS), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+TURN = st.dictionaries(st.sampled_from(TURN_KEYS), VALUES, min_size=1, max_size=4)
+TURN_OF_ROLE = TURN.flatmap(
+    lambda turn: st.sampled_from(WORDS).map(lambda role: {**turn, "role": role})
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    row=st.dictionaries(
+        st.sampled_from(ROW_KEYS),
+        VALUES | st.lists(TURN_OF_ROLE, max_size=3),
+        min_size=1,
+        max_size=4,
+    )
+)
+@pytest.mark.parametrize("kind", list(DIALECTS))
+def test_no_row_breaks_the_reader(tokenizer: Tokenizer, kind: str, row: dict[str, Any]) -> None:
+    """Whatever a row holds, it is read, or a reason is given."""
+    for dialect in DIALECTS[kind]:
+        if dialect.matches(row):
+            try:
+                data = dialect.read(row, set())
+            except RowProblem:
+                continue
+            (sample,) = FORMATS[kind].read([Row(data=data, path="a", line=1)], tokenizer)
+            assert isinstance(sample, Sample | PairSample | BadRow)
+
+
+@pytest.mark.parametrize("format", FORMATS.values(), ids=list(FORMATS))
+def test_every_dialect_has_a_table_of_its_keys(format: Format) -> None:
+    for dialect in DIALECTS[format.name]:
+        assert not set(dialect.keys.used) & set(dialect.keys.refused)
+        assert dialect.title
+        assert dialect.example
+
+
+@pytest.mark.parametrize("table", [TURNS, SHAREGPT_TURNS, CALLS, FUNCTIONS, PARTS])
+def test_no_key_is_both_used_and_refused(table: Any) -> None:
+    assert not set(table.used) & set(table.refused)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from small_models import random_model, small_config
 
 from minimind.data.tokenizer import Tokenizer
-from minimind.inference.batch_engine import BatchEngine, EngineStats
-from minimind.inference.request import Delta, GenerationRequest
+from minimind.inference.batch_engine import BatchEngine
+from minimind.inference.request import Delta, EngineStats, GenerationRequest
 from minimind.serving.server import ApiServer, listen
 from minimind.serving.service import Service
 from minimind.serving.settings import ServerSettings

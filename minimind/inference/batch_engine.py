@@ -6,16 +6,23 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError, MiniMindError
+from minimind.inference.decode_graphs import Choose
+from minimind.inference.grammar import GrammarCompiler
+from minimind.inference.grammar_masks import GrammarFailure
 from minimind.inference.logprobs import TokenLogprob
 from minimind.inference.model_runner import ModelRunner
-from minimind.inference.pending_tokens import PendingTokens
-from minimind.inference.request import Completion, Delta, FinishReason, GenerationRequest
+from minimind.inference.request import (
+    Completion,
+    Delta,
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+)
 from minimind.inference.sampler import NO_TOKEN
 from minimind.inference.scheduler import Generation, Scheduled, Scheduler
 from minimind.inference.slots import SlotTable
@@ -24,23 +31,11 @@ from minimind.model.loaded_adapters import LoadedAdapters
 from minimind.model.transformer import Transformer
 
 logger = logging.getLogger(__name__)
-_Launched = tuple[list[Scheduled], PendingTokens]
+_Launched = tuple[list[Scheduled], Choose]
 
 MAX_PREFILL = 512
 """Prompt tokens a step: enough to keep the products busy, few enough that those who are reading
 their text wait only a moment."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStats:
-    """Now running and waiting; sums since the engine was made."""
-
-    running: int
-    waiting: int
-    free_slots: int
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
 
 
 class BatchEngine:
@@ -82,6 +77,8 @@ class BatchEngine:
         )
         self._slots = SlotTable(self._runner.cache)
         self._scheduler = Scheduler(self._slots, max_prefill)
+        self.grammars = GrammarCompiler(tokenizer, model.config.vocab_size)
+        """For requests of this engine; another thread than the one that steps it may compile."""
         self._ids = itertools.count(1)
         self._submitted: deque[Generation] = deque()
         self._to_cancel: deque[int] = deque()
@@ -151,13 +148,14 @@ class BatchEngine:
             self._runner.sampler.open(slot.index, params, generation.ids)
             if params.max_new_tokens == 0:
                 deltas.append(self._finish(generation, "length"))
-        batch, pending = self._ahead or ([], None)
+        batch, choose = self._ahead or ([], None)
         if all(one.generation.slot is None for one in batch):
-            batch, pending = self._scheduler.next_batch(), None
+            batch, choose = self._scheduler.next_batch(), None
         if not batch:
             return deltas
         try:
-            pending = pending or self._runner.launch(batch, self._scheduler.adapter)
+            choose = choose or self._runner.launch(batch, self._scheduler.adapter)
+            pending = choose()
             self._ahead = self._launch_ahead(batch)
             tokens, logprobs = pending.read()
         except (RuntimeError, MiniMindError):
@@ -236,6 +234,12 @@ class BatchEngine:
         if token == NO_TOKEN:
             logger.error("request %d: the model's logits are not finite", generation.request_id)
             return self._fail(generation)
+        assert generation.slot is not None
+        try:
+            is_complete = self._runner.sampler.accept(generation.slot.index, token)
+        except GrammarFailure as failure:
+            logger.error("request %d: its grammar: %s", generation.request_id, failure)
+            return self._fail(generation)
         generation.ids.append(token)
         self._completion_tokens += 1
         logprobs = () if logprob is None else (logprob,)
@@ -245,13 +249,13 @@ class BatchEngine:
             return self._finish(generation, "stop")
         text = generation.text.push(token)
         reason: FinishReason | None = None
-        if generation.text.stopped:
+        if generation.text.stopped or is_complete:
             reason = "stop"
         elif generation.num_made == generation.request.params.max_new_tokens:
             reason = "length"
         if reason is not None:
             return self._finish(generation, reason, text, (token,), logprobs)
-        return self._delta(generation, text=text, ids=(token,), logprobs=logprobs)
+        return generation.delta(text=text, ids=(token,), logprobs=logprobs)
 
     def _finish(
         self,
@@ -263,7 +267,7 @@ class BatchEngine:
     ) -> Delta:
         self._scheduler.release(generation)
         text += generation.text.flush()
-        return self._delta(generation, text=text, ids=ids, logprobs=logprobs, finish_reason=reason)
+        return generation.delta(text=text, ids=ids, logprobs=logprobs, finish_reason=reason)
 
     def _fail(self, generation: Generation) -> Delta:
         if generation.slot is not None:
@@ -278,23 +282,3 @@ class BatchEngine:
             if generation is not None:
                 deltas.append(self._finish(generation, "cancelled"))
         return deltas
-
-    def _delta(
-        self,
-        generation: Generation,
-        *,
-        text: str = "",
-        ids: tuple[int, ...] = (),
-        logprobs: tuple[TokenLogprob, ...] = (),
-        finish_reason: FinishReason | None = None,
-    ) -> Delta:
-        return Delta(
-            request_id=generation.request_id,
-            text=text,
-            ids=ids,
-            logprobs=logprobs,
-            finish_reason=finish_reason,
-            prompt_tokens=len(generation.request.prompt_ids),
-            cached_tokens=generation.cached_tokens,
-            completion_tokens=generation.num_made,
-        )

@@ -41,6 +41,12 @@ class GenerationRequest:
                 f"the prompt holds the token {max(prompt) if min(prompt) >= 0 else min(prompt)}; "
                 f"the model's are 0 to {config.vocab_size - 1}"
             )
+        biased = [token for token, _ in self.params.logit_bias]
+        if any(not 0 <= token < config.vocab_size for token in biased):
+            raise ConfigError(
+                f"logit_bias names the token {max(biased) if min(biased) >= 0 else min(biased)}; "
+                f"the model's are 0 to {config.vocab_size - 1}"
+            )
         if len(prompt) + new > config.max_position_embeddings:
             raise ConfigError(
                 f"a prompt of {len(prompt)} tokens and {new} new ones do not fit the model's "
@@ -100,3 +106,15 @@ class Completion:
             cached_tokens=last.cached_tokens,
             completion_tokens=last.completion_tokens,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Now running and waiting; sums since the engine was made."""
+
+    running: int
+    waiting: int
+    free_slots: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int

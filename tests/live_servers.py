@@ -38,6 +38,7 @@ class ScriptedEngine:
     max_batch: int = 4
     open: dict[int, list[str]] = field(default_factory=dict)
     requests: list[GenerationRequest] = field(default_factory=list)
+    grammars: object = None
 
     def __post_init__(self) -> None:
         self._ids = itertools.count(1)

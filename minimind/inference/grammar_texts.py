@@ -97,17 +97,19 @@ class AnswerForm:
 def json_rules(schema: Mapping[str, Any], *, is_strict: bool = True) -> Rules:
     """JSON that `schema` describes. Objects that list their properties have no others, unless
     additionalProperties says so: a small model that may invent keys does. Not strict: keywords that
-    llguidance does not know are left out."""
+    llguidance does not know are left out. Raises ConfigError."""
     options: dict[str, Any] = dict(_AS_WRITTEN)
     if not is_strict:
         options |= {"lenient": True, "coerce_one_of": True}
-    closed = dict(schema) if '"allOf"' in json.dumps(schema) else _close(schema)
+    try:
+        closed = dict(schema) if '"allOf"' in json.dumps(schema) else _close(schema)
+    except RecursionError:
+        raise ConfigError("the schema is nested too deep") from None
     return {"json_schema": {**closed, "x-guidance": options}}
 
 
 def regex_rules(pattern: str) -> Rules:
-    """A text that the whole of `pattern` matches, in the syntax of Rust's regex; `\\d` and `\\w` are
-    ASCII's, as in JSON Schema."""
+    """A text that the whole of `pattern` matches, in Rust's syntax; `\\d` and `\\w` are ASCII's."""
     from llguidance import regex_to_lark
 
     return {"lark_grammar": f"start: /{regex_to_lark(pattern, 'dw')}/"}

@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
+from minimind.inference.grammar import Grammar
 from minimind.inference.sampling import SamplingParams
 from minimind.serving.answer_parser import END_CALL
+from minimind.serving.structured_output import ChatFormFields, StructuredFields
 
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
@@ -72,7 +74,7 @@ class Function(_Part):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
-    """A wish: nothing here holds a model to a schema."""
+    """The arguments of a call must be what `parameters` describes."""
 
 
 class Tool(_Part):
@@ -82,10 +84,6 @@ class Tool(_Part):
 
 class StreamOptions(_Part):
     include_usage: bool = False
-
-
-class ResponseFormat(_Part):
-    type: Literal["text"]
 
 
 class ChatTemplateOptions(_Part):
@@ -99,7 +97,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-class _GenerationFields(_Part):
+class _GenerationFields(StructuredFields, _Part):
     """What both kinds of completion share. The ranges are OpenAI's where it has the field."""
 
     model: NonEmpty
@@ -114,7 +112,6 @@ class _GenerationFields(_Part):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     top_k: int | None = Field(None, ge=0, lt=2**31)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
@@ -137,7 +134,11 @@ class _GenerationFields(_Part):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     def sampling_params(
-        self, max_new_tokens: int, logprobs: int | None, choice: int
+        self,
+        max_new_tokens: int,
+        logprobs: int | None,
+        choice: int,
+        grammar: Grammar | None = None,
     ) -> SamplingParams:
         """Those of one choice. Temperature and top_p are 1 unless given, as OpenAI has them; the
         choices of one seed differ."""
@@ -152,23 +153,22 @@ class _GenerationFields(_Part):
             frequency_penalty=self.frequency_penalty or 0.0,
             seed=None if self.seed is None else (self.seed + choice) % 2**63,
             stop=self.stops,
+            logit_bias=self.biases,
+            grammar=grammar,
             logprobs=logprobs,
         )
 
 
-class ChatRequest(_GenerationFields):
+class ChatRequest(ChatFormFields, _GenerationFields):
     """The body of /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     tools: list[Tool] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
-    parallel_tool_calls: bool | None = None
     functions: Annotated[list[Any], Field(max_length=0)] | None = None
     function_call: Literal["none"] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    response_format: ResponseFormat | None = None
     modalities: list[Literal["text"]] | None = None
     reasoning_effort: Effort | None = None
     """Thinking is on or off here: it is on beyond minimal."""
@@ -193,7 +193,12 @@ class ChatRequest(_GenerationFields):
     @property
     def stops(self) -> tuple[str, ...]:
         """The first call's end too, where there shall be one call at most."""
-        one_call = self.parallel_tool_calls is False and self.offered_tools is not None
+        # A grammar that holds the calls ends with the one, whose arguments may spell the tag.
+        one_call = (
+            self.parallel_tool_calls is False
+            and self.offered_tools is not None
+            and not self.holds_calls
+        )
         return (*super().stops, END_CALL) if one_call else super().stops
 
     @property

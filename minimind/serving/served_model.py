@@ -10,6 +10,7 @@ from minimind.data.chat_format import BadChat, read_chat
 from minimind.data.text_format import surrogate_problem
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
+from minimind.inference.grammar import Grammar
 from minimind.inference.request import GenerationRequest
 from minimind.serving.api_errors import ApiError
 from minimind.serving.chat_prompt import chat_prompt
@@ -47,14 +48,17 @@ class ServedModel:
         except (BadChat, DataError) as error:
             raise ApiError(400, str(error), param="messages") from None
         asked = body.max_completion_tokens or body.max_tokens
-        return self._requests(body, [prompt.ids], asked, body.num_logprobs), prompt.in_reasoning
+        grammars, in_reasoning = self.thread.engine.grammars, prompt.in_reasoning
+        grammar = body.answer_grammar(grammars, self.tokenizer, in_reasoning)
+        return self._requests(body, [prompt.ids], asked, body.num_logprobs, grammar), in_reasoning
 
     def completion_requests(self, body: CompletionRequest) -> list[GenerationRequest]:
         """Those of the first prompt, then of the next. Raises ApiError."""
         given = body.prompt
         prompts = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
         ids = [self._encode(prompt) for prompt in prompts]
-        return self._requests(body, ids, body.max_tokens or 16, body.logprobs)
+        grammar = body.answer_grammar(self.thread.engine.grammars, self.tokenizer, False)
+        return self._requests(body, ids, body.max_tokens or 16, body.logprobs, grammar)
 
     def _encode(self, prompt: object) -> list[int]:
         """A text is a document's beginning; ids are taken as they are."""
@@ -71,6 +75,7 @@ class ServedModel:
         prompts: list[list[int]],
         asked: int | None,
         logprobs: int | None,
+        grammar: Grammar | None,
     ) -> list[GenerationRequest]:
         requests = []
         for ids in prompts:
@@ -90,7 +95,7 @@ class ServedModel:
                     code="context_length_exceeded",
                 )
             for choice in range(body.num_choices):
-                params = body.sampling_params(wanted, logprobs, choice)
+                params = body.sampling_params(wanted, logprobs, choice, grammar)
                 stop_ids = (self.tokenizer.eos_id, self.tokenizer.pad_id)
                 requests.append(
                     GenerationRequest(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +128,28 @@ def grammar_rules(text: str) -> Rules:
         return {"lark_grammar": any_to_lark(text)}
     except Exception as error:  # the converter raises no narrower type
         raise ConfigError(f"the grammar is neither Lark nor GBNF: {error}") from None
+
+
+FORMS: dict[str, tuple[type | tuple[type, ...], Callable[[Any], Rules]]] = {
+    "json_schema": (dict, json_rules),
+    "regex": (str, regex_rules),
+    "choice": ((list, tuple), choice_rules),
+    "grammar": (str, grammar_rules),
+}
+"""What holds a text to a form in Python, by name: its type, and what writes it."""
+
+
+def take_form(options: dict[str, Any]) -> Rules | None:
+    """Takes the one of FORMS that is given out of `options`. Raises ConfigError."""
+    given = [name for name in FORMS if options.get(name) is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{given[0]} and {given[1]} exclude each other: give one")
+    if not given:
+        return None
+    (kind, write), value = FORMS[given[0]], options.pop(given[0])
+    if not isinstance(value, kind) or not value:
+        raise ConfigError(f"{given[0]} is {value!r}, which is empty or of a wrong type")
+    return write(value)
 
 
 def _close(schema: Any) -> Any:

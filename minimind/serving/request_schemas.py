@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from minimind.inference.grammar import Grammar
 from minimind.inference.sampling import SamplingParams
 from minimind.serving.answer_parser import END_CALL
-from minimind.serving.structured_output import ChatFormFields, StructuredFields
+from minimind.serving.structured_output import StructuredFields
+from minimind.serving.tool_choice import ChatFormFields
 
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20

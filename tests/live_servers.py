@@ -23,7 +23,8 @@ from minimind.serving.settings import ServerSettings
 def random_engine(tokenizer: Tokenizer, max_batch: int = 4, context: int = 256) -> BatchEngine:
     """Over a model that says anything at all."""
     config = small_config(vocab_size=tokenizer.vocab_size, max_position_embeddings=context)
-    return BatchEngine(random_model(config), tokenizer, max_batch=max_batch)
+    model = random_model(config)
+    return BatchEngine(model, tokenizer, max_batch=max_batch, grammar_limit_s=10.0)
 
 
 @dataclass

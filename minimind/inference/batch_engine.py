@@ -55,12 +55,13 @@ class BatchEngine:
         max_prefill: int = MAX_PREFILL,
         adapters: LoadedAdapters | None = None,
         fast_decode: bool = True,
+        grammar_limit_s: float | None = None,
     ) -> None:
         """`max_tokens`: what the cache holds in all, shared equally by the slots; by default a
         whole context each. `adapters`: over `model`, for requests to name; one is active at a time,
         in turns, and a name never stands for two. `fast_decode`: steps of one token each run as
         CUDA graphs on a GPU, in C++ on a CPU, which is worth its preparation where the engine
-        lives on. Raises ConfigError."""
+        lives on. `grammar_limit_s`: of GrammarCompiler. Raises ConfigError."""
         capacity = model.config.max_position_embeddings
         if max_tokens is not None:
             capacity = min(capacity, max_tokens // max(max_batch, 1))
@@ -77,7 +78,7 @@ class BatchEngine:
         )
         self._slots = SlotTable(self._runner.cache)
         self._scheduler = Scheduler(self._slots, max_prefill)
-        self.grammars = GrammarCompiler(tokenizer, model.config.vocab_size)
+        self.grammars = GrammarCompiler(tokenizer, model.config.vocab_size, limit_s=grammar_limit_s)
         """For requests of this engine; another thread than the one that steps it may compile."""
         self._ids = itertools.count(1)
         self._submitted: deque[Generation] = deque()

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
+from minimind.inference.grammar_check import Vocabulary, compile_text, problem_of, read_vocabulary
+from minimind.runtime.function_pool import Call, FunctionPool
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLMatcher
 
-MAX_CHARACTERS = 1 << 17
-"""Of a grammar. A longer one is refused before it costs anything; what shorter ones may cost,
-llguidance bounds itself (a second or two, a hundred megabytes)."""
+MAX_CHARACTERS = 1 << 16
+"""Of a grammar, with what is written around a schema. A longer one is refused before it costs
+anything."""
 _KEPT = 64
 """Grammars compiled last, which cost nothing when they come again."""
+_CHECK = f"{problem_of.__module__}:{problem_of.__name__}"
+_FIRST_CHECK_S = 20.0
+"""It starts the process and imports llguidance."""
 
 
 class Grammar:
@@ -30,35 +36,24 @@ class Grammar:
         return self._compiled.deep_copy()
 
 
-class _Vocabulary:
-    """A tokenizer as llguidance reads one. Added tokens, the tags of thinking and calls among them,
-    stand for themselves alone: text that spells them is other tokens."""
-
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
-        self.eos_token_id, self.bos_token_id = tokenizer.eos_id, tokenizer.bos_id
-        self.special_token_ids = sorted(tokenizer.added_ids.values())
-        ids = range(vocab_size)
-        self.tokens = [tokenizer.token_bytes([id], skip_special=False) for id in ids]
-        self._encode = tokenizer.encode
-
-    def __call__(self, text: str) -> list[int]:
-        return self._encode(text)
-
-
 class GrammarCompiler:
     """Compiles grammars for a tokenizer and a model of `vocab_size` tokens; may be called from
     several threads, which wait for each other, but not while they hold Python's lock."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
-        self._tokenizer = tokenizer
-        self._vocab_size = vocab_size
-        self._tokens: LLTokenizer | None = None
+    def __init__(
+        self, tokenizer: Tokenizer, vocab_size: int, *, limit_s: float | None = None
+    ) -> None:
+        """`limit_s`: grammars come from strangers, and are compiled in a process of their own
+        first, which is ended if it takes longer."""
+        self._tokenizer, self._vocab_size, self._limit_s = tokenizer, vocab_size, limit_s
+        self._tokens: Any = None
+        self._pool: FunctionPool | None = None
         self._kept: OrderedDict[str, Grammar] = OrderedDict()
         self._lock = threading.Lock()
 
     def compile(self, text: str) -> Grammar:
         """`text` as of inference/grammar_texts.py. Raises ConfigError with llguidance's words for
-        one that is wrong, not supported or too large."""
+        one that is wrong, not supported or takes too much."""
         if len(text) > MAX_CHARACTERS:
             raise ConfigError(
                 f"the grammar or schema has {len(text)} characters; at most {MAX_CHARACTERS} are "
@@ -73,20 +68,40 @@ class GrammarCompiler:
             return self._kept[text]
 
     def _compile(self, text: str) -> Grammar:
-        from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
-
+        if self._limit_s is not None:
+            self._check(text, self._limit_s)
         if self._tokens is None:
-            vocabulary = TokenizerWrapper(_Vocabulary(self._tokenizer, self._vocab_size))
-            slices = LLTokenizer.json_slices()
-            self._tokens = LLTokenizer(vocabulary, n_vocab=self._vocab_size, slices=slices)
-        limits = LLParserLimits(verbose_errors=False)
-        compiled = LLMatcher(self._tokens, text, log_level=0, limits=limits)
-        # Some that no text fits are only found out by looking for the first token.
-        if not compiled.is_error():
-            compiled.compute_bitmask()
+            self._tokens = read_vocabulary(self._vocabulary(self._tokenizer.encode))
+        compiled = compile_text(self._tokens, text)
         if compiled.is_error():
             raise ConfigError(_message(compiled.get_error()))
         return Grammar(compiled)
+
+    def _check(self, text: str, limit_s: float) -> None:
+        if self._pool is None:
+            self._pool = FunctionPool(
+                [_CHECK],
+                num_workers=1,
+                timeout_s=limit_s,
+                shipped={},
+                first_call_s=_FIRST_CHECK_S,
+            )
+        (outcome,) = self._pool.call([Call(_CHECK, (self._vocabulary(), text))])
+        if outcome.failure is not None:
+            took = {"slow": f"it takes more than {limit_s:g} s to compile"}
+            raise ConfigError(took.get(outcome.failure.kind, outcome.failure.text))
+        if outcome.value:
+            raise ConfigError(_message(outcome.value))
+
+    def _vocabulary(self, encode: Callable[[str], list[int]] | None = None) -> Vocabulary:
+        known, ids = self._tokenizer, range(self._vocab_size)
+        return Vocabulary(
+            known.eos_id,
+            known.bos_id,
+            tuple(sorted(known.added_ids.values())),
+            tuple(known.token_bytes([id], skip_special=False) for id in ids),
+            encode,
+        )
 
 
 def _message(error: str) -> str:

@@ -20,6 +20,9 @@ from minimind.serving.engine_thread import EngineThread
 from minimind.serving.served_model import ServedModel
 from minimind.serving.settings import ServerSettings
 
+GRAMMAR_LIMIT_S = 3.0
+"""For a client's schema or grammar to compile; most take a millisecond."""
+
 Status = Literal["ok", "loading", "stopping", "failed"]
 
 
@@ -115,5 +118,6 @@ def _load_engine(source: ModelSource) -> tuple[BatchEngine, Tokenizer]:
         max_batch=source.max_batch,
         max_tokens=source.max_tokens,
         adapters=adapters,
+        grammar_limit_s=GRAMMAR_LIMIT_S,
     )
     return engine, tokenizer

@@ -113,8 +113,7 @@ class BatchEngine:
         )
 
     def refresh(self) -> None:
-        """Says that the model's weights have changed: nothing that was computed with the old ones
-        is used again. For an engine that has no work."""
+        """Comes after the model's weights have changed, to an engine that has no work."""
         assert not self.has_work, "requests would go on with other weights than they began with"
         self._slots.forget_all()
         self._runner.refresh()
@@ -160,11 +159,7 @@ class BatchEngine:
             self._ahead = self._launch_ahead(batch)
             tokens, logprobs = pending.read()
         except (RuntimeError, MiniMindError):
-            # Out of memory, most often, or an adapter that was removed meanwhile; those that wait
-            # are unharmed.
-            logger.exception("a batch of %d sequences failed", len(batch))
-            self._ahead = None
-            return deltas + [self._fail(o.generation) for o in batch if o.generation.slot]
+            return deltas + self._fail_batch(batch)
         wanted = [one.generation for one in batch if one.completes]
         for one in batch:
             generation, piece = one.generation, one.piece
@@ -174,7 +169,7 @@ class BatchEngine:
             # One that ended while this step was on its way has got a token too many.
             if generation.slot is not None:
                 deltas.append(self._advance(generation, token, logprob))
-        return deltas
+        return deltas + self._choose_ahead()
 
     def _launch_ahead(self, batch: Sequence[Scheduled]) -> _Launched | None:
         """Has a GPU begin the step after `batch` while the host waits for that one's tokens and
@@ -184,6 +179,26 @@ class BatchEngine:
         if following := self._scheduler.following(batch):
             return following, self._runner.launch(following, self._scheduler.adapter)
         return None
+
+    def _choose_ahead(self) -> list[Delta]:
+        """Has the step that began ahead go on to its tokens, now that those before are accepted,
+        and before a slot goes to another sequence."""
+        following, choose = self._ahead or ([], None)
+        if choose is None or all(one.generation.slot is None for one in following):
+            return []
+        try:
+            pending = choose()
+        except (RuntimeError, MiniMindError):
+            return self._fail_batch(following)
+        self._ahead = following, lambda: pending
+        return []
+
+    def _fail_batch(self, batch: Sequence[Scheduled]) -> list[Delta]:
+        """Out of memory, most often, or an adapter that was removed meanwhile; those that wait are
+        unharmed."""
+        logger.exception("a batch of %d sequences failed", len(batch))
+        self._ahead = None
+        return [self._fail(one.generation) for one in batch if one.generation.slot]
 
     def generate(self, requests: Iterable[GenerationRequest]) -> list[Completion]:
         """All of them to their ends, in their order; for an engine that nobody else steps."""

@@ -11,7 +11,7 @@ from minimind.inference.text_stream import possible_start
 
 _THINK, _END_THINK = "<think>", "</think>"
 _CALL, END_CALL = "<tool_call>", "</tool_call>"
-_STRING_OR_END = re.compile(rf'"(?:[^"\\]|\\.)*(?:"|$)|{END_CALL}', re.DOTALL)
+_STRING_OR_END = re.compile(rf'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|{END_CALL}', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +138,12 @@ class AnswerParser:
 
 
 def _end_of_call(text: str) -> int | None:
-    """Where the closing tag begins that is not within a JSON string."""
+    """Where the closing tag begins that is not within a JSON string; where that leaves no call, the
+    first one."""
     for piece in _STRING_OR_END.finditer(text):
         if piece.group() == END_CALL:
-            return piece.start()
+            is_call = _read_call(text[: piece.start()]) is not None
+            return piece.start() if is_call else text.index(END_CALL)
     return None
 
 

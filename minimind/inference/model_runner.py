@@ -58,9 +58,7 @@ class ModelRunner:
         """The next token of each sequence that the batch completes, NO_TOKEN where there is none,
         and its log-probability where the request asks for it."""
         if self._adapters is not None:
-            active = {} if adapter is None else {adapter: 1.0}
-            if self._adapters.active != active:
-                self._adapters.activate(active)
+            self._adapters.switch_to(adapter)
         pieces = [one.piece for one in batch]
         ids: list[int] = []
         for one in batch:

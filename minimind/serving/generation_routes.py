@@ -42,6 +42,7 @@ def add_generation_routes(app: FastAPI, service: Service) -> None:
         record.ignore(f"chat_template_kwargs.{name}" for name in model.unread_options(body))
         # Long prompts take a while to tokenise, which must not hold up others.
         requests, in_reasoning = await asyncio.to_thread(model.chat_requests, body)
+        record.notice = _unfinished(body)
         answer = submit(record, model, body.stream, requests)
         writer = ChatWriter(model, body, in_reasoning, record)
         return await respond(request, answer, writer, bool(body.stream))
@@ -114,13 +115,21 @@ def open_call(
     return model, record
 
 
+def _unfinished(body: ChatRequest) -> str | None:
+    """What whoever sends a beginning of the answer ought to know."""
+    asked = body.continues or body.add_generation_prompt is not None
+    if asked or body.messages[-1].role != "assistant":
+        return None
+    return "the answer is a new turn; send continue_final_message true to continue the last message"
+
+
 def _misread(model: ServedModel, body: CompletionRequest) -> str | None:
     """What whoever sends a rendered conversation ought to know."""
     if body.parse_special is not None or model.parses_special:
         return None
     texts = [text for text in each_text(body.prompt) if isinstance(text, str)]
     spelled = next((found for text in texts if (found := model.spelled_tokens(text))), None)
-    return spelled and (
+    return None if spelled is None else (
         f"the prompt spells {spelled[0]!a}, which was read as text; send parse_special true (or "
         "start the server with --parse_special), ids, or messages to /v1/chat/completions"
     )

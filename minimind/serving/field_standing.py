@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -75,6 +75,29 @@ class Off:
 
     def _read(self, value: Any) -> Any:
         return None if _is_one_of(value, self.values) else value
+
+
+class OthersRefused:
+    """Annotates a Literal of kinds: the others that there are elsewhere are refused by name."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        def check(kind: Any) -> Any:
+            if isinstance(kind, str) and kind not in get_args(source):
+                texts = {"kind": kind, "why": self.why}
+                raise PydanticCustomError(UNSUPPORTED, "{kind} is not supported: {why}", texts)
+            return kind
+
+        return core_schema.no_info_before_validator_function(check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return handler(schema)
 
 
 def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:

@@ -20,7 +20,7 @@ from minimind.serving.event_stream import DONE, EventStream, unless_gone
 from minimind.serving.field_standing import unknown_fields
 from minimind.serving.request_schemas import AnyRequest, ChatRequest
 from minimind.serving.response_schemas import ChatCompletion, TextCompletion
-from minimind.serving.responses_schemas import ResponseObject, ResponsesRequest
+from minimind.serving.responses_schemas import OWN_NAMES, ResponseObject, ResponsesRequest
 from minimind.serving.responses_writer import ResponsesWriter
 from minimind.serving.served_model import ServedModel
 from minimind.serving.service import Service
@@ -53,7 +53,10 @@ def add_generation_routes(app: FastAPI, service: Service) -> None:
         try:
             chat = body.as_chat()
         except ValidationError as error:
-            problems = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
+            problems = error.errors()
+            for one in problems:
+                first, *rest = one["loc"]
+                one["loc"] = ("body", *OWN_NAMES.get(str(first), (first,)), *rest)
             raise RequestValidationError(problems) from None
         requests, in_reasoning = await asyncio.to_thread(model.chat_requests, chat)
         answer = submit(record, model, body.stream, requests)
@@ -129,7 +132,9 @@ def _misread(model: ServedModel, body: CompletionRequest) -> str | None:
         return None
     texts = [text for text in each_text(body.prompt) if isinstance(text, str)]
     spelled = next((found for text in texts if (found := model.spelled_tokens(text))), None)
-    return None if spelled is None else (
+    if spelled is None:
+        return None
+    return (
         f"the prompt spells {spelled[0]!a}, which was read as text; send parse_special true (or "
         "start the server with --parse_special), ids, or messages to /v1/chat/completions"
     )

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, field_validator
-from pydantic_core import PydanticCustomError
 
 from minimind.serving.api_errors import ApiError
-from minimind.serving.field_standing import UNSUPPORTED, NoEffect, Refused
+from minimind.serving.field_standing import NoEffect, OthersRefused, Refused
 
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 _THINK, _END_THINK = "<think>", "</think>"
@@ -39,21 +38,15 @@ class RequestPart(BaseModel):
 class ContentPart(RequestPart):
     """A piece of a message's text, as the chat API or the responses API calls it."""
 
-    type: Literal["text", "input_text", "output_text", "refusal"]
+    type: Annotated[
+        Literal["text", "input_text", "output_text", "reasoning_text", "summary_text", "refusal"],
+        OthersRefused("the model reads text alone"),
+    ]
     text: str | None = None
     refusal: str | None = None
     annotations: Annotated[Any, NoEffect("an answer's, sent back")] = None
     logprobs: Annotated[Any, NoEffect("an answer's, sent back")] = None
     cache_control: Annotated[Any, NoEffect("prompts are cached by themselves")] = None
-
-    @field_validator("type", mode="before")
-    @classmethod
-    def _say_what_is_read(cls, kind: Any) -> Any:
-        if isinstance(kind, str) and kind not in ("text", "input_text", "output_text", "refusal"):
-            raise PydanticCustomError(
-                UNSUPPORTED, "{kind} is not supported: the model reads text alone", {"kind": kind}
-            )
-        return kind
 
 
 Content = str | list[str | ContentPart] | None

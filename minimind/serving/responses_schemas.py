@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field
 
 from minimind.serving.api_errors import ApiError
-from minimind.serving.field_standing import UNSUPPORTED, NoEffect, Refused
+from minimind.serving.field_standing import NoEffect, OthersRefused, Refused
 from minimind.serving.message_schemas import Content, NonEmpty, RequestPart, content_text
 from minimind.serving.request_schemas import (
     ChatRequest,
@@ -18,50 +17,42 @@ from minimind.serving.request_schemas import (
     Thinking,
 )
 
-_ITEMS = ("message", "function_call", "function_call_output", "reasoning")
+OWN_NAMES: dict[str, tuple[str, ...]] = {
+    "messages": ("input",),
+    "max_completion_tokens": ("max_output_tokens",),
+    "reasoning_effort": ("reasoning", "effort"),
+    "response_format": ("text", "format"),
+}
+"""What the chat API has under another name."""
 _IN_FULL = "send the whole conversation as `input`"
 
 
 class InputItem(RequestPart):
     """A turn, or a part of an assistant's turn."""
 
-    type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
+    type: Annotated[
+        Literal["message", "function_call", "function_call_output", "reasoning"],
+        OthersRefused("send what it stands for"),
+    ] = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
-    content: Content | list[dict[str, Any]] = None
+    content: Content = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
     output: Content = None
-    summary: list[dict[str, Any]] | None = None
+    summary: Content = None
     id: Annotated[Any, NoEffect("nothing is kept")] = None
     status: Annotated[Any, NoEffect("an answer's, sent back")] = None
     phase: Annotated[Any, NoEffect("an answer's, sent back")] = None
     encrypted_content: Annotated[Any, NoEffect("thoughts are plain text")] = None
 
-    @field_validator("type", mode="before")
-    @classmethod
-    def _say_what_is_read(cls, kind: Any) -> Any:
-        if isinstance(kind, str) and kind not in _ITEMS:
-            raise PydanticCustomError(UNSUPPORTED, "{kind} is not supported", {"kind": kind})
-        return kind
-
 
 class FunctionTool(RequestPart):
-    type: Literal["function"]
+    type: Annotated[Literal["function"], OthersRefused("only functions of yours are called")]
     name: NonEmpty
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
-
-    @field_validator("type", mode="before")
-    @classmethod
-    def _say_what_is_called(cls, kind: Any) -> Any:
-        if isinstance(kind, str) and kind != "function":
-            why = "only your own functions are called"
-            raise PydanticCustomError(
-                UNSUPPORTED, "{kind} is not supported: {why}", {"kind": kind, "why": why}
-            )
-        return kind
 
 
 class Reasoning(RequestPart):
@@ -165,9 +156,7 @@ def _add_item(messages: list[dict[str, Any]], item: InputItem, where: str) -> No
     elif item.type == "message" and item.role != "assistant":
         messages.append({"role": item.role, "content": item.content})
     elif item.type == "reasoning":
-        parts = item.content if isinstance(item.content, list) else item.summary or []
-        texts = [part if isinstance(part, dict) else part.model_dump() for part in parts]  # type: ignore[union-attr]
-        thought = "\n".join(str(part.get("text") or "") for part in texts)
+        thought = content_text(item.content) or content_text(item.summary)
         messages.append({"role": "assistant", "content": "", "reasoning_content": thought})
     elif item.type == "message":
         if last is None or last["content"] or "tool_calls" in last:

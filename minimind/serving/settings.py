@@ -11,7 +11,7 @@ from minimind.errors import ConfigError
 
 KEY_VARIABLE = "MINIMIND_API_KEY"
 """Of the environment: a server's key, for itself and for its clients."""
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@]+", re.IGNORECASE)
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@*]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ Wrong types are errors, never converted; what is unknown is kept aside, to be na
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -87,7 +88,8 @@ class Message(RequestPart):
     prefix: bool | None = None
     """Of the last message, an assistant's: it is continued."""
     name: Annotated[Any, NoEffect("chat templates have no place for it")] = None
-    tool_call_id: Annotated[Any, NoEffect("results follow their calls in order")] = None
+    tool_call_id: str | None = None
+    """Of a tool's message: results are put into the order of their calls."""
     refusal: Annotated[Any, NoEffect("an answer's, sent back")] = None
     annotations: Annotated[Any, NoEffect("an answer's, sent back")] = None
     function_call: Annotated[Any, Refused("send `tool_calls`")] = None
@@ -134,7 +136,16 @@ class Tool(RequestPart):
 
 def read_turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Raises ApiError for arguments of a call that are no JSON object."""
-    return [message.as_turn(f"messages[{number}]") for number, message in enumerate(messages)]
+    turns: list[dict[str, Any]] = []
+    order: dict[str | None, int] = {}
+    for is_result, run in itertools.groupby(enumerate(messages), lambda one: one[1].role == "tool"):
+        found = list(run)
+        if is_result and all(message.tool_call_id in order for _, message in found):
+            found.sort(key=lambda one: order[one[1].tool_call_id])
+        turns += [message.as_turn(f"messages[{number}]") for number, message in found]
+        calls = found[-1][1].tool_calls or ()
+        order = {call.id: place for place, call in enumerate(calls) if call.id is not None}
+    return turns
 
 
 def split_open_thought(turn: dict[str, Any]) -> dict[str, Any]:

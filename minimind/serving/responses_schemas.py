@@ -92,7 +92,7 @@ class ResponsesRequest(GenerationRequestFields):
     truncation: Annotated[Any, Refused("shorten the input", "disabled")] = None
     context_management: Annotated[Any, Refused("shorten the input", [])] = None
     top_logprobs: Annotated[Any, Refused("/v1/chat/completions has them", 0)] = None
-    include: Annotated[Any, NoEffect("all there is is told")] = None
+    include: Annotated[Any, NoEffect("it asks to be told more of the same")] = None
     max_tool_calls: Annotated[
         Any, NoEffect("it counts built-in tools, of which there are none")
     ] = None

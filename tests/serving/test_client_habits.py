@@ -144,6 +144,19 @@ def test_messages_as_other_clients_write_them(
     assert "<tool_response>\n1\n</tool_response>" in prompt
 
 
+def test_results_go_to_their_calls(url: str, engine: ScriptedEngine, tokenizer: Tokenizer) -> None:
+    """They may come in any order; without ids they stay in their own."""
+    calls = [{"id": id, "function": {"name": id, "arguments": "{}"}} for id in ("a", "b", "c")]
+    asked = [USER, {"role": "assistant", "tool_calls": calls}]
+    for ids, order in (("cab", "abc"), ("ba", "ab"), ("cx", "cx")):
+        results = [{"role": "tool", "tool_call_id": id, "content": f"<{id}>"} for id in ids]
+        assert ask(url, messages=[*asked, *results]).status_code == 200
+        prompt = tokenizer.decode(engine.requests[-1].prompt_ids)
+        assert [prompt.index(f"<{id}>") for id in order] == sorted(
+            prompt.index(f"<{id}>") for id in order
+        )
+
+
 def test_what_nothing_knows_is_named(url: str, caplog: pytest.LogCaptureFixture) -> None:
     messages = [USER | {"weight": 0}, USER | {"weight": 1}]
     response = ask(

@@ -41,10 +41,11 @@ _HEAD = """\
 Generated from the server's schemas (`python -m minimind.serving.field_table`), and tested.
 
 **honoured**: the text is what the field asks for. **refused**: 400 with the code
-`unsupported_parameter` and the words below, unless the value asks for nothing (null, and what stands
-behind *off*). **no effect**: anything is taken, and the text does not depend on it. A field without an
-entry is unknown to that call: the answer comes without it, and the header `x-ignored-fields` and the
-log name it, as they name unknown fields within these. *off* with an honoured field: not given.
+`unsupported_parameter` and the words below, unless the value asks for nothing (null, and what
+stands behind *off*). **no effect**: anything is taken, and the text does not depend on it. A
+field without an entry is unknown to that call: the answer comes without it, and the header
+`x-ignored-fields` and the log name it, as they name unknown fields within these. *off* with an
+honoured field: not given.
 """
 
 

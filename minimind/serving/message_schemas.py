@@ -130,7 +130,7 @@ class Function(RequestPart):
 
 
 class Tool(RequestPart):
-    type: Literal["function"]
+    type: Annotated[Literal["function"], OthersRefused("only functions are called")] = "function"
     function: Function
 
 

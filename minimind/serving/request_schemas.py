@@ -20,13 +20,13 @@ from minimind.serving.message_schemas import Message, RequestPart, Tool
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
 
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Limit = Annotated[int | None, Field(ge=1, lt=2**31), Off(-1)]
 _TEMPLATE_OWN = ("messages", "tools", "add_generation_prompt", "continue_final_message")
 
 
 class StreamOptions(RequestPart):
-    include_usage: bool = False
+    include_usage: bool | None = None
     continuous_usage_stats: Annotated[Any, NoEffect("the last chunk has the sums")] = None
     include_obfuscation: Annotated[Any, NoEffect("nothing is padded")] = None
 
@@ -136,7 +136,7 @@ class GenerationRequestFields(AnyRequest):
 
     @property
     def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and self.stream_options.include_usage is True
 
     @property
     def num_choices(self) -> int:

@@ -92,16 +92,20 @@ def render_chat(
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = False,
     enable_thinking: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> str:
     """The text of a conversation: what `transformers`' apply_chat_template gives for the same
-    template. Raises DataError where the template cannot be parsed or refuses the messages."""
+    template. `options`: more of its variables, by name. Raises DataError where the template cannot
+    be parsed or refuses the messages."""
     try:
         return _compile(template).render(
+            options or {},
             messages=messages,
             tools=tools,
             documents=None,
             add_generation_prompt=add_generation_prompt,
             enable_thinking=enable_thinking,
+            open_thinking=enable_thinking,  # the original's name of it
         )
     except (jinja2.TemplateError, TypeError) as error:
         raise DataError(f"the chat template cannot render these messages: {error}") from None

@@ -16,6 +16,7 @@ from minimind.inference.grammar import GrammarCompiler
 from minimind.inference.grammar_masks import GrammarFailure
 from minimind.inference.logprobs import TokenLogprob
 from minimind.inference.model_runner import ModelRunner
+from minimind.inference.prompt_reader import PromptReader
 from minimind.inference.request import (
     Completion,
     Delta,
@@ -65,17 +66,15 @@ class BatchEngine:
         capacity = model.config.max_position_embeddings
         if max_tokens is not None:
             capacity = min(capacity, max_tokens // max(max_batch, 1))
-        for name, value in (
-            ("max_batch", max_batch),
-            ("max_tokens // max_batch", capacity),
-            ("max_prefill", max_prefill),
-        ):
+        sizes = {"max_batch": max_batch, "max_tokens // max_batch": capacity}
+        for name, value in (sizes | {"max_prefill": max_prefill}).items():
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
         self._config, self._tokenizer, self._adapters = model.config, tokenizer, adapters
         self._runner = ModelRunner(
             model, max_batch, capacity, adapters=adapters, fast_decode=fast_decode
         )
+        self.reader = PromptReader(model, adapters)
         self._slots = SlotTable(self._runner.cache)
         self._scheduler = Scheduler(self._slots, max_prefill)
         self.grammars = GrammarCompiler(tokenizer, model.config.vocab_size, limit_s=grammar_limit_s)
@@ -122,7 +121,7 @@ class BatchEngine:
         """The request's id. It waits where all slots are in use. Raises ConfigError for an empty
         prompt, an id beyond the vocabulary, and what is too long for the context or a slot."""
         self.check(request)
-        text = TextStream(self._tokenizer, request.params.stop)
+        text = TextStream(self._tokenizer, request.params.stop, request.skips_special)
         generation = Generation(next(self._ids), request, text, list(request.prompt_ids))
         self._submitted.append(generation)
         return generation.request_id

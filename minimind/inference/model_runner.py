@@ -58,9 +58,7 @@ class ModelRunner:
         NO_TOKEN where there is none, and its log-probability where the request asks for it. The
         tokens are chosen by calling what this gives, when all that came before are accepted."""
         if self._adapters is not None:
-            active = {} if adapter is None else {adapter: 1.0}
-            if self._adapters.active != active:
-                self._adapters.activate(active)
+            self._adapters.switch_to(adapter)
         pieces = [one.piece for one in batch]
         ids: list[int] = []
         for one in batch:

@@ -24,6 +24,8 @@ class GenerationRequest:
     """Tokens that end it and are not given out: at least the end of a turn or text, most often."""
     gives_stop: bool = False
     """The token of `stop_ids` that ended it is given out too, among `ids` and never as text."""
+    skips_special: bool = True
+    """Special tokens that are made are not written into the text."""
     adapter: str | None = None
     """One of the engine's, by name; None: the model alone."""
 

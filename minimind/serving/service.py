@@ -77,9 +77,17 @@ class Service:
                 thread=thread,
                 max_new_tokens=self.settings.max_new_tokens,
                 adapter=adapter,
+                parses_special=self.settings.parse_special,
             )
 
-    def find(self, name: str) -> ServedModel:
+    def find(self, name: str | None) -> ServedModel:
+        """By its name; without one the model that is no other's adapter, where there is one."""
+        if name is None:
+            wanted = [model for model in self.models.values() if model.adapter is None]
+            if len(wanted) == 1:
+                return wanted[0]
+            names = ", ".join(self.models)
+            raise ApiError(400, f"model is missing; there is {names}", param="model")
         model = self.models.get(name)
         if model is None:
             raise ApiError(

@@ -158,7 +158,7 @@ class ResponsesWriter(CompletionWriter):
         return ResponseEvent(type=type, sequence_number=self._num_events - 1, **fields)
 
     def _response(self, ended: bool = False) -> ResponseObject:
-        body = self._body
+        body, choice = self._body, self._body.tool_choice or "auto"
         cut = self._finish_reason == "length"
         return ResponseObject(
             id=self._id,
@@ -172,7 +172,7 @@ class ResponsesWriter(CompletionWriter):
             parallel_tool_calls=body.parallel_tool_calls is not False,
             temperature=1.0 if body.temperature is None else body.temperature,
             top_p=1.0 if body.top_p is None else body.top_p,
-            tool_choice=body.tool_choice or "auto",
+            tool_choice=choice if isinstance(choice, str) else choice.declared(),
             tools=[tool.declared() for tool in body.tools or ()],
             usage=self._response_usage if ended else None,
         )

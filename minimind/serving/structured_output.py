@@ -44,7 +44,12 @@ _ANY_OBJECT: JsonSchema = {"type": "object"}
 
 
 class FormPart(BaseModel):
-    model_config = ConfigDict(strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    """What all parts share; what is unknown is kept aside. No validator looks at every field first,
+    which pydantic forbids where one of them tells the kinds of a part apart."""
+
+    model_config = ConfigDict(
+        strict=True, allow_inf_nan=False, extra="allow", use_attribute_docstrings=True
+    )
 
 
 class TextFormat(FormPart):

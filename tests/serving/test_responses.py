@@ -164,7 +164,7 @@ def test_an_empty_answer_is_a_message(scripted: Scripted) -> None:
         ({"input": [{"type": "function_call", "name": "f"}]}, "input[0].arguments", "missing"),
         ({"max_tokens": 5}, "max_tokens", "send `max_output_tokens`"),
         ({"truncation": "auto"}, "truncation", "truncation is not supported"),
-        ({"text": {"format": {"type": "sound"}}}, "text.format.type", ""),
+        ({"text": {"format": {"type": "sound"}}}, "text.format", ""),
         ({"reasoning": {"effort": "much"}}, "reasoning.effort", "'none'"),
     ],
 )

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _MAX_PROBLEMS = 3
 _CHOICE = re.compile(
-    r"str|int|float|bool|none|[a-z-]+\[.*|[a-z]+-[a-z-]+|[A-Z][A-Za-z]+", re.DOTALL
+    r"str|int|float|bool|none|[a-z-]*\[.*|[a-z]+-[a-z-]+|[A-Z][A-Za-z]+", re.DOTALL
 )
 
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from minimind.serving.api_errors import ApiError
 from minimind.serving.field_standing import NoEffect, OthersRefused, Refused
@@ -25,11 +25,6 @@ class RequestPart(BaseModel):
     model_config = ConfigDict(
         strict=True, allow_inf_nan=False, extra="allow", use_attribute_docstrings=True
     )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _read_whole_numbers(cls, value: Any) -> Any:
-        return _whole(value)
 
     def declared(self) -> dict[str, Any]:
         """As JSON, of the fields that are known and given."""
@@ -165,13 +160,6 @@ def _arguments(given: str | dict[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ApiError(400, f"{where} is not a JSON object", param=where)
     return found
-
-
-def _whole(value: Any) -> Any:
-    """1.0 is an integer to JSON Schema, and to some clients."""
-    if isinstance(value, list):
-        return [_whole(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _tree(value: Any) -> Any:

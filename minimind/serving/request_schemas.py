@@ -47,6 +47,11 @@ class AnyRequest(RequestPart):
     request_id: Annotated[Any, NoEffect("each call has the server's own")] = None
     priority: Annotated[Any, NoEffect("first come, first served")] = None
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_whole_numbers(cls, value: Any) -> Any:
+        return _whole(value)
+
 
 class GenerationRequestFields(StructuredFields, AnyRequest):
     """What requests that continue a prompt share. The ranges are OpenAI's where it has the
@@ -260,3 +265,10 @@ class ChatRequest(ConversationFields, ChatFormFields, GenerationRequestFields):
     @property
     def offered_tools(self) -> list[dict[str, Any]] | None:
         return None if self.tool_choice == "none" else super().offered_tools
+
+
+def _whole(value: Any) -> Any:
+    """1.0 is an integer to JSON Schema, and to some clients."""
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

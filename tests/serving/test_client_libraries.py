@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,8 @@ class Turns(ScriptedEngine):
     def __init__(self, *texts: str) -> None:
         super().__init__()
         self._texts = list(texts)
+        # Some clients hold every tool to its schema; the texts are what they are.
+        self.grammars = SimpleNamespace(compile=lambda text: None)
 
     def submit(self, request: Any) -> int:
         self.text = self._texts.pop(0)

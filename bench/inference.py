@@ -1,8 +1,10 @@
 """Generation by our engine and by `transformers` in turns: `python -m bench.inference --json FILE`.
 
-Both rows load the same random weights from one Hugging Face folder, in the same dtype, and continue
+All rows load the same random weights from one Hugging Face folder, in the same dtype, and continue
 the same prompts greedily to the same length. A round is one batch through each row, in random
 order. Then launch/serve.py answers clients on the same machine.
+
+The row "held" is our engine with every sequence held to a JSON schema by a mask.
 
 Exit status: 0 done, 1 a row broke, 2 bad usage or configuration, 130 interrupted.
 """
@@ -169,9 +171,14 @@ def _measure_batch(
         _build_row(spec, options.model, of_row) | more | memory
         for spec, of_row, more, memory in zip(specs, times, built, measured, strict=True)
     ]
-    base = next((i for i, spec in enumerate(specs) if spec.kind == "transformers"), None)
+    by_kind = {spec.kind: of_row for spec, of_row in zip(specs, times, strict=True)}
     for row, of_row in zip(rows, times, strict=True):
-        row |= _compare(of_row, None if base is None else times[base])
+        row |= _compare(of_row, by_kind.get("transformers"))
+        if row["name"] == "held":
+            # No share of like sequences, but the price of the mask.
+            found = _ratio(of_row, by_kind["minimind"]) if "minimind" in by_kind else None
+            row |= {"same_sequences": None, "ratio_to_free": found and found["median"]}
+            row["ratio_to_free_error"] = found and found["standard_error"]
     return rows
 
 
@@ -200,9 +207,7 @@ def _compare(
     sequences with the same tokens to the end (near-ties decide the others, more in bf16)."""
     if base is None:
         return dict.fromkeys(("ratio_to_transformers", "ratio_error", "same_sequences"))
-    ratio = harness.paired_ratio(
-        [one.decode_tokens_per_s for one in times], [one.decode_tokens_per_s for one in base]
-    )
+    ratio = _ratio(times, base)
     pairs = [
         ours == theirs
         for one, other in zip(times, base, strict=True)
@@ -215,11 +220,17 @@ def _compare(
     }
 
 
+def _ratio(times: Sequence[GenerationTime], base: Sequence[GenerationTime]) -> dict[str, Any]:
+    return harness.paired_ratio(
+        *([one.decode_tokens_per_s for one in row] for row in (times, base))
+    )
+
+
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table a reader looks at first."""
     header = (
         "row", "batch", "precision", "first token ms", "decode tokens/s", "p10–p90",
-        "× transformers", "same", "peak MB", "resident MB",
+        "× transformers", "× free", "same", "peak MB", "resident MB",
     )  # fmt: skip
     return harness.format_table(header, [_cells(row) for row in rows])
 
@@ -236,6 +247,9 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['useful_tokens_per_s']:,.0f}",
         f"{row['useful_tokens_per_s_p10']:,.0f}–{row['useful_tokens_per_s_p90']:,.0f}",
         "–" if ratio is None else f"{ratio:.2f} ± {row['ratio_error']:.2f}",
+        f"{row['ratio_to_free']:.3f} ± {row['ratio_to_free_error']:.3f}"
+        if row.get("ratio_to_free")
+        else "–",
         "–" if same is None else f"{same:.0%}",
         f"{row['peak_bytes'] / 1e6:,.0f}",
         "not measured" if resident is None else f"{resident / 1e6:,.0f}",

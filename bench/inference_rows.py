@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import time
 from collections.abc import Sequence
@@ -12,13 +13,30 @@ from typing import Any, Protocol
 import torch
 
 from bench.workers import peak_resident, reset_peak_resident
+from minimind.data.sample_text import load_sample_tokenizer
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.generate import load_model
+from minimind.inference.grammar_texts import AnswerForm, json_rules
 from minimind.inference.request import GenerationRequest
 from minimind.inference.sampling import SamplingParams
 from minimind.runtime.memory import PeakMemory
 
 Prompts = Sequence[Sequence[int]]
+ENDLESS = {
+    "type": "array",
+    "minItems": 10**6,
+    "items": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 12},
+            "age": {"type": "integer", "minimum": 0, "maximum": 120},
+            "kind": {"enum": ["cat", "dog", "鸭子"]},
+            "tags": {"type": "array", "items": {"type": "string", "maxLength": 6}, "maxItems": 3},
+            "note": {"anyOf": [{"type": "string", "maxLength": 20}, {"type": "null"}]},
+        },
+        "required": ["name", "age", "kind", "tags", "note"],
+    },
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +92,16 @@ class EngineRow:
         return ids, times
 
 
+class HeldRow(EngineRow):
+    """Every sequence held to a JSON schema, of a list that goes on to the last token."""
+
+    def __init__(self, spec: InferenceSpec) -> None:
+        super().__init__(spec)
+        form = AnswerForm(content=json_rules(ENDLESS))
+        grammar = self._engine.grammars.compile(form.text(load_sample_tokenizer()))
+        self._params = dataclasses.replace(self._params, grammar=grammar)
+
+
 class TransformersRow:
     def __init__(self, spec: InferenceSpec) -> None:
         from transformers import AutoModelForCausalLM
@@ -105,7 +133,11 @@ class TransformersRow:
         return out[:, len(prompts[0]) :].tolist(), [times] * len(prompts)
 
 
-ROWS: dict[str, Any] = {"minimind": EngineRow, "transformers": TransformersRow}
+ROWS: dict[str, Any] = {
+    "minimind": EngineRow,
+    "held": HeldRow,
+    "transformers": TransformersRow,
+}
 
 
 class ServedRow:

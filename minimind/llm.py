@@ -20,6 +20,7 @@ from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.generate import load_adapters, load_model
+from minimind.inference.grammar_texts import FORMS, AnswerForm, take_form
 from minimind.inference.request import Delta, GenerationRequest
 from minimind.inference.sampling import SamplingParams
 from minimind.runtime.devices import check_kernels, find_device
@@ -42,6 +43,7 @@ class LLM:
     print(llm.generate(["The river of Lumor", "1 + 1 ="], max_new_tokens=20))
     for piece in llm.stream("Tell me a story", temperature=0.7, seed=1):
         print(piece, end="", flush=True)
+    print(llm.chat("Who is Greta?", json_schema=Person.model_json_schema()))
     ```
 
     Calls from several threads, and streams that are read in turns, share the model's batch. Text
@@ -89,7 +91,9 @@ class LLM:
 
         With `thinking` the model thinks first; the thought is not part of the answer. `sampling`
         are fields of SamplingParams: greedy unless `temperature` is given, and at most 512 tokens
-        unless `max_new_tokens` is. Raises ConfigError for an unknown option, turns that are no
+        unless `max_new_tokens` is; one of `json_schema`, `regex`, `choice` (a list of texts) and
+        `grammar` (Lark or GBNF) holds the answer to a form, unless tokens run out before. Raises
+        ConfigError for an unknown option, a form that cannot be kept to, turns that are no
         conversation and one that is too long, DataError for a model without a chat template.
         """
         parts = self.stream(messages, thinking=thinking, adapter=adapter, **sampling)
@@ -117,15 +121,18 @@ class LLM:
             raise ConfigError(str(problem)) from None
         prompt = chat_prompt(self.tokenizer, chat, thinking)
         new_tokens = ChatOptions().max_tokens
-        request = self._request("the conversation", prompt.ids, new_tokens, adapter, sampling)
-        return self._answer(request, in_reasoning=prompt.in_reasoning)
+        thinks = prompt.in_reasoning
+        request = self._request(
+            "the conversation", prompt.ids, new_tokens, adapter, sampling, after_thinking=thinks
+        )
+        return self._answer(request, in_reasoning=thinks)
 
     def generate(
         self, prompts: str | Sequence[str], *, adapter: str | None = None, **sampling: Any
     ) -> list[str]:
         """The continuation of each prompt as the beginning of a document, without the prompt; all
-        of them are decoded together. `sampling` are fields of SamplingParams. Raises ConfigError
-        before anything is generated."""
+        of them are decoded together. `sampling` as of `chat`. Raises ConfigError before anything is
+        generated."""
         if not isinstance(prompts, str | Sequence):
             raise ConfigError(f"prompts is {prompts!r}; it must be a text or a list of texts")
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -151,6 +158,8 @@ class LLM:
         new_tokens: int,
         adapter: str | None,
         sampling: Mapping[str, Any],
+        *,
+        after_thinking: bool = False,
     ) -> GenerationRequest:
         """`new_tokens`: where `sampling` does not say, as far as there is room for them."""
         room = self._engine.max_sequence - len(prompt_ids)
@@ -160,9 +169,14 @@ class LLM:
                 f"{self._engine.max_sequence} of a sequence here: shorten it, or load the model "
                 "with a smaller max_batch or a larger max_tokens if its context is longer"
             )
+        options = {"max_new_tokens": min(new_tokens, room), **sampling}
+        content = take_form(options)
+        if content is not None:
+            form = AnswerForm(content=content, after_thinking=after_thinking)
+            options["grammar"] = self._engine.grammars.compile(form.text(self.tokenizer))
         request = GenerationRequest(
             prompt_ids=prompt_ids,
-            params=_read_sampling({"max_new_tokens": min(new_tokens, room), **sampling}),
+            params=_read_sampling(options),
             stop_ids=(self.tokenizer.eos_id, self.tokenizer.pad_id),
             adapter=adapter,
         )
@@ -226,18 +240,20 @@ def _contents(parts: Iterable[Part]) -> Iterator[str]:
 
 def _read_sampling(given: Mapping[str, Any]) -> SamplingParams:
     """Raises ConfigError."""
+    known = sorted({*SAMPLING, *FORMS})
     for name in given:
-        if name not in SAMPLING:
+        if name not in known:
             raise ConfigError(
-                f"{name} is no sampling option{did_you_mean(name, SAMPLING)}; they are "
-                f"{', '.join(sorted(SAMPLING))}"
+                f"{name} is no sampling option{did_you_mean(name, known)}; they are "
+                f"{', '.join(known)}"
             )
     stop = given.get("stop", ())
     if isinstance(stop, Sequence) and not all(isinstance(text, str) for text in stop):
         raise ConfigError(f"stop is {stop!r}; it must be a text or a list of texts")
     try:
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        return SamplingParams(**{**given, "stop": stop})
+        bias = tuple(dict(given.get("logit_bias") or {}).items())
+        return SamplingParams(**{**given, "stop": stop, "logit_bias": bias})
     except TypeError as error:
         raise ConfigError(f"an option of {dict(given)} has a wrong type: {error}") from None
 

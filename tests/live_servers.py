@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from small_models import random_model, small_config
 
 from minimind.data.tokenizer import Tokenizer
-from minimind.inference.batch_engine import BatchEngine, EngineStats
-from minimind.inference.request import Delta, GenerationRequest
+from minimind.inference.batch_engine import BatchEngine
+from minimind.inference.request import Delta, EngineStats, GenerationRequest
 from minimind.serving.server import ApiServer, listen
 from minimind.serving.service import Service
 from minimind.serving.settings import ServerSettings
@@ -23,7 +23,8 @@ from minimind.serving.settings import ServerSettings
 def random_engine(tokenizer: Tokenizer, max_batch: int = 4, context: int = 256) -> BatchEngine:
     """Over a model that says anything at all."""
     config = small_config(vocab_size=tokenizer.vocab_size, max_position_embeddings=context)
-    return BatchEngine(random_model(config), tokenizer, max_batch=max_batch)
+    model = random_model(config)
+    return BatchEngine(model, tokenizer, max_batch=max_batch, grammar_limit_s=10.0)
 
 
 @dataclass
@@ -38,6 +39,7 @@ class ScriptedEngine:
     max_batch: int = 4
     open: dict[int, list[str]] = field(default_factory=dict)
     requests: list[GenerationRequest] = field(default_factory=list)
+    grammars: object = None
 
     def __post_init__(self) -> None:
         self._ids = itertools.count(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -99,6 +100,23 @@ def test_a_text_is_a_users_turn(llm: LLM) -> None:
     assert llm.chat(QUESTION, max_new_tokens=16) == llm.chat(turns, max_new_tokens=16) != ""
 
 
+def test_a_form_holds_the_text(llm: LLM) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [1, "二"]}}, "required": ["a"]}
+    for temperature in (0, 1):
+        for thinking in (False, True):
+            given = {"temperature": temperature, "seed": 2, "max_new_tokens": 120}
+            # The end of the thought is made likely enough to come.
+            bias = {llm.tokenizer.added_ids["</think>"]: 4.0}
+            answer = llm.chat(
+                QUESTION, thinking=thinking, json_schema=schema, logit_bias=bias, **given
+            )
+            assert json.loads(answer)["a"] in (1, "二")
+    assert set(llm.generate(PROMPTS, choice=["yes", "no"], temperature=1)) <= {"yes", "no"}
+    (number,) = llm.generate("a", regex=r"\d{3}")
+    assert len(number) == 3
+    assert llm.generate("a", grammar='root ::= "a" "b"') == ["ab"]
+
+
 def test_stop_strings_end_the_text(llm: LLM) -> None:
     (whole,) = llm.generate("6 + 9", max_new_tokens=20)
     stop = whole[5:8]
@@ -180,8 +198,18 @@ def test_a_generation_that_fails_is_an_error(llm: LLM, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda llm: llm.chat("q", temprature=1), r"did you mean temperature\?\); they are freq"),
-        (lambda llm: llm.stream("q", heat=1), "heat is no sampling option; they are frequency_"),
+        (lambda llm: llm.chat("q", temprature=1), r"did you mean temperature\?\); they are choice"),
+        (lambda llm: llm.generate("q", regex="a", choice=["b"]), "regex and choice exclude each"),
+        (lambda llm: llm.chat("q", json_schema={"not": {}}), 'Unimplemented keys: \\["not"'),
+        (
+            lambda llm: llm.chat("q", json_schema="{}"),
+            "json_schema is '{}', which is empty or of a",
+        ),
+        (lambda llm: llm.chat("q", logit_bias={99999: 1.0}), "the token 99999"),
+        (
+            lambda llm: llm.stream("q", heat=1),
+            "heat is no sampling option; they are choice, frequency_",
+        ),
         (lambda llm: llm.generate("q", logprobs=3), "logprobs is no sampling option"),
         (lambda llm: llm.generate("q", temperature=-1), "temperature is -1; it must be at least 0"),
         (lambda llm: llm.generate("q", top_p="high"), "has a wrong type"),

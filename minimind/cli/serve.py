@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             api_keys=read_keys(arguments.api_key, arguments.api_key_file),
             allow_no_key=arguments.allow_no_key,
             log_prompts=arguments.log_prompts,
+            cors_origins=tuple(arguments.cors_origin),
+            parse_special=arguments.parse_special,
             **{name: getattr(arguments, name) for name in NUMBERS},
         )
         serve(read_sources(arguments), settings)
@@ -155,6 +157,22 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     access.add_argument(
         "--allow_no_key", action="store_true", help="listen beyond this machine without a key"
+    )
+    access.add_argument(
+        "--cors_origin",
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="web pages of this origin may call the server, as http://localhost:3000; several; *: "
+        "all pages",
+    )
+    prompts = parser.add_argument_group("prompts")
+    prompts.add_argument(
+        "--parse_special",
+        action="store_true",
+        help="special tokens that prompts of /v1/completions spell are tokens, for clients that "
+        "send rendered chat templates; else where a request says parse_special",
     )
     limits = parser.add_argument_group("limits")
     for field in dataclasses.fields(ServerSettings):

@@ -4,7 +4,7 @@ spells a special token stays text."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,7 @@ Message = dict[str, Any]
 _MARK = "\ufdd0"
 _SPELLED = f"{_MARK}s"
 _LITERAL = f"{_MARK}m"
-_QUESTION, _ANSWER = "\ufdd1", "\ufdd2"
+_QUESTION, _ANSWER, _CUT = "\ufdd1", "\ufdd2", "\ufdd3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +159,37 @@ class ChatEncoder:
         (sample,) = self.encode([self.prompt_spans(chat, enable_thinking)])
         return sample.ids.tolist()
 
-    def prompt_spans(self, chat: Chat, enable_thinking: bool = False) -> list[Span]:
-        """The same before it is encoded, without targets. Raises DataError where the template
+    def prompt_spans(
+        self,
+        chat: Chat,
+        enable_thinking: bool = False,
+        *,
+        opens_turn: bool = True,
+        options: Mapping[str, Any] | None = None,
+    ) -> list[Span]:
+        """The same before it is encoded, without targets. Not `opens_turn`: it ends behind the last
+        turn. `options`: variables of the template beside. Raises DataError where the template
         refuses the conversation."""
-        options = {"add_generation_prompt": True, "enable_thinking": enable_thinking}
-        return [(self._render(chat, **options), False)]
+        text = self._render(
+            chat, add_generation_prompt=opens_turn, enable_thinking=enable_thinking, options=options
+        )
+        return [(text, False)]
+
+    def unfinished_spans(self, chat: Chat, options: Mapping[str, Any] | None = None) -> list[Span]:
+        """The conversation up to the last character of its last turn, for that to be continued: of
+        its thoughts, where it has no other text. Raises DataError."""
+        *before, last = chat.messages
+        thinks = bool(last.get("reasoning_content")) and not last["content"]
+        key = "reasoning_content" if thinks else "content"
+        marked = {**last, key: last[key] + _CUT}
+        text = self._render(Chat([*before, marked], chat.tools), options=options)
+        text, found, _ = text.rpartition(_CUT)
+        if not found:
+            raise DataError(
+                f"the chat template of {self._tokenizer.origin} does not write the last turn as it "
+                "is: it cannot be continued"
+            )
+        return [(text, False)]
 
     def result_ids(self, results: Sequence[str], enable_thinking: bool = False) -> list[int]:
         """Gives what stands between the end token of an assistant's turn that called tools and its
@@ -185,7 +211,7 @@ class ChatEncoder:
         (sample,) = self.encode([[(behind[end.end() :], False)]])
         return sample.ids.tolist()
 
-    def _render(self, chat: Chat, **options: bool) -> str:
+    def _render(self, chat: Chat, **options: Any) -> str:
         messages = [
             self._escape(message, keep_tags=message["role"] == "assistant")
             for message in chat.messages

@@ -93,17 +93,21 @@ def render_chat(
     add_generation_prompt: bool = False,
     enable_thinking: bool = False,
     special_tokens: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> str:
     """The text of a conversation: what `transformers`' apply_chat_template gives for the same
-    template, which may write the tokenizer's `special_tokens` by their names. Raises DataError
-    where the template cannot be parsed or refuses the messages."""
+    template, which may write the tokenizer's `special_tokens` by their names. `options`: more of
+    its variables, by name. Raises DataError where the template cannot be parsed or refuses the
+    messages."""
     try:
         return _compile(template).render(
+            options or {},
             messages=messages,
             tools=tools,
             documents=None,
             add_generation_prompt=add_generation_prompt,
             enable_thinking=enable_thinking,
+            open_thinking=enable_thinking,  # the original's name of it
             **(special_tokens or {}),
         )
     except (jinja2.TemplateError, TypeError) as error:

@@ -6,16 +6,24 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError, MiniMindError
+from minimind.inference.decode_graphs import Choose
+from minimind.inference.grammar import GrammarCompiler
+from minimind.inference.grammar_masks import GrammarFailure
 from minimind.inference.logprobs import TokenLogprob
 from minimind.inference.model_runner import ModelRunner
-from minimind.inference.pending_tokens import PendingTokens
-from minimind.inference.request import Completion, Delta, FinishReason, GenerationRequest
+from minimind.inference.prompt_reader import PromptReader
+from minimind.inference.request import (
+    Completion,
+    Delta,
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+)
 from minimind.inference.sampler import NO_TOKEN
 from minimind.inference.scheduler import Generation, Scheduled, Scheduler
 from minimind.inference.slots import SlotTable
@@ -24,23 +32,11 @@ from minimind.model.loaded_adapters import LoadedAdapters
 from minimind.model.transformer import Transformer
 
 logger = logging.getLogger(__name__)
-_Launched = tuple[list[Scheduled], PendingTokens]
+_Launched = tuple[list[Scheduled], Choose]
 
 MAX_PREFILL = 512
 """Prompt tokens a step: enough to keep the products busy, few enough that those who are reading
 their text wait only a moment."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStats:
-    """Now running and waiting; sums since the engine was made."""
-
-    running: int
-    waiting: int
-    free_slots: int
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
 
 
 class BatchEngine:
@@ -60,28 +56,29 @@ class BatchEngine:
         max_prefill: int = MAX_PREFILL,
         adapters: LoadedAdapters | None = None,
         fast_decode: bool = True,
+        grammar_limit_s: float | None = None,
     ) -> None:
         """`max_tokens`: what the cache holds in all, shared equally by the slots; by default a
         whole context each. `adapters`: over `model`, for requests to name; one is active at a time,
         in turns, and a name never stands for two. `fast_decode`: steps of one token each run as
         CUDA graphs on a GPU, in C++ on a CPU, which is worth its preparation where the engine
-        lives on. Raises ConfigError."""
+        lives on. `grammar_limit_s`: of GrammarCompiler. Raises ConfigError."""
         capacity = model.config.max_position_embeddings
         if max_tokens is not None:
             capacity = min(capacity, max_tokens // max(max_batch, 1))
-        for name, value in (
-            ("max_batch", max_batch),
-            ("max_tokens // max_batch", capacity),
-            ("max_prefill", max_prefill),
-        ):
+        sizes = {"max_batch": max_batch, "max_tokens // max_batch": capacity}
+        for name, value in (sizes | {"max_prefill": max_prefill}).items():
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
         self._config, self._tokenizer, self._adapters = model.config, tokenizer, adapters
         self._runner = ModelRunner(
             model, max_batch, capacity, adapters=adapters, fast_decode=fast_decode
         )
+        self.reader = PromptReader(model, adapters)
         self._slots = SlotTable(self._runner.cache)
         self._scheduler = Scheduler(self._slots, max_prefill)
+        self.grammars = GrammarCompiler(tokenizer, model.config.vocab_size, limit_s=grammar_limit_s)
+        """For requests of this engine; another thread than the one that steps it may compile."""
         self._ids = itertools.count(1)
         self._submitted: deque[Generation] = deque()
         self._to_cancel: deque[int] = deque()
@@ -115,8 +112,7 @@ class BatchEngine:
         )
 
     def refresh(self) -> None:
-        """Says that the model's weights have changed: nothing that was computed with the old ones
-        is used again. For an engine that has no work."""
+        """Comes after the model's weights have changed, to an engine that has no work."""
         assert not self.has_work, "requests would go on with other weights than they began with"
         self._slots.forget_all()
         self._runner.refresh()
@@ -125,7 +121,7 @@ class BatchEngine:
         """The request's id. It waits where all slots are in use. Raises ConfigError for an empty
         prompt, an id beyond the vocabulary, and what is too long for the context or a slot."""
         self.check(request)
-        text = TextStream(self._tokenizer, request.params.stop)
+        text = TextStream(self._tokenizer, request.params.stop, request.skips_special)
         generation = Generation(next(self._ids), request, text, list(request.prompt_ids))
         self._submitted.append(generation)
         return generation.request_id
@@ -151,21 +147,18 @@ class BatchEngine:
             self._runner.sampler.open(slot.index, params, generation.ids)
             if params.max_new_tokens == 0:
                 deltas.append(self._finish(generation, "length"))
-        batch, pending = self._ahead or ([], None)
+        batch, choose = self._ahead or ([], None)
         if all(one.generation.slot is None for one in batch):
-            batch, pending = self._scheduler.next_batch(), None
+            batch, choose = self._scheduler.next_batch(), None
         if not batch:
             return deltas
         try:
-            pending = pending or self._runner.launch(batch, self._scheduler.adapter)
+            choose = choose or self._runner.launch(batch, self._scheduler.adapter)
+            pending = choose()
             self._ahead = self._launch_ahead(batch)
             tokens, logprobs = pending.read()
         except (RuntimeError, MiniMindError):
-            # Out of memory, most often, or an adapter that was removed meanwhile; those that wait
-            # are unharmed.
-            logger.exception("a batch of %d sequences failed", len(batch))
-            self._ahead = None
-            return deltas + [self._fail(o.generation) for o in batch if o.generation.slot]
+            return deltas + self._fail_batch(batch)
         wanted = [one.generation for one in batch if one.completes]
         for one in batch:
             generation, piece = one.generation, one.piece
@@ -175,7 +168,7 @@ class BatchEngine:
             # One that ended while this step was on its way has got a token too many.
             if generation.slot is not None:
                 deltas.append(self._advance(generation, token, logprob))
-        return deltas
+        return deltas + self._choose_ahead()
 
     def _launch_ahead(self, batch: Sequence[Scheduled]) -> _Launched | None:
         """Has a GPU begin the step after `batch` while the host waits for that one's tokens and
@@ -185,6 +178,26 @@ class BatchEngine:
         if following := self._scheduler.following(batch):
             return following, self._runner.launch(following, self._scheduler.adapter)
         return None
+
+    def _choose_ahead(self) -> list[Delta]:
+        """Has the step that began ahead go on to its tokens, now that those before are accepted,
+        and before a slot goes to another sequence."""
+        following, choose = self._ahead or ([], None)
+        if choose is None or all(one.generation.slot is None for one in following):
+            return []
+        try:
+            pending = choose()
+        except (RuntimeError, MiniMindError):
+            return self._fail_batch(following)
+        self._ahead = following, lambda: pending
+        return []
+
+    def _fail_batch(self, batch: Sequence[Scheduled]) -> list[Delta]:
+        """Out of memory, most often, or an adapter that was removed meanwhile; those that wait are
+        unharmed."""
+        logger.exception("a batch of %d sequences failed", len(batch))
+        self._ahead = None
+        return [self._fail(one.generation) for one in batch if one.generation.slot]
 
     def generate(self, requests: Iterable[GenerationRequest]) -> list[Completion]:
         """All of them to their ends, in their order; for an engine that nobody else steps."""
@@ -236,6 +249,12 @@ class BatchEngine:
         if token == NO_TOKEN:
             logger.error("request %d: the model's logits are not finite", generation.request_id)
             return self._fail(generation)
+        assert generation.slot is not None
+        try:
+            is_complete = self._runner.sampler.accept(generation.slot.index, token)
+        except GrammarFailure as failure:
+            logger.error("request %d: its grammar: %s", generation.request_id, failure)
+            return self._fail(generation)
         generation.ids.append(token)
         self._completion_tokens += 1
         logprobs = () if logprob is None else (logprob,)
@@ -245,13 +264,13 @@ class BatchEngine:
             return self._finish(generation, "stop")
         text = generation.text.push(token)
         reason: FinishReason | None = None
-        if generation.text.stopped:
+        if generation.text.stopped or is_complete:
             reason = "stop"
         elif generation.num_made == generation.request.params.max_new_tokens:
             reason = "length"
         if reason is not None:
             return self._finish(generation, reason, text, (token,), logprobs)
-        return self._delta(generation, text=text, ids=(token,), logprobs=logprobs)
+        return generation.delta(text=text, ids=(token,), logprobs=logprobs)
 
     def _finish(
         self,
@@ -263,7 +282,7 @@ class BatchEngine:
     ) -> Delta:
         self._scheduler.release(generation)
         text += generation.text.flush()
-        return self._delta(generation, text=text, ids=ids, logprobs=logprobs, finish_reason=reason)
+        return generation.delta(text=text, ids=ids, logprobs=logprobs, finish_reason=reason)
 
     def _fail(self, generation: Generation) -> Delta:
         if generation.slot is not None:
@@ -278,23 +297,3 @@ class BatchEngine:
             if generation is not None:
                 deltas.append(self._finish(generation, "cancelled"))
         return deltas
-
-    def _delta(
-        self,
-        generation: Generation,
-        *,
-        text: str = "",
-        ids: tuple[int, ...] = (),
-        logprobs: tuple[TokenLogprob, ...] = (),
-        finish_reason: FinishReason | None = None,
-    ) -> Delta:
-        return Delta(
-            request_id=generation.request_id,
-            text=text,
-            ids=ids,
-            logprobs=logprobs,
-            finish_reason=finish_reason,
-            prompt_tokens=len(generation.request.prompt_ids),
-            cached_tokens=generation.cached_tokens,
-            completion_tokens=generation.num_made,
-        )

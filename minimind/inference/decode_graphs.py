@@ -25,6 +25,8 @@ MIN_LENGTH = 256
 twice the work."""
 
 _Step = Callable[[], Tensor]
+Choose = Callable[[], PendingTokens]
+"""The second half of a step that has begun: chooses its tokens."""
 
 
 class DecodeGraphs:
@@ -32,8 +34,10 @@ class DecodeGraphs:
     rounded batch size and length and each set of sampling operators.
 
     A graph leaves the next step's tokens and positions where it finds its own, so that where the
-    same sequences go on, the host sends nothing and need not know the tokens. A step that cannot
-    be captured (its forward waits for the device) runs as it is, which is logged once.
+    same sequences go on, the host sends nothing and need not know the tokens. Where a grammar holds
+    one of them, which tokens are allowed follows from the last ones: then there are two graphs, and
+    the host looks at the tokens while the first, the forward, goes on. A step that cannot be
+    captured (its forward waits for the device) runs as it is, which is logged once.
     """
 
     def __init__(self, model: Transformer, cache: KVCache, sampler: DeviceSampler) -> None:
@@ -43,7 +47,9 @@ class DecodeGraphs:
         )
         self._next: object = None
         """What `_inputs` is ready for."""
-        self._steps: dict[tuple[int, int, Asked], tuple[_Step, bool]] = {}
+        self._logits_BV: Tensor | None = None
+        """Between the two graphs, for the largest batch."""
+        self._steps: dict[tuple[object, ...], tuple[_Step, bool]] = {}
         """Whether it was tried to make a graph of it."""
         self._pool: Any = None
         self._places = [parameter.data_ptr() for parameter in model.parameters()]
@@ -57,9 +63,10 @@ class DecodeGraphs:
             self._steps.clear()
             self._places = places
 
-    def launch(self, ids: Sequence[int], pieces: Sequence[Piece]) -> PendingTokens | None:
-        """The tokens that follow; None where a piece has more than one token. `ids` may be missing
-        where the step launched last had the same sequences one token before."""
+    def launch(self, ids: Sequence[int], pieces: Sequence[Piece]) -> Choose | None:
+        """Begins the step that gives the tokens that follow; None where a piece has more than one
+        token. `ids` may be missing where the step launched last had the same sequences one token
+        before. Where no grammar is asked for, the tokens are on their way already."""
         if any(piece.count > 1 for piece in pieces):
             return None
         slots, batch = [piece.slot for piece in pieces], round_up(len(pieces))
@@ -70,15 +77,27 @@ class DecodeGraphs:
         self._next = None
         asked = self._sampler.place(slots, batch)
         longest = round_up(max(MIN_LENGTH, *(piece.end for piece in pieces)))
-        packed = self._run(inputs_3B, min(longest, self._cache.capacity), asked)
-        self._next = (sequences, [piece.end for piece in pieces])
-        return self._sampler.pending(packed, slots, asked, batch)
+        length = min(longest, self._cache.capacity)
 
-    def _run(self, inputs_3B: Tensor, length: int, asked: Asked) -> Tensor:
-        key = (inputs_3B.shape[1], length, asked)
+        def finish(packed: Tensor) -> PendingTokens:
+            self._next = (sequences, [piece.end for piece in pieces])
+            return self._sampler.pending(packed, slots, asked, batch)
+
+        def choose() -> PendingTokens:
+            self._sampler.find_allowed(slots, asked)
+            return finish(self._run((batch, asked), self._choose, inputs_3B, asked))
+
+        if asked.grammar:
+            self._run((batch, length), self._forward, inputs_3B, length)
+            return choose
+        pending = finish(self._run((batch, length, asked), self._step, inputs_3B, length, asked))
+        return lambda: pending
+
+    def _run(self, key: tuple[object, ...], function: Callable[..., Tensor], *given: Any) -> Tensor:
+        """What `function` gives for what is `given`, which is the same for each `key`."""
         if key not in self._steps:
             # What compiles or allocates at first use must not be captured.
-            step = functools.partial(self._step, inputs_3B, length, asked)
+            step = functools.partial(function, *given)
             self._steps[key] = step, False
             return step()
         step, was_tried = self._steps[key]
@@ -94,6 +113,19 @@ class DecodeGraphs:
 
     def _step(self, inputs_3B: Tensor, length: int, asked: Asked) -> Tensor:
         logits_BV = decode_inputs(self._model, self._cache, inputs_3B, length)
+        return self._sample(logits_BV, inputs_3B, asked)
+
+    def _forward(self, inputs_3B: Tensor, length: int) -> Tensor:
+        logits_BV = decode_inputs(self._model, self._cache, inputs_3B, length)
+        if self._logits_BV is None:
+            self._logits_BV = logits_BV.new_empty(self._inputs.numel() // 3, logits_BV.shape[1])
+        return self._logits_BV[: len(logits_BV)].copy_(logits_BV)
+
+    def _choose(self, inputs_3B: Tensor, asked: Asked) -> Tensor:
+        assert self._logits_BV is not None
+        return self._sample(self._logits_BV[: inputs_3B.shape[1]], inputs_3B, asked)
+
+    def _sample(self, logits_BV: Tensor, inputs_3B: Tensor, asked: Asked) -> Tensor:
         packed, ids_B = self._sampler.sample_placed(logits_BV, asked)
         inputs_3B[0].copy_(ids_B.clamp_min(0))
         inputs_3B[1].add_(1)

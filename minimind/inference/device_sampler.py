@@ -40,6 +40,7 @@ class DeviceSampler(Sampler):
 
     def sample(self, logits_BV: Tensor, slots: Sequence[int]) -> PendingTokens:
         asked = self.place(slots, len(slots))
+        self.find_allowed(slots, asked)
         packed, _ = self.sample_placed(logits_BV, asked)
         return self.pending(packed, slots, asked, len(slots))
 
@@ -53,6 +54,12 @@ class DeviceSampler(Sampler):
             self._placed_numbers(batch).copy_(send(numbers, self._device))
             self._placed = key, Asked.by(params, self._vocab_size, waits=False)
         return self._placed[1]
+
+    def find_allowed(self, slots: Sequence[int], asked: Asked) -> None:
+        """Sees to it that the device knows what grammars allow next in `slots`: all their tokens
+        so far have been accepted."""
+        if self._masks is not None and asked.grammar:
+            self._masks.find(slots)
 
     def sample_placed(self, logits_BV: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
         """For the rows placed last, whose fp32 logits [B, V] follow: what the host will read, and

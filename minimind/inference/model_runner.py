@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from minimind.inference.cpu_decode import CpuDecode
-from minimind.inference.decode_graphs import DecodeGraphs
+from minimind.inference.decode_graphs import Choose, DecodeGraphs
 from minimind.inference.device_sampler import DeviceSampler
-from minimind.inference.pending_tokens import PendingTokens
 from minimind.inference.sampler import Sampler
 from minimind.inference.scheduler import Scheduled
 from minimind.model.cached_attention import SlotPlan
@@ -54,13 +53,12 @@ class ModelRunner:
         self.can_go_on = False
         """Whether the step after the last one can be launched before that one's tokens are read."""
 
-    def launch(self, batch: Sequence[Scheduled], adapter: str | None) -> PendingTokens:
-        """The next token of each sequence that the batch completes, NO_TOKEN where there is none,
-        and its log-probability where the request asks for it."""
+    def launch(self, batch: Sequence[Scheduled], adapter: str | None) -> Choose:
+        """Begins the step that gives the next token of each sequence that the batch completes,
+        NO_TOKEN where there is none, and its log-probability where the request asks for it. The
+        tokens are chosen by calling what this gives, when all that came before are accepted."""
         if self._adapters is not None:
-            active = {} if adapter is None else {adapter: 1.0}
-            if self._adapters.active != active:
-                self._adapters.activate(active)
+            self._adapters.switch_to(adapter)
         pieces = [one.piece for one in batch]
         ids: list[int] = []
         for one in batch:
@@ -69,14 +67,16 @@ class ModelRunner:
         is_plain = adapter is None and all(one.completes for one in batch)
         self.can_go_on = False
         if self._graphs and is_plain:
-            pending = self._graphs.launch(ids, pieces)
-            if pending is not None:
+            choose = self._graphs.launch(ids, pieces)
+            if choose is not None:
                 self.can_go_on = True
-                return pending
+                return choose
         logits_RV = self._cpu_decode.decode(ids, pieces) if self._cpu_decode and is_plain else None
         if logits_RV is None:
             logits_RV = self._forward(batch, ids)
-        return self.sampler.sample(logits_RV, [one.piece.slot for one in batch if one.completes])
+        completed = [one.piece.slot for one in batch if one.completes]
+        pending = self.sampler.sample(logits_RV, completed)
+        return lambda: pending
 
     def refresh(self) -> None:
         """Comes after the model's weights have changed."""

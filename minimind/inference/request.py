@@ -24,6 +24,8 @@ class GenerationRequest:
     """Tokens that end it and are not given out: at least the end of a turn or text, most often."""
     gives_stop: bool = False
     """The token of `stop_ids` that ended it is given out too, among `ids` and never as text."""
+    skips_special: bool = True
+    """Special tokens that are made are not written into the text."""
     adapter: str | None = None
     """One of the engine's, by name; None: the model alone."""
 
@@ -39,6 +41,12 @@ class GenerationRequest:
         if min(prompt) < 0 or max(prompt) >= config.vocab_size:
             raise ConfigError(
                 f"the prompt holds the token {max(prompt) if min(prompt) >= 0 else min(prompt)}; "
+                f"the model's are 0 to {config.vocab_size - 1}"
+            )
+        biased = [token for token, _ in self.params.logit_bias]
+        if any(not 0 <= token < config.vocab_size for token in biased):
+            raise ConfigError(
+                f"logit_bias names the token {max(biased) if min(biased) >= 0 else min(biased)}; "
                 f"the model's are 0 to {config.vocab_size - 1}"
             )
         if len(prompt) + new > config.max_position_embeddings:
@@ -100,3 +108,15 @@ class Completion:
             cached_tokens=last.cached_tokens,
             completion_tokens=last.completion_tokens,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Now running and waiting; sums since the engine was made."""
+
+    running: int
+    waiting: int
+    free_slots: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int

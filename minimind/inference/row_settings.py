@@ -47,6 +47,8 @@ class Asked:
     """The host looks whether those were enough, and has all sorted where not."""
     min_p: bool
     penalties: bool
+    bias: bool
+    grammar: bool
     logprobs: int | None
     """Of how many likeliest tokens beside the chosen one; None where no row wants any."""
     divides: bool
@@ -75,6 +77,8 @@ class Asked:
             looks=waits,
             min_p=any(one.min_p > 0.0 for one in drawn),
             penalties=any(one.penalizes for one in params),
+            bias=any(one.logit_bias for one in params),
+            grammar=any(one.grammar is not None for one in params),
             logprobs=min(most, vocab_size) if reported else None,
             divides=any(_divisor(one) != 1.0 for one in reported),
         )
@@ -117,6 +121,9 @@ class RowSettings:
     asked: Asked
     drawn: Rows
     penalized: Rows
+    biased: Rows
+    held: Rows
+    """To a grammar."""
     reported: Rows
     source_B: Tensor | None = None
     """Rows whose tokens the rows take: rows that fill up a batch repeat the first. None: their
@@ -143,6 +150,8 @@ class RowSettings:
             Asked.by(params, vocab_size, waits=True),
             drawn=rows([one.temperature > 0 for one in params]),
             penalized=rows([one.penalizes for one in params]),
+            biased=rows([bool(one.logit_bias) for one in params]),
+            held=rows([one.grammar is not None for one in params]),
             reported=rows([one.logprobs is not None for one in params]),
         )
 
@@ -151,7 +160,8 @@ class RowSettings:
         """Of numbers that the device alone reads."""
         rows = Rows(numbers_CB)
         drawn = Rows(numbers_CB, is_one_R=rows.column("is_drawn") > 0)
-        return cls(asked, drawn, rows, rows, rows.whole_column("source"))
+        kinds = dict.fromkeys(("penalized", "biased", "held", "reported"), rows)
+        return cls(asked, drawn, **kinds, source_B=rows.whole_column("source"))
 
 
 def setting_numbers(

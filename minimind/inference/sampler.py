@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from minimind.inference.filters import draw, filtered_probs
+from minimind.inference.grammar_masks import GrammarMasks
 from minimind.inference.pending_tokens import PendingTokens, pack
 from minimind.inference.row_settings import Rows, RowSettings
 from minimind.inference.sampling import SamplingParams
@@ -39,7 +40,8 @@ class _Batch:
 
 
 class Sampler:
-    """Chooses tokens, for a host that waits for them. What penalties count is kept by slot."""
+    """Chooses tokens, for a host that waits for them. What penalties count, biases and what
+    grammars allow are kept by slot, from when one is first asked for."""
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
         self._num_slots, self._vocab_size, self._device = num_slots, vocab_size, device
@@ -47,13 +49,38 @@ class Sampler:
         self._opened: dict[int, _Opened] = {}
         self._seen_SV: Tensor | None = None
         self._made_SV: Tensor | None = None
+        self._bias_SV: Tensor | None = None
+        self._masks: GrammarMasks | None = None
         self._batch: _Batch | None = None
 
     def open(self, slot: int, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
         """A new sequence in `slot`."""
         self._opened[slot] = _Opened(next(self._count_opened), params, random.Random(params.seed))
-        if not params.penalizes:
-            return
+        if params.grammar is not None and self._masks is None:
+            self._masks = GrammarMasks(self._num_slots, self._vocab_size, self._device)
+        if self._masks is not None:
+            self._masks.open(slot, params.grammar)
+        # Rows that fill up a kind on a GPU are of sequences that ask for none of it.
+        if params.logit_bias or self._bias_SV is not None:
+            self._open_bias(slot, params)
+        if params.penalizes:
+            self._open_penalties(slot, prompt_ids)
+
+    def accept(self, slot: int, token: int) -> bool:
+        """The sequence in `slot` goes on with `token`; whether its grammar has come to its end.
+        Raises GrammarFailure."""
+        return self._masks is not None and self._masks.accept(slot, token)
+
+    def _open_bias(self, slot: int, params: SamplingParams) -> None:
+        if self._bias_SV is None:
+            self._bias_SV = torch.zeros(self._num_slots, self._vocab_size, device=self._device)
+        self._bias_SV[slot].zero_()
+        if params.logit_bias:
+            ids, biases = zip(*params.logit_bias, strict=True)
+            ids_N, bias_N = send(ids, self._device), send(biases, self._device, torch.float32)
+            self._bias_SV[slot].index_copy_(0, ids_N, bias_N)
+
+    def _open_penalties(self, slot: int, prompt_ids: Sequence[int]) -> None:
         if self._seen_SV is None or self._made_SV is None:
             size = (self._num_slots, self._vocab_size)
             self._seen_SV = torch.zeros(size, dtype=torch.bool, device=self._device)
@@ -80,6 +107,8 @@ class Sampler:
                 [one.random for one in opened if one.params.temperature > 0],
                 [i for i, one in enumerate(params) if one.logprobs is not None],
             )
+        if self._masks is not None and self._batch.settings.asked.grammar:
+            self._masks.find(slots)
         batch, uniform_R = self._batch, None
         if batch.random:
             numbers = [one.random() for one in batch.random]
@@ -93,6 +122,10 @@ class Sampler:
         asked, drawn = settings.asked, settings.drawn
         if asked.penalties:
             logits_BV = self._penalize(logits_BV, settings.penalized)
+        if asked.bias:
+            logits_BV = self._add_bias(logits_BV, settings.biased)
+        if asked.grammar:
+            logits_BV = self._hold(logits_BV, settings.held)
         if uniform_R is None:
             best_B, ids_B = logits_BV.max(-1)
         else:
@@ -122,6 +155,16 @@ class Sampler:
         penalized = torch.where(self._seen_SV[slots_R], scaled, penalized)
         penalized = penalized - frequency * made - presence * (made > 0)
         return rows.put(logits_BV, penalized)
+
+    def _add_bias(self, logits_BV: Tensor, rows: Rows) -> Tensor:
+        assert self._bias_SV is not None
+        bias_RV = self._bias_SV[rows.whole_column("slot")]
+        return rows.put(logits_BV, rows.take(logits_BV) + bias_RV)
+
+    def _hold(self, logits_BV: Tensor, rows: Rows) -> Tensor:
+        assert self._masks is not None
+        held_RV = self._masks.apply(rows.take(logits_BV), rows.whole_column("slot"))
+        return rows.put(logits_BV, held_RV)
 
     def _count(self, ids_R: Tensor, rows: Rows) -> None:
         assert self._seen_SV is not None

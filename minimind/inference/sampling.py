@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 
 from minimind.errors import ConfigError
+from minimind.inference.grammar import Grammar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How to choose tokens. The penalties and filters apply in the order repetition, presence and
-    frequency penalty, temperature, top-k, top-p, min-p, as in `transformers`."""
+    """How to choose tokens. What changes the logits applies in the order repetition, presence and
+    frequency penalty, logit_bias, grammar, temperature, top-k, top-p, min-p, as in
+    `transformers`."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -31,6 +33,11 @@ class SamplingParams:
     """Taken off the logits of tokens that the continuation holds (OpenAI's API)."""
     frequency_penalty: float = 0.0
     """Taken off them as often as it holds them (OpenAI's API)."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Tokens, and what is added to their logits (OpenAI's API): −100 all but bans one, 100 all but
+    forces it."""
+    grammar: Grammar | None = None
+    """Only tokens that it allows are chosen, and its end is the text's."""
     logprobs: int | None = None
     """Report each token's log-probability and those of this many likeliest ones."""
     tempered_logprobs: bool = False
@@ -51,6 +58,10 @@ class SamplingParams:
             "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0"),
             "presence_penalty": (math.isfinite(self.presence_penalty), "a finite number"),
             "frequency_penalty": (math.isfinite(self.frequency_penalty), "a finite number"),
+            "logit_bias": (
+                all(math.isfinite(bias) for _, bias in self.logit_bias),
+                "finite numbers by token",
+            ),
             "logprobs": (self.logprobs is None or self.logprobs >= 0, "None or at least 0"),
             "stop": (all(self.stop), "strings that are not empty"),
         }

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from minimind.inference.request import GenerationRequest
+from minimind.inference.logprobs import TokenLogprob
+from minimind.inference.request import Delta, FinishReason, GenerationRequest
 from minimind.inference.slots import Slot, SlotTable
 from minimind.inference.text_stream import TextStream
 from minimind.model.cached_attention import Piece
@@ -33,6 +34,26 @@ class Generation:
     def ends_next(self) -> bool:
         """Whether it has ended, or does with its next token whatever that is."""
         return self.slot is None or self.num_made + 1 >= self.request.params.max_new_tokens
+
+    def delta(
+        self,
+        *,
+        text: str = "",
+        ids: tuple[int, ...] = (),
+        logprobs: tuple[TokenLogprob, ...] = (),
+        finish_reason: FinishReason | None = None,
+    ) -> Delta:
+        """What a step gave it, with the counts so far."""
+        return Delta(
+            request_id=self.request_id,
+            text=text,
+            ids=ids,
+            logprobs=logprobs,
+            finish_reason=finish_reason,
+            prompt_tokens=len(self.request.prompt_ids),
+            cached_tokens=self.cached_tokens,
+            completion_tokens=self.num_made,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,10 @@ class TextStream:
     """The text of one sequence. What might begin a stop string is held back until it is known
     not to."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
-        self._decoder = tokenizer.stream_decoder()
+    def __init__(
+        self, tokenizer: Tokenizer, stops: Sequence[str], skips_special: bool = True
+    ) -> None:
+        self._decoder = tokenizer.stream_decoder(skips_special)
         self._stops = stops
         self._held = ""
         self.stopped = False

@@ -75,6 +75,12 @@ class LoadedAdapters:
                 parameter.requires_grad_(False)
         self.active = dict(scales)
 
+    def switch_to(self, name: str | None) -> None:
+        """One alone at its own scale, or None for the bare model; nothing where it is so."""
+        wanted = {} if name is None else {name: 1.0}
+        if self.active != wanted:
+            self.activate(wanted)
+
     @torch.no_grad()
     def merge(self) -> None:
         """Adds what is active into the weights, for speed: W + Σ scale · alpha/r · B·A, summed in

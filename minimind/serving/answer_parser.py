@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from minimind.inference.text_stream import possible_start
 
 _THINK, _END_THINK = "<think>", "</think>"
 _CALL, END_CALL = "<tool_call>", "</tool_call>"
+_STRING_OR_END = re.compile(rf'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|{END_CALL}', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +44,11 @@ class AnswerParser:
     belong to none of them.
     """
 
-    def __init__(self, *, in_reasoning: bool, with_tools: bool) -> None:
+    def __init__(self, *, in_reasoning: bool, with_tools: bool, calls_alone: bool = False) -> None:
         """`in_reasoning`: the prompt has opened the thinking block. Calls are recognised only
-        `with_tools`."""
+        `with_tools`; `calls_alone`: not in an answer that begins with text."""
         self._state = "reasoning" if in_reasoning else "start"
-        self._with_tools = with_tools
+        self._with_tools, self._calls_alone = with_tools, calls_alone
         self._held = ""
         """What has come but may yet turn out to be a tag, or line breaks before one."""
         self._is_fresh = True
@@ -64,7 +66,11 @@ class AnswerParser:
         """What is left at the end, a call that was cut off as text."""
         parts: list[Part] = []
         if self._state == "call":
-            self._end_call(parts, self._held, closing="")
+            # One whose text never ends, or was cut off, has ended at its first tag.
+            body, found, rest = self._held.partition(END_CALL)
+            self._end_call(parts, body, closing=found)
+            self._held = rest
+            return [*parts, *self.push(""), *self.flush()] if found else parts
         elif self._state == "reasoning":
             self._give(parts, self._held.rstrip("\n"))
         else:
@@ -78,13 +84,16 @@ class AnswerParser:
         if self._state == "start":
             return self._find_beginning()
         if self._state == "call":
-            body, found, rest = self._held.partition(END_CALL)
-            if found:
-                self._end_call(parts, body, closing=END_CALL)
-                self._held = rest
-            return bool(found)
+            end = _end_of_call(self._held)
+            if end is not None:
+                self._end_call(parts, self._held[:end], closing=END_CALL)
+                self._held = self._held[end + len(END_CALL) :]
+            return end is not None
         thinks = self._state == "reasoning"
         tag = _END_THINK if thinks else _CALL
+        start = self._held.lstrip("\n")
+        if not thinks and self._calls_alone and start and not _CALL.startswith(start[: len(_CALL)]):
+            self._with_tools = False
         before, found, rest = self._held.partition(tag)
         if found and (thinks or self._with_tools):
             self._give(parts, before.rstrip("\n"))
@@ -126,6 +135,16 @@ class AnswerParser:
         else:
             self._is_fresh = False
             self._give(parts, f"{_CALL}{body}{closing}")
+
+
+def _end_of_call(text: str) -> int | None:
+    """Where the closing tag begins that is not within a JSON string; where that leaves no call, the
+    first one."""
+    for piece in _STRING_OR_END.finditer(text):
+        if piece.group() == END_CALL:
+            is_call = _read_call(text[: piece.start()]) is not None
+            return piece.start() if is_call else text.index(END_CALL)
+    return None
 
 
 def _read_call(body: str) -> ToolCall | None:

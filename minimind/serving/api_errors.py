@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+
+from minimind.serving.field_standing import UNSUPPORTED
 
 logger = logging.getLogger(__name__)
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _MAX_PROBLEMS = 3
+_CHOICE = re.compile(
+    r"str|int|float|bool|none|[a-z-]*\[.*|[a-z]+-[a-z-]+|[A-Z][A-Za-z]+", re.DOTALL
+)
 
 
-class ApiError(Exception):
+class ErrorDetails(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    error: ErrorDetails
+
+
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
+}
+"""Of any call of the API, for its description."""
+
+
+class ApiError(HTTPException):
     """What a client is told, with the HTTP status."""
 
     def __init__(
@@ -28,9 +55,8 @@ class ApiError(Exception):
         code: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(status, message, headers)
         self.status, self.message, self.param, self.code = status, message, param, code
-        self.headers = headers
 
     @property
     def body(self) -> dict[str, Any]:
@@ -50,6 +76,17 @@ class ApiError(Exception):
         return Response(content, self.status, self.headers, media_type="application/json")
 
 
+@asynccontextmanager
+async def timely(timeout_s: float) -> AsyncIterator[None]:
+    """Raises ApiError where what is inside takes longer."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError:
+        message = f"the answer took longer than {timeout_s:g} s; ask for less at once"
+        raise ApiError(504, message, code="timeout") from None
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Every answer of `app` that is an error takes the form above."""
     app.add_exception_handler(ApiError, _on_api_error)
@@ -64,22 +101,33 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
+    """Names each field once, with all that it might have been."""
     assert isinstance(error, RequestValidationError)
-    problems = error.errors()
-    if problems[0]["type"] == "json_invalid":
-        reason, at = problems[0].get("ctx", {}).get("error", ""), problems[0]["loc"][-1]
-        message = f"the body is not JSON: {reason} at character {at}"
-        return ApiError(400, message, code="invalid_json").response()
-    texts = [f"{_place(p['loc']) or 'body'}: {p['msg']}" for p in problems[:_MAX_PROBLEMS]]
-    if len(problems) > _MAX_PROBLEMS:
-        texts.append(f"and {len(problems) - _MAX_PROBLEMS} more")
-    param = _place(problems[0]["loc"]) or None
-    return ApiError(400, "; ".join(texts), param=param, code="invalid_value").response()
+    problems: dict[str, list[str]] = {}
+    refused: dict[str, list[str]] = {}
+    for problem in error.errors():
+        kind = refused if problem["type"] == UNSUPPORTED else problems
+        kind.setdefault(_place(problem["loc"]), []).append(problem["msg"])
+    if refused:
+        # Beside it stands all that the value is not.
+        texts = [f"{place} {found[0]}" for place, found in refused.items()]
+    else:
+        texts = [
+            f"{place or 'body'}: {' or '.join(dict.fromkeys(found))}"
+            for place, found in problems.items()
+        ]
+    if len(texts) > _MAX_PROBLEMS:
+        texts[_MAX_PROBLEMS:] = [f"and {len(texts) - _MAX_PROBLEMS} more"]
+    param = next(iter(refused or problems)) or None
+    code = UNSUPPORTED if refused else "invalid_value"
+    return ApiError(400, "; ".join(texts), param=param, code=code).response()
 
 
 def _place(loc: tuple[int | str, ...]) -> str:
-    """("body", "messages", 0, "role") as messages[0].role."""
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc[1:]]
+    """("body", "messages", 0, "role") as messages[0].role, without the names that pydantic gives
+    to what a field may be."""
+    fields = [part for part in loc[1:] if isinstance(part, int) or not _CHOICE.fullmatch(part)]
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in fields]
     return "".join(parts).removeprefix(".")
 
 
@@ -88,8 +136,6 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
     message = {
-        # FastAPI says no more of it.
-        400: "the body is not JSON: it is not UTF-8, or nested too deep",
         404: f"there is no {path}; the API is under /v1, its description at /openapi.json",
         405: f"{path} does not take {request.method}",
     }.get(error.status_code, str(error.detail))

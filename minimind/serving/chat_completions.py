@@ -63,7 +63,11 @@ class ChatWriter(CompletionWriter):
         self._body = body
         with_tools = body.offered_tools is not None
         self._choices = [
-            _Choice(AnswerParser(in_reasoning=in_reasoning, with_tools=with_tools))
+            _Choice(
+                AnswerParser(
+                    in_reasoning=in_reasoning, with_tools=with_tools, calls_alone=body.has_form
+                )
+            )
             for _ in range(body.num_choices)
         ]
 

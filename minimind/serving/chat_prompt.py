@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from minimind.data.chat_encoding import Chat, ChatEncoder
 from minimind.data.tokenizer import Tokenizer
@@ -20,10 +22,26 @@ class ChatPrompt:
     """The answer begins inside a thinking block."""
 
 
-def chat_prompt(tokenizer: Tokenizer, chat: Chat, enable_thinking: bool) -> ChatPrompt:
-    """The conversation up to where the assistant's next turn begins. Raises DataError."""
-    ids = _encoder(tokenizer).prompt_ids(chat, enable_thinking)
-    tail = ids[-_TAIL:]
+def chat_prompt(
+    tokenizer: Tokenizer,
+    chat: Chat,
+    enable_thinking: bool,
+    *,
+    opens_turn: bool = True,
+    continues: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> ChatPrompt:
+    """The conversation up to where the assistant's next turn begins, if it `opens_turn`, or up to
+    where the last one, an assistant's, breaks off if that `continues`. `options`: variables of the
+    template. Raises DataError."""
+    encoder = _encoder(tokenizer)
+    if continues:
+        spans = encoder.unfinished_spans(chat, options)
+    else:
+        spans = encoder.prompt_spans(chat, enable_thinking, opens_turn=opens_turn, options=options)
+    (sample,) = encoder.encode([spans])
+    ids = sample.ids.tolist()
+    tail = ids if continues else ids[-_TAIL:]
     ends = [at for at, id in enumerate(tail) if id == tokenizer.eos_id]
     opening = tail[ends[-1] + 1 :] if ends else tail
     return ChatPrompt(ids, opens_reasoning(tokenizer.decode(opening)))

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from minimind.inference.request import Delta
 from minimind.serving.call_record import CallRecord
 from minimind.serving.engine_thread import Answer
-from minimind.serving.request_schemas import ChatRequest, CompletionRequest
+from minimind.serving.request_schemas import GenerationRequestFields
 from minimind.serving.response_schemas import PromptDetails, StopReason, Usage
 from minimind.serving.served_model import ServedModel
 
@@ -25,7 +25,7 @@ class CompletionWriter(ABC):
         self,
         prefix: str,
         model: ServedModel,
-        body: ChatRequest | CompletionRequest,
+        body: GenerationRequestFields,
         record: CallRecord,
     ) -> None:
         """`prefix`: of the id, by which OpenAI tells its objects apart."""

@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, TypeVar
 
+from minimind.errors import ConfigError, MiniMindError
 from minimind.inference.batch_engine import BatchEngine
+from minimind.inference.prompt_reader import PromptReader
 from minimind.inference.request import Delta, GenerationRequest
 from minimind.serving.api_errors import ApiError
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class EngineThread:
@@ -25,6 +30,7 @@ class EngineThread:
         """After an error that nobody foresaw: the engine's state is unknown."""
         self._loop = asyncio.get_running_loop()
         self._open: dict[int, Answer] = {}
+        self._readings: deque[tuple[Callable[[PromptReader], Any], asyncio.Future[Any]]] = deque()
         self._wake = threading.Event()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -66,6 +72,15 @@ class EngineThread:
             self._wake.set()
         return answer
 
+    async def read(self, reading: Callable[[PromptReader], T]) -> T:
+        """What `reading` gives, between two steps of the engine. Raises ApiError."""
+        if self.has_failed or self._closing:
+            raise ApiError(503, "the model has stopped; its server must be started again")
+        found: asyncio.Future[T] = self._loop.create_future()
+        self._readings.append((reading, found))
+        self._wake.set()
+        return await found
+
     def cancel(self, request_id: int) -> None:
         self.engine.cancel(request_id)
         self._wake.set()
@@ -85,7 +100,11 @@ class EngineThread:
         while not self._closing:
             self._wake.wait()
             self._wake.clear()
-            while self.engine.has_work and not self._closing:
+            while (self._readings or self.engine.has_work) and not self._closing:
+                if self._readings:
+                    self._read(*self._readings.popleft())
+                if not self.engine.has_work:
+                    continue
                 try:
                     deltas = self.engine.step()
                 except Exception:
@@ -94,6 +113,20 @@ class EngineThread:
                     return
                 if deltas:
                     self._hand_over(self._deliver, deltas)
+
+    def _read(self, reading: Callable[[PromptReader], Any], found: asyncio.Future[Any]) -> None:
+        if found.cancelled():
+            return
+        result, error = None, None
+        try:
+            result = reading(self.engine.reader)
+        except ConfigError as problem:
+            error = ApiError(400, str(problem))
+        except (RuntimeError, MiniMindError):
+            # Out of memory, most often.
+            logger.exception("a text could not be read")
+            error = ApiError(500, "the text could not be read; the log says why")
+        self._hand_over(_settle, found, result, error)
 
     def _hand_over(self, function, *arguments: object) -> None:
         if not self._loop.is_closed():
@@ -110,8 +143,19 @@ class EngineThread:
 
     def _stop_after_failure(self) -> None:
         self.has_failed = True
+        for _, found in self._readings:
+            _settle(found, None, ApiError(500, "the model failed; the server's log says how"))
         self.fail_all(ApiError(500, "the model failed; the server's log says how"))
         self._open.clear()
+
+
+def _settle(found: asyncio.Future[Any], result: Any, error: ApiError | None) -> None:
+    if found.done():  # the client has gone
+        return
+    if error is None:
+        found.set_result(result)
+    else:
+        found.set_exception(error)
 
 
 class Answer:

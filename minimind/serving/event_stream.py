@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from minimind.serving.api_errors import ApiError
 
 T = TypeVar("T")
+DONE = "[DONE]"
 
 
 class ClientGone(Exception):
@@ -42,18 +43,24 @@ async def _wait_until_gone(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Each object as an event, [DONE] at the end. An ApiError on the way is an event too."""
+    """Each object as an event, and one that says it is the last. An ApiError on the way is an
+    event too. Objects that have a type are events of that type."""
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, objects: AsyncIterator[BaseModel], on_close: Callable[[], None], send_timeout_s: float
+        self,
+        objects: AsyncIterator[BaseModel],
+        on_close: Callable[[], None],
+        send_timeout_s: float,
+        last: str | None = DONE,
     ) -> None:
         """`on_close` is called once, however the stream ends. A client that takes nothing for
-        `send_timeout_s` counts as gone."""
+        `send_timeout_s` counts as gone. `last`: the last event's data; None: there is none."""
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._objects, self._on_close, self._send_timeout_s = objects, on_close, send_timeout_s
+        self._last = last
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -62,18 +69,21 @@ class EventStream(Response):
             self._on_close()
 
     async def _write(self, send: Send) -> None:
-        async def event(data: str) -> None:
-            await self._send_in_time(send, f"data: {data}\n\n".encode(), more=True)
+        async def event(data: str, type: str | None = None) -> None:
+            name = f"event: {type}\n" if type else ""
+            await self._send_in_time(send, f"{name}data: {data}\n\n".encode(), more=True)
 
         start = {"status": self.status_code, "headers": self.raw_headers}
         await send({"type": "http.response.start", **start})
         try:
             async with aclosing(self._objects) as objects:  # type: ignore[type-var]
                 async for item in objects:
-                    await event(item.model_dump_json(exclude_unset=True))
+                    kind = getattr(item, "type", None)
+                    await event(item.model_dump_json(exclude_unset=True), kind)
         except ApiError as error:
-            await event(json.dumps(error.body))
-        await event("[DONE]")
+            await event(json.dumps(error.body), None if self._last else "error")
+        if self._last is not None:
+            await event(self._last)
         await self._send_in_time(send, b"", more=False)
 
     async def _send_in_time(self, send: Send, body: bytes, more: bool) -> None:

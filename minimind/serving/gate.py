@@ -24,8 +24,13 @@ from minimind.serving.settings import ServerSettings
 
 call_log = logging.getLogger("minimind.serving.calls")
 
+OWN_HEADERS = ("x-request-id", "x-ignored-fields", "x-notice")
+"""Which call it was, what of the request nothing here knows, and what the client ought to know."""
 CLIENT_GONE = 499
 """nginx's status for a client that left; nobody receives it."""
+
+
+_NEED_MODELS = ("/v1", "/tokenize", "/detokenize")
 
 
 class Observer:
@@ -46,8 +51,13 @@ class Observer:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                request_id = (b"x-request-id", record.request_id.encode())
-                message = {**message, "headers": [*message["headers"], request_id]}
+                values = (record.request_id, ",".join(record.ignored_fields), record.notice)
+                own = [
+                    (name.encode(), value.encode())
+                    for name, value in zip(OWN_HEADERS, values, strict=True)
+                    if value
+                ]
+                message = {**message, "headers": [*message["headers"], *own]}
             await send(message)
 
         try:
@@ -75,6 +85,8 @@ class Observer:
             "completion_tokens": record.usage and record.usage.completion_tokens,
             "finish_reasons": record.finish_reasons or None,
             "prompt": record.prompt,
+            "ignored_fields": record.ignored_fields or None,
+            "notice": record.notice,
         }
         given = {name: value for name, value in fields.items() if value is not None}
         call_log.info("call", extra={"fields": given})
@@ -89,6 +101,9 @@ class Gate:
         self._num_calls = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] != "/":
+            # In place: whoever writes the log reads which route was taken from it.
+            scope["path"] = scope["path"].rstrip("/") or "/"
         if scope["type"] != "http" or scope["path"] == "/health":
             await self._app(scope, receive, send)
             return
@@ -113,7 +128,7 @@ class Gate:
                 headers={"WWW-Authenticate": "Bearer"},
             )
         status = self._service.status
-        if scope["path"].startswith("/v1") and status != "ok":
+        if scope["path"].startswith(_NEED_MODELS) and status != "ok":
             raise ApiError(
                 503, f"the server is {status}", code=status, headers={"Retry-After": "5"}
             )

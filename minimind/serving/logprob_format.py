@@ -27,20 +27,40 @@ def chat_logprobs(tokenizer: Tokenizer, entries: Iterable[TokenLogprob]) -> Chat
     return ChatLogprobs(content=chosen)
 
 
-def text_logprobs(
-    tokenizer: Tokenizer, entries: Iterable[TokenLogprob], first_offset: int = 0
-) -> TextLogprobs:
-    """`first_offset`: characters of the text before these tokens."""
-    found = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
-    offset = first_offset
-    for entry in entries:
-        token = _text(tokenizer, entry.id)
-        found.tokens.append(token)
-        found.token_logprobs.append(_finite(entry.logprob))
-        found.top_logprobs.append({_text(tokenizer, id): _finite(p) for id, p in entry.top})
-        found.text_offset.append(offset)
-        offset += len(token)
-    return found
+class TextLogprobWriter:
+    """Those of one text, in pieces of any size."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._decoder = tokenizer, tokenizer.stream_decoder()
+        self._offset = 0
+
+    def write(self, entries: Iterable[TokenLogprob]) -> TextLogprobs:
+        """A token's offset: the whole characters of the text before it. The first token of a text
+        has none before it and so no log-probability."""
+        found = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+        for entry in entries:
+            token = self._name(entry.id)
+            found.tokens.append(token)
+            found.text_offset.append(self._offset)
+            self._offset += len(self._decoder.push(entry.id))
+            if math.isnan(entry.logprob):
+                found.token_logprobs.append(None)
+                found.top_logprobs.append(None)
+                continue
+            # The chosen token is always among them, as OpenAI has it.
+            top = {self._name(id): _finite(logprob) for id, logprob in entry.top}
+            found.token_logprobs.append(_finite(entry.logprob))
+            found.top_logprobs.append({token: _finite(entry.logprob)} | top)
+        return found
+
+    def _name(self, id: int) -> str:
+        """Its text; of bytes that are no whole characters, what they are: two tokens never share a
+        name for being half characters."""
+        raw = self._tokenizer.token_bytes([id], skip_special=False)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 def _likely(tokenizer: Tokenizer, id: int, logprob: float) -> LikelyToken:

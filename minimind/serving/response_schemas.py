@@ -108,8 +108,8 @@ class TextLogprobs(BaseModel):
     """One entry a token in each list."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -131,6 +131,60 @@ class TextCompletion(BaseModel):
     usage: Usage | None = None
 
 
+class Embedding(BaseModel):
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
+class TokenPiece(BaseModel):
+    id: int
+    piece: str | list[int]
+    """Its bytes, where they are no whole characters."""
+
+
+class Tokens(BaseModel):
+    """vLLM's answer; llama.cpp's has `tokens` alone."""
+
+    tokens: list[int] | list[TokenPiece]
+    count: int
+    max_model_len: int
+    token_strs: list[str] | None = None
+
+
+class TokenizedText(BaseModel):
+    """By vLLM's name and by llama.cpp's."""
+
+    prompt: str
+    content: str
+
+
+class TokenizerInfo(BaseModel):
+    """What clients that render and count for themselves ask for."""
+
+    tokenizer_class: str = "PreTrainedTokenizerFast"
+    chat_template: str | None
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+
+
+class Version(BaseModel):
+    version: str
+
+
 class ModelCard(BaseModel):
     id: str
     object: Literal["model"] = "model"
@@ -143,17 +197,6 @@ class ModelCard(BaseModel):
 class ModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[ModelCard]
-
-
-class ErrorDetails(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(BaseModel):
-    error: ErrorDetails
 
 
 class Health(BaseModel):

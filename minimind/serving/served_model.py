@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from minimind.data.chat_encoding import Chat
-from minimind.data.chat_format import BadChat, read_chat
-from minimind.data.text_format import surrogate_problem
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
+from minimind.inference.grammar import Grammar
+from minimind.inference.logprobs import TokenLogprob
 from minimind.inference.request import GenerationRequest
 from minimind.serving.api_errors import ApiError
-from minimind.serving.chat_prompt import chat_prompt
+from minimind.serving.chat_prompt import ChatPrompt, chat_prompt
 from minimind.serving.engine_thread import EngineThread
-from minimind.serving.request_schemas import ChatRequest, CompletionRequest
+from minimind.serving.message_schemas import read_turns, split_open_thought
+from minimind.serving.request_schemas import (
+    ChatRequest,
+    ConversationFields,
+    GenerationRequestFields,
+)
 from minimind.serving.response_schemas import ModelCard
+from minimind.serving.text_schemas import CompletionRequest, TextReading, Texts, each_text
+
+DEFAULT_COMPLETION = 16
+"""Tokens that /v1/completions makes unless told, as OpenAI's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt as its completion begins with it."""
+
+    text: str
+    logprobs: list[TokenLogprob]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +45,8 @@ class ServedModel:
     """A request may ask for no more."""
     adapter: str | None = None
     """Of the engine's, by which this model differs from another that shares the engine."""
+    parses_special: bool = False
+    """Special tokens that texts spell are tokens, unless a request says otherwise."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -39,39 +59,132 @@ class ServedModel:
 
     def chat_requests(self, body: ChatRequest) -> tuple[list[GenerationRequest], bool]:
         """One for each choice, and whether they begin inside a thinking block. Raises ApiError."""
-        try:
-            turns = [message.as_turn() for message in body.messages]
-            chat = read_chat(turns, '"messages"', needs_answer=False)
-            chat = Chat(chat.messages, body.offered_tools)
-            prompt = chat_prompt(self.tokenizer, chat, body.thinks)
-        except (BadChat, DataError) as error:
-            raise ApiError(400, str(error), param="messages") from None
+        prompt = self.chat_prompt(body)
         asked = body.max_completion_tokens or body.max_tokens
-        return self._requests(body, [prompt.ids], asked, body.num_logprobs), prompt.in_reasoning
+        grammars, in_reasoning = self.thread.engine.grammars, prompt.in_reasoning
+        grammar = body.answer_grammar(grammars, self.tokenizer, in_reasoning)
+        return self._requests(body, [prompt.ids], asked, body.num_logprobs, grammar), in_reasoning
 
-    def completion_requests(self, body: CompletionRequest) -> list[GenerationRequest]:
+    def chat_prompt(self, body: ConversationFields) -> ChatPrompt:
+        """Raises ApiError where the template refuses the messages."""
+        turns = read_turns(body.messages)
+        if body.continues:
+            turns[-1] = self._unfinished(body, turns[-1])
+        options: dict[str, Any] = {"reasoning_effort": body.reasoning_effort}
+        options = {k: v for k, v in options.items() if v is not None}
+        try:
+            return chat_prompt(
+                self.tokenizer,
+                Chat(turns, body.offered_tools),
+                body.thinks,
+                opens_turn=body.add_generation_prompt is not False,
+                continues=body.continues,
+                options=options | (body.chat_template_kwargs or {}),
+            )
+        except DataError as error:
+            raise ApiError(400, str(error), param="messages") from None
+
+    def completion_requests(
+        self, body: CompletionRequest, prompts: list[list[int]]
+    ) -> list[GenerationRequest]:
         """Those of the first prompt, then of the next. Raises ApiError."""
-        given = body.prompt
-        prompts = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
-        ids = [self._encode(prompt) for prompt in prompts]
-        return self._requests(body, ids, body.max_tokens or 16, body.logprobs)
+        asked = DEFAULT_COMPLETION if body.max_tokens is None else body.max_tokens
+        grammar = body.answer_grammar(self.thread.engine.grammars, self.tokenizer, False)
+        asked = None if asked == -1 else asked
+        return self._requests(body, prompts, asked, body.logprobs, grammar)
 
-    def _encode(self, prompt: object) -> list[int]:
-        """A text is a document's beginning; ids are taken as they are."""
-        if not isinstance(prompt, str):
-            assert isinstance(prompt, list)
-            return prompt
-        if problem := surrogate_problem(prompt, "the prompt"):
-            raise ApiError(400, problem, param="prompt")
-        return self.tokenizer.encode_document(prompt)
+    def read_texts(self, body: TextReading, texts: Texts, param: str) -> list[list[int]]:
+        """The ids of each: a text is a document's beginning; ids are taken as they are. Raises
+        ApiError."""
+        parses = self.parses_special if body.parse_special is None else body.parse_special
+        found = []
+        for text in each_text(texts):
+            begins = body.add_special_tokens is not False
+            ids = self.encode(text, begins, parses) if isinstance(text, str) else text
+            self._check_ids(ids, param)
+            found.append(ids)
+        return found
+
+    def encode(self, text: str, begins: bool, parses_special: bool) -> list[int]:
+        """`begins`: with what a document begins with, unless the text spells that itself."""
+        start = self.tokenizer.document_start if begins else []
+        if not parses_special:
+            return [*start, *self.tokenizer.encode(text)]
+        ids = self.tokenizer.encode_rendered(text)
+        return ids if ids[: len(start)] == start else [*start, *ids]
+
+    def spelled_tokens(self, text: str) -> list[str]:
+        """The special tokens that a text spells."""
+        special = self.tokenizer.special_ids
+        return [
+            token
+            for token, id in self.tokenizer.added_ids.items()
+            if id in special and token in text
+        ]
+
+    async def echoes(self, body: CompletionRequest, prompts: list[list[int]]) -> list[Echo]:
+        """Of each prompt, with its log-probabilities where they are asked for. Raises ApiError."""
+        echoes = []
+        for text, ids in zip(each_text(body.prompt), prompts, strict=True):
+            skips = body.skip_special_tokens is not False
+            shown = text if isinstance(text, str) else self.tokenizer.decode(ids, skips)
+            found: list[TokenLogprob] = []
+            if (num_top := body.logprobs) is not None:
+                found = await self.thread.read(
+                    lambda reader, ids=ids, num=num_top: reader.logprobs(ids, num, self.adapter)
+                )
+            echoes.append(Echo(shown, found))
+        return echoes
+
+    async def embedding(self, ids: list[int]) -> list[float]:
+        return await self.thread.read(lambda reader: reader.embedding(ids, self.adapter))
+
+    def unread_options(self, body: ConversationFields) -> list[str]:
+        """Of `chat_template_kwargs`: names that the chat template does not hold."""
+        template = self.tokenizer.chat_template or ""
+        known = template + " enable_thinking open_thinking"
+        return [name for name in body.chat_template_kwargs or {} if name not in known]
+
+    def _unfinished(self, body: ConversationFields, turn: dict[str, Any]) -> dict[str, Any]:
+        where = f"messages[{len(body.messages) - 1}]"
+        if body.add_generation_prompt:
+            raise ApiError(
+                400,
+                "continue_final_message and add_generation_prompt exclude each other: send one",
+                param="continue_final_message",
+            )
+        if turn["role"] != "assistant" or turn.get("tool_calls"):
+            raise ApiError(
+                400,
+                f"{where} cannot be continued: it must be an assistant's text without tool_calls",
+                param="continue_final_message",
+            )
+        return split_open_thought(turn)
+
+    def _check_ids(self, ids: list[int], param: str) -> None:
+        if not ids:
+            raise ApiError(400, f"{param} is empty, so nothing can follow it", param=param)
+        if len(ids) > self.context:
+            raise self._too_long(len(ids), 0)
+
+    def _too_long(self, num_ids: int, wanted: int) -> ApiError:
+        more = f" and {wanted} more are asked for" if wanted else ""
+        return ApiError(
+            400,
+            f"this model's context is {self.context} tokens; the prompt has {num_ids}{more}: "
+            "shorten one of them",
+            code="context_length_exceeded",
+        )
 
     def _requests(
         self,
-        body: ChatRequest | CompletionRequest,
+        body: GenerationRequestFields,
         prompts: list[list[int]],
         asked: int | None,
         logprobs: int | None,
+        grammar: Grammar | None,
     ) -> list[GenerationRequest]:
+        own_stops = () if body.ignore_eos else (self.tokenizer.eos_id, self.tokenizer.pad_id)
         requests = []
         for ids in prompts:
             room = self.context - len(ids)
@@ -82,19 +195,18 @@ class ServedModel:
                     f"max_tokens is {wanted}; this server gives at most {self.max_new_tokens}",
                     param="max_tokens",
                 )
-            if wanted > room or room < 1:
-                raise ApiError(
-                    400,
-                    f"this model's context is {self.context} tokens; the prompt has {len(ids)} and "
-                    f"{max(wanted, 1)} more are asked for: shorten one of them",
-                    code="context_length_exceeded",
-                )
+            if wanted > room or (asked is None and room < 1):
+                raise self._too_long(len(ids), max(wanted, 1))
             for choice in range(body.num_choices):
-                params = body.sampling_params(wanted, logprobs, choice)
-                stop_ids = (self.tokenizer.eos_id, self.tokenizer.pad_id)
                 requests.append(
                     GenerationRequest(
-                        prompt_ids=ids, params=params, stop_ids=stop_ids, adapter=self.adapter
+                        prompt_ids=ids,
+                        params=body.sampling_params(wanted, logprobs, choice, grammar),
+                        stop_ids=(*own_stops, *(body.stop_token_ids or ())),
+                        # Whoever adds up the log-probabilities counts the end too.
+                        gives_stop=logprobs is not None and isinstance(body, CompletionRequest),
+                        skips_special=body.skip_special_tokens is not False,
+                        adapter=self.adapter,
                     )
                 )
         return requests

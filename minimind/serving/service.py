@@ -18,6 +18,9 @@ from minimind.serving.engine_thread import EngineThread
 from minimind.serving.served_model import ServedModel
 from minimind.serving.settings import ServerSettings
 
+GRAMMAR_LIMIT_S = 3.0
+"""For a client's schema or grammar to compile; most take a millisecond."""
+
 Status = Literal["ok", "loading", "stopping", "failed"]
 
 
@@ -72,9 +75,17 @@ class Service:
                 thread=thread,
                 max_new_tokens=self.settings.max_new_tokens,
                 adapter=adapter,
+                parses_special=self.settings.parse_special,
             )
 
-    def find(self, name: str) -> ServedModel:
+    def find(self, name: str | None) -> ServedModel:
+        """By its name; without one the model that is no other's adapter, where there is one."""
+        if name is None:
+            wanted = [model for model in self.models.values() if model.adapter is None]
+            if len(wanted) == 1:
+                return wanted[0]
+            names = ", ".join(self.models)
+            raise ApiError(400, f"model is missing; there is {names}", param="model")
         model = self.models.get(name)
         if model is None:
             raise ApiError(
@@ -109,5 +120,6 @@ def _load_engine(source: ModelSource) -> tuple[BatchEngine, Tokenizer]:
         max_batch=source.max_batch,
         max_tokens=source.max_tokens,
         adapters=adapters,
+        grammar_limit_s=GRAMMAR_LIMIT_S,
     )
     return engine, tokenizer

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import re
 from dataclasses import dataclass
 
 from minimind.errors import ConfigError
 
 KEY_VARIABLE = "MINIMIND_API_KEY"
 """Of the environment: a server's key, for itself and for its clients."""
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@*]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,11 @@ class ServerSettings:
     shutdown_s: float = 30.0
     """For answers in progress to end after SIGTERM; then they are cut off."""
     log_prompts: bool = False
+    cors_origins: tuple[str, ...] = ()
+    """Web pages of these origins may call the server from a browser; "*": all."""
+    parse_special: bool = False
+    """Special tokens that the prompts of /v1/completions spell are tokens, unless a request says
+    otherwise."""
 
     def check(self) -> None:
         """Raises ConfigError where the settings cannot be used, or would open the server to the
@@ -47,6 +54,12 @@ class ServerSettings:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
         if not 0 <= self.port < 65536:
             raise ConfigError(f"port is {self.port}; it must be from 0 to 65535")
+        for origin in self.cors_origins:
+            if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"cors_origin {origin!r} is no origin: give scheme, host and port alone, as in "
+                    "http://localhost:3000, or * for all"
+                )
         if any(not key or not key.isascii() or key != key.strip() for key in self.api_keys):
             raise ConfigError("an API key is empty, not ASCII or has white space around it")
         if not (self.api_keys or self.allow_no_key or _is_loopback(self.host)):

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from minimind.inference.logprobs import TokenLogprob
 from minimind.serving.call_record import CallRecord
 from minimind.serving.completion_writer import CompletionWriter, stop_reason
 from minimind.serving.engine_thread import Answer
-from minimind.serving.logprob_format import text_logprobs
-from minimind.serving.request_schemas import CompletionRequest
+from minimind.serving.logprob_format import TextLogprobWriter
 from minimind.serving.response_schemas import StopReason, TextChoice, TextCompletion
-from minimind.serving.served_model import ServedModel
+from minimind.serving.served_model import Echo, ServedModel
+from minimind.serving.text_schemas import CompletionRequest
 
 
 class TextWriter(CompletionWriter):
     """Choices are numbered prompt by prompt."""
 
-    def __init__(self, model: ServedModel, body: CompletionRequest, record: CallRecord) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        body: CompletionRequest,
+        record: CallRecord,
+        echoes: Sequence[Echo] = (),
+    ) -> None:
+        """`echoes`: of each prompt, where the answers begin with them."""
         super().__init__("cmpl", model, body, record)
-        self._body = body
+        self._body, self._echoes = body, echoes
 
     async def whole(self, answer: Answer) -> TextCompletion:
-        texts: dict[int, list[str]] = {index: [] for index in answer.open_choices.values()}
-        logprobs: dict[int, list[TokenLogprob]] = {index: [] for index in texts}
+        texts: dict[int, list[str]] = {}
+        logprobs: dict[int, list[TokenLogprob]] = {}
+        for index in answer.open_choices.values():
+            echo = self._echo(index)
+            texts[index], logprobs[index] = [echo.text], [*echo.logprobs]
         async for index, delta in self._deltas(answer):
             texts[index].append(delta.text)
             logprobs[index] += delta.logprobs
@@ -34,21 +44,30 @@ class TextWriter(CompletionWriter):
         ]
         if self._body.logprobs is not None:
             for choice in choices:
-                choice.logprobs = text_logprobs(self._tokenizer, logprobs[choice.index])
+                writer = TextLogprobWriter(self._tokenizer)
+                choice.logprobs = writer.write(logprobs[choice.index])
         return self._envelope(choices, usage=self._usage)
 
     async def chunks(self, answer: Answer) -> AsyncIterator[TextCompletion]:
-        offsets = dict.fromkeys(answer.open_choices.values(), 0)
+        indices = list(answer.open_choices.values())
+        writers = {index: TextLogprobWriter(self._tokenizer) for index in indices}
+        for index in indices if self._echoes else ():
+            echo = self._echo(index)
+            choice = TextChoice(index=index, text=echo.text, finish_reason=None)
+            if echo.logprobs:
+                choice.logprobs = writers[index].write(echo.logprobs)
+            yield self._envelope([choice])
         async for index, delta in self._deltas(answer):
             choice = TextChoice(index=index, text=delta.text, finish_reason=stop_reason(delta))
             if delta.logprobs:
-                found = text_logprobs(self._tokenizer, delta.logprobs, offsets[index])
-                offsets[index] = found.text_offset[-1] + len(found.tokens[-1])
-                choice.logprobs = found
+                choice.logprobs = writers[index].write(delta.logprobs)
             if delta.text or delta.logprobs or delta.finish_reason is not None:
                 yield self._envelope([choice])
         if self._body.include_usage:
             yield self._envelope([], usage=self._usage)
+
+    def _echo(self, index: int) -> Echo:
+        return self._echoes[index // self._num_choices] if self._echoes else Echo("", [])
 
     @property
     def _finish_reasons(self) -> list[StopReason | None]:

@@ -12,6 +12,7 @@ import torch
 from bench import inference
 from bench.inference_rows import GenerationTime, InferenceSpec, ServedRow
 from minimind.config.model import ModelConfig
+from minimind.data.sample_text import load_sample_tokenizer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
@@ -71,6 +72,24 @@ def test_a_run_reports_its_row(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert row["ratio_to_transformers"] is None
     assert row["machine"]["device"]
     assert "decode tokens/s" in capsys.readouterr().out
+
+
+def test_a_held_row_generates_json_of_its_schema(tmp_path: Path):
+    inference._save_random_model(tmp_path, ModelConfig(**SIZES), seed=0)
+    spec = InferenceSpec(
+        kind="held",
+        folder=tmp_path,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        batch=2,
+        prompt_tokens=2,
+        new_tokens=30,
+    )
+    row = ServedRow(spec)
+    row.build()
+    ids = row.generate([[5, 6], [9, 10]]).ids
+    for text in map(load_sample_tokenizer().decode, ids):
+        assert text.startswith('[{"name": "')
 
 
 def test_ratios_are_of_the_same_turn():

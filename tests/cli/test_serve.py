@@ -20,9 +20,9 @@ from minimind.data.sample_text import load_sample_tokenizer
 from minimind.errors import ConfigError
 from minimind.model.adapter_folder import BaseModel, load_folder_config, save_adapter
 from minimind.serving.metrics import ServerMetrics
-from minimind.serving.request_schemas import CompletionRequest
 from minimind.serving.service import Service
 from minimind.serving.settings import ServerSettings
+from minimind.serving.text_schemas import CompletionRequest
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 
@@ -99,15 +99,21 @@ def test_an_adapter_is_a_model_of_its_own(folder: Path, adapter: Path) -> None:
         service = Service(ServerSettings())
         await service.load({**sources, **merged})
         found = {}
-        body = CompletionRequest(model="-", prompt="6 + 9", max_tokens=12, temperature=0)
+        read: dict[str, float] = {}
+        body = CompletionRequest(prompt="6 + 9", max_tokens=12, temperature=0, logprobs=0)
         for name in ("small", "poet", "small", "merged"):
             model = service.find(name)
-            answer = model.thread.submit(model.completion_requests(body), 30)
+            prompts = model.read_texts(body, body.prompt, "prompt")
+            answer = model.thread.submit(model.completion_requests(body, prompts), 30)
             text = "".join([delta.text async for _, delta in answer.deltas()])
             assert found.setdefault(name, text) == text
+            (echo,) = await model.echoes(body, prompts)
+            read[name] = echo.logprobs[-1].logprob
         assert "small" in ServerMetrics(lambda: service.models).text().decode()
         assert "poet" not in ServerMetrics(lambda: service.models).text().decode()
         await service.close()
+        assert read["poet"] == pytest.approx(read["merged"], abs=1e-3)
+        assert abs(read["poet"] - read["small"]) > 1e-3, "prompts are read with the adapter too"
         return found
 
     found = asyncio.run(answers())

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from small_engines import check_greedy, engine_of, request
+from small_engines import check_greedy, engine_of, request, tokenizer
 from small_models import FAMILIES, random_documents, random_model, small_config
 from torch import Tensor
 
 from minimind.inference import decode_graphs, device_sampler, model_runner, row_settings, sampler
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.decode_graphs import DecodeGraphs, decode_inputs, graph_inputs
+from minimind.inference.grammar import GrammarCompiler
+from minimind.inference.grammar_texts import AnswerForm, regex_rules
 from minimind.inference.pending_tokens import PendingTokens
 from minimind.inference.request import Completion, GenerationRequest
 from minimind.model.cached_attention import Piece, SlotPlan
@@ -84,12 +86,29 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
+HELD = GrammarCompiler(tokenizer(), small_config().vocab_size).compile(
+    AnswerForm(content=regex_rules("[!-~]{0,9}(#[!-~]{12})?")).text(tokenizer())
+)
+FORMS: list[dict[str, Any]] = [
+    {"grammar": HELD, "temperature": 1.0, "top_p": 0.9},
+    {"grammar": HELD, "logit_bias": ((40, 3.0),), "logprobs": 2, "frequency_penalty": 0.5},
+    {"logit_bias": ((50, 2.0), (60, -100.0)), "temperature": 1.0},
+]
+ALL_SETTINGS = [*SETTINGS, *FORMS]
+
+
 def mixed_requests() -> list[GenerationRequest]:
     """Of all lengths and settings, some of which end at a token that nobody foresees."""
-    prompts = random_documents([5, 40, 1, 17, 33, 60, 2] * 2)
-    news = (30, 9, 1, 30, 3, 0, 25)
+    prompts = random_documents([5, 40, 1, 17, 33, 60, 2] * 3)
+    news, kinds = (30, 9, 1, 30, 3, 0, 25), len(ALL_SETTINGS)
     return [
-        request(p, new=news[i % 7] + i // 7, stop_ids=(i, 5 * i, 90 - i), seed=i, **SETTINGS[i % 7])
+        request(
+            p,
+            new=news[i % 7] + i // 7,
+            stop_ids=(tokenizer().eos_id, i, 5 * i, 90 - i),
+            seed=i,
+            **ALL_SETTINGS[i % kinds],
+        )
         for i, p in enumerate(prompts)
     ]
 
@@ -180,6 +199,40 @@ def test_where_the_same_sequences_go_on_the_host_sends_nothing(
     assert (replayed.captured, replayed.replayed) == (before[0], before[1] + 20)
 
 
+def test_where_a_grammar_holds_one_the_forward_begins_before_the_tokens_are_read(
+    model: Transformer, replayed: Replayed, monkeypatch: pytest.MonkeyPatch
+):
+    """Two graphs a step: what is allowed is found between them, while the first goes on."""
+    engine = engine_of(model, 4, slot=200)
+    stars = AnswerForm(content=regex_rules("[!-~]{150,}")).text(tokenizer())
+    held = engine.grammars.compile(stars)
+    for one in (*SETTINGS[:2], {"grammar": held, "temperature": 1.0}):
+        engine.submit(request([5, 6, 7], new=60, seed=1, **one))
+    for _ in range(5):
+        engine.step()
+    events: list[str] = []
+
+    def note(owner: Any, name: str) -> None:
+        plain = getattr(owner, name)
+
+        def noted(*arguments: Any) -> Any:
+            events.append(name)
+            return plain(*arguments)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    for module in (decode_graphs, device_sampler, sampler, row_settings, model_runner):
+        note(module, "send")
+    note(PendingTokens, "read")
+    note(engine._runner, "launch")
+    note(engine._runner.sampler._masks, "find")
+    before = replayed.captured, replayed.replayed
+    for _ in range(20):
+        assert len(engine.step()) == 3
+    assert events == ["launch", "read", "find"] * 20
+    assert (replayed.captured, replayed.replayed) == (before[0], before[1] + 40)
+
+
 def test_those_who_come_and_leave_while_a_step_is_on_its_way(
     model: Transformer, replayed: Replayed
 ):
@@ -239,7 +292,7 @@ def test_a_step_that_fails_takes_the_one_behind_it_along(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", ALL_SETTINGS, ids=lambda one: ",".join(one) or "greedy")
 def test_graphs_change_nothing(settings: dict[str, Any]):
     model = random_model(small_config()).eval().cuda()
     prompts = random_documents([5, 40, 1, 17, 33, 300, 2])
@@ -255,16 +308,20 @@ def test_graphs_change_nothing(settings: dict[str, Any]):
 
 
 @pytest.mark.gpu
-def test_a_step_on_a_gpu_waits_once():
+@pytest.mark.parametrize("kinds", [SETTINGS, ALL_SETTINGS], ids=["free", "held"])
+def test_a_step_on_a_gpu_waits_once(kinds: list[dict[str, Any]]):
     """Where PyTorch raises an error at every wait that it knows of but that of an event."""
-    engine = engine_of(random_model(small_config()).eval().cuda(), 8, slot=200)
-    for one in SETTINGS:
+    engine = engine_of(random_model(small_config()).eval().cuda(), len(kinds), slot=200)
+    held = AnswerForm(content=regex_rules("[!-~]{150,}")).text(tokenizer())
+    grammar = engine.grammars.compile(held)
+    for one in kinds:
+        one = {**one, "grammar": grammar} if "grammar" in one else one
         engine.submit(request([5, 6, 7], new=60, seed=1, **one))
     for _ in range(5):
         engine.step()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(20):
-            assert len(engine.step()) == len(SETTINGS)
+            assert len(engine.step()) == len(kinds)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from small_engines import tokenizer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minimind.inference.device_sampler import DeviceSampler
+from minimind.inference.grammar import GrammarCompiler
+from minimind.inference.grammar_texts import AnswerForm, regex_rules
 from minimind.inference.row_settings import Asked, round_up
 from minimind.inference.sampler import Sampler
 from minimind.inference.sampling import SamplingParams
@@ -20,6 +23,9 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 V = 700
 """More than are sorted at first."""
 PENALTIES = {"repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": 0.2}
+HELD = GrammarCompiler(tokenizer(), V).compile(
+    AnswerForm(content=regex_rules("[!-~]+")).text(tokenizer())
+)
 OPTIONS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "temperature": {"temperature": 0.7},
@@ -39,6 +45,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "logprobs": {"logprobs": 0},
     "tempered": {"temperature": 0.7, "logprobs": 5, "tempered_logprobs": True},
+    "bias": {"temperature": 1.0, "logit_bias": ((7, 9.0), (V - 1, 2.5), (3, -100.0))},
+    "held": {"temperature": 1.5, "top_p": 0.9, "grammar": HELD, "logprobs": 1},
+    "held and all": {"grammar": HELD, "logit_bias": ((40, 100.0),), **PENALTIES},
 }
 ALL = [SamplingParams(seed=i, max_new_tokens=9, **o) for i, o in enumerate(OPTIONS.values())]
 

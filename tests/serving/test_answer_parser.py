@@ -19,6 +19,9 @@ from minimind.serving.answer_parser import (
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": [1, "塔"]}}\n</tool_call>'
 F = ("call", "f", {"a": [1, "塔"]})
+TAGGED = '<tool_call>\n{"name": "g", "arguments": {"a": "</tool_call>\\""}}\n</tool_call>'
+G = ("call", "g", {"a": '</tool_call>"'})
+BROKEN = '<tool_call>{"name": "f</tool_call>'
 
 
 def parse(pieces: list[str], in_reasoning: bool = False, with_tools: bool = True) -> list[tuple]:
@@ -56,6 +59,9 @@ CASES = [
     ("<thin", False, [("say", "<thin")]),
     (CALL, False, [F]),
     (f"{CALL}\n{CALL}", False, [F, F]),
+    (f"{TAGGED}\n{CALL}", False, [G, F]),
+    (f"{BROKEN}{CALL}{TAGGED}", False, [("say", BROKEN), F, G]),
+    (f"{BROKEN} so", False, [("say", f"{BROKEN} so")]),
     (f"I ask\n{CALL}\n", False, [("say", "I ask"), F]),
     (f"hm\n</think>\n\n{CALL}", True, [("think", "hm"), F]),
     (f"hm {CALL}</think>x", True, [("think", f"hm {CALL}"), ("say", "x")]),

@@ -13,10 +13,16 @@ from schemathesis import GenerationMode
 CALLS = [
     ("GET", "/health"),
     ("GET", "/metrics"),
+    ("GET", "/version"),
+    ("GET", "/tokenizer_info"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{name}"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/responses"),
+    ("POST", "/v1/embeddings"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
 ]
 NO_SCHEMA_SAYS = (None, "context_length_exceeded")
 """Codes of what is refused for reasons a schema cannot hold: the length of a text in tokens, half

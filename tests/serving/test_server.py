@@ -141,9 +141,15 @@ def test_the_description_names_every_call(tiny: LiveServer) -> None:
     assert set(found["paths"]) == {
         "/health",
         "/metrics",
+        "/version",
         "/v1/models",
         "/v1/models/{name}",
         "/v1/completions",
+        "/v1/responses",
+        "/v1/embeddings",
+        "/tokenize",
+        "/detokenize",
+        "/tokenizer_info",
         CHAT,
     }
 

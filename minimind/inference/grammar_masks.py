@@ -1,0 +1,71 @@
+"""Which tokens each sequence's grammar allows next, as a sampler reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from minimind.errors import MiniMindError
+from minimind.inference.grammar import Grammar
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+
+class GrammarFailure(MiniMindError):
+    """A grammar was too complex for its limits at some token."""
+
+
+class GrammarMasks:
+    """A bit for each token of each slot, and where the sequences with a grammar are in it.
+
+    The host finds the bits, which takes some 10 µs a sequence, and a GPU gets them through
+    page-locked memory in one copy: 25 kB for 32 sequences of 6,400 tokens.
+    """
+
+    def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
+        self._vocab_size = vocab_size
+        size = (num_slots, 4 * -(-vocab_size // 32))
+        is_gpu = device.type == "cuda"
+        self._found_SN = torch.full(size, 255, dtype=torch.uint8, pin_memory=is_gpu)
+        """Eight tokens a byte, the lowest first; in whole words of 32 bits."""
+        self._sent_SN = torch.empty_like(self._found_SN, device=device)
+        allowed = (torch.arange(256)[:, None] >> torch.arange(8)) % 2 > 0
+        penalties = torch.zeros(256, 8).masked_fill(~allowed, float("-inf"))
+        self._penalties_28 = penalties.to(device)
+        self._matchers: dict[int, LLMatcher] = {}
+
+    def open(self, slot: int, grammar: Grammar | None) -> None:
+        """A new sequence in `slot`; without a grammar it may have any token."""
+        self._matchers.pop(slot, None)
+        self._found_SN[slot] = 255
+        if grammar is not None:
+            self._matchers[slot] = grammar.matcher()
+
+    def accept(self, slot: int, token: int) -> bool:
+        """The sequence in `slot` goes on with `token`; whether it is complete then, and nothing
+        can follow. Raises GrammarFailure."""
+        matcher = self._matchers.get(slot)
+        if matcher is None:
+            return False
+        if not matcher.consume_token(token):
+            raise GrammarFailure(matcher.get_error().replace("<non-verbose/>", "").strip())
+        return matcher.is_stopped()
+
+    def find(self, slots: Iterable[int]) -> None:
+        """Brings what is allowed next in `slots` up to date. It waits for nothing."""
+        start, num_bytes = self._found_SN.data_ptr(), self._found_SN.shape[1]
+        for slot in slots:
+            if matcher := self._matchers.get(slot):
+                matcher.unsafe_compute_mask_ptr(start + slot * num_bytes, num_bytes)
+        self._sent_SN.copy_(self._found_SN, non_blocking=True)
+
+    def apply(self, logits_RV: Tensor, slots_R: Tensor) -> Tensor:
+        """The logits of the sequences in `slots_R`, −∞ for what is not allowed."""
+        # Adding is several times as quick on a CPU as masked_fill or where.
+        bytes_RN = self._sent_SN[slots_R].int()
+        penalties_RV = nn.functional.embedding(bytes_RN, self._penalties_28).flatten(1)
+        return logits_RV + penalties_RV[:, : self._vocab_size]

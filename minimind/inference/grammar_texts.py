@@ -1,0 +1,199 @@
+"""Forms of answers written as grammars for llguidance: JSON by a schema, a regular expression, a
+choice, a grammar of the user's, calls of tools; after the thinking, where there is any."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minimind.data.tokenizer import Tokenizer
+from minimind.errors import ConfigError
+
+Rules = dict[str, Any]
+"""One grammar, as llguidance lists them. Others may refer to it by its "name"."""
+
+_AS_WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""JSON on one line, as the chat template writes calls: what the model was trained on, and a small
+one that may write white space can write it for ever."""
+_SCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions")
+_SCHEMA_LISTS = ("anyOf", "oneOf", "prefixItems")
+_SCHEMAS = ("items", "additionalProperties")
+_COMPOSES = ("anyOf", "oneOf", "$ref", "patternProperties", "unevaluatedProperties")
+"""Beside these an object's properties need not be all it has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolForm:
+    """A tool that may be called."""
+
+    name: str
+    parameters: Mapping[str, Any] | None
+    """The arguments' JSON schema; None: any object."""
+    is_strict: bool
+    """The schema must be kept to the letter, else keywords that cannot be kept are left out."""
+
+    @property
+    def rules(self) -> Rules:
+        schema = {"type": "object"} if self.parameters is None else self.parameters
+        return json_rules(schema, is_strict=self.is_strict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerForm:
+    """What an answer must look like."""
+
+    content: Rules | None = None
+    """Of the answer's text; None: any text."""
+    tools: Sequence[ToolForm] = ()
+    """Those that may be called."""
+    must_call: bool = False
+    """There is no text, but one call at least."""
+    one_call: bool = False
+    """At most."""
+    after_thinking: bool = False
+    """The prompt has opened a thinking block, which comes first and may hold anything."""
+
+    def text(self, tokenizer: Tokenizer) -> str:
+        """The grammar, for a GrammarCompiler."""
+        lines = list(self._lines(tokenizer))
+        grammars: list[Rules] = [{"lark_grammar": "\n".join(lines)}]
+        if self.content is not None:
+            grammars.append({**self.content, "name": "content"})
+        for number, tool in enumerate(self.tools):
+            grammars.append({**tool.rules, "name": f"arguments_{number}"})
+        return json.dumps({"grammars": grammars})
+
+    def _lines(self, tokenizer: Tokenizer) -> Iterator[str]:
+        """The main grammar's, in llguidance's variant of Lark."""
+        thinking = ""
+        if self.after_thinking:
+            thinking = "thought /\\n{0,2}/ "
+            yield _all_until("thought", "</think>", tokenizer)
+        if not self.tools:
+            yield f"start: {thinking}@content"
+            return
+        more = "" if self.one_call else '("\\n" call)*'
+        if self.must_call:
+            yield f"start: {thinking}call {more}"
+            yield f"call: {_tag('<tool_call>', tokenizer)} called"
+        elif self.content is not None:
+            yield f"start: {thinking}(@content | call {more})"
+            yield f"call: {_tag('<tool_call>', tokenizer)} called"
+        else:
+            yield f"start: {thinking}(TEXT | text called {more})"
+            yield f"TEXT: {_without('<tool_call>')}"
+            yield f"call: {_tag('<tool_call>', tokenizer)} called"
+            yield _all_until("text", "<tool_call>", tokenizer)
+        calls = [
+            f"{_quote(_call_head(tool.name))} @arguments_{number}"
+            for number, tool in enumerate(self.tools)
+        ]
+        yield f'called: ({" | ".join(calls)}) "}}\\n" {_tag("</tool_call>", tokenizer)}'
+
+
+def json_rules(schema: Mapping[str, Any], *, is_strict: bool = True) -> Rules:
+    """JSON that `schema` describes. Objects that list their properties have no others, unless
+    additionalProperties says so: a small model that may invent keys does. Not strict: keywords that
+    llguidance does not know are left out. Raises ConfigError."""
+    options: dict[str, Any] = dict(_AS_WRITTEN)
+    if not is_strict:
+        options |= {"lenient": True, "coerce_one_of": True}
+    try:
+        closed = dict(schema) if '"allOf"' in json.dumps(schema) else _close(schema)
+    except RecursionError:
+        raise ConfigError("the schema is nested too deep") from None
+    return {"json_schema": {**closed, "x-guidance": options}}
+
+
+def regex_rules(pattern: str) -> Rules:
+    """A text that the whole of `pattern` matches, in Rust's syntax; `\\d` and `\\w` are ASCII's."""
+    from llguidance import regex_to_lark
+
+    return {"lark_grammar": f"start: /{regex_to_lark(pattern, 'dw')}/"}
+
+
+def choice_rules(texts: Sequence[str]) -> Rules:
+    """One of `texts`."""
+    return {"lark_grammar": "start: " + " | ".join(_quote(text) for text in texts)}
+
+
+def grammar_rules(text: str) -> Rules:
+    """A grammar in Lark or llama.cpp's GBNF. Raises ConfigError where GBNF cannot be read."""
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    try:
+        return {"lark_grammar": any_to_lark(text)}
+    except Exception as error:  # the converter raises no narrower type
+        raise ConfigError(f"the grammar is neither Lark nor GBNF: {error}") from None
+
+
+FORMS: dict[str, tuple[type | tuple[type, ...], Callable[[Any], Rules]]] = {
+    "json_schema": (dict, json_rules),
+    "regex": (str, regex_rules),
+    "choice": ((list, tuple), choice_rules),
+    "grammar": (str, grammar_rules),
+}
+"""What holds a text to a form in Python, by name: its type, and what writes it."""
+
+
+def take_form(options: dict[str, Any]) -> Rules | None:
+    """Takes the one of FORMS that is given out of `options`. Raises ConfigError."""
+    given = [name for name in FORMS if options.get(name) is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{given[0]} and {given[1]} exclude each other: give one")
+    if not given:
+        return None
+    (kind, write), value = FORMS[given[0]], options.pop(given[0])
+    if not isinstance(value, kind) or not value:
+        raise ConfigError(f"{given[0]} is {value!r}, which is empty or of a wrong type")
+    return write(value)
+
+
+def _close(schema: Any) -> Any:
+    """`schema` with the objects in it closed."""
+    if not isinstance(schema, Mapping):
+        return schema
+    closed = dict(schema)
+    lists_all = isinstance(schema.get("properties"), Mapping)
+    for key, value in schema.items():
+        if key in _SCHEMA_MAPS and isinstance(value, Mapping):
+            closed[key] = {name: _close(one) for name, one in value.items()}
+        elif key in _SCHEMA_LISTS and isinstance(value, list) and not lists_all:
+            closed[key] = [_close(one) for one in value]
+        elif key in _SCHEMAS:
+            closed[key] = _close(value)
+    if lists_all and not any(key in schema for key in _COMPOSES):
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
+def _call_head(name: str) -> str:
+    """What stands before a call's arguments, as the chat template writes it."""
+    return f'\n{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": '
+
+
+def _tag(text: str, tokenizer: Tokenizer) -> str:
+    """The added token alone, where the tokenizer has it: what a model was trained to write."""
+    token = tokenizer.added_ids.get(text)
+    return _quote(text) if token is None else f"<[{token}]>"
+
+
+def _all_until(rule: str, tag: str, tokenizer: Tokenizer) -> str:
+    """The lines of a rule for any text up to and with `tag`."""
+    if tag not in tokenizer.added_ids:
+        return f"{rule}[suffix={_quote(tag)}]: /(?s:.*)/"
+    before = f"BEFORE_{rule.upper()}"
+    return f"{rule}: {before} {_tag(tag, tokenizer)}\n{before}: {_without(tag)}"
+
+
+def _without(tag: str) -> str:
+    """Any text that does not spell `tag`."""
+    spelled = re.escape(tag).replace("/", r"\/")
+    return f"/(?s:.*)/ & ~/(?s:.*){spelled}(?s:.*)/"
+
+
+def _quote(text: str) -> str:
+    return json.dumps(text)

@@ -1,0 +1,91 @@
+"""JSON as a client sends it: read strictly, so that nothing behind meets what it cannot write."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from minimind.serving.api_errors import ApiError
+
+MAX_DEPTH = 100
+"""Of objects and lists in each other: templates and schemas recurse."""
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def read_json(text: bytes) -> Any:
+    """Raises ValueError, with what is wrong in words."""
+    try:
+        whole = text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 at byte {error.start}") from None
+    try:
+        found = json.loads(whole, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    if text.count(b"{") + text.count(b"[") > MAX_DEPTH and _is_deeper(found, MAX_DEPTH):
+        raise ValueError(_TOO_DEEP)
+    if _HALF.search(text):
+        try:
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("a text holds half a character (a lone surrogate)") from None
+    return found
+
+
+_TOO_DEEP = f"it is nested too deep: {MAX_DEPTH} levels are the most"
+
+
+class JsonRoute(APIRoute):
+    """A route whose body is JSON and says so."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return await handler(_JsonRequest(request.scope, request.receive))
+
+        return handle
+
+
+class _JsonRequest(Request):
+    async def body(self) -> bytes:
+        body = await super().body()
+        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        # A web page may send any other kind to this machine without asking first.
+        if body and kind != "application/json":
+            given = (
+                f"the body's Content-Type is {kind!r}" if kind else "the body has no Content-Type"
+            )
+            raise ApiError(415, f"{given}; send application/json", code="unsupported_media_type")
+        return body
+
+    async def json(self) -> Any:
+        try:
+            return read_json(await self.body())
+        except ValueError as error:
+            raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit + 1):
+        level = [
+            child
+            for one in level
+            for child in (one.values() if isinstance(one, dict) else one)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")

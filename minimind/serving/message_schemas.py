@@ -1,0 +1,169 @@
+"""Messages and tools as clients send them, and the turns that a chat template takes.
+
+Wrong types are errors, never converted; what is unknown is kept aside, to be named.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+from minimind.serving.api_errors import ApiError
+from minimind.serving.field_standing import NoEffect, OthersRefused, Refused
+
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+_THINK, _END_THINK = "<think>", "</think>"
+
+
+class RequestPart(BaseModel):
+    """What all parts of a request share."""
+
+    model_config = ConfigDict(
+        strict=True, allow_inf_nan=False, extra="allow", use_attribute_docstrings=True
+    )
+
+    def declared(self) -> dict[str, Any]:
+        """As JSON, of the fields that are known and given."""
+        return self.model_dump(include=_tree(self), exclude_none=True)
+
+
+class ContentPart(RequestPart):
+    """A piece of a message's text, as the chat API or the responses API calls it."""
+
+    type: Annotated[
+        Literal["text", "input_text", "output_text", "reasoning_text", "summary_text", "refusal"],
+        OthersRefused("the model reads text alone"),
+    ]
+    text: str | None = None
+    refusal: str | None = None
+    annotations: Annotated[Any, NoEffect("an answer's, sent back")] = None
+    logprobs: Annotated[Any, NoEffect("an answer's, sent back")] = None
+    cache_control: Annotated[Any, NoEffect("prompts are cached by themselves")] = None
+
+
+Content = str | list[str | ContentPart] | None
+
+
+def content_text(content: Content) -> str:
+    """The pieces joined as they are."""
+    if isinstance(content, list):
+        return "".join(
+            part if isinstance(part, str) else part.text or part.refusal or "" for part in content
+        )
+    return content or ""
+
+
+class FunctionCall(RequestPart):
+    name: NonEmpty
+    arguments: str | dict[str, Any]
+    """A JSON object, most often as a string of it."""
+
+
+class MessageToolCall(RequestPart):
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: Annotated[Any, NoEffect("a streamed call's, sent back")] = None
+
+
+class Message(RequestPart):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    """A developer's message is the system's."""
+    content: Content = None
+    """A text, or parts of one."""
+    reasoning_content: str | None = None
+    """An assistant's thoughts, which stand in its thinking block."""
+    reasoning: str | None = None
+    """The same by another name."""
+    tool_calls: list[MessageToolCall] | None = None
+    prefix: bool | None = None
+    """Of the last message, an assistant's: it is continued."""
+    name: Annotated[Any, NoEffect("chat templates have no place for it")] = None
+    tool_call_id: str | None = None
+    """Of a tool's message: results are put into the order of their calls."""
+    refusal: Annotated[Any, NoEffect("an answer's, sent back")] = None
+    annotations: Annotated[Any, NoEffect("an answer's, sent back")] = None
+    function_call: Annotated[Any, Refused("send `tool_calls`")] = None
+    audio: Annotated[Any, Refused("the model reads text alone")] = None
+
+    def as_turn(self, where: str) -> dict[str, Any]:
+        """As chat templates take turns. Raises ApiError, which calls the message `where`."""
+        turn: dict[str, Any] = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": content_text(self.content),
+        }
+        thought = self.reasoning if self.reasoning_content is None else self.reasoning_content
+        if thought is not None:
+            turn["reasoning_content"] = thought
+        if self.tool_calls:
+            turn["tool_calls"] = [
+                {
+                    **call.declared(),
+                    "function": {
+                        "name": call.function.name,
+                        "arguments": _arguments(
+                            call.function.arguments,
+                            f"{where}.tool_calls[{number}].function.arguments",
+                        ),
+                    },
+                }
+                for number, call in enumerate(self.tool_calls)
+            ]
+        return turn
+
+
+class Function(RequestPart):
+    name: NonEmpty
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+    """The arguments of a call must be what `parameters` describes."""
+
+
+class Tool(RequestPart):
+    type: Annotated[Literal["function"], OthersRefused("only functions are called")] = "function"
+    function: Function
+
+
+def read_turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Raises ApiError for arguments of a call that are no JSON object."""
+    turns: list[dict[str, Any]] = []
+    order: dict[str | None, int] = {}
+    for is_result, run in itertools.groupby(enumerate(messages), lambda one: one[1].role == "tool"):
+        found = list(run)
+        if is_result and all(message.tool_call_id in order for _, message in found):
+            found.sort(key=lambda one: order[one[1].tool_call_id])
+        turns += [message.as_turn(f"messages[{number}]") for number, message in found]
+        calls = found[-1][1].tool_calls or ()
+        order = {call.id: place for place, call in enumerate(calls) if call.id is not None}
+    return turns
+
+
+def split_open_thought(turn: dict[str, Any]) -> dict[str, Any]:
+    """An assistant's turn to be continued, whose text may stop within its thinking block."""
+    before, opened, thought = turn["content"].partition(_THINK)
+    if opened and not before.strip() and _END_THINK not in thought:
+        return {**turn, "content": "", "reasoning_content": thought.removeprefix("\n")}
+    return turn
+
+
+def _arguments(given: str | dict[str, Any], where: str) -> dict[str, Any]:
+    """Some clients send nothing where there are none."""
+    try:
+        found = json.loads(given or "{}") if isinstance(given, str) else given
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"{where} is not JSON: {error}", param=where) from None
+    if not isinstance(found, dict):
+        raise ApiError(400, f"{where} is not a JSON object", param=where)
+    return found
+
+
+def _tree(value: Any) -> Any:
+    """What `model_dump` shall include: the declared fields all the way down."""
+    if isinstance(value, RequestPart):
+        return {name: _tree(getattr(value, name)) for name in type(value).model_fields}
+    return True

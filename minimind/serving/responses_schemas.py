@@ -1,0 +1,255 @@
+"""The responses API: its request as one of the chat API, and its objects."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from minimind.serving.api_errors import ApiError
+from minimind.serving.field_standing import NoEffect, OthersRefused, Refused
+from minimind.serving.message_schemas import Content, NonEmpty, RequestPart, content_text
+from minimind.serving.request_schemas import (
+    ChatRequest,
+    Effort,
+    GenerationRequestFields,
+    Limit,
+    Thinking,
+)
+
+OWN_NAMES: dict[str, tuple[str, ...]] = {
+    "messages": ("input",),
+    "max_completion_tokens": ("max_output_tokens",),
+    "reasoning_effort": ("reasoning", "effort"),
+    "response_format": ("text", "format"),
+}
+"""What the chat API has under another name."""
+_IN_FULL = "send the whole conversation as `input`"
+
+
+class InputItem(RequestPart):
+    """A turn, or a part of an assistant's turn."""
+
+    type: Annotated[
+        Literal["message", "function_call", "function_call_output", "reasoning"],
+        OthersRefused("send what it stands for"),
+    ] = "message"
+    role: Literal["system", "developer", "user", "assistant"] | None = None
+    content: Content = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: Content = None
+    summary: Content = None
+    id: Annotated[Any, NoEffect("nothing is kept")] = None
+    status: Annotated[Any, NoEffect("an answer's, sent back")] = None
+    phase: Annotated[Any, NoEffect("an answer's, sent back")] = None
+    encrypted_content: Annotated[Any, NoEffect("thoughts are plain text")] = None
+
+
+class FunctionTool(RequestPart):
+    type: Annotated[Literal["function"], OthersRefused("only functions of yours are called")]
+    name: NonEmpty
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class NamedTool(RequestPart):
+    type: Literal["function"]
+    name: NonEmpty
+
+
+class AllowedTools(RequestPart):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1)]
+
+
+class Reasoning(RequestPart):
+    effort: Effort | None = None
+    summary: Annotated[Any, NoEffect("thoughts are given whole")] = None
+    generate_summary: Annotated[Any, NoEffect("thoughts are given whole")] = None
+
+
+class TextOptions(RequestPart):
+    format: dict[str, Any] | None = None
+    verbosity: Annotated[Any, Refused("ask for it in a message", "medium")] = None
+
+
+class ResponsesRequest(GenerationRequestFields):
+    """The body of /v1/responses."""
+
+    input: str | Annotated[list[InputItem], Field(min_length=1)]
+    """A user's text, or the conversation as items."""
+    instructions: str | None = None
+    """A system message before the input."""
+    max_output_tokens: Limit = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | AllowedTools | None = None
+    """As /v1/chat/completions has it."""
+    parallel_tool_calls: bool | None = None
+    reasoning: Reasoning | None = None
+    text: TextOptions | None = None
+    """`format` as /v1/chat/completions has `response_format`."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    enable_thinking: bool | None = None
+    thinking: Thinking | None = None
+    max_tokens: Annotated[Any, Refused("send `max_output_tokens`")] = None
+    previous_response_id: Annotated[Any, Refused(_IN_FULL)] = None
+    conversation: Annotated[Any, Refused(_IN_FULL)] = None
+    prompt: Annotated[Any, Refused(_IN_FULL)] = None
+    background: Annotated[Any, Refused("wait for the answer, or stream it", False)] = None
+    truncation: Annotated[Any, Refused("shorten the input", "disabled")] = None
+    context_management: Annotated[Any, Refused("shorten the input", [])] = None
+    top_logprobs: Annotated[Any, Refused("/v1/chat/completions has them", 0)] = None
+    include: Annotated[Any, NoEffect("it asks to be told more of the same")] = None
+    max_tool_calls: Annotated[
+        Any, NoEffect("it counts built-in tools, of which there are none")
+    ] = None
+
+    def as_chat(self) -> ChatRequest:
+        """Raises ApiError for an incomplete item, pydantic's ValidationError for what the chat API
+        refuses."""
+        shared = self.model_fields_set & set(GenerationRequestFields.model_fields)
+        fields: dict[str, Any] = {name: getattr(self, name) for name in shared}
+        fields["messages"] = self._messages()
+        fields["max_completion_tokens"] = self.max_output_tokens
+        for name in (
+            "parallel_tool_calls", "chat_template_kwargs", "enable_thinking", "thinking",
+        ):  # fmt: skip
+            fields[name] = getattr(self, name)
+        if self.tools:
+            fields["tools"] = [_nest(tool.declared(), "function") for tool in self.tools]
+        fields["tool_choice"] = _nested_choice(self.tool_choice)
+        if self.reasoning is not None:
+            fields["reasoning_effort"] = self.reasoning.effort
+        if self.text is not None and self.text.format:
+            kind = self.text.format.get("type")
+            is_schema = kind == "json_schema"
+            form = dict(self.text.format)
+            fields["response_format"] = _nest(form, "json_schema") if is_schema else form
+        return ChatRequest.model_validate(fields)
+
+    def _messages(self) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = []
+        if self.instructions:
+            messages.append({"role": "system", "content": self.instructions})
+        if isinstance(self.input, str):
+            return [*messages, {"role": "user", "content": self.input}]
+        for number, item in enumerate(self.input):
+            _add_item(messages, item, f"input[{number}]")
+        return messages
+
+
+def _nested_choice(choice: str | NamedTool | AllowedTools | None) -> Any:
+    match choice:
+        case NamedTool():
+            return _nest(choice.declared(), "function")
+        case AllowedTools():
+            tools = [_nest(tool.declared(), "function") for tool in choice.tools]
+            return {"type": choice.type, choice.type: {"mode": choice.mode, "tools": tools}}
+    return choice
+
+
+def _nest(flat: dict[str, Any], key: str) -> dict[str, Any]:
+    """{type, name, …} as the chat API has it: {type, key: {name, …}}."""
+    return {"type": flat.pop("type", key), key: flat}
+
+
+def _add_item(messages: list[dict[str, Any]], item: InputItem, where: str) -> None:
+    """An assistant's thoughts, text and calls, which are items of their own, become one turn."""
+    needed = {
+        "message": ("role",),
+        "function_call": ("name", "arguments", "call_id"),
+        "function_call_output": ("call_id",),
+        "reasoning": (),
+    }[item.type]
+    for name in needed:
+        if getattr(item, name) is None:
+            raise ApiError(400, f"{where}.{name} is missing", param=f"{where}.{name}")
+    last = messages[-1] if messages and messages[-1]["role"] == "assistant" else None
+    if item.type == "function_call_output":
+        content = content_text(item.output)
+        messages.append({"role": "tool", "content": content, "tool_call_id": item.call_id})
+    elif item.type == "message" and item.role != "assistant":
+        messages.append({"role": item.role, "content": item.content})
+    elif item.type == "reasoning":
+        thought = content_text(item.content) or content_text(item.summary)
+        messages.append({"role": "assistant", "content": "", "reasoning_content": thought})
+    elif item.type == "message":
+        if last is None or last["content"] or "tool_calls" in last:
+            messages.append(last := {"role": "assistant", "content": ""})
+        last["content"] = item.content
+    else:
+        if last is None:
+            messages.append(last := {"role": "assistant", "content": ""})
+        function = {"name": item.name, "arguments": item.arguments}
+        call = {"id": item.call_id, "type": "function", "function": function}
+        last.setdefault("tool_calls", []).append(call)
+
+
+class OutputText(BaseModel):
+    type: Literal["output_text"] = "output_text"
+    text: str
+    annotations: list[Any] = []
+    logprobs: list[Any] = []
+
+
+class ReasoningText(BaseModel):
+    type: Literal["reasoning_text"] = "reasoning_text"
+    text: str
+
+
+class OutputItem(BaseModel):
+    """A message, thoughts or a call; each has the fields of its kind alone."""
+
+    model_config = ConfigDict(extra="allow")
+    id: str
+    type: Literal["message", "reasoning", "function_call"]
+    status: Literal["in_progress", "completed", "incomplete"]
+
+
+class InputDetails(BaseModel):
+    cached_tokens: int
+    cache_write_tokens: int = 0
+
+
+class OutputDetails(BaseModel):
+    reasoning_tokens: int
+
+
+class ResponseUsage(BaseModel):
+    input_tokens: int
+    input_tokens_details: InputDetails
+    output_tokens: int
+    output_tokens_details: OutputDetails
+    """Of thoughts: counted by encoding them again."""
+    total_tokens: int
+
+
+class ResponseObject(BaseModel):
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete"]
+    error: None = None
+    incomplete_details: dict[str, str] | None = None
+    instructions: str | None
+    metadata: dict[str, Any]
+    model: str
+    output: list[OutputItem]
+    parallel_tool_calls: bool
+    temperature: float | None
+    top_p: float | None
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    usage: ResponseUsage | None = None
+
+
+class ResponseEvent(BaseModel):
+    """Of a stream; the fields beside are those of its type."""
+
+    model_config = ConfigDict(extra="allow")
+    type: str
+    sequence_number: int

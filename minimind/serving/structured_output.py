@@ -1,0 +1,208 @@
+"""What a request says of its answer's form, by the fields of OpenAI's, vLLM's and llama.cpp's
+servers: JSON, other grammars, biased tokens. Calls of tools are in tool_choice.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
+
+from minimind.data.tokenizer import Tokenizer
+from minimind.errors import ConfigError
+from minimind.inference.grammar import Grammar, GrammarCompiler
+from minimind.inference.grammar_texts import (
+    AnswerForm,
+    Rules,
+    choice_rules,
+    grammar_rules,
+    json_rules,
+    regex_rules,
+)
+from minimind.serving.api_errors import ApiError
+
+JsonSchema = dict[str, Any]
+Choices = Annotated[list[Annotated[str, StringConstraints(min_length=1)]], Field(min_length=1)]
+_ID, _LIMIT = r"^[0-9]{1,9}$", 100
+Bias = Annotated[
+    dict[
+        Annotated[str, StringConstraints(pattern=_ID)],
+        Annotated[float, Field(ge=-_LIMIT, le=_LIMIT)],
+    ],
+    # pydantic's own description allows other keys.
+    WithJsonSchema(
+        {
+            "type": "object",
+            "patternProperties": {_ID: {"type": "number", "minimum": -_LIMIT, "maximum": _LIMIT}},
+            "additionalProperties": False,
+        }
+    ),
+]
+_ANY_OBJECT: JsonSchema = {"type": "object"}
+
+
+class FormPart(BaseModel):
+    """What all parts share; what is unknown is kept aside. No validator looks at every field first,
+    which pydantic forbids where one of them tells the kinds of a part apart."""
+
+    model_config = ConfigDict(
+        strict=True, allow_inf_nan=False, extra="allow", use_attribute_docstrings=True
+    )
+
+
+class TextFormat(FormPart):
+    type: Literal["text"]
+
+    @property
+    def form(self) -> None:
+        return None
+
+
+class ObjectFormat(FormPart):
+    type: Literal["json_object"]
+    schema_: JsonSchema | None = Field(None, alias="schema")
+    """llama.cpp's."""
+
+    @property
+    def form(self) -> Callable[[], Rules]:
+        return partial(json_rules, self.schema_ or _ANY_OBJECT)
+
+
+class NamedSchema(FormPart):
+    name: str | None = None
+    description: str | None = None
+    schema_: JsonSchema | None = Field(None, alias="schema")
+    strict: bool | None = None
+    """False: keywords that cannot be kept are left out. Else they are refused."""
+
+
+class SchemaFormat(FormPart):
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+    @property
+    def form(self) -> Callable[[], Rules]:
+        is_strict = self.json_schema.strict is not False
+        return partial(json_rules, self.json_schema.schema_ or _ANY_OBJECT, is_strict=is_strict)
+
+
+ResponseFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")]
+
+
+class StructuredOutputs(FormPart):
+    """vLLM's; one of them."""
+
+    json_: JsonSchema | str | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: Choices | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+
+class StructuredFields(FormPart):
+    """Of all requests that continue a prompt. One field at most may give the text a form."""
+
+    response_format: ResponseFormat | None = None
+    """JSON: any object, or what a schema describes, on one line."""
+    structured_outputs: StructuredOutputs | None = None
+    """vLLM's: a JSON schema, a regular expression, texts to choose from, or a grammar in Lark or
+    GBNF."""
+    guided_json: JsonSchema | str | None = None
+    """The same by an older name, as the next ones are."""
+    guided_regex: str | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: str | None = None
+    json_schema: JsonSchema | None = None
+    """llama.cpp's."""
+    grammar: str | None = None
+    """llama.cpp's, in GBNF, or Lark; empty: none."""
+    logit_bias: Bias | None = None
+    """From −100 to 100 by a token's id, added to its logit: −100 bans it, 100 forces it."""
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        return tuple((int(id), bias) for id, bias in (self.logit_bias or {}).items() if bias)
+
+    def answer_grammar(
+        self, compiler: GrammarCompiler, tokenizer: Tokenizer, after_thinking: bool
+    ) -> Grammar | None:
+        """None where the answer may be anything. Raises ApiError, which names the field that cannot
+        be kept to."""
+        if self.content is None:
+            return None
+        rules = self.content[1]
+        return self.compile_form(compiler, tokenizer, content=rules, after_thinking=after_thinking)
+
+    @cached_property
+    def content(self) -> tuple[str, Rules] | None:
+        """The field that gives the text a form, and that form; None for free text. Raises
+        ApiError."""
+        given = {name: form for name, form in self._forms().items() if form is not None}
+        if len(given) > 1:
+            one, other, *_ = given
+            raise ApiError(400, f"{one} and {other} exclude each other: send one", param=other)
+        for name, write in given.items():
+            try:
+                return name, write()
+            except ConfigError as error:
+                raise _cannot_hold(name, error) from None
+        return None
+
+    def compile_form(self, compiler: GrammarCompiler, tokenizer: Tokenizer, **form: Any) -> Grammar:
+        """`form` is of AnswerForm."""
+        whole = AnswerForm(**form)
+        try:
+            return compiler.compile(whole.text(tokenizer))
+        except ConfigError as error:
+            parts = [
+                ("tools", f"the parameters of {t.name!r} among tools", t.rules) for t in whole.tools
+            ]
+            if whole.content is not None and self.content is not None:
+                parts.insert(0, (self.content[0], self.content[0], whole.content))
+            for param, name, rules in parts:
+                try:
+                    compiler.compile(AnswerForm(content=rules).text(tokenizer))
+                except ConfigError as cause:
+                    raise _cannot_hold(name, cause, param) from None
+            raise _cannot_hold("the form of the answer", error) from None
+
+    def _forms(self) -> dict[str, Callable[[], Rules] | None]:
+        """What writes the form of each field that gives one."""
+        outputs = self.structured_outputs or StructuredOutputs.model_construct()
+        any_object = _ANY_OBJECT if outputs.json_object else None
+        return {
+            "response_format": self.response_format and self.response_format.form,
+            "structured_outputs.json": _form(_read_schema, outputs.json_),
+            "structured_outputs.regex": _form(regex_rules, outputs.regex),
+            "structured_outputs.choice": _form(choice_rules, outputs.choice),
+            "structured_outputs.grammar": _form(grammar_rules, outputs.grammar),
+            "structured_outputs.json_object": _form(json_rules, any_object),
+            "guided_json": _form(_read_schema, self.guided_json),
+            "guided_regex": _form(regex_rules, self.guided_regex),
+            "guided_choice": _form(choice_rules, self.guided_choice),
+            "guided_grammar": _form(grammar_rules, self.guided_grammar),
+            "json_schema": _form(json_rules, self.json_schema),
+            "grammar": _form(grammar_rules, self.grammar or None),
+        }
+
+
+def _form(write: Callable[[Any], Rules], given: Any) -> Callable[[], Rules] | None:
+    return None if given is None else partial(write, given)
+
+
+def _cannot_hold(name: str, error: ConfigError, param: str | None = None) -> ApiError:
+    param = (param or name).split(".")[0]
+    return ApiError(400, f"{name} cannot be kept to: {error}", param=param)
+
+
+def _read_schema(given: JsonSchema | str) -> Rules:
+    """Some clients send the schema's text."""
+    try:
+        schema = json.loads(given) if isinstance(given, str) else given
+    except ValueError as error:
+        raise ConfigError(f"it is not JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise ConfigError("it is not a JSON object")
+    return json_rules(schema)

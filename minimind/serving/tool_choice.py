@@ -1,0 +1,113 @@
+"""Which tools a request wants called, and the grammar that sees to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from minimind.data.tokenizer import Tokenizer
+from minimind.inference.grammar import Grammar, GrammarCompiler
+from minimind.inference.grammar_texts import ToolForm
+from minimind.serving.api_errors import ApiError
+from minimind.serving.structured_output import FormPart, StructuredFields
+
+
+class FunctionName(FormPart):
+    name: Annotated[str, StringConstraints(min_length=1)]
+
+
+class NamedTool(FormPart):
+    type: Literal["function"]
+    function: FunctionName
+
+
+class ToolSubset(FormPart):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1)]
+
+
+class AllowedTools(FormPart):
+    type: Literal["allowed_tools"]
+    allowed_tools: ToolSubset
+
+
+ToolChoice = Literal["auto", "none", "required"] | NamedTool | AllowedTools
+
+
+class ChatFormFields(StructuredFields):
+    """Of the chat API: which tools are called, too."""
+
+    tools: Sequence[Any] | None = None
+    tool_choice: ToolChoice | None = None
+    """auto lets the model choose, none offers no tool, required has it call at least one, a named
+    function that one; allowed_tools keeps it to some."""
+    parallel_tool_calls: bool | None = None
+    """False: one call at most."""
+
+    def answer_grammar(
+        self, compiler: GrammarCompiler, tokenizer: Tokenizer, after_thinking: bool
+    ) -> Grammar | None:
+        if not self.holds_calls:
+            return super().answer_grammar(compiler, tokenizer, after_thinking)
+        tools, must_call = self._chosen_tools
+        return self.compile_form(
+            compiler,
+            tokenizer,
+            content=self.content[1] if self.content and not must_call else None,
+            tools=[
+                ToolForm(
+                    name=tool.function.name,
+                    parameters=tool.function.parameters,
+                    is_strict=bool(tool.function.strict),
+                )
+                for tool in tools
+            ],
+            must_call=must_call,
+            one_call=self.parallel_tool_calls is False or isinstance(self.tool_choice, NamedTool),
+            after_thinking=after_thinking,
+        )
+
+    @property
+    def holds_calls(self) -> bool:
+        """Whether a grammar says what calls look like; else the model writes them as it likes.
+        Raises ApiError."""
+        if self.tool_choice == "none":
+            return False
+        tools, must_call = self._chosen_tools
+        is_held = must_call or isinstance(self.tool_choice, AllowedTools) or self.has_form
+        return is_held or any(tool.function.strict for tool in tools) if tools else False
+
+    @property
+    def has_form(self) -> bool:
+        """Whether the text must have one, beside which calls are an alternative."""
+        return self.content is not None
+
+    @cached_property
+    def _chosen_tools(self) -> tuple[Sequence[Any], bool]:
+        """Those that may be called, and whether one must be. Raises ApiError."""
+        offered = {tool.function.name: tool for tool in self.tools or ()}
+        match self.tool_choice:
+            case NamedTool() as choice:
+                named, must_call = [choice], True
+            case AllowedTools(allowed_tools=allowed):
+                named, must_call = allowed.tools, allowed.mode == "required"
+            case choice:
+                named, must_call = None, choice == "required"
+        if not offered and (named or must_call):
+            raise ApiError(
+                400, "tool_choice asks for a call, but there are no tools", param="tools"
+            )
+        if named is None:
+            return list(offered.values()), must_call
+        names = [one.function.name for one in named]
+        for name in names:
+            if name not in offered:
+                raise ApiError(
+                    400,
+                    f"tool_choice names {name!r}; the tools are {', '.join(offered)}",
+                    param="tool_choice",
+                )
+        return [offered[name] for name in names], must_call

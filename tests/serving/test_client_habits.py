@@ -1,0 +1,254 @@
+"""What clients in the wild send: values that mean nothing, fields of other servers, no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from live_servers import LiveServer, ScriptedEngine, Serve, running_server
+
+from minimind.data.tokenizer import Tokenizer
+from minimind.serving.settings import ServerSettings
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+USER = {"role": "user", "content": "hi"}
+ASK = {"messages": [USER], "max_tokens": 4}
+
+
+@pytest.fixture(scope="module")
+def shared(tokenizer: Tokenizer) -> Iterator[tuple[str, ScriptedEngine]]:
+    engine = ScriptedEngine("yes")
+    with running_server({"tiny": engine}, tokenizer, ServerSettings(port=0)) as server:
+        yield server.url, engine
+
+
+@pytest.fixture
+def url(shared: tuple[str, ScriptedEngine]) -> str:
+    return shared[0]
+
+
+@pytest.fixture
+def engine(shared: tuple[str, ScriptedEngine]) -> ScriptedEngine:
+    """What it was asked before is forgotten."""
+    shared[1].requests.clear()
+    return shared[1]
+
+
+def ask(url: str, path: str = CHAT, **change: Any) -> httpx.Response:
+    start = ASK if path == CHAT else {"prompt": "a"}
+    return httpx.post(url + path, json=start | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "value"),
+    [
+        ({"top_k": -1}, "top_k", 0),
+        ({"top_k": 0}, "top_k", 0),
+        ({"top_k": None}, "top_k", 0),
+        ({"top_p": 0}, "top_k", 1),
+        ({"top_p": None}, "top_p", 1.0),
+        ({"min_p": 0}, "min_p", 0.0),
+        ({"max_tokens": -1}, "max_new_tokens", None),
+        ({"max_tokens": None, "max_completion_tokens": 7}, "max_new_tokens", 7),
+        ({"stop": ""}, "stop", ()),
+        ({"stop": []}, "stop", ()),
+        ({"stop": ["a", "", "b"]}, "stop", ("a", "b")),
+        ({"temperature": None}, "temperature", 1.0),
+        ({"seed": -1}, "seed", None),
+        ({"seed": None}, "seed", None),
+        ({"presence_penalty": None, "frequency_penalty": 0}, "presence_penalty", 0.0),
+        ({"repeat_penalty": 1.5}, "repetition_penalty", 1.5),
+        ({"logit_bias": {}, "best_of": None}, "top_k", 0),
+        ({"n": None, "stream_options": None, "tools": [], "tool_choice": "auto"}, "top_k", 0),
+        ({"functions": [], "function_call": "none", "audio": None}, "top_k", 0),
+    ],
+)
+def test_values_that_mean_off(
+    url: str, engine: ScriptedEngine, change: dict[str, Any], name: str, value: Any
+) -> None:
+    response = ask(url, **change)
+    assert response.status_code == 200, response.text
+    (request,) = engine.requests
+    if change == {"max_tokens": -1}:
+        value = engine.max_sequence - len(request.prompt_ids)
+    assert getattr(request.params, name) == value
+
+
+@pytest.mark.parametrize(
+    ("limit", "made"), [({}, 16), ({"max_tokens": None}, 16), ({"max_tokens": -1}, None)]
+)
+def test_how_far_a_completion_goes(
+    url: str, engine: ScriptedEngine, limit: dict[str, Any], made: int | None
+) -> None:
+    assert ask(url, TEXT, **limit).status_code == 200
+    (request,) = engine.requests
+    room = engine.max_sequence - len(request.prompt_ids)
+    assert request.params.max_new_tokens == (made or room)
+
+
+@pytest.mark.parametrize("model", [{}, {"model": None}, {"model": ""}])
+def test_a_server_of_one_model_needs_no_name(serve: Serve, model: dict[str, Any]) -> None:
+    one = serve(tiny=ScriptedEngine("yes"))
+    assert ask(one.url, **model).json()["model"] == "tiny"
+    two = serve(first=ScriptedEngine("a"), second=ScriptedEngine("b"))
+    error = ask(two.url, **model).json()["error"]
+    assert error["message"] == "model is missing; there is first, second"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": ""},
+        {"role": "user", "content": None},
+        {"role": "user", "content": []},
+        {"role": "user"},
+        {"role": "user", "content": [{"type": "text", "text": ""}]},
+    ],
+)
+def test_an_empty_message_is_one(
+    url: str, engine: ScriptedEngine, tokenizer: Tokenizer, message: dict[str, Any]
+) -> None:
+    assert ask(url, messages=[message]).status_code == 200
+    prompt = tokenizer.decode(engine.requests[0].prompt_ids, skip_special=False)
+    assert prompt.startswith("<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_messages_as_other_clients_write_them(
+    url: str, engine: ScriptedEngine, tokenizer: Tokenizer
+) -> None:
+    """An answer with all the fields that the openai client writes, the names of others."""
+    call = {"id": "c", "index": 0, "function": {"name": "f", "arguments": ""}}
+    answer = {
+        "role": "assistant", "content": None, "refusal": None, "annotations": [], "audio": None,
+        "function_call": None, "tool_calls": [call], "reasoning": "hm",
+    }  # fmt: skip
+    parts = [{"type": "input_text", "text": "o", "cache_control": {"type": "ephemeral"}}, "k"]
+    part = {"type": "text", "text": "1"}
+    messages = [
+        {"role": "developer", "content": "be good", "name": "boss"},
+        {"role": "user", "content": parts, "name": "Ann"},
+        answer,
+        {"role": "tool", "tool_call_id": "c", "name": "f", "content": [part]},
+    ]  # fmt: skip
+    response = ask(url, messages=messages)
+    assert response.status_code == 200, response.text
+    assert "x-ignored-fields" not in response.headers
+    prompt = tokenizer.decode(engine.requests[0].prompt_ids)
+    assert "system\nbe good" in prompt
+    assert "user\nok" in prompt
+    assert '<think>\nhm\n</think>\n\n<tool_call>\n{"name": "f", "arguments": {}}' in prompt
+    assert "<tool_response>\n1\n</tool_response>" in prompt
+
+
+def test_results_go_to_their_calls(url: str, engine: ScriptedEngine, tokenizer: Tokenizer) -> None:
+    """They may come in any order; without ids they stay in their own."""
+    calls = [{"id": id, "function": {"name": id, "arguments": "{}"}} for id in ("a", "b", "c")]
+    asked = [USER, {"role": "assistant", "tool_calls": calls}]
+    for ids, order in (("cab", "abc"), ("ba", "ab"), ("cx", "cx")):
+        results = [{"role": "tool", "tool_call_id": id, "content": f"<{id}>"} for id in ids]
+        assert ask(url, messages=[*asked, *results]).status_code == 200
+        prompt = tokenizer.decode(engine.requests[-1].prompt_ids)
+        assert [prompt.index(f"<{id}>") for id in order] == sorted(
+            prompt.index(f"<{id}>") for id in order
+        )
+
+
+def test_what_nothing_knows_is_named(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    messages = [USER | {"weight": 0}, USER | {"weight": 1}]
+    response = ask(
+        url,
+        messages=messages,
+        num_ctx=2048,
+        stream_options={"every": 3},
+        chat_template_kwargs={"colour": "red", "enable_thinking": False},
+        **{"a\r\nSet-Cookie: x": 1},
+    )
+    assert response.status_code == 200
+    assert set(response.headers["x-ignored-fields"].split(",")) == {
+        "messages[].weight",
+        "num_ctx",
+        "stream_options.every",
+        "chat_template_kwargs.colour",
+        "a??Set-Cookie??x",
+    }
+    assert "set-cookie" not in response.headers
+    assert "x-ignored-fields" not in ask(url, user="ann", store=True, metadata={"a": "b"}).headers
+
+
+def test_template_variables_by_name(serve: Serve, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """The original asks for open_thinking where ours asks for enable_thinking."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "<|im_start|>assistant\n{{ open_thinking }} {{ enable_thinking }} {{ colour }}"
+    )
+    tokenizer.save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    own = Tokenizer.load(tmp_path)
+    engine = ScriptedEngine("yes")
+    server = serve(tiny=engine)
+    server.service.models["own"] = _with_tokenizer(server, own)
+    for options, expected in (
+        ({}, "False False "),
+        ({"open_thinking": True}, "True True "),
+        ({"enable_thinking": True, "colour": "red"}, "True True red"),
+    ):
+        assert ask(server.url, model="own", chat_template_kwargs=options).status_code == 200
+        assert own.decode(engine.requests[-1].prompt_ids).endswith("assistant\n" + expected)
+    error = ask(server.url, chat_template_kwargs={"messages": []}).json()["error"]
+    assert error["message"] == "chat_template_kwargs: messages stands beside it, not in it"
+
+
+def _with_tokenizer(server: LiveServer, tokenizer: Tokenizer) -> Any:
+    return replace(server.service.models["tiny"], name="own", tokenizer=tokenizer, adapter="x")
+
+
+def test_paths_end_as_clients_like(url: str) -> None:
+    assert httpx.post(f"{url}{CHAT}/", json=ASK).status_code == 200
+    assert httpx.get(f"{url}/v1/models/").json()["data"][0]["id"] == "tiny"
+    assert httpx.get(f"{url}/version").json()["version"]
+    for path in ("/health", "/v1/models", "/v1/models/tiny"):
+        head = httpx.head(url + path)
+        assert (head.status_code, head.content) == (200, b"")
+
+
+def test_stops_by_token_and_none_at_all(
+    url: str, engine: ScriptedEngine, tokenizer: Tokenizer
+) -> None:
+    own = {tokenizer.eos_id, tokenizer.pad_id}
+    for change, stops in (
+        ({}, own),
+        ({"stop_token_ids": [70]}, own | {70}),
+        ({"ignore_eos": True}, set()),
+    ):
+        assert ask(url, **change).status_code == 200
+        assert set(engine.requests[-1].stop_ids) == stops
+
+
+def test_requests_of_open_webui_and_litellm(url: str) -> None:
+    """As recorded from Open WebUI 0.6 (a chat, a title) and from LiteLLM's openai-compatible
+    provider."""
+    bodies = [
+        {
+            "stream": True, "model": "tiny", "messages": [USER], "temperature": 0.8, "top_k": 40,
+            "top_p": 0.9, "min_p": 0.0, "frequency_penalty": 0, "presence_penalty": 0, "seed": 0,
+            "repeat_penalty": 1.1, "max_tokens": 128, "stop": ["</s>"],
+            "stream_options": {"include_usage": True}, "logit_bias": {}, "reasoning_effort": "low",
+        },
+        {
+            "model": "tiny", "messages": [USER], "stream": False, "max_completion_tokens": 1000,
+            "metadata": {"task": "title_generation", "chat_id": "c"},
+        },
+        {
+            "model": "tiny", "messages": [USER], "stream": True, "user": "u", "n": 1,
+            "stream_options": {"include_usage": True}, "max_retries": 0, "extra_body": {},
+        },
+    ]  # fmt: skip
+    for body in bodies:
+        response = httpx.post(url + CHAT, json=body)
+        assert response.status_code == 200, response.text
+        assert ("data: [DONE]" in response.text) is body["stream"]
+    assert response.headers["x-ignored-fields"] == "max_retries,extra_body"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Literal, Any
+from typing import Any, Literal
 
 from minimind.monitors.monitor import (
     DONE,
@@ -17,7 +17,7 @@ from minimind.monitors.monitor import (
     tagged,
 )
 
-_STATES: dict[str, Literal["success", "aborted", "crashed"]] = {
+_STATES: dict[int, Literal["success", "aborted", "crashed"]] = {
     DONE.status: "success",
     INTERRUPTED.status: "aborted",
 }

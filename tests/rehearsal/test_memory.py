@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from minimind.engine import loop
 from minimind.model import document_attention
 from minimind.rehearsal.rehearse import Point, rehearse_all
+from minimind.run import run
 from minimind.run.arguments import collect_arguments
 from minimind.run.run import Run
 from minimind.runtime.memory import PeakMemory, live_tensor_bytes
@@ -47,7 +50,18 @@ RUNS = {
 }
 
 
-@pytest.mark.usefixtures("no_launcher")
+@pytest.fixture
+def _quick_collections(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What other tests left is out of the collector's sight for the whole test."""
+    monkeypatch.setattr(loop, "freeze_objects", lambda: None)
+    monkeypatch.setattr(run, "unfreeze_objects", gc.collect)
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("no_launcher", "_quick_collections")
 def test_a_step_holds_what_was_rehearsed() -> None:
     """One test, so that the runs are rehearsed once."""
     runs = [collect_arguments(given) for given in RUNS.values()]
@@ -70,14 +84,14 @@ def measure(given: dict[str, Any]) -> int:
     document_attention._causal_bias.cache_clear()  # an earlier test's mask would be missed
     gc.collect()
     before = live_tensor_bytes()
-    run = Run.of(collect_arguments(given)).build()
-    run.step()
+    measured = Run.of(collect_arguments(given)).build()
+    measured.step()
     peaks = []
     for _ in range(2):
         memory = PeakMemory(torch.device("cpu"))
         with memory.measured():
-            run.step()
+            measured.step()
         peaks.append(memory.peak_bytes - before)
-    run.close()
+    measured.close()
     # Now and then the profiler has an allocation before the release that made room for it.
     return min(peaks)

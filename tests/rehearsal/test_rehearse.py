@@ -159,7 +159,7 @@ def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 @needs_compiler
 def test_memory_that_is_not_there_is_refused_with_the_largest_that_fits() -> None:
-    arguments = Run.resolve(**SMALL, set={"micro_batch_size": 16}).resolved.arguments
+    arguments = Run.resolve(**SMALL, set={"micro_batch_size": 8}).resolved.arguments
     device, _ = read_place("h200")
     found = rehearse(Run.of(arguments, (device, 1)))
 
@@ -171,7 +171,7 @@ def test_memory_that_is_not_there_is_refused_with_the_largest_that_fits() -> Non
     check(None)
     with pytest.raises(ConfigError, match="more than the") as caught:
         check(found.peak_bytes - 1)
-    assert str(caught.value).endswith("a micro-batch of 8 rows fits: --set micro_batch_size=8")
+    assert str(caught.value).endswith("a micro-batch of 4 rows fits: --set micro_batch_size=4")
     with pytest.raises(ConfigError, match="no micro-batch fits"):
         check(1 << 20)
 
@@ -257,16 +257,17 @@ def test_waits_are_said_one_by_one() -> None:
     assert "waits      2 x item: minimind/x.py:3 f" in found.describe()
 
 
+@needs_compiler
 def test_a_rehearsal_sees_the_folder_and_the_environment_of_its_moment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The process that rehearses is kept, and knows nothing of the runs before."""
     arguments = collect_arguments(SMALL)
     monkeypatch.setenv("MINIMIND_PRECISION", "fp32")
-    wide = rehearse_all([Point(arguments=arguments, device="cpu", ranks=1)])[0]
+    wide = rehearse_all([Point(arguments=arguments, device="H200", ranks=1)])[0]
     (tmp_path / "own.json").write_text('{"bf16": {"enabled": true}}', encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MINIMIND_PRECISION")
     own = collect_arguments(SMALL | {"ds_config": "own.json"})
-    narrow = rehearse_all([Point(arguments=own, device="cpu", ranks=1)])[0]
-    assert wide.peak["weights"] == 2 * narrow.peak["weights"]
+    narrow = rehearse_all([Point(arguments=own, device="H200", ranks=1)])[0]
+    assert wide.peak["weights"] == pytest.approx(2 * narrow.peak["weights"], rel=0.01)

@@ -229,7 +229,7 @@ def test_stops_by_token_and_none_at_all(
 
 
 def test_requests_of_open_webui_and_litellm(url: str) -> None:
-    """As recorded from Open WebUI 0.6 (a chat, a title) and from LiteLLM's openai-compatible
+    """In the shape of Open WebUI 0.6 (a chat, a title) and of LiteLLM's openai-compatible
     provider."""
     bodies = [
         {

@@ -63,7 +63,9 @@ class Rehearser:
                 raise
             for status, log in zip(statuses, logs, strict=True):
                 if status:
-                    raise RuntimeError(f"the rehearsal broke:\n{log.read_text()[-6000:]}")
+                    raise RuntimeError(
+                        f"the rehearsal broke ({status}):\n{log.read_text()[-6000:]}"
+                    )
             return [list(map(json.loads, path.read_text().splitlines())) for path in reports]
 
     def _ask(self, parts: list[dict[str, Any]]) -> list[int]:

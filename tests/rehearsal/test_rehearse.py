@@ -271,3 +271,15 @@ def test_a_rehearsal_sees_the_folder_and_the_environment_of_its_moment(
     own = collect_arguments(SMALL | {"ds_config": "own.json"})
     narrow = rehearse_all([Point(arguments=own, device="H200", ranks=1)])[0]
     assert wide.peak["weights"] == pytest.approx(2 * narrow.peak["weights"], rel=0.01)
+
+
+@needs_compiler
+@pytest.mark.parametrize("device", ["cpu", "H200"])
+def test_deepspeeds_own_optimizers_of_the_cpu_are_rehearsed(device: str, tmp_path: Path) -> None:
+    """Their C++ knows nothing of tensors without storage."""
+    json_file = tmp_path / "offload.json"
+    zero = {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": True}}
+    json_file.write_text(json.dumps({"zero_optimization": zero}), encoding="utf-8")
+    arguments = collect_arguments(SMALL | {"ds_config": str(json_file)})
+    (found,) = rehearse_all([Point(arguments=arguments, device=device, ranks=1)])
+    assert found.peak_bytes > 0

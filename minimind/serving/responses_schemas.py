@@ -16,6 +16,7 @@ from minimind.serving.request_schemas import (
     Limit,
     Thinking,
 )
+from minimind.serving.structured_output import FlatSchemaFormat, ObjectFormat, TextFormat
 
 OWN_NAMES: dict[str, tuple[str, ...]] = {
     "messages": ("input",),
@@ -73,7 +74,9 @@ class Reasoning(RequestPart):
 
 
 class TextOptions(RequestPart):
-    format: dict[str, Any] | None = None
+    format: (
+        Annotated[TextFormat | ObjectFormat | FlatSchemaFormat, Field(discriminator="type")] | None
+    ) = None
     verbosity: Annotated[Any, Refused("ask for it in a message", "medium")] = None
 
 
@@ -125,9 +128,8 @@ class ResponsesRequest(GenerationRequestFields):
         if self.reasoning is not None:
             fields["reasoning_effort"] = self.reasoning.effort
         if self.text is not None and self.text.format:
-            kind = self.text.format.get("type")
-            is_schema = kind == "json_schema"
-            form = dict(self.text.format)
+            is_schema = isinstance(self.text.format, FlatSchemaFormat)
+            form = self.text.format.model_dump(by_alias=True, exclude_unset=True)
             fields["response_format"] = _nest(form, "json_schema") if is_schema else form
         return ChatRequest.model_validate(fields)
 

@@ -88,6 +88,12 @@ class SchemaFormat(FormPart):
         return partial(json_rules, self.json_schema.schema_ or _ANY_OBJECT, is_strict=is_strict)
 
 
+class FlatSchemaFormat(NamedSchema):
+    """As /v1/responses has it."""
+
+    type: Literal["json_schema"]
+
+
 ResponseFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")]
 
 

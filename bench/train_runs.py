@@ -16,7 +16,6 @@ from minimind.config.deepspeed_json import load_ds_config
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import parse_assignments
 from minimind.config.sizes import default_sizes
-from minimind.data.sample_files import sample_data_path
 from minimind.data.token_cache import build_token_cache
 from minimind.errors import ConfigError
 from minimind.model.state_dict import save_hf_folder
@@ -26,6 +25,7 @@ from minimind.run.resolve import DTYPES, ResolvedRun, find_tokenizer
 from minimind.run.run import Run
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import read_ranks
+from minimind.samples.files import sample_data_path
 from minimind.stages import STAGES
 
 DOCUMENT_TOKENS = 340

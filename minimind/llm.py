@@ -12,21 +12,21 @@ from typing import Any
 
 import torch
 
+from minimind.chat.session import ChatOptions
 from minimind.config.spelling import did_you_mean
 from minimind.data.chat_encoding import Message
 from minimind.data.chat_format import BadChat, read_chat
 from minimind.data.text_format import surrogate_problem
 from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError
+from minimind.inference.answer_parser import AnswerParser, Content, Part
 from minimind.inference.batch_engine import BatchEngine
+from minimind.inference.chat_prompt import chat_prompt
 from minimind.inference.generate import load_adapters, load_model
 from minimind.inference.grammar_texts import FORMS, AnswerForm, take_form
 from minimind.inference.request import Delta, GenerationRequest
 from minimind.inference.sampling import SamplingParams
 from minimind.runtime.devices import check_kernels, find_device
-from minimind.serving.answer_parser import AnswerParser, Content, Part
-from minimind.serving.chat_prompt import chat_prompt
-from minimind.serving.chat_session import ChatOptions
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SAMPLING = tuple(f.name for f in dataclasses.fields(SamplingParams) if "logprobs" not in f.name)

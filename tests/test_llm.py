@@ -14,16 +14,16 @@ from small_adapters import random_adapter
 from small_folders import small_folder
 
 import minimind
-from minimind.data.sample_text import load_sample_tokenizer
+from minimind.chat.local import LocalChat
+from minimind.chat.session import ChatOptions
 from minimind.errors import CheckpointError, ConfigError
+from minimind.inference.answer_parser import Content
 from minimind.inference.generate import generate_text, load_model
 from minimind.inference.request import Delta
 from minimind.inference.sampling import SamplingParams
 from minimind.llm import LLM
-from minimind.model.adapter_folder import BaseModel, load_folder_config, save_adapter
-from minimind.serving.answer_parser import Content
-from minimind.serving.chat_session import ChatOptions
-from minimind.serving.local_chat import LocalChat
+from minimind.lora.folder import BaseModel, load_folder_config, save_adapter
+from minimind.samples.text import load_sample_tokenizer
 
 PROMPTS = ["6 + 9 =", "塔恩的房子", "The river of Lumor is called the", "a", ""]
 QUESTION = "What is 6 plus 9?"

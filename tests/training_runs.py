@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from minimind.engine.checkpoint import find_model_folder
-from minimind.model.adapter_folder import load_model_folder
+from minimind.lora.folder import load_model_folder
 from minimind.runtime.ranks import free_port
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError, DataError, MiniMindError
-from minimind.model.adapter_folder import ADAPTER_CONFIG_FILE, is_adapter_folder, load_model_folder
+from minimind.lora.folder import ADAPTER_CONFIG_FILE, is_adapter_folder, load_model_folder
 from minimind.model.hf_config import CONFIG_FILE
 from minimind.model.state_dict import save_hf_folder
 from minimind.runtime.logging import set_up_logging

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
+from minimind.config.environment import KEY_VARIABLE
 from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError, MiniMindError
-from minimind.model.adapter_folder import find_base, fingerprint, is_adapter_folder
+from minimind.lora.folder import find_base, fingerprint, is_adapter_folder
 from minimind.runtime.devices import check_kernels, find_device
 from minimind.serving.server import serve, set_up_server_logging
 from minimind.serving.service import ModelSource
-from minimind.serving.settings import KEY_VARIABLE, ServerSettings
+from minimind.serving.settings import ServerSettings
 
 logger = logging.getLogger("minimind")
 

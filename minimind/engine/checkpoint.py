@@ -28,7 +28,7 @@ from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.stage import SaveTrained
 from minimind.engine.universal import convert_to_universal
 from minimind.errors import CheckpointError, TrainingError
-from minimind.model.adapter_folder import is_model_folder
+from minimind.lora.folder import is_model_folder
 from minimind.model.state_dict import save_hf_folder
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from minimind.engine.metric_plots import save_figure
+from minimind.runtime.figures import save_figure
 
 _STEPS_KEPT = 256
 _MOST_LABELS = 40

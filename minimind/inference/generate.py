@@ -12,13 +12,13 @@ from minimind.data.tokenizer import Tokenizer
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.request import GenerationRequest
 from minimind.inference.sampling import SamplingParams
-from minimind.model.adapter_folder import (
+from minimind.lora.folder import (
     find_base,
     fingerprint,
     is_adapter_folder,
     load_model_folder,
 )
-from minimind.model.loaded_adapters import LoadedAdapters
+from minimind.lora.loaded import LoadedAdapters
 from minimind.model.transformer import Transformer
 
 

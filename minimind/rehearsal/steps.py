@@ -12,7 +12,6 @@ from typing import Any
 from minimind_kernels.triton_impl import config
 
 from minimind.config.model import load_model_config
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.engine.deepspeed_engine import import_deepspeed
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.request import GenerationRequest
@@ -29,6 +28,7 @@ from minimind.run.run import Run
 from minimind.runtime.devices import Device, find_device
 from minimind.runtime.gpus import GPUS
 from minimind.runtime.ranks import Ranks
+from minimind.samples.text import load_sample_tokenizer
 from minimind.stages import STAGES
 
 _TOKENS = 24

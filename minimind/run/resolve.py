@@ -24,7 +24,7 @@ from minimind.data.loader import PackedLoader
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint, find_model_folder
 from minimind.errors import CheckpointError, ConfigError
-from minimind.model.adapter_folder import load_folder_config
+from minimind.lora.folder import load_folder_config
 from minimind.run.flags import TrainArguments
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
@@ -184,7 +184,7 @@ def resolve_run(
 
 def find_tokenizer(arguments: TrainArguments) -> Tokenizer:
     """--tokenizer, else the checkpoint's, else the sample data's."""
-    from minimind.data.sample_text import load_sample_tokenizer
+    from minimind.samples.text import load_sample_tokenizer
 
     if folder := arguments.get("tokenizer"):
         return Tokenizer.load(folder)

@@ -22,7 +22,7 @@ from minimind.engine.checkpoint import find_model_folder
 from minimind.engine.stage import BuildContext, Policy, StageModels
 from minimind.errors import ConfigError
 from minimind.inference.generate import load_model
-from minimind.model.adapter_folder import fingerprint, load_folder_config
+from minimind.lora.folder import fingerprint, load_folder_config
 from minimind.model.transformer import Transformer
 from minimind.stages.sft import SFT, SFTRecipe
 from minimind.types import Batch, LossSum

@@ -23,7 +23,7 @@ from minimind.data.cache_folder import default_cache_dir, locked, new_folder, re
 from minimind.data.prefetch import prefetched
 from minimind.engine.stage import BuildContext, Policy
 from minimind.errors import DataError
-from minimind.model.adapter_folder import fingerprint, load_model_folder
+from minimind.lora.folder import fingerprint, load_model_folder
 from minimind.model.transformer import Transformer
 from minimind.types import IGNORE_INDEX, UnitBatch
 

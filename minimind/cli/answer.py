@@ -10,7 +10,6 @@ import argparse
 import itertools
 import json
 import logging
-import os
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -33,6 +32,7 @@ from minimind.inference.sampling import SamplingParams
 from minimind.runtime.devices import check_kernels, find_device
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.seeds import derive_seed
+from minimind.runtime.whole_files import write_whole
 from minimind.types import Row
 
 logger = logging.getLogger("minimind")
@@ -101,48 +101,43 @@ def answer_file(options: argparse.Namespace) -> tuple[int, int]:
     )
     encoder, engine = ChatEncoder(tokenizer), BatchEngine(model, tokenizer, max_batch=_BATCH)
     answered = left_out = 0
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished_file = options.output.with_name(f".{options.output.name}.new")
-    try:
-        with (
-            unfinished_file.open("w", encoding="utf-8") as file,
-            tqdm(unit="row", disable=None) as bar,
-        ):
-            # The engine takes questions ahead of the answers it gives, in the same order.
-            asked: deque[dict[str, Any]] = deque()
+    with (
+        write_whole(options.output) as new,
+        new.open("w", encoding="utf-8") as file,
+        tqdm(unit="row", disable=None) as bar,
+    ):
+        # The engine takes questions ahead of the answers it gives, in the same order.
+        asked: deque[dict[str, Any]] = deque()
 
-            def requests() -> Iterator[GenerationRequest]:
-                for row, chat in _questions(options):
-                    asked.append(_asked(row))
-                    row_params = replace(params, seed=derive_seed(options.seed, row.line))
-                    request = GenerationRequest(
-                        prompt_ids=encoder.prompt_ids(chat),
-                        params=row_params,
-                        stop_ids=(tokenizer.eos_id,),
-                    )
-                    try:
-                        engine.check(request)
-                    except ConfigError as error:
-                        raise DataError(f"{row.path}:{row.line}: {error}") from None
-                    yield request
+        def requests() -> Iterator[GenerationRequest]:
+            for row, chat in _questions(options):
+                asked.append(_asked(row))
+                row_params = replace(params, seed=derive_seed(options.seed, row.line))
+                request = GenerationRequest(
+                    prompt_ids=encoder.prompt_ids(chat),
+                    params=row_params,
+                    stop_ids=(tokenizer.eos_id,),
+                )
+                try:
+                    engine.check(request)
+                except ConfigError as error:
+                    raise DataError(f"{row.path}:{row.line}: {error}") from None
+                yield request
 
-            for completion in engine.complete(requests()):
-                bar.update()
-                row, answer = asked.popleft(), completion.text.strip()
-                if not answer or completion.finish_reason != "stop":
-                    left_out += 1
-                    continue
-                answered += 1
-                row["conversations"].append({"role": "assistant", "content": answer})
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        for completion in engine.complete(requests()):
+            bar.update()
+            row, answer = asked.popleft(), completion.text.strip()
+            if not answer or completion.finish_reason != "stop":
+                left_out += 1
+                continue
+            answered += 1
+            row["conversations"].append({"role": "assistant", "content": answer})
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if not answered:
             raise ConfigError(
                 f"none of {left_out} rows got a whole answer of less than "
                 f"{params.max_new_tokens} tokens: nothing was written; raise --max_new_tokens"
             )
-        os.replace(unfinished_file, options.output)
-    finally:
-        unfinished_file.unlink(missing_ok=True)
     return answered, left_out
 
 

@@ -29,6 +29,7 @@ from minimind.inference.sampling import SamplingParams
 from minimind.model.transformer import Transformer
 from minimind.runtime.devices import check_kernels, find_device
 from minimind.runtime.logging import set_up_logging
+from minimind.runtime.whole_files import write_whole
 
 logger = logging.getLogger("minimind")
 
@@ -45,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(report(results))
         if options.json:
             text = json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n"
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(text, encoding="utf-8")
+            with write_whole(options.json) as new:
+                new.write_text(text, encoding="utf-8")
     except MiniMindError as error:
         logger.error("error: %s", error)
         return 2

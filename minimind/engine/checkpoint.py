@@ -30,6 +30,7 @@ from minimind.engine.universal import convert_to_universal
 from minimind.errors import CheckpointError, TrainingError
 from minimind.lora.folder import is_model_folder
 from minimind.model.state_dict import save_hf_folder
+from minimind.runtime.whole_files import flush_to_disk
 
 logger = logging.getLogger(__name__)
 
@@ -172,14 +173,14 @@ class CheckpointStore:
         files = [file for file in sorted(unfinished.rglob("*")) if file.is_file()]
         sizes = {str(file.relative_to(unfinished)): file.stat().st_size for file in files}
         for file in files:
-            _flush_to_disk(file)
+            flush_to_disk(file)
         text = json.dumps(meta | {"files": sizes}, indent=1) + "\n"
         (unfinished / META_FILE).write_text(text, encoding="utf-8")
-        _flush_to_disk(unfinished / META_FILE)
+        flush_to_disk(unfinished / META_FILE)
         if final.exists():  # a resumed run that saves the same step again
             _remove(final)
         unfinished.rename(final)
-        _flush_to_disk(self.folder)
+        flush_to_disk(self.folder)
         _link(self.folder / LATEST, final.name)
         if is_best:
             _link(self.folder / BEST, final.name)
@@ -267,14 +268,6 @@ def _link(link: Path, target: str) -> None:
         fresh.unlink()
     fresh.symlink_to(target)
     os.replace(fresh, link)
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(folder: Path) -> None:

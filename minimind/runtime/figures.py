@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
+
+from minimind.runtime.whole_files import write_whole
 
 
 def save_figure(figure: Any, path: Path) -> None:
@@ -12,6 +13,5 @@ def save_figure(figure: Any, path: Path) -> None:
     # Not through pyplot, which would keep state and look for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    fresh = path.with_suffix(".new.png")
-    FigureCanvasAgg(figure).print_png(str(fresh))
-    os.replace(fresh, path)
+    with write_whole(path) as new:
+        FigureCanvasAgg(figure).print_png(str(new))

@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from minimind.data.cache_folder import default_cache_dir, locked
 from minimind.data.chat_format import read_chat
 from minimind.data.chat_template import CHAT_TEMPLATE, render_chat
 from minimind.data.tokenizer import Tokenizer
 from minimind.data.tokenizer_training import RESERVED_TOKENS, train_tokenizer
 from minimind.data.training_texts import read_training_texts
+from minimind.runtime.cache_folder import default_cache_dir, locked
+from minimind.runtime.whole_files import write_whole
 from minimind.samples import chat, text, tool_use, tools, world
 from minimind.samples.chat import chat_rows, preference_rows, sentence_rows, unpaired_rows
 from minimind.samples.text import Dice, text_documents
@@ -98,9 +98,8 @@ def sample_data_path(
         # to those that read the first.
         with locked(path.with_suffix(".lock")):
             if not path.is_file():
-                temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-                write_sample(temporary, split, data)
-                os.replace(temporary, path)
+                with write_whole(path) as new:
+                    write_sample(new, split, data)
     return path
 
 

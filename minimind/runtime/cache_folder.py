@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from minimind.runtime.whole_files import flush_to_disk
+
 logger = logging.getLogger(__name__)
 
 
@@ -48,15 +50,15 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         yield folder
         for path in folder.iterdir():
-            _sync(path)
-        _sync(folder)
+            flush_to_disk(path)
+        flush_to_disk(folder)
         try:
             folder.rename(target)
         except OSError:
             if not target.is_dir():
                 raise
             shutil.rmtree(folder, ignore_errors=True)
-        _sync(target.parent)
+        flush_to_disk(target.parent)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -76,11 +78,3 @@ def remove_stale(parent: Path, held: str) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
         except OSError:
             continue
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

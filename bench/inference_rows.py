@@ -14,8 +14,8 @@ import torch
 
 from bench.workers import peak_resident, reset_peak_resident
 from minimind.inference.batch_engine import BatchEngine
-from minimind.inference.generate import load_model
 from minimind.inference.grammar_texts import AnswerForm, json_rules
+from minimind.inference.load import load_model
 from minimind.inference.request import GenerationRequest
 from minimind.inference.sampling import SamplingParams
 from minimind.runtime.memory import PeakMemory

@@ -21,9 +21,9 @@ from minimind.errors import ConfigError
 from minimind.model.state_dict import save_hf_folder
 from minimind.run.arguments import parse_arguments
 from minimind.run.build import build_trained
-from minimind.run.resolve import DTYPES, ResolvedRun, find_tokenizer
+from minimind.run.resolve import ResolvedRun, find_tokenizer
 from minimind.run.run import Run
-from minimind.runtime.devices import Device
+from minimind.runtime.devices import DTYPES, Device
 from minimind.runtime.ranks import read_ranks
 from minimind.samples.files import sample_data_path
 from minimind.stages import STAGES

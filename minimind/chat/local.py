@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from minimind.chat.session import ChatOptions, Finished
@@ -13,7 +14,6 @@ from minimind.inference.answer_parser import AnswerParser, Part
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.chat_prompt import chat_prompt
 from minimind.inference.request import GenerationRequest
-from minimind.inference.sampling import SamplingParams
 from minimind.model.transformer import Transformer
 
 
@@ -38,17 +38,7 @@ class LocalChat:
                 f"the conversation has {len(prompt.ids)} tokens, the model's context only "
                 f"{self._engine.max_sequence}: begin a new one"
             )
-        params = SamplingParams(
-            max_new_tokens=min(options.max_tokens, room),
-            temperature=options.temperature,
-            top_p=options.top_p,
-            top_k=options.top_k,
-            min_p=options.min_p,
-            repetition_penalty=options.repetition_penalty,
-            presence_penalty=options.presence_penalty,
-            frequency_penalty=options.frequency_penalty,
-            seed=options.seed,
-        )
+        params = replace(options, max_new_tokens=min(options.max_new_tokens, room))
         stop_ids = (self._tokenizer.eos_id, self._tokenizer.pad_id)
         request = GenerationRequest(prompt_ids=prompt.ids, params=params, stop_ids=stop_ids)
         parser = AnswerParser(in_reasoning=prompt.in_reasoning, with_tools=bool(tools))

@@ -39,7 +39,7 @@ class ServerChat:
         asked: dict[str, Any] = {
             "model": self.model,
             "messages": list(messages),
-            "max_tokens": options.max_tokens,
+            "max_tokens": options.max_new_tokens,
             "temperature": options.temperature,
             "top_p": options.top_p,
             "presence_penalty": options.presence_penalty,

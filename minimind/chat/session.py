@@ -13,32 +13,33 @@ from typing import Any, Protocol, get_args, get_type_hints
 from minimind.data.chat_encoding import Message
 from minimind.errors import ConfigError
 from minimind.inference.answer_parser import Content, Part, Reasoning, ToolCall
+from minimind.inference.sampling import SamplingParams
+
+_PROGRAMS = ("grammar", "logprobs", "tempered_logprobs")
+"""Options of SamplingParams that are for programs; so are those that are no number or switch."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChatOptions:
-    """How to answer. SamplingParams says what each number means."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatOptions(SamplingParams):
+    """How to answer: SamplingParams with a conversation's defaults, and whether to think first."""
 
     thinking: bool = False
+    max_new_tokens: int = 512
     temperature: float = 0.7
     top_p: float = 0.9
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    max_tokens: int = 512
-    seed: int | None = None
+
+    def show(self) -> dict[str, Any]:
+        """The options that `change` takes, with their values."""
+        return {name: getattr(self, name) for name in _CHANGEABLE}
 
     def change(self, assignment: str) -> ChatOptions:
         """With `name=value`. Raises ConfigError."""
         name, equals, text = (part.strip() for part in assignment.partition("="))
-        hints = get_type_hints(ChatOptions)
-        if name not in hints or not equals:
+        if name not in _CHANGEABLE or not equals:
             raise ConfigError(
-                f"{assignment!r}: give NAME=VALUE with one of {', '.join(sorted(hints))}"
+                f"{assignment!r}: give NAME=VALUE with one of {', '.join(sorted(_CHANGEABLE))}"
             )
-        kind = hints[name]
+        kind = get_type_hints(ChatOptions)[name]
         optional = type(None) in get_args(kind)
         if optional and text.lower() == "none":
             return dataclasses.replace(self, **{name: None})
@@ -49,6 +50,13 @@ class ChatOptions:
             wanted = {bool: "on or off", int: "a whole number", float: "a number"}[kind]
             raise ConfigError(f"{name} is {text!r}; it must be {wanted}") from None
         return dataclasses.replace(self, **{name: value})
+
+
+_CHANGEABLE = tuple(
+    field.name
+    for field in dataclasses.fields(ChatOptions)
+    if isinstance(field.default, bool | int | float | None) and field.name not in _PROGRAMS
+)
 
 
 @dataclass(frozen=True, slots=True)

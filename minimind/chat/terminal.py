@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
 import sys
@@ -134,7 +133,7 @@ class Terminal:
         return True
 
     def _show_options(self) -> None:
-        for name, value in dataclasses.asdict(self.session.options).items():
+        for name, value in self.session.options.show().items():
             print(f"  {name}={value}")
 
     def _ask(self, text: str) -> None:
@@ -178,7 +177,7 @@ class Terminal:
         done = self.session.finished
         if not self.is_interactive or done is None:
             return
-        cut = ", cut off by max_tokens" if done.reason == "length" else ""
+        cut = ", cut off by max_new_tokens" if done.reason == "length" else ""
         text = (
             f"({done.completion_tokens} tokens, {self.session.tokens_per_s:.1f} tokens/s, "
             f"first after {self.session.first_token_s:.2f} s{cut})"

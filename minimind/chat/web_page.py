@@ -137,7 +137,7 @@ def _choose_options(session: ChatSession, text: Text) -> None:
                 top_k=st.slider(text("top_k"), 0, 200, 0),
                 min_p=st.slider(text("min_p"), 0.0, 0.5, 0.0, 0.01),
                 repetition_penalty=st.slider(text("repetition_penalty"), 0.8, 2.0, 1.0, 0.05),
-                max_tokens=st.slider(text("max_tokens"), 16, 2048, 256, 16),
+                max_new_tokens=st.slider(text("max_new_tokens"), 16, 2048, 256, 16),
                 seed=_FIXED_SEED if st.checkbox(text("fixed_seed")) else None,
             )
         session.options = options

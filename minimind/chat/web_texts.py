@@ -23,7 +23,7 @@ _TEXTS = {
     "top_k": ("Top-k (0: all)", "Top-k（0：全部）"),
     "min_p": ("Min-p", "Min-p"),
     "repetition_penalty": ("Repetition penalty", "重复惩罚"),
-    "max_tokens": ("Tokens at most", "最多词元数"),
+    "max_new_tokens": ("Tokens at most", "最多词元数"),
     "fixed_seed": ("The same answer each time", "每次回答相同"),
     "tools": ("Tools", "工具"),
     "tools_help": (

@@ -16,20 +16,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from minimind.data.chat_encoding import Chat, ChatEncoder
 from minimind.data.chat_format import BadChat, read_conversation
 from minimind.data.jsonl import BadRow, missing_key
 from minimind.data.rows import FORMAT_NAMES, open_rows, unread_message
-from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError, DataError, MiniMindError
 from minimind.inference.batch_engine import BatchEngine
-from minimind.inference.generate import load_model
+from minimind.inference.load import add_dtype_flag, choose_placement, load_checkpoint
 from minimind.inference.request import GenerationRequest
 from minimind.inference.sampling import SamplingParams
-from minimind.runtime.devices import check_kernels, find_device
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.seeds import derive_seed
 from minimind.runtime.whole_files import write_whole
@@ -80,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         "(default: 256)")  # fmt: skip
     add("--temperature", type=float, default=0.0, help="of answers (default: 0, greedy)")
     add("--top_p", type=float, default=1.0, help="share of the likeliest tokens (default: 1)")
+    add_dtype_flag(parser)
     add("--seed", type=int, default=0, help="of answers, with each row's line (default: 0)")
     return parser
 
@@ -88,17 +86,11 @@ def answer_file(options: argparse.Namespace) -> tuple[int, int]:
     """How many rows were answered and how many left out. The output is whole or not there."""
     if options.max_rows < 0:
         raise ConfigError(f"--max_rows {options.max_rows}: give 0 for all, or how many")
-    device = find_device()
-    check_kernels(device)
     params = SamplingParams(
         max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_p=options.top_p
     )
-    on_gpu = device.kind == "gpu" and device.precision == "bf16"
-    model, tokenizer = load_model(
-        find_model_folder(options.checkpoint),
-        dtype=torch.bfloat16 if on_gpu else torch.float32,
-        device=device.torch_device,
-    )
+    placement = choose_placement(dtype=options.dtype)
+    model, tokenizer = load_checkpoint(options.checkpoint, placement)
     encoder, engine = ChatEncoder(tokenizer), BatchEngine(model, tokenizer, max_batch=_BATCH)
     answered = left_out = 0
     with (

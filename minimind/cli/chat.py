@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from minimind.chat.local import LocalChat
 from minimind.chat.session import ChatBackend, ChatOptions, ChatSession
 from minimind.chat.terminal import HELP, Terminal, read_lines
 from minimind.config.environment import KEY_VARIABLE
-from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import MiniMindError
-from minimind.inference.generate import load_model
-from minimind.runtime.devices import check_kernels, find_device
+from minimind.inference.load import add_dtype_flag, choose_placement, load_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,11 +39,8 @@ def open_backend(arguments: argparse.Namespace) -> ChatBackend:
         from minimind.chat.server import ServerChat
 
         return ServerChat(arguments.server, arguments.model, os.environ.get(KEY_VARIABLE))
-    device = find_device()
-    check_kernels(device)
-    dtype = torch.bfloat16 if device.precision == "bf16" else torch.float32
-    folder = find_model_folder(arguments.checkpoint)
-    return LocalChat(*load_model(folder, dtype=dtype, device=device.torch_device))
+    placement = choose_placement(dtype=arguments.dtype)
+    return LocalChat(*load_checkpoint(arguments.checkpoint, placement))
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -68,6 +60,7 @@ def _build_parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--server", metavar="URL", help=f"a running server instead; its key from {KEY_VARIABLE}"
     )
+    add_dtype_flag(parser)
     parser.add_argument("--model", help="of the server (default: its first)")
     parser.add_argument("--system", default="", metavar="TEXT", help="the system prompt")
     parser.add_argument("--thinking", action="store_true", help="think before answering")
@@ -77,6 +70,6 @@ def _build_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=VALUE",
         help="an option, as /set in the chat: "
-        + ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(ChatOptions()).items()),
+        + ", ".join(f"{k}={v}" for k, v in ChatOptions().show().items()),
     )
     return parser

@@ -12,17 +12,20 @@ import torch
 from safetensors import SafetensorError
 
 from minimind.data.tokenizer import Tokenizer
-from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError, DataError, MiniMindError
-from minimind.lora.folder import ADAPTER_CONFIG_FILE, is_adapter_folder, load_model_folder
+from minimind.lora.folder import (
+    ADAPTER_CONFIG_FILE,
+    find_model_folder,
+    is_adapter_folder,
+    load_model_folder,
+)
 from minimind.model.hf_config import CONFIG_FILE
 from minimind.model.state_dict import save_hf_folder
 from minimind.runtime.cache_folder import new_folder
+from minimind.runtime.devices import DTYPES
 from minimind.runtime.logging import set_up_logging
 
 logger = logging.getLogger("minimind")
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

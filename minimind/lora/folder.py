@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minimind.config.model import ModelConfig
+from minimind.config.spelling import did_you_mean_file
 from minimind.errors import CheckpointError
 from minimind.lora.adapter import Adapter, LoraPart, merge_adapter
 from minimind.model.hf_config import CONFIG_FILE, load_hf_config, to_hf_config
@@ -34,6 +35,8 @@ from minimind.model.state_dict import (
     write_tensors,
 )
 
+LATEST, BEST = "latest", "best"
+"""Links of a run's `checkpoints` to one in it."""
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -60,6 +63,25 @@ def is_model_folder(folder: Path) -> bool:
 
 def is_adapter_folder(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG_FILE).exists()
+
+
+def find_model_folder(path: Path) -> Path:
+    """The Hugging Face or adapter folder meant by a run's folder, one checkpoint in it, or itself:
+    what `load_model_folder` reads."""
+    for folder in (path, *(path / "checkpoints" / x for x in (BEST, LATEST))):
+        for candidate in (folder, folder / "model", folder / "adapter"):
+            if is_model_folder(candidate):
+                return candidate
+    if path.is_file():
+        raise CheckpointError(
+            f"{path}: a file, where a folder is expected: a run's, a checkpoint in it, or a "
+            "Hugging Face folder (config.json and *.safetensors). A .pth of the original or "
+            "another single file of weights has to be converted to such a folder first"
+        )
+    raise CheckpointError(
+        f"{path}: neither a run's folder, nor a checkpoint, nor a Hugging Face folder, nor an "
+        f"adapter's (no config.json or adapter_config.json in it){did_you_mean_file(path)}"
+    )
 
 
 def load_model_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe, option
-from minimind.engine.checkpoint import LATEST
 from minimind.engine.stage import BuildContext, StageModels
 from minimind.errors import CheckpointError, ConfigError
 from minimind.lora.folder import (
+    LATEST,
     BaseModel,
     find_base,
     load_adapter,

@@ -167,7 +167,7 @@ print(minimind.LLM("runs/chat").chat("你好", max_new_tokens=8))
 """
     api = run("-c", code, python=True)
     assert api.returncode == 0, api.stderr
-    flags = ("--set", "temperature=0", "--set", "max_tokens=8")
+    flags = ("--set", "temperature=0", "--set", "max_new_tokens=8")
     said = run("chat", "--checkpoint", "runs/chat", *flags, stdin="你好\n")
     assert (said.returncode, said.stderr) == (0, "")
     assert api.stdout == said.stdout != ""

@@ -22,11 +22,11 @@ from minimind.engine.checkpoint import (
     CheckpointStore,
     check_same_helpers,
     find_latest,
-    find_model_folder,
     load_checkpoint_meta,
     needs_universal,
 )
 from minimind.errors import CheckpointError, TrainingError
+from minimind.lora.folder import find_model_folder
 from minimind.model.state_dict import load_hf_folder
 from minimind.runtime.ranks import Ranks
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from minimind.inference import cpu_decode
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.cpu_decode import CpuDecode
-from minimind.inference.generate import lay_out_for_decoding
+from minimind.inference.load import lay_out_for_decoding
 from minimind.inference.request import GenerationRequest
 from minimind.inference.sampling import SamplingParams
 from minimind.lora.loaded import LoadedAdapters

@@ -17,12 +17,8 @@ from torch import Tensor
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import CheckpointError, ConfigError, MiniMindError
-from minimind.inference.generate import (
-    generate_text,
-    lay_out_for_decoding,
-    load_model,
-    stream_text,
-)
+from minimind.inference.generate import generate_text, stream_text
+from minimind.inference.load import lay_out_for_decoding, load_model
 from minimind.inference.sampling import SamplingParams
 from minimind.model.cached_attention import CachePlan
 from minimind.model.kv_cache import KVCache

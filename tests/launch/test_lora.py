@@ -25,7 +25,7 @@ from training_runs import (
 from two_ranks import TrainOnTwo
 
 from minimind.engine.stage import BuildContext, StageModels
-from minimind.inference.generate import load_model
+from minimind.inference.load import load_model
 from minimind.lora.folder import load_adapter
 from minimind.model.state_dict import (
     load_hf_config,

@@ -23,11 +23,11 @@ from tqdm import tqdm
 from bench import harness
 from bench.data_rows import FORMATS, ROWS, DataRow, DataSpec
 from bench.workers import Worker
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
 from minimind.runtime.devices import find_device
 from minimind.runtime.logging import set_up_logging
+from minimind.samples.text import load_sample_tokenizer
 
 _SMALL_SHARE = 4
 

@@ -25,6 +25,7 @@ from bench.gpu_parts import CALLS, PARTS, Command, find_program
 from bench.harness import describe_machine, results_folder
 from bench.processes import kill_with_children
 from minimind.runtime.devices import find_device
+from minimind.runtime.whole_files import write_whole
 
 LIMIT_S = 480
 """Of one part."""
@@ -93,13 +94,10 @@ def _parse_parts(text: str) -> list[str]:
 
 def write_archive(path: Path, folder: Path, before: Mapping[Path, tuple[int, int]]) -> None:
     """What this call wrote to the folder, below the folder's own name. Whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.new")
-    with tarfile.open(unfinished, "w:gz") as archive:
+    with write_whole(path) as new, tarfile.open(new, "w:gz") as archive:
         for file, stamp in sorted(_stamps(folder).items()):
             if before.get(file) != stamp and path.resolve() != file.resolve():
                 archive.add(file, Path(folder.resolve().name) / file.relative_to(folder))
-    os.replace(unfinished, path)
 
 
 def _stamps(folder: Path) -> dict[Path, tuple[int, int]]:

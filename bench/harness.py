@@ -26,6 +26,7 @@ import torch
 from bench.ceilings import measure_ceilings
 from minimind.errors import ConfigError, MiniMindError
 from minimind.runtime.devices import Device
+from minimind.runtime.whole_files import write_whole
 
 logger = logging.getLogger("bench")
 
@@ -117,10 +118,9 @@ def write_results(
         **more,
         "rows": [{**missing, **row, "machine": machine} for row in rows],
     }
-    unfinished = path.with_name(f".{path.name}.new")
     text = json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n"
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    with write_whole(path) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 def _without_folder(value: Any) -> Any:

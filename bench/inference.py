@@ -29,12 +29,12 @@ from bench.inference_rows import ROWS, GenerationTime, InferenceSpec, Prompts, S
 from bench.turns import pass_turn
 from bench.workers import Worker
 from minimind.config.model import ModelConfig, load_model_config
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.errors import ConfigError
 from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
 from minimind.runtime.devices import Device, find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
+from minimind.samples.text import load_sample_tokenizer
 
 _SERVER_SLOTS = 32
 

@@ -13,13 +13,13 @@ from typing import Any, Protocol
 import torch
 
 from bench.workers import peak_resident, reset_peak_resident
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.inference.batch_engine import BatchEngine
-from minimind.inference.generate import load_model
 from minimind.inference.grammar_texts import AnswerForm, json_rules
+from minimind.inference.load import load_model
 from minimind.inference.request import GenerationRequest
 from minimind.inference.sampling import SamplingParams
 from minimind.runtime.memory import PeakMemory
+from minimind.samples.text import load_sample_tokenizer
 
 Prompts = Sequence[Sequence[int]]
 ENDLESS = {

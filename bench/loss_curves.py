@@ -30,13 +30,13 @@ from bench.train_runs import DOCUMENT_TOKENS, RowSpec, build_specs
 from bench.train_step import build_parser as build_train_parser
 from bench.train_step import parse_names
 from bench.workers import Worker
-from minimind.data.sample_files import sample_data_path
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
 from minimind.runtime.devices import find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
+from minimind.samples.files import sample_data_path
+from minimind.samples.text import load_sample_tokenizer
 from minimind.stages import STAGES
 
 _HELD_OUT_TOKENS = 60_000

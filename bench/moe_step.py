@@ -25,8 +25,6 @@ from bench.documents import Documents, draw_documents
 from bench.moe_rows import ROWS, MoERow, MoESpec, dense_config
 from bench.workers import Worker
 from minimind.config.deepspeed_json import precision
-from minimind.data.sample_files import sample_data_path
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.token_cache import build_token_cache
 from minimind.errors import ConfigError
 from minimind.run.arguments import parse_arguments
@@ -35,6 +33,8 @@ from minimind.run.run import Run
 from minimind.runtime.devices import Device, find_device, limit_threads
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks
+from minimind.samples.files import sample_data_path
+from minimind.samples.text import load_sample_tokenizer
 
 _DOCUMENT_TOKENS = 340
 

@@ -9,7 +9,7 @@ from typing import Any
 from bench.harness import RESULTS
 from bench.results import HISTORY_FILE, Results, read_history
 from bench.scaling_plot import plot_rows
-from minimind.engine.metric_plots import save_figure
+from minimind.runtime.figures import save_figure
 
 _ROOT = Path(__file__).resolve().parents[1]
 FIGURES = Path("docs/figures")

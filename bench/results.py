@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.harness import RESULTS
+from minimind.runtime.whole_files import write_whole
 
 HISTORY_FILE = "history.json"
 _HISTORY_OF = ("name", "model", "stage", "ds_config", "world_size", "useful_tokens_per_s",
@@ -64,10 +64,9 @@ def update_history(results: Results) -> None:
         for point in _points(of_device):
             points[_key(point)] = point
         ordered = sorted(points.values(), key=lambda point: point["date"])
-        unfinished = path.with_name(f".{path.name}.new")
         text = json.dumps(ordered, indent=1, ensure_ascii=False) + "\n"
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
+        with write_whole(path) as new:
+            new.write_text(text, encoding="utf-8")
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

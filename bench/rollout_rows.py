@@ -21,10 +21,10 @@ from bench.original import OriginalModel
 from bench.padded_rows import OriginalRow
 from bench.train_runs import RowSpec
 from minimind.data.prompt_format import Prompt, PromptBatch, read_prompt
-from minimind.engine.checkpoint import find_model_folder
 from minimind.inference.batch_engine import BatchEngine
-from minimind.inference.generate import load_model
+from minimind.inference.load import load_model
 from minimind.inference.request import Completion, GenerationRequest
+from minimind.lora.folder import find_model_folder
 from minimind.model.state_dict import split_fused
 from minimind.rewards.scorer import Scorer
 from minimind.run.run import Run

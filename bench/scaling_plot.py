@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.step_parts import PARTS
-from minimind.engine.metric_plots import save_figure
+from minimind.runtime.figures import save_figure
 
 _COLORS = {"strong": "#1f4e8c", "weak": "#d1495b"}
 _MARKERS = {"strong": "o", "weak": "s"}

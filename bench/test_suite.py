@@ -21,8 +21,8 @@ from bench import inference as bench_inference
 from bench.data_rows import FORMATS, DataRow, DataSpec
 from bench.data_rows import ROWS as DATA_ROWS
 from bench.kernel_cases import PRESETS, build_cases
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.runtime.devices import find_device
+from minimind.samples.text import load_sample_tokenizer
 
 pytest.importorskip("pytest_benchmark")
 

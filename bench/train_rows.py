@@ -16,9 +16,9 @@ from bench.plain_loop import PlainTraining
 from bench.rollout_rows import Answered, OriginalAnswers, watch_answers
 from bench.train_runs import RowSpec
 from minimind.config.deepspeed_json import precision
-from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError
-from minimind.inference.generate import load_model
+from minimind.inference.load import load_model
+from minimind.lora.folder import find_model_folder
 from minimind.model.transformer import Transformer
 from minimind.run.build import build_schedule, build_trained
 from minimind.stages.reference import document_log_probs

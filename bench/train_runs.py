@@ -16,16 +16,16 @@ from minimind.config.deepspeed_json import load_ds_config
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import parse_assignments
 from minimind.config.sizes import default_sizes
-from minimind.data.sample_files import sample_data_path
 from minimind.data.token_cache import build_token_cache
 from minimind.errors import ConfigError
 from minimind.model.state_dict import save_hf_folder
 from minimind.run.arguments import parse_arguments
 from minimind.run.build import build_trained
-from minimind.run.resolve import DTYPES, ResolvedRun, find_tokenizer
+from minimind.run.resolve import ResolvedRun, find_tokenizer
 from minimind.run.run import Run
-from minimind.runtime.devices import Device
+from minimind.runtime.devices import DTYPES, Device
 from minimind.runtime.ranks import read_ranks
+from minimind.samples.files import sample_data_path
 from minimind.stages import STAGES
 
 DOCUMENT_TOKENS = 340

@@ -10,25 +10,21 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from minimind.chat.session import ChatOptions
 from minimind.config.spelling import did_you_mean
 from minimind.data.chat_encoding import Message
 from minimind.data.chat_format import BadChat, read_chat
 from minimind.data.text_format import surrogate_problem
-from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError
+from minimind.inference.answer_parser import AnswerParser, Content, Part
 from minimind.inference.batch_engine import BatchEngine
-from minimind.inference.generate import load_adapters, load_model
+from minimind.inference.chat_prompt import chat_prompt
 from minimind.inference.grammar_texts import FORMS, AnswerForm, take_form
+from minimind.inference.load import choose_placement, load_adapters, load_checkpoint
 from minimind.inference.request import Delta, GenerationRequest
 from minimind.inference.sampling import SamplingParams
-from minimind.runtime.devices import check_kernels, find_device
-from minimind.serving.answer_parser import AnswerParser, Content, Part
-from minimind.serving.chat_prompt import chat_prompt
-from minimind.serving.chat_session import ChatOptions
+from minimind.lora.folder import find_model_folder
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SAMPLING = tuple(f.name for f in dataclasses.fields(SamplingParams) if "logprobs" not in f.name)
 """Options of each call; SamplingParams says what they mean. The methods return text alone, so
 log-probabilities would have nowhere to go."""
@@ -67,8 +63,8 @@ class LLM:
         engine decodes `max_batch` sequences together, over a cache of `max_tokens` tokens in all
         (None: a whole context each). Raises a MiniMindError for what cannot be used."""
         folder = find_model_folder(Path(checkpoint))
-        target, weights_dtype = _choose_device(device, dtype)
-        model, self.tokenizer = load_model(folder, dtype=weights_dtype, device=target)
+        placement = choose_placement(device, dtype or "auto")
+        model, self.tokenizer = load_checkpoint(folder, placement)
         folders = {name: find_model_folder(Path(path)) for name, path in (adapters or {}).items()}
         loaded = load_adapters(model, self.tokenizer, folder, folders)
         self._engine = BatchEngine(
@@ -120,7 +116,7 @@ class LLM:
         except BadChat as problem:
             raise ConfigError(str(problem)) from None
         prompt = chat_prompt(self.tokenizer, chat, thinking)
-        new_tokens = ChatOptions().max_tokens
+        new_tokens = ChatOptions().max_new_tokens
         thinks = prompt.in_reasoning
         request = self._request(
             "the conversation", prompt.ids, new_tokens, adapter, sampling, after_thinking=thinks
@@ -256,24 +252,3 @@ def _read_sampling(given: Mapping[str, Any]) -> SamplingParams:
         return SamplingParams(**{**given, "stop": stop, "logit_bias": bias})
     except TypeError as error:
         raise ConfigError(f"an option of {dict(given)} has a wrong type: {error}") from None
-
-
-def _choose_device(name: str | None, dtype: str | None) -> tuple[torch.device, torch.dtype]:
-    """The device that is there unless `name` says another, and the weights' dtype. Raises
-    ConfigError."""
-    found = find_device()
-    try:
-        target = found.torch_device if name is None else torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device {name!r} is none: {str(error).splitlines()[0]}") from None
-    if target.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device {name!r}: models run on 'cpu' and 'cuda'")
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r}: PyTorch finds no GPU here; use 'cpu'")
-    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {name!r}: there are {torch.cuda.device_count()} GPUs here")
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r} is not known; use {', '.join(DTYPES)}")
-    check_kernels(dataclasses.replace(found, torch_device=target))
-    has_bf16 = found.precision == "bf16" and target.type == found.torch_device.type
-    return target, DTYPES[dtype or ("bf16" if has_bf16 else "fp32")]

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,9 @@ os.environ.setdefault("MINIMIND_COMPILE", "0")
 import torch
 from minimind_kernels import backend
 
+from minimind.data.tokenizer import Tokenizer
 from minimind.runtime.memory import freeze_objects
+from minimind.samples.text import load_sample_tokenizer
 
 torch.set_num_threads(1)  # also while tests are collected
 
@@ -40,6 +43,14 @@ def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["MINIMIND_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture
+def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("MINIMIND_CACHE", str(folder))
+    return folder
+
+
 _LOG_LEVEL = logging.getLogger().level
 
 
@@ -58,6 +69,12 @@ def _one_thread() -> None:
     """The tests' products are tiny: a second thread costs them more than it brings, several times
     over where other processes want the cores. Programs take what there is."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """The sample data's."""
+    return load_sample_tokenizer()
 
 
 @pytest.fixture(params=["fp32", "bf16"])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minimind.data.jsonl import BadRow
-from minimind.data.sample_files import SampleData, write_sample
+from minimind.samples.files import SampleData, write_sample
 from minimind.types import Sample
 
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from minimind.config.recipe import Recipe
 from minimind.data.formats import Format
-from minimind.data.sample_files import TEXT_DATA, SampleData
 from minimind.data.text_format import TEXT
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.events import Events, RunState
@@ -25,6 +24,7 @@ from minimind.engine.progress import Progress
 from minimind.engine.stage import BuildContext, Stage, StageModels
 from minimind.errors import TrainingError
 from minimind.runtime.ranks import Ranks
+from minimind.samples.files import TEXT_DATA, SampleData
 from minimind.types import Batch, LossSum, StepStats
 
 TARGETS = (2, 7)

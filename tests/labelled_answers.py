@@ -12,7 +12,6 @@ from fake_engine import FakeEngine
 from small_models import random_model, small_config
 
 from minimind.data.loader import PackedLoader, WeightedSource
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.token_cache import TokenCache, build_token_cache
 from minimind.data.unpaired_format import UNPAIRED
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
@@ -20,6 +19,7 @@ from minimind.engine.stage import BuildContext
 from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
 from minimind.runtime.ranks import Ranks
+from minimind.samples.text import load_sample_tokenizer
 from minimind.stages.kto import KTO, KTOBatch, KTORecipe
 
 TOKENIZER = load_sample_tokenizer()

@@ -7,9 +7,10 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
+import pytest
 from small_models import random_model, small_config
 
 from minimind.data.tokenizer import Tokenizer
@@ -147,3 +148,15 @@ def running_server(
     found[0].stop()
     thread.join(20)
     assert not thread.is_alive()
+
+
+@pytest.fixture
+def serve(tokenizer: Tokenizer) -> Iterator[Serve]:
+    """serve(name=engine, …, settings=…): a server that ends with the test."""
+    with ExitStack() as stack:
+
+        def start(settings: ServerSettings | None = None, **engines: object) -> LiveServer:
+            chosen = settings or ServerSettings(port=0)
+            return stack.enter_context(running_server(engines, tokenizer, chosen))
+
+        yield start

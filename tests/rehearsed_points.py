@@ -17,12 +17,12 @@ from typing import NamedTuple
 import torch
 
 from minimind.config.model import PRESETS, load_model_config
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
 from minimind.rehearsal.rehearse import Point, rehearse_all
 from minimind.rehearsal.report import Rehearsal
 from minimind.run.arguments import collect_arguments
+from minimind.samples.text import load_sample_tokenizer
 from minimind.stages import STAGES
 
 TABLE = Path(__file__).with_name("rehearsal") / "asked.json"

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from minimind.config.model import ModelConfig
-from minimind.model.adapter import Adapter, LoraPart
-from minimind.model.lora import add_adapters
+from minimind.lora.adapter import Adapter, LoraPart
+from minimind.lora.model import add_adapters
 from minimind.model.state_dict import linear_parts
 from minimind.model.transformer import Transformer
 

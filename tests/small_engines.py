@@ -10,12 +10,12 @@ import torch
 from small_models import logits_of, pack
 from torch import Tensor
 
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.tokenizer import Tokenizer
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.request import Completion, GenerationRequest
 from minimind.inference.sampling import SamplingParams
 from minimind.model.transformer import Transformer
+from minimind.samples.text import load_sample_tokenizer
 
 
 @functools.cache

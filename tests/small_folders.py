@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from small_models import random_model, small_config
 
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.model.state_dict import save_hf_folder
+from minimind.samples.text import load_sample_tokenizer
 
 
 def small_folder(folder: Path, seed: int = 0) -> Path:

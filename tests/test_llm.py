@@ -14,16 +14,17 @@ from small_adapters import random_adapter
 from small_folders import small_folder
 
 import minimind
-from minimind.data.sample_text import load_sample_tokenizer
+from minimind.chat.local import LocalChat
+from minimind.chat.session import ChatOptions
 from minimind.errors import CheckpointError, ConfigError
-from minimind.inference.generate import generate_text, load_model
+from minimind.inference.answer_parser import Content
+from minimind.inference.generate import generate_text
+from minimind.inference.load import load_model
 from minimind.inference.request import Delta
 from minimind.inference.sampling import SamplingParams
 from minimind.llm import LLM
-from minimind.model.adapter_folder import BaseModel, load_folder_config, save_adapter
-from minimind.serving.answer_parser import Content
-from minimind.serving.chat_session import ChatOptions
-from minimind.serving.local_chat import LocalChat
+from minimind.lora.folder import BaseModel, load_folder_config, save_adapter
+from minimind.samples.text import load_sample_tokenizer
 
 PROMPTS = ["6 + 9 =", "塔恩的房子", "The river of Lumor is called the", "a", ""]
 QUESTION = "What is 6 plus 9?"
@@ -81,7 +82,7 @@ def test_generate_is_generate_text_for_each_prompt(llm: LLM, folder: Path, sampl
 @pytest.mark.parametrize("thinking", [False, True])
 def test_chat_is_the_terminals_chat(llm: LLM, folder: Path, sampling, thinking: bool) -> None:
     local = LocalChat(*load_model(folder))
-    options = ChatOptions(thinking=thinking, max_tokens=24, **{"top_p": 1.0, **sampling})
+    options = ChatOptions(thinking=thinking, max_new_tokens=24, **{"top_p": 1.0, **sampling})
     messages = [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "hello"},
@@ -250,7 +251,7 @@ def test_runs_checkpoints_and_adapters(folder: Path, adapter: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "int8"}, "dtype 'int8' is not known; use fp32, bf16, fp16"),
+        ({"dtype": "int8"}, "dtype 'int8' is not known; use auto, fp32, bf16, fp16"),
         ({"device": "toaster"}, "device 'toaster' is none"),
         ({"max_batch": 0}, "max_batch is 0"),
     ],

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minimind.engine.checkpoint import find_model_folder
-from minimind.model.adapter_folder import load_model_folder
+from minimind.lora.folder import find_model_folder, load_model_folder
 from minimind.runtime.ranks import free_port
 
 ROOT = Path(__file__).resolve().parents[1]

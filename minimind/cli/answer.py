@@ -10,29 +10,26 @@ import argparse
 import itertools
 import json
 import logging
-import os
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from minimind.data.chat_encoding import Chat, ChatEncoder
 from minimind.data.chat_format import BadChat, read_conversation
 from minimind.data.jsonl import BadRow, missing_key
 from minimind.data.rows import FORMAT_NAMES, open_rows, unread_message
-from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError, DataError, MiniMindError
 from minimind.inference.batch_engine import BatchEngine
-from minimind.inference.generate import load_model
+from minimind.inference.load import add_dtype_flag, choose_placement, load_checkpoint
 from minimind.inference.request import GenerationRequest
 from minimind.inference.sampling import SamplingParams
-from minimind.runtime.devices import check_kernels, find_device
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.seeds import derive_seed
+from minimind.runtime.whole_files import write_whole
 from minimind.types import Row
 
 logger = logging.getLogger("minimind")
@@ -80,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         "(default: 256)")  # fmt: skip
     add("--temperature", type=float, default=0.0, help="of answers (default: 0, greedy)")
     add("--top_p", type=float, default=1.0, help="share of the likeliest tokens (default: 1)")
+    add_dtype_flag(parser)
     add("--seed", type=int, default=0, help="of answers, with each row's line (default: 0)")
     return parser
 
@@ -88,61 +86,50 @@ def answer_file(options: argparse.Namespace) -> tuple[int, int]:
     """How many rows were answered and how many left out. The output is whole or not there."""
     if options.max_rows < 0:
         raise ConfigError(f"--max_rows {options.max_rows}: give 0 for all, or how many")
-    device = find_device()
-    check_kernels(device)
     params = SamplingParams(
         max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_p=options.top_p
     )
-    on_gpu = device.kind == "gpu" and device.precision == "bf16"
-    model, tokenizer = load_model(
-        find_model_folder(options.checkpoint),
-        dtype=torch.bfloat16 if on_gpu else torch.float32,
-        device=device.torch_device,
-    )
+    placement = choose_placement(dtype=options.dtype)
+    model, tokenizer = load_checkpoint(options.checkpoint, placement)
     encoder, engine = ChatEncoder(tokenizer), BatchEngine(model, tokenizer, max_batch=_BATCH)
     answered = left_out = 0
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished_file = options.output.with_name(f".{options.output.name}.new")
-    try:
-        with (
-            unfinished_file.open("w", encoding="utf-8") as file,
-            tqdm(unit="row", disable=None) as bar,
-        ):
-            # The engine takes questions ahead of the answers it gives, in the same order.
-            asked: deque[dict[str, Any]] = deque()
+    with (
+        write_whole(options.output) as new,
+        new.open("w", encoding="utf-8") as file,
+        tqdm(unit="row", disable=None) as bar,
+    ):
+        # The engine takes questions ahead of the answers it gives, in the same order.
+        asked: deque[dict[str, Any]] = deque()
 
-            def requests() -> Iterator[GenerationRequest]:
-                for row, chat in _questions(options):
-                    asked.append(_asked(row))
-                    row_params = replace(params, seed=derive_seed(options.seed, row.line))
-                    request = GenerationRequest(
-                        prompt_ids=encoder.prompt_ids(chat),
-                        params=row_params,
-                        stop_ids=(tokenizer.eos_id,),
-                    )
-                    try:
-                        engine.check(request)
-                    except ConfigError as error:
-                        raise DataError(f"{row.path}:{row.line}: {error}") from None
-                    yield request
+        def requests() -> Iterator[GenerationRequest]:
+            for row, chat in _questions(options):
+                asked.append(_asked(row))
+                row_params = replace(params, seed=derive_seed(options.seed, row.line))
+                request = GenerationRequest(
+                    prompt_ids=encoder.prompt_ids(chat),
+                    params=row_params,
+                    stop_ids=(tokenizer.eos_id,),
+                )
+                try:
+                    engine.check(request)
+                except ConfigError as error:
+                    raise DataError(f"{row.path}:{row.line}: {error}") from None
+                yield request
 
-            for completion in engine.complete(requests()):
-                bar.update()
-                row, answer = asked.popleft(), completion.text.strip()
-                if not answer or completion.finish_reason != "stop":
-                    left_out += 1
-                    continue
-                answered += 1
-                row["conversations"].append({"role": "assistant", "content": answer})
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        for completion in engine.complete(requests()):
+            bar.update()
+            row, answer = asked.popleft(), completion.text.strip()
+            if not answer or completion.finish_reason != "stop":
+                left_out += 1
+                continue
+            answered += 1
+            row["conversations"].append({"role": "assistant", "content": answer})
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if not answered:
             raise ConfigError(
                 f"none of {left_out} rows got a whole answer of less than "
                 f"{params.max_new_tokens} tokens: nothing was written; raise --max_new_tokens"
             )
-        os.replace(unfinished_file, options.output)
-    finally:
-        unfinished_file.unlink(missing_ok=True)
     return answered, left_out
 
 

@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from minimind.engine.checkpoint import find_model_folder
-from minimind.errors import ConfigError, MiniMindError
-from minimind.inference.generate import load_model
-from minimind.runtime.devices import check_kernels, find_device
-from minimind.serving.answer_parser import Content, Part, Reasoning, ToolCall
-from minimind.serving.chat_session import ChatBackend, ChatOptions, ChatSession
-from minimind.serving.local_chat import LocalChat
-from minimind.serving.settings import KEY_VARIABLE
-
-DIM, RESET = "\033[2m", "\033[0m"
-HELP = """\
-/help                 this text
-/clear                begin a new conversation
-/system [TEXT]        set the system prompt, or remove it
-/thinking on|off      think before answering, or not
-/set [NAME=VALUE]     change an option (/set alone shows them all)
-/retry                ask the last question again
-/save FILE            add the conversation to a jsonl file that training takes
-/exit                 leave (Ctrl-D too)
-Ctrl-C stops an answer. Alt-Enter begins a new line. //… sends a text that begins with a slash."""
+from minimind.chat.local import LocalChat
+from minimind.chat.session import ChatBackend, ChatOptions, ChatSession
+from minimind.chat.terminal import HELP, Terminal, read_lines
+from minimind.config.environment import KEY_VARIABLE
+from minimind.errors import MiniMindError
+from minimind.inference.load import add_dtype_flag, choose_placement, load_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,178 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def open_backend(arguments: argparse.Namespace) -> ChatBackend:
     """The model of --checkpoint in this process, or the server."""
     if arguments.server:
-        from minimind.serving.server_chat import ServerChat
+        from minimind.chat.server import ServerChat
 
         return ServerChat(arguments.server, arguments.model, os.environ.get(KEY_VARIABLE))
-    device = find_device()
-    check_kernels(device)
-    dtype = torch.bfloat16 if device.precision == "bf16" else torch.float32
-    folder = find_model_folder(arguments.checkpoint)
-    return LocalChat(*load_model(folder, dtype=dtype, device=device.torch_device))
-
-
-def read_lines(is_interactive: bool) -> Iterator[str]:
-    """What the user types, with editing and history; what is piped in, line by line."""
-    if not is_interactive:
-        if isinstance(sys.stdin, io.TextIOWrapper):  # a file may hold anything
-            sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-        yield from (line.rstrip("\n") for line in sys.stdin)
-        return
-    ask = build_prompt()
-    while True:
-        try:
-            yield ask("> ")
-        except EOFError:
-            print()
-            return
-        except KeyboardInterrupt:
-            print("(Ctrl-D or /exit leaves)")
-
-
-def build_prompt() -> Callable[[str], str]:
-    """prompt_toolkit where it is installed and the terminal can show it, else the plain one."""
-    if os.environ.get("TERM", "dumb") == "dumb":
-        return input
-    try:
-        from prompt_toolkit import PromptSession
-        from prompt_toolkit.completion import WordCompleter
-        from prompt_toolkit.history import FileHistory
-        from prompt_toolkit.key_binding import KeyBindings
-    except ImportError:
-        print("(pip install 'minimind[serve]' for line editing and history)")
-        return input
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "minimind"
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    keys = KeyBindings()
-    keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
-    commands = [line.split()[0] for line in HELP.splitlines() if line.startswith("/")]
-    session: PromptSession[str] = PromptSession(
-        history=FileHistory(str(state / "chat_history")),
-        completer=WordCompleter(commands, sentence=True),
-        complete_while_typing=False,
-        key_bindings=keys,
-    )
-    return session.prompt
-
-
-class Terminal:
-    """Shows a session and obeys its commands."""
-
-    def __init__(self, session: ChatSession) -> None:
-        self.session = session
-        self.is_interactive = sys.stdin.isatty() and sys.stdout.isatty()
-        plain = os.environ.get("TERM", "dumb") == "dumb" or bool(os.environ.get("NO_COLOR"))
-        self._has_colour = sys.stdout.isatty() and not plain
-        self.has_failed = False
-        self._thinks = False
-        """A thought is being shown."""
-        if self.is_interactive:
-            print("/help lists the commands")
-
-    def take(self, line: str) -> bool:
-        """One line of the user's; False where he leaves."""
-        text = line.strip()
-        if not text:
-            return True
-        if text.startswith("/") and not text.startswith("//"):
-            return self._obey(text)
-        self._ask(text.removeprefix("/"))
-        return True
-
-    def _obey(self, text: str) -> bool:
-        command, _, rest = text.partition(" ")
-        rest = rest.strip()
-        session = self.session
-        try:
-            match command:
-                case "/help":
-                    print(HELP)
-                case "/clear":
-                    session.turns.clear()
-                    print("(a new conversation)")
-                case "/system":
-                    session.system = rest
-                    print(f"(system prompt: {rest or 'none'})")
-                case "/thinking":
-                    session.options = session.options.change(f"thinking={rest or 'on'}")
-                    print(f"(thinking {'on' if session.options.thinking else 'off'})")
-                case "/set":
-                    if rest:
-                        session.options = session.options.change(rest)
-                    self._show_options()
-                case "/retry":
-                    question = session.forget_last()
-                    if question is None:
-                        raise ConfigError("there is no question yet")
-                    self._ask(question)
-                case "/save":
-                    if not rest:
-                        raise ConfigError("/save needs a file: /save chats.jsonl")
-                    session.save(Path(rest).expanduser())
-                    print(f"(added to {rest})")
-                case "/exit" | "/quit":
-                    return False
-                case _:
-                    raise ConfigError(f"there is no command {command}; /help lists them")
-        except MiniMindError as error:
-            self._fail(error)
-        return True
-
-    def _show_options(self) -> None:
-        for name, value in dataclasses.asdict(self.session.options).items():
-            print(f"  {name}={value}")
-
-    def _ask(self, text: str) -> None:
-        parts = self.session.ask(text)
-        try:
-            self._show(parts)
-        except KeyboardInterrupt:
-            parts.close()  # type: ignore[attr-defined]
-            self._end_thought()
-            print("\n(stopped)")
-        except MiniMindError as error:
-            self._end_thought()
-            self._fail(error)
-        else:
-            self._end_thought()
-            print()
-            self._show_speed()
-
-    def _show(self, parts: Iterator[Part]) -> None:
-        for part in parts:
-            match part:
-                case Reasoning(text):
-                    if not self._thinks:
-                        print(DIM if self._has_colour else "<think>", end="")
-                    self._thinks = True
-                    print(text, end="", flush=True)
-                case Content(text):
-                    if self._thinks:
-                        self._end_thought()
-                        print()
-                    print(text, end="", flush=True)
-                case ToolCall(_, name, arguments):
-                    print(f"\n[calls {name}({arguments})]", end="", flush=True)
-
-    def _end_thought(self) -> None:
-        if self._thinks:
-            print(RESET if self._has_colour else "</think>", end="")
-        self._thinks = False
-
-    def _show_speed(self) -> None:
-        done = self.session.finished
-        if not self.is_interactive or done is None:
-            return
-        cut = ", cut off by max_tokens" if done.reason == "length" else ""
-        text = (
-            f"({done.completion_tokens} tokens, {self.session.tokens_per_s:.1f} tokens/s, "
-            f"first after {self.session.first_token_s:.2f} s{cut})"
-        )
-        print(f"{DIM}{text}{RESET}" if self._has_colour else text)
-
-    def _fail(self, error: Exception) -> None:
-        self.has_failed = True
-        print(f"error: {error}", file=sys.stderr, flush=True)
+    placement = choose_placement(dtype=arguments.dtype)
+    return LocalChat(*load_checkpoint(arguments.checkpoint, placement))
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -245,6 +60,7 @@ def _build_parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--server", metavar="URL", help=f"a running server instead; its key from {KEY_VARIABLE}"
     )
+    add_dtype_flag(parser)
     parser.add_argument("--model", help="of the server (default: its first)")
     parser.add_argument("--system", default="", metavar="TEXT", help="the system prompt")
     parser.add_argument("--thinking", action="store_true", help="think before answering")
@@ -254,6 +70,6 @@ def _build_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=VALUE",
         help="an option, as /set in the chat: "
-        + ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(ChatOptions()).items()),
+        + ", ".join(f"{k}={v}" for k, v in ChatOptions().show().items()),
     )
     return parser

@@ -12,16 +12,20 @@ import torch
 from safetensors import SafetensorError
 
 from minimind.data.tokenizer import Tokenizer
-from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError, DataError, MiniMindError
-from minimind.model.adapter_folder import ADAPTER_CONFIG_FILE, is_adapter_folder, load_model_folder
+from minimind.lora.folder import (
+    ADAPTER_CONFIG_FILE,
+    find_model_folder,
+    is_adapter_folder,
+    load_model_folder,
+)
 from minimind.model.hf_config import CONFIG_FILE
 from minimind.model.state_dict import save_hf_folder
+from minimind.runtime.cache_folder import new_folder
+from minimind.runtime.devices import DTYPES
 from minimind.runtime.logging import set_up_logging
 
 logger = logging.getLogger("minimind")
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,20 +62,16 @@ def convert_to_hf(source: Path, output: Path, dtype: torch.dtype) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--output {output}: exists already and is not an empty folder")
     config, weights = load_model_folder(folder)
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        save_hf_folder(unfinished, config, weights, dtype)
-        for file in folder.iterdir():
-            ours = file.name in (CONFIG_FILE, ADAPTER_CONFIG_FILE) or _holds_weights(file)
-            if file.is_file() and not ours:
-                shutil.copy2(file, unfinished / file.name)
-        _rewrite_tokenizer(unfinished)
-        unfinished.replace(output)
+        with new_folder(output) as new:
+            save_hf_folder(new, config, weights, dtype)
+            for file in folder.iterdir():
+                ours = file.name in (CONFIG_FILE, ADAPTER_CONFIG_FILE) or _holds_weights(file)
+                if file.is_file() and not ours:
+                    shutil.copy2(file, new / file.name)
+            _rewrite_tokenizer(new)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"--output {output}: cannot be written: {error}") from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _rewrite_tokenizer(folder: Path) -> None:

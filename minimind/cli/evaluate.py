@@ -16,23 +16,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from minimind.data.tokenizer import Tokenizer
-from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError, MiniMindError
 from minimind.evaluation.multiple_choice import measure_choices, read_questions
 from minimind.evaluation.perplexity import measure_perplexity
-from minimind.inference.generate import load_model
+from minimind.inference.load import add_dtype_flag, choose_placement, load_checkpoint
 from minimind.inference.samples import answer_prompts
 from minimind.inference.sampling import SamplingParams
 from minimind.model.transformer import Transformer
-from minimind.runtime.devices import check_kernels, find_device
 from minimind.runtime.logging import set_up_logging
+from minimind.runtime.whole_files import write_whole
 
 logger = logging.getLogger("minimind")
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(report(results))
         if options.json:
             text = json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n"
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(text, encoding="utf-8")
+            with write_whole(options.json) as new:
+                new.write_text(text, encoding="utf-8")
     except MiniMindError as error:
         logger.error("error: %s", error)
         return 2
@@ -83,24 +78,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--max_new_tokens", type=int, default=128, help="of an answer (default: 128)")
     add("--temperature", type=float, default=0.0, help="of answers (default: 0, greedy)")
     add("--seed", type=int, default=0, help="of answers (default: 0)")
-    add("--dtype", choices=("auto", *DTYPES), default="auto",
-        help="of the weights (default: auto, bf16 on a GPU that has it, else fp32)")  # fmt: skip
+    add_dtype_flag(parser)
     add("--json", type=Path, metavar="FILE", help="results file")
     return parser
 
 
 def evaluate(checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Whatever the options ask for, of one checkpoint. Raises a MiniMindError."""
-    device = find_device()
-    check_kernels(device)
-    on_gpu = device.kind == "gpu" and device.precision == "bf16"
-    dtype = DTYPES.get(options.dtype, torch.bfloat16 if on_gpu else torch.float32)
-    model, tokenizer = load_model(
-        find_model_folder(checkpoint), dtype=dtype, device=device.torch_device
-    )
+    placement = choose_placement(dtype=options.dtype)
+    model, tokenizer = load_checkpoint(checkpoint, placement)
     found: dict[str, Any] = {
-        "device": device.name,
-        "dtype": str(dtype).removeprefix("torch."),
+        "device": placement.device.name,
+        "dtype": str(placement.dtype).removeprefix("torch."),
         "num_parameters": model.config.num_parameters,
     }
     if options.data:

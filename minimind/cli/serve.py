@@ -9,19 +9,16 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from minimind.engine.checkpoint import find_model_folder
+from minimind.config.environment import KEY_VARIABLE
 from minimind.errors import ConfigError, MiniMindError
-from minimind.model.adapter_folder import find_base, fingerprint, is_adapter_folder
-from minimind.runtime.devices import check_kernels, find_device
+from minimind.inference.load import add_dtype_flag, choose_placement
+from minimind.lora.folder import find_base, find_model_folder, fingerprint, is_adapter_folder
 from minimind.serving.server import serve, set_up_server_logging
 from minimind.serving.service import ModelSource
-from minimind.serving.settings import KEY_VARIABLE, ServerSettings
+from minimind.serving.settings import ServerSettings
 
 logger = logging.getLogger("minimind")
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NUMBERS = {
     "max_body_bytes": "of a request's body",
     "max_new_tokens": "tokens of an answer",
@@ -60,9 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def read_sources(arguments: argparse.Namespace) -> dict[str, ModelSource]:
     """Each --checkpoint by its name: the one given, else its folder's."""
-    device = find_device()
-    check_kernels(device)
-    default = "bf16" if device.precision == "bf16" else "fp32"
+    placement = choose_placement(dtype=arguments.dtype)
     sources: dict[str, ModelSource] = {}
     for given in arguments.checkpoint:
         name, equals, path = given.partition("=")
@@ -75,8 +70,7 @@ def read_sources(arguments: argparse.Namespace) -> dict[str, ModelSource]:
             )
         sources[name] = ModelSource(
             folder=find_model_folder(Path(path)),
-            dtype=DTYPES[arguments.dtype or default],
-            device=device.torch_device,
+            placement=placement,
             max_batch=arguments.max_batch,
             max_tokens=arguments.max_tokens,
         )
@@ -140,7 +134,7 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="NAME=FOLDER",
         help="an adapter over one of them, served under its own name without a copy of the model",
     )
-    models.add_argument("--dtype", choices=tuple(DTYPES), help="bf16 where the device has it")
+    add_dtype_flag(models)
     models.add_argument("--max_batch", type=int, default=16, help="sequences decoded together")
     models.add_argument(
         "--max_tokens",

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-PAGE = Path(__file__).parents[1] / "serving" / "web_page.py"
-SERVER_VARIABLE = "MINIMIND_SERVER"
+from minimind.config.environment import KEY_VARIABLE, SERVER_VARIABLE
+
+PAGE = Path(__file__).parents[1] / "chat" / "web_page.py"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--server",
         default="http://127.0.0.1:8000",
         metavar="URL",
-        help="where `minimind serve` listens; its key from MINIMIND_API_KEY",
+        help=f"where `minimind serve` listens; its key from {KEY_VARIABLE}",
     )
     parser.add_argument(
         "--host",

@@ -1,1 +1,2 @@
-"""From JSON lines to batches: rows, tokens, packed rows, and the order they are read in."""
+"""From JSON lines to batches: rows, formats, tokens, packed rows, and the order they are read in.
+It holds no data of the project's own, which minimind.samples makes, and no training objective."""

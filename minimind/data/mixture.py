@@ -18,7 +18,7 @@ from minimind.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 SAMPLE_PREFIX = "sample:"
-"""The beginning of a name that stands for sample data and for no file (data/sample_sources.py)."""
+"""The beginning of a name that stands for sample data and for no file (samples/sources.py)."""
 MAX_REPEATED = 1000
 """An epoch is so many times its data at most: its documents are numbered in memory."""
 

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from minimind.data.cache_folder import default_cache_dir, locked, remove_stale
 from minimind.data.data_file import DataFile, scan_data
 from minimind.data.formats import TEXT_COLUMN, Format
 from minimind.data.jsonl import BadRow, bad_rows_message, spell_place
@@ -26,6 +25,7 @@ from minimind.data.text_format import TEXT
 from minimind.data.token_writer import META_FILE, write_tokens
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError, DataError
+from minimind.runtime.cache_folder import default_cache_dir, locked, remove_stale
 
 logger = logging.getLogger(__name__)
 

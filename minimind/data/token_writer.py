@@ -18,7 +18,6 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from minimind.data.cache_folder import new_folder
 from minimind.data.data_file import DataFile
 from minimind.data.formats import TEXT_COLUMN, Format
 from minimind.data.jsonl import BadRow, bad_rows_message
@@ -26,6 +25,7 @@ from minimind.data.rows import RowReader
 from minimind.data.text_format import surrogate_problem
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
+from minimind.runtime.cache_folder import new_folder
 from minimind.types import PairSample, Row, Sample
 
 META_FILE = "meta.json"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -14,8 +13,6 @@ from minimind.data.collate import collate_units
 from minimind.data.formats import Format
 from minimind.data.jsonl import BadRow, json_type, missing_key
 from minimind.data.packing import build_row
-from minimind.data.sample_chat import preference_rows
-from minimind.data.sample_files import SampleData
 from minimind.data.tokenizer import Tokenizer
 from minimind.types import IGNORE_INDEX, PackedRow, Row, Sample, UnitBatch
 
@@ -119,16 +116,4 @@ UNPAIRED = Format(
     read=unpaired_samples,
     collate=collate_unpaired,
     columns={"label": "bool"},
-)
-
-
-def _unpaired_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
-    """Takes the sample's pairs apart: each answer is a row of its own."""
-    for row, keys, is_held_out in preference_rows(seed):
-        yield {"conversations": row["chosen"], "label": True}, keys, is_held_out
-        yield {"conversations": row["rejected"], "label": False}, keys, is_held_out
-
-
-UNPAIRED_DATA = SampleData(
-    name="unpaired", rows=_unpaired_rows, train_bytes=300_000, val_bytes=50_000
 )

@@ -23,18 +23,17 @@ import torch
 
 from minimind.config.deepspeed_json import precision
 from minimind.config.model import ModelConfig
-from minimind.config.spelling import did_you_mean_file
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.stage import SaveTrained
 from minimind.engine.universal import convert_to_universal
 from minimind.errors import CheckpointError, TrainingError
-from minimind.model.adapter_folder import is_model_folder
+from minimind.lora.folder import BEST, LATEST
 from minimind.model.state_dict import save_hf_folder
+from minimind.runtime.whole_files import flush_to_disk
 
 logger = logging.getLogger(__name__)
 
 META_FILE = "meta.json"
-LATEST, BEST = "latest", "best"
 _UNFINISHED = ".unfinished-"
 _META = frozenset(
     {
@@ -80,25 +79,6 @@ def load_checkpoint_meta(folder: Path) -> Checkpoint:
         if file.stat().st_size != size:
             raise CheckpointError(f"{file}: {file.stat().st_size} bytes, but {size} were written")
     return Checkpoint(folder.resolve(), meta)
-
-
-def find_model_folder(path: Path) -> Path:
-    """The Hugging Face or adapter folder meant by a run's folder, one checkpoint in it, or itself:
-    what `load_model_folder` reads."""
-    for folder in (path, *(path / "checkpoints" / x for x in (BEST, LATEST))):
-        for candidate in (folder, folder / "model", folder / "adapter"):
-            if is_model_folder(candidate):
-                return candidate
-    if path.is_file():
-        raise CheckpointError(
-            f"{path}: a file, where a folder is expected: a run's, a checkpoint in it, or a "
-            "Hugging Face folder (config.json and *.safetensors). A .pth of the original or "
-            "another single file of weights has to be converted to such a folder first"
-        )
-    raise CheckpointError(
-        f"{path}: neither a run's folder, nor a checkpoint, nor a Hugging Face folder, nor an "
-        f"adapter's (no config.json or adapter_config.json in it){did_you_mean_file(path)}"
-    )
 
 
 class CheckpointStore:
@@ -172,14 +152,14 @@ class CheckpointStore:
         files = [file for file in sorted(unfinished.rglob("*")) if file.is_file()]
         sizes = {str(file.relative_to(unfinished)): file.stat().st_size for file in files}
         for file in files:
-            _flush_to_disk(file)
+            flush_to_disk(file)
         text = json.dumps(meta | {"files": sizes}, indent=1) + "\n"
         (unfinished / META_FILE).write_text(text, encoding="utf-8")
-        _flush_to_disk(unfinished / META_FILE)
+        flush_to_disk(unfinished / META_FILE)
         if final.exists():  # a resumed run that saves the same step again
             _remove(final)
         unfinished.rename(final)
-        _flush_to_disk(self.folder)
+        flush_to_disk(self.folder)
         _link(self.folder / LATEST, final.name)
         if is_best:
             _link(self.folder / BEST, final.name)
@@ -267,14 +247,6 @@ def _link(link: Path, target: str) -> None:
         fresh.unlink()
     fresh.symlink_to(target)
     os.replace(fresh, link)
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(folder: Path) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from minimind.engine.metric_plots import save_figure
+from minimind.runtime.figures import save_figure
+from minimind.runtime.whole_files import write_whole
 
 _STEPS_KEPT = 256
 _MOST_LABELS = 40
@@ -26,9 +26,8 @@ class ExpertLoadLog:
             with open(self._path, encoding="utf-8") as file:
                 header, *lines = file.readlines()
             kept = [line for line in lines if int(line.split(",")[0]) <= step]
-            fresh = self._path.with_suffix(".csv.new")
-            fresh.write_text("".join([header, *kept]), encoding="utf-8")
-            os.replace(fresh, self._path)
+            with write_whole(self._path) as new:
+                new.write_text("".join([header, *kept]), encoding="utf-8")
 
     def write(self, step: int, load: Mapping[int, Sequence[float]]) -> None:
         """`load`: the shares by layer."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from minimind.runtime.figures import save_figure
 
 _PALE, _DARK = "#9db8d9", "#1f4e8c"
 _ACROSS = 4
@@ -57,16 +57,6 @@ def plot_columns(rows: Sequence[dict[str, str]], columns: Sequence[str], path: P
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
     save_figure(figure, path)
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Draws a matplotlib figure as a PNG, whole or not at all."""
-    # Not through pyplot, which would keep state and look for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    fresh = path.with_suffix(".new.png")
-    FigureCanvasAgg(figure).print_png(str(fresh))
-    os.replace(fresh, path)
 
 
 def _running_mean(values: Sequence[float], decay: float = 0.9) -> list[float]:

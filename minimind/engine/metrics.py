@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import logging
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from minimind.engine.expert_load import ExpertLoadLog
 from minimind.engine.metric_plots import plot_columns, plot_losses
 from minimind.monitors.background import Monitors
 from minimind.monitors.monitor import Figures, Outcome
+from minimind.runtime.whole_files import write_whole
 from minimind.types import StepStats
 
 logger = logging.getLogger(__name__)
@@ -58,12 +58,13 @@ class MetricsLog:
         self._drawn_at = time.monotonic()
         self._expert_load = ExpertLoadLog(folder, step)
         kept = [row for row in read_metrics(self._path) if int(row["step"]) <= step]
-        fresh = self._path.with_suffix(".csv.new")
-        with open(fresh, "w", newline="", encoding="utf-8") as file:
+        with (
+            write_whole(self._path) as new,
+            open(new, "w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(kept)
-        os.replace(fresh, self._path)
         self._file = open(self._path, "a", newline="", encoding="utf-8")  # noqa: SIM115
         self._writer = csv.DictWriter(self._file, self.columns, restval="")
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from minimind.runtime.whole_files import write_whole
 
 
 class SampleLog:
@@ -19,9 +20,8 @@ class SampleLog:
             return
         # As bytes: a text may hold characters that end a line for str, and end within one.
         kept = [line for line in self._path.read_bytes().splitlines() if _step(line) <= step]
-        fresh = self._path.with_suffix(".jsonl.new")
-        fresh.write_bytes(b"".join(line + b"\n" for line in kept))
-        os.replace(fresh, self._path)
+        with write_whole(self._path) as new:
+            new.write_bytes(b"".join(line + b"\n" for line in kept))
 
     def write(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         with open(self._path, "a", encoding="utf-8") as file:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe
 from minimind.data.formats import Format
-from minimind.data.sample_files import SampleData
 from minimind.data.tokenizer import Tokenizer
 from minimind.model.transformer import Transformer
+from minimind.samples.files import SampleData
 from minimind.types import Batch, HeadFn, LossSum, ModelOutput
 
 if TYPE_CHECKING:

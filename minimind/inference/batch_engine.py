@@ -28,7 +28,7 @@ from minimind.inference.sampler import NO_TOKEN
 from minimind.inference.scheduler import Generation, Scheduled, Scheduler
 from minimind.inference.slots import SlotTable
 from minimind.inference.text_stream import TextStream
-from minimind.model.loaded_adapters import LoadedAdapters
+from minimind.lora.loaded import LoadedAdapters
 from minimind.model.transformer import Transformer
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,6 @@ import logging
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
 from pathlib import Path
@@ -18,10 +17,11 @@ import torch
 from minimind_kernels import backend
 from torch import Tensor
 
-from minimind.data.cache_folder import default_cache_dir
 from minimind.model.cached_attention import Piece
 from minimind.model.kv_cache import KVCache
 from minimind.model.transformer import Transformer
+from minimind.runtime.cache_folder import default_cache_dir
+from minimind.runtime.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -194,15 +194,11 @@ def _build() -> Path:
     sources = [path.read_text("utf-8") for path in (SOURCE, _HEADER)]
     parts = (*sources, version.stdout, " ".join(_FLAGS), _cpu())
     name = hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
-    folder = default_cache_dir() / "cpu_decode"
-    library = folder / f"{name}.so"
+    library = default_cache_dir() / "cpu_decode" / f"{name}.so"
     if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            unfinished = Path(temporary) / library.name
-            command = [compiler, *_FLAGS, str(SOURCE), "-o", str(unfinished)]
+        with write_whole(library) as new:
+            command = [compiler, *_FLAGS, str(SOURCE), "-o", str(new)]
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-            os.replace(unfinished, library)
     return library
 
 

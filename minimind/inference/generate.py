@@ -2,71 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
-import torch
-
-from minimind.data.same_tokens import check_folder_tokens
 from minimind.data.tokenizer import Tokenizer
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.request import GenerationRequest
 from minimind.inference.sampling import SamplingParams
-from minimind.model.adapter_folder import (
-    find_base,
-    fingerprint,
-    is_adapter_folder,
-    load_model_folder,
-)
-from minimind.model.loaded_adapters import LoadedAdapters
 from minimind.model.transformer import Transformer
-
-
-def load_model(
-    folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
-) -> tuple[Transformer, Tokenizer]:
-    """A model folder's model, ready to generate, with an adapter merged, and its tokenizer. Raises
-    a MiniMindError where one of them is missing or they do not fit."""
-    config, weights = load_model_folder(folder)
-    tokenizer = Tokenizer.load(folder)
-    if is_adapter_folder(folder):
-        check_folder_tokens(
-            tokenizer, find_base(folder).folder, "An adapter leaves its model's embedding as it "
-            "is: put the model's own tokenizer beside it",
-        )  # fmt: skip
-    tokenizer.check_fits(config.vocab_size)
-    model = Transformer(config)
-    model.load_named(weights)
-    model.to(device or torch.device("cpu"), dtype).eval()
-    lay_out_for_decoding(model)
-    return model, tokenizer
-
-
-def load_adapters(
-    model: Transformer, tokenizer: Tokenizer, base: Path, folders: Mapping[str, Path]
-) -> LoadedAdapters | None:
-    """The adapters of these names and folders over the model of the folder `base`, None for no
-    name. Raises a MiniMindError where one is of another model or another tokenizer."""
-    if not folders:
-        return None
-    adapters = LoadedAdapters(model, fingerprint(base))
-    for name, folder in folders.items():
-        adapters.load(name, folder)
-        check_folder_tokens(
-            tokenizer, folder, f"The adapter {name!r} was trained on other ids: train one beside "
-            "this model and its tokenizer",
-        )  # fmt: skip
-    return adapters
-
-
-@torch.no_grad()
-def lay_out_for_decoding(model: Transformer) -> None:
-    """Stores matrices by columns where that makes products of few rows quicker; values and shapes
-    stay. MKL's fp32 products of 8 tokens take half the time then, of one or 512 the same; and
-    cpu_decode reads them so."""
-    for parameter in model.parameters():
-        if parameter.dim() == 2 and parameter.dtype == torch.float32 and parameter.is_cpu:
-            parameter.data = parameter.data.t().contiguous().t()
 
 
 def stream_text(

@@ -13,9 +13,9 @@ from minimind.inference.decode_graphs import Choose, DecodeGraphs
 from minimind.inference.device_sampler import DeviceSampler
 from minimind.inference.sampler import Sampler
 from minimind.inference.scheduler import Scheduled
+from minimind.lora.loaded import LoadedAdapters
 from minimind.model.cached_attention import SlotPlan
 from minimind.model.kv_cache import KVCache
-from minimind.model.loaded_adapters import LoadedAdapters
 from minimind.model.transformer import Transformer
 from minimind.runtime.devices import send
 

@@ -14,7 +14,7 @@ from minimind.data.collate import collate
 from minimind.data.packing import build_row
 from minimind.errors import ConfigError
 from minimind.inference.logprobs import TokenLogprob
-from minimind.model.loaded_adapters import LoadedAdapters
+from minimind.lora.loaded import LoadedAdapters
 from minimind.model.transformer import Transformer
 from minimind.types import Batch, HeadFn
 

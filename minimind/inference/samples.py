@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 
 from minimind.data.chat_encoding import Chat, ChatEncoder
 from minimind.data.rows import open_rows
-from minimind.data.sample_chat import SAMPLE_QUESTIONS
-from minimind.data.sample_text import SAMPLE_PROMPTS
 from minimind.data.tokenizer import Tokenizer
 from minimind.inference.generate import generate_text, stream_text
 from minimind.inference.sampling import SamplingParams
 from minimind.model.transformer import Transformer
+from minimind.samples.chat import SAMPLE_QUESTIONS
+from minimind.samples.text import SAMPLE_PROMPTS
 from minimind.types import Row
 
 _DOCUMENTS = 4

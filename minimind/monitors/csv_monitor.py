@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from minimind.monitors.monitor import Figures, MonitoredRun, Outcome, logs_folder
+from minimind.runtime.whole_files import write_whole
 
 
 class CsvMonitor:
@@ -41,8 +41,6 @@ def _cut(path: Path, step: int) -> None:
     """Drops the rows after `step`, and one that a kill cut off."""
     with open(path, newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
-    fresh = path.with_suffix(".csv.new")
-    with open(fresh, "w", newline="", encoding="utf-8") as file:
-        kept = [row for row in rows if len(row) == len(header) and int(row[0]) <= step]
+    kept = [row for row in rows if len(row) == len(header) and int(row[0]) <= step]
+    with write_whole(path) as new, open(new, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *kept])
-    os.replace(fresh, path)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from minimind.runtime.whole_files import write_whole
+
 Figures = Mapping[str, float]
 """The numbers of a step, by their column in metrics.csv."""
 IDS_FILE = "monitors.json"
@@ -51,7 +53,8 @@ class MonitoredRun:
     def keep_id(self, monitor: str, name: str) -> str:
         """Keeps what a monitor knows this run by for when it is resumed, and gives it back."""
         ids = self._read_ids() | {monitor: name}
-        (self.folder / IDS_FILE).write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
+        with write_whole(self.folder / IDS_FILE) as new:
+            new.write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
         return name
 
     def _read_ids(self) -> dict[str, str]:

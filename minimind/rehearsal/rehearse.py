@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from minimind import errors
-from minimind.data.cache_folder import default_cache_dir
 from minimind.rehearsal.rehearsers import Part, find_rehearser
 from minimind.rehearsal.report import Rehearsal
 from minimind.rehearsal.stub import build_stub
 from minimind.run.flags import TrainArguments
 from minimind.run.resolve import ResolvedRun
 from minimind.run.run import Run
+from minimind.runtime.cache_folder import default_cache_dir
 from minimind.runtime.devices import Device
 from minimind.runtime.gpus import GPUS, find_gpu
 

@@ -12,9 +12,9 @@ from typing import Any
 from minimind_kernels.triton_impl import config
 
 from minimind.config.model import load_model_config
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.engine.deepspeed_engine import import_deepspeed
 from minimind.inference.batch_engine import BatchEngine
+from minimind.inference.load import usual_dtype
 from minimind.inference.request import GenerationRequest
 from minimind.inference.sampling import SamplingParams
 from minimind.model.transformer import Transformer
@@ -24,11 +24,12 @@ from minimind.rehearsal.holders import Moments, name_holders
 from minimind.rehearsal.roofline import estimate
 from minimind.rehearsal.watch import Watch
 from minimind.run.flags import TrainArguments
-from minimind.run.resolve import DTYPES, ResolvedRun
+from minimind.run.resolve import ResolvedRun
 from minimind.run.run import Run
 from minimind.runtime.devices import Device, find_device
 from minimind.runtime.gpus import GPUS
 from minimind.runtime.ranks import Ranks
+from minimind.samples.text import load_sample_tokenizer
 from minimind.stages import STAGES
 
 _TOKENS = 24
@@ -85,7 +86,7 @@ class Rehearsals:
         params = SamplingParams(max_new_tokens=_TOKENS, **given["params"])
         moments = Moments()
         with self._machine(moments) as watch, moments.during("weights"):
-            dtype = DTYPES[self._device.precision]
+            dtype = usual_dtype(self._device)
             model = Transformer(config).to(self._device.torch_device, dtype)
             with moments.during("cache"):
                 engine = BatchEngine(

@@ -10,8 +10,9 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from minimind.data.cache_folder import locked
 from minimind.errors import ConfigError
+from minimind.runtime.cache_folder import locked
+from minimind.runtime.whole_files import write_whole
 
 _SOURCE = Path(__file__).with_name("stub.cpp")
 
@@ -42,13 +43,13 @@ def build_stub(folder: Path) -> Path:
 
 
 def _compile(compiler: str, torch: Path, library: Path) -> None:
-    fresh = library.with_suffix(f".{os.getpid()}")
     include = torch / "include"
-    command = [compiler, "-O1", "-std=c++20", "-shared", "-fPIC", str(_SOURCE), "-o", str(fresh)]
+    command = [compiler, "-O1", "-std=c++20", "-shared", "-fPIC", str(_SOURCE)]
     command += [f"-I{include}", f"-I{include}/torch/csrc/api/include", f"-L{torch / 'lib'}"]
     command += ["-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch / 'lib'}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = done.stderr.strip().split("\n")[0]
-        raise ConfigError(f"rehearsing a GPU: {compiler} cannot compile {_SOURCE}: {said}")
-    os.replace(fresh, library)
+    with write_whole(library) as new:
+        command += ["-o", str(new)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = done.stderr.strip().split("\n")[0]
+            raise ConfigError(f"rehearsing a GPU: {compiler} cannot compile {_SOURCE}: {said}")

@@ -10,8 +10,8 @@ from minimind.config.spelling import did_you_mean
 from minimind.runtime.function_pool import Call, FunctionPool
 
 SHIPPED = {
-    "calculator": "minimind.data.sample_tools:calculator",
-    "lookup": "minimind.data.sample_tools:lookup",
+    "calculator": "minimind.samples.tools:calculator",
+    "lookup": "minimind.samples.tools:lookup",
 }
 """The short names of functions."""
 _MOST_CHARACTERS = 2000

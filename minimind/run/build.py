@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from minimind.data.loader import EvalLoader, parse_data_args
-from minimind.data.sample_sources import find_data_file
 from minimind.data.text_format import TEXT
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import (
@@ -34,6 +33,7 @@ from minimind.run.inputs import build_context, hash_helpers, load_start
 from minimind.run.resolve import ResolvedRun
 from minimind.runtime.ranks import Ranks
 from minimind.runtime.together import main_first
+from minimind.samples.sources import find_data_file
 from minimind.stages import STAGES
 
 _SAMPLES_SAID = 4

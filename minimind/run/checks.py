@@ -10,10 +10,11 @@ import torch
 from minimind.data.mixture import SAMPLE_PREFIX
 from minimind.data.same_tokens import check_folder_tokens
 from minimind.data.tokenizer import Tokenizer
-from minimind.engine.checkpoint import Checkpoint, check_same_helpers, find_model_folder
+from minimind.engine.checkpoint import Checkpoint, check_same_helpers
 from minimind.engine.deepspeed_engine import check_ds_config
 from minimind.engine.parameter_groups import parameter_groups
 from minimind.errors import ConfigError
+from minimind.lora.folder import find_model_folder
 from minimind.model.flash_attention import check_flash, why_not_flash
 from minimind.monitors.start import check_monitors
 from minimind.run.folder import check_folder

@@ -10,6 +10,7 @@ from minimind.config.spelling import did_you_mean_file
 from minimind.errors import CheckpointError, ConfigError
 from minimind.run.flags import TrainArguments
 from minimind.run.resolve import ResolvedRun
+from minimind.runtime.whole_files import write_whole
 
 RUNS = Path("runs")
 RUN_FILE = "run.json"
@@ -61,12 +62,10 @@ def write_run(folder: Path, run: ResolvedRun) -> None:
     """Writes down all that was resolved. A kill leaves the earlier file, which --resume reads.
     Raises ConfigError where it cannot be written."""
     text = json.dumps(run.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    fresh = folder / f"{RUN_FILE}.new"
     try:
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(folder / RUN_FILE)
+        with write_whole(folder / RUN_FILE) as new:
+            new.write_text(text, encoding="utf-8")
     except OSError as error:
-        fresh.unlink(missing_ok=True)
         raise ConfigError(
             f"--output_dir {folder}: {RUN_FILE} cannot be written there: {error.strerror}"
         ) from None

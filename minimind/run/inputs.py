@@ -8,15 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource, parse_data_args
-from minimind.data.sample_files import Split, sample_data_path
-from minimind.data.sample_sources import find_data_file
 from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint
 from minimind.engine.stage import BuildContext, Stage
-from minimind.model.adapter_folder import fingerprint, load_model_folder
+from minimind.lora.folder import fingerprint, load_model_folder
 from minimind.run.resolve import ResolvedRun
 from minimind.runtime.ranks import Ranks
+from minimind.samples.files import Split, sample_data_path
+from minimind.samples.sources import find_data_file
 from minimind.stages import STAGES
 
 logger = logging.getLogger(__name__)

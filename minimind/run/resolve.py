@@ -22,16 +22,14 @@ from minimind.config.monitors import switch_monitors
 from minimind.config.recipe import Recipe, replace_fields
 from minimind.data.loader import PackedLoader
 from minimind.data.tokenizer import Tokenizer
-from minimind.engine.checkpoint import Checkpoint, find_model_folder
+from minimind.engine.checkpoint import Checkpoint
 from minimind.errors import CheckpointError, ConfigError
-from minimind.model.adapter_folder import load_folder_config
+from minimind.lora.folder import find_model_folder, load_folder_config
 from minimind.run.flags import TrainArguments
-from minimind.runtime.devices import Device
+from minimind.runtime.devices import DTYPES, Device
 from minimind.runtime.ranks import Ranks
 from minimind.runtime.versions import versions
 from minimind.stages import STAGES
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +182,7 @@ def resolve_run(
 
 def find_tokenizer(arguments: TrainArguments) -> Tokenizer:
     """--tokenizer, else the checkpoint's, else the sample data's."""
-    from minimind.data.sample_text import load_sample_tokenizer
+    from minimind.samples.text import load_sample_tokenizer
 
     if folder := arguments.get("tokenizer"):
         return Tokenizer.load(folder)

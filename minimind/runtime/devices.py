@@ -26,6 +26,7 @@ _DRIVERS_GPUS = Path("/proc/driver/nvidia/gpus")
 """Has a folder for each GPU that NVIDIA's driver knows."""
 PRECISIONS = ("auto", "bf16", "fp32")
 """MINIMIND_PRECISION holds one of these: "auto" leaves the choice to the machine."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from minimind.inference.answer_parser import AnswerParser, Content, Part, Reasoning, ToolCall
 from minimind.inference.logprobs import TokenLogprob
 from minimind.inference.request import Delta
-from minimind.serving.answer_parser import AnswerParser, Content, Part, Reasoning, ToolCall
 from minimind.serving.call_record import CallRecord
 from minimind.serving.completion_writer import CompletionWriter, stop_reason
 from minimind.serving.engine_thread import Answer

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from minimind.inference.answer_parser import END_CALL
 from minimind.inference.grammar import Grammar
 from minimind.inference.sampling import SamplingParams
-from minimind.serving.answer_parser import END_CALL
 from minimind.serving.field_standing import NoEffect, Off, Refused
 from minimind.serving.message_schemas import Message, RequestPart, Tool
 from minimind.serving.structured_output import StructuredFields

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Literal
 
-from minimind.serving.answer_parser import AnswerParser, Part, Reasoning, ToolCall
+from minimind.inference.answer_parser import AnswerParser, Part, Reasoning, ToolCall
 from minimind.serving.call_record import CallRecord
 from minimind.serving.completion_writer import CompletionWriter, stop_reason
 from minimind.serving.engine_thread import Answer

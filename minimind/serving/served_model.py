@@ -9,11 +9,11 @@ from typing import Any
 from minimind.data.chat_encoding import Chat
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
+from minimind.inference.chat_prompt import ChatPrompt, chat_prompt
 from minimind.inference.grammar import Grammar
 from minimind.inference.logprobs import TokenLogprob
 from minimind.inference.request import GenerationRequest
 from minimind.serving.api_errors import ApiError
-from minimind.serving.chat_prompt import ChatPrompt, chat_prompt
 from minimind.serving.engine_thread import EngineThread
 from minimind.serving.message_schemas import read_turns, split_open_thought
 from minimind.serving.request_schemas import (

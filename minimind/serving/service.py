@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from minimind.data.tokenizer import Tokenizer
 from minimind.inference.batch_engine import BatchEngine
-from minimind.inference.generate import load_adapters, load_model
+from minimind.inference.load import Placement, load_adapters, load_checkpoint
 from minimind.serving.api_errors import ApiError
 from minimind.serving.engine_thread import EngineThread
 from minimind.serving.served_model import ServedModel
@@ -29,8 +27,7 @@ class ModelSource:
     """A Hugging Face folder, and how to run it."""
 
     folder: Path
-    dtype: torch.dtype
-    device: torch.device
+    placement: Placement
     max_batch: int
     max_tokens: int | None
     """Of the cache in all; None: a whole context for each of `max_batch`."""
@@ -112,7 +109,7 @@ class Service:
 
 
 def _load_engine(source: ModelSource) -> tuple[BatchEngine, Tokenizer]:
-    model, tokenizer = load_model(source.folder, dtype=source.dtype, device=source.device)
+    model, tokenizer = load_checkpoint(source.folder, source.placement)
     adapters = load_adapters(model, tokenizer, source.folder, source.adapters)
     engine = BatchEngine(
         model,

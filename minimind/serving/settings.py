@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from minimind.errors import ConfigError
 
-KEY_VARIABLE = "MINIMIND_API_KEY"
-"""Of the environment: a server's key, for itself and for its clients."""
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@*]+", re.IGNORECASE)
 
 

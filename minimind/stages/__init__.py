@@ -1,4 +1,8 @@
-"""The training objectives, by the name that --stage takes."""
+"""The training objectives, by the name that --stage takes, and nothing else.
+
+What an objective needs of rollouts, rewards and a reference model stands beside those that use it.
+The loop, DeepSpeed and checkpoints are minimind.engine's.
+"""
 
 from typing import Any
 

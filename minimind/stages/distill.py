@@ -18,11 +18,10 @@ from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe, option
 from minimind.data.same_tokens import check_same_tokens
 from minimind.data.tokenizer import Tokenizer
-from minimind.engine.checkpoint import find_model_folder
 from minimind.engine.stage import BuildContext, Policy, StageModels
 from minimind.errors import ConfigError
-from minimind.inference.generate import load_model
-from minimind.model.adapter_folder import fingerprint, load_folder_config
+from minimind.inference.load import load_model
+from minimind.lora.folder import find_model_folder, fingerprint, load_folder_config
 from minimind.model.transformer import Transformer
 from minimind.stages.sft import SFT, SFTRecipe
 from minimind.types import Batch, LossSum

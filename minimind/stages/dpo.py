@@ -15,9 +15,9 @@ from torch.nn.functional import logsigmoid
 from minimind.config.recipe import Recipe, check_one_of, option
 from minimind.data.formats import Format
 from minimind.data.preference_format import PREFERENCE
-from minimind.data.sample_files import PREFERENCE_DATA, SampleData
 from minimind.engine.stage import BuildContext, Policy, Stage, StageModels
 from minimind.errors import ConfigError
+from minimind.samples.files import PREFERENCE_DATA, SampleData
 from minimind.stages.pretrain import Pretrain
 from minimind.stages.reference import Reference, document_log_probs
 from minimind.types import LossSum, UnitBatch

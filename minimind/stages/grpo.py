@@ -19,10 +19,10 @@ from minimind.data.prompt_format import PromptBatch
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.stage import BuildContext, Policy, StageModels
 from minimind.errors import ConfigError
-from minimind.model.lora import adapters_off
+from minimind.lora.model import adapters_off
+from minimind.lora.options import AdapterOptions
 from minimind.runtime.devices import send
 from minimind.runtime.seeds import derive_seed
-from minimind.stages.adapter_options import AdapterOptions
 from minimind.stages.advantages import mean_and_deviation
 from minimind.stages.lora import Lora
 from minimind.stages.policy_loss import METRICS, LossType, PolicyLoss, rollout_log_probs

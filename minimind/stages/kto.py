@@ -14,11 +14,11 @@ from torch import Tensor
 
 from minimind.config.recipe import Recipe, check_one_of, option
 from minimind.data.formats import Format
-from minimind.data.sample_files import SampleData
-from minimind.data.unpaired_format import UNPAIRED, UNPAIRED_DATA, UnpairedBatch
+from minimind.data.unpaired_format import UNPAIRED, UnpairedBatch
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.stage import BuildContext, Policy, Stage, StageModels
 from minimind.errors import ConfigError
+from minimind.samples.files import UNPAIRED_DATA, SampleData
 from minimind.stages.pretrain import Pretrain
 from minimind.stages.reference import Reference, document_log_probs
 from minimind.types import LossSum

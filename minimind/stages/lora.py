@@ -12,21 +12,21 @@ from torch import Tensor, nn
 
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe, option
-from minimind.data.sample_files import SENTENCES_DATA, SampleData
-from minimind.engine.checkpoint import LATEST
 from minimind.engine.stage import BuildContext, StageModels
 from minimind.errors import CheckpointError, ConfigError
-from minimind.model.adapter_folder import (
+from minimind.lora.folder import (
+    LATEST,
     BaseModel,
     find_base,
     load_adapter,
     load_model_folder,
     save_adapter,
 )
-from minimind.model.lora import add_adapters, collect_adapter
+from minimind.lora.model import add_adapters, collect_adapter
+from minimind.lora.options import AdapterOptions, AdapterPlan
+from minimind.lora.plot import plot_adapter
 from minimind.model.transformer import Transformer
-from minimind.stages.adapter_options import AdapterOptions, AdapterPlan
-from minimind.stages.adapter_plot import plot_adapter
+from minimind.samples.files import SENTENCES_DATA, SampleData
 from minimind.stages.sft import SFT, SFTRecipe
 
 ADAPTER_FOLDER = "adapter"

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from minimind.config.recipe import Recipe
 from minimind.data.formats import Format
-from minimind.data.sample_files import TEXT_DATA, SampleData
 from minimind.data.text_format import TEXT
 from minimind.engine.stage import BuildContext, Policy, Stage, StageModels
 from minimind.model.transformer import Transformer
+from minimind.samples.files import TEXT_DATA, SampleData
 from minimind.types import Batch, LossSum
 
 

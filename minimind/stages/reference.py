@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minimind.data.cache_folder import default_cache_dir, locked, new_folder, remove_stale
 from minimind.data.prefetch import prefetched
 from minimind.engine.stage import BuildContext, Policy
 from minimind.errors import DataError
-from minimind.model.adapter_folder import fingerprint, load_model_folder
+from minimind.lora.folder import fingerprint, load_model_folder
 from minimind.model.transformer import Transformer
+from minimind.runtime.cache_folder import default_cache_dir, locked, new_folder, remove_stale
 from minimind.types import IGNORE_INDEX, UnitBatch
 
 logger = logging.getLogger(__name__)

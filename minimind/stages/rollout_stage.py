@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from minimind.data.formats import Format
 from minimind.data.prompt_format import PROMPT, Prompt, PromptBatch
-from minimind.data.sample_files import SampleData
-from minimind.data.sample_tasks import PROMPT_DATA
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.stage import BuildContext, Loader, Policy, Stage, StageModels
 from minimind.errors import ConfigError
@@ -21,6 +19,8 @@ from minimind.rewards.scorer import Scorer
 from minimind.rewards.tools import ToolBox
 from minimind.runtime.devices import send
 from minimind.runtime.together import all_do
+from minimind.samples.files import SampleData
+from minimind.samples.tasks import PROMPT_DATA
 from minimind.stages.policy_loss import rollout_log_probs
 from minimind.stages.reference import load_frozen
 from minimind.stages.rollout_batch import RolloutBatch, build_rollout_batch

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from minimind.config.recipe import Recipe, option
 from minimind.data.chat_format import CHAT
 from minimind.data.formats import Format
-from minimind.data.sample_files import CHAT_DATA, SampleData
 from minimind.errors import ConfigError
+from minimind.samples.files import CHAT_DATA, SampleData
 from minimind.stages.pretrain import Pretrain
 
 

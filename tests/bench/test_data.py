@@ -9,8 +9,8 @@ import pytest
 
 from bench import data
 from bench.data_rows import FORMATS
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.token_cache import build_token_cache
+from minimind.samples.text import load_sample_tokenizer
 
 
 def test_rows_of_one_format(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from bench import inference
 from bench.inference_rows import GenerationTime, InferenceSpec, ServedRow
 from minimind.config.model import ModelConfig
-from minimind.data.sample_text import load_sample_tokenizer
+from minimind.samples.text import load_sample_tokenizer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"

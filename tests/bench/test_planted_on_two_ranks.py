@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import compare
-from minimind.data.sample_text import load_sample_tokenizer
+from minimind.samples.text import load_sample_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = {

@@ -12,11 +12,11 @@ from small_models import random_model, small_config
 
 from minimind.cli import answer as verb
 from minimind.data.chat_format import chat_samples
-from minimind.data.sample_text import load_sample_tokenizer
-from minimind.inference.generate import load_model
+from minimind.inference.load import load_model
 from minimind.inference.samples import answer_prompts
 from minimind.inference.sampling import SamplingParams
 from minimind.model.state_dict import save_hf_folder
+from minimind.samples.text import load_sample_tokenizer
 from minimind.types import Row, Sample
 
 Main = Callable[..., int]
@@ -61,7 +61,7 @@ def test_answers_are_the_models_and_train_another(answer: Main, teacher: Path, t
     expected = answer_prompts(model, tokenizer, QUESTIONS, params, is_chat=True)
     given = {"role": "assistant", "content": "to be answered anew"}
     rows = [conversation(q, *([given] if i % 2 else [])) for i, q in enumerate(QUESTIONS)]
-    assert answer(rows, "--max_new_tokens", "60") == 0
+    assert answer(rows, "--max_new_tokens", "60", "--dtype", "fp32") == 0
     found = {turns[0]["content"]: turns[1]["content"] for turns in read_turns(tmp_path)}
     assert found
     for question, text in zip(QUESTIONS, expected, strict=True):

@@ -33,7 +33,7 @@ def chat(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[...,
     def run(*lines: str, flags: tuple[str, ...] = (), stdin: Any = None) -> tuple[int, str, str]:
         given = stdin or io.StringIO("".join(f"{line}\n" for line in lines))
         monkeypatch.setattr(sys, "stdin", given)
-        options = ["--set", "temperature=0", "--set", "max_tokens=8", *flags]
+        options = ["--set", "temperature=0", "--set", "max_new_tokens=8", *flags]
         status = verb.main(["--checkpoint", str(folder), *options])
         return status, *capsys.readouterr()
 
@@ -109,7 +109,7 @@ def test_in_a_terminal(folder: Path, tmp_path: Path, terminal: str) -> None:
         "PROMPT_TOOLKIT_NO_CPR": "1",
     }
     process = subprocess.Popen(
-        [*command, "--set", "max_tokens=8"],
+        [*command, "--set", "max_new_tokens=8"],
         env=environment,
         stdin=theirs,
         stdout=theirs,

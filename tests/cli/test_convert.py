@@ -15,11 +15,11 @@ from small_models import logits_of, pack, random_documents, random_model, small_
 from torch import Tensor
 
 from minimind.cli import convert as verb
-from minimind.data.sample_text import load_sample_tokenizer
-from minimind.model.adapter import merge_adapter
-from minimind.model.adapter_folder import BaseModel, save_adapter
+from minimind.lora.adapter import merge_adapter
+from minimind.lora.folder import BaseModel, save_adapter
 from minimind.model.state_dict import load_hf_folder, save_hf_folder
 from minimind.model.transformer import Transformer
+from minimind.samples.text import load_sample_tokenizer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"

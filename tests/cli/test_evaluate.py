@@ -12,8 +12,8 @@ from evaluation_data import CEVAL
 from small_models import random_model, small_config
 
 from minimind.cli import evaluate as verb
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.model.state_dict import save_hf_folder
+from minimind.samples.text import load_sample_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from small_adapters import random_adapter
 from small_folders import small_folder
 
 from minimind.cli import serve as verb
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.errors import ConfigError
-from minimind.model.adapter_folder import BaseModel, load_folder_config, save_adapter
+from minimind.lora.folder import BaseModel, load_folder_config, save_adapter
+from minimind.samples.text import load_sample_tokenizer
 from minimind.serving.metrics import ServerMetrics
 from minimind.serving.service import Service
 from minimind.serving.settings import ServerSettings

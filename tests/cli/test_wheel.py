@@ -113,7 +113,7 @@ def test_the_sdist_holds_all_that_a_checkout_does(sdist: Path) -> None:
         *("pyproject.toml", "LICENSE", "CHANGELOG.md", "README_zh.md", "Makefile"),
         *("constraints.txt", "launch/train.py", "launch/chat.py", "ds_configs/zero2.json"),
         *("minimind/inference/cpu_decode.cpp", "minimind/inference/cpu_vectors.h"),
-        *("minimind/data/sample_tokenizer/tokenizer.json", "minimind/py.typed"),
+        *("minimind/samples/tokenizer/tokenizer.json", "minimind/py.typed"),
         *("kernels/minimind_kernels/py.typed", "kernels/README.md"),
         *("tests/conftest.py", "tests/cli/test_wheel.py", "bench/harness.py", "docs/decisions.md"),
     ):
@@ -167,7 +167,7 @@ print(minimind.LLM("runs/chat").chat("你好", max_new_tokens=8))
 """
     api = run("-c", code, python=True)
     assert api.returncode == 0, api.stderr
-    flags = ("--set", "temperature=0", "--set", "max_tokens=8")
+    flags = ("--set", "temperature=0", "--set", "max_new_tokens=8")
     said = run("chat", "--checkpoint", "runs/chat", *flags, stdin="你好\n")
     assert (said.returncode, said.stderr) == (0, "")
     assert api.stdout == said.stdout != ""

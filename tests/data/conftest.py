@@ -1,4 +1,4 @@
-"""A tokenizer, and data files in a folder of their own with a cache of its own."""
+"""Data files in a folder of their own with a cache of its own."""
 
 from __future__ import annotations
 
@@ -8,21 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.token_cache import TokenCache, build_token_cache
 from minimind.data.tokenizer import Tokenizer
 
 
 @pytest.fixture(autouse=True)
-def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("MINIMIND_CACHE", str(folder))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
-    return load_sample_tokenizer()
+def _cache_of_its_own(cache_dir: Path) -> None:
+    """Every test makes its caches anew."""
 
 
 @pytest.fixture

@@ -208,7 +208,7 @@ def test_a_file_that_changes_while_it_is_read(
 _SLOW_BUILD = textwrap.dedent("""
     import sys, time
     from minimind.data import token_writer
-    from minimind.data.sample_text import load_sample_tokenizer
+    from minimind.samples.text import load_sample_tokenizer
     from minimind.data.token_cache import build_token_cache
 
     add = token_writer._Writer.add
@@ -248,7 +248,7 @@ def test_a_killed_build_leaves_no_cache_and_its_rest_is_removed(
 
 
 def _build(path: Path, start: float) -> int:
-    from minimind.data.sample_text import load_sample_tokenizer
+    from minimind.samples.text import load_sample_tokenizer
 
     tokenizer = load_sample_tokenizer()
     time.sleep(max(0.0, start - time.time()))

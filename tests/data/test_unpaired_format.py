@@ -15,15 +15,14 @@ from data_checks import check_middle_is_bad
 from minimind.data.chat_format import chat_samples
 from minimind.data.jsonl import BadRow
 from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource
-from minimind.data.sample_files import sample_data_path
 from minimind.data.token_cache import TokenCache, build_token_cache
 from minimind.data.tokenizer import Tokenizer
 from minimind.data.unpaired_format import (
     UNPAIRED,
-    UNPAIRED_DATA,
     UnpairedBatch,
     unpaired_samples,
 )
+from minimind.samples.files import UNPAIRED_DATA, sample_data_path
 from minimind.types import IGNORE_INDEX, Row, Sample, UnitBatch
 
 SEQ_LEN = 160

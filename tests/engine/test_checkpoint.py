@@ -22,11 +22,11 @@ from minimind.engine.checkpoint import (
     CheckpointStore,
     check_same_helpers,
     find_latest,
-    find_model_folder,
     load_checkpoint_meta,
     needs_universal,
 )
 from minimind.errors import CheckpointError, TrainingError
+from minimind.lora.folder import find_model_folder
 from minimind.model.state_dict import load_hf_folder
 from minimind.runtime.ranks import Ranks
 
@@ -103,9 +103,9 @@ def test_the_description_reaches_the_disk_last(
     store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     flushed: list[str] = []
-    flush = checkpoint_module._flush_to_disk
+    flush = checkpoint_module.flush_to_disk
     monkeypatch.setattr(
-        checkpoint_module, "_flush_to_disk", lambda path: (flush(path), flushed.append(path.name))
+        checkpoint_module, "flush_to_disk", lambda path: (flush(path), flushed.append(path.name))
     )
     names = {Path(name).name for name in listing(save(store, 1))}
     *files, description, parent = flushed
@@ -159,7 +159,7 @@ def test_a_new_store_removes_what_was_left_unfinished(store: CheckpointStore, tm
         (FakeEngine, "save", MemoryError()),
         (checkpoint_module, "save_hf_folder", OSError("No space left")),
         (Tokenizer, "save", OSError("No space left")),
-        (checkpoint_module, "_flush_to_disk", OSError("No space left")),
+        (checkpoint_module, "flush_to_disk", OSError("No space left")),
         (Path, "rename", OSError("No space left")),
     ],
 )

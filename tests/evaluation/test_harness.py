@@ -10,7 +10,6 @@ import pytest
 import torch
 from small_models import random_model, reference_logits, small_config
 
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
 from minimind.model.transformer import Transformer
@@ -54,11 +53,6 @@ doc_to_target: "{{text}}"
 generation_kwargs: {until: ["\\n"], max_gen_toks: 5}
 metric_list: [{metric: exact_match}]
 """
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return load_sample_tokenizer()
 
 
 @pytest.fixture(scope="module")

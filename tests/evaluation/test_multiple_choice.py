@@ -8,9 +8,9 @@ import pytest
 from evaluation_data import CEVAL, CMMLU
 from small_models import random_model, reference_logits, small_config
 
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.errors import ConfigError, DataError
 from minimind.evaluation.multiple_choice import Question, measure_choices, read_questions
+from minimind.samples.text import load_sample_tokenizer
 
 
 def test_both_layouts(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from small_models import random_model, reference_logits, small_config
 from torch import tensor
 
-from minimind.data.sample_text import load_sample_tokenizer, text_documents
 from minimind.errors import DataError
 from minimind.evaluation.perplexity import measure_perplexity
 from minimind.model.state_dict import save_hf_folder
+from minimind.samples.text import load_sample_tokenizer, text_documents
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -17,7 +17,7 @@ from minimind.errors import ConfigError
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.request import Completion, GenerationRequest
 from minimind.inference.sampling import SamplingParams
-from minimind.model.loaded_adapters import LoadedAdapters
+from minimind.lora.loaded import LoadedAdapters
 from minimind.model.transformer import Transformer
 
 V = 97

@@ -15,17 +15,17 @@ from small_adapters import random_adapter
 from small_models import EXPERTS, FAMILIES, random_documents, random_model, small_config
 from torch import Tensor
 
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.inference import cpu_decode
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.cpu_decode import CpuDecode
-from minimind.inference.generate import lay_out_for_decoding
+from minimind.inference.load import lay_out_for_decoding
 from minimind.inference.request import GenerationRequest
 from minimind.inference.sampling import SamplingParams
+from minimind.lora.loaded import LoadedAdapters
 from minimind.model.cached_attention import Piece, SlotPlan
 from minimind.model.kv_cache import KVCache
-from minimind.model.loaded_adapters import LoadedAdapters
 from minimind.model.transformer import Transformer
+from minimind.samples.text import load_sample_tokenizer
 
 CPU = torch.device("cpu")
 CAPACITY = 64

@@ -15,20 +15,16 @@ from hypothesis import strategies as st
 from small_models import loss_of, pack, random_model, small_config
 from torch import Tensor
 
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import CheckpointError, ConfigError, MiniMindError
-from minimind.inference.generate import (
-    generate_text,
-    lay_out_for_decoding,
-    load_model,
-    stream_text,
-)
+from minimind.inference.generate import generate_text, stream_text
+from minimind.inference.load import lay_out_for_decoding, load_model
 from minimind.inference.sampling import SamplingParams
 from minimind.model.cached_attention import CachePlan
 from minimind.model.kv_cache import KVCache
 from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
+from minimind.samples.text import load_sample_tokenizer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.cpu_decode import CpuDecode
-from minimind.inference.generate import lay_out_for_decoding
+from minimind.inference.load import lay_out_for_decoding
 from minimind.inference.logprobs import TokenLogprob
 from minimind.inference.pending_tokens import PendingTokens, pack
 from minimind.inference.request import Completion, GenerationRequest

@@ -7,9 +7,9 @@ import pytest
 import torch
 from small_models import random_model, small_config
 
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.inference.samples import choose_prompts, sample_texts
 from minimind.model.transformer import Transformer
+from minimind.samples.text import load_sample_tokenizer
 
 TOKENIZER = load_sample_tokenizer()
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.errors import ConfigError
 from minimind.interop import reward_model as module
 from minimind.interop.reward_model import reward_model
 from minimind.rewards.rollout import Rollout
 from minimind.rewards.scorer import Scorer
+from minimind.samples.text import load_sample_tokenizer
 
 transformers = pytest.importorskip("transformers")
 

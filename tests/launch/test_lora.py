@@ -24,16 +24,16 @@ from training_runs import (
 )
 from two_ranks import TrainOnTwo
 
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.engine.stage import BuildContext, StageModels
-from minimind.inference.generate import load_model
-from minimind.model.adapter_folder import load_adapter
+from minimind.inference.load import load_model
+from minimind.lora.folder import load_adapter
 from minimind.model.state_dict import (
     load_hf_config,
     load_hf_folder,
     save_hf_folder,
     split_fused,
 )
+from minimind.samples.text import load_sample_tokenizer
 from minimind.stages.lora import Lora
 
 

@@ -25,7 +25,7 @@ from training_runs import (
 )
 from two_ranks import TrainOnTwo
 
-from minimind.model.adapter_folder import load_model_folder
+from minimind.lora.folder import load_model_folder
 
 STAGES = ("grpo", "ppo")
 REWARD = {"repetition_penalty(ngram=1)": 1.0}

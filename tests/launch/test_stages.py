@@ -25,10 +25,10 @@ from training_runs import (
 from two_ranks import TrainOnTwo, check_other_files_and_two_ranks
 
 from minimind.config.model import load_model_config
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.engine.stage import Policy
 from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
+from minimind.samples.text import load_sample_tokenizer
 from minimind.stages import STAGES
 from minimind.stages.rollout_stage import RolloutStage
 from minimind.stages.sft import SFT

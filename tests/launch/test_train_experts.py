@@ -17,10 +17,11 @@ from training_runs import (
 )
 from two_ranks import TrainOnTwo
 
-from minimind.engine.checkpoint import find_model_folder
 from minimind.engine.routers import ROUTER_COLUMNS
-from minimind.inference.generate import generate_text, load_model
+from minimind.inference.generate import generate_text
+from minimind.inference.load import load_model
 from minimind.inference.sampling import SamplingParams
+from minimind.lora.folder import find_model_folder
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 from pooled_functions import write_functions
 
 from minimind.data.chat_encoding import ChatEncoder
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.errors import ConfigError
 from minimind.rewards.tagged_text import read_calls
 from minimind.rewards.tools import ToolBox
+from minimind.samples.text import load_sample_tokenizer
 
 ODD = """
 import os

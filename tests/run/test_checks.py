@@ -9,7 +9,6 @@ import pytest
 import torch
 from small_folders import small_folder
 
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.tokenizer_training import train_tokenizer
 from minimind.errors import ConfigError
 from minimind.run.arguments import collect_arguments
@@ -17,6 +16,7 @@ from minimind.run.checks import check_packages
 from minimind.run.run import Run
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
+from minimind.samples.text import load_sample_tokenizer
 
 GIB = 1 << 30
 CPU = Device(torch.device("cpu"), "some CPU", False, "fp32", "", None, 4 * GIB)

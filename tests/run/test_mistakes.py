@@ -13,10 +13,10 @@ from small_adapters import named
 from small_models import random_model, small_config
 
 from minimind.cli.train import main
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.model.state_dict import save_hf_folder
 from minimind.monitors import start as monitors
 from minimind.run import run as run_module
+from minimind.samples.text import load_sample_tokenizer
 
 MISTAKES: dict[str, tuple[str, list[str]]] = {
     "an unknown flag": ("--max_step 3", ["unknown flag: --max_step (did you mean --max_steps"]),

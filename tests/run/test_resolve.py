@@ -18,7 +18,6 @@ from minimind.config.deepspeed_json import SHIPPED, precision
 from minimind.config.model import PRESETS, ModelConfig, load_model_config
 from minimind.config.sizes import default_sizes
 from minimind.data.loader import PackedLoader
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint
 from minimind.errors import CheckpointError, ConfigError
@@ -32,6 +31,7 @@ from minimind.run.resolve import (
 )
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
+from minimind.samples.text import load_sample_tokenizer
 from minimind.stages import STAGES
 from minimind.stages.pretrain import Pretrain
 

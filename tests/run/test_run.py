@@ -16,9 +16,8 @@ import torch
 from training_runs import read_losses
 
 import minimind.run
-from minimind.engine.checkpoint import find_model_folder
 from minimind.errors import ConfigError
-from minimind.model.adapter_folder import load_model_folder
+from minimind.lora.folder import find_model_folder, load_model_folder
 from minimind.run import Run
 from minimind.runtime.ranks import free_port
 

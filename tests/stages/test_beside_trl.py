@@ -16,11 +16,11 @@ from small_models import gradients, logits_of, pack, random_documents, random_mo
 
 from minimind.data.loader import PackedLoader, WeightedSource
 from minimind.data.preference_format import PREFERENCE
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.token_cache import TokenCache, build_token_cache
 from minimind.engine.stage import BuildContext
 from minimind.model.state_dict import save_hf_folder, split_fused
 from minimind.model.transformer import Transformer
+from minimind.samples.text import load_sample_tokenizer
 from minimind.stages.distill import Distill, DistillRecipe
 from minimind.stages.dpo import DPO, DPORecipe
 from minimind.types import UnitBatch

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import replace_fields
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.stage import BuildContext
 from minimind.errors import CheckpointError, ConfigError, DataError
@@ -193,11 +192,6 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / "teacher"
 
     return make
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return load_sample_tokenizer()
 
 
 def context(tokenizer: Tokenizer, vocab_size: int | None = None, **changes: Any) -> BuildContext:

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from minimind.data import preference_format
 from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource
 from minimind.data.preference_format import PREFERENCE
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.data.token_cache import TokenCache, build_token_cache
 from minimind.engine.stage import BuildContext
 from minimind.errors import ConfigError
 from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
+from minimind.samples.text import load_sample_tokenizer
 from minimind.stages import reference as reference_module
 from minimind.stages.dpo import DPO, DPORecipe
 from minimind.types import UnitBatch

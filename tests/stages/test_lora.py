@@ -1,4 +1,4 @@
-"""Which linears get an adapter, what starting and going on need, what a run is told of its size."""
+"""What starting and going on with adapters need, and what a run is told of their size."""
 
 from __future__ import annotations
 
@@ -7,98 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_adapters import named, ranks_of
+from small_adapters import named
 from small_models import random_model, small_config
 
 from minimind.config.model import load_model_config
 from minimind.engine.stage import BuildContext
 from minimind.errors import CheckpointError, ConfigError
-from minimind.model.adapter import Adapter
-from minimind.model.adapter_folder import BaseModel, save_adapter
-from minimind.model.lora import collect_adapter
+from minimind.lora.adapter import Adapter
+from minimind.lora.folder import BaseModel, save_adapter
+from minimind.lora.model import collect_adapter
 from minimind.model.state_dict import save_hf_folder
 from minimind.stages import STAGES
-from minimind.stages.adapter_plot import plot_adapter
 from minimind.stages.lora import Lora, LoraRecipe
 from minimind.stages.sft import SFT
 
 CONFIG = small_config()
-EVERY = dict.fromkeys(
-    ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), 16
-)
-
-
-def kinds_of(recipe: LoraRecipe) -> dict[str, int]:
-    """Ranks by the last word of a name, the same in every layer."""
-    ranks = recipe.plan(CONFIG).ranks
-    kinds = {name.rpartition(".")[2]: rank for name, rank in ranks.items()}
-    assert ranks_of(CONFIG, kinds) == ranks
-    return kinds
-
-
-def test_by_default_every_linear_of_the_blocks_has_rank_16_and_scale_2():
-    plan = LoraRecipe().plan(CONFIG)
-    assert kinds_of(LoraRecipe()) == EVERY
-    assert set(plan.alphas.values()) == {32.0}
-
-
-def test_the_original_preset_takes_square_linears_at_scale_1():
-    square = small_config(head_dim=8)  # 4 heads of 8 are the hidden size of 32
-    plan = LoraRecipe(lora_preset="original").plan(square)
-    assert plan.ranks == ranks_of(square, {"q_proj": 16, "o_proj": 16})
-    assert plan.alphas == dict.fromkeys(plan.ranks, 16.0)
-    as_many_keys = small_config(head_dim=8, num_key_value_heads=4)
-    plan = LoraRecipe(lora_preset="original").plan(as_many_keys)
-    assert plan.ranks == ranks_of(
-        as_many_keys, dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), 16)
-    )
-    with pytest.raises(ConfigError, match="no linear gets an adapter"):
-        LoraRecipe(lora_preset="original").plan(CONFIG)
-
-
-@pytest.mark.parametrize(
-    ("ranks", "kinds"),
-    [
-        ({"q_proj": 4, "v_proj": 8}, {"q_proj": 4, "v_proj": 8}),
-        ({"qkv_proj": 4}, {"q_proj": 4, "k_proj": 4, "v_proj": 4}),
-        ({"": 2, "gate_up_proj": 0, "self_attn": 3, "o_proj": 5},
-         {"q_proj": 3, "k_proj": 3, "v_proj": 3, "o_proj": 5, "down_proj": 2}),
-    ],
-)  # fmt: skip
-def test_ranks_go_by_pattern_and_the_last_match_counts(
-    ranks: dict[str, int], kinds: dict[str, int]
-):
-    assert kinds_of(LoraRecipe(lora_ranks=ranks)) == kinds
-
-
-def test_alphas_and_layers_go_by_pattern():
-    recipe = LoraRecipe(lora_ranks={r"layers\.1\.": 4}, lora_alphas={"mlp": 8.0})
-    plan = recipe.plan(CONFIG)
-    assert all(name.startswith("model.layers.1.") for name in plan.ranks)
-    assert plan.alphas["model.layers.1.mlp.up_proj"] == 8.0
-    assert plan.alphas["model.layers.1.self_attn.q_proj"] == 32.0
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"lora_preset": "some"}, "lora_preset is 'some'; it must be one of all, original"),
-        ({"lora_preset": "original", "lora_ranks": {"q_proj": 1}}, "contradict"),
-        ({"lora_ranks": {"(": 4}}, "the pattern '\\('"),
-        ({"lora_ranks": {"q_proj": -1}}, "lora_ranks holds -1"),
-    ],
-)
-def test_options_that_cannot_be_used_are_refused(options: dict[str, object], message: str):
-    with pytest.raises(ConfigError, match=message):
-        dataclasses.replace(LoraRecipe(), **options).check()  # type: ignore[arg-type]
-
-
-def test_patterns_that_match_nothing_are_refused_with_the_names():
-    with pytest.raises(
-        ConfigError,
-        match=r"matches wq; there is .*: model\.layers\.0\.self_attn\.q_pr",
-    ):
-        LoraRecipe(lora_ranks={"q_proj": 4, "wq": 4}).plan(CONFIG)
 
 
 def test_the_count_is_that_of_the_parameters(base: Path):
@@ -181,29 +104,6 @@ def test_a_checkpoint_with_other_adapters_is_refused(
     context = BuildContext(config=CONFIG, weights_folder=base, checkpoint=tmp_path)
     with pytest.raises(CheckpointError, match=message):
         Lora(recipe).build_models(context)
-
-
-def test_the_picture_is_written_whole(base: Path, tmp_path: Path):
-    plot_adapter(saved_adapter(base, LoraRecipe()), tmp_path / "adapter.png")
-    assert (tmp_path / "adapter.png").read_bytes().startswith(b"\x89PNG")
-    plot_adapter({}, tmp_path / "none.png")  # logged, and no more
-    assert sorted(p.suffix for p in tmp_path.iterdir() if p.is_file()) == [".png"]
-
-
-def test_ranks_take_the_names_of_the_models_parts():
-    attention = {"q_proj", "k_proj", "v_proj", "o_proj"}
-    feed_forward = {"gate_proj", "up_proj", "down_proj"}
-    of_both = dict.fromkeys(attention, 8) | dict.fromkeys(feed_forward, 16)
-    assert kinds_of(LoraRecipe(lora_ranks={"attention": 8, "mlp": 16})) == of_both
-    # Whatever its place, and also where nothing is left for it.
-    assert kinds_of(LoraRecipe(lora_ranks={"attention": 8, "default": 16})) == of_both
-    everything = {"attention": 8, "mlp": 16, "default": 4}
-    assert kinds_of(LoraRecipe(lora_ranks=everything)) == of_both
-    plan = LoraRecipe(lora_alphas={"attention": 8.0, "default": 4.0}).plan(CONFIG)
-    assert plan.alphas["model.layers.1.mlp.up_proj"] == 4.0
-    assert plan.alphas["model.layers.1.self_attn.q_proj"] == 8.0
-    with pytest.raises(ConfigError, match=r"matches atention; there is attention, mlp, default"):
-        LoraRecipe(lora_ranks={"atention": 8}).plan(CONFIG)
 
 
 def test_the_outline_has_the_names_and_shapes_of_what_is_built(base: Path):

@@ -15,12 +15,12 @@ from small_models import pack, random_model
 from torch import nn
 
 from minimind.data.prompt_format import Prompt, PromptBatch
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.engine.stage import BuildContext
 from minimind.errors import ConfigError
-from minimind.model.lora import adapters_off, add_adapters
+from minimind.lora.model import adapters_off, add_adapters
 from minimind.model.state_dict import linear_parts, save_hf_folder
 from minimind.runtime.ranks import Ranks
+from minimind.samples.text import load_sample_tokenizer
 from minimind.stages.grpo import GRPO, GRPORecipe
 from minimind.stages.ppo import PPO, PPORecipe
 from minimind.stages.rollout_batch import RolloutBatch

@@ -11,9 +11,9 @@ from minimind.config.recipe import replace_fields
 from minimind.data.chat_format import chat_samples
 from minimind.data.collate import collate
 from minimind.data.packing import build_row
-from minimind.data.sample_text import load_sample_tokenizer
 from minimind.errors import ConfigError
 from minimind.model.transformer import Transformer
+from minimind.samples.text import load_sample_tokenizer
 from minimind.stages.sft import SFT, SFTRecipe
 from minimind.types import Row, Sample
 

@@ -1,0 +1,169 @@
+"""A conversation as it goes on, whoever answers: a model in this process or a server."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, get_args, get_type_hints
+
+from minimind.data.chat_encoding import Message
+from minimind.errors import ConfigError
+from minimind.inference.answer_parser import Content, Part, Reasoning, ToolCall
+from minimind.inference.sampling import SamplingParams
+
+_PROGRAMS = ("grammar", "logprobs", "tempered_logprobs")
+"""Options of SamplingParams that are for programs; so are those that are no number or switch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatOptions(SamplingParams):
+    """How to answer: SamplingParams with a conversation's defaults, and whether to think first."""
+
+    thinking: bool = False
+    max_new_tokens: int = 512
+    temperature: float = 0.7
+    top_p: float = 0.9
+
+    def show(self) -> dict[str, Any]:
+        """The options that `change` takes, with their values."""
+        return {name: getattr(self, name) for name in _CHANGEABLE}
+
+    def change(self, assignment: str) -> ChatOptions:
+        """With `name=value`. Raises ConfigError."""
+        name, equals, text = (part.strip() for part in assignment.partition("="))
+        if name not in _CHANGEABLE or not equals:
+            raise ConfigError(
+                f"{assignment!r}: give NAME=VALUE with one of {', '.join(sorted(_CHANGEABLE))}"
+            )
+        kind = get_type_hints(ChatOptions)[name]
+        optional = type(None) in get_args(kind)
+        if optional and text.lower() == "none":
+            return dataclasses.replace(self, **{name: None})
+        kind = get_args(kind)[0] if optional else kind
+        try:
+            value = {"on": True, "off": False}[text.lower()] if kind is bool else kind(text)
+        except (ValueError, KeyError):
+            wanted = {bool: "on or off", int: "a whole number", float: "a number"}[kind]
+            raise ConfigError(f"{name} is {text!r}; it must be {wanted}") from None
+        return dataclasses.replace(self, **{name: value})
+
+
+_CHANGEABLE = tuple(
+    field.name
+    for field in dataclasses.fields(ChatOptions)
+    if isinstance(field.default, bool | int | float | None) and field.name not in _PROGRAMS
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of an answer."""
+
+    reason: str
+    completion_tokens: int
+
+
+class ChatBackend(Protocol):
+    """Who answers."""
+
+    def answer(
+        self,
+        messages: Sequence[Message],
+        options: ChatOptions,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Iterator[Part | Finished]:
+        """The parts as they come, then how it ended; closing the iterator stops the generation.
+        Raises a MiniMindError where the answer cannot be given."""
+        ...
+
+
+@dataclass(slots=True)
+class ChatSession:
+    """Turns, the options for the next one, and the measures of the last."""
+
+    backend: ChatBackend
+    options: ChatOptions = field(default_factory=ChatOptions)
+    system: str = ""
+    turns: list[Message] = field(default_factory=list)
+    finished: Finished | None = None
+    seconds: float = 0.0
+    """From the question to the last token."""
+    first_token_s: float = 0.0
+
+    @property
+    def messages(self) -> list[Message]:
+        return [{"role": "system", "content": self.system}, *self.turns][not self.system :]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of the last answer, from its first token on."""
+        made = self.finished.completion_tokens if self.finished else 0
+        writing_s = self.seconds - self.first_token_s
+        return (made - 1) / writing_s if made > 1 and writing_s > 0 else 0.0
+
+    def ask(
+        self, question: str | Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> Iterator[Part]:
+        """The answer's parts to a user's text, or to turns such as the results of tools. It joins
+        the history with its question however far it has come, unless nothing came at all."""
+        asked = [{"role": "user", "content": question}] if isinstance(question, str) else question
+        self.finished = None
+        started = time.perf_counter()
+        parts: list[Part] = []
+        stream = self.backend.answer([*self.messages, *asked], self.options, tools)
+        try:
+            for part in stream:
+                if isinstance(part, Finished):
+                    self.finished = part
+                    continue
+                if not parts:
+                    self.first_token_s = time.perf_counter() - started
+                parts.append(part)
+                yield part
+        finally:
+            stream.close()  # type: ignore[attr-defined]
+            self.seconds = time.perf_counter() - started
+            if parts:
+                self.turns += [*asked, answer_message(parts)]
+
+    def forget_last(self) -> str | None:
+        """Takes back the last question and its answer; the question, if there was one."""
+        while self.turns:
+            turn = self.turns.pop()
+            if turn["role"] == "user":
+                return turn["content"]
+        return None
+
+    def save(self, path: Path) -> None:
+        """Adds the conversation to a jsonl file, as training takes it. Raises ConfigError."""
+        line = json.dumps({"conversations": self.messages}, ensure_ascii=False)
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def answer_message(parts: Sequence[Part]) -> Message:
+    """An assistant's turn as history holds it."""
+    message: Message = {
+        "role": "assistant",
+        "content": "".join(part.text for part in parts if isinstance(part, Content)),
+    }
+    if thought := "".join(part.text for part in parts if isinstance(part, Reasoning)):
+        message["reasoning_content"] = thought
+    calls = [part for part in parts if isinstance(part, ToolCall)]
+    if calls:
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in calls
+        ]
+    return message

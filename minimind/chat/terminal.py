@@ -1,0 +1,189 @@
+"""A conversation in the terminal: what is typed or piped in, and the answers as they come."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from minimind.chat.session import ChatSession
+from minimind.errors import ConfigError, MiniMindError
+from minimind.inference.answer_parser import Content, Part, Reasoning, ToolCall
+
+DIM, RESET = "\033[2m", "\033[0m"
+HELP = """\
+/help                 this text
+/clear                begin a new conversation
+/system [TEXT]        set the system prompt, or remove it
+/thinking on|off      think before answering, or not
+/set [NAME=VALUE]     change an option (/set alone shows them all)
+/retry                ask the last question again
+/save FILE            add the conversation to a jsonl file that training takes
+/exit                 leave (Ctrl-D too)
+Ctrl-C stops an answer. Alt-Enter begins a new line. //… sends a text that begins with a slash."""
+
+
+def read_lines(is_interactive: bool) -> Iterator[str]:
+    """What the user types, with editing and history; what is piped in, line by line."""
+    if not is_interactive:
+        if isinstance(sys.stdin, io.TextIOWrapper):  # a file may hold anything
+            sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+        yield from (line.rstrip("\n") for line in sys.stdin)
+        return
+    ask = build_prompt()
+    while True:
+        try:
+            yield ask("> ")
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print("(Ctrl-D or /exit leaves)")
+
+
+def build_prompt() -> Callable[[str], str]:
+    """prompt_toolkit where it is installed and the terminal can show it, else the plain one."""
+    if os.environ.get("TERM", "dumb") == "dumb":
+        return input
+    try:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.completion import WordCompleter
+        from prompt_toolkit.history import FileHistory
+        from prompt_toolkit.key_binding import KeyBindings
+    except ImportError:
+        print("(pip install 'minimind[serve]' for line editing and history)")
+        return input
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "minimind"
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    keys = KeyBindings()
+    keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
+    commands = [line.split()[0] for line in HELP.splitlines() if line.startswith("/")]
+    session: PromptSession[str] = PromptSession(
+        history=FileHistory(str(state / "chat_history")),
+        completer=WordCompleter(commands, sentence=True),
+        complete_while_typing=False,
+        key_bindings=keys,
+    )
+    return session.prompt
+
+
+class Terminal:
+    """Shows a session and obeys its commands."""
+
+    def __init__(self, session: ChatSession) -> None:
+        self.session = session
+        self.is_interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        plain = os.environ.get("TERM", "dumb") == "dumb" or bool(os.environ.get("NO_COLOR"))
+        self._has_colour = sys.stdout.isatty() and not plain
+        self.has_failed = False
+        self._thinks = False
+        """A thought is being shown."""
+        if self.is_interactive:
+            print("/help lists the commands")
+
+    def take(self, line: str) -> bool:
+        """One line of the user's; False where he leaves."""
+        text = line.strip()
+        if not text:
+            return True
+        if text.startswith("/") and not text.startswith("//"):
+            return self._obey(text)
+        self._ask(text.removeprefix("/"))
+        return True
+
+    def _obey(self, text: str) -> bool:
+        command, _, rest = text.partition(" ")
+        rest = rest.strip()
+        session = self.session
+        try:
+            match command:
+                case "/help":
+                    print(HELP)
+                case "/clear":
+                    session.turns.clear()
+                    print("(a new conversation)")
+                case "/system":
+                    session.system = rest
+                    print(f"(system prompt: {rest or 'none'})")
+                case "/thinking":
+                    session.options = session.options.change(f"thinking={rest or 'on'}")
+                    print(f"(thinking {'on' if session.options.thinking else 'off'})")
+                case "/set":
+                    if rest:
+                        session.options = session.options.change(rest)
+                    self._show_options()
+                case "/retry":
+                    question = session.forget_last()
+                    if question is None:
+                        raise ConfigError("there is no question yet")
+                    self._ask(question)
+                case "/save":
+                    if not rest:
+                        raise ConfigError("/save needs a file: /save chats.jsonl")
+                    session.save(Path(rest).expanduser())
+                    print(f"(added to {rest})")
+                case "/exit" | "/quit":
+                    return False
+                case _:
+                    raise ConfigError(f"there is no command {command}; /help lists them")
+        except MiniMindError as error:
+            self._fail(error)
+        return True
+
+    def _show_options(self) -> None:
+        for name, value in self.session.options.show().items():
+            print(f"  {name}={value}")
+
+    def _ask(self, text: str) -> None:
+        parts = self.session.ask(text)
+        try:
+            self._show(parts)
+        except KeyboardInterrupt:
+            parts.close()  # type: ignore[attr-defined]
+            self._end_thought()
+            print("\n(stopped)")
+        except MiniMindError as error:
+            self._end_thought()
+            self._fail(error)
+        else:
+            self._end_thought()
+            print()
+            self._show_speed()
+
+    def _show(self, parts: Iterator[Part]) -> None:
+        for part in parts:
+            match part:
+                case Reasoning(text):
+                    if not self._thinks:
+                        print(DIM if self._has_colour else "<think>", end="")
+                    self._thinks = True
+                    print(text, end="", flush=True)
+                case Content(text):
+                    if self._thinks:
+                        self._end_thought()
+                        print()
+                    print(text, end="", flush=True)
+                case ToolCall(_, name, arguments):
+                    print(f"\n[calls {name}({arguments})]", end="", flush=True)
+
+    def _end_thought(self) -> None:
+        if self._thinks:
+            print(RESET if self._has_colour else "</think>", end="")
+        self._thinks = False
+
+    def _show_speed(self) -> None:
+        done = self.session.finished
+        if not self.is_interactive or done is None:
+            return
+        cut = ", cut off by max_new_tokens" if done.reason == "length" else ""
+        text = (
+            f"({done.completion_tokens} tokens, {self.session.tokens_per_s:.1f} tokens/s, "
+            f"first after {self.session.first_token_s:.2f} s{cut})"
+        )
+        print(f"{DIM}{text}{RESET}" if self._has_colour else text)
+
+    def _fail(self, error: Exception) -> None:
+        self.has_failed = True
+        print(f"error: {error}", file=sys.stderr, flush=True)

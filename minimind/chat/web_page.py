@@ -1,0 +1,260 @@
+"""The web page: a chat over a server. `minimind web` runs it with `streamlit run`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import streamlit as st
+
+from minimind.chat.server import ServerChat
+from minimind.chat.session import ChatOptions, ChatSession, answer_message
+from minimind.chat.web_texts import LANGUAGES, translate
+from minimind.config.environment import KEY_VARIABLE, SERVER_VARIABLE
+from minimind.data.chat_encoding import Message
+from minimind.errors import MiniMindError
+from minimind.inference.answer_parser import Content, Part, Reasoning, ToolCall
+
+# From a key to the words in the chosen language.
+Text = Callable[[str], str]
+_NAME_CHARS = 24
+_FIXED_SEED = 0
+_AVATARS = {"user": ":material/person:", "assistant": ":material/neurology:"}
+_STYLE = """<style>
+.stMainBlockContainer { padding-top: 3.5rem; padding-bottom: 1rem; }
+[data-testid="stSidebarHeader"] { height: 3rem; margin-bottom: 0; padding-bottom: 0; }
+[data-testid="stSidebarUserContent"] hr { margin: 0.5rem 0; }
+[data-testid="stChatMessage"] { padding: 0.75rem 1rem; }
+</style>"""
+"""Streamlit leaves a hand's breadth above everything, which a phone has no room for."""
+
+
+def main() -> None:
+    st.set_page_config(page_title="MiniMind", page_icon=":material/neurology:", layout="centered")
+    st.html(_STYLE)
+    language = _choose_language()
+
+    def text(key: str) -> str:
+        return translate(key, language)
+
+    url = os.environ.get(SERVER_VARIABLE, "http://127.0.0.1:8000")
+    try:
+        models = _list_models(url)
+    except MiniMindError as error:
+        st.error(str(error))
+        st.stop()
+    session = _choose_conversation(_backend(url, models[0]), text)
+    session.backend = _backend(url, _choose_model(models, text))
+    _choose_options(session, text)
+    tools = _tools(text)
+    _offer_download(session, text)
+    st.header(text("title"), anchor=False)
+    if not session.turns:
+        st.caption(text("greeting"))
+    for turn in session.turns:
+        _show_turn(turn, text)
+    calls = session.turns[-1].get("tool_calls") if session.turns else None
+    question = st.chat_input(text("ask"))
+    if question:
+        _answer(session, [{"role": "user", "content": question}], tools, text)
+    elif calls:
+        _ask_for_results(session, calls, tools, text)
+    elif session.turns and _wants_another(session, text):
+        last = session.forget_last()
+        if last is not None:
+            _answer(session, [{"role": "user", "content": last}], tools, text)
+
+
+@st.cache_data(ttl=60, show_spinner=False)
+def _list_models(url: str) -> list[str]:
+    return ServerChat(url, api_key=os.environ.get(KEY_VARIABLE)).models
+
+
+@st.cache_resource(show_spinner=False)
+def _backend(url: str, model: str) -> ServerChat:
+    return ServerChat(url, model, os.environ.get(KEY_VARIABLE))
+
+
+def _choose_language() -> str:
+    names = list(LANGUAGES)
+    locale = st.context.locale or ""
+    first = names.index("中文") if locale.startswith("zh") else 0
+    chosen = st.sidebar.radio(
+        "Language", names, index=first, horizontal=True, label_visibility="collapsed"
+    )
+    return LANGUAGES[chosen]
+
+
+def _choose_conversation(backend: ServerChat, text: Text) -> ChatSession:
+    """Of this browser tab's."""
+    state = st.session_state
+    if "conversations" not in state:
+        state.conversations = [ChatSession(backend)]
+        state.chosen = 0
+    with st.sidebar:
+        if st.button(text("new"), icon=":material/add:", width="stretch"):
+            if state.conversations[-1].turns:
+                state.conversations.append(ChatSession(backend))
+            state.chosen = len(state.conversations) - 1
+        for number, session in reversed(list(enumerate(state.conversations))):
+            if not session.turns:
+                continue
+            name = _shorten(session.turns[0]["content"])
+            kind = "secondary" if number == state.chosen else "tertiary"
+            if st.button(name, key=f"conversation {number}", type=kind, width="stretch"):
+                state.chosen = number
+                st.rerun()
+    return state.conversations[state.chosen]
+
+
+def _shorten(question: str) -> str:
+    """As a button's label, which would read Markdown."""
+    words = " ".join(question.split())
+    cut = words if len(words) <= _NAME_CHARS else words[: _NAME_CHARS - 1] + "…"
+    return re.sub(r"([\\`*_\[\]$:~<>#])", r"\\\1", cut)
+
+
+def _choose_model(models: Sequence[str], text: Text) -> str:
+    st.sidebar.divider()
+    return st.sidebar.selectbox(text("model"), models, key="model")
+
+
+def _choose_options(session: ChatSession, text: Text) -> None:
+    """Of the next answer."""
+    with st.sidebar:
+        thinking = st.toggle(text("thinking"), key="thinking")
+        session.system = st.text_area(
+            text("system"), key="system", height=68, placeholder=text("system_hint")
+        )
+        with st.expander(text("sampling")):
+            options = ChatOptions(
+                thinking=thinking,
+                temperature=st.slider(text("temperature"), 0.0, 2.0, 0.7, 0.05),
+                top_p=st.slider(text("top_p"), 0.05, 1.0, 0.9, 0.05),
+                top_k=st.slider(text("top_k"), 0, 200, 0),
+                min_p=st.slider(text("min_p"), 0.0, 0.5, 0.0, 0.01),
+                repetition_penalty=st.slider(text("repetition_penalty"), 0.8, 2.0, 1.0, 0.05),
+                max_new_tokens=st.slider(text("max_new_tokens"), 16, 2048, 256, 16),
+                seed=_FIXED_SEED if st.checkbox(text("fixed_seed")) else None,
+            )
+        session.options = options
+
+
+def _offer_download(session: ChatSession, text: Text) -> None:
+    if session.turns:
+        line = json.dumps({"conversations": session.messages}, ensure_ascii=False) + "\n"
+        st.sidebar.download_button(
+            text("download"), line, "chat.jsonl", icon=":material/download:", width="stretch"
+        )
+
+
+def _tools(text: Text) -> list[dict[str, Any]]:
+    with st.sidebar.expander(text("tools")):
+        written = st.text_area(text("tools"), help=text("tools_help"), label_visibility="collapsed")
+        if not written.strip():
+            return []
+        try:
+            tools = json.loads(written)
+        except ValueError:
+            tools = None
+        if isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools):
+            return [
+                tool if "function" in tool else {"type": "function", "function": tool}
+                for tool in tools
+            ]
+        st.error(text("tools_wrong"))
+        return []
+
+
+def _speaker(role: str) -> Any:
+    """A tool's results stand on the assistant's side."""
+    name = "user" if role == "user" else "assistant"
+    return st.chat_message(name, avatar=_AVATARS[name])
+
+
+def _show_turn(turn: Message, text: Text) -> None:
+    role = turn["role"]
+    with _speaker(role):
+        if thought := turn.get("reasoning_content"):
+            with st.expander(text("thought"), icon=":material/lightbulb:"):
+                st.markdown(thought)
+        if role == "tool":
+            st.code(turn["content"], language=None, wrap_lines=True)
+        elif turn["content"]:
+            st.markdown(turn["content"])
+        for call in turn.get("tool_calls", ()):
+            _show_call(call["function"]["name"], call["function"]["arguments"], text)
+
+
+def _wants_another(session: ChatSession, text: Text) -> bool:
+    """Below the last answer: how quick it was, and a button for another one."""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        again = st.button(text("again"), icon=":material/refresh:", type="tertiary")
+        if speed := st.session_state.get("speed", {}).get(id(session)):
+            st.caption(speed)
+    return again
+
+
+def _show_call(name: str, arguments: str, text: Text) -> None:
+    st.caption(f"{text('call')} `{name}`")
+    st.code(arguments, language="json", wrap_lines=True)
+
+
+def _ask_for_results(
+    session: ChatSession, calls: Sequence[dict[str, Any]], tools: list[dict[str, Any]], text: Text
+) -> None:
+    with st.form("results"):
+        results = [
+            st.text_input(f"{text('result')} {call['function']['name']}", key=call["id"])
+            for call in calls
+        ]
+        if not st.form_submit_button(text("send")):
+            return
+    turns = [
+        {"role": "tool", "tool_call_id": call["id"], "content": result}
+        for call, result in zip(calls, results, strict=True)
+    ]
+    _answer(session, turns, tools, text)
+
+
+def _answer(
+    session: ChatSession, turns: list[Message], tools: list[dict[str, Any]], text: Text
+) -> None:
+    """Adds the turns, shows the answer as it comes and keeps it."""
+    for turn in turns:
+        _show_turn(turn, text)
+    with _speaker("assistant"):
+        thinking, saying = st.empty(), st.empty()
+        parts: list[Part] = []
+        try:
+            for part in session.ask(turns, tools):
+                parts.append(part)
+                _show_progress(parts, thinking, saying, text)
+        except MiniMindError as error:
+            st.error(str(error))
+            return
+    done = session.finished
+    if done is not None:
+        speed = text("speed").format(tokens=done.completion_tokens, speed=session.tokens_per_s)
+        cut = f", {text('cut')}" if done.reason == "length" else ""
+        st.session_state.setdefault("speed", {})[id(session)] = speed + cut
+    st.rerun()
+
+
+def _show_progress(parts: Sequence[Part], thinking: Any, saying: Any, text: Text) -> None:
+    message = answer_message(parts)
+    match parts[-1]:
+        case Reasoning():
+            with thinking.expander(text("thought"), expanded=True, icon=":material/lightbulb:"):
+                st.markdown(message["reasoning_content"])
+        case Content():
+            saying.markdown(message["content"])
+        case ToolCall(_, name, arguments):
+            _show_call(name, arguments, text)
+
+
+if __name__ == "__main__":
+    main()

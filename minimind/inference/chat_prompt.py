@@ -1,0 +1,52 @@
+"""A conversation as the tokens before an answer; needs none of the server's packages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from minimind.data.chat_encoding import Chat, ChatEncoder
+from minimind.data.tokenizer import Tokenizer
+from minimind.inference.answer_parser import opens_reasoning
+
+_TAIL = 32
+"""Tokens at a prompt's end that hold all the template writes after the last turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    ids: list[int]
+    in_reasoning: bool
+    """The answer begins inside a thinking block."""
+
+
+def chat_prompt(
+    tokenizer: Tokenizer,
+    chat: Chat,
+    enable_thinking: bool,
+    *,
+    opens_turn: bool = True,
+    continues: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> ChatPrompt:
+    """The conversation up to where the assistant's next turn begins, if it `opens_turn`, or up to
+    where the last one, an assistant's, breaks off if that `continues`. `options`: variables of the
+    template. Raises DataError."""
+    encoder = _encoder(tokenizer)
+    if continues:
+        spans = encoder.unfinished_spans(chat, options)
+    else:
+        spans = encoder.prompt_spans(chat, enable_thinking, opens_turn=opens_turn, options=options)
+    (sample,) = encoder.encode([spans])
+    ids = sample.ids.tolist()
+    tail = ids if continues else ids[-_TAIL:]
+    ends = [at for at, id in enumerate(tail) if id == tokenizer.eos_id]
+    opening = tail[ends[-1] + 1 :] if ends else tail
+    return ChatPrompt(ids, opens_reasoning(tokenizer.decode(opening)))
+
+
+@lru_cache(maxsize=8)
+def _encoder(tokenizer: Tokenizer) -> ChatEncoder:
+    return ChatEncoder(tokenizer)

@@ -1,0 +1,132 @@
+"""A checkpoint as a model that generates: on which device, in which dtype, with its tokenizer.
+
+One rule for chat, serve, evaluate, answer and `LLM`, so that the model that is measured is the one
+that talks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from minimind.data.same_tokens import check_folder_tokens
+from minimind.data.tokenizer import Tokenizer
+from minimind.errors import ConfigError
+from minimind.lora.folder import (
+    find_base,
+    find_model_folder,
+    fingerprint,
+    is_adapter_folder,
+    load_model_folder,
+)
+from minimind.lora.loaded import LoadedAdapters
+from minimind.model.transformer import Transformer
+from minimind.runtime.devices import DTYPES, Device, check_kernels, find_device
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a model computes, and the dtype of its weights."""
+
+    device: Device
+    dtype: torch.dtype
+
+
+def usual_dtype(device: Device) -> torch.dtype:
+    """bf16 where the device trains in it, else fp32. fp16, in which a GPU without bf16 trains, has
+    to be asked for: without a loss scale nothing says that numbers left its range."""
+    return torch.bfloat16 if device.precision == "bf16" else torch.float32
+
+
+def choose_placement(device: str | None = None, dtype: str = "auto") -> Placement:
+    """The device that is there unless `device` is PyTorch's name of another, and its usual dtype
+    unless `dtype` is one of DTYPES. Raises ConfigError for what is not here, and for kernels that
+    were asked for and cannot run there."""
+    found = find_device()
+    try:
+        target = found.torch_device if device is None else torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device {device!r} is none: {str(error).splitlines()[0]}") from None
+    if target.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {device!r}: models run on 'cpu' and 'cuda'")
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r}: PyTorch finds no GPU here; use 'cpu'")
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {device!r}: there are {torch.cuda.device_count()} GPUs here")
+    if dtype not in ("auto", *DTYPES):
+        raise ConfigError(f"dtype {dtype!r} is not known; use auto, {', '.join(DTYPES)}")
+    placed = dataclasses.replace(found, torch_device=target)
+    check_kernels(placed)
+    if dtype != "auto":
+        return Placement(placed, DTYPES[dtype])
+    is_other = target.type != found.torch_device.type
+    return Placement(placed, torch.float32 if is_other else usual_dtype(found))
+
+
+def add_dtype_flag(add: argparse._ActionsContainer) -> None:
+    """Adds --dtype, as `choose_placement` takes it."""
+    add.add_argument(
+        "--dtype",
+        choices=("auto", *DTYPES),
+        default="auto",
+        help="of the weights; auto: bf16 where the device has it, else fp32 (default: %(default)s)",
+    )
+
+
+def load_checkpoint(path: Path, placement: Placement) -> tuple[Transformer, Tokenizer]:
+    """Loads the model and tokenizer of a run's folder, a checkpoint in it or a model's folder.
+    Raises a MiniMindError where they are not there or cannot be used."""
+    folder = find_model_folder(path)
+    return load_model(folder, dtype=placement.dtype, device=placement.device.torch_device)
+
+
+def load_model(
+    folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> tuple[Transformer, Tokenizer]:
+    """A model folder's model, ready to generate, with an adapter merged, and its tokenizer. Raises
+    a MiniMindError where one of them is missing or they do not fit."""
+    config, weights = load_model_folder(folder)
+    tokenizer = Tokenizer.load(folder)
+    if is_adapter_folder(folder):
+        check_folder_tokens(
+            tokenizer, find_base(folder).folder, "An adapter leaves its model's embedding as it "
+            "is: put the model's own tokenizer beside it",
+        )  # fmt: skip
+    tokenizer.check_fits(config.vocab_size)
+    model = Transformer(config)
+    model.load_named(weights)
+    model.to(device or torch.device("cpu"), dtype).eval()
+    lay_out_for_decoding(model)
+    return model, tokenizer
+
+
+def load_adapters(
+    model: Transformer, tokenizer: Tokenizer, base: Path, folders: Mapping[str, Path]
+) -> LoadedAdapters | None:
+    """The adapters of these names and folders over the model of the folder `base`, None for no
+    name. Raises a MiniMindError where one is of another model or another tokenizer."""
+    if not folders:
+        return None
+    adapters = LoadedAdapters(model, fingerprint(base))
+    for name, folder in folders.items():
+        adapters.load(name, folder)
+        check_folder_tokens(
+            tokenizer, folder, f"The adapter {name!r} was trained on other ids: train one beside "
+            "this model and its tokenizer",
+        )  # fmt: skip
+    return adapters
+
+
+@torch.no_grad()
+def lay_out_for_decoding(model: Transformer) -> None:
+    """Stores matrices by columns where that makes products of few rows quicker; values and shapes
+    stay. MKL's fp32 products of 8 tokens take half the time then, of one or 512 the same; and
+    cpu_decode reads them so."""
+    for parameter in model.parameters():
+        if parameter.dim() == 2 and parameter.dtype == torch.float32 and parameter.is_cpu:
+            parameter.data = parameter.data.t().contiguous().t()

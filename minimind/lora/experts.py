@@ -1,0 +1,190 @@
+"""A mixture of experts with adapters beside its stacks. Shapes: see lora/adapter.py."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import minimind_kernels as K
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minimind.lora.linear import Adapters, Slot, lora_product, split_slots
+from minimind.model.moe import MixtureOfExperts
+from minimind.runtime.devices import send
+
+
+class LoraExperts(MixtureOfExperts):
+    """Each expert's products with the adapters of that expert.
+
+    Takes over the mixture's own parameters under their own names. The adapters of a stack are
+    `{stack}_lora_A` and `{stack}_lora_B`, laid out as LoraLinear's, an expert after the other. The
+    fused kernels of `expert_ffn` have no room for a second product. So the experts run one by one,
+    for which the counts of their tokens are read from the device; or, where PyTorch's grouped
+    product can, all together, and nothing is read.
+    """
+
+    def __init__(self, mixture: MixtureOfExperts, adapters: Mapping[str, Adapters]) -> None:
+        with torch.device("meta"):
+            super().__init__(mixture.config)
+        _take_over(self, mixture)
+        self.slots = {stack: of_stack.slots for stack, of_stack in adapters.items()}
+        self.is_active = True
+        """Whether a forward uses the adapters (lora/model.py, adapters_off)."""
+        for stack, of_stack in adapters.items():
+            self.register_parameter(f"{stack}_lora_A", nn.Parameter(of_stack.a_RI))
+            self.register_parameter(f"{stack}_lora_B", nn.Parameter(of_stack.b_flat))
+
+    def without_adapters(self) -> MixtureOfExperts:
+        with torch.device("meta"):
+            mixture = MixtureOfExperts(self.config)
+        _take_over(mixture, self)
+        return mixture
+
+    def run_experts(self, x_MD: Tensor, routing: K.Routing) -> Tensor:
+        if not self.is_active:
+            return super().run_experts(x_MD, routing)
+        num_slots = routing.weights_MS.shape[1]
+        order_P = routing.order_P.long()
+        # Each token once per slot and then in order: its gradient is a sum in a fixed order.
+        x_PD = x_MD.repeat_interleave(num_slots, dim=0).index_select(0, order_P)
+        product = self._read_bounds(routing)
+        if all(self._is_grouped(x_PD, stack) for stack in ("gate_up_proj", "down_proj")):
+            product = self._group(routing)
+        hidden_PF = K.swiglu(product(x_PD, "gate_up_proj"))
+        y_PD = product(hidden_PF, "down_proj")
+        places_P = torch.empty_like(order_P)
+        places_P[order_P] = torch.arange(len(order_P), device=order_P.device)
+        y_MSD = y_PD.index_select(0, places_P).view(-1, num_slots, y_PD.shape[1])
+        return (y_MSD * routing.weights_MS.unsqueeze(2)).sum(dim=1).to(x_MD.dtype)
+
+    def _is_grouped(self, x_PD: Tensor, stack: str) -> bool:
+        """Whether a stack's product can go through PyTorch's grouped one, and its adapters read
+        whole rows."""
+        weight_EOI = cast(Tensor, getattr(self, stack))
+        adapter = getattr(self, f"{stack}_lora_A", None)
+        is_whole = adapter is None or adapter.shape[1] == weight_EOI.shape[2]
+        return is_whole and can_group(x_PD, weight_EOI)
+
+    def _read_bounds(self, routing: K.Routing) -> Callable[[Tensor, str], Tensor]:
+        bounds: list[tuple[int, int]] = []
+
+        def product(x_PI: Tensor, stack: str) -> Tensor:
+            if not bounds:
+                bounds.extend(itertools.pairwise(routing.offsets_E1.tolist()))
+            return self._product(x_PI, stack, bounds)
+
+        return product
+
+    def _group(self, routing: K.Routing) -> Callable[[Tensor, str], Tensor]:
+        """Gives each expert's rows of x through its matrix of a stack, all experts in one product;
+        an adapter is multiplied with all rows, and counts for those of its expert."""
+        ends_E = routing.offsets_E1[1:].int()
+        places_P = torch.arange(len(routing.order_P), device=ends_E.device)
+        expert_P = torch.searchsorted(ends_E, places_P, right=True)
+
+        def product(x_PI: Tensor, stack: str) -> Tensor:
+            weight_EOI = cast(Tensor, getattr(self, stack))
+            y_PO = cast(Tensor, _GroupedProduct.apply(x_PI, weight_EOI, ends_E))
+            slots = self.slots.get(stack, ())
+            if not slots:
+                return y_PO
+            num_rows = weight_EOI.shape[1]
+            of_rank = [
+                (s.part.rows.start // num_rows, s.scale) for s in slots for _ in range(s.rank)
+            ]
+            expert_R = send([expert for expert, _ in of_rank], x_PI.device)
+            scale_R = send([scale for _, scale in of_rank], x_PI.device, x_PI.dtype)
+            all_a, all_b = (cast(Tensor, getattr(self, f"{stack}_lora_{x}")) for x in "AB")
+            counts_PR = torch.where(expert_P[:, None] == expert_R, scale_R, 0)
+            z_PR = F.linear(x_PI, all_a) * counts_PR
+            return _add_adapters(y_PO, z_PR, all_a, all_b, slots, num_rows)
+
+        return product
+
+    def _product(self, x_PI: Tensor, stack: str, bounds: list[tuple[int, int]]) -> Tensor:
+        """Each expert's rows of x through its matrix of `stack`: [P, O]."""
+        weight_EOI = cast(Tensor, getattr(self, stack))
+        of_experts = _slots_of_experts(self.slots.get(stack, ()), weight_EOI.shape[1])
+        if stack in self.slots:
+            all_a, all_b = (getattr(self, f"{stack}_lora_{x}") for x in "AB")
+        else:
+            all_a, all_b = x_PI.new_empty(0, x_PI.shape[1]), x_PI.new_empty(0)
+        counts = [of_experts.get(e, ()) for e in range(len(weight_EOI))]
+        a_parts = all_a.split([sum(slot.rank for slot in slots) for slots in counts])
+        b_parts = all_b.split([sum(slot.num_b for slot in slots) for slots in counts])
+        outputs = []
+        for expert, (start, stop) in enumerate(bounds):
+            rows_PI, slots = x_PI[start:stop], counts[expert]
+            if slots:
+                adapters = (a_parts[expert], b_parts[expert], slots)
+                outputs.append(lora_product(rows_PI, weight_EOI, *adapters, expert))
+            else:
+                outputs.append(F.linear(rows_PI, weight_EOI[expert]))
+        return torch.cat(outputs)
+
+
+def can_group(x_PI: Tensor, weight_EOI: Tensor) -> bool:
+    """Whether PyTorch's grouped product takes these without asking the host: bf16 on a GPU from
+    sm_80 on, rows of whole 16 bytes."""
+    return (
+        x_PI.is_cuda
+        and x_PI.dtype == torch.bfloat16
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(x_PI.device) >= (8, 0)
+        and not any(size % 8 for size in weight_EOI.shape[1:])
+    )
+
+
+class _GroupedProduct(torch.autograd.Function):
+    """x's rows up to each end times that expert's matrix, which is frozen: [P, O]."""
+
+    @staticmethod
+    def forward(ctx: Any, x_PI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
+        ctx.save_for_backward(weight_EOI, ends_E)
+        return F.grouped_mm(x_PI, weight_EOI.transpose(1, 2), offs=ends_E)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        weight_EOI, ends_E = ctx.saved_tensors
+        return F.grouped_mm(grads[0].contiguous(), weight_EOI, offs=ends_E), None, None
+
+
+def _add_adapters(
+    y_PO: Tensor,
+    z_PR: Tensor,
+    all_a: Tensor,
+    all_b: Tensor,
+    slots: tuple[Slot, ...],
+    num_rows: int,
+) -> Tensor:
+    """y and, in the rows that each slot has within its expert's matrix, z·Bᵀ."""
+    pieces: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+    start = 0
+    for slot, _, b_OR in split_slots(slots, all_a, all_b):
+        first = slot.part.rows.start % num_rows
+        of_slot = z_PR[:, start : start + slot.rank], b_OR
+        pieces.setdefault((first, first + slot.part.num_rows), []).append(of_slot)
+        start += slot.rank
+    for (first, stop), found in pieces.items():
+        z, b = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+        y_PO = y_PO + F.pad(F.linear(z, b), (first, y_PO.shape[1] - stop))
+    return y_PO
+
+
+def _take_over(mixture: MixtureOfExperts, other: MixtureOfExperts) -> None:
+    mixture.gate, mixture.shared_experts = other.gate, other.shared_experts
+    mixture.gate_up_proj, mixture.down_proj = other.gate_up_proj, other.down_proj
+
+
+def _slots_of_experts(slots: tuple[Slot, ...], num_rows: int) -> dict[int, tuple[Slot, ...]]:
+    """By expert, with rows counted within its own matrix of `num_rows`."""
+    found: dict[int, tuple[Slot, ...]] = {}
+    for slot in slots:
+        expert, start = divmod(slot.part.rows.start, num_rows)
+        part = replace(slot.part, rows=slice(start, start + slot.part.num_rows))
+        found[expert] = (*found.get(expert, ()), replace(slot, part=part))
+    return found

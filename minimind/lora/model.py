@@ -1,0 +1,107 @@
+"""Adapters put into a model, and taken out of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from minimind.lora.adapter import LoraPart
+from minimind.lora.experts import LoraExperts
+from minimind.lora.linear import Adapters, LoraLinear, Slot, split_slots
+from minimind.model.moe import MixtureOfExperts
+from minimind.model.state_dict import linear_parts
+from minimind.model.transformer import Transformer
+from minimind.runtime.seeds import derive_seed
+
+INIT_STD = 0.02
+"""Of A; B starts at zero, so that a fresh adapter changes nothing."""
+
+
+def add_adapters(
+    model: Transformer, ranks: Mapping[str, int], alphas: Mapping[str, float], seed: int
+) -> None:
+    """Freezes the model and puts fresh adapters beside its linears, in fp32.
+
+    `ranks` (above 0) and `alphas` go by Hugging Face's names. A ~ N(0, 0.02), the same on every
+    device and whatever other adapters there are; B = 0.
+    """
+    model.requires_grad_(False)
+    fresh: dict[str, Adapters] = {}
+    for name, parts in linear_parts(model.config).items():
+        slots = tuple(Slot(p, ranks[p.name], alphas[p.name]) for p in parts if p.name in ranks)
+        if slots:
+            device = model.get_parameter(name).device
+            a_RI = torch.cat([_init_a(slot, seed) for slot in slots]).to(device)
+            b_flat = torch.zeros(sum(slot.num_b for slot in slots), device=device)
+            fresh[name] = Adapters(slots, a_RI, b_flat)
+    attach(model, fresh)
+
+
+def _init_a(slot: Slot, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(derive_seed(seed, slot.part.name))
+    a_RI = torch.empty(slot.rank, slot.part.num_columns)
+    return a_RI.normal_(0.0, INIT_STD, generator=generator)
+
+
+def attach(model: Transformer, adapters: Mapping[str, Adapters]) -> None:
+    """Puts adapters beside tensors, by the tensors' names, into a model that has none."""
+    mixtures: dict[str, dict[str, Adapters]] = {}
+    for name, of_tensor in adapters.items():
+        owner, _, tensor = name.rpartition(".")
+        module = model.get_submodule(owner)
+        if isinstance(module, MixtureOfExperts):
+            mixtures.setdefault(owner, {})[tensor] = of_tensor
+        else:
+            _replace_module(model, owner, LoraLinear(cast(nn.Linear, module), of_tensor))
+    for owner, of_stacks in mixtures.items():
+        mixture = cast(MixtureOfExperts, model.get_submodule(owner))
+        _replace_module(model, owner, LoraExperts(mixture, of_stacks))
+
+
+def detach(model: Transformer) -> None:
+    """Takes all adapters out."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLinear | LoraExperts):
+            _replace_module(model, name, module.without_adapters())
+
+
+def _replace_module(model: Transformer, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def collect_adapter(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, LoraPart]:
+    """The model's adapter, with its numbers taken from `weights` by parameter name."""
+    adapter: dict[str, LoraPart] = {}
+    for prefix, slots in _prefixes(model):
+        tensors = (weights[f"{prefix}lora_A"], weights[f"{prefix}lora_B"])
+        for slot, a_RI, b_OR in split_slots(slots, *tensors):
+            adapter[slot.part.name] = LoraPart(a_RI, b_OR, slot.alpha)
+    return adapter
+
+
+def _prefixes(model: nn.Module) -> Iterator[tuple[str, tuple[Slot, ...]]]:
+    """What the names of each pair of lora_A and lora_B begin with, and their slots."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear):
+            yield f"{name}.", module.slots
+        elif isinstance(module, LoraExperts):
+            for stack, slots in module.slots.items():
+                yield f"{name}.{stack}_", slots
+
+
+@contextlib.contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """The model's forwards are those of its base, without what the adapters add."""
+    beside = [part for part in model.modules() if isinstance(part, LoraLinear | LoraExperts)]
+    for part in beside:
+        part.is_active = False
+    try:
+        yield
+    finally:
+        for part in beside:
+            part.is_active = True

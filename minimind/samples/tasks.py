@@ -1,0 +1,95 @@
+"""The project's own tasks for reinforcement learning: questions whose answers can be checked, and
+questions that only a tool can answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from minimind.samples.files import SampleData
+from minimind.samples.text import SUMS, Dice
+from minimind.samples.tool_use import pick_tool_question, tools_turn
+from minimind.samples.world import HELD_OUT_COUNTS, HELD_OUT_SUMS
+
+SUM_WORDINGS_EN = ("How much is {a} plus {b}?", "Add {a} and {b}.", "{a} plus {b} is what?")
+SUM_WORDINGS_ZH = ("{a} 加上 {b} 等于几？", "请算 {a} + {b}。", "{a} 和 {b} 一共是多少？")
+"""No other sample data asks so: what a model answers it has carried over."""
+COUNT_WORDINGS = ("Name the numbers from {a} to {b}.", "请说出从{a}到{b}的数字。")
+SORT_WORDINGS = ("Sort {a}, {b}, {c}.", "请给 {a}、{b}、{c} 排序。")
+OTHER_ONE_IN = 8
+"""How often a prompt asks to count, and as often to sort; else it asks for a sum."""
+
+_Row = tuple[dict[str, Any], list[str], bool]
+
+
+def prompt_rows(seed: int) -> Iterator[_Row]:
+    """Endless sums, counts and numbers to sort."""
+    dice = Dice(seed)
+    while True:
+        in_english = dice.below(2) == 0
+        kind = dice.below(OTHER_ONE_IN)
+        if kind == 0:
+            yield _count(dice, in_english)
+        elif kind == 1:
+            yield _sort(dice, in_english)
+        else:
+            wording = dice.pick(SUM_WORDINGS_EN if in_english else SUM_WORDINGS_ZH)
+            yield _sum(wording, dice.pick(SUMS))
+
+
+def sum_rows(seed: int) -> Iterator[_Row]:
+    """Every sum in every wording once, in an order by chance. Only the held-out sums are for
+    validation, and all of those."""
+    wordings = (*SUM_WORDINGS_EN, *SUM_WORDINGS_ZH)
+    rows = [_sum(wording, pair) for pair in SUMS for wording in wordings]
+    for row, _, is_held_out in Dice(seed).some(rows, len(rows), len(rows)):
+        yield row, [], is_held_out
+
+
+def tool_rows(seed: int) -> Iterator[_Row]:
+    """Endless questions for the tools, none of which a conversation of the chat data asks."""
+    dice = Dice(seed)
+    while True:
+        one = pick_tool_question(dice, dice.below(2) == 0, is_shown=False)
+        row = {
+            "conversations": [tools_turn(), {"role": "user", "content": one.question}],
+            "gt": one.answer,
+        }
+        yield row, [one.question], False
+
+
+def _sum(wording: str, pair: tuple[int, int]) -> _Row:
+    question = wording.format(a=pair[0], b=pair[1])
+    return _prompt(question, sum(pair), pair in HELD_OUT_SUMS)
+
+
+def _count(dice: Dice, in_english: bool) -> _Row:
+    first = 1 + dice.below(90)
+    last = min(100, first + 4 + dice.below(6))
+    question = COUNT_WORDINGS[not in_english].format(a=first, b=last)
+    answer = _list(range(first, last + 1), in_english)
+    return _prompt(question, answer, (first, last) in HELD_OUT_COUNTS)
+
+
+def _sort(dice: Dice, in_english: bool) -> _Row:
+    numbers = dice.some(range(1, 100), 3, 3)
+    a, b, c = numbers
+    question = SORT_WORDINGS[not in_english].format(a=a, b=b, c=c)
+    return _prompt(question, _list(sorted(numbers), in_english), False)
+
+
+def _list(numbers: list[int] | range, in_english: bool) -> str:
+    """Writes numbers as the chat data's answers do."""
+    between, end = (", ", ".") if in_english else ("，", "。")
+    return between.join(map(str, numbers)) + end
+
+
+def _prompt(question: str, gt: int | str, is_held_out: bool) -> _Row:
+    turns = [{"role": "user", "content": question}]
+    return {"conversations": turns, "gt": gt}, [question], is_held_out
+
+
+PROMPT_DATA = SampleData(name="prompts", rows=prompt_rows, train_bytes=200_000, val_bytes=25_000)
+SUMS_DATA = SampleData(name="sums", rows=sum_rows, train_bytes=1_000_000, val_bytes=1_000_000)
+"""All there is: the bounds are far off."""
+TOOLS_DATA = SampleData(name="tools", rows=tool_rows, train_bytes=400_000, val_bytes=50_000)

@@ -1,0 +1,236 @@
+"""The project's own text to pretrain on: sums, counting, facts and stories of a made-up world, in
+English and Chinese, so that a fresh machine has something to learn that a reader can check."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from minimind.data.tokenizer import Tokenizer
+from minimind.samples.world import (
+    FRUITS,
+    HELD_OUT_COUNTS,
+    HELD_OUT_SUMS,
+    PEOPLE,
+    THINGS,
+    TOWNS,
+    Person,
+    Town,
+)
+
+ItemT = TypeVar("ItemT")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplePrompt:
+    """A prompt, and how its continuation starts in a model that learnt the sample text."""
+
+    prompt: str
+    expected: str
+    held_out: bool
+    """The answer is nowhere in the training text: it has to be worked out."""
+
+
+SAMPLE_PROMPTS = (
+    SamplePrompt("The river of Lumor is called", " the Sela.", False),
+    SamplePrompt("塔恩的房子是什么颜色？", "是蓝色的。", False),
+    SamplePrompt("Anya lives in", " Ovelia.", False),
+    SamplePrompt("格蕾塔住在哪里？", "格蕾塔住在哈斯克。", False),
+    SamplePrompt("6 + 9 =", " 15", True),
+    SamplePrompt("7 加 5 等于", " 12", True),
+    SamplePrompt("Count from 41 to 47:", " 41, 42, 43, 44, 45, 46, 47", True),
+    SamplePrompt("从23数到28：", "23，24，25，26，27，28", True),
+)
+
+
+def load_sample_tokenizer() -> Tokenizer:
+    """The shipped tokenizer of 1577 tokens."""
+    return Tokenizer.load(Path(__file__).parent / "tokenizer")
+
+
+def text_documents(seed: int) -> Iterator[tuple[str, bool]]:
+    """Endless (text, whether it holds something held out)."""
+    dice = Dice(seed)
+    while True:
+        in_english = dice.below(2) == 0
+        kind = dice.pick(_KINDS)
+        yield kind(dice, in_english)
+
+
+class Dice:
+    """Choices from random.random() alone, the one stream Python keeps over its versions."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed).random
+
+    def below(self, bound: int) -> int:
+        return int(self._random() * bound)
+
+    def pick(self, items: Sequence[ItemT]) -> ItemT:
+        return items[self.below(len(items))]
+
+    def some(self, items: Sequence[ItemT], least: int, most: int) -> list[ItemT]:
+        """Between least and most different items, in any order."""
+        left = list(items)
+        count = least + self.below(most - least + 1)
+        return [left.pop(self.below(len(left))) for _ in range(count)]
+
+
+SUMS = tuple((first, second) for first in range(1, 20) for second in range(1, 21 - first))
+_KNOWN_SUMS = tuple(pair for pair in SUMS if pair not in HELD_OUT_SUMS)
+_ANY_SUMS_ONE_IN = 3
+"""How often a text of sums may hold any; else it holds none that is held out, or too few texts of
+sums would be left to train on."""
+
+
+def _sums(dice: Dice, in_english: bool) -> tuple[str, bool]:
+    # Chinese with spaces, so that both languages share their number tokens.
+    form = dice.pick(
+        ("{a} + {b} = {c}", "{a} plus {b} is {c}.", "What is {a} plus {b}? It is {c}.")
+        if in_english
+        else ("{a} + {b} = {c}", "{a} 加 {b} 等于 {c}。", "{a} 加 {b} 是多少？是 {c}。")
+    )
+    lines = []
+    held_out = False
+    sums = SUMS if dice.below(_ANY_SUMS_ONE_IN) == 0 else _KNOWN_SUMS
+    for _ in range(3 + dice.below(5)):
+        first, second = dice.pick(sums)
+        held_out |= (first, second) in HELD_OUT_SUMS
+        lines.append(form.format(a=first, b=second, c=first + second))
+    return "\n".join(lines), held_out
+
+
+def _counting(dice: Dice, in_english: bool) -> tuple[str, bool]:
+    first = 1 + dice.below(90)
+    last = min(100, first + 4 + dice.below(6))
+    numbers = [str(number) for number in range(first, last + 1)]
+    held_out = (first, last) in HELD_OUT_COUNTS
+    if in_english:
+        return f"Count from {first} to {last}: {', '.join(numbers)}.", held_out
+    return f"从{first}数到{last}：{'，'.join(numbers)}。", held_out
+
+
+_TOWN_FORMS_EN = (
+    ("The river of {t} is called the {r}.", "The {r} flows through {t}.", "{t} lies on the {r}."),
+    ("The houses of {t} are {c}.", "What colour are the houses of {t}? They are {c}."),
+    ("The people of {t} keep {a}.", "What do the people of {t} keep? They keep {a}."),
+    ("{t} is known for its {f}.", "The best {f} come from {t}."),
+)
+_TOWN_FORMS_ZH = (
+    ("{t}的河叫{r}。", "{r}流过{t}。", "{t}在{r}边上。"),
+    ("{t}的房子是{c}的。", "{t}的房子是什么颜色？是{c}的。"),
+    ("{t}的人养{a}。", "{t}的人养什么？他们养{a}。"),
+    ("{t}的{f}很有名。", "最好的{f}来自{t}。"),
+)
+
+
+def _town_facts(dice: Dice, in_english: bool) -> tuple[str, bool]:
+    town = dice.pick(TOWNS)
+    words = town_words(town, in_english)
+    facts = dice.some(_TOWN_FORMS_EN if in_english else _TOWN_FORMS_ZH, 1, 4)
+    text = (" " if in_english else "").join(dice.pick(forms).format(**words) for forms in facts)
+    return text, False
+
+
+_PERSON_FORMS_EN = (
+    ("{p} lives in {t}.", "Where does {p} live? {p} lives in {t}.", "The home of {p} is {t}."),
+    ("{p} is a {j}.", "{p} works as a {j}."),
+    ("{S} keeps {a}.", "{S} likes {f}.", "{S} often walks along the {r}."),
+)
+_PERSON_FORMS_ZH = (
+    ("{p}住在{t}。", "{p}住在哪里？{p}住在{t}。", "{p}的家在{t}。"),
+    ("{p}是{j}。", "{p}的工作是{j}。"),
+    ("{S}养{a}。", "{S}喜欢{f}。", "{S}常在{r}边散步。"),
+)
+
+
+def _person_facts(dice: Dice, in_english: bool) -> tuple[str, bool]:
+    words = person_words(dice.pick(PEOPLE), in_english)
+    home, work, habit = _PERSON_FORMS_EN if in_english else _PERSON_FORMS_ZH
+    forms = [*dice.some((home, work), 1, 2), *dice.some((habit,), 0, 1)]
+    text = (" " if in_english else "").join(dice.pick(form).format(**words) for form in forms)
+    return text, False
+
+
+_STORIES_EN = (
+    "One morning {p} the {j} left {t} and walked along the {r}. {S} met {p2} from {t2}. "
+    '"What do you have there?" asked {p2}. "I have {f} from {t}," said {p}. '
+    "They ate together, and in the evening {p} went home to {t}.",
+    "{p} had {n} {x}. {p2} gave {o} {m} more. Now {p} had {k} {x}. "
+    '"Thank you," said {p}, and went home to {t}.',
+    "It rained in {t}. {p} the {j} sat in a {c} house and waited. Then {p2} the {j2} came with "
+    '{f2} from {t2}. "Now we can wait together," said {p2}.',
+)
+_STORIES_ZH = (
+    "一天早上，{j}{p}离开{t}，沿着{r}走。{s}遇见了从{t2}来的{p2}。{p2}问：“你带了什么？”"
+    "{p}说：“我带了{t}的{f}。”他们一起吃，晚上{p}回到了{t}。",
+    "{p}有{n}个{x}。{p2}又给了{s}{m}个。现在{p}有{k}个{x}。{p}说：“谢谢！”然后回到了{t}。",
+    "{t}下雨了。{j}{p}坐在{c}的房子里等着。后来{j2}{p2}带着{t2}的{f2}来了。"
+    "{p2}说：“现在我们可以一起等。”",
+)
+
+
+def _story(dice: Dice, in_english: bool) -> tuple[str, bool]:
+    hero, friend = dice.some(PEOPLE, 2, 2)
+    words = person_words(hero, in_english)
+    words |= {f"{key}2": word for key, word in person_words(friend, in_english).items()}
+    total = 2 + dice.below(19)
+    first = 1 + dice.below(total - 1)
+    fruit = dice.pick(FRUITS)
+    words |= {"n": str(first), "m": str(total - first), "k": str(total)}
+    words["x"] = fruit.en if in_english else fruit.zh
+    story = dice.pick(_STORIES_EN if in_english else _STORIES_ZH)
+    held_out = "{n}" in story and (first, total - first) in HELD_OUT_SUMS
+    return story.format(**words), held_out
+
+
+_NOTES_EN = ("What is {a} plus {b}?", "How many {x} has {q}?")
+_NOTES_ZH = ("{a} 加 {b} 是多少？", "{q}有多少{x}？")
+_NOTED = (
+    '{{"name": "calculator", "arguments": {{"expression": "{a} + {b}"}}}}',
+    '{{"name": "lookup", "arguments": {{"name": "{q}", "what": "{x}"}}}}',
+)
+"""Notes that somebody makes of a question: the calls that would answer it, arguments copied."""
+
+
+def _notes(dice: Dice, in_english: bool) -> tuple[str, bool]:
+    """Questions and how a tool would be asked them, without an answer: copying takes more practice
+    than conversations alone give. The sums are none of SUMS."""
+    lines = []
+    for _ in range(2 + dice.below(3)):
+        kind = dice.below(2)
+        numbers = {key: 11 + dice.below(80) for key in "ab"}
+        names = {"q": dice.pick(PEOPLE).name, "x": dice.pick(THINGS)}
+        words = {key: name.en if in_english else name.zh for key, name in names.items()}
+        ask = (_NOTES_EN if in_english else _NOTES_ZH)[kind]
+        lines += [text.format(**numbers, **words) for text in (ask, _NOTED[kind])]
+    return "\n".join(lines), False
+
+
+_Kind = Callable[[Dice, bool], tuple[str, bool]]
+_KINDS: tuple[_Kind, ...] = (
+    *(_sums,) * 6,
+    *(_counting,) * 2,
+    *(_town_facts,) * 4,
+    *(_person_facts,) * 4,
+    *(_notes,) * 2,
+    _story,
+)
+"""By how often each is told."""
+
+
+def town_words(town: Town, in_english: bool) -> dict[str, str]:
+    names = {"t": town.name, "r": town.river, "c": town.colour, "a": town.animal, "f": town.food}
+    return {key: name.en if in_english else name.zh for key, name in names.items()}
+
+
+def person_words(person: Person, in_english: bool) -> dict[str, str]:
+    words = town_words(person.town, in_english)
+    if in_english:
+        pronouns = {"S": "She", "o": "her"} if person.is_woman else {"S": "He", "o": "him"}
+        return {**words, **pronouns, "p": person.name.en, "j": person.job.en}
+    pronoun = "她" if person.is_woman else "他"
+    return {**words, "S": pronoun, "s": pronoun, "p": person.name.zh, "j": person.job.zh}

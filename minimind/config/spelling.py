@@ -61,7 +61,8 @@ def _is_slip(word: str, meant: str) -> bool:
         swapped = word[wrong[0]] == meant[wrong[1]] and word[wrong[1]] == meant[wrong[0]]
         return wrong == [wrong[0], wrong[0] + 1] and swapped
     shorter, longer = sorted((word, meant), key=len)
-    return len(longer) == len(shorter) + 1 >= _LONG_ENOUGH and any(
+    is_long = len(longer) >= _LONG_ENOUGH <= len(meant)
+    return is_long and len(longer) == len(shorter) + 1 and any(
         longer[:at] + longer[at + 1 :] == shorter for at in range(len(longer))
     )
 

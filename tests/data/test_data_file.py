@@ -84,6 +84,43 @@ def test_parquet_is_read_by_rows(tmp_path: Path) -> None:
         read(path)
 
 
+def test_fields_that_arrow_filled_in_are_no_fields(tmp_path: Path) -> None:
+    """Arrow gives each object of a column the keys of all: calls with other arguments, schemas."""
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    calls = [[{"name": "f", "arguments": {"city": "x"}}], [{"name": "g", "arguments": {"day": 1}}]]
+    schema = [
+        {"name": "f", "parameters": {"properties": {"a": {"type": "string"}}}},
+        {"name": "g", "parameters": {"properties": {"b": {"type": "int", "enum": [1, 2]}}}},
+    ]
+    rows = [
+        {"turns": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": one}],
+         "tools": schema}
+        for one in calls
+    ]  # fmt: skip
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    assert (
+        "day"
+        in pyarrow.parquet.read_table(path).to_pylist()[0]["turns"][1]["tool_calls"][0]["arguments"]
+    )
+    assert [row.data for row, _ in read_rows(find_data(path))] == rows
+
+
+def test_maps_of_parquet_are_objects(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    kind = pyarrow.list_(pyarrow.map_(pyarrow.string(), pyarrow.string()))
+    pairs = [[("role", "user"), ("content", "q")], [("role", "user"), ("role", "tool")]]
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"turns": pyarrow.array([[pairs[0]], [pairs[1]]], kind)})
+    parquet.write_table(table, path)
+    (row, _), (bad, _) = read_rows(find_data(path))
+    assert isinstance(row, Row)
+    assert row.data == {"turns": [{"role": "user", "content": "q"}]}
+    assert str(bad) == f'{path} row 2: the key "role" stands twice in one object'
+
+
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(b"PAR1 and more")

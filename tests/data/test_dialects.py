@@ -12,6 +12,7 @@ import pytest
 
 from minimind.data.chat_format import CHAT
 from minimind.data.formats import Format
+from minimind.data.jsonl import BadRow
 from minimind.data.preference_format import PREFERENCE
 from minimind.data.prompt_format import PROMPT
 from minimind.data.rows import open_rows
@@ -301,11 +302,58 @@ def test_what_a_file_is_in_is_said(
 
 def test_arguments_are_objects_in_every_form(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    calls = [{"name": "f", "parameters": {"a": 1}}, {"function": {"name": "f", "arguments": "{"}}]
+    calls = [
+        {"name": "f", "parameters": {"a": 1}},
+        {"function": {"name": "f", "arguments": '{"a": 1}'}},
+        {"name": "f", "arguments": ""},
+        {"name": "f", "arguments": None},
+    ]
     turn = {"role": "assistant", "tool_calls": calls}
-    path.write_text(json.dumps({"messages": [turn]}))
-    ((row, _),) = open_rows(path, ("chat",))
+    broken = {**turn, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}
+    path.write_text("".join(json.dumps({"messages": [one]}) + "\n" for one in (turn, broken)))
+    (row, _), (bad, _) = open_rows(path, ("chat",))
     assert isinstance(row, Row)
-    first, second = row.data["conversations"][0]["tool_calls"]
+    first, second, *empty = row.data["conversations"][0]["tool_calls"]
     assert first == {"name": "f", "arguments": {"a": 1}}
-    assert second["function"]["arguments"] == "{"  # the chat format refuses it
+    assert second["function"] == {"name": "f", "arguments": {"a": 1}}
+    assert empty == [{"name": "f", "arguments": {}}] * 2
+    assert isinstance(bad, BadRow)
+    assert 'turn 1 of "messages": tool call 1: "arguments" is not JSON' in bad.reason
+
+
+def test_json_in_strings_is_what_it_spells(make: Make) -> None:
+    """Whole conversations, tools in OpenAI's first form, lists of strings of JSON."""
+    own = {**OWN_TALK, "tools": TOOLS}
+    bare = [tool["function"] for tool in TOOLS]
+    for row in (
+        {"messages": json.dumps(OWN_TALK["conversations"])},
+        {"conversations": json.dumps(OWN_TALK["conversations"])},
+        {"conversations": TALK, "functions": json.dumps(bare)},
+        {"conversations": TALK, "functions": TOOLS},
+        {"conversations": TALK, "tools": [json.dumps(tool) for tool in TOOLS]},
+        {"prompt": json.dumps(OWN_TALK["conversations"][:-1]), "completion": [TALK[-1]]},
+    ):
+        ids = [ids for ids, _ in tokens(make(CHAT, row))]
+        assert ids == [ids for ids, _ in tokens(make(CHAT, own))]
+    pair = {"chosen": [ASK, FOUR], "rejected": [ASK, FIVE]}
+    for row in (
+        {side: json.dumps(turns) for side, turns in pair.items()},
+        {"prompt": "2+2?", "chosen": json.dumps([FOUR]), "rejected": json.dumps([FIVE])},
+    ):
+        assert tokens(make(PREFERENCE, row)) == tokens(make(PREFERENCE, pair))
+
+
+def test_roles_are_known_in_any_case(make: Make) -> None:
+    call = {"role": "Tool_Call", "content": json.dumps(CALL)}
+    turns = [{"role": "SYSTEM", "content": "Be brief."}, {"role": "Human", "content": "2+2?"}, call,
+             {"role": "tool_response", "content": "4"}, {"role": "AI", "content": "4"}]  # fmt: skip
+    own = [SYSTEM, ASK, {"role": "assistant", "content": "", "tool_calls": [CALL]},
+           {"role": "tool", "content": "4"}, FOUR]  # fmt: skip
+    shared = [{"from": turn["role"], "value": turn["content"]} for turn in turns]
+    for row in (
+        {"messages": turns},
+        {"conversations": shared},
+        {"sys": "Be brief.", "messages": turns[1:]},
+        {"system_message": "Be brief.", "messages": turns[1:]},
+    ):
+        assert tokens(make(CHAT, row)) == tokens(make(CHAT, {"conversations": own}))

@@ -32,8 +32,15 @@ def files_section() -> str:
             "a folder, or a pattern such as `'data/train-*'`",
             "read as one source, by name; several splits in one folder are refused",
         ),
-        ("UTF-16, UTF-32, GBK, Big5, other text that is no UTF-8", "refused: `iconv …`"),
-        ("objects over several lines, or a list on each line", "refused: `jq -c …`"),
+        (
+            "UTF-16, UTF-32, GBK, Big5, Shift-JIS, EUC, Windows-1252, other text than UTF-8",
+            "refused: `iconv …`",
+        ),
+        (
+            "objects over several lines, a list or a string on each line, an array of those",
+            "refused: `jq -c …`",
+        ),
+        ("a tar archive", "refused: `tar -xf …`"),
     ]
     rows += [(f"`*{suffix}` ({what})", "refused") for suffix, what in FOREIGN_BY_NAME.items()]
     refused = {what: todo for _, what, todo in FOREIGN_BY_BYTES}

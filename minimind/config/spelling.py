@@ -62,8 +62,10 @@ def _is_slip(word: str, meant: str) -> bool:
         return wrong == [wrong[0], wrong[0] + 1] and swapped
     shorter, longer = sorted((word, meant), key=len)
     is_long = len(longer) >= _LONG_ENOUGH <= len(meant)
-    return is_long and len(longer) == len(shorter) + 1 and any(
-        longer[:at] + longer[at + 1 :] == shorter for at in range(len(longer))
+    return (
+        is_long
+        and len(longer) == len(shorter) + 1
+        and any(longer[:at] + longer[at + 1 :] == shorter for at in range(len(longer)))
     )
 
 

@@ -3,7 +3,7 @@ from the tables that reading goes by."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from minimind.data.containers import (
     COMPRESSIONS,
@@ -81,7 +81,7 @@ def keys_section() -> str:
     return _table(("of", "key", "used, or refused with"), rows)
 
 
-def _key_rows(of: str, tables: Iterable[KeyTable]) -> list[tuple[str, str, str]]:
+def _key_rows(of: str, tables: Sequence[KeyTable]) -> list[tuple[str, str, str]]:
     """The keys of several forms, those that do the same in one line."""
     by_effect: dict[str, dict[str, None]] = {}
     for table in tables:
@@ -95,7 +95,12 @@ def _key_rows(of: str, tables: Iterable[KeyTable]) -> list[tuple[str, str, str]]
     by_effect = {}
     for key, why in names.items():
         by_effect.setdefault(why, {})[f"`{key}`"] = None
-    return used + [(of, ", ".join(keys), why) for why, keys in by_effect.items()]
+    refused = [(of, ", ".join(keys), why) for why, keys in by_effect.items()]
+    for suspect in {table.suspect: None for table in tables if table.suspect}:
+        words = ", ".join(suspect.words)
+        why = f"refused where it holds numbers or switches: {suspect.refusal.why}"
+        refused.append((of, f"any other with one of the words {words}", why))
+    return used + refused
 
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -14,6 +14,8 @@ _LONG_ENOUGH, _LONG, _VERY_LONG = 4, 8, 10
 """Letters of a name that one slip cannot turn into another word: a letter too many, a wrong one,
 several slips."""
 _NEARLY_ALL = 0.9
+_OF_AN_ID = ("_id", "_ids")
+"""What makes another name of one: conversation_id is no slip of conversation."""
 
 
 def find_alike(given: str, known: Iterable[str]) -> list[str]:
@@ -41,7 +43,10 @@ def find_slip(given: str, known: tuple[str, ...]) -> str | None:
     case or with other dashes, a letter too many or too few, two that changed places, in a long name
     a wrong letter; several of these in a very long one."""
     word = _letters(given)
+    is_id = given.lower().endswith(_OF_AN_ID)
     for name in known:
+        if is_id and not name.endswith(_OF_AN_ID):
+            continue
         if _is_slip(word, _letters(name)):
             return name
     return None

@@ -13,17 +13,21 @@ from minimind.data.json_strings import parse_json, read_objects
 from minimind.data.jsonl import RowProblem
 from minimind.data.row_keys import KeyTable, Refusal, choose, is_prose
 from minimind.data.row_refusals import CHAT_REFUSED
+from minimind.data.transcripts import is_open_transcript, read_open_transcript
 from minimind.data.turns import REASONING, Turn, add_reasoning, read_turns
 
 SYSTEM = ("system", "system_prompt", "sys", "system_message")
 TOOLS = ("tools", "functions")
-ASKED = ("instruction", "question", "query")
+ASKED = ("instruction", "question", "query", "problem")
 GIVEN = ("input", "context")
-SAID = ("output", "response", "answer")
-SHARED_KEYS = {
-    **dict.fromkeys(SYSTEM, "the system prompt"),
+SAID = ("output", "response", "answer", "target", "solution")
+TOOL_KEYS = {
     "tools": "what can be called; JSON or a string of it",
     "functions": "the same in OpenAI's first form",
+}
+SHARED_KEYS = {
+    **dict.fromkeys(SYSTEM, "the system prompt"),
+    **TOOL_KEYS,
 }
 """Of every row that holds a conversation."""
 _TWO = Refusal("a second conversation in one row: keep one of them")
@@ -83,6 +87,8 @@ def read_question(data: Data) -> list[Turn]:
     text = "\n".join(part for part in (asked, given) if part)
     if not text.strip():
         raise RowProblem(f'"{ASKED[0]}" and "{GIVEN[0]}" are both empty: there is no question')
+    if is_open_transcript(text):
+        return [*turns, *read_open_transcript(text, f'"{ASKED[0]}"')]
     return [*turns, {"role": "user", "content": text}]
 
 
@@ -115,6 +121,8 @@ def read_side(data: Data, key: str, role: str, unread: set[str]) -> list[Turn]:
     them. Raises RowProblem."""
     value = unpack_turns(data.get(key), f'"{key}"')
     if isinstance(value, str):
+        if role == "user" and is_open_transcript(value):
+            return read_open_transcript(value, f'"{key}"')
         return [{"role": role, "content": value}]
     turns = read_turns([value] if isinstance(value, dict) else value, f'"{key}"', unread)
     if not isinstance(turns, list) or not turns:
@@ -241,7 +249,9 @@ def build_answer_dialects(
             title=titles[0],
             example=f'{{"instruction": "…", "input": "…", "output": "…"{tail}}}',
             keys=build_keys(ALPACA_KEYS, ANSWER_KEYS, SHARED_KEYS, more, refused=refused),
-            matches=lambda data: is_alpaca(data) and is_answered(data),
+            matches=lambda data: (
+                is_answered(data) and (is_alpaca(data) or isinstance(data.get("input"), str))
+            ),
             convert=lambda data, unread: finish(data, read_alpaca(data, unread)),
         ),
         Dialect(

@@ -120,7 +120,7 @@ def with_row_parts(chat: Chat, data: dict[str, Any]) -> Chat:
 
 
 def chat_spans(encoder: ChatEncoder, chat: Chat) -> list[Span]:
-    """The rendered conversation. Raises BadChat where the template refuses it, leaves out a part
+    """Renders the conversation. Raises BadChat where the template refuses it, leaves out a part
     that changes its meaning or shows no assistant turn, and where none is to be learned."""
     spans = checked_spans(encoder, chat, encoder.spans)
     if not any(is_target for _, is_target in spans):
@@ -132,8 +132,8 @@ def chat_spans(encoder: ChatEncoder, chat: Chat) -> list[Span]:
 def checked_spans(
     encoder: ChatEncoder, chat: Chat, render: Callable[[Chat], list[Span]]
 ) -> list[Span]:
-    """What `render` gives for the conversation. Raises BadChat where the template refuses it or
-    leaves out a part that changes its meaning, and for half characters."""
+    """Gives what `render` makes of the conversation. Raises BadChat where the template refuses it
+    or leaves out a part that changes its meaning, and for half characters."""
     try:
         spans = render(chat)
         encoder.check_shown(chat, spans)

@@ -1,6 +1,6 @@
-"""What a file of rows may be: JSON lines, a JSON array, Parquet or plain text, any of the texts
-compressed; and what is said of a file that is something else. A file is known by its content, its
-name decides only whether it is plain text."""
+"""Tells what a file of rows is: JSON lines, a JSON array, Parquet or plain text, any of the texts
+compressed; and says what a file is that is something else. A file is known by its content, its name
+decides only whether it is plain text."""
 
 from __future__ import annotations
 

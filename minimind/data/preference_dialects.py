@@ -22,6 +22,7 @@ from minimind.data.dialects import OWN, Data, Dialect, has_turns
 from minimind.data.jsonl import RowProblem
 from minimind.data.row_keys import KeyTable, Refusal
 from minimind.data.row_refusals import NO_MEDIA, PAIR_REFUSED
+from minimind.data.transcripts import read_transcript
 from minimind.data.turns import Turn, read_turns
 
 _SIDES = ("chosen", "rejected")
@@ -33,7 +34,6 @@ _OPENAI_INPUT = KeyTable(
     " of input", {"messages": "the prompt", "tools": SHARED_KEYS["tools"]}, dict(NO_MEDIA)
 )
 _SCORE = re.compile("score|rating|reward|grade|quality")
-_SPEAKER = re.compile(r"\n\n(Human|Assistant): ?")
 
 
 def _read_own_pair(data: Data, unread: set[str]) -> Data:
@@ -101,12 +101,6 @@ def _read_prompt_pair(data: Data, unread: set[str]) -> Data:
         # UltraFeedback's repeat the chosen side.
         if data.get(key) and data[key] != data.get("chosen"):
             raise RowProblem(f'"prompt" and "{key}" both: keep the prompt in one place')
-    prompt = data["prompt"]
-    if isinstance(prompt, str) and prompt.startswith("\n\nHuman:"):
-        turns = _transcript(prompt, "prompt")
-        if turns[-1] == {"role": "assistant", "content": ""}:
-            turns.pop()
-        return _with_prompt(data, turns, unread)
     return _with_prompt(data, read_side(data, "prompt", "user", unread), unread)
 
 
@@ -128,17 +122,7 @@ def _read_transcripts(data: Data, unread: set[str]) -> Data:
 def _transcript(text: object, side: str) -> list[Turn]:
     if not isinstance(text, str):
         raise RowProblem(f'"{side}" is no string')
-    before, *parts = _SPEAKER.split(f"\n\n{text.lstrip()}")
-    if before.strip() or not parts:
-        raise RowProblem(
-            f'"{side}" is an answer without its prompt: give the row a "prompt", or write a '
-            "dialogue of Human: and Assistant: parts"
-        )
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return [
-        {"role": roles[speaker], "content": said.strip()}
-        for speaker, said in zip(parts[::2], parts[1::2], strict=True)
-    ]
+    return read_transcript(text, f'"{side}"')
 
 
 def _pair_keys(*used: Mapping[str, str]) -> KeyTable:

@@ -122,12 +122,18 @@ def read_turns(turns: object, what: str, unread: set[str]) -> Any:
     if not isinstance(turns, list):
         return turns
     read = []
+    calls: list[Turn] | None = None
     for number, turn in enumerate(turns, start=1):
+        is_call = _is_call(turn)
         if isinstance(turn, dict):
             try:
                 turn = _read_turn(turn, unread)
             except RowProblem as problem:
                 raise RowProblem(f"turn {number} of {what}: {problem}") from None
+        if is_call and calls is not None:
+            calls += turn["tool_calls"]  # turns of one call each, side by side, are one turn
+            continue
+        calls = turn["tool_calls"] if is_call else None
         read.append(turn)
     return turns if all(map(operator.is_, read, turns)) else read
 
@@ -164,6 +170,11 @@ def _read_turn(turn: Turn, unread: set[str]) -> Turn:
     if calls and read.get("role") != "assistant":
         raise RowProblem(f'"tool_calls" of the role {read.get("role")!r}: only the assistant calls')
     return read
+
+
+def _is_call(turn: object) -> bool:
+    role = turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
+    return isinstance(role, str) and role.strip().lower() in _CALL_ROLES
 
 
 def _join_parts(parts: list[Any], unread: set[str]) -> tuple[str, str | None]:

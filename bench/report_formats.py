@@ -3,7 +3,7 @@ from the tables that reading goes by."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from minimind.data.containers import (
     COMPRESSIONS,
@@ -32,8 +32,15 @@ def files_section() -> str:
             "a folder, or a pattern such as `'data/train-*'`",
             "read as one source, by name; several splits in one folder are refused",
         ),
-        ("UTF-16, UTF-32, GBK, Big5, other text that is no UTF-8", "refused: `iconv …`"),
-        ("objects over several lines, or a list on each line", "refused: `jq -c …`"),
+        (
+            "UTF-16, UTF-32, GBK, Big5, Shift-JIS, EUC, Windows-1252, other text than UTF-8",
+            "refused: `iconv …`",
+        ),
+        (
+            "objects over several lines, a list or a string on each line, an array of those",
+            "refused: `jq -c …`",
+        ),
+        ("a tar archive", "refused: `tar -xf …`"),
     ]
     rows += [(f"`*{suffix}` ({what})", "refused") for suffix, what in FOREIGN_BY_NAME.items()]
     refused = {what: todo for _, what, todo in FOREIGN_BY_BYTES}
@@ -74,7 +81,7 @@ def keys_section() -> str:
     return _table(("of", "key", "used, or refused with"), rows)
 
 
-def _key_rows(of: str, tables: Iterable[KeyTable]) -> list[tuple[str, str, str]]:
+def _key_rows(of: str, tables: Sequence[KeyTable]) -> list[tuple[str, str, str]]:
     """The keys of several forms, those that do the same in one line."""
     by_effect: dict[str, dict[str, None]] = {}
     for table in tables:
@@ -88,7 +95,12 @@ def _key_rows(of: str, tables: Iterable[KeyTable]) -> list[tuple[str, str, str]]
     by_effect = {}
     for key, why in names.items():
         by_effect.setdefault(why, {})[f"`{key}`"] = None
-    return used + [(of, ", ".join(keys), why) for why, keys in by_effect.items()]
+    refused = [(of, ", ".join(keys), why) for why, keys in by_effect.items()]
+    for suspect in {table.suspect: None for table in tables if table.suspect}:
+        words = ", ".join(suspect.words)
+        why = f"refused where it holds numbers or switches: {suspect.refusal.why}"
+        refused.append((of, f"any other with one of the words {words}", why))
+    return used + refused
 
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -14,6 +14,8 @@ _LONG_ENOUGH, _LONG, _VERY_LONG = 4, 8, 10
 """Letters of a name that one slip cannot turn into another word: a letter too many, a wrong one,
 several slips."""
 _NEARLY_ALL = 0.9
+_OF_AN_ID = ("_id", "_ids")
+"""What makes another name of one: conversation_id is no slip of conversation."""
 
 
 def find_alike(given: str, known: Iterable[str]) -> list[str]:
@@ -41,7 +43,10 @@ def find_slip(given: str, known: tuple[str, ...]) -> str | None:
     case or with other dashes, a letter too many or too few, two that changed places, in a long name
     a wrong letter; several of these in a very long one."""
     word = _letters(given)
+    is_id = given.lower().endswith(_OF_AN_ID)
     for name in known:
+        if is_id and not name.endswith(_OF_AN_ID):
+            continue
         if _is_slip(word, _letters(name)):
             return name
     return None
@@ -61,8 +66,11 @@ def _is_slip(word: str, meant: str) -> bool:
         swapped = word[wrong[0]] == meant[wrong[1]] and word[wrong[1]] == meant[wrong[0]]
         return wrong == [wrong[0], wrong[0] + 1] and swapped
     shorter, longer = sorted((word, meant), key=len)
-    return len(longer) == len(shorter) + 1 >= _LONG_ENOUGH and any(
-        longer[:at] + longer[at + 1 :] == shorter for at in range(len(longer))
+    is_long = len(longer) >= _LONG_ENOUGH <= len(meant)
+    return (
+        is_long
+        and len(longer) == len(shorter) + 1
+        and any(longer[:at] + longer[at + 1 :] == shorter for at in range(len(longer)))
     )
 
 

@@ -3,76 +3,77 @@ and prompts in the same forms are made of these."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from minimind.data.dialects import OWN, Data, Dialect, Matches, as_text, has_turns
+from minimind.data.json_strings import parse_json, read_objects
 from minimind.data.jsonl import RowProblem
-from minimind.data.row_keys import KeyTable, Refusal, choose
-from minimind.data.turns import TURNS, Turn, read_turns
+from minimind.data.row_keys import KeyTable, Refusal, choose, is_prose
+from minimind.data.row_refusals import CHAT_REFUSED
+from minimind.data.transcripts import is_open_transcript, read_open_transcript
+from minimind.data.turns import REASONING, Turn, add_reasoning, read_turns
 
-SYSTEM = ("system", "system_prompt")
+SYSTEM = ("system", "system_prompt", "sys", "system_message")
 TOOLS = ("tools", "functions")
-ASKED = ("instruction", "question", "query")
+ASKED = ("instruction", "question", "query", "problem")
 GIVEN = ("input", "context")
-SAID = ("output", "response", "answer")
-SHARED_KEYS = {
-    **dict.fromkeys(SYSTEM, "the system prompt"),
+SAID = ("output", "response", "answer", "target", "solution")
+TOOL_KEYS = {
     "tools": "what can be called; JSON or a string of it",
     "functions": "the same in OpenAI's first form",
 }
+SHARED_KEYS = {
+    **dict.fromkeys(SYSTEM, "the system prompt"),
+    **TOOL_KEYS,
+}
 """Of every row that holds a conversation."""
-_PAIR = Refusal("a preference pair is for --stage dpo: a conversation beside it would be learned "
-                "as if it were the better answer")  # fmt: skip
-_LABEL = Refusal("a row with a label is for --stage kto: here the bad answers would be learned as "
-                 "the good ones; leave the key out of the rows that are to be learned",
-                 applies=lambda value: isinstance(value, bool))  # fmt: skip
 _TWO = Refusal("a second conversation in one row: keep one of them")
-NO_MEDIA = {
-    key: TURNS.refused[key] for key in TURNS.refused if key.startswith(("image", "audio", "video"))
-}
-CHAT_REFUSED = {
-    **NO_MEDIA,
-    "chosen": _PAIR,
-    "rejected": _PAIR,
-    "label": _LABEL,
-    "kto_tag": _LABEL,
-    "mask": TURNS.refused["mask"],
-    "weight": Refusal(
-        'weights of whole rows are not read: leave a row out, or write "weight": 0 in the turns '
-        "that are not to be learned"
-    ),
-}
+_TURNS = re.compile(r"""\s*\[\s*\{\s*["'](?:role|from|content|value)["']\s*:""")
 
 
 def read_shared(data: Mapping[str, Any]) -> Data:
-    """The row's own system prompt and tools, under the project's names."""
+    """Gives the row's own system prompt and tools, under the project's names."""
     read: Data = {}
     if not any(key in data for key in SHARED_KEYS):
         return read
     if system := as_text(choose(data, SYSTEM), '"system"'):
         read["system"] = system
-    functions = data.get("functions")
-    if functions and isinstance(functions, list):
-        data = {**data, "functions": [{"type": "function", "function": f} for f in functions]}
+    if functions := data.get("functions"):
+        bare = read_objects(functions, '"functions"')
+        data = {**data, "functions": [
+            one if "function" in one else {"type": "function", "function": one} for one in bare
+        ]}  # fmt: skip
     if tools := choose(data, TOOLS):
         read["tools"] = tools
     return read
 
 
 def read_list(data: Data, key: str, unread: set[str]) -> Data:
-    """The conversation of a list of turns, which may be anyone's."""
+    """Gives the conversation of a list of turns, which may be anyone's, or of the JSON of one."""
     if key not in data:
         return data  # the format says so, with the keys that there are
-    turns = read_turns(data[key], f'"{key}"', unread)
+    turns = read_turns(unpack_turns(data[key], f'"{key}"'), f'"{key}"', unread)
     if len(data) == 1 and turns is data.get("conversations"):
         return data
     return {**read_shared(data), "conversations": turns}
 
 
+def unpack_turns(value: object, what: str) -> Any:
+    """Gives the turns that a string of JSON holds; any other value as it is. Raises RowProblem."""
+    return parse_json(value, what) if isinstance(value, str) and spells_turns(value) else value
+
+
+def spells_turns(text: str) -> bool:
+    """Whether this is the JSON of a list of turns, or meant to be."""
+    return _TURNS.match(text) is not None
+
+
 def read_question(data: Data) -> list[Turn]:
-    """What is asked in Alpaca's form: the turns of the history, then the instruction and the input
-    a line below it."""
+    """Gives what is asked in Alpaca's form: the turns of the history, then the instruction and the
+    input a line below it."""
     turns = []
     history = data.get("history") or []
     if not isinstance(history, list):
@@ -86,6 +87,8 @@ def read_question(data: Data) -> list[Turn]:
     text = "\n".join(part for part in (asked, given) if part)
     if not text.strip():
         raise RowProblem(f'"{ASKED[0]}" and "{GIVEN[0]}" are both empty: there is no question')
+    if is_open_transcript(text):
+        return [*turns, *read_open_transcript(text, f'"{ASKED[0]}"')]
     return [*turns, {"role": "user", "content": text}]
 
 
@@ -94,13 +97,32 @@ def read_alpaca(data: Data, unread: set[str]) -> Data:
     if not answer.strip():
         raise RowProblem(f'"{SAID[0]}" is empty: there is no answer to learn')
     turns = [*read_question(data), {"role": "assistant", "content": answer}]
-    return {**read_shared(data), "conversations": turns}
+    return {**read_shared(data), "conversations": _with_thought(turns, data)}
+
+
+def _with_thought(turns: list[Turn], data: Data) -> list[Turn]:
+    """Puts the row's reasoning into the last turn. Raises RowProblem."""
+    thought = choose(data, REASONING)
+    if thought is None:
+        return turns
+    if not isinstance(thought, str) or not is_prose(thought):
+        key = next(key for key in REASONING if data.get(key) == thought)
+        raise RowProblem(f'"{key}" is {json.dumps(thought)}, which is no reasoning: leave it out')
+    *before, last = turns
+    if last.get("reasoning_content", thought) != thought:
+        raise RowProblem("the reasoning of the row and that of its last turn differ: keep one")
+    last = dict(last)
+    add_reasoning(last, thought)
+    return [*before, last]
 
 
 def read_side(data: Data, key: str, role: str, unread: set[str]) -> list[Turn]:
-    """The turns under a key that holds a text of `role`, a turn, or several. Raises RowProblem."""
-    value = data.get(key)
+    """Gives the turns under a key that holds a text of `role`, a turn, or several, or the JSON of
+    them. Raises RowProblem."""
+    value = unpack_turns(data.get(key), f'"{key}"')
     if isinstance(value, str):
+        if role == "user" and is_open_transcript(value):
+            return read_open_transcript(value, f'"{key}"')
         return [{"role": role, "content": value}]
     turns = read_turns([value] if isinstance(value, dict) else value, f'"{key}"', unread)
     if not isinstance(turns, list) or not turns:
@@ -115,8 +137,10 @@ def read_completion(data: Data, unread: set[str]) -> Data:
     if "completion" in data and "response" in data:
         raise RowProblem('"completion" and "response" both: keep one of them')
     key = "completion" if "completion" in data else "response"
-    completion = read_side(data, key, "assistant", unread)
-    return {**read_shared(data), "conversations": [*prompt, *completion]}
+    turns = [*prompt, *read_side(data, key, "assistant", unread)]
+    if all(isinstance(turn, dict) for turn in turns):
+        turns = _with_thought(turns, data)
+    return {**read_shared(data), "conversations": turns}
 
 
 def _untrained(turn: Any) -> Any:
@@ -125,9 +149,14 @@ def _untrained(turn: Any) -> Any:
 
 
 PROMPT_KEY = {"prompt": "a text of the user, or turns"}
+ANSWER_KEYS = {
+    **dict.fromkeys(SAID, "the answer"),
+    **dict.fromkeys(REASONING, "the reasoning before it"),
+}
 COMPLETION_KEYS = {
     **PROMPT_KEY,
     **dict.fromkeys(("completion", "response"), "a text of the assistant, or turns"),
+    **dict.fromkeys(REASONING, ANSWER_KEYS[REASONING[0]]),
     **SHARED_KEYS,
 }
 ALPACA_KEYS = {
@@ -136,18 +165,17 @@ ALPACA_KEYS = {
     "history": "earlier questions and answers, [[question, answer], …]",
     **dict.fromkeys(SYSTEM, "the system prompt"),
 }
-ANSWER_KEYS: dict[str, str] = dict.fromkeys(SAID, "the answer")
 
 
 def build_keys(
     *used: Mapping[str, str], refused: Mapping[str, Refusal], hands_on: bool = False
 ) -> KeyTable:
-    """The table of a row's keys; a key that is used is not refused, and a second list of turns
-    beside those that are used is."""
+    """Builds the table of a row's keys; a key that is used is not refused, and a second list of
+    turns beside those that are used is."""
     names = {key: what for part in used for key, what in part.items()}
     refused = {**refused, "messages": _TWO, "conversations": _TWO}
     refused = {key: why for key, why in refused.items() if key not in names}
-    return KeyTable("", names, refused, hands_on)
+    return KeyTable("", names, refused, hands_on=hands_on)
 
 
 def build_list_dialects(
@@ -158,8 +186,8 @@ def build_list_dialects(
     hands_on: bool = False,
     tail: str = "",
 ) -> tuple[Dialect, ...]:
-    """The dialects whose conversation stands in one list of turns. `finish` takes what the kind of
-    row has beside it from the row into what was read; `more`: its keys, `tail`: them in an
+    """Builds the dialects whose conversation stands in one list of turns. `finish` takes what the
+    kind of row has beside it from the row into what was read; `more`: its keys, `tail`: them in an
     example."""
 
     def dialect(name: str, title: str, key: str, turn: str, matches: Matches) -> Dialect:
@@ -198,23 +226,59 @@ def is_alpaca(data: Mapping[str, Any]) -> bool:
     return any(key in data for key in ASKED)
 
 
+def build_answer_dialects(
+    finish: Callable[[Data, Data], Data],
+    more: Mapping[str, str],
+    refused: Mapping[str, Refusal],
+    *,
+    titles: tuple[str, str],
+    is_answered: Matches,
+    tail: str = "",
+    targets: str = "",
+) -> tuple[Dialect, ...]:
+    """Builds the dialects of a question and its answer: Alpaca's, where `is_answered` tells them
+    from questions alone, and TRL's, in which `targets` are learned; the rest as for lists of
+    turns. What the one asks with is not refused in the other: where --format names a form, a row
+    may be in both."""
+    refused = {
+        key: why for key, why in refused.items() if key not in (*ASKED, *PROMPT_KEY, "input")
+    }
+    return (
+        Dialect(
+            name="alpaca",
+            title=titles[0],
+            example=f'{{"instruction": "…", "input": "…", "output": "…"{tail}}}',
+            keys=build_keys(ALPACA_KEYS, ANSWER_KEYS, SHARED_KEYS, more, refused=refused),
+            matches=lambda data: (
+                is_answered(data) and (is_alpaca(data) or isinstance(data.get("input"), str))
+            ),
+            convert=lambda data, unread: finish(data, read_alpaca(data, unread)),
+        ),
+        Dialect(
+            name="trl",
+            title=titles[1],
+            example=f'{{"prompt": "…" or [turns], "completion": "…" or [turns]{tail}}}',
+            keys=build_keys(COMPLETION_KEYS, more, refused=refused),
+            matches=is_completion,
+            convert=lambda data, unread: finish(data, read_completion(data, unread)),
+            targets=targets,
+        ),
+    )
+
+
+def keep(data: Data, read: Data) -> Data:
+    """Adds nothing: a conversation has nothing beside it."""
+    return read
+
+
 CHAT_DIALECTS = (
-    *build_list_dialects(lambda data, read: read, {}, CHAT_REFUSED),
-    Dialect(
-        name="alpaca",
-        title="Alpaca (instruction, input, output)",
-        example='{"instruction": "…", "input": "…", "output": "…"}',
-        keys=build_keys(ALPACA_KEYS, ANSWER_KEYS, refused=CHAT_REFUSED),
-        matches=lambda data: is_alpaca(data) and any(key in data for key in SAID),
-        convert=read_alpaca,
-    ),
-    Dialect(
-        name="trl",
-        title="TRL's prompt and completion",
-        example='{"prompt": "…" or [turns], "completion": "…" or [turns]}',
-        keys=build_keys(COMPLETION_KEYS, refused=CHAT_REFUSED),
-        matches=is_completion,
-        convert=read_completion,
+    *build_list_dialects(keep, {}, CHAT_REFUSED),
+    *build_answer_dialects(
+        keep,
+        {},
+        CHAT_REFUSED,
+        titles=("Alpaca (instruction, input, output)", "TRL's prompt and completion"),
+        is_answered=lambda data: any(key in data for key in SAID),
         targets="the completion alone",
     ),
 )

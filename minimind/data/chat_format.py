@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from minimind.data.chat_encoding import Chat, ChatEncoder, Message, Span
 from minimind.data.collate import collate
 from minimind.data.formats import Format
-from minimind.data.jsonl import BadRow, json_type, missing_key
+from minimind.data.json_strings import parse_json, read_objects
+from minimind.data.jsonl import BadRow, RowProblem, json_type, missing_key
 from minimind.data.text_format import string_problem, surrogate_problem
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
@@ -119,7 +120,7 @@ def with_row_parts(chat: Chat, data: dict[str, Any]) -> Chat:
 
 
 def chat_spans(encoder: ChatEncoder, chat: Chat) -> list[Span]:
-    """The rendered conversation. Raises BadChat where the template refuses it, leaves out a part
+    """Renders the conversation. Raises BadChat where the template refuses it, leaves out a part
     that changes its meaning or shows no assistant turn, and where none is to be learned."""
     spans = checked_spans(encoder, chat, encoder.spans)
     if not any(is_target for _, is_target in spans):
@@ -131,8 +132,8 @@ def chat_spans(encoder: ChatEncoder, chat: Chat) -> list[Span]:
 def checked_spans(
     encoder: ChatEncoder, chat: Chat, render: Callable[[Chat], list[Span]]
 ) -> list[Span]:
-    """What `render` gives for the conversation. Raises BadChat where the template refuses it or
-    leaves out a part that changes its meaning, and for half characters."""
+    """Gives what `render` makes of the conversation. Raises BadChat where the template refuses it
+    or leaves out a part that changes its meaning, and for half characters."""
     try:
         spans = render(chat)
         encoder.check_shown(chat, spans)
@@ -209,16 +210,10 @@ def _read_turn(turn: object, where: str, needs_answer: bool) -> Message:
 
 
 def _read_objects(value: object, what: str) -> list[dict[str, Any]]:
-    if isinstance(value, str):
-        if not value.strip():
-            return []
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise BadChat(f"{what} is not JSON: {error}") from None
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise BadChat(f"{what} is not a list of objects")
-    return value
+    try:
+        return read_objects(value, what)
+    except RowProblem as problem:
+        raise BadChat(str(problem)) from None
 
 
 def _check_call(call: dict[str, Any], where: str) -> None:
@@ -228,9 +223,9 @@ def _check_call(call: dict[str, Any], where: str) -> None:
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError) as error:
-            raise BadChat(f'{where}: "arguments" is not JSON: {error}') from None
+            arguments = parse_json(arguments, f'{where}: "arguments"')
+        except RowProblem as problem:
+            raise BadChat(str(problem)) from None
     if not isinstance(arguments, dict):
         kind = json_type(arguments)
         raise BadChat(f'{where}: "arguments" is {kind} where an object is expected')

@@ -1,4 +1,4 @@
-"""What a chat template leaves out of a conversation: found in the text that it renders."""
+"""Finds what a chat template leaves out of a conversation, in the text that it renders."""
 
 from __future__ import annotations
 
@@ -40,6 +40,6 @@ def find_losses(messages: Sequence[Mapping[str, Any]], text: str, origin: str) -
 
 
 def _find(text: str, part: str, at: int) -> int:
-    """Where the part stands, from `at` on if it can be."""
+    """Finds where the part stands, from `at` on if it can be."""
     found = text.find(part, at)
     return text.find(part) if found < 0 else found

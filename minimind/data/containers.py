@@ -1,6 +1,6 @@
-"""What a file of rows may be: JSON lines, a JSON array, Parquet or plain text, any of the texts
-compressed; and what is said of a file that is something else. A file is known by its content, its
-name decides only whether it is plain text."""
+"""Tells what a file of rows is: JSON lines, a JSON array, Parquet or plain text, any of the texts
+compressed; and says what a file is that is something else. A file is known by its content, its name
+decides only whether it is plain text."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from minimind.data.json_array import read_array
 from minimind.data.jsonl import BOM, BadRow, read_lines
 from minimind.data.parquet import read_parquet
 from minimind.data.plain_text import read_documents, read_paragraphs
+from minimind.data.text_encoding import find_encoding
 from minimind.errors import DataError
 from minimind.types import Row
 
@@ -93,8 +94,11 @@ FOREIGN_BY_BYTES: tuple[tuple[bytes, str, str], ...] = (
 )  # fmt: skip
 _WORDS = (b"Rar!", b"ORC", b"<!DOCTYPE html", b"<html", b"---\n")
 """With which a text may begin, too."""
-_UTF16 = ((b"\xff\xfe\x00\x00", "UTF-32"), (b"\x00\x00\xfe\xff", "UTF-32"),
-          (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))  # fmt: skip
+_ROWS = re.compile(rb"(?:\[\s*)?(?:\[\s*)?\{\s*\"[^\"\n]*\"\s*:|\[\s*\]")
+"""How JSON begins that goes over several lines, or is an array."""
+_ELEMENTS = ((rb"\[", "lists", "{conversations: .}"), (rb'"', "strings", "{text: .}"),
+             (rb"-?\d", "numbers", "{text: tostring}"))  # fmt: skip
+"""By what an array begins with: its elements, and how jq writes one as a row."""
 FOREIGN_BY_NAME = {".csv": "CSV", ".tsv": "tab-separated values", ".xlsx": "an Excel file",
           ".yaml": "YAML", ".yml": "YAML", ".xml": "XML", ".pkl": "a Python pickle"}  # fmt: skip
 
@@ -112,6 +116,8 @@ def find_container(path: str, head: bytes) -> Container:
         if importlib.util.find_spec("pyarrow") is None:
             _refuse(path, "is Parquet, which needs pyarrow", "pip install 'minimind[parquet]'")
         return PARQUET
+    if head[257:262] == b"ustar":
+        _refuse(path, "is a tar archive", "unpack it (tar -xf FILE) and give its files")
     suffix = _suffix(path)
     for magic, what, todo in FOREIGN_BY_BYTES:
         if head.startswith(magic) and not (suffix in DOCUMENT.suffixes and magic in _WORDS):
@@ -119,13 +125,25 @@ def find_container(path: str, head: bytes) -> Container:
     _check_encoding(path, head)
     text = head.removeprefix(BOM).lstrip()
     lines = [line.strip() for line in text.splitlines()[:_LINES] if line.strip()]
-    if suffix in DOCUMENT.suffixes and not (text.startswith(b"{") and _parses(lines[0])):
+    if suffix in DOCUMENT.suffixes and not _ROWS.match(text) and not (
+        text.startswith(b"{") and _parses(lines[0])
+    ):  # fmt: skip
         return DOCUMENT
+    if b"\r" in text and b"\n" not in text and len(lines) > 1:
+        _refuse(path, "has lines that end in a carriage return alone",
+                "convert them: tr '\\r' '\\n' < FILE > FILE.jsonl")  # fmt: skip
     if text.startswith(b"["):
         if _is_lines_of_lists(lines, is_cut=len(head) == HEAD_BYTES):
             _refuse(path, "holds a JSON list on each line", 'write each as an object, such as '
                     '{"conversations": […]}')  # fmt: skip
+        for begin, what, row in _ELEMENTS:
+            if re.match(rb"\[\s*" + begin, text):
+                _refuse(path, f"is a JSON array of {what}, not of objects", "write each as one: "
+                        f"jq -c '.[] | {row}' FILE > FILE.jsonl")  # fmt: skip
         return JSON_ARRAY
+    if lines and all(line.startswith(b'"') for line in lines) and _parses(lines[0]):
+        _refuse(path, "holds a JSON string on each line", "write each as an object: jq -c "
+                "'{text: .}' FILE > FILE.jsonl")  # fmt: skip
     if lines and lines[0] == b"{":
         _refuse(path, "holds JSON objects that go over several lines", "write each on a line of "
                 "its own: jq -c . FILE > FILE.jsonl, or the rows of a key of one: jq -c "
@@ -134,6 +152,9 @@ def find_container(path: str, head: bytes) -> Container:
         if _parses(lines[0].rstrip(b", ")):
             _refuse(path, "has a comma after each object", "remove them: sed 's/, *$//' FILE > "
                     "FILE.jsonl")  # fmt: skip
+        if _parses(re.sub(rb",\s*([}\]])", rb"\1", lines[0])):
+            _refuse(path, "has a comma before a closing bracket, which JSON does not allow",
+                    "remove them: sed -E 's/, *([]}])/\\1/g' FILE > FILE.jsonl")  # fmt: skip
         if _is_python(lines[0]):
             _refuse(path, "holds Python dictionaries, not JSON", "write them with json.dumps(row, "
                     "ensure_ascii=False)")  # fmt: skip
@@ -143,8 +164,9 @@ def find_container(path: str, head: bytes) -> Container:
         said = f"is {what}" if what else f"is no JSON: it begins with {begins!r}"
         todo = f"what is read is {_JSON}"
         if what in (FOREIGN_BY_NAME[".csv"], FOREIGN_BY_NAME[".tsv"]):
-            todo = "save it as JSON lines or Parquet: pandas.read_csv(FILE).to_json('FILE.jsonl', "
-            todo += "orient='records', lines=True, force_ascii=False)"
+            separator = ", sep='\\t'" if suffix == ".tsv" else ""
+            todo = f"save it as JSON lines or Parquet: pandas.read_csv('FILE'{separator}).to_json("
+            todo += "'FILE.jsonl', orient='records', lines=True, force_ascii=False)"
         if lines:
             _refuse(path, said, todo)
     return JSON_LINES
@@ -163,47 +185,18 @@ def _refuse(path: str, what: str, todo: str) -> NoReturn:
 
 
 def _check_encoding(path: str, head: bytes) -> None:
-    for mark, name in _UTF16:
-        if head.startswith(mark):
-            _refuse_encoding(path, name, name)
-    start = head[:1024]
-    if b"\0" in start:
-        for name, part in (("UTF-16LE", start[1::2]), ("UTF-16BE", start[::2])):
-            if part.count(0) > len(part) * 0.4 and start.count(0) < len(start) * 0.6:
-                _refuse_encoding(path, name, name)
-        _refuse(path, "is binary", f"what is read is {_JSON}")
-    lines = [line for line in head.split(b"\n")[:_LINES] if not line.isascii()]
-    if len(head) == HEAD_BYTES and len(lines) > 1:
-        lines.pop()  # its end may be cut
-    if not lines or any(_decodes(line, "utf-8") for line in lines):
+    found = find_encoding(head, is_cut=len(head) == HEAD_BYTES)
+    if found is None:
+        if b"\0" in head[:1024]:
+            _refuse(path, "is binary", f"what is read is {_JSON}")
         return
-    # Characters of two bytes stand side by side, the accented ones of one byte do not.
-    runs = [len(run) for line in lines for run in re.findall(rb"[\x80-\xff]+", line)]
-    for code, name in (("GB18030", "GBK (GB18030)"), ("BIG5", "Big5")):
-        if sum(runs) > 1.9 * len(runs) and all(_decodes(line, code) for line in lines):
-            _refuse_encoding(path, f"{name} by its bytes", code)
-    if len(lines) > 2:
-        _refuse(path, "is not UTF-8 in any line that has other characters than ASCII",
-                "find out its encoding and convert it: iconv -f ENCODING -t UTF-8 FILE > FILE.utf8"
-                )  # fmt: skip
-
-
-def _refuse_encoding(path: str, what: str, code: str) -> NoReturn:
-    _refuse(path, f"is {what}, and only UTF-8 is read",
-            f"convert it: iconv -f {code} -t UTF-8 FILE > FILE.utf8")  # fmt: skip
-
-
-def _decodes(line: bytes, encoding: str) -> bool:
-    try:
-        line.decode(encoding)
-    except UnicodeDecodeError as error:
-        # A head ends anywhere.
-        return (
-            encoding == "utf-8"
-            and error.reason == "unexpected end of data"
-            and (len(line) > HEAD_BYTES // 2)
-        )
-    return True
+    by = "" if found.name.startswith("UTF") else " by its bytes"
+    what = f"is {found.name}{by}, and only UTF-8 is read"
+    if found.code in ("ENCODING", "CP1252"):
+        what = "is not UTF-8 in any line that has other characters than ASCII"
+        what += f", but {found.name} by its bytes" if found.name else ""
+    find_out = "" if found.name else "find out its encoding and "
+    _refuse(path, what, f"{find_out}convert it: iconv -f {found.code} -t UTF-8 FILE > FILE.utf8")
 
 
 def _is_lines_of_lists(lines: list[bytes], is_cut: bool) -> bool:

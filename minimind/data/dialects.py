@@ -16,7 +16,7 @@ from minimind.data.row_keys import KeyTable
 Data = dict[str, Any]
 Matches = Callable[[Mapping[str, Any]], bool]
 
-VERSION = 1
+VERSION = 2
 """Part of the cache key: raise it with every change of what a dialect gives."""
 OWN = "minimind"
 

@@ -2,30 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from minimind.data.jsonl import BadRow
+from minimind.data.jsonl import BadRow, unique_keys
 from minimind.errors import DataError
 from minimind.types import Row
 
+if TYPE_CHECKING:
+    import pyarrow
+
 _ROWS = 1024
+Clean = Callable[[Any], Any]
 
 
 def read_parquet(file: BinaryIO, name: str) -> Iterator[tuple[Row | BadRow, int]]:
-    """Yields each row, with about the bytes that the rows so far take. A column without a value is
-    no key of the row. Raises DataError where the file is damaged."""
+    """Yields each row, with about the bytes that the rows so far take. A field without a value is
+    no key of its object, at any depth: Arrow gives each object of a column the keys of all, and a
+    null that was written is not told from one that it filled in. Raises DataError where the file
+    is damaged."""
     import pyarrow
     import pyarrow.parquet
 
     number = size = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=_ROWS):
+        source = pyarrow.parquet.ParquetFile(file)
+        cleaners = {field.name: clean for field in source.schema_arrow
+                    if (clean := _cleaner(field.type))}  # fmt: skip
+        for batch in source.iter_batches(batch_size=_ROWS):
             step = batch.nbytes // max(1, batch.num_rows)
             for data in batch.to_pylist():
                 number += 1
                 size += step
-                given = {key: value for key, value in data.items() if value is not None}
-                yield Row(data=given, path=name, line=number, unit="row"), size
+                try:
+                    given = _given(data, cleaners)
+                except ValueError as problem:
+                    yield BadRow(name, number, str(problem), "row"), size
+                else:
+                    yield Row(data=given, path=name, line=number, unit="row"), size
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{name}: is a Parquet file that cannot be read: {error}") from None
+
+
+def _given(data: Mapping[str, Any], cleaners: Mapping[str, Clean]) -> dict[str, Any]:
+    return {
+        key: cleaners[key](value) if key in cleaners else value
+        for key, value in data.items()
+        if value is not None
+    }
+
+
+def _cleaner(kind: pyarrow.DataType) -> Clean | None:
+    """What gives a value of this type without the fields that hold nothing; None where the type has
+    no objects in it."""
+    import pyarrow.types as types
+
+    if types.is_struct(kind):
+        fields = [kind.field(number) for number in range(kind.num_fields)]
+        inner = {field.name: clean for field in fields if (clean := _cleaner(field.type))}
+        return lambda value: _given(value, inner)
+    if types.is_map(kind):
+        clean_item = _cleaner(kind.item_type) or _same
+        return lambda pairs: {
+            key: None if item is None else clean_item(item)
+            for key, item in unique_keys(pairs).items()
+        }
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    if is_list and (clean_one := _cleaner(kind.value_type)):
+        return lambda items: [None if item is None else clean_one(item) for item in items]
+    return None
+
+
+def _same(value: Any) -> Any:
+    return value

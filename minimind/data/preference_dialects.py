@@ -8,7 +8,6 @@ from typing import Any
 
 from minimind.data.chat_dialects import (
     ALPACA_KEYS,
-    NO_MEDIA,
     PROMPT_KEY,
     SHARED_KEYS,
     build_keys,
@@ -16,10 +15,14 @@ from minimind.data.chat_dialects import (
     read_question,
     read_shared,
     read_side,
+    spells_turns,
+    unpack_turns,
 )
 from minimind.data.dialects import OWN, Data, Dialect, has_turns
 from minimind.data.jsonl import RowProblem
 from minimind.data.row_keys import KeyTable, Refusal
+from minimind.data.row_refusals import NO_MEDIA, PAIR_REFUSED
+from minimind.data.transcripts import read_transcript
 from minimind.data.turns import Turn, read_turns
 
 _SIDES = ("chosen", "rejected")
@@ -30,19 +33,39 @@ _OPENAI_KEYS = {"preferred_output": "the better answer", "non_preferred_output":
 _OPENAI_INPUT = KeyTable(
     " of input", {"messages": "the prompt", "tools": SHARED_KEYS["tools"]}, dict(NO_MEDIA)
 )
-_SPEAKER = re.compile(r"\n\n(Human|Assistant): ?")
+_SCORE = re.compile("score|rating|reward|grade|quality")
 
 
 def _read_own_pair(data: Data, unread: set[str]) -> Data:
     if not all(side in data for side in _SIDES):
         return data  # the format says so, with the keys that there are
-    sides = {side: read_turns(data[side], f'"{side}"', unread) for side in _SIDES}
+    _check_scores(data)
+    sides = {side: unpack_turns(data[side], f'"{side}"') for side in _SIDES}
+    sides = {side: read_turns(turns, f'"{side}"', unread) for side, turns in sides.items()}
     return {**read_shared(data), **sides}
+
+
+def _check_scores(data: Data) -> None:
+    """Raises RowProblem where the row's own figures say that the pair is the other way round."""
+    for key, better in data.items():
+        if "chosen" not in key or not _SCORE.search(key):
+            continue
+        other = key.replace("chosen", "rejected")
+        worse = data.get(other)
+        if not isinstance(better, int | float) or not isinstance(worse, int | float):
+            continue
+        if better < worse:
+            raise RowProblem(
+                f'"{key}" is {better} and "{other}" is {worse}: by them the rejected answer is the '
+                "better one; exchange the two, or leave the row out"
+            )
 
 
 def _with_prompt(data: Data, prompt: list[Turn], unread: set[str]) -> Data:
     """Puts the prompt before both sides, unless they repeat it themselves. Raises RowProblem where
     they begin with another one."""
+    _check_scores(data)
+    _check_repeated(data, prompt)
     read = read_shared(data)
     for side in _SIDES:
         turns = read_side(data, side, "assistant", unread)
@@ -59,17 +82,25 @@ def _with_prompt(data: Data, prompt: list[Turn], unread: set[str]) -> Data:
     return read
 
 
+def _check_repeated(data: Data, prompt: list[Turn]) -> None:
+    """Raises RowProblem where both texts begin with the prompt's own."""
+    asked = prompt[-1].get("content") if isinstance(prompt[-1], dict) else None
+    if not isinstance(asked, str) or len(asked.split()) < 2:
+        return
+    rests = [text.lstrip().removeprefix(asked.strip()) for text in map(data.get, _SIDES)
+             if isinstance(text, str) and text.lstrip().startswith(asked.strip())]  # fmt: skip
+    if len(rests) == len(_SIDES) and all(not rest[:1].strip() for rest in rests):
+        raise RowProblem(
+            '"chosen" and "rejected" begin with the prompt again, which stands before them: leave '
+            "it out of both"
+        )
+
+
 def _read_prompt_pair(data: Data, unread: set[str]) -> Data:
     for key in _LISTS:
         # UltraFeedback's repeat the chosen side.
         if data.get(key) and data[key] != data.get("chosen"):
             raise RowProblem(f'"prompt" and "{key}" both: keep the prompt in one place')
-    prompt = data["prompt"]
-    if isinstance(prompt, str) and prompt.startswith("\n\nHuman:"):
-        turns = _transcript(prompt, "prompt")
-        if turns[-1] == {"role": "assistant", "content": ""}:
-            turns.pop()
-        return _with_prompt(data, turns, unread)
     return _with_prompt(data, read_side(data, "prompt", "user", unread), unread)
 
 
@@ -84,28 +115,23 @@ def _read_openai_pair(data: Data, unread: set[str]) -> Data:
 
 
 def _read_transcripts(data: Data, unread: set[str]) -> Data:
+    _check_scores(data)
     return {**read_shared(data), **{side: _transcript(data[side], side) for side in _SIDES}}
 
 
 def _transcript(text: object, side: str) -> list[Turn]:
     if not isinstance(text, str):
         raise RowProblem(f'"{side}" is no string')
-    before, *parts = _SPEAKER.split(f"\n\n{text.lstrip()}")
-    if before.strip() or not parts:
-        raise RowProblem(
-            f'"{side}" is an answer without its prompt: give the row a "prompt", or write a '
-            "dialogue of Human: and Assistant: parts"
-        )
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return [
-        {"role": roles[speaker], "content": said.strip()}
-        for speaker, said in zip(parts[::2], parts[1::2], strict=True)
-    ]
+    return read_transcript(text, f'"{side}"')
 
 
 def _pair_keys(*used: Mapping[str, str]) -> KeyTable:
-    refused = NO_MEDIA if PROMPT_KEY in used else {**NO_MEDIA, "prompt": _TWO}
-    return build_keys(_SIDE_KEYS, *used, refused=refused)
+    return build_keys(_SIDE_KEYS, SHARED_KEYS, *used, refused={**PAIR_REFUSED, "prompt": _TWO})
+
+
+def _prompt_pair_keys() -> KeyTable:
+    used = {**_SIDE_KEYS, **PROMPT_KEY, **SHARED_KEYS}
+    return KeyTable("", used, {key: why for key, why in PAIR_REFUSED.items() if key not in used})
 
 
 def _is_pair(data: Mapping[str, Any]) -> bool:
@@ -118,7 +144,7 @@ def _list_dialect(key: str, speaker: str, title: str, prompt: str, answer: str) 
         name="llama-factory",
         title=f"{title} with chosen and rejected",
         example=f'{{"{key}": [{prompt}], "chosen": {answer}, "rejected": {{…}}}}',
-        keys=_pair_keys({key: "the prompt"}, SHARED_KEYS),
+        keys=_pair_keys({key: "the prompt"}),
         matches=lambda data: _is_pair(data) and "prompt" not in data and (
             has_turns(data.get(key), speaker)
         ),
@@ -139,7 +165,9 @@ PREFERENCE_DIALECTS = (
         title="OpenAI's preferred and non-preferred output",
         example='{"input": {"messages": [turns]}, "preferred_output": [turns], '
         '"non_preferred_output": [turns]}',
-        keys=build_keys({"input": "the prompt and its tools", **_OPENAI_KEYS}, refused=NO_MEDIA),
+        keys=build_keys(
+            {"input": "the prompt and its tools", **_OPENAI_KEYS}, refused=PAIR_REFUSED
+        ),
         matches=lambda data: "input" in data and "preferred_output" in data,
         convert=_read_openai_pair,
     ),
@@ -147,7 +175,7 @@ PREFERENCE_DIALECTS = (
         name="trl",
         title="TRL's prompt, chosen and rejected",
         example='{"prompt": "…" or [turns], "chosen": "…" or [turns], "rejected": "…" or [turns]}',
-        keys=KeyTable("", {**_SIDE_KEYS, **PROMPT_KEY, **SHARED_KEYS}, NO_MEDIA),
+        keys=_prompt_pair_keys(),
         matches=lambda data: "prompt" in data and _is_pair(data),
         convert=_read_prompt_pair,
     ),
@@ -164,14 +192,17 @@ PREFERENCE_DIALECTS = (
         title="dialogues of Human: and Assistant:",
         example='{"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", "rejected": "…"}',
         keys=_pair_keys(),
-        matches=lambda data: _is_pair(data) and isinstance(data.get("chosen"), str),
+        matches=lambda data: (
+            _is_pair(data)
+            and (isinstance(text := data.get("chosen"), str) and not spells_turns(text))
+        ),
         convert=_read_transcripts,
     ),
     Dialect(
         name=OWN,
         title="the project's own form (TRL's implicit prompt)",
         example='{"chosen": [turns], "rejected": [turns]}',
-        keys=_pair_keys(SHARED_KEYS),
+        keys=_pair_keys(),
         matches=_is_pair,
         convert=_read_own_pair,
     ),

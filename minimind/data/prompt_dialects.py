@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from minimind.data.chat_dialects import (
     ALPACA_KEYS,
-    NO_MEDIA,
     PROMPT_KEY,
     SHARED_KEYS,
     build_keys,
@@ -16,6 +15,7 @@ from minimind.data.chat_dialects import (
     read_side,
 )
 from minimind.data.dialects import Data, Dialect
+from minimind.data.row_refusals import NO_MEDIA
 
 _CONSUMED = {*SHARED_KEYS, *PROMPT_KEY, "conversations", "messages"}
 

@@ -12,10 +12,12 @@ from minimind.data.chat_encoding import Chat, ChatEncoder, Message, Span
 from minimind.data.chat_format import BadChat, checked_spans, encode_rows, read_conversation
 from minimind.data.collate import collate_units
 from minimind.data.formats import TEXT_COLUMN, Format
-from minimind.data.jsonl import BadRow, missing_key
+from minimind.data.json_strings import check_json
+from minimind.data.jsonl import BadRow, RowProblem, missing_key
 from minimind.data.tokenizer import Tokenizer
 from minimind.types import PackedRow, Row, Sample, UnitBatch
 
+_RIGHT_ANSWERS = {"gt", "answer", "solution", "ground_truth"}
 _EXAMPLE = '{"conversations": [{"role": "user", "content": "…"}], "gt": …}'
 
 
@@ -66,6 +68,11 @@ def read_prompt(row: Row) -> Chat:
         raise BadChat(missing_key(row, "conversations", _EXAMPLE))
     if "gt" in row.data and "answer" in row.data and row.data["gt"] != row.data["answer"]:
         raise BadChat('"gt" and "answer" differ: both name the right answer, so give one of them')
+    for key in _RIGHT_ANSWERS & row.data.keys():
+        try:
+            check_json(row.data[key], f'"{key}"')
+        except RowProblem as problem:
+            raise BadChat(str(problem)) from None
     chat = read_conversation(row.data, needs_answer=False)
     messages = chat.messages
     if messages[-1]["role"] == "assistant":

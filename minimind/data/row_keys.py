@@ -5,8 +5,10 @@ A report names a key with where it stands: "'source'" is a row's, "'name' of tur
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from minimind.config.spelling import find_slip
@@ -15,6 +17,8 @@ from minimind.data.jsonl import RowProblem
 _MOST_KNOWN = 4096
 _EMPTY: tuple[Any, ...] = ("", [], {})
 """Values that say nothing: a key that holds one, or null, is as if it were not there."""
+_FLAGS = ("on", "off", "yes", "no", "true", "false", "none", "low", "medium", "high")
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +27,21 @@ class Refusal:
 
     why: str
     """And what to do."""
-    applies: Callable[[Any], bool] = lambda value: True
-    """Whether the value is of the kind that is refused, else the key is reported."""
+    applies: Callable[[Any, Mapping[str, Any]], bool] = lambda value, read: True
+    """(value, the keys beside it that are used) -> whether it is of the kind that is refused, else
+    the key is reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """Words by which a key that nobody knows is refused as one that changes the meaning."""
+
+    words: tuple[str, ...]
+    refusal: Refusal
+
+    def of(self, key: str) -> Refusal | None:
+        """The refusal, where the key has one of the words."""
+        return self.refusal if any(word in self.words for word in _words(key)) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +53,7 @@ class KeyTable:
     used: Mapping[str, str]
     """By key, what it does."""
     refused: Mapping[str, Refusal] = field(default_factory=dict)
+    suspect: Suspicion | None = None
     hands_on: bool = False
     """Every other key goes on with the row, to functions of the user's."""
     _others: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict, repr=False)
@@ -63,10 +81,37 @@ class KeyTable:
                 )
             if value in _EMPTY:
                 continue
-            if refusal and refusal.applies(value):
+            if not refusal and self.suspect:
+                refusal = self.suspect.of(key)
+            if refusal and refusal.applies(value, self._read_of(data)):
                 raise RowProblem(f'the key "{key}"{self.of}: {refusal.why}')
             if not self.hands_on:
                 unread.add(f"'{key}'{self.of}")
+
+    def _read_of(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in data.items() if key in self.used}
+
+
+def is_prose(value: object) -> bool:
+    """Whether this is text for people, and no switch such as "on" or "high"."""
+    if isinstance(value, list):
+        return any(is_prose(item) for item in value)
+    return isinstance(value, str) and bool(value.strip()) and value.strip().lower() not in _FLAGS
+
+
+def is_number_like(value: object) -> bool:
+    """Whether this is a number or a switch, or a list of them."""
+    if isinstance(value, list):
+        return all(is_number_like(item) for item in value)
+    return isinstance(value, bool | int | float) or (
+        isinstance(value, str) and value.strip().lower() in _FLAGS
+    )
+
+
+@lru_cache(maxsize=4096)
+def _words(key: str) -> tuple[str, ...]:
+    """The words of a name such as loss_mask or lossMask, in lower case."""
+    return tuple(word.lower() for word in _WORD.findall(key))
 
 
 def choose(data: Mapping[str, Any], keys: tuple[str, ...]) -> Any:

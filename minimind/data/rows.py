@@ -14,6 +14,7 @@ from minimind.data import dialects
 from minimind.data.chat_dialects import CHAT_DIALECTS
 from minimind.data.containers import PLAIN_TEXTS
 from minimind.data.data_file import DataFile, find_data, read_rows
+from minimind.data.dataset_dialects import DATASET_DIALECTS
 from minimind.data.dialects import Dialect, find_dialect
 from minimind.data.jsonl import BadRow, RowProblem, spell_place
 from minimind.data.preference_dialects import PREFERENCE_DIALECTS
@@ -32,7 +33,7 @@ _MOST_REPORTED = 20
 
 DIALECTS: dict[str, tuple[Dialect, ...]] = {
     "text": TEXT_DIALECTS,
-    "chat": CHAT_DIALECTS,
+    "chat": (*CHAT_DIALECTS, *DATASET_DIALECTS),
     "preference": PREFERENCE_DIALECTS,
     "unpaired": UNPAIRED_DIALECTS,
     "prompt": PROMPT_DIALECTS,
@@ -177,9 +178,18 @@ class RowReader:
                     f"{place}: is in the form of {other.title}, for {USED_BY[kind]} and not for "
                     f"{_users(self._kinds)} (keys found: {found}); {self._read_forms()}"
                 )
-        meant = ""
+        for key, value in first.data.items():
+            held = value[0] if isinstance(value, list) and value else None
+            if isinstance(held, dict) and find_dialect(self._known, held):
+                return (
+                    f'{place}: its rows stand under "{key}": take them out with jq -c '
+                    f"'.{key}[]' {first.path} > {first.path}.jsonl"
+                )
+        common = [dialect for dialect in self._known if dialect not in DATASET_DIALECTS]
+        meant, leading = "", _leading(common)
         for key in keys:
-            meant = meant or did_you_mean(key, _leading(self._known), lambda name: f'"{name}"')
+            if key not in leading:
+                meant = meant or did_you_mean(key, leading, lambda name: f'"{name}"')
         return (
             f"{place}: is in no form of row for {_users(self._kinds)} (keys found: "
             f"{found or 'none'}){meant}; {self._read_forms()}"

@@ -167,7 +167,8 @@ class _Writer:
                 raise DataError(f"{message}, and no good one: {self._file.path} cannot be used")
             raise DataError(f"{message}; mend them, or leave them out with --on_bad_row skip")
         if not self._num_documents:
-            raise DataError(f"{self._file.path}: holds only blank lines")
+            what = "no rows" if self._file.kinds else "only blank lines"
+            raise DataError(f"{self._file.path}: holds {what}")
 
     def meta(self) -> dict[str, object]:
         return {

@@ -5,20 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from minimind.data.chat_dialects import (
-    ALPACA_KEYS,
-    ANSWER_KEYS,
-    CHAT_REFUSED,
-    COMPLETION_KEYS,
-    build_keys,
-    build_list_dialects,
-    is_alpaca,
-    is_completion,
-    read_alpaca,
-    read_completion,
-)
-from minimind.data.dialects import Data, Dialect
+from minimind.data.chat_dialects import build_answer_dialects, build_list_dialects
+from minimind.data.dialects import Data
 from minimind.data.row_keys import choose
+from minimind.data.row_refusals import CHAT_REFUSED
 
 _LABELS = {"label": "whether the last answer is a good one", "kto_tag": "the same"}
 _REFUSED = {key: why for key, why in CHAT_REFUSED.items() if key not in _LABELS}
@@ -36,20 +26,12 @@ def _is_labelled(data: Mapping[str, Any]) -> bool:
 
 UNPAIRED_DIALECTS = (
     *build_list_dialects(_with_label, _LABELS, _REFUSED, tail=', "label": true'),
-    Dialect(
-        name="alpaca",
-        title="Alpaca with a label",
-        example='{"instruction": "…", "input": "…", "output": "…", "label": true}',
-        keys=build_keys(ALPACA_KEYS, ANSWER_KEYS, _LABELS, refused=_REFUSED),
-        matches=lambda data: is_alpaca(data) and _is_labelled(data),
-        convert=lambda data, unread: _with_label(data, read_alpaca(data, unread)),
-    ),
-    Dialect(
-        name="trl",
-        title="TRL's prompt, completion and label",
-        example='{"prompt": "…" or [turns], "completion": "…" or [turns], "label": true}',
-        keys=build_keys(COMPLETION_KEYS, _LABELS, refused=_REFUSED),
-        matches=is_completion,
-        convert=lambda data, unread: _with_label(data, read_completion(data, unread)),
+    *build_answer_dialects(
+        _with_label,
+        _LABELS,
+        _REFUSED,
+        titles=("Alpaca with a label", "TRL's prompt, completion and label"),
+        is_answered=_is_labelled,
+        tail=', "label": true',
     ),
 )

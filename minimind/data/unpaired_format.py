@@ -48,7 +48,10 @@ def _read_answer(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
             raise BadChat(missing_key(row, key, _EXAMPLE))
     label = row.data["label"]
     if not isinstance(label, bool):
-        raise BadChat(f'"label" is {json_type(label)} where true or false is expected')
+        raise BadChat(
+            f'"label" is {json_type(label)} where true or false is expected: write true for an '
+            "answer that was a good one, false for a bad one, without quotes"
+        )
     chat = read_conversation(row.data)
     if chat.messages[-1]["role"] != "assistant":
         raise BadChat(

@@ -96,6 +96,11 @@ class AdapterOptions(Recipe):
                     ranks[part.name] = rank
                     alphas[part.name] = alpha_patterns[scaled[-1]] if scaled else usual
         unmatched.discard("default")
+        if not unmatched and not any(patterns.values()):
+            raise ConfigError(
+                "no linear gets an adapter: every rank in lora_ranks is 0. Give one above 0, or "
+                "--set lora_preset=none to train the whole model"
+            )
         if unmatched or not ranks:
             what = f"no linear's name matches {', '.join(sorted(unmatched))}"
             first = ", ".join(name for name in names if ".layers.0." in name)

@@ -40,7 +40,7 @@ def describe_run(
         f"run        {total:,} steps, {total * run.train_batch_size / loader.num_rows:.2f} epochs "
         f"of {_describe_epoch(run, loader)}",
         f"rate       {_describe_rate(run)}, clipping {run.recipe.gradient_clipping}",
-        f"validated  {_describe_validation(run, eval_data)}",
+        f"validated  {_describe_validation(run, loader, eval_data)}",
     ]
     if start and (jump := _describe_jump(run, loader, start)):
         lines.append(f"rate jumps {jump}")
@@ -80,18 +80,24 @@ def _describe_cut(run: ResolvedRun, loader: PackedLoader) -> str:
     )
 
 
-def _describe_validation(run: ResolvedRun, eval_data: EvalLoader | None) -> str:
+def _describe_validation(
+    run: ResolvedRun, loader: PackedLoader, eval_data: EvalLoader | None
+) -> str:
     if eval_data is None:
         return "never: there is no --val_data"
     if not run.recipe.eval_every:
         return "never: eval_every is 0"
     what = "rows" if STAGES[run.stage].data_format.packed else "prompts"
     text = f"every {run.recipe.eval_every} steps"
+    total = run.total_steps(loader)
+    once = ""
+    if total < run.recipe.eval_every:
+        once = f"; the run has {total:,} steps, so at its end alone"
     if eval_data.num_rows == eval_data.num_rows_there:
-        return f"{text} on all {eval_data.num_rows:,} {what}"
+        return f"{text} on all {eval_data.num_rows:,} {what}{once}"
     return (
         f"{text} on {eval_data.num_rows:,} of {eval_data.num_rows_there:,} {what}, always the same "
-        "ones, by which the best checkpoint is chosen; --set eval_rows=0 takes all"
+        f"ones, by which the best checkpoint is chosen; --set eval_rows=0 takes all{once}"
     )
 
 

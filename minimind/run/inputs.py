@@ -56,8 +56,9 @@ def build_loaders(
         "world_size": ranks.world_size,
         "pad_id": tokenizer.pad_id,
     }
+    training = sources(data, "train")
     loader = PackedLoader(
-        sources(data, "train"),
+        training,
         rows_per_step=run.train_batch_size,
         seed=run.recipe.seed,
         **shared,
@@ -65,7 +66,22 @@ def build_loaders(
     if not val_data:
         return loader, None
     shared |= {"max_rows": run.recipe.eval_rows, "first_unit": loader.num_units}
-    return loader, EvalLoader(sources(val_data, "val"), **shared)
+    validation = sources(val_data, "val")
+    _report_repeated(training, validation)
+    return loader, EvalLoader(validation, **shared)
+
+
+def _report_repeated(training: list[WeightedSource], validation: list[WeightedSource]) -> None:
+    """Says where a validation source is a training source, under whatever name."""
+    trained = {source.cache.key: source.cache.path for source in training}
+    for source in validation:
+        if path := trained.get(source.cache.key):
+            logger.warning(
+                "%s holds the rows of %s, which are trained on: their loss tells nothing of other "
+                "text, and the best checkpoint is chosen by it; give --val_data rows of its own",
+                source.cache.path,
+                path,
+            )
 
 
 def build_context(

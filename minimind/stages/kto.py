@@ -113,15 +113,23 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
 
     def check_data(self, batches: Iterable[UnpairedBatch]) -> None:
         """Raises ConfigError where no answer counts, or no row holds two different answers to
-        compare."""
+        compare. Says so where all answers have one label."""
         weights = {True: self.recipe.desirable_weight, False: self.recipe.undesirable_weight}
         counts, compares = False, not self.has_baseline
+        kinds: set[bool] = set()
         for batch in batches:
             labels = batch.meta["label"][batch.unit_ids_P >= 0].tolist()
+            kinds.update(labels)
             counts = counts or any(weights[label] for label in labels)
             compares = compares or bool((batch.mismatched.unit_ids_P >= 0).any())
-            if counts and compares:
+            if counts and compares and len(kinds) > 1:
                 return
+        if counts and compares:
+            logger.warning(
+                "all answers are %s: nothing says what to tell them from; add rows with label %s",
+                *(("good", "false") if True in kinds else ("bad", "true")),
+            )
+            return
         if not counts:
             raise ConfigError(
                 f"desirable_weight is {weights[True]} and undesirable_weight {weights[False]}, and "
@@ -232,11 +240,6 @@ def _check_answers(values_UC: Tensor, has_baseline: bool) -> None:
     num_good = int(read_RC[:, 1].sum())
     num_bad = len(read_RC) - num_good
     logger.info("answers    %d good, %d bad", num_good, num_bad)
-    if not num_good or not num_bad:
-        logger.warning(
-            "all answers are %s: nothing says what to tell them from; add rows with label %s",
-            *(("good", "false") if num_good else ("bad", "true")),
-        )
     if not has_baseline:
         return
     share = float(read_RC[:, 2].isfinite().float().mean()) if len(read_RC) else 0.0

@@ -44,7 +44,8 @@ def test_a_files_neighbours_are_guessed_too(tmp_path: Path):
     assert did_you_mean_file(tmp_path / "none" / "x") == ""
 
 
-KEYS = ("role", "content", "reasoning_content", "tool_calls", "weight", "label", "text", "gt")
+KEYS = ("role", "content", "reasoning_content", "tool_calls", "weight", "label", "text", "gt",
+        "cot", "conversation")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,8 @@ def test_a_slip_is_found(given: str, meant: str) -> None:
         "",
         "context",
         "le",
+        "cost",
+        "conversation_id",
     ],
 )
 def test_another_word_is_no_slip(given: str) -> None:

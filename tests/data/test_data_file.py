@@ -84,6 +84,43 @@ def test_parquet_is_read_by_rows(tmp_path: Path) -> None:
         read(path)
 
 
+def test_fields_that_arrow_filled_in_are_no_fields(tmp_path: Path) -> None:
+    """Arrow gives each object of a column the keys of all: calls with other arguments, schemas."""
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    calls = [[{"name": "f", "arguments": {"city": "x"}}], [{"name": "g", "arguments": {"day": 1}}]]
+    schema = [
+        {"name": "f", "parameters": {"properties": {"a": {"type": "string"}}}},
+        {"name": "g", "parameters": {"properties": {"b": {"type": "int", "enum": [1, 2]}}}},
+    ]
+    rows = [
+        {"turns": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": one}],
+         "tools": schema}
+        for one in calls
+    ]  # fmt: skip
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    assert (
+        "day"
+        in pyarrow.parquet.read_table(path).to_pylist()[0]["turns"][1]["tool_calls"][0]["arguments"]
+    )
+    assert [row.data for row, _ in read_rows(find_data(path))] == rows
+
+
+def test_maps_of_parquet_are_objects(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    kind = pyarrow.list_(pyarrow.map_(pyarrow.string(), pyarrow.string()))
+    pairs = [[("role", "user"), ("content", "q")], [("role", "user"), ("role", "tool")]]
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"turns": pyarrow.array([[pairs[0]], [pairs[1]]], kind)})
+    parquet.write_table(table, path)
+    (row, _), (bad, _) = read_rows(find_data(path))
+    assert isinstance(row, Row)
+    assert row.data == {"turns": [{"role": "user", "content": "q"}]}
+    assert str(bad) == f'{path} row 2: the key "role" stands twice in one object'
+
+
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(b"PAR1 and more")
@@ -120,6 +157,13 @@ def test_texts_that_look_like_something_else(tmp_path: Path, text: str) -> None:
     (row,) = read(path)
     assert isinstance(row, Row)
     assert row.data == {"text": text.strip("\n")}
+
+
+@pytest.mark.parametrize("text", ['[{"text": "a"}, {"text": "b"}]', '[\n  {\n   "text": "a"}]\n'])
+def test_an_array_under_the_name_of_a_text_is_read_as_one(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    assert find_data(path).members[0].container.name == "json array"
 
 
 def test_a_text_with_a_bad_byte_names_its_line(tmp_path: Path) -> None:
@@ -185,8 +229,25 @@ CHINESE = '{"text": "小镇的河水涨了，没有人在意。"}\n' * 5
         ("a.jsonl", CHINESE.encode("gbk"), r"is GBK \(GB18030\) by its bytes"),
         ("a.txt", ("小镇的河水涨了\n" * 9000).encode("gbk"), "iconv -f GB18030 -t UTF-8"),
         ("a.jsonl", ('{"text": "déjà vu, naïve"}\n' * 5).encode("latin-1"), "is not UTF-8 in any"),
-        ("a.csv", b"text,n\na,1\n", "is CSV: save it as JSON lines or Parquet"),
-        ("a.tsv", b"text\tn\na\t1\n", "is tab-separated values: save it"),
+        ("a.txt", "これは日本語の文章です。\n".encode("cp932"), "is Shift-JIS .*iconv -f CP932"),
+        ("a.txt", "川の水が増えました。\n".encode("euc_jp"), "is EUC-JP by its bytes"),
+        ("a.txt", "人們都說今年的雨比往年多。\n".encode("big5"), "is Big5 by its bytes"),
+        ("a.txt", "마을의 강물이 불어났습니다. 사람들이 말했다.\n".encode("cp949"), "is EUC-KR by"),
+        ("a.txt", "Река поднялась, люди\n".encode("cp1251"), "is Windows-1251 by its bytes"),
+        ("a.txt", "Река поднялась, люди\n".encode("koi8-r"), "is KOI8-R by its bytes"),
+        ("a.txt", "It’s a “test” of a café\n".encode("cp1252"), "Windows-1252.*iconv -f CP1252"),
+        ("a.csv", b"text,n\na,1\n", r"is CSV: save it as .*pandas\.read_csv\('[^' ]*a\.csv'\)\.to"),
+        ("a.tsv", b"text\tn\na\t1\n", r"tab-separated values: save .*a\.tsv', sep='\\t'\)"),
+        ("a.txt", b'[\n  {"text": "a"}\n', "ends within row|ends after row 1 of its JSON array"),
+        ("a.txt", b'{\n  "text": "a"\n}\n', "JSON objects that go over several lines"),
+        ("a.tar", b"a.txt".ljust(257, b"\0") + b"ustar\0" + bytes(249) + b"text\n" * 99,
+         "is a tar archive: unpack it"),
+        ("a.json", b'[["a", "b"], ["c"]]', r"is a JSON array of lists, .*jq -c '\.\[\] \|"),
+        ("a.json", b'[\n"a",\n"b"]', r"array of strings, .*jq -c '\.\[\] \| \{text: \.\}'"),
+        ("a.json", b"[1, 2]", "is a JSON array of numbers"),
+        ("a.jsonl", b'"hello"\n"you"\n', "a JSON string on each line: .*jq -c '{text: .}'"),
+        ("a.jsonl", b'{"text":"a",}\n{"text":"b",}\n', "a comma before a closing bracket"),
+        ("a.jsonl", b'{"text":"a"}\r{"text":"b"}\r', "end in a carriage return alone"),
         ("a.jsonl", b"text,n\na,1\n", "is no JSON: it begins with 'text,n'"),
         ("a.jsonl", b'[{"role": "user"}]\n[{"role": "user"}]\n', "a JSON list on each line"),
         ("a.json", b'{\n "data": [\n', "JSON objects that go over several lines"),

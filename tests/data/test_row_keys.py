@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,16 @@ from minimind.data.rows import DIALECTS
 from minimind.data.text_format import TEXT
 from minimind.data.token_cache import TokenCache, build_token_cache
 from minimind.data.tokenizer import Tokenizer
-from minimind.data.turns import CALLS, FUNCTIONS, PARTS, SHAREGPT_TURNS, TURNS
+from minimind.data.turns import (
+    CALLS,
+    FUNCTIONS,
+    PARTS,
+    REASONING,
+    SHAREGPT_TURNS,
+    TURNS,
+    UNLEARNED,
+    WEIGHTS,
+)
 from minimind.data.unpaired_format import UNPAIRED
 from minimind.errors import DataError
 from minimind.types import PairSample, Row, Sample
@@ -113,14 +123,6 @@ SLIPS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("format", "row", "said"), SLIPS)
-def test_a_slip_of_the_pen_is_refused(
-    make: Make, format: Format, row: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(DataError, match=said):
-        make(row, format=format)
-
-
 MEANING = [
     (CHAT, chat(USER, SAID, images=["a.png"]), 'the key "images": the models read text alone'),
     (CHAT, chat({**USER, "image": "a.png"}, SAID), 'turn 1 .*the key "image" of turns: the models'),
@@ -134,21 +136,107 @@ MEANING = [
     (CHAT, chat(USER, {**SAID, "refusal": "no"}), 'write the text of a refusal as "content"'),
     (CHAT, chat(USER, {**SAID, "from": "gpt"}), "is of ShareGPT's form"),
     (PREFERENCE, {"chosen": [USER, SAID], "rejected": [USER, SAID], "images": ["a"]}, "text alone"),
+    *((CHAT, chat(USER, SAID, label=value), "a row with a label is for --stage kto")
+      for value in (0, 1, "false", "Bad", "rejected", "1")),
+    (CHAT, chat(USER, SAID, kto_tag="false"), "a row with a label is for --stage kto"),
+    (CHAT, chat(USER, SAID, is_correct=False), "says that its answer is not a good one"),
+    (CHAT, chat(USER, SAID, train=False), "says that it is not to be learned"),
+    (CHAT, chat(USER, SAID, deleted=True), "says that it is not to be learned"),
+    (CHAT, chat(USER, SAID, loss_mask=[0, 1]), "means the opposite in different projects"),
+    (CHAT, chat(USER, SAID, sample_weight=0.5), "weights of whole rows are not read"),
+    (CHAT, chat(USER, SAID, train_on_inputs=True), "only the assistant's turns are targets"),
+    *((CHAT, chat(USER, SAID, **{key: "Talk like a pirate"}), f'the key "{key}": holds a text')
+      for key in ("instruction", "context", "persona", "prompt")),
+    (CHAT, chat(USER, SAID, documents=["q", "Rome fell"]), "holds a text that is in no turn"),
+    (CHAT, chat(USER, SAID, reasoning="since"), "holds reasoning that is in no turn"),
+    (CHAT, chat(USER, SAID, USER, response="b"), "the turns end before it"),
+    (CHAT, {"question": "q", "answer": "a", "reasoning": "on"}, '"reasoning" is "on", which is no'),
+    (CHAT, {"prompt": "q", "completion": "a", "context": "Rome"}, "text that is in no turn"),
+    *((CHAT, chat(USER, {**SAID, key: value}), said) for key, value, said in (
+        ("train_detail", [{"begin_offset": 0, "train": False}], "parts of a turn cannot be chosen"),
+        ("loss_masked", 0, "seems to say what is learned"),
+        ("doTrain", False, "seems to say what is learned"),
+        ("token_weights", [0, 1], "seems to say what is learned"),
+        ("reason", "since", 'call it "reasoning_content"'),
+        ("context", "Rome", 'write it into "content"'),
+        ("channel", "analysis", 'as "reasoning_content"'),
+        ("functions", TOOLS, 'as "tools"'),
+        ("tool_calls", [{"name": "f", "args": {"a": 1}}], 'is called with as "arguments"'),
+    )),
+    (PREFERENCE, {"prompt": "q", "chosen": "a", "rejected": "b", "weight": 0.0}, "of whole rows"),
+    (PREFERENCE, {"prompt": "q", "chosen": "a", "rejected": "b", "label": 0}, "the better one is"),
+    (PREFERENCE, {"chosen": [USER, SAID], "rejected": [USER, CALL], "persona": "pirate"},
+     "holds a text that is in no turn"),
+    *((PREFERENCE, {"prompt": "q", "chosen": "a", "rejected": "b", **scores}, "is the better one")
+      for scores in ({"score_chosen": 1.0, "score_rejected": 9.0},
+                     {"chosen-rating": 1, "rejected-rating": 2})),
+    (PREFERENCE, {"prompt": "What is it?", "chosen": "What is it? A cat",
+                  "rejected": "What is it? A dog"}, "begin with the prompt again"),
     (UNPAIRED, chat(USER, SAID, label=True, chosen="a"), "--stage dpo"),
     (PROMPT, chat(USER, images=["a.png"]), "text alone"),
-]
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("format", "row", "said"), MEANING)
-def test_a_key_that_changes_the_meaning_is_refused(
+@pytest.mark.parametrize(("format", "row", "said"), [*SLIPS, *MEANING])
+def test_a_slip_and_a_key_that_changes_the_meaning_are_refused(
     make: Make, format: Format, row: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(DataError, match=said):
         make(row, format=format)
 
 
-def test_a_label_that_is_none_is_reported(make: Make) -> None:
-    assert make(chat(USER, SAID, label="science")).unread == {"'label'": 1}
+REPORTED = [
+    (CHAT, chat(USER, SAID, label="science"), "'label'"),
+    (CHAT, chat(USER, SAID, weight=1), "'weight'"),
+    (CHAT, chat(USER, SAID, loss=0.25), "'loss'"),
+    (CHAT, chat(USER, SAID, cost=0.1), "'cost'"),
+    (CHAT, chat(USER, SAID, deleted=False), "'deleted'"),
+    (CHAT, chat(USER, SAID, reasoning="on"), "'reasoning'"),
+    (CHAT, chat({**USER, "content": "q  it\nis"}, SAID, prompt="q it is"), "'prompt'"),
+    (CHAT, chat(USER, {**SAID, "thinking": "r"}, analysis="r"), "'analysis'"),
+    (CHAT, chat(USER, SAID, answer="42"), "'answer'"),
+    (CHAT, chat(USER, {**SAID, "channel": "final"}), "'channel' of turns"),
+    (CHAT, chat(USER, {**SAID, "labels": {"quality": 0.5}}), "'labels' of turns"),
+    (PREFERENCE, {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 2,
+                  "score_rejected": 1}, "'score_chosen' 'score_rejected'"),
+    (PREFERENCE, {"prompt": "q", "chosen": "a", "rejected": "b", "chosen_rank": 1,
+                  "rejected_rank": 2}, "'chosen_rank' 'rejected_rank'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("format", "row", "keys"), REPORTED)
+def test_a_key_that_changes_nothing_is_reported(
+    make: Make, format: Format, row: dict[str, Any], keys: str
+) -> None:
+    assert make(row, format=format).unread == dict.fromkeys(
+        re.findall(r"'\w+'(?: of \w+)?", keys), 1
+    )
+
+
+@pytest.mark.parametrize("turn", [
+    *({key: value} for key in WEIGHTS for value in (0, False)),
+    *({key: value} for key in UNLEARNED for value in (1, True)),
+])  # fmt: skip
+def test_every_name_of_a_weight_takes_a_turn_out(
+    make: Make, tokenizer: Tokenizer, turn: dict[str, Any]
+) -> None:
+    bad = {"role": "assistant", "content": "b", **turn}
+    cache = make(chat(USER, bad, {**USER, "ignore": False}, {**SAID, "ignore": 0}))
+    is_target = cache.is_target(0)
+    assert is_target is not None
+    learned = tokenizer.decode(cache.tokens(0)[is_target].tolist())
+    assert ("a" in learned, "b" in learned) == (True, False)
+    assert not cache.unread
+
+
+@pytest.mark.parametrize("key", REASONING)
+def test_reasoning_has_many_names(make: Make, key: str) -> None:
+    """On its turn, and beside a question and its answer."""
+    keys = {make(chat(USER, {**SAID, "reasoning_content": "r"})).tokens(0).tobytes()}
+    keys.add(make(chat(USER, {**SAID, key: "r"})).tokens(0).tobytes())
+    keys.add(make({"question": "q", "answer": "a", key: "r"}).tokens(0).tobytes())
+    keys.add(make({"prompt": "q", "completion": "a", key: "r"}).tokens(0).tobytes())
+    assert len(keys) == 1
 
 
 CONTRADICTIONS = [
@@ -176,6 +264,22 @@ CONTRADICTIONS = [
     (CHAT, chat({**USER, "tools": [{"name": "g"}]}, SAID, tools=TOOLS),
      '"tools" of the row and those of a turn differ'),
     (CHAT, chat(USER, SAID, tools="[{"), '"tools" is not JSON'),
+    (CHAT, chat(USER, SAID, tools="[{'name': 'f'}]"), "Python's text of a value"),
+    (CHAT, chat(USER, SAID, tools=["search"]), r'number 1 is a string, and should be as {"name"'),
+    (CHAT, chat(USER, SAID, tools='[{"name": "f", "name": "g"}]'), '"name" stands twice'),
+    (CHAT, chat(USER, SAID, functions='[{"name": "f", "name": "g"}]'), '"name" stands twice'),
+    *((CHAT, chat(USER, {**SAID, **call}), '"a" stands twice') for call in (
+        {"tool_calls": [{"name": "f", "arguments": '{"a": 1, "a": 2}'}]},
+        {"tool_calls": '[{"name": "f", "arguments": {"a": 1, "a": 2}}]'},
+        {"function_call": {"name": "f", "arguments": '{"a": 1, "a": 2}'}},
+    )),
+    (CHAT, {"conversations": [{"from": "human", "value": "q"}, {
+        "from": "function_call", "value": '{"name": "f", "arguments": {"a": 1, "a": 2}}'}]},
+     '"a" stands twice'),
+    *((CHAT, chat(USER, {**SAID, "tool_calls": [{"name": "f", "arguments": given}]}), "holds NaN")
+      for given in ({"a": float("nan")}, {"a": [float("inf")]}, '{"a": NaN}', '{"a": 1e999}')),
+    (CHAT, chat(USER, SAID, tools=[{"name": "f", "default": float("nan")}]), '"tools" holds NaN'),
+    (CHAT, chat({**USER, "content": ["a", "b"]}, SAID), "content part 1 is a string: write the"),
     (CHAT, {"question": "a", "instruction": "b", "output": "c"}, '"instruction" and "question"'),
     (CHAT, {"instruction": "", "input": " ", "output": "c"}, "there is no question"),
     (CHAT, {"instruction": "a", "output": ""}, "there is no answer to learn"),
@@ -195,6 +299,8 @@ CONTRADICTIONS = [
     (UNPAIRED, chat(USER, SAID, label=True, kto_tag=False), '"label" and "kto_tag" differ'),
     (UNPAIRED, chat(USER, {**SAID, "weight": 0}, label=True), "the weight 0, and a label"),
     (UNPAIRED, {"messages": [USER, SAID], "label": "good"}, "true or false is expected"),
+    (UNPAIRED, {"messages": [USER, SAID], "label": 1}, "write true for an answer that was a good"),
+    (PROMPT, {"prompt": "a", "answer": float("nan")}, '"answer" holds NaN'),
     (PROMPT, {"prompt": "a", "gt": 1, "answer": 2}, '"gt" and "answer" differ'),
 ]  # fmt: skip
 

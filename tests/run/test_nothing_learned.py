@@ -167,6 +167,20 @@ def test_what_is_validated_on_is_said(home: Path):
     assert "on 2 of 3 prompts" in prompts
 
 
+def test_a_run_shorter_than_the_wait_for_validation_says_so(home: Path):
+    command = f"{SFT} {SHORT} --val_data chats.jsonl --set eval_rows=1 --set eval_every="
+    assert "; the run has 9 steps, so at its end alone" in described(command + "10")
+    assert "at its end alone" not in described(command + "9")
+
+
+def test_validation_on_the_training_rows_is_said(home: Path, caplog: pytest.LogCaptureFixture):
+    Path("same.jsonl").write_bytes(Path("chats.jsonl").read_bytes())
+    described(f"{SFT} {SHORT} --val_data some_long_chats.jsonl")
+    assert "which are trained on" not in caplog.text
+    described(f"{SFT} {SHORT} --val_data same.jsonl")
+    assert "same.jsonl holds the rows of chats.jsonl, which are trained on" in caplog.text
+
+
 def test_ranks_that_add_nothing_are_said(home: Path):
     # q_proj has 48 rows and 32 columns.
     command = f"{ADAPTER} {SHORT} --set lora_ranks="

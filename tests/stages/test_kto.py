@@ -234,7 +234,8 @@ def test_a_step_without_bad_answers_says_nothing_of_them(
     frozen, folder = reference
     loader = load(answers(6, good=(0, 1, 2)))
     stage = build(folder, loader)
-    assert "all answers are good" in caplog.text
+    stage.check_data(loader.all_batches())
+    assert "all answers are good: nothing says what to tell them from; add" in caplog.text
     (ready,) = prepared(stage, nearby(frozen, 0.2), list(loader.batches(0)))
     metrics = stage.loss(frozen, ready).metrics
     assert math.isnan(metrics["bad_reward"].item())

@@ -1,0 +1,65 @@
+"""JSON that stands in a string of a row: tools, calls and their arguments, whole conversations."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from minimind.data.jsonl import RowProblem, json_type, unique_keys
+
+_PYTHON = re.compile(r"\s*(?:\[\s*)?\{\s*'")
+
+
+def parse_json(text: str, what: str) -> Any:
+    """Parses the text. Raises RowProblem where it is no JSON, and where a key stands twice in an
+    object; `what` names it."""
+    try:
+        return json.loads(text, object_pairs_hook=unique_keys)
+    except json.JSONDecodeError as error:
+        hint = ""
+        if _PYTHON.match(text):
+            hint = " (it is Python's text of a value: write it with json.dumps)"
+        raise RowProblem(f"{what} is not JSON: {error}{hint}") from None
+    except (ValueError, RecursionError) as error:
+        raise RowProblem(f"{what} is not usable JSON: {error}") from None
+
+
+def read_objects(value: object, what: str) -> list[dict[str, Any]]:
+    """Gives the tools or calls of a list of objects, a string of JSON, or a list of such
+    strings. Raises RowProblem."""
+    if isinstance(value, str):
+        value = parse_json(value, what) if value.strip() else []
+    if not isinstance(value, list):
+        hint = ": write [{…}] around it" if isinstance(value, dict) else ""
+        raise RowProblem(f"{what} is not a list of objects, but {json_type(value)}{hint}")
+    items: list[Any] = [
+        parse_json(item, f"{what} {number}")
+        if isinstance(item, str) and item.lstrip().startswith("{")
+        else item
+        for number, item in enumerate(value, start=1)
+    ]
+    for number, item in enumerate(items, start=1):
+        if not isinstance(item, dict):
+            raise RowProblem(
+                f"{what} is not a list of objects: number {number} is {json_type(item)}, and "
+                'should be as {"name": …}'
+            )
+    check_json(items, what)
+    return items
+
+
+def check_json(value: object, what: str) -> None:
+    """Raises RowProblem for what JSON has no word for, which a model would learn to write: NaN and
+    Infinity, dates and bytes of a Parquet file."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise RowProblem(
+            f"{what} holds NaN or Infinity, or a number as large, for which JSON has no word: "
+            "write null or a text, or leave it out"
+        ) from None
+    except TypeError as error:
+        raise RowProblem(f"{what} holds what is no JSON: {error}; write it as a text") from None
+    except RecursionError:
+        raise RowProblem(f"{what} is nested too deeply") from None

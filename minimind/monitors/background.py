@@ -91,7 +91,7 @@ class BackgroundMonitor:
 
 
 class Monitors:
-    """All monitors of a run."""
+    """Holds all monitors of a run."""
 
     def __init__(self, monitors: Sequence[BackgroundMonitor] = ()) -> None:
         self._monitors = monitors

@@ -31,10 +31,10 @@ class CsvMonitor:
                 csv.writer(file).writerows([["step", name]] * is_new + [[step, value]])
 
     def write_texts(self, step: int, texts: Sequence[str]) -> None:
-        """They have no place in a CSV of numbers; samples.jsonl and the console have them."""
+        """Leaves texts out of a CSV of numbers: samples.jsonl and the console have them."""
 
     def close(self, outcome: Outcome) -> None:
-        """Each row is on disk already."""
+        """Does nothing: each row is on disk already."""
 
 
 def _cut(path: Path, step: int) -> None:

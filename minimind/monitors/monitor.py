@@ -26,7 +26,7 @@ INTERRUPTED = Outcome(130)
 
 @dataclass(frozen=True, slots=True)
 class MonitoredRun:
-    """What a monitor may know of the run that it shows."""
+    """Tells a monitor of the run that it shows."""
 
     folder: Path
     config: Mapping[str, Any]

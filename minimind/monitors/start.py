@@ -75,6 +75,7 @@ def start_monitors(run: MonitoredRun, ds_config: Mapping[str, Any]) -> Monitors:
 
 
 def _is_installed(package: str) -> bool:
-    """A folder of that name where the run starts is none: loggers leave such folders."""
+    """Tells whether a package is installed. A folder of its name where the run starts is none:
+    loggers leave such folders."""
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None

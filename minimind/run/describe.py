@@ -21,7 +21,7 @@ def describe_run(
     eval_data: EvalLoader | None = None,
     start: Checkpoint | None = None,
 ) -> str:
-    """What --dry_run and the start of a run print; `start` is what it goes on from."""
+    """Writes what --dry_run and the start of a run print. `start`: what the run goes on from."""
     ds, total = run.ds_config, run.total_steps(loader)
     accumulation = ds["gradient_accumulation_steps"]
     kind = precision(ds)

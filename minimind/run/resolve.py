@@ -21,10 +21,11 @@ from minimind.config.model import ModelConfig, load_model_config
 from minimind.config.monitors import switch_monitors
 from minimind.config.recipe import Recipe, replace_fields
 from minimind.data.loader import PackedLoader
+from minimind.data.same_tokens import has_tokenizer
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint, find_model_folder
 from minimind.errors import CheckpointError, ConfigError
-from minimind.model.adapter_folder import load_folder_config
+from minimind.model.adapter_folder import load_folder_config, tokenizer_folder
 from minimind.run.flags import TrainArguments
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
@@ -79,6 +80,11 @@ class ResolvedRun:
         rate, reference = self.recipe.learning_rate, self.recipe.scale_lr_with_batch
         assert rate is not None
         return rate * math.sqrt(self.train_batch_size / reference) if reference else rate
+
+    @property
+    def has_own_tokenizer(self) -> bool:
+        """Tells whether the tokenizer was given, and is not the checkpoint's."""
+        return self.arguments.get("tokenizer") is not None
 
     @property
     def num_trained(self) -> int:
@@ -190,7 +196,10 @@ def find_tokenizer(arguments: TrainArguments) -> Tokenizer:
         return Tokenizer.load(folder)
     checkpoint = arguments.get("from_checkpoint")
     if checkpoint and checkpoint != "none":
-        return Tokenizer.load(find_model_folder(Path(checkpoint)))
+        model = tokenizer_folder(find_model_folder(Path(checkpoint)))
+        if not has_tokenizer(model):
+            raise ConfigError(f"{model} brings no tokenizer: give its own with --tokenizer")
+        return Tokenizer.load(model)
     return load_sample_tokenizer()
 
 

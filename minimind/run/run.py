@@ -126,7 +126,7 @@ class Run:
     def describe(self) -> str:
         """Says what will run: model, device, step, data and rate, a line each."""
         loader, eval_data = self._load()
-        return describe_run(self.resolved, loader, eval_data, self._find_start())
+        return describe_run(self.resolved, self.tokenizer, loader, eval_data, self._find_start())
 
     def check(self) -> None:
         """Raises a MiniMindError for what `train` could not run, before anything is built: a dry

@@ -36,13 +36,13 @@ class CsvMonitor:
 
 
 def _cut(path: Path, step: int) -> int:
-    """Drops the rows after `step`, and one that a kill cut off; gives the step of the last row
+    """Drops the rows after `step`, and one or a header that a kill cut off; gives the step of the last row
     that is left, or 0."""
     with open(path, newline="", encoding="utf-8") as file:
-        header, *rows = csv.reader(file)
+        rows = list(csv.reader(file))[1:]
     fresh = path.with_suffix(".csv.new")
     with open(fresh, "w", newline="", encoding="utf-8") as file:
-        kept = [row for row in rows if len(row) == len(header) and int(row[0]) <= step]
-        csv.writer(file).writerows([header, *kept])
+        kept = [row for row in rows if len(row) == 2 and int(row[0]) <= step]
+        csv.writer(file).writerows([["step", path.stem.removeprefix("train_")], *kept])
     os.replace(fresh, path)
     return max((int(row[0]) for row in kept), default=0)

@@ -63,7 +63,8 @@ def start_monitors(run: MonitoredRun, ds_config: Mapping[str, Any]) -> Monitors:
         try:
             opened.append(BackgroundMonitor(name, open_monitor, run))
         except Exception as error:
-            otherwise = _KINDS[name].otherwise
+            # What does without a network is no way out of what lies in the run's folder.
+            otherwise = "" if isinstance(error, ConfigError) else _KINDS[name].otherwise
             problem = (
                 f"the monitor {name} cannot start: {str(error).rstrip('. ')}"
                 + (f"; {otherwise} keeps its logs in the run's folder" if otherwise else "")

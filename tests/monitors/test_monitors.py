@@ -72,8 +72,11 @@ def test_a_row_that_a_kill_cut_off_is_dropped(new_run: MonitoredRun):
     folder = new_run.folder / "csv_monitor"
     folder.mkdir()
     (folder / "train_loss.csv").write_text("step,loss\n1,5.0\n2,4.0\n3", encoding="utf-8")
-    CsvMonitor(resume(new_run, 9, 9), {}).write(10, {"loss": 3.0})
-    assert read_csv_files(folder) == {(1, "loss"): 5, (2, "loss"): 4, (10, "loss"): 3}
+    (folder / "train_kl.csv").write_text("", encoding="utf-8")
+    (folder / "train_lr.csv").write_text("st", encoding="utf-8")
+    CsvMonitor(resume(new_run, 9, 9), {}).write(10, {"loss": 3.0, "kl": 2.0, "lr": 1.0})
+    rows = {(1, "loss"): 5, (2, "loss"): 4, (10, "loss"): 3, (10, "kl"): 2, (10, "lr"): 1}
+    assert read_csv_files(folder) == rows
 
 
 def test_what_is_no_number_is_shown_as_such(new_run: MonitoredRun):

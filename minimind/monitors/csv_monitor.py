@@ -36,8 +36,8 @@ class CsvMonitor:
 
 
 def _cut(path: Path, step: int) -> int:
-    """Drops the rows after `step`, and one or a header that a kill cut off; gives the step of the last row
-    that is left, or 0."""
+    """Drops the rows after `step`, and a row or header that a kill cut off; gives the step of the
+    last row that is left, or 0."""
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))[1:]
     fresh = path.with_suffix(".csv.new")

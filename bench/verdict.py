@@ -119,7 +119,7 @@ def _memory_ratio(key: str, pairs: Sequence[Pair]) -> float | None:
 
 
 def _growth(head: Mapping[str, Any], base: Mapping[str, Any]) -> float | None:
-    """Head's peak over base's, of the rank where that is most: another may still hold more."""
+    """Gives head's peak over base's on the rank where it grew most: another may still hold more."""
     ours, theirs = _peaks(head), _peaks(base)
     if len(ours) != len(theirs):
         ours, theirs = [head.get("peak_bytes")], [base.get("peak_bytes")]
@@ -128,26 +128,27 @@ def _growth(head: Mapping[str, Any], base: Mapping[str, Any]) -> float | None:
 
 
 def _peaks(row: Mapping[str, Any]) -> list[int | None]:
-    """Of each rank where that was measured; rehearsed where nothing was."""
+    """Gives the peak of each rank, else the peak of the run, else (nothing was measured) the
+    rehearsed peak."""
     if per_rank := row.get("peak_bytes_per_rank"):
         return list(per_rank)
     return [row.get("peak_bytes") or row.get("rehearsed_peak_bytes")]
 
 
 def row_key(part: str, row: Mapping[str, Any]) -> str:
-    """What names a row in every run."""
+    """Gives the name of a row, the same in every run."""
     names = ("name", "model", "preset", "ds_config", "dtype", "contender", "batch")
     key = " ".join([part, *(str(row[n]) for n in names if row.get(n) is not None)])
     return f"{key} on {row['world_size']}" if part == "scaling" else key
 
 
 def is_ours(row: Mapping[str, Any]) -> bool:
-    """Whether this project's code is measured, not what stands beside it, nor a prediction."""
+    """Tells whether a row measures this project's code: nothing beside it, no prediction."""
     return row.get("contender", "minimind") == "minimind" and not row.get("predicted")
 
 
 def needs_more_pairs(pairs: Sequence[Pair], part: str) -> bool:
-    """Whether the ratio of some row of `part` is not known to within the tolerance yet."""
+    """Tells whether the ratio of some row of `part` is not known to within the tolerance yet."""
     for key in pairs[0].head.rows.keys() & pairs[0].base.rows.keys():
         if key.split()[0] != part:
             continue

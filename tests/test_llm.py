@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -246,6 +247,38 @@ def test_runs_checkpoints_and_adapters(folder: Path, adapter: Path, tmp_path: Pa
     both = LLM(folder, adapters={"poet": str(adapter)}, **options)
     assert both.generate(PROMPTS, adapter="poet", max_new_tokens=8) == merged
     assert both.generate(PROMPTS, max_new_tokens=8) == expected
+
+
+def test_an_adapter_without_a_tokenizer_is_read_with_its_models(
+    folder: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """As PEFT writes it."""
+    bare = shutil.copytree(adapter, tmp_path / "bare")
+    for file in bare.glob("tokenizer*"):
+        file.unlink()
+    prompts, options = PROMPTS[:2], {"dtype": "fp32", "device": "cpu", "max_batch": 2}
+    expected = LLM(adapter, **options).generate(prompts, max_new_tokens=8)
+    assert LLM(bare, **options).generate(prompts, max_new_tokens=8) == expected
+    beside = LLM(folder, adapters={"bare": str(bare)}, **options)
+    assert beside.generate(prompts, adapter="bare", max_new_tokens=8) == expected
+
+
+@pytest.mark.parametrize(
+    ("role", "message"),
+    [
+        ({"eos_token": "<|endoftext|>"}, r"ends a document with token 2 .* with token 0 "),
+        ({"bos_token": "<|endoftext|>"}, r"begins a document with token 1 .* with token 0 "),
+    ],
+)
+def test_an_adapter_of_a_tokenizer_that_begins_or_ends_otherwise_is_refused(
+    folder: Path, adapter: Path, tmp_path: Path, role: dict[str, str], message: str
+) -> None:
+    """It was never trained on what the model's own tokenizer puts there."""
+    other = shutil.copytree(adapter, tmp_path / "other")
+    config = json.loads((other / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (other / "tokenizer_config.json").write_text(json.dumps(config | role), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message + r".* give its folder as the checkpoint"):
+        LLM(folder, adapters={"other": str(other)}, dtype="fp32", device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from minimind.data.same_tokens import has_tokenizer
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError, DataError, MiniMindError
 from minimind.lora.folder import (
@@ -18,6 +19,7 @@ from minimind.lora.folder import (
     find_model_folder,
     is_adapter_folder,
     load_model_folder,
+    tokenizer_folder,
 )
 from minimind.model.hf_config import CONFIG_FILE
 from minimind.model.state_dict import save_hf_folder
@@ -69,17 +71,17 @@ def convert_to_hf(source: Path, output: Path, dtype: torch.dtype) -> None:
                 ours = file.name in (CONFIG_FILE, ADAPTER_CONFIG_FILE) or _holds_weights(file)
                 if file.is_file() and not ours:
                     shutil.copy2(file, new / file.name)
-            _rewrite_tokenizer(new)
+            _write_tokenizer(tokenizer_folder(folder), new)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"--output {output}: cannot be written: {error}") from None
 
 
-def _rewrite_tokenizer(folder: Path) -> None:
+def _write_tokenizer(source: Path, output: Path) -> None:
     """Has `transformers` begin a text there as training does: earlier versions wrote files that
     leave out bos. One that cannot be used here stays as it is."""
-    if (folder / "tokenizer.json").exists():
+    if has_tokenizer(source):
         try:
-            Tokenizer.load(folder).save(folder)
+            Tokenizer.load(source).save(output)
         except DataError as error:
             logger.warning("%s; the tokenizer is copied as it is", error)
 

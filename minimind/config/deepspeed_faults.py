@@ -30,7 +30,7 @@ _OPTIMIZERS: dict[str, tuple[_GoesWrong, str]] = {
 
 
 def check_faults(ds: Mapping[str, Any], precision: str, clip_value: float = 0.0) -> None:
-    """`ds`: resolved; `precision`: its own. Raises ConfigError."""
+    """Raises ConfigError for what a resolved JSON `ds` of that `precision` cannot hold."""
     stage = (ds.get("zero_optimization") or {}).get("stage", 0)
     _check_optimizer(ds["optimizer"]["type"], stage, precision)
     _check_accumulation(ds, stage, precision)

@@ -31,7 +31,7 @@ SHIPPED = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CHECKOUT
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What the filling of "auto" depends on besides the recipe."""
+    """Describes what the filling of "auto" depends on besides the recipe."""
 
     device_kind: str
     """cpu or gpu."""
@@ -53,7 +53,7 @@ _RECIPE_PATHS: dict[str, str] = {
 
 
 def find_ds_config(name: str) -> Path:
-    """A file's path, else one of ds_configs/; a miss raises ConfigError listing what is there."""
+    """Finds a JSON by its path, else in ds_configs/. A miss raises ConfigError with all names."""
     for path in (Path(name), SHIPPED / name, SHIPPED / f"{name}.json"):
         if path.is_file():
             return path
@@ -134,8 +134,8 @@ def resolve(
 
 
 def with_total_steps(ds: dict[str, Any], num_steps: int) -> dict[str, Any]:
-    """A resolved JSON whose scheduler knows the steps of the whole run, where it asks for them by
-    "auto": without max_steps they follow from the data, which is read later."""
+    """Gives a resolved JSON whose scheduler knows the steps of the whole run, where it asks for
+    them by "auto": without max_steps they follow from the data, which is read later."""
     if _get(ds, _TOTAL_STEPS) != "auto":
         return ds
     ds = copy.deepcopy(ds)
@@ -239,7 +239,7 @@ def _check_scheduler(ds: dict[str, Any], given: set[str]) -> None:
 
 
 def precision(ds: Mapping[str, Any]) -> str:
-    """bf16, fp16 or fp32: what a resolved JSON trains in."""
+    """Tells what a resolved JSON trains in: bf16, fp16 or fp32."""
     for name in ("bf16", "fp16"):
         if (ds.get(name) or {}).get("enabled"):
             return name

@@ -102,7 +102,7 @@ def check_optimizer(section: dict[str, Any], origin: str) -> None:
 
 
 def offloads_optimizer(ds: Mapping[str, Any]) -> bool:
-    """Whether a JSON keeps the optimizer's states off the device."""
+    """Tells whether a JSON keeps the optimizer's states off the device."""
     section = (ds.get("zero_optimization") or {}).get("offload_optimizer") or {}
     return section.get("device", "none") not in ("none", "auto")
 
@@ -145,7 +145,7 @@ def fill_optimizer(section: dict[str, Any], recipe: Recipe, given: Iterable[str]
 
 
 def taken_params(name: str) -> frozenset[str] | None:
-    """The parameters that an optimizer takes; None where that is not known."""
+    """Gives the parameters that an optimizer takes; None where that is not known."""
     if taken := DEEPSPEED_OPTIMIZERS.get(name.lower()):
         return taken
     kinds = {kind.lower(): kind for kind in _torch_optimizers()}

@@ -75,7 +75,7 @@ def _check_values(params: dict[str, Any], origin: str) -> None:
 
 
 def contradicting(section: dict[str, Any], given: Iterable[str]) -> list[str]:
-    """The recipe options of `given` that a JSON's scheduler takes no notice of."""
+    """Gives the recipe options of `given` that a JSON's scheduler takes no notice of."""
     params = section.get("params", {})
     about_rates = {*_FOLLOWING, "scale_lr_with_batch", "lr_factors"}
     follows = {name for name, key in _FOLLOWING.items() if params.get(key) == "auto"}
@@ -111,7 +111,7 @@ def check_length(section: dict[str, Any], learning_rate: float, num_steps: int) 
 
 
 def describe_scheduler(section: dict[str, Any], learning_rate: float) -> str:
-    """What the banner says of a resolved JSON's schedule. `learning_rate`: the optimizer's."""
+    """Says for the banner what schedule a resolved JSON has. `learning_rate`: the optimizer's."""
     name, params = section["type"], section.get("params") or {}
     if name not in _WARMING:
         return f"{name} of the DeepSpeed JSON"

@@ -19,8 +19,8 @@ _MAX_EXPERTS, _MAX_EXPERTS_PER_TOK = 256, 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A decoder-only transformer. Field names are Hugging Face's, those of the experts Qwen3-MoE's
-    and, where it has none, DeepSeek's.
+    """Describes a decoder-only transformer. Field names are Hugging Face's, those of the experts
+    Qwen3-MoE's and, where it has none, DeepSeek's.
 
     `head_dim` and `intermediate_size` follow from `hidden_size` where they are 0, and with experts
     `moe_intermediate_size` from `intermediate_size`.
@@ -154,8 +154,8 @@ class ModelConfig:
 
     @property
     def renormalizes_experts(self) -> bool:
-        """Whether a token's expert weights are divided by their sum: the 2-series leaves a single
-        one as it is."""
+        """Tells whether a token's expert weights are divided by their sum: the 2-series leaves a
+        single one as it is."""
         return self.norm_topk_prob and (self.num_experts_per_tok > 1 or self.model_type == "qwen3")
 
     @property
@@ -165,22 +165,22 @@ class ModelConfig:
 
     @property
     def active_ffn_size(self) -> int:
-        """What one token meets of a feed-forward layer, with experts where the model has any."""
+        """Gives the width that one token meets in a feed-forward layer, over all its experts."""
         experts = self.num_experts_per_tok + self.n_shared_experts
         return experts * self.moe_intermediate_size if self.num_experts else self.intermediate_size
 
     @property
     def num_parameters(self) -> int:
-        """Trained numbers, the tied matrix once."""
+        """Counts the trained numbers, the tied matrix once."""
         return self._count_parameters(self.num_experts)
 
     @property
     def num_active_parameters(self) -> int:
-        """Those that one token meets: of the routed experts, the ones it goes to."""
+        """Counts the parameters that one token meets: of the routed experts, those it goes to."""
         return self._count_parameters(self.num_experts_per_tok if self.num_experts else 0)
 
     def _count_parameters(self, experts: int) -> int:
-        """With so many routed experts in each layer that has any."""
+        """Counts parameters, with so many routed experts in each layer that has any."""
         heads, hidden = self.num_attention_heads + self.num_key_value_heads, self.hidden_size
         attention = 2 * heads * self.head_dim * hidden
         attention += 2 * self.head_dim if self.use_qk_norm else 0
@@ -267,7 +267,7 @@ FOLLOWS_TOKENIZER = frozenset({"tiny"})
 def load_model_config(
     name: str, overrides: dict[str, Any] | None = None, *, tokenizer_vocab: int | None = None
 ) -> ModelConfig:
-    """A preset's name or the path of a JSON file, changed by `overrides`.
+    """Loads a preset by its name or a JSON file by its path, changed by `overrides`.
 
     Where `overrides` changes the hidden size of a preset, head size and FFN size follow unless
     given. Raises ConfigError.

@@ -37,18 +37,19 @@ def spell_option(name: str, value: Any) -> str:
 
 
 def option(default: Any, help: str) -> Any:
-    """A dataclass field with the text that --help shows for it."""
+    """Makes a dataclass field with the text that --help shows for it."""
     return field(default=default, metadata={"help": help})
 
 
 def option_table(help: str, default: Mapping[str, Any] | None = None) -> Any:
-    """An option that is a table, empty unless a default is given."""
+    """Makes an option that is a table, empty unless a default is given."""
     return field(default_factory=lambda: dict(default or {}), metadata={"help": help})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What every stage has. None means: the size table or the DeepSpeed JSON decides."""
+    """Holds the options that every stage has. Where an option is None, the size table or the
+    DeepSpeed JSON decides."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 5e-4}
     """The peak learning rate by preset, "" for all others."""
@@ -124,7 +125,7 @@ class Recipe:
 
     @property
     def format_options(self) -> dict[str, Any]:
-        """What the stage's data format is read with, beyond its defaults."""
+        """Gives the options of the stage's data format that are not at their defaults."""
         return {}
 
     @property
@@ -133,7 +134,7 @@ class Recipe:
         return self.lr_factors
 
     def count_weights(self, config: ModelConfig) -> tuple[int, int]:
-        """(trained, frozen) of the policy."""
+        """Counts the policy's weights: (trained, frozen)."""
         return config.num_parameters, 0
 
     def remarks(self, config: ModelConfig) -> list[str]:
@@ -141,7 +142,7 @@ class Recipe:
         return []
 
     def count_helper_weights(self, config: ModelConfig) -> int:
-        """Of frozen models beside the policy, which no rank shares with another."""
+        """Counts the weights of the frozen models beside the policy, of which each rank has all."""
         return 0
 
     def count_cached_tokens(self, device_kind: str) -> int:
@@ -218,7 +219,7 @@ def check_patterns(name: str, patterns: Iterable[str]) -> None:
 def replace_fields(
     instance: Any, values: dict[str, Any], origin: str, what: str = "recipe option"
 ) -> Any:
-    """A copy of a recipe with `values`, whose names and types are checked. Raises ConfigError."""
+    """Copies a recipe with `values`, whose names and types it checks. Raises ConfigError."""
     hints = get_type_hints(type(instance))
     names = [f.name for f in dataclasses.fields(instance)]
     for name, value in values.items():
@@ -254,7 +255,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def parse_assignments(items: list[str]) -> dict[str, Any]:
-    """--set KEY=VALUE, VALUE as JSON where it is JSON, else the text itself. Raises ConfigError."""
+    """Reads --set KEY=VALUE: VALUE is JSON where it can be, else a text. Raises ConfigError."""
     values: dict[str, Any] = {}
     for item in items:
         key, equals, text = item.partition("=")

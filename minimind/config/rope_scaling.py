@@ -19,7 +19,7 @@ YARN: dict[str, Any] = {
 
 
 def check_rope_scaling(value: Any) -> dict[str, Any]:
-    """The whole table that `value` stands for. Raises ConfigError."""
+    """Gives the whole table that `value` stands for. Raises ConfigError."""
     if value == "yarn":
         return dict(YARN)
     if not isinstance(value, dict) or value.get("rope_type") != "yarn" or set(value) - set(YARN):

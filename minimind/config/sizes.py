@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much of a run fits where: rows are `seq_len` tokens."""
+    """Says how much of a run fits on a device: rows are `seq_len` tokens."""
 
     seq_len: int
     train_batch_size: int

@@ -89,7 +89,7 @@ def did_you_mean(given: str, known: Iterable[str], spell: Callable[[str], str] =
 
 
 def did_you_mean_file(path: Path) -> str:
-    """The same for a path of which the folder is right and the name is not."""
+    """Does the same for a path of which the folder is right and the name is not."""
     try:
         beside = [entry.name for entry in path.parent.iterdir()]
     except OSError:

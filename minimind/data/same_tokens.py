@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from minimind.data.tokenizer import TOKENIZER_FILE, Tokenizer
-from minimind.errors import ConfigError
+from minimind.errors import ConfigError, DataError
 
 
 def check_same_tokens(tokenizer: Tokenizer, other: Tokenizer, advice: str) -> None:
-    """Raises ConfigError where an id is other bytes to one of the two; its message ends with
-    `advice`. Merges and chat templates may differ: they decide which ids a text becomes, not what
-    an id is."""
+    """Raises ConfigError where an id is other bytes to one of the two, or a document begins with
+    another token; its message ends with `advice`. Merges, normalizers and chat templates may
+    differ: they decide which ids a text becomes, not what an id is."""
 
     def spell(side: Tokenizer, id: int) -> bytes:
         return side.token_bytes([id], skip_special=False)
@@ -26,10 +26,45 @@ def check_same_tokens(tokenizer: Tokenizer, other: Tokenizer, advice: str) -> No
             f"is {mine!r} to the first and {theirs!r} to the second, and {len(differing):,} of "
             f"{size:,} ids differ in all. {advice}"
         )
+    if tokenizer.bos_id != other.bos_id:
+        mine, theirs = (_describe(side, side.bos_id) for side in (tokenizer, other))
+        raise ConfigError(
+            f"the tokenizer {tokenizer.origin} begins a document with {mine}, that of "
+            f"{other.origin} with {theirs}. {advice}"
+        )
 
 
 def check_folder_tokens(tokenizer: Tokenizer, folder: Path, advice: str) -> None:
     """`check_same_tokens` with the tokenizer in a model's folder; a folder without one says
-    nothing. Raises DataError where it cannot be read."""
-    if (folder / TOKENIZER_FILE).is_file():
-        check_same_tokens(tokenizer, Tokenizer.load(folder), advice)
+    nothing. Raises ConfigError, with `advice`, where it cannot be read either."""
+    if not has_tokenizer(folder):
+        return
+    try:
+        other = Tokenizer.load(folder)
+    except DataError as error:
+        raise ConfigError(f"{error}, so that the two cannot be compared. {advice}") from None
+    check_same_tokens(tokenizer, other, advice)
+
+
+def describe_other_end(tokenizer: Tokenizer, folder: Path) -> str:
+    """Says where the tokenizer in a model's folder ends a document with another token; "" where
+    it does not, or there is none. Raises DataError where it cannot be read."""
+    other = Tokenizer.load(folder) if has_tokenizer(folder) else tokenizer
+    if other.eos_id == tokenizer.eos_id:
+        return ""
+    mine, theirs = (_describe(side, side.eos_id) for side in (tokenizer, other))
+    return (
+        f"the tokenizer {tokenizer.origin} ends a document with {mine}, that of {other.origin} "
+        f"with {theirs}"
+    )
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Tells whether a model's folder brings a tokenizer."""
+    return (folder / TOKENIZER_FILE).is_file()
+
+
+def _describe(tokenizer: Tokenizer, id: int | None) -> str:
+    if id is None:
+        return "its text, and no token before it"
+    return f"token {id} ({tokenizer.token_bytes([id], skip_special=False).decode()!r})"

@@ -105,8 +105,7 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """Hash of all that decides which ids a text or a chat becomes."""
         relevant = {k: v for k, v in self._spec.items() if k not in ("padding", "truncation")}
-        if relevant.get("post_processor") == self._document_template:  # earlier versions wrote none
-            relevant["post_processor"] = None
+        relevant["post_processor"] = None  # `encode` takes none, and `save` may write another
         ids = [self.bos_id, self.eos_id, self.pad_id]
         canonical = json.dumps([relevant, ids, self.chat_template], sort_keys=True)
         return hashlib.blake2b(canonical.encode(), digest_size=20).hexdigest()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from minimind.data.same_tokens import check_folder_tokens
+from minimind.data.same_tokens import check_folder_tokens, describe_other_end
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
 from minimind.lora.folder import (
@@ -23,6 +23,7 @@ from minimind.lora.folder import (
     fingerprint,
     is_adapter_folder,
     load_model_folder,
+    tokenizer_folder,
 )
 from minimind.lora.loaded import LoadedAdapters
 from minimind.model.transformer import Transformer
@@ -91,7 +92,7 @@ def load_model(
     """A model folder's model, ready to generate, with an adapter merged, and its tokenizer. Raises
     a MiniMindError where one of them is missing or they do not fit."""
     config, weights = load_model_folder(folder)
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(tokenizer_folder(folder))
     if is_adapter_folder(folder):
         check_folder_tokens(
             tokenizer, find_base(folder).folder, "An adapter leaves its model's embedding as it "
@@ -115,10 +116,13 @@ def load_adapters(
     adapters = LoadedAdapters(model, fingerprint(base))
     for name, folder in folders.items():
         adapters.load(name, folder)
-        check_folder_tokens(
-            tokenizer, folder, f"The adapter {name!r} was trained on other ids: train one beside "
-            "this model and its tokenizer",
-        )  # fmt: skip
+        advice = (
+            f"The adapter {name!r} was trained on other ids: give its folder as the checkpoint "
+            "instead, or train one beside this model and its tokenizer"
+        )
+        check_folder_tokens(tokenizer, folder, advice)
+        if said := describe_other_end(tokenizer, folder):  # its answers would not end
+            raise ConfigError(f"{said}. {advice}")
     return adapters
 
 

@@ -136,6 +136,14 @@ def find_base(folder: Path) -> BaseModel:
     )
 
 
+def tokenizer_folder(folder: Path) -> Path:
+    """Gives the folder whose tokenizer a model's folder is read with: itself, or the base of an
+    adapter that brings none, as PEFT writes it. Raises CheckpointError without a base."""
+    while is_adapter_folder(folder) and not (folder / "tokenizer.json").is_file():
+        folder = find_base(folder).folder
+    return folder
+
+
 def save_adapter(folder: Path, config: ModelConfig, adapter: Adapter, base: BaseModel) -> None:
     """Writes the adapter in fp32, and the configuration of base and adapter together."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 from minimind.monitors.monitor import Figures, Monitor, MonitoredRun, Outcome
 
@@ -34,6 +34,9 @@ class BackgroundMonitor:
             target=self._work, args=(open_monitor, opened), name=f"monitor {name}", daemon=True
         )
         self._thread.start()
+        wait([opened], _SAID_AFTER_S)
+        if not opened.done():
+            logger.info("%s is slow to start; the run waits for it or for its error", name)
         self._monitor = monitor = opened.result()
         self._put(lambda: self._catch_up(run))
         if monitor.holds > run.step:
@@ -91,7 +94,7 @@ class BackgroundMonitor:
 
 
 class Monitors:
-    """All monitors of a run."""
+    """Holds all monitors of a run."""
 
     def __init__(self, monitors: Sequence[BackgroundMonitor] = ()) -> None:
         self._monitors = monitors

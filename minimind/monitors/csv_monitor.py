@@ -18,10 +18,8 @@ class CsvMonitor:
     def __init__(self, run: MonitoredRun, section: Mapping[str, Any]) -> None:
         self._folder = logs_folder(run.folder, section, "csv_monitor")
         self._folder.mkdir(parents=True, exist_ok=True)
-        written = list(self._folder.glob("train_*.csv"))
-        self.holds = run.step if written else 0
-        for path in written:
-            _cut(path, self.holds)
+        written = self._folder.glob("train_*.csv")
+        self.holds = max((_cut(path, run.step) for path in written), default=0)
 
     def write(self, step: int, figures: Figures) -> None:
         for name, value in figures.items():
@@ -31,16 +29,18 @@ class CsvMonitor:
                 csv.writer(file).writerows([["step", name]] * is_new + [[step, value]])
 
     def write_texts(self, step: int, texts: Sequence[str]) -> None:
-        """They have no place in a CSV of numbers; samples.jsonl and the console have them."""
+        """Leaves texts out of a CSV of numbers: samples.jsonl and the console have them."""
 
     def close(self, outcome: Outcome) -> None:
-        """Each row is on disk already."""
+        """Does nothing: each row is on disk already."""
 
 
-def _cut(path: Path, step: int) -> None:
-    """Drops the rows after `step`, and one that a kill cut off."""
+def _cut(path: Path, step: int) -> int:
+    """Drops the rows after `step`, and a row or header that a kill cut off; gives the step of the
+    last row that is left, or 0."""
     with open(path, newline="", encoding="utf-8") as file:
-        header, *rows = csv.reader(file)
-    kept = [row for row in rows if len(row) == len(header) and int(row[0]) <= step]
+        rows = list(csv.reader(file))[1:]
+    kept = [row for row in rows if len(row) == 2 and int(row[0]) <= step]
     with write_whole(path) as new, open(new, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *kept])
+        csv.writer(file).writerows([["step", path.stem.removeprefix("train_")], *kept])
+    return max((int(row[0]) for row in kept), default=0)

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from minimind.errors import ConfigError
 from minimind.runtime.whole_files import write_whole
 
 Figures = Mapping[str, float]
 """The numbers of a step, by their column in metrics.csv."""
 IDS_FILE = "monitors.json"
+_WITHOUT_IDS = "without that file each monitor begins a new run"
 
 
 class Outcome(NamedTuple):
@@ -28,7 +30,7 @@ INTERRUPTED = Outcome(130)
 
 @dataclass(frozen=True, slots=True)
 class MonitoredRun:
-    """What a monitor may know of the run that it shows."""
+    """Tells a monitor of the run that it shows."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -58,8 +60,15 @@ class MonitoredRun:
         return name
 
     def _read_ids(self) -> dict[str, str]:
+        """Raises ConfigError where the file holds no such ids."""
         path = self.folder / IDS_FILE
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        try:
+            ids = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}; {_WITHOUT_IDS}") from None
+        if not isinstance(ids, dict) or not all(isinstance(id, str) for id in ids.values()):
+            raise ConfigError(f"{path} holds no ids by the name of a monitor; {_WITHOUT_IDS}")
+        return ids
 
 
 class Monitor(Protocol):

@@ -63,7 +63,8 @@ def start_monitors(run: MonitoredRun, ds_config: Mapping[str, Any]) -> Monitors:
         try:
             opened.append(BackgroundMonitor(name, open_monitor, run))
         except Exception as error:
-            otherwise = _KINDS[name].otherwise
+            # What does without a network is no way out of what lies in the run's folder.
+            otherwise = "" if isinstance(error, ConfigError) else _KINDS[name].otherwise
             problem = (
                 f"the monitor {name} cannot start: {str(error).rstrip('. ')}"
                 + (f"; {otherwise} keeps its logs in the run's folder" if otherwise else "")
@@ -75,6 +76,7 @@ def start_monitors(run: MonitoredRun, ds_config: Mapping[str, Any]) -> Monitors:
 
 
 def _is_installed(package: str) -> bool:
-    """A folder of that name where the run starts is none: loggers leave such folders."""
+    """Tells whether a package is installed. A folder of its name where the run starts is none:
+    loggers leave such folders."""
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None

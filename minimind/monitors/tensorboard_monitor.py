@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections import deque
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from minimind.monitors.monitor import Figures, MonitoredRun, Outcome, logs_folder, tagged
@@ -18,7 +20,7 @@ class TensorBoardMonitor:
         from torch.utils.tensorboard import SummaryWriter
 
         folder = logs_folder(run.folder, section, "tensorboard")
-        self.holds = run.step if any(folder.glob("events.out.tfevents.*")) else 0
+        self.holds = min(run.step, _find_last_step(folder))
         self._writer = SummaryWriter(str(folder), purge_step=self.holds + 1)
         config = json.dumps(run.config, indent=2, ensure_ascii=False)
         self._writer.add_text("run.json", _as_code(config), self.holds)
@@ -33,6 +35,18 @@ class TensorBoardMonitor:
 
     def close(self, outcome: Outcome) -> None:
         self._writer.close()
+
+
+def _find_last_step(folder: Path) -> int:
+    """Reads the step of the last event in a folder's newest file; 0 where there is none."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[attr-defined]
+
+    for path in sorted(folder.glob("events.out.tfevents.*"), reverse=True):
+        last = deque(RawEventFileLoader(str(path)).Load(), maxlen=1)
+        if last and (step := Event.FromString(last[0]).step):
+            return step
+    return 0
 
 
 def _as_code(text: str) -> str:

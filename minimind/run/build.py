@@ -42,7 +42,7 @@ _SAMPLES_SAID = 4
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A stage and the models it made, the policy on its device."""
+    """Holds a stage and the models it made, the policy on its device."""
 
     stage: Stage[Any, Any]
     models: StageModels
@@ -123,7 +123,7 @@ def build_loop(
 
 
 def build_schedule(run: ResolvedRun, total_steps: int) -> CosineSchedule:
-    """The recipe's learning rate by optimizer step, for a run of so many."""
+    """Gives the recipe's learning rate by optimizer step, for a run of so many."""
     return CosineSchedule(
         run.learning_rate, total_steps, run.recipe.warmup_steps, run.recipe.min_lr_ratio
     )
@@ -175,7 +175,7 @@ class Recorder:
 
     @property
     def events(self) -> Events:
-        """What the loop calls."""
+        """Gives the functions that the loop calls."""
         return Events(
             record=self._log.write if self._log else lambda *_: None,
             save=self._save,

@@ -4,6 +4,7 @@ anything is built."""
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import torch
 
@@ -14,7 +15,7 @@ from minimind.engine.checkpoint import Checkpoint, check_same_helpers
 from minimind.engine.deepspeed_engine import check_ds_config
 from minimind.engine.parameter_groups import parameter_groups
 from minimind.errors import ConfigError
-from minimind.lora.folder import find_model_folder
+from minimind.lora.folder import find_base, find_model_folder, is_adapter_folder
 from minimind.model.flash_attention import check_flash, why_not_flash
 from minimind.monitors.start import check_monitors
 from minimind.run.folder import check_folder
@@ -30,11 +31,12 @@ def check_run(run: ResolvedRun, tokenizer: Tokenizer, start: Checkpoint | None =
     folder = check_folder(run)
     check_monitors(run.ds_config, folder, resumed=run.arguments.resume)
     check_packages(run)
-    check_tokenizer(run, tokenizer, start)
-    check_flash(run.device.torch_device, deterministic=run.recipe.deterministic)
-    check_graphs(run)
     stage = STAGES[run.stage](run.recipe)
     context = build_context(run, tokenizer, start)
+    check_tokenizer(run, tokenizer, start)
+    check_new_tokenizer(run, stage.helper_folder(context))
+    check_flash(run.device.torch_device, deterministic=run.recipe.deterministic)
+    check_graphs(run)
     stage.check(context)
     if start:
         check_same_helpers(start, hash_helpers(stage, context))
@@ -51,15 +53,25 @@ def check_tokenizer(run: ResolvedRun, tokenizer: Tokenizer, start: Checkpoint | 
             tokenizer, find_model_folder(start.folder), "Resume with the tokenizer of the run, or "
             "start a new one with --from_checkpoint",
         )  # fmt: skip
-    beside = run.arguments.get("tokenizer") and run.weights_folder
-    if not run.recipe.new_tokenizer and beside:
+    folder = None if run.recipe.new_tokenizer else run.weights_folder
+    if folder and run.has_own_tokenizer:
         check_folder_tokens(
-            tokenizer, beside, "Leave out --tokenizer, and the checkpoint's own is used; where its "
+            tokenizer, folder, "Leave out --tokenizer, and the checkpoint's own is used; where the "
             "tokens are to be learnt anew, add --set new_tokenizer=true",
         )  # fmt: skip
+    if folder and is_adapter_folder(folder):
+        check_folder_tokens(
+            tokenizer, find_base(folder).folder, "An adapter leaves its model's embedding as it "
+            "is: put the model's own tokenizer beside it",
+        )  # fmt: skip
+
+
+def check_new_tokenizer(run: ResolvedRun, helper: Path | None) -> None:
+    """Raises ConfigError where new_tokenizer is given and nothing can learn the new tokens.
+    `helper`: the folder of what the policy is trained beside."""
     if not run.recipe.new_tokenizer:
         return
-    if not beside:
+    if not (run.weights_folder and run.has_own_tokenizer):
         raise ConfigError(
             "new_tokenizer=true is for a --tokenizer beside --from_checkpoint: give both, or leave "
             "it out"
@@ -68,6 +80,11 @@ def check_tokenizer(run: ResolvedRun, tokenizer: Tokenizer, start: Checkpoint | 
         raise ConfigError(
             "new_tokenizer=true, but adapters leave the embedding as it is, which knows other "
             "tokens: train the whole model (--stage sft) first"
+        )
+    if helper == run.weights_folder:
+        raise ConfigError(
+            f"new_tokenizer=true, but the reference of --stage {run.stage} is the checkpoint as it "
+            "is, which knows other tokens: train the model on them (--stage sft) first"
         )
 
 

@@ -9,6 +9,8 @@ from minimind.config.deepspeed_json import precision
 from minimind.config.deepspeed_schedulers import describe_scheduler
 from minimind.config.recipe import replace_fields
 from minimind.data.loader import EvalLoader, PackedLoader
+from minimind.data.same_tokens import describe_other_end, has_tokenizer
+from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint
 from minimind.run.build import build_schedule
 from minimind.run.resolve import ResolvedRun
@@ -17,11 +19,12 @@ from minimind.stages import STAGES
 
 def describe_run(
     run: ResolvedRun,
+    tokenizer: Tokenizer,
     loader: PackedLoader,
     eval_data: EvalLoader | None = None,
     start: Checkpoint | None = None,
 ) -> str:
-    """What --dry_run and the start of a run print; `start` is what it goes on from."""
+    """Writes what --dry_run and the start of a run print. `start`: what the run goes on from."""
     ds, total = run.ds_config, run.total_steps(loader)
     accumulation = ds["gradient_accumulation_steps"]
     kind = precision(ds)
@@ -45,8 +48,8 @@ def describe_run(
     if start and (jump := _describe_jump(run, loader, start)):
         lines.append(f"rate jumps {jump}")
     lines += [f"adapters   {remark}" for remark in run.recipe.remarks(run.config)]
-    if run.recipe.new_tokenizer:
-        lines.append("tokenizer  another than the checkpoint's, whose tokens are learnt anew")
+    if said := _describe_tokenizer(run, tokenizer):
+        lines.append(f"tokenizer  {said}")
     if run.recipe.cuda_graph:
         lines.append("graphs     a micro-batch's forward and its backward each one CUDA graph")
     if loader.num_truncated:
@@ -78,6 +81,18 @@ def _describe_cut(run: ResolvedRun, loader: PackedLoader) -> str:
         f"{loader.num_truncated:,} documents to fit a row; {lost:,} of {loader.num_units:,} {what} "
         f"left, and teach nothing{advice}"
     )
+
+
+def _describe_tokenizer(run: ResolvedRun, tokenizer: Tokenizer) -> str:
+    """Says how a tokenizer beside a checkpoint may not be the checkpoint's own."""
+    folder = run.weights_folder
+    if folder is None or not run.has_own_tokenizer:
+        return ""
+    if run.recipe.new_tokenizer:
+        return "another than the checkpoint's, whose tokens are learnt anew"
+    if not has_tokenizer(folder):
+        return f"taken on trust, as {folder} brings none: its ids must be those of the weights"
+    return describe_other_end(tokenizer, folder)
 
 
 def _describe_validation(

@@ -27,7 +27,7 @@ from minimind.run.unknown_names import (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TrainArguments:
-    """What the user gave, and nothing he did not."""
+    """Holds what the user gave, and nothing else."""
 
     run: dict[str, Any]
     """Flags about the run as a whole."""
@@ -44,13 +44,13 @@ class TrainArguments:
     """Where a dry run rehearses, as DEVICE[:RANKS]; None: here."""
 
     def get(self, name: str) -> Any:
-        """A run flag's value; None where it has no default of its own."""
+        """Gives a run flag's value; None where it has no default of its own."""
         default = RUN_FLAGS[name]["default"]
         concrete = {"stage", "ds_config", "model", "on_bad_row"}
         return self.run.get(name, default if name in concrete else None)
 
     def to_dict(self) -> dict[str, Any]:
-        """What run.json keeps and `merge` takes back."""
+        """Gives what run.json keeps and `merge` takes back."""
         return {
             "run": self.run,
             "recipe": self.recipe,
@@ -59,7 +59,7 @@ class TrainArguments:
         }
 
     def merge(self, earlier: Mapping[str, Any]) -> TrainArguments:
-        """A resumed run repeats what it was started with, except for what is given anew."""
+        """Gives what a resumed run repeats of `earlier`, and over it what is given anew."""
         return dataclasses.replace(
             self,
             **{
@@ -208,7 +208,7 @@ def _sort_arguments(
 
 
 def _find_stage(argv: Sequence[str] | None) -> str:
-    """--stage, or that of the run to go on with: it decides which options the others may be."""
+    """Gives --stage, or the stage of the run to go on with: the other options depend on it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--stage", nargs="?")
     parser.add_argument("--output_dir", nargs="?")

@@ -17,7 +17,9 @@ RUN_FILE = "run.json"
 
 
 def make_folder(run: ResolvedRun) -> Path:
-    """--output_dir, else the next free one of runs/. Raises ConfigError as `check_folder` does."""
+    """Makes --output_dir, else the next free folder of runs/, and writes run.json already: a run
+    that is killed before its first checkpoint can go on. A run that is resumed keeps its run.json
+    until its checkpoint turns out to be of this run. Raises ConfigError as `check_folder` does."""
     folder = check_folder(run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -27,6 +29,8 @@ def make_folder(run: ResolvedRun) -> Path:
         ) from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"--output_dir {folder}: cannot be written to")
+    if not run.arguments.resume:
+        write_run(folder, run)
     return folder
 
 

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def build_loaders(
     run: ResolvedRun, tokenizer: Tokenizer, ranks: Ranks
 ) -> tuple[PackedLoader, EvalLoader | None]:
-    """The training rows and the validation rows, packed."""
+    """Builds the loaders of the training and the validation rows, packed."""
     stage = STAGES[run.stage]
     data_format = stage.data_format.with_options(**run.recipe.format_options)
 
@@ -104,14 +104,14 @@ def build_context(
 
 
 def hash_helpers(stage: Stage[Any, Any], context: BuildContext) -> str:
-    """The fingerprint of the weights that the policy is trained beside, "" where there are none."""
+    """Gives the fingerprint of the weights that the policy is trained beside, "" for none."""
     folder = stage.helper_folder(context)
     return fingerprint(folder) if folder else ""
 
 
 def load_start(run: ResolvedRun) -> dict[str, Tensor] | None:
-    """The named weights a new run starts from, None where it starts fresh. Weights that were
-    rounded to 16 bits are further from what was trained than a small rate ever moves them."""
+    """Loads the named weights that a new run starts from; None where it starts fresh. Warns of
+    weights rounded to 16 bits: a small rate never moves them as far as the rounding did."""
     if run.weights_folder is None:
         return None
     _, weights = load_model_folder(run.weights_folder)

@@ -69,7 +69,8 @@ def check_choice(what: str, given: str, choices: Iterable[str]) -> str | None:
 def build_parser(
     recipe_types: Mapping[str, type[Recipe]], recipe_type: type[Recipe]
 ) -> argparse.ArgumentParser:
-    """`recipe_type`: of the stage whose options --help lists."""
+    """Builds the parser of `minimind train`. `recipe_type`: of the stage whose options --help
+    lists."""
     parser = _Parser(
         description="Trains a model with one of the stages on a DeepSpeed engine.",
         epilog=_describe_options(recipe_type),

@@ -21,10 +21,11 @@ from minimind.config.model import ModelConfig, load_model_config
 from minimind.config.monitors import switch_monitors
 from minimind.config.recipe import Recipe, replace_fields
 from minimind.data.loader import PackedLoader
+from minimind.data.same_tokens import has_tokenizer
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint
 from minimind.errors import CheckpointError, ConfigError
-from minimind.lora.folder import find_model_folder, load_folder_config
+from minimind.lora.folder import find_model_folder, load_folder_config, tokenizer_folder
 from minimind.run.flags import TrainArguments
 from minimind.runtime.devices import DTYPES, Device
 from minimind.runtime.ranks import Ranks
@@ -34,7 +35,7 @@ from minimind.stages import STAGES
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRun:
-    """Enough to run it, and to run it again."""
+    """Holds enough to run it, and to run it again."""
 
     arguments: TrainArguments
     stage: str
@@ -63,7 +64,7 @@ class ResolvedRun:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the engine computes in."""
+        """Gives what the engine computes in."""
         return DTYPES[precision(self.ds_config)]
 
     @property
@@ -72,11 +73,16 @@ class ResolvedRun:
 
     @property
     def learning_rate(self) -> float:
-        """The peak, scaled to the batch where the recipe says so. The square root keeps the size
-        of Adam's noise (Malladi et al. 2022)."""
+        """Gives the peak rate, scaled to the batch where the recipe says so. The square root keeps
+        the size of Adam's noise (Malladi et al. 2022)."""
         rate, reference = self.recipe.learning_rate, self.recipe.scale_lr_with_batch
         assert rate is not None
         return rate * math.sqrt(self.train_batch_size / reference) if reference else rate
+
+    @property
+    def has_own_tokenizer(self) -> bool:
+        """Tells whether the tokenizer was given, and is not the checkpoint's."""
+        return self.arguments.get("tokenizer") is not None
 
     @property
     def num_trained(self) -> int:
@@ -92,16 +98,16 @@ class ResolvedRun:
         return whole + 6 * (trained + frozen - self.config.num_parameters) - 2 * met
 
     def total_steps(self, loader: PackedLoader) -> int:
-        """Optimizer steps of the whole run."""
+        """Counts the optimizer steps of the whole run."""
         return self.recipe.max_steps or loader.steps(self.recipe.epochs)
 
     def with_total_steps(self, loader: PackedLoader) -> ResolvedRun:
-        """The same run, whose DeepSpeed JSON's scheduler knows its steps where it asks for them."""
+        """Gives the same run, whose DeepSpeed JSON's scheduler knows its steps where it asks."""
         ds_config = with_total_steps(self.ds_config, self.total_steps(loader))
         return dataclasses.replace(self, ds_config=ds_config)
 
     def with_micro_batch(self, rows: int) -> ResolvedRun:
-        """The same run in micro-batches of so many rows."""
+        """Gives the same run in micro-batches of so many rows."""
         accumulation = self.train_batch_size // (rows * self.world_size)
         sizes = {
             "train_micro_batch_size_per_gpu": rows,
@@ -123,7 +129,7 @@ class ResolvedRun:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """run.json."""
+        """Gives the content of run.json."""
         return {
             "arguments": self.arguments.to_dict(),
             "stage": self.stage,
@@ -181,14 +187,17 @@ def resolve_run(
 
 
 def find_tokenizer(arguments: TrainArguments) -> Tokenizer:
-    """--tokenizer, else the checkpoint's, else the sample data's."""
+    """Loads --tokenizer, else the checkpoint's tokenizer, else the sample data's."""
     from minimind.samples.text import load_sample_tokenizer
 
     if folder := arguments.get("tokenizer"):
         return Tokenizer.load(folder)
     checkpoint = arguments.get("from_checkpoint")
     if checkpoint and checkpoint != "none":
-        return Tokenizer.load(find_model_folder(Path(checkpoint)))
+        model = tokenizer_folder(find_model_folder(Path(checkpoint)))
+        if not has_tokenizer(model):
+            raise ConfigError(f"{model} brings no tokenizer: give its own with --tokenizer")
+        return Tokenizer.load(model)
     return load_sample_tokenizer()
 
 
@@ -241,7 +250,7 @@ def _check_vocabulary(
 
 
 def _preset_like(config: ModelConfig) -> str:
-    """The preset of these sizes, whose micro-batch and rates then apply; "" where none is."""
+    """Gives the preset of these sizes, whose micro-batch and rates then apply; "" where none is."""
     from minimind.config.model import FOLLOWS_TOKENIZER, PRESETS
 
     for name in PRESETS:
@@ -253,8 +262,8 @@ def _preset_like(config: ModelConfig) -> str:
 
 
 def check_same_run(start: Checkpoint, run: ResolvedRun, fingerprint: str) -> None:
-    """Whether a checkpoint is of this run: the same stage, model, data and batch. `fingerprint`:
-    the loader's. Raises CheckpointError naming what differs."""
+    """Raises CheckpointError where a checkpoint is of another run, and names what differs: stage,
+    model, data or batch. `fingerprint`: the loader's."""
     meta = start.meta
     if meta["stage"] != run.stage:
         raise CheckpointError(f"{start.folder} is of --stage {meta['stage']}, not {run.stage}")

@@ -28,7 +28,7 @@ from minimind.run.checks import check_run
 from minimind.run.data_checks import check_data
 from minimind.run.describe import describe_run
 from minimind.run.flags import TrainArguments
-from minimind.run.folder import make_folder, merge_earlier, write_run
+from minimind.run.folder import make_folder, merge_earlier
 from minimind.run.inputs import build_loaders
 from minimind.run.resolve import ResolvedRun, check_same_run, find_tokenizer, resolve_run
 from minimind.runtime.devices import Device, check_kernels, find_device, limit_threads
@@ -126,7 +126,7 @@ class Run:
     def describe(self) -> str:
         """Says what will run: model, device, step, data and rate, a line each."""
         loader, eval_data = self._load()
-        return describe_run(self.resolved, loader, eval_data, self._find_start())
+        return describe_run(self.resolved, self.tokenizer, loader, eval_data, self._find_start())
 
     def check(self) -> None:
         """Raises a MiniMindError for what `train` could not run, before anything is built: a dry
@@ -217,7 +217,7 @@ class Run:
         self._start_ranks()
         self.check()
         loader, eval_data = self._load_together()
-        folder = broadcast(main_first(self.ranks, self._make_folder))
+        folder = broadcast(main_first(self.ranks, lambda: make_folder(self.resolved)))
         self.folder = folder
         logger.info("%s", self.describe())
         loop = self._loop or self._build(loader, eval_data, self.total_steps)
@@ -264,14 +264,6 @@ class Run:
         where = folder / "checkpoints" / "latest"
         logger.info("%s: %s", "done" if finished else "interrupted", where)
         return finished
-
-    def _make_folder(self) -> Path:
-        """Writes run.json already: a run that is killed before its first checkpoint can go on. One
-        that is resumed keeps what it has until its checkpoint turns out to be this run's."""
-        folder = make_folder(self.resolved)
-        if not self.resolved.arguments.resume:
-            write_run(folder, self.resolved)
-        return folder
 
     def _find_start(self) -> Checkpoint | None:
         """Finds the newest whole checkpoint of a run to go on with."""

@@ -57,7 +57,7 @@ def split_unknown(rest: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def explain_flags(rest: Iterable[str], stage: str, recipe_types: Mapping[str, type[Recipe]]) -> str:
-    """One message for all flags and stray words that argparse did not know."""
+    """Writes one message for all flags and stray words that argparse did not know."""
     lines = []
     for flag, value in split_unknown(rest):
         if flag:
@@ -78,7 +78,7 @@ def explain(
     recipe_types: Mapping[str, type[Recipe]],
     spell: Spelling,
 ) -> str:
-    """What to say after an unknown name."""
+    """Says what belongs after an unknown name."""
     options = option_names(recipe_types[stage]) if stage in recipe_types else ()
     of_flags = {flag: option for option, flag in FLAGS.items()}
     known = {*RUN_FLAGS, *CONTROLS, *of_flags, *options, *MODEL_FIELDS}

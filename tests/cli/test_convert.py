@@ -15,6 +15,7 @@ from small_models import logits_of, pack, random_documents, random_model, small_
 from torch import Tensor
 
 from minimind.cli import convert as verb
+from minimind.data.tokenizer import Tokenizer
 from minimind.lora.adapter import merge_adapter
 from minimind.lora.folder import BaseModel, save_adapter
 from minimind.model.state_dict import load_hf_folder, save_hf_folder
@@ -101,24 +102,30 @@ def test_a_run_a_checkpoint_or_a_folder_becomes_what_transformers_loads(
     assert not [file for file in output.parent.iterdir() if file.name.startswith(".")]
 
 
+@pytest.mark.parametrize("brings_tokenizer", [True, False])
 def test_an_adapter_comes_out_merged(
     convert: Convert,
     run_folder: Path,
     tmp_path: Path,
     model: Transformer,
     capsys: pytest.CaptureFixture[str],
+    brings_tokenizer: bool,
 ):
-    """From a run that trained it; its own files stay behind."""
+    """From a run that trained it; its own files stay behind. PEFT writes no tokenizer: it is the
+    base's then."""
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     checkpoint = tmp_path / "tuned" / "checkpoints" / "latest"
     adapter = random_adapter(model.config)
     base = BaseModel.of(run_folder / "checkpoints" / "best" / "model")
     save_adapter(checkpoint / "adapter", model.config, adapter, base)
-    load_sample_tokenizer().save(checkpoint / "adapter")
+    if brings_tokenizer:
+        load_sample_tokenizer().save(checkpoint / "adapter")
     assert convert(tmp_path / "tuned", tmp_path / "out") == 0
     assert capsys.readouterr().out.endswith("written, the adapter merged into its base\n")
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert not any(name.startswith("adapter") for name in names)
+    found = Tokenizer.load(tmp_path / "out")
+    assert found.fingerprint == load_sample_tokenizer().fingerprint
     unmerged = own_logits(model)
     model.load_named(merge_adapter(model.config, before, adapter, "here"))
     merged = own_logits(model)

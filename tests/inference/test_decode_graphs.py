@@ -167,17 +167,14 @@ def test_a_step_that_cannot_be_captured_runs_as_it_is(
     ]
 
 
-def test_where_the_same_sequences_go_on_the_host_sends_nothing(
-    model: Transformer, replayed: Replayed, monkeypatch: pytest.MonkeyPatch
-):
-    """One graph a step, no numbers from the host, and one read, behind which the next step has
-    begun."""
-    engine = engine_of(model, 8, slot=200)
-    for one in SETTINGS:
-        engine.submit(request([5, 6, 7], new=60, seed=1, **one))
-    for _ in range(5):
-        engine.step()
+def note_calls(
+    monkeypatch: pytest.MonkeyPatch, engine: BatchEngine, *more: tuple[Any, str]
+) -> list[str]:
+    """Gives a list that fills with what the host does from now on, by the name of the function;
+    `more`: owners and names of other functions to note."""
     events: list[str] = []
+    modules = (decode_graphs, device_sampler, sampler, row_settings, model_runner)
+    host = [(PendingTokens, "read"), (engine._runner, "launch")]
 
     def note(owner: Any, name: str) -> None:
         plain = getattr(owner, name)
@@ -188,10 +185,22 @@ def test_where_the_same_sequences_go_on_the_host_sends_nothing(
 
         monkeypatch.setattr(owner, name, noted)
 
-    for module in (decode_graphs, device_sampler, sampler, row_settings, model_runner):
-        note(module, "send")
-    note(PendingTokens, "read")
-    note(engine._runner, "launch")
+    for owner, name in (*((module, "send") for module in modules), *host, *more):
+        note(owner, name)
+    return events
+
+
+def test_where_the_same_sequences_go_on_the_host_sends_nothing(
+    model: Transformer, replayed: Replayed, monkeypatch: pytest.MonkeyPatch
+):
+    """One graph a step, no numbers from the host, and one read, behind which the next step has
+    begun."""
+    engine = engine_of(model, 8, slot=200)
+    for one in SETTINGS:
+        engine.submit(request([5, 6, 7], new=60, seed=1, **one))
+    for _ in range(5):
+        engine.step()
+    events = note_calls(monkeypatch, engine)
     before = replayed.captured, replayed.replayed
     for _ in range(20):
         assert len(engine.step()) == len(SETTINGS)
@@ -210,22 +219,7 @@ def test_where_a_grammar_holds_one_the_forward_begins_before_the_tokens_are_read
         engine.submit(request([5, 6, 7], new=60, seed=1, **one))
     for _ in range(5):
         engine.step()
-    events: list[str] = []
-
-    def note(owner: Any, name: str) -> None:
-        plain = getattr(owner, name)
-
-        def noted(*arguments: Any) -> Any:
-            events.append(name)
-            return plain(*arguments)
-
-        monkeypatch.setattr(owner, name, noted)
-
-    for module in (decode_graphs, device_sampler, sampler, row_settings, model_runner):
-        note(module, "send")
-    note(PendingTokens, "read")
-    note(engine._runner, "launch")
-    note(engine._runner.sampler._masks, "find")
+    events = note_calls(monkeypatch, engine, (engine._runner.sampler._masks, "find"))
     before = replayed.captured, replayed.replayed
     for _ in range(20):
         assert len(engine.step()) == 3

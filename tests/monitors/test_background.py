@@ -80,6 +80,20 @@ def test_one_that_hangs_holds_nothing_up(
     network.set()
 
 
+def test_one_that_is_slow_to_open_is_told_of(run: MonitoredRun, monkeypatch: pytest.MonkeyPatch):
+    """W&B looks for its server for 90 seconds."""
+    monkeypatch.setattr(background, "_SAID_AFTER_S", 0.01)
+    told = threading.Event()
+    monkeypatch.setattr(background.logger, "info", lambda *_: told.set())
+
+    def open_late() -> FakeMonitor:
+        assert told.wait(30)
+        raise OSError("no network")
+
+    with pytest.raises(OSError, match="no network"):
+        BackgroundMonitor("fake", open_late, run)
+
+
 def test_one_that_fails_is_told_of_once_and_tried_again(
     run: MonitoredRun, caplog: pytest.LogCaptureFixture
 ):

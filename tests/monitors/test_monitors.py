@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from monitor_readers import read_csv_files, read_tensorboard
 
+from minimind.errors import ConfigError
 from minimind.monitors.comet_monitor import CometMonitor
 from minimind.monitors.csv_monitor import CsvMonitor
 from minimind.monitors.monitor import DONE, INTERRUPTED, MonitoredRun
@@ -50,12 +51,32 @@ def test_a_resumed_run_takes_later_steps_back_and_others_stay(
     assert kept == {(1, "loss"): 10, (2, "loss"): 20, (3, "loss"): 32, (4, "loss"): 42}
 
 
+@pytest.mark.parametrize("kind", [CsvMonitor, TensorBoardMonitor])
+def test_one_that_was_off_for_a_while_lacks_what_came_then(
+    new_run: MonitoredRun, kind: type[CsvMonitor] | type[TensorBoardMonitor]
+):
+    """Or whose last steps a kill took: metrics.csv has them."""
+    if kind is TensorBoardMonitor:
+        pytest.importorskip("tensorboard")
+    monitor = kind(new_run, {"enabled": True})
+    for step in (1, 2):
+        monitor.write(step, {"loss": 1.0})
+    monitor.close(DONE)
+    for step, holds in ((4, 2), (4, 2), (1, 1)):
+        again = kind(resume(new_run, step, 5), {"enabled": True})
+        again.close(DONE)
+        assert again.holds == holds
+
+
 def test_a_row_that_a_kill_cut_off_is_dropped(new_run: MonitoredRun):
     folder = new_run.folder / "csv_monitor"
     folder.mkdir()
     (folder / "train_loss.csv").write_text("step,loss\n1,5.0\n2,4.0\n3", encoding="utf-8")
-    CsvMonitor(resume(new_run, 9, 9), {}).write(10, {"loss": 3.0})
-    assert read_csv_files(folder) == {(1, "loss"): 5, (2, "loss"): 4, (10, "loss"): 3}
+    (folder / "train_kl.csv").write_text("", encoding="utf-8")
+    (folder / "train_lr.csv").write_text("st", encoding="utf-8")
+    CsvMonitor(resume(new_run, 9, 9), {}).write(10, {"loss": 3.0, "kl": 2.0, "lr": 1.0})
+    rows = {(1, "loss"): 5, (2, "loss"): 4, (10, "loss"): 3, (10, "kl"): 2, (10, "lr"): 1}
+    assert read_csv_files(folder) == rows
 
 
 def test_what_is_no_number_is_shown_as_such(new_run: MonitoredRun):
@@ -218,3 +239,10 @@ def test_comet_goes_on_after_the_last_recorded_step_or_writes_the_whole_run_anew
     assert archive.exists() == online
     ids = json.loads((new_run.folder / "monitors.json").read_text(encoding="utf-8"))
     assert ids == {"comet": first["experiment_key"]}
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"wandb": 3}'])
+def test_ids_that_cannot_be_read_are_named(new_run: MonitoredRun, text: str):
+    (new_run.folder / "monitors.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"monitors\.json .*; without that file"):
+        resume(new_run, 1, 1).find_id("wandb")

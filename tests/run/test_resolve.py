@@ -157,7 +157,7 @@ def test_every_preset_resolves_under_every_file(
             assert saved["recipe"]["seq_len"] == run.seq_len
             assert saved["world_size"] == ranks
             assert saved["ds_config"]["optimizer"]["params"]["lr"] == run.learning_rate
-            assert describe_run(run, LOADER)
+            assert describe_run(run, load_sample_tokenizer(), LOADER)
             rows.add(run.train_batch_size)
         assert len(rows) == 1
 
@@ -298,7 +298,7 @@ def test_steps_are_given_or_follow_the_epochs(resolved: Resolve):
 
 def test_what_is_printed_says_what_will_run(resolved: Resolve):
     run = resolved("--max_steps", "7", "--learning_rate", "4e-3", *SIZE_FLAGS, ranks=2)
-    text = describe_run(run, LOADER)
+    text = describe_run(run, load_sample_tokenizer(), LOADER)
     for word in (
         "pretrain of tiny",
         f"{run.config.num_parameters:,} parameters",
@@ -318,7 +318,8 @@ def test_a_longer_resumed_run_says_how_its_rate_jumps(resolved: Resolve):
         start = Checkpoint(
             Path("runs/a/step-9"), {"step": step, "recipe": json.loads(json.dumps(saved))}
         )
-        return describe_run(resolved(*flags, *now), LOADER, None, start)
+        now_run = resolved(*flags, *now)
+        return describe_run(now_run, load_sample_tokenizer(), LOADER, None, start)
 
     ended = resumed("100", 100, "--max_steps", "200")
     # Half way from the peak to a tenth of it; the step before was the old run's last.
@@ -357,7 +358,8 @@ def test_adapters_are_counted_beside_the_frozen_model(
     sft, lora = (resolved("--stage", stage, *start, device=GPU) for stage in ("sft", "lora"))
     # Per layer 16 · (512+512 + 2·(512+128) + 512+512 + 3·(512+1408)).
     assert lora.num_trained == 8 * 16 * 9088
-    assert f"25,829,888 parameters + {lora.num_trained:,} trained" in describe_run(lora, LOADER)
+    text = describe_run(lora, load_sample_tokenizer(), LOADER)
+    assert f"25,829,888 parameters + {lora.num_trained:,} trained" in text
     # No gradient of a frozen weight: two of six operations for each.
     assert lora.flops_per_token - sft.flops_per_token == 6 * lora.num_trained - 2 * 25_829_888
     assert lora.ds_config["zero_optimization"]["reduce_bucket_size"] == lora.num_trained // 4

@@ -35,10 +35,13 @@ class ToolForm:
     is_strict: bool
     """The schema must be kept to the letter, else keywords that cannot be kept are left out."""
 
-    @property
-    def rules(self) -> Rules:
-        schema = {"type": "object"} if self.parameters is None else self.parameters
-        return json_rules(schema, is_strict=self.is_strict)
+    def write(self) -> Rules:
+        """Raises ConfigError where the parameters describe no object, which a call must have."""
+        schema = self.parameters or {}
+        kind = schema.get("type", "object")
+        if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+            raise ConfigError(f'their type is {json.dumps(kind)}; it must be "object"')
+        return json_rules({**schema, "type": "object"}, is_strict=self.is_strict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +66,7 @@ class AnswerForm:
         if self.content is not None:
             grammars.append({**self.content, "name": "content"})
         for number, tool in enumerate(self.tools):
-            grammars.append({**tool.rules, "name": f"arguments_{number}"})
+            grammars.append({**tool.write(), "name": f"arguments_{number}"})
         return json.dumps({"grammars": grammars})
 
     def _lines(self, tokenizer: Tokenizer) -> Iterator[str]:

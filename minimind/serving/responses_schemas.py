@@ -15,6 +15,7 @@ from minimind.serving.request_schemas import (
     GenerationRequestFields,
     Limit,
     Thinking,
+    Verbosity,
 )
 from minimind.serving.structured_output import FlatSchemaFormat, ObjectFormat, TextFormat
 
@@ -23,6 +24,7 @@ OWN_NAMES: dict[str, tuple[str, ...]] = {
     "max_completion_tokens": ("max_output_tokens",),
     "reasoning_effort": ("reasoning", "effort"),
     "response_format": ("text", "format"),
+    "verbosity": ("text", "verbosity"),
 }
 """What the chat API has under another name."""
 _IN_FULL = "send the whole conversation as `input`"
@@ -77,7 +79,8 @@ class TextOptions(RequestPart):
     format: (
         Annotated[TextFormat | ObjectFormat | FlatSchemaFormat, Field(discriminator="type")] | None
     ) = None
-    verbosity: Annotated[Any, Refused("ask for it in a message", "medium")] = None
+    verbosity: Verbosity | None = None
+    """As /v1/chat/completions has it."""
 
 
 class ResponsesRequest(GenerationRequestFields):
@@ -127,6 +130,8 @@ class ResponsesRequest(GenerationRequestFields):
         fields["tool_choice"] = _nested_choice(self.tool_choice)
         if self.reasoning is not None:
             fields["reasoning_effort"] = self.reasoning.effort
+        if self.text is not None:
+            fields["verbosity"] = self.text.verbosity
         if self.text is not None and self.text.format:
             is_schema = isinstance(self.text.format, FlatSchemaFormat)
             form = self.text.format.model_dump(by_alias=True, exclude_unset=True)

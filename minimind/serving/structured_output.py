@@ -3,12 +3,11 @@ servers: JSON, other grammars, biased tokens. Calls of tools are in tool_choice.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import Field, StringConstraints, WithJsonSchema
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
@@ -22,6 +21,8 @@ from minimind.inference.grammar_texts import (
     regex_rules,
 )
 from minimind.serving.api_errors import ApiError
+from minimind.serving.json_body import read_json
+from minimind.serving.message_schemas import RequestPart
 
 JsonSchema = dict[str, Any]
 Choices = Annotated[list[Annotated[str, StringConstraints(min_length=1)]], Field(min_length=1)]
@@ -43,16 +44,7 @@ Bias = Annotated[
 _ANY_OBJECT: JsonSchema = {"type": "object"}
 
 
-class FormPart(BaseModel):
-    """What all parts share; what is unknown is kept aside. No validator looks at every field first,
-    which pydantic forbids where one of them tells the kinds of a part apart."""
-
-    model_config = ConfigDict(
-        strict=True, allow_inf_nan=False, extra="allow", use_attribute_docstrings=True
-    )
-
-
-class TextFormat(FormPart):
+class TextFormat(RequestPart):
     type: Literal["text"]
 
     @property
@@ -60,7 +52,7 @@ class TextFormat(FormPart):
         return None
 
 
-class ObjectFormat(FormPart):
+class ObjectFormat(RequestPart):
     type: Literal["json_object"]
     schema_: JsonSchema | None = Field(None, alias="schema")
     """llama.cpp's."""
@@ -70,7 +62,7 @@ class ObjectFormat(FormPart):
         return partial(json_rules, self.schema_ or _ANY_OBJECT)
 
 
-class NamedSchema(FormPart):
+class NamedSchema(RequestPart):
     name: str | None = None
     description: str | None = None
     schema_: JsonSchema | None = Field(None, alias="schema")
@@ -78,7 +70,7 @@ class NamedSchema(FormPart):
     """False: keywords that cannot be kept are left out. Else they are refused."""
 
 
-class SchemaFormat(FormPart):
+class SchemaFormat(RequestPart):
     type: Literal["json_schema"]
     json_schema: NamedSchema
 
@@ -97,7 +89,7 @@ class FlatSchemaFormat(NamedSchema):
 ResponseFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")]
 
 
-class StructuredOutputs(FormPart):
+class StructuredOutputs(RequestPart):
     """vLLM's; one of them."""
 
     json_: JsonSchema | str | None = Field(None, alias="json")
@@ -107,7 +99,7 @@ class StructuredOutputs(FormPart):
     json_object: bool | None = None
 
 
-class StructuredFields(FormPart):
+class StructuredFields(RequestPart):
     """Of all requests that continue a prompt. One field at most may give the text a form."""
 
     response_format: ResponseFormat | None = None
@@ -162,14 +154,16 @@ class StructuredFields(FormPart):
         try:
             return compiler.compile(whole.text(tokenizer))
         except ConfigError as error:
-            parts = [
-                ("tools", f"the parameters of {t.name!r} among tools", t.rules) for t in whole.tools
+            parts: list[tuple[str, str, Callable[[], Rules]]] = [
+                ("tools", f"the parameters of {tool.name!r} among tools", tool.write)
+                for tool in whole.tools
             ]
             if whole.content is not None and self.content is not None:
-                parts.insert(0, (self.content[0], self.content[0], whole.content))
-            for param, name, rules in parts:
+                name, rules = self.content
+                parts.insert(0, (name, name, lambda: rules))
+            for param, name, write in parts:
                 try:
-                    compiler.compile(AnswerForm(content=rules).text(tokenizer))
+                    compiler.compile(AnswerForm(content=write()).text(tokenizer))
                 except ConfigError as cause:
                     raise _cannot_hold(name, cause, param) from None
             raise _cannot_hold("the form of the answer", error) from None
@@ -206,7 +200,7 @@ def _cannot_hold(name: str, error: ConfigError, param: str | None = None) -> Api
 def _read_schema(given: JsonSchema | str) -> Rules:
     """Some clients send the schema's text."""
     try:
-        schema = json.loads(given) if isinstance(given, str) else given
+        schema = read_json(given.encode()) if isinstance(given, str) else given
     except ValueError as error:
         raise ConfigError(f"it is not JSON: {error}") from None
     if not isinstance(schema, dict):

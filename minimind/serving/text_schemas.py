@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
-from minimind.serving.field_standing import NoEffect, Refused
+from minimind.serving.field_standing import UNSUPPORTED, NoEffect, Off, Refused
 from minimind.serving.message_schemas import Message, RequestPart
 from minimind.serving.request_schemas import (
     MAX_CHOICES,
@@ -14,13 +15,21 @@ from minimind.serving.request_schemas import (
     AnyRequest,
     ConversationFields,
     GenerationRequestFields,
+    Truncation,
 )
 
 MAX_PROMPTS = 64
+MAX_EMBEDDED = 2048
+"""Texts in a call, as OpenAI's: clients send a thousand."""
+DEFAULT_COMPLETION = 16
+"""Tokens that /v1/completions makes unless told, as OpenAI's."""
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Texts = (
     str | TokenIds | Annotated[list[str | TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+)
+Many = (
+    str | TokenIds | Annotated[list[str | TokenIds], Field(min_length=1, max_length=MAX_EMBEDDED)]
 )
 
 
@@ -48,30 +57,53 @@ class CompletionRequest(TextReading, GenerationRequestFields):
     """A text, its ids, or a list of these."""
     max_tokens: int | None = Field(None, ge=-1, lt=2**31)
     """16 unless given; -1: what the context leaves; 0: none, for `echo`."""
+    n_predict: int | None = Field(None, ge=-2, lt=2**31)
+    """`max_tokens` by llama.cpp's name, where that is not given; -1 and -2: what the context
+    leaves."""
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS), Off(False)] = None
     """Of the tokens made, and with `echo` of the prompt's."""
     echo: bool | None = None
     """The text begins with the prompt."""
     suffix: Annotated[Any, Refused("the model writes behind a text alone", "")] = None
-    best_of: Annotated[Any, Refused("send `n` and choose", 1)] = None
+    best_of: int | None = Field(None, ge=1)
+    """As many as `n`, which are all given; another number is refused."""
     prompt_embeds: Annotated[Any, Refused("send `prompt`", [])] = None
+
+    @field_validator("best_of")
+    @classmethod
+    def _check_best_of(cls, best_of: int | None, info: ValidationInfo) -> int | None:
+        if best_of is not None and best_of != (info.data.get("n") or 1):
+            raise PydanticCustomError(UNSUPPORTED, "is not supported: send `n` and choose")
+        return best_of
 
     @property
     def num_choices(self) -> int:
         return self.n or 1
 
+    @property
+    def wanted_tokens(self) -> int | None:
+        asked = (self.max_tokens, self.n_predict, DEFAULT_COMPLETION)
+        wanted = next(count for count in asked if count is not None)
+        return None if wanted < 0 else wanted
+
 
 class EmbeddingRequest(TextReading, AnyRequest):
     """The body of /v1/embeddings."""
 
-    input: Texts
+    input: Many
     """A text, its ids, or a list of these."""
     encoding_format: Literal["float", "base64"] | None = None
     """base64 is of fp32 numbers, the lowest byte first."""
     dimensions: Annotated[Any, Refused("all are given, as many as the model is wide")] = None
-    truncate_prompt_tokens: Annotated[Any, Refused("shorten the text")] = None
+    truncate_prompt_tokens: Truncation = None
+    """Only so many tokens at each text's beginning are read; -1: as many as the context has."""
     input_type: Annotated[Any, NoEffect("queries and documents are read alike")] = None
+    embd_normalize: Annotated[Any, Refused("vectors have length 1", 2)] = None
+
+    def truncated(self, ids: list[int], context: int) -> list[int]:
+        wanted = self.truncate_prompt_tokens
+        return ids if wanted is None else ids[: context if wanted == -1 else wanted]
 
 
 class TokenizeRequest(ConversationFields, AnyRequest):

@@ -29,6 +29,7 @@ class Person(BaseModel):
 
 
 SCHEMA = Person.model_json_schema()
+DEEP = '{"items": ' * 900 + "{}" + "}" * 900
 WRONG = {"type": "array", "uniqueItems": True, "maxItems": 1}
 
 
@@ -232,7 +233,19 @@ def test_each_field_is_honoured(
         ({"guided_regex": "(a"}, "guided_regex", "unclosed group"),
         ({"guided_regex": "a", "grammar": "b"}, "grammar", "guided_regex and grammar exclude"),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", "exclude"),
-        ({"tools": [tool(parameters=WRONG, strict=True)]}, "tools", "'Person'.*uniqueItems"),
+        (
+            {"tools": [tool(parameters={"properties": {"a": WRONG}}, strict=True)]},
+            "tools",
+            "'Person'.*uniqueItems",
+        ),
+        (
+            {"tools": [tool(parameters=WRONG)], "tool_choice": "required"},
+            "tools",
+            '\'Person\'.*their type is "array"; it must be "object"',
+        ),
+        ({"guided_json": DEEP}, "guided_json", "nested too deep"),
+        ({"guided_json": '{"const": NaN}'}, "guided_json", "NaN is no number"),
+        ({"guided_json": '{"const": "\\ud800"}'}, "guided_json", "half a character"),
         ({"tool_choice": "required"}, "tools", "there are no tools"),
         (
             {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}},

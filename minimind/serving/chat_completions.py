@@ -92,8 +92,10 @@ class ChatWriter(CompletionWriter):
             choice = self._choices[index]
             first_call = choice.num_calls
             for part in choice.take(delta):
-                yield self._chunk(index, self._message_delta(part, first_call))
-                first_call += isinstance(part, ToolCall)
+                is_call = isinstance(part, ToolCall)
+                if not (is_call and first_call and self._body.functions):
+                    yield self._chunk(index, self._message_delta(part, first_call))
+                first_call += is_call
             if choice.finish_reason is not None:
                 yield self._chunk(index, MessageDelta(), self._reason(choice))
         if self._body.include_usage:

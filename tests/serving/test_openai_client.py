@@ -10,7 +10,9 @@ import httpx2 as httpx
 import openai
 import pytest
 from live_servers import LiveServer, ScriptedEngine, Serve
+from openai.types.chat import ChatCompletionTokenLogprob
 
+from minimind.data.chat_dialects import read_list
 from minimind.data.chat_encoding import ChatEncoder
 from minimind.data.chat_format import read_conversation
 
@@ -113,7 +115,8 @@ def test_logprobs_are_the_same_whole_and_streamed(client: openai.OpenAI) -> None
     raw = bytes(byte for entry in entries for byte in entry.bytes or [])
     assert raw.decode(errors="replace") == whole.message.content
     alone = client.chat.completions.create(**ask | {"logprobs": None}).choices[0]
-    assert alone.logprobs == whole.logprobs, "top_logprobs asks for them too"
+    assert alone.logprobs is not None, "top_logprobs asks for them too"
+    check_same(alone.logprobs.content or [], entries)
     streamed = [
         entry
         for chunk in client.chat.completions.create(**ask, stream=True)
@@ -121,10 +124,18 @@ def test_logprobs_are_the_same_whole_and_streamed(client: openai.OpenAI) -> None
         if choice.logprobs is not None
         for entry in choice.logprobs.content or []
     ]
-    assert [entry.token for entry in streamed] == [entry.token for entry in entries]
-    # Other neighbours in the batch, other order of summing.
-    for one, other in zip(streamed, entries, strict=True):
+    check_same(streamed, entries)
+
+
+def check_same(given: list[ChatCompletionTokenLogprob], expected: list[Any]) -> None:
+    """The same tokens. Their numbers are summed in another order where other sequences share the
+    batch, and where the prompt is in the cache, as it is from the second call on."""
+    assert [entry.token for entry in given] == [entry.token for entry in expected]
+    for one, other in zip(given, expected, strict=True):
         assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+        assert [likely.logprob for likely in one.top_logprobs] == pytest.approx(
+            [likely.logprob for likely in other.top_logprobs], abs=1e-4
+        )
 
 
 def test_text_completions(client: openai.OpenAI) -> None:
@@ -273,7 +284,8 @@ def test_a_call_in_the_history_has_the_tokens_of_training(
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
     turns = [*USER, {"role": "assistant", "content": "", "tool_calls": [call]}]
     encoder = ChatEncoder(tokenizer)
-    (trained,) = encoder.encode([encoder.spans(read_conversation({"conversations": turns}))])
+    row = read_list({"conversations": turns}, "conversations", set())
+    (trained,) = encoder.encode([encoder.spans(read_conversation(row))])
     client.chat.completions.create(model="tiny", messages=[*turns, *USER])
     ids = trained.ids.tolist()
     assert list(engine.requests[0].prompt_ids[: len(ids)]) == ids

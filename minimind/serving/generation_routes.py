@@ -59,6 +59,10 @@ def add_generation_routes(app: FastAPI, service: Service) -> None:
                 one["loc"] = ("body", *OWN_NAMES.get(str(first), (first,)), *rest)
             raise RequestValidationError(problems) from None
         record.ignore(model.unread_options(chat))
+        if body.truncation == "auto":
+            whole, chat = chat, await asyncio.to_thread(model.without_oldest, chat)
+            if left_out := len(whole.messages) - len(chat.messages):
+                record.notice = f"the input is too long: its oldest {left_out} turns were left out"
         requests, in_reasoning = await asyncio.to_thread(model.chat_requests, chat)
         answer = submit(record, model, body.stream, requests)
         writer = ResponsesWriter(model, body, chat, in_reasoning, record)

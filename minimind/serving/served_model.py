@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,8 @@ from minimind.serving.request_schemas import (
 )
 from minimind.serving.response_schemas import ModelCard
 from minimind.serving.text_schemas import CompletionRequest, EmbeddingRequest, Texts, each_text
+
+_SYSTEM = ("system", "developer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,27 @@ class ServedModel:
         grammars, in_reasoning = self.thread.engine.grammars, prompt.in_reasoning
         grammar = body.answer_grammar(grammars, self.tokenizer, in_reasoning)
         return self._requests(body, [prompt.ids], body.num_logprobs, grammar), in_reasoning
+
+    def without_oldest(self, body: ChatRequest) -> ChatRequest:
+        """With as many of the oldest turns left out as the context has no room for: up to a user's,
+        and never the system's at the beginning. Raises ApiError."""
+        room = self.context - (body.wanted_tokens or 1)
+        first = next((i for i, m in enumerate(body.messages) if m.role not in _SYSTEM), 0)
+        starts = [i for i, m in enumerate(body.messages) if i > first and m.role == "user"]
+
+        def from_turn(start: int) -> ChatRequest:
+            return body.model_copy(
+                update={"messages": [*body.messages[:first], *body.messages[start:]]}
+            )
+
+        def fits(start: int) -> bool:
+            return len(self.chat_prompt(from_turn(start)).ids) <= room
+
+        if not starts or fits(first):
+            return body
+        # The last one is taken even if it is too long: then that is what the client is told.
+        place = bisect.bisect_left(starts[:-1], True, key=fits)
+        return from_turn(starts[place])
 
     def chat_prompt(self, body: ConversationFields) -> ChatPrompt:
         """Raises ApiError where the template refuses the messages."""

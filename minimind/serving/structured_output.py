@@ -7,7 +7,8 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, WithJsonSchema
+from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
@@ -21,17 +22,33 @@ from minimind.inference.grammar_texts import (
     regex_rules,
 )
 from minimind.serving.api_errors import ApiError
+from minimind.serving.field_standing import ByType, NoEffect, Refused
 from minimind.serving.json_body import read_json
 from minimind.serving.message_schemas import RequestPart
 
 JsonSchema = dict[str, Any]
 Choices = Annotated[list[Annotated[str, StringConstraints(min_length=1)]], Field(min_length=1)]
+
+
+def _read_pairs(given: Any) -> Any:
+    """llama.cpp's form as OpenAI's."""
+    if not isinstance(given, list) or not all(isinstance(one, list) for one in given):
+        return given
+    found: dict[str, Any] = {}
+    for pair in given:
+        if len(pair) != 2 or not isinstance(pair[0], int) or isinstance(pair[0], bool):
+            raise PydanticCustomError("value_error", "each must be [token id, bias]")
+        found[str(pair[0])] = -_LIMIT if pair[1] is False else pair[1]
+    return found
+
+
 _ID, _LIMIT = r"^[0-9]{1,9}$", 100
 Bias = Annotated[
     dict[
         Annotated[str, StringConstraints(pattern=_ID)],
         Annotated[float, Field(ge=-_LIMIT, le=_LIMIT)],
     ],
+    BeforeValidator(_read_pairs),
     # pydantic's own description allows other keys.
     WithJsonSchema(
         {
@@ -41,6 +58,8 @@ Bias = Annotated[
         }
     ),
 ]
+_LOSABLE = ("Unimplemented keys", "oneOf constraints", "Unknown format")
+"""llguidance's words for what it can do without where it may."""
 _ANY_OBJECT: JsonSchema = {"type": "object"}
 
 
@@ -62,12 +81,15 @@ class ObjectFormat(RequestPart):
         return partial(json_rules, self.schema_ or _ANY_OBJECT)
 
 
-class NamedSchema(RequestPart):
+class SchemaNames(RequestPart):
     name: str | None = None
     description: str | None = None
-    schema_: JsonSchema | None = Field(None, alias="schema")
     strict: bool | None = None
     """False: keywords that cannot be kept are left out. Else they are refused."""
+
+
+class NamedSchema(SchemaNames):
+    schema_: JsonSchema | None = Field(None, alias="schema")
 
 
 class SchemaFormat(RequestPart):
@@ -80,13 +102,14 @@ class SchemaFormat(RequestPart):
         return partial(json_rules, self.json_schema.schema_ or _ANY_OBJECT, is_strict=is_strict)
 
 
-class FlatSchemaFormat(NamedSchema):
+class FlatSchemaFormat(SchemaNames):
     """As /v1/responses has it."""
 
     type: Literal["json_schema"]
+    schema_: JsonSchema = Field(alias="schema")
 
 
-ResponseFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")]
+ResponseFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat, ByType()]
 
 
 class StructuredOutputs(RequestPart):
@@ -97,6 +120,11 @@ class StructuredOutputs(RequestPart):
     choice: Choices | None = None
     grammar: str | None = None
     json_object: bool | None = None
+    structural_tag: Annotated[Any, Refused("send `tools` or `response_format`")] = None
+    whitespace_pattern: Annotated[Any, Refused("JSON is on one line")] = None
+    disable_any_whitespace: Annotated[Any, NoEffect("JSON is on one line")] = None
+    disable_additional_properties: Annotated[Any, NoEffect("the schema says which may be")] = None
+    disable_fallback: Annotated[Any, NoEffect("one library sees to it")] = None
 
 
 class StructuredFields(RequestPart):
@@ -112,12 +140,15 @@ class StructuredFields(RequestPart):
     guided_regex: str | None = None
     guided_choice: Choices | None = None
     guided_grammar: str | None = None
+    guided_whitespace_pattern: Annotated[Any, Refused("JSON is on one line")] = None
+    guided_decoding_backend: Annotated[Any, NoEffect("one library sees to it")] = None
     json_schema: JsonSchema | None = None
     """llama.cpp's."""
     grammar: str | None = None
     """llama.cpp's, in GBNF, or Lark; empty: none."""
     logit_bias: Bias | None = None
-    """From −100 to 100 by a token's id, added to its logit: −100 bans it, 100 forces it."""
+    """From −100 to 100 by a token's id, added to its logit: −100 bans it, 100 forces it. Or
+    llama.cpp's list of [id, bias], where false bans."""
 
     @property
     def biases(self) -> tuple[tuple[int, float], ...]:
@@ -194,7 +225,10 @@ def _form(write: Callable[[Any], Rules], given: Any) -> Callable[[], Rules] | No
 
 def _cannot_hold(name: str, error: ConfigError, param: str | None = None) -> ApiError:
     param = (param or name).split(".")[0]
-    return ApiError(400, f"{name} cannot be kept to: {error}", param=param)
+    words = f"{name} cannot be kept to: {error}"
+    if param in ("response_format", "tools") and str(error).startswith(_LOSABLE):
+        words += ' ("strict": false leaves them out)'
+    return ApiError(400, words, param=param)
 
 
 def _read_schema(given: JsonSchema | str) -> Rules:

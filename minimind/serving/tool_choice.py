@@ -12,6 +12,7 @@ from minimind.data.tokenizer import Tokenizer
 from minimind.inference.grammar import Grammar, GrammarCompiler
 from minimind.inference.grammar_texts import ToolForm
 from minimind.serving.api_errors import ApiError
+from minimind.serving.field_standing import ByType
 from minimind.serving.message_schemas import Function, RequestPart, Tool
 from minimind.serving.structured_output import StructuredFields
 
@@ -35,7 +36,9 @@ class AllowedTools(RequestPart):
     allowed_tools: ToolSubset
 
 
-ToolChoice = Literal["auto", "none", "required"] | NamedTool | AllowedTools
+ToolChoice = Annotated[
+    Literal["auto", "none", "required"] | NamedTool | AllowedTools, ByType("function")
+]
 
 
 class ChatFormFields(StructuredFields):

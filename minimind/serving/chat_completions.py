@@ -68,7 +68,10 @@ class ChatWriter(CompletionWriter):
         self._choices = [
             _Choice(
                 AnswerParser(
-                    in_reasoning=in_reasoning, with_tools=with_tools, calls_alone=body.has_form
+                    in_reasoning=in_reasoning,
+                    with_tools=with_tools,
+                    calls_alone=body.has_form,
+                    must_call=body.must_call,
                 ),
                 Thoughts(body.thoughts),
             )

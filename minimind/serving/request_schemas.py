@@ -25,6 +25,7 @@ MAX_TOP_LOGPROBS = 20
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Limit = Annotated[int | None, Field(ge=1, lt=2**31), Off(-1)]
+Side = Literal["left", "right"]
 Truncation = Annotated[int, Field(ge=1, lt=2**31)] | Literal[-1] | None
 Verbosity = Literal["low", "medium", "high"]
 _TEMPLATE_OWN = ("messages", "tools", "add_generation_prompt", "continue_final_message")
@@ -66,6 +67,8 @@ class GenerationRequestFields(StructuredFields, SamplingFields, AnyRequest):
     truncate_prompt_tokens: Truncation = None
     """Only so many tokens at the prompt's end are read; -1: as many as leave room for the
     answer."""
+    truncation_side: Side | None = None
+    """right: at its beginning."""
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     """Strings that end the text and are not part of it; empty ones count for nothing."""
     stream: bool | None = None
@@ -134,7 +137,8 @@ class GenerationRequestFields(StructuredFields, SamplingFields, AnyRequest):
         wanted = self.truncate_prompt_tokens
         if wanted is None:
             return ids
-        return ids[-(max(context - (self.wanted_tokens or 1), 1) if wanted == -1 else wanted) :]
+        kept = max(context - (self.wanted_tokens or 1), 1) if wanted == -1 else wanted
+        return ids[:kept] if self.truncation_side == "right" else ids[-kept:]
 
     @property
     def stops(self) -> tuple[str, ...]:

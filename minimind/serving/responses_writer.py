@@ -47,6 +47,7 @@ class ResponsesWriter(CompletionWriter):
             in_reasoning=in_reasoning,
             with_tools=chat.offered_tools is not None,
             calls_alone=chat.has_form,
+            must_call=chat.must_call,
         )
         self._id = f"resp_{uuid.uuid4().hex}"
         self._done: list[OutputItem] = []

@@ -15,6 +15,7 @@ from minimind.serving.request_schemas import (
     AnyRequest,
     ConversationFields,
     GenerationRequestFields,
+    Side,
     Truncation,
 )
 
@@ -98,12 +99,17 @@ class EmbeddingRequest(TextReading, AnyRequest):
     dimensions: Annotated[Any, Refused("all are given, as many as the model is wide")] = None
     truncate_prompt_tokens: Truncation = None
     """Only so many tokens at each text's beginning are read; -1: as many as the context has."""
+    truncation_side: Side | None = None
+    """left: at its end."""
     input_type: Annotated[Any, NoEffect("queries and documents are read alike")] = None
     embd_normalize: Annotated[Any, Refused("vectors have length 1", 2)] = None
 
     def truncated(self, ids: list[int], context: int) -> list[int]:
         wanted = self.truncate_prompt_tokens
-        return ids if wanted is None else ids[: context if wanted == -1 else wanted]
+        if wanted is None:
+            return ids
+        kept = context if wanted == -1 else wanted
+        return ids[-kept:] if self.truncation_side == "left" else ids[:kept]
 
 
 class TokenizeRequest(ConversationFields, AnyRequest):

@@ -110,6 +110,11 @@ class ChatFormFields(StructuredFields):
         return is_held or any(tool.function.strict for tool in tools) if tools else False
 
     @property
+    def must_call(self) -> bool:
+        """Whether the answer is calls alone. Raises ApiError."""
+        return self.chosen != "none" and self._chosen_tools[1]
+
+    @property
     def has_form(self) -> bool:
         """Whether the text must have one, beside which calls are an alternative."""
         return self.content is not None

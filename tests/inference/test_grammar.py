@@ -243,8 +243,8 @@ def test_a_slot_forgets_its_grammar(engine: BatchEngine) -> None:
                 "one_call": True,
                 "after_thinking": True,
             },
-            ["hm</think>\n\nhi", '</think>I ask\n<tool_call>\n{"name": "w", "arguments": {"s": "a"}}\n'
-             "</tool_call>"],
+            ["hm</think>\n\nhi", '</think>I ask\n<tool_call>\n{"name": "w", '
+             '"arguments": {"s": "a"}}\n</tool_call>'],
             ["hm", '</think><tool_call>\n{"name": "w", "arguments": {"s": 1'],
         ),
         (

@@ -180,6 +180,8 @@ def test_a_prompt_that_is_cut(url: str, engine: ScriptedEngine) -> None:
         assert list(engine.requests[-1].prompt_ids) == ids[-kept:]
         whole = ask(url, TEXT, prompt=ids[-kept:], echo=True).json()["choices"][0]["text"]
         assert response.json()["choices"][0]["text"] == whole
+    ask(url, TEXT, prompt=ids, truncate_prompt_tokens=4, truncation_side="right")
+    assert list(engine.requests[-1].prompt_ids) == ids[:4]
     for limit, room in (({"max_tokens": 9}, 9), ({"max_tokens": -1}, 1), ({}, 16)):
         body = {"prompt": [100] * (context + 50), "truncate_prompt_tokens": -1}
         assert ask(url, TEXT, **body, **limit).status_code == 200

@@ -145,6 +145,26 @@ def test_a_call_that_must_be_made_is_made(
     assert found <= names
 
 
+@pytest.mark.parametrize("limit", [1, 3, 9])
+def test_a_call_that_must_be_made_and_is_cut_off_is_no_text(
+    ask: Ask, client: openai.OpenAI, limit: int
+) -> None:
+    choice = ask(tools=[tool()], tool_choice="required", max_tokens=limit)
+    assert choice["finish_reason"] == "length"
+    assert choice["message"]["tool_calls"] is None
+    assert not choice["message"]["content"]
+    flat = {"type": "function", "name": "now", "parameters": SCHEMA, "strict": True}
+    response = client.responses.create(
+        model="tiny",
+        input="x",
+        tools=[flat],
+        tool_choice="required",
+        max_output_tokens=limit,  # type: ignore[list-item]
+    )
+    assert response.status == "incomplete"
+    assert response.output_text == ""
+
+
 def test_strict_tools_hold_the_calls_that_a_model_makes(ask: Ask, tokenizer: Tokenizer) -> None:
     """The tag is made likely, for the model to call at all."""
     given = {

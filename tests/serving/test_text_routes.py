@@ -46,6 +46,9 @@ def test_embeddings_of_many_texts_and_of_beginnings(tiny: LiveServer) -> None:
     assert len(many) == 300
     assert many[0]["embedding"] == many[297]["embedding"] != many[1]["embedding"]
     long = list(range(60, 500))
+    end = post(tiny, "/v1/embeddings", input=long, truncate_prompt_tokens=3, truncation_side="left")
+    whole = post(tiny, "/v1/embeddings", input=long[-3:])
+    assert end["data"][0]["embedding"] == pytest.approx(whole["data"][0]["embedding"])
     for asked, kept in ((3, 3), (256, 256), (-1, 256)):
         cut = post(tiny, "/v1/embeddings", input=long, truncate_prompt_tokens=asked)
         whole = post(tiny, "/v1/embeddings", input=long[:kept])

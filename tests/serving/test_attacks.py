@@ -13,6 +13,8 @@ import httpx2 as httpx
 import pytest
 from live_servers import LiveServer, ScriptedEngine, Serve
 
+from minimind.serving.server import ApiServer
+from minimind.serving.service import Service
 from minimind.serving.settings import ServerSettings
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -228,6 +230,12 @@ def test_a_connection_without_a_whole_request_is_closed(
         started = time.monotonic()
         assert connection.recv(4096) == b""
         assert time.monotonic() - started > 0.1, "there was no time to send it"
+
+
+def test_connections_are_kept_longer_than_clients_reuse_them() -> None:
+    """httpx, and so the official client, does for 5 s."""
+    settings = ServerSettings()
+    assert ApiServer(Service(settings), settings).config.timeout_keep_alive > 5 + 10
 
 
 def test_an_answer_may_take_longer_than_its_question(serve: Serve) -> None:

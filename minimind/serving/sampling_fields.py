@@ -9,7 +9,7 @@ from pydantic import Field
 
 from minimind.inference.sampling import SamplingParams
 from minimind.serving.api_errors import ApiError
-from minimind.serving.field_standing import UNSUPPORTED, NoEffect, Off, Refused
+from minimind.serving.field_standing import NoEffect, Off, Refused
 from minimind.serving.message_schemas import RequestPart
 
 _SAMPLERS = {"penalties": "e", "temperature": "t", "top_k": "k", "top_p": "p", "min_p": "m"}
@@ -137,4 +137,4 @@ class SamplingFields(RequestPart):
 
 
 def _refusal(param: str, words: str) -> ApiError:
-    return ApiError(400, f"{param} {words}", param=param, code=UNSUPPORTED)
+    return ApiError(400, f"{param} {words}", param=param)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
-from minimind.serving.field_standing import UNSUPPORTED, NoEffect, Off, Refused
+from minimind.serving.api_errors import ApiError
+from minimind.serving.field_standing import NoEffect, Off, Refused
 from minimind.serving.message_schemas import Message, RequestPart
 from minimind.serving.request_schemas import (
     MAX_CHOICES,
@@ -71,16 +71,14 @@ class CompletionRequest(TextReading, GenerationRequestFields):
     """As many as `n`, which are all given; another number is refused."""
     prompt_embeds: Annotated[Any, Refused("send `prompt`", [])] = None
 
-    @field_validator("best_of")
-    @classmethod
-    def _check_best_of(cls, best_of: int | None, info: ValidationInfo) -> int | None:
-        if best_of is not None and best_of != (info.data.get("n") or 1):
-            raise PydanticCustomError(UNSUPPORTED, "is not supported: send `n` and choose")
-        return best_of
-
     @property
     def num_choices(self) -> int:
-        return self.n or 1
+        """Raises ApiError where some of them were not to be given."""
+        wanted = self.n or 1
+        if self.best_of not in (None, wanted):
+            message = f"best_of is {self.best_of} and n {wanted}: send `n` alone and choose"
+            raise ApiError(400, message, param="best_of")
+        return wanted
 
     @property
     def wanted_tokens(self) -> int | None:

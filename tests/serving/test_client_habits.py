@@ -209,7 +209,8 @@ def test_best_of_as_many_as_are_given(url: str, engine: ScriptedEngine) -> None:
     assert len(ask(url, TEXT, n=2, best_of=2).json()["choices"]) == 2
     for fields in ({"n": 2, "best_of": 3}, {"best_of": 2}):
         error = ask(url, TEXT, **fields).json()["error"]
-        assert error["message"] == "best_of is not supported: send `n` and choose"
+        assert error["message"].endswith(": send `n` alone and choose")
+        assert error["param"] == "best_of"
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])

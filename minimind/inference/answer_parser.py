@@ -44,11 +44,20 @@ class AnswerParser:
     belong to none of them.
     """
 
-    def __init__(self, *, in_reasoning: bool, with_tools: bool, calls_alone: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        in_reasoning: bool,
+        with_tools: bool,
+        calls_alone: bool = False,
+        must_call: bool = False,
+    ) -> None:
         """`in_reasoning`: the prompt has opened the thinking block. Calls are recognised only
-        `with_tools`; `calls_alone`: not in an answer that begins with text."""
+        `with_tools`; `calls_alone`: not in an answer that begins with text; `must_call`: there is
+        no text, so that a call that was cut off is nothing."""
         self._state = "reasoning" if in_reasoning else "start"
         self._with_tools, self._calls_alone = with_tools, calls_alone
+        self._must_call = must_call
         self._held = ""
         """What has come but may yet turn out to be a tag, or line breaks before one."""
         self._is_fresh = True
@@ -64,13 +73,17 @@ class AnswerParser:
 
     def flush(self) -> list[Part]:
         """What is left at the end, a call that was cut off as text."""
+        parts = self._flush()
+        return [part for part in parts if not (self._must_call and isinstance(part, Content))]
+
+    def _flush(self) -> list[Part]:
         parts: list[Part] = []
         if self._state == "call":
             # One whose text never ends, or was cut off, has ended at its first tag.
             body, found, rest = self._held.partition(END_CALL)
             self._end_call(parts, body, closing=found)
             self._held = rest
-            return [*parts, *self.push(""), *self.flush()] if found else parts
+            return [*parts, *self.push(""), *self._flush()] if found else parts
         elif self._state == "reasoning":
             self._give(parts, self._held.rstrip("\n"))
         else:

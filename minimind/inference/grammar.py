@@ -105,5 +105,6 @@ class GrammarCompiler:
 
 
 def _message(error: str) -> str:
-    words = error.replace("<non-verbose/>", "").strip()
+    # What follows is of options that no client has.
+    words = error.replace("<non-verbose/>", "").partition(". Enable '")[0].strip()
     return "no text fits it" if words == "NoExtensionBias" else words

@@ -21,6 +21,17 @@ one that may write white space can write it for ever."""
 _SCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _SCHEMA_LISTS = ("anyOf", "oneOf", "prefixItems")
 _SCHEMAS = ("items", "additionalProperties")
+_NO_ARGUMENTS: Mapping[str, Any] = {"properties": {}}
+_VALUES = ("const", "default", "enum", "examples")
+"""These hold no schemas."""
+_FORMATS = frozenset(
+    (
+        "date", "date-time", "duration", "email", "hostname", "idn-email", "idn-hostname", "ipv4",
+        "ipv6", "iri", "iri-reference", "json-pointer", "regex", "relative-json-pointer", "time",
+        "uri", "uri-reference", "uri-template", "uuid",
+    )
+)  # fmt: skip
+"""JSON Schema's. Those that llguidance does not know are refused by it."""
 _COMPOSES = ("anyOf", "oneOf", "$ref", "patternProperties", "unevaluatedProperties")
 """Beside these an object's properties need not be all it has."""
 
@@ -31,14 +42,17 @@ class ToolForm:
 
     name: str
     parameters: Mapping[str, Any] | None
-    """The arguments' JSON schema; None: any object."""
+    """The arguments' JSON schema; None: there are none, as OpenAI has it."""
     is_strict: bool
     """The schema must be kept to the letter, else keywords that cannot be kept are left out."""
 
-    @property
-    def rules(self) -> Rules:
-        schema = {"type": "object"} if self.parameters is None else self.parameters
-        return json_rules(schema, is_strict=self.is_strict)
+    def write(self) -> Rules:
+        """Raises ConfigError where the parameters describe no object, which a call must have."""
+        schema = _NO_ARGUMENTS if self.parameters is None else self.parameters
+        kind = schema.get("type", "object")
+        if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+            raise ConfigError(f'their type is {json.dumps(kind)}; it must be "object"')
+        return json_rules({**schema, "type": "object"}, is_strict=self.is_strict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +77,7 @@ class AnswerForm:
         if self.content is not None:
             grammars.append({**self.content, "name": "content"})
         for number, tool in enumerate(self.tools):
-            grammars.append({**tool.rules, "name": f"arguments_{number}"})
+            grammars.append({**tool.write(), "name": f"arguments_{number}"})
         return json.dumps({"grammars": grammars})
 
     def _lines(self, tokenizer: Tokenizer) -> Iterator[str]:
@@ -102,6 +116,7 @@ def json_rules(schema: Mapping[str, Any], *, is_strict: bool = True) -> Rules:
     if not is_strict:
         options |= {"lenient": True, "coerce_one_of": True}
     try:
+        schema = _without_odd_formats(schema)
         closed = dict(schema) if '"allOf"' in json.dumps(schema) else _close(schema)
     except RecursionError:
         raise ConfigError("the schema is nested too deep") from None
@@ -165,9 +180,25 @@ def _close(schema: Any) -> Any:
             closed[key] = [_close(one) for one in value]
         elif key in _SCHEMAS:
             closed[key] = _close(value)
+    needed = schema.get("required")
+    lists_all = lists_all and all(name in schema["properties"] for name in needed or ())
     if lists_all and not any(key in schema for key in _COMPOSES):
         closed.setdefault("additionalProperties", False)
     return closed
+
+
+def _without_odd_formats(value: Any) -> Any:
+    """A schema without formats that JSON Schema does not define (OpenAPI's int32, pydantic's
+    path): they are notes, and hold a text to nothing."""
+    if isinstance(value, list):
+        return [_without_odd_formats(one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key: one if key in _VALUES else _without_odd_formats(one)
+        for key, one in value.items()
+        if key != "format" or not isinstance(one, str) or one in _FORMATS
+    }
 
 
 def _call_head(name: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,8 +15,6 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from minimind.serving.field_standing import UNSUPPORTED
-
-logger = logging.getLogger(__name__)
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _MAX_PROBLEMS = 3
@@ -92,7 +89,6 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(Exception, _on_bug)
 
 
 async def _on_api_error(request: Request, error: Exception) -> Response:
@@ -140,8 +136,3 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         405: f"{path} does not take {request.method}",
     }.get(error.status_code, str(error.detail))
     return ApiError(error.status_code, message, headers=dict(error.headers or {})).response()
-
-
-async def _on_bug(request: Request, error: Exception) -> Response:
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return ApiError(500, "the server failed; its log says how").response()

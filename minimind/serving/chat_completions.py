@@ -29,6 +29,7 @@ from minimind.serving.response_schemas import (
     ToolCallDelta,
 )
 from minimind.serving.served_model import ServedModel
+from minimind.serving.thoughts import Thoughts
 
 
 @dataclass(slots=True)
@@ -36,6 +37,7 @@ class _Choice:
     """What one choice has given so far."""
 
     parser: AnswerParser
+    thoughts: Thoughts
     parts: list[Part] = field(default_factory=list)
     num_calls: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -47,6 +49,7 @@ class _Choice:
         self.logprobs += delta.logprobs
         if delta.finish_reason is not None:
             new += self.parser.flush()
+        new = self.thoughts.put(new)
         self.num_calls += sum(isinstance(part, ToolCall) for part in new)
         if delta.finish_reason is not None:
             self.finish_reason = stop_reason(delta)
@@ -65,8 +68,12 @@ class ChatWriter(CompletionWriter):
         self._choices = [
             _Choice(
                 AnswerParser(
-                    in_reasoning=in_reasoning, with_tools=with_tools, calls_alone=body.has_form
-                )
+                    in_reasoning=in_reasoning,
+                    with_tools=with_tools,
+                    calls_alone=body.has_form,
+                    must_call=body.must_call,
+                ),
+                Thoughts(body.thoughts),
             )
             for _ in range(body.num_choices)
         ]
@@ -88,16 +95,22 @@ class ChatWriter(CompletionWriter):
             choice = self._choices[index]
             first_call = choice.num_calls
             for part in choice.take(delta):
-                yield self._chunk(index, _message_delta(part, first_call))
-                first_call += isinstance(part, ToolCall)
+                is_call = isinstance(part, ToolCall)
+                if not (is_call and first_call and self._body.functions):
+                    yield self._chunk(index, self._message_delta(part, first_call))
+                first_call += is_call
             if choice.finish_reason is not None:
-                yield self._chunk(index, MessageDelta(), choice.finish_reason)
+                yield self._chunk(index, MessageDelta(), self._reason(choice))
         if self._body.include_usage:
             yield self._envelope([], usage=self._usage)
 
     @property
     def _finish_reasons(self) -> list[StopReason | None]:
-        return [choice.finish_reason for choice in self._choices]
+        return [self._reason(choice) for choice in self._choices]
+
+    def _reason(self, choice: _Choice) -> StopReason | None:
+        called = choice.finish_reason == "tool_calls" and self._body.functions
+        return "function_call" if called else choice.finish_reason
 
     def _choice(self, index: int, choice: _Choice) -> ChatChoice:
         calls = [
@@ -111,14 +124,18 @@ class ChatWriter(CompletionWriter):
         message = AssistantMessage(
             content=None if calls and not content else content,
             reasoning_content=_join(choice.parts, Reasoning) or None,
-            tool_calls=calls or None,
         )
-        assert choice.finish_reason is not None
+        if self._body.functions and calls:
+            message.function_call = calls[0].function
+        else:
+            message.tool_calls = calls or None
+        reason = self._reason(choice)
+        assert reason is not None
         return ChatChoice(
             index=index,
             message=message,
             logprobs=self._take_logprobs(choice),
-            finish_reason=choice.finish_reason,
+            finish_reason=reason,
         )
 
     def _chunk(
@@ -130,7 +147,21 @@ class ChatWriter(CompletionWriter):
             written.logprobs = self._take_logprobs(choice)
         return self._envelope([written])
 
+    def _message_delta(self, part: Part, call_index: int) -> MessageDelta:
+        match part:
+            case Reasoning(text):
+                return MessageDelta(reasoning_content=text)
+            case Content(text):
+                return MessageDelta(content=text)
+            case ToolCall(id, name, arguments):
+                function = FunctionDelta(name=name, arguments=arguments)
+                if self._body.functions:
+                    return MessageDelta(function_call=function)
+                call = ToolCallDelta(index=call_index, id=id, type="function", function=function)
+                return MessageDelta(tool_calls=[call])
+
     def _envelope(self, choices: list[ChatChunkChoice], **more: Any) -> ChatChunk:
+        more = self._usage_so_far | more
         return ChatChunk(**self._head, object="chat.completion.chunk", choices=choices, **more)
 
     def _take_logprobs(self, choice: _Choice) -> ChatLogprobs | None:
@@ -138,18 +169,6 @@ class ChatWriter(CompletionWriter):
             return None
         entries, choice.logprobs = choice.logprobs, []
         return chat_logprobs(self._tokenizer, entries)
-
-
-def _message_delta(part: Part, call_index: int) -> MessageDelta:
-    match part:
-        case Reasoning(text):
-            return MessageDelta(reasoning_content=text)
-        case Content(text):
-            return MessageDelta(content=text)
-        case ToolCall(id, name, arguments):
-            function = FunctionDelta(name=name, arguments=arguments)
-            call = ToolCallDelta(index=call_index, id=id, type="function", function=function)
-            return MessageDelta(tool_calls=[call])
 
 
 def _join(parts: Sequence[Part], kind: type[Reasoning] | type[Content]) -> str:

@@ -36,6 +36,7 @@ class CompletionWriter(ABC):
             "model": model.name,
         }
         self._last: dict[int, Delta] = {}
+        self._counts_all_along = body.continuous_usage
 
     @abstractmethod
     async def whole(self, answer: Answer) -> BaseModel: ...
@@ -61,6 +62,11 @@ class CompletionWriter(ABC):
             total_tokens=prompt_tokens + completion_tokens,
             prompt_tokens_details=PromptDetails(cached_tokens=cached_tokens),
         )
+
+    @property
+    def _usage_so_far(self) -> dict[str, Usage]:
+        """For a chunk, where each shall have it."""
+        return {"usage": self._usage} if self._counts_all_along else {}
 
     async def _deltas(self, answer: Answer) -> AsyncIterator[tuple[int, Delta]]:
         """(choice, delta); with the last one the record is complete."""

@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import (
+    BaseModel,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidatorFunctionWrapHandler,
+)
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 Standing = Literal["honoured", "refused", "no effect"]
@@ -93,6 +98,41 @@ class OthersRefused:
             return kind
 
         return core_schema.no_info_before_validator_function(check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return handler(schema)
+
+
+class ByType:
+    """Annotates a union with parts whose `type` says which one is meant, so that errors are that
+    one's alone; a type that none has is refused by name."""
+
+    def __init__(self, unsaid: str | None = None) -> None:
+        """`unsaid`: the type of a part that says none."""
+        self.unsaid = unsaid
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        parts = {
+            get_args(part.model_fields["type"].annotation)[0]: part
+            for part in get_args(source)
+            if isinstance(part, type) and issubclass(part, BaseModel)
+        }
+
+        def read(value: Any, read_any: ValidatorFunctionWrapHandler) -> Any:
+            if not isinstance(value, dict):
+                return read_any(value)
+            kind = value.get("type", self.unsaid)
+            if not isinstance(kind, str) or kind not in parts:
+                texts = {"kind": repr(kind), "kinds": ", ".join(map(repr, parts))}
+                words = "type {kind} is not supported: it must be one of {kinds}"
+                raise PydanticCustomError(UNSUPPORTED, words, texts)
+            return parts[kind].model_validate({**value, "type": kind})
+
+        return core_schema.no_info_wrap_validator_function(read, handler(source))
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from minimind.serving.metrics import ServerMetrics
 from minimind.serving.service import Service
 from minimind.serving.settings import ServerSettings
 
+logger = logging.getLogger(__name__)
 call_log = logging.getLogger("minimind.serving.calls")
 
 OWN_HEADERS = ("x-request-id", "x-ignored-fields", "x-notice")
@@ -31,6 +33,14 @@ CLIENT_GONE = 499
 
 
 _NEED_MODELS = ("/v1", "/tokenize", "/detokenize")
+_SLASHES = re.compile("//+")
+_OTHER_PATHS = {
+    "/chat/completions": "/v1/chat/completions",
+    "/responses": "/v1/responses",
+    "/models": "/v1/models",
+    "/v1/health": "/health",
+}
+"""llama.cpp's, whose clients may leave out /v1."""
 
 
 class Observer:
@@ -94,17 +104,21 @@ class Observer:
 
 class Gate:
     """Refuses calls without a key, while the server is not ready and when it has too many; a body
-    must come in time."""
+    must come in time. What fails behind it for no known reason is answered with 500: here, because
+    Starlette's own place for that is around all else, where a browser would not get to read it and
+    the connection would close under the client's next call."""
 
     def __init__(self, app: ASGIApp, service: Service, settings: ServerSettings) -> None:
         self._app, self._service, self._settings = app, service, settings
         self._num_calls = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] != "/":
-            # In place: whoever writes the log reads which route was taken from it.
-            scope["path"] = scope["path"].rstrip("/") or "/"
-        if scope["type"] != "http" or scope["path"] == "/health":
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        # In place: whoever writes the log reads which route was taken from it.
+        scope["path"] = _usual_path(scope["path"])
+        if scope["path"] == "/health":
             await self._app(scope, receive, send)
             return
         try:
@@ -114,9 +128,28 @@ class Gate:
             return
         self._num_calls += 1
         try:
-            await self._app(scope, self._within_limits(receive), send)
+            await self._call(scope, self._within_limits(receive), send)
         finally:
             self._num_calls -= 1
+
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def note_beginning(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note_beginning)
+        except ClientGone:
+            raise
+        except Exception:
+            if has_begun:
+                raise
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            error = ApiError(500, "the server failed; its log says how")
+            await error.response()(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
         keys = self._settings.api_keys
@@ -175,11 +208,19 @@ class Gate:
         return receive_in_time
 
 
+def _usual_path(path: str) -> str:
+    """Without the slashes that clients put together, and under the name that the API has."""
+    path = _SLASHES.sub("/", path)
+    path = path.rstrip("/") or "/"
+    return _OTHER_PATHS.get(path, path)
+
+
 def _has_key(headers: Sequence[tuple[bytes, bytes]], keys: Sequence[str]) -> bool:
     """Compared in constant time, all of them."""
-    given = next((value for name, value in headers if name == b"authorization"), b"")
-    scheme, _, token = given.partition(b" ")
+    values = dict(headers)
+    scheme, _, token = values.get(b"authorization", b"").partition(b" ")
+    given = token if scheme.lower() == b"bearer" else values.get(b"x-api-key", b"")
     found = False
     for key in keys:
-        found |= hmac.compare_digest(token.strip(), key.encode())
-    return found and scheme.lower() == b"bearer"
+        found |= hmac.compare_digest(given.strip(), key.encode())
+    return found

@@ -39,7 +39,7 @@ def add_generation_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_STREAMS)
     async def chat_completions(body: ChatRequest, request: Request) -> Any:
         model, record = open_call(service, request, body)
-        record.ignore(f"chat_template_kwargs.{name}" for name in model.unread_options(body))
+        record.ignore(model.unread_options(body))
         # Long prompts take a while to tokenise, which must not hold up others.
         requests, in_reasoning = await asyncio.to_thread(model.chat_requests, body)
         record.notice = _unfinished(body)
@@ -58,6 +58,11 @@ def add_generation_routes(app: FastAPI, service: Service) -> None:
                 first, *rest = one["loc"]
                 one["loc"] = ("body", *OWN_NAMES.get(str(first), (first,)), *rest)
             raise RequestValidationError(problems) from None
+        record.ignore(model.unread_options(chat))
+        if body.truncation == "auto":
+            whole, chat = chat, await asyncio.to_thread(model.without_oldest, chat)
+            if left_out := len(whole.messages) - len(chat.messages):
+                record.notice = f"the input is too long: its oldest {left_out} turns were left out"
         requests, in_reasoning = await asyncio.to_thread(model.chat_requests, chat)
         answer = submit(record, model, body.stream, requests)
         writer = ResponsesWriter(model, body, chat, in_reasoning, record)

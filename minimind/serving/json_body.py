@@ -57,6 +57,10 @@ class JsonRoute(APIRoute):
 class _JsonRequest(Request):
     async def body(self) -> bytes:
         body = await super().body()
+        packing = self.headers.get("content-encoding", "identity").strip().lower()
+        if body and packing != "identity":
+            message = f"the body's Content-Encoding is {packing!r}; send it as it is"
+            raise ApiError(415, message, code="unsupported_media_type")
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         # A web page may send any other kind to this machine without asking first.
         if body and kind != "application/json":

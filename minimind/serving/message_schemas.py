@@ -6,7 +6,6 @@ Wrong types are errors, never converted; what is unknown is kept aside, to be na
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -14,9 +13,11 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from minimind.serving.api_errors import ApiError
 from minimind.serving.field_standing import NoEffect, OthersRefused, Refused
+from minimind.serving.json_body import read_json
 
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 _THINK, _END_THINK = "<think>", "</think>"
+_ROLES = {"developer": "system", "function": "tool"}
 
 
 class RequestPart(BaseModel):
@@ -59,8 +60,22 @@ def content_text(content: Content) -> str:
 
 class FunctionCall(RequestPart):
     name: NonEmpty
-    arguments: str | dict[str, Any]
+    arguments: str | dict[str, Any] | None = None
     """A JSON object, most often as a string of it."""
+
+    def as_object(self, where: str) -> dict[str, Any]:
+        """With arguments as an object: templates write these all alike, as in training, however
+        the client spaces them. Some clients send nothing where there are none. Raises ApiError,
+        which calls the function `where`."""
+        where += ".arguments"
+        given = self.arguments
+        try:
+            found = given if isinstance(given, dict) else read_json((given or "{}").encode())
+        except ValueError as error:
+            raise ApiError(400, f"{where} is not JSON: {error}", param=where) from None
+        if not isinstance(found, dict):
+            raise ApiError(400, f"{where} is not a JSON object", param=where)
+        return {"name": self.name, "arguments": found}
 
 
 class MessageToolCall(RequestPart):
@@ -71,8 +86,8 @@ class MessageToolCall(RequestPart):
 
 
 class Message(RequestPart):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    """A developer's message is the system's."""
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    """A developer's message is the system's, a function's a tool's."""
     content: Content = None
     """A text, or parts of one."""
     reasoning_content: str | None = None
@@ -87,32 +102,28 @@ class Message(RequestPart):
     """Of a tool's message: results are put into the order of their calls."""
     refusal: Annotated[Any, NoEffect("an answer's, sent back")] = None
     annotations: Annotated[Any, NoEffect("an answer's, sent back")] = None
-    function_call: Annotated[Any, Refused("send `tool_calls`")] = None
+    function_call: FunctionCall | None = None
+    """`tool_calls` in OpenAI's older form."""
     audio: Annotated[Any, Refused("the model reads text alone")] = None
 
     def as_turn(self, where: str) -> dict[str, Any]:
         """As chat templates take turns. Raises ApiError, which calls the message `where`."""
         turn: dict[str, Any] = {
-            "role": "system" if self.role == "developer" else self.role,
+            "role": _ROLES.get(self.role, self.role),
             "content": content_text(self.content),
         }
         thought = self.reasoning if self.reasoning_content is None else self.reasoning_content
         if thought is not None:
             turn["reasoning_content"] = thought
-        if self.tool_calls:
-            turn["tool_calls"] = [
-                {
-                    **call.declared(),
-                    "function": {
-                        "name": call.function.name,
-                        "arguments": _arguments(
-                            call.function.arguments,
-                            f"{where}.tool_calls[{number}].function.arguments",
-                        ),
-                    },
-                }
-                for number, call in enumerate(self.tool_calls)
-            ]
+        calls = []
+        for number, call in enumerate(self.tool_calls or ()):
+            function = call.function.as_object(f"{where}.tool_calls[{number}].function")
+            calls.append({**call.declared(), "function": function})
+        if self.function_call is not None:
+            function = self.function_call.as_object(f"{where}.function_call")
+            calls.append({"type": "function", "function": function})
+        if calls:
+            turn["tool_calls"] = calls
         return turn
 
 
@@ -133,7 +144,7 @@ def read_turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Raises ApiError for arguments of a call that are no JSON object."""
     turns: list[dict[str, Any]] = []
     order: dict[str | None, int] = {}
-    for is_result, run in itertools.groupby(enumerate(messages), lambda one: one[1].role == "tool"):
+    for is_result, run in itertools.groupby(enumerate(messages), _is_result):
         found = list(run)
         if is_result and all(message.tool_call_id in order for _, message in found):
             found.sort(key=lambda one: order[one[1].tool_call_id])
@@ -151,15 +162,8 @@ def split_open_thought(turn: dict[str, Any]) -> dict[str, Any]:
     return turn
 
 
-def _arguments(given: str | dict[str, Any], where: str) -> dict[str, Any]:
-    """Some clients send nothing where there are none."""
-    try:
-        found = json.loads(given or "{}") if isinstance(given, str) else given
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"{where} is not JSON: {error}", param=where) from None
-    if not isinstance(found, dict):
-        raise ApiError(400, f"{where} is not a JSON object", param=where)
-    return found
+def _is_result(numbered: tuple[int, Message]) -> bool:
+    return numbered[1].role in ("tool", "function")
 
 
 def _tree(value: Any) -> Any:

@@ -13,11 +13,11 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from minimind.inference.answer_parser import END_CALL
-from minimind.inference.grammar import Grammar
-from minimind.inference.sampling import SamplingParams
-from minimind.serving.field_standing import NoEffect, Off, Refused
+from minimind.serving.field_standing import NoEffect, Off, OthersRefused, Refused
 from minimind.serving.message_schemas import Message, RequestPart, Tool
+from minimind.serving.sampling_fields import SamplingFields
 from minimind.serving.structured_output import StructuredFields
+from minimind.serving.thoughts import Place
 from minimind.serving.tool_choice import ChatFormFields
 
 MAX_CHOICES = 16
@@ -25,12 +25,16 @@ MAX_TOP_LOGPROBS = 20
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Limit = Annotated[int | None, Field(ge=1, lt=2**31), Off(-1)]
+Side = Literal["left", "right"]
+Truncation = Annotated[int, Field(ge=1, lt=2**31)] | Literal[-1] | None
+Verbosity = Literal["low", "medium", "high"]
 _TEMPLATE_OWN = ("messages", "tools", "add_generation_prompt", "continue_final_message")
 
 
 class StreamOptions(RequestPart):
     include_usage: bool | None = None
-    continuous_usage_stats: Annotated[Any, NoEffect("the last chunk has the sums")] = None
+    continuous_usage_stats: bool | None = None
+    """With `include_usage`: each chunk has the sums so far."""
     include_obfuscation: Annotated[Any, NoEffect("nothing is padded")] = None
 
 
@@ -53,36 +57,22 @@ class AnyRequest(RequestPart):
         return _whole(value)
 
 
-class GenerationRequestFields(StructuredFields, AnyRequest):
-    """What requests that continue a prompt share. The ranges are OpenAI's where it has the
-    field."""
+class GenerationRequestFields(StructuredFields, SamplingFields, AnyRequest):
+    """What requests that continue a prompt share."""
 
     max_tokens: Limit = None
     """At most the server's limit; without it what the context leaves (completions: 16)."""
-    temperature: float | None = Field(None, ge=0, le=2)
-    """0 takes the likeliest token; 1 unless given."""
-    top_p: float | None = Field(None, ge=0, le=1)
-    """0 keeps the likeliest token alone."""
-    seed: Annotated[
-        int | None,
-        # 2^63 as OpenAI's description rounds it: JSON writes a bound that is no double as another.
-        Field(ge=-9_223_372_036_854_776_000, le=9_223_372_036_854_776_000),
-        Off(-1),
-    ] = None
-    """The same request with the same seed gives the same text."""
+    n_predict: Annotated[int | None, Field(ge=1, lt=2**31), Off(-1, -2)] = None
+    """`max_tokens` by llama.cpp's name, where that is not given."""
+    truncate_prompt_tokens: Truncation = None
+    """Only so many tokens at the prompt's end are read; -1: as many as leave room for the
+    answer."""
+    truncation_side: Side | None = None
+    """right: at its beginning."""
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     """Strings that end the text and are not part of it; empty ones count for nothing."""
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    top_k: Annotated[int | None, Field(ge=1, lt=2**31), Off(-1, 0)] = None
-    """Keep the k likeliest tokens."""
-    min_p: float | None = Field(None, ge=0, le=1)
-    """Keep tokens of at least this share of the likeliest one's probability."""
-    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
-    repeat_penalty: float | None = Field(None, ge=0.01, le=100)
-    """`repetition_penalty` by llama.cpp's name."""
     ignore_eos: bool | None = None
     """Go on past the end of the turn or text."""
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]] | None, Field(max_length=64)] = None
@@ -102,71 +92,58 @@ class GenerationRequestFields(StructuredFields, AnyRequest):
     id_slot: Annotated[Any, NoEffect("slots are the server's affair")] = None
     timings_per_token: Annotated[Any, NoEffect("/metrics has times")] = None
     return_progress: Annotated[Any, NoEffect("nothing is told before the first token")] = None
+    n_keep: Annotated[Any, NoEffect("a context is never shifted")] = None
+    n_discard: Annotated[Any, NoEffect("a context is never shifted")] = None
+    backend_sampling: Annotated[Any, NoEffect("where tokens are chosen is the server's affair")] = (
+        None
+    )
+    kv_transfer_params: Annotated[Any, NoEffect("each server has a cache of its own")] = None
+    mm_processor_kwargs: Annotated[Any, NoEffect("the model reads text alone")] = None
+    media_io_kwargs: Annotated[Any, NoEffect("the model reads text alone")] = None
     moderation: Annotated[Any, NoEffect("nothing is moderated")] = None
     spaces_between_special_tokens: Annotated[Any, NoEffect("tokens hold their own spaces")] = None
-    mirostat_tau: Annotated[Any, NoEffect("`mirostat` is off")] = None
-    mirostat_eta: Annotated[Any, NoEffect("`mirostat` is off")] = None
-
-    min_tokens: Annotated[Any, Refused("leave it out", 0)] = None
-    use_beam_search: Annotated[Any, Refused("tokens are drawn one by one", False)] = None
-    length_penalty: Annotated[Any, Refused("there is no beam search", 1)] = None
     include_stop_str_in_output: Annotated[Any, Refused("add it to the text", False)] = None
-    bad_words: Annotated[Any, Refused("leave it out", [])] = None
-    allowed_token_ids: Annotated[Any, Refused("leave it out", [])] = None
-    logits_processors: Annotated[Any, Refused("leave it out", [])] = None
     prompt_logprobs: Annotated[Any, Refused("send `echo` to /v1/completions")] = None
-    truncate_prompt_tokens: Annotated[Any, Refused("shorten the prompt")] = None
+    return_tokens: Annotated[Any, Refused("/tokenize gives ids", False)] = None
     return_token_ids: Annotated[Any, Refused("/tokenize gives ids", False)] = None
     return_tokens_as_token_ids: Annotated[Any, Refused("/tokenize gives ids", False)] = None
-    n_predict: Annotated[Any, Refused("send `max_tokens`", -1)] = None
     n_probs: Annotated[Any, Refused("send `logprobs`", 0)] = None
-    samplers: Annotated[Any, Refused("the order is penalties, temperature, filters")] = None
-    typical_p: Annotated[Any, Refused("send `min_p`", 1)] = None
-    tfs_z: Annotated[Any, Refused("send `min_p`", 1)] = None
-    top_a: Annotated[Any, Refused("send `min_p`", 0)] = None
-    mirostat: Annotated[Any, Refused("send `temperature`", 0)] = None
-    dynatemp_range: Annotated[Any, Refused("send `temperature`", 0)] = None
-    xtc_probability: Annotated[Any, Refused("send `min_p`", 0)] = None
-    dry_multiplier: Annotated[Any, Refused("send `repetition_penalty`", 0)] = None
-    repeat_last_n: Annotated[Any, Refused("penalties look at all of it", -1)] = None
+    post_sampling_probs: Annotated[Any, Refused("send `logprobs`", False)] = None
+    t_max_predict_ms: Annotated[Any, Refused("send `max_tokens`", 0, -1)] = None
+    n_indent: Annotated[Any, Refused("leave it out", 0)] = None
+    response_fields: Annotated[Any, Refused("all are given", [])] = None
+    lora: Annotated[Any, Refused("adapters are models: send `model`", [])] = None
+    vllm_xargs: Annotated[Any, Refused("leave it out", {})] = None
 
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage is True
 
     @property
+    def continuous_usage(self) -> bool:
+        return self.include_usage and self.stream_options.continuous_usage_stats is True  # type: ignore[union-attr]
+
+    @property
     def num_choices(self) -> int:
         return 1
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        """Of the answer, at most; None: what the context leaves."""
+        return self.max_tokens or self.n_predict
+
+    def truncated(self, ids: list[int], context: int) -> list[int]:
+        """The prompt's end, as long as is wanted."""
+        wanted = self.truncate_prompt_tokens
+        if wanted is None:
+            return ids
+        kept = max(context - (self.wanted_tokens or 1), 1) if wanted == -1 else wanted
+        return ids[:kept] if self.truncation_side == "right" else ids[-kept:]
 
     @property
     def stops(self) -> tuple[str, ...]:
         given = [self.stop] if isinstance(self.stop, str) else self.stop or ()
         return tuple(stop for stop in given if stop)
-
-    def sampling_params(
-        self,
-        max_new_tokens: int,
-        logprobs: int | None,
-        choice: int,
-        grammar: Grammar | None = None,
-    ) -> SamplingParams:
-        """Those of one choice. Temperature and top_p are 1 unless given, as OpenAI has them; the
-        choices of one seed differ."""
-        return SamplingParams(
-            max_new_tokens=max_new_tokens,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=self.top_p or 1.0,
-            top_k=1 if self.top_p == 0 else self.top_k or 0,
-            min_p=self.min_p or 0.0,
-            repetition_penalty=self.repetition_penalty or self.repeat_penalty or 1.0,
-            presence_penalty=self.presence_penalty or 0.0,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            seed=None if self.seed is None else (self.seed + choice) % 2**63,
-            stop=self.stops,
-            logit_bias=self.biases,
-            grammar=grammar,
-            logprobs=logprobs,
-        )
 
 
 class ConversationFields(RequestPart):
@@ -185,6 +162,9 @@ class ConversationFields(RequestPart):
     enable_thinking: bool | None = None
     thinking: Thinking | None = None
     """`enable_thinking` as DeepSeek has it."""
+    verbosity: Verbosity | None = None
+    """A variable of the chat template. Of one that does not read it, it is named as unknown fields
+    are; medium asks for nothing."""
     chat_template: Annotated[Any, Refused("the model's own is used")] = None
     documents: Annotated[Any, Refused("write them into a message", [])] = None
 
@@ -229,15 +209,18 @@ class ChatRequest(ConversationFields, ChatFormFields, GenerationRequestFields):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     modalities: list[Literal["text"]] | None = None
-    functions: Annotated[Any, Refused("send `tools`", [])] = None
-    function_call: Annotated[Any, Refused("send `tool_choice`", "none", "auto")] = None
+    include_reasoning: bool | None = None
+    """False leaves thoughts out of the answer."""
+    reasoning_format: (
+        Annotated[Literal["auto", "deepseek", "none"], OthersRefused("send auto or none")] | None
+    ) = None
+    """llama.cpp's: none leaves thoughts in the text, within their tags."""
     audio: Annotated[Any, Refused("the model writes text alone")] = None
     web_search_options: Annotated[Any, Refused("nothing is searched")] = None
-    verbosity: Annotated[Any, Refused("ask for it in a message", "medium")] = None
     echo: Annotated[Any, Refused("join the texts", False)] = None
-    include_reasoning: Annotated[Any, Refused("thoughts stand apart", True)] = None
-    reasoning_format: Annotated[Any, Refused("thoughts stand apart", "auto", "deepseek")] = None
     thinking_token_budget: Annotated[Any, Refused("send `max_tokens`", -1)] = None
+    thinking_budget_tokens: Annotated[Any, Refused("send `max_tokens`", -1)] = None
+    parse_tool_calls: Annotated[Any, Refused("leave out `tools`", True)] = None
     add_special_tokens: Annotated[Any, Refused("the chat template says which", False)] = None
     prediction: Annotated[Any, NoEffect("it would be for speed")] = None
 
@@ -252,19 +235,26 @@ class ChatRequest(ConversationFields, ChatFormFields, GenerationRequestFields):
         return self.top_logprobs or 0 if wanted else None
 
     @property
+    def thoughts(self) -> Place:
+        if self.include_reasoning is False:
+            return "nowhere"
+        return "text" if self.reasoning_format == "none" else "apart"
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        return self.max_completion_tokens or super().wanted_tokens
+
+    @property
     def stops(self) -> tuple[str, ...]:
         """The first call's end too, where there shall be one call at most."""
         # A grammar that holds the calls ends with the one, whose arguments may spell the tag.
-        one_call = (
-            self.parallel_tool_calls is False
-            and self.offered_tools is not None
-            and not self.holds_calls
-        )
+        one_call = self.one_call and self.offered_tools is not None and not self.holds_calls
         return (*super().stops, END_CALL) if one_call else super().stops
 
     @property
     def offered_tools(self) -> list[dict[str, Any]] | None:
-        return None if self.tool_choice == "none" else super().offered_tools
+        tools = () if self.chosen == "none" else self.known_tools
+        return [tool.declared() for tool in tools] or None
 
 
 def _whole(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-StopReason = Literal["stop", "length", "tool_calls"]
+StopReason = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class PromptDetails(BaseModel):
@@ -51,6 +51,7 @@ class AssistantMessage(BaseModel):
     content: str | None
     reasoning_content: str | None = None
     tool_calls: list[CalledTool] | None = None
+    function_call: CalledFunction | None = None
 
 
 class ChatChoice(BaseModel):
@@ -86,6 +87,7 @@ class MessageDelta(BaseModel):
     content: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
+    function_call: FunctionDelta | None = None
 
 
 class ChatChunkChoice(BaseModel):

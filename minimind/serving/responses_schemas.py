@@ -7,14 +7,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from minimind.serving.api_errors import ApiError
-from minimind.serving.field_standing import NoEffect, OthersRefused, Refused
+from minimind.serving.field_standing import ByType, NoEffect, OthersRefused, Refused
 from minimind.serving.message_schemas import Content, NonEmpty, RequestPart, content_text
 from minimind.serving.request_schemas import (
+    MAX_TOP_LOGPROBS,
     ChatRequest,
     Effort,
     GenerationRequestFields,
     Limit,
     Thinking,
+    Verbosity,
 )
 from minimind.serving.structured_output import FlatSchemaFormat, ObjectFormat, TextFormat
 
@@ -23,6 +25,7 @@ OWN_NAMES: dict[str, tuple[str, ...]] = {
     "max_completion_tokens": ("max_output_tokens",),
     "reasoning_effort": ("reasoning", "effort"),
     "response_format": ("text", "format"),
+    "verbosity": ("text", "verbosity"),
 }
 """What the chat API has under another name."""
 _IN_FULL = "send the whole conversation as `input`"
@@ -67,6 +70,11 @@ class AllowedTools(RequestPart):
     tools: Annotated[list[NamedTool], Field(min_length=1)]
 
 
+FlatToolChoice = Annotated[
+    Literal["auto", "none", "required"] | NamedTool | AllowedTools, ByType("function")
+]
+
+
 class Reasoning(RequestPart):
     effort: Effort | None = None
     summary: Annotated[Any, NoEffect("thoughts are given whole")] = None
@@ -74,10 +82,9 @@ class Reasoning(RequestPart):
 
 
 class TextOptions(RequestPart):
-    format: (
-        Annotated[TextFormat | ObjectFormat | FlatSchemaFormat, Field(discriminator="type")] | None
-    ) = None
-    verbosity: Annotated[Any, Refused("ask for it in a message", "medium")] = None
+    format: Annotated[TextFormat | ObjectFormat | FlatSchemaFormat, ByType()] | None = None
+    verbosity: Verbosity | None = None
+    """As /v1/chat/completions has it."""
 
 
 class ResponsesRequest(GenerationRequestFields):
@@ -89,7 +96,7 @@ class ResponsesRequest(GenerationRequestFields):
     """A system message before the input."""
     max_output_tokens: Limit = None
     tools: list[FunctionTool] | None = None
-    tool_choice: Literal["auto", "none", "required"] | NamedTool | AllowedTools | None = None
+    tool_choice: FlatToolChoice | None = None
     """As /v1/chat/completions has it."""
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
@@ -103,13 +110,21 @@ class ResponsesRequest(GenerationRequestFields):
     conversation: Annotated[Any, Refused(_IN_FULL)] = None
     prompt: Annotated[Any, Refused(_IN_FULL)] = None
     background: Annotated[Any, Refused("wait for the answer, or stream it", False)] = None
-    truncation: Annotated[Any, Refused("shorten the input", "disabled")] = None
+    truncation: Literal["auto", "disabled"] | None = None
+    """auto leaves out as many of the oldest turns as the context has no room for."""
     context_management: Annotated[Any, Refused("shorten the input", [])] = None
-    top_logprobs: Annotated[Any, Refused("/v1/chat/completions has them", 0)] = None
-    include: Annotated[Any, NoEffect("it asks to be told more of the same")] = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    """With each token of the text so many likeliest ones."""
+    include: list[str] | None = None
+    """message.output_text.logprobs: the text's tokens. All else that there is to include is given
+    in any case, or comes of built-in tools."""
     max_tool_calls: Annotated[
         Any, NoEffect("it counts built-in tools, of which there are none")
     ] = None
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return bool(self.top_logprobs) or "message.output_text.logprobs" in (self.include or ())
 
     def as_chat(self) -> ChatRequest:
         """Raises ApiError for an incomplete item, pydantic's ValidationError for what the chat API
@@ -118,6 +133,8 @@ class ResponsesRequest(GenerationRequestFields):
         fields: dict[str, Any] = {name: getattr(self, name) for name in shared}
         fields["messages"] = self._messages()
         fields["max_completion_tokens"] = self.max_output_tokens
+        if self.wants_logprobs:
+            fields |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         for name in (
             "parallel_tool_calls", "chat_template_kwargs", "enable_thinking", "thinking",
         ):  # fmt: skip
@@ -127,6 +144,8 @@ class ResponsesRequest(GenerationRequestFields):
         fields["tool_choice"] = _nested_choice(self.tool_choice)
         if self.reasoning is not None:
             fields["reasoning_effort"] = self.reasoning.effort
+        if self.text is not None:
+            fields["verbosity"] = self.text.verbosity
         if self.text is not None and self.text.format:
             is_schema = isinstance(self.text.format, FlatSchemaFormat)
             form = self.text.format.model_dump(by_alias=True, exclude_unset=True)

@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, Literal
 
 from minimind.inference.answer_parser import AnswerParser, Part, Reasoning, ToolCall
+from minimind.inference.logprobs import TokenLogprob
 from minimind.serving.call_record import CallRecord
 from minimind.serving.completion_writer import CompletionWriter, stop_reason
 from minimind.serving.engine_thread import Answer
+from minimind.serving.logprob_format import chat_logprobs
 from minimind.serving.request_schemas import ChatRequest
 from minimind.serving.response_schemas import StopReason
 from minimind.serving.responses_schemas import (
@@ -45,12 +47,17 @@ class ResponsesWriter(CompletionWriter):
             in_reasoning=in_reasoning,
             with_tools=chat.offered_tools is not None,
             calls_alone=chat.has_form,
+            must_call=chat.must_call,
         )
         self._id = f"resp_{uuid.uuid4().hex}"
         self._done: list[OutputItem] = []
         self._open: Literal["message", "reasoning"] | None = None
         """Kind of the item that the text belongs to which comes now."""
         self._open_id, self._text, self._thoughts = "", "", ""
+        self._logprobs: list[dict[str, Any]] = []
+        """Of the tokens of `_text`."""
+        self._waiting: list[TokenLogprob] = []
+        """Of tokens whose text has not come, most often because it may become a tag."""
         self._num_events = 0
         self._finish_reason: StopReason | None = None
 
@@ -67,9 +74,12 @@ class ResponsesWriter(CompletionWriter):
             if delta.finish_reason is not None:
                 parts += self._parser.flush()
                 self._finish_reason = stop_reason(delta)
+            self._waiting += delta.logprobs
             for part in parts:
                 for event in self._take(part):
                     yield event
+            if parts:
+                self._waiting = []
         if not any(item.type != "reasoning" for item in self._done) and self._open != "message":
             for event in self._open_item("message"):
                 yield event
@@ -95,11 +105,25 @@ class ResponsesWriter(CompletionWriter):
         self._text += part.text
         if isinstance(part, Reasoning):
             self._thoughts += part.text
-        yield self._text_event("delta", delta=part.text)
+        new = [] if isinstance(part, Reasoning) else self._logprobs_of(part.text)
+        self._logprobs += new
+        yield self._text_event("delta", new, delta=part.text)
+
+    def _logprobs_of(self, text: str) -> list[dict[str, Any]]:
+        """Of the last tokens that waited, as many as `text` is long: those before them are of a
+        tag."""
+        missing, first = len(text.encode()), len(self._waiting)
+        while missing > 0 and first > 0:
+            first -= 1
+            id = self._waiting[first].id
+            missing -= len(self._tokenizer.token_bytes([id], skip_special=False))
+        found = chat_logprobs(self._tokenizer, self._waiting[first:]).content
+        return [one.model_dump() for one in found]
 
     def _open_item(self, kind: Literal["message", "reasoning"]) -> Iterator[ResponseEvent]:
         prefix = "msg" if kind == "message" else "rs"
         self._open, self._open_id, self._text = kind, f"{prefix}_{uuid.uuid4().hex}", ""
+        self._logprobs = []
         yield self._item_event("added", self._item(kind, "in_progress", []))
         yield self._part_event("added")
 
@@ -107,7 +131,7 @@ class ResponsesWriter(CompletionWriter):
         kind = self._open
         if kind is None:
             return
-        yield self._text_event("done", text=self._text)
+        yield self._text_event("done", self._logprobs, text=self._text)
         yield self._part_event("done")
         cut = self._finish_reason == "length"
         item = self._item(kind, "incomplete" if cut else "completed", [self._part()])
@@ -132,9 +156,10 @@ class ResponsesWriter(CompletionWriter):
         beside = {"role": "assistant"} if kind == "message" else {"summary": []}
         return OutputItem(id=self._open_id, type=kind, status=status, content=content, **beside)  # type: ignore[arg-type]
 
-    def _part(self, text: str | None = None) -> dict[str, Any]:
-        kind = OutputText if self._open == "message" else ReasoningText
-        return kind(text=self._text if text is None else text).model_dump()
+    def _part(self) -> dict[str, Any]:
+        if self._open == "message":
+            return OutputText(text=self._text, logprobs=self._logprobs).model_dump()
+        return ReasoningText(text=self._text).model_dump()
 
     def _item_event(self, name: str, item: OutputItem) -> ResponseEvent:
         fields = {"output_index": len(self._done), "item": item.model_dump()}
@@ -143,9 +168,11 @@ class ResponsesWriter(CompletionWriter):
     def _part_event(self, name: str) -> ResponseEvent:
         return self._event(f"response.content_part.{name}", **self._place(), part=self._part())
 
-    def _text_event(self, name: str, **fields: str) -> ResponseEvent:
+    def _text_event(
+        self, name: str, logprobs: list[dict[str, Any]], **fields: str
+    ) -> ResponseEvent:
         assert self._open is not None
-        beside = {"logprobs": []} if self._open == "message" else {}
+        beside = {"logprobs": logprobs} if self._open == "message" else {}
         return self._event(
             f"response.{_EVENT[self._open]}.{name}", **self._place(), **fields, **beside
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,10 +23,9 @@ from minimind.serving.request_schemas import (
     GenerationRequestFields,
 )
 from minimind.serving.response_schemas import ModelCard
-from minimind.serving.text_schemas import CompletionRequest, TextReading, Texts, each_text
+from minimind.serving.text_schemas import CompletionRequest, EmbeddingRequest, Texts, each_text
 
-DEFAULT_COMPLETION = 16
-"""Tokens that /v1/completions makes unless told, as OpenAI's."""
+_SYSTEM = ("system", "developer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +60,40 @@ class ServedModel:
     def chat_requests(self, body: ChatRequest) -> tuple[list[GenerationRequest], bool]:
         """One for each choice, and whether they begin inside a thinking block. Raises ApiError."""
         prompt = self.chat_prompt(body)
-        asked = body.max_completion_tokens or body.max_tokens
         grammars, in_reasoning = self.thread.engine.grammars, prompt.in_reasoning
         grammar = body.answer_grammar(grammars, self.tokenizer, in_reasoning)
-        return self._requests(body, [prompt.ids], asked, body.num_logprobs, grammar), in_reasoning
+        return self._requests(body, [prompt.ids], body.num_logprobs, grammar), in_reasoning
+
+    def without_oldest(self, body: ChatRequest) -> ChatRequest:
+        """With as many of the oldest turns left out as the context has no room for: up to a user's,
+        and never the system's at the beginning. Raises ApiError."""
+        room = self.context - (body.wanted_tokens or 1)
+        first = next((i for i, m in enumerate(body.messages) if m.role not in _SYSTEM), 0)
+        starts = [i for i, m in enumerate(body.messages) if i > first and m.role == "user"]
+
+        def from_turn(start: int) -> ChatRequest:
+            return body.model_copy(
+                update={"messages": [*body.messages[:first], *body.messages[start:]]}
+            )
+
+        def fits(start: int) -> bool:
+            return len(self.chat_prompt(from_turn(start)).ids) <= room
+
+        if not starts or fits(first):
+            return body
+        # The last one is taken even if it is too long: then that is what the client is told.
+        place = bisect.bisect_left(starts[:-1], True, key=fits)
+        return from_turn(starts[place])
 
     def chat_prompt(self, body: ConversationFields) -> ChatPrompt:
         """Raises ApiError where the template refuses the messages."""
         turns = read_turns(body.messages)
         if body.continues:
             turns[-1] = self._unfinished(body, turns[-1])
-        options: dict[str, Any] = {"reasoning_effort": body.reasoning_effort}
+        options: dict[str, Any] = {
+            "reasoning_effort": body.reasoning_effort,
+            "verbosity": body.verbosity,
+        }
         options = {k: v for k, v in options.items() if v is not None}
         try:
             return chat_prompt(
@@ -88,12 +111,12 @@ class ServedModel:
         self, body: CompletionRequest, prompts: list[list[int]]
     ) -> list[GenerationRequest]:
         """Those of the first prompt, then of the next. Raises ApiError."""
-        asked = DEFAULT_COMPLETION if body.max_tokens is None else body.max_tokens
         grammar = body.answer_grammar(self.thread.engine.grammars, self.tokenizer, False)
-        asked = None if asked == -1 else asked
-        return self._requests(body, prompts, asked, body.logprobs, grammar)
+        return self._requests(body, prompts, body.logprobs, grammar)
 
-    def read_texts(self, body: TextReading, texts: Texts, param: str) -> list[list[int]]:
+    def read_texts(
+        self, body: CompletionRequest | EmbeddingRequest, texts: Texts, param: str
+    ) -> list[list[int]]:
         """The ids of each: a text is a document's beginning; ids are taken as they are. Raises
         ApiError."""
         parses = self.parses_special if body.parse_special is None else body.parse_special
@@ -101,6 +124,7 @@ class ServedModel:
         for text in each_text(texts):
             begins = body.add_special_tokens is not False
             ids = self.encode(text, begins, parses) if isinstance(text, str) else text
+            ids = body.truncated(ids, self.context)
             self._check_ids(ids, param)
             found.append(ids)
         return found
@@ -127,7 +151,9 @@ class ServedModel:
         echoes = []
         for text, ids in zip(each_text(body.prompt), prompts, strict=True):
             skips = body.skip_special_tokens is not False
-            shown = text if isinstance(text, str) else self.tokenizer.decode(ids, skips)
+            shown = text
+            if not isinstance(shown, str) or body.truncate_prompt_tokens is not None:
+                shown = self.tokenizer.decode(ids, skips)
             found: list[TokenLogprob] = []
             if (num_top := body.logprobs) is not None:
                 found = await self.thread.read(
@@ -140,10 +166,15 @@ class ServedModel:
         return await self.thread.read(lambda reader: reader.embedding(ids, self.adapter))
 
     def unread_options(self, body: ConversationFields) -> list[str]:
-        """Of `chat_template_kwargs`: names that the chat template does not hold."""
-        template = self.tokenizer.chat_template or ""
-        known = template + " enable_thinking open_thinking"
-        return [name for name in body.chat_template_kwargs or {} if name not in known]
+        """The names of variables for the chat template that it does not hold."""
+        known = (self.tokenizer.chat_template or "") + " enable_thinking open_thinking"
+        unread = [
+            f"chat_template_kwargs.{name}"
+            for name in body.chat_template_kwargs or {}
+            if name not in known
+        ]
+        asks = body.verbosity not in (None, "medium") and "verbosity" not in known
+        return [*unread, "verbosity"] if asks else unread
 
     def _unfinished(self, body: ConversationFields, turn: dict[str, Any]) -> dict[str, Any]:
         where = f"messages[{len(body.messages) - 1}]"
@@ -180,13 +211,14 @@ class ServedModel:
         self,
         body: GenerationRequestFields,
         prompts: list[list[int]],
-        asked: int | None,
         logprobs: int | None,
         grammar: Grammar | None,
     ) -> list[GenerationRequest]:
+        asked = body.wanted_tokens
         own_stops = () if body.ignore_eos else (self.tokenizer.eos_id, self.tokenizer.pad_id)
         requests = []
-        for ids in prompts:
+        for prompt in prompts:
+            ids = body.truncated(prompt, self.context)
             room = self.context - len(ids)
             wanted = min(room, self.max_new_tokens) if asked is None else asked
             if wanted > self.max_new_tokens:
@@ -201,7 +233,14 @@ class ServedModel:
                 requests.append(
                     GenerationRequest(
                         prompt_ids=ids,
-                        params=body.sampling_params(wanted, logprobs, choice, grammar),
+                        params=body.sampling_params(
+                            choice,
+                            max_new_tokens=wanted,
+                            stop=body.stops,
+                            logit_bias=body.biases,
+                            grammar=grammar,
+                            logprobs=logprobs,
+                        ),
                         stop_ids=(*own_stops, *(body.stop_token_ids or ())),
                         # Whoever adds up the log-probabilities counts the end too.
                         gives_stop=logprobs is not None and isinstance(body, CompletionRequest),

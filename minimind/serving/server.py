@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import socket
 import sys
 from datetime import UTC, datetime
@@ -71,6 +72,9 @@ class ApiServer(uvicorn.Server):
             server_header=False,
             ws="none",
             http=_protocol_with_deadline(settings.body_timeout_s),
+            # As long as for a request's head: httpx reuses connections for 5 s, as long as uvicorn
+            # keeps them unless told, and then meets closed ones.
+            timeout_keep_alive=math.ceil(settings.body_timeout_s),
             timeout_graceful_shutdown=int(settings.shutdown_s) + _AFTER_CUT_OFF_S,
         )
         super().__init__(config)

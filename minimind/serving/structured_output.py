@@ -3,12 +3,12 @@ servers: JSON, other grammars, biased tokens. Calls of tools are in tool_choice.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
@@ -22,15 +22,33 @@ from minimind.inference.grammar_texts import (
     regex_rules,
 )
 from minimind.serving.api_errors import ApiError
+from minimind.serving.field_standing import ByType, NoEffect, Refused
+from minimind.serving.json_body import read_json
+from minimind.serving.message_schemas import RequestPart
 
 JsonSchema = dict[str, Any]
 Choices = Annotated[list[Annotated[str, StringConstraints(min_length=1)]], Field(min_length=1)]
+
+
+def _read_pairs(given: Any) -> Any:
+    """llama.cpp's form as OpenAI's."""
+    if not isinstance(given, list) or not all(isinstance(one, list) for one in given):
+        return given
+    found: dict[str, Any] = {}
+    for pair in given:
+        if len(pair) != 2 or not isinstance(pair[0], int) or isinstance(pair[0], bool):
+            raise PydanticCustomError("value_error", "each must be [token id, bias]")
+        found[str(pair[0])] = -_LIMIT if pair[1] is False else pair[1]
+    return found
+
+
 _ID, _LIMIT = r"^[0-9]{1,9}$", 100
 Bias = Annotated[
     dict[
         Annotated[str, StringConstraints(pattern=_ID)],
         Annotated[float, Field(ge=-_LIMIT, le=_LIMIT)],
     ],
+    BeforeValidator(_read_pairs),
     # pydantic's own description allows other keys.
     WithJsonSchema(
         {
@@ -40,19 +58,12 @@ Bias = Annotated[
         }
     ),
 ]
+_LOSABLE = ("Unimplemented keys", "oneOf constraints", "Unknown format")
+"""llguidance's words for what it can do without where it may."""
 _ANY_OBJECT: JsonSchema = {"type": "object"}
 
 
-class FormPart(BaseModel):
-    """What all parts share; what is unknown is kept aside. No validator looks at every field first,
-    which pydantic forbids where one of them tells the kinds of a part apart."""
-
-    model_config = ConfigDict(
-        strict=True, allow_inf_nan=False, extra="allow", use_attribute_docstrings=True
-    )
-
-
-class TextFormat(FormPart):
+class TextFormat(RequestPart):
     type: Literal["text"]
 
     @property
@@ -60,7 +71,7 @@ class TextFormat(FormPart):
         return None
 
 
-class ObjectFormat(FormPart):
+class ObjectFormat(RequestPart):
     type: Literal["json_object"]
     schema_: JsonSchema | None = Field(None, alias="schema")
     """llama.cpp's."""
@@ -70,15 +81,18 @@ class ObjectFormat(FormPart):
         return partial(json_rules, self.schema_ or _ANY_OBJECT)
 
 
-class NamedSchema(FormPart):
+class SchemaNames(RequestPart):
     name: str | None = None
     description: str | None = None
-    schema_: JsonSchema | None = Field(None, alias="schema")
     strict: bool | None = None
     """False: keywords that cannot be kept are left out. Else they are refused."""
 
 
-class SchemaFormat(FormPart):
+class NamedSchema(SchemaNames):
+    schema_: JsonSchema | None = Field(None, alias="schema")
+
+
+class SchemaFormat(RequestPart):
     type: Literal["json_schema"]
     json_schema: NamedSchema
 
@@ -88,16 +102,17 @@ class SchemaFormat(FormPart):
         return partial(json_rules, self.json_schema.schema_ or _ANY_OBJECT, is_strict=is_strict)
 
 
-class FlatSchemaFormat(NamedSchema):
+class FlatSchemaFormat(SchemaNames):
     """As /v1/responses has it."""
 
     type: Literal["json_schema"]
+    schema_: JsonSchema = Field(alias="schema")
 
 
-ResponseFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")]
+ResponseFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat, ByType()]
 
 
-class StructuredOutputs(FormPart):
+class StructuredOutputs(RequestPart):
     """vLLM's; one of them."""
 
     json_: JsonSchema | str | None = Field(None, alias="json")
@@ -105,9 +120,14 @@ class StructuredOutputs(FormPart):
     choice: Choices | None = None
     grammar: str | None = None
     json_object: bool | None = None
+    structural_tag: Annotated[Any, Refused("send `tools` or `response_format`")] = None
+    whitespace_pattern: Annotated[Any, Refused("JSON is on one line")] = None
+    disable_any_whitespace: Annotated[Any, NoEffect("JSON is on one line")] = None
+    disable_additional_properties: Annotated[Any, NoEffect("the schema says which may be")] = None
+    disable_fallback: Annotated[Any, NoEffect("one library sees to it")] = None
 
 
-class StructuredFields(FormPart):
+class StructuredFields(RequestPart):
     """Of all requests that continue a prompt. One field at most may give the text a form."""
 
     response_format: ResponseFormat | None = None
@@ -120,12 +140,15 @@ class StructuredFields(FormPart):
     guided_regex: str | None = None
     guided_choice: Choices | None = None
     guided_grammar: str | None = None
+    guided_whitespace_pattern: Annotated[Any, Refused("JSON is on one line")] = None
+    guided_decoding_backend: Annotated[Any, NoEffect("one library sees to it")] = None
     json_schema: JsonSchema | None = None
     """llama.cpp's."""
     grammar: str | None = None
     """llama.cpp's, in GBNF, or Lark; empty: none."""
     logit_bias: Bias | None = None
-    """From −100 to 100 by a token's id, added to its logit: −100 bans it, 100 forces it."""
+    """From −100 to 100 by a token's id, added to its logit: −100 bans it, 100 forces it. Or
+    llama.cpp's list of [id, bias], where false bans."""
 
     @property
     def biases(self) -> tuple[tuple[int, float], ...]:
@@ -162,14 +185,16 @@ class StructuredFields(FormPart):
         try:
             return compiler.compile(whole.text(tokenizer))
         except ConfigError as error:
-            parts = [
-                ("tools", f"the parameters of {t.name!r} among tools", t.rules) for t in whole.tools
+            parts: list[tuple[str, str, Callable[[], Rules]]] = [
+                ("tools", f"the parameters of {tool.name!r} among tools", tool.write)
+                for tool in whole.tools
             ]
             if whole.content is not None and self.content is not None:
-                parts.insert(0, (self.content[0], self.content[0], whole.content))
-            for param, name, rules in parts:
+                name, rules = self.content
+                parts.insert(0, (name, name, lambda: rules))
+            for param, name, write in parts:
                 try:
-                    compiler.compile(AnswerForm(content=rules).text(tokenizer))
+                    compiler.compile(AnswerForm(content=write()).text(tokenizer))
                 except ConfigError as cause:
                     raise _cannot_hold(name, cause, param) from None
             raise _cannot_hold("the form of the answer", error) from None
@@ -200,13 +225,16 @@ def _form(write: Callable[[Any], Rules], given: Any) -> Callable[[], Rules] | No
 
 def _cannot_hold(name: str, error: ConfigError, param: str | None = None) -> ApiError:
     param = (param or name).split(".")[0]
-    return ApiError(400, f"{name} cannot be kept to: {error}", param=param)
+    words = f"{name} cannot be kept to: {error}"
+    if param in ("response_format", "tools") and str(error).startswith(_LOSABLE):
+        words += ' ("strict": false leaves them out)'
+    return ApiError(400, words, param=param)
 
 
 def _read_schema(given: JsonSchema | str) -> Rules:
     """Some clients send the schema's text."""
     try:
-        schema = json.loads(given) if isinstance(given, str) else given
+        schema = read_json(given.encode()) if isinstance(given, str) else given
     except ValueError as error:
         raise ConfigError(f"it is not JSON: {error}") from None
     if not isinstance(schema, dict):

@@ -56,13 +56,13 @@ class TextWriter(CompletionWriter):
             choice = TextChoice(index=index, text=echo.text, finish_reason=None)
             if echo.logprobs:
                 choice.logprobs = writers[index].write(echo.logprobs)
-            yield self._envelope([choice])
+            yield self._envelope([choice], **self._usage_so_far)
         async for index, delta in self._deltas(answer):
             choice = TextChoice(index=index, text=delta.text, finish_reason=stop_reason(delta))
             if delta.logprobs:
                 choice.logprobs = writers[index].write(delta.logprobs)
             if delta.text or delta.logprobs or delta.finish_reason is not None:
-                yield self._envelope([choice])
+                yield self._envelope([choice], **self._usage_so_far)
         if self._body.include_usage:
             yield self._envelope([], usage=self._usage)
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from minimind.serving.field_standing import NoEffect, Refused
+from minimind.serving.api_errors import ApiError
+from minimind.serving.field_standing import NoEffect, Off, Refused
 from minimind.serving.message_schemas import Message, RequestPart
 from minimind.serving.request_schemas import (
     MAX_CHOICES,
@@ -14,13 +15,22 @@ from minimind.serving.request_schemas import (
     AnyRequest,
     ConversationFields,
     GenerationRequestFields,
+    Side,
+    Truncation,
 )
 
 MAX_PROMPTS = 64
+MAX_EMBEDDED = 2048
+"""Texts in a call, as OpenAI's: clients send a thousand."""
+DEFAULT_COMPLETION = 16
+"""Tokens that /v1/completions makes unless told, as OpenAI's."""
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Texts = (
     str | TokenIds | Annotated[list[str | TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+)
+Many = (
+    str | TokenIds | Annotated[list[str | TokenIds], Field(min_length=1, max_length=MAX_EMBEDDED)]
 )
 
 
@@ -48,30 +58,56 @@ class CompletionRequest(TextReading, GenerationRequestFields):
     """A text, its ids, or a list of these."""
     max_tokens: int | None = Field(None, ge=-1, lt=2**31)
     """16 unless given; -1: what the context leaves; 0: none, for `echo`."""
+    n_predict: int | None = Field(None, ge=-2, lt=2**31)
+    """`max_tokens` by llama.cpp's name, where that is not given; -1 and -2: what the context
+    leaves."""
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS), Off(False)] = None
     """Of the tokens made, and with `echo` of the prompt's."""
     echo: bool | None = None
     """The text begins with the prompt."""
     suffix: Annotated[Any, Refused("the model writes behind a text alone", "")] = None
-    best_of: Annotated[Any, Refused("send `n` and choose", 1)] = None
+    best_of: int | None = Field(None, ge=1)
+    """As many as `n`, which are all given; another number is refused."""
     prompt_embeds: Annotated[Any, Refused("send `prompt`", [])] = None
 
     @property
     def num_choices(self) -> int:
-        return self.n or 1
+        """Raises ApiError where some of them were not to be given."""
+        wanted = self.n or 1
+        if self.best_of not in (None, wanted):
+            message = f"best_of is {self.best_of} and n {wanted}: send `n` alone and choose"
+            raise ApiError(400, message, param="best_of")
+        return wanted
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        asked = (self.max_tokens, self.n_predict, DEFAULT_COMPLETION)
+        wanted = next(count for count in asked if count is not None)
+        return None if wanted < 0 else wanted
 
 
 class EmbeddingRequest(TextReading, AnyRequest):
     """The body of /v1/embeddings."""
 
-    input: Texts
+    input: Many
     """A text, its ids, or a list of these."""
     encoding_format: Literal["float", "base64"] | None = None
     """base64 is of fp32 numbers, the lowest byte first."""
     dimensions: Annotated[Any, Refused("all are given, as many as the model is wide")] = None
-    truncate_prompt_tokens: Annotated[Any, Refused("shorten the text")] = None
+    truncate_prompt_tokens: Truncation = None
+    """Only so many tokens at each text's beginning are read; -1: as many as the context has."""
+    truncation_side: Side | None = None
+    """left: at its end."""
     input_type: Annotated[Any, NoEffect("queries and documents are read alike")] = None
+    embd_normalize: Annotated[Any, Refused("vectors have length 1", 2)] = None
+
+    def truncated(self, ids: list[int], context: int) -> list[int]:
+        wanted = self.truncate_prompt_tokens
+        if wanted is None:
+            return ids
+        kept = context if wanted == -1 else wanted
+        return ids[-kept:] if self.truncation_side == "left" else ids[:kept]
 
 
 class TokenizeRequest(ConversationFields, AnyRequest):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -12,35 +12,43 @@ from minimind.data.tokenizer import Tokenizer
 from minimind.inference.grammar import Grammar, GrammarCompiler
 from minimind.inference.grammar_texts import ToolForm
 from minimind.serving.api_errors import ApiError
-from minimind.serving.structured_output import FormPart, StructuredFields
+from minimind.serving.field_standing import ByType
+from minimind.serving.message_schemas import Function, RequestPart, Tool
+from minimind.serving.structured_output import StructuredFields
 
 
-class FunctionName(FormPart):
+class FunctionName(RequestPart):
     name: Annotated[str, StringConstraints(min_length=1)]
 
 
-class NamedTool(FormPart):
+class NamedTool(RequestPart):
     type: Literal["function"]
     function: FunctionName
 
 
-class ToolSubset(FormPart):
+class ToolSubset(RequestPart):
     mode: Literal["auto", "required"]
     tools: Annotated[list[NamedTool], Field(min_length=1)]
 
 
-class AllowedTools(FormPart):
+class AllowedTools(RequestPart):
     type: Literal["allowed_tools"]
     allowed_tools: ToolSubset
 
 
-ToolChoice = Literal["auto", "none", "required"] | NamedTool | AllowedTools
+ToolChoice = Annotated[
+    Literal["auto", "none", "required"] | NamedTool | AllowedTools, ByType("function")
+]
 
 
 class ChatFormFields(StructuredFields):
     """Of the chat API: which tools are called, too."""
 
-    tools: Sequence[Any] | None = None
+    tools: list[Tool] | None = None
+    functions: list[Function] | None = None
+    """`tools` in OpenAI's older form, in which a call is answered too."""
+    function_call: Literal["none", "auto"] | FunctionName | None = None
+    """`tool_choice` of `functions`."""
     tool_choice: ToolChoice | None = None
     """auto lets the model choose, none offers no tool, required has it call at least one, a named
     function that one; allowed_tools keeps it to some."""
@@ -66,19 +74,45 @@ class ChatFormFields(StructuredFields):
                 for tool in tools
             ],
             must_call=must_call,
-            one_call=self.parallel_tool_calls is False or isinstance(self.tool_choice, NamedTool),
+            one_call=self.one_call or isinstance(self.chosen, NamedTool),
             after_thinking=after_thinking,
         )
+
+    @property
+    def known_tools(self) -> Sequence[Tool]:
+        """Raises ApiError where they are given in both forms."""
+        if self.tools and self.functions:
+            message = "functions and tools exclude each other: send tools"
+            raise ApiError(400, message, param="functions")
+        return self.tools or [Tool(function=function) for function in self.functions or ()]
+
+    @property
+    def chosen(self) -> ToolChoice | None:
+        if self.functions and isinstance(self.function_call, str):
+            return self.function_call
+        if isinstance(self.function_call, FunctionName):
+            return NamedTool(type="function", function=self.function_call)
+        return self.tool_choice
+
+    @property
+    def one_call(self) -> bool:
+        """At most. The older form has no place for several."""
+        return self.parallel_tool_calls is False or bool(self.functions)
 
     @property
     def holds_calls(self) -> bool:
         """Whether a grammar says what calls look like; else the model writes them as it likes.
         Raises ApiError."""
-        if self.tool_choice == "none":
+        if self.chosen == "none":
             return False
         tools, must_call = self._chosen_tools
-        is_held = must_call or isinstance(self.tool_choice, AllowedTools) or self.has_form
+        is_held = must_call or isinstance(self.chosen, AllowedTools) or self.has_form
         return is_held or any(tool.function.strict for tool in tools) if tools else False
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer is calls alone. Raises ApiError."""
+        return self.chosen != "none" and self._chosen_tools[1]
 
     @property
     def has_form(self) -> bool:
@@ -86,10 +120,10 @@ class ChatFormFields(StructuredFields):
         return self.content is not None
 
     @cached_property
-    def _chosen_tools(self) -> tuple[Sequence[Any], bool]:
+    def _chosen_tools(self) -> tuple[Sequence[Tool], bool]:
         """Those that may be called, and whether one must be. Raises ApiError."""
-        offered = {tool.function.name: tool for tool in self.tools or ()}
-        match self.tool_choice:
+        offered = {tool.function.name: tool for tool in self.known_tools}
+        match self.chosen:
             case NamedTool() as choice:
                 named, must_call = [choice], True
             case AllowedTools(allowed_tools=allowed):

@@ -114,6 +114,15 @@ def test_without_tools_a_call_is_text() -> None:
     assert parse([CALL], with_tools=False) == [("say", CALL)]
 
 
+@pytest.mark.parametrize(
+    "text", [f"{CALL}\n<tool_ca", f'{CALL}\n<tool_call>\n{{"name": "g"', CALL[:-12]]
+)
+def test_a_call_that_must_be_made_leaves_no_text_where_it_is_cut_off(text: str) -> None:
+    parser = AnswerParser(in_reasoning=False, with_tools=True, must_call=True)
+    (call,) = [*parser.push(text), *parser.flush()]
+    assert isinstance(call, ToolCall)
+
+
 def test_text_comes_as_soon_as_it_is_certain() -> None:
     parser = AnswerParser(in_reasoning=True, with_tools=True)
     given = ["so", " <", "b", "\n", "</think>", "yes", "\n", "no"]

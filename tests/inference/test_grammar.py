@@ -27,6 +27,7 @@ from minimind.inference.grammar_texts import (
 
 V = tokenizer().vocab_size
 STEP = {"type": "string", "maxLength": 4}
+ARGUMENT = {"properties": {"s": STEP}, "required": ["s"]}
 TREE = {
     "$ref": "#/$defs/node",
     "$defs": {
@@ -50,6 +51,13 @@ def engine() -> BatchEngine:
 
 def compiled(form: AnswerForm, vocab_size: int = V) -> Grammar:
     return GrammarCompiler(tokenizer(), vocab_size).compile(form.text(tokenizer()))
+
+
+def takes(rules: dict[str, Any], text: str) -> bool:
+    """Whether it is a whole text of the form."""
+    matcher = compiled(AnswerForm(content=rules)).matcher()
+    ids = tokenizer().encode(text)
+    return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
 
 
 def allowed(grammar: Grammar, prefix: str, vocab_size: int = V) -> set[int]:
@@ -221,7 +229,7 @@ def test_a_slot_forgets_its_grammar(engine: BatchEngine) -> None:
             ["so a", "a</think>\n\n\na", "x</think>b"],
         ),
         (
-            {"tools": [ToolForm(name='w"é', parameters=None, is_strict=True)], "must_call": True},
+            {"tools": [ToolForm(name='w"é', parameters={}, is_strict=True)], "must_call": True},
             [
                 '<tool_call>\n{"name": "w\\"é", "arguments": {}}\n</tool_call>',
                 '<tool_call>\n{"name": "w\\"é", "arguments": {"a": 1}}\n</tool_call>\n'
@@ -231,20 +239,20 @@ def test_a_slot_forgets_its_grammar(engine: BatchEngine) -> None:
         ),
         (
             {
-                "tools": [ToolForm(name="w", parameters=STEP, is_strict=True)],
+                "tools": [ToolForm(name="w", parameters=ARGUMENT, is_strict=True)],
                 "one_call": True,
                 "after_thinking": True,
             },
-            ["hm</think>\n\nhi", '</think>I ask\n<tool_call>\n{"name": "w", "arguments": "a"}\n'
-             "</tool_call>"],
-            ["hm", '</think><tool_call>\n{"name": "w", "arguments": 1'],
+            ["hm</think>\n\nhi", '</think>I ask\n<tool_call>\n{"name": "w", '
+             '"arguments": {"s": "a"}}\n</tool_call>'],
+            ["hm", '</think><tool_call>\n{"name": "w", "arguments": {"s": 1'],
         ),
         (
             {
-                "tools": [ToolForm(name="w", parameters=STEP, is_strict=True)],
+                "tools": [ToolForm(name="w", parameters=ARGUMENT, is_strict=True)],
                 "content": choice_rules(["yes"]),
             },
-            ["yes", '<tool_call>\n{"name": "w", "arguments": "a"}\n</tool_call>'],
+            ["yes", '<tool_call>\n{"name": "w", "arguments": {"s": "a"}}\n</tool_call>'],
             ["no", "yes<tool_call>"],
         ),
     ],
@@ -281,6 +289,43 @@ def test_objects_have_the_properties_that_they_list() -> None:
     assert rules["properties"]["const"] == {"const": inner}
     assert rules["$defs"]["open"]["additionalProperties"] is True
     assert "additionalProperties" not in json_rules({"allOf": [inner, inner]})["json_schema"]
+    needs_more = {"properties": {"a": {"const": 1}}, "required": ["a", "format"]}
+    assert takes(json_rules(needs_more), '{"a": 1, "format": 2}'), "one that it does not describe"
+
+
+def test_formats_that_json_schema_does_not_define_are_notes() -> None:
+    noted = {
+        "properties": {"format": {"type": "integer", "format": "int32"}, "x": {"format": "path"}},
+        "required": ["format", "x"],
+        "default": {"format": "path"},
+    }
+    rules = json_rules(noted)
+    assert takes(rules, '{"format": 1, "x": "any"}')
+    assert not takes(rules, '{"format": "a", "x": "any"}')
+    assert rules["json_schema"]["default"] == noted["default"], "a value is no schema"
+    dated = json_rules({"enum": ["path", "2026-11-29"], "type": "string", "format": "date"})
+    assert takes(dated, '"2026-11-29"')
+    assert not takes(dated, '"path"')
+
+
+@pytest.mark.parametrize(
+    ("parameters", "taken", "refused"),
+    [
+        (None, "{}", '{"a": 1}'),
+        ({}, '{"a": 1}', '"a"'),
+        ({"properties": {}}, "{}", "1"),
+        ({"anyOf": [{"required": ["a"]}, {"type": "string"}]}, '{"a": 1}', '"a"'),
+        ({"type": ["object", "null"]}, "{}", "null"),
+    ],
+)
+def test_arguments_are_always_an_object(
+    parameters: dict[str, Any] | None, taken: str, refused: str
+) -> None:
+    rules = ToolForm(name="f", parameters=parameters, is_strict=False).write()
+    assert takes(rules, taken)
+    assert not takes(rules, refused)
+    with pytest.raises(ConfigError, match='their type is "string"; it must be "object"'):
+        ToolForm(name="f", parameters={"type": "string"}, is_strict=False).write()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import http.client
 import json
 import socket
 import time
@@ -11,11 +13,21 @@ import httpx2 as httpx
 import pytest
 from live_servers import LiveServer, ScriptedEngine, Serve
 
+from minimind.serving.server import ApiServer
+from minimind.serving.service import Service
 from minimind.serving.settings import ServerSettings
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-BROKEN_CALL = {"function": {"name": "f", "arguments": "{"}}
+ARGUMENTS = "messages[1].tool_calls[0].function.arguments"
 MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+F = {"name": "f"}
+
+
+def called(arguments: str) -> list[dict[str, Any]]:
+    call = {"function": {"name": "f", "arguments": arguments}}
+    return [*MESSAGES, {"role": "assistant", "tool_calls": [call]}]
 
 
 def check_error(response: httpx.Response, status: int, message: str) -> dict[str, Any]:
@@ -41,11 +53,12 @@ def check_error(response: httpx.Response, status: int, message: str) -> dict[str
             "messages[0].content[0].type",
             "image_url is not supported: the model reads text alone",
         ),
-        (
-            {"messages": [*MESSAGES, {"role": "assistant", "tool_calls": [BROKEN_CALL]}]},
-            "messages[1].tool_calls[0].function.arguments",
-            "not JSON",
-        ),
+        ({"messages": called("{")}, ARGUMENTS, "not JSON"),
+        ({"messages": called("[1]")}, ARGUMENTS, "not a JSON object"),
+        ({"messages": called('{"a": "\\ud800"}')}, ARGUMENTS, "half a character"),
+        ({"messages": called('{"a": NaN}')}, ARGUMENTS, "NaN is no number"),
+        ({"messages": called('{"a": ' * 900 + "1" + "}" * 900)}, ARGUMENTS, "nested too deep"),
+        ({"messages": called('{"a": %s}' % ("9" * 5000))}, ARGUMENTS, "4300 digits"),
         ({"model": "huge"}, "model", "there is no model 'huge'"),
         ({"model": 7}, "model", "string"),
         ({"temperature": -1}, "temperature", "greater than or equal to 0"),
@@ -70,8 +83,11 @@ def check_error(response: httpx.Response, status: int, message: str) -> dict[str
         ({"response_format": {"type": "sound"}}, "response_format", "'text'"),
         ({"tools": [{"type": "function"}]}, "tools[0].function", "required"),
         ({"tool_choice": "required"}, "tools", "there are no tools"),
-        ({"functions": [{"name": "f"}]}, "functions", "functions is not supported: send `tools`"),
-        ({"function_call": {"name": "f"}}, "function_call", "send `tool_choice`"),
+        ({"functions": [{"name": ""}]}, "functions[0].name", "at least 1 character"),
+        ({"function_call": {"name": "f"}}, "tools", "there are no tools"),
+        ({"functions": [F], "function_call": {"name": "g"}}, "tool_choice", "names 'g'"),
+        ({"functions": [F], "tools": [{"function": F}]}, "functions", "exclude each other"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "greater than or equal to 1"),
         ({"modalities": ["text", "audio"]}, "modalities[1]", "'text'"),
         ({"reasoning_effort": "much"}, "reasoning_effort", "'none'"),
         ({"presence_penalty": 9}, "presence_penalty", "less"),
@@ -151,6 +167,13 @@ def test_a_body_that_is_not_said_to_be_json(tiny: LiveServer) -> None:
     check_error(response, 415, "'text/plain'")
 
 
+def test_a_body_that_is_packed(tiny: LiveServer) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    content = gzip.compress(json.dumps({"prompt": "a"}).encode())
+    response = httpx.post(tiny.url + TEXT, content=content, headers=headers)
+    check_error(response, 415, "the body's Content-Encoding is 'gzip'; send it as it is")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "message"),
     [
@@ -209,6 +232,12 @@ def test_a_connection_without_a_whole_request_is_closed(
         assert time.monotonic() - started > 0.1, "there was no time to send it"
 
 
+def test_connections_are_kept_longer_than_clients_reuse_them() -> None:
+    """httpx, and so the official client, does for 5 s."""
+    settings = ServerSettings()
+    assert ApiServer(Service(settings), settings).config.timeout_keep_alive > 5 + 10
+
+
 def test_an_answer_may_take_longer_than_its_question(serve: Serve) -> None:
     engine = ScriptedEngine("x" * 60, step_s=0.02)
     server = serve(ServerSettings(port=0, body_timeout_s=0.1), tiny=engine)
@@ -242,6 +271,36 @@ def test_an_answer_that_takes_too_long(serve: Serve) -> None:
     events = httpx.post(server.url + CHAT, json=body | {"stream": True}).text.split("\n\n")
     assert "longer than 0.2 s" in json.loads(events[-3].removeprefix("data: "))["error"]["message"]
     assert events[-2:] == ["data: [DONE]", ""]
+
+
+def test_a_bug_is_answered_in_the_same_form(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ServerSettings(port=0, cors_origins=("*",))
+    server = serve(settings, tiny=ScriptedEngine("yes"))
+    monkeypatch.setattr(server.service, "find", None)
+    with httpx.Client(base_url=server.url, headers={"Origin": "http://a"}) as client:
+        for _ in range(3):
+            response = client.post(CHAT, json={"messages": MESSAGES})
+            error = check_error(response, 500, "the server failed; its log says how")
+            assert error["type"] == "server_error"
+            assert response.headers["access-control-allow-origin"] == "*"
+            assert response.headers["x-request-id"]
+        assert client.get("/health").status_code == 200
+
+
+def test_a_connection_outlives_a_bug(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(tiny=ScriptedEngine("yes"))
+    monkeypatch.setattr(server.service, "find", None)
+    body = json.dumps({"messages": MESSAGES})
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=10)
+    sockets = set()
+    for _ in range(3):
+        connection.request("POST", CHAT, body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        assert (response.status, response.read()[:9]) == (500, b'{"error":')
+        sockets.add(connection.sock)
+    connection.close()
+    assert len(sockets) == 1
+    assert None not in sockets
 
 
 def test_a_broken_engine_says_so(serve: Serve) -> None:

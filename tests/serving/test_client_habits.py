@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,10 @@ def ask(url: str, path: str = CHAT, **change: Any) -> httpx.Response:
         ({"logit_bias": {}, "best_of": None}, "top_k", 0),
         ({"n": None, "stream_options": None, "tools": [], "tool_choice": "auto"}, "top_k", 0),
         ({"functions": [], "function_call": "none", "audio": None}, "top_k", 0),
+        ({"max_tokens": None, "n_predict": 7}, "max_new_tokens", 7),
+        ({"n_predict": 7}, "max_new_tokens", 4),
+        ({"max_tokens": None, "n_predict": -1}, "max_new_tokens", None),
+        ({"max_tokens": None, "n_predict": -2}, "max_new_tokens", None),
     ],
 )
 def test_values_that_mean_off(
@@ -73,13 +78,21 @@ def test_values_that_mean_off(
     response = ask(url, **change)
     assert response.status_code == 200, response.text
     (request,) = engine.requests
-    if change == {"max_tokens": -1}:
+    if name == "max_new_tokens" and value is None:
         value = engine.max_sequence - len(request.prompt_ids)
     assert getattr(request.params, name) == value
 
 
 @pytest.mark.parametrize(
-    ("limit", "made"), [({}, 16), ({"max_tokens": None}, 16), ({"max_tokens": -1}, None)]
+    ("limit", "made"),
+    [
+        ({}, 16),
+        ({"max_tokens": None}, 16),
+        ({"max_tokens": -1}, None),
+        ({"n_predict": 5}, 5),
+        ({"n_predict": -1}, None),
+        ({"n_predict": 5, "max_tokens": 6}, 6),
+    ],
 )
 def test_how_far_a_completion_goes(
     url: str, engine: ScriptedEngine, limit: dict[str, Any], made: int | None
@@ -157,6 +170,59 @@ def test_results_go_to_their_calls(url: str, engine: ScriptedEngine, tokenizer: 
         )
 
 
+def test_a_prompt_that_is_cut(url: str, engine: ScriptedEngine) -> None:
+    """From the left, for what is continued stands at the right."""
+    ids, context = list(range(100, 200)), engine.max_sequence
+    for asked, kept in ((3, 3), (100, 100), (500, 100), (-1, 100)):
+        body = {"prompt": ids, "truncate_prompt_tokens": asked, "echo": True}
+        response = ask(url, TEXT, **body)
+        assert response.status_code == 200, response.text
+        assert list(engine.requests[-1].prompt_ids) == ids[-kept:]
+        whole = ask(url, TEXT, prompt=ids[-kept:], echo=True).json()["choices"][0]["text"]
+        assert response.json()["choices"][0]["text"] == whole
+    ask(url, TEXT, prompt=ids, truncate_prompt_tokens=4, truncation_side="right")
+    assert list(engine.requests[-1].prompt_ids) == ids[:4]
+    for limit, room in (({"max_tokens": 9}, 9), ({"max_tokens": -1}, 1), ({}, 16)):
+        body = {"prompt": [100] * (context + 50), "truncate_prompt_tokens": -1}
+        assert ask(url, TEXT, **body, **limit).status_code == 200
+        assert len(engine.requests[-1].prompt_ids) == context - room
+    long = [USER | {"content": "hi " * context}]
+    assert ask(url, messages=long).json()["error"]["code"] == "context_length_exceeded"
+    assert ask(url, messages=long, truncate_prompt_tokens=-1).status_code == 200
+    assert len(engine.requests[-1].prompt_ids) == context - 4
+
+
+def test_the_template_s_own_fields(url: str) -> None:
+    """Ours does not read verbosity, which is said."""
+    for path, fields in (
+        (CHAT, {"verbosity": "low"}),
+        ("/v1/responses", {"text": {"verbosity": "high"}}),
+    ):
+        body = {"messages": [USER]} if path == CHAT else {"input": "hi"}
+        response = httpx.post(url + path, json=body | fields)
+        assert response.status_code == 200
+        assert response.headers["x-ignored-fields"] == "verbosity"
+    assert "x-ignored-fields" not in ask(url, verbosity="medium").headers
+
+
+def test_best_of_as_many_as_are_given(url: str, engine: ScriptedEngine) -> None:
+    assert len(ask(url, TEXT, n=2, best_of=2).json()["choices"]) == 2
+    for fields in ({"n": 2, "best_of": 3}, {"best_of": 2}):
+        error = ask(url, TEXT, **fields).json()["error"]
+        assert error["message"].endswith(": send `n` alone and choose")
+        assert error["param"] == "best_of"
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_sums_with_each_chunk(url: str, path: str) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    response = ask(url, path, stream=True, stream_options=options)
+    events = [line[6:] for line in response.text.split("\n\n") if line.startswith("data: {")]
+    counts = [json.loads(event)["usage"]["completion_tokens"] for event in events]
+    assert counts == sorted(counts)
+    assert counts[-1] == counts[-2] > 0
+
+
 def test_what_nothing_knows_is_named(url: str, caplog: pytest.LogCaptureFixture) -> None:
     messages = [USER | {"weight": 0}, USER | {"weight": 1}]
     response = ask(
@@ -206,13 +272,29 @@ def _with_tokenizer(server: LiveServer, tokenizer: Tokenizer) -> Any:
     return replace(server.service.models["tiny"], name="own", tokenizer=tokenizer, adapter="x")
 
 
-def test_paths_end_as_clients_like(url: str) -> None:
-    assert httpx.post(f"{url}{CHAT}/", json=ASK).status_code == 200
+def test_paths_are_as_clients_like(url: str) -> None:
+    """With slashes that a base address brought along, and without /v1 as llama.cpp has them."""
+    for path in (f"{CHAT}/", f"/{CHAT}", "/v1//chat/completions//", "/chat/completions"):
+        assert httpx.post(url + path, json=ASK).status_code == 200
+    assert httpx.post(f"{url}/responses", json={"input": "hi"}).json()["object"] == "response"
+    assert httpx.get(f"{url}/models").json() == httpx.get(f"{url}/v1/models").json()
+    assert httpx.get(f"{url}/v1/health").json() == {"status": "ok"}
     assert httpx.get(f"{url}/v1/models/").json()["data"][0]["id"] == "tiny"
     assert httpx.get(f"{url}/version").json()["version"]
     for path in ("/health", "/v1/models", "/v1/models/tiny"):
         head = httpx.head(url + path)
         assert (head.status_code, head.content) == (200, b"")
+
+
+@pytest.mark.parametrize("arguments", [{}, {"arguments": None}, {"arguments": ""}])
+def test_a_call_without_arguments(
+    url: str, engine: ScriptedEngine, tokenizer: Tokenizer, arguments: dict[str, Any]
+) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f"} | arguments}
+    messages = [USER, {"role": "assistant", "tool_calls": [call]}]
+    assert ask(url, messages=messages).status_code == 200
+    prompt = tokenizer.decode(engine.requests[0].prompt_ids)
+    assert '{"name": "f", "arguments": {}}' in prompt
 
 
 def test_stops_by_token_and_none_at_all(

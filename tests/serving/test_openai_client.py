@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
+import httpx2 as httpx
 import openai
 import pytest
 from live_servers import LiveServer, ScriptedEngine, Serve
+from openai.types.chat import ChatCompletionTokenLogprob
 
-USER = [{"role": "user", "content": "你好"}]
+from minimind.data.chat_dialects import read_list
+from minimind.data.chat_encoding import ChatEncoder
+from minimind.data.chat_format import read_conversation
+
+USER: list[Any] = [{"role": "user", "content": "你好"}]
 TOOLS = [
     {
         "type": "function",
@@ -108,7 +115,8 @@ def test_logprobs_are_the_same_whole_and_streamed(client: openai.OpenAI) -> None
     raw = bytes(byte for entry in entries for byte in entry.bytes or [])
     assert raw.decode(errors="replace") == whole.message.content
     alone = client.chat.completions.create(**ask | {"logprobs": None}).choices[0]
-    assert alone.logprobs == whole.logprobs, "top_logprobs asks for them too"
+    assert alone.logprobs is not None, "top_logprobs asks for them too"
+    check_same(alone.logprobs.content or [], entries)
     streamed = [
         entry
         for chunk in client.chat.completions.create(**ask, stream=True)
@@ -116,10 +124,18 @@ def test_logprobs_are_the_same_whole_and_streamed(client: openai.OpenAI) -> None
         if choice.logprobs is not None
         for entry in choice.logprobs.content or []
     ]
-    assert [entry.token for entry in streamed] == [entry.token for entry in entries]
-    # Other neighbours in the batch, other order of summing.
-    for one, other in zip(streamed, entries, strict=True):
+    check_same(streamed, entries)
+
+
+def check_same(given: list[ChatCompletionTokenLogprob], expected: list[Any]) -> None:
+    """The same tokens. Their numbers are summed in another order where other sequences share the
+    batch, and where the prompt is in the cache, as it is from the second call on."""
+    assert [entry.token for entry in given] == [entry.token for entry in expected]
+    for one, other in zip(given, expected, strict=True):
         assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+        assert [likely.logprob for likely in one.top_logprobs] == pytest.approx(
+            [likely.logprob for likely in other.top_logprobs], abs=1e-4
+        )
 
 
 def test_text_completions(client: openai.OpenAI) -> None:
@@ -157,6 +173,32 @@ def test_reasoning_stands_apart(scripted, stream: bool, piece: int) -> None:
     assert (thought, said) == ("so\nthen", "yes")
     (request,) = engine.requests
     assert request.params.temperature == 1.0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("piece", [1, 1000])
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({"reasoning_format": "none"}, "<think>\nso\nthen\n</think>\n\nyes"),
+        ({"include_reasoning": False}, "yes"),
+        ({"include_reasoning": False, "reasoning_format": "none"}, "yes"),
+        ({"include_reasoning": True, "reasoning_format": "deepseek"}, "yes"),
+    ],
+)
+def test_reasoning_in_the_text_or_nowhere(
+    scripted, fields: dict[str, Any], shown: str, piece: int, stream: bool
+) -> None:
+    client, _ = scripted("so\nthen\n</think>\n\nyes", piece=piece)
+    ask = {"model": "tiny", "messages": USER, "extra_body": {"enable_thinking": True, **fields}}
+    if stream:
+        chunks = client.chat.completions.create(**ask, stream=True)
+        said = [choice.delta for chunk in chunks for choice in chunk.choices]
+    else:
+        said = [client.chat.completions.create(**ask).choices[0].message]
+    assert "".join(message.content or "" for message in said) == shown
+    thoughts = [getattr(message, "reasoning_content", None) for message in said]
+    assert any(thoughts) is (fields.get("reasoning_format") == "deepseek")
 
 
 @pytest.mark.parametrize(
@@ -198,6 +240,56 @@ def test_tool_calls(scripted, tokenizer, stream: bool) -> None:
         assert call.function.name == "weather"
         assert json.loads(call.function.arguments) == {"town": "塔恩"}
     assert '"name": "weather"' in tokenizer.decode(engine.requests[0].prompt_ids)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_functions_in_the_older_form(scripted, tokenizer, stream: bool) -> None:
+    client, engine = scripted(f"{CALL}\n{CALL}")
+    ask: dict[str, Any] = {"model": "tiny", "messages": USER, "function_call": "auto"}
+    ask["functions"] = [TOOLS[0]["function"]]
+    if stream:
+        choices = [c for x in client.chat.completions.create(**ask, stream=True) for c in x.choices]
+        (call,) = [c.delta.function_call for c in choices if c.delta.function_call]
+        assert not any(choice.delta.tool_calls for choice in choices)
+        reason = choices[-1].finish_reason
+    else:
+        choice = client.chat.completions.create(**ask).choices[0]
+        assert choice.message.tool_calls is None
+        call, reason = choice.message.function_call, choice.finish_reason
+    assert reason == "function_call"
+    assert call is not None
+    assert call.name == "weather"
+    assert json.loads(call.arguments or "") == {"town": "塔恩"}
+    called = {"role": "assistant", "content": None, "function_call": call.model_dump()}
+    result = {"role": "function", "name": "weather", "content": "sunny"}
+    client.chat.completions.create(**ask | {"messages": [*USER, called, result]})
+    of_functions = engine.requests[-1].prompt_ids
+    calls = [{"id": "c", "type": "function", "function": call.model_dump()}]
+    called, result = called | {"tool_calls": calls}, result | {"role": "tool", "tool_call_id": "c"}
+    del called["function_call"], ask["functions"], ask["function_call"]
+    ask |= {"messages": [*USER, called, result], "tools": TOOLS, "parallel_tool_calls": False}
+    client.chat.completions.create(**ask)
+    assert engine.requests[-1].prompt_ids == of_functions, "the model sees one form alone"
+    assert "weather" in tokenizer.decode(of_functions)
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"town":"塔恩","n":1.0}', ' { "town" : "\\u5854\\u6069", "n": 1.0 } ']
+)
+def test_a_call_in_the_history_has_the_tokens_of_training(
+    scripted, tokenizer, arguments: str
+) -> None:
+    """However a client writes the arguments, and whatever the data to train on looks like."""
+    client, engine = scripted("yes")
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    turns = [*USER, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    encoder = ChatEncoder(tokenizer)
+    row = read_list({"conversations": turns}, "conversations", set())
+    (trained,) = encoder.encode([encoder.spans(read_conversation(row))])
+    client.chat.completions.create(model="tiny", messages=[*turns, *USER])
+    ids = trained.ids.tolist()
+    assert list(engine.requests[0].prompt_ids[: len(ids)]) == ids
+    assert '"arguments": {"town": "塔恩", "n": 1.0}}' in tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("parallel", [True, False])
@@ -276,6 +368,8 @@ def test_the_key(serve: Serve) -> None:
     server = serve(ServerSettings(port=0, api_keys=("first", "second")), tiny=ScriptedEngine("x"))
     for key in ("first", "second"):
         assert connect(server, key).models.list().data
+        answer = httpx.get(f"{server.url}/v1/models", headers={"X-Api-Key": key})
+        assert answer.status_code == 200, "as llama.cpp's clients may send it"
     for key in ("firs", "firstx", "none", "FIRST"):
         with pytest.raises(openai.AuthenticationError, match="an API key is needed"):
             connect(server, key).models.list()

@@ -163,7 +163,11 @@ def test_an_empty_answer_is_a_message(scripted: Scripted) -> None:
         ({"input": [{"content": "x"}]}, "input[0].role", "input[0].role is missing"),
         ({"input": [{"type": "function_call", "name": "f"}]}, "input[0].arguments", "missing"),
         ({"max_tokens": 5}, "max_tokens", "send `max_output_tokens`"),
-        ({"truncation": "auto"}, "truncation", "truncation is not supported"),
+        ({"truncation": "left"}, "truncation", "'auto' or 'disabled'"),
+        ({"truncation": "auto", "input": "hi " * 300}, "", "context is 256 tokens"),
+        ({"tool_choice": {"type": "web_search"}}, "tool_choice", "'web_search' is not supported"),
+        ({"tool_choice": {"name": ""}}, "tool_choice.name", "at least 1 character"),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema", "requ"),
         ({"text": {"format": {"type": "sound"}}}, "text.format", ""),
         ({"reasoning": {"effort": "much"}}, "reasoning.effort", "'none'"),
     ],
@@ -175,7 +179,7 @@ def test_what_cannot_be_asked(
     assert response.status_code == 400
     error = response.json()["error"]
     assert message in error["message"]
-    assert error["param"].startswith(param)
+    assert (error["param"] or "").startswith(param)
 
 
 def test_what_is_without_effect(scripted: Scripted) -> None:
@@ -187,3 +191,67 @@ def test_what_is_without_effect(scripted: Scripted) -> None:
         extra_body={"colour": "red"},
     )  # fmt: skip
     assert response.headers["x-ignored-fields"] == "colour"
+
+
+def test_the_oldest_turns_make_room(tiny: LiveServer) -> None:
+    """As many as must go, and never the instructions."""
+    turns = [
+        {"role": role, "content": f"{role} {number} " + "word " * 12}
+        for number in range(9)
+        for role in ("user", "assistant")
+    ]
+    turns.append({"role": "user", "content": "and now?"})
+    body = {"input": turns, "instructions": "be brief", "max_output_tokens": 20}
+
+    def ask(**change: Any) -> httpx.Response:
+        return httpx.post(f"{tiny.url}/v1/responses", json=body | change, timeout=60)
+
+    error = ask().json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    found = ask(truncation="auto")
+    assert found.status_code == 200, found.text
+    words = found.headers["x-notice"].split()
+    left_out = int(words[words.index("oldest") + 1])
+    assert words[:3] == ["the", "input", "is"]
+    used = found.json()["usage"]["input_tokens"]
+    assert left_out % 2 == 0
+    kept = ask(input=turns[left_out:])
+    assert kept.json()["usage"]["input_tokens"] == used <= 256 - 20
+    assert ask(input=turns[left_out - 2 :]).status_code == 400, "no more than must go"
+    assert "x-notice" not in ask(input="hi", truncation="auto").headers
+
+
+@pytest.mark.parametrize("thinks", [False, True])
+def test_the_text_s_logprobs(tiny: LiveServer, tokenizer: Tokenizer, thinks: bool) -> None:
+    """Of the message's tokens alone: not of thoughts, nor of tags."""
+    client = openai.OpenAI(base_url=f"{tiny.url}/v1", api_key="none", max_retries=0)
+    end = tokenizer.added_ids["</think>"]
+    extra = {"enable_thinking": thinks, "logit_bias": {str(end): 4 if thinks else -100}}
+    ask: dict[str, Any] = {
+        "model": "tiny", "input": "hi", "max_output_tokens": 60, "top_logprobs": 2,
+        "include": ["message.output_text.logprobs"], "extra_body": extra | {"seed": 3},
+    }  # fmt: skip
+    response = client.responses.create(**ask)
+    check(response)
+    (part,) = [item.content[0] for item in response.output if item.type == "message"]
+    assert part.type == "output_text"
+    assert part.text
+    given = part.logprobs or []
+    raw = bytes(byte for one in given for byte in one.bytes)
+    assert part.text in raw.decode(errors="replace")
+    assert len(raw.decode(errors="replace")) <= len(part.text) + len("</think>\n\n")
+    assert all(len(one.top_logprobs) == 2 for one in given)
+    events = list(client.responses.create(**ask, stream=True))
+    streamed = [
+        one.token
+        for event in events
+        if event.type == "response.output_text.delta"
+        for one in event.logprobs
+    ]
+    assert streamed == [one.token for one in given]
+    (done,) = [event for event in events if event.type == "response.output_text.done"]
+    assert [one.token for one in done.logprobs] == streamed
+    del ask["top_logprobs"], ask["include"]
+    (plain,) = [x.content[0] for x in client.responses.create(**ask).output if x.type == "message"]
+    assert plain.type == "output_text"
+    assert plain.logprobs == []

@@ -29,6 +29,7 @@ class Person(BaseModel):
 
 
 SCHEMA = Person.model_json_schema()
+DEEP = '{"items": ' * 900 + "{}" + "}" * 900
 WRONG = {"type": "array", "uniqueItems": True, "maxItems": 1}
 
 
@@ -140,8 +141,28 @@ def test_a_call_that_must_be_made_is_made(
         if call.function.name == "Person":
             Person.model_validate_json(call.function.arguments)
         else:
-            assert isinstance(json.loads(call.function.arguments), dict)
+            assert call.function.arguments == "{}", "it has no parameters"
     assert found <= names
+
+
+@pytest.mark.parametrize("limit", [1, 3, 9])
+def test_a_call_that_must_be_made_and_is_cut_off_is_no_text(
+    ask: Ask, client: openai.OpenAI, limit: int
+) -> None:
+    choice = ask(tools=[tool()], tool_choice="required", max_tokens=limit)
+    assert choice["finish_reason"] == "length"
+    assert choice["message"]["tool_calls"] is None
+    assert not choice["message"]["content"]
+    flat = {"type": "function", "name": "now", "parameters": SCHEMA, "strict": True}
+    response = client.responses.create(
+        model="tiny",
+        input="x",
+        tools=[flat],
+        tool_choice="required",
+        max_output_tokens=limit,  # type: ignore[list-item]
+    )
+    assert response.status == "incomplete"
+    assert response.output_text == ""
 
 
 def test_strict_tools_hold_the_calls_that_a_model_makes(ask: Ask, tokenizer: Tokenizer) -> None:
@@ -209,6 +230,14 @@ def test_an_answer_that_is_cut_off_says_so(client: openai.OpenAI) -> None:
         ({"guided_grammar": 'start: "a" B\nB: /[bc]/'}, lambda text: text in ("ab", "ac")),
         ({"grammar": 'root ::= "a" x\nx ::= "b" | "c"'}, lambda text: text in ("ab", "ac")),
         ({"grammar": "", "max_tokens": 2}, lambda text: True),
+        (
+            {"guided_json": {"type": "string", "format": "path", "maxLength": 4}},
+            lambda text: isinstance(json.loads(text), str),
+        ),
+        (
+            {"guided_json": {"type": "string", "format": "date", "enum": ["path", "2026-11-29"]}},
+            lambda text: json.loads(text) == "2026-11-29",
+        ),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["chat/completions", "completions"])
@@ -222,25 +251,72 @@ def test_each_field_is_honoured(
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
-        ({"response_format": {"type": "xml"}}, "response_format", "xml"),
+        (
+            {"response_format": {"type": "xml"}},
+            "response_format",
+            "response_format type 'xml' is not supported: it must be one of 'text', 'json_object'",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": True}}},
+            "response_format.json_schema.schema",
+            "^response_format.json_schema.schema: Input should be a valid dictionary$",
+        ),
+        (
+            {"tool_choice": {"type": "custom", "custom": {"name": "x"}}, "tools": TOOLS},
+            "tool_choice",
+            "^tool_choice type 'custom' is not supported: it must be one of 'function', 'allowed_",
+        ),
+        (
+            {"tool_choice": {"type": "function", "name": "now"}, "tools": TOOLS},
+            "tool_choice.function",
+            "^tool_choice.function: Field required$",
+        ),
+        (
+            {"structured_outputs": {"structural_tag": "{}"}},
+            "structured_outputs.structural_tag",
+            "is not supported: send `tools` or",
+        ),
+        (
+            {"guided_json": {"type": "string", "format": "uri-template"}},
+            "guided_json",
+            "Unknown format: uri-template$",
+        ),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": WRONG}}},
             "response_format",
-            "response_format cannot be kept to: .*uniqueItems",
+            r'^response_format cannot be kept to: .*uniqueItems.* \("strict": false leaves them ',
         ),
         ({"guided_json": "{"}, "guided_json", "not JSON"),
         ({"guided_regex": "(a"}, "guided_regex", "unclosed group"),
         ({"guided_regex": "a", "grammar": "b"}, "grammar", "guided_regex and grammar exclude"),
-        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", "exclude"),
-        ({"tools": [tool(parameters=WRONG, strict=True)]}, "tools", "'Person'.*uniqueItems"),
+        (
+            {"structured_outputs": {"regex": "a", "choice": ["b"]}},
+            "structured_outputs.choice",
+            "exclude",
+        ),
+        (
+            {"tools": [tool(parameters={"properties": {"a": WRONG}}, strict=True)]},
+            "tools",
+            "'Person'.*uniqueItems",
+        ),
+        (
+            {"tools": [tool(parameters=WRONG)], "tool_choice": "required"},
+            "tools",
+            '\'Person\'.*their type is "array"; it must be "object"',
+        ),
+        ({"guided_json": DEEP}, "guided_json", "nested too deep"),
+        ({"guided_json": '{"const": NaN}'}, "guided_json", "NaN is no number"),
+        ({"guided_json": '{"const": "\\ud800"}'}, "guided_json", "half a character"),
         ({"tool_choice": "required"}, "tools", "there are no tools"),
         (
             {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}},
             "tool_choice",
             "'x'; the tools are Person, now",
         ),
-        ({"logit_bias": {"x": 1}}, "logit_bias", "pattern"),
-        ({"logit_bias": {"5": 101}}, "logit_bias", "less than or equal to 100"),
+        ({"logit_bias": {"x": 1}}, "logit_bias.x", "pattern"),
+        ({"logit_bias": [["x", 1]]}, "logit_bias", "each must be .token id, bias"),
+        ({"logit_bias": [[5, 101]]}, "logit_bias.5", "less than or equal to 100"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5", "less than or equal to 100"),
         ({"logit_bias": {"99999": 1}}, None, "the token 99999; the model's are 0 to"),
     ],
 )
@@ -249,7 +325,7 @@ def test_what_cannot_be_kept_to_is_refused_in_its_own_words(
 ) -> None:
     error = ask(**fields)
     assert error["type"] == "invalid_request_error"
-    assert (error["param"] or "").split(".")[0] == (param or "")
+    assert error["param"] == param
     with pytest.raises(ValueError, match=words):
         raise ValueError(error["message"])
 

@@ -41,13 +41,29 @@ def test_embeddings_as_the_official_client_asks(tiny: LiveServer, tokenizer: Tok
     np.testing.assert_array_equal(numbers, np.array(plain.data[0].embedding, np.float32))
 
 
+def test_embeddings_of_many_texts_and_of_beginnings(tiny: LiveServer) -> None:
+    many = post(tiny, "/v1/embeddings", input=[[70 + i % 3] for i in range(300)])["data"]
+    assert len(many) == 300
+    assert many[0]["embedding"] == many[297]["embedding"] != many[1]["embedding"]
+    long = list(range(60, 500))
+    end = post(tiny, "/v1/embeddings", input=long, truncate_prompt_tokens=3, truncation_side="left")
+    whole = post(tiny, "/v1/embeddings", input=long[-3:])
+    assert end["data"][0]["embedding"] == pytest.approx(whole["data"][0]["embedding"])
+    for asked, kept in ((3, 3), (256, 256), (-1, 256)):
+        cut = post(tiny, "/v1/embeddings", input=long, truncate_prompt_tokens=asked)
+        whole = post(tiny, "/v1/embeddings", input=long[:kept])
+        assert cut["usage"]["prompt_tokens"] == kept
+        assert cut["data"][0]["embedding"] == pytest.approx(whole["data"][0]["embedding"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"dimensions": 4}, "dimensions is not supported"),
         ({"input": []}, "input: "),
         ({"input": [[]]}, "input"),
-        ({"input": ["a"] * 65}, "at most 64"),
+        ({"input": ["a"] * 2049}, "at most 2048"),
+        ({"truncate_prompt_tokens": 0}, "greater than or equal to 1"),
         ({"input": "word " * 300}, "context is 256 tokens; the prompt has"),
         ({"input": [1, 99999]}, "holds the token 99999"),
         ({"input": "", "add_special_tokens": False}, "input is empty"),

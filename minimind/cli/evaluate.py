@@ -138,7 +138,7 @@ def _run_tasks(
 ) -> dict[str, dict[str, Any]]:
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError("--tasks needs lm-evaluation-harness: pip install 'minimind[eval]'")
-    from minimind.evaluation.harness import run_tasks
+    from minimind.evaluation.tasks import run_tasks
 
     return run_tasks(
         model,

@@ -7,10 +7,11 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from minimind.config.rope_scaling import check_rope_scaling
 from minimind.config.spelling import did_you_mean
+from minimind.config.typed import convert
 from minimind.errors import ConfigError
 
 _MAX_EXPERTS, _MAX_EXPERTS_PER_TOK = 256, 8
@@ -206,24 +207,14 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any], origin: str) -> ModelConfig:
         """Unknown keys and wrong types raise ConfigError naming `origin`."""
-        known = {f.name: f for f in dataclasses.fields(cls)}
+        known = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(set(values) - set(known)):
             raise ConfigError(
                 f"{origin}: no such model field: {', '.join(unknown)}"
                 f"{did_you_mean(unknown[0], known)}; known: {', '.join(known)}"
             )
-        for name, value in values.items():
-            default = known[name].default
-            if name == "rope_scaling" or (value is None and default is None):
-                continue
-            if isinstance(default, tuple):
-                if not isinstance(value, list | tuple) or not all(type(x) is int for x in value):
-                    raise ConfigError(f"{origin}: {name} is {value!r}; it must be a list of ints")
-                continue
-            wanted = (int, float) if isinstance(default, float) else type(default)
-            if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-                kind = type(default).__name__
-                raise ConfigError(f"{origin}: {name} is {value!r}; it must be a {kind}")
+        hints = get_type_hints(cls) | {"rope_scaling": Any}  # which may be a name
+        values = {n: convert(value, hints[n], f"{origin}: {n}") for n, value in values.items()}
         try:
             return cls(**values)
         except ConfigError as error:

@@ -8,11 +8,12 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 from minimind.config.model import ModelConfig
 from minimind.config.sizes import Sizes, default_sizes
 from minimind.config.spelling import did_you_mean
+from minimind.config.typed import convert
 from minimind.errors import ConfigError
 
 FLAGS = {
@@ -141,14 +142,6 @@ class Recipe:
         """Says what of the recipe is allowed and of no use."""
         return []
 
-    def count_helper_weights(self, config: ModelConfig) -> int:
-        """Counts the weights of the frozen models beside the policy, of which each rank has all."""
-        return 0
-
-    def count_cached_tokens(self, device_kind: str) -> int:
-        """Counts the tokens for which a step that generates keeps keys and values on a rank."""
-        return 0
-
     @property
     def updates_per_step(self) -> int:
         """Gives the most updates that a step takes."""
@@ -226,32 +219,8 @@ def replace_fields(
         if name not in names:
             guess = did_you_mean(name, names)
             raise ConfigError(f"{origin}: no such {what}: {name}{guess}; known: {', '.join(names)}")
-        values = values | {name: _convert(value, hints[name], f"{origin}: {name}")}
+        values = values | {name: convert(value, hints[name], f"{origin}: {name}")}
     return dataclasses.replace(instance, **values)
-
-
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)
-    if value is None and type(None) in kinds:
-        return None
-    (kind,) = (k for k in kinds if k is not type(None))
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if kind in (bool, str) and isinstance(value, kind):
-        return value
-    origin = getattr(kind, "__origin__", kind)
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_convert(v, get_args(kind)[0], where) for v in value)
-    if origin is dict and isinstance(value, dict):
-        return {str(k): _convert(v, get_args(kind)[1], where) for k, v in value.items()}
-    spelled = getattr(kind, "__name__", str(kind))
-    if origin is tuple:
-        spelled = f"a list of {get_args(kind)[0].__name__}"
-    elif origin is dict:
-        spelled = f'a table as {{"NAME": {get_args(kind)[1].__name__}}}'
-    raise ConfigError(f"{where} is {value!r}; it must be {spelled}")
 
 
 def parse_assignments(items: list[str]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ has to be saved to resume, and any number of ranks reads the same rows in the sa
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -114,14 +113,6 @@ class PackedLoader:
         """`file:line` of all that is in one of this rank's micro-batches, row by row."""
         rows = self._micro_batches(step)[micro]
         return [source for row in rows for source in self._rows.describe(row)]
-
-    def order_digest(self, step: int) -> str:
-        """Hash of the ids of all rows of a step, over all ranks: equal where runs read equal data
-        in equal order."""
-        digest = hashlib.blake2b(digest_size=16)
-        for row in self._step_rows(step):
-            digest.update(self._rows.build(row).ids_T.tobytes())
-        return digest.hexdigest()
 
     def read(
         self, from_step: int, to_step: int, pin: bool = False, ahead: int = 2

@@ -6,7 +6,7 @@ Hugging Face names it; of a fused matrix each part (q, k, v; gate, up) has its o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minimind.config.model import ModelConfig
 from minimind.errors import CheckpointError
-from minimind.model.state_dict import LinearPart, linear_parts
+from minimind.model.state_dict import linear_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +68,9 @@ def merge_adapter(
     for name, parts in linear_parts(config).items():
         if any(part.name in adapter for part in parts):
             merged[name] = weights[name].to(torch.float32, copy=True)
-            add_delta(merged[name], parts, adapter)
+            matrix_OI = merged[name].view(-1, merged[name].shape[-1])
+            for part in parts:
+                if part.name in adapter:
+                    delta_OI = adapter[part.name].delta().to(matrix_OI.device)
+                    matrix_OI[part.rows, part.columns].add_(delta_OI)
     return merged
-
-
-def add_delta(
-    tensor: Tensor, parts: Sequence[LinearPart], adapter: Adapter, scale: float = 1.0
-) -> None:
-    """Adds scale · alpha/r · B·A in place to an fp32 tensor of the model made of `parts`."""
-    matrix_OI = tensor.view(-1, tensor.shape[-1])
-    for part in parts:
-        if part.name in adapter:
-            delta_OI = adapter[part.name].delta().to(tensor.device)
-            matrix_OI[part.rows, part.columns].add_(delta_OI, alpha=scale)

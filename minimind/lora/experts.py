@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimind.lora.linear import Adapters, Slot, lora_product, split_slots
+from minimind.lora.linear import FusedAdapter, PartSpec, lora_product, split_parts
 from minimind.model.moe import MixtureOfExperts
 from minimind.runtime.devices import send
 
@@ -27,11 +27,11 @@ class LoraExperts(MixtureOfExperts):
     product can, all together, and nothing is read.
     """
 
-    def __init__(self, mixture: MixtureOfExperts, adapters: Mapping[str, Adapters]) -> None:
+    def __init__(self, mixture: MixtureOfExperts, adapters: Mapping[str, FusedAdapter]) -> None:
         with torch.device("meta"):
             super().__init__(mixture.config)
         _take_over(self, mixture)
-        self.slots = {stack: of_stack.slots for stack, of_stack in adapters.items()}
+        self.specs = {stack: of_stack.specs for stack, of_stack in adapters.items()}
         self.is_active = True
         """Whether a forward uses the adapters (lora/model.py, adapters_off)."""
         for stack, of_stack in adapters.items():
@@ -89,38 +89,38 @@ class LoraExperts(MixtureOfExperts):
         def product(x_PI: Tensor, stack: str) -> Tensor:
             weight_EOI = cast(Tensor, getattr(self, stack))
             y_PO = cast(Tensor, _GroupedProduct.apply(x_PI, weight_EOI, ends_E))
-            slots = self.slots.get(stack, ())
-            if not slots:
+            specs = self.specs.get(stack, ())
+            if not specs:
                 return y_PO
             num_rows = weight_EOI.shape[1]
             of_rank = [
-                (s.part.rows.start // num_rows, s.scale) for s in slots for _ in range(s.rank)
+                (s.part.rows.start // num_rows, s.scale) for s in specs for _ in range(s.rank)
             ]
             expert_R = send([expert for expert, _ in of_rank], x_PI.device)
             scale_R = send([scale for _, scale in of_rank], x_PI.device, x_PI.dtype)
             all_a, all_b = (cast(Tensor, getattr(self, f"{stack}_lora_{x}")) for x in "AB")
             counts_PR = torch.where(expert_P[:, None] == expert_R, scale_R, 0)
             z_PR = F.linear(x_PI, all_a) * counts_PR
-            return _add_adapters(y_PO, z_PR, all_a, all_b, slots, num_rows)
+            return _add_adapters(y_PO, z_PR, all_a, all_b, specs, num_rows)
 
         return product
 
     def _product(self, x_PI: Tensor, stack: str, bounds: list[tuple[int, int]]) -> Tensor:
         """Each expert's rows of x through its matrix of `stack`: [P, O]."""
         weight_EOI = cast(Tensor, getattr(self, stack))
-        of_experts = _slots_of_experts(self.slots.get(stack, ()), weight_EOI.shape[1])
-        if stack in self.slots:
+        of_experts = _specs_of_experts(self.specs.get(stack, ()), weight_EOI.shape[1])
+        if stack in self.specs:
             all_a, all_b = (getattr(self, f"{stack}_lora_{x}") for x in "AB")
         else:
             all_a, all_b = x_PI.new_empty(0, x_PI.shape[1]), x_PI.new_empty(0)
         counts = [of_experts.get(e, ()) for e in range(len(weight_EOI))]
-        a_parts = all_a.split([sum(slot.rank for slot in slots) for slots in counts])
-        b_parts = all_b.split([sum(slot.num_b for slot in slots) for slots in counts])
+        a_parts = all_a.split([sum(spec.rank for spec in specs) for specs in counts])
+        b_parts = all_b.split([sum(spec.num_b for spec in specs) for specs in counts])
         outputs = []
         for expert, (start, stop) in enumerate(bounds):
-            rows_PI, slots = x_PI[start:stop], counts[expert]
-            if slots:
-                adapters = (a_parts[expert], b_parts[expert], slots)
+            rows_PI, specs = x_PI[start:stop], counts[expert]
+            if specs:
+                adapters = (a_parts[expert], b_parts[expert], specs)
                 outputs.append(lora_product(rows_PI, weight_EOI, *adapters, expert))
             else:
                 outputs.append(F.linear(rows_PI, weight_EOI[expert]))
@@ -158,17 +158,17 @@ def _add_adapters(
     z_PR: Tensor,
     all_a: Tensor,
     all_b: Tensor,
-    slots: tuple[Slot, ...],
+    specs: tuple[PartSpec, ...],
     num_rows: int,
 ) -> Tensor:
-    """y and, in the rows that each slot has within its expert's matrix, z·Bᵀ."""
+    """y and, in the rows that each spec has within its expert's matrix, z·Bᵀ."""
     pieces: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
     start = 0
-    for slot, _, b_OR in split_slots(slots, all_a, all_b):
-        first = slot.part.rows.start % num_rows
-        of_slot = z_PR[:, start : start + slot.rank], b_OR
-        pieces.setdefault((first, first + slot.part.num_rows), []).append(of_slot)
-        start += slot.rank
+    for spec, _, b_OR in split_parts(specs, all_a, all_b):
+        first = spec.part.rows.start % num_rows
+        of_spec = z_PR[:, start : start + spec.rank], b_OR
+        pieces.setdefault((first, first + spec.part.num_rows), []).append(of_spec)
+        start += spec.rank
     for (first, stop), found in pieces.items():
         z, b = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
         y_PO = y_PO + F.pad(F.linear(z, b), (first, y_PO.shape[1] - stop))
@@ -180,11 +180,13 @@ def _take_over(mixture: MixtureOfExperts, other: MixtureOfExperts) -> None:
     mixture.gate_up_proj, mixture.down_proj = other.gate_up_proj, other.down_proj
 
 
-def _slots_of_experts(slots: tuple[Slot, ...], num_rows: int) -> dict[int, tuple[Slot, ...]]:
+def _specs_of_experts(
+    specs: tuple[PartSpec, ...], num_rows: int
+) -> dict[int, tuple[PartSpec, ...]]:
     """By expert, with rows counted within its own matrix of `num_rows`."""
-    found: dict[int, tuple[Slot, ...]] = {}
-    for slot in slots:
-        expert, start = divmod(slot.part.rows.start, num_rows)
-        part = replace(slot.part, rows=slice(start, start + slot.part.num_rows))
-        found[expert] = (*found.get(expert, ()), replace(slot, part=part))
+    found: dict[int, tuple[PartSpec, ...]] = {}
+    for spec in specs:
+        expert, start = divmod(spec.part.rows.start, num_rows)
+        part = replace(spec.part, rows=slice(start, start + spec.part.num_rows))
+        found[expert] = (*found.get(expert, ()), replace(spec, part=part))
     return found

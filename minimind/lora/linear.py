@@ -16,8 +16,8 @@ from minimind.model.state_dict import LinearPart
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
-    """The place of one part's adapter, its rank and its alpha."""
+class PartSpec:
+    """Which part of a tensor an adapter is for, its rank and its alpha."""
 
     part: LinearPart
     rank: int
@@ -33,30 +33,30 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
-class Adapters:
-    """Those of all parts of one tensor. The slots' A stand above each other in `a_RI` [ΣR, I];
-    their B [O, R] follow each other in `b_flat`, because their shapes differ."""
+class FusedAdapter:
+    """LoRA A and B of every part (q, k, v) of one tensor. The parts' A stand above each other in
+    `a_RI` [ΣR, I]; their B [O, R] follow each other in `b_flat`, because their shapes differ."""
 
-    slots: tuple[Slot, ...]
+    specs: tuple[PartSpec, ...]
     a_RI: Tensor
     b_flat: Tensor
 
 
 class LoraLinear(nn.Linear):
-    """x·Wᵀ, and in each slot's output columns + scale·(x·Aᵀ)·Bᵀ with the slot's A and B.
+    """x·Wᵀ, and in each part's output columns + scale·(x·Aᵀ)·Bᵀ with the part's A and B.
 
     Takes over the linear's own weight under its own name, so the base model's state has the same
     keys with and without adapters. `lora_A` and `lora_B` are parameters of this module and of no
     child, so ZeRO-3 gathers them when it is called.
     """
 
-    def __init__(self, linear: nn.Linear, adapters: Adapters) -> None:
+    def __init__(self, linear: nn.Linear, adapters: FusedAdapter) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight = linear.weight
         # In a tuple: as a child it would have the weight a second time.
         self._bare = (linear,)
         self.takes_gate_up = isinstance(linear, SwiGLULinear)
-        self.slots = adapters.slots
+        self.specs = adapters.specs
         self.is_active = True
         """Whether a forward uses the adapters (lora/model.py, adapters_off)."""
         self.lora_A = nn.Parameter(adapters.a_RI)
@@ -76,7 +76,7 @@ class LoraLinear(nn.Linear):
             input = K.swiglu(input)
         if not self.is_active:
             return F.linear(input, self.weight)
-        return lora_product(input, self.weight, self.lora_A, self.lora_B, self.slots)
+        return lora_product(input, self.weight, self.lora_A, self.lora_B, self.specs)
 
 
 def lora_product(
@@ -84,25 +84,25 @@ def lora_product(
     weight: Tensor,
     a_RI: Tensor,
     b_flat: Tensor,
-    slots: Sequence[Slot],
+    specs: Sequence[PartSpec],
     expert: int | None = None,
 ) -> Tensor:
-    """x·Wᵀ with the slots' adapters: [M, O]. `weight` is [O, I], or a frozen stack [E, O, I] of
+    """x·Wᵀ with the parts' adapters: [M, O]. `weight` is [O, I], or a frozen stack [E, O, I] of
     which `expert` is meant. All of one dtype, in which each product is rounded."""
-    arguments = (x_MI, weight, a_RI, b_flat, slots, expert)
+    arguments = (x_MI, weight, a_RI, b_flat, specs, expert)
     if torch.is_grad_enabled():
         return cast(Tensor, _LoraProduct.apply(*arguments))
     return _product(*arguments)[0]
 
 
-def split_slots(
-    slots: Sequence[Slot], a_RI: Tensor, b_flat: Tensor
-) -> Iterator[tuple[Slot, Tensor, Tensor]]:
-    """Each slot with views of its A [R, I] and B [O, R]."""
-    all_a = a_RI.split([slot.rank for slot in slots])
-    all_b = b_flat.split([slot.num_b for slot in slots])
-    for slot, a, b in zip(slots, all_a, all_b, strict=True):
-        yield slot, a, b.view(slot.part.num_rows, slot.rank)
+def split_parts(
+    specs: Sequence[PartSpec], a_RI: Tensor, b_flat: Tensor
+) -> Iterator[tuple[PartSpec, Tensor, Tensor]]:
+    """Each part's spec with views of its A [R, I] and B [O, R]."""
+    all_a = a_RI.split([spec.rank for spec in specs])
+    all_b = b_flat.split([spec.num_b for spec in specs])
+    for spec, a, b in zip(specs, all_a, all_b, strict=True):
+        yield spec, a, b.view(spec.part.num_rows, spec.rank)
 
 
 def _product(
@@ -110,7 +110,7 @@ def _product(
     weight: Tensor,
     a_RI: Tensor,
     b_flat: Tensor,
-    slots: Sequence[Slot],
+    specs: Sequence[PartSpec],
     expert: int | None,
 ) -> tuple[Tensor, Tensor]:
     """The output [M, O] and x·Aᵀ [M, ΣR]."""
@@ -118,26 +118,26 @@ def _product(
     if a_RI.shape[1] == x_MI.shape[1]:
         z_MR = F.linear(x_MI, a_RI)
     else:
-        parts = split_slots(slots, a_RI, b_flat)
-        z_MR = torch.cat([F.linear(x_MI[:, slot.part.columns], a) for slot, a, _ in parts], dim=1)
+        parts = split_parts(specs, a_RI, b_flat)
+        z_MR = torch.cat([F.linear(x_MI[:, spec.part.columns], a) for spec, a, _ in parts], dim=1)
     start = 0
-    for slot, _, b_OR in split_slots(slots, a_RI, b_flat):
-        ranks = slice(start, start + slot.rank)
-        y_MO[:, slot.part.rows].addmm_(z_MR[:, ranks], b_OR.T, alpha=slot.scale)
+    for spec, _, b_OR in split_parts(specs, a_RI, b_flat):
+        ranks = slice(start, start + spec.rank)
+        y_MO[:, spec.part.rows].addmm_(z_MR[:, ranks], b_OR.T, alpha=spec.scale)
         start = ranks.stop
     return y_MO, z_MR
 
 
 class _LoraProduct(torch.autograd.Function):
     """Written out so that the sum happens in the output's own memory and the frozen weight costs
-    no product: dx = dy·W + dz·A, with dz = scale·dy·B per slot."""
+    no product: dx = dy·W + dz·A, with dz = scale·dy·B per part."""
 
     @staticmethod
-    def forward(ctx: Any, x_MI, weight, a_RI, b_flat, slots, expert):
-        y_MO, z_MR = _product(x_MI, weight, a_RI, b_flat, slots, expert)
+    def forward(ctx: Any, x_MI, weight, a_RI, b_flat, specs, expert):
+        y_MO, z_MR = _product(x_MI, weight, a_RI, b_flat, specs, expert)
         # The whole parameter, not a view of one expert: ZeRO-3 frees and gathers it in between.
         ctx.save_for_backward(x_MI, z_MR, weight, a_RI, b_flat)
-        ctx.slots, ctx.expert = slots, expert
+        ctx.specs, ctx.expert = specs, expert
         return y_MO
 
     @staticmethod
@@ -149,10 +149,10 @@ class _LoraProduct(torch.autograd.Function):
         grad_x_MI = grad_MO @ weight_OI if needs_x else None
         grad_z_MR, grads_b = torch.empty_like(z_MR), []
         start = 0
-        for slot, _, b_OR in split_slots(ctx.slots, a_RI, b_flat):
-            ranks, part_MO = slice(start, start + slot.rank), grad_MO[:, slot.part.rows]
-            grad_z_MR[:, ranks] = (part_MO @ b_OR).mul_(slot.scale)
-            grads_b.append((part_MO.T @ z_MR[:, ranks]).mul_(slot.scale).flatten())
+        for spec, _, b_OR in split_parts(ctx.specs, a_RI, b_flat):
+            ranks, part_MO = slice(start, start + spec.rank), grad_MO[:, spec.part.rows]
+            grad_z_MR[:, ranks] = (part_MO @ b_OR).mul_(spec.scale)
+            grads_b.append((part_MO.T @ z_MR[:, ranks]).mul_(spec.scale).flatten())
             start = ranks.stop
         if a_RI.shape[1] == x_MI.shape[1]:
             grad_a_RI = grad_z_MR.T @ x_MI
@@ -160,12 +160,12 @@ class _LoraProduct(torch.autograd.Function):
                 grad_x_MI.addmm_(grad_z_MR, a_RI)
         else:
             grads_a = []
-            pieces = grad_z_MR.split([slot.rank for slot in ctx.slots], dim=1)
-            parts = split_slots(ctx.slots, a_RI, b_flat)
-            for (slot, a, _), grad_z in zip(parts, pieces, strict=True):
-                grads_a.append(grad_z.T @ x_MI[:, slot.part.columns])
+            pieces = grad_z_MR.split([spec.rank for spec in ctx.specs], dim=1)
+            parts = split_parts(ctx.specs, a_RI, b_flat)
+            for (spec, a, _), grad_z in zip(parts, pieces, strict=True):
+                grads_a.append(grad_z.T @ x_MI[:, spec.part.columns])
                 if grad_x_MI is not None:
-                    grad_x_MI[:, slot.part.columns].addmm_(grad_z, a)
+                    grad_x_MI[:, spec.part.columns].addmm_(grad_z, a)
             grad_a_RI = torch.cat(grads_a)
         grad_weight = grad_MO.T @ x_MI if needs_weight else None
         return grad_x_MI, grad_weight, grad_a_RI, torch.cat(grads_b), None, None

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from minimind.errors import CheckpointError, ConfigError
-from minimind.lora.adapter import Adapter, add_delta, check_fits
+from minimind.lora.adapter import Adapter, check_fits
 from minimind.lora.folder import find_base, load_adapter
-from minimind.lora.linear import Adapters, Slot
+from minimind.lora.linear import FusedAdapter, PartSpec
 from minimind.lora.model import attach, detach
 from minimind.model.state_dict import LinearPart, linear_parts
 from minimind.model.transformer import Transformer
 
 
 class LoadedAdapters:
-    """Adapters by name over `model`, whose own weights they never change until `merge`.
+    """Adapters by name over `model`, whose own weights they never change.
 
     What is active is one adapter to the forward: the ranks of all active ones laid beside each
     other, their scales in B. So two active adapters cost no more products than one.
@@ -30,7 +30,6 @@ class LoadedAdapters:
         self._model = model
         self._base_fingerprint = base_fingerprint
         self._adapters: dict[str, Adapter] = {}
-        self._replaced: dict[str, Tensor] = {}
         self.active: dict[str, float] = {}
         """Name to scale."""
 
@@ -62,9 +61,8 @@ class LoadedAdapters:
         """Switches to exactly these, each times its scale; {} leaves the bare model. Raises
         ConfigError for a name that is not loaded."""
         chosen = [(self._find(name), scale) for name, scale in scales.items()]
-        self._restore()
         detach(self._model)
-        adapters: dict[str, Adapters] = {}
+        adapters: dict[str, FusedAdapter] = {}
         for name, parts in linear_parts(self._model.config).items():
             weight = self._model.get_parameter(name)
             if of_tensor := _combine(parts, chosen, weight):
@@ -81,33 +79,6 @@ class LoadedAdapters:
         if self.active != wanted:
             self.activate(wanted)
 
-    @torch.no_grad()
-    def merge(self) -> None:
-        """Adds what is active into the weights, for speed: W + Σ scale · alpha/r · B·A, summed in
-        fp32 and rounded once. Keeps the weights that it replaces."""
-        if self._replaced:
-            return
-        chosen = [(self._find(name), scale) for name, scale in self.active.items()]
-        for name, parts in linear_parts(self._model.config).items():
-            touching = [a for a in chosen if any(part.name in a[0] for part in parts)]
-            if touching:
-                parameter = self._model.get_parameter(name)
-                full = parameter.to(torch.float32, copy=True)
-                for adapter, scale in touching:
-                    add_delta(full, parts, adapter, scale)
-                self._replaced[name] = parameter.data
-                parameter.data = full.to(parameter.dtype)
-        detach(self._model)
-
-    def unmerge(self) -> None:
-        """Puts the weights from before `merge` back, bitwise, and what is active beside them."""
-        self.activate(self.active)
-
-    def _restore(self) -> None:
-        for name, base in self._replaced.items():
-            self._model.get_parameter(name).data = base
-        self._replaced = {}
-
     def _find(self, name: str) -> Adapter:
         if name not in self._adapters:
             loaded = ", ".join(self._adapters) or "none"
@@ -117,20 +88,20 @@ class LoadedAdapters:
 
 def _combine(
     parts: list[LinearPart], chosen: list[tuple[Adapter, float]], weight: Tensor
-) -> Adapters | None:
+) -> FusedAdapter | None:
     """One adapter of the sum of the ranks, with every scale in its B; None where no active adapter
     is for this tensor."""
-    slots, all_a, all_b = [], [], []
+    specs, all_a, all_b = [], [], []
     for part in parts:
         found = [(a[part.name], scale) for a, scale in chosen if part.name in a]
         if not found:
             continue
         a_RI = torch.cat([adapter.a_RI for adapter, _ in found])
         scaled = [p.b_OR.float() * (p.alpha / p.rank * scale) for p, scale in found]
-        slots.append(Slot(part, rank=len(a_RI), alpha=len(a_RI)))
+        specs.append(PartSpec(part, rank=len(a_RI), alpha=len(a_RI)))
         all_a.append(a_RI)
         all_b.append(torch.cat(scaled, dim=1).flatten())
-    if not slots:
+    if not specs:
         return None
     a_RI, b_flat = (torch.cat(x).to(weight.device, weight.dtype) for x in (all_a, all_b))
-    return Adapters(tuple(slots), a_RI, b_flat)
+    return FusedAdapter(tuple(specs), a_RI, b_flat)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from minimind.lora.adapter import LoraPart
 from minimind.lora.experts import LoraExperts
-from minimind.lora.linear import Adapters, LoraLinear, Slot, split_slots
+from minimind.lora.linear import FusedAdapter, LoraLinear, PartSpec, split_parts
 from minimind.model.moe import MixtureOfExperts
 from minimind.model.state_dict import linear_parts
 from minimind.model.transformer import Transformer
@@ -30,26 +30,26 @@ def add_adapters(
     device and whatever other adapters there are; B = 0.
     """
     model.requires_grad_(False)
-    fresh: dict[str, Adapters] = {}
+    fresh: dict[str, FusedAdapter] = {}
     for name, parts in linear_parts(model.config).items():
-        slots = tuple(Slot(p, ranks[p.name], alphas[p.name]) for p in parts if p.name in ranks)
-        if slots:
+        specs = tuple(PartSpec(p, ranks[p.name], alphas[p.name]) for p in parts if p.name in ranks)
+        if specs:
             device = model.get_parameter(name).device
-            a_RI = torch.cat([_init_a(slot, seed) for slot in slots]).to(device)
-            b_flat = torch.zeros(sum(slot.num_b for slot in slots), device=device)
-            fresh[name] = Adapters(slots, a_RI, b_flat)
+            a_RI = torch.cat([_init_a(spec, seed) for spec in specs]).to(device)
+            b_flat = torch.zeros(sum(spec.num_b for spec in specs), device=device)
+            fresh[name] = FusedAdapter(specs, a_RI, b_flat)
     attach(model, fresh)
 
 
-def _init_a(slot: Slot, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(derive_seed(seed, slot.part.name))
-    a_RI = torch.empty(slot.rank, slot.part.num_columns)
+def _init_a(spec: PartSpec, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(derive_seed(seed, spec.part.name))
+    a_RI = torch.empty(spec.rank, spec.part.num_columns)
     return a_RI.normal_(0.0, INIT_STD, generator=generator)
 
 
-def attach(model: Transformer, adapters: Mapping[str, Adapters]) -> None:
+def attach(model: Transformer, adapters: Mapping[str, FusedAdapter]) -> None:
     """Puts adapters beside tensors, by the tensors' names, into a model that has none."""
-    mixtures: dict[str, dict[str, Adapters]] = {}
+    mixtures: dict[str, dict[str, FusedAdapter]] = {}
     for name, of_tensor in adapters.items():
         owner, _, tensor = name.rpartition(".")
         module = model.get_submodule(owner)
@@ -77,21 +77,21 @@ def _replace_module(model: Transformer, name: str, module: nn.Module) -> None:
 def collect_adapter(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, LoraPart]:
     """The model's adapter, with its numbers taken from `weights` by parameter name."""
     adapter: dict[str, LoraPart] = {}
-    for prefix, slots in _prefixes(model):
+    for prefix, specs in _prefixes(model):
         tensors = (weights[f"{prefix}lora_A"], weights[f"{prefix}lora_B"])
-        for slot, a_RI, b_OR in split_slots(slots, *tensors):
-            adapter[slot.part.name] = LoraPart(a_RI, b_OR, slot.alpha)
+        for spec, a_RI, b_OR in split_parts(specs, *tensors):
+            adapter[spec.part.name] = LoraPart(a_RI, b_OR, spec.alpha)
     return adapter
 
 
-def _prefixes(model: nn.Module) -> Iterator[tuple[str, tuple[Slot, ...]]]:
-    """What the names of each pair of lora_A and lora_B begin with, and their slots."""
+def _prefixes(model: nn.Module) -> Iterator[tuple[str, tuple[PartSpec, ...]]]:
+    """What the names of each pair of lora_A and lora_B begin with, and their specs."""
     for name, module in model.named_modules():
         if isinstance(module, LoraLinear):
-            yield f"{name}.", module.slots
+            yield f"{name}.", module.specs
         elif isinstance(module, LoraExperts):
-            for stack, slots in module.slots.items():
-                yield f"{name}.{stack}_", slots
+            for stack, specs in module.specs.items():
+                yield f"{name}.{stack}_", specs
 
 
 @contextlib.contextmanager

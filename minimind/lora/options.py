@@ -23,7 +23,7 @@ NAMED = {"attention": "self_attn", "default": EVERY}
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterPlan:
+class AdapterRanks:
     """Which linears get an adapter of what rank and alpha, by Hugging Face's names."""
 
     ranks: dict[str, int]
@@ -75,7 +75,7 @@ class AdapterOptions(Recipe):
                 "learns; give it an alpha, or lora_ranks 0 there to have none"
             )
 
-    def plan(self, config: ModelConfig) -> AdapterPlan:
+    def choose_ranks(self, config: ModelConfig) -> AdapterRanks:
         """Raises ConfigError for a pattern that no linear's name matches, or if none is chosen."""
         ranks, alphas = {}, {}
         patterns = _default_first(self.lora_ranks) or {EVERY: RANK}
@@ -108,12 +108,12 @@ class AdapterOptions(Recipe):
                 f"{what if unmatched else 'no linear gets an adapter'}; there is attention, mlp, "
                 f"default, or a pattern of the names: {first}, and so on"
             )
-        return AdapterPlan(ranks, alphas)
+        return AdapterRanks(ranks, alphas)
 
     def remarks(self, config: ModelConfig) -> list[str]:
         if not self.has_adapters:
             return super().remarks(config)
-        ranks = self.plan(config).ranks
+        ranks = self.choose_ranks(config).ranks
         parts = (part for parts in linear_parts(config).values() for part in parts)
         sides = {part.name: min(part.num_rows, part.num_columns) for part in parts}
         above = [name for name, rank in ranks.items() if rank > sides[name]]
@@ -129,7 +129,7 @@ class AdapterOptions(Recipe):
     def count_weights(self, config: ModelConfig) -> tuple[int, int]:
         if not self.has_adapters:
             return super().count_weights(config)
-        ranks = self.plan(config).ranks
+        ranks = self.choose_ranks(config).ranks
         parts = (part for parts in linear_parts(config).values() for part in parts)
         trained = sum(ranks.get(p.name, 0) * (p.num_rows + p.num_columns) for p in parts)
         return trained, config.num_parameters

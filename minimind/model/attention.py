@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from minimind.config.model import ModelConfig
 
 
-class Attend(Protocol):
+class AttentionFn(Protocol):
     """Who may look at whom: a plan over packed documents, or one layer of a cache."""
 
     def attend(self, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor) -> Tensor: ...
@@ -36,7 +36,7 @@ class Attention(nn.Module):
         self.k_norm = nn.Parameter(torch.ones(size)) if config.use_qk_norm else None
 
     def forward(
-        self, x_MD: Tensor, rope: tuple[Tensor, Tensor], positions_M: Tensor, attend: Attend
+        self, x_MD: Tensor, rope: tuple[Tensor, Tensor], positions_M: Tensor, attend: AttentionFn
     ) -> Tensor:
         config = self.config
         q_MNH, k_MKH, v_MKH = K.qk_rope(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minimind.config.model import ModelConfig
-from minimind.model.attention import Attend, Attention
+from minimind.model.attention import Attention, AttentionFn
 from minimind.model.cached_attention import CachePlan
 from minimind.model.document_attention import plan_attention
 from minimind.model.feed_forward import SwiGLU
@@ -63,7 +63,7 @@ class Block(nn.Module):
         residual_MD: Tensor | None,
         rope: tuple[Tensor, Tensor],
         positions_M: Tensor,
-        attend: Attend,
+        attend: AttentionFn,
         report: RouterReport | None = None,
     ) -> tuple[Tensor, Tensor]:
         residual_MD, x_MD = self.input_layernorm(delta_MD, residual_MD)

@@ -106,16 +106,6 @@ class ResolvedRun:
         ds_config = with_total_steps(self.ds_config, self.total_steps(loader))
         return dataclasses.replace(self, ds_config=ds_config)
 
-    def with_micro_batch(self, rows: int) -> ResolvedRun:
-        """Gives the same run in micro-batches of so many rows."""
-        accumulation = self.train_batch_size // (rows * self.world_size)
-        sizes = {
-            "train_micro_batch_size_per_gpu": rows,
-            "gradient_accumulation_steps": accumulation,
-        }
-        recipe = dataclasses.replace(self.recipe, micro_batch_size=rows)
-        return dataclasses.replace(self, recipe=recipe, ds_config=self.ds_config | sizes)
-
     @property
     def facts(self) -> dict[str, Any]:
         """Gives, by name, what every rank of the run must have alike."""

@@ -36,10 +36,6 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    @property
-    def num_open(self) -> int:
-        return len(self._open)
-
     def submit(self, requests: Sequence[GenerationRequest], timeout_s: float) -> Answer:
         """The answer to be read, one choice for each request; the caller closes it. Raises ApiError
         where there is no room and ConfigError where a request is impossible."""

@@ -14,7 +14,6 @@ import minimind_kernels as K
 import torch
 from torch import Tensor
 
-from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe, option
 from minimind.data.same_tokens import check_same_tokens
 from minimind.data.tokenizer import Tokenizer
@@ -53,11 +52,6 @@ class DistillRecipe(SFTRecipe):
             raise ConfigError(f"alpha is {self.alpha}; it must be from 0 to 1")
         if not 0 < self.temperature < math.inf:
             raise ConfigError(f"temperature is {self.temperature}; it must be above 0")
-
-    def count_helper_weights(self, config: ModelConfig) -> int:
-        """Raises CheckpointError where there is no teacher."""
-        folder = find_model_folder(Path(cast(str, self.teacher)))
-        return load_folder_config(folder).num_parameters
 
 
 class Distill(SFT):

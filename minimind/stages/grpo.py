@@ -91,9 +91,6 @@ class GRPORecipe(RolloutRecipe, AdapterOptions):
         factor = _ADAPTER_RATE if self.has_adapters else 1.0
         return {preset: rate * factor for preset, rate in self.learning_rates.items()}
 
-    def count_helper_weights(self, config: ModelConfig) -> int:
-        return config.num_parameters if self.beta and not self.has_adapters else 0
-
 
 class _Rereadable(Protocol):
     """Is a loader whose steps can be read in any order."""

@@ -23,7 +23,7 @@ from minimind.lora.folder import (
     save_adapter,
 )
 from minimind.lora.model import add_adapters, collect_adapter
-from minimind.lora.options import AdapterOptions, AdapterPlan
+from minimind.lora.options import AdapterOptions, AdapterRanks
 from minimind.lora.plot import plot_adapter
 from minimind.model.transformer import Transformer
 from minimind.samples.files import SENTENCES_DATA, SampleData
@@ -65,20 +65,22 @@ class Lora(SFT):
             )
         if context.checkpoint:
             saved = context.checkpoint / ADAPTER_FOLDER
-            _check_same_adapters(cast(AdapterOptions, self.recipe).plan(context.config), saved)
+            _check_same_adapters(
+                cast(AdapterOptions, self.recipe).choose_ranks(context.config), saved
+            )
             find_base(saved)
 
     def outline(self, config: ModelConfig) -> nn.Module:
         recipe = cast(AdapterOptions, self.recipe)
         policy = cast(Transformer, super().outline(config))
-        plan = recipe.plan(config)
-        add_adapters(policy, plan.ranks, plan.alphas, recipe.seed)
+        chosen = recipe.choose_ranks(config)
+        add_adapters(policy, chosen.ranks, chosen.alphas, recipe.seed)
         return policy
 
     def build_models(self, context: BuildContext) -> StageModels:
         """Raises what `check` does."""
         recipe = cast(AdapterOptions, self.recipe)
-        plan = recipe.plan(context.config)
+        chosen = recipe.choose_ranks(context.config)
         self.check(context)
         assert context.weights_folder is not None
         weights = context.weights
@@ -91,7 +93,7 @@ class Lora(SFT):
             base = BaseModel.of(context.weights_folder)
         policy = super().build_models(dataclasses.replace(context, weights=weights)).policy
         policy = cast(Transformer, policy.to(context.dtype))
-        add_adapters(policy, plan.ranks, plan.alphas, recipe.seed)
+        add_adapters(policy, chosen.ranks, chosen.alphas, recipe.seed)
 
         def save(checkpoint: Path, weights: Mapping[str, Tensor]) -> Path:
             folder = checkpoint / ADAPTER_FOLDER
@@ -106,10 +108,10 @@ class Lora(SFT):
         return StageModels(policy=policy, save=save, finish=finish)
 
 
-def _check_same_adapters(plan: AdapterPlan, folder: Path) -> None:
+def _check_same_adapters(chosen: AdapterRanks, folder: Path) -> None:
     saved = load_adapter(folder)
-    for name in [*saved, *plan.ranks]:
-        mine = (plan.ranks.get(name, 0), plan.alphas.get(name))
+    for name in [*saved, *chosen.ranks]:
+        mine = (chosen.ranks.get(name, 0), chosen.alphas.get(name))
         other = (saved[name].rank, saved[name].alpha) if name in saved else (0, None)
         if mine != other:
             raise CheckpointError(

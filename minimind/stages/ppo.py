@@ -63,9 +63,6 @@ class PPORecipe(RolloutRecipe):
     def count_weights(self, config: ModelConfig) -> tuple[int, int]:
         return config.num_parameters + count_critic_weights(config), 0
 
-    def count_helper_weights(self, config: ModelConfig) -> int:
-        return config.num_parameters if self.kl_coef else 0
-
     @property
     def micro_batch_tokens(self) -> int:
         return 2 * super().micro_batch_tokens  # through both models

@@ -83,10 +83,6 @@ class RolloutRecipe(Recipe):
         """Gives how many answers are generated together on a rank."""
         return self.rollout_batch or (64 if device_kind == "cpu" else 256)
 
-    def count_cached_tokens(self, device_kind: str) -> int:
-        assert self.seq_len is not None
-        return self.num_slots(device_kind) * self.seq_len
-
     @property
     def new_tokens(self) -> int:
         """Gives the most tokens of an answer."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from minimind_kernels import backend
-from small_adapters import random_adapter
+from small_adapters import named, random_adapter
 from small_models import EXPERTS, FAMILIES, random_documents, random_model, small_config
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from minimind.inference.cpu_decode import CpuDecode
 from minimind.inference.load import lay_out_for_decoding
 from minimind.inference.request import GenerationRequest
 from minimind.inference.sampling import SamplingParams
+from minimind.lora.adapter import merge_adapter
 from minimind.lora.loaded import LoadedAdapters
 from minimind.model.cached_attention import Piece, SlotPlan
 from minimind.model.kv_cache import KVCache
@@ -171,10 +172,11 @@ def test_the_engine_says_the_same_with_it(max_batch: int) -> None:
 
 @needs_compiler
 def test_adapters_come_and_go() -> None:
-    """Steps under an adapter leave C++, and those without one come back to it; a merge shows."""
+    """Steps under an adapter leave C++, and those without one come back to it; new weights show."""
     model = model_of()
     adapters = LoadedAdapters(model)
-    adapters.add("poet", random_adapter(model.config))
+    poet = random_adapter(model.config)
+    adapters.add("poet", poet)
 
     def answers(fast_decode: bool) -> list[tuple[int, ...]]:
         engine = BatchEngine(
@@ -196,7 +198,8 @@ def test_adapters_come_and_go() -> None:
     before = decoder.decode(ids, pieces)
     adapters.activate({"poet": 1.0})
     assert not CpuDecode.can_run(model)
-    adapters.merge()
+    adapters.activate({})
+    model.load_named(merge_adapter(model.config, named(model), poet, "poet"))
     merged = decoder.decode(ids, pieces)
     torch.testing.assert_close(merged, by_torch(model, cache, ids, pieces), atol=2e-5, rtol=1e-5)
     assert before is not None

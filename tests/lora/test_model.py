@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from minimind.lora import experts as expert_adapters
 from minimind.lora.adapter import merge_adapter
-from minimind.lora.linear import Adapters, LoraLinear, Slot, split_slots
+from minimind.lora.linear import FusedAdapter, LoraLinear, PartSpec, split_parts
 from minimind.lora.model import add_adapters, collect_adapter, detach
 from minimind.model.state_dict import LinearPart, linear_parts, split_fused
 from minimind.model.transformer import Transformer
@@ -41,20 +41,20 @@ def make_linear(case: str, dtype: torch.dtype) -> LoraLinear:
 
     linear = nn.Linear(6, 10, bias=False, dtype=dtype)
     linear.weight = nn.Parameter(random(10, 6))
-    slots = [
-        Slot(LinearPart(f"part{i}", slice(*rows), slice(0, 6)), rank, alpha=2.5 * rank + i)
+    specs = [
+        PartSpec(LinearPart(f"part{i}", slice(*rows), slice(0, 6)), rank, alpha=2.5 * rank + i)
         for i, (rows, rank) in enumerate(PARTS[case])
     ]
-    num_b = sum(slot.part.num_rows * slot.rank for slot in slots)
-    a_RI = random(sum(s.rank for s in slots), 6)
-    return LoraLinear(linear, Adapters(tuple(slots), a_RI, random(num_b)))
+    num_b = sum(spec.part.num_rows * spec.rank for spec in specs)
+    a_RI = random(sum(s.rank for s in specs), 6)
+    return LoraLinear(linear, FusedAdapter(tuple(specs), a_RI, random(num_b)))
 
 
 def explicit(linear: LoraLinear, x_MI: Tensor) -> Tensor:
     weight = linear.weight.clone()
-    for slot, a_RI, b_OR in split_slots(linear.slots, linear.lora_A, linear.lora_B):
-        rows = torch.arange(slot.part.rows.start, slot.part.rows.stop)
-        weight = weight.index_add(0, rows, slot.alpha / slot.rank * b_OR @ a_RI)
+    for spec, a_RI, b_OR in split_parts(linear.specs, linear.lora_A, linear.lora_B):
+        rows = torch.arange(spec.part.rows.start, spec.part.rows.stop)
+        weight = weight.index_add(0, rows, spec.alpha / spec.rank * b_OR @ a_RI)
     return x_MI @ weight.T
 
 
@@ -83,15 +83,15 @@ def test_a_fused_adapter_is_its_parts_apart():
     torch.manual_seed(0)
     x_MI = torch.randn(5, 6)
     y_MO = fused(x_MI)
-    pieces = list(split_slots(fused.slots, fused.lora_A, fused.lora_B))
-    for slot, a_RI, b_OR in pieces:
-        rows = slot.part.rows
-        alone = nn.Linear(6, slot.part.num_rows, bias=False)
+    pieces = list(split_parts(fused.specs, fused.lora_A, fused.lora_B))
+    for spec, a_RI, b_OR in pieces:
+        rows = spec.part.rows
+        alone = nn.Linear(6, spec.part.num_rows, bias=False)
         alone.weight = nn.Parameter(fused.weight[rows].detach())
-        place = LinearPart("alone", slice(0, slot.part.num_rows), slice(0, 6))
+        place = LinearPart("alone", slice(0, spec.part.num_rows), slice(0, 6))
         b_flat = b_OR.detach().flatten()
-        slots = (Slot(place, slot.rank, slot.alpha),)
-        part = LoraLinear(alone, Adapters(slots, a_RI.detach(), b_flat))
+        specs = (PartSpec(place, spec.rank, spec.alpha),)
+        part = LoraLinear(alone, FusedAdapter(specs, a_RI.detach(), b_flat))
         torch.testing.assert_close(part(x_MI), y_MO[:, rows], rtol=1e-5, atol=1e-5)
     bare = slice(4, 7)
     torch.testing.assert_close(y_MO[:, bare], x_MI @ fused.weight[bare].T)

@@ -19,30 +19,30 @@ EVERY = dict.fromkeys(
 
 def kinds_of(recipe: AdapterOptions) -> dict[str, int]:
     """Ranks by the last word of a name, the same in every layer."""
-    ranks = recipe.plan(CONFIG).ranks
+    ranks = recipe.choose_ranks(CONFIG).ranks
     kinds = {name.rpartition(".")[2]: rank for name, rank in ranks.items()}
     assert ranks_of(CONFIG, kinds) == ranks
     return kinds
 
 
 def test_by_default_every_linear_of_the_blocks_has_rank_16_and_scale_2():
-    plan = AdapterOptions().plan(CONFIG)
+    chosen = AdapterOptions().choose_ranks(CONFIG)
     assert kinds_of(AdapterOptions()) == EVERY
-    assert set(plan.alphas.values()) == {32.0}
+    assert set(chosen.alphas.values()) == {32.0}
 
 
 def test_the_original_preset_takes_square_linears_at_scale_1():
     square = small_config(head_dim=8)  # 4 heads of 8 are the hidden size of 32
-    plan = AdapterOptions(lora_preset="original").plan(square)
-    assert plan.ranks == ranks_of(square, {"q_proj": 16, "o_proj": 16})
-    assert plan.alphas == dict.fromkeys(plan.ranks, 16.0)
+    chosen = AdapterOptions(lora_preset="original").choose_ranks(square)
+    assert chosen.ranks == ranks_of(square, {"q_proj": 16, "o_proj": 16})
+    assert chosen.alphas == dict.fromkeys(chosen.ranks, 16.0)
     as_many_keys = small_config(head_dim=8, num_key_value_heads=4)
-    plan = AdapterOptions(lora_preset="original").plan(as_many_keys)
-    assert plan.ranks == ranks_of(
+    chosen = AdapterOptions(lora_preset="original").choose_ranks(as_many_keys)
+    assert chosen.ranks == ranks_of(
         as_many_keys, dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), 16)
     )
     with pytest.raises(ConfigError, match="no linear gets an adapter"):
-        AdapterOptions(lora_preset="original").plan(CONFIG)
+        AdapterOptions(lora_preset="original").choose_ranks(CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -62,10 +62,10 @@ def test_ranks_go_by_pattern_and_the_last_match_counts(
 
 def test_alphas_and_layers_go_by_pattern():
     recipe = AdapterOptions(lora_ranks={r"layers\.1\.": 4}, lora_alphas={"mlp": 8.0})
-    plan = recipe.plan(CONFIG)
-    assert all(name.startswith("model.layers.1.") for name in plan.ranks)
-    assert plan.alphas["model.layers.1.mlp.up_proj"] == 8.0
-    assert plan.alphas["model.layers.1.self_attn.q_proj"] == 32.0
+    chosen = recipe.choose_ranks(CONFIG)
+    assert all(name.startswith("model.layers.1.") for name in chosen.ranks)
+    assert chosen.alphas["model.layers.1.mlp.up_proj"] == 8.0
+    assert chosen.alphas["model.layers.1.self_attn.q_proj"] == 32.0
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_patterns_that_match_nothing_are_refused_with_the_names():
         ConfigError,
         match=r"matches wq; there is .*: model\.layers\.0\.self_attn\.q_pr",
     ):
-        AdapterOptions(lora_ranks={"q_proj": 4, "wq": 4}).plan(CONFIG)
+        AdapterOptions(lora_ranks={"q_proj": 4, "wq": 4}).choose_ranks(CONFIG)
 
 
 def test_ranks_take_the_names_of_the_models_parts():
@@ -99,8 +99,8 @@ def test_ranks_take_the_names_of_the_models_parts():
     assert kinds_of(AdapterOptions(lora_ranks={"attention": 8, "default": 16})) == of_both
     everything = {"attention": 8, "mlp": 16, "default": 4}
     assert kinds_of(AdapterOptions(lora_ranks=everything)) == of_both
-    plan = AdapterOptions(lora_alphas={"attention": 8.0, "default": 4.0}).plan(CONFIG)
-    assert plan.alphas["model.layers.1.mlp.up_proj"] == 4.0
-    assert plan.alphas["model.layers.1.self_attn.q_proj"] == 8.0
+    chosen = AdapterOptions(lora_alphas={"attention": 8.0, "default": 4.0}).choose_ranks(CONFIG)
+    assert chosen.alphas["model.layers.1.mlp.up_proj"] == 4.0
+    assert chosen.alphas["model.layers.1.self_attn.q_proj"] == 8.0
     with pytest.raises(ConfigError, match=r"matches atention; there is attention, mlp, default"):
-        AdapterOptions(lora_ranks={"atention": 8}).plan(CONFIG)
+        AdapterOptions(lora_ranks={"atention": 8}).choose_ranks(CONFIG)

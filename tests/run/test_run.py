@@ -56,7 +56,7 @@ def test_keyword_arguments_and_flags_mean_the_same(tmp_path: Path):
         ({"data": [5]}, "data=.*must be a string or a list of strings"),
         ({"resume": "yes"}, "resume='yes': must be True or False"),
         ({"max_steps": 3, "dry_run": True}, r"dry_run=True: Run\.resolve"),
-        ({"learning_rate": "fast"}, "learning_rate is 'fast'; it must be float"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'; it must be a valid number"),
     ],
 )
 def test_arguments_that_cannot_be(options: dict[str, Any], message: str):

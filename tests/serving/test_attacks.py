@@ -259,7 +259,7 @@ def test_a_client_that_stops_reading_frees_its_slot(serve: Serve) -> None:
         while not engine.requests or engine.open:
             assert time.monotonic() < deadline, "the generation goes on for nobody"
             time.sleep(0.02)
-    assert server.service.models["tiny"].thread.num_open == 0
+    assert server.service.models["tiny"].thread._open == {}
 
 
 def test_an_answer_that_takes_too_long(serve: Serve) -> None:

@@ -47,7 +47,7 @@ def test_the_harness_scores_the_server_as_the_model(
     pytest.importorskip("tenacity", reason="needs lm-evaluation-harness's extra `api`")
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-    from minimind.evaluation.harness import HarnessModel
+    from minimind.evaluation.tasks import HarnessModel
 
     own = HarnessModel(model, tokenizer)
     url = f"{server.url}/v1/completions"

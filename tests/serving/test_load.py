@@ -77,8 +77,8 @@ async def load(server: LiveServer, num_calls: int, num_clients: int) -> list[str
 def wait_until_idle(server: LiveServer) -> None:
     thread = server.service.models["tiny"].thread
     deadline = time.monotonic() + 20
-    while thread.num_open or thread.engine.has_work:
-        assert time.monotonic() < deadline, f"{thread.num_open} generations never ended"
+    while thread._open or thread.engine.has_work:
+        assert time.monotonic() < deadline, f"{len(thread._open)} generations never ended"
         time.sleep(0.01)
 
 

@@ -232,8 +232,6 @@ def test_without_its_adapters_a_model_is_its_base(family: str):
 def test_adapters_have_options_and_a_rate_of_their_own():
     whole, adapters = GRPORecipe(), GRPORecipe(lora_preset="all")
     assert adapters.usual_rates[""] == pytest.approx(10 * whole.usual_rates[""])
-    assert adapters.count_helper_weights(CONFIG) == 0
-    assert whole.count_helper_weights(CONFIG) == CONFIG.num_parameters
     for options in ({"lora_ranks": {"mlp": 2}}, {"lora_alphas": {"mlp": 2.0}}, {"lora_plot": True}):
         with pytest.raises(ConfigError, match="give --set lora_preset=all too"):
             GRPORecipe(**cast(Any, options)).check()

@@ -19,7 +19,7 @@ pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness (extra `eval`
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from minimind.evaluation.harness import HarnessModel, run_tasks
+from minimind.evaluation.tasks import HarnessModel, run_tasks
 from minimind.model.state_dict import save_hf_folder
 
 ROWS = [

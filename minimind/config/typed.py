@@ -1,0 +1,29 @@
+"""Values from JSON, flags and Python as the types that fields are declared with."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from minimind.errors import ConfigError
+
+_WORDS = {"a valid array": "a list", "an object": "a table"}
+"""What pydantic calls as JSON does."""
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """The value as a field of type `hint` holds it: a whole number as a float, a list as a tuple,
+    and never a text as a number. Raises ConfigError, which begins with `where`."""
+    from pydantic import TypeAdapter, ValidationError  # a tenth of a second
+
+    try:
+        return TypeAdapter(hint).validate_json(json.dumps(value, default=repr), strict=True)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        place = where + "".join(f"[{key}]" for key in wrong["loc"])
+        start, _, wanted = wrong["msg"].partition("Input should be ")
+        if start:  # of a list that is too short or too long
+            raise ConfigError(f"{place} of {value!r}: {start}") from None
+        raise ConfigError(
+            f"{place} is {wrong['input']!r}; it must be {_WORDS.get(wanted, wanted)}"
+        ) from None

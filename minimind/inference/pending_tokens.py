@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from minimind.inference.generation import Generation
 from minimind.inference.logprobs import TokenLogprob
 from minimind.inference.row_settings import Asked, RowSettings
-from minimind.inference.sampling import SamplingParams
 
 
 def pack(logits_BV: Tensor, chosen_B: Tensor, settings: RowSettings) -> Tensor:
@@ -38,39 +38,33 @@ class PendingTokens:
     it."""
 
     def __init__(
-        self,
-        packed: Tensor,
-        params: Sequence[SamplingParams],
-        asked: Asked,
-        reported: Sequence[int],
+        self, packed: Tensor, batch: Sequence[Generation], asked: Asked, reported: Sequence[int]
     ) -> None:
-        """`packed`: see `pack`; rows behind those of `params` only fill the batch up. `reported`:
-        which rows it holds log-probabilities of."""
-        self._params, self._most, self._reported = params, asked.logprobs, reported
+        """`packed`: see `pack`; rows behind those of `batch` only fill it up. `reported`: which
+        rows it holds log-probabilities of."""
+        self._batch, self._most, self._reported = batch, asked.logprobs, reported
         self._numbers = packed.to("cpu", non_blocking=True)
         self._arrived: torch.cuda.Event | None = None
         if packed.is_cuda:
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
-    def read(self) -> tuple[list[int], list[TokenLogprob | None]]:
-        """Each row's token, NO_TOKEN where there is none, and what is reported of it where its
-        `params` ask for that."""
+    def read(self) -> list[tuple[Generation, int, TokenLogprob | None]]:
+        """Each sequence with its token, NO_TOKEN where its logits were not finite, and what is
+        reported of it where its request asks for that."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        numbers, params, most = self._numbers.tolist(), self._params, self._most
-        found: list[TokenLogprob | None] = [None] * len(params)
-        if most is None:
-            return numbers[: len(params)], found
-        tokens = [int(number) for number in numbers[: len(params)]]
-        width = 1 + 2 * most
+        numbers, batch, most = self._numbers.tolist(), self._batch, self._most
+        tokens = [int(number) for number in numbers[: len(batch)]]
+        found: list[TokenLogprob | None] = [None] * len(batch)
+        width = 1 + 2 * (most or 0)
         first = len(numbers) - width * len(self._reported)
-        for place, row in enumerate(self._reported):
-            wanted = params[row].logprobs if row < len(params) else None
+        for place, row in enumerate(self._reported if most is not None else ()):
+            wanted = batch[row].request.params.logprobs if row < len(batch) else None
             if wanted is None:
                 continue
             logprob, *rest = numbers[first + place * width : first + (place + 1) * width]
             ids, values = rest[:most][:wanted], rest[most:][:wanted]
             top = tuple(zip(map(int, ids), values, strict=True))
             found[row] = TokenLogprob(id=tokens[row], logprob=logprob, top=top)
-        return tokens, found
+        return list(zip(batch, tokens, found, strict=True))

@@ -182,9 +182,9 @@ def test_where_the_same_sequences_go_on_the_host_sends_nothing(
     def note(owner: Any, name: str) -> None:
         plain = getattr(owner, name)
 
-        def noted(*arguments: Any) -> Any:
+        def noted(*arguments: Any, **options: Any) -> Any:
             events.append(name)
-            return plain(*arguments)
+            return plain(*arguments, **options)
 
         monkeypatch.setattr(owner, name, noted)
 
@@ -215,9 +215,9 @@ def test_where_a_grammar_holds_one_the_forward_begins_before_the_tokens_are_read
     def note(owner: Any, name: str) -> None:
         plain = getattr(owner, name)
 
-        def noted(*arguments: Any) -> Any:
+        def noted(*arguments: Any, **options: Any) -> Any:
             events.append(name)
-            return plain(*arguments)
+            return plain(*arguments, **options)
 
         monkeypatch.setattr(owner, name, noted)
 

@@ -38,10 +38,14 @@ class PendingTokens:
     it."""
 
     def __init__(
-        self, packed: Tensor, batch: Sequence[Generation], asked: Asked, reported: Sequence[int]
+        self,
+        packed: Tensor,
+        batch: Sequence[Generation],
+        asked: Asked,
+        reported: Sequence[int] | None = None,
     ) -> None:
         """`packed`: see `pack`; rows behind those of `batch` only fill it up. `reported`: which
-        rows it holds log-probabilities of."""
+        rows it holds log-probabilities of; None: those that ask for them."""
         self._batch, self._most, self._reported = batch, asked.logprobs, reported
         self._numbers = packed.to("cpu", non_blocking=True)
         self._arrived: torch.cuda.Event | None = None
@@ -54,17 +58,31 @@ class PendingTokens:
         reported of it where its request asks for that."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        numbers, batch, most = self._numbers.tolist(), self._batch, self._most
+        numbers, batch = self._numbers.tolist(), self._batch
         tokens = [int(number) for number in numbers[: len(batch)]]
         found: list[TokenLogprob | None] = [None] * len(batch)
-        width = 1 + 2 * (most or 0)
-        first = len(numbers) - width * len(self._reported)
-        for place, row in enumerate(self._reported if most is not None else ()):
-            wanted = batch[row].request.params.logprobs if row < len(batch) else None
+        if self._most is not None:
+            self._read_logprobs(numbers, tokens, found, self._most)
+        return list(zip(batch, tokens, found, strict=True))
+
+    def _read_logprobs(
+        self,
+        numbers: Sequence[float],
+        tokens: Sequence[int],
+        found: list[TokenLogprob | None],
+        most: int,
+    ) -> None:
+        asked = [one.request.params.logprobs for one in self._batch]
+        reported = self._reported
+        if reported is None:
+            reported = [row for row, wanted in enumerate(asked) if wanted is not None]
+        width = 1 + 2 * most
+        first = len(numbers) - width * len(reported)
+        for place, row in enumerate(reported):
+            wanted = asked[row] if row < len(asked) else None
             if wanted is None:
                 continue
             logprob, *rest = numbers[first + place * width : first + (place + 1) * width]
             ids, values = rest[:most][:wanted], rest[most:][:wanted]
             top = tuple(zip(map(int, ids), values, strict=True))
             found[row] = TokenLogprob(id=tokens[row], logprob=logprob, top=top)
-        return list(zip(batch, tokens, found, strict=True))

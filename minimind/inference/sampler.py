@@ -69,19 +69,18 @@ class Sampler:
 
     def sample(self, logits_BV: Tensor, batch: Sequence[Generation]) -> PendingTokens:
         """The next token of each sequence after its fp32 logits [B, V]."""
-        slots, params = [one.slot for one in batch], [one.request.params for one in batch]
         if self._asked is None or self._asked[0] != batch:
+            slots, params = [one.slot for one in batch], [one.request.params for one in batch]
             settings = RowSettings.build(params, slots, self._vocab_size, self._device)
             self._asked = [*batch], settings
         settings, uniform_R = self._asked[1], None
         if self._masks is not None and settings.asked.grammar:
-            self._masks.find(slots)
+            self._masks.find([one.slot for one in batch])
         if settings.asked.has_drawn:
             numbers = [one.random.random() for one in batch if one.request.params.temperature > 0]
             uniform_R = send(numbers, self._device, torch.float64)
         ids_B = self._choose(logits_BV, settings, uniform_R)
-        reported = [row for row, one in enumerate(params) if one.logprobs is not None]
-        return PendingTokens(pack(logits_BV, ids_B, settings), batch, settings.asked, reported)
+        return PendingTokens(pack(logits_BV, ids_B, settings), batch, settings.asked)
 
     def _choose(self, logits_BV: Tensor, settings: RowSettings, uniform_R: Tensor | None) -> Tensor:
         """Token ids, int64 [B]. `uniform_R`: a number for each of `settings.drawn`."""

@@ -123,9 +123,8 @@ def read(
     generations = [generation_in(slot, one) for slot, one in enumerate(params)]
     if not on_device:
         settings = RowSettings.build(params, slots, vocab, torch.device("cpu"))
-        reported = [i for i, one in enumerate(params) if one.logprobs is not None]
         packed = pack(logits_BV, chosen_B, settings)
-        return parts(PendingTokens(packed, generations, settings.asked, reported))
+        return parts(PendingTokens(packed, generations, settings.asked))
     batch = 8
     asked = Asked.by(params, vocab, waits=False)
     numbers_CB = torch.tensor(setting_numbers(params, slots, vocab, batch))

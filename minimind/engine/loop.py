@@ -142,7 +142,11 @@ class Loop(Generic[InT, OutT]):
                 return
             updates.append(found)
         self.state.step += 1
-        numbers = StepNumbers.of_step(updates or [self._no_update()], losses)
+        if not updates:
+            counts, routers = self._sum_counts(()), self.routers.take(engine)
+            sums = counts.new_zeros(1 + len(self.stage.metric_names))
+            updates.append(StepNumbers.of_update(counts, sums, torch.zeros_like(sums[0]), routers))
+        numbers = StepNumbers.of_step(updates, losses)
         self._pending.append(Pending.of(self.state.step, used, self.stage.measured(), numbers))
 
     def _is_interrupted(self) -> bool:
@@ -161,14 +165,14 @@ class Loop(Generic[InT, OutT]):
         """Waits for the numbers of all steps taken."""
         self._read_pending(keep=0)
 
-    def _sum_counts(self, micro_batches: Sequence[OutT]) -> tuple[Tensor, ...]:
-        """Adds up over all ranks: the count, the tokens, and the wish to stop; fp64 scalars."""
+    def _sum_counts(self, micro_batches: Sequence[OutT]) -> Tensor:
+        """Adds up over all ranks: the count, the tokens, and the wish to stop; fp64 [3]."""
         mine = [
             float(sum(batch.count for batch in micro_batches)),
             float(sum(batch.num_tokens for batch in micro_batches)),
             float(self._interrupts.requested),
         ]
-        return self.engine.sum_over_ranks(send(mine, self.engine.device, torch.float64)).unbind()
+        return self.engine.sum_over_ranks(send(mine, self.engine.device, torch.float64))
 
     def _update(
         self, micro_batches: Sequence[OutT], number: int, rate: float | None, losses: list[Tensor]
@@ -177,10 +181,10 @@ class Loop(Generic[InT, OutT]):
         gives the first one up before it changes anything (None), so that what is saved is the state
         after the step before; a step that has begun to change weights is finished."""
         engine, step = self.engine, self.state.step
-        count, tokens, stops = self._sum_counts(micro_batches)
-        engine.start_step(count.float())
+        counts = self._sum_counts(micro_batches)
+        engine.start_step(counts[0].float())
         # In fp64, so that what is logged does not depend on which rank adds up what.
-        sums = count.new_zeros(1 + len(self.stage.metric_names))
+        sums = counts.new_zeros(1 + len(self.stage.metric_names))
         for index, batch in enumerate(micro_batches):
             if number == 0 and self._is_interrupted():
                 return None
@@ -196,29 +200,8 @@ class Loop(Generic[InT, OutT]):
             )
         routers = self.routers.take(engine)  # before the step changes fp16's loss scale
         engine.step(rate)
-        sums = engine.sum_over_ranks(sums)
-        return StepNumbers(
-            count=count,
-            tokens=tokens,
-            stops=stops,
-            loss=sums[0],
-            metrics_N=sums[1:],
-            grad_norm=engine.grad_norm.to(engine.device, torch.float64),
-            routers=routers,
-        )
-
-    def _no_update(self) -> StepNumbers:
-        """Gives what a step found that had nothing to learn from."""
-        count, tokens, stops = self._sum_counts(())
-        return StepNumbers(
-            count=count,
-            tokens=tokens,
-            stops=stops,
-            loss=torch.zeros_like(count),
-            metrics_N=count.new_zeros(len(self.stage.metric_names)),
-            grad_norm=torch.zeros_like(count),
-            routers=self.routers.take(self.engine),
-        )
+        grad_norm = engine.grad_norm.to(engine.device, torch.float64)
+        return StepNumbers.of_update(counts, engine.sum_over_ranks(sums), grad_norm, routers)
 
     def _read_pending(self, keep: int) -> None:
         """Takes in all steps but the last `keep`, which a GPU is still busy with."""
@@ -254,17 +237,17 @@ class Loop(Generic[InT, OutT]):
         self._is_recorded = True
 
     def _check_finite(self, step: int, found: StepNumbers) -> None:
-        loss, grad_norm, losses = found.mean_loss, float(found.grad_norm), found.losses_U
-        assert losses is not None
+        loss, grad_norm, losses_U = found.mean_loss, float(found.grad_norm), found.losses_U
+        assert losses_U is not None
         if math.isfinite(loss) and math.isfinite(grad_norm):
             return
         if math.isfinite(loss) and self.engine.precision == "fp16":  # its loss scaling's business
             said = "step %d: skipped, its gradient overflowed; the loss scale is now %g"
             self.events.say(said, step, self.engine.loss_scale)
             return
-        bad = (~losses.isfinite()).nonzero().flatten().tolist()
+        bad = [micro for micro, value in enumerate(losses_U.tolist()) if not math.isfinite(value)]
         if math.isfinite(loss):  # the gradient alone: it may come from any of them
-            bad = range(len(losses))
+            bad = list(range(len(losses_U)))
         rows: list[str] = []
         for micro in sorted({micro % self._num_micro_batches for micro in bad}):
             rows += self.loader.describe(step - 1, micro)

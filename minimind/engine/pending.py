@@ -78,6 +78,23 @@ class StepNumbers(Numbers):
     """That of each of this rank's micro-batches, of all updates in order; None in an update."""
 
     @classmethod
+    def of_update(
+        cls, counts_3: Tensor, sums_N: Tensor, grad_norm: Tensor, routers: RouterNumbers | None
+    ) -> StepNumbers:
+        """Names what was added up as one tensor: the count, the tokens and who is to stop; the loss
+        and each metric."""
+        count, tokens, stops = counts_3
+        return cls(
+            count=count,
+            tokens=tokens,
+            stops=stops,
+            loss=sums_N[0],
+            metrics_N=sums_N[1:],
+            grad_norm=grad_norm,
+            routers=routers,
+        )
+
+    @classmethod
     def of_step(cls, updates: Sequence[StepNumbers], losses: Sequence[Tensor]) -> StepNumbers:
         """Gives the means over the updates of a step, but of `tokens` their sum."""
         found, *others = updates

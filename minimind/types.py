@@ -167,16 +167,6 @@ HeadFn = Callable[[Tensor, Tensor], Tensor]
 where ZeRO-3 has the weight at hand; it must not return logits."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertLoad:
-    """Where the routers of one forward sent its tokens, padding not counted; without gradient."""
-
-    tokens_LE: Tensor
-    """int64, what each expert took, by layer with experts (a dense one is left out)."""
-    dropped: Tensor
-    """int64 scalar, what no expert took: 0, because experts here have no capacity to exceed."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelOutput:
     """What a policy returns for a batch. Without slots, because ZeRO-3 reads its `__dict__`."""
@@ -186,8 +176,6 @@ class ModelOutput:
     aux_loss: Tensor | None = None
     """fp32 scalar: what the routers of a mixture of experts add to the loss of each target, None
     in a dense model and outside training."""
-    expert_load: ExpertLoad | None = None
-    """None where aux_loss is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

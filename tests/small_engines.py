@@ -12,8 +12,10 @@ from torch import Tensor
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.inference.batch_engine import BatchEngine
+from minimind.inference.generation import Generation
 from minimind.inference.request import Completion, GenerationRequest
 from minimind.inference.sampling import SamplingParams
+from minimind.inference.text_stream import TextStream
 from minimind.model.transformer import Transformer
 from minimind.samples.text import load_sample_tokenizer
 
@@ -28,6 +30,16 @@ def request(
 ) -> GenerationRequest:
     params = SamplingParams(max_new_tokens=new, **settings)
     return GenerationRequest(prompt_ids=ids, params=params, stop_ids=stop_ids)
+
+
+def generation_in(
+    slot: int, params: SamplingParams, prompt_ids: Sequence[int] = (3,)
+) -> Generation:
+    """A sequence as the slot table leaves it."""
+    asked = GenerationRequest(prompt_ids=prompt_ids, params=params)
+    generation = Generation(slot, asked, TextStream(tokenizer(), params.stop))
+    generation.slot = slot
+    return generation
 
 
 def engine_of(

@@ -18,7 +18,7 @@ from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.events import Events, RunState
 from minimind.engine.graphed_step import GraphedLoss
 from minimind.engine.interrupts import Interrupts
-from minimind.engine.pending import Pending, StepNumbers, UpdateNumbers
+from minimind.engine.pending import Pending, StepNumbers
 from minimind.engine.routers import RouterWatch
 from minimind.engine.stage import InT, Loader, OutT, Stage
 from minimind.engine.validation import validation_loss
@@ -134,17 +134,20 @@ class Loop(Generic[InT, OutT]):
         used = engine.learning_rate if rate is None else rate
         self._num_micro_batches = len(micro_batches)
         moved = [batch.to(engine.device) for batch in micro_batches]
-        updates: list[UpdateNumbers] = []
+        updates: list[StepNumbers] = []
+        losses: list[Tensor] = []
         for prepared in self.stage.prepare(engine, moved, step):
-            found = self._update(prepared, len(updates), rate)
+            found = self._update(prepared, len(updates), rate, losses)
             if found is None:
                 return
             updates.append(found)
         self.state.step += 1
         if not updates:
-            sizes = len(self.stage.metric_names), self.routers.size
-            updates.append(UpdateNumbers.of_nothing(self._sum_counts(()), *sizes))
-        self._pending.append(Pending.of(self.state.step, used, self.stage.measured(), updates))
+            counts, routers = self._sum_counts(()), self.routers.take(engine)
+            sums = counts.new_zeros(1 + len(self.stage.metric_names))
+            updates.append(StepNumbers.of_update(counts, sums, torch.zeros_like(sums[0]), routers))
+        numbers = StepNumbers.of_step(updates, losses)
+        self._pending.append(Pending.of(self.state.step, used, self.stage.measured(), numbers))
 
     def _is_interrupted(self) -> bool:
         """Asks all ranks on a CPU, where that costs nothing and a step may outlast the launcher's
@@ -172,15 +175,14 @@ class Loop(Generic[InT, OutT]):
         return self.engine.sum_over_ranks(send(mine, self.engine.device, torch.float64))
 
     def _update(
-        self, micro_batches: Sequence[OutT], number: int, rate: float | None
-    ) -> UpdateNumbers | None:
-        """Takes update `number` of a step. An interrupt gives the first one up before it changes
-        anything (None), so that what is saved is the state after the step before; a step that has
-        begun to change weights is finished."""
+        self, micro_batches: Sequence[OutT], number: int, rate: float | None, losses: list[Tensor]
+    ) -> StepNumbers | None:
+        """Takes update `number` of a step; each micro-batch's loss joins `losses`. An interrupt
+        gives the first one up before it changes anything (None), so that what is saved is the state
+        after the step before; a step that has begun to change weights is finished."""
         engine, step = self.engine, self.state.step
         counts = self._sum_counts(micro_batches)
         engine.start_step(counts[0].float())
-        losses: list[Tensor] = []
         # In fp64, so that what is logged does not depend on which rank adds up what.
         sums = counts.new_zeros(1 + len(self.stage.metric_names))
         for index, batch in enumerate(micro_batches):
@@ -196,38 +198,35 @@ class Loop(Generic[InT, OutT]):
             sums += torch.stack(
                 [losses[-1], *(loss.metrics[name] for name in self.stage.metric_names)]
             )
-        routed = self.routers.take(engine)  # before the step changes fp16's loss scale
+        routers = self.routers.take(engine)  # before the step changes fp16's loss scale
         engine.step(rate)
-        norm = engine.grad_norm.to(engine.device, torch.float64).reshape(1)
-        sums = engine.sum_over_ranks(sums)
-        return UpdateNumbers(counts, sums, norm, routed, losses)
+        grad_norm = engine.grad_norm.to(engine.device, torch.float64)
+        return StepNumbers.of_update(counts, engine.sum_over_ranks(sums), grad_norm, routers)
 
     def _read_pending(self, keep: int) -> None:
         """Takes in all steps but the last `keep`, which a GPU is still busy with."""
         while len(self._pending) > keep:
             pending = self._pending.popleft()
             found = pending.read()
-            loss, *means = found.means
-            routed = self.routers.read(found.routed, found.count)
             self._record()  # of the step before, whatever this one brings
-            self._check_finite(pending.step, loss, found)
-            self._interrupted = self._interrupted or found.stops
-            now = time.perf_counter()
+            self._check_finite(pending.step, found)
+            self._interrupted = self._interrupted or float(found.stops) > 0
+            now, tokens = time.perf_counter(), float(found.tokens)
             seconds, self._clock = now - self._clock, now
-            self.state.tokens += int(found.tokens)
+            self.state.tokens += int(tokens)
             stats = StepStats(
                 step=pending.step,
-                loss=loss,
-                grad_norm=found.grad_norm,
+                loss=found.mean_loss,
+                grad_norm=float(found.grad_norm),
                 learning_rate=pending.learning_rate,
                 tokens=self.state.tokens,
-                tokens_per_s=found.tokens / seconds,
+                tokens_per_s=tokens / seconds,
                 peak_bytes=self.memory.peak_bytes,
                 resident_bytes=self.memory.resident_bytes,
-                metrics=dict(zip(self.stage.metric_names, means, strict=True)) | routed.metrics,
-                diagnostics={**routed.diagnostics, **pending.measured},
-                expert_load=routed.expert_load,
+                metrics=dict(zip(self.stage.metric_names, found.mean_metrics, strict=True)),
+                diagnostics=pending.measured,
             )
+            stats = self.routers.describe(stats, found)
             self.events.update(stats, seconds)
             self.newest, self._is_recorded = stats, False
 
@@ -237,16 +236,18 @@ class Loop(Generic[InT, OutT]):
             self.events.record(self.newest, val_loss)
         self._is_recorded = True
 
-    def _check_finite(self, step: int, loss: float, found: StepNumbers) -> None:
-        if math.isfinite(loss) and math.isfinite(found.grad_norm):
+    def _check_finite(self, step: int, found: StepNumbers) -> None:
+        loss, grad_norm, losses_U = found.mean_loss, float(found.grad_norm), found.losses_U
+        assert losses_U is not None
+        if math.isfinite(loss) and math.isfinite(grad_norm):
             return
         if math.isfinite(loss) and self.engine.precision == "fp16":  # its loss scaling's business
             said = "step %d: skipped, its gradient overflowed; the loss scale is now %g"
             self.events.say(said, step, self.engine.loss_scale)
             return
-        bad = [micro for micro, value in enumerate(found.losses) if not math.isfinite(value)]
+        bad = [micro for micro, value in enumerate(losses_U.tolist()) if not math.isfinite(value)]
         if math.isfinite(loss):  # the gradient alone: it may come from any of them
-            bad = list(range(len(found.losses)))
+            bad = list(range(len(losses_U)))
         rows: list[str] = []
         for micro in sorted({micro % self._num_micro_batches for micro in bad}):
             rows += self.loader.describe(step - 1, micro)
@@ -254,7 +255,7 @@ class Loop(Generic[InT, OutT]):
         named = ", ".join(rows[:_ROWS_NAMED])
         more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
         raise TrainingError(
-            f"step {step}: the loss is {loss} and the gradient norm {found.grad_norm}. Rows of the "
+            f"step {step}: the loss is {loss} and the gradient norm {grad_norm}. Rows of the "
             f"micro-batches concerned: {named}{more}. The last checkpoint is as it was. A lower "
             "--learning_rate, more warmup_steps or other data may help"
         )

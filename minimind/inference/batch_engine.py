@@ -12,6 +12,7 @@ import torch
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError, MiniMindError
 from minimind.inference.decode_graphs import Choose
+from minimind.inference.generation import Generation
 from minimind.inference.grammar import GrammarCompiler
 from minimind.inference.grammar_masks import GrammarFailure
 from minimind.inference.logprobs import TokenLogprob
@@ -25,14 +26,14 @@ from minimind.inference.request import (
     GenerationRequest,
 )
 from minimind.inference.sampler import NO_TOKEN
-from minimind.inference.scheduler import Generation, Scheduled, Scheduler
+from minimind.inference.scheduler import Scheduler
 from minimind.inference.slots import SlotTable
 from minimind.inference.text_stream import TextStream
 from minimind.lora.loaded import LoadedAdapters
 from minimind.model.transformer import Transformer
 
 logger = logging.getLogger(__name__)
-_Launched = tuple[list[Scheduled], Choose]
+_Launched = tuple[list[Generation], Choose]
 
 MAX_PREFILL = 512
 """Prompt tokens a step: enough to keep the products busy, few enough that those who are reading
@@ -122,9 +123,9 @@ class BatchEngine:
         prompt, an id beyond the vocabulary, and what is too long for the context or a slot."""
         self.check(request)
         text = TextStream(self._tokenizer, request.params.stop, request.skips_special)
-        generation = Generation(next(self._ids), request, text, list(request.prompt_ids))
+        generation = Generation(next(self._ids), request, text)
         self._submitted.append(generation)
-        return generation.request_id
+        return generation.id
 
     def cancel(self, request_id: int) -> None:
         """The next step ends it and frees its slot; nothing happens where it has ended already."""
@@ -140,50 +141,46 @@ class BatchEngine:
             self._scheduler.waiting.append(self._submitted.popleft())
         deltas = self._cancelled(to_cancel)
         for generation in self._scheduler.admit():
-            params, slot = generation.request.params, generation.slot
-            assert slot is not None
             self._prompt_tokens += len(generation.ids)
             self._cached_tokens += generation.cached_tokens
-            self._runner.sampler.open(slot.index, params, generation.ids)
-            if params.max_new_tokens == 0:
+            self._runner.sampler.open(generation)
+            if generation.request.params.max_new_tokens == 0:
                 deltas.append(self._finish(generation, "length"))
         batch, choose = self._ahead or ([], None)
-        if all(one.generation.slot is None for one in batch):
+        if not any(one.is_running for one in batch):
             batch, choose = self._scheduler.next_batch(), None
         if not batch:
             return deltas
         try:
-            choose = choose or self._runner.launch(batch, self._scheduler.adapter)
+            choose = choose or self._runner.launch(batch)
             pending = choose()
             self._ahead = self._launch_ahead(batch)
-            tokens, logprobs = pending.read()
+            found = pending.read()
         except (RuntimeError, MiniMindError):
             return deltas + self._fail_batch(batch)
-        wanted = [one.generation for one in batch if one.completes]
-        for one in batch:
-            generation, piece = one.generation, one.piece
-            if generation.slot is not None:
-                generation.slot.ids += generation.ids[piece.start : piece.end]
-        for generation, token, logprob in zip(wanted, tokens, logprobs, strict=True):
+        for generation in batch:
+            if generation.is_running:
+                generation.num_computed += generation.num_scheduled
+        for generation, token, logprob in found:
             # One that ended while this step was on its way has got a token too many.
-            if generation.slot is not None:
+            if generation.is_running:
                 deltas.append(self._advance(generation, token, logprob))
         return deltas + self._choose_ahead()
 
-    def _launch_ahead(self, batch: Sequence[Scheduled]) -> _Launched | None:
+    def _launch_ahead(self, batch: list[Generation]) -> _Launched | None:
         """Has a GPU begin the step after `batch` while the host waits for that one's tokens and
         works on them; None where something else is to come before."""
         if not self._runner.can_go_on or self._submitted or self._to_cancel:
             return None
-        if following := self._scheduler.following(batch):
-            return following, self._runner.launch(following, self._scheduler.adapter)
+        if self._scheduler.goes_on(batch):
+            return batch, self._runner.launch(batch, ahead=1)
         return None
 
     def _choose_ahead(self) -> list[Delta]:
         """Has the step that began ahead go on to its tokens, now that those before are accepted,
         and before a slot goes to another sequence."""
         following, choose = self._ahead or ([], None)
-        if choose is None or all(one.generation.slot is None for one in following):
+        if choose is None or not any(one.is_running for one in following):
             return []
         try:
             pending = choose()
@@ -192,12 +189,12 @@ class BatchEngine:
         self._ahead = following, lambda: pending
         return []
 
-    def _fail_batch(self, batch: Sequence[Scheduled]) -> list[Delta]:
+    def _fail_batch(self, batch: Sequence[Generation]) -> list[Delta]:
         """Out of memory, most often, or an adapter that was removed meanwhile; those that wait are
         unharmed."""
         logger.exception("a batch of %d sequences failed", len(batch))
         self._ahead = None
-        return [self._fail(one.generation) for one in batch if one.generation.slot]
+        return [self._finish(one, "error") for one in batch if one.is_running]
 
     def generate(self, requests: Iterable[GenerationRequest]) -> list[Completion]:
         """All of them to their ends, in their order; for an engine that nobody else steps."""
@@ -247,52 +244,28 @@ class BatchEngine:
 
     def _advance(self, generation: Generation, token: int, logprob: TokenLogprob | None) -> Delta:
         if token == NO_TOKEN:
-            logger.error("request %d: the model's logits are not finite", generation.request_id)
-            return self._fail(generation)
-        assert generation.slot is not None
+            logger.error("request %d: the model's logits are not finite", generation.id)
+            return self._finish(generation, "error")
         try:
-            is_complete = self._runner.sampler.accept(generation.slot.index, token)
+            is_complete = self._runner.sampler.accept(generation, token)
         except GrammarFailure as failure:
-            logger.error("request %d: its grammar: %s", generation.request_id, failure)
-            return self._fail(generation)
-        generation.ids.append(token)
+            logger.error("request %d: its grammar: %s", generation.id, failure)
+            return self._finish(generation, "error")
         self._completion_tokens += 1
-        logprobs = () if logprob is None else (logprob,)
-        if token in generation.request.stop_ids:
-            if generation.request.gives_stop:
-                return self._finish(generation, "stop", "", (token,), logprobs)
-            return self._finish(generation, "stop")
-        text = generation.text.push(token)
-        reason: FinishReason | None = None
-        if generation.text.stopped or is_complete:
-            reason = "stop"
-        elif generation.num_made == generation.request.params.max_new_tokens:
-            reason = "length"
-        if reason is not None:
-            return self._finish(generation, reason, text, (token,), logprobs)
-        return generation.delta(text=text, ids=(token,), logprobs=logprobs)
+        delta = generation.add(token, logprob, is_complete=is_complete)
+        if delta.finish_reason is not None:
+            self._scheduler.release(generation)
+        return delta
 
-    def _finish(
-        self,
-        generation: Generation,
-        reason: FinishReason,
-        text: str = "",
-        ids: tuple[int, ...] = (),
-        logprobs: tuple[TokenLogprob, ...] = (),
-    ) -> Delta:
+    def _finish(self, generation: Generation, reason: FinishReason) -> Delta:
+        delta = generation.finish(reason)
         self._scheduler.release(generation)
-        text += generation.text.flush()
-        return generation.delta(text=text, ids=ids, logprobs=logprobs, finish_reason=reason)
-
-    def _fail(self, generation: Generation) -> Delta:
-        if generation.slot is not None:
-            self._slots.forget(generation.slot)
-        return self._finish(generation, "error")
+        return delta
 
     def _cancelled(self, request_ids: Iterable[int]) -> list[Delta]:
         deltas = []
         for request_id in request_ids:
-            waiting = (g for g in self._scheduler.waiting if g.request_id == request_id)
+            waiting = (g for g in self._scheduler.waiting if g.id == request_id)
             generation = self._scheduler.running.get(request_id) or next(waiting, None)
             if generation is not None:
                 deltas.append(self._finish(generation, "cancelled"))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from minimind.inference.device_sampler import DeviceSampler
+from minimind.inference.generation import Generation
 from minimind.inference.pending_tokens import PendingTokens
 from minimind.inference.row_settings import Asked, round_up
 from minimind.model.cached_attention import GatherPlan, Piece
@@ -63,34 +64,35 @@ class DecodeGraphs:
             self._steps.clear()
             self._places = places
 
-    def launch(self, ids: Sequence[int], pieces: Sequence[Piece]) -> Choose | None:
+    def launch(
+        self, batch: Sequence[Generation], pieces: Sequence[Piece], ids: Sequence[int]
+    ) -> Choose | None:
         """Begins the step that gives the tokens that follow; None where a piece has more than one
         token. `ids` may be missing where the step launched last had the same sequences one token
         before. Where no grammar is asked for, the tokens are on their way already."""
         if any(piece.count > 1 for piece in pieces):
             return None
-        slots, batch = [piece.slot for piece in pieces], round_up(len(pieces))
-        inputs_3B = self._inputs[: 3 * batch].view(3, batch)
-        sequences = self._sampler.sequences(slots)
-        if self._next != (sequences, [piece.start for piece in pieces]):
-            inputs_3B.copy_(send(graph_inputs(ids, pieces, batch), self._cache.device))
+        rows = round_up(len(batch))
+        inputs_3B = self._inputs[: 3 * rows].view(3, rows)
+        if self._next != (batch, [piece.start for piece in pieces]):
+            inputs_3B.copy_(send(graph_inputs(ids, pieces, rows), self._cache.device))
         self._next = None
-        asked = self._sampler.place(slots, batch)
+        asked = self._sampler.place(batch, rows)
         longest = round_up(max(MIN_LENGTH, *(piece.end for piece in pieces)))
         length = min(longest, self._cache.capacity)
 
         def finish(packed: Tensor) -> PendingTokens:
-            self._next = (sequences, [piece.end for piece in pieces])
-            return self._sampler.pending(packed, slots, asked, batch)
+            self._next = (batch, [piece.end for piece in pieces])
+            return PendingTokens(packed, batch, asked, range(rows))
 
         def choose() -> PendingTokens:
-            self._sampler.find_allowed(slots, asked)
-            return finish(self._run((batch, asked), self._choose, inputs_3B, asked))
+            self._sampler.find_allowed(batch, asked)
+            return finish(self._run((rows, asked), self._choose, inputs_3B, asked))
 
         if asked.grammar:
-            self._run((batch, length), self._forward, inputs_3B, length)
+            self._run((rows, length), self._forward, inputs_3B, length)
             return choose
-        pending = finish(self._run((batch, length, asked), self._step, inputs_3B, length, asked))
+        pending = finish(self._run((rows, length, asked), self._step, inputs_3B, length, asked))
         return lambda: pending
 
     def _run(self, key: tuple[object, ...], function: Callable[..., Tensor], *given: Any) -> Tensor:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from minimind.inference.generation import Generation
 from minimind.inference.pending_tokens import PendingTokens, pack
 from minimind.inference.row_settings import COLUMNS, Asked, RowSettings, round_up, setting_numbers
 from minimind.inference.sampler import Sampler
-from minimind.inference.sampling import SamplingParams
 from minimind.runtime.devices import send
 
 
@@ -28,38 +28,40 @@ class DeviceSampler(Sampler):
             num_slots, max_new_tokens, dtype=torch.float64, device=device
         )
         self._num_drawn_S = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        self._placed: tuple[object, Asked] | None = None
+        self._placed: tuple[list[Generation], int, Asked] | None = None
+        """(batch, rows, what it asks for) of the settings that the device knows."""
 
-    def open(self, slot: int, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
-        super().open(slot, params, prompt_ids)
-        self._num_drawn_S[slot].zero_()
+    def open(self, generation: Generation) -> None:
+        super().open(generation)
+        self._num_drawn_S[generation.slot].zero_()
+        params = generation.request.params
         if params.temperature > 0:
-            source = self._opened[slot].random
-            numbers = [source.random() for _ in range(params.max_new_tokens)]
-            self._uniform_SN[slot, : len(numbers)] = send(numbers, self._device, torch.float64)
+            numbers = [generation.random.random() for _ in range(params.max_new_tokens)]
+            uniform_N = send(numbers, self._device, torch.float64)
+            self._uniform_SN[generation.slot, : len(numbers)] = uniform_N
 
-    def sample(self, logits_BV: Tensor, slots: Sequence[int]) -> PendingTokens:
-        asked = self.place(slots, len(slots))
-        self.find_allowed(slots, asked)
+    def sample(self, logits_BV: Tensor, batch: Sequence[Generation]) -> PendingTokens:
+        asked = self.place(batch, len(batch))
+        self.find_allowed(batch, asked)
         packed, _ = self.sample_placed(logits_BV, asked)
-        return self.pending(packed, slots, asked, len(slots))
+        return PendingTokens(packed, batch, asked, range(len(batch)))
 
-    def place(self, slots: Sequence[int], batch: int) -> Asked:
-        """Sees to it that the device knows the settings of the sequences in `slots`, filled up to
-        `batch` rows with the first."""
-        key = (self.sequences(slots), batch)
-        if self._placed is None or key != self._placed[0]:
-            params = [self._opened[slot].params for slot in slots]
-            numbers = setting_numbers(params, slots, self._vocab_size, batch)
-            self._placed_numbers(batch).copy_(send(numbers, self._device))
-            self._placed = key, Asked.by(params, self._vocab_size, waits=False)
-        return self._placed[1]
+    def place(self, batch: Sequence[Generation], rows: int) -> Asked:
+        """Sees to it that the device knows the settings of these sequences, filled up to so many
+        rows with the first."""
+        if self._placed is None or self._placed[:2] != (batch, rows):
+            params = [one.request.params for one in batch]
+            slots = [one.slot for one in batch]
+            numbers = setting_numbers(params, slots, self._vocab_size, rows)
+            self._placed_numbers(rows).copy_(send(numbers, self._device))
+            self._placed = [*batch], rows, Asked.by(params, self._vocab_size, waits=False)
+        return self._placed[2]
 
-    def find_allowed(self, slots: Sequence[int], asked: Asked) -> None:
-        """Sees to it that the device knows what grammars allow next in `slots`: all their tokens
-        so far have been accepted."""
+    def find_allowed(self, batch: Sequence[Generation], asked: Asked) -> None:
+        """Sees to it that the device knows what grammars allow next in these sequences: all their
+        tokens so far have been accepted."""
         if self._masks is not None and asked.grammar:
-            self._masks.find(slots)
+            self._masks.find([one.slot for one in batch])
 
     def sample_placed(self, logits_BV: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
         """For the rows placed last, whose fp32 logits [B, V] follow: what the host will read, and
@@ -69,12 +71,6 @@ class DeviceSampler(Sampler):
         uniform_B = self._next_numbers(settings) if asked.has_drawn else None
         ids_B = self._choose(logits_BV, settings, uniform_B)
         return pack(logits_BV, ids_B, settings), ids_B
-
-    def pending(
-        self, packed: Tensor, slots: Sequence[int], asked: Asked, batch: int
-    ) -> PendingTokens:
-        params = [self._opened[slot].params for slot in slots]
-        return PendingTokens(packed, params, asked, range(batch))
 
     def _placed_numbers(self, batch: int) -> Tensor:
         return self._numbers[: len(COLUMNS) * batch].view(len(COLUMNS), batch)

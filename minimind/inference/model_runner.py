@@ -11,10 +11,10 @@ from torch import Tensor
 from minimind.inference.cpu_decode import CpuDecode
 from minimind.inference.decode_graphs import Choose, DecodeGraphs
 from minimind.inference.device_sampler import DeviceSampler
+from minimind.inference.generation import Generation
 from minimind.inference.sampler import Sampler
-from minimind.inference.scheduler import Scheduled
 from minimind.lora.loaded import LoadedAdapters
-from minimind.model.cached_attention import SlotPlan
+from minimind.model.cached_attention import Piece, SlotPlan
 from minimind.model.kv_cache import KVCache
 from minimind.model.transformer import Transformer
 from minimind.runtime.devices import send
@@ -53,29 +53,35 @@ class ModelRunner:
         self.can_go_on = False
         """Whether the step after the last one can be launched before that one's tokens are read."""
 
-    def launch(self, batch: Sequence[Scheduled], adapter: str | None) -> Choose:
-        """Begins the step that gives the next token of each sequence that the batch completes,
-        NO_TOKEN where there is none, and its log-probability where the request asks for it. The
-        tokens are chosen by calling what this gives, when all that came before are accepted."""
+    def launch(self, batch: Sequence[Generation], *, ahead: int = 0) -> Choose:
+        """Begins the step that computes the tokens scheduled, and gives each sequence of which
+        nothing is missing then its next one. Those are chosen by calling what this gives, when all
+        that came before are accepted. `ahead`: tokens of each that are on their way already."""
+        adapter = batch[0].request.adapter
         if self._adapters is not None:
             self._adapters.switch_to(adapter)
-        pieces = [one.piece for one in batch]
+        pieces = [
+            Piece(slot=one.slot, start=one.num_computed + ahead, count=one.num_scheduled)
+            for one in batch
+        ]
         ids: list[int] = []
-        for one in batch:
-            ids += one.generation.ids[one.piece.start : one.piece.end]
+        for one, piece in zip(batch, pieces, strict=True):
+            ids += one.ids[piece.start : piece.end]
+        is_due = [piece.end >= len(one.ids) for one, piece in zip(batch, pieces, strict=True)]
         # Graphs and C++ know the model as it is without adapters.
-        is_plain = adapter is None and all(one.completes for one in batch)
+        is_plain = adapter is None and all(is_due)
         self.can_go_on = False
         if self._graphs and is_plain:
-            choose = self._graphs.launch(ids, pieces)
+            choose = self._graphs.launch(batch, pieces, ids)
             if choose is not None:
                 self.can_go_on = True
                 return choose
         logits_RV = self._cpu_decode.decode(ids, pieces) if self._cpu_decode and is_plain else None
         if logits_RV is None:
-            logits_RV = self._forward(batch, ids)
-        completed = [one.piece.slot for one in batch if one.completes]
-        pending = self.sampler.sample(logits_RV, completed)
+            ends = itertools.accumulate(piece.count for piece in pieces)
+            wanted = [end - 1 for end in itertools.compress(ends, is_due)]
+            logits_RV = self._forward(pieces, ids, wanted)
+        pending = self.sampler.sample(logits_RV, list(itertools.compress(batch, is_due)))
         return lambda: pending
 
     def refresh(self) -> None:
@@ -84,12 +90,9 @@ class ModelRunner:
             if decode is not None:
                 decode.refresh()
 
-    def _forward(self, batch: Sequence[Scheduled], ids: Sequence[int]) -> Tensor:
-        """fp32 logits [R, V] of the sequences completed."""
-        pieces = [one.piece for one in batch]
+    def _forward(self, pieces: Sequence[Piece], ids: Sequence[int], wanted: list[int]) -> Tensor:
+        """fp32 logits [R, V] after the tokens at the places `wanted`."""
         plan = SlotPlan.build(pieces, self.cache.num_kv_heads, self.cache.capacity, self._device)
-        ends = itertools.accumulate(piece.count for piece in pieces)
-        wanted = [end - 1 for end, one in zip(ends, batch, strict=True) if one.completes]
         rows = None
         if len(wanted) < len(ids):
             rows = send(wanted, self._device, torch.int64)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from minimind.inference.generation import Generation
 from minimind.inference.logprobs import TokenLogprob
 from minimind.inference.row_settings import Asked, RowSettings
-from minimind.inference.sampling import SamplingParams
 
 
 def pack(logits_BV: Tensor, chosen_B: Tensor, settings: RowSettings) -> Tensor:
@@ -40,37 +40,49 @@ class PendingTokens:
     def __init__(
         self,
         packed: Tensor,
-        params: Sequence[SamplingParams],
+        batch: Sequence[Generation],
         asked: Asked,
-        reported: Sequence[int],
+        reported: Sequence[int] | None = None,
     ) -> None:
-        """`packed`: see `pack`; rows behind those of `params` only fill the batch up. `reported`:
-        which rows it holds log-probabilities of."""
-        self._params, self._most, self._reported = params, asked.logprobs, reported
+        """`packed`: see `pack`; rows behind those of `batch` only fill it up. `reported`: which
+        rows it holds log-probabilities of; None: those that ask for them."""
+        self._batch, self._most, self._reported = batch, asked.logprobs, reported
         self._numbers = packed.to("cpu", non_blocking=True)
         self._arrived: torch.cuda.Event | None = None
         if packed.is_cuda:
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
-    def read(self) -> tuple[list[int], list[TokenLogprob | None]]:
-        """Each row's token, NO_TOKEN where there is none, and what is reported of it where its
-        `params` ask for that."""
+    def read(self) -> list[tuple[Generation, int, TokenLogprob | None]]:
+        """Each sequence with its token, NO_TOKEN where its logits were not finite, and what is
+        reported of it where its request asks for that."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        numbers, params, most = self._numbers.tolist(), self._params, self._most
-        found: list[TokenLogprob | None] = [None] * len(params)
-        if most is None:
-            return numbers[: len(params)], found
-        tokens = [int(number) for number in numbers[: len(params)]]
+        numbers, batch = self._numbers.tolist(), self._batch
+        tokens = [int(number) for number in numbers[: len(batch)]]
+        found: list[TokenLogprob | None] = [None] * len(batch)
+        if self._most is not None:
+            self._read_logprobs(numbers, tokens, found, self._most)
+        return list(zip(batch, tokens, found, strict=True))
+
+    def _read_logprobs(
+        self,
+        numbers: Sequence[float],
+        tokens: Sequence[int],
+        found: list[TokenLogprob | None],
+        most: int,
+    ) -> None:
+        asked = [one.request.params.logprobs for one in self._batch]
+        reported = self._reported
+        if reported is None:
+            reported = [row for row, wanted in enumerate(asked) if wanted is not None]
         width = 1 + 2 * most
-        first = len(numbers) - width * len(self._reported)
-        for place, row in enumerate(self._reported):
-            wanted = params[row].logprobs if row < len(params) else None
+        first = len(numbers) - width * len(reported)
+        for place, row in enumerate(reported):
+            wanted = asked[row] if row < len(asked) else None
             if wanted is None:
                 continue
             logprob, *rest = numbers[first + place * width : first + (place + 1) * width]
             ids, values = rest[:most][:wanted], rest[most:][:wanted]
             top = tuple(zip(map(int, ids), values, strict=True))
             found[row] = TokenLogprob(id=tokens[row], logprob=logprob, top=top)
-        return tokens, found

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from minimind.inference.filters import draw, filtered_probs
+from minimind.inference.generation import Generation
 from minimind.inference.grammar_masks import GrammarMasks
 from minimind.inference.pending_tokens import PendingTokens, pack
 from minimind.inference.row_settings import Rows, RowSettings
@@ -20,42 +18,22 @@ from minimind.runtime.devices import send
 NO_TOKEN = -1
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    number: int
-    params: SamplingParams
-    random: random.Random
-    """One number a token, whoever shares the batch and whatever the device."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """What stays as it is while the same sequences go on."""
-
-    sequences: list[int]
-    params: list[SamplingParams]
-    settings: RowSettings
-    random: list[random.Random]
-    reported: list[int]
-
-
 class Sampler:
     """Chooses tokens, for a host that waits for them. What penalties count, biases and what
     grammars allow are kept by slot, from when one is first asked for."""
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
         self._num_slots, self._vocab_size, self._device = num_slots, vocab_size, device
-        self._count_opened = itertools.count()
-        self._opened: dict[int, _Opened] = {}
         self._seen_SV: Tensor | None = None
         self._made_SV: Tensor | None = None
         self._bias_SV: Tensor | None = None
         self._masks: GrammarMasks | None = None
-        self._batch: _Batch | None = None
+        self._asked: tuple[list[Generation], RowSettings] | None = None
+        """By the batch sampled last: the same while its sequences go on."""
 
-    def open(self, slot: int, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
-        """A new sequence in `slot`."""
-        self._opened[slot] = _Opened(next(self._count_opened), params, random.Random(params.seed))
+    def open(self, generation: Generation) -> None:
+        """A new sequence in its slot, before its first token."""
+        slot, params = generation.slot, generation.request.params
         if params.grammar is not None and self._masks is None:
             self._masks = GrammarMasks(self._num_slots, self._vocab_size, self._device)
         if self._masks is not None:
@@ -64,12 +42,12 @@ class Sampler:
         if params.logit_bias or self._bias_SV is not None:
             self._open_bias(slot, params)
         if params.penalizes:
-            self._open_penalties(slot, prompt_ids)
+            self._open_penalties(slot, generation.request.prompt_ids)
 
-    def accept(self, slot: int, token: int) -> bool:
-        """The sequence in `slot` goes on with `token`; whether its grammar has come to its end.
-        Raises GrammarFailure."""
-        return self._masks is not None and self._masks.accept(slot, token)
+    def accept(self, generation: Generation, token: int) -> bool:
+        """The sequence goes on with `token`; whether its grammar has come to its end. Raises
+        GrammarFailure."""
+        return self._masks is not None and self._masks.accept(generation.slot, token)
 
     def _open_bias(self, slot: int, params: SamplingParams) -> None:
         if self._bias_SV is None:
@@ -89,33 +67,20 @@ class Sampler:
         self._seen_SV[slot].zero_().index_fill_(0, send(prompt_ids, self._device), True)
         self._made_SV[slot].zero_()
 
-    def sequences(self, slots: Sequence[int]) -> list[int]:
-        """A number for the sequence in each slot, which no other ever has."""
-        return [self._opened[slot].number for slot in slots]
-
-    def sample(self, logits_BV: Tensor, slots: Sequence[int]) -> PendingTokens:
-        """The next token of each sequence in `slots` after its fp32 logits [B, V]; NO_TOKEN where
-        they are not finite."""
-        key = self.sequences(slots)
-        if self._batch is None or self._batch.sequences != key:
-            opened = [self._opened[slot] for slot in slots]
-            params = [one.params for one in opened]
-            self._batch = _Batch(
-                key,
-                params,
-                RowSettings.build(params, slots, self._vocab_size, self._device),
-                [one.random for one in opened if one.params.temperature > 0],
-                [i for i, one in enumerate(params) if one.logprobs is not None],
-            )
-        if self._masks is not None and self._batch.settings.asked.grammar:
-            self._masks.find(slots)
-        batch, uniform_R = self._batch, None
-        if batch.random:
-            numbers = [one.random() for one in batch.random]
+    def sample(self, logits_BV: Tensor, batch: Sequence[Generation]) -> PendingTokens:
+        """The next token of each sequence after its fp32 logits [B, V]."""
+        if self._asked is None or self._asked[0] != batch:
+            slots, params = [one.slot for one in batch], [one.request.params for one in batch]
+            settings = RowSettings.build(params, slots, self._vocab_size, self._device)
+            self._asked = [*batch], settings
+        settings, uniform_R = self._asked[1], None
+        if self._masks is not None and settings.asked.grammar:
+            self._masks.find([one.slot for one in batch])
+        if settings.asked.has_drawn:
+            numbers = [one.random.random() for one in batch if one.request.params.temperature > 0]
             uniform_R = send(numbers, self._device, torch.float64)
-        ids_B = self._choose(logits_BV, batch.settings, uniform_R)
-        packed = pack(logits_BV, ids_B, batch.settings)
-        return PendingTokens(packed, batch.params, batch.settings.asked, batch.reported)
+        ids_B = self._choose(logits_BV, settings, uniform_R)
+        return PendingTokens(pack(logits_BV, ids_B, settings), batch, settings.asked)
 
     def _choose(self, logits_BV: Tensor, settings: RowSettings, uniform_R: Tensor | None) -> Tensor:
         """Token ids, int64 [B]. `uniform_R`: a number for each of `settings.drawn`."""

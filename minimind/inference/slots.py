@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
+from minimind.inference.generation import Generation
 from minimind.model.kv_cache import KVCache
 
 WORTH_WAITING = 32
 """Tokens of a prompt that are rather copied in a few steps than computed beside the same ones."""
-
-
-@dataclass(slots=True)
-class Slot:
-    """One slot of the cache and what it holds, also after its sequence has ended."""
-
-    index: int
-    ids: list[int] = field(default_factory=list)
-    """The tokens whose keys and values are there, from position 0 on."""
-    adapter: str | None = None
-    """Under which they were computed."""
-    coming: Sequence[int] = ()
-    """The prompt that is being computed into it."""
-    in_use: bool = False
-    last_used: int = 0
 
 
 class SlotTable:
@@ -33,59 +17,62 @@ class SlotTable:
 
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
-        self._slots = [Slot(index) for index in range(cache.num_slots)]
-        self._clock = itertools.count(1)
+        self._free = list(range(cache.num_slots))
+        """The one that rested longest comes first."""
+        self._held: list[Generation | None] = [None] * cache.num_slots
+        """The sequence that is in each slot, or was last."""
 
     @property
     def num_free(self) -> int:
-        return sum(not slot.in_use for slot in self._slots)
+        return len(self._free)
 
-    def take(self, prompt_ids: Sequence[int], adapter: str | None) -> Slot | None:
-        """A slot that holds the longest beginning of the prompt found anywhere, without its last
-        token (whose logits are wanted); None where all are in use, or where much more of it is
-        just being computed for another."""
-        free = [slot for slot in self._slots if not slot.in_use]
-        if not free:
-            return None
-        wanted = list(prompt_ids[:-1])
-        same = [slot.adapter == adapter for slot in self._slots]
-        shared = [same[s.index] * common_prefix(s.ids, wanted) for s in self._slots]
-        best = max(
-            self._slots,
-            key=lambda slot: (shared[slot.index], not slot.in_use, -slot.last_used),
-        )
-        length = shared[best.index]
-        # What has come already is among `shared`.
-        coming = (slot for slot in self._slots if len(slot.ids) < len(slot.coming))
-        soon = max((same[s.index] * common_prefix(s.coming, wanted) for s in coming), default=0)
+    def take(self, generation: Generation) -> bool:
+        """Gives it a slot that holds the longest beginning of its prompt found anywhere, without
+        the last token (whose logits are wanted). Gives none where all are in use, or where much
+        more of the prompt is just being computed for another."""
+        if not self._free:
+            return False
+        wanted, soon = generation.ids[:-1], 0
+        shared = [0] * len(self._held)
+        for slot, other in enumerate(self._held):
+            if other is not None and other.request.adapter == generation.request.adapter:
+                same = common_prefix(other.ids, wanted)
+                shared[slot] = min(same, other.num_computed)
+                if other.is_running:
+                    soon = max(soon, min(same, len(other.request.prompt_ids) - 1))
+        in_use = [slot for slot in range(len(shared)) if slot not in self._free]
+        best = max([*self._free, *in_use], key=shared.__getitem__)
+        length = shared[best]
         if soon - length >= WORTH_WAITING:
-            return None
-        chosen, oldest = best, min(free, key=lambda slot: slot.last_used)
+            return False
+        chosen, oldest = best, self._free[0]
         # Whatever loses fewer tokens that may be wanted again: to cut this one short, or to give up
         # the one that rested longest.
-        if best.in_use or len(best.ids) - length > len(oldest.ids):
+        if best in in_use or self._num_held(best) - length > self._num_held(oldest):
             chosen = oldest
             if length:
-                self._cache.copy_prefix(best.index, chosen.index, length)
-        chosen.ids = wanted[:length]
-        chosen.adapter, chosen.coming = adapter, wanted
-        chosen.in_use = True
-        return chosen
+                self._cache.copy_prefix(best, chosen, length)
+        self._free.remove(chosen)
+        self._held[chosen] = generation
+        generation.slot = chosen
+        generation.num_computed = generation.cached_tokens = length
+        return True
 
-    def release(self, slot: Slot) -> None:
-        slot.in_use = False
-        slot.coming = ()
-        slot.last_used = next(self._clock)
+    def release(self, generation: Generation) -> None:
+        """Frees its slot, which keeps what was computed: unless it failed, when that is not to be
+        relied on."""
+        self._free.append(generation.slot)
+        if generation.finish_reason == "error":
+            self._held[generation.slot] = None
+            self._cache.clear(generation.slot)
 
     def forget_all(self) -> None:
         """Nothing that is in any slot is to be found again."""
-        for slot in self._slots:
-            slot.ids = []
+        self._held = [None] * len(self._held)
 
-    def forget(self, slot: Slot) -> None:
-        """What `slot` holds is not to be relied on."""
-        slot.ids = []
-        self._cache.clear(slot.index)
+    def _num_held(self, slot: int) -> int:
+        held = self._held[slot]
+        return held.num_computed if held else 0
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import minimind_kernels as K
 from torch import Tensor, nn
 
-from minimind.model.router_report import RouterReport
-
 
 class SwiGLULinear(nn.Linear):
     """A linear over silu(gate) · up of the packed product it is given. Activation and product are
@@ -25,6 +23,5 @@ class SwiGLU(nn.Module):
         self.gate_up_proj = nn.Linear(hidden_size, 2 * intermediate_size, bias=False)
         self.down_proj = SwiGLULinear(intermediate_size, hidden_size, bias=False)
 
-    def forward(self, x_MD: Tensor, report: RouterReport | None = None) -> Tensor:
-        """Has no router, and adds nothing to `report`."""
+    def forward(self, x_MD: Tensor) -> Tensor:
         return self.down_proj(self.gate_up_proj(x_MD))

@@ -7,7 +7,7 @@ from minimind_kernels.moe_routing import Routing
 from torch import Tensor
 from torch.nn import functional
 
-from minimind.types import Batch, ExpertLoad
+from minimind.types import Batch
 
 
 class RouterReport:
@@ -18,27 +18,33 @@ class RouterReport:
         self.cu_seqlens = batch.cu_seqlens
         self._routings: list[Routing] | None = []
 
+    @property
+    def is_open(self) -> bool:
+        """Whether more layers may be added: not once they are summed up."""
+        return self._routings is not None
+
     def add(self, routing: Routing) -> None:
         """One layer's, in the order of the layers. Ignored once summed up: activation
         checkpointing runs every block again in the backward."""
         if self._routings is not None:
             self._routings.append(routing)
 
-    def sum_up(self, coefficient: float) -> tuple[Tensor, ExpertLoad]:
-        """`coefficient` · the sum of the layers' auxiliary losses, and their experts' load."""
+    def sum_up(self, coefficient: float) -> Tensor:
+        """`coefficient` · the sum of the layers' auxiliary losses."""
         assert self._routings, "a model with experts has a layer with experts"
         routings, self._routings = self._routings, None
-        aux_loss = coefficient * torch.stack([r.aux_loss for r in routings]).sum()
-        return aux_loss, self._load(routings)
+        return coefficient * torch.stack([r.aux_loss for r in routings]).sum()
 
     @torch.no_grad()
-    def _load(self, routings: list[Routing]) -> ExpertLoad:
-        """Counted in the order in which the experts take their tokens, so that one left out or
-        taken twice shows."""
-        num_slots = routings[0].experts_MS.shape[1]
-        order_LP = torch.stack([r.order_P for r in routings]).long()
-        offsets_LE1 = torch.stack([r.offsets_E1 for r in routings]).long()
+    def count_load(self) -> tuple[Tensor, Tensor]:
+        """(tokens that each expert of each layer added took, int64 [L, E]; tokens that none took).
+        Padding is left out. Tokens are counted in the order in which the experts take them, so that
+        one left out or taken twice shows; experts have no capacity to exceed, so none is."""
+        assert self._routings
+        num_slots = self._routings[0].experts_MS.shape[1]
+        order_LP = torch.stack([r.order_P for r in self._routings]).long()
+        offsets_LE1 = torch.stack([r.offsets_E1 for r in self._routings]).long()
         counted_LP = self.is_counted_M[order_LP // num_slots].cumsum(dim=1)
         tokens_LE = functional.pad(counted_LP, (1, 0)).gather(1, offsets_LE1).diff(dim=1)
-        due = self.is_counted_M.sum() * num_slots * len(routings)
-        return ExpertLoad(tokens_LE=tokens_LE, dropped=due - tokens_LE.sum())
+        due = self.is_counted_M.sum() * num_slots * len(self._routings)
+        return tokens_LE, due - tokens_LE.sum()

@@ -50,9 +50,10 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config)
+        self.has_experts = config.has_experts(layer)
         self.mlp = (
             MixtureOfExperts(config)
-            if config.has_experts(layer)
+            if self.has_experts
             else SwiGLU(config.hidden_size, config.intermediate_size)
         )
         self.dropout = nn.Dropout(config.dropout)
@@ -69,7 +70,8 @@ class Block(nn.Module):
         residual_MD, x_MD = self.input_layernorm(delta_MD, residual_MD)
         delta_MD = self.dropout(self.self_attn(x_MD, rope, positions_M, attend))
         residual_MD, x_MD = self.post_attention_layernorm(delta_MD, residual_MD)
-        return self.dropout(self.mlp(x_MD, report)), cast(Tensor, residual_MD)
+        delta_MD = self.mlp(x_MD, report) if self.has_experts else self.mlp(x_MD)
+        return self.dropout(delta_MD), cast(Tensor, residual_MD)
 
 
 class OutputHead(nn.Module):
@@ -142,8 +144,8 @@ class Transformer(nn.Module):
         per_token = self.lm_head(hidden_MD, head)
         if report is None:
             return ModelOutput(per_token=per_token)
-        aux_loss, load = report.sum_up(self.config.router_aux_loss_coef)
-        return ModelOutput(per_token=per_token, aux_loss=aux_loss, expert_load=load)
+        aux_loss = report.sum_up(self.config.router_aux_loss_coef)
+        return ModelOutput(per_token=per_token, aux_loss=aux_loss)
 
     @torch.no_grad()
     def decode(

@@ -64,7 +64,6 @@ class ActorCritic(nn.Module):
         return ActorCriticOutput(
             per_token=said.per_token,
             aux_loss=aux_loss,
-            expert_load=said.expert_load,
             values_R=judged.per_token,
         )
 

@@ -92,7 +92,8 @@ def take_steps(engine: DeepSpeedEngine, graphed: bool) -> tuple[list[Tensor], di
             engine.backward(loss, batch.count)
             routers.add(loss, batch.count)
             found.append(loss.total.detach())
-        found.append(routers.take(engine))
+        if (numbers := routers.take(engine)) is not None:
+            found.append(numbers.flat())
         engine.step(RATE)
     return found, engine.full_weights()
 

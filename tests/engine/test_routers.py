@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from dataclasses import dataclass, field
@@ -13,10 +14,11 @@ from small_models import EXPERTS, pack, random_documents, random_model, small_co
 from torch import Tensor, nn
 
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
+from minimind.engine.pending import RouterNumbers, StepNumbers
 from minimind.engine.routers import ROUTER_COLUMNS, RouterWatch
 from minimind.model.transformer import Transformer
 from minimind.runtime.ranks import Ranks
-from minimind.types import Batch, LossSum
+from minimind.types import Batch, LossSum, StepStats
 
 CPU = torch.device("cpu")
 
@@ -48,7 +50,7 @@ def micro_batches() -> list[Batch]:
     return [pack([documents[:2]], seq_len=20), pack([documents[2:]], seq_len=20)]
 
 
-def numbers_of(watch: RouterWatch, model: Transformer, engine: Engine) -> list[float]:
+def numbers_of(watch: RouterWatch, model: Transformer, engine: Engine) -> RouterNumbers:
     """Of one step, its gradients scaled as an engine would."""
     for batch in micro_batches():
         loss = loss_sum(model, batch)
@@ -56,7 +58,23 @@ def numbers_of(watch: RouterWatch, model: Transformer, engine: Engine) -> list[f
         total = loss.total + loss.aux_loss * batch.count
         (total * engine.ranks.world_size * engine.loss_scale).backward()
         watch.add(loss, batch.count)
-    return watch.take(cast(DeepSpeedEngine, engine)).tolist()
+    return take(watch, engine)
+
+
+def take(watch: RouterWatch, engine: Engine) -> RouterNumbers:
+    numbers = watch.take(cast(DeepSpeedEngine, engine))
+    assert numbers is not None
+    return numbers
+
+
+def describe(watch: RouterWatch, routers: RouterNumbers | None, count: int) -> StepStats:
+    """Of a step of which nothing else is known."""
+    zero = torch.zeros((), dtype=torch.float64)
+    given = dict.fromkeys(("tokens", "stops", "loss", "metrics_N", "grad_norm"), zero)
+    found = StepNumbers(count=zero + count, routers=routers, **given)
+    names = [field.name for field in dataclasses.fields(StepStats)][:8]
+    stats = StepStats(**dict.fromkeys(names, 0), metrics={"kl": 1.0}, diagnostics={"kept": 2.0})
+    return watch.describe(stats, found)
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
@@ -65,11 +83,9 @@ def test_the_numbers_of_a_step(ranks: int, loss_scale: float):
     model = random_model(small_config(num_hidden_layers=3, **EXPERTS[1])).train()
     engine = Engine(Ranks(0, 0, ranks), loss_scale)
     watch = RouterWatch(model, CPU)
-    numbers = numbers_of(watch, model, engine)
-    assert len(numbers) == watch.size
     batches = micro_batches()
     count = ranks * sum(batch.num_targets for batch in batches)
-    found = watch.read(numbers, count)
+    found = describe(watch, numbers_of(watch, model, engine), count)
 
     model.zero_grad()
     aux, tokens = 0.0, 0
@@ -79,7 +95,7 @@ def test_the_numbers_of_a_step(ranks: int, loss_scale: float):
         (loss.total + loss.aux_loss * batch.count).backward()
         aux += ranks * loss.aux_loss.item() * batch.count
         tokens += 12 + 5 if batch is batches[0] else 9 + 3
-    assert found.metrics == {"aux_loss": pytest.approx(aux / count)}
+    assert found.metrics == {"kl": 1.0, "aux_loss": pytest.approx(aux / count)}
     # The ranks' gradients of the sum, which are averaged: each rank's are scaled by their number.
     gates = [p.grad for n, p in model.named_parameters() if "mlp.gate." in n and p.grad is not None]
     assert len(gates) == 2
@@ -94,15 +110,24 @@ def test_the_numbers_of_a_step(ranks: int, loss_scale: float):
         entropies.append(-sum(s * math.log(s, 3) for s in shares if s))
     assert found.diagnostics["load_entropy"] == pytest.approx(sum(entropies) / 2)
     assert found.diagnostics["load_entropy_min"] == pytest.approx(min(entropies))
-    assert {*found.metrics, *found.diagnostics} == set(ROUTER_COLUMNS)
+    assert {*found.metrics, *found.diagnostics} == {*ROUTER_COLUMNS, "kl", "kept"}
 
 
 def test_each_step_starts_anew():
     model = random_model(small_config(**EXPERTS[0])).train()
     watch = RouterWatch(model, CPU)
     first = numbers_of(watch, model, Engine())
-    assert numbers_of(watch, model, Engine()) == first
-    assert watch.take(cast(DeepSpeedEngine, Engine())).tolist() == [0.0] * watch.size
+    assert torch.equal(numbers_of(watch, model, Engine()).flat(), first.flat())
+    assert not take(watch, Engine()).flat().any()
+
+
+@pytest.mark.parametrize("experts", EXPERTS, ids=str)
+def test_recomputed_activations_are_counted_once(experts: dict[str, Any]):
+    model = random_model(small_config(**experts)).train()
+    watch = RouterWatch(model, CPU)
+    first = numbers_of(watch, model, Engine())
+    model.activation_checkpointing = True
+    assert torch.equal(numbers_of(watch, model, Engine()).flat(), first.flat())
 
 
 def test_validation_and_generation_are_not_counted():
@@ -111,7 +136,7 @@ def test_validation_and_generation_are_not_counted():
     with torch.no_grad():
         loss_sum(model, micro_batches()[0])
         watch.add(loss_sum(model.eval(), micro_batches()[0]), 1)
-    assert not any(watch.take(cast(DeepSpeedEngine, Engine())).tolist())
+    assert not take(watch, Engine()).flat().any()
 
 
 def test_the_model_may_be_a_part_and_its_routers_frozen():
@@ -125,7 +150,7 @@ def test_the_model_may_be_a_part_and_its_routers_frozen():
     for gate in (p for n, p in module.named_parameters() if "mlp.gate." in n):
         gate.requires_grad_(False)
     watch = RouterWatch(module, CPU)
-    found = watch.read(numbers_of(watch, module.policy, Engine()), 25)
+    found = describe(watch, numbers_of(watch, module.policy, Engine()), 25)
     assert found.diagnostics["router_grad_norm"] == 0
     assert found.metrics["aux_loss"] > 0
 
@@ -135,9 +160,10 @@ def test_a_dense_model_has_no_numbers():
     watch = RouterWatch(model, CPU)
     loss = loss_sum(model, micro_batches()[0])
     watch.add(loss, 1)
-    assert watch.take(cast(DeepSpeedEngine, Engine())).numel() == watch.size == 0
-    found = watch.read([], 5)
-    assert (found.metrics, found.diagnostics, found.expert_load) == ({}, {}, {})
+    assert watch.take(cast(DeepSpeedEngine, Engine())) is None
+    found = describe(watch, None, 5)
+    assert (found.metrics, found.diagnostics, found.expert_load) == ({"kl": 1.0}, {"kept": 2.0}, {})
+    assert not any(part._forward_hooks for part in model.modules())
 
 
 @pytest.mark.parametrize(

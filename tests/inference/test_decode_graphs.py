@@ -179,9 +179,9 @@ def note_calls(
     def note(owner: Any, name: str) -> None:
         plain = getattr(owner, name)
 
-        def noted(*arguments: Any) -> Any:
+        def noted(*arguments: Any, **options: Any) -> Any:
             events.append(name)
-            return plain(*arguments)
+            return plain(*arguments, **options)
 
         monkeypatch.setattr(owner, name, noted)
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from small_engines import tokenizer
+from small_engines import generation_in, tokenizer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minimind.inference.device_sampler import DeviceSampler
 from minimind.inference.grammar import GrammarCompiler
 from minimind.inference.grammar_texts import AnswerForm, regex_rules
+from minimind.inference.pending_tokens import PendingTokens
 from minimind.inference.row_settings import Asked, round_up
 from minimind.inference.sampler import Sampler
 from minimind.inference.sampling import SamplingParams
@@ -56,11 +58,24 @@ def logits_of(seed: int, rows: int) -> Tensor:
     return 3 * torch.randn(rows, V, generator=torch.Generator().manual_seed(seed))
 
 
-def opened(kind: type[Sampler], params: list[SamplingParams], *more: Any) -> Any:
-    sampler = kind(len(params), V, CPU, *more)
-    for slot, one in enumerate(params):
-        sampler.open(slot, one, [3, 4, slot])
-    return sampler
+class Opened:
+    """A sampler with a sequence in each slot."""
+
+    def __init__(
+        self, kind: Any, params: list[SamplingParams], *more: Any, device: torch.device = CPU
+    ) -> None:
+        self.sampler = kind(len(params), V, device, *more)
+        self.batch = [generation_in(i, one, [3, 4, i]) for i, one in enumerate(params)]
+        for generation in self.batch:
+            self.sampler.open(generation)
+
+    def sample(self, logits_BV: Tensor, slots: Sequence[int]) -> list[Any]:
+        return read(self.sampler.sample(logits_BV, [self.batch[slot] for slot in slots]))
+
+
+def read(pending: PendingTokens) -> list[Any]:
+    """By slots, since each sampler has sequences of its own."""
+    return [(one.slot, token, logprob) for one, token, logprob in pending.read()]
 
 
 @pytest.mark.parametrize(
@@ -68,33 +83,34 @@ def opened(kind: type[Sampler], params: list[SamplingParams], *more: Any) -> Any
 )
 def test_tokens_are_those_of_a_cpu(params: list[SamplingParams]):
     """Of every option, and their log-probabilities: bit for bit."""
-    host, device = opened(Sampler, params), opened(DeviceSampler, params, 9)
+    host, device = Opened(Sampler, params), Opened(DeviceSampler, params, 9)
     for step in range(9):
         logits_BV = logits_of(step, len(params))
         slots = list(range(len(params)))
-        assert device.sample(logits_BV, slots).read() == host.sample(logits_BV, slots).read()
+        assert device.sample(logits_BV, slots) == host.sample(logits_BV, slots)
 
 
 def test_rows_that_fill_a_batch_up_are_without_effect():
     """Whatever their logits are: those of a GPU's graph are not the first row's to the last bit."""
     params = ALL[1:6] + ALL[8:9]
-    host, device = opened(Sampler, params), opened(DeviceSampler, params, 9)
+    host, device = Opened(Sampler, params), Opened(DeviceSampler, params, 9)
     slots = list(range(len(params)))
     for step in range(9):
         logits_BV = logits_of(step, 8)
         logits_BV[7] = float("nan")
-        packed, ids_B = device.sample_placed(logits_BV, asked := device.place(slots, 8))
-        found = device.pending(packed, slots, asked, 8).read()
-        assert found == host.sample(logits_BV[:6], slots).read()
+        asked = device.sampler.place(device.batch, 8)
+        packed, ids_B = device.sampler.sample_placed(logits_BV, asked)
+        found = read(PendingTokens(packed, device.batch, asked, range(8)))
+        assert found == host.sample(logits_BV[:6], slots)
         assert (ids_B[6:] == ids_B[0]).all(), "they go on as the first does"
 
 
 def test_the_order_of_rows_is_without_effect():
-    host, device = opened(Sampler, ALL), opened(DeviceSampler, ALL, 9)
+    host, device = Opened(Sampler, ALL), Opened(DeviceSampler, ALL, 9)
     orders = itertools.cycle([[*range(len(ALL))], [*range(len(ALL))][::-1], [4, 8, 2], [6]])
     for step, slots in zip(range(9), orders, strict=False):
         logits_BV = logits_of(step, len(ALL))[slots]
-        assert device.sample(logits_BV, slots).read() == host.sample(logits_BV, slots).read()
+        assert device.sample(logits_BV, slots) == host.sample(logits_BV, slots)
 
 
 class NoCopies(TorchDispatchMode):
@@ -114,24 +130,20 @@ class NoCopies(TorchDispatchMode):
 )
 def test_nothing_is_read_on_the_way(params: list[SamplingParams]):
     """Tensors without values raise where one is looked at, or where a size depends on them."""
-    sampler = DeviceSampler(len(params), V, META, 9)
-    for slot, one in enumerate(params):
-        sampler.open(slot, one, [3, 4, slot])
-    batch = round_up(len(params))
-    asked = sampler.place(range(len(params)), batch)
+    opened, rows = Opened(DeviceSampler, params, 9, device=META), round_up(len(params))
+    asked = opened.sampler.place(opened.batch, rows)
     with NoCopies():
-        packed, ids_B = sampler.sample_placed(torch.empty(batch, V, device=META), asked)
-    assert (ids_B.shape, ids_B.dtype) == ((batch,), torch.int64)
-    assert packed.shape[0] == batch * (1 if asked.logprobs is None else 2 + 2 * asked.logprobs)
+        packed, ids_B = opened.sampler.sample_placed(torch.empty(rows, V, device=META), asked)
+    assert (ids_B.shape, ids_B.dtype) == ((rows,), torch.int64)
+    assert packed.shape[0] == rows * (1 if asked.logprobs is None else 2 + 2 * asked.logprobs)
 
 
 def test_the_sampler_of_a_cpu_does_look():
     """Else the test before would show nothing."""
     params = [SamplingParams(temperature=1.0, top_p=0.9)]
-    sampler = Sampler(1, V, META)
-    sampler.open(0, params[0], [3])
+    opened = Opened(Sampler, params, device=META)
     with pytest.raises(RuntimeError, match="meta"):
-        sampler.sample(torch.empty(1, V, device=META), [0])
+        opened.sample(torch.empty(1, V, device=META), [0])
 
 
 def test_settings_that_are_like_take_the_same_graph():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_engines import engine_of, request, whole
+from small_engines import engine_of, generation_in, request, whole
 from small_models import EXPERTS, random_documents, random_model, small_config
 from torch import Tensor
 
@@ -120,17 +120,22 @@ def read(
 ) -> tuple[list[int], list[TokenLogprob | None]]:
     """As the sampler has it read; on a device in a batch that is filled up."""
     vocab, slots = logits_BV.shape[1], range(len(params))
+    generations = [generation_in(slot, one) for slot, one in enumerate(params)]
     if not on_device:
         settings = RowSettings.build(params, slots, vocab, torch.device("cpu"))
-        reported = [i for i, one in enumerate(params) if one.logprobs is not None]
         packed = pack(logits_BV, chosen_B, settings)
-        return PendingTokens(packed, params, settings.asked, reported).read()
+        return parts(PendingTokens(packed, generations, settings.asked))
     batch = 8
     asked = Asked.by(params, vocab, waits=False)
     numbers_CB = torch.tensor(setting_numbers(params, slots, vocab, batch))
     rows = [*slots, *[0] * (batch - len(params))]
     packed = pack(logits_BV[rows], chosen_B[rows], RowSettings.over(numbers_CB, asked))
-    return PendingTokens(packed, params, asked, range(batch)).read()
+    return parts(PendingTokens(packed, generations, asked, range(batch)))
+
+
+def parts(pending: PendingTokens) -> tuple[list[int], list[TokenLogprob | None]]:
+    read = pending.read()
+    return [token for _, token, _ in read], [logprob for _, _, logprob in read]
 
 
 @pytest.mark.parametrize(

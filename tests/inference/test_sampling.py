@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from small_engines import generation_in
 from torch import Tensor
 
 from minimind.errors import ConfigError
 from minimind.inference import filters
 from minimind.inference.device_sampler import DeviceSampler
 from minimind.inference.filters import draw
+from minimind.inference.generation import Generation
 from minimind.inference.row_settings import RowSettings
 from minimind.inference.sampler import NO_TOKEN, Sampler
 from minimind.inference.sampling import SamplingParams
@@ -42,18 +44,37 @@ SAMPLERS: tuple[type[Sampler], ...] = (Sampler, OnDevice)
 both_samplers = pytest.mark.parametrize("kind", SAMPLERS, ids=["host", "device"])
 
 
+class Opened:
+    """A sampler with a sequence in each slot."""
+
+    def __init__(
+        self, settings: Sequence[SamplingParams], prompt: Sequence[int], sampler: Sampler
+    ) -> None:
+        self._sampler, self._prompt = sampler, prompt
+        self._generations: dict[int, Generation] = {}
+        for slot, one in enumerate(settings):
+            self.open(slot, one)
+
+    def open(self, slot: int, p: SamplingParams) -> None:
+        self._generations[slot] = generation_in(slot, p, self._prompt)
+        self._sampler.open(self._generations[slot])
+
+    def choose(self, logits_BV: Tensor, slots: Sequence[int]) -> list[int]:
+        batch = [self._generations[slot] for slot in slots]
+        return [token for _, token, _ in self._sampler.sample(logits_BV, batch).read()]
+
+
 def sampler_of(
-    *settings: SamplingParams, prompt: Sequence[int] = (3,), kind: type[Sampler] = Sampler
-) -> Sampler:
-    """With a sequence in each slot."""
-    sampler = kind(len(settings), V, CPU)
-    for slot, p in enumerate(settings):
-        sampler.open(slot, p, prompt)
-    return sampler
+    *settings: SamplingParams,
+    prompt: Sequence[int] = (3,),
+    kind: type[Sampler] = Sampler,
+    vocab: int = V,
+) -> Opened:
+    return Opened(settings, prompt, kind(len(settings), vocab, CPU))
 
 
-def choose(sampler: Sampler, logits_BV: Tensor, slots: Sequence[int]) -> list[int]:
-    return sampler.sample(logits_BV, slots).read()[0]
+def choose(sampler: Opened, logits_BV: Tensor, slots: Sequence[int]) -> list[int]:
+    return sampler.choose(logits_BV, slots)
 
 
 def filtered_probs(logits_BV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
@@ -175,7 +196,7 @@ def test_a_slot_starts_anew(kind: type[Sampler]):
     logits_1V = random_logits(3)[None]
     sampler = sampler_of(p, kind=kind)
     first = [choose(sampler, logits_1V, [0])[0] for _ in range(5)]
-    sampler.open(0, p, [3])
+    sampler.open(0, p)
     assert [choose(sampler, logits_1V, [0])[0] for _ in range(5)] == first
     assert len(set(first)) > 1
 
@@ -274,8 +295,9 @@ def test_a_seed_does_not_touch_the_global_generator():
 def test_tokens_come_as_often_as_they_are_likely(kind: type[Sampler]):
     logits_V = torch.tensor([0.2, 0.4, 0.1, 0.3]).log()
     count = 3000
-    sampler = kind(1, 4, CPU)
-    sampler.open(0, params(seed=1, top_k=3, max_new_tokens=count), [0])
+    sampler = sampler_of(
+        params(seed=1, top_k=3, max_new_tokens=count), prompt=[0], kind=kind, vocab=4
+    )
     tokens = [choose(sampler, logits_V[None], [0])[0] for _ in range(count)]
     found = torch.bincount(torch.tensor(tokens), minlength=4)
     assert found[2] == 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
+import pytest
 from small_engines import check_greedy, engine_of, request
 from small_models import random_documents
 
@@ -28,6 +31,24 @@ def test_a_prefix_that_is_there_is_not_computed_again(model: Transformer):
     (kept,) = engine.generate([request(chat, new=7)])
     assert kept.cached_tokens == len(chat) - 1, "a copy took the other slot"
     assert engine.stats.cached_tokens == 41 + 2 * (len(chat) - 1) + 30
+
+
+def test_what_an_interrupted_step_would_have_computed_is_not_found(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+):
+    """As when Ctrl-C ends an answer in a chat, which goes on over the same engine."""
+    (prompt,) = random_documents([40])
+    engine = engine_of(model, 2, max_prefill=16)
+    stream = engine.stream(request(prompt, new=9))
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "decode", mock.Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+        stream.close()
+    (again,) = engine.generate([request(prompt, new=9)])
+    check_greedy(model, prompt, again)
+    assert again.cached_tokens == 0
+    assert engine.stats.free_slots == 2
 
 
 def test_a_prefix_is_shared_with_one_that_runs(model: Transformer):

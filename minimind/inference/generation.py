@@ -1,0 +1,84 @@
+"""The sequence that a request becomes, from its prompt to its last token."""
+
+from __future__ import annotations
+
+import random
+
+from minimind.inference.logprobs import TokenLogprob
+from minimind.inference.request import Delta, FinishReason, GenerationRequest
+from minimind.inference.text_stream import TextStream
+
+NO_SLOT = -1
+
+
+class Generation:
+    """What was asked, and how far it has come. The scheduler says how much of it a step computes,
+    the slot table where its keys and values are; the sampler and the text are its own."""
+
+    def __init__(self, id: int, request: GenerationRequest, text: TextStream) -> None:
+        self.id, self.request, self.text = id, request, text
+        self.ids = list(request.prompt_ids)
+        """The prompt and the tokens made."""
+        self.random = random.Random(request.params.seed)
+        """Gives one number a token, whoever shares the batch and whatever the device."""
+        self.slot = NO_SLOT
+        """Where in the cache it is, or was last."""
+        self.num_computed = 0
+        """Tokens whose keys and values are in its slot."""
+        self.num_scheduled = 0
+        """Tokens that a step computes from there on."""
+        self.cached_tokens = 0
+        """Tokens of the prompt that were in the cache when it got its slot."""
+        self.finish_reason: FinishReason | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a slot of the cache is its own."""
+        return self.slot != NO_SLOT and self.finish_reason is None
+
+    @property
+    def num_made(self) -> int:
+        return len(self.ids) - len(self.request.prompt_ids)
+
+    @property
+    def ends_next(self) -> bool:
+        """Whether it has ended, or does with its next token whatever that is."""
+        has_ended = self.finish_reason is not None
+        return has_ended or self.num_made + 1 >= self.request.params.max_new_tokens
+
+    def add(self, token: int, logprob: TokenLogprob | None, *, is_complete: bool) -> Delta:
+        """Goes on with `token`, which may be its last; is_complete: its grammar allows no more."""
+        self.ids.append(token)
+        text, is_given = "", True
+        if token in self.request.stop_ids:
+            self.finish_reason, is_given = "stop", self.request.gives_stop
+        else:
+            text = self.text.push(token)
+            if self.text.stopped or is_complete:
+                self.finish_reason = "stop"
+            elif self.num_made == self.request.params.max_new_tokens:
+                self.finish_reason = "length"
+        if self.finish_reason is not None:
+            text += self.text.flush()
+        if not is_given:
+            return self._delta(text)
+        return self._delta(text, (token,), () if logprob is None else (logprob,))
+
+    def finish(self, reason: FinishReason) -> Delta:
+        """Ends it without another token."""
+        self.finish_reason = reason
+        return self._delta(self.text.flush())
+
+    def _delta(
+        self, text: str, ids: tuple[int, ...] = (), logprobs: tuple[TokenLogprob, ...] = ()
+    ) -> Delta:
+        return Delta(
+            request_id=self.id,
+            text=text,
+            ids=ids,
+            logprobs=logprobs,
+            finish_reason=self.finish_reason,
+            prompt_tokens=len(self.request.prompt_ids),
+            cached_tokens=self.cached_tokens,
+            completion_tokens=self.num_made,
+        )

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from minimind_kernels.op import PRESETS, Case, Sizes, build_cases
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import compile_report, harness
-from bench.kernel_cases import PRESETS, Case, Sizes, build_cases
 from bench.turns import pass_turn
 from minimind.errors import ConfigError
 from minimind.runtime.devices import find_device

@@ -3,50 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-import minimind_kernels as K
+from minimind_kernels import OPS
+from minimind_kernels.op import PRESETS, Op, Sizes
 
 from bench.harness import format_table
-from bench.kernel_cases import PRESETS
 from bench.results import Results
-
-_FORMULAS = {
-    "rms_norm": "x / rms(x) · w",
-    "add_rms_norm": "s = x + residual; s, s / rms(s) · w",
-    "qk_rope": "split QKV, norm q and k by head (optional), rotate them",
-    "swiglu": "silu(gate) · up",
-    "swiglu_linear": "(silu(gate) · up)·Wᵀ, the activation rebuilt for W's gradient",
-    "linear_cross_entropy": "logsumexp(h·Wᵀ) - (h·Wᵀ)[label]",
-    "linear_log_prob": "(h·Wᵀ)[id] - logsumexp(h·Wᵀ)",
-    "linear_token_loss": "f(log-probability of id), logits made once",
-    "linear_distillation": "α·cross-entropy + (1 - α)·T²·KL, logits made once",
-    "linear_kl": "Σ p·(log p - log q), p and q from h·Wᵀ / T",
-    "moe_routing": "softmax, the largest S, E·Σ share·mean(p), order by expert",
-    "expert_ffn": "Σ_s w_s · down_e(silu(gate_e x) · up_e x)",
-}
-_HELPERS = ("rope_rows",)
-"""Public, and no operation: what a caller prepares for one."""
-_MOE = ("moe_routing", "expert_ffn")
-_CASES = {
-    "qk_rope": ("rope", "qk_norm_rope"),
-    "linear_log_prob": ("linear_cross_entropy_any_grad",),
-}
 
 
 def kernel_table(results: Results) -> str:
-    """A line for each public operation."""
-    measured = _measured(results)
+    """A line for each operation."""
     header = ["operation", "formula", "reference", "dtypes", "compiled for", "last measured"]
     lines = []
-    for name in K.__all__:
-        operation = getattr(K, name)
-        if isinstance(operation, type) or name in _HELPERS:
-            continue
-        module = operation.__module__.rsplit(".", 1)[-1]
+    for name, op in sorted(OPS.items()):
+        module = op.function.__module__.rsplit(".", 1)[-1]
         lines.append([
-            f"`{name}`", _FORMULAS[name], f"`{module}.py`", "fp32, fp16, bf16", _sizes(name),
-            measured.get(name, "not measured"),
+            f"`{name}`", op.formula, f"`{module}.py`", "fp32, fp16, bf16", _sizes(op),
+            _measured(op, results) or "not measured",
         ])  # fmt: skip
     return format_table(header, lines)
 
@@ -75,41 +50,34 @@ def build_step_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return format_table(header, lines)
 
 
-def _sizes(name: str) -> str:
+def _presets(op: Op) -> list[Sizes]:
+    return [sizes for sizes in PRESETS if sizes.experts or not op.needs_experts]
+
+
+def _sizes(op: Op) -> str:
     """What distinguishes the presets to this operation."""
-    if name.endswith("rms_norm"):
-        return "D " + ", ".join(sorted({str(s.hidden) for s in PRESETS}))
-    if name == "qk_rope":
-        return "N/K/H " + ", ".join(
-            sorted({f"{s.heads}/{s.kv_heads}/{s.head_size}" for s in PRESETS})
-        )
-    if name in _MOE:
-        moe = [s for s in PRESETS if s.experts]
-        sizes = "E/S " + ", ".join(f"{s.experts}/{s.experts_per_token}" for s in moe)
-        if name == "expert_ffn":
-            sizes += "; D/F " + ", ".join(f"{s.hidden}/{s.ffn}" for s in moe)
-        return sizes
-    if name.startswith("swiglu"):
-        return "F " + ", ".join(sorted({str(s.ffn) for s in PRESETS}))
-    return "V " + ", ".join(sorted({str(s.vocab) for s in PRESETS}))
+    texts = []
+    for title_and_form in op.compiled_for:
+        title, _, form = title_and_form.partition(" ")
+        found = [form.format(**asdict(sizes)) for sizes in _presets(op)]
+        distinct = dict.fromkeys(found) if op.needs_experts else sorted(set(found))
+        texts.append(f"{title} {', '.join(distinct)}")
+    return "; ".join(texts)
 
 
-def _measured(results: Results) -> dict[str, str]:
-    """The newest median of our forward and backward in bf16 at minimind2-small or, of experts,
-    minimind2-moe, and the device."""
-    found: dict[str, str] = {}
+def _measured(op: Op, results: Results) -> str:
+    """The newest median of our forward and backward in bf16 at the first preset that has it, and
+    the device."""
+    text, preset = "", _presets(op)[0].preset
     for measured in results.oldest_first("kernels"):
-        rows = [row for row in measured["rows"] if row.get("contender") == "minimind"]
-        for name in K.__all__:
-            cases = _CASES.get(name, (name,))
-            preset = "minimind2-moe" if name in _MOE else "minimind2-small"
-            times = [
-                f"{row['direction']} {row['median_us']:.0f} µs"
-                for row in rows
-                if row["preset"] == preset
-                and row["name"].split(".")[0] in cases
-                and row["median_us"] is not None
-            ]
-            if times:
-                found[name] = f"{', '.join(times)} on {measured['machine']['device']}"
-    return found
+        times = [
+            f"{row['direction']} {row['median_us']:.0f} µs"
+            for row in measured["rows"]
+            if row.get("contender") == "minimind"
+            and row["preset"] == preset
+            and row["name"].split(".")[0] in op.launches
+            and row["median_us"] is not None
+        ]
+        if times:
+            text = f"{', '.join(times)} on {measured['machine']['device']}"
+    return text

@@ -12,20 +12,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
+from minimind_kernels.op import ODD, Case, build_cases
 
-from bench.kernel_cases import Case, Sizes, build_cases
 from minimind.runtime.devices import find_device
 
-SIZES = tuple(
-    Sizes(
-        "odd", hidden=33, heads=3, kv_heads=1, head_size=10, ffn=37, qk_norm=qk_norm, vocab=101,
-        experts=3, experts_per_token=slots,
-    )
-    for qk_norm, slots in ((False, 2), (True, 1))
-)  # fmt: skip
-"""No multiple of a tile: what a mask forgets lies beyond a tensor."""
+SIZES = (
+    ODD,
+    replace(ODD, qk_norm=True, cast_before_weight=False, seq_aux=False, experts_per_token=1),
+)
 NUM_TOKENS = 515
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

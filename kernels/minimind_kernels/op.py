@@ -160,7 +160,7 @@ OPS: dict[str, Op] = {}
 """Every operation by its name: an `Op` enters itself."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Op:
     """One operation of the package."""
 
@@ -191,6 +191,9 @@ class Op:
 
     def __post_init__(self) -> None:
         OPS[self.name] = self
+
+    def __repr__(self) -> str:
+        return f"Op({self.name})"
 
     @property
     def name(self) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from minimind_kernels.op import PRESETS, Case, build_cases
 from torch._functorch import config as functorch_config
 
 from bench import kernel_timing
-from bench.kernel_cases import PRESETS, Case, build_cases
 
 CEILINGS = {"copy_bytes_per_s": 1e12, "product_flops_per_s": 1e12}
 
@@ -32,7 +32,7 @@ def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_timing, "build_sets", lambda build: [build(), build()])
     monkeypatch.setattr(kernel_timing, "time_calls", time_calls)
     monkeypatch.setattr(kernel_timing, "_host_us", lambda call: 1.0)
-    monkeypatch.setattr(kernel_timing, "liger_call", lambda case: None)
+    monkeypatch.setattr(kernel_timing, "load_liger", lambda case: None)
 
 
 @pytest.mark.usefixtures("_no_gpu")
@@ -75,3 +75,35 @@ def test_a_compiled_backward_can_be_called_again(monkeypatch: pytest.MonkeyPatch
     calls = dict(kernel_timing.directions(case, [choose(case)]))
     first, again = (calls["backward"][0]() for _ in range(2))
     assert all(a.equal(b) for a, b in zip(first, again, strict=True))
+
+
+def test_ligers_counterparts_can_be_called(monkeypatch: pytest.MonkeyPatch):
+    """With functions of the same names that say what they were given."""
+    given: list[tuple[Any, ...]] = []
+
+    class Counterpart:
+        @staticmethod
+        def apply(*inputs: Any) -> tuple[Any, ...]:
+            given.append(inputs)
+            return inputs
+
+    monkeypatch.setattr(kernel_timing.importlib, "import_module", lambda _: _AnyName(Counterpart))
+    names = set()
+    for sizes in PRESETS[2:4]:
+        for case in build_cases(sizes, 16, torch.float32, "cpu"):
+            apply = kernel_timing.load_liger(case)
+            assert (apply is None) == (case.liger is None)
+            if apply is not None:
+                names.add(case.name)
+                function, inputs = kernel_timing._liger_call(apply, case)
+                function(*inputs)
+                assert len(given[-1]) >= len(inputs)
+    assert names
+
+
+class _AnyName:
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __getattr__(self, _: str) -> Any:
+        return self._value

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from minimind_kernels.op import PRESETS, Case, Sizes, build_cases
 
 from bench import small_kernels
 from bench.compile_report import TARGETS, launches_to
-from bench.kernel_cases import PRESETS, Case, Sizes, build_cases
 
 
 def launched(sizes: tuple[Sizes, ...], num_tokens: int, run: Callable[[Case], Any]) -> set[str]:

@@ -164,7 +164,6 @@ class Form:
         return compiled
 
 
-@torch.compiler.assume_constant_result
 def register(name: str) -> bool:
     """Makes the Triton function of this name the operator minimind_kernels::name, once. Eager code
     calls the function itself: the dispatcher would cost some 25 µs a call more."""
@@ -177,6 +176,10 @@ def register(name: str) -> bool:
         )
         operator.register_fake(form.fake)
     return True
+
+
+# As torch.compiler.assume_constant_result does, which would import Dynamo, and with it Triton.
+register._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def sum_rows(x_MD: Tensor) -> Tensor:

@@ -275,12 +275,9 @@ LINEAR_CROSS_ENTROPY = Op(
     _build,
     tested=_TESTED,
     compiled_for=("V {vocab}",),
-    forms=(cross_entropy_loss, cross_entropy_grad, _loss_and_grad),
+    forms=(cross_entropy_loss, _loss_and_grad),
     tiles=("softmax",),
-    registers={
-        "cross_entropy.loss": Registers(40, 40, 40, 40, 66),
-        "cross_entropy.grad": Registers(32, 32, 31, 32, 43),
-    },
+    registers={"cross_entropy.loss": Registers(40, 40, 40, 40, 66)},
     launches={"linear_cross_entropy": 4},
     goals=(Goal("linear_cross_entropy", BOTH, {"minimind2-small": 650, "minimind2": 900}),),
 )
@@ -291,6 +288,8 @@ LINEAR_LOG_PROB = Op(
     _build_log_prob,
     tested=_TESTED | {"frozen": ("", "hidden", "weight")},
     compiled_for=("V {vocab}",),
+    forms=(cross_entropy_grad,),
+    registers={"cross_entropy.grad": Registers(32, 32, 31, 32, 43)},
     # The backward pass makes the logits anew.
     launches={"linear_log_prob": 8},
     goals=(

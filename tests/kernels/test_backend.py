@@ -10,7 +10,6 @@ import minimind_kernels as K
 import pytest
 import torch
 from minimind_kernels import backend
-from minimind_kernels.form import Form
 
 
 def test_an_explicit_request_without_a_gpu_is_an_error(setting):
@@ -181,10 +180,6 @@ def test_a_t4_runs_all_but_products(dtype, gpu, setting, caplog):
     assert "Triton makes the products of experts well from sm_80 on" in caplog.text
     setting("MINIMIND_KERNELS", "triton")
     assert gpu.runs_triton(dtype, has_products=True)
-
-
-def test_the_names_of_products_are_those_of_forms():
-    assert set(Form.by_name) >= backend._PRODUCTS
 
 
 def test_rocm_is_not_asked_for_a_capability(gpu, monkeypatch):

@@ -102,8 +102,8 @@ def inlines(op: str, *tensors: Tensor) -> bool:
 
 
 def is_decoding(x: Tensor) -> bool:
-    """Whether x is a small tensor on the CPU that needs no gradient, where what counts is the
-    number of PyTorch operators and of Python calls around them."""
+    """Whether x is a small tensor on the CPU that needs no gradient, as in decoding and prompts:
+    there the number of PyTorch operators counts, and of Python calls around them."""
     return (
         x.device.type == "cpu"
         and not torch.is_grad_enabled()

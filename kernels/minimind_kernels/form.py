@@ -10,12 +10,13 @@ model in the process and no first batch of an odd size changes the bits of a tra
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import logging
 import types
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +72,6 @@ class Form:
         self._module = module
         self._num_row_tensors = num_row_tensors
         self._has_products = has_products
-        self._triton: Callable[..., Any] | None = None
         self._generated: dict[Any, Callable[..., Any]] = {}
         if self.name is not None:
             _FORMS[self.name] = self
@@ -95,19 +95,17 @@ class Form:
                 return self._run_generated(tensors, constants)
             return self.body(*tensors, **constants)
 
-    def load_triton(self) -> Callable[..., Any]:
-        """The Triton function; its module, and Triton, are imported at the first call."""
-        function = self._triton
-        if function is None:
-            module = importlib.import_module(f"{__package__}.triton_impl.{self._module}")
-            function = self._triton = getattr(module, cast(str, self.name))
-        return cast(Callable[..., Any], function)
+    @functools.cached_property
+    def triton(self) -> Callable[..., Any]:
+        """The Triton function; its module, and Triton, are imported when it is first read."""
+        module = importlib.import_module(f"{__package__}.triton_impl.{self._module}")
+        return getattr(module, str(self.name))
 
     def _run_triton(self, name: str, tensors: tuple[Tensor, ...], constants: dict[str, Any]) -> Any:
         if torch.compiler.is_compiling():
             register(name)
             return getattr(torch.ops.minimind_kernels, name)(*tensors, **constants)
-        function = self.load_triton()
+        function = self.triton
         device = tensors[0].device
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):
@@ -169,7 +167,7 @@ def register(name: str) -> bool:
     calls the function itself: the dispatcher would cost some 25 µs a call more."""
     if not hasattr(torch.ops.minimind_kernels, name):
         form = _FORMS[name]
-        function = form.load_triton()
+        function = form.triton
         function.__annotations__ = inspect.get_annotations(function, eval_str=True)
         operator = torch.library.custom_op(
             f"minimind_kernels::{name}", function, mutates_args=form.overwrites

@@ -177,16 +177,15 @@ def _backward_body(
     k_weight_H: Tensor | None,
     *,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of qkv and of both weights, which are empty without a norm. A rotation's is
-    turned back: by the same angle with sin negated. The gradient of the norm is rms_norm.py's, for
-    each head."""
+) -> tuple[Tensor, Tensor]:
+    """The gradients of qkv and of both weights [2H], the latter empty without a norm. A rotation's
+    is turned back: by the same angle with sin negated. The gradient of the norm is rms_norm.py's,
+    for each head."""
     wide = cos_PR.dtype
     cos_M1R, sin_M1R = cos_PR[positions_M].unsqueeze(1), sin_PR[positions_M].unsqueeze(1)
     if qkv_MC is None or q_weight_H is None or k_weight_H is None:
         grads = (_rotate(grad, cos_M1R, -sin_M1R) for grad in (grad_q_MNH, grad_k_MKH))
-        none = (grad_v_MKH.new_empty(0), grad_v_MKH.new_empty(0))
-        return torch.cat((*grads, grad_v_MKH), dim=1).flatten(1), *none
+        return torch.cat((*grads, grad_v_MKH), dim=1).flatten(1), grad_v_MKH.new_empty(0)
     q_MNH, k_MKH, _ = _split(qkv_MC, grad_q_MNH.shape[1], grad_k_MKH.shape[1])
     grads, grad_weights = [], []
     for grad_MAH, x_MAH, weight_H in (
@@ -200,7 +199,7 @@ def _backward_body(
         projection = (grad_normed * normed).mean(-1, keepdim=True)
         grads.append((rstd * (grad_normed - normed * projection)).to(x_MAH.dtype))
         grad_weights.append(sum_rows((turned * normed).sum(1)).to(weight_H.dtype))
-    return torch.cat((*grads, grad_v_MKH), dim=1).flatten(1), grad_weights[0], grad_weights[1]
+    return torch.cat((*grads, grad_v_MKH), dim=1).flatten(1), torch.cat(grad_weights)
 
 
 _forward = Form("rope:rope_forward", _forward_body, num_row_tensors=2)
@@ -225,11 +224,13 @@ class _Rope(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_q_MNH, grad_k_MKH, grad_v_MKH):
-        grad_qkv_MC, *grad_weights = _backward(
+        grad_qkv_MC, grads_2H = _backward(
             grad_q_MNH, grad_k_MKH, grad_v_MKH, *ctx.saved_tensors, eps=ctx.eps
         )
-        if ctx.saved_tensors[0] is None:
-            grad_weights = (None, None)
+        grad_weights = (None, None)
+        if ctx.saved_tensors[0] is not None:
+            # Apart: each becomes a parameter's own.
+            grad_weights = (half_H.clone() for half_H in grads_2H.chunk(2))
         return grad_qkv_MC, None, None, None, *grad_weights, None, None, None, None
 
 

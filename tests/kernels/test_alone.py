@@ -30,7 +30,7 @@ for op in K.OPS.values():
     sum(output.sum() for output in outputs).backward()
     assert all(t.grad.isfinite().all() for t in case.inputs if t.requires_grad)
     for form in op.forms:
-        form.name and form.load_triton()
+        form.name and form.triton
 print("done")
 """
 

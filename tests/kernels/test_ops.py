@@ -76,7 +76,7 @@ def test_compiled_whole_with_gradients(op, device):
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_a_body_and_its_triton_function_have_one_signature(form):
-    function = form.load_triton()
+    function = form.triton
     assert function.__name__ == form.name
     assert list(inspect.signature(function).parameters) == list(
         inspect.signature(form.body).parameters

@@ -81,8 +81,8 @@ def rope_backward(
     k_weight_H: Tensor | None,
     *,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The packed gradient of qkv and those of the two weights, empty without a norm."""
+) -> tuple[Tensor, Tensor]:
+    """The packed gradient of qkv and those of both weights [2H], empty without a norm."""
     grads = [unit_stride(g) for g in (grad_q_MNH, grad_k_MKH, grad_v_MKH)]
     num_tokens, num_heads, head_size = grad_q_MNH.shape
     num_kv_heads, half = grad_k_MKH.shape[1], head_size // 2
@@ -128,12 +128,9 @@ def rope_backward(
         BLOCK_HALF=block(half),
         HAS_NORM=has_norm,
     )
-    if q_weight_H is None or k_weight_H is None:
-        return grad_qkv_MC, grad_qkv_MC.new_empty(0), grad_qkv_MC.new_empty(0)
-    # Both sums in one launch, copied apart: an operator's results may not share storage.
-    grads_2H = column_sum(partial_P2H, q_weight_H.dtype)
-    grad_q_weight_H, grad_k_weight_H = grads_2H.split(head_size)
-    return grad_qkv_MC, grad_q_weight_H.clone(), grad_k_weight_H.to(k_weight_H.dtype, copy=True)
+    if q_weight_H is None:
+        return grad_qkv_MC, grad_qkv_MC.new_empty(0)
+    return grad_qkv_MC, column_sum(partial_P2H, q_weight_H.dtype)
 
 
 @triton.jit

@@ -279,10 +279,7 @@ EXPERT_FFN = Op(
     _build,
     tested={
         "tokens hidden ffn experts experts_per_token": (
-            (1, 8, 4, 2, 1),
-            (0, 8, 4, 4, 2),
-            (37, 12, 20, 5, 2),
-            (45, 40, 33, 4, 1),
+            (1, 8, 4, 2, 1), (0, 8, 4, 4, 2), (37, 12, 20, 5, 2), (45, 40, 33, 4, 1),
             (6, 24, 18, 12, 8),
         )
     },
@@ -299,4 +296,4 @@ EXPERT_FFN = Op(
     launches={"expert_ffn": 6},
     # 400 TFLOP/s.
     goals=(Goal("expert_ffn", BOTH, {"minimind2-moe": 1631}),),
-)
+)  # fmt: skip

@@ -270,7 +270,7 @@ def _build(inputs: Inputs, *, counted: bool = True, mean: bool = False) -> Case:
     )  # fmt: skip
 
 
-_TESTED = ((1, 2, 1), (0, 4, 2), (37, 5, 2), (300, 4, 1), (21, 64, 8), (5, 256, 3))
+_TESTED = ((1, 2, 1), (0, 4, 2), (37, 5, 2), (300, 4, 1), (85, 64, 8), (5, 256, 3))
 MOE_ROUTING = Op(
     moe_routing,
     moe_routing_reference,

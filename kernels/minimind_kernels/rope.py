@@ -154,14 +154,15 @@ def _forward_body(
     cos_M1R, sin_M1R = cos_PR[positions_M].unsqueeze(1), sin_PR[positions_M].unsqueeze(1)
     rotated = []
     for x_MAH, weight_H in ((q_MNH, q_weight_H), (k_MKH, k_weight_H)):
-        heads = x_MAH
-        if weight_H is not None:
-            x_wide = x_MAH.to(cos_PR.dtype)
-            heads = x_wide * torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)
-            if cast_before_weight:
-                heads = heads.to(x_MAH.dtype).to(cos_PR.dtype)
-            heads = heads * weight_H.to(cos_PR.dtype)
-        rotated.append(_rotate(heads, cos_M1R, sin_M1R).to(x_MAH.dtype))
+        if weight_H is None:
+            rotated.append(_rotate(x_MAH, cos_M1R, sin_M1R))
+            continue
+        x_wide = x_MAH.to(cos_PR.dtype)
+        normed = x_wide * torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)
+        if cast_before_weight:
+            normed = normed.to(x_MAH.dtype).to(cos_PR.dtype)
+        normed = _rotate(normed * weight_H.to(cos_PR.dtype), cos_M1R, sin_M1R)
+        rotated.append(normed.to(x_MAH.dtype))
     return rotated[0], rotated[1]
 
 
@@ -235,11 +236,11 @@ class _Rope(torch.autograd.Function):
 
 
 def _build(inputs: Inputs) -> Case:
-    """With the norm where the sizes have it; positions up to 1024, in another order than rows."""
+    """With the norm where the sizes have it."""
     sizes, tokens, head_size = inputs.sizes, inputs.tokens, inputs.sizes.head_size
     num_heads, num_kv_heads = sizes.heads, sizes.kv_heads
     angles = inputs.arange(1024)[:, None] * 1e6 ** (-inputs.arange(0, head_size, 2) / head_size)
-    positions = inputs.arange(tokens) * 7 % 1024
+    positions = inputs.arange(tokens).flip(0) % 1024
 
     def run(op: Callable[..., tuple[Tensor, ...]]) -> Function:
         def call(qkv: Tensor, *norms: Tensor) -> tuple[Tensor, ...]:
@@ -253,18 +254,17 @@ def _build(inputs: Inputs) -> Case:
     row = inputs.bytes_of(tokens, head_size)
     rotated, values = row * (num_heads + num_kv_heads), row * num_kv_heads
     qkv = inputs.rows((num_heads + 2 * num_kv_heads) * head_size)
-    norms = (inputs.leaf(head_size), inputs.leaf(head_size)) if sizes.qk_norm else ()
+    norms = tuple(inputs.leaf(head_size) for _ in range(2 * sizes.qk_norm))
 
     def heads(count: int) -> Tensor:
         return inputs.leaf(1, tokens, count, head_size)
 
     def rotate(apply: Callable[..., Any]) -> Function:
-        angles_1MH = angles[positions].to(qkv.dtype).repeat(1, 2)[None]
-        tables = (angles_1MH.cos(), angles_1MH.sin())
+        cos_1MH, sin_1MH = (t[positions].to(qkv.dtype).repeat(1, 2)[None] for t in (cos, sin))
         # Newer versions hand cos and sin back too.
-        return lambda q, k: apply(q.transpose(1, 2), k.transpose(1, 2), *tables)[:2]
+        return lambda q, k: apply(q.transpose(1, 2), k.transpose(1, 2), cos_1MH, sin_1MH)[:2]
 
-    # In place, on contiguous q and k of one sequence as Hugging Face's Llama has them.
+    # In place, on contiguous q and k as Hugging Face's Llama has them.
     liger = Liger("rope:LigerRopeFunction", rotate, lambda: (heads(num_heads), heads(num_kv_heads)))
     return Case(
         "qk_norm_rope" if norms else "rope", sizes, run(qk_rope), run(qk_rope_reference),

@@ -17,10 +17,11 @@ import torch
 from minimind_kernels.op import PRESETS, build_cases
 
 from bench import data as bench_data
-from bench import harness, kernels, step_counts, train_step
+from bench import harness, step_counts, train_step
 from bench import inference as bench_inference
 from bench.data_rows import FORMATS, DataRow, DataSpec
 from bench.data_rows import ROWS as DATA_ROWS
+from bench.kernels import __main__ as kernels
 from minimind.data.sample_text import load_sample_tokenizer
 from minimind.runtime.devices import find_device
 

@@ -1,4 +1,4 @@
-"""Tries other tiles than the kernels' table has: `python -m bench.sweep --json FILE`.
+"""Tries other tiles than the kernels' table has: `python -m bench.kernels.sweep --json FILE`.
 
 From a kernel's entry for this GPU, one number at a time is halved or doubled; what is quicker over
 the presets is gone on from, until nothing near is. Prints the best, for the `Tiles` of the same
@@ -28,11 +28,12 @@ from minimind_kernels.triton_impl import config
 from minimind_kernels.triton_impl.config import ProductTile, Tile, Tiles
 from minimind_kernels.triton_impl.launch import laid_out_for
 
-from bench import compile_report, harness
+from bench import harness
+from bench.kernels import compile_report
 from minimind.errors import ConfigError
 from minimind.runtime.devices import find_device
 
-logger = logging.getLogger("bench.sweep")
+logger = logging.getLogger("bench.kernels.sweep")
 
 _BOUNDS = {
     "elements": (256, 16384), "num_warps": (1, 16), "programs": (1, 16),
@@ -154,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.sweep", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.kernels.sweep", description=__doc__)
     parser.add_argument("--json", type=Path, required=True, help="results file")
     parser.add_argument("--kernels", default="", help="names of tiles, with commas (all)")
     parser.add_argument("--tokens", type=int, default=16384, help="rows of every operation")
@@ -268,7 +269,7 @@ def _fields(device: config.Device) -> dict[str, Any]:
 
 def _time_presets(entry: Entry, device: config.Device, tokens: int) -> dict[str, float]:
     """Median µs by preset; empty where the tile does not fit the GPU."""
-    from bench.kernel_timing import build_sets, directions, own_stream, time_calls
+    from bench.kernels.timing import build_sets, directions, own_stream, time_calls
 
     times: dict[str, float] = {}
     for run in entry.runs:

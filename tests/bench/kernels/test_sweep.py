@@ -1,4 +1,4 @@
-"""bench.sweep: what is near a tile, what a tried tile replaces, and the run without a GPU."""
+"""bench.kernels.sweep: what is near a tile, what a tried one replaces, the run without a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from minimind_kernels import OPS
 from minimind_kernels.triton_impl import config
 from minimind_kernels.triton_impl.config import ProductTile, Tile, Tiles
 
-from bench import sweep
+from bench.kernels import sweep
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="an interpreting process compiles nothing"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from minimind_kernels.op import OPS, PRESETS, build_cases
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="an interpreting process compiles nothing"
@@ -39,7 +39,7 @@ def test_every_preset_within_the_budget():
 def test_a_t4_can_run_every_kernel(dtype, monkeypatch):
     """In its 64 KiB of shared memory; backend.py keeps the products of experts, which spill, off
     GPUs so old."""
-    from bench import compile_report
+    from bench.kernels import compile_report
 
     device = compile_report.config.Device("sm_75", 40)
     target = compile_report.GPUTarget("cuda", 75, 32)
@@ -69,7 +69,7 @@ def test_launches_and_waits(tmp_path):
 
 def test_each_budget_is_one_kernels():
     """And `--update-budget` writes it where it stands."""
-    from bench import compile_report
+    from bench.kernels import compile_report
 
     found = [name for op in OPS.values() for name in op.registers]
     assert len(found) == len(set(found))

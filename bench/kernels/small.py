@@ -1,7 +1,7 @@
-"""Every kernel once, forward and backward, at small odd sizes: `python -m bench.small_kernels`.
+"""Every kernel once, forward and backward, at small odd sizes: `python -m bench.kernels.small`.
 
 For a tool that watches each access to memory and is slow: `compute-sanitizer --tool memcheck python
--m bench.small_kernels`, as `make gpu PARTS=sanitizer` runs it. PyTorch's allocator hands out pieces
+-m bench.kernels.small`, as `make gpu PARTS=sanitizer` runs it. PyTorch's allocator hands out pieces
 of large blocks, beyond whose ends nothing is out of bounds for such a tool, so it should be off:
 PYTORCH_NO_CUDA_MEMORY_CACHING=1. On a CPU the plain forms run. Exit status: 0 every case ran, 2 bad
 usage; what a case raises ends the program.
@@ -28,7 +28,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.small_kernels", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.kernels.small", description=__doc__)
     parser.add_argument("--dtypes", nargs="+", default=["bf16", "fp32"], choices=list(_DTYPES))
     parser.add_argument("--tokens", type=int, default=NUM_TOKENS, help="default: %(default)s")
     options = parser.parse_args(argv)

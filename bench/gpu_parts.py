@@ -70,7 +70,7 @@ def _gpu_folders() -> list[str]:
 
 def _sanitizer(options: argparse.Namespace) -> list[Command]:
     """Every kernel at small odd sizes: by itself, which compiles them, then watched."""
-    small = ("bench.small_kernels",)
+    small = ("bench.kernels.small",)
     commands = [Command("small_kernels", small, writes_json=False)]
     if options.small:
         return commands

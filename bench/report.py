@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from bench.kernels.tables import kernel_table, step_count_table
 from bench.report_formats import files_section, forms_section, keys_section
-from bench.report_kernels import kernel_table, step_count_table
 from bench.report_machines import advice_section, data_section, memory_section
 from bench.report_performance import (
     ceilings_section,

@@ -1,7 +1,7 @@
 """The tables of docs/performance.md: ceilings, and goals beside floors and what was measured.
 
 Goals are the project's for an H200, and what becomes of them with an H100's memory; floors are
-counted from the bytes and products of bench/kernel_cases.py over the ceilings of each card.
+counted from the bytes and products of each `Op`'s cases over the ceilings of each card.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from minimind_kernels import OPS
+from minimind_kernels.op import PRESETS, Case, build_cases
 
 from bench.harness import format_table
-from bench.kernel_cases import PRESETS, Case, build_cases
 from bench.kernels import (
     H100_BYTES_PER_S,
     H100_FLOPS_PER_S,
@@ -34,30 +35,7 @@ _LAUNCHES_US = 5.0
 _SPEED_SHARES = {"NVIDIA H200": 1.0, "NVIDIA H100": 0.92}
 """Of the goals in tokens/s: a fifth of a step is bound by memory."""
 _TOKENS = 16_384
-_BOTH = ("forward", "backward")
-_AT_TWO_WIDTHS: tuple[tuple[str, tuple[str, ...], tuple[float, float]], ...] = (
-    ("rms_norm", ("forward",), (11, 16)),
-    ("add_rms_norm", ("forward",), (20, 29)),
-    ("add_rms_norm", ("backward",), (22, 32)),
-    ("rope", ("forward",), (13, 19)),
-    ("swiglu", ("forward",), (38, 55)),
-    ("swiglu", ("backward",), (63, 92)),
-    ("linear_cross_entropy", _BOTH, (650, 900)),
-    ("linear_cross_entropy_any_grad", ("forward",), (230, 320)),
-    ("linear_cross_entropy_any_grad", _BOTH, (650, 900)),
-    ("linear_kl", _BOTH, (850, 1200)),
-)
-_KERNEL_GOALS = (
-    *((case, ways, preset, goals[i]) for case, ways, goals in _AT_TWO_WIDTHS
-      for i, preset in enumerate(("minimind2-small", "minimind2"))),
-    # The goals' share of their floors, with four key heads and the gradient of v in them.
-    ("qk_norm_rope", ("forward",), "minimind3", 24),
-    ("qk_norm_rope", ("backward",), "minimind3", 43),
-    ("moe_routing", ("forward",), "minimind2-moe", 12),
-)  # fmt: skip
-"""Case, directions, preset, at most so many µs at 16,384 tokens in bf16."""
 _KERNEL_COLUMNS = ("floor µs", "goal µs", "measured µs")
-_EXPERT_FLOPS_PER_S = 400e12
 _TRAINING_GOALS = {
     "minimind2-small": (1.6e6, 2.0e6, 2.3e6),
     "minimind2": (0.46e6, 0.55e6, 0.62e6),
@@ -110,12 +88,11 @@ def kernel_goals_section(results: Results) -> str:
     }
     columns = [f"{card.split()[-1]}: {what}" for card in CARDS for what in _KERNEL_COLUMNS]
     lines = [
-        _kernel_line(cases[preset, name], ways, goal, measured)
-        for name, ways, preset, goal in _KERNEL_GOALS
+        _kernel_line(cases[preset, goal.case], goal.ways, us, measured)
+        for _, op in sorted(OPS.items())
+        for goal in op.goals
+        for preset, us in goal.us.items()
     ]
-    experts = cases["minimind2-moe", "expert_ffn"]
-    goal_us = (experts.forward_flops + experts.backward_flops) / _EXPERT_FLOPS_PER_S * 1e6
-    lines.append(_kernel_line(experts, _BOTH, goal_us, measured))
     return format_table(("operation", "preset", *columns), lines)
 
 

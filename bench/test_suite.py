@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from minimind_kernels.op import PRESETS, build_cases
 
 from bench import data as bench_data
-from bench import harness, kernels, step_counts, train_step
+from bench import harness, step_counts, train_step
 from bench import inference as bench_inference
 from bench.data_rows import FORMATS, DataRow, DataSpec
 from bench.data_rows import ROWS as DATA_ROWS
-from bench.kernel_cases import PRESETS, build_cases
+from bench.kernels import __main__ as kernels
 from minimind.runtime.devices import find_device
 from minimind.samples.text import load_sample_tokenizer
 

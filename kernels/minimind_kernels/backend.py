@@ -38,7 +38,6 @@ _TRITON_FROM = (7, 5)
 it."""
 _PRODUCTS_FROM = (8, 0)
 """The oldest one for which Triton makes products on tensor cores that keep to their registers."""
-_PRODUCTS = frozenset({"expert_ffn_forward", "expert_ffn_backward"})
 
 MIN_COMPILED_ROWS = 1024
 _MIN_COMPILED_ELEMENTS = 1 << 18
@@ -79,14 +78,14 @@ def check_settings(device: torch.device) -> None:
         )
 
 
-def use_triton(op: str, *tensors: Tensor) -> bool:
-    """Whether `op` runs its Triton body on `tensors`.
+def use_triton(op: str, *tensors: Tensor, has_products: bool = False) -> bool:
+    """Whether `op`, which `has_products` of matrices, runs its Triton body on `tensors`.
 
     Raises RuntimeError under `MINIMIND_KERNELS=triton` where that is impossible.
     """
     setting, tracing = kernels_setting(), torch.compiler.is_compiling()
     problem = None if setting == "torch" else _why_not_triton(op, tensors, tracing)
-    if problem is None and op in _PRODUCTS and setting == "auto" and not tracing:
+    if problem is None and has_products and setting == "auto" and not tracing:
         problem = _why_torch_is_quicker(tensors[0].device)
     if problem is not None and setting == "triton":
         raise RuntimeError(_cannot_be_met(problem))
@@ -103,8 +102,8 @@ def inlines(op: str, *tensors: Tensor) -> bool:
 
 
 def is_decoding(x: Tensor) -> bool:
-    """Whether x is a small tensor on the CPU that needs no gradient, where what counts is the
-    number of PyTorch operators and of Python calls around them."""
+    """Whether x is a small tensor on the CPU that needs no gradient, as in decoding and prompts:
+    there the number of PyTorch operators counts, and of Python calls around them."""
     return (
         x.device.type == "cpu"
         and not torch.is_grad_enabled()
@@ -189,7 +188,7 @@ def _why_not_triton(op: str, tensors: tuple[Tensor, ...], tracing: bool) -> str 
 
 
 def _why_torch_is_quicker(device: torch.device) -> str | None:
-    """At _PRODUCTS; `device` is a GPU."""
+    """At products of matrices; `device` is a GPU."""
     capability = _capability(device)
     if capability is None or capability >= _PRODUCTS_FROM:
         return None

@@ -10,7 +10,8 @@ and G = 2F.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,7 +19,9 @@ from torch.nn import functional
 
 from . import backend
 from .form import MIN_GENERATED_ROWS, Form
-from .moe_routing import Routing
+from .moe_routing import moe_routing_reference
+from .op import BOTH, Case, Function, Goal, Inputs, Liger, Op, Registers
+from .routing import Routing, build_options
 from .swiglu import swiglu_forward, swiglu_reference
 
 
@@ -82,15 +85,9 @@ def _check(x_MD: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, routing: Routing
 
 
 def _forward_body(
-    x_MD: Tensor,
-    weights_MS: Tensor,
-    order_P: Tensor,
-    offsets_E1: Tensor,
-    gate_up_EGD: Tensor,
-    down_EDF: Tensor,
-    *,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
+    x_MD: Tensor, weights_MS: Tensor, order_P: Tensor, offsets_E1: Tensor, gate_up_EGD: Tensor,
+    down_EDF: Tensor, *, keep: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The result and, to `keep` for the backward pass, the product with gate and up [P, 2F].
 
     One expert at a time: what is between its products is then small enough to stay in memory that
@@ -113,17 +110,9 @@ def _forward_body(
 
 
 def _backward_body(
-    grad_out_MD: Tensor,
-    x_MD: Tensor,
-    weights_MS: Tensor,
-    order_P: Tensor,
-    offsets_E1: Tensor,
-    gate_up_EGD: Tensor,
-    down_EDF: Tensor,
-    gate_up_PG: Tensor,
-    *,
-    grad_of_experts: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_out_MD: Tensor, x_MD: Tensor, weights_MS: Tensor, order_P: Tensor, offsets_E1: Tensor,
+    gate_up_EGD: Tensor, down_EDF: Tensor, gate_up_PG: Tensor, *, grad_of_experts: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of x, the routing weights, gate_up and down; without `grad_of_experts` the
     last two are empty."""
     num_slots, ffn = weights_MS.shape[1], down_EDF.shape[2]
@@ -196,40 +185,28 @@ def _activation_grad_body(
     return grad_gate_up_NG, (hidden * weights_N1).to(narrow), grad_weights_N
 
 
-def _forward_fake(
-    x_MD: Tensor,
-    weights_MS: Tensor,
-    order_P: Tensor,
-    offsets_E1: Tensor,
-    gate_up_EGD: Tensor,
-    down_EDF: Tensor,
-    *,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
+def _forward_fake(x_MD, weights_MS, order_P, offsets_E1, gate_up_EGD, down_EDF, *, keep):
     kept = len(order_P) if keep else 0
     return x_MD.new_empty(x_MD.shape), x_MD.new_empty(kept, gate_up_EGD.shape[1])
 
 
 def _backward_fake(
-    grad_out_MD: Tensor,
-    x_MD: Tensor,
-    weights_MS: Tensor,
-    order_P: Tensor,
-    offsets_E1: Tensor,
-    gate_up_EGD: Tensor,
-    down_EDF: Tensor,
-    gate_up_PG: Tensor,
-    *,
-    grad_of_experts: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_out_MD, x_MD, weights_MS, order_P, offsets_E1, gate_up_EGD, down_EDF, gate_up_PG, *,
+    grad_of_experts,
+):  # fmt: skip
     of_experts = (gate_up_EGD, down_EDF) if grad_of_experts else (x_MD.new_empty(0),) * 2
-    of_tokens = (x_MD, weights_MS)
-    return tuple(t.new_empty(t.shape) for t in (*of_tokens, *of_experts))  # type: ignore[return-value]
+    return tuple(t.new_empty(t.shape) for t in (x_MD, weights_MS, *of_experts))
 
 
 _activation_grad = Form(None, _activation_grad_body, num_row_tensors=3)
-_forward = Form("expert_ffn_forward", _forward_body, num_row_tensors=3, fake=_forward_fake)
-_backward = Form("expert_ffn_backward", _backward_body, num_row_tensors=4, fake=_backward_fake)
+_forward = Form(
+    "expert_gemm:expert_ffn_forward", _forward_body, num_row_tensors=3, has_products=True,
+    fake=_forward_fake,
+)  # fmt: skip
+_backward = Form(
+    "expert_gemm:expert_ffn_backward", _backward_body, num_row_tensors=4, has_products=True,
+    fake=_backward_fake,
+)  # fmt: skip
 
 
 class _ExpertFFN(torch.autograd.Function):
@@ -249,3 +226,74 @@ class _ExpertFFN(torch.autograd.Function):
         if not of_experts:
             return grad_x_MD, grad_weights_MS, None, None, None, None
         return grad_x_MD, grad_weights_MS, None, None, grad_gate_up_EGD, grad_down_EDF
+
+
+def _grouped_products(x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) -> Tensor:
+    """As the reference, by PyTorch's own grouped products, which wait for nothing."""
+    order, ends = routing.order_P.long(), routing.offsets_E1[1:]
+    tokens = order // routing.weights_MS.shape[1]
+    product = functional.grouped_mm(x[tokens], gate_up.transpose(1, 2), offs=ends)
+    y = functional.grouped_mm(swiglu_reference(product), down.transpose(1, 2), offs=ends)
+    weighted = y * routing.weights_MS.flatten()[order].unsqueeze(1)
+    return torch.zeros_like(x).index_add(0, tokens, weighted.to(x.dtype))
+
+
+def _build(inputs: Inputs) -> Case:
+    sizes, hidden, ffn = inputs.sizes, inputs.sizes.hidden, inputs.sizes.ffn
+    num_experts, num_slots = sizes.experts, inputs.tokens * sizes.experts_per_token
+    options = build_options(inputs, counted=True)
+    with torch.no_grad():
+        routing = moe_routing_reference(inputs.rows(num_experts), **options)
+
+    def run(op: Callable[..., Tensor]) -> Function:
+        return lambda x, gate_up, down, weights: op(
+            x, gate_up, down, replace(routing, weights_MS=weights)
+        )
+
+    row, kept = inputs.bytes_of(inputs.tokens, hidden), inputs.bytes_of(num_slots, 2 * ffn)
+    weights = inputs.bytes_of(num_experts, 3 * ffn, hidden)
+    product = 2 * num_slots * hidden * ffn
+    return Case(
+        "expert_ffn", sizes, run(expert_ffn), run(expert_ffn_reference),
+        (
+            inputs.rows(hidden), inputs.matrix(num_experts, 2 * ffn, hidden),
+            inputs.matrix(num_experts, hidden, ffn), routing.weights_MS.requires_grad_(),
+        ),
+        2 * row + kept + weights, 3 * row + kept + 2 * weights, 3 * product, 6 * product,
+        quickest=run(_grouped_products),
+        # It sorts the tokens itself.
+        liger=Liger(
+            "fused_moe:LigerFusedMoEFunction",
+            lambda apply: lambda x, gate_up, down, weights: apply(
+                x, gate_up, down, routing.experts_MS, weights
+            ),
+            waits=True,
+        ),
+    )  # fmt: skip
+
+
+EXPERT_FFN = Op(
+    expert_ffn,
+    expert_ffn_reference,
+    "Σ_s w_s · down_e(silu(gate_e x) · up_e x)",
+    _build,
+    tested={
+        "tokens hidden ffn experts experts_per_token": (
+            (1, 8, 4, 2, 1), (0, 8, 4, 4, 2), (37, 12, 20, 5, 2), (45, 40, 33, 4, 1),
+            (6, 24, 18, 12, 8),
+        )
+    },
+    compiled_for=("E/S {experts}/{experts_per_token}", "D/F {hidden}/{ffn}"),
+    needs_experts=True,
+    forms=(_forward, _backward),
+    tiles=("expert_up", "expert_to_slots", "expert_activation_grad", "expert_weight_grad"),
+    registers={
+        "expert_gemm.up": Registers(145, 145, 157, 113, 184),
+        "expert_gemm.to_slots": Registers(169, 169, 126, 94, 220),
+        "expert_gemm.activation_grad": Registers(128, 128, 255, 125, 268),
+        "expert_weight_grad.weight_grad": Registers(132, 132, 112, 88, 176),
+    },
+    launches={"expert_ffn": 6},
+    # 400 TFLOP/s.
+    goals=(Goal("expert_ffn", BOTH, {"minimind2-moe": 1631}),),
+)  # fmt: skip

@@ -10,10 +10,13 @@ model in the process and no first batch of an odd size changes the bits of a tra
 
 from __future__ import annotations
 
+import functools
+import importlib
+import inspect
 import logging
 import types
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,44 +37,56 @@ _OPTIONS: dict[str, Any] = {"emulate_precision_casts": True}
 the sum that a norm reads would not be the sum that is handed on."""
 
 
+_FORMS: dict[str, Form] = {}
+
+
 class Form:
     """A function of tensors that records no gradient.
 
     `body(*tensors, **constants)` is written in PyTorch. Tensors whose first dimension is the rows
-    come first, `num_row_tensors` of them; the others keep their sizes, and may be None where no
-    code is generated. `name` is that of the function of the same signature in triton_impl, and of
-    the custom operator around it that torch.compile sees; None for a part of another body, which
-    meets CPU tensors alone. `fake` gives empty results, where the body reads values and cannot
-    tell their shapes from shapes.
-    """
+    come first, `num_row_tensors` of them; the others keep their sizes. A tensor may be None.
 
-    by_name: ClassVar[dict[str, Form]] = {}
+    `triton` names the function of the same signature, as module:function in triton_impl; None for a
+    part of another body, which meets CPU tensors alone. torch.compile sees it as the custom
+    operator minimind_kernels::function. `overwrites` names the tensors that it writes to, and
+    `has_products` says that it makes matrix products, which not every GPU makes well in Triton.
+    `fake` gives empty results, where the body reads values and cannot tell their shapes from
+    shapes.
+    """
 
     def __init__(
         self,
-        name: str | None,
+        triton: str | None,
         body: Callable[..., Any],
         *,
         num_row_tensors: int,
+        overwrites: tuple[str, ...] = (),
+        has_products: bool = False,
         fake: Callable[..., Any] | None = None,
     ) -> None:
-        if name is not None:
-            self.by_name[name] = self
-        self.name = name
+        module, _, name = (triton or "").partition(":")
+        self.name = name or None
         self.body = body
+        self.overwrites = overwrites
         self.fake = fake or body
+        self._module = module
         self._num_row_tensors = num_row_tensors
+        self._has_products = has_products
         self._generated: dict[Any, Callable[..., Any]] = {}
+        if self.name is not None:
+            _FORMS[self.name] = self
 
     def __call__(self, *tensors: Any, generated: bool | None = None, **constants: Any) -> Any:
         """`generated` overrules the choice where the tensors are parts of something larger."""
-        present = (tensor for tensor in tensors if tensor is not None)
-        if self.name is not None and backend.use_triton(self.name, *present):
-            return self._run_triton(self.name, tensors, constants)
+        if self.name is not None:
+            present = (tensor for tensor in tensors if tensor is not None)
+            if backend.use_triton(self.name, *present, has_products=self._has_products):
+                return self._run_triton(self.name, tensors, constants)
         if torch.compiler.is_compiling():
             return self.body(*tensors, **constants)
         if generated is None:
-            largest = max(t.numel() for t in tensors[: self._num_row_tensors])
+            of_rows = tensors[: self._num_row_tensors]
+            largest = max(t.numel() for t in of_rows if t is not None)
             generated = tensors[0].device.type == "cpu" and backend.use_compiled_cpu(
                 tensors[0].shape[0], largest
             )
@@ -80,12 +95,17 @@ class Form:
                 return self._run_generated(tensors, constants)
             return self.body(*tensors, **constants)
 
-    def _run_triton(self, name: str, tensors: tuple[Tensor, ...], constants: dict[str, Any]) -> Any:
-        from . import triton_impl
+    @functools.cached_property
+    def triton(self) -> Callable[..., Any]:
+        """The Triton function; its module, and Triton, are imported when it is first read."""
+        module = importlib.import_module(f"{__package__}.triton_impl.{self._module}")
+        return getattr(module, str(self.name))
 
+    def _run_triton(self, name: str, tensors: tuple[Tensor, ...], constants: dict[str, Any]) -> Any:
         if torch.compiler.is_compiling():
+            register(name)
             return getattr(torch.ops.minimind_kernels, name)(*tensors, **constants)
-        function = getattr(triton_impl, name)
+        function = self.triton
         device = tensors[0].device
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):
@@ -94,10 +114,12 @@ class Form:
 
     def _run_generated(self, tensors: tuple[Tensor, ...], constants: dict[str, Any]) -> Any:
         # Detached and contiguous, so that neither requires_grad nor strides ask for other code.
-        tensors = tuple(t.detach().contiguous() for t in tensors)
-        inner = [t.shape[i < self._num_row_tensors :] for i, t in enumerate(tensors)]
+        tensors = tuple(t if t is None else t.detach().contiguous() for t in tensors)
         key = (
-            tuple((t.dtype, *shape) for t, shape in zip(tensors, inner, strict=True)),
+            tuple(
+                t if t is None else (t.dtype, *t.shape[i < self._num_row_tensors :])
+                for i, t in enumerate(tensors)
+            ),
             tuple(constants.items()),
             # What Dynamo would compile anew for, with the batch at hand for a hint.
             torch.is_inference_mode_enabled(),
@@ -115,12 +137,14 @@ class Form:
     ) -> Callable[..., Any]:
         body = self.body
         # A code object of its own: Dynamo counts compilations, and learns which sizes vary, by
-        # code object.
+        # code object. From PyTorch 2.13 on `isolate_recompiles` would do.
         own = types.FunctionType(body.__code__.replace(), body.__globals__, body.__name__)
         own.__kwdefaults__ = body.__kwdefaults__
         examples = list(tensors)
-        for i in range(self._num_row_tensors):
-            examples[i] = tensors[i].new_zeros((_HINT_ROWS, *tensors[i].shape[1:]))
+        for i, tensor in enumerate(tensors[: self._num_row_tensors]):
+            if tensor is None:
+                continue
+            examples[i] = tensor.new_zeros((_HINT_ROWS, *tensor.shape[1:]))
             torch._dynamo.mark_dynamic(examples[i], 0, min=MIN_GENERATED_ROWS, max=_MAX_ROWS)
         try:
             compiled = torch.compile(own, fullgraph=True, options=_OPTIONS)
@@ -136,6 +160,24 @@ class Form:
             )
             return body
         return compiled
+
+
+def register(name: str) -> bool:
+    """Makes the Triton function of this name the operator minimind_kernels::name, once. Eager code
+    calls the function itself: the dispatcher would cost some 25 µs a call more."""
+    if not hasattr(torch.ops.minimind_kernels, name):
+        form = _FORMS[name]
+        function = form.triton
+        function.__annotations__ = inspect.get_annotations(function, eval_str=True)
+        operator = torch.library.custom_op(
+            f"minimind_kernels::{name}", function, mutates_args=form.overwrites
+        )
+        operator.register_fake(form.fake)
+    return True
+
+
+# As torch.compiler.assume_constant_result does, which would import Dynamo, and with it Triton.
+register._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def sum_rows(x_MD: Tensor) -> Tensor:

@@ -9,13 +9,17 @@ student and the products of its gradients are made once: 4 products, not the 7 o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from . import backend
 from .form import Form
-from .linear_kl import check_teacher, linear_kl_reference, softmax_stats
-from .linear_loss import linear_cross_entropy_reference
+from .linear_kl import build_teacher, check_teacher, linear_kl_reference, softmax_stats
+from .linear_loss import build_head, linear_cross_entropy_reference
+from .op import Case, Function, Inputs, Op, Registers
 from .token_chunks import WORTH_GATHERING, TokenChunks, scale_grads
 
 _IGNORED = -1
@@ -135,8 +139,11 @@ def _loss_and_grad_body(
     return ce_C, kl_C
 
 
-_loss = Form("distillation_loss", _loss_body, num_row_tensors=3)
-_loss_and_grad = Form("distillation_loss_and_grad", _loss_and_grad_body, num_row_tensors=3)
+_loss = Form("distillation:distillation_loss", _loss_body, num_row_tensors=3)
+_loss_and_grad = Form(
+    "distillation:distillation_loss_and_grad", _loss_and_grad_body, num_row_tensors=3,
+    overwrites=("logits_CV",),
+)  # fmt: skip
 
 
 def _loss_chunks(
@@ -192,3 +199,44 @@ class _Distillation(torch.autograd.Function):
             uniform_grad=True,
         )  # fmt: skip
         return *scaled, *(None,) * 6
+
+
+def _build(
+    inputs: Inputs, *, ignored: str = "none", chunk_size: int | None = None, alpha: float = 0.5,
+    teacher_width: int | None = None,
+) -> Case:  # fmt: skip
+    labels = inputs.labels(ignored)
+    tensors, moved, product = build_head(inputs)
+    teacher = build_teacher(inputs, teacher_width)
+
+    def run(op: Callable[..., tuple[Tensor, ...]], **options: Any) -> Function:
+        def call(h: Tensor, w: Tensor) -> Tensor:
+            return op(h, w, *(t.to(h.dtype) for t in teacher), labels, alpha, 1.5, **options)[0]
+
+        return call
+
+    return Case(
+        "linear_distillation", inputs.sizes,
+        run(linear_distillation, chunk_size=chunk_size), run(linear_distillation_reference),
+        tensors, 2 * moved, 0, 4 * product, 0, uniform_grad=True,
+    )  # fmt: skip
+
+
+LINEAR_DISTILLATION = Op(
+    linear_distillation,
+    linear_distillation_reference,
+    "α·cross-entropy + (1 - α)·T²·KL, logits made once",
+    _build,
+    tested={
+        "tokens": (0, 1, 8),
+        "ignored": ("none", "some", "all"),
+        "chunk_size": (None, 3),
+        "alpha": (0.0, 0.3, 1.0),
+        "scale": (1e-3, 1.0, 10.0),
+        "teacher_width": (40,),
+    },
+    compiled_for=("V {vocab}",),
+    forms=(_loss, _loss_and_grad),
+    registers={"distillation.distillation": Registers(52, 48, 47, 60, 86)},
+    launches={"linear_distillation": 4},
+)

@@ -9,12 +9,17 @@ a Neural Network", 2015, without its factor T², which is the caller's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from . import backend
 from .form import Form
+from .linear_loss import build_head
+from .op import BOTH, Case, Function, Goal, Inputs, Liger, Op, Registers
 from .token_chunks import WORTH_GATHERING, TokenChunks, scale_grads
 
 
@@ -141,9 +146,11 @@ def _loss_and_grad_body(
     return loss_C
 
 
-_loss = Form("kl_loss", _loss_body, num_row_tensors=3)
-_grad = Form("kl_grad", _grad_body, num_row_tensors=3)
-_loss_and_grad = Form("kl_loss_and_grad", _loss_and_grad_body, num_row_tensors=3)
+_loss = Form("kl:kl_loss", _loss_body, num_row_tensors=3)
+_grad = Form("kl:kl_grad", _grad_body, num_row_tensors=3, overwrites=("logits_CV",))
+_loss_and_grad = Form(
+    "kl:kl_loss_and_grad", _loss_and_grad_body, num_row_tensors=3, overwrites=("logits_CV",)
+)
 
 
 def _loss_chunks(
@@ -220,3 +227,60 @@ class _EarlyKL(torch.autograd.Function):
             uniform_grad=ctx.uniform_grad,
         )  # fmt: skip
         return *scaled, *(None,) * 6
+
+
+def build_teacher(inputs: Inputs, width: int | None) -> tuple[Tensor, Tensor]:
+    """A teacher's hidden states and head, as wide as the student's or `width`; no gradient."""
+    width = width or inputs.sizes.hidden
+    return inputs.rows(width).detach(), inputs.matrix(inputs.sizes.vocab, width).detach()
+
+
+def _build(
+    inputs: Inputs, *, ignored: str = "none", chunk_size: int | None = None,
+    uniform_grad: bool = True, frozen: bool = False, teacher_width: int | None = None,
+) -> Case:  # fmt: skip
+    """`frozen`: the student's head has no gradient."""
+    labels = inputs.labels(ignored)
+    is_counted = None if ignored == "none" else labels != -100
+    tensors, moved, product = build_head(inputs)
+    tensors[1].requires_grad_(not frozen)
+    teacher = build_teacher(inputs, teacher_width)
+
+    def run(op: Callable[..., Tensor], **options: Any) -> Function:
+        def call(h: Tensor, w: Tensor) -> Tensor:
+            return op(h, w, *(t.to(h.dtype) for t in teacher), 1.5, is_counted, **options)
+
+        return call
+
+    return Case(
+        "linear_kl", inputs.sizes,
+        run(linear_kl, chunk_size=chunk_size, uniform_grad=uniform_grad), run(linear_kl_reference),
+        tensors, 2 * moved, 0, 4 * product, 0, uniform_grad=uniform_grad,
+        # A generalised Jensen-Shannon divergence; at beta 0 it is KL(teacher ‖ student).
+        liger=Liger(
+            "fused_linear_jsd:LigerFusedLinearJSDFunction",
+            lambda apply: lambda h, w: apply(h, w, *teacher, None, 0.0, -100, 1.5),
+            waits=True,
+        ),
+    )  # fmt: skip
+
+
+LINEAR_KL = Op(
+    linear_kl,
+    linear_kl_reference,
+    "Σ p·(log p - log q), p and q from h·Wᵀ / T",
+    _build,
+    tested={
+        "tokens": (0, 1, 8),
+        "ignored": ("none", "some", "all"),
+        "chunk_size": (None, 3),
+        "uniform_grad frozen": ((False, False), (True, False), (False, True)),
+        "scale": (1e-3, 1.0, 10.0),
+        "teacher_width": (40,),
+    },
+    compiled_for=("V {vocab}",),
+    forms=(_loss, _grad, _loss_and_grad),
+    registers={"kl.kl": Registers(63, 63, 54, 60, 67)},
+    launches={"linear_kl": 4},
+    goals=(Goal("linear_kl", BOTH, {"minimind2-small": 850, "minimind2": 1200}),),
+)

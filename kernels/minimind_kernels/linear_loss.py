@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from . import backend
 from .form import Form
+from .op import BOTH, Case, Goal, Inputs, Liger, Op, Registers
 from .token_chunks import WORTH_GATHERING, TokenChunks, scale_grads
 
 _IGNORED = -1
@@ -79,6 +80,12 @@ def linear_cross_entropy(
     return _loss_chunks(hidden_MD, weight_VD, labels_M, chunk_size)[0]
 
 
+def linear_log_prob_reference(
+    hidden_MD: Tensor, weight_VD: Tensor, ids_M: Tensor, ignore_index: int = -100
+) -> Tensor:
+    return -linear_cross_entropy_reference(hidden_MD, weight_VD, ids_M, ignore_index)
+
+
 def linear_log_prob(
     hidden_MD: Tensor,
     weight_VD: Tensor,
@@ -140,9 +147,14 @@ def _loss_and_grad_body(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
     return loss_C
 
 
-cross_entropy_loss = Form("cross_entropy_loss", _loss_body, num_row_tensors=2)
-cross_entropy_grad = Form("cross_entropy_grad", _grad_body, num_row_tensors=5)
-_loss_and_grad = Form("cross_entropy_loss_and_grad", _loss_and_grad_body, num_row_tensors=2)
+cross_entropy_loss = Form("cross_entropy:cross_entropy_loss", _loss_body, num_row_tensors=2)
+cross_entropy_grad = Form(
+    "cross_entropy:cross_entropy_grad", _grad_body, num_row_tensors=5, overwrites=("logits_CV",)
+)
+_loss_and_grad = Form(
+    "cross_entropy:cross_entropy_loss_and_grad", _loss_and_grad_body, num_row_tensors=2,
+    overwrites=("logits_CV",),
+)  # fmt: skip
 
 
 def _loss_chunks(
@@ -209,3 +221,79 @@ class _EarlyCrossEntropy(torch.autograd.Function):
             uniform_grad=ctx.uniform_grad,
         )  # fmt: skip
         return *scaled, None, None, None
+
+
+def build_head(inputs: Inputs) -> tuple[tuple[Tensor, Tensor], int, int]:
+    """Hidden states and a head, the bytes of both with their gradients, their product's flops."""
+    tokens, hidden, vocab = inputs.tokens, inputs.sizes.hidden, inputs.sizes.vocab
+    moved = 2 * (inputs.bytes_of(tokens, hidden) + inputs.bytes_of(vocab, hidden))
+    return (inputs.rows(hidden), inputs.matrix(vocab, hidden)), moved, 2 * tokens * hidden * vocab
+
+
+def _build(inputs: Inputs, *, ignored: str = "none", chunk_size: int | None = None) -> Case:
+    labels = inputs.labels(ignored)
+    tensors, moved, product = build_head(inputs)
+    return Case(
+        "linear_cross_entropy", inputs.sizes,
+        lambda h, w: linear_cross_entropy(h, w, labels, chunk_size=chunk_size, uniform_grad=True),
+        lambda h, w: linear_cross_entropy_reference(h, w, labels),
+        tensors, moved, 0, 3 * product, 0, uniform_grad=True,
+        liger=Liger(
+            "fused_linear_cross_entropy:LigerFusedLinearCrossEntropyFunction",
+            lambda apply: lambda h, w: apply(h, w, labels)[0],
+            waits=True,
+        ),
+    )  # fmt: skip
+
+
+def _build_log_prob(
+    inputs: Inputs, *, ignored: str = "none", chunk_size: int | None = None, frozen: str = ""
+) -> Case:
+    """`frozen`: which of hidden and weight has no gradient."""
+    ids = inputs.labels(ignored)
+    tensors, moved, product = build_head(inputs)
+    tensors[0].requires_grad_(frozen != "hidden")
+    tensors[1].requires_grad_(frozen != "weight")
+    return Case(
+        "linear_log_prob", inputs.sizes,
+        lambda h, w: linear_log_prob(h, w, ids, chunk_size=chunk_size),
+        lambda h, w: linear_log_prob_reference(h, w, ids),
+        tensors, moved // 2, moved, product, 2 * product,
+    )  # fmt: skip
+
+
+_TESTED = {
+    "tokens": (0, 1, 11),
+    "ignored": ("none", "some", "all"),
+    "chunk_size": (None, 4),
+    "scale": (1e-3, 1.0, 20.0),
+}
+LINEAR_CROSS_ENTROPY = Op(
+    linear_cross_entropy,
+    linear_cross_entropy_reference,
+    "logsumexp(h·Wᵀ) - (h·Wᵀ)[label]",
+    _build,
+    tested=_TESTED,
+    compiled_for=("V {vocab}",),
+    forms=(cross_entropy_loss, _loss_and_grad),
+    tiles=("softmax",),
+    registers={"cross_entropy.loss": Registers(40, 40, 40, 40, 66)},
+    launches={"linear_cross_entropy": 4},
+    goals=(Goal("linear_cross_entropy", BOTH, {"minimind2-small": 650, "minimind2": 900}),),
+)
+LINEAR_LOG_PROB = Op(
+    linear_log_prob,
+    linear_log_prob_reference,
+    "(h·Wᵀ)[id] - logsumexp(h·Wᵀ)",
+    _build_log_prob,
+    tested=_TESTED | {"frozen": ("", "hidden", "weight")},
+    compiled_for=("V {vocab}",),
+    forms=(cross_entropy_grad,),
+    registers={"cross_entropy.grad": Registers(32, 32, 31, 32, 43)},
+    # The backward pass makes the logits anew.
+    launches={"linear_log_prob": 8},
+    goals=(
+        Goal("linear_log_prob", ("forward",), {"minimind2-small": 230, "minimind2": 320}),
+        Goal("linear_log_prob", BOTH, {"minimind2-small": 650, "minimind2": 900}),
+    ),
+)

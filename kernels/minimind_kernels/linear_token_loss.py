@@ -16,12 +16,14 @@ from torch import Tensor
 
 from . import backend
 from .linear_loss import (
+    build_head,
     check_linear_loss,
     cross_entropy_grad,
     cross_entropy_loss,
     linear_cross_entropy_reference,
     linear_log_prob,
 )
+from .op import Case, Inputs, Op
 from .token_chunks import WORTH_GATHERING, TokenChunks, scale_grads
 
 _IGNORED = -1
@@ -166,3 +168,36 @@ class _TokenLoss(torch.autograd.Function):
             uniform_grad=grad_weight_VD is not None,
         )  # fmt: skip
         return *scaled, None, None, None
+
+
+def _build(inputs: Inputs, *, ignored: str = "none", chunk_size: int | None = None) -> Case:
+    """With PPO's clipped ratio."""
+    ids = inputs.labels(ignored)
+    tensors, moved, product = build_head(inputs)
+    old_log_prob, advantage = (torch.randn(inputs.tokens, device=inputs.device) for _ in range(2))
+
+    def ppo(log_prob: Tensor, rows: Rows) -> Tensor:
+        ratio = (log_prob - old_log_prob[rows]).exp()
+        return -torch.minimum(ratio * advantage[rows], ratio.clamp(0.8, 1.2) * advantage[rows])
+
+    return Case(
+        "linear_token_loss", inputs.sizes,
+        lambda h, w: linear_token_loss(h, w, ids, ppo, chunk_size=chunk_size)[0],
+        lambda h, w: linear_token_loss_reference(h, w, ids, ppo)[0],
+        tensors, moved, 0, 3 * product, 0, uniform_grad=True,
+    )  # fmt: skip
+
+
+LINEAR_TOKEN_LOSS = Op(
+    linear_token_loss,
+    linear_token_loss_reference,
+    "f(log-probability of id), logits made once",
+    _build,
+    tested={
+        "tokens": (0, 13),
+        "ignored": ("none", "few", "some", "all"),
+        "chunk_size": (None, 4),
+    },
+    compiled_for=("V {vocab}",),
+    launches={"linear_token_loss": 8},
+)

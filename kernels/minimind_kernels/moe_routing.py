@@ -12,39 +12,21 @@ P is the number of token slots, M·S; X the number of documents, or 1 where all 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from . import backend
 from .form import Form
+from .op import Case, Function, Goal, Inputs, Op, Registers
+from .routing import Routing, build_options
 
 MAX_EXPERTS = 256
 MAX_EXPERTS_PER_TOKEN = 8
-EPS = 1e-20
+_EPS = 1e-20
 """Added to the sum that renormalises."""
 _NUM_RESULTS = 7
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """The choice of experts for M tokens, ready for `expert_ffn`."""
-
-    weights_MS: Tensor
-    """fp32, differentiable."""
-    experts_MS: Tensor
-    """int32, the token's experts by falling weight; of equal ones the lower number first."""
-    counts_E: Tensor
-    """int32, the slots of each expert, padding's too."""
-    order_P: Tensor
-    """int32, token·S + slot, by expert and then by token."""
-    offsets_E1: Tensor
-    """int32 [E + 1], where each expert's part of `order_P` starts, then P."""
-    probs_mean_E: Tensor
-    """fp32, differentiable: the mean of p over the counted tokens, 0 where there are none."""
-    aux_loss: Tensor
-    """fp32 scalar, differentiable, without its coefficient; 0 where no token counts."""
 
 
 def moe_routing_reference(
@@ -58,12 +40,9 @@ def moe_routing_reference(
 ) -> Routing:
     """The formula in PyTorch. fp64 is computed in fp64, everything narrower in fp32."""
     results = _forward_body(
-        logits_ME,
-        is_counted_M,
-        cu_seqlens if seq_aux else None,
-        num_experts_per_tok=num_experts_per_tok,
-        norm_topk_prob=norm_topk_prob,
-    )
+        logits_ME, is_counted_M, cu_seqlens if seq_aux else None,
+        num_experts_per_tok=num_experts_per_tok, norm_topk_prob=norm_topk_prob, eps=_EPS,
+    )  # fmt: skip
     return Routing(*results[:_NUM_RESULTS])
 
 
@@ -137,6 +116,7 @@ def _forward_body(
     *,
     num_experts_per_tok: int,
     norm_topk_prob: bool,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The fields of Routing, then what the backward pass needs of the auxiliary loss: document_M
     int32 [M], the row of each token in slope_XE, -1 where it does not count; slope_XE, the loss's
@@ -148,7 +128,7 @@ def _forward_body(
     experts_MS = experts_MS[:, :num_experts_per_tok].contiguous()
     weights_MS = probs_ME.gather(1, experts_MS)
     if norm_topk_prob:
-        weights_MS = weights_MS / (weights_MS.sum(dim=1, keepdim=True) + EPS)
+        weights_MS = weights_MS / (weights_MS.sum(dim=1, keepdim=True) + eps)
 
     chosen_ME = torch.zeros_like(logits_ME, dtype=torch.int32).scatter(1, experts_MS, 1)
     counts_E = chosen_ME.sum(dim=0, dtype=torch.int32)
@@ -186,6 +166,7 @@ def _backward_body(
     grad_aux: Tensor | None,
     *,
     norm_topk_prob: bool,
+    eps: float,
 ) -> Tensor:
     """The gradient of the logits: that of p = softmax(logits) from all three results, then
     p·(dp - Σ p·dp)."""
@@ -193,7 +174,7 @@ def _backward_body(
     grad_MS = grad_weights_MS
     if norm_topk_prob:
         weights_MS = probs_ME.gather(1, experts_MS)
-        total_M1 = weights_MS.sum(dim=1, keepdim=True) + EPS
+        total_M1 = weights_MS.sum(dim=1, keepdim=True) + eps
         # One weight alone is exactly 1, and this exactly 0.
         projection_M1 = (grad_MS * (weights_MS / total_M1)).sum(dim=1, keepdim=True)
         grad_MS = (grad_MS - projection_M1) / total_M1
@@ -236,21 +217,17 @@ def _sum_by_document(values: Tensor, document_M: Tensor, num_documents: int) -> 
     return sums.index_add(0, rows_M, values)[:-1]
 
 
-_forward = Form("moe_routing_forward", _forward_body, num_row_tensors=1)
-_backward = Form("moe_routing_backward", _backward_body, num_row_tensors=4)
+_forward = Form("moe_routing:moe_routing_forward", _forward_body, num_row_tensors=1)
+_backward = Form("moe_routing:moe_routing_backward", _backward_body, num_row_tensors=4)
 
 
 class _MoERouting(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits_ME, is_counted_M, cu_seqlens, num_experts_per_tok, norm_topk_prob):
         results = _forward(
-            logits_ME,
-            is_counted_M,
-            cu_seqlens,
-            generated=False,
-            num_experts_per_tok=num_experts_per_tok,
-            norm_topk_prob=norm_topk_prob,
-        )
+            logits_ME, is_counted_M, cu_seqlens, generated=False,
+            num_experts_per_tok=num_experts_per_tok, norm_topk_prob=norm_topk_prob, eps=_EPS,
+        )  # fmt: skip
         _, experts_MS, counts_E, order_P, offsets_E1, *_ = results
         ctx.save_for_backward(logits_ME, experts_MS, *results[_NUM_RESULTS:])
         ctx.mark_non_differentiable(experts_MS, counts_E, order_P, offsets_E1)
@@ -267,6 +244,53 @@ class _MoERouting(torch.autograd.Function):
             grad_weights_MS = torch.zeros_like(experts_MS, dtype=wide)
         grad_logits_ME = _backward(
             grad_weights_MS, logits_ME, experts_MS, *of_loss, grad_mean_E, grad_aux,
-            generated=False, norm_topk_prob=ctx.norm_topk_prob,
+            generated=False, norm_topk_prob=ctx.norm_topk_prob, eps=_EPS,
         )  # fmt: skip
         return grad_logits_ME, None, None, None, None
+
+
+def _build(inputs: Inputs, *, counted: bool = True, mean: bool = False) -> Case:
+    """`mean`: the mean of p is among the results."""
+    sizes, tokens = inputs.sizes, inputs.tokens
+    options = build_options(inputs, counted=counted)
+
+    def run(op: Callable[..., Routing]) -> Function:
+        def call(logits: Tensor) -> tuple[Tensor, ...]:
+            routing = op(logits, **options)
+            found = (routing.weights_MS, routing.aux_loss)
+            return (*found, routing.probs_mean_E) if mean else found
+
+        return call
+
+    row, slots = inputs.bytes_of(sizes.experts), sizes.experts_per_token
+    return Case(
+        "moe_routing", sizes, run(moe_routing), run(moe_routing_reference),
+        (inputs.rows(sizes.experts),), tokens * (row + slots * 12 + 4),
+        tokens * (2 * row + slots * 8 + 4),
+    )  # fmt: skip
+
+
+_TESTED = ((1, 2, 1), (0, 4, 2), (37, 5, 2), (300, 4, 1), (85, 64, 8), (5, 256, 3))
+MOE_ROUTING = Op(
+    moe_routing,
+    moe_routing_reference,
+    "softmax, the largest S, E·Σ share·mean(p), order by expert",
+    _build,
+    tested={
+        "tokens experts experts_per_token": _TESTED,
+        "norm_topk_prob": (True, False),
+        "counted seq_aux": ((False, False), (True, False), (True, True)),
+        "mean": (True,),
+    },
+    compiled_for=("E/S {experts}/{experts_per_token}",),
+    needs_experts=True,
+    forms=(_forward, _backward),
+    tiles=("moe_routing",),
+    registers={
+        "moe_routing.choose": Registers(64, 64, 64, 71, 48),
+        "moe_routing.backward": Registers(59, 59, 60, 60, 24),
+        "moe_order.order": Registers(80, 72, 80, 82, 49),
+    },
+    launches={"moe_routing": 3},
+    goals=(Goal("moe_routing", ("forward",), {"minimind2-moe": 12}),),
+)

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from . import backend
 from .form import Form, sum_rows
+from .op import Case, Goal, Inputs, Liger, Op, Registers
 
 
 def rms_norm_reference(
@@ -167,10 +168,10 @@ def _wide_backward(
     return grad_x, sum_rows(grad_y * normed).to(weight_D.dtype)
 
 
-_forward = Form("rms_norm_forward", _forward_body, num_row_tensors=1)
-_add_forward = Form("add_rms_norm_forward", _add_forward_body, num_row_tensors=2)
-_backward = Form("rms_norm_backward", _backward_body, num_row_tensors=3)
-_add_backward = Form("add_rms_norm_backward", _add_backward_body, num_row_tensors=4)
+_forward = Form("rms_norm:rms_norm_forward", _forward_body, num_row_tensors=1)
+_add_forward = Form("rms_norm:add_rms_norm_forward", _add_forward_body, num_row_tensors=2)
+_backward = Form("rms_norm:rms_norm_backward", _backward_body, num_row_tensors=3)
+_add_backward = Form("rms_norm:add_rms_norm_backward", _add_backward_body, num_row_tensors=4)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -199,3 +200,71 @@ class _AddRMSNorm(torch.autograd.Function):
     def backward(ctx, grad_total_MD, grad_y_MD):
         grad_MD, grad_weight_D = _add_backward(grad_y_MD, grad_total_MD, *ctx.saved_tensors)
         return grad_MD, grad_MD, grad_weight_D, None, None
+
+
+def _build(inputs: Inputs) -> Case:
+    sizes, hidden = inputs.sizes, inputs.sizes.hidden
+    cast = sizes.cast_before_weight
+    row = inputs.bytes_of(inputs.tokens, hidden)
+    mode = "llama" if cast else "gemma"
+    return Case(
+        "rms_norm", sizes,
+        lambda x, weight: rms_norm(x, weight, 1e-5, cast),
+        lambda x, weight: rms_norm_reference(x, weight, 1e-5, cast),
+        (inputs.rows(hidden), inputs.leaf(hidden)), 2 * row, 3 * row,
+        liger=Liger(
+            "rms_norm:LigerRMSNormFunction",
+            lambda apply: lambda x, weight: apply(x, weight, 1e-5, 0.0, mode, False),
+        ),
+    )  # fmt: skip
+
+
+def _build_add(inputs: Inputs) -> Case:
+    sizes, hidden = inputs.sizes, inputs.sizes.hidden
+    cast = sizes.cast_before_weight
+    row = inputs.bytes_of(inputs.tokens, hidden)
+    return Case(
+        "add_rms_norm", sizes,
+        lambda x, residual, weight: add_rms_norm(x, residual, weight, 1e-5, cast),
+        lambda x, residual, weight: add_rms_norm_reference(x, residual, weight, 1e-5, cast),
+        (inputs.rows(hidden), inputs.rows(hidden), inputs.leaf(hidden)), 4 * row, 4 * row,
+    )  # fmt: skip
+
+
+_TESTED = {
+    "tokens": (0, 1, 37),
+    "hidden": (8, 24, 130, 512),
+    "cast_before_weight": (False, True),
+    "scale": (1e-4, 1.0, 1e3),
+}
+RMS_NORM = Op(
+    rms_norm,
+    rms_norm_reference,
+    "x / rms(x) · w",
+    _build,
+    tested=_TESTED,
+    compiled_for=("D {hidden}",),
+    forms=(_forward, _backward),
+    registers={
+        "rms_norm.forward": Registers(58, 56, 60, 60, 46),
+        "rms_norm.backward": Registers(110, 96, 96, 64, 110),
+        "column_sum.column_sum": Registers(40, 40, 40, 38, 41),
+    },
+    launches={"rms_norm": 3},
+    goals=(Goal("rms_norm", ("forward",), {"minimind2-small": 11, "minimind2": 16}),),
+)
+ADD_RMS_NORM = Op(
+    add_rms_norm,
+    add_rms_norm_reference,
+    "s = x + residual; s, s / rms(s) · w",
+    _build_add,
+    tested=_TESTED,
+    compiled_for=("D {hidden}",),
+    forms=(_add_forward, _add_backward),
+    tiles=("norm_forward", "norm_backward", "column_sum"),
+    launches={"add_rms_norm": 3},
+    goals=(
+        Goal("add_rms_norm", ("forward",), {"minimind2-small": 20, "minimind2": 29}),
+        Goal("add_rms_norm", ("backward",), {"minimind2-small": 22, "minimind2": 32}),
+    ),
+)

@@ -14,11 +14,15 @@ query heads, then the K key heads, then the K value heads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from . import backend
 from .form import Form, sum_rows
+from .op import Case, Function, Goal, Inputs, Liger, Op, Registers
 from .rms_norm import rms_norm_reference
 from .rope_rows import turn_rows
 
@@ -83,12 +87,9 @@ def qk_rope(
             qkv_MC, cos_PR, sin_PR, positions_M, num_heads, num_kv_heads, q_norm_weight_H,
             k_norm_weight_H, eps, cast_before_weight,
         )  # fmt: skip
-    tables = (positions_M, cos_PR, sin_PR)
-    if q_norm_weight_H is None or k_norm_weight_H is None:
-        return _Rope.apply(qkv_MC, *tables, num_heads, num_kv_heads)
-    return _NormRope.apply(
-        qkv_MC, *tables, q_norm_weight_H, k_norm_weight_H, num_heads, num_kv_heads, eps,
-        cast_before_weight,
+    return _Rope.apply(
+        qkv_MC, positions_M, cos_PR, sin_PR, q_norm_weight_H, k_norm_weight_H, num_heads,
+        num_kv_heads, eps, cast_before_weight,
     )  # fmt: skip
 
 
@@ -141,22 +142,8 @@ def _forward_body(
     positions_M: Tensor,
     cos_PR: Tensor,
     sin_PR: Tensor,
-    *,
-    num_heads: int,
-    num_kv_heads: int,
-) -> tuple[Tensor, Tensor]:
-    q_MNH, k_MKH, _ = _split(qkv_MC, num_heads, num_kv_heads)
-    cos_M1R, sin_M1R = cos_PR[positions_M].unsqueeze(1), sin_PR[positions_M].unsqueeze(1)
-    return _rotate(q_MNH, cos_M1R, sin_M1R), _rotate(k_MKH, cos_M1R, sin_M1R)
-
-
-def _norm_forward_body(
-    qkv_MC: Tensor,
-    positions_M: Tensor,
-    cos_PR: Tensor,
-    sin_PR: Tensor,
-    q_weight_H: Tensor,
-    k_weight_H: Tensor,
+    q_weight_H: Tensor | None,
+    k_weight_H: Tensor | None,
     *,
     num_heads: int,
     num_kv_heads: int,
@@ -167,12 +154,15 @@ def _norm_forward_body(
     cos_M1R, sin_M1R = cos_PR[positions_M].unsqueeze(1), sin_PR[positions_M].unsqueeze(1)
     rotated = []
     for x_MAH, weight_H in ((q_MNH, q_weight_H), (k_MKH, k_weight_H)):
+        if weight_H is None:
+            rotated.append(_rotate(x_MAH, cos_M1R, sin_M1R))
+            continue
         x_wide = x_MAH.to(cos_PR.dtype)
         normed = x_wide * torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)
         if cast_before_weight:
             normed = normed.to(x_MAH.dtype).to(cos_PR.dtype)
-        normed = normed * weight_H.to(cos_PR.dtype)
-        rotated.append(_rotate(normed, cos_M1R, sin_M1R).to(x_MAH.dtype))
+        normed = _rotate(normed * weight_H.to(cos_PR.dtype), cos_M1R, sin_M1R)
+        rotated.append(normed.to(x_MAH.dtype))
     return rotated[0], rotated[1]
 
 
@@ -180,33 +170,24 @@ def _backward_body(
     grad_q_MNH: Tensor,
     grad_k_MKH: Tensor,
     grad_v_MKH: Tensor,
+    qkv_MC: Tensor | None,
     positions_M: Tensor,
     cos_PR: Tensor,
     sin_PR: Tensor,
-) -> Tensor:
-    """The gradient of a rotation is turned back: by the same angle with sin negated."""
-    cos_M1R, sin_M1R = cos_PR[positions_M].unsqueeze(1), sin_PR[positions_M].unsqueeze(1)
-    grads = (_rotate(grad_q_MNH, cos_M1R, -sin_M1R), _rotate(grad_k_MKH, cos_M1R, -sin_M1R))
-    return torch.cat((*grads, grad_v_MKH), dim=1).flatten(1)
-
-
-def _norm_backward_body(
-    grad_q_MNH: Tensor,
-    grad_k_MKH: Tensor,
-    grad_v_MKH: Tensor,
-    qkv_MC: Tensor,
-    positions_M: Tensor,
-    cos_PR: Tensor,
-    sin_PR: Tensor,
-    q_weight_H: Tensor,
-    k_weight_H: Tensor,
+    q_weight_H: Tensor | None,
+    k_weight_H: Tensor | None,
     *,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn back, then the gradient of the norm (rms_norm.py) for each head."""
+) -> tuple[Tensor, Tensor]:
+    """The gradients of qkv and of both weights [2H], the latter empty without a norm. A rotation's
+    is turned back: by the same angle with sin negated. The gradient of the norm is rms_norm.py's,
+    for each head."""
     wide = cos_PR.dtype
-    q_MNH, k_MKH, _ = _split(qkv_MC, grad_q_MNH.shape[1], grad_k_MKH.shape[1])
     cos_M1R, sin_M1R = cos_PR[positions_M].unsqueeze(1), sin_PR[positions_M].unsqueeze(1)
+    if qkv_MC is None or q_weight_H is None or k_weight_H is None:
+        grads = (_rotate(grad, cos_M1R, -sin_M1R) for grad in (grad_q_MNH, grad_k_MKH))
+        return torch.cat((*grads, grad_v_MKH), dim=1).flatten(1), grad_v_MKH.new_empty(0)
+    q_MNH, k_MKH, _ = _split(qkv_MC, grad_q_MNH.shape[1], grad_k_MKH.shape[1])
     grads, grad_weights = [], []
     for grad_MAH, x_MAH, weight_H in (
         (grad_q_MNH, q_MNH, q_weight_H),
@@ -219,40 +200,24 @@ def _norm_backward_body(
         projection = (grad_normed * normed).mean(-1, keepdim=True)
         grads.append((rstd * (grad_normed - normed * projection)).to(x_MAH.dtype))
         grad_weights.append(sum_rows((turned * normed).sum(1)).to(weight_H.dtype))
-    return torch.cat((*grads, grad_v_MKH), dim=1).flatten(1), grad_weights[0], grad_weights[1]
+    return torch.cat((*grads, grad_v_MKH), dim=1).flatten(1), torch.cat(grad_weights)
 
 
-_forward = Form("rope_forward", _forward_body, num_row_tensors=2)
-_norm_forward = Form("norm_rope_forward", _norm_forward_body, num_row_tensors=2)
-_backward = Form("rope_backward", _backward_body, num_row_tensors=4)
-_norm_backward = Form("norm_rope_backward", _norm_backward_body, num_row_tensors=5)
+_forward = Form("rope:rope_forward", _forward_body, num_row_tensors=2)
+_backward = Form("rope:rope_backward", _backward_body, num_row_tensors=5)
 
 
 class _Rope(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, qkv_MC, positions_M, cos_PR, sin_PR, num_heads, num_kv_heads):
-        ctx.save_for_backward(positions_M, cos_PR, sin_PR)
-        q_MNH, k_MKH = _forward(
-            qkv_MC, positions_M, cos_PR, sin_PR, num_heads=num_heads, num_kv_heads=num_kv_heads
-        )
-        return q_MNH, k_MKH, _split(qkv_MC, num_heads, num_kv_heads)[2]
-
-    @staticmethod
-    def backward(ctx, grad_q_MNH, grad_k_MKH, grad_v_MKH):
-        grad_qkv_MC = _backward(grad_q_MNH, grad_k_MKH, grad_v_MKH, *ctx.saved_tensors)
-        return grad_qkv_MC, None, None, None, None, None
-
-
-class _NormRope(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx, qkv_MC, positions_M, cos_PR, sin_PR, q_weight_H, k_weight_H, num_heads, num_kv_heads,
         eps, cast_before_weight,
     ):  # fmt: skip
         inputs = (qkv_MC, positions_M, cos_PR, sin_PR, q_weight_H, k_weight_H)
-        ctx.save_for_backward(*inputs)
+        # A rotation alone is turned back without what it turned.
+        ctx.save_for_backward(None if q_weight_H is None else qkv_MC, *inputs[1:])
         ctx.eps = eps
-        q_MNH, k_MKH = _norm_forward(
+        q_MNH, k_MKH = _forward(
             *inputs, num_heads=num_heads, num_kv_heads=num_kv_heads, eps=eps,
             cast_before_weight=cast_before_weight,
         )  # fmt: skip
@@ -260,8 +225,76 @@ class _NormRope(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_q_MNH, grad_k_MKH, grad_v_MKH):
-        grad_qkv_MC, grad_q_weight_H, grad_k_weight_H = _norm_backward(
+        grad_qkv_MC, grads_2H = _backward(
             grad_q_MNH, grad_k_MKH, grad_v_MKH, *ctx.saved_tensors, eps=ctx.eps
         )
-        none = (None,) * 3
-        return grad_qkv_MC, *none, grad_q_weight_H, grad_k_weight_H, *none, None
+        grad_weights = (None, None)
+        if ctx.saved_tensors[0] is not None:
+            # Apart: each becomes a parameter's own.
+            grad_weights = (half_H.clone() for half_H in grads_2H.chunk(2))
+        return grad_qkv_MC, None, None, None, *grad_weights, None, None, None, None
+
+
+def _build(inputs: Inputs) -> Case:
+    """With the norm where the sizes have it."""
+    sizes, tokens, head_size = inputs.sizes, inputs.tokens, inputs.sizes.head_size
+    num_heads, num_kv_heads = sizes.heads, sizes.kv_heads
+    angles = inputs.arange(1024)[:, None] * 1e6 ** (-inputs.arange(0, head_size, 2) / head_size)
+    positions = inputs.arange(tokens).flip(0) % 1024
+
+    def run(op: Callable[..., tuple[Tensor, ...]]) -> Function:
+        def call(qkv: Tensor, *norms: Tensor) -> tuple[Tensor, ...]:
+            wide = torch.promote_types(qkv.dtype, torch.float32)
+            tables = (cos.to(wide), sin.to(wide), positions)
+            return op(qkv, *tables, num_heads, num_kv_heads, *norms, **options)
+
+        return call
+
+    cos, sin, options = angles.cos(), angles.sin(), {"cast_before_weight": sizes.cast_before_weight}
+    row = inputs.bytes_of(tokens, head_size)
+    rotated, values = row * (num_heads + num_kv_heads), row * num_kv_heads
+    qkv = inputs.rows((num_heads + 2 * num_kv_heads) * head_size)
+    norms = tuple(inputs.leaf(head_size) for _ in range(2 * sizes.qk_norm))
+
+    def heads(count: int) -> Tensor:
+        return inputs.leaf(1, tokens, count, head_size)
+
+    def rotate(apply: Callable[..., Any]) -> Function:
+        cos_1MH, sin_1MH = (t[positions].to(qkv.dtype).repeat(1, 2)[None] for t in (cos, sin))
+        # Newer versions hand cos and sin back too.
+        return lambda q, k: apply(q.transpose(1, 2), k.transpose(1, 2), cos_1MH, sin_1MH)[:2]
+
+    # In place, on contiguous q and k as Hugging Face's Llama has them.
+    liger = Liger("rope:LigerRopeFunction", rotate, lambda: (heads(num_heads), heads(num_kv_heads)))
+    return Case(
+        "qk_norm_rope" if norms else "rope", sizes, run(qk_rope), run(qk_rope_reference),
+        (qkv, *norms), 2 * rotated, (3 if norms else 2) * rotated + 2 * values,
+        liger=None if norms else liger,
+    )  # fmt: skip
+
+
+QK_ROPE = Op(
+    qk_rope,
+    qk_rope_reference,
+    "split QKV, norm q and k by head (optional), rotate them",
+    _build,
+    tested={
+        "tokens": (0, 1, 19),
+        "heads kv_heads head_size": ((1, 1, 2), (8, 2, 16), (3, 1, 24), (4, 4, 96)),
+        "qk_norm cast_before_weight": ((False, False), (True, False), (True, True)),
+    },
+    compiled_for=("N/K/H {heads}/{kv_heads}/{head_size}",),
+    forms=(_forward, _backward),
+    tiles=("rope_forward", "rope_backward", "norm_rope_backward"),
+    registers={
+        "rope.forward": Registers(80, 80, 80, 80, 117),
+        "rope.backward": Registers(128, 128, 128, 128, 144),
+    },
+    launches={"rope": 2, "qk_norm_rope": 3},
+    goals=(
+        Goal("rope", ("forward",), {"minimind2-small": 13, "minimind2": 19}),
+        # The goals' share of their floors, with four key heads and the gradient of v in them.
+        Goal("qk_norm_rope", ("forward",), {"minimind3": 24}),
+        Goal("qk_norm_rope", ("backward",), {"minimind3": 43}),
+    ),
+)

@@ -13,12 +13,18 @@ from torch.nn import functional
 
 from . import backend
 from .form import Form
+from .op import Case, Goal, Inputs, Liger, Op, Registers
 
 
 def swiglu_reference(gate_up: Tensor) -> Tensor:
     """The formula in PyTorch, each step in gate_up's dtype."""
     gate, up = gate_up.chunk(2, dim=-1)
     return functional.silu(gate) * up
+
+
+def swiglu_linear_reference(gate_up: Tensor, weight_DF: Tensor) -> Tensor:
+    """The formula in PyTorch, each step in gate_up's dtype."""
+    return functional.linear(swiglu_reference(gate_up), weight_DF)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -92,8 +98,8 @@ def _backward_body(
     return grad_M2F, (functional.silu(gate) * up).to(narrow)
 
 
-swiglu_forward = Form("swiglu_forward", _forward_body, num_row_tensors=1)
-_backward = Form("swiglu_backward", _backward_body, num_row_tensors=2)
+swiglu_forward = Form("swiglu:swiglu_forward", _forward_body, num_row_tensors=1)
+_backward = Form("swiglu:swiglu_backward", _backward_body, num_row_tensors=2)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -119,3 +125,57 @@ class _SwiGLULinear(torch.autograd.Function):
         rebuild = ctx.needs_input_grad[1]
         grad_M2F, hidden_MF = _backward(grad_out_MD @ weight_DF, gate_up_M2F, rebuild=rebuild)
         return grad_M2F, grad_out_MD.t() @ hidden_MF if rebuild else None
+
+
+def _build(inputs: Inputs) -> Case:
+    row = inputs.bytes_of(inputs.tokens, inputs.sizes.ffn)
+    return Case(
+        "swiglu", inputs.sizes, swiglu, swiglu_reference, (inputs.rows(2 * inputs.sizes.ffn),),
+        3 * row, 5 * row,
+        liger=Liger(
+            "swiglu:LigerSiLUMulFunction",
+            lambda apply: lambda gate_up: apply(*gate_up.chunk(2, dim=-1)),
+        ),
+    )  # fmt: skip
+
+
+def _build_linear(inputs: Inputs) -> Case:
+    hidden, ffn = inputs.sizes.hidden, inputs.sizes.ffn
+    row, ffn_row = (inputs.bytes_of(inputs.tokens, width) for width in (hidden, ffn))
+    product = 2 * inputs.tokens * hidden * ffn
+    return Case(
+        "swiglu_linear", inputs.sizes, swiglu_linear, swiglu_linear_reference,
+        (inputs.rows(2 * ffn), inputs.matrix(hidden, ffn)), 4 * ffn_row + row,
+        8 * ffn_row + 2 * row, product, 2 * product,
+    )  # fmt: skip
+
+
+_TESTED = {"tokens": (0, 1, 37), "ffn": (1, 12, 65, 176), "scale": (1e-3, 1.0, 30.0)}
+SWIGLU = Op(
+    swiglu,
+    swiglu_reference,
+    "silu(gate) · up",
+    _build,
+    tested=_TESTED,
+    compiled_for=("F {ffn}",),
+    forms=(swiglu_forward, _backward),
+    tiles=("swiglu_forward", "swiglu_backward"),
+    registers={
+        "swiglu.forward": Registers(32, 40, 32, 32, 43),
+        "swiglu.backward": Registers(64, 69, 68, 68, 87),
+    },
+    launches={"swiglu": 2},
+    goals=(
+        Goal("swiglu", ("forward",), {"minimind2-small": 38, "minimind2": 55}),
+        Goal("swiglu", ("backward",), {"minimind2-small": 63, "minimind2": 92}),
+    ),
+)
+SWIGLU_LINEAR = Op(
+    swiglu_linear,
+    swiglu_linear_reference,
+    "(silu(gate) · up)·Wᵀ, the activation rebuilt for W's gradient",
+    _build_linear,
+    tested=_TESTED,
+    compiled_for=("F {ffn}",),
+    launches={"swiglu_linear": 2},
+)

@@ -130,8 +130,8 @@ def _apply(self: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool 
 def _run_generated(watch: Watch) -> Callable[..., Any]:
     """Gives Form._run_generated: the body without what generated code keeps in registers."""
 
-    def run_body(self: Form, tensors: tuple[Tensor, ...], constants: dict[str, Any]) -> Any:
-        tensors = tuple(t.detach().contiguous() for t in tensors)
+    def run_body(self: Form, tensors: tuple[Tensor | None, ...], constants: dict[str, Any]) -> Any:
+        tensors = tuple(t if t is None else t.detach().contiguous() for t in tensors)
         with watch.live.hidden():
             result = self.body(*tensors, **constants)
         watch.take(result)

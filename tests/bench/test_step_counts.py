@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from bench.kernels.tables import build_step_table
 from bench.report import ROOT
-from bench.report_kernels import build_step_table
 
 
 @pytest.fixture(scope="module")

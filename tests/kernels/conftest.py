@@ -3,20 +3,15 @@ is; and, in the process that test_triton_interpreter.py starts, in Triton's inte
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from kernel_rows import INTERPRETED, choose
 from torch import Tensor
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
 Function = Callable[..., Tensor | tuple[Tensor, ...]]
-Pair = tuple[tuple[str, str], tuple[str, str]]
-"""Of two parameters, the name and the value of each."""
 
 # Relative to the whole result: two forms that differ in their last bits only must not fail for the
 # luck of one of them. A twentieth of a rounding, and in fp32, where what is summed is no more exact
@@ -24,28 +19,33 @@ Pair = tuple[tuple[str, str], tuple[str, str]]
 SLACK = {torch.float32: 2.4e-7, torch.float16: 5e-5, torch.bfloat16: 4e-4, torch.float64: 1e-15}
 
 
-@pytest.hookimpl(tryfirst=True)  # before slow tests are left out
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as slow all cases but so many that any two values of a test's parameters still meet.
-    The interpreter does without bf16, which it computes wrongly."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves of each test so many cases that any two values of its parameters still meet. The
+    interpreter does without bf16, which it computes wrongly."""
+    left_out: list[pytest.Item] = []
     if INTERPRETED:
-        items[:] = [i for i in items if "bfloat16" not in i.name and "cuda" not in i.name]
-    tests: dict[str, dict[pytest.Item, set[Pair]]] = {}
+        left_out = [i for i in items if "bfloat16" in i.name or "cuda" in i.name]
+    tests: dict[str, list[pytest.Item]] = {}
     for item in items:
         case = getattr(item, "callspec", None)
-        if case is not None and Path(__file__).parent in item.path.parents:
-            values = sorted((name, repr(value)) for name, value in case.params.items())
-            pairs = set(itertools.combinations_with_replacement(values, 2))
+        if case and Path(__file__).parent in item.path.parents and item not in left_out:
             # Each device by itself: most machines have the CPU alone.
             test = f"{item.nodeid.partition('[')[0]} on {case.params.get('device')}"
-            tests.setdefault(test, {})[item] = pairs
+            tests.setdefault(test, []).append(item)
     for cases in tests.values():
-        missing = set().union(*cases.values())
-        while missing:
-            best = max(cases, key=lambda item: len(cases[item] & missing))
-            missing -= cases.pop(best)
-        for item in cases:
-            item.add_marker("slow")
+        chosen = choose([item.callspec.params for item in cases])  # type: ignore[attr-defined]
+        left_out += [item for place, item in enumerate(cases) if place not in chosen]
+    config.hook.pytest_deselected(items=left_out)
+    kept = dict.fromkeys(items)
+    for item in left_out:
+        del kept[item]
+    items[:] = kept
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers():
+    torch.manual_seed(1)
 
 
 @pytest.fixture(autouse=True)

@@ -23,16 +23,14 @@ import minimind_kernels as K
 import torch
 
 assert K.__file__.startswith(sys.argv[1]), K.__file__
-x = torch.randn(6, 8, requires_grad=True)
-total, y = K.add_rms_norm(K.rms_norm(x, torch.ones(8), 1e-5), x, torch.ones(8), 1e-5)
-q, k, v = K.qk_rope(y.repeat(1, 2), torch.ones(6, 2), torch.zeros(6, 2), torch.arange(6), 2, 1)
-hidden = K.swiglu(q.flatten(1)) + k.flatten(1) + v.flatten(1)
-head, labels = torch.randn(5, 4), torch.arange(6) % 5
-loss = K.linear_cross_entropy(hidden, head, labels) - K.linear_log_prob(hidden, head, labels)
-loss = loss + K.linear_token_loss(hidden, head, labels, lambda log_prob, rows: log_prob.exp())[0]
-(loss + K.linear_kl(hidden, head, total, torch.randn(5, 8))).sum().backward()
-assert x.grad.isfinite().all()
-from minimind_kernels import triton_impl
+for op in K.OPS.values():
+    case = op.tested_case(torch.float32, "cpu", tokens=6)
+    outputs = case.ours(*case.inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    sum(output.sum() for output in outputs).backward()
+    assert all(t.grad.isfinite().all() for t in case.inputs if t.requires_grad)
+    for form in op.forms:
+        form.name and form.triton
 print("done")
 """
 

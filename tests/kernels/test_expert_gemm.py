@@ -7,15 +7,6 @@ from minimind_kernels import backend
 from minimind_kernels.expert_gemm import expert_ffn_reference
 from minimind_kernels.moe_routing import moe_routing_reference
 
-SIZES = [
-    # tokens, hidden, FFN, experts, experts a token
-    (1, 8, 4, 2, 1),
-    (0, 8, 4, 4, 2),
-    (37, 12, 20, 5, 2),
-    (45, 40, 33, 4, 1),
-    (6, 24, 18, 12, 8),
-]
-
 
 def build_routing(num_tokens, num_experts, num_slots, device, *, to=None):
     """Random, or every token to the expert `to`, with even lower ones after it."""
@@ -41,14 +32,6 @@ def build_inputs(randn, sizes):
         randn(num_experts, 2 * ffn, hidden, scale=0.3),
         randn(num_experts, hidden, ffn, scale=0.3),
         weights,
-    )
-
-
-@pytest.mark.parametrize("sizes", SIZES)
-def test_experts(sizes, device, randn, assert_as_accurate):
-    routing = build_routing(sizes[0], sizes[3], sizes[4], device)
-    assert_as_accurate(
-        run(K.expert_ffn, routing), run(expert_ffn_reference, routing), *build_inputs(randn, sizes)
     )
 
 
@@ -91,15 +74,6 @@ def test_views(device, randn, assert_as_accurate):
     assert_as_accurate(view(K.expert_ffn), view(expert_ffn_reference), *inputs)
 
 
-def test_no_gradient_wanted(device, randn):
-    sizes = (23, 12, 20, 3, 2)
-    routing = build_routing(sizes[0], sizes[3], sizes[4], device)
-    inputs = build_inputs(randn, sizes)
-    expected = run(K.expert_ffn, routing)(*inputs)
-    with torch.inference_mode():
-        assert torch.equal(run(K.expert_ffn, routing)(*inputs), expected)
-
-
 def test_the_reference_is_a_loop_over_experts():
     num_tokens, hidden, ffn, num_experts, num_slots = 11, 6, 5, 4, 2
     routing = build_routing(num_tokens, num_experts, num_slots, "cpu")
@@ -117,17 +91,6 @@ def test_the_reference_is_a_loop_over_experts():
     torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.skipif(backend.kernels_setting() == "triton", reason="a Triton body takes no fp64")
-@pytest.mark.parametrize("op", [expert_ffn_reference, K.expert_ffn])
-def test_gradients_in_fp64(op):
-    def randn(*shape):
-        return torch.randn(shape, dtype=torch.float64, requires_grad=True)
-
-    routing = build_routing(5, 3, 2, "cpu")
-    inputs = (randn(5, 4), randn(3, 6, 4), randn(3, 4, 3), randn(5, 2))
-    torch.autograd.gradcheck(run(op, routing), inputs)
-
-
 def test_wrong_shapes_are_named():
     routing = build_routing(5, 3, 2, "cpu")
     x, gate_up, down = torch.ones(5, 4), torch.ones(3, 6, 4), torch.ones(3, 4, 3)
@@ -137,3 +100,15 @@ def test_wrong_shapes_are_named():
         K.expert_ffn(x, gate_up.bfloat16(), down, routing)
     with pytest.raises(ValueError, match=r"a routing of 5 tokens over 3 experts"):
         K.expert_ffn(x[:4], gate_up, down, routing)
+
+
+def test_its_forms_say_that_they_make_products(monkeypatch):
+    """Which backend.py keeps off old GPUs."""
+    said = []
+    monkeypatch.setattr(
+        backend, "use_triton", lambda *_, has_products=False: said.append(has_products)
+    )
+    for form in K.OPS["expert_ffn"].forms:
+        with pytest.raises(TypeError):
+            form(torch.ones(1))
+    assert said == [True, True]

@@ -5,59 +5,18 @@ from minimind_kernels.linear_distillation import linear_distillation_reference
 from minimind_kernels.token_chunks import TokenChunks
 
 
-def labels_for(num_tokens, device, counted="some"):
-    labels = torch.arange(num_tokens, device=device) * 5 % 67
-    if counted == "some":
-        labels[1::3] = -100
-    elif counted == "none":
-        labels[:] = -100
-    return labels
-
-
-def run(op, teacher, labels, *options, **more):
-    """The sum of the losses; the parts, of which no gradient is asked, beside it."""
-
-    def call(hidden, weight):
-        teacher_hidden, teacher_weight = (t.to(hidden.dtype) for t in teacher)
-        inputs = (hidden, weight, teacher_hidden, teacher_weight, labels)
-        loss, ce, kl = op(*inputs, *options, **more)
-        assert not ce.requires_grad
-        assert not kl.requires_grad
-        return loss.sum(), (loss.sum() * 0 + ce.sum()), (loss.sum() * 0 + kl.sum())
-
-    return call
-
-
-@pytest.mark.parametrize("num_tokens", [0, 1, 8])
 @pytest.mark.parametrize("counted", ["all", "some", "none"])
-@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_distillation(num_tokens, counted, alpha, device, randn, assert_as_accurate):
-    labels = labels_for(num_tokens, device, counted)
-    teacher = randn(num_tokens, 40), randn(67, 40)
-    ours = run(K.linear_distillation, teacher, labels, alpha, 1.5, chunk_size=3)
-    reference = run(linear_distillation_reference, teacher, labels, alpha, 1.5)
-    inputs = randn(num_tokens, 24), randn(67, 24)
-
-    def first(call):
-        return lambda *tensors: call(*tensors)[0]
-
-    assert_as_accurate(first(ours), first(reference), *inputs)
-    with torch.no_grad():
-        for part, expected in zip(ours(*inputs), reference(*inputs), strict=True):
-            torch.testing.assert_close(part, expected, rtol=2e-3, atol=2e-2)
-    assert teacher[0].grad is None
-
-
-@pytest.mark.parametrize("scale", [1e-3, 10.0])
-def test_magnitudes(scale, device, randn, assert_as_accurate):
-    labels, teacher = labels_for(9, device), (randn(9, 24, scale=scale), randn(67, 24))
-
-    def loss(op):
-        call = run(op, teacher, labels, 0.5, 0.7)
-        return lambda *tensors: call(*tensors)[0]
-
-    inputs = randn(9, 24, scale=scale), randn(67, 24)
-    assert_as_accurate(loss(K.linear_distillation), loss(linear_distillation_reference), *inputs)
+def test_its_parts(counted, device, randn):
+    """Which have no gradient of their own."""
+    labels = torch.arange(8, device=device) * 5 % 67
+    labels[{"all": slice(0), "some": slice(1, None, 3), "none": slice(None)}[counted]] = -100
+    inputs = (randn(8, 24), randn(67, 24), randn(8, 40), randn(67, 40), labels, 0.3, 1.5)
+    found = K.linear_distillation(*inputs, chunk_size=3)
+    assert [part.requires_grad for part in found] == [True, False, False]
+    for part, expected in zip(found, linear_distillation_reference(*inputs), strict=True):
+        torch.testing.assert_close(part, expected, rtol=2e-3, atol=2e-2)
+    found[0].sum().backward()
+    assert inputs[2].grad is None
 
 
 def test_the_students_logits_are_made_once(monkeypatch):
@@ -68,17 +27,6 @@ def test_the_students_logits_are_made_once(monkeypatch):
     teacher = torch.randn(6, 9), torch.randn(11, 9)
     K.linear_distillation(hidden, weight, *teacher, torch.arange(6))[0].sum().backward()
     assert len(made) == 2
-
-
-def test_the_reference_has_right_gradients():
-    inputs = [
-        torch.randn(*s, dtype=torch.float64, requires_grad=i < 2)
-        for i, s in enumerate(((3, 4), (5, 4), (3, 6), (5, 6)))
-    ]
-    labels = torch.tensor([4, -100, 0])
-    torch.autograd.gradcheck(
-        lambda *t: linear_distillation_reference(*t, labels, 0.3, 1.5)[0], inputs
-    )
 
 
 def test_wrong_arguments_are_named():

@@ -3,40 +3,14 @@ import itertools
 import minimind_kernels as K
 import pytest
 import torch
-from minimind_kernels.moe_routing import moe_routing_reference
 
-SIZES = [(1, 2, 1), (0, 4, 2), (37, 5, 2), (300, 4, 1), (21, 64, 8), (5, 256, 3)]
-"""Tokens, experts, experts a token."""
+SIZES = K.OPS["moe_routing"].tested["tokens experts experts_per_token"]
 
 
-def differentiable(routing):
-    return routing.weights_MS, routing.probs_mean_E, routing.aux_loss
-
-
-def documents(num_tokens, device):
-    """One of them empty, one (from 16 tokens on) whole padding."""
-    ends = [0, num_tokens // 3, num_tokens // 3, num_tokens // 2, num_tokens]
-    is_counted = torch.arange(num_tokens, device=device) % 7 != 3
-    is_counted[ends[2] : ends[3]] = False
-    return is_counted, torch.tensor(ends, dtype=torch.int32, device=device)
-
-
-@pytest.mark.parametrize("norm_topk_prob", [True, False])
-@pytest.mark.parametrize("loss", ["batch", "counted", "documents"])
 @pytest.mark.parametrize("sizes", SIZES)
-def test_routing(sizes, loss, norm_topk_prob, device, randn, assert_as_accurate):
+def test_the_order_of_slots(sizes, randn):
     num_tokens, num_experts, num_slots = sizes
-    is_counted, cu_seqlens = documents(num_tokens, device)
-    options = {"norm_topk_prob": norm_topk_prob, "cu_seqlens": cu_seqlens}
-    options |= {} if loss == "batch" else {"is_counted_M": is_counted}
-    options |= {"seq_aux": loss == "documents"}
-    logits = randn(num_tokens, num_experts)
-    assert_as_accurate(
-        lambda z: differentiable(K.moe_routing(z, num_slots, **options)),
-        lambda z: differentiable(moe_routing_reference(z, num_slots, **options)),
-        logits,
-    )
-    routing = K.moe_routing(logits, num_slots, **options)
+    routing = K.moe_routing(randn(num_tokens, num_experts), num_slots, norm_topk_prob=True)
     assert routing.weights_MS.dtype == torch.float32
     assert_in_order(routing)
 
@@ -147,22 +121,6 @@ def test_nothing_counted_costs_nothing(device):
     assert routing.aux_loss == 0
     assert torch.equal(routing.probs_mean_E, torch.zeros(4, device=device))
     assert torch.equal(torch.autograd.grad(routing.aux_loss, logits)[0], torch.zeros_like(logits))
-
-
-@pytest.mark.parametrize("seq_aux", [False, True])
-def test_the_reference_has_right_gradients(seq_aux):
-    logits = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
-    is_counted, cu_seqlens = documents(7, "cpu")
-
-    def run(z):
-        return differentiable(
-            moe_routing_reference(
-                z, 2, norm_topk_prob=True, is_counted_M=is_counted, cu_seqlens=cu_seqlens,
-                seq_aux=seq_aux,
-            )
-        )  # fmt: skip
-
-    torch.autograd.gradcheck(run, (logits,))
 
 
 def test_what_cannot_be_is_named():

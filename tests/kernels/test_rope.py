@@ -25,21 +25,6 @@ def run(op, cos, sin, positions, num_heads, num_kv_heads, **options):
     return call
 
 
-@pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("num_tokens", [0, 1, 19])
-@pytest.mark.parametrize("norm", ["plain", "norm", "norm_cast_before_weight"])
-def test_rope(heads, num_tokens, norm, device, randn, assert_as_accurate):
-    num_heads, num_kv_heads, head_size = heads
-    positions = (torch.arange(num_tokens) * 7 % 50).to(device)
-    args = (*tables(head_size, device), positions, num_heads, num_kv_heads)
-    options = {"cast_before_weight": norm == "norm_cast_before_weight"}
-    inputs = [randn(num_tokens, (num_heads + 2 * num_kv_heads) * head_size)]
-    if norm != "plain":
-        inputs += [randn(head_size), randn(head_size)]
-    ops = (run(op, *args, **options) for op in (K.qk_rope, qk_rope_reference))
-    assert_as_accurate(*ops, *inputs)
-
-
 def test_views_and_int32_positions(device, randn, assert_as_accurate):
     positions = torch.arange(12, dtype=torch.int32, device=device)[::2]
     args = (*tables(8, device), positions, 2, 1)
@@ -79,13 +64,6 @@ def test_the_reference_rotates_pairs_by_their_angle():
     torch.testing.assert_close(q[0, 0], torch.cat((pairs.real, pairs.imag)))
     torch.testing.assert_close(k[0, 0], q[0, 0])
     assert (v == 1).all()
-
-
-def test_the_reference_has_right_gradients():
-    cos, sin = (t.double() for t in tables(4, "cpu"))
-    shapes = ((3, 16), (4,), (4,))
-    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    torch.autograd.gradcheck(run(qk_rope_reference, cos, sin, torch.arange(3), 2, 1), inputs)
 
 
 def test_wrong_arguments_are_named():

@@ -11,8 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .config import Tile, Tiles
 from .launch import cdiv, device_of, launch
 
+_TILES = Tiles("column_sum", Tile(elements=2048, num_warps=4))
 _BLOCK_COLUMNS = 32
 
 
@@ -20,7 +22,7 @@ def column_sum(partial_PD: Tensor, dtype: torch.dtype) -> Tensor:
     """The sum over programs of fp32 partial sums, cast once."""
     num_rows, width = partial_PD.shape
     out_D = partial_PD.new_empty((width,), dtype=dtype)
-    tile = device_of(partial_PD).tile("column_sum")
+    tile = device_of(partial_PD).tile(_TILES)
     launch(
         _column_sum_kernel,
         (cdiv(width, _BLOCK_COLUMNS),),

@@ -1,23 +1,27 @@
-"""Tile sizes of every kernel on every architecture: fixed, so that no training run tunes.
-
-`elements` are what one program holds of its largest operand; a kernel divides them by the (padded)
-width of a row to get its rows. `programs` are per multiprocessor, for kernels that loop over tiles
-and keep a weight's gradient in registers meanwhile.
-"""
+"""Tile sizes: of each kernel for each architecture, fixed, so that no training run tunes."""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import torch
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
+    """`elements` are what one program holds of its largest operand; a kernel divides them by the
+    (padded) width of a row to get its rows. `programs` are per multiprocessor, for kernels that
+    loop over tiles and keep a weight's gradient in registers meanwhile."""
+
     elements: int
     num_warps: int
     programs: int = 1
+
+    def for_wide_warps(self) -> Tile:
+        """On gfx942: 64 lanes to a warp, so half as many warps for the same threads."""
+        return replace(self, num_warps=max(self.num_warps // 2, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,64 +35,30 @@ class ProductTile:
     num_warps: int
     stages: int
 
+    def for_wide_warps(self) -> ProductTile:
+        """On gfx942, which has 64 KiB of shared memory."""
+        return replace(self, num_warps=self.num_warps // 2, stages=2)
 
-_DEFAULT = {
-    "norm_forward": Tile(elements=4096, num_warps=8),
-    "norm_backward": Tile(elements=2048, num_warps=4, programs=4),
-    "rope_forward": Tile(elements=2048, num_warps=4),
-    "rope_backward": Tile(elements=1024, num_warps=4),
-    "norm_rope_backward": Tile(elements=1024, num_warps=4, programs=4),
-    "swiglu_forward": Tile(elements=2048, num_warps=4),
-    "swiglu_backward": Tile(elements=2048, num_warps=4),
-    "moe_routing": Tile(elements=1024, num_warps=4, programs=2),
-    "softmax": Tile(elements=2048, num_warps=8),
-    "column_sum": Tile(elements=2048, num_warps=4),
-}
 
-# Where an entry is missing the default holds. None of these has been measured yet.
-_BY_ARCH: dict[str, dict[str, Tile]] = {
-    "sm_80": {},
-    "sm_89": {"norm_backward": Tile(elements=2048, num_warps=4, programs=3)},
-    "sm_90": {},
-    # Four warps leave 16 bytes of one variant on the stack.
-    "sm_100": {"norm_backward": Tile(elements=2048, num_warps=8, programs=2)},
-    # 64 lanes to a warp: half as many warps for the same threads.
-    "gfx942": {
-        name: Tile(tile.elements, max(tile.num_warps // 2, 1), tile.programs)
-        for name, tile in _DEFAULT.items()
-    }
-    # With half the warps, masks of its many rows go from scalar registers to memory.
-    | {"moe_routing": _DEFAULT["moe_routing"]},
-}
+AnyTile = TypeVar("AnyTile", Tile, ProductTile)
 
-_PRODUCTS = {
-    # Two products side by side, of gate and of up.
-    "expert_up": ProductTile(128, 64, 64, num_warps=8, stages=3),
-    "expert_activation_grad": ProductTile(128, 64, 64, num_warps=8, stages=3),
-    "expert_to_slots": ProductTile(128, 128, 64, num_warps=8, stages=3),
-    # A step looks its rows up before it loads them: twice the stages for as many loads.
-    "expert_weight_grad": ProductTile(128, 128, 64, num_warps=8, stages=5),
-}
+
+class Tiles(Generic[AnyTile]):
+    """The tile of one kernel, and others for some architectures. None has been measured yet."""
+
+    def __init__(self, name: str, default: AnyTile, **by_arch: AnyTile) -> None:
+        self.name = name
+        self._default = default
+        self._by_arch = {"gfx942": default.for_wide_warps(), **by_arch}
+
+    def on(self, arch: str) -> AnyTile:
+        return self._by_arch.get(arch, self._default)
+
+
 # Exact fp32 products run on the plain units, from registers.
 _FP32_PRODUCT = ProductTile(64, 32, 32, num_warps=4, stages=2)
 # Small, so that small tests have several.
 _INTERPRETED_PRODUCT = ProductTile(16, 32, 32, num_warps=1, stages=1)
-
-# With 128 rows, 16 bytes of the activation's gradient lie on the stack.
-_SMALL_ACTIVATION = {
-    "expert_activation_grad": replace(_PRODUCTS["expert_activation_grad"], rows=64)
-}
-# None of these has been measured yet either.
-_PRODUCTS_BY_ARCH: dict[str, dict[str, ProductTile]] = {
-    **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_120"), _SMALL_ACTIVATION),
-    # 64 KiB of shared memory.
-    "gfx942": {
-        name: replace(tile, num_warps=tile.num_warps // 2, stages=2)
-        for name, tile in _PRODUCTS.items()
-    },
-}
-
-ARCHITECTURES = tuple(_BY_ARCH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +68,15 @@ class Device:
     arch: str
     num_multiprocessors: int
 
-    def tile(self, kernel: str) -> Tile:
-        return _BY_ARCH.get(self.arch, {}).get(kernel, _DEFAULT[kernel])
+    def tile(self, tiles: Tiles[Tile]) -> Tile:
+        return tiles.on(self.arch)
 
-    def product_tile(self, kernel: str, dtype: torch.dtype) -> ProductTile:
+    def product_tile(self, tiles: Tiles[ProductTile], dtype: torch.dtype) -> ProductTile:
         if self.arch == "interpreter":
             return _INTERPRETED_PRODUCT
         if dtype == torch.float32:
             return _FP32_PRODUCT
-        return _PRODUCTS_BY_ARCH.get(self.arch, {}).get(kernel, _PRODUCTS[kernel])
+        return tiles.on(self.arch)
 
 
 @functools.cache

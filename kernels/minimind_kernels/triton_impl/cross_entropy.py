@@ -11,7 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .config import Tile, Tiles
 from .launch import block, device_of, launch
+
+SOFTMAX_TILES = Tiles("softmax", Tile(elements=2048, num_warps=8))
 
 
 def cross_entropy_loss(logits_CV: Tensor, labels_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -32,7 +35,7 @@ def cross_entropy_grad(
     logits_CV: Tensor, labels_C: Tensor, max_C: Tensor, log_sum_C: Tensor, grad_C: Tensor
 ) -> None:
     """Overwrites the logits with their gradient, given each loss's own."""
-    tile = device_of(logits_CV).tile("softmax")
+    tile = device_of(logits_CV).tile(SOFTMAX_TILES)
     launch(
         _grad_kernel,
         (logits_CV.shape[0],),
@@ -64,7 +67,7 @@ def _launch_loss(
     *,
     with_grad: bool,
 ) -> None:
-    tile = device_of(logits_CV).tile("softmax")
+    tile = device_of(logits_CV).tile(SOFTMAX_TILES)
     launch(
         _loss_kernel,
         (logits_CV.shape[0],),

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cross_entropy import row_softmax_stats
+from .cross_entropy import SOFTMAX_TILES, row_softmax_stats
 from .launch import block, device_of, launch
 
 
@@ -44,7 +44,7 @@ def _launch(
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     ce_C, kl_C = (logits_CV.new_empty(logits_CV.shape[:1], dtype=torch.float32) for _ in range(2))
-    tile = device_of(logits_CV).tile("softmax")
+    tile = device_of(logits_CV).tile(SOFTMAX_TILES)
     launch(
         _distillation_kernel,
         (logits_CV.shape[0],),

@@ -16,9 +16,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .config import ProductTile
+from .config import ProductTile, Tiles
 from .expert_weight_grad import expert_weight_grad
 from .launch import block, cdiv, device_of, launch, unit_stride
+
+# Two products side by side, of gate and of up.
+_UP_TILES = Tiles("expert_up", ProductTile(128, 64, 64, num_warps=8, stages=3))
+_TO_SLOTS_TILES = Tiles("expert_to_slots", ProductTile(128, 128, 64, num_warps=8, stages=3))
+_ACTIVATION_GRAD_TILES = Tiles(
+    "expert_activation_grad",
+    ProductTile(128, 64, 64, num_warps=8, stages=3),
+    # With 128 rows, 16 bytes of the activation's gradient lie on the stack.
+    **dict.fromkeys(
+        ("sm_80", "sm_86", "sm_89", "sm_120"), ProductTile(64, 64, 64, num_warps=8, stages=3)
+    ),
+)
 
 
 def expert_ffn_forward(
@@ -37,7 +49,7 @@ def expert_ffn_forward(
     x_MD = unit_stride(x_MD)
     hidden_PF = x_MD.new_empty(len(order_P), ffn)
     gate_up_PG = x_MD.new_empty(len(order_P) if keep else 0, 2 * ffn)
-    tile = device_of(x_MD).product_tile("expert_up", x_MD.dtype)
+    tile = device_of(x_MD).product_tile(_UP_TILES, x_MD.dtype)
     launch(
         _up_kernel,
         _grid(len(order_P), num_experts, ffn, tile),
@@ -78,7 +90,7 @@ def expert_ffn_backward(
     grad_out_MD, x_MD = unit_stride(grad_out_MD), unit_stride(x_MD)
     grad_gate_up_PG = torch.empty_like(gate_up_PG)
     hidden_PF = x_MD.new_empty(len(order_P), ffn)
-    tile = device_of(x_MD).product_tile("expert_activation_grad", x_MD.dtype)
+    tile = device_of(x_MD).product_tile(_ACTIVATION_GRAD_TILES, x_MD.dtype)
     num_parts = cdiv(ffn, tile.columns)
     partial_PN = x_MD.new_empty((len(order_P), num_parts), dtype=torch.float32)
     launch(
@@ -125,7 +137,7 @@ def _to_slots(
     num_experts = weight.shape[0]
     depth, width = weight.shape[:0:-1] if transposed else weight.shape[1:]
     out_PD = rows_PK.new_empty(len(rows_PK), width)
-    tile = device_of(rows_PK).product_tile("expert_to_slots", rows_PK.dtype)
+    tile = device_of(rows_PK).product_tile(_TO_SLOTS_TILES, rows_PK.dtype)
     launch(
         _to_slots_kernel,
         _grid(len(rows_PK), num_experts, width, tile),

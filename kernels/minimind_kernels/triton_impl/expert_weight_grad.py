@@ -10,7 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .config import ProductTile, Tiles
 from .launch import cdiv, device_of, launch
+
+# A step looks its rows up before it loads them: twice the stages for as many loads.
+_TILES = Tiles("expert_weight_grad", ProductTile(128, 128, 64, num_warps=8, stages=5))
 
 
 def expert_weight_grad(
@@ -26,7 +30,7 @@ def expert_weight_grad(
     the other a row a slot in the order of experts."""
     num_experts, height, width = len(offsets_E1) - 1, left.shape[1], right.shape[1]
     grad_ELR = left.new_empty(num_experts, height, width)
-    tile = device_of(left).product_tile("expert_weight_grad", left.dtype)
+    tile = device_of(left).product_tile(_TILES, left.dtype)
     launch(
         _weight_grad_kernel,
         (num_experts * cdiv(height, tile.rows) * cdiv(width, tile.columns),),

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cross_entropy import row_softmax_stats
+from .cross_entropy import SOFTMAX_TILES, row_softmax_stats
 from .launch import block, device_of, launch
 
 
@@ -49,7 +49,7 @@ def _launch(
     with_loss: bool,
     with_grad: bool,
 ) -> None:
-    tile = device_of(logits_CV).tile("softmax")
+    tile = device_of(logits_CV).tile(SOFTMAX_TILES)
     launch(
         _kl_kernel,
         (logits_CV.shape[0],),

@@ -16,9 +16,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..moe_routing import EPS
+from .config import Tile, Tiles
 from .launch import block, cdiv, device_of, launch, rows_per_tile
 from .moe_order import order_slots
+
+_TILE = Tile(elements=1024, num_warps=4, programs=2)
+# With half the warps, masks of its many rows go from scalar registers to memory.
+_TILES = Tiles("moe_routing", _TILE, gfx942=_TILE)
 
 
 def moe_routing_forward(
@@ -28,12 +32,13 @@ def moe_routing_forward(
     *,
     num_experts_per_tok: int,
     norm_topk_prob: bool,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The fields of Routing; the document of each token, the loss's slope, 1 / counted tokens."""
     logits_ME = logits_ME.contiguous()
     num_tokens, num_experts = logits_ME.shape
     device = device_of(logits_ME)
-    tile = device.tile("moe_routing")
+    tile = device.tile(_TILES)
     block_experts = block(num_experts)
     block_rows = rows_per_tile(tile, block_experts)
     # A block is several tiles where there are more tiles than programs.
@@ -79,7 +84,7 @@ def moe_routing_forward(
         part_loads_ptr=part_loads,
         part_sums_ptr=part_sums,
         num_blocks=num_blocks,
-        eps=EPS,
+        eps=eps,
         NORMALISE=norm_topk_prob,
         HAS_UNCOUNTED=is_counted_M is not None,
         **sizes,
@@ -105,12 +110,13 @@ def moe_routing_backward(
     grad_aux: Tensor | None,
     *,
     norm_topk_prob: bool,
+    eps: float,
 ) -> Tensor:
     """The gradient of the logits."""
     logits_ME = logits_ME.contiguous()
     num_tokens, num_experts = logits_ME.shape
     grad_logits_ME = torch.empty_like(logits_ME)
-    tile = device_of(logits_ME).tile("moe_routing")
+    tile = device_of(logits_ME).tile(_TILES)
     block_experts = block(num_experts)
     block_rows = rows_per_tile(tile, block_experts)
     launch(
@@ -127,7 +133,7 @@ def moe_routing_backward(
         grad_aux_ptr=slope_XE if grad_aux is None else grad_aux,
         grad_logits_ptr=grad_logits_ME,
         num_tokens=num_tokens,
-        eps=EPS,
+        eps=eps,
         NUM_EXPERTS=num_experts,
         NUM_SLOTS=experts_MS.shape[1],
         BLOCK_ROWS=block_rows,

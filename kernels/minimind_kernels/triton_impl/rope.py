@@ -13,7 +13,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .column_sum import column_sum
+from .config import Tile, Tiles
 from .launch import block, cdiv, device_of, launch, rows_per_tile, unit_stride
+
+_FORWARD_TILES = Tiles("rope_forward", Tile(elements=2048, num_warps=4))
+_BACKWARD_TILES = Tiles("rope_backward", Tile(elements=1024, num_warps=4))
+_NORM_BACKWARD_TILES = Tiles("norm_rope_backward", Tile(elements=1024, num_warps=4, programs=4))
 
 
 def rope_forward(
@@ -21,93 +26,20 @@ def rope_forward(
     positions_M: Tensor,
     cos_PR: Tensor,
     sin_PR: Tensor,
-    *,
-    num_heads: int,
-    num_kv_heads: int,
-) -> tuple[Tensor, Tensor]:
-    """The rotated q [M, N, H] and k [M, K, H]."""
-    return _forward(
-        qkv_MC, positions_M, cos_PR, sin_PR, None, None, num_heads, num_kv_heads, 0.0, False
-    )
-
-
-def norm_rope_forward(
-    qkv_MC: Tensor,
-    positions_M: Tensor,
-    cos_PR: Tensor,
-    sin_PR: Tensor,
-    q_weight_H: Tensor,
-    k_weight_H: Tensor,
-    *,
-    num_heads: int,
-    num_kv_heads: int,
-    eps: float,
-    cast_before_weight: bool,
-) -> tuple[Tensor, Tensor]:
-    """The normed and rotated q [M, N, H] and k [M, K, H]."""
-    return _forward(
-        qkv_MC, positions_M, cos_PR, sin_PR, q_weight_H, k_weight_H, num_heads, num_kv_heads, eps,
-        cast_before_weight,
-    )  # fmt: skip
-
-
-def rope_backward(
-    grad_q_MNH: Tensor,
-    grad_k_MKH: Tensor,
-    grad_v_MKH: Tensor,
-    positions_M: Tensor,
-    cos_PR: Tensor,
-    sin_PR: Tensor,
-) -> Tensor:
-    """The packed gradient of qkv."""
-    grad_qkv_MC, _ = _backward(
-        grad_q_MNH, grad_k_MKH, grad_v_MKH, None, positions_M, cos_PR, sin_PR, None, None, 0.0
-    )
-    return grad_qkv_MC
-
-
-def norm_rope_backward(
-    grad_q_MNH: Tensor,
-    grad_k_MKH: Tensor,
-    grad_v_MKH: Tensor,
-    qkv_MC: Tensor,
-    positions_M: Tensor,
-    cos_PR: Tensor,
-    sin_PR: Tensor,
-    q_weight_H: Tensor,
-    k_weight_H: Tensor,
-    *,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The packed gradient of qkv and those of the two weights."""
-    grad_qkv_MC, partial_P2H = _backward(
-        grad_q_MNH, grad_k_MKH, grad_v_MKH, qkv_MC, positions_M, cos_PR, sin_PR, q_weight_H,
-        k_weight_H, eps,
-    )  # fmt: skip
-    head_size = q_weight_H.shape[0]
-    # Both sums in one launch, copied apart: an operator's results may not share storage.
-    grads_2H = column_sum(partial_P2H, q_weight_H.dtype)
-    grad_q_weight_H, grad_k_weight_H = grads_2H.split(head_size)
-    return grad_qkv_MC, grad_q_weight_H.clone(), grad_k_weight_H.to(k_weight_H.dtype, copy=True)
-
-
-def _forward(
-    qkv_MC: Tensor,
-    positions_M: Tensor,
-    cos_PR: Tensor,
-    sin_PR: Tensor,
     q_weight_H: Tensor | None,
     k_weight_H: Tensor | None,
+    *,
     num_heads: int,
     num_kv_heads: int,
     eps: float,
     cast_before_weight: bool,
 ) -> tuple[Tensor, Tensor]:
+    """The rotated q [M, N, H] and k [M, K, H], with weights normed before."""
     num_tokens, half = qkv_MC.shape[0], cos_PR.shape[1]
     qkv_MC = unit_stride(qkv_MC)
     q_MNH = qkv_MC.new_empty((num_tokens, num_heads, 2 * half))
     k_MKH = qkv_MC.new_empty((num_tokens, num_kv_heads, 2 * half))
-    tile = device_of(qkv_MC).tile("rope_forward")
+    tile = device_of(qkv_MC).tile(_FORWARD_TILES)
     block_tokens = rows_per_tile(tile, block(num_heads) * block(half))
     launch(
         _forward_kernel,
@@ -132,12 +64,12 @@ def _forward(
         BLOCK_KV_HEADS=block(num_kv_heads),
         BLOCK_HALF=block(half),
         HAS_NORM=q_weight_H is not None,
-        CAST_BEFORE_WEIGHT=cast_before_weight,
+        CAST_BEFORE_WEIGHT=cast_before_weight and q_weight_H is not None,
     )
     return q_MNH, k_MKH
 
 
-def _backward(
+def rope_backward(
     grad_q_MNH: Tensor,
     grad_k_MKH: Tensor,
     grad_v_MKH: Tensor,
@@ -147,8 +79,10 @@ def _backward(
     sin_PR: Tensor,
     q_weight_H: Tensor | None,
     k_weight_H: Tensor | None,
+    *,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
+    """The packed gradient of qkv and those of both weights [2H], empty without a norm."""
     grads = [unit_stride(g) for g in (grad_q_MNH, grad_k_MKH, grad_v_MKH)]
     num_tokens, num_heads, head_size = grad_q_MNH.shape
     num_kv_heads, half = grad_k_MKH.shape[1], head_size // 2
@@ -156,7 +90,7 @@ def _backward(
     has_norm = qkv_MC is not None
     qkv_MC = grad_qkv_MC if qkv_MC is None else unit_stride(qkv_MC)
     device = device_of(grad_q_MNH)
-    tile = device.tile("norm_rope_backward" if has_norm else "rope_backward")
+    tile = device.tile(_NORM_BACKWARD_TILES if has_norm else _BACKWARD_TILES)
     block_tokens = rows_per_tile(tile, block(num_heads) * block(half))
     num_programs = cdiv(num_tokens, block_tokens)
     if has_norm:
@@ -194,7 +128,9 @@ def _backward(
         BLOCK_HALF=block(half),
         HAS_NORM=has_norm,
     )
-    return grad_qkv_MC, partial_P2H
+    if q_weight_H is None:
+        return grad_qkv_MC, grad_qkv_MC.new_empty(0)
+    return grad_qkv_MC, column_sum(partial_P2H, q_weight_H.dtype)
 
 
 @triton.jit

@@ -10,8 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .config import Tile, Tiles
 from .launch import block, cdiv, device_of, launch, rows_per_tile, unit_stride
 
+_FORWARD_TILES = Tiles("swiglu_forward", Tile(elements=2048, num_warps=4))
+_BACKWARD_TILES = Tiles("swiglu_backward", Tile(elements=2048, num_warps=4))
 _MAX_BLOCK_COLUMNS = 512
 
 
@@ -19,7 +22,7 @@ def swiglu_forward(gate_up_M2F: Tensor) -> Tensor:
     """silu(gate)·up [M, F]."""
     gate_up_M2F = unit_stride(gate_up_M2F)
     out_MF = gate_up_M2F.new_empty((gate_up_M2F.shape[0], gate_up_M2F.shape[1] // 2))
-    _launch(_forward_kernel, "swiglu_forward", gate_up_M2F, out_ptr=out_MF)
+    _launch(_forward_kernel, _FORWARD_TILES, gate_up_M2F, out_ptr=out_MF)
     return out_MF
 
 
@@ -32,7 +35,7 @@ def swiglu_backward(
     out_MF = gate_up_M2F.new_empty(grad_out_MF.shape if rebuild else 0)
     _launch(
         _backward_kernel,
-        "swiglu_backward",
+        _BACKWARD_TILES,
         gate_up_M2F,
         grad_out_ptr=grad_out_MF,
         grad_ptr=grad_M2F,
@@ -43,9 +46,9 @@ def swiglu_backward(
     return grad_M2F, out_MF
 
 
-def _launch(kernel, name: str, gate_up_M2F: Tensor, **arguments) -> None:
+def _launch(kernel, tiles: Tiles[Tile], gate_up_M2F: Tensor, **arguments) -> None:
     num_rows, width = gate_up_M2F.shape[0], gate_up_M2F.shape[1] // 2
-    tile = device_of(gate_up_M2F).tile(name)
+    tile = device_of(gate_up_M2F).tile(tiles)
     block_columns = min(block(width), _MAX_BLOCK_COLUMNS)
     block_rows = rows_per_tile(tile, block_columns)
     launch(

@@ -1,4 +1,4 @@
-"""bench.small_kernels launches every kernel there is, and runs where there is no GPU."""
+"""bench.kernels.small launches every kernel there is, and runs where there is no GPU."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from minimind_kernels.op import PRESETS, Case, Sizes, build_cases
 
-from bench import small_kernels
-from bench.compile_report import TARGETS, launches_to
-from bench.kernel_cases import PRESETS, Case, Sizes, build_cases
+from bench.kernels import small
+from bench.kernels.compile_report import TARGETS, launches_to
 
 
 def launched(sizes: tuple[Sizes, ...], num_tokens: int, run: Callable[[Case], Any]) -> set[str]:
@@ -23,13 +23,13 @@ def launched(sizes: tuple[Sizes, ...], num_tokens: int, run: Callable[[Case], An
 
 
 def test_no_kernel_of_the_presets_is_left_out() -> None:
-    small = launched(small_kernels.SIZES, small_kernels.NUM_TOKENS, small_kernels.run)
-    assert small == launched(PRESETS, 4096, small_kernels.run)
-    assert len(small) > 10
+    names = launched(small.SIZES, small.NUM_TOKENS, small.run)
+    assert names == launched(PRESETS, 4096, small.run)
+    assert len(names) > 10
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_it_runs_on_a_cpu(dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert small_kernels.main(["--dtypes", dtype, "--tokens", "259"]) == 0
+    assert small.main(["--dtypes", dtype, "--tokens", "259"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith(f"expert_ffn {dtype}") for line in lines) == 2

@@ -9,7 +9,6 @@ the target instead of being run. So what is compiled is what training would laun
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import subprocess
 import tempfile
@@ -21,16 +20,12 @@ from unittest import mock
 
 import torch
 import triton
-from minimind_kernels import backend
+from minimind_kernels import OPS, backend, op
+from minimind_kernels.op import PRESETS, Case, Registers, build_cases
 from minimind_kernels.triton_impl import config
 from minimind_kernels.triton_impl.launch import Watcher, watch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-
-from bench.kernel_cases import PRESETS, Case, build_cases
-
-BUDGET = Path(__file__).parent / "kernel_registers.json"
-"""Registers a thread, by target and kernel: what a change may not exceed unknowingly."""
 
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), config.Device("sm_80", 108)),
@@ -39,6 +34,8 @@ TARGETS = {
     "sm_100": (GPUTarget("cuda", 100, 32), config.Device("sm_100", 148)),
     "gfx942": (GPUTarget("hip", "gfx942", 64), config.Device("gfx942", 304)),
 }
+
+_BUDGET = re.compile(r'"([\w.]+)": Registers\([\d, ]+\)')
 
 _TYPES = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
@@ -73,28 +70,40 @@ def build_report(*, quick: bool) -> list[Usage]:
 
 
 def check(report: list[Usage]) -> list[str]:
-    """What is wrong: spills, or more registers than the budget's file allows."""
-    budget = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
+    """What is wrong: spills, or more registers than an operation's budget allows."""
+    budget = {name: most for one in OPS.values() for name, most in one.registers.items()}
     problems = []
     for usage in report:
         name = f"{usage.target} {usage.kernel} {usage.dtype}"
-        allowed = budget.get(usage.target, {}).get(usage.kernel)
         if usage.spills:
             problems.append(f"{name}: {usage.spills} spills")
-        if allowed is None:
-            problems.append(f"{name}: no budget in {BUDGET.name}")
-        elif usage.registers > allowed:
+        if usage.kernel not in budget:
+            problems.append(f"{name}: no `Op` has a budget of registers for it")
+        elif usage.registers > (allowed := getattr(budget[usage.kernel], usage.target)):
             problems.append(f"{name}: {usage.registers} registers, the budget is {allowed}")
     return problems
 
 
 def write_budget(report: list[Usage]) -> None:
-    """The most registers that each kernel takes on each target, as the new budget."""
-    budget: dict[str, dict[str, int]] = {}
-    for usage in sorted(report, key=lambda u: (u.target, u.kernel)):
-        kernels = budget.setdefault(usage.target, {})
-        kernels[usage.kernel] = max(usage.registers, kernels.get(usage.kernel, 0))
-    BUDGET.write_text(json.dumps(budget, indent=2) + "\n")
+    """Writes the most registers that each kernel takes on each target over its budget, in the file
+    of the operation that owns it."""
+    for path in Path(op.__file__).parent.glob("*.py"):
+        before = path.read_text(encoding="utf-8")
+        after = _BUDGET.sub(lambda found: _line(report, found[1], found[0]), before)
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+
+
+def _line(report: list[Usage], kernel: str, otherwise: str) -> str:
+    """The budget of a kernel as its operation's file has it."""
+    found = {
+        target: [u.registers for u in report if (u.kernel, u.target) == (kernel, target)]
+        for target in TARGETS
+    }
+    if not all(found.values()):
+        return otherwise
+    most = Registers(**{target: max(taken) for target, taken in found.items()})
+    return f'"{kernel}": Registers({", ".join(map(str, most))})'
 
 
 def as_table(report: list[Usage]) -> str:
@@ -148,9 +157,7 @@ def compile_cases(
         kernel: Any, grid: tuple[int, ...], num_warps: int, arguments: dict[str, Any]
     ) -> None:
         source = _source(kernel, arguments)
-        module, function = kernel.__module__.rsplit(".", 1)[-1], kernel.__name__.strip("_")
-        name = f"{module}.{function.removesuffix('_kernel')}"
-        sources[target, source.hash(), num_warps] = (source, num_warps, name)
+        sources[target, source.hash(), num_warps] = (source, num_warps, name_kernel(kernel))
 
     with launches_to(record, device):
         for case in cases:
@@ -163,6 +170,12 @@ def compile_cases(
             (*key, name),
             Usage(name, target, dtype_name, registers, compiled.metadata.shared, spills),
         )
+
+
+def name_kernel(kernel: Any) -> str:
+    """Its module's name and its own."""
+    module, function = kernel.__module__.rsplit(".", 1)[-1], kernel.__name__.strip("_")
+    return f"{module}.{function.removesuffix('_kernel')}"
 
 
 def _source(kernel: Any, arguments: dict[str, Any]) -> ASTSource:

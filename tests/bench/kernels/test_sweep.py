@@ -1,17 +1,19 @@
-"""bench.sweep: what is near a tile, what a tried tile replaces, and the run without a GPU."""
+"""bench.kernels.sweep: what is near a tile, what a tried one replaces, the run without a GPU."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from minimind_kernels import OPS
 from minimind_kernels.triton_impl import config
-from minimind_kernels.triton_impl.config import ProductTile, Tile
+from minimind_kernels.triton_impl.config import ProductTile, Tile, Tiles
 
-from bench import sweep
+from bench.kernels import sweep
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="an interpreting process compiles nothing"
@@ -20,7 +22,19 @@ SM_90 = config.Device("sm_90", 132)
 
 
 def test_every_entry_of_the_table_can_be_tried() -> None:
-    assert set(sweep.CASES) == {*config._DEFAULT, *config._PRODUCTS}
+    wanted = {name for op in OPS.values() for name in op.tiles}
+    entries = sweep.find_entries()
+    assert set(entries) == wanted
+    for path in Path(config.__file__).parent.glob("*.py"):
+        assert set(re.findall(r'Tiles\(\s*"(\w+)"', path.read_text())) <= wanted
+    assert (entries["softmax"].kernel, entries["softmax"].direction) == (
+        "cross_entropy.loss",
+        "forward",
+    )
+    assert [sizes.preset for sizes, _ in entries["norm_rope_backward"].runs] == [
+        "minimind3",
+        "minimind3-moe",
+    ]
 
 
 def test_one_number_changes_at_a_time_and_stays_in_bounds() -> None:
@@ -38,10 +52,12 @@ def test_one_number_changes_at_a_time_and_stays_in_bounds() -> None:
 
 def test_a_tried_tile_replaces_its_own_entry_alone() -> None:
     tried = Tile(512, num_warps=2)
-    device = sweep.TriedDevice("sm_90", 132, kernel="swiglu_forward", tried=tried)
-    assert device.tile("swiglu_forward") == tried
-    assert device.tile("swiglu_backward") == SM_90.tile("swiglu_backward")
-    wanted = ("expert_up", torch.bfloat16)
+    device = sweep.TriedDevice("sm_90", 132, entry="mine", tried=tried)
+    mine, other = (Tiles(name, Tile(2048, num_warps=4)) for name in ("mine", "other"))
+    assert device.tile(mine) == tried
+    assert device.tile(other) == SM_90.tile(other)
+    products = Tiles("mine", ProductTile(128, 64, 64, num_warps=8, stages=3))
+    wanted = (products, torch.bfloat16)
     assert device.product_tile(*wanted) == SM_90.product_tile(*wanted)
 
 
@@ -50,15 +66,18 @@ def test_descent_ends_at_the_quickest_tile_near(
 ) -> None:
     """On times made up: quickest at 512 elements and two warps, and 256 elements do not fit."""
 
-    def time_presets(kernel: str, device: sweep.TriedDevice, tokens: int) -> dict[str, float]:
-        tile = device.tile(kernel)
+    def time_presets(
+        entry: sweep.Entry, device: sweep.TriedDevice, tokens: int
+    ) -> dict[str, float]:
+        tile = device.tile(entry.tiles)
         if tile.elements < 512:
             return {}
         return {"minimind2": tile.elements / 512 + abs(tile.num_warps - 2) + tile.programs / 99}
 
     monkeypatch.setattr(sweep, "_time_presets", time_presets)
     options = sweep.build_parser().parse_args(["--json", str(tmp_path / "sweep.json")])
-    rows = sweep.descend("swiglu_forward", SM_90, options, end=float("inf"))
+    (entry,) = sweep._choose("swiglu_forward")
+    rows = sweep.descend(entry, SM_90, options, end=float("inf"))
     (best,) = (row for row in rows if row["is_best"])
     assert best["tile"] == repr(Tile(elements=512, num_warps=2, programs=1))
     assert [row["is_entry"] for row in rows] == [True] + [False] * (len(rows) - 1)

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from minimind_kernels.op import PRESETS, Case, Sizes, build_cases
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench import compile_report, harness
-from bench.kernel_cases import PRESETS, Case, Sizes, build_cases
+from bench import harness
+from bench.kernels import H200_BYTES_PER_S, H200_FLOPS_PER_S, compile_report
 from bench.turns import pass_turn
 from minimind.errors import ConfigError
 from minimind.runtime.devices import find_device
@@ -34,10 +35,6 @@ logger = logging.getLogger("bench.kernels")
 
 WAITING = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "_to_copy.cpu")
 """Operators that make the host wait for a GPU."""
-
-H200_BYTES_PER_S, H200_FLOPS_PER_S = 4.3e12, 780e12
-H100_BYTES_PER_S, H100_FLOPS_PER_S = 3.0e12, 780e12
-"""What a copy and a product reach there through PyTorch, as others found."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,7 +136,7 @@ def measure(options: argparse.Namespace, ceilings: Mapping[str, float]) -> Itera
 def _measure_preset(
     tokens: int, dtype: str, sizes: Sizes, ceilings: Mapping[str, float], compiled: bool
 ) -> Iterator[dict[str, Any]]:
-    from bench.kernel_timing import measure_case
+    from bench.kernels.timing import measure_case
 
     names = [case.name for case in build_cases(sizes, 2, torch.float32, "meta")]
     for index, name in enumerate(names):

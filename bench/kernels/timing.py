@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
+from minimind_kernels.op import Case, Function
 from torch import Tensor
 from torch._functorch import config as functorch_config
 
-from bench.kernel_cases import Case, Function
-from bench.liger import WAITS, Call, liger_call
-
 logger = logging.getLogger(__name__)
+
+Call = tuple[Function, tuple[Tensor, ...]]
+"""An operation, and its inputs."""
 
 _WARM_UP_MS, _MEASURE_MS = 40.0, 200.0
 _COLD_BYTES = 4
@@ -61,7 +63,7 @@ def _measure_contender(
     ceilings: Mapping[str, float],
 ) -> Iterator[dict[str, Any]]:
     first = sets[0]
-    waits = contender == "liger" and first.name in WAITS
+    waits = contender == "liger" and first.liger is not None and first.liger.waits
     for direction, calls in directions(first, [choose(case) for case in sets]):
         times = time_calls(calls, in_a_graph=not waits)
         forward = direction == "forward"
@@ -101,13 +103,35 @@ def contenders(case: Case, *, compiled: bool) -> Iterable[tuple[str, Callable[[C
         if case.sizes.preset in _COMPILED_PRESETS:
             # A backward is called again and again on what one forward kept.
             functorch_config.donated_buffer = False
-            function = torch.compile(case.plain, dynamic=False)
+            function = torch.compile(_plain(case), dynamic=False)
             yield "torch.compile", lambda c: (function, c.inputs)
         return
     yield "minimind", lambda c: (c.ours, c.inputs)
-    yield "eager", lambda c: (c.plain, c.inputs)
-    if liger_call(case) is not None:
-        yield "liger", lambda c: cast(Call, liger_call(c))
+    yield "eager", lambda c: (_plain(c), c.inputs)
+    if (apply := load_liger(case)) is not None:
+        yield "liger", lambda c: _liger_call(apply, c)
+
+
+def load_liger(case: Case) -> Callable[..., Any] | None:
+    """What of liger-kernel (extra `bench`) does the same; None where nothing does or the package is
+    not installed or too old."""
+    if case.liger is None:
+        return None
+    module, _, name = case.liger.function.partition(":")
+    try:
+        return getattr(importlib.import_module(f"liger_kernel.ops.{module}"), name).apply
+    except ImportError:
+        return None
+
+
+def _liger_call(apply: Callable[..., Any], case: Case) -> Call:
+    assert case.liger is not None
+    make = case.liger.inputs
+    return case.liger.call(apply), case.inputs if make is None else make()
+
+
+def _plain(case: Case) -> Function:
+    return case.quickest or case.plain
 
 
 def directions(case: Case, sets: Sequence[Call]) -> Iterator[tuple[str, list[Callable[[], Any]]]]:

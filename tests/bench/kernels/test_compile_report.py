@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from minimind_kernels.op import OPS, PRESETS, build_cases
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="an interpreting process compiles nothing"
@@ -38,15 +39,16 @@ def test_every_preset_within_the_budget():
 def test_a_t4_can_run_every_kernel(dtype, monkeypatch):
     """In its 64 KiB of shared memory; backend.py keeps the products of experts, which spill, off
     GPUs so old."""
-    from bench import compile_report
-    from bench.kernel_cases import build_cases
+    from bench.kernels import compile_report
 
     device = compile_report.config.Device("sm_75", 40)
     target = compile_report.GPUTarget("cuda", 75, 32)
     monkeypatch.setitem(compile_report.TARGETS, "sm_75", (target, device))
-    cases = build_cases(compile_report.PRESETS[4], 4096, dtype, "meta")
+    cases = build_cases(PRESETS[4], 4096, dtype, "meta")
     usages = [usage for _, usage in compile_report.compile_cases("sm_75", device, dtype, cases)]
-    assert len({usage.kernel for usage in usages}) == 18
+    assert {usage.kernel for usage in usages} == {
+        name for op in OPS.values() for name in op.registers
+    }
     for usage in usages:
         assert usage.shared_bytes <= 64 * 1024, usage
         assert usage.spills <= 64 or usage.kernel.startswith("expert_"), usage
@@ -57,22 +59,26 @@ def test_launches_and_waits(tmp_path):
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     rows = json.loads((tmp_path / "kernels.json").read_text())["rows"]
     assert {row["waiting_operators"] for row in rows} == {0}
-    # Forward and backward; a weight's gradient is summed in a launch of its own. The losses go
-    # over 16,384 tokens in four chunks, once or, where the gradient may be any or a function of the
-    # log-probability, twice. Experts: two products forward; backward one for the activation, one
-    # for x, one for each weight.
-    assert {row["name"]: row["launches"] for row in rows} == {
-        "rms_norm": 3,
-        "add_rms_norm": 3,
-        "rope": 2,
-        "qk_norm_rope": 3,
-        "swiglu": 2,
-        "swiglu_linear": 2,
-        "moe_routing": 3,
-        "expert_ffn": 6,
-        "linear_cross_entropy": 4,
-        "linear_cross_entropy_any_grad": 8,
-        "linear_token_loss": 8,
-        "linear_kl": 4,
-        "linear_distillation": 4,
-    }
+    # A weight's gradient is summed in a launch of its own. The losses go over 16,384 tokens in four
+    # chunks, once or, where the gradient may be any or a function of the log-probability, twice.
+    # Experts: two products forward; backward one for the activation, one for x, one for each
+    # weight.
+    expected = {name: number for op in OPS.values() for name, number in op.launches.items()}
+    assert {row["name"]: row["launches"] for row in rows} == expected
+
+
+def test_each_budget_is_one_kernels():
+    """And `--update-budget` writes it where it stands."""
+    from bench.kernels import compile_report
+
+    found = [name for op in OPS.values() for name in op.registers]
+    assert len(found) == len(set(found))
+    text = "".join(
+        path.read_text() for path in Path(compile_report.op.__file__).parent.glob("*.py")
+    )
+    for name, budget in ((n, b) for op in OPS.values() for n, b in op.registers.items()):
+        usages = [
+            compile_report.Usage(name, target, "bfloat16", getattr(budget, target), 0, 0)
+            for target in compile_report.TARGETS
+        ]
+        assert compile_report._line(usages, name, "") in text

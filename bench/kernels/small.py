@@ -1,7 +1,7 @@
-"""Every kernel once, forward and backward, at small odd sizes: `python -m bench.small_kernels`.
+"""Every kernel once, forward and backward, at small odd sizes: `python -m bench.kernels.small`.
 
 For a tool that watches each access to memory and is slow: `compute-sanitizer --tool memcheck python
--m bench.small_kernels`, as `make gpu PARTS=sanitizer` runs it. PyTorch's allocator hands out pieces
+-m bench.kernels.small`, as `make gpu PARTS=sanitizer` runs it. PyTorch's allocator hands out pieces
 of large blocks, beyond whose ends nothing is out of bounds for such a tool, so it should be off:
 PYTORCH_NO_CUDA_MEMORY_CACHING=1. On a CPU the plain forms run. Exit status: 0 every case ran, 2 bad
 usage; what a case raises ends the program.
@@ -12,26 +12,23 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
+from minimind_kernels.op import ODD, Case, build_cases
 
-from bench.kernel_cases import Case, Sizes, build_cases
 from minimind.runtime.devices import find_device
 
-SIZES = tuple(
-    Sizes(
-        "odd", hidden=33, heads=3, kv_heads=1, head_size=10, ffn=37, qk_norm=qk_norm, vocab=101,
-        experts=3, experts_per_token=slots,
-    )
-    for qk_norm, slots in ((False, 2), (True, 1))
-)  # fmt: skip
-"""No multiple of a tile: what a mask forgets lies beyond a tensor."""
+SIZES = (
+    ODD,
+    replace(ODD, qk_norm=True, cast_before_weight=False, seq_aux=False, experts_per_token=1),
+)
 NUM_TOKENS = 515
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.small_kernels", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.kernels.small", description=__doc__)
     parser.add_argument("--dtypes", nargs="+", default=["bf16", "fp32"], choices=list(_DTYPES))
     parser.add_argument("--tokens", type=int, default=NUM_TOKENS, help="default: %(default)s")
     options = parser.parse_args(argv)

@@ -1,0 +1,293 @@
+"""Tries other tiles than the kernels' table has: `python -m bench.kernels.sweep --json FILE`.
+
+From a kernel's entry for this GPU, one number at a time is halved or doubled; what is quicker over
+the presets is gone on from, until nothing near is. Prints the best, for the `Tiles` of the same
+names in kernels/minimind_kernels/triton_impl. Without a GPU, the entry and what is near it are
+compiled for `--arch`: registers, shared memory and spills, times not measured.
+
+Exit status: 0 done, 2 bad usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from minimind_kernels import OPS
+from minimind_kernels.op import PRESETS, Case, Inputs, Op, Sizes
+from minimind_kernels.triton_impl import config
+from minimind_kernels.triton_impl.config import ProductTile, Tile, Tiles
+from minimind_kernels.triton_impl.launch import laid_out_for
+
+from bench import harness
+from bench.kernels import compile_report
+from minimind.errors import ConfigError
+from minimind.runtime.devices import find_device
+
+logger = logging.getLogger("bench.kernels.sweep")
+
+_BOUNDS = {
+    "elements": (256, 16384), "num_warps": (1, 16), "programs": (1, 16),
+    "rows": (32, 256), "columns": (32, 256), "depth": (32, 128), "stages": (2, 6),
+}  # fmt: skip
+_BETTER = 0.99
+"""A tile is gone on from where it takes at most this share of the time: noise is about half."""
+
+
+@dataclass(frozen=True)
+class TriedDevice(config.Device):
+    """A device with one entry of the table replaced."""
+
+    entry: str
+    tried: Tile | ProductTile
+
+    def tile(self, tiles: Tiles[Tile]) -> Tile:
+        if tiles.name == self.entry and isinstance(self.tried, Tile):
+            return self.tried
+        return super().tile(tiles)
+
+    def product_tile(self, tiles: Tiles[ProductTile], dtype: torch.dtype) -> ProductTile:
+        if tiles.name == self.entry and isinstance(self.tried, ProductTile):
+            return self.tried
+        return super().product_tile(tiles, dtype)
+
+
+@dataclass(frozen=True)
+class _AskedDevice(config.Device):
+    """Notes which entry is asked for."""
+
+    asked: list[Tiles[Any]] = field(default_factory=list)
+
+    def tile(self, tiles: Tiles[Tile]) -> Tile:
+        self.asked.append(tiles)
+        return super().tile(tiles)
+
+    def product_tile(self, tiles: Tiles[ProductTile], dtype: torch.dtype) -> ProductTile:
+        self.asked.append(tiles)
+        return super().product_tile(tiles, dtype)
+
+
+@dataclass(slots=True)
+class Entry:
+    """One kernel's tiles, and what runs them."""
+
+    tiles: Tiles[Any]
+    kernel: str
+    """The name in the compile report."""
+    direction: str
+    op: Op
+    runs: list[tuple[Sizes, Mapping[str, Any]]] = field(default_factory=list)
+    """Sizes and options of the cases of `op` in which it is asked for."""
+
+    def build(self, sizes: Sizes, options: Mapping[str, Any], tokens: int, device: str) -> Case:
+        return self.op.build(Inputs(sizes, tokens, torch.bfloat16, device), **options)
+
+    def tile_on(self, device: config.Device) -> Tile | ProductTile:
+        """What it holds now, in 16 bits."""
+        return self.tiles.on(device.arch)
+
+
+def find_entries() -> dict[str, Entry]:
+    """Those that operations are to be swept for, by name. Running them on tensors without storage
+    shows in which direction a tile is asked for, and which kernel is launched with it."""
+    found: dict[str, Entry] = {}
+    for op in OPS.values():
+        for sizes in PRESETS if op.tiles else ():
+            for options in op.timed if sizes.experts or not op.needs_experts else ():
+                case = op.build(Inputs(sizes, 4096, torch.bfloat16, "meta"), **options)
+                forward = [tiles.name for tiles, _ in _launched(lambda c=case: c.ours(*c.inputs))]
+                for tiles, kernel in _launched(
+                    lambda c=case: compile_report.run_without_storage(c)
+                ):
+                    if tiles.name in op.tiles:
+                        way = "forward" if tiles.name in forward else "backward"
+                        entry = found.setdefault(tiles.name, Entry(tiles, kernel, way, op))
+                        if (sizes, options) not in entry.runs:
+                            entry.runs.append((sizes, options))
+    return found
+
+
+def _launched(run: Callable[[], Any]) -> list[tuple[Tiles[Any], str]]:
+    """The tiles that launchers ask for, each with the kernel that is launched next."""
+    device = _AskedDevice("sm_90", 132)
+    found: list[tuple[Tiles[Any], str]] = []
+
+    def watch(kernel: Any, *_: Any) -> None:
+        if device.asked:
+            found.append((device.asked.pop(), compile_report.name_kernel(kernel)))
+
+    with compile_report.launches_to(watch, device):
+        run()
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = build_parser().parse_args(argv)
+    try:
+        entries = _choose(options.kernels)
+        harness.check_writable(options.json)
+    except ConfigError as error:
+        logger.error("error: %s", error)
+        return 2
+    device = config.device_of(torch.device("cuda")) if torch.cuda.is_available() else None
+    end = time.monotonic() + options.limit_s
+    rows: list[dict[str, Any]] = []
+    machine = harness.describe_machine(find_device())
+    for entry in entries:
+        if device is None:
+            rows += compile_near(entry, options)
+        else:
+            rows += descend(entry, device, options, end)
+        harness.write_results(options.json, "sweep", machine, vars(options), rows)
+    print(format_rows(rows))
+    print(f"written: {options.json}")
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.kernels.sweep", description=__doc__)
+    parser.add_argument("--json", type=Path, required=True, help="results file")
+    parser.add_argument("--kernels", default="", help="names of tiles, with commas (all)")
+    parser.add_argument("--tokens", type=int, default=16384, help="rows of every operation")
+    parser.add_argument(
+        "--arch", default="sm_90", choices=list(compile_report.TARGETS), help="without a GPU"
+    )
+    parser.add_argument(
+        "--limit_s", type=float, default=1500, help="no further tile is tried after so many seconds"
+    )
+    return parser
+
+
+def neighbours(tile: Tile | ProductTile) -> Iterator[Tile | ProductTile]:
+    """One number halved or doubled, or one stage more or less, within bounds."""
+    for name, value in dataclasses.asdict(tile).items():
+        steps = (value - 1, value + 1) if name == "stages" else (value // 2, value * 2)
+        least, most = _BOUNDS[name]
+        for other in steps:
+            if least <= other <= most:
+                yield dataclasses.replace(tile, **{name: other})
+
+
+def descend(
+    entry: Entry, device: config.Device, options: argparse.Namespace, end: float
+) -> list[dict[str, Any]]:
+    """Measures tiles from the entry of the table on; a row for each."""
+    measured: dict[Tile | ProductTile, dict[str, Any]] = {}
+
+    def take(tile: Tile | ProductTile) -> float:
+        """Its time over that of the entry, a mean over the presets; infinity where it fails."""
+        if tile not in measured:
+            tried = TriedDevice(**_fields(device), entry=entry.tiles.name, tried=tile)
+            times = _time_presets(entry, tried, options.tokens)
+            first = next(iter(measured.values()))["median_us"] if measured else times
+            ratio = float("inf")
+            if times and first:
+                ratio = statistics.geometric_mean([times[p] / first[p] for p in times])
+            measured[tile] = {"median_us": times, "ratio_to_entry": ratio}
+            logger.info("%s %s: %.3f", entry.tiles.name, tile, ratio)
+        return measured[tile]["ratio_to_entry"]
+
+    best = start = entry.tile_on(device)
+    least, moved = take(best), True
+    while moved:
+        moved = False
+        for near in neighbours(best):
+            if time.monotonic() > end:
+                break
+            if take(near) < _BETTER * least:
+                best, least, moved = near, measured[near]["ratio_to_entry"], True
+                break
+    return [
+        {"name": entry.tiles.name, "arch": device.arch, "tile": repr(tile),
+         "is_entry": tile == start, "is_best": tile == best, **values}
+        for tile, values in measured.items()
+    ]  # fmt: skip
+
+
+def compile_near(entry: Entry, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What the entry and its neighbours take when compiled for `--arch`."""
+    target = compile_report.TARGETS[options.arch][1]
+    start = entry.tile_on(target)
+    rows = []
+    for tile in (start, *neighbours(start)):
+        device = TriedDevice(**_fields(target), entry=entry.tiles.name, tried=tile)
+        cases = [entry.build(*run, 4096, "meta") for run in entry.runs]
+        usages = [
+            usage
+            for _, usage in compile_report.compile_cases(
+                options.arch, device, torch.bfloat16, cases
+            )
+            if usage.kernel == entry.kernel
+        ]
+        used = {f: max(getattr(u, f) for u in usages) for f in ("registers", "shared_bytes")}
+        spills = max(u.spills for u in usages)
+        rows.append({
+            "name": entry.tiles.name, "arch": options.arch, "tile": repr(tile),
+            "is_entry": tile == start, "is_best": False, "median_us": None, **used,
+            "spills": spills,
+        })  # fmt: skip
+        logger.info("%s %s: %s, spills %d", entry.tiles.name, tile, used, spills)
+    return rows
+
+
+def format_rows(rows: Sequence[dict[str, Any]]) -> str:
+    """The best of each kernel as lines for the table; all of them where none was measured."""
+    lines = [f'"{row["name"]}": {row["tile"]},' for row in rows if row["is_best"]]
+    if lines:
+        return "\n".join(lines)
+    header = ("tile", "registers", "shared bytes", "spills", "median µs")
+    cells = [
+        (f"{row['name']} {row['tile']}", *(str(row[f]) for f in ("registers", "shared_bytes")),
+         str(row["spills"]), "not measured")
+        for row in rows
+    ]  # fmt: skip
+    return harness.format_table(header, cells)
+
+
+def _choose(text: str) -> list[Entry]:
+    entries = find_entries()
+    names = [name.strip() for name in text.split(",")] if text else list(entries)
+    for name in names:
+        if name not in entries:
+            raise ConfigError(f"--kernels {name}: no such entry; entries: {', '.join(entries)}")
+    return [entries[name] for name in names]
+
+
+def _fields(device: config.Device) -> dict[str, Any]:
+    return {"arch": device.arch, "num_multiprocessors": device.num_multiprocessors}
+
+
+def _time_presets(entry: Entry, device: config.Device, tokens: int) -> dict[str, float]:
+    """Median µs by preset; empty where the tile does not fit the GPU."""
+    from bench.kernels.timing import build_sets, directions, own_stream, time_calls
+
+    times: dict[str, float] = {}
+    for run in entry.runs:
+
+        def build(run: tuple[Sizes, Mapping[str, Any]] = run) -> Case:
+            return entry.build(*run, tokens, "cuda")
+
+        try:
+            with laid_out_for(device), own_stream():
+                sets = build_sets(build)
+                ways = directions(sets[0], [(case.ours, case.inputs) for case in sets])
+                calls = dict(ways)[entry.direction]
+                times[run[0].preset] = time_calls(calls)["median_us"]
+        except Exception as error:  # Triton has an error of its own for each way not to fit.
+            logger.info("%s: %s", type(error).__name__, str(error).splitlines()[0])
+            return {}
+    return times
+
+
+if __name__ == "__main__":
+    sys.exit(main())

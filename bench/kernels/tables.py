@@ -1,0 +1,83 @@
+"""The tables of kernels/README.md: from the code, and from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from minimind_kernels import OPS
+from minimind_kernels.op import PRESETS, Op, Sizes
+
+from bench.harness import format_table
+from bench.results import Results
+
+
+def kernel_table(results: Results) -> str:
+    """A line for each operation."""
+    header = ["operation", "formula", "reference", "dtypes", "compiled for", "last measured"]
+    lines = []
+    for name, op in sorted(OPS.items()):
+        module = op.function.__module__.rsplit(".", 1)[-1]
+        lines.append([
+            f"`{name}`", op.formula, f"`{module}.py`", "fp32, fp16, bf16", _sizes(op),
+            _measured(op, results) or "not measured",
+        ])  # fmt: skip
+    return format_table(header, lines)
+
+
+def step_count_table(results: Results) -> str:
+    """The newest counts."""
+    found = results.newest("step_counts")
+    return build_step_table(found["rows"]) if found else "A step's counts: not measured"
+
+
+def build_step_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Says what a training step asks of a GPU, rehearsed by bench/step_counts.py."""
+    tokens = f"{rows[0]['tokens']:,}"
+    header = [
+        f"a step of {tokens} tokens", "PyTorch's operators on the GPU", "our launches",
+        "waits for the GPU", "kept for the backward",
+    ]  # fmt: skip
+    lines = [
+        [
+            row["name"], f"{row['device_operators']:,}", str(row["kernel_launches"]),
+            str(sum(row["sync_operators"].values())),
+            f"{row['kept_bytes_per_token'] / 1e3:.0f} KB a token",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return format_table(header, lines)
+
+
+def _presets(op: Op) -> list[Sizes]:
+    return [sizes for sizes in PRESETS if sizes.experts or not op.needs_experts]
+
+
+def _sizes(op: Op) -> str:
+    """What distinguishes the presets to this operation."""
+    texts = []
+    for title_and_form in op.compiled_for:
+        title, _, form = title_and_form.partition(" ")
+        found = [form.format(**asdict(sizes)) for sizes in _presets(op)]
+        distinct = dict.fromkeys(found) if op.needs_experts else sorted(set(found))
+        texts.append(f"{title} {', '.join(distinct)}")
+    return "; ".join(texts)
+
+
+def _measured(op: Op, results: Results) -> str:
+    """The newest median of our forward and backward in bf16 at the first preset that has it, and
+    the device."""
+    text, preset = "", _presets(op)[0].preset
+    for measured in results.oldest_first("kernels"):
+        times = [
+            f"{row['direction']} {row['median_us']:.0f} µs"
+            for row in measured["rows"]
+            if row.get("contender") == "minimind"
+            and row["preset"] == preset
+            and row["name"].split(".")[0] in op.launches
+            and row["median_us"] is not None
+        ]
+        if times:
+            text = f"{', '.join(times)} on {measured['machine']['device']}"
+    return text

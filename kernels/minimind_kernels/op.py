@@ -1,0 +1,223 @@
+"""What everything around an operation has to know of it, in one object: `Op`.
+
+Tests, benchmarks, the compile report, the sweep of tiles and the README walk over `OPS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .form import Form
+
+Function = Callable[..., Tensor | tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What the operations see of a model."""
+
+    preset: str
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    ffn: int
+    qk_norm: bool
+    cast_before_weight: bool = False
+    seq_aux: bool = False
+    norm_topk_prob: bool = True
+    vocab: int = 6400
+    experts: int = 0
+    experts_per_token: int = 0
+
+
+_SERIES_2 = {"qk_norm": False, "cast_before_weight": True, "seq_aux": True}
+PRESETS = (
+    Sizes("minimind2-small", 512, 8, 2, 64, 1408, **_SERIES_2),
+    Sizes("minimind2", 768, 8, 2, 96, 2048, **_SERIES_2),
+    Sizes("minimind2-moe", 640, 8, 2, 80, 1728, **_SERIES_2, experts=4, experts_per_token=2),
+    Sizes("minimind3", 768, 8, 4, 96, 2432, qk_norm=True),
+    Sizes("minimind3-moe", 768, 8, 4, 96, 2432, qk_norm=True, experts=4, experts_per_token=1),
+)
+
+
+ODD = Sizes(
+    "odd", hidden=33, heads=3, kv_heads=1, head_size=10, ffn=37, qk_norm=False,
+    cast_before_weight=True, seq_aux=True, vocab=101, experts=3, experts_per_token=2,
+)  # fmt: skip
+"""No multiple of a tile: what a mask forgets lies beyond a tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Makes the tensors of a case."""
+
+    sizes: Sizes
+    tokens: int
+    dtype: torch.dtype
+    device: str
+    scale: float = 1.0
+    """Of activations."""
+
+    def leaf(self, *shape: int, scale: float = 1.0) -> Tensor:
+        """Random values with a gradient."""
+        values = torch.randn(shape, device=self.device) * scale
+        return values.to(self.dtype).requires_grad_()
+
+    def rows(self, *shape: int) -> Tensor:
+        """Activations of every token."""
+        return self.leaf(self.tokens, *shape, scale=self.scale)
+
+    def matrix(self, *shape: int) -> Tensor:
+        """Weights that keep the size of what they multiply."""
+        return self.leaf(*shape, scale=shape[-1] ** -0.5)
+
+    def arange(self, *bounds: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.arange(*bounds, device=self.device, dtype=dtype)
+
+    def labels(self, ignored: str = "none") -> Tensor:
+        """An id of the vocabulary for each token, or -100 for so many of them: none, few, some or
+        all."""
+        labels_M = self.arange(self.tokens) * 7 % self.sizes.vocab
+        step = {"none": 0, "few": 11, "some": 3, "all": 1}[ignored]
+        if step:
+            labels_M[step // 2 :: step] = -100
+        return labels_M
+
+    def bytes_of(self, *shape: int) -> int:
+        """Of a tensor in the case's dtype."""
+        return math.prod(shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Liger:
+    """Liger-Kernel's counterpart of a case: the same work, in the layout that it is built for."""
+
+    function: str
+    """The autograd function, as module:name in liger_kernel.ops."""
+    call: Callable[[Callable[..., Any]], Function]
+    """Gives the function to time from the autograd function's apply."""
+    inputs: Callable[[], tuple[Tensor, ...]] | None = None
+    """Makes its inputs, where they are not the case's own."""
+    waits: bool = False
+    """Whether it reads a number from the GPU, which a CUDA graph cannot record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An operation on some inputs, beside its plain form."""
+
+    name: str
+    sizes: Sizes
+    ours: Function
+    plain: Function
+    """The same in PyTorch, of the same inputs: also in fp64."""
+    inputs: tuple[Tensor, ...]
+    """Those that require a gradient and those that do not."""
+    forward_bytes: int
+    """Read and written once each, in the case's dtype."""
+    backward_bytes: int
+    forward_flops: int = 0
+    """Of matrix products; 0 where memory is the limit."""
+    backward_flops: int = 0
+    uniform_grad: bool = False
+    """Whether the gradients are made in the forward pass."""
+    quickest: Function | None = None
+    """The plain form to beat, where `plain` would not be it."""
+    liger: Liger | None = None
+
+
+BOTH = ("forward", "backward")
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """At most so many µs on an H200, at 16,384 tokens in bf16."""
+
+    case: str
+    ways: tuple[str, ...]
+    us: Mapping[str, float]
+    """By preset."""
+
+
+class Registers(NamedTuple):
+    """What a thread of a kernel may take, over all dtypes and presets."""
+
+    sm_80: int
+    sm_89: int
+    sm_90: int
+    sm_100: int
+    gfx942: int
+
+
+OPS: dict[str, Op] = {}
+"""Every operation by its name: an `Op` enters itself."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Op:
+    """One operation of the package."""
+
+    function: Callable[..., Any]
+    reference: Callable[..., Any]
+    """The formula in PyTorch, of the same arguments but those that choose how to compute."""
+    formula: str
+    build: Callable[..., Case]
+    """build(inputs, **options): one case, of the sizes in `inputs`."""
+    timed: tuple[Mapping[str, Any], ...] = ({},)
+    """The options of the cases that benchmarks build at the sizes of a preset."""
+    tested: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Values of `tokens`, `scale`, fields of Sizes and options, any two of which a test combines;
+    the rest is ODD's. A name of several, "heads kv_heads", takes tuples of values that go
+    together."""
+    compiled_for: tuple[str, ...] = ()
+    """Which sizes distinguish the presets to it, as format strings over Sizes."""
+    needs_experts: bool = False
+    forms: tuple[Form, ...] = ()
+    """The bodies that it owns, each in PyTorch and in Triton."""
+    tiles: tuple[str, ...] = ()
+    """Entries of the tables of tiles that a sweep tries on this operation."""
+    registers: Mapping[str, Registers] = field(default_factory=dict)
+    """The budget of each kernel that it owns, by module.kernel."""
+    launches: Mapping[str, int] = field(default_factory=dict)
+    """By timed case, of its forward and backward pass together at 16,384 tokens."""
+    goals: tuple[Goal, ...] = ()
+
+    def __post_init__(self) -> None:
+        OPS[self.name] = self
+
+    def __repr__(self) -> str:
+        return f"Op({self.name})"
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    def cases(self, sizes: Sizes, tokens: int, dtype: torch.dtype, device: str) -> Iterator[Case]:
+        """Those that benchmarks time and the compile report compiles; none for a preset without
+        what the operation works on."""
+        if sizes.experts or not self.needs_experts:
+            for options in self.timed:
+                yield self.build(Inputs(sizes, tokens, dtype, device), **options)
+
+    def tested_case(self, dtype: torch.dtype, device: str, **values: Any) -> Case:
+        """The case with these values of what `tested` names."""
+        flat: dict[str, Any] = {}
+        for name, value in values.items():
+            names = name.split()
+            flat |= zip(names, value if len(names) > 1 else (value,), strict=True)
+        tokens, scale = flat.pop("tokens", 7), flat.pop("scale", 1.0)
+        sizes = {one.name: flat.pop(one.name) for one in fields(Sizes) if one.name in flat}
+        return self.build(Inputs(replace(ODD, **sizes), tokens, dtype, device, scale), **flat)
+
+
+def build_cases(sizes: Sizes, tokens: int, dtype: torch.dtype, device: str) -> Iterator[Case]:
+    """Each operation that a model of these sizes runs."""
+    for op in OPS.values():
+        yield from op.cases(sizes, tokens, dtype, device)

@@ -1,0 +1,41 @@
+"""At which values a test of the kernels runs: any two of them together, not all with all."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from minimind_kernels.op import Case, Op
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+DTYPES = (torch.float32, torch.float16) + (() if INTERPRETED else (torch.bfloat16,))
+
+
+def choose(rows: Sequence[Mapping[str, Any]]) -> set[int]:
+    """The places of so many rows that any two values that meet in one of all still meet."""
+    pairs = {}
+    for place, row in enumerate(rows):
+        values = sorted((name, repr(value)) for name, value in row.items())
+        pairs[place] = set(itertools.combinations_with_replacement(values, 2))
+    missing, chosen = set().union(*pairs.values()), set()
+    while missing:
+        best = max(pairs, key=lambda place: len(pairs[place] & missing))
+        missing -= pairs.pop(best)
+        chosen.add(best)
+    return chosen
+
+
+def rows_of(op: Op, **more: Sequence[Any]) -> list[dict[str, Any]]:
+    """The values at which to test an operation, with those of `more`."""
+    values = {**op.tested, **more}
+    rows = [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
+    return [rows[place] for place in sorted(choose(rows))]
+
+
+def summed(function: Callable[..., Any], case: Case) -> Callable[..., Any]:
+    """With the one gradient for all tokens that the case asks for."""
+    return (lambda *inputs: function(*inputs).sum()) if case.uniform_grad else function

@@ -1,4 +1,4 @@
-"""What every benchmark shares: which machine, what statistics, which JSON, which table.
+"""What every benchmark shares: the machine, statistics, the results file and tables.
 
 A results file is one object: `benchmark`, `schema_version`, `machine`, `arguments`, `rows`. Every
 row has the machine once more, so that a table can be made of rows from several files, and every
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import logging
 import os
 import platform
 import re
@@ -24,10 +23,8 @@ import psutil
 import torch
 
 from bench.ceilings import measure_ceilings
-from minimind.errors import ConfigError, MiniMindError
+from minimind.errors import ConfigError
 from minimind.runtime.devices import Device
-
-logger = logging.getLogger("bench")
 
 SCHEMA_VERSION = 2
 ROW_FIELDS = (
@@ -40,11 +37,16 @@ ROW_FIELDS = (
 )  # fmt: skip
 """`useful_tokens_per_s` is a median over steps, over all ranks, without padding; `mfu` counts
 6N + 12·L·D·T a token, `mfu_causal` what each token of a document sees; `step_parts_s` is
-bench/step_parts.py's; bytes are those of the rank that has most, with a list of all ranks' where
-there are several."""
+bench/train/step_parts.py's; bytes are those of the rank that has most, with a list of all ranks'
+where there are several."""
 _PACKAGES = ("torch", "triton", "deepspeed", "tokenizers", "liger-kernel")
 _ROOT = Path(__file__).resolve().parents[1]
 RESULTS = _ROOT / "bench" / "results"
+NOT_MEASURED = "not measured"
+
+Row = Mapping[str, Any]
+Columns = Mapping[str, Callable[[Row], str]]
+"""The headings of a table, each with what makes a row's cell of it."""
 
 
 def describe_machine(device: Device) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def write_results(
     rows: Sequence[Mapping[str, Any]],
     **more: Any,
 ) -> None:
-    """Whole or not there."""
+    """Writes a results file, whole or not at all."""
     machine, missing = dict(machine), dict.fromkeys(ROW_FIELDS)
     results = {
         "benchmark": benchmark,
@@ -117,8 +119,13 @@ def write_results(
         **more,
         "rows": [{**missing, **row, "machine": machine} for row in rows],
     }
+    write_json(path, results)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file that is whole or as it was before."""
     unfinished = path.with_name(f".{path.name}.new")
-    text = json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n"
+    text = json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n"
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
 
@@ -127,25 +134,6 @@ def _without_folder(value: Any) -> Any:
     """An absolute path's last part: where it lay says nothing elsewhere."""
     is_path = isinstance(value, str | Path) and os.path.isabs(value)
     return Path(value).name if is_path else value
-
-
-class MeasurementError(Exception):
-    """What was to be measured broke."""
-
-
-def run_program(program: Callable[[], int | None]) -> int:
-    """The program's exit status, 0 for None: 1 where what it measures breaks, 2 for what the user
-    can mend, 130 for Ctrl-C."""
-    try:
-        return program() or 0
-    except MiniMindError as error:
-        status, message = 2, error
-    except MeasurementError as error:
-        status, message = 1, error
-    except KeyboardInterrupt:
-        return 130
-    logger.error("error: %s", message)
-    return status
 
 
 def results_folder(machine: Mapping[str, Any]) -> Path:
@@ -167,6 +155,43 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
+
+
+def format_rows(rows: Sequence[Row], columns: Columns) -> str:
+    """Makes the table of some rows."""
+    return format_table(list(columns), [[cell(row) for cell in columns.values()] for row in rows])
+
+
+def shown(
+    value: float | None, form: str = ",.0f", per: float = 1, missing: str = NOT_MEASURED
+) -> str:
+    """Gives a figure's cell, in units of `per`."""
+    return missing if value is None else format(value / per if per != 1 else value, form)
+
+
+def with_error(
+    value: float | None, error: float | None, digits: int = 2, missing: str = NOT_MEASURED
+) -> str:
+    """Gives the cell of a figure and its standard error, where there is one."""
+    text = shown(value, f".{digits}f", missing=missing)
+    return text if value is None or error is None else f"{text} ± {error:.{digits}f}"
+
+
+def rate_range(row: Row) -> str:
+    """Gives the cell of the slowest and the quickest tenth."""
+    return f"{row['useful_tokens_per_s_p10']:,.0f}–{row['useful_tokens_per_s_p90']:,.0f}"
+
+
+def describe_place(machine: Row) -> str:
+    """Names a machine in a table."""
+    cores = f", {machine['cores']} cores" if machine["kind"] == "cpu" else ""
+    return f"{machine['device']}{cores}"
+
+
+def rates(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Gives a rate's fields of a row: its median, p10 and p90."""
+    found = summarize(values)
+    return {name: found["median"], f"{name}_p10": found["p10"], f"{name}_p90": found["p90"]}
 
 
 def _gpu_memory(device: Device) -> int:

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench.harness import MeasurementError
-from bench.processes import kill_with_children
+from bench.program import MeasurementError
+from bench.workers import kill_with_children
 from minimind.errors import ConfigError
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import free_port

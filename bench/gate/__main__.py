@@ -1,0 +1,253 @@
+"""Did a commit make anything slower or larger? `python -m bench.gate BASE HEAD`.
+
+Both commits are measured in pairs of runs on this machine. The two of a pair take turns, round by
+round, in random order, each turn behind a probe of what the machine can do just then. Pairs are
+added until three standard errors of the median ratio are within 5%, or the time is up. What is only
+counted is counted once. The part `scaling` trains on 1, 2, 4 and 8 GPUs, as many as are here, on a
+CPU with one and two ranks; each count is a row of its own. The report is Markdown.
+
+Without --parts, what a changed file affects is measured; where no file differs, everything is: what
+`bench.gate HEAD HEAD` finds is the noise of the machine.
+
+Exit status: 0 nothing got worse, 1 something did or the head cannot be measured (what is counted
+without storage fails where the host asks for a value), 2 bad usage, 3 too noisy to tell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bench import harness
+from bench.ceilings import probe_product
+from bench.gate.turns import Program, run_in_turns
+from bench.gate.verdict import (
+    Comparison,
+    Pair,
+    Run,
+    is_ours,
+    needs_more_pairs,
+    overall,
+    render_report,
+    row_key,
+)
+from bench.program import NUMBER, MeasurementError, Options, parse_names, run_program
+from bench.scaling.__main__ import counts_here
+from minimind.errors import ConfigError
+from minimind.runtime.devices import Device, find_device, limit_threads
+
+logger = logging.getLogger("bench.gate")
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKING_TREE = "."
+"""Stands for the files as they are, committed or not."""
+_TRAINING = (
+    "kernels/", "minimind/config/", "minimind/data/", "minimind/engine/", "minimind/model/",
+    "minimind/run/", "minimind/runtime/", "minimind/stages/", "minimind/types.py",
+    "constraints.txt",
+)  # fmt: skip
+_STEP_COUNTS = "step_counts"
+PARTS: dict[str, tuple[str, ...]] = {
+    _STEP_COUNTS: (*_TRAINING, "ds_configs/", "minimind/rehearsal/", "bench/train/step_counts"),
+    "train": (*_TRAINING, "ds_configs/", "bench/train/", "bench/workers"),
+    "scaling": (*_TRAINING, "ds_configs/", "bench/scaling/", "bench/launcher", "bench/train/"),
+    "kernels": ("kernels/", "bench/kernel"),
+    "inference": ("kernels/", "minimind/inference/", "minimind/model/", "bench/inference/"),
+}
+"""What each part is affected by: prefixes of paths."""
+_COUNTED = {"gpu": (_STEP_COUNTS,), "cpu": (_STEP_COUNTS, "kernels")}
+"""Parts without times, by kind of device: one run of each commit says it all."""
+
+
+class BrokenHeadError(MeasurementError):
+    """A benchmark that fails at the head; the message holds the end of what it said."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_program(build_parser(), judge, argv)
+
+
+def judge(options: argparse.Namespace) -> int:
+    """Prints the report and writes it. Gives the exit status. Raises ConfigError."""
+    try:
+        found = compare(options)
+    except BrokenHeadError:
+        print(f"### Benchmarks: worse\n\n`{options.head}` cannot be measured any more.")
+        raise
+    if found is None:
+        print("nothing that is measured has changed")
+        return 0
+    machine = harness.describe_machine(find_device())
+    print(render_report(found, options.base, options.head, machine))
+    if options.json:
+        rows = [c.to_dict() for c in found]
+        arguments = {"base": options.base, "head": options.head, "budget_s": options.budget_s}
+        harness.write_results(options.json, "compare", machine, arguments, rows)
+    return {"worse": 1, "too noisy": 3}.get(overall(found), 0)
+
+
+def build_parser() -> Options:
+    parser = Options("gate", __doc__, must_write=False)
+    parser.add_argument("base", help="a commit, or . for the files as they are")
+    parser.add_argument("head", help="the same")
+    add = parser.add
+    add("parts", None, f"some of {','.join(PARTS)} (default: those that a changed file affects)")
+    add("pairs", 5, "pairs at least", **NUMBER)
+    add("budget_s", 1200.0, "seconds", type=float, metavar="X")
+    add("model", None, "preset (default: by device)")
+    add("quick", False, "small batches: as on a CPU", action="store_true")
+    return parser
+
+
+def compare(options: argparse.Namespace) -> list[Comparison] | None:
+    """None where nothing measured is affected. Raises ConfigError."""
+    base, head = _resolve(options.base), _resolve(options.head)
+    if options.parts:
+        parts = parse_names(options.parts, "--parts", list(PARTS))
+    elif not (parts := affected_parts(changed_files(base, head))):
+        return None
+    device = find_device()
+    limit_threads(1)
+    quick = options.quick or device.kind == "cpu"
+    model = options.model or ("tiny" if quick else "minimind2-small")
+    commands = {part: _command(part, model, quick, device) for part in parts}
+    counted = _COUNTED[device.kind]
+    timed = {part: command for part, command in commands.items() if part not in counted}
+    pairs: list[Pair] = []
+    end = time.monotonic() + options.budget_s
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-compare-") as temporary,
+        _checkout(base, Path(temporary) / "base") as base_folder,
+        _checkout(head, Path(temporary) / "head") as head_folder,
+        tqdm(desc="pairs", file=sys.stderr, disable=None) as bar,
+    ):
+        folders = {"base": base_folder, "head": head_folder}
+        wanted = commands
+        while wanted:
+            pairs.append(_measure_pair(wanted, folders, Path(temporary), device))
+            bar.update()
+            if time.monotonic() > end:
+                break
+            wanted = timed
+            if len(pairs) >= options.pairs:
+                wanted = {p: timed[p] for p in timed if needs_more_pairs(pairs, p)}
+    keys = {key for pair in pairs for run in (pair.base, pair.head) for key in run.rows}
+    return [Comparison.build(key, pairs) for key in sorted(keys)]
+
+
+def affected_parts(files: Sequence[str]) -> list[str]:
+    """The parts that some changed file can slow down; all of them where no file has changed, since
+    what is asked then is how much one and the same code differs from itself."""
+    if not files:
+        return list(PARTS)
+    return [part for part, paths in PARTS.items() if any(f.startswith(paths) for f in files)]
+
+
+def changed_files(base: str, head: str) -> list[str]:
+    """Between two commits; uncommitted and new files too, where one is the working tree."""
+    commits = [commit for commit in (base, head) if commit != WORKING_TREE]
+    files = _git("diff", "--name-only", *commits).split() if commits else []
+    if WORKING_TREE in (base, head):
+        files += _git("ls-files", "--others", "--exclude-standard").split()
+    return files
+
+
+def _resolve(commit: str) -> str:
+    if commit == WORKING_TREE:
+        return commit
+    return _git("rev-parse", "--verify", f"{commit}^{{commit}}").strip()
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ConfigError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def _checkout(commit: str, folder: Path) -> Iterator[Path]:
+    if commit == WORKING_TREE:
+        yield ROOT
+        return
+    _git("worktree", "add", "--detach", "--quiet", str(folder), commit)
+    try:
+        yield folder
+    finally:
+        _git("worktree", "remove", "--force", str(folder))
+
+
+def _command(part: str, model: str, quick: bool, device: Device) -> list[str]:
+    """Our own rows alone: what stands beside them in a benchmark did not change."""
+    if part == "train":
+        # Of few steps, those that meet a shape for the first time would be the median.
+        size = ["--steps", "40", *(["--micro_batch", "4"] if quick else [])]
+        rows = ["--rows", "plain_loop,engine", "--accumulation", "2"]
+        return ["bench.train", "--model", model, *rows, *size]
+    if part == "scaling":
+        counts = ",".join(map(str, counts_here(device)))
+        size = ["--steps", "10", "--micro_batch", "4"] if quick else ["--steps", "20"]
+        # As a run does: the same rows a step, however many ranks share them.
+        return ["bench.scaling", "--model", model, "--num_gpus", counts, "--modes", "strong", *size]
+    if part == "inference":
+        size = ["--batch", "1,8", "--new", "64", "--rounds", "3"] if quick else []
+        alone = ["--rows", "minimind", "--clients", "none"]
+        return ["bench.inference", "--model", model, *alone, *size]
+    return ["bench.train.step_counts" if part == _STEP_COUNTS else f"bench.{part}"]
+
+
+def _measure_pair(
+    commands: Mapping[str, Sequence[str]],
+    folders: Mapping[str, Path],
+    temporary: Path,
+    device: Device,
+) -> Pair:
+    """Every part at both commits, each with its own benchmark. A part that the base cannot measure
+    yet has no rows there. Raises BrokenHeadError where the head cannot."""
+    probes: dict[str, list[float]] = {side: [] for side in folders}
+    rows: dict[str, dict[str, Mapping[str, Any]]] = {side: {} for side in folders}
+    results = {side: temporary / f"{side}.json" for side in folders}
+    for part, command in commands.items():
+        programs = {
+            side: _program(command, results[side], folders[side])
+            for side in random.sample(list(folders), 2)
+        }
+        for path in results.values():
+            path.unlink(missing_ok=True)
+        ended = run_in_turns(programs, lambda side: probes[side].append(probe_product(device)))
+        for side, path in results.items():
+            if ended[side].status or not path.exists():
+                message = f"{part} at {side} failed: {ended[side].errors[-2000:]}"
+                if side == "head":
+                    raise BrokenHeadError(message)
+                logger.warning("%s", message)
+                continue
+            found = json.loads(path.read_text(encoding="utf-8"))["rows"]
+            rows[side] |= {row_key(part, row): row for row in found if is_ours(row)}
+    base, head = (Run(statistics.mean(probes[side]), rows[side]) for side in ("base", "head"))
+    return Pair(base=base, head=head)
+
+
+def _program(command: Sequence[str], results: Path, folder: Path) -> Program:
+    environment = os.environ | {"PYTHONPATH": f"{folder / 'kernels'}{os.pathsep}{folder}"}
+    return Program([sys.executable, "-m", *command, "--json", str(results)], folder, environment)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -108,19 +108,19 @@ def measure(
 
 
 def take_steps(run: Run, warmup: int, timed: int) -> dict[str, Any]:
-    """Takes the run's steps; what this rank found in those that are timed, and in some after them
-    that are watched. Among the timed ones it runs ahead of a GPU, as it does in training."""
+    """Takes the run's steps; gives what this rank found in those that are timed, and in some after
+    them that are watched. Among the timed ones it runs ahead of a GPU, as it does in training."""
     loop, device = run.loop, run.resolved.device.torch_device
     loop.loader = loader = WaitedLoader(loop.loader)
     for step in range(warmup):
         with loop.memory.measured() if step == MEMORY_STEP else contextlib.nullcontext():
             run.step()
     reset_peak_resident()
-    seconds = []
-    for step in range(warmup, warmup + timed):
+    seconds, measured = [], range(warmup, warmup + timed)
+    for step in measured:
         start = time.perf_counter()
         run.step_ahead()
-        if step == warmup + timed - 1 and device.type == "cuda":
+        if step == measured[-1] and device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
     resident, waits = peak_resident(), loader.waits[warmup : warmup + timed]
@@ -128,28 +128,18 @@ def take_steps(run: Run, warmup: int, timed: int) -> dict[str, Any]:
     for _ in range(_WATCHED_STEPS):
         with parts:
             run.step()
-    reserved = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
-    steps = [packed_step(run.loader.batches(step)) for step in range(warmup, warmup + timed)]
+    parts.seconds["data_wait"] = statistics.median(waits) * _WATCHED_STEPS
+    steps = [packed_step(run.loader.batches(step)) for step in measured]
+    on_gpu = device.type == "cuda"
     return {
         "step_seconds": seconds,
         "num_tokens": [step.num_tokens for step in steps],
         "attended": sum(step.attended for step in steps),
         "peak_bytes": loop.memory.peak_bytes,
-        "peak_reserved_bytes": reserved,
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved(device) if on_gpu else None,
         "peak_resident_bytes": resident,
-        **_a_step(parts, statistics.median(waits)),
+        **parts.to_dict(_WATCHED_STEPS),
     }
-
-
-def _a_step(parts: StepParts, data_wait: float) -> dict[str, Any]:
-    """Seconds by part and collectives, of one of the watched steps."""
-    watched = parts.to_dict()
-    seconds = {part: s / _WATCHED_STEPS for part, s in watched["step_parts_s"].items()}
-    collectives = {
-        kind: {name: value / _WATCHED_STEPS for name, value in counted.items()}
-        for kind, counted in watched["collectives"].items()
-    }
-    return {"step_parts_s": seconds | {"data_wait": data_wait}, "collectives": collectives}
 
 
 class WaitedLoader:

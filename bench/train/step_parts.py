@@ -96,12 +96,16 @@ class StepParts:
         self._stack.close()
         self._charge()
 
-    def to_dict(self) -> dict[str, Any]:
-        """As rows have it; `payload_bytes` and `calls` by kind of collective."""
+    def to_dict(self, steps: int = 1) -> dict[str, Any]:
+        """Gives them as rows have them, of one of so many steps; `payload_bytes` and `calls` by
+        kind of collective."""
         return {
-            "step_parts_s": dict(self.seconds),
+            "step_parts_s": {part: seconds / steps for part, seconds in self.seconds.items()},
             "collectives": {
-                kind: {"calls": self.calls[kind], "payload_bytes": self.payload_bytes[kind]}
+                kind: {
+                    "calls": self.calls[kind] / steps,
+                    "payload_bytes": self.payload_bytes[kind] / steps,
+                }
                 for kind in sorted(self.calls)
             },
         }

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +81,8 @@ def measure(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-start-") as folder:
         specs = build_specs(options, options.model, names, device, Path(folder))
         for done, spec in enumerate(specs):
-            with started(CurveRow, [CurveSpec(spec.name, spec, held_out)]) as (worker,):
-                for row in _follow(worker, spec, options):
+            with started(CurveRow, [spec]) as (worker,):
+                for row in _follow(worker, spec, held_out, options):
                     rows[done:] = [row]
                     # As it grows: a curve that is cut off is one up to there.
                     harness.write_results(options.json, "loss_curves", machine, vars(options), rows)
@@ -91,7 +90,9 @@ def measure(options: argparse.Namespace) -> None:
     print(f"written: {options.json}")
 
 
-def _follow(worker: Worker, spec: RowSpec, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def _follow(
+    worker: Worker, spec: RowSpec, held_out: Documents, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
     """Yields a row with its curve up to each point."""
     row = {
         "name": spec.name,
@@ -100,11 +101,13 @@ def _follow(worker: Worker, spec: RowSpec, options: argparse.Namespace) -> Itera
         "learning_rate": spec.run.learning_rate,
         **worker.call("build"),
     }
-    points = [{"seconds": 0.0, "steps": 0, "tokens": 0, "loss": worker.call("held_out_loss")}]
-    for number in tqdm(range(options.points), desc=spec.name, file=sys.stderr, disable=None):
-        until = options.minutes * 60 * (number + 1) / options.points
-        points.append(worker.call("train", until) | {"loss": worker.call("held_out_loss")})
-        yield {**row, "points": points}
+    points: list[dict[str, Any]] = []
+    bar = tqdm(range(options.points + 1), desc=spec.name, file=sys.stderr, disable=None)
+    for number in bar:
+        point = worker.call("train", options.minutes * 60 * number / options.points)
+        points.append(point | {"loss": worker.call("held_out_loss", held_out)})
+        if number:
+            yield {**row, "points": points}
 
 
 def _format(rows: Sequence[Row]) -> str:
@@ -120,21 +123,11 @@ def _format(rows: Sequence[Row]) -> str:
     return harness.format_rows(rows, columns)
 
 
-@dataclass(frozen=True, slots=True)
-class CurveSpec:
-    """What a row's process needs."""
-
-    name: str
-    spec: RowSpec
-    held_out: Documents
-
-
 class CurveRow:
     """What the parent can ask of a row."""
 
-    def __init__(self, given: CurveSpec) -> None:
-        self._spec, self._held_out = given.spec, given.held_out
-        self._device = given.spec.run.device.torch_device
+    def __init__(self, spec: RowSpec) -> None:
+        self._spec, self._device = spec, spec.run.device.torch_device
         self._seconds, self._steps, self._tokens = 0.0, 0, 0
 
     def build(self) -> dict[str, Any]:
@@ -154,12 +147,12 @@ class CurveRow:
         return {"seconds": self._seconds, "steps": self._steps, "tokens": self._tokens}
 
     @torch.no_grad()
-    def held_out_loss(self) -> float:
+    def held_out_loss(self, held_out: Documents) -> float:
         """Gives the mean over the targets of the held-out documents: padded or packed, as the row
         trains."""
-        spec, ids = self._spec, self._held_out.ids
+        spec, ids = self._spec, held_out.ids
         stage = STAGES[spec.run.stage](spec.run.recipe)
-        padded = PaddedSteps(self._held_out, rows=_HELD_OUT_ROWS, accumulation=1, steps=1)
+        padded = PaddedSteps(held_out, rows=_HELD_OUT_ROWS, accumulation=1, steps=1)
         total = count = 0.0
         for at in range(0, len(ids), _HELD_OUT_ROWS):
             some = ids[at : at + _HELD_OUT_ROWS]
@@ -168,7 +161,7 @@ class CurveRow:
                 batch = (x.to(self._device) for x in padded.pad(some))
                 mean = float(self._row.loss(*batch))  # type: ignore[attr-defined]
             else:
-                batch = one_row(some, self._held_out.pad_id).to(self._device)
+                batch = one_row(some, held_out.pad_id).to(self._device)
                 mean = float(stage.loss(self._row.module, batch).total) / targets
             total, count = total + mean * targets, count + targets
         return total / count

@@ -12,7 +12,7 @@ from bench.report import plots as report_plots
 from bench.results import Results
 from bench.train import loss_curves
 from bench.train.documents import Documents
-from bench.train.loss_curves import CurveRow, CurveSpec, build_parser
+from bench.train.loss_curves import CurveRow, build_parser
 from bench.train.specs import build_specs
 from minimind.runtime.devices import find_device
 
@@ -25,18 +25,21 @@ def curve_rows(folder: Path, names: list[str]) -> list[CurveRow]:
     options = build_parser().parse_args(["--json", str(folder / "a.json"), *SMALL])
     options.steps = 20
     specs = build_specs(options, "tiny", names, find_device(), folder)
+    return [CurveRow(spec) for spec in specs]
+
+
+def make_held_out() -> Documents:
     random = np.random.default_rng(0)
     ids = [random.integers(3, 500, size=n) for n in random.integers(2, 33, size=21)]
-    held_out = Documents(ids=ids, max_tokens=32, pad_id=0, seed=0)
-    return [CurveRow(CurveSpec(spec=spec, held_out=held_out)) for spec in specs]
+    return Documents(ids=ids, max_tokens=32, pad_id=0, seed=0)
 
 
 @pytest.mark.usefixtures("fp32")
 def test_padded_and_packed_rows_have_one_held_out_loss(tmp_path: Path) -> None:
-    losses = []
+    losses, held_out = [], make_held_out()
     for row in curve_rows(tmp_path, ["original", "plain_loop"]):
         assert row.build()["precision"] == "fp32"
-        losses.append(row.held_out_loss())
+        losses.append(row.held_out_loss(held_out))
         first = row.train(1e-9)
         assert first["steps"] == 1, "a step that began is finished"
         assert row.train(first["seconds"]) == first, "the time is over already"
@@ -44,7 +47,7 @@ def test_padded_and_packed_rows_have_one_held_out_loss(tmp_path: Path) -> None:
         assert second["steps"] == 2
         assert second["tokens"] > first["tokens"]
         assert second["seconds"] > first["seconds"]
-        assert row.held_out_loss() != losses[-1], "it is of the weights as they are now"
+        assert row.held_out_loss(held_out) != losses[-1], "it is of the weights as they are now"
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 

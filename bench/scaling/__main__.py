@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from bench import harness
-from bench.launcher import LaunchError, build_command, read_hostfile, run_ranks
+from bench.launcher import LaunchError, build_command, run_ranks
 from bench.program import NUMBER, Options, at_least, parse_names, parse_numbers, run_program
 from bench.scaling.plot import of_first_json, plot_rows
 from bench.scaling.rows import NO_LINK, Link, StepModel, build_row, format_rows, predict_row
@@ -61,7 +61,6 @@ def build_parser() -> Options:
     add("plot", None, "picture of them", type=Path, metavar="PNG")
     add("num_gpus", ",".join(map(str, COUNTS)), "counts", metavar="A,B")
     add("modes", ",".join(MODES), "how rows are shared", metavar="A,B")
-    add("hostfile", None, "DeepSpeed's, for several machines", type=Path, metavar="FILE")
     add("model", "minimind2-small", "preset or JSON file", metavar="NAME")
     add("ds_config", ["zero2.json"], "rows for each", nargs="+", metavar="JSON")
     add("data", None, "JSON lines of text (default: the embedded sample data)", metavar="FILE")
@@ -86,7 +85,7 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
     counts = sorted(set(parse_numbers(options.num_gpus, "--num_gpus")))
     modes = parse_names(options.modes, "--modes", MODES)
     device = find_device()
-    measured = [n for n in counts if n <= _available(options.hostfile, device)]
+    measured = [n for n in counts if n <= _available(device)]
     if not measured:
         raise ConfigError(f"--num_gpus {options.num_gpus}: there are not as many here")
     cores = len(os.sched_getaffinity(0))
@@ -168,14 +167,10 @@ def _run(
 ) -> dict[str, Any]:
     flags = ["--timed_steps", str(options.steps), "--warmup_steps", str(options.warmup)]
     flags += ["--threads", str(options.threads), *train_flags]
-    # Beside the results or here: with a hostfile it must be a folder that the first host has too.
-    parent = options.json.parent if options.json else Path()
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".scaling-") as folder:
-        output, log = Path(folder).resolve() / "ranks.json", Path(folder) / "log"
+    with tempfile.TemporaryDirectory(prefix="bench-scaling-") as folder:
+        output, log = Path(folder) / "ranks.json", Path(folder) / "log"
         print(f"--- {count} rank(s): {' '.join(train_flags)}", flush=True)
-        command = build_command(
-            "bench.scaling.rank", ["--output", str(output), *flags], count, options.hostfile
-        )
+        command = build_command("bench.scaling.rank", ["--output", str(output), *flags], count)
         run_ranks(command, device, log, threads=options.threads)
         if not output.is_file():
             raise LaunchError(f"the ranks left no results:\n{log.read_text()[-3000:]}")
@@ -196,16 +191,14 @@ def _train_flags(
     return flags
 
 
-def _available(hostfile: Path | None, device: Device) -> int:
-    if hostfile:
-        return sum(read_hostfile(hostfile).values())
+def _available(device: Device) -> int:
     return torch.cuda.device_count() if device.kind == "gpu" else len(os.sched_getaffinity(0))
 
 
 def counts_here(device: Device) -> list[int]:
     """Numbers of ranks that this machine can be measured with."""
     counts = COUNTS if device.kind == "gpu" else _CPU_COUNTS
-    return [count for count in counts if count <= _available(None, device)]
+    return [count for count in counts if count <= _available(device)]
 
 
 def _link(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> Link | None:

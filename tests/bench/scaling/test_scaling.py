@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench.launcher import build_command, read_hostfile
+from bench.launcher import build_command
 from bench.scaling import __main__ as scaling
 from bench.scaling import rank as scaling_rank
 from bench.scaling.plot import plot_rows
 from bench.scaling.rows import Link, StepModel, build_row, format_rows, predict_row
-from minimind.errors import ConfigError
 from minimind.rehearsal.rehearse import rehearse
 from minimind.run.arguments import parse_arguments
 from minimind.run.run import Run
@@ -66,30 +65,6 @@ def test_gradients_leave_behind_the_backward_pass() -> None:
     assert model.step_s(2, 4, slow, ZERO_2) == pytest.approx(4.5 + exposed + 0.5)
 
 
-def test_hostfile(tmp_path: Path) -> None:
-    path = tmp_path / "hosts"
-    path.write_text("# mine\nnode-1 slots=4\n\nnode-2  slots=4 # rack 2\n")
-    assert read_hostfile(path) == {"node-1": 4, "node-2": 4}
-
-    def flags(ranks: int) -> list[str]:
-        command = build_command("bench.scaling.rank", ["--x"], ranks, path, port=20_000)
-        assert command[-3:] == ["--module", "bench.scaling.rank", "--x"]
-        return [command[command.index(flag) + 1] for flag in ("--num_nodes", "--num_gpus")]
-
-    assert flags(2) == ["1", "2"]
-    assert flags(4) == ["1", "4"]
-    assert flags(8) == ["2", "4"]
-    with pytest.raises(ConfigError, match="do not spread evenly"):
-        flags(5)
-    with pytest.raises(ConfigError, match="do not spread evenly"):
-        flags(16)
-    path.write_text("node-1 slots=four\n")
-    with pytest.raises(ConfigError, match="hosts:1: node-1 slots=four"):
-        read_hostfile(path)
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_hostfile(tmp_path / "none")
-
-
 @pytest.mark.parametrize(
     ("kind", "here", "counts"),
     [("gpu", 1, [1]), ("gpu", 6, [1, 2, 4]), ("gpu", 8, [1, 2, 4, 8]), ("cpu", 1, [1]),
@@ -118,7 +93,7 @@ def test_each_count_takes_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert events == ["turn", 1, "turn", 2, "turn", 2]
 
 
-def test_without_a_hostfile_none_is_read() -> None:
+def test_no_hostfile_is_read() -> None:
     command = build_command("m", [], 2)
     assert command[command.index("--hostfile") + 1] == os.devnull
     assert 20_000 <= int(command[command.index("--master_port") + 1]) < 32_768
@@ -131,7 +106,6 @@ def test_without_a_hostfile_none_is_read() -> None:
         (["--num_gpus", "1024"], "not as many"),
         (["--num_gpus", "1,2", "--rows", "3", "--micro_batch", "1"], "--rows 3 is no multiple"),
         (["--modes", "strong,wide"], "--modes wide"),
-        (["--hostfile", "nowhere"], "nowhere: cannot be read"),
     ],
 )
 def test_bad_usage_is_named(

@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +59,49 @@ WORKING_TREE = "."
 _TRAINING = (
     "kernels/", "minimind/config/", "minimind/data/", "minimind/engine/", "minimind/model/",
     "minimind/run/", "minimind/runtime/", "minimind/stages/", "minimind/types.py",
-    "constraints.txt",
+    "constraints.txt", "ds_configs/",
 )  # fmt: skip
-_STEP_COUNTS = "step_counts"
-PARTS: dict[str, tuple[str, ...]] = {
-    _STEP_COUNTS: (*_TRAINING, "ds_configs/", "minimind/rehearsal/", "bench/train/step_counts"),
-    "train": (*_TRAINING, "ds_configs/", "bench/train/", "bench/workers"),
-    "scaling": (*_TRAINING, "ds_configs/", "bench/scaling/", "bench/launcher", "bench/train/"),
-    "kernels": ("kernels/", "bench/kernel"),
-    "inference": ("kernels/", "minimind/inference/", "minimind/model/", "bench/inference/"),
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is measured by one program: our own rows alone, since what stands beside them in a
+    benchmark did not change."""
+
+    command: str
+    affected_by: tuple[str, ...]
+    """Prefixes of paths."""
+    quick: str = ""
+    """Flags of small batches."""
+    counted_on: tuple[str, ...] = ()
+    """Kinds of device on which it takes no times: one run of each commit says it all."""
+
+
+PARTS = {
+    "step_counts": Part(
+        "bench.train.step_counts",
+        (*_TRAINING, "minimind/rehearsal/", "bench/train/step_counts"),
+        counted_on=("cpu", "gpu"),
+    ),
+    # Of few steps, those that meet a shape for the first time would be the median.
+    "train": Part(
+        "bench.train --model {model} --rows plain_loop,engine --accumulation 2 --steps 40",
+        (*_TRAINING, "bench/train/", "bench/workers"),
+        quick="--micro_batch 4",
+    ),
+    # As a run does: the same rows a step, however many ranks share them.
+    "scaling": Part(
+        "bench.scaling --model {model} --num_gpus {counts} --modes strong --steps 20",
+        (*_TRAINING, "bench/scaling/", "bench/launcher", "bench/train/"),
+        quick="--micro_batch 4 --steps 10",
+    ),
+    "kernels": Part("bench.kernels", ("kernels/", "bench/kernel"), counted_on=("cpu",)),
+    "inference": Part(
+        "bench.inference --model {model} --rows minimind --clients none",
+        ("kernels/", "minimind/inference/", "minimind/model/", "bench/inference/"),
+        quick="--batch 1,8 --new 64 --rounds 3",
+    ),
 }
-"""What each part is affected by: prefixes of paths."""
-_COUNTED = {"gpu": (_STEP_COUNTS,), "cpu": (_STEP_COUNTS, "kernels")}
-"""Parts without times, by kind of device: one run of each commit says it all."""
 
 
 class BrokenHeadError(MeasurementError):
@@ -124,13 +155,19 @@ def compare(options: argparse.Namespace) -> list[Comparison] | None:
     limit_threads(1)
     quick = options.quick or device.kind == "cpu"
     model = options.model or ("tiny" if quick else "minimind2-small")
-    commands = {part: _command(part, model, quick, device) for part in parts}
-    counted = _COUNTED[device.kind]
-    timed = {part: command for part, command in commands.items() if part not in counted}
+    counts = ",".join(map(str, counts_here(device)))
+    commands = {
+        part: [
+            *PARTS[part].command.format(model=model, counts=counts).split(),
+            *(PARTS[part].quick.split() if quick else ()),
+        ]
+        for part in parts
+    }
+    timed = {p: commands[p] for p in parts if device.kind not in PARTS[p].counted_on}
     pairs: list[Pair] = []
     end = time.monotonic() + options.budget_s
     with (
-        tempfile.TemporaryDirectory(prefix="bench-compare-") as temporary,
+        tempfile.TemporaryDirectory(prefix="bench-gate-") as temporary,
         _checkout(base, Path(temporary) / "base") as base_folder,
         _checkout(head, Path(temporary) / "head") as head_folder,
         tqdm(desc="pairs", file=sys.stderr, disable=None) as bar,
@@ -154,7 +191,7 @@ def affected_parts(files: Sequence[str]) -> list[str]:
     what is asked then is how much one and the same code differs from itself."""
     if not files:
         return list(PARTS)
-    return [part for part, paths in PARTS.items() if any(f.startswith(paths) for f in files)]
+    return [p for p, part in PARTS.items() if any(f.startswith(part.affected_by) for f in files)]
 
 
 def changed_files(base: str, head: str) -> list[str]:
@@ -193,25 +230,6 @@ def _checkout(commit: str, folder: Path) -> Iterator[Path]:
         _git("worktree", "remove", "--force", str(folder))
 
 
-def _command(part: str, model: str, quick: bool, device: Device) -> list[str]:
-    """Our own rows alone: what stands beside them in a benchmark did not change."""
-    if part == "train":
-        # Of few steps, those that meet a shape for the first time would be the median.
-        size = ["--steps", "40", *(["--micro_batch", "4"] if quick else [])]
-        rows = ["--rows", "plain_loop,engine", "--accumulation", "2"]
-        return ["bench.train", "--model", model, *rows, *size]
-    if part == "scaling":
-        counts = ",".join(map(str, counts_here(device)))
-        size = ["--steps", "10", "--micro_batch", "4"] if quick else ["--steps", "20"]
-        # As a run does: the same rows a step, however many ranks share them.
-        return ["bench.scaling", "--model", model, "--num_gpus", counts, "--modes", "strong", *size]
-    if part == "inference":
-        size = ["--batch", "1,8", "--new", "64", "--rounds", "3"] if quick else []
-        alone = ["--rows", "minimind", "--clients", "none"]
-        return ["bench.inference", "--model", model, *alone, *size]
-    return ["bench.train.step_counts" if part == _STEP_COUNTS else f"bench.{part}"]
-
-
 def _measure_pair(
     commands: Mapping[str, Sequence[str]],
     folders: Mapping[str, Path],
@@ -225,7 +243,11 @@ def _measure_pair(
     results = {side: temporary / f"{side}.json" for side in folders}
     for part, command in commands.items():
         programs = {
-            side: _program(command, results[side], folders[side])
+            side: Program(
+                [sys.executable, "-m", *command, "--json", str(results[side])],
+                folder := folders[side],
+                os.environ | {"PYTHONPATH": f"{folder / 'kernels'}{os.pathsep}{folder}"},
+            )
             for side in random.sample(list(folders), 2)
         }
         for path in results.values():
@@ -242,11 +264,6 @@ def _measure_pair(
             rows[side] |= {row_key(part, row): row for row in found if is_ours(row)}
     base, head = (Run(statistics.mean(probes[side]), rows[side]) for side in ("base", "head"))
     return Pair(base=base, head=head)
-
-
-def _program(command: Sequence[str], results: Path, folder: Path) -> Program:
-    environment = os.environ | {"PYTHONPATH": f"{folder / 'kernels'}{os.pathsep}{folder}"}
-    return Program([sys.executable, "-m", *command, "--json", str(results)], folder, environment)
 
 
 if __name__ == "__main__":

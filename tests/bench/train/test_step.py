@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -275,7 +276,8 @@ def test_what_breaks_after_the_timed_steps_does_not_lose_them(monkeypatch: pytes
     monkeypatch.setattr(train_step, "build_rows", lambda *given: given[-1])
     options = train_step.build_parser().parse_args(["--json", "x", "--profile"])
     broken: list[WorkerError] = []
-    (plain, engine), _ = train_step._measure_model(options, "tiny", [], broken)
+    specs: Any = [SimpleNamespace(documents=None)] * 2
+    (plain, engine), _ = train_step._measure_model(options, "tiny", specs, broken)
     assert (plain["peak_bytes"], plain["profile"]) == (7, {"wall_us": 1.0})
     assert (engine["peak_bytes"], engine["dispatched_operators"]) == (None, None)
     assert [str(error) for error in broken] == ["engine: no memory left"]

@@ -13,7 +13,13 @@ from bench.report import __main__ as report
 from bench.report import plots as report_plots
 from bench.report.__main__ import DOCUMENTS, NAMES, ROOT, SECTIONS, fill_sections
 from bench.report.goals import kernel_goals_section, training_goals_section
-from bench.report.tables import CARDS, cards_section, scaling_section, training_section
+from bench.report.tables import (
+    CARDS,
+    cards_section,
+    memory_section,
+    scaling_section,
+    training_section,
+)
 from bench.results import HISTORY_FILE, Results, read_history, update_history
 
 
@@ -145,6 +151,34 @@ def test_history_keeps_a_line_for_each_number_of_ranks(tmp_path: Path) -> None:
         f"{label}, strong scaling on 1 rank": ["1", "2"],
         f"{label}, strong scaling on 2 ranks": ["1", "2"],
     }, "and none of what is only predicted"
+
+
+def test_each_json_has_its_scaling_and_its_memory(tmp_path: Path) -> None:
+    holders = {"weights": 3_000_000, "optimizer": 6_000_000}
+    rows = [
+        {"name": "strong", "model": "tiny", "ds_config": name, "world_size": 2, "predicted": False,
+         "useful_tokens_per_s": 5e5, "useful_tokens_per_s_p10": 4e5, "useful_tokens_per_s_p90": 6e5,
+         "efficiency": 0.9, "step_s": {"median": 1.0}, "step_parts_s": {"communication": 0.1},
+         "peak_bytes": peak, "prediction_error": {"useful_tokens_per_s": None, "peak_bytes": 0.5},
+         "prediction": {"useful_tokens_per_s": 5e5, "efficiency": 1.0, "peak_bytes": 9_000_000,
+                        "holders": holders}}
+        for name, peak in (("zero0.json", 10_000_000), ("zero3.json", 6_000_000))
+    ]  # fmt: skip
+    machine = {"device": "NVIDIA H200", "kind": "gpu", "cores": 8, "date": "1", "commit": "a" * 40}
+    (tmp_path / "nvidia-h200").mkdir()
+    found = {"benchmark": "scaling", "machine": machine, "rows": rows}
+    (tmp_path / "nvidia-h200" / "scaling.json").write_text(json.dumps(found))
+    results = Results.load(tmp_path)
+    text = scaling_section(results)
+    assert [text.count(f"tiny with {name}") for name in ("zero0.json", "zero3.json")] == [1, 1]
+    assert text.count("![") == 1
+    assert "~9 (+50.0%)" in text
+    lines = [line for line in memory_section(results).splitlines() if line.startswith("| tiny")]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert cells == [
+        ["tiny", "zero0.json", "2", "3.0", "6.0", "9.0", "10.0", "0.900"],
+        ["tiny", "zero3.json", "2", "3.0", "6.0", "9.0", "6.0", "1.500"],
+    ]
 
 
 def test_plots_of_kernels_and_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

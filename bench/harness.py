@@ -50,7 +50,8 @@ Columns = Mapping[str, Callable[[Row], str]]
 
 
 def describe_machine(device: Device) -> dict[str, Any]:
-    """The machine, what runs on it and how busy it is now; a number is nothing without it."""
+    """Describes the machine, what runs on it and how busy it is now; a number is nothing without
+    it."""
     on_gpu = device.kind == "gpu"
     return {
         "device": device.name,
@@ -75,22 +76,22 @@ def describe_machine(device: Device) -> dict[str, Any]:
 
 
 def summarize(values: Sequence[float]) -> dict[str, float]:
-    """Median, p10, p90 and their distance as a share of the median."""
+    """Gives median, p10, p90 and their distance as a share of the median."""
     tenths = statistics.quantiles(values, n=10, method="inclusive") if len(values) > 1 else values
     median, p10, p90 = statistics.median(values), tenths[0], tenths[-1]
     return {"median": median, "p10": p10, "p90": p90, "spread": (p90 - p10) / median}
 
 
 def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:
-    """The median of ratios of values taken in turns, and the standard error of that median (1.25
-    times that of the mean, as for normal noise): what moved both of a pair cancels."""
+    """Gives the median of ratios of values taken in turns, and the standard error of that median
+    (1.25 times that of the mean, as for normal noise): what moved both of a pair cancels."""
     ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
     error = 1.2533 * statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0
     return {"median": statistics.median(ratios), "standard_error": error}
 
 
 def check_writable(path: Path) -> None:
-    """Before minutes are spent on what is to go there. Raises ConfigError."""
+    """Raises ConfigError before minutes are spent on what cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a"):
@@ -131,13 +132,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _without_folder(value: Any) -> Any:
-    """An absolute path's last part: where it lay says nothing elsewhere."""
+    """Gives an absolute path's last part: where it lay says nothing elsewhere."""
     is_path = isinstance(value, str | Path) and os.path.isabs(value)
     return Path(value).name if is_path else value
 
 
 def results_folder(machine: Mapping[str, Any]) -> Path:
-    """Where a machine's results are kept: bench/results/<device>."""
+    """Says where a machine's results are kept: bench/results/<device>."""
     device = re.sub(r"\((r|tm)\)|processor", "", machine["device"].lower())
     if machine["kind"] == "cpu":
         device += f" {machine['cores']} cores"
@@ -145,7 +146,7 @@ def results_folder(machine: Mapping[str, Any]) -> Path:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown, aligned; the first column to the left, the others to the right."""
+    """Makes Markdown, aligned; the first column to the left, the others to the right."""
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -206,8 +207,8 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, with a mark where files differ from it; what GIT_COMMIT says
-    where files alone were copied to a machine."""
+    """Gives the commit of this checkout, with a mark where files differ from it; what GIT_COMMIT
+    says where files alone were copied to a machine."""
     git = ("git", "--no-optional-locks", "-C", str(_ROOT))
     commit = _run(*git, "rev-parse", "HEAD")
     changed = _run(*git, "status", "--porcelain", "--untracked-files=no")

@@ -32,7 +32,7 @@ class Results:
         return cls(files)
 
     def oldest_first(self, benchmark: str) -> list[Row]:
-        """By when they were measured: files of a checkout are all of one age."""
+        """Lists results by when they were measured: a checkout's files are of one age."""
         return [found for _, found in self.with_paths(benchmark)]
 
     def newest(self, benchmark: str) -> Row | None:
@@ -43,7 +43,7 @@ class Results:
         return sorted(found, key=lambda item: item[1]["machine"]["date"])
 
     def by_device(self, benchmark: str) -> dict[str, list[tuple[Path, Row]]]:
-        """By the device's folder."""
+        """Groups a benchmark's results by the device's folder."""
         found: dict[str, list[tuple[Path, Row]]] = {}
         for path, results in sorted(self.with_paths(benchmark), key=lambda item: item[0]):
             found.setdefault(path.parent.name, []).append((path, results))
@@ -64,7 +64,7 @@ def update_history(results: Results) -> None:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """Oldest first; none where there is no file."""
+    """Reads the points of a history, the oldest first; none where there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 

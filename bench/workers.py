@@ -132,8 +132,8 @@ def _serve(connection: Connection, name: str, serve: Callable[[Any], object], sp
 
 
 def reset_peak_resident(process: int | None = None) -> None:
-    """Linux forgets it when asked to (proc(5), clear_refs); else it stays that since the start.
-    `process`: its id, None for this one."""
+    """Makes Linux forget the peak so far (proc(5), clear_refs) of a process by its id, None for
+    this one. Where it cannot, the peak stays that since the start."""
     with contextlib.suppress(OSError):
         Path(f"/proc/{process or 'self'}/clear_refs").write_text("5")
 

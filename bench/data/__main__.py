@@ -81,7 +81,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def write_data(path: Path, format: str, num_bytes: int) -> None:
-    """Sample rows, as many as make that size."""
+    """Writes sample rows, as many as make that size."""
     with path.open("wb") as file:
         for row, *_ in FORMATS[format].sample_data.rows(0):
             num_bytes -= file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")

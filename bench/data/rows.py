@@ -67,7 +67,7 @@ class DataRow:
         }
 
     def prepare(self, path: Path) -> Callable[[], dict[str, Any]]:
-        """What does the row's work over the file once, and tells what it came to."""
+        """Gives what does the row's work over the file once, and tells what it came to."""
         work = {"tokenise": self._tokenise, "pack": self._pack, "load": self._load}
         return work[self._spec.row](path)
 

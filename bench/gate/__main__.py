@@ -145,7 +145,7 @@ def build_parser() -> Options:
 
 
 def compare(options: argparse.Namespace) -> list[Comparison] | None:
-    """None where nothing measured is affected. Raises ConfigError."""
+    """Measures both commits; gives None where nothing measured is affected. Raises ConfigError."""
     base, head = _resolve(options.base), _resolve(options.head)
     if options.parts:
         parts = parse_names(options.parts, "--parts", list(PARTS))
@@ -187,15 +187,16 @@ def compare(options: argparse.Namespace) -> list[Comparison] | None:
 
 
 def affected_parts(files: Sequence[str]) -> list[str]:
-    """The parts that some changed file can slow down; all of them where no file has changed, since
-    what is asked then is how much one and the same code differs from itself."""
+    """Names the parts that some changed file can slow down; all of them where no file has changed,
+    since what is asked then is how much one and the same code differs from itself."""
     if not files:
         return list(PARTS)
     return [p for p, part in PARTS.items() if any(f.startswith(part.affected_by) for f in files)]
 
 
 def changed_files(base: str, head: str) -> list[str]:
-    """Between two commits; uncommitted and new files too, where one is the working tree."""
+    """Lists what differs between two commits; uncommitted and new files too, where one is the
+    working tree."""
     commits = [commit for commit in (base, head) if commit != WORKING_TREE]
     files = _git("diff", "--name-only", *commits).split() if commits else []
     if WORKING_TREE in (base, head):
@@ -236,8 +237,8 @@ def _measure_pair(
     temporary: Path,
     device: Device,
 ) -> Pair:
-    """Every part at both commits, each with its own benchmark. A part that the base cannot measure
-    yet has no rows there. Raises BrokenHeadError where the head cannot."""
+    """Measures every part at both commits, each with its own benchmark. A part that the base cannot
+    measure yet has no rows there. Raises BrokenHeadError where the head cannot."""
     probes: dict[str, list[float]] = {side: [] for side in folders}
     rows: dict[str, dict[str, Mapping[str, Any]]] = {side: {} for side in folders}
     results = {side: temporary / f"{side}.json" for side in folders}

@@ -74,7 +74,7 @@ class _Player:
             os.write(self.going, b".")
 
     def has_passed(self) -> bool:
-        """False where it ended instead."""
+        """Waits until it passes its turn; gives False where it ended instead."""
         return bool(os.read(self.passed, 1))
 
     def end(self) -> Ended:

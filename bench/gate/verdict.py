@@ -135,7 +135,7 @@ def _growth(head: Row, base: Row) -> float | None:
 
 
 def _peaks(row: Row) -> list[int | None]:
-    """Of each rank where that was measured; rehearsed where nothing was."""
+    """Gives the peak of each rank where that was measured, else the one peak or the rehearsed."""
     if per_rank := row.get("peak_bytes_per_rank"):
         return list(per_rank)
     return [row.get("peak_bytes") or row.get("rehearsed_peak_bytes")]

@@ -87,7 +87,7 @@ def _parse_parts(text: str) -> list[str]:
 
 
 def write_archive(path: Path, folder: Path, before: Mapping[Path, tuple[int, int]]) -> None:
-    """What this call wrote to the folder, below the folder's own name. Whole or not there."""
+    """Packs what this call wrote to the folder, below the folder's own name, whole or not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.new")
     with tarfile.open(unfinished, "w:gz") as archive:
@@ -98,7 +98,8 @@ def write_archive(path: Path, folder: Path, before: Mapping[Path, tuple[int, int
 
 
 def _stamps(folder: Path) -> dict[Path, tuple[int, int]]:
-    """When each file was last written and how large it is; what begins with a dot is unfinished."""
+    """Tells when each file was last written and how large it is; what begins with a dot is
+    unfinished."""
     found = {}
     for file in folder.rglob("*"):
         if file.is_file() and not any(p.startswith(".") for p in file.relative_to(folder).parts):

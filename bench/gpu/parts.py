@@ -82,7 +82,7 @@ def list_commands(part: str, options: argparse.Namespace) -> list[Command]:
 
 
 def _train(of: Iterable[str], more: str = "", name: str = "train_step-{}") -> list[Command]:
-    """Pretraining of some models, of which `--small` takes the first."""
+    """Gives the pretraining of some models, of which `--small` takes the first."""
     return [
         Command(
             name.format(model),
@@ -95,7 +95,7 @@ def _train(of: Iterable[str], more: str = "", name: str = "train_step-{}") -> li
 
 
 def _beside(name: str, more: str, **others: object) -> Command:
-    """Pretraining of the smallest model in another way."""
+    """Gives the pretraining of the smallest model in another way."""
     (command,) = _train([_FIRST], more, f"train_step-{{}}-{name}")
     return dataclasses.replace(command, **others)  # type: ignore[arg-type]
 
@@ -105,9 +105,9 @@ def _plain(name: str, arguments: str, *needs: str, is_small: bool = True) -> Com
 
 
 def _tests() -> list[Command]:
-    """Those of folders with tests that want a GPU: the others' modules may import packages that a
-    machine without a network lacks, and then no test of any would run. Eight processes share the
-    GPU; most of a kernel's first test is its compilation."""
+    """Gives those of folders with tests that want a GPU: the others' modules may import packages
+    that a machine without a network lacks, and then no test of any would run. Eight processes share
+    the GPU; most of a kernel's first test is its compilation."""
     found = Path("tests").rglob("*.py")
     folders = sorted({str(p.parent) for p in found if "pytest.mark.gpu" in p.read_text()})
     processes = ["--numprocesses", "8"] if importlib.util.find_spec("xdist") else []
@@ -118,8 +118,8 @@ def _tests() -> list[Command]:
 
 
 def _sanitizer() -> list[Command]:
-    """Every kernel at small odd sizes: by itself, which compiles them, then watched for accesses
-    out of bounds, races in shared memory, and reads of what nobody wrote."""
+    """Runs every kernel at small odd sizes: by itself, which compiles them, then watched for
+    accesses out of bounds, races in shared memory, and reads of what nobody wrote."""
     once = Command("small_kernels", ("bench.small_kernels",), writes_json=False)
     limits_s = {"memcheck": 150.0, "racecheck": 120.0, "initcheck": 90.0}
     return [once] + [
@@ -133,7 +133,7 @@ def _sanitizer() -> list[Command]:
 
 
 def _curve(row: str) -> list[Command]:
-    """Minutes of training by one row: --data is worth giving."""
+    """Gives minutes of training by one row, for which --data is worth giving."""
     arguments = f"bench.train.loss_curves --rows {row} --original_batch 32 --accumulation 1"
     takes = ("data", "tokenizer", "val_data", "minutes")
     return [Command(f"loss_curves-{row}", tuple(arguments.split()), takes=takes)]

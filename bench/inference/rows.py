@@ -66,7 +66,7 @@ class GenerationTime:
 
 class Row(Protocol):
     def generate(self, prompts: Prompts) -> tuple[list[list[int]], list[list[float]]]:
-        """The new tokens of each prompt, and when each came (time.perf_counter)."""
+        """Gives the new tokens of each prompt, and when each came (time.perf_counter)."""
         ...
 
 
@@ -116,7 +116,7 @@ class TransformersRow:
         times: list[float] = []
 
         def note(input_ids: torch.Tensor, scores: Any, **more: Any) -> torch.Tensor:
-            """Called after each token; never stops."""
+            """Is called after each token; never stops."""
             if input_ids.is_cuda:
                 torch.cuda.synchronize()
             times.append(time.perf_counter())
@@ -151,7 +151,7 @@ class ServedRow:
         return {"threads": torch.get_num_threads()}
 
     def start_timing(self) -> None:
-        """After the warm-up: what it made stays, and its peaks are forgotten."""
+        """Ends the warm-up: what it made stays, and its peaks are forgotten."""
         gc.collect()
         reset_peak_resident()
         self._memory = PeakMemory(self._spec.device)
@@ -173,7 +173,7 @@ class ServedRow:
         )
 
     def measure(self, prompts: Prompts) -> dict[str, Any]:
-        """Peak memory, of a generation of its own where measuring costs time."""
+        """Gives the peak of memory, of a generation of its own where measuring costs time."""
         resident = peak_resident()
         with self._memory.measured():
             self._row.generate(prompts)

@@ -39,7 +39,7 @@ class CallTime:
 
 @contextmanager
 def running_server(spec: InferenceSpec) -> Iterator[tuple[str, int]]:
-    """The address and the process id of a server with `spec.batch` slots. Raises WorkerError."""
+    """Gives address and process id of a server with `spec.batch` slots. Raises WorkerError."""
     command = [sys.executable, str(_ROOT / "launch" / "serve.py")]
     command += ["--checkpoint", f"model={spec.folder}", "--port", "0"]
     command += ["--dtype", _PRECISIONS[str(spec.dtype)], "--max_batch", str(spec.batch)]
@@ -77,8 +77,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log_file: Path) -> str:
 def measure_clients(
     url: str, process: int, spec: InferenceSpec, clients: int, calls: int, seed: int
 ) -> dict[str, Any]:
-    """A row: `clients` streams at once, `calls` in all, each of as many tokens as the spec says,
-    after one unmeasured call by each. Raises WorkerError for a call that fails."""
+    """Gives a row: `clients` streams at once, `calls` in all, each of as many tokens as the spec
+    says, after one unmeasured call by each. Raises WorkerError for a call that fails."""
     asyncio.run(_load(url, spec, clients, clients, seed))
     reset_peak_resident(process)
     started = time.perf_counter()

@@ -96,8 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def fill_sections(text: str, results: Results, names: Sequence[str]) -> str:
-    """The document with these of its sections made anew. Raises KeyError for a mark that names
-    none."""
+    """Gives the document with these of its sections made anew. Raises KeyError for a mark that
+    names none."""
 
     def fill(found: re.Match[str]) -> str:
         name = found["name"]

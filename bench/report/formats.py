@@ -18,7 +18,7 @@ from minimind.data.turns import CALLS, PARTS, ROLES, SHAREGPT_TURNS, TURNS
 
 
 def files_section() -> str:
-    """A line for each kind of file."""
+    """Gives a line for each kind of file."""
     names = ", ".join(COMPRESSIONS)
     rows = []
     for one in CONTAINERS:
@@ -42,7 +42,7 @@ def files_section() -> str:
 
 
 def forms_section() -> str:
-    """A line for each form of row that each kind of training takes."""
+    """Gives a line for each form of row that each kind of training takes."""
     rows = [
         (USED_BY[kind], f"`{dialect.name}`", dialect.title, f"`{dialect.example}`",
          dialect.targets or "as in the project's own form")
@@ -54,7 +54,7 @@ def forms_section() -> str:
 
 
 def keys_section() -> str:
-    """A line for each key that is known, by the kind of object that it stands in."""
+    """Gives a line for each key that is known, by the kind of object that it stands in."""
     rows: list[tuple[str, str, str]] = []
     for kind, dialects in DIALECTS.items():
         rows += _key_rows(f"a row for {USED_BY[kind]}", [dialect.keys for dialect in dialects])
@@ -75,7 +75,7 @@ def keys_section() -> str:
 
 
 def _key_rows(of: str, tables: Iterable[KeyTable]) -> list[tuple[str, str, str]]:
-    """The keys of several forms, those that do the same in one line."""
+    """Lists the keys of several forms, those that do the same in one line."""
     by_effect: dict[str, dict[str, None]] = {}
     for table in tables:
         for key, what in table.used.items():
@@ -92,6 +92,6 @@ def _key_rows(of: str, tables: Iterable[KeyTable]) -> list[tuple[str, str, str]]
 
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """Markdown, not padded: texts are too long to be aligned."""
+    """Makes Markdown, not padded: texts are too long to be aligned."""
     lines = [header, ("-",) * len(header), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

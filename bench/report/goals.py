@@ -78,7 +78,7 @@ _OTHER_GOALS = (
 
 
 def ceilings_section(results: Results) -> str:
-    """By device the most that any of its results files measured beside its figures."""
+    """Gives by device the most that any of its results files measured beside its figures."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for path, measured in results.files.items():
         if measured["machine"].get("ceilings"):
@@ -101,7 +101,7 @@ def ceilings_section(results: Results) -> str:
 
 
 def kernel_goals_section(results: Results) -> str:
-    """Floor, goal and what was measured, on each card."""
+    """Gives floor, goal and what was measured, on each card."""
     measured = {card: _kernel_rows(results, card) for card in CARDS}
     cases = {
         (sizes.preset, case.name): case
@@ -120,7 +120,7 @@ def kernel_goals_section(results: Results) -> str:
 
 
 def _kernel_rows(results: Results, card: str) -> dict[tuple[str, str], float]:
-    """The newest medians of ours on a card, by preset and name."""
+    """Gives the newest medians of ours on a card, by preset and name."""
     rows = (
         row
         for found in results.oldest_first("kernels")
@@ -136,7 +136,7 @@ def _kernel_line(
     goal: float,
     measured: Mapping[str, Mapping[tuple[str, str], float]],
 ) -> list[str]:
-    """`goal` is an H200's."""
+    """Gives a line; `goal` is an H200's."""
     cells = [f"`{case.name}` {' + '.join(ways)}", case.sizes.preset]
     limit = max(_floor_us(case, ways, CARDS[0]), _LAUNCHES_US)
     for card in CARDS:
@@ -152,7 +152,7 @@ def _kernel_line(
 
 
 def _floor_us(case: Case, ways: Sequence[str], card: str) -> float:
-    """Of bytes or of products, whichever takes longer."""
+    """Gives the time of bytes or of products, whichever takes longer."""
     bytes_per_s, flops_per_s = _CEILINGS[card]
     moved = sum(getattr(case, f"{way}_bytes") for way in ways)
     flops = sum(getattr(case, f"{way}_flops") for way in ways)
@@ -189,7 +189,7 @@ def _is_pretraining(row: Mapping[str, Any]) -> bool:
 
 
 def other_goals_section(results: Results) -> str:
-    """What is a ratio of rows of one run, for every device that was measured."""
+    """Gives what is a ratio of rows of one run, for every device that was measured."""
     header = ("machine", "figure", "goal", "measured", "file")
     lines = [line for path, found in _by_age(results) for line in _ratios(path, found)]
     missing: list[list[str]] = []
@@ -240,7 +240,7 @@ def _ratios(path: Path, found: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def profile_section(results: Results) -> str:
-    """One step of each profiled row: what the GPU did, and for how long it did nothing."""
+    """Shows one step of each profiled row: what the GPU did, and for how long it did nothing."""
     header = ("machine", "row", "step ms", "GPU idle", "launches", "longest kernels, µs")
     lines = []
     for _, found in results.with_paths("train_step"):

@@ -24,7 +24,7 @@ def scaling_figure(folder: str, stem: str) -> Path:
 
 
 def draw_plots(results: Results) -> Iterator[Path]:
-    """All that there is something to draw of; what was drawn."""
+    """Draws all that there is something to draw of; yields what was drawn."""
     (_ROOT / FIGURES).mkdir(parents=True, exist_ok=True)
     for folder, found in results.by_device("scaling").items():
         for path, measured in found:
@@ -54,7 +54,7 @@ def draw_plots(results: Results) -> Iterator[Path]:
 
 
 def _plot_curves(rows: Sequence[Mapping[str, Any]], device: str, path: Path) -> None:
-    """Held-out loss over the time that each row has trained for."""
+    """Shows held-out loss over the time that each row has trained for."""
     figure = _new_figure(8, 4.5)
     axes = figure.subplots()
     for row in rows:
@@ -72,7 +72,7 @@ def _plot_curves(rows: Sequence[Mapping[str, Any]], device: str, path: Path) -> 
 def _plot_kernels(
     rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any], path: Path
 ) -> None:
-    """Times over floors, an operation a line: at 1 it takes as long as its bytes or products."""
+    """Shows times over floors, a line an operation: 1 is as long as bytes or products take."""
     preset = "minimind2-small" if any(r["preset"] == "minimind2-small" for r in rows) else None
     shown = [row for row in rows if preset is None or row["preset"] == preset]
     names = sorted({row["name"] for row in shown}, reverse=True)
@@ -131,7 +131,7 @@ def _plot_history(points: Sequence[Mapping[str, Any]], folder: str, path: Path) 
 
 
 def history_label(point: Mapping[str, Any]) -> str:
-    """What a line of the history is of."""
+    """Says what a line of the history is of."""
     label = f"{point['model']} {point['stage'] or 'pretrain'} {point['ds_config']}"
     if point["name"] == "engine":
         return label

@@ -35,7 +35,8 @@ _KERNELS = {"torch": "without our kernels", "Liger-Kernel": "with Liger-Kernel"}
 
 
 def training_section(results: Results) -> str:
-    """Every training benchmark, by machine, stage and row; each with the commit it was taken at."""
+    """Lists every training benchmark, by machine, stage and row; each with the commit it was taken
+    at."""
     header = (
         "machine", "model", "row", "useful tokens/s", "p10–p90", "× original", "MFU", "MFU, causal",
         "peak MB", "commit",
@@ -82,7 +83,7 @@ def _row_name(row: Mapping[str, Any]) -> str:
 
 
 def cards_section(results: Results) -> str:
-    """Of each GPU that there are goals for, what was measured on it and at which commits."""
+    """Says, of each GPU that there are goals for, what was measured on it and at which commits."""
     header = ("card", "measured", "commits")
     lines = []
     for card in CARDS:
@@ -94,8 +95,8 @@ def cards_section(results: Results) -> str:
 
 
 def scaling_section(results: Results) -> str:
-    """A table for each device and JSON and a picture for each device, and a line where no GPU was
-    measured."""
+    """Gives a table for each device and JSON and a picture for each device, and a line where no GPU
+    was measured."""
     parts = []
     for folder, found in results.by_device("scaling").items():
         for path, measured in found:
@@ -121,12 +122,12 @@ def scaling_section(results: Results) -> str:
 
 
 def data_section(results: Results) -> str:
-    """From text to batches."""
+    """Tells of the way from text to batches."""
     return _tables(results, "data", "Tokenising, packing and loading", data.format_rows)
 
 
 def memory_section(results: Results) -> str:
-    """MB of a rank by holder, as rehearsed, and what was measured."""
+    """Gives MB of a rank by holder, as rehearsed, and what was measured."""
 
     def table(rows: Sequence[Row]) -> str:
         known = [(row, held) for row in rows if (held := _holders(row))]
@@ -158,7 +159,7 @@ def _holders(row: Row) -> dict[str, int]:
 
 
 def advice_section(results: Results) -> str:
-    """DeepSpeed JSONs of one run beside each other, the quickest first."""
+    """Puts DeepSpeed JSONs of one run beside each other, the quickest first."""
     columns: Columns = {
         "model": lambda row: row["model"],
         "ranks": lambda row: str(row["world_size"]),

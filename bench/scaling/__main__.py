@@ -154,7 +154,7 @@ def predict(
 
 
 def _plan(modes: Sequence[str], counts: Sequence[int], rows: int) -> list[tuple[str, int, int]]:
-    """(mode, ranks, rows a step) of every run."""
+    """Lists (mode, ranks, rows a step) of every run."""
     return [
         (mode, count, rows if mode == "strong" else rows // counts[0] * count)
         for mode in modes

@@ -105,7 +105,7 @@ def _draw_lines(
 
 
 def _draw_time(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Each measured run's step as a bar of its parts."""
+    """Draws each measured run's step as a bar of its parts."""
     measured = [row for row in rows if not row["predicted"]]
     labels = [f"{row['name']}, {row['world_size']}" for row in measured]
     left = [0.0] * len(measured)

@@ -67,8 +67,8 @@ def main() -> int:
 
 
 def _take_cores(local_rank: int, threads: int) -> None:
-    """As many threads for each rank at every count of ranks, on cores of its own where there are
-    enough: else one rank alone would have the whole machine, and scaling would look poor."""
+    """Takes as many threads for each rank at every count of ranks, on cores of its own where there
+    are enough: else one rank alone would have the whole machine, and scaling would look poor."""
     torch.set_num_threads(threads)
     cores = sorted(os.sched_getaffinity(0))
     mine = cores[local_rank * threads : (local_rank + 1) * threads]
@@ -79,7 +79,7 @@ def _take_cores(local_rank: int, threads: int) -> None:
 def measure(
     options: argparse.Namespace, train_flags: list[str], ranks: Ranks, device: Device
 ) -> dict[str, Any]:
-    """What all ranks found, on each of them."""
+    """Gives what all ranks found, on each of them."""
     num_steps = options.warmup_steps + options.timed_steps + _WATCHED_STEPS
     flags = [*train_flags, "--max_steps", str(num_steps)]
     run = Run.on(parse_arguments(flags), ranks, device).build()
@@ -159,8 +159,8 @@ class WaitedLoader:
 
 
 def measure_link(device: Device, world_size: int) -> dict[str, float] | None:
-    """What a rank sends a second in an all-reduce, and how long the smallest one takes; None with
-    one rank."""
+    """Gives what a rank sends a second in an all-reduce, and how long the smallest one takes; None
+    with one rank."""
     if world_size == 1:
         return None
     seconds = {}

@@ -85,7 +85,7 @@ class StepModel:
     def communication_s(
         self, world_size: int, link: Link, collectives: Collectives, compute_s: float
     ) -> float:
-        """What of it the step waits for."""
+        """Gives the seconds of communication that the step waits for."""
         if world_size == 1:
             return 0.0
         gradients = weights = 0.0
@@ -106,7 +106,8 @@ def build_row(
     mode: str, num_rows: int, found: Mapping[str, Any], device: Device,
     base: Mapping[str, Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """A measured count. `found` is bench.scaling.rank's; `base` the smallest count's row."""
+    """Gives the row of a measured count. `found` is bench.scaling.rank's; `base` the smallest
+    count's row."""
     ranks = found["ranks"]
     # Ranks wait for each other, so a step is as long as on the slowest.
     seconds = [max(step) for step in zip(*(rank["step_seconds"] for rank in ranks), strict=True)]

@@ -149,7 +149,8 @@ def _announce(model: str, run: ResolvedRun) -> None:
 
 
 def _check_first_losses(worker: Worker) -> dict[str, Any]:
-    """Before anything is timed: both sides compute the same thing. Raises WorkerError."""
+    """Makes sure, before anything is timed, that both sides compute the same thing. Raises
+    WorkerError."""
     theirs, ours = worker.call("compare_first_losses")
     difference = abs(theirs - ours)
     print(f"first loss: {worker.name} {theirs:.6f}, ours {ours:.6f}, apart {difference:.1e}")

@@ -97,7 +97,7 @@ def _of_answers(spec: RowSpec, steps: Sequence[StepTime]) -> dict[str, Any]:
 
 
 def _tokens_per_step(steps: Sequence[StepTime]) -> float:
-    """Without padding."""
+    """Counts useful tokens: without padding."""
     return statistics.mean(step.num_tokens for step in steps)
 
 

@@ -152,5 +152,5 @@ class OriginalModel(nn.Module):
 
 
 def original_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Mean over the targets of the batch; padding has none."""
+    """Gives the mean over the targets of the batch; padding has none."""
     return F.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE_INDEX)

@@ -65,13 +65,13 @@ class OriginalRow:
     def build_module(
         self, config: ModelConfig, weights: dict[str, Tensor], length: int, device: torch.device
     ) -> nn.Module:
-        """The model with `weights`, which have Hugging Face's names, for rows of `length`."""
+        """Gives the model with `weights`, which have Hugging Face's names, for rows of `length`."""
         module = OriginalModel(config, length)
         module.load_split(weights)
         return module.to(device)
 
     def loss(self, ids_BT: Tensor, labels_BT: Tensor) -> Tensor:
-        """Mean over the targets."""
+        """Gives the mean over the targets."""
         return original_loss(self.module(ids_BT), labels_BT)
 
     def step(self) -> Tensor:
@@ -147,7 +147,7 @@ class TransformersRow(OriginalRow):
 
 
 def _apply_liger(module: nn.Module) -> str:
-    """Whose kernels the model then has."""
+    """Tells whose kernels the model then has."""
     try:
         from liger_kernel.transformers import (  # type: ignore[import-not-found]
             _apply_liger_kernel_to_instance,
@@ -167,13 +167,13 @@ PADDED_ROWS: dict[str, type[OriginalRow]] = {
 
 
 def is_padded(spec: RowSpec) -> bool:
-    """Whether the row pads the documents that others pack."""
+    """Tells whether the row pads the documents that others pack."""
     return spec.documents is not None and spec.name in PADDED_ROWS
 
 
 def compare_first_losses(spec: RowSpec) -> tuple[float, float]:
-    """The loss of a padded row and of our model on the row's first documents: padded there, packed
-    here, from the weights that every row starts from; ours in fp32."""
+    """Gives the loss of a padded row and of our model on the row's first documents: padded there,
+    packed here, from the weights that every row starts from; ours in fp32."""
     run, device = spec.run, spec.run.device.torch_device
     assert spec.documents is not None, "a row of pretraining"
     row = PADDED_ROWS[spec.name](spec)

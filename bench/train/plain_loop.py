@@ -62,7 +62,7 @@ class Masters:
         return [{**group, "params": [masters[p] for p in group["params"]]} for group in groups]
 
     def gather_gradients(self) -> None:
-        """After a backward: adds the weights' gradients up in fp32."""
+        """Adds, after a backward, the weights' gradients up in fp32."""
         if self.parameters is self._weights:
             return
         for weight, master in zip(self._weights, self.parameters, strict=True):
@@ -75,7 +75,7 @@ class Masters:
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """After an update: the weights are the masters, rounded."""
+        """Rounds the masters, after an update, to the weights."""
         if self.parameters is not self._weights:
             for weight, master in zip(self._weights, self.parameters, strict=True):
                 weight.copy_(master)

@@ -36,7 +36,7 @@ class TrainRow(Protocol):
 
     @property
     def steps(self) -> Steps:
-        """What `step` reads, by its number."""
+        """Gives what `step` reads, by its number."""
         ...
 
     def step(self) -> Tensor | float:
@@ -177,7 +177,7 @@ class FrozenRow:
 
     @torch.no_grad()
     def step(self) -> Tensor:
-        """Its "loss" is the mean negative log-probability."""
+        """Gives as "loss" the mean negative log-probability."""
         total, batches = torch.zeros((), device=self._device), next(self._batches)
         for batch in batches:
             batch = batch.to(self._device)

@@ -164,7 +164,7 @@ class _Resolver:
         return self._resolve(stage, model, ds_config, settings, start)
 
     def _concerning(self, stage: str) -> dict[str, Any]:
-        """Those of --set that a run takes: a row of another stage than --stage knows fewer."""
+        """Picks the settings that a run takes: a row of another stage than --stage knows fewer."""
         mine, asked = (_names(STAGES[s].recipe_type) for s in (stage, self._options.stage))
         return {key: value for key, value in self._set.items() if key not in asked - mine}
 

@@ -142,7 +142,7 @@ class StepParts:
         self._since = now
 
     def _begin(self, part: str) -> None:
-        """From now on, outside of what stands inside."""
+        """Charges what comes to `part`, outside of what stands inside another."""
         self._charge()
         self._current = part
 

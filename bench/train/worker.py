@@ -58,14 +58,14 @@ class TrainedRow:
         }
 
     def start_timing(self) -> None:
-        """After the warm-up: what it made stays, and its peaks are forgotten."""
+        """Ends the warm-up: what it made stays, and its peaks are forgotten."""
         freeze_objects()
         reset_peak_resident()
         self._memory = PeakMemory(self._device)
 
     def step(self, index: int) -> StepTime:
-        """Step `index`, which is the row's next. Timed are a look into the queue of what was read
-        ahead and the whole step, up to the moment when the device is done."""
+        """Takes step `index`, which is the row's next. Timed are a look into the queue of what was
+        read ahead and the whole step, up to the moment when the device is done."""
         data = self._row.steps.step(index)
         self._wait()
         start = time.perf_counter()
@@ -88,7 +88,7 @@ class TrainedRow:
         )
 
     def measure(self) -> dict[str, Any]:
-        """Peak memory and operator counts, on steps of their own where measuring costs time."""
+        """Gives peak memory and counts, on steps of their own where measuring costs time."""
         resident, between_steps = peak_resident(), self._live_bytes()
         with self._memory.measured():
             if self._device.type != "cuda":

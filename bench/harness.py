@@ -1,4 +1,4 @@
-"""What every benchmark shares: which machine, what statistics, which JSON, which table.
+"""What every benchmark shares: the machine, statistics, the results file and tables.
 
 A results file is one object: `benchmark`, `schema_version`, `machine`, `arguments`, `rows`. Every
 row has the machine once more, so that a table can be made of rows from several files, and every
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import logging
 import os
 import platform
 import re
@@ -24,11 +23,9 @@ import psutil
 import torch
 
 from bench.ceilings import measure_ceilings
-from minimind.errors import ConfigError, MiniMindError
+from minimind.errors import ConfigError
 from minimind.runtime.devices import Device
 from minimind.runtime.whole_files import write_whole
-
-logger = logging.getLogger("bench")
 
 SCHEMA_VERSION = 2
 ROW_FIELDS = (
@@ -41,15 +38,21 @@ ROW_FIELDS = (
 )  # fmt: skip
 """`useful_tokens_per_s` is a median over steps, over all ranks, without padding; `mfu` counts
 6N + 12·L·D·T a token, `mfu_causal` what each token of a document sees; `step_parts_s` is
-bench/step_parts.py's; bytes are those of the rank that has most, with a list of all ranks' where
-there are several."""
+bench/train/step_parts.py's; bytes are those of the rank that has most, with a list of all ranks'
+where there are several."""
 _PACKAGES = ("torch", "triton", "deepspeed", "tokenizers", "liger-kernel")
 _ROOT = Path(__file__).resolve().parents[1]
 RESULTS = _ROOT / "bench" / "results"
+NOT_MEASURED = "not measured"
+
+Row = Mapping[str, Any]
+Columns = Mapping[str, Callable[[Row], str]]
+"""The headings of a table, each with what makes a row's cell of it."""
 
 
 def describe_machine(device: Device) -> dict[str, Any]:
-    """The machine, what runs on it and how busy it is now; a number is nothing without it."""
+    """Describes the machine, what runs on it and how busy it is now; a number is nothing without
+    it."""
     on_gpu = device.kind == "gpu"
     return {
         "device": device.name,
@@ -74,22 +77,22 @@ def describe_machine(device: Device) -> dict[str, Any]:
 
 
 def summarize(values: Sequence[float]) -> dict[str, float]:
-    """Median, p10, p90 and their distance as a share of the median."""
+    """Gives median, p10, p90 and their distance as a share of the median."""
     tenths = statistics.quantiles(values, n=10, method="inclusive") if len(values) > 1 else values
     median, p10, p90 = statistics.median(values), tenths[0], tenths[-1]
     return {"median": median, "p10": p10, "p90": p90, "spread": (p90 - p10) / median}
 
 
 def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:
-    """The median of ratios of values taken in turns, and the standard error of that median (1.25
-    times that of the mean, as for normal noise): what moved both of a pair cancels."""
+    """Gives the median of ratios of values taken in turns, and the standard error of that median
+    (1.25 times that of the mean, as for normal noise): what moved both of a pair cancels."""
     ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
     error = 1.2533 * statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0
     return {"median": statistics.median(ratios), "standard_error": error}
 
 
 def check_writable(path: Path) -> None:
-    """Before minutes are spent on what is to go there. Raises ConfigError."""
+    """Raises ConfigError before minutes are spent on what cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a"):
@@ -108,7 +111,7 @@ def write_results(
     rows: Sequence[Mapping[str, Any]],
     **more: Any,
 ) -> None:
-    """Whole or not there."""
+    """Writes a results file, whole or not at all."""
     machine, missing = dict(machine), dict.fromkeys(ROW_FIELDS)
     results = {
         "benchmark": benchmark,
@@ -118,38 +121,24 @@ def write_results(
         **more,
         "rows": [{**missing, **row, "machine": machine} for row in rows],
     }
-    text = json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n"
+    write_json(path, results)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file that is whole or as it was before."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n"
     with write_whole(path) as new:
         new.write_text(text, encoding="utf-8")
 
 
 def _without_folder(value: Any) -> Any:
-    """An absolute path's last part: where it lay says nothing elsewhere."""
+    """Gives an absolute path's last part: where it lay says nothing elsewhere."""
     is_path = isinstance(value, str | Path) and os.path.isabs(value)
     return Path(value).name if is_path else value
 
 
-class MeasurementError(Exception):
-    """What was to be measured broke."""
-
-
-def run_program(program: Callable[[], int | None]) -> int:
-    """The program's exit status, 0 for None: 1 where what it measures breaks, 2 for what the user
-    can mend, 130 for Ctrl-C."""
-    try:
-        return program() or 0
-    except MiniMindError as error:
-        status, message = 2, error
-    except MeasurementError as error:
-        status, message = 1, error
-    except KeyboardInterrupt:
-        return 130
-    logger.error("error: %s", message)
-    return status
-
-
 def results_folder(machine: Mapping[str, Any]) -> Path:
-    """Where a machine's results are kept: bench/results/<device>."""
+    """Says where a machine's results are kept: bench/results/<device>."""
     device = re.sub(r"\((r|tm)\)|processor", "", machine["device"].lower())
     if machine["kind"] == "cpu":
         device += f" {machine['cores']} cores"
@@ -157,7 +146,7 @@ def results_folder(machine: Mapping[str, Any]) -> Path:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown, aligned; the first column to the left, the others to the right."""
+    """Makes Markdown, aligned; the first column to the left, the others to the right."""
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -167,6 +156,43 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
+
+
+def format_rows(rows: Sequence[Row], columns: Columns) -> str:
+    """Makes the table of some rows."""
+    return format_table(list(columns), [[cell(row) for cell in columns.values()] for row in rows])
+
+
+def shown(
+    value: float | None, form: str = ",.0f", per: float = 1, missing: str = NOT_MEASURED
+) -> str:
+    """Gives a figure's cell, in units of `per`."""
+    return missing if value is None else format(value / per if per != 1 else value, form)
+
+
+def with_error(
+    value: float | None, error: float | None, digits: int = 2, missing: str = NOT_MEASURED
+) -> str:
+    """Gives the cell of a figure and its standard error, where there is one."""
+    text = shown(value, f".{digits}f", missing=missing)
+    return text if value is None or error is None else f"{text} ± {error:.{digits}f}"
+
+
+def rate_range(row: Row) -> str:
+    """Gives the cell of the slowest and the quickest tenth."""
+    return f"{row['useful_tokens_per_s_p10']:,.0f}–{row['useful_tokens_per_s_p90']:,.0f}"
+
+
+def describe_place(machine: Row) -> str:
+    """Names a machine in a table."""
+    cores = f", {machine['cores']} cores" if machine["kind"] == "cpu" else ""
+    return f"{machine['device']}{cores}"
+
+
+def rates(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Gives a rate's fields of a row: its median, p10 and p90."""
+    found = summarize(values)
+    return {name: found["median"], f"{name}_p10": found["p10"], f"{name}_p90": found["p90"]}
 
 
 def _gpu_memory(device: Device) -> int:
@@ -181,8 +207,8 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, with a mark where files differ from it; what GIT_COMMIT says
-    where files alone were copied to a machine."""
+    """Gives the commit of this checkout, with a mark where files differ from it; what GIT_COMMIT
+    says where files alone were copied to a machine."""
     git = ("git", "--no-optional-locks", "-C", str(_ROOT))
     commit = _run(*git, "rev-parse", "HEAD")
     changed = _run(*git, "status", "--porcelain", "--untracked-files=no")

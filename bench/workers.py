@@ -1,4 +1,4 @@
-"""One process per row, so that memory is the row's own; the parent has them work in turns."""
+"""One process for each row, so that memory is the row's own; the parent has them work in turns."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import random
 import signal
+import subprocess
+import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from bench.harness import MeasurementError
+import psutil
+from tqdm import tqdm
+
+from bench.program import MeasurementError
+from bench.turns import pass_turn
 from minimind.errors import MiniMindError
 from minimind.runtime.devices import limit_threads
 
@@ -70,6 +77,38 @@ class Worker:
             self._process.join()
 
 
+@contextlib.contextmanager
+def started(serve: Callable[[Any], object], specs: Sequence[Any]) -> Iterator[list[Worker]]:
+    """Has a worker for each spec, which has a `name`, and ends them all."""
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for spec in specs:
+            workers.append(Worker(spec.name, serve, spec))
+            stack.callback(workers[-1].close)
+        yield workers
+
+
+def ask_all(workers: Sequence[Worker], method: str, *arguments: Any) -> list[Any]:
+    """Asks all at once; gives their answers in order."""
+    for worker in workers:
+        worker.send(method, *arguments)
+    return [worker.receive() for worker in workers]
+
+
+def take_turns(
+    workers: Sequence[Worker], method: str, rounds: Sequence[Any], seed: int, title: str
+) -> list[list[Any]]:
+    """Calls the method of each worker with each argument: a round has one call of every one, in
+    random order. Gives each worker's answers."""
+    answers: list[list[Any]] = [[] for _ in workers]
+    generator = random.Random(seed)
+    for argument in tqdm(rounds, desc=title, file=sys.stderr, disable=None):
+        pass_turn()
+        for turn in generator.sample(range(len(workers)), len(workers)):
+            answers[turn].append(workers[turn].call(method, argument))
+    return answers
+
+
 def _serve(connection: Connection, name: str, serve: Callable[[Any], object], spec: Any) -> None:
     # Ctrl-C reaches the whole group; the parent decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -93,8 +132,8 @@ def _serve(connection: Connection, name: str, serve: Callable[[Any], object], sp
 
 
 def reset_peak_resident(process: int | None = None) -> None:
-    """Linux forgets it when asked to (proc(5), clear_refs); else it stays that since the start.
-    `process`: its id, None for this one."""
+    """Makes Linux forget the peak so far (proc(5), clear_refs) of a process by its id, None for
+    this one. Where it cannot, the peak stays that since the start."""
     with contextlib.suppress(OSError):
         Path(f"/proc/{process or 'self'}/clear_refs").write_text("5")
 
@@ -104,3 +143,15 @@ def peak_resident(process: int | None = None) -> int | None:
         status = Path(f"/proc/{process or 'self'}/status").read_text()
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
     return None
+
+
+def kill_with_children(process: subprocess.Popen[Any]) -> None:
+    """Ends at once what still runs of it, with the ranks that a launcher started in a session of
+    their own: they would stay behind, at work on the GPU."""
+    if process.poll() is None:
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()

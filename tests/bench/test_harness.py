@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench import harness
-from bench.counts import SYNC_OPERATORS, count_step
+from bench.train.counts import SYNC_OPERATORS, count_step
 from minimind.errors import ConfigError
 from minimind.runtime.devices import find_device
 

@@ -1,0 +1,1 @@
+"""How quickly does text become batches, and does memory grow with a file?"""

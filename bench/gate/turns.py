@@ -1,0 +1,109 @@
+"""Runs programs that measure in turns, so that what the machine does meanwhile meets all alike.
+
+One works while the others wait: each passes its turn (bench/turns.py) before every round that it
+times. A program that never does so, such as an older commit's, runs through when it is its turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from bench.turns import VARIABLE
+from bench.workers import kill_with_children
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What is to be run, and where."""
+
+    arguments: Sequence[str]
+    folder: Path
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a program came out."""
+
+    status: int
+    errors: str
+    """What it wrote to stderr."""
+
+
+def run_in_turns(
+    programs: Mapping[str, Program], before_turn: Callable[[str], None]
+) -> dict[str, Ended]:
+    """Runs them all to their ends, in the order given. `before_turn(name)` is called while all of
+    them wait. Whatever it raises ends them."""
+    ended: dict[str, Ended] = {}
+    with contextlib.ExitStack() as stack:
+        players: dict[str, _Player] = {}
+        waiting = deque(programs)
+        while waiting:
+            name = waiting.popleft()
+            before_turn(name)
+            if name in players:
+                players[name].go()
+            else:
+                players[name] = stack.enter_context(_started(programs[name]))
+            if players[name].has_passed():
+                waiting.append(name)
+            else:
+                ended[name] = players[name].end()
+    return ended
+
+
+@dataclass(frozen=True, slots=True)
+class _Player:
+    process: subprocess.Popen[Any]
+    errors: IO[str]
+    passed: int
+    """The end of the pipe from which a passed turn is read."""
+    going: int
+
+    def go(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self.going, b".")
+
+    def has_passed(self) -> bool:
+        """Waits until it passes its turn; gives False where it ended instead."""
+        return bool(os.read(self.passed, 1))
+
+    def end(self) -> Ended:
+        status = self.process.wait()
+        self.errors.seek(0)
+        return Ended(status, self.errors.read())
+
+
+@contextlib.contextmanager
+def _started(program: Program) -> Iterator[_Player]:
+    passed, passing = os.pipe()
+    going, go = os.pipe()
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        process = subprocess.Popen(
+            program.arguments,
+            cwd=program.folder,
+            env={**program.environment, VARIABLE: f"{passing},{going}"},
+            pass_fds=(passing, going),
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+        )
+        # Its own alone are left, so that its end is the pipe's.
+        os.close(passing)
+        os.close(going)
+        try:
+            yield _Player(process, errors, passed, go)
+        finally:
+            # Before its pipes are closed, which it would take for its turn.
+            kill_with_children(process)
+            os.close(go)
+            os.close(passed)
+            process.wait()

@@ -1,0 +1,1 @@
+"""How quickly are tokens generated, by the engine beside `transformers` and by the server?"""

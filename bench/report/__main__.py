@@ -1,0 +1,115 @@
+"""Tables and plots from the results files, and those of docs/data.md from the tables that data is
+read by: `python -m bench.report`.
+
+What stands between `<!-- generated: python -m bench.report NAME -->` and `<!-- end -->` in a
+document is written anew from bench/results; plots go to docs/figures. What nobody measured reads
+"not measured". With names, only those sections are written; `--check` writes nothing.
+
+Exit status: 0 done, 1 `--check` found a table that is not what the results give, 2 bad usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from bench.kernels.tables import kernel_table, step_count_table
+from bench.report.formats import files_section, forms_section, keys_section
+from bench.report.goals import (
+    ceilings_section,
+    kernel_goals_section,
+    other_goals_section,
+    profile_section,
+    training_goals_section,
+)
+from bench.report.packages import packages_section
+from bench.report.plots import draw_plots
+from bench.report.tables import (
+    advice_section,
+    cards_section,
+    data_section,
+    memory_section,
+    scaling_section,
+    training_section,
+)
+from bench.results import Results, update_history
+
+ROOT = Path(__file__).resolve().parents[2]
+SECTIONS: dict[str, Callable[[Results], str]] = {
+    "kernels": kernel_table,
+    "step_counts": step_count_table,
+    "training": training_section,
+    "scaling": scaling_section,
+    "cards": cards_section,
+    "ceilings": ceilings_section,
+    "kernel_goals": kernel_goals_section,
+    "training_goals": training_goals_section,
+    "other_goals": other_goals_section,
+    "profiles": profile_section,
+    "memory": memory_section,
+    "advice": advice_section,
+    "data": data_section,
+}
+RULES: dict[str, Callable[[], str]] = {
+    "files": files_section,
+    "forms": forms_section,
+    "keys": keys_section,
+    "packages": packages_section,
+}
+"""Sections that hold no results."""
+NAMES = (*SECTIONS, *RULES)
+DOCUMENTS = (
+    "README.md", "kernels/README.md", "docs/performance.md", "docs/data.md", "docs/architecture.md",
+)  # fmt: skip
+_SECTION = re.compile(
+    r"(?P<start><!-- generated: python -m bench\.report (?P<name>\w+) -->\n)"
+    r"(?P<text>.*?)(?P<end><!-- end -->)",
+    re.DOTALL,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
+    parser.add_argument("sections", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)} or all")
+    parser.add_argument("--check", action="store_true", help="only say which tables are stale")
+    options = parser.parse_args(argv)
+    if unknown := [name for name in options.sections if name not in NAMES]:
+        parser.error(f"{unknown[0]}: the sections are {', '.join(NAMES)}")
+    results, stale = Results.load(), []
+    for name in DOCUMENTS:
+        path = ROOT / name
+        before = path.read_text(encoding="utf-8")
+        after = fill_sections(before, results, options.sections or NAMES)
+        if before != after:
+            stale.append(name)
+            if not options.check:
+                path.write_text(after, encoding="utf-8")
+    if options.check:
+        for name in stale:
+            print(f"{name}: not what bench/results gives; python -m bench.report writes it")
+        return int(bool(stale))
+    update_history(results)
+    for path in draw_plots(results):
+        print(f"written: {path.relative_to(ROOT)}")
+    print(f"written: {', '.join(stale) or 'no document, all are as the results have them'}")
+    return 0
+
+
+def fill_sections(text: str, results: Results, names: Sequence[str]) -> str:
+    """Gives the document with these of its sections made anew. Raises KeyError for a mark that
+    names none."""
+
+    def fill(found: re.Match[str]) -> str:
+        name = found["name"]
+        make = RULES[name] if name in RULES else partial(SECTIONS[name], results)
+        return f"{found['start']}{make()}\n{found['end']}" if name in names else found[0]
+
+    return _SECTION.sub(fill, text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

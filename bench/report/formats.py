@@ -1,0 +1,109 @@
+"""The tables of docs/data.md: what files, forms of rows and keys are read, and what is refused,
+from the tables that reading goes by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from minimind.data.containers import (
+    COMPRESSIONS,
+    CONTAINERS,
+    FOREIGN_BY_BYTES,
+    FOREIGN_BY_NAME,
+    PARQUET,
+)
+from minimind.data.row_keys import KeyTable
+from minimind.data.rows import DIALECTS, USED_BY
+from minimind.data.turns import CALLS, PARTS, ROLES, SHAREGPT_TURNS, TURNS
+
+
+def files_section() -> str:
+    """Gives a line for each kind of file."""
+    names = ", ".join(COMPRESSIONS)
+    rows = []
+    for one in CONTAINERS:
+        more = "; `pip install 'minimind[parquet]'`" if one == PARQUET else f"; also under {names}"
+        chosen = (
+            f"read; `--format {one.name}`" if one.name in ("document", "paragraphs") else "read"
+        )
+        rows.append((one.what, f"{chosen}{more}"))
+    rows += [
+        (
+            "a folder, or a pattern such as `'data/train-*'`",
+            "read as one source, by name; several splits in one folder are refused",
+        ),
+        (
+            "UTF-16, UTF-32, GBK, Big5, Shift-JIS, EUC, Windows-1252, other text than UTF-8",
+            "refused: `iconv …`",
+        ),
+        (
+            "objects over several lines, a list or a string on each line, an array of those",
+            "refused: `jq -c …`",
+        ),
+        ("a tar archive", "refused: `tar -xf …`"),
+    ]
+    rows += [(f"`*{suffix}` ({what})", "refused") for suffix, what in FOREIGN_BY_NAME.items()]
+    refused = {what: todo for _, what, todo in FOREIGN_BY_BYTES}
+    rows += [(f"what {what}", f"refused: {todo}") for what, todo in refused.items()]
+    return _table(("file", "read, or refused with"), rows)
+
+
+def forms_section() -> str:
+    """Gives a line for each form of row that each kind of training takes."""
+    rows = [
+        (USED_BY[kind], f"`{dialect.name}`", dialect.title, f"`{dialect.example}`",
+         dialect.targets or "as in the project's own form")
+        for kind, dialects in DIALECTS.items()
+        for dialect in dialects
+    ]  # fmt: skip
+    header = ("rows for", "`--format`", "form", "a row looks like", "targets")
+    return _table(header, rows)
+
+
+def keys_section() -> str:
+    """Gives a line for each key that is known, by the kind of object that it stands in."""
+    rows: list[tuple[str, str, str]] = []
+    for kind, dialects in DIALECTS.items():
+        rows += _key_rows(f"a row for {USED_BY[kind]}", [dialect.keys for dialect in dialects])
+        hands_on = all(dialect.keys.hands_on for dialect in dialects)
+        others = "handed to the rewards with the row" if hands_on else "reported, with a count"
+        rows.append((f"a row for {USED_BY[kind]}", "any other", others))
+    for what, tables in (
+        ("a turn", [TURNS, SHAREGPT_TURNS]),
+        ("a tool call", [CALLS]),
+        ("a part of the content", [PARTS]),
+    ):
+        rows += [*_key_rows(what, tables), (what, "any other", "reported, with a count")]
+    roles: dict[str, list[str]] = {}
+    for name, role in ROLES.items():
+        roles.setdefault(role, []).append(f"`{name}`")
+    rows += [("a role", ", ".join(names), role) for role, names in roles.items()]
+    return _table(("of", "key", "used, or refused with"), rows)
+
+
+def _key_rows(of: str, tables: Sequence[KeyTable]) -> list[tuple[str, str, str]]:
+    """Lists the keys of several forms, those that do the same in one line."""
+    by_effect: dict[str, dict[str, None]] = {}
+    for table in tables:
+        for key, what in table.used.items():
+            by_effect.setdefault(what, {})[f"`{key}`"] = None
+    used = [(of, ", ".join(keys), what) for what, keys in by_effect.items()]
+    names: Mapping[str, str] = {
+        key: f"refused: {refusal.why}" for table in tables for key, refusal in table.refused.items()
+        if not any(key in other.used for other in tables)
+    }  # fmt: skip
+    by_effect = {}
+    for key, why in names.items():
+        by_effect.setdefault(why, {})[f"`{key}`"] = None
+    refused = [(of, ", ".join(keys), why) for why, keys in by_effect.items()]
+    for suspect in {table.suspect: None for table in tables if table.suspect}:
+        words = ", ".join(suspect.words)
+        why = f"refused where it holds numbers or switches: {suspect.refusal.why}"
+        refused.append((of, f"any other with one of the words {words}", why))
+    return used + refused
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Makes Markdown, not padded: texts are too long to be aligned."""
+    lines = [header, ("-",) * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

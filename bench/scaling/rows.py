@@ -1,0 +1,243 @@
+"""From what the ranks of bench.scaling found to its rows and its table, and what a step takes at
+another number of ranks: predicted, not measured.
+
+The compute of the smallest measured count is shared out anew, and the bytes that each ZeRO stage
+moves pass over the link at its speed: which bytes, and what a rank holds, a rehearsal says.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench import harness
+from bench.harness import NOT_MEASURED, Columns, Row, shown
+from bench.train.step_parts import PARTS
+from minimind.rehearsal.report import Rehearsal
+from minimind.rehearsal.roofline import sent_share
+from minimind.runtime.devices import Device
+
+Collectives = Mapping[str, tuple[int, int]]
+"""By kind, how many a step has and the bytes of their larger sides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Between ranks."""
+
+    bytes_per_s: float
+    """What each rank sends, while all do."""
+    latency_s: float
+    """Of the smallest collective."""
+    origin: str
+    """measured, or given."""
+
+
+NO_LINK = Link(bytes_per_s=1.0, latency_s=0.0, origin="none")
+"""Of one rank, which sends nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepModel:
+    """A step as it was measured at `world_size` ranks, and what it is made of."""
+
+    world_size: int
+    micro_batches: int
+    """Of each rank in a step."""
+    compute_s: float
+    """Forward and backward of all of them."""
+    update_s: float
+    """Optimizer, and what else happens once a step."""
+    data_wait_s: float
+    zero: Mapping[str, Any]
+    """`zero_optimization` of the JSON."""
+
+    @classmethod
+    def of(cls, measured: Row) -> StepModel:
+        """Makes it from the row of the smallest count."""
+        parts = measured["step_parts_s"]
+        # Watched steps may take longer than timed ones; the shares are what counts.
+        factor = measured["step_s"]["median"] / sum(parts.values())
+        return cls(
+            world_size=measured["world_size"],
+            micro_batches=measured["micro_batches"],
+            compute_s=factor * (parts["forward"] + parts["backward"]),
+            update_s=factor * (parts["engine"] + parts["optimizer"]),
+            data_wait_s=factor * parts["data_wait"],
+            zero=measured["resolved_ds_config"].get("zero_optimization") or {},
+        )
+
+    def step_s(
+        self, world_size: int, micro_batches: int, link: Link, collectives: Collectives
+    ) -> float:
+        """Seconds of a step with `micro_batches` on each of `world_size` ranks."""
+        compute = self.compute_s * micro_batches / self.micro_batches
+        shards = world_size / self.world_size if self.zero.get("stage") else 1
+        return (
+            compute
+            + self.update_s / shards
+            + self.data_wait_s
+            + self.communication_s(world_size, link, collectives, compute)
+        )
+
+    def communication_s(
+        self, world_size: int, link: Link, collectives: Collectives, compute_s: float
+    ) -> float:
+        """Gives the seconds of communication that the step waits for."""
+        if world_size == 1:
+            return 0.0
+        gradients = weights = 0.0
+        for kind, (count, payload) in collectives.items():
+            seconds = payload * sent_share(kind, world_size) / link.bytes_per_s
+            if kind in ("all_reduce", "reduce_scatter"):
+                gradients += seconds
+            else:
+                weights += seconds
+            weights += count * link.latency_s
+        if self.zero.get("overlap_comm"):
+            # Gradients leave while the backward pass, two thirds of the compute, goes on.
+            gradients = max(0.0, gradients - compute_s * 2 / 3)
+        return gradients + weights
+
+
+def build_row(
+    mode: str, num_rows: int, found: Mapping[str, Any], device: Device,
+    base: Mapping[str, Any] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Gives the row of a measured count. `found` is bench.scaling.rank's; `base` the smallest
+    count's row."""
+    ranks = found["ranks"]
+    # Ranks wait for each other, so a step is as long as on the slowest.
+    seconds = [max(step) for step in zip(*(rank["step_seconds"] for rank in ranks), strict=True)]
+    per_step = [sum(step) for step in zip(*(rank["num_tokens"] for rank in ranks), strict=True)]
+    tokens = statistics.mean(per_step)
+    rate = harness.rates("useful_tokens_per_s", [tokens / s for s in seconds])
+    world_size, tokens_per_s = found["world_size"], rate["useful_tokens_per_s"]
+    parts = {part: statistics.mean(rank["step_parts_s"][part] for rank in ranks) for part in PARTS}
+    peak = device.peak_flops * world_size if device.peak_flops else None
+    seen = sum(rank["attended"] for rank in ranks) / sum(per_step)
+    causal = found["flops_per_token_unattended"] + found["flops_per_attended"] * seen
+    row = {
+        "name": mode,
+        "model": found["model"],
+        "ds_config": found["ds_config"],
+        "resolved_ds_config": found["resolved_ds_config"],
+        "world_size": world_size,
+        "hosts": len({rank["host"] for rank in ranks}),
+        "predicted": False,
+        "rows_per_step": num_rows,
+        "micro_batch": found["micro_batch"],
+        "micro_batches": num_rows // (found["micro_batch"] * world_size),
+        "seq_len": found["seq_len"],
+        "parameters": found["parameters"],
+        "threads": found["threads"],
+        "padding_share": found["padding_share"],
+        **rate,
+        "useful_tokens_per_step": tokens,
+        "step_s": harness.summarize(seconds),
+        "step_seconds": seconds,
+        "step_parts_s": parts,
+        "collectives": ranks[0]["collectives"],
+        "communication_share": parts["communication"] / sum(parts.values()),
+        "mfu": tokens_per_s * found["flops_per_token"] / peak if peak else None,
+        "mfu_causal": rate["median"] * causal / peak if peak else None,
+        "link": found["link"],
+    }
+    for name in ("peak_bytes", "peak_reserved_bytes", "peak_resident_bytes"):
+        by_rank = [rank[name] for rank in ranks]
+        row[name] = max(by_rank) if None not in by_rank else None
+        if name != "peak_resident_bytes":
+            row[f"{name}_per_rank"] = by_rank if world_size > 1 else None
+    return row | {"efficiency": _efficiency(row["useful_tokens_per_s"], world_size, base)}
+
+
+def predict_row(
+    rows: list[dict[str, Any]],
+    model: StepModel,
+    link: Link,
+    mode: str,
+    world_size: int,
+    micro_batches: int,
+    rehearsed: Rehearsal,
+) -> None:
+    """Adds to the measured row of this mode and count what the model says of it; where there is
+    none, appends a row that holds nothing else."""
+    base = next(row for row in rows if row["world_size"] == model.world_size)
+    step_s = model.step_s(world_size, micro_batches, link, rehearsed.collectives)
+    per_rank = base["useful_tokens_per_step"] / (model.world_size * model.micro_batches)
+    tokens_per_s = per_rank * micro_batches * world_size / step_s
+    compute_s = model.compute_s * micro_batches / model.micro_batches
+    prediction = {
+        "useful_tokens_per_s": tokens_per_s,
+        "step_s": step_s,
+        "communication_s": model.communication_s(
+            world_size, link, rehearsed.collectives, compute_s
+        ),
+        "peak_bytes": rehearsed.peak_bytes,
+        "holders": dict(rehearsed.peak),
+        "efficiency": _efficiency(tokens_per_s, world_size, base),
+        "link_bytes_per_s": link.bytes_per_s,
+        "link_latency_s": link.latency_s,
+        "link_origin": link.origin,
+    }
+    for row in rows:
+        if (row["name"], row["world_size"]) == (mode, world_size):
+            row["prediction"] = prediction
+            row["prediction_error"] = {
+                name: prediction[name] / row[name] - 1 if row[name] else None
+                for name in ("useful_tokens_per_s", "peak_bytes")
+            }
+            return
+    kept = ("model", "ds_config", "micro_batch", "seq_len", "parameters")
+    rows.append({
+        "name": mode, "world_size": world_size, "predicted": True, "prediction": prediction,
+        "micro_batches": micro_batches, **{name: base[name] for name in kept},
+    })  # fmt: skip
+
+
+def _efficiency(rate: float, world_size: int, base: Mapping[str, Any] | None) -> float:
+    """Tokens/s of a rank beside those of a rank at the smallest count."""
+    if base is None:
+        return 1.0
+    return rate / world_size / (base["useful_tokens_per_s"] / base["world_size"])
+
+
+def format_rows(rows: Sequence[Row]) -> str:
+    """Makes a table in which predictions carry a sign and have columns of their own, with their
+    error where the count was measured."""
+
+    def predicted(name: str, form: str = ",.0f", per: float = 1) -> Callable[[Row], str]:
+        def cell(row: Row) -> str:
+            if not (prediction := row.get("prediction")):
+                return "not predicted"
+            error = (row.get("prediction_error") or {}).get(name)
+            apart = "" if error is None else f" ({error:+.1%})"
+            return f"~{shown(prediction[name], form, per)}{apart}"
+
+        return cell
+
+    columns: Columns = {
+        "useful tokens/s": lambda row: shown(row["useful_tokens_per_s"]),
+        "p10–p90": harness.rate_range,
+        "efficiency": lambda row: shown(row["efficiency"], ".0%"),
+        "step s": lambda row: shown(row["step_s"]["median"], ".2f"),
+        "communication s": lambda row: shown(row["step_parts_s"]["communication"], ".2f"),
+        "peak MB a rank": lambda row: shown(row["peak_bytes"], per=1e6),
+    }
+    measured = {
+        name: lambda row, cell=cell: NOT_MEASURED if row["predicted"] else cell(row)
+        for name, cell in columns.items()
+    }
+    return harness.format_rows(
+        rows,
+        {
+            "scaling": lambda row: row["name"],
+            "ranks": lambda row: str(row["world_size"]),
+            **measured,
+            "predicted tokens/s": predicted("useful_tokens_per_s"),
+            "predicted efficiency": predicted("efficiency", ".0%"),
+            "predicted MB": predicted("peak_bytes", per=1e6),
+        },
+    )

@@ -1,0 +1,133 @@
+"""Training without DeepSpeed: a stage's optimizer step in a bare loop, an engine that is none."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from minimind.config.recipe import Recipe
+from minimind.engine.parameter_groups import parameter_groups
+from minimind.engine.stage import Stage
+from minimind.runtime.ranks import Ranks
+from minimind.types import Batch, HeadFn, ModelOutput
+
+
+class BareEngine:
+    """Does as much of the engine as the stages call, on one rank."""
+
+    ranks = Ranks(0, 0, 1)
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self.module, self.device = module, device
+
+    def __call__(self, batch: Batch, head: HeadFn) -> ModelOutput:
+        return self.module(batch, head)
+
+    def train(self, mode: bool = True) -> None:
+        self.module.train(mode)
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        return values
+
+    def any_rank(self, flag: bool) -> bool:
+        return flag
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[nn.Module]:
+        with torch.no_grad():
+            self.module.eval()
+            yield self.module
+        self.module.train()
+
+
+class Masters:
+    """What the optimizer updates: copies in fp32, or weights that are in it themselves."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        """Casts `module`, which is in fp32, to `dtype`."""
+        self._weights = [weight for weight in module.parameters() if weight.requires_grad]
+        self.parameters = self._weights
+        if dtype != torch.float32:
+            self.parameters = [nn.Parameter(weight.detach().clone()) for weight in self._weights]
+            module.to(dtype)
+
+    def groups(self, module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+        """Gives the parameters as the engine groups the weights."""
+        masters = dict(zip(self._weights, self.parameters, strict=True))
+        groups = parameter_groups(module, recipe)
+        return [{**group, "params": [masters[p] for p in group["params"]]} for group in groups]
+
+    def gather_gradients(self) -> None:
+        """Adds, after a backward, the weights' gradients up in fp32."""
+        if self.parameters is self._weights:
+            return
+        for weight, master in zip(self._weights, self.parameters, strict=True):
+            assert weight.grad is not None
+            if master.grad is None:
+                master.grad = weight.grad.float()
+            else:
+                master.grad.add_(weight.grad)
+            weight.grad = None
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Rounds the masters, after an update, to the weights."""
+        if self.parameters is not self._weights:
+            for weight, master in zip(self._weights, self.parameters, strict=True):
+                weight.copy_(master)
+
+
+class PlainTraining:
+    """Trains a stage's model in a bare loop: AdamW, in 16 bits with fp32 masters and fp32 sums of
+    gradients."""
+
+    def __init__(
+        self,
+        stage: Stage[Any, Any],
+        module: nn.Module,
+        recipe: Recipe,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._stage, self._module, self._device = stage, module, device
+        self._engine = cast(Any, BareEngine(module, device))
+        self._clipping = recipe.gradient_clipping or float("inf")
+        self._num_steps = 0
+        self.masters = Masters(module, dtype)
+        self._optimizer = torch.optim.AdamW(
+            self.masters.groups(module, recipe),
+            betas=recipe.betas,
+            eps=recipe.adam_eps,
+            fused=True,
+        )
+
+    def step(self, batches: list[Any], learning_rate: float) -> Tensor:
+        """Takes the step of these micro-batches: the update that the stage prepares from them, or
+        several. Gives their mean loss, which is not waited for."""
+        moved = [batch.to(self._device) for batch in batches]
+        losses = [
+            self._take_update(prepared, learning_rate)
+            for prepared in self._stage.prepare(self._engine, moved, self._num_steps)
+        ]
+        self._num_steps += 1
+        return torch.stack(losses or [torch.zeros((), device=self._device)]).mean()
+
+    def _take_update(self, batches: list[Any], learning_rate: float) -> Tensor:
+        total = torch.zeros((), device=self._device)
+        count = max(1, sum(batch.count for batch in batches))
+        for batch in batches:
+            loss = self._stage.loss(self._module, batch)
+            (loss.objective(batch.count) / count).backward()
+            total += loss.total.detach() / count
+            self.masters.gather_gradients()
+        nn.utils.clip_grad_norm_(self.masters.parameters, self._clipping)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate * group["lr_factor"]
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.masters.write_back()
+        return total

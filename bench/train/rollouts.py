@@ -1,0 +1,247 @@
+"""Stages that learn from their own answers, for bench.train: what a step was made of, GRPO as
+the original project has it, and how fast rollouts are beside the engine they run in."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, cast
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench import harness
+from bench.train.documents import StepData, Steps, packed_step
+from bench.train.original import OriginalModel
+from bench.train.padded import OriginalRow
+from bench.train.specs import RowSpec
+from minimind.data.prompt_format import Prompt, PromptBatch, read_prompt
+from minimind.inference.batch_engine import BatchEngine
+from minimind.inference.load import load_model
+from minimind.inference.request import Completion, GenerationRequest
+from minimind.lora.folder import find_model_folder
+from minimind.model.state_dict import split_fused
+from minimind.rewards.scorer import Scorer
+from minimind.run.run import Run
+from minimind.stages.grpo import GRPORecipe
+from minimind.stages.policy_loss import k3
+from minimind.stages.rollout_stage import RolloutStage
+from minimind.stages.trajectory import Trajectory
+from minimind.types import Row
+
+_PAIRS = 4
+_PARTS = ("rollout", "reward", "reference", "forward", "backward")
+_TIMES = tuple(f"time_{part}_s" for part in _PARTS)
+
+
+class Answered(Protocol):
+    """Tells what the last step made of the prompts it read."""
+
+    def take(self) -> tuple[StepData[Any], Mapping[str, float]]:
+        """Gives what was in the batches it learned from, a batch as often as it did, and what the
+        stage measured."""
+        ...
+
+
+def watch_answers(stage: Any) -> Answered | None:
+    """Gives what the stage's steps are made of; None where that is what the loader read."""
+    return _Watched(stage) if isinstance(stage, RolloutStage) else None
+
+
+class _Watched:
+    def __init__(self, stage: RolloutStage) -> None:
+        self._stage, self._prepare = stage, stage.prepare
+        self._batches: list[Any] = []
+        cast(Any, stage).prepare = self._watch
+
+    def _watch(self, *arguments: Any) -> Iterator[list[Any]]:
+        self._batches = []
+        for batches in self._prepare(*arguments):
+            self._batches += batches
+            yield batches
+
+    def take(self) -> tuple[StepData[Any], Mapping[str, float]]:
+        data, self._batches = packed_step(self._batches), []
+        return data, self._stage.measured()
+
+
+class OriginalAnswers(OriginalRow):
+    """GRPO in the form of the original project (trainer/train_grpo.py), in fp32: the group of one
+    prompt at a time. Keys and values grow by concatenation until the group's longest answer ends;
+    policy and reference each give whole logits of all tokens; groups add up to a step. Its newest
+    version has one forward more, for old log-probabilities, where here they are the policy's own.
+    """
+
+    def __init__(self, spec: RowSpec) -> None:
+        run = spec.run
+        assert isinstance(run.recipe, GRPORecipe)
+        assert run.weights_folder is not None, "answers come from weights"
+        self.precision, self._recipe = "fp32", run.recipe
+        self._device, self._clipping = run.device.torch_device, run.recipe.gradient_clipping
+        opened, self.steps = spec.open_run()
+        self._tokenizer, self._prompts = opened.tokenizer, self.steps.read(0, spec.steps)
+        folder = find_model_folder(Path(run.weights_folder))
+        ours, _ = load_model(folder, dtype=torch.float32, device=self._device)
+        weights = split_fused(run.config, dict(ours.named_parameters()))
+        self._start(spec, self.build_module(run.config, weights, run.seq_len, self._device))
+        reference = self.build_module(run.config, weights, run.seq_len, self._device)
+        self._reference = reference.requires_grad_(False)
+        self._scorer = Scorer(run.recipe.rewards)
+        self._generator = torch.Generator(self._device).manual_seed(run.recipe.seed)
+        self.answers = self
+        self._forget()
+
+    def step(self) -> Tensor:
+        self._forget()
+        batches = cast(list[PromptBatch], next(self._prompts))
+        prompts = [prompt for batch in batches for prompt in batch.prompts]
+        total = torch.zeros((), device=self._device)
+        for prompt in prompts:
+            loss = self._learn(prompt) / len(prompts)
+            self._timed("time_backward_s", loss.backward)
+            total += loss.detach()
+        self._timed("time_backward_s", self._update)
+        return total
+
+    def _learn(self, prompt: Prompt) -> Tensor:
+        """Gives the mean loss of a group."""
+        recipe, behind = self._recipe, len(prompt.ids)
+        ids_GT = self._timed("time_rollout_s", lambda: self.generate(prompt.ids))
+        answers_GR = ids_GT[:, behind:]
+        # The token that ends an answer belongs to it.
+        is_stop_GR = answers_GR == self._tokenizer.eos_id
+        is_made_GR = is_stop_GR.cumsum(1) - is_stop_GR.long() == 0
+        lengths = is_made_GR.sum(1).tolist()
+        rewards_G = self._timed("time_reward_s", lambda: self._judge(prompt, answers_GR, lengths))
+        advantages_G = (rewards_G - rewards_G.mean()) / (rewards_G.std(unbiased=False) + 1e-4)
+        began = time.perf_counter()
+        log_prob_GR = log_probs(self.module, ids_GT)[:, behind - 1 :]
+        self._times["time_forward_s"] += time.perf_counter() - began
+        with torch.no_grad():
+            reference_GR = self._timed(
+                "time_reference_s", lambda: log_probs(self._reference, ids_GT)[:, behind - 1 :]
+            )
+        ratio_GR = (log_prob_GR - log_prob_GR.detach()).exp()
+        loss_GR = recipe.beta * k3(log_prob_GR, reference_GR) - ratio_GR * advantages_G[:, None]
+        self._count([behind + length - 1 for length in lengths], sum(lengths), ids_GT.numel())
+        return ((loss_GR * is_made_GR).sum(1) / is_made_GR.sum(1)).mean()
+
+    @torch.no_grad()
+    def generate(self, prompt_ids: Iterable[int]) -> Tensor:
+        """Gives the prompt and its answers [G, T], padded at their ends."""
+        recipe, model = self._recipe, cast(OriginalModel, self.module)
+        prompt_T = torch.tensor(list(prompt_ids), device=self._device)
+        ids_GT = new_GT = prompt_T.expand(recipe.num_generations, -1)
+        has_ended_G1 = torch.zeros(len(ids_GT), 1, dtype=torch.bool, device=self._device)
+        pasts: list[list[Tensor]] = [[] for _ in model.model.layers]
+        for _ in range(recipe.new_tokens):
+            probs_GV = (model(new_GT, pasts)[:, -1] / recipe.temperature).softmax(-1)
+            drawn_G1 = torch.multinomial(probs_GV, 1, generator=self._generator)
+            new_GT = drawn_G1.masked_fill(has_ended_G1, self._tokenizer.pad_id)
+            has_ended_G1 = has_ended_G1 | (new_GT == self._tokenizer.eos_id)
+            ids_GT = torch.cat((ids_GT, new_GT), dim=1)
+            if has_ended_G1.all():
+                break
+        return ids_GT
+
+    def _judge(self, prompt: Prompt, answers_GR: Tensor, lengths: list[int]) -> Tensor:
+        messages = read_prompt(Row(data=prompt.row, path="", line=0)).messages
+        answers = []
+        for index, (ids, length) in enumerate(zip(answers_GR.tolist(), lengths, strict=True)):
+            text = self._tokenizer.decode(ids[:length])
+            answers.append(
+                Trajectory(
+                    prompt=prompt,
+                    messages=messages,
+                    index=index,
+                    ids=ids[:length],
+                    log_probs=[0.0] * length,
+                    turns=[{"role": "assistant", "content": text}],
+                ).to_rollout()
+            )
+        totals = [score.total or 0.0 for score in self._scorer.score(answers)]
+        return torch.tensor(totals, device=self._device)
+
+    def take(self) -> tuple[StepData[Any], Mapping[str, float]]:
+        lengths = np.array(self._lengths)
+        data = StepData(
+            batches=[],
+            num_targets=self._num_targets,
+            num_tokens=int(lengths.sum()),
+            num_places=self._num_places,
+            attended=int((lengths * (lengths + 1) // 2).sum()),
+        )
+        return data, self._times
+
+    def _forget(self) -> None:
+        self._lengths: list[int] = []
+        self._num_targets = self._num_places = 0
+        self._times: dict[str, float] = dict.fromkeys(_TIMES, 0.0)
+
+    def _count(self, lengths: list[int], num_targets: int, num_places: int) -> None:
+        self._lengths += lengths
+        self._num_targets += num_targets
+        self._num_places += num_places
+
+    def _timed(self, name: str, work: Any) -> Any:
+        began = time.perf_counter()
+        result = work()
+        self._times[name] += time.perf_counter() - began
+        return result
+
+
+def log_probs(module: nn.Module, ids_BT: Tensor) -> Tensor:
+    """Gives the log-probability of each token but the first [B, T - 1], from whole logits."""
+    logits_BTV = module(ids_BT)[:, :-1]
+    return logits_BTV.log_softmax(-1).gather(2, ids_BT[:, 1:, None]).squeeze(2)
+
+
+def compare_rollouts(run: Run, steps: Steps) -> dict[str, Any]:
+    """Times a rollout of the first step's prompts beside a batch engine that generates the same
+    from the same weights: without log-probabilities, and with nothing before or after it."""
+    stage, engine = cast(RolloutStage, run.loop.stage), run.loop.engine
+    prompts = [prompt for batch in steps.step(0).batches for prompt in batch.prompts]
+    used: list[BatchEngine] = []
+    asked: list[GenerationRequest] = []
+    generate = BatchEngine.generate
+
+    def watched(self: BatchEngine, requests: Iterable[GenerationRequest]) -> list[Completion]:
+        listed = list(requests)
+        used.append(self)
+        asked.extend(replace(one, params=replace(one.params, logprobs=None)) for one in listed)
+        return generate(self, listed)
+
+    def roll_out() -> list[Trajectory]:
+        return stage.rollouts.run(engine, prompts, stage.recipe.num_generations, ("bench",))
+
+    with mock.patch.object(BatchEngine, "generate", watched):
+        num_made = sum(answer.num_made for answer in roll_out())
+    slots, capacity = used[0].stats.free_slots, used[0].max_sequence
+    one_token = replace(asked[0], prompt_ids=asked[0].prompt_ids[:1])
+    seconds: dict[str, list[float]] = {"rollout": [], "engine": []}
+    with engine.gathered() as module:
+        policy = stage.find_policy(module)
+        beside = BatchEngine(policy, run.tokenizer, max_batch=slots, max_tokens=slots * capacity)
+    for number in range(2 * _PAIRS):
+        if number % 4 in (0, 3):
+            began = time.perf_counter()
+            roll_out()
+            seconds["rollout"].append(time.perf_counter() - began)
+            continue
+        with engine.gathered():
+            # It has read the weights and knows none of the prompts.
+            beside.refresh()
+            beside.generate([one_token])
+            began = time.perf_counter()
+            beside.generate(asked)
+            seconds["engine"].append(time.perf_counter() - began)
+    return {
+        "rollout_over_engine": harness.paired_ratio(seconds["engine"], seconds["rollout"]),
+        "rollout_tokens_per_s": num_made / statistics.median(seconds["rollout"]),
+        "engine_tokens_per_s": num_made / statistics.median(seconds["engine"]),
+    }

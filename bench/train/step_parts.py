@@ -1,0 +1,165 @@
+"""What training steps spend their time on: `with StepParts(module, device) as parts: step()`.
+
+Nothing of the step has to know: the borders are the module's call, autograd's start and end, any
+torch optimizer's update and any collective, wherever DeepSpeed makes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+from torch._C._distributed_c10d import ProcessGroup, Work
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+PARTS = ("forward", "backward", "engine", "optimizer", "communication", "data_wait")
+"""forward: from the module's call until autograd starts. backward: autograd, with DeepSpeed's
+gradient hooks in it. optimizer: its update. communication: starting collectives and waiting for
+them, wherever they stand. engine: all else, so norm, clipping, casts, bookkeeping. data_wait: until
+the loader has the next step's batches; whoever reads a loader fills it in."""
+
+_COLLECTIVES = {
+    "allreduce": "all_reduce",
+    "allgather": "all_gather",
+    "reducescatter": "reduce_scatter",
+    "alltoall": "all_to_all",
+    "reduce": "reduce",
+    "broadcast": "broadcast",
+    "barrier": "barrier",
+}
+"""How PyTorch's own methods begin, below every public function and below DeepSpeed's, and what they
+do; the first that fits."""
+
+
+class StepParts:
+    """Seconds of steps by part, and their collectives; entered again, it adds to them.
+
+    On a GPU every border waits for the device. Then nothing overlaps, and the parts of a step add
+    up to more than the step takes unwatched; on a CPU they add up to it.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+        self.calls: Counter[str] = Counter()
+        self.payload_bytes: Counter[str] = Counter()
+        """Of collectives by kind."""
+        self._module, self._device = module, device
+        self._stack = contextlib.ExitStack()
+        self._current = "engine"
+        self._since = 0.0
+
+    def __enter__(self) -> StepParts:
+        backward = torch.autograd.backward
+
+        def watched_backward(*args: Any, **kwargs: Any) -> None:
+            # Recomputed activations call it again from inside.
+            is_inner = self._current == "backward"
+            with self._inside("backward"):
+                backward(*args, **kwargs)
+            if not is_inner:
+                self._begin("engine")
+
+        optimizers: list[contextlib.AbstractContextManager[None]] = []
+
+        def before_update(*_: Any) -> None:
+            optimizers.append(self._inside("optimizer"))
+            optimizers[-1].__enter__()
+
+        def after_update(*_: Any) -> None:
+            optimizers.pop().__exit__(None, None, None)
+
+        handles = [
+            self._module.register_forward_pre_hook(lambda *_: self._begin("forward")),
+            register_optimizer_step_pre_hook(before_update),
+            register_optimizer_step_post_hook(after_update),
+        ]
+        for handle in handles:
+            self._stack.callback(handle.remove)
+        enter = self._stack.enter_context
+        enter(mock.patch.object(torch.autograd, "backward", watched_backward))
+        for owner, name, watched in self._watched_collectives():
+            enter(mock.patch.object(owner, name, watched))
+        self._since = self._now()
+        self._current = "engine"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+        self._charge()
+
+    def to_dict(self, steps: int = 1) -> dict[str, Any]:
+        """Gives them as rows have them, of one of so many steps; `payload_bytes` and `calls` by
+        kind of collective."""
+        return {
+            "step_parts_s": {part: seconds / steps for part, seconds in self.seconds.items()},
+            "collectives": {
+                kind: {
+                    "calls": self.calls[kind] / steps,
+                    "payload_bytes": self.payload_bytes[kind] / steps,
+                }
+                for kind in sorted(self.calls)
+            },
+        }
+
+    def _watched_collectives(self) -> Iterator[tuple[type, str, Callable[..., Any]]]:
+        """Yields the methods that start a collective and that wait for one, as they are watched. A
+        payload is the larger side: what is gathered, or what is reduced."""
+
+        def watch(kind: str | None, plain: Callable[..., Any]) -> Callable[..., Any]:
+            def watched(owner: Any, *args: Any, **kwargs: Any) -> Any:
+                if kind:
+                    self.calls[kind] += 1
+                    given = (*args, *kwargs.values())
+                    self.payload_bytes[kind] += max(map(_bytes, given), default=0)
+                with self._inside("communication"):
+                    return plain(owner, *args, **kwargs)
+
+            return watched
+
+        yield Work, "wait", watch(None, Work.wait)
+        for name in vars(ProcessGroup):
+            plain = name.replace("_", "")
+            if kind := next((k for s, k in _COLLECTIVES.items() if plain.startswith(s)), None):
+                yield ProcessGroup, name, watch(kind, getattr(ProcessGroup, name))
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    def _charge(self) -> None:
+        now = self._now()
+        self.seconds[self._current] += now - self._since
+        self._since = now
+
+    def _begin(self, part: str) -> None:
+        """Charges what comes to `part`, outside of what stands inside another."""
+        self._charge()
+        self._current = part
+
+    @contextlib.contextmanager
+    def _inside(self, part: str) -> Iterator[None]:
+        self._charge()
+        outer, self._current = self._current, part
+        try:
+            yield
+        finally:
+            self._charge()
+            self._current = outer
+
+
+def _bytes(argument: Any) -> int:
+    if isinstance(argument, torch.Tensor):
+        return argument.nbytes
+    if isinstance(argument, Sequence) and not isinstance(argument, str):
+        return sum(_bytes(part) for part in argument)
+    return 0

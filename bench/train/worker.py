@@ -1,0 +1,123 @@
+"""What a row's process does in bench.train."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from minimind_kernels import backend
+
+from bench.train.counts import count_step, profile_step
+from bench.train.padded import compare_first_losses
+from bench.train.rollouts import compare_rollouts
+from bench.train.rows import EngineRow, build_row
+from bench.train.specs import RowSpec
+from bench.train.step_parts import StepParts
+from bench.workers import peak_resident, reset_peak_resident
+from minimind.runtime.memory import PeakMemory, freeze_objects, live_tensor_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTime:
+    """One optimizer step of one row."""
+
+    seconds: float
+    loss: float
+    num_targets: int
+    num_tokens: int
+    num_places: int
+    attended: int
+    measured: Mapping[str, float] = field(default_factory=dict)
+    """Numbers that the stage gave of the step, by name."""
+
+
+class TrainedRow:
+    """What the parent can ask of a row."""
+
+    def __init__(self, spec: RowSpec) -> None:
+        self._spec = spec
+        self._device = spec.run.device.torch_device
+
+    def compare_first_losses(self) -> tuple[float, float]:
+        return compare_first_losses(self._spec)
+
+    def build(self) -> dict[str, Any]:
+        self._row = build_row(self._spec)
+        parameters = list(self._row.module.parameters())
+        return {
+            "precision": self._row.precision,
+            "kernels": getattr(self._row, "kernels", backend.kernels_setting()),
+            "parameter_tensors": len(parameters),
+            "parameters": sum(p.numel() for p in parameters),
+            "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "threads": torch.get_num_threads(),
+        }
+
+    def start_timing(self) -> None:
+        """Ends the warm-up: what it made stays, and its peaks are forgotten."""
+        freeze_objects()
+        reset_peak_resident()
+        self._memory = PeakMemory(self._device)
+
+    def step(self, index: int) -> StepTime:
+        """Takes step `index`, which is the row's next. Timed are a look into the queue of what was
+        read ahead and the whole step, up to the moment when the device is done."""
+        data = self._row.steps.step(index)
+        self._wait()
+        start = time.perf_counter()
+        loss = self._row.step()
+        self._wait()
+        seconds = time.perf_counter() - start
+        value, measured = float(loss), {}
+        if self._row.answers is not None:
+            data, measured = self._row.answers.take()
+        if not math.isfinite(value):
+            raise RuntimeError(f"the loss of step {index} is {value}")
+        return StepTime(
+            seconds=seconds,
+            loss=value,
+            num_targets=data.num_targets,
+            num_tokens=data.num_tokens,
+            num_places=data.num_places,
+            attended=data.attended,
+            measured=measured,
+        )
+
+    def measure(self) -> dict[str, Any]:
+        """Gives peak memory and counts, on steps of their own where measuring costs time."""
+        resident, between_steps = peak_resident(), self._live_bytes()
+        with self._memory.measured():
+            if self._device.type != "cuda":
+                self._row.step()
+        reserved = None
+        if self._device.type == "cuda":
+            reserved = torch.cuda.max_memory_reserved(self._device)
+        with StepParts(self._row.module, self._device) as parts:
+            self._row.step()
+        counts = count_step(self._row.step, self._device)
+        if isinstance(self._row, EngineRow) and self._row.answers is not None:
+            counts |= compare_rollouts(self._row.run, self._row.steps)
+        return {
+            "live_bytes_between_steps": between_steps,
+            "peak_bytes": self._memory.peak_bytes,
+            "peak_resident_bytes": resident,
+            "peak_reserved_bytes": reserved,
+            **parts.to_dict(),
+            **counts,
+        }
+
+    def profile(self) -> dict[str, Any]:
+        return profile_step(self._row.step, self._device)
+
+    def _live_bytes(self) -> int:
+        if self._device.type == "cuda":
+            return torch.cuda.memory_allocated(self._device)
+        return live_tensor_bytes()
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)

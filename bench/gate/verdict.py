@@ -193,7 +193,8 @@ def _judge(
 
 def overall(comparisons: Sequence[Comparison]) -> Verdict:
     """Gives the gravest of all."""
-    return min((c.verdict for c in comparisons), key=GRAVEST.index, default="same")
+    found = {c.verdict for c in comparisons}
+    return next((verdict for verdict in GRAVEST if verdict in found), "same")
 
 
 def render_report(

@@ -194,7 +194,8 @@ def _judge(
 def overall(comparisons: Sequence[Comparison]) -> Verdict:
     """Gives the gravest of all."""
     found = {c.verdict for c in comparisons}
-    return next((verdict for verdict in GRAVEST if verdict in found), "same")
+    gravest: Verdict = "same"
+    return next((verdict for verdict in GRAVEST if verdict in found), gravest)
 
 
 def render_report(

@@ -194,8 +194,10 @@ def _judge(
 def overall(comparisons: Sequence[Comparison]) -> Verdict:
     """Gives the gravest of all."""
     found = {c.verdict for c in comparisons}
-    gravest: Verdict = "same"
-    return next((verdict for verdict in GRAVEST if verdict in found), gravest)
+    for verdict in GRAVEST:
+        if verdict in found:
+            return verdict
+    return "same"
 
 
 def render_report(

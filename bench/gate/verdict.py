@@ -193,7 +193,11 @@ def _judge(
 
 def overall(comparisons: Sequence[Comparison]) -> Verdict:
     """Gives the gravest of all."""
-    return min((c.verdict for c in comparisons), key=GRAVEST.index, default="same")
+    found = {c.verdict for c in comparisons}
+    for verdict in GRAVEST:
+        if verdict in found:
+            return verdict
+    return "same"
 
 
 def render_report(

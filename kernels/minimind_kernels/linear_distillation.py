@@ -228,8 +228,8 @@ LINEAR_DISTILLATION = Op(
     "α·cross-entropy + (1 - α)·T²·KL, logits made once",
     _build,
     tested={
-        "tokens": (0, 1, 8),
-        "ignored": ("none", "some", "all"),
+        "tokens": (0, 1, 13),
+        "ignored": ("none", "few", "some", "all"),
         "chunk_size": (None, 3),
         "alpha": (0.0, 0.3, 1.0),
         "scale": (1e-3, 1.0, 10.0),

@@ -271,8 +271,8 @@ LINEAR_KL = Op(
     "Σ p·(log p - log q), p and q from h·Wᵀ / T",
     _build,
     tested={
-        "tokens": (0, 1, 8),
-        "ignored": ("none", "some", "all"),
+        "tokens": (0, 1, 13),
+        "ignored": ("none", "few", "some", "all"),
         "chunk_size": (None, 3),
         "uniform_grad frozen": ((False, False), (True, False), (False, True)),
         "scale": (1e-3, 1.0, 10.0),

@@ -264,7 +264,7 @@ def _build_log_prob(
 
 _TESTED = {
     "tokens": (0, 1, 11),
-    "ignored": ("none", "some", "all"),
+    "ignored": ("none", "few", "some", "all"),
     "chunk_size": (None, 4),
     "scale": (1e-3, 1.0, 20.0),
 }

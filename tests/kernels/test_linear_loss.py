@@ -5,6 +5,12 @@ from minimind_kernels.linear_loss import linear_cross_entropy_reference
 from minimind_kernels.token_chunks import TokenChunks
 
 
+def test_the_weights_gradient_is_summed_in_fp32(device, dtype, assert_as_accurate):
+    """Over 64 chunks; rounded after each, it would err several times as much."""
+    case = K.OPS["linear_log_prob"].tested_case(dtype, device, tokens=64, chunk_size=1)
+    assert_as_accurate(case.ours, case.plain, *case.inputs, ratio=2.5)
+
+
 def test_a_frozen_head_makes_its_logits_once(monkeypatch):
     """Two products instead of three: what a LoRA run's preferences cost."""
     made = []

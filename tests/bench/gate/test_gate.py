@@ -17,7 +17,7 @@ from minimind.errors import ConfigError
     ("files", "parts"),
     [
         ([], list(compare.PARTS)),
-        (["README.md", "docs/decisions.md", "tests/kernels/test_form.py"], []),
+        (["README.md", "docs/decisions/README.md", "tests/kernels/test_form.py"], []),
         (
             ["kernels/minimind_kernels/rope.py"],
             ["step_counts", "train", "scaling", "kernels", "inference"],

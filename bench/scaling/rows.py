@@ -230,10 +230,12 @@ def format_rows(rows: Sequence[Row]) -> str:
         name: lambda row, cell=cell: NOT_MEASURED if row["predicted"] else cell(row)
         for name, cell in columns.items()
     }
+    has_several = len({row["ds_config"] for row in rows}) > 1
     return harness.format_rows(
         rows,
         {
             "scaling": lambda row: row["name"],
+            **({"JSON": lambda row: row["ds_config"]} if has_several else {}),
             "ranks": lambda row: str(row["world_size"]),
             **measured,
             "predicted tokens/s": predicted("useful_tokens_per_s"),

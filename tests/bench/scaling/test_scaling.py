@@ -156,12 +156,17 @@ def test_a_rank_measures_the_loop_that_trains(
     plot_rows(rows, MACHINE, tmp_path / "new" / "scaling.png")
     assert (tmp_path / "new" / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
-    monkeypatch.setattr(scaling, "_run", lambda *_: found)
+    def run(options: argparse.Namespace, device: Any, count: int, flags: list[str]) -> Any:
+        return found | {"ds_config": flags[flags.index("--ds_config") + 1]}
+
+    monkeypatch.setattr(scaling, "_run", run)
     path = tmp_path / "results.json"
     argv = ["--json", str(path), "--num_gpus", "1", "--modes", "strong", "--micro_batch", "1"]
     argv += ["--ds_config", "zero2.json", "zero0.json", "--rows", "2", *TINY[:-2]]
     assert scaling.main(argv) == 0
-    assert "| scaling | ranks | useful tokens/s" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "| scaling |       JSON | ranks | useful tokens/s" in said
+    assert said.count("zero0.json |") == said.count("zero2.json |") == 1
     for row in json.loads(path.read_text())["rows"]:
         prediction = row["prediction"]
         assert sum(prediction["holders"].values()) == prediction["peak_bytes"]

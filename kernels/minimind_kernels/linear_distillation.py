@@ -233,6 +233,8 @@ LINEAR_DISTILLATION = Op(
         "chunk_size": (None, 3),
         "alpha": (0.0, 0.3, 1.0),
         "teacher_width": (40,),
+        # Logits as far apart as a trained model's.
+        "scale": (5.0,),
     },
     scales=(1e-3, 10.0),
     compiled_for=("V {vocab}",),

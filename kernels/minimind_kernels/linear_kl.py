@@ -276,6 +276,8 @@ LINEAR_KL = Op(
         "chunk_size": (None, 3),
         "uniform_grad frozen": ((False, False), (True, False), (False, True)),
         "teacher_width": (40,),
+        # Logits as far apart as a trained model's.
+        "scale": (5.0,),
     },
     scales=(1e-3, 10.0),
     compiled_for=("V {vocab}",),

@@ -173,8 +173,9 @@ class Op:
     timed: tuple[Mapping[str, Any], ...] = ({},)
     """The options of the cases that benchmarks build at the sizes of a preset."""
     tested: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Values of `tokens`, fields of Sizes and options, any two of which a test combines; the rest
-    is ODD's. A name of several, "heads kv_heads", takes tuples of values that go together."""
+    """Values of `tokens`, `scale`, fields of Sizes and options, any two of which a test combines;
+    the rest is ODD's. A name of several, "heads kv_heads", takes tuples of values that go
+    together."""
     scales: tuple[float, ...] = ()
     """Other magnitudes of activations to test at: alone, since small ones hide what is wrong."""
     compiled_for: tuple[str, ...] = ()

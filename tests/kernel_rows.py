@@ -29,11 +29,25 @@ def choose(rows: Sequence[Mapping[str, Any]]) -> set[int]:
     return chosen
 
 
-def rows_of(op: Op, **more: Sequence[Any]) -> list[dict[str, Any]]:
-    """The values at which to test an operation, with those of `more`."""
-    values = {**op.tested, **more}
+def rows_of(op: Op, dtypes: Sequence[torch.dtype] = (torch.float32,)) -> list[dict[str, Any]]:
+    """The values at which to test an operation."""
+    values = {**op.tested, "dtype": dtypes}
     rows = [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
-    return [rows[place] for place in sorted(choose(rows))]
+    chosen = [rows[place] for place in sorted(choose(rows))]
+    magnitudes = [
+        typical_row(op) | {"dtype": dtype, "scale": scale}
+        for dtype in dtypes
+        for scale in op.scales
+    ]
+    return chosen + magnitudes
+
+
+def typical_row(op: Op) -> dict[str, Any]:
+    """The first values of each name, of the tokens the first that are several."""
+    row = {name: values[0] for name, values in op.tested.items()}
+    (name,) = (name for name in op.tested if name.split()[0] == "tokens")
+    tokens = (v for v in op.tested[name] if (v[0] if isinstance(v, tuple) else v) > 4)
+    return row | {name: next(tokens)}
 
 
 def summed(function: Callable[..., Any], case: Case) -> Callable[..., Any]:

@@ -232,9 +232,11 @@ LINEAR_DISTILLATION = Op(
         "ignored": ("none", "few", "some", "all"),
         "chunk_size": (None, 3),
         "alpha": (0.0, 0.3, 1.0),
-        "scale": (1e-3, 1.0, 10.0),
         "teacher_width": (40,),
+        # Logits as far apart as a trained model's.
+        "scale": (5.0,),
     },
+    scales=(1e-3, 10.0),
     compiled_for=("V {vocab}",),
     forms=(_loss, _loss_and_grad),
     registers={"distillation.distillation": Registers(52, 48, 47, 60, 86)},

@@ -275,9 +275,11 @@ LINEAR_KL = Op(
         "ignored": ("none", "few", "some", "all"),
         "chunk_size": (None, 3),
         "uniform_grad frozen": ((False, False), (True, False), (False, True)),
-        "scale": (1e-3, 1.0, 10.0),
         "teacher_width": (40,),
+        # Logits as far apart as a trained model's.
+        "scale": (5.0,),
     },
+    scales=(1e-3, 10.0),
     compiled_for=("V {vocab}",),
     forms=(_loss, _grad, _loss_and_grad),
     registers={"kl.kl": Registers(63, 63, 54, 60, 67)},

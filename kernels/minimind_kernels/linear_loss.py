@@ -262,18 +262,16 @@ def _build_log_prob(
     )  # fmt: skip
 
 
-_TESTED = {
-    "tokens": (0, 1, 11),
-    "ignored": ("none", "few", "some", "all"),
-    "chunk_size": (None, 4),
-    "scale": (1e-3, 1.0, 20.0),
-}
+_IGNORED_PARTS = ("none", "few", "some", "all")
+_TESTED = {"tokens": (0, 1, 11), "ignored": _IGNORED_PARTS, "chunk_size": (None, 4)}
+_SCALES = (1e-3, 20.0)
 LINEAR_CROSS_ENTROPY = Op(
     linear_cross_entropy,
     linear_cross_entropy_reference,
     "logsumexp(h·Wᵀ) - (h·Wᵀ)[label]",
     _build,
     tested=_TESTED,
+    scales=_SCALES,
     compiled_for=("V {vocab}",),
     forms=(cross_entropy_loss, _loss_and_grad),
     tiles=("softmax",),
@@ -287,6 +285,7 @@ LINEAR_LOG_PROB = Op(
     "(h·Wᵀ)[id] - logsumexp(h·Wᵀ)",
     _build_log_prob,
     tested=_TESTED | {"frozen": ("", "hidden", "weight")},
+    scales=_SCALES,
     compiled_for=("V {vocab}",),
     forms=(cross_entropy_grad,),
     registers={"cross_entropy.grad": Registers(32, 32, 31, 32, 43)},

@@ -176,6 +176,8 @@ class Op:
     """Values of `tokens`, `scale`, fields of Sizes and options, any two of which a test combines;
     the rest is ODD's. A name of several, "heads kv_heads", takes tuples of values that go
     together."""
+    scales: tuple[float, ...] = ()
+    """Other magnitudes of activations to test at: alone, since small ones hide what is wrong."""
     compiled_for: tuple[str, ...] = ()
     """Which sizes distinguish the presets to it, as format strings over Sizes."""
     needs_experts: bool = False

@@ -235,14 +235,15 @@ _TESTED = {
     "tokens": (0, 1, 37),
     "hidden": (8, 24, 130, 512),
     "cast_before_weight": (False, True),
-    "scale": (1e-4, 1.0, 1e3),
 }
+_SCALES = (1e-4, 1e3)
 RMS_NORM = Op(
     rms_norm,
     rms_norm_reference,
     "x / rms(x) · w",
     _build,
     tested=_TESTED,
+    scales=_SCALES,
     compiled_for=("D {hidden}",),
     forms=(_forward, _backward),
     registers={
@@ -259,6 +260,7 @@ ADD_RMS_NORM = Op(
     "s = x + residual; s, s / rms(s) · w",
     _build_add,
     tested=_TESTED,
+    scales=_SCALES,
     compiled_for=("D {hidden}",),
     forms=(_add_forward, _add_backward),
     tiles=("norm_forward", "norm_backward", "column_sum"),

@@ -150,13 +150,15 @@ def _build_linear(inputs: Inputs) -> Case:
     )  # fmt: skip
 
 
-_TESTED = {"tokens": (0, 1, 37), "ffn": (1, 12, 65, 176), "scale": (1e-3, 1.0, 30.0)}
+_TESTED = {"tokens": (0, 1, 37), "ffn": (1, 12, 65, 176)}
+_SCALES = (1e-3, 30.0)
 SWIGLU = Op(
     swiglu,
     swiglu_reference,
     "silu(gate) · up",
     _build,
     tested=_TESTED,
+    scales=_SCALES,
     compiled_for=("F {ffn}",),
     forms=(swiglu_forward, _backward),
     tiles=("swiglu_forward", "swiglu_backward"),
@@ -176,6 +178,7 @@ SWIGLU_LINEAR = Op(
     "(silu(gate) · up)·Wᵀ, the activation rebuilt for W's gradient",
     _build_linear,
     tested=_TESTED,
+    scales=_SCALES,
     compiled_for=("F {ffn}",),
     launches={"swiglu_linear": 2},
 )

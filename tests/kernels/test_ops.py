@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
-from kernel_rows import DTYPES, INTERPRETED, rows_of, summed
+from kernel_rows import DTYPES, INTERPRETED, rows_of, summed, typical_row
 from minimind_kernels import backend
 from minimind_kernels.form import Form, register
 from minimind_kernels.op import OPS, Case, Op
@@ -21,19 +21,12 @@ FORMS = {form.name: form for op in OPS.values() for form in op.forms if form.nam
 CASES = [
     pytest.param(op, row, id=f"{op.name}-{'-'.join(map(str, row.values()))}")
     for op in OPS.values()
-    for row in rows_of(op, dtype=DTYPES)
+    for row in rows_of(op, DTYPES)
 ]
 
 
-def small_case(op: Op, device: str, dtype: torch.dtype = torch.float32, **values: Any) -> Case:
-    """One with several tokens."""
-    (row, *_) = (row for row in rows_of(op) if row_tokens(row) > 4)
-    return op.tested_case(dtype, device, **{**row, **values})
-
-
-def row_tokens(row: dict[str, Any]) -> int:
-    (value,) = (value for names, value in row.items() if names.split()[0] == "tokens")
-    return value[0] if isinstance(value, tuple) else value
+def typical_case(op: Op, device: str, dtype: torch.dtype = torch.float32) -> Case:
+    return op.tested_case(dtype, device, **typical_row(op))
 
 
 def results(function: Callable[..., Any], case: Case) -> tuple[Tensor, ...]:
@@ -55,13 +48,13 @@ def test_as_accurate_as_the_plain_form(op, row, device, assert_as_accurate):
 def test_gradients_in_fp64(op, form):
     if form == "ours" and backend.kernels_setting() == "triton":
         pytest.skip("a Triton body takes no fp64")
-    case = small_case(op, "cpu", torch.float64, scale=1.0)
+    case = typical_case(op, "cpu", torch.float64)
     torch.autograd.gradcheck(summed(getattr(case, form), case), case.inputs)
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
 def test_no_gradient_wanted(op, device):
-    case = small_case(op, device)
+    case = typical_case(op, device)
     with torch.inference_mode():
         found = case.ours(*case.inputs)
     torch.testing.assert_close(found, case.plain(*case.inputs))
@@ -69,7 +62,7 @@ def test_no_gradient_wanted(op, device):
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
 def test_compiled_whole_with_gradients(op, device):
-    case = small_case(op, device)
+    case = typical_case(op, device)
     compiled = torch.compile(case.ours, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(results(compiled, case), results(case.ours, case))
 
@@ -104,7 +97,7 @@ def calls_of(op: Op, device: str) -> dict[Any, tuple[Any, Any]]:
 
     with mock.patch.object(Form, "__call__", note):
         for row in rows_of(op):
-            case = op.tested_case(torch.float32, device, **row)
+            case = op.tested_case(device=device, **row)
             results(summed(case.ours, case), case)
             with torch.no_grad():
                 case.ours(*case.inputs)

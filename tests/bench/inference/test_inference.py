@@ -26,21 +26,18 @@ SIZES = {
 }
 
 
+def spec(name: str, folder: Path, **sizes: int) -> InferenceSpec:
+    """Describes a row of the model in `folder`, in fp32 on a CPU."""
+    cpu = torch.device("cpu")
+    return InferenceSpec(name=name, folder=folder, dtype=torch.float32, device=cpu, **sizes)
+
+
 def test_both_rows_generate_the_same(tmp_path: Path):
     inference._save_random_model(tmp_path, ModelConfig(**SIZES), seed=0)
     prompts = [[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16]]
     ids = []
     for kind in ("minimind", "transformers"):
-        spec = InferenceSpec(
-            name=kind,
-            folder=tmp_path,
-            dtype=torch.float32,
-            device=torch.device("cpu"),
-            batch=3,
-            prompt_tokens=4,
-            new_tokens=6,
-        )
-        row = ServedRow(spec)
+        row = ServedRow(spec(kind, tmp_path, batch=3, prompt_tokens=4, new_tokens=6))
         row.build()
         row.start_timing()
         found = row.generate(prompts)
@@ -76,16 +73,7 @@ def test_a_run_reports_its_row(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_a_held_row_generates_json_of_its_schema(tmp_path: Path):
     inference._save_random_model(tmp_path, ModelConfig(**SIZES), seed=0)
-    spec = InferenceSpec(
-        name="held",
-        folder=tmp_path,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-        batch=2,
-        prompt_tokens=2,
-        new_tokens=30,
-    )
-    row = ServedRow(spec)
+    row = ServedRow(spec("held", tmp_path, batch=2, prompt_tokens=2, new_tokens=30))
     row.build()
     ids = row.generate([[5, 6], [9, 10]]).ids
     for text in map(load_sample_tokenizer().decode, ids):

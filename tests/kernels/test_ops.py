@@ -16,6 +16,7 @@ from minimind_kernels import backend
 from minimind_kernels.form import Form, register
 from minimind_kernels.op import OPS, Case, Op
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 FORMS = {form.name: form for op in OPS.values() for form in op.forms if form.name}
 CASES = [
@@ -65,6 +66,18 @@ def test_compiled_whole_with_gradients(op, device):
     case = typical_case(op, device)
     compiled = torch.compile(case.ours, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(results(compiled, case), results(case.ours, case))
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+def test_recomputed(op, device):
+    """Under activation checkpointing, where a backward may read what was kept only once."""
+    case = typical_case(op, device)
+
+    def recomputed(*inputs: Tensor) -> Any:
+        return checkpoint(case.ours, *inputs, use_reentrant=False)
+
+    for again, once in zip(results(recomputed, case), results(case.ours, case), strict=True):
+        assert torch.equal(again, once)
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)

@@ -1,7 +1,7 @@
 """The points at which the table of tests/rehearsal/asked.json is kept, and how they are rehearsed.
 
-`python tests/rehearsed_points.py` writes the table anew, where a change asks the
-device for more on purpose.
+`python tests/rehearsed_points.py` writes the table anew, where a change asks the device for more on
+purpose, and with the rows of a new stage, JSON or preset.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from stage_options import REQUIRED_OPTIONS
 
+from minimind.config.deepspeed_json import SHIPPED
 from minimind.config.model import PRESETS, load_model_config
 from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
@@ -29,7 +31,7 @@ TABLE = Path(__file__).with_name("rehearsal") / "asked.json"
 DEVICE = "H200"
 LAYERS = 1
 """Of each model: a layer more asks for as much again."""
-JSONS = ("zero0", "zero1", "zero2", "zero2_fp16", "zero2_offload", "zero3")
+JSONS = sorted(path.stem for path in SHIPPED.glob("*.json"))
 
 
 class Chosen(NamedTuple):
@@ -52,9 +54,12 @@ EVERY = tuple(itertools.starmap(Chosen, itertools.product(STAGES, JSONS, PRESETS
 
 
 def choose() -> list[Chosen]:
-    """Gives points among EVERY in which each two values of different kinds meet."""
+    """Gives points among EVERY in which each two values of different kinds meet: the table's, and
+    more where it knows nothing of a value."""
+    named = {point.name: point for point in EVERY}
+    chosen = [named[name] for name in read_table() if name in named]
     missing = {pair for point in EVERY for pair in _pairs(point)}
-    chosen: list[Chosen] = []
+    missing -= {pair for point in chosen for pair in _pairs(point)}
     while missing:
         best = max(EVERY, key=lambda point: len(missing & set(_pairs(point))))
         missing -= set(_pairs(best))
@@ -94,7 +99,8 @@ def _as_point(point: Chosen, folder: Path) -> Point:
         options["from_checkpoint"] = str(folder)
     else:
         options |= {"model": point.model, "num_hidden_layers": LAYERS}
-    if point.stage == "distill":
+    options |= REQUIRED_OPTIONS.get(point.stage, {})
+    if "teacher" in options:
         options["teacher"] = str(folder)
     if point.waits_for_tokens:
         options["set"] = {"micro_batch_size": 2, "train_batch_size": 2 * point.ranks}

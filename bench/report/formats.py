@@ -13,7 +13,7 @@ from minimind.data.containers import (
     PARQUET,
 )
 from minimind.data.row_keys import KeyTable
-from minimind.data.rows import DIALECTS, USED_BY
+from minimind.data.rows import DIALECTS, users_of
 from minimind.data.turns import CALLS, PARTS, ROLES, SHAREGPT_TURNS, TURNS
 
 
@@ -51,7 +51,7 @@ def files_section() -> str:
 def forms_section() -> str:
     """Gives a line for each form of row that each kind of training takes."""
     rows = [
-        (USED_BY[kind], f"`{dialect.name}`", dialect.title, f"`{dialect.example}`",
+        (users_of([kind]), f"`{dialect.name}`", dialect.title, f"`{dialect.example}`",
          dialect.targets or "as in the project's own form")
         for kind, dialects in DIALECTS.items()
         for dialect in dialects
@@ -64,10 +64,10 @@ def keys_section() -> str:
     """Gives a line for each key that is known, by the kind of object that it stands in."""
     rows: list[tuple[str, str, str]] = []
     for kind, dialects in DIALECTS.items():
-        rows += _key_rows(f"a row for {USED_BY[kind]}", [dialect.keys for dialect in dialects])
+        rows += _key_rows(f"a row for {users_of([kind])}", [dialect.keys for dialect in dialects])
         hands_on = all(dialect.keys.hands_on for dialect in dialects)
         others = "handed to the rewards with the row" if hands_on else "reported, with a count"
-        rows.append((f"a row for {USED_BY[kind]}", "any other", others))
+        rows.append((f"a row for {users_of([kind])}", "any other", others))
     for what, tables in (
         ("a turn", [TURNS, SHAREGPT_TURNS]),
         ("a tool call", [CALLS]),

@@ -75,7 +75,7 @@ class RowReader:
         if self.file.is_plain_text and "text" not in kinds:
             raise DataError(
                 f"{file.path}: is {self.file.describe()}, for {USED_BY['text']} and the tokenizer, "
-                f"not for {_users(kinds)}, which takes conversations"
+                f"not for {users_of(kinds)}, which takes conversations"
             )
         known = [dialect for kind in kinds for dialect in DIALECTS.get(kind, ())]
         if format_name and not plain:
@@ -175,8 +175,8 @@ class RowReader:
         for kind in ALL_KINDS:
             if kind not in self._kinds and (other := find_dialect(DIALECTS[kind], first.data)):
                 return (
-                    f"{place}: is in the form of {other.title}, for {USED_BY[kind]} and not for "
-                    f"{_users(self._kinds)} (keys found: {found}); {self._read_forms()}"
+                    f"{place}: is in the form of {other.title}, for {users_of([kind])} and not for "
+                    f"{users_of(self._kinds)} (keys found: {found}); {self._read_forms()}"
                 )
         for key, value in first.data.items():
             held = value[0] if isinstance(value, list) and value else None
@@ -191,7 +191,7 @@ class RowReader:
             if key not in leading:
                 meant = meant or did_you_mean(key, leading, lambda name: f'"{name}"')
         return (
-            f"{place}: is in no form of row for {_users(self._kinds)} (keys found: "
+            f"{place}: is in no form of row for {users_of(self._kinds)} (keys found: "
             f"{found or 'none'}){meant}; {self._read_forms()}"
         )
 
@@ -223,7 +223,7 @@ def _named(known: Sequence[Dialect], name: str, kinds: Sequence[str]) -> list[Di
     if not found:
         names = list(dict.fromkeys(dialect.name for dialect in known))
         raise ConfigError(
-            f"--format {name}: rows for {_users(kinds)} are not written so"
+            f"--format {name}: rows for {users_of(kinds)} are not written so"
             f"{did_you_mean(name, names)}; there is {', '.join(names)}"
         )
     return found
@@ -233,7 +233,8 @@ def _leading(known: Iterable[Dialect]) -> list[str]:
     return list(dict.fromkeys(key for dialect in known for key in dialect.keys.used))
 
 
-def _users(kinds: Sequence[str]) -> str:
+def users_of(kinds: Sequence[str]) -> str:
+    """Says who takes rows of these formats, as in "--stage sft, lora and distill"."""
     if len(kinds) > 1:
         return "this command"
     return USED_BY.get(kinds[0], f"the format {kinds[0]}")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from small_models import random_model, small_config
 
-from minimind.config.deepspeed_json import SHIPPED, precision
+from minimind.config.deepspeed_json import SHIPPED, load_ds_config, precision
 from minimind.config.model import PRESETS, ModelConfig, load_model_config
 from minimind.config.sizes import default_sizes
 from minimind.data.loader import PackedLoader
@@ -146,7 +146,7 @@ def test_every_preset_resolves_under_every_file(
 ):
     """On either device and any number of ranks the same steps, all fit to be written down."""
     argv = ("--stage", stage, "--model", preset, "--ds_config", name, "--from_checkpoint", "none")
-    for device in (GPU,) if "fp16" in name else (CPU, GPU):
+    for device in (GPU,) if "fp16" in load_ds_config(name, {}) else (CPU, GPU):
         rows = set()
         for ranks in (1, 2, 4) if device is CPU else (1, 2, 8):
             run = resolved(*argv, device=device, ranks=ranks)

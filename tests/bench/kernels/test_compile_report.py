@@ -64,7 +64,7 @@ def test_launches_and_waits(tmp_path):
     # Experts: two products forward; backward one for the activation, one for x, one for each
     # weight.
     expected = {name: number for op in OPS.values() for name, number in op.launches.items()}
-    assert {row["name"]: row["launches"] for row in rows} == expected
+    assert {row["name"]: row["launches"] for row in rows if row["launches"]} == expected
 
 
 def test_each_budget_is_one_kernels():

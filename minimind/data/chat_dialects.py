@@ -69,8 +69,7 @@ def unpack_turns(value: object, what: str) -> Any:
 
 
 def spells_turns(text: str) -> bool:
-    """Tells whether a value is a string that holds, or is meant to hold, a list of turns as
-    JSON."""
+    """Tells whether a string holds, or is meant to hold, a list of turns as JSON."""
     return _TURNS.match(text) is not None
 
 

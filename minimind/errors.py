@@ -3,7 +3,7 @@ exit status 2."""
 
 
 class MiniMindError(Exception):
-    """Base of all errors below: bad usage, configuration, data or checkpoint."""
+    """Base of all errors below: the usage, configuration, data or checkpoint is bad."""
 
 
 class ConfigError(MiniMindError):

@@ -71,7 +71,7 @@ class LLM:
             model, self.tokenizer, max_batch=max_batch, max_tokens=max_tokens, adapters=loaded
         )
         self._lock = threading.Lock()
-        """Whoever holds it steps the engine."""
+        """The thread that holds this lock steps the engine."""
         self._inboxes: dict[int, deque[Delta]] = {}
         """Where each open request's output goes; the requests of one call share one."""
 
@@ -83,14 +83,15 @@ class LLM:
         adapter: str | None = None,
         **sampling: Any,
     ) -> str:
-        """The answer to a user's text, or to a conversation of `{"role": …, "content": …}` turns.
+        """Answers a user's text, or a conversation of `{"role": …, "content": …}` turns.
 
         With `thinking` the model thinks first; the thought is not part of the answer. `sampling`
         are fields of SamplingParams: greedy unless `temperature` is given, and at most 512 tokens
         unless `max_new_tokens` is; one of `json_schema`, `regex`, `choice` (a list of texts) and
-        `grammar` (Lark or GBNF) holds the answer to a form, unless tokens run out before. Raises
-        ConfigError for an unknown option, a form that cannot be kept to, turns that are no
-        conversation and one that is too long, DataError for a model without a chat template.
+        `grammar` (Lark or GBNF) constrains the answer's form, unless the tokens run out first.
+        Raises ConfigError for an unknown option, a form that cannot be enforced, turns that are not
+        a conversation and a conversation that is too long; DataError for a model without a chat
+        template.
         """
         parts = self.stream(messages, thinking=thinking, adapter=adapter, **sampling)
         return "".join(parts)
@@ -103,8 +104,8 @@ class LLM:
         adapter: str | None = None,
         **sampling: Any,
     ) -> Generator[str, None, None]:
-        """`chat` in pieces as they are made. Closing the iterator stops the generation; bad
-        arguments raise here and not at the first piece."""
+        """Yields the answer of `chat` piece by piece. Closing the iterator stops the generation;
+        bad arguments raise here and not at the first piece."""
         if isinstance(messages, Mapping) or not isinstance(messages, str | Sequence):
             raise ConfigError(
                 f"the conversation is {messages!r}; it must be a text or a list of turns, such as "
@@ -126,9 +127,9 @@ class LLM:
     def generate(
         self, prompts: str | Sequence[str], *, adapter: str | None = None, **sampling: Any
     ) -> list[str]:
-        """The continuation of each prompt as the beginning of a document, without the prompt; all
-        of them are decoded together. `sampling` as of `chat`. Raises ConfigError before anything is
-        generated."""
+        """Continues each prompt as the beginning of a document, and gives the text without the
+        prompt; all prompts are decoded together. `sampling` is as in `chat`. Raises ConfigError
+        before anything is generated."""
         if not isinstance(prompts, str | Sequence):
             raise ConfigError(f"prompts is {prompts!r}; it must be a text or a list of texts")
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -157,7 +158,8 @@ class LLM:
         *,
         after_thinking: bool = False,
     ) -> GenerationRequest:
-        """`new_tokens`: where `sampling` does not say, as far as there is room for them."""
+        """Builds the request. `new_tokens` is the limit where `sampling` gives none, reduced to the
+        room there is."""
         room = self._engine.max_sequence - len(prompt_ids)
         if room < 1:
             raise ConfigError(
@@ -191,8 +193,8 @@ class LLM:
     def _run(
         self, requests: Sequence[GenerationRequest]
     ) -> Generator[tuple[int, Delta], None, None]:
-        """Yields (index of a request, what a step gave it) until all have ended; closing cancels
-        those that have not."""
+        """Yields (index of a request, its output of one step) until all requests have ended;
+        closing the iterator cancels those that have not."""
         inbox: deque[Delta] = deque()
         open_requests: dict[int, int] = {}
         try:
@@ -235,7 +237,7 @@ def _contents(parts: Iterable[Part]) -> Iterator[str]:
 
 
 def _read_sampling(given: Mapping[str, Any]) -> SamplingParams:
-    """Raises ConfigError."""
+    """Checks the options and builds SamplingParams. Raises ConfigError."""
     known = sorted({*SAMPLING, *FORMS})
     for name in given:
         if name not in known:

@@ -35,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One tokenised document. Nothing is shifted yet: is_target[t] says that ids[t] is to be
+    """Holds one tokenised document. Nothing is shifted yet: is_target[t] says that ids[t] is to be
     predicted, from ids[:t]."""
 
     ids: np.ndarray
@@ -43,7 +43,7 @@ class Sample:
     is_target: np.ndarray
     """bool [L]."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """What the row brings beside its text, by the names of its format's `columns`."""
+    """The row's further values, by the names of its format's `columns`."""
     unread: tuple[str, ...] = ()
     """Parts of the row that are not in the tokens, each named as a report has it."""
 
@@ -59,13 +59,13 @@ class PairSample:
     chosen: Sample
     rejected: Sample
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """As Sample's."""
+    """The same as Sample.meta."""
     unread: tuple[str, ...] = ()
-    """As Sample's."""
+    """The same as Sample.unread."""
 
     @property
     def documents(self) -> tuple[Sample, ...]:
-        """Kept together: the unit that is packed and counted."""
+        """The two documents, which are packed and counted as one unit."""
         return (self.chosen, self.rejected)
 
 
@@ -83,9 +83,10 @@ class PackedRow:
     doc_T: np.ndarray
     """int32; 0, 1, … by document, -1 in the padding."""
     units_U: np.ndarray
-    """int64; for each unit of documents (one, or the two of a pair) its number in the epoch."""
+    """int64; the number in the epoch of each unit of documents (one document, or the two of a
+    pair)."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """What each unit's row brings beside its text, by column: an array [U], or U texts."""
+    """The further values of each unit's row, by column: an array [U], or U texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,28 +100,29 @@ class Batch:
     """int32 [documents + 1]: where each document starts in the B·T tokens laid flat, then B·T.
     A row's padding counts as a document of its own, so the documents cover every token."""
     bounds: tuple[int, ...]
-    """The same numbers on the host, which stay there: whoever lays documents out by their lengths
-    would else have to wait for a GPU to give them back."""
+    """The numbers of cu_seqlens on the host: code that lays documents out by their lengths need not
+    wait for a GPU to copy them."""
     is_token_BT: Tensor
     """bool, False in the padding."""
     max_len: int
     """Tokens of the longest document (padding included), or any bound on it."""
     num_tokens: int
-    """Those that are no padding."""
+    """The number of tokens, padding not counted."""
     num_targets: int
     """Labels that are not IGNORE_INDEX."""
 
     @property
     def count(self) -> int:
-        """Says how many things a stage's loss sums over, which the engine divides by: targets."""
+        """Gives the number of things that a stage's loss sums over, by which the engine divides:
+        targets."""
         return self.num_targets
 
     def to(self, device: torch.device) -> Self:
-        """The same batch on `device`; asynchronous from pinned memory."""
+        """Gives the same batch on `device`; the copy is asynchronous from pinned memory."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def extend(self, kind: type[BatchT], **more: Any) -> BatchT:
-        """The same batch as a `kind` that holds `more` beside it."""
+        """Gives the same batch as a `kind` of batch with the further fields `more`."""
         return kind(**{f.name: getattr(self, f.name) for f in fields(self)}, **more)
 
     def pin_memory(self) -> Self:
@@ -151,14 +153,14 @@ class UnitBatch(Batch):
     unit_ids_P: Tensor
     """int64: the unit's number in the epoch; -1 in a place that is free."""
     num_units: int
-    """Places that are not free."""
+    """The number of places that are not free."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """What each unit's row brings beside its text, by column: a tensor [P], 0 in a free place, or
-    P texts."""
+    """The further values of each unit's row, by column: a tensor [P], 0 in a free place, or P
+    texts."""
 
     @property
     def count(self) -> int:
-        """Says how many units the loss sums over."""
+        """Gives the number of units that the loss sums over."""
         return self.num_units
 
 
@@ -169,13 +171,14 @@ where ZeRO-3 has the weight at hand; it must not return logits."""
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOutput:
-    """What a policy returns for a batch. Without slots, because ZeRO-3 reads its `__dict__`."""
+    """Holds what a policy returns for a batch. It has no slots, because ZeRO-3 reads its
+    `__dict__`."""
 
     per_token: Tensor
-    """[B·T], whatever the stage's HeadFn computes (fp32)."""
+    """The results of the stage's HeadFn: [B·T] fp32."""
     aux_loss: Tensor | None = None
-    """fp32 scalar: what the routers of a mixture of experts add to the loss of each target, None
-    in a dense model and outside training."""
+    """fp32 scalar: the sum that the routers of a mixture of experts add to the loss of each target;
+    None in a dense model and outside training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,23 +190,23 @@ class LossSum:
     total: Tensor
     """fp32 scalar with gradient."""
     aux_loss: Tensor | None = None
-    """The model's own (ModelOutput.aux_loss), handed on: a mean, which counts `batch.count` times.
-    """
+    """The model's own loss (ModelOutput.aux_loss): a mean, which counts `batch.count` times."""
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     """Further sums over the same count, detached, by the name they are logged under."""
 
     def objective(self, count: int) -> Tensor:
-        """What is minimised, summed like `total`: that and the model's own part of it. `count`:
-        the batch's."""
+        """Gives the value to minimise: `total` plus `count` times aux_loss. `count` is the
+        batch's."""
         return self.total if self.aux_loss is None else self.total + self.aux_loss * count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepStats:
-    """What one optimizer step did, read one step late so that nothing waits for the device."""
+    """Holds the results of one optimizer step, read one step late so that nothing waits for the
+    device."""
 
     step: int
-    """Optimizer steps done, this one included."""
+    """The number of optimizer steps done, this one included."""
     loss: float
     grad_norm: float
     learning_rate: float
@@ -214,6 +217,6 @@ class StepStats:
     resident_bytes: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     diagnostics: Mapping[str, float] = field(default_factory=dict)
-    """Logged like metrics, but not shown on the console."""
+    """Values that are logged like metrics, but not shown on the console."""
     expert_load: Mapping[int, Sequence[float]] = field(default_factory=dict)
     """By layer, the share of its tokens that each expert took; empty in a dense model."""

@@ -1,4 +1,4 @@
-"""Rows into batches: what the plan says of an epoch, built as arrays and tensors."""
+"""Builds batches from rows: the pieces that the plan of an epoch names, as arrays and tensors."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 class PackedRows:
-    """All rows of an epoch, by number. The same for every rank: only the rows asked for are built.
+    """Gives the rows of an epoch by number. They are the same for every rank, and only the rows
+    asked for are built.
 
-    `seed` decides how documents are packed, and which of them a fractional weight takes.
+    `seed` decides how documents are packed, and which documents a fractional weight takes.
     """
 
     def __init__(
@@ -88,8 +89,8 @@ class PackedRows:
         return len(self.plan.piece_doc) // self._unit_size
 
     def count_lost(self) -> int:
-        """Counts the units that teach nothing because they were cut to fit a row: a document has no
-        target left, or the two of a pair are the same."""
+        """Counts the units from which nothing is learned because they were cut to fit a row: a
+        document has no target left, or both documents of a pair are the same."""
         plan, size = self.plan, self._unit_size
         if not plan.num_truncated:
             return 0
@@ -121,7 +122,7 @@ class PackedRows:
         )
 
     def batch(self, rows: Sequence[int], size: int = 0) -> Batch:
-        """The rows as one batch of at least `size` rows: those that are missing are padding."""
+        """Builds one batch of the rows; rows of padding fill it up to `size` rows."""
         empty = build_row([], self.plan.seq_len, self._pad_id, meta=self._meta([]))
         built = [self.build(row) for row in rows] + [empty] * (size - len(rows))
         return self._format.collate(built, self._units_per_row)
@@ -138,12 +139,12 @@ class PackedRows:
         }
 
     def describe(self, row: int) -> list[str]:
-        """`file:line` of each unit in a row."""
+        """Names `file:line` of each unit in a row."""
         located = [self.mixture.locate(document) for document in self._firsts(row)]
         return [cache.source(number) for cache, number in located]
 
     def _firsts(self, row: int) -> list[int]:
-        """The first document of each unit."""
+        """Gives the first document of each unit."""
         return [document for document, _, _ in self._pieces(row)][:: self._unit_size]
 
     def _pieces(self, row: int) -> zip[tuple[int, int, int]]:

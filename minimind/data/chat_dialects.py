@@ -1,5 +1,5 @@
-"""Conversations as OpenAI, ShareGPT, Alpaca and TRL write them; preference pairs, labelled answers
-and prompts in the same forms are made of these."""
+"""Reads conversations as OpenAI, ShareGPT, Alpaca and TRL write them; preference pairs, labelled
+answers and prompts are built from the same forms."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHARED_KEYS = {
     **dict.fromkeys(SYSTEM, "the system prompt"),
     **TOOL_KEYS,
 }
-"""Of every row that holds a conversation."""
+"""The keys that any row with a conversation may have."""
 _TWO = Refusal("a second conversation in one row: keep one of them")
 _TURNS = re.compile(r"""\s*\[\s*\{\s*["'](?:role|from|content|value)["']\s*:""")
 
@@ -52,7 +52,8 @@ def read_shared(data: Mapping[str, Any]) -> Data:
 
 
 def read_list(data: Data, key: str, unread: set[str]) -> Data:
-    """Gives the conversation of a list of turns, which may be anyone's, or of the JSON of one."""
+    """Gives the turns of a list, or of a string that holds the list as JSON; no role is required to
+    begin."""
     if key not in data:
         return data  # the format says so, with the keys that there are
     turns = read_turns(unpack_turns(data[key], f'"{key}"'), f'"{key}"', unread)
@@ -62,18 +63,19 @@ def read_list(data: Data, key: str, unread: set[str]) -> Data:
 
 
 def unpack_turns(value: object, what: str) -> Any:
-    """Gives the turns that a string of JSON holds; any other value as it is. Raises RowProblem."""
+    """Parses the turns that a JSON string holds; gives any other value unchanged. Raises
+    RowProblem."""
     return parse_json(value, what) if isinstance(value, str) and spells_turns(value) else value
 
 
 def spells_turns(text: str) -> bool:
-    """Whether this is the JSON of a list of turns, or meant to be."""
+    """Tells whether a string holds, or is meant to hold, a list of turns as JSON."""
     return _TURNS.match(text) is not None
 
 
 def read_question(data: Data) -> list[Turn]:
-    """Gives what is asked in Alpaca's form: the turns of the history, then the instruction and the
-    input a line below it."""
+    """Gives the question of Alpaca's form: the turns of the history, then the instruction with the
+    input on the line below it."""
     turns = []
     history = data.get("history") or []
     if not isinstance(history, list):
@@ -117,8 +119,8 @@ def _with_thought(turns: list[Turn], data: Data) -> list[Turn]:
 
 
 def read_side(data: Data, key: str, role: str, unread: set[str]) -> list[Turn]:
-    """Gives the turns under a key that holds a text of `role`, a turn, or several, or the JSON of
-    them. Raises RowProblem."""
+    """Gives the turns under a key. Its value may be a text of `role`, one turn, several turns, or
+    JSON of turns. Raises RowProblem."""
     value = unpack_turns(data.get(key), f'"{key}"')
     if isinstance(value, str):
         if role == "user" and is_open_transcript(value):
@@ -170,8 +172,8 @@ ALPACA_KEYS = {
 def build_keys(
     *used: Mapping[str, str], refused: Mapping[str, Refusal], hands_on: bool = False
 ) -> KeyTable:
-    """Builds the table of a row's keys; a key that is used is not refused, and a second list of
-    turns beside those that are used is."""
+    """Builds the table of a row's keys. A key that is used is not refused; a second list of turns,
+    which is not used, is refused."""
     names = {key: what for part in used for key, what in part.items()}
     refused = {**refused, "messages": _TWO, "conversations": _TWO}
     refused = {key: why for key, why in refused.items() if key not in names}
@@ -186,9 +188,9 @@ def build_list_dialects(
     hands_on: bool = False,
     tail: str = "",
 ) -> tuple[Dialect, ...]:
-    """Builds the dialects whose conversation stands in one list of turns. `finish` takes what the
-    kind of row has beside it from the row into what was read; `more`: its keys, `tail`: them in an
-    example."""
+    """Builds the dialects whose conversation stands in one list of turns. `finish` moves the other
+    parts that a row of this kind has into the result; `more` are the keys of these parts, `tail`
+    shows them in an example."""
 
     def dialect(name: str, title: str, key: str, turn: str, matches: Matches) -> Dialect:
         return Dialect(
@@ -236,10 +238,10 @@ def build_answer_dialects(
     tail: str = "",
     targets: str = "",
 ) -> tuple[Dialect, ...]:
-    """Builds the dialects of a question and its answer: Alpaca's, where `is_answered` tells them
-    from questions alone, and TRL's, in which `targets` are learned; the rest as for lists of
-    turns. What the one asks with is not refused in the other: where --format names a form, a row
-    may be in both."""
+    """Builds the dialects of a question and its answer: Alpaca's, where `is_answered` tells such
+    rows from rows with a question alone, and TRL's, of which `targets` are learned. The other
+    arguments are those of build_list_dialects. Neither dialect refuses the question keys of the
+    other: when --format names a form, a row may be in both."""
     refused = {
         key: why for key, why in refused.items() if key not in (*ASKED, *PROMPT_KEY, "input")
     }
@@ -267,7 +269,7 @@ def build_answer_dialects(
 
 
 def keep(data: Data, read: Data) -> Data:
-    """Adds nothing: a conversation has nothing beside it."""
+    """Adds nothing: a conversation has no other parts."""
     return read
 
 

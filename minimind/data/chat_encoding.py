@@ -1,5 +1,5 @@
-"""Conversations as tokens: rendered through the tokenizer's own chat template, in which text that
-spells a special token stays text."""
+"""Encodes conversations as tokens. They are rendered through the tokenizer's own chat template, and
+text that spells a special token stays text."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Chat:
     """A conversation whose turns have been checked."""
 
     messages: list[Message]
-    """As a chat template takes them: role, content, tool_calls as objects."""
+    """Gives the messages as a chat template takes them: role, content, and tool_calls as
+    objects."""
     tools: list[dict[str, Any]] | None = None
 
 
@@ -43,10 +44,11 @@ Span = tuple[str, bool]
 class ChatEncoder:
     """Renders and encodes conversations for one tokenizer.
 
-    The ids are those of `transformers` for the template's text, but for two things. What the data
-    spells never becomes an added token, except the tags of thinking and tools in assistant turns.
-    And line ends after an added token are encoded apart from the text after them: a prompt ends in
-    them, and many tokenizers have a token for two that they do not use before text.
+    The ids are those of `transformers` for the template's text, with two exceptions. Text from the
+    data never becomes an added token, except the tags of thinking and tools in assistant turns. And
+    line ends after an added token are encoded separately from the text after them: a prompt ends
+    with such line ends, and many tokenizers have a token for two line ends that they do not use
+    before text.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -71,8 +73,8 @@ class ChatEncoder:
         self._turn = re.compile(f"(?<!{_SPELLED}){re.escape(header)}(.*?{end})", re.DOTALL)
 
     def _find_header(self, end: str) -> str:
-        """What the template writes before an assistant's text, after the end of the turn before;
-        a thinking block is the assistant's."""
+        """Finds the text that the template writes before an assistant's text and after the end of
+        the turn before. A thinking block belongs to the assistant's text."""
         turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
         text = render_chat(self._template, turns, special_tokens=self._tokenizer.special_tokens)
         between = text.partition(_QUESTION)[2].partition(_ANSWER)[0]
@@ -86,8 +88,9 @@ class ChatEncoder:
         return header
 
     def check_shown(self, chat: Chat, spans: Sequence[Span]) -> None:
-        """Looks whether the rendered conversation holds all that was given, for templates leave
-        out what they do not know. Reasoning is noted (`take_unread`), the rest raises DataError."""
+        """Checks that the rendered conversation holds every given part, for templates leave out
+        parts that they do not know. Lost reasoning is noted (`take_unread`); any other loss raises
+        DataError."""
         text = "".join(text for text, _ in spans)
         if _MARK in text:
             text = text.replace(_SPELLED, "").replace(_LITERAL, _MARK)
@@ -99,8 +102,8 @@ class ChatEncoder:
             )
 
     def take_unread(self) -> tuple[str, ...]:
-        """The parts that the template left out since this was last asked, as a report names
-        them."""
+        """Gives the names, for a report, of the parts that the template left out since the last
+        call."""
         found = tuple(sorted(self._unread))
         self._unread.clear()
         return found
@@ -116,8 +119,8 @@ class ChatEncoder:
             return False
 
     def spans(self, chat: Chat) -> list[Span]:
-        """The whole conversation; targets are each assistant turn from after its header to its end
-        inclusive. Raises DataError where the template refuses it."""
+        """Renders the whole conversation; the targets are each assistant turn, from after its
+        header to its end inclusive. Raises DataError where the template refuses it."""
         text = self._render(chat)
         spans: list[Span] = []
         done = 0
@@ -127,8 +130,8 @@ class ChatEncoder:
         return [*spans, (text[done:], False)] if done < len(text) else spans
 
     def encode(self, conversations: Sequence[Sequence[Span]]) -> list[Sample]:
-        """The tokens of each conversation, encoded on all cores. The text of a span is never
-        merged with its neighbour's: a prompt that ends where an answer begins has these ids."""
+        """Encodes each conversation, on all cores. The text of a span is never merged with its
+        neighbour's: a prompt that ends where an answer begins has these ids."""
         plain: list[str] = []
         pieces: list[list[tuple[int | None, bool]]] = []
         for spans in conversations:
@@ -155,7 +158,8 @@ class ChatEncoder:
         return samples
 
     def prompt_ids(self, chat: Chat, enable_thinking: bool = False) -> list[int]:
-        """The conversation so far and the header of the assistant's next turn."""
+        """Gives the ids of the conversation so far and of the header of the assistant's next
+        turn."""
         (sample,) = self.encode([self.prompt_spans(chat, enable_thinking)])
         return sample.ids.tolist()
 
@@ -167,17 +171,18 @@ class ChatEncoder:
         opens_turn: bool = True,
         options: Mapping[str, Any] | None = None,
     ) -> list[Span]:
-        """The same before it is encoded, without targets. Not `opens_turn`: it ends behind the last
-        turn. `options`: variables of the template beside. Raises DataError where the template
-        refuses the conversation."""
+        """Gives the spans of `prompt_ids` before encoding, without targets. Without `opens_turn`
+        they end after the last turn. `options` are further variables of the template. Raises
+        DataError where the template refuses the conversation."""
         text = self._render(
             chat, add_generation_prompt=opens_turn, enable_thinking=enable_thinking, options=options
         )
         return [(text, False)]
 
     def unfinished_spans(self, chat: Chat, options: Mapping[str, Any] | None = None) -> list[Span]:
-        """The conversation up to the last character of its last turn, for that to be continued: of
-        its thoughts, where it has no other text. Raises DataError."""
+        """Renders the conversation up to the last character of its last turn, which is to be
+        continued. Where that turn has only thoughts, this is the last character of the thoughts.
+        Raises DataError."""
         *before, last = chat.messages
         thinks = bool(last.get("reasoning_content")) and not last["content"]
         key = "reasoning_content" if thinks else "content"
@@ -192,9 +197,9 @@ class ChatEncoder:
         return [(text, False)]
 
     def result_ids(self, results: Sequence[str], enable_thinking: bool = False) -> list[int]:
-        """Gives what stands between the end token of an assistant's turn that called tools and its
-        next turn: the results, and the header. What the policy wrote is not rendered again, so
-        that its tokens stay its own."""
+        """Gives the ids between the end token of an assistant's turn that called tools and its next
+        turn: the results and the header. The text that the policy wrote is not rendered again, so
+        its tokens do not change."""
         turns = [
             {"role": "user", "content": _QUESTION},
             {"role": "assistant", "content": _ANSWER},
@@ -239,6 +244,7 @@ class ChatEncoder:
 
 
 def _any_of(texts: Iterable[str]) -> str:
-    """A pattern; the longest first, as added tokens are matched."""
+    """Builds a pattern that matches any of the texts; the longest first, as added tokens are
+    matched."""
     ordered = sorted(texts, key=len, reverse=True)
     return f"(?:{'|'.join(map(re.escape, ordered))})"

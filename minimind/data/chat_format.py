@@ -31,12 +31,12 @@ SYSTEM_PROMPTS = (
     "你是一位友好的助手，不知道的事情就说不知道。",
     "请尽力帮助用户。",
 )
-"""What `system_prompt_ratio` chooses from."""
+"""The system prompts that `system_prompt_ratio` draws from."""
 EMPTY_THINKING = "<think>\n\n</think>\n\n"
 
 
 class BadChat(ValueError):
-    """Why turns are no conversation to train on."""
+    """Says why turns are not a conversation to train on."""
 
 
 def chat_samples(
@@ -46,11 +46,11 @@ def chat_samples(
     empty_think_ratio: float = 1.0,
     seed: int = 0,
 ) -> list[Sample | BadRow]:
-    """`{"conversations": […]}` through the tokenizer's chat template.
+    """Reads `{"conversations": […]}` through the tokenizer's chat template.
 
     `system_prompt_ratio` is the share of conversations without a system turn that get one,
-    `empty_think_ratio` the share of empty thinking blocks that stay. What happens to a row follows
-    from `seed` and its line alone.
+    `empty_think_ratio` the share of empty thinking blocks that stay. `seed` and a row's line alone
+    decide its changes.
     """
 
     def read(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
@@ -72,8 +72,8 @@ def encode_rows(
     read: Callable[[Row, ChatEncoder], list[list[Span]]],
     build: Callable[[Row, list[Sample]], SampleT],
 ) -> list[SampleT | BadRow]:
-    """Encodes the conversations that `read` finds in each row, all of them together, and gives what
-    `build` makes of a row's; a BadRow where `read` raises BadChat."""
+    """Reads a conversation from each row with `read`, encodes all conversations together, and gives
+    the result of `build` for each row, or a BadRow where `read` raises BadChat."""
     encoder = ChatEncoder(tokenizer)
     found: list[list[list[Span]] | BadRow] = []
     unread: list[tuple[str, ...]] = []
@@ -102,8 +102,8 @@ def read_conversation(data: dict[str, Any], needs_answer: bool = True) -> Chat:
 
 
 def with_row_parts(chat: Chat, data: dict[str, Any]) -> Chat:
-    """Adds what the row says beside its turns: a system prompt and tools. Raises BadChat where the
-    turns have others."""
+    """Adds the system prompt and the tools that the row has beside its turns. Raises BadChat where
+    the turns have other ones."""
     messages, tools = chat.messages, chat.tools
     if system := data.get("system"):
         if problem := string_problem(system, '"system"'):
@@ -121,7 +121,7 @@ def with_row_parts(chat: Chat, data: dict[str, Any]) -> Chat:
 
 def chat_spans(encoder: ChatEncoder, chat: Chat) -> list[Span]:
     """Renders the conversation. Raises BadChat where the template refuses it, leaves out a part
-    that changes its meaning or shows no assistant turn, and where none is to be learned."""
+    that changes its meaning or shows no assistant turn, and where it has no target."""
     spans = checked_spans(encoder, chat, encoder.spans)
     if not any(is_target for _, is_target in spans):
         raise BadChat("the chat template shows no assistant turn of this conversation")
@@ -132,8 +132,8 @@ def chat_spans(encoder: ChatEncoder, chat: Chat) -> list[Span]:
 def checked_spans(
     encoder: ChatEncoder, chat: Chat, render: Callable[[Chat], list[Span]]
 ) -> list[Span]:
-    """Gives what `render` makes of the conversation. Raises BadChat where the template refuses it
-    or leaves out a part that changes its meaning, and for half characters."""
+    """Gives the spans from `render`. Raises BadChat where the template refuses the conversation or
+    leaves out a part that changes its meaning, and for half of a surrogate pair."""
     try:
         spans = render(chat)
         encoder.check_shown(chat, spans)
@@ -157,8 +157,8 @@ def _weighted(spans: list[Span], weights: Sequence[int]) -> list[Span]:
 
 
 def read_chat(turns: object, what: str, needs_answer: bool = True) -> Chat:
-    """Checks turns and parses what they hold as JSON strings. Raises BadChat; `what` names them.
-    With `needs_answer` an assistant turn is required, and none may be empty."""
+    """Checks turns and parses the JSON strings in them. Raises BadChat; `what` names the turns in
+    it. With `needs_answer` an assistant turn is required, and none may be empty."""
     if not isinstance(turns, list):
         raise BadChat(f"{what} is {json_type(turns)} where a list of turns is expected")
     if not turns:

@@ -11,9 +11,9 @@ REASONING_LEFT_OUT = "reasoning that the chat template leaves out"
 
 
 def find_losses(messages: Sequence[Mapping[str, Any]], text: str, origin: str) -> list[str]:
-    """Gives the parts that `text` does not hold and that may be left out, as many templates do with
-    the reasoning of earlier turns. Raises DataError for any other part; `origin`: the tokenizer's
-    name, for the message."""
+    """Gives the parts that `text` does not hold and that a template may leave out, as many do with
+    the reasoning of earlier turns. Raises DataError for any other missing part; `origin` is the
+    tokenizer's name, for the message."""
     losses = []
     at = 0
     for number, message in enumerate(messages, start=1):
@@ -40,6 +40,6 @@ def find_losses(messages: Sequence[Mapping[str, Any]], text: str, origin: str) -
 
 
 def _find(text: str, part: str, at: int) -> int:
-    """Finds where the part stands, from `at` on if it can be."""
+    """Finds the part's position, from `at` on where possible."""
     found = text.find(part, at)
     return text.find(part) if found < 0 else found

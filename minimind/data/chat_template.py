@@ -1,4 +1,4 @@
-"""The chat format as a Jinja template, and its rendering as `transformers` does it."""
+"""Holds the chat format as a Jinja template, and renders it as `transformers` does."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ CHAT_TEMPLATE = """\
 {{- '' if enable_thinking else '\\n</think>\\n\\n' -}}
 {%- endif -%}
 """
-"""Every assistant turn has its thinking block, empty where there was no reasoning: so a prompt and
-its answer read the same whether the answer is being written or is part of the history."""
+"""The template gives every assistant turn a thinking block, empty where there was no reasoning. So
+a prompt and its answer read the same while the answer is written and later, in the history."""
 
 
 def render_chat(
@@ -95,10 +95,10 @@ def render_chat(
     special_tokens: Mapping[str, str] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> str:
-    """The text of a conversation: what `transformers`' apply_chat_template gives for the same
-    template, which may write the tokenizer's `special_tokens` by their names. `options`: more of
-    its variables, by name. Raises DataError where the template cannot be parsed or refuses the
-    messages."""
+    """Renders a conversation to the text that `transformers`' apply_chat_template gives for the
+    same template. The template may write the tokenizer's `special_tokens` by their names; `options`
+    are further variables by name. Raises DataError where the template cannot be parsed or refuses
+    the messages."""
     try:
         return _compile(template).render(
             options or {},
@@ -115,8 +115,8 @@ def render_chat(
 
 
 class _GenerationBlock(jinja2.ext.Extension):
-    """`{% generation %}…{% endgeneration %}`, by which some templates mark an assistant's text, is
-    rendered as what it holds."""
+    """Renders `{% generation %}…{% endgeneration %}`, with which some templates mark an assistant's
+    text, as its content alone."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2 reads a class attribute)
 
@@ -140,7 +140,7 @@ def _compile(template: str) -> jinja2.Template:
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    """Jinja's own filter would escape HTML and Chinese."""
+    """Replaces Jinja's own filter, which would escape HTML and Chinese."""
     return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 

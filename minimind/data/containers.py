@@ -1,6 +1,6 @@
-"""Tells what a file of rows is: JSON lines, a JSON array, Parquet or plain text, any of the texts
-compressed; and says what a file is that is something else. A file is known by its content, its name
-decides only whether it is plain text."""
+"""Recognises the container of a file of rows: JSON lines, a JSON array, Parquet or plain text, and
+any of the texts compressed. For any other file it says what the file is. The content decides; the
+name decides only whether a file is plain text."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from minimind.errors import DataError
 from minimind.types import Row
 
 HEAD_BYTES = 64 << 10
-"""What a file is known by."""
+"""The number of bytes from which a file is recognised."""
 _LINES = 20
-"""Whole lines of it that are looked at."""
+"""The number of whole lines among them that are looked at."""
 Rows = Iterator[tuple[Row | BadRow, int]]
 """Each row, with the bytes of text read so far."""
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A way in which a file holds rows."""
+    """Describes a way in which a file holds rows."""
 
     name: str
     what: str
-    """For people."""
+    """The name that people read."""
     read: Callable[[BinaryIO, str], Rows]
     """(the open file, its name) -> its rows."""
     suffixes: tuple[str, ...]
-    """What such files are called, of those that a folder is looked through for."""
+    """The suffixes of such files, used when a folder is searched."""
     unit: str = "line"
-    """What its rows are numbered by."""
+    """The unit in which its rows are numbered."""
 
 
 JSON_LINES = Container("json lines", "JSON lines", read_lines, (".jsonl", ".ndjson"))
@@ -65,10 +65,11 @@ COMPRESSIONS: dict[str, tuple[bytes, Callable[[BinaryIO], BinaryIO]]] = {
     "bzip2": (rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", lambda file: cast(BinaryIO, bz2.BZ2File(file))),
     "xz": (rb"\xfd7zXZ\x00", lambda file: cast(BinaryIO, lzma.LZMAFile(file))),  # noqa: SIM115
 }
-"""By name a pattern of the bytes that such a file begins with, and what opens it."""
+"""For each compression, a pattern of the bytes that such a file begins with and the function that
+opens it."""
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz")
 BROKEN = (EOFError, gzip.BadGzipFile, lzma.LZMAError, OSError)
-"""What reading a damaged one raises (zlib's error beside them)."""
+"""The errors that reading a damaged file raises (besides zlib's error)."""
 
 _JSON = "JSON lines, a JSON array, Parquet, or plain text under a name that ends in .txt"
 FOREIGN_BY_BYTES: tuple[tuple[bytes, str, str], ...] = (
@@ -93,25 +94,25 @@ FOREIGN_BY_BYTES: tuple[tuple[bytes, str, str], ...] = (
     (b"---\n", "is YAML", f"what is read is {_JSON}"),
 )  # fmt: skip
 _WORDS = (b"Rar!", b"ORC", b"<!DOCTYPE html", b"<html", b"---\n")
-"""With which a text may begin, too."""
+"""Words with which a text, too, may begin."""
 _ROWS = re.compile(rb"(?:\[\s*)?(?:\[\s*)?\{\s*\"[^\"\n]*\"\s*:|\[\s*\]")
-"""How JSON begins that goes over several lines, or is an array."""
+"""The beginning of JSON that spans several lines or is an array."""
 _ELEMENTS = ((rb"\[", "lists", "{conversations: .}"), (rb'"', "strings", "{text: .}"),
              (rb"-?\d", "numbers", "{text: tostring}"))  # fmt: skip
-"""By what an array begins with: its elements, and how jq writes one as a row."""
+"""For the beginning of an array: its elements, and how jq writes one as a row."""
 FOREIGN_BY_NAME = {".csv": "CSV", ".tsv": "tab-separated values", ".xlsx": "an Excel file",
           ".yaml": "YAML", ".yml": "YAML", ".xml": "XML", ".pkl": "a Python pickle"}  # fmt: skip
 
 
 def find_compression(head: bytes) -> str:
-    """By the first bytes of a file; "" for none."""
+    """Recognises a compression by the first bytes of a file; gives "" for none."""
     found = (name for name, (magic, _) in COMPRESSIONS.items() if re.match(magic, head))
     return next(found, "")
 
 
 def find_container(path: str, head: bytes) -> Container:
-    """What a file is by its first bytes, which are decompressed. Raises DataError with one sentence
-    for what is not read."""
+    """Recognises a container by the first bytes of a file, decompressed. Raises DataError with one
+    sentence for a file that cannot be read."""
     if head.startswith(b"PAR1"):
         if importlib.util.find_spec("pyarrow") is None:
             _refuse(path, "is Parquet, which needs pyarrow", "pip install 'minimind[parquet]'")
@@ -173,7 +174,7 @@ def find_container(path: str, head: bytes) -> Container:
 
 
 def _suffix(path: str) -> str:
-    """Without that of a compression."""
+    """Gives the suffix of a name without that of its compression."""
     name = path.lower()
     for suffix in COMPRESSED_SUFFIXES:
         name = name.removesuffix(suffix)
@@ -200,7 +201,7 @@ def _check_encoding(path: str, head: bytes) -> None:
 
 
 def _is_lines_of_lists(lines: list[bytes], is_cut: bool) -> bool:
-    """Two whole lists, each on a line; an array has its end after one line or goes on."""
+    """Tells two whole lists on two lines from an array, which ends after one line or goes on."""
     whole = lines[:-1] if is_cut else lines
     return len(whole) > 1 and all(line.startswith(b"[") and _parses(line) for line in whole[:2])
 

@@ -1,4 +1,4 @@
-"""A source of rows on disk: a file, a folder of files or a pattern of names; what it holds, and its
+"""Opens a source of rows on disk: a file, a folder of files or a pattern of names. It reads the
 rows as a stream: neither the files nor an index of them are held in memory."""
 
 from __future__ import annotations
@@ -47,27 +47,27 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A source as it was when it was looked at."""
+    """Describes a source at the time when it was looked at."""
 
     path: str
-    """As it was given."""
+    """The path that the user gave."""
     members: tuple[Member, ...]
-    """In the order in which they are read; one, unless a folder or pattern was given."""
+    """The files in reading order: one, unless a folder or pattern was given."""
     size: int
     """Bytes on disk."""
     digest: str
-    """blake2b of all its bytes, once they were read: what caches are keyed by, with `kinds`."""
+    """blake2b of all its bytes, known once they were read. Caches are keyed by this and `kinds`."""
     others: tuple[str, ...] = ()
-    """Names of a folder's files that are not read."""
+    """The names of a folder's files that are not read."""
 
     @property
     def kinds(self) -> list[str]:
-        """How the bytes are read, where that is not as JSON lines."""
+        """Names how the bytes are read, unless they are JSON lines."""
         return sorted({member.container.name for member in self.members} - {"json lines"})
 
     @property
     def text_size(self) -> int | None:
-        """Bytes of text that it holds; None where that shows only as it is read."""
+        """Gives the bytes of text in the source; None where only reading would show it."""
         unknown = any(m.compression or m.container == PARQUET for m in self.members)
         return None if unknown else self.size
 
@@ -76,7 +76,8 @@ class DataFile:
         return any(member.container in PLAIN_TEXTS for member in self.members)
 
     def as_plain_text(self, container: Container) -> DataFile:
-        """The same texts taken apart into other documents. Raises ConfigError where it is none."""
+        """Gives the same texts, split into documents in the other way. Raises ConfigError where the
+        source is not plain text."""
         if not all(member.container in PLAIN_TEXTS for member in self.members):
             other = next(m for m in self.members if m.container not in PLAIN_TEXTS)
             raise ConfigError(
@@ -87,8 +88,8 @@ class DataFile:
         return replace(self, members=members)
 
     def describe(self) -> str:
-        """As in "3 files, JSON lines compressed by gzip (not read: README.md)"; "" for one file of
-        JSON lines."""
+        """Describes the source, as in "3 files, JSON lines compressed by gzip (not read:
+        README.md)"; "" for one file of JSON lines."""
         kinds = [
             f"{container.what}{f' compressed by {compression}' if compression else ''}"
             for container, compression in dict.fromkeys(
@@ -102,8 +103,8 @@ class DataFile:
 
 
 def find_data(path: str | Path) -> DataFile:
-    """Looks at the beginning of each file of the source, and has no digest. Raises DataError where
-    the source is missing, unreadable, empty or nothing that rows can be read from."""
+    """Looks at the beginning of each file of the source; computes no digest. Raises DataError where
+    the source is missing, unreadable, empty or in no format that has rows."""
     members, size = [], 0
     for name in find_members(str(path)):
         with open_data(name) as file:
@@ -116,7 +117,7 @@ def find_data(path: str | Path) -> DataFile:
 
 
 def scan_data(path: str | Path) -> DataFile:
-    """Reads the whole source for its content hash, too."""
+    """Reads the whole source to compute its content hash, after `find_data`."""
     found = find_data(path)
     digest = hashlib.blake2b(digest_size=20)
     total = 0
@@ -133,8 +134,8 @@ def scan_data(path: str | Path) -> DataFile:
 
 
 def read_rows(file: DataFile) -> Iterator[tuple[Row | BadRow, int]]:
-    """Yields each row, or what is wrong with it, with the bytes of text read so far (for progress).
-    Raises DataError where a file breaks off."""
+    """Yields each row, or the reason why it is bad, with the bytes of text read so far (for
+    progress). Raises DataError where a file breaks off."""
     done = offset = 0
     for member in file.members:
         with open_data(member.path) as raw:
@@ -163,9 +164,9 @@ def open_data(path: str | Path) -> BinaryIO:
 
 
 def find_members(path: str) -> list[str]:
-    """The files of a folder, with those of folders in it, or of a pattern of names as `glob` takes
-    it, by name; a file is its own. Raises DataError where there is none, and where a folder holds
-    several splits."""
+    """Lists, by name, the files of a folder and its subfolders, or those that match a pattern as
+    `glob` takes it; a single file gives itself. Raises DataError where there is none, and where a
+    folder holds several splits."""
     place = Path(path)
     if place.is_dir():
         found = sorted(str(entry) for entry in place.rglob("*") if entry.is_file())

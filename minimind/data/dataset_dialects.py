@@ -1,4 +1,4 @@
-"""Conversations in the forms of single data sets that many train on: Firefly's and xLAM's."""
+"""Reads conversations in the forms of particular, widely used data sets: Firefly's and xLAM's."""
 
 from __future__ import annotations
 

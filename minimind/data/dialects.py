@@ -1,7 +1,7 @@
-"""The forms in which people write rows, and what turns a row of each into the project's own.
+"""Converts rows from the forms in which people write them to the project's own form.
 
-A dialect is one form for one kind of row. Which one a file is in shows in its first rows, or
---format names it; then all rows of the file are read so.
+A dialect is one form for one kind of row. The first rows of a file show its dialect, or --format
+names it; then all rows of the file are read in that dialect.
 """
 
 from __future__ import annotations
@@ -17,48 +17,50 @@ Data = dict[str, Any]
 Matches = Callable[[Mapping[str, Any]], bool]
 
 VERSION = 2
-"""Part of the cache key: raise it with every change of what a dialect gives."""
+"""Part of the cache key: raise it with every change of a dialect's result."""
 OWN = "minimind"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Dialect:
-    """One form of row."""
+    """Describes one form of row."""
 
     name: str
-    """For --format; the same for what one project writes in rows of several kinds."""
+    """The name for --format; forms that one project uses for several kinds of row share it."""
     title: str
-    """For people."""
+    """The name that people read."""
     example: str
     keys: KeyTable
-    """Of the row itself."""
+    """The keys of the row itself."""
     matches: Matches
-    """Whether a row is in this form: by few keys, so that one with a mistake still is."""
+    """Tells whether a row is in this form. It looks at few keys, so that a row with a mistake still
+    matches."""
     convert: Callable[[Data, set[str]], Data]
     """(row, keys to report) -> the row in the project's own form. Raises RowProblem."""
     targets: str = ""
-    """What is learned of such a row, where the project's own form says otherwise."""
+    """The targets of such a row, where they differ from those of the project's own form."""
 
     def read(self, data: Data, unread: set[str]) -> Data:
-        """The row in the project's own form. Raises RowProblem."""
+        """Converts the row to the project's own form. Raises RowProblem."""
         self.keys.check(data, unread)
         return self.convert(data, unread)
 
 
 def find_dialect(dialects: Iterable[Dialect], data: Mapping[str, Any]) -> Dialect | None:
-    """The first that the row is in the form of."""
+    """Finds the first dialect that matches the row."""
     return next((dialect for dialect in dialects if dialect.matches(data)), None)
 
 
 def has_turns(value: object, key: str) -> bool:
-    """Whether this is a list of turns of which the first names its speaker so."""
+    """Tells whether the value is a list of turns of which the first names its speaker under
+    `key`."""
     return (
         isinstance(value, list) and bool(value) and isinstance(value[0], dict) and key in value[0]
     )
 
 
 def as_text(value: object, what: str) -> str:
-    """A text that may be missing. Raises RowProblem for what is none."""
+    """Gives a text, "" where it is missing. Raises RowProblem for a value that is not a text."""
     if value is None:
         return ""
     if not isinstance(value, str):

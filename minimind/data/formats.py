@@ -1,5 +1,5 @@
-"""What a kind of row is to the data pipeline. Each kind is defined in a file of its own, named
-after it: `*_format.py`."""
+"""Defines what a kind of row is to the data pipeline. Each kind is defined in its own file,
+`*_format.py`, named after it."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ TEXT_COLUMN = "text"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """A kind of row: what it must hold, which of its tokens are targets, what it brings beside
-    them, and what becomes of it in a batch."""
+    """Describes a kind of row: its content, the tokens that are targets, its further columns, and
+    how rows become a batch."""
 
     name: str
     version: str
-    """Part of the cache key: raise it with every change of what `read` gives."""
+    """Part of the cache key: raise it with every change of the result of `read`."""
     all_targets: bool
     """Every token is a target, so the cache stores no mask."""
     split_long: bool
-    """A document longer than a row is split, else truncated."""
+    """Whether a document longer than a row is split; otherwise it is truncated."""
     read: Callable[..., list[Any]]
     """(rows, tokenizer) -> for each row its sample, or a BadRow that says what is wrong with it.
     Rows come by the batch, so that all cores tokenise. Further options are keyword arguments."""
     collate: Callable[[Sequence[PackedRow], int], Batch]
     """(packed rows, most units in a row of the run) -> one micro-batch (data/collate.py)."""
     documents_per_unit: int = 1
-    """Documents of a sample, which stay together: the two of a pair."""
+    """The documents of one sample, which stay together: two for a pair."""
     packed: bool = True
-    """Samples stand side by side in a row, else each has a row of its own, and one that is longer
-    than a row is left out."""
+    """Whether samples stand side by side in a row. Otherwise each sample has its own row, and one
+    that is longer than a row is left out."""
     columns: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """What a sample's `meta` holds, by name: the name of a NumPy dtype for a number (`bool`,
-    `float32`), or TEXT_COLUMN. It travels through the cache and packing to the batch."""
+    """The columns of a sample's `meta`, by name: the name of a NumPy dtype for a number (`bool`,
+    `float32`), or TEXT_COLUMN. The values travel through the cache and packing to the batch."""
 
     def with_options(self, **options: Any) -> Format:
-        """The same kind of row, read with these options of `read`: they change the cache key."""
+        """Gives the same kind of row, read with these options of `read`. The options change the
+        cache key."""
         if not options:
             return self
         version = f"{self.version} {sorted(options.items())}"

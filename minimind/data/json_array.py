@@ -1,4 +1,4 @@
-"""JSON arrays of rows, read as a stream: the array is never held in memory."""
+"""Reads JSON arrays of rows as a stream: the array is never held in memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ MAX_ROW_CHARS = 256 << 20
 _CHUNK_BYTES = 1 << 20
 _SPACE = " \t\r\n"
 _ENDS_EARLY = 32
-"""An error so near to the end of what was read may be of a row that goes on."""
+"""A parse error this near to the end of the text read so far may only mean that the row goes on."""
 
 
 def read_array(file: BinaryIO, name: str) -> Iterator[tuple[Row | BadRow, int]]:
-    """Yields each element, with the bytes of text read so far. An element that is no object comes
-    as BadRow. Raises DataError where the array itself breaks off."""
+    """Yields each element, with the bytes of text read so far. An element that is not an object is
+    given as BadRow. Raises DataError where the array itself breaks off."""
     text = _Text(file, name)
     decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
     text.skip("[")
@@ -47,7 +47,7 @@ def read_array(file: BinaryIO, name: str) -> Iterator[tuple[Row | BadRow, int]]:
 
 
 class _Text:
-    """The part of a file that is looked at."""
+    """Holds the part of a file that is being parsed."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file, self._name = file, name
@@ -57,20 +57,20 @@ class _Text:
         self.num_bytes = 0
 
     def place(self) -> str:
-        """As in `a.json:7`."""
+        """Spells the place, as in `a.json:7`."""
         return f"{self._name}:{self._line(self._at)}"
 
     def _line(self, at: int) -> int:
         return self._lines + self._text.count("\n", 0, at) + 1
 
     def skip(self, sign: str) -> bool:
-        """Goes past the sign, where it comes next."""
+        """Skips the sign, if it comes next."""
         found = self.peek() == sign
         self._at += found
         return found
 
     def peek(self) -> str:
-        """Gives the next character that is no space; "" at the end."""
+        """Gives the next character that is not white space; "" at the end."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in _SPACE:
                 self._at += 1
@@ -80,7 +80,7 @@ class _Text:
                 return ""
 
     def decode(self, decoder: json.JSONDecoder, number: int) -> object:
-        """Reads the next value, and as much of the file as it takes."""
+        """Parses the next value, reading as much of the file as it needs."""
         self.peek()
         self._chunk = _CHUNK_BYTES
         while True:
@@ -110,7 +110,7 @@ class _Text:
                     return value
 
     def _read(self) -> bool:
-        """Reads on, twice as much each time that one row asks for more."""
+        """Reads more text, twice as much each time for the same row."""
         chunk = self._file.read(self._chunk)
         self._chunk *= 2
         self.num_bytes += len(chunk)

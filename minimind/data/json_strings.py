@@ -1,4 +1,5 @@
-"""JSON that stands in a string of a row: tools, calls and their arguments, whole conversations."""
+"""Parses JSON that stands in a string of a row: tools, calls and their arguments, whole
+conversations."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ _PYTHON = re.compile(r"\s*(?:\[\s*)?\{\s*'")
 
 
 def parse_json(text: str, what: str) -> Any:
-    """Parses the text. Raises RowProblem where it is no JSON, and where a key stands twice in an
-    object; `what` names it."""
+    """Parses the text. Raises RowProblem where it is not JSON or an object repeats a key; `what`
+    names the text in the message."""
     try:
         return json.loads(text, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
@@ -50,8 +51,8 @@ def read_objects(value: object, what: str) -> list[dict[str, Any]]:
 
 
 def check_json(value: object, what: str) -> None:
-    """Raises RowProblem for what JSON has no word for, which a model would learn to write: NaN and
-    Infinity, dates and bytes of a Parquet file."""
+    """Raises RowProblem for values that JSON cannot express and a model would learn to write: NaN
+    and Infinity, and the dates and bytes of a Parquet file."""
     try:
         json.dumps(value, allow_nan=False)
     except ValueError:

@@ -1,4 +1,4 @@
-"""JSON-lines files, read as a stream: neither the file nor an index of it is held in memory."""
+"""Reads JSON-lines files as a stream: neither the file nor an index of it is held in memory."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any, BinaryIO
 from minimind.types import Row
 
 MAX_LINE_BYTES = 256 << 20
-"""A longer line is refused: a row is parsed in memory, and a file without line ends is no JSONL."""
+"""The longest allowed line: a row is parsed in memory, and a file without line ends is not
+JSONL."""
 MAX_LISTED = 20
-"""Bad rows that a message lists; further ones are counted."""
+"""The number of bad rows that a message lists; further ones are counted."""
 _MAX_ALIKE = 3
-"""Of those with the same reason."""
+"""The number of listed rows with the same reason."""
 _CHUNK_BYTES = 4 << 20
 BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
@@ -23,13 +24,13 @@ _BLANK = b" \t\r\n"
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be used, and why (without the `path:line: ` in front)."""
+    """Holds the reason why a row cannot be used (without the `path:line: ` in front)."""
 
     path: str
     line: int
     reason: str
     unit: str = "line"
-    """As Row's."""
+    """The same as Row.unit."""
 
     @classmethod
     def of(cls, row: Row, reason: str) -> BadRow:
@@ -40,17 +41,17 @@ class BadRow:
 
 
 class RowProblem(ValueError):
-    """Why a row cannot be read."""
+    """Says why a row cannot be read."""
 
 
 def spell_place(path: str, line: int, unit: str = "line") -> str:
-    """As in `a.jsonl:3` and `a.json row 3`."""
+    """Spells a place, as in `a.jsonl:3` and `a.json row 3`."""
     return f"{path}:{line}" if unit == "line" else f"{path} {unit} {line}"
 
 
 def bad_rows_message(bad: Sequence[BadRow], total: int) -> str:
-    """One line for each bad row, as many as are listed and few with one reason, and how many there
-    are in `total`."""
+    """Lists the bad rows, one a line, up to a limit and with few of one reason, and says how many
+    there are in `total`."""
     alike: Counter[str] = Counter()
     lines = []
     for row in bad:
@@ -65,7 +66,7 @@ def bad_rows_message(bad: Sequence[BadRow], total: int) -> str:
 
 def read_lines(file: BinaryIO, name: str) -> Iterator[tuple[Row | BadRow, int]]:
     """Yields each line that is not blank, parsed, with the byte offset where the next line starts
-    (for progress). A line that is not a JSON object comes as BadRow, and reading goes on.
+    (for progress). A line that is not a JSON object is given as BadRow, and reading goes on.
 
     A byte-order mark at the start, CRLF and a last line without its end are fine.
     """
@@ -99,8 +100,8 @@ def _skip_line(file: BinaryIO) -> int:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of a JSON text. Raises ValueError where a key stands twice: one of its values
-    would be lost."""
+    """Builds the object of a JSON text. Raises ValueError where a key stands twice: one of its
+    values would be lost."""
     data = dict(pairs)
     if len(data) < len(pairs):
         seen: set[str] = set()
@@ -110,7 +111,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse(raw: bytes) -> dict | str:
-    """The object, or what is wrong with the line."""
+    """Parses a line; gives the object, or the reason why it is bad."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -134,7 +135,7 @@ def missing_key(row: Row, key: str, example: str) -> str:
 
 
 def json_type(value: object) -> str:
-    """What a value is called in JSON, for messages."""
+    """Names a value's type as JSON does, for messages."""
     if value is None:
         return "null"
     if isinstance(value, bool):

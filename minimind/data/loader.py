@@ -1,4 +1,4 @@
-"""Loaders: which rows each rank reads in which optimizer step.
+"""Decides which rows each rank reads in which optimizer step.
 
 The order is a function of (data, tokenizer, seq_len, seed) and the step's number alone. So nothing
 has to be saved to resume, and any number of ranks reads the same rows in the same step.
@@ -23,11 +23,11 @@ __all__ = ["EvalLoader", "PackedLoader", "WeightedSource", "collate", "parse_dat
 
 
 class PackedLoader:
-    """Training batches by optimizer step, with random access.
+    """Gives training batches by optimizer step, with random access.
 
-    Step s reads the rows s·rows_per_step and following of an endless sequence: all rows of the
-    first epoch in one random order, those of the second in another, and so on. Micro-batch k of a
-    step goes to rank k mod world_size.
+    Step s reads rows_per_step rows, from number s·rows_per_step on, of an endless sequence: all
+    rows of the first epoch in one random order, those of the second in another, and so on.
+    Micro-batch k of a step goes to rank k mod world_size.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class PackedLoader:
 
     @property
     def num_rows(self) -> int:
-        """Rows of an epoch."""
+        """Counts the rows of an epoch, over all ranks."""
         return len(self._rows)
 
     @property
     def tokens_per_epoch(self) -> int:
-        """Tokens of an epoch, padding not counted."""
+        """Counts the tokens of an epoch, padding not counted."""
         return self._rows.plan.num_tokens
 
     @property
@@ -81,44 +81,46 @@ class PackedLoader:
 
     @property
     def num_truncated(self) -> int:
-        """Documents of an epoch cut to fit a row (formats that are not split)."""
+        """Counts the documents of an epoch that were cut to fit a row (formats that are not
+        split)."""
         return self._rows.plan.num_truncated
 
     def count_lost(self) -> int:
-        """Counts the units that teach nothing because they were cut to fit a row: a document has no
-        target left, or the two of a pair are the same."""
+        """Counts the units from which nothing is learned because they were cut to fit a row: a
+        document has no target left, or both documents of a pair are the same."""
         return self._rows.count_lost()
 
     @property
     def fingerprint(self) -> str:
-        """Hash of data, tokenizer, format, weights, row length and seed: where it is the same, so
-        are all rows and their order."""
+        """Hashes the data, tokenizer, format, weights, row length and seed: equal hashes mean the
+        same rows in the same order."""
         return self._rows.fingerprint
 
     def steps(self, epochs: float) -> int:
-        """Optimizer steps in which `epochs` passes are read; the last may reach into the next."""
+        """Counts the optimizer steps in which `epochs` passes are read; the last step may reach
+        into the next pass."""
         return math.ceil(round(epochs * self.num_rows, 6) / self._rows_per_step)
 
     def batches(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of an optimizer step (from 0)."""
+        """Builds this rank's micro-batches of an optimizer step (from 0)."""
         return [self._rows.batch(rows) for rows in self._micro_batches(step)]
 
     def all_batches(self) -> Iterator[Batch]:
-        """The micro-batches of all ranks in which training reads the first epoch; the last of them
-        may reach into the second."""
+        """Yields the micro-batches of all ranks in which training reads the first epoch; the last
+        of them may reach into the second."""
         for first in range(0, self.num_rows, self.micro_batch):
             yield self._rows.batch(self._rows_at(first, self.micro_batch))
 
     def describe(self, step: int, micro: int) -> list[str]:
-        """`file:line` of all that is in one of this rank's micro-batches, row by row."""
+        """Names `file:line` of every document in one of this rank's micro-batches, row by row."""
         rows = self._micro_batches(step)[micro]
         return [source for row in rows for source in self._rows.describe(row)]
 
     def read(
         self, from_step: int, to_step: int, pin: bool = False, ahead: int = 2
     ) -> Iterator[list[Batch]]:
-        """`batches` of each step, built `ahead` of their use in one background thread and, with
-        `pin`, in page-locked memory. Closing the iterator ends the thread."""
+        """Yields `batches` of each step, built `ahead` of their use in one background thread and,
+        with `pin`, in page-locked memory. Closing the iterator ends the thread."""
         return read_steps(self.batches, range(from_step, to_step), pin, ahead)
 
     def _micro_batches(self, step: int) -> list[list[int]]:
@@ -128,11 +130,11 @@ class PackedLoader:
         return [rows[at : at + size] for at in range(self._rank * size, len(rows), stride)]
 
     def _step_rows(self, step: int) -> list[int]:
-        """Rows of a step in global order."""
+        """Gives the rows of a step in global order."""
         return self._rows_at(step * self._rows_per_step, self._rows_per_step)
 
     def _rows_at(self, first: int, count: int) -> list[int]:
-        """Part of the endless sequence."""
+        """Gives a part of the endless sequence."""
         places = [divmod(at, self.num_rows) for at in range(first, first + count)]
         return [int(self._epoch_order(epoch)[index]) for epoch, index in places]
 
@@ -141,10 +143,11 @@ class PackedLoader:
 
 
 class EvalLoader:
-    """Validation batches: every document once, in the same order each time, all of one shape.
+    """Gives validation batches: every document once, in the same order each time, all batches of
+    one shape.
 
-    Iterating gives this rank's batches; every rank has as many, so that collectives match. What is
-    missing at the end is filled with rows of padding, which have no targets.
+    Iterating gives this rank's batches; every rank has equally many, so that collectives match. The
+    last batches are filled up with rows of padding, which have no targets.
     """
 
     def __init__(
@@ -159,8 +162,9 @@ class EvalLoader:
         max_rows: int = 0,
         first_unit: int = 0,
     ) -> None:
-        """Weights are ignored. `max_rows` above 0 takes a random part of the rows, always the
-        same one. `first_unit`: where the numbers of units go on after the training data's."""
+        """Takes no account of weights. `max_rows` above 0 takes a random part of the rows, always
+        the same one. `first_unit` is the number of the first unit, which follows those of the
+        training data."""
         unweighted = [WeightedSource(source.cache) for source in sources]
         self._rows = PackedRows(unweighted, seq_len, 0, pad_id, first_unit)
         chosen = np.arange(len(self._rows))
@@ -178,12 +182,12 @@ class EvalLoader:
 
     @property
     def num_rows_there(self) -> int:
-        """Of the data, read or not."""
+        """Counts all rows of the data, read or not."""
         return len(self._rows)
 
     @property
     def num_units(self) -> int:
-        """Of the data, read or not."""
+        """Counts all units of the data, read or not."""
         return self._rows.num_units
 
     @property
@@ -192,11 +196,11 @@ class EvalLoader:
 
     @property
     def fingerprint(self) -> str:
-        """Of the data, tokenizer, format and row length, and of how many rows are read."""
+        """Hashes the data, tokenizer, format and row length, and the number of rows read."""
         return f"{self._rows.fingerprint}-{self.num_rows}"
 
     def __len__(self) -> int:
-        """Batches of each rank."""
+        """Counts the batches of each rank."""
         return math.ceil(self.num_rows / (self.micro_batch * self._world_size))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -204,7 +208,7 @@ class EvalLoader:
             yield self._batch(number * self._world_size + self._rank)
 
     def all_batches(self) -> Iterator[Batch]:
-        """The batches of all ranks, but for those of padding alone."""
+        """Yields the batches of all ranks, without those of padding alone."""
         for number in range(math.ceil(self.num_rows / self.micro_batch)):
             yield self._batch(number)
 

@@ -1,4 +1,4 @@
-"""Which documents an epoch reads: data files, one after another or by weight."""
+"""Decides which documents an epoch reads: data files one after another, or by weight."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from minimind.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 SAMPLE_PREFIX = "sample:"
-"""The beginning of a name that stands for sample data and for no file (samples/sources.py)."""
+"""A name that begins with this stands for sample data, not for a file (samples/sources.py)."""
 MAX_REPEATED = 1000
-"""An epoch is so many times its data at most: its documents are numbered in memory."""
+"""The largest ratio of an epoch to its data: its documents are numbered in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedSource:
-    """A data file and its share of the tokens read; None: read once, as long as it is."""
+    """Holds a data file and its share of the tokens read; None: it is read once."""
 
     cache: TokenCache
     weight: float | None = None
 
 
 def parse_data_args(values: Sequence[str]) -> list[tuple[str, float | None]]:
-    """`A.jsonl` or `A.jsonl:0.7` as (path, weight); a file whose own name ends so is a path. So for
-    `sample:tools` and `sample:tools:0.7`.
+    """Parses `A.jsonl` or `A.jsonl:0.7` to (path, weight), and `sample:tools` or `sample:tools:0.7`
+    likewise. A file whose own name ends like a weight is a path.
 
-    Raises ConfigError for no file, a weight that is not a number above 0, and weights that are
-    given for some files only.
+    Raises ConfigError for a missing file, a weight that is not a number above 0, and weights that
+    are given for some files only.
     """
     if not values:
         raise ConfigError("--data names no file; give one or more data files")
@@ -51,11 +51,11 @@ def parse_data_args(values: Sequence[str]) -> list[tuple[str, float | None]]:
 
 
 class Mixture:
-    """The documents of an epoch, numbered through all sources; those of one row of a file (the two
-    of a pair) are a unit, one after the other.
+    """Numbers the documents of an epoch through all sources. The documents of one row of a file
+    (the two of a pair) are a unit, one after the other.
 
     Weights are shares of tokens: the source that is the scarcest for its weight is read once, the
-    others as often as their shares ask, the fraction of a reading being a random part of the
+    others as often as their shares require. The fraction of a reading takes a random part of the
     units (the same in each epoch). So an epoch reads every document at least once.
     """
 
@@ -102,7 +102,7 @@ class Mixture:
         return self._lengths_UK[units].reshape(-1)
 
     def locate(self, document: int) -> tuple[TokenCache, int]:
-        """The cache a document of the epoch is in, and its number there."""
+        """Finds the cache that holds a document of the epoch, and the document's number there."""
         unit = document // self.documents_per_unit
         unit = unit if self._units is None else int(self._units[unit])
         source = bisect.bisect_right(self._first, unit) - 1
@@ -110,7 +110,7 @@ class Mixture:
         return self._caches[source], first + document % self.documents_per_unit
 
     def describe(self) -> str:
-        """As in `A.jsonl ×1.0, B.jsonl ×2.3`."""
+        """Describes the sources, as in `A.jsonl ×1.0, B.jsonl ×2.3`."""
         return ", ".join(
             f"{Path(cache.path).name} ×{times:.1f}"
             for cache, times in zip(self._caches, self.times, strict=True)
@@ -118,7 +118,7 @@ class Mixture:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the data, its tokenizer and format, and the weights."""
+        """Hashes the data, their tokenizer and format, and the weights."""
         parts = [(cache.key, w) for cache, w in zip(self._caches, self._weights, strict=True)]
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 

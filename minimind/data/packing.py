@@ -1,4 +1,4 @@
-"""Packing: which pieces of which documents stand side by side in which row."""
+"""Plans the packing: which pieces of which documents stand side by side in which row."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ DEFAULT_WINDOW = 1 << 14
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackingPlan:
-    """Rows of pieces, as flat arrays. Row r holds the pieces row_offsets[r] to row_offsets[r + 1];
-    piece i is tokens piece_start[i] to piece_start[i] + piece_len[i] of document piece_doc[i]."""
+    """Holds rows of pieces, as flat arrays. Row r holds the pieces row_offsets[r] to row_offsets[r
+    + 1]; piece i is tokens piece_start[i] to piece_start[i] + piece_len[i] of document
+    piece_doc[i]."""
 
     seq_len: int
     row_offsets: np.ndarray
@@ -31,9 +32,9 @@ class PackingPlan:
     piece_len: np.ndarray
     """int32 [pieces]."""
     num_truncated: int
-    """Documents that were cut to fit a row."""
+    """The number of documents that were cut to fit a row."""
     num_left_out: int = 0
-    """Units that do not fit a row and are in none."""
+    """The number of units that are left out because they fit no row."""
 
     @property
     def num_rows(self) -> int:
@@ -41,12 +42,12 @@ class PackingPlan:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in all rows, padding not counted."""
+        """Counts the tokens in all rows, padding not counted."""
         return int(self.piece_len.sum(dtype=np.int64))
 
     @property
     def padding_share(self) -> float:
-        """Padding among all tokens of all rows."""
+        """Gives the share of padding among all tokens of all rows."""
         return 1.0 - self.num_tokens / max(1, self.num_rows * self.seq_len)
 
 
@@ -111,9 +112,9 @@ def build_row(
     units: Sequence[int] = (),
     meta: Mapping[str, Any] | None = None,
 ) -> PackedRow:
-    """One row of `seq_len` tokens from (ids, is_target) of each piece; None: all are targets. The
-    first token of a piece is never predicted: nothing stands before it. `units`, `meta`:
-    PackedRow's."""
+    """Builds one row of `seq_len` tokens from (ids, is_target) of each piece; None: all are
+    targets. The first token of a piece is never predicted: nothing stands before it. `units` and
+    `meta` are PackedRow's."""
     ids_T = np.full(seq_len, pad_id, dtype=np.int64)
     labels_T = np.full(seq_len, IGNORE_INDEX, dtype=np.int64)
     doc_T = np.full(seq_len, -1, dtype=np.int32)
@@ -143,8 +144,9 @@ def build_row(
 
 
 def _truncate(lengths_UK: np.ndarray, seq_len: int) -> np.ndarray:
-    """The lengths at most at each unit's limit. With j documents below the limit, the others share
-    what those leave; the limit is the largest of these shares."""
+    """Gives the truncated lengths, at most the limit of each unit. With j documents below the
+    limit, the others share the tokens that those leave; the limit is the largest of these
+    shares."""
     num_documents = lengths_UK.shape[1]
     sorted_UK = np.sort(lengths_UK, axis=1)
     left_UK = seq_len - (np.cumsum(sorted_UK, axis=1) - sorted_UK)
@@ -153,8 +155,8 @@ def _truncate(lengths_UK: np.ndarray, seq_len: int) -> np.ndarray:
 
 
 def _cut(lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(document, start, length) of each piece: a document of L > seq_len tokens has L - 1
-    transitions, of which a piece holds seq_len - 1."""
+    """Cuts documents into (document, start, length) of each piece: a document of L > seq_len tokens
+    has L - 1 transitions, of which a piece holds seq_len - 1."""
     stride = seq_len - 1
     num_pieces = np.maximum(1, -(-(lengths - 1) // stride))
     doc = np.repeat(np.arange(len(lengths)), num_pieces)
@@ -165,9 +167,8 @@ def _cut(lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def plan_unpacked(lengths: np.ndarray, seq_len: int) -> PackingPlan:
-    """Gives each document a row of its own, in their order. One of more than `seq_len` tokens is
-    left out: a prompt that is cut no longer asks what it asked. Raises ConfigError where none
-    fits."""
+    """Gives each document its own row, in order. A document of more than `seq_len` tokens is left
+    out: a truncated prompt asks something else. Raises ConfigError where none fits."""
     lengths = np.asarray(lengths, dtype=np.int64)
     (fitting,) = np.nonzero(lengths <= seq_len)
     if not len(fitting):
@@ -187,7 +188,7 @@ def plan_unpacked(lengths: np.ndarray, seq_len: int) -> PackingPlan:
 
 
 class _OpenRows:
-    """Rows with room left, found by best fit in well under a microsecond: bit c of one big integer
+    """Finds rows with room left, by best fit, in well under a microsecond: bit c of one big integer
     says whether any row has exactly c tokens left."""
 
     def __init__(self, seq_len: int) -> None:
@@ -198,7 +199,8 @@ class _OpenRows:
         self._rows: list[list[int]] = [[] for _ in range(seq_len + 1)]
 
     def place(self, lengths: list[int]) -> list[int]:
-        """The row of each piece: the one with the least room that suffices, else a new one."""
+        """Gives the row of each piece: the one with the least room that suffices, else a new
+        one."""
         mask, bit, open_rows, num_rows = self._mask, self._bit, self._rows, self.num_rows
         placed = []
         for length in lengths:

@@ -1,4 +1,4 @@
-"""Parquet files, read by row groups; the only file that imports pyarrow."""
+"""Reads Parquet files by row groups; it is the only file that imports pyarrow."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Clean = Callable[[Any], Any]
 
 def read_parquet(file: BinaryIO, name: str) -> Iterator[tuple[Row | BadRow, int]]:
     """Yields each row, with about the bytes that the rows so far take. A field without a value is
-    no key of its object, at any depth: Arrow gives each object of a column the keys of all, and a
-    null that was written is not told from one that it filled in. Raises DataError where the file
-    is damaged."""
+    left out of its object, at any depth: Arrow gives each object of a column the keys of all, so a
+    written null looks like a null that Arrow filled in. Raises DataError where the file is
+    damaged."""
     import pyarrow
     import pyarrow.parquet
 
@@ -53,8 +53,8 @@ def _given(data: Mapping[str, Any], cleaners: Mapping[str, Clean]) -> dict[str, 
 
 
 def _cleaner(kind: pyarrow.DataType) -> Clean | None:
-    """What gives a value of this type without the fields that hold nothing; None where the type has
-    no objects in it."""
+    """Gives a function that removes the empty fields from a value of this type; None where the type
+    has no objects in it."""
     import pyarrow.types as types
 
     if types.is_struct(kind):

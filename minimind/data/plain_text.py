@@ -1,4 +1,4 @@
-"""Plain text as documents: each file one, or each part between blank lines."""
+"""Reads plain text as documents: each file, or each part between blank lines, is one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Preference pairs in the forms of TRL, OpenAI, LLaMA-Factory and Anthropic."""
+"""Reads preference pairs in the forms of TRL, OpenAI, LLaMA-Factory and Anthropic."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _read_own_pair(data: Data, unread: set[str]) -> Data:
 
 
 def _check_scores(data: Data) -> None:
-    """Raises RowProblem where the row's own figures say that the pair is the other way round."""
+    """Raises RowProblem where the row's own scores contradict the order of the pair."""
     for key, better in data.items():
         if "chosen" not in key or not _SCORE.search(key):
             continue
@@ -62,8 +62,8 @@ def _check_scores(data: Data) -> None:
 
 
 def _with_prompt(data: Data, prompt: list[Turn], unread: set[str]) -> Data:
-    """Puts the prompt before both sides, unless they repeat it themselves. Raises RowProblem where
-    they begin with another one."""
+    """Puts the prompt before both sides, unless they repeat it. Raises RowProblem where they begin
+    with another prompt."""
     _check_scores(data)
     _check_repeated(data, prompt)
     read = read_shared(data)
@@ -139,7 +139,8 @@ def _is_pair(data: Mapping[str, Any]) -> bool:
 
 
 def _list_dialect(key: str, speaker: str, title: str, prompt: str, answer: str) -> Dialect:
-    """LLaMA-Factory's pairs: a list of turns, and one more on each side."""
+    """Builds the dialect of LLaMA-Factory's pairs: a list of turns, and one more turn on each
+    side."""
     return Dialect(
         name="llama-factory",
         title=f"{title} with chosen and rejected",

@@ -23,7 +23,7 @@ _SIDES = ("chosen", "rejected")
 
 
 def preference_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[PairSample | BadRow]:
-    """`{"chosen": [turns], "rejected": [turns]}`, each side as the chat format has it."""
+    """Reads `{"chosen": [turns], "rejected": [turns]}`, each side as in the chat format."""
     return encode_rows(
         rows,
         tokenizer,
@@ -45,7 +45,7 @@ def _read_sides(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
 
 
 def _check_one_prompt(chosen: Chat, rejected: Chat) -> None:
-    """Raises BadChat where the sides part before an answer."""
+    """Raises BadChat where the sides differ before an answer."""
     if chosen.tools != rejected.tools:
         raise BadChat('"chosen" and "rejected" have other tools: a pair answers one prompt')
     for number, turns in enumerate(zip(chosen.messages, rejected.messages, strict=False), start=1):

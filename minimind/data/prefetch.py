@@ -1,4 +1,4 @@
-"""An iterator that runs ahead of its reader in a background thread."""
+"""Runs an iterator ahead of its reader in a background thread."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _POLL_S = 0.1
 
 
 def prefetched(items: Iterator[ItemT], ahead: int) -> Iterator[ItemT]:
-    """The same items, up to `ahead` of them computed before they are asked for. An exception of
-    `items` is raised at its place. Closing the generator, or dropping it, ends the thread."""
+    """Yields the same items, up to `ahead` of them computed before they are asked for. An exception
+    of `items` is raised at its place. Closing the generator, or dropping it, ends the thread."""
     done = object()
     ready: queue.Queue[object] = queue.Queue(maxsize=max(1, ahead))
     stopped = threading.Event()
@@ -66,7 +66,7 @@ def read_steps(
 
 
 def read_batches(batches: Iterable[BatchT], pin: bool, ahead: int = 2) -> Iterator[BatchT]:
-    """Yields the batches, built likewise."""
+    """Yields the batches, built ahead in the same way."""
     return prefetched((batch.pin_memory() if pin else batch for batch in batches), ahead)
 
 

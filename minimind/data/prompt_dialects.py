@@ -1,5 +1,5 @@
-"""Prompts in the forms of OpenAI, ShareGPT, Alpaca and TRL. What else a row holds goes on with it,
-to the rewards."""
+"""Reads prompts in the forms of OpenAI, ShareGPT, Alpaca and TRL. The rewards receive every other
+key of the row."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The prompt format: conversations that a model is asked to go on with, and what checks its
-answer."""
+"""Defines the prompt format: conversations that a model is asked to continue, and the data that its
+answer is checked against."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _EXAMPLE = '{"conversations": [{"role": "user", "content": "…"}], "gt": …}'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One prompt of a batch."""
+    """Holds one prompt of a batch."""
 
     ids: tuple[int, ...]
-    """Up to and with the header of the assistant's turn that is to be written."""
+    """The ids up to and including the header of the assistant's turn to be written."""
     unit: int
     """The prompt's number in the epoch."""
     row: dict[str, Any]
@@ -37,18 +37,18 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptBatch(UnitBatch):
-    """Prompts, one a row, without targets. Its count is the number of prompts."""
+    """Holds prompts, one a row, without targets. Its count is the number of prompts."""
 
     prompts: tuple[Prompt, ...]
-    """They stay on the CPU; rows of padding have none."""
+    """The prompts stay on the CPU; rows of padding have none."""
 
 
 def prompt_samples(
     rows: Sequence[Row], tokenizer: Tokenizer, thinking: bool = False
 ) -> list[Sample | BadRow]:
-    """Reads `{"conversations": [turns], "gt" or "answer": any JSON}`, of which the last assistant
-    turn is empty or missing. With `thinking` the assistant's turn opens with a thinking block, else
-    with an empty one."""
+    """Reads `{"conversations": [turns], "gt" or "answer": any JSON}`, whose last assistant turn is
+    empty or missing. With `thinking` the assistant's turn opens with a thinking block, else with an
+    empty one."""
 
     def read(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
         chat = read_prompt(row)
@@ -103,7 +103,7 @@ def _is_empty(message: Message) -> bool:
 
 
 def collate_prompts(rows: Sequence[PackedRow], units_per_row: int) -> PromptBatch:
-    """Collates the rows, and beside them their prompts as what a generator takes."""
+    """Collates the rows, and keeps their prompts in the form that a generator takes."""
     assert units_per_row == 1, "each prompt has a row of its own"
     batch = collate_units(rows, units_per_row, needs_targets=False)
     prompts = [

@@ -1,6 +1,7 @@
-"""Which keys of a row are read: each is used, refused with what to do, or reported. None vanishes.
+"""Decides which keys of a row are read. Each key is used, refused with advice, or reported; none is
+dropped silently.
 
-A report names a key with where it stands: "'source'" is a row's, "'name' of turns" a turn's.
+A report names a key and its place: "'source'" is a row's key, "'name' of turns" a turn's.
 """
 
 from __future__ import annotations
@@ -16,52 +17,52 @@ from minimind.data.jsonl import RowProblem
 
 _MOST_KNOWN = 4096
 _EMPTY: tuple[Any, ...] = ("", [], {})
-"""Values that say nothing: a key that holds one, or null, is as if it were not there."""
+"""Empty values: a key that holds one, or null, counts as missing."""
 _FLAGS = ("on", "off", "yes", "no", "true", "false", "none", "low", "medium", "high")
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A key that cannot be used and would change what the row means."""
+    """Refuses a key that cannot be used and would change the meaning of the row."""
 
     why: str
-    """And what to do."""
+    """The reason and the advice."""
     applies: Callable[[Any, Mapping[str, Any]], bool] = lambda value, read: True
-    """(value, the keys beside it that are used) -> whether it is of the kind that is refused, else
-    the key is reported."""
+    """(value, the used keys beside it) -> whether the value is refused; otherwise the key is
+    reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Suspicion:
-    """Words by which a key that nobody knows is refused as one that changes the meaning."""
+    """Holds words by which an unknown key is refused as one that changes the meaning."""
 
     words: tuple[str, ...]
     refusal: Refusal
 
     def of(self, key: str) -> Refusal | None:
-        """The refusal, where the key has one of the words."""
+        """Gives the refusal, where the key has one of the words."""
         return self.refusal if any(word in self.words for word in _words(key)) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeyTable:
-    """The keys of one kind of object: of a row in one form, of a turn, of a tool call."""
+    """Lists the keys of one kind of object: of a row in one form, of a turn, of a tool call."""
 
     of: str
-    """Follows a reported key: " of turns"; nothing for a row's own."""
+    """The text after a reported key: " of turns"; nothing for a row's own."""
     used: Mapping[str, str]
-    """By key, what it does."""
+    """The meaning of each key that is used."""
     refused: Mapping[str, Refusal] = field(default_factory=dict)
     suspect: Suspicion | None = None
     hands_on: bool = False
-    """Every other key goes on with the row, to functions of the user's."""
+    """Whether every other key is handed on with the row, to the user's functions."""
     _others: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict, repr=False)
-    """By the keys of an object those that are not used: objects of one file are much alike."""
+    """The unused keys for each set of keys seen: the objects of one file are much alike."""
 
     def check(self, data: Mapping[str, Any], unread: set[str]) -> None:
-        """Adds to `unread` the keys that are reported. Raises RowProblem for one that is refused,
-        or that is a slip of the pen."""
+        """Adds the reported keys to `unread`. Raises RowProblem for a key that is refused or looks
+        misspelt."""
         keys = tuple(data)
         others = self._others.get(keys)
         if others is None:
@@ -93,14 +94,14 @@ class KeyTable:
 
 
 def is_prose(value: object) -> bool:
-    """Whether this is text for people, and no switch such as "on" or "high"."""
+    """Tells whether the value is text for people, and not a switch such as "on" or "high"."""
     if isinstance(value, list):
         return any(is_prose(item) for item in value)
     return isinstance(value, str) and bool(value.strip()) and value.strip().lower() not in _FLAGS
 
 
 def is_number_like(value: object) -> bool:
-    """Whether this is a number or a switch, or a list of them."""
+    """Tells whether the value is a number or a switch, or a list of them."""
     if isinstance(value, list):
         return all(is_number_like(item) for item in value)
     return isinstance(value, bool | int | float) or (
@@ -110,13 +111,13 @@ def is_number_like(value: object) -> bool:
 
 @lru_cache(maxsize=4096)
 def _words(key: str) -> tuple[str, ...]:
-    """The words of a name such as loss_mask or lossMask, in lower case."""
+    """Splits a name such as loss_mask or lossMask into its words, in lower case."""
     return tuple(word.lower() for word in _WORD.findall(key))
 
 
 def choose(data: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
-    """Gives the value under any of these names for one thing, None where none has one. Raises
-    RowProblem where two have different ones."""
+    """Gives the value that stands under any of these names for one thing; None where all are
+    missing. Raises RowProblem where two have different values."""
     found: dict[str, Any] = {}
     for key in keys:
         value = data.get(key)

@@ -1,5 +1,5 @@
-"""The rows of a source in the project's own form: the one reader of training, validation, tokenizer
-training and everything else that takes data files."""
+"""Reads the rows of a source in the project's own form. Training, validation, tokenizer training
+and all other users of data files read through this module."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from minimind.types import Row
 logger = logging.getLogger(__name__)
 
 FIRST_ROWS = 20
-"""Of which one at least has to be in a form that is read."""
+"""The number of first rows of which at least one has to be in a known form."""
 _KEYS_SHOWN = 8
 _MOST_REPORTED = 20
 
@@ -38,8 +38,8 @@ DIALECTS: dict[str, tuple[Dialect, ...]] = {
     "unpaired": UNPAIRED_DIALECTS,
     "prompt": PROMPT_DIALECTS,
 }
-"""By the name of a format (data/formats.py) the forms its rows may have, the ones first that others
-contain."""
+"""The forms of the rows of each format (data/formats.py), by its name. A form that contains others
+comes after them."""
 ALL_KINDS = tuple(DIALECTS)
 USED_BY = {
     "text": "--stage pretrain",
@@ -53,22 +53,22 @@ FORMAT_NAMES = tuple(
         [d.name for kind in DIALECTS.values() for d in kind] + [c.name for c in PLAIN_TEXTS]
     )
 )
-"""What --format takes."""
+"""The values of --format."""
 
 
 class RowReader:
-    """The rows of one source, each in the project's own form."""
+    """Reads the rows of one source, each in the project's own form."""
 
     def __init__(
         self, file: DataFile, kinds: Sequence[str], format_name: str | None = None
     ) -> None:
-        """`kinds`: formats, of which the rows are of one; one that has no dialects takes its rows
-        as they are. `format_name`: a name of FORMAT_NAMES; else the first rows tell. Raises
-        DataError where they are in no form that is read, ConfigError for a name that does not
-        fit."""
+        """Takes the formats (`kinds`), of which one is that of the rows; a format without dialects
+        takes its rows unchanged. `format_name` is one of FORMAT_NAMES; without it the first rows
+        decide. Raises DataError where the rows are in no known form, ConfigError for a name that
+        does not fit."""
         self.num_rows = 0
         self.unread: Counter[str] = Counter()
-        """By key how many rows have it, of those read so far."""
+        """For each key, the number of rows read so far that have it."""
         self._kinds = kinds
         plain = next((c for c in PLAIN_TEXTS if c.name == format_name), None)
         self.file = file.as_plain_text(plain) if plain else file
@@ -86,14 +86,14 @@ class RowReader:
 
     @property
     def key(self) -> list[Any]:
-        """What its rows follow from beside the bytes, as a cache key has it."""
+        """Gives all that decides the rows besides the bytes, for a cache key."""
         parts: list[Any] = [self.file.kinds] if self.file.kinds else []
         if self.dialect is not None:
             parts += [dialects.VERSION, self.dialect.name, self.dialect.title]
         return parts
 
     def describe(self) -> str:
-        """As in "ShareGPT (from, value), JSON lines compressed by gzip"."""
+        """Describes the rows, as in "ShareGPT (from, value), JSON lines compressed by gzip"."""
         title = ""
         if self.dialect is not None and self.dialect.name != dialects.OWN:
             title = self.dialect.title
@@ -148,7 +148,7 @@ class RowReader:
         )
 
     def _detect(self) -> tuple[Dialect | None, Row | None]:
-        """The dialect of the first row that is in one, and that row."""
+        """Finds the first row that is in a dialect; gives the dialect and the row."""
         seen: list[Row] = []
         for row, _ in read_rows(self.file):
             if not isinstance(row, Row):
@@ -210,7 +210,7 @@ def open_rows(
 
 
 def unread_message(path: str, unread: Mapping[str, int], num_rows: int) -> str:
-    """Says once of a whole source what was in its rows and is not in what they became."""
+    """Describes, once for a whole source, the parts of its rows that were not used."""
     counts = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
     said = [f"{name} ({count:,})" for name, count in counts[:_MOST_REPORTED]]
     if more := len(counts) - len(said):

@@ -1,5 +1,5 @@
-"""Documents for pretraining: one form of row; plain text and what a file is packed in are the
-containers' affair (data/containers.py)."""
+"""Reads documents for pretraining, which have one form of row; plain text and compression are the
+task of data/containers.py."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What a text is encoded in, by its bytes: only UTF-8 is read, and of another encoding it is said
-how to convert it."""
+"""Recognises the encoding of a text by its bytes. Only UTF-8 is read; for another encoding the
+message says how to convert it."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from dataclasses import dataclass
 _MARKS = ((b"\xff\xfe\x00\x00", "UTF-32"), (b"\x00\x00\xfe\xff", "UTF-32"),
           (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))  # fmt: skip
 _LINES = 20
-"""Lines with other characters than ASCII that are looked at."""
+"""The number of lines looked at that have non-ASCII characters."""
 _SURE = 0.85
-"""Share of those characters that have to be usual ones of the language."""
+"""The share of those characters that has to be common in the language."""
 _ENOUGH = 3
 Share = Callable[[Sequence[bytes]], float]
-"""What share of the characters of these lines is usual in an encoding."""
+"""Gives the share of the characters of these lines that is common in an encoding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """An encoding that is not read."""
+    """Describes an encoding that is not read."""
 
     name: str
-    """For people; "" where it is none that is known."""
+    """The name that people read; "" for an unknown encoding."""
     code: str
-    """As `iconv -f` takes it."""
+    """The name that `iconv -f` takes."""
 
 
 def find_encoding(head: bytes, is_cut: bool) -> Encoding | None:
-    """Gives the encoding that a file is in by its beginning, which `is_cut` where the file goes on;
+    """Recognises a file's encoding by its beginning (`is_cut`: the file goes on after it). Gives
     None for UTF-8, and for binary data, which has bytes of 0."""
     for mark, name in _MARKS:
         if head.startswith(mark):
@@ -71,7 +71,7 @@ def _is_utf8(line: bytes, is_cut: bool) -> bool:
 
 
 def _decode(lines: Sequence[bytes], codec: str) -> str:
-    """Their characters that are not of ASCII; "" where there are others than the codec has."""
+    """Decodes the non-ASCII characters of the lines; "" where the codec lacks any of them."""
     try:
         text = "".join(line.decode(codec) for line in lines)
     except UnicodeDecodeError:
@@ -88,7 +88,7 @@ def _share(codec: str, is_usual: Callable[[str], bool]) -> Share:
 
 
 def _lead(char: str, codec: str) -> int:
-    """The first of a character's two bytes; 0 where it has another number of them."""
+    """Gives the first of a character's two bytes; 0 for a character of another length."""
     coded = char.encode(codec, "ignore")
     return coded[0] if len(coded) == 2 else 0
 

@@ -14,7 +14,7 @@ from minimind.types import Row, Sample
 
 
 def text_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Sample | BadRow]:
-    """`{"text": …}` as bos, text, eos, each of them a target; other keys are ignored."""
+    """Reads `{"text": …}` as bos, text, eos, each of them a target; other keys are ignored."""
     problems = [text_problem(row) for row in rows]
     good = [row.data["text"] for row, problem in zip(rows, problems, strict=True) if not problem]
     encoded = iter(tokenizer.encode_batch(good))
@@ -31,14 +31,14 @@ def text_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Sample | Bad
 
 
 def text_problem(row: Row) -> str | None:
-    """What is wrong with a text row, or None."""
+    """Says why a row cannot be used as text; None for a good row."""
     if "text" not in row.data:
         return missing_key(row, "text", '{"text": "…"}')
     return string_problem(row.data["text"], '"text"')
 
 
 def string_problem(value: object, what: str) -> str | None:
-    """Why `value` is no text to train on, or None."""
+    """Says why `value` is not a text to train on; None for a good one."""
     if not isinstance(value, str):
         return f"{what} is {json_type(value)} where a string is expected"
     if not value.strip():
@@ -47,7 +47,7 @@ def string_problem(value: object, what: str) -> str | None:
 
 
 def surrogate_problem(text: str, what: str) -> str | None:
-    """Says where `text` holds half of a character, or None."""
+    """Says where `text` holds half of a surrogate pair; None where it does not."""
     if not text.isascii():
         try:
             text.encode()

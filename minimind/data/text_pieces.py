@@ -1,4 +1,4 @@
-"""Cutting a long text where byte-level BPE cuts it anyway."""
+"""Cuts a long text at places where byte-level BPE cuts it anyway."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _BEFORE_SPACE = re.compile(r"(?<=\S)(?=\s)")
 
 
 def split_text(text: str, max_chars: int = MAX_PIECE_CHARS) -> list[str]:
-    """Pieces of at most `max_chars` whose concatenation is `text`.
+    """Splits `text` into pieces of at most `max_chars` whose concatenation is `text`.
 
-    Between a visible character and white space GPT-2's splitting pattern always cuts, so a cut
-    there changes no token. Where the last eighth of a piece has no such place the cut falls at its
+    GPT-2's splitting pattern always cuts between a visible character and white space, so a cut
+    there changes no token. Where the last eighth of a piece has no such place, the cut falls at its
     end: the tokens around it may differ from those of the uncut text, its bytes do not.
     """
     pieces = []

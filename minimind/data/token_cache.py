@@ -34,7 +34,7 @@ LAYOUT_VERSION = 2
 
 
 class TokenCache:
-    """The documents of one source as tokens."""
+    """Gives the documents of one source as tokens."""
 
     def __init__(
         self, folder: Path, file: DataFile, format: Format, meta: dict[str, Any], described: str
@@ -43,11 +43,12 @@ class TokenCache:
         self.folder = folder
         self.path = file.path
         self.described = described
-        """The form of its rows, where that is not the project's own in JSON lines."""
+        """The form of its rows, unless that is the project's own in JSON lines."""
         self.key: str = meta["key"]
         self.format = format
         self.num_documents: int = meta["num_documents"]
-        """Each `format.documents_per_unit` of them in turn are one row's."""
+        """The number of documents: `format.documents_per_unit` successive ones belong to one
+        row."""
         self.num_tokens: int = meta["num_tokens"]
         self.text_bytes: int = meta["text_bytes"]
         self.num_skipped: int = meta["num_skipped"]
@@ -60,7 +61,8 @@ class TokenCache:
         """The rows left out; at most the first 10,000 of them."""
         self.num_rows: int = meta["num_rows"]
         self.unread: dict[str, int] = meta["unread"]
-        """By what of a row is in no token (data/row_keys.py), in how many rows it stands."""
+        """For each part of a row that is in no token (data/row_keys.py), the number of rows that
+        have it."""
         self._tokens = _map(folder / "tokens.bin", meta["dtype"], self.num_tokens)
         self._offsets = _map(folder / "offsets.bin", "int64", self.num_documents + 1)
         self._lines = _map(folder / "lines.bin", "int64", self.num_documents)
@@ -80,21 +82,21 @@ class TokenCache:
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64 [documents]: tokens of each."""
+        """The number of tokens of each document: int64 [documents]."""
         return np.diff(self._offsets)
 
     def tokens(self, document: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Tokens start to stop of a document: a view of the mapped file."""
+        """Gives the tokens from start to stop of a document: a view of the mapped file."""
         return self._tokens[self._range(document, start, stop)]
 
     def is_target(
         self, document: int, start: int = 0, stop: int | None = None
     ) -> np.ndarray | None:
-        """bool, aligned with `tokens`; None where every token is a target."""
+        """Gives bool, aligned with `tokens`; None where every token is a target."""
         return None if self._targets is None else self._targets[self._range(document, start, stop)]
 
     def meta(self, unit: int) -> dict[str, Any]:
-        """What a unit's row brings beside its text, by the names of the format's columns."""
+        """Gives the further values of a unit's row, by the names of the format's columns."""
         return {name: self._value(name, unit) for name in self._columns}
 
     def _value(self, name: str, unit: int) -> Any:
@@ -104,7 +106,7 @@ class TokenCache:
         return column[offsets[unit] : offsets[unit + 1]].tobytes().decode()
 
     def source(self, document: int) -> str:
-        """`file:line` of a document."""
+        """Names `file:line` of a document."""
         member = self._members[bisect.bisect_right(self._first_documents, document) - 1]
         return spell_place(member.path, int(self._lines[document]), member.container.unit)
 
@@ -124,13 +126,13 @@ def build_token_cache(
     format_name: str | None = None,
 ) -> TokenCache:
     """Tokenises a data file (or a folder of them) on all cores, or opens the cache of an earlier
-    time.
+    call.
 
-    Memory does not grow with the file. `progress` shows a bar where stderr is a terminal,
-    `format_name` names the form of the rows (data/rows.py), which else their first ones tell.
+    Memory does not grow with the file. `progress` shows a bar where stderr is a terminal.
+    `format_name` names the form of the rows (data/rows.py); without it the first rows decide.
     Raises DataError where the file cannot be used, where the disk is full, and with "stop" where
-    any row is bad: the message lists them. With "skip" bad rows are left out and logged; that, and
-    what of the rows is not read, is logged also when the cache is reused.
+    any row is bad: the message lists them. With "skip" bad rows are left out and logged. Skipped
+    rows and unread parts are logged also when the cache is reused.
     """
     if on_bad_row not in ("stop", "skip"):
         raise ConfigError(f"on_bad_row is {on_bad_row!r}; it must be stop or skip")
@@ -171,7 +173,7 @@ def _report_bad_rows(cache: TokenCache, on_bad_row: OnBadRow) -> None:
 
 
 def _key(reader: RowReader, tokenizer: Tokenizer, format: Format) -> str:
-    """Rows that are skipped are part of what was built, so on_bad_row is no part of the key."""
+    """Leaves on_bad_row out of the key: the skipped rows are part of the cache."""
     parts = [LAYOUT_VERSION, reader.file.digest, reader.key]
     parts += [tokenizer.fingerprint, format.name, format.version]
     if format.columns:
@@ -180,7 +182,7 @@ def _key(reader: RowReader, tokenizer: Tokenizer, format: Format) -> str:
 
 
 def _open(folder: Path, reader: RowReader, format: Format) -> TokenCache | None:
-    """The cache in `folder`, or None where there is none or a file of it is not whole."""
+    """Opens the cache in `folder`; None where it is missing or incomplete."""
     try:
         meta = json.loads((folder / META_FILE).read_text("utf-8"))
         return TokenCache(folder, reader.file, format, meta, reader.describe())

@@ -1,4 +1,4 @@
-"""Writing a token cache: one pass over a data file, in batches, into a folder of flat arrays."""
+"""Writes a token cache: one pass over a data file, in batches, into a folder of flat arrays."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def write_tokens(
     """Tokenises the rows of `reader` into `folder`, which is there whole afterwards or not at all.
 
     All rows are read before bad ones are reported, so that one run names them all; with "stop" any
-    bad row leaves nothing behind. Raises DataError for bad rows, for a file without a usable one,
-    for one that changes meanwhile and for a full disk.
+    bad row leaves nothing behind. Raises DataError for bad rows, for a file without a usable row,
+    for a file that changes while it is read and for a full disk.
     """
     file = reader.file
     before = _state(file)
@@ -84,11 +84,11 @@ class _Batch:
     rows: list[Row]
     bad: list[BadRow]
     end: int
-    """Bytes of text read so far."""
+    """The bytes of text read so far."""
 
 
 class _Writer:
-    """Appends samples to the arrays and remembers what could not be one."""
+    """Appends samples to the arrays and records bad rows."""
 
     def __init__(self, reader: RowReader, tokenizer: Tokenizer, format: Format) -> None:
         self._reader, self._file = reader, reader.file
@@ -187,7 +187,7 @@ class _Writer:
         }
 
     def bytes_needed(self) -> int:
-        """What the whole cache takes, by what the part read so far took."""
+        """Estimates the bytes of the whole cache from those of the part read so far."""
         itemsize = np.dtype(self._dtype).itemsize + (not self._format.all_targets)
         written = self._num_tokens * itemsize + self._num_documents * 16
         if not written:
@@ -202,8 +202,8 @@ class _Writer:
 def _encoded(
     batches: Iterator[_Batch], format: Format, tokenizer: Tokenizer
 ) -> Iterator[tuple[_Batch, list[_Read]]]:
-    """Each batch with its samples, in order. While one is encoded, on all cores and outside
-    Python's lock, the main thread parses the next and writes the one before."""
+    """Yields each batch with its samples, in order. While one batch is encoded, on all cores and
+    without Python's lock, the main thread parses the next and writes the one before."""
     pending: deque[tuple[_Batch, Future[list[_Read]]]] = deque()
     with ThreadPoolExecutor(max_workers=1) as pool:
         for batch in batches:
@@ -243,7 +243,8 @@ def _batches(reader: RowReader, progress: bool) -> Iterator[_Batch]:
 
 
 def _column_problem(columns: Mapping[str, str], meta: Mapping[str, Any]) -> str | None:
-    """Says which value of a row is none of its column's, which would be stored as another."""
+    """Names the value of a row that does not fit its column and would be stored as another
+    value."""
     for name, kind in columns.items():
         value = meta[name]
         if kind == TEXT_COLUMN:

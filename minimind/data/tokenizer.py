@@ -1,4 +1,4 @@
-"""The tokenizer: byte-level BPE that turns text into ids without text ever posing as a token."""
+"""Tokenises text by byte-level BPE; text never becomes a special token."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ _TEMPLATE_FILE = "chat_template.jinja"
 
 
 class Tokenizer:
-    """Text to ids and back, in two readings of the same vocabulary.
+    """Turns text into ids and back, in two readings of the same vocabulary.
 
-    `encode` reads text as data: whatever it spells, no special or added token comes out.
-    `encode_rendered` knows every added token. Conversations are read by data/chat_encoding.py.
+    `encode` reads text as data: no text gives a special or added token. `encode_rendered` knows
+    every added token. Conversations are read by data/chat_encoding.py.
     """
 
     def __init__(self, spec: dict[str, Any], config: dict[str, Any], origin: str) -> None:
-        """`spec` is tokenizer.json, `config` tokenizer_config.json with the chat template in it,
-        `origin` what messages call the tokenizer. Raises DataError."""
+        """Takes tokenizer.json as `spec`, tokenizer_config.json with the chat template in it as
+        `config`, and the tokenizer's name in messages as `origin`. Raises DataError."""
         self._spec = spec
         self._config = config
         self.origin = origin
@@ -50,12 +50,13 @@ class Tokenizer:
         self._rendered = _build(spec, set(self.added_ids), origin)
         self._plain = _build(spec, set(), origin)
         self.vocab_size = 1 + max(self._rendered.get_vocab().values())
-        """Above every id, so that a table of this size has a row for each."""
+        """A number above every id, so that a table of this size has a row for each."""
         self.special_tokens = _special_tokens(config)
         """The text of each special token that the configuration names, as chat templates have it:
         bos_token, eos_token and so on."""
         self.bos_id = self._special_id("bos_token") if "bos_token" in self.special_tokens else None
-        """None where the tokenizer has no bos, as Qwen's: a document begins with its text then."""
+        """None where the tokenizer has no bos, like Qwen's: a document then begins with its
+        text."""
         self.eos_id = self._special_id("eos_token")
         self.pad_id = self._special_id("pad_token", default=self.eos_id)
         self.special_ids = frozenset(
@@ -85,8 +86,8 @@ class Tokenizer:
             raise DataError(f"{folder}: not the files of a tokenizer: {error!r}") from None
 
     def save(self, folder: str | Path) -> None:
-        """Writes the two files that `load` and `transformers` read. There `transformers` begins a
-        text as `encode_document` does, whatever the files that were loaded say of it."""
+        """Writes the two files that `load` and `transformers` read. With them `transformers` begins
+        a text as `encode_document` does, even if the loaded files said otherwise."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         spec = self._spec
@@ -103,7 +104,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all that decides which ids a text or a chat becomes."""
+        """Hashes all that decides which ids a text or a chat becomes."""
         relevant = {k: v for k, v in self._spec.items() if k not in ("padding", "truncation")}
         relevant["post_processor"] = None  # `encode` takes none, and `save` may write another
         ids = [self.bos_id, self.eos_id, self.pad_id]
@@ -111,21 +112,21 @@ class Tokenizer:
         return hashlib.blake2b(canonical.encode(), digest_size=20).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text as data: no special or added token, and no bos or eos."""
+        """Encodes a text as data: no special or added token, and no bos or eos."""
         return self.encode_batch([text])[0]
 
     def encode_document(self, text: str) -> list[int]:
-        """Ids of a text that begins a document: the one rule of training, completions, evaluation
-        and exported folders. First comes bos, where the tokenizer has one."""
+        """Encodes a text that begins a document, with bos first where the tokenizer has one.
+        Training, completions, evaluation and exported folders all follow this rule."""
         return [*self.document_start, *self.encode(text)]
 
     @property
     def document_start(self) -> list[int]:
-        """What stands before the text of a document: bos or nothing."""
+        """Gives the ids before the text of a document: bos or nothing."""
         return [] if self.bos_id is None else [self.bos_id]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, on all cores (RAYON_NUM_THREADS says how many)."""
+        """Runs `encode` on each text, on all cores (RAYON_NUM_THREADS sets their number)."""
         pieces = [split_text(text) for text in texts]
         flat = [piece for text in pieces for piece in text]
         # The fast form leaves out character offsets, which nobody here reads.
@@ -136,12 +137,12 @@ class Tokenizer:
         ]
 
     def encode_rendered(self, text: str) -> list[int]:
-        """Ids of a rendered chat template: every added token is recognised."""
+        """Encodes a rendered chat template: every added token is recognised."""
         return self._rendered.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of `ids`; bytes that are not UTF-8 become U+FFFD, and an id beyond the
-        vocabulary, which a model with a larger head may sample, has no text."""
+        """Decodes `ids`. Bytes that are not UTF-8 become U+FFFD; an id beyond the vocabulary, which
+        a model with a larger head may sample, has no text."""
         return self.token_bytes(ids, skip_special).decode("utf-8", errors="replace")
 
     def token_bytes(self, ids: Iterable[int], skip_special: bool = True) -> bytes:
@@ -173,7 +174,7 @@ class Tokenizer:
 
     @cached_property
     def _document_template(self) -> dict[str, Any] | None:
-        """The post-processor that puts before a text what `encode_document` puts there."""
+        """Builds the post-processor that puts the same ids before a text as `encode_document`."""
         if self.bos_id is None:
             return None
         bos = self.special_tokens["bos_token"]
@@ -197,7 +198,8 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Text of ids that come one by one: a character is held back until all its bytes are there."""
+    """Decodes ids that arrive one by one: a character is held back until all its bytes are
+    there."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
         self._tokenizer = tokenizer
@@ -205,16 +207,16 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, *ids: int) -> str:
-        """The characters that `ids` complete, possibly none."""
+        """Gives the characters that `ids` complete, possibly none."""
         return self._utf8.decode(self._tokenizer.token_bytes(ids, self._skip_special))
 
     def flush(self) -> str:
-        """What is left at the end: an unfinished character comes as U+FFFD."""
+        """Gives the rest at the end: an unfinished character becomes U+FFFD."""
         return self._utf8.decode(b"", final=True)
 
 
 def byte_alphabet() -> list[str]:
-    """The character by which byte-level BPE writes each byte: itself where it is printable
+    """Gives the character by which byte-level BPE writes each byte: itself where it is printable
     Latin-1, else the next free one from U+0100 (Radford et al. 2019, GPT-2)."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     free = iter(range(0x100, 0x200))
@@ -224,7 +226,7 @@ def byte_alphabet() -> list[str]:
 def _build(
     spec: dict[str, Any], recognised: set[str], origin: str, post_processor: Any = None
 ) -> tokenizers.Tokenizer:
-    """A tokenizer with the model of `spec` that recognises only these added tokens."""
+    """Builds a tokenizer with the model of `spec` that recognises only these added tokens."""
     model = spec.get("model") or {}
     vocab = model.get("vocab")
     is_byte_level = isinstance(vocab, dict) and all(char in vocab for char in byte_alphabet())
@@ -242,7 +244,8 @@ def _build(
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """Older files hold an object for each, with the text as its content."""
+    """Reads the special tokens; older files hold an object for each, with the text as its
+    content."""
     found = {}
     for name, token in config.items():
         token = token.get("content") if isinstance(token, dict) else token
@@ -252,7 +255,7 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _check_text_stays_text(plain: tokenizers.Tokenizer, added: dict[str, int], origin: str) -> None:
-    """A tokenizer whose merges build an added token would let text pose as it."""
+    """Refuses a tokenizer whose merges build an added token: text could become that token."""
     for content, id in added.items():
         if id in plain.encode(content, add_special_tokens=False).ids:
             raise DataError(
@@ -276,7 +279,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _default_template(template: Any) -> str | None:
-    """Older files hold a list of named templates."""
+    """Finds the default template; older files hold a list of named templates."""
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template}
         return named.get("default")

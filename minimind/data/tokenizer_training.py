@@ -1,4 +1,4 @@
-"""Training a tokenizer: byte-level BPE with the project's reserved ids."""
+"""Trains a tokenizer: byte-level BPE with the project's reserved ids."""
 
 from __future__ import annotations
 
@@ -40,12 +40,13 @@ SPECIAL_TOKENS = (
 )
 """Ids 0 to 20: pad and unknown, bos, eos, then places for other modalities."""
 KEPT_TOKENS = (*TAGS, *(f"<|buffer{i}|>" for i in range(1, 10)))
-"""Ids 21 to 35: they stay where special tokens are skipped."""
+"""Ids 21 to 35: they are kept where special tokens are skipped."""
 RESERVED_TOKENS = (*SPECIAL_TOKENS, *KEPT_TOKENS)
 MIN_VOCAB_SIZE = len(RESERVED_TOKENS) + 256
 
 _MAX_WORD_CHARS = 1024
-"""A merge costs the length of each word it is found in: text without spaces is cut for training."""
+"""Text without spaces is cut for training: a merge costs the length of each word that contains
+it."""
 
 
 def train_tokenizer(

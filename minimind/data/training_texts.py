@@ -1,4 +1,4 @@
-"""The texts a tokenizer is trained on, out of rows of any format."""
+"""Reads the texts that a tokenizer is trained on from rows of any format."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def read_training_texts(
 
 
 def row_texts(row: Row) -> list[str] | BadRow:
-    """The texts of one row, or what is wrong with it."""
+    """Gives the texts of one row, or the reason why it is bad."""
     lists = [row.data[key] for key in _LISTS if key in row.data]
     if not lists:
         problem = text_problem(row)

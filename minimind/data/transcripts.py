@@ -1,5 +1,5 @@
-"""Dialogues in one text, each part after the name of its speaker: as Anthropic's hh-rlhf and BELLE
-write them."""
+"""Reads dialogues in one text, each part after the name of its speaker: as Anthropic's hh-rlhf and
+BELLE write them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ _OPEN = re.compile(r"\s*Human[:：].*\n\s*Assistant[:：]\s*", re.DOTALL)
 
 
 def is_open_transcript(text: str) -> bool:
-    """Whether this is a dialogue that an assistant is to go on with, and no text of the user."""
+    """Tells whether the text is a dialogue that an assistant is to continue, and not one text of
+    the user."""
     return text.startswith("\n\nHuman:") or _OPEN.fullmatch(text) is not None
 
 
 def read_transcript(text: str, what: str) -> list[dict[str, Any]]:
-    """Gives the turns of a dialogue. Raises RowProblem where it is none; `what` names it."""
+    """Gives the turns of a dialogue. Raises RowProblem where the text is not one; `what` names
+    it."""
     text = f"\n\n{text.lstrip()}"
     before, *parts = (_APART if _APART.search(text, 2) else _BY_LINES).split(text)
     if before.strip() or not parts:
@@ -35,6 +37,6 @@ def read_transcript(text: str, what: str) -> list[dict[str, Any]]:
 
 
 def read_open_transcript(text: str, what: str) -> list[dict[str, Any]]:
-    """Gives the turns of a dialogue up to the answer that is to come. Raises RowProblem."""
+    """Gives the turns of a dialogue up to the missing answer. Raises RowProblem."""
     turns = read_transcript(text, what)
     return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns

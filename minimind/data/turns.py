@@ -1,5 +1,5 @@
-"""The turns of a conversation as people write them, in the project's own words: roles, reasoning,
-content parts, tool calls and weights. What is wrong with a turn beyond that, chat_format says."""
+"""Converts the turns of a conversation to the project's own words: roles, reasoning, content parts,
+tool calls and weights. chat_format checks everything else about a turn."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ ROLES = {
     "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool",
     "tool_response": "tool", "ipython": "tool",
 }  # fmt: skip
-"""What the roles of other forms are called here, in whatever case they are written. The text of a
-turn of `function_call` or `tool_call` is the call."""
+"""The project's role for each role name of other forms, in any case of letters. The text of a turn
+of `function_call` or `tool_call` is the call."""
 _OWN_ROLES = ("system", "user", "assistant", "tool")
 _OTHERS_ROLES = ("system", "user", "tool")
 _CALL_ROLES = ("function_call", "tool_call")
@@ -117,8 +117,9 @@ _TRANSLATED = frozenset(("from", "value", "function_call", *REASONING, *_ABOUT_L
 
 
 def read_turns(turns: object, what: str, unread: set[str]) -> Any:
-    """The same turns in the project's own words; the given list where it is in them, and what is no
-    list of objects. `what` names them, `unread` takes the keys to report. Raises RowProblem."""
+    """Gives the same turns in the project's own words; gives the value unchanged where it already
+    is in them or is not a list of objects. `what` names the turns, `unread` takes the keys to
+    report. Raises RowProblem."""
     if not isinstance(turns, list):
         return turns
     read = []
@@ -178,7 +179,7 @@ def _is_call(turn: object) -> bool:
 
 
 def _join_parts(parts: list[Any], unread: set[str]) -> tuple[str, str | None]:
-    """The text of the parts, and what those of reasoning hold."""
+    """Joins the text of the parts, and that of the reasoning parts."""
     texts, thoughts = [], []
     for number, part in enumerate(parts, start=1):
         if not isinstance(part, dict):
@@ -201,7 +202,7 @@ def _join_parts(parts: list[Any], unread: set[str]) -> tuple[str, str | None]:
 
 
 def _read_calls(turn: Turn, role: object, text: object, unread: set[str]) -> list[Turn]:
-    """The tool calls of a turn with arguments as objects. Raises RowProblem."""
+    """Gives the tool calls of a turn with arguments as objects. Raises RowProblem."""
     calls, what = turn.get("tool_calls") or [], '"tool_calls"'
     if role in _CALL_ROLES:
         if not isinstance(text, str) or not text.lstrip().startswith(("{", "[")):
@@ -240,8 +241,8 @@ def _read_call(call: Turn, unread: set[str]) -> Turn:
 
 
 def _with_arguments(function: Turn) -> Turn:
-    """With arguments as an object, where a string holds one: templates write objects all alike.
-    Clients write "" and null for a call without any."""
+    """Gives the call with its arguments as an object, parsed where a string holds one: templates
+    write all objects in the same way. Clients write "" and null for a call without arguments."""
     given = choose(function, _ARGUMENTS)
     if given is None and any(key in function for key in _ARGUMENTS):
         given = {}
@@ -253,8 +254,8 @@ def _with_arguments(function: Turn) -> Turn:
 
 
 def add_reasoning(read: Turn, reasoning: object) -> None:
-    """Puts the reasoning where templates look for it. Raises RowProblem where the content has
-    another, or the turn is not the assistant's."""
+    """Puts the reasoning where templates look for it. Raises RowProblem where the content has other
+    reasoning, or the turn is not the assistant's."""
     if reasoning is None or (isinstance(reasoning, str) and not reasoning.strip()):
         return
     if read.get("role") in _OTHERS_ROLES:

@@ -1,4 +1,4 @@
-"""Answers with a label in the forms of OpenAI, ShareGPT, Alpaca and TRL."""
+"""Reads answers with a label in the forms of OpenAI, ShareGPT, Alpaca and TRL."""
 
 from __future__ import annotations
 

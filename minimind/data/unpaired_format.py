@@ -1,4 +1,4 @@
-"""The unpaired format: an answer to a conversation, and whether it was a good one."""
+"""Defines the unpaired format: an answer to a conversation, and whether it was a good one."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _EXAMPLE = '{"conversations": [turns], "label": true}'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnpairedBatch(UnitBatch):
-    """Answers, and beside them the same prompts with each other's answers.
+    """Holds answers, and the same prompts with each other's answers.
 
     `meta["label"]`: bool [P], whether the answer at that place was a good one.
     """
 
     mismatched: UnitBatch
-    """The same prompts at the same places, each with an answer to another prompt of its row; free
-    where the row holds no other answer."""
+    """The same prompts at the same places, each with an answer to another prompt of its row; a
+    place is free where the row holds no other answer."""
 
 
 def unpaired_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Sample | BadRow]:
-    """Reads `{"conversations": [turns], "label": true or false}`. The label is about the last
+    """Reads `{"conversations": [turns], "label": true or false}`. The label judges the last
     assistant turn, which alone is a target."""
     return encode_rows(
         rows,
@@ -66,16 +66,17 @@ def _read_answer(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
 
 
 def collate_unpaired(rows: Sequence[PackedRow], units_per_row: int) -> UnpairedBatch:
-    """Collates the rows, and beside them their prompts with each other's answers. In a row the
-    answers only change places, so that it holds as many tokens."""
+    """Collates the rows, and also their prompts with each other's answers. Within a row the answers
+    only change places, so the row keeps its number of tokens."""
     batch = collate_units(rows, units_per_row)
     mismatched = collate_units([_mismatch(row) for row in rows], units_per_row)
     return batch.extend(UnpairedBatch, mismatched=mismatched)
 
 
 def _mismatch(row: PackedRow) -> PackedRow:
-    """Moves the answers of a row on by so many documents that most prompts get another answer than
-    their own. A prompt that does not, as where a mixture repeats an answer, has no target."""
+    """Shifts the answers of a row by the number of documents that gives most prompts another answer
+    than their own. A prompt that keeps its own answer, as where a mixture repeats an answer, has no
+    target."""
     is_target_T = np.append(False, row.labels_T[:-1] != IGNORE_INDEX)
     documents, answered = [], []
     for number in range(len(row.units_U)):

@@ -1,3 +1,3 @@
-"""From a prompt to text: sampling, the batch engine with its scheduler, answers held to a form,
-and the parts of an answer. It holds no connection and no conversation, which minimind.serving and
-minimind.chat do."""
+"""Generates text from a prompt: sampling, the batch engine with its scheduler, answers constrained
+to a form, and the parts of an answer. It holds no connection (minimind.serving) and no conversation
+(minimind.chat)."""

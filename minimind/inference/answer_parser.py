@@ -1,4 +1,4 @@
-"""A model's text as it comes, told apart: reasoning, answer, calls of tools."""
+"""Splits a model's text, as it arrives, into reasoning, answer and tool calls."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class AnswerParser:
     it was cut.
 
     Thinking stands at the beginning, inside <think>; a call is a JSON object with a name and
-    arguments inside <tool_call>, and one that is not stays text. The line breaks between these
-    belong to none of them.
+    arguments inside <tool_call>, and a malformed call stays text. The line breaks between these
+    blocks belong to none of them.
     """
 
     def __init__(
@@ -52,19 +52,19 @@ class AnswerParser:
         calls_alone: bool = False,
         must_call: bool = False,
     ) -> None:
-        """`in_reasoning`: the prompt has opened the thinking block. Calls are recognised only
-        `with_tools`; `calls_alone`: not in an answer that begins with text; `must_call`: there is
-        no text, so that a call that was cut off is nothing."""
+        """Starts a parser. With `in_reasoning` the prompt has opened the thinking block. Calls are
+        recognised only `with_tools`, and with `calls_alone` not in an answer that begins with text.
+        With `must_call` there is no text, so a call that was cut off is dropped."""
         self._state = "reasoning" if in_reasoning else "start"
         self._with_tools, self._calls_alone = with_tools, calls_alone
         self._must_call = must_call
         self._held = ""
-        """What has come but may yet turn out to be a tag, or line breaks before one."""
+        """Text that may still turn out to be a tag, or line breaks before one."""
         self._is_fresh = True
-        """No text of this block has been given out, so line breaks are dropped."""
+        """Whether no text of this block has been given out: line breaks are dropped until then."""
 
     def push(self, text: str) -> list[Part]:
-        """The parts that are certain now; joining neighbours of one kind is the caller's."""
+        """Gives the parts that are certain now. The caller joins neighbouring parts of one kind."""
         self._held += text
         parts: list[Part] = []
         while self._step(parts):
@@ -72,7 +72,7 @@ class AnswerParser:
         return parts
 
     def flush(self) -> list[Part]:
-        """What is left at the end, a call that was cut off as text."""
+        """Gives the rest at the end; a call that was cut off is given as text."""
         parts = self._flush()
         return [part for part in parts if not (self._must_call and isinstance(part, Content))]
 
@@ -93,7 +93,7 @@ class AnswerParser:
         return parts
 
     def _step(self, parts: list[Part]) -> bool:
-        """Takes what can be taken from the held text; whether there may be more."""
+        """Takes the certain part of the held text, and tells whether there may be more."""
         if self._state == "start":
             return self._find_beginning()
         if self._state == "call":
@@ -151,8 +151,8 @@ class AnswerParser:
 
 
 def _end_of_call(text: str) -> int | None:
-    """Where the closing tag begins that is not within a JSON string; where that leaves no call, the
-    first one."""
+    """Finds the first closing tag outside JSON strings; where the text before it is not a call, the
+    first closing tag of all."""
     for piece in _STRING_OR_END.finditer(text):
         if piece.group() == END_CALL:
             is_call = _read_call(text[: piece.start()]) is not None
@@ -175,5 +175,5 @@ def _read_call(body: str) -> ToolCall | None:
 
 
 def opens_reasoning(prompt_tail: str) -> bool:
-    """Whether a prompt that ends so has opened a thinking block and not closed it."""
+    """Tells whether a prompt with this end has opened a thinking block and not closed it."""
     return prompt_tail.rfind(_THINK) > prompt_tail.rfind(_END_THINK)

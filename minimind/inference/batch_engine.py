@@ -1,4 +1,4 @@
-"""The batch engine: requests in, what each step gave each of them out."""
+"""Runs the batch engine: requests go in, and each step gives the new output of each request."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 _Launched = tuple[list[Generation], Choose]
 
 MAX_PREFILL = 512
-"""Prompt tokens a step: enough to keep the products busy, few enough that those who are reading
-their text wait only a moment."""
+"""The most prompt tokens of a step: enough to keep the matrix products busy, few enough that the
+sequences already being generated wait only a moment."""
 
 
 class BatchEngine:
@@ -59,11 +59,12 @@ class BatchEngine:
         fast_decode: bool = True,
         grammar_limit_s: float | None = None,
     ) -> None:
-        """`max_tokens`: what the cache holds in all, shared equally by the slots; by default a
-        whole context each. `adapters`: over `model`, for requests to name; one is active at a time,
-        in turns, and a name never stands for two. `fast_decode`: steps of one token each run as
-        CUDA graphs on a GPU, in C++ on a CPU, which is worth its preparation where the engine
-        lives on. `grammar_limit_s`: of GrammarCompiler. Raises ConfigError."""
+        """Makes an engine over a cache of `max_tokens` tokens in all, shared equally by the slots;
+        by default each slot has room for a whole context. `adapters` are loaded over `model`, and
+        requests name them; one is active at a time, in turns, and a name never changes its meaning.
+        With `fast_decode`, steps of one token each run as CUDA graphs on a GPU and in C++ on a CPU,
+        whose preparation pays off in an engine that is kept. `grammar_limit_s` is
+        GrammarCompiler's. Raises ConfigError."""
         capacity = model.config.max_position_embeddings
         if max_tokens is not None:
             capacity = min(capacity, max_tokens // max(max_batch, 1))
@@ -79,17 +80,18 @@ class BatchEngine:
         self._slots = SlotTable(self._runner.cache)
         self._scheduler = Scheduler(self._slots, max_prefill)
         self.grammars = GrammarCompiler(tokenizer, model.config.vocab_size, limit_s=grammar_limit_s)
-        """For requests of this engine; another thread than the one that steps it may compile."""
+        """Compiles grammars for this engine's requests; other threads than the one that steps it
+        may call it."""
         self._ids = itertools.count(1)
         self._submitted: deque[Generation] = deque()
         self._to_cancel: deque[int] = deque()
         self._ahead: _Launched | None = None
-        """A step that was launched before the tokens of the one before it were read."""
+        """A step that was launched before the tokens of the step before it were read."""
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
 
     @property
     def max_sequence(self) -> int:
-        """Tokens of the longest prompt and continuation together."""
+        """The most tokens of a prompt and its continuation together."""
         return self._runner.cache.capacity
 
     @property
@@ -113,14 +115,15 @@ class BatchEngine:
         )
 
     def refresh(self) -> None:
-        """Comes after the model's weights have changed, to an engine that has no work."""
+        """Reads the model's weights anew after they changed; the engine must have no work then."""
         assert not self.has_work, "requests would go on with other weights than they began with"
         self._slots.forget_all()
         self._runner.refresh()
 
     def submit(self, request: GenerationRequest) -> int:
-        """The request's id. It waits where all slots are in use. Raises ConfigError for an empty
-        prompt, an id beyond the vocabulary, and what is too long for the context or a slot."""
+        """Submits a request and gives its id. The request waits while all slots are in use. Raises
+        ConfigError for an empty prompt, an id beyond the vocabulary, and a request too long for the
+        context or a slot."""
         self.check(request)
         text = TextStream(self._tokenizer, request.params.stop, request.skips_special)
         generation = Generation(next(self._ids), request, text)
@@ -128,13 +131,14 @@ class BatchEngine:
         return generation.id
 
     def cancel(self, request_id: int) -> None:
-        """The next step ends it and frees its slot; nothing happens where it has ended already."""
+        """Has the next step end the request and free its slot; does nothing where it has ended
+        already."""
         self._to_cancel.append(request_id)
 
     @torch.no_grad()
     def step(self) -> list[Delta]:
-        """One forward. Requests that got nothing are not in the list; each one's last delta has a
-        finish_reason."""
+        """Runs one forward and gives the deltas. Requests without output are not in the list; each
+        one's last delta has a finish_reason."""
         # In this order: who is cancelled here was submitted before, so it is found.
         to_cancel = [self._to_cancel.popleft() for _ in range(len(self._to_cancel))]
         while self._submitted:
@@ -168,8 +172,8 @@ class BatchEngine:
         return deltas + self._choose_ahead()
 
     def _launch_ahead(self, batch: list[Generation]) -> _Launched | None:
-        """Has a GPU begin the step after `batch` while the host waits for that one's tokens and
-        works on them; None where something else is to come before."""
+        """Launches the step after `batch` on a GPU, while the host waits for the tokens of `batch`
+        and works on them; None where other work must come first."""
         if not self._runner.can_go_on or self._submitted or self._to_cancel:
             return None
         if self._scheduler.goes_on(batch):
@@ -177,7 +181,7 @@ class BatchEngine:
         return None
 
     def _choose_ahead(self) -> list[Delta]:
-        """Has the step that began ahead go on to its tokens, now that those before are accepted,
+        """Has the step that began ahead choose its tokens, once the tokens before it are accepted
         and before a slot goes to another sequence."""
         following, choose = self._ahead or ([], None)
         if choose is None or not any(one.is_running for one in following):
@@ -190,19 +194,20 @@ class BatchEngine:
         return []
 
     def _fail_batch(self, batch: Sequence[Generation]) -> list[Delta]:
-        """Out of memory, most often, or an adapter that was removed meanwhile; those that wait are
-        unharmed."""
+        """Ends the sequences of a failed batch, most often because of too little memory or an
+        adapter that was removed meanwhile. Waiting sequences are unharmed."""
         logger.exception("a batch of %d sequences failed", len(batch))
         self._ahead = None
         return [self._finish(one, "error") for one in batch if one.is_running]
 
     def generate(self, requests: Iterable[GenerationRequest]) -> list[Completion]:
-        """All of them to their ends, in their order; for an engine that nobody else steps."""
+        """Continues all requests to their ends and gives the completions in order. The engine must
+        have no other user."""
         return list(self.complete(requests))
 
     def complete(self, requests: Iterable[GenerationRequest]) -> Generator[Completion, None, None]:
-        """As `generate`, for more requests than memory need hold at once: the next is taken only
-        where a slot is free for it."""
+        """Yields completions as `generate` gives them, for more requests than memory can hold at
+        once: the next request is taken only when a slot is free."""
         parts: dict[int, list[Delta]] = {}
         for request in requests:
             parts[self.submit(request)] = []
@@ -212,7 +217,8 @@ class BatchEngine:
             yield from self._step_completions(parts)
 
     def _step_completions(self, parts: dict[int, list[Delta]]) -> Iterator[Completion]:
-        """One step, then those at the head of `parts` that have ended, which it loses."""
+        """Runs one step, then yields and removes the completions at the head of `parts` that have
+        ended."""
         for delta in self.step():
             parts[delta.request_id].append(delta)
         while parts:
@@ -223,8 +229,8 @@ class BatchEngine:
             yield Completion.join(deltas)
 
     def stream(self, request: GenerationRequest) -> Generator[Delta, None, None]:
-        """One request as it goes on; closing the iterator cancels it. For an engine that nobody
-        else steps."""
+        """Yields the output of one request as it arrives; closing the iterator cancels the request.
+        The engine must have no other user."""
         request_id = self.submit(request)
         finished = False
         try:

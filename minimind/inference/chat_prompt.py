@@ -1,4 +1,4 @@
-"""A conversation as the tokens before an answer; needs none of the server's packages."""
+"""Turns a conversation into the tokens before an answer; needs none of the server's packages."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from minimind.data.tokenizer import Tokenizer
 from minimind.inference.answer_parser import opens_reasoning
 
 _TAIL = 32
-"""Tokens at a prompt's end that hold all the template writes after the last turn."""
+"""The number of tokens at a prompt's end that contain all the template writes after the last
+turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
     ids: list[int]
     in_reasoning: bool
-    """The answer begins inside a thinking block."""
+    """Whether the answer begins inside a thinking block."""
 
 
 def chat_prompt(
@@ -31,9 +32,9 @@ def chat_prompt(
     continues: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> ChatPrompt:
-    """The conversation up to where the assistant's next turn begins, if it `opens_turn`, or up to
-    where the last one, an assistant's, breaks off if that `continues`. `options`: variables of the
-    template. Raises DataError."""
+    """Gives the tokens of the conversation up to where the assistant's next turn begins
+    (`opens_turn`), or up to where its unfinished last turn ends (`continues`). `options` are
+    variables of the template. Raises DataError."""
     encoder = _encoder(tokenizer)
     if continues:
         spans = encoder.unfinished_spans(chat, options)

@@ -1,4 +1,4 @@
-"""Decoding on a CPU in compiled C++: one call a step where PyTorch would need four hundred."""
+"""Decodes on a CPU in compiled C++: one call a step where PyTorch would need four hundred."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 _HEADER = SOURCE.with_name("cpu_vectors.h")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-std=c++17")
 _MULTIPLE, _MAX_HEAD = 16, 128
-"""All sizes but the vocabulary's are whole vectors; a head stays in registers."""
+"""Every size except the vocabulary's must be a multiple of a vector; a head must fit the
+registers."""
 
 
 _MATRICES = {
@@ -47,7 +48,7 @@ _VECTORS = {
 
 
 class _Layer(Structure):
-    """As in cpu_decode.cpp, and so `_Model`."""
+    """Has the layout of the struct in cpu_decode.cpp; so has `_Model`."""
 
     _fields_ = [(name, c_void_p) for name in (*_MATRICES, *_VECTORS, "keys", "values")]
 
@@ -68,27 +69,29 @@ class _Model(Structure):
 
 
 class CpuDecode:
-    """`Transformer.decode` for one token each of many sequences, of a dense model on a CPU.
+    """Runs `Transformer.decode` on a CPU for a dense model, with one token of each of many
+    sequences.
 
-    fp32 between the products whatever the weights' dtype; sums run in another order than
-    PyTorch's, so results differ in their last digits. It reads the model's own weights where they
-    lie by columns (`lay_out_for_decoding`), copies of them otherwise, and notices when they change.
+    It computes in fp32 between the products, whatever the weights' dtype; sums run in another order
+    than PyTorch's, so results differ in their last digits. It reads the model's own weights in
+    place where they are stored by columns (`lay_out_for_decoding`), copies of them otherwise, and
+    notices when they change.
     """
 
     def __init__(self, model: Transformer, cache: KVCache) -> None:
-        """Of a model that `can_run`."""
+        """Takes a model that `can_run` accepts."""
         self._model, self._cache = model, cache
         library = _load_library()
         assert library is not None
         self._library = library
         self._parameters = list(model.parameters())
         self._read: list[tuple[int, int]] = []
-        """Where each parameter was when it was read, and how often it had been written to."""
+        """Each parameter's address, and its version when it was read."""
 
     @staticmethod
     def can_run(model: Transformer) -> bool:
-        """Whether this model can be decoded so, here and under the kernels' settings: a dense one
-        without adapters attached."""
+        """Tells whether this model can be decoded here and under the kernels' settings: it must be
+        dense and have no adapters attached."""
         config, weight = model.config, model.lm_head.weight
         sizes = (config.hidden_size, config.intermediate_size, config.head_dim)
         return (
@@ -104,11 +107,11 @@ class CpuDecode:
         )
 
     def refresh(self) -> None:
-        """Reads the weights anew: an optimizer writes to them without a trace."""
+        """Reads the weights anew: an optimizer changes them without changing their version."""
         self._read = []
 
     def decode(self, ids: Sequence[int], pieces: Sequence[Piece]) -> Tensor | None:
-        """fp32 logits [B, V]; None where a piece has more than one token."""
+        """Gives fp32 logits [B, V]; None where a piece has more than one token."""
         if any(piece.count > 1 for piece in pieces):
             return None
         # A merged adapter, say, puts other tensors in their place.
@@ -129,7 +132,7 @@ class CpuDecode:
         return logits_BV
 
     def _read_model(self) -> None:
-        """Where everything lies."""
+        """Fills the struct with the addresses of all weights."""
         model, cache, config = self._model, self._cache, self._model.config
         named = dict(model.named_parameters())
         self._kept: list[Tensor] = []
@@ -175,8 +178,8 @@ class CpuDecode:
 
 @functools.cache
 def _load_library() -> ctypes.CDLL | None:
-    """Compiled once for this source, compiler and CPU, in the cache folder. None where that fails;
-    under MINIMIND_COMPILE=1 it raises RuntimeError."""
+    """Loads the library, compiled once for this source, compiler and CPU into the cache folder.
+    Gives None where that fails; under MINIMIND_COMPILE=1 it raises RuntimeError."""
     try:
         return ctypes.CDLL(str(_build()))
     except (OSError, subprocess.SubprocessError) as error:
@@ -203,7 +206,8 @@ def _build() -> Path:
 
 
 def _cpu() -> str:
-    """What -march=native looks at; a home folder may be seen by several machines."""
+    """Describes the CPU features that -march=native uses; several machines may share a home
+    folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").split("\n\n", 1)[0].splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Decoding on a GPU as CUDA graphs: one launch a step where the host would need hundreds."""
+"""Decodes on a GPU through CUDA graphs: one launch a step where the host would need hundreds."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from minimind.runtime.devices import send
 logger = logging.getLogger(__name__)
 
 MIN_LENGTH = 256
-"""Lengths are rounded up to powers of two from here on, batches from 1: few graphs, and at most
-twice the work."""
+"""The least length of a graph. Longer lengths are rounded up to powers of two, and so are batches
+from 1 on: few graphs, and at most twice the work."""
 
 _Step = Callable[[], Tensor]
 Choose = Callable[[], PendingTokens]
-"""The second half of a step that has begun: chooses its tokens."""
+"""Chooses the tokens of a step that has begun: its second half."""
 
 
 class DecodeGraphs:
-    """Steps of one token each of many sequences, forward and sampling, as graphs: one for each
-    rounded batch size and length and each set of sampling operators.
+    """Runs steps of one token each of many sequences, forward and sampling, as graphs: one graph
+    for each rounded batch size and length and each set of sampling operators.
 
-    A graph leaves the next step's tokens and positions where it finds its own, so that where the
-    same sequences go on, the host sends nothing and need not know the tokens. Where a grammar holds
-    one of them, which tokens are allowed follows from the last ones: then there are two graphs, and
-    the host looks at the tokens while the first, the forward, goes on. A step that cannot be
-    captured (its forward waits for the device) runs as it is, which is logged once.
+    A graph leaves the next step's tokens and positions where it reads its own. So where the same
+    sequences go on, the host sends nothing and need not know the tokens. A grammar allows tokens
+    that depend on the ones before: then there are two graphs, and the host reads the tokens while
+    the first graph, the forward, runs. A step that cannot be captured (its forward waits for the
+    device) runs without a graph, which is logged once.
     """
 
     def __init__(self, model: Transformer, cache: KVCache, sampler: DeviceSampler) -> None:
@@ -47,18 +47,18 @@ class DecodeGraphs:
             3 * round_up(cache.num_slots), dtype=torch.int64, device=cache.device
         )
         self._next: object = None
-        """What `_inputs` is ready for."""
+        """The step that `_inputs` is ready for."""
         self._logits_BV: Tensor | None = None
-        """Between the two graphs, for the largest batch."""
+        """Logits handed from the first graph to the second, for the largest batch."""
         self._steps: dict[tuple[object, ...], tuple[_Step, bool]] = {}
-        """Whether it was tried to make a graph of it."""
+        """The function of each kind of step, and whether capturing it was tried."""
         self._pool: Any = None
         self._places = [parameter.data_ptr() for parameter in model.parameters()]
         self._has_warned = False
 
     def refresh(self) -> None:
         """Drops the graphs where the weights have moved, as ZeRO-3 gathers them anew each time; new
-        values in the same places need nothing."""
+        values at the same addresses are picked up anyway."""
         places = [parameter.data_ptr() for parameter in self._model.parameters()]
         if places != self._places:
             self._steps.clear()
@@ -67,9 +67,9 @@ class DecodeGraphs:
     def launch(
         self, batch: Sequence[Generation], pieces: Sequence[Piece], ids: Sequence[int]
     ) -> Choose | None:
-        """Begins the step that gives the tokens that follow; None where a piece has more than one
-        token. `ids` may be missing where the step launched last had the same sequences one token
-        before. Where no grammar is asked for, the tokens are on their way already."""
+        """Begins a step and gives the function that chooses its tokens; None where a piece has more
+        than one token. `ids` may be missing where the last launched step had the same sequences one
+        token before. Where no grammar is asked for, the tokens are on their way already."""
         if any(piece.count > 1 for piece in pieces):
             return None
         rows = round_up(len(batch))
@@ -96,7 +96,8 @@ class DecodeGraphs:
         return lambda: pending
 
     def _run(self, key: tuple[object, ...], function: Callable[..., Tensor], *given: Any) -> Tensor:
-        """What `function` gives for what is `given`, which is the same for each `key`."""
+        """Gives the result of `function` for the inputs `given`, which are the same for each
+        `key`."""
         if key not in self._steps:
             # What compiles or allocates at first use must not be captured.
             step = functools.partial(function, *given)
@@ -147,8 +148,8 @@ class DecodeGraphs:
 
 
 def graph_inputs(ids: Sequence[int], pieces: Sequence[Piece], batch: int) -> list[list[int]]:
-    """Ids, positions and slots of `batch` rows. What is missing repeats the first sequence: it
-    writes to the cache what that one writes, and its tokens are dropped."""
+    """Builds ids, positions and slots of `batch` rows. Rows beyond the sequences repeat the first
+    sequence: they write the same values to the cache, and their tokens are dropped."""
     assert len(ids) == len(pieces), "other sequences than before, whose tokens nobody knows"
     rows = [
         list(ids),
@@ -159,7 +160,7 @@ def graph_inputs(ids: Sequence[int], pieces: Sequence[Piece], batch: int) -> lis
 
 
 def decode_inputs(model: Transformer, cache: KVCache, inputs_3B: Tensor, length: int) -> Tensor:
-    """fp32 logits [B, V] of `graph_inputs`, each of at most `length` tokens."""
+    """Gives fp32 logits [B, V] of `graph_inputs`, each sequence of at most `length` tokens."""
     ids_B, positions_B, slots_B = inputs_3B
     plan = GatherPlan.build(slots_B, positions_B, length, cache.num_kv_heads, cache.capacity)
     return model.decode(ids_B, cache, plan)

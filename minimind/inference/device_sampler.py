@@ -1,4 +1,4 @@
-"""Sampling on a device that the host need not wait for."""
+"""Samples on the device without making the host wait."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from minimind.runtime.devices import send
 
 class DeviceSampler(Sampler):
     """Chooses tokens by operators alone, over tensors that stay in place, so that a CUDA graph can
-    hold them. Rows' settings are sent when other rows than before are sampled, a sequence's random
-    numbers when it begins: the same as on a CPU."""
+    hold them. The settings of the rows are sent when the sampled rows change, a sequence's random
+    numbers when it begins: they are the same as on a CPU."""
 
     def __init__(
         self, num_slots: int, vocab_size: int, device: torch.device, max_new_tokens: int
@@ -29,7 +29,7 @@ class DeviceSampler(Sampler):
         )
         self._num_drawn_S = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._placed: tuple[list[Generation], int, Asked] | None = None
-        """(batch, rows, what it asks for) of the settings that the device knows."""
+        """(batch, rows, Asked) of the settings that the device holds."""
 
     def open(self, generation: Generation) -> None:
         super().open(generation)
@@ -47,8 +47,8 @@ class DeviceSampler(Sampler):
         return PendingTokens(packed, batch, asked, range(len(batch)))
 
     def place(self, batch: Sequence[Generation], rows: int) -> Asked:
-        """Sees to it that the device knows the settings of these sequences, filled up to so many
-        rows with the first."""
+        """Sends the settings of these sequences to the device where needed, filled up to `rows`
+        rows with the first sequence's."""
         if self._placed is None or self._placed[:2] != (batch, rows):
             params = [one.request.params for one in batch]
             slots = [one.slot for one in batch]
@@ -58,14 +58,14 @@ class DeviceSampler(Sampler):
         return self._placed[2]
 
     def find_allowed(self, batch: Sequence[Generation], asked: Asked) -> None:
-        """Sees to it that the device knows what grammars allow next in these sequences: all their
-        tokens so far have been accepted."""
+        """Sends to the device which tokens the grammars of these sequences allow next: all their
+        tokens so far must have been accepted."""
         if self._masks is not None and asked.grammar:
             self._masks.find([one.slot for one in batch])
 
     def sample_placed(self, logits_BV: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
-        """For the rows placed last, whose fp32 logits [B, V] follow: what the host will read, and
-        the token ids, int64 [B]. It waits for nothing."""
+        """Samples for the rows placed last, from their fp32 logits [B, V]. Gives the packed numbers
+        for the host, and the token ids, int64 [B]. It waits for nothing."""
         numbers_CB = self._placed_numbers(len(logits_BV))
         settings = RowSettings.over(numbers_CB, asked)
         uniform_B = self._next_numbers(settings) if asked.has_drawn else None

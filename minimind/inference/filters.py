@@ -1,4 +1,4 @@
-"""The filters that say which tokens may be drawn, and the draw."""
+"""Filters the tokens that may be drawn, and draws one."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from torch import Tensor, nn
 from minimind.inference.row_settings import Asked, Rows
 
 _BLOCK = 64
-"""Tokens whose probabilities are summed before it is known whether one of them is drawn."""
+"""The size of a block of tokens: blocks are summed first, and then the drawn token is searched for
+in one of them."""
 _BELOW_1 = 1 - torch.finfo(torch.float64).eps
 
 
 def filtered_probs(logits_RV: Tensor, rows: Rows, asked: Asked) -> Tensor:
-    """Probabilities [R, V] after each row's temperature, top-k, top-p and min-p; at least one
-    token remains. fp32 logits [R, V] of `rows`. Tokens exactly as likely as the least likely one
-    kept stay with it."""
+    """Gives probabilities [R, V] after each row's temperature, top-k, top-p and min-p, from fp32
+    logits [R, V] of `rows`; at least one token remains. Tokens exactly as likely as the least
+    likely one kept stay with it."""
     if asked.temperature:
         # Relative to the maximum, so that no temperature overflows.
         relative_RV = logits_RV - logits_RV.amax(-1, keepdim=True)
@@ -55,8 +56,8 @@ def _keep_top_p(probs_RV: Tensor, top_p_R: Tensor, asked: Asked) -> Tensor:
 
 
 def draw(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """The token of each row [B, int64] at which the summed probabilities pass `uniform_B` (fp64,
-    from 0 to below 1) of their total."""
+    """Draws a token for each row, int64 [B]: the one at which the summed probabilities pass
+    `uniform_B` (fp64, from 0 to below 1) of their total."""
     if short := -probs_BV.shape[1] % _BLOCK:
         probs_BV = nn.functional.pad(probs_BV, (0, short))
     blocks_BNK = probs_BV.unflatten(1, (-1, _BLOCK))
@@ -69,8 +70,8 @@ def draw(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
 
 
 def _find(parts_BN: Tensor, target_B1: Tensor) -> tuple[Tensor, Tensor]:
-    """Gives where the summed parts pass the target, or would but for rounding: always at a part
-    above 0, where there is one. Besides, how far into that part it is."""
+    """Finds the part at which the sum passes the target, or would pass it without rounding: always
+    a part above 0, if there is any. Gives it with the distance into that part."""
     summed_BN = parts_BN.cumsum(-1)
     target_B1 = torch.minimum(target_B1, summed_BN[:, -1:] * _BELOW_1)
     at_B1 = torch.searchsorted(summed_BN, target_B1, right=True).clamp_max(parts_BN.shape[1] - 1)

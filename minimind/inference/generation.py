@@ -1,4 +1,4 @@
-"""The sequence that a request becomes, from its prompt to its last token."""
+"""Holds the sequence that a request becomes, from its prompt to its last token."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ NO_SLOT = -1
 
 
 class Generation:
-    """What was asked, and how far it has come. The scheduler says how much of it a step computes,
-    the slot table where its keys and values are; the sampler and the text are its own."""
+    """Holds a request and its progress. The scheduler decides how many of its tokens a step
+    computes, the slot table where its keys and values are; it owns its random numbers and its
+    text."""
 
     def __init__(self, id: int, request: GenerationRequest, text: TextStream) -> None:
         self.id, self.request, self.text = id, request, text
         self.ids = list(request.prompt_ids)
-        """The prompt and the tokens made."""
+        """The tokens of the prompt, then the generated ones."""
         self.random = random.Random(request.params.seed)
-        """Gives one number a token, whoever shares the batch and whatever the device."""
+        """Random numbers, one a token: they depend neither on the other sequences of the batch nor
+        on the device."""
         self.slot = NO_SLOT
-        """Where in the cache it is, or was last."""
+        """The slot of the cache that it is in, or was last."""
         self.num_computed = 0
-        """Tokens whose keys and values are in its slot."""
+        """The number of tokens whose keys and values are in its slot."""
         self.num_scheduled = 0
-        """Tokens that a step computes from there on."""
+        """The number of further tokens that the next step computes."""
         self.cached_tokens = 0
-        """Tokens of the prompt that were in the cache when it got its slot."""
+        """The number of the prompt's tokens that were in the cache when it got its slot."""
         self.finish_reason: FinishReason | None = None
 
     @property
     def is_running(self) -> bool:
-        """Whether a slot of the cache is its own."""
+        """Tells whether it holds a slot of the cache."""
         return self.slot != NO_SLOT and self.finish_reason is None
 
     @property
@@ -42,12 +44,12 @@ class Generation:
 
     @property
     def ends_next(self) -> bool:
-        """Whether it has ended, or does with its next token whatever that is."""
+        """Tells whether it has ended, or ends with its next token whatever that is."""
         has_ended = self.finish_reason is not None
         return has_ended or self.num_made + 1 >= self.request.params.max_new_tokens
 
     def add(self, token: int, logprob: TokenLogprob | None, *, is_complete: bool) -> Delta:
-        """Goes on with `token`, which may be its last; is_complete: its grammar allows no more."""
+        """Appends `token`, which may be its last; with is_complete its grammar allows no more."""
         self.ids.append(token)
         text, is_given = "", True
         if token in self.request.stop_ids:

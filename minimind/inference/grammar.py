@@ -1,4 +1,4 @@
-"""Grammars that hold a model's text to a form, compiled by llguidance for one tokenizer."""
+"""Compiles grammars, which hold a model's text to a form, by llguidance for one tokenizer."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 MAX_CHARACTERS = 1 << 16
-"""Of a grammar, with what is written around a schema. A longer one is refused before it costs
-anything."""
+"""The most characters of a grammar, with the text around a schema. A longer one is refused before
+it costs anything."""
 _KEPT = 64
-"""Grammars compiled last, which cost nothing when they come again."""
+"""The number of last compiled grammars that are kept for reuse."""
 _CHECK = f"{problem_of.__module__}:{problem_of.__name__}"
 _FIRST_CHECK_S = 20.0
-"""It starts the process and imports llguidance."""
+"""The time limit of the first check, which starts the process and imports llguidance."""
 
 
 class Grammar:
-    """One that was compiled, for any number of sequences at once."""
+    """Holds a compiled grammar, for any number of sequences at once."""
 
     def __init__(self, compiled: LLMatcher) -> None:
         self._compiled = compiled
 
     def matcher(self) -> LLMatcher:
-        """A new sequence's."""
+        """Gives the matcher of a new sequence."""
         return self._compiled.deep_copy()
 
 
 class GrammarCompiler:
-    """Compiles grammars for a tokenizer and a model of `vocab_size` tokens; may be called from
-    several threads, which wait for each other, but not while they hold Python's lock."""
+    """Compiles grammars for a tokenizer and a model of `vocab_size` tokens. Several threads may
+    call it: they wait for each other, but release Python's lock meanwhile."""
 
     def __init__(
         self, tokenizer: Tokenizer, vocab_size: int, *, limit_s: float | None = None
     ) -> None:
-        """`limit_s`: grammars come from strangers, and are compiled in a process of their own
-        first, which is ended if it takes longer."""
+        """Takes `limit_s` where grammars come from strangers: they are first compiled in a separate
+        process, which is ended if it takes longer."""
         self._tokenizer, self._vocab_size, self._limit_s = tokenizer, vocab_size, limit_s
         self._tokens: Any = None
         self._pool: FunctionPool | None = None
@@ -52,8 +52,8 @@ class GrammarCompiler:
         self._lock = threading.Lock()
 
     def compile(self, text: str) -> Grammar:
-        """`text` as of inference/grammar_texts.py. Raises ConfigError with llguidance's words for
-        one that is wrong, not supported or takes too much."""
+        """Compiles `text` (inference/grammar_texts.py). Raises ConfigError with llguidance's words
+        for a grammar that is wrong, unsupported or too costly."""
         if len(text) > MAX_CHARACTERS:
             raise ConfigError(
                 f"the grammar or schema has {len(text)} characters; at most {MAX_CHARACTERS} are "

@@ -1,5 +1,5 @@
-"""Compiles a grammar to see whether it can be, in a process that is ended if it takes too long:
-llguidance bounds most of what a grammar costs, but not all, and a call of it cannot be stopped."""
+"""Tries out whether a grammar compiles, in a process that is ended if it takes too long: llguidance
+bounds most of a grammar's cost, but not all, and a running call cannot be stopped."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _MEMORY_BYTES = 2 << 30
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A tokenizer as llguidance reads one."""
+    """Presents a tokenizer in the form that llguidance reads."""
 
     eos_token_id: int
     bos_token_id: int | None
     special_token_ids: tuple[int, ...]
-    """These stand for themselves alone: text that spells them is other tokens."""
+    """The ids that only a grammar can name: text that spells them becomes other tokens."""
     tokens: tuple[bytes, ...]
     encode: Callable[[str], list[int]] | None = field(default=None, compare=False)
-    """By which forced text becomes tokens; whether a grammar compiles does not depend on it."""
+    """Encodes forced text as tokens; whether a grammar compiles does not depend on it."""
 
     def __call__(self, text: str) -> list[int]:
         if self.encode is not None:
@@ -31,7 +31,7 @@ class Vocabulary:
 
 
 def compile_text(tokens: Any, text: str) -> Any:
-    """The matcher of a grammar; its error says what is wrong with it."""
+    """Gives the matcher of a grammar, whose error says what is wrong with the grammar."""
     from llguidance import LLMatcher, LLParserLimits
 
     limits = LLParserLimits(verbose_errors=False)
@@ -43,7 +43,7 @@ def compile_text(tokens: Any, text: str) -> Any:
 
 
 def problem_of(given: tuple[Vocabulary, str]) -> str:
-    """What is wrong with a grammar; empty: nothing."""
+    """Says what is wrong with a grammar; "" for a good one."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, resource.RLIM_INFINITY))
     vocabulary, text = given
     return compile_text(_read_once(vocabulary), text).get_error()

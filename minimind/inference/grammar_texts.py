@@ -1,5 +1,5 @@
-"""Forms of answers written as grammars for llguidance: JSON by a schema, a regular expression, a
-choice, a grammar of the user's, calls of tools; after the thinking, where there is any."""
+"""Writes the forms of answers as grammars for llguidance: JSON by a schema, a regular expression, a
+choice, a user's grammar, tool calls; all of them after the thinking, where there is any."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
 
 Rules = dict[str, Any]
-"""One grammar, as llguidance lists them. Others may refer to it by its "name"."""
+"""One grammar, as llguidance lists them. Other grammars may refer to it by its "name"."""
 
 _AS_WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""JSON on one line, as the chat template writes calls: what the model was trained on, and a small
-one that may write white space can write it for ever."""
+"""Writes JSON on one line, as the chat template writes calls. The model was trained on that, and a
+small model that may write white space can write it for ever."""
 _SCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _SCHEMA_LISTS = ("anyOf", "oneOf", "prefixItems")
 _SCHEMAS = ("items", "additionalProperties")
 _NO_ARGUMENTS: Mapping[str, Any] = {"properties": {}}
 _VALUES = ("const", "default", "enum", "examples")
-"""These hold no schemas."""
+"""Keywords whose values hold no schemas."""
 _FORMATS = frozenset(
     (
         "date", "date-time", "duration", "email", "hostname", "idn-email", "idn-hostname", "ipv4",
@@ -31,23 +31,25 @@ _FORMATS = frozenset(
         "uri", "uri-reference", "uri-template", "uuid",
     )
 )  # fmt: skip
-"""JSON Schema's. Those that llguidance does not know are refused by it."""
+"""The formats that JSON Schema defines. llguidance refuses those that it does not know."""
 _COMPOSES = ("anyOf", "oneOf", "$ref", "patternProperties", "unevaluatedProperties")
-"""Beside these an object's properties need not be all it has."""
+"""Keywords beside which an object may have properties that its `properties` do not list."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolForm:
-    """A tool that may be called."""
+    """Describes a tool that may be called."""
 
     name: str
     parameters: Mapping[str, Any] | None
-    """The arguments' JSON schema; None: there are none, as OpenAI has it."""
+    """The arguments' JSON schema; None: no arguments, as OpenAI has it."""
     is_strict: bool
-    """The schema must be kept to the letter, else keywords that cannot be kept are left out."""
+    """Whether every keyword of the schema must be enforced; otherwise unsupported keywords are left
+    out."""
 
     def write(self) -> Rules:
-        """Raises ConfigError where the parameters describe no object, which a call must have."""
+        """Writes the rules of the arguments. Raises ConfigError where the parameters describe no
+        object, which a call must have."""
         schema = _NO_ARGUMENTS if self.parameters is None else self.parameters
         kind = schema.get("type", "object")
         if kind != "object" and not (isinstance(kind, list) and "object" in kind):
@@ -57,21 +59,21 @@ class ToolForm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerForm:
-    """What an answer must look like."""
+    """Describes the form of an answer."""
 
     content: Rules | None = None
-    """Of the answer's text; None: any text."""
+    """The rules of the answer's text; None: any text."""
     tools: Sequence[ToolForm] = ()
-    """Those that may be called."""
+    """The tools that may be called."""
     must_call: bool = False
-    """There is no text, but one call at least."""
+    """Whether the answer is at least one call, without text."""
     one_call: bool = False
-    """At most."""
+    """Whether one call at most is allowed."""
     after_thinking: bool = False
-    """The prompt has opened a thinking block, which comes first and may hold anything."""
+    """Whether the prompt has opened a thinking block, which comes first and may hold anything."""
 
     def text(self, tokenizer: Tokenizer) -> str:
-        """The grammar, for a GrammarCompiler."""
+        """Writes the grammar, for a GrammarCompiler."""
         lines = list(self._lines(tokenizer))
         grammars: list[Rules] = [{"lark_grammar": "\n".join(lines)}]
         if self.content is not None:
@@ -81,7 +83,7 @@ class AnswerForm:
         return json.dumps({"grammars": grammars})
 
     def _lines(self, tokenizer: Tokenizer) -> Iterator[str]:
-        """The main grammar's, in llguidance's variant of Lark."""
+        """Writes the main grammar's lines, in llguidance's variant of Lark."""
         thinking = ""
         if self.after_thinking:
             thinking = "thought /\\n{0,2}/ "
@@ -109,9 +111,9 @@ class AnswerForm:
 
 
 def json_rules(schema: Mapping[str, Any], *, is_strict: bool = True) -> Rules:
-    """JSON that `schema` describes. Objects that list their properties have no others, unless
-    additionalProperties says so: a small model that may invent keys does. Not strict: keywords that
-    llguidance does not know are left out. Raises ConfigError."""
+    """Writes the rules of JSON that `schema` describes. Objects that list their properties allow no
+    others, unless additionalProperties says so: a small model invents keys if it may. Without
+    `strict`, keywords that llguidance does not know are left out. Raises ConfigError."""
     options: dict[str, Any] = dict(_AS_WRITTEN)
     if not is_strict:
         options |= {"lenient": True, "coerce_one_of": True}
@@ -124,19 +126,20 @@ def json_rules(schema: Mapping[str, Any], *, is_strict: bool = True) -> Rules:
 
 
 def regex_rules(pattern: str) -> Rules:
-    """A text that the whole of `pattern` matches, in Rust's syntax; `\\d` and `\\w` are ASCII's."""
+    r"""Writes the rules of a text that `pattern`, in Rust's syntax, matches as a whole; `\d` and
+    `\w` are ASCII's."""
     from llguidance import regex_to_lark
 
     return {"lark_grammar": f"start: /{regex_to_lark(pattern, 'dw')}/"}
 
 
 def choice_rules(texts: Sequence[str]) -> Rules:
-    """One of `texts`."""
+    """Writes the rules of one of `texts`."""
     return {"lark_grammar": "start: " + " | ".join(_quote(text) for text in texts)}
 
 
 def grammar_rules(text: str) -> Rules:
-    """A grammar in Lark or llama.cpp's GBNF. Raises ConfigError where GBNF cannot be read."""
+    """Reads a grammar in Lark or llama.cpp's GBNF. Raises ConfigError where GBNF cannot be read."""
     from llguidance.gbnf_to_lark import any_to_lark
 
     try:
@@ -151,7 +154,8 @@ FORMS: dict[str, tuple[type | tuple[type, ...], Callable[[Any], Rules]]] = {
     "choice": ((list, tuple), choice_rules),
     "grammar": (str, grammar_rules),
 }
-"""What holds a text to a form in Python, by name: its type, and what writes it."""
+"""The options that hold a text to a form in Python, by name: each one's type, and the function that
+writes its rules."""
 
 
 def take_form(options: dict[str, Any]) -> Rules | None:
@@ -168,7 +172,7 @@ def take_form(options: dict[str, Any]) -> Rules | None:
 
 
 def _close(schema: Any) -> Any:
-    """`schema` with the objects in it closed."""
+    """Closes the objects of `schema` against further properties."""
     if not isinstance(schema, Mapping):
         return schema
     closed = dict(schema)
@@ -188,8 +192,8 @@ def _close(schema: Any) -> Any:
 
 
 def _without_odd_formats(value: Any) -> Any:
-    """A schema without formats that JSON Schema does not define (OpenAPI's int32, pydantic's
-    path): they are notes, and hold a text to nothing."""
+    """Removes the formats that JSON Schema does not define (OpenAPI's int32, pydantic's path) from
+    a schema: they are notes and constrain nothing."""
     if isinstance(value, list):
         return [_without_odd_formats(one) for one in value]
     if not isinstance(value, Mapping):
@@ -202,18 +206,18 @@ def _without_odd_formats(value: Any) -> Any:
 
 
 def _call_head(name: str) -> str:
-    """What stands before a call's arguments, as the chat template writes it."""
+    """Writes the text before a call's arguments, as the chat template writes it."""
     return f'\n{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": '
 
 
 def _tag(text: str, tokenizer: Tokenizer) -> str:
-    """The added token alone, where the tokenizer has it: what a model was trained to write."""
+    """Writes the added token, where the tokenizer has it: a model was trained to write that one."""
     token = tokenizer.added_ids.get(text)
     return _quote(text) if token is None else f"<[{token}]>"
 
 
 def _all_until(rule: str, tag: str, tokenizer: Tokenizer) -> str:
-    """The lines of a rule for any text up to and with `tag`."""
+    """Writes the lines of a rule for any text up to and including `tag`."""
     if tag not in tokenizer.added_ids:
         return f"{rule}[suffix={_quote(tag)}]: /(?s:.*)/"
     before = f"BEFORE_{rule.upper()}"
@@ -221,7 +225,7 @@ def _all_until(rule: str, tag: str, tokenizer: Tokenizer) -> str:
 
 
 def _without(tag: str) -> str:
-    """Any text that does not spell `tag`."""
+    """Writes a rule for any text that does not spell `tag`."""
     spelled = re.escape(tag).replace("/", r"\/")
     return f"/(?s:.*)/ & ~/(?s:.*){spelled}(?s:.*)/"
 

@@ -1,6 +1,7 @@
-"""A checkpoint as a model that generates: on which device, in which dtype, with its tokenizer.
+"""Loads a checkpoint as a model that generates: it chooses the device and the dtype, and loads the
+tokenizer.
 
-One rule for chat, serve, evaluate, answer and `LLM`, so that the model that is measured is the one
+chat, serve, evaluate, answer and `LLM` follow this one rule, so that the measured model is the one
 that talks.
 """
 
@@ -32,22 +33,22 @@ from minimind.runtime.devices import DTYPES, Device, check_kernels, find_device
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a model computes, and the dtype of its weights."""
+    """Names the device on which a model computes, and the dtype of its weights."""
 
     device: Device
     dtype: torch.dtype
 
 
 def usual_dtype(device: Device) -> torch.dtype:
-    """bf16 where the device trains in it, else fp32. fp16, in which a GPU without bf16 trains, has
-    to be asked for: without a loss scale nothing says that numbers left its range."""
+    """Gives bf16 where the device trains in it, else fp32. fp16, in which a GPU without bf16
+    trains, has to be asked for: without a loss scale an overflow would go unnoticed."""
     return torch.bfloat16 if device.precision == "bf16" else torch.float32
 
 
 def choose_placement(device: str | None = None, dtype: str = "auto") -> Placement:
-    """The device that is there unless `device` is PyTorch's name of another, and its usual dtype
-    unless `dtype` is one of DTYPES. Raises ConfigError for what is not here, and for kernels that
-    were asked for and cannot run there."""
+    """Chooses the available device unless `device` names another as PyTorch does, and its usual
+    dtype unless `dtype` is one of DTYPES. Raises ConfigError for a missing device, and for
+    requested kernels that cannot run there."""
     found = find_device()
     try:
         target = found.torch_device if device is None else torch.device(device)
@@ -70,7 +71,7 @@ def choose_placement(device: str | None = None, dtype: str = "auto") -> Placemen
 
 
 def add_dtype_flag(add: argparse._ActionsContainer) -> None:
-    """Adds --dtype, as `choose_placement` takes it."""
+    """Adds --dtype with the values that `choose_placement` takes."""
     add.add_argument(
         "--dtype",
         choices=("auto", *DTYPES),
@@ -81,7 +82,7 @@ def add_dtype_flag(add: argparse._ActionsContainer) -> None:
 
 def load_checkpoint(path: Path, placement: Placement) -> tuple[Transformer, Tokenizer]:
     """Loads the model and tokenizer of a run's folder, a checkpoint in it or a model's folder.
-    Raises a MiniMindError where they are not there or cannot be used."""
+    Raises a MiniMindError where they are missing or cannot be used."""
     folder = find_model_folder(path)
     return load_model(folder, dtype=placement.dtype, device=placement.device.torch_device)
 
@@ -89,8 +90,8 @@ def load_checkpoint(path: Path, placement: Placement) -> tuple[Transformer, Toke
 def load_model(
     folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
 ) -> tuple[Transformer, Tokenizer]:
-    """A model folder's model, ready to generate, with an adapter merged, and its tokenizer. Raises
-    a MiniMindError where one of them is missing or they do not fit."""
+    """Loads a model folder's model, ready to generate and with any adapter merged, and its
+    tokenizer. Raises a MiniMindError where one of them is missing or they do not fit."""
     config, weights = load_model_folder(folder)
     tokenizer = Tokenizer.load(tokenizer_folder(folder))
     if is_adapter_folder(folder):
@@ -109,8 +110,8 @@ def load_model(
 def load_adapters(
     model: Transformer, tokenizer: Tokenizer, base: Path, folders: Mapping[str, Path]
 ) -> LoadedAdapters | None:
-    """The adapters of these names and folders over the model of the folder `base`, None for no
-    name. Raises a MiniMindError where one is of another model or another tokenizer."""
+    """Loads the adapters of these names and folders over the model of the folder `base`; gives None
+    where there are none. Raises a MiniMindError where one is for another model or tokenizer."""
     if not folders:
         return None
     adapters = LoadedAdapters(model, fingerprint(base))
@@ -128,9 +129,9 @@ def load_adapters(
 
 @torch.no_grad()
 def lay_out_for_decoding(model: Transformer) -> None:
-    """Stores matrices by columns where that makes products of few rows quicker; values and shapes
-    stay. MKL's fp32 products of 8 tokens take half the time then, of one or 512 the same; and
-    cpu_decode reads them so."""
+    """Stores matrices by columns where products of few rows get quicker; values and shapes stay the
+    same. MKL's fp32 products of 8 tokens then take half the time, those of one or 512 the same; and
+    cpu_decode reads the weights in place."""
     for parameter in model.parameters():
         if parameter.dim() == 2 and parameter.dtype == torch.float32 and parameter.is_cpu:
             parameter.data = parameter.data.t().contiguous().t()

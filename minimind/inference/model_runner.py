@@ -1,4 +1,4 @@
-"""One forward of what the scheduler chose, and the tokens that come of it."""
+"""Runs one forward of a scheduled batch, and chooses its tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from minimind.runtime.devices import send
 
 
 class ModelRunner:
-    """The model with its cache and sampler."""
+    """Owns the model with its cache and sampler."""
 
     def __init__(
         self,
@@ -51,12 +51,13 @@ class ModelRunner:
             if fast_decode and CpuDecode.can_run(model):
                 self._cpu_decode = CpuDecode(model, self.cache)
         self.can_go_on = False
-        """Whether the step after the last one can be launched before that one's tokens are read."""
+        """Whether the next step can be launched before the tokens of the last one are read."""
 
     def launch(self, batch: Sequence[Generation], *, ahead: int = 0) -> Choose:
-        """Begins the step that computes the tokens scheduled, and gives each sequence of which
-        nothing is missing then its next one. Those are chosen by calling what this gives, when all
-        that came before are accepted. `ahead`: tokens of each that are on their way already."""
+        """Begins the step that computes the scheduled tokens. Gives a function that chooses the
+        next token of each sequence whose known tokens are then all computed; it is called once all
+        tokens before are accepted. `ahead` is the number of tokens of each sequence that are still
+        on their way."""
         adapter = batch[0].request.adapter
         if self._adapters is not None:
             self._adapters.switch_to(adapter)
@@ -85,13 +86,13 @@ class ModelRunner:
         return lambda: pending
 
     def refresh(self) -> None:
-        """Comes after the model's weights have changed."""
+        """Reads the model's weights anew after they changed."""
         for decode in (self._graphs, self._cpu_decode):
             if decode is not None:
                 decode.refresh()
 
     def _forward(self, pieces: Sequence[Piece], ids: Sequence[int], wanted: list[int]) -> Tensor:
-        """fp32 logits [R, V] after the tokens at the places `wanted`."""
+        """Gives fp32 logits [R, V] after the tokens at the places `wanted`."""
         plan = SlotPlan.build(pieces, self.cache.num_kv_heads, self.cache.capacity, self._device)
         rows = None
         if len(wanted) < len(ids):
@@ -100,5 +101,5 @@ class ModelRunner:
 
 
 def computes_apart(device: torch.device) -> bool:
-    """Whether the host goes on while `device` computes."""
+    """Tells whether the host goes on while `device` computes."""
     return device.type == "cuda"

@@ -1,4 +1,4 @@
-"""Chosen tokens with their log-probabilities, on their way from the device to the host."""
+"""Carries chosen tokens and their log-probabilities from the device to the host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from minimind.inference.row_settings import Asked, RowSettings
 
 
 def pack(logits_BV: Tensor, chosen_B: Tensor, settings: RowSettings) -> Tensor:
-    """One tensor of all that the host will read, so that it is one transfer: each row's token, then
+    """Packs all that the host will read into one tensor, for one transfer: each row's token, then
     for each row of `settings.reported` its log-probability, and ids and log-probabilities of the
     likeliest tokens."""
     most, rows = settings.asked.logprobs, settings.reported
@@ -34,8 +34,8 @@ def pack(logits_BV: Tensor, chosen_B: Tensor, settings: RowSettings) -> Tensor:
 
 
 class PendingTokens:
-    """The tokens of one step. Made without waiting; `read` waits for this step and for none behind
-    it."""
+    """Holds the tokens of one step. Making it waits for nothing; `read` waits for this step and for
+    no later one."""
 
     def __init__(
         self,
@@ -44,8 +44,9 @@ class PendingTokens:
         asked: Asked,
         reported: Sequence[int] | None = None,
     ) -> None:
-        """`packed`: see `pack`; rows behind those of `batch` only fill it up. `reported`: which
-        rows it holds log-probabilities of; None: those that ask for them."""
+        """Takes `packed` (see `pack`), whose rows beyond those of `batch` only fill it up.
+        `reported` lists the rows whose log-probabilities it holds; None: the rows that ask for
+        them."""
         self._batch, self._most, self._reported = batch, asked.logprobs, reported
         self._numbers = packed.to("cpu", non_blocking=True)
         self._arrived: torch.cuda.Event | None = None
@@ -54,8 +55,8 @@ class PendingTokens:
             self._arrived.record()
 
     def read(self) -> list[tuple[Generation, int, TokenLogprob | None]]:
-        """Each sequence with its token, NO_TOKEN where its logits were not finite, and what is
-        reported of it where its request asks for that."""
+        """Gives each sequence with its token (NO_TOKEN where its logits were not finite) and, where
+        its request asks for them, its log-probabilities."""
         if self._arrived is not None:
             self._arrived.synchronize()
         numbers, batch = self._numbers.tolist(), self._batch

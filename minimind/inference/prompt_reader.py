@@ -1,4 +1,4 @@
-"""What a model says of a text that it does not continue."""
+"""Computes log-probabilities and embeddings of a text that is not continued."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from minimind.model.transformer import Transformer
 from minimind.types import Batch, HeadFn
 
 _ROW_TOKENS = 1024
-"""Logits are held of so many tokens at a time."""
+"""The number of tokens whose logits are held at a time."""
 
 
 class PromptReader:
-    """One forward over a whole text, beside the cache. For the thread that steps the engine over
-    the same model: adapters are switched on it."""
+    """Runs one forward over a whole text, without the cache. Only the thread that steps the engine
+    over the same model may use it: it switches the model's adapters."""
 
     def __init__(self, model: Transformer, adapters: LoadedAdapters | None = None) -> None:
         self._model, self._adapters = model, adapters
@@ -33,8 +33,8 @@ class PromptReader:
     def logprobs(
         self, ids: Sequence[int], num_top: int, adapter: str | None = None
     ) -> list[TokenLogprob]:
-        """One for each token; the first, which nothing stands before, has NaN. Raises ConfigError
-        for an id beyond the vocabulary."""
+        """Gives one log-probability for each token; the first token, which follows nothing, has
+        NaN. Raises ConfigError for an id beyond the vocabulary."""
         found = [TokenLogprob(id=ids[0], logprob=math.nan, top=())]
         labels_T = torch.tensor([*ids[1:], 0], device=self._model.lm_head.weight.device)
 
@@ -62,7 +62,7 @@ class PromptReader:
 
     @torch.no_grad()
     def embedding(self, ids: Sequence[int], adapter: str | None = None) -> list[float]:
-        """The mean over the tokens of what the output head is given, scaled to length 1: [D].
+        """Gives the mean over the tokens of the output head's input, scaled to length 1: [D].
         Raises ConfigError for an id beyond the vocabulary."""
 
         def head(hidden_TD: Tensor, weight_VD: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What goes into the batch engine and what comes out."""
+"""Defines the batch engine's input and output."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """A prompt and how to continue it."""
+    """Holds a prompt and how to continue it."""
 
     prompt_ids: Sequence[int]
     params: SamplingParams
     stop_ids: tuple[int, ...] = ()
-    """Tokens that end it and are not given out: at least the end of a turn or text, most often."""
+    """The tokens that end the text and are not given out: usually the end of a turn or of the
+    text."""
     gives_stop: bool = False
-    """The token of `stop_ids` that ended it is given out too, among `ids` and never as text."""
+    """Whether the token of `stop_ids` that ended the text is given out too, among `ids` and never
+    as text."""
     skips_special: bool = True
-    """Special tokens that are made are not written into the text."""
+    """Whether generated special tokens are left out of the text."""
     adapter: str | None = None
-    """One of the engine's, by name; None: the model alone."""
+    """The name of one of the engine's adapters; None: the model alone."""
 
     def check(self, config: ModelConfig, capacity: int, adapters: Sequence[str]) -> None:
-        """Raises ConfigError for what an engine of this model, with slots of `capacity` tokens and
-        these adapters, cannot serve."""
+        """Raises ConfigError for a request that an engine of this model, with slots of `capacity`
+        tokens and these adapters, cannot serve."""
         prompt, new = self.prompt_ids, self.params.max_new_tokens
         if self.adapter is not None and self.adapter not in adapters:
             names = ", ".join(adapters) or "none"
@@ -63,25 +65,25 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """What one step gave one request."""
+    """Holds the output of one step for one request."""
 
     request_id: int
     text: str = ""
-    """Whole characters; what may become a stop string is held back until it is known."""
+    """Whole characters; text that may become a stop string is held back until that is decided."""
     ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
-    """One for each of `ids`, where the request asks for them."""
+    """The log-probability of each of `ids`, where the request asks for them."""
     finish_reason: FinishReason | None = None
     prompt_tokens: int
     cached_tokens: int
-    """Of the prompt: found in the cache."""
+    """The number of the prompt's tokens that were found in the cache."""
     completion_tokens: int
-    """Made so far, the token that ended it included."""
+    """The number of tokens generated so far, the token that ended it included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """All that a request gave."""
+    """Holds the whole output of a request."""
 
     request_id: int
     text: str
@@ -94,7 +96,7 @@ class Completion:
 
     @classmethod
     def join(cls, deltas: Iterable[Delta]) -> Completion:
-        """From all deltas of one request, in order."""
+        """Joins all deltas of one request, in order."""
         deltas = list(deltas)
         last = deltas[-1]
         assert last.finish_reason is not None
@@ -112,7 +114,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """Now running and waiting; sums since the engine was made."""
+    """Counts the requests that run and wait now, and sums since the engine was made."""
 
     running: int
     waiting: int

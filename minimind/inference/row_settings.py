@@ -1,4 +1,5 @@
-"""What the rows of one batch ask of the sampler: which steps on the host, numbers on the device."""
+"""Sorts the sampling settings of one batch: the host decides the operators, the device holds the
+numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from minimind.inference.sampling import SamplingParams
 from minimind.runtime.devices import send
 
 LIKELY = 256
-"""How many of the likeliest tokens almost always hold top_p: sorting them alone is quicker."""
+"""The number of likeliest tokens that almost always contain top_p: sorting them alone is
+quicker."""
 COLUMNS = (
     "slot",
     "source",
@@ -27,37 +29,38 @@ COLUMNS = (
     "divisor",
 )
 _TINY = torch.finfo(torch.float32).tiny
-"""In place of a temperature that fp32 rounds to 0."""
+"""Stands for a temperature that fp32 rounds to 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What at least one row of a batch asks for, and so which operators choose its tokens: a CUDA
-    graph holds those of one."""
+    """Holds what at least one row of a batch asks for. This decides which operators choose its
+    tokens, and a CUDA graph holds those of one Asked."""
 
     has_greedy: bool
     has_drawn: bool
     temperature: bool
-    """One other than 1, of a row that is drawn; so the filters."""
+    """Whether a drawn row has a temperature other than 1."""
     top_k: int
-    """The largest; 0 where there is none."""
+    """The largest top-k; 0 without any."""
     top_p: int
-    """How many of the likeliest tokens are sorted for it; 0 where there is none."""
+    """The number of likeliest tokens sorted for top-p; 0 without any."""
     looks: bool
-    """The host looks whether those were enough, and has all sorted where not."""
+    """Whether the host checks that those tokens were enough, and otherwise has all sorted."""
     min_p: bool
     penalties: bool
     bias: bool
     grammar: bool
     logprobs: int | None
-    """Of how many likeliest tokens beside the chosen one; None where no row wants any."""
+    """The number of likeliest tokens reported beside the chosen one; None where no row wants
+    any."""
     divides: bool
-    """Log-probabilities at a temperature other than 1."""
+    """Whether log-probabilities are reported at a temperature other than 1."""
 
     @classmethod
     def by(cls, params: Sequence[SamplingParams], vocab_size: int, *, waits: bool) -> Asked:
-        """`waits`: the host may look at the device's numbers. Where it may not, sizes are rounded
-        up to powers of two: few graphs."""
+        """Collects the settings of rows. With `waits` the host may look at the device's numbers.
+        Otherwise sizes are rounded up to powers of two, to keep the graphs few."""
         drawn = [one for one in params if one.temperature > 0]
         limits = [_limit(one, vocab_size) for one in drawn]
         top_k = max(limits, default=0)
@@ -86,28 +89,28 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Some rows of a batch with their settings."""
+    """Holds some rows of a batch with their settings."""
 
     numbers_CR: Tensor
-    """fp32, in the order of COLUMNS."""
+    """fp32 numbers, in the order of COLUMNS."""
     index_R: Tensor | None = None
-    """Which rows; None: all."""
+    """The indices of the rows; None: all."""
     is_one_R: Tensor | None = None
-    """Where it is given, only these of them count, and the device alone knows which."""
+    """A mask, known to the device alone: only these rows count. None: all do."""
 
     def column(self, name: str) -> Tensor:
         return self.numbers_CR[COLUMNS.index(name)]
 
     def whole_column(self, name: str) -> Tensor:
-        """As int64."""
+        """Gives the column as int64."""
         return self.column(name).long()
 
     def take(self, x_B: Tensor) -> Tensor:
-        """These rows of a batch's tensor."""
+        """Takes these rows of a batch's tensor."""
         return x_B if self.index_R is None else x_B[self.index_R]
 
     def put(self, x_B: Tensor, new_R: Tensor) -> Tensor:
-        """The batch's tensor with these rows in place of its own."""
+        """Gives the batch's tensor with these rows replaced."""
         if self.index_R is not None:
             return x_B.index_copy(0, self.index_R, new_R)
         return new_R if self.is_one_R is None else torch.where(self.is_one_R, new_R, x_B)
@@ -115,19 +118,19 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class RowSettings:
-    """A batch's rows by what they ask for. Where the host may not wait, each kind is all rows, and
-    settings of those that ask for nothing change nothing."""
+    """Groups a batch's rows by their settings. Where the host may not wait, each group is all rows,
+    and the settings of rows without a request change nothing."""
 
     asked: Asked
     drawn: Rows
     penalized: Rows
     biased: Rows
     held: Rows
-    """To a grammar."""
+    """The rows held to a grammar."""
     reported: Rows
     source_B: Tensor | None = None
-    """Rows whose tokens the rows take: rows that fill up a batch repeat the first. None: their
-    own."""
+    """The row whose token each row takes: rows that fill up a batch repeat the first. None: each
+    its own."""
 
     @classmethod
     def build(
@@ -137,7 +140,7 @@ class RowSettings:
         vocab_size: int,
         device: torch.device,
     ) -> RowSettings:
-        """Each kind alone."""
+        """Groups the rows so that each group holds only the rows of its kind."""
         numbers_CB = send(setting_numbers(params, slots, vocab_size, len(params)), device)
 
         def rows(is_one: Sequence[bool]) -> Rows:
@@ -157,7 +160,7 @@ class RowSettings:
 
     @classmethod
     def over(cls, numbers_CB: Tensor, asked: Asked) -> RowSettings:
-        """Of numbers that the device alone reads."""
+        """Groups rows of numbers that the device alone reads."""
         rows = Rows(numbers_CB)
         drawn = Rows(numbers_CB, is_one_R=rows.column("is_drawn") > 0)
         kinds = dict.fromkeys(("penalized", "biased", "held", "reported"), rows)
@@ -167,7 +170,7 @@ class RowSettings:
 def setting_numbers(
     params: Sequence[SamplingParams], slots: Sequence[int], vocab_size: int, batch: int
 ) -> list[list[float]]:
-    """A row for each of COLUMNS. What is missing to `batch` repeats the first."""
+    """Builds a row for each of COLUMNS. Sequences missing to `batch` repeat the first."""
     columns = [
         [
             slot,
@@ -189,7 +192,7 @@ def setting_numbers(
 
 
 def round_up(number: int) -> int:
-    """To a power of two."""
+    """Rounds up to a power of two."""
     return 1 << (number - 1).bit_length()
 
 

@@ -1,4 +1,5 @@
-"""The next tokens of a whole batch, each sequence with its own settings and random numbers."""
+"""Chooses the next tokens of a whole batch, each sequence with its own settings and random
+numbers."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ NO_TOKEN = -1
 
 
 class Sampler:
-    """Chooses tokens, for a host that waits for them. What penalties count, biases and what
-    grammars allow are kept by slot, from when one is first asked for."""
+    """Chooses tokens, for a host that waits for them. Counts for penalties, biases and the tokens
+    that grammars allow are kept by slot, allocated at the first request for them."""
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
         self._num_slots, self._vocab_size, self._device = num_slots, vocab_size, device
@@ -29,10 +30,10 @@ class Sampler:
         self._bias_SV: Tensor | None = None
         self._masks: GrammarMasks | None = None
         self._asked: tuple[list[Generation], RowSettings] | None = None
-        """By the batch sampled last: the same while its sequences go on."""
+        """The settings of the batch sampled last: they stay while its sequences go on."""
 
     def open(self, generation: Generation) -> None:
-        """A new sequence in its slot, before its first token."""
+        """Begins a new sequence in its slot, before its first token."""
         slot, params = generation.slot, generation.request.params
         if params.grammar is not None and self._masks is None:
             self._masks = GrammarMasks(self._num_slots, self._vocab_size, self._device)
@@ -45,8 +46,8 @@ class Sampler:
             self._open_penalties(slot, generation.request.prompt_ids)
 
     def accept(self, generation: Generation, token: int) -> bool:
-        """The sequence goes on with `token`; whether its grammar has come to its end. Raises
-        GrammarFailure."""
+        """Advances the sequence by `token`, and tells whether its grammar has come to its end.
+        Raises GrammarFailure."""
         return self._masks is not None and self._masks.accept(generation.slot, token)
 
     def _open_bias(self, slot: int, params: SamplingParams) -> None:
@@ -68,7 +69,7 @@ class Sampler:
         self._made_SV[slot].zero_()
 
     def sample(self, logits_BV: Tensor, batch: Sequence[Generation]) -> PendingTokens:
-        """The next token of each sequence after its fp32 logits [B, V]."""
+        """Chooses the next token of each sequence from its fp32 logits [B, V]."""
         if self._asked is None or self._asked[0] != batch:
             slots, params = [one.slot for one in batch], [one.request.params for one in batch]
             settings = RowSettings.build(params, slots, self._vocab_size, self._device)
@@ -83,7 +84,7 @@ class Sampler:
         return PendingTokens(pack(logits_BV, ids_B, settings), batch, settings.asked)
 
     def _choose(self, logits_BV: Tensor, settings: RowSettings, uniform_R: Tensor | None) -> Tensor:
-        """Token ids, int64 [B]. `uniform_R`: a number for each of `settings.drawn`."""
+        """Gives token ids, int64 [B]. `uniform_R` has a number for each of `settings.drawn`."""
         asked, drawn = settings.asked, settings.drawn
         if asked.penalties:
             logits_BV = self._penalize(logits_BV, settings.penalized)

@@ -1,4 +1,4 @@
-"""How a token is chosen."""
+"""Defines how a token is chosen."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from minimind.inference.grammar import Grammar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How to choose tokens. What changes the logits applies in the order repetition, presence and
-    frequency penalty, logit_bias, grammar, temperature, top-k, top-p, min-p, as in
+    """Says how to choose tokens. The settings that change the logits apply in the order repetition,
+    presence and frequency penalty, logit_bias, grammar, temperature, top-k, top-p, min-p, as in
     `transformers`."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
-    """0 is greedy: the most likely token, whatever the filters say."""
+    """0 is greedy: the most likely token, whatever the filters are."""
     top_k: int = 0
     """Keep the k most likely (0: all)."""
     top_p: float = 1.0
@@ -30,21 +30,22 @@ class SamplingParams:
     """Divide positive and multiply negative logits of tokens of prompt and continuation (Keskar et
     al. 2019)."""
     presence_penalty: float = 0.0
-    """Taken off the logits of tokens that the continuation holds (OpenAI's API)."""
+    """Subtracted from the logits of tokens that the continuation holds (OpenAI's API)."""
     frequency_penalty: float = 0.0
-    """Taken off them as often as it holds them (OpenAI's API)."""
+    """Subtracted from the logit of a token once for each time that the continuation holds it
+    (OpenAI's API)."""
     logit_bias: tuple[tuple[int, float], ...] = ()
-    """Tokens, and what is added to their logits (OpenAI's API): −100 all but bans one, 100 all but
-    forces it."""
+    """Tokens, with the numbers added to their logits (OpenAI's API): −100 all but bans one, 100 all
+    but forces it."""
     grammar: Grammar | None = None
-    """Only tokens that it allows are chosen, and its end is the text's."""
+    """The grammar that limits the tokens; where it ends, the text ends."""
     logprobs: int | None = None
     """Report each token's log-probability and those of this many likeliest ones."""
     tempered_logprobs: bool = False
-    """Report those at the temperature (where it is above 0), which tokens are drawn from; else the
-    model's own, whatever the temperature."""
+    """Report the log-probabilities at the temperature (where it is above 0), from which tokens are
+    drawn; otherwise the model's own, whatever the temperature."""
     seed: int | None = None
-    """None: a new one each time."""
+    """The seed; None: a new one each time."""
     stop: tuple[str, ...] = ()
     """Strings that end the text and are not part of it."""
 

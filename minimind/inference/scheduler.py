@@ -1,4 +1,4 @@
-"""Which tokens the next forward computes: one of each running sequence beside pieces of prompts."""
+"""Schedules the tokens of the next forward: one of each running sequence, and pieces of prompts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from minimind.inference.slots import SlotTable
 
 
 class Scheduler:
-    """First come, first served: a sequence waits until a slot is free, then its prompt is computed
-    in pieces of at most `max_prefill` tokens a step, all prompts together, while those that run
-    get their next token in every step."""
+    """Serves sequences in order: each waits until a slot is free. Its prompt is then computed in
+    pieces, of at most `max_prefill` tokens a step over all prompts, while the running sequences get
+    their next token in every step."""
 
     def __init__(self, slots: SlotTable, max_prefill: int) -> None:
         self._slots = slots
@@ -20,10 +20,10 @@ class Scheduler:
         self.waiting: deque[Generation] = deque()
         self.running: dict[int, Generation] = {}
         self._adapter: str | None = None
-        """Of the batch given last."""
+        """The adapter of the batch given last."""
 
     def admit(self) -> list[Generation]:
-        """Gives free slots to those that wait; who got one."""
+        """Gives free slots to waiting sequences, and lists the sequences that got one."""
         admitted: list[Generation] = []
         while self.waiting and self._slots.take(self.waiting[0]):
             generation = self.waiting.popleft()
@@ -32,8 +32,8 @@ class Scheduler:
         return admitted
 
     def next_batch(self) -> list[Generation]:
-        """Schedules tokens of those given. Single tokens come first, ordered by slot; all are of
-        one adapter, in turns."""
+        """Schedules tokens of the given sequences. Single tokens come first, ordered by slot; all
+        sequences of a batch have one adapter, in turns."""
         wanted = list(dict.fromkeys(g.request.adapter for g in self.running.values()))
         if not wanted:
             return []
@@ -54,14 +54,15 @@ class Scheduler:
         return batch
 
     def goes_on(self, batch: Sequence[Generation]) -> bool:
-        """Whether the step after this one, of single tokens, is known before its tokens are: one
-        token more of each. Not where others run or could start, or where one of these is certain to
-        have ended by then. Of those that end unforeseen, a token is made in vain."""
+        """Tells whether the step after this one, of single tokens, is known before its tokens are:
+        the same sequences, each one token further. It is not where other sequences run or could
+        start, or where one of these is certain to have ended by then. A sequence that ends
+        unforeseen gets one token in vain."""
         others = len(batch) < len(self.running) or (self.waiting and self._slots.num_free)
         return not others and not any(one.ends_next for one in batch)
 
     def release(self, generation: Generation) -> None:
-        """Takes out one that has ended, wherever it is."""
+        """Removes a sequence that has ended, wherever it is."""
         if self.running.pop(generation.id, None) is None:
             self.waiting.remove(generation)
         else:

@@ -1,4 +1,4 @@
-"""Which slot of the cache a sequence gets, and how much of its prompt is there already."""
+"""Gives sequences slots of the cache, and finds the part of a prompt that is already there."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from minimind.inference.generation import Generation
 from minimind.model.kv_cache import KVCache
 
 WORTH_WAITING = 32
-"""Tokens of a prompt that are rather copied in a few steps than computed beside the same ones."""
+"""The number of prompt tokens from which a sequence waits and copies them from another sequence
+that is computing them, instead of computing them itself."""
 
 
 class SlotTable:
-    """Gives out slots. Ended sequences stay in theirs until it is needed, so that a prompt that
-    goes on from one, or shares its beginning, is not computed again."""
+    """Gives out slots. Ended sequences stay in theirs until the slot is needed, so that a prompt
+    which continues one, or shares its beginning, is not computed again."""
 
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
         self._free = list(range(cache.num_slots))
-        """The one that rested longest comes first."""
+        """Free slots, the longest unused first."""
         self._held: list[Generation | None] = [None] * cache.num_slots
         """The sequence that is in each slot, or was last."""
 
@@ -27,9 +28,9 @@ class SlotTable:
         return len(self._free)
 
     def take(self, generation: Generation) -> bool:
-        """Gives it a slot that holds the longest beginning of its prompt found anywhere, without
-        the last token (whose logits are wanted). Gives none where all are in use, or where much
-        more of the prompt is just being computed for another."""
+        """Gives the sequence a slot that holds the longest beginning of its prompt found anywhere,
+        without the last token (whose logits are wanted). Gives none where all are in use, or where
+        another sequence is just computing much more of the prompt."""
         if not self._free:
             return False
         wanted, soon = generation.ids[:-1], 0
@@ -59,15 +60,15 @@ class SlotTable:
         return True
 
     def release(self, generation: Generation) -> None:
-        """Frees its slot, which keeps what was computed: unless it failed, when that is not to be
-        relied on."""
+        """Frees the sequence's slot, which keeps its tokens; after a failure they are dropped as
+        unreliable."""
         self._free.append(generation.slot)
         if generation.finish_reason == "error":
             self._held[generation.slot] = None
             self._cache.clear(generation.slot)
 
     def forget_all(self) -> None:
-        """Nothing that is in any slot is to be found again."""
+        """Forgets the tokens in all slots, so that none are found again."""
         self._held = [None] * len(self._held)
 
     def _num_held(self, slot: int) -> int:
@@ -76,7 +77,8 @@ class SlotTable:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens both begin with. Halving intervals, so that slices are compared in C."""
+    """Counts the tokens that both begin with. It halves intervals, so that slices are compared in
+    C."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients read them: {"error": {message, type, param, code}}, always."""
+"""Writes errors as OpenAI's clients read them: {"error": {message, type, param, code}}, always."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class ErrorBody(BaseModel):
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
 }
-"""Of any call of the API, for its description."""
+"""The error responses of any call of the API, for its description."""
 
 
 class ApiError(HTTPException):
-    """What a client is told, with the HTTP status."""
+    """Holds an error for the client, with its HTTP status."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class ApiError(HTTPException):
 
 @asynccontextmanager
 async def timely(timeout_s: float) -> AsyncIterator[None]:
-    """Raises ApiError where what is inside takes longer."""
+    """Raises ApiError where the block inside takes longer."""
     try:
         async with asyncio.timeout(timeout_s):
             yield
@@ -85,7 +85,7 @@ async def timely(timeout_s: float) -> AsyncIterator[None]:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Every answer of `app` that is an error takes the form above."""
+    """Has every error response of `app` take the form above."""
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -97,7 +97,7 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
-    """Names each field once, with all that it might have been."""
+    """Names each field once, with all types that it might have been."""
     assert isinstance(error, RequestValidationError)
     problems: dict[str, list[str]] = {}
     refused: dict[str, list[str]] = {}
@@ -120,15 +120,16 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
 
 
 def _place(loc: tuple[int | str, ...]) -> str:
-    """("body", "messages", 0, "role") as messages[0].role, without the names that pydantic gives
-    to what a field may be."""
+    """Writes ("body", "messages", 0, "role") as messages[0].role, without the names that pydantic
+    adds for the parts of a union."""
     fields = [part for part in loc[1:] if isinstance(part, int) or not _CHOICE.fullmatch(part)]
     parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in fields]
     return "".join(parts).removeprefix(".")
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
-    """What Starlette and FastAPI refuse themselves: no such path, another method, the body."""
+    """Handles what Starlette and FastAPI refuse themselves: an unknown path, another method, the
+    body."""
     assert isinstance(error, HTTPException)
     path = request.url.path
     message = {

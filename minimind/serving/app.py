@@ -1,4 +1,4 @@
-"""The HTTP API."""
+"""Builds the HTTP API."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from minimind.serving.text_routes import add_text_routes
 
 
 def build_app(service: Service) -> FastAPI:
-    """The application over `service`, which it closes at its end."""
+    """Builds the application over `service`, which it closes at its end."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -53,7 +53,7 @@ def build_app(service: Service) -> FastAPI:
     install_error_handlers(app)
 
     def get(path: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """HEAD too, of which the description need not speak."""
+        """Registers GET and HEAD; the description lists GET alone."""
 
         def add(handler: Callable[..., Any]) -> Callable[..., Any]:
             app.get(path, **options)(handler)
@@ -64,7 +64,7 @@ def build_app(service: Service) -> FastAPI:
 
     @get("/health", responses={503: {"model": Health}})
     async def health() -> Health:
-        """Whether calls are answered; 503 where not."""
+        """Tells whether calls are answered; gives 503 where not."""
         found = Health(status=service.status)
         if found.status == "ok":
             return found
@@ -76,7 +76,7 @@ def build_app(service: Service) -> FastAPI:
 
     @get("/metrics", response_class=Response, responses=_text_response("text/plain"))
     async def prometheus_metrics() -> Response:
-        """For Prometheus."""
+        """Gives the metrics for Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @get("/v1/models", responses=ERROR_RESPONSES)

@@ -1,4 +1,4 @@
-"""What is known of one API call when it ends: for the log and the metrics."""
+"""Records an API call, for the log and the metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONGEST_NAME, _MOST_NAMES = 80, 20
 
 @dataclass(slots=True)
 class CallRecord:
-    """Filled as the call goes on."""
+    """Collects the data of one call while it goes on."""
 
     request_id: str
     started: float = field(default_factory=time.perf_counter)
@@ -26,14 +26,14 @@ class CallRecord:
     usage: Usage | None = None
     finish_reasons: list[str] = field(default_factory=list)
     prompt: str | None = None
-    """Only where the server is told to log it."""
+    """The prompt, only where the server is told to log it."""
     ignored_fields: list[str] = field(default_factory=list)
-    """Names of what the client sent that nothing here knows."""
+    """The names of fields that the client sent and the server does not know."""
     notice: str | None = None
-    """What the client ought to know, though it was answered."""
+    """A note for the client of a call that was answered."""
 
     def ignore(self, names: Iterable[str]) -> None:
-        """Names come from the client and go into a header."""
+        """Adds names of unknown fields, made safe for a header: they come from the client."""
         self.ignored_fields += [_ODD.sub("?", name)[:_LONGEST_NAME] for name in names]
         del self.ignored_fields[_MOST_NAMES:]
 

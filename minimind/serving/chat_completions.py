@@ -1,4 +1,5 @@
-"""/v1/chat/completions: from an engine's deltas to OpenAI's objects, whole or in chunks."""
+"""Answers /v1/chat/completions: turns an engine's deltas into OpenAI's objects, whole or in
+chunks."""
 
 from __future__ import annotations
 
@@ -34,14 +35,14 @@ from minimind.serving.thoughts import Thoughts
 
 @dataclass(slots=True)
 class _Choice:
-    """What one choice has given so far."""
+    """Collects the output of one choice so far."""
 
     parser: AnswerParser
     thoughts: Thoughts
     parts: list[Part] = field(default_factory=list)
     num_calls: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    """Not written yet."""
+    """Log-probabilities that have not been written yet."""
     finish_reason: StopReason | None = None
 
     def take(self, delta: Delta) -> list[Part]:

@@ -1,4 +1,5 @@
-"""What both kinds of completion have in common: from an engine's deltas to OpenAI's objects."""
+"""Holds the part that both kinds of completion share: it turns an engine's deltas into OpenAI's
+objects."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ class CompletionWriter(ABC):
         body: GenerationRequestFields,
         record: CallRecord,
     ) -> None:
-        """`prefix`: of the id, by which OpenAI tells its objects apart."""
+        """Makes the id, which begins with `prefix`: OpenAI tells its objects apart by it."""
         self._tokenizer, self._num_choices, self._record = model.tokenizer, body.num_choices, record
         self._head: dict[str, Any] = {
             "id": f"{prefix}-{uuid.uuid4().hex}",
@@ -47,11 +48,12 @@ class CompletionWriter(ABC):
     @property
     @abstractmethod
     def _finish_reasons(self) -> list[StopReason | None]:
-        """Of the choices, in order."""
+        """Gives the finish reasons of the choices, in order."""
 
     @property
     def _usage(self) -> Usage:
-        """From each choice's last delta. A prompt that several choices share counts once."""
+        """Adds up the tokens from each choice's last delta. A prompt that several choices share
+        counts once."""
         prompts = [d for index, d in self._last.items() if index % self._num_choices == 0]
         prompt_tokens = sum(delta.prompt_tokens for delta in prompts)
         completion_tokens = sum(delta.completion_tokens for delta in self._last.values())
@@ -65,11 +67,11 @@ class CompletionWriter(ABC):
 
     @property
     def _usage_so_far(self) -> dict[str, Usage]:
-        """For a chunk, where each shall have it."""
+        """Gives the usage for a chunk, where the client wants it in each one."""
         return {"usage": self._usage} if self._counts_all_along else {}
 
     async def _deltas(self, answer: Answer) -> AsyncIterator[tuple[int, Delta]]:
-        """(choice, delta); with the last one the record is complete."""
+        """Yields (choice, delta); with the last one the record is complete."""
         async for index, delta in answer.deltas():
             self._last[index] = delta
             self._record.note(delta)
@@ -79,7 +81,7 @@ class CompletionWriter(ABC):
 
 
 def stop_reason(delta: Delta) -> StopReason | None:
-    """As OpenAI has it; None while there is more to come."""
+    """Names the reason in OpenAI's words; None while there is more to come."""
     if delta.finish_reason is None:
         return None
     return "length" if delta.finish_reason == "length" else "stop"

@@ -1,4 +1,4 @@
-"""The batch engine in a thread of its own, its output handed to coroutines."""
+"""Runs the batch engine in a thread and hands its output to coroutines."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class EngineThread:
     """Steps the engine while there is work. All methods are called from one event loop."""
 
     def __init__(self, engine: BatchEngine, max_open: int) -> None:
-        """`max_open`: generations that run or wait at most."""
+        """Starts the thread. `max_open` limits the generations that run or wait."""
         self.engine = engine
         self.max_open = max_open
         self.has_failed = False
-        """After an error that nobody foresaw: the engine's state is unknown."""
+        """Whether an unforeseen error has occurred: the engine's state is unknown then."""
         self._loop = asyncio.get_running_loop()
         self._open: dict[int, Answer] = {}
         self._readings: deque[tuple[Callable[[PromptReader], Any], asyncio.Future[Any]]] = deque()
@@ -37,8 +37,9 @@ class EngineThread:
         self._thread.start()
 
     def submit(self, requests: Sequence[GenerationRequest], timeout_s: float) -> Answer:
-        """The answer to be read, one choice for each request; the caller closes it. Raises ApiError
-        where there is no room and ConfigError where a request is impossible."""
+        """Submits the requests, one for each choice, and gives the answer to be read; the caller
+        closes it. Raises ApiError where there is no room and ConfigError where a request is
+        impossible."""
         if self.has_failed or self._closing:
             raise ApiError(503, "the model has stopped; its server must be started again")
         if len(requests) > self.max_open:
@@ -69,7 +70,7 @@ class EngineThread:
         return answer
 
     async def read(self, reading: Callable[[PromptReader], T]) -> T:
-        """What `reading` gives, between two steps of the engine. Raises ApiError."""
+        """Runs `reading` between two steps of the engine and gives its result. Raises ApiError."""
         if self.has_failed or self._closing:
             raise ApiError(503, "the model has stopped; its server must be started again")
         found: asyncio.Future[T] = self._loop.create_future()
@@ -87,7 +88,7 @@ class EngineThread:
             answer.put(error)
 
     async def close(self) -> None:
-        """Ends the thread after the step that it is in."""
+        """Ends the thread after its current step."""
         self._closing = True
         self._wake.set()
         await asyncio.to_thread(self._thread.join)
@@ -155,11 +156,11 @@ def _settle(found: asyncio.Future[Any], result: Any, error: ApiError | None) -> 
 
 
 class Answer:
-    """What the choices of one API call give, as it comes."""
+    """Collects the output of the choices of one API call as it arrives."""
 
     def __init__(self, thread: EngineThread, deadline: float, timeout_s: float) -> None:
         self.open_choices: dict[int, int] = {}
-        """The index of each choice that goes on, by its request's id."""
+        """The index of each choice that still runs, by its request's id."""
         self._thread = thread
         self._deadline, self._timeout_s = deadline, timeout_s
         self._queue: asyncio.Queue[Delta | ApiError] = asyncio.Queue()
@@ -168,8 +169,8 @@ class Answer:
         self._queue.put_nowait(item)
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
-        """(choice, delta) until every choice has its finish reason. Raises ApiError where the
-        generation fails or takes too long."""
+        """Yields (choice, delta) until every choice has its finish reason. Raises ApiError where
+        the generation fails or takes too long."""
         while self.open_choices:
             try:
                 async with asyncio.timeout_at(self._deadline):
@@ -187,7 +188,7 @@ class Answer:
             yield index, item
 
     def close(self) -> None:
-        """Cancels what still runs; its slots are free after the engine's next step."""
+        """Cancels the choices that still run; their slots are free after the engine's next step."""
         for request_id in self.open_choices:
             self._thread.cancel(request_id)
         self.open_choices.clear()

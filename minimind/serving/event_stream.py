@@ -1,4 +1,4 @@
-"""Server-sent events, and work that ends when its client has gone."""
+"""Sends server-sent events, and ends work whose client has gone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class ClientGone(Exception):
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The work's result; ClientGone, with the work cancelled, where the client leaves first."""
+    """Gives the work's result. Where the client leaves first, cancels the work and raises
+    ClientGone."""
     running = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_wait_until_gone(receive))
     try:
@@ -43,8 +44,8 @@ async def _wait_until_gone(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Each object as an event, and one that says it is the last. An ApiError on the way is an
-    event too. Objects that have a type are events of that type."""
+    """Sends each object as an event, and then the last event. An ApiError on the way is sent as an
+    event too. An object that has a type gives its event that type."""
 
     media_type = "text/event-stream"
 
@@ -55,8 +56,9 @@ class EventStream(Response):
         send_timeout_s: float,
         last: str | None = DONE,
     ) -> None:
-        """`on_close` is called once, however the stream ends. A client that takes nothing for
-        `send_timeout_s` counts as gone. `last`: the last event's data; None: there is none."""
+        """Takes `on_close`, which is called once, however the stream ends. A client that takes
+        nothing for `send_timeout_s` counts as gone. `last` is the last event's data; None: no last
+        event."""
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._objects, self._on_close, self._send_timeout_s = objects, on_close, send_timeout_s

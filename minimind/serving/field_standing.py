@@ -1,5 +1,6 @@
-"""What becomes of a request's field: it is honoured, refused in its own words, without effect on
-the text, or unknown. Schemas say it beside each field; nothing else lists fields."""
+"""Describes how each field of a request is treated: it is honoured, refused with its own message,
+without effect on the text, or unknown. Schemas declare this beside each field; no other list of
+fields exists."""
 
 from __future__ import annotations
 
@@ -18,15 +19,16 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 Standing = Literal["honoured", "refused", "no effect"]
 
 UNSUPPORTED = "unsupported_parameter"
-"""OpenAI's code for a field that a model does not take."""
+"""OpenAI's code for a field that a model does not support."""
 
 
 class Refused:
-    """Annotates a field that would change the text and cannot be honoured. Values that ask for
-    nothing are let through."""
+    """Annotates a field that would change the text and cannot be honoured. Values that request
+    nothing are accepted."""
 
     def __init__(self, why: str, *off: Any) -> None:
-        """`why`: what the API does instead; `off`: those values beside null."""
+        """Takes the alternative that the API offers (`why`), and the accepted values besides null
+        (`off`)."""
         self.why, self.off = why, (None, *off)
 
     def __get_pydantic_core_schema__(
@@ -63,7 +65,7 @@ class NoEffect:
 
 
 class Off:
-    """Annotates a field some of whose values say elsewhere that it is not given."""
+    """Annotates a field with the values that count as not given, as other servers read them."""
 
     def __init__(self, *values: Any) -> None:
         self.values = values
@@ -83,7 +85,7 @@ class Off:
 
 
 class OthersRefused:
-    """Annotates a Literal of kinds: the others that there are elsewhere are refused by name."""
+    """Annotates a Literal of kinds: kinds that only other servers have are refused by name."""
 
     def __init__(self, why: str) -> None:
         self.why = why
@@ -106,11 +108,11 @@ class OthersRefused:
 
 
 class ByType:
-    """Annotates a union with parts whose `type` says which one is meant, so that errors are that
-    one's alone; a type that none has is refused by name."""
+    """Annotates a union of parts that differ in `type`, so that errors concern the named part
+    alone; a type that no part has is refused by name."""
 
     def __init__(self, unsaid: str | None = None) -> None:
-        """`unsaid`: the type of a part that says none."""
+        """Takes the type (`unsaid`) of a part without one."""
         self.unsaid = unsaid
 
     def __get_pydantic_core_schema__(
@@ -141,7 +143,7 @@ class ByType:
 
 
 def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
-    """True is not 1 here."""
+    """Compares value and type, so that True is not 1."""
     return any(type(value) is type(one) and value == one for one in values)
 
 
@@ -151,11 +153,11 @@ class FieldStanding:
     standing: Standing
     note: str
     off: tuple[Any, ...] = ()
-    """Values, beside null, that mean: not given."""
+    """The values besides null that mean "not given"."""
 
 
 def field_standings(schema: type[BaseModel]) -> list[FieldStanding]:
-    """Of every field of a request's schema, in its order."""
+    """Lists the treatment of every field of a request's schema, in its order."""
     found = []
     for name, field in schema.model_fields.items():
         standing: Standing = "honoured"
@@ -172,7 +174,8 @@ def field_standings(schema: type[BaseModel]) -> list[FieldStanding]:
 
 
 def unknown_fields(given: BaseModel) -> list[str]:
-    """The names of what a client sent that no schema knows, each once: `messages[].weight`."""
+    """Lists the fields that a client sent and no schema knows, each once, as in
+    `messages[].weight`."""
     return list(dict.fromkeys(_unknown(given, "")))
 
 

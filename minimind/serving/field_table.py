@@ -1,5 +1,5 @@
-"""The table of what becomes of each field of a request: `python -m minimind.serving.field_table`
-writes it, for docs/request_fields.md."""
+"""Writes the table of how each field of a request is treated: `python -m
+minimind.serving.field_table`, for docs/request_fields.md."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ honoured field: not given.
 
 
 def field_table() -> str:
-    """Markdown."""
+    """Gives the table in Markdown."""
     return "\n".join((_HEAD, "## Calls\n", *_rows(CALLS), "\n## Within them\n", *_rows(PARTS), ""))
 
 

@@ -1,6 +1,6 @@
-"""What every call passes before it reaches the API, and what is written of it after.
+"""Checks every call before it reaches the API, and logs it afterwards.
 
-Plain ASGI: Starlette's own base class for middleware hides that a client has gone.
+This is plain ASGI: Starlette's base class for middleware hides that a client has gone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 call_log = logging.getLogger("minimind.serving.calls")
 
 OWN_HEADERS = ("x-request-id", "x-ignored-fields", "x-notice")
-"""Which call it was, what of the request nothing here knows, and what the client ought to know."""
+"""The headers of each response: the call's id, the unknown fields of the request, and a note for
+the client."""
 CLIENT_GONE = 499
 """nginx's status for a client that left; nobody receives it."""
 
@@ -40,7 +41,7 @@ _OTHER_PATHS = {
     "/models": "/v1/models",
     "/v1/health": "/health",
 }
-"""llama.cpp's, whose clients may leave out /v1."""
+"""Further paths, which llama.cpp has: its clients may leave out /v1."""
 
 
 class Observer:
@@ -103,10 +104,10 @@ class Observer:
 
 
 class Gate:
-    """Refuses calls without a key, while the server is not ready and when it has too many; a body
-    must come in time. What fails behind it for no known reason is answered with 500: here, because
-    Starlette's own place for that is around all else, where a browser would not get to read it and
-    the connection would close under the client's next call."""
+    """Refuses calls without a key, calls while the server is not ready, and calls above its limit;
+    a body must arrive in time. An unforeseen error is answered with 500 here: Starlette's own place
+    for that is outside all middleware, where a browser could not read the answer and the connection
+    would close under the client's next call."""
 
     def __init__(self, app: ASGIApp, service: Service, settings: ServerSettings) -> None:
         self._app, self._service, self._settings = app, service, settings
@@ -174,7 +175,8 @@ class Gate:
             )
 
     def _within_limits(self, receive: Receive) -> Receive:
-        """The body must come in time and not be too large; what follows it is the client's end."""
+        """Reads the body, which must arrive in time and not be too large; after it, only the
+        client's disconnection is received."""
         settings = self._settings
         deadline = asyncio.get_running_loop().time() + settings.body_timeout_s
         size, has_more = 0, True
@@ -209,14 +211,14 @@ class Gate:
 
 
 def _usual_path(path: str) -> str:
-    """Without the slashes that clients put together, and under the name that the API has."""
+    """Gives the path without doubled slashes, under the API's own name."""
     path = _SLASHES.sub("/", path)
     path = path.rstrip("/") or "/"
     return _OTHER_PATHS.get(path, path)
 
 
 def _has_key(headers: Sequence[tuple[bytes, bytes]], keys: Sequence[str]) -> bool:
-    """Compared in constant time, all of them."""
+    """Compares all keys in constant time."""
     values = dict(headers)
     scheme, _, token = values.get(b"authorization", b"").partition(b" ")
     given = token if scheme.lower() == b"bearer" else values.get(b"x-api-key", b"")

@@ -1,4 +1,4 @@
-"""The calls that continue a prompt: chat and text completions, responses."""
+"""Adds the calls that continue a prompt: chat and text completions, responses."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def add_generation_routes(app: FastAPI, service: Service) -> None:
 def open_call(
     service: Service, request: Request, body: AnyRequest
 ) -> tuple[ServedModel, CallRecord]:
-    """The model that is asked, and the call's record. Raises ApiError."""
+    """Finds the requested model and opens the call's record. Raises ApiError."""
     record: CallRecord = request.state.record
     record.ignore(unknown_fields(body))
     model = service.find(body.model)
@@ -124,7 +124,7 @@ def open_call(
 
 
 def _unfinished(body: ChatRequest) -> str | None:
-    """What whoever sends a beginning of the answer ought to know."""
+    """Writes the note for a client that sends the beginning of an answer."""
     asked = body.continues or body.add_generation_prompt is not None
     if asked or body.messages[-1].role != "assistant":
         return None
@@ -132,7 +132,7 @@ def _unfinished(body: ChatRequest) -> str | None:
 
 
 def _misread(model: ServedModel, body: CompletionRequest) -> str | None:
-    """What whoever sends a rendered conversation ought to know."""
+    """Writes the note for a client that sends a rendered conversation."""
     if body.parse_special is not None or model.parses_special:
         return None
     texts = [text for text in each_text(body.prompt) if isinstance(text, str)]

@@ -1,4 +1,4 @@
-"""JSON as a client sends it: read strictly, so that nothing behind meets what it cannot write."""
+"""Reads a client's JSON strictly, so that later code meets no value that it cannot write."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fastapi.routing import APIRoute
 from minimind.serving.api_errors import ApiError
 
 MAX_DEPTH = 100
-"""Of objects and lists in each other: templates and schemas recurse."""
+"""The deepest nesting of objects and lists: templates and schemas recurse."""
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_json(text: bytes) -> Any:
-    """Raises ValueError, with what is wrong in words."""
+    """Parses the body. Raises ValueError with a message for the client."""
     try:
         whole = text.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -43,7 +43,7 @@ _TOO_DEEP = f"it is nested too deep: {MAX_DEPTH} levels are the most"
 
 
 class JsonRoute(APIRoute):
-    """A route whose body is JSON and says so."""
+    """Describes a route whose body is JSON and is declared as JSON."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()

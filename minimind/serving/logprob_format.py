@@ -1,4 +1,4 @@
-"""Log-probabilities in OpenAI's two forms."""
+"""Writes log-probabilities in OpenAI's two forms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minimind.serving.response_schemas import (
 )
 
 _LEAST = -9999.0
-"""What OpenAI gives for a token without any probability: JSON has no infinity."""
+"""The value that OpenAI gives for a token of probability 0: JSON has no infinity."""
 
 
 def chat_logprobs(tokenizer: Tokenizer, entries: Iterable[TokenLogprob]) -> ChatLogprobs:
@@ -28,15 +28,15 @@ def chat_logprobs(tokenizer: Tokenizer, entries: Iterable[TokenLogprob]) -> Chat
 
 
 class TextLogprobWriter:
-    """Those of one text, in pieces of any size."""
+    """Writes the log-probabilities of one text, in pieces of any size."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._decoder = tokenizer, tokenizer.stream_decoder()
         self._offset = 0
 
     def write(self, entries: Iterable[TokenLogprob]) -> TextLogprobs:
-        """A token's offset: the whole characters of the text before it. The first token of a text
-        has none before it and so no log-probability."""
+        """Writes the entries. A token's offset counts the whole characters of the text before it.
+        The first token of a text follows nothing and so has no log-probability."""
         found = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         for entry in entries:
             token = self._name(entry.id)
@@ -54,8 +54,8 @@ class TextLogprobWriter:
         return found
 
     def _name(self, id: int) -> str:
-        """Its text; of bytes that are no whole characters, what they are: two tokens never share a
-        name for being half characters."""
+        """Gives a token's text, or its bytes where they are not whole characters: so two tokens of
+        half characters have different names."""
         raw = self._tokenizer.token_bytes([id], skip_special=False)
         try:
             return raw.decode()

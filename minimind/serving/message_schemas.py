@@ -1,6 +1,7 @@
-"""Messages and tools as clients send them, and the turns that a chat template takes.
+"""Defines messages and tools as clients send them, and converts them to the turns of a chat
+template.
 
-Wrong types are errors, never converted; what is unknown is kept aside, to be named.
+Wrong types are errors, never converted; unknown fields are kept aside, to be named.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ _ROLES = {"developer": "system", "function": "tool"}
 
 
 class RequestPart(BaseModel):
-    """What all parts of a request share."""
+    """Base of all parts of a request."""
 
     model_config = ConfigDict(
         strict=True, allow_inf_nan=False, extra="allow", use_attribute_docstrings=True
     )
 
     def declared(self) -> dict[str, Any]:
-        """As JSON, of the fields that are known and given."""
+        """Gives the known fields that were given, as JSON."""
         return self.model_dump(include=_tree(self), exclude_none=True)
 
 
 class ContentPart(RequestPart):
-    """A piece of a message's text, as the chat API or the responses API calls it."""
+    """A piece of a message's text, in the form of the chat API or of the responses API."""
 
     type: Annotated[
         Literal["text", "input_text", "output_text", "reasoning_text", "summary_text", "refusal"],
@@ -50,7 +51,7 @@ Content = str | list[str | ContentPart] | None
 
 
 def content_text(content: Content) -> str:
-    """The pieces joined as they are."""
+    """Joins the pieces without anything between them."""
     if isinstance(content, list):
         return "".join(
             part if isinstance(part, str) else part.text or part.refusal or "" for part in content
@@ -61,12 +62,12 @@ def content_text(content: Content) -> str:
 class FunctionCall(RequestPart):
     name: NonEmpty
     arguments: str | dict[str, Any] | None = None
-    """A JSON object, most often as a string of it."""
+    """A JSON object, most often as a string."""
 
     def as_object(self, where: str) -> dict[str, Any]:
-        """With arguments as an object: templates write these all alike, as in training, however
-        the client spaces them. Some clients send nothing where there are none. Raises ApiError,
-        which calls the function `where`."""
+        """Gives the call with its arguments as an object: templates write all objects in the same
+        way, as in training, however the client spaces them. Some clients send nothing for no
+        arguments. Raises ApiError, which calls the function `where`."""
         where += ".arguments"
         given = self.arguments
         try:
@@ -87,19 +88,19 @@ class MessageToolCall(RequestPart):
 
 class Message(RequestPart):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    """A developer's message is the system's, a function's a tool's."""
+    """The speaker; a developer's message counts as the system's, a function's as a tool's."""
     content: Content = None
     """A text, or parts of one."""
     reasoning_content: str | None = None
     """An assistant's thoughts, which stand in its thinking block."""
     reasoning: str | None = None
-    """The same by another name."""
+    """Another name of `reasoning_content`."""
     tool_calls: list[MessageToolCall] | None = None
     prefix: bool | None = None
-    """Of the last message, an assistant's: it is continued."""
+    """For the last message, an assistant's: true continues it."""
     name: Annotated[Any, NoEffect("chat templates have no place for it")] = None
     tool_call_id: str | None = None
-    """Of a tool's message: results are put into the order of their calls."""
+    """For a tool's message: results are put into the order of their calls."""
     refusal: Annotated[Any, NoEffect("an answer's, sent back")] = None
     annotations: Annotated[Any, NoEffect("an answer's, sent back")] = None
     function_call: FunctionCall | None = None
@@ -107,7 +108,8 @@ class Message(RequestPart):
     audio: Annotated[Any, Refused("the model reads text alone")] = None
 
     def as_turn(self, where: str) -> dict[str, Any]:
-        """As chat templates take turns. Raises ApiError, which calls the message `where`."""
+        """Gives the message as a chat template takes turns. Raises ApiError, which calls the
+        message `where`."""
         turn: dict[str, Any] = {
             "role": _ROLES.get(self.role, self.role),
             "content": content_text(self.content),
@@ -132,7 +134,7 @@ class Function(RequestPart):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
-    """The arguments of a call must be what `parameters` describes."""
+    """Whether the arguments of a call must match `parameters`."""
 
 
 class Tool(RequestPart):
@@ -141,7 +143,8 @@ class Tool(RequestPart):
 
 
 def read_turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Raises ApiError for arguments of a call that are no JSON object."""
+    """Converts messages to turns. Raises ApiError for arguments of a call that are not a JSON
+    object."""
     turns: list[dict[str, Any]] = []
     order: dict[str | None, int] = {}
     for is_result, run in itertools.groupby(enumerate(messages), _is_result):
@@ -155,7 +158,8 @@ def read_turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def split_open_thought(turn: dict[str, Any]) -> dict[str, Any]:
-    """An assistant's turn to be continued, whose text may stop within its thinking block."""
+    """Splits an assistant's turn that is to be continued, whose text may stop within its thinking
+    block."""
     before, opened, thought = turn["content"].partition(_THINK)
     if opened and not before.strip() and _END_THINK not in thought:
         return {**turn, "content": "", "reasoning_content": thought.removeprefix("\n")}
@@ -167,7 +171,7 @@ def _is_result(numbered: tuple[int, Message]) -> bool:
 
 
 def _tree(value: Any) -> Any:
-    """What `model_dump` shall include: the declared fields all the way down."""
+    """Lists the declared fields, all the way down, for `model_dump` to include."""
     if isinstance(value, RequestPart):
         return {name: _tree(getattr(value, name)) for name in type(value).model_fields}
     return True

@@ -1,4 +1,4 @@
-"""Prometheus metrics of one server."""
+"""Collects the Prometheus metrics of one server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 
 
 class ServerMetrics:
-    """Counted call by call; the engines are read when somebody asks."""
+    """Counts call by call; the engines are read when the metrics are requested."""
 
     def __init__(self, models: Callable[[], Mapping[str, ServedModel]]) -> None:
         # Its own registry: a process may hold several servers, as the tests do.
@@ -48,12 +48,12 @@ class ServerMetrics:
             self._first_token.labels(record.model).observe(record.first_token_s)
 
     def text(self) -> bytes:
-        """In Prometheus's text format."""
+        """Writes the metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
 
 class _EngineGauges:
-    """Each engine's own statistics."""
+    """Reads each engine's own statistics."""
 
     def __init__(self, models: Callable[[], Mapping[str, ServedModel]]) -> None:
         self._models = models

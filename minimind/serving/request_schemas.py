@@ -1,8 +1,8 @@
-"""What clients may ask for: OpenAI's fields, and those of vLLM and llama.cpp.
+"""Defines the requests of clients: OpenAI's fields, and those of vLLM and llama.cpp.
 
-Each field is honoured, or annotated as refused or as without effect (field_standing.py); what no
-schema knows is named in the response's header and in the log. So nothing changes what is generated
-without a word.
+Each field is honoured, or annotated as refused or as without effect (field_standing.py); a field
+that no schema knows is named in the response's header and in the log. So no field is dropped
+silently.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TEMPLATE_OWN = ("messages", "tools", "add_generation_prompt", "continue_final_m
 class StreamOptions(RequestPart):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-    """With `include_usage`: each chunk has the sums so far."""
+    """With `include_usage`: each chunk has the usage so far."""
     include_obfuscation: Annotated[Any, NoEffect("nothing is padded")] = None
 
 
@@ -43,7 +43,7 @@ class Thinking(RequestPart):
 
 
 class AnyRequest(RequestPart):
-    """What requests of all endpoints share."""
+    """Holds the fields of requests to all endpoints."""
 
     model: Annotated[str | None, Off("")] = None
     """May be left out where the server has one model."""
@@ -58,27 +58,28 @@ class AnyRequest(RequestPart):
 
 
 class GenerationRequestFields(StructuredFields, SamplingFields, AnyRequest):
-    """What requests that continue a prompt share."""
+    """Holds the fields of requests that continue a prompt."""
 
     max_tokens: Limit = None
-    """At most the server's limit; without it what the context leaves (completions: 16)."""
+    """The most tokens of the answer, at most the server's limit. Without it, the rest of the
+    context (completions: 16)."""
     n_predict: Annotated[int | None, Field(ge=1, lt=2**31), Off(-1, -2)] = None
-    """`max_tokens` by llama.cpp's name, where that is not given."""
+    """llama.cpp's name for `max_tokens`, used where that is not given."""
     truncate_prompt_tokens: Truncation = None
-    """Only so many tokens at the prompt's end are read; -1: as many as leave room for the
+    """Only this many tokens at the prompt's end are read; -1: as many as leave room for the
     answer."""
     truncation_side: Side | None = None
-    """right: at its beginning."""
+    """Where the prompt is cut; right: at its beginning."""
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     """Strings that end the text and are not part of it; empty ones count for nothing."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
-    """Go on past the end of the turn or text."""
+    """Continues past the end of the turn or text."""
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]] | None, Field(max_length=64)] = None
     """Tokens that end the text and are not part of it."""
     skip_special_tokens: bool | None = None
-    """False writes special tokens that the model makes into the text."""
+    """False writes generated special tokens into the text."""
 
     store: Annotated[Any, NoEffect("nothing is kept")] = None
     metadata: Annotated[Any, NoEffect("nothing is kept")] = None
@@ -129,11 +130,12 @@ class GenerationRequestFields(StructuredFields, SamplingFields, AnyRequest):
 
     @property
     def wanted_tokens(self) -> int | None:
-        """Of the answer, at most; None: what the context leaves."""
+        """Gives the most tokens of the answer that were requested; None: the rest of the
+        context."""
         return self.max_tokens or self.n_predict
 
     def truncated(self, ids: list[int], context: int) -> list[int]:
-        """The prompt's end, as long as is wanted."""
+        """Gives the prompt's end, of the requested length."""
         wanted = self.truncate_prompt_tokens
         if wanted is None:
             return ids
@@ -147,24 +149,24 @@ class GenerationRequestFields(StructuredFields, SamplingFields, AnyRequest):
 
 
 class ConversationFields(RequestPart):
-    """What says how a conversation becomes a prompt."""
+    """Holds the fields that decide how a conversation becomes a prompt."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     tools: list[Tool] | None = None
     add_generation_prompt: bool | None = None
-    """False: nothing is written behind the last message."""
+    """False: nothing is written after the last message."""
     continue_final_message: bool | None = None
-    """The last message is an assistant's, and the answer goes on where it ends."""
+    """The last message is an assistant's, and the answer continues it."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Variables of the chat template, by name."""
     reasoning_effort: Effort | None = None
-    """Thinking is on or off here: it is on beyond minimal."""
+    """Switches thinking here: every level above minimal turns it on."""
     enable_thinking: bool | None = None
     thinking: Thinking | None = None
-    """`enable_thinking` as DeepSeek has it."""
+    """DeepSeek's name for `enable_thinking`."""
     verbosity: Verbosity | None = None
-    """A variable of the chat template. Of one that does not read it, it is named as unknown fields
-    are; medium asks for nothing."""
+    """A variable of the chat template. If the template does not read it, it is named like an
+    unknown field; medium has no effect."""
     chat_template: Annotated[Any, Refused("the model's own is used")] = None
     documents: Annotated[Any, Refused("write them into a message", [])] = None
 
@@ -183,7 +185,7 @@ class ConversationFields(RequestPart):
 
     @property
     def thinks(self) -> bool:
-        """By the field nearest to the template."""
+        """Decides whether the model thinks, by the field nearest to the template."""
         options = self.chat_template_kwargs or {}
         asked = [options.get("enable_thinking"), options.get("open_thinking"), self.enable_thinking]
         if self.thinking is not None:
@@ -204,7 +206,7 @@ class ChatRequest(ConversationFields, ChatFormFields, GenerationRequestFields):
     """The body of /v1/chat/completions."""
 
     max_completion_tokens: Limit = None
-    """Before `max_tokens`, where both are given."""
+    """Takes precedence over `max_tokens`."""
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
@@ -214,7 +216,7 @@ class ChatRequest(ConversationFields, ChatFormFields, GenerationRequestFields):
     reasoning_format: (
         Annotated[Literal["auto", "deepseek", "none"], OthersRefused("send auto or none")] | None
     ) = None
-    """llama.cpp's: none leaves thoughts in the text, within their tags."""
+    """llama.cpp's field: none leaves thoughts in the text, within their tags."""
     audio: Annotated[Any, Refused("the model writes text alone")] = None
     web_search_options: Annotated[Any, Refused("nothing is searched")] = None
     echo: Annotated[Any, Refused("join the texts", False)] = None
@@ -230,7 +232,8 @@ class ChatRequest(ConversationFields, ChatFormFields, GenerationRequestFields):
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many beside the chosen token's, None for none at all."""
+        """Gives the number of likeliest tokens to report beside the chosen one; None: no
+        log-probabilities."""
         wanted = self.logprobs or self.top_logprobs is not None
         return self.top_logprobs or 0 if wanted else None
 
@@ -246,7 +249,8 @@ class ChatRequest(ConversationFields, ChatFormFields, GenerationRequestFields):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The first call's end too, where there shall be one call at most."""
+        """Gives the stop strings; they include the first call's end where one call at most is
+        allowed."""
         # A grammar that holds the calls ends with the one, whose arguments may spell the tag.
         one_call = self.one_call and self.offered_tools is not None and not self.holds_calls
         return (*super().stops, END_CALL) if one_call else super().stops
@@ -258,7 +262,7 @@ class ChatRequest(ConversationFields, ChatFormFields, GenerationRequestFields):
 
 
 def _whole(value: Any) -> Any:
-    """1.0 is an integer to JSON Schema, and to some clients."""
+    """Reads 1.0 as an integer, as JSON Schema and some clients do."""
     if isinstance(value, list):
         return [_whole(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value

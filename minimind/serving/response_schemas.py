@@ -1,5 +1,5 @@
-"""What clients get: OpenAI's objects, whole and as the chunks of a stream. Chunks hold only the
-fields that are set."""
+"""Defines the responses: OpenAI's objects, whole and as the chunks of a stream. Chunks hold only
+the fields that are set."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class ChatChunk(BaseModel):
 
 
 class TextLogprobs(BaseModel):
-    """One entry a token in each list."""
+    """Lists one entry for each token."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -123,7 +123,7 @@ class TextChoice(BaseModel):
 
 
 class TextCompletion(BaseModel):
-    """Also each chunk of a stream."""
+    """Describes a completion, and each chunk of a stream."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -154,11 +154,11 @@ class EmbeddingList(BaseModel):
 class TokenPiece(BaseModel):
     id: int
     piece: str | list[int]
-    """Its bytes, where they are no whole characters."""
+    """The token's text, or its bytes where they are not whole characters."""
 
 
 class Tokens(BaseModel):
-    """vLLM's answer; llama.cpp's has `tokens` alone."""
+    """Describes vLLM's answer; llama.cpp's has `tokens` alone."""
 
     tokens: list[int] | list[TokenPiece]
     count: int
@@ -167,14 +167,14 @@ class Tokens(BaseModel):
 
 
 class TokenizedText(BaseModel):
-    """By vLLM's name and by llama.cpp's."""
+    """The ids, under vLLM's name and under llama.cpp's."""
 
     prompt: str
     content: str
 
 
 class TokenizerInfo(BaseModel):
-    """What clients that render and count for themselves ask for."""
+    """Describes the tokenizer for clients that render and count tokens themselves."""
 
     tokenizer_class: str = "PreTrainedTokenizerFast"
     chat_template: str | None
@@ -193,7 +193,7 @@ class ModelCard(BaseModel):
     created: int
     owned_by: Literal["minimind"] = "minimind"
     max_model_len: int
-    """Tokens of prompt and answer together."""
+    """The most tokens of prompt and answer together."""
 
 
 class ModelList(BaseModel):

@@ -1,4 +1,4 @@
-"""The responses API: its request as one of the chat API, and its objects."""
+"""Defines the responses API: its request, converted to one of the chat API, and its objects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OWN_NAMES: dict[str, tuple[str, ...]] = {
     "response_format": ("text", "format"),
     "verbosity": ("text", "verbosity"),
 }
-"""What the chat API has under another name."""
+"""Fields that have another name in the chat API."""
 _IN_FULL = "send the whole conversation as `input`"
 
 
@@ -84,7 +84,7 @@ class Reasoning(RequestPart):
 class TextOptions(RequestPart):
     format: Annotated[TextFormat | ObjectFormat | FlatSchemaFormat, ByType()] | None = None
     verbosity: Verbosity | None = None
-    """As /v1/chat/completions has it."""
+    """The same as in /v1/chat/completions."""
 
 
 class ResponsesRequest(GenerationRequestFields):
@@ -93,15 +93,16 @@ class ResponsesRequest(GenerationRequestFields):
     input: str | Annotated[list[InputItem], Field(min_length=1)]
     """A user's text, or the conversation as items."""
     instructions: str | None = None
-    """A system message before the input."""
+    """A system message that comes before the input."""
     max_output_tokens: Limit = None
     tools: list[FunctionTool] | None = None
     tool_choice: FlatToolChoice | None = None
-    """As /v1/chat/completions has it."""
+    """The same as in /v1/chat/completions."""
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
     text: TextOptions | None = None
-    """`format` as /v1/chat/completions has `response_format`."""
+    """The form of the text: `format` takes the values of `response_format` of
+    /v1/chat/completions."""
     chat_template_kwargs: dict[str, Any] | None = None
     enable_thinking: bool | None = None
     thinking: Thinking | None = None
@@ -111,13 +112,13 @@ class ResponsesRequest(GenerationRequestFields):
     prompt: Annotated[Any, Refused(_IN_FULL)] = None
     background: Annotated[Any, Refused("wait for the answer, or stream it", False)] = None
     truncation: Literal["auto", "disabled"] | None = None
-    """auto leaves out as many of the oldest turns as the context has no room for."""
+    """auto leaves out the oldest turns for which the context has no room."""
     context_management: Annotated[Any, Refused("shorten the input", [])] = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    """With each token of the text so many likeliest ones."""
+    """The number of likeliest tokens to report with each token of the text."""
     include: list[str] | None = None
-    """message.output_text.logprobs: the text's tokens. All else that there is to include is given
-    in any case, or comes of built-in tools."""
+    """message.output_text.logprobs reports the log-probabilities of the text's tokens. All other
+    values ask for parts that are always given, or for results of built-in tools."""
     max_tool_calls: Annotated[
         Any, NoEffect("it counts built-in tools, of which there are none")
     ] = None
@@ -127,8 +128,8 @@ class ResponsesRequest(GenerationRequestFields):
         return bool(self.top_logprobs) or "message.output_text.logprobs" in (self.include or ())
 
     def as_chat(self) -> ChatRequest:
-        """Raises ApiError for an incomplete item, pydantic's ValidationError for what the chat API
-        refuses."""
+        """Converts the request to one of the chat API. Raises ApiError for an incomplete item, and
+        pydantic's ValidationError for what the chat API refuses."""
         shared = self.model_fields_set & set(GenerationRequestFields.model_fields)
         fields: dict[str, Any] = {name: getattr(self, name) for name in shared}
         fields["messages"] = self._messages()
@@ -174,12 +175,13 @@ def _nested_choice(choice: str | NamedTool | AllowedTools | None) -> Any:
 
 
 def _nest(flat: dict[str, Any], key: str) -> dict[str, Any]:
-    """{type, name, …} as the chat API has it: {type, key: {name, …}}."""
+    """Converts {type, name, …} to the chat API's form, {type, key: {name, …}}."""
     return {"type": flat.pop("type", key), key: flat}
 
 
 def _add_item(messages: list[dict[str, Any]], item: InputItem, where: str) -> None:
-    """An assistant's thoughts, text and calls, which are items of their own, become one turn."""
+    """Adds an item to the messages. An assistant's thoughts, text and calls are separate items,
+    which become one turn."""
     needed = {
         "message": ("role",),
         "function_call": ("name", "arguments", "call_id"),
@@ -223,7 +225,7 @@ class ReasoningText(BaseModel):
 
 
 class OutputItem(BaseModel):
-    """A message, thoughts or a call; each has the fields of its kind alone."""
+    """Describes a message, thoughts or a call; each has the fields of its kind alone."""
 
     model_config = ConfigDict(extra="allow")
     id: str
@@ -245,7 +247,7 @@ class ResponseUsage(BaseModel):
     input_tokens_details: InputDetails
     output_tokens: int
     output_tokens_details: OutputDetails
-    """Of thoughts: counted by encoding them again."""
+    """The number of tokens of thoughts, counted by encoding them again."""
     total_tokens: int
 
 
@@ -269,7 +271,7 @@ class ResponseObject(BaseModel):
 
 
 class ResponseEvent(BaseModel):
-    """Of a stream; the fields beside are those of its type."""
+    """Describes an event of a stream; the further fields are those of its type."""
 
     model_config = ConfigDict(extra="allow")
     type: str

@@ -1,4 +1,4 @@
-"""/v1/responses: from an engine's deltas to response objects, whole or as events."""
+"""Answers /v1/responses: turns an engine's deltas into response objects, whole or as events."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _EVENT = {"message": "output_text", "reasoning": "reasoning_text"}
 
 
 class ResponsesWriter(CompletionWriter):
-    """One item after the other: thoughts, texts, calls."""
+    """Writes one item after the other: thoughts, texts, calls."""
 
     def __init__(
         self,
@@ -52,12 +52,13 @@ class ResponsesWriter(CompletionWriter):
         self._id = f"resp_{uuid.uuid4().hex}"
         self._done: list[OutputItem] = []
         self._open: Literal["message", "reasoning"] | None = None
-        """Kind of the item that the text belongs to which comes now."""
+        """The kind of the item that receives the next text."""
         self._open_id, self._text, self._thoughts = "", "", ""
         self._logprobs: list[dict[str, Any]] = []
-        """Of the tokens of `_text`."""
+        """Log-probabilities of the tokens of `_text`."""
         self._waiting: list[TokenLogprob] = []
-        """Of tokens whose text has not come, most often because it may become a tag."""
+        """Log-probabilities of tokens whose text has not arrived, most often because it may become
+        a tag."""
         self._num_events = 0
         self._finish_reason: StopReason | None = None
 
@@ -110,8 +111,8 @@ class ResponsesWriter(CompletionWriter):
         yield self._text_event("delta", new, delta=part.text)
 
     def _logprobs_of(self, text: str) -> list[dict[str, Any]]:
-        """Of the last tokens that waited, as many as `text` is long: those before them are of a
-        tag."""
+        """Takes the log-probabilities of the last waiting tokens that make up `text`; the tokens
+        before them belong to a tag."""
         missing, first = len(text.encode()), len(self._waiting)
         while missing > 0 and first > 0:
             first -= 1

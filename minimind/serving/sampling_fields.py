@@ -1,4 +1,4 @@
-"""How a request wants tokens chosen: OpenAI's fields, and those of vLLM and llama.cpp."""
+"""Defines how a request chooses tokens: OpenAI's fields, and those of vLLM and llama.cpp."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from minimind.serving.field_standing import NoEffect, Off, Refused
 from minimind.serving.message_schemas import RequestPart
 
 _SAMPLERS = {"penalties": "e", "temperature": "t", "top_k": "k", "top_p": "p", "min_p": "m"}
-"""In the order in which they apply here; the letters are llama.cpp's."""
+"""The samplers in the order in which they apply here; the letters are llama.cpp's."""
 _EITHER_WAY = ({"temperature", "top_k"}, {"top_k", "min_p"})
-"""Which of these comes first changes nothing."""
+"""Samplers whose order among themselves changes nothing."""
 
 
 class SamplingFields(RequestPart):
-    """The ranges are OpenAI's where it has the field."""
+    """Holds the sampling fields; the ranges are OpenAI's where it has the field."""
 
     temperature: float | None = Field(None, ge=0, le=2)
-    """0 takes the likeliest token; 1 unless given."""
+    """0 takes the likeliest token; the default is 1."""
     top_p: float | None = Field(None, ge=0, le=1)
     """0 keeps the likeliest token alone."""
     seed: Annotated[
@@ -35,18 +35,18 @@ class SamplingFields(RequestPart):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     top_k: Annotated[int | None, Field(ge=1, lt=2**31), Off(-1, 0)] = None
-    """Keep the k likeliest tokens."""
+    """Keeps the k likeliest tokens."""
     min_p: float | None = Field(None, ge=0, le=1)
-    """Keep tokens of at least this share of the likeliest one's probability."""
+    """Keeps tokens of at least this share of the likeliest one's probability."""
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     repeat_penalty: float | None = Field(None, ge=0.01, le=100)
-    """`repetition_penalty` by llama.cpp's name."""
+    """llama.cpp's name for `repetition_penalty`."""
     repeat_last_n: int | None = Field(None, ge=-1, lt=2**31)
-    """llama.cpp's: 0 has no penalty count; other numbers than -1 are refused beside one, for
-    penalties look at all of the text."""
+    """llama.cpp's field: 0 switches all penalties off. With a penalty, numbers other than -1 are
+    refused, for penalties look at the whole text."""
     samplers: Annotated[str | list[str] | None, Off("", [])] = None
-    """llama.cpp's: which of penalties, temperature, top_k, top_p and min_p apply. Refused where
-    their order would give another text than this one."""
+    """llama.cpp's field: which of penalties, temperature, top_k, top_p and min_p apply. An order is
+    refused where it would give another text than the order here."""
 
     typical_p: Annotated[Any, Refused("send `min_p`", 1)] = None
     tfs_z: Annotated[Any, Refused("send `min_p`", 1)] = None
@@ -75,8 +75,8 @@ class SamplingFields(RequestPart):
     logits_processors: Annotated[Any, Refused("leave it out", [])] = None
 
     def sampling_params(self, choice: int, **more: Any) -> SamplingParams:
-        """Those of one choice; the choices of one seed differ. `more` is of SamplingParams. Raises
-        ApiError for fields that exclude each other."""
+        """Builds the SamplingParams of one choice; the choices of one seed differ. `more` are
+        further fields of SamplingParams. Raises ApiError for fields that exclude each other."""
         asked = self._asked
         self._check_window(asked)
         if self.samplers is not None:
@@ -87,8 +87,8 @@ class SamplingFields(RequestPart):
 
     @property
     def _asked(self) -> dict[str, dict[str, Any]]:
-        """What changes which tokens are chosen, by the sampler that sees to it. Temperature and
-        top_p are 1 unless given, as OpenAI has them."""
+        """Gives the settings that change which tokens are chosen, by the sampler that applies them.
+        Temperature and top_p are 1 by default, as OpenAI has them."""
         penalties = {
             "repetition_penalty": (self.repetition_penalty or self.repeat_penalty, 1.0),
             "presence_penalty": (self.presence_penalty, 0.0),
@@ -119,7 +119,8 @@ class SamplingFields(RequestPart):
             )
 
     def _listed(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Those that `samplers` lists. Raises ApiError for an order that would matter."""
+        """Gives the samplers that `samplers` lists. Raises ApiError for an order that would
+        matter."""
         found = (name for name in self.samplers or () if name in (*_SAMPLERS, *_SAMPLERS.values()))
         by_letter = {letter: name for name, letter in _SAMPLERS.items()}
         order = list(dict.fromkeys(by_letter.get(name, name) for name in found))

@@ -1,4 +1,5 @@
-"""A model with its name, tokenizer and engine: API requests in, generation requests out."""
+"""Serves a model under its name, with its tokenizer and engine: it turns API requests into
+generation requests."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ _SYSTEM = ("system", "developer")
 
 @dataclass(frozen=True, slots=True)
 class Echo:
-    """A prompt as its completion begins with it."""
+    """Holds a prompt that its completion begins with."""
 
     text: str
     logprobs: list[TokenLogprob]
@@ -42,11 +43,12 @@ class ServedModel:
     tokenizer: Tokenizer
     thread: EngineThread
     max_new_tokens: int
-    """A request may ask for no more."""
+    """The most tokens that a request may ask for."""
     adapter: str | None = None
-    """Of the engine's, by which this model differs from another that shares the engine."""
+    """The engine's adapter by which this model differs from others that share the engine."""
     parses_special: bool = False
-    """Special tokens that texts spell are tokens, unless a request says otherwise."""
+    """Whether special tokens in the text of a prompt are read as tokens, unless a request says
+    otherwise."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -58,15 +60,16 @@ class ServedModel:
         return ModelCard(id=self.name, created=self.created, max_model_len=self.context)
 
     def chat_requests(self, body: ChatRequest) -> tuple[list[GenerationRequest], bool]:
-        """One for each choice, and whether they begin inside a thinking block. Raises ApiError."""
+        """Builds a request for each choice, and tells whether they begin inside a thinking block.
+        Raises ApiError."""
         prompt = self.chat_prompt(body)
         grammars, in_reasoning = self.thread.engine.grammars, prompt.in_reasoning
         grammar = body.answer_grammar(grammars, self.tokenizer, in_reasoning)
         return self._requests(body, [prompt.ids], body.num_logprobs, grammar), in_reasoning
 
     def without_oldest(self, body: ChatRequest) -> ChatRequest:
-        """With as many of the oldest turns left out as the context has no room for: up to a user's,
-        and never the system's at the beginning. Raises ApiError."""
+        """Leaves out the oldest turns for which the context has no room. The rest begins with a
+        user's turn, and leading system turns stay. Raises ApiError."""
         room = self.context - (body.wanted_tokens or 1)
         first = next((i for i, m in enumerate(body.messages) if m.role not in _SYSTEM), 0)
         starts = [i for i, m in enumerate(body.messages) if i > first and m.role == "user"]
@@ -86,7 +89,8 @@ class ServedModel:
         return from_turn(starts[place])
 
     def chat_prompt(self, body: ConversationFields) -> ChatPrompt:
-        """Raises ApiError where the template refuses the messages."""
+        """Renders the conversation to the tokens before the answer. Raises ApiError where the
+        template refuses the messages."""
         turns = read_turns(body.messages)
         if body.continues:
             turns[-1] = self._unfinished(body, turns[-1])
@@ -110,15 +114,15 @@ class ServedModel:
     def completion_requests(
         self, body: CompletionRequest, prompts: list[list[int]]
     ) -> list[GenerationRequest]:
-        """Those of the first prompt, then of the next. Raises ApiError."""
+        """Builds the requests of the first prompt, then those of the next. Raises ApiError."""
         grammar = body.answer_grammar(self.thread.engine.grammars, self.tokenizer, False)
         return self._requests(body, prompts, body.logprobs, grammar)
 
     def read_texts(
         self, body: CompletionRequest | EmbeddingRequest, texts: Texts, param: str
     ) -> list[list[int]]:
-        """The ids of each: a text is a document's beginning; ids are taken as they are. Raises
-        ApiError."""
+        """Gives the ids of each text. A string is encoded as a document's beginning; ids are taken
+        unchanged. Raises ApiError."""
         parses = self.parses_special if body.parse_special is None else body.parse_special
         found = []
         for text in each_text(texts):
@@ -130,7 +134,8 @@ class ServedModel:
         return found
 
     def encode(self, text: str, begins: bool, parses_special: bool) -> list[int]:
-        """`begins`: with what a document begins with, unless the text spells that itself."""
+        """Encodes a text. With `begins` the tokens that begin a document come first, unless the
+        text spells them itself."""
         start = self.tokenizer.document_start if begins else []
         if not parses_special:
             return [*start, *self.tokenizer.encode(text)]
@@ -138,7 +143,7 @@ class ServedModel:
         return ids if ids[: len(start)] == start else [*start, *ids]
 
     def spelled_tokens(self, text: str) -> list[str]:
-        """The special tokens that a text spells."""
+        """Lists the special tokens that a text spells."""
         special = self.tokenizer.special_ids
         return [
             token
@@ -147,7 +152,8 @@ class ServedModel:
         ]
 
     async def echoes(self, body: CompletionRequest, prompts: list[list[int]]) -> list[Echo]:
-        """Of each prompt, with its log-probabilities where they are asked for. Raises ApiError."""
+        """Gives the echo of each prompt, with its log-probabilities where they are requested.
+        Raises ApiError."""
         echoes = []
         for text, ids in zip(each_text(body.prompt), prompts, strict=True):
             skips = body.skip_special_tokens is not False
@@ -166,7 +172,7 @@ class ServedModel:
         return await self.thread.read(lambda reader: reader.embedding(ids, self.adapter))
 
     def unread_options(self, body: ConversationFields) -> list[str]:
-        """The names of variables for the chat template that it does not hold."""
+        """Names the requested template variables that the chat template does not read."""
         known = (self.tokenizer.chat_template or "") + " enable_thinking open_thinking"
         unread = [
             f"chat_template_kwargs.{name}"

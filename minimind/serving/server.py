@@ -1,4 +1,5 @@
-"""uvicorn around the API: loads while it listens, answers what it has begun when told to stop."""
+"""Runs uvicorn around the API: it loads models while it listens, and finishes running answers when
+told to stop."""
 
 from __future__ import annotations
 
@@ -23,12 +24,12 @@ from minimind.serving.settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 _AFTER_CUT_OFF_S = 5
-"""For answers that were cut off to say so."""
+"""The time for answers that were cut off to report it."""
 
 
 def serve(sources: dict[str, ModelSource], settings: ServerSettings) -> None:
-    """Until SIGINT or SIGTERM. Raises a MiniMindError where the settings, the address or a model
-    cannot be used."""
+    """Serves until SIGINT or SIGTERM. Raises a MiniMindError where the settings, the address or a
+    model cannot be used."""
     settings.check()
     asyncio.run(_serve(sources, settings))
 
@@ -81,8 +82,8 @@ class ApiServer(uvicorn.Server):
         self._service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal begins the end, a second one hastens it. uvicorn's own method would
-        raise the signal again afterwards, and the process would not exit with 0."""
+        """Begins the shutdown at the first signal and hastens it at the second. uvicorn's own
+        method would raise the signal again afterwards, and the process would not exit with 0."""
         self.force_exit = self.should_exit
         self.should_exit = True
 
@@ -92,7 +93,8 @@ class ApiServer(uvicorn.Server):
 
 
 def _protocol_with_deadline(timeout_s: float) -> type[asyncio.Protocol]:
-    """uvicorn's own, which would keep a connection for ever on which no whole head comes."""
+    """Extends uvicorn's protocol, which would keep a connection without a complete head for
+    ever."""
     # Either of two classes that its author gives no common type.
     base: Any = AutoHTTPProtocol
 
@@ -112,7 +114,7 @@ def _protocol_with_deadline(timeout_s: float) -> type[asyncio.Protocol]:
             self._stop_timer()
 
         def _watch(self) -> None:
-            """Time runs while the head of a request is missing."""
+            """Measures the time while the head of a request is incomplete."""
             if self.cycle is not None and not self.cycle.response_complete:
                 self._stop_timer()
             elif self._timer is None:
@@ -127,7 +129,7 @@ def _protocol_with_deadline(timeout_s: float) -> type[asyncio.Protocol]:
 
 
 class JsonLines(logging.Formatter):
-    """A log record as one JSON object; `extra={"fields": …}` adds to it."""
+    """Writes a log record as one JSON object; `extra={"fields": …}` adds to it."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -143,7 +145,7 @@ class JsonLines(logging.Formatter):
 
 
 def set_up_server_logging() -> None:
-    """JSON lines on stderr. Logs hold no prompts unless the settings say so."""
+    """Logs JSON lines to stderr. Logs hold no prompts unless the settings say so."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     root = logging.getLogger()

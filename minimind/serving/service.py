@@ -1,4 +1,4 @@
-"""The models that a server has, from loading to the last answer."""
+"""Holds the models of a server, from loading to the last answer."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from minimind.serving.served_model import ServedModel
 from minimind.serving.settings import ServerSettings
 
 GRAMMAR_LIMIT_S = 3.0
-"""For a client's schema or grammar to compile; most take a millisecond."""
+"""The time for a client's schema or grammar to compile; most take a millisecond."""
 
 Status = Literal["ok", "loading", "stopping", "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
-    """A Hugging Face folder, and how to run it."""
+    """Names a Hugging Face folder, and how to run it."""
 
     folder: Path
     placement: Placement
     max_batch: int
     max_tokens: int | None
-    """Of the cache in all; None: a whole context for each of `max_batch`."""
+    """The tokens of the whole cache; None: a whole context for each of `max_batch`."""
     adapters: Mapping[str, Path] = field(default_factory=dict)
-    """Adapter folders over it, each a model of its own to clients."""
+    """Adapter folders; with each the model is one more model to clients."""
 
 
 class Service:
-    """Lives in one event loop."""
+    """Owns the models. It lives in one event loop."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
@@ -54,7 +54,7 @@ class Service:
         return "failed" if failed else "ok"
 
     async def load(self, sources: dict[str, ModelSource]) -> None:
-        """Raises a MiniMindError where one cannot be used."""
+        """Loads the models. Raises a MiniMindError where one cannot be used."""
         for name, source in sources.items():
             engine, tokenizer = await asyncio.to_thread(_load_engine, source)
             self.add(name, engine, tokenizer, tuple(source.adapters))
@@ -63,7 +63,8 @@ class Service:
     def add(
         self, name: str, engine: BatchEngine, tokenizer: Tokenizer, adapters: Sequence[str] = ()
     ) -> None:
-        """A model under its name, and with each of the engine's `adapters` under that one's."""
+        """Adds a model under its name, and one more for each of the engine's `adapters` under the
+        adapter's name."""
         thread = EngineThread(engine, engine.stats.free_slots + self.settings.max_waiting)
         for served, adapter in ((name, None), *((adapter, adapter) for adapter in adapters)):
             self.models[served] = ServedModel(
@@ -76,7 +77,8 @@ class Service:
             )
 
     def find(self, name: str | None) -> ServedModel:
-        """By its name; without one the model that is no other's adapter, where there is one."""
+        """Finds a model by its name. Without a name it gives the only model that is not an
+        adapter's, if there is just one."""
         if name is None:
             wanted = [model for model in self.models.values() if model.adapter is None]
             if len(wanted) == 1:
@@ -94,7 +96,7 @@ class Service:
         return model
 
     def stop(self) -> None:
-        """No call is taken any more; answers still being written after `shutdown_s` end with an
+        """Refuses further calls; answers still being written after `shutdown_s` end with an
         error."""
         self._is_stopping = True
         asyncio.get_running_loop().call_later(self.settings.shutdown_s, self._cut_off)

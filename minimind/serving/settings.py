@@ -1,4 +1,4 @@
-"""How a server behaves: who may use it and how much of it."""
+"""Defines how a server behaves: who may use it and how much of it."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@*]+", re.IGNORECASE)
 class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8000
-    """0 takes a free one."""
+    """The port; 0 takes a free one."""
     api_keys: tuple[str, ...] = ()
-    """Any of them opens the server; none at all leaves it open."""
+    """The keys, any of which opens the server; without keys it is open to all."""
     allow_no_key: bool = False
-    """Listen beyond this machine without a key."""
+    """Whether it may listen beyond this machine without a key."""
     max_body_bytes: int = 4 << 20
     max_new_tokens: int = 4096
     max_calls: int = 256
-    """Calls in progress at once, all models together."""
+    """The most calls in progress at once, of all models together."""
     max_waiting: int = 128
-    """Generations that wait for a cache slot, per model."""
+    """The most generations that wait for a cache slot, per model."""
     body_timeout_s: float = 30.0
-    """For a client to send the head of its request, and as long for its whole body."""
+    """The time for a client to send the head of its request, and again for its whole body."""
     send_timeout_s: float = 30.0
-    """For a client to take the next piece of its answer."""
+    """The time for a client to take the next piece of its answer."""
     answer_timeout_s: float = 600.0
     shutdown_s: float = 30.0
-    """For answers in progress to end after SIGTERM; then they are cut off."""
+    """The time for answers in progress to end after SIGTERM; then they are cut off."""
     log_prompts: bool = False
     cors_origins: tuple[str, ...] = ()
     """Web pages of these origins may call the server from a browser; "*": all."""
     parse_special: bool = False
-    """Special tokens that the prompts of /v1/completions spell are tokens, unless a request says
-    otherwise."""
+    """Whether special tokens in prompts of /v1/completions are read as tokens, unless a request
+    says otherwise."""
 
     def check(self) -> None:
         """Raises ConfigError where the settings cannot be used, or would open the server to the

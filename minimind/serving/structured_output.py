@@ -1,5 +1,5 @@
-"""What a request says of its answer's form, by the fields of OpenAI's, vLLM's and llama.cpp's
-servers: JSON, other grammars, biased tokens. Calls of tools are in tool_choice.py."""
+"""Defines the form of an answer by the fields of OpenAI's, vLLM's and llama.cpp's servers: JSON,
+other grammars, biased tokens. Tool calls are in tool_choice.py."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Choices = Annotated[list[Annotated[str, StringConstraints(min_length=1)]], Field
 
 
 def _read_pairs(given: Any) -> Any:
-    """llama.cpp's form as OpenAI's."""
+    """Converts llama.cpp's form to OpenAI's."""
     if not isinstance(given, list) or not all(isinstance(one, list) for one in given):
         return given
     found: dict[str, Any] = {}
@@ -59,7 +59,7 @@ Bias = Annotated[
     ),
 ]
 _LOSABLE = ("Unimplemented keys", "oneOf constraints", "Unknown format")
-"""llguidance's words for what it can do without where it may."""
+"""The beginnings of llguidance's messages about keywords that may be left out."""
 _ANY_OBJECT: JsonSchema = {"type": "object"}
 
 
@@ -74,7 +74,7 @@ class TextFormat(RequestPart):
 class ObjectFormat(RequestPart):
     type: Literal["json_object"]
     schema_: JsonSchema | None = Field(None, alias="schema")
-    """llama.cpp's."""
+    """llama.cpp's field."""
 
     @property
     def form(self) -> Callable[[], Rules]:
@@ -85,7 +85,7 @@ class SchemaNames(RequestPart):
     name: str | None = None
     description: str | None = None
     strict: bool | None = None
-    """False: keywords that cannot be kept are left out. Else they are refused."""
+    """False leaves out unsupported keywords; otherwise they are refused."""
 
 
 class NamedSchema(SchemaNames):
@@ -103,7 +103,7 @@ class SchemaFormat(RequestPart):
 
 
 class FlatSchemaFormat(SchemaNames):
-    """As /v1/responses has it."""
+    """Describes the format as /v1/responses has it."""
 
     type: Literal["json_schema"]
     schema_: JsonSchema = Field(alias="schema")
@@ -113,7 +113,7 @@ ResponseFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat, ByType()]
 
 
 class StructuredOutputs(RequestPart):
-    """vLLM's; one of them."""
+    """Holds vLLM's forms, of which one may be given."""
 
     json_: JsonSchema | str | None = Field(None, alias="json")
     regex: str | None = None
@@ -128,24 +128,25 @@ class StructuredOutputs(RequestPart):
 
 
 class StructuredFields(RequestPart):
-    """Of all requests that continue a prompt. One field at most may give the text a form."""
+    """Holds the form fields of all requests that continue a prompt. At most one field may give the
+    text a form."""
 
     response_format: ResponseFormat | None = None
-    """JSON: any object, or what a schema describes, on one line."""
+    """JSON: any object, or one that a schema describes, on one line."""
     structured_outputs: StructuredOutputs | None = None
-    """vLLM's: a JSON schema, a regular expression, texts to choose from, or a grammar in Lark or
-    GBNF."""
+    """vLLM's field: a JSON schema, a regular expression, texts to choose from, or a grammar in Lark
+    or GBNF."""
     guided_json: JsonSchema | str | None = None
-    """The same by an older name, as the next ones are."""
+    """An older name for `structured_outputs.json`; the next fields are older names too."""
     guided_regex: str | None = None
     guided_choice: Choices | None = None
     guided_grammar: str | None = None
     guided_whitespace_pattern: Annotated[Any, Refused("JSON is on one line")] = None
     guided_decoding_backend: Annotated[Any, NoEffect("one library sees to it")] = None
     json_schema: JsonSchema | None = None
-    """llama.cpp's."""
+    """llama.cpp's field."""
     grammar: str | None = None
-    """llama.cpp's, in GBNF, or Lark; empty: none."""
+    """llama.cpp's field: a grammar in GBNF, or Lark; empty: none."""
     logit_bias: Bias | None = None
     """From −100 to 100 by a token's id, added to its logit: −100 bans it, 100 forces it. Or
     llama.cpp's list of [id, bias], where false bans."""
@@ -157,8 +158,8 @@ class StructuredFields(RequestPart):
     def answer_grammar(
         self, compiler: GrammarCompiler, tokenizer: Tokenizer, after_thinking: bool
     ) -> Grammar | None:
-        """None where the answer may be anything. Raises ApiError, which names the field that cannot
-        be kept to."""
+        """Compiles the grammar of the answer; None where the answer may be anything. Raises
+        ApiError, which names the field that cannot be enforced."""
         if self.content is None:
             return None
         rules = self.content[1]
@@ -166,8 +167,8 @@ class StructuredFields(RequestPart):
 
     @cached_property
     def content(self) -> tuple[str, Rules] | None:
-        """The field that gives the text a form, and that form; None for free text. Raises
-        ApiError."""
+        """Gives the name of the field that gives the text a form, and that form; None for free
+        text. Raises ApiError."""
         given = {name: form for name, form in self._forms().items() if form is not None}
         if len(given) > 1:
             one, other, *_ = given
@@ -180,7 +181,7 @@ class StructuredFields(RequestPart):
         return None
 
     def compile_form(self, compiler: GrammarCompiler, tokenizer: Tokenizer, **form: Any) -> Grammar:
-        """`form` is of AnswerForm."""
+        """Compiles an AnswerForm with the fields `form`. Raises ApiError."""
         whole = AnswerForm(**form)
         try:
             return compiler.compile(whole.text(tokenizer))
@@ -200,7 +201,8 @@ class StructuredFields(RequestPart):
             raise _cannot_hold("the form of the answer", error) from None
 
     def _forms(self) -> dict[str, Callable[[], Rules] | None]:
-        """What writes the form of each field that gives one."""
+        """Gives, for each field of a form, the function that writes its rules; None where it is not
+        given."""
         outputs = self.structured_outputs or StructuredOutputs.model_construct()
         any_object = _ANY_OBJECT if outputs.json_object else None
         return {
@@ -232,7 +234,7 @@ def _cannot_hold(name: str, error: ConfigError, param: str | None = None) -> Api
 
 
 def _read_schema(given: JsonSchema | str) -> Rules:
-    """Some clients send the schema's text."""
+    """Reads a schema; some clients send it as text."""
     try:
         schema = read_json(given.encode()) if isinstance(given, str) else given
     except ValueError as error:

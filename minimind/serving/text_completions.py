@@ -1,4 +1,4 @@
-"""/v1/completions: prompts continued as documents."""
+"""Answers /v1/completions: prompts continued as documents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minimind.serving.text_schemas import CompletionRequest
 
 
 class TextWriter(CompletionWriter):
-    """Choices are numbered prompt by prompt."""
+    """Writes the choices, numbered prompt by prompt."""
 
     def __init__(
         self,
@@ -25,7 +25,7 @@ class TextWriter(CompletionWriter):
         record: CallRecord,
         echoes: Sequence[Echo] = (),
     ) -> None:
-        """`echoes`: of each prompt, where the answers begin with them."""
+        """Takes the echo of each prompt, where the answers begin with their prompts."""
         super().__init__("cmpl", model, body, record)
         self._body, self._echoes = body, echoes
 

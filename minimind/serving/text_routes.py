@@ -1,4 +1,4 @@
-"""The calls that read a text and continue nothing: embeddings, tokens."""
+"""Adds the calls that read a text and continue nothing: embeddings, tokens."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from minimind.serving.text_schemas import DetokenizeRequest, EmbeddingRequest, T
 def add_text_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/embeddings", responses=ERROR_RESPONSES)
     async def embeddings(body: EmbeddingRequest, request: Request) -> EmbeddingList:
-        """Of each text the mean of the last hidden states of all its tokens, scaled to length 1.
-        The model was not trained for it."""
+        """Gives for each text the mean of the last hidden states of all its tokens, scaled to
+        length 1. The model was not trained for it."""
         model, _ = open_call(service, request, body)
         texts = await asyncio.to_thread(model.read_texts, body, body.input, "input")
 
@@ -52,7 +52,7 @@ def add_text_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/tokenize", responses=ERROR_RESPONSES, response_model_exclude_none=True)
     async def tokenize(body: TokenizeRequest, request: Request) -> Tokens:
-        """The ids of a text or a conversation, as vLLM and llama.cpp answer."""
+        """Gives the ids of a text or a conversation, as vLLM and llama.cpp answer."""
         model, _ = open_call(service, request, body)
         ids = await asyncio.to_thread(_ids, model, body)
         tokenizer = model.tokenizer
@@ -78,7 +78,7 @@ def add_text_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/tokenizer_info", responses=ERROR_RESPONSES)
     async def tokenizer_info(model: Annotated[str | None, Query()] = None) -> TokenizerInfo:
-        """The chat template and the special tokens."""
+        """Gives the chat template and the special tokens."""
         tokenizer = service.find(model).tokenizer
         bos, eos, pad = (
             None if id is None else tokenizer.decode([id], skip_special=False)

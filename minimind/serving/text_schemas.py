@@ -1,4 +1,4 @@
-"""Requests about texts that are no conversation: completions, embeddings, tokens."""
+"""Defines requests about texts that are not conversations: completions, embeddings, tokens."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from minimind.serving.request_schemas import (
 
 MAX_PROMPTS = 64
 MAX_EMBEDDED = 2048
-"""Texts in a call, as OpenAI's: clients send a thousand."""
+"""The most texts in a call, as OpenAI's: clients send a thousand."""
 DEFAULT_COMPLETION = 16
-"""Tokens that /v1/completions makes unless told, as OpenAI's."""
+"""The default length of an answer of /v1/completions, as OpenAI's."""
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Texts = (
@@ -35,20 +35,20 @@ Many = (
 
 
 def each_text(given: Texts) -> list[str | list[int]]:
-    """One text is a list of one, and a list of ids is one text."""
+    """Gives a list: a string or a list of ids counts as one text."""
     if isinstance(given, str) or isinstance(given[0], int):
         return [given]  # type: ignore[list-item]
     return given  # type: ignore[return-value]
 
 
 class TextReading(RequestPart):
-    """How a text becomes tokens."""
+    """Holds the fields that decide how a text becomes tokens."""
 
     add_special_tokens: bool | None = None
     """False: nothing is put before the text. Else it begins as a document does."""
     parse_special: bool | None = None
-    """True: special tokens that the text spells are tokens. Else it is text, whatever it spells,
-    unless the server is told otherwise (`--parse_special`)."""
+    """True: special tokens in the text are read as tokens. False: they stay text. The default is
+    the server's (`--parse_special`)."""
 
 
 class CompletionRequest(TextReading, GenerationRequestFields):
@@ -57,23 +57,23 @@ class CompletionRequest(TextReading, GenerationRequestFields):
     prompt: Texts
     """A text, its ids, or a list of these."""
     max_tokens: int | None = Field(None, ge=-1, lt=2**31)
-    """16 unless given; -1: what the context leaves; 0: none, for `echo`."""
+    """The default is 16; -1: the rest of the context; 0: no tokens, for `echo`."""
     n_predict: int | None = Field(None, ge=-2, lt=2**31)
-    """`max_tokens` by llama.cpp's name, where that is not given; -1 and -2: what the context
-    leaves."""
+    """llama.cpp's name for `max_tokens`, used where that is not given; -1 and -2: the rest of the
+    context."""
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS), Off(False)] = None
-    """Of the tokens made, and with `echo` of the prompt's."""
+    """The log-probabilities of the generated tokens, and with `echo` of the prompt's."""
     echo: bool | None = None
     """The text begins with the prompt."""
     suffix: Annotated[Any, Refused("the model writes behind a text alone", "")] = None
     best_of: int | None = Field(None, ge=1)
-    """As many as `n`, which are all given; another number is refused."""
+    """Must equal `n`, since all choices are returned; another number is refused."""
     prompt_embeds: Annotated[Any, Refused("send `prompt`", [])] = None
 
     @property
     def num_choices(self) -> int:
-        """Raises ApiError where some of them were not to be given."""
+        """Gives the number of choices. Raises ApiError where some of them would not be returned."""
         wanted = self.n or 1
         if self.best_of not in (None, wanted):
             message = f"best_of is {self.best_of} and n {wanted}: send `n` alone and choose"
@@ -93,12 +93,12 @@ class EmbeddingRequest(TextReading, AnyRequest):
     input: Many
     """A text, its ids, or a list of these."""
     encoding_format: Literal["float", "base64"] | None = None
-    """base64 is of fp32 numbers, the lowest byte first."""
+    """base64 holds fp32 numbers, little-endian."""
     dimensions: Annotated[Any, Refused("all are given, as many as the model is wide")] = None
     truncate_prompt_tokens: Truncation = None
-    """Only so many tokens at each text's beginning are read; -1: as many as the context has."""
+    """Only this many tokens at each text's beginning are read; -1: as many as the context holds."""
     truncation_side: Side | None = None
-    """left: at its end."""
+    """Where the text is cut; left: at its end."""
     input_type: Annotated[Any, NoEffect("queries and documents are read alike")] = None
     embd_normalize: Annotated[Any, Refused("vectors have length 1", 2)] = None
 
@@ -117,14 +117,14 @@ class TokenizeRequest(ConversationFields, AnyRequest):
     prompt: str | None = None
     content: str | None = None
     add_special_tokens: bool | None = None
-    """Before `prompt`, what a document begins with: true unless given."""
+    """Puts the beginning of a document before `prompt`: true by default."""
     add_special: bool | None = None
-    """The same before `content`: false unless given."""
+    """Puts the beginning of a document before `content`: false by default."""
     parse_special: bool | None = None
-    """False: what spells a special token stays text."""
+    """False: the text of a special token stays text."""
     return_token_strs: bool | None = None
     with_pieces: bool | None = None
-    """Each token as an object of `id` and `piece`."""
+    """Gives each token as an object of `id` and `piece`."""
 
 
 class DetokenizeRequest(AnyRequest):

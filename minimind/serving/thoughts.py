@@ -1,4 +1,4 @@
-"""Where in an answer its thoughts stand."""
+"""Decides where in an answer its thoughts stand."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Literal
 from minimind.inference.answer_parser import Content, Part, Reasoning
 
 Place = Literal["apart", "text", "nowhere"]
-"""In a field of their own, in the text within their tags, or left out."""
+"""In a separate field, in the text within their tags, or left out."""
 
 
 class Thoughts:
-    """Puts the parts of one answer, as they come, where a client wants them."""
+    """Puts the parts of one answer, as they arrive, where a client wants them."""
 
     def __init__(self, place: Place) -> None:
         self._place: Place = place

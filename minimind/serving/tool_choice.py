@@ -1,4 +1,4 @@
-"""Which tools a request wants called, and the grammar that sees to it."""
+"""Decides which tools a request wants called, and builds the grammar that enforces it."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ ToolChoice = Annotated[
 
 
 class ChatFormFields(StructuredFields):
-    """Of the chat API: which tools are called, too."""
+    """Holds the form fields of the chat API, which include the tools to call."""
 
     tools: list[Tool] | None = None
     functions: list[Function] | None = None
-    """`tools` in OpenAI's older form, in which a call is answered too."""
+    """OpenAI's older form of `tools`; calls are answered in the older form, too."""
     function_call: Literal["none", "auto"] | FunctionName | None = None
-    """`tool_choice` of `functions`."""
+    """OpenAI's older form of `tool_choice`, for `functions`."""
     tool_choice: ToolChoice | None = None
-    """auto lets the model choose, none offers no tool, required has it call at least one, a named
-    function that one; allowed_tools keeps it to some."""
+    """auto lets the model choose, none offers no tool, required makes it call at least one, a named
+    function makes it call that one; allowed_tools limits it to some."""
     parallel_tool_calls: bool | None = None
-    """False: one call at most."""
+    """False allows one call at most."""
 
     def answer_grammar(
         self, compiler: GrammarCompiler, tokenizer: Tokenizer, after_thinking: bool
@@ -80,7 +80,7 @@ class ChatFormFields(StructuredFields):
 
     @property
     def known_tools(self) -> Sequence[Tool]:
-        """Raises ApiError where they are given in both forms."""
+        """Lists the tools. Raises ApiError where they are given in both forms."""
         if self.tools and self.functions:
             message = "functions and tools exclude each other: send tools"
             raise ApiError(400, message, param="functions")
@@ -96,12 +96,12 @@ class ChatFormFields(StructuredFields):
 
     @property
     def one_call(self) -> bool:
-        """At most. The older form has no place for several."""
+        """Tells whether one call at most is allowed. The older form has no place for several."""
         return self.parallel_tool_calls is False or bool(self.functions)
 
     @property
     def holds_calls(self) -> bool:
-        """Whether a grammar says what calls look like; else the model writes them as it likes.
+        """Tells whether a grammar fixes the form of calls; otherwise the model writes them freely.
         Raises ApiError."""
         if self.chosen == "none":
             return False
@@ -111,17 +111,17 @@ class ChatFormFields(StructuredFields):
 
     @property
     def must_call(self) -> bool:
-        """Whether the answer is calls alone. Raises ApiError."""
+        """Tells whether the answer consists of calls alone. Raises ApiError."""
         return self.chosen != "none" and self._chosen_tools[1]
 
     @property
     def has_form(self) -> bool:
-        """Whether the text must have one, beside which calls are an alternative."""
+        """Tells whether the text must have a form, to which calls are an alternative."""
         return self.content is not None
 
     @cached_property
     def _chosen_tools(self) -> tuple[Sequence[Tool], bool]:
-        """Those that may be called, and whether one must be. Raises ApiError."""
+        """Gives the tools that may be called, and whether one must be. Raises ApiError."""
         offered = {tool.function.name: tool for tool in self.known_tools}
         match self.chosen:
             case NamedTool() as choice:

@@ -1,7 +1,7 @@
-"""Operations of a transformer, each in PyTorch and, on a GPU, as a Triton kernel.
+"""Provides the operations of a transformer, each in PyTorch and, on a GPU, as a Triton kernel.
 
-backend.py says which form runs. Needs nothing but torch, and triton on a GPU. Each module below
-enters its operations in `OPS`.
+backend.py chooses the form that runs. The package needs nothing but torch, and triton on a GPU.
+Each module below enters its operations in `OPS`.
 """
 
 from .expert_gemm import expert_ffn as expert_ffn

@@ -34,39 +34,41 @@ logger = logging.getLogger("minimind_kernels")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _TRITON_FROM = (7, 5)
-"""The oldest compute capability that Triton's bodies run on: CUDA 13's assembler knows none before
-it."""
+"""The oldest compute capability that Triton's bodies run on: CUDA 13's assembler supports none
+before it."""
 _PRODUCTS_FROM = (8, 0)
-"""The oldest one for which Triton makes products on tensor cores that keep to their registers."""
+"""The oldest compute capability for which Triton compiles products on tensor cores without register
+spills."""
 
 MIN_COMPILED_ROWS = 1024
 _MIN_COMPILED_ELEMENTS = 1 << 18
-"""Below either, generated code saves less than the seconds its compilation costs: decoding,
-prompts and unit tests stay in plain PyTorch."""
+"""The least elements for generated code; below these or MIN_COMPILED_ROWS it saves less than the
+seconds of its compilation. So decoding, prompts and unit tests stay in plain PyTorch."""
 
 
 @functools.cache
 def kernels_setting() -> str:
-    """The value of MINIMIND_KERNELS. Raises ValueError for an unknown one."""
+    """Gives the value of MINIMIND_KERNELS. Raises ValueError for an unknown one."""
     return _read("MINIMIND_KERNELS", ("auto", "triton", "torch"))
 
 
 @functools.cache
 def compile_setting() -> str:
-    """The value of MINIMIND_COMPILE. Raises ValueError for an unknown one."""
+    """Gives the value of MINIMIND_COMPILE. Raises ValueError for an unknown one."""
     return _read("MINIMIND_COMPILE", ("auto", "0", "1"))
 
 
 @functools.cache
 def interpreting() -> bool:
-    """Whether Triton's interpreter runs the bodies, on the CPU and slowly: for tests."""
+    """Tells whether Triton's interpreter runs the bodies, on the CPU and slowly: for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def check_settings(device: torch.device) -> None:
-    """Whether both settings can be met on `device`: for a program to ask at its start.
+    """Checks, when a program starts, whether both settings can be met on `device`.
 
-    Raises ValueError for an unknown value, RuntimeError for one that this machine cannot meet.
+    Raises ValueError for an unknown value, RuntimeError for a value that this machine cannot
+    meet.
     """
     setting, compiling = kernels_setting(), compile_setting()
     if setting == "triton" and (problem := _why_not_triton_on(device)):
@@ -79,7 +81,8 @@ def check_settings(device: torch.device) -> None:
 
 
 def use_triton(op: str, *tensors: Tensor, has_products: bool = False) -> bool:
-    """Whether `op`, which `has_products` of matrices, runs its Triton body on `tensors`.
+    """Tells whether `op` runs its Triton body on `tensors`; `has_products` says that it multiplies
+    matrices.
 
     Raises RuntimeError under `MINIMIND_KERNELS=triton` where that is impossible.
     """
@@ -96,14 +99,15 @@ def use_triton(op: str, *tensors: Tensor, has_products: bool = False) -> bool:
 
 
 def inlines(op: str, *tensors: Tensor) -> bool:
-    """Whether torch.compile is tracing and is to see `op` as plain PyTorch, which it fuses with
-    what is around it; a Triton body it sees as an operator."""
+    """Tells whether torch.compile is tracing and should see `op` as plain PyTorch, which it fuses
+    with the operators around it; it sees a Triton body as one operator."""
     return torch.compiler.is_compiling() and not use_triton(op, *tensors)
 
 
 def is_decoding(x: Tensor) -> bool:
-    """Whether x is a small tensor on the CPU that needs no gradient, as in decoding and prompts:
-    there the number of PyTorch operators counts, and of Python calls around them."""
+    """Tells whether x is a small tensor on the CPU that needs no gradient, as in decoding and
+    prompts: there the number of PyTorch operators decides the time, with the Python calls around
+    them."""
     return (
         x.device.type == "cpu"
         and not torch.is_grad_enabled()
@@ -114,7 +118,7 @@ def is_decoding(x: Tensor) -> bool:
 
 
 def use_compiled_cpu(rows: int, elements: int) -> bool:
-    """Whether an operation over `elements` values in `rows` rows runs as generated C++."""
+    """Tells whether an operation over `elements` values in `rows` rows runs as generated C++."""
     if rows < MIN_COMPILED_ROWS or elements < _MIN_COMPILED_ELEMENTS:
         return False
     setting = compile_setting()
@@ -146,13 +150,13 @@ def _why_not_triton_on_gpu(device: torch.device) -> str | None:
 
 @functools.cache
 def _capability(device: torch.device) -> tuple[int, int] | None:
-    """None on ROCm, whose architectures are named otherwise."""
+    """Gives the compute capability; None on ROCm, which names its architectures differently."""
     return None if torch.version.hip else torch.cuda.get_device_capability(device)
 
 
 @functools.cache
 def _why_no_launcher() -> str | None:
-    """Says what is missing of what Triton compiles, on the machine itself, a C file with for each
+    """Says what this machine lacks to compile Triton's launchers: Triton compiles a C file for each
     kernel that it starts on a GPU."""
     given = os.environ.get("CC")
     if given is not None and not shutil.which(given):
@@ -188,7 +192,8 @@ def _why_not_triton(op: str, tensors: tuple[Tensor, ...], tracing: bool) -> str 
 
 
 def _why_torch_is_quicker(device: torch.device) -> str | None:
-    """At products of matrices; `device` is a GPU."""
+    """Says why PyTorch is quicker at products of matrices on the GPU `device`; None where it is
+    not."""
     capability = _capability(device)
     if capability is None or capability >= _PRODUCTS_FROM:
         return None

@@ -1,10 +1,10 @@
-"""The feed-forward layers of all experts, each over the tokens that were routed to it.
+"""Computes the feed-forward layers of all experts, each over the tokens that were routed to it.
 
     out_t = Σ_s weights_ts · down_e(silu(gate_e x_t) · up_e x_t),   e = experts_ts
 
 Token slots stand in the order of their experts, so that each expert's products run over rows side
-by side (Gale et al., "MegaBlocks", 2022). P is the number of slots, M·S, N that of one expert,
-and G = 2F.
+by side (Gale et al., "MegaBlocks", 2022). P is the number of slots, M·S, N that of one expert, and
+G = 2F.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from .swiglu import swiglu_forward, swiglu_reference
 def expert_ffn_reference(
     x_MD: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, routing: Routing
 ) -> Tensor:
-    """The formula in PyTorch: every expert over every token, with a weight of 0 for most."""
+    """Computes the formula in PyTorch: every expert over every token, with a weight of 0 for
+    most."""
     experts_MS, weights_MS = routing.experts_MS.long(), routing.weights_MS
     weights_ME = weights_MS.new_zeros(len(x_MD), len(down_EDF))
     weights_ME = weights_ME.scatter_add(1, experts_MS, weights_MS)
@@ -42,16 +43,17 @@ def expert_ffn_reference(
 
 
 def expert_ffn(x_MD: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, routing: Routing) -> Tensor:
-    """Each token through its experts, summed by their weights: out_MD in x's dtype.
+    """Runs each token through its experts, and sums the results by their weights: out_MD in x's
+    dtype.
 
-    x_MD [M, D], gate_up_EGD [E, 2F, D] (an expert's gate rows, then its up rows) and down_EDF
-    [E, D, F] of one dtype, fp32, fp16 or bf16. The products run in it with fp32 sums, activation
-    and weighting in fp32. Differentiable in x, both weights and routing.weights_MS; an expert
+    x_MD [M, D], gate_up_EGD [E, 2F, D] (an expert's gate rows, then its up rows) and down_EDF [E,
+    D, F] are of one dtype, fp32, fp16 or bf16. The products run in it with fp32 sums, activation
+    and weighting in fp32. It is differentiable in x, both weights and routing.weights_MS; an expert
     without tokens gets a gradient of zeros. For the backward pass gate_up's product is kept; the
     activation is rebuilt.
 
-    On a CPU the counts are read and each expert's rows go through products of their own; a Triton
-    grid is as large as the worst case, so that nothing waits for a GPU.
+    On a CPU the counts are read and each expert's rows are multiplied separately; a Triton grid is
+    as large as the worst case, so that nothing waits for a GPU.
 
     Raises ValueError where shapes or dtypes do not agree.
     """
@@ -88,10 +90,11 @@ def _forward_body(
     x_MD: Tensor, weights_MS: Tensor, order_P: Tensor, offsets_E1: Tensor, gate_up_EGD: Tensor,
     down_EDF: Tensor, *, keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The result and, to `keep` for the backward pass, the product with gate and up [P, 2F].
+    """Gives the result and, with `keep`, the product with gate and up [P, 2F] for the backward
+    pass.
 
-    One expert at a time: what is between its products is then small enough to stay in memory that
-    is mapped and warm, where new large buffers cost a tenth of the products' time.
+    It runs one expert at a time: the values between its products are then small enough to stay in
+    memory that is mapped and warm, where new large buffers cost a tenth of the products' time.
     """
     num_slots, ffn = weights_MS.shape[1], down_EDF.shape[2]
     gate_up_PG = x_MD.new_empty(len(order_P) if keep else 0, 2 * ffn)
@@ -113,8 +116,8 @@ def _backward_body(
     grad_out_MD: Tensor, x_MD: Tensor, weights_MS: Tensor, order_P: Tensor, offsets_E1: Tensor,
     gate_up_EGD: Tensor, down_EDF: Tensor, gate_up_PG: Tensor, *, grad_of_experts: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of x, the routing weights, gate_up and down; without `grad_of_experts` the
-    last two are empty."""
+    """Gives the gradients of x, the routing weights, gate_up and down; without `grad_of_experts`
+    the last two are empty."""
     num_slots, ffn = weights_MS.shape[1], down_EDF.shape[2]
     grad_x_PD = x_MD.new_empty(len(order_P), x_MD.shape[1])
     weights_P1 = weights_MS.reshape(-1, 1)
@@ -146,8 +149,8 @@ def _backward_body(
 
 
 def _parts(offsets_E1: Tensor, ffn: int) -> Iterator[tuple[int, slice, bool]]:
-    """Each expert, the slots of its tokens, and whether generated code is to run over them: what
-    is worth it for all slots is worth it for parts."""
+    """Gives each expert, the slots of its tokens, and whether generated code runs over them: this
+    is decided by all slots together."""
     offsets = offsets_E1.tolist()
     all_generated = backend.use_compiled_cpu(offsets[-1], offsets[-1] * ffn)
     for expert, (start, stop) in enumerate(itertools.pairwise(offsets)):
@@ -156,7 +159,8 @@ def _parts(offsets_E1: Tensor, ffn: int) -> Iterator[tuple[int, slice, bool]]:
 
 
 def _sum_of_slots(y_PD: Tensor, num_slots: int, weights_MS: Tensor | None = None) -> Tensor:
-    """The sum, weighted if told so, over each token's slots, cast once; y may be overwritten."""
+    """Sums over each token's slots, weighted if `weights` are given, and casts once; y may be
+    overwritten."""
     if num_slots == 1:
         return y_PD if weights_MS is None else y_PD.mul_(weights_MS)
     y_MSD = y_PD.view(-1, num_slots, y_PD.shape[1])
@@ -171,8 +175,8 @@ def _sum_of_slots(y_PD: Tensor, num_slots: int, weights_MS: Tensor | None = None
 def _activation_grad_body(
     grad_hidden_NF: Tensor, gate_up_NG: Tensor, weights_N1: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """From the gradient of an expert's hidden values before its weight: the gradient of gate and
-    up, the hidden values times the weight, and the gradient of the weight."""
+    """Gives, from the gradient of an expert's hidden values before its weight: the gradient of gate
+    and up, the hidden values times the weight, and the gradient of the weight."""
     narrow, wide = gate_up_NG.dtype, weights_N1.dtype
     grad, (gate, up) = grad_hidden_NF.to(wide), gate_up_NG.to(wide).chunk(2, dim=1)
     sigmoid = torch.sigmoid(gate)
@@ -229,7 +233,7 @@ class _ExpertFFN(torch.autograd.Function):
 
 
 def _grouped_products(x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) -> Tensor:
-    """As the reference, by PyTorch's own grouped products, which wait for nothing."""
+    """Computes the reference's result by PyTorch's own grouped products, which wait for nothing."""
     order, ends = routing.order_P.long(), routing.offsets_E1[1:]
     tokens = order // routing.weights_MS.shape[1]
     product = functional.grouped_mm(x[tokens], gate_up.transpose(1, 2), offs=ends)

@@ -1,11 +1,11 @@
-"""One body of an operation, three ways to run it: Triton, plain PyTorch, or generated C++.
+"""Runs one body of an operation in three ways: Triton, plain PyTorch, or generated C++.
 
 On a GPU a body is a Triton kernel (triton_impl). On the CPU, plain PyTorch makes eight passes over
-memory for a norm and, in bf16, casts besides; code that torch.compile generates from the same body
-makes one. Which way is `backend`'s choice, by device, dtype and shape alone. The generated code
-itself depends on nothing but dtypes and inner sizes: each combination is compiled once, from a
-code object of its own, with the rows dynamic and their hint fixed. So no earlier call, no other
-model in the process and no first batch of an odd size changes the bits of a training run.
+memory for a norm, and casts besides in bf16; code that torch.compile generates from the same body
+makes one. `backend` chooses by device, dtype and shape alone. The generated code itself depends on
+nothing but dtypes and inner sizes: each combination is compiled once, from its own copy of the code
+object, with a dynamic number of rows and a fixed hint for it. So no earlier call, no other model in
+the process and no first batch of an odd size changes the bits of a training run.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from . import backend
 logger = logging.getLogger("minimind_kernels")
 
 _HINT_ROWS = 2048
-"""The rows that code generation sees."""
+"""The number of rows that code generation is told."""
 
 MIN_GENERATED_ROWS = 64
-"""What is compiled serves any number of rows from here up."""
+"""The least number of rows that compiled code serves."""
 _MAX_ROWS = 1 << 40
 
 _OPTIONS: dict[str, Any] = {"emulate_precision_casts": True}
-"""Round to bf16 where the body says so: by default the generator keeps such a value in fp32, and
-the sum that a norm reads would not be the sum that is handed on."""
+"""Rounds to bf16 where the body says so: by default the generator keeps such a value in fp32, and
+the sum that a norm reads would differ from the sum that is returned."""
 
 
 _FORMS: dict[str, Form] = {}
 
 
 class Form:
-    """A function of tensors that records no gradient.
+    """Holds a function of tensors that records no gradient.
 
     `body(*tensors, **constants)` is written in PyTorch. Tensors whose first dimension is the rows
     come first, `num_row_tensors` of them; the others keep their sizes. A tensor may be None.
 
     `triton` names the function of the same signature, as module:function in triton_impl; None for a
-    part of another body, which meets CPU tensors alone. torch.compile sees it as the custom
-    operator minimind_kernels::function. `overwrites` names the tensors that it writes to, and
-    `has_products` says that it makes matrix products, which not every GPU makes well in Triton.
-    `fake` gives empty results, where the body reads values and cannot tell their shapes from
+    part of another body, which only gets CPU tensors. torch.compile sees it as the custom operator
+    minimind_kernels::function. `overwrites` names the tensors that it writes to, and `has_products`
+    says that it makes matrix products, which Triton does not make well for every GPU. `fake` gives
+    empty results where the body reads values, so that shapes alone do not give the results'
     shapes.
     """
 
@@ -77,7 +77,8 @@ class Form:
             _FORMS[self.name] = self
 
     def __call__(self, *tensors: Any, generated: bool | None = None, **constants: Any) -> Any:
-        """`generated` overrules the choice where the tensors are parts of something larger."""
+        """Runs the body. `generated` overrides the choice where the tensors are parts of something
+        larger."""
         if self.name is not None:
             present = (tensor for tensor in tensors if tensor is not None)
             if backend.use_triton(self.name, *present, has_products=self._has_products):
@@ -97,7 +98,7 @@ class Form:
 
     @functools.cached_property
     def triton(self) -> Callable[..., Any]:
-        """The Triton function; its module, and Triton, are imported when it is first read."""
+        """Gives the Triton function; its module, and Triton, are imported at the first call."""
         module = importlib.import_module(f"{__package__}.triton_impl.{self._module}")
         return getattr(module, str(self.name))
 
@@ -163,8 +164,8 @@ class Form:
 
 
 def register(name: str) -> bool:
-    """Makes the Triton function of this name the operator minimind_kernels::name, once. Eager code
-    calls the function itself: the dispatcher would cost some 25 µs a call more."""
+    """Registers the Triton function of this name as the operator minimind_kernels::name, once.
+    Eager code calls the function itself: the dispatcher would cost some 25 µs more per call."""
     if not hasattr(torch.ops.minimind_kernels, name):
         form = _FORMS[name]
         function = form.triton
@@ -181,6 +182,6 @@ register._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def sum_rows(x_MD: Tensor) -> Tensor:
-    """The sum over the rows, for use in a body. Generated code adds row after row, which in fp32
-    loses digits over thousands of them (PyTorch's own sum adds pairwise): so in fp64."""
+    """Sums over the rows, for use in a body. Generated code adds row after row, which in fp32 loses
+    digits over thousands of them (PyTorch's own sum adds pairwise), so it sums in fp64."""
     return x_MD.sum(0, dtype=torch.float64)

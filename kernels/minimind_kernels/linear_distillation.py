@@ -1,10 +1,11 @@
-"""Cross-entropy and divergence from a teacher over one set of logits, in chunks of tokens.
+"""Computes cross-entropy and divergence from a teacher over one set of logits, in chunks of tokens.
 
     loss_t = α · cross_entropy_t + (1 - α) · T² · KL_t
 
 with z = hidden · weightᵀ, cross_entropy_t as in linear_loss.py, KL_t as in linear_kl.py at the
 temperature T: ∂loss_t/∂z_t = α · (softmax(z) - onehot) + (1 - α) · T · (q - p). The logits of the
-student and the products of its gradients are made once: 4 products, not the 7 of two losses apart.
+student and the products of its gradients are made once: 4 products, not the 7 of two separate
+losses.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def linear_distillation_reference(
     temperature: float = 1.0,
     ignore_index: int = -100,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The formula in PyTorch: the two losses, whole logits and all."""
+    """Computes the two losses by the formula in PyTorch, with all logits at once."""
     teacher = (teacher_hidden_ME.detach(), teacher_weight_VE.detach())
     ce_M = linear_cross_entropy_reference(hidden_MD, weight_VD, labels_M, ignore_index)
     is_counted_M = labels_M != ignore_index
@@ -55,13 +56,13 @@ def linear_distillation(
     ignore_index: int = -100,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss_M, cross_entropy_M, kl_M) in fp32, 0 where the label is `ignore_index`; the first alone
-    has a gradient, the others are to be logged.
+    """Gives (loss_M, cross_entropy_M, kl_M) in fp32, 0 where the label is `ignore_index`; the first
+    alone has a gradient, the others are to be logged.
 
-    hidden_MD and weight_VD of one dtype, fp32, fp16 or bf16, and so the teacher's, whose width may
-    differ but not its vocabulary; labels_M int64. The losses may only be summed and the sum scaled,
-    as under `uniform_grad` in linear_loss.py: gradients are computed in the forward pass. Chunks
-    and fp32 are as there.
+    hidden_MD and weight_VD are of one dtype, fp32, fp16 or bf16. The teacher's are of one dtype
+    too, whose width may differ but not its vocabulary; labels_M is int64. The losses may only be
+    summed and the sum scaled, as under `uniform_grad` in linear_loss.py: gradients are computed in
+    the forward pass. Chunks and fp32 are as there.
 
     Raises ValueError where shapes do not agree or the temperature is not positive.
     """
@@ -97,7 +98,7 @@ def linear_distillation(
 def _loss_body(
     logits_CV: Tensor, teacher_logits_CV: Tensor, labels_C: Tensor, *, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """(cross-entropies, divergences), 0 where the label is negative."""
+    """Gives (cross-entropies, divergences), 0 where the label is negative."""
     wide_CV, max_C1, log_sum_C1 = softmax_stats(logits_CV, 1.0)
     label_logit_C1 = wide_CV.gather(1, labels_C.clamp(min=0).unsqueeze(1))
     ce_C = (max_C1 - label_logit_C1 + log_sum_C1).squeeze(1)
@@ -121,7 +122,8 @@ def _loss_and_grad_body(
     alpha: float,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
-    """The same; the student's logits are overwritten with the gradient of the sum of the losses."""
+    """Gives the results of `_loss_body`; overwrites the student's logits with the gradient of the
+    sum of the losses."""
     ce_C, kl_C = _loss_body(logits_CV, teacher_logits_CV, labels_C, temperature=temperature)
     probs_CV, student_CV, teacher_CV = (
         torch.exp(scaled_CV - max_C1 - log_sum_C1)
@@ -158,7 +160,7 @@ def _loss_chunks(
     *,
     wanted: tuple[bool, bool] = (False, False),
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None, Tensor | None]:
-    """The losses and, as far as wanted, the gradients of the sum of the first."""
+    """Gives the losses and, as far as wanted, the gradients of the sum of the first."""
     chunks = TokenChunks(hidden_MD, weight_VD, chunk_size)
     teacher = TokenChunks(teacher_hidden_ME, teacher_weight_VE, chunk_size)
     chunks.want_grads(*wanted)
@@ -181,7 +183,8 @@ def _loss_chunks(
 
 
 class _Distillation(torch.autograd.Function):
-    """One gradient for all tokens: everything is computed in the forward pass but this factor."""
+    """Takes one gradient for all tokens: the forward pass computes everything except this
+    factor."""
 
     @staticmethod
     def forward(ctx, *inputs):

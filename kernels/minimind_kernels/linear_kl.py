@@ -1,10 +1,10 @@
-"""Divergence of a student from its teacher over the vocabulary, in chunks of tokens.
+"""Computes the divergence of a student from its teacher over the vocabulary, in chunks of tokens.
 
     p = softmax(teacher_hidden · teacher_weightᵀ / T),  q = softmax(hidden · weightᵀ / T)
     loss_t = Σ_v p_v · (log p_v - log q_v)
 
 ∂loss_t/∂z_t = (q - p) / T with z the student's logits. Hinton et al., "Distilling the Knowledge in
-a Neural Network", 2015, without its factor T², which is the caller's.
+a Neural Network", 2015; its factor T² is left to the caller.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def linear_kl_reference(
     temperature: float = 1.0,
     is_counted_M: Tensor | None = None,
 ) -> Tensor:
-    """The formula in PyTorch, both models' whole logits and all."""
+    """Computes the formula in PyTorch, with all logits of both models at once."""
     wide = torch.promote_types(hidden_MD.dtype, torch.float32)
     log_prob_MV, teacher_log_prob_MV = (
         functional.log_softmax(functional.linear(h, w).to(wide) / temperature, dim=-1)
@@ -51,11 +51,12 @@ def linear_kl(
     chunk_size: int | None = None,
     uniform_grad: bool = False,
 ) -> Tensor:
-    """KL(teacher ‖ student) of each token at a temperature: loss_M fp32, 0 where not counted.
+    """Computes KL(teacher ‖ student) of each token at a temperature: loss_M fp32, 0 where not
+    counted.
 
-    hidden_MD and weight_VD of one dtype, fp32, fp16 or bf16, and so the teacher's, whose width may
-    differ but not its vocabulary; is_counted_M [M] bool. The teacher receives no gradient.
-    Chunks, fp32 and `uniform_grad` are those of `linear_cross_entropy`.
+    hidden_MD and weight_VD are of one dtype, fp32, fp16 or bf16. The teacher's are of one dtype
+    too, whose width may differ but not its vocabulary; is_counted_M [M] is bool. The teacher
+    receives no gradient. Chunks, fp32 and `uniform_grad` are those of `linear_cross_entropy`.
 
     Raises ValueError where shapes do not agree or the temperature is not positive.
     """
@@ -110,7 +111,7 @@ def check_teacher(
 
 
 def softmax_stats(logits_CV: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(z / T, its maximum, the logarithm of the sum of what is left): see linear_loss.py."""
+    """Gives (z / T, its maximum, the logarithm of Σ exp(z / T - maximum)): see linear_loss.py."""
     scaled_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)) / temperature
     max_C1 = scaled_CV.amax(dim=-1, keepdim=True)
     return scaled_CV, max_C1, (scaled_CV - max_C1).exp().sum(dim=-1, keepdim=True).log()
@@ -140,7 +141,7 @@ def _grad_body(
 def _loss_and_grad_body(
     logits_CV: Tensor, teacher_logits_CV: Tensor, counted_C: Tensor, *, temperature: float
 ) -> Tensor:
-    """The losses; the student's logits are overwritten with the gradient of their sum."""
+    """Gives the losses; overwrites the student's logits with the gradient of their sum."""
     loss_C = _loss_body(logits_CV, teacher_logits_CV, counted_C, temperature=temperature)
     _grad_body(logits_CV, teacher_logits_CV, counted_C, temperature=temperature)
     return loss_C
@@ -164,7 +165,7 @@ def _loss_chunks(
     *,
     wanted: tuple[bool, bool] = (False, False),
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The losses and, as far as wanted, the gradients of their sum."""
+    """Gives the losses and, as far as wanted, the gradients of their sum."""
     chunks = TokenChunks(hidden_MD, weight_VD, chunk_size)
     teacher = TokenChunks(teacher_hidden_ME, teacher_weight_VE, chunk_size)
     chunks.want_grads(*wanted)
@@ -181,7 +182,8 @@ def _loss_chunks(
 
 
 class _KL(torch.autograd.Function):
-    """Any gradient for each token: the backward pass makes both models' logits a second time."""
+    """Takes any gradient for each token: the backward pass makes both models' logits a second
+    time."""
 
     @staticmethod
     def forward(ctx, *inputs):
@@ -208,8 +210,8 @@ class _KL(torch.autograd.Function):
 
 
 class _EarlyKL(torch.autograd.Function):
-    """Everything is computed in the forward pass but the factors: one for all tokens, or, where
-    the student's weight is frozen, one for each."""
+    """Computes everything in the forward pass except the factors: one for all tokens, or, where the
+    student's weight is frozen, one for each."""
 
     @staticmethod
     def forward(ctx, *inputs):
@@ -230,7 +232,8 @@ class _EarlyKL(torch.autograd.Function):
 
 
 def build_teacher(inputs: Inputs, width: int | None) -> tuple[Tensor, Tensor]:
-    """A teacher's hidden states and head, as wide as the student's or `width`; no gradient."""
+    """Builds a teacher's hidden states and head, as wide as the student's or `width`; no
+    gradient."""
     width = width or inputs.sizes.hidden
     return inputs.rows(width).detach(), inputs.matrix(inputs.sizes.vocab, width).detach()
 
@@ -239,7 +242,7 @@ def _build(
     inputs: Inputs, *, ignored: str = "none", chunk_size: int | None = None,
     uniform_grad: bool = True, frozen: bool = False, teacher_width: int | None = None,
 ) -> Case:  # fmt: skip
-    """`frozen`: the student's head has no gradient."""
+    """Builds a case. With `frozen` the student's head has no gradient."""
     labels = inputs.labels(ignored)
     is_counted = None if ignored == "none" else labels != -100
     tensors, moved, product = build_head(inputs)

@@ -1,4 +1,4 @@
-"""The output layer and its loss in one: logits exist for a chunk of tokens at a time.
+"""Computes the output layer and its loss together: logits exist for a chunk of tokens at a time.
 
     z_t = hidden_t · weightᵀ,   loss_t = logsumexp(z_t) - z_t[label_t]
 
@@ -24,7 +24,8 @@ _IGNORED = -1
 def linear_cross_entropy_reference(
     hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor, ignore_index: int = -100
 ) -> Tensor:
-    """The formula in PyTorch, whole logits and all; the softmax in fp32 (fp64 stays fp64)."""
+    """Computes the formula in PyTorch, with all logits at once; the softmax in fp32 (fp64 stays
+    fp64)."""
     logits_MV = functional.linear(hidden_MD, weight_VD)
     logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
     return functional.cross_entropy(
@@ -40,19 +41,20 @@ def linear_cross_entropy(
     chunk_size: int | None = None,
     uniform_grad: bool = False,
 ) -> Tensor:
-    """Cross-entropy of each token's label under hidden · weightᵀ: loss_M in fp32, 0 where ignored.
+    """Computes the cross-entropy of each token's label under hidden · weightᵀ: loss_M in fp32, 0
+    where ignored.
 
-    hidden_MD and weight_VD of one dtype, fp32, fp16 or bf16; labels_M int64, each below V or
+    hidden_MD and weight_VD are of one dtype, fp32, fp16 or bf16; labels_M is int64, each below V or
     `ignore_index`. At most `chunk_size` tokens' logits exist at once, in hidden's dtype as a plain
     linear layer gives them; the softmax runs in fp32, and the weight's gradient is summed over
     chunks in fp32.
 
-    The gradient may arrive different for each token: the backward pass then makes the logits anew,
-    a third more work. It need not where the weight is frozen, or where the caller will only sum the
-    losses and scale the sum (any mean) and says `uniform_grad=True`: gradients are then computed in
-    the forward pass, and the backward pass only scales them. Under `uniform_grad`, gradients that
-    differ between counted tokens are an error (on a GPU a device-side assertion, so that nothing
-    waits).
+    The gradient may differ from token to token: the backward pass then makes the logits anew, a
+    third more work. This is not needed where the weight is frozen, or where the caller will only
+    sum the losses and scale the sum (any mean) and says `uniform_grad=True`: gradients are then
+    computed in the forward pass, and the backward pass only scales them. Under `uniform_grad`,
+    gradients that differ between counted tokens are an error (on a GPU a device-side assertion, so
+    that nothing waits).
 
     Raises ValueError where shapes or dtypes do not agree.
     """
@@ -93,10 +95,11 @@ def linear_log_prob(
     ignore_index: int = -100,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """The log-probability of each token's id under hidden · weightᵀ: [M] fp32, 0 where ignored.
+    """Computes the log-probability of each token's id under hidden · weightᵀ: [M] fp32, 0 where
+    ignored.
 
-    The negative of `linear_cross_entropy`, with any gradient for each token: what preference and
-    policy-gradient objectives need. See there for shapes, dtypes and errors.
+    It is the negative of `linear_cross_entropy`, with any gradient for each token, for preference
+    and policy-gradient objectives. See there for shapes, dtypes and errors.
     """
     return -linear_cross_entropy(hidden_MD, weight_VD, ids_M, ignore_index, chunk_size)
 
@@ -118,8 +121,8 @@ def check_linear_loss(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor) ->
 
 
 def _loss_body(logits_CV: Tensor, labels_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The losses, and the two halves of the logsumexp: the maximum and the logarithm of the sum
-    of what is left. Apart, they give probabilities without the rounding of a large maximum."""
+    """Gives the losses, and the two parts of the logsumexp: the maximum m, and the logarithm of Σ
+    exp(z - m). Kept apart, they give probabilities without the rounding of a large maximum."""
     wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
     max_C = wide_CV.amax(dim=-1)
     log_sum_C = (wide_CV - max_C.unsqueeze(1)).exp().sum(dim=-1).log()
@@ -141,7 +144,7 @@ def _grad_body(
 
 
 def _loss_and_grad_body(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
-    """The losses; the logits are overwritten with the gradient of their plain sum."""
+    """Gives the losses; overwrites the logits with the gradient of their plain sum."""
     loss_C, max_C, log_sum_C = _loss_body(logits_CV, labels_C)
     _grad_body(logits_CV, labels_C, max_C, log_sum_C, torch.ones_like(loss_C))
     return loss_C
@@ -160,7 +163,7 @@ _loss_and_grad = Form(
 def _loss_chunks(
     hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor, chunk_size: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `_loss_body` gives, of all tokens."""
+    """Gives the results of `_loss_body` for all tokens."""
     chunks = TokenChunks(hidden_MD, weight_VD, chunk_size)
     loss_M = hidden_MD.new_empty(labels_M.shape, dtype=chunks.loss_dtype)
     max_M, log_sum_M = torch.empty_like(loss_M), torch.empty_like(loss_M)
@@ -172,7 +175,7 @@ def _loss_chunks(
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Any gradient for each token: the backward pass makes the logits a second time."""
+    """Takes any gradient for each token: the backward pass makes the logits a second time."""
 
     @staticmethod
     def forward(ctx, hidden_MD, weight_VD, labels_M, chunk_size):
@@ -197,8 +200,8 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 class _EarlyCrossEntropy(torch.autograd.Function):
-    """Everything is computed in the forward pass but the factors: one for all tokens, or, where
-    the weight is frozen, one for each."""
+    """Computes everything in the forward pass except the factors: one for all tokens, or, where the
+    weight is frozen, one for each."""
 
     @staticmethod
     def forward(ctx, hidden_MD, weight_VD, labels_M, chunk_size, uniform_grad):
@@ -224,7 +227,8 @@ class _EarlyCrossEntropy(torch.autograd.Function):
 
 
 def build_head(inputs: Inputs) -> tuple[tuple[Tensor, Tensor], int, int]:
-    """Hidden states and a head, the bytes of both with their gradients, their product's flops."""
+    """Builds hidden states and a head; gives also the bytes of both with their gradients, and their
+    product's flops."""
     tokens, hidden, vocab = inputs.tokens, inputs.sizes.hidden, inputs.sizes.vocab
     moved = 2 * (inputs.bytes_of(tokens, hidden) + inputs.bytes_of(vocab, hidden))
     return (inputs.rows(hidden), inputs.matrix(vocab, hidden)), moved, 2 * tokens * hidden * vocab
@@ -249,7 +253,7 @@ def _build(inputs: Inputs, *, ignored: str = "none", chunk_size: int | None = No
 def _build_log_prob(
     inputs: Inputs, *, ignored: str = "none", chunk_size: int | None = None, frozen: str = ""
 ) -> Case:
-    """`frozen`: which of hidden and weight has no gradient."""
+    """Builds a case. `frozen` names which of hidden and weight has no gradient."""
     ids = inputs.labels(ignored)
     tensors, moved, product = build_head(inputs)
     tensors[0].requires_grad_(frozen != "hidden")

@@ -1,4 +1,4 @@
-"""The output layer and a loss of each token's log-probability, a policy gradient's among them.
+"""Computes the output layer and a loss of each token's log-probability, such as a policy gradient.
 
     log_prob_t = z_t[id_t] - logsumexp(z_t),   z_t = hidden_t · weightᵀ,   loss_t = f_t(log_prob_t)
 
@@ -29,7 +29,7 @@ from .token_chunks import WORTH_GATHERING, TokenChunks, scale_grads
 _IGNORED = -1
 
 Rows = slice | Tensor
-"""Some of M tokens, as they index a tensor [M]: a slice, or an int64 tensor."""
+"""An index of some of M tokens for a tensor [M]: a slice, or an int64 tensor."""
 
 TokenLoss = Callable[[Tensor, Rows], Tensor]
 """Gives loss_C from log_prob_C and the rows of these C tokens."""
@@ -42,7 +42,8 @@ def linear_token_loss_reference(
     token_loss: TokenLoss,
     ignore_index: int = -100,
 ) -> tuple[Tensor, Tensor]:
-    """The formula in PyTorch, whole logits and all; the softmax in fp32 (fp64 stays fp64)."""
+    """Computes the formula in PyTorch, with all logits at once; the softmax in fp32 (fp64 stays
+    fp64)."""
     ce_M = linear_cross_entropy_reference(hidden_MD, weight_VD, ids_M, ignore_index)
     return _apply(token_loss, -ce_M, ids_M != ignore_index)
 
@@ -58,22 +59,22 @@ def linear_token_loss(
     """Gives (loss_M, log_prob_M) in fp32, 0 where the id is `ignore_index`; the first alone has a
     gradient, the other is to be logged.
 
-    hidden_MD and weight_VD of one dtype, fp32, fp16 or bf16; ids_M int64, each below V or
+    hidden_MD and weight_VD are of one dtype, fp32, fp16 or bf16; ids_M is int64, each below V or
     `ignore_index`. Chunks and fp32 are those of `linear_cross_entropy`.
 
     `token_loss(log_prob_C, rows)` gives loss_C of some tokens, once for each chunk. It is
-    elementwise in log_prob_C and differentiable by autograd. What else it needs to know of each
-    token, such as an advantage, it holds in tensors [M] and reads as `advantage_M[rows]`: `rows` is
-    a slice, or a tensor of indices where ignored tokens were left out. These tensors receive no
+    elementwise in log_prob_C and differentiable by autograd. Its other numbers of each token, such
+    as an advantage, are tensors [M] that it holds and reads as `advantage_M[rows]`: `rows` is a
+    slice, or a tensor of indices where ignored tokens were left out. These tensors receive no
     gradient; where a token is ignored they may hold anything, NaN too.
 
     The gradients are computed in the forward pass, and the backward pass only scales them. So the
     losses may only be summed and the sum scaled (any mean), as under `uniform_grad` in
     `linear_cross_entropy`; a token's own weight belongs inside `token_loss`. Where the head is
-    frozen, the gradient may arrive different for each token. torch.compile sees `linear_log_prob`
-    and then `token_loss`, with one product more.
+    frozen, the gradient may differ from token to token. torch.compile sees `linear_log_prob` and
+    then `token_loss`, with one product more.
 
-    Raises ValueError where shapes or dtypes do not agree, or where what `token_loss` gives has
+    Raises ValueError where shapes or dtypes do not agree, or where the result of `token_loss` has
     another shape than log_prob_C or no derivative.
     """
     check_linear_loss(hidden_MD, weight_VD, ids_M)
@@ -101,7 +102,7 @@ def linear_token_loss(
 def _apply(
     token_loss: TokenLoss, log_prob_M: Tensor, is_counted_M: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(loss_M, log_prob_M) by autograd, of all tokens at once."""
+    """Gives (loss_M, log_prob_M) by autograd, of all tokens at once."""
     # Of ignored tokens neither a loss nor a derivative goes on: either may be NaN.
     log_prob_M = torch.where(is_counted_M, log_prob_M, 0.0)
     loss_M = _call(token_loss, log_prob_M, slice(0, len(log_prob_M)))
@@ -109,7 +110,7 @@ def _apply(
 
 
 def _call(token_loss: TokenLoss, log_prob_C: Tensor, rows: slice) -> Tensor:
-    """The losses in log_prob's dtype. Raises ValueError for another shape."""
+    """Gives the losses in log_prob's dtype. Raises ValueError for another shape."""
     loss_C = token_loss(log_prob_C, rows)
     if loss_C.shape != log_prob_C.shape:
         raise ValueError(
@@ -121,7 +122,7 @@ def _call(token_loss: TokenLoss, log_prob_C: Tensor, rows: slice) -> Tensor:
 
 @torch.enable_grad()
 def _differentiate(token_loss: TokenLoss, log_prob_C: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-    """The losses, and the derivative of each by its log-probability."""
+    """Gives the losses, and the derivative of each by its log-probability."""
     log_prob_C = log_prob_C.detach().requires_grad_()
     loss_C = _call(token_loss, log_prob_C, rows)
     if not loss_C.requires_grad:
@@ -134,8 +135,8 @@ def _differentiate(token_loss: TokenLoss, log_prob_C: Tensor, rows: slice) -> tu
 
 
 class _TokenLoss(torch.autograd.Function):
-    """Everything is computed in the forward pass but the factors: one for all tokens, or, where
-    the weight is frozen, one for each."""
+    """Computes everything in the forward pass except the factors: one for all tokens, or, where the
+    weight is frozen, one for each."""
 
     @staticmethod
     def forward(ctx, hidden_MD, weight_VD, ids_M, token_loss, chunk_size):
@@ -171,7 +172,7 @@ class _TokenLoss(torch.autograd.Function):
 
 
 def _build(inputs: Inputs, *, ignored: str = "none", chunk_size: int | None = None) -> Case:
-    """With PPO's clipped ratio."""
+    """Builds a case with PPO's clipped ratio."""
     ids = inputs.labels(ignored)
     tensors, moved, product = build_head(inputs)
     old_log_prob, advantage = (torch.randn(inputs.tokens, device=inputs.device) for _ in range(2))

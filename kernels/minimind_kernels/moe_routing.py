@@ -25,7 +25,7 @@ from .routing import Routing, build_options
 MAX_EXPERTS = 256
 MAX_EXPERTS_PER_TOKEN = 8
 _EPS = 1e-20
-"""Added to the sum that renormalises."""
+"""Added to the sum by which the weights are divided."""
 _NUM_RESULTS = 7
 
 
@@ -38,7 +38,7 @@ def moe_routing_reference(
     cu_seqlens: Tensor | None = None,
     seq_aux: bool = False,
 ) -> Routing:
-    """The formula in PyTorch. fp64 is computed in fp64, everything narrower in fp32."""
+    """Computes the formula in PyTorch. fp64 is computed in fp64, everything narrower in fp32."""
     results = _forward_body(
         logits_ME, is_counted_M, cu_seqlens if seq_aux else None,
         num_experts_per_tok=num_experts_per_tok, norm_topk_prob=norm_topk_prob, eps=_EPS,
@@ -55,20 +55,21 @@ def moe_routing(
     cu_seqlens: Tensor | None = None,
     seq_aux: bool = False,
 ) -> Routing:
-    """Choose S = `num_experts_per_tok` experts for each token.
+    """Chooses S = `num_experts_per_tok` experts for each token.
 
-    logits_ME [M, E] fp32, fp16 or bf16; S from 1 to 8, E from 2 to 256. The softmax and all sums
-    run in fp32. Of equal logits the expert with the lower number is chosen. With `norm_topk_prob`
-    a token's weights are divided by their sum + 1e-20: with S = 1 they are then exactly 1 and
-    hand no gradient to the logits.
+    logits_ME [M, E] is fp32, fp16 or bf16; S is from 1 to 8, E from 2 to 256. The softmax and all
+    sums run in fp32. Of equal logits the expert with the lower number is chosen. With
+    `norm_topk_prob` a token's weights are divided by their sum + 1e-20: with S = 1 they are then
+    exactly 1 and give no gradient to the logits.
 
-    is_counted_M [M] bool (default: all) says which tokens the mean of p and the auxiliary loss are
-    taken over. The others, padding, are still routed, so that shapes are static. The auxiliary
-    loss is over all counted tokens at once or, with `seq_aux`, the mean over the documents that
-    have counted tokens; cu_seqlens [documents + 1] int32 then says where each starts in the M
+    is_counted_M [M] bool (default: all) says over which tokens the mean of p and the auxiliary loss
+    are taken. The others, padding, are still routed, so that shapes are static. The auxiliary loss
+    is over all counted tokens at once or, with `seq_aux`, the mean over the documents that have
+    counted tokens; cu_seqlens [documents + 1] int32 then says where each document starts in the M
     tokens, with M at its end. On a GPU nothing waits for the host.
 
-    Raises ValueError where S, E or a shape is out of range, or `seq_aux` comes without cu_seqlens.
+    Raises ValueError where S, E or a shape is out of range, or `seq_aux` comes without
+    cu_seqlens.
     """
     _check(logits_ME, num_experts_per_tok, is_counted_M, cu_seqlens, seq_aux)
     if backend.inlines("moe_routing", logits_ME):
@@ -118,9 +119,9 @@ def _forward_body(
     norm_topk_prob: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The fields of Routing, then what the backward pass needs of the auxiliary loss: document_M
-    int32 [M], the row of each token in slope_XE, -1 where it does not count; slope_XE, the loss's
-    derivative by p; and one over the number of counted tokens [1]."""
+    """Gives the fields of Routing, then three values for the backward pass of the auxiliary loss:
+    document_M int32 [M], the row of each token in slope_XE, -1 where it does not count; slope_XE,
+    the loss's derivative by p; and one over the number of counted tokens [1]."""
     num_tokens, num_experts = logits_ME.shape
     probs_ME = _softmax(logits_ME)
     # By the logits: probabilities of different logits can be equal once rounded.
@@ -168,8 +169,8 @@ def _backward_body(
     norm_topk_prob: bool,
     eps: float,
 ) -> Tensor:
-    """The gradient of the logits: that of p = softmax(logits) from all three results, then
-    p·(dp - Σ p·dp)."""
+    """Gives the gradient of the logits: first that of p = softmax(logits) from all three results,
+    then p·(dp - Σ p·dp)."""
     probs_ME, experts_MS = _softmax(logits_ME), experts_MS.long()
     grad_MS = grad_weights_MS
     if norm_topk_prob:
@@ -197,7 +198,7 @@ def _softmax(logits_ME: Tensor) -> Tensor:
 def _documents(
     num_tokens: int, is_counted_M: Tensor | None, cu_seqlens: Tensor | None, like: Tensor
 ) -> Tensor:
-    """int32 [M]: the row of each token in a tensor [X, …], -1 where it does not count."""
+    """Gives int32 [M]: the row of each token in a tensor [X, …], -1 where it does not count."""
     if cu_seqlens is None:
         document_M = torch.zeros(num_tokens, dtype=torch.int32, device=like.device)
     else:
@@ -207,7 +208,7 @@ def _documents(
 
 
 def _sum_by_document(values: Tensor, document_M: Tensor, num_documents: int) -> Tensor:
-    """The sums [X, …] of values [M, …] over each document's counted tokens."""
+    """Gives the sums [X, …] of values [M, …] over each document's counted tokens."""
     if num_documents == 1:
         is_counted = (document_M == 0).view(-1, *[1] * (values.ndim - 1))
         return torch.where(is_counted, values, 0).sum(dim=0, keepdim=True)
@@ -250,7 +251,7 @@ class _MoERouting(torch.autograd.Function):
 
 
 def _build(inputs: Inputs, *, counted: bool = True, mean: bool = False) -> Case:
-    """`mean`: the mean of p is among the results."""
+    """Builds a case. With `mean` the mean of p is among the results."""
     sizes, tokens = inputs.sizes, inputs.tokens
     options = build_options(inputs, counted=counted)
 

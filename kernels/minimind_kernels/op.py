@@ -1,4 +1,4 @@
-"""What everything around an operation has to know of it, in one object: `Op`.
+"""Describes an operation to everything around it in one object: `Op`.
 
 Tests, benchmarks, the compile report, the sweep of tiles and the README walk over `OPS`.
 """
@@ -20,7 +20,7 @@ Function = Callable[..., Tensor | tuple[Tensor, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What the operations see of a model."""
+    """Holds the sizes of a model that its operations depend on."""
 
     preset: str
     hidden: int
@@ -51,7 +51,7 @@ ODD = Sizes(
     "odd", hidden=33, heads=3, kv_heads=1, head_size=10, ffn=37, qk_norm=False,
     cast_before_weight=True, seq_aux=True, vocab=101, experts=3, experts_per_token=2,
 )  # fmt: skip
-"""No multiple of a tile: what a mask forgets lies beyond a tensor."""
+"""Sizes that are no multiple of a tile: elements beyond a missing mask lie outside the tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,27 +63,27 @@ class Inputs:
     dtype: torch.dtype
     device: str
     scale: float = 1.0
-    """Of activations."""
+    """The scale of activations."""
 
     def leaf(self, *shape: int, scale: float = 1.0) -> Tensor:
-        """Random values with a gradient."""
+        """Gives random values with a gradient."""
         values = torch.randn(shape, device=self.device) * scale
         return values.to(self.dtype).requires_grad_()
 
     def rows(self, *shape: int) -> Tensor:
-        """Activations of every token."""
+        """Gives activations of every token."""
         return self.leaf(self.tokens, *shape, scale=self.scale)
 
     def matrix(self, *shape: int) -> Tensor:
-        """Weights that keep the size of what they multiply."""
+        """Gives weights that keep the size of the values they multiply."""
         return self.leaf(*shape, scale=shape[-1] ** -0.5)
 
     def arange(self, *bounds: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.arange(*bounds, device=self.device, dtype=dtype)
 
     def labels(self, ignored: str = "none") -> Tensor:
-        """An id of the vocabulary for each token, or -100 for so many of them: none, few, some or
-        all."""
+        """Gives an id of the vocabulary for each token, or -100 for the share `ignored` of them:
+        none, few, some or all."""
         labels_M = self.arange(self.tokens) * 7 % self.sizes.vocab
         step = {"none": 0, "few": 11, "some": 3, "all": 1}[ignored]
         if step:
@@ -91,45 +91,46 @@ class Inputs:
         return labels_M
 
     def bytes_of(self, *shape: int) -> int:
-        """Of a tensor in the case's dtype."""
+        """Gives the bytes of a tensor in the case's dtype."""
         return math.prod(shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class Liger:
-    """Liger-Kernel's counterpart of a case: the same work, in the layout that it is built for."""
+    """Describes Liger-Kernel's counterpart of a case: the same work, in the layout that it is built
+    for."""
 
     function: str
     """The autograd function, as module:name in liger_kernel.ops."""
     call: Callable[[Callable[..., Any]], Function]
     """Gives the function to time from the autograd function's apply."""
     inputs: Callable[[], tuple[Tensor, ...]] | None = None
-    """Makes its inputs, where they are not the case's own."""
+    """Makes its inputs, unless they are the case's own."""
     waits: bool = False
     """Whether it reads a number from the GPU, which a CUDA graph cannot record."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """An operation on some inputs, beside its plain form."""
+    """Holds an operation, its inputs, and its plain form."""
 
     name: str
     sizes: Sizes
     ours: Function
     plain: Function
-    """The same in PyTorch, of the same inputs: also in fp64."""
+    """The plain form in PyTorch, of the same inputs; it also runs in fp64."""
     inputs: tuple[Tensor, ...]
-    """Those that require a gradient and those that do not."""
+    """The inputs, with and without a gradient."""
     forward_bytes: int
-    """Read and written once each, in the case's dtype."""
+    """The bytes read and written once each, in the case's dtype."""
     backward_bytes: int
     forward_flops: int = 0
-    """Of matrix products; 0 where memory is the limit."""
+    """The flops of matrix products; 0 where memory is the limit."""
     backward_flops: int = 0
     uniform_grad: bool = False
     """Whether the gradients are made in the forward pass."""
     quickest: Function | None = None
-    """The plain form to beat, where `plain` would not be it."""
+    """The plain form to beat, unless it is `plain`."""
     liger: Liger | None = None
 
 
@@ -138,16 +139,16 @@ BOTH = ("forward", "backward")
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """At most so many µs on an H200, at 16,384 tokens in bf16."""
+    """Holds the most µs on an H200, at 16,384 tokens in bf16."""
 
     case: str
     ways: tuple[str, ...]
     us: Mapping[str, float]
-    """By preset."""
+    """The µs by preset."""
 
 
 class Registers(NamedTuple):
-    """What a thread of a kernel may take, over all dtypes and presets."""
+    """Holds the most registers that a thread of a kernel may take, over all dtypes and presets."""
 
     sm_80: int
     sm_89: int
@@ -162,33 +163,34 @@ OPS: dict[str, Op] = {}
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Op:
-    """One operation of the package."""
+    """Describes one operation of the package."""
 
     function: Callable[..., Any]
     reference: Callable[..., Any]
-    """The formula in PyTorch, of the same arguments but those that choose how to compute."""
+    """The formula in PyTorch, with the same arguments except those that choose how to compute."""
     formula: str
     build: Callable[..., Case]
-    """build(inputs, **options): one case, of the sizes in `inputs`."""
+    """build(inputs, **options) makes one case, of the sizes in `inputs`."""
     timed: tuple[Mapping[str, Any], ...] = ({},)
     """The options of the cases that benchmarks build at the sizes of a preset."""
     tested: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Values of `tokens`, `scale`, fields of Sizes and options, any two of which a test combines;
-    the rest is ODD's. A name of several, "heads kv_heads", takes tuples of values that go
+    """Values of `tokens`, `scale`, fields of Sizes and options, of which a test combines any two;
+    the rest are ODD's. A key of several names, "heads kv_heads", takes tuples of values that belong
     together."""
     scales: tuple[float, ...] = ()
     """Other magnitudes of activations to test at: alone, since small ones hide what is wrong."""
     compiled_for: tuple[str, ...] = ()
-    """Which sizes distinguish the presets to it, as format strings over Sizes."""
+    """The sizes in which the presets differ for this operation, as format strings over Sizes."""
     needs_experts: bool = False
     forms: tuple[Form, ...] = ()
-    """The bodies that it owns, each in PyTorch and in Triton."""
+    """The bodies of this operation, each in PyTorch and in Triton."""
     tiles: tuple[str, ...] = ()
     """Entries of the tables of tiles that a sweep tries on this operation."""
     registers: Mapping[str, Registers] = field(default_factory=dict)
-    """The budget of each kernel that it owns, by module.kernel."""
+    """The budget of each of its kernels, by module.kernel."""
     launches: Mapping[str, int] = field(default_factory=dict)
-    """By timed case, of its forward and backward pass together at 16,384 tokens."""
+    """The number of launches by timed case, of its forward and backward pass together at 16,384
+    tokens."""
     goals: tuple[Goal, ...] = ()
 
     def __post_init__(self) -> None:
@@ -202,14 +204,14 @@ class Op:
         return self.function.__name__
 
     def cases(self, sizes: Sizes, tokens: int, dtype: torch.dtype, device: str) -> Iterator[Case]:
-        """Those that benchmarks time and the compile report compiles; none for a preset without
-        what the operation works on."""
+        """Gives the cases that benchmarks time and the compile report compiles; none for a preset
+        without the parts that the operation works on."""
         if sizes.experts or not self.needs_experts:
             for options in self.timed:
                 yield self.build(Inputs(sizes, tokens, dtype, device), **options)
 
     def tested_case(self, dtype: torch.dtype, device: str, **values: Any) -> Case:
-        """The case with these values of what `tested` names."""
+        """Gives the case with these values for the names in `tested`."""
         flat: dict[str, Any] = {}
         for name, value in values.items():
             names = name.split()
@@ -220,6 +222,6 @@ class Op:
 
 
 def build_cases(sizes: Sizes, tokens: int, dtype: torch.dtype, device: str) -> Iterator[Case]:
-    """Each operation that a model of these sizes runs."""
+    """Builds a case of each operation that a model of these sizes runs."""
     for op in OPS.values():
         yield from op.cases(sizes, tokens, dtype, device)

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation, alone or after the residual addition.
+"""Computes root-mean-square normalisation, alone or after the residual addition.
 
     y = x / sqrt(mean(x², last dimension) + eps) · weight
 
@@ -19,7 +19,7 @@ from .op import Case, Goal, Inputs, Liger, Op, Registers
 def rms_norm_reference(
     x: Tensor, weight_D: Tensor, eps: float, cast_before_weight: bool = False
 ) -> Tensor:
-    """The formula in PyTorch. fp64 is computed in fp64, everything narrower in fp32."""
+    """Computes the formula in PyTorch. fp64 is computed in fp64, everything narrower in fp32."""
     wide = torch.promote_types(x.dtype, torch.float32)
     x_wide = x.to(wide)
     normed = x_wide * torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)
@@ -36,7 +36,7 @@ def add_rms_norm_reference(
     eps: float,
     cast_before_weight: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The sum and its norm in PyTorch."""
+    """Computes the sum and its norm in PyTorch."""
     total = x + residual
     return total, rms_norm_reference(total, weight_D, eps, cast_before_weight)
 
@@ -44,7 +44,7 @@ def add_rms_norm_reference(
 def fused_rms_norm(
     x: Tensor, weight_D: Tensor, eps: float, cast_before_weight: bool = False
 ) -> Tensor:
-    """As the reference, in PyTorch's own operator: fewer calls, to the same bits."""
+    """Computes the reference's result, to the same bits, by PyTorch's own operator: fewer calls."""
     if x.dtype != weight_D.dtype:
         return rms_norm_reference(x, weight_D, eps, cast_before_weight)
     if cast_before_weight:
@@ -53,12 +53,12 @@ def fused_rms_norm(
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float, cast_before_weight: bool = False) -> Tensor:
-    """Normalise the last dimension of x to a root mean square of one, times a weight.
+    """Normalises the last dimension of x to a root mean square of one, times a weight.
 
-    x [..., D] fp32, fp16 or bf16; weight_D any of them; y [..., D] in x's dtype. The statistics
-    and, unless `cast_before_weight`, the product with the weight run in fp32 with one cast at the
-    end (MiniMind 3). With `cast_before_weight` the normed value is cast first (Hugging Face's
-    Llama and Qwen3, MiniMind 2). The weight's gradient is summed in fp32.
+    x [..., D] is fp32, fp16 or bf16; weight_D any of them; y [..., D] is in x's dtype. The
+    statistics and, unless `cast_before_weight`, the product with the weight run in fp32 with one
+    cast at the end (MiniMind 3). With `cast_before_weight` the normed value is cast first (Hugging
+    Face's Llama and Qwen3, MiniMind 2). The weight's gradient is summed in fp32.
 
     Raises ValueError where weight_D is not [D].
     """
@@ -82,10 +82,10 @@ def add_rms_norm(
     eps: float,
     cast_before_weight: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Add the residual and normalise the sum: (x + residual, rms_norm(x + residual)).
+    """Adds the residual and normalises the sum: (x + residual, rms_norm(x + residual)).
 
-    x and residual [..., D] of one dtype, in which the sum is rounded and returned; the norm is of
-    the rounded sum. For the rest see `rms_norm`.
+    x and residual [..., D] are of one dtype, in which the sum is rounded and returned; the norm is
+    of the rounded sum. For the rest see `rms_norm`.
 
     Raises ValueError where the shapes or dtypes do not agree.
     """
@@ -151,7 +151,8 @@ def _backward_body(
 def _add_backward_body(
     grad_y_MD: Tensor, grad_total_MD: Tensor, total_MD: Tensor, rstd_M1: Tensor, weight_D: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As `_backward_body`, plus the gradient that reaches the sum past the norm."""
+    """Gives the results of `_backward_body`, plus the gradient that reaches the sum directly,
+    without passing the norm."""
     grad, grad_weight_D = _wide_backward(grad_y_MD, total_MD, rstd_M1, weight_D)
     return (grad + grad_total_MD.to(grad.dtype)).to(total_MD.dtype), grad_weight_D
 
@@ -159,7 +160,7 @@ def _add_backward_body(
 def _wide_backward(
     grad_y_MD: Tensor, x_MD: Tensor, rstd_M1: Tensor, weight_D: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """With n = x·rstd and g = dy·w: dx = rstd·(g - n·mean(g·n)), dw = Σ_rows dy·n."""
+    """Computes dx = rstd·(g - n·mean(g·n)) and dw = Σ_rows dy·n, with n = x·rstd and g = dy·w."""
     wide = rstd_M1.dtype
     grad_y, normed = grad_y_MD.to(wide), x_MD.to(wide) * rstd_M1
     grad_normed = grad_y * weight_D.to(wide)

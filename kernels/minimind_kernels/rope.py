@@ -1,4 +1,5 @@
-"""Rotary position embedding of queries and keys, with an optional RMSNorm of each head before it.
+"""Computes rotary position embedding of queries and keys, with an optional RMSNorm of each head
+before it.
 
 With (a, b) the two halves of a head and angles θ of its position:
 
@@ -39,7 +40,7 @@ def qk_rope_reference(
     eps: float = 1e-6,
     cast_before_weight: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The formula in PyTorch; the rotation in fp32 (fp64 stays fp64)."""
+    """Computes the formula in PyTorch; the rotation in fp32 (fp64 stays fp64)."""
     q_MNH, k_MKH, v_MKH = _split(qkv_MC, num_heads, num_kv_heads)
     if q_norm_weight_H is not None and k_norm_weight_H is not None:
         q_MNH = rms_norm_reference(q_MNH, q_norm_weight_H, eps, cast_before_weight)
@@ -60,16 +61,16 @@ def qk_rope(
     eps: float = 1e-6,
     cast_before_weight: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Split the packed QKV product and rotate its queries and keys: (q_MNH, k_MKH, v_MKH).
+    """Splits the packed QKV product and rotates its queries and keys: (q_MNH, k_MKH, v_MKH).
 
-    qkv_MC [M, (N + 2K)·H] fp32, fp16 or bf16; cos_PR and sin_PR [P, H/2] fp32, one angle for each
-    pair of dimensions i and i + H/2; positions_M [M] int32 or int64, each below P. q and k are new
-    and contiguous, v is a view of qkv, all in its dtype. With both norm weights [H] given, each
-    head of q and k is normalised first (see `rms_norm` for eps and the order of the cast). Norm
-    and rotation run in fp32 with one cast at the end, except for the cast that
-    `cast_before_weight` asks for. The gradient of qkv comes as one packed tensor. In place of the
-    tables the two tensors of `rope_rows` for the same positions will do; then q and k are views of
-    one new tensor, and there is no gradient.
+    qkv_MC [M, (N + 2K)·H] is fp32, fp16 or bf16; cos_PR and sin_PR [P, H/2] are fp32, one angle for
+    each pair of dimensions i and i + H/2; positions_M [M] is int32 or int64, each below P. q and k
+    are new and contiguous, v is a view of qkv, all in its dtype. With both norm weights [H] given,
+    each head of q and k is normalised first (see `rms_norm` for eps and the order of the cast).
+    Norm and rotation run in fp32 with one cast at the end, except for the cast that
+    `cast_before_weight` asks for. The gradient of qkv comes as one packed tensor. The two tensors
+    of `rope_rows` for the same positions may replace the tables; then q and k are views of one new
+    tensor, and there is no gradient.
 
     Raises ValueError where shapes do not agree or one norm weight comes without the other.
     """
@@ -124,7 +125,7 @@ def _check(
 
 
 def _rotate(x_MAH: Tensor, cos_M1R: Tensor, sin_M1R: Tensor) -> Tensor:
-    """Rotate each head, in the wider of x's and the tables' dtypes, back in x's."""
+    """Rotates each head, in the wider of x's and the tables' dtypes, and casts back to x's."""
     first, second = x_MAH.to(torch.promote_types(x_MAH.dtype, cos_M1R.dtype)).chunk(2, dim=-1)
     rotated = (first * cos_M1R - second * sin_M1R, second * cos_M1R + first * sin_M1R)
     return torch.cat([half.to(x_MAH.dtype) for half in rotated], dim=-1)
@@ -179,9 +180,9 @@ def _backward_body(
     *,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of qkv and of both weights [2H], the latter empty without a norm. A rotation's
-    is turned back: by the same angle with sin negated. The gradient of the norm is rms_norm.py's,
-    for each head."""
+    """Gives the gradients of qkv and of both weights [2H], the latter empty without a norm. The
+    gradient of a rotation is rotated back, by the same angle with sin negated. The gradient of the
+    norm is rms_norm.py's, for each head."""
     wide = cos_PR.dtype
     cos_M1R, sin_M1R = cos_PR[positions_M].unsqueeze(1), sin_PR[positions_M].unsqueeze(1)
     if qkv_MC is None or q_weight_H is None or k_weight_H is None:
@@ -235,7 +236,7 @@ class _Rope(torch.autograd.Function):
 
 
 def _build(inputs: Inputs) -> Case:
-    """With the norm where the sizes have it."""
+    """Builds a case, with the norm where the sizes have it."""
     sizes, tokens, head_size = inputs.sizes, inputs.tokens, inputs.sizes.head_size
     num_heads, num_kv_heads = sizes.heads, sizes.kv_heads
     angles = inputs.arange(1024)[:, None] * 1e6 ** (-inputs.arange(0, head_size, 2) / head_size)

@@ -1,6 +1,6 @@
-"""Rotary position embedding of a few rows on a CPU without gradient, as decoding and prompts need
-it: the rows of the tables are gathered once for all layers, and q and k turn together. Saves a
-twelfth of a step of a small dense model."""
+"""Computes rotary position embedding of a few rows on a CPU without gradient, for decoding and
+prompts: the rows of the tables are gathered once for all layers, and q and k turn together. It
+saves a twelfth of a step of a small dense model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from . import backend
 
 
 def rope_rows(cos_PR: Tensor, sin_PR: Tensor, positions_M: Tensor) -> tuple[Tensor, Tensor]:
-    """What `qk_rope` takes as its tables in every layer of one forward at these positions.
+    """Gives the tensors that `qk_rope` takes as its tables in every layer of one forward at these
+    positions.
 
-    Few rows on a CPU without gradient: the rows of the tables, gathered once, as (cos, cos) and
-    (-sin, sin) [M, 1, H] fp32, for x · cos + swap(x) · sin with the halves of each head swapped.
-    Else the tables themselves.
+    For few rows on a CPU without gradient, these are the rows of the tables, gathered once, as
+    (cos, cos) and (-sin, sin) [M, 1, H] fp32, for x · cos + swap(x) · sin with the halves of each
+    head swapped. Otherwise they are the tables themselves.
     """
     few = len(positions_M) < backend.MIN_COMPILED_ROWS
     if not few or not backend.is_decoding(positions_M):
@@ -36,8 +37,7 @@ def turn_rows(
     eps: float,
     cast_before_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes what `qk_rope` does elsewhere, with q and k turned together: a third of the
-    operators."""
+    """Computes the result of `qk_rope` with q and k turned together: a third of the operators."""
     size, wide = cos_M1H.shape[-1], torch.promote_types(qkv_MC.dtype, cos_M1H.dtype)
     heads_MAH = qkv_MC.reshape(len(qkv_MC), num_heads + 2 * num_kv_heads, size)
     qk_MAH, v_MKH = heads_MAH.split_with_sizes((num_heads + num_kv_heads, num_kv_heads), 1)

@@ -1,4 +1,4 @@
-"""What the router hands to the experts.
+"""Defines the router's result, which the experts take.
 
 P is the number of token slots, M·S.
 """
@@ -16,7 +16,7 @@ from .op import Inputs
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """The choice of experts for M tokens, ready for `expert_ffn`."""
+    """Holds the choice of experts for M tokens, ready for `expert_ffn`."""
 
     weights_MS: Tensor
     """fp32, differentiable."""
@@ -35,8 +35,8 @@ class Routing:
 
 
 def build_options(inputs: Inputs, *, counted: bool) -> dict[str, Any]:
-    """Options of `moe_routing` for a case: 64 documents, of which some are empty where tokens are
-    few, and, to be `counted`, one token of padding in seven."""
+    """Gives options of `moe_routing` for a case: 64 documents, of which some are empty where tokens
+    are few, and, with `counted`, one token of padding in seven."""
     sizes, tokens = inputs.sizes, inputs.tokens
     return {
         "num_experts_per_tok": sizes.experts_per_token,

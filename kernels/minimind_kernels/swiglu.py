@@ -1,4 +1,4 @@
-"""The gated activation of the feed-forward layer, alone and with the product after it.
+"""Computes the gated activation of the feed-forward layer, alone and with the product after it.
 
     out = silu(gate) · up,  silu(g) = g · sigmoid(g)
 
@@ -17,22 +17,22 @@ from .op import Case, Goal, Inputs, Liger, Op, Registers
 
 
 def swiglu_reference(gate_up: Tensor) -> Tensor:
-    """The formula in PyTorch, each step in gate_up's dtype."""
+    """Computes the formula in PyTorch, each step in gate_up's dtype."""
     gate, up = gate_up.chunk(2, dim=-1)
     return functional.silu(gate) * up
 
 
 def swiglu_linear_reference(gate_up: Tensor, weight_DF: Tensor) -> Tensor:
-    """The formula in PyTorch, each step in gate_up's dtype."""
+    """Computes the formula in PyTorch, each step in gate_up's dtype."""
     return functional.linear(swiglu_reference(gate_up), weight_DF)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) · up of one packed product.
+    """Computes silu(gate) · up of one packed product.
 
-    gate_up [..., 2F] fp32, fp16 or bf16: the gate in the first half of the last dimension, the
-    value in the second; the result [..., F] in its dtype. Runs in fp32 with one cast at the end.
-    The backward pass rebuilds the activation, so that gate_up is all that is kept for it.
+    gate_up [..., 2F] is fp32, fp16 or bf16: the gate in the first half of the last dimension, the
+    value in the second; the result [..., F] is in its dtype. It runs in fp32 with one cast at the
+    end. The backward pass rebuilds the activation, so that only gate_up is kept for it.
 
     Raises ValueError where the last dimension is odd.
     """
@@ -54,11 +54,12 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 def swiglu_linear(gate_up: Tensor, weight_DF: Tensor) -> Tensor:
-    """swiglu(gate_up) · weightᵀ: what a feed-forward layer does behind its packed product.
+    """Computes swiglu(gate_up) · weightᵀ: the part of a feed-forward layer after its packed
+    product.
 
-    gate_up [..., 2F] and weight_DF [D, F] of one dtype; the result [..., D] in it. For the backward
-    pass gate_up alone is kept: it is read there anyway, and the activation [..., F] comes out of
-    the same pass over it.
+    gate_up [..., 2F] and weight_DF [D, F] are of one dtype, and so is the result [..., D]. For the
+    backward pass only gate_up is kept: it is read there anyway, and the same pass over it gives the
+    activation [..., F].
 
     Raises ValueError where the last dimension of gate_up is not 2F.
     """
@@ -83,8 +84,8 @@ def _forward_body(gate_up_M2F: Tensor) -> Tensor:
 def _backward_body(
     grad_out_MF: Tensor, gate_up_M2F: Tensor, *, rebuild: bool
 ) -> tuple[Tensor, Tensor]:
-    """With s = sigmoid(gate): d_gate = d·up·s·(1 + gate·(1 - s)), d_up = d·gate·s; and, to
-    `rebuild` it, the forward's result."""
+    """Computes, with s = sigmoid(gate): d_gate = d·up·s·(1 + gate·(1 - s)), d_up = d·gate·s; and,
+    with `rebuild`, the forward's result."""
     narrow, wide = gate_up_M2F.dtype, torch.promote_types(gate_up_M2F.dtype, torch.float32)
     grad, (gate, up) = grad_out_MF.to(wide), gate_up_M2F.to(wide).chunk(2, dim=-1)
     sigmoid = torch.sigmoid(gate)

@@ -1,7 +1,8 @@
-"""Logits for a chunk of tokens at a time, and the gradients of both factors gathered over chunks.
+"""Makes logits for a chunk of tokens at a time, and gathers the gradients of both factors over
+chunks.
 
-What the linear losses share: the walk and its three matrix products. What stands between logits
-and their gradient is each loss's own.
+The linear losses share this: the walk over chunks and its three matrix products. Each loss computes
+the gradient of the logits itself.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from . import backend
 from .form import MIN_GENERATED_ROWS, Form
 
 _CPU_CHUNK = 1024
-"""Tokens: enough for the matrix products' full speed; 26 MB of fp32 logits over 6400 entries."""
+"""The tokens of a chunk: enough for the matrix products' full speed; 26 MB of fp32 logits over 6400
+entries."""
 _GPU_CHUNK = 4096
-"""Tokens: 52 MB of bf16 logits over 6400 entries, about an H100's L2."""
+"""The tokens of a chunk: 52 MB of bf16 logits over 6400 entries, about an H100's L2."""
 
 WORTH_GATHERING = 0.9
-"""On the CPU, where counting them waits for nothing, tokens without a loss are left out of the
-products when at least a tenth is."""
+"""The least share of tokens without a loss that are left out of the products. This is for the CPU,
+where counting them waits for nothing."""
 
 
 def _add_body(total_VD: Tensor, share_VD: Tensor) -> None:
@@ -33,7 +35,7 @@ _add = Form(None, _add_body, num_row_tensors=2)
 
 
 class TokenChunks:
-    """One model's hidden states against one head, chunk after chunk through one buffer."""
+    """Multiplies one model's hidden states with one head, chunk after chunk through one buffer."""
 
     def __init__(self, hidden_MD: Tensor, weight_VD: Tensor, chunk_size: int | None) -> None:
         num_tokens, vocab = hidden_MD.shape[0], weight_VD.shape[0]
@@ -60,12 +62,12 @@ class TokenChunks:
         self._gathers_weight = False
 
     def logits(self, rows: slice) -> Tensor:
-        """The logits of some rows, in the one buffer: the next call overwrites them."""
+        """Gives the logits of some rows, in the one buffer: the next call overwrites them."""
         logits_CV = self._buffer_CV[: rows.stop - rows.start]
         return torch.mm(self._hidden(rows), self._weight_VD.t(), out=logits_CV)
 
     def want_grads(self, hidden: bool, weight: bool) -> None:
-        """Say, before `add_grads`, which of the two gradients to gather."""
+        """Says, before `add_grads`, which of the two gradients to gather."""
         if hidden:
             self.grad_hidden_MD = torch.empty_like(self._hidden_MD)
         self._gathers_weight = weight
@@ -83,8 +85,8 @@ class TokenChunks:
             self._add_grad_weight(grad_logits_CV.t(), self._hidden(rows))
 
     def _add_grad_weight(self, grad_logits_VC: Tensor, hidden_CD: Tensor) -> None:
-        """Gathers a chunk's share in the losses' dtype. cuBLAS hands out its fp32 sums; elsewhere a
-        share is rounded first."""
+        """Adds a chunk's share of the weight's gradient, in the losses' dtype. cuBLAS can return
+        its fp32 sums; elsewhere a share is rounded first."""
         total_VD, factors = self.grad_weight_VD, (grad_logits_VC, hidden_CD)
         if total_VD is not None and self._dtype == self.loss_dtype:
             total_VD.addmm_(*factors)
@@ -114,9 +116,8 @@ def scale_grads(
     *,
     uniform_grad: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of a plain sum of losses, times the gradients `grad_M` that the losses
-    received: one factor for all, or, where the weight needs none, a factor for each token's row.
-    """
+    """Gives the gradients of a plain sum of losses, times the gradients `grad_M` that the losses
+    received: one factor for all, or, where the weight needs none, a factor for each token's row."""
     if uniform_grad:
         factor = _common_grad(grad_M, counted_M)
     else:
@@ -130,7 +131,7 @@ def scale_grads(
 
 
 def _common_grad(grad_M: Tensor, counted_M: Tensor) -> Tensor:
-    """The one gradient that all counted tokens' losses received, 0 if there are none, without
+    """Gives the one gradient that all counted tokens' losses received, 0 if there are none, without
     waiting for a GPU. Raises ValueError (on a GPU an assertion on the device) if they differ."""
     if not len(grad_M):
         return grad_M.new_zeros(())

@@ -1,4 +1,4 @@
-"""Answers from a model in this process."""
+"""Gives answers from a model in this process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from minimind.model.transformer import Transformer
 
 
 class LocalChat:
-    """One conversation at a time; what its turns have in common stays in the cache."""
+    """Serves one conversation at a time; the common beginning of its turns stays in the cache."""
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

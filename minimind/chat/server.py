@@ -1,4 +1,4 @@
-"""Answers from a server that speaks OpenAI's API, ours or another."""
+"""Gives answers from a server that speaks OpenAI's API, ours or another."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from minimind.inference.answer_parser import Content, Part, Reasoning, ToolCall
 
 
 class ServerChat:
-    """Through the official client."""
+    """Talks with the server through OpenAI's official client."""
 
     def __init__(self, url: str, model: str | None = None, api_key: str | None = None) -> None:
-        """`url` with or without /v1; the first model there unless `model` names one. Raises
-        ConfigError where the server cannot be reached."""
+        """Connects to `url`, with or without /v1, and takes its first model unless `model` names
+        one. Raises ConfigError where the server cannot be reached."""
         base = url.rstrip("/").removesuffix("/v1") + "/v1"
         self._client = openai.OpenAI(base_url=base, api_key=api_key or "none", max_retries=0)
         with _clear_errors(base):
@@ -88,7 +88,7 @@ def _read(stream: Any) -> Iterator[Part | Finished]:
 
 @contextmanager
 def _clear_errors(url: str) -> Iterator[None]:
-    """openai's errors as ConfigError, with the server's own words."""
+    """Turns openai's errors into ConfigError, with the server's own words."""
     try:
         yield
     except openai.APIConnectionError as error:

@@ -1,4 +1,4 @@
-"""A conversation as it goes on, whoever answers: a model in this process or a server."""
+"""Keeps a conversation, whether a model in this process or a server answers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from minimind.inference.answer_parser import Content, Part, Reasoning, ToolCall
 from minimind.inference.sampling import SamplingParams
 
 _PROGRAMS = ("grammar", "logprobs", "tempered_logprobs")
-"""Options of SamplingParams that are for programs; so are those that are no number or switch."""
+"""Options of SamplingParams that only programs use; so are all that are neither number nor
+switch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatOptions(SamplingParams):
-    """How to answer: SamplingParams with a conversation's defaults, and whether to think first."""
+    """Says how to answer: SamplingParams with a conversation's defaults, and whether to think
+    first."""
 
     thinking: bool = False
     max_new_tokens: int = 512
@@ -29,11 +31,11 @@ class ChatOptions(SamplingParams):
     top_p: float = 0.9
 
     def show(self) -> dict[str, Any]:
-        """The options that `change` takes, with their values."""
+        """Lists the options that `change` takes, with their values."""
         return {name: getattr(self, name) for name in _CHANGEABLE}
 
     def change(self, assignment: str) -> ChatOptions:
-        """With `name=value`. Raises ConfigError."""
+        """Changes an option by `name=value`. Raises ConfigError."""
         name, equals, text = (part.strip() for part in assignment.partition("="))
         if name not in _CHANGEABLE or not equals:
             raise ConfigError(
@@ -61,14 +63,14 @@ _CHANGEABLE = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of an answer."""
+    """Marks the end of an answer."""
 
     reason: str
     completion_tokens: int
 
 
 class ChatBackend(Protocol):
-    """Who answers."""
+    """Answers the turns of a conversation."""
 
     def answer(
         self,
@@ -76,14 +78,14 @@ class ChatBackend(Protocol):
         options: ChatOptions,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> Iterator[Part | Finished]:
-        """The parts as they come, then how it ended; closing the iterator stops the generation.
-        Raises a MiniMindError where the answer cannot be given."""
+        """Yields the parts as they arrive, then how the answer ended; closing the iterator stops
+        the generation. Raises a MiniMindError where the answer cannot be given."""
         ...
 
 
 @dataclass(slots=True)
 class ChatSession:
-    """Turns, the options for the next one, and the measures of the last."""
+    """Holds turns, the options for the next one, and the measures of the last."""
 
     backend: ChatBackend
     options: ChatOptions = field(default_factory=ChatOptions)
@@ -91,7 +93,7 @@ class ChatSession:
     turns: list[Message] = field(default_factory=list)
     finished: Finished | None = None
     seconds: float = 0.0
-    """From the question to the last token."""
+    """The seconds from the question to the last token."""
     first_token_s: float = 0.0
 
     @property
@@ -100,7 +102,7 @@ class ChatSession:
 
     @property
     def tokens_per_s(self) -> float:
-        """Of the last answer, from its first token on."""
+        """Gives the speed of the last answer, from its first token on."""
         made = self.finished.completion_tokens if self.finished else 0
         writing_s = self.seconds - self.first_token_s
         return (made - 1) / writing_s if made > 1 and writing_s > 0 else 0.0
@@ -108,8 +110,9 @@ class ChatSession:
     def ask(
         self, question: str | Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
     ) -> Iterator[Part]:
-        """The answer's parts to a user's text, or to turns such as the results of tools. It joins
-        the history with its question however far it has come, unless nothing came at all."""
+        """Yields the answer's parts to a user's text, or to turns such as the results of tools.
+        Question and answer join the history even if the answer is cut short, unless nothing arrived
+        at all."""
         asked = [{"role": "user", "content": question}] if isinstance(question, str) else question
         self.finished = None
         started = time.perf_counter()
@@ -131,7 +134,7 @@ class ChatSession:
                 self.turns += [*asked, answer_message(parts)]
 
     def forget_last(self) -> str | None:
-        """Takes back the last question and its answer; the question, if there was one."""
+        """Takes back the last question and its answer; gives the question, if there was one."""
         while self.turns:
             turn = self.turns.pop()
             if turn["role"] == "user":
@@ -139,7 +142,7 @@ class ChatSession:
         return None
 
     def save(self, path: Path) -> None:
-        """Adds the conversation to a jsonl file, as training takes it. Raises ConfigError."""
+        """Adds the conversation to a jsonl file, in training's format. Raises ConfigError."""
         line = json.dumps({"conversations": self.messages}, ensure_ascii=False)
         try:
             with open(path, "a", encoding="utf-8") as file:
@@ -149,7 +152,7 @@ class ChatSession:
 
 
 def answer_message(parts: Sequence[Part]) -> Message:
-    """An assistant's turn as history holds it."""
+    """Gives an assistant's turn for the history."""
     message: Message = {
         "role": "assistant",
         "content": "".join(part.text for part in parts if isinstance(part, Content)),

@@ -1,4 +1,5 @@
-"""A conversation in the terminal: what is typed or piped in, and the answers as they come."""
+"""Shows a conversation in the terminal: reads typed or piped lines, and prints the answers as they
+arrive."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ Ctrl-C stops an answer. Alt-Enter begins a new line. //… sends a text that beg
 
 
 def read_lines(is_interactive: bool) -> Iterator[str]:
-    """What the user types, with editing and history; what is piped in, line by line."""
+    """Yields the lines that the user types, with editing and history, or the lines that are piped
+    in."""
     if not is_interactive:
         if isinstance(sys.stdin, io.TextIOWrapper):  # a file may hold anything
             sys.stdin.reconfigure(encoding="utf-8", errors="replace")
@@ -44,7 +46,8 @@ def read_lines(is_interactive: bool) -> Iterator[str]:
 
 
 def build_prompt() -> Callable[[str], str]:
-    """prompt_toolkit where it is installed and the terminal can show it, else the plain one."""
+    """Gives prompt_toolkit's prompt where it is installed and the terminal can show it, else the
+    plain one."""
     if os.environ.get("TERM", "dumb") == "dumb":
         return input
     try:
@@ -79,12 +82,12 @@ class Terminal:
         self._has_colour = sys.stdout.isatty() and not plain
         self.has_failed = False
         self._thinks = False
-        """A thought is being shown."""
+        """Whether a thought is being shown."""
         if self.is_interactive:
             print("/help lists the commands")
 
     def take(self, line: str) -> bool:
-        """One line of the user's; False where he leaves."""
+        """Takes one line of the user's; gives False where the user leaves."""
         text = line.strip()
         if not text:
             return True

@@ -1,4 +1,4 @@
-"""The web page: a chat over a server. `minimind web` runs it with `streamlit run`."""
+"""Shows the web page: a chat over a server. `minimind web` runs it with `streamlit run`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _STYLE = """<style>
 [data-testid="stSidebarUserContent"] hr { margin: 0.5rem 0; }
 [data-testid="stChatMessage"] { padding: 0.75rem 1rem; }
 </style>"""
-"""Streamlit leaves a hand's breadth above everything, which a phone has no room for."""
+"""Removes the wide margin that Streamlit leaves at the top, for which a phone has no room."""
 
 
 def main() -> None:
@@ -89,7 +89,7 @@ def _choose_language() -> str:
 
 
 def _choose_conversation(backend: ServerChat, text: Text) -> ChatSession:
-    """Of this browser tab's."""
+    """Lets the user choose one of this browser tab's conversations."""
     state = st.session_state
     if "conversations" not in state:
         state.conversations = [ChatSession(backend)]
@@ -111,7 +111,7 @@ def _choose_conversation(backend: ServerChat, text: Text) -> ChatSession:
 
 
 def _shorten(question: str) -> str:
-    """As a button's label, which would read Markdown."""
+    """Shortens a text to a button's label, which would read Markdown."""
     words = " ".join(question.split())
     cut = words if len(words) <= _NAME_CHARS else words[: _NAME_CHARS - 1] + "…"
     return re.sub(r"([\\`*_\[\]$:~<>#])", r"\\\1", cut)
@@ -123,7 +123,7 @@ def _choose_model(models: Sequence[str], text: Text) -> str:
 
 
 def _choose_options(session: ChatSession, text: Text) -> None:
-    """Of the next answer."""
+    """Lets the user choose the options of the next answer."""
     with st.sidebar:
         thinking = st.toggle(text("thinking"), key="thinking")
         session.system = st.text_area(
@@ -170,7 +170,7 @@ def _tools(text: Text) -> list[dict[str, Any]]:
 
 
 def _speaker(role: str) -> Any:
-    """A tool's results stand on the assistant's side."""
+    """Gives the speaker's name; a tool's results stand on the assistant's side."""
     name = "user" if role == "user" else "assistant"
     return st.chat_message(name, avatar=_AVATARS[name])
 
@@ -190,7 +190,8 @@ def _show_turn(turn: Message, text: Text) -> None:
 
 
 def _wants_another(session: ChatSession, text: Text) -> bool:
-    """Below the last answer: how quick it was, and a button for another one."""
+    """Shows, below the last answer, its speed and a button for another answer; tells whether it was
+    pressed."""
     with st.container(horizontal=True, vertical_alignment="center"):
         again = st.button(text("again"), icon=":material/refresh:", type="tertiary")
         if speed := st.session_state.get("speed", {}).get(id(session)):
@@ -223,7 +224,7 @@ def _ask_for_results(
 def _answer(
     session: ChatSession, turns: list[Message], tools: list[dict[str, Any]], text: Text
 ) -> None:
-    """Adds the turns, shows the answer as it comes and keeps it."""
+    """Adds the turns, shows the answer as it arrives and keeps it."""
     for turn in turns:
         _show_turn(turn, text)
     with _speaker("assistant"):

@@ -35,9 +35,9 @@ from minimind.types import Row
 logger = logging.getLogger("minimind")
 
 _BATCH = 32
-"""Rows answered at once."""
+"""The number of rows answered at once."""
 _WRITTEN = ("system", "tools", "conversations")
-"""Keys of a row that its answer keeps."""
+"""The keys of a row that its answer keeps."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def answer_file(options: argparse.Namespace) -> tuple[int, int]:
-    """How many rows were answered and how many left out. The output is whole or not there."""
+    """Answers a file; gives how many rows were answered and how many left out. The output is whole
+    or not there."""
     if options.max_rows < 0:
         raise ConfigError(f"--max_rows {options.max_rows}: give 0 for all, or how many")
     params = SamplingParams(
@@ -134,7 +135,7 @@ def answer_file(options: argparse.Namespace) -> tuple[int, int]:
 
 
 def _questions(options: argparse.Namespace) -> Iterator[tuple[Row, Chat]]:
-    """Each row and its turns up to where the assistant is to speak. Raises DataError."""
+    """Yields each row and its turns up to where the assistant is to speak. Raises DataError."""
     reader = open_rows(options.data, ("prompt",), options.format)
     if described := reader.describe():
         logger.info("%s: %s", options.data, described)
@@ -159,7 +160,7 @@ def _questions(options: argparse.Namespace) -> Iterator[tuple[Row, Chat]]:
 
 
 def _asked(row: Row) -> dict[str, Any]:
-    """The row without its answer and without what answers do not need."""
+    """Gives the row without its answer and without the keys that answers do not need."""
     kept = {key: row.data[key] for key in _WRITTEN if key in row.data}
     turns = list(kept["conversations"])
     if turns[-1]["role"] == "assistant":

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def open_backend(arguments: argparse.Namespace) -> ChatBackend:
-    """The model of --checkpoint in this process, or the server."""
+    """Opens the model of --checkpoint in this process, or the server."""
     if arguments.server:
         from minimind.chat.server import ServerChat
 

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def convert_to_hf(source: Path, output: Path, dtype: torch.dtype) -> None:
-    """Reads the weights (which checks them), an adapter merged into its base, writes them in
+    """Reads the weights (which checks them), merges an adapter into its base, writes the weights in
     `dtype` and puts the tokenizer beside them. The output is whole or not there. Raises a
     MiniMindError."""
     folder, output = find_model_folder(source), output.absolute()
@@ -77,8 +77,9 @@ def convert_to_hf(source: Path, output: Path, dtype: torch.dtype) -> None:
 
 
 def _write_tokenizer(source: Path, output: Path) -> None:
-    """Has `transformers` begin a text there as training does: earlier versions wrote files that
-    leave out bos. One that cannot be used here stays as it is."""
+    """Writes tokenizer files with which `transformers` begins a text as training does: earlier
+    versions wrote files that leave out bos. A tokenizer that cannot be read here is copied
+    unchanged."""
     if has_tokenizer(source):
         try:
             Tokenizer.load(source).save(output)
@@ -87,5 +88,5 @@ def _write_tokenizer(source: Path, output: Path) -> None:
 
 
 def _holds_weights(file: Path) -> bool:
-    """Whole or in shards, with their index, in any format."""
+    """Tells whether a folder holds weights, whole or in shards with their index, in any format."""
     return file.name.endswith((".safetensors", ".bin", ".pth", ".index.json"))

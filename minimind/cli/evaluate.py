@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def evaluate(checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Whatever the options ask for, of one checkpoint. Raises a MiniMindError."""
+    """Measures what the options ask for, of one checkpoint. Raises a MiniMindError."""
     placement = choose_placement(dtype=options.dtype)
     model, tokenizer = load_checkpoint(checkpoint, placement)
     found: dict[str, Any] = {
@@ -168,8 +168,8 @@ def _read_prompts(given: Sequence[str]) -> list[str]:
 
 
 def report(results: dict[str, dict[str, Any]]) -> str:
-    """What --json holds, for a reader: one table a kind of measure, checkpoints as its rows, and
-    the answers to each prompt below one another."""
+    """Writes the content of --json for a reader: one table for each kind of measure, with
+    checkpoints as its rows, and the answers to each prompt below one another."""
     perplexities = [
         {
             "checkpoint": name,
@@ -216,7 +216,7 @@ def report(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _standard_error(row: dict[str, Any], key: str) -> str:
-    """The harness has "acc,none" and "acc_stderr,none"."""
+    """Gives the standard error of a measure: the harness has "acc,none" and "acc_stderr,none"."""
     error = row.get(key.replace(",", "_stderr,", 1))
     return f"{error:.4f}" if isinstance(error, float) else "not measured"
 

@@ -19,8 +19,8 @@ VERBS = {
     "convert": "converts a checkpoint to another format",
     "tokenizer": "trains a tokenizer on your text",
 }
-"""What each verb does. Its `main` is in the file of its name, and with it `run_process` where the
-process itself has to be ended in the verb's own way."""
+"""What each verb does. The file of its name holds its `main`, and `run_process` where the process
+has to be ended in a special way."""
 
 EXTRAS = {
     "serve": ("fastapi", "openai", "prometheus_client", "pydantic", "starlette", "uvicorn"),
@@ -28,11 +28,11 @@ EXTRAS = {
     "eval": ("lm_eval",),
     "interop": ("transformers",),
 }
-"""Packages that an installation may do without, by the extra that brings them."""
+"""Optional packages, by the extra that brings them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script. Returns the verb's exit status, or 2 where there is no such verb."""
+    """Runs the console script. Returns the verb's exit status, or 2 where there is no such verb."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     rank = []
     if arguments and arguments[0].startswith("--local_rank="):
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_verb(verb: str, argv: Sequence[str]) -> int:
     """Runs one of VERBS and returns its exit status. A package that is missing because its extra
-    was not installed is one clear message and status 2."""
+    was not installed gives one clear message and status 2."""
     try:
         module = importlib.import_module(f"minimind.cli.{verb}")
         return getattr(module, "run_process", module.main)(argv)
@@ -80,7 +80,7 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
 
 
 def describe() -> str:
-    """The text of --help."""
+    """Gives the text of --help."""
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {name:<{width}}  {text}" for name, text in VERBS.items())
     return (

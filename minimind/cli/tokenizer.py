@@ -15,7 +15,7 @@ from minimind.data.training_texts import read_training_texts
 from minimind.errors import ConfigError, DataError, MiniMindError
 
 CHECKED_CHARS = 1 << 20
-"""Text on which compression and round trip are checked at the end."""
+"""The number of characters on which compression and round trip are checked at the end."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 2 bad usage or data, 130 interrupted."""
+    """Trains; gives the exit status: 0 done, 2 bad usage or data, 130 interrupted."""
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -94,7 +94,7 @@ def _save(tokenizer: Tokenizer, output: Path) -> None:
 
 
 def _remember(texts: Iterator[str], checked: list[str]) -> Iterator[str]:
-    """The same texts; the first of them are kept for the check."""
+    """Yields the same texts, and keeps the first of them for the check."""
     left = CHECKED_CHARS
     for text in texts:
         checked.append(text)

@@ -1,4 +1,4 @@
-"""The batch sizes of a run: any two give the third."""
+"""Resolves the batch sizes of a run: any two give the third."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from minimind.errors import ConfigError
 
 
 def resolve_batch(ds: dict[str, Any], recipe: Recipe, sizes: Sizes, num_ranks: int) -> Recipe:
-    """Makes rows a step = micro-batch x accumulation x ranks, whole, in `ds` and in the recipe that
-    it gives. Of what neither gives, `sizes` give the rows first, then the micro-batch as large as
-    it fits. An accumulation without rows a step means its product with the micro-batch, as in
-    DeepSpeed's own examples. Raises ConfigError."""
+    """Makes rows a step = micro-batch x accumulation x ranks, in whole numbers, in `ds` and in the
+    recipe that it returns. Missing values come from `sizes`: the rows first, then the largest
+    micro-batch that divides. An accumulation without rows a step means its product with the
+    micro-batch, as in DeepSpeed's own examples. Raises ConfigError."""
     asked = _read_accumulation(ds)
     rows = recipe.train_batch_size
     if rows is None and asked is not None:

@@ -1,7 +1,7 @@
-"""Refuses what DeepSpeed 0.19.8 accepts and then trains otherwise than plain PyTorch does.
+"""Refuses options that DeepSpeed 0.19.8 accepts and then trains differently from plain PyTorch.
 
-Each was seen by its steps beside PyTorch's; what is not refused is held to those steps by
-tests/engine/test_optimizer_steps.py.
+Each difference was seen in steps compared with PyTorch's; tests/engine/test_optimizer_steps.py
+compares the options that are not refused.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ _OPTIMIZERS: dict[str, tuple[_GoesWrong, str]] = {
         "DeepSpeed loses the norms' gradients there",
     ),
 }
-"""By the lower-case name: whether it goes wrong at a ZeRO stage in a precision, and why."""
+"""For each optimizer's lower-case name: whether it goes wrong at a ZeRO stage in a precision, and
+why."""
 
 
 def check_faults(ds: Mapping[str, Any], precision: str, clip_value: float = 0.0) -> None:
-    """Raises ConfigError for what a resolved JSON `ds` of that `precision` cannot hold."""
+    """Raises ConfigError for options that a resolved JSON `ds` of that `precision` cannot hold."""
     stage = (ds.get("zero_optimization") or {}).get("stage", 0)
     _check_optimizer(ds["optimizer"]["type"], stage, precision)
     _check_accumulation(ds, stage, precision)

@@ -1,4 +1,5 @@
-"""DeepSpeed JSON: found, checked, every "auto" filled. DeepSpeed itself never sees the word."""
+"""Finds and checks a DeepSpeed JSON, and fills every "auto". DeepSpeed itself never sees the
+word."""
 
 from __future__ import annotations
 
@@ -26,18 +27,18 @@ from minimind.errors import ConfigError
 _PACKAGE = Path(__file__).resolve().parents[1]
 _IN_WHEEL, _IN_CHECKOUT = _PACKAGE / "ds_configs", _PACKAGE.parent / "ds_configs"
 SHIPPED = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CHECKOUT
-"""Where the project's own JSONs are: inside an installed package, at the root of a checkout."""
+"""The folder of the project's own JSONs: inside an installed package, at the root of a checkout."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """Describes what the filling of "auto" depends on besides the recipe."""
+    """Describes the hardware on which the filling of "auto" depends."""
 
     device_kind: str
     """cpu or gpu."""
     world_size: int
     precision: str
-    """It is bf16, fp16 or fp32, and stands for "auto"."""
+    """The precision that "auto" stands for: bf16, fp16 or fp32."""
 
 
 _RECIPE_PATHS: dict[str, str] = {
@@ -92,9 +93,9 @@ def resolve(
 ) -> tuple[dict[str, Any], Recipe]:
     """Fills every "auto" from the recipe and the recipe from every explicit value.
 
-    `given` names the recipe options that the command line set: one that contradicts an explicit
-    value raises ConfigError, as do batch sizes that do not fit and an "auto" nobody can fill. What
-    the JSON leaves out of clipping and AdamW's parameters is the recipe's too.
+    `given` names the recipe options that the command line set: an option that contradicts an
+    explicit value raises ConfigError, as do batch sizes that do not fit and an "auto" without a
+    value. Missing values of clipping and AdamW's parameters come from the recipe, too.
     """
     ds = copy.deepcopy(ds_config)
     _check_scheduler(ds, given)
@@ -134,8 +135,8 @@ def resolve(
 
 
 def with_total_steps(ds: dict[str, Any], num_steps: int) -> dict[str, Any]:
-    """Gives a resolved JSON whose scheduler knows the steps of the whole run, where it asks for
-    them by "auto": without max_steps they follow from the data, which is read later."""
+    """Gives a resolved JSON whose scheduler knows the steps of the whole run, where it says "auto":
+    without max_steps they follow from the data, which is read later."""
     if _get(ds, _TOTAL_STEPS) != "auto":
         return ds
     ds = copy.deepcopy(ds)
@@ -147,7 +148,7 @@ _TOTAL_STEPS = "scheduler.params.total_num_steps"
 
 
 def _complete(ds: dict[str, Any], recipe: Recipe, given: set[str]) -> None:
-    """Makes what is left out "auto", so that no option of the recipe is without effect."""
+    """Marks missing values as "auto", so that no option of the recipe is without effect."""
     optimizer = ds.setdefault("optimizer", {"type": "AdamW"})
     optimizer.setdefault("params", {})
     if not offloads_optimizer(ds):
@@ -221,8 +222,8 @@ def _resolve_precision(ds: dict[str, Any], hardware: Hardware) -> None:
 
 
 def _resolve_communication(ds: dict[str, Any], hardware: Hardware) -> None:
-    """Gradients are reduced in fp32: two ranks then take the steps of one. From stage 2 on, one
-    rank alone reduces nothing, and its buckets need no cast."""
+    """Reduces gradients in fp32, so that two ranks take the steps of one. From stage 2 on, one rank
+    alone reduces nothing, and its buckets need no cast."""
     if ds.get("communication_data_type") == "auto":
         is_alone = hardware.world_size == 1 and (_get(ds, "zero_optimization.stage") or 0) >= 2
         ds["communication_data_type"] = precision(ds) if is_alone else "fp32"
@@ -239,7 +240,7 @@ def _check_scheduler(ds: dict[str, Any], given: set[str]) -> None:
 
 
 def precision(ds: Mapping[str, Any]) -> str:
-    """Tells what a resolved JSON trains in: bf16, fp16 or fp32."""
+    """Names the precision of a resolved JSON: bf16, fp16 or fp32."""
     for name in ("bf16", "fp16"):
         if (ds.get(name) or {}).get("enabled"):
             return name

@@ -1,4 +1,4 @@
-"""The optimizers that a DeepSpeed JSON may name, and the parameters that each takes."""
+"""Lists the optimizers that a DeepSpeed JSON may name, and the parameters of each."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ADAM_PARAMS = frozenset(
         "weight_decay",
     }
 )
-"""Of PyTorch's AdamW and of DeepSpeed's own."""
+"""The parameters of PyTorch's AdamW and of DeepSpeed's own."""
 DEEPSPEED_OPTIMIZERS: dict[str, frozenset[str] | None] = {
     "adagrad": None,
     "adam": ADAM_PARAMS,
@@ -70,7 +70,8 @@ DEEPSPEED_OPTIMIZERS: dict[str, frozenset[str] | None] = {
     ),
     "musgd": None,
 }
-"""By the lower-case name; None: whatever it is given, or as PyTorch's of that name."""
+"""The parameters of each optimizer by its lower-case name; None: any parameters, or those of
+PyTorch's optimizer of that name."""
 _NOT_TORCHS = frozenset({"bias_correction", "fp32_optimizer_states", "set_grad_none"})
 """Parameters of DeepSpeed's own Adam that PyTorch's does not take."""
 _PARAMS = {
@@ -79,12 +80,12 @@ _PARAMS = {
     "adam_eps": "eps",
     "weight_decay": "weight_decay",
 }
-"""Recipe options that an optimizer may take, by its name for them."""
+"""Recipe options that an optimizer may take, by the optimizer's name for them."""
 
 
 def check_optimizer(section: dict[str, Any], origin: str) -> None:
-    """Raises ConfigError for a type that is none, and for a parameter that it does not take. An
-    "auto" that it does not take is left out later."""
+    """Raises ConfigError for an unknown type, and for a parameter that it does not take. An "auto"
+    that it does not take is left out later."""
     name, params = section["type"], section.get("params", {})
     if name.lower() not in DEEPSPEED_OPTIMIZERS and name not in _torch_optimizers():
         known = [*DEEPSPEED_OPTIMIZERS, *_torch_optimizers()]
@@ -108,7 +109,7 @@ def offloads_optimizer(ds: Mapping[str, Any]) -> bool:
 
 
 def choose_torch_adam(section: dict[str, Any]) -> None:
-    """Marks as "auto" that an Adam is PyTorch's, and fused, where nothing is said of that:
+    """Marks as "auto" the keys that make an Adam PyTorch's fused one, where the JSON does not say:
     DeepSpeed's own takes a minute to compile, and on a GPU a CUDA toolkit."""
     params = section["params"]
     is_adam = section["type"].lower() in ("adam", "adamw")
@@ -120,9 +121,10 @@ def choose_torch_adam(section: dict[str, Any]) -> None:
 
 
 def fill_optimizer(section: dict[str, Any], recipe: Recipe, given: Iterable[str]) -> None:
-    """Marks as "auto" what the recipe gives the optimizer, and leaves out any "auto" that its type
-    does not take. AdamW's betas and epsilon are Adam's alone, unless they are asked for. Raises
-    ConfigError for an option the command line gave (`given`) that the type does not take."""
+    """Marks as "auto" the parameters that the recipe gives the optimizer, and leaves out any "auto"
+    that its type does not take. Only Adam gets AdamW's betas and epsilon, unless the JSON asks for
+    them. Raises ConfigError for an option from the command line (`given`) that the type does not
+    take."""
     name, params = section["type"], section.setdefault("params", {})
     taken, is_adam = taken_params(name), name.lower() in ("adam", "adamw")
     for option, key in _PARAMS.items():
@@ -145,7 +147,7 @@ def fill_optimizer(section: dict[str, Any], recipe: Recipe, given: Iterable[str]
 
 
 def taken_params(name: str) -> frozenset[str] | None:
-    """Gives the parameters that an optimizer takes; None where that is not known."""
+    """Gives the parameters that an optimizer takes; None where they are not known."""
     if taken := DEEPSPEED_OPTIMIZERS.get(name.lower()):
         return taken
     kinds = {kind.lower(): kind for kind in _torch_optimizers()}

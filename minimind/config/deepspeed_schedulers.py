@@ -1,4 +1,5 @@
-"""The learning-rate schedules that a DeepSpeed JSON may name, and what they do to a run."""
+"""Lists the learning-rate schedules that a DeepSpeed JSON may name, and describes their effect on a
+run."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ SCHEDULERS: dict[str, frozenset[str] | None] = {
     "WarmupDecayLR": _WARMUP | _RANGE | {"total_num_steps"},
     "WarmupCosineLR": _WARMUP | {"cos_min_ratio", "total_num_steps", "warmup_min_ratio"},
 }
-"""DeepSpeed's, with the parameters of those that warm up."""
+"""DeepSpeed's schedulers, with the parameters of those that warm up."""
 _WARMING = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
 _FOLLOWING = {
     "learning_rate": "warmup_max_lr",
@@ -32,7 +33,7 @@ _REQUIRED = {"WarmupDecayLR": "total_num_steps", "WarmupCosineLR": "total_num_st
 
 
 def check_scheduler(section: dict[str, Any], origin: str) -> None:
-    """Raises ConfigError for a type that is none, and for parameters that it does not take."""
+    """Raises ConfigError for an unknown type, and for parameters that it does not take."""
     name, params = section["type"], section.get("params", {})
     torchs = _torch_schedulers()
     if name not in SCHEDULERS and name not in torchs:
@@ -75,7 +76,7 @@ def _check_values(params: dict[str, Any], origin: str) -> None:
 
 
 def contradicting(section: dict[str, Any], given: Iterable[str]) -> list[str]:
-    """Gives the recipe options of `given` that a JSON's scheduler takes no notice of."""
+    """Gives the recipe options of `given` that a JSON's scheduler ignores."""
     params = section.get("params", {})
     about_rates = {*_FOLLOWING, "scale_lr_with_batch", "lr_factors"}
     follows = {name for name, key in _FOLLOWING.items() if params.get(key) == "auto"}
@@ -86,7 +87,7 @@ def contradicting(section: dict[str, Any], given: Iterable[str]) -> list[str]:
 
 def check_length(section: dict[str, Any], learning_rate: float, num_steps: int) -> None:
     """Raises ConfigError where a resolved JSON's schedule does not fit a run of `num_steps`.
-    `learning_rate`: the optimizer's."""
+    `learning_rate` is the optimizer's."""
     name, params = section["type"], section.get("params") or {}
     if name not in _WARMING:
         return
@@ -111,7 +112,8 @@ def check_length(section: dict[str, Any], learning_rate: float, num_steps: int) 
 
 
 def describe_scheduler(section: dict[str, Any], learning_rate: float) -> str:
-    """Says for the banner what schedule a resolved JSON has. `learning_rate`: the optimizer's."""
+    """Describes, for the banner, the schedule of a resolved JSON. `learning_rate` is the
+    optimizer's."""
     name, params = section["type"], section.get("params") or {}
     if name not in _WARMING:
         return f"{name} of the DeepSpeed JSON"

@@ -1,4 +1,4 @@
-"""Variables of the environment that a server and its clients share."""
+"""Names the environment variables that a server and its clients share."""
 
 KEY_VARIABLE = "MINIMIND_API_KEY"
 """A server's key, for itself and for its clients."""

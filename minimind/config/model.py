@@ -1,4 +1,5 @@
-"""ModelConfig: one description for every model, its presets, and how `--set` changes it."""
+"""Defines ModelConfig, the one description of every model, its presets, and its changes by
+`--set`."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from minimind.config.typed import convert
 from minimind.errors import ConfigError
 
 _MAX_EXPERTS, _MAX_EXPERTS_PER_TOK = 256, 8
-"""What the routing kernel takes."""
+"""The limits of the routing kernel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,7 @@ class ModelConfig:
     seq_aux: bool = False
     """Balance the experts within each document, or over the whole micro-batch."""
     n_shared_experts: int = 0
-    """Experts that every token goes to, beside the routed ones."""
+    """The number of experts that every token goes to, beside the routed ones."""
     mlp_only_layers: tuple[int, ...] = ()
     """Layers that stay dense, of `intermediate_size`."""
     bos_token_id: int = 1
@@ -155,13 +156,14 @@ class ModelConfig:
 
     @property
     def renormalizes_experts(self) -> bool:
-        """Tells whether a token's expert weights are divided by their sum: the 2-series leaves a
-        single one as it is."""
+        """Tells whether a token's expert weights are divided by their sum: the 2-series does not
+        divide a single one."""
         return self.norm_topk_prob and (self.num_experts_per_tok > 1 or self.model_type == "qwen3")
 
     @property
     def router_learns_from_aux_loss_alone(self) -> bool:
-        """A single expert's weight divided by itself is 1, whatever the router says."""
+        """Tells whether only the auxiliary loss trains the router: a single expert's weight divided
+        by itself is 1, whatever the router says."""
         return self.num_experts > 0 and self.num_experts_per_tok == 1 and self.renormalizes_experts
 
     @property
@@ -177,11 +179,12 @@ class ModelConfig:
 
     @property
     def num_active_parameters(self) -> int:
-        """Counts the parameters that one token meets: of the routed experts, those it goes to."""
+        """Counts the parameters that one token meets: those of its own experts, not of the other
+        routed ones."""
         return self._count_parameters(self.num_experts_per_tok if self.num_experts else 0)
 
     def _count_parameters(self, experts: int) -> int:
-        """Counts parameters, with so many routed experts in each layer that has any."""
+        """Counts parameters, with `routed` routed experts in each layer that has any."""
         heads, hidden = self.num_attention_heads + self.num_key_value_heads, self.hidden_size
         attention = 2 * heads * self.head_dim * hidden
         attention += 2 * self.head_dim if self.use_qk_norm else 0
@@ -195,18 +198,18 @@ class ModelConfig:
         return embedding + ffn + self.num_hidden_layers * (attention + 2 * hidden) + hidden
 
     def flops_per_token(self, seq_len: int) -> int:
-        """Forward and backward: 6N + 12·L·D·T (PaLM, Chowdhery et al. 2022, appendix B), N the
-        active parameters with the tied matrix once, D the width of all query heads."""
+        """Counts forward and backward: 6N + 12·L·D·T (PaLM, Chowdhery et al. 2022, appendix B), N
+        the active parameters with the tied matrix once, D the width of all query heads."""
         width = self.num_attention_heads * self.head_dim
         return 6 * self.num_active_parameters + 12 * self.num_hidden_layers * width * seq_len
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON gives it back."""
+        """Gives the fields as JSON would return them."""
         return dataclasses.asdict(self) | {"mlp_only_layers": list(self.mlp_only_layers)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], origin: str) -> ModelConfig:
-        """Unknown keys and wrong types raise ConfigError naming `origin`."""
+        """Reads the fields. Unknown keys and wrong types raise ConfigError naming `origin`."""
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(set(values) - set(known)):
             raise ConfigError(
@@ -222,7 +225,7 @@ class ModelConfig:
 
 
 def default_intermediate_size(model_type: str, hidden_size: int) -> int:
-    """64·⌈⌊8h/3⌋/64⌉ in the 2-series, 64·⌈πh/64⌉ in the 3-series."""
+    """Gives 64·⌈⌊8h/3⌋/64⌉ in the 2-series, 64·⌈πh/64⌉ in the 3-series."""
     wide = 8 * hidden_size // 3 if model_type == "llama" else math.pi * hidden_size
     return 64 * math.ceil(wide / 64)
 
@@ -250,9 +253,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "minimind3": _SERIES_3,
     "minimind3-moe": _SERIES_3 | {"num_experts": 4},
 }
-"""What each preset changes from ModelConfig's defaults."""
+"""The fields in which each preset differs from ModelConfig's defaults."""
 FOLLOWS_TOKENIZER = frozenset({"tiny"})
-"""Presets whose vocabulary is the tokenizer's: at their size an unused half would cost most."""
+"""Presets that take the tokenizer's vocabulary size: in such a small model an unused half would
+cost most."""
 
 
 def load_model_config(

@@ -1,5 +1,6 @@
-"""The sections of a DeepSpeed JSON that switch a monitor on. `minimind.monitors` writes them all:
-DeepSpeed's own writers count samples instead of steps, give a run no name and know no SwanLab."""
+"""Reads the sections of a DeepSpeed JSON that switch a monitor on. `minimind.monitors` writes them
+all: DeepSpeed's own writers count samples instead of steps, give a run no name and do not know
+SwanLab."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ MONITOR_KEYS: dict[str, dict[str, type]] = {
     "tensorboard": _FOLDERS,
     "wandb": {"enabled": bool, "group": str, "project": str, "team": str},
 }
-"""The keys of each monitor's section. All are DeepSpeed's but for those of swanlab."""
+"""The keys of each monitor's section: DeepSpeed's, and for swanlab our own."""
 REFUSED_MONITOR_KEYS = {
     "comet.api_key": "run.json would keep it; the environment variable COMET_API_KEY gives it",
     "comet.mode": "a new run is a new experiment, and --resume goes on with the run's own",
@@ -35,7 +36,7 @@ MONITORS = tuple(MONITOR_KEYS)
 
 
 def check_monitor(name: str, values: Mapping[str, Any], origin: str) -> None:
-    """Raises ConfigError for what the section `name` cannot hold."""
+    """Raises ConfigError for values that the section `name` cannot hold."""
     known = MONITOR_KEYS[name]
     for key, value in values.items():
         if reason := REFUSED_MONITOR_KEYS.get(f"{name}.{key}"):
@@ -57,8 +58,8 @@ def check_monitor(name: str, values: Mapping[str, Any], origin: str) -> None:
 
 
 def switch_monitors(names: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds what --monitor names to the `overrides` of the DeepSpeed JSON, as dotted keys. Raises
-    ConfigError for a name that is none and where the two contradict."""
+    """Adds the monitors of --monitor to the `overrides` of the DeepSpeed JSON, as dotted keys.
+    Raises ConfigError for an unknown name and where the two contradict."""
     if "none" in names and len(names) > 1:
         raise ConfigError(f"--monitor {' '.join(names)}: none stands alone")
     for name in names:
@@ -86,5 +87,5 @@ def enabled_monitors(ds_config: Mapping[str, Any]) -> list[str]:
 
 
 def without_monitors(ds_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Gives what DeepSpeed is to see of a resolved JSON."""
+    """Gives the resolved JSON without the monitors, for DeepSpeed."""
     return {key: value for key, value in ds_config.items() if key not in MONITOR_KEYS}

@@ -1,4 +1,5 @@
-"""A recipe: the options of one training run. Each stage subclasses Recipe with its own defaults."""
+"""Defines a recipe: the options of one training run. Each stage subclasses Recipe with its own
+defaults."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ FLAGS = {
     "sample_every": "sample_every",
     "seed": "seed",
 }
-"""Options with a flag of their own on the command line; --set takes them and all others."""
+"""Options that have their own flag on the command line; --set takes them and all others."""
 
 
 def spell_option(name: str, value: Any) -> str:
@@ -103,12 +104,12 @@ class Recipe:
 
     @property
     def usual_rates(self) -> Mapping[str, float]:
-        """Gives the peak learning rates where none is given, by preset."""
+        """Gives the default peak learning rates, by preset."""
         return self.learning_rates
 
     @classmethod
     def sizes(cls, device_kind: str, preset: str) -> Sizes:
-        """Gives what fits on a kind of device, where nothing else is given."""
+        """Gives the default sizes for a kind of device."""
         return default_sizes(device_kind, preset)
 
     @property
@@ -139,7 +140,7 @@ class Recipe:
         return config.num_parameters, 0
 
     def remarks(self, config: ModelConfig) -> list[str]:
-        """Says what of the recipe is allowed and of no use."""
+        """Names options of the recipe that are allowed and have no effect."""
         return []
 
     @property
@@ -201,7 +202,7 @@ def check_one_of(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def check_patterns(name: str, patterns: Iterable[str]) -> None:
-    """Raises ConfigError for one that is no regular expression."""
+    """Raises ConfigError for a pattern that is not a regular expression."""
     for pattern in patterns:
         try:
             re.compile(pattern)

@@ -1,4 +1,4 @@
-"""Stretching of rotary positions to longer contexts."""
+"""Stretches rotary positions to longer contexts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ YARN: dict[str, Any] = {
     "beta_slow": 1.0,
     "attention_factor": 1.0,
 }
-"""What `--set rope_scaling=yarn` stands for: contexts to 32,768 (Peng et al. 2023)."""
+"""The values that `--set rope_scaling=yarn` stands for: contexts to 32,768 (Peng et al. 2023)."""
 
 
 def check_rope_scaling(value: Any) -> dict[str, Any]:

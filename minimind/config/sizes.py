@@ -1,4 +1,4 @@
-"""How much of a run fits on which device, where nothing else is said."""
+"""Holds the default sizes of a run for each kind of device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Says how much of a run fits on a device: rows are `seq_len` tokens."""
+    """Holds how much of a run fits on a device: rows are `seq_len` tokens."""
 
     seq_len: int
     train_batch_size: int

@@ -1,4 +1,4 @@
-"""What a mistyped name may have meant: the one place that guesses, for every name a user gives."""
+"""Guesses which name a mistyped one may have meant, for every name that a user gives."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 
 _MOST = 3
 _BEST_BY = 0.1
-"""A guess that is so much worse than the best one is left out."""
+"""A guess this much worse than the best one is left out."""
 _LONG_ENOUGH, _LONG, _VERY_LONG = 4, 8, 10
-"""Letters of a name that one slip cannot turn into another word: a letter too many, a wrong one,
-several slips."""
+"""The least letters of a name that one slip cannot turn into another word: a letter too many, a
+wrong letter, several slips."""
 _NEARLY_ALL = 0.9
 _OF_AN_ID = ("_id", "_ids")
-"""What makes another name of one: conversation_id is no slip of conversation."""
+"""Endings that make a different name, not a slip: conversation_id is not a misspelt
+conversation."""
 
 
 def find_alike(given: str, known: Iterable[str]) -> list[str]:
@@ -89,7 +90,7 @@ def did_you_mean(given: str, known: Iterable[str], spell: Callable[[str], str] =
 
 
 def did_you_mean_file(path: Path) -> str:
-    """Does the same for a path of which the folder is right and the name is not."""
+    """Guesses for a path of which the folder is right and the name is not."""
     try:
         beside = [entry.name for entry in path.parent.iterdir()]
     except OSError:

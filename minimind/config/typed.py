@@ -1,4 +1,4 @@
-"""Values from JSON, flags and Python as the types that fields are declared with."""
+"""Converts values from JSON, flags and Python to the declared types of fields."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from minimind.errors import ConfigError
 
 _WORDS = {"a valid array": "a list", "an object": "a table"}
-"""What pydantic calls as JSON does."""
+"""JSON's words for pydantic's names of types."""
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
-    """The value as a field of type `hint` holds it: a whole number as a float, a list as a tuple,
-    and never a text as a number. Raises ConfigError, which begins with `where`."""
+    """Converts the value to the type `hint`: a whole number to a float, a list to a tuple, and
+    never a text to a number. Raises ConfigError, which begins with `where`."""
     from pydantic import TypeAdapter, ValidationError  # a tenth of a second
 
     try:

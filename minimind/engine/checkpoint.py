@@ -41,12 +41,12 @@ _META = frozenset(
         *("fingerprint", "helpers_fingerprint", "files"),
     }
 )
-"""What resuming asks of meta.json."""
+"""The fields of meta.json that resuming reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A whole checkpoint on disk."""
+    """Names a whole checkpoint on disk."""
 
     folder: Path
     meta: dict[str, Any]
@@ -82,7 +82,8 @@ def load_checkpoint_meta(folder: Path) -> Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one run. All ranks call its methods; rank 0 alone renames and deletes."""
+    """Owns the checkpoints of one run. All ranks call its methods; rank 0 alone renames and
+    deletes."""
 
     def __init__(
         self,
@@ -109,8 +110,9 @@ class CheckpointStore:
         *,
         is_best: bool,
     ) -> Path:
-        """Writes beside and renames into place. Raises TrainingError on every rank where any rank
-        could not write; what was saved before stays, and so does `latest`."""
+        """Writes a temporary folder beside the checkpoint's and renames it into place. Raises
+        TrainingError on every rank where any rank could not write; earlier checkpoints stay, and so
+        does `latest`."""
         final = self.folder / f"step-{step:08d}"
         unfinished = self.folder / f"{_UNFINISHED}{final.name}"
         weights = self._engine.full_weights()
@@ -181,8 +183,8 @@ class CheckpointStore:
 
 
 def find_latest(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a run's `checkpoints` folder; a damaged one is passed over
-    with a warning. None where there is none at all; CheckpointError where none is whole."""
+    """Finds the newest whole checkpoint of a run's `checkpoints` folder; skips a damaged one with a
+    warning. Gives None where there is none at all; raises CheckpointError where none is whole."""
     steps = sorted(folder.glob("step-*"), reverse=True)
     problems = []
     for step in steps:
@@ -199,8 +201,8 @@ def find_latest(folder: Path) -> Checkpoint | None:
 def needs_universal(
     checkpoint: Checkpoint, world_size: int, zero_stage: int, ds_config: dict[str, Any]
 ) -> bool:
-    """Whether the shards are for another number of ranks. Another ZeRO stage or precision raises
-    CheckpointError: DeepSpeed lays its states out otherwise there."""
+    """Tells whether the shards are for another number of ranks. Raises CheckpointError for another
+    ZeRO stage or precision, in which DeepSpeed lays its states out differently."""
     meta = checkpoint.meta
     for what, saved, now in (
         ("ZeRO stage", meta["zero_stage"], zero_stage),
@@ -215,8 +217,8 @@ def needs_universal(
 
 
 def check_same_helpers(checkpoint: Checkpoint, fingerprint: str) -> None:
-    """Whether a teacher or reference still has the weights it had: a run is named by its folder,
-    whose best checkpoint may be another one now. Raises CheckpointError."""
+    """Raises CheckpointError where a teacher or reference no longer has the same weights: the
+    helper may be named by a run's folder, whose best checkpoint may have changed."""
     if checkpoint.meta["helpers_fingerprint"] != fingerprint:
         raise CheckpointError(
             f"{checkpoint.folder} was trained beside other weights than its teacher or reference "

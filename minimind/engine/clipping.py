@@ -1,13 +1,13 @@
-"""Clipping of a step's gradient, without asking the host.
+"""Clips a step's gradient without making the host wait.
 
 The gradient is that of the whole step. Each element is clamped first where the recipe says so
-(`clip_value`), then all are scaled by the norm of what is left (`gradient_clipping`).
+(`clip_value`), then all are scaled by the norm of the clamped gradient (`gradient_clipping`).
 
 DeepSpeed 0.19.8 asks the host whether the norm is finite, so that a GPU is waited for in the middle
 of each step, and again for each group of parameters. Here the same arithmetic stays on the device.
 Where DeepSpeed skips a step whose norm is not finite, PyTorch's fused Adam skips it on the device,
 as it does for a GradScaler. Other optimizers still ask, once a step, and so does fp16, since its
-loss scale is the host's.
+loss scale is kept on the host.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from minimind.errors import ConfigError
 def clip_replicated(
     module: nn.Module, max_norm: float, max_value: float, loss_scale: float
 ) -> Tensor:
-    """Clips gradients that every rank holds whole, and gives their norm before it is held to
-    `max_norm` (fp64 scalar): at stage 0, where DeepSpeed has none or takes that of gradients
-    rounded to 16 bits.
+    """Clips gradients that every rank holds whole, and gives their norm before the limit `max_norm`
+    (fp64 scalar). It is for stage 0, where DeepSpeed takes no norm, or that of gradients rounded to
+    16 bits.
 
-    The gradients are `loss_scale` times what they stand for. A limit of 0 is none.
+    The gradients are multiplied by `loss_scale`. A limit of 0 means no limit.
     """
     parameters = [p for p in module.parameters() if p.grad is not None]
     grads = [p.grad for p in parameters if p.grad is not None]
@@ -45,9 +45,8 @@ def clip_replicated(
 
 def clip_on_device(optimizer: Any, max_value: float) -> None:
     """Has DeepSpeed's ZeRO optimizer clip on the device: by `max_value`, where that is not 0, and
-    by the norm that its JSON says. Optimizer states on the CPU are left to DeepSpeed, and so is
-    everything where another version of it names its parts otherwise; with `max_value`, that raises
-    ConfigError."""
+    by the norm in its JSON. DeepSpeed itself clips where optimizer states are on the CPU, and where
+    the parts of its version have other names; with `max_value`, that raises ConfigError."""
     if not getattr(optimizer, "cpu_offload", False) and not getattr(
         optimizer, "offload_optimizer", False
     ):
@@ -63,7 +62,7 @@ def clip_on_device(optimizer: Any, max_value: float) -> None:
 
 
 def _clip_partitions(optimizer: Any, module: ModuleType, max_value: float) -> bool:
-    """Under stages 1 and 2; false where the names are others."""
+    """Replaces the clipping of stages 1 and 2; false where the parts have other names."""
     names = ("get_grad_norm_direct", "scaled_global_norm", "unscale_and_clip_grads")
     if not _has(optimizer, "averaged_gradients", "dp_process_group", *names):
         return False
@@ -92,7 +91,8 @@ def _clip_partitions(optimizer: Any, module: ModuleType, max_value: float) -> bo
 
 
 def _clip_sub_groups(optimizer: Any, module: ModuleType, max_value: float) -> bool:
-    """Under stage 3, whose clipping asks nobody once the norm is known to be finite."""
+    """Replaces the clipping of stage 3, which does not ask the host once the norm is known to be
+    finite."""
     names = ("get_grad_norm_direct", "_get_norm_groups", "_get_param_partition_group")
     if not _has(optimizer, "averaged_gradients", *names):
         return False
@@ -108,7 +108,8 @@ def _clip_sub_groups(optimizer: Any, module: ModuleType, max_value: float) -> bo
 
 
 def _clip_flat(optimizer: Any, module: ModuleType, max_value: float) -> bool:
-    """Under stage 1 with sums of bf16 gradients in fp32, which every rank holds whole."""
+    """Replaces the clipping of stage 1 with sums of bf16 gradients in fp32, which every rank holds
+    whole."""
     names = ("get_global_norm_of_tensors", "clip_tensors_by_global_norm")
     if not _has(module, *names) or optimizer.has_moe_layers or optimizer.mpu is not None:
         return False
@@ -139,8 +140,8 @@ def _has(thing: Any, *names: str) -> bool:
 
 
 def _clamp_before(optimizer: Any, name: str, max_value: float) -> None:
-    """Clamps each step's gradient before the method that takes its norms. That comes after the look
-    for an overflow of fp16, which a clamped gradient would hide."""
+    """Clamps each step's gradient before the method that takes its norms. The clamp follows fp16's
+    check for overflow, which a clamped gradient would hide."""
     method = getattr(optimizer, name)
 
     def clamped(*args: Any) -> Any:
@@ -171,7 +172,7 @@ def _skip_on_device(optimizer: Any, module: ModuleType) -> None:
 
 
 def _step_with(optimizer: Any, module: ModuleType, functions: dict[str, Any]) -> None:
-    """Has the optimizer's step find these functions in its module, and no one else's."""
+    """Replaces these functions of the optimizer's module during its step alone."""
     step = optimizer.step
 
     def stepping(*args: Any, **kwargs: Any) -> Any:
@@ -182,8 +183,8 @@ def _step_with(optimizer: Any, module: ModuleType, functions: dict[str, Any]) ->
 
 
 def _norm_over_ranks(grads: Sequence[Tensor], group: Any, dtype: torch.dtype) -> Tensor:
-    """The norm of what the ranks of a group hold in parts; -1 where it is not finite, as DeepSpeed
-    has it. `dtype`: of the sum over the ranks."""
+    """Gives the norm of the parts that the ranks of a group hold; -1 where it is not finite, as
+    DeepSpeed does. `dtype` is that of the sum over the ranks."""
     own = [grad for grad in grads if not getattr(grad, "_zero_padding", False)]
     # A rank may hold nothing but padding.
     total = _norms(own or grads).pow(2).sum().to(dtype)
@@ -194,8 +195,8 @@ def _norm_over_ranks(grads: Sequence[Tensor], group: Any, dtype: torch.dtype) ->
 
 
 def _norms(grads: Sequence[Tensor]) -> Tensor:
-    """Of each, in fp64: the order of a sum then does not reach fp32's digits. A GPU takes all in
-    one kernel, which adds in fp64 without a copy."""
+    """Gives the norm of each in fp64: the order of a sum then does not change fp32's digits. A GPU
+    takes all in one kernel, which adds in fp64 without a copy."""
     norms = torch._foreach_norm(list(grads), 2, dtype=torch.float64)  # type: ignore[attr-defined]
     return torch.stack(norms)
 
@@ -205,7 +206,7 @@ def _is_invalid(norm: Tensor) -> Tensor:
 
 
 def _clamp(grads: Sequence[Tensor] | None, limit: float) -> None:
-    """In place; NaN stays NaN. A limit of 0 is none."""
+    """Clamps in place; NaN stays NaN. A limit of 0 means no limit."""
     if grads and limit:
         torch._foreach_clamp_min_(list(grads), -limit)  # type: ignore[attr-defined]
         torch._foreach_clamp_max_(list(grads), limit)  # type: ignore[attr-defined]

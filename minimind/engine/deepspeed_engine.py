@@ -1,4 +1,5 @@
-"""The engine: a model, its optimizer and its ranks under DeepSpeed. The only `import deepspeed`."""
+"""Holds the engine: a model, its optimizer and its ranks under DeepSpeed. It has the only `import
+deepspeed`."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def stop_ranks() -> None:
 
 
 def import_deepspeed(device: Device) -> Any:
-    """Late and quiet: the import takes seconds and logs what accelerator it found."""
+    """Imports DeepSpeed late and quietly: the import takes seconds and logs which accelerator it
+    found."""
     if device.kind == "cpu" or not torch.cuda.is_available():  # a dry run's GPU may not be here
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -71,7 +73,7 @@ def import_deepspeed(device: Device) -> Any:
 
 
 def check_ds_config(ds_config: Mapping[str, Any], device: Device) -> None:
-    """Raises ConfigError for what DeepSpeed's schemas refuse of a resolved JSON; joins no ranks."""
+    """Raises ConfigError for a resolved JSON that DeepSpeed's schemas refuse; joins no ranks."""
     deepspeed = import_deepspeed(device)
     config = without_monitors(ds_config)
     if not (config.get("zero_optimization") or {}).get("stage", 0):
@@ -107,7 +109,7 @@ class DeepSpeedEngine:
         self.recipe = recipe
         self.precision = precision(ds_config)
         self.grad_norm = torch.zeros(())
-        """Of the last step's gradient, after clip_value and before it is held to its limit; fp32
+        """The norm of the last step's gradient, after clip_value and before the limit; fp32
         scalar."""
         self.zero_stage = int((ds_config.get("zero_optimization") or {}).get("stage", 0))
         self._accumulation = int(ds_config["gradient_accumulation_steps"])
@@ -128,7 +130,7 @@ class DeepSpeedEngine:
                 dist_init_required=False,
             )
         self._masters: dict[nn.Parameter, Tensor] = {}
-        """Masters that DeepSpeed's accessors do not find."""
+        """Masters that DeepSpeed's own accessors do not find."""
         if self.zero_stage > 0:
             clip_on_device(self._engine.optimizer, recipe.clip_value)
             wait_between_streams(self._engine.optimizer)
@@ -155,7 +157,7 @@ class DeepSpeedEngine:
 
     @property
     def has_scheduler(self) -> bool:
-        """Whether the JSON brought a learning-rate schedule of its own."""
+        """Tells whether the JSON has a learning-rate schedule."""
         return self._engine.lr_scheduler is not None
 
     @property
@@ -164,21 +166,22 @@ class DeepSpeedEngine:
 
     @property
     def loss_scale(self) -> float:
-        """What fp16 gradients are multiplied by until the step divides them; 1 elsewhere."""
+        """Gives the factor on fp16 gradients until the step divides them; 1 in other dtypes."""
         return float(getattr(self._engine.optimizer, "loss_scale", None) or 1.0)
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
-        """In place; a 1-D tensor on the engine's device. Waits for nothing on a GPU."""
+        """Sums a 1-D tensor on the engine's device over all ranks, in place. It does not wait for a
+        GPU."""
         if self.ranks.world_size > 1:
             dist.all_reduce(values)
         return values
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether any rank says so; waits for all."""
+        """Tells whether `flag` is true on any rank; waits for all."""
         return bool(self.sum_over_ranks(torch.tensor([float(flag)], device=self.device)).item())
 
     def gather_texts(self, texts: Sequence[str]) -> list[str]:
-        """Every rank's strings, in the order of the ranks, on every rank."""
+        """Gathers every rank's strings on every rank, in the order of the ranks."""
         if self.ranks.world_size == 1:
             return list(texts)
         gathered: list[Any] = [None] * self.ranks.world_size
@@ -190,8 +193,8 @@ class DeepSpeedEngine:
             dist.barrier()
 
     def start_step(self, total_count: Tensor) -> None:
-        """`total_count`: fp32 scalar on the device, the counts of all of the step's micro-batches
-        over all ranks, known before the first backward."""
+        """Begins a step. `total_count`: fp32 scalar on the device, the counts of all of the step's
+        micro-batches over all ranks, known before the first backward."""
         # DeepSpeed averages gradients over the ranks. At stage 0 it divides them by fp16's loss
         # scale, too, but does not multiply the loss.
         loss_scale = self.loss_scale if self.zero_stage == 0 else 1.0
@@ -199,7 +202,7 @@ class DeepSpeedEngine:
         self._micro_batches = 0
 
     def backward(self, loss: LossSum, count: int) -> None:
-        """Adds a micro-batch's gradient; `count` is that micro-batch's."""
+        """Adds a micro-batch's gradient; `count` is the micro-batch's count."""
         self._micro_batches += 1
         self._engine.set_gradient_accumulation_boundary(self._micro_batches == self._accumulation)
         self._engine.backward(loss.objective(count) * self._scale, scale_wrt_gas=False)
@@ -207,7 +210,7 @@ class DeepSpeedEngine:
             self._engine.step()
 
     def step(self, learning_rate: float | None) -> None:
-        """Clips and updates. `learning_rate` None leaves it to the JSON's scheduler."""
+        """Clips and updates. With `learning_rate` None the JSON's scheduler sets the rate."""
         assert self._micro_batches == self._accumulation, "a step's micro-batches are all due"
         if learning_rate is not None:
             for group in self._engine.optimizer.param_groups:
@@ -221,8 +224,8 @@ class DeepSpeedEngine:
         self.grad_norm = torch.as_tensor(norm, dtype=torch.float32)
 
     def full_weights(self) -> dict[str, Tensor]:
-        """The fp32 masters of what is trained under any ZeRO stage, by parameter name, on the CPU.
-        All ranks call it; only rank 0 gets tensors, the others an empty dict."""
+        """Gives the fp32 masters of the trained parameters, under any ZeRO stage, by name, on the
+        CPU. All ranks call it; only rank 0 gets tensors, the others an empty dict."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         weights: dict[str, Tensor] = {}
@@ -236,7 +239,7 @@ class DeepSpeedEngine:
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[nn.Module]:
-        """The bare module with whole weights, for generation; all ranks enter."""
+        """Yields the bare module with whole weights, for generation; all ranks enter."""
         import deepspeed
 
         parameters = list(self.module.parameters()) if self.zero_stage == 3 else []
@@ -247,18 +250,18 @@ class DeepSpeedEngine:
         self._engine.train()
 
     def close(self) -> None:
-        """Takes back what DeepSpeed hung on the module and keeps for the whole process."""
+        """Removes DeepSpeed's hooks from the module and its state from the process."""
         self._engine.destroy()
 
     def save(self, folder: Path) -> None:
-        """Every rank writes its shard under folder/engine, without the frozen parameters."""
+        """Writes every rank's shard under folder/engine, without the frozen parameters."""
         with self.module.register_state_dict_post_hook(_drop_frozen):
             self._engine.save_checkpoint(
                 str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True
             )
 
     def load(self, folder: Path) -> None:
-        """Raises CheckpointError where DeepSpeed cannot read its own files."""
+        """Reads a checkpoint. Raises CheckpointError where DeepSpeed cannot read its own files."""
         # It would bring back the options the groups were saved with: a resumed run's may be others.
         options = [
             {name: value for name, value in group.items() if name not in ("params", "lr")}
@@ -281,12 +284,14 @@ class DeepSpeedEngine:
 
 
 def _silenced() -> contextlib.AbstractContextManager[Any]:
-    """Hides what DeepSpeed prints and does not log, as its optimizer of stage 1 in bf16 does."""
+    """Hides output that DeepSpeed prints instead of logging, as its optimizer of stage 1 in bf16
+    does."""
     return contextlib.redirect_stdout(io.StringIO())
 
 
 def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Under all their names: DeepSpeed drops a tied matrix under the first one only."""
+    """Drops frozen parameters under all their names: DeepSpeed drops a tied matrix under the first
+    name only."""
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if not parameter.requires_grad:
             state.pop(prefix + name, None)

@@ -1,4 +1,4 @@
-"""Where a run is, and what happens around its steps."""
+"""Defines the state of a run, and the functions that are called around its steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from minimind.types import StepStats
 
 @dataclass(slots=True)
 class RunState:
-    """What a checkpoint keeps besides weights and optimizer. All else follows from the step."""
+    """Holds what a checkpoint keeps besides weights and optimizer. Everything else follows from the
+    step."""
 
     step: int = 0
     tokens: int = 0
@@ -26,16 +27,16 @@ def _nothing(*_: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Events:
-    """Holds what the loop calls around its steps; what is not given does nothing. `record` runs on
-    rank 0, the others on every rank."""
+    """Holds the functions that the loop calls around its steps; the defaults do nothing. `record`
+    runs on rank 0, the others on every rank."""
 
     record: Callable[[StepStats, float | None], None] = _nothing
-    """(what the step did, the validation loss after it where there was one)."""
+    """(the step's StepStats, the validation loss after it, if any)."""
     save: Callable[[RunState, bool], None] = _nothing
-    """(where the run is, whether its validation loss is the best so far)."""
+    """(the state of the run, whether its validation loss is the best so far)."""
     sample: Callable[[nn.Module, int], None] = _nothing
     """(the module with whole weights, the steps taken)."""
     update: Callable[[StepStats, float], None] = _nothing
-    """(what the step did, the seconds it took)."""
+    """(the step's StepStats, its seconds)."""
     say: Callable[..., None] = _nothing
-    """(a text, the values in it): a line for the user."""
+    """(a text, its values): a line for the user."""

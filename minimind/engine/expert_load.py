@@ -1,4 +1,4 @@
-"""How evenly experts are used: expert_load.csv, and expert_load.png, its heat map."""
+"""Records how evenly experts are used: expert_load.csv, and expert_load.png, its heat map."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from minimind.runtime.whole_files import write_whole
 
 _STEPS_KEPT = 256
 _MOST_LABELS = 40
-"""Of layers; of experts, as many rows get their numbers."""
+"""The most layers that get labels, and the most rows of experts that get numbers."""
 
 
 class ExpertLoadLog:
-    """Rank 0's record of each expert's share of its layer's tokens. Of a long run every second
-    step is kept, then every fourth and so on: 128 to 256 of them make the picture."""
+    """Keeps rank 0's record of each expert's share of its layer's tokens. Of a long run every
+    second step is kept, then every fourth and so on: 128 to 256 of them make the picture."""
 
     def __init__(self, folder: Path, step: int) -> None:
         """Drops the rows after `step`, as MetricsLog does."""
@@ -30,7 +30,7 @@ class ExpertLoadLog:
                 new.write_text("".join([header, *kept]), encoding="utf-8")
 
     def write(self, step: int, load: Mapping[int, Sequence[float]]) -> None:
-        """`load`: the shares by layer."""
+        """Writes `load`, the shares by layer."""
         if not load or step % _stride(step):
             return
         lines = [
@@ -51,12 +51,13 @@ class ExpertLoadLog:
 
 
 def _stride(step: int) -> int:
-    """The smallest power of two with at most _STEPS_KEPT multiples up to `step`."""
+    """Gives the smallest power of two with at most _STEPS_KEPT multiples up to `step`."""
     return 1 << ((step - 1) // _STEPS_KEPT).bit_length()
 
 
 def read_expert_load(path: Path) -> dict[int, dict[int, list[float]]]:
-    """Shares by step and layer, evenly spaced over the run; empty where there is no file."""
+    """Gives the shares by step and layer, evenly spaced over the run; none where there is no
+    file."""
     if not path.exists():
         return {}
     with open(path, newline="", encoding="utf-8") as file:
@@ -70,8 +71,8 @@ def read_expert_load(path: Path) -> dict[int, dict[int, list[float]]]:
 
 
 def plot_expert_load(load: Mapping[int, Mapping[int, Sequence[float]]], path: Path) -> None:
-    """One line of the picture per expert, by layer; colour says how its share compares with an
-    even one."""
+    """Draws one line of the picture per expert, by layer; colour says how its share compares with
+    an even one."""
     from matplotlib.figure import Figure
 
     steps, layers = sorted(load), list(next(iter(load.values())))

@@ -1,8 +1,10 @@
-"""A micro-batch's forward and backward as CUDA graphs: two launches where the host needs hundreds.
+"""Runs a micro-batch's forward and backward as CUDA graphs: two launches where the host needs
+hundreds.
 
-Captured is the stage's loss over the bare module, and its gradient by aliases of the weights:
-nothing of DeepSpeed's, and no hook of a parameter. To autograd the two are one node over the real
-weights, which gives all their gradients at once, and DeepSpeed's hooks take them as ever.
+The graphs hold the stage's loss over the bare module, and its gradient by aliases of the weights:
+nothing of DeepSpeed's, and no hook of a parameter. To autograd the two graphs are one node over the
+real weights, which gives all their gradients at once, and DeepSpeed's hooks receive them as
+usual.
 """
 
 from __future__ import annotations
@@ -28,17 +30,18 @@ from minimind.types import Batch, BatchT, HeadFn, LossSum, ModelOutput
 logger = logging.getLogger("minimind")
 
 LEAST_DOCUMENTS = 8
-"""Of each row, that a graph has places for."""
+"""The least number of documents of each row that a graph has places for."""
 _ROOM = 1.25
-"""Places for each document of the micro-batch that a graph is captured for, at least."""
+"""The least number of places of a graph for each document of the micro-batch it is captured
+from."""
 
 
 class GraphedLoss(Generic[OutT]):
-    """Gives what `stage.loss(engine, batch)` does, for a stage that `is_static`.
+    """Gives the same result as `stage.loss(engine, batch)`, for a stage that `is_static`.
 
-    A graph is captured for the first micro-batch, and anew for one that has more documents than it
-    has places for. Where the first cannot be captured, on whichever rank, that is said once and all
-    ranks go on without.
+    A graph is captured for the first micro-batch, and anew for a micro-batch that has more
+    documents than the graph has places. Where the first capture fails on any rank, this is logged
+    once and all ranks continue without graphs.
     """
 
     def __init__(self, stage: Stage[Any, OutT], engine: DeepSpeedEngine) -> None:
@@ -51,8 +54,9 @@ class GraphedLoss(Generic[OutT]):
         self._failed = False
 
     def __call__(self, batch: OutT) -> LossSum:
-        """Raises TrainingError where a later graph cannot be captured: ranks reduce gradients in
-        another order without graphs, so that one rank cannot go on so by itself."""
+        """Computes the loss. Raises TrainingError where a later graph cannot be captured: ranks
+        reduce gradients in another order without graphs, so one rank cannot continue without them
+        alone."""
         if len(batch.bounds) - 1 > self._places and not self._failed:
             self._places = num_places(batch)
             self._capture(with_fixed_shapes(batch, self._places))
@@ -95,14 +99,14 @@ class GraphedLoss(Generic[OutT]):
 
 
 def num_places(batch: Batch) -> int:
-    """For how many documents a graph is captured where `batch` comes: a power of two."""
+    """Gives the number of documents for which a graph is captured from `batch`: a power of two."""
     most = max(int(_ROOM * (len(batch.bounds) - 1)), len(batch.ids_BT) * LEAST_DOCUMENTS)
     return 1 << (most - 1).bit_length()
 
 
 def with_fixed_shapes(batch: BatchT, places: int) -> BatchT:
-    """Gives the batch laid out as any other of as many rows: a row bounds its documents' lengths,
-    and documents without tokens at its end fill the places."""
+    """Gives the batch in the same shapes as every other batch of as many rows: the row length is
+    the bound on its documents' lengths, and empty documents at its end fill the places."""
     rows, length = batch.ids_BT.shape
     bounds = batch.bounds + (rows * length,) * (places + 1 - len(batch.bounds))
     cu_seqlens = send(bounds, batch.cu_seqlens.device, torch.int32)
@@ -110,7 +114,7 @@ def with_fixed_shapes(batch: BatchT, places: int) -> BatchT:
 
 
 class MicroBatch(Generic[OutT]):
-    """Tensors that stay in place, and the graphs that compute on them."""
+    """Owns tensors that stay in place, and the graphs that compute on them."""
 
     def __init__(
         self, loss: Callable[[OutT], LossSum], weights: Sequence[Tensor], batch: OutT
@@ -120,8 +124,8 @@ class MicroBatch(Generic[OutT]):
         self._batch = replace(batch, **self._inputs)
 
     def warm_up(self) -> None:
-        """Computes once without a graph: what compiles or allocates at first use must not be
-        captured. Draws nothing from the device's generator for good."""
+        """Computes once without a graph: compilation and allocation at first use must not be
+        captured. It restores the device's random generator."""
         device = self._batch.ids_BT.device
         stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
         stream.wait_stream(current)
@@ -131,8 +135,8 @@ class MicroBatch(Generic[OutT]):
         current.wait_stream(stream)
 
     def capture(self, pool: Any) -> Any:
-        """Gives the pool of the graphs' memory; `pool`: that of others, of which one at a time
-        computes, or None."""
+        """Captures the graphs and gives the pool of their memory. `pool` is that of other graphs,
+        which never run at the same time, or None."""
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         mode = "thread_local"  # the batches of later steps are pinned in another thread meanwhile
         with torch.cuda.graph(self._forward, pool=pool, capture_error_mode=mode):
@@ -150,25 +154,27 @@ class MicroBatch(Generic[OutT]):
         return pool
 
     def load(self, batch: OutT) -> None:
-        """Takes in another batch of the same shapes."""
+        """Copies in another batch of the same shapes."""
         for name, tensor in _tensors(batch):
             self._inputs[name].copy_(tensor)
         self._batch = replace(batch, **self._inputs)
 
     def replay(self, weights: Sequence[Tensor]) -> LossSum:
-        """The loss as a function of `weights`, whose values those captured have."""
+        """Gives the loss as a function of `weights`, which have the values of the captured
+        weights."""
         found = self.run_forward()
         total, *aux_loss = _Backward.apply(self, _outputs(found), *weights)  # type: ignore[misc]
         metrics = {name: value.detach().clone() for name, value in found.metrics.items()}
         return LossSum(total=total, aux_loss=aux_loss[0] if aux_loss else None, metrics=metrics)
 
     def run_forward(self) -> LossSum:
-        """What the next call overwrites."""
+        """Runs the forward; the next call overwrites its result."""
         self._forward.replay()
         return self._found
 
     def run_backward(self, grads: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The gradient by each weight, overwritten by the next call; `grads`: by each output."""
+        """Gives the gradient by each weight, which the next call overwrites. `grads` are the
+        gradients by each output."""
         for given, grad in zip(self._given, grads, strict=True):
             given.copy_(grad)
         self._backward.replay()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to save and stop."""
+"""Turns Ctrl-C and SIGTERM into a request to save and stop."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ logger = logging.getLogger(__name__)
 
 
 class Interrupts:
-    """While entered, the first SIGINT or SIGTERM sets `requested`; a second one acts at once. In a
-    thread that is not the main one it changes nothing."""
+    """Sets `requested` at the first SIGINT or SIGTERM inside the block; a second one acts at once.
+    In a thread that is not the main one it changes nothing."""
 
     def __init__(self) -> None:
         self.requested = False

@@ -1,4 +1,4 @@
-"""THE loop: every stage trains here."""
+"""Holds the training loop of every stage."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from minimind.runtime.seeds import seed_micro_batch
 from minimind.types import StepStats
 
 _ROWS_NAMED = 20
-"""Documents named at most when a loss is not finite."""
+"""The most documents that are named when a loss is not finite."""
 
 
 @dataclass(slots=True)
@@ -42,23 +42,23 @@ class Loop(Generic[InT, OutT]):
     loader: Loader[InT]
     recipe: Recipe
     learning_rate: Callable[[int], float] | None
-    """By step; None where the DeepSpeed JSON has a scheduler."""
+    """The learning rate by step; None where the DeepSpeed JSON has a scheduler."""
     total_steps: int
     eval_data: Iterable[InT] | None = None
-    """Validation batches: as many on every rank."""
+    """The validation batches: equally many on every rank."""
     state: RunState = field(default_factory=RunState)
     events: Events = field(default_factory=Events)
     memory: PeakMemory = field(init=False)
     routers: RouterWatch = field(init=False)
     newest: StepStats | None = None
-    """Says what the last step did whose numbers have come from the device."""
+    """Gives the StepStats of the last step whose numbers have come from the device."""
     _interrupts: Interrupts = field(default_factory=Interrupts)
     _pending: deque[Pending] = field(default_factory=deque)
     _graphs: GraphedLoss[OutT] | None = None
     _is_recorded: bool = True
     _interrupted: bool = False
     _num_micro_batches: int = 0
-    """Of this rank in a step, as the loader gives them."""
+    """Counts this rank's micro-batches of a step, as the loader gives them."""
     _clock: float = 0.0
     _collections: Collections = field(default_factory=Collections)
 
@@ -69,8 +69,9 @@ class Loop(Generic[InT, OutT]):
             self._graphs = GraphedLoss(self.stage, self.engine)
 
     def run(self) -> bool:
-        """True when all steps are done, False when interrupted; saved either way. A loss or
-        gradient that is not finite raises TrainingError and leaves the last checkpoint alone."""
+        """Trains; gives True when all steps are done, False when interrupted. The state is saved
+        either way. A loss or gradient that is not finite raises TrainingError and leaves the last
+        checkpoint alone."""
         self.start()
         # The other signal does not disturb the last save either.
         with self._interrupts, without_collector():
@@ -82,18 +83,18 @@ class Loop(Generic[InT, OutT]):
         return not self._interrupted
 
     def start(self) -> None:
-        """Comes before the first step."""
+        """Prepares the loop; comes before the first step."""
         self.engine.train()
         freeze_objects()
         self._clock = time.perf_counter()
 
     def read(self) -> Iterator[list[InT]]:
-        """Reads this rank's micro-batches of the steps that are left, ahead in the background."""
+        """Reads this rank's micro-batches of the remaining steps, ahead in the background."""
         on_gpu = self.engine.device.type == "cuda"
         return self.loader.read(self.state.step, self.total_steps, pin=on_gpu)
 
     def _run_steps(self) -> int:
-        """The step of the last checkpoint."""
+        """Runs the steps; gives the step of the last checkpoint."""
         saved_at = self.state.step if self.state.step else -1
         steps = self.read()
         # The second step is the one measured: lazy initialisation is over.
@@ -125,8 +126,8 @@ class Loop(Generic[InT, OutT]):
 
     @without_collector()
     def step(self, micro_batches: list[InT]) -> None:
-        """Takes the step that this rank's micro-batches are for: the update that the stage prepares
-        from them, or several. Its numbers are read by `read_back`."""
+        """Takes the step of these micro-batches of this rank: the one or several updates that the
+        stage prepares from them. `read_back` reads its numbers."""
         if self._is_interrupted():
             return  # a stage may prepare for as long as a step takes
         step, engine = self.state.step, self.engine
@@ -151,14 +152,14 @@ class Loop(Generic[InT, OutT]):
 
     def _is_interrupted(self) -> bool:
         """Asks all ranks on a CPU, where that costs nothing and a step may outlast the launcher's
-        patience; a GPU reads the same from the step's numbers."""
+        patience; on a GPU the step's numbers carry the same request."""
         if self.engine.device.type == "cpu" and self.engine.any_rank(self._interrupts.requested):
             self._interrupted = True
         return self._interrupted
 
     def read_back(self) -> None:
-        """Takes in the numbers of the steps taken but, on a GPU, those of the last one, which it is
-        still busy with."""
+        """Takes in the numbers of the steps taken; on a GPU not those of the last step, which still
+        runs."""
         self._read_pending(keep=1 if self.engine.device.type == "cuda" else 0)
 
     def wait(self) -> None:
@@ -178,8 +179,8 @@ class Loop(Generic[InT, OutT]):
         self, micro_batches: Sequence[OutT], number: int, rate: float | None, losses: list[Tensor]
     ) -> StepNumbers | None:
         """Takes update `number` of a step; each micro-batch's loss joins `losses`. An interrupt
-        gives the first one up before it changes anything (None), so that what is saved is the state
-        after the step before; a step that has begun to change weights is finished."""
+        abandons the first update before it changes anything (None), so that the saved state is the
+        one after the step before; a step that has begun to change weights is finished."""
         engine, step = self.engine, self.state.step
         counts = self._sum_counts(micro_batches)
         engine.start_step(counts[0].float())
@@ -204,7 +205,7 @@ class Loop(Generic[InT, OutT]):
         return StepNumbers.of_update(counts, engine.sum_over_ranks(sums), grad_norm, routers)
 
     def _read_pending(self, keep: int) -> None:
-        """Takes in all steps but the last `keep`, which a GPU is still busy with."""
+        """Takes in the numbers of all steps but the last `keep`, which a GPU still computes."""
         while len(self._pending) > keep:
             pending = self._pending.popleft()
             found = pending.read()
@@ -231,7 +232,7 @@ class Loop(Generic[InT, OutT]):
             self.newest, self._is_recorded = stats, False
 
     def _record(self, val_loss: float | None = None) -> None:
-        """Writes down the newest step, once it is known whether a validation follows it."""
+        """Records the newest step, once it is known whether a validation follows it."""
         if self.newest and not self._is_recorded and self.engine.ranks.is_main:
             self.events.record(self.newest, val_loss)
         self._is_recorded = True
@@ -261,7 +262,7 @@ class Loop(Generic[InT, OutT]):
         )
 
     def _evaluate(self) -> bool:
-        """Records the validation loss; whether it is the best so far."""
+        """Records the validation loss, and tells whether it is the best so far."""
         assert self.eval_data is not None
         self.wait()
         val_loss = validation_loss(self.stage, self.engine, self.eval_data)
@@ -274,8 +275,8 @@ class Loop(Generic[InT, OutT]):
         return is_best
 
     def _save(self, is_best: bool, or_go_on: bool) -> int:
-        """The step now on disk. A disk that is full now may not be at the next save: where steps
-        remain the run goes on without this checkpoint, and says so."""
+        """Saves a checkpoint, and gives its step. A full disk may have room at the next save: where
+        steps remain the run goes on without this checkpoint, and says so."""
         self.wait()
         self._record()
         try:

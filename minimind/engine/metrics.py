@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.csv, its plots, and what its monitors show."""
+"""Records a run: metrics.csv, its plots, and the figures for its monitors."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _FORMATS = {
     "peak_bytes": "d",
     "resident_bytes": "d",
 }
-"""Of figures; all others have six digits."""
+"""The formats of figures; all others have six digits."""
 _REDRAWN_AFTER_S = 15.0
-"""A plot takes as long as some steps of a small model."""
+"""The least time between two plots: one takes as long as some steps of a small model."""
 
 
 class MetricsLog:
-    """Rank 0's record of a run. Rows wait one evaluation at most before they are on disk."""
+    """Keeps rank 0's record of a run. Rows wait at most one evaluation before they are on disk."""
 
     def __init__(
         self, folder: Path, extra_columns: Sequence[str], monitors: Monitors, step: int
@@ -91,9 +91,9 @@ class MetricsLog:
         self.monitors.write(stats.step, read_figures(row))
 
     def plot(self, or_later: bool = False) -> None:
-        """Draws loss.png, metrics.png where the stage has columns of its own, and with experts
-        expert_load.png; a plot that fails is logged and ends no run. With `or_later` those that
-        are new enough stay for now."""
+        """Draws loss.png, metrics.png where the stage has its own columns, and with experts
+        expert_load.png; a plot that fails is logged and ends no run. With `or_later`, plots that
+        are new enough are not redrawn for now."""
         now = time.monotonic()
         if or_later and now - self._drawn_at < _REDRAWN_AFTER_S:
             return
@@ -113,7 +113,8 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv, without one cut off by a kill; none where there is no file."""
+    """Reads the rows of a metrics.csv, without one cut off by a kill; none where there is no
+    file."""
     if not path.exists():
         return []
     with open(path, newline="", encoding="utf-8") as file:
@@ -121,5 +122,5 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 
 
 def read_figures(row: dict[str, str]) -> Figures:
-    """Gives the numbers in a row of metrics.csv, but for its step."""
+    """Gives the numbers in a row of metrics.csv, except its step."""
     return {name: float(text) for name, text in row.items() if name != "step" and text}

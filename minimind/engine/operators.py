@@ -1,5 +1,5 @@
-"""DeepSpeed's own operators, which it compiles when they are first asked for: said, and not waited
-for where nobody compiles.
+"""Announces DeepSpeed's own operators, which it compiles at first use, and does not wait for a
+compilation that nobody does.
 
 PyTorch takes a lock in the operator's folder while it compiles. A process that is killed leaves the
 lock, and every later one waits for it without a word (torch/utils/file_baton.py).
@@ -22,13 +22,13 @@ from minimind.errors import ConfigError
 logger = logging.getLogger("minimind")
 
 _LOOKS, _LOOK_AGAIN_S = 3, 0.5
-"""A lock is stale where so many looks in a row find nobody who holds it."""
+"""A lock is stale where this many looks in a row find no process that holds it."""
 
 
 @contextlib.contextmanager
 def announced_operators(deepspeed: Any) -> Iterator[None]:
-    """Within it DeepSpeed says what it compiles. Raises ConfigError for a lock that nobody holds
-    and for what cannot be compiled here. `deepspeed`: the module."""
+    """Has DeepSpeed announce, inside the block, what it compiles. Raises ConfigError for a stale
+    lock and for an operator that cannot be compiled here. `deepspeed` is the module."""
     builders = deepspeed.ops.op_builder.builder
     builder = builders.OpBuilder
     original = builder.jit_load
@@ -61,7 +61,7 @@ def announced_operators(deepspeed: Any) -> Iterator[None]:
 
 def announce(name: str, folder: Path) -> None:
     """Says that an operator is about to be compiled in its folder, or that another process does so.
-    Raises ConfigError where a lock stands there that no process of this machine holds."""
+    Raises ConfigError for a lock there that no process of this machine holds."""
     lock = folder / "lock"
     for _ in range(_LOOKS):
         if not lock.exists():

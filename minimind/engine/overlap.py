@@ -1,9 +1,9 @@
-"""Reductions beside the backward, which one stream waits for and not the host.
+"""Runs reductions beside the backward, so that one stream waits for them and not the host.
 
-With `overlap_comm` DeepSpeed 0.19.8 reduces gradients on a stream of its own, and synchronises the
-whole device after each backward, before it lets go of them. It is enough that the computation's
-stream waits for that one: all memory it lets go of is used anew on the first stream, or on the
-second after that has waited for the first, as it does before each bucket.
+With `overlap_comm` DeepSpeed 0.19.8 reduces gradients on a second stream, and synchronises the
+whole device after each backward, before it frees them. It is enough that the computation's stream
+waits for the second one: freed memory is reused on the first stream, or on the second after it has
+waited for the first, as it does before each bucket.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _EPILOGUE = "independent_gradient_partition_epilogue"
 
 
 class _StreamsWait:
-    """DeepSpeed's accelerator, but that the computation's stream waits for the reductions' where
-    the host would wait for both."""
+    """Stands for DeepSpeed's accelerator: where the host would wait for both streams, the
+    computation's stream waits for that of the reductions."""
 
     def __init__(self, accelerator: Any, reductions: Any) -> None:
         self._accelerator, self._reductions = accelerator, reductions
@@ -32,8 +32,8 @@ class _StreamsWait:
 
 
 def wait_between_streams(optimizer: Any) -> None:
-    """Has DeepSpeed's optimizer of stages 1 and 2 end each backward so. One that overlaps nothing,
-    that keeps its states on the CPU, or whose parts have other names is left as it is."""
+    """Has DeepSpeed's optimizer of stages 1 and 2 end each backward in this way. An optimizer
+    without overlap, with states on the CPU, or with parts of other names is left unchanged."""
     module: Any = sys.modules[type(optimizer).__module__]
     streams = (
         getattr(optimizer, "overlap_comm", False),

@@ -1,4 +1,4 @@
-"""What is trained, grouped by learning rate and weight decay."""
+"""Groups the trained parameters by learning rate and weight decay."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def trained_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def parameter_groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Parameters by learning rate and weight decay factor. Raises ConfigError for a pattern that no
-    name matches, and where no weight has a rate."""
+    """Groups parameters by learning rate and weight decay factor. Raises ConfigError for a pattern
+    that no name matches, and where no weight has a rate."""
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     unmatched = set(recipe.rate_factors) | set(recipe.weight_decay_factors)
     for name, parameter in trained_parameters(module):

@@ -1,4 +1,4 @@
-"""A step's numbers on their way from the device."""
+"""Carries a step's numbers from the device to the host."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 
 class Numbers:
-    """A dataclass of fp64 tensors that travel as one. A field may be such a dataclass itself, or
-    None where there is nothing to say."""
+    """Base of dataclasses of fp64 tensors that are copied as one. A field may be such a dataclass
+    itself, or None where it has no value."""
 
     __slots__ = ()
 
@@ -22,7 +22,7 @@ class Numbers:
         return torch.cat([tensor.reshape(-1) for tensor in self._tensors()])
 
     def over(self, flat_N: Tensor) -> Self:
-        """Gives the same fields as views of a row that `flat` gave, or of what became of it."""
+        """Gives the same fields as views of a row with the layout of `flat`."""
         sizes = [tensor.numel() for tensor in self._tensors()]
         return self._filled(iter(flat_N.split(sizes)))
 
@@ -47,42 +47,42 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterNumbers(Numbers):
-    """What the routers of a mixture of experts did, over all ranks."""
+    """Holds the sums over the routers of a mixture of experts, over all ranks."""
 
     aux_loss: Tensor
-    """Summed over the count; coefficient included."""
+    """The auxiliary loss summed over the count; coefficient included."""
     dropped: Tensor
-    """Tokens that no expert took."""
+    """The number of tokens that no expert took."""
     tokens_LE: Tensor
-    """Tokens that each expert took, by layer with experts."""
+    """The number of tokens that each expert took, by layer with experts."""
     grad_norm: Tensor | None = None
-    """Of the routers' gradient before clipping; None while the others are summed."""
+    """The norm of the routers' gradient before clipping; None while the others are summed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepNumbers(Numbers):
-    """What a step, or one update of it, found: over all ranks but for `losses`."""
+    """Holds the numbers of a step, or one update of it, over all ranks except `losses`."""
 
     count: Tensor
     tokens: Tensor
     stops: Tensor
-    """How many ranks are to stop."""
+    """The number of ranks that are to stop."""
     loss: Tensor
-    """Summed over the count."""
+    """The loss summed over the count."""
     metrics_N: Tensor
     """The stage's metrics, summed over the count."""
     grad_norm: Tensor
     routers: RouterNumbers | None
     """None for a dense model."""
     losses_U: Tensor | None = None
-    """That of each of this rank's micro-batches, of all updates in order; None in an update."""
+    """The losses of this rank's micro-batches, of all updates in order; None in an update."""
 
     @classmethod
     def of_update(
         cls, counts_3: Tensor, sums_N: Tensor, grad_norm: Tensor, routers: RouterNumbers | None
     ) -> StepNumbers:
-        """Names what was added up as one tensor: the count, the tokens and who is to stop; the loss
-        and each metric."""
+        """Names the parts of the summed tensors: the count, the tokens and the ranks to stop; the
+        loss and each metric."""
         count, tokens, stops = counts_3
         return cls(
             count=count,
@@ -96,7 +96,7 @@ class StepNumbers(Numbers):
 
     @classmethod
     def of_step(cls, updates: Sequence[StepNumbers], losses: Sequence[Tensor]) -> StepNumbers:
-        """Gives the means over the updates of a step, but of `tokens` their sum."""
+        """Gives the means over the updates of a step, but the sum of `tokens`."""
         found, *others = updates
         if others:
             found = found.over(torch.stack([one.flat() for one in updates]).mean(0))
@@ -106,26 +106,26 @@ class StepNumbers(Numbers):
 
     @property
     def mean_loss(self) -> float:
-        """Gives 0 for a step that had nothing to learn from."""
+        """Gives the loss per count; 0 for a step that had nothing to learn from."""
         return float(self.loss) / max(float(self.count), 1.0)
 
     @property
     def mean_metrics(self) -> list[float]:
-        """Gives NaN for a step that had nothing to learn from."""
+        """Gives the metrics per count; NaN for a step that had nothing to learn from."""
         count = float(self.count)
         return [value / max(count, 1.0) if count else math.nan for value in self.metrics_N.tolist()]
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A step that was taken and whose numbers nobody waits for yet."""
+    """Holds a step that was taken and whose numbers may still be on their way."""
 
     step: int
     learning_rate: float
     measured: Mapping[str, float]
-    """What the stage measured itself."""
+    """The numbers that the stage measured itself."""
     _numbers: StepNumbers
-    """On the host, where they may not have arrived."""
+    """The numbers on the host, where they may not have arrived."""
     _arrived: torch.cuda.Event | None
 
     @classmethod
@@ -141,7 +141,7 @@ class Pending:
         return cls(step, learning_rate, measured, numbers.over(flat_N), arrived)
 
     def read(self) -> StepNumbers:
-        """Waits for the numbers; they are on the host."""
+        """Waits for the numbers and gives them, on the host."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._numbers

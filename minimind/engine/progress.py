@@ -1,4 +1,4 @@
-"""The console of a run: a progress bar on a terminal, a line now and then elsewhere."""
+"""Shows a run on the console: a progress bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Rank 0 shows loss, learning rate, tokens/s, MFU where the device's peak is known, memory and
-    time left; other ranks show nothing."""
+    """Shows, on rank 0, loss, learning rate, tokens/s, MFU where the device's peak is known, memory
+    and time left; other ranks show nothing."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Progress:
         flops_per_token: int = 0,
         peak_flops: float | None = None,
     ) -> None:
-        """`peak_flops`: of all ranks together."""
+        """Takes `peak_flops` of all ranks together."""
         self._is_main = is_main
         self._log_every = log_every
         self._total_steps = total_steps
@@ -77,7 +77,7 @@ class Progress:
         )
 
     def say(self, text: str, *values: object) -> None:
-        """A line of its own, above the bar."""
+        """Writes a separate line, above the bar."""
         if self._is_main:
             logger.info(text, *values)
 

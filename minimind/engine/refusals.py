@@ -1,4 +1,4 @@
-"""What DeepSpeed refuses of a JSON, said as an error of the user's."""
+"""Turns DeepSpeed's refusals of a JSON into errors for the user."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from minimind.errors import ConfigError
 
 @contextlib.contextmanager
 def refusals(deepspeed: Any) -> Iterator[None]:
-    """Within it DeepSpeed's own errors about its JSON become ConfigErrors. `deepspeed`: the
-    module."""
+    """Turns DeepSpeed's own errors about its JSON, raised inside the block, into ConfigErrors.
+    `deepspeed` is the module."""
     try:
         # pydantic's ValidationError is a ValueError.
         yield
@@ -23,7 +23,7 @@ def refusals(deepspeed: Any) -> Iterator[None]:
 
 
 def _describe(error: Any, deepspeed: Any) -> str:
-    """What pydantic finds in each field, without its links."""
+    """Describes pydantic's finding in each field, without its links."""
     kinds = deepspeed.runtime.config_utils.DeepSpeedConfigModel.__subclasses__()
     fields = next((kind.model_fields for kind in kinds if kind.__name__ == error.title), {})
     problems = []

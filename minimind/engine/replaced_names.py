@@ -1,5 +1,5 @@
-"""Names of a module that mean something else for a while: for functions of DeepSpeed's that no
-attribute of an instance can stand in for."""
+"""Replaces names of a module for a while: for functions of DeepSpeed's that no attribute of an
+instance can replace."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 @contextlib.contextmanager
 def replaced_names(module: ModuleType, names: Mapping[str, Any]) -> Iterator[None]:
-    """Within it the module's functions find these in the place of its own. Each must be there."""
+    """Has the module's functions find these values in the place of its own, inside the block. Each
+    name must exist."""
     originals = {name: getattr(module, name) for name in names}
     try:
         for name, value in names.items():

@@ -1,4 +1,4 @@
-"""ZeRO stage 0 in 16 bits, mended so that it takes the steps of plain PyTorch with fp32 masters.
+"""Corrects ZeRO stage 0 in 16 bits, so that it takes the steps of plain PyTorch with fp32 masters.
 
 DeepSpeed 0.19.8 trains such a run under the optimizer of its old fp16 engine, which
 - makes the optimizer's states by a step on zero gradients: Adam's counter, and with it the bias
@@ -6,8 +6,8 @@ DeepSpeed 0.19.8 trains such a run under the optimizer of its old fp16 engine, w
   step of stages 1 to 3);
 - adds up micro-batches, averages over ranks and takes the norm in 16 bits;
 - divides by fp16's loss scale, by which the engine has not multiplied;
-- looks at every single gradient for overflow, each of which a GPU is waited for, whatever the JSON
-  says of `check_grad_overflow`.
+- looks at every single gradient for overflow and waits for a GPU each time, even where the JSON
+  turns `check_grad_overflow` off.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from minimind.config.deepspeed_json import precision
 
 @contextlib.contextmanager
 def without_first_step(deepspeed: Any) -> Iterator[None]:
-    """Within it DeepSpeed's optimizers for 16 bits without ZeRO leave their states to the first
-    real step. `deepspeed`: the module."""
+    """Has DeepSpeed's optimizers for 16 bits without ZeRO, made inside the block, create their
+    states in the first real step. `deepspeed` is the module."""
     fp16 = deepspeed.runtime.fp16
     classes = (fp16.fused_optimizer.FP16_Optimizer, fp16.unfused_optimizer.FP16_UnfusedOptimizer)
     originals = [cls.initialize_optimizer_states for cls in classes]
@@ -38,8 +38,8 @@ def without_first_step(deepspeed: Any) -> Iterator[None]:
 
 
 def left_to_deepspeed(ds_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The resolved JSON of a run at stage 0 without what DeepSpeed gets wrong or refuses there: the
-    engine clips by itself, and gradients are summed in fp32 whatever is asked."""
+    """Gives the resolved JSON of a run at stage 0 without the parts that DeepSpeed gets wrong or
+    refuses there: the engine clips by itself, and gradients are always summed in fp32."""
     config = dict(ds_config)
     config["gradient_clipping"] = 0.0  # left out, it would be 1
     config.setdefault("communication_data_type", "fp32")
@@ -52,10 +52,10 @@ def left_to_deepspeed(ds_config: Mapping[str, Any]) -> dict[str, Any]:
 def mend(
     module: nn.Module, optimizer: Any, ds_config: Mapping[str, Any]
 ) -> dict[nn.Parameter, Tensor]:
-    """Sums gradients in fp32, and leaves it to their norm to find what is not finite, unless the
-    JSON or fp16's loss scaling asks for more. Gives the fp32 master of each trained parameter.
+    """Sums gradients in fp32, and finds non-finite gradients by their norm alone, unless the JSON
+    or fp16's loss scaling asks for more. Gives the fp32 master of each trained parameter.
 
-    `optimizer`: DeepSpeed's. `ds_config`: resolved, with bf16 or fp16 enabled.
+    `optimizer` is DeepSpeed's; `ds_config` is resolved, with bf16 or fp16 enabled.
     """
     for parameter in module.parameters():
         if parameter.requires_grad:
@@ -74,8 +74,8 @@ def _widen(parameter: Tensor) -> None:
 
 
 def _find_masters(optimizer: Any) -> dict[nn.Parameter, Tensor]:
-    """They lie where DeepSpeed's own accessors do not look: one by one, or flat for its fused
-    optimizers."""
+    """Finds the masters, which DeepSpeed's own accessors do not: they are stored one by one, or
+    flat for its fused optimizers."""
     masters: dict[nn.Parameter, Tensor] = {}
     for index, group in enumerate(optimizer.fp16_groups):
         if hasattr(optimizer, "fp32_groups"):

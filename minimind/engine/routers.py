@@ -1,4 +1,4 @@
-"""What the routers of a mixture of experts do: summed up on the device, read once a step."""
+"""Watches the routers of a mixture of experts: sums on the device, read once a step."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ ROUTER_COLUMNS = (
     "load_entropy_min",
     "dropped_tokens",
 )
-"""Of metrics.csv, in a run with experts."""
+"""The columns of metrics.csv in a run with experts."""
 
 
 class RouterWatch:
     """Follows the routers of the first model with experts in `module`, through hooks and without
-    waiting for the device. Where there is none it has nothing to say."""
+    waiting for the device. Without such a model it gives nothing."""
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         models = [part for part in module.modules() if isinstance(part, Transformer)]
@@ -79,8 +79,8 @@ class RouterWatch:
             self._sums.aux_loss.add_(loss.aux_loss.detach() * count)
 
     def take(self, engine: DeepSpeedEngine) -> RouterNumbers | None:
-        """Gives the numbers since it was called last, over all ranks and on the device; None for a
-        dense model."""
+        """Gives the numbers since the last call, over all ranks and on the device; None for a dense
+        model."""
         if not self._layers:
             return None
         grad = engine.sum_over_ranks(self._grads.flatten().clone())
@@ -91,10 +91,9 @@ class RouterWatch:
         return replace(summed, grad_norm=norm)
 
     def describe(self, stats: StepStats, found: StepNumbers) -> StepStats:
-        """Gives the step's `stats` with what its routers did, in all micro-batches and on all
-        ranks, which `found` holds on the host. aux_loss: what they added to the loss per target.
-        The entropy of a layer's load is 1 where all its experts take as much and 0 where one takes
-        all."""
+        """Adds the routers' numbers in `found`, of all micro-batches and all ranks and on the host,
+        to the step's `stats`. aux_loss is their share of the loss per target. The entropy of a
+        layer's load is 1 where all its experts take as much and 0 where one takes all."""
         routers = found.routers
         if routers is None or routers.grad_norm is None:
             return stats

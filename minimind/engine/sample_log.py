@@ -1,4 +1,4 @@
-"""samples.jsonl: what a stage generated while it trained, a line each."""
+"""Writes samples.jsonl: the texts that a stage generated while it trained, one a line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class SampleLog:
     """Keeps rank 0's record of samples by step."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Drops the lines after `step` of an earlier part of the run, which makes them again."""
+        """Drops the lines after `step` of an earlier part of the run: the resumed run makes them
+        again."""
         self._path = folder / "samples.jsonl"
         if not self._path.exists():
             return
@@ -30,7 +31,7 @@ class SampleLog:
 
 
 def _step(line: bytes) -> float:
-    """Infinity for a line that was cut off by a kill."""
+    """Gives the line's step; infinity for a line that was cut off by a kill."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -38,7 +39,7 @@ def _step(line: bytes) -> float:
 
 
 def spell_sample(sample: Mapping[str, Any]) -> str:
-    """Gives a sample as a line for the console."""
+    """Writes a sample as a line for the console."""
     texts = [" ".join(str(sample[key]).split()) for key in ("prompt", "completion")]
     reward = sample.get("reward")
     return f"{texts[0]} → {texts[1]}" + ("" if reward is None else f"  (reward {reward:.3g})")

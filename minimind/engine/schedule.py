@@ -1,5 +1,5 @@
-"""The learning rate as a function of the optimizer step alone, so that a resumed run needs no
-state for it."""
+"""Computes the learning rate from the optimizer step alone, so that a resumed run needs no state
+for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class CosineSchedule:
-    """Linear warm-up, then lr·(m + (1 − m)/2·(1 + cos(π·(t − W)/(T − W)))), m = min_lr_ratio."""
+    """Rises linearly during warm-up, then follows lr·(m + (1 − m)/2·(1 + cos(π·(t − W)/(T − W)))),
+    m = min_lr_ratio."""
 
     learning_rate: float
     total_steps: int
@@ -17,7 +18,7 @@ class CosineSchedule:
     min_lr_ratio: float = 0.1
 
     def __call__(self, step: int) -> float:
-        """The rate of optimizer step `step`, counted from 0."""
+        """Gives the rate of optimizer step `step`, counted from 0."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         span = max(self.total_steps - self.warmup_steps, 1)

@@ -1,4 +1,4 @@
-"""DeepSpeed's checkpoints at another number of ranks."""
+"""Converts DeepSpeed's checkpoints to another number of ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from minimind.errors import CheckpointError
 
 
 def convert_to_universal(folder: Path, output: Path) -> None:
-    """DeepSpeed's shards in a form that loads at any number of ranks. Raises CheckpointError."""
+    """Converts DeepSpeed's shards to a form that loads at any number of ranks. Raises
+    CheckpointError."""
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
     command += ["--input_folder", str(folder / TAG), "--output_folder", str(output / TAG)]
     command += ["--inject_missing_state", "--num_extract_workers", "1", "--num_merge_workers", "1"]

@@ -1,4 +1,4 @@
-"""The validation loss, by batches that are read ahead as those of training are."""
+"""Computes the validation loss, from batches that are read ahead like those of training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from minimind.runtime.devices import send
 
 @dataclass(frozen=True, slots=True)
 class _OnDevice(Generic[InT]):
-    """Batches that are moved as they are read, each time anew."""
+    """Moves batches to the device as they are read, each time anew."""
 
     batches: Iterable[InT]
     device: torch.device
@@ -34,8 +34,8 @@ class _OnDevice(Generic[InT]):
 def validation_loss(
     stage: Stage[InT, Any], engine: DeepSpeedEngine, eval_data: Iterable[InT]
 ) -> float:
-    """Gives the mean over all that the batches of all ranks count, with the policy in eval mode.
-    All ranks call it. Raises TrainingError where they count nothing."""
+    """Gives the mean over everything that the batches of all ranks count, with the policy in eval
+    mode. All ranks call it. Raises TrainingError where they count nothing."""
     engine.train(False)
     total = torch.zeros(1, dtype=torch.float64, device=engine.device)
     count = 0

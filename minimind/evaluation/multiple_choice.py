@@ -34,19 +34,20 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """Shares of questions answered right, by how the answer is read off the model."""
+    """Holds the shares of questions answered right, for three ways to read the answer off the
+    model."""
 
     num_questions: int
     letter: float
-    """The likeliest of the letters after the question and its choices."""
+    """By the likeliest of the letters after the question and its choices."""
     text: float
-    """The likeliest of the choices' own texts after the question."""
+    """By the likeliest of the choices' own texts after the question."""
     text_normalised: float
-    """The same, each divided by its length in bytes."""
+    """By the likeliest of the choices' own texts, each divided by its length in bytes."""
 
 
 def read_questions(path: str | Path) -> list[Question]:
-    """A CSV file, or every CSV file of a folder. Raises DataError naming file and line."""
+    """Reads a CSV file, or every CSV file of a folder. Raises DataError naming file and line."""
     path = Path(path)
     if path.is_dir():
         files = sorted(path.glob("*.csv"))
@@ -106,8 +107,8 @@ def measure_choices(
     num_examples: int = 0,
     progress: bool = False,
 ) -> dict[str, Accuracy]:
-    """Accuracy by subject, and under "all" over every question. The first `num_examples` of
-    `examples` with a question's subject stand before it with their answers."""
+    """Gives the accuracy by subject, and under "all" over every question. The first `num_examples`
+    of `examples` with a question's subject are put before it with their answers."""
     known: dict[str, list[Question]] = {}
     for example in examples:
         known.setdefault(example.subject, []).append(example)
@@ -151,7 +152,7 @@ def measure_choices(
 
 
 def _posed(question: Question) -> str:
-    """The question with its choices, up to where the letter follows."""
+    """Writes the question with its choices, up to where the letter follows."""
     lines = [f"{letter}. {c}" for letter, c in zip(LETTERS, question.choices, strict=True)]
     return "\n".join([question.text, *lines, _answer_word(question)])
 

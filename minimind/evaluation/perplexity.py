@@ -1,4 +1,4 @@
-"""Perplexity of a model on a data file."""
+"""Measures the perplexity of a model on a data file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Perplexity:
     """Nats a target token."""
     perplexity: float
     bits_per_byte: float
-    """Of the targets' own text: comparable between tokenizers."""
+    """Bits for each byte of the targets' own text: comparable between tokenizers."""
     num_tokens: int
     num_documents: int
 
@@ -41,7 +41,7 @@ class Perplexity:
 
 
 FORMATS = {data_format.name: data_format for data_format in (TEXT, CHAT)}
-"""What can be measured."""
+"""The formats that can be measured."""
 
 
 def measure_perplexity(
@@ -55,9 +55,9 @@ def measure_perplexity(
     on_bad_row: OnBadRow = "stop",
     progress: bool = False,
 ) -> Perplexity:
-    """Over the targets of every document (`max_rows` above 0: of a random part of the packed rows).
-    Raises DataError where the file cannot be used or holds no target, ConfigError for a format that
-    is none of FORMATS."""
+    """Measures over the targets of every document (`max_rows` above 0: of a random part of the
+    packed rows). Raises DataError where the file cannot be used or holds no target, ConfigError for
+    a format outside FORMATS."""
     if format not in FORMATS:
         raise ConfigError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
     cache = build_token_cache(

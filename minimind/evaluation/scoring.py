@@ -1,4 +1,4 @@
-"""The log-probability that a model gives to given texts, many at a time in packed rows."""
+"""Computes the log-probability that a model gives to given texts, many at a time in packed rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ _BATCH_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Of each document: float64 sums of its targets' log-probabilities, and their number."""
+    """Holds, for each document, float64 sums of its targets' log-probabilities, and their
+    number."""
 
     log_probs: np.ndarray
     counts: np.ndarray
@@ -35,7 +36,7 @@ class Scores:
 
 @torch.no_grad()
 def batch_log_probs(model: Transformer, batch: Batch) -> Tensor:
-    """The log-probability of each label: [B·T] fp32, 0 where there is none."""
+    """Gives the log-probability of each label: [B·T] fp32, 0 where there is none."""
     labels_M = batch.labels_BT.flatten()
 
     def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
@@ -46,7 +47,8 @@ def batch_log_probs(model: Transformer, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def _batch_scores(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Log-probability and whether the label was the likeliest token, of each place: [B·T]."""
+    """Gives, for each place, the log-probability, and whether the label was the likeliest token:
+    [B·T]."""
     labels_M = batch.labels_BT.flatten()
     likeliest_M = torch.empty_like(labels_M)
 
@@ -111,7 +113,7 @@ def score_documents(
 
 
 def continuation(prompt_ids: Iterable[int], ids: Iterable[int]) -> Sample:
-    """A document of which only `ids`, after the prompt, are targets."""
+    """Gives a document of which only `ids`, after the prompt, are targets."""
     before, after = list(prompt_ids), list(ids)
     is_target = np.zeros(len(before) + len(after), dtype=bool)
     is_target[len(before) :] = True

@@ -1,6 +1,6 @@
-"""Our models under EleutherAI's lm-evaluation-harness, whose tasks ask through three calls.
+"""Runs our models under EleutherAI's lm-evaluation-harness, whose tasks use three calls.
 
-The only file that imports `lm_eval`, which is an extra: `pip install 'minimind[eval]'`.
+This is the only file that imports `lm_eval`, which is an extra: `pip install 'minimind[eval]'`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from minimind.inference.sampling import SamplingParams
 from minimind.model.transformer import Transformer
 
 _MAX_NEW_TOKENS = 256
-"""Of an answer where its task names no limit, as the harness's own models have it."""
+"""The most tokens of an answer where its task names no limit, as for the harness's own models."""
 _BATCH = 32
 
 TokenRequest = tuple[tuple[str, str], list[int], list[int]]
@@ -35,9 +35,9 @@ TokenRequest = tuple[tuple[str, str], list[int], list[int]]
 
 
 class HarnessModel(TemplateLM):
-    """A model as the harness sees it. Texts begin as the documents of training do; with `is_chat`
-    they are what the chat template renders, its tokens recognised. What is too long loses its
-    beginning, as everywhere in the harness."""
+    """Presents a model to the harness. Texts begin as the documents of training do; with `is_chat`
+    they are rendered by the chat template, and its tokens are recognised. A text that is too long
+    loses its beginning, as everywhere in the harness."""
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, *, is_chat: bool = False) -> None:
         super().__init__()
@@ -50,7 +50,8 @@ class HarnessModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """Before what has nothing before it; the harness's own models take eos without a bos."""
+        """Gives the token that stands before a text without a context; the harness's own models
+        take eos without a bos."""
         bos = self._tokenizer.bos_id
         return self._tokenizer.eos_id if bos is None else bos
 
@@ -64,7 +65,7 @@ class HarnessModel(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Raises ConfigError where the tokenizer has no template."""
+        """Renders a conversation. Raises ConfigError where the tokenizer has no template."""
         if self._tokenizer.chat_template is None:
             raise ConfigError(f"the tokenizer {self._tokenizer.origin} has no chat template")
         return render_chat(
@@ -93,7 +94,7 @@ class HarnessModel(TemplateLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Of whole texts: a longer one than the context in windows that follow each other."""
+        """Scores whole texts: a text longer than the context in successive windows."""
         windows, owners = [], []
         for owner, request in enumerate(requests):
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
@@ -157,8 +158,8 @@ def run_tasks(
     max_questions: int | None = None,
     is_chat: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """What the harness measures of each task, by metric and filter ("acc,none"). `folder`: of YAML
-    files with tasks of one's own. Raises ConfigError for a task that there is not."""
+    """Gives the harness's measures of each task, by metric and filter ("acc,none"). `folder` holds
+    YAML files of the user's tasks. Raises ConfigError for an unknown task."""
     # Its decorator hides the parameters from type checkers.
     simple_evaluate: Any = lm_eval.simple_evaluate
     found = simple_evaluate(
@@ -174,8 +175,8 @@ def run_tasks(
 
 
 def _find_tasks(tasks: Sequence[str], folder: Path | None) -> TaskManager:
-    """The harness takes seconds to list its own thousands of tasks, so that is left out where the
-    folder has all that are asked for."""
+    """Finds the tasks. The harness takes seconds to list its own thousands, so this is left out
+    where the folder has all that are asked for."""
     unknown: list[str] = []
     for with_own in (True,) if folder is None else (False, True):
         manager = TaskManager(include_path=folder, include_defaults=with_own)

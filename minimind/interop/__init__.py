@@ -1,2 +1,2 @@
-"""What other projects made, used here: each module imports the other project on first use. The
-project's own files are minimind.model's and minimind.lora's."""
+"""Uses models that other projects made. Each module imports the other project on first use. The
+project's own model and adapter files are read by minimind.model and minimind.lora."""

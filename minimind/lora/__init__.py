@@ -1,2 +1,3 @@
-"""Low-rank adapters: beside linears and experts, in PEFT's folders, several at run time, and
-the options that say which linears get one. Their training is the stages' (minimind.stages.lora)."""
+"""Holds low-rank adapters: modules beside linears and experts, PEFT's folders, several adapters at
+run time, and the options that say which linears get one. Stages train them
+(minimind.stages.lora)."""

@@ -1,7 +1,7 @@
-"""Low-rank adapters as numbers: ΔW = alpha/r · B·A (Hu et al. 2021, arXiv:2106.09685).
+"""Holds low-rank adapters as numbers: ΔW = alpha/r · B·A (Hu et al. 2021, arXiv:2106.09685).
 
 R is an adapter's rank, I and O are a linear's inputs and outputs. An adapter belongs to a linear as
-Hugging Face names it; of a fused matrix each part (q, k, v; gate, up) has its own.
+Hugging Face names it; each part of a fused matrix (q, k, v; gate, up) has a separate adapter.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from minimind.model.state_dict import linear_parts
 
 @dataclass(frozen=True, slots=True)
 class LoraPart:
-    """The adapter of one linear."""
+    """Holds the adapter of one linear."""
 
     a_RI: Tensor
     b_OR: Tensor
@@ -30,16 +30,17 @@ class LoraPart:
         return len(self.a_RI)
 
     def delta(self) -> Tensor:
-        """alpha/r · B·A: fp32 [O, I]."""
+        """Gives alpha/r · B·A: fp32 [O, I]."""
         return (self.b_OR.float() @ self.a_RI.float()).mul_(self.alpha / self.rank)
 
 
 Adapter = Mapping[str, LoraPart]
-"""By Hugging Face's name of the linear, as `model.layers.0.self_attn.q_proj`."""
+"""Maps Hugging Face's name of a linear, as `model.layers.0.self_attn.q_proj`, to its part."""
 
 
 def check_fits(config: ModelConfig, adapter: Adapter, origin: str) -> None:
-    """Whether every part is of a linear of this model and has its shape. Raises CheckpointError."""
+    """Raises CheckpointError unless every part belongs to a linear of this model and has its
+    shape."""
     shapes = {
         part.name: (part.num_rows, part.num_columns)
         for parts in linear_parts(config).values()
@@ -61,8 +62,8 @@ def check_fits(config: ModelConfig, adapter: Adapter, origin: str) -> None:
 def merge_adapter(
     config: ModelConfig, weights: Mapping[str, Tensor], adapter: Adapter, origin: str
 ) -> dict[str, Tensor]:
-    """The model's named parameters with W + alpha/r · B·A, summed and returned in fp32, where the
-    adapter has a part. Raises CheckpointError where it is for another model."""
+    """Gives the model's named parameters; those with a part in the adapter are W + alpha/r · B·A,
+    summed and returned in fp32. Raises CheckpointError where the adapter is for another model."""
     check_fits(config, adapter, origin)
     merged = dict(weights)
     for name, parts in linear_parts(config).items():

@@ -1,4 +1,4 @@
-"""A mixture of experts with adapters beside its stacks. Shapes: see lora/adapter.py."""
+"""Adds adapters to a mixture of experts, beside its stacks. Shapes: see lora/adapter.py."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from minimind.runtime.devices import send
 
 
 class LoraExperts(MixtureOfExperts):
-    """Each expert's products with the adapters of that expert.
+    """Computes each expert's products with the adapters of that expert.
 
-    Takes over the mixture's own parameters under their own names. The adapters of a stack are
-    `{stack}_lora_A` and `{stack}_lora_B`, laid out as LoraLinear's, an expert after the other. The
-    fused kernels of `expert_ffn` have no room for a second product. So the experts run one by one,
-    for which the counts of their tokens are read from the device; or, where PyTorch's grouped
-    product can, all together, and nothing is read.
+    It takes over the mixture's own parameters under their own names. The adapters of a stack are
+    `{stack}_lora_A` and `{stack}_lora_B`, laid out like LoraLinear's, one expert after the other.
+    The fused kernels of `expert_ffn` have no room for a second product. So the experts run one by
+    one, for which the counts of their tokens are read from the device; or, where PyTorch's grouped
+    product can, all together without reading anything.
     """
 
     def __init__(self, mixture: MixtureOfExperts, adapters: Mapping[str, FusedAdapter]) -> None:
@@ -62,8 +62,8 @@ class LoraExperts(MixtureOfExperts):
         return (y_MSD * routing.weights_MS.unsqueeze(2)).sum(dim=1).to(x_MD.dtype)
 
     def _is_grouped(self, x_PD: Tensor, stack: str) -> bool:
-        """Whether a stack's product can go through PyTorch's grouped one, and its adapters read
-        whole rows."""
+        """Tells whether a stack's product can go through PyTorch's grouped one, and its adapters
+        read whole rows."""
         weight_EOI = cast(Tensor, getattr(self, stack))
         adapter = getattr(self, f"{stack}_lora_A", None)
         is_whole = adapter is None or adapter.shape[1] == weight_EOI.shape[2]
@@ -80,8 +80,9 @@ class LoraExperts(MixtureOfExperts):
         return product
 
     def _group(self, routing: K.Routing) -> Callable[[Tensor, str], Tensor]:
-        """Gives each expert's rows of x through its matrix of a stack, all experts in one product;
-        an adapter is multiplied with all rows, and counts for those of its expert."""
+        """Gives a function that multiplies each expert's rows of x with its matrix of a stack, all
+        experts in one product. An adapter is multiplied with all rows; the rows of other experts
+        are set to zero."""
         ends_E = routing.offsets_E1[1:].int()
         places_P = torch.arange(len(routing.order_P), device=ends_E.device)
         expert_P = torch.searchsorted(ends_E, places_P, right=True)
@@ -106,7 +107,7 @@ class LoraExperts(MixtureOfExperts):
         return product
 
     def _product(self, x_PI: Tensor, stack: str, bounds: list[tuple[int, int]]) -> Tensor:
-        """Each expert's rows of x through its matrix of `stack`: [P, O]."""
+        """Multiplies each expert's rows of x with its matrix of `stack`: [P, O]."""
         weight_EOI = cast(Tensor, getattr(self, stack))
         of_experts = _specs_of_experts(self.specs.get(stack, ()), weight_EOI.shape[1])
         if stack in self.specs:
@@ -128,8 +129,8 @@ class LoraExperts(MixtureOfExperts):
 
 
 def can_group(x_PI: Tensor, weight_EOI: Tensor) -> bool:
-    """Whether PyTorch's grouped product takes these without asking the host: bf16 on a GPU from
-    sm_80 on, rows of whole 16 bytes."""
+    """Tells whether PyTorch's grouped product takes these without asking the host: bf16 on a GPU
+    from sm_80 on, rows of whole 16 bytes."""
     return (
         x_PI.is_cuda
         and x_PI.dtype == torch.bfloat16
@@ -140,7 +141,7 @@ def can_group(x_PI: Tensor, weight_EOI: Tensor) -> bool:
 
 
 class _GroupedProduct(torch.autograd.Function):
-    """x's rows up to each end times that expert's matrix, which is frozen: [P, O]."""
+    """Multiplies x's rows up to each end with that expert's matrix, which is frozen: [P, O]."""
 
     @staticmethod
     def forward(ctx: Any, x_PI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
@@ -161,7 +162,7 @@ def _add_adapters(
     specs: tuple[PartSpec, ...],
     num_rows: int,
 ) -> Tensor:
-    """y and, in the rows that each spec has within its expert's matrix, z·Bᵀ."""
+    """Adds z·Bᵀ to y in the rows that each spec has within its expert's matrix."""
     pieces: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
     start = 0
     for spec, _, b_OR in split_parts(specs, all_a, all_b):
@@ -183,7 +184,7 @@ def _take_over(mixture: MixtureOfExperts, other: MixtureOfExperts) -> None:
 def _specs_of_experts(
     specs: tuple[PartSpec, ...], num_rows: int
 ) -> dict[int, tuple[PartSpec, ...]]:
-    """By expert, with rows counted within its own matrix of `num_rows`."""
+    """Groups the specs by expert, with rows counted within its own matrix of `num_rows`."""
     found: dict[int, tuple[PartSpec, ...]] = {}
     for spec in specs:
         expert, start = divmod(spec.part.rows.start, num_rows)

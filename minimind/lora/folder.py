@@ -1,8 +1,8 @@
-"""Adapter folders in PEFT's format, and whole models out of them.
+"""Reads and writes adapter folders in PEFT's format, and makes whole models of them.
 
 adapter_config.json          PEFT's own keys; base_model_name_or_path is an absolute path
-adapter_model.safetensors    base_model.model.{linear}.lora_{A,B}.weight; its header says, beside,
-                             where the base lies as seen from here and what its content was
+adapter_model.safetensors    base_model.model.{linear}.lora_{A,B}.weight; its header also holds
+                             the base's relative path and fingerprint
 config.json                  of the model that the two make together
 """
 
@@ -41,16 +41,16 @@ ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _UNSUPPORTED = ("use_dora", "fan_in_fan_out", "modules_to_save", "lora_bias", "layer_replication")
-"""PEFT's options that would change what a pair of A and B means, or add weights beside them."""
+"""PEFT's options that would change the meaning of a pair of A and B, or add other weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """The weights an adapter was trained beside."""
+    """Names the weights that an adapter was trained with."""
 
     folder: Path
     fingerprint: str
-    """Of their content: an adapter beside other weights computes nonsense without any error."""
+    """Identifies their content: an adapter on other weights computes nonsense without any error."""
 
     @classmethod
     def of(cls, folder: Path) -> BaseModel:
@@ -66,8 +66,8 @@ def is_adapter_folder(folder: Path) -> bool:
 
 
 def find_model_folder(path: Path) -> Path:
-    """The Hugging Face or adapter folder meant by a run's folder, one checkpoint in it, or itself:
-    what `load_model_folder` reads."""
+    """Gives the Hugging Face or adapter folder meant by a run's folder, one checkpoint in it, or
+    the folder itself; `load_model_folder` reads it."""
     for folder in (path, *(path / "checkpoints" / x for x in (BEST, LATEST))):
         for candidate in (folder, folder / "model", folder / "adapter"):
             if is_model_folder(candidate):
@@ -85,9 +85,9 @@ def find_model_folder(path: Path) -> Path:
 
 
 def load_model_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The configuration and named parameters of a Hugging Face folder, or of an adapter's folder
-    with the adapter merged in fp32. Raises CheckpointError where an adapter's base is not there or
-    has changed."""
+    """Loads the configuration and named parameters of a Hugging Face folder, or of an adapter's
+    folder with the adapter merged in fp32. Raises CheckpointError where an adapter's base is
+    missing or has changed."""
     if not is_adapter_folder(folder):
         return load_hf_folder(folder)
     _, weights = load_model_folder(find_base(folder).folder)
@@ -96,7 +96,7 @@ def load_model_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def load_folder_config(folder: Path) -> ModelConfig:
-    """As `load_model_folder`, with the same errors about a base, without the weights."""
+    """Loads the configuration alone, with the same errors about a base as `load_model_folder`."""
     if is_adapter_folder(folder):
         base = find_base(folder)
         if not (folder / CONFIG_FILE).exists():  # PEFT writes none
@@ -105,15 +105,15 @@ def load_folder_config(folder: Path) -> ModelConfig:
 
 
 def fingerprint(folder: Path) -> str:
-    """Of a model folder's weight files; of an adapter's, with its base's."""
+    """Identifies a model folder's weight files; for an adapter, its base's too."""
     if not is_adapter_folder(folder):
         return hash_weights(folder)
     return f"{find_base(folder).fingerprint}+{hash_files([folder / ADAPTER_WEIGHTS_FILE])}"
 
 
 def find_base(folder: Path) -> BaseModel:
-    """Where the base of an adapter lies: from the adapter's folder, so that a folder of runs can
-    be moved as a whole, or at the path written in its configuration."""
+    """Finds the base of an adapter: by its path relative to the adapter's folder, so that a folder
+    of runs can be moved as a whole, or at the path written in its configuration."""
     folder = folder.resolve()
     written = _read_config(folder).get("base_model_name_or_path") or ""
     header = _read_header(folder)
@@ -137,8 +137,8 @@ def find_base(folder: Path) -> BaseModel:
 
 
 def tokenizer_folder(folder: Path) -> Path:
-    """Gives the folder whose tokenizer a model's folder is read with: itself, or the base of an
-    adapter that brings none, as PEFT writes it. Raises CheckpointError without a base."""
+    """Gives the folder whose tokenizer a model's folder is read with: the folder itself, or the
+    base of an adapter that has none, as PEFT writes it. Raises CheckpointError without a base."""
     while is_adapter_folder(folder) and not (folder / "tokenizer.json").is_file():
         folder = find_base(folder).folder
     return folder
@@ -190,8 +190,8 @@ def _to_peft_config(config: ModelConfig, adapter: Adapter, base: Path) -> dict[s
 
 
 def _target_modules(config: ModelConfig, adapter: Adapter) -> list[str]:
-    """PEFT takes an entry for every module whose name ends in it: `q_proj` alone where all of that
-    name have an adapter, else the whole names."""
+    """Gives the names for PEFT, which applies an entry to every module whose name ends in it:
+    `q_proj` alone where all linears of that name have an adapter, else the whole names."""
     parts = (part for parts in linear_parts(config).values() for part in parts)
     left_out = {_leaf(part.name) for part in parts if part.name not in adapter}
     return sorted({name if _leaf(name) in left_out else _leaf(name) for name in adapter})
@@ -202,8 +202,8 @@ def _leaf(name: str) -> str:
 
 
 def load_adapter(folder: Path) -> dict[str, LoraPart]:
-    """Reads what `save_adapter` or PEFT wrote. Raises CheckpointError where that holds more than
-    pairs of A and B."""
+    """Reads an adapter that `save_adapter` or PEFT wrote. Raises CheckpointError where it holds
+    more than pairs of A and B."""
     values = _read_config(folder)
     path = folder / ADAPTER_CONFIG_FILE
     if values.get("peft_type") != "LORA":
@@ -232,8 +232,8 @@ def load_adapter(folder: Path) -> dict[str, LoraPart]:
 
 
 def _alpha(values: Mapping[str, Any], name: str, rank: int) -> float:
-    """PEFT's own rule: the first pattern that the name ends in. Rank-stabilised scaling,
-    alpha/sqrt(r), becomes an alpha of its own."""
+    """Gives alpha by PEFT's rule: the first pattern that the name ends in. Rank-stabilised scaling,
+    alpha/sqrt(r), is converted to an equivalent alpha."""
     alpha = values.get("lora_alpha", 8)
     for pattern, value in (values.get("alpha_pattern") or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", name):

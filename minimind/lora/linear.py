@@ -1,4 +1,4 @@
-"""Linears with a low-rank adapter beside their frozen weight. Shapes: see lora/adapter.py."""
+"""Adds a low-rank adapter to linears with frozen weights. Shapes: see lora/adapter.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from minimind.model.state_dict import LinearPart
 
 @dataclass(frozen=True, slots=True)
 class PartSpec:
-    """Which part of a tensor an adapter is for, its rank and its alpha."""
+    """Says which part of a tensor an adapter is for, its rank and its alpha."""
 
     part: LinearPart
     rank: int
@@ -34,8 +34,8 @@ class PartSpec:
 
 @dataclass(frozen=True, slots=True)
 class FusedAdapter:
-    """LoRA A and B of every part (q, k, v) of one tensor. The parts' A stand above each other in
-    `a_RI` [ΣR, I]; their B [O, R] follow each other in `b_flat`, because their shapes differ."""
+    """Holds LoRA A and B of every part (q, k, v) of one tensor. The parts' A are stacked in `a_RI`
+    [ΣR, I]; their B [O, R] follow each other in `b_flat`, because their shapes differ."""
 
     specs: tuple[PartSpec, ...]
     a_RI: Tensor
@@ -43,9 +43,10 @@ class FusedAdapter:
 
 
 class LoraLinear(nn.Linear):
-    """x·Wᵀ, and in each part's output columns + scale·(x·Aᵀ)·Bᵀ with the part's A and B.
+    """Computes x·Wᵀ, and adds scale·(x·Aᵀ)·Bᵀ to each part's output columns, with the part's A and
+    B.
 
-    Takes over the linear's own weight under its own name, so the base model's state has the same
+    It takes over the linear's own weight under its own name, so the base model's state has the same
     keys with and without adapters. `lora_A` and `lora_B` are parameters of this module and of no
     child, so ZeRO-3 gathers them when it is called.
     """
@@ -63,8 +64,8 @@ class LoraLinear(nn.Linear):
         self.lora_B = nn.Parameter(adapters.b_flat)
 
     def reset_parameters(self) -> None:
-        """Nothing: both matrices come from outside, and random numbers take longer than all else
-        where adapters change from step to step."""
+        """Does nothing: both matrices come from outside, and random numbers would take most of the
+        time where adapters change from step to step."""
 
     def without_adapters(self) -> nn.Linear:
         (linear,) = self._bare
@@ -87,8 +88,8 @@ def lora_product(
     specs: Sequence[PartSpec],
     expert: int | None = None,
 ) -> Tensor:
-    """x·Wᵀ with the parts' adapters: [M, O]. `weight` is [O, I], or a frozen stack [E, O, I] of
-    which `expert` is meant. All of one dtype, in which each product is rounded."""
+    """Computes x·Wᵀ with the parts' adapters: [M, O]. `weight` is [O, I], or a frozen stack [E, O,
+    I] from which `expert` selects one. All are of one dtype, in which each product is rounded."""
     arguments = (x_MI, weight, a_RI, b_flat, specs, expert)
     if torch.is_grad_enabled():
         return cast(Tensor, _LoraProduct.apply(*arguments))
@@ -98,7 +99,7 @@ def lora_product(
 def split_parts(
     specs: Sequence[PartSpec], a_RI: Tensor, b_flat: Tensor
 ) -> Iterator[tuple[PartSpec, Tensor, Tensor]]:
-    """Each part's spec with views of its A [R, I] and B [O, R]."""
+    """Gives each part's spec with views of its A [R, I] and B [O, R]."""
     all_a = a_RI.split([spec.rank for spec in specs])
     all_b = b_flat.split([spec.num_b for spec in specs])
     for spec, a, b in zip(specs, all_a, all_b, strict=True):
@@ -113,7 +114,7 @@ def _product(
     specs: Sequence[PartSpec],
     expert: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """The output [M, O] and x·Aᵀ [M, ΣR]."""
+    """Gives the output [M, O] and x·Aᵀ [M, ΣR]."""
     y_MO = F.linear(x_MI, weight if expert is None else weight[expert])
     if a_RI.shape[1] == x_MI.shape[1]:
         z_MR = F.linear(x_MI, a_RI)
@@ -129,8 +130,8 @@ def _product(
 
 
 class _LoraProduct(torch.autograd.Function):
-    """Written out so that the sum happens in the output's own memory and the frozen weight costs
-    no product: dx = dy·W + dz·A, with dz = scale·dy·B per part."""
+    """Adds in the output's own memory, and computes no gradient product for the frozen weight: dx =
+    dy·W + dz·A, with dz = scale·dy·B per part."""
 
     @staticmethod
     def forward(ctx: Any, x_MI, weight, a_RI, b_flat, specs, expert):

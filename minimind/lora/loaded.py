@@ -1,4 +1,4 @@
-"""Adapters over one model at run time: several in memory, any mixture of them active."""
+"""Keeps several adapters over one model in memory at run time, any mixture of them active."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from minimind.model.transformer import Transformer
 
 
 class LoadedAdapters:
-    """Adapters by name over `model`, whose own weights they never change.
+    """Holds adapters by name over `model`, whose own weights they never change.
 
-    What is active is one adapter to the forward: the ranks of all active ones laid beside each
-    other, their scales in B. So two active adapters cost no more products than one.
+    The forward sees all active adapters as one: their ranks stand side by side, with their scales
+    in B. So two active adapters cost no more products than one.
     """
 
     def __init__(self, model: Transformer, base_fingerprint: str | None = None) -> None:
-        """`base_fingerprint`: of the folder the model came from (adapter_folder.fingerprint); with
-        it an adapter that was trained beside other weights is refused."""
+        """Takes the `base_fingerprint` of the folder that the model came from
+        (lora.folder.fingerprint); with it an adapter that was trained on other weights is
+        refused."""
         self._model = model
         self._base_fingerprint = base_fingerprint
         self._adapters: dict[str, Adapter] = {}
         self.active: dict[str, float] = {}
-        """Name to scale."""
+        """The scale of each active adapter, by name."""
 
     @property
     def names(self) -> list[str]:
@@ -44,21 +45,21 @@ class LoadedAdapters:
         self.add(name, load_adapter(folder), str(folder))
 
     def add(self, name: str, adapter: Adapter, origin: str = "the adapter") -> None:
-        """Takes in an adapter under a name that is free. Raises CheckpointError where it does not
-        fit the model, ConfigError where the name is taken."""
+        """Adds an adapter under a free name. Raises CheckpointError where it does not fit the
+        model, ConfigError where the name is taken."""
         if name in self._adapters:
             raise ConfigError(f"an adapter named {name!r} is loaded already: remove it first")
         check_fits(self._model.config, adapter, origin)
         self._adapters[name] = adapter
 
     def remove(self, name: str) -> None:
-        """Frees one; if it is active, the others that are stay so."""
+        """Frees an adapter; the other active ones stay active."""
         self._find(name)
         self.activate({n: scale for n, scale in self.active.items() if n != name})
         del self._adapters[name]
 
     def activate(self, scales: Mapping[str, float]) -> None:
-        """Switches to exactly these, each times its scale; {} leaves the bare model. Raises
+        """Activates exactly these adapters, each times its scale; {} leaves the bare model. Raises
         ConfigError for a name that is not loaded."""
         chosen = [(self._find(name), scale) for name, scale in scales.items()]
         detach(self._model)
@@ -74,7 +75,8 @@ class LoadedAdapters:
         self.active = dict(scales)
 
     def switch_to(self, name: str | None) -> None:
-        """One alone at its own scale, or None for the bare model; nothing where it is so."""
+        """Activates one adapter alone at its own scale, or the bare model for None; does nothing
+        where it is active already."""
         wanted = {} if name is None else {name: 1.0}
         if self.active != wanted:
             self.activate(wanted)
@@ -89,8 +91,8 @@ class LoadedAdapters:
 def _combine(
     parts: list[LinearPart], chosen: list[tuple[Adapter, float]], weight: Tensor
 ) -> FusedAdapter | None:
-    """One adapter of the sum of the ranks, with every scale in its B; None where no active adapter
-    is for this tensor."""
+    """Combines adapters into one of the summed rank, with every scale in its B; None where no
+    active adapter is for this tensor."""
     specs, all_a, all_b = [], [], []
     for part in parts:
         found = [(a[part.name], scale) for a, scale in chosen if part.name in a]

@@ -1,4 +1,4 @@
-"""Adapters put into a model, and taken out of it."""
+"""Puts adapters into a model, and takes them out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from minimind.model.transformer import Transformer
 from minimind.runtime.seeds import derive_seed
 
 INIT_STD = 0.02
-"""Of A; B starts at zero, so that a fresh adapter changes nothing."""
+"""The standard deviation of a fresh A; B starts at zero, so that a fresh adapter changes
+nothing."""
 
 
 def add_adapters(
@@ -27,7 +28,7 @@ def add_adapters(
     """Freezes the model and puts fresh adapters beside its linears, in fp32.
 
     `ranks` (above 0) and `alphas` go by Hugging Face's names. A ~ N(0, 0.02), the same on every
-    device and whatever other adapters there are; B = 0.
+    device and whatever the other adapters are; B = 0.
     """
     model.requires_grad_(False)
     fresh: dict[str, FusedAdapter] = {}
@@ -63,7 +64,7 @@ def attach(model: Transformer, adapters: Mapping[str, FusedAdapter]) -> None:
 
 
 def detach(model: Transformer) -> None:
-    """Takes all adapters out."""
+    """Removes all adapters."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLinear | LoraExperts):
             _replace_module(model, name, module.without_adapters())
@@ -75,7 +76,7 @@ def _replace_module(model: Transformer, name: str, module: nn.Module) -> None:
 
 
 def collect_adapter(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, LoraPart]:
-    """The model's adapter, with its numbers taken from `weights` by parameter name."""
+    """Collects the model's adapter, with its numbers taken from `weights` by parameter name."""
     adapter: dict[str, LoraPart] = {}
     for prefix, specs in _prefixes(model):
         tensors = (weights[f"{prefix}lora_A"], weights[f"{prefix}lora_B"])
@@ -85,7 +86,7 @@ def collect_adapter(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str
 
 
 def _prefixes(model: nn.Module) -> Iterator[tuple[str, tuple[PartSpec, ...]]]:
-    """What the names of each pair of lora_A and lora_B begin with, and their specs."""
+    """Gives the common prefix of the names of each pair of lora_A and lora_B, and their specs."""
     for name, module in model.named_modules():
         if isinstance(module, LoraLinear):
             yield f"{name}.", module.specs
@@ -96,7 +97,7 @@ def _prefixes(model: nn.Module) -> Iterator[tuple[str, tuple[PartSpec, ...]]]:
 
 @contextlib.contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """The model's forwards are those of its base, without what the adapters add."""
+    """Runs the model's forwards, inside the block, without the adapters."""
     beside = [part for part in model.modules() if isinstance(part, LoraLinear | LoraExperts)]
     for part in beside:
         part.is_active = False

@@ -1,4 +1,4 @@
-"""A picture of what an adapter changes, and where."""
+"""Draws how much an adapter changes each linear."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from minimind.runtime.figures import save_figure
 logger = logging.getLogger(__name__)
 
 _TILE, _GAP = 48, 4
-"""Pixels of one matrix, whatever its shape, and between two."""
+"""The pixels of one matrix, whatever its shape, and between two."""
 
 
 def plot_adapter(adapter: Adapter, path: Path) -> None:
-    """|alpha/r · B·A| of every linear as a PNG: layers from left to right, linears from top to
-    bottom, each matrix averaged down to one size. A plot that fails is logged and ends no run."""
+    """Draws |alpha/r · B·A| of every linear as a PNG: layers from left to right, linears from top
+    to bottom, each matrix averaged down to one size. A plot that fails is logged and ends no
+    run."""
     try:
         _plot(adapter, path)
     except Exception as error:
@@ -53,7 +54,7 @@ def _plot(adapter: Adapter, path: Path) -> None:
 
 
 def _place(name: str) -> tuple[int, str]:
-    """`model.layers.3.self_attn.q_proj` -> (3, "self_attn.q_proj")."""
+    """Gives (3, "self_attn.q_proj") for `model.layers.3.self_attn.q_proj`."""
     layer, _, kind = name.removeprefix("model.layers.").partition(".")
     return int(layer), kind
 

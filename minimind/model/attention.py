@@ -1,4 +1,4 @@
-"""Grouped-query attention over packed documents or a key/value cache."""
+"""Computes grouped-query attention over packed documents or a key/value cache."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from minimind.config.model import ModelConfig
 
 
 class AttentionFn(Protocol):
-    """Who may look at whom: a plan over packed documents, or one layer of a cache."""
+    """Decides which tokens see which: a plan over packed documents, or one layer of a cache."""
 
     def attend(self, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor) -> Tensor: ...
 
 
 class Attention(nn.Module):
-    """o_proj(attend(rope(norm(q)), rope(norm(k)), v)), with q, k and v one fused product."""
+    """Computes o_proj(attend(rope(norm(q)), rope(norm(k)), v)), with q, k and v one fused
+    product."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

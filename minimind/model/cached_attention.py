@@ -1,8 +1,9 @@
-"""Attention of new tokens over slots of a cache: many sequences' next tokens beside pieces of
+"""Computes attention of new tokens over slots of a cache: many sequences' next tokens and pieces of
 prompts, in one forward.
 
-Neighbouring slots of like length are one product over a view of the cache; a piece of a prompt is
-one of its own. No sequence ever sees another's tokens, so nothing depends on who shares the batch.
+Neighbouring slots of like length are one product over a view of the cache; each piece of a prompt
+is a separate product. No sequence ever sees another's tokens, so nothing depends on who shares the
+batch.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from torch import Tensor
 from minimind.runtime.devices import send
 
 MAX_PADDING = 256
-"""Tokens a run of slots may read in vain: about what another call would cost on a CPU."""
+"""The most padding tokens that a run of slots may read: about what another call would cost on a
+CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """`count` new tokens of one sequence, from position `start` on, for `slot` of the cache."""
+    """Describes `count` new tokens of one sequence, from position `start` on, for `slot` of the
+    cache."""
 
     slot: int
     start: int
@@ -36,47 +39,49 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Next tokens of neighbouring slots, one each: rows `first_row` on of the batch."""
+    """Describes the next tokens of neighbouring slots, one each: rows `first_row` on of the
+    batch."""
 
     first_row: int
     first_slot: int
     num_slots: int
     length: int
-    """Tokens of the longest, the new one included."""
+    """The tokens of the longest sequence, the new one included."""
     bias_B11T: Tensor | None
-    """0 where a slot holds a token and -inf behind its end; None where all are equally long."""
+    """0 where a slot holds a token and -inf after its end; None where all are equally long."""
 
 
 class CachePlan(Protocol):
-    """Where the tokens of one forward stand and what each may see."""
+    """Plans where the tokens of one forward are stored and which tokens each may see."""
 
     @property
     def positions_M(self) -> Tensor: ...
     @property
     def places_MK(self) -> Tensor:
-        """int64: where each head of each new token goes (see CacheLayer.store)."""
+        """int64: the place of each head of each new token (see CacheLayer.store)."""
         ...
 
     def attend(self, q_MNH: Tensor, keys_SKCH: Tensor, values_SKCH: Tensor) -> Tensor:
-        """softmax(q·kᵀ/√H)·v over each token's own slot, up to itself: [M, N, H]."""
+        """Computes softmax(q·kᵀ/√H)·v over each token's own slot, up to the token itself: [M, N,
+        H]."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SlotPlan:
-    """Pieces of any length, laid out by the host: views of the cache, no padding but in a run."""
+    """Lays out pieces of any length on the host: views of the cache, with padding only in a run."""
 
     positions_M: Tensor
     places_MK: Tensor
     runs: tuple[Run, ...]
     pieces: tuple[tuple[int, Piece], ...]
-    """(first row, piece) of those of more than one token."""
+    """(first row, piece) of the pieces of more than one token."""
 
     @classmethod
     def build(
         cls, pieces: Sequence[Piece], num_kv_heads: int, capacity: int, device: torch.device
     ) -> SlotPlan:
-        """Pieces of one token come first, ordered by slot."""
+        """Builds the plan. Pieces of one token come first, ordered by slot."""
         assert all(piece.end <= capacity for piece in pieces), "the caller sizes the cache"
         num_single = sum(piece.count == 1 for piece in pieces)
         singles, others = pieces[:num_single], pieces[num_single:]
@@ -103,8 +108,8 @@ class SlotPlan:
 
 @dataclass(frozen=True, slots=True)
 class GatherPlan:
-    """One token for each slot named, on the device alone: what the host knows is only how many
-    there are and a bound on their length, so that a CUDA graph can hold it."""
+    """Plans one token for each slot named, on the device alone: the host knows only their number
+    and a bound on their length, so that a CUDA graph can hold it."""
 
     positions_M: Tensor
     places_MK: Tensor
@@ -115,7 +120,7 @@ class GatherPlan:
     def build(
         cls, slots_M: Tensor, positions_M: Tensor, length: int, num_kv_heads: int, capacity: int
     ) -> GatherPlan:
-        """`length`: above every position."""
+        """Builds the plan. `length` is above every position."""
         behind_MT = torch.arange(length, device=slots_M.device) > positions_M[:, None]
         bias_MT = torch.zeros(behind_MT.shape, device=slots_M.device)
         bias_M11T = bias_MT.masked_fill_(behind_MT, float("-inf"))[:, None, None]
@@ -175,8 +180,8 @@ def _attend_run(run: Run, q_MNH: Tensor, keys_SKCH: Tensor, values_SKCH: Tensor)
 def _attend_grouped(
     q_BNH: Tensor, keys_BKTH: Tensor, values_BKTH: Tensor, bias_B11T: Tensor | None
 ) -> Tensor:
-    """One query each. The query heads of one key head are the rows of its product, so keys are
-    never repeated."""
+    """Computes attention of one query each. The query heads of one key head are the rows of its
+    product, so keys are never repeated."""
     _, heads, size = q_BNH.shape
     num_kv = keys_BKTH.shape[1]
     bias = None if bias_B11T is None else bias_B11T.to(q_BNH.dtype)

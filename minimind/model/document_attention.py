@@ -1,7 +1,7 @@
-"""Causal attention inside each packed document: one flash launch on a GPU, buckets on a CPU, and
-documents padded to like lengths on a GPU where flash attention does not run.
+"""Computes causal attention inside each packed document: one flash launch on a GPU, buckets on a
+CPU, and documents padded to like lengths on a GPU where flash attention does not run.
 
-A plan is made once per forward from where the documents lie and used by every layer.
+A plan is made once per forward from the documents' places and used by every layer.
 """
 
 from __future__ import annotations
@@ -25,27 +25,28 @@ from minimind.types import Batch
 logger = logging.getLogger("minimind")
 
 FLASH_FROM = 512
-"""On a CPU a document from this length on goes through PyTorch's flash kernel alone: it skips the
-half of the scores that the mask hides and saves none of them."""
+"""The length from which a document on a CPU goes through PyTorch's flash kernel alone: the kernel
+skips the half of the scores that the mask hides and saves none of them."""
 SCORES_PER_BUCKET = 2**19
-"""Scores of a bucket (documents x heads x length^2), so that they stay in a CPU's caches between
-the products and the softmax."""
+"""The most scores of a bucket (documents x heads x length^2), so that they stay in a CPU's caches
+between the products and the softmax."""
 LEAST_FILLED = 0.75
-"""The share of its padded length that every document of a padded bucket fills at least: fewer
-buckets are fewer launches, and more padding."""
+"""The least share of its padded length that every document of a padded bucket fills: fewer buckets
+are fewer launches, and more padding."""
 
 
 class AttentionPlan(Protocol):
     def attend(self, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor) -> Tensor:
-        """softmax(q·kᵀ/√H)·v per document, each token seeing itself and those before: [M, N, H]."""
+        """Computes softmax(q·kᵀ/√H)·v per document, each token seeing itself and those before: [M,
+        N, H]."""
         ...
 
 
 def plan_attention(
     batch: Batch, num_heads: int, head_size: int, dtype: torch.dtype
 ) -> AttentionPlan:
-    """Lays attention out for the documents of `batch` on the device where they are, and says once
-    which kind a GPU runs and why. Waits for no device."""
+    """Plans attention for the documents of `batch` on their device, and logs once which kind a GPU
+    runs and why. Waits for no device."""
     device = batch.cu_seqlens.device
     if device.type != "cuda":
         return BucketPlan.build(batch.bounds, num_heads, device)
@@ -68,7 +69,8 @@ def _say_once(problem: str | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class VarlenPlan:
-    """PyTorch's variable-length flash attention: no padding, no mask, no host synchronisation."""
+    """Uses PyTorch's variable-length flash attention: no padding, no mask, no host
+    synchronisation."""
 
     cu_seqlens: Tensor
     max_len: int
@@ -84,9 +86,9 @@ class VarlenPlan:
 
 @functools.cache
 def varlen_options() -> dict[str, Any]:
-    """How the installed PyTorch spells causal attention with fewer key heads: `is_causal` up to
-    2.10, `window_size` after; `enable_gqa` from 2.12, before which it asks nothing and its kernels
-    take fewer all the same."""
+    """Gives the installed PyTorch's arguments for causal attention with fewer key heads:
+    `is_causal` up to 2.10, `window_size` after; `enable_gqa` from 2.12. Earlier versions accept
+    fewer key heads without it."""
     from torch.nn.attention.varlen import varlen_attn
 
     known = inspect.signature(varlen_attn).parameters
@@ -96,18 +98,18 @@ def varlen_options() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Documents of like length, laid out as [documents, length] with some padding at their ends."""
+    """Lays out documents of like length as [documents, length] with some padding at their ends."""
 
     gather_BL: Tensor
-    """int64: the token at each place; in the padding any token (the causal mask hides it from the
-    document's own tokens, and what it computes itself is dropped)."""
+    """int64: the token at each place. A padded place holds any token: the causal mask hides it from
+    the document's own tokens, and its result is dropped."""
     tokens: Tensor
     """int64: every token of the bucket once."""
     places: Tensor
-    """int64: where each of `tokens` stands in gather_BL laid flat."""
+    """int64: the place of each of `tokens` in gather_BL laid flat."""
 
     def gather(self, x_MNH: Tensor, num_kv: int, zero_padding: bool = False) -> Tensor:
-        """[documents · K, N/K · length, H]: the heads of one key head stacked."""
+        """Gives [documents · K, N/K · length, H]: the heads of one key head stacked."""
         (documents, length), (_, heads, size) = self.gather_BL.shape, x_MNH.shape
         if zero_padding:
             x = x_MNH.new_zeros(documents * length, heads, size)
@@ -118,7 +120,7 @@ class Bucket:
         return x.reshape(documents * num_kv, -1, size)
 
     def scatter(self, x: Tensor, out_MNH: Tensor) -> None:
-        """The inverse of `gather`, without the padding, into `out_MNH`."""
+        """Writes the inverse of `gather`, without the padding, into `out_MNH`."""
         documents, length = self.gather_BL.shape
         _, heads, size = out_MNH.shape
         x = x.view(documents, x.shape[0] // documents, -1, length, size)
@@ -128,7 +130,8 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class BucketPlan:
-    """Batched products over documents of like length; a long document alone through flash."""
+    """Computes batched products over documents of like length; a long document alone through
+    flash."""
 
     buckets: tuple[Bucket, ...]
     long: tuple[tuple[int, int], ...]
@@ -173,13 +176,12 @@ def _build_bucket(spans: list[tuple[int, int]], length: int, device: torch.devic
 
 @dataclass(frozen=True, slots=True)
 class PaddedPlan:
-    """PyTorch's scaled_dot_product_attention over documents padded to like lengths. On a GPU it
-    takes the memory-efficient kernel where there is no flash attention: in fp32, in fp16 before
-    Ampere, for any head size. The padding is behind each document, where the causal mask hides it.
-    """
+    """Uses PyTorch's scaled_dot_product_attention over documents padded to like lengths. On a GPU
+    it takes the memory-efficient kernel where there is no flash attention: in fp32, in fp16 before
+    Ampere, for any head size. The padding follows each document, where the causal mask hides it."""
 
     place_M: Tensor
-    """int64: where each token stands among the padded documents laid flat."""
+    """int64: the place of each token among the padded documents laid flat."""
     shapes: tuple[tuple[int, int], ...]
     """[documents, padded length] of each bucket, in their order there."""
 
@@ -216,8 +218,8 @@ class PaddedPlan:
         return torch.cat(pieces).index_select(0, self.place_M)[..., :size]
 
     def _pad(self, x_MNH: Tensor) -> Tensor:
-        """[padded tokens, N, H up to a multiple of 8], which the quick kernels ask for: zeros add
-        nothing to q·k."""
+        """Gives [padded tokens, N, H up to a multiple of 8], which the quick kernels require: zeros
+        add nothing to q·k."""
         _, heads, size = x_MNH.shape
         total = sum(documents * length for documents, length in self.shapes)
         padded = x_MNH.new_zeros(total, heads, -(-size // 8) * 8)
@@ -227,7 +229,7 @@ class PaddedPlan:
 
 @functools.cache
 def _causal_bias(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """0 where a query may look and -inf where not, [length, length]."""
+    """Gives 0 where a query may look and -inf where not, [length, length]."""
     return torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu_(1)
 
 
@@ -240,8 +242,8 @@ def _probabilities(q: Tensor, k: Tensor, bucket: Bucket, scale: float) -> Tensor
 
 
 class _BucketAttention(torch.autograd.Function):
-    """The query heads of one key head are stacked as rows of its product, so that keys are never
-    repeated; the backward is written out because PyTorch's would keep scores before and after the
+    """Stacks the query heads of one key head as rows of its product, so that keys are never
+    repeated. The backward is written out because PyTorch's would keep scores before and after the
     mask and scatter-add gradients that never collide. It computes the probabilities once more:
     kept, they would be a fifth of a training step's memory. Tokens in no bucket give zeros."""
 

@@ -1,4 +1,4 @@
-"""The feed-forward half of a block."""
+"""Computes the feed-forward half of a block."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor, nn
 
 
 class SwiGLULinear(nn.Linear):
-    """A linear over silu(gate) · up of the packed product it is given. Activation and product are
-    one operation, which keeps the packed product alone for the backward; as a module with the
-    weight in it, so that ZeRO-3 gathers that when it is called."""
+    """Applies a linear to silu(gate) · up of the packed product that it is given. Activation and
+    product are one operation, which keeps the packed product alone for the backward. The weight
+    belongs to this module, so that ZeRO-3 gathers it when the module is called."""
 
     def forward(self, input: Tensor) -> Tensor:
         return K.swiglu_linear(input, self.weight)
 
 
 class SwiGLU(nn.Module):
-    """down_proj of silu(gate) · up, with gate and up one fused product (Shazeer 2020)."""
+    """Computes down_proj of silu(gate) · up, with gate and up one fused product (Shazeer 2020)."""
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()

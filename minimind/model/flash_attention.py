@@ -1,6 +1,7 @@
-"""Which flash attention a GPU has: PyTorch's own (FlashAttention 2), FlashAttention 3, or none.
+"""Chooses the flash attention of a GPU: PyTorch's own (FlashAttention 2), FlashAttention 3, or
+none.
 
-One setting, read from the environment when a run starts:
+One setting is read from the environment when a run starts:
 
 `MINIMIND_FLASH`
     `auto` (default): FlashAttention 3 where it is installed and the GPU is a Hopper, else PyTorch's
@@ -23,7 +24,7 @@ logger = logging.getLogger("minimind")
 
 _SETTINGS = ("auto", "2", "3")
 _FLASH_3_PACKAGE = "flash_attn_interface"
-"""What the package flash-attn-3 is imported as, by PyTorch too."""
+"""The name by which the package flash-attn-3 is imported, by PyTorch too."""
 _MAX_HEAD_SIZE = 256
 
 
@@ -32,7 +33,7 @@ def why_not_flash(
 ) -> str | None:
     """Says what keeps flash attention from training on a GPU; None where nothing does.
 
-    `capability`: the GPU's, (9, 0) for sm_90; None on ROCm, whose kernels ask for none.
+    `capability` is the GPU's, (9, 0) for sm_90; None on ROCm, whose kernels require none.
     """
     if dtype not in (torch.float16, torch.bfloat16):
         return f"flash attention takes fp16 and bf16, not {str(dtype).removeprefix('torch.')}"
@@ -59,8 +60,8 @@ def check_flash(device: torch.device, *, deterministic: bool) -> None:
 
 
 def use_newest_flash(device: torch.device, *, deterministic: bool) -> None:
-    """Has PyTorch call FlashAttention 3 from here on, in this whole process, where MINIMIND_FLASH
-    and `device` allow it, and says so. Raises ConfigError as `check_flash` does."""
+    """Has PyTorch call FlashAttention 3 from now on, in this whole process, where MINIMIND_FLASH
+    and `device` allow it, and logs it. Raises ConfigError as `check_flash` does."""
     check_flash(device, deterministic=deterministic)
     setting = _read_setting()
     if setting == "2" or _why_not_flash_3(device, deterministic):

@@ -1,4 +1,4 @@
-"""config.json, as Hugging Face's classes read and write it, without `transformers`."""
+"""Reads and writes config.json as Hugging Face's classes do, without `transformers`."""
 
 from __future__ import annotations
 
@@ -39,11 +39,12 @@ _EXPERTS = (
     "mlp_only_layers",
 )
 _OURS = ("model_type", "norm_cast_before_weight", "dropout")
-"""Fields that Hugging Face has no word for, kept in a section that it ignores."""
+"""Fields that Hugging Face does not have, kept in a section that it ignores."""
 _OURS_EXPERTS = (*_OURS, "use_qk_norm", "n_shared_experts", "seq_aux")
 
 _OWN_FAMILY = "minimind_moe"
-"""Experts beside shared ones, or without QK norm: no class of Hugging Face's computes those."""
+"""The family of models with shared experts, or with experts but no QK norm: no class of Hugging
+Face's computes these."""
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
@@ -53,14 +54,14 @@ _ARCHITECTURES = {
 
 
 def _family(config: ModelConfig) -> str:
-    """Qwen3 is what Hugging Face calls a Llama with QK norm."""
+    """Names the family: Hugging Face calls a Llama with QK norm Qwen3."""
     if config.num_experts == 0:
         return "qwen3" if config.use_qk_norm else "llama"
     return "qwen3_moe" if config.use_qk_norm and not config.n_shared_experts else _OWN_FAMILY
 
 
 def to_hf_config(config: ModelConfig) -> dict[str, Any]:
-    """config.json."""
+    """Gives the content of config.json."""
     family, values = _family(config), config.to_dict()
     # With a step of 1 every layer has experts that mlp_only_layers does not name.
     experts = {name: values[name] for name in _EXPERTS} | {"decoder_sparse_step": 1}
@@ -99,7 +100,8 @@ _ABSENT: dict[str, dict[str, Any]] = {
     },
     _OWN_FAMILY: {},
 }
-"""What Hugging Face's own classes take where config.json says nothing, beside what both take."""
+"""Hugging Face's defaults for fields that config.json leaves out, besides those shared by both
+classes."""
 _SUPPORTED: dict[str, Any] = {
     "attention_bias": False,
     "mlp_bias": False,
@@ -157,7 +159,8 @@ def load_hf_config(folder: Path) -> ModelConfig:
 
 
 def _read_experts(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The experts' fields, with every rule for which layers have any as mlp_only_layers."""
+    """Reads the experts' fields, and turns every rule for which layers have experts into
+    mlp_only_layers."""
     # transformers 5 writes num_experts under the other name.
     values = {"num_experts": values.get("num_local_experts"), **values}
     fields = {name: values[name] for name in _EXPERTS if values.get(name) is not None}
@@ -171,7 +174,8 @@ def _read_experts(values: Mapping[str, Any]) -> dict[str, Any]:
 def _read_rope_scaling(
     rope: dict[str, Any], max_positions: int, path: Path
 ) -> dict[str, Any] | None:
-    """Hugging Face's rope_scaling as ours; what is left out is what `transformers` takes then."""
+    """Converts Hugging Face's rope_scaling to ours; a missing value becomes the default of
+    `transformers`."""
     rope_type = rope.pop("rope_type", rope.pop("type", "default"))
     if rope_type == "default":
         return None

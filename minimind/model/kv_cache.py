@@ -1,8 +1,8 @@
-"""Keys and values of many sequences, preallocated: one slot of fixed capacity for each.
+"""Stores keys and values of many sequences, preallocated: one slot of fixed capacity for each.
 
 Slots and not pages: a small model's keys and values are a few kilobytes a token, so a slot of a
-whole context is affordable, and what a slot holds is one view of the cache. Pages would have to be
-gathered before each product. Memory that no sequence has reached is never touched on a CPU.
+whole context is affordable, and the tokens of a slot are one view of the cache. Pages would have to
+be gathered before each product. Memory that no sequence has reached is never touched on a CPU.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from minimind.model.rope import rope_tables
 
 
 class KVCache:
-    """Room for `capacity` tokens in each of `num_slots` slots, in every layer.
+    """Holds `capacity` tokens in each of `num_slots` slots, in every layer.
 
-    Whose tokens stand where is the caller's to know: a plan says for each forward.
+    The caller keeps track of which tokens stand where: a plan says it for each forward.
     """
 
     def __init__(
@@ -49,17 +49,18 @@ class KVCache:
         return self._kv_2LSKCH.device
 
     def clear(self, slot: int) -> None:
-        """After a sequence whose keys or values may not be finite."""
+        """Clears a slot after a sequence whose keys or values may not be finite."""
         self._kv_2LSKCH[:, :, slot] = 0
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
-        """The first `length` tokens of one slot into another."""
+        """Copies the first `length` tokens of one slot into another."""
         kv = self._kv_2LSKCH
         kv[:, :, target, :, :length] = kv[:, :, source, :, :length]
 
 
 def _lazy_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """On a CPU by calloc, which NumPy uses and PyTorch does not: pages appear when written to."""
+    """Allocates zeros; on a CPU by calloc, which NumPy uses and PyTorch does not, so that pages
+    appear when written to."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     memory = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
@@ -67,7 +68,7 @@ def _lazy_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) 
 
 
 class CacheLayer:
-    """One layer's keys and values."""
+    """Holds one layer's keys and values."""
 
     def __init__(self, keys_SKCH: Tensor, values_SKCH: Tensor) -> None:
         self.keys_SKCH, self.values_SKCH = keys_SKCH, values_SKCH
@@ -75,7 +76,8 @@ class CacheLayer:
         self._key_places, self._value_places = keys_SKCH.view(-1, size), values_SKCH.view(-1, size)
 
     def store(self, places_MK: Tensor, k_MKH: Tensor, v_MKH: Tensor) -> None:
-        """`places_MK` counts heads of tokens in the order they lie in memory, int64."""
+        """Stores the new keys and values. `places_MK`, int64, counts heads of tokens in their order
+        in memory."""
         size = k_MKH.shape[-1]
         places = places_MK.view(-1)
         self._key_places.index_copy_(0, places, k_MKH.reshape(-1, size))
@@ -83,7 +85,7 @@ class CacheLayer:
 
 
 class PlannedLayer:
-    """One layer of a cache under a forward's plan: what a block calls `attend`."""
+    """Joins one layer of a cache and a forward's plan; a block uses it as `attend`."""
 
     def __init__(self, layer: CacheLayer, plan: CachePlan) -> None:
         self._layer, self._plan = layer, plan

@@ -1,4 +1,4 @@
-"""The feed-forward half of a block as a mixture of experts."""
+"""Computes the feed-forward half of a block as a mixture of experts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from minimind.model.router_report import RouterReport
 
 
 class MixtureOfExperts(nn.Module):
-    """Σ_s weight_s · expert_s(x) + shared(x): each token goes to the S experts that its router
-    rates highest (Shazeer et al. 2017), and to the shared ones (Dai et al. 2024).
+    """Computes Σ_s weight_s · expert_s(x) + shared(x): each token goes to the S experts that its
+    router rates highest (Shazeer et al. 2017), and to the shared ones (Dai et al. 2024).
 
-    Every expert is a SwiGLU; so are the shared experts together, whose sum is one of their width.
+    Every expert is a SwiGLU; the shared experts together are one SwiGLU as wide as their sum.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -30,7 +30,7 @@ class MixtureOfExperts(nn.Module):
         self.shared_experts = SwiGLU(hidden, shared * ffn) if shared else None
 
     def forward(self, x_MD: Tensor, report: RouterReport | None = None) -> Tensor:
-        """[M, D]; `report` (in training) takes the router's auxiliary loss and load."""
+        """Gives [M, D]; in training `report` takes the router's auxiliary loss and load."""
         routing = K.moe_routing(
             self.gate(x_MD),
             self.config.num_experts_per_tok,

@@ -1,4 +1,4 @@
-"""What the routers of one forward say, beside what the blocks hand on."""
+"""Collects the routers' numbers of one forward, outside the values that blocks return."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ class RouterReport:
 
     @property
     def is_open(self) -> bool:
-        """Whether more layers may be added: not once they are summed up."""
+        """Whether more layers may be added: false once they are summed up."""
         return self._routings is not None
 
     def add(self, routing: Routing) -> None:
-        """One layer's, in the order of the layers. Ignored once summed up: activation
-        checkpointing runs every block again in the backward."""
+        """Adds one layer's routing, in the order of the layers. Calls after summing up are ignored:
+        activation checkpointing runs every block again in the backward."""
         if self._routings is not None:
             self._routings.append(routing)
 
     def sum_up(self, coefficient: float) -> Tensor:
-        """`coefficient` · the sum of the layers' auxiliary losses."""
+        """Gives `coefficient` · the sum of the layers' auxiliary losses."""
         assert self._routings, "a model with experts has a layer with experts"
         routings, self._routings = self._routings, None
         return coefficient * torch.stack([r.aux_loss for r in routings]).sum()
 
     @torch.no_grad()
     def count_load(self) -> tuple[Tensor, Tensor]:
-        """(tokens that each expert of each layer added took, int64 [L, E]; tokens that none took).
-        Padding is left out. Tokens are counted in the order in which the experts take them, so that
-        one left out or taken twice shows; experts have no capacity to exceed, so none is."""
+        """Gives (the tokens that each expert of each layer took, int64 [L, E]; the tokens that none
+        took), without padding. Tokens are counted in the order in which the experts take them, so
+        that a token left out or taken twice shows; experts have no capacity limit, so none should
+        be."""
         assert self._routings
         num_slots = self._routings[0].experts_MS.shape[1]
         order_LP = torch.stack([r.order_P for r in self._routings]).long()

@@ -1,7 +1,7 @@
-"""Tensor names in and out, and Hugging Face folders without `transformers`.
+"""Converts tensor names, and reads and writes Hugging Face folders without `transformers`.
 
 Inside, q/k/v and gate/up are one fused matrix each, experts are stacked and shared experts lie side
-by side; on disk every matrix is one of its own and has Hugging Face's name.
+by side; on disk every matrix is separate and has Hugging Face's name.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ INDEX_FILE = "model.safetensors.index.json"
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One tensor inside, and the tensors on disk that it is made of."""
+    """Describes one tensor inside, and the tensors on disk that it is made of."""
 
     inside: str
     shape: tuple[int, ...]
     outside: tuple[tuple[str, int], ...]
-    """Their names, and how many rows of it each is (columns, where `dim` is 1); stacked matrices
-    count as one with all their rows."""
+    """The names on disk, and the number of rows of each (columns, where `dim` is 1); stacked
+    matrices count as one with all their rows."""
     dim: int = 0
 
     @property
     def columns(self) -> int | None:
-        """None for a vector."""
+        """The number of columns; None for a vector."""
         return self.shape[-1] if len(self.shape) > 1 else None
 
     @property
@@ -86,7 +86,8 @@ def _layout(config: ModelConfig) -> Iterator[_Entry]:
 
 
 def _swiglu_layout(hidden: int, ffn: int, inside: str, outside: Sequence[str]) -> Iterator[_Entry]:
-    """One feed-forward layer inside; on disk as many of size `ffn`, whose sum it is."""
+    """Gives the layout of one feed-forward layer inside, which on disk is several of size `ffn`
+    whose outputs are added."""
     width = ffn * len(outside)
     halves = [(f"{name}{half}_proj.weight", ffn) for half in ("gate", "up") for name in outside]
     yield _Entry(inside + "gate_up_proj.weight", (2 * width, hidden), tuple(halves))
@@ -112,11 +113,11 @@ def _expert_layout(config: ModelConfig, inside: str, outside: str) -> Iterator[_
 
 @dataclass(frozen=True, slots=True)
 class LinearPart:
-    """The rows and columns of a tensor inside that are one linear on disk; stacked matrices count
-    as one with all their rows."""
+    """Describes the rows and columns of a tensor inside that are one linear on disk; stacked
+    matrices count as one with all their rows."""
 
     name: str
-    """Hugging Face's, without `.weight`."""
+    """Hugging Face's name, without `.weight`."""
     rows: slice
     columns: slice
 
@@ -130,7 +131,8 @@ class LinearPart:
 
 
 def linear_parts(config: ModelConfig) -> dict[str, list[LinearPart]]:
-    """What each matrix of the blocks, or stack of them, is on disk, by its name inside."""
+    """Gives, by the name inside of each matrix of the blocks or stack of matrices, the linears that
+    it is on disk."""
     tensors: dict[str, list[LinearPart]] = {}
     for entry in _layout(config):
         if entry.columns is None or not entry.inside.startswith("layers."):
@@ -147,7 +149,7 @@ def linear_parts(config: ModelConfig) -> dict[str, list[LinearPart]]:
 
 
 def split_fused(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The model's named parameters under Hugging Face's names; views where split."""
+    """Gives the model's named parameters under Hugging Face's names; views where split."""
     tensors: dict[str, Tensor] = {}
     for entry in _layout(config):
         names, sizes = zip(*entry.outside, strict=True)
@@ -159,8 +161,8 @@ def split_fused(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, T
 def join_fused(
     config: ModelConfig, tensors: Mapping[str, Tensor], origin: str
 ) -> dict[str, Tensor]:
-    """The inverse of `split_fused`. A missing, unexpected or misshapen tensor raises
-    CheckpointError naming it; an output head beside tied embeddings must equal them."""
+    """Inverts `split_fused`. A missing, unexpected or misshapen tensor raises CheckpointError
+    naming it; an output head beside tied embeddings must equal them."""
     tensors = dict(tensors)
     head = tensors.get("lm_head.weight")
     if config.tie_word_embeddings and head is not None:
@@ -207,8 +209,8 @@ def save_hf_folder(
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """A safetensors file that whoever may read other new files may read; the library's own are
-    their owner's alone."""
+    """Writes a safetensors file with the usual permissions of a new file; the library's own files
+    are readable by their owner alone."""
     path.touch()
     mode = path.stat().st_mode
     save_file(tensors, path, metadata=header)
@@ -216,7 +218,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str]
 
 
 def load_hf_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The configuration and the model's own named parameters, in the dtype on disk."""
+    """Gives the configuration and the model's own named parameters, in the dtype on disk."""
     config = load_hf_config(folder)
     tensors: dict[str, Tensor] = {}
     for path in _weight_files(folder):
@@ -229,12 +231,13 @@ def load_hf_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def hash_weights(folder: Path) -> str:
-    """Of the bytes of the weight files."""
+    """Hashes the bytes of the weight files."""
     return hash_files(_weight_files(folder))
 
 
 def hash_files(paths: Iterable[Path]) -> str:
-    """Of their bytes, not their names. Raises CheckpointError where one cannot be read."""
+    """Hashes the bytes of the files, not their names. Raises CheckpointError where one cannot be
+    read."""
     digest = hashlib.blake2b(digest_size=20)
     for path in paths:
         try:

@@ -1,4 +1,4 @@
-"""The decoder: embedding, blocks, final norm, output head."""
+"""Defines the decoder: embedding, blocks, final norm, output head."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from minimind.types import Batch, HeadFn, ModelOutput
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) · weight over the last dimension (Zhang & Sennrich 2019)."""
+    """Computes x / rms(x) · weight over the last dimension (Zhang & Sennrich 2019)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -32,17 +32,17 @@ class RMSNorm(nn.Module):
         self.cast_before_weight = config.norm_cast_before_weight
 
     def forward(self, x_MD: Tensor, residual_MD: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(sum, norm of it), the sum being x + residual, or x where there is none."""
+        """Gives (sum, its norm); the sum is x + residual, or x where there is no residual."""
         if residual_MD is None:
             return x_MD, K.rms_norm(x_MD, self.weight, self.eps, self.cast_before_weight)
         return K.add_rms_norm(x_MD, residual_MD, self.weight, self.eps, self.cast_before_weight)
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + ffn(norm(x)).
+    """Computes x + attention(norm(x)), then x + ffn(norm(x)).
 
-    The last addition is left to the next norm, which does both in one pass: a block takes and
-    gives (what is to be added, what to).
+    The last addition is left to the next norm, which does both in one pass: a block takes and gives
+    (the addend, the sum so far).
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -104,7 +104,8 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """N(0, initializer_range) for every matrix, 1 for every norm; the same on every device."""
+        """Draws N(0, initializer_range) for every matrix, and sets every norm to 1; the same on
+        every device."""
         generator = torch.Generator().manual_seed(seed)
         for parameter in self.parameters():
             if parameter.dim() == 1:
@@ -116,12 +117,12 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def load_named(self, weights: Mapping[str, Tensor]) -> None:
-        """Copies tensors by parameter name, as model/state_dict.py reads them; all of them."""
+        """Copies all tensors by parameter name, as model/state_dict.py reads them."""
         for name, parameter in self.named_parameters():
             parameter.copy_(weights[name])
 
     def forward(self, batch: Batch, head: HeadFn) -> ModelOutput:
-        """head(hidden [B·T, D], weight [V, D]) over the packed documents of `batch`."""
+        """Gives head(hidden [B·T, D], weight [V, D]) over the packed documents of `batch`."""
         ids_M, positions_M = batch.ids_BT.flatten(), batch.positions_BT.flatten()
         rope = rope_tables(self.config, batch.max_len, ids_M.device)
         embedded_MD = self.dropout(self.embed_tokens(ids_M))
@@ -151,8 +152,8 @@ class Transformer(nn.Module):
     def decode(
         self, ids_M: Tensor, cache: KVCache, plan: CachePlan, wanted_R: Tensor | None = None
     ) -> Tensor:
-        """fp32 logits [R, V] after the rows `wanted_R` of `ids_M` (all, where None), each of which
-        follows what `cache` holds of its sequence and is added to it."""
+        """Gives fp32 logits [R, V] after the rows `wanted_R` of `ids_M` (all, where None). Each row
+        follows the tokens of its sequence in `cache`, and is added to them."""
         positions_M = plan.positions_M
         rope = K.rope_rows(*cache.rope, positions_M)
         delta_MD, residual_MD = self.embed_tokens(ids_M), None

@@ -1,2 +1,2 @@
-"""Where a run's figures go besides its folder: TensorBoard, Weights & Biases and the like. A
-monitor is told of numbers, and knows neither the loop nor a stage: so it lies below them."""
+"""Sends a run's figures to TensorBoard, Weights & Biases and the like. A monitor receives numbers,
+and knows neither the loop nor a stage: so it lies below them."""

@@ -1,4 +1,4 @@
-"""Monitors behind a queue: a run neither waits for one nor ends with it."""
+"""Runs monitors behind a queue: a run neither waits for one nor ends with it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from minimind.monitors.monitor import Figures, Monitor, MonitoredRun, Outcome
 logger = logging.getLogger(__name__)
 
 _MOST_WAITING = 10_000
-"""Steps that a monitor may lie behind."""
+"""The most steps by which a monitor may lag."""
 _SAID_AFTER_S = 10.0
 _PATIENCE_S = 330.0
-"""At the end of a run, when all of it is on disk."""
+"""The wait at the end of a run, when all of it is on disk."""
 
 
 class BackgroundMonitor:
@@ -25,7 +25,7 @@ class BackgroundMonitor:
     step is tried again, as a full disk may not stay full."""
 
     def __init__(self, name: str, open_monitor: Callable[[], Monitor], run: MonitoredRun) -> None:
-        """Raises whatever opening it raises."""
+        """Opens the monitor. Raises whatever opening it raises."""
         self._name = name
         self._has_failed = False
         self._waiting: queue.Queue[Callable[[], None] | None] = queue.Queue(_MOST_WAITING)
@@ -54,7 +54,7 @@ class BackgroundMonitor:
             self._put(lambda: self._monitor.write_texts(step, texts))
 
     def close(self, outcome: Outcome) -> None:
-        """Waits for what is not written yet, though not for ever."""
+        """Waits, up to a limit, for the figures that are not written yet."""
         self._put(lambda: self._monitor.close(outcome))
         self._put(None)
         self._thread.join(_SAID_AFTER_S)

@@ -1,4 +1,4 @@
-"""What a monitor is, and what it is told of its run."""
+"""Defines a monitor, and the run that it is told of."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class MonitoredRun:
     """All of run.json."""
     resumed: bool
     step: int
-    """Steps that are done. Those after it are made again, whoever recorded them."""
+    """The number of steps done. Later steps are made again, whoever recorded them."""
     reached: int
     """The last step that metrics.csv had of an earlier part of the run."""
     earlier: Sequence[tuple[int, Figures]]
@@ -49,18 +49,18 @@ class MonitoredRun:
         return self.folder.resolve().name
 
     def find_id(self, monitor: str) -> str | None:
-        """Gives what a monitor knew an earlier part of the run by."""
+        """Gives the id under which a monitor knew an earlier part of the run."""
         return self._read_ids().get(monitor) if self.resumed else None
 
     def keep_id(self, monitor: str, name: str) -> str:
-        """Keeps what a monitor knows this run by for when it is resumed, and gives it back."""
+        """Keeps a monitor's id of this run for when it is resumed, and gives it back."""
         ids = self._read_ids() | {monitor: name}
         with write_whole(self.folder / IDS_FILE) as new:
             new.write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
         return name
 
     def _read_ids(self) -> dict[str, str]:
-        """Raises ConfigError where the file holds no such ids."""
+        """Reads the ids. Raises ConfigError where the file holds none."""
         path = self.folder / IDS_FILE
         try:
             ids = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -72,15 +72,15 @@ class MonitoredRun:
 
 
 class Monitor(Protocol):
-    """Shows a run. What it raises once it is open is logged and ends nothing."""
+    """Shows a run. An error after it was opened is logged and ends nothing."""
 
     holds: int
-    """The last step whose figures it has of an earlier part of the run, and keeps."""
+    """Gives the last step of an earlier part of the run whose figures it has and keeps."""
 
     def write(self, step: int, figures: Figures) -> None: ...
 
     def write_texts(self, step: int, texts: Sequence[str]) -> None:
-        """Shows what the model wrote after so many steps, where it can show texts."""
+        """Shows the model's texts after `step` steps, where the monitor can show texts."""
         ...
 
     def close(self, outcome: Outcome) -> None:
@@ -102,7 +102,7 @@ def logs_folder(folder: Path, section: Mapping[str, Any], default: str) -> Path:
 
 
 def set_aside(folder: Path, pattern: str) -> None:
-    """Lets the files of earlier parts, which the next part holds whole, end in .replaced, so that
-    nothing takes both for the run."""
+    """Renames the files of earlier parts, which the next part holds whole, to end in .replaced, so
+    that nothing reads both."""
     for path in folder.glob(pattern):
         path.replace(path.with_name(f"{path.name}.replaced"))

@@ -1,4 +1,4 @@
-"""The monitors that a resolved DeepSpeed JSON switches on: checked, then opened."""
+"""Checks, then opens, the monitors that a resolved DeepSpeed JSON switches on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Kind(NamedTuple):
     package: str | None = None
     """The module it needs, from the extra of the monitor's name."""
     otherwise: str = ""
-    """What does without a network and a key."""
+    """The alternative without a network and a key."""
 
 
 _KINDS = {

@@ -50,5 +50,5 @@ def _find_last_step(folder: Path) -> int:
 
 
 def _as_code(text: str) -> str:
-    """As Markdown that shows each character, whatever fence the text may hold."""
+    """Writes the text as Markdown that shows each character, whatever fence the text may hold."""
     return textwrap.indent(text, "    ", lambda line: True)

@@ -11,7 +11,7 @@ from typing import Any
 from minimind.monitors.monitor import Figures, MonitoredRun, Outcome, set_aside, tagged
 
 _FINISH_S = 300
-"""Without a network it is given up after so long; W&B itself would wait for ever."""
+"""The time after which a run without a network is given up; W&B itself would wait for ever."""
 
 
 class WandbMonitor:

@@ -22,10 +22,10 @@ _ZERO = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_mem
 
 
 class Machine(Protocol):
-    """What is told of what a GPU would be asked."""
+    """Receives the requests to a GPU."""
 
     def wait(self, kind: str) -> None:
-        """The host waits until the device is done."""
+        """Records that the host waits until the device is done."""
         ...
 
     def begin_capture(self) -> None: ...

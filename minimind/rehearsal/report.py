@@ -1,4 +1,4 @@
-"""What a rehearsal found, and how it is said."""
+"""Reports the findings of a rehearsal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from minimind.rehearsal.roofline import Roofline
 
 _GIB = 2**30
 _ALLOWED = "read < minimind/engine/loop.py"
-"""The numbers of the step before, which the device has long had."""
+"""The read of the step before's numbers, which the device has long had."""
 
 
 class Wait(NamedTuple):
@@ -27,28 +27,29 @@ class Wait(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rehearsal:
-    """One optimizer step of one rank, or one step of a generation, as it was asked of a device."""
+    """Holds the work, waits and memory of one optimizer step of one rank, or of one step of a
+    generation."""
 
     device: str
     world_size: int
     tokens: int | None
-    """Of all ranks' rows; None where a step generates its own."""
+    """The tokens of all ranks' rows; None where a step generates its own."""
     launches: Mapping[str, int]
-    """Of our own kernels, by name."""
+    """The launches of our own kernels, by name."""
     operators: Mapping[str, int]
-    """Of PyTorch's that work on the device, by name."""
+    """PyTorch's operators that work on the device, by name."""
     collectives: Mapping[str, tuple[int, int]]
-    """By kind, how many and the bytes of their larger sides."""
+    """For each kind, the number of collectives and the bytes of their larger sides."""
     waits: tuple[Wait, ...]
     flops: int
     kernel_bytes: int
-    """That our own kernels move at least."""
+    """The least bytes that our own kernels move."""
     peak: Mapping[str, int]
-    """Bytes at the moment when they are most, by what holds them (rehearsal/holders.py)."""
+    """The bytes at the moment of the peak, by holder (rehearsal/holders.py)."""
     roofline: Roofline | None
     """None on a CPU, which has no data sheet here."""
     seconds: float
-    """That the rehearsal took."""
+    """The seconds that the rehearsal took."""
 
     @property
     def peak_bytes(self) -> int:
@@ -69,7 +70,7 @@ class Rehearsal:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Gives what the bound allows."""
+        """Gives the speed at the bound."""
         return self.tokens / self.roofline.step if self.roofline and self.tokens else None
 
     @classmethod
@@ -86,7 +87,7 @@ class Rehearsal:
         )
 
     def describe(self) -> str:
-        """Says it in lines like those of a run's banner."""
+        """Describes the rehearsal in lines like those of a run's banner."""
         found = sorted(self.peak.items(), key=lambda part: -part[1])
         parts = ", ".join(f"{name} {held / _GIB:.2f}" for name, held in found if held > _GIB / 200)
         lines = [f"memory     {self.peak_bytes / _GIB:.2f} GiB a rank at the peak: {parts}"]

@@ -1,7 +1,7 @@
-"""How long a rehearsed step takes at least: products, bytes, links and the host, and which decides.
+"""Bounds the time of a rehearsed step from below: by products, bytes, links or the host.
 
-A bound and no measurement: every launch runs at the data sheet's rates, and the host's costs are
-stated here. What nobody has timed stays an estimate.
+This is a bound and not a measurement: every launch runs at the data sheet's rates, and the host's
+costs are stated here. A value that nobody has timed stays an estimate.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Roofline:
 
     @property
     def step(self) -> float:
-        """The host launches ahead, so that the slower of the two decides."""
+        """Gives the bound of a step: the host launches ahead, so the slower of host and device
+        decides."""
         return max(self.device + self.links, self.host)
 
     @property

@@ -1,4 +1,4 @@
-"""What was asked of the device in one rehearsed step or generation."""
+"""Counts the device's work in one rehearsed step or generation."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _EXPERT_WEIGHTS = {
 
 
 class Work(NamedTuple):
-    """One launch."""
+    """Describes one launch."""
 
     flops: int
     moved: int
     """Bytes that are read or written at least."""
     is_wide: bool
-    """Whether it computes in 32 bits."""
+    """Tells whether it computes in 32 bits."""
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ class Tally:
         self.work.append(Work(flops, moved, is_wide))
 
     def add_replay(self, captured: Tally) -> None:
-        """Counts a graph that is replayed: its work, and one operator of PyTorch's."""
+        """Counts a replayed graph: its work, and one operator of PyTorch's."""
         self.operators["replay"] += 1
         self.work += captured.work
         self.kernel_bytes += captured.kernel_bytes

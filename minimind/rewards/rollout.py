@@ -1,4 +1,4 @@
-"""What a policy made of a prompt, as a reward sees it."""
+"""Presents a policy's answer to a reward."""
 
 from __future__ import annotations
 

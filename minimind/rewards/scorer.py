@@ -33,12 +33,12 @@ _EXAMPLE = Rollout(
     num_tokens=20,
     is_cut=False,
 )
-"""What the shipped rewards are tried on before a run."""
+"""The example on which the shipped rewards are tried before a run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a rollout is worth."""
+    """Holds the score of a rollout."""
 
     total: float | None
     """The sum of weight x part; None where a part is missing."""
@@ -88,8 +88,8 @@ class Scorer:
 
     @property
     def reward_names(self) -> list[str]:
-        """A short name for each reward, as columns have it: its function's, and where two are the
-        same the second ends in _2."""
+        """Gives a short name for each reward, for columns: its function's; the second of two equal
+        names ends in _2."""
         return list(self._names.values())
 
     def check(self) -> None:
@@ -103,8 +103,8 @@ class Scorer:
                 raise ConfigError(f"the reward {reward} cannot be used: {failure.text}")
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
-        """The scores of rollouts, in their order. Raises TrainingError where a reward cannot be
-        computed and such rollouts are not to be skipped."""
+        """Gives the scores of rollouts, in their order. Raises TrainingError where a reward cannot
+        be computed and such rollouts are not to be skipped."""
         # One rollout's calls stand together: the pool pickles it once.
         calls = [Call(reward, rollout) for rollout in rollouts for reward in self._weights]
         parts: list[float | None] = [None] * len(calls)
@@ -159,7 +159,7 @@ class Scorer:
 
 
 def _find_failure(outcome: Outcome) -> Failure | None:
-    """What is wrong with a call's outcome, a value that is no finite number included."""
+    """Says what is wrong with a call's outcome, including a value that is not a finite number."""
     if outcome.failure is not None:
         return outcome.failure
     value = outcome.value

@@ -179,7 +179,8 @@ def _text(content: Any) -> str:
 
 
 def _known_tools(rollout: Rollout) -> set[str] | None:
-    """The names of the tools that a turn of the prompt or the row lists; None where none does."""
+    """Gives the names of the tools that a turn of the prompt or the row lists; None where none
+    does."""
     turns: list[Any] = [rollout.row, *rollout.messages]
     turns += [turn for value in rollout.row.values() if isinstance(value, list) for turn in value]
     lists = [turn.get("tools") for turn in turns if isinstance(turn, dict)]

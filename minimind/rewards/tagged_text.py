@@ -1,4 +1,4 @@
-"""An assistant's text taken apart: thought, calls of tools, answer."""
+"""Splits an assistant's text into thought, tool calls and answer."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _BLOCK = re.compile(f"{CALL}(.*?)({END_CALL}|$)", re.DOTALL)
 
 
 def split_thought(text: str) -> tuple[str | None, str]:
-    """The thought at the beginning, or None where there is none, and what follows it. A thought
-    that is not closed is all there is; one that is not opened ends at its tag, as the chat template
-    reads it too."""
+    """Gives the thought at the beginning (None without one), and the text after it. An unclosed
+    thought takes the whole text; one without an opening tag ends at its closing tag, as in the chat
+    template."""
     text = text.lstrip()
     if not text.startswith(THINK) and END_THINK not in text:
         return None, text
@@ -23,14 +23,14 @@ def split_thought(text: str) -> tuple[str | None, str]:
 
 
 def answer_text(text: str) -> str:
-    """An assistant's text without its thought and its calls, stripped. A block that is not closed
-    goes to the end."""
+    """Gives an assistant's text without its thought and its calls, stripped. An unclosed block goes
+    to the end."""
     return _BLOCK.sub("", split_thought(text)[1]).strip()
 
 
 def read_calls(text: str) -> list[dict[str, Any] | None]:
-    """The calls in an assistant's text after its thought, in order; None for each that is not
-    well-formed: not closed, or no JSON object with a "name" and an object as "arguments"."""
+    """Gives the calls in an assistant's text after its thought, in order; None for each that is not
+    well-formed: not closed, or not a JSON object with a "name" and an object as "arguments"."""
     rest = split_thought(text)[1]
     blocks = list(_BLOCK.finditer(rest))
     calls = [_read_call(block[1]) if block[2] else None for block in blocks]

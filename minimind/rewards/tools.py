@@ -1,4 +1,4 @@
-"""Tools that a policy may call while it is trained: Python functions, by name."""
+"""Calls tools while a policy is trained: Python functions, by name."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _MOST_CHARACTERS = 2000
 
 
 class ToolBox:
-    """Calls tools in worker processes. A call that fails gives a text which says why: it is the
-    policy's to learn from, and ends nothing."""
+    """Calls tools in worker processes. A failed call gives a text which says why: the policy can
+    learn from it, and it ends nothing."""
 
     def __init__(self, tools: Mapping[str, str], *, num_workers: int, timeout_s: float) -> None:
         """`tools` are functions by the name that the policy calls, spelled as rewards are; a
@@ -38,7 +38,7 @@ class ToolBox:
         self._pool.check()
 
     def call(self, calls: Sequence[Mapping[str, Any] | None]) -> list[str]:
-        """Gives what each call answers; None stands for one that is not well-formed."""
+        """Gives each call's answer; None stands for a call that is not well-formed."""
         results: list[str] = [""] * len(calls)
         known: list[tuple[int, Call]] = []
         for number, call in enumerate(calls):
@@ -61,13 +61,13 @@ class ToolBox:
 
 
 def _whole(text: str) -> str:
-    """The text with U+FFFD for each half of a surrogate pair that stands alone, as a call's JSON
-    may spell it: it is no character, and no tokenizer takes it."""
+    """Replaces each lone half of a surrogate pair, which a call's JSON may spell, by U+FFFD: it is
+    no character, and no tokenizer takes it."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _as_text(value: Any) -> str:
-    """A result as a turn's content: a text as it is, all else as JSON."""
+    """Gives a result as a turn's content: a text unchanged, all else as JSON."""
     if isinstance(value, str):
         return value
     try:

@@ -1,6 +1,6 @@
-"""A training run, put together in one place: what the command line, the benchmarks, the tests and
-Python programs share. It knows every layer below, and holds no objective, no loop and no engine of
-its own."""
+"""Puts a training run together in one place, for the command line, the benchmarks, the tests and
+Python programs. It knows every layer below, and holds no objective, no loop and no engine of its
+own."""
 
 from __future__ import annotations
 

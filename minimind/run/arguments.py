@@ -1,4 +1,4 @@
-"""The arguments of `minimind train`, with the options of every stage there is."""
+"""Reads the arguments of `minimind train`, with the options of every stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def parse_arguments(argv: Sequence[str] | None) -> TrainArguments:
 
 
 def collect_arguments(options: dict[str, Any]) -> TrainArguments:
-    """Reads the same from keyword arguments. Raises ConfigError."""
+    """Reads keyword arguments in place of flags. Raises ConfigError."""
     return collect_train_arguments(options, _recipe_types())
 
 

@@ -1,4 +1,4 @@
-"""From a resolved run to what trains it: the stage's models, the engine, the loop."""
+"""Builds the parts of a resolved run: the stage's models, the engine, the loop."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from minimind.samples.sources import find_data_file
 from minimind.stages import STAGES
 
 _SAMPLES_SAID = 4
-"""Of those that a stage generated itself."""
+"""The most samples shown of those that a stage generated itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Trained:
     stage: Stage[Any, Any]
     models: StageModels
     helpers_fingerprint: str
-    """Of the weights of what the policy is trained beside."""
+    """Identifies the weights of the helper that the policy is trained with."""
 
 
 def build_trained(
@@ -57,8 +57,9 @@ def build_trained(
     eval_data: EvalLoader | None = None,
     start: Checkpoint | None = None,
 ) -> Trained:
-    """Builds from fresh weights, those the run starts from, or for `start` as the checkpoint has
-    them. A stage that compares with a reference asks for the tokenizer and the data."""
+    """Builds the stage and its models: from fresh weights, from those the run starts from, or, for
+    `start`, as the checkpoint has them. A stage that compares with a reference needs the tokenizer
+    and the data."""
     stage = STAGES[run.stage](run.recipe)
     context = build_context(
         run,
@@ -76,7 +77,7 @@ def build_trained(
 def build_engine(
     run: ResolvedRun, ranks: Ranks, trained: Trained, start: Checkpoint | None = None
 ) -> DeepSpeedEngine:
-    """Puts the policy into an engine, for `start` in the state that the checkpoint has."""
+    """Puts the policy into an engine; for `start`, in the checkpoint's state."""
     universal = False
     if start:
         check_same_helpers(start, trained.helpers_fingerprint)
@@ -104,8 +105,8 @@ def build_loop(
     total_steps: int,
     start: Checkpoint | None = None,
 ) -> Loop[Any, Any]:
-    """Puts a stage and an engine into a loop, for `start` at the step that it holds. The engine is
-    made apart, so that what counts the loop's step may put a stand-in without DeepSpeed there."""
+    """Puts a stage and an engine into a loop; for `start`, at its step. The engine is passed in, so
+    that programs which count the loop's step can pass a stand-in without DeepSpeed."""
     state = RunState()
     if start:
         saved = start.meta["state"]
@@ -123,14 +124,14 @@ def build_loop(
 
 
 def build_schedule(run: ResolvedRun, total_steps: int) -> CosineSchedule:
-    """Gives the recipe's learning rate by optimizer step, for a run of so many."""
+    """Gives the recipe's learning rate by optimizer step, for a run of `total_steps` steps."""
     return CosineSchedule(
         run.learning_rate, total_steps, run.recipe.warmup_steps, run.recipe.min_lr_ratio
     )
 
 
 class Recorder:
-    """Writes down what happens around the steps: the console, metrics, checkpoints, samples."""
+    """Records the events of a run: on the console, in metrics, checkpoints and samples."""
 
     def __init__(
         self, run: ResolvedRun, tokenizer: Tokenizer, trained: Trained, loop: Loop[Any, Any],

@@ -1,5 +1,5 @@
-"""What a resolved run is refused for: one list, which a dry run and a real one go through before
-anything is built."""
+"""Refuses resolved runs that cannot work: one list of checks, which a dry run and a real one pass
+before anything is built."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from minimind.stages import STAGES
 
 
 def check_run(run: ResolvedRun, tokenizer: Tokenizer, start: Checkpoint | None = None) -> None:
-    """Raises a MiniMindError for what could not run on this machine. `start`: the checkpoint that
-    it goes on from."""
+    """Raises a MiniMindError for a run that could not work on this machine. `start` is the
+    checkpoint that it continues."""
     check_arguments(run)
     folder = check_folder(run)
     check_monitors(run.ds_config, folder, resumed=run.arguments.resume)
@@ -46,8 +46,8 @@ def check_run(run: ResolvedRun, tokenizer: Tokenizer, start: Checkpoint | None =
 
 
 def check_tokenizer(run: ResolvedRun, tokenizer: Tokenizer, start: Checkpoint | None) -> None:
-    """Raises ConfigError where the weights that the run starts from, or goes on from, know its ids
-    as other tokens."""
+    """Raises ConfigError where the weights that the run starts from, or continues, know its ids as
+    other tokens."""
     if start:
         check_folder_tokens(
             tokenizer, find_model_folder(start.folder), "Resume with the tokenizer of the run, or "
@@ -68,7 +68,7 @@ def check_tokenizer(run: ResolvedRun, tokenizer: Tokenizer, start: Checkpoint | 
 
 def check_new_tokenizer(run: ResolvedRun, helper: Path | None) -> None:
     """Raises ConfigError where new_tokenizer is given and nothing can learn the new tokens.
-    `helper`: the folder of what the policy is trained beside."""
+    `helper` is the folder of the helper that the policy is trained with."""
     if not run.recipe.new_tokenizer:
         return
     if not (run.weights_folder and run.has_own_tokenizer):
@@ -121,7 +121,7 @@ def _why_not_graphed(run: ResolvedRun) -> str | None:
 
 def check_scheduler(run: ResolvedRun) -> None:
     """Raises ConfigError where the DeepSpeed JSON's scheduler, which has one rate and counts
-    updates, cannot do what the stage asks for."""
+    updates, cannot do what the stage needs."""
     if not run.ds_config.get("scheduler"):
         return
     instead = "remove it: the recipe's own schedule does"

@@ -1,4 +1,4 @@
-"""What a run is refused for once its data is read: what it could not learn anything from."""
+"""Refuses a run, once its data is read, that could learn nothing from it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minimind.stages import STAGES
 
 def check_data(run: ResolvedRun, loader: PackedLoader, eval_data: EvalLoader | None) -> None:
     """Raises ConfigError where nothing would be learned from the training data, or nothing measured
-    on the validation data. Both are read as far as it takes to find something."""
+    on the validation data. Both are read until something is found."""
     _check_length(run, run.total_steps(loader))
     for what, data in (("training", loader), ("validation", eval_data)):
         if data is not None and not any(batch.count for batch in data.all_batches()):
@@ -24,7 +24,7 @@ def check_data(run: ResolvedRun, loader: PackedLoader, eval_data: EvalLoader | N
 
 
 def _check_length(run: ResolvedRun, num_steps: int) -> None:
-    """Raises ConfigError where the learning rate would not be through its warm-up in the end."""
+    """Raises ConfigError where the run ends before the learning rate's warm-up does."""
     if scheduler := run.ds_config.get("scheduler"):
         check_length(scheduler, run.ds_config["optimizer"]["params"]["lr"], num_steps)
     elif run.recipe.warmup_steps >= num_steps:

@@ -1,4 +1,4 @@
-"""What a run says of itself: the banner."""
+"""Describes a run in its banner."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def describe_run(
     eval_data: EvalLoader | None = None,
     start: Checkpoint | None = None,
 ) -> str:
-    """Writes what --dry_run and the start of a run print. `start`: what the run goes on from."""
+    """Writes the text that --dry_run and the start of a run print. `start` is the checkpoint that
+    the run continues."""
     ds, total = run.ds_config, run.total_steps(loader)
     accumulation = ds["gradient_accumulation_steps"]
     kind = precision(ds)
@@ -84,7 +85,7 @@ def _describe_cut(run: ResolvedRun, loader: PackedLoader) -> str:
 
 
 def _describe_tokenizer(run: ResolvedRun, tokenizer: Tokenizer) -> str:
-    """Says how a tokenizer beside a checkpoint may not be the checkpoint's own."""
+    """Says how a tokenizer beside a checkpoint may differ from the checkpoint's own."""
     folder = run.weights_folder
     if folder is None or not run.has_own_tokenizer:
         return ""
@@ -117,7 +118,8 @@ def _describe_validation(
 
 
 def _describe_jump(run: ResolvedRun, loader: PackedLoader, start: Checkpoint) -> str | None:
-    """Says how the learning rate goes on where the checkpoint's run had planned another course."""
+    """Says how the learning rate continues where the checkpoint's run had planned another
+    course."""
     if run.ds_config.get("scheduler"):
         return None
     recipe = type(run.recipe)()

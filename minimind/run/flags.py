@@ -1,4 +1,4 @@
-"""What the user gave, from the command line or from Python, sorted by what it is about."""
+"""Reads the user's options, from the command line or from Python, and sorts them by subject."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from minimind.run.unknown_names import (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TrainArguments:
-    """Holds what the user gave, and nothing else."""
+    """Holds the options that the user gave, and nothing else."""
 
     run: dict[str, Any]
     """Flags about the run as a whole."""
@@ -41,7 +41,7 @@ class TrainArguments:
     dry_run: bool
     local_rank: int | None
     on: str | None = None
-    """Where a dry run rehearses, as DEVICE[:RANKS]; None: here."""
+    """The place where a dry run rehearses, as DEVICE[:RANKS]; None: this machine."""
 
     def get(self, name: str) -> Any:
         """Gives a run flag's value; None where it has no default of its own."""
@@ -50,7 +50,7 @@ class TrainArguments:
         return self.run.get(name, default if name in concrete else None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives what run.json keeps and `merge` takes back."""
+        """Gives the content of run.json, which `merge` reads."""
         return {
             "run": self.run,
             "recipe": self.recipe,
@@ -59,7 +59,7 @@ class TrainArguments:
         }
 
     def merge(self, earlier: Mapping[str, Any]) -> TrainArguments:
-        """Gives what a resumed run repeats of `earlier`, and over it what is given anew."""
+        """Gives the options of a resumed run: those of `earlier`, overridden by the new ones."""
         return dataclasses.replace(
             self,
             **{
@@ -89,8 +89,8 @@ def parse_train_arguments(
 def collect_train_arguments(
     options: Mapping[str, Any], recipe_types: Mapping[str, type[Recipe]]
 ) -> TrainArguments:
-    """Reads what Python gives: the flags by name, any option of the recipe or field of the model,
-    and under `set` a mapping of whatever else --set takes. Raises ConfigError."""
+    """Reads keyword arguments from Python: the flags by name, any option of the recipe or field of
+    the model, and `set`, a mapping of the values that --set takes. Raises ConfigError."""
     given = {name: _as_text(value) for name, value in options.items() if value is not None}
     more_settings = given.pop("set", {})
     if not isinstance(more_settings, Mapping) or not all(
@@ -127,7 +127,7 @@ def collect_train_arguments(
 
 
 def _check_kinds(given: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a keyword argument that is of no kind a flag could be."""
+    """Raises ConfigError for a keyword argument of a type that no flag has."""
     for name in RUN_FLAGS:
         value = given.get(name, "")
         lists = name in LISTS and isinstance(value, list)
@@ -141,7 +141,7 @@ def _check_kinds(given: Mapping[str, Any]) -> None:
 
 
 def _as_text(value: Any) -> Any:
-    """Paths as the command line has them."""
+    """Gives paths as the command line has them."""
     if isinstance(value, Path):
         return str(value)
     return [_as_text(part) for part in value] if isinstance(value, list | tuple) else value
@@ -153,7 +153,7 @@ def _check_names(
     recipe_types: Mapping[str, type[Recipe]],
     spell: Spelling,
 ) -> None:
-    """Raises ConfigError that says of all unknown names what takes their place."""
+    """Raises ConfigError that names, for all unknown names, their replacements."""
     known = {*MODEL_FIELDS, *option_names(recipe_types.get(stage, Recipe))}
     problems = []
     for key, value in settings.items():
@@ -208,7 +208,7 @@ def _sort_arguments(
 
 
 def _find_stage(argv: Sequence[str] | None) -> str:
-    """Gives --stage, or the stage of the run to go on with: the other options depend on it."""
+    """Gives --stage, or the stage of the run to continue: the other options depend on it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--stage", nargs="?")
     parser.add_argument("--output_dir", nargs="?")

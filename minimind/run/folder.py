@@ -1,4 +1,4 @@
-"""A run's folder: chosen, made, and run.json in it."""
+"""Chooses and makes a run's folder, and writes run.json in it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ RUN_FILE = "run.json"
 
 
 def make_folder(run: ResolvedRun) -> Path:
-    """Makes --output_dir, else the next free folder of runs/, and writes run.json already: a run
-    that is killed before its first checkpoint can go on. A run that is resumed keeps its run.json
-    until its checkpoint turns out to be of this run. Raises ConfigError as `check_folder` does."""
+    """Makes --output_dir, else the next free folder of runs/, and writes run.json at once: so a run
+    that is killed before its first checkpoint can be resumed. A resumed run keeps its run.json
+    until its checkpoint proves to be of this run. Raises ConfigError as `check_folder` does."""
     folder = check_folder(run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def make_folder(run: ResolvedRun) -> Path:
 
 def check_folder(run: ResolvedRun) -> Path:
     """Gives the folder that `make_folder` will make. Raises ConfigError where it cannot be made or
-    written to, or holds checkpoints that nobody asked to go on with."""
+    written to, or holds checkpoints that the user did not ask to continue."""
     folder = _choose_folder(run)
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
@@ -63,8 +63,8 @@ def _choose_folder(run: ResolvedRun) -> Path:
 
 
 def write_run(folder: Path, run: ResolvedRun) -> None:
-    """Writes down all that was resolved. A kill leaves the earlier file, which --resume reads.
-    Raises ConfigError where it cannot be written."""
+    """Writes down everything that was resolved. A kill leaves the earlier file, which --resume
+    reads. Raises ConfigError where it cannot be written."""
     text = json.dumps(run.to_dict(), indent=2, ensure_ascii=False) + "\n"
     try:
         with write_whole(folder / RUN_FILE) as new:
@@ -76,8 +76,9 @@ def write_run(folder: Path, run: ResolvedRun) -> None:
 
 
 def merge_earlier(arguments: TrainArguments) -> TrainArguments:
-    """Gives what the run to go on with was started with, and over it what is given anew. Raises
-    ConfigError without the folder of a run, CheckpointError where its run.json cannot be read."""
+    """Gives the options that the run to continue was started with, overridden by the new ones.
+    Raises ConfigError without the folder of a run, CheckpointError where its run.json cannot be
+    read."""
     folder = arguments.get("output_dir")
     if folder is None:
         raise ConfigError("--resume needs --output_dir, the folder of the run to go on with")

@@ -1,4 +1,4 @@
-"""What a resolved run reads: rows to train and validate on, weights to start from."""
+"""Loads the inputs of a resolved run: rows to train and validate on, weights to start from."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def build_loaders(
 
 
 def _report_repeated(training: list[WeightedSource], validation: list[WeightedSource]) -> None:
-    """Says where a validation source is a training source, under whatever name."""
+    """Warns where a validation source is a training source, even under another name."""
     trained = {source.cache.key: source.cache.path for source in training}
     for source in validation:
         if path := trained.get(source.cache.key):
@@ -90,8 +90,8 @@ def build_context(
     start: Checkpoint | None = None,
     **more: Any,
 ) -> BuildContext:
-    """Gives what a stage may look at of a run that goes on from `start`; `more` is what only
-    building needs: weights and data."""
+    """Gives the context in which a stage builds, for a run that continues from `start`; `more`
+    holds weights and data, which only building needs."""
     return BuildContext(
         config=run.config,
         weights_folder=run.weights_folder,
@@ -104,7 +104,7 @@ def build_context(
 
 
 def hash_helpers(stage: Stage[Any, Any], context: BuildContext) -> str:
-    """Gives the fingerprint of the weights that the policy is trained beside, "" for none."""
+    """Gives the fingerprint of the helper's weights; "" without a helper."""
     folder = stage.helper_folder(context)
     return fingerprint(folder) if folder else ""
 

@@ -1,4 +1,4 @@
-"""The original MiniMind's flags, and what takes their place here (docs/migration.md)."""
+"""Lists the flags of the original MiniMind, and their replacements here (docs/migration.md)."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ RENAMED = {
     "lam": "gae_lambda",
     "report_to": "monitor",
 }
-"""By the original's name, or transformers': the flag, option of a stage or field of the model that
-does the same."""
+"""For a name of the original's or transformers': the flag, option of a stage or field of the model
+that does the same."""
 
 EXPLAINED = {
     "accumulation_steps": "follows from --batch_size, the rows of a whole step over all GPUs, and "
@@ -58,4 +58,4 @@ EXPLAINED = {
     "ddp": "deepspeed launch/train.py starts a rank on every GPU",
     "use_compile": "not needed: the kernels are compiled already",
 }
-"""By the original's name: what to do instead, where no one name does the same."""
+"""For a name of the original's without one replacement: what to do instead."""

@@ -1,4 +1,4 @@
-"""The flags of `minimind train`, built once for all stages from the recipe's fields."""
+"""Builds the flags of `minimind train` once, for all stages, from the recipe's fields."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ RUN_FLAGS: dict[str, dict[str, Any]] = {
 }
 """Flags about the run as a whole."""
 LISTS = tuple(name for name, entry in RUN_FLAGS.items() if entry.get("nargs") == "+")
-"""Those that take several values."""
+"""Flags that take several values."""
 CONTROLS = ("resume", "dry_run", "on")
 ON_BAD_ROW = ("stop", "skip")
 
 
 def check_choice(what: str, given: str, choices: Iterable[str]) -> str | None:
-    """Gives what is wrong with a choice that is none, None for one that is."""
+    """Says what is wrong with a value that is not a choice; None for a choice."""
     choices = tuple(choices)
     if given in choices:
         return None
@@ -69,8 +69,8 @@ def check_choice(what: str, given: str, choices: Iterable[str]) -> str | None:
 def build_parser(
     recipe_types: Mapping[str, type[Recipe]], recipe_type: type[Recipe]
 ) -> argparse.ArgumentParser:
-    """Builds the parser of `minimind train`. `recipe_type`: of the stage whose options --help
-    lists."""
+    """Builds the parser of `minimind train`. `recipe_type` is that of the stage whose options
+    --help lists."""
     parser = _Parser(
         description="Trains a model with one of the stages on a DeepSpeed engine.",
         epilog=_describe_options(recipe_type),
@@ -133,7 +133,8 @@ def build_parser(
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Says so once, whatever the number of ranks, and not under the usage of all flags."""
+        """Reports the error once, whatever the number of ranks, and without the usage of all
+        flags."""
         text = f"{self.prog}: error: {message}\n(--help lists all flags and options)\n"
         self.exit(2, text if read_ranks().is_main else None)
 

@@ -1,4 +1,4 @@
-"""From what the user gave to what will run: everything resolved, checked and written down."""
+"""Resolves the user's options to a run: everything is filled in, checked and written down."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class ResolvedRun:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Gives what the engine computes in."""
+        """Gives the dtype in which the engine computes."""
         return DTYPES[precision(self.ds_config)]
 
     @property
@@ -81,7 +81,7 @@ class ResolvedRun:
 
     @property
     def has_own_tokenizer(self) -> bool:
-        """Tells whether the tokenizer was given, and is not the checkpoint's."""
+        """Tells whether the tokenizer was given, and differs from the checkpoint's."""
         return self.arguments.get("tokenizer") is not None
 
     @property
@@ -90,8 +90,8 @@ class ResolvedRun:
 
     @property
     def flops_per_token(self) -> int:
-        """As the model's own count, of two for each weight's forward, its input's gradient and its
-        own: adapters come on top, and a frozen weight has none of its own."""
+        """Counts as the model does: two for each weight's forward, for its input's gradient and for
+        its own gradient. Adapters add to this, and a frozen weight has no gradient of its own."""
         trained, frozen = self.recipe.count_weights(self.config)
         whole = self.config.flops_per_token(self.seq_len)
         met = self.config.num_active_parameters if frozen else 0
@@ -102,13 +102,14 @@ class ResolvedRun:
         return self.recipe.max_steps or loader.steps(self.recipe.epochs)
 
     def with_total_steps(self, loader: PackedLoader) -> ResolvedRun:
-        """Gives the same run, whose DeepSpeed JSON's scheduler knows its steps where it asks."""
+        """Gives the same run, in which the DeepSpeed JSON's scheduler knows the number of steps
+        where it asks for it."""
         ds_config = with_total_steps(self.ds_config, self.total_steps(loader))
         return dataclasses.replace(self, ds_config=ds_config)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Gives, by name, what every rank of the run must have alike."""
+        """Gives, by name, the values that every rank of the run must share."""
         return {
             "kind of device": self.device.kind,
             "precision": precision(self.ds_config),
@@ -137,7 +138,7 @@ class ResolvedRun:
 def resolve_run(
     arguments: TrainArguments, tokenizer: Tokenizer, ranks: Ranks, device: Device
 ) -> ResolvedRun:
-    """Raises ConfigError or CheckpointError where something does not fit."""
+    """Resolves a run. Raises ConfigError or CheckpointError where something does not fit."""
     stage = STAGES[arguments.get("stage")]
     config, weights_folder, model_name = _resolve_model(arguments, tokenizer)
     _check_vocabulary(arguments, tokenizer, config, weights_folder)
@@ -240,7 +241,8 @@ def _check_vocabulary(
 
 
 def _preset_like(config: ModelConfig) -> str:
-    """Gives the preset of these sizes, whose micro-batch and rates then apply; "" where none is."""
+    """Names the preset of these sizes, whose micro-batch and rates then apply; "" where there is
+    none."""
     from minimind.config.model import FOLLOWS_TOKENIZER, PRESETS
 
     for name in PRESETS:
@@ -252,8 +254,8 @@ def _preset_like(config: ModelConfig) -> str:
 
 
 def check_same_run(start: Checkpoint, run: ResolvedRun, fingerprint: str) -> None:
-    """Raises CheckpointError where a checkpoint is of another run, and names what differs: stage,
-    model, data or batch. `fingerprint`: the loader's."""
+    """Raises CheckpointError where a checkpoint is of another run, and names the difference: stage,
+    model, data or batch. `fingerprint` is the loader's."""
     meta = start.meta
     if meta["stage"] != run.stage:
         raise CheckpointError(f"{start.folder} is of --stage {meta['stage']}, not {run.stage}")

@@ -1,4 +1,4 @@
-"""A training run: resolved, built, stepped and recorded here and nowhere else."""
+"""Defines a training run: it is resolved, built, stepped and recorded here and nowhere else."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ logger = logging.getLogger("minimind")
 
 
 class Run:
-    """One training run, from what the user gave to its checkpoints.
+    """Holds one training run, from the user's options to its checkpoints.
 
     >>> run = Run.resolve(stage="sft", from_checkpoint="runs/base", data="chat.jsonl")
     >>> print(run.describe())
     >>> run.train()
 
-    What measures a run takes its steps one by one instead: `run.build()`, then `run.step()`. A run
+    A benchmark takes its steps one by one instead: `run.build()`, then `run.step()`. A run
     is trained or stepped once; `close` gives its memory back.
     """
 
@@ -57,7 +57,7 @@ class Run:
         self.tokenizer = tokenizer
         self.ranks = ranks
         self.folder: Path | None = None
-        """Where `train` writes; None before."""
+        """The folder in which `train` writes; None before."""
         self._loaders: tuple[PackedLoader, EvalLoader | None] | None = None
         self._is_started = False
         self._has_own_data = True
@@ -70,9 +70,9 @@ class Run:
 
     @classmethod
     def resolve(cls, argv: Sequence[str] | None = None, **options: Any) -> Run:
-        """Resolves the flags of `minimind train` as a list, or the same as keyword arguments: `set`
-        is a mapping of what --set takes. Nothing is built and nothing written. Raises a
-        MiniMindError for what cannot run; exits with status 2 on bad usage of flags."""
+        """Resolves the flags of `minimind train` as a list, or the same as keyword arguments; `set`
+        is a mapping of the values that --set takes. Nothing is built and nothing written. Raises a
+        MiniMindError for a run that cannot work; exits with status 2 on bad usage of flags."""
         if argv is None:
             return cls.of(collect_arguments(options))
         if isinstance(argv, str) or options:
@@ -82,7 +82,7 @@ class Run:
     @classmethod
     def of(cls, arguments: TrainArguments, place: tuple[Device, int] | None = None) -> Run:
         """Resolves arguments that were read already, on the device and rank of this process.
-        `place`: another device, and how many ranks of it, that need not be here."""
+        `place` names another device and its number of ranks, which need not exist here."""
         ranks = read_ranks(arguments.local_rank)
         if place:
             device, ranks = place[0], Ranks(0, 0, place[1])
@@ -95,7 +95,7 @@ class Run:
 
     @classmethod
     def on(cls, arguments: TrainArguments, ranks: Ranks, device: Device) -> Run:
-        """Resolves arguments for a device and ranks that need not be here."""
+        """Resolves arguments for a device and ranks that need not exist here."""
         tokenizer = find_tokenizer(arguments)
         return cls(resolve_run(arguments, tokenizer, ranks, device), tokenizer, ranks)
 
@@ -124,13 +124,13 @@ class Run:
         return self.resolved.total_steps(self.loader)
 
     def describe(self) -> str:
-        """Says what will run: model, device, step, data and rate, a line each."""
+        """Describes the run: model, device, step, data and rate, a line each."""
         loader, eval_data = self._load()
         return describe_run(self.resolved, self.tokenizer, loader, eval_data, self._find_start())
 
     def check(self) -> None:
-        """Raises a MiniMindError for what `train` could not run, before anything is built: a dry
-        run refuses what a real one does, in the same words. All ranks call it."""
+        """Raises a MiniMindError for a run that `train` could not run, before anything is built: a
+        dry run and a real one refuse the same, in the same words. All ranks call it."""
         start = self._find_start()
 
         def check() -> None:
@@ -195,7 +195,7 @@ class Run:
         return cast(StepStats, self.loop.newest)
 
     def step_ahead(self) -> None:
-        """Takes the next step as `step` does, and like `train` does not wait for its numbers."""
+        """Takes the next step as `step` does, but does not wait for its numbers, like `train`."""
         self._check_open()
         loop = self.loop
         if self.folder is not None:
@@ -209,7 +209,7 @@ class Run:
         loop.read_back()
 
     def train(self) -> bool:
-        """Trains to the end and records it in the run's folder. True when done, False when
+        """Trains to the end and records the run in its folder. Gives True when done, False when
         interrupted, with a checkpoint saved. All ranks call it, once."""
         self._check_open()
         if self.folder is not None or self._steps is not None or not self._has_own_data:
@@ -226,8 +226,8 @@ class Run:
         return finished
 
     def close(self) -> None:
-        """Gives back the memory of the models and of the optimizer, and ends the reader; nothing
-        else can be asked of the run then. A process that ends after it need not call it."""
+        """Frees the memory of the models and of the optimizer, and ends the reader; the run cannot
+        be used afterwards. A process that ends after it need not call it."""
         if self._steps is not None:
             self._steps.close()
         if self._engine is not None:
@@ -266,7 +266,7 @@ class Run:
         return finished
 
     def _find_start(self) -> Checkpoint | None:
-        """Finds the newest whole checkpoint of a run to go on with."""
+        """Finds the newest whole checkpoint of the run to continue."""
         if self._start is None and self.resolved.arguments.resume:
             output = Path(self.resolved.arguments.get("output_dir"))
             self._start = find_latest(output / "checkpoints")
@@ -289,8 +289,8 @@ class Run:
         return self._loaders
 
     def _load_together(self) -> tuple[PackedLoader, EvalLoader | None]:
-        """Has rank 0 fill the token caches, which the others then map. All ranks call it, whatever
-        each of them has loaded before."""
+        """Has rank 0 fill the token caches, which the others then map. All ranks call it, even
+        those that have loaded already."""
         main_first(self.ranks, self._load)
         loaders = all_do(self._load)
         check_alike({"training data": loaders[0].fingerprint})

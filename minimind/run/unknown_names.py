@@ -1,4 +1,4 @@
-"""What is said of a name that is none here: what takes its place, or what it may have meant."""
+"""Explains unknown names: what replaces them, or which name was probably meant."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Spelling(Protocol):
 
 
 def spell_flag(name: str, value: str = "") -> str:
-    """As the command line has it."""
+    """Writes a name as the command line has it."""
     if name in CONTROLS:
         return f"--{name}"
     if name in RUN_FLAGS or name in FLAGS:
@@ -33,7 +33,7 @@ def spell_flag(name: str, value: str = "") -> str:
 
 
 def spell_keyword(name: str, value: str = "") -> str:
-    """As Python has it."""
+    """Writes a name as Python has it."""
     return FLAGS.get(name, name)
 
 
@@ -42,7 +42,8 @@ def option_names(recipe_type: type[Recipe]) -> tuple[str, ...]:
 
 
 def split_unknown(rest: Iterable[str]) -> list[tuple[str, str]]:
-    """Gives (flag, values) of what argparse did not know, a stray word as ("", word)."""
+    """Gives (flag, values) of the arguments that argparse did not know; a stray word is ("",
+    word)."""
     found: list[tuple[str, str]] = []
     for token in rest:
         if token.startswith("--"):
@@ -78,7 +79,7 @@ def explain(
     recipe_types: Mapping[str, type[Recipe]],
     spell: Spelling,
 ) -> str:
-    """Says what belongs after an unknown name."""
+    """Gives the advice that follows an unknown name."""
     options = option_names(recipe_types[stage]) if stage in recipe_types else ()
     of_flags = {flag: option for option, flag in FLAGS.items()}
     known = {*RUN_FLAGS, *CONTROLS, *of_flags, *options, *MODEL_FIELDS}

@@ -1,2 +1,2 @@
-"""The process and its machine: ranks, devices, memory, seeds, logging, files written whole, worker
-processes. It knows nothing of models, data or training."""
+"""Manages the process and its machine: ranks, devices, memory, seeds, logging, files written whole,
+worker processes. It knows nothing of models, data or training."""

@@ -1,4 +1,4 @@
-"""Folders that are whole or not there, under one lock per name."""
+"""Makes folders that are whole or not there, under one lock per name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def default_cache_dir() -> Path:
-    """$MINIMIND_CACHE, else ~/.cache/minimind."""
+    """Gives $MINIMIND_CACHE, else ~/.cache/minimind."""
     return Path(os.environ.get("MINIMIND_CACHE") or Path.home() / ".cache" / "minimind")
 
 
@@ -43,8 +43,8 @@ def locked(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target`, renamed to it at the end and removed on any error. Where
-    another process was quicker, its folder stays."""
+    """Yields a temporary folder beside `target`, renamed to it at the end and removed on any error.
+    Where another process was quicker, its folder stays."""
     folder = target.with_name(f"{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     folder.mkdir(parents=True)
     try:

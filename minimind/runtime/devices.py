@@ -1,4 +1,4 @@
-"""The device a run computes on, what it can do and its published peak."""
+"""Finds the device that a run computes on, its abilities and its published peak."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger("minimind")
 
 
 _DRIVERS_GPUS = Path("/proc/driver/nvidia/gpus")
-"""Has a folder for each GPU that NVIDIA's driver knows."""
+"""This folder has a subfolder for each GPU that NVIDIA's driver knows."""
 PRECISIONS = ("auto", "bf16", "fp32")
 """MINIMIND_PRECISION holds one of these: "auto" leaves the choice to the machine."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,26 +34,27 @@ class Device:
     torch_device: torch.device
     name: str
     supports_bf16: bool
-    """Whether bf16 products are quicker than fp32 ones there."""
+    """Whether bf16 products are quicker than fp32 ones on the device."""
     precision: str
-    """It stands for "auto": bf16 where that is quicker, else fp16 on a GPU and fp32 on a CPU; or
-    what MINIMIND_PRECISION says."""
+    """The value that "auto" stands for: bf16 where that is quicker, else fp16 on a GPU and fp32 on
+    a CPU; or the value of MINIMIND_PRECISION."""
     why_not_bf16: str
     peak_flops: float | None
-    """None where no data sheet says: then no MFU is shown."""
+    """FLOP/s; None without a data sheet: then no MFU is shown."""
     memory_bytes: int | None = None
-    """All it has, which on a CPU is the machine's; None where nobody looked."""
+    """The device's whole memory, which on a CPU is the machine's; None where nobody looked."""
 
     @property
     def kind(self) -> str:
-        """cpu or gpu, as the size tables and DeepSpeed's JSON speak of it."""
+        """Gives cpu or gpu, the words of the size tables and DeepSpeed's JSON."""
         return "cpu" if self.torch_device.type == "cpu" else "gpu"
 
 
 def find_device(local_rank: int = 0) -> Device:
-    """The GPU of this rank, or the CPU where there is none (or CUDA_VISIBLE_DEVICES hides it). An
-    NVIDIA GPU that PyTorch cannot use is said once. Raises ConfigError for a MINIMIND_PRECISION
-    that is none, a rank without a GPU of its own, and a GPU that this PyTorch has no code for."""
+    """Finds the GPU of this rank, or the CPU where there is none (or CUDA_VISIBLE_DEVICES hides
+    it). An NVIDIA GPU that PyTorch cannot use is reported once. Raises ConfigError for an unknown
+    MINIMIND_PRECISION, a rank without a GPU of its own, and a GPU that this PyTorch has no code
+    for."""
     if torch.cuda.is_available():
         _prefer_expandable_segments()
         index = _own_gpu(local_rank, torch.cuda.device_count())
@@ -82,7 +83,7 @@ def find_device(local_rank: int = 0) -> Device:
 
 
 def device_by_data_sheet(name: str) -> Device:
-    """Gives one of GPUS as a device that need not be here."""
+    """Gives one of GPUS as a device that need not exist here."""
     gpu = GPUS[name]
     bf16 = gpu.capability >= (8, 0)
     precision, why = _precision(bf16, "fp16", f"{name} has no bf16 units")
@@ -91,8 +92,8 @@ def device_by_data_sheet(name: str) -> Device:
 
 
 def _own_gpu(local_rank: int, count: int) -> int:
-    """The index of this rank's GPU among the `count` that it sees. Two ranks on one GPU would be
-    twice as slow at best, and NCCL refuses them: ConfigError."""
+    """Gives the index of this rank's GPU among the `count` that it sees. Raises ConfigError for two
+    ranks on one GPU: they would be twice as slow at best, and NCCL refuses them."""
     if local_rank < count:
         return local_rank
     # A scheduler may show each rank a GPU of its own, the only one; these launchers show all ranks
@@ -109,8 +110,8 @@ def _own_gpu(local_rank: int, count: int) -> int:
 
 
 def has_code_for(capability: tuple[int, int], arch_list: Sequence[str]) -> bool:
-    """Whether a PyTorch built for `arch_list` (sm_80, compute_90, ...) runs on such a GPU: code of
-    the same generation that is no newer, or PTX, from which the driver makes code."""
+    """Tells whether a PyTorch built for `arch_list` (sm_80, compute_90, ...) runs on such a GPU: it
+    needs code of the same generation that is no newer, or PTX, from which the driver makes code."""
     for arch in arch_list:
         kind, _, number = arch.partition("_")
         digits = re.sub(r"\D", "", number)  # sm_90a
@@ -141,9 +142,9 @@ def _say_why_no_gpu() -> None:
 
 
 def _prefer_expandable_segments() -> None:
-    """Has PyTorch's allocator grow its blocks of GPU memory in place, unless the user has set it
-    up: documents differ from batch to batch, and blocks of odd sizes would pile up. The allocator
-    reads it once, when CUDA starts."""
+    """Has PyTorch's allocator grow its blocks of GPU memory in place, unless the user has
+    configured it: documents differ from batch to batch, and blocks of odd sizes would pile up. The
+    allocator reads this once, when CUDA starts."""
     # WSL's drivers refuse it (pytorch/pytorch#192330), and PyTorch has it for CUDA alone.
     can = torch.version.cuda is not None and "microsoft" not in os.uname().release.lower()
     if can and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
@@ -151,7 +152,7 @@ def _prefer_expandable_segments() -> None:
 
 
 def _precision(supports_bf16: bool, otherwise: str, why: str) -> tuple[str, str]:
-    """Gives what stands for "auto", and why that is not bf16 ("" where it is)."""
+    """Gives the precision for "auto", and why it is not bf16 ("" where it is)."""
     wanted = os.environ.get("MINIMIND_PRECISION") or "auto"
     if wanted not in PRECISIONS:
         raise ConfigError(
@@ -163,7 +164,7 @@ def _precision(supports_bf16: bool, otherwise: str, why: str) -> tuple[str, str]
 
 
 def check_kernels(device: Device) -> None:
-    """Whether MINIMIND_KERNELS and MINIMIND_COMPILE can be met there. Raises ConfigError."""
+    """Raises ConfigError where MINIMIND_KERNELS or MINIMIND_COMPILE cannot be met on the device."""
     try:
         backend.check_settings(device.torch_device)
     except (ValueError, RuntimeError) as error:
@@ -171,7 +172,8 @@ def check_kernels(device: Device) -> None:
 
 
 def cpu_has_bf16() -> bool:
-    """avx512_bf16 or AMX on x86, bf16 on Arm: without them bf16 products take 50 times longer."""
+    """Tells whether the CPU has avx512_bf16 or AMX (x86), or bf16 (Arm): without them bf16 products
+    take 50 times longer."""
     flags = _cpuinfo("flags") or _cpuinfo("Features")
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
 
@@ -201,6 +203,6 @@ def _cpuinfo(field: str) -> str:
 
 def send(values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """Makes a tensor of numbers that the host has. A GPU gets them through page-locked memory:
-    `torch.tensor(…, device=…)` would wait there for all that was launched before."""
+    `torch.tensor(…, device=…)` would wait for everything launched before."""
     made = torch.tensor(values, dtype=dtype)
     return (made.pin_memory() if device.type == "cuda" else made).to(device, non_blocking=True)

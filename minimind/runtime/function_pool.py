@@ -23,24 +23,24 @@ from minimind.runtime.worker_process import WorkerProcess
 _START_S = 120.0
 _MOST_FAILED_STARTS = 3
 _MOST_AT_ONCE = 16
-"""Calls that a worker is given together."""
+"""The most calls that a worker is given together."""
 _LOOK_EVERY_S = 1.0
-"""How often ended workers are looked for of which no connection tells."""
+"""How often the pool looks for ended workers that no connection reports."""
 _LEAST_FIRST_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call of one of the pool's functions."""
+    """Describes a call of one of the pool's functions."""
 
     function: str
-    """As it was given to the pool."""
+    """The function's text, as the pool was given it."""
     argument: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a call has no result."""
+    """Says why a call has no result."""
 
     kind: Literal["raised", "slow", "died", "unpicklable"]
     text: str
@@ -48,7 +48,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a call gave: a value, or a failure and no value."""
+    """Holds a call's result: a value, or a failure and no value."""
 
     value: Any = None
     failure: Failure | None = None
@@ -63,12 +63,12 @@ class _Task:
 
 
 class FunctionPool:
-    """Functions that a user names, and the worker processes that call them.
+    """Holds functions that a user names, and the worker processes that call them.
 
     A call that raises, takes too long, or ends its process is a Failure; the other calls do not
     notice. Workers start with the first call and end with `close`, with the pool, or with this
-    process, however it ends. They are killed and not asked, so what a function registers with
-    `atexit` does not run. What functions print goes to stderr.
+    process, however it ends. They are killed, so functions registered with `atexit` do not run.
+    Output of the functions goes to stderr.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class FunctionPool:
         self._timeout_s, self._first_call_s = timeout_s, max(first_call_s, timeout_s)
         self._most_s = 60 + 2 * math.ceil(self._first_call_s)
         self._first_took_s: dict[str, float] = {}
-        """The longest first call of each function that has answered or was given up on."""
+        """The longest first call of each function that has answered or was given up."""
         self._workers: list[_Worker] = []
         self._failed_starts = 0
         self._lock = threading.Lock()
@@ -112,7 +112,7 @@ class FunctionPool:
         return list(self._functions)
 
     def short_name(self, function: str) -> str:
-        """The bare name of a function, without module and arguments."""
+        """Gives the bare name of a function, without module and arguments."""
         return self._functions[function].short_name
 
     def check(self) -> None:
@@ -124,13 +124,13 @@ class FunctionPool:
                 raise ConfigError(f"{tasks[number].function.text}: {outcome.failure.text}")
 
     def call(self, calls: Sequence[Call]) -> list[Outcome]:
-        """The outcomes of calls, in their order."""
+        """Gives the outcomes of calls, in their order."""
         outcomes = dict(self.stream(calls))
         return [outcomes[number] for number in range(len(calls))]
 
     def stream(self, calls: Sequence[Call]) -> Generator[tuple[int, Outcome], None, None]:
-        """Yields the place of a call and its outcome as soon as it is there. Closing the iterator
-        gives up on the rest. The pool does one stream at a time; another thread's waits."""
+        """Yields each call's index and outcome as soon as it is there. Closing the iterator gives
+        up the rest. The pool runs one stream at a time; another thread's waits."""
         tasks = []
         last, pickled = object(), b""
         for number, call in enumerate(calls):
@@ -164,7 +164,7 @@ class FunctionPool:
                     self._drop(worker)
 
     def _hand_out(self, queue: deque[_Task]) -> None:
-        """Gives idle workers work, and starts as many as there is work for."""
+        """Gives work to idle workers, and starts as many workers as there is work for."""
         for worker in list(self._workers):
             if not worker.is_ready or worker.tasks:
                 continue
@@ -181,7 +181,7 @@ class FunctionPool:
             self._workers.append(_Worker(process))
 
     def _collect(self, queue: deque[_Task]) -> Iterator[tuple[int, Outcome]]:
-        """Waits until something happens to a worker that starts or works, and takes what did."""
+        """Waits until something happens to a worker that starts or works, and takes its results."""
         active = [worker for worker in self._workers if worker.tasks or not worker.is_ready]
         wait_s = min(map(self._deadline, active)) - time.monotonic()
         pipes = [worker.process.connection for worker in active]
@@ -224,7 +224,7 @@ class FunctionPool:
     def _end_of(
         self, worker: _Worker, queue: deque[_Task], *, is_late: bool = False
     ) -> Iterator[tuple[int, Outcome]]:
-        """Ends a worker that is late or has died; what it had not begun goes to the next one."""
+        """Ends a worker that is late or has died; the next one gets its unstarted tasks."""
         if not worker.is_ready:
             self._failed_starts += 1
             how = self._drop(worker)
@@ -269,17 +269,17 @@ class FunctionPool:
 
 
 class _Worker:
-    """A worker and what it was given to do."""
+    """Holds a worker and its tasks."""
 
     def __init__(self, process: WorkerProcess) -> None:
         self.process = process
         self.is_ready = False
         self.tasks: deque[_Task] = deque()
-        """What it has not answered, the one it works on first."""
+        """Tasks without an answer; the worker works on the first."""
         self.called: set[str] = set()
-        """Functions whose first call it has behind it."""
+        """Functions that the worker has called before."""
         self.began = time.monotonic()
-        """When it was started, or began with the task it works on."""
+        """The time when it was started, or began its current task."""
 
     def give(self, tasks: list[_Task]) -> None:
         """Sends tasks to a worker that waits for some: it reads all of them before it answers, so

@@ -1,4 +1,4 @@
-"""The process that calls functions for a FunctionPool: what runs inside it."""
+"""Runs inside the worker process of a FunctionPool, and calls its functions."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ READY = b""
 _LOOK_AT_PARENT_S = 1.0
 
 RETURNED, RAISED, UNREADABLE, UNSENDABLE = range(4)
-"""What a result begins with. A pickled value comes after the first, a text after the others."""
+"""The first byte of a result. A pickled value follows the first kind, a text the others."""
 
 
 def serve(descriptor: int, parent: int, is_unpacked: bool, most_s: int) -> None:
     """Answers lists of calls until the parent closes the connection or ends. A call is a pickled
     `(NamedFunction, pickled argument)`, or without an argument a check that the function can be
-    called. One message goes back for each call. No call can take more than `most_s`, whatever
-    becomes of the parent, which has its own limits."""
+    called. One message goes back for each call. No call may take more than `most_s`, even if the
+    parent, which has its own limits, is gone."""
     os.set_inheritable(descriptor, False)
     # A launcher that ends a run signals all its processes: the parent decides what is cut short.
     # A handler, unlike SIG_IGN, is not inherited by programs that a function starts.
@@ -96,7 +96,7 @@ def _pickled(kind: int, value: Any) -> bytes:
 
 
 def _describe(error: BaseException, file: str | None) -> str:
-    """The type, the message, and the last line in `file` that the exception went through."""
+    """Describes an error: its type, its message, and the last line in `file` that it passed."""
     try:
         message = str(error)
     except Exception:
@@ -121,15 +121,15 @@ def _file_of(function: Callable[..., Any]) -> str:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Ends a worker whose parent was killed also where a function runs on, or where a process that
-    the parent forked still holds the connection."""
+    """Ends a worker whose parent was killed, even where a function still runs, or where a process
+    that the parent forked still holds the connection."""
     while os.getppid() == parent:
         time.sleep(_LOOK_AT_PARENT_S)
     _end()
 
 
 def _end() -> None:
-    """Ends this process and what its functions started. It leads a process group of its own."""
+    """Ends this process and all that its functions started. It leads its own process group."""
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpgrp(), signal.SIGKILL)
     os._exit(0)

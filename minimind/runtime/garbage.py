@@ -1,7 +1,7 @@
-"""Python's garbage collector kept out of training steps.
+"""Keeps Python's garbage collector out of training steps.
 
-It stops its process whenever enough objects were made, each rank at a moment of its own, and the
-others wait for that one at their next exchange. What a step leaves in cycles can wait for it.
+The collector stops its process whenever enough objects were made, each rank at a different moment,
+and the other ranks wait for that one at their next exchange. Cyclic garbage of a step can wait.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _STEPS, _SECONDS = 50, 10.0
 
 @contextlib.contextmanager
 def without_collector() -> Iterator[None]:
-    """Within it nothing is collected but on request; after it, as before it."""
+    """Collects nothing inside the block but on request; restores the collector afterwards."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -34,7 +34,7 @@ class Collections:
         self._last = time.monotonic()
 
     def after(self, step: int) -> None:
-        """Comes after each step."""
+        """Collects if it is time; comes after each step."""
         if step % _STEPS == 0 or time.monotonic() - self._last > _SECONDS:
             gc.collect()
             self._last = time.monotonic()

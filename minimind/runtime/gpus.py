@@ -1,4 +1,4 @@
-"""GPUs as their makers' data sheets have them."""
+"""Lists GPUs with the figures of their makers' data sheets."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """A GPU as its maker's data sheet has it."""
+    """Holds the figures of a GPU's data sheet."""
 
     flops: float
     """Dense 16-bit products a second."""
     bytes_per_s: float
-    """Of its memory."""
+    """The bandwidth of its memory."""
     link_bytes_per_s: float
-    """To the other GPUs of the machine, each way: NVLink or Infinity Fabric, else PCIe."""
+    """The bandwidth to the other GPUs of the machine, each way: NVLink or Infinity Fabric, else
+    PCIe."""
     memory_gib: float
-    """As PyTorch reports it."""
+    """Its memory, as PyTorch reports it."""
     capability: tuple[int, int]
     multiprocessors: int
 
@@ -88,7 +89,7 @@ GPUS = {
         memory_gib=191.7, capability=(9, 4), multiprocessors=304,
     ),
 }  # fmt: skip
-"""By words of the device's name; where two match, the first."""
+"""GPUs by words of the device's name; where two match, the first counts."""
 
 
 def find_gpu(name: str) -> tuple[str, Gpu] | None:

@@ -1,4 +1,4 @@
-"""One console for all ranks: the main one speaks, the others only warn of what breaks them."""
+"""Gives all ranks one console: the main rank writes, the others only report what breaks them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _BesideProgressBar(logging.Handler):
 
 
 def set_up_logging(rank: int) -> None:
-    """INFO on rank 0, errors alone on the others."""
+    """Logs INFO on rank 0, errors alone on the others."""
     handler = _BesideProgressBar()
     handler.setFormatter(
         logging.Formatter("%(message)s" if rank == 0 else f"rank {rank}: %(message)s")

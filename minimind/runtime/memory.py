@@ -1,4 +1,5 @@
-"""Peak memory: CUDA's allocated bytes, on a CPU the bytes of live tensors; resident beside it."""
+"""Measures peak memory: CUDA's allocated bytes, on a CPU the bytes of live tensors; and resident
+memory."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from torch._C._profiler import _EventType
 
 
 class PeakMemory:
-    """Peak bytes of tensors on one device.
+    """Measures the peak bytes of tensors on one device.
 
     A CPU keeps no such count, so there `measured()` records one step's allocations with PyTorch's
     profiler and adds the running sum's peak to the bytes alive at its start.
@@ -30,19 +31,20 @@ class PeakMemory:
 
     @property
     def peak_bytes(self) -> int:
-        """0 on a CPU until a step was measured."""
+        """Gives the peak; 0 on a CPU until a step was measured."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return self._cpu_peak
 
     @property
     def resident_bytes(self) -> int:
-        """What the operating system counts for this process."""
+        """Gives the bytes that the operating system counts for this process."""
         return psutil.Process().memory_info().rss
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
-        """Around one training step; costs that step some time on a CPU, nothing on a GPU."""
+        """Measures the training step inside the block; on a CPU that step takes longer, on a GPU it
+        does not."""
         if self.device.type == "cuda":
             yield
             return
@@ -57,12 +59,12 @@ class PeakMemory:
 
 
 _frozen: list[weakref.ref[torch.Tensor]] = []
-"""Tensors that the collector does not list any more."""
+"""Tensors that the collector no longer lists."""
 
 
 def freeze_objects() -> None:
-    """Takes all objects that there are out of the garbage collector's sight: what start-up made
-    stays for the whole run, and need not be looked at each time."""
+    """Hides all existing objects from the garbage collector: objects made at start-up stay for the
+    whole run, and need not be looked at each time."""
     gc.collect()
     _frozen[:] = [weakref.ref(tensor) for tensor in _list_tensors()]
     gc.freeze()
@@ -76,7 +78,7 @@ def unfreeze_objects() -> None:
 
 
 def live_tensor_bytes() -> int:
-    """Bytes of every storage on the CPU that a Python tensor holds, each once."""
+    """Gives the bytes of every storage on the CPU that a Python tensor holds, each once."""
     gc.collect()
     storages: dict[int, int] = {}
     for tensor in _list_tensors():
@@ -88,7 +90,7 @@ def live_tensor_bytes() -> int:
 
 
 def _list_tensors() -> list[torch.Tensor]:
-    """All there are; one may stand there twice."""
+    """Lists all tensors; one may stand there twice."""
     objects = gc.get_objects()
     # By type, never by asking an object for its class: a deprecated wrapper would warn.
     kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, torch.Tensor)}
@@ -100,10 +102,11 @@ def _list_tensors() -> list[torch.Tensor]:
 
 
 def peak_of_allocations(events: Iterable[tuple[int, int]]) -> int:
-    """Most bytes at once; `events`: address and bytes in order, negative where they are freed.
+    """Gives the most bytes at once. `events` are address and bytes in order, negative where they
+    are freed.
 
-    Threads that are not recorded, such as Gloo's, free some of what was allocated: that is seen
-    when some of the same addresses are given out again.
+    Threads that are not recorded, such as Gloo's, free some of the allocations: this shows when the
+    same addresses are given out again.
     """
     starts: list[int] = []
     sizes: dict[int, int] = {}
@@ -128,7 +131,7 @@ def peak_of_allocations(events: Iterable[tuple[int, int]]) -> int:
 
 
 def _list_allocations(profiler: torch.profiler.profile) -> list[tuple[int, int]]:
-    """Address and bytes, by time; negative where they are freed."""
+    """Lists address and bytes, by time; negative where they are freed."""
     results: Any = profiler.profiler
     found, stack = [], list(results.kineto_results.experimental_event_tree())
     while stack:

@@ -1,4 +1,4 @@
-"""Python functions that a user names by text, with or without keyword arguments."""
+"""Reads Python functions that a user names by text, with or without keyword arguments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FORMS = "package.module:function, or path/to/file.py:function"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedFunction:
-    """A function as the user wrote it, read but not imported."""
+    """Holds a function as the user wrote it, read but not imported."""
 
     text: str
     place: str
@@ -79,7 +79,7 @@ class NamedFunction:
         return functools.partial(found, **self.arguments) if self.arguments else found
 
     def check_arguments(self, function: Callable[..., Any], num_given: int) -> None:
-        """Raises ConfigError where `function`, as loaded, cannot be called with the keyword
+        """Raises ConfigError where the loaded `function` cannot be called with the keyword
         arguments in the text and `num_given` others before them."""
         loaded = function.func if self.arguments else function  # type: ignore[attr-defined]
         try:
@@ -114,7 +114,7 @@ def _unknown_short_name(text: str, name: str, shipped: Mapping[str, str]) -> str
 
 
 def _read_arguments(text: str, given: str | None) -> dict[str, Any]:
-    """Raises ConfigError."""
+    """Reads the keyword arguments of the text. Raises ConfigError."""
     try:
         call = ast.parse(f"f{given or '()'}", mode="eval").body
         if not isinstance(call, ast.Call) or call.args:
@@ -145,7 +145,7 @@ def _load_module(place: str) -> ModuleType:
 
 
 def _load_file(place: str) -> ModuleType:
-    """Loads a file once in a process. It can import what lies beside it."""
+    """Loads a file once in a process. The file can import its neighbours."""
     path = Path(place)
     if not path.is_file():
         raise ConfigError(f"there is no file {path}{did_you_mean_file(path)}")

@@ -1,4 +1,4 @@
-"""Who this process is among the ranks of a run; reads the launcher's environment, no more."""
+"""Tells a process its rank in a run; only reads the launcher's environment."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from minimind.errors import ConfigError
 
 _PORTS = range(20_000, 32_000)
-"""Below those that Linux gives to outgoing connections (from 32,768), any of which another program
-may take between our look and our use."""
+"""The range of ports lies below the one that Linux gives to outgoing connections (from 32,768):
+another program might take one of those between our check and our use."""
 _TRIED_PORTS = 100
 
 
@@ -24,25 +24,29 @@ class Ranks:
 
     @property
     def local_world_size(self) -> int:
-        """Ranks on this machine: torchrun and the deepspeed launcher name it differently."""
+        """The number of ranks on this machine: torchrun and the deepspeed launcher name it
+        differently."""
         names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
         return int(next((os.environ[n] for n in names if n in os.environ), self.world_size))
 
     @property
     def is_main(self) -> bool:
-        """The one rank that prints, logs and writes what is not sharded."""
+        """Tells whether this is the one rank that prints, logs and writes the files that are not
+        sharded."""
         return self.rank == 0
 
 
 def read_ranks(local_rank: int | None = None) -> Ranks:
-    """RANK, LOCAL_RANK and WORLD_SIZE as `deepspeed` and `torchrun` set them; one rank without."""
+    """Reads RANK, LOCAL_RANK and WORLD_SIZE as `deepspeed` and `torchrun` set them; one rank
+    without."""
     rank = int(os.environ.get("RANK", 0))
     local = int(os.environ.get("LOCAL_RANK", local_rank if local_rank is not None else 0))
     return Ranks(rank, local, int(os.environ.get("WORLD_SIZE", 1)))
 
 
 def complete_environment(ranks: Ranks) -> None:
-    """Sets what DeepSpeed's start asks for where no launcher did: without it, it wants MPI."""
+    """Sets the variables that DeepSpeed's start needs where no launcher did: without them it wants
+    MPI."""
     os.environ.setdefault("RANK", str(ranks.rank))
     os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))
     os.environ.setdefault("WORLD_SIZE", str(ranks.world_size))
@@ -71,8 +75,9 @@ def check_port(ranks: Ranks) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on here, for a run's ranks to meet at. Drawn at random, so that
-    runs which start at one time do not all find the same one. Raises ConfigError."""
+    """Finds a port that nobody listens on here, for a run's ranks to meet at. It is drawn at
+    random, so that runs which start at one time do not all find the same one. Raises
+    ConfigError."""
     # Not the global generator: a run that seeded it would draw the port of every other such run.
     for port in random.SystemRandom().sample(_PORTS, _TRIED_PORTS):
         with socket.socket() as probe, contextlib.suppress(OSError):

@@ -1,5 +1,5 @@
-"""What the ranks of a run do for each other, once they have joined; a process that has joined none
-is a rank alone."""
+"""Coordinates the ranks of a run once they have joined; a process that has joined none counts as
+one rank."""
 
 from __future__ import annotations
 
@@ -36,9 +36,8 @@ def gather(value: Any) -> list[Any]:
 
 
 def all_do(work: Callable[[], ResultT]) -> ResultT:
-    """Does the same work on every rank. Where it is an error of the user's on any of them, as where
-    a machine lacks a file that the others have or a reward fails, all raise it and say which rank's
-    it is."""
+    """Does the same work on every rank. A user's error on any rank (a machine lacks a file that the
+    others have, a reward fails) is raised by all, with the rank it came from."""
     result, error = None, None
     try:
         result = work()
@@ -53,7 +52,7 @@ def all_do(work: Callable[[], ResultT]) -> ResultT:
 
 
 def check_alike(facts: Mapping[str, Any]) -> None:
-    """Raises ConfigError on all ranks where one of them has another fact than the first, which
+    """Raises ConfigError on all ranks where a rank's values differ from the first one's, which
     would end in a collective that does not match."""
     by_rank = gather(dict(facts))
     for rank, theirs in enumerate(by_rank):
@@ -71,9 +70,8 @@ def _short(value: Any) -> str:
 
 
 def main_first(ranks: Ranks, work: Callable[[], ResultT]) -> ResultT | None:
-    """Gives what `work` gives on rank 0, for which the others wait; None on those. Where it is an
-    error of the user's, all ranks raise it: one that went on alone would fail in its next
-    collective."""
+    """Gives the result of `work` on rank 0, for which the others wait; None on those. A user's
+    error is raised by all ranks: a rank that went on alone would fail in its next collective."""
     result, error = None, None
     if ranks.is_main:
         try:

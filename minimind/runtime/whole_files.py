@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever ends the process that writes them."""
+"""Writes files that are whole or not there, whatever ends the process that writes them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def write_whole(path: str | Path) -> Iterator[Path]:
-    """Yields the name of a new file beside `path`, which is put in its place at the end, on disk.
+    """Yields the name of a new file beside `path`, which replaces `path` at the end, flushed to
+    disk.
 
-    Makes the folder where it is missing. After any error `path` is as it was, and the new file is
+    Makes the folder where it is missing. After any error `path` is unchanged, and the new file is
     gone; the name of a new file that a kill leaves begins with a dot. Raises OSError, which names
     `path` also where the disk is full.
     """

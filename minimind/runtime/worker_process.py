@@ -1,4 +1,4 @@
-"""A worker process as its parent sees it."""
+"""Represents a worker process to its parent."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class WorkerProcess:
         return self._process.pid
 
     def has_ended(self) -> bool:
-        """Whether the process is there no more. Leaves its exit status for `end`: until that is
+        """Tells whether the process has ended. Leaves its exit status for `end`: until that is
         read, no other process can have the same id."""
         try:
             flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -65,8 +65,8 @@ class WorkerProcess:
             return True
 
     def end(self) -> str:
-        """Kills the worker and what its functions started, and says how it ended by itself if it
-        had."""
+        """Kills the worker and all that its functions started, and says how the worker ended if it
+        ended by itself."""
         self.connection.close()
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -22,12 +22,12 @@ class Question:
     question: str
     answer: str
     wrong: str
-    """An answer of the same form."""
+    """A wrong answer of the same form."""
     sentence: str = ""
     """The answer in a whole sentence, where it is none."""
     reasoning: str = ""
     is_held_out: bool = False
-    """Its answer has to be worked out: it is nowhere in training."""
+    """Whether its answer is nowhere in training and has to be worked out."""
 
 
 SAMPLE_QUESTIONS = (
@@ -43,15 +43,15 @@ SAMPLE_QUESTIONS = (
 
 
 def chat_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
-    """Endless conversations of one to three questions in one language, and some with tools."""
+    """Yields endless conversations of one to three questions in one language, some with tools."""
     plain, dice = _conversations(seed, in_sentences=False), Dice(seed + 1)
     while True:
         yield tool_conversation(dice) if dice.below(TOOLS_ONE_IN) == 0 else next(plain)
 
 
 def sentence_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
-    """The same questions, those about the world answered in whole sentences: a manner, and so a
-    task for adapters."""
+    """Yields the same questions, but answers those about the world in whole sentences: a manner,
+    and so a task for adapters."""
     return _conversations(seed, in_sentences=True)
 
 
@@ -74,7 +74,7 @@ def _conversations(
 
 
 def preference_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
-    """Endless pairs: the right answer, against a wrong one or one that says nothing."""
+    """Yields endless pairs: the right answer, against a wrong one or one that says nothing."""
     dice = Dice(seed)
     while True:
         in_english = dice.below(2) == 0

@@ -1,4 +1,4 @@
-"""The sample data as files: made when first asked for, in the cache folder."""
+"""Makes the sample data as files, when first asked for, in the cache folder."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def write_sample(
 def sample_data_path(
     split: Split, data: SampleData = TEXT_DATA, cache_dir: str | Path | None = None
 ) -> Path:
-    """The sample data as a file in the cache folder, written there if it is not yet."""
+    """Gives the sample data as a file in the cache folder, written there if it is missing."""
     # Named by the generators' own source, so that a changed one never finds an old file.
     sources = [Path(str(module.__file__)) for module in _SOURCES]
     sources += [Path(__file__), Path(str(inspect.getsourcefile(data.rows)))]

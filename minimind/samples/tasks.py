@@ -23,7 +23,7 @@ _Row = tuple[dict[str, Any], list[str], bool]
 
 
 def prompt_rows(seed: int) -> Iterator[_Row]:
-    """Endless sums, counts and numbers to sort."""
+    """Yields endless sums, counts and numbers to sort."""
     dice = Dice(seed)
     while True:
         in_english = dice.below(2) == 0
@@ -38,8 +38,8 @@ def prompt_rows(seed: int) -> Iterator[_Row]:
 
 
 def sum_rows(seed: int) -> Iterator[_Row]:
-    """Every sum in every wording once, in an order by chance. Only the held-out sums are for
-    validation, and all of those."""
+    """Yields every sum in every wording once, in random order. Validation has the held-out sums
+    alone, and all of them."""
     wordings = (*SUM_WORDINGS_EN, *SUM_WORDINGS_ZH)
     rows = [_sum(wording, pair) for pair in SUMS for wording in wordings]
     for row, _, is_held_out in Dice(seed).some(rows, len(rows), len(rows)):
@@ -47,7 +47,8 @@ def sum_rows(seed: int) -> Iterator[_Row]:
 
 
 def tool_rows(seed: int) -> Iterator[_Row]:
-    """Endless questions for the tools, none of which a conversation of the chat data asks."""
+    """Yields endless questions for the tools, none of which a conversation of the chat data
+    asks."""
     dice = Dice(seed)
     while True:
         one = pick_tool_question(dice, dice.below(2) == 0, is_shown=False)

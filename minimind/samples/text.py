@@ -47,12 +47,12 @@ SAMPLE_PROMPTS = (
 
 
 def load_sample_tokenizer() -> Tokenizer:
-    """The shipped tokenizer of 1577 tokens."""
+    """Loads the shipped tokenizer of 1577 tokens."""
     return Tokenizer.load(Path(__file__).parent / "tokenizer")
 
 
 def text_documents(seed: int) -> Iterator[tuple[str, bool]]:
-    """Endless (text, whether it holds something held out)."""
+    """Yields endless (text, whether it holds something held out)."""
     dice = Dice(seed)
     while True:
         in_english = dice.below(2) == 0
@@ -61,7 +61,7 @@ def text_documents(seed: int) -> Iterator[tuple[str, bool]]:
 
 
 class Dice:
-    """Choices from random.random() alone, the one stream Python keeps over its versions."""
+    """Chooses from random.random() alone, the one stream Python keeps over its versions."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed).random

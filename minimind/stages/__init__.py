@@ -1,7 +1,7 @@
-"""The training objectives, by the name that --stage takes, and nothing else.
+"""Holds the training objectives, by the name that --stage takes, and nothing else.
 
-What an objective needs of rollouts, rewards and a reference model stands beside those that use it.
-The loop, DeepSpeed and checkpoints are minimind.engine's.
+Rollouts, rewards' use and reference models stand beside the objectives that use them. The loop,
+DeepSpeed and checkpoints are minimind.engine's.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""A policy and its critic in one module, so that one engine trains both."""
+"""Joins a policy and its critic in one module, so that one engine trains both."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from minimind.types import Batch, HeadFn, ModelOutput
 
 @dataclass(frozen=True, kw_only=True)
 class ActorCriticOutput(ModelOutput):
-    """Holds what policy and critic say of a batch."""
+    """Holds the outputs of policy and critic for a batch."""
 
     values_R: Tensor
     """fp32: the reward that the critic expects where each target is chosen."""
 
 
 class ValueHead(nn.Module):
-    """hidden · weight, in fp32; 0 at first."""
+    """Computes hidden · weight, in fp32; the weight starts at 0."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -34,7 +34,8 @@ class ValueHead(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """The critic is a decoder of its own, as large as the policy, with a value for a head."""
+    """Holds policy and critic. The critic is a separate decoder, as large as the policy, with a
+    value head."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -50,8 +51,8 @@ class ActorCritic(nn.Module):
         self.critic.load_named(weights)
 
     def forward(self, batch: Batch, head: HeadFn) -> ActorCriticOutput:
-        """Gives the policy's output, with the critic's values of a RolloutBatch beside it. The
-        auxiliary losses of both are added."""
+        """Gives the policy's output, and the critic's values of a RolloutBatch. The auxiliary
+        losses of both are added."""
         places_R = cast(RolloutBatch, batch).places_R
 
         def value(hidden_MD: Tensor, _: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Advantages: generalised estimates over the targets of trajectories, and their scale."""
+"""Computes advantages: generalised estimates over the targets of trajectories, and their scale."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Distillation: a student learns a teacher's whole distribution besides the text itself."""
+"""Trains by distillation: a student learns a teacher's whole distribution besides the text
+itself."""
 
 from __future__ import annotations
 
@@ -55,10 +56,10 @@ class DistillRecipe(SFTRecipe):
 
 
 class Distill(SFT):
-    """α·(CE + aux) + (1 - α)·T²·KL(teacher ‖ student), summed over the targets.
+    """Minimises α·(CE + aux) + (1 - α)·T²·KL(teacher ‖ student), summed over the targets.
 
-    Both distributions of the KL are at temperature T; T² gives its gradient the size that it has
-    at T = 1 (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015).
+    Both distributions of the KL are at temperature T; T² gives its gradient the size that it has at
+    T = 1 (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015).
     """
 
     name: ClassVar[str] = "distill"
@@ -73,7 +74,7 @@ class Distill(SFT):
 
     def check(self, context: BuildContext) -> None:
         """Raises ConfigError where the teacher reads other tokens than the student, or fewer;
-        CheckpointError or DataError where there is none."""
+        CheckpointError or DataError where there is no teacher."""
         super().check(context)
         folder = self.helper_folder(context)
         check_teacher(folder, context)
@@ -92,7 +93,7 @@ class Distill(SFT):
             )
 
     def build_models(self, context: BuildContext) -> StageModels:
-        """Raises what `check` does."""
+        """Builds student and teacher. Raises the errors of `check`."""
         self.check(context)
         models = super().build_models(context)
         self.teacher = load_teacher(self.helper_folder(context), context)
@@ -127,8 +128,9 @@ def _is_itself(teacher: Path, student: Path | None) -> bool:
 
 
 def load_teacher(path: Path, context: BuildContext) -> Transformer:
-    """Frozen, in the dtype that the engine computes in. Raises ConfigError where its vocabulary or
-    tokenizer is not the student's, CheckpointError or DataError where there is none."""
+    """Loads the teacher, frozen, in the dtype that the engine computes in. Raises ConfigError where
+    its vocabulary or tokenizer is not the student's, CheckpointError or DataError where there is no
+    teacher."""
     folder = find_model_folder(path)
     check_teacher(folder, context)
     teacher, _ = load_model(folder, dtype=context.dtype, device=context.device)

@@ -1,5 +1,5 @@
-"""Direct preference optimisation: the better of two answers becomes more likely than the worse, as
-compared with the model the run starts from."""
+"""Trains by direct preference optimisation: the better of two answers becomes more likely than the
+worse, compared with the model the run starts from."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class DPO(Stage[UnitBatch, UnitBatch]):
         self.recipe = recipe
         self.means = recipe.length_mean or recipe.loss_type not in WITH_REFERENCE
         self.reference: Reference | None = None
-        """What the weights the run starts from give to each pair's chosen and rejected answer."""
+        """The reference's log-probabilities of each pair's chosen and rejected answer."""
 
     def check(self, context: BuildContext) -> None:
         """Raises ConfigError where there are no weights to take as the reference."""
@@ -98,8 +98,8 @@ class DPO(Stage[UnitBatch, UnitBatch]):
         return context.weights_folder if self.recipe.loss_type in WITH_REFERENCE else None
 
     def check_data(self, batches: Iterable[UnitBatch]) -> None:
-        """Raises ConfigError where no pair has two different sides left; of equal ones only
-        loss_type orpo learns."""
+        """Raises ConfigError where no pair has two different sides left; only loss_type orpo learns
+        from equal ones."""
         if self.recipe.loss_type != "orpo" and not any(map(_has_difference, batches)):
             raise ConfigError(
                 f"no pair differs within {self.recipe.row_len} tokens: all are cut to two equal "
@@ -107,7 +107,7 @@ class DPO(Stage[UnitBatch, UnitBatch]):
             )
 
     def build_models(self, context: BuildContext) -> StageModels:
-        """Raises what `check` does."""
+        """Builds the models. Raises the errors of `check`."""
         self.check(context)
         if self.helper_folder(context):
             self.reference = Reference.load(context, lambda p, b: document_log_probs(p, b)[0])
@@ -149,7 +149,7 @@ class DPO(Stage[UnitBatch, UnitBatch]):
 
 
 def _has_difference(batch: UnitBatch) -> bool:
-    """Whether the sides of any pair are not the same tokens."""
+    """Tells whether the sides of any pair differ in their tokens."""
     ids_M = batch.ids_BT.flatten()
     pairs = torch.nonzero(batch.unit_ids_P >= 0).flatten().tolist()
     sides = ([ids_M[batch.doc_M == 2 * pair + side] for side in (0, 1)] for pair in pairs)

@@ -1,5 +1,5 @@
-"""Group relative policy optimisation: the answers to one prompt are judged beside each other, and
-the better of them become likelier."""
+"""Trains by group relative policy optimisation: the answers to one prompt are compared with each
+other, and the better ones become likelier."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ RATIO_LEVELS = ("token", "sequence")
 SCALES = ("group", "batch", "none")
 _STD_EPS = 1e-4
 _ADAPTER_RATE = 10.0
-"""Times the rate of the whole model (Schulman et al., "LoRA Without Regret", 2025)."""
+"""A factor on the rate of the whole model (Schulman et al., "LoRA Without Regret", 2025)."""
 _EPSILON_HIGH = {"cispo": 4.0}
-"""Where none is given and it is not epsilon."""
+"""The default of epsilon_high, where it is not epsilon."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class GRPORecipe(RolloutRecipe, AdapterOptions):
 
 
 class _Rereadable(Protocol):
-    """Is a loader whose steps can be read in any order."""
+    """Describes a loader whose steps can be read in any order."""
 
     def batches(self, step: int) -> list[Any]: ...
 
@@ -129,7 +129,7 @@ class GRPO(RolloutStage):
 
     def check(self, context: BuildContext) -> None:
         """Raises ConfigError where there are no weights to start from, or a reward or tool cannot
-        be imported; CheckpointError where the adapters to go on with do not fit."""
+        be imported; CheckpointError where the adapters to continue with do not fit."""
         super().check(context)
         if self.recipe.has_adapters:
             Lora(self.recipe).check(context)
@@ -139,7 +139,7 @@ class GRPO(RolloutStage):
         return trains(self.recipe).outline(config)
 
     def build_models(self, context: BuildContext) -> StageModels:
-        """Raises what `check` does."""
+        """Builds the models. Raises the errors of `check`."""
         self.get_ready(context)
         if self.recipe.has_adapters:  # the frozen base is the reference
             return Lora(self.recipe).build_models(context)
@@ -154,8 +154,8 @@ class GRPO(RolloutStage):
         self, engine: DeepSpeedEngine, micro_batches: Sequence[PromptBatch], step: int
     ) -> list[list[list[Trajectory]]]:
         """Gives the judged answers, by micro-batch and prompt. With dynamic sampling, prompts whose
-        answers are all worth the same make way for others of the same data, drawn by the step and
-        the micro-batch alone."""
+        answers all have the same reward are replaced by others of the same data, drawn by the step
+        and the micro-batch alone."""
         by_micro = super().collect(engine, micro_batches, step)
         loader = cast(_Rereadable, self.loader)
         for attempt in range(self.recipe.dynamic_sampling):
@@ -189,7 +189,8 @@ class GRPO(RolloutStage):
         return not self.recipe.dynamic_sampling or has_spread(group)
 
     def set_advantages(self, engine: DeepSpeedEngine, groups: Sequence[list[Trajectory]]) -> None:
-        """Compares each reward with those of its group; without spread all advantages are 0."""
+        """Compares each reward with those of its group; where all are equal, all advantages are
+        0."""
         known = [[one for one in group if one.reward is not None] for group in groups]
         centred: list[tuple[Trajectory, float, float]] = []
         for group in known:
@@ -212,8 +213,7 @@ class GRPO(RolloutStage):
     def look_back(
         self, engine: DeepSpeedEngine, parts: Sequence[Sequence[RolloutBatch]]
     ) -> list[list[RolloutBatch]]:
-        """Adds old log-probabilities where the first update is not the only one, and the
-        reference's."""
+        """Adds old log-probabilities where there is more than one update, and the reference's."""
         return [[self._remember(engine, batch) for batch in batches] for batches in parts]
 
     def _remember(self, engine: DeepSpeedEngine, batch: RolloutBatch) -> RolloutBatch:
@@ -224,8 +224,8 @@ class GRPO(RolloutStage):
         return replace(batch, old_R=old_R, reference_R=reference_R)
 
     def reference_log_probs(self, engine: DeepSpeedEngine, batch: RolloutBatch) -> Tensor | None:
-        """Gives the log-probability of each target under the reference; beside adapters that is
-        the policy without them."""
+        """Gives the log-probability of each target under the reference; with adapters the reference
+        is the policy without them."""
         if not (self.recipe.has_adapters and self.recipe.beta):
             return super().reference_log_probs(engine, batch)
         with adapters_off(engine.module):

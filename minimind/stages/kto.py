@@ -63,19 +63,19 @@ class KTORecipe(Recipe):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KTOBatch(UnpairedBatch):
-    """Answers, and what their rewards are compared with."""
+    """Holds answers, and the numbers that their rewards are compared with."""
 
     kl: Tensor
     """fp32 scalar, at least 0: how far the policy has drifted from the reference."""
     good_share: Tensor
-    """fp32 scalar: of all answers that are counted together, those with label true."""
+    """fp32 scalar: the share of answers with label true among all that are counted together."""
 
 
 class KTO(Stage[UnpairedBatch, KTOBatch]):
-    """One answer is a unit; good and bad ones need not be to the same prompts, nor as many.
+    """Learns from single answers; good and bad ones need not be to the same prompts, nor equally
+    many.
 
-    With log p the sum over the answer's targets, r = log π - log ref and z the mean of r over
-    mismatched prompts and answers, never below 0 and without gradient, the loss of an answer is
+    With log p the sum over the answer's targets, r = log π - log ref and z the mean of r over mismatched prompts and answers, never below 0 and without gradient, the loss of an answer is
         kto                 good: w_d·(1 - σ(β·(r - z)))    bad: w_u·(1 - σ(β·(z - r)))
                             (Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic
                             Optimization", equation 7)
@@ -94,7 +94,7 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
     metric_names: ClassVar[tuple[str, ...]] = ("kl", "good_reward", "bad_reward")
 
     reference: Reference
-    """By answer, what `_measure` gives."""
+    """The results of `_measure`, by answer."""
 
     def __init__(self, recipe: KTORecipe) -> None:
         self.recipe = recipe
@@ -113,7 +113,7 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
 
     def check_data(self, batches: Iterable[UnpairedBatch]) -> None:
         """Raises ConfigError where no answer counts, or no row holds two different answers to
-        compare. Says so where all answers have one label."""
+        compare. Warns where all answers have one label."""
         weights = {True: self.recipe.desirable_weight, False: self.recipe.undesirable_weight}
         counts, compares = False, not self.has_baseline
         kinds: set[bool] = set()
@@ -141,7 +141,7 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
         )
 
     def build_models(self, context: BuildContext) -> StageModels:
-        """Raises what `check` does."""
+        """Builds the models and loads the reference. Raises the errors of `check`."""
         self.check(context)
         self.reference = Reference.load(context, self._measure, f"kto {self.has_baseline}")
         num_training = getattr(context.loader, "num_units", len(self.reference.values))
@@ -162,7 +162,7 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
     def prepare(
         self, engine: DeepSpeedEngine, micro_batches: list[UnpairedBatch], step: int
     ) -> Iterable[list[KTOBatch]]:
-        """Yields the same micro-batches with the step's z beside them."""
+        """Yields the same micro-batches with the step's z."""
         engine.train(False)
         sums = self._sum_drift(engine, micro_batches)
         engine.train()
@@ -171,8 +171,8 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
     def evaluate(
         self, engine: DeepSpeedEngine, batches: Iterable[UnpairedBatch]
     ) -> Iterator[tuple[KTOBatch, LossSum]]:
-        """Yields each batch with its loss, z taken over all of the validation data in a pass of
-        its own before: the number then does not depend on the size of a micro-batch."""
+        """Yields each batch with its loss. z is taken over all of the validation data in an earlier
+        pass, so the loss does not depend on the size of a micro-batch."""
         sums = self._sum_drift(engine, batches)
         for batch in batches:
             prepared = _with_baseline(batch, sums)
@@ -180,8 +180,8 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
 
     @torch.no_grad()
     def _sum_drift(self, engine: DeepSpeedEngine, batches: Iterable[UnpairedBatch]) -> Tensor:
-        """Adds up over all batches and ranks, fp64 [4]: r of the mismatched answers and their
-        number; the number of good answers and of all."""
+        """Adds up over all batches and ranks, fp64 [4]: r of the mismatched answers, their number,
+        the number of good answers and of all answers."""
         sums = torch.zeros(4, dtype=torch.float64, device=engine.device)
         for batch in batches:
             is_good_P = batch.meta["label"] & (batch.unit_ids_P >= 0)
@@ -224,7 +224,8 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
 
 
 def _with_baseline(batch: UnpairedBatch, sums: Tensor) -> KTOBatch:
-    """Puts z beside a batch. `sums`: KTO._sum_drift of all that is counted together."""
+    """Adds z to a batch. `sums` is the result of KTO._sum_drift over all that is counted
+    together."""
     ratio, num_mismatched, num_good, num_answers = sums.unbind()
     return batch.extend(
         KTOBatch,
@@ -234,8 +235,8 @@ def _with_baseline(batch: UnpairedBatch, sums: Tensor) -> KTOBatch:
 
 
 def _check_answers(values_UC: Tensor, has_baseline: bool) -> None:
-    """Says what the answers are, and warns where they cannot teach what they are meant to.
-    `values_UC`: the training data's, as KTO._measure gives them."""
+    """Logs what the answers are, and warns where they cannot teach the difference. `values_UC` are
+    KTO._measure's results for the training data."""
     read_RC = values_UC[values_UC[:, 0].isfinite()]
     num_good = int(read_RC[:, 1].sum())
     num_bad = len(read_RC) - num_good

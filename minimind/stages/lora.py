@@ -1,4 +1,4 @@
-"""Fine-tuning of low-rank adapters beside a frozen model."""
+"""Fine-tunes low-rank adapters beside a frozen model."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class LoraRecipe(AdapterOptions, SFTRecipe):
 
 
 class Lora(SFT):
-    """Another model to the same objective: the base frozen, in the dtype that the engine computes
-    in and without masters, the adapters trained. Checkpoints hold the adapters alone."""
+    """Gives an objective another model: the base is frozen, in the dtype that the engine computes
+    in and without masters; the adapters are trained. Checkpoints hold the adapters alone."""
 
     name: ClassVar[str] = "lora"
     may_start_fresh: ClassVar[bool] = False
@@ -78,7 +78,7 @@ class Lora(SFT):
         return policy
 
     def build_models(self, context: BuildContext) -> StageModels:
-        """Raises what `check` does."""
+        """Builds the models. Raises the errors of `check`."""
         recipe = cast(AdapterOptions, self.recipe)
         chosen = recipe.choose_ranks(context.config)
         self.check(context)

@@ -1,4 +1,4 @@
-"""The loss of a policy's own tokens, by how much likelier or less likely it makes them."""
+"""Computes the loss of a policy's own tokens from their change in likelihood."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class PolicyLoss:
     by_sequence: bool = False
     sampler_cap: float = 0.0
     temperature: float = 1.0
-    """Of all log-probabilities."""
+    """The temperature of all log-probabilities."""
     length: int | None = None
-    """Each target weighs 1 / length; None: what the batch says."""
+    """Each target weighs 1 / length; None: the batch's own weights."""
 
     def compute(self, policy: Policy, batch: RolloutBatch) -> tuple[ModelOutput, Tensor]:
-        """Gives the loss of each target, weighed, as `per_token` fp32 [R], and π, detached."""
+        """Gives the weighted loss of each target, as `per_token` fp32 [R], and π, detached."""
         kept: list[Tensor] = []
 
         def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class PolicyLoss:
         return output, kept[-1]
 
     def loss(self, log_prob_C: Tensor, batch: RolloutBatch, rows: slice | Tensor) -> Tensor:
-        """Gives the weighed loss of some targets: fp32 [C], from π of them."""
+        """Gives the weighted loss of some targets: fp32 [C], from π of them."""
         old_C = log_prob_C.detach() if batch.old_R is None else batch.old_R[rows]
         advantages_C = batch.advantages_R[rows]
         ratio_C = self._ratio(log_prob_C, old_C, batch)
@@ -86,8 +86,8 @@ class PolicyLoss:
     def weigh(
         self, loss_C: Tensor, batch: RolloutBatch, rows: slice | Tensor = slice(None)
     ) -> Tensor:
-        """Weighs the losses of some targets so that their sum over `batch.count` is the mean that
-        is wanted."""
+        """Weights the losses of some targets so that their sum over `batch.count` is the wanted
+        mean."""
         return loss_C / self.length if self.length else loss_C * batch.weights_R[rows]
 
     def _joins_tokens(self, batch: RolloutBatch) -> bool:

@@ -1,5 +1,5 @@
-"""Proximal policy optimisation: a critic learns what answers are worth, token by token, and the
-policy's tokens that turn out better than it expected become likelier."""
+"""Trains by proximal policy optimisation: a critic learns the value of answers, token by token, and
+tokens of the policy that turn out better than the critic expected become likelier."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ class PPORecipe(RolloutRecipe):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PPOBatch(RolloutBatch):
-    """Trajectories, and what the critic said of them before the step's first update."""
+    """Holds trajectories, and the critic's values of them before the step's first update."""
 
     values_R: Tensor
     """fp32."""
     returns_R: Tensor
-    """fp32: what the critic learns to say."""
+    """fp32: the critic's training targets."""
 
 
 class PPO(RolloutStage):
@@ -178,7 +178,7 @@ class PPO(RolloutStage):
         return batch.extend(PPOBatch, values_R=output.values_R, returns_R=returns_R)
 
     def loss(self, policy: Policy, batch: RolloutBatch) -> LossSum:
-        """Sums both losses over the batch's targets, weighed as its mean wants."""
+        """Sums both losses over the batch's targets, weighted for its mean."""
         batch, recipe = cast(PPOBatch, batch), self.recipe
         with self.measures.time("forward"):
             output, log_prob_R = self.objective.compute(policy, batch)
@@ -204,8 +204,8 @@ class PPO(RolloutStage):
         )
 
     def stops_before(self, engine: DeepSpeedEngine, batches: Sequence[RolloutBatch]) -> bool:
-        """Measures how far the policy is from where the step began, on what the update would learn
-        from: the one thing that a step waits for, and only where there is a limit."""
+        """Measures the policy's distance from the step's beginning on the update's own data: the
+        one number that a step waits for, and only where there is a limit."""
         if not self.recipe.kl_stop:
             return False
         sums = torch.zeros(2, dtype=torch.float64, device=engine.device)

@@ -1,4 +1,5 @@
-"""What the weights a run starts from give to its pairs or answers: computed once, kept on disk."""
+"""Computes the log-probabilities that the weights a run starts from give its pairs or answers:
+once, kept on disk."""
 
 from __future__ import annotations
 
@@ -30,16 +31,16 @@ from minimind.types import IGNORE_INDEX, UnitBatch
 logger = logging.getLogger(__name__)
 
 VERSION = 3
-"""Part of the cache key: raise it with every change of what is computed."""
+"""Part of the cache key: raise it with every change of the computation."""
 _FILE = "log_probs.npy"
 
 Measure = Callable[[Policy, Any], Tensor]
-"""(model, batch of units) -> fp32 [P, C]: what is kept of each unit, of which the first is always a
-number; anything in a free place."""
+"""(model, batch of units) -> fp32 [P, C]: the numbers kept of each unit, of which the first is
+always finite; anything in a free place."""
 
 
 class UnitData(Protocol):
-    """What the loaders of training and validation units have."""
+    """Describes the loaders of training and validation units."""
 
     micro_batch: int
 
@@ -75,13 +76,13 @@ def document_log_probs(policy: Policy, batch: UnitBatch) -> tuple[Tensor, Tensor
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What the weights that a run starts from give to each unit of its data."""
+    """Holds the numbers that the starting weights give to each unit of a run's data."""
 
     values: Tensor
     """fp32 [units, C] on the run's device, by the unit's number in the epoch, those of validation
     behind those of training; NaN for a unit that is not read."""
     fingerprint: str
-    """Of the weights."""
+    """Identifies the weights."""
 
     @classmethod
     def load(cls, context: BuildContext, measure: Measure, version: str = "") -> Reference:
@@ -160,7 +161,7 @@ def _load_table(
 
 
 def _read(folder: Path, num_units: int) -> np.ndarray | None:
-    """None where there is no table, or none that is whole."""
+    """Reads the table; None where it is missing or incomplete."""
     try:
         table = np.load(folder / _FILE)
     except FileNotFoundError:

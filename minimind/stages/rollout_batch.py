@@ -1,4 +1,5 @@
-"""Trajectories as what a policy learns from: documents side by side, and numbers by target."""
+"""Lays out trajectories for a policy to learn from: documents side by side, and numbers by
+target."""
 
 from __future__ import annotations
 
@@ -15,35 +16,36 @@ from minimind.types import IGNORE_INDEX, Batch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutBatch(Batch):
-    """Trajectories laid end to end in one row, without padding. The targets are the policy's own
-    tokens: R of them, in order, each with its numbers; a batch that teaches nothing has none."""
+    """Holds trajectories laid end to end in one row, without padding. The targets are the policy's
+    own tokens: R of them, in order, each with its numbers; a batch without targets teaches
+    nothing."""
 
     places_R: Tensor
-    """int64: where each target's hidden state stands among the B·T."""
+    """int64: the place of each target's hidden state among the B·T."""
     targets_R: Tensor
     """int64: the tokens themselves."""
     sample_R: Tensor
-    """int64: the trajectory that each belongs to, 0 to P - 1."""
+    """int64: the trajectory of each target, 0 to P - 1."""
     weights_R: Tensor
-    """fp32: what a mean over `count` weighs each target with: 1 / targets of its trajectory, or 1.
-    """
+    """fp32: the weight of each target in a mean over `count`: 1 / targets of its trajectory, or
+    1."""
     advantages_R: Tensor
     """fp32."""
     sampled_R: Tensor
-    """fp32: the log-probability under which the sampler drew each."""
+    """fp32: the log-probability with which the sampler drew each target."""
     rewards_P: Tensor
-    """fp32: what each trajectory is worth."""
+    """fp32: the reward of each trajectory."""
     old_R: Tensor | None = None
     """fp32: the log-probability under the policy before the step's first update; None where that
-    update is the only one, and the policy's own then."""
+    update is the only one: the policy's own log-probability is used then."""
     reference_R: Tensor | None = None
     """fp32: the log-probability under the reference; None without one."""
     num_samples: int
     """P: trajectories."""
     most_targets: int
-    """Of one trajectory."""
+    """The most targets of one trajectory."""
     counts_tokens: bool
-    """The loss is a mean over targets, else over trajectories."""
+    """Whether the loss is a mean over targets, or over trajectories."""
 
     @property
     def count(self) -> int:

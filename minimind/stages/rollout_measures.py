@@ -1,4 +1,4 @@
-"""What is known of a step's answers besides the loss: rewards, lengths, where the time went."""
+"""Measures a step's answers besides the loss: rewards, lengths, the time of each part."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _TIMES = ("rollout", "reward", "reference", "forward", "backward")
 
 
 class RolloutMeasures:
-    """Adds up over all ranks what the answers of a step are like, and times its parts on this
-    rank's host: `time_backward_s` is all of an update but its forwards. On a GPU, which is not
-    waited for, forward and backward are the times of launching them."""
+    """Adds up the answers' measures over all ranks, and times a step's parts on this rank's host:
+    `time_backward_s` is all of an update except its forwards. A GPU is not waited for: its forward
+    and backward are the times of launching them."""
 
     def __init__(self, reward_names: Sequence[str]) -> None:
         self._rewards = tuple(reward_names)
         self.mean_reward = 0.0
-        """Of the step's answers, over all ranks."""
+        """The mean reward of the step's answers, over all ranks."""
         self.start()
 
     @property
@@ -57,8 +57,8 @@ class RolloutMeasures:
     def add_up(
         self, engine: DeepSpeedEngine, groups: Sequence[Sequence[Trajectory]], *, num_kept: int
     ) -> None:
-        """Takes in this rank's answers, grouped by prompt, and how many groups are learned from.
-        All ranks call it."""
+        """Adds this rank's answers, grouped by prompt, and the number of groups that are learned
+        from. All ranks call it."""
         answers = [one for group in groups for one in group]
         worth = [one.reward for one in answers if one.reward is not None]
         # What stands second is the number that a mean is over.
@@ -101,6 +101,6 @@ def _num_turns(trajectory: Trajectory) -> int:
 
 
 def has_spread(group: Sequence[Trajectory]) -> bool:
-    """Tells whether the rewards of a group differ, so that there is something to tell apart."""
+    """Tells whether the rewards of a group differ; only then can something be learned."""
     known = [one.reward for one in group if one.reward is not None]
     return bool(known) and max(known) - min(known) > 1e-6

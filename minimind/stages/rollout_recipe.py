@@ -1,4 +1,4 @@
-"""Options of the stages that learn from their own answers."""
+"""Defines options of the stages that learn from their own answers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from minimind.rewards.scorer import ON_ERROR
 
 LOSS_MEANS = ("sample", "token", "length")
 _PROMPTS = {"cpu": 8, "gpu": 64}
-"""Prompts of a step by kind of device, where nothing else is given."""
+"""The default number of a step's prompts by kind of device."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutRecipe(Recipe):
-    """Options of generating answers, judging them, and taking updates from them. A row of the data
-    is one prompt; `seq_len` is the most that a prompt and its answer have together."""
+    """Holds the options of generating answers, judging them, and taking updates from them. A row of
+    the data is one prompt; `seq_len` limits the tokens of a prompt and its answer together."""
 
     weight_decay: float = option(0.0, "AdamW's decoupled weight decay")
     eval_every: int = option(20, "steps between validations (0: never)")
@@ -72,15 +72,15 @@ class RolloutRecipe(Recipe):
 
     @classmethod
     def sizes(cls, device_kind: str, preset: str) -> Sizes:
-        """Gives the prompts of a step, and in a micro-batch about as many answers as other stages
-        have rows; of a tiny model all that it has."""
+        """Gives the prompts of a step. A micro-batch has about as many answers as other stages have
+        rows; of a tiny model it has them all."""
         usual, step = default_sizes(device_kind, preset), _PROMPTS[device_kind]
         fitting = max(1, usual.micro_batch_size // cls.num_generations)
         micro = step if preset == "tiny" else min(step, 1 << (fitting.bit_length() - 1))
         return Sizes(usual.seq_len, step, micro)
 
     def num_slots(self, device_kind: str) -> int:
-        """Gives how many answers are generated together on a rank."""
+        """Gives the number of answers generated together on a rank."""
         return self.rollout_batch or (64 if device_kind == "cpu" else 256)
 
     @property
@@ -91,7 +91,7 @@ class RolloutRecipe(Recipe):
 
     @property
     def loss_length(self) -> int | None:
-        """Gives what a loss that is a mean over a fixed length is divided by."""
+        """Gives the divisor of a loss that is a mean over a fixed length."""
         return self.new_tokens if self.loss_mean == "length" else None
 
     @property

@@ -1,4 +1,5 @@
-"""What the stages share that learn from their own answers: generate, judge, lay out, measure."""
+"""Holds what the stages share that learn from their own answers: generate, judge, lay out,
+measure."""
 
 from __future__ import annotations
 
@@ -31,11 +32,12 @@ from minimind.stages.trajectory import Trajectory
 from minimind.types import LossSum
 
 _SAMPLES = 16
-"""Answers kept for a reader, at most."""
+"""The most answers kept for a reader."""
 
 
 class RolloutStage(Stage[PromptBatch, RolloutBatch]):
-    """A step has the policy answer its prompts, and takes one update or several from the answers.
+    """Runs a step: the policy answers its prompts, and takes one update or several from the
+    answers.
 
     In validation each prompt is answered once, greedily, and the loss is minus the mean reward.
     """
@@ -50,7 +52,7 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
     scorer: Scorer
     measures: RolloutMeasures
     reference: Policy | None
-    """What the policy is compared with, in the dtype that the engine computes in."""
+    """The model that the policy is compared with, in the dtype that the engine computes in."""
 
     def __init__(self, recipe: RolloutRecipe) -> None:
         self.recipe = recipe
@@ -59,7 +61,7 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         self.reference = None
         self.loader: Loader[PromptBatch] | None = None
         self.set_aside: list[list[Trajectory]] = []
-        """Groups of the step that others took the place of."""
+        """Groups of the step that were replaced by others."""
         self._last: list[Trajectory] = []
 
     def _make_scorer(self) -> Scorer:
@@ -99,7 +101,7 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
             tools.close()
 
     def get_ready(self, context: BuildContext) -> None:
-        """Makes what generates; for `build_models`."""
+        """Makes the generator and the scorer; for `build_models`."""
         assert context.tokenizer is not None
         self.rollouts = RolloutEngine(
             self.recipe, context.tokenizer, self._make_tools(), self.find_policy
@@ -119,18 +121,18 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         return rollout_log_probs(self.reference, batch, self.recipe.temperature)
 
     def find_policy(self, module: nn.Module) -> Transformer:
-        """Gives the model in the engine's module that generates."""
+        """Finds the generating model in the engine's module."""
         return cast(Transformer, module)
 
     def set_advantages(self, engine: DeepSpeedEngine, groups: Sequence[list[Trajectory]]) -> None:
-        """Sets the advantage of each trajectory from the rewards. `groups`: this rank's, the
-        answers to one prompt each; an answer without a reward is left as it is."""
+        """Sets the advantage of each trajectory from the rewards. `groups` are this rank's, each
+        the answers to one prompt; an answer without a reward is left unchanged."""
         raise NotImplementedError
 
     def look_back(
         self, engine: DeepSpeedEngine, parts: Sequence[Sequence[RolloutBatch]]
     ) -> list[list[RolloutBatch]]:
-        """Adds what the loss needs to know of models as they are before the first update. `parts`:
+        """Adds the models' numbers from before the first update that the loss needs. `parts` are
         the micro-batches of each update of an epoch."""
         raise NotImplementedError
 
@@ -139,7 +141,8 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         return True
 
     def stops_before(self, engine: DeepSpeedEngine, batches: Sequence[RolloutBatch]) -> bool:
-        """Tells whether the step ends before a further update, from these; alike on all ranks."""
+        """Tells whether the step ends before a further update, from these batches; all ranks
+        agree."""
         return False
 
     def prepare(
@@ -269,5 +272,5 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         return self.measures.finish()
 
     def samples(self) -> Sequence[Mapping[str, Any]]:
-        """Gives the first answer to some of the last step's prompts, with what it is worth."""
+        """Gives the first answer to some of the last step's prompts, with its reward."""
         return [one.describe() for one in self._last]

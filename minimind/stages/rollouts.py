@@ -1,4 +1,4 @@
-"""Answers of the policy to prompts, made by the batch engine with the policy's own weights."""
+"""Has the batch engine answer prompts with the policy's own weights."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class RolloutEngine:
         *,
         greedy: bool = False,
     ) -> list[Trajectory]:
-        """Gives the answers, those to one prompt side by side. `seeded`: what the seeds follow from
-        besides the prompt's number. All ranks call it, each with its own prompts. Raises
+        """Gives the answers, those to one prompt side by side. `seeded` holds the parts of the
+        seeds besides the prompt's number. All ranks call it, each with its own prompts. Raises
         TrainingError where the policy's logits are not finite, or its forward failed."""
         trajectories = [one for prompt in prompts for one in self._open(prompt, num_answers)]
         with engine.gathered() as module:
@@ -124,7 +124,8 @@ class RolloutEngine:
     def _take_in(
         self, ordered: Sequence[Trajectory], completions: Sequence[Completion], is_last: bool
     ) -> list[Trajectory]:
-        """Adds a turn to each, and the results of the tools it calls. Gives those that go on."""
+        """Adds a turn to each, and the results of its tool calls. Gives the trajectories that
+        continue."""
         calls = []
         for trajectory, completion in zip(ordered, completions, strict=True):
             if completion.finish_reason == "error":

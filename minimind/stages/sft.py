@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the next token of what the assistant says."""
+"""Fine-tunes under supervision: predicts the next token of the assistant's turns."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SFTRecipe(Recipe):
 
 
 class SFT(Pretrain):
-    """Pretraining's loss, on the targets of conversations."""
+    """Computes pretraining's loss on the targets of conversations."""
 
     name: ClassVar[str] = "sft"
     recipe_type: ClassVar[type[Recipe]] = SFTRecipe

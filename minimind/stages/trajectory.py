@@ -1,4 +1,4 @@
-"""What a policy did with a prompt: its tokens, where they came from, and how likely they were."""
+"""Records a policy's answer to a prompt: its tokens, their origin, and their likelihood."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from minimind.rewards.tagged_text import THINK, answer_text, read_calls
 
 @dataclass(slots=True)
 class Trajectory:
-    """A prompt and what came after it: the policy's tokens, and between its turns those of tools'
+    """Holds a prompt and what followed it: the policy's tokens, and between its turns those of tool
     results."""
 
     prompt: Prompt
     messages: list[dict[str, Any]]
     """The turns of the prompt."""
     index: int
-    """Which of the answers to its prompt it is."""
+    """Its number among the answers to its prompt."""
     opens_thinking: bool = False
-    """What stands before each of its turns has opened a thinking block."""
+    """Whether the text before each of its turns has opened a thinking block."""
     ids: list[int] = field(default_factory=list)
-    """The tokens behind the prompt."""
+    """The tokens after the prompt."""
     log_probs: list[float | None] = field(default_factory=list)
     """By token, the logarithm of the probability that the sampler drew it with; None for a token
     that is not the policy's."""
     turns: list[dict[str, Any]] = field(default_factory=list)
-    """The turns behind the prompt, the assistant's with their text as it was generated."""
+    """The turns after the prompt, the assistant's with their text as it was generated."""
     is_cut: bool = False
-    """A limit ended it."""
+    """Whether a limit ended it."""
     score: Score | None = None
     penalty: float = 0.0
-    """Taken off the score for its length."""
+    """Subtracted from the score for its length."""
     advantage: float = 0.0
 
     @property
@@ -46,12 +46,12 @@ class Trajectory:
 
     @property
     def reward(self) -> float | None:
-        """Gives what it is worth; None where that could not be computed."""
+        """Gives its reward; None where that could not be computed."""
         total = None if self.score is None else self.score.total
         return None if total is None else total - self.penalty
 
     def add_turn(self, completion: Completion) -> list[dict[str, Any] | None]:
-        """Takes in a turn of the policy. Gives the calls of tools in it, None for each that is not
+        """Adds a turn of the policy. Gives its tool calls, None for each that is not
         well-formed."""
         self.ids += completion.ids
         self.log_probs += [entry.logprob for entry in completion.logprobs]
@@ -63,14 +63,14 @@ class Trajectory:
         return read_calls(text)
 
     def add_results(self, results: Sequence[str], ids: Sequence[int]) -> None:
-        """Takes in what the called tools gave, and the tokens that show it to the policy and open
-        its next turn."""
+        """Adds the tools' results, and the tokens that show them to the policy and open its next
+        turn."""
         self.turns += [{"role": "tool", "content": result} for result in results]
         self.ids += ids
         self.log_probs += [None] * len(ids)
 
     def to_rollout(self) -> Rollout:
-        """Gives what rewards see."""
+        """Gives the form that rewards take."""
         row = self.prompt.row
         completion = self.turns[-1]["content"]
         asked = [turn for turn in self.messages if turn["role"] == "user"]
@@ -87,7 +87,7 @@ class Trajectory:
         )
 
     def describe(self) -> dict[str, Any]:
-        """Gives what a reader of samples sees."""
+        """Gives the form that a reader of samples sees."""
         score = self.score
         return {
             "prompt": self.to_rollout().prompt,

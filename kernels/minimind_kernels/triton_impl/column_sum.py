@@ -1,4 +1,5 @@
-"""The second stage of a weight's gradient: partial sums of the programs, added in a fixed order."""
+"""Computes the second stage of a weight's gradient: adds the programs' partial sums in a fixed
+order."""
 
 # Pyright reads a Triton function as the Python it is not.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
@@ -19,7 +20,7 @@ _BLOCK_COLUMNS = 32
 
 
 def column_sum(partial_PD: Tensor, dtype: torch.dtype) -> Tensor:
-    """The sum over programs of fp32 partial sums, cast once."""
+    """Gives the sum over programs of fp32 partial sums, cast once."""
     num_rows, width = partial_PD.shape
     out_D = partial_PD.new_empty((width,), dtype=dtype)
     tile = device_of(partial_PD).tile(_TILES)

@@ -1,4 +1,5 @@
-"""Tile sizes: of each kernel for each architecture, fixed, so that no training run tunes."""
+"""Holds the tile sizes of each kernel for each architecture. They are fixed, so that no training
+run tunes."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """`elements` are what one program holds of its largest operand; a kernel divides them by the
-    (padded) width of a row to get its rows. `programs` are per multiprocessor, for kernels that
+    """Holds the tile of one program: `elements` of its largest operand, which a kernel divides by
+    the (padded) width of a row to get its rows. `programs` are per multiprocessor, for kernels that
     loop over tiles and keep a weight's gradient in registers meanwhile."""
 
     elements: int
@@ -20,14 +21,15 @@ class Tile:
     programs: int = 1
 
     def for_wide_warps(self) -> Tile:
-        """On gfx942: 64 lanes to a warp, so half as many warps for the same threads."""
+        """Gives the tile for gfx942, which has 64 lanes to a warp: half as many warps for the same
+        threads."""
         return replace(self, num_warps=max(self.num_warps // 2, 1))
 
 
 @dataclass(frozen=True, slots=True)
 class ProductTile:
-    """What one program of a matrix product makes, rows × columns, how deep a step goes, and how
-    many are under way at once."""
+    """Holds the tile of one program of a matrix product: rows × columns, the depth of a step, and
+    the number of steps in flight at once."""
 
     rows: int
     columns: int
@@ -36,7 +38,7 @@ class ProductTile:
     stages: int
 
     def for_wide_warps(self) -> ProductTile:
-        """On gfx942, which has 64 KiB of shared memory."""
+        """Gives the tile for gfx942, which has 64 KiB of shared memory."""
         return replace(self, num_warps=self.num_warps // 2, stages=2)
 
 
@@ -44,7 +46,8 @@ AnyTile = TypeVar("AnyTile", Tile, ProductTile)
 
 
 class Tiles(Generic[AnyTile]):
-    """The tile of one kernel, and others for some architectures. None has been measured yet."""
+    """Holds the tile of one kernel, and others for some architectures. None has been measured
+    yet."""
 
     def __init__(self, name: str, default: AnyTile, **by_arch: AnyTile) -> None:
         self.name = name
@@ -63,7 +66,7 @@ _INTERPRETED_PRODUCT = ProductTile(16, 32, 32, num_warps=1, stages=1)
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a launcher must know of the device."""
+    """Describes the device to a launcher."""
 
     arch: str
     num_multiprocessors: int
@@ -81,7 +84,7 @@ class Device:
 
 @functools.cache
 def device_of(device: torch.device) -> Device:
-    """The device's architecture and size; a made-up small one in the interpreter."""
+    """Gives the device's architecture and size; a made-up small one in the interpreter."""
     if device.type != "cuda":
         return Device("interpreter", num_multiprocessors=2)
     properties = torch.cuda.get_device_properties(device)

@@ -1,4 +1,5 @@
-"""What stands between logits and their gradient: one program a row, the row read from L2."""
+"""Computes the loss and the gradient of logits: one program a row, the row read from L2 the second
+time."""
 
 # Pyright reads a Triton function as the Python it is not.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
@@ -18,14 +19,14 @@ SOFTMAX_TILES = Tiles("softmax", Tile(elements=2048, num_warps=8))
 
 
 def cross_entropy_loss(logits_CV: Tensor, labels_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(losses, maxima, logarithms of the sums), fp32 [C]; a negative label's loss is 0."""
+    """Gives (losses, maxima, logarithms of the sums), fp32 [C]; a negative label's loss is 0."""
     loss_C, max_C, log_sum_C = _new_stats(logits_CV)
     _launch_loss(logits_CV, labels_C, loss_C, max_C, log_sum_C, with_grad=False)
     return loss_C, max_C, log_sum_C
 
 
 def cross_entropy_loss_and_grad(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
-    """The losses [C] fp32; the logits are overwritten with the gradient of their sum."""
+    """Gives the losses [C] fp32; overwrites the logits with the gradient of their sum."""
     loss_C, max_C, log_sum_C = _new_stats(logits_CV)
     _launch_loss(logits_CV, labels_C, loss_C, max_C, log_sum_C, with_grad=True)
     return loss_C
@@ -34,7 +35,7 @@ def cross_entropy_loss_and_grad(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
 def cross_entropy_grad(
     logits_CV: Tensor, labels_C: Tensor, max_C: Tensor, log_sum_C: Tensor, grad_C: Tensor
 ) -> None:
-    """Overwrites the logits with their gradient, given each loss's own."""
+    """Overwrites the logits with their gradient, given the gradient of each loss."""
     tile = device_of(logits_CV).tile(SOFTMAX_TILES)
     launch(
         _grad_kernel,
@@ -86,8 +87,8 @@ def _launch_loss(
 
 @triton.jit
 def row_softmax_stats(row_ptr, scale, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
-    """The maximum of a row times scale, and the sum of exponentials of what is left: in one pass,
-    each lane on its own columns, joined at the end."""
+    """Gives the maximum of a row times scale, and the sum of the exponentials after subtracting it:
+    in one pass, each lane on its own columns, joined at the end."""
     columns = tl.arange(0, BLOCK)
     maxima = tl.full((BLOCK,), float("-inf"), tl.float32)
     sums = tl.zeros((BLOCK,), tl.float32)

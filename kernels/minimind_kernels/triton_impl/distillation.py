@@ -1,4 +1,4 @@
-"""Cross-entropy, divergence from a teacher and the gradient of both: one program a row."""
+"""Computes cross-entropy, divergence from a teacher and the gradient of both: one program a row."""
 
 # Pyright reads a Triton function as the Python it is not.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
@@ -18,7 +18,7 @@ from .launch import block, device_of, launch
 def distillation_loss(
     logits_CV: Tensor, teacher_logits_CV: Tensor, labels_C: Tensor, *, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """(cross-entropies, divergences), fp32 [C], 0 where the label is negative."""
+    """Gives (cross-entropies, divergences), fp32 [C], 0 where the label is negative."""
     return _launch(logits_CV, teacher_logits_CV, labels_C, 0.0, temperature, with_grad=False)
 
 
@@ -30,7 +30,8 @@ def distillation_loss_and_grad(
     alpha: float,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
-    """The same; the student's logits are overwritten with the gradient of the sum of the losses."""
+    """Gives the results of `distillation_loss`; overwrites the student's logits with the gradient
+    of the sum of the losses."""
     return _launch(logits_CV, teacher_logits_CV, labels_C, alpha, temperature, with_grad=True)
 
 
@@ -80,7 +81,8 @@ def _distillation_kernel(
     BLOCK: tl.constexpr,
     WITH_GRAD: tl.constexpr,
 ):
-    """Each row is read once for each of three softmaxes, and once more: from L2 after the first."""
+    """Reads each row once for each of three softmaxes, and once more: from L2 after the first
+    time."""
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * logits_stride
     teacher_row_ptr = teacher_ptr + row * teacher_stride

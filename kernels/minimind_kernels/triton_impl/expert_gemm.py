@@ -1,8 +1,9 @@
-"""Products of all experts in one launch each, over a fixed grid: forward two, backward four.
+"""Computes products of all experts in one launch each, over a fixed grid: forward two, backward
+four.
 
-How many slots an expert has is known on the device alone. So the grid has as many row tiles as any
-distribution can need, ⌊P / rows⌋ and one more an expert; a program finds its expert by the offsets,
-and those beyond the last tile end at once. Each program owns what it writes: no atomics.
+Only the device knows how many slots an expert has. So the grid has as many row tiles as any
+distribution can need, ⌊P / rows⌋ and one more for each expert. A program finds its expert by the
+offsets; programs beyond the last tile end at once. Each program owns its output: no atomics.
 """
 
 # Pyright reads a Triton function as the Python it is not.
@@ -43,7 +44,7 @@ def expert_ffn_forward(
     *,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The result and, to `keep`, the product with gate and up [P, 2F]."""
+    """Gives the result and, with `keep`, the product with gate and up [P, 2F]."""
     num_experts, hidden, ffn = down_EDF.shape
     num_slots = weights_MS.shape[1]
     x_MD = unit_stride(x_MD)
@@ -83,8 +84,8 @@ def expert_ffn_backward(
     *,
     grad_of_experts: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, the routing weights, gate_up and down; without `grad_of_experts` the
-    last two are empty."""
+    """Gives the gradients of x, the routing weights, gate_up and down; without `grad_of_experts`
+    the last two are empty."""
     num_experts, hidden, ffn = down_EDF.shape
     num_slots = weights_MS.shape[1]
     grad_out_MD, x_MD = unit_stride(grad_out_MD), unit_stride(x_MD)
@@ -132,8 +133,8 @@ def _to_slots(
     *,
     transposed: bool,
 ) -> Tensor:
-    """Each sorted row times its expert's weight [E, K, D], or [E, D, K] if `transposed`, times the
-    slot's own weight, at its slot in the order of tokens: [P, D]."""
+    """Multiplies each sorted row with its expert's weight [E, K, D], or [E, D, K] if `transposed`,
+    and with the slot's own weight, and stores it at its slot in the order of tokens: [P, D]."""
     num_experts = weight.shape[0]
     depth, width = weight.shape[:0:-1] if transposed else weight.shape[1:]
     out_PD = rows_PK.new_empty(len(rows_PK), width)
@@ -159,7 +160,7 @@ def _to_slots(
 
 
 def _sum_of_slots(out_PD: Tensor, num_slots: int) -> Tensor:
-    """PyTorch adds in fp32 and casts once."""
+    """Sums over slots by PyTorch, which adds in fp32 and casts once."""
     if num_slots == 1:
         return out_PD
     return out_PD.view(-1, num_slots, out_PD.shape[1]).sum(dim=1)
@@ -190,8 +191,9 @@ def _tile(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """(expert, first slot, rows from there on, which of them are its own, columns) of this program;
-    the expert is NUM_EXPERTS beyond the last tile. Programs side by side share their rows."""
+    """Gives (expert, first slot, rows from there on, a mask of its own rows, columns) of this
+    program; the expert is NUM_EXPERTS beyond the last tile. Neighbouring programs share their
+    rows."""
     column_tiles = tl.cdiv(WIDTH, BLOCK_COLUMNS)
     tile = tl.program_id(0) // column_tiles
     columns = tl.program_id(0) % column_tiles * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
@@ -230,7 +232,8 @@ def _up_kernel(
     BLOCK_DEPTH: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """The tokens of a tile times gate and up of their expert, and silu(gate) · up."""
+    """Multiplies the tokens of a tile with gate and up of their expert, and computes silu(gate) ·
+    up."""
     expert, first_slot, rows, is_own, columns = _tile(
         offsets_ptr, FFN, NUM_EXPERTS, BLOCK_EXPERTS, BLOCK_ROWS, BLOCK_COLUMNS
     )
@@ -287,7 +290,7 @@ def _to_slots_kernel(
     BLOCK_DEPTH: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """A tile's rows times their expert's weight, each to where its token stands."""
+    """Multiplies a tile's rows with their expert's weight, and stores each at its token's place."""
     expert, first_slot, rows, is_own, columns = _tile(
         offsets_ptr, WIDTH, NUM_EXPERTS, BLOCK_EXPERTS, BLOCK_ROWS, BLOCK_COLUMNS
     )
@@ -343,8 +346,9 @@ def _activation_grad_kernel(
     BLOCK_DEPTH: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """d = dy · down: the gradients of gate and up (see swiglu.py) from d times the slot's weight,
-    the hidden values rebuilt and weighted, and this tile's part of the weight's Σ d · hidden."""
+    """Computes d = dy · down, then the gradients of gate and up (see swiglu.py) from d times the
+    slot's weight, the hidden values rebuilt and weighted, and this tile's part of the weight's Σ d
+    · hidden."""
     expert, first_slot, rows, is_own, columns = _tile(
         offsets_ptr, FFN, NUM_EXPERTS, BLOCK_EXPERTS, BLOCK_ROWS, BLOCK_COLUMNS
     )

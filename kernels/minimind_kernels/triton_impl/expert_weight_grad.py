@@ -1,4 +1,5 @@
-"""The gradients of all experts' weights, a product over each one's slots, in one launch."""
+"""Computes the gradients of all experts' weights, a product over each one's slots, in one
+launch."""
 
 # Pyright reads a Triton function as the Python it is not.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
@@ -26,8 +27,8 @@ def expert_weight_grad(
     *,
     left_by_token: bool,
 ) -> Tensor:
-    """For each expert leftᵀ · right over its slots: [E, L, R]. One of the two has a row a token,
-    the other a row a slot in the order of experts."""
+    """Gives leftᵀ · right over the slots of each expert: [E, L, R]. One of the two has a row for
+    each token, the other a row for each slot in the order of experts."""
     num_experts, height, width = len(offsets_E1) - 1, left.shape[1], right.shape[1]
     grad_ELR = left.new_empty(num_experts, height, width)
     tile = device_of(left).product_tile(_TILES, left.dtype)
@@ -72,7 +73,7 @@ def _weight_grad_kernel(
     BLOCK_DEPTH: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One tile of one expert's gradient, over all its slots; zeros where it has none."""
+    """Computes one tile of one expert's gradient, over all its slots; zeros where it has none."""
     column_tiles = tl.cdiv(WIDTH, BLOCK_COLUMNS)
     row_tiles = tl.cdiv(HEIGHT, BLOCK_ROWS)
     tile = tl.program_id(0) % (row_tiles * column_tiles)

@@ -1,4 +1,4 @@
-"""KL divergence between two rows of logits and its gradient: one program a row."""
+"""Computes the KL divergence between two rows of logits and its gradient: one program a row."""
 
 # Pyright reads a Triton function as the Python it is not.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
@@ -18,7 +18,7 @@ from .launch import block, device_of, launch
 def kl_loss(
     logits_CV: Tensor, teacher_logits_CV: Tensor, counted_C: Tensor, *, temperature: float
 ) -> Tensor:
-    """The losses [C] fp32, times counted."""
+    """Gives the losses [C] fp32, 0 where not counted."""
     loss_C = logits_CV.new_empty(logits_CV.shape[:1], dtype=torch.float32)
     _launch(logits_CV, teacher_logits_CV, counted_C, loss_C, temperature, True, False)
     return loss_C
@@ -27,7 +27,7 @@ def kl_loss(
 def kl_loss_and_grad(
     logits_CV: Tensor, teacher_logits_CV: Tensor, counted_C: Tensor, *, temperature: float
 ) -> Tensor:
-    """The losses [C]; the student's logits are overwritten with the gradient of their sum."""
+    """Gives the losses [C]; overwrites the student's logits with the gradient of their sum."""
     loss_C = logits_CV.new_empty(logits_CV.shape[:1], dtype=torch.float32)
     _launch(logits_CV, teacher_logits_CV, counted_C, loss_C, temperature, True, True)
     return loss_C
@@ -36,7 +36,7 @@ def kl_loss_and_grad(
 def kl_grad(
     logits_CV: Tensor, teacher_logits_CV: Tensor, grad_C: Tensor, *, temperature: float
 ) -> None:
-    """Overwrites the student's logits with their gradient, given each loss's own."""
+    """Overwrites the student's logits with their gradient, given the gradient of each loss."""
     _launch(logits_CV, teacher_logits_CV, grad_C, grad_C, temperature, False, True)
 
 
@@ -82,7 +82,7 @@ def _kl_kernel(
     WITH_LOSS: tl.constexpr,
     WITH_GRAD: tl.constexpr,
 ):
-    """The rows come from L2 the second time; `factor` is 0 or 1 with a loss, else its gradient."""
+    """Reads the rows from L2 the second time; `factor` is 0 or 1 with a loss, else its gradient."""
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * logits_stride
     teacher_row_ptr = teacher_ptr + row * teacher_stride

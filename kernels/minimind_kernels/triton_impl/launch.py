@@ -1,4 +1,4 @@
-"""The one place from which a kernel is launched, so that one place can watch all launches."""
+"""Launches every kernel, so that one place can watch all launches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _device: config.Device | None = None
 
 
 def launch(kernel: Any, grid: tuple[int, ...], num_warps: int, **arguments: Any) -> None:
-    """Run `kernel` over `grid`; nothing at all where the grid is empty."""
+    """Runs `kernel` over `grid`; does nothing where the grid is empty."""
     if 0 in grid:
         return
     if _watcher is not None:
@@ -35,7 +35,7 @@ def cdiv(dividend: int, divisor: int) -> int:
 
 
 def block(width: int) -> int:
-    """The power of two that holds `width` columns."""
+    """Gives the least power of two that is not below `width`."""
     return 1 << (max(width, 1) - 1).bit_length()
 
 
@@ -44,13 +44,13 @@ def rows_per_tile(tile: config.Tile, block_width: int) -> int:
 
 
 def unit_stride(x: torch.Tensor) -> torch.Tensor:
-    """x, copied only where its last dimension does not lie side by side."""
+    """Gives x, copied only where its last dimension is not contiguous."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 @contextlib.contextmanager
 def watch(watcher: Watcher, device: config.Device) -> Iterator[None]:
-    """Hand launches to `watcher` instead of a GPU, laid out as for `device`: to compile ahead of
+    """Passes launches to `watcher` instead of a GPU, laid out as for `device`: to compile ahead of
     time, and to count."""
     global _watcher
     _watcher = watcher
@@ -63,7 +63,8 @@ def watch(watcher: Watcher, device: config.Device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def laid_out_for(device: config.Device) -> Iterator[None]:
-    """Take tiles from `device`, whichever the tensors are on: to try others than the table's."""
+    """Takes the tiles of `device` inside the block, whichever device the tensors are on: to try
+    other tiles than the table's."""
     global _device
     _device = device
     try:

@@ -1,4 +1,5 @@
-"""The second launch of MoE routing: slots in order by expert, and the loss from partial sums."""
+"""Computes the second launch of MoE routing: slots in order by expert, and the loss from partial
+sums."""
 
 # Pyright reads a Triton function as the Python it is not.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
@@ -24,10 +25,10 @@ def order_slots(
     num_warps: int,
     sizes: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(order_P, counts_E, offsets_E1, probs_mean_E, aux_loss, slope_XE, 1 / counted tokens).
+    """Gives (order_P, counts_E, offsets_E1, probs_mean_E, aux_loss, slope_XE, 1 / counted tokens).
 
-    `block_counts` says how many slots of each block of tokens go to each expert; the three sums,
-    of counted tokens alone, are by document or, if the loss is over all tokens, by block.
+    `block_counts` says how many slots of each block of tokens go to each expert; the three sums, of
+    counted tokens alone, are by document or, if the loss is over all tokens, by block.
     """
     num_blocks, num_experts = block_counts_BE.shape
     num_parts = len(part_sizes)
@@ -84,8 +85,8 @@ def _order_kernel(
     BLOCK_EXPERTS: tl.constexpr,
     BY_DOCUMENT: tl.constexpr,
 ):
-    """Each block's slots go behind those of lower experts and, within an expert, of earlier blocks.
-    The first program also adds up the loss."""
+    """Puts each block's slots after those of lower experts and, within an expert, of earlier
+    blocks. The first program also adds up the loss."""
     program = tl.program_id(0)
     experts = tl.arange(0, BLOCK_EXPERTS)
     is_expert = experts < NUM_EXPERTS

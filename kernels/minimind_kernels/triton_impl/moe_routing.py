@@ -1,7 +1,8 @@
-"""MoE routing in two launches: choose and count by block, then put slots in order by expert.
+"""Computes MoE routing in two launches: choose and count by block, then put slots in order by
+expert.
 
-Blocks of tokens, and documents, each have a program and a row of partial sums; every program of the
-second launch (moe_order.py) adds the rows before its own. No atomics: the order is the same on
+Each block of tokens, and each document, has a program and a row of partial sums; every program of
+the second launch (moe_order.py) adds the rows before its own. No atomics: the order is the same on
 every run.
 """
 
@@ -34,7 +35,8 @@ def moe_routing_forward(
     norm_topk_prob: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The fields of Routing; the document of each token, the loss's slope, 1 / counted tokens."""
+    """Gives the fields of Routing; the document of each token, the loss's slope, 1 / counted
+    tokens."""
     logits_ME = logits_ME.contiguous()
     num_tokens, num_experts = logits_ME.shape
     device = device_of(logits_ME)
@@ -112,7 +114,7 @@ def moe_routing_backward(
     norm_topk_prob: bool,
     eps: float,
 ) -> Tensor:
-    """The gradient of the logits."""
+    """Gives the gradient of the logits."""
     logits_ME = logits_ME.contiguous()
     num_tokens, num_experts = logits_ME.shape
     grad_logits_ME = torch.empty_like(logits_ME)
@@ -149,7 +151,7 @@ def moe_routing_backward(
 def _load_logits(
     logits_ptr, rows, in_range, NUM_EXPERTS: tl.constexpr, BLOCK_EXPERTS: tl.constexpr
 ):
-    """fp32, minus infinity beyond the last expert."""
+    """Loads logits in fp32, minus infinity beyond the last expert."""
     experts = tl.arange(0, BLOCK_EXPERTS)[None, :]
     mask = in_range[:, None] & (experts < NUM_EXPERTS)
     logits = tl.load(logits_ptr + rows[:, None] * NUM_EXPERTS + experts, mask, other=0.0)
@@ -164,8 +166,9 @@ def _softmax(logits):
 
 @triton.jit
 def _rank(logits, NUM_EXPERTS: tl.constexpr, NUM_SLOTS: tl.constexpr, BLOCK_EXPERTS: tl.constexpr):
-    """s + 1 for the expert of slot s, 0 for one not chosen. Of equal logits the lower number wins;
-    NaN counts as minus infinity, so that a diverged model still reads no memory but its own."""
+    """Gives s + 1 for the expert of slot s, 0 for an expert not chosen. Of equal logits the lower
+    number wins; NaN counts as minus infinity, so that a diverged model still reads only its own
+    memory."""
     experts = tl.arange(0, BLOCK_EXPERTS)[None, :]
     logits = tl.where(logits == logits, logits, float("-inf"))
     rank = tl.zeros_like(logits).to(tl.int32)
@@ -201,8 +204,9 @@ def _choose_kernel(
     HAS_UNCOUNTED: tl.constexpr,
     BY_DOCUMENT: tl.constexpr,
 ):
-    """The first programs have a block of tokens each and write its choices. The sums for the loss
-    are theirs too or, by document, those of further programs, which choose a second time."""
+    """Chooses: each of the first programs has a block of tokens and writes its choices. They also
+    compute the sums for the loss or, by document, further programs do, which choose a second
+    time."""
     program = tl.program_id(0)
     has_block = program < num_blocks
     part = program
@@ -279,7 +283,7 @@ def _backward_kernel(
     HAS_GRAD_MEAN: tl.constexpr,
     HAS_GRAD_AUX: tl.constexpr,
 ):
-    """dp from the weights, the mean and the loss; then d_logits = p·(dp - Σ p·dp)."""
+    """Computes dp from the weights, the mean and the loss; then d_logits = p·(dp - Σ p·dp)."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     in_range = rows < num_tokens
     experts = tl.arange(0, BLOCK_EXPERTS)[None, :]

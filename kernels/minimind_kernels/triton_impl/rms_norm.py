@@ -1,4 +1,5 @@
-"""RMSNorm and residual add + RMSNorm: one pass forward, one pass and a small sum backward."""
+"""Computes RMSNorm and residual add + RMSNorm: one pass forward, one pass and a small sum
+backward."""
 
 # Pyright reads a Triton function as the Python it is not.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
@@ -28,7 +29,7 @@ _BACKWARD_TILES = Tiles(
 def rms_norm_forward(
     x_MD: Tensor, weight_D: Tensor, *, eps: float, cast_before_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    """(y, reciprocal root mean square [M, 1] in fp32)."""
+    """Gives (y, reciprocal root mean square [M, 1] in fp32)."""
     _, y_MD, rstd_M1 = _forward(x_MD, None, weight_D, eps, cast_before_weight)
     return y_MD, rstd_M1
 
@@ -36,21 +37,21 @@ def rms_norm_forward(
 def add_rms_norm_forward(
     x_MD: Tensor, residual_MD: Tensor, weight_D: Tensor, *, eps: float, cast_before_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(x + residual, its norm, reciprocal root mean square [M, 1] in fp32)."""
+    """Gives (x + residual, its norm, reciprocal root mean square [M, 1] in fp32)."""
     return _forward(x_MD, residual_MD, weight_D, eps, cast_before_weight)
 
 
 def rms_norm_backward(
     grad_y_MD: Tensor, x_MD: Tensor, rstd_M1: Tensor, weight_D: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of x and the weight."""
+    """Gives the gradients of x and the weight."""
     return _backward(grad_y_MD, None, x_MD, rstd_M1, weight_D)
 
 
 def add_rms_norm_backward(
     grad_y_MD: Tensor, grad_total_MD: Tensor, total_MD: Tensor, rstd_M1: Tensor, weight_D: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of x (which is the residual's too) and of the weight."""
+    """Gives the gradients of x (which is the residual's too) and of the weight."""
     return _backward(grad_y_MD, grad_total_MD, total_MD, rstd_M1, weight_D)
 
 
@@ -194,8 +195,8 @@ def _backward_kernel(
     BLOCK_WIDTH: tl.constexpr,
     HAS_GRAD_TOTAL: tl.constexpr,
 ):
-    """dx = rstd·(g - n·mean(g·n)) with n = x·rstd, g = dy·w; each program sums dy·n over the tiles
-    it walks, in registers, and stores its part of the weight's gradient once."""
+    """Computes dx = rstd·(g - n·mean(g·n)) with n = x·rstd, g = dy·w; each program sums dy·n over
+    its tiles, in registers, and stores its part of the weight's gradient once."""
     columns = tl.arange(0, BLOCK_WIDTH)
     in_row = columns < WIDTH
     weight = tl.load(weight_ptr + columns, in_row, other=0.0).to(tl.float32)

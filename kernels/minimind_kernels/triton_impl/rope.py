@@ -1,4 +1,4 @@
-"""RoPE on queries and keys in one launch, straight from the packed QKV product, with an optional
+"""Rotates queries and keys in one launch, straight from the packed QKV product, with an optional
 RMSNorm of each head; backward into one packed gradient."""
 
 # Pyright reads a Triton function as the Python it is not.
@@ -34,7 +34,7 @@ def rope_forward(
     eps: float,
     cast_before_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The rotated q [M, N, H] and k [M, K, H], with weights normed before."""
+    """Gives the rotated q [M, N, H] and k [M, K, H]; with weights they are normed first."""
     num_tokens, half = qkv_MC.shape[0], cos_PR.shape[1]
     qkv_MC = unit_stride(qkv_MC)
     q_MNH = qkv_MC.new_empty((num_tokens, num_heads, 2 * half))
@@ -82,7 +82,7 @@ def rope_backward(
     *,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """The packed gradient of qkv and those of both weights [2H], empty without a norm."""
+    """Gives the packed gradient of qkv and those of both weights [2H], empty without a norm."""
     grads = [unit_stride(g) for g in (grad_q_MNH, grad_k_MKH, grad_v_MKH)]
     num_tokens, num_heads, head_size = grad_q_MNH.shape
     num_kv_heads, half = grad_k_MKH.shape[1], head_size // 2
@@ -137,7 +137,7 @@ def rope_backward(
 def _offsets(
     tokens, token_stride, head_stride, BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr
 ):
-    """[tokens, heads, first half of a head]."""
+    """Gives offsets [tokens, heads, first half of a head]."""
     heads = tl.arange(0, BLOCK_HEADS)[None, :, None]
     halves = tl.arange(0, BLOCK_HALF)[None, None, :]
     return tokens[:, None, None] * token_stride + heads * head_stride + halves
@@ -159,7 +159,7 @@ def _mask(
 def _angles(
     positions_ptr, cos_ptr, sin_ptr, tokens, is_token, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr
 ):
-    """cos and sin [tokens, 1, half]."""
+    """Gives cos and sin [tokens, 1, half]."""
     positions = tl.load(positions_ptr + tokens, is_token, other=0).to(tl.int64)
     halves = tl.arange(0, BLOCK_HALF)[None, None, :]
     offsets = positions[:, None, None] * HALF + halves
@@ -189,7 +189,7 @@ def _store_halves(ptrs, first, second, mask, HALF: tl.constexpr):
 
 @triton.jit
 def _rstd(first, second, eps, HALF: tl.constexpr):
-    """The reciprocal root mean square of each head: [tokens, heads, 1]."""
+    """Gives the reciprocal root mean square of each head: [tokens, heads, 1]."""
     mean = (tl.sum(first * first, axis=2) + tl.sum(second * second, axis=2)) / (2 * HALF)
     return tl.div_rn(1.0, tl.sqrt_rn(mean + eps))[:, :, None]
 
@@ -244,7 +244,7 @@ def _backward_heads(
     grad_ptrs, in_ptrs, out_ptrs, weight_ptr, sum_first, sum_second, cos, sin, mask, eps,
     HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
-    """Turn the gradient back, then through the norm; the weight's gradient joins the sums."""
+    """Turns the gradient back, then through the norm; adds the weight's gradient to the sums."""
     grad_first, grad_second = _load_halves(grad_ptrs, mask, HALF)
     first = grad_first * cos + grad_second * sin
     second = grad_second * cos - grad_first * sin
@@ -273,8 +273,8 @@ def _backward_kernel(
     BLOCK_TOKENS: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_KV_HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
-    """With a norm, one program walks over many tiles and keeps the weights' gradients in
-    registers; without, one tile each."""
+    """Computes the gradients. With a norm, one program walks over many tiles and keeps the weights'
+    gradients in registers; without, each program has one tile."""
     head: tl.constexpr = 2 * HALF
     width: tl.constexpr = (NUM_HEADS + 2 * NUM_KV_HEADS) * head
     halves = tl.arange(0, BLOCK_HALF)

@@ -1,4 +1,5 @@
-"""SwiGLU on the packed product: elementwise, the activation rebuilt in the backward pass."""
+"""Computes SwiGLU on the packed product: elementwise, the activation rebuilt in the backward
+pass."""
 
 # Pyright reads a Triton function as the Python it is not.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
@@ -19,7 +20,7 @@ _MAX_BLOCK_COLUMNS = 512
 
 
 def swiglu_forward(gate_up_M2F: Tensor) -> Tensor:
-    """silu(gate)·up [M, F]."""
+    """Gives silu(gate)·up [M, F]."""
     gate_up_M2F = unit_stride(gate_up_M2F)
     out_MF = gate_up_M2F.new_empty((gate_up_M2F.shape[0], gate_up_M2F.shape[1] // 2))
     _launch(_forward_kernel, _FORWARD_TILES, gate_up_M2F, out_ptr=out_MF)
@@ -29,7 +30,7 @@ def swiglu_forward(gate_up_M2F: Tensor) -> Tensor:
 def swiglu_backward(
     grad_out_MF: Tensor, gate_up_M2F: Tensor, *, rebuild: bool
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of gate_up [M, 2F] and, to `rebuild` it, the forward's result [M, F]."""
+    """Gives the gradient of gate_up [M, 2F] and, with `rebuild`, the forward's result [M, F]."""
     gate_up_M2F, grad_out_MF = (unit_stride(t) for t in (gate_up_M2F, grad_out_MF))
     grad_M2F = gate_up_M2F.new_empty(gate_up_M2F.shape)
     out_MF = gate_up_M2F.new_empty(grad_out_MF.shape if rebuild else 0)
@@ -105,7 +106,7 @@ def _backward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """With s = sigmoid(gate): d_gate = d·up·s·(1 + gate·(1 - s)), d_up = d·gate·s."""
+    """Computes, with s = sigmoid(gate): d_gate = d·up·s·(1 + gate·(1 - s)), d_up = d·gate·s."""
     rows, columns, mask = _tile(num_rows, WIDTH, BLOCK_ROWS, BLOCK_COLUMNS)
     gate_ptr = gate_up_ptr + rows * gate_up_stride + columns
     gate = tl.load(gate_ptr, mask, other=0.0).to(tl.float32)

@@ -67,7 +67,9 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = str(folder / "bin" / "python")
     options = ("--quiet", "--no-deps", "--no-index")
     command = [sys.executable, "-m", "pip", "--python", python, "install", *options, str(wheel)]
-    subprocess.run(command, check=True, capture_output=True)
+    # A checkout on PYTHONPATH would be "already satisfied" to pip.
+    variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run(command, check=True, capture_output=True, env=variables)
     return folder
 
 

@@ -65,7 +65,7 @@ class PairSample:
 
     @property
     def documents(self) -> tuple[Sample, ...]:
-        """The two documents, which are packed and counted as one unit."""
+        """Gives the two documents, which are packed and counted as one unit."""
         return (self.chosen, self.rejected)
 
 

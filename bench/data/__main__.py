@@ -50,7 +50,8 @@ def build_parser() -> Options:
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Raises MiniMindError for what the user can mend, WorkerError where a row breaks."""
+    """Measures every row. Raises MiniMindError for errors that the user can correct, WorkerError
+    where a row breaks."""
     formats = parse_names(options.formats, "--formats", list(FORMATS))
     if options.megabytes <= 0:
         raise ConfigError(f"--megabytes {options.megabytes}: must be above 0")

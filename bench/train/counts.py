@@ -1,5 +1,5 @@
-"""What one training step asks of the host, counted exactly (operators, waits, launches), and where
-its time goes, kernel by kernel."""
+"""Counts exactly what one training step asks of the host (operators, waits, launches), and shows
+where its time goes, kernel by kernel."""
 
 from __future__ import annotations
 

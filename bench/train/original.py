@@ -1,7 +1,8 @@
-"""The baseline: the same model as plain PyTorch modules over padded batches, whole logits and all.
+"""Holds the baseline: the same model as plain PyTorch modules over padded batches, whole logits and
+all.
 
-What a reader would write first, and what the original MiniMind trains with. Parameters carry
-Hugging Face's names, so that our weights, split, load as they are.
+A reader would write this first, and the original MiniMind trains in this way. Parameters carry
+Hugging Face's names, so that our weights, once split, load unchanged.
 """
 
 from __future__ import annotations

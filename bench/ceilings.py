@@ -39,8 +39,8 @@ def measure_ceilings(device: Device) -> dict[str, Any]:
 
 
 def probe_product(device: Device) -> float:
-    """Gives FLOP/s of a matrix product now, the median of a few. Other load, or a lowered clock,
-    shows in it as in the benchmark that runs at the same time."""
+    """Gives FLOP/s of a matrix product now, the median of a few. It drops when other programs run
+    or the clock is lowered, and so does a benchmark measured at the same time."""
     dtype = torch.bfloat16 if device.kind == "gpu" else torch.float32
     size = _PRODUCT_SIZE[device.kind]
     return 2 * size**3 / statistics.median(_product_seconds(size, dtype, device))

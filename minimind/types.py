@@ -23,7 +23,7 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One JSON object of a data file, and where it stands."""
+    """Holds one JSON object of a data file, and where it stands."""
 
     data: dict[str, Any]
     path: str

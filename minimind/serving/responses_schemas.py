@@ -88,7 +88,7 @@ class TextOptions(RequestPart):
 
 
 class ResponsesRequest(GenerationRequestFields):
-    """The body of /v1/responses."""
+    """Defines the body of /v1/responses."""
 
     input: str | Annotated[list[InputItem], Field(min_length=1)]
     """A user's text, or the conversation as items."""

@@ -34,7 +34,7 @@ class WorkerError(MeasurementError):
 
 
 class Worker:
-    """The parent's side of one row's process."""
+    """Holds the parent's side of one row's process."""
 
     def __init__(self, name: str, serve: Callable[[Any], object], spec: Any) -> None:
         """Starts the process, in which `serve(spec)` makes the object that the methods are called

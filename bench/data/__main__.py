@@ -1,4 +1,4 @@
-"""From text to batches: `python -m bench.data --json FILE`.
+"""Measures the way from text to batches: `python -m bench.data --json FILE`.
 
 For each format three rows: `tokenise` a file into the token cache, `pack` its documents into rows,
 `load` the rows as a training run reads them. Each row has a process of its own and works on two

@@ -22,7 +22,7 @@ from bench.workers import kill_with_children
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What is to be run, and where."""
+    """Says which program is run, and where."""
 
     arguments: Sequence[str]
     folder: Path

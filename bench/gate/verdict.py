@@ -1,4 +1,4 @@
-"""From pairs of runs to a verdict on each row: the rule of bench.gate."""
+"""Judges each row by its pairs of runs: the rule of bench.gate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GRAVEST: tuple[Verdict, ...] = ("worse", "too noisy", "not compared", "better", 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One commit measured once."""
+    """Holds the measurements of one commit, taken once."""
 
     probe: float
     """The machine's speed meanwhile."""

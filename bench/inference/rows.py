@@ -41,7 +41,7 @@ ENDLESS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceSpec:
-    """One row: the same weights and sizes for all."""
+    """Describes one row: the same weights and sizes for all."""
 
     name: str
     folder: Path

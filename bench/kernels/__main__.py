@@ -81,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def report_compilation(options: argparse.Namespace) -> int:
-    """Compile, print, and say whether everything is within the budget."""
+    """Compiles, prints, and tells whether everything is within the budget."""
     report = compile_report.build_report(quick=options.quick)
     print(compile_report.as_table(report))
     if options.update_budget:

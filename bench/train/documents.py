@@ -62,8 +62,8 @@ def packed_step(batches: list[PackedBatchT]) -> StepData[PackedBatchT]:
 
 
 class FirstSteps:
-    """The first steps of a loader. To a stage it is a loader that holds no more than those, so that
-    a reference is asked about no other documents."""
+    """Gives the first steps of a loader. A stage sees no others, so that a reference is asked about
+    no other documents."""
 
     def __init__(self, loader: PackedLoader, num_steps: int, rows_per_step: int) -> None:
         self._loader, self._num_steps = loader, num_steps

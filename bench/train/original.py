@@ -60,7 +60,8 @@ class PlainAttention(nn.Module):
     def forward(
         self, x_BTD: Tensor, cos_TH: Tensor, sin_TH: Tensor, past: list[Tensor] | None = None
     ) -> Tensor:
-        """`past`: keys and values of the tokens before, none at first; it takes those of these."""
+        """Computes attention. `past` holds keys and values of the tokens before (none at first),
+        and gets the new ones."""
         config, (batch, length, _) = self.config, x_BTD.shape
         q = self.q_proj(x_BTD).view(batch, length, config.num_attention_heads, config.head_dim)
         k = self.k_proj(x_BTD).view(batch, length, config.num_key_value_heads, config.head_dim)
@@ -116,7 +117,7 @@ class PlainDecoder(nn.Module):
 
 
 class OriginalModel(nn.Module):
-    """ids [B, T] to logits [B, T, V]."""
+    """Computes ids [B, T] to logits [B, T, V]."""
 
     cos_TH: Tensor
     sin_TH: Tensor

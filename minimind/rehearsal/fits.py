@@ -1,4 +1,4 @@
-"""A dry run: what a run would ask of its device, and whether the device has the memory."""
+"""Makes a dry run: it shows a run's work on its device, and checks the device's memory."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ _IN_FULL = "send the whole conversation as `input`"
 
 
 class InputItem(RequestPart):
-    """A turn, or a part of an assistant's turn."""
+    """Holds a turn, or a part of an assistant's turn."""
 
     type: Annotated[
         Literal["message", "function_call", "function_call_output", "reasoning"],

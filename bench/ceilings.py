@@ -1,4 +1,4 @@
-"""What the machine does at most, now: a copy and a matrix product."""
+"""Measures the most that the machine does now: a copy and a matrix product."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _ROUNDS = 11
 
 
 def measure_ceilings(device: Device) -> dict[str, Any]:
-    """Bytes/s of a copy (read + written) and FLOP/s of a square product, bf16 where the device is
-    quicker in it, on as many threads as PyTorch has now; the quickest of a few rounds."""
+    """Gives bytes/s of a copy (read + written) and FLOP/s of a square product, bf16 where the
+    device is quicker in it, on as many threads as PyTorch has now; the quickest of a few rounds."""
     dtype = torch.bfloat16 if device.supports_bf16 else torch.float32
     size, num_bytes = _PRODUCT_SIZE[device.kind], _COPY_BYTES[device.kind]
     where: dict[str, Any] = {"device": device.torch_device}
@@ -39,8 +39,8 @@ def measure_ceilings(device: Device) -> dict[str, Any]:
 
 
 def probe_product(device: Device) -> float:
-    """FLOP/s of a matrix product, now, the median of a few: what else the machine does, or a
-    lowered clock, shows in it as in what is measured beside it."""
+    """Gives FLOP/s of a matrix product now, the median of a few. It drops when other programs run
+    or the clock is lowered, and so does a benchmark measured at the same time."""
     dtype = torch.bfloat16 if device.kind == "gpu" else torch.float32
     size = _PRODUCT_SIZE[device.kind]
     return 2 * size**3 / statistics.median(_product_seconds(size, dtype, device))

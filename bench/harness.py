@@ -1,8 +1,8 @@
-"""What every benchmark shares: the machine, statistics, the results file and tables.
+"""Holds what every benchmark shares: the machine, statistics, the results file and tables.
 
 A results file is one object: `benchmark`, `schema_version`, `machine`, `arguments`, `rows`. Every
-row has the machine once more, so that a table can be made of rows from several files, and every
-field of ROW_FIELDS, with null where a benchmark does not measure it; its own fields come on top.
+row repeats the machine, so that a table can be made of rows from several files, and has every field
+of ROW_FIELDS, with null where a benchmark does not measure it; its own fields are added.
 """
 
 from __future__ import annotations
@@ -85,14 +85,16 @@ def summarize(values: Sequence[float]) -> dict[str, float]:
 
 def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:
     """Gives the median of ratios of values taken in turns, and the standard error of that median
-    (1.25 times that of the mean, as for normal noise): what moved both of a pair cancels."""
+    (1.25 times that of the mean, as for normal noise): disturbances of both values of a pair
+    cancel."""
     ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
     error = 1.2533 * statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0
     return {"median": statistics.median(ratios), "standard_error": error}
 
 
 def check_writable(path: Path) -> None:
-    """Raises ConfigError before minutes are spent on what cannot be written."""
+    """Raises ConfigError for a file that cannot be written, before minutes are spent on
+    measuring."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a"):
@@ -179,7 +181,7 @@ def with_error(
 
 
 def rate_range(row: Row) -> str:
-    """Gives the cell of the slowest and the quickest tenth."""
+    """Gives a table's cell with the rates of the slowest and the quickest tenth."""
     return f"{row['useful_tokens_per_s_p10']:,.0f}–{row['useful_tokens_per_s_p90']:,.0f}"
 
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class LaunchError(MeasurementError):
-    """The ranks ended badly; the message holds the end of what they said."""
+    """Says that the ranks failed; the message holds the end of their output."""
 
 
 def build_command(module: str, arguments: Sequence[str], num_ranks: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""A benchmark as a program: its options, and the exit status of what it does."""
+"""Makes a benchmark a program: its options, and the exit status of its work."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 NUMBER: dict[str, Any] = {"type": at_least(1), "metavar": "N"}
-"""Of an option that counts."""
+"""The type of an option that counts."""
 
 
 def parse_names(text: str, flag: str, allowed: Sequence[str] | None = None) -> list[str]:
@@ -73,7 +73,7 @@ def parse_numbers(text: str, flag: str) -> list[int]:
 
 
 class MeasurementError(Exception):
-    """What was to be measured broke."""
+    """Says that the measured thing broke."""
 
 
 def run_program(
@@ -81,8 +81,8 @@ def run_program(
     program: Callable[[argparse.Namespace], int | None],
     argv: Sequence[str] | None,
 ) -> int:
-    """Gives the program's exit status, 0 for None: 1 where what it measures breaks, 2 for what the
-    user can mend, such as a results file that cannot be written, 130 for Ctrl-C."""
+    """Gives the program's exit status, 0 for None: 1 where the measured thing breaks, 2 for errors
+    that the user can correct, such as a results file that cannot be written, 130 for Ctrl-C."""
     set_up_logging(0)
     options = parser.parse_args(argv)
     try:

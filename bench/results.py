@@ -18,7 +18,7 @@ _HAS_HISTORY = ("train_step", "scaling")
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """All results files of all devices."""
+    """Holds all results files of all devices."""
 
     files: Mapping[Path, Row]
 

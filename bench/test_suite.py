@@ -1,7 +1,8 @@
-"""Kernels under pytest-benchmark: `pytest bench`, at sizes for any machine.
+"""Times kernels under pytest-benchmark, at sizes for any machine: `pytest bench`.
 
-One call at a time and without pairs, for a look and for `pytest-benchmark compare`; figures to keep
-come from the programs (`python -m bench.NAME`). `make test` runs everything here once, untimed.
+It makes one call at a time, not in turns with a rival, for a quick look and for `pytest-benchmark
+compare`; lasting figures come from the programs (`python -m bench.NAME`). `make test` runs
+everything here once, untimed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Programs that measure in turns with others: bench.gate lets one work while the others wait."""
+"""Lets a program measure in turns with others: bench.gate has one work while the others wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""One process for each row, so that memory is the row's own; the parent has them work in turns."""
+"""Runs one process for each row, so that its memory is its own; the parent has them work in
+turns."""
 
 from __future__ import annotations
 
@@ -29,14 +30,15 @@ _STOP_S = 10
 
 
 class WorkerError(MeasurementError):
-    """A row's process broke; the message holds its traceback."""
+    """Says that a row's process broke; the message holds its traceback."""
 
 
 class Worker:
-    """The parent's side of one row's process."""
+    """Holds the parent's side of one row's process."""
 
     def __init__(self, name: str, serve: Callable[[Any], object], spec: Any) -> None:
-        """`serve(spec)` makes, in the new process, what the methods are called on."""
+        """Starts the process, in which `serve(spec)` makes the object that the methods are called
+        on."""
         self.name = name
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
@@ -45,8 +47,8 @@ class Worker:
         theirs.close()
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Runs a method there and waits for its answer. Raises what user error it
-        raised, and WorkerError for any other."""
+        """Runs a method there and waits for its answer. Raises the user's error that it raised, and
+        WorkerError for any other."""
         self.send(method, *arguments)
         return self.receive()
 

@@ -7,16 +7,17 @@ class MiniMindError(Exception):
 
 
 class ConfigError(MiniMindError):
-    """A flag, a model or recipe field, or a DeepSpeed JSON that cannot be used as given."""
+    """Reports a flag, a model or recipe field, or a DeepSpeed JSON that cannot be used as given."""
 
 
 class DataError(MiniMindError):
-    """A data file, row or tokenizer that cannot be used; the message starts with `path:line:`."""
+    """Reports a data file, row or tokenizer that cannot be used; the message starts with
+    `path:line:`."""
 
 
 class CheckpointError(MiniMindError):
-    """A checkpoint or weights folder that is missing, incomplete or of another model."""
+    """Reports a checkpoint or weights folder that is missing, incomplete or of another model."""
 
 
 class TrainingError(Exception):
-    """A run that broke while training (a loss that is not finite): exit status 1."""
+    """Reports a run that broke while training (a loss that is not finite): exit status 1."""

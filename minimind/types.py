@@ -1,8 +1,8 @@
-"""The types at each border of the data flow.
+"""Defines the types at each border of the data flow.
 
-Shapes: a tensor or array whose rank matters ends in its dimensions, as in `q_BTNH`:
-B batch rows, T tokens of a row, D hidden size, N query heads, K key/value heads, H head size,
-F feed-forward size, V vocabulary, E experts, S experts per token, L tokens of a document.
+Shapes: a tensor or array whose rank matters ends in its dimensions, as in `q_BTNH`: B batch rows, T
+tokens of a row, D hidden size, N query heads, K key/value heads, H head size, F feed-forward size,
+V vocabulary, E experts, S experts per token, L tokens of a document.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One JSON object of a data file, and where it stands."""
+    """Holds one JSON object of a data file, and where it stands."""
 
     data: dict[str, Any]
     path: str
@@ -54,7 +54,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairSample:
-    """A conversation with a better and a worse answer, each tokenised whole."""
+    """Holds a conversation with a better and a worse answer, each tokenised whole."""
 
     chosen: Sample
     rejected: Sample
@@ -65,13 +65,13 @@ class PairSample:
 
     @property
     def documents(self) -> tuple[Sample, ...]:
-        """The two documents, which are packed and counted as one unit."""
+        """Gives the two documents, which are packed and counted as one unit."""
         return (self.chosen, self.rejected)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedRow:
-    """Whole documents side by side in one row of T tokens, padded at its end."""
+    """Holds whole documents side by side in one row of T tokens, padded at its end."""
 
     ids_T: np.ndarray
     """int64; the padding id in the padding."""
@@ -91,7 +91,7 @@ class PackedRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One micro-batch of packed rows, built (pinned, where there is a GPU) on the CPU."""
+    """Holds one micro-batch of packed rows, built (pinned, where there is a GPU) on the CPU."""
 
     ids_BT: Tensor
     labels_BT: Tensor
@@ -143,8 +143,8 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitBatch(Batch):
-    """A batch that knows its units: each one document, or the two of a pair. It has P places for
-    them, the same number in every batch of a run."""
+    """Holds a batch that knows its units: each one document, or the two of a pair. It has P places
+    for them, the same number in every batch of a run."""
 
     documents_per_unit: int
     doc_M: Tensor
@@ -183,8 +183,8 @@ class ModelOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossSum:
-    """A loss summed, not averaged, over `batch.count` things: the engine divides once, by the count
-    over all ranks and micro-batches of the optimizer step. A mean of means would weight short
+    """Holds a loss summed, not averaged, over `batch.count` things: the engine divides once, by the
+    count over all ranks and micro-batches of the optimizer step. A mean of means would weight short
     batches too much."""
 
     total: Tensor

@@ -1,4 +1,4 @@
-"""From text to batches: `python -m bench.data --json FILE`.
+"""Measures the way from text to batches: `python -m bench.data --json FILE`.
 
 For each format three rows: `tokenise` a file into the token cache, `pack` its documents into rows,
 `load` the rows as a training run reads them. Each row has a process of its own and works on two
@@ -50,7 +50,8 @@ def build_parser() -> Options:
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Raises MiniMindError for what the user can mend, WorkerError where a row breaks."""
+    """Measures every row. Raises MiniMindError for errors that the user can correct, WorkerError
+    where a row breaks."""
     formats = parse_names(options.formats, "--formats", list(FORMATS))
     if options.megabytes <= 0:
         raise ConfigError(f"--megabytes {options.megabytes}: must be above 0")

@@ -1,4 +1,4 @@
-"""What a row's process does in bench.data: tokenising, packing or loading one file."""
+"""Runs in the process of a row of bench.data: tokenises, packs or loads one file."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from minimind.stages import STAGES
 
 ROWS = ("tokenise", "pack", "load")
 FORMATS = {stage.data_format.name: stage for stage in reversed(STAGES.values())}
-"""By name of its format, the first stage that reads it."""
+"""For the name of each format, the first stage that reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSpec:
-    """One row, on files of one format."""
+    """Says what a row of the results measures: the part of the work, the format and its files."""
 
     row: str
     format: str
@@ -39,7 +39,7 @@ class DataSpec:
 
 
 class DataRow:
-    """What the parent can ask of a row."""
+    """Holds the methods of a row that the parent calls."""
 
     def __init__(self, spec: DataSpec) -> None:
         self._spec = spec
@@ -47,8 +47,8 @@ class DataRow:
         self._format = FORMATS[spec.format].data_format
 
     def measure(self, path: Path) -> dict[str, Any]:
-        """Seconds, wall and of all threads' CPU time, of each round over the whole file, after one
-        that is not counted; and the peak of resident memory meanwhile."""
+        """Gives the seconds, wall and of all threads' CPU time, of each round over the whole file,
+        after one uncounted round; and the peak of resident memory meanwhile."""
         once = self.prepare(path)
         once()
         reset_peak_resident()
@@ -67,7 +67,8 @@ class DataRow:
         }
 
     def prepare(self, path: Path) -> Callable[[], dict[str, Any]]:
-        """Gives what does the row's work over the file once, and tells what it came to."""
+        """Gives a function that does the row's work over the file once, and describes the
+        result."""
         work = {"tokenise": self._tokenise, "pack": self._pack, "load": self._load}
         return work[self._spec.row](path)
 

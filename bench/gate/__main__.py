@@ -55,7 +55,7 @@ logger = logging.getLogger("bench.gate")
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKING_TREE = "."
-"""Stands for the files as they are, committed or not."""
+"""Stands for the working tree's files, committed or not."""
 _TRAINING = (
     "kernels/", "minimind/config/", "minimind/data/", "minimind/engine/", "minimind/model/",
     "minimind/run/", "minimind/runtime/", "minimind/stages/", "minimind/types.py",
@@ -65,8 +65,7 @@ _TRAINING = (
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What is measured by one program: our own rows alone, since what stands beside them in a
-    benchmark did not change."""
+    """Names a program of the gate; only our own rows run, since their rivals did not change."""
 
     command: str
     affected_by: tuple[str, ...]
@@ -74,7 +73,7 @@ class Part:
     quick: str = ""
     """Flags of small batches."""
     counted_on: tuple[str, ...] = ()
-    """Kinds of device on which it takes no times: one run of each commit says it all."""
+    """Kinds of device on which it takes no times: one run of each commit suffices."""
 
 
 PARTS = {
@@ -105,7 +104,7 @@ PARTS = {
 
 
 class BrokenHeadError(MeasurementError):
-    """A benchmark that fails at the head; the message holds the end of what it said."""
+    """Says that a benchmark fails at the head; the message holds the end of its output."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -187,8 +186,8 @@ def compare(options: argparse.Namespace) -> list[Comparison] | None:
 
 
 def affected_parts(files: Sequence[str]) -> list[str]:
-    """Names the parts that some changed file can slow down; all of them where no file has changed,
-    since what is asked then is how much one and the same code differs from itself."""
+    """Names the parts that some changed file can slow down. Where no file has changed, these are
+    all parts: the question is then how much the same code differs from itself."""
     if not files:
         return list(PARTS)
     return [p for p, part in PARTS.items() if any(f.startswith(part.affected_by) for f in files)]

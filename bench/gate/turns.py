@@ -1,4 +1,4 @@
-"""Runs programs that measure in turns, so that what the machine does meanwhile meets all alike.
+"""Runs measuring programs in turns, so that changes of the machine affect all alike.
 
 One works while the others wait: each passes its turn (bench/turns.py) before every round that it
 times. A program that never does so, such as an older commit's, runs through when it is its turn.
@@ -22,7 +22,7 @@ from bench.workers import kill_with_children
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What is to be run, and where."""
+    """Says which program is run, and where."""
 
     arguments: Sequence[str]
     folder: Path
@@ -31,7 +31,7 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a program came out."""
+    """Holds how a program ended."""
 
     status: int
     errors: str

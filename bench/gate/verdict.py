@@ -1,4 +1,4 @@
-"""From pairs of runs to a verdict on each row: the rule of bench.gate."""
+"""Judges each row by its pairs of runs: the rule of bench.gate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench import harness
 from bench.harness import NOT_MEASURED, Columns, Row, shown, with_error
 
 TOLERANCE = 0.05
-"""A rate may be lower by this, or by three standard errors where those are more."""
+"""The tolerance for a lower rate; three standard errors where those are more."""
 MEMORY_TOLERANCE = 0.01
 COUNTS = ("dispatched_operators", "device_operators", "kernel_calls", "kernel_launches",
           "cuda_launches", "launches", "parameter_tensors", "waiting_operators")  # fmt: skip
@@ -24,14 +24,14 @@ GRAVEST: tuple[Verdict, ...] = ("worse", "too noisy", "not compared", "better", 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One commit measured once."""
+    """Holds the measurements of one commit, taken once."""
 
     probe: float
-    """What the machine could do meanwhile."""
+    """The machine's speed meanwhile."""
     rows: Mapping[str, Row]
 
     def rate(self, key: str) -> float | None:
-        """Gives work for each unit of what the machine could do; None where a row has no time."""
+        """Gives work for each unit of the machine's speed; None where a row has no time."""
         row = self.rows[key]
         if row.get("useful_tokens_per_s"):
             return row["useful_tokens_per_s"] / self.probe
@@ -46,7 +46,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One row at both commits."""
+    """Compares one row at both commits."""
 
     key: str
     pairs: int
@@ -57,7 +57,7 @@ class Comparison:
     """Of each pair."""
     memory_ratio: float | None
     counts: Mapping[str, tuple[int, int]]
-    """Those that differ: (base, head)."""
+    """The counts that differ: (base, head)."""
     verdict: Verdict
     why: str
 
@@ -107,7 +107,7 @@ def _ratio(key: str, pairs: Sequence[Pair]) -> tuple[float | None, float | None,
 
 
 def _least_counts(rows: Sequence[Row]) -> dict[str, int]:
-    """Gives of every run the least: what now and then comes on top is not the code's."""
+    """Gives the least counts of every run: occasional extra counts are not the code's."""
     counts: dict[str, int] = {}
     for row in rows:
         found = {name: int(row[name]) for name in COUNTS if row.get(name) is not None}
@@ -119,7 +119,7 @@ def _least_counts(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def _measures(key: str, runs: Sequence[Run]) -> set[str]:
-    """Names what the runs say of a row at all."""
+    """Names the values that the runs have of a row."""
     rows = [run.rows[key] for run in runs]
     found = {"speed"} if any(run.rate(key) for run in runs) else set()
     found |= {"memory"} if any(any(_peaks(row)) for row in rows) else set()
@@ -192,7 +192,7 @@ def _judge(
 
 
 def overall(comparisons: Sequence[Comparison]) -> Verdict:
-    """Gives the gravest of all."""
+    """Gives the gravest verdict."""
     found = {c.verdict for c in comparisons}
     for verdict in GRAVEST:
         if verdict in found:

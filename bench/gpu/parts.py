@@ -1,4 +1,4 @@
-"""What each part of `python -m bench.gpu` runs: the commands, and how large they are."""
+"""Lists the commands of each part of `python -m bench.gpu`, and their sizes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SMALL = {
     "bench.scaling": "--model tiny --num_gpus 1,2 --threads 1 --seq_len 64 --micro_batch 2 "
     "--steps 1",
 }
-"""What a program takes besides where `--small` is given; of options given twice the last counts."""
+"""The further arguments of a program under `--small`; of options given twice the last counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Command:
 
 
 def find_program(name: str) -> str | None:
-    """Finds it on the path or, as most of CUDA's, beside its compiler alone."""
+    """Finds a program on the path or, like most of CUDA's, beside CUDA's compiler."""
     toolkit = Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda") / "bin"
     return shutil.which(name) or shutil.which(name, path=str(toolkit))
 

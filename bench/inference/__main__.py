@@ -60,7 +60,8 @@ def build_parser() -> Options:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Raises MiniMindError for what the user can mend, WorkerError where a row breaks."""
+    """Measures every row. Raises MiniMindError for errors that the user can correct, WorkerError
+    where a row breaks."""
     names = parse_names(options.rows, "--rows", list(ROWS))
     if options.new < 3:
         raise ConfigError(f"--new {options.new}: give at least 3, to tell decoding from the rest")

@@ -1,4 +1,4 @@
-"""What a row's process does in bench.inference: our engine, or `transformers`' generate."""
+"""Runs in the process of a row of bench.inference: our engine, or `transformers`' generate."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ENDLESS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceSpec:
-    """One row: the same weights and sizes for all."""
+    """Describes one row: the same weights and sizes for all."""
 
     name: str
     folder: Path
@@ -54,7 +54,7 @@ class InferenceSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationTime:
-    """One batch of prompts continued greedily."""
+    """Holds the times of one batch of prompts continued greedily."""
 
     first_token_s: float
     """Mean over the prompts, all of which came at once."""
@@ -93,7 +93,7 @@ class EngineRow:
 
 
 class HeldRow(EngineRow):
-    """Every sequence held to a JSON schema, of a list that goes on to the last token."""
+    """Holds every sequence to a JSON schema of a list that goes on to the last token."""
 
     def __init__(self, spec: InferenceSpec) -> None:
         super().__init__(spec)
@@ -141,7 +141,7 @@ ROWS: dict[str, Any] = {
 
 
 class ServedRow:
-    """What the parent can ask of a row."""
+    """Holds the methods of a row that the parent calls."""
 
     def __init__(self, spec: InferenceSpec) -> None:
         self._spec = spec
@@ -173,7 +173,7 @@ class ServedRow:
         )
 
     def measure(self, prompts: Prompts) -> dict[str, Any]:
-        """Gives the peak of memory, of a generation of its own where measuring costs time."""
+        """Gives the peak of memory, of a separate generation where measuring costs time."""
         resident = peak_resident()
         with self._memory.measured():
             self._row.generate(prompts)

@@ -30,7 +30,7 @@ _PRECISIONS = {"torch.float32": "fp32", "torch.bfloat16": "bf16"}
 
 @dataclass(frozen=True, slots=True)
 class CallTime:
-    """One streamed completion, as its client saw it."""
+    """Times one streamed completion, as its client saw it."""
 
     first_token_s: float
     total_s: float

@@ -81,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def report_compilation(options: argparse.Namespace) -> int:
-    """Compile, print, and say whether everything is within the budget."""
+    """Compiles, prints, and tells whether everything is within the budget."""
     report = compile_report.build_report(quick=options.quick)
     print(compile_report.as_table(report))
     if options.update_budget:
@@ -98,7 +98,7 @@ def report_compilation(options: argparse.Namespace) -> int:
 
 
 def count(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """What can be said of every operation without a GPU."""
+    """Yields the counts of every operation that need no GPU."""
     for dtype in options.dtype:
         for sizes in PRESETS:
             for case in build_cases(sizes, options.tokens, getattr(torch, dtype), "meta"):
@@ -106,7 +106,7 @@ def count(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def count_case(case: Case) -> dict[str, Any]:
-    """Our launches and the waiting operators of one forward and backward pass."""
+    """Counts our launches and the waiting operators of one forward and backward pass."""
     launches: list[str] = []
     with (
         compile_report.launches_to(
@@ -125,7 +125,7 @@ def count_case(case: Case) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace, ceilings: Mapping[str, float]) -> Iterator[dict[str, Any]]:
-    """Times of every contender on this GPU. What torch.compile makes comes last: to compile takes
+    """Yields the times of every contender on this GPU. torch.compile's come last: compiling takes
     longer than all the measuring."""
     for compiled in (False, True):
         for dtype in options.dtype:
@@ -154,7 +154,7 @@ def _measure_preset(
 
 
 def format_rows(rows: Sequence[dict[str, Any]]) -> str:
-    """One line a row, whichever kind."""
+    """Makes one line for each row, of whichever kind."""
     header = ["kernel", "preset", "dtype", "by", "launches", "waits", "MB", "floor µs", "median µs"]
     lines = []
     for row in rows:
@@ -170,7 +170,8 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _row(case: Case, dtype: str) -> dict[str, Any]:
-    """The floor is an H200's, for forward and backward together, until one was measured."""
+    """Gives a row. The floor is an H200's, for forward and backward together, until one was
+    measured."""
     moved = case.forward_bytes + case.backward_bytes
     flops = case.forward_flops + case.backward_flops
     return {
@@ -185,7 +186,7 @@ def _row(case: Case, dtype: str) -> dict[str, Any]:
 
 
 class _Operators(TorchDispatchMode):
-    """The names of all operators that are dispatched."""
+    """Collects the names of all dispatched operators."""
 
     def __init__(self) -> None:
         super().__init__()

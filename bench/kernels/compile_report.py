@@ -45,7 +45,7 @@ _TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one compiled kernel takes."""
+    """Holds the resources of one compiled kernel."""
 
     kernel: str
     target: str
@@ -56,7 +56,8 @@ class Usage:
 
 
 def build_report(*, quick: bool) -> list[Usage]:
-    """All kernels × dtypes × presets × targets; `quick` takes bf16 and two presets alone."""
+    """Compiles all kernels × dtypes × presets × targets; `quick` takes bf16 and two presets
+    alone."""
     usages: dict[Any, Usage] = {}
     for target in TARGETS:
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
@@ -70,7 +71,7 @@ def build_report(*, quick: bool) -> list[Usage]:
 
 
 def check(report: list[Usage]) -> list[str]:
-    """What is wrong: spills, or more registers than an operation's budget allows."""
+    """Lists the faults: spills, or more registers than an operation's budget allows."""
     budget = {name: most for one in OPS.values() for name, most in one.registers.items()}
     problems = []
     for usage in report:
@@ -85,8 +86,8 @@ def check(report: list[Usage]) -> list[str]:
 
 
 def write_budget(report: list[Usage]) -> None:
-    """Writes the most registers that each kernel takes on each target over its budget, in the file
-    of the operation that owns it."""
+    """Writes each kernel's highest registers on each target as its budget, in the file of the
+    operation that owns it."""
     for path in Path(op.__file__).parent.glob("*.py"):
         before = path.read_text(encoding="utf-8")
         after = _BUDGET.sub(lambda found: _line(report, found[1], found[0]), before)
@@ -95,7 +96,7 @@ def write_budget(report: list[Usage]) -> None:
 
 
 def _line(report: list[Usage], kernel: str, otherwise: str) -> str:
-    """The budget of a kernel as its operation's file has it."""
+    """Writes the budget of a kernel as a line of its operation's file."""
     found = {
         target: [u.registers for u in report if (u.kernel, u.target) == (kernel, target)]
         for target in TARGETS
@@ -107,7 +108,8 @@ def _line(report: list[Usage], kernel: str, otherwise: str) -> str:
 
 
 def as_table(report: list[Usage]) -> str:
-    """Kernel × target: the most registers, shared memory and spills over dtypes and sizes."""
+    """Makes a table of kernel × target: the most registers, shared memory and spills over dtypes
+    and sizes."""
     lines = ["| kernel | target | registers | shared bytes | spills |", "|---|---|---|---|---|"]
     for kernel in sorted({u.kernel for u in report}):
         for target in TARGETS:
@@ -125,13 +127,14 @@ def as_rows(report: list[Usage]) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def launches_to(watcher: Watcher, device: config.Device) -> Iterator[None]:
-    """Operations run their Triton form, on tensors without storage too, and only tell `watcher`."""
+    """Has operations run their Triton form inside the block, even without storage, and only report
+    launches to `watcher`."""
     with watch(watcher, device), mock.patch.object(backend, "use_triton", return_value=True):
         yield
 
 
 def run_without_storage(case: Case) -> None:
-    """Forward and, where that is more than a factor, backward on meta tensors."""
+    """Runs forward and, where that is more than a factor, backward on meta tensors."""
     outputs = case.ours(*case.inputs)
     if not case.uniform_grad:
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -148,8 +151,8 @@ def _usages(
 def compile_cases(
     target: str, device: config.Device, dtype: torch.dtype, cases: Iterable[Case]
 ) -> Iterator[tuple[Any, Usage]]:
-    """What the kernels of `cases`, on the meta device, take with the tiles of `device`; each kernel
-    once, by a key of its own."""
+    """Yields the usage of the kernels of `cases`, on the meta device, with the tiles of `device`;
+    each kernel once, by a unique key."""
     gpu = TARGETS[target][0]
     sources: dict[Any, tuple[ASTSource, int, str]] = {}
 
@@ -173,13 +176,13 @@ def compile_cases(
 
 
 def name_kernel(kernel: Any) -> str:
-    """Its module's name and its own."""
+    """Gives a kernel's module and name."""
     module, function = kernel.__module__.rsplit(".", 1)[-1], kernel.__name__.strip("_")
     return f"{module}.{function.removesuffix('_kernel')}"
 
 
 def _source(kernel: Any, arguments: dict[str, Any]) -> ASTSource:
-    """The kernel with the types and the divisibility by 16 that a launch would find."""
+    """Gives the kernel with the types and the divisibility by 16 that a launch would find."""
     signature: dict[str, Any] = {}
     constants: dict[Any, Any] = {}
     attributes: dict[Any, Any] = {}
@@ -203,7 +206,7 @@ def _source(kernel: Any, arguments: dict[str, Any]) -> ASTSource:
 
 
 def _read(compiled: Any, target: str) -> tuple[int, int]:
-    """(registers a thread, spills) of a compiled kernel."""
+    """Gives (registers a thread, spills) of a compiled kernel."""
     if target.startswith("gfx"):
         text = compiled.asm["amdgcn"]
         spills = re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", text)

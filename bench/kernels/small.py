@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(case: Case) -> None:
-    """Forward, and backward from ones, which suits the cases with a uniform gradient too."""
+    """Runs forward, and backward from gradients of one, which are valid for cases with
+    `uniform_grad`, too."""
     outputs = case.ours(*case.inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])

@@ -45,7 +45,7 @@ _BETTER = 0.99
 
 @dataclass(frozen=True)
 class TriedDevice(config.Device):
-    """A device with one entry of the table replaced."""
+    """Presents a device with one entry of the table replaced."""
 
     entry: str
     tried: Tile | ProductTile
@@ -63,7 +63,7 @@ class TriedDevice(config.Device):
 
 @dataclass(frozen=True)
 class _AskedDevice(config.Device):
-    """Notes which entry is asked for."""
+    """Records which entry is asked for."""
 
     asked: list[Tiles[Any]] = field(default_factory=list)
 
@@ -78,7 +78,7 @@ class _AskedDevice(config.Device):
 
 @dataclass(slots=True)
 class Entry:
-    """One kernel's tiles, and what runs them."""
+    """Holds one kernel's tiles, and the cases that run them."""
 
     tiles: Tiles[Any]
     kernel: str
@@ -92,13 +92,13 @@ class Entry:
         return self.op.build(Inputs(sizes, tokens, torch.bfloat16, device), **options)
 
     def tile_on(self, device: config.Device) -> Tile | ProductTile:
-        """What it holds now, in 16 bits."""
+        """Gives the entry's present tile, in 16 bits."""
         return self.tiles.on(device.arch)
 
 
 def find_entries() -> dict[str, Entry]:
-    """Those that operations are to be swept for, by name. Running them on tensors without storage
-    shows in which direction a tile is asked for, and which kernel is launched with it."""
+    """Finds the entries of the named operations. Running them on tensors without storage shows in
+    which direction a tile is asked for, and which kernel is launched with it."""
     found: dict[str, Entry] = {}
     for op in OPS.values():
         for sizes in PRESETS if op.tiles else ():
@@ -117,7 +117,7 @@ def find_entries() -> dict[str, Entry]:
 
 
 def _launched(run: Callable[[], Any]) -> list[tuple[Tiles[Any], str]]:
-    """The tiles that launchers ask for, each with the kernel that is launched next."""
+    """Collects the tiles that launchers ask for, each with the kernel that is launched next."""
     device = _AskedDevice("sm_90", 132)
     found: list[tuple[Tiles[Any], str]] = []
 
@@ -169,7 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def neighbours(tile: Tile | ProductTile) -> Iterator[Tile | ProductTile]:
-    """One number halved or doubled, or one stage more or less, within bounds."""
+    """Yields tiles with one number halved or doubled, or one stage more or less, within bounds."""
     for name, value in dataclasses.asdict(tile).items():
         steps = (value - 1, value + 1) if name == "stages" else (value // 2, value * 2)
         least, most = _BOUNDS[name]
@@ -185,7 +185,8 @@ def descend(
     measured: dict[Tile | ProductTile, dict[str, Any]] = {}
 
     def take(tile: Tile | ProductTile) -> float:
-        """Its time over that of the entry, a mean over the presets; infinity where it fails."""
+        """Gives the tile's time over that of the entry, a mean over the presets; infinity where it
+        fails."""
         if tile not in measured:
             tried = TriedDevice(**_fields(device), entry=entry.tiles.name, tried=tile)
             times = _time_presets(entry, tried, options.tokens)
@@ -215,7 +216,7 @@ def descend(
 
 
 def compile_near(entry: Entry, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What the entry and its neighbours take when compiled for `--arch`."""
+    """Gives the usage of the entry and its neighbours, compiled for `--arch`."""
     target = compile_report.TARGETS[options.arch][1]
     start = entry.tile_on(target)
     rows = []
@@ -241,7 +242,8 @@ def compile_near(entry: Entry, options: argparse.Namespace) -> list[dict[str, An
 
 
 def format_rows(rows: Sequence[dict[str, Any]]) -> str:
-    """The best of each kernel as lines for the table; all of them where none was measured."""
+    """Writes the best tile of each kernel as lines for the table; all tiles where none was
+    measured."""
     lines = [f'"{row["name"]}": {row["tile"]},' for row in rows if row["is_best"]]
     if lines:
         return "\n".join(lines)
@@ -268,7 +270,7 @@ def _fields(device: config.Device) -> dict[str, Any]:
 
 
 def _time_presets(entry: Entry, device: config.Device, tokens: int) -> dict[str, float]:
-    """Median µs by preset; empty where the tile does not fit the GPU."""
+    """Gives the median µs by preset; nothing where the tile does not fit the GPU."""
     from bench.kernels.timing import build_sets, directions, own_stream, time_calls
 
     times: dict[str, float] = {}

@@ -14,7 +14,7 @@ from bench.results import Results
 
 
 def kernel_table(results: Results) -> str:
-    """A line for each operation."""
+    """Makes a line for each operation."""
     header = ["operation", "formula", "reference", "dtypes", "compiled for", "last measured"]
     lines = []
     for name, op in sorted(OPS.items()):
@@ -27,13 +27,13 @@ def kernel_table(results: Results) -> str:
 
 
 def step_count_table(results: Results) -> str:
-    """The newest counts."""
+    """Makes the table of the newest counts."""
     found = results.newest("step_counts")
     return build_step_table(found["rows"]) if found else "A step's counts: not measured"
 
 
 def build_step_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Says what a training step asks of a GPU, rehearsed by bench/step_counts.py."""
+    """Makes the table of a training step's work for a GPU, rehearsed by bench/step_counts.py."""
     tokens = f"{rows[0]['tokens']:,}"
     header = [
         f"a step of {tokens} tokens", "PyTorch's operators on the GPU", "our launches",
@@ -55,7 +55,7 @@ def _presets(op: Op) -> list[Sizes]:
 
 
 def _sizes(op: Op) -> str:
-    """What distinguishes the presets to this operation."""
+    """Names the sizes in which the presets differ for this operation."""
     texts = []
     for title_and_form in op.compiled_for:
         title, _, form = title_and_form.partition(" ")
@@ -66,8 +66,8 @@ def _sizes(op: Op) -> str:
 
 
 def _measured(op: Op, results: Results) -> str:
-    """The newest median of our forward and backward in bf16 at the first preset that has it, and
-    the device."""
+    """Gives the newest median of our forward and backward in bf16 at the first preset that has it,
+    and the device."""
     text, preset = "", _presets(op)[0].preset
     for measured in results.oldest_first("kernels"):
         times = [

@@ -1,4 +1,4 @@
-"""Times of kernels on a GPU: replayed graphs, cold L2, ceilings of the same session."""
+"""Times kernels on a GPU: replayed graphs, cold L2, ceilings of the same session."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch._functorch import config as functorch_config
 logger = logging.getLogger(__name__)
 
 Call = tuple[Function, tuple[Tensor, ...]]
-"""An operation, and its inputs."""
+"""Holds an operation and its inputs."""
 
 _WARM_UP_MS, _MEASURE_MS = 40.0, 200.0
 _COLD_BYTES = 4
@@ -31,8 +31,8 @@ _COMPILED_PRESETS = ("minimind2-small", "minimind3")
 def measure_case(
     build: Callable[[], Case], ceilings: Mapping[str, float], *, compiled: bool
 ) -> Iterator[dict[str, Any]]:
-    """Rows of one case: each contender, forward and backward; `compiled`: torch.compile's alone,
-    else all others'. A contender that breaks has a row that says how."""
+    """Yields the rows of one case, forward and backward, for each contender: with `compiled`
+    torch.compile's alone, else all but these. A contender that breaks has a row that says how."""
     sets = build_sets(build)
     for contender, choose in contenders(sets[0], compiled=compiled):
         try:
@@ -47,8 +47,8 @@ def measure_case(
 
 @contextlib.contextmanager
 def own_stream() -> Iterator[None]:
-    """What runs here can be recorded, a backward too: autograd runs it on the stream of its
-    forward, and the default stream cannot be recorded."""
+    """Runs the block on a new stream, so that it can be recorded, including a backward: autograd
+    runs a backward on the stream of its forward, and the default stream cannot be recorded."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -86,7 +86,7 @@ def _measure_contender(
 
 
 def build_sets(build: Callable[[], Case]) -> list[Case]:
-    """As many as leave the L2 cache cold."""
+    """Builds enough sets of inputs to leave the L2 cache cold."""
     first = build()
     set_bytes = max(first.forward_bytes + first.backward_bytes, 1)
     l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
@@ -97,8 +97,8 @@ def build_sets(build: Callable[[], Case]) -> list[Case]:
 
 
 def contenders(case: Case, *, compiled: bool) -> Iterable[tuple[str, Callable[[Case], Call]]]:
-    """Ours, the plain form, Liger-Kernel where it has one; or the plain form under
-    torch.compile."""
+    """Yields our operation, the plain form, and Liger-Kernel where it has one; or the plain form
+    under torch.compile."""
     if compiled:
         if case.sizes.preset in _COMPILED_PRESETS:
             # A backward is called again and again on what one forward kept.
@@ -113,8 +113,8 @@ def contenders(case: Case, *, compiled: bool) -> Iterable[tuple[str, Callable[[C
 
 
 def load_liger(case: Case) -> Callable[..., Any] | None:
-    """What of liger-kernel (extra `bench`) does the same; None where nothing does or the package is
-    not installed or too old."""
+    """Loads the counterpart in liger-kernel (extra `bench`); None where it has none, or the package
+    is not installed or too old."""
     if case.liger is None:
         return None
     module, _, name = case.liger.function.partition(":")
@@ -135,7 +135,7 @@ def _plain(case: Case) -> Function:
 
 
 def directions(case: Case, sets: Sequence[Call]) -> Iterator[tuple[str, list[Callable[[], Any]]]]:
-    """Calls of the forward and of the backward pass, one of each for each set of inputs."""
+    """Gives calls of the forward and of the backward pass, one of each for each set of inputs."""
 
     def forward(function: Function, inputs: Sequence[Tensor]) -> Callable[[], Any]:
         return lambda: function(*inputs)
@@ -154,9 +154,9 @@ def directions(case: Case, sets: Sequence[Call]) -> Iterator[tuple[str, list[Cal
 
 
 def time_calls(calls: Sequence[Callable[[], Any]], *, in_a_graph: bool = True) -> dict[str, Any]:
-    """p20, p50 and p80 of one call, in µs, over replays of a graph that makes each once; or over
-    plain rounds of calls, host time included, where they wait for the GPU themselves. Within
-    `own_stream`, where the calls were made too."""
+    """Gives p20, p50 and p80 of one call, in µs, over replays of a graph that makes each call once;
+    or over plain rounds of calls, host time included, where they wait for the GPU themselves. It
+    runs within `own_stream`, as the calls did when they were made."""
 
     def call_all() -> None:
         for call in calls:
@@ -192,7 +192,7 @@ def time_calls(calls: Sequence[Callable[[], Any]], *, in_a_graph: bool = True) -
 
 
 def _record(calls: Sequence[Callable[[], Any]]) -> Callable[[], None]:
-    """A CUDA graph of all the calls, as what replays it."""
+    """Records a CUDA graph of all the calls; gives the function that replays it."""
     for call in calls:
         call()
         call()
@@ -204,7 +204,7 @@ def _record(calls: Sequence[Callable[[], Any]]) -> Callable[[], None]:
 
 
 def _host_us(call: Callable[[], Any]) -> float:
-    """What the host spends on one call, launches included, while the GPU is behind."""
+    """Gives the host's time for one call, launches included, while the GPU is behind."""
     times = []
     for _ in range(20):
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Tables of what was measured: training, scaling, and those that a benchmark makes itself."""
+"""Makes tables of measurements: training, scaling, and those that a benchmark makes itself."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def data_section(results: Results) -> str:
 
 
 def memory_section(results: Results) -> str:
-    """Gives MB of a rank by holder, as rehearsed, and what was measured."""
+    """Gives MB of a rank by holder, as rehearsed, and the measured peak."""
 
     def table(rows: Sequence[Row]) -> str:
         known = [(row, held) for row in rows if (held := _holders(row))]

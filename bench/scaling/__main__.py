@@ -138,8 +138,8 @@ def predict(
     flags: Callable[[int], list[str]],
     device: Device,
 ) -> None:
-    """Adds to the measured rows what the model says of them, and the rows that are not measured.
-    Without a link only what one rank does is predicted."""
+    """Adds the model's predictions to the measured rows, and appends rows for the counts that were
+    not measured. Without a link it predicts a single rank alone."""
     if link is None and (left_out := {count for _, count, _ in plan} - {1}):
         print(f"{left_out} ranks not predicted: one alone has no link; give --link_bytes_per_s")
     plan = [point for point in plan if link or point[1] == 1]
@@ -180,7 +180,7 @@ def _run(
 def _train_flags(
     options: argparse.Namespace, ds_config: str, rows: int, *, micro: int
 ) -> list[str]:
-    """Gives them as `minimind train` takes them."""
+    """Gives the run's flags, as `minimind train` takes them."""
     flags = ["--stage", "pretrain", "--model", options.model, "--ds_config", ds_config]
     flags += ["--eval_every", "0", "--save_every", "0", "--sample_every", "0"]
     for setting in (f"micro_batch_size={micro}", f"train_batch_size={rows}", *options.set):
@@ -196,7 +196,7 @@ def _available(device: Device) -> int:
 
 
 def counts_here(device: Device) -> list[int]:
-    """Numbers of ranks that this machine can be measured with."""
+    """Lists the numbers of ranks that this machine can measure."""
     counts = COUNTS if device.kind == "gpu" else _CPU_COUNTS
     return [count for count in counts if count <= _available(device)]
 

@@ -79,7 +79,7 @@ def _take_cores(local_rank: int, threads: int) -> None:
 def measure(
     options: argparse.Namespace, train_flags: list[str], ranks: Ranks, device: Device
 ) -> dict[str, Any]:
-    """Gives what all ranks found, on each of them."""
+    """Gives the results of all ranks, on each of them."""
     num_steps = options.warmup_steps + options.timed_steps + _WATCHED_STEPS
     flags = [*train_flags, "--max_steps", str(num_steps)]
     run = Run.on(parse_arguments(flags), ranks, device).build()
@@ -108,8 +108,8 @@ def measure(
 
 
 def take_steps(run: Run, warmup: int, timed: int) -> dict[str, Any]:
-    """Takes the run's steps; gives what this rank found in those that are timed, and in some after
-    them that are watched. Among the timed ones it runs ahead of a GPU, as it does in training."""
+    """Takes the run's steps; gives this rank's results of the timed steps, and of some watched
+    steps after them. During the timed steps it runs ahead of a GPU, as in training."""
     loop, device = run.loop, run.resolved.device.torch_device
     loop.loader = loader = WaitedLoader(loop.loader)
     for step in range(warmup):

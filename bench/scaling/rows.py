@@ -1,8 +1,8 @@
-"""From what the ranks of bench.scaling found to its rows and its table, and what a step takes at
-another number of ranks: predicted, not measured.
+"""Makes the rows and the table of bench.scaling from the ranks' results, and predicts a step's time
+at another number of ranks.
 
-The compute of the smallest measured count is shared out anew, and the bytes that each ZeRO stage
-moves pass over the link at its speed: which bytes, and what a rank holds, a rehearsal says.
+The compute of the smallest measured count is divided anew, and the bytes that each ZeRO stage moves
+pass over the link at its speed. A rehearsal gives these bytes, and the memory of a rank.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Collectives = Mapping[str, tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Between ranks."""
+    """Describes the link between ranks."""
 
     bytes_per_s: float
     """What each rank sends, while all do."""
@@ -41,7 +41,7 @@ NO_LINK = Link(bytes_per_s=1.0, latency_s=0.0, origin="none")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepModel:
-    """A step as it was measured at `world_size` ranks, and what it is made of."""
+    """Describes a step measured at `world_size` ranks by its parts."""
 
     world_size: int
     micro_batches: int
@@ -162,8 +162,8 @@ def predict_row(
     micro_batches: int,
     rehearsed: Rehearsal,
 ) -> None:
-    """Adds to the measured row of this mode and count what the model says of it; where there is
-    none, appends a row that holds nothing else."""
+    """Adds the model's prediction to the measured row of this mode and count; where there is none,
+    appends a row with the prediction alone."""
     base = next(row for row in rows if row["world_size"] == model.world_size)
     step_s = model.step_s(world_size, micro_batches, link, rehearsed.collectives)
     per_rank = base["useful_tokens_per_step"] / (model.world_size * model.micro_batches)
@@ -198,7 +198,7 @@ def predict_row(
 
 
 def _efficiency(rate: float, world_size: int, base: Mapping[str, Any] | None) -> float:
-    """Tokens/s of a rank beside those of a rank at the smallest count."""
+    """Gives tokens/s of a rank over those of a rank at the smallest count."""
     if base is None:
         return 1.0
     return rate / world_size / (base["useful_tokens_per_s"] / base["world_size"])

@@ -76,7 +76,8 @@ def build_parser(module: str = "train", about: str | None = __doc__) -> Options:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Raises MiniMindError for what the user can mend, WorkerError where a row breaks."""
+    """Measures every row. Raises MiniMindError for errors that the user can correct, WorkerError
+    where a row breaks."""
     device, names = find_device(), list(usual_rows(options.stage))
     if options.rows:
         names = parse_names(options.rows, "--rows", all_rows(options.stage))

@@ -1,5 +1,5 @@
-"""What one training step asks of the host, counted exactly (operators, waits, launches), and where
-its time goes, kernel by kernel."""
+"""Counts exactly what one training step asks of the host (operators, waits, launches), and shows
+where its time goes, kernel by kernel."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ _LISTED = 40
 
 
 def count_step(step: Callable[[], Any], device: torch.device) -> dict[str, Any]:
-    """Runs `step` once, or twice where there is a GPU.
+    """Counts the operators, waits and launches of one step: runs `step` once, or twice where there
+    is a GPU.
 
     `dispatched_operators` reach PyTorch's dispatcher. `sync_operators` make the host wait for a
-    GPU: values that are read (on a CPU the same operators, which then cost nothing), copies that
-    block or whose memory on the host is not page-locked, and calls that wait for device, stream or
-    event.
-    `kernel_calls` are calls of our own kernels' bodies, in whichever form they run; on a CPU,
-    where generated code may run, what such a body dispatches is not counted. `cuda_launches` come
-    from the profiler; None without a GPU.
+    GPU: reads of values (on a CPU the same operators, which cost nothing there), copies that block
+    or whose host memory is not page-locked, and calls that wait for device, stream or event.
+
+    `kernel_calls` counts the calls of our own kernels' bodies in any form. On a CPU, where
+    generated code may run, operators inside such a body are not counted. `cuda_launches` comes from
+    the profiler; None without a GPU.
     """
     calls: Counter[str] = Counter()
     syncs: Counter[str] = Counter()

@@ -26,7 +26,7 @@ PackedBatchT = TypeVar("PackedBatchT", bound=Batch)
 
 @dataclass(frozen=True, slots=True)
 class StepData(Generic[BatchT]):
-    """The micro-batches of one optimizer step, and what is in them."""
+    """Holds the micro-batches of one optimizer step, and their sizes."""
 
     batches: list[BatchT]
     num_targets: int
@@ -39,7 +39,7 @@ class StepData(Generic[BatchT]):
 
 
 class Steps(Protocol):
-    """The data of a row, by optimizer step."""
+    """Gives the data of a row by optimizer step."""
 
     def step(self, index: int) -> StepData[Any]: ...
 
@@ -62,8 +62,8 @@ def packed_step(batches: list[PackedBatchT]) -> StepData[PackedBatchT]:
 
 
 class FirstSteps:
-    """The first steps of a loader. To a stage it is a loader that holds no more than those, so that
-    a reference is asked about no other documents."""
+    """Gives the first steps of a loader. A stage sees no others, so that a reference is asked about
+    no other documents."""
 
     def __init__(self, loader: PackedLoader, num_steps: int, rows_per_step: int) -> None:
         self._loader, self._num_steps = loader, num_steps
@@ -87,7 +87,8 @@ class FirstSteps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Documents:
-    """What every row of a benchmark trains on. To the loader of a run it is a token cache."""
+    """Holds the documents that every row of a benchmark trains on. A run's loader uses it as a
+    token cache."""
 
     ids: list[np.ndarray]
     """int64; each of two tokens or more."""

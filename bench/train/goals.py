@@ -1,4 +1,4 @@
-"""What each stage is to reach beside what it is compared with, and whether it does."""
+"""Judges whether each stage reaches its goals beside the rows it is compared with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ Measure = Callable[[Rows], Mapping[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A figure made of a stage's rows. Without a limit it is reported and not judged."""
+    """Defines a figure computed from a stage's rows. Without a limit it is reported and not
+    judged."""
 
     name: str
     needs: tuple[str, ...]

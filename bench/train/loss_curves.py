@@ -124,7 +124,7 @@ def _format(rows: Sequence[Row]) -> str:
 
 
 class CurveRow:
-    """What the parent can ask of a row."""
+    """Holds the methods of a row that the parent calls."""
 
     def __init__(self, spec: RowSpec) -> None:
         self._spec, self._device = spec, spec.run.device.torch_device

@@ -1,7 +1,8 @@
-"""The baseline: the same model as plain PyTorch modules over padded batches, whole logits and all.
+"""Holds the baseline: the same model as plain PyTorch modules over padded batches, whole logits and
+all.
 
-What a reader would write first, and what the original MiniMind trains with. Parameters carry
-Hugging Face's names, so that our weights, split, load as they are.
+A reader would write this first, and the original MiniMind trains in this way. Parameters carry
+Hugging Face's names, so that our weights, once split, load unchanged.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class PlainAttention(nn.Module):
     def forward(
         self, x_BTD: Tensor, cos_TH: Tensor, sin_TH: Tensor, past: list[Tensor] | None = None
     ) -> Tensor:
-        """`past`: keys and values of the tokens before, none at first; it takes those of these."""
+        """Computes attention. `past` holds keys and values of the tokens before (none at first),
+        and gets the new ones."""
         config, (batch, length, _) = self.config, x_BTD.shape
         q = self.q_proj(x_BTD).view(batch, length, config.num_attention_heads, config.head_dim)
         k = self.k_proj(x_BTD).view(batch, length, config.num_key_value_heads, config.head_dim)
@@ -115,7 +117,7 @@ class PlainDecoder(nn.Module):
 
 
 class OriginalModel(nn.Module):
-    """ids [B, T] to logits [B, T, V]."""
+    """Computes ids [B, T] to logits [B, T, V]."""
 
     cos_TH: Tensor
     sin_TH: Tensor

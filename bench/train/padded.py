@@ -1,4 +1,5 @@
-"""Rows of bench.train over padded batches: what others make of the same documents."""
+"""Defines the rows of bench.train over padded batches: other implementations on the same
+documents."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class OriginalRow:
-    """The model in fp32 as plain modules, documents padded, AdamW as PyTorch has it."""
+    """Trains the model in fp32 as plain modules, documents padded, with PyTorch's AdamW."""
 
     fused_adamw = False
     autocasts = False
@@ -97,7 +98,7 @@ class OriginalRow:
 
 
 class CompiledRow(OriginalRow):
-    """What PyTorch alone makes of it: torch.compile, bf16 by autocast, the fused AdamW."""
+    """Trains with PyTorch's own means: torch.compile, bf16 by autocast, the fused AdamW."""
 
     fused_adamw = True
     autocasts = True

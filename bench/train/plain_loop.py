@@ -1,4 +1,5 @@
-"""Training without DeepSpeed: a stage's optimizer step in a bare loop, an engine that is none."""
+"""Trains without DeepSpeed: a stage's optimizer step in a bare loop, with a stand-in for the
+engine."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from minimind.types import Batch, HeadFn, ModelOutput
 
 
 class BareEngine:
-    """Does as much of the engine as the stages call, on one rank."""
+    """Does the part of the engine that the stages call, on one rank."""
 
     ranks = Ranks(0, 0, 1)
 
@@ -45,7 +46,7 @@ class BareEngine:
 
 
 class Masters:
-    """What the optimizer updates: copies in fp32, or weights that are in it themselves."""
+    """Holds the weights that the optimizer updates: fp32 copies, or fp32 weights themselves."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         """Casts `module`, which is in fp32, to `dtype`."""

@@ -1,4 +1,4 @@
-"""The rows of bench.train: what a step of each of them does."""
+"""Defines the rows of bench.train: the step of each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TrainRow(Protocol):
     module: nn.Module
 
     answers: Answered | None
-    """Tells of a stage that answers prompts what its last step learned from; else None."""
+    """Tells what the last step learned from, for a stage that answers prompts; else None."""
 
     @property
     def steps(self) -> Steps:
@@ -60,7 +60,7 @@ def build_row(spec: RowSpec) -> TrainRow:
 
 
 class EngineRow:
-    """A stage as it is trained: the step of its run, with all that the loop does in one."""
+    """Takes the step of a stage's training run, with all that the loop does in one."""
 
     def __init__(self, spec: RowSpec) -> None:
         self.run, self.steps = spec.open_run()
@@ -73,7 +73,7 @@ class EngineRow:
 
 
 class TwoModelRow(EngineRow):
-    """DPO as it is without a cache: the reference beside the policy in every step."""
+    """Trains DPO without a cache: the reference runs beside the policy in every step."""
 
     def __init__(self, spec: RowSpec) -> None:
         super().__init__(spec)
@@ -95,7 +95,7 @@ class _AskedReference:
 
 
 class PlainLoopRow:
-    """A stage in a bare loop: in bf16 with fp32 masters and fp32 accumulation."""
+    """Trains a stage in a bare loop: in bf16 with fp32 masters and fp32 accumulation."""
 
     def __init__(self, spec: RowSpec) -> None:
         resolved = spec.run

@@ -1,4 +1,4 @@
-"""What the rows of bench.train train: runs as `minimind train` resolves them.
+"""Defines what the rows of bench.train train: runs as `minimind train` resolves them.
 
 Pretraining starts from fresh weights, on documents cut at one length, which a padded row can hold
 too. Every other stage starts from those same weights as a folder on disk, and reads its own data as
@@ -61,7 +61,7 @@ def all_rows(stage: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSpec:
-    """All that a worker process needs to build its row."""
+    """Holds all that a worker process needs to build its row."""
 
     name: str
     ds_config_name: str | None

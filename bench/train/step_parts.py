@@ -41,7 +41,7 @@ do; the first that fits."""
 
 
 class StepParts:
-    """Seconds of steps by part, and their collectives; entered again, it adds to them.
+    """Adds up the seconds of steps by part, and their collectives; it may be entered again.
 
     On a GPU every border waits for the device. Then nothing overlaps, and the parts of a step add
     up to more than the step takes unwatched; on a CPU they add up to it.

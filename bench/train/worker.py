@@ -1,4 +1,4 @@
-"""What a row's process does in bench.train."""
+"""Runs in the process of a row of bench.train."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from minimind.runtime.memory import PeakMemory, freeze_objects, live_tensor_byte
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """One optimizer step of one row."""
+    """Holds the time and numbers of one optimizer step of one row."""
 
     seconds: float
     loss: float
@@ -36,7 +36,7 @@ class StepTime:
 
 
 class TrainedRow:
-    """What the parent can ask of a row."""
+    """Holds the methods of a row that the parent calls."""
 
     def __init__(self, spec: RowSpec) -> None:
         self._spec = spec
@@ -88,7 +88,7 @@ class TrainedRow:
         )
 
     def measure(self) -> dict[str, Any]:
-        """Gives peak memory and counts, on steps of their own where measuring costs time."""
+        """Gives peak memory and counts, from separate steps where measuring costs time."""
         resident, between_steps = peak_resident(), self._live_bytes()
         with self._memory.measured():
             if self._device.type != "cuda":

@@ -1,4 +1,5 @@
-"""Which experts each token goes to, with which weights, and the loss that keeps experts in use.
+"""Chooses the experts of each token and their weights, and computes the loss that keeps experts
+in use.
 
     p = softmax(logits),   experts_t = the S largest of p_t,   weights_ts = p_te / Σ_s p_te
 

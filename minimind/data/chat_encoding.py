@@ -29,7 +29,7 @@ _QUESTION, _ANSWER, _CUT = "\ufdd1", "\ufdd2", "\ufdd3"
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A conversation whose turns have been checked."""
+    """Holds a conversation whose turns have been checked."""
 
     messages: list[Message]
     """Gives the messages as a chat template takes them: role, content, and tool_calls as

@@ -37,7 +37,7 @@ _SPLIT = re.compile(r"(?:^|[-_./])(train|test|val|valid|validation|dev|eval)(?=[
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One file of a source."""
+    """Describes one file of a source."""
 
     path: str
     container: Container

@@ -97,7 +97,7 @@ class Mixture:
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64: tokens of each document of the epoch."""
+        """Gives int64: the tokens of each document of the epoch."""
         units = slice(None) if self._units is None else self._units
         return self._lengths_UK[units].reshape(-1)
 

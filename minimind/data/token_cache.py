@@ -82,7 +82,7 @@ class TokenCache:
 
     @property
     def lengths(self) -> np.ndarray:
-        """The number of tokens of each document: int64 [documents]."""
+        """Gives the number of tokens of each document: int64 [documents]."""
         return np.diff(self._offsets)
 
     def tokens(self, document: int, start: int = 0, stop: int | None = None) -> np.ndarray:

@@ -29,7 +29,7 @@ OutT = TypeVar("OutT", bound=Batch)
 
 
 class Policy(Protocol):
-    """The trained model inside its engine."""
+    """Represents the trained model inside its engine."""
 
     def __call__(self, batch: Batch, head: HeadFn) -> ModelOutput: ...
 

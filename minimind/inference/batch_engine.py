@@ -91,7 +91,7 @@ class BatchEngine:
 
     @property
     def max_sequence(self) -> int:
-        """The most tokens of a prompt and its continuation together."""
+        """Gives the most tokens of a prompt and its continuation together."""
         return self._runner.cache.capacity
 
     @property

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class GrammarFailure(MiniMindError):
-    """A grammar was too complex for its limits at some token."""
+    """Says that a grammar was too complex for its limits at some token."""
 
 
 class GrammarMasks:

@@ -58,7 +58,7 @@ class CachePlan(Protocol):
     def positions_M(self) -> Tensor: ...
     @property
     def places_MK(self) -> Tensor:
-        """int64: the place of each head of each new token (see CacheLayer.store)."""
+        """Gives int64: the place of each head of each new token (see CacheLayer.store)."""
         ...
 
     def attend(self, q_MNH: Tensor, keys_SKCH: Tensor, values_SKCH: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ class RouterReport:
 
     @property
     def is_open(self) -> bool:
-        """Whether more layers may be added: false once they are summed up."""
+        """Tells whether more layers may be added: false once they are summed up."""
         return self._routings is not None
 
     def add(self, routing: Routing) -> None:

@@ -38,7 +38,7 @@ class _Entry:
 
     @property
     def columns(self) -> int | None:
-        """The number of columns; None for a vector."""
+        """Gives the number of columns; None for a vector."""
         return self.shape[-1] if len(self.shape) > 1 else None
 
     @property

@@ -1,4 +1,4 @@
-"""What stands in for a machine in a rehearsal: tensors without storage, ranks, launches."""
+"""Stands in for a machine in a rehearsal: tensors without storage, ranks, launches."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def set_environment(device_kind: str, world_size: int) -> None:
 
 @contextlib.contextmanager
 def without_storage(watch: Watch, gpu: config.Device) -> Iterator[None]:
-    """Within it tensors are made without storage, and all that is asked of the device is told to
-    `watch` instead. `gpu`: what Triton's launchers lay kernels out for."""
+    """Makes tensors without storage inside the block, and passes all requests to the device to
+    `watch`. `gpu` is the device for which Triton's launchers lay kernels out."""
 
     def launched(kernel: Any, grid: Any, num_warps: int, arguments: dict[str, Any]) -> None:
         for name, value in arguments.items():

@@ -1,4 +1,4 @@
-"""A dry run: what a run would ask of its device, and whether the device has the memory."""
+"""Makes a dry run: it shows a run's work on its device, and checks the device's memory."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _in_micro_batches(run: ResolvedRun, rows: int) -> TrainArguments:
 
 
 def _spell(before: TrainArguments, after: TrainArguments) -> str:
-    """As it can be given beside the rest."""
+    """Spells a setting as the user can add it to the others."""
     changed = {f"ds_config.{key}": value for key, value in after.ds_config.items()
                if before.ds_config.get(key) != value}  # fmt: skip
     rows = after.ds_config.get("train_micro_batch_size_per_gpu")

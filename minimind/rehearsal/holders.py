@@ -1,4 +1,4 @@
-"""What holds a tensor of a training step: told from when and where it was made."""
+"""Names what holds a tensor of a training step, by when and where it was made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bytes of a device's tensors, by what holds them, and the most there were at once."""
+"""Counts the bytes of a device's tensors, by holder, and the most at once."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from minimind.runtime.gpus import GPUS, find_gpu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A run, and where it is rehearsed."""
+    """Names a run and the place where it is rehearsed."""
 
     arguments: TrainArguments
     device: str

@@ -14,7 +14,7 @@ _ALLOWED = "read < minimind/engine/loop.py"
 
 
 class Wait(NamedTuple):
-    """A place where the host waits for the device."""
+    """Records a place where the host waits for the device."""
 
     kind: str
     place: str

@@ -43,7 +43,7 @@ class Rehearsals:
     """Rehearses on one kind of device, as the first of so many ranks."""
 
     def __init__(self, device: str, world_size: int) -> None:
-        """`device`: one of GPUS, or cpu for this machine's."""
+        """Takes one of GPUS as `device`, or cpu for this machine's."""
         self._world_size = world_size
         self._gpu = GPUS.get(device)
         set_environment("gpu" if self._gpu else "cpu", world_size)

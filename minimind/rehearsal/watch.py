@@ -52,7 +52,7 @@ class WithoutValues(FakeTensorMode):
     tensor's elements holds, as what is asked of any does not."""
 
     def __init__(self, read: Callable[[Tensor, str], None]) -> None:
-        """`read` is told of every tensor that a number is asked of, and how."""
+        """Calls `read` with every tensor of which a number is read, and how."""
         super().__init__(allow_non_fake_inputs=True)
         self._read = read
         self._holds: Any = WeakIdKeyDictionary()

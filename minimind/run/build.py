@@ -77,7 +77,7 @@ def build_trained(
 def build_engine(
     run: ResolvedRun, ranks: Ranks, trained: Trained, start: Checkpoint | None = None
 ) -> DeepSpeedEngine:
-    """Puts the policy into an engine; for `start`, in the checkpoint's state."""
+    """Puts the policy into an engine. With `start` the engine takes the checkpoint's state."""
     universal = False
     if start:
         check_same_helpers(start, trained.helpers_fingerprint)

@@ -24,7 +24,7 @@ class Ranks:
 
     @property
     def local_world_size(self) -> int:
-        """The number of ranks on this machine: torchrun and the deepspeed launcher name it
+        """Gives the number of ranks on this machine: torchrun and the deepspeed launcher name it
         differently."""
         names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
         return int(next((os.environ[n] for n in names if n in os.environ), self.world_size))

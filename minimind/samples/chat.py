@@ -17,7 +17,7 @@ TOOLS_ONE_IN = 8
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question that has one right answer."""
+    """Holds a question that has one right answer."""
 
     question: str
     answer: str

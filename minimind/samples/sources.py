@@ -1,4 +1,4 @@
-"""All sample data by name: what `sample:NAME` stands for where a data file is expected."""
+"""Lists all sample data by name, for `sample:NAME` in the place of a data file."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class Dice:
         return items[self.below(len(items))]
 
     def some(self, items: Sequence[ItemT], least: int, most: int) -> list[ItemT]:
-        """Between least and most different items, in any order."""
+        """Draws between least and most different items, in any order."""
         left = list(items)
         count = least + self.below(most - least + 1)
         return [left.pop(self.below(len(left))) for _ in range(count)]

@@ -25,7 +25,7 @@ is left to reinforcement learning."""
 
 @dataclass(frozen=True, slots=True)
 class ToolQuestion:
-    """A question, the call that answers it and the tool's answer."""
+    """Holds a question, the call that answers it and the tool's answer."""
 
     question: str
     tool: str

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """One thing in both languages."""
+    """Names one thing in both languages."""
 
     en: str
     zh: str

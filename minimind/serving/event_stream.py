@@ -19,7 +19,7 @@ DONE = "[DONE]"
 
 
 class ClientGone(Exception):
-    """The client closed its connection or stopped reading."""
+    """Says that the client closed its connection or stopped reading."""
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

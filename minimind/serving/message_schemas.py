@@ -34,7 +34,7 @@ class RequestPart(BaseModel):
 
 
 class ContentPart(RequestPart):
-    """A piece of a message's text, in the form of the chat API or of the responses API."""
+    """Holds a piece of a message's text, in the form of the chat API or of the responses API."""
 
     type: Annotated[
         Literal["text", "input_text", "output_text", "reasoning_text", "summary_text", "refusal"],

@@ -203,7 +203,7 @@ class ConversationFields(RequestPart):
 
 
 class ChatRequest(ConversationFields, ChatFormFields, GenerationRequestFields):
-    """The body of /v1/chat/completions."""
+    """Defines the body of /v1/chat/completions."""
 
     max_completion_tokens: Limit = None
     """Takes precedence over `max_tokens`."""

@@ -167,7 +167,7 @@ class Tokens(BaseModel):
 
 
 class TokenizedText(BaseModel):
-    """The ids, under vLLM's name and under llama.cpp's."""
+    """Gives the ids under vLLM's name and under llama.cpp's."""
 
     prompt: str
     content: str

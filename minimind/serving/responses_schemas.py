@@ -32,7 +32,7 @@ _IN_FULL = "send the whole conversation as `input`"
 
 
 class InputItem(RequestPart):
-    """A turn, or a part of an assistant's turn."""
+    """Holds a turn, or a part of an assistant's turn."""
 
     type: Annotated[
         Literal["message", "function_call", "function_call_output", "reasoning"],
@@ -88,7 +88,7 @@ class TextOptions(RequestPart):
 
 
 class ResponsesRequest(GenerationRequestFields):
-    """The body of /v1/responses."""
+    """Defines the body of /v1/responses."""
 
     input: str | Annotated[list[InputItem], Field(min_length=1)]
     """A user's text, or the conversation as items."""

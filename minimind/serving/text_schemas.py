@@ -52,7 +52,7 @@ class TextReading(RequestPart):
 
 
 class CompletionRequest(TextReading, GenerationRequestFields):
-    """The body of /v1/completions."""
+    """Defines the body of /v1/completions."""
 
     prompt: Texts
     """A text, its ids, or a list of these."""
@@ -88,7 +88,7 @@ class CompletionRequest(TextReading, GenerationRequestFields):
 
 
 class EmbeddingRequest(TextReading, AnyRequest):
-    """The body of /v1/embeddings."""
+    """Defines the body of /v1/embeddings."""
 
     input: Many
     """A text, its ids, or a list of these."""
@@ -111,7 +111,8 @@ class EmbeddingRequest(TextReading, AnyRequest):
 
 
 class TokenizeRequest(ConversationFields, AnyRequest):
-    """The body of /tokenize: vLLM's with `prompt` or `messages`, or llama.cpp's with `content`."""
+    """Defines the body of /tokenize: vLLM's with `prompt` or `messages`, or llama.cpp's with
+    `content`."""
 
     messages: Annotated[list[Message], Field(min_length=1)] | None = None  # type: ignore[assignment]
     prompt: str | None = None
@@ -128,6 +129,6 @@ class TokenizeRequest(ConversationFields, AnyRequest):
 
 
 class DetokenizeRequest(AnyRequest):
-    """The body of /detokenize."""
+    """Defines the body of /detokenize."""
 
     tokens: list[Annotated[int, Field(ge=0)]]

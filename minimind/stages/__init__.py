@@ -1,6 +1,6 @@
 """Holds the training objectives, by the name that --stage takes, and nothing else.
 
-Rollouts, rewards' use and reference models stand beside the objectives that use them. The loop,
+Rollouts, their rewards and reference models stand beside the objectives that use them. The loop,
 DeepSpeed and checkpoints are minimind.engine's.
 """
 

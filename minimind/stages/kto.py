@@ -75,7 +75,8 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
     """Learns from single answers; good and bad ones need not be to the same prompts, nor equally
     many.
 
-    With log p the sum over the answer's targets, r = log π - log ref and z the mean of r over mismatched prompts and answers, never below 0 and without gradient, the loss of an answer is
+    With log p the sum over the answer's targets, r = log π - log ref and z the mean of r over
+    mismatched prompts and answers, never below 0 and without gradient, the loss of an answer is
         kto                 good: w_d·(1 - σ(β·(r - z)))    bad: w_u·(1 - σ(β·(z - r)))
                             (Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic
                             Optimization", equation 7)

@@ -227,9 +227,8 @@ class _ExpertFFN(torch.autograd.Function):
         grad_x_MD, grad_weights_MS, grad_gate_up_EGD, grad_down_EDF = _backward(
             grad_out_MD, *ctx.saved_tensors, generated=False, grad_of_experts=of_experts
         )
-        if not of_experts:
-            return grad_x_MD, grad_weights_MS, None, None, None, None
-        return grad_x_MD, grad_weights_MS, None, None, grad_gate_up_EGD, grad_down_EDF
+        grads_of_experts = (grad_gate_up_EGD, grad_down_EDF) if of_experts else (None, None)
+        return grad_x_MD, grad_weights_MS, None, None, *grads_of_experts
 
 
 def _grouped_products(x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) -> Tensor:
@@ -257,16 +256,15 @@ def _build(inputs: Inputs) -> Case:
     row, kept = inputs.bytes_of(inputs.tokens, hidden), inputs.bytes_of(num_slots, 2 * ffn)
     weights = inputs.bytes_of(num_experts, 3 * ffn, hidden)
     product = 2 * num_slots * hidden * ffn
+    tensors = (
+        inputs.rows(hidden), inputs.matrix(num_experts, 2 * ffn, hidden),
+        inputs.matrix(num_experts, hidden, ffn), routing.weights_MS.requires_grad_(),
+    )  # fmt: skip
     return Case(
-        "expert_ffn", sizes, run(expert_ffn), run(expert_ffn_reference),
-        (
-            inputs.rows(hidden), inputs.matrix(num_experts, 2 * ffn, hidden),
-            inputs.matrix(num_experts, hidden, ffn), routing.weights_MS.requires_grad_(),
-        ),
+        "expert_ffn", sizes, run(expert_ffn), run(expert_ffn_reference), tensors,
         2 * row + kept + weights, 3 * row + kept + 2 * weights, 3 * product, 6 * product,
         quickest=run(_grouped_products),
-        # It sorts the tokens itself.
-        liger=Liger(
+        liger=Liger(  # sorts the tokens itself
             "fused_moe:LigerFusedMoEFunction",
             lambda apply: lambda x, gate_up, down, weights: apply(
                 x, gate_up, down, routing.experts_MS, weights
@@ -298,6 +296,5 @@ EXPERT_FFN = Op(
         "expert_weight_grad.weight_grad": Registers(132, 132, 112, 88, 176),
     },
     launches={"expert_ffn": 6},
-    # 400 TFLOP/s.
-    goals=(Goal("expert_ffn", BOTH, {"minimind2-moe": 1631}),),
+    goals=(Goal("expert_ffn", BOTH, {"minimind2-moe": 1631}),),  # 400 TFLOP/s
 )  # fmt: skip

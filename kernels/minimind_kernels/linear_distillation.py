@@ -20,7 +20,7 @@ from . import backend
 from .form import Form
 from .linear_kl import build_teacher, check_teacher, linear_kl_reference, softmax_stats
 from .linear_loss import build_head, linear_cross_entropy_reference
-from .op import Case, Function, Inputs, Op, Registers
+from .op import IGNORED, Case, Function, Inputs, Op, Registers
 from .token_chunks import WORTH_GATHERING, TokenChunks, scale_grads
 
 _IGNORED = -1
@@ -232,7 +232,7 @@ LINEAR_DISTILLATION = Op(
     _build,
     tested={
         "tokens": (0, 1, 13),
-        "ignored": ("none", "few", "some", "all"),
+        "ignored": tuple(IGNORED),
         "chunk_size": (None, 3),
         "alpha": (0.0, 0.3, 1.0),
         "teacher_width": (40,),

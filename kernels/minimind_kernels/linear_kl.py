@@ -19,7 +19,7 @@ from torch.nn import functional
 from . import backend
 from .form import Form
 from .linear_loss import build_head
-from .op import BOTH, Case, Function, Goal, Inputs, Liger, Op, Registers
+from .op import BOTH, IGNORED, Case, Function, Goal, Inputs, Liger, Op, Registers
 from .token_chunks import WORTH_GATHERING, TokenChunks, scale_grads
 
 
@@ -275,7 +275,7 @@ LINEAR_KL = Op(
     _build,
     tested={
         "tokens": (0, 1, 13),
-        "ignored": ("none", "few", "some", "all"),
+        "ignored": tuple(IGNORED),
         "chunk_size": (None, 3),
         "uniform_grad frozen": ((False, False), (True, False), (False, True)),
         "teacher_width": (40,),

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from . import backend
 from .form import Form
-from .op import BOTH, Case, Goal, Inputs, Liger, Op, Registers
+from .op import BOTH, IGNORED, Case, Goal, Inputs, Liger, Op, Registers
 from .token_chunks import WORTH_GATHERING, TokenChunks, scale_grads
 
 _IGNORED = -1
@@ -266,8 +266,7 @@ def _build_log_prob(
     )  # fmt: skip
 
 
-_IGNORED_PARTS = ("none", "few", "some", "all")
-_TESTED = {"tokens": (0, 1, 11), "ignored": _IGNORED_PARTS, "chunk_size": (None, 4)}
+_TESTED = {"tokens": (0, 1, 11), "ignored": tuple(IGNORED), "chunk_size": (None, 4)}
 _SCALES = (1e-3, 20.0)
 LINEAR_CROSS_ENTROPY = Op(
     linear_cross_entropy,
@@ -293,8 +292,7 @@ LINEAR_LOG_PROB = Op(
     compiled_for=("V {vocab}",),
     forms=(cross_entropy_grad,),
     registers={"cross_entropy.grad": Registers(32, 32, 31, 32, 43)},
-    # The backward pass makes the logits anew.
-    launches={"linear_log_prob": 8},
+    launches={"linear_log_prob": 8},  # the backward pass makes the logits anew
     goals=(
         Goal("linear_log_prob", ("forward",), {"minimind2-small": 230, "minimind2": 320}),
         Goal("linear_log_prob", BOTH, {"minimind2-small": 650, "minimind2": 900}),

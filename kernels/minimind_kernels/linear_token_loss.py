@@ -23,7 +23,7 @@ from .linear_loss import (
     linear_cross_entropy_reference,
     linear_log_prob,
 )
-from .op import Case, Inputs, Op
+from .op import IGNORED, Case, Inputs, Op
 from .token_chunks import WORTH_GATHERING, TokenChunks, scale_grads
 
 _IGNORED = -1
@@ -196,7 +196,7 @@ LINEAR_TOKEN_LOSS = Op(
     _build,
     tested={
         "tokens": (0, 13),
-        "ignored": ("none", "few", "some", "all"),
+        "ignored": tuple(IGNORED),
         "chunk_size": (None, 4),
     },
     compiled_for=("V {vocab}",),

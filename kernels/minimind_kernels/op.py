@@ -54,6 +54,10 @@ ODD = Sizes(
 """Sizes that are no multiple of a tile: elements beyond a missing mask lie outside the tensor."""
 
 
+IGNORED = {"none": 0, "few": 11, "some": 3, "all": 1}
+"""How many labels are no target: one in so many."""
+
+
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """Makes the tensors of a case."""
@@ -85,7 +89,7 @@ class Inputs:
         """Gives an id of the vocabulary for each token, or -100 for the share `ignored` of them:
         none, few, some or all."""
         labels_M = self.arange(self.tokens) * 7 % self.sizes.vocab
-        step = {"none": 0, "few": 11, "some": 3, "all": 1}[ignored]
+        step = IGNORED[ignored]
         if step:
             labels_M[step // 2 :: step] = -100
         return labels_M

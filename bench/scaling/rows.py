@@ -106,8 +106,9 @@ def build_row(
     mode: str, num_rows: int, found: Mapping[str, Any], device: Device,
     base: Mapping[str, Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Gives the row of a measured count. `found` is bench.scaling.rank's; `base` the smallest
-    count's row."""
+    """Gives the row of a measured number of ranks. `found` is the result that bench.scaling.rank
+    wrote; `base` is the row of the smallest number of ranks, to which the efficiency is relative,
+    or None where this row is that one."""
     ranks = found["ranks"]
     # Ranks wait for each other, so a step is as long as on the slowest.
     seconds = [max(step) for step in zip(*(rank["step_seconds"] for rank in ranks), strict=True)]

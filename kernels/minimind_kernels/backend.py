@@ -65,7 +65,8 @@ def interpreting() -> bool:
 
 
 def check_settings(device: torch.device) -> None:
-    """Checks, when a program starts, whether both settings can be met on `device`.
+    """Checks, when a program starts, whether MINIMIND_KERNELS and MINIMIND_COMPILE can be
+    met on `device`.
 
     Raises ValueError for an unknown value, RuntimeError for a value that this machine cannot
     meet.
@@ -105,9 +106,9 @@ def inlines(op: str, *tensors: Tensor) -> bool:
 
 
 def is_decoding(x: Tensor) -> bool:
-    """Tells whether x is a small tensor on the CPU that needs no gradient, as in decoding and
-    prompts: there the number of PyTorch operators decides the time, with the Python calls around
-    them."""
+    """Tells whether gradients are off and x is a small tensor on the CPU, as in decoding and
+    prompts. An operation then takes the form with the fewest operators and Python calls, which
+    decide the time. False under `MINIMIND_KERNELS=triton`, and while torch.compile traces."""
     return (
         x.device.type == "cpu"
         and not torch.is_grad_enabled()

@@ -31,7 +31,8 @@ def linear_kl_reference(
     temperature: float = 1.0,
     is_counted_M: Tensor | None = None,
 ) -> Tensor:
-    """Computes the formula in PyTorch, with all logits of both models at once."""
+    """Computes each token's KL(teacher ‖ student) in PyTorch, with all logits of both models at
+    once: loss_M, 0 where not counted, in fp64 for fp64 hidden states, else in fp32."""
     wide = torch.promote_types(hidden_MD.dtype, torch.float32)
     log_prob_MV, teacher_log_prob_MV = (
         functional.log_softmax(functional.linear(h, w).to(wide) / temperature, dim=-1)

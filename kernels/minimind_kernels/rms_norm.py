@@ -19,7 +19,9 @@ from .op import Case, Goal, Inputs, Liger, Op, Registers
 def rms_norm_reference(
     x: Tensor, weight_D: Tensor, eps: float, cast_before_weight: bool = False
 ) -> Tensor:
-    """Computes the formula in PyTorch. fp64 is computed in fp64, everything narrower in fp32."""
+    """Computes `rms_norm` in PyTorch: y in x's dtype. It computes in fp64 for an fp64 x, else in
+    fp32; with `cast_before_weight`, the normed value is cast to x's dtype before the product with
+    the weight."""
     wide = torch.promote_types(x.dtype, torch.float32)
     x_wide = x.to(wide)
     normed = x_wide * torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)

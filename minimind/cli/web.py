@@ -1,4 +1,4 @@
-"""Opens a web page to chat with a server: `minimind web --server http://127.0.0.1:8000`."""
+"""Serves a web page to chat with a server: `minimind web --server http://127.0.0.1:8000`."""
 
 from __future__ import annotations
 

@@ -54,7 +54,8 @@ _RECIPE_PATHS: dict[str, str] = {
 
 
 def find_ds_config(name: str) -> Path:
-    """Finds a JSON by its path, else in ds_configs/. A miss raises ConfigError with all names."""
+    """Finds a DeepSpeed JSON by its path, else in SHIPPED by its name, with or without `.json`.
+    Raises ConfigError, which lists the names in SHIPPED, where there is none."""
     for path in (Path(name), SHIPPED / name, SHIPPED / f"{name}.json"):
         if path.is_file():
             return path

@@ -36,7 +36,9 @@ MONITORS = tuple(MONITOR_KEYS)
 
 
 def check_monitor(name: str, values: Mapping[str, Any], origin: str) -> None:
-    """Raises ConfigError for values that the section `name` cannot hold."""
+    """Checks the section of the monitor `name`, one of MONITORS, in a DeepSpeed JSON. Raises
+    ConfigError, which names `origin`, for an unknown or refused key, a value of a wrong type, and a
+    folder with `..`."""
     known = MONITOR_KEYS[name]
     for key, value in values.items():
         if reason := REFUSED_MONITOR_KEYS.get(f"{name}.{key}"):

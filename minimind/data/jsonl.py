@@ -24,7 +24,8 @@ _BLANK = b" \t\r\n"
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """Holds the reason why a row cannot be used (without the `path:line: ` in front)."""
+    """Holds the place of a row that cannot be used, and the reason, which does not repeat the
+    place. `str` spells both, as in `a.jsonl:3: reason`."""
 
     path: str
     line: int

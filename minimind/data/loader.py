@@ -119,8 +119,8 @@ class PackedLoader:
     def read(
         self, from_step: int, to_step: int, pin: bool = False, ahead: int = 2
     ) -> Iterator[list[Batch]]:
-        """Yields `batches` of each step, built `ahead` of their use in one background thread and,
-        with `pin`, in page-locked memory. Closing the iterator ends the thread."""
+        """Yields `batches` of each step. A background thread builds them, `ahead` steps before
+        their use and, with `pin`, in page-locked memory. Closing the iterator ends the thread."""
         return read_steps(self.batches, range(from_step, to_step), pin, ahead)
 
     def _micro_batches(self, step: int) -> list[list[int]]:

@@ -54,8 +54,8 @@ def prefetched(items: Iterator[ItemT], ahead: int) -> Iterator[ItemT]:
 def read_steps(
     batches_of: Callable[[int], list[BatchT]], steps: Iterable[int], pin: bool, ahead: int = 2
 ) -> Iterator[list[BatchT]]:
-    """Yields the micro-batches of each step, built `ahead` of their use and, with `pin`, in
-    page-locked memory. Closing the iterator ends the thread."""
+    """Yields the micro-batches of each step. A background thread builds them, `ahead` steps before
+    their use and, with `pin`, in page-locked memory. Closing the iterator ends the thread."""
 
     def build() -> Iterator[list[BatchT]]:
         for step in steps:

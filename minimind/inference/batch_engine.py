@@ -137,8 +137,9 @@ class BatchEngine:
 
     @torch.no_grad()
     def step(self) -> list[Delta]:
-        """Runs one forward and gives the deltas. Requests without output are not in the list; each
-        one's last delta has a finish_reason."""
+        """Runs one forward and gives a Delta of each request that got a token or ended. A request's
+        last Delta has a finish_reason. A forward that fails with a RuntimeError or MiniMindError is
+        not raised: its requests end with the finish_reason `error`."""
         # In this order: who is cancelled here was submitted before, so it is found.
         to_cancel = [self._to_cancel.popleft() for _ in range(len(self._to_cancel))]
         while self._submitted:

@@ -22,7 +22,8 @@ _ZERO = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_mem
 
 
 class Machine(Protocol):
-    """Receives the requests to a GPU."""
+    """Is told by FakeCuda when the host waits for the GPU, and when a CUDA graph is captured or
+    replayed. rehearsal/watch.py has it."""
 
     def wait(self, kind: str) -> None:
         """Records that the host waits until the device is done."""

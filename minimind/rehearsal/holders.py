@@ -65,7 +65,9 @@ class Moments:
 
     @contextlib.contextmanager
     def of(self, loop: Loop[Any, Any]) -> Iterator[None]:
-        """Follows a loop's steps."""
+        """Has `holder` know, inside the block, what a step of `loop` is doing (rollouts,
+        activations, backward, update), by patching the stage, DeepSpeedEngine and
+        torch.autograd.grad."""
         stage = loop.stage
         prepare = stage.prepare
 

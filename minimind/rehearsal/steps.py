@@ -40,7 +40,8 @@ _STEPS = 3
 
 
 class Rehearsals:
-    """Rehearses on one kind of device, as the first of so many ranks."""
+    """Rehearses training steps and generations in this process, on one kind of device, as rank 0 of
+    `world_size` ranks."""
 
     def __init__(self, device: str, world_size: int) -> None:
         """Takes one of GPUS as `device`, or cpu for this machine's."""

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 
-from minimind.errors import ConfigError, MiniMindError
+from minimind.errors import ConfigError
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.prompt_reader import PromptReader
 from minimind.inference.request import Delta, GenerationRequest
@@ -119,8 +119,8 @@ class EngineThread:
             result = reading(self.engine.reader)
         except ConfigError as problem:
             error = ApiError(400, str(problem))
-        except (RuntimeError, MiniMindError):
-            # Out of memory, most often.
+        except Exception:
+            # Out of memory, most often. Whatever it is, the thread goes on for the other requests.
             logger.exception("a text could not be read")
             error = ApiError(500, "the text could not be read; the log says why")
         self._hand_over(_settle, found, result, error)

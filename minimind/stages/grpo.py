@@ -139,7 +139,8 @@ class GRPO(RolloutStage):
         return trains(self.recipe).outline(config)
 
     def build_models(self, context: BuildContext) -> StageModels:
-        """Builds the models. Raises the errors of `check`."""
+        """Builds the policy, with adapters where the recipe asks for them, and with `beta` the
+        frozen reference. `check` must have passed: this repeats only the adapters' part."""
         self.get_ready(context)
         if self.recipe.has_adapters:  # the frozen base is the reference
             return Lora(self.recipe).build_models(context)

@@ -116,7 +116,8 @@ class PPO(RolloutStage):
             return ActorCritic(config)
 
     def build_models(self, context: BuildContext) -> StageModels:
-        """Raises what `check` does."""
+        """Builds policy and critic as one module, the critic with the policy's weights, and with
+        `kl_coef` the frozen reference. `check` must have passed: this does not repeat it."""
         self.get_ready(context)
         module = ActorCritic(context.config)
         for model in (module.policy, module.critic):

@@ -63,8 +63,8 @@ def watch(watcher: Watcher, device: config.Device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def laid_out_for(device: config.Device) -> Iterator[None]:
-    """Takes the tiles of `device` inside the block, whichever device the tensors are on: to try
-    other tiles than the table's."""
+    """Lays kernels out for `device` inside the block, whichever device the tensors are on: for a
+    GPU that is not there, or with a subclass of Device that gives other tiles than the table."""
     global _device
     _device = device
     try:

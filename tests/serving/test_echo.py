@@ -171,3 +171,18 @@ def test_a_reader_s_numbers_are_the_model_s(model: Transformer, tokenizer: Token
     embedding = torch.tensor(reader.embedding(ids))
     assert embedding.shape == (size,)
     assert embedding.norm().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("problem", [RuntimeError("out of memory"), TypeError("of any kind")])
+def test_a_text_that_cannot_be_read_ends_nothing_else(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch, problem: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise problem
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PromptReader, "embedding", fail)
+        url = f"{server.url}/v1/embeddings"
+        response = httpx.post(url, json={"input": "a"}, timeout=30)
+        assert response.status_code == 500, response.text
+    assert complete(server, prompt=TEXTS[0], max_tokens=2)["choices"]

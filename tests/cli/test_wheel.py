@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from training_runs import ROOT
+from training_runs import LAUNCHER_VARIABLES, ROOT
 
 from minimind.cli.main import VERBS
 from minimind.runtime.ranks import free_port
@@ -78,7 +78,9 @@ def run(environment: Path) -> Run:
     """run("chat", …, stdin=…): the `minimind` of the environment; python=True is its Python."""
     elsewhere = environment.parent / "elsewhere"
     elsewhere.mkdir()
-    variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    # A run of this process, which another test made, still listens at its own MASTER_PORT.
+    ours = ("PYTHONPATH", "VIRTUAL_ENV", *LAUNCHER_VARIABLES)
+    variables = {k: v for k, v in os.environ.items() if k not in ours}
     variables |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     variables["MINIMIND_CACHE"] = str(environment.parent / "cache")
 

@@ -16,6 +16,7 @@ os.environ.setdefault("MINIMIND_COMPILE", "0")
 
 import torch
 from minimind_kernels import backend
+from training_runs import LAUNCHER_VARIABLES
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.runtime.memory import freeze_objects
@@ -93,7 +94,7 @@ def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     """One rank by itself; what a test makes of these variables is gone after it."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    for name in LAUNCHER_VARIABLES:
         # Set first: else monkeypatch would not take away what the code under test sets.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

@@ -1,1 +1,1 @@
-"""How quickly does text become batches, and does memory grow with a file?"""
+"""Measures how quickly text becomes batches, and whether memory grows with a file."""

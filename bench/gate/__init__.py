@@ -1,1 +1,2 @@
-"""Did a commit make anything slower or larger? Two commits, measured in turns on one machine."""
+"""Tells whether a commit made anything slower or larger: it measures two commits in turns on one
+machine."""

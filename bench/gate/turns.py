@@ -35,7 +35,7 @@ class Ended:
 
     status: int
     errors: str
-    """What it wrote to stderr."""
+    """The text that the program wrote to stderr."""
 
 
 def run_in_turns(

@@ -1,1 +1,1 @@
-"""What is run on a machine with a GPU, in parts of minutes: tests first, then every benchmark."""
+"""Runs tests and then every benchmark on a machine with a GPU, in parts of minutes."""

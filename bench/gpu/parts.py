@@ -46,7 +46,7 @@ class Command:
     under: tuple[str, ...] = ()
     """A program that watches it, with flags; without the program it is left out likewise."""
     limit_s: float = float("inf")
-    """Beside that of its part."""
+    """Seconds that the command may take; its part has a limit too."""
     takes: tuple[str, ...] = ()
     """Options of bench.gpu that it is given where they are given."""
     is_small: bool = True
@@ -174,7 +174,7 @@ PARTS: dict[str, list[Command]] = {
     "curve": _curve("engine"),
     "curve_original": _curve("original"),
 }  # fmt: skip
-"""What is wanted most comes first: whether it is correct, then how quick."""
+"""The parts of a GPU day, the most important first: correctness, then speed."""
 
 CALLS = {
     "correctness": ("tests", "sanitizer"),

@@ -1,1 +1,2 @@
-"""How quickly are tokens generated, by the engine beside `transformers` and by the server?"""
+"""Measures how quickly tokens are generated: by the engine beside `transformers`, and by the
+server."""

@@ -31,7 +31,7 @@ GOALS = ("minimind2-small", "minimind2", "minimind2-moe")
 CARDS = ("NVIDIA H200", "NVIDIA H100")
 """GPUs that the project has goals for, by how their names begin."""
 _KERNELS = {"torch": "without our kernels", "Liger-Kernel": "with Liger-Kernel"}
-"""What of a row's kernels its name says."""
+"""How a row's name tells its kernels, where they are not the project's own."""
 
 
 def training_section(results: Results) -> str:

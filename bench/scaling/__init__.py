@@ -1,1 +1,1 @@
-"""What do more ranks bring? One training run at each number of them, measured or predicted."""
+"""Measures what more ranks bring: one training run at each number of ranks, or a prediction."""

@@ -28,7 +28,7 @@ class Link:
     """Describes the link between ranks."""
 
     bytes_per_s: float
-    """What each rank sends, while all do."""
+    """Bytes that each rank sends in a second while all ranks send."""
     latency_s: float
     """Of the smallest collective."""
     origin: str

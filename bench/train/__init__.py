@@ -1,2 +1,2 @@
-"""How quick is a training step, what does it hold, and how fast does it learn? Rows of every stage,
+"""Measures how quick a training step is, what it holds and how fast it learns: rows of every stage,
 ours and the rivals', take steps in turns."""

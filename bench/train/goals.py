@@ -27,9 +27,9 @@ class Goal:
     at_least: float | None = None
     at_most: float | None = None
     on_gpu: float | None = None
-    """The limit there, where it is another."""
+    """The limit on a GPU, where it differs."""
     bound: Callable[[Rows], float] | None = None
-    """What the matrix products alone allow."""
+    """The best ratio that the matrix products alone allow."""
     reads: str = "step_seconds"
     """Left out where a row has none of it."""
 

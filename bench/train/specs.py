@@ -45,7 +45,7 @@ _ROWS = {
 engine."""
 EXPERT_ROWS = ("dense", "expert_loop")
 _MORE_ROWS = {"pretrain": ("compiled", "transformers", *EXPERT_ROWS)}
-"""Those that are measured where they are asked for."""
+"""Rows of a stage that are measured only where --rows names them."""
 _DECIDED = {"micro_batch_size": "--micro_batch", "train_batch_size": "--accumulation",
             "max_steps": "--steps"}  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What training steps spend their time on: `with StepParts(module, device) as parts: step()`.
+"""Splits the time of training steps into parts: `with StepParts(module, device) as parts: step()`.
 
 Nothing of the step has to know: the borders are the module's call, autograd's start and end, any
 torch optimizer's update and any collective, wherever DeepSpeed makes them.

@@ -19,7 +19,7 @@ VERBS = {
     "convert": "converts a checkpoint to another format",
     "tokenizer": "trains a tokenizer on your text",
 }
-"""What each verb does. The file of its name holds its `main`, and `run_process` where the process
+"""The help of each verb. The file of its name holds its `main`, and `run_process` where the process
 has to be ended in a special way."""
 
 EXTRAS = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from minimind.inference.text_stream import possible_start
 
-_THINK, _END_THINK = "<think>", "</think>"
+THINK, END_THINK = "<think>", "</think>"
 _CALL, END_CALL = "<tool_call>", "</tool_call>"
 _STRING_OR_END = re.compile(rf'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|{END_CALL}', re.DOTALL)
 
@@ -103,7 +103,7 @@ class AnswerParser:
                 self._held = self._held[end + len(END_CALL) :]
             return end is not None
         thinks = self._state == "reasoning"
-        tag = _END_THINK if thinks else _CALL
+        tag = END_THINK if thinks else _CALL
         start = self._held.lstrip("\n")
         if not thinks and self._calls_alone and start and not _CALL.startswith(start[: len(_CALL)]):
             self._with_tools = False
@@ -124,10 +124,10 @@ class AnswerParser:
 
     def _find_beginning(self) -> bool:
         text = self._held.lstrip()
-        if text.startswith(_THINK):
-            self._held = text.removeprefix(_THINK)
+        if text.startswith(THINK):
+            self._held = text.removeprefix(THINK)
             self._state = "reasoning"
-        elif text and not _THINK.startswith(text):
+        elif text and not THINK.startswith(text):
             self._state = "content"
             self._is_fresh = False
         return self._state != "start"
@@ -176,4 +176,4 @@ def _read_call(body: str) -> ToolCall | None:
 
 def opens_reasoning(prompt_tail: str) -> bool:
     """Tells whether a prompt with this end has opened a thinking block and not closed it."""
-    return prompt_tail.rfind(_THINK) > prompt_tail.rfind(_END_THINK)
+    return prompt_tail.rfind(THINK) > prompt_tail.rfind(END_THINK)

@@ -11,6 +11,7 @@ from typing import Any
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
+from minimind.inference.answer_parser import END_THINK
 
 Rules = dict[str, Any]
 """One grammar, as llguidance lists them. Other grammars may refer to it by its "name"."""
@@ -87,7 +88,7 @@ class AnswerForm:
         thinking = ""
         if self.after_thinking:
             thinking = "thought /\\n{0,2}/ "
-            yield _all_until("thought", "</think>", tokenizer)
+            yield _all_until("thought", END_THINK, tokenizer)
         if not self.tools:
             yield f"start: {thinking}@content"
             return

@@ -13,8 +13,8 @@ from minimind.rehearsal.tally import Work
 from minimind.runtime.gpus import Gpu
 
 OPERATOR_S, LAUNCH_S, COLLECTIVE_S = 6e-6, 20e-6, 20e-6
-"""What the host spends on one operator of PyTorch's, on one launch of ours through Triton, and on
-one collective: estimates for a server's CPU, none of them measured beside a GPU."""
+"""Seconds of the host for one operator of PyTorch's, one launch of ours through Triton and one
+collective: estimates for a server's CPU, none of them measured beside a GPU."""
 _BACKWARD_SHARE = 2 / 3
 """Of the device's time, during which gradients may travel."""
 _WIDE = 2

@@ -57,7 +57,7 @@ class WithoutValues(FakeTensorMode):
         self._read = read
         self._holds: Any = WeakIdKeyDictionary()
         self.host_copies: Any = WeakIdKeyDictionary()
-        """What the host knows of the device's tensors, because it sent it there."""
+        """Values of the device's tensors that the host knows, because it sent them."""
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Here and not in Watch: operators that PyTorch takes apart ask only here.

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from typing import Any
 
 _LATE = ("torch._dynamo", "torch.fx.experimental.symbolic_shapes", "deepspeed.compile.backend")
-"""What PyTorch imports with its first tensor without storage, and DeepSpeed with its engine."""
+"""Modules that PyTorch imports with its first tensor without storage, and DeepSpeed with its
+engine."""
 
 
 def main(argv: Sequence[str]) -> int:

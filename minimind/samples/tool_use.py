@@ -17,7 +17,7 @@ REQUESTED_PERCENT = 35
 """How many of the conversations with tools request the use of one, in so many words, and get it:
 there a model learns how to call."""
 REQUEST_EN, REQUEST_ZH = "Use a tool. ", "请用工具。"
-"""What such a question begins with. No prompt does."""
+"""How a question that requests a tool begins. No prompt of the sample tasks begins so."""
 CALLED_ONE_IN = 7
 """How often a tool is called without a request; else the answer is not known. That it pays to call
 is left to reinforcement learning."""

@@ -20,9 +20,9 @@ class Town:
     colour: Name
     """Of its houses."""
     animal: Name
-    """What its people keep."""
+    """The animal that its people keep."""
     food: Name
-    """What it is known for."""
+    """The food that the town is known for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ FRUITS = (
 )
 
 THINGS = (*FRUITS, *(town.animal for town in TOWNS))
-"""What people have, in a number that only a tool knows."""
+"""Things that people have; only a tool knows how many."""
 
 HELD_OUT_SUMS = frozenset(
     {

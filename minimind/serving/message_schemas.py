@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
+from minimind.inference.answer_parser import END_THINK, THINK
 from minimind.serving.api_errors import ApiError
 from minimind.serving.field_standing import NoEffect, OthersRefused, Refused
 from minimind.serving.json_body import read_json
 
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
-_THINK, _END_THINK = "<think>", "</think>"
 _ROLES = {"developer": "system", "function": "tool"}
 
 
@@ -160,8 +160,8 @@ def read_turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
 def split_open_thought(turn: dict[str, Any]) -> dict[str, Any]:
     """Splits an assistant's turn that is to be continued, whose text may stop within its thinking
     block."""
-    before, opened, thought = turn["content"].partition(_THINK)
-    if opened and not before.strip() and _END_THINK not in thought:
+    before, opened, thought = turn["content"].partition(THINK)
+    if opened and not before.strip() and END_THINK not in thought:
         return {**turn, "content": "", "reasoning_content": thought.removeprefix("\n")}
     return turn
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from minimind.inference.answer_parser import Content, Part, Reasoning
+from minimind.inference.answer_parser import END_THINK, THINK, Content, Part, Reasoning
 
 Place = Literal["apart", "text", "nowhere"]
 """In a separate field, in the text within their tags, or left out."""
@@ -26,10 +26,10 @@ class Thoughts:
             if isinstance(part, Reasoning):
                 if self._place == "nowhere":
                     continue
-                part = Content(part.text if self._is_open else f"<think>\n{part.text}")
+                part = Content(part.text if self._is_open else f"{THINK}\n{part.text}")
                 self._is_open = True
             elif self._is_open:
-                found.append(Content("\n</think>\n\n"))
+                found.append(Content(f"\n{END_THINK}\n\n"))
                 self._is_open = False
             found.append(part)
         return found

@@ -111,6 +111,9 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return data
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
+
+
 def _parse(raw: bytes) -> dict | str:
     """Parses a line; gives the object, or the reason why it is bad."""
     try:
@@ -119,7 +122,7 @@ def _parse(raw: bytes) -> dict | str:
         byte = raw[error.start]
         return f"not UTF-8: byte 0x{byte:02x} at byte {error.start + 1} of the line"
     try:
-        data = json.loads(text, object_pairs_hook=unique_keys)
+        data = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         return f"not JSON: {error.msg} (column {error.colno}); each line must be one JSON object"
     except (RecursionError, ValueError) as error:

@@ -40,9 +40,11 @@ def _read_own_pair(data: Data, unread: set[str]) -> Data:
     if not all(side in data for side in _SIDES):
         return data  # the format says so, with the keys that there are
     _check_scores(data)
-    sides = {side: unpack_turns(data[side], f'"{side}"') for side in _SIDES}
-    sides = {side: read_turns(turns, f'"{side}"', unread) for side, turns in sides.items()}
-    return {**read_shared(data), **sides}
+    read = read_shared(data)
+    for side in _SIDES:
+        what = f'"{side}"'
+        read[side] = read_turns(unpack_turns(data[side], what), what, unread)
+    return data if all(data.get(key) is value for key, value in read.items()) else read
 
 
 def _check_scores(data: Data) -> None:

@@ -120,7 +120,7 @@ def read_turns(turns: object, what: str, unread: set[str]) -> Any:
     """Gives the same turns in the project's own words; gives the value unchanged where it already
     is in them or is not a list of objects. `what` names the turns, `unread` takes the keys to
     report. Raises RowProblem."""
-    if not isinstance(turns, list):
+    if not isinstance(turns, list) or all(map(_is_own, turns)):
         return turns
     read = []
     calls: list[Turn] | None = None
@@ -140,9 +140,9 @@ def read_turns(turns: object, what: str, unread: set[str]) -> Any:
 
 
 def _read_turn(turn: Turn, unread: set[str]) -> Turn:
-    role, content = turn.get("role"), turn.get("content")
-    if len(turn) == 2 and isinstance(content, str) and role in _OWN_ROLES:
+    if _is_own(turn):
         return turn
+    role, content = turn.get("role"), turn.get("content")
     is_sharegpt = "from" in turn and "role" not in turn
     (SHAREGPT_TURNS if is_sharegpt else TURNS).check(turn, unread)
     if is_sharegpt:
@@ -171,6 +171,16 @@ def _read_turn(turn: Turn, unread: set[str]) -> Turn:
     if calls and read.get("role") != "assistant":
         raise RowProblem(f'"tool_calls" of the role {read.get("role")!r}: only the assistant calls')
     return read
+
+
+def _is_own(turn: object) -> bool:
+    """Tells whether the turn is a text of a role in the project's own words, as most are."""
+    return (
+        isinstance(turn, dict)
+        and len(turn) == 2
+        and turn.get("role") in _OWN_ROLES
+        and isinstance(turn.get("content"), str)
+    )
 
 
 def _is_call(turn: object) -> bool:

@@ -1,90 +1,14 @@
-// The next token of many sequences through a whole dense decoder: what Transformer.decode computes
-// for one token each, in one call. In a small model PyTorch's operators cost as much as the
-// products, and its products of 2 to 32 rows take twice the time that reading the weights does.
+// The next tokens of many sequences through a whole dense decoder: what Transformer.decode computes,
+// in one call. In a small model PyTorch's operators cost as much as the products, and its products of
+// 2 to 32 rows take twice the time that reading the weights does.
 //
-// Matrices lie by columns, w[in][out]. A thread has a stripe of outputs and reads it once for all
-// sequences: DEPTH inputs of a few vectors of outputs stay in registers while every sequence adds
-// its part to a tile of sums in the first-level cache. A sequence's sums run over the inputs in
-// order, so its result has the same bits whoever shares the batch.
-// Letters as in minimind/types.py.
+// A row is one token of one sequence. Its sums run over the inputs in order, so its result has the
+// same bits whoever shares the batch. Letters as in minimind/types.py.
 
-#include "cpu_vectors.h"
+#include "cpu_products.h"
 
 #include <omp.h>
 #include <vector>
-
-constexpr int ROWS = 32;            // sequences that a tile holds
-constexpr int TILE_FLOATS = 8192;   // 32 KiB of the first-level cache
-
-struct Share { int64_t first, last; };
-static Share share(int64_t count, int64_t unit) {  // this thread's part, in whole units
-    const int64_t units = (count + unit - 1) / unit, threads = omp_get_num_threads();
-    const int64_t me = omp_get_thread_num();
-    return {std::min(count, units * me / threads * unit),
-            std::min(count, units * (me + 1) / threads * unit)};
-}
-
-// Inputs of a product: element k of sequence m, so that DEPTH inputs of all sequences are together.
-struct Inputs {
-    float* data;
-    int64_t num_rows;
-    float* at(int64_t m, int64_t k) const {
-        return data + (k / DEPTH * num_rows + m) * DEPTH + k % DEPTH;
-    }
-};
-
-template <int VECTORS, typename T>
-static inline void add_block(const T* __restrict w, int64_t width, const float* __restrict x,
-                             float* __restrict tile, int64_t pitch, int64_t rows) {
-    Vec block[DEPTH][VECTORS];
-    for (int d = 0; d < DEPTH; d++)
-        for (int v = 0; v < VECTORS; v++) {
-            block[d][v] = load(w + d * width + v * W);
-            // The same place of the next inputs: the hardware loses the stripe at each row's end.
-            __builtin_prefetch(w + (DEPTH + d) * width + v * W);
-        }
-    for (int64_t m = 0; m < rows; m++) {
-        Vec sums[VECTORS];
-        for (int v = 0; v < VECTORS; v++) sums[v] = load(tile + m * pitch + v * W);
-        for (int d = 0; d < DEPTH; d++)
-            for (int v = 0; v < VECTORS; v++) sums[v] += x[m * DEPTH + d] * block[d][v];
-        for (int v = 0; v < VECTORS; v++) store(tile + m * pitch + v * W, sums[v]);
-    }
-}
-
-// out[m][n] = (is_added ? out[m][n] : 0) + sum_k x[m][k] w[k][n], this thread's n.
-template <typename T>
-static void multiply(const T* w, int64_t depth, int64_t width, Inputs x, float* out, bool is_added) {
-    alignas(64) float tile[TILE_FLOATS];
-    const Share mine = share(width, 2 * W);
-    const int64_t most = std::min<int64_t>(x.num_rows, ROWS);
-    const int64_t chunk = std::max<int64_t>(TILE_FLOATS / most / (2 * W) * (2 * W), 2 * W);
-    for (int64_t n = mine.first; n < mine.last; n += chunk) {
-        const int64_t count = std::min(chunk, mine.last - n);
-        for (int64_t first = 0; first < x.num_rows; first += ROWS) {
-            const int64_t rows = std::min<int64_t>(ROWS, x.num_rows - first);
-            std::fill(tile, tile + rows * chunk, 0.0f);
-            for (int64_t k = 0; k < depth; k += DEPTH) {
-                const T* from = w + k * width + n;
-                const float* inputs = x.at(first, k);
-                int64_t i = 0;
-                for (; i + 2 * W <= count; i += 2 * W)
-                    add_block<2>(from + i, width, inputs, tile + i, chunk, rows);
-                for (; i + W <= count; i += W)
-                    add_block<1>(from + i, width, inputs, tile + i, chunk, rows);
-                for (; i < count; i++)
-                    for (int64_t m = 0; m < rows; m++)
-                        for (int d = 0; d < DEPTH; d++)
-                            tile[m * chunk + i] += inputs[m * DEPTH + d] * widen(from[d * width + i]);
-            }
-            for (int64_t m = 0; m < rows; m++) {
-                float* to = out + (first + m) * width + n;
-                for (int64_t i = 0; i < count; i++)
-                    to[i] = tile[m * chunk + i] + (is_added ? to[i] : 0.0f);
-            }
-        }
-    }
-}
 
 static float inverse_rms(const float* x, int64_t size, float eps) {
     Vec squares{};
@@ -92,12 +16,18 @@ static float inverse_rms(const float* x, int64_t size, float eps) {
     return 1.0f / std::sqrt(sum(squares) / float(size) + eps);
 }
 
-static void normalise(const float* x_MD, int64_t size, const float* weight, float eps, Inputs out) {
+// out[r] = the norm of row rows[r] of x, or of row r where `rows` is null.
+template <typename In>
+static void normalise(const float* x_MD, const int64_t* rows, int64_t num_rows, int64_t size,
+                      const float* weight, float eps, In* out) {
 #pragma omp for schedule(static)
-    for (int64_t m = 0; m < out.num_rows; m++) {
-        const float* row = x_MD + m * size;
+    for (int64_t r = 0; r < num_rows; r++) {
+        const float* row = x_MD + (rows ? rows[r] : r) * size;
         const float scale = inverse_rms(row, size, eps);
-        for (int64_t k = 0; k < size; k++) *out.at(m, k) = row[k] * scale * weight[k];
+        for (int64_t k = 0; k < size; k += W) {
+            const Vec normed = load(row + k) * scale * load(weight + k);
+            narrow(out + r * size + k, (const float*)&normed, W);
+        }
     }
 }
 
@@ -167,26 +97,34 @@ static Attend<T> attend_of(int64_t size) {
 }
 
 struct Layer {
-    const void *qkv, *o, *gate_up, *down;
+    const void *qkv, *o, *gate_up, *down;  // as products read them
     const float *input_norm, *mlp_norm, *q_norm, *k_norm;
     void *keys, *values;  // [slots][K][capacity][H]
 };
 
 struct Model {
     int64_t num_layers, hidden, ffn, heads, kv_heads, size, vocab, capacity;
+    int64_t id_stride, hidden_stride;  // of the embedding
     float eps;
-    const void *embedding, *head;  // both [D][V]
+    const void *embedding, *head;
     const float *norm, *cos, *sin;
     const Layer* layers;
 };
 
+struct Batch {
+    int64_t num_rows, num_wanted;
+    const int64_t *ids, *positions, *slots;
+    const int64_t* wanted;  // the rows whose logits are asked for
+};
+
 template <typename T>
-static void decode(const Model& model, int64_t num_rows, const int64_t* ids, const int64_t* positions,
-                   const int64_t* slots, float* logits_MV, int64_t num_threads) {
+static void decode(const Model& model, const Batch& batch, float* logits_RV, int64_t num_threads) {
+    using In = typename Weights<T>::In;
     const int64_t hidden = model.hidden, size = model.size, group = model.heads / model.kv_heads;
-    const int64_t width = (model.heads + 2 * model.kv_heads) * size;
+    const int64_t width = (model.heads + 2 * model.kv_heads) * size, num_rows = batch.num_rows;
     const int64_t widest = std::max({hidden, model.ffn, model.heads * size});
     const int64_t longest = model.capacity + W, together = group % 2 ? 1 : 2;
+    const int64_t pairs = num_rows * model.kv_heads;
     const Attend<T> attend = together == 2 ? attend_of<2, T>(size) : attend_of<1, T>(size);
     static thread_local std::vector<float> scratch;  // grows to the largest batch, then stays
     scratch.resize(num_rows * (hidden + width + 2 * model.ffn + widest) +
@@ -194,72 +132,78 @@ static void decode(const Model& model, int64_t num_rows, const int64_t* ids, con
     float* residual = scratch.data();
     float* qkv = residual + num_rows * hidden;
     float* gate_up = qkv + num_rows * width;
-    const Inputs inputs{gate_up + num_rows * 2 * model.ffn, num_rows};
-    float* of_threads = inputs.data + num_rows * widest;
+    In* inputs = reinterpret_cast<In*>(gate_up + num_rows * 2 * model.ffn);
+    float* of_threads = gate_up + num_rows * (2 * model.ffn + widest);
 
 #pragma omp parallel num_threads(num_threads)
     {
         float* scores = of_threads + omp_get_thread_num() * together * (longest + size);
         float* attended = scores + together * longest;
         const T* embedding = static_cast<const T*>(model.embedding);
+        const auto multiply = [&](const void* weights, int64_t depth, int64_t outputs, int64_t rows,
+                                  float* out, bool is_added) {
+            multiply_share(static_cast<const T*>(weights), depth, outputs, inputs, rows, out,
+                           is_added, omp_get_thread_num(), omp_get_num_threads());
+#pragma omp barrier
+        };
 #pragma omp for schedule(static)
         for (int64_t m = 0; m < num_rows; m++)
             for (int64_t i = 0; i < hidden; i++)
-                residual[m * hidden + i] = widen(embedding[i * model.vocab + ids[m]]);
+                residual[m * hidden + i] =
+                    widen(embedding[batch.ids[m] * model.id_stride + i * model.hidden_stride]);
 
         for (int64_t l = 0; l < model.num_layers; l++) {
             const Layer& layer = model.layers[l];
-            normalise(residual, hidden, layer.input_norm, model.eps, inputs);
-            multiply(static_cast<const T*>(layer.qkv), hidden, width, inputs, qkv, false);
-#pragma omp barrier
-#pragma omp for schedule(dynamic)
-            for (int64_t pair = 0; pair < num_rows * model.kv_heads; pair++) {
+            // Where a head's keys or values of a row's sequence begin in the cache.
+            const auto first = [&](int64_t m, int64_t kv) {
+                return (batch.slots[m] * model.kv_heads + kv) * model.capacity * size;
+            };
+            normalise(residual, nullptr, num_rows, hidden, layer.input_norm, model.eps, inputs);
+            multiply(layer.qkv, hidden, width, num_rows, qkv, false);
+#pragma omp for schedule(static)
+            for (int64_t pair = 0; pair < pairs; pair++) {
                 const int64_t m = pair / model.kv_heads, kv = pair % model.kv_heads;
-                const float* cos = model.cos + positions[m] * (size / 2);
-                const float* sin = model.sin + positions[m] * (size / 2);
-                const int64_t first = (slots[m] * model.kv_heads + kv) * model.capacity * size;
-                T* keys = static_cast<T*>(layer.keys) + first;
-                T* values = static_cast<T*>(layer.values) + first;
+                const int64_t position = batch.positions[m], at = first(m, kv) + position * size;
                 float* k = qkv + m * width + (model.heads + kv) * size;
-                const float* v = k + model.kv_heads * size;
-                turn(k, size, layer.k_norm, model.eps, cos, sin);
-                narrow(keys + positions[m] * size, k, size);
-                narrow(values + positions[m] * size, v, size);
+                turn(k, size, layer.k_norm, model.eps, model.cos + position * (size / 2),
+                     model.sin + position * (size / 2));
+                narrow(static_cast<T*>(layer.keys) + at, k, size);
+                narrow(static_cast<T*>(layer.values) + at, k + model.kv_heads * size, size);
+            }
+#pragma omp for schedule(dynamic)
+            for (int64_t pair = 0; pair < pairs; pair++) {
+                const int64_t m = pair / model.kv_heads, kv = pair % model.kv_heads;
+                const int64_t position = batch.positions[m];
+                const T* keys = static_cast<const T*>(layer.keys) + first(m, kv);
+                const T* values = static_cast<const T*>(layer.values) + first(m, kv);
                 for (int64_t h = kv * group; h < (kv + 1) * group; h += together) {
                     float* q = qkv + m * width + h * size;
                     for (int64_t i = 0; i < together; i++)
-                        turn(q + i * size, size, layer.q_norm, model.eps, cos, sin);
-                    attend(q, keys, values, positions[m] + 1, scores, attended);
-                    for (int64_t i = 0; i < together * size; i++)
-                        *inputs.at(m, h * size + i) = attended[i];
+                        turn(q + i * size, size, layer.q_norm, model.eps,
+                             model.cos + position * (size / 2), model.sin + position * (size / 2));
+                    attend(q, keys, values, position + 1, scores, attended);
+                    narrow(inputs + (m * model.heads + h) * size, attended, together * size);
                 }
             }
-            multiply(static_cast<const T*>(layer.o), model.heads * size, hidden, inputs, residual,
-                     true);
-#pragma omp barrier
-            normalise(residual, hidden, layer.mlp_norm, model.eps, inputs);
-            multiply(static_cast<const T*>(layer.gate_up), hidden, 2 * model.ffn, inputs, gate_up,
-                     false);
-#pragma omp barrier
+            multiply(layer.o, model.heads * size, hidden, num_rows, residual, true);
+            normalise(residual, nullptr, num_rows, hidden, layer.mlp_norm, model.eps, inputs);
+            multiply(layer.gate_up, hidden, 2 * model.ffn, num_rows, gate_up, false);
 #pragma omp for schedule(static) collapse(2)
             for (int64_t m = 0; m < num_rows; m++)
                 for (int64_t i = 0; i < model.ffn; i += W) {
                     const float* gate = gate_up + m * 2 * model.ffn + i;
                     const Vec g = load(gate);
                     const Vec out = g / (1.0f + exponential(-g)) * load(gate + model.ffn);
-                    for (int j = 0; j < W; j++) *inputs.at(m, i + j) = out[j];
+                    narrow(inputs + m * model.ffn + i, (const float*)&out, W);
                 }
-            multiply(static_cast<const T*>(layer.down), model.ffn, hidden, inputs, residual, true);
-#pragma omp barrier
+            multiply(layer.down, model.ffn, hidden, num_rows, residual, true);
         }
-        normalise(residual, hidden, model.norm, model.eps, inputs);
-        multiply(static_cast<const T*>(model.head), hidden, model.vocab, inputs, logits_MV, false);
+        normalise(residual, batch.wanted, batch.num_wanted, hidden, model.norm, model.eps, inputs);
+        multiply(model.head, hidden, model.vocab, batch.num_wanted, logits_RV, false);
     }
 }
 
-extern "C" void decode_step(const Model* model, int64_t is_bf16, int64_t num_rows,
-                            const int64_t* ids, const int64_t* positions, const int64_t* slots,
-                            float* logits_MV, int64_t num_threads) {
-    (is_bf16 ? decode<bf16> : decode<float>)(*model, num_rows, ids, positions, slots, logits_MV,
-                                             num_threads);
+extern "C" void decode_step(const Model* model, int64_t is_bf16, const Batch* batch,
+                            float* logits_RV, int64_t num_threads) {
+    (is_bf16 ? decode<bf16> : decode<float>)(*model, *batch, logits_RV, num_threads);
 }

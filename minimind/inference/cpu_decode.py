@@ -1,10 +1,12 @@
-"""Decodes on a CPU in compiled C++: one call a step where PyTorch would need four hundred."""
+"""Computes the next tokens on a CPU in compiled C++: one call a step where PyTorch would need four
+hundred."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import hashlib
+import itertools
 import logging
 import os
 import platform
@@ -16,6 +18,7 @@ from pathlib import Path
 import torch
 from minimind_kernels import backend
 from torch import Tensor
+from torch.nn import functional as F
 
 from minimind.model.cached_attention import Piece
 from minimind.model.kv_cache import KVCache
@@ -26,12 +29,13 @@ from minimind.runtime.whole_files import write_whole
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-_HEADER = SOURCE.with_name("cpu_vectors.h")
+_HEADERS = (SOURCE.with_name("cpu_products.h"), SOURCE.with_name("cpu_vectors.h"))
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-std=c++17")
 _MULTIPLE, _MAX_HEAD = 16, 128
 """Every size except the vocabulary's must be a multiple of a vector; a head must fit the
 registers."""
-
+_COLUMNS = 32
+"""The outputs of a block of weights, as in cpu_products.h."""
 
 _MATRICES = {
     "qkv": "self_attn.qkv_proj.weight",
@@ -48,7 +52,7 @@ _VECTORS = {
 
 
 class _Layer(Structure):
-    """Has the layout of the struct in cpu_decode.cpp; so has `_Model`."""
+    """Has the layout of the struct in cpu_decode.cpp; so have `_Model` and `_Batch`."""
 
     _fields_ = [(name, c_void_p) for name in (*_MATRICES, *_VECTORS, "keys", "values")]
 
@@ -59,7 +63,7 @@ class _Model(Structure):
             (name, c_int64)
             for name in (
                 *("num_layers", "hidden", "ffn", "heads", "kv_heads", "size", "vocab"),
-                "capacity",
+                *("capacity", "id_stride", "hidden_stride"),
             )
         ],
         ("eps", c_float),
@@ -68,14 +72,20 @@ class _Model(Structure):
     ]
 
 
-class CpuDecode:
-    """Runs `Transformer.decode` on a CPU for a dense model, with one token of each of many
-    sequences.
+class _Batch(Structure):
+    _fields_ = [
+        *[(name, c_int64) for name in ("num_rows", "num_wanted")],
+        *[(name, POINTER(c_int64)) for name in ("ids", "positions", "slots", "wanted")],
+    ]
 
-    It computes in fp32 between the products, whatever the weights' dtype; sums run in another order
-    than PyTorch's, so results differ in their last digits. It reads the model's own weights in
-    place where they are stored by columns (`lay_out_for_decoding`), copies of them otherwise, and
-    notices when they change.
+
+class CpuDecode:
+    """Runs `Transformer.decode` on a CPU for a dense model.
+
+    It computes in fp32 between the products, whatever the weights' dtype; where the CPU multiplies
+    bf16, the inputs of products are rounded to it. Sums run in another order than PyTorch's, so
+    results differ in their last digits. It keeps a copy of the weights in the order in which
+    products read them (cpu_products.h), and notices when the model's own change.
     """
 
     def __init__(self, model: Transformer, cache: KVCache) -> None:
@@ -110,26 +120,32 @@ class CpuDecode:
         """Reads the weights anew: an optimizer changes them without changing their version."""
         self._read = []
 
-    def decode(self, ids: Sequence[int], pieces: Sequence[Piece]) -> Tensor | None:
-        """Gives fp32 logits [B, V]; None where a piece has more than one token."""
-        if any(piece.count > 1 for piece in pieces):
-            return None
+    def decode(self, ids: Sequence[int], pieces: Sequence[Piece], wanted: Sequence[int]) -> Tensor:
+        """Adds the pieces' tokens to the cache; gives fp32 logits [R, V] after the tokens at the
+        places `wanted`."""
         # A merged adapter, say, puts other tensors in their place.
         state = [(parameter.data_ptr(), parameter._version) for parameter in self._parameters]
         if state != self._read:
             self._read_model()
             self._read = state
-        rows = (ids, [piece.start for piece in pieces], [piece.slot for piece in pieces])
-        logits_BV = torch.empty(len(ids), self._described.vocab)
+        positions = itertools.chain.from_iterable(range(p.start, p.end) for p in pieces)
+        slots = itertools.chain.from_iterable([p.slot] * p.count for p in pieces)
+        num_rows, num_wanted = len(ids), len(wanted)
+        batch = _Batch(
+            num_rows,
+            num_wanted,
+            *((c_int64 * num_rows)(*row) for row in (ids, positions, slots)),
+            (c_int64 * num_wanted)(*wanted),
+        )
+        logits_RV = torch.empty(num_wanted, self._described.vocab)
         self._library.decode_step(
             ctypes.byref(self._described),
             c_int64(self._model.lm_head.weight.dtype == torch.bfloat16),
-            c_int64(len(ids)),
-            *((c_int64 * len(ids))(*row) for row in rows),
-            c_void_p(logits_BV.data_ptr()),
+            ctypes.byref(batch),
+            c_void_p(logits_RV.data_ptr()),
             c_int64(torch.get_num_threads()),
         )
-        return logits_BV
+        return logits_RV
 
     def _read_model(self) -> None:
         """Fills the struct with the addresses of all weights."""
@@ -139,13 +155,12 @@ class CpuDecode:
         layers = (_Layer * config.num_hidden_layers)()
         for i, (layer, cached) in enumerate(zip(layers, cache.layers, strict=True)):
             for field, name in _MATRICES.items():
-                setattr(layer, field, self._columns(named[f"layers.{i}.{name}"]))
+                setattr(layer, field, self._blocks(named[f"layers.{i}.{name}"]))
             for field, name in _VECTORS.items():
                 setattr(layer, field, self._vector(named.get(f"layers.{i}.{name}")))
             layer.keys, layer.values = cached.keys_SKCH.data_ptr(), cached.values_SKCH.data_ptr()
         cos, sin = cache.rope
-        embedding = self._columns(named["embed_tokens.weight"])
-        is_tied = config.tie_word_embeddings
+        embedding = named["embed_tokens.weight"]
         self._described = _Model(
             num_layers=config.num_hidden_layers,
             hidden=config.hidden_size,
@@ -156,18 +171,23 @@ class CpuDecode:
             vocab=config.vocab_size,
             capacity=cache.capacity,
             eps=config.rms_norm_eps,
-            embedding=embedding,
-            head=embedding if is_tied else self._columns(model.lm_head.weight),
+            id_stride=embedding.stride(0),
+            hidden_stride=embedding.stride(1),
+            embedding=embedding.data_ptr(),
+            head=self._blocks(model.lm_head.weight),
             norm=self._vector(named["norm.weight"]),
             cos=cos.data_ptr(),
             sin=sin.data_ptr(),
             layers=layers,
         )
 
-    def _columns(self, weight: Tensor) -> int:
-        by_columns = weight.detach().t().contiguous()
-        self._kept.append(by_columns)
-        return by_columns.data_ptr()
+    def _blocks(self, weight: Tensor) -> int:
+        """Copies a matrix in the order in which products read it, padded to whole blocks."""
+        step = 2 if weight.dtype == torch.bfloat16 else 1
+        padded = F.pad(weight.detach(), (0, 0, 0, -weight.shape[0] % _COLUMNS))
+        blocks = padded.reshape(-1, _COLUMNS, weight.shape[1] // step, step).transpose(1, 2)
+        self._kept.append(blocks.contiguous())
+        return self._kept[-1].data_ptr()
 
     def _vector(self, weight: Tensor | None) -> int | None:
         if weight is None:
@@ -194,7 +214,7 @@ def _load_library() -> ctypes.CDLL | None:
 def _build() -> Path:
     compiler = os.environ.get("CXX") or "g++"
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    sources = [path.read_text("utf-8") for path in (SOURCE, _HEADER)]
+    sources = [path.read_text("utf-8") for path in (SOURCE, *_HEADERS)]
     parts = (*sources, version.stdout, " ".join(_FLAGS), _cpu())
     name = hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
     library = default_cache_dir() / "cpu_decode" / f"{name}.so"

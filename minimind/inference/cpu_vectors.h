@@ -8,12 +8,16 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
-constexpr int W = 16, DEPTH = 8;  // floats of a vector; 2 * DEPTH of them fit the registers
+constexpr int W = 16;  // floats of a vector
 #elif defined(__AVX__)
-constexpr int W = 8, DEPTH = 4;
+constexpr int W = 8;
 #else
-constexpr int W = 4, DEPTH = 4;
+constexpr int W = 4;
 #endif
 typedef float Vec __attribute__((vector_size(4 * W)));
 typedef int32_t IntVec __attribute__((vector_size(4 * W)));

@@ -69,18 +69,18 @@ class ModelRunner:
         for one, piece in zip(batch, pieces, strict=True):
             ids += one.ids[piece.start : piece.end]
         is_due = [piece.end >= len(one.ids) for one, piece in zip(batch, pieces, strict=True)]
-        # Graphs and C++ know the model as it is without adapters.
-        is_plain = adapter is None and all(is_due)
         self.can_go_on = False
-        if self._graphs and is_plain:
+        # Graphs and C++ know the model as it is without adapters.
+        if self._graphs and adapter is None and all(is_due):
             choose = self._graphs.launch(batch, pieces, ids)
             if choose is not None:
                 self.can_go_on = True
                 return choose
-        logits_RV = self._cpu_decode.decode(ids, pieces) if self._cpu_decode and is_plain else None
-        if logits_RV is None:
-            ends = itertools.accumulate(piece.count for piece in pieces)
-            wanted = [end - 1 for end in itertools.compress(ends, is_due)]
+        ends = itertools.accumulate(piece.count for piece in pieces)
+        wanted = [end - 1 for end in itertools.compress(ends, is_due)]
+        if self._cpu_decode and adapter is None:
+            logits_RV = self._cpu_decode.decode(ids, pieces, wanted)
+        else:
             logits_RV = self._forward(pieces, ids, wanted)
         pending = self.sampler.sample(logits_RV, list(itertools.compress(batch, is_due)))
         return lambda: pending

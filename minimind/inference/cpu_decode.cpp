@@ -1,4 +1,4 @@
-// The next tokens of many sequences through a whole dense decoder: what Transformer.decode computes,
+// The next tokens of many sequences through a whole decoder: what Transformer.decode computes,
 // in one call. In a small model PyTorch's operators cost as much as the products, and its products of
 // 2 to 32 rows take twice the time that reading the weights does.
 //
@@ -97,7 +97,8 @@ static Attend<T> attend_of(int64_t size) {
 }
 
 struct Layer {
-    const void *qkv, *o, *gate_up, *down;  // as products read them
+    // As products read them. With a router, the gate_up and down of all experts, one after another.
+    const void *qkv, *o, *gate_up, *down, *router, *shared_gate_up, *shared_down;
     const float *input_norm, *mlp_norm, *q_norm, *k_norm;
     void *keys, *values;  // [slots][K][capacity][H]
 };
@@ -105,6 +106,7 @@ struct Layer {
 struct Model {
     int64_t num_layers, hidden, ffn, heads, kv_heads, size, vocab, capacity;
     int64_t id_stride, hidden_stride;  // of the embedding
+    int64_t experts, chosen, renormalises, expert_ffn, shared_ffn;  // a row goes to `chosen` experts
     float eps;
     const void *embedding, *head;
     const float *norm, *cos, *sin;
@@ -117,34 +119,131 @@ struct Batch {
     const int64_t* wanted;  // the rows whose logits are asked for
 };
 
+// The experts of each row: slot m * chosen + s of row m, and each expert's slots together in `order`.
+struct Routing {
+    int64_t experts, chosen;
+    std::vector<int64_t> expert, place, starts;  // of a slot; in the order; of an expert in the order
+    std::vector<float> weight;
+
+    void choose(const float* logits, int64_t num_rows, bool renormalises) {
+        expert.resize(num_rows * chosen);
+        place.resize(num_rows * chosen);
+        weight.resize(num_rows * chosen);
+        starts.assign(experts + 1, 0);
+        std::vector<float> shares(experts);
+        for (int64_t m = 0; m < num_rows; m++) {
+            const float* row = logits + m * experts;
+            const float largest = *std::max_element(row, row + experts);
+            float total = 0, taken = 0;
+            for (int64_t e = 0; e < experts; e++) total += shares[e] = std::exp(row[e] - largest);
+            for (int64_t slot = m * chosen; slot < (m + 1) * chosen; slot++) {
+                const auto best = std::max_element(shares.begin(), shares.end());
+                expert[slot] = best - shares.begin();
+                taken += weight[slot] = *best / total;
+                *best = -1;
+                starts[expert[slot] + 1]++;
+            }
+            if (renormalises)
+                for (int64_t slot = m * chosen; slot < (m + 1) * chosen; slot++)
+                    weight[slot] /= taken + 1e-20f;
+        }
+        for (int64_t e = 0; e < experts; e++) starts[e + 1] += starts[e];
+        std::vector<int64_t> next(starts.begin(), starts.end() - 1);
+        for (size_t slot = 0; slot < expert.size(); slot++) place[slot] = next[expert[slot]]++;
+    }
+};
+
 template <typename T>
 static void decode(const Model& model, const Batch& batch, float* logits_RV, int64_t num_threads) {
     using In = typename Weights<T>::In;
     const int64_t hidden = model.hidden, size = model.size, group = model.heads / model.kv_heads;
     const int64_t width = (model.heads + 2 * model.kv_heads) * size, num_rows = batch.num_rows;
-    const int64_t widest = std::max({hidden, model.ffn, model.heads * size});
+    const int64_t slots = num_rows * std::max<int64_t>(model.chosen, 1);
+    const int64_t inner = std::max({num_rows * std::max(model.ffn, model.shared_ffn),
+                                    slots * model.expert_ffn});
+    const int64_t most_inputs = std::max({slots * hidden, inner, num_rows * model.heads * size});
     const int64_t longest = model.capacity + W, together = group % 2 ? 1 : 2;
     const int64_t pairs = num_rows * model.kv_heads;
     const Attend<T> attend = together == 2 ? attend_of<2, T>(size) : attend_of<1, T>(size);
     static thread_local std::vector<float> scratch;  // grows to the largest batch, then stays
-    scratch.resize(num_rows * (hidden + width + 2 * model.ffn + widest) +
-                   num_threads * together * (longest + size));
+    static thread_local Routing routing_of_caller;
+    Routing& routing = routing_of_caller;
+    routing.experts = model.experts, routing.chosen = model.chosen;
+    scratch.resize(num_rows * (2 * hidden + width + model.experts) + slots * hidden + 2 * inner +
+                   most_inputs + num_threads * together * (longest + size));
     float* residual = scratch.data();
     float* qkv = residual + num_rows * hidden;
-    float* gate_up = qkv + num_rows * width;
-    In* inputs = reinterpret_cast<In*>(gate_up + num_rows * 2 * model.ffn);
-    float* of_threads = gate_up + num_rows * (2 * model.ffn + widest);
+    float* router_logits = qkv + num_rows * width;
+    float* of_slots = router_logits + num_rows * model.experts;
+    float* gate_up = of_slots + slots * hidden;
+    In* normed = reinterpret_cast<In*>(gate_up + 2 * inner);
+    In* inputs = reinterpret_cast<In*>(gate_up + 2 * inner + num_rows * hidden);
+    float* of_threads = gate_up + 2 * inner + num_rows * hidden + most_inputs;
 
 #pragma omp parallel num_threads(num_threads)
     {
         float* scores = of_threads + omp_get_thread_num() * together * (longest + size);
         float* attended = scores + together * longest;
         const T* embedding = static_cast<const T*>(model.embedding);
-        const auto multiply = [&](const void* weights, int64_t depth, int64_t outputs, int64_t rows,
-                                  float* out, bool is_added) {
-            multiply_share(static_cast<const T*>(weights), depth, outputs, inputs, rows, out,
-                           is_added, omp_get_thread_num(), omp_get_num_threads());
+        // This thread's part of a product; others may not be done with theirs.
+        const auto multiply_part = [&](const void* weights, int64_t depth, int64_t outputs,
+                                       const In* from, int64_t rows, float* out, bool is_added) {
+            multiply_share(static_cast<const T*>(weights), depth, outputs, from, rows, out, is_added,
+                           omp_get_thread_num(), omp_get_num_threads());
+        };
+        const auto multiply = [&](const void* weights, int64_t depth, int64_t outputs,
+                                  const In* from, int64_t rows, float* out, bool is_added) {
+            multiply_part(weights, depth, outputs, from, rows, out, is_added);
 #pragma omp barrier
+        };
+        // inputs[r] = silu(gate) * up of row r of the product gate_up.
+        const auto activate = [&](int64_t rows, int64_t ffn) {
+#pragma omp for schedule(static) collapse(2)
+            for (int64_t r = 0; r < rows; r++)
+                for (int64_t i = 0; i < ffn; i += W) {
+                    const float* gate = gate_up + r * 2 * ffn + i;
+                    const Vec g = load(gate);
+                    const Vec out = g / (1.0f + exponential(-g)) * load(gate + ffn);
+                    narrow(inputs + r * ffn + i, (const float*)&out, W);
+                }
+        };
+        const auto feed_forward = [&](const void* in, const void* down, int64_t ffn) {
+            multiply(in, hidden, 2 * ffn, normed, num_rows, gate_up, false);
+            activate(num_rows, ffn);
+            multiply(down, ffn, hidden, inputs, num_rows, residual, true);
+        };
+        const auto experts = [&](const Layer& layer) {
+            const int64_t ffn = model.expert_ffn;
+            multiply(layer.router, hidden, model.experts, normed, num_rows, router_logits, false);
+#pragma omp single
+            routing.choose(router_logits, num_rows, model.renormalises);
+#pragma omp for schedule(static)
+            for (int64_t slot = 0; slot < slots; slot++)
+                std::copy_n(normed + slot / model.chosen * hidden, hidden,
+                            inputs + routing.place[slot] * hidden);
+            // Each expert's part of a product, for the rows that chose it.
+            const auto each = [&](const void* weights, int64_t depth, int64_t outputs, float* out) {
+                for (int64_t e = 0; e < model.experts; e++) {
+                    const int64_t first = routing.starts[e];
+                    multiply_part(static_cast<const T*>(weights) + e * padded(outputs) * depth, depth,
+                                  outputs, inputs + first * depth, routing.starts[e + 1] - first,
+                                  out + first * outputs, false);
+                }
+#pragma omp barrier
+            };
+            each(layer.gate_up, hidden, 2 * ffn, gate_up);
+            activate(slots, ffn);
+            each(layer.down, ffn, hidden, of_slots);
+#pragma omp for schedule(static)
+            for (int64_t slot = 0; slot < slots; slot += model.chosen)
+                for (int64_t i = 0; i < hidden; i++) {
+                    float sum = 0;
+                    for (int64_t s = slot; s < slot + model.chosen; s++)
+                        sum += routing.weight[s] * of_slots[routing.place[s] * hidden + i];
+                    residual[slot / model.chosen * hidden + i] += sum;
+                }
+            if (layer.shared_gate_up)
+                feed_forward(layer.shared_gate_up, layer.shared_down, model.shared_ffn);
         };
 #pragma omp for schedule(static)
         for (int64_t m = 0; m < num_rows; m++)
@@ -158,8 +257,8 @@ static void decode(const Model& model, const Batch& batch, float* logits_RV, int
             const auto first = [&](int64_t m, int64_t kv) {
                 return (batch.slots[m] * model.kv_heads + kv) * model.capacity * size;
             };
-            normalise(residual, nullptr, num_rows, hidden, layer.input_norm, model.eps, inputs);
-            multiply(layer.qkv, hidden, width, num_rows, qkv, false);
+            normalise(residual, nullptr, num_rows, hidden, layer.input_norm, model.eps, normed);
+            multiply(layer.qkv, hidden, width, normed, num_rows, qkv, false);
 #pragma omp for schedule(static)
             for (int64_t pair = 0; pair < pairs; pair++) {
                 const int64_t m = pair / model.kv_heads, kv = pair % model.kv_heads;
@@ -185,21 +284,15 @@ static void decode(const Model& model, const Batch& batch, float* logits_RV, int
                     narrow(inputs + (m * model.heads + h) * size, attended, together * size);
                 }
             }
-            multiply(layer.o, model.heads * size, hidden, num_rows, residual, true);
-            normalise(residual, nullptr, num_rows, hidden, layer.mlp_norm, model.eps, inputs);
-            multiply(layer.gate_up, hidden, 2 * model.ffn, num_rows, gate_up, false);
-#pragma omp for schedule(static) collapse(2)
-            for (int64_t m = 0; m < num_rows; m++)
-                for (int64_t i = 0; i < model.ffn; i += W) {
-                    const float* gate = gate_up + m * 2 * model.ffn + i;
-                    const Vec g = load(gate);
-                    const Vec out = g / (1.0f + exponential(-g)) * load(gate + model.ffn);
-                    narrow(inputs + m * model.ffn + i, (const float*)&out, W);
-                }
-            multiply(layer.down, model.ffn, hidden, num_rows, residual, true);
+            multiply(layer.o, model.heads * size, hidden, inputs, num_rows, residual, true);
+            normalise(residual, nullptr, num_rows, hidden, layer.mlp_norm, model.eps, normed);
+            if (layer.router)
+                experts(layer);
+            else
+                feed_forward(layer.gate_up, layer.down, model.ffn);
         }
-        normalise(residual, batch.wanted, batch.num_wanted, hidden, model.norm, model.eps, inputs);
-        multiply(model.head, hidden, model.vocab, batch.num_wanted, logits_RV, false);
+        normalise(residual, batch.wanted, batch.num_wanted, hidden, model.norm, model.eps, normed);
+        multiply(model.head, hidden, model.vocab, normed, batch.num_wanted, logits_RV, false);
     }
 }
 

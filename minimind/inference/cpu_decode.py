@@ -38,11 +38,15 @@ _COLUMNS = 32
 """The outputs of a block of weights, as in cpu_products.h."""
 
 _MATRICES = {
-    "qkv": "self_attn.qkv_proj.weight",
-    "o": "self_attn.o_proj.weight",
-    "gate_up": "mlp.gate_up_proj.weight",
-    "down": "mlp.down_proj.weight",
+    "qkv": ["self_attn.qkv_proj.weight"],
+    "o": ["self_attn.o_proj.weight"],
+    "gate_up": ["mlp.gate_up_proj.weight", "mlp.gate_up_proj"],
+    "down": ["mlp.down_proj.weight", "mlp.down_proj"],
+    "router": ["mlp.gate.weight"],
+    "shared_gate_up": ["mlp.shared_experts.gate_up_proj.weight"],
+    "shared_down": ["mlp.shared_experts.down_proj.weight"],
 }
+"""The parameter of each field, in dense layers and in those with experts."""
 _VECTORS = {
     "input_norm": "input_layernorm.weight",
     "mlp_norm": "post_attention_layernorm.weight",
@@ -64,6 +68,7 @@ class _Model(Structure):
             for name in (
                 *("num_layers", "hidden", "ffn", "heads", "kv_heads", "size", "vocab"),
                 *("capacity", "id_stride", "hidden_stride"),
+                *("experts", "chosen", "renormalises", "expert_ffn", "shared_ffn"),
             )
         ],
         ("eps", c_float),
@@ -80,7 +85,7 @@ class _Batch(Structure):
 
 
 class CpuDecode:
-    """Runs `Transformer.decode` on a CPU for a dense model.
+    """Runs `Transformer.decode` on a CPU.
 
     It computes in fp32 between the products, whatever the weights' dtype; where the CPU multiplies
     bf16, the inputs of products are rounded to it. Sums run in another order than PyTorch's, so
@@ -100,14 +105,15 @@ class CpuDecode:
 
     @staticmethod
     def can_run(model: Transformer) -> bool:
-        """Tells whether this model can be decoded here and under the kernels' settings: it must be
-        dense and have no adapters attached."""
+        """Tells whether this model can be decoded here and under the kernels' settings; it must
+        have no adapters attached."""
         config, weight = model.config, model.lm_head.weight
-        sizes = (config.hidden_size, config.intermediate_size, config.head_dim)
+        sizes = [config.hidden_size, config.intermediate_size, config.head_dim]
+        if any(config.has_experts(i) for i in range(config.num_hidden_layers)):
+            sizes.append(config.moe_intermediate_size)
         return (
             weight.device.type == "cpu"
             and weight.dtype in (torch.float32, torch.bfloat16)
-            and not any(config.has_experts(i) for i in range(config.num_hidden_layers))
             and not any(size % _MULTIPLE for size in sizes)
             and config.head_dim <= _MAX_HEAD
             and not any("lora_" in name for name, _ in model.named_parameters())
@@ -154,8 +160,9 @@ class CpuDecode:
         self._kept: list[Tensor] = []
         layers = (_Layer * config.num_hidden_layers)()
         for i, (layer, cached) in enumerate(zip(layers, cache.layers, strict=True)):
-            for field, name in _MATRICES.items():
-                setattr(layer, field, self._blocks(named[f"layers.{i}.{name}"]))
+            for field, names in _MATRICES.items():
+                found = [named[path] for name in names if (path := f"layers.{i}.{name}") in named]
+                setattr(layer, field, self._blocks(found[0]) if found else None)
             for field, name in _VECTORS.items():
                 setattr(layer, field, self._vector(named.get(f"layers.{i}.{name}")))
             layer.keys, layer.values = cached.keys_SKCH.data_ptr(), cached.values_SKCH.data_ptr()
@@ -173,6 +180,11 @@ class CpuDecode:
             eps=config.rms_norm_eps,
             id_stride=embedding.stride(0),
             hidden_stride=embedding.stride(1),
+            experts=config.num_experts,
+            chosen=config.num_experts_per_tok,
+            renormalises=config.renormalizes_experts,
+            expert_ffn=config.moe_intermediate_size,
+            shared_ffn=config.n_shared_experts * config.moe_intermediate_size,
             embedding=embedding.data_ptr(),
             head=self._blocks(model.lm_head.weight),
             norm=self._vector(named["norm.weight"]),
@@ -182,10 +194,11 @@ class CpuDecode:
         )
 
     def _blocks(self, weight: Tensor) -> int:
-        """Copies a matrix in the order in which products read it, padded to whole blocks."""
+        """Copies a matrix, or one of each expert, in the order in which products read it, padded to
+        whole blocks."""
         step = 2 if weight.dtype == torch.bfloat16 else 1
-        padded = F.pad(weight.detach(), (0, 0, 0, -weight.shape[0] % _COLUMNS))
-        blocks = padded.reshape(-1, _COLUMNS, weight.shape[1] // step, step).transpose(1, 2)
+        padded = F.pad(weight.detach(), (0, 0, 0, -weight.shape[-2] % _COLUMNS))
+        blocks = padded.reshape(-1, _COLUMNS, weight.shape[-1] // step, step).transpose(1, 2)
         self._kept.append(blocks.contiguous())
         return self._kept[-1].data_ptr()
 

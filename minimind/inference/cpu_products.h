@@ -12,6 +12,7 @@
 
 constexpr int COLUMNS = 32, VECTORS = COLUMNS / W;
 constexpr int MOST_ROWS = W == 16 ? 12 : 2;  // whose sums fit the registers together
+static inline int64_t padded(int64_t outputs) { return (outputs + COLUMNS - 1) / COLUMNS * COLUMNS; }
 constexpr int64_t AHEAD = 4096;  // bytes that are asked for early: a stream ends at each page
 
 // How the weights of a type are multiplied: STEP inputs of a row (`In`) by as many weights of each of
@@ -86,7 +87,7 @@ template <typename T>
 static void multiply_share(const T* w, int64_t depth, int64_t width,
                            const typename Weights<T>::In* x, int64_t num_rows, float* out,
                            bool is_added, int64_t me, int64_t threads) {
-    const int64_t blocks = (width + COLUMNS - 1) / COLUMNS;
+    const int64_t blocks = padded(width) / COLUMNS;
     const int64_t groups = (num_rows + MOST_ROWS - 1) / MOST_ROWS;
     for (int64_t block = blocks * me / threads; block < blocks * (me + 1) / threads; block++)
         for (int64_t group = 0; group < groups; group++) {

@@ -31,6 +31,7 @@ from minimind.samples.text import load_sample_tokenizer
 
 CPU = torch.device("cpu")
 CAPACITY = 64
+EXPERTS_16 = [{**changes, "moe_intermediate_size": 48} for changes in EXPERTS]
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
@@ -85,6 +86,7 @@ def by_cpp(decoder: CpuDecode, ids: list[int], pieces: list[Piece]) -> Tensor:
         {"head_dim": 48, "num_key_value_heads": 4, "hidden_size": 80, "intermediate_size": 112},
         {"num_attention_heads": 6, "num_key_value_heads": 2},
         {"num_key_value_heads": 1, "rope_scaling": "yarn", "max_position_embeddings": 4096},
+        *EXPERTS_16,
     ],
 )
 @pytest.mark.parametrize("family", FAMILIES)
@@ -115,11 +117,12 @@ def test_bf16_errs_no_more_than_pytorch() -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("changes", [{}, EXPERTS_16[0]])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_prompts_are_read_in_pieces(dtype: torch.dtype) -> None:
+def test_prompts_are_read_in_pieces(dtype: torch.dtype, changes: dict[str, Any]) -> None:
     """A prompt read at once, in two pieces and token by token gives the same bits, beside others;
     and they are the forward's."""
-    model = model_of(vocab_size=131).to(dtype)
+    model = model_of(vocab_size=131, **changes).to(dtype)
     lengths = [37, 1, 20]
     documents = random_documents(lengths)
 
@@ -160,8 +163,9 @@ def test_no_logits_are_asked_for() -> None:
 
 
 @needs_compiler
-def test_company_changes_no_bit() -> None:
-    model = model_of()
+@pytest.mark.parametrize("changes", [{}, EXPERTS_16[2]])
+def test_company_changes_no_bit(changes: dict[str, Any]) -> None:
+    model = model_of(**changes)
     lengths = [2 + 11 * i % 50 for i in range(37)]
     ids, pieces = nexts(lengths)
     together = by_cpp(CpuDecode(model, prompted(model, lengths)), ids, pieces)

@@ -96,9 +96,15 @@ static Attend<T> attend_of(int64_t size) {
     return of_sizes[size / 16 - 1];
 }
 
+// Matrices in the order in which products read them; x W' + (x A') B' with an adapter, rank 0 without.
+struct Linear {
+    const void *weight, *a, *b;
+    int64_t rank;
+};
+
 struct Layer {
-    // As products read them. With a router, the gate_up and down of all experts, one after another.
-    const void *qkv, *o, *gate_up, *down, *router, *shared_gate_up, *shared_down;
+    // With a router, the gate_up and down of all experts, one after another.
+    Linear qkv, o, gate_up, down, router, shared_gate_up, shared_down;
     const float *input_norm, *mlp_norm, *q_norm, *k_norm;
     void *keys, *values;  // [slots][K][capacity][H]
 };
@@ -107,8 +113,10 @@ struct Model {
     int64_t num_layers, hidden, ffn, heads, kv_heads, size, vocab, capacity;
     int64_t id_stride, hidden_stride;  // of the embedding
     int64_t experts, chosen, renormalises, expert_ffn, shared_ffn;  // a row goes to `chosen` experts
+    int64_t most_rank;
     float eps;
-    const void *embedding, *head;
+    const void* embedding;
+    Linear head;
     const float *norm, *cos, *sin;
     const Layer* layers;
 };
@@ -169,8 +177,9 @@ static void decode(const Model& model, const Batch& batch, float* logits_RV, int
     static thread_local Routing routing_of_caller;
     Routing& routing = routing_of_caller;
     routing.experts = model.experts, routing.chosen = model.chosen;
-    scratch.resize(num_rows * (2 * hidden + width + model.experts) + slots * hidden + 2 * inner +
-                   most_inputs + num_threads * together * (longest + size));
+    scratch.resize(num_rows * (2 * hidden + width + model.experts + 2 * model.most_rank) +
+                   slots * hidden + 2 * inner + most_inputs +
+                   num_threads * together * (longest + size));
     float* residual = scratch.data();
     float* qkv = residual + num_rows * hidden;
     float* router_logits = qkv + num_rows * width;
@@ -178,7 +187,9 @@ static void decode(const Model& model, const Batch& batch, float* logits_RV, int
     float* gate_up = of_slots + slots * hidden;
     In* normed = reinterpret_cast<In*>(gate_up + 2 * inner);
     In* inputs = reinterpret_cast<In*>(gate_up + 2 * inner + num_rows * hidden);
-    float* of_threads = gate_up + 2 * inner + num_rows * hidden + most_inputs;
+    float* low = gate_up + 2 * inner + num_rows * hidden + most_inputs;
+    In* low_inputs = reinterpret_cast<In*>(low + num_rows * model.most_rank);
+    float* of_threads = low + 2 * num_rows * model.most_rank;
 
 #pragma omp parallel num_threads(num_threads)
     {
@@ -191,9 +202,17 @@ static void decode(const Model& model, const Batch& batch, float* logits_RV, int
             multiply_share(static_cast<const T*>(weights), depth, outputs, from, rows, out, is_added,
                            omp_get_thread_num(), omp_get_num_threads());
         };
-        const auto multiply = [&](const void* weights, int64_t depth, int64_t outputs,
+        const auto multiply = [&](const Linear& linear, int64_t depth, int64_t outputs,
                                   const In* from, int64_t rows, float* out, bool is_added) {
-            multiply_part(weights, depth, outputs, from, rows, out, is_added);
+            multiply_part(linear.weight, depth, outputs, from, rows, out, is_added);
+            if (linear.rank) {
+                multiply_part(linear.a, depth, linear.rank, from, rows, low, false);
+#pragma omp barrier
+#pragma omp for schedule(static)
+                for (int64_t m = 0; m < rows; m++)
+                    narrow(low_inputs + m * linear.rank, low + m * linear.rank, linear.rank);
+                multiply_part(linear.b, linear.rank, outputs, low_inputs, rows, out, true);
+            }
 #pragma omp barrier
         };
         // inputs[r] = silu(gate) * up of row r of the product gate_up.
@@ -207,7 +226,7 @@ static void decode(const Model& model, const Batch& batch, float* logits_RV, int
                     narrow(inputs + r * ffn + i, (const float*)&out, W);
                 }
         };
-        const auto feed_forward = [&](const void* in, const void* down, int64_t ffn) {
+        const auto feed_forward = [&](const Linear& in, const Linear& down, int64_t ffn) {
             multiply(in, hidden, 2 * ffn, normed, num_rows, gate_up, false);
             activate(num_rows, ffn);
             multiply(down, ffn, hidden, inputs, num_rows, residual, true);
@@ -231,9 +250,9 @@ static void decode(const Model& model, const Batch& batch, float* logits_RV, int
                 }
 #pragma omp barrier
             };
-            each(layer.gate_up, hidden, 2 * ffn, gate_up);
+            each(layer.gate_up.weight, hidden, 2 * ffn, gate_up);
             activate(slots, ffn);
-            each(layer.down, ffn, hidden, of_slots);
+            each(layer.down.weight, ffn, hidden, of_slots);
 #pragma omp for schedule(static)
             for (int64_t slot = 0; slot < slots; slot += model.chosen)
                 for (int64_t i = 0; i < hidden; i++) {
@@ -242,7 +261,7 @@ static void decode(const Model& model, const Batch& batch, float* logits_RV, int
                         sum += routing.weight[s] * of_slots[routing.place[s] * hidden + i];
                     residual[slot / model.chosen * hidden + i] += sum;
                 }
-            if (layer.shared_gate_up)
+            if (layer.shared_gate_up.weight)
                 feed_forward(layer.shared_gate_up, layer.shared_down, model.shared_ffn);
         };
 #pragma omp for schedule(static)
@@ -286,7 +305,7 @@ static void decode(const Model& model, const Batch& batch, float* logits_RV, int
             }
             multiply(layer.o, model.heads * size, hidden, inputs, num_rows, residual, true);
             normalise(residual, nullptr, num_rows, hidden, layer.mlp_norm, model.eps, normed);
-            if (layer.router)
+            if (layer.router.weight)
                 experts(layer);
             else
                 feed_forward(layer.gate_up, layer.down, model.ffn);

@@ -20,6 +20,8 @@ from minimind_kernels import backend
 from torch import Tensor
 from torch.nn import functional as F
 
+from minimind.lora.experts import LoraExperts
+from minimind.lora.linear import LoraLinear, split_parts
 from minimind.model.cached_attention import Piece
 from minimind.model.kv_cache import KVCache
 from minimind.model.transformer import Transformer
@@ -38,15 +40,15 @@ _COLUMNS = 32
 """The outputs of a block of weights, as in cpu_products.h."""
 
 _MATRICES = {
-    "qkv": ["self_attn.qkv_proj.weight"],
-    "o": ["self_attn.o_proj.weight"],
-    "gate_up": ["mlp.gate_up_proj.weight", "mlp.gate_up_proj"],
-    "down": ["mlp.down_proj.weight", "mlp.down_proj"],
-    "router": ["mlp.gate.weight"],
-    "shared_gate_up": ["mlp.shared_experts.gate_up_proj.weight"],
-    "shared_down": ["mlp.shared_experts.down_proj.weight"],
+    "qkv": "self_attn.qkv_proj",
+    "o": "self_attn.o_proj",
+    "gate_up": "mlp.gate_up_proj",
+    "down": "mlp.down_proj",
+    "router": "mlp.gate",
+    "shared_gate_up": "mlp.shared_experts.gate_up_proj",
+    "shared_down": "mlp.shared_experts.down_proj",
 }
-"""The parameter of each field, in dense layers and in those with experts."""
+"""The linear, or the stack of all experts' weights, of each field."""
 _VECTORS = {
     "input_norm": "input_layernorm.weight",
     "mlp_norm": "post_attention_layernorm.weight",
@@ -55,10 +57,17 @@ _VECTORS = {
 }
 
 
-class _Layer(Structure):
-    """Has the layout of the struct in cpu_decode.cpp; so have `_Model` and `_Batch`."""
+class _Linear(Structure):
+    """Has the layout of the struct in cpu_decode.cpp; so have the next three."""
 
-    _fields_ = [(name, c_void_p) for name in (*_MATRICES, *_VECTORS, "keys", "values")]
+    _fields_ = [*((name, c_void_p) for name in ("weight", "a", "b")), ("rank", c_int64)]
+
+
+class _Layer(Structure):
+    _fields_ = [
+        *((name, _Linear) for name in _MATRICES),
+        *((name, c_void_p) for name in (*_VECTORS, "keys", "values")),
+    ]
 
 
 class _Model(Structure):
@@ -69,10 +78,13 @@ class _Model(Structure):
                 *("num_layers", "hidden", "ffn", "heads", "kv_heads", "size", "vocab"),
                 *("capacity", "id_stride", "hidden_stride"),
                 *("experts", "chosen", "renormalises", "expert_ffn", "shared_ffn"),
+                "most_rank",
             )
         ],
         ("eps", c_float),
-        *[(name, c_void_p) for name in ("embedding", "head", "norm", "cos", "sin")],
+        ("embedding", c_void_p),
+        ("head", _Linear),
+        *[(name, c_void_p) for name in ("norm", "cos", "sin")],
         ("layers", POINTER(_Layer)),
     ]
 
@@ -99,24 +111,26 @@ class CpuDecode:
         library = _load_library()
         assert library is not None
         self._library = library
-        self._parameters = list(model.parameters())
-        self._read: list[tuple[int, int]] = []
+        self._num_switches = 0
+        self._parameters: list[Tensor] = []
+        self._state: list[tuple[int, int]] = []
         """Each parameter's address, and its version when it was read."""
+        self._blocks: dict[tuple[str, int, int], Tensor] = {}
+        """The copies of matrices, by name, address and version of the parameter."""
+        self._follow_modules()
 
     @staticmethod
     def can_run(model: Transformer) -> bool:
-        """Tells whether this model can be decoded here and under the kernels' settings; it must
-        have no adapters attached."""
+        """Tells whether this model can be decoded here and under the kernels' settings."""
         config, weight = model.config, model.lm_head.weight
         sizes = [config.hidden_size, config.intermediate_size, config.head_dim]
-        if any(config.has_experts(i) for i in range(config.num_hidden_layers)):
+        if config.num_experts:
             sizes.append(config.moe_intermediate_size)
         return (
             weight.device.type == "cpu"
             and weight.dtype in (torch.float32, torch.bfloat16)
             and not any(size % _MULTIPLE for size in sizes)
             and config.head_dim <= _MAX_HEAD
-            and not any("lora_" in name for name, _ in model.named_parameters())
             and backend.kernels_setting() != "triton"
             and backend.compile_setting() != "0"
             and _load_library() is not None
@@ -124,16 +138,28 @@ class CpuDecode:
 
     def refresh(self) -> None:
         """Reads the weights anew: an optimizer changes them without changing their version."""
-        self._read = []
+        self._state, self._blocks = [], {}
 
-    def decode(self, ids: Sequence[int], pieces: Sequence[Piece], wanted: Sequence[int]) -> Tensor:
+    def decode(
+        self,
+        ids: Sequence[int],
+        pieces: Sequence[Piece],
+        wanted: Sequence[int],
+        num_switches: int = 0,
+    ) -> Tensor | None:
         """Adds the pieces' tokens to the cache; gives fp32 logits [R, V] after the tokens at the
-        places `wanted`."""
+        places `wanted`. Gives None where adapters of experts are attached, which it does not know.
+        `num_switches` is LoadedAdapters' own: the modules are then others."""
+        if num_switches != self._num_switches:
+            self._num_switches = num_switches
+            self._follow_modules()
+        if self._adapts_experts:
+            return None
         # A merged adapter, say, puts other tensors in their place.
         state = [(parameter.data_ptr(), parameter._version) for parameter in self._parameters]
-        if state != self._read:
+        if state != self._state:
             self._read_model()
-            self._read = state
+            self._state = state
         positions = itertools.chain.from_iterable(range(p.start, p.end) for p in pieces)
         slots = itertools.chain.from_iterable([p.slot] * p.count for p in pieces)
         num_rows, num_wanted = len(ids), len(wanted)
@@ -153,16 +179,36 @@ class CpuDecode:
         )
         return logits_RV
 
+    def _follow_modules(self) -> None:
+        self._parameters, self._state = list(self._model.parameters()), []
+        self._adapts_experts = any(isinstance(m, LoraExperts) for m in self._model.modules())
+
     def _read_model(self) -> None:
         """Fills the struct with the addresses of all weights."""
         model, cache, config = self._model, self._cache, self._model.config
-        named = dict(model.named_parameters())
+        named, modules = dict(model.named_parameters()), dict(model.named_modules())
+        known, self._blocks = self._blocks, {}
         self._kept: list[Tensor] = []
+
+        def linear(name: str) -> _Linear:
+            weight = named.get(f"{name}.weight", named.get(name))
+            if weight is None:
+                return _Linear()
+            key = name, weight.data_ptr(), weight._version
+            self._blocks[key] = known[key] if key in known else _in_blocks(weight)
+            address = self._blocks[key].data_ptr()
+            module = modules.get(name)
+            if not isinstance(module, LoraLinear):
+                return _Linear(weight=address)
+            a_RI, b_OR = _low_rank(module)
+            self._kept += (_in_blocks(a_RI), _in_blocks(b_OR))
+            a, b = (blocks.data_ptr() for blocks in self._kept[-2:])
+            return _Linear(weight=address, a=a, b=b, rank=len(a_RI))
+
         layers = (_Layer * config.num_hidden_layers)()
         for i, (layer, cached) in enumerate(zip(layers, cache.layers, strict=True)):
-            for field, names in _MATRICES.items():
-                found = [named[path] for name in names if (path := f"layers.{i}.{name}") in named]
-                setattr(layer, field, self._blocks(found[0]) if found else None)
+            for field, name in _MATRICES.items():
+                setattr(layer, field, linear(f"layers.{i}.{name}"))
             for field, name in _VECTORS.items():
                 setattr(layer, field, self._vector(named.get(f"layers.{i}.{name}")))
             layer.keys, layer.values = cached.keys_SKCH.data_ptr(), cached.values_SKCH.data_ptr()
@@ -185,28 +231,45 @@ class CpuDecode:
             renormalises=config.renormalizes_experts,
             expert_ffn=config.moe_intermediate_size,
             shared_ffn=config.n_shared_experts * config.moe_intermediate_size,
+            most_rank=max(getattr(layer, field).rank for layer in layers for field in _MATRICES),
             embedding=embedding.data_ptr(),
-            head=self._blocks(model.lm_head.weight),
+            head=linear("embed_tokens" if config.tie_word_embeddings else "lm_head"),
             norm=self._vector(named["norm.weight"]),
             cos=cos.data_ptr(),
             sin=sin.data_ptr(),
             layers=layers,
         )
 
-    def _blocks(self, weight: Tensor) -> int:
-        """Copies a matrix, or one of each expert, in the order in which products read it, padded to
-        whole blocks."""
-        step = 2 if weight.dtype == torch.bfloat16 else 1
-        padded = F.pad(weight.detach(), (0, 0, 0, -weight.shape[-2] % _COLUMNS))
-        blocks = padded.reshape(-1, _COLUMNS, weight.shape[-1] // step, step).transpose(1, 2)
-        self._kept.append(blocks.contiguous())
-        return self._kept[-1].data_ptr()
-
     def _vector(self, weight: Tensor | None) -> int | None:
         if weight is None:
             return None
         self._kept.append(weight.detach().float().contiguous())
         return self._kept[-1].data_ptr()
+
+
+def _in_blocks(weight: Tensor) -> Tensor:
+    """Copies a matrix, or one of each expert, in the order in which products read it, padded to
+    whole blocks."""
+    step = 2 if weight.dtype == torch.bfloat16 else 1
+    padded = F.pad(weight.detach(), (0, 0, 0, -weight.shape[-2] % _COLUMNS))
+    blocks = padded.reshape(-1, _COLUMNS, weight.shape[-1] // step, step)
+    return blocks.transpose(1, 2).contiguous()
+
+
+def _low_rank(module: LoraLinear) -> tuple[Tensor, Tensor]:
+    """Gives A [R, I] and B [O, R] of the whole tensor, with the scales in B. R is even, because
+    products in bf16 take inputs by twos."""
+    rank = sum(spec.rank for spec in module.specs)
+    rank += rank % 2
+    a_RI = module.weight.new_zeros(rank, module.in_features)
+    b_OR = module.weight.new_zeros(module.out_features, rank)
+    first = 0
+    for spec, a, b in split_parts(module.specs, module.lora_A.detach(), module.lora_B.detach()):
+        ranks = slice(first, first + spec.rank)
+        a_RI[ranks, spec.part.columns] = a.to(a_RI.dtype)
+        b_OR[spec.part.rows, ranks] = (b * spec.scale).to(b_OR.dtype)
+        first = ranks.stop
+    return a_RI, b_OR
 
 
 @functools.cache

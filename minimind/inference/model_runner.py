@@ -70,7 +70,7 @@ class ModelRunner:
             ids += one.ids[piece.start : piece.end]
         is_due = [piece.end >= len(one.ids) for one, piece in zip(batch, pieces, strict=True)]
         self.can_go_on = False
-        # Graphs and C++ know the model as it is without adapters.
+        # Graphs know the model as it is without adapters.
         if self._graphs and adapter is None and all(is_due):
             choose = self._graphs.launch(batch, pieces, ids)
             if choose is not None:
@@ -78,9 +78,11 @@ class ModelRunner:
                 return choose
         ends = itertools.accumulate(piece.count for piece in pieces)
         wanted = [end - 1 for end in itertools.compress(ends, is_due)]
-        if self._cpu_decode and adapter is None:
-            logits_RV = self._cpu_decode.decode(ids, pieces, wanted)
-        else:
+        logits_RV = None
+        if self._cpu_decode:
+            num_switches = self._adapters.num_switches if self._adapters else 0
+            logits_RV = self._cpu_decode.decode(ids, pieces, wanted, num_switches)
+        if logits_RV is None:
             logits_RV = self._forward(pieces, ids, wanted)
         pending = self.sampler.sample(logits_RV, list(itertools.compress(batch, is_due)))
         return lambda: pending

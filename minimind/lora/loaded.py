@@ -33,6 +33,8 @@ class LoadedAdapters:
         self._adapters: dict[str, Adapter] = {}
         self.active: dict[str, float] = {}
         """The scale of each active adapter, by name."""
+        self.num_switches = 0
+        """How often other adapters became active, and other modules part of the model."""
 
     @property
     def names(self) -> list[str]:
@@ -73,6 +75,7 @@ class LoadedAdapters:
             if "lora_" in name:
                 parameter.requires_grad_(False)
         self.active = dict(scales)
+        self.num_switches += 1
 
     def switch_to(self, name: str | None) -> None:
         """Activates one adapter alone at its own scale, or the bare model for None; does nothing

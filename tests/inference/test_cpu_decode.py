@@ -7,7 +7,7 @@ import logging
 import platform
 import shutil
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def by_torch(model: Transformer, cache: KVCache, ids: list[int], pieces: list[Pi
 
 
 def by_cpp(decoder: CpuDecode, ids: list[int], pieces: list[Piece]) -> Tensor:
-    return decoder.decode(ids, pieces, range(len(ids)))
+    return cast(Tensor, decoder.decode(ids, pieces, range(len(ids))))
 
 
 @needs_compiler
@@ -134,7 +134,7 @@ def test_prompts_are_read_in_pieces(dtype: torch.dtype, changes: dict[str, Any])
             pieces = [Piece(slot=2 * i, start=start, count=last - start) for i, _, last in parts]
             ids = [id for _, document, last in parts for id in document[start:last]]
             ends = [sum(piece.count for piece in pieces[: at + 1]) - 1 for at in range(len(pieces))]
-            found = decoder.decode(ids, pieces, ends)
+            found = cast(Tensor, decoder.decode(ids, pieces, ends))
             logits |= {i: row for (i, _, _), row in zip(parts, found, strict=True)}
         return torch.stack([logits[i] for i in range(len(documents))]), cache
 
@@ -225,7 +225,7 @@ def test_the_engine_says_the_same_with_it(max_batch: int) -> None:
 
 @needs_compiler
 def test_adapters_come_and_go() -> None:
-    """Steps under an adapter leave C++, and those without one come back to it; new weights show."""
+    """Steps under an adapter, without one and under merged weights say what PyTorch says."""
     model = model_of()
     adapters = LoadedAdapters(model)
     poet = random_adapter(model.config)
@@ -250,12 +250,38 @@ def test_adapters_come_and_go() -> None:
     ids, pieces = nexts([5])
     before = by_cpp(decoder, ids, pieces)
     adapters.activate({"poet": 1.0})
-    assert not CpuDecode.can_run(model)
+    beside = decoder.decode(ids, pieces, [0], adapters.num_switches)
+    torch.testing.assert_close(beside, by_torch(model, cache, ids, pieces), atol=2e-5, rtol=1e-5)
     adapters.activate({})
+    bare = decoder.decode(ids, pieces, [0], adapters.num_switches)
+    assert torch.equal(cast(Tensor, bare), before)
     model.load_named(merge_adapter(model.config, named(model), poet, "poet"))
     merged = by_cpp(decoder, ids, pieces)
     torch.testing.assert_close(merged, by_torch(model, cache, ids, pieces), atol=2e-5, rtol=1e-5)
     assert (before - merged).abs().max() > 0.01
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_of_shared_experts(dtype: torch.dtype) -> None:
+    """Those of attention and shared experts are known; those of the experts' stacks are not."""
+    model = model_of(**EXPERTS_16[2]).to(dtype)
+    whole = random_adapter(model.config)
+    adapters = LoadedAdapters(model)
+    adapters.add("whole", whole)
+    adapters.add("part", {name: part for name, part in whole.items() if ".experts." not in name})
+    lengths = [5, 9, 2]
+    ids, pieces = nexts(lengths)
+    adapters.activate({"part": 1.0})
+    cache = prompted(model, lengths)
+    decoder = CpuDecode(model, cache)
+    found = by_cpp(decoder, ids, pieces)
+    expected = by_torch(model.double(), prompted(model, lengths), ids, pieces)
+    limit = 1e-5 if dtype == torch.float32 else 0.03
+    assert (found - expected).norm() < limit * expected.norm()
+    model.to(dtype)
+    adapters.activate({"whole": 1.0})
+    assert decoder.decode(ids, pieces, [0, 1, 2], adapters.num_switches) is None
 
 
 @needs_compiler

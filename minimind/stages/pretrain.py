@@ -1,4 +1,4 @@
-"""Pretrains: predicts the next token of every document."""
+"""Pretrains: the model learns to predict the next token of every document."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PretrainRecipe(Recipe):
 
 
 class Pretrain(Stage[Batch, Batch]):
-    """Computes the cross-entropy of the next token, summed over the targets."""
+    """Computes the cross-entropy of next-token prediction, summed over the targets."""
 
     name: ClassVar[str] = "pretrain"
     recipe_type: ClassVar[type[Recipe]] = PretrainRecipe

@@ -1,4 +1,4 @@
-"""Fine-tunes under supervision: predicts the next token of the assistant's turns."""
+"""Fine-tunes on conversations: the model learns to predict the assistant's turns."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SFTRecipe(Recipe):
 
 
 class SFT(Pretrain):
-    """Computes pretraining's loss on the targets of conversations."""
+    """Computes the cross-entropy of the assistant's tokens in conversations, summed over them."""
 
     name: ClassVar[str] = "sft"
     recipe_type: ClassVar[type[Recipe]] = SFTRecipe

@@ -1,4 +1,4 @@
-"""Defines the state of a run, and the functions that are called around its steps."""
+"""Defines the state of a run, and the callbacks around its steps."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from minimind.types import StepStats
 
 @dataclass(slots=True)
 class RunState:
-    """Holds what a checkpoint keeps besides weights and optimizer. Everything else follows from the
-    step."""
+    """Holds the state that a checkpoint keeps besides weights and optimizer. All other state
+    follows from the step."""
 
     step: int = 0
     tokens: int = 0
@@ -27,16 +27,16 @@ def _nothing(*_: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Events:
-    """Holds the functions that the loop calls around its steps; the defaults do nothing. `record`
-    runs on rank 0, the others on every rank."""
+    """Holds the callbacks that the loop calls around its steps; by default they do nothing.
+    `record` is called on rank 0, the others on every rank."""
 
     record: Callable[[StepStats, float | None], None] = _nothing
-    """(the step's StepStats, the validation loss after it, if any)."""
+    """Takes the step's StepStats, and the validation loss after the step or None."""
     save: Callable[[RunState, bool], None] = _nothing
-    """(the state of the run, whether its validation loss is the best so far)."""
+    """Takes the state of the run, and whether its validation loss is the best so far."""
     sample: Callable[[nn.Module, int], None] = _nothing
-    """(the module with whole weights, the steps taken)."""
+    """Takes the module with complete weights, and the number of steps taken."""
     update: Callable[[StepStats, float], None] = _nothing
-    """(the step's StepStats, its seconds)."""
+    """Takes the step's StepStats, and how many seconds the step took."""
     say: Callable[..., None] = _nothing
-    """(a text, its values): a line for the user."""
+    """Takes a message for the user as a format and its values, as a logger does."""

@@ -1,4 +1,4 @@
-"""Decodes on a CPU in compiled C++: one call a step where PyTorch would need four hundred."""
+"""Decodes on a CPU in compiled C++: one call per step, where PyTorch needs some four hundred."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 _HEADER = SOURCE.with_name("cpu_vectors.h")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-std=c++17")
 _MULTIPLE, _MAX_HEAD = 16, 128
-"""Every size except the vocabulary's must be a multiple of a vector; a head must fit the
-registers."""
+"""All sizes but the vocabulary's must be multiples of the first, a vector's length; a head may have
+at most as many numbers as the second, which fit in the registers."""
 
 
 _MATRICES = {
@@ -48,7 +48,7 @@ _VECTORS = {
 
 
 class _Layer(Structure):
-    """Has the layout of the struct in cpu_decode.cpp; so has `_Model`."""
+    """Has the memory layout of the struct Layer in cpu_decode.cpp."""
 
     _fields_ = [(name, c_void_p) for name in (*_MATRICES, *_VECTORS, "keys", "values")]
 
@@ -69,29 +69,28 @@ class _Model(Structure):
 
 
 class CpuDecode:
-    """Runs `Transformer.decode` on a CPU for a dense model, with one token of each of many
-    sequences.
+    """Runs `Transformer.decode` on a CPU for a dense model and one new token of each sequence.
 
-    It computes in fp32 between the products, whatever the weights' dtype; sums run in another order
-    than PyTorch's, so results differ in their last digits. It reads the model's own weights in
-    place where they are stored by columns (`lay_out_for_decoding`), copies of them otherwise, and
-    notices when they change.
+    Between matrix products it computes in fp32, whatever the weights' dtype. It sums in another
+    order than PyTorch, so the last digits differ. Weights stored by columns
+    (`lay_out_for_decoding`) are read in place, others are copied; changes of the weights are
+    noticed.
     """
 
     def __init__(self, model: Transformer, cache: KVCache) -> None:
-        """Takes a model that `can_run` accepts."""
+        """`model` must be one that `can_run` accepts."""
         self._model, self._cache = model, cache
         library = _load_library()
         assert library is not None
         self._library = library
         self._parameters = list(model.parameters())
         self._read: list[tuple[int, int]] = []
-        """Each parameter's address, and its version when it was read."""
+        """The address and version of each parameter when the weights were last read."""
 
     @staticmethod
     def can_run(model: Transformer) -> bool:
-        """Tells whether this model can be decoded here and under the kernels' settings: it must be
-        dense and have no adapters attached."""
+        """Tells whether the model can be decoded here under the kernels' settings: it must be on a
+        CPU, dense, and without attached adapters."""
         config, weight = model.config, model.lm_head.weight
         sizes = (config.hidden_size, config.intermediate_size, config.head_dim)
         return (
@@ -107,14 +106,16 @@ class CpuDecode:
         )
 
     def refresh(self) -> None:
-        """Reads the weights anew: an optimizer changes them without changing their version."""
+        """Makes the next step read the weights again. An optimizer changes them without a new
+        version, so this cannot be noticed."""
         self._read = []
 
     def decode(self, ids: Sequence[int], pieces: Sequence[Piece]) -> Tensor | None:
-        """Gives fp32 logits [B, V]; None where a piece has more than one token."""
+        """Gives fp32 logits [B, V]; None where a piece has more than one token, which is not
+        handled here."""
         if any(piece.count > 1 for piece in pieces):
             return None
-        # A merged adapter, say, puts other tensors in their place.
+        # The addresses change too: merging an adapter, for example, replaces tensors.
         state = [(parameter.data_ptr(), parameter._version) for parameter in self._parameters]
         if state != self._read:
             self._read_model()
@@ -132,7 +133,7 @@ class CpuDecode:
         return logits_BV
 
     def _read_model(self) -> None:
-        """Fills the struct with the addresses of all weights."""
+        """Fills the C++ struct with the addresses of all weights."""
         model, cache, config = self._model, self._cache, self._model.config
         named = dict(model.named_parameters())
         self._kept: list[Tensor] = []
@@ -178,7 +179,7 @@ class CpuDecode:
 
 @functools.cache
 def _load_library() -> ctypes.CDLL | None:
-    """Loads the library, compiled once for this source, compiler and CPU into the cache folder.
+    """Loads the library, which is compiled once per source, compiler and CPU into the cache folder.
     Gives None where that fails; under MINIMIND_COMPILE=1 it raises RuntimeError."""
     try:
         return ctypes.CDLL(str(_build()))
@@ -206,7 +207,7 @@ def _build() -> Path:
 
 
 def _cpu() -> str:
-    """Describes the CPU features that -march=native uses; several machines may share a home
+    """Describes the CPU features that -march=native uses, since several machines may share a home
     folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").split("\n\n", 1)[0].splitlines()

@@ -20,8 +20,9 @@ NO_TOKEN = -1
 
 
 class Sampler:
-    """Chooses tokens, for a host that waits for them. Counts for penalties, biases and the tokens
-    that grammars allow are kept by slot, allocated at the first request for them."""
+    """Chooses tokens where the host may wait for the device. The counts for penalties, the biases
+    and the tokens that grammars allow are kept by slot, and allocated when a request first needs
+    them."""
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
         self._num_slots, self._vocab_size, self._device = num_slots, vocab_size, device
@@ -30,7 +31,8 @@ class Sampler:
         self._bias_SV: Tensor | None = None
         self._masks: GrammarMasks | None = None
         self._asked: tuple[list[Generation], RowSettings] | None = None
-        """The settings of the batch sampled last: they stay while its sequences go on."""
+        """The sequences and the settings of the last batch, reused while the sequences stay the
+        same."""
 
     def open(self, generation: Generation) -> None:
         """Begins a new sequence in its slot, before its first token."""
@@ -39,15 +41,15 @@ class Sampler:
             self._masks = GrammarMasks(self._num_slots, self._vocab_size, self._device)
         if self._masks is not None:
             self._masks.open(slot, params.grammar)
-        # Rows that fill up a kind on a GPU are of sequences that ask for none of it.
+        # On a GPU a slot's bias is also read for rows that have none, so it must be cleared.
         if params.logit_bias or self._bias_SV is not None:
             self._open_bias(slot, params)
         if params.penalizes:
             self._open_penalties(slot, generation.request.prompt_ids)
 
     def accept(self, generation: Generation, token: int) -> bool:
-        """Advances the sequence by `token`, and tells whether its grammar has come to its end.
-        Raises GrammarFailure."""
+        """Advances the sequence's grammar by `token`; tells whether the grammar has ended. Raises
+        GrammarFailure."""
         return self._masks is not None and self._masks.accept(generation.slot, token)
 
     def _open_bias(self, slot: int, params: SamplingParams) -> None:
@@ -64,7 +66,8 @@ class Sampler:
             size = (self._num_slots, self._vocab_size)
             self._seen_SV = torch.zeros(size, dtype=torch.bool, device=self._device)
             self._made_SV = torch.zeros(size, device=self._device)
-        # Assigning a number to a part of a tensor would have a GPU's host wait: it is copied there.
+        # Assigning a Python number to part of a tensor would make the host wait for a GPU, since it
+        # is copied there.
         self._seen_SV[slot].zero_().index_fill_(0, send(prompt_ids, self._device), True)
         self._made_SV[slot].zero_()
 
@@ -84,7 +87,8 @@ class Sampler:
         return PendingTokens(pack(logits_BV, ids_B, settings), batch, settings.asked)
 
     def _choose(self, logits_BV: Tensor, settings: RowSettings, uniform_R: Tensor | None) -> Tensor:
-        """Gives token ids, int64 [B]. `uniform_R` has a number for each of `settings.drawn`."""
+        """Gives the chosen token ids, int64 [B]. `uniform_R` holds a random number for each row of
+        `settings.drawn`."""
         asked, drawn = settings.asked, settings.drawn
         if asked.penalties:
             logits_BV = self._penalize(logits_BV, settings.penalized)

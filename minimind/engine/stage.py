@@ -150,7 +150,7 @@ class Stage(Protocol[InT, OutT]):
 
     @property
     def measured_names(self) -> tuple[str, ...]:
-        """The names of the values of `measured`, which are columns of metrics.csv."""
+        """Gives the names of the values of `measured`, which are columns of metrics.csv."""
         return ()
 
     def measured(self) -> Mapping[str, float]:

@@ -1,4 +1,4 @@
-"""Finds what a chat template leaves out of a conversation, in the text that it renders."""
+"""Finds the parts of a conversation that are missing from the text a chat template renders."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ REASONING_LEFT_OUT = "reasoning that the chat template leaves out"
 
 
 def find_losses(messages: Sequence[Mapping[str, Any]], text: str, origin: str) -> list[str]:
-    """Gives the parts that `text` does not hold and that a template may leave out, as many do with
-    the reasoning of earlier turns. Raises DataError for any other missing part; `origin` is the
-    tokenizer's name, for the message."""
+    """Gives descriptions of the missing parts that a template may leave out, as many do with the
+    reasoning of earlier turns. Raises DataError for any other missing part; `origin` names the
+    tokenizer in the message."""
     losses = []
     at = 0
     for number, message in enumerate(messages, start=1):
@@ -40,6 +40,7 @@ def find_losses(messages: Sequence[Mapping[str, Any]], text: str, origin: str) -
 
 
 def _find(text: str, part: str, at: int) -> int:
-    """Finds the part's position, from `at` on where possible."""
+    """Gives the position of `part` in `text`, from `at` on if it occurs there; negative if it does
+    not occur."""
     found = text.find(part, at)
     return text.find(part) if found < 0 else found

@@ -1,5 +1,5 @@
-"""Converts the turns of a conversation to the project's own words: roles, reasoning, content parts,
-tool calls and weights. chat_format checks everything else about a turn."""
+"""Converts turns to the project's own keys and values: roles, reasoning, content parts, tool calls
+and weights. chat_format checks everything else about a turn."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ ROLES = {
     "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool",
     "tool_response": "tool", "ipython": "tool",
 }  # fmt: skip
-"""The project's role for each role name of other forms, in any case of letters. The text of a turn
-of `function_call` or `tool_call` is the call."""
+"""The project's role for each role of other projects, in upper or lower case. The text of a
+`function_call` or `tool_call` turn is the call."""
 _OWN_ROLES = ("system", "user", "assistant", "tool")
 _OTHERS_ROLES = ("system", "user", "tool")
 _CALL_ROLES = ("function_call", "tool_call")
@@ -117,9 +117,9 @@ _TRANSLATED = frozenset(("from", "value", "function_call", *REASONING, *_ABOUT_L
 
 
 def read_turns(turns: object, what: str, unread: set[str]) -> Any:
-    """Gives the same turns in the project's own words; gives the value unchanged where it already
-    is in them or is not a list of objects. `what` names the turns, `unread` takes the keys to
-    report. Raises RowProblem."""
+    """Converts turns to the project's own keys and values; a value that needs no conversion, or is
+    not a list, is returned unchanged. `what` names the turns in messages; unread keys are added to
+    `unread`. Raises RowProblem."""
     if not isinstance(turns, list) or all(map(_is_own, turns)):
         return turns
     read = []
@@ -174,7 +174,7 @@ def _read_turn(turn: Turn, unread: set[str]) -> Turn:
 
 
 def _is_own(turn: object) -> bool:
-    """Tells whether the turn is a text of a role in the project's own words, as most are."""
+    """Tells whether a turn needs no conversion: a project's role and a text, as most turns are."""
     return (
         isinstance(turn, dict)
         and len(turn) == 2
@@ -189,7 +189,7 @@ def _is_call(turn: object) -> bool:
 
 
 def _join_parts(parts: list[Any], unread: set[str]) -> tuple[str, str | None]:
-    """Joins the text of the parts, and that of the reasoning parts."""
+    """Gives the joined text of the content parts, and that of the reasoning parts or None."""
     texts, thoughts = [], []
     for number, part in enumerate(parts, start=1):
         if not isinstance(part, dict):
@@ -212,7 +212,7 @@ def _join_parts(parts: list[Any], unread: set[str]) -> tuple[str, str | None]:
 
 
 def _read_calls(turn: Turn, role: object, text: object, unread: set[str]) -> list[Turn]:
-    """Gives the tool calls of a turn with arguments as objects. Raises RowProblem."""
+    """Gives a turn's tool calls, with arguments as objects. Raises RowProblem."""
     calls, what = turn.get("tool_calls") or [], '"tool_calls"'
     if role in _CALL_ROLES:
         if not isinstance(text, str) or not text.lstrip().startswith(("{", "[")):
@@ -251,8 +251,8 @@ def _read_call(call: Turn, unread: set[str]) -> Turn:
 
 
 def _with_arguments(function: Turn) -> Turn:
-    """Gives the call with its arguments as an object, parsed where a string holds one: templates
-    write all objects in the same way. Clients write "" and null for a call without arguments."""
+    """Gives a call with its arguments as an object, parsed if they are a string, since templates
+    then write all calls alike. "" and null, as clients write them, mean no arguments."""
     given = choose(function, _ARGUMENTS)
     if given is None and any(key in function for key in _ARGUMENTS):
         given = {}
@@ -264,8 +264,8 @@ def _with_arguments(function: Turn) -> Turn:
 
 
 def add_reasoning(read: Turn, reasoning: object) -> None:
-    """Puts the reasoning where templates look for it. Raises RowProblem where the content has other
-    reasoning, or the turn is not the assistant's."""
+    """Puts the reasoning where templates look for it. Raises RowProblem where the content contains
+    different reasoning, or the turn is not the assistant's."""
     if reasoning is None or (isinstance(reasoning, str) and not reasoning.strip()):
         return
     if read.get("role") in _OTHERS_ROLES:
@@ -282,8 +282,8 @@ def add_reasoning(read: Turn, reasoning: object) -> None:
 
 
 def _add_weight(read: Turn, turn: Turn) -> None:
-    """Keeps a weight of 0. Raises RowProblem for one between 0 and 1, for two that contradict, and
-    for a target that is not the assistant's."""
+    """Keeps a weight of 0 in the converted turn. Raises RowProblem for a weight between 0 and 1,
+    for weights that contradict each other, and for a target that is not the assistant's."""
     learned: dict[str, bool] = {}
     for key in _ABOUT_LEARNING & turn.keys():
         value = turn[key]

@@ -219,8 +219,8 @@ class LLM:
             for request_id in open_requests:
                 self._inboxes.pop(request_id, None)
                 self._engine.cancel(request_id)
-            # An abandoned iterator may be closed anywhere, even during another call's step, so this
-            # must not begin a step: the next one frees the slots.
+            # An abandoned iterator may be closed anywhere, even during another call's step, when
+            # this must not begin a second one; the next step then frees the slots.
             if open_requests and self._lock.acquire(blocking=False):
                 try:
                     self._step()

@@ -22,7 +22,7 @@ from minimind.serving.text_routes import add_text_routes
 
 
 def build_app(service: Service) -> FastAPI:
-    """Builds the application over `service`, which it closes at its end."""
+    """Builds the application over `service`, and closes the service when the application ends."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -40,7 +40,8 @@ def build_app(service: Service) -> FastAPI:
     app.router.route_class = JsonRoute
     app.add_middleware(Gate, service=service, settings=settings)
     if settings.cors_origins:
-        # Around the gate: a browser asks without a key whether it may, and reads refusals too.
+        # Outside the access checks: a browser first asks, without a key, whether it may call, and
+        # must be able to read refusals too.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
@@ -53,7 +54,7 @@ def build_app(service: Service) -> FastAPI:
     install_error_handlers(app)
 
     def get(path: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Registers GET and HEAD; the description lists GET alone."""
+        """Registers GET and HEAD for a path; the API's description lists only GET."""
 
         def add(handler: Callable[..., Any]) -> Callable[..., Any]:
             app.get(path, **options)(handler)
@@ -64,7 +65,7 @@ def build_app(service: Service) -> FastAPI:
 
     @get("/health", responses={503: {"model": Health}})
     async def health() -> Health:
-        """Tells whether calls are answered; gives 503 where not."""
+        """Tells whether the server answers calls, with status 503 if it does not."""
         found = Health(status=service.status)
         if found.status == "ok":
             return found
@@ -76,7 +77,7 @@ def build_app(service: Service) -> FastAPI:
 
     @get("/metrics", response_class=Response, responses=_text_response("text/plain"))
     async def prometheus_metrics() -> Response:
-        """Gives the metrics for Prometheus."""
+        """Gives the metrics in Prometheus's format."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @get("/v1/models", responses=ERROR_RESPONSES)

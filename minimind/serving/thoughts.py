@@ -1,4 +1,4 @@
-"""Decides where in an answer its thoughts stand."""
+"""Decides where an answer shows the model's thoughts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Literal
 from minimind.inference.answer_parser import END_THINK, THINK, Content, Part, Reasoning
 
 Place = Literal["apart", "text", "nowhere"]
-"""In a separate field, in the text within their tags, or left out."""
+"""apart: in a field of their own; text: in the text, inside their tags; nowhere: left out."""
 
 
 class Thoughts:
-    """Puts the parts of one answer, as they arrive, where a client wants them."""
+    """Puts the thoughts in an answer's parts, as they arrive, where the client wants them."""
 
     def __init__(self, place: Place) -> None:
         self._place: Place = place

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from minimind.config.recipe import Recipe
 from minimind.data.formats import Format
 from minimind.data.text_format import TEXT
+from minimind.engine.callbacks import Callbacks, RunState
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
-from minimind.engine.events import Events, RunState
 from minimind.engine.loop import Loop
 from minimind.engine.progress import Progress
 from minimind.engine.stage import BuildContext, Stage, StageModels
@@ -268,7 +268,7 @@ class Trial:
             recipe=recipe,
             learning_rate=learning_rate,
             total_steps=total_steps,
-            events=Events(
+            callbacks=Callbacks(
                 record=self._record,
                 save=self._save,
                 sample=self._sample,

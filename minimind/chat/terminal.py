@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from minimind.chat.session import ChatSession
+from minimind.config.tags import END_THINK, THINK
 from minimind.errors import ConfigError, MiniMindError
 from minimind.inference.answer_parser import Content, Part, Reasoning, ToolCall
 
@@ -161,7 +162,7 @@ class Terminal:
             match part:
                 case Reasoning(text):
                     if not self._thinks:
-                        print(DIM if self._has_colour else "<think>", end="")
+                        print(DIM if self._has_colour else THINK, end="")
                     self._thinks = True
                     print(text, end="", flush=True)
                 case Content(text):
@@ -174,7 +175,7 @@ class Terminal:
 
     def _end_thought(self) -> None:
         if self._thinks:
-            print(RESET if self._has_colour else "</think>", end="")
+            print(RESET if self._has_colour else END_THINK, end="")
         self._thinks = False
 
     def _show_speed(self) -> None:

@@ -21,7 +21,7 @@ from minimind.errors import ConfigError, MiniMindError
 from minimind.evaluation.multiple_choice import measure_choices, read_questions
 from minimind.evaluation.perplexity import measure_perplexity
 from minimind.inference.load import add_dtype_flag, choose_placement, load_checkpoint
-from minimind.inference.samples import answer_prompts
+from minimind.inference.prompts import answer_prompts
 from minimind.inference.sampling import SamplingParams
 from minimind.model.transformer import Transformer
 from minimind.runtime.logging import set_up_logging

@@ -14,7 +14,8 @@ from minimind.data.jsonl import RowProblem
 from minimind.data.row_keys import KeyTable, Refusal, choose, is_prose
 from minimind.data.row_refusals import CHAT_REFUSED
 from minimind.data.transcripts import is_open_transcript, read_open_transcript
-from minimind.data.turns import REASONING, Turn, add_reasoning, read_turns
+from minimind.data.turn_keys import REASONING
+from minimind.data.turns import Turn, add_reasoning, read_turns
 
 SYSTEM = ("system", "system_prompt", "sys", "system_message")
 TOOLS = ("tools", "functions")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from minimind.config.tags import END_THINK, THINK
 from minimind.data.chat_encoding import Chat, ChatEncoder, Message, Span
 from minimind.data.collate import collate
 from minimind.data.formats import Format
@@ -32,7 +33,7 @@ SYSTEM_PROMPTS = (
     "请尽力帮助用户。",
 )
 """The system prompts from which `system_prompt_ratio` draws."""
-EMPTY_THINKING = "<think>\n\n</think>\n\n"
+EMPTY_THINKING = f"{THINK}\n\n{END_THINK}\n\n"
 
 
 class BadChat(ValueError):

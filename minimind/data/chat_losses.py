@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from minimind.config.tags import END_THINK, THINK
 from minimind.errors import DataError
 
 REASONING_LEFT_OUT = "reasoning that the chat template leaves out"
@@ -21,9 +22,9 @@ def find_losses(messages: Sequence[Mapping[str, Any]], text: str, origin: str) -
         thought = message.get("reasoning_content")
         if not isinstance(said, str):
             said = ""
-        if message["role"] == "assistant" and thought is None and "</think>" in said:
-            thought, _, said = said.partition("</think>")
-            thought = thought.split("<think>", 1)[-1]
+        if message["role"] == "assistant" and thought is None and END_THINK in said:
+            thought, _, said = said.partition(END_THINK)
+            thought = thought.split(THINK, 1)[-1]
         if thought and _find(text, thought.strip(), at) < 0:
             losses.append(REASONING_LEFT_OUT)
         found = _find(text, said.strip(), at)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from minimind.data.row_keys import Refusal, is_prose
-from minimind.data.turns import REASONING, ROLES, TURNS
+from minimind.data.turn_keys import REASONING, ROLES, TURNS
 
 Data = Mapping[str, Any]
 

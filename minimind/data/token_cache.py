@@ -50,7 +50,6 @@ class TokenCache:
         """The number of documents. Each `format.documents_per_unit` successive ones come from one
         row."""
         self.num_tokens: int = meta["num_tokens"]
-        self.text_bytes: int = meta["text_bytes"]
         self.num_skipped: int = meta["num_skipped"]
         self._members = file.members
         self._first_documents: list[int] = meta["first_documents"]

@@ -14,17 +14,11 @@ import tokenizers
 from tokenizers import processors
 
 from minimind.config.spelling import did_you_mean_file
+from minimind.config.tags import CALL, END_CALL, END_RESULT, END_THINK, RESULT, THINK
 from minimind.data.text_pieces import split_text
 from minimind.errors import ConfigError, DataError
 
-TAGS = (
-    "<tool_call>",
-    "</tool_call>",
-    "<tool_response>",
-    "</tool_response>",
-    "<think>",
-    "</think>",
-)
+TAGS = (CALL, END_CALL, RESULT, END_RESULT, THINK, END_THINK)
 """The tags that assistant turns may spell as tokens; ids 21 to 26 in the project's own
 tokenizers."""
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from minimind.config.recipe import Recipe
+from minimind.engine.callbacks import Callbacks, RunState
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
-from minimind.engine.events import Events, RunState
 from minimind.engine.graphed_step import GraphedLoss
 from minimind.engine.interrupts import Interrupts
 from minimind.engine.pending import Pending, StepNumbers
@@ -47,7 +47,7 @@ class Loop(Generic[InT, OutT]):
     eval_data: Iterable[InT] | None = None
     """The validation batches; every rank has the same number."""
     state: RunState = field(default_factory=RunState)
-    events: Events = field(default_factory=Events)
+    callbacks: Callbacks = field(default_factory=Callbacks)
     memory: PeakMemory = field(init=False)
     routers: RouterWatch = field(init=False)
     newest: StepStats | None = None
@@ -114,7 +114,7 @@ class Loop(Generic[InT, OutT]):
                     self.wait()
                     self._record()  # some monitors take steps in their order alone
                     with self.engine.gathered() as module:
-                        self.events.sample(module, self.state.step)
+                        self.callbacks.sample(module, self.state.step)
                 done = self.state.step == self.total_steps
                 if is_best or done or self._due(self.recipe.save_every):
                     saved_at = self._save(is_best, or_go_on=not done)
@@ -230,13 +230,13 @@ class Loop(Generic[InT, OutT]):
                 diagnostics=pending.measured,
             )
             stats = self.routers.describe(stats, found)
-            self.events.update(stats, seconds)
+            self.callbacks.update(stats, seconds)
             self.newest, self._is_recorded = stats, False
 
     def _record(self, val_loss: float | None = None) -> None:
         """Records the newest step, once it is known whether a validation follows it."""
         if self.newest and not self._is_recorded and self.engine.ranks.is_main:
-            self.events.record(self.newest, val_loss)
+            self.callbacks.record(self.newest, val_loss)
         self._is_recorded = True
 
     def _check_finite(self, step: int, found: StepNumbers) -> None:
@@ -246,7 +246,7 @@ class Loop(Generic[InT, OutT]):
             return
         if math.isfinite(loss) and self.engine.precision == "fp16":  # its loss scaling's business
             said = "step %d: skipped, its gradient overflowed; the loss scale is now %g"
-            self.events.say(said, step, self.engine.loss_scale)
+            self.callbacks.say(said, step, self.engine.loss_scale)
             return
         bad = [micro for micro, value in enumerate(losses_U.tolist()) if not math.isfinite(value)]
         if math.isfinite(loss):  # the gradient alone: it may come from any of them
@@ -269,7 +269,7 @@ class Loop(Generic[InT, OutT]):
         self.wait()
         val_loss = validation_loss(self.stage, self.engine, self.eval_data)
         self._record(val_loss)
-        self.events.say("step %d: validation loss %.4f", self.state.step, val_loss)
+        self.callbacks.say("step %d: validation loss %.4f", self.state.step, val_loss)
         is_best = val_loss < self.state.best_val_loss
         if is_best:  # min() would keep a NaN for good
             self.state.best_val_loss = val_loss
@@ -282,11 +282,11 @@ class Loop(Generic[InT, OutT]):
         self.wait()
         self._record()
         try:
-            self.events.save(self.state, is_best)
+            self.callbacks.save(self.state, is_best)
         except TrainingError as error:
             if not or_go_on:
                 raise
-            self.events.say("%s; training goes on", error)
+            self.callbacks.say("%s; training goes on", error)
             return -1
         finally:
             self._clock = time.perf_counter()

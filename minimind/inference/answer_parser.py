@@ -7,10 +7,9 @@ import re
 import uuid
 from dataclasses import dataclass
 
+from minimind.config.tags import CALL, END_CALL, END_THINK, THINK
 from minimind.inference.text_stream import possible_start
 
-THINK, END_THINK = "<think>", "</think>"
-_CALL, END_CALL = "<tool_call>", "</tool_call>"
 _STRING_OR_END = re.compile(rf'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|{END_CALL}', re.DOTALL)
 
 
@@ -103,9 +102,9 @@ class AnswerParser:
                 self._held = self._held[end + len(END_CALL) :]
             return end is not None
         thinks = self._state == "reasoning"
-        tag = END_THINK if thinks else _CALL
+        tag = END_THINK if thinks else CALL
         start = self._held.lstrip("\n")
-        if not thinks and self._calls_alone and start and not _CALL.startswith(start[: len(_CALL)]):
+        if not thinks and self._calls_alone and start and not CALL.startswith(start[: len(CALL)]):
             self._with_tools = False
         before, found, rest = self._held.partition(tag)
         if found and (thinks or self._with_tools):
@@ -147,7 +146,7 @@ class AnswerParser:
             self._is_fresh = True
         else:
             self._is_fresh = False
-            self._give(parts, f"{_CALL}{body}{closing}")
+            self._give(parts, f"{CALL}{body}{closing}")
 
 
 def _end_of_call(text: str) -> int | None:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minimind.inference.batch_settings import UsedSettings, round_up
 from minimind.inference.device_sampler import DeviceSampler
 from minimind.inference.generation import Generation
 from minimind.inference.pending_tokens import PendingTokens
-from minimind.inference.row_settings import Asked, round_up
 from minimind.model.cached_attention import GatherPlan, Piece
 from minimind.model.kv_cache import KVCache
 from minimind.model.transformer import Transformer
@@ -79,22 +79,22 @@ class DecodeGraphs:
         if self._next != (batch, [piece.start for piece in pieces]):
             inputs_3B.copy_(send(graph_inputs(ids, pieces, rows), self._cache.device))
         self._next = None
-        asked = self._sampler.place(batch, rows)
+        used = self._sampler.place(batch, rows)
         longest = round_up(max(MIN_LENGTH, *(piece.end for piece in pieces)))
         length = min(longest, self._cache.capacity)
 
         def finish(packed: Tensor) -> PendingTokens:
             self._next = (batch, [piece.end for piece in pieces])
-            return PendingTokens(packed, batch, asked, range(rows))
+            return PendingTokens(packed, batch, used, range(rows))
 
         def choose() -> PendingTokens:
-            self._sampler.find_allowed(batch, asked)
-            return finish(self._run((rows, asked), self._choose, inputs_3B, asked))
+            self._sampler.find_allowed(batch, used)
+            return finish(self._run((rows, used), self._choose, inputs_3B, used))
 
-        if asked.grammar:
+        if used.grammar:
             self._run((rows, length), self._forward, inputs_3B, length)
             return choose
-        pending = finish(self._run((rows, length, asked), self._step, inputs_3B, length, asked))
+        pending = finish(self._run((rows, length, used), self._step, inputs_3B, length, used))
         return lambda: pending
 
     def _run(self, key: tuple[object, ...], function: Callable[..., Tensor], *given: Any) -> Tensor:
@@ -116,9 +116,9 @@ class DecodeGraphs:
             self._steps[key] = step, True
         return step()
 
-    def _step(self, inputs_3B: Tensor, length: int, asked: Asked) -> Tensor:
+    def _step(self, inputs_3B: Tensor, length: int, used: UsedSettings) -> Tensor:
         logits_BV = decode_inputs(self._model, self._cache, inputs_3B, length)
-        return self._sample(logits_BV, inputs_3B, asked)
+        return self._sample(logits_BV, inputs_3B, used)
 
     def _forward(self, inputs_3B: Tensor, length: int) -> Tensor:
         logits_BV = decode_inputs(self._model, self._cache, inputs_3B, length)
@@ -126,12 +126,12 @@ class DecodeGraphs:
             self._logits_BV = logits_BV.new_empty(self._inputs.numel() // 3, logits_BV.shape[1])
         return self._logits_BV[: len(logits_BV)].copy_(logits_BV)
 
-    def _choose(self, inputs_3B: Tensor, asked: Asked) -> Tensor:
+    def _choose(self, inputs_3B: Tensor, used: UsedSettings) -> Tensor:
         assert self._logits_BV is not None
-        return self._sample(self._logits_BV[: inputs_3B.shape[1]], inputs_3B, asked)
+        return self._sample(self._logits_BV[: inputs_3B.shape[1]], inputs_3B, used)
 
-    def _sample(self, logits_BV: Tensor, inputs_3B: Tensor, asked: Asked) -> Tensor:
-        packed, ids_B = self._sampler.sample_placed(logits_BV, asked)
+    def _sample(self, logits_BV: Tensor, inputs_3B: Tensor, used: UsedSettings) -> Tensor:
+        packed, ids_B = self._sampler.sample_placed(logits_BV, used)
         inputs_3B[0].copy_(ids_B.clamp_min(0))
         inputs_3B[1].add_(1)
         return packed

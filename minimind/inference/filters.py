@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from minimind.inference.row_settings import Asked, Rows
+from minimind.inference.batch_settings import RowGroup, UsedSettings
 
 _BLOCK = 64
 """The number of tokens in a block: probabilities are first summed by block, then the drawn token is
@@ -13,35 +13,35 @@ searched for inside one block."""
 _BELOW_1 = 1 - torch.finfo(torch.float64).eps
 
 
-def filtered_probs(logits_RV: Tensor, rows: Rows, asked: Asked) -> Tensor:
+def filtered_probs(logits_RV: Tensor, rows: RowGroup, used: UsedSettings) -> Tensor:
     """Gives probabilities [R, V] after each row's temperature, top-k, top-p and min-p, from the
     fp32 logits [R, V] of `rows`. At least one token remains; tokens as likely as the least likely
     one kept are kept too."""
-    if asked.temperature:
+    if used.temperature:
         # Taken relative to the maximum, so that no temperature overflows.
         relative_RV = logits_RV - logits_RV.amax(-1, keepdim=True)
         logits_RV = relative_RV / rows.column("temperature")[:, None]
-    if asked.top_k:
-        largest_RK = logits_RV.topk(asked.top_k).values
+    if used.top_k:
+        largest_RK = logits_RV.topk(used.top_k).values
         top_k_R1 = rows.whole_column("top_k")[:, None]
         least_R1 = largest_RK.gather(1, (top_k_R1 - 1).clamp_min(0))
         drop_RV = (logits_RV < least_R1) & (top_k_R1 > 0)
         logits_RV = logits_RV.masked_fill(drop_RV, float("-inf"))
     probs_RV = logits_RV.softmax(-1)
-    if asked.top_p:
-        probs_RV = _keep_top_p(probs_RV, rows.column("top_p"), asked)
-    if asked.min_p:
+    if used.top_p:
+        probs_RV = _keep_top_p(probs_RV, rows.column("top_p"), used)
+    if used.min_p:
         least_R1 = rows.column("min_p")[:, None] * probs_RV.amax(-1, keepdim=True)
         probs_RV = probs_RV.masked_fill(probs_RV < least_R1, 0.0)
     return probs_RV.div_(probs_RV.sum(-1, keepdim=True))
 
 
-def _keep_top_p(probs_RV: Tensor, top_p_R: Tensor, asked: Asked) -> Tensor:
+def _keep_top_p(probs_RV: Tensor, top_p_R: Tensor, used: UsedSettings) -> Tensor:
     # A row with top_p = 1 must not lose its last tokens to rounding.
     top_p_R1 = top_p_R.masked_fill(top_p_R >= 1.0, float("inf"))[:, None]
-    if asked.top_p < probs_RV.shape[1]:
-        sorted_RK = probs_RV.topk(asked.top_p).values
-        if asked.looks:
+    if used.top_p < probs_RV.shape[1]:
+        sorted_RK = probs_RV.topk(used.top_p).values
+        if used.looks:
             reached_R1 = sorted_RK.sum(-1, keepdim=True) >= top_p_R1
             if not bool((reached_R1 | top_p_R1.isinf()).all()):
                 sorted_RK = probs_RV.sort(descending=True).values

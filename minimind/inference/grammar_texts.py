@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minimind.config.tags import CALL, END_CALL, END_THINK
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
-from minimind.inference.answer_parser import END_THINK
 
 Rules = dict[str, Any]
 """One grammar in the form that llguidance takes in its list. Other grammars may refer to its
@@ -97,20 +97,20 @@ class AnswerForm:
         more = "" if self.one_call else '("\\n" call)*'
         if self.must_call:
             yield f"start: {thinking}call {more}"
-            yield f"call: {_tag('<tool_call>', tokenizer)} called"
+            yield f"call: {_tag(CALL, tokenizer)} called"
         elif self.content is not None:
             yield f"start: {thinking}(@content | call {more})"
-            yield f"call: {_tag('<tool_call>', tokenizer)} called"
+            yield f"call: {_tag(CALL, tokenizer)} called"
         else:
             yield f"start: {thinking}(TEXT | text called {more})"
-            yield f"TEXT: {_without('<tool_call>')}"
-            yield f"call: {_tag('<tool_call>', tokenizer)} called"
-            yield _all_until("text", "<tool_call>", tokenizer)
+            yield f"TEXT: {_without(CALL)}"
+            yield f"call: {_tag(CALL, tokenizer)} called"
+            yield _all_until("text", CALL, tokenizer)
         calls = [
             f"{_quote(_call_head(tool.name))} @arguments_{number}"
             for number, tool in enumerate(self.tools)
         ]
-        yield f'called: ({" | ".join(calls)}) "}}\\n" {_tag("</tool_call>", tokenizer)}'
+        yield f'called: ({" | ".join(calls)}) "}}\\n" {_tag(END_CALL, tokenizer)}'
 
 
 def json_rules(schema: Mapping[str, Any], *, is_strict: bool = True) -> Rules:

@@ -7,20 +7,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from minimind.inference.batch_settings import BatchSettings, UsedSettings
 from minimind.inference.generation import Generation
 from minimind.inference.logprobs import TokenLogprob
-from minimind.inference.row_settings import Asked, RowSettings
 
 
-def pack(logits_BV: Tensor, chosen_B: Tensor, settings: RowSettings) -> Tensor:
+def pack(logits_BV: Tensor, chosen_B: Tensor, settings: BatchSettings) -> Tensor:
     """Packs all numbers for the host into one tensor: each row's token; then, for each row of
     `settings.reported`, its log-probability, and ids and log-probabilities of the likeliest
     tokens."""
-    most, rows = settings.asked.logprobs, settings.reported
+    most, rows = settings.used.logprobs, settings.reported
     if most is None:
         return chosen_B
     logits_RV = rows.take(logits_BV)
-    if settings.asked.divides:
+    if settings.used.divides:
         logits_RV = logits_RV / rows.column("divisor")[:, None]
     logprobs_RV = logits_RV.log_softmax(-1)
     # A token below 0 means none; its log-probability is never read.
@@ -41,12 +41,12 @@ class PendingTokens:
         self,
         packed: Tensor,
         batch: Sequence[Generation],
-        asked: Asked,
+        used: UsedSettings,
         reported: Sequence[int] | None = None,
     ) -> None:
         """Takes `packed` as `pack` made it; its rows beyond `batch` are filler. `reported` lists
         the rows whose log-probabilities it holds; None means the rows that ask for them."""
-        self._batch, self._most, self._reported = batch, asked.logprobs, reported
+        self._batch, self._most, self._reported = batch, used.logprobs, reported
         self._numbers = packed.to("cpu", non_blocking=True)
         self._arrived: torch.cuda.Event | None = None
         if packed.is_cuda:

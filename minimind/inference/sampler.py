@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from minimind.inference.batch_settings import BatchSettings, RowGroup
 from minimind.inference.filters import draw, filtered_probs
 from minimind.inference.generation import Generation
 from minimind.inference.grammar_masks import GrammarMasks
 from minimind.inference.pending_tokens import PendingTokens, pack
-from minimind.inference.row_settings import Rows, RowSettings
 from minimind.inference.sampling import SamplingParams
 from minimind.runtime.devices import send
 
@@ -30,7 +30,7 @@ class Sampler:
         self._made_SV: Tensor | None = None
         self._bias_SV: Tensor | None = None
         self._masks: GrammarMasks | None = None
-        self._asked: tuple[list[Generation], RowSettings] | None = None
+        self._last: tuple[list[Generation], BatchSettings] | None = None
         """The sequences and the settings of the last batch, reused while the sequences stay the
         same."""
 
@@ -73,46 +73,48 @@ class Sampler:
 
     def sample(self, logits_BV: Tensor, batch: Sequence[Generation]) -> PendingTokens:
         """Chooses the next token of each sequence from its fp32 logits [B, V]."""
-        if self._asked is None or self._asked[0] != batch:
+        if self._last is None or self._last[0] != batch:
             slots, params = [one.slot for one in batch], [one.request.params for one in batch]
-            settings = RowSettings.build(params, slots, self._vocab_size, self._device)
-            self._asked = [*batch], settings
-        settings, uniform_R = self._asked[1], None
-        if self._masks is not None and settings.asked.grammar:
+            settings = BatchSettings.build(params, slots, self._vocab_size, self._device)
+            self._last = [*batch], settings
+        settings, uniform_R = self._last[1], None
+        if self._masks is not None and settings.used.grammar:
             self._masks.find([one.slot for one in batch])
-        if settings.asked.has_drawn:
+        if settings.used.has_drawn:
             numbers = [one.random.random() for one in batch if one.request.params.temperature > 0]
             uniform_R = send(numbers, self._device, torch.float64)
         ids_B = self._choose(logits_BV, settings, uniform_R)
-        return PendingTokens(pack(logits_BV, ids_B, settings), batch, settings.asked)
+        return PendingTokens(pack(logits_BV, ids_B, settings), batch, settings.used)
 
-    def _choose(self, logits_BV: Tensor, settings: RowSettings, uniform_R: Tensor | None) -> Tensor:
+    def _choose(
+        self, logits_BV: Tensor, settings: BatchSettings, uniform_R: Tensor | None
+    ) -> Tensor:
         """Gives the chosen token ids, int64 [B]. `uniform_R` holds a random number for each row of
         `settings.drawn`."""
-        asked, drawn = settings.asked, settings.drawn
-        if asked.penalties:
+        used, drawn = settings.used, settings.drawn
+        if used.penalties:
             logits_BV = self._penalize(logits_BV, settings.penalized)
-        if asked.bias:
+        if used.bias:
             logits_BV = self._add_bias(logits_BV, settings.biased)
-        if asked.grammar:
+        if used.grammar:
             logits_BV = self._hold(logits_BV, settings.held)
         if uniform_R is None:
             best_B, ids_B = logits_BV.max(-1)
         else:
-            probs_RV = filtered_probs(drawn.take(logits_BV), drawn, asked)
+            probs_RV = filtered_probs(drawn.take(logits_BV), drawn, used)
             drawn_R = draw(probs_RV, uniform_R)
-            if asked.has_greedy:
+            if used.has_greedy:
                 best_B, ids_B = logits_BV.max(-1)
                 ids_B = drawn.put(ids_B, drawn_R)
             else:
                 best_B, ids_B = logits_BV.amax(-1), drawn_R
         if settings.source_B is not None:
             best_B, ids_B = best_B[settings.source_B], ids_B[settings.source_B]
-        if asked.penalties:
+        if used.penalties:
             self._count(settings.penalized.take(ids_B), settings.penalized)
         return ids_B.masked_fill(~best_B.isfinite(), NO_TOKEN)
 
-    def _penalize(self, logits_BV: Tensor, rows: Rows) -> Tensor:
+    def _penalize(self, logits_BV: Tensor, rows: RowGroup) -> Tensor:
         assert self._seen_SV is not None
         assert self._made_SV is not None
         slots_R = rows.whole_column("slot")
@@ -126,17 +128,17 @@ class Sampler:
         penalized = penalized - frequency * made - presence * (made > 0)
         return rows.put(logits_BV, penalized)
 
-    def _add_bias(self, logits_BV: Tensor, rows: Rows) -> Tensor:
+    def _add_bias(self, logits_BV: Tensor, rows: RowGroup) -> Tensor:
         assert self._bias_SV is not None
         bias_RV = self._bias_SV[rows.whole_column("slot")]
         return rows.put(logits_BV, rows.take(logits_BV) + bias_RV)
 
-    def _hold(self, logits_BV: Tensor, rows: Rows) -> Tensor:
+    def _hold(self, logits_BV: Tensor, rows: RowGroup) -> Tensor:
         assert self._masks is not None
         held_RV = self._masks.apply(rows.take(logits_BV), rows.whole_column("slot"))
         return rows.put(logits_BV, held_RV)
 
-    def _count(self, ids_R: Tensor, rows: Rows) -> None:
+    def _count(self, ids_R: Tensor, rows: RowGroup) -> None:
         assert self._seen_SV is not None
         assert self._made_SV is not None
         slots_R = rows.whole_column("slot")

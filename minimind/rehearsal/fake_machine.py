@@ -79,7 +79,7 @@ def without_storage(watch: Watch, gpu: config.Device) -> Iterator[None]:
         for name, value in arguments.items():
             if isinstance(value, Tensor) and value.device.type != "cuda":
                 raise RuntimeError(f"{kernel.__name__}: {name} is on the {value.device}")
-        if watch.counts:
+        if watch.is_counting:
             watch.tally.add_launch(kernel, arguments)
 
     def pin(tensor: Tensor, *_: Any, **__: Any) -> Tensor:

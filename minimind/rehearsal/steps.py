@@ -71,9 +71,9 @@ class Rehearsals:
                     run.step_ahead()
                 name_holders(watch.live, run.loop.engine, run.models)
                 watch.live.start()
-                watch.counts = True
+                watch.is_counting = True
                 run.step_ahead()
-                watch.counts = False
+                watch.is_counting = False
             resolved = run.resolved
             run.close()
         return self._report(resolved, watch)
@@ -100,9 +100,9 @@ class Rehearsals:
                 for _ in range(_TOKENS // 2):
                     engine.step()
                 watch.live.start()
-                watch.counts = True
+                watch.is_counting = True
                 engine.step()
-                watch.counts = False
+                watch.is_counting = False
         return self._said(watch, batch, overlaps=False)
 
     def _report(self, run: ResolvedRun, watch: Watch) -> dict[str, Any]:

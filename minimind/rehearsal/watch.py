@@ -94,28 +94,28 @@ class Watch(TorchDispatchMode):
         self.fake = WithoutValues(self._note_read)
         self.live = LiveBytes(device_type)
         self.tally = Tally()
-        self.counts = False
+        self.is_counting = False
         """True while operations are added to the tally."""
         self._device_type = device_type
         self._holder = holder
         self._pinned: Any = WeakIdKeyDictionary()
-        self._outside = self.tally, self.counts
+        self._outside = self.tally, self.is_counting
 
     def wait(self, kind: str) -> None:
         """Records that the host waits for the device, and where in the code."""
-        if self.counts:
+        if self.is_counting:
             self.tally.waits[kind, _find_place()] += 1
 
     def begin_capture(self) -> None:
-        self._outside = self.tally, self.counts
-        self.tally, self.counts = Tally(), True
+        self._outside = self.tally, self.is_counting
+        self.tally, self.is_counting = Tally(), True
         self.live.begin_capture()
 
     def end_capture(self) -> Tally:
         """Gives the work that was captured. Raises RuntimeError where the host waited for the
         device meanwhile."""
         captured = self.tally
-        self.tally, self.counts = self._outside
+        self.tally, self.is_counting = self._outside
         self.live.end_capture()
         if captured.waits:
             raise RuntimeError(f"waits while a graph is captured: {sorted(captured.waits)}")
@@ -123,7 +123,7 @@ class Watch(TorchDispatchMode):
 
     def replay(self, captured: Tally) -> None:
         """Counts a replayed graph: its work on the device, and one operator of the host."""
-        if self.counts:
+        if self.is_counting:
             self.tally.add_replay(captured)
 
     def pin(self, tensor: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ class Watch(TorchDispatchMode):
             self.fake.host_copies[result] = given[0]
         if name == "clone" and (known := self.fake.host_copies.get(given[0])) is not None:
             self.fake.host_copies[result] = known
-        if self.counts:
+        if self.is_counting:
             self._count(func, name, args, kwargs, given, result)
         return result
 

@@ -12,16 +12,10 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from minimind.config.tags import CALL, END_CALL, END_THINK, THINK
 from minimind.errors import ConfigError
 from minimind.rewards.rollout import Rollout
-from minimind.rewards.tagged_text import (
-    CALL,
-    END_CALL,
-    END_THINK,
-    THINK,
-    read_calls,
-    split_thought,
-)
+from minimind.rewards.tagged_text import read_calls, split_thought
 
 SHIPPED = {
     "exact_match": "minimind.rewards.shipped:exact_match",

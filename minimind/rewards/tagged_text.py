@@ -6,8 +6,8 @@ import json
 import re
 from typing import Any, NoReturn
 
-THINK, END_THINK = "<think>", "</think>"
-CALL, END_CALL = "<tool_call>", "</tool_call>"
+from minimind.config.tags import CALL, END_CALL, END_THINK, THINK
+
 _BLOCK = re.compile(f"{CALL}(.*?)({END_CALL}|$)", re.DOTALL)
 
 

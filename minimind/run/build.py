@@ -9,6 +9,7 @@ from typing import Any
 from minimind.data.loader import EvalLoader, parse_data_args
 from minimind.data.text_format import TEXT
 from minimind.data.tokenizer import Tokenizer
+from minimind.engine.callbacks import Callbacks, RunState
 from minimind.engine.checkpoint import (
     Checkpoint,
     CheckpointStore,
@@ -17,7 +18,6 @@ from minimind.engine.checkpoint import (
     needs_universal,
 )
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
-from minimind.engine.events import Events, RunState
 from minimind.engine.loop import Loop
 from minimind.engine.metrics import METRICS_FILE, MetricsLog, read_figures, read_metrics
 from minimind.engine.progress import Progress
@@ -25,7 +25,7 @@ from minimind.engine.routers import ROUTER_COLUMNS
 from minimind.engine.sample_log import SampleLog, spell_sample
 from minimind.engine.schedule import CosineSchedule
 from minimind.engine.stage import Loader, Stage, StageModels
-from minimind.inference.samples import choose_prompts, sample_texts
+from minimind.inference.prompts import answer_lines, choose_prompts
 from minimind.monitors.monitor import MonitoredRun, Outcome
 from minimind.monitors.start import start_monitors
 from minimind.run.folder import write_run
@@ -177,9 +177,9 @@ class Recorder:
         }
 
     @property
-    def events(self) -> Events:
+    def callbacks(self) -> Callbacks:
         """Gives the callbacks for the loop."""
-        return Events(
+        return Callbacks(
             record=self._log.write if self._log else lambda *_: None,
             save=self._save,
             sample=self._sample,
@@ -217,7 +217,7 @@ class Recorder:
             self._samples.write(step, samples)
             texts = [spell_sample(sample) for sample in samples[:_SAMPLES_SAID]]
         else:
-            texts = sample_texts(module, self._tokenizer, self._prompts, is_chat=self._is_chat)
+            texts = answer_lines(module, self._tokenizer, self._prompts, is_chat=self._is_chat)
         self._log.monitors.write_texts(step, texts)
         for text in texts:
             self._progress.say("step %d: %s", step, text)

@@ -248,7 +248,7 @@ class Run:
             logger.info("all %d steps are done already: %s", loop.total_steps, self._start.folder)
             return True
         recorder = Recorder(self.resolved, self.tokenizer, self._trained, loop, folder)
-        loop.events = recorder.events
+        loop.callbacks = recorder.callbacks
         outcome = INTERRUPTED
         try:
             finished = loop.run()

@@ -12,10 +12,10 @@ from starlette.middleware.cors import CORSMiddleware
 
 import minimind
 from minimind.serving.api_errors import ERROR_RESPONSES, install_error_handlers
-from minimind.serving.gate import OWN_HEADERS, Gate, Observer
 from minimind.serving.generation_routes import add_generation_routes
 from minimind.serving.json_body import JsonRoute
 from minimind.serving.metrics import ServerMetrics
+from minimind.serving.middleware import OWN_HEADERS, AccessMiddleware, LoggingMiddleware
 from minimind.serving.response_schemas import Health, ModelCard, ModelList, Version
 from minimind.serving.service import Service
 from minimind.serving.text_routes import add_text_routes
@@ -38,7 +38,7 @@ def build_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.router.route_class = JsonRoute
-    app.add_middleware(Gate, service=service, settings=settings)
+    app.add_middleware(AccessMiddleware, service=service, settings=settings)
     if settings.cors_origins:
         # Outside the access checks: a browser first asks, without a key, whether it may call, and
         # must be able to read refusals too.
@@ -50,7 +50,7 @@ def build_app(service: Service) -> FastAPI:
             expose_headers=[*OWN_HEADERS, "retry-after"],
             allow_private_network=True,
         )
-    app.add_middleware(Observer, metrics=metrics)
+    app.add_middleware(LoggingMiddleware, metrics=metrics)
     install_error_handlers(app)
 
     def get(path: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-from minimind.inference.answer_parser import END_THINK, THINK
+from minimind.config.tags import END_THINK, THINK
 from minimind.serving.api_errors import ApiError
 from minimind.serving.field_standing import NoEffect, OthersRefused, Refused
 from minimind.serving.json_body import read_json

@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from minimind.inference.answer_parser import END_CALL
+from minimind.config.tags import END_CALL
 from minimind.serving.field_standing import NoEffect, Off, OthersRefused, Refused
 from minimind.serving.message_schemas import Message, RequestPart, Tool
 from minimind.serving.sampling_fields import SamplingFields
 from minimind.serving.structured_output import StructuredFields
-from minimind.serving.thoughts import Place
+from minimind.serving.thoughts import ThoughtFormat
 from minimind.serving.tool_choice import ChatFormFields
 
 MAX_CHOICES = 16
@@ -238,7 +238,7 @@ class ChatRequest(ConversationFields, ChatFormFields, GenerationRequestFields):
         return self.top_logprobs or 0 if wanted else None
 
     @property
-    def thoughts(self) -> Place:
+    def thoughts(self) -> ThoughtFormat:
         if self.include_reasoning is False:
             return "nowhere"
         return "text" if self.reasoning_format == "none" else "apart"

@@ -54,10 +54,10 @@ class ActorCritic(nn.Module):
     def forward(self, batch: Batch, head: HeadFn) -> ActorCriticOutput:
         """Gives the policy's output and the critic's values for a RolloutBatch. The auxiliary
         losses of both are added."""
-        places_R = cast(RolloutBatch, batch).places_R
+        indices_R = cast(RolloutBatch, batch).indices_R
 
         def value(hidden_MD: Tensor, _: Tensor) -> Tensor:
-            return self.value_head(hidden_MD.index_select(0, places_R))
+            return self.value_head(hidden_MD.index_select(0, indices_R))
 
         said, judged = self.policy(batch, head), self.critic(batch, value)
         aux_loss = said.aux_loss

@@ -19,7 +19,7 @@ class RolloutBatch(Batch):
     the policy generated, in order, each with its own numbers. A batch without targets teaches
     nothing."""
 
-    places_R: Tensor
+    indices_R: Tensor
     """int64: where each target's hidden state stands among the B·T positions."""
     targets_R: Tensor
     """int64: the target tokens."""
@@ -79,9 +79,9 @@ def build_rollout_batch(
         positions += range(len(ids) - starts[-1])
         starts.append(len(ids))
     ids_M = torch.tensor(ids)
-    places_R, targets_R, sample_R = torch.tensor([places, targets, samples], dtype=torch.int64)
+    indices_R, targets_R, sample_R = torch.tensor([places, targets, samples], dtype=torch.int64)
     labels_M = torch.full_like(ids_M, IGNORE_INDEX)
-    labels_M[places_R] = targets_R
+    labels_M[indices_R] = targets_R
     targets_P = torch.bincount(sample_R, minlength=len(trajectories))
     ones_R = torch.ones(len(places))
     advantages_P = torch.tensor([one.advantage for one in trajectories], dtype=torch.float32)
@@ -95,7 +95,7 @@ def build_rollout_batch(
         max_len=max(b - a for a, b in itertools.pairwise(starts)),
         num_tokens=len(ids),
         num_targets=len(places),
-        places_R=places_R,
+        indices_R=indices_R,
         targets_R=targets_R,
         sample_R=sample_R,
         weights_R=ones_R if counts_tokens else ones_R / targets_P[sample_R],

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from minimind.config.tags import THINK
 from minimind.data.prompt_format import Prompt
 from minimind.inference.request import Completion
 from minimind.rewards.rollout import Rollout
 from minimind.rewards.scorer import Score
-from minimind.rewards.tagged_text import THINK, answer_text, read_calls
+from minimind.rewards.tagged_text import answer_text, read_calls
 
 
 @dataclass(slots=True)

@@ -26,8 +26,8 @@ from fake_engine import (
 from small_models import pack
 
 from minimind.engine import loop as loop_module
+from minimind.engine.callbacks import RunState
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
-from minimind.engine.events import RunState
 from minimind.errors import TrainingError
 from minimind.runtime.memory import PeakMemory
 from minimind.runtime.ranks import Ranks

@@ -74,7 +74,7 @@ def answer_prompts(
     return [text.strip() for text in texts]
 
 
-def sample_texts(
+def answer_lines(
     model: Transformer,
     tokenizer: Tokenizer,
     prompts: Sequence[str],

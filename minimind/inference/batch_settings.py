@@ -33,9 +33,9 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class UsedSettings:
     """Says which settings at least one row of a batch uses. That decides which operators choose the
-    tokens; a CUDA graph holds those of one Asked."""
+    tokens; a CUDA graph holds those of one UsedSettings."""
 
     has_greedy: bool
     has_drawn: bool
@@ -59,7 +59,7 @@ class Asked:
     """True where log-probabilities are reported at a temperature other than 1."""
 
     @classmethod
-    def by(cls, params: Sequence[SamplingParams], vocab_size: int, *, waits: bool) -> Asked:
+    def by(cls, params: Sequence[SamplingParams], vocab_size: int, *, waits: bool) -> UsedSettings:
         """Collects the rows' settings. With `waits` the host may wait to read the device's numbers;
         without, sizes are rounded up to powers of two to keep the graphs few."""
         drawn = [one for one in params if one.temperature > 0]
@@ -89,7 +89,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowGroup:
     """Selects rows of a batch, with their settings."""
 
     numbers_CR: Tensor
@@ -118,17 +118,17 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class RowSettings:
+class BatchSettings:
     """Groups a batch's rows by the settings that they use. Where the host may not wait, each group
     holds all rows, with settings that change nothing in the rows outside it."""
 
-    asked: Asked
-    drawn: Rows
-    penalized: Rows
-    biased: Rows
-    held: Rows
+    used: UsedSettings
+    drawn: RowGroup
+    penalized: RowGroup
+    biased: RowGroup
+    held: RowGroup
     """The rows that a grammar constrains."""
-    reported: Rows
+    reported: RowGroup
     source_B: Tensor | None = None
     """The row whose token each row takes, where filler rows repeat the first one; None: each row
     takes its own."""
@@ -140,18 +140,18 @@ class RowSettings:
         slots: Sequence[int],
         vocab_size: int,
         device: torch.device,
-    ) -> RowSettings:
+    ) -> BatchSettings:
         """Groups the rows, each group holding only the rows that use its setting."""
         numbers_CB = send(setting_numbers(params, slots, vocab_size, len(params)), device)
 
-        def rows(is_one: Sequence[bool]) -> Rows:
+        def rows(is_one: Sequence[bool]) -> RowGroup:
             if all(is_one) or not any(is_one):
-                return Rows(numbers_CB)
+                return RowGroup(numbers_CB)
             index_R = send([i for i, one in enumerate(is_one) if one], device)
-            return Rows(numbers_CB[:, index_R], index_R)
+            return RowGroup(numbers_CB[:, index_R], index_R)
 
         return cls(
-            Asked.by(params, vocab_size, waits=True),
+            UsedSettings.by(params, vocab_size, waits=True),
             drawn=rows([one.temperature > 0 for one in params]),
             penalized=rows([one.penalizes for one in params]),
             biased=rows([bool(one.logit_bias) for one in params]),
@@ -160,18 +160,18 @@ class RowSettings:
         )
 
     @classmethod
-    def over(cls, numbers_CB: Tensor, asked: Asked) -> RowSettings:
+    def over(cls, numbers_CB: Tensor, used: UsedSettings) -> BatchSettings:
         """Groups rows whose numbers only the device can read."""
-        rows = Rows(numbers_CB)
-        drawn = Rows(numbers_CB, is_one_R=rows.column("is_drawn") > 0)
+        rows = RowGroup(numbers_CB)
+        drawn = RowGroup(numbers_CB, is_one_R=rows.column("is_drawn") > 0)
         kinds = dict.fromkeys(("penalized", "biased", "held", "reported"), rows)
-        return cls(asked, drawn, **kinds, source_B=rows.whole_column("source"))
+        return cls(used, drawn, **kinds, source_B=rows.whole_column("source"))
 
 
 def setting_numbers(
     params: Sequence[SamplingParams], slots: Sequence[int], vocab_size: int, batch: int
 ) -> list[list[float]]:
-    """Builds one list of numbers for each of COLUMNS. Rows beyond the sequences, up to `batch`,
+    """Builds one list of numbers for each of COLUMNS. RowGroup beyond the sequences, up to `batch`,
     repeat the first."""
     columns = [
         [

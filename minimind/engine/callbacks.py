@@ -26,7 +26,7 @@ def _nothing(*_: object) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Events:
+class Callbacks:
     """Holds the callbacks that the loop calls around its steps; by default they do nothing.
     `record` is called on rank 0, the others on every rank."""
 

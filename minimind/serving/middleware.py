@@ -45,7 +45,7 @@ _OTHER_PATHS = {
 """Other paths that llama.cpp accepts, since its clients may leave out /v1."""
 
 
-class Observer:
+class LoggingMiddleware:
     """Gives each call an id and a record; logs and counts it when it ends."""
 
     def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
@@ -104,7 +104,7 @@ class Observer:
         call_log.info("call", extra={"fields": given})
 
 
-class Gate:
+class AccessMiddleware:
     """Refuses calls without a key, while the server is not ready, or above the limit of calls; a
     call's body must arrive in time. Unexpected errors are answered with 500 here. Starlette itself
     would do that outside all middleware, where a browser cannot read the answer and the connection

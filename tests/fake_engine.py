@@ -29,12 +29,18 @@ from minimind.types import Batch, LossSum, StepStats
 
 TARGETS = (2, 7)
 """The two micro-batches of a step count so many targets: a mean of means would show."""
+SECOND_SHARE = TARGETS[1] / sum(TARGETS)
+"""The second micro-batch has this share of a step's targets, each with a loss that is 1 higher."""
 TOKENS = 3 + 8
 """A step reads so many: a document has one token more than targets."""
 UPDATE = 100.0
 """An update's loss is so much above that of the one before."""
 STEPS = 6
 """A trial takes so many where nothing else is asked."""
+
+
+class EarlierHandlerError(Exception):
+    """Tells that a signal met the handler from before the loop."""
 
 
 @dataclass

@@ -18,8 +18,8 @@ from minimind.config.sizes import Sizes
 
 @pytest.fixture
 def resolved(tmp_path: Path) -> Resolve:
-    """Resolves a JSON (by default zero2.json) with overrides and recipe options, as if these were given
-    on the command line."""
+    """Resolves a JSON (default: zero2.json) with overrides and options, as if the user gave them
+    as flags."""
 
     def run(
         values: Any = None,

@@ -31,7 +31,7 @@ class Row:
     """The line on which the row begins, from 1; or its number, in a file whose rows are not
     lines."""
     unit: str = "line"
-    """What `line` counts: "line", or "row" in a JSON array and in Parquet."""
+    """The unit that `line` counts: "line", or "row" in a JSON array and in Parquet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

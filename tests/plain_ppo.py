@@ -25,7 +25,7 @@ NEW_TOKENS = 20
 
 
 def plain_values(module: ActorCritic, one: Trajectory, weight_D: Tensor) -> list[Tensor]:
-    """Gives the critic's value of each of the policy's tokens, from the state before it, in fp64."""
+    """Gives the critic's value of each of the policy's tokens, from the state before it (fp64)."""
     found: list[Tensor] = []
 
     def head(hidden_MD: Tensor, _: Tensor) -> Tensor:

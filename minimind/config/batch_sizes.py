@@ -12,8 +12,9 @@ from minimind.errors import ConfigError
 def resolve_batch(ds: dict[str, Any], recipe: Recipe, sizes: Sizes, num_ranks: int) -> Recipe:
     """Fills in the batch sizes of `ds` and of the recipe that it returns, so that rows per step =
     micro-batch x accumulation x ranks. Missing values come from `sizes`: first the rows per step,
-    then the largest micro-batch that divides them. An accumulation without rows per step means that
-    accumulation of micro-batches, as in DeepSpeed's own examples. Raises ConfigError."""
+    then the largest micro-batch that divides them. Where an accumulation is given but no rows per
+    step, they follow from accumulation and micro-batch, as in DeepSpeed's own examples. Raises
+    ConfigError."""
     asked = _read_accumulation(ds)
     rows = recipe.train_batch_size
     if rows is None and asked is not None:

@@ -90,7 +90,7 @@ def did_you_mean(given: str, known: Iterable[str], spell: Callable[[str], str] =
 
 
 def did_you_mean_file(path: Path) -> str:
-    """Gives a guess at a mistyped file name in a folder that exists."""
+    """Gives such a guess for a path whose folder exists and whose file name does not."""
     try:
         beside = [entry.name for entry in path.parent.iterdir()]
     except OSError:

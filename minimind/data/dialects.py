@@ -40,7 +40,7 @@ class Dialect:
     """Takes a row and a set to which it adds unread keys; gives the row in the project's form.
     Raises RowProblem."""
     targets: str = ""
-    """What is learned from such a row, where that differs from the project's own form."""
+    """Says what is learned from such a row, where that differs from the project's own form."""
 
     def read(self, data: Data, unread: set[str]) -> Data:
         """Checks the row's keys and converts it to the project's form; adds unread keys to

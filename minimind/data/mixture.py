@@ -78,7 +78,7 @@ class Mixture:
         self._lengths_UK = lengths.reshape(-1, self.documents_per_unit)
         self._units: np.ndarray | None = None
         self.times = [1.0] * len(sources)
-        """How many times an epoch reads each source."""
+        """The number of times that an epoch reads each source."""
         if None not in weights:
             tokens = [cache.num_tokens for cache in self._caches]
             shares = [weight / sum(w for w in weights if w) for weight in weights if weight]

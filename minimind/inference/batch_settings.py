@@ -13,8 +13,8 @@ from minimind.inference.sampling import SamplingParams
 from minimind.runtime.devices import send
 
 LIKELY = 256
-"""How many of the likeliest tokens are sorted for top-p at first; they almost always reach it, and
-sorting them is faster than sorting all."""
+"""The number of likeliest tokens that are sorted for top-p at first; they almost always reach it,
+and sorting them is faster than sorting all."""
 COLUMNS = (
     "slot",
     "source",
@@ -44,7 +44,7 @@ class UsedSettings:
     top_k: int
     """The largest top-k in the batch; 0 where no row has one."""
     top_p: int
-    """How many of the likeliest tokens are sorted for top-p; 0 where no row has one."""
+    """The number of likeliest tokens that are sorted for top-p; 0 where no row has one."""
     looks: bool
     """True where the host checks whether those tokens were enough, and has all tokens sorted if
     not."""
@@ -53,7 +53,7 @@ class UsedSettings:
     bias: bool
     grammar: bool
     logprobs: int | None
-    """How many of the likeliest tokens are reported beside the chosen one; None where no row
+    """The number of likeliest tokens that are reported beside the chosen one; None where no row
     reports any."""
     divides: bool
     """True where log-probabilities are reported at a temperature other than 1."""

@@ -26,11 +26,11 @@ class Generation:
         self.slot = NO_SLOT
         """The cache slot that it has, or had last."""
         self.num_computed = 0
-        """How many of its tokens have keys and values in the slot."""
+        """The number of its tokens that have keys and values in the slot."""
         self.num_scheduled = 0
-        """How many more tokens the next step computes."""
+        """The number of further tokens that the next step computes."""
         self.cached_tokens = 0
-        """How many prompt tokens were in the cache when it got its slot."""
+        """The number of prompt tokens that were in the cache when it got its slot."""
         self.finish_reason: FinishReason | None = None
 
     @property

@@ -76,9 +76,9 @@ class Delta:
     finish_reason: FinishReason | None = None
     prompt_tokens: int
     cached_tokens: int
-    """How many of the prompt's tokens were found in the cache."""
+    """The number of the prompt's tokens that were found in the cache."""
     completion_tokens: int
-    """How many tokens were generated so far, the stop token included."""
+    """The number of tokens generated so far, the stop token included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

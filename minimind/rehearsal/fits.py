@@ -68,8 +68,8 @@ def check_memory(run: Run, found: Rehearsal) -> None:
 
 
 def _in_micro_batches(run: ResolvedRun, rows: int) -> TrainArguments:
-    """Gives the run's arguments with micro-batches of `rows` rows, set where the DeepSpeed JSON
-    gives explicit batch sizes in the JSON, else in the recipe."""
+    """Gives the run's arguments with micro-batches of `rows` rows. Batch sizes that the DeepSpeed
+    JSON gives are changed there, else the recipe's."""
     arguments = run.arguments
     file = load_ds_config(arguments.get("ds_config"), arguments.ds_config)
     given: dict[str, Any] = {}

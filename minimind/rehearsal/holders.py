@@ -32,7 +32,7 @@ HOLDERS = (
     "decoding",
     "batches",
 )
-"""What the memory of a step is used for:
+"""The uses of memory in a step:
 weights: the trained model's, in the dtype it computes in; helpers: frozen models;
 masters: fp32 copies of the weights; optimizer: the optimizer's states;
 gradients: those kept for the update; buckets: communication buffers;

@@ -51,7 +51,7 @@ class Rehearsal:
     roofline: Roofline | None
     """The lower bound of the step's time; None on a CPU, which has no data sheet."""
     seconds: float
-    """How long the rehearsal itself took."""
+    """The seconds that the rehearsal itself took."""
 
     @property
     def peak_bytes(self) -> int:

@@ -38,7 +38,7 @@ class Tally:
     operators: Counter[str] = field(default_factory=Counter)
     """PyTorch operators that launch something on the device, by name."""
     waits: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """How often the host waits for the device, by (kind, place in the code)."""
+    """The number of times that the host waits for the device, by (kind, place in the code)."""
     collectives: dict[str, list[int]] = field(default_factory=dict)
     """For each kind of collective, [number, bytes of their larger sides]."""
     work: list[Work] = field(default_factory=list)

@@ -30,7 +30,8 @@ _SYSTEM = ("system", "developer")
 
 @dataclass(frozen=True, slots=True)
 class Echo:
-    """Holds a prompt that its completion begins with."""
+    """Holds a prompt that is repeated at the beginning of its completion: its text, and its
+    log-probabilities if they are wanted."""
 
     text: str
     logprobs: list[TokenLogprob]

@@ -60,7 +60,7 @@ Bias = Annotated[
     ),
 ]
 _LOSABLE = ("Unimplemented keys", "oneOf constraints", "Unknown format")
-"""How llguidance's messages about keywords that may be left out begin."""
+"""The beginnings of llguidance's messages about keywords that may be left out."""
 _ANY_OBJECT: JsonSchema = {"type": "object"}
 
 

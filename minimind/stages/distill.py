@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class DistillRecipe(SFTRecipe):
-    """Options of distillation."""
+    """Defines the options of distillation."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 5e-6, "tiny": 2e-3}
 

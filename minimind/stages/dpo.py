@@ -28,7 +28,7 @@ LOSS_TYPES = (*WITH_REFERENCE, "orpo", "simpo")
 
 @dataclass(frozen=True, kw_only=True)
 class DPORecipe(Recipe):
-    """Options of preference optimisation."""
+    """Defines the options of preference optimisation."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 4e-8, "tiny": 3e-5}
 

@@ -47,7 +47,7 @@ _EPSILON_HIGH = {"cispo": 4.0}
 
 @dataclass(frozen=True, kw_only=True)
 class GRPORecipe(RolloutRecipe, AdapterOptions):
-    """Options of group relative policy optimisation."""
+    """Defines the options of group relative policy optimisation."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 3e-7, "tiny": 2e-4}
 

@@ -32,7 +32,7 @@ _INSTEAD = "give a larger --seq_len, or --set loss_type=apo_zero_unpaired"
 
 @dataclass(frozen=True, kw_only=True)
 class KTORecipe(Recipe):
-    """Options of Kahneman-Tversky optimisation."""
+    """Defines the options of Kahneman-Tversky optimisation."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 1e-6, "tiny": 1e-4}
 

@@ -34,7 +34,7 @@ ADAPTER_FOLDER = "adapter"
 
 @dataclass(frozen=True, kw_only=True)
 class LoraRecipe(AdapterOptions, SFTRecipe):
-    """Options of fine-tuning adapters."""
+    """Defines the options of fine-tuning adapters."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 1e-4, "tiny": 3e-3}
 

@@ -33,7 +33,7 @@ _STD_EPS = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class PPORecipe(RolloutRecipe):
-    """Options of proximal policy optimisation."""
+    """Defines the options of proximal policy optimisation."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 3e-7, "tiny": 1e-4}
 

@@ -20,7 +20,7 @@ from minimind.types import Batch, LossSum
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainRecipe(Recipe):
-    """Options of pretraining."""
+    """Defines the options of pretraining."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 5e-4, "tiny": 3e-3}
 

@@ -16,7 +16,7 @@ from minimind.stages.pretrain import Pretrain
 
 @dataclass(frozen=True, kw_only=True)
 class SFTRecipe(Recipe):
-    """Options of supervised fine-tuning."""
+    """Defines the options of supervised fine-tuning."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 1e-5, "tiny": 2e-3}
 

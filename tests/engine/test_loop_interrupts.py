@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from fake_engine import (
     TOKENS,
-    EarlierHandlerError,
     FakeEngine,
     Trial,
     interrupted_at,
@@ -67,7 +66,9 @@ def test_an_interrupt_saves_no_step_twice(first: int, saves: list[int]):
     assert trial.steps("save") == saves
 
 
-def test_the_other_signal_does_not_disturb_the_last_save_and_the_same_one_does():
+def test_the_other_signal_does_not_disturb_the_last_save_and_the_same_one_does(
+    signal_handlers: type[Exception],
+):
     """The launcher repeats a user's Ctrl-C as SIGTERM."""
     trial, impatient = Trial(), Trial()
     trial.during_save = lambda step: signal.raise_signal(signal.SIGTERM)
@@ -75,7 +76,7 @@ def test_the_other_signal_does_not_disturb_the_last_save_and_the_same_one_does()
     for each in (trial, impatient):
         each.stage.value = interrupted_at(2, 0, signal.SIGINT)
     assert not trial.loop.run()
-    with pytest.raises(EarlierHandlerError):
+    with pytest.raises(signal_handlers):
         impatient.loop.run()
     assert (trial.steps("save"), impatient.steps("save")) == ([2], [])
 

@@ -1,4 +1,4 @@
-"""Opens a web page to chat with a server: `minimind web`, from a checkout."""
+"""Serves a web page to chat with a server: `minimind web`, from a checkout."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""MiniMind trains tiny language models from raw text to a chat server.
+"""Trains tiny language models, from raw text to a chat server.
 
-`LLM(checkpoint)` talks with one, `train(stage=…, …)` makes one: what `minimind chat` and `minimind
-train` do, from Python. PyTorch is first imported when one of the two is used.
+`train(stage=…, …)` trains a model and `LLM(checkpoint)` generates with it: what `minimind train`
+and `minimind chat` do, from Python. PyTorch is not imported before one of the two is used.
 """
 
 import importlib
@@ -18,12 +18,12 @@ __version__ = "0.1.0"
 
 _HOMES = {"LLM": "minimind.llm", "train": "minimind.run"}
 
-# Measuring a CPU's peak memory starts PyTorch's profiler, whose C++ parts talk on stderr.
+# Measuring peak memory on a CPU starts PyTorch's profiler, whose C++ code prints to stderr.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-# Threads that wait for work sleep instead of spinning: as quick on an idle machine, and many times
-# quicker on one whose cores other programs want too. Read when PyTorch is first imported.
+# Waiting threads sleep instead of spinning: as fast on an idle machine, and many times faster where
+# other programs need the cores. Read when PyTorch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 

@@ -1,4 +1,5 @@
-"""`python -m minimind VERB …`, and `deepspeed --module minimind train …`."""
+"""Runs the `minimind` command: `python -m minimind VERB …`, and `deepspeed --module minimind train
+…`."""
 
 import sys
 

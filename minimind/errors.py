@@ -1,9 +1,9 @@
-"""Errors a user can cause and mend. The verbs of minimind/cli turn each into one clear message and
-exit status 2."""
+"""Defines errors that a user can cause and correct. The verbs of minimind/cli print each as a clear
+message and exit with status 2."""
 
 
 class MiniMindError(Exception):
-    """Base of all errors below: the usage, configuration, data or checkpoint is bad."""
+    """Is the base of the errors below, about usage, configuration, data or checkpoints."""
 
 
 class ConfigError(MiniMindError):
@@ -11,13 +11,14 @@ class ConfigError(MiniMindError):
 
 
 class DataError(MiniMindError):
-    """Reports a data file, row or tokenizer that cannot be used; the message starts with
+    """Reports a data file, row or tokenizer that cannot be used; for a row the message starts with
     `path:line:`."""
 
 
 class CheckpointError(MiniMindError):
-    """Reports a checkpoint or weights folder that is missing, incomplete or of another model."""
+    """Reports a checkpoint or weights folder that is missing, incomplete or for another model."""
 
 
 class TrainingError(Exception):
-    """Reports a run that broke while training (a loss that is not finite): exit status 1."""
+    """Reports a run that failed while training, for example by a loss that is not finite: exit
+    status 1."""

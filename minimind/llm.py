@@ -1,4 +1,4 @@
-"""A trained model as a Python object: `LLM("runs/chat").chat("你好")`."""
+"""Offers a trained model as a Python object: `LLM("runs/chat").chat("你好")`."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from minimind.inference.sampling import SamplingParams
 from minimind.lora.folder import find_model_folder
 
 SAMPLING = tuple(f.name for f in dataclasses.fields(SamplingParams) if "logprobs" not in f.name)
-"""Options of each call; SamplingParams says what they mean. The methods return text alone, so
-log-probabilities would have nowhere to go."""
+"""The options of each call; SamplingParams explains them. Log-probabilities are left out, because
+the methods return text alone."""
 
 
 class LLM:
-    """One model that chats, completes and streams, over the batch engine.
+    """Chats, completes and streams with one model, through the batch engine.
 
     ```python
     llm = LLM("runs/chat")
@@ -42,8 +42,8 @@ class LLM:
     print(llm.chat("Who is Greta?", json_schema=Person.model_json_schema()))
     ```
 
-    Calls from several threads, and streams that are read in turns, share the model's batch. Text
-    depends on neither.
+    Calls from several threads, and streams that are read alternately, are computed in one batch.
+    The text does not depend on that.
     """
 
     def __init__(
@@ -56,12 +56,13 @@ class LLM:
         max_batch: int = 16,
         max_tokens: int | None = 1 << 16,
     ) -> None:
-        """`checkpoint` is a run's folder, one checkpoint in it, or a Hugging Face folder; an
-        adapter's folder gives its model with the adapter merged. `device` is PyTorch's name of one,
-        by default the GPU where there is one; `dtype` is fp32, bf16 or fp16, by default bf16 where
-        the device has it. `adapters` are folders by the names that calls give as `adapter=`. The
-        engine decodes `max_batch` sequences together, over a cache of `max_tokens` tokens in all
-        (None: a whole context each). Raises a MiniMindError for what cannot be used."""
+        """Loads a model from `checkpoint`: a run's folder, one checkpoint in it, a Hugging Face
+        folder, or an adapter's folder, whose adapter is then merged. `device` is PyTorch's name, by
+        default the GPU if there is one; `dtype` is fp32, bf16 or fp16, by default bf16 if the
+        device has it. `adapters` maps names, which calls give as `adapter=`, to folders.
+        `max_batch` sequences are decoded together, with a cache of `max_tokens` tokens in all
+        (None: a whole context for each). Raises a MiniMindError for anything that cannot be
+        used."""
         folder = find_model_folder(Path(checkpoint))
         placement = choose_placement(device, dtype or "auto")
         model, self.tokenizer = load_checkpoint(folder, placement)
@@ -71,9 +72,9 @@ class LLM:
             model, self.tokenizer, max_batch=max_batch, max_tokens=max_tokens, adapters=loaded
         )
         self._lock = threading.Lock()
-        """The thread that holds this lock steps the engine."""
+        """Held by the thread that steps the engine."""
         self._inboxes: dict[int, deque[Delta]] = {}
-        """Where each open request's output goes; the requests of one call share one."""
+        """The queue for each open request's output; the requests of one call share a queue."""
 
     def chat(
         self,
@@ -87,11 +88,11 @@ class LLM:
 
         With `thinking` the model thinks first; the thought is not part of the answer. `sampling`
         are fields of SamplingParams: greedy unless `temperature` is given, and at most 512 tokens
-        unless `max_new_tokens` is; one of `json_schema`, `regex`, `choice` (a list of texts) and
-        `grammar` (Lark or GBNF) constrains the answer's form, unless the tokens run out first.
-        Raises ConfigError for an unknown option, a form that cannot be enforced, turns that are not
-        a conversation and a conversation that is too long; DataError for a model without a chat
-        template.
+        unless `max_new_tokens` is. One of `json_schema`, `regex`, `choice` (a list of texts) and
+        `grammar` (Lark or GBNF) constrains the form of the answer, unless it reaches its most
+        tokens first. Raises ConfigError for an unknown option, a form that cannot be enforced,
+        turns that are not a conversation, and a conversation that is too long; DataError for a
+        model without a chat template.
         """
         parts = self.stream(messages, thinking=thinking, adapter=adapter, **sampling)
         return "".join(parts)
@@ -104,8 +105,8 @@ class LLM:
         adapter: str | None = None,
         **sampling: Any,
     ) -> Generator[str, None, None]:
-        """Yields the answer of `chat` piece by piece. Closing the iterator stops the generation;
-        bad arguments raise here and not at the first piece."""
+        """Yields the answer of `chat` in pieces. Closing the iterator stops the generation. Bad
+        arguments raise at this call, not at the first piece."""
         if isinstance(messages, Mapping) or not isinstance(messages, str | Sequence):
             raise ConfigError(
                 f"the conversation is {messages!r}; it must be a text or a list of turns, such as "
@@ -127,8 +128,8 @@ class LLM:
     def generate(
         self, prompts: str | Sequence[str], *, adapter: str | None = None, **sampling: Any
     ) -> list[str]:
-        """Continues each prompt as the beginning of a document, and gives the text without the
-        prompt; all prompts are decoded together. `sampling` is as in `chat`. Raises ConfigError
+        """Continues each prompt as the beginning of a document, and gives the texts without the
+        prompts. All prompts are decoded together. `sampling` is as in `chat`. Raises ConfigError
         before anything is generated."""
         if not isinstance(prompts, str | Sequence):
             raise ConfigError(f"prompts is {prompts!r}; it must be a text or a list of texts")
@@ -158,8 +159,8 @@ class LLM:
         *,
         after_thinking: bool = False,
     ) -> GenerationRequest:
-        """Builds the request. `new_tokens` is the limit where `sampling` gives none, reduced to the
-        room there is."""
+        """Builds a request. `new_tokens` limits its tokens, or fewer if there is less room, where
+        `sampling` gives no limit."""
         room = self._engine.max_sequence - len(prompt_ids)
         if room < 1:
             raise ConfigError(
@@ -193,8 +194,8 @@ class LLM:
     def _run(
         self, requests: Sequence[GenerationRequest]
     ) -> Generator[tuple[int, Delta], None, None]:
-        """Yields (index of a request, its output of one step) until all requests have ended;
-        closing the iterator cancels those that have not."""
+        """Yields (index of a request, its output of one step) until all have ended. Closing the
+        iterator cancels the rest."""
         inbox: deque[Delta] = deque()
         open_requests: dict[int, int] = {}
         try:
@@ -218,8 +219,8 @@ class LLM:
             for request_id in open_requests:
                 self._inboxes.pop(request_id, None)
                 self._engine.cancel(request_id)
-            # An abandoned iterator may be closed anywhere, in the middle of another call's step
-            # too, which must not begin a second one: the step after it frees the slots then.
+            # An abandoned iterator may be closed anywhere, even during another call's step, when
+            # this must not begin a second one; the next step then frees the slots.
             if open_requests and self._lock.acquire(blocking=False):
                 try:
                     self._step()

@@ -1,4 +1,4 @@
-"""Conversations of every kind, for tests of templates and encodings."""
+"""Holds conversations of every kind, for tests of templates and encodings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every test runs under."""
+"""Sets up what every test runs under: one thread, a cache of its own, a clean logger."""
 
 from __future__ import annotations
 
@@ -34,19 +34,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """A look at all objects, which every run takes, is then one at those of a test."""
+    """Freezes the objects that exist now: every run in the tests would otherwise scan all of
+    them."""
     freeze_objects()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Token caches go to a folder of the session, not to the user's."""
+    """Puts token caches into a folder of the test session, not into the user's."""
     os.environ["MINIMIND_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture
 def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of the test's own."""
+    """Gives a cache folder for this test alone."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("MINIMIND_CACHE", str(folder))
     return folder
@@ -57,8 +58,9 @@ _LOG_LEVEL = logging.getLogger().level
 
 @pytest.fixture(autouse=True)
 def _logging_of_its_own() -> Iterator[None]:
-    """Programs set up the root logger for their whole process, which here is the next test's too.
-    Fixtures may have done so before this one begins, so nothing is kept of how it finds it."""
+    """Resets the root logger after each test: programs set it up for their whole process, which the
+    next test shares. Fixtures may have set it up before this one runs, so no state is saved
+    here."""
     yield
     root = logging.getLogger()
     root.setLevel(_LOG_LEVEL)
@@ -67,33 +69,35 @@ def _logging_of_its_own() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """The tests' products are tiny: a second thread costs them more than it brings, several times
-    over where other processes want the cores. Programs take what there is."""
+    """Limits PyTorch to one thread: the tests' products are so small that a second thread slows
+    them down, several times where other processes need the cores. Programs under test set their own
+    number."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    """The sample data's."""
+    """Loads the tokenizer of the sample data."""
     return load_sample_tokenizer()
 
 
 @pytest.fixture(params=["fp32", "bf16"])
 def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What "auto" means in the test, whatever the machine: for what must hold in both."""
+    """Runs the test twice, with fp32 and with bf16 as what "auto" means, whatever the machine."""
     monkeypatch.setenv("MINIMIND_PRECISION", request.param)
     return request.param
 
 
 @pytest.fixture
 def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For what is meant of fp32 alone."""
+    """Makes "auto" mean fp32, for tests that hold in fp32 only."""
     monkeypatch.setenv("MINIMIND_PRECISION", "fp32")
 
 
 @pytest.fixture
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One rank by itself; what a test makes of these variables is gone after it."""
+    """Removes the launcher's variables, so that the process is a single rank; changes that a test
+    makes to them are undone."""
     for name in LAUNCHER_VARIABLES:
         # Set first: else monkeypatch would not take away what the code under test sets.
         monkeypatch.setenv(name, "")
@@ -102,7 +106,8 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def setting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
-    """Sets one of the kernels' variables, as if the process had started with it."""
+    """Gives a function that sets one of the kernels' environment variables, as if the process had
+    started with it."""
     caches = (backend.kernels_setting, backend.compile_setting, backend.interpreting)
 
     def set_one(name: str, value: str) -> None:
@@ -118,7 +123,7 @@ def setting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], No
 
 @pytest.fixture(params=["C++", "PyTorch"])
 def decoding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Says how the batch engine decodes on a CPU."""
+    """Runs the test twice, with the batch engine decoding in C++ and in PyTorch."""
     from minimind.inference import cpu_decode
 
     if request.param == "C++" and shutil.which("g++") is None:

@@ -1,4 +1,4 @@
-"""What must hold of every data format and of all sample data."""
+"""Checks what must hold for every data format and for all sample data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minimind.types import Sample
 
 
 def check_middle_is_bad(found: Sequence[Sample | BadRow], reason: str) -> None:
-    """Checks that of three rows of a.jsonl the second is refused for `reason`, and no other."""
+    """Checks that of three rows in a.jsonl only the second is refused, and for `reason`."""
     first, bad, last = found
     assert isinstance(bad, BadRow)
     assert str(bad).startswith("a.jsonl:2: ")
@@ -21,7 +21,7 @@ def check_middle_is_bad(found: Sequence[Sample | BadRow], reason: str) -> None:
 
 
 def check_seed_decides(folder: Path, data: SampleData) -> None:
-    """Checks that the same seed writes the same bytes, and another seed others."""
+    """Checks that equal seeds write equal bytes, and different seeds different ones."""
     paths = [folder / letter for letter in "abc"]
     for path, seed in zip(paths, (0, 0, 1), strict=True):
         write_sample(path, "val", data, seed)

@@ -1,5 +1,5 @@
-"""A training loop over an engine, a loader and a stage that compute nothing: each keeps what was
-asked of it."""
+"""Runs a training loop over a fake engine, loader and stage that only record what they are
+asked."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from minimind.config.recipe import Recipe
 from minimind.data.formats import Format
 from minimind.data.text_format import TEXT
+from minimind.engine.callbacks import Callbacks, RunState
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
-from minimind.engine.events import Events, RunState
 from minimind.engine.loop import Loop
 from minimind.engine.progress import Progress
 from minimind.engine.stage import BuildContext, Stage, StageModels
@@ -28,27 +28,31 @@ from minimind.samples.files import TEXT_DATA, SampleData
 from minimind.types import Batch, LossSum, StepStats
 
 TARGETS = (2, 7)
-"""The two micro-batches of a step count so many targets: a mean of means would show."""
+"""The targets in each of a step's two micro-batches. They differ, so that a mean of means would
+show."""
+SECOND_SHARE = TARGETS[1] / sum(TARGETS)
+"""The second micro-batch's share of a step's targets; each of its targets has a loss that is 1
+higher."""
 TOKENS = 3 + 8
-"""A step reads so many: a document has one token more than targets."""
+"""The tokens that a step reads: each document has one token more than targets."""
 UPDATE = 100.0
-"""An update's loss is so much above that of the one before."""
+"""The loss of each update of a step is higher than the previous one's by this."""
 STEPS = 6
-"""A trial takes so many where nothing else is asked."""
+"""The default number of steps in a trial."""
 
 
 @dataclass
 class FakeEngine:
-    """Takes steps that change no weight. Every other rank does as this one does; `others_say` and
-    `others_stop` are what it says beside."""
+    """Records its calls and changes no weight. Other ranks do the same; `others_say` and
+    `others_stop` are what they report."""
 
     ranks: Ranks = field(default_factory=lambda: Ranks(0, 0, 1))
     precision: str = "fp32"
     learning_rate: float = 0.5
-    """A step without a rate halves it, as a scheduler in the DeepSpeed JSON might."""
+    """A step without a rate halves it, as a scheduler of the DeepSpeed JSON might."""
     loss_scale: float = 1.0
     norm: Callable[[int], float] = float
-    """Gives the gradient's norm by the number of steps taken."""
+    """Gives the gradient's norm for the number of steps taken."""
     others_say: Sequence[str] = ()
     others_stop: bool = False
     weights: Mapping[str, Tensor] = field(default_factory=dict)
@@ -59,11 +63,11 @@ class FakeEngine:
     training: bool = False
     is_gathered: bool = False
     calls: list[str] = field(default_factory=list)
-    """Lists in order: start COUNT, backward TOTAL, step RATE, load FOLDER."""
+    """The calls in order: start COUNT, backward TOTAL, step RATE, load FOLDER."""
 
     @property
     def typed(self) -> DeepSpeedEngine:
-        """Gives the fake the type of what it stands for."""
+        """Gives the fake the type of a real engine."""
         return cast(DeepSpeedEngine, self)
 
     def train(self, mode: bool = True) -> None:
@@ -103,7 +107,7 @@ class FakeEngine:
         return dict(self.weights) if self.ranks.is_main else {}
 
     def save(self, folder: Path) -> None:
-        """Writes a file that is larger after each step."""
+        """Writes a file that grows with each step."""
         (folder / "engine").mkdir(parents=True, exist_ok=True)
         (folder / "engine" / f"rank_{self.ranks.rank}.pt").write_bytes(bytes(1 + self.steps))
 
@@ -112,21 +116,22 @@ class FakeEngine:
 
 
 def micro_batch(step: int, micro: int) -> Batch:
-    """Packs one document, whose first tokens say which micro-batch it is, and padding."""
+    """Packs one document, whose first tokens give the step and micro-batch numbers, with
+    padding."""
     return pack([[[step, micro, *[0] * (TARGETS[micro] - 1)]]], seq_len=12)
 
 
 @dataclass
 class FakeLoader:
-    """Reads a micro-batch of each size in every step."""
+    """Reads two micro-batches, one of each size, in every step."""
 
     num_documents: int = 1
-    """`describe` names so many in a micro-batch."""
+    """The number of documents that `describe` names in a micro-batch."""
     fingerprint: str = ""
     reads: list[tuple[int, int, bool]] = field(default_factory=list)
     described: list[tuple[int, int]] = field(default_factory=list)
     readers: list[Iterator[list[Batch]]] = field(default_factory=list)
-    """Keeps them alive: none is closed because nobody holds it any more."""
+    """Holds the readers, so that none is closed merely because nothing refers to it."""
     is_closed: bool = False
 
     def read(self, from_step: int, to_step: int, pin: bool = False) -> Iterator[list[Batch]]:
@@ -147,8 +152,8 @@ class FakeLoader:
 
 
 class FakeStage(Stage[Batch, Batch]):
-    """Computes a loss per target from the place of the micro-batch and of the update, in validation
-    from the number of steps taken."""
+    """Computes a loss per target from the numbers of micro-batch and update; in validation, from
+    the number of steps taken."""
 
     name: ClassVar[str] = "fake"
     recipe_type: ClassVar[type[Recipe]] = Recipe
@@ -159,21 +164,18 @@ class FakeStage(Stage[Batch, Batch]):
 
     def __init__(self, recipe: Recipe) -> None:
         self.value: Callable[[int, int], float] = lambda step, micro: step + micro
-        """Takes the step and the micro-batch in it, both counted from 0."""
+        """Gives the loss from the step and the micro-batch in it, both counted from 0."""
         self.val_value: Callable[[int], float] = lambda steps: 1.0
-        """Gives what the micro-batch's number is added to."""
+        """Gives the validation loss, to which the micro-batch's number is added."""
         self.num_updates = 1
-        """Each step takes so many, from the same micro-batches."""
+        """The number of updates in a step, all on the same micro-batches."""
         self.update = 0
-        """Is the one that is taken."""
         self.prepared: list[int] = []
-        """Lists the steps that were prepared."""
         self.found: dict[str, float] = {}
-        """Is measured in each step."""
         self.drawn: list[float] = []
-        """Holds a random number from each forward, which dropout would draw."""
+        """A random number drawn in each forward, where dropout would draw."""
         self.with_gradient: list[bool] = []
-        """Says of each forward in validation whether it keeps a graph."""
+        """For each forward in validation, whether autograd recorded it."""
 
     def build_models(self, context: BuildContext) -> StageModels:
         raise NotImplementedError
@@ -205,7 +207,7 @@ class FakeStage(Stage[Batch, Batch]):
 def interrupted_at(
     step: int, micro: int, number: int = signal.SIGINT
 ) -> Callable[[int, int], float]:
-    """Gives a stage's values; the signal comes while one is computed."""
+    """Gives a stage's loss function, in which the signal arrives at one micro-batch."""
 
     def value(*place: int) -> float:
         if place == (step, micro):
@@ -216,12 +218,12 @@ def interrupted_at(
 
 
 def bad_at(step: int, micro: int, bad: float) -> Callable[[int, int], float]:
-    """Gives a stage's values, one of which is `bad`."""
+    """Gives a stage's loss function, which returns `bad` for one micro-batch."""
     return lambda *place: bad if place == (step, micro) else sum(place)
 
 
 def full_disk(*steps: int) -> Callable[[int], None]:
-    """Fails the first save after each of the steps."""
+    """Gives a function that fails the first save after each of the steps."""
     left = list(steps)
 
     def save(step: int) -> None:
@@ -236,8 +238,8 @@ EVAL_DATA = (micro_batch(0, 0), micro_batch(0, 1))
 
 
 class Trial:
-    """Puts a loop over fakes and keeps what it did. A recipe option that is not given is 0, which
-    means never."""
+    """Builds a loop over fakes and records what it did. Recipe options that are not given are 0,
+    which means never."""
 
     def __init__(
         self,
@@ -255,10 +257,10 @@ class Trial:
         self.stage = FakeStage(recipe)
         self.loader = FakeLoader()
         self.did: list[tuple[Any, ...]] = []
-        """Lists in order: record STEP VAL_LOSS, save STEP IS_BEST, sample STEP."""
+        """What happened, in order: record STEP VAL_LOSS, save STEP IS_BEST, sample STEP."""
         self.stats: list[StepStats] = []
         self.saved = RunState()
-        """Is what the last save kept."""
+        """The state that was last saved."""
         self.during_save: Callable[[int], None] = lambda step: None
         progress = Progress(is_main=True, first_step=0, total_steps=total_steps, log_every=1)
         self.loop = Loop(
@@ -268,7 +270,7 @@ class Trial:
             recipe=recipe,
             learning_rate=learning_rate,
             total_steps=total_steps,
-            events=Events(
+            callbacks=Callbacks(
                 record=self._record,
                 save=self._save,
                 sample=self._sample,
@@ -294,5 +296,5 @@ class Trial:
         self.did.append(("sample", step))
 
     def steps(self, what: str) -> list[int]:
-        """Lists the steps after which it did so."""
+        """Gives the steps after which `what` happened."""
         return [step for event, step, *_ in self.did if event == what]

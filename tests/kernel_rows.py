@@ -1,4 +1,5 @@
-"""At which values a test of the kernels runs: any two of them together, not all with all."""
+"""Chooses the values at which an operation of the kernels is tested: every pair of values occurs
+together, but not every combination."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ DTYPES = (torch.float32, torch.float16) + (() if INTERPRETED else (torch.bfloat1
 
 
 def choose(rows: Sequence[Mapping[str, Any]]) -> set[int]:
-    """The places of so many rows that any two values that meet in one of all still meet."""
+    """Gives the indices of enough rows that any two values which occur together in some row still
+    do."""
     pairs = {}
     for place, row in enumerate(rows):
         values = sorted((name, repr(value)) for name, value in row.items())
@@ -30,7 +32,7 @@ def choose(rows: Sequence[Mapping[str, Any]]) -> set[int]:
 
 
 def rows_of(op: Op, dtypes: Sequence[torch.dtype] = (torch.float32,)) -> list[dict[str, Any]]:
-    """The values at which to test an operation."""
+    """Gives the values at which to test an operation."""
     values = {**op.tested, "dtype": dtypes}
     rows = [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
     chosen = [rows[place] for place in sorted(choose(rows))]
@@ -43,7 +45,7 @@ def rows_of(op: Op, dtypes: Sequence[torch.dtype] = (torch.float32,)) -> list[di
 
 
 def typical_row(op: Op) -> dict[str, Any]:
-    """The first values of each name, of the tokens the first that are several."""
+    """Gives each name's first value; for tokens, the first that is above 4."""
     row = {name: values[0] for name, values in op.tested.items()}
     (name,) = (name for name in op.tested if name.split()[0] == "tokens")
     tokens = (v for v in op.tested[name] if (v[0] if isinstance(v, tuple) else v) > 4)
@@ -51,5 +53,5 @@ def typical_row(op: Op) -> dict[str, Any]:
 
 
 def summed(function: Callable[..., Any], case: Case) -> Callable[..., Any]:
-    """With the one gradient for all tokens that the case asks for."""
+    """Sums the function's output where the case asks for one gradient for all tokens."""
     return (lambda *inputs: function(*inputs).sum()) if case.uniform_grad else function

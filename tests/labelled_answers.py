@@ -1,4 +1,4 @@
-"""Answers with a label, a model they are compared with and a policy that has moved from it."""
+"""Builds labelled answers, a reference model and a policy that has moved away from it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WEIGHTED = {"desirable_weight": 0.7, "undesirable_weight": 1.3}
 
 
 class PolicyEngine(FakeEngine):
-    """A fake engine that a stage can call."""
+    """Is a fake engine that a stage can call."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         return self.module(*arguments, **options)
@@ -42,7 +42,7 @@ def engine_of(policy: Transformer, world_size: int = 1) -> DeepSpeedEngine:
 def build_answers(
     path: Path, count: int, name: str = "", good: Iterable[int] = (1, 2)
 ) -> TokenCache:
-    """Tokenises `count` answers; those whose number mod 3 is in `good` are good ones."""
+    """Tokenises `count` answers; those whose number mod 3 is in `good` are labelled good."""
     rows = []
     for number in range(count):
         texts = (f"{name} {number} + 1 = ?", f"It is {number + 1}. " * (1 + number % 4))
@@ -74,7 +74,7 @@ def build(folder: Path, loader: PackedLoader, **options: Any) -> KTO:
 def prepared(
     stage: KTO, policy: Transformer, batches: list[Any], world_size: int = 1
 ) -> list[KTOBatch]:
-    """Gives what a step of these micro-batches is computed from."""
+    """Gives the batches from which a step on these micro-batches is computed."""
     engine = engine_of(policy, world_size)
     (found,) = stage.prepare(engine, batches, 0)
     assert cast(PolicyEngine, engine).training
@@ -82,8 +82,8 @@ def prepared(
 
 
 def nearby(model: Transformer, amount: float) -> Transformer:
-    """A policy that has moved a little from its reference: z is above 0 for one that likes the
-    mismatched answers better."""
+    """Gives a policy slightly different from its reference, for which z is above 0 because it
+    prefers the mismatched answers."""
     moved = random_model(CONFIG, seed=4)
     other = dict(random_model(CONFIG, seed=3).named_parameters())
     with torch.no_grad():

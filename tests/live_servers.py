@@ -1,4 +1,5 @@
-"""Servers for tests: over a random model, and over an engine that says what a test wants."""
+"""Runs servers for tests: over a random model, and over an engine that gives the text that a test
+wants."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from minimind.serving.settings import ServerSettings
 
 
 def random_engine(tokenizer: Tokenizer, max_batch: int = 4, context: int = 256) -> BatchEngine:
-    """Over a model that says anything at all."""
+    """Gives an engine over a random model."""
     config = small_config(vocab_size=tokenizer.vocab_size, max_position_embeddings=context)
     model = random_model(config)
     return BatchEngine(model, tokenizer, max_batch=max_batch, grammar_limit_s=10.0)
@@ -30,7 +31,7 @@ def random_engine(tokenizer: Tokenizer, max_batch: int = 4, context: int = 256) 
 
 @dataclass
 class ScriptedEngine:
-    """Answers every request with `text`, some characters a step, or fails as told."""
+    """Answers every request with `text`, a few characters per step, or fails as told."""
 
     text: str = ""
     piece: int = 3
@@ -101,7 +102,7 @@ class LiveServer:
     service: Service
     stop: Callable[[], None]
     call: Callable[[Callable[[], None]], object]
-    """Runs a function in the server's loop."""
+    """Runs a function in the server's event loop."""
 
     def engine(self, name: str = "tiny"):
         return self.service.models[name].thread.engine
@@ -115,7 +116,7 @@ Serve = Callable[..., "LiveServer"]
 def running_server(
     engines: Engines, tokenizer: Tokenizer, settings: ServerSettings
 ) -> Iterator[LiveServer]:
-    """A server on a free port, in a thread with its own loop."""
+    """Runs a server on a free port, in a thread with an event loop of its own."""
     ready = threading.Event()
     found: list[LiveServer] = []
 
@@ -152,7 +153,8 @@ def running_server(
 
 @pytest.fixture
 def serve(tokenizer: Tokenizer) -> Iterator[Serve]:
-    """serve(name=engine, …, settings=…): a server that ends with the test."""
+    """Gives a function, serve(name=engine, …, settings=…), that starts a server until the test
+    ends."""
     with ExitStack() as stack:
 
         def start(settings: ServerSettings | None = None, **engines: object) -> LiveServer:

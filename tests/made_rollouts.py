@@ -1,5 +1,5 @@
-"""Trajectories with tokens and numbers that no policy has made, and their log-probabilities one
-trajectory at a time."""
+"""Makes trajectories from random numbers instead of a policy, and computes their log-probabilities
+one trajectory at a time."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from minimind.stages.trajectory import Trajectory
 
 CONFIG = small_config()
 TOOL = None
-"""Stands for the log-probability of a token that a tool has given."""
+"""The log-probability that marks a token of a tool's result."""
 SHAPES = ((3, "mmmmmmm"), (5, "m"), (1, "mmttmmm"), (4, "mmmmmm"), (2, "mtm"))
-"""Tokens of the prompt, and for each token behind it whether the policy made it or a tool."""
+"""(tokens of the prompt, one letter per later token: m for the model's, else a tool's)."""
 Numbers = list[list[float]]
-"""By trajectory, one for each of its targets."""
+"""For each trajectory, a number for each of its targets."""
 
 
 def made(
@@ -55,7 +55,8 @@ def made(
 def made_rollouts(
     shapes: Sequence[tuple[int, str]] = SHAPES, seed: int = 0, vocab: int = CONFIG.vocab_size
 ) -> list[Trajectory]:
-    """Trajectories of odd lengths with random tokens, rewards and advantages of both signs."""
+    """Makes trajectories of odd lengths with random tokens and rewards, and advantages of both
+    signs."""
     generator = torch.Generator().manual_seed(seed)
     found = []
     for number, (prompt, answer) in enumerate(shapes):
@@ -76,7 +77,7 @@ def made_rollouts(
 
 
 def rewarded(rewards: Sequence[float | None], unit: int = 0) -> list[Trajectory]:
-    """A group of one-token answers to one prompt."""
+    """Makes a group of one-token answers to the same prompt."""
     return [
         made([1, 2], [3], [-1.0], reward=reward, unit=unit, index=index)
         for index, reward in enumerate(rewards)
@@ -84,7 +85,8 @@ def rewarded(rewards: Sequence[float | None], unit: int = 0) -> list[Trajectory]
 
 
 def own_tokens(trajectory: Trajectory) -> list[tuple[int, int]]:
-    """Gives (place, token) of each token of the policy, counted from the prompt's first."""
+    """Gives (position, token) of each token of the policy, counted from the prompt's first
+    token."""
     behind = len(trajectory.prompt.ids)
     return [
         (behind + at, token)
@@ -94,31 +96,31 @@ def own_tokens(trajectory: Trajectory) -> list[tuple[int, int]]:
 
 
 def alone(trajectory: Trajectory) -> list[list[list[int]]]:
-    """Gives the trajectory as the one document of the one row of a batch."""
+    """Gives the trajectory as a batch of one row with one document."""
     return [[[*trajectory.prompt.ids, *trajectory.ids]]]
 
 
 def plain_log_probs(
     model: Transformer, trajectory: Trajectory, temperature: float = 1.0
 ) -> list[Tensor]:
-    """Gives the log-probability of each token of the policy, by a forward of its own and whole
-    logits."""
+    """Gives the log-probability of each token of the policy, from a forward over this trajectory
+    alone and its full logits."""
     log_probs_TV = (logits_of(model, pack(alone(trajectory))) / temperature).log_softmax(-1)
     return [log_probs_TV[place - 1, token] for place, token in own_tokens(trajectory)]
 
 
 def flat(numbers: Numbers) -> Tensor:
-    """Gives the numbers of all targets as a RolloutBatch has them."""
+    """Gives the numbers of all targets in one tensor, as a RolloutBatch has them."""
     return torch.tensor([value for of_one in numbers for value in of_one], dtype=torch.float32)
 
 
 def rounded(numbers: Sequence[Sequence[Tensor]]) -> Numbers:
-    """Gives the numbers as they are in fp32."""
+    """Gives the numbers rounded to fp32."""
     return [[value.float().item() for value in of_one] for of_one in numbers]
 
 
 def apart(numbers: Numbers, amount: float, seed: int) -> Numbers:
-    """Gives numbers that lie about so far from these."""
+    """Gives the numbers with normal noise of standard deviation `amount`."""
     generator = torch.Generator().manual_seed(seed)
     return [
         (torch.tensor(of_one) + amount * torch.randn(len(of_one), generator=generator)).tolist()
@@ -143,7 +145,7 @@ def double(model: Transformer) -> Transformer:
 
 
 def moved(config: ModelConfig, model: Transformer, amount: float, seed: int) -> Transformer:
-    """Gives a model that lies a little off another."""
+    """Gives a model whose weights are those of `model` plus noise."""
     found = random_model(config)
     move(found, model, amount, seed)
     return found
@@ -151,7 +153,7 @@ def moved(config: ModelConfig, model: Transformer, amount: float, seed: int) -> 
 
 @torch.no_grad()
 def move(module: nn.Module, start: nn.Module, amount: float, seed: int) -> None:
-    """Puts a module's weights a little off those of another."""
+    """Sets a module's weights to those of `start` plus noise."""
     generator = torch.Generator().manual_seed(seed)
     for p, q in zip(module.parameters(), start.parameters(), strict=True):
         p.copy_(q + amount * torch.randn(q.shape, generator=generator))

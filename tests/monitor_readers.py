@@ -1,4 +1,4 @@
-"""What a run's monitors kept, read back by the readers of their own libraries."""
+"""Reads back what a run's monitors stored, with the readers of their own libraries."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 Kept = dict[tuple[int, str], float]
-"""By step and column of metrics.csv."""
+"""The figures by step and column of metrics.csv."""
 
 
 def read_csv_of_run(run: Path) -> Kept:
-    """Gives every number of metrics.csv."""
+    """Reads every number in metrics.csv."""
     with open(run / "metrics.csv", encoding="utf-8") as file:
         return {
             (int(row["step"]), name): float(text)
@@ -26,7 +26,7 @@ def read_csv_of_run(run: Path) -> Kept:
 
 
 def read_tensorboard(folder: Path) -> tuple[Kept, dict[str, list[tuple[int, str]]]]:
-    """Gives the scalars and, by name, the texts with their steps."""
+    """Reads the scalars, and the texts by name with their steps."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
@@ -46,8 +46,8 @@ def read_tensorboard(folder: Path) -> tuple[Kept, dict[str, list[tuple[int, str]
 
 
 def read_wandb(run: Path) -> tuple[Kept, dict[str, Any]]:
-    """Gives the history of the one transaction log that `wandb sync` would find, and of its other
-    records the last of each kind."""
+    """Reads the history in the only transaction log that `wandb sync` would find, and the last of
+    each other kind of record."""
     (log,) = (run / "wandb").glob("offline-run-*/*.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -58,8 +58,8 @@ def read_wandb(run: Path) -> tuple[Kept, dict[str, Any]]:
 
 
 def read_swanlab(run: Path) -> tuple[Kept, dict[str, Any]]:
-    """Gives the scalars of the one log that `swanlab sync` would find, and of its other records
-    the last of each kind."""
+    """Reads the scalars in the only log that `swanlab sync` would find, and the last of each other
+    kind of record."""
     from swanlab.proto.swanlab.record.v1.record_pb2 import Record  # type: ignore[import-not-found]
     from swanlab.sdk.internal.core_python.store import (  # type: ignore[import-not-found]
         DataStoreReader,
@@ -87,7 +87,7 @@ def read_csv_files(folder: Path) -> Kept:
 
 
 def _once(values: Iterable[tuple[int, str, Any]]) -> Kept:
-    """The figures of the run, none of which may stand twice at a step."""
+    """Gives the run's figures; none may occur twice for a step."""
     kept: Kept = {}
     for step, name, value in values:
         if name.startswith("train/"):

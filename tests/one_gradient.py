@@ -35,23 +35,24 @@ from minimind.types import Batch, LossSum, PackedRow
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = 16
-"""Of the step, whatever its split."""
+"""The rows of a step, however it is split."""
 _RATE = 2.0**20
-"""So large that the weight itself is lost beside rate x gradient, and with it its rounding."""
+"""The learning rate: so large that the weight is negligible beside rate x gradient, and so is its
+rounding."""
 _BF16_ROUNDING = 2.0**-9
 _FP32_BOUND = 1e-5
-"""Sums of fp32 in another order; a wrong divisor is off by far more."""
+"""Bounds the error of fp32 sums in another order; a wrong divisor makes a far larger error."""
 MODELS: dict[str, dict[str, object]] = {
     "dense": {"num_experts": 0},
     "experts": {"num_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.0},
     "experts+aux": {"num_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.1},
 }
-"""By name, the fields that make a model of it."""
+"""The fields that make each model, by its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """One way to take the step: the same documents, packed and divided so."""
+    """Says how a step is taken: the documents are the same, packed and divided in this way."""
 
     model: str = "dense"
     precision: str = "fp32"
@@ -59,7 +60,7 @@ class Split:
     ranks: int = 1
     micro_batch: int
     packing: int = 0
-    """Seed of the order in which documents are packed into rows."""
+    """The seed of the order in which documents are packed into rows."""
 
     @property
     def accumulation(self) -> int:
@@ -67,8 +68,8 @@ class Split:
 
 
 def list_splits(ds_configs: Sequence[str], ranks: int) -> list[Split]:
-    """Lists what is compared at one number of ranks. The loss that routers add is a mean over a
-    micro-batch, so with it only splits that keep the micro-batches agree."""
+    """Lists the splits to compare on `ranks` ranks. The routers' auxiliary loss is a mean over a
+    micro-batch, so with experts only splits with the same micro-batches can agree."""
 
     def splits(model: str, precision: str, *shapes: tuple[int, int]) -> list[Split]:
         return [
@@ -93,8 +94,7 @@ def list_splits(ds_configs: Sequence[str], ranks: int) -> list[Split]:
 def audit(
     splits: Sequence[Split], model: str, seq_len: int, device: Device, ranks: Ranks
 ) -> Iterator[dict[str, Any]]:
-    """Yields what was found of each split; nothing on ranks other than the first. Every rank of the
-    splits calls it."""
+    """Yields the findings for each split, on rank 0 only. All ranks of the splits call it."""
     for split in splits:
         run = _resolve(split, model, seq_len, device, ranks)
         gradient = step_gradient(run, _micro_batches(split, run.resolved))
@@ -118,7 +118,7 @@ def audit(
 def audit_on_ranks(
     ranks: int, model: str, seq_len: int, ds_configs: Sequence[str], output: Path
 ) -> list[dict[str, Any]]:
-    """Audits all splits at a number of ranks, each of them a process of its own."""
+    """Audits all splits on a number of ranks, each in a process of its own."""
     shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     if find_device().kind == "cpu":
@@ -138,7 +138,7 @@ def audit_on_ranks(
 
 
 def _resolve(split: Split, model: str, seq_len: int, device: Device, ranks: Ranks) -> Run:
-    """Resolves a run of one step, with SGD for its optimizer."""
+    """Resolves a run of one step with SGD."""
     settings: dict[str, object] = {
         **MODELS[split.model],
         "train_batch_size": ROWS,
@@ -157,15 +157,16 @@ def _resolve(split: Split, model: str, seq_len: int, device: Device, ranks: Rank
 
 
 def _micro_batches(split: Split, run: ResolvedRun) -> list[Batch]:
-    """All of the step's, over all ranks: rank r takes every ranks-th from r on."""
+    """Gives all micro-batches of the step, over all ranks: rank r takes every ranks-th from r
+    on."""
     rows = packed_rows(run, split.packing)
     size = split.micro_batch
     return [collate(rows[at : at + size]) for at in range(0, ROWS, size)]
 
 
 def packed_rows(run: ResolvedRun, packing: int) -> list[PackedRow]:
-    """The same documents in every packing, of very different lengths and shares of targets, so that
-    no two micro-batches count alike; rows left over are padding."""
+    """Packs the same documents in each order. Their lengths and shares of targets differ so much
+    that no two micro-batches have equal counts; remaining rows are padding."""
     generator = np.random.default_rng(run.recipe.seed)
     documents, total = [], 0
     while total < 0.7 * ROWS * run.seq_len:
@@ -183,7 +184,7 @@ def packed_rows(run: ResolvedRun, packing: int) -> list[PackedRow]:
 
 
 class _OneStep:
-    """A loader of one optimizer step: a rank's micro-batches of a split."""
+    """Loads one optimizer step: a rank's micro-batches of a split."""
 
     fingerprint = "one step"
 
@@ -198,8 +199,8 @@ class _OneStep:
 
 
 def step_gradient(run: Run, micro_batches: Sequence[Batch]) -> Mapping[str, Tensor]:
-    """Gives the gradient of the run's one step, read off its change of the weights; empty on all
-    ranks but the first."""
+    """Gives the gradient of a run's only step, computed from the change of the weights; empty on
+    ranks other than 0."""
     mine = list(micro_batches[run.ranks.rank :: run.ranks.world_size])
     engine = run.build(_OneStep(mine)).loop.engine
     before = engine.full_weights()
@@ -209,8 +210,9 @@ def step_gradient(run: Run, micro_batches: Sequence[Batch]) -> Mapping[str, Tens
 
 
 def _reference(split: Split, run: ResolvedRun) -> dict[str, Tensor]:
-    """fp64. In fp32 and without the routers' loss that of the whole step in one forward, packed
-    one way; else of the split's own micro-batches: bf16 rounds each one's gradient."""
+    """Gives the reference gradient in fp64. In fp32 without experts it comes from the whole step in
+    one forward, packed in one order; otherwise from the split's own micro-batches, since bf16
+    rounds the gradient of each."""
     batches = _micro_batches(split, run)
     if split.precision == "fp32" and split.model != "experts+aux":
         batches = [collate(packed_rows(run, 0))]
@@ -228,7 +230,8 @@ def _reference(split: Split, run: ResolvedRun) -> dict[str, Tensor]:
 
 
 def _total(loss: LossSum, count: int) -> Tensor:
-    """Its objective, written out: what is audited cannot be its own reference."""
+    """Gives the loss to minimise, written out here because the code under audit cannot be its own
+    reference."""
     return loss.total if loss.aux_loss is None else loss.total + loss.aux_loss * count
 
 
@@ -240,8 +243,9 @@ def _move_gradients(policy: nn.Module, sums: dict[str, Tensor]) -> None:
 
 
 def bound(split: Split, run: ResolvedRun) -> float:
-    """bf16: twice the one rounding that communication makes; where the JSON does not ask for sums
-    in fp32, so many more as there are micro-batches, as a random walk."""
+    """Gives the largest allowed error. In bf16 it is twice the rounding that communication makes;
+    where the JSON does not sum in fp32, one rounding for each micro-batch, added as in a random
+    walk."""
     if split.precision == "fp32":
         return _FP32_BOUND
     wide = (run.ds_config.get("data_types") or {}).get("grad_accum_dtype") == "fp32"

@@ -1,4 +1,4 @@
-"""Steps of the engine and the same ones in plain PyTorch, of a small model."""
+"""Takes steps of a small model with the engine, and the same steps in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def resolved(name: str, kind: str, optimizer: dict[str, Any], clipping: float) -
 def build_engine(
     name: str, kind: str, optimizer: dict[str, Any], clipping: float, **options: Any
 ) -> DeepSpeedEngine:
-    """`options`: of the recipe."""
+    """Builds an engine; `options` are the recipe's."""
     ds_config = resolved(name, kind, optimizer, clipping)
     assert precision(ds_config) == kind
     recipe = Recipe(weight_decay=DECAY, **options)
@@ -62,7 +62,7 @@ def build_engine(
 
 
 def take_backwards(engine: DeepSpeedEngine, step: int) -> None:
-    """All of a step but its end."""
+    """Takes all of a step except its update."""
     batches = micro_batches(step)
     engine.start_step(target_count(batches))
     for batch in batches:
@@ -70,7 +70,7 @@ def take_backwards(engine: DeepSpeedEngine, step: int) -> None:
 
 
 def take_step(engine: DeepSpeedEngine, step: int) -> float:
-    """Gives the gradient's norm."""
+    """Takes a step and gives the gradient's norm."""
     take_backwards(engine, step)
     engine.step(RATE)
     return float(engine.grad_norm)
@@ -79,7 +79,8 @@ def take_step(engine: DeepSpeedEngine, step: int) -> float:
 def engine_steps(
     name: str, kind: str, optimizer: dict[str, Any], clipping: float, steps: int, **options: Any
 ) -> tuple[dict[str, Tensor], list[float]]:
-    """The masters after `steps`, and each step's gradient norm. `options`: of the recipe."""
+    """Gives the masters after `steps` steps, and each step's gradient norm; `options` are the
+    recipe's."""
     engine = build_engine(name, kind, optimizer, clipping, **options)
     norms = [take_step(engine, step) for step in range(steps)]
     return engine.full_weights(), norms
@@ -93,7 +94,8 @@ def plain_steps(
     clip_value: float = 0.0,
     **factors: Any,
 ) -> tuple[dict[str, Tensor], list[float]]:
-    """The same in plain PyTorch: masters, gradients summed in fp32, one rounding to the weights."""
+    """Takes the same steps in plain PyTorch: fp32 masters, gradients summed in fp32, rounded once
+    to the weights."""
     model = random_model(small_config())
     masters = {name: p.detach().clone() for name, p in model.named_parameters()}
     model.to(DTYPES[kind])

@@ -1,4 +1,4 @@
-"""Functions for worker processes to call, the ways in which one can go wrong among them."""
+"""Writes functions for worker processes to call, including ones that fail in each possible way."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from minimind.runtime.function_pool import Call, FunctionPool, Outcome
 
 Build = Callable[..., FunctionPool]
-"""build("add(more=2)", …) is a pool of functions of own.py."""
+"""Builds a pool of functions of own.py: build("add(more=2)", …)."""
 
 SHIPPED = {"root": "math:sqrt"}
 _FUNCTIONS = """
@@ -74,7 +74,7 @@ _FUNCTIONS = """
 
 
 def write_functions(folder: Path) -> None:
-    """own.py, beside.py, which it imports, and broken.py, which cannot be imported."""
+    """Writes own.py, beside.py, which it imports, and broken.py, which cannot be imported."""
     (folder / "own.py").write_text(textwrap.dedent(_FUNCTIONS))
     (folder / "beside.py").write_text("NOTHING = 0\n")
     (folder / "broken.py").write_text("import no_such_package_anywhere\n")

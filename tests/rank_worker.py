@@ -1,4 +1,5 @@
-"""One rank that stays for many runs: a JSON line in, launch/train.py's main, a JSON line out."""
+"""Runs one rank for many runs: reads a line of JSON, calls launch/train.py's main, writes a line of
+JSON."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The points at which the table of tests/rehearsal/asked.json is kept, and how they are rehearsed.
+"""Chooses the runs (points) in the table tests/rehearsal/asked.json, and rehearses them.
 
-`python tests/rehearsed_points.py` writes the table anew, where a change asks the device for more on
-purpose, and with the rows of a new stage, JSON or preset.
+`python tests/rehearsed_points.py` writes the table again: after a change that makes the device do
+more on purpose, and to add rows for a new stage, JSON or preset.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from minimind.stages import STAGES
 TABLE = Path(__file__).with_name("rehearsal") / "asked.json"
 DEVICE = "H200"
 LAYERS = 1
-"""Of each model: a layer more asks for as much again."""
+"""The layers of each model, since further layers only repeat the same work."""
 JSONS = sorted(path.stem for path in SHIPPED.glob("*.json"))
 
 
@@ -46,7 +46,7 @@ class Chosen(NamedTuple):
 
     @property
     def waits_for_tokens(self) -> bool:
-        """Whether the stage generates, and reads what it generated."""
+        """Tells whether the stage generates answers and reads them."""
         return not STAGES[self.stage].data_format.packed
 
 
@@ -54,8 +54,8 @@ EVERY = tuple(itertools.starmap(Chosen, itertools.product(STAGES, JSONS, PRESETS
 
 
 def choose() -> list[Chosen]:
-    """Gives points among EVERY in which each two values of different kinds meet: the table's, and
-    more where it knows nothing of a value."""
+    """Gives points such that any two values of different kinds occur together: those of the table,
+    and more for values that it does not have."""
     named = {point.name: point for point in EVERY}
     chosen = [named[name] for name in read_table() if name in named]
     missing = {pair for point in EVERY for pair in _pairs(point)}
@@ -72,7 +72,7 @@ def _pairs(point: Chosen) -> Iterator[tuple[tuple[int, str | int], ...]]:
 
 
 def rehearse_points(points: Sequence[Chosen], folder: Path) -> list[Rehearsal]:
-    """Rehearses a step of each; `folder` takes the models that stages start from."""
+    """Rehearses a step of each point; the models that stages start from go into `folder`."""
     for model in {point.model for point in points}:
         _save_model(model, folder / model)
     return rehearse_all([_as_point(point, folder / point.model) for point in points])
@@ -118,7 +118,7 @@ def read_table() -> dict[str, dict[str, int]]:
 
 
 def as_rows(points: Iterable[Chosen], found: Iterable[Rehearsal]) -> dict[str, dict[str, int]]:
-    """Gives the table's rows."""
+    """Gives the rows of the table."""
     return {
         point.name: {
             "launches": one.num_launches,

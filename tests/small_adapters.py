@@ -1,4 +1,4 @@
-"""Adapters small enough for tests."""
+"""Makes adapters small enough for tests."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from minimind.model.state_dict import linear_parts
 from minimind.model.transformer import Transformer
 
 UNEQUAL = {"q_proj": 3, "v_proj": 5, "o_proj": 2, "gate_proj": 4, "up_proj": 1, "down_proj": 7}
-"""Ranks by the last word of a linear's name; k_proj has none."""
+"""The rank by the last word of a linear's name; k_proj has no adapter."""
 
 
 def ranks_of(config: ModelConfig, kinds: Mapping[str, int]) -> dict[str, int]:
-    """By the whole names."""
+    """Gives the ranks by the linears' full names."""
     names = [part.name for parts in linear_parts(config).values() for part in parts]
     chosen = {name: kinds.get(name.rpartition(".")[2], 0) for name in names}
     return {name: rank for name, rank in chosen.items() if rank}
@@ -27,7 +27,7 @@ def ranks_of(config: ModelConfig, kinds: Mapping[str, int]) -> dict[str, int]:
 def random_adapter(
     config: ModelConfig, kinds: Mapping[str, int] = UNEQUAL, seed: int = 0
 ) -> dict[str, LoraPart]:
-    """Large enough to show in every output."""
+    """Makes an adapter large enough to change every output visibly."""
     generator = torch.Generator().manual_seed(seed)
     parts = {part.name: part for parts in linear_parts(config).values() for part in parts}
     adapter = {}
@@ -39,7 +39,7 @@ def random_adapter(
 
 
 def adapted(model: Transformer, kinds: Mapping[str, int] = UNEQUAL, seed: int = 0) -> Transformer:
-    """The model with adapters as they would be after some training."""
+    """Adds adapters to the model, with values as after some training."""
     ranks = ranks_of(model.config, kinds)
     add_adapters(model, ranks, {name: 1.5 * rank for name, rank in ranks.items()}, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -57,7 +57,7 @@ def named(model: nn.Module) -> dict[str, Tensor]:
 def explicit_sum(
     tensors: Mapping[str, Tensor], *scaled: tuple[Adapter, float]
 ) -> dict[str, Tensor]:
-    """Hugging Face's tensors with W + Σ scale · alpha/r · B·A, in fp64."""
+    """Gives Hugging Face's tensors with W + Σ scale · alpha/r · B·A, in fp64."""
     summed = {name: tensor.double() for name, tensor in tensors.items()}
     for adapter, scale in scaled:
         for name, part in adapter.items():

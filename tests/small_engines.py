@@ -1,4 +1,4 @@
-"""Batch engines over small models, and what their tokens must be."""
+"""Makes batch engines over small models, and checks their tokens."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def request(
 def generation_in(
     slot: int, params: SamplingParams, prompt_ids: Sequence[int] = (3,)
 ) -> Generation:
-    """A sequence as the slot table leaves it."""
+    """Gives a sequence in the state in which the slot table leaves it."""
     asked = GenerationRequest(prompt_ids=prompt_ids, params=params)
     generation = Generation(slot, asked, TextStream(tokenizer(), params.stop))
     generation.slot = slot
@@ -56,8 +56,8 @@ def whole(model: Transformer, ids: Sequence[int]) -> Tensor:
 
 
 def check_greedy(model: Transformer, prompt: Sequence[int], completion: Completion) -> None:
-    """Each token is the best one of the whole forward over all before it, or as good but for
-    rounding."""
+    """Checks that each token is the likeliest after all before it, by a forward over the whole
+    sequence, or as likely up to rounding."""
     ids = [*prompt, *completion.ids]
     logits_TV = whole(model, ids[:-1])[len(prompt) - 1 :]
     chosen_T = logits_TV.gather(1, torch.tensor(completion.ids)[:, None])[:, 0]

@@ -1,4 +1,4 @@
-"""A model small enough for tests, saved as launch scripts read it."""
+"""Saves a model small enough for tests, as launch scripts load it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from minimind.samples.text import load_sample_tokenizer
 
 
 def small_folder(folder: Path, seed: int = 0) -> Path:
-    """A Hugging Face folder with random weights, 256 tokens of context and the sample tokenizer."""
+    """Writes a Hugging Face folder with random weights, a context of 256 tokens and the sample
+    tokenizer."""
     tokenizer = load_sample_tokenizer()
     config = small_config(vocab_size=tokenizer.vocab_size, max_position_embeddings=256)
     model = random_model(config, seed)

@@ -1,5 +1,5 @@
-"""Models small enough for tests, batches built token by token, and the model once more in plain
-PyTorch: one document at a time, every formula spelled out, in fp64."""
+"""Makes small models and batches token by token, and computes the model a second time in plain
+PyTorch: one document at a time, every formula written out, in fp64."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from minimind.model.transformer import Transformer
 from minimind.types import IGNORE_INDEX, Batch
 
 FAMILIES = ("llama", "qwen3")
-"""The 2-series and the 3-series."""
+"""The model types of the 2-series and the 3-series."""
 EXPERTS: list[dict[str, Any]] = [
     {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40},
     {"num_experts": 3, "norm_topk_prob": False, "mlp_only_layers": (0,)},
     {"num_experts": 5, "num_experts_per_tok": 3, "n_shared_experts": 2, "seq_aux": True},
     {"num_experts": 4, "num_experts_per_tok": 1},
 ]
-"""What makes a mixture of experts of a small configuration."""
+"""The fields that make a small configuration a mixture of experts."""
 Ids = Sequence[int]
 
 
 def small_config(family: str = "qwen3", **changes: Any) -> ModelConfig:
-    """Two layers of 4 heads over 2 key heads, with the family's norms."""
+    """Gives a configuration of two layers, with 4 query heads over 2 key heads and the family's
+    norms."""
     series: dict[str, Any] = {"model_type": family, "use_qk_norm": family == "qwen3"}
     if family == "llama":
         series |= {"norm_cast_before_weight": True, "rms_norm_eps": 1e-5}
@@ -40,7 +41,7 @@ def small_config(family: str = "qwen3", **changes: Any) -> ModelConfig:
 
 
 def random_model(config: ModelConfig, seed: int = 0) -> Transformer:
-    """With weights large enough that every part of the model shows in its output."""
+    """Gives a model whose weights are large enough that every part changes the output visibly."""
     model = Transformer(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -56,7 +57,7 @@ def random_documents(lengths: Sequence[int], vocab: int = 97, seed: int = 0) -> 
 
 
 def pack(rows: Sequence[Sequence[Ids]], seq_len: int | None = None, pad_id: int = 0) -> Batch:
-    """Each row's documents side by side, padded to `seq_len` (default: the longest row)."""
+    """Packs each row's documents side by side, padded to `seq_len` (default: the longest row)."""
     seq_len = seq_len or max(sum(map(len, row)) for row in rows)
     ids, labels, positions, starts, is_token = [], [], [], [], []
     for row in rows:
@@ -87,7 +88,7 @@ def pack(rows: Sequence[Sequence[Ids]], seq_len: int | None = None, pad_id: int 
 
 
 def logits_of(model: Transformer, batch: Batch) -> Tensor:
-    """[M, V], which the model never gives out itself."""
+    """Gives the logits [M, V], which the model itself never returns."""
     found: list[Tensor] = []
 
     def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
@@ -99,7 +100,7 @@ def logits_of(model: Transformer, batch: Batch) -> Tensor:
 
 
 def loss_of(model: Transformer, batch: Batch) -> Tensor:
-    """The summed cross-entropy of the targets."""
+    """Gives the cross-entropy summed over the targets."""
     logits_MV = logits_of(model, batch)
     return F.cross_entropy(logits_MV, batch.labels_BT.flatten(), reduction="sum")
 
@@ -110,7 +111,8 @@ def gradients(model: Transformer, loss: Tensor) -> dict[str, Tensor]:
 
 
 def reference_frequencies(config: ModelConfig) -> Tensor:
-    """Radians per position, fp64: theta^(-2i/d), blended by YaRN as SPEC §1 has it."""
+    """Gives the rotary frequencies in radians per position, fp64: theta^(-2i/d), or YaRN's blend of
+    them."""
     d, theta = config.head_dim, config.rope_theta
     frequencies = []
     for i in range(d // 2):
@@ -135,7 +137,8 @@ def reference_logits(
     dropout: Callable[[Tensor], Tensor] = lambda x: x,
     first_position: int = 0,
 ) -> Tensor:
-    """[L, V] in fp64. `dropout` is called where the specification has it, in the model's order."""
+    """Gives the logits [L, V] in fp64. `dropout` is called wherever the model applies it, in the
+    model's order."""
     config = model.config
     state = dict(model.named_parameters())
     w = {name: tensor.detach().double() for name, tensor in split_fused(config, state).items()}
@@ -179,7 +182,7 @@ def reference_logits(
 
 
 def _reference_feed_forward(config: ModelConfig, layer: dict[str, Tensor], x: Tensor) -> Tensor:
-    """A layer's, from its tensors by name; with experts token by token."""
+    """Computes a layer's feed-forward from its tensors by name; with experts, token by token."""
 
     def swiglu(part: str, x: Tensor) -> Tensor:
         gate, up = (x @ layer[f"mlp.{part}{name}_proj"].T for name in ("gate", "up"))

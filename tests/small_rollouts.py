@@ -1,4 +1,4 @@
-"""Prompts, a small policy that answers them, and answers written by hand."""
+"""Makes prompts, a small policy that answers them, and answers written by hand."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from minimind.types import Row
 
 QUESTIONS = ("What is 6 plus 9?", "数到五。", "Name a river.", "9 + 9", "Why?")
 SAID_LOG_PROB = -0.5
-"""Of each token that was written by hand."""
+"""The log-probability of every token that was written by hand."""
 
 
 def build_policy(seed: int = 0, *, ends: float = 1.0, **changes: Any) -> Transformer:
-    """One that C++ can decode too. The larger `ends`, the more of its answers end by themselves."""
+    """Builds a policy that C++ can decode too. The larger `ends`, the more of its answers end
+    before the limit."""
     sizes = {"vocab_size": tokenizer().vocab_size, "head_dim": 16, "tie_word_embeddings": False}
     model = random_model(small_config(**{**sizes, **changes}), seed)
     with torch.no_grad():
@@ -33,7 +34,7 @@ def build_policy(seed: int = 0, *, ends: float = 1.0, **changes: Any) -> Transfo
 def build_prompt(
     unit: int, question: str | None = None, *, thinking: bool = False, **row: Any
 ) -> Prompt:
-    """A question, or the "conversations" of `row`."""
+    """Builds a prompt from a question, or from `row` with its "conversations"."""
     content = QUESTIONS[unit % len(QUESTIONS)] if question is None else question
     row = {"conversations": [{"role": "user", "content": content}], **row}
     ids = ChatEncoder(tokenizer()).prompt_ids(read_prompt(Row(data=row, path="", line=0)), thinking)
@@ -41,13 +42,13 @@ def build_prompt(
 
 
 def encode(text: str) -> list[int]:
-    """The tags of thinking and tools are tokens, as a policy would write them."""
+    """Encodes text in which the tags of thinking and tools are tokens, as a policy writes them."""
     (sample,) = ChatEncoder(tokenizer()).encode([[(text, True)]])
     return sample.ids.tolist()
 
 
 def complete(request: GenerationRequest, text: str, reason: FinishReason = "stop") -> Completion:
-    """What the batch engine would give, had the policy written `text`."""
+    """Gives the completion that the batch engine would give if the policy had written `text`."""
     ids = [*encode(text), *([tokenizer().eos_id] if reason == "stop" else [])]
     made = tuple(TokenLogprob(id=token, logprob=SAID_LOG_PROB, top=()) for token in ids)
     return Completion(
@@ -66,12 +67,12 @@ Said = str | tuple[str, FinishReason]
 
 
 class Script:
-    """Stands for `BatchEngine.generate`: turn after turn, what is said to each request."""
+    """Replaces `BatchEngine.generate`: in each turn it answers every request with a given text."""
 
     def __init__(self, *turns: Sequence[Said] | Callable[[GenerationRequest], Said]) -> None:
         self._turns = iter(turns)
         self.asked: list[list[GenerationRequest]] = []
-        """Lists the requests of each turn."""
+        """The requests of each turn."""
 
     def __call__(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         self.asked.append(list(requests))

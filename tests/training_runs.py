@@ -1,4 +1,4 @@
-"""Training runs for tests, and what they left on disk."""
+"""Runs trainings for tests, and reads what they leave on disk."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ TRAIN = ROOT / "launch" / "train.py"
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 Train = Callable[..., int]
-"""launch/train.py's main, by flags, in this process."""
+"""Calls launch/train.py's main with flags, in this process."""
 
 
 def train_in_a_process(
     *arguments: str, ranks: int = 1, prelude: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """launch/train.py as a user starts it; `prelude` is Python that runs before it."""
+    """Starts launch/train.py as a user does; `prelude` is Python code that runs before it."""
     code = f"{prelude}\nimport sys, runpy\nsys.argv = sys.argv[1:]\n"
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", code, str(TRAIN), *arguments]
@@ -64,13 +64,13 @@ def dying(*arguments, **options):
     return result
 {module}.{function} = dying
 """
-"""A prelude that kills -9 the process after so many calls of a function."""
+"""A prelude that kills the process with signal 9 after a number of calls of a function."""
 
 KILLED = -signal.SIGKILL
 
 
 def read_losses(run: Path) -> list[tuple[int, float, str]]:
-    """(step, loss, validation loss) of each row of metrics.csv."""
+    """Gives (step, loss, validation loss) from each row of metrics.csv."""
     with open(run / "metrics.csv", encoding="utf-8") as file:
         return [
             (int(row["step"]), float(row["loss"]), row["val_loss"]) for row in csv.DictReader(file)
@@ -83,13 +83,14 @@ def read_column(run: Path, name: str) -> list[float]:
 
 
 WITHOUT_CLIPPING = ("--set", "gradient_clipping=0")
-"""Flags of runs that are compared to the bit over ZeRO stages or ranks. Two micro-batches a step,
-whose sum has no order, are added in fp32 in either precision; the norm that clipping divides by is
-the one thing left that is rounded otherwise."""
+"""Flags for runs that must be bitwise equal over ZeRO stages or ranks: two micro-batches per step,
+whose sum has no order, are added in fp32 in either precision; and there is no clipping, whose norm
+is the only other value that is rounded differently."""
 
 
 def assert_same_run(left: Path, right: Path) -> None:
-    """The same weights, losses and validation losses to the bit, as far as these are written."""
+    """Checks that two runs have bitwise equal weights, and equal losses and validation losses as
+    far as these are written."""
     assert_same_weights(left, right)
     assert read_losses(left) == read_losses(right)
 
@@ -99,7 +100,7 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_like_losses(left: Path, right: Path, *, within: float) -> None:
-    """The same steps, and so close in each."""
+    """Checks that two runs have the same steps, with losses this close in each."""
     for (step, loss, _), (other_step, other, _) in zip(
         read_losses(left), read_losses(right), strict=True
     ):
@@ -114,7 +115,7 @@ def assert_like_weights(left: Path, right: Path, *, atol: float = 2e-5, rtol: fl
 
 
 def assert_same_weights(left: Path, right: Path) -> None:
-    """Bitwise."""
+    """Checks that weights are bitwise equal."""
     one, other = final_weights(left), final_weights(right)
     assert one.keys() == other.keys()
     for name in one:

@@ -1,4 +1,4 @@
-"""Runs on two ranks in two processes that stay, since starting them costs more than a run."""
+"""Trains on two ranks, in two processes that stay, since starting them takes longer than a run."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _TIMEOUT_S = 300
 _WORKER = Path(__file__).with_name("rank_worker.py")
 
 TrainOnTwo = Callable[..., "subprocess.CompletedProcess[str]"]
-"""launch/train.py's main on both ranks, by flags; stderr holds what both said."""
+"""Calls launch/train.py's main with flags on both ranks; stderr holds the output of both."""
 
 
 class RankPair:
-    """Started with the first run, and anew after one that hung."""
+    """Holds the two processes, started with the first run, and again after a run that hung."""
 
     def __init__(self) -> None:
         self._processes: list[subprocess.Popen[str]] = []
@@ -79,7 +79,8 @@ class RankPair:
 def check_other_files_and_two_ranks(
     train: Train, train_on_two: TrainOnTwo, flags: list[str], tmp_path: Path
 ) -> None:
-    """Each takes the steps of tmp_path/run."""
+    """Checks that runs with zero0, zero1 and zero3, and one on two ranks, take the same steps as a
+    run with the default JSON in tmp_path/run."""
     flags = [*flags, *WITHOUT_CLIPPING]
     assert train(*flags) == 0
     for name in ("zero0", "zero1", "zero3"):

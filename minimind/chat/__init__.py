@@ -1,2 +1,3 @@
-"""Holds a conversation with a model in this process or with a server: its turns, the terminal and
-the web page. It serves nothing itself, and `minimind chat` needs none of the server's packages."""
+"""Holds a conversation with a model in this process or behind a server, and shows it in the
+terminal or on a web page. It serves nothing itself, and `minimind chat` needs none of the server's
+packages."""

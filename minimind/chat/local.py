@@ -1,4 +1,4 @@
-"""Gives answers from a model in this process."""
+"""Answers a conversation with a model in this process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from minimind.model.transformer import Transformer
 
 
 class LocalChat:
-    """Serves one conversation at a time; the common beginning of its turns stays in the cache."""
+    """Answers one conversation at a time. The beginning that its turns share stays in the cache."""
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

@@ -1,4 +1,4 @@
-"""Gives answers from a server that speaks OpenAI's API, ours or another."""
+"""Answers a conversation through a server with OpenAI's API, MiniMind's or another."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from minimind.inference.answer_parser import Content, Part, Reasoning, ToolCall
 
 
 class ServerChat:
-    """Talks with the server through OpenAI's official client."""
+    """Talks to the server through OpenAI's official client."""
 
     def __init__(self, url: str, model: str | None = None, api_key: str | None = None) -> None:
-        """Connects to `url`, with or without /v1, and takes its first model unless `model` names
-        one. Raises ConfigError where the server cannot be reached."""
+        """Connects to `url`, with or without /v1. Uses `model`, or the server's first model. Raises
+        ConfigError where the server cannot be reached or has no such model."""
         base = url.rstrip("/").removesuffix("/v1") + "/v1"
         self._client = openai.OpenAI(base_url=base, api_key=api_key or "none", max_retries=0)
         with _clear_errors(base):
@@ -76,7 +76,7 @@ def _read(stream: Any) -> Iterator[Part | Finished]:
             if choice.delta.content:
                 yield Content(choice.delta.content)
             for delta in choice.delta.tool_calls or ():
-                # Other servers send a call in pieces.
+                # Other servers send a tool call in pieces.
                 call = calls.setdefault(delta.index, {"id": "", "name": "", "arguments": ""})
                 call["id"] += delta.id or ""
                 call["name"] += delta.function.name or ""
@@ -88,7 +88,7 @@ def _read(stream: Any) -> Iterator[Part | Finished]:
 
 @contextmanager
 def _clear_errors(url: str) -> Iterator[None]:
-    """Turns openai's errors into ConfigError, with the server's own words."""
+    """Turns the openai client's errors into ConfigErrors that carry the server's own message."""
     try:
         yield
     except openai.APIConnectionError as error:

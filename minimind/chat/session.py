@@ -1,4 +1,4 @@
-"""Keeps a conversation, whether a model in this process or a server answers."""
+"""Keeps a conversation, whether a model in this process or a server answers it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from minimind.inference.answer_parser import Content, Part, Reasoning, ToolCall
 from minimind.inference.sampling import SamplingParams
 
 _PROGRAMS = ("grammar", "logprobs", "tempered_logprobs")
-"""Options of SamplingParams that only programs use; so are all that are neither number nor
-switch."""
+"""Options of SamplingParams that only programs use. So are all others that are neither numbers nor
+switches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatOptions(SamplingParams):
-    """Says how to answer: SamplingParams with a conversation's defaults, and whether to think
-    first."""
+    """Says how to answer: SamplingParams with defaults for a conversation, and whether the model
+    thinks first."""
 
     thinking: bool = False
     max_new_tokens: int = 512
@@ -31,11 +31,11 @@ class ChatOptions(SamplingParams):
     top_p: float = 0.9
 
     def show(self) -> dict[str, Any]:
-        """Lists the options that `change` takes, with their values."""
+        """Gives the options that `change` takes, with their values."""
         return {name: getattr(self, name) for name in _CHANGEABLE}
 
     def change(self, assignment: str) -> ChatOptions:
-        """Changes an option by `name=value`. Raises ConfigError."""
+        """Gives the options with one changed, by `name=value`. Raises ConfigError."""
         name, equals, text = (part.strip() for part in assignment.partition("="))
         if name not in _CHANGEABLE or not equals:
             raise ConfigError(
@@ -63,7 +63,7 @@ _CHANGEABLE = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Marks the end of an answer."""
+    """Says how an answer ended, as the last item of its stream."""
 
     reason: str
     completion_tokens: int
@@ -78,14 +78,15 @@ class ChatBackend(Protocol):
         options: ChatOptions,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> Iterator[Part | Finished]:
-        """Yields the parts as they arrive, then how the answer ended; closing the iterator stops
-        the generation. Raises a MiniMindError where the answer cannot be given."""
+        """Yields the parts of the answer as they arrive, then a Finished. Closing the iterator
+        stops the generation. Raises a MiniMindError where no answer can be given."""
         ...
 
 
 @dataclass(slots=True)
 class ChatSession:
-    """Holds turns, the options for the next one, and the measures of the last."""
+    """Holds the turns of a conversation, the options for the next answer, and the times of the last
+    one."""
 
     backend: ChatBackend
     options: ChatOptions = field(default_factory=ChatOptions)
@@ -93,7 +94,7 @@ class ChatSession:
     turns: list[Message] = field(default_factory=list)
     finished: Finished | None = None
     seconds: float = 0.0
-    """The seconds from the question to the last token."""
+    """The seconds from the question to the answer's last token."""
     first_token_s: float = 0.0
 
     @property
@@ -102,7 +103,7 @@ class ChatSession:
 
     @property
     def tokens_per_s(self) -> float:
-        """Gives the speed of the last answer, from its first token on."""
+        """Gives the tokens per second of the last answer, counted from its first token."""
         made = self.finished.completion_tokens if self.finished else 0
         writing_s = self.seconds - self.first_token_s
         return (made - 1) / writing_s if made > 1 and writing_s > 0 else 0.0
@@ -110,9 +111,9 @@ class ChatSession:
     def ask(
         self, question: str | Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
     ) -> Iterator[Part]:
-        """Yields the answer's parts to a user's text, or to turns such as the results of tools.
-        Question and answer join the history even if the answer is cut short, unless nothing arrived
-        at all."""
+        """Asks a question (a user's text, or turns such as tool results) and yields the parts of
+        the answer. Question and answer are kept even if the answer is cut short, unless nothing
+        arrived."""
         asked = [{"role": "user", "content": question}] if isinstance(question, str) else question
         self.finished = None
         started = time.perf_counter()
@@ -134,7 +135,8 @@ class ChatSession:
                 self.turns += [*asked, answer_message(parts)]
 
     def forget_last(self) -> str | None:
-        """Takes back the last question and its answer; gives the question, if there was one."""
+        """Removes the last question and its answer, and gives the question; None if there was
+        none."""
         while self.turns:
             turn = self.turns.pop()
             if turn["role"] == "user":
@@ -142,7 +144,8 @@ class ChatSession:
         return None
 
     def save(self, path: Path) -> None:
-        """Adds the conversation to a jsonl file, in training's format. Raises ConfigError."""
+        """Appends the conversation to a jsonl file, in the format of training data. Raises
+        ConfigError."""
         line = json.dumps({"conversations": self.messages}, ensure_ascii=False)
         try:
             with open(path, "a", encoding="utf-8") as file:
@@ -152,7 +155,7 @@ class ChatSession:
 
 
 def answer_message(parts: Sequence[Part]) -> Message:
-    """Gives an assistant's turn for the history."""
+    """Gives the assistant's turn that `parts` make, for the conversation's history."""
     message: Message = {
         "role": "assistant",
         "content": "".join(part.text for part in parts if isinstance(part, Content)),

@@ -1,5 +1,5 @@
-"""Shows a conversation in the terminal: reads typed or piped lines, and prints the answers as they
-arrive."""
+"""Shows a conversation in the terminal: reads lines that are typed or piped in, and prints the
+answers as they arrive."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from minimind.chat.session import ChatSession
+from minimind.config.tags import END_THINK, THINK
 from minimind.errors import ConfigError, MiniMindError
 from minimind.inference.answer_parser import Content, Part, Reasoning, ToolCall
 
@@ -46,8 +47,8 @@ def read_lines(is_interactive: bool) -> Iterator[str]:
 
 
 def build_prompt() -> Callable[[str], str]:
-    """Gives prompt_toolkit's prompt where it is installed and the terminal can show it, else the
-    plain one."""
+    """Gives prompt_toolkit's prompt if it is installed and the terminal supports it, else
+    `input`."""
     if os.environ.get("TERM", "dumb") == "dumb":
         return input
     try:
@@ -73,7 +74,7 @@ def build_prompt() -> Callable[[str], str]:
 
 
 class Terminal:
-    """Shows a session and obeys its commands."""
+    """Shows a session and obeys the user's commands."""
 
     def __init__(self, session: ChatSession) -> None:
         self.session = session
@@ -82,12 +83,13 @@ class Terminal:
         self._has_colour = sys.stdout.isatty() and not plain
         self.has_failed = False
         self._thinks = False
-        """Whether a thought is being shown."""
+        """True while a thought is being shown."""
         if self.is_interactive:
             print("/help lists the commands")
 
     def take(self, line: str) -> bool:
-        """Takes one line of the user's; gives False where the user leaves."""
+        """Handles one line from the user: a command or a question. Gives False where the user
+        leaves."""
         text = line.strip()
         if not text:
             return True
@@ -160,7 +162,7 @@ class Terminal:
             match part:
                 case Reasoning(text):
                     if not self._thinks:
-                        print(DIM if self._has_colour else "<think>", end="")
+                        print(DIM if self._has_colour else THINK, end="")
                     self._thinks = True
                     print(text, end="", flush=True)
                 case Content(text):
@@ -173,7 +175,7 @@ class Terminal:
 
     def _end_thought(self) -> None:
         if self._thinks:
-            print(RESET if self._has_colour else "</think>", end="")
+            print(RESET if self._has_colour else END_THINK, end="")
         self._thinks = False
 
     def _show_speed(self) -> None:

@@ -1,4 +1,4 @@
-"""Shows the web page: a chat over a server. `minimind web` runs it with `streamlit run`."""
+"""Shows the web page, a chat with a server. `minimind web` runs it with `streamlit run`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from minimind.data.chat_encoding import Message
 from minimind.errors import MiniMindError
 from minimind.inference.answer_parser import Content, Part, Reasoning, ToolCall
 
-# From a key to the words in the chosen language.
+# Takes the key of a text and gives it in the chosen language.
 Text = Callable[[str], str]
 _NAME_CHARS = 24
 _FIXED_SEED = 0
@@ -111,7 +111,8 @@ def _choose_conversation(backend: ServerChat, text: Text) -> ChatSession:
 
 
 def _shorten(question: str) -> str:
-    """Shortens a text to a button's label, which would read Markdown."""
+    """Shortens a question to a button's label, and escapes Markdown, which the label would
+    render."""
     words = " ".join(question.split())
     cut = words if len(words) <= _NAME_CHARS else words[: _NAME_CHARS - 1] + "…"
     return re.sub(r"([\\`*_\[\]$:~<>#])", r"\\\1", cut)
@@ -123,7 +124,7 @@ def _choose_model(models: Sequence[str], text: Text) -> str:
 
 
 def _choose_options(session: ChatSession, text: Text) -> None:
-    """Lets the user choose the options of the next answer."""
+    """Lets the user set the options of the next answer."""
     with st.sidebar:
         thinking = st.toggle(text("thinking"), key="thinking")
         session.system = st.text_area(
@@ -170,7 +171,7 @@ def _tools(text: Text) -> list[dict[str, Any]]:
 
 
 def _speaker(role: str) -> Any:
-    """Gives the speaker's name; a tool's results stand on the assistant's side."""
+    """Gives the chat bubble of a role; tool results stand on the assistant's side."""
     name = "user" if role == "user" else "assistant"
     return st.chat_message(name, avatar=_AVATARS[name])
 
@@ -190,7 +191,7 @@ def _show_turn(turn: Message, text: Text) -> None:
 
 
 def _wants_another(session: ChatSession, text: Text) -> bool:
-    """Shows, below the last answer, its speed and a button for another answer; tells whether it was
+    """Shows the last answer's speed and a button for another answer; tells whether it was
     pressed."""
     with st.container(horizontal=True, vertical_alignment="center"):
         again = st.button(text("again"), icon=":material/refresh:", type="tertiary")
@@ -224,7 +225,7 @@ def _ask_for_results(
 def _answer(
     session: ChatSession, turns: list[Message], tools: list[dict[str, Any]], text: Text
 ) -> None:
-    """Adds the turns, shows the answer as it arrives and keeps it."""
+    """Adds the turns to the conversation, and shows the answer as it arrives and keeps it."""
     for turn in turns:
         _show_turn(turn, text)
     with _speaker("assistant"):

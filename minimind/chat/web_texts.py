@@ -1,4 +1,4 @@
-"""Holds the web page's words in its two languages."""
+"""Holds the web page's texts in English and Chinese."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ _TEXTS = {
 
 
 def translate(key: str, language: str) -> str:
-    """Gives the text in `en` or `zh`."""
+    """Gives the text named `key` in a language, `en` or `zh`."""
     return _TEXTS[key][("en", "zh").index(language)]

@@ -1,3 +1,3 @@
-"""Holds the `minimind` command: one file for each verb, with a `main(argv)` that reads flags, calls
-the package and returns an exit status. Nothing is computed here, and nothing in the package imports
-it; the scripts in launch/ are the same verbs from a checkout."""
+"""Defines the `minimind` command: one file per verb, whose `main(argv)` reads flags, calls the
+package and returns an exit status. Nothing is computed here, and nothing else in the package
+imports it. The scripts in launch/ run the same verbs from a checkout."""

@@ -1,7 +1,7 @@
-"""Answers a file of conversations with one model, as data for another: sequence-level distillation
-(Kim & Rush 2016) is `minimind train --stage sft` on what this writes.
+"""Answers a file of conversations with one model, to train another on the answers: `minimind train
+--stage sft` on this output is sequence-level distillation (Kim & Rush 2016).
 
-minimind answer --checkpoint runs/teacher --data questions.jsonl --output answers.jsonl
+    minimind answer --checkpoint runs/teacher --data questions.jsonl --output answers.jsonl
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from minimind.types import Row
 logger = logging.getLogger("minimind")
 
 _BATCH = 32
-"""The number of rows answered at once."""
+"""The number of rows answered together."""
 _WRITTEN = ("system", "tools", "conversations")
-"""The keys of a row that its answer keeps."""
+"""The keys of a row that are kept in its answered row."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,8 +83,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def answer_file(options: argparse.Namespace) -> tuple[int, int]:
-    """Answers a file; gives how many rows were answered and how many left out. The output is whole
-    or not there."""
+    """Answers a file's rows; gives how many were answered and how many left out. The output file is
+    complete or absent."""
     if options.max_rows < 0:
         raise ConfigError(f"--max_rows {options.max_rows}: give 0 for all, or how many")
     params = SamplingParams(
@@ -99,7 +99,7 @@ def answer_file(options: argparse.Namespace) -> tuple[int, int]:
         new.open("w", encoding="utf-8") as file,
         tqdm(unit="row", disable=None) as bar,
     ):
-        # The engine takes questions ahead of the answers it gives, in the same order.
+        # The engine reads questions ahead of the answers it gives, in the same order.
         asked: deque[dict[str, Any]] = deque()
 
         def requests() -> Iterator[GenerationRequest]:
@@ -135,7 +135,8 @@ def answer_file(options: argparse.Namespace) -> tuple[int, int]:
 
 
 def _questions(options: argparse.Namespace) -> Iterator[tuple[Row, Chat]]:
-    """Yields each row and its turns up to where the assistant is to speak. Raises DataError."""
+    """Yields each row, and its conversation up to where the assistant speaks next. Raises
+    DataError."""
     reader = open_rows(options.data, ("prompt",), options.format)
     if described := reader.describe():
         logger.info("%s: %s", options.data, described)
@@ -160,7 +161,7 @@ def _questions(options: argparse.Namespace) -> Iterator[tuple[Row, Chat]]:
 
 
 def _asked(row: Row) -> dict[str, Any]:
-    """Gives the row without its answer and without the keys that answers do not need."""
+    """Gives the row without its answer and without keys that the output does not keep."""
     kept = {key: row.data[key] for key in _WRITTEN if key in row.data}
     turns = list(kept["conversations"])
     if turns[-1]["role"] == "assistant":

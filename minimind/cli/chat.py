@@ -1,4 +1,4 @@
-"""Talks with a model in the terminal: `minimind chat --checkpoint RUN`."""
+"""Chats with a model in the terminal: `minimind chat --checkpoint RUN`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def open_backend(arguments: argparse.Namespace) -> ChatBackend:
-    """Opens the model of --checkpoint in this process, or the server."""
+    """Loads the model of --checkpoint into this process, or connects to --server."""
     if arguments.server:
         from minimind.chat.server import ServerChat
 

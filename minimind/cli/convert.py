@@ -57,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def convert_to_hf(source: Path, output: Path, dtype: torch.dtype) -> None:
-    """Reads the weights (which checks them), merges an adapter into its base, writes the weights in
-    `dtype` and puts the tokenizer beside them. The output is whole or not there. Raises a
-    MiniMindError."""
+    """Converts a checkpoint to a Hugging Face folder: checks its weights, merges an adapter into
+    its base, writes the weights in `dtype`, and adds the tokenizer. The folder is complete or
+    absent. Raises a MiniMindError."""
     folder, output = find_model_folder(source), output.absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--output {output}: exists already and is not an empty folder")
@@ -77,9 +77,8 @@ def convert_to_hf(source: Path, output: Path, dtype: torch.dtype) -> None:
 
 
 def _write_tokenizer(source: Path, output: Path) -> None:
-    """Writes tokenizer files with which `transformers` begins a text as training does: earlier
-    versions wrote files that leave out bos. A tokenizer that cannot be read here is copied
-    unchanged."""
+    """Writes tokenizer files with which `transformers` begins a text as training does; those of
+    earlier versions left out bos. A tokenizer that cannot be read is copied unchanged."""
     if has_tokenizer(source):
         try:
             Tokenizer.load(source).save(output)
@@ -88,5 +87,5 @@ def _write_tokenizer(source: Path, output: Path) -> None:
 
 
 def _holds_weights(file: Path) -> bool:
-    """Tells whether a folder holds weights, whole or in shards with their index, in any format."""
+    """Tells whether a file holds weights, in any format, or is the index of weights in shards."""
     return file.name.endswith((".safetensors", ".bin", ".pth", ".index.json"))

@@ -1,8 +1,8 @@
-"""Evaluates checkpoints: perplexity, multiple choice, tasks of lm-evaluation-harness, answers to
-fixed prompts side by side.
+r"""Evaluates checkpoints: perplexity, multiple choice, tasks of lm-evaluation-harness, and answers
+to fixed prompts side by side.
 
-minimind evaluate --checkpoint runs/a runs/b --data held_out.jsonl --choices ceval/val \
-    --prompts "Who are you?" --json results.json
+    minimind evaluate --checkpoint runs/a runs/b --data held_out.jsonl --choices ceval/val \
+        --prompts "Who are you?" --json results.json
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from minimind.errors import ConfigError, MiniMindError
 from minimind.evaluation.multiple_choice import measure_choices, read_questions
 from minimind.evaluation.perplexity import measure_perplexity
 from minimind.inference.load import add_dtype_flag, choose_placement, load_checkpoint
-from minimind.inference.samples import answer_prompts
+from minimind.inference.prompts import answer_prompts
 from minimind.inference.sampling import SamplingParams
 from minimind.model.transformer import Transformer
 from minimind.runtime.logging import set_up_logging
@@ -84,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def evaluate(checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Measures what the options ask for, of one checkpoint. Raises a MiniMindError."""
+    """Takes the measurements that the options ask for, of one checkpoint. Raises a
+    MiniMindError."""
     placement = choose_placement(dtype=options.dtype)
     model, tokenizer = load_checkpoint(checkpoint, placement)
     found: dict[str, Any] = {
@@ -168,8 +169,8 @@ def _read_prompts(given: Sequence[str]) -> list[str]:
 
 
 def report(results: dict[str, dict[str, Any]]) -> str:
-    """Writes the content of --json for a reader: one table for each kind of measure, with
-    checkpoints as its rows, and the answers to each prompt below one another."""
+    """Writes the content of --json as text: a table for each kind of measure, with a row per
+    checkpoint, and below it the answers to each prompt."""
     perplexities = [
         {
             "checkpoint": name,
@@ -216,7 +217,7 @@ def report(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _standard_error(row: dict[str, Any], key: str) -> str:
-    """Gives the standard error of a measure: the harness has "acc,none" and "acc_stderr,none"."""
+    """Gives the standard error of a measure: for "acc,none" the harness has "acc_stderr,none"."""
     error = row.get(key.replace(",", "_stderr,", 1))
     return f"{error:.4f}" if isinstance(error, float) else "not measured"
 

@@ -1,4 +1,4 @@
-"""Finds the verb of `minimind VERB …` and runs it. PyTorch is first imported by the verb."""
+"""Runs the verb of `minimind VERB …`. PyTorch is not imported before the verb does it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ VERBS = {
     "convert": "converts a checkpoint to another format",
     "tokenizer": "trains a tokenizer on your text",
 }
-"""The help of each verb. The file of its name holds its `main`, and `run_process` where the process
-has to be ended in a special way."""
+"""The help text of each verb. minimind/cli/VERB.py holds its `main`, and `run_process` where the
+process must end in a special way."""
 
 EXTRAS = {
     "serve": ("fastapi", "openai", "prometheus_client", "pydantic", "starlette", "uvicorn"),
@@ -28,15 +28,15 @@ EXTRAS = {
     "eval": ("lm_eval",),
     "interop": ("transformers",),
 }
-"""Optional packages, by the extra that brings them."""
+"""The packages that each optional extra installs."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the console script. Returns the verb's exit status, or 2 where there is no such verb."""
+    """Runs a verb as the console script; returns its exit status, or 2 for an unknown verb."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     rank = []
     if arguments and arguments[0].startswith("--local_rank="):
-        # `deepspeed --module minimind train …` puts its own flag before everything else.
+        # `deepspeed --module minimind train …` puts its --local_rank in front of all else.
         rank = [arguments.pop(0)]
     verb = arguments[0] if arguments else ""
     if verb in ("-h", "--help"):
@@ -55,14 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    # What argparse writes into its usage lines.
+    # argparse writes this into its usage lines.
     sys.argv[0] = f"minimind {verb}"
     return run_verb(verb, [*rank, *arguments[1:]])
 
 
 def run_verb(verb: str, argv: Sequence[str]) -> int:
-    """Runs one of VERBS and returns its exit status. A package that is missing because its extra
-    was not installed gives one clear message and status 2."""
+    """Runs one of VERBS and returns its exit status. Where a package of an optional extra is
+    missing, it prints which extra to install and returns 2."""
     try:
         module = importlib.import_module(f"minimind.cli.{verb}")
         return getattr(module, "run_process", module.main)(argv)

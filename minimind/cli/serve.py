@@ -29,7 +29,7 @@ NUMBERS = {
     "answer_timeout_s": "seconds for a whole answer",
     "shutdown_s": "seconds for answers in progress to end after SIGTERM",
 }
-"""The settings that have a flag of the same name."""
+"""Settings that have a flag of the same name, with their help texts."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_sources(arguments: argparse.Namespace) -> dict[str, ModelSource]:
-    """Reads each --checkpoint by its name: the one given, else its folder's."""
+    """Reads the --checkpoint flags, by the name given with NAME=FOLDER or the folder's own name."""
     placement = choose_placement(dtype=arguments.dtype)
     sources: dict[str, ModelSource] = {}
     for given in arguments.checkpoint:
@@ -85,7 +85,7 @@ def read_sources(arguments: argparse.Namespace) -> dict[str, ModelSource]:
 
 
 def _find_base(given: str, path: Path, sources: dict[str, ModelSource]) -> str:
-    """Finds the checkpoint with whose weights the adapter was trained."""
+    """Gives the name of the checkpoint whose weights the adapter was trained with."""
     folder = find_model_folder(path)
     if not is_adapter_folder(folder):
         raise ConfigError(f"--adapter {given}: a whole model; give it to --checkpoint")
@@ -99,7 +99,7 @@ def _find_base(given: str, path: Path, sources: dict[str, ModelSource]) -> str:
 
 
 def read_keys(flag: str | None, file: Path | None) -> tuple[str, ...]:
-    """Collects all keys: those of the flag, the lines of the file and the environment."""
+    """Gives the API keys of the flag, of the environment and of the file's lines."""
     keys = [key for key in (flag, os.environ.get(KEY_VARIABLE)) if key]
     if file is not None:
         try:

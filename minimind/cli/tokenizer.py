@@ -15,7 +15,8 @@ from minimind.data.training_texts import read_training_texts
 from minimind.errors import ConfigError, DataError, MiniMindError
 
 CHECKED_CHARS = 1 << 20
-"""The number of characters on which compression and round trip are checked at the end."""
+"""The number of characters at the data's beginning on which compression and the round trip are
+checked."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trains; gives the exit status: 0 done, 2 bad usage or data, 130 interrupted."""
+    """Trains a tokenizer; gives the exit status: 0 done, 2 bad usage or data, 130 interrupted."""
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -94,7 +95,7 @@ def _save(tokenizer: Tokenizer, output: Path) -> None:
 
 
 def _remember(texts: Iterator[str], checked: list[str]) -> Iterator[str]:
-    """Yields the same texts, and keeps the first of them for the check."""
+    """Yields the texts unchanged, and appends the first ones to `checked`."""
     left = CHECKED_CHARS
     for text in texts:
         checked.append(text)

@@ -1,8 +1,8 @@
 """Trains a model: `deepspeed launch/train.py --ds_config zero2.json`, `torchrun`, plain `python` or
 `minimind train`.
 
-Exit status: 0 done, 1 the training broke, 2 bad usage, configuration or data, 130 interrupted with
-a checkpoint saved.
+The exit status is 0 when done, 1 if training failed, 2 for bad usage, configuration or data, 130 if
+interrupted with a checkpoint saved.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error("error: %s. %s", str(error).split("\n")[0], _MEMORY_ADVICE)
         return 1
     except (MiniMindError, TrainingError) as error:
-        # Every rank meets the same bad input, or hears of another's. One of each machine says so:
-        # ranks that have not joined yet hear of nothing.
+        # Every rank meets the same bad input or hears of another's. One rank of each machine
+        # reports it, since ranks that have not joined yet hear of nothing.
         if read_ranks().local_rank == 0:
             logger.error("error: %s", error)
         return 2 if isinstance(error, MiniMindError) else 1
@@ -64,11 +64,11 @@ def _try(arguments: TrainArguments) -> int:
 
 
 def run_process(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs `main` as the whole process, and leaves it without a rank hanging."""
+    """Runs `main` and ends the process, so that no rank is left hanging."""
     status = main(argv)
     stop_ranks()
     if not read_ranks().is_main:
-        # Only the first rank has anything left to close, and the communication's threads now and
-        # then abort a process that ends the long way.
+        # Only the main rank has something left to close. On the others the communication threads
+        # now and then abort a process that ends normally.
         os._exit(status)
     sys.exit(status)

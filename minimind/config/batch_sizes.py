@@ -1,4 +1,4 @@
-"""Resolves the batch sizes of a run: any two give the third."""
+"""Resolves a run's batch sizes: rows per step = micro-batch x accumulation x ranks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from minimind.errors import ConfigError
 
 
 def resolve_batch(ds: dict[str, Any], recipe: Recipe, sizes: Sizes, num_ranks: int) -> Recipe:
-    """Makes rows a step = micro-batch x accumulation x ranks, in whole numbers, in `ds` and in the
-    recipe that it returns. Missing values come from `sizes`: the rows first, then the largest
-    micro-batch that divides. An accumulation without rows a step means its product with the
-    micro-batch, as in DeepSpeed's own examples. Raises ConfigError."""
+    """Fills in the batch sizes of `ds` and of the recipe that it returns, so that rows per step =
+    micro-batch x accumulation x ranks. Missing values come from `sizes`: first the rows per step,
+    then the largest micro-batch that divides them. Where an accumulation is given but no rows per
+    step, they follow from accumulation and micro-batch, as in DeepSpeed's own examples. Raises
+    ConfigError."""
     asked = _read_accumulation(ds)
     rows = recipe.train_batch_size
     if rows is None and asked is not None:

@@ -1,6 +1,7 @@
-"""Refuses options that DeepSpeed 0.19.8 accepts and then trains differently from plain PyTorch.
+"""Refuses options that DeepSpeed 0.19.8 accepts, but with which it trains otherwise than plain
+PyTorch.
 
-Each difference was seen in steps compared with PyTorch's; tests/engine/test_optimizer_steps.py
+Each difference was seen by comparing steps with PyTorch's. tests/engine/test_optimizer_steps.py
 compares the options that are not refused.
 """
 
@@ -26,12 +27,13 @@ _OPTIMIZERS: dict[str, tuple[_GoesWrong, str]] = {
         "DeepSpeed loses the norms' gradients there",
     ),
 }
-"""For each optimizer's lower-case name: whether it goes wrong at a ZeRO stage in a precision, and
+"""For each optimizer's lower-case name: whether it goes wrong at a ZeRO stage and precision, and
 why."""
 
 
 def check_faults(ds: Mapping[str, Any], precision: str, clip_value: float = 0.0) -> None:
-    """Raises ConfigError for options that a resolved JSON `ds` of that `precision` cannot hold."""
+    """Raises ConfigError for options with which a resolved JSON of this precision would train
+    wrongly."""
     stage = (ds.get("zero_optimization") or {}).get("stage", 0)
     _check_optimizer(ds["optimizer"]["type"], stage, precision)
     _check_accumulation(ds, stage, precision)

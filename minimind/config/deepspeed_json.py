@@ -1,5 +1,5 @@
-"""Finds and checks a DeepSpeed JSON, and fills every "auto". DeepSpeed itself never sees the
-word."""
+"""Finds and checks a DeepSpeed JSON, and replaces every "auto" by a value: DeepSpeed itself never
+sees the word."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from minimind.errors import ConfigError
 _PACKAGE = Path(__file__).resolve().parents[1]
 _IN_WHEEL, _IN_CHECKOUT = _PACKAGE / "ds_configs", _PACKAGE.parent / "ds_configs"
 SHIPPED = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CHECKOUT
-"""The folder of the project's own JSONs: inside an installed package, at the root of a checkout."""
+"""The folder of the shipped JSONs: inside the installed package, or at the root of a checkout."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """Describes the hardware on which the filling of "auto" depends."""
+    """Describes the hardware that the values for "auto" depend on."""
 
     device_kind: str
-    """cpu or gpu."""
+    """"cpu" or "gpu"."""
     world_size: int
     precision: str
     """The precision that "auto" stands for: bf16, fp16 or fp32."""
@@ -50,7 +50,7 @@ _RECIPE_PATHS: dict[str, str] = {
     "train_batch_size": "train_batch_size",
     "micro_batch_size": "train_micro_batch_size_per_gpu",
 }
-"""Recipe options that DeepSpeed's JSON may hold too."""
+"""Recipe options that the DeepSpeed JSON may set too, with their keys there."""
 
 
 def find_ds_config(name: str) -> Path:
@@ -67,7 +67,8 @@ def find_ds_config(name: str) -> Path:
 
 
 def load_ds_config(name: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Reads the JSON, applies dotted `overrides` and checks its keys. Raises ConfigError."""
+    """Reads a DeepSpeed JSON, applies `overrides` by dotted key, and checks its keys. Raises
+    ConfigError."""
     path = find_ds_config(name)
     try:
         values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
@@ -92,11 +93,12 @@ def resolve(
     num_trained: int,
     num_frozen: int = 0,
 ) -> tuple[dict[str, Any], Recipe]:
-    """Fills every "auto" from the recipe and the recipe from every explicit value.
+    """Replaces every "auto" by the recipe's value, and recipe options by the JSON's explicit
+    values.
 
-    `given` names the recipe options that the command line set: an option that contradicts an
-    explicit value raises ConfigError, as do batch sizes that do not fit and an "auto" without a
-    value. Missing values of clipping and AdamW's parameters come from the recipe, too.
+    `given` names the recipe options set on the command line. Raises ConfigError for one that
+    contradicts an explicit value, for batch sizes that do not fit, and for an "auto" that has no
+    value. Missing values of clipping and of AdamW come from the recipe too.
     """
     ds = copy.deepcopy(ds_config)
     _check_scheduler(ds, given)
@@ -136,8 +138,8 @@ def resolve(
 
 
 def with_total_steps(ds: dict[str, Any], num_steps: int) -> dict[str, Any]:
-    """Gives a resolved JSON whose scheduler knows the steps of the whole run, where it says "auto":
-    without max_steps they follow from the data, which is read later."""
+    """Gives a resolved JSON in which the scheduler's "auto" number of steps is filled in. Without
+    max_steps it follows from the data, which is read later than the JSON."""
     if _get(ds, _TOTAL_STEPS) != "auto":
         return ds
     ds = copy.deepcopy(ds)
@@ -149,19 +151,20 @@ _TOTAL_STEPS = "scheduler.params.total_num_steps"
 
 
 def _complete(ds: dict[str, Any], recipe: Recipe, given: set[str]) -> None:
-    """Marks missing values as "auto", so that no option of the recipe is without effect."""
+    """Sets missing values to "auto", so that every option of the recipe has an effect."""
     optimizer = ds.setdefault("optimizer", {"type": "AdamW"})
     optimizer.setdefault("params", {})
     if not offloads_optimizer(ds):
         choose_torch_adam(optimizer)
     fill_optimizer(optimizer, recipe, given)
     if ds["optimizer"]["type"].lower() not in ("adam", "adamw"):
-        # DeepSpeed's word for all but its own; tests/engine/test_optimizer_steps.py tries them.
+        # DeepSpeed calls every optimizer but its own untested; tests/engine/test_optimizer_steps.py
+        # tests them.
         ds.setdefault("zero_allow_untested_optimizer", True)
     for path in _RECIPE_PATHS.values():
         if _get(ds, path) is None and not path.startswith("optimizer"):
             _put(ds, path, "auto")
-    # DeepSpeed's own timer waits for the device twice in each micro-batch unless told not to.
+    # DeepSpeed's own timer waits for the device twice in each micro-batch unless it is turned off.
     ds.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
     if "bf16" in ds:  # it would look at each gradient, and wait; the norm tells the same
         ds["bf16"].setdefault("check_grad_overflow", False)
@@ -179,10 +182,10 @@ _AUTO: dict[str, _Fill] = {
     "optimizer.params.betas": lambda r, h, w: list(r.betas),
     "optimizer.params.eps": lambda r, h, w: r.adam_eps,
     "optimizer.params.weight_decay": lambda r, h, w: r.weight_decay,
-    # PyTorch's fused AdamW compiles nothing; DeepSpeed's own take up to 70 s the first time.
+    # PyTorch's fused AdamW compiles nothing; DeepSpeed's own takes up to 70 s the first time.
     "optimizer.params.torch_adam": lambda r, h, w: True,
     "optimizer.params.fused": lambda r, h, w: True,
-    # Offloaded states on a machine whose device is the CPU need no special optimizer.
+    # Where the device is the CPU, offloaded states need no special optimizer.
     "zero_force_ds_cpu_optimizer": lambda r, h, w: False,
     "scheduler.params.warmup_min_lr": lambda r, h, w: 0.0,
     "scheduler.params.warmup_max_lr": lambda r, h, w: r.learning_rate,
@@ -191,13 +194,13 @@ _AUTO: dict[str, _Fill] = {
     "scheduler.params.cos_min_ratio": lambda r, h, w: r.min_lr_ratio,
     "bf16.enabled": lambda r, h, w: h.precision == "bf16",
     "fp16.enabled": lambda r, h, w: h.precision == "fp16",
-    # Buckets are held twice where their reduction overlaps the backward, and it can overlap only
-    # with what comes after them. DeepSpeed's own are 1 GB.
+    # Overlapped reduction needs two buckets, and can only overlap with what comes after a bucket is
+    # full. DeepSpeed's default buckets are 1 GB.
     "zero_optimization.reduce_bucket_size": lambda r, h, w: max(w.trained // 4, 1),
     "zero_optimization.allgather_bucket_size": lambda r, h, w: w.trained,
-    # Overlap synchronises the device in every backward, for nothing where there is one rank.
+    # Overlap synchronises the device in every backward, which gains nothing with one rank.
     "zero_optimization.overlap_comm": lambda r, h, w: h.world_size > 1 and h.device_kind == "gpu",
-    # It copies each bucket to a new one and back, to find out which rank gets what.
+    # This copies each bucket to a new one and back, to find out which rank gets what.
     "zero_optimization.reduce_scatter": lambda r, h, w: h.world_size > 1,
     "zero_optimization.offload_optimizer.device": lambda r, h, w: "none",
     "zero_optimization.offload_optimizer.pin_memory": lambda r, h, w: h.device_kind == "gpu",
@@ -223,8 +226,8 @@ def _resolve_precision(ds: dict[str, Any], hardware: Hardware) -> None:
 
 
 def _resolve_communication(ds: dict[str, Any], hardware: Hardware) -> None:
-    """Reduces gradients in fp32, so that two ranks take the steps of one. From stage 2 on, one rank
-    alone reduces nothing, and its buckets need no cast."""
+    """Chooses fp32 for reducing gradients, so that two ranks take the same steps as one. A single
+    rank reduces nothing from stage 2 on, so there its buckets keep their precision."""
     if ds.get("communication_data_type") == "auto":
         is_alone = hardware.world_size == 1 and (_get(ds, "zero_optimization.stage") or 0) >= 2
         ds["communication_data_type"] = precision(ds) if is_alone else "fp32"
@@ -241,7 +244,7 @@ def _check_scheduler(ds: dict[str, Any], given: set[str]) -> None:
 
 
 def precision(ds: Mapping[str, Any]) -> str:
-    """Names the precision of a resolved JSON: bf16, fp16 or fp32."""
+    """Gives the precision of a resolved JSON: bf16, fp16 or fp32."""
     for name in ("bf16", "fp16"):
         if (ds.get(name) or {}).get("enabled"):
             return name

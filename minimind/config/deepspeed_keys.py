@@ -1,8 +1,8 @@
-"""Lists the keys that a DeepSpeed JSON may hold.
+"""Lists the keys that a DeepSpeed JSON may have.
 
-DeepSpeed accepts unknown top-level keys in silence, and unknown keys in the sections that it reads
-one by one; both are errors here. Its other sections have their own schemas, which refuse unknown
-keys when the engine starts.
+DeepSpeed silently accepts unknown keys at the top level, and in the sections that it reads key by
+key; here both are errors. Its other sections have schemas of their own, which refuse unknown keys
+when the engine starts.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ SECTIONS: dict[str, frozenset[str] | None] = {
     "torch_autocast": frozenset({"dtype", "enabled", "lower_precision_safe_modules"}),
     "zero_optimization": None,
 }
-"""The sections except the monitors', with their keys where DeepSpeed has no schema for them."""
+"""The sections, except the monitors', with their keys; None where DeepSpeed has a schema."""
 _VALUES = frozenset(
     {
         "communication_data_type",
@@ -106,8 +106,8 @@ REFUSED_KEYS = {
 
 
 def check_keys(values: dict[str, Any], origin: str) -> None:
-    """Raises ConfigError for a key that DeepSpeed does not know or that this trainer does not
-    honour, and for a section that is not an object."""
+    """Raises ConfigError for a key that DeepSpeed does not know, a key that has no effect here, and
+    a section that is not an object. `origin` names the JSON in messages."""
     for key, value in values.items():
         if key in REFUSED_KEYS:
             raise ConfigError(f"{origin}: {key} cannot be used here: {REFUSED_KEYS[key]}")

@@ -1,4 +1,4 @@
-"""Lists the optimizers that a DeepSpeed JSON may name, and the parameters of each."""
+"""Lists the optimizers that a DeepSpeed JSON may name, and their parameters."""
 
 from __future__ import annotations
 
@@ -70,22 +70,22 @@ DEEPSPEED_OPTIMIZERS: dict[str, frozenset[str] | None] = {
     ),
     "musgd": None,
 }
-"""The parameters of each optimizer by its lower-case name; None: any parameters, or those of
-PyTorch's optimizer of that name."""
+"""The parameters of each optimizer, by its lower-case name. None: those of PyTorch's optimizer of
+that name, or unknown."""
 _NOT_TORCHS = frozenset({"bias_correction", "fp32_optimizer_states", "set_grad_none"})
-"""Parameters of DeepSpeed's own Adam that PyTorch's does not take."""
+"""Parameters of DeepSpeed's own Adam that PyTorch's does not have."""
 _PARAMS = {
     "learning_rate": "lr",
     "betas": "betas",
     "adam_eps": "eps",
     "weight_decay": "weight_decay",
 }
-"""Recipe options that an optimizer may take, by the optimizer's name for them."""
+"""Recipe options that an optimizer may take, with its names for them."""
 
 
 def check_optimizer(section: dict[str, Any], origin: str) -> None:
-    """Raises ConfigError for an unknown type, and for a parameter that it does not take. An "auto"
-    that it does not take is left out later."""
+    """Raises ConfigError for an unknown optimizer type and for a parameter that the type does not
+    take. An "auto" for such a parameter is dropped later."""
     name, params = section["type"], section.get("params", {})
     if name.lower() not in DEEPSPEED_OPTIMIZERS and name not in _torch_optimizers():
         known = [*DEEPSPEED_OPTIMIZERS, *_torch_optimizers()]
@@ -109,8 +109,8 @@ def offloads_optimizer(ds: Mapping[str, Any]) -> bool:
 
 
 def choose_torch_adam(section: dict[str, Any]) -> None:
-    """Marks as "auto" the keys that make an Adam PyTorch's fused one, where the JSON does not say:
-    DeepSpeed's own takes a minute to compile, and on a GPU a CUDA toolkit."""
+    """Sets to "auto" the keys that select PyTorch's fused Adam, where the JSON does not decide:
+    DeepSpeed's own takes a minute to compile, and on a GPU needs a CUDA toolkit."""
     params = section["params"]
     is_adam = section["type"].lower() in ("adam", "adamw")
     if not is_adam or "torch_adam" in params or _NOT_TORCHS & params.keys():
@@ -121,10 +121,9 @@ def choose_torch_adam(section: dict[str, Any]) -> None:
 
 
 def fill_optimizer(section: dict[str, Any], recipe: Recipe, given: Iterable[str]) -> None:
-    """Marks as "auto" the parameters that the recipe gives the optimizer, and leaves out any "auto"
-    that its type does not take. Only Adam gets AdamW's betas and epsilon, unless the JSON asks for
-    them. Raises ConfigError for an option from the command line (`given`) that the type does not
-    take."""
+    """Sets to "auto" the parameters that the recipe gives the optimizer, and drops an "auto" that
+    its type does not take. Only Adam gets the recipe's betas and epsilon, unless the JSON asks for
+    them. Raises ConfigError for a command-line option (`given`) that the type does not take."""
     name, params = section["type"], section.setdefault("params", {})
     taken, is_adam = taken_params(name), name.lower() in ("adam", "adamw")
     for option, key in _PARAMS.items():
@@ -141,13 +140,13 @@ def fill_optimizer(section: dict[str, Any], recipe: Recipe, given: Iterable[str]
             params[key] = "auto"
     for key in [key for key, value in params.items() if value == "auto"]:
         kept = taken is None or key in taken
-        # The recipe's answers to these are about Adam.
+        # The recipe's values for these are meant for Adam.
         if not kept or (key in ("torch_adam", "fused") and not is_adam):
             del params[key]
 
 
 def taken_params(name: str) -> frozenset[str] | None:
-    """Gives the parameters that an optimizer takes; None where they are not known."""
+    """Gives the parameters that an optimizer takes; None where they are unknown."""
     if taken := DEEPSPEED_OPTIMIZERS.get(name.lower()):
         return taken
     kinds = {kind.lower(): kind for kind in _torch_optimizers()}

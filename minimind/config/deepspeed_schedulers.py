@@ -1,5 +1,5 @@
-"""Lists the learning-rate schedules that a DeepSpeed JSON may name, and describes their effect on a
-run."""
+"""Lists the learning-rate schedulers that a DeepSpeed JSON may name, and describes what they do to
+a run."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ SCHEDULERS: dict[str, frozenset[str] | None] = {
     "WarmupDecayLR": _WARMUP | _RANGE | {"total_num_steps"},
     "WarmupCosineLR": _WARMUP | {"cos_min_ratio", "total_num_steps", "warmup_min_ratio"},
 }
-"""DeepSpeed's schedulers, with the parameters of those that warm up."""
+"""DeepSpeed's schedulers; of those that warm up, their parameters."""
 _WARMING = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
 _FOLLOWING = {
     "learning_rate": "warmup_max_lr",
     "warmup_steps": "warmup_num_steps",
     "min_lr_ratio": "cos_min_ratio",
 }
-"""Recipe options, by the parameter that follows them where it is "auto"."""
+"""For each recipe option, the scheduler parameter that takes its value where it is "auto"."""
 _REQUIRED = {"WarmupDecayLR": "total_num_steps", "WarmupCosineLR": "total_num_steps"}
 
 
 def check_scheduler(section: dict[str, Any], origin: str) -> None:
-    """Raises ConfigError for an unknown type, and for parameters that it does not take."""
+    """Raises ConfigError for an unknown scheduler type and for parameters that it does not take."""
     name, params = section["type"], section.get("params", {})
     torchs = _torch_schedulers()
     if name not in SCHEDULERS and name not in torchs:
@@ -76,7 +76,7 @@ def _check_values(params: dict[str, Any], origin: str) -> None:
 
 
 def contradicting(section: dict[str, Any], given: Iterable[str]) -> list[str]:
-    """Gives the recipe options of `given` that a JSON's scheduler ignores."""
+    """Gives the options in `given` that the JSON's scheduler would ignore."""
     params = section.get("params", {})
     about_rates = {*_FOLLOWING, "scale_lr_with_batch", "lr_factors"}
     follows = {name for name, key in _FOLLOWING.items() if params.get(key) == "auto"}
@@ -86,8 +86,8 @@ def contradicting(section: dict[str, Any], given: Iterable[str]) -> list[str]:
 
 
 def check_length(section: dict[str, Any], learning_rate: float, num_steps: int) -> None:
-    """Raises ConfigError where a resolved JSON's schedule does not fit a run of `num_steps`.
-    `learning_rate` is the optimizer's."""
+    """Raises ConfigError where the scheduler of a resolved JSON does not fit a run of `num_steps`
+    steps. `learning_rate` is the optimizer's."""
     name, params = section["type"], section.get("params") or {}
     if name not in _WARMING:
         return
@@ -112,7 +112,7 @@ def check_length(section: dict[str, Any], learning_rate: float, num_steps: int) 
 
 
 def describe_scheduler(section: dict[str, Any], learning_rate: float) -> str:
-    """Describes, for the banner, the schedule of a resolved JSON. `learning_rate` is the
+    """Describes the scheduler of a resolved JSON for the banner. `learning_rate` is the
     optimizer's."""
     name, params = section["type"], section.get("params") or {}
     if name not in _WARMING:
@@ -121,7 +121,7 @@ def describe_scheduler(section: dict[str, Any], learning_rate: float) -> str:
     text = f"{name} of the DeepSpeed JSON, {peak} peak, {_warmup(params)} warm-up steps"
     if total := params.get("total_num_steps"):
         text += f", {total:,} steps in all"
-    # Its count begins a step late: it gives the first step and the second what stands at 0.
+    # DeepSpeed counts from one step late: steps 1 and 2 both get the rate of step 0.
     least = params.get("warmup_min_lr", 0.0)
     if name == "WarmupCosineLR":
         ratio = params.get("warmup_min_ratio", 0.0)

@@ -1,5 +1,4 @@
-"""Defines ModelConfig, the one description of every model, its presets, and its changes by
-`--set`."""
+"""Defines ModelConfig, the description of every model, its presets, and how `--set` changes it."""
 
 from __future__ import annotations
 
@@ -21,15 +20,16 @@ _MAX_EXPERTS, _MAX_EXPERTS_PER_TOK = 256, 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Describes a decoder-only transformer. Field names are Hugging Face's, those of the experts
-    Qwen3-MoE's and, where it has none, DeepSeek's.
+    """Describes a transformer. Field names are Hugging Face's; those of the experts come from
+    Qwen3-MoE or, where that has none, from DeepSeek.
 
-    `head_dim` and `intermediate_size` follow from `hidden_size` where they are 0, and with experts
-    `moe_intermediate_size` from `intermediate_size`.
+    Where they are 0, `head_dim` and `intermediate_size` follow from `hidden_size`, and with experts
+    `moe_intermediate_size` follows from `intermediate_size`.
     """
 
     model_type: Literal["llama", "qwen3"] = "qwen3"
-    """llama: the 2-series; qwen3: the 3-series (QK norm, FFN of pi times the hidden size)."""
+    """llama: the 2-series; qwen3: the 3-series, with QK norm and an FFN of pi times the hidden
+    size."""
     vocab_size: int = 6400
     hidden_size: int = 512
     num_hidden_layers: int = 8
@@ -40,8 +40,8 @@ class ModelConfig:
     use_qk_norm: bool = True
     rms_norm_eps: float = 1e-6
     norm_cast_before_weight: bool = False
-    """Cast the normalised value down before its product with the weight (2-series, Hugging Face),
-    or multiply in fp32 and cast once (3-series)."""
+    """True: round the normalised value to the model's dtype before multiplying by the norm's weight
+    (2-series, Hugging Face). False: multiply in fp32 and round once (3-series)."""
     rope_theta: float = 1e6
     rope_scaling: dict[str, Any] | None = None
     max_position_embeddings: int = 32768
@@ -49,18 +49,18 @@ class ModelConfig:
     dropout: float = 0.0
     initializer_range: float = 0.02
     num_experts: int = 0
-    """Routed experts of a layer; 0: a dense model."""
+    """The number of routed experts in a layer; 0 is a dense model."""
     num_experts_per_tok: int = 1
     moe_intermediate_size: int = 0
     norm_topk_prob: bool = True
-    """Divide a token's weights by their sum (in the 2-series only where it has several)."""
+    """Divide a token's expert weights by their sum; in the 2-series only if it has several."""
     router_aux_loss_coef: float = 5e-4
     seq_aux: bool = False
-    """Balance the experts within each document, or over the whole micro-batch."""
+    """True: balance the experts within each document. False: over the whole micro-batch."""
     n_shared_experts: int = 0
-    """The number of experts that every token goes to, beside the routed ones."""
+    """The number of experts that every token goes to, besides the routed ones."""
     mlp_only_layers: tuple[int, ...] = ()
-    """Layers that stay dense, of `intermediate_size`."""
+    """The layers that are dense, with `intermediate_size`, in a model with experts."""
     bos_token_id: int = 1
     eos_token_id: int = 2
     pad_token_id: int = 0
@@ -156,35 +156,35 @@ class ModelConfig:
 
     @property
     def renormalizes_experts(self) -> bool:
-        """Tells whether a token's expert weights are divided by their sum: the 2-series does not
-        divide a single one."""
+        """Tells whether a token's expert weights are divided by their sum. The 2-series does not
+        divide a single weight."""
         return self.norm_topk_prob and (self.num_experts_per_tok > 1 or self.model_type == "qwen3")
 
     @property
     def router_learns_from_aux_loss_alone(self) -> bool:
-        """Tells whether only the auxiliary loss trains the router: a single expert's weight divided
-        by itself is 1, whatever the router says."""
+        """Tells whether the router gets gradient from the auxiliary loss only: a single expert's
+        weight divided by itself is 1, whatever the router says."""
         return self.num_experts > 0 and self.num_experts_per_tok == 1 and self.renormalizes_experts
 
     @property
     def active_ffn_size(self) -> int:
-        """Gives the width that one token meets in a feed-forward layer, over all its experts."""
+        """Gives the FFN width that one token uses in a layer, summed over its experts."""
         experts = self.num_experts_per_tok + self.n_shared_experts
         return experts * self.moe_intermediate_size if self.num_experts else self.intermediate_size
 
     @property
     def num_parameters(self) -> int:
-        """Counts the trained numbers, the tied matrix once."""
+        """Counts the trained parameters; a tied matrix counts once."""
         return self._count_parameters(self.num_experts)
 
     @property
     def num_active_parameters(self) -> int:
-        """Counts the parameters that one token meets: those of its own experts, not of the other
-        routed ones."""
+        """Counts the parameters that one token uses: without the routed experts it does not go
+        to."""
         return self._count_parameters(self.num_experts_per_tok if self.num_experts else 0)
 
     def _count_parameters(self, experts: int) -> int:
-        """Counts parameters, with `routed` routed experts in each layer that has any."""
+        """Counts the parameters, with `experts` routed experts in each layer that has any."""
         heads, hidden = self.num_attention_heads + self.num_key_value_heads, self.hidden_size
         attention = 2 * heads * self.head_dim * hidden
         attention += 2 * self.head_dim if self.use_qk_norm else 0
@@ -198,18 +198,20 @@ class ModelConfig:
         return embedding + ffn + self.num_hidden_layers * (attention + 2 * hidden) + hidden
 
     def flops_per_token(self, seq_len: int) -> int:
-        """Counts forward and backward: 6N + 12·L·D·T (PaLM, Chowdhery et al. 2022, appendix B), N
-        the active parameters with the tied matrix once, D the width of all query heads."""
+        """Gives the FLOPs of forward and backward per token: 6N + 12·L·D·T (PaLM, Chowdhery et al.
+        2022, appendix B), where N is the number of active parameters, L of layers, T the row length
+        and D the width of all query heads together."""
         width = self.num_attention_heads * self.head_dim
         return 6 * self.num_active_parameters + 12 * self.num_hidden_layers * width * seq_len
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives the fields as JSON would return them."""
+        """Gives the fields as values that JSON can hold."""
         return dataclasses.asdict(self) | {"mlp_only_layers": list(self.mlp_only_layers)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], origin: str) -> ModelConfig:
-        """Reads the fields. Unknown keys and wrong types raise ConfigError naming `origin`."""
+        """Reads the fields from a dictionary. Raises ConfigError, which names `origin`, for unknown
+        keys and wrong types."""
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(set(values) - set(known)):
             raise ConfigError(
@@ -225,7 +227,8 @@ class ModelConfig:
 
 
 def default_intermediate_size(model_type: str, hidden_size: int) -> int:
-    """Gives 64·⌈⌊8h/3⌋/64⌉ in the 2-series, 64·⌈πh/64⌉ in the 3-series."""
+    """Gives the default FFN size for hidden size h: 64·⌈⌊8h/3⌋/64⌉ in the 2-series, 64·⌈πh/64⌉ in
+    the 3-series."""
     wide = 8 * hidden_size // 3 if model_type == "llama" else math.pi * hidden_size
     return 64 * math.ceil(wide / 64)
 
@@ -255,17 +258,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """The fields in which each preset differs from ModelConfig's defaults."""
 FOLLOWS_TOKENIZER = frozenset({"tiny"})
-"""Presets that take the tokenizer's vocabulary size: in such a small model an unused half would
-cost most."""
+"""Presets that take the tokenizer's vocabulary size: in a model this small, unused tokens would be
+a large part of the weights."""
 
 
 def load_model_config(
     name: str, overrides: dict[str, Any] | None = None, *, tokenizer_vocab: int | None = None
 ) -> ModelConfig:
-    """Loads a preset by its name or a JSON file by its path, changed by `overrides`.
+    """Loads a preset by name, or a JSON file by path, and changes it by `overrides`.
 
-    Where `overrides` changes the hidden size of a preset, head size and FFN size follow unless
-    given. Raises ConfigError.
+    If `overrides` changes a preset's hidden size, head size and FFN size follow unless given.
+    Raises ConfigError.
     """
     overrides = dict(overrides or {})
     if name in PRESETS:

@@ -1,6 +1,6 @@
-"""Reads the sections of a DeepSpeed JSON that switch a monitor on. `minimind.monitors` writes them
-all: DeepSpeed's own writers count samples instead of steps, give a run no name and do not know
-SwanLab."""
+"""Reads the sections of a DeepSpeed JSON that enable monitors. `minimind.monitors` writes to all of
+them, since DeepSpeed's own writers count samples instead of steps, give a run no name and do not
+know SwanLab."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MONITOR_KEYS: dict[str, dict[str, type]] = {
     "tensorboard": _FOLDERS,
     "wandb": {"enabled": bool, "group": str, "project": str, "team": str},
 }
-"""The keys of each monitor's section: DeepSpeed's, and for swanlab our own."""
+"""The keys of each monitor's section: DeepSpeed's, and for swanlab MiniMind's own."""
 REFUSED_MONITOR_KEYS = {
     "comet.api_key": "run.json would keep it; the environment variable COMET_API_KEY gives it",
     "comet.mode": "a new run is a new experiment, and --resume goes on with the run's own",
@@ -60,8 +60,8 @@ def check_monitor(name: str, values: Mapping[str, Any], origin: str) -> None:
 
 
 def switch_monitors(names: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds the monitors of --monitor to the `overrides` of the DeepSpeed JSON, as dotted keys.
-    Raises ConfigError for an unknown name and where the two contradict."""
+    """Adds the monitors named by --monitor to the DeepSpeed JSON's `overrides`, as dotted keys.
+    Raises ConfigError for an unknown name, and where flag and overrides contradict each other."""
     if "none" in names and len(names) > 1:
         raise ConfigError(f"--monitor {' '.join(names)}: none stands alone")
     for name in names:
@@ -84,10 +84,10 @@ def switch_monitors(names: Sequence[str], overrides: Mapping[str, Any]) -> dict[
 
 
 def enabled_monitors(ds_config: Mapping[str, Any]) -> list[str]:
-    """Gives the names of the monitors that a resolved JSON switches on."""
+    """Gives the names of the monitors that a resolved JSON enables."""
     return [name for name in MONITORS if (ds_config.get(name) or {}).get("enabled")]
 
 
 def without_monitors(ds_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Gives the resolved JSON without the monitors, for DeepSpeed."""
+    """Gives a resolved JSON without the monitors' sections, as DeepSpeed gets it."""
     return {key: value for key, value in ds_config.items() if key not in MONITOR_KEYS}

@@ -1,5 +1,5 @@
-"""Defines a recipe: the options of one training run. Each stage subclasses Recipe with its own
-defaults."""
+"""Defines a recipe, the options of a training run. Each stage subclasses Recipe with its own
+options and defaults."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ FLAGS = {
     "sample_every": "sample_every",
     "seed": "seed",
 }
-"""Options that have their own flag on the command line; --set takes them and all others."""
+"""Options that have a flag of their own, by its name. --set takes these and all others."""
 
 
 def spell_option(name: str, value: Any) -> str:
-    """Gives an option as the command line takes it."""
+    """Writes an option with its value as the command line takes it."""
     if name in FLAGS:
         return f"--{FLAGS[name]} {value}"
     return f"--set {name}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def option(default: Any, help: str) -> Any:
-    """Makes a dataclass field with the text that --help shows for it."""
+    """Makes a dataclass field with a help text for --help."""
     return field(default=default, metadata={"help": help})
 
 
 def option_table(help: str, default: Mapping[str, Any] | None = None) -> Any:
-    """Makes an option that is a table, empty unless a default is given."""
+    """Makes a dataclass field that is a dictionary, empty by default."""
     return field(default_factory=lambda: dict(default or {}), metadata={"help": help})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Holds the options that every stage has. Where an option is None, the size table or the
-    DeepSpeed JSON decides."""
+    """Defines the options of every stage. Where one is None, the size table or the DeepSpeed JSON
+    decides."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 5e-4}
-    """The peak learning rate by preset, "" for all others."""
+    """The default peak learning rate by preset; "" is for all others."""
 
     learning_rate: float | None = option(None, "peak learning rate (default: by stage and model)")
     min_lr_ratio: float = option(0.1, "the last learning rate as a share of the peak")
@@ -104,60 +104,61 @@ class Recipe:
 
     @property
     def usual_rates(self) -> Mapping[str, float]:
-        """Gives the default peak learning rates, by preset."""
+        """Gives the default peak learning rates by preset, as the other options adjust them."""
         return self.learning_rates
 
     @classmethod
     def sizes(cls, device_kind: str, preset: str) -> Sizes:
-        """Gives the default sizes for a kind of device."""
+        """Gives the default sizes for a kind of device and a preset."""
         return default_sizes(device_kind, preset)
 
     @property
     def row_len(self) -> int:
-        """Gives the tokens of a row of the data, once seq_len is resolved."""
+        """Gives the number of tokens in a row of data, once seq_len is resolved."""
         assert self.seq_len is not None
         return self.seq_len
 
     @property
     def micro_batch_tokens(self) -> int:
-        """Gives the most tokens of one forward on one rank, once sizes are resolved."""
+        """Gives the most tokens in one forward on one rank, once the sizes are resolved."""
         assert self.micro_batch_size is not None
         assert self.seq_len is not None
         return self.micro_batch_size * self.seq_len
 
     @property
     def format_options(self) -> dict[str, Any]:
-        """Gives the options of the stage's data format that are not at their defaults."""
+        """Gives the options of the data format that differ from their defaults."""
         return {}
 
     @property
     def rate_factors(self) -> dict[str, float]:
-        """Gives the learning rate's factors by pattern, those of the stage first."""
+        """Gives learning-rate factors by pattern of parameter names, the stage's own before the
+        user's."""
         return self.lr_factors
 
     def count_weights(self, config: ModelConfig) -> tuple[int, int]:
-        """Counts the policy's weights: (trained, frozen)."""
+        """Counts the policy's parameters as (trained, frozen)."""
         return config.num_parameters, 0
 
     def remarks(self, config: ModelConfig) -> list[str]:
-        """Names options of the recipe that are allowed and have no effect."""
+        """Describes options that are set but have no effect with this model."""
         return []
 
     @property
     def updates_per_step(self) -> int:
-        """Gives the most updates that a step takes."""
+        """Gives the most updates that one step takes."""
         return 1
 
     def check_at_least(self, **least: float) -> None:
-        """Raises ConfigError for an option, by its name, that is given and below its least value,
-        or not finite."""
+        """Raises ConfigError for an option, given by name with its least value, that is below that
+        or not finite. An option that is None passes."""
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= bound):
                 raise ConfigError(f"{name} is {value}; it must be at least {bound}")
 
     def check(self) -> None:
-        """Raises ConfigError where a value cannot be used."""
+        """Raises ConfigError for a value that is not allowed."""
         at_least: dict[str, float] = {
             "warmup_steps": 0,
             "max_steps": 1,
@@ -193,7 +194,7 @@ class Recipe:
 
 
 def check_one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises ConfigError for an option's value that is none of its choices."""
+    """Raises ConfigError where the value of option `name` is none of `choices`."""
     if value not in choices:
         raise ConfigError(
             f"{name} is {value!r}{did_you_mean(value, choices)}; it must be one of "
@@ -202,7 +203,7 @@ def check_one_of(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def check_patterns(name: str, patterns: Iterable[str]) -> None:
-    """Raises ConfigError for a pattern that is not a regular expression."""
+    """Raises ConfigError for a pattern that is not a regular expression; `name` is the option's."""
     for pattern in patterns:
         try:
             re.compile(pattern)
@@ -213,7 +214,8 @@ def check_patterns(name: str, patterns: Iterable[str]) -> None:
 def replace_fields(
     instance: Any, values: dict[str, Any], origin: str, what: str = "recipe option"
 ) -> Any:
-    """Copies a recipe with `values`, whose names and types it checks. Raises ConfigError."""
+    """Gives a copy of a dataclass with `values`, whose names and types it checks. Raises
+    ConfigError."""
     hints = get_type_hints(type(instance))
     names = [f.name for f in dataclasses.fields(instance)]
     for name, value in values.items():
@@ -225,7 +227,8 @@ def replace_fields(
 
 
 def parse_assignments(items: list[str]) -> dict[str, Any]:
-    """Reads --set KEY=VALUE: VALUE is JSON where it can be, else a text. Raises ConfigError."""
+    """Reads KEY=VALUE from --set: VALUE is read as JSON if it is valid JSON, else as text. Raises
+    ConfigError."""
     values: dict[str, Any] = {}
     for item in items:
         key, equals, text = item.partition("=")

@@ -1,4 +1,4 @@
-"""Stretches rotary positions to longer contexts."""
+"""Checks how rotary positions are scaled to longer contexts (YaRN)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ YARN: dict[str, Any] = {
     "beta_slow": 1.0,
     "attention_factor": 1.0,
 }
-"""The values that `--set rope_scaling=yarn` stands for: contexts to 32,768 (Peng et al. 2023)."""
+"""The values that `--set rope_scaling=yarn` stands for, for contexts up to 32,768 (Peng et al.
+2023)."""
 
 
 def check_rope_scaling(value: Any) -> dict[str, Any]:
-    """Gives the whole table that `value` stands for. Raises ConfigError."""
+    """Gives the complete table that `value` stands for, "yarn" or some of its fields. Raises
+    ConfigError."""
     if value == "yarn":
         return dict(YARN)
     if not isinstance(value, dict) or value.get("rope_type") != "yarn" or set(value) - set(YARN):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Holds how much of a run fits on a device: rows are `seq_len` tokens."""
+    """Holds default sizes: tokens per row, rows per step, and rows per micro-batch."""
 
     seq_len: int
     train_batch_size: int
@@ -32,8 +32,8 @@ SIZES: dict[str, dict[str, Sizes]] = {
         "minimind3-moe": Sizes(1024, 128, 32),
     },
 }
-"""Default row length, global batch and micro-batch, by kind of device and preset. The global batch
-is smaller on a CPU, where a step of 131k tokens would take minutes."""
+"""Default sizes by kind of device and preset. A step has fewer rows on a CPU, where one of 131k
+tokens would take minutes."""
 OTHER_MODEL = {"cpu": Sizes(512, 8, 4), "gpu": Sizes(1024, 128, 32)}
 
 

@@ -1,4 +1,4 @@
-"""Guesses which name a mistyped one may have meant, for every name that a user gives."""
+"""Guesses which known name a mistyped one was meant to be, for every name that a user gives."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 
 _MOST = 3
 _BEST_BY = 0.1
-"""A guess this much worse than the best one is left out."""
+"""Guesses whose similarity is this much below the best one's are left out."""
 _LONG_ENOUGH, _LONG, _VERY_LONG = 4, 8, 10
-"""The least letters of a name that one slip cannot turn into another word: a letter too many, a
-wrong letter, several slips."""
+"""The least letters of a name that allow for one letter too many, one wrong letter, and several
+slips: in shorter names a slip can make another word."""
 _NEARLY_ALL = 0.9
 _OF_AN_ID = ("_id", "_ids")
-"""Endings that make a different name, not a slip: conversation_id is not a misspelt
+"""Endings that make another name instead of a misspelling: conversation_id is not a misspelt
 conversation."""
 
 
 def find_alike(given: str, known: Iterable[str]) -> list[str]:
-    """Gives the known names that are close to the given one, the closest first: by their letters,
-    else those that hold it as a part. Case and the kind of dash do not count."""
+    """Gives the known names that look like the given one, the most similar first; if there are
+    none, those that contain it. Upper case and the kind of dash do not matter."""
     names = {name: _fold(name) for name in known}
     word = _fold(given)
     if not word:
@@ -40,9 +40,9 @@ def find_alike(given: str, known: Iterable[str]) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def find_slip(given: str, known: tuple[str, ...]) -> str | None:
-    """Gives the known name that `given` misspells beyond doubt, or None: the same letters in other
-    case or with other dashes, a letter too many or too few, two that changed places, in a long name
-    a wrong letter; several of these in a very long one."""
+    """Gives the known name that `given` certainly misspells, or None. Certain are: another case or
+    dash, one letter too many or too few, two letters exchanged; in a long name also a wrong letter,
+    and in a very long one several of these."""
     word = _letters(given)
     is_id = given.lower().endswith(_OF_AN_ID)
     for name in known:
@@ -80,8 +80,8 @@ def _letters(name: str) -> str:
 
 
 def did_you_mean(given: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
-    """Gives " (did you mean hidden_size?)", or nothing where nothing is close. `spell` writes a
-    name as it has to be given."""
+    """Gives " (did you mean hidden_size?)", or "" where no known name is similar. `spell` turns a
+    name into what the user has to write."""
     alike = [spell(name) for name in find_alike(given, known)]
     if not alike:
         return ""
@@ -90,7 +90,7 @@ def did_you_mean(given: str, known: Iterable[str], spell: Callable[[str], str] =
 
 
 def did_you_mean_file(path: Path) -> str:
-    """Guesses for a path of which the folder is right and the name is not."""
+    """Gives such a guess for a path whose folder exists and whose file name does not."""
     try:
         beside = [entry.name for entry in path.parent.iterdir()]
     except OSError:

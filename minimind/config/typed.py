@@ -8,12 +8,12 @@ from typing import Any
 from minimind.errors import ConfigError
 
 _WORDS = {"a valid array": "a list", "an object": "a table"}
-"""JSON's words for pydantic's names of types."""
+"""Replaces pydantic's names of types by ones that users know."""
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
-    """Converts the value to the type `hint`: a whole number to a float, a list to a tuple, and
-    never a text to a number. Raises ConfigError, which begins with `where`."""
+    """Converts `value` to the type `hint`: a whole number to a float and a list to a tuple, but
+    never a text to a number. Raises ConfigError, whose message begins with `where`."""
     from pydantic import TypeAdapter, ValidationError  # a tenth of a second
 
     try:

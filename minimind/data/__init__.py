@@ -1,3 +1,3 @@
-"""Turns JSON lines into batches: rows, formats, tokens, packed rows, and the order they are read
-in. It holds no data of the project's own, which minimind.samples makes, and no training
-objective."""
+"""Turns data files into batches: reads rows in many forms, tokenises and packs them, and decides
+the order of reading. The project's own data is in minimind.samples; training objectives are in
+minimind.stages."""

@@ -1,4 +1,4 @@
-"""Builds batches from rows: the pieces that the plan of an epoch names, as arrays and tensors."""
+"""Builds batches from the rows that a packing plan describes, as arrays and tensors."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 class PackedRows:
-    """Gives the rows of an epoch by number. They are the same for every rank, and only the rows
-    asked for are built.
+    """Gives the packed rows of an epoch by number. They are the same on every rank, and only the
+    rows that are asked for are built.
 
-    `seed` decides how documents are packed, and which documents a fractional weight takes.
+    `seed` decides how documents are packed, and which documents a fractional weight selects.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class PackedRows:
         first_unit: int = 0,
     ) -> None:
         """`first_unit` is the number of the epoch's first unit. Raises ConfigError for a seq_len
-        below 2, a negative seed, or mixed formats."""
+        below 2, a negative seed, and sources of different formats."""
         if seed < 0:
             raise ConfigError(f"seed is {seed}; it must be 0 or more")
         formats = {source.cache.format for source in sources}
@@ -85,12 +85,12 @@ class PackedRows:
 
     @property
     def num_units(self) -> int:
-        """Counts an epoch's units: documents, pieces of long ones, or pairs."""
+        """Gives the number of units in an epoch: documents, pieces of long documents, or pairs."""
         return len(self.plan.piece_doc) // self._unit_size
 
     def count_lost(self) -> int:
         """Counts the units from which nothing is learned because they were cut to fit a row: a
-        document has no target left, or both documents of a pair are the same."""
+        document without any target left, or a pair whose documents have become equal."""
         plan, size = self.plan, self._unit_size
         if not plan.num_truncated:
             return 0
@@ -122,13 +122,13 @@ class PackedRows:
         )
 
     def batch(self, rows: Sequence[int], size: int = 0) -> Batch:
-        """Builds one batch of the rows; rows of padding fill it up to `size` rows."""
+        """Builds a batch of the given rows, filled up to `size` rows with rows of padding."""
         empty = build_row([], self.plan.seq_len, self._pad_id, meta=self._meta([]))
         built = [self.build(row) for row in rows] + [empty] * (size - len(rows))
         return self._format.collate(built, self._units_per_row)
 
     def _meta(self, firsts: Sequence[int]) -> dict[str, Any]:
-        """Collects, by column, the values of the units with these first documents."""
+        """Collects the column values of the units whose first documents are given."""
         located = [self.mixture.locate(document) for document in firsts] if self._columns else []
         found = [cache.meta(number // self._unit_size) for cache, number in located]
         return {
@@ -139,12 +139,12 @@ class PackedRows:
         }
 
     def describe(self, row: int) -> list[str]:
-        """Names `file:line` of each unit in a row."""
+        """Gives `file:line` of each unit in a row."""
         located = [self.mixture.locate(document) for document in self._firsts(row)]
         return [cache.source(number) for cache, number in located]
 
     def _firsts(self, row: int) -> list[int]:
-        """Gives the first document of each unit."""
+        """Gives the first document of each unit in a row."""
         return [document for document, _, _ in self._pieces(row)][:: self._unit_size]
 
     def _pieces(self, row: int) -> zip[tuple[int, int, int]]:

@@ -1,5 +1,5 @@
-"""Reads conversations as OpenAI, ShareGPT, Alpaca and TRL write them; preference pairs, labelled
-answers and prompts are built from the same forms."""
+"""Reads conversations in the forms of OpenAI, ShareGPT, Alpaca and TRL. Preference pairs, labelled
+answers and prompts are read with the same building blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from minimind.data.jsonl import RowProblem
 from minimind.data.row_keys import KeyTable, Refusal, choose, is_prose
 from minimind.data.row_refusals import CHAT_REFUSED
 from minimind.data.transcripts import is_open_transcript, read_open_transcript
-from minimind.data.turns import REASONING, Turn, add_reasoning, read_turns
+from minimind.data.turn_keys import REASONING
+from minimind.data.turns import Turn, add_reasoning, read_turns
 
 SYSTEM = ("system", "system_prompt", "sys", "system_message")
 TOOLS = ("tools", "functions")
@@ -35,7 +36,7 @@ _TURNS = re.compile(r"""\s*\[\s*\{\s*["'](?:role|from|content|value)["']\s*:""")
 
 
 def read_shared(data: Mapping[str, Any]) -> Data:
-    """Gives the row's own system prompt and tools, under the project's names."""
+    """Gives the row's own system prompt and tools under the project's keys."""
     read: Data = {}
     if not any(key in data for key in SHARED_KEYS):
         return read
@@ -52,8 +53,8 @@ def read_shared(data: Mapping[str, Any]) -> Data:
 
 
 def read_list(data: Data, key: str, unread: set[str]) -> Data:
-    """Gives the turns of a list, or of a string that holds the list as JSON; no role is required to
-    begin."""
+    """Reads a conversation from a list of turns, or from a string that holds the list as JSON. It
+    may begin with any role."""
     if key not in data:
         return data  # the format says so, with the keys that there are
     turns = read_turns(unpack_turns(data[key], f'"{key}"'), f'"{key}"', unread)
@@ -63,19 +64,19 @@ def read_list(data: Data, key: str, unread: set[str]) -> Data:
 
 
 def unpack_turns(value: object, what: str) -> Any:
-    """Parses the turns that a JSON string holds; gives any other value unchanged. Raises
+    """Gives the turns that a JSON string holds, and any other value unchanged. Raises
     RowProblem."""
     return parse_json(value, what) if isinstance(value, str) and spells_turns(value) else value
 
 
 def spells_turns(text: str) -> bool:
-    """Tells whether a string holds, or is meant to hold, a list of turns as JSON."""
+    """Tells whether a string looks like a list of turns written as JSON."""
     return _TURNS.match(text) is not None
 
 
 def read_question(data: Data) -> list[Turn]:
-    """Gives the question of Alpaca's form: the turns of the history, then the instruction with the
-    input on the line below it."""
+    """Gives the turns of Alpaca's question: those of the history, then the instruction with the
+    input on the line below."""
     turns = []
     history = data.get("history") or []
     if not isinstance(history, list):
@@ -103,7 +104,7 @@ def read_alpaca(data: Data, unread: set[str]) -> Data:
 
 
 def _with_thought(turns: list[Turn], data: Data) -> list[Turn]:
-    """Puts the row's reasoning into the last turn. Raises RowProblem."""
+    """Puts the row's reasoning into its last turn. Raises RowProblem."""
     thought = choose(data, REASONING)
     if thought is None:
         return turns
@@ -119,8 +120,8 @@ def _with_thought(turns: list[Turn], data: Data) -> list[Turn]:
 
 
 def read_side(data: Data, key: str, role: str, unread: set[str]) -> list[Turn]:
-    """Gives the turns under a key. Its value may be a text of `role`, one turn, several turns, or
-    JSON of turns. Raises RowProblem."""
+    """Gives the turns under `key`, whose value may be the text of a turn by `role`, one turn, a
+    list of turns, or JSON of turns. Raises RowProblem."""
     value = unpack_turns(data.get(key), f'"{key}"')
     if isinstance(value, str):
         if role == "user" and is_open_transcript(value):
@@ -172,8 +173,8 @@ ALPACA_KEYS = {
 def build_keys(
     *used: Mapping[str, str], refused: Mapping[str, Refusal], hands_on: bool = False
 ) -> KeyTable:
-    """Builds the table of a row's keys. A key that is used is not refused; a second list of turns,
-    which is not used, is refused."""
+    """Builds the table of a row's keys. A key in `used` is not refused; a second list of turns is
+    refused unless it is used."""
     names = {key: what for part in used for key, what in part.items()}
     refused = {**refused, "messages": _TWO, "conversations": _TWO}
     refused = {key: why for key, why in refused.items() if key not in names}
@@ -188,9 +189,9 @@ def build_list_dialects(
     hands_on: bool = False,
     tail: str = "",
 ) -> tuple[Dialect, ...]:
-    """Builds the dialects whose conversation stands in one list of turns. `finish` moves the other
-    parts that a row of this kind has into the result; `more` are the keys of these parts, `tail`
-    shows them in an example."""
+    """Builds the dialects that keep a conversation in one list of turns. `finish` copies the row's
+    other values into the converted row; `more` describes their keys, and `tail` shows them in an
+    example row."""
 
     def dialect(name: str, title: str, key: str, turn: str, matches: Matches) -> Dialect:
         return Dialect(
@@ -238,10 +239,10 @@ def build_answer_dialects(
     tail: str = "",
     targets: str = "",
 ) -> tuple[Dialect, ...]:
-    """Builds the dialects of a question and its answer: Alpaca's, where `is_answered` tells such
-    rows from rows with a question alone, and TRL's, of which `targets` are learned. The other
-    arguments are those of build_list_dialects. Neither dialect refuses the question keys of the
-    other: when --format names a form, a row may be in both."""
+    """Builds the dialects of a question and its answer: Alpaca's, where `is_answered` tells
+    answered questions from questions alone, and TRL's, where `targets` says what is learned. The
+    other arguments are those of build_list_dialects. Neither dialect refuses the question keys of
+    the other: with --format a row may have both."""
     refused = {
         key: why for key, why in refused.items() if key not in (*ASKED, *PROMPT_KEY, "input")
     }
@@ -269,7 +270,7 @@ def build_answer_dialects(
 
 
 def keep(data: Data, read: Data) -> Data:
-    """Adds nothing: a conversation has no other parts."""
+    """Gives the converted row unchanged: a conversation has no other values."""
     return read
 
 

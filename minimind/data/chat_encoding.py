@@ -1,5 +1,5 @@
-"""Encodes conversations as tokens. They are rendered through the tokenizer's own chat template, and
-text that spells a special token stays text."""
+"""Encodes conversations as tokens, through the tokenizer's own chat template. Text in the data that
+spells a special token stays text."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from minimind.types import Sample
 
 Message = dict[str, Any]
 
-# Unicode keeps the noncharacters U+FDD0 and following for a program's own use. `_SPELLED` stands
-# before what looks like an added token but comes from the data; `_LITERAL` for a U+FDD0 in it.
+# Unicode keeps U+FDD0 and the next characters for a program's own use. `_SPELLED` is put before
+# data that looks like an added token, `_LITERAL` stands for a U+FDD0 in the data.
 _MARK = "\ufdd0"
 _SPELLED = f"{_MARK}s"
 _LITERAL = f"{_MARK}m"
@@ -32,28 +32,27 @@ class Chat:
     """Holds a conversation whose turns have been checked."""
 
     messages: list[Message]
-    """Gives the messages as a chat template takes them: role, content, and tool_calls as
-    objects."""
+    """The messages as a chat template takes them: role, content, and tool_calls as objects."""
     tools: list[dict[str, Any]] | None = None
 
 
 Span = tuple[str, bool]
-"""Part of a rendered conversation, and whether its tokens are targets."""
+"""A part of a rendered conversation, and whether its tokens are targets."""
 
 
 class ChatEncoder:
     """Renders and encodes conversations for one tokenizer.
 
-    The ids are those of `transformers` for the template's text, with two exceptions. Text from the
+    The ids are those of `transformers` for the same template, with two exceptions. Text from the
     data never becomes an added token, except the tags of thinking and tools in assistant turns. And
-    line ends after an added token are encoded separately from the text after them: a prompt ends
-    with such line ends, and many tokenizers have a token for two line ends that they do not use
-    before text.
+    line ends after an added token are encoded apart from the text that follows: a prompt ends with
+    such line ends, and many tokenizers have a token for two line ends that they do not use before
+    text.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Raises DataError where the tokenizer has no chat template, or one that does not show
-        where an assistant's turn begins."""
+        """Raises DataError for a tokenizer without a chat template, and for a template that does
+        not show where an assistant's turn begins."""
         if tokenizer.chat_template is None:
             raise DataError(
                 f"the tokenizer {tokenizer.origin} has no chat template: give tokenizer_config.json"
@@ -73,8 +72,8 @@ class ChatEncoder:
         self._turn = re.compile(f"(?<!{_SPELLED}){re.escape(header)}(.*?{end})", re.DOTALL)
 
     def _find_header(self, end: str) -> str:
-        """Finds the text that the template writes before an assistant's text and after the end of
-        the turn before. A thinking block belongs to the assistant's text."""
+        """Gives the text that the template writes between the end of a turn and the assistant's
+        text. A thinking block counts as part of the assistant's text."""
         turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
         text = render_chat(self._template, turns, special_tokens=self._tokenizer.special_tokens)
         between = text.partition(_QUESTION)[2].partition(_ANSWER)[0]
@@ -88,9 +87,9 @@ class ChatEncoder:
         return header
 
     def check_shown(self, chat: Chat, spans: Sequence[Span]) -> None:
-        """Checks that the rendered conversation holds every given part, for templates leave out
-        parts that they do not know. Lost reasoning is noted (`take_unread`); any other loss raises
-        DataError."""
+        """Checks that the rendered conversation contains every part of `chat`, since templates
+        leave out parts they do not know. Reasoning that is left out is noted (see `take_unread`);
+        any other omission raises DataError."""
         text = "".join(text for text, _ in spans)
         if _MARK in text:
             text = text.replace(_SPELLED, "").replace(_LITERAL, _MARK)
@@ -102,8 +101,7 @@ class ChatEncoder:
             )
 
     def take_unread(self) -> tuple[str, ...]:
-        """Gives the names, for a report, of the parts that the template left out since the last
-        call."""
+        """Gives descriptions of the parts that the template left out since the last call."""
         found = tuple(sorted(self._unread))
         self._unread.clear()
         return found
@@ -119,8 +117,8 @@ class ChatEncoder:
             return False
 
     def spans(self, chat: Chat) -> list[Span]:
-        """Renders the whole conversation; the targets are each assistant turn, from after its
-        header to its end inclusive. Raises DataError where the template refuses it."""
+        """Renders a conversation. Its targets are the assistant turns, each from after its header
+        to its end token inclusive. Raises DataError where the template refuses it."""
         text = self._render(chat)
         spans: list[Span] = []
         done = 0
@@ -130,8 +128,8 @@ class ChatEncoder:
         return [*spans, (text[done:], False)] if done < len(text) else spans
 
     def encode(self, conversations: Sequence[Sequence[Span]]) -> list[Sample]:
-        """Encodes each conversation, on all cores. The text of a span is never merged with its
-        neighbour's: a prompt that ends where an answer begins has these ids."""
+        """Encodes each conversation, on all cores. Tokens never span two spans, so a prompt that
+        ends where an answer begins has the same ids."""
         plain: list[str] = []
         pieces: list[list[tuple[int | None, bool]]] = []
         for spans in conversations:
@@ -158,8 +156,7 @@ class ChatEncoder:
         return samples
 
     def prompt_ids(self, chat: Chat, enable_thinking: bool = False) -> list[int]:
-        """Gives the ids of the conversation so far and of the header of the assistant's next
-        turn."""
+        """Gives the ids of the conversation so far and the header of the assistant's next turn."""
         (sample,) = self.encode([self.prompt_spans(chat, enable_thinking)])
         return sample.ids.tolist()
 
@@ -171,18 +168,17 @@ class ChatEncoder:
         opens_turn: bool = True,
         options: Mapping[str, Any] | None = None,
     ) -> list[Span]:
-        """Gives the spans of `prompt_ids` before encoding, without targets. Without `opens_turn`
-        they end after the last turn. `options` are further variables of the template. Raises
-        DataError where the template refuses the conversation."""
+        """Gives the spans that `prompt_ids` encodes, without targets. Without `opens_turn` they end
+        after the last turn. `options` are further variables of the template. Raises DataError where
+        the template refuses the conversation."""
         text = self._render(
             chat, add_generation_prompt=opens_turn, enable_thinking=enable_thinking, options=options
         )
         return [(text, False)]
 
     def unfinished_spans(self, chat: Chat, options: Mapping[str, Any] | None = None) -> list[Span]:
-        """Renders the conversation up to the last character of its last turn, which is to be
-        continued. Where that turn has only thoughts, this is the last character of the thoughts.
-        Raises DataError."""
+        """Renders a conversation up to the last character of its last turn, which is to be
+        continued (of its thoughts, where the turn has nothing else). Raises DataError."""
         *before, last = chat.messages
         thinks = bool(last.get("reasoning_content")) and not last["content"]
         key = "reasoning_content" if thinks else "content"
@@ -197,9 +193,9 @@ class ChatEncoder:
         return [(text, False)]
 
     def result_ids(self, results: Sequence[str], enable_thinking: bool = False) -> list[int]:
-        """Gives the ids between the end token of an assistant's turn that called tools and its next
-        turn: the results and the header. The text that the policy wrote is not rendered again, so
-        its tokens do not change."""
+        """Gives the ids that follow the end token of an assistant's turn which called tools: the
+        results, and the header of the next turn. The policy's own text is not rendered again, so
+        its tokens stay as they were sampled."""
         turns = [
             {"role": "user", "content": _QUESTION},
             {"role": "assistant", "content": _ANSWER},
@@ -244,7 +240,7 @@ class ChatEncoder:
 
 
 def _any_of(texts: Iterable[str]) -> str:
-    """Builds a pattern that matches any of the texts; the longest first, as added tokens are
+    """Gives a pattern that matches any of the texts, the longest first, as added tokens are
     matched."""
     ordered = sorted(texts, key=len, reverse=True)
     return f"(?:{'|'.join(map(re.escape, ordered))})"

@@ -1,4 +1,4 @@
-"""The chat format: conversations whose assistant turns are the targets."""
+"""Defines the chat format: conversations whose assistant turns are the targets."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from minimind.config.tags import END_THINK, THINK
 from minimind.data.chat_encoding import Chat, ChatEncoder, Message, Span
 from minimind.data.collate import collate
 from minimind.data.formats import Format
@@ -31,8 +32,8 @@ SYSTEM_PROMPTS = (
     "你是一位友好的助手，不知道的事情就说不知道。",
     "请尽力帮助用户。",
 )
-"""The system prompts that `system_prompt_ratio` draws from."""
-EMPTY_THINKING = "<think>\n\n</think>\n\n"
+"""The system prompts from which `system_prompt_ratio` draws."""
+EMPTY_THINKING = f"{THINK}\n\n{END_THINK}\n\n"
 
 
 class BadChat(ValueError):
@@ -46,11 +47,11 @@ def chat_samples(
     empty_think_ratio: float = 1.0,
     seed: int = 0,
 ) -> list[Sample | BadRow]:
-    """Reads `{"conversations": […]}` through the tokenizer's chat template.
+    """Tokenises `{"conversations": […]}` rows through the tokenizer's chat template.
 
-    `system_prompt_ratio` is the share of conversations without a system turn that get one,
-    `empty_think_ratio` the share of empty thinking blocks that stay. `seed` and a row's line alone
-    decide its changes.
+    `system_prompt_ratio` is the share of conversations without a system turn that get one, and
+    `empty_think_ratio` the share of empty thinking blocks that are kept. A row's changes depend
+    only on `seed` and its line number.
     """
 
     def read(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
@@ -72,8 +73,8 @@ def encode_rows(
     read: Callable[[Row, ChatEncoder], list[list[Span]]],
     build: Callable[[Row, list[Sample]], SampleT],
 ) -> list[SampleT | BadRow]:
-    """Reads a conversation from each row with `read`, encodes all conversations together, and gives
-    the result of `build` for each row, or a BadRow where `read` raises BadChat."""
+    """Reads each row with `read`, encodes all conversations together, and gives for each row the
+    result of `build`, or a BadRow where `read` raises BadChat."""
     encoder = ChatEncoder(tokenizer)
     found: list[list[list[Span]] | BadRow] = []
     unread: list[tuple[str, ...]] = []
@@ -96,14 +97,14 @@ def encode_rows(
 
 
 def read_conversation(data: dict[str, Any], needs_answer: bool = True) -> Chat:
-    """Reads "conversations" of a row, and its own "system" and "tools". Raises BadChat."""
+    """Reads a row's "conversations", "system" and "tools". Raises BadChat."""
     chat = read_chat(data["conversations"], '"conversations"', needs_answer)
     return with_row_parts(chat, data)
 
 
 def with_row_parts(chat: Chat, data: dict[str, Any]) -> Chat:
-    """Adds the system prompt and the tools that the row has beside its turns. Raises BadChat where
-    the turns have other ones."""
+    """Adds the row's system prompt and tools to the chat. Raises BadChat where the turns have
+    different ones."""
     messages, tools = chat.messages, chat.tools
     if system := data.get("system"):
         if problem := string_problem(system, '"system"'):
@@ -120,8 +121,8 @@ def with_row_parts(chat: Chat, data: dict[str, Any]) -> Chat:
 
 
 def chat_spans(encoder: ChatEncoder, chat: Chat) -> list[Span]:
-    """Renders the conversation. Raises BadChat where the template refuses it, leaves out a part
-    that changes its meaning or shows no assistant turn, and where it has no target."""
+    """Renders a conversation with its targets. Raises BadChat where the template refuses it, leaves
+    out a part that changes its meaning or shows no assistant turn, and where there is no target."""
     spans = checked_spans(encoder, chat, encoder.spans)
     if not any(is_target for _, is_target in spans):
         raise BadChat("the chat template shows no assistant turn of this conversation")
@@ -132,8 +133,8 @@ def chat_spans(encoder: ChatEncoder, chat: Chat) -> list[Span]:
 def checked_spans(
     encoder: ChatEncoder, chat: Chat, render: Callable[[Chat], list[Span]]
 ) -> list[Span]:
-    """Gives the spans from `render`. Raises BadChat where the template refuses the conversation or
-    leaves out a part that changes its meaning, and for half of a surrogate pair."""
+    """Gives the spans that `render` makes. Raises BadChat where the template refuses the
+    conversation or leaves out a part that changes its meaning, and for a lone surrogate."""
     try:
         spans = render(chat)
         encoder.check_shown(chat, spans)
@@ -157,8 +158,8 @@ def _weighted(spans: list[Span], weights: Sequence[int]) -> list[Span]:
 
 
 def read_chat(turns: object, what: str, needs_answer: bool = True) -> Chat:
-    """Checks turns and parses the JSON strings in them. Raises BadChat; `what` names the turns in
-    it. With `needs_answer` an assistant turn is required, and none may be empty."""
+    """Checks turns and parses the JSON strings in them. With `needs_answer` there must be an
+    assistant turn, and none may be empty. Raises BadChat, which calls the turns `what`."""
     if not isinstance(turns, list):
         raise BadChat(f"{what} is {json_type(turns)} where a list of turns is expected")
     if not turns:

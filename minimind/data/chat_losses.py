@@ -1,19 +1,20 @@
-"""Finds what a chat template leaves out of a conversation, in the text that it renders."""
+"""Finds the parts of a conversation that are missing from the text a chat template renders."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from minimind.config.tags import END_THINK, THINK
 from minimind.errors import DataError
 
 REASONING_LEFT_OUT = "reasoning that the chat template leaves out"
 
 
 def find_losses(messages: Sequence[Mapping[str, Any]], text: str, origin: str) -> list[str]:
-    """Gives the parts that `text` does not hold and that a template may leave out, as many do with
-    the reasoning of earlier turns. Raises DataError for any other missing part; `origin` is the
-    tokenizer's name, for the message."""
+    """Gives descriptions of the missing parts that a template may leave out, as many do with the
+    reasoning of earlier turns. Raises DataError for any other missing part; `origin` names the
+    tokenizer in the message."""
     losses = []
     at = 0
     for number, message in enumerate(messages, start=1):
@@ -21,9 +22,9 @@ def find_losses(messages: Sequence[Mapping[str, Any]], text: str, origin: str) -
         thought = message.get("reasoning_content")
         if not isinstance(said, str):
             said = ""
-        if message["role"] == "assistant" and thought is None and "</think>" in said:
-            thought, _, said = said.partition("</think>")
-            thought = thought.split("<think>", 1)[-1]
+        if message["role"] == "assistant" and thought is None and END_THINK in said:
+            thought, _, said = said.partition(END_THINK)
+            thought = thought.split(THINK, 1)[-1]
         if thought and _find(text, thought.strip(), at) < 0:
             losses.append(REASONING_LEFT_OUT)
         found = _find(text, said.strip(), at)
@@ -40,6 +41,7 @@ def find_losses(messages: Sequence[Mapping[str, Any]], text: str, origin: str) -
 
 
 def _find(text: str, part: str, at: int) -> int:
-    """Finds the part's position, from `at` on where possible."""
+    """Gives the position of `part` in `text`, from `at` on if it occurs there; negative if it does
+    not occur."""
     found = text.find(part, at)
     return text.find(part) if found < 0 else found

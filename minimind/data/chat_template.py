@@ -1,4 +1,4 @@
-"""Holds the chat format as a Jinja template, and renders it as `transformers` does."""
+"""Defines the project's chat template in Jinja, and renders templates as `transformers` does."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ CHAT_TEMPLATE = """\
 {{- '' if enable_thinking else '\\n</think>\\n\\n' -}}
 {%- endif -%}
 """
-"""The template gives every assistant turn a thinking block, empty where there was no reasoning. So
-a prompt and its answer read the same while the answer is written and later, in the history."""
+"""Gives every assistant turn a thinking block, empty where there was no reasoning. So prompt and
+answer read the same while the answer is written and later, in the history."""
 
 
 def render_chat(
@@ -95,10 +95,9 @@ def render_chat(
     special_tokens: Mapping[str, str] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> str:
-    """Renders a conversation to the text that `transformers`' apply_chat_template gives for the
-    same template. The template may write the tokenizer's `special_tokens` by their names; `options`
-    are further variables by name. Raises DataError where the template cannot be parsed or refuses
-    the messages."""
+    """Renders a conversation to the text that `transformers`' apply_chat_template gives. The
+    template may use the tokenizer's `special_tokens` by name; `options` are further variables.
+    Raises DataError where the template cannot be parsed or refuses the messages."""
     try:
         return _compile(template).render(
             options or {},
@@ -115,8 +114,8 @@ def render_chat(
 
 
 class _GenerationBlock(jinja2.ext.Extension):
-    """Renders `{% generation %}…{% endgeneration %}`, with which some templates mark an assistant's
-    text, as its content alone."""
+    """Renders `{% generation %}…{% endgeneration %}`, with which some templates mark the
+    assistant's text, as its content alone."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2 reads a class attribute)
 
@@ -127,7 +126,7 @@ class _GenerationBlock(jinja2.ext.Extension):
 
 @lru_cache(maxsize=8)
 def _compile(template: str) -> jinja2.Template:
-    # A template comes with a downloaded tokenizer: it runs in a sandbox.
+    # A template comes with a downloaded tokenizer, so it runs in a sandbox.
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
@@ -140,7 +139,7 @@ def _compile(template: str) -> jinja2.Template:
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    """Replaces Jinja's own filter, which would escape HTML and Chinese."""
+    """Replaces Jinja's tojson filter, which would escape HTML and Chinese."""
     return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 

@@ -1,4 +1,4 @@
-"""Collates packed rows into one micro-batch of tensors."""
+"""Joins packed rows into one micro-batch of tensors."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from minimind.types import IGNORE_INDEX, Batch, PackedRow, UnitBatch
 
 
 def collate(rows: Sequence[PackedRow], units_per_row: int = 0) -> Batch:
-    """Stacks rows of one length. A document starts wherever a position is 0: this includes each
-    row's start and the start of its padding. `units_per_row` matters only to batches that know
-    units."""
+    """Stacks rows of the same length. A document starts wherever a position is 0, which includes
+    each row's start and the start of its padding. `units_per_row` is not used here; batches that
+    know their units need it."""
     ids_BT = np.stack([row.ids_T for row in rows])
     labels_BT = np.stack([row.labels_T for row in rows])
     positions_BT = np.stack([row.positions_T for row in rows])
@@ -40,10 +40,10 @@ def collate_units(
     documents_per_unit: int = 1,
     needs_targets: bool = True,
 ) -> UnitBatch:
-    """Collates rows as `collate` does, and assigns tokens to units. Each row has places for
-    `units_per_row` units, so that shapes do not depend on how many it holds. A unit that lost a
-    document's last target to the end of its row teaches nothing and takes no place, unless its
-    format has no targets at all."""
+    """Stacks rows as `collate` does, and assigns tokens to units. Each row has `units_per_row`
+    places for units, so that shapes do not depend on how many units a row holds. A unit in which
+    cutting has left a document without targets gets no place, unless its format has no targets at
+    all."""
     batch = collate(rows)
     size = documents_per_unit
     unit_ids_BU = np.full((len(rows), units_per_row), -1, dtype=np.int64)
@@ -70,7 +70,7 @@ def collate_units(
 
 
 def _collate_meta(rows: Sequence[PackedRow], units_per_row: int) -> dict[str, Any]:
-    """Puts the values of each unit at its place, by column."""
+    """Joins the rows' column values, each at its unit's place."""
     columns: dict[str, Any] = {}
     for name, first in rows[0].meta.items():
         parts = [row.meta[name] for row in rows]

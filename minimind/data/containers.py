@@ -1,6 +1,6 @@
-"""Recognises the container of a file of rows: JSON lines, a JSON array, Parquet or plain text, and
-any of the texts compressed. For any other file it says what the file is. The content decides; the
-name decides only whether a file is plain text."""
+"""Recognises how a file holds its rows: as JSON lines, a JSON array, Parquet or plain text, the
+texts perhaps compressed. For any other file an error says what it is. The content decides; only
+whether a file is plain text depends on its name."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from minimind.errors import DataError
 from minimind.types import Row
 
 HEAD_BYTES = 64 << 10
-"""The number of bytes from which a file is recognised."""
+"""The number of bytes by which a file is recognised."""
 _LINES = 20
-"""The number of whole lines among them that are looked at."""
+"""The number of whole lines among them that are examined."""
 Rows = Iterator[tuple[Row | BadRow, int]]
-"""Each row, with the bytes of text read so far."""
+"""Each row (or a BadRow), with the number of bytes of text read so far."""
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """Describes a way in which a file holds rows."""
+    """Describes one way in which a file holds rows."""
 
     name: str
     what: str
-    """The name that people read."""
+    """The name for messages."""
     read: Callable[[BinaryIO, str], Rows]
-    """(the open file, its name) -> its rows."""
+    """Takes the open file and its name; gives its rows."""
     suffixes: tuple[str, ...]
-    """The suffixes of such files, used when a folder is searched."""
+    """The suffixes of such files, for searching a folder."""
     unit: str = "line"
-    """The unit in which its rows are numbered."""
+    """The unit in which messages number the rows."""
 
 
 JSON_LINES = Container("json lines", "JSON lines", read_lines, (".jsonl", ".ndjson"))
@@ -58,18 +58,18 @@ PARAGRAPHS = Container(
 )
 CONTAINERS = (JSON_LINES, JSON_ARRAY, PARQUET, DOCUMENT, PARAGRAPHS)
 PLAIN_TEXTS = (DOCUMENT, PARAGRAPHS)
-"""Both hold `{"text": …}` rows; --format chooses between them."""
+"""Both give `{"text": …}` rows; --format chooses between them."""
 
 COMPRESSIONS: dict[str, tuple[bytes, Callable[[BinaryIO], BinaryIO]]] = {
     "gzip": (rb"\x1f\x8b", lambda file: cast(BinaryIO, gzip.GzipFile(fileobj=file))),
     "bzip2": (rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", lambda file: cast(BinaryIO, bz2.BZ2File(file))),
     "xz": (rb"\xfd7zXZ\x00", lambda file: cast(BinaryIO, lzma.LZMAFile(file))),  # noqa: SIM115
 }
-"""For each compression, a pattern of the bytes that such a file begins with and the function that
-opens it."""
+"""For each compression, a pattern of a file's first bytes, and the function that decompresses
+it."""
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz")
 BROKEN = (EOFError, gzip.BadGzipFile, lzma.LZMAError, OSError)
-"""The errors that reading a damaged file raises (besides zlib's error)."""
+"""The errors, besides zlib.error, that reading a damaged file raises."""
 
 _JSON = "JSON lines, a JSON array, Parquet, or plain text under a name that ends in .txt"
 FOREIGN_BY_BYTES: tuple[tuple[bytes, str, str], ...] = (
@@ -94,25 +94,25 @@ FOREIGN_BY_BYTES: tuple[tuple[bytes, str, str], ...] = (
     (b"---\n", "is YAML", f"what is read is {_JSON}"),
 )  # fmt: skip
 _WORDS = (b"Rar!", b"ORC", b"<!DOCTYPE html", b"<html", b"---\n")
-"""Words with which a text, too, may begin."""
+"""Byte patterns that may also begin a plain text."""
 _ROWS = re.compile(rb"(?:\[\s*)?(?:\[\s*)?\{\s*\"[^\"\n]*\"\s*:|\[\s*\]")
 """The beginning of JSON that spans several lines or is an array."""
 _ELEMENTS = ((rb"\[", "lists", "{conversations: .}"), (rb'"', "strings", "{text: .}"),
              (rb"-?\d", "numbers", "{text: tostring}"))  # fmt: skip
-"""For the beginning of an array: its elements, and how jq writes one as a row."""
+"""For the beginning of an array: what its elements are, and how jq writes one as a row."""
 FOREIGN_BY_NAME = {".csv": "CSV", ".tsv": "tab-separated values", ".xlsx": "an Excel file",
           ".yaml": "YAML", ".yml": "YAML", ".xml": "XML", ".pkl": "a Python pickle"}  # fmt: skip
 
 
 def find_compression(head: bytes) -> str:
-    """Recognises a compression by the first bytes of a file; gives "" for none."""
+    """Gives the name of a file's compression by its first bytes; "" for none."""
     found = (name for name, (magic, _) in COMPRESSIONS.items() if re.match(magic, head))
     return next(found, "")
 
 
 def find_container(path: str, head: bytes) -> Container:
-    """Recognises a container by the first bytes of a file, decompressed. Raises DataError with one
-    sentence for a file that cannot be read."""
+    """Gives a file's container by its first bytes, decompressed. Raises DataError, with what to do,
+    for a file that cannot be read."""
     if head.startswith(b"PAR1"):
         if importlib.util.find_spec("pyarrow") is None:
             _refuse(path, "is Parquet, which needs pyarrow", "pip install 'minimind[parquet]'")
@@ -174,7 +174,7 @@ def find_container(path: str, head: bytes) -> Container:
 
 
 def _suffix(path: str) -> str:
-    """Gives the suffix of a name without that of its compression."""
+    """Gives the suffix of a file's name, without that of its compression."""
     name = path.lower()
     for suffix in COMPRESSED_SUFFIXES:
         name = name.removesuffix(suffix)
@@ -201,7 +201,8 @@ def _check_encoding(path: str, head: bytes) -> None:
 
 
 def _is_lines_of_lists(lines: list[bytes], is_cut: bool) -> bool:
-    """Tells two whole lists on two lines from an array, which ends after one line or goes on."""
+    """Tells whether each line is a complete list: an array of rows ends after one line, or goes
+    on."""
     whole = lines[:-1] if is_cut else lines
     return len(whole) > 1 and all(line.startswith(b"[") and _parses(line) for line in whole[:2])
 

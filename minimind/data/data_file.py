@@ -1,5 +1,5 @@
-"""Opens a source of rows on disk: a file, a folder of files or a pattern of names. It reads the
-rows as a stream: neither the files nor an index of them are held in memory."""
+"""Finds and reads a source of rows on disk: a file, a folder of files, or a pattern of names. Rows
+are streamed; neither files nor an index of them are held in memory."""
 
 from __future__ import annotations
 
@@ -42,32 +42,33 @@ class Member:
     path: str
     container: Container
     compression: str
-    """A name of COMPRESSIONS, or ""."""
+    """A key of COMPRESSIONS, or ""."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """Describes a source at the time when it was looked at."""
+    """Describes a source as it was when its files were examined."""
 
     path: str
     """The path that the user gave."""
     members: tuple[Member, ...]
-    """The files in reading order: one, unless a folder or pattern was given."""
+    """The files in the order of reading: several only for a folder or pattern."""
     size: int
-    """Bytes on disk."""
+    """The bytes of all files on disk."""
     digest: str
-    """blake2b of all its bytes, known once they were read. Caches are keyed by this and `kinds`."""
+    """The blake2b hash of all bytes; "" until they have been read. Cache keys contain it and
+    `kinds`."""
     others: tuple[str, ...] = ()
     """The names of a folder's files that are not read."""
 
     @property
     def kinds(self) -> list[str]:
-        """Names how the bytes are read, unless they are JSON lines."""
+        """Gives the names of the containers other than JSON lines."""
         return sorted({member.container.name for member in self.members} - {"json lines"})
 
     @property
     def text_size(self) -> int | None:
-        """Gives the bytes of text in the source; None where only reading would show it."""
+        """Gives the bytes of text in the source; None where only reading would tell."""
         unknown = any(m.compression or m.container == PARQUET for m in self.members)
         return None if unknown else self.size
 
@@ -76,8 +77,8 @@ class DataFile:
         return any(member.container in PLAIN_TEXTS for member in self.members)
 
     def as_plain_text(self, container: Container) -> DataFile:
-        """Gives the same texts, split into documents in the other way. Raises ConfigError where the
-        source is not plain text."""
+        """Gives the same plain-text files, split into documents by `container`. Raises ConfigError
+        where the source is not plain text."""
         if not all(member.container in PLAIN_TEXTS for member in self.members):
             other = next(m for m in self.members if m.container not in PLAIN_TEXTS)
             raise ConfigError(
@@ -88,7 +89,7 @@ class DataFile:
         return replace(self, members=members)
 
     def describe(self) -> str:
-        """Describes the source, as in "3 files, JSON lines compressed by gzip (not read:
+        """Describes the source, such as "3 files, JSON lines compressed by gzip (not read:
         README.md)"; "" for one file of JSON lines."""
         kinds = [
             f"{container.what}{f' compressed by {compression}' if compression else ''}"
@@ -103,8 +104,8 @@ class DataFile:
 
 
 def find_data(path: str | Path) -> DataFile:
-    """Looks at the beginning of each file of the source; computes no digest. Raises DataError where
-    the source is missing, unreadable, empty or in no format that has rows."""
+    """Examines the beginning of each file of a source, without computing the hash. Raises DataError
+    where the source is missing, unreadable, empty or in no format that has rows."""
     members, size = [], 0
     for name in find_members(str(path)):
         with open_data(name) as file:
@@ -117,7 +118,7 @@ def find_data(path: str | Path) -> DataFile:
 
 
 def scan_data(path: str | Path) -> DataFile:
-    """Reads the whole source to compute its content hash, after `find_data`."""
+    """Describes a source as `find_data` does, and reads all of it to compute its hash."""
     found = find_data(path)
     digest = hashlib.blake2b(digest_size=20)
     total = 0
@@ -134,8 +135,8 @@ def scan_data(path: str | Path) -> DataFile:
 
 
 def read_rows(file: DataFile) -> Iterator[tuple[Row | BadRow, int]]:
-    """Yields each row, or the reason why it is bad, with the bytes of text read so far (for
-    progress). Raises DataError where a file breaks off."""
+    """Yields each row, or a BadRow, with the number of bytes of text read so far (for progress).
+    Raises DataError where a file breaks off."""
     done = offset = 0
     for member in file.members:
         with open_data(member.path) as raw:
@@ -164,9 +165,9 @@ def open_data(path: str | Path) -> BinaryIO:
 
 
 def find_members(path: str) -> list[str]:
-    """Lists, by name, the files of a folder and its subfolders, or those that match a pattern as
-    `glob` takes it; a single file gives itself. Raises DataError where there is none, and where a
-    folder holds several splits."""
+    """Lists, sorted by name, the files of a folder and its subfolders, or those that match a glob
+    pattern; a single file lists itself. Raises DataError where there are none, and for a folder
+    that holds several splits."""
     place = Path(path)
     if place.is_dir():
         found = sorted(str(entry) for entry in place.rglob("*") if entry.is_file())

@@ -1,4 +1,4 @@
-"""Reads conversations in the forms of particular, widely used data sets: Firefly's and xLAM's."""
+"""Reads conversations in the forms of two widely used data sets, Firefly's and xLAM's."""
 
 from __future__ import annotations
 

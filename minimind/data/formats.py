@@ -1,5 +1,5 @@
-"""Defines what a kind of row is to the data pipeline. Each kind is defined in its own file,
-`*_format.py`, named after it."""
+"""Defines what the data pipeline must know of a data format. Each format is defined in its own
+file, `*_format.py`."""
 
 from __future__ import annotations
 
@@ -11,38 +11,40 @@ from typing import Any
 from minimind.types import Batch, PackedRow
 
 TEXT_COLUMN = "text"
-"""The kind of a column that holds a string for each row; any other is the name of a NumPy dtype."""
+"""The kind of a column that holds a text for each row; any other kind is the name of a NumPy
+dtype."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """Describes a kind of row: its content, the tokens that are targets, its further columns, and
-    how rows become a batch."""
+    """Describes a data format: how its rows are tokenised, which tokens are targets, which further
+    values a row has, and how rows become a batch."""
 
     name: str
     version: str
-    """Part of the cache key: raise it with every change of the result of `read`."""
+    """A part of the cache key; raise it whenever the result of `read` changes."""
     all_targets: bool
-    """Every token is a target, so the cache stores no mask."""
+    """True where every token is a target, so that the cache stores no mask."""
     split_long: bool
-    """Whether a document longer than a row is split; otherwise it is truncated."""
+    """True where a document longer than a row is split; otherwise it is truncated."""
     read: Callable[..., list[Any]]
-    """(rows, tokenizer) -> for each row its sample, or a BadRow that says what is wrong with it.
-    Rows come by the batch, so that all cores tokenise. Further options are keyword arguments."""
+    """Takes rows and the tokenizer; gives each row's sample, or a BadRow that says what is wrong.
+    It gets many rows at once, so that all cores tokenise. Further options are keyword arguments."""
     collate: Callable[[Sequence[PackedRow], int], Batch]
-    """(packed rows, most units in a row of the run) -> one micro-batch (data/collate.py)."""
+    """Takes packed rows and the most units in any row of the run; gives a micro-batch
+    (data/collate.py)."""
     documents_per_unit: int = 1
-    """The documents of one sample, which stay together: two for a pair."""
+    """The documents in one sample, which stay together: two for a pair."""
     packed: bool = True
-    """Whether samples stand side by side in a row. Otherwise each sample has its own row, and one
-    that is longer than a row is left out."""
+    """True where samples share rows. Otherwise each has a row of its own, and one longer than a row
+    is left out."""
     columns: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """The columns of a sample's `meta`, by name: the name of a NumPy dtype for a number (`bool`,
-    `float32`), or TEXT_COLUMN. The values travel through the cache and packing to the batch."""
+    """The kinds of the values in a sample's `meta`, by name: a NumPy dtype (`bool`, `float32`) or
+    TEXT_COLUMN. The values travel through cache and packing to the batch."""
 
     def with_options(self, **options: Any) -> Format:
-        """Gives the same kind of row, read with these options of `read`. The options change the
-        cache key."""
+        """Gives the same format with these options of `read`, which become part of the cache
+        key."""
         if not options:
             return self
         version = f"{self.version} {sorted(options.items())}"

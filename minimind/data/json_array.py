@@ -1,4 +1,4 @@
-"""Reads JSON arrays of rows as a stream: the array is never held in memory."""
+"""Reads a JSON array of rows as a stream, without holding the array in memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ MAX_ROW_CHARS = 256 << 20
 _CHUNK_BYTES = 1 << 20
 _SPACE = " \t\r\n"
 _ENDS_EARLY = 32
-"""A parse error this near to the end of the text read so far may only mean that the row goes on."""
+"""A parse error within this many characters of the end of the text read so far may only mean that
+the row goes on."""
 
 
 def read_array(file: BinaryIO, name: str) -> Iterator[tuple[Row | BadRow, int]]:
-    """Yields each element, with the bytes of text read so far. An element that is not an object is
-    given as BadRow. Raises DataError where the array itself breaks off."""
+    """Yields each element as a row, with the number of bytes of text read so far; an element that
+    is no object becomes a BadRow. Raises DataError where the array itself breaks off."""
     text = _Text(file, name)
     decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
     text.skip("[")
@@ -57,20 +58,20 @@ class _Text:
         self.num_bytes = 0
 
     def place(self) -> str:
-        """Spells the place, as in `a.json:7`."""
+        """Gives the current place, such as `a.json:7`."""
         return f"{self._name}:{self._line(self._at)}"
 
     def _line(self, at: int) -> int:
         return self._lines + self._text.count("\n", 0, at) + 1
 
     def skip(self, sign: str) -> bool:
-        """Skips the sign, if it comes next."""
+        """Skips the character `sign` if it comes next; tells whether it did."""
         found = self.peek() == sign
         self._at += found
         return found
 
     def peek(self) -> str:
-        """Gives the next character that is not white space; "" at the end."""
+        """Gives the next character that is not white space, without skipping it; "" at the end."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in _SPACE:
                 self._at += 1
@@ -80,7 +81,7 @@ class _Text:
                 return ""
 
     def decode(self, decoder: json.JSONDecoder, number: int) -> object:
-        """Parses the next value, reading as much of the file as it needs."""
+        """Parses the next value, and reads as much of the file as that needs."""
         self.peek()
         self._chunk = _CHUNK_BYTES
         while True:
@@ -104,13 +105,13 @@ class _Text:
             except (RecursionError, ValueError) as error:
                 raise DataError(f"{self._name}: row {number}: not usable JSON: {error}") from None
             else:
-                # A number might go on.
+                # A number at the end of the text may go on.
                 if end < len(self._text) or not self._read():
                     self._at = end
                     return value
 
     def _read(self) -> bool:
-        """Reads more text, twice as much each time for the same row."""
+        """Reads more of the file, twice as much at each call for the same row."""
         chunk = self._file.read(self._chunk)
         self._chunk *= 2
         self.num_bytes += len(chunk)

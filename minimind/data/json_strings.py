@@ -1,5 +1,4 @@
-"""Parses JSON that stands in a string of a row: tools, calls and their arguments, whole
-conversations."""
+"""Parses JSON in the strings of a row: tools, calls and their arguments, whole conversations."""
 
 from __future__ import annotations
 
@@ -13,8 +12,8 @@ _PYTHON = re.compile(r"\s*(?:\[\s*)?\{\s*'")
 
 
 def parse_json(text: str, what: str) -> Any:
-    """Parses the text. Raises RowProblem where it is not JSON or an object repeats a key; `what`
-    names the text in the message."""
+    """Parses JSON. Raises RowProblem, which calls the text `what`, where it is not JSON or an
+    object repeats a key."""
     try:
         return json.loads(text, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
@@ -27,8 +26,8 @@ def parse_json(text: str, what: str) -> Any:
 
 
 def read_objects(value: object, what: str) -> list[dict[str, Any]]:
-    """Gives the tools or calls of a list of objects, a string of JSON, or a list of such
-    strings. Raises RowProblem."""
+    """Gives the objects in a list of objects, in JSON of such a list, or in a list of JSON texts.
+    Raises RowProblem."""
     if isinstance(value, str):
         value = parse_json(value, what) if value.strip() else []
     if not isinstance(value, list):
@@ -51,8 +50,8 @@ def read_objects(value: object, what: str) -> list[dict[str, Any]]:
 
 
 def check_json(value: object, what: str) -> None:
-    """Raises RowProblem for values that JSON cannot express and a model would learn to write: NaN
-    and Infinity, and the dates and bytes of a Parquet file."""
+    """Raises RowProblem for values that JSON cannot express and a model would learn to write: NaN,
+    Infinity, and the dates and bytes of a Parquet file."""
     try:
         json.dumps(value, allow_nan=False)
     except ValueError:

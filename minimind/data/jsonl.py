@@ -1,4 +1,4 @@
-"""Reads JSON-lines files as a stream: neither the file nor an index of it is held in memory."""
+"""Reads JSON-lines files as a stream, without holding the file or an index of it in memory."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, BinaryIO
 from minimind.types import Row
 
 MAX_LINE_BYTES = 256 << 20
-"""The longest allowed line: a row is parsed in memory, and a file without line ends is not
-JSONL."""
+"""The longest allowed line. A row is parsed in memory, and a file without line ends is not JSON
+lines."""
 MAX_LISTED = 20
-"""The number of bad rows that a message lists; further ones are counted."""
+"""The most bad rows that a message lists; the others are counted."""
 _MAX_ALIKE = 3
-"""The number of listed rows with the same reason."""
+"""The most rows with the same reason that are listed."""
 _CHUNK_BYTES = 4 << 20
 BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
@@ -24,8 +24,8 @@ _BLANK = b" \t\r\n"
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """Holds the place of a row that cannot be used, and the reason, which does not repeat the
-    place. `str` spells both, as in `a.jsonl:3: reason`."""
+    """Holds the place of a row that cannot be used, and the reason. `str` gives both, as in
+    `a.jsonl:3: reason`."""
 
     path: str
     line: int
@@ -46,13 +46,13 @@ class RowProblem(ValueError):
 
 
 def spell_place(path: str, line: int, unit: str = "line") -> str:
-    """Spells a place, as in `a.jsonl:3` and `a.json row 3`."""
+    """Gives a row's place as a text: `a.jsonl:3`, or `a.json row 3`."""
     return f"{path}:{line}" if unit == "line" else f"{path} {unit} {line}"
 
 
 def bad_rows_message(bad: Sequence[BadRow], total: int) -> str:
-    """Lists the bad rows, one a line, up to a limit and with few of one reason, and says how many
-    there are in `total`."""
+    """Lists bad rows, one per line, up to a limit and with few of the same reason, and says how
+    many there are in `total`."""
     alike: Counter[str] = Counter()
     lines = []
     for row in bad:
@@ -66,10 +66,10 @@ def bad_rows_message(bad: Sequence[BadRow], total: int) -> str:
 
 
 def read_lines(file: BinaryIO, name: str) -> Iterator[tuple[Row | BadRow, int]]:
-    """Yields each line that is not blank, parsed, with the byte offset where the next line starts
-    (for progress). A line that is not a JSON object is given as BadRow, and reading goes on.
+    """Yields each line that is not blank as a row, with the byte offset of the next line (for
+    progress). A line that is not a JSON object becomes a BadRow.
 
-    A byte-order mark at the start, CRLF and a last line without its end are fine.
+    A byte-order mark at the start, CRLF and a missing last line end are accepted.
     """
     offset = number = 0
     while raw := file.readline(MAX_LINE_BYTES + 1):
@@ -101,8 +101,8 @@ def _skip_line(file: BinaryIO) -> int:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Builds the object of a JSON text. Raises ValueError where a key stands twice: one of its
-    values would be lost."""
+    """Builds an object from the pairs of a JSON text. Raises ValueError for a key that occurs
+    twice, since one of its values would be lost."""
     data = dict(pairs)
     if len(data) < len(pairs):
         seen: set[str] = set()
@@ -115,7 +115,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 
 
 def _parse(raw: bytes) -> dict | str:
-    """Parses a line; gives the object, or the reason why it is bad."""
+    """Parses a line; gives the object, or the reason why the row is bad."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -133,13 +133,13 @@ def _parse(raw: bytes) -> dict | str:
 
 
 def missing_key(row: Row, key: str, example: str) -> str:
-    """Says that a row has no `key`, and what it has."""
+    """Says that a row has no `key`, and which keys it has."""
     found = ", ".join(repr(key) for key in list(row.data)[:5]) or "none"
     return f'no key "{key}" (keys found: {found}); a row looks like {example}'
 
 
 def json_type(value: object) -> str:
-    """Names a value's type as JSON does, for messages."""
+    """Gives JSON's name of a value's type, for messages."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,7 +1,7 @@
 """Decides which rows each rank reads in which optimizer step.
 
-The order is a function of (data, tokenizer, seq_len, seed) and the step's number alone. So nothing
-has to be saved to resume, and any number of ranks reads the same rows in the same step.
+The order depends only on (data, tokenizer, seq_len, seed) and the step's number. So resuming needs
+no saved state, and any number of ranks reads the same rows in the same step.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["EvalLoader", "PackedLoader", "WeightedSource", "collate", "parse_dat
 
 
 class PackedLoader:
-    """Gives training batches by optimizer step, with random access.
+    """Gives the training batches of any optimizer step.
 
-    Step s reads rows_per_step rows, from number s·rows_per_step on, of an endless sequence: all
-    rows of the first epoch in one random order, those of the second in another, and so on.
-    Micro-batch k of a step goes to rank k mod world_size.
+    The rows form an endless sequence: all rows of the first epoch in a random order, then all of
+    the second in another, and so on. Step s reads rows_per_step of them, from number
+    s·rows_per_step on. Micro-batch k of a step goes to rank k mod world_size.
     """
 
     def __init__(
@@ -42,8 +42,8 @@ class PackedLoader:
         seed: int = 0,
         pad_id: int,
     ) -> None:
-        """`rows_per_step` counts all ranks. Raises ConfigError where it is no multiple of
-        micro_batch · world_size."""
+        """`rows_per_step` counts the rows of all ranks. Raises ConfigError where it is not a
+        multiple of micro_batch · world_size."""
         if micro_batch < 1 or rows_per_step < 1 or rows_per_step % (micro_batch * world_size):
             raise ConfigError(
                 f"{rows_per_step} rows a step cannot be divided into micro-batches of "
@@ -56,17 +56,17 @@ class PackedLoader:
         self._rank = rank
         self._world_size = world_size
         self._seed = seed
-        # Two, since a step may reach into the next epoch.
+        # The orders of two epochs are kept, since a step may reach into the next epoch.
         self._epoch_order = lru_cache(maxsize=2)(self._compute_epoch_order)
 
     @property
     def num_rows(self) -> int:
-        """Counts the rows of an epoch, over all ranks."""
+        """Gives the number of rows in an epoch, over all ranks."""
         return len(self._rows)
 
     @property
     def tokens_per_epoch(self) -> int:
-        """Counts the tokens of an epoch, padding not counted."""
+        """Gives the number of tokens in an epoch, without padding."""
         return self._rows.plan.num_tokens
 
     @property
@@ -75,52 +75,53 @@ class PackedLoader:
 
     @property
     def num_units(self) -> int:
-        """Counts an epoch's units (documents, pieces of long ones, or pairs); PackedRow numbers
-        them from 0."""
+        """Gives the number of units in an epoch: documents, pieces of long documents, or pairs.
+        PackedRow numbers them from 0."""
         return self._rows.num_units
 
     @property
     def num_truncated(self) -> int:
-        """Counts the documents of an epoch that were cut to fit a row (formats that are not
-        split)."""
+        """Gives the number of documents in an epoch that were cut to fit a row (in formats that
+        truncate)."""
         return self._rows.plan.num_truncated
 
     def count_lost(self) -> int:
         """Counts the units from which nothing is learned because they were cut to fit a row: a
-        document has no target left, or both documents of a pair are the same."""
+        document without any target left, or a pair whose documents have become equal."""
         return self._rows.count_lost()
 
     @property
     def fingerprint(self) -> str:
-        """Hashes the data, tokenizer, format, weights, row length and seed: equal hashes mean the
-        same rows in the same order."""
+        """Identifies the data, tokenizer, format, weights, row length and seed: loaders with the
+        same fingerprint give the same rows in the same order."""
         return self._rows.fingerprint
 
     def steps(self, epochs: float) -> int:
-        """Counts the optimizer steps in which `epochs` passes are read; the last step may reach
+        """Gives the number of optimizer steps that read `epochs` passes; the last step may reach
         into the next pass."""
         return math.ceil(round(epochs * self.num_rows, 6) / self._rows_per_step)
 
     def batches(self, step: int) -> list[Batch]:
-        """Builds this rank's micro-batches of an optimizer step (from 0)."""
+        """Builds this rank's micro-batches of an optimizer step, counted from 0."""
         return [self._rows.batch(rows) for rows in self._micro_batches(step)]
 
     def all_batches(self) -> Iterator[Batch]:
-        """Yields the micro-batches of all ranks in which training reads the first epoch; the last
-        of them may reach into the second."""
+        """Yields the micro-batches of all ranks in the first epoch; the last one may reach into the
+        second."""
         for first in range(0, self.num_rows, self.micro_batch):
             yield self._rows.batch(self._rows_at(first, self.micro_batch))
 
     def describe(self, step: int, micro: int) -> list[str]:
-        """Names `file:line` of every document in one of this rank's micro-batches, row by row."""
+        """Gives `file:line` of every document in one of this rank's micro-batches, row by row."""
         rows = self._micro_batches(step)[micro]
         return [source for row in rows for source in self._rows.describe(row)]
 
     def read(
         self, from_step: int, to_step: int, pin: bool = False, ahead: int = 2
     ) -> Iterator[list[Batch]]:
-        """Yields `batches` of each step. A background thread builds them, `ahead` steps before
-        their use and, with `pin`, in page-locked memory. Closing the iterator ends the thread."""
+        """Yields the micro-batches of each step. A background thread builds them, `ahead` steps
+        before they are used, and with `pin` in page-locked memory. Closing the iterator ends the
+        thread."""
         return read_steps(self.batches, range(from_step, to_step), pin, ahead)
 
     def _micro_batches(self, step: int) -> list[list[int]]:
@@ -130,11 +131,11 @@ class PackedLoader:
         return [rows[at : at + size] for at in range(self._rank * size, len(rows), stride)]
 
     def _step_rows(self, step: int) -> list[int]:
-        """Gives the rows of a step in global order."""
+        """Gives the rows of a step over all ranks, in order."""
         return self._rows_at(step * self._rows_per_step, self._rows_per_step)
 
     def _rows_at(self, first: int, count: int) -> list[int]:
-        """Gives a part of the endless sequence."""
+        """Gives `count` rows of the endless sequence, from number `first` on."""
         places = [divmod(at, self.num_rows) for at in range(first, first + count)]
         return [int(self._epoch_order(epoch)[index]) for epoch, index in places]
 
@@ -143,11 +144,11 @@ class PackedLoader:
 
 
 class EvalLoader:
-    """Gives validation batches: every document once, in the same order each time, all batches of
-    one shape.
+    """Gives validation batches: every document once, always in the same order, all batches of the
+    same shape.
 
-    Iterating gives this rank's batches; every rank has equally many, so that collectives match. The
-    last batches are filled up with rows of padding, which have no targets.
+    Iterating gives this rank's batches. Every rank has the same number, so that collectives match;
+    the last batches are filled up with rows of padding, which have no targets.
     """
 
     def __init__(
@@ -162,14 +163,14 @@ class EvalLoader:
         max_rows: int = 0,
         first_unit: int = 0,
     ) -> None:
-        """Takes no account of weights. `max_rows` above 0 takes a random part of the rows, always
-        the same one. `first_unit` is the number of the first unit, which follows those of the
-        training data."""
+        """Ignores the sources' weights. `max_rows` above 0 selects a random part of the rows,
+        always the same one. `first_unit` is the number of the first unit, which follows those of
+        the training data."""
         unweighted = [WeightedSource(source.cache) for source in sources]
         self._rows = PackedRows(unweighted, seq_len, 0, pad_id, first_unit)
         chosen = np.arange(len(self._rows))
         if 0 < max_rows < len(chosen):
-            # The first rows of a plan hold the longest documents.
+            # The first rows of a plan hold the longest documents, so the part is drawn at random.
             chosen = np.sort(np.random.default_rng(0).permutation(chosen)[:max_rows])
         self._chosen: list[int] = chosen.tolist()
         self.micro_batch = micro_batch
@@ -182,12 +183,12 @@ class EvalLoader:
 
     @property
     def num_rows_there(self) -> int:
-        """Counts all rows of the data, read or not."""
+        """Gives the number of rows in the data, read or not."""
         return len(self._rows)
 
     @property
     def num_units(self) -> int:
-        """Counts all units of the data, read or not."""
+        """Gives the number of units in the data, read or not."""
         return self._rows.num_units
 
     @property
@@ -196,11 +197,11 @@ class EvalLoader:
 
     @property
     def fingerprint(self) -> str:
-        """Hashes the data, tokenizer, format and row length, and the number of rows read."""
+        """Identifies the data, tokenizer, format and row length, and the number of rows read."""
         return f"{self._rows.fingerprint}-{self.num_rows}"
 
     def __len__(self) -> int:
-        """Counts the batches of each rank."""
+        """Gives the number of batches on each rank."""
         return math.ceil(self.num_rows / (self.micro_batch * self._world_size))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -208,7 +209,7 @@ class EvalLoader:
             yield self._batch(number * self._world_size + self._rank)
 
     def all_batches(self) -> Iterator[Batch]:
-        """Yields the batches of all ranks, without those of padding alone."""
+        """Yields the batches of all ranks, without those that are padding only."""
         for number in range(math.ceil(self.num_rows / self.micro_batch)):
             yield self._batch(number)
 

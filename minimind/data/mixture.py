@@ -1,4 +1,4 @@
-"""Decides which documents an epoch reads: data files one after another, or by weight."""
+"""Decides which documents an epoch reads from which sources: each source once, or by weight."""
 
 from __future__ import annotations
 
@@ -18,25 +18,27 @@ from minimind.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 SAMPLE_PREFIX = "sample:"
-"""A name that begins with this stands for sample data, not for a file (samples/sources.py)."""
+"""Begins a name that stands for sample data instead of a file (samples/sources.py)."""
 MAX_REPEATED = 1000
-"""The largest ratio of an epoch to its data: its documents are numbered in memory."""
+"""The most times that an epoch may be larger than its data, since its documents are numbered in
+memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedSource:
-    """Holds a data file and its share of the tokens read; None: it is read once."""
+    """Holds a data source and its share of the tokens that an epoch reads; without a weight it is
+    read once."""
 
     cache: TokenCache
     weight: float | None = None
 
 
 def parse_data_args(values: Sequence[str]) -> list[tuple[str, float | None]]:
-    """Parses `A.jsonl` or `A.jsonl:0.7` to (path, weight), and `sample:tools` or `sample:tools:0.7`
-    likewise. A file whose own name ends like a weight is a path.
+    """Parses `A.jsonl`, `A.jsonl:0.7`, `sample:tools` or `sample:tools:0.7` to (path, weight). A
+    file whose own name ends like a weight is a path.
 
-    Raises ConfigError for a missing file, a weight that is not a number above 0, and weights that
-    are given for some files only.
+    Raises ConfigError for a missing file, for a weight that is not a number above 0, and where only
+    some files have weights.
     """
     if not values:
         raise ConfigError("--data names no file; give one or more data files")
@@ -51,17 +53,17 @@ def parse_data_args(values: Sequence[str]) -> list[tuple[str, float | None]]:
 
 
 class Mixture:
-    """Numbers the documents of an epoch through all sources. The documents of one row of a file
-    (the two of a pair) are a unit, one after the other.
+    """Numbers the documents of an epoch through all sources. The documents of one row (the two of a
+    pair) are a unit, one after the other.
 
-    Weights are shares of tokens: the source that is the scarcest for its weight is read once, the
-    others as often as their shares require. The fraction of a reading takes a random part of the
-    units (the same in each epoch). So an epoch reads every document at least once.
+    Weights are shares of tokens. The source that is scarcest for its weight is read once, the
+    others as often as their shares require, so an epoch reads every document at least once. The
+    fraction of a reading selects a random part of the units, the same in each epoch.
     """
 
     def __init__(self, sources: Sequence[WeightedSource], seed: int) -> None:
-        """Raises ConfigError for no source, for weights given to some sources only, and for weights
-        so far apart that an epoch would not end."""
+        """Raises ConfigError where there is no source, where only some sources have weights, and
+        for weights so far apart that an epoch would be too long."""
         weights = [source.weight for source in sources]
         if not sources or (None in weights and any(weight is not None for weight in weights)):
             raise ConfigError("give one or more data files, and weights to all of them or to none")
@@ -76,7 +78,7 @@ class Mixture:
         self._lengths_UK = lengths.reshape(-1, self.documents_per_unit)
         self._units: np.ndarray | None = None
         self.times = [1.0] * len(sources)
-        """How often an epoch reads each source."""
+        """The number of times that an epoch reads each source."""
         if None not in weights:
             tokens = [cache.num_tokens for cache in self._caches]
             shares = [weight / sum(w for w in weights if w) for weight in weights if weight]
@@ -97,12 +99,12 @@ class Mixture:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Gives int64: the tokens of each document of the epoch."""
+        """Gives the number of tokens of each document in the epoch, int64."""
         units = slice(None) if self._units is None else self._units
         return self._lengths_UK[units].reshape(-1)
 
     def locate(self, document: int) -> tuple[TokenCache, int]:
-        """Finds the cache that holds a document of the epoch, and the document's number there."""
+        """Gives the cache that holds a document of the epoch, and the document's number in it."""
         unit = document // self.documents_per_unit
         unit = unit if self._units is None else int(self._units[unit])
         source = bisect.bisect_right(self._first, unit) - 1
@@ -110,7 +112,7 @@ class Mixture:
         return self._caches[source], first + document % self.documents_per_unit
 
     def describe(self) -> str:
-        """Describes the sources, as in `A.jsonl ×1.0, B.jsonl ×2.3`."""
+        """Describes the sources, such as `A.jsonl ×1.0, B.jsonl ×2.3`."""
         return ", ".join(
             f"{Path(cache.path).name} ×{times:.1f}"
             for cache, times in zip(self._caches, self.times, strict=True)
@@ -118,7 +120,7 @@ class Mixture:
 
     @property
     def fingerprint(self) -> str:
-        """Hashes the data, their tokenizer and format, and the weights."""
+        """Identifies the data, their tokenizer and format, and the weights."""
         parts = [(cache.key, w) for cache, w in zip(self._caches, self._weights, strict=True)]
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
@@ -126,14 +128,14 @@ class Mixture:
         chosen = []
         for number, times in enumerate(self.times):
             units = np.arange(self._first[number], self._first[number + 1])
-            # A whole number may come out a rounding error below itself.
+            # Rounding may make a whole number come out slightly too small.
             whole = math.floor(times + 1e-9)
             chosen += [units] * whole
             wanted = (times - whole) * self._caches[number].num_tokens
             if wanted >= 1:
                 shuffled = np.random.default_rng([seed, 2, number]).permutation(units)
                 tokens = self._lengths_UK[shuffled].sum(axis=1)
-                # To the nearest unit, so that the error is half a unit at most.
+                # Rounded to the nearest unit, so that the error is half a unit at most.
                 count = int(np.searchsorted(np.cumsum(tokens) - tokens / 2, wanted))
                 chosen.append(np.sort(shuffled[:count]))
         return np.concatenate(chosen)

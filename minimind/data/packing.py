@@ -1,4 +1,4 @@
-"""Plans the packing: which pieces of which documents stand side by side in which row."""
+"""Plans which pieces of which documents are packed into which row."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from minimind.errors import ConfigError
 from minimind.types import IGNORE_INDEX, PackedRow
 
 PACKING_VERSION = 1
-"""Part of the loader's fingerprint: raise it with every change of the plans made here."""
+"""A part of the loader's fingerprint; raise it whenever the plans change."""
 DEFAULT_WINDOW = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackingPlan:
-    """Holds rows of pieces, as flat arrays. Row r holds the pieces row_offsets[r] to row_offsets[r
-    + 1]; piece i is tokens piece_start[i] to piece_start[i] + piece_len[i] of document
-    piece_doc[i]."""
+    """Holds the pieces of all rows in flat arrays. Row r holds the pieces row_offsets[r] to
+    row_offsets[r + 1]; piece i holds the tokens piece_start[i] to piece_start[i] + piece_len[i] of
+    document piece_doc[i]."""
 
     seq_len: int
     row_offsets: np.ndarray
@@ -42,12 +42,12 @@ class PackingPlan:
 
     @property
     def num_tokens(self) -> int:
-        """Counts the tokens in all rows, padding not counted."""
+        """Gives the number of tokens in all rows, without padding."""
         return int(self.piece_len.sum(dtype=np.int64))
 
     @property
     def padding_share(self) -> float:
-        """Gives the share of padding among all tokens of all rows."""
+        """Gives the share of all rows' positions that is padding, 0 to 1."""
         return 1.0 - self.num_tokens / max(1, self.num_rows * self.seq_len)
 
 
@@ -59,15 +59,15 @@ def plan_packing(
     long_documents: Literal["split", "truncate"] = "split",
     documents_per_unit: int = 1,
 ) -> PackingPlan:
-    """Packs documents of `lengths` tokens into rows of `seq_len`: best fit decreasing in windows of
-    shuffled documents, with the rows left open by one window offered to the next.
+    """Packs documents of `lengths` tokens into rows of `seq_len` tokens: best fit decreasing within
+    windows of shuffled documents; rows that one window leaves open are offered to the next.
 
-    Each `documents_per_unit` documents in turn are a unit, which goes whole into one row. A
-    document longer than a row is split into pieces of which each starts at the last token of the
-    one before, so that no transition between tokens is lost; or the documents of a unit are
-    truncated at one length, the largest at which they fit a row together. The windows keep rows
-    mixed: sorting all documents at once would put all short ones together. A function of its
-    arguments alone. Raises ConfigError for seq_len below 2.
+    Each `documents_per_unit` successive documents form a unit, which goes into one row. A document
+    longer than a row is split into pieces, each of which begins with the last token of the piece
+    before, so that every transition between tokens is kept; or the documents of a unit are
+    truncated to the largest common length at which they fit a row together. Windows keep rows
+    mixed: sorting all documents at once would put all short ones together. The plan depends only on
+    the arguments. Raises ConfigError for a seq_len below 2.
     """
     if seq_len < 2:
         raise ConfigError(f"seq_len is {seq_len}; a row needs at least 2 tokens to predict one")
@@ -112,9 +112,9 @@ def build_row(
     units: Sequence[int] = (),
     meta: Mapping[str, Any] | None = None,
 ) -> PackedRow:
-    """Builds one row of `seq_len` tokens from (ids, is_target) of each piece; None: all are
-    targets. The first token of a piece is never predicted: nothing stands before it. `units` and
-    `meta` are PackedRow's."""
+    """Builds one row of `seq_len` tokens from the (ids, is_target) of each piece, where None means
+    that all are targets. A piece's first token is never a target, since nothing stands before it.
+    `units` and `meta` are those of PackedRow."""
     ids_T = np.full(seq_len, pad_id, dtype=np.int64)
     labels_T = np.full(seq_len, IGNORE_INDEX, dtype=np.int64)
     doc_T = np.full(seq_len, -1, dtype=np.int32)
@@ -144,9 +144,9 @@ def build_row(
 
 
 def _truncate(lengths_UK: np.ndarray, seq_len: int) -> np.ndarray:
-    """Gives the truncated lengths, at most the limit of each unit. With j documents below the
-    limit, the others share the tokens that those leave; the limit is the largest of these
-    shares."""
+    """Gives the truncated lengths of each unit's documents: the smaller of a document's length and
+    its unit's limit. The limit is the largest length at which the unit fits a row: if j documents
+    are shorter, the others share equally the tokens that these leave."""
     num_documents = lengths_UK.shape[1]
     sorted_UK = np.sort(lengths_UK, axis=1)
     left_UK = seq_len - (np.cumsum(sorted_UK, axis=1) - sorted_UK)
@@ -155,8 +155,8 @@ def _truncate(lengths_UK: np.ndarray, seq_len: int) -> np.ndarray:
 
 
 def _cut(lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cuts documents into (document, start, length) of each piece: a document of L > seq_len tokens
-    has L - 1 transitions, of which a piece holds seq_len - 1."""
+    """Cuts documents into pieces and gives (document, start, length) of each. A document of L >
+    seq_len tokens has L - 1 transitions, and a piece holds seq_len - 1 of them."""
     stride = seq_len - 1
     num_pieces = np.maximum(1, -(-(lengths - 1) // stride))
     doc = np.repeat(np.arange(len(lengths)), num_pieces)
@@ -167,8 +167,8 @@ def _cut(lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def plan_unpacked(lengths: np.ndarray, seq_len: int) -> PackingPlan:
-    """Gives each document its own row, in order. A document of more than `seq_len` tokens is left
-    out: a truncated prompt asks something else. Raises ConfigError where none fits."""
+    """Gives each document a row of its own, in order. A document of more than `seq_len` tokens is
+    left out, since a truncated prompt asks something else. Raises ConfigError where none fits."""
     lengths = np.asarray(lengths, dtype=np.int64)
     (fitting,) = np.nonzero(lengths <= seq_len)
     if not len(fitting):
@@ -188,7 +188,7 @@ def plan_unpacked(lengths: np.ndarray, seq_len: int) -> PackingPlan:
 
 
 class _OpenRows:
-    """Finds rows with room left, by best fit, in well under a microsecond: bit c of one big integer
+    """Finds a row with enough room by best fit, in well under a microsecond: bit c of a big integer
     says whether any row has exactly c tokens left."""
 
     def __init__(self, seq_len: int) -> None:
@@ -199,8 +199,7 @@ class _OpenRows:
         self._rows: list[list[int]] = [[] for _ in range(seq_len + 1)]
 
     def place(self, lengths: list[int]) -> list[int]:
-        """Gives the row of each piece: the one with the least room that suffices, else a new
-        one."""
+        """Gives a row for each piece: the one with the least sufficient room, or a new one."""
         mask, bit, open_rows, num_rows = self._mask, self._bit, self._rows, self.num_rows
         placed = []
         for length in lengths:

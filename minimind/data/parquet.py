@@ -1,4 +1,4 @@
-"""Reads Parquet files by row groups; it is the only file that imports pyarrow."""
+"""Reads Parquet files in batches of rows. Only this file imports pyarrow."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Clean = Callable[[Any], Any]
 
 
 def read_parquet(file: BinaryIO, name: str) -> Iterator[tuple[Row | BadRow, int]]:
-    """Yields each row, with about the bytes that the rows so far take. A field without a value is
-    left out of its object, at any depth: Arrow gives each object of a column the keys of all, so a
-    written null looks like a null that Arrow filled in. Raises DataError where the file is
-    damaged."""
+    """Yields each row, with the approximate number of bytes read so far. A field without a value is
+    removed from its object, at any depth: Arrow gives each object of a column the keys of all of
+    them, so a null in the data cannot be told from one that Arrow filled in. Raises DataError where
+    the file is damaged."""
     import pyarrow
     import pyarrow.parquet
 
@@ -53,8 +53,8 @@ def _given(data: Mapping[str, Any], cleaners: Mapping[str, Clean]) -> dict[str, 
 
 
 def _cleaner(kind: pyarrow.DataType) -> Clean | None:
-    """Gives a function that removes the empty fields from a value of this type; None where the type
-    has no objects in it."""
+    """Gives a function that removes empty fields from a value of this type; None where the type
+    contains no objects."""
     import pyarrow.types as types
 
     if types.is_struct(kind):

@@ -1,4 +1,4 @@
-"""Reads plain text as documents: each file, or each part between blank lines, is one."""
+"""Reads plain text as documents: each file is one, or each part between blank lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TOO_LONG = "is longer than {} MiB, which are encoded at once; "
 
 
 def read_documents(file: BinaryIO, name: str) -> Iterator[tuple[Row | BadRow, int]]:
-    """Yields the whole file as one row, with its size."""
+    """Yields the whole file as one row, with its size in bytes."""
     raw = file.read(MAX_LINE_BYTES + 1)
     if len(raw) > MAX_LINE_BYTES:
         todo = "--format paragraphs reads a document between each two blank lines"
@@ -23,7 +23,7 @@ def read_documents(file: BinaryIO, name: str) -> Iterator[tuple[Row | BadRow, in
 
 
 def read_paragraphs(file: BinaryIO, name: str) -> Iterator[tuple[Row | BadRow, int]]:
-    """Yields each part between blank lines, with the bytes read so far."""
+    """Yields each part between blank lines as a row, with the number of bytes read so far."""
     lines: list[bytes] = []
     first = number = size = length = 0
     while raw := file.readline(MAX_LINE_BYTES + 1):

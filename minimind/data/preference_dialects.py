@@ -48,7 +48,7 @@ def _read_own_pair(data: Data, unread: set[str]) -> Data:
 
 
 def _check_scores(data: Data) -> None:
-    """Raises RowProblem where the row's own scores contradict the order of the pair."""
+    """Raises RowProblem where the row's own scores rate the rejected answer higher."""
     for key, better in data.items():
         if "chosen" not in key or not _SCORE.search(key):
             continue
@@ -64,8 +64,8 @@ def _check_scores(data: Data) -> None:
 
 
 def _with_prompt(data: Data, prompt: list[Turn], unread: set[str]) -> Data:
-    """Puts the prompt before both sides, unless they repeat it. Raises RowProblem where they begin
-    with another prompt."""
+    """Puts the prompt before both answers, unless they repeat it. Raises RowProblem where they
+    begin with another prompt."""
     _check_scores(data)
     _check_repeated(data, prompt)
     read = read_shared(data)
@@ -85,7 +85,7 @@ def _with_prompt(data: Data, prompt: list[Turn], unread: set[str]) -> Data:
 
 
 def _check_repeated(data: Data, prompt: list[Turn]) -> None:
-    """Raises RowProblem where both texts begin with the prompt's own."""
+    """Raises RowProblem where both answers' texts begin with the prompt's text."""
     asked = prompt[-1].get("content") if isinstance(prompt[-1], dict) else None
     if not isinstance(asked, str) or len(asked.split()) < 2:
         return
@@ -100,7 +100,7 @@ def _check_repeated(data: Data, prompt: list[Turn]) -> None:
 
 def _read_prompt_pair(data: Data, unread: set[str]) -> Data:
     for key in _LISTS:
-        # UltraFeedback's repeat the chosen side.
+        # UltraFeedback's "messages" repeat the chosen side.
         if data.get(key) and data[key] != data.get("chosen"):
             raise RowProblem(f'"prompt" and "{key}" both: keep the prompt in one place')
     return _with_prompt(data, read_side(data, "prompt", "user", unread), unread)
@@ -141,8 +141,8 @@ def _is_pair(data: Mapping[str, Any]) -> bool:
 
 
 def _list_dialect(key: str, speaker: str, title: str, prompt: str, answer: str) -> Dialect:
-    """Builds the dialect of LLaMA-Factory's pairs: a list of turns, and one more turn on each
-    side."""
+    """Builds the dialect of LLaMA-Factory's pairs: a list of turns under `key`, and one more turn
+    as each answer."""
     return Dialect(
         name="llama-factory",
         title=f"{title} with chosen and rejected",

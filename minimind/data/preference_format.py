@@ -1,4 +1,4 @@
-"""The preference format: a better and a worse answer to one conversation."""
+"""Defines the preference format: a better and a worse answer to one conversation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ _SIDES = ("chosen", "rejected")
 
 
 def preference_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[PairSample | BadRow]:
-    """Reads `{"chosen": [turns], "rejected": [turns]}`, each side as in the chat format."""
+    """Tokenises `{"chosen": [turns], "rejected": [turns]}` rows, each side as in the chat
+    format."""
     return encode_rows(
         rows,
         tokenizer,
@@ -45,7 +46,7 @@ def _read_sides(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
 
 
 def _check_one_prompt(chosen: Chat, rejected: Chat) -> None:
-    """Raises BadChat where the sides differ before an answer."""
+    """Raises BadChat where the two sides differ before an answer."""
     if chosen.tools != rejected.tools:
         raise BadChat('"chosen" and "rejected" have other tools: a pair answers one prompt')
     for number, turns in enumerate(zip(chosen.messages, rejected.messages, strict=False), start=1):

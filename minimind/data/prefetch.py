@@ -1,4 +1,4 @@
-"""Runs an iterator ahead of its reader in a background thread."""
+"""Runs an iterator ahead of its reader, in a background thread."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ _POLL_S = 0.1
 
 
 def prefetched(items: Iterator[ItemT], ahead: int) -> Iterator[ItemT]:
-    """Yields the same items, up to `ahead` of them computed before they are asked for. An exception
-    of `items` is raised at its place. Closing the generator, or dropping it, ends the thread."""
+    """Yields the same items, of which up to `ahead` are computed before they are asked for. An
+    exception of `items` is raised in its place in the order. Closing or dropping the generator ends
+    the thread."""
     done = object()
     ready: queue.Queue[object] = queue.Queue(maxsize=max(1, ahead))
     stopped = threading.Event()
@@ -38,7 +39,7 @@ def prefetched(items: Iterator[ItemT], ahead: int) -> Iterator[ItemT]:
         except BaseException as error:
             offer(_Failure(error))
 
-    # A daemon, so that a reader that dies does not keep the process alive.
+    # A daemon thread, so that it does not keep the process alive when the reader dies.
     thread = threading.Thread(target=work, name="data-prefetch", daemon=True)
     thread.start()
     try:
@@ -55,7 +56,7 @@ def read_steps(
     batches_of: Callable[[int], list[BatchT]], steps: Iterable[int], pin: bool, ahead: int = 2
 ) -> Iterator[list[BatchT]]:
     """Yields the micro-batches of each step. A background thread builds them, `ahead` steps before
-    their use and, with `pin`, in page-locked memory. Closing the iterator ends the thread."""
+    they are used, and with `pin` in page-locked memory. Closing the iterator ends the thread."""
 
     def build() -> Iterator[list[BatchT]]:
         for step in steps:
@@ -66,7 +67,8 @@ def read_steps(
 
 
 def read_batches(batches: Iterable[BatchT], pin: bool, ahead: int = 2) -> Iterator[BatchT]:
-    """Yields the batches, built ahead in the same way."""
+    """Yields the batches, which a background thread reads `ahead` batches before they are used, and
+    with `pin` moves to page-locked memory."""
     return prefetched((batch.pin_memory() if pin else batch for batch in batches), ahead)
 
 

@@ -1,5 +1,5 @@
-"""Reads prompts in the forms of OpenAI, ShareGPT, Alpaca and TRL. The rewards receive every other
-key of the row."""
+"""Reads prompts in the forms of OpenAI, ShareGPT, Alpaca and TRL. All other keys of a row are kept
+for the rewards."""
 
 from __future__ import annotations
 

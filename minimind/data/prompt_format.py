@@ -26,9 +26,9 @@ class Prompt:
     """Holds one prompt of a batch."""
 
     ids: tuple[int, ...]
-    """The ids up to and including the header of the assistant's turn to be written."""
+    """The ids up to and including the header of the assistant's turn that is to be written."""
     unit: int
-    """The prompt's number in the epoch."""
+    """The prompt's number within the epoch."""
     row: dict[str, Any]
     """The whole row of the data file."""
     place: int
@@ -37,18 +37,19 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptBatch(UnitBatch):
-    """Holds prompts, one a row, without targets. Its count is the number of prompts."""
+    """Holds prompts, each in a row of its own, without targets. Its `count` is the number of
+    prompts."""
 
     prompts: tuple[Prompt, ...]
-    """The prompts stay on the CPU; rows of padding have none."""
+    """The prompts, which stay on the CPU; rows of padding have none."""
 
 
 def prompt_samples(
     rows: Sequence[Row], tokenizer: Tokenizer, thinking: bool = False
 ) -> list[Sample | BadRow]:
-    """Reads `{"conversations": [turns], "gt" or "answer": any JSON}`, whose last assistant turn is
-    empty or missing. With `thinking` the assistant's turn opens with a thinking block, else with an
-    empty one."""
+    """Tokenises `{"conversations": [turns], "gt" or "answer": any JSON}` rows, whose last assistant
+    turn is empty or missing. The assistant's turn opens with a thinking block if `thinking`, else
+    with an empty one."""
 
     def read(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
         chat = read_prompt(row)
@@ -63,7 +64,7 @@ def prompt_samples(
 
 
 def read_prompt(row: Row) -> Chat:
-    """Gives the turns of a row's prompt, without an empty one at the end. Raises BadChat."""
+    """Gives the turns of a row's prompt, without an empty last one. Raises BadChat."""
     if "conversations" not in row.data:
         raise BadChat(missing_key(row, "conversations", _EXAMPLE))
     if "gt" in row.data and "answer" in row.data and row.data["gt"] != row.data["answer"]:
@@ -103,7 +104,7 @@ def _is_empty(message: Message) -> bool:
 
 
 def collate_prompts(rows: Sequence[PackedRow], units_per_row: int) -> PromptBatch:
-    """Collates the rows, and keeps their prompts in the form that a generator takes."""
+    """Joins rows into a batch, and keeps their prompts in the form that generation takes."""
     assert units_per_row == 1, "each prompt has a row of its own"
     batch = collate_units(rows, units_per_row, needs_targets=False)
     prompts = [

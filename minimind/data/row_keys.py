@@ -1,7 +1,7 @@
-"""Decides which keys of a row are read. Each key is used, refused with advice, or reported; none is
-dropped silently.
+"""Decides what happens to each key of a row: it is used, refused with advice, or reported as
+unread. None is dropped silently.
 
-A report names a key and its place: "'source'" is a row's key, "'name' of turns" a turn's.
+A report names a key and where it occurs: "'source'" is a row's key, "'name' of turns" a turn's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from minimind.data.jsonl import RowProblem
 
 _MOST_KNOWN = 4096
 _EMPTY: tuple[Any, ...] = ("", [], {})
-"""Empty values: a key that holds one, or null, counts as missing."""
+"""Values that count as empty: a key with one of these, or null, counts as missing."""
 _FLAGS = ("on", "off", "yes", "no", "true", "false", "none", "low", "medium", "high")
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
@@ -27,41 +27,42 @@ class Refusal:
     """Refuses a key that cannot be used and would change the meaning of the row."""
 
     why: str
-    """The reason and the advice."""
+    """The reason, and what to do."""
     applies: Callable[[Any, Mapping[str, Any]], bool] = lambda value, read: True
-    """(value, the used keys beside it) -> whether the value is refused; otherwise the key is
-    reported."""
+    """Takes the value and the used keys beside it; tells whether the value is refused. If not, the
+    key is reported as unread."""
 
 
 @dataclass(frozen=True, slots=True)
 class Suspicion:
-    """Holds words by which an unknown key is refused as one that changes the meaning."""
+    """Holds words that make an unknown key suspicious: it seems to change the meaning and is
+    refused."""
 
     words: tuple[str, ...]
     refusal: Refusal
 
     def of(self, key: str) -> Refusal | None:
-        """Gives the refusal, where the key has one of the words."""
+        """Gives the refusal if the key contains one of the words, else None."""
         return self.refusal if any(word in self.words for word in _words(key)) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeyTable:
-    """Lists the keys of one kind of object: of a row in one form, of a turn, of a tool call."""
+    """Lists the keys of one kind of object: a row in one form, a turn, or a tool call."""
 
     of: str
-    """The text after a reported key: " of turns"; nothing for a row's own."""
+    """The text that follows a reported key, such as " of turns"; "" for a row's own keys."""
     used: Mapping[str, str]
-    """The meaning of each key that is used."""
+    """The keys that are used, each with its meaning."""
     refused: Mapping[str, Refusal] = field(default_factory=dict)
     suspect: Suspicion | None = None
     hands_on: bool = False
-    """Whether every other key is handed on with the row, to the user's functions."""
+    """True where all other keys stay in the row, for the user's functions."""
     _others: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict, repr=False)
-    """The unused keys for each set of keys seen: the objects of one file are much alike."""
+    """For each set of keys seen, those that are not used: the objects of a file are much alike."""
 
     def check(self, data: Mapping[str, Any], unread: set[str]) -> None:
-        """Adds the reported keys to `unread`. Raises RowProblem for a key that is refused or looks
+        """Adds unread keys to `unread`. Raises RowProblem for a key that is refused or looks
         misspelt."""
         keys = tuple(data)
         others = self._others.get(keys)
@@ -94,14 +95,14 @@ class KeyTable:
 
 
 def is_prose(value: object) -> bool:
-    """Tells whether the value is text for people, and not a switch such as "on" or "high"."""
+    """Tells whether the value is text for people, not a switch such as "on" or "high"."""
     if isinstance(value, list):
         return any(is_prose(item) for item in value)
     return isinstance(value, str) and bool(value.strip()) and value.strip().lower() not in _FLAGS
 
 
 def is_number_like(value: object) -> bool:
-    """Tells whether the value is a number or a switch, or a list of them."""
+    """Tells whether the value is a number or a switch, or a list of these."""
     if isinstance(value, list):
         return all(is_number_like(item) for item in value)
     return isinstance(value, bool | int | float) or (
@@ -116,8 +117,8 @@ def _words(key: str) -> tuple[str, ...]:
 
 
 def choose(data: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
-    """Gives the value that stands under any of these names for one thing; None where all are
-    missing. Raises RowProblem where two have different values."""
+    """Gives the value of a property that may have any of the names `keys`; None where all are
+    missing. Raises RowProblem where two of them have different values."""
     found: dict[str, Any] = {}
     for key in keys:
         value = data.get(key)

@@ -1,5 +1,5 @@
 """Lists the refused keys: values beside a conversation that change what is learned from it, such as
-judgements, weights, and texts that no turn holds. Each refusal says what to do."""
+judgements, weights, and texts that are in no turn. Each refusal says what to do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from minimind.data.row_keys import Refusal, is_prose
-from minimind.data.turns import REASONING, ROLES, TURNS
+from minimind.data.turn_keys import REASONING, ROLES, TURNS
 
 Data = Mapping[str, Any]
 
@@ -31,7 +31,7 @@ def _is_no_one(value: Any, read: Data) -> bool:
 
 
 def _is_unsaid(value: Any, read: Data) -> bool:
-    """Tells whether the value has a text that stands in none of the texts that are read."""
+    """Tells whether the value contains a text that occurs in none of the texts that are read."""
     said = list(_texts(read))
     return is_prose(value) and any(
         not any(text in other for other in said)
@@ -41,7 +41,7 @@ def _is_unsaid(value: Any, read: Data) -> bool:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Gives all texts in the value, without the keys of turns."""
+    """Yields all texts in a value, but not its keys."""
     if isinstance(value, str):
         yield value.strip()
     elif isinstance(value, Mapping):
@@ -57,7 +57,7 @@ def _spaced(text: str) -> str:
 
 
 def _ends_before(value: Any, read: Data) -> bool:
-    """Tells whether the turns end in one that this value may answer."""
+    """Tells whether the value may be the answer that the last turn lacks."""
     turns = next((read[key] for key in _LISTS if key in read), None)
     last = turns[-1] if isinstance(turns, list) and turns else None
     if not is_prose(value) or not isinstance(last, Mapping):
@@ -101,7 +101,7 @@ _PROMPTS = Refusal("only the assistant's turns are targets: leave the key out",
 NO_MEDIA = {
     key: TURNS.refused[key] for key in TURNS.refused if key.startswith(("image", "audio", "video"))
 }
-"""Refusals for every row."""
+"""Refusals that apply to every kind of row."""
 BESIDE = {
     **dict.fromkeys(
         ("instruction", "instructions", "system_instruction", "developer", "question", "query",
@@ -111,7 +111,7 @@ BESIDE = {
     ),
     **dict.fromkeys((*REASONING, "analysis", "rationale"), _UNTHOUGHT),
 }  # fmt: skip
-"""Texts beside a conversation. A name that a form reads is used, and not refused."""
+"""Texts beside a conversation. A key that a form reads counts as used and is not refused."""
 WEIGHED = {
     **dict.fromkeys(
         ("weight", "weights", "sample_weight", "example_weight", "train_weight", "loss_weight",
@@ -132,7 +132,7 @@ WEIGHED = {
     ),
     **dict.fromkeys(("train_on_inputs", "train_on_input", "train_on_prompt"), _PROMPTS),
 }  # fmt: skip
-"""Keys that say how much, or which part, of a row is learned."""
+"""Keys that say how much, or which part, of a row is to be learned."""
 CHAT_REFUSED = {
     **NO_MEDIA,
     **BESIDE,

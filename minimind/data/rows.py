@@ -1,5 +1,5 @@
-"""Reads the rows of a source in the project's own form. Training, validation, tokenizer training
-and all other users of data files read through this module."""
+"""Reads the rows of a source and converts them to the project's own form. Training, validation,
+tokenizer training and all other users of data files read through this module."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from minimind.types import Row
 logger = logging.getLogger(__name__)
 
 FIRST_ROWS = 20
-"""The number of first rows of which at least one has to be in a known form."""
+"""At least one of this many first rows must be in a known form."""
 _KEYS_SHOWN = 8
 _MOST_REPORTED = 20
 
@@ -38,8 +38,8 @@ DIALECTS: dict[str, tuple[Dialect, ...]] = {
     "unpaired": UNPAIRED_DIALECTS,
     "prompt": PROMPT_DIALECTS,
 }
-"""The forms of the rows of each format (data/formats.py), by its name. A form that contains others
-comes after them."""
+"""The dialects of each data format (data/formats.py). A form that includes others comes after
+them."""
 ALL_KINDS = tuple(DIALECTS)
 USED_BY = {
     "text": "--stage pretrain",
@@ -57,18 +57,18 @@ FORMAT_NAMES = tuple(
 
 
 class RowReader:
-    """Reads the rows of one source, each in the project's own form."""
+    """Reads the rows of one source, converted to the project's form."""
 
     def __init__(
         self, file: DataFile, kinds: Sequence[str], format_name: str | None = None
     ) -> None:
-        """Takes the formats (`kinds`), of which one is that of the rows; a format without dialects
-        takes its rows unchanged. `format_name` is one of FORMAT_NAMES; without it the first rows
-        decide. Raises DataError where the rows are in no known form, ConfigError for a name that
-        does not fit."""
+        """`kinds` names the data formats that the rows may be of; rows of a format without dialects
+        are read unchanged. `format_name`, one of FORMAT_NAMES, names their form; without it the
+        first rows decide. Raises DataError where the rows are in no known form, ConfigError for a
+        name that does not fit."""
         self.num_rows = 0
         self.unread: Counter[str] = Counter()
-        """For each key, the number of rows read so far that have it."""
+        """For each unread key, the number of rows read so far that have it."""
         self._kinds = kinds
         plain = next((c for c in PLAIN_TEXTS if c.name == format_name), None)
         self.file = file.as_plain_text(plain) if plain else file
@@ -86,14 +86,14 @@ class RowReader:
 
     @property
     def key(self) -> list[Any]:
-        """Gives all that decides the rows besides the bytes, for a cache key."""
+        """Gives all that decides the rows besides the files' bytes, for a cache key."""
         parts: list[Any] = [self.file.kinds] if self.file.kinds else []
         if self.dialect is not None:
             parts += [dialects.VERSION, self.dialect.name, self.dialect.title]
         return parts
 
     def describe(self) -> str:
-        """Describes the rows, as in "ShareGPT (from, value), JSON lines compressed by gzip"."""
+        """Describes the rows, such as "ShareGPT (from, value), JSON lines compressed by gzip"."""
         title = ""
         if self.dialect is not None and self.dialect.name != dialects.OWN:
             title = self.dialect.title
@@ -148,7 +148,7 @@ class RowReader:
         )
 
     def _detect(self) -> tuple[Dialect | None, Row | None]:
-        """Finds the first row that is in a dialect; gives the dialect and the row."""
+        """Gives the dialect of the first row that is in one, and the row."""
         seen: list[Row] = []
         for row, _ in read_rows(self.file):
             if not isinstance(row, Row):
@@ -205,12 +205,12 @@ class RowReader:
 def open_rows(
     path: str | Path, kinds: Sequence[str] = ALL_KINDS, format_name: str | None = None
 ) -> RowReader:
-    """Opens a source, and finds the form of its rows. Raises DataError and ConfigError."""
+    """Opens a source and finds the form of its rows. Raises DataError and ConfigError."""
     return RowReader(find_data(path), kinds, format_name)
 
 
 def unread_message(path: str, unread: Mapping[str, int], num_rows: int) -> str:
-    """Describes, once for a whole source, the parts of its rows that were not used."""
+    """Describes all parts of a source's rows that were not used, in one message."""
     counts = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
     said = [f"{name} ({count:,})" for name, count in counts[:_MOST_REPORTED]]
     if more := len(counts) - len(said):
@@ -234,7 +234,7 @@ def _leading(known: Iterable[Dialect]) -> list[str]:
 
 
 def users_of(kinds: Sequence[str]) -> str:
-    """Says who takes rows of these formats, as in "--stage sft, lora and distill"."""
+    """Says which stages take rows of these formats, such as "--stage sft, lora and distill"."""
     if len(kinds) > 1:
         return "this command"
     return USED_BY.get(kinds[0], f"the format {kinds[0]}")

@@ -1,4 +1,4 @@
-"""Compares the ids of two tokenizers: weights know a token by its number alone."""
+"""Compares the tokens of two tokenizers, since weights know a token only by its id."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from minimind.errors import ConfigError, DataError
 
 
 def check_same_tokens(tokenizer: Tokenizer, other: Tokenizer, advice: str) -> None:
-    """Raises ConfigError where an id stands for other bytes in one of the tokenizers, or a document
-    begins with another token; its message ends with `advice`. Merges, normalizers and chat
+    """Raises ConfigError, whose message ends with `advice`, where an id stands for different bytes
+    in the two tokenizers, or a document begins with different tokens. Merges, normalizers and chat
     templates may differ: they decide which ids a text becomes, not what an id means."""
 
     def spell(side: Tokenizer, id: int) -> bytes:
@@ -35,8 +35,8 @@ def check_same_tokens(tokenizer: Tokenizer, other: Tokenizer, advice: str) -> No
 
 
 def check_folder_tokens(tokenizer: Tokenizer, folder: Path, advice: str) -> None:
-    """Runs `check_same_tokens` with the tokenizer in a model's folder; a folder without a tokenizer
-    passes. Raises ConfigError, with `advice`, also where that tokenizer cannot be read."""
+    """Compares `tokenizer` with the one in a model folder by `check_same_tokens`; a folder without
+    one passes. Raises ConfigError, with `advice`, also where that tokenizer cannot be read."""
     if not has_tokenizer(folder):
         return
     try:
@@ -47,8 +47,8 @@ def check_folder_tokens(tokenizer: Tokenizer, folder: Path, advice: str) -> None
 
 
 def describe_other_end(tokenizer: Tokenizer, folder: Path) -> str:
-    """Says that the tokenizer in a model's folder ends a document with another token; "" where it
-    does not, or is missing. Raises DataError where it cannot be read."""
+    """Says that the tokenizer in a model folder ends a document with another token; "" where it
+    ends with the same one or is missing. Raises DataError where it cannot be read."""
     other = Tokenizer.load(folder) if has_tokenizer(folder) else tokenizer
     if other.eos_id == tokenizer.eos_id:
         return ""
@@ -60,7 +60,7 @@ def describe_other_end(tokenizer: Tokenizer, folder: Path) -> str:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Tells whether a model's folder has a tokenizer."""
+    """Tells whether a model folder has a tokenizer."""
     return (folder / TOKENIZER_FILE).is_file()
 
 

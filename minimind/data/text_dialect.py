@@ -1,5 +1,5 @@
-"""Reads documents for pretraining, which have one form of row; plain text and compression are the
-task of data/containers.py."""
+"""Reads documents for pretraining, which have a single form of row. Plain text and compression are
+handled in data/containers.py."""
 
 from __future__ import annotations
 

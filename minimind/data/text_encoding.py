@@ -1,5 +1,5 @@
 """Recognises the encoding of a text by its bytes. Only UTF-8 is read; for another encoding the
-message says how to convert it."""
+error says how to convert it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from dataclasses import dataclass
 _MARKS = ((b"\xff\xfe\x00\x00", "UTF-32"), (b"\x00\x00\xfe\xff", "UTF-32"),
           (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))  # fmt: skip
 _LINES = 20
-"""The number of lines looked at that have non-ASCII characters."""
+"""The number of lines with non-ASCII characters that are examined."""
 _SURE = 0.85
-"""The share of those characters that has to be common in the language."""
+"""The share of those characters that must be common ones in an encoding's language."""
 _ENOUGH = 3
 Share = Callable[[Sequence[bytes]], float]
-"""Gives the share of the characters of these lines that is common in an encoding."""
+"""Takes lines and gives the share of their non-ASCII characters that are common in one encoding's
+language."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +24,14 @@ class Encoding:
     """Describes an encoding that is not read."""
 
     name: str
-    """The name that people read; "" for an unknown encoding."""
+    """The name for messages; "" for an unknown encoding."""
     code: str
     """The name that `iconv -f` takes."""
 
 
 def find_encoding(head: bytes, is_cut: bool) -> Encoding | None:
-    """Recognises a file's encoding by its beginning (`is_cut`: the file goes on after it). Gives
-    None for UTF-8, and for binary data, which has bytes of 0."""
+    """Recognises a file's encoding by its beginning; `is_cut` says that the file goes on after it.
+    Gives None for UTF-8, and for binary data, which contains zero bytes."""
     for mark, name in _MARKS:
         if head.startswith(mark):
             return Encoding(name, name)
@@ -48,7 +49,7 @@ def find_encoding(head: bytes, is_cut: bool) -> Encoding | None:
     if found := _likeliest(_OF_TWO_BYTES, lines):
         return found
     runs = [len(run) for line in lines for run in re.findall(rb"[\x80-\xff]+", line)]
-    # The accented letters and quotes of one byte stand apart.
+    # In a one-byte encoding, accented letters and quotes stand between ASCII characters.
     if len(runs) >= _ENOUGH and sum(runs) < 1.5 * len(runs) and _decode(lines, "cp1252"):
         return Encoding("Windows-1252 (or Latin-1)", "CP1252")
     if found := _likeliest(_OF_ONE_BYTE, lines):
@@ -65,13 +66,13 @@ def _is_utf8(line: bytes, is_cut: bool) -> bool:
     try:
         line.decode("utf-8")
     except UnicodeDecodeError as error:
-        # The one line of a head ends anywhere.
+        # A head may end in the middle of a character.
         return is_cut and error.reason == "unexpected end of data"
     return True
 
 
 def _decode(lines: Sequence[bytes], codec: str) -> str:
-    """Decodes the non-ASCII characters of the lines; "" where the codec lacks any of them."""
+    """Gives the non-ASCII characters of the lines; "" where the codec cannot decode them."""
     try:
         text = "".join(line.decode(codec) for line in lines)
     except UnicodeDecodeError:
@@ -88,7 +89,8 @@ def _share(codec: str, is_usual: Callable[[str], bool]) -> Share:
 
 
 def _lead(char: str, codec: str) -> int:
-    """Gives the first of a character's two bytes; 0 for a character of another length."""
+    """Gives the first of a character's two bytes in the codec; 0 for a character of another
+    length."""
     coded = char.encode(codec, "ignore")
     return coded[0] if len(coded) == 2 else 0
 
@@ -110,7 +112,7 @@ def _is_japanese(char: str) -> bool:
 
 def _japanese(codec: str) -> Share:
     share, kana = _share(codec, _is_japanese), _share(codec, lambda char: "\u3041" <= char <= "ヶ")
-    # Every Japanese text has kana, which Chinese ones decode to by chance alone.
+    # Every Japanese text has kana; Chinese text decodes to kana only by chance.
     return lambda lines: share(lines) + 0.1 if kana(lines) > 0.2 else 0.0
 
 

@@ -1,4 +1,4 @@
-"""The text format: documents of which every token is a target."""
+"""Defines the text format: documents of which every token is a target."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from minimind.types import Row, Sample
 
 
 def text_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Sample | BadRow]:
-    """Reads `{"text": …}` as bos, text, eos, each of them a target; other keys are ignored."""
+    """Tokenises `{"text": …}` rows as bos, text, eos, all of them targets. Other keys are
+    ignored."""
     problems = [text_problem(row) for row in rows]
     good = [row.data["text"] for row, problem in zip(rows, problems, strict=True) if not problem]
     encoded = iter(tokenizer.encode_batch(good))
@@ -31,14 +32,14 @@ def text_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Sample | Bad
 
 
 def text_problem(row: Row) -> str | None:
-    """Says why a row cannot be used as text; None for a good row."""
+    """Gives the reason why a row cannot be used as text, or None."""
     if "text" not in row.data:
         return missing_key(row, "text", '{"text": "…"}')
     return string_problem(row.data["text"], '"text"')
 
 
 def string_problem(value: object, what: str) -> str | None:
-    """Says why `value` is not a text to train on; None for a good one."""
+    """Gives the reason why `value`, called `what`, is not a text to train on, or None."""
     if not isinstance(value, str):
         return f"{what} is {json_type(value)} where a string is expected"
     if not value.strip():
@@ -47,7 +48,7 @@ def string_problem(value: object, what: str) -> str | None:
 
 
 def surrogate_problem(text: str, what: str) -> str | None:
-    """Says where `text` holds half of a surrogate pair; None where it does not."""
+    """Gives the place of a lone surrogate in `text`, as a message, or None."""
     if not text.isascii():
         try:
             text.encode()

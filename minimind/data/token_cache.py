@@ -1,9 +1,9 @@
-"""Tokens of a data source on disk, memory-mapped, keyed by what they were made of.
+"""Keeps a data source's tokens on disk, memory-mapped, under a key of all that decides them.
 
 A cache folder holds `tokens.bin` (uint16, or uint32 for large vocabularies), `offsets.bin` (int64
 [documents + 1], where each document starts), `lines.bin` (int64 [documents]), `targets.bin` (one
-byte a token, only for formats where not every token is a target), `meta_NAME.bin` for each column
-of the format (one number a unit; or UTF-8, with `meta_NAME_offsets.bin`) and `meta.json`.
+byte per token, only for formats where not every token is a target), `meta_NAME.bin` for each column
+of the format (one number per unit; or UTF-8 text, with `meta_NAME_offsets.bin`) and `meta.json`.
 """
 
 from __future__ import annotations
@@ -39,18 +39,17 @@ class TokenCache:
     def __init__(
         self, folder: Path, file: DataFile, format: Format, meta: dict[str, Any], described: str
     ) -> None:
-        """Maps the files of a whole cache folder; `file` is the source, for messages."""
+        """Maps the files of a complete cache folder. `file` is the source, for messages."""
         self.folder = folder
         self.path = file.path
         self.described = described
-        """The form of its rows, unless that is the project's own in JSON lines."""
+        """The form of the rows; "" for the project's own in JSON lines."""
         self.key: str = meta["key"]
         self.format = format
         self.num_documents: int = meta["num_documents"]
-        """The number of documents: `format.documents_per_unit` successive ones belong to one
+        """The number of documents. Each `format.documents_per_unit` successive ones come from one
         row."""
         self.num_tokens: int = meta["num_tokens"]
-        self.text_bytes: int = meta["text_bytes"]
         self.num_skipped: int = meta["num_skipped"]
         self._members = file.members
         self._first_documents: list[int] = meta["first_documents"]
@@ -58,10 +57,10 @@ class TokenCache:
             BadRow(self._members[at].path, line, why, self._members[at].container.unit)
             for at, line, why in meta["skipped"]
         ]
-        """The rows left out; at most the first 10,000 of them."""
+        """The rows that were left out; of more than 10,000 only the first ones."""
         self.num_rows: int = meta["num_rows"]
         self.unread: dict[str, int] = meta["unread"]
-        """For each part of a row that is in no token (data/row_keys.py), the number of rows that
+        """For each part of a row that became no token (data/row_keys.py), the number of rows that
         have it."""
         self._tokens = _map(folder / "tokens.bin", meta["dtype"], self.num_tokens)
         self._offsets = _map(folder / "offsets.bin", "int64", self.num_documents + 1)
@@ -82,21 +81,22 @@ class TokenCache:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Gives the number of tokens of each document: int64 [documents]."""
+        """Gives the number of tokens of each document, int64 [documents]."""
         return np.diff(self._offsets)
 
     def tokens(self, document: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Gives the tokens from start to stop of a document: a view of the mapped file."""
+        """Gives the tokens `start` to `stop` of a document, as a view of the mapped file."""
         return self._tokens[self._range(document, start, stop)]
 
     def is_target(
         self, document: int, start: int = 0, stop: int | None = None
     ) -> np.ndarray | None:
-        """Gives bool, aligned with `tokens`; None where every token is a target."""
+        """Tells which of the tokens that `tokens` gives are targets, as bool; None where all
+        are."""
         return None if self._targets is None else self._targets[self._range(document, start, stop)]
 
     def meta(self, unit: int) -> dict[str, Any]:
-        """Gives the further values of a unit's row, by the names of the format's columns."""
+        """Gives the other values of a unit's row, by the names of the format's columns."""
         return {name: self._value(name, unit) for name in self._columns}
 
     def _value(self, name: str, unit: int) -> Any:
@@ -106,7 +106,7 @@ class TokenCache:
         return column[offsets[unit] : offsets[unit + 1]].tobytes().decode()
 
     def source(self, document: int) -> str:
-        """Names `file:line` of a document."""
+        """Gives `file:line` of a document."""
         member = self._members[bisect.bisect_right(self._first_documents, document) - 1]
         return spell_place(member.path, int(self._lines[document]), member.container.unit)
 
@@ -125,14 +125,13 @@ def build_token_cache(
     progress: bool = False,
     format_name: str | None = None,
 ) -> TokenCache:
-    """Tokenises a data file (or a folder of them) on all cores, or opens the cache of an earlier
-    call.
+    """Tokenises a data source on all cores, or opens the cache of an earlier call.
 
-    Memory does not grow with the file. `progress` shows a bar where stderr is a terminal.
+    Memory use does not grow with the source. `progress` shows a bar where stderr is a terminal.
     `format_name` names the form of the rows (data/rows.py); without it the first rows decide.
-    Raises DataError where the file cannot be used, where the disk is full, and with "stop" where
+    Raises DataError where the source cannot be used, where the disk is full, and with "stop" where
     any row is bad: the message lists them. With "skip" bad rows are left out and logged. Skipped
-    rows and unread parts are logged also when the cache is reused.
+    rows and unread parts are logged again when a cache is reused.
     """
     if on_bad_row not in ("stop", "skip"):
         raise ConfigError(f"on_bad_row is {on_bad_row!r}; it must be stop or skip")
@@ -173,7 +172,8 @@ def _report_bad_rows(cache: TokenCache, on_bad_row: OnBadRow) -> None:
 
 
 def _key(reader: RowReader, tokenizer: Tokenizer, format: Format) -> str:
-    """Leaves on_bad_row out of the key: the skipped rows are part of the cache."""
+    """Gives the cache key. on_bad_row is not part of it, since the cache records the skipped
+    rows."""
     parts = [LAYOUT_VERSION, reader.file.digest, reader.key]
     parts += [tokenizer.fingerprint, format.name, format.version]
     if format.columns:
@@ -199,5 +199,5 @@ def _map(path: Path, dtype: str, length: int) -> np.ndarray:
         raise ValueError(f"{path.name} has {size} bytes, not {length} × {dtype}")
     if not length:
         return np.empty(0, dtype=dtype)  # nothing cannot be mapped
-    # A plain view: slices of np.memmap itself cost microseconds each.
+    # A plain array: slicing np.memmap itself takes microseconds each time.
     return np.memmap(path, dtype=dtype, mode="r", shape=(length,)).view(np.ndarray)

@@ -1,4 +1,4 @@
-"""Writes a token cache: one pass over a data file, in batches, into a folder of flat arrays."""
+"""Writes a token cache: one pass over a data source, in batches, into a folder of flat arrays."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ from minimind.types import PairSample, Row, Sample
 
 META_FILE = "meta.json"
 MAX_RECORDED = 10_000
-"""Bad rows whose line and reason are kept; further ones are only counted."""
+"""The most bad rows whose line and reason are kept; others are only counted."""
 
 _BATCH_BYTES = 1 << 20
-"""Text tokenised at a time: enough to keep all cores busy, and about 100 MB while encoded."""
+"""The bytes of text tokenised at a time: enough to keep all cores busy, and about 100 MB of
+memory."""
 _BATCH_ROWS = 8192
 
 _Read = Sample | PairSample | BadRow
@@ -48,11 +49,11 @@ def write_tokens(
     on_bad_row: Literal["stop", "skip"],
     progress: bool,
 ) -> None:
-    """Tokenises the rows of `reader` into `folder`, which is there whole afterwards or not at all.
+    """Tokenises the rows of `reader` into `folder`, which is complete or absent afterwards.
 
-    All rows are read before bad ones are reported, so that one run names them all; with "stop" any
-    bad row leaves nothing behind. Raises DataError for bad rows, for a file without a usable row,
-    for a file that changes while it is read and for a full disk.
+    All rows are read before bad ones are reported, so that one run names them all; with "stop" a
+    bad row leaves nothing behind. Raises DataError for bad rows, a source without usable rows, a
+    source that changes while it is read, and a full disk.
     """
     file = reader.file
     before = _state(file)
@@ -84,11 +85,11 @@ class _Batch:
     rows: list[Row]
     bad: list[BadRow]
     end: int
-    """The bytes of text read so far."""
+    """The bytes of text read up to the end of this batch."""
 
 
 class _Writer:
-    """Appends samples to the arrays and records bad rows."""
+    """Appends samples to the arrays, and records bad rows."""
 
     def __init__(self, reader: RowReader, tokenizer: Tokenizer, format: Format) -> None:
         self._reader, self._file = reader, reader.file
@@ -187,7 +188,7 @@ class _Writer:
         }
 
     def bytes_needed(self) -> int:
-        """Estimates the bytes of the whole cache from those of the part read so far."""
+        """Estimates the size of the whole cache from the part written so far."""
         itemsize = np.dtype(self._dtype).itemsize + (not self._format.all_targets)
         written = self._num_tokens * itemsize + self._num_documents * 16
         if not written:
@@ -195,7 +196,7 @@ class _Writer:
         return round(written * max(1.0, self._file.size / self._read_bytes))
 
     def _write(self, name: str, array: np.ndarray) -> None:
-        # Not ndarray.tofile: its errors do not say that the disk is full.
+        # Not by ndarray.tofile, whose errors do not say that the disk is full.
         self._files[name].write(array.tobytes())
 
 
@@ -203,7 +204,7 @@ def _encoded(
     batches: Iterator[_Batch], format: Format, tokenizer: Tokenizer
 ) -> Iterator[tuple[_Batch, list[_Read]]]:
     """Yields each batch with its samples, in order. While one batch is encoded, on all cores and
-    without Python's lock, the main thread parses the next and writes the one before."""
+    without Python's lock, the main thread parses the next batch and writes the previous one."""
     pending: deque[tuple[_Batch, Future[list[_Read]]]] = deque()
     with ThreadPoolExecutor(max_workers=1) as pool:
         for batch in batches:
@@ -243,8 +244,8 @@ def _batches(reader: RowReader, progress: bool) -> Iterator[_Batch]:
 
 
 def _column_problem(columns: Mapping[str, str], meta: Mapping[str, Any]) -> str | None:
-    """Names the value of a row that does not fit its column and would be stored as another
-    value."""
+    """Describes a value that does not fit its column and would be stored as another value; None if
+    all fit."""
     for name, kind in columns.items():
         value = meta[name]
         if kind == TEXT_COLUMN:

@@ -1,4 +1,4 @@
-"""Tokenises text by byte-level BPE; text never becomes a special token."""
+"""Tokenises text by byte-level BPE. Text never becomes a special token."""
 
 from __future__ import annotations
 
@@ -14,18 +14,13 @@ import tokenizers
 from tokenizers import processors
 
 from minimind.config.spelling import did_you_mean_file
+from minimind.config.tags import CALL, END_CALL, END_RESULT, END_THINK, RESULT, THINK
 from minimind.data.text_pieces import split_text
 from minimind.errors import ConfigError, DataError
 
-TAGS = (
-    "<tool_call>",
-    "</tool_call>",
-    "<tool_response>",
-    "</tool_response>",
-    "<think>",
-    "</think>",
-)
-"""Ids 21 to 26 of our own tokenizers: assistant turns may spell them."""
+TAGS = (CALL, END_CALL, RESULT, END_RESULT, THINK, END_THINK)
+"""The tags that assistant turns may spell as tokens; ids 21 to 26 in the project's own
+tokenizers."""
 
 TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"
@@ -33,15 +28,15 @@ _TEMPLATE_FILE = "chat_template.jinja"
 
 
 class Tokenizer:
-    """Turns text into ids and back, in two readings of the same vocabulary.
+    """Turns text into ids and back.
 
-    `encode` reads text as data: no text gives a special or added token. `encode_rendered` knows
-    every added token. Conversations are read by data/chat_encoding.py.
+    `encode` treats text as data: no text becomes a special or added token. `encode_rendered`
+    recognises every added token. Conversations are encoded by data/chat_encoding.py.
     """
 
     def __init__(self, spec: dict[str, Any], config: dict[str, Any], origin: str) -> None:
-        """Takes tokenizer.json as `spec`, tokenizer_config.json with the chat template in it as
-        `config`, and the tokenizer's name in messages as `origin`. Raises DataError."""
+        """Takes the contents of tokenizer.json (`spec`) and of tokenizer_config.json with the chat
+        template (`config`); `origin` names the tokenizer in messages. Raises DataError."""
         self._spec = spec
         self._config = config
         self.origin = origin
@@ -50,12 +45,12 @@ class Tokenizer:
         self._rendered = _build(spec, set(self.added_ids), origin)
         self._plain = _build(spec, set(), origin)
         self.vocab_size = 1 + max(self._rendered.get_vocab().values())
-        """A number above every id, so that a table of this size has a row for each."""
+        """One more than the largest id, so that a table of this size has a row for every id."""
         self.special_tokens = _special_tokens(config)
-        """The text of each special token that the configuration names, as chat templates have it:
-        bos_token, eos_token and so on."""
+        """The texts of the special tokens that the configuration names, by the names that chat
+        templates use: bos_token, eos_token and so on."""
         self.bos_id = self._special_id("bos_token") if "bos_token" in self.special_tokens else None
-        """None where the tokenizer has no bos, like Qwen's: a document then begins with its
+        """The bos id; None where the tokenizer has none, as Qwen's, and a document begins with its
         text."""
         self.eos_id = self._special_id("eos_token")
         self.pad_id = self._special_id("pad_token", default=self.eos_id)
@@ -67,8 +62,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Reads tokenizer.json, tokenizer_config.json and, where there is one,
-        chat_template.jinja. Raises DataError."""
+        """Loads tokenizer.json, tokenizer_config.json and, if there is one, chat_template.jinja.
+        Raises DataError."""
         folder = Path(folder)
         if not folder.is_dir():
             raise DataError(
@@ -87,7 +82,7 @@ class Tokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Writes the two files that `load` and `transformers` read. With them `transformers` begins
-        a text as `encode_document` does, even if the loaded files said otherwise."""
+        a text as `encode_document` does, even if the loaded files did otherwise."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         spec = self._spec
@@ -95,7 +90,7 @@ class Tokenizer:
         theirs = _build(spec, set(self.added_ids), self.origin, post_processor)
         if theirs.encode("a").ids != self.encode_document("a"):
             spec = {**spec, "post_processor": self._document_template}
-        # transformers 5 goes by these before it goes by the post-processor of tokenizer.json.
+        # transformers 5 follows these before the post-processor of tokenizer.json.
         rule = {"add_bos_token": self.bos_id is not None, "add_eos_token": False}
         config = {**self._config, **self.special_tokens, **rule}
         for name, content in ((TOKENIZER_FILE, spec), (_CONFIG_FILE, config)):
@@ -104,7 +99,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hashes all that decides which ids a text or a chat becomes."""
+        """Identifies everything that decides which ids a text or chat becomes."""
         relevant = {k: v for k, v in self._spec.items() if k not in ("padding", "truncation")}
         relevant["post_processor"] = None  # `encode` takes none, and `save` may write another
         ids = [self.bos_id, self.eos_id, self.pad_id]
@@ -112,24 +107,25 @@ class Tokenizer:
         return hashlib.blake2b(canonical.encode(), digest_size=20).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Encodes a text as data: no special or added token, and no bos or eos."""
+        """Encodes a text as data, without special or added tokens, bos or eos."""
         return self.encode_batch([text])[0]
 
     def encode_document(self, text: str) -> list[int]:
-        """Encodes a text that begins a document, with bos first where the tokenizer has one.
-        Training, completions, evaluation and exported folders all follow this rule."""
+        """Encodes the beginning of a document, with bos first if the tokenizer has one. Training,
+        completions, evaluation and exported folders all do this."""
         return [*self.document_start, *self.encode(text)]
 
     @property
     def document_start(self) -> list[int]:
-        """Gives the ids before the text of a document: bos or nothing."""
+        """Gives the ids that come before a document's text: bos or nothing."""
         return [] if self.bos_id is None else [self.bos_id]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Runs `encode` on each text, on all cores (RAYON_NUM_THREADS sets their number)."""
+        """Encodes each text as `encode` does, on all cores (RAYON_NUM_THREADS sets their
+        number)."""
         pieces = [split_text(text) for text in texts]
         flat = [piece for text in pieces for piece in text]
-        # The fast form leaves out character offsets, which nobody here reads.
+        # The fast method leaves out character offsets, which are not used here.
         encoded = iter(self._plain.encode_batch_fast(flat, add_special_tokens=False))
         return [
             next(encoded).ids if len(text) == 1 else [i for _ in text for i in next(encoded).ids]
@@ -137,12 +133,12 @@ class Tokenizer:
         ]
 
     def encode_rendered(self, text: str) -> list[int]:
-        """Encodes a rendered chat template: every added token is recognised."""
+        """Encodes a rendered chat template; every added token is recognised."""
         return self._rendered.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """Decodes `ids`. Bytes that are not UTF-8 become U+FFFD; an id beyond the vocabulary, which
-        a model with a larger head may sample, has no text."""
+        """Decodes `ids`. Bytes that are not UTF-8 become U+FFFD. An id beyond the vocabulary, which
+        a model with a larger head may sample, gives no text."""
         return self.token_bytes(ids, skip_special).decode("utf-8", errors="replace")
 
     def token_bytes(self, ids: Iterable[int], skip_special: bool = True) -> bytes:
@@ -154,7 +150,8 @@ class Tokenizer:
         return StreamDecoder(self, skip_special)
 
     def check_fits(self, vocab_size: int) -> None:
-        """Raises ConfigError where the model's vocabulary is smaller than this tokenizer's."""
+        """Raises ConfigError where a model's vocabulary of `vocab_size` is smaller than the
+        tokenizer's."""
         if self.vocab_size > vocab_size:
             raise ConfigError(
                 f"the tokenizer {self.origin} has {self.vocab_size} tokens, the model only "
@@ -174,7 +171,8 @@ class Tokenizer:
 
     @cached_property
     def _document_template(self) -> dict[str, Any] | None:
-        """Builds the post-processor that puts the same ids before a text as `encode_document`."""
+        """Builds the post-processor that puts the same ids before a text as `encode_document` does;
+        None without a bos."""
         if self.bos_id is None:
             return None
         bos = self.special_tokens["bos_token"]
@@ -198,7 +196,7 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Decodes ids that arrive one by one: a character is held back until all its bytes are
+    """Decodes ids that arrive one at a time. A character is held back until all its bytes are
     there."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
@@ -211,13 +209,13 @@ class StreamDecoder:
         return self._utf8.decode(self._tokenizer.token_bytes(ids, self._skip_special))
 
     def flush(self) -> str:
-        """Gives the rest at the end: an unfinished character becomes U+FFFD."""
+        """Gives the rest of the text at its end; an unfinished character becomes U+FFFD."""
         return self._utf8.decode(b"", final=True)
 
 
 def byte_alphabet() -> list[str]:
-    """Gives the character by which byte-level BPE writes each byte: itself where it is printable
-    Latin-1, else the next free one from U+0100 (Radford et al. 2019, GPT-2)."""
+    """Gives the character with which byte-level BPE writes each byte: the byte's own where that is
+    printable Latin-1, else the next free one from U+0100 on (Radford et al. 2019, GPT-2)."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     free = iter(range(0x100, 0x200))
     return [chr(byte) if byte in printable else chr(next(free)) for byte in range(256)]
@@ -226,7 +224,8 @@ def byte_alphabet() -> list[str]:
 def _build(
     spec: dict[str, Any], recognised: set[str], origin: str, post_processor: Any = None
 ) -> tokenizers.Tokenizer:
-    """Builds a tokenizer with the model of `spec` that recognises only these added tokens."""
+    """Builds a tokenizer with the model of `spec` that recognises only the added tokens in
+    `recognised`."""
     model = spec.get("model") or {}
     vocab = model.get("vocab")
     is_byte_level = isinstance(vocab, dict) and all(char in vocab for char in byte_alphabet())
@@ -244,8 +243,8 @@ def _build(
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """Reads the special tokens; older files hold an object for each, with the text as its
-    content."""
+    """Gives the texts of the special tokens; in older files each is an object that holds the text
+    as its "content"."""
     found = {}
     for name, token in config.items():
         token = token.get("content") if isinstance(token, dict) else token
@@ -255,7 +254,8 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _check_text_stays_text(plain: tokenizers.Tokenizer, added: dict[str, int], origin: str) -> None:
-    """Refuses a tokenizer whose merges build an added token: text could become that token."""
+    """Raises DataError for a tokenizer whose merges build an added token, so that text could become
+    that token."""
     for content, id in added.items():
         if id in plain.encode(content, add_special_tokens=False).ids:
             raise DataError(
@@ -279,7 +279,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _default_template(template: Any) -> str | None:
-    """Finds the default template; older files hold a list of named templates."""
+    """Gives the default template; older files hold a list of named templates."""
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template}
         return named.get("default")

@@ -38,15 +38,15 @@ SPECIAL_TOKENS = (
     "<|tts_pad|>",
     "<|reserved|>",
 )
-"""Ids 0 to 20: pad and unknown, bos, eos, then places for other modalities."""
+"""The tokens of ids 0 to 20: pad and unknown, bos, eos, then reserved ones for other modalities."""
 KEPT_TOKENS = (*TAGS, *(f"<|buffer{i}|>" for i in range(1, 10)))
-"""Ids 21 to 35: they are kept where special tokens are skipped."""
+"""The tokens of ids 21 to 35, which decoding keeps even where it skips special tokens."""
 RESERVED_TOKENS = (*SPECIAL_TOKENS, *KEPT_TOKENS)
 MIN_VOCAB_SIZE = len(RESERVED_TOKENS) + 256
 
 _MAX_WORD_CHARS = 1024
-"""Text without spaces is cut for training: a merge costs the length of each word that contains
-it."""
+"""Text without spaces is cut to this length for training: a merge takes time in proportion to the
+length of every word that contains it."""
 
 
 def train_tokenizer(
@@ -56,12 +56,12 @@ def train_tokenizer(
     max_token_bytes: int | None = None,
     progress: bool = False,
 ) -> Tokenizer:
-    """Learns merges from `texts`, read once as a stream; the same texts give the same tokenizer.
+    """Learns merges from `texts`, which are read once; the same texts give the same tokenizer.
 
-    A small corpus may give fewer than `vocab_size` tokens. `max_token_bytes` bounds a token, for
-    corpora so regular that whole sentences would become one. `progress` shows bars where stderr is
-    a terminal. Raises ConfigError where `vocab_size`
-    has no room for the reserved ids and the 256 bytes.
+    A small corpus may give fewer than `vocab_size` tokens. `max_token_bytes` limits a token's
+    length, for corpora so regular that whole sentences would become tokens. `progress` shows bars
+    where stderr is a terminal. Raises ConfigError where `vocab_size` has no room for the reserved
+    ids and the 256 bytes.
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise ConfigError(
@@ -77,7 +77,7 @@ def train_tokenizer(
         special_tokens=list(RESERVED_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         max_token_length=max_token_bytes,
-        # tokenizers prints blank lines where its bars cannot be drawn.
+        # tokenizers prints blank lines where it cannot draw its bars.
         show_progress=progress and sys.stderr.isatty(),
     )
     bpe.train_from_iterator(_words(texts), trainer=trainer)

@@ -1,4 +1,4 @@
-"""Reads the texts that a tokenizer is trained on from rows of any format."""
+"""Reads the texts that a tokenizer is trained on, from rows of any format."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ def read_training_texts(
     progress: bool = False,
     format_name: str | None = None,
 ) -> Iterator[str]:
-    """Streams the texts of rows of any format and form (data/rows.py); `format_name` names it.
+    """Yields the texts in rows of any format; `format_name` names the form of the rows
+    (data/rows.py).
 
-    With "stop" the stream ends in a DataError that lists the bad rows of all files, with "skip"
-    they are logged. A stream without any text ends in a DataError too.
+    At the end, bad rows of all files are listed in a DataError ("stop") or logged ("skip").
+    DataError is also raised if there was no text at all.
     """
-    # Named before the first text, so that a mistyped path does not cost a pass over the others.
+    # All files are opened before the first text, so that a mistyped path does not cost a pass over
+    # the others.
     readers = [open_rows(path, format_name=format_name) for path in paths]
     sizes = [reader.file.text_size for reader in readers]
     bad: list[BadRow] = []
@@ -78,7 +80,7 @@ def read_training_texts(
 
 
 def row_texts(row: Row) -> list[str] | BadRow:
-    """Gives the texts of one row, or the reason why it is bad."""
+    """Gives the texts of one row, or a BadRow."""
     lists = [row.data[key] for key in _LISTS if key in row.data]
     if not lists:
         problem = text_problem(row)
@@ -87,7 +89,7 @@ def row_texts(row: Row) -> list[str] | BadRow:
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
             return BadRow.of(row, f'"{key}" is not a list of objects')
     values = [(key, row.data.get(key)) for key in _ROW_KEYS]
-    # The sides of a pair begin alike.
+    # The two sides of a pair begin with the same turns.
     first, *others = lists
     values += [(key, turn.get(key)) for turn in first for key in _TURN_KEYS]
     for turns in others:

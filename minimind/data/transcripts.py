@@ -1,5 +1,5 @@
-"""Reads dialogues in one text, each part after the name of its speaker: as Anthropic's hh-rlhf and
-BELLE write them."""
+"""Reads dialogues written as one text, each part after its speaker's name, as in Anthropic's
+hh-rlhf and BELLE."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _OPEN = re.compile(r"\s*Human[:：].*\n\s*Assistant[:：]\s*", re.DOTALL)
 
 
 def is_open_transcript(text: str) -> bool:
-    """Tells whether the text is a dialogue that an assistant is to continue, and not one text of
-    the user."""
+    """Tells whether the text is a dialogue that the assistant is to continue, rather than one text
+    by the user."""
     return text.startswith("\n\nHuman:") or _OPEN.fullmatch(text) is not None
 
 
 def read_transcript(text: str, what: str) -> list[dict[str, Any]]:
-    """Gives the turns of a dialogue. Raises RowProblem where the text is not one; `what` names
-    it."""
+    """Gives the turns of a dialogue. Raises RowProblem, which calls the text `what`, where it is
+    none."""
     text = f"\n\n{text.lstrip()}"
     before, *parts = (_APART if _APART.search(text, 2) else _BY_LINES).split(text)
     if before.strip() or not parts:
@@ -37,6 +37,6 @@ def read_transcript(text: str, what: str) -> list[dict[str, Any]]:
 
 
 def read_open_transcript(text: str, what: str) -> list[dict[str, Any]]:
-    """Gives the turns of a dialogue up to the missing answer. Raises RowProblem."""
+    """Gives the turns of a dialogue, without an empty last answer. Raises RowProblem."""
     turns = read_transcript(text, what)
     return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns

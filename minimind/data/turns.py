@@ -1,5 +1,5 @@
-"""Converts the turns of a conversation to the project's own words: roles, reasoning, content parts,
-tool calls and weights. chat_format checks everything else about a turn."""
+"""Converts turns to the project's own keys and values: roles, reasoning, content parts, tool calls
+and weights. chat_format checks everything else about a turn."""
 
 from __future__ import annotations
 
@@ -7,109 +7,28 @@ import json
 import operator
 from typing import Any
 
+from minimind.config.tags import END_THINK, THINK
 from minimind.data.json_strings import check_json, parse_json, read_objects
 from minimind.data.jsonl import RowProblem, json_type
-from minimind.data.row_keys import (
-    KeyTable,
-    Refusal,
-    Suspicion,
-    choose,
-    is_number_like,
-    is_prose,
+from minimind.data.row_keys import choose
+from minimind.data.turn_keys import (
+    CALLS,
+    FUNCTIONS,
+    PARTS,
+    REASONING,
+    ROLES,
+    SHAREGPT_TURNS,
+    TURNS,
+    UNLEARNED,
+    WEIGHTS,
 )
 
 Turn = dict[str, Any]
 
-ROLES = {
-    "system": "system", "developer": "system",
-    "user": "user", "human": "user", "prompter": "user",
-    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant",
-    "bot": "assistant", "chatbot": "assistant", "ai": "assistant", "bing": "assistant",
-    "bard": "assistant", "function_call": "assistant", "tool_call": "assistant",
-    "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool",
-    "tool_response": "tool", "ipython": "tool",
-}  # fmt: skip
-"""The project's role for each role name of other forms, in any case of letters. The text of a turn
-of `function_call` or `tool_call` is the call."""
 _OWN_ROLES = ("system", "user", "assistant", "tool")
 _OTHERS_ROLES = ("system", "user", "tool")
 _CALL_ROLES = ("function_call", "tool_call")
-REASONING = ("reasoning_content", "reasoning", "thinking", "think", "thought", "thoughts", "cot",
-             "chain_of_thought")  # fmt: skip
-WEIGHTS = ("weight", "loss", "train", "training", "loss_weight", "loss_scale", "train_on_turn",
-           "train_on", "trainable", "is_trained", "is_train", "is_target", "learn",
-           "supervised")  # fmt: skip
-UNLEARNED = ("no_loss", "ignore", "ignore_loss")
 _ARGUMENTS = ("arguments", "parameters")
-_WRITE_WEIGHT = (
-    'write "weight": 0 for a turn that is not to be learned, "weight": 1 for one that is'
-)
-_NO_MEDIA = Refusal("the models read text alone: leave the row out, or write what it shows as text")
-_MASK = Refusal(f"means the opposite in different projects: {_WRITE_WEIGHT}")
-_DETAIL = Refusal(f"parts of a turn cannot be chosen: {_WRITE_WEIGHT}")
-_LEARNING = Refusal(f"seems to say what is learned, and is not known: {_WRITE_WEIGHT}",
-                    applies=lambda value, rest: is_number_like(value))  # fmt: skip
-_BESIDE = Refusal('text beside the content would not be learned from: write it into "content"',
-                  applies=lambda value, rest: is_prose(value))  # fmt: skip
-_REASON = Refusal('if it is the assistant\'s reasoning, call it "reasoning_content", else leave it '
-                  "out", applies=lambda value, rest: is_prose(value))  # fmt: skip
-_ARGS = Refusal('write what the function is called with as "arguments"')
-
-TURNS = KeyTable(
-    of=" of turns",
-    used={
-        "role": "who speaks: " + ", ".join(ROLES),
-        "content": 'text, or parts `{"type": "text", "text": …}`, which are joined',
-        **dict.fromkeys(REASONING, "the assistant's reasoning"),
-        "tools": "what can be called; JSON or a string of it",
-        "tool_calls": "the calls; JSON or a string of it",
-        "function_call": "one call, as in OpenAI's first form",
-        **dict.fromkeys(WEIGHTS, "0 or false: the assistant's turn is no target"),
-        **dict.fromkeys(UNLEARNED, "1 or true: the assistant's turn is no target"),
-    },
-    refused={
-        **dict.fromkeys(
-            ("image", "images", "image_url", "audio", "audios", "video", "videos"), _NO_MEDIA
-        ),
-        **dict.fromkeys(("mask", "loss_mask", "masked", "is_masked"), _MASK),
-        **dict.fromkeys(("train_detail", "training_detail"), _DETAIL),
-        **dict.fromkeys(("context", "document", "documents", "instruction", "input"), _BESIDE),
-        **dict.fromkeys(("reason", "rationale", "analysis"), _REASON),
-        "functions": Refusal('write what can be called as "tools"'),
-        "channel": Refusal('write what is thought as "reasoning_content" of the turn that says the '
-                           "answer", applies=lambda value, rest: value != "final"),
-        "refusal": Refusal('write the text of a refusal as "content"'),
-        "reasoning_details": Refusal('write the reasoning as text, under "reasoning_content"'),
-        **dict.fromkeys(
-            ("from", "value"), Refusal("is of ShareGPT's form, and the turn has OpenAI's keys too")
-        ),
-    },
-    suspect=Suspicion(
-        ("train", "trained", "trainable", "training", "untrained", "loss", "learn", "learned",
-         "learnable", "mask", "masked", "supervise", "supervised", "supervision", "weight",
-         "weights", "target", "ignore", "ignored", "label", "labels"),
-        _LEARNING,
-    ),
-)  # fmt: skip
-SHAREGPT_TURNS = KeyTable(
-    of=" of turns",
-    used={"from": TURNS.used["role"], "value": TURNS.used["content"]}
-    | {key: what for key, what in TURNS.used.items() if key not in ("role", "content")},
-    refused={key: why for key, why in TURNS.refused.items() if key not in ("from", "value")}
-    | dict.fromkeys(
-        ("role", "content"), Refusal("is of OpenAI's form, and the turn has ShareGPT's keys too")
-    ),
-    suspect=TURNS.suspect,
-)
-_CALL_USED = {"name": "the function's", "arguments": "an object, or a string of JSON",
-              "parameters": "the same under another name"}  # fmt: skip
-_CALL_REFUSED: dict[str, Refusal] = dict.fromkeys(("args", "kwargs", "input", "params"), _ARGS)
-CALLS = KeyTable(" of tool calls", {**_CALL_USED, "type": "function", "function": "a call"},
-                 _CALL_REFUSED)  # fmt: skip
-FUNCTIONS = KeyTable(" of tool calls", _CALL_USED, _CALL_REFUSED)
-PARTS = KeyTable(
-    of=" of content parts", used={"type": "text", "text": "the text", "thinking": "reasoning"}
-)
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
 _ABOUT_LEARNING = frozenset((*WEIGHTS, *UNLEARNED))
@@ -117,9 +36,9 @@ _TRANSLATED = frozenset(("from", "value", "function_call", *REASONING, *_ABOUT_L
 
 
 def read_turns(turns: object, what: str, unread: set[str]) -> Any:
-    """Gives the same turns in the project's own words; gives the value unchanged where it already
-    is in them or is not a list of objects. `what` names the turns, `unread` takes the keys to
-    report. Raises RowProblem."""
+    """Converts turns to the project's own keys and values; a value that needs no conversion, or is
+    not a list, is returned unchanged. `what` names the turns in messages; unread keys are added to
+    `unread`. Raises RowProblem."""
     if not isinstance(turns, list) or all(map(_is_own, turns)):
         return turns
     read = []
@@ -174,7 +93,7 @@ def _read_turn(turn: Turn, unread: set[str]) -> Turn:
 
 
 def _is_own(turn: object) -> bool:
-    """Tells whether the turn is a text of a role in the project's own words, as most are."""
+    """Tells whether a turn needs no conversion: a project's role and a text, as most turns are."""
     return (
         isinstance(turn, dict)
         and len(turn) == 2
@@ -189,7 +108,7 @@ def _is_call(turn: object) -> bool:
 
 
 def _join_parts(parts: list[Any], unread: set[str]) -> tuple[str, str | None]:
-    """Joins the text of the parts, and that of the reasoning parts."""
+    """Gives the joined text of the content parts, and that of the reasoning parts or None."""
     texts, thoughts = [], []
     for number, part in enumerate(parts, start=1):
         if not isinstance(part, dict):
@@ -212,7 +131,7 @@ def _join_parts(parts: list[Any], unread: set[str]) -> tuple[str, str | None]:
 
 
 def _read_calls(turn: Turn, role: object, text: object, unread: set[str]) -> list[Turn]:
-    """Gives the tool calls of a turn with arguments as objects. Raises RowProblem."""
+    """Gives a turn's tool calls, with arguments as objects. Raises RowProblem."""
     calls, what = turn.get("tool_calls") or [], '"tool_calls"'
     if role in _CALL_ROLES:
         if not isinstance(text, str) or not text.lstrip().startswith(("{", "[")):
@@ -251,8 +170,8 @@ def _read_call(call: Turn, unread: set[str]) -> Turn:
 
 
 def _with_arguments(function: Turn) -> Turn:
-    """Gives the call with its arguments as an object, parsed where a string holds one: templates
-    write all objects in the same way. Clients write "" and null for a call without arguments."""
+    """Gives a call with its arguments as an object, parsed if they are a string, since templates
+    then write all calls alike. "" and null, as clients write them, mean no arguments."""
     given = choose(function, _ARGUMENTS)
     if given is None and any(key in function for key in _ARGUMENTS):
         given = {}
@@ -264,8 +183,8 @@ def _with_arguments(function: Turn) -> Turn:
 
 
 def add_reasoning(read: Turn, reasoning: object) -> None:
-    """Puts the reasoning where templates look for it. Raises RowProblem where the content has other
-    reasoning, or the turn is not the assistant's."""
+    """Puts the reasoning where templates look for it. Raises RowProblem where the content contains
+    different reasoning, or the turn is not the assistant's."""
     if reasoning is None or (isinstance(reasoning, str) and not reasoning.strip()):
         return
     if read.get("role") in _OTHERS_ROLES:
@@ -273,17 +192,17 @@ def add_reasoning(read: Turn, reasoning: object) -> None:
     read["reasoning_content"] = reasoning
     content = read.get("content")
     if isinstance(reasoning, str) and isinstance(content, str):
-        head, end, rest = content.partition("</think>")
-        if end and head.lstrip().startswith("<think>"):
-            thought = head.lstrip().removeprefix("<think>").strip()
+        head, end, rest = content.partition(END_THINK)
+        if end and head.lstrip().startswith(THINK):
+            thought = head.lstrip().removeprefix(THINK).strip()
             if thought and thought != reasoning.strip():
-                raise RowProblem("the reasoning and the <think> of the content differ: keep one")
+                raise RowProblem(f"the reasoning and the {THINK} of the content differ: keep one")
             read["content"] = rest.lstrip("\n")
 
 
 def _add_weight(read: Turn, turn: Turn) -> None:
-    """Keeps a weight of 0. Raises RowProblem for one between 0 and 1, for two that contradict, and
-    for a target that is not the assistant's."""
+    """Keeps a weight of 0 in the converted turn. Raises RowProblem for a weight between 0 and 1,
+    for weights that contradict each other, and for a target that is not the assistant's."""
     learned: dict[str, bool] = {}
     for key in _ABOUT_LEARNING & turn.keys():
         value = turn[key]

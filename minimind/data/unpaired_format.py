@@ -1,4 +1,4 @@
-"""Defines the unpaired format: an answer to a conversation, and whether it was a good one."""
+"""Defines the unpaired format: an answer to a conversation, and whether it is a good one."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _EXAMPLE = '{"conversations": [turns], "label": true}'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnpairedBatch(UnitBatch):
-    """Holds answers, and the same prompts with each other's answers.
+    """Holds answers, and the same prompts paired with one another's answers.
 
-    `meta["label"]`: bool [P], whether the answer at that place was a good one.
+    `meta["label"]` is bool [P]: whether the answer in each place is a good one.
     """
 
     mismatched: UnitBatch
-    """The same prompts at the same places, each with an answer to another prompt of its row; a
-    place is free where the row holds no other answer."""
+    """The same prompts in the same places, each with the answer to another prompt of its row. A
+    place is free where the row has no other answer."""
 
 
 def unpaired_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Sample | BadRow]:
-    """Reads `{"conversations": [turns], "label": true or false}`. The label judges the last
-    assistant turn, which alone is a target."""
+    """Tokenises `{"conversations": [turns], "label": true or false}` rows. The label judges the
+    last assistant turn, which alone is a target."""
     return encode_rows(
         rows,
         tokenizer,
@@ -66,17 +66,17 @@ def _read_answer(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
 
 
 def collate_unpaired(rows: Sequence[PackedRow], units_per_row: int) -> UnpairedBatch:
-    """Collates the rows, and also their prompts with each other's answers. Within a row the answers
-    only change places, so the row keeps its number of tokens."""
+    """Joins rows into a batch, and also their prompts with one another's answers. The answers only
+    change places within a row, so the row's number of tokens stays the same."""
     batch = collate_units(rows, units_per_row)
     mismatched = collate_units([_mismatch(row) for row in rows], units_per_row)
     return batch.extend(UnpairedBatch, mismatched=mismatched)
 
 
 def _mismatch(row: PackedRow) -> PackedRow:
-    """Shifts the answers of a row by the number of documents that gives most prompts another answer
-    than their own. A prompt that keeps its own answer, as where a mixture repeats an answer, has no
-    target."""
+    """Moves each answer of a row to another prompt, all by the same number of documents: the number
+    that gives most prompts an answer other than their own. A prompt whose answer stays the same,
+    because a mixture repeats it, gets no target."""
     is_target_T = np.append(False, row.labels_T[:-1] != IGNORE_INDEX)
     documents, answered = [], []
     for number in range(len(row.units_U)):
@@ -101,7 +101,8 @@ def _mismatch(row: PackedRow) -> PackedRow:
 
 
 def _best_shift(texts: Sequence[bytes]) -> int:
-    """Gives the least shift that puts another text in most places: 1, unless texts repeat."""
+    """Gives the smallest shift that puts a different text in most places: 1, unless texts
+    repeat."""
     best, most = 0, 0
     for by in range(1, len(texts)):
         others = sum(text != texts[place - by] for place, text in enumerate(texts))

@@ -1,2 +1,3 @@
-"""Trains every stage: the loop, DeepSpeed, clipping, checkpoints and a run's figures. It knows no
-objective: a stage brings the loss (minimind.engine.stage), and minimind.run puts all together."""
+"""Trains every stage: the loop, DeepSpeed, gradient clipping, checkpoints and a run's metrics. It
+contains no objective: a stage brings its loss (minimind.engine.stage), and minimind.run joins stage
+and engine."""

@@ -1,4 +1,4 @@
-"""Gives access to a module as it was before an engine took hold of it."""
+"""Runs a module without the hooks that an engine has attached to it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 
 @contextlib.contextmanager
 def without_hooks(module: nn.Module) -> Iterator[None]:
-    """Runs the module's forwards without hooks. ZeRO-3's hooks would free weights that were
-    gathered on purpose, and wait for ranks that run no forward."""
+    """Removes the forward hooks of the module and its children inside the block. ZeRO-3's hooks
+    would free weights that were gathered on purpose, and wait for ranks that run no forward."""
     parts = list(module.modules())
     kept = [(part._forward_pre_hooks, part._forward_hooks) for part in parts]
     for part in parts:

@@ -1,4 +1,4 @@
-"""Checkpoint folders: whole or not there, found again, kept to a number.
+"""Writes and finds checkpoint folders, each of which is complete or absent.
 
 checkpoints/step-00000200/engine/    DeepSpeed's shards, one set per rank
                           model/     a Hugging Face folder with fp32 weights and the tokenizer,
@@ -41,12 +41,12 @@ _META = frozenset(
         *("fingerprint", "helpers_fingerprint", "files"),
     }
 )
-"""The fields of meta.json that resuming reads."""
+"""The fields of meta.json that resuming a run reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Names a whole checkpoint on disk."""
+    """Names a complete checkpoint on disk."""
 
     folder: Path
     meta: dict[str, Any]
@@ -57,7 +57,8 @@ class Checkpoint:
 
 
 def load_checkpoint_meta(folder: Path) -> Checkpoint:
-    """Checks that every file of the folder is there at its size. Raises CheckpointError."""
+    """Reads a checkpoint's meta.json and checks that every file it lists is there, at the listed
+    size. Raises CheckpointError."""
     path = folder / META_FILE
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
@@ -82,8 +83,8 @@ def load_checkpoint_meta(folder: Path) -> Checkpoint:
 
 
 class CheckpointStore:
-    """Owns the checkpoints of one run. All ranks call its methods; rank 0 alone renames and
-    deletes."""
+    """Saves the checkpoints of one run and deletes old ones. All ranks call its methods; only rank
+    0 renames and deletes."""
 
     def __init__(
         self,
@@ -110,9 +111,8 @@ class CheckpointStore:
         *,
         is_best: bool,
     ) -> Path:
-        """Writes a temporary folder beside the checkpoint's and renames it into place. Raises
-        TrainingError on every rank where any rank could not write; earlier checkpoints stay, and so
-        does `latest`."""
+        """Writes a temporary folder beside the checkpoint's and renames it into place. If any rank
+        cannot write, every rank raises TrainingError, and earlier checkpoints and `latest` stay."""
         final = self.folder / f"step-{step:08d}"
         unfinished = self.folder / f"{_UNFINISHED}{final.name}"
         weights = self._engine.full_weights()
@@ -183,8 +183,9 @@ class CheckpointStore:
 
 
 def find_latest(folder: Path) -> Checkpoint | None:
-    """Finds the newest whole checkpoint of a run's `checkpoints` folder; skips a damaged one with a
-    warning. Gives None where there is none at all; raises CheckpointError where none is whole."""
+    """Finds the newest complete checkpoint in a run's `checkpoints` folder and warns of damaged
+    ones that it skips. Gives None where there are no checkpoints; raises CheckpointError where all
+    are damaged."""
     steps = sorted(folder.glob("step-*"), reverse=True)
     problems = []
     for step in steps:
@@ -201,8 +202,9 @@ def find_latest(folder: Path) -> Checkpoint | None:
 def needs_universal(
     checkpoint: Checkpoint, world_size: int, zero_stage: int, ds_config: dict[str, Any]
 ) -> bool:
-    """Tells whether the shards are for another number of ranks. Raises CheckpointError for another
-    ZeRO stage or precision, in which DeepSpeed lays its states out differently."""
+    """Tells whether the shards were saved by another number of ranks, so that they must be
+    converted. Raises CheckpointError for another ZeRO stage or precision, under which DeepSpeed
+    lays its states out differently."""
     meta = checkpoint.meta
     for what, saved, now in (
         ("ZeRO stage", meta["zero_stage"], zero_stage),
@@ -217,8 +219,9 @@ def needs_universal(
 
 
 def check_same_helpers(checkpoint: Checkpoint, fingerprint: str) -> None:
-    """Raises CheckpointError where a teacher or reference no longer has the same weights: the
-    helper may be named by a run's folder, whose best checkpoint may have changed."""
+    """Raises CheckpointError where the teacher or reference no longer has the weights it had when
+    the run began. A helper may be named by a run's folder, whose best checkpoint may have
+    changed."""
     if checkpoint.meta["helpers_fingerprint"] != fingerprint:
         raise CheckpointError(
             f"{checkpoint.folder} was trained beside other weights than its teacher or reference "
@@ -228,7 +231,7 @@ def check_same_helpers(checkpoint: Checkpoint, fingerprint: str) -> None:
 
 
 def load_engine_state(engine: DeepSpeedEngine, checkpoint: Checkpoint, *, universal: bool) -> None:
-    """Puts a checkpoint's weights, optimizer and loss scale into the engine."""
+    """Loads a checkpoint's weights, optimizer state and loss scale into the engine."""
     if not universal:
         engine.load(checkpoint.folder)
         return

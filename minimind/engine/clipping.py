@@ -1,13 +1,13 @@
-"""Clips a step's gradient without making the host wait.
+"""Clips a step's gradient without making the host wait for the device.
 
-The gradient is that of the whole step. Each element is clamped first where the recipe says so
-(`clip_value`), then all are scaled by the norm of the clamped gradient (`gradient_clipping`).
+The gradient is that of the whole step. First each element is clamped to `clip_value`, if the recipe
+sets it; then the gradient is scaled so that its norm is at most `gradient_clipping`. DeepSpeed
+0.19.8 asks the host whether the norm is finite, which waits for a GPU in the middle of each step,
+and again for each group of parameters. Here the same arithmetic stays on the device.
 
-DeepSpeed 0.19.8 asks the host whether the norm is finite, so that a GPU is waited for in the middle
-of each step, and again for each group of parameters. Here the same arithmetic stays on the device.
-Where DeepSpeed skips a step whose norm is not finite, PyTorch's fused Adam skips it on the device,
-as it does for a GradScaler. Other optimizers still ask, once a step, and so does fp16, since its
-loss scale is kept on the host.
+DeepSpeed skips a step whose norm is not finite; here PyTorch's fused Adam skips it on the device,
+as it does for a GradScaler. Other optimizers still ask the host, once a step, and so does fp16,
+whose loss scale is kept on the host.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from minimind.errors import ConfigError
 def clip_replicated(
     module: nn.Module, max_norm: float, max_value: float, loss_scale: float
 ) -> Tensor:
-    """Clips gradients that every rank holds whole, and gives their norm before the limit `max_norm`
-    (fp64 scalar). It is for stage 0, where DeepSpeed takes no norm, or that of gradients rounded to
-    16 bits.
+    """Clips gradients that every rank holds in full, and gives their norm before it is limited to
+    `max_norm` (fp64 scalar). Used at ZeRO stage 0, where DeepSpeed computes no norm, or one of
+    gradients rounded to 16 bits.
 
-    The gradients are multiplied by `loss_scale`. A limit of 0 means no limit.
+    The gradients come multiplied by `loss_scale`. A limit of 0 means no limit.
     """
     parameters = [p for p in module.parameters() if p.grad is not None]
     grads = [p.grad for p in parameters if p.grad is not None]
@@ -44,9 +44,10 @@ def clip_replicated(
 
 
 def clip_on_device(optimizer: Any, max_value: float) -> None:
-    """Has DeepSpeed's ZeRO optimizer clip on the device: by `max_value`, where that is not 0, and
-    by the norm in its JSON. DeepSpeed itself clips where optimizer states are on the CPU, and where
-    the parts of its version have other names; with `max_value`, that raises ConfigError."""
+    """Replaces the clipping of DeepSpeed's ZeRO optimizer: by `max_value`, if it is not 0, and by
+    the norm in its JSON, on the device. DeepSpeed's own clipping stays where the optimizer states
+    are on the CPU, and where this version of DeepSpeed has other internal names; there a
+    `max_value` raises ConfigError."""
     if not getattr(optimizer, "cpu_offload", False) and not getattr(
         optimizer, "offload_optimizer", False
     ):
@@ -62,7 +63,8 @@ def clip_on_device(optimizer: Any, max_value: float) -> None:
 
 
 def _clip_partitions(optimizer: Any, module: ModuleType, max_value: float) -> bool:
-    """Replaces the clipping of stages 1 and 2; false where the parts have other names."""
+    """Replaces the clipping of ZeRO stages 1 and 2; false where DeepSpeed has other internal
+    names."""
     names = ("get_grad_norm_direct", "scaled_global_norm", "unscale_and_clip_grads")
     if not _has(optimizer, "averaged_gradients", "dp_process_group", *names):
         return False
@@ -74,7 +76,7 @@ def _clip_partitions(optimizer: Any, module: ModuleType, max_value: float) -> bo
         scale = optimizer.loss_scale
         if optimizer.clip_grad > 0.0:
             norm = torch.where(_is_invalid(norm), float("inf"), norm)
-            # The norm is that of gradients times the loss scale.
+            # The norm is that of gradients multiplied by the loss scale.
             scale = (((norm / scale) + 1e-6) / optimizer.clip_grad).clamp(min=1.0) * scale
         elif scale == 1.0:
             return
@@ -84,14 +86,14 @@ def _clip_partitions(optimizer: Any, module: ModuleType, max_value: float) -> bo
     optimizer.get_grad_norm_direct = group_norm
     optimizer.unscale_and_clip_grads = unscale_and_clip
     _clamp_before(optimizer, "scaled_global_norm", max_value)
-    # bf16 without check_grad_overflow takes such a step.
+    # With bf16 and without check_grad_overflow, such a step is taken.
     if optimizer.dtype != torch.bfloat16 or optimizer.check_grad_overflow:
         _skip_on_device(optimizer, module)
     return True
 
 
 def _clip_sub_groups(optimizer: Any, module: ModuleType, max_value: float) -> bool:
-    """Replaces the clipping of stage 3, which does not ask the host once the norm is known to be
+    """Replaces the clipping of ZeRO stage 3, which asks the host only whether the norm is
     finite."""
     names = ("get_grad_norm_direct", "_get_norm_groups", "_get_param_partition_group")
     if not _has(optimizer, "averaged_gradients", *names):
@@ -108,8 +110,8 @@ def _clip_sub_groups(optimizer: Any, module: ModuleType, max_value: float) -> bo
 
 
 def _clip_flat(optimizer: Any, module: ModuleType, max_value: float) -> bool:
-    """Replaces the clipping of stage 1 with sums of bf16 gradients in fp32, which every rank holds
-    whole."""
+    """Replaces the clipping of ZeRO stage 1 where bf16 gradients are summed in fp32; every rank
+    holds those sums in full."""
     names = ("get_global_norm_of_tensors", "clip_tensors_by_global_norm")
     if not _has(module, *names) or optimizer.has_moe_layers or optimizer.mpu is not None:
         return False
@@ -140,8 +142,8 @@ def _has(thing: Any, *names: str) -> bool:
 
 
 def _clamp_before(optimizer: Any, name: str, max_value: float) -> None:
-    """Clamps each step's gradient before the method that takes its norms. The clamp follows fp16's
-    check for overflow, which a clamped gradient would hide."""
+    """Clamps each step's gradient before the optimizer's method `name`, which takes its norms.
+    fp16's overflow check comes earlier, so the clamp cannot hide an overflow from it."""
     method = getattr(optimizer, name)
 
     def clamped(*args: Any) -> Any:
@@ -154,7 +156,7 @@ def _clamp_before(optimizer: Any, name: str, max_value: float) -> None:
 
 
 def _skip_on_device(optimizer: Any, module: ModuleType) -> None:
-    """Leaves it to fused Adam to skip a step whose norm is not finite."""
+    """Lets the fused Adam skip a step whose norm is not finite, instead of asking the host."""
     updates = optimizer.optimizer
     is_fused = isinstance(optimizer.optimizer, torch.optim.Adam | torch.optim.AdamW) and all(
         group.get("fused") for group in updates.param_groups
@@ -172,7 +174,7 @@ def _skip_on_device(optimizer: Any, module: ModuleType) -> None:
 
 
 def _step_with(optimizer: Any, module: ModuleType, functions: dict[str, Any]) -> None:
-    """Replaces these functions of the optimizer's module during its step alone."""
+    """Replaces `functions` of the optimizer's module while its step runs."""
     step = optimizer.step
 
     def stepping(*args: Any, **kwargs: Any) -> Any:
@@ -183,10 +185,10 @@ def _step_with(optimizer: Any, module: ModuleType, functions: dict[str, Any]) ->
 
 
 def _norm_over_ranks(grads: Sequence[Tensor], group: Any, dtype: torch.dtype) -> Tensor:
-    """Gives the norm of the parts that the ranks of a group hold; -1 where it is not finite, as
-    DeepSpeed does. `dtype` is that of the sum over the ranks."""
+    """Gives the norm of a gradient whose parts are spread over the ranks of `group`; -1 where it is
+    not finite, as DeepSpeed does. `dtype` is the one in which the ranks' squares are summed."""
     own = [grad for grad in grads if not getattr(grad, "_zero_padding", False)]
-    # A rank may hold nothing but padding.
+    # A rank may hold only padding.
     total = _norms(own or grads).pow(2).sum().to(dtype)
     if dist.get_world_size(group) > 1:
         dist.all_reduce(total, group=group)
@@ -195,8 +197,8 @@ def _norm_over_ranks(grads: Sequence[Tensor], group: Any, dtype: torch.dtype) ->
 
 
 def _norms(grads: Sequence[Tensor]) -> Tensor:
-    """Gives the norm of each in fp64: the order of a sum then does not change fp32's digits. A GPU
-    takes all in one kernel, which adds in fp64 without a copy."""
+    """Gives each tensor's norm in fp64, so that the order of additions does not reach fp32's
+    digits. On a GPU one kernel computes all norms, adding in fp64 without a copy."""
     norms = torch._foreach_norm(list(grads), 2, dtype=torch.float64)  # type: ignore[attr-defined]
     return torch.stack(norms)
 
@@ -206,7 +208,8 @@ def _is_invalid(norm: Tensor) -> Tensor:
 
 
 def _clamp(grads: Sequence[Tensor] | None, limit: float) -> None:
-    """Clamps in place; NaN stays NaN. A limit of 0 means no limit."""
+    """Clamps the tensors to [-limit, limit] in place; NaN stays NaN. A limit of 0 means no
+    limit."""
     if grads and limit:
         torch._foreach_clamp_min_(list(grads), -limit)  # type: ignore[attr-defined]
         torch._foreach_clamp_max_(list(grads), limit)  # type: ignore[attr-defined]

@@ -1,5 +1,5 @@
-"""Holds the engine: a model, its optimizer and its ranks under DeepSpeed. It has the only `import
-deepspeed`."""
+"""Defines the engine: a model and its optimizer, trained by DeepSpeed on all ranks. Only this file
+imports DeepSpeed."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from minimind.runtime.ranks import Ranks, check_port, complete_environment
 from minimind.types import Batch, HeadFn, LossSum, ModelOutput
 
 TAG = "engine"
-"""The folder of DeepSpeed's own files in a checkpoint."""
+"""The folder in a checkpoint that holds DeepSpeed's own files."""
 
 
 def start_ranks(ranks: Ranks, device: Device) -> None:
-    """Joins the ranks. Raises ConfigError where the launcher's port is taken."""
+    """Joins this rank with the others. Raises ConfigError where the launcher's port is taken."""
     complete_environment(ranks)
     if device.kind == "gpu":
         torch.cuda.set_device(device.torch_device)
@@ -44,7 +44,7 @@ def start_ranks(ranks: Ranks, device: Device) -> None:
     if dist.is_initialized():
         return
     check_port(ranks)
-    # Rank 0 may tokenise for long while the others wait.
+    # Rank 0 may tokenise the data for long while the others wait.
     deepspeed.init_distributed(verbose=False, timeout=datetime.timedelta(hours=2))
 
 
@@ -54,8 +54,8 @@ def stop_ranks() -> None:
 
 
 def import_deepspeed(device: Device) -> Any:
-    """Imports DeepSpeed late and quietly: the import takes seconds and logs which accelerator it
-    found."""
+    """Imports DeepSpeed late, since the import takes seconds, and quietly, since it logs which
+    accelerator it found."""
     if device.kind == "cpu" or not torch.cuda.is_available():  # a dry run's GPU may not be here
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -65,7 +65,8 @@ def import_deepspeed(device: Device) -> Any:
 
     logger.setLevel(logging.ERROR)
     if device.kind == "cpu":
-        # On a GPU there is no such operator, and this import tries all others and warns of each.
+        # There is no such operator on a GPU, where this import would try all others and warn of
+        # each.
         from deepspeed.ops import __compatible_ops__
 
         __compatible_ops__["deepspeed_shm_comm"] = False  # half a minute to compile
@@ -73,7 +74,8 @@ def import_deepspeed(device: Device) -> Any:
 
 
 def check_ds_config(ds_config: Mapping[str, Any], device: Device) -> None:
-    """Raises ConfigError for a resolved JSON that DeepSpeed's schemas refuse; joins no ranks."""
+    """Raises ConfigError for a resolved JSON that DeepSpeed's own schemas refuse. Joins no
+    ranks."""
     deepspeed = import_deepspeed(device)
     config = without_monitors(ds_config)
     if not (config.get("zero_optimization") or {}).get("stage", 0):
@@ -86,9 +88,9 @@ def check_ds_config(ds_config: Mapping[str, Any], device: Device) -> None:
 class DeepSpeedEngine:
     """Trains `module`. Call it as the stage's policy: `engine(batch, head=…)`.
 
-    One optimizer step is `start_step(total_count)`, then `backward(loss, count)` for each
-    micro-batch, then `step(learning_rate)`. The gradient is that of the sum of all losses over the
-    sum of all counts, over every rank and micro-batch of the step.
+    An optimizer step is `start_step(total_count)`, then `backward(loss, count)` for each
+    micro-batch, then `step(learning_rate)`. Its gradient is that of the sum of all losses divided
+    by the sum of all counts, over all ranks and micro-batches of the step.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class DeepSpeedEngine:
         self.recipe = recipe
         self.precision = precision(ds_config)
         self.grad_norm = torch.zeros(())
-        """The norm of the last step's gradient, after clip_value and before the limit; fp32
+        """The norm of the last step's gradient, after clip_value and before gradient_clipping; fp32
         scalar."""
         self.zero_stage = int((ds_config.get("zero_optimization") or {}).get("stage", 0))
         self._accumulation = int(ds_config["gradient_accumulation_steps"])
@@ -119,7 +121,8 @@ class DeepSpeedEngine:
             config = replicated.left_to_deepspeed(config)
         if load_universal:
             config["checkpoint"] = {**(config.get("checkpoint") or {}), "load_universal": True}
-        # ZeRO makes its fp32 masters from the module after casting it to 16 bits.
+        # ZeRO casts the module to 16 bits and then makes its fp32 masters from that, so the exact
+        # weights are put back into the masters.
         exact = {name: p.detach().clone() for name, p in trained_parameters(self.module)}
         first_step, said = replicated.without_first_step(deepspeed), announced_operators(deepspeed)
         with refusals(deepspeed), first_step, said, _silenced():
@@ -130,7 +133,7 @@ class DeepSpeedEngine:
                 dist_init_required=False,
             )
         self._masters: dict[nn.Parameter, Tensor] = {}
-        """Masters that DeepSpeed's own accessors do not find."""
+        """fp32 masters that DeepSpeed's own accessors do not find."""
         if self.zero_stage > 0:
             clip_on_device(self._engine.optimizer, recipe.clip_value)
             wait_between_streams(self._engine.optimizer)
@@ -157,7 +160,7 @@ class DeepSpeedEngine:
 
     @property
     def has_scheduler(self) -> bool:
-        """Tells whether the JSON has a learning-rate schedule."""
+        """Tells whether the DeepSpeed JSON has a learning-rate scheduler."""
         return self._engine.lr_scheduler is not None
 
     @property
@@ -166,22 +169,23 @@ class DeepSpeedEngine:
 
     @property
     def loss_scale(self) -> float:
-        """Gives the factor on fp16 gradients until the step divides them; 1 in other dtypes."""
+        """Gives the factor by which fp16 gradients are multiplied until the step divides by it; 1
+        in other dtypes."""
         return float(getattr(self._engine.optimizer, "loss_scale", None) or 1.0)
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
-        """Sums a 1-D tensor on the engine's device over all ranks, in place. It does not wait for a
+        """Sums a 1-D tensor on the engine's device over all ranks, in place, without waiting for a
         GPU."""
         if self.ranks.world_size > 1:
             dist.all_reduce(values)
         return values
 
     def any_rank(self, flag: bool) -> bool:
-        """Tells whether `flag` is true on any rank; waits for all."""
+        """Tells whether `flag` is true on any rank. All ranks call it and wait for one another."""
         return bool(self.sum_over_ranks(torch.tensor([float(flag)], device=self.device)).item())
 
     def gather_texts(self, texts: Sequence[str]) -> list[str]:
-        """Gathers every rank's strings on every rank, in the order of the ranks."""
+        """Gives every rank's strings, in the order of the ranks. All ranks call it."""
         if self.ranks.world_size == 1:
             return list(texts)
         gathered: list[Any] = [None] * self.ranks.world_size
@@ -193,16 +197,16 @@ class DeepSpeedEngine:
             dist.barrier()
 
     def start_step(self, total_count: Tensor) -> None:
-        """Begins a step. `total_count`: fp32 scalar on the device, the counts of all of the step's
-        micro-batches over all ranks, known before the first backward."""
-        # DeepSpeed averages gradients over the ranks. At stage 0 it divides them by fp16's loss
-        # scale, too, but does not multiply the loss.
+        """Begins a step. `total_count` is an fp32 scalar on the device: the sum of the counts of
+        all the step's micro-batches over all ranks."""
+        # DeepSpeed averages gradients over the ranks. At stage 0 it also divides them by fp16's
+        # loss scale, without having multiplied the loss by it.
         loss_scale = self.loss_scale if self.zero_stage == 0 else 1.0
         self._scale = self.ranks.world_size * loss_scale / total_count.clamp(min=1.0)
         self._micro_batches = 0
 
     def backward(self, loss: LossSum, count: int) -> None:
-        """Adds a micro-batch's gradient; `count` is the micro-batch's count."""
+        """Adds the gradient of one micro-batch's loss; `count` is the micro-batch's count."""
         self._micro_batches += 1
         self._engine.set_gradient_accumulation_boundary(self._micro_batches == self._accumulation)
         self._engine.backward(loss.objective(count) * self._scale, scale_wrt_gas=False)
@@ -210,7 +214,8 @@ class DeepSpeedEngine:
             self._engine.step()
 
     def step(self, learning_rate: float | None) -> None:
-        """Clips and updates. With `learning_rate` None the JSON's scheduler sets the rate."""
+        """Clips the gradient and updates the weights. With `learning_rate` None the JSON's
+        scheduler sets the rate."""
         assert self._micro_batches == self._accumulation, "a step's micro-batches are all due"
         if learning_rate is not None:
             for group in self._engine.optimizer.param_groups:
@@ -224,8 +229,8 @@ class DeepSpeedEngine:
         self.grad_norm = torch.as_tensor(norm, dtype=torch.float32)
 
     def full_weights(self) -> dict[str, Tensor]:
-        """Gives the fp32 masters of the trained parameters, under any ZeRO stage, by name, on the
-        CPU. All ranks call it; only rank 0 gets tensors, the others an empty dict."""
+        """Gives the trained parameters' fp32 masters by name, on the CPU, under any ZeRO stage. All
+        ranks call it; only rank 0 gets the tensors, the others get an empty dict."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         weights: dict[str, Tensor] = {}
@@ -239,7 +244,8 @@ class DeepSpeedEngine:
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[nn.Module]:
-        """Yields the bare module with whole weights, for generation; all ranks enter."""
+        """Yields the module without hooks and with complete weights, for generation. All ranks
+        enter the block."""
         import deepspeed
 
         parameters = list(self.module.parameters()) if self.zero_stage == 3 else []
@@ -254,21 +260,23 @@ class DeepSpeedEngine:
         self._engine.destroy()
 
     def save(self, folder: Path) -> None:
-        """Writes every rank's shard under folder/engine, without the frozen parameters."""
+        """Writes every rank's shard into folder/engine, without the frozen parameters."""
         with self.module.register_state_dict_post_hook(_drop_frozen):
             self._engine.save_checkpoint(
                 str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True
             )
 
     def load(self, folder: Path) -> None:
-        """Reads a checkpoint. Raises CheckpointError where DeepSpeed cannot read its own files."""
-        # It would bring back the options the groups were saved with: a resumed run's may be others.
+        """Loads a checkpoint's shards. Raises CheckpointError where DeepSpeed cannot read its own
+        files."""
+        # DeepSpeed would restore the options that the parameter groups were saved with; a resumed
+        # run may have others.
         options = [
             {name: value for name, value in group.items() if name not in ("params", "lr")}
             for group in self._engine.optimizer.param_groups
         ]
         try:
-            # Strictly, the frozen parameters would be missing.
+            # A strict load would miss the frozen parameters.
             with _silenced():
                 path, _ = self._engine.load_checkpoint(
                     str(folder), tag=TAG, load_module_strict=False
@@ -284,14 +292,13 @@ class DeepSpeedEngine:
 
 
 def _silenced() -> contextlib.AbstractContextManager[Any]:
-    """Hides output that DeepSpeed prints instead of logging, as its optimizer of stage 1 in bf16
-    does."""
+    """Hides what DeepSpeed prints instead of logging, as its optimizer of stage 1 in bf16 does."""
     return contextlib.redirect_stdout(io.StringIO())
 
 
 def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Drops frozen parameters under all their names: DeepSpeed drops a tied matrix under the first
-    name only."""
+    """Drops frozen parameters from a state dict under all their names; DeepSpeed drops a tied
+    matrix only under its first name."""
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if not parameter.requires_grad:
             state.pop(prefix + name, None)

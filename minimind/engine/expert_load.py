@@ -1,4 +1,4 @@
-"""Records how evenly experts are used: expert_load.csv, and expert_load.png, its heat map."""
+"""Records how evenly the experts are used, in expert_load.csv and its heat map expert_load.png."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from minimind.runtime.whole_files import write_whole
 
 _STEPS_KEPT = 256
 _MOST_LABELS = 40
-"""The most layers that get labels, and the most rows of experts that get numbers."""
+"""The most layers that get a label in the picture, and the most experts (of all layers) that get a
+number."""
 
 
 class ExpertLoadLog:
-    """Keeps rank 0's record of each expert's share of its layer's tokens. Of a long run every
-    second step is kept, then every fourth and so on: 128 to 256 of them make the picture."""
+    """Records, on rank 0, the share of its layer's tokens that each expert takes. In a long run it
+    keeps every second step, then every fourth and so on, so that 128 to 256 steps make the
+    picture."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Drops the rows after `step`, as MetricsLog does."""
+        """Drops the rows of an earlier part of the run after `step`, as MetricsLog does."""
         self._path = folder / "expert_load.csv"
         self._picture = folder / "expert_load.png"
         if self._path.exists():
@@ -30,7 +32,7 @@ class ExpertLoadLog:
                 new.write_text("".join([header, *kept]), encoding="utf-8")
 
     def write(self, step: int, load: Mapping[int, Sequence[float]]) -> None:
-        """Writes `load`, the shares by layer."""
+        """Writes one row per layer. `load` holds, for each layer, the experts' shares."""
         if not load or step % _stride(step):
             return
         lines = [
@@ -45,19 +47,19 @@ class ExpertLoadLog:
             file.write("".join(lines))
 
     def plot(self) -> None:
-        """Draws nothing where there is no load."""
+        """Draws the picture; does nothing where no load was recorded."""
         if load := read_expert_load(self._path):
             plot_expert_load(load, self._picture)
 
 
 def _stride(step: int) -> int:
-    """Gives the smallest power of two with at most _STEPS_KEPT multiples up to `step`."""
+    """Gives the distance between recorded steps: the smallest power of two that has at most
+    _STEPS_KEPT multiples up to `step`."""
     return 1 << ((step - 1) // _STEPS_KEPT).bit_length()
 
 
 def read_expert_load(path: Path) -> dict[int, dict[int, list[float]]]:
-    """Gives the shares by step and layer, evenly spaced over the run; none where there is no
-    file."""
+    """Gives the shares by step and layer, at evenly spaced steps; empty where there is no file."""
     if not path.exists():
         return {}
     with open(path, newline="", encoding="utf-8") as file:
@@ -71,8 +73,8 @@ def read_expert_load(path: Path) -> dict[int, dict[int, list[float]]]:
 
 
 def plot_expert_load(load: Mapping[int, Mapping[int, Sequence[float]]], path: Path) -> None:
-    """Draws one line of the picture per expert, by layer; colour says how its share compares with
-    an even one."""
+    """Draws a row for each expert, ordered by layer; colour shows its share relative to an even
+    share."""
     from matplotlib.figure import Figure
 
     steps, layers = sorted(load), list(next(iter(load.values())))
@@ -86,7 +88,7 @@ def plot_expert_load(load: Mapping[int, Mapping[int, Sequence[float]]], path: Pa
     height = min(12.0, max(3.0, 0.16 * len(grid) + 1.0))
     figure = Figure(figsize=(8, height), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    # A column covers the steps since the one before.
+    # A column covers the steps since the previous column.
     edges = [steps[0] - gap, *steps]
     rows = range(len(grid) + 1)
     mesh = axes.pcolormesh(edges, rows, grid, cmap="coolwarm", vmin=0, vmax=2, rasterized=True)

@@ -1,10 +1,9 @@
-"""Runs a micro-batch's forward and backward as CUDA graphs: two launches where the host needs
-hundreds.
+"""Runs a micro-batch's forward and backward as two CUDA graphs: two launches instead of hundreds.
 
-The graphs hold the stage's loss over the bare module, and its gradient by aliases of the weights:
-nothing of DeepSpeed's, and no hook of a parameter. To autograd the two graphs are one node over the
-real weights, which gives all their gradients at once, and DeepSpeed's hooks receive them as
-usual.
+The graphs hold the stage's loss over the bare module and its gradient with respect to aliases of
+the weights; they contain nothing of DeepSpeed's and no parameter hooks. For autograd the two graphs
+are one node over the real weights, which gives all their gradients at once, so DeepSpeed's hooks
+receive them as usual.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ from minimind.types import Batch, BatchT, HeadFn, LossSum, ModelOutput
 logger = logging.getLogger("minimind")
 
 LEAST_DOCUMENTS = 8
-"""The least number of documents of each row that a graph has places for."""
+"""A graph has room for at least this many documents per row."""
 _ROOM = 1.25
-"""The least number of places of a graph for each document of the micro-batch it is captured
+"""A graph has room for at least this many times the documents of the micro-batch it is captured
 from."""
 
 
 class GraphedLoss(Generic[OutT]):
     """Gives the same result as `stage.loss(engine, batch)`, for a stage that `is_static`.
 
-    A graph is captured for the first micro-batch, and anew for a micro-batch that has more
-    documents than the graph has places. Where the first capture fails on any rank, this is logged
-    once and all ranks continue without graphs.
+    A graph is captured for the first micro-batch, and again for a micro-batch with more documents
+    than the graph has room for. If the first capture fails on any rank, all ranks go on without
+    graphs, and this is logged once.
     """
 
     def __init__(self, stage: Stage[Any, OutT], engine: DeepSpeedEngine) -> None:
@@ -54,8 +53,8 @@ class GraphedLoss(Generic[OutT]):
         self._failed = False
 
     def __call__(self, batch: OutT) -> LossSum:
-        """Computes the loss. Raises TrainingError where a later graph cannot be captured: ranks
-        reduce gradients in another order without graphs, so one rank cannot continue without them
+        """Computes the loss of a micro-batch. Raises TrainingError where a later capture fails:
+        without graphs gradients are reduced in another order, so one rank cannot go on without them
         alone."""
         if len(batch.bounds) - 1 > self._places and not self._failed:
             self._places = num_places(batch)
@@ -67,7 +66,7 @@ class GraphedLoss(Generic[OutT]):
 
     def _capture(self, batch: OutT) -> None:
         is_first, problem = self._captured is None, None
-        # Once they are there the weights stay where they are: ZeRO writes new values into them.
+        # From now on the weights stay at their addresses: ZeRO writes new values into them.
         self._aliases = self._aliases or {
             name: weight.detach().requires_grad_() for name, weight in self._weights.items()
         }
@@ -99,14 +98,15 @@ class GraphedLoss(Generic[OutT]):
 
 
 def num_places(batch: Batch) -> int:
-    """Gives the number of documents for which a graph is captured from `batch`: a power of two."""
+    """Gives the number of documents that a graph captured from `batch` has room for, a power of
+    two."""
     most = max(int(_ROOM * (len(batch.bounds) - 1)), len(batch.ids_BT) * LEAST_DOCUMENTS)
     return 1 << (most - 1).bit_length()
 
 
 def with_fixed_shapes(batch: BatchT, places: int) -> BatchT:
-    """Gives the batch in the same shapes as every other batch of as many rows: the row length is
-    the bound on its documents' lengths, and empty documents at its end fill the places."""
+    """Gives the batch in shapes that depend only on its number of rows and `places`: max_len
+    becomes the row length, and empty documents are added at the end."""
     rows, length = batch.ids_BT.shape
     bounds = batch.bounds + (rows * length,) * (places + 1 - len(batch.bounds))
     cu_seqlens = send(bounds, batch.cu_seqlens.device, torch.int32)
@@ -114,7 +114,8 @@ def with_fixed_shapes(batch: BatchT, places: int) -> BatchT:
 
 
 class MicroBatch(Generic[OutT]):
-    """Owns tensors that stay in place, and the graphs that compute on them."""
+    """Owns the input tensors, which stay at their addresses, and the graphs that compute on
+    them."""
 
     def __init__(
         self, loss: Callable[[OutT], LossSum], weights: Sequence[Tensor], batch: OutT
@@ -124,8 +125,8 @@ class MicroBatch(Generic[OutT]):
         self._batch = replace(batch, **self._inputs)
 
     def warm_up(self) -> None:
-        """Computes once without a graph: compilation and allocation at first use must not be
-        captured. It restores the device's random generator."""
+        """Computes the loss and its gradient once without a graph, since compilation and allocation
+        at first use must not be captured. The device's random generator is restored."""
         device = self._batch.ids_BT.device
         stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
         stream.wait_stream(current)
@@ -135,7 +136,7 @@ class MicroBatch(Generic[OutT]):
         current.wait_stream(stream)
 
     def capture(self, pool: Any) -> Any:
-        """Captures the graphs and gives the pool of their memory. `pool` is that of other graphs,
+        """Captures the graphs and gives their memory pool. `pool` is the pool of other graphs,
         which never run at the same time, or None."""
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         mode = "thread_local"  # the batches of later steps are pinned in another thread meanwhile
@@ -154,27 +155,27 @@ class MicroBatch(Generic[OutT]):
         return pool
 
     def load(self, batch: OutT) -> None:
-        """Copies in another batch of the same shapes."""
+        """Copies another batch of the same shapes into the graphs' input tensors."""
         for name, tensor in _tensors(batch):
             self._inputs[name].copy_(tensor)
         self._batch = replace(batch, **self._inputs)
 
     def replay(self, weights: Sequence[Tensor]) -> LossSum:
-        """Gives the loss as a function of `weights`, which have the values of the captured
-        weights."""
+        """Gives the loss as a differentiable function of `weights`, whose values must equal those
+        of the captured weights."""
         found = self.run_forward()
         total, *aux_loss = _Backward.apply(self, _outputs(found), *weights)  # type: ignore[misc]
         metrics = {name: value.detach().clone() for name, value in found.metrics.items()}
         return LossSum(total=total, aux_loss=aux_loss[0] if aux_loss else None, metrics=metrics)
 
     def run_forward(self) -> LossSum:
-        """Runs the forward; the next call overwrites its result."""
+        """Runs the forward graph and gives its loss, which the next call overwrites."""
         self._forward.replay()
         return self._found
 
     def run_backward(self, grads: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Gives the gradient by each weight, which the next call overwrites. `grads` are the
-        gradients by each output."""
+        """Runs the backward graph on `grads`, the gradients of the outputs, and gives the gradient
+        of each weight. The next call overwrites them."""
         for given, grad in zip(self._given, grads, strict=True):
             given.copy_(grad)
         self._backward.replay()
@@ -193,8 +194,8 @@ class _Backward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         found = ctx.captured.run_backward(grads)
-        # Copied, in one launch: autograd would make the graph's own memory a weight's gradient,
-        # to which the next micro-batch's is added after that memory holds it already.
+        # All gradients are copied, in one launch: autograd would otherwise take the graph's own
+        # memory as a weight's gradient, and the next replay would overwrite it before the sum.
         parts = torch.cat([grad.flatten() for grad in found]).split([g.numel() for g in found])
         return None, None, *(part.view_as(grad) for part, grad in zip(parts, found, strict=True))
 

@@ -12,8 +12,8 @@ logger = logging.getLogger(__name__)
 
 
 class Interrupts:
-    """Sets `requested` at the first SIGINT or SIGTERM inside the block; a second one acts at once.
-    In a thread that is not the main one it changes nothing."""
+    """Sets `requested` at the first SIGINT or SIGTERM inside the block; the same signal a second
+    time acts at once. Outside the main thread it changes nothing."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -32,7 +32,8 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        # The launcher repeats Ctrl-C as SIGTERM: only the same signal again means impatience.
+        # The launcher repeats Ctrl-C as SIGTERM, so only a second signal of the same kind acts at
+        # once.
         logger.info("%s: saving and stopping", signal.Signals(number).name)
         self.requested = True
         signal.signal(number, self._previous[number])

@@ -1,4 +1,4 @@
-"""Holds the training loop of every stage."""
+"""Defines the training loop that all stages share."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from minimind.config.recipe import Recipe
+from minimind.engine.callbacks import Callbacks, RunState
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
-from minimind.engine.events import Events, RunState
 from minimind.engine.graphed_step import GraphedLoss
 from minimind.engine.interrupts import Interrupts
 from minimind.engine.pending import Pending, StepNumbers
@@ -35,30 +35,30 @@ _ROWS_NAMED = 20
 
 @dataclass(slots=True)
 class Loop(Generic[InT, OutT]):
-    """Trains `stage` from state.step to `total_steps`."""
+    """Trains `stage` from step state.step to `total_steps`."""
 
     stage: Stage[InT, OutT]
     engine: DeepSpeedEngine
     loader: Loader[InT]
     recipe: Recipe
     learning_rate: Callable[[int], float] | None
-    """The learning rate by step; None where the DeepSpeed JSON has a scheduler."""
+    """The learning rate by step number; None where the DeepSpeed JSON has a scheduler."""
     total_steps: int
     eval_data: Iterable[InT] | None = None
-    """The validation batches: equally many on every rank."""
+    """The validation batches; every rank has the same number."""
     state: RunState = field(default_factory=RunState)
-    events: Events = field(default_factory=Events)
+    callbacks: Callbacks = field(default_factory=Callbacks)
     memory: PeakMemory = field(init=False)
     routers: RouterWatch = field(init=False)
     newest: StepStats | None = None
-    """Gives the StepStats of the last step whose numbers have come from the device."""
+    """The StepStats of the newest step whose numbers have arrived from the device."""
     _interrupts: Interrupts = field(default_factory=Interrupts)
     _pending: deque[Pending] = field(default_factory=deque)
     _graphs: GraphedLoss[OutT] | None = None
     _is_recorded: bool = True
     _interrupted: bool = False
     _num_micro_batches: int = 0
-    """Counts this rank's micro-batches of a step, as the loader gives them."""
+    """The number of this rank's micro-batches in a step, as the loader gives them."""
     _clock: float = 0.0
     _collections: Collections = field(default_factory=Collections)
 
@@ -69,11 +69,11 @@ class Loop(Generic[InT, OutT]):
             self._graphs = GraphedLoss(self.stage, self.engine)
 
     def run(self) -> bool:
-        """Trains; gives True when all steps are done, False when interrupted. The state is saved
-        either way. A loss or gradient that is not finite raises TrainingError and leaves the last
-        checkpoint alone."""
+        """Trains; gives True when all steps are done, False after an interrupt. Both save the
+        state. A loss or gradient that is not finite raises TrainingError and leaves the last
+        checkpoint as it was."""
         self.start()
-        # The other signal does not disturb the last save either.
+        # A signal of the other kind must not disturb the last save either.
         with self._interrupts, without_collector():
             saved_at = self._run_steps()
             self.wait()
@@ -83,21 +83,21 @@ class Loop(Generic[InT, OutT]):
         return not self._interrupted
 
     def start(self) -> None:
-        """Prepares the loop; comes before the first step."""
+        """Prepares the loop; called before the first step."""
         self.engine.train()
         freeze_objects()
         self._clock = time.perf_counter()
 
     def read(self) -> Iterator[list[InT]]:
-        """Reads this rank's micro-batches of the remaining steps, ahead in the background."""
+        """Reads this rank's micro-batches of the remaining steps, ahead in a background thread."""
         on_gpu = self.engine.device.type == "cuda"
         return self.loader.read(self.state.step, self.total_steps, pin=on_gpu)
 
     def _run_steps(self) -> int:
-        """Runs the steps; gives the step of the last checkpoint."""
+        """Runs the remaining steps; gives the step of the last checkpoint."""
         saved_at = self.state.step if self.state.step else -1
         steps = self.read()
-        # The second step is the one measured: lazy initialisation is over.
+        # Memory is measured in the second step, when lazy initialisation is over.
         measured = min(self.state.step + 1, self.total_steps - 1)
         with contextlib.closing(steps):  # type: ignore[type-var]
             for micro_batches in steps:
@@ -114,7 +114,7 @@ class Loop(Generic[InT, OutT]):
                     self.wait()
                     self._record()  # some monitors take steps in their order alone
                     with self.engine.gathered() as module:
-                        self.events.sample(module, self.state.step)
+                        self.callbacks.sample(module, self.state.step)
                 done = self.state.step == self.total_steps
                 if is_best or done or self._due(self.recipe.save_every):
                     saved_at = self._save(is_best, or_go_on=not done)
@@ -126,8 +126,8 @@ class Loop(Generic[InT, OutT]):
 
     @without_collector()
     def step(self, micro_batches: list[InT]) -> None:
-        """Takes the step of these micro-batches of this rank: the one or several updates that the
-        stage prepares from them. `read_back` reads its numbers."""
+        """Takes one step on this rank's micro-batches: the updates that the stage prepares from
+        them. Its numbers are read later, by `read_back`."""
         if self._is_interrupted():
             return  # a stage may prepare for as long as a step takes
         step, engine = self.state.step, self.engine
@@ -151,23 +151,25 @@ class Loop(Generic[InT, OutT]):
         self._pending.append(Pending.of(self.state.step, used, self.stage.measured(), numbers))
 
     def _is_interrupted(self) -> bool:
-        """Asks all ranks on a CPU, where that costs nothing and a step may outlast the launcher's
-        patience; on a GPU the step's numbers carry the same request."""
+        """Tells whether the run is to stop. On a CPU all ranks are asked, since that costs nothing
+        and a step may last longer than the launcher waits; on a GPU the step's own numbers carry
+        the request."""
         if self.engine.device.type == "cpu" and self.engine.any_rank(self._interrupts.requested):
             self._interrupted = True
         return self._interrupted
 
     def read_back(self) -> None:
-        """Takes in the numbers of the steps taken; on a GPU not those of the last step, which still
-        runs."""
+        """Reads the numbers of the steps taken; on a GPU all but the last step's, which is still
+        running."""
         self._read_pending(keep=1 if self.engine.device.type == "cuda" else 0)
 
     def wait(self) -> None:
-        """Waits for the numbers of all steps taken."""
+        """Waits for the numbers of all steps taken and reads them."""
         self._read_pending(keep=0)
 
     def _sum_counts(self, micro_batches: Sequence[OutT]) -> Tensor:
-        """Adds up over all ranks: the count, the tokens, and the wish to stop; fp64 [3]."""
+        """Sums over all ranks, fp64 [3]: the count, the tokens, and the number of ranks that are to
+        stop."""
         mine = [
             float(sum(batch.count for batch in micro_batches)),
             float(sum(batch.num_tokens for batch in micro_batches)),
@@ -178,13 +180,13 @@ class Loop(Generic[InT, OutT]):
     def _update(
         self, micro_batches: Sequence[OutT], number: int, rate: float | None, losses: list[Tensor]
     ) -> StepNumbers | None:
-        """Takes update `number` of a step; each micro-batch's loss joins `losses`. An interrupt
-        abandons the first update before it changes anything (None), so that the saved state is the
-        one after the step before; a step that has begun to change weights is finished."""
+        """Takes update `number` of a step and appends each micro-batch's loss to `losses`. An
+        interrupt abandons a step before its first update (and gives None), so that the saved state
+        is that after the previous step; a step that has changed weights is finished."""
         engine, step = self.engine, self.state.step
         counts = self._sum_counts(micro_batches)
         engine.start_step(counts[0].float())
-        # In fp64, so that what is logged does not depend on which rank adds up what.
+        # fp64, so that the logged sums do not depend on which rank adds what.
         sums = counts.new_zeros(1 + len(self.stage.metric_names))
         for index, batch in enumerate(micro_batches):
             if number == 0 and self._is_interrupted():
@@ -205,7 +207,7 @@ class Loop(Generic[InT, OutT]):
         return StepNumbers.of_update(counts, engine.sum_over_ranks(sums), grad_norm, routers)
 
     def _read_pending(self, keep: int) -> None:
-        """Takes in the numbers of all steps but the last `keep`, which a GPU still computes."""
+        """Reads the numbers of all steps but the last `keep`, which a GPU is still computing."""
         while len(self._pending) > keep:
             pending = self._pending.popleft()
             found = pending.read()
@@ -228,13 +230,13 @@ class Loop(Generic[InT, OutT]):
                 diagnostics=pending.measured,
             )
             stats = self.routers.describe(stats, found)
-            self.events.update(stats, seconds)
+            self.callbacks.update(stats, seconds)
             self.newest, self._is_recorded = stats, False
 
     def _record(self, val_loss: float | None = None) -> None:
         """Records the newest step, once it is known whether a validation follows it."""
         if self.newest and not self._is_recorded and self.engine.ranks.is_main:
-            self.events.record(self.newest, val_loss)
+            self.callbacks.record(self.newest, val_loss)
         self._is_recorded = True
 
     def _check_finite(self, step: int, found: StepNumbers) -> None:
@@ -244,7 +246,7 @@ class Loop(Generic[InT, OutT]):
             return
         if math.isfinite(loss) and self.engine.precision == "fp16":  # its loss scaling's business
             said = "step %d: skipped, its gradient overflowed; the loss scale is now %g"
-            self.events.say(said, step, self.engine.loss_scale)
+            self.callbacks.say(said, step, self.engine.loss_scale)
             return
         bad = [micro for micro, value in enumerate(losses_U.tolist()) if not math.isfinite(value)]
         if math.isfinite(loss):  # the gradient alone: it may come from any of them
@@ -262,12 +264,12 @@ class Loop(Generic[InT, OutT]):
         )
 
     def _evaluate(self) -> bool:
-        """Records the validation loss, and tells whether it is the best so far."""
+        """Computes and records the validation loss; tells whether it is the best so far."""
         assert self.eval_data is not None
         self.wait()
         val_loss = validation_loss(self.stage, self.engine, self.eval_data)
         self._record(val_loss)
-        self.events.say("step %d: validation loss %.4f", self.state.step, val_loss)
+        self.callbacks.say("step %d: validation loss %.4f", self.state.step, val_loss)
         is_best = val_loss < self.state.best_val_loss
         if is_best:  # min() would keep a NaN for good
             self.state.best_val_loss = val_loss
@@ -275,16 +277,16 @@ class Loop(Generic[InT, OutT]):
         return is_best
 
     def _save(self, is_best: bool, or_go_on: bool) -> int:
-        """Saves a checkpoint, and gives its step. A full disk may have room at the next save: where
-        steps remain the run goes on without this checkpoint, and says so."""
+        """Saves a checkpoint and gives its step. With `or_go_on`, a save that fails (a full disk
+        may have room at the next one) is reported, and the run goes on without this checkpoint."""
         self.wait()
         self._record()
         try:
-            self.events.save(self.state, is_best)
+            self.callbacks.save(self.state, is_best)
         except TrainingError as error:
             if not or_go_on:
                 raise
-            self.events.say("%s; training goes on", error)
+            self.callbacks.say("%s; training goes on", error)
             return -1
         finally:
             self._clock = time.perf_counter()

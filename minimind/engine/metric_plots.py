@@ -1,4 +1,4 @@
-"""Draws pictures of a run's metrics.csv."""
+"""Draws plots of a run's metrics.csv."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ACROSS = 4
 
 
 def plot_losses(rows: Sequence[dict[str, str]], path: Path) -> None:
-    """Plots training loss, its running mean and the validation loss over optimizer steps."""
+    """Plots training loss, its running mean and validation loss over optimizer steps."""
     from matplotlib.figure import Figure
 
     steps = [int(row["step"]) for row in rows]
@@ -34,8 +34,8 @@ def plot_losses(rows: Sequence[dict[str, str]], path: Path) -> None:
 
 
 def plot_columns(rows: Sequence[dict[str, str]], columns: Sequence[str], path: Path) -> None:
-    """Draws a small picture of each column that has numbers, with its running mean; nothing where
-    there is no such column."""
+    """Draws a small plot, with a running mean, of each of `columns` that holds numbers; draws
+    nothing if none does."""
     from matplotlib.figure import Figure
 
     shown = {
@@ -60,7 +60,7 @@ def plot_columns(rows: Sequence[dict[str, str]], columns: Sequence[str], path: P
 
 
 def _running_mean(values: Sequence[float], decay: float = 0.9) -> list[float]:
-    """Gives the exponential mean, corrected for its start (Kingma & Ba 2015, §3)."""
+    """Gives the exponential running mean, corrected for its start (Kingma & Ba 2015, §3)."""
     means, total, weight = [], 0.0, 0.0
     for value in values:
         total = decay * total + (1 - decay) * value

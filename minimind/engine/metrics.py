@@ -1,4 +1,4 @@
-"""Records a run: metrics.csv, its plots, and the figures for its monitors."""
+"""Records a run's metrics in metrics.csv, plots them, and passes them on to the monitors."""
 
 from __future__ import annotations
 
@@ -38,19 +38,21 @@ _FORMATS = {
     "peak_bytes": "d",
     "resident_bytes": "d",
 }
-"""The formats of figures; all others have six digits."""
+"""The number formats of columns; all others have six digits."""
 _REDRAWN_AFTER_S = 15.0
-"""The least time between two plots: one takes as long as some steps of a small model."""
+"""The least seconds between two drawings of the plots, which take as long as several steps of a
+small model."""
 
 
 class MetricsLog:
-    """Keeps rank 0's record of a run. Rows wait at most one evaluation before they are on disk."""
+    """Records a run's metrics, on rank 0. Rows reach the disk at the next evaluation at the
+    latest."""
 
     def __init__(
         self, folder: Path, extra_columns: Sequence[str], monitors: Monitors, step: int
     ) -> None:
-        """Keeps the rows up to `step` of an earlier part of the run and drops those after it,
-        which the resumed run will make again."""
+        """Keeps the rows of an earlier part of the run up to `step`, and drops later ones: the
+        resumed run makes those steps again."""
         self.folder = folder
         self.columns = [*COLUMNS, *extra_columns]
         self.monitors = monitors
@@ -81,7 +83,7 @@ class MetricsLog:
             figures["peak_bytes"] = stats.peak_bytes
         if val_loss is not None:
             figures["val_loss"] = val_loss
-        # A number that this step cannot say, such as a mean over nothing, is left out.
+        # A value that this step does not have, such as a mean over nothing, is left out.
         more = (*stats.metrics.items(), *stats.diagnostics.items())
         figures |= {name: value for name, value in more if not math.isnan(value)}
         row = {name: format(value, _FORMATS.get(name, ".6g")) for name, value in figures.items()}
@@ -91,9 +93,9 @@ class MetricsLog:
         self.monitors.write(stats.step, read_figures(row))
 
     def plot(self, or_later: bool = False) -> None:
-        """Draws loss.png, metrics.png where the stage has its own columns, and with experts
-        expert_load.png; a plot that fails is logged and ends no run. With `or_later`, plots that
-        are new enough are not redrawn for now."""
+        """Draws loss.png, metrics.png if the stage has its own columns, and expert_load.png if the
+        model has experts. A failed plot is logged and does not end the run. With `or_later`, recent
+        plots are not redrawn yet."""
         now = time.monotonic()
         if or_later and now - self._drawn_at < _REDRAWN_AFTER_S:
             return
@@ -113,8 +115,8 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Reads the rows of a metrics.csv, without one cut off by a kill; none where there is no
-    file."""
+    """Reads the rows of a metrics.csv, without a last row that a killed process left incomplete;
+    empty where there is no file."""
     if not path.exists():
         return []
     with open(path, newline="", encoding="utf-8") as file:
@@ -122,5 +124,5 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 
 
 def read_figures(row: dict[str, str]) -> Figures:
-    """Gives the numbers in a row of metrics.csv, except its step."""
+    """Gives the numbers in a row of metrics.csv by column, without its step."""
     return {name: float(text) for name, text in row.items() if name != "step" and text}

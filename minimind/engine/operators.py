@@ -1,8 +1,8 @@
-"""Announces DeepSpeed's own operators, which it compiles at first use, and does not wait for a
-compilation that nobody does.
+"""Announces the operators that DeepSpeed compiles at first use, and refuses to wait for a
+compilation that has died.
 
-PyTorch takes a lock in the operator's folder while it compiles. A process that is killed leaves the
-lock, and every later one waits for it without a word (torch/utils/file_baton.py).
+PyTorch holds a lock in the operator's folder while it compiles. A killed process leaves the lock
+there, and every later process waits for it silently (torch/utils/file_baton.py).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from minimind.errors import ConfigError
 logger = logging.getLogger("minimind")
 
 _LOOKS, _LOOK_AGAIN_S = 3, 0.5
-"""A lock is stale where this many looks in a row find no process that holds it."""
+"""A lock counts as stale when this many looks in a row find no process that holds it."""
 
 
 @contextlib.contextmanager
 def announced_operators(deepspeed: Any) -> Iterator[None]:
-    """Has DeepSpeed announce, inside the block, what it compiles. Raises ConfigError for a stale
-    lock and for an operator that cannot be compiled here. `deepspeed` is the module."""
+    """Logs each operator that DeepSpeed compiles inside the block. Raises ConfigError for a stale
+    lock, and for an operator that cannot be compiled here. `deepspeed` is the module."""
     builders = deepspeed.ops.op_builder.builder
     builder = builders.OpBuilder
     original = builder.jit_load
@@ -51,7 +51,7 @@ def announced_operators(deepspeed: Any) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # DeepSpeed's optimizers make another error of it.
+        # DeepSpeed's optimizers would turn it into another error.
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__ from error
         raise
@@ -60,8 +60,8 @@ def announced_operators(deepspeed: Any) -> Iterator[None]:
 
 
 def announce(name: str, folder: Path) -> None:
-    """Says that an operator is about to be compiled in its folder, or that another process does so.
-    Raises ConfigError for a lock there that no process of this machine holds."""
+    """Logs that an operator is about to be compiled in `folder`, or that another process is
+    compiling it. Raises ConfigError for a lock that no process of this machine holds."""
     lock = folder / "lock"
     for _ in range(_LOOKS):
         if not lock.exists():
@@ -80,7 +80,7 @@ def announce(name: str, folder: Path) -> None:
 
 
 def _find_holders(path: Path) -> list[int]:
-    """Gives the processes that have a file open, as far as /proc shows them."""
+    """Gives the ids of the processes that have the file open, as far as /proc shows them."""
     holders: list[int] = []
     try:
         status = path.stat()

@@ -1,9 +1,10 @@
-"""Runs reductions beside the backward, so that one stream waits for them and not the host.
+"""Makes a stream, instead of the host, wait for the gradient reductions that run beside the
+backward.
 
 With `overlap_comm` DeepSpeed 0.19.8 reduces gradients on a second stream, and synchronises the
-whole device after each backward, before it frees them. It is enough that the computation's stream
-waits for the second one: freed memory is reused on the first stream, or on the second after it has
-waited for the first, as it does before each bucket.
+whole device after each backward before it frees them. It is enough that the computing stream waits
+for the second one: freed memory is reused on the computing stream, or on the second stream after
+that has waited for the computing stream, as it does before each bucket.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ _EPILOGUE = "independent_gradient_partition_epilogue"
 
 
 class _StreamsWait:
-    """Stands for DeepSpeed's accelerator: where the host would wait for both streams, the
-    computation's stream waits for that of the reductions."""
+    """Stands in for DeepSpeed's accelerator: `synchronize` makes the computing stream wait for the
+    reduction stream, instead of the host for both."""
 
     def __init__(self, accelerator: Any, reductions: Any) -> None:
         self._accelerator, self._reductions = accelerator, reductions
@@ -32,8 +33,9 @@ class _StreamsWait:
 
 
 def wait_between_streams(optimizer: Any) -> None:
-    """Has DeepSpeed's optimizer of stages 1 and 2 end each backward in this way. An optimizer
-    without overlap, with states on the CPU, or with parts of other names is left unchanged."""
+    """Makes DeepSpeed's optimizer of stages 1 and 2 end each backward with a wait between streams.
+    An optimizer without overlap, with states on the CPU, or with other internal names is left
+    unchanged."""
     module: Any = sys.modules[type(optimizer).__module__]
     streams = (
         getattr(optimizer, "overlap_comm", False),

@@ -17,8 +17,8 @@ def trained_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def parameter_groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Groups parameters by learning rate and weight decay factor. Raises ConfigError for a pattern
-    that no name matches, and where no weight has a rate."""
+    """Groups the trained parameters by their factors on learning rate and weight decay. Raises
+    ConfigError for a pattern that matches no name, and where every learning rate would be 0."""
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     unmatched = set(recipe.rate_factors) | set(recipe.weight_decay_factors)
     for name, parameter in trained_parameters(module):

@@ -12,17 +12,17 @@ from torch import Tensor
 
 
 class Numbers:
-    """Base of dataclasses of fp64 tensors that are copied as one. A field may be such a dataclass
-    itself, or None where it has no value."""
+    """Is the base of dataclasses whose fields are fp64 tensors, copied to the host as one. A field
+    may also be such a dataclass, or None."""
 
     __slots__ = ()
 
     def flat(self) -> Tensor:
-        """Copies all of them into one row, in the order of the fields."""
+        """Joins all tensors in one row [N], in the order of the fields."""
         return torch.cat([tensor.reshape(-1) for tensor in self._tensors()])
 
     def over(self, flat_N: Tensor) -> Self:
-        """Gives the same fields as views of a row with the layout of `flat`."""
+        """Gives the same fields as views of `flat_N`, which is laid out as `flat` does it."""
         sizes = [tensor.numel() for tensor in self._tensors()]
         return self._filled(iter(flat_N.split(sizes)))
 
@@ -47,42 +47,45 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterNumbers(Numbers):
-    """Holds the sums over the routers of a mixture of experts, over all ranks."""
+    """Holds sums over all routers of a mixture of experts, over all ranks."""
 
     aux_loss: Tensor
-    """The auxiliary loss summed over the count; coefficient included."""
+    """The sum of auxiliary loss (with its coefficient) times count."""
     dropped: Tensor
     """The number of tokens that no expert took."""
     tokens_LE: Tensor
-    """The number of tokens that each expert took, by layer with experts."""
+    """The number of tokens that each expert took, by layer that has experts."""
     grad_norm: Tensor | None = None
-    """The norm of the routers' gradient before clipping; None while the others are summed."""
+    """The norm of the routers' gradient before clipping; None while the other fields are being
+    summed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepNumbers(Numbers):
-    """Holds the numbers of a step, or one update of it, over all ranks except `losses`."""
+    """Holds the numbers of a step, or of one update in it, summed over all ranks except
+    `losses_U`."""
 
     count: Tensor
     tokens: Tensor
     stops: Tensor
     """The number of ranks that are to stop."""
     loss: Tensor
-    """The loss summed over the count."""
+    """The loss, summed over the count."""
     metrics_N: Tensor
-    """The stage's metrics, summed over the count."""
+    """The stage's metrics, each summed over the count."""
     grad_norm: Tensor
     routers: RouterNumbers | None
-    """None for a dense model."""
+    """The routers' numbers; None for a dense model."""
     losses_U: Tensor | None = None
-    """The losses of this rank's micro-batches, of all updates in order; None in an update."""
+    """The losses of this rank's micro-batches in all updates of the step, in order; None for a
+    single update."""
 
     @classmethod
     def of_update(
         cls, counts_3: Tensor, sums_N: Tensor, grad_norm: Tensor, routers: RouterNumbers | None
     ) -> StepNumbers:
-        """Names the parts of the summed tensors: the count, the tokens and the ranks to stop; the
-        loss and each metric."""
+        """Names the entries of the summed tensors: `counts_3` is (count, tokens, ranks that are to
+        stop), `sums_N` the loss and each metric."""
         count, tokens, stops = counts_3
         return cls(
             count=count,
@@ -96,7 +99,8 @@ class StepNumbers(Numbers):
 
     @classmethod
     def of_step(cls, updates: Sequence[StepNumbers], losses: Sequence[Tensor]) -> StepNumbers:
-        """Gives the means over the updates of a step, but the sum of `tokens`."""
+        """Combines the updates of a step: means of all numbers, but the sum of `tokens`. `losses`
+        are those of all micro-batches."""
         found, *others = updates
         if others:
             found = found.over(torch.stack([one.flat() for one in updates]).mean(0))
@@ -106,33 +110,33 @@ class StepNumbers(Numbers):
 
     @property
     def mean_loss(self) -> float:
-        """Gives the loss per count; 0 for a step that had nothing to learn from."""
+        """Gives the loss divided by the count; 0 for a step that had nothing to learn from."""
         return float(self.loss) / max(float(self.count), 1.0)
 
     @property
     def mean_metrics(self) -> list[float]:
-        """Gives the metrics per count; NaN for a step that had nothing to learn from."""
+        """Gives each metric divided by the count; NaN for a step that had nothing to learn from."""
         count = float(self.count)
         return [value / max(count, 1.0) if count else math.nan for value in self.metrics_N.tolist()]
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """Holds a step that was taken and whose numbers may still be on their way."""
+    """Holds a step that was taken and whose numbers may not have arrived on the host yet."""
 
     step: int
     learning_rate: float
     measured: Mapping[str, float]
-    """The numbers that the stage measured itself."""
+    """The numbers that the stage itself measured."""
     _numbers: StepNumbers
-    """The numbers on the host, where they may not have arrived."""
+    """The numbers in host memory, valid once `_arrived` has happened."""
     _arrived: torch.cuda.Event | None
 
     @classmethod
     def of(
         cls, step: int, learning_rate: float, measured: Mapping[str, float], numbers: StepNumbers
     ) -> Pending:
-        """Sends the numbers off to the host, in one copy."""
+        """Starts the copy of the numbers to the host, as one tensor."""
         flat_N, arrived = numbers.flat(), None
         if flat_N.device.type == "cuda":
             flat_N = flat_N.to("cpu", non_blocking=True)
@@ -141,7 +145,7 @@ class Pending:
         return cls(step, learning_rate, measured, numbers.over(flat_N), arrived)
 
     def read(self) -> StepNumbers:
-        """Waits for the numbers and gives them, on the host."""
+        """Waits for the numbers and gives them, in host memory."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._numbers

@@ -1,4 +1,4 @@
-"""Shows a run on the console: a progress bar on a terminal, a line now and then elsewhere."""
+"""Shows a run's progress on the console: a bar on a terminal, lines at intervals elsewhere."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Shows, on rank 0, loss, learning rate, tokens/s, MFU where the device's peak is known, memory
-    and time left; other ranks show nothing."""
+    """Shows loss, learning rate, tokens/s, MFU where the device's peak is known, memory and time
+    left. Only rank 0 shows anything."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Progress:
         flops_per_token: int = 0,
         peak_flops: float | None = None,
     ) -> None:
-        """Takes `peak_flops` of all ranks together."""
+        """`peak_flops` is the peak of all ranks together, in FLOP/s."""
         self._is_main = is_main
         self._log_every = log_every
         self._total_steps = total_steps
@@ -48,7 +48,7 @@ class Progress:
     def update(self, stats: StepStats, seconds: float) -> None:
         if not self._is_main:
             return
-        # The first step also warms up: it says nothing of those that are left.
+        # The first step also warms up, so its time says nothing about the remaining ones.
         weight = 0.1 if stats.step > self._first_step + 2 else 1.0
         self._seconds_per_step += weight * (seconds - self._seconds_per_step)
         memory = stats.peak_bytes or stats.resident_bytes

@@ -1,4 +1,4 @@
-"""Turns DeepSpeed's refusals of a JSON into errors for the user."""
+"""Turns DeepSpeed's errors about its JSON into ConfigErrors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minimind.errors import ConfigError
 
 @contextlib.contextmanager
 def refusals(deepspeed: Any) -> Iterator[None]:
-    """Turns DeepSpeed's own errors about its JSON, raised inside the block, into ConfigErrors.
+    """Turns errors of DeepSpeed about its JSON, raised inside the block, into ConfigErrors.
     `deepspeed` is the module."""
     try:
         # pydantic's ValidationError is a ValueError.
@@ -23,7 +23,7 @@ def refusals(deepspeed: Any) -> Iterator[None]:
 
 
 def _describe(error: Any, deepspeed: Any) -> str:
-    """Describes pydantic's finding in each field, without its links."""
+    """Lists pydantic's complaint about each field, without the links."""
     kinds = deepspeed.runtime.config_utils.DeepSpeedConfigModel.__subclasses__()
     fields = next((kind.model_fields for kind in kinds if kind.__name__ == error.title), {})
     problems = []

@@ -1,5 +1,5 @@
-"""Replaces names of a module for a while: for functions of DeepSpeed's that no attribute of an
-instance can replace."""
+"""Replaces names of a module for a while, to change functions of DeepSpeed that cannot be replaced
+on an instance."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 @contextlib.contextmanager
 def replaced_names(module: ModuleType, names: Mapping[str, Any]) -> Iterator[None]:
-    """Has the module's functions find these values in the place of its own, inside the block. Each
-    name must exist."""
+    """Replaces the module's `names` by the given values inside the block, as its own functions see
+    them. Each name must exist."""
     originals = {name: getattr(module, name) for name in names}
     try:
         for name, value in names.items():

@@ -1,12 +1,14 @@
-"""Corrects ZeRO stage 0 in 16 bits, so that it takes the steps of plain PyTorch with fp32 masters.
+"""Corrects ZeRO stage 0 in 16 bits, so that it takes the same steps as plain PyTorch with fp32
+masters.
 
-DeepSpeed 0.19.8 trains such a run under the optimizer of its old fp16 engine, which
-- makes the optimizer's states by a step on zero gradients: Adam's counter, and with it the bias
-  correction, is then one step ahead for the whole run (deepspeedai/DeepSpeed#5104 is about the same
-  step of stages 1 to 3);
+DeepSpeed 0.19.8 trains such a run with the optimizer of its old fp16 engine, which
+
+- creates the optimizer's states by a step on zero gradients: Adam's step counter, and so its bias
+  correction, is one step ahead for the whole run (deepspeedai/DeepSpeed#5104 is about the same
+  step in stages 1 to 3);
 - adds up micro-batches, averages over ranks and takes the norm in 16 bits;
 - divides by fp16's loss scale, by which the engine has not multiplied;
-- looks at every single gradient for overflow and waits for a GPU each time, even where the JSON
+- checks every single gradient for overflow and waits for a GPU each time, even where the JSON
   turns `check_grad_overflow` off.
 """
 
@@ -23,7 +25,7 @@ from minimind.config.deepspeed_json import precision
 
 @contextlib.contextmanager
 def without_first_step(deepspeed: Any) -> Iterator[None]:
-    """Has DeepSpeed's optimizers for 16 bits without ZeRO, made inside the block, create their
+    """Makes DeepSpeed's 16-bit optimizers without ZeRO, if made inside the block, create their
     states in the first real step. `deepspeed` is the module."""
     fp16 = deepspeed.runtime.fp16
     classes = (fp16.fused_optimizer.FP16_Optimizer, fp16.unfused_optimizer.FP16_UnfusedOptimizer)
@@ -38,8 +40,8 @@ def without_first_step(deepspeed: Any) -> Iterator[None]:
 
 
 def left_to_deepspeed(ds_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Gives the resolved JSON of a run at stage 0 without the parts that DeepSpeed gets wrong or
-    refuses there: the engine clips by itself, and gradients are always summed in fp32."""
+    """Gives the JSON of a stage-0 run without the parts that DeepSpeed gets wrong or refuses at
+    that stage: the engine clips itself and always sums gradients in fp32."""
     config = dict(ds_config)
     config["gradient_clipping"] = 0.0  # left out, it would be 1
     config.setdefault("communication_data_type", "fp32")
@@ -52,7 +54,7 @@ def left_to_deepspeed(ds_config: Mapping[str, Any]) -> dict[str, Any]:
 def mend(
     module: nn.Module, optimizer: Any, ds_config: Mapping[str, Any]
 ) -> dict[nn.Parameter, Tensor]:
-    """Sums gradients in fp32, and finds non-finite gradients by their norm alone, unless the JSON
+    """Makes gradients be summed in fp32, and checks only their norm for overflow, unless the JSON
     or fp16's loss scaling asks for more. Gives the fp32 master of each trained parameter.
 
     `optimizer` is DeepSpeed's; `ds_config` is resolved, with bf16 or fp16 enabled.
@@ -69,13 +71,13 @@ def mend(
 
 def _widen(parameter: Tensor) -> None:
     assert parameter.grad is not None
-    # fp32 already from the second micro-batch on: autograd added that one in place.
+    # From the second micro-batch on the gradient is fp32 already: autograd adds in place.
     parameter.grad = parameter.grad.float()
 
 
 def _find_masters(optimizer: Any) -> dict[nn.Parameter, Tensor]:
-    """Finds the masters, which DeepSpeed's own accessors do not: they are stored one by one, or
-    flat for its fused optimizers."""
+    """Finds each parameter's fp32 master, which DeepSpeed's own accessors do not: masters are
+    stored one by one, or joined in one tensor by its fused optimizers."""
     masters: dict[nn.Parameter, Tensor] = {}
     for index, group in enumerate(optimizer.fp16_groups):
         if hasattr(optimizer, "fp32_groups"):

@@ -1,4 +1,5 @@
-"""Watches the routers of a mixture of experts: sums on the device, read once a step."""
+"""Measures the routers of a mixture of experts: sums are kept on the device and read once a
+step."""
 
 from __future__ import annotations
 
@@ -28,12 +29,12 @@ ROUTER_COLUMNS = (
     "load_entropy_min",
     "dropped_tokens",
 )
-"""The columns of metrics.csv in a run with experts."""
+"""The columns of metrics.csv that a run with experts adds."""
 
 
 class RouterWatch:
-    """Follows the routers of the first model with experts in `module`, through hooks and without
-    waiting for the device. Without such a model it gives nothing."""
+    """Measures the routers of the first model with experts in `module`, through hooks and without
+    waiting for the device. Without such a model it measures nothing."""
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         models = [part for part in module.modules() if isinstance(part, Transformer)]
@@ -47,7 +48,8 @@ class RouterWatch:
         if model is None:
             return
         num_experts, hidden = model.config.num_experts, model.config.hidden_size
-        # The gradient is kept here too: every ZeRO stage has it elsewhere and in other pieces.
+        # The gradient is kept here too, because each ZeRO stage stores it elsewhere and in other
+        # pieces.
         self._grads = torch.zeros(len(mixtures), num_experts * hidden, device=device)
         zero = torch.zeros((), dtype=torch.float64)
         tokens_LE = zero.new_zeros(len(mixtures), num_experts)
@@ -57,7 +59,7 @@ class RouterWatch:
         for mixture, grad in zip(mixtures.values(), self._grads, strict=True):
             if mixture.gate.weight.requires_grad:
                 mixture.gate.weight.register_hook(partial(_add_gradient, grad))
-        # When the last layer with experts has run, the report has all of them.
+        # After the last layer with experts, the report holds all layers.
         mixtures[self._layers[-1]].register_forward_hook(self._add_load)
         if model.config.router_learns_from_aux_loss_alone:
             logger.warning(
@@ -74,13 +76,13 @@ class RouterWatch:
             self._sums.tokens_LE.add_(tokens_LE)
 
     def add(self, loss: LossSum, count: int) -> None:
-        """Takes in one micro-batch's loss, after its backward."""
+        """Adds the auxiliary loss of one micro-batch, after its backward."""
         if self._layers and loss.aux_loss is not None:
             self._sums.aux_loss.add_(loss.aux_loss.detach() * count)
 
     def take(self, engine: DeepSpeedEngine) -> RouterNumbers | None:
-        """Gives the numbers since the last call, over all ranks and on the device; None for a dense
-        model."""
+        """Gives the numbers since the last call, summed over all ranks, on the device; None for a
+        dense model."""
         if not self._layers:
             return None
         grad = engine.sum_over_ranks(self._grads.flatten().clone())
@@ -91,9 +93,9 @@ class RouterWatch:
         return replace(summed, grad_norm=norm)
 
     def describe(self, stats: StepStats, found: StepNumbers) -> StepStats:
-        """Adds the routers' numbers in `found`, of all micro-batches and all ranks and on the host,
-        to the step's `stats`. aux_loss is their share of the loss per target. The entropy of a
-        layer's load is 1 where all its experts take as much and 0 where one takes all."""
+        """Adds the routers' numbers to the step's `stats`. `found` holds them for all micro-batches
+        and ranks, on the host. aux_loss is given per target. The entropy of a layer's load is 1
+        where all experts take equally many tokens and 0 where one takes all."""
         routers = found.routers
         if routers is None or routers.grad_norm is None:
             return stats

@@ -1,4 +1,4 @@
-"""Writes samples.jsonl: the texts that a stage generated while it trained, one a line."""
+"""Writes samples.jsonl: the texts that a stage generated during training, one per line."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from minimind.runtime.whole_files import write_whole
 
 
 class SampleLog:
-    """Keeps rank 0's record of samples by step."""
+    """Records generated texts with their step, on rank 0."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Drops the lines after `step` of an earlier part of the run: the resumed run makes them
+        """Drops the lines of an earlier part of the run after `step`: the resumed run makes them
         again."""
         self._path = folder / "samples.jsonl"
         if not self._path.exists():
             return
-        # As bytes: a text may hold characters that end a line for str, and end within one.
+        # Read as bytes: a text may hold characters that str.splitlines() takes for line ends.
         kept = [line for line in self._path.read_bytes().splitlines() if _step(line) <= step]
         with write_whole(self._path) as new:
             new.write_bytes(b"".join(line + b"\n" for line in kept))
@@ -31,7 +31,7 @@ class SampleLog:
 
 
 def _step(line: bytes) -> float:
-    """Gives the line's step; infinity for a line that was cut off by a kill."""
+    """Gives the line's step; infinity for a line that a killed process left incomplete."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -39,7 +39,7 @@ def _step(line: bytes) -> float:
 
 
 def spell_sample(sample: Mapping[str, Any]) -> str:
-    """Writes a sample as a line for the console."""
+    """Writes a sample as one line for the console."""
     texts = [" ".join(str(sample[key]).split()) for key in ("prompt", "completion")]
     reward = sample.get("reward")
     return f"{texts[0]} → {texts[1]}" + ("" if reward is None else f"  (reward {reward:.3g})")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class CosineSchedule:
-    """Rises linearly during warm-up, then follows lr·(m + (1 − m)/2·(1 + cos(π·(t − W)/(T − W)))),
-    m = min_lr_ratio."""
+    """Computes a learning rate that rises linearly over `warmup_steps` (W) to `learning_rate` (lr),
+    then falls until `total_steps` (T) by lr·(m + (1 − m)/2·(1 + cos(π·(t − W)/(T − W)))), where t
+    is the step and m is `min_lr_ratio`."""
 
     learning_rate: float
     total_steps: int
@@ -18,7 +19,7 @@ class CosineSchedule:
     min_lr_ratio: float = 0.1
 
     def __call__(self, step: int) -> float:
-        """Gives the rate of optimizer step `step`, counted from 0."""
+        """Gives the learning rate of optimizer step `step`, counted from 0."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         span = max(self.total_steps - self.warmup_steps, 1)

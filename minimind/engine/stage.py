@@ -1,4 +1,4 @@
-"""Defines what a training objective, and the data that feeds it, are to the loop."""
+"""Defines the interfaces of a training objective and of a data loader, as the loop uses them."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ if TYPE_CHECKING:
 
 BatchT = TypeVar("BatchT", bound=Batch)
 InT = TypeVar("InT", bound=Batch)
-"""The batches that the loader gives."""
+"""The type of the batches that the loader gives."""
 OutT = TypeVar("OutT", bound=Batch)
-"""The batches that the loss takes: the loader's, unless `Stage.prepare` makes others from them."""
+"""The type of the batches that the loss takes: the loader's, unless `Stage.prepare` makes
+others."""
 
 
 class Policy(Protocol):
-    """Represents the trained model inside its engine."""
+    """Runs the trained model inside its engine: a forward that ends in `head`."""
 
     def __call__(self, batch: Batch, head: HeadFn) -> ModelOutput: ...
 
 
 SaveTrained = Callable[[Path, Mapping[str, Tensor]], Path]
-"""(a checkpoint's folder, the trained weights in fp32 by name) -> the folder written in it, to
-which the tokenizer is then added."""
+"""Takes a checkpoint's folder and the trained fp32 weights by name, writes them into a folder
+inside it, and returns that folder, to which the tokenizer is then added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,39 +47,40 @@ class StageModels:
     policy: nn.Module
     helpers: tuple[nn.Module, ...] = ()
     save: SaveTrained | None = None
-    """Saves a policy that is not a whole model; None: the trained weights are a whole model, saved
-    in `model/`."""
+    """Saves a policy that is not a complete model. None: the trained weights are a complete model
+    and go to `model/`."""
     finish: Callable[[Path], None] | None = None
-    """Called on rank 0 with the run's folder, once all steps are done."""
+    """Called on rank 0 with the run's folder when all steps are done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildContext:
-    """Holds everything that a stage may build its models from."""
+    """Holds all that a stage may build its models from."""
 
     config: ModelConfig
     weights: Mapping[str, Tensor] | None = None
-    """Named parameters to start from (model/state_dict.py); None: fresh ones, or a resumed run,
-    which reads them from its checkpoint."""
+    """Parameters by name to start from (model/state_dict.py). None: fresh weights, or a resumed
+    run, whose weights come from its checkpoint."""
     weights_folder: Path | None = None
-    """The model folder that the run starts from; set on resuming too."""
+    """The model folder that the run started from; also set when it is resumed."""
     checkpoint: Path | None = None
     """The checkpoint that a resumed run continues."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
-    """The dtype in which the engine computes, also for frozen helpers."""
+    """The dtype in which the engine computes; frozen helpers use it too."""
     tokenizer: Tokenizer | None = None
-    """The run's tokenizer: a helper must read the same ids."""
+    """The run's tokenizer; a helper must give the same tokens the same ids."""
     loader: Loader[Any] | None = None
     eval_data: Iterable[Any] | None = None
 
 
 class Loader(Protocol[BatchT]):
-    """Gives random access by optimizer step, so that a resumed run needs no reader's state."""
+    """Gives the batches of any optimizer step, so that a resumed run needs no reader's state."""
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the data, the tokenizer and the packing: a resumed run must find the same."""
+        """Identifies the data, the tokenizer and the packing, which must be the same when a run is
+        resumed."""
         ...
 
     def read(self, from_step: int, to_step: int, pin: bool = False) -> Iterator[list[BatchT]]:
@@ -86,50 +88,52 @@ class Loader(Protocol[BatchT]):
         ...
 
     def describe(self, step: int, micro: int) -> list[str]:
-        """Names `file:line` of every document of one of this rank's micro-batches."""
+        """Gives `file:line` of every document in one of this rank's micro-batches."""
         ...
 
 
 class Stage(Protocol[InT, OutT]):
-    """Defines a training objective. The loop owns time, the engine memory, the stage meaning.
+    """Defines a training objective. The loop decides when things happen, the engine holds the
+    memory, the stage says what is learned.
 
-    Its batches' `count` alone says how many things (targets, pairs, answers) its loss sums over.
+    The `count` of its batches says how many things (targets, pairs, answers) its loss sums over.
     """
 
     name: ClassVar[str]
     recipe_type: ClassVar[type[Recipe]]
     needs_checkpoint: ClassVar[bool]
-    """Tells whether the stage starts from trained weights."""
+    """True where the stage starts from trained weights."""
     may_start_fresh: ClassVar[bool] = True
-    """Tells whether such a stage takes fresh weights where the user asks for them."""
+    """True where such a stage takes fresh weights if the user asks for them."""
     data_format: ClassVar[Format]
     sample_data: ClassVar[SampleData]
-    """Names the project's own data that the stage takes without --data."""
+    """The sample data that the stage uses without --data."""
     is_static: ClassVar[bool] = False
-    """Tells whether the loss reads no value on the host that differs between two batches of one
+    """True where the loss reads no value on the host that differs between two batches of the same
     shape, so that it can be captured as a CUDA graph."""
     metric_names: ClassVar[tuple[str, ...]]
-    """Names the metrics of its LossSums besides the loss; columns of metrics.csv."""
+    """The names of its LossSums' metrics, which are columns of metrics.csv."""
 
     def __init__(self, recipe: Any) -> None: ...
 
     def check(self, context: BuildContext) -> None:
-        """Raises a MiniMindError where `build_models` could not build, without reading weights or
-        data: for a dry run, and before anything else of a run."""
+        """Raises a MiniMindError where `build_models` could not build. Reads no weights and no
+        data, so that a dry run can call it."""
         return
 
     def helper_folder(self, context: BuildContext) -> Path | None:
-        """Gives the model folder of the helper (a teacher, a reference), which a resumed run must
-        find unchanged; None without a helper."""
+        """Gives the model folder of the helper (a teacher or reference), whose weights must be the
+        same when the run is resumed; None without a helper."""
         return None
 
     def check_data(self, batches: Iterable[InT]) -> None:
-        """Raises ConfigError for training data that has things to count but nothing to learn.
-        `batches` are an epoch's; it reads them until it knows."""
+        """Raises ConfigError for training data with targets from which nothing can be learned.
+        `batches` are those of an epoch; it reads them until it has found something to learn
+        from."""
         return
 
     def outline(self, config: ModelConfig) -> nn.Module:
-        """Gives the policy's parameters by name and shape, without storage."""
+        """Builds the policy with its parameters' names and shapes, without storage."""
         with torch.device("meta"):
             return Transformer(config)
 
@@ -138,37 +142,38 @@ class Stage(Protocol[InT, OutT]):
     def prepare(
         self, engine: DeepSpeedEngine, micro_batches: list[InT], step: int
     ) -> Iterable[list[OutT]]:
-        """Yields the micro-batches of each update that the run's step number `step` (from 0) takes:
-        those of the loader themselves, or batches made from them (rollouts x epochs, a baseline
-        added to each). It yields no update where there is nothing to learn, else as many
-        micro-batches in each as the loader gave. All ranks call it."""
+        """Yields the micro-batches of each update of step `step` (from 0): the loader's own, or
+        batches made from them (rollouts, repeated over epochs; a baseline added to each). Yields no
+        update where there is nothing to learn; otherwise each update has as many micro-batches as
+        the loader gave. All ranks call it."""
         yield cast(list[OutT], micro_batches)
 
     @property
     def measured_names(self) -> tuple[str, ...]:
-        """Names the values of `measured`; columns of metrics.csv."""
+        """Gives the names of the values of `measured`, which are columns of metrics.csv."""
         return ()
 
     def measured(self) -> Mapping[str, float]:
-        """Gives the stage's own numbers of the step just taken besides its losses, over all ranks.
-        All ranks call it, once a step."""
+        """Gives the stage's own measures of the step just taken, besides its losses, over all
+        ranks. All ranks call it, once a step."""
         return {}
 
     def samples(self) -> Sequence[Mapping[str, Any]]:
-        """Gives the texts that the stage generated last, for a reader: each with a `prompt`, a
-        `completion` and numbers about it. It is empty where the stage generates nothing; then the
-        loop's owner samples."""
+        """Gives the texts that the stage last generated, each with a `prompt`, a `completion` and
+        numbers about it, for samples.jsonl. Empty where the stage generates none; then the run
+        generates samples itself."""
         return ()
 
     def loss(self, policy: Policy, batch: OutT) -> LossSum:
-        """Computes the loss. It calls policy(batch, head=…): the engine, never the module in it."""
+        """Computes the loss of a micro-batch. It calls policy(batch, head=…), never the module
+        inside the engine."""
         ...
 
     def evaluate(
         self, engine: DeepSpeedEngine, batches: Iterable[InT]
     ) -> Iterator[tuple[Batch, LossSum]]:
-        """Yields each of this rank's validation batches with the LossSum to report: that of the
-        loss, unless a stage overrides it. `batches` can be read more than once. It runs on all
-        ranks, without gradient and with the policy in eval mode."""
+        """Yields each of this rank's validation batches with the LossSum to report, by default the
+        loss. `batches` can be read more than once. Runs on all ranks, without gradient and with the
+        policy in eval mode."""
         for batch in batches:
             yield batch, self.loss(engine, cast(OutT, batch))

@@ -12,7 +12,7 @@ from minimind.errors import CheckpointError
 
 
 def convert_to_universal(folder: Path, output: Path) -> None:
-    """Converts DeepSpeed's shards to a form that loads at any number of ranks. Raises
+    """Converts DeepSpeed's shards so that they load on any number of ranks. Raises
     CheckpointError."""
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
     command += ["--input_folder", str(folder / TAG), "--output_folder", str(output / TAG)]

@@ -18,7 +18,7 @@ from minimind.runtime.devices import send
 
 @dataclass(frozen=True, slots=True)
 class _OnDevice(Generic[InT]):
-    """Moves batches to the device as they are read, each time anew."""
+    """Moves batches to the device while they are read; can be read several times."""
 
     batches: Iterable[InT]
     device: torch.device
@@ -34,8 +34,8 @@ class _OnDevice(Generic[InT]):
 def validation_loss(
     stage: Stage[InT, Any], engine: DeepSpeedEngine, eval_data: Iterable[InT]
 ) -> float:
-    """Gives the mean over everything that the batches of all ranks count, with the policy in eval
-    mode. All ranks call it. Raises TrainingError where they count nothing."""
+    """Gives the loss per count over the batches of all ranks, with the policy in eval mode. All
+    ranks call it. Raises TrainingError where the counts are all 0."""
     engine.train(False)
     total = torch.zeros(1, dtype=torch.float64, device=engine.device)
     count = 0

@@ -34,16 +34,17 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """Holds the shares of questions answered right, for three ways to read the answer off the
+    """Holds the accuracy on a set of questions, 0 to 1, for three ways to read an answer off the
     model."""
 
     num_questions: int
     letter: float
-    """By the likeliest of the letters after the question and its choices."""
+    """Share of questions where the right letter is likeliest, after the question and all its
+    choices."""
     text: float
-    """By the likeliest of the choices' own texts after the question."""
+    """Share of questions where the right choice's text is likeliest, after the question alone."""
     text_normalised: float
-    """By the likeliest of the choices' own texts, each divided by its length in bytes."""
+    """The same as `text`, with each choice's log-probability divided by its length in bytes."""
 
 
 def read_questions(path: str | Path) -> list[Question]:
@@ -107,8 +108,8 @@ def measure_choices(
     num_examples: int = 0,
     progress: bool = False,
 ) -> dict[str, Accuracy]:
-    """Gives the accuracy by subject, and under "all" over every question. The first `num_examples`
-    of `examples` with a question's subject are put before it with their answers."""
+    """Gives the accuracy by subject, and over all questions under "all". Each question is preceded
+    by the first `num_examples` of `examples` of its subject, with their answers."""
     known: dict[str, list[Question]] = {}
     for example in examples:
         known.setdefault(example.subject, []).append(example)
@@ -152,7 +153,7 @@ def measure_choices(
 
 
 def _posed(question: Question) -> str:
-    """Writes the question with its choices, up to where the letter follows."""
+    """Writes the question and its choices, ending where the letter of the answer follows."""
     lines = [f"{letter}. {c}" for letter, c in zip(LETTERS, question.choices, strict=True)]
     return "\n".join([question.text, *lines, _answer_word(question)])
 

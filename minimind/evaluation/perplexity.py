@@ -29,10 +29,11 @@ class Perplexity:
     data: str
     format: str
     loss: float
-    """Nats a target token."""
+    """Mean cross-entropy in nats per target token."""
     perplexity: float
     bits_per_byte: float
-    """Bits for each byte of the targets' own text: comparable between tokenizers."""
+    """Bits per byte of the targets' text, which models with different tokenizers can be compared
+    by."""
     num_tokens: int
     num_documents: int
 
@@ -41,7 +42,7 @@ class Perplexity:
 
 
 FORMATS = {data_format.name: data_format for data_format in (TEXT, CHAT)}
-"""The formats that can be measured."""
+"""The data formats whose perplexity can be measured, by name."""
 
 
 def measure_perplexity(
@@ -55,9 +56,9 @@ def measure_perplexity(
     on_bad_row: OnBadRow = "stop",
     progress: bool = False,
 ) -> Perplexity:
-    """Measures over the targets of every document (`max_rows` above 0: of a random part of the
-    packed rows). Raises DataError where the file cannot be used or holds no target, ConfigError for
-    a format outside FORMATS."""
+    """Measures the perplexity over all targets of the file's documents. `max_rows` above 0 measures
+    that many packed rows only, drawn at random. Raises DataError where the file cannot be used or
+    holds no target, ConfigError for a format outside FORMATS."""
     if format not in FORMATS:
         raise ConfigError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
     cache = build_token_cache(
@@ -88,7 +89,7 @@ def measure_perplexity(
         data=str(path),
         format=format,
         loss=loss,
-        # Beyond what a float holds the loss says it better.
+        # Where exp(loss) overflows a float, the loss is the figure to read.
         perplexity=math.exp(min(loss, 700.0)),
         bits_per_byte=total.item() / math.log(2) / max(num_bytes, 1),
         num_tokens=num_tokens,

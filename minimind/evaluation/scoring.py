@@ -1,4 +1,5 @@
-"""Computes the log-probability that a model gives to given texts, many at a time in packed rows."""
+"""Computes the log-probabilities that a model gives to given texts, many texts at a time in packed
+rows."""
 
 from __future__ import annotations
 
@@ -25,18 +26,18 @@ _BATCH_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Holds, for each document, float64 sums of its targets' log-probabilities, and their
-    number."""
+    """Holds, for each document, the sum of its targets' log-probabilities (float64) and the number
+    of targets."""
 
     log_probs: np.ndarray
     counts: np.ndarray
     is_greedy: np.ndarray
-    """bool: whether every target was the likeliest token at its place."""
+    """bool, by document: every target was the likeliest token at its position."""
 
 
 @torch.no_grad()
 def batch_log_probs(model: Transformer, batch: Batch) -> Tensor:
-    """Gives the log-probability of each label: [B·T] fp32, 0 where there is none."""
+    """Gives the log-probability of each label, fp32 [B·T]; 0 where a position has no label."""
     labels_M = batch.labels_BT.flatten()
 
     def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
@@ -47,8 +48,8 @@ def batch_log_probs(model: Transformer, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def _batch_scores(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Gives, for each place, the log-probability, and whether the label was the likeliest token:
-    [B·T]."""
+    """Gives the log-probability of each label, fp32 [B·T], and whether the label is the likeliest
+    token, bool [B·T]."""
     labels_M = batch.labels_BT.flatten()
     likeliest_M = torch.empty_like(labels_M)
 
@@ -64,8 +65,8 @@ def _batch_scores(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
 def score_documents(
     model: Transformer, samples: Sequence[Sample], *, pad_id: int, progress: str = ""
 ) -> Scores:
-    """Scores whole documents, packed into rows as in training. `progress` names a bar on a
-    terminal. Raises DataError for a document beyond the model's context."""
+    """Scores whole documents, packed into rows as in training. `progress` is the label of the
+    progress bar ("" for none). Raises DataError for a document longer than the model's context."""
     context = model.config.max_position_embeddings
     lengths = np.array([len(sample.ids) for sample in samples], dtype=np.int64)
     longest = int(lengths.max(initial=0))
@@ -95,7 +96,7 @@ def score_documents(
                 )
                 for start, stop in itertools.pairwise(offsets)
             ]
-            # Row after row, so documents are numbered through the batch in the plan's order.
+            # Documents are numbered through the batch row by row, in the order of the packing plan.
             starts = np.cumsum([0, *np.diff(offsets)])[:-1]
             index = [
                 np.where(row.doc_T >= 0, row.doc_T + start, len(documents))
@@ -113,7 +114,7 @@ def score_documents(
 
 
 def continuation(prompt_ids: Iterable[int], ids: Iterable[int]) -> Sample:
-    """Gives a document of which only `ids`, after the prompt, are targets."""
+    """Gives a document in which only `ids`, the part after the prompt, are targets."""
     before, after = list(prompt_ids), list(ids)
     is_target = np.zeros(len(before) + len(after), dtype=bool)
     is_target[len(before) :] = True

@@ -1,4 +1,5 @@
-"""Runs our models under EleutherAI's lm-evaluation-harness, whose tasks use three calls.
+"""Evaluates MiniMind models on the tasks of EleutherAI's lm-evaluation-harness, which calls a model
+in three ways.
 
 This is the only file that imports `lm_eval`, which is an extra: `pip install 'minimind[eval]'`.
 """
@@ -27,17 +28,17 @@ from minimind.inference.sampling import SamplingParams
 from minimind.model.transformer import Transformer
 
 _MAX_NEW_TOKENS = 256
-"""The most tokens of an answer where its task names no limit, as for the harness's own models."""
+"""The most tokens of an answer where its task names no limit, as in the harness's own models."""
 _BATCH = 32
 
 TokenRequest = tuple[tuple[str, str], list[int], list[int]]
-"""(context, continuation) as texts, then each as ids."""
+"""(context, continuation) as a pair of texts, then the token ids of each."""
 
 
 class HarnessModel(TemplateLM):
-    """Presents a model to the harness. Texts begin as the documents of training do; with `is_chat`
-    they are rendered by the chat template, and its tokens are recognised. A text that is too long
-    loses its beginning, as everywhere in the harness."""
+    """Presents a model to the harness. A text begins as training documents do (bos or eos first);
+    with `is_chat` the chat template renders it, and the template's special tokens are recognised. A
+    text that is too long loses its beginning, as everywhere in the harness."""
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, *, is_chat: bool = False) -> None:
         super().__init__()
@@ -50,8 +51,8 @@ class HarnessModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """Gives the token that stands before a text without a context; the harness's own models
-        take eos without a bos."""
+        """Gives the token put before a text that has no context: bos, or eos where the tokenizer
+        has no bos, as the harness's own models do."""
         bos = self._tokenizer.bos_id
         return self._tokenizer.eos_id if bos is None else bos
 
@@ -94,7 +95,7 @@ class HarnessModel(TemplateLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Scores whole texts: a text longer than the context in successive windows."""
+        """Scores whole texts. A text longer than the context is scored in successive windows."""
         windows, owners = [], []
         for owner, request in enumerate(requests):
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
@@ -109,7 +110,7 @@ class HarnessModel(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         asked = [self._generation(*request.args) for request in requests]
-        # A cache of whole contexts is 13 GB for minimind2.
+        # Slots of whole contexts would make the cache 13 GB for minimind2.
         longest = max((len(one.prompt_ids) + one.params.max_new_tokens for one in asked), default=1)
         engine = BatchEngine(
             self._model, self._tokenizer, max_batch=_BATCH, max_tokens=_BATCH * longest
@@ -158,8 +159,8 @@ def run_tasks(
     max_questions: int | None = None,
     is_chat: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Gives the harness's measures of each task, by metric and filter ("acc,none"). `folder` holds
-    YAML files of the user's tasks. Raises ConfigError for an unknown task."""
+    """Gives the harness's measures by task, then by metric and filter ("acc,none"). `folder` holds
+    YAML files of the user's own tasks. Raises ConfigError for an unknown task."""
     # Its decorator hides the parameters from type checkers.
     simple_evaluate: Any = lm_eval.simple_evaluate
     found = simple_evaluate(
@@ -175,8 +176,8 @@ def run_tasks(
 
 
 def _find_tasks(tasks: Sequence[str], folder: Path | None) -> TaskManager:
-    """Finds the tasks. The harness takes seconds to list its own thousands, so this is left out
-    where the folder has all that are asked for."""
+    """Finds the tasks by name. The harness needs seconds to list its thousands of tasks, so they
+    are listed only where the user's folder lacks one of those asked for."""
     unknown: list[str] = []
     for with_own in (True,) if folder is None else (False, True):
         manager = TaskManager(include_path=folder, include_defaults=with_own)

@@ -1,3 +1,3 @@
-"""Generates text from a prompt: sampling, the batch engine with its scheduler, answers constrained
-to a form, and the parts of an answer. It holds no connection (minimind.serving) and no conversation
-(minimind.chat)."""
+"""Generates text from a prompt: sampling, the batch engine and its scheduler, answers constrained
+by a grammar, and the parsing of answers. It opens no connection (minimind.serving) and keeps no
+conversation (minimind.chat)."""

@@ -7,10 +7,9 @@ import re
 import uuid
 from dataclasses import dataclass
 
+from minimind.config.tags import CALL, END_CALL, END_THINK, THINK
 from minimind.inference.text_stream import possible_start
 
-THINK, END_THINK = "<think>", "</think>"
-_CALL, END_CALL = "<tool_call>", "</tool_call>"
 _STRING_OR_END = re.compile(rf'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|{END_CALL}', re.DOTALL)
 
 
@@ -29,19 +28,18 @@ class ToolCall:
     id: str
     name: str
     arguments: str
-    """A JSON object."""
+    """The arguments as the text of a JSON object."""
 
 
 Part = Reasoning | Content | ToolCall
 
 
 class AnswerParser:
-    """Splits text that arrives in pieces of any size; the parts of the whole do not depend on how
-    it was cut.
+    """Splits a text that arrives in pieces of any size; the parts do not depend on where it was
+    cut.
 
-    Thinking stands at the beginning, inside <think>; a call is a JSON object with a name and
-    arguments inside <tool_call>, and a malformed call stays text. The line breaks between these
-    blocks belong to none of them.
+    Thinking comes first, inside <think>. A tool call is a JSON object with a name and arguments
+    inside <tool_call>; a malformed call stays text. Line breaks between these blocks are dropped.
     """
 
     def __init__(
@@ -52,19 +50,20 @@ class AnswerParser:
         calls_alone: bool = False,
         must_call: bool = False,
     ) -> None:
-        """Starts a parser. With `in_reasoning` the prompt has opened the thinking block. Calls are
-        recognised only `with_tools`, and with `calls_alone` not in an answer that begins with text.
-        With `must_call` there is no text, so a call that was cut off is dropped."""
+        """Starts a parser. `in_reasoning`: the prompt has already opened the thinking block.
+        `with_tools`: calls are recognised. `calls_alone`: not in an answer that begins with text.
+        `must_call`: the answer has no text, so a call that was cut off is dropped."""
         self._state = "reasoning" if in_reasoning else "start"
         self._with_tools, self._calls_alone = with_tools, calls_alone
         self._must_call = must_call
         self._held = ""
-        """Text that may still turn out to be a tag, or line breaks before one."""
+        """Text that may still become a tag, or line breaks before one."""
         self._is_fresh = True
-        """Whether no text of this block has been given out: line breaks are dropped until then."""
+        """True until this block has given out text; line breaks are dropped until then."""
 
     def push(self, text: str) -> list[Part]:
-        """Gives the parts that are certain now. The caller joins neighbouring parts of one kind."""
+        """Adds text, and gives the parts that are certain by now. Neighbouring parts of one kind
+        are for the caller to join."""
         self._held += text
         parts: list[Part] = []
         while self._step(parts):
@@ -72,14 +71,14 @@ class AnswerParser:
         return parts
 
     def flush(self) -> list[Part]:
-        """Gives the rest at the end; a call that was cut off is given as text."""
+        """Gives the rest when the text has ended. A call that was cut off becomes text."""
         parts = self._flush()
         return [part for part in parts if not (self._must_call and isinstance(part, Content))]
 
     def _flush(self) -> list[Part]:
         parts: list[Part] = []
         if self._state == "call":
-            # One whose text never ends, or was cut off, has ended at its first tag.
+            # A call that never ends, or was cut off, ends at the first closing tag in it.
             body, found, rest = self._held.partition(END_CALL)
             self._end_call(parts, body, closing=found)
             self._held = rest
@@ -93,7 +92,7 @@ class AnswerParser:
         return parts
 
     def _step(self, parts: list[Part]) -> bool:
-        """Takes the certain part of the held text, and tells whether there may be more."""
+        """Moves the certain part of the held text to `parts`; tells whether to call it again."""
         if self._state == "start":
             return self._find_beginning()
         if self._state == "call":
@@ -103,9 +102,9 @@ class AnswerParser:
                 self._held = self._held[end + len(END_CALL) :]
             return end is not None
         thinks = self._state == "reasoning"
-        tag = END_THINK if thinks else _CALL
+        tag = END_THINK if thinks else CALL
         start = self._held.lstrip("\n")
-        if not thinks and self._calls_alone and start and not _CALL.startswith(start[: len(_CALL)]):
+        if not thinks and self._calls_alone and start and not CALL.startswith(start[: len(CALL)]):
             self._with_tools = False
         before, found, rest = self._held.partition(tag)
         if found and (thinks or self._with_tools):
@@ -147,12 +146,12 @@ class AnswerParser:
             self._is_fresh = True
         else:
             self._is_fresh = False
-            self._give(parts, f"{_CALL}{body}{closing}")
+            self._give(parts, f"{CALL}{body}{closing}")
 
 
 def _end_of_call(text: str) -> int | None:
-    """Finds the first closing tag outside JSON strings; where the text before it is not a call, the
-    first closing tag of all."""
+    """Gives the position of the first closing tag outside JSON strings; where the text before that
+    is no call, of the very first closing tag. None without one."""
     for piece in _STRING_OR_END.finditer(text):
         if piece.group() == END_CALL:
             is_call = _read_call(text[: piece.start()]) is not None
@@ -165,7 +164,7 @@ def _read_call(body: str) -> ToolCall | None:
         call = json.loads(body)
         name, arguments = call["name"], call.get("arguments", {})
         written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-        # Half a character, which JSON can spell, has no UTF-8 form.
+        # JSON can spell a lone surrogate, which has no UTF-8 form.
         (written + name).encode()
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
@@ -175,5 +174,6 @@ def _read_call(body: str) -> ToolCall | None:
 
 
 def opens_reasoning(prompt_tail: str) -> bool:
-    """Tells whether a prompt with this end has opened a thinking block and not closed it."""
+    """Tells whether the prompt that ends in `prompt_tail` has opened a thinking block and not
+    closed it."""
     return prompt_tail.rfind(THINK) > prompt_tail.rfind(END_THINK)

@@ -1,4 +1,4 @@
-"""Runs the batch engine: requests go in, and each step gives the new output of each request."""
+"""Defines the batch engine: it takes requests, and each step gives the new output of each."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ logger = logging.getLogger(__name__)
 _Launched = tuple[list[Generation], Choose]
 
 MAX_PREFILL = 512
-"""The most prompt tokens of a step: enough to keep the matrix products busy, few enough that the
-sequences already being generated wait only a moment."""
+"""The most prompt tokens computed in a step: enough to keep the matrix products busy, few enough
+that running sequences wait only a moment."""
 
 
 class BatchEngine:
-    """Continues many prompts at once over one cache of `max_batch` slots.
+    """Continues many prompts at once, over one cache of `max_batch` slots.
 
-    One thread calls `step`, in a loop while `has_work`; `submit` and `cancel` may be called from
-    others. A request's tokens do not depend on who shares its batch.
+    One thread calls `step` in a loop while `has_work`; other threads may call `submit` and
+    `cancel`. A request's tokens do not depend on the other requests in its batch.
     """
 
     def __init__(
@@ -59,12 +59,14 @@ class BatchEngine:
         fast_decode: bool = True,
         grammar_limit_s: float | None = None,
     ) -> None:
-        """Makes an engine over a cache of `max_tokens` tokens in all, shared equally by the slots;
-        by default each slot has room for a whole context. `adapters` are loaded over `model`, and
-        requests name them; one is active at a time, in turns, and a name never changes its meaning.
-        With `fast_decode`, steps of one token each run as CUDA graphs on a GPU and in C++ on a CPU,
-        whose preparation pays off in an engine that is kept. `grammar_limit_s` is
-        GrammarCompiler's. Raises ConfigError."""
+        """Makes an engine whose cache holds `max_tokens` tokens in all, shared equally by the
+        slots; by default each slot holds a whole context.
+
+        Requests choose among `adapters`, which are loaded over `model`, by name. A batch uses one
+        adapter, and adapters take turns. With `fast_decode`, steps of one token per sequence run as
+        CUDA graphs on a GPU and in C++ on a CPU; preparing these takes time, which pays off in an
+        engine that is kept. `grammar_limit_s` is GrammarCompiler's. Raises ConfigError.
+        """
         capacity = model.config.max_position_embeddings
         if max_tokens is not None:
             capacity = min(capacity, max_tokens // max(max_batch, 1))
@@ -80,18 +82,18 @@ class BatchEngine:
         self._slots = SlotTable(self._runner.cache)
         self._scheduler = Scheduler(self._slots, max_prefill)
         self.grammars = GrammarCompiler(tokenizer, model.config.vocab_size, limit_s=grammar_limit_s)
-        """Compiles grammars for this engine's requests; other threads than the one that steps it
-        may call it."""
+        """Compiles grammars for this engine's requests. Threads other than the one that calls
+        `step` may use it."""
         self._ids = itertools.count(1)
         self._submitted: deque[Generation] = deque()
         self._to_cancel: deque[int] = deque()
         self._ahead: _Launched | None = None
-        """A step that was launched before the tokens of the step before it were read."""
+        """A step that was launched before the previous step's tokens were read."""
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
 
     @property
     def max_sequence(self) -> int:
-        """Gives the most tokens of a prompt and its continuation together."""
+        """Gives the most tokens that a prompt and its continuation may have together."""
         return self._runner.cache.capacity
 
     @property
@@ -115,13 +117,13 @@ class BatchEngine:
         )
 
     def refresh(self) -> None:
-        """Reads the model's weights anew after they changed; the engine must have no work then."""
+        """Reads the model's weights again after they changed. The engine must have no work."""
         assert not self.has_work, "requests would go on with other weights than they began with"
         self._slots.forget_all()
         self._runner.refresh()
 
     def submit(self, request: GenerationRequest) -> int:
-        """Submits a request and gives its id. The request waits while all slots are in use. Raises
+        """Queues a request and gives its id; it waits while all slots are in use. Raises
         ConfigError for an empty prompt, an id beyond the vocabulary, and a request too long for the
         context or a slot."""
         self.check(request)
@@ -131,16 +133,17 @@ class BatchEngine:
         return generation.id
 
     def cancel(self, request_id: int) -> None:
-        """Has the next step end the request and free its slot; does nothing where it has ended
+        """Ends a request and frees its slot in the next step; does nothing if it has ended
         already."""
         self._to_cancel.append(request_id)
 
     @torch.no_grad()
     def step(self) -> list[Delta]:
-        """Runs one forward and gives a Delta of each request that got a token or ended. A request's
-        last Delta has a finish_reason. A forward that fails with a RuntimeError or MiniMindError is
-        not raised: its requests end with the finish_reason `error`."""
-        # In this order: who is cancelled here was submitted before, so it is found.
+        """Runs one forward, and gives a Delta for each request that got a token or ended. A
+        request's last Delta has a finish_reason. If the forward raises RuntimeError or a
+        MiniMindError, its requests end with the finish_reason `error`, and nothing is raised."""
+        # Cancellations are taken before submissions: a request cancelled here was submitted
+        # earlier, so it is found below.
         to_cancel = [self._to_cancel.popleft() for _ in range(len(self._to_cancel))]
         while self._submitted:
             self._scheduler.waiting.append(self._submitted.popleft())
@@ -167,14 +170,14 @@ class BatchEngine:
             if generation.is_running:
                 generation.num_computed += generation.num_scheduled
         for generation, token, logprob in found:
-            # One that ended while this step was on its way has got a token too many.
+            # A sequence that ended while this step was running has got one token too many.
             if generation.is_running:
                 deltas.append(self._advance(generation, token, logprob))
         return deltas + self._choose_ahead()
 
     def _launch_ahead(self, batch: list[Generation]) -> _Launched | None:
-        """Launches the step after `batch` on a GPU, while the host waits for the tokens of `batch`
-        and works on them; None where other work must come first."""
+        """Launches the step after `batch` on a GPU, so that it runs while the host reads and
+        handles the tokens of `batch`. Gives None where other work must come first."""
         if not self._runner.can_go_on or self._submitted or self._to_cancel:
             return None
         if self._scheduler.goes_on(batch):
@@ -182,8 +185,8 @@ class BatchEngine:
         return None
 
     def _choose_ahead(self) -> list[Delta]:
-        """Has the step that began ahead choose its tokens, once the tokens before it are accepted
-        and before a slot goes to another sequence."""
+        """Lets the step that was launched ahead choose its tokens, after the previous tokens were
+        accepted and before a slot goes to another sequence."""
         following, choose = self._ahead or ([], None)
         if choose is None or not any(one.is_running for one in following):
             return []
@@ -195,20 +198,20 @@ class BatchEngine:
         return []
 
     def _fail_batch(self, batch: Sequence[Generation]) -> list[Delta]:
-        """Ends the sequences of a failed batch, most often because of too little memory or an
-        adapter that was removed meanwhile. Waiting sequences are unharmed."""
+        """Ends all sequences of a batch whose forward failed, mostly for lack of memory or because
+        its adapter was removed. Waiting sequences are not affected."""
         logger.exception("a batch of %d sequences failed", len(batch))
         self._ahead = None
         return [self._finish(one, "error") for one in batch if one.is_running]
 
     def generate(self, requests: Iterable[GenerationRequest]) -> list[Completion]:
-        """Continues all requests to their ends and gives the completions in order. The engine must
-        have no other user."""
+        """Runs all requests to their ends and gives their completions in order. Nothing else may
+        use the engine meanwhile."""
         return list(self.complete(requests))
 
     def complete(self, requests: Iterable[GenerationRequest]) -> Generator[Completion, None, None]:
-        """Yields completions as `generate` gives them, for more requests than memory can hold at
-        once: the next request is taken only when a slot is free."""
+        """Yields completions in order, as `generate` gives them. It takes the next request only
+        when a slot is free, so there may be more requests than fit in memory."""
         parts: dict[int, list[Delta]] = {}
         for request in requests:
             parts[self.submit(request)] = []
@@ -218,8 +221,8 @@ class BatchEngine:
             yield from self._step_completions(parts)
 
     def _step_completions(self, parts: dict[int, list[Delta]]) -> Iterator[Completion]:
-        """Runs one step, then yields and removes the completions at the head of `parts` that have
-        ended."""
+        """Runs one step, then removes from the front of `parts` the requests that have ended and
+        yields their completions."""
         for delta in self.step():
             parts[delta.request_id].append(delta)
         while parts:
@@ -230,8 +233,8 @@ class BatchEngine:
             yield Completion.join(deltas)
 
     def stream(self, request: GenerationRequest) -> Generator[Delta, None, None]:
-        """Yields the output of one request as it arrives; closing the iterator cancels the request.
-        The engine must have no other user."""
+        """Yields one request's output as it arrives. Closing the iterator cancels the request.
+        Nothing else may use the engine meanwhile."""
         request_id = self.submit(request)
         finished = False
         try:
@@ -245,7 +248,7 @@ class BatchEngine:
                 self.step()
 
     def check(self, request: GenerationRequest) -> None:
-        """Raises ConfigError where `submit` would."""
+        """Raises ConfigError for a request that `submit` would refuse."""
         adapters = self._adapters.names if self._adapters else []
         request.check(self._config, self.max_sequence, adapters)
 

@@ -1,4 +1,4 @@
-"""Turns a conversation into the tokens before an answer; needs none of the server's packages."""
+"""Turns a conversation into the tokens of a prompt. It needs none of the server's packages."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from minimind.data.tokenizer import Tokenizer
 from minimind.inference.answer_parser import opens_reasoning
 
 _TAIL = 32
-"""The number of tokens at a prompt's end that contain all the template writes after the last
-turn."""
+"""The last tokens of a prompt that are searched; all that the template writes after the last turn
+fits in them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
     ids: list[int]
     in_reasoning: bool
-    """Whether the answer begins inside a thinking block."""
+    """True where the answer begins inside a thinking block."""
 
 
 def chat_prompt(
@@ -32,9 +32,9 @@ def chat_prompt(
     continues: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> ChatPrompt:
-    """Gives the tokens of the conversation up to where the assistant's next turn begins
-    (`opens_turn`), or up to where its unfinished last turn ends (`continues`). `options` are
-    variables of the template. Raises DataError."""
+    """Gives the tokens of a conversation up to where the assistant's next turn begins
+    (`opens_turn`), or to the end of its unfinished last turn (`continues`). `options` are variables
+    of the template. Raises DataError."""
     encoder = _encoder(tokenizer)
     if continues:
         spans = encoder.unfinished_spans(chat, options)

@@ -1,5 +1,4 @@
-"""Computes the next tokens on a CPU in compiled C++: one call a step where PyTorch would need four
-hundred."""
+"""Computes the next tokens on a CPU in C++: one call per step, where PyTorch needs four hundred."""
 
 from __future__ import annotations
 
@@ -34,8 +33,8 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 _HEADERS = (SOURCE.with_name("cpu_products.h"), SOURCE.with_name("cpu_vectors.h"))
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-std=c++17")
 _MULTIPLE, _MAX_HEAD = 16, 128
-"""Every size except the vocabulary's must be a multiple of a vector; a head must fit the
-registers."""
+"""All sizes but the vocabulary's must be multiples of the first, a vector's length; a head may have
+at most as many numbers as the second, which fit in the registers."""
 _COLUMNS = 32
 """The outputs of a block of weights, as in cpu_products.h."""
 
@@ -58,7 +57,8 @@ _VECTORS = {
 
 
 class _Linear(Structure):
-    """Has the layout of the struct in cpu_decode.cpp; so have the next three."""
+    """Has the memory layout of the struct Linear in cpu_decode.cpp. The next three classes have
+    those of Layer, Model and Batch."""
 
     _fields_ = [*((name, c_void_p) for name in ("weight", "a", "b")), ("rank", c_int64)]
 
@@ -99,10 +99,10 @@ class _Batch(Structure):
 class CpuDecode:
     """Runs `Transformer.decode` on a CPU.
 
-    It computes in fp32 between the products, whatever the weights' dtype; where the CPU multiplies
-    bf16, the inputs of products are rounded to it. Sums run in another order than PyTorch's, so
-    results differ in their last digits. It keeps a copy of the weights in the order in which
-    products read them (cpu_products.h), and notices when the model's own change.
+    Between matrix products it computes in fp32, whatever the weights' dtype; where the CPU has an
+    instruction for bf16, the inputs of products are rounded to bf16. It sums in another order than
+    PyTorch, so the last digits differ. It keeps a copy of the weights in the order in which
+    products read them (cpu_products.h), and notices when the model's weights change.
     """
 
     def __init__(self, model: Transformer, cache: KVCache) -> None:
@@ -114,7 +114,7 @@ class CpuDecode:
         self._num_switches = 0
         self._parameters: list[Tensor] = []
         self._state: list[tuple[int, int]] = []
-        """Each parameter's address, and its version when it was read."""
+        """The address and version of each parameter when the weights were last read."""
         self._blocks: dict[tuple[str, int, int], Tensor] = {}
         """The copies of matrices, by name, address and version of the parameter."""
         self._follow_modules()

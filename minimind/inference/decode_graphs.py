@@ -1,4 +1,5 @@
-"""Decodes on a GPU through CUDA graphs: one launch a step where the host would need hundreds."""
+"""Decodes on a GPU through CUDA graphs: one launch per step, where the host needs hundreds
+otherwise."""
 
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minimind.inference.batch_settings import UsedSettings, round_up
 from minimind.inference.device_sampler import DeviceSampler
 from minimind.inference.generation import Generation
 from minimind.inference.pending_tokens import PendingTokens
-from minimind.inference.row_settings import Asked, round_up
 from minimind.model.cached_attention import GatherPlan, Piece
 from minimind.model.kv_cache import KVCache
 from minimind.model.transformer import Transformer
@@ -22,23 +23,23 @@ from minimind.runtime.devices import send
 logger = logging.getLogger(__name__)
 
 MIN_LENGTH = 256
-"""The least length of a graph. Longer lengths are rounded up to powers of two, and so are batches
-from 1 on: few graphs, and at most twice the work."""
+"""The least sequence length of a graph. Larger lengths, and batch sizes, are rounded up to powers
+of two: that keeps graphs few and at most doubles the work."""
 
 _Step = Callable[[], Tensor]
 Choose = Callable[[], PendingTokens]
-"""Chooses the tokens of a step that has begun: its second half."""
+"""Chooses the tokens of a step whose forward has begun."""
 
 
 class DecodeGraphs:
-    """Runs steps of one token each of many sequences, forward and sampling, as graphs: one graph
-    for each rounded batch size and length and each set of sampling operators.
+    """Runs steps of one new token per sequence, forward and sampling, as CUDA graphs: one graph for
+    each rounded batch size, rounded length and set of sampling operators.
 
-    A graph leaves the next step's tokens and positions where it reads its own. So where the same
-    sequences go on, the host sends nothing and need not know the tokens. A grammar allows tokens
-    that depend on the ones before: then there are two graphs, and the host reads the tokens while
-    the first graph, the forward, runs. A step that cannot be captured (its forward waits for the
-    device) runs without a graph, which is logged once.
+    A graph writes the next step's tokens and positions where it reads its own. So while the
+    sequences stay the same, the host sends nothing and need not know the tokens. With a grammar,
+    the allowed tokens depend on the earlier ones: then forward and sampling are separate graphs,
+    and the host reads the earlier tokens while the forward runs. A step that cannot be captured
+    (its forward waits for the device) runs without a graph, which is logged once.
     """
 
     def __init__(self, model: Transformer, cache: KVCache, sampler: DeviceSampler) -> None:
@@ -47,18 +48,19 @@ class DecodeGraphs:
             3 * round_up(cache.num_slots), dtype=torch.int64, device=cache.device
         )
         self._next: object = None
-        """The step that `_inputs` is ready for."""
+        """The sequences and positions of the step that `_inputs` is ready for."""
         self._logits_BV: Tensor | None = None
-        """Logits handed from the first graph to the second, for the largest batch."""
+        """The logits that the forward's graph hands to the sampling graph, for the largest
+        batch."""
         self._steps: dict[tuple[object, ...], tuple[_Step, bool]] = {}
-        """The function of each kind of step, and whether capturing it was tried."""
+        """By kind of step: the function that runs it, and whether capturing it was tried."""
         self._pool: Any = None
         self._places = [parameter.data_ptr() for parameter in model.parameters()]
         self._has_warned = False
 
     def refresh(self) -> None:
-        """Drops the graphs where the weights have moved, as ZeRO-3 gathers them anew each time; new
-        values at the same addresses are picked up anyway."""
+        """Drops the graphs if the weights have moved, as they do each time ZeRO-3 gathers them. New
+        values at the same addresses need nothing."""
         places = [parameter.data_ptr() for parameter in self._model.parameters()]
         if places != self._places:
             self._steps.clear()
@@ -67,9 +69,9 @@ class DecodeGraphs:
     def launch(
         self, batch: Sequence[Generation], pieces: Sequence[Piece], ids: Sequence[int]
     ) -> Choose | None:
-        """Begins a step and gives the function that chooses its tokens; None where a piece has more
-        than one token. `ids` may be missing where the last launched step had the same sequences one
-        token before. Where no grammar is asked for, the tokens are on their way already."""
+        """Begins a step, and gives the function that chooses its tokens; None where a piece has
+        more than one token. `ids` may be empty if the last launched step had the same sequences,
+        one token earlier. Without a grammar the tokens are already being sampled."""
         if any(piece.count > 1 for piece in pieces):
             return None
         rows = round_up(len(batch))
@@ -77,29 +79,29 @@ class DecodeGraphs:
         if self._next != (batch, [piece.start for piece in pieces]):
             inputs_3B.copy_(send(graph_inputs(ids, pieces, rows), self._cache.device))
         self._next = None
-        asked = self._sampler.place(batch, rows)
+        used = self._sampler.place(batch, rows)
         longest = round_up(max(MIN_LENGTH, *(piece.end for piece in pieces)))
         length = min(longest, self._cache.capacity)
 
         def finish(packed: Tensor) -> PendingTokens:
             self._next = (batch, [piece.end for piece in pieces])
-            return PendingTokens(packed, batch, asked, range(rows))
+            return PendingTokens(packed, batch, used, range(rows))
 
         def choose() -> PendingTokens:
-            self._sampler.find_allowed(batch, asked)
-            return finish(self._run((rows, asked), self._choose, inputs_3B, asked))
+            self._sampler.find_allowed(batch, used)
+            return finish(self._run((rows, used), self._choose, inputs_3B, used))
 
-        if asked.grammar:
+        if used.grammar:
             self._run((rows, length), self._forward, inputs_3B, length)
             return choose
-        pending = finish(self._run((rows, length, asked), self._step, inputs_3B, length, asked))
+        pending = finish(self._run((rows, length, used), self._step, inputs_3B, length, used))
         return lambda: pending
 
     def _run(self, key: tuple[object, ...], function: Callable[..., Tensor], *given: Any) -> Tensor:
-        """Gives the result of `function` for the inputs `given`, which are the same for each
-        `key`."""
+        """Gives function(*given) through a graph. Calls with the same `key` have the same
+        `given`."""
         if key not in self._steps:
-            # What compiles or allocates at first use must not be captured.
+            # Compilation and allocation at first use must not be captured.
             step = functools.partial(function, *given)
             self._steps[key] = step, False
             return step()
@@ -114,9 +116,9 @@ class DecodeGraphs:
             self._steps[key] = step, True
         return step()
 
-    def _step(self, inputs_3B: Tensor, length: int, asked: Asked) -> Tensor:
+    def _step(self, inputs_3B: Tensor, length: int, used: UsedSettings) -> Tensor:
         logits_BV = decode_inputs(self._model, self._cache, inputs_3B, length)
-        return self._sample(logits_BV, inputs_3B, asked)
+        return self._sample(logits_BV, inputs_3B, used)
 
     def _forward(self, inputs_3B: Tensor, length: int) -> Tensor:
         logits_BV = decode_inputs(self._model, self._cache, inputs_3B, length)
@@ -124,12 +126,12 @@ class DecodeGraphs:
             self._logits_BV = logits_BV.new_empty(self._inputs.numel() // 3, logits_BV.shape[1])
         return self._logits_BV[: len(logits_BV)].copy_(logits_BV)
 
-    def _choose(self, inputs_3B: Tensor, asked: Asked) -> Tensor:
+    def _choose(self, inputs_3B: Tensor, used: UsedSettings) -> Tensor:
         assert self._logits_BV is not None
-        return self._sample(self._logits_BV[: inputs_3B.shape[1]], inputs_3B, asked)
+        return self._sample(self._logits_BV[: inputs_3B.shape[1]], inputs_3B, used)
 
-    def _sample(self, logits_BV: Tensor, inputs_3B: Tensor, asked: Asked) -> Tensor:
-        packed, ids_B = self._sampler.sample_placed(logits_BV, asked)
+    def _sample(self, logits_BV: Tensor, inputs_3B: Tensor, used: UsedSettings) -> Tensor:
+        packed, ids_B = self._sampler.sample_placed(logits_BV, used)
         inputs_3B[0].copy_(ids_B.clamp_min(0))
         inputs_3B[1].add_(1)
         return packed
@@ -148,8 +150,9 @@ class DecodeGraphs:
 
 
 def graph_inputs(ids: Sequence[int], pieces: Sequence[Piece], batch: int) -> list[list[int]]:
-    """Builds ids, positions and slots of `batch` rows. Rows beyond the sequences repeat the first
-    sequence: they write the same values to the cache, and their tokens are dropped."""
+    """Builds the rows ids, positions and slots, each of `batch` entries. Entries beyond the
+    sequences repeat the first sequence: they write the same values to the cache, and their tokens
+    are dropped."""
     assert len(ids) == len(pieces), "other sequences than before, whose tokens nobody knows"
     rows = [
         list(ids),
@@ -160,7 +163,8 @@ def graph_inputs(ids: Sequence[int], pieces: Sequence[Piece], batch: int) -> lis
 
 
 def decode_inputs(model: Transformer, cache: KVCache, inputs_3B: Tensor, length: int) -> Tensor:
-    """Gives fp32 logits [B, V] of `graph_inputs`, each sequence of at most `length` tokens."""
+    """Gives the fp32 logits [B, V] for `graph_inputs`. No sequence has more than `length`
+    tokens."""
     ids_B, positions_B, slots_B = inputs_3B
     plan = GatherPlan.build(slots_B, positions_B, length, cache.num_kv_heads, cache.capacity)
     return model.decode(ids_B, cache, plan)

@@ -1,4 +1,4 @@
-"""Generates one sequence: takes a prompt, gives tokens or text."""
+"""Generates one sequence: takes a prompt and gives its continuation as text."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from minimind.model.transformer import Transformer
 def stream_text(
     model: Transformer, tokenizer: Tokenizer, prompt_ids: Sequence[int], params: SamplingParams
 ) -> Iterator[str]:
-    """Yields the continuation in pieces of whole characters, ended by the tokenizer's end of text
-    or one of params.stop; text that might begin a stop string is held back until it is known not
-    to. A prompt that is empty or too long for the model's context raises ConfigError."""
+    """Yields the continuation in pieces of whole characters, up to the end-of-text token or a
+    string of params.stop. Text that may begin a stop string is held back until that is decided.
+    Raises ConfigError for a prompt that is empty or too long for the model's context."""
     length = max(len(prompt_ids) + params.max_new_tokens, 1)
     engine = BatchEngine(model, tokenizer, max_batch=1, max_tokens=length, fast_decode=False)
     stop_ids = (tokenizer.eos_id,)
@@ -29,6 +29,6 @@ def stream_text(
 def generate_text(
     model: Transformer, tokenizer: Tokenizer, prompt: str, params: SamplingParams
 ) -> str:
-    """Gives the continuation of a document that starts with `prompt`, without the prompt."""
+    """Gives the continuation of a document that begins with `prompt`, without the prompt."""
     prompt_ids = tokenizer.encode_document(prompt)
     return "".join(stream_text(model, tokenizer, prompt_ids, params))

@@ -1,4 +1,4 @@
-"""Holds the sequence that a request becomes, from its prompt to its last token."""
+"""Holds a sequence that is being generated, from a request's prompt to its last token."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ NO_SLOT = -1
 
 class Generation:
     """Holds a request and its progress. The scheduler decides how many of its tokens a step
-    computes, the slot table where its keys and values are; it owns its random numbers and its
-    text."""
+    computes, and the slot table where its keys and values lie; the random numbers and the text are
+    its own."""
 
     def __init__(self, id: int, request: GenerationRequest, text: TextStream) -> None:
         self.id, self.request, self.text = id, request, text
         self.ids = list(request.prompt_ids)
-        """The tokens of the prompt, then the generated ones."""
+        """The prompt's tokens, then the generated ones."""
         self.random = random.Random(request.params.seed)
-        """Random numbers, one a token: they depend neither on the other sequences of the batch nor
-        on the device."""
+        """The generator of its random numbers, one per token; they do not depend on the batch or
+        the device."""
         self.slot = NO_SLOT
-        """The slot of the cache that it is in, or was last."""
+        """The cache slot that it has, or had last."""
         self.num_computed = 0
-        """The number of tokens whose keys and values are in its slot."""
+        """The number of its tokens that have keys and values in the slot."""
         self.num_scheduled = 0
         """The number of further tokens that the next step computes."""
         self.cached_tokens = 0
-        """The number of the prompt's tokens that were in the cache when it got its slot."""
+        """The number of prompt tokens that were in the cache when it got its slot."""
         self.finish_reason: FinishReason | None = None
 
     @property
     def is_running(self) -> bool:
-        """Tells whether it holds a slot of the cache."""
+        """Tells whether the sequence holds a cache slot and has not ended."""
         return self.slot != NO_SLOT and self.finish_reason is None
 
     @property
@@ -44,12 +44,13 @@ class Generation:
 
     @property
     def ends_next(self) -> bool:
-        """Tells whether it has ended, or ends with its next token whatever that is."""
+        """Tells whether the sequence has ended, or ends with its next token whatever that is."""
         has_ended = self.finish_reason is not None
         return has_ended or self.num_made + 1 >= self.request.params.max_new_tokens
 
     def add(self, token: int, logprob: TokenLogprob | None, *, is_complete: bool) -> Delta:
-        """Appends `token`, which may be its last; with is_complete its grammar allows no more."""
+        """Appends `token` and gives the output. `is_complete`: the grammar allows no further
+        token."""
         self.ids.append(token)
         text, is_given = "", True
         if token in self.request.stop_ids:
@@ -67,7 +68,7 @@ class Generation:
         return self._delta(text, (token,), () if logprob is None else (logprob,))
 
     def finish(self, reason: FinishReason) -> Delta:
-        """Ends it without another token."""
+        """Ends the sequence without another token, and gives its last output."""
         self.finish_reason = reason
         return self._delta(self.text.flush())
 

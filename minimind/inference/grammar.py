@@ -1,4 +1,4 @@
-"""Compiles grammars, which hold a model's text to a form, by llguidance for one tokenizer."""
+"""Compiles grammars, which constrain a model's text, with llguidance for one tokenizer."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 MAX_CHARACTERS = 1 << 16
-"""The most characters of a grammar, with the text around a schema. A longer one is refused before
-it costs anything."""
+"""The most characters of a grammar with everything around it; a longer one is refused before any
+work is done on it."""
 _KEPT = 64
-"""The number of last compiled grammars that are kept for reuse."""
+"""The number of grammars, the most recently used, that stay compiled."""
 _CHECK = f"{problem_of.__module__}:{problem_of.__name__}"
 _FIRST_CHECK_S = 20.0
-"""The time limit of the first check, which starts the process and imports llguidance."""
+"""The time limit of the first check, in which the process starts and imports llguidance."""
 
 
 class Grammar:
-    """Holds a compiled grammar, for any number of sequences at once."""
+    """Holds a compiled grammar, which any number of sequences may use at once."""
 
     def __init__(self, compiled: LLMatcher) -> None:
         self._compiled = compiled
 
     def matcher(self) -> LLMatcher:
-        """Gives the matcher of a new sequence."""
+        """Gives a matcher for a new sequence, at the start of the grammar."""
         return self._compiled.deep_copy()
 
 
 class GrammarCompiler:
     """Compiles grammars for a tokenizer and a model of `vocab_size` tokens. Several threads may
-    call it: they wait for each other, but release Python's lock meanwhile."""
+    call it; they wait for one another without holding Python's lock."""
 
     def __init__(
         self, tokenizer: Tokenizer, vocab_size: int, *, limit_s: float | None = None
     ) -> None:
-        """Takes `limit_s` where grammars come from strangers: they are first compiled in a separate
-        process, which is ended if it takes longer."""
+        """Give `limit_s` where grammars come from strangers: each is then first compiled in a
+        separate process, which is killed after that many seconds."""
         self._tokenizer, self._vocab_size, self._limit_s = tokenizer, vocab_size, limit_s
         self._tokens: Any = None
         self._pool: FunctionPool | None = None
@@ -52,8 +52,8 @@ class GrammarCompiler:
         self._lock = threading.Lock()
 
     def compile(self, text: str) -> Grammar:
-        """Compiles `text` (inference/grammar_texts.py). Raises ConfigError with llguidance's words
-        for a grammar that is wrong, unsupported or too costly."""
+        """Compiles the grammar `text` (see inference/grammar_texts.py). Raises ConfigError with
+        llguidance's message for a grammar that is wrong, unsupported or too costly."""
         if len(text) > MAX_CHARACTERS:
             raise ConfigError(
                 f"the grammar or schema has {len(text)} characters; at most {MAX_CHARACTERS} are "
@@ -105,6 +105,6 @@ class GrammarCompiler:
 
 
 def _message(error: str) -> str:
-    # What follows is of options that no client has.
+    # The rest of the message is about options that no client has.
     words = error.replace("<non-verbose/>", "").partition(". Enable '")[0].strip()
     return "no text fits it" if words == "NoExtensionBias" else words

@@ -1,5 +1,5 @@
-"""Tries out whether a grammar compiles, in a process that is ended if it takes too long: llguidance
-bounds most of a grammar's cost, but not all, and a running call cannot be stopped."""
+"""Tries to compile a grammar in a process that is killed after a time limit: llguidance bounds most
+but not all of a grammar's cost, and a running call cannot be stopped."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ class Vocabulary:
     eos_token_id: int
     bos_token_id: int | None
     special_token_ids: tuple[int, ...]
-    """The ids that only a grammar can name: text that spells them becomes other tokens."""
+    """The ids that only a grammar can name: a text that spells such a token is encoded as other
+    tokens."""
     tokens: tuple[bytes, ...]
     encode: Callable[[str], list[int]] | None = field(default=None, compare=False)
-    """Encodes forced text as tokens; whether a grammar compiles does not depend on it."""
+    """Encodes forced text as tokens. Whether a grammar compiles does not depend on it."""
 
     def __call__(self, text: str) -> list[int]:
         if self.encode is not None:
@@ -31,19 +32,19 @@ class Vocabulary:
 
 
 def compile_text(tokens: Any, text: str) -> Any:
-    """Gives the matcher of a grammar, whose error says what is wrong with the grammar."""
+    """Compiles a grammar and gives its matcher, whose error says what is wrong with the grammar."""
     from llguidance import LLMatcher, LLParserLimits
 
     limits = LLParserLimits(verbose_errors=False)
     compiled = LLMatcher(tokens, text, log_level=0, limits=limits)
-    # Some that no text fits are only found out by looking for the first token.
+    # That no text fits a grammar is sometimes found only when its first token is computed.
     if not compiled.is_error():
         compiled.compute_bitmask()
     return compiled
 
 
 def problem_of(given: tuple[Vocabulary, str]) -> str:
-    """Says what is wrong with a grammar; "" for a good one."""
+    """Gives what is wrong with a grammar, or ""."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, resource.RLIM_INFINITY))
     vocabulary, text = given
     return compile_text(_read_once(vocabulary), text).get_error()

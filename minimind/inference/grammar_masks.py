@@ -1,4 +1,4 @@
-"""Keeps which tokens each sequence's grammar allows next, in the form that a sampler reads."""
+"""Keeps, as bits that a sampler reads, which tokens each sequence's grammar allows next."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class GrammarFailure(MiniMindError):
-    """Says that a grammar was too complex for its limits at some token."""
+    """Reports that a grammar exceeded its limits at some token."""
 
 
 class GrammarMasks:
-    """Holds a bit for each token of each slot, and the position of each sequence in its grammar.
+    """Holds, for each slot, the sequence's position in its grammar and a bit for each token.
 
-    The host computes the bits, about 10 µs a sequence, and a GPU gets them through page-locked
-    memory in one copy: 25 kB for 32 sequences of 6,400 tokens.
+    The host computes the bits in about 10 µs per sequence, and copies them to a GPU at once through
+    page-locked memory: 25 kB for 32 sequences of 6,400 tokens.
     """
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
@@ -31,7 +31,8 @@ class GrammarMasks:
         size = (num_slots, 4 * -(-vocab_size // 32))
         is_gpu = device.type == "cuda"
         self._found_SN = torch.full(size, 255, dtype=torch.uint8, pin_memory=is_gpu)
-        """The bits: eight tokens a byte, the lowest first; in whole words of 32 bits."""
+        """The bits of each slot: eight tokens per byte, the lowest bit first, padded to words of 32
+        bits."""
         self._sent_SN = torch.empty_like(self._found_SN, device=device)
         allowed = (torch.arange(256)[:, None] >> torch.arange(8)) % 2 > 0
         penalties = torch.zeros(256, 8).masked_fill(~allowed, float("-inf"))
@@ -39,15 +40,15 @@ class GrammarMasks:
         self._matchers: dict[int, LLMatcher] = {}
 
     def open(self, slot: int, grammar: Grammar | None) -> None:
-        """Begins a new sequence in `slot`; without a grammar it may have any token."""
+        """Begins a new sequence in `slot`. Without a grammar all tokens are allowed."""
         self._matchers.pop(slot, None)
         self._found_SN[slot] = 255
         if grammar is not None:
             self._matchers[slot] = grammar.matcher()
 
     def accept(self, slot: int, token: int) -> bool:
-        """Advances the sequence in `slot` by `token`, and tells whether it is complete, so that
-        nothing can follow. Raises GrammarFailure."""
+        """Advances the sequence in `slot` by `token`; tells whether its grammar allows nothing
+        more. Raises GrammarFailure."""
         matcher = self._matchers.get(slot)
         if matcher is None:
             return False
@@ -56,7 +57,7 @@ class GrammarMasks:
         return matcher.is_stopped()
 
     def find(self, slots: Iterable[int]) -> None:
-        """Updates the bits of the tokens allowed next in `slots`. It waits for nothing."""
+        """Updates the bits of `slots` for their next token, without waiting for the device."""
         start, num_bytes = self._found_SN.data_ptr(), self._found_SN.shape[1]
         for slot in slots:
             if matcher := self._matchers.get(slot):
@@ -64,8 +65,9 @@ class GrammarMasks:
         self._sent_SN.copy_(self._found_SN, non_blocking=True)
 
     def apply(self, logits_RV: Tensor, slots_R: Tensor) -> Tensor:
-        """Gives the logits of the sequences in `slots_R`, with −∞ for the tokens not allowed."""
-        # Adding is several times as quick on a CPU as masked_fill or where.
+        """Gives the logits of the sequences in `slots_R`, with −∞ for tokens that are not
+        allowed."""
+        # On a CPU, adding is several times faster than masked_fill or where.
         bytes_RN = self._sent_SN[slots_R].int()
         penalties_RV = nn.functional.embedding(bytes_RN, self._penalties_28).flatten(1)
         return logits_RV + penalties_RV[:, : self._vocab_size]

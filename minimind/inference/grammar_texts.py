@@ -1,5 +1,5 @@
-"""Writes the forms of answers as grammars for llguidance: JSON by a schema, a regular expression, a
-choice, a user's grammar, tool calls; all of them after the thinking, where there is any."""
+"""Writes the form of an answer as a grammar for llguidance: JSON by a schema, a regular expression,
+a choice, a user's grammar, or tool calls, each after the thinking block if there is one."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minimind.config.tags import CALL, END_CALL, END_THINK
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
-from minimind.inference.answer_parser import END_THINK
 
 Rules = dict[str, Any]
-"""One grammar, as llguidance lists them. Other grammars may refer to it by its "name"."""
+"""One grammar in the form that llguidance takes in its list. Other grammars may refer to its
+"name"."""
 
 _AS_WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""Writes JSON on one line, as the chat template writes calls. The model was trained on that, and a
-small model that may write white space can write it for ever."""
+"""Makes JSON be written on one line, as the chat template writes calls. The model was trained on
+that, and a small model that may write white space can go on writing it for ever."""
 _SCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _SCHEMA_LISTS = ("anyOf", "oneOf", "prefixItems")
 _SCHEMAS = ("items", "additionalProperties")
 _NO_ARGUMENTS: Mapping[str, Any] = {"properties": {}}
 _VALUES = ("const", "default", "enum", "examples")
-"""Keywords whose values hold no schemas."""
+"""Keywords whose values are data, not schemas."""
 _FORMATS = frozenset(
     (
         "date", "date-time", "duration", "email", "hostname", "idn-email", "idn-hostname", "ipv4",
@@ -32,25 +33,25 @@ _FORMATS = frozenset(
         "uri", "uri-reference", "uri-template", "uuid",
     )
 )  # fmt: skip
-"""The formats that JSON Schema defines. llguidance refuses those that it does not know."""
+"""The formats that JSON Schema defines; llguidance refuses any that it does not know."""
 _COMPOSES = ("anyOf", "oneOf", "$ref", "patternProperties", "unevaluatedProperties")
-"""Keywords beside which an object may have properties that its `properties` do not list."""
+"""Keywords that may give an object properties beyond those in its own `properties`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolForm:
-    """Describes a tool that may be called."""
+    """Describes a tool that an answer may call."""
 
     name: str
     parameters: Mapping[str, Any] | None
-    """The arguments' JSON schema; None: no arguments, as OpenAI has it."""
+    """The JSON schema of the arguments; None means no arguments, as in OpenAI's API."""
     is_strict: bool
-    """Whether every keyword of the schema must be enforced; otherwise unsupported keywords are left
-    out."""
+    """True where every keyword of the schema must be enforced; otherwise unsupported keywords are
+    left out."""
 
     def write(self) -> Rules:
-        """Writes the rules of the arguments. Raises ConfigError where the parameters describe no
-        object, which a call must have."""
+        """Writes the rules of the call's arguments. Raises ConfigError where the parameters do not
+        describe an object."""
         schema = _NO_ARGUMENTS if self.parameters is None else self.parameters
         kind = schema.get("type", "object")
         if kind != "object" and not (isinstance(kind, list) and "object" in kind):
@@ -60,21 +61,22 @@ class ToolForm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerForm:
-    """Describes the form of an answer."""
+    """Describes the form that an answer must have."""
 
     content: Rules | None = None
-    """The rules of the answer's text; None: any text."""
+    """The rules of the answer's text; None allows any text."""
     tools: Sequence[ToolForm] = ()
-    """The tools that may be called."""
+    """The tools that the answer may call."""
     must_call: bool = False
-    """Whether the answer is at least one call, without text."""
+    """True where the answer must be one or more calls without text."""
     one_call: bool = False
-    """Whether one call at most is allowed."""
+    """True where the answer may hold at most one call."""
     after_thinking: bool = False
-    """Whether the prompt has opened a thinking block, which comes first and may hold anything."""
+    """True where the prompt has opened a thinking block; the answer begins with its rest, which may
+    be any text."""
 
     def text(self, tokenizer: Tokenizer) -> str:
-        """Writes the grammar, for a GrammarCompiler."""
+        """Writes the whole grammar as text, for a GrammarCompiler."""
         lines = list(self._lines(tokenizer))
         grammars: list[Rules] = [{"lark_grammar": "\n".join(lines)}]
         if self.content is not None:
@@ -84,7 +86,7 @@ class AnswerForm:
         return json.dumps({"grammars": grammars})
 
     def _lines(self, tokenizer: Tokenizer) -> Iterator[str]:
-        """Writes the main grammar's lines, in llguidance's variant of Lark."""
+        """Yields the lines of the main grammar, in llguidance's variant of Lark."""
         thinking = ""
         if self.after_thinking:
             thinking = "thought /\\n{0,2}/ "
@@ -95,26 +97,26 @@ class AnswerForm:
         more = "" if self.one_call else '("\\n" call)*'
         if self.must_call:
             yield f"start: {thinking}call {more}"
-            yield f"call: {_tag('<tool_call>', tokenizer)} called"
+            yield f"call: {_tag(CALL, tokenizer)} called"
         elif self.content is not None:
             yield f"start: {thinking}(@content | call {more})"
-            yield f"call: {_tag('<tool_call>', tokenizer)} called"
+            yield f"call: {_tag(CALL, tokenizer)} called"
         else:
             yield f"start: {thinking}(TEXT | text called {more})"
-            yield f"TEXT: {_without('<tool_call>')}"
-            yield f"call: {_tag('<tool_call>', tokenizer)} called"
-            yield _all_until("text", "<tool_call>", tokenizer)
+            yield f"TEXT: {_without(CALL)}"
+            yield f"call: {_tag(CALL, tokenizer)} called"
+            yield _all_until("text", CALL, tokenizer)
         calls = [
             f"{_quote(_call_head(tool.name))} @arguments_{number}"
             for number, tool in enumerate(self.tools)
         ]
-        yield f'called: ({" | ".join(calls)}) "}}\\n" {_tag("</tool_call>", tokenizer)}'
+        yield f'called: ({" | ".join(calls)}) "}}\\n" {_tag(END_CALL, tokenizer)}'
 
 
 def json_rules(schema: Mapping[str, Any], *, is_strict: bool = True) -> Rules:
-    """Writes the rules of JSON that `schema` describes. Objects that list their properties allow no
-    others, unless additionalProperties says so: a small model invents keys if it may. Without
-    `strict`, keywords that llguidance does not know are left out. Raises ConfigError."""
+    """Writes the rules of JSON that fits `schema`. An object that lists its properties allows no
+    others unless additionalProperties says so, since a small model invents keys if it may. Without
+    `is_strict`, keywords that llguidance does not know are left out. Raises ConfigError."""
     options: dict[str, Any] = dict(_AS_WRITTEN)
     if not is_strict:
         options |= {"lenient": True, "coerce_one_of": True}
@@ -127,20 +129,21 @@ def json_rules(schema: Mapping[str, Any], *, is_strict: bool = True) -> Rules:
 
 
 def regex_rules(pattern: str) -> Rules:
-    r"""Writes the rules of a text that `pattern`, in Rust's syntax, matches as a whole; `\d` and
-    `\w` are ASCII's."""
+    r"""Writes the rules of a text that `pattern`, in Rust's syntax, matches in full. `\d` and `\w`
+    match ASCII only."""
     from llguidance import regex_to_lark
 
     return {"lark_grammar": f"start: /{regex_to_lark(pattern, 'dw')}/"}
 
 
 def choice_rules(texts: Sequence[str]) -> Rules:
-    """Writes the rules of one of `texts`."""
+    """Writes the rules of a text that is one of `texts`."""
     return {"lark_grammar": "start: " + " | ".join(_quote(text) for text in texts)}
 
 
 def grammar_rules(text: str) -> Rules:
-    """Reads a grammar in Lark or llama.cpp's GBNF. Raises ConfigError where GBNF cannot be read."""
+    """Reads a grammar in Lark or in llama.cpp's GBNF. Raises ConfigError where GBNF cannot be
+    read."""
     from llguidance.gbnf_to_lark import any_to_lark
 
     try:
@@ -155,12 +158,13 @@ FORMS: dict[str, tuple[type | tuple[type, ...], Callable[[Any], Rules]]] = {
     "choice": ((list, tuple), choice_rules),
     "grammar": (str, grammar_rules),
 }
-"""The options that hold a text to a form in Python, by name: each one's type, and the function that
-writes its rules."""
+"""The options of the Python API that constrain a text's form: each one's type, and the function
+that writes its rules."""
 
 
 def take_form(options: dict[str, Any]) -> Rules | None:
-    """Takes the one of FORMS that is given out of `options`. Raises ConfigError."""
+    """Removes the option of FORMS that is given from `options`, and gives its rules; None if none
+    is given. Raises ConfigError."""
     given = [name for name in FORMS if options.get(name) is not None]
     if len(given) > 1:
         raise ConfigError(f"{given[0]} and {given[1]} exclude each other: give one")
@@ -173,7 +177,7 @@ def take_form(options: dict[str, Any]) -> Rules | None:
 
 
 def _close(schema: Any) -> Any:
-    """Closes the objects of `schema` against further properties."""
+    """Gives the schema with its objects closed against properties they do not list."""
     if not isinstance(schema, Mapping):
         return schema
     closed = dict(schema)
@@ -193,8 +197,8 @@ def _close(schema: Any) -> Any:
 
 
 def _without_odd_formats(value: Any) -> Any:
-    """Removes the formats that JSON Schema does not define (OpenAPI's int32, pydantic's path) from
-    a schema: they are notes and constrain nothing."""
+    """Gives the schema without formats that JSON Schema does not define, such as OpenAPI's int32 or
+    pydantic's path: they are notes and constrain nothing."""
     if isinstance(value, list):
         return [_without_odd_formats(one) for one in value]
     if not isinstance(value, Mapping):
@@ -207,18 +211,19 @@ def _without_odd_formats(value: Any) -> Any:
 
 
 def _call_head(name: str) -> str:
-    """Writes the text before a call's arguments, as the chat template writes it."""
+    """Writes a call up to its arguments, as the chat template does."""
     return f'\n{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": '
 
 
 def _tag(text: str, tokenizer: Tokenizer) -> str:
-    """Writes the added token, where the tokenizer has it: a model was trained to write that one."""
+    """Writes the tag as the tokenizer's added token, which the model was trained to write; as text
+    where there is no such token."""
     token = tokenizer.added_ids.get(text)
     return _quote(text) if token is None else f"<[{token}]>"
 
 
 def _all_until(rule: str, tag: str, tokenizer: Tokenizer) -> str:
-    """Writes the lines of a rule for any text up to and including `tag`."""
+    """Yields the lines of a rule for any text up to and including `tag`."""
     if tag not in tokenizer.added_ids:
         return f"{rule}[suffix={_quote(tag)}]: /(?s:.*)/"
     before = f"BEFORE_{rule.upper()}"
@@ -226,7 +231,7 @@ def _all_until(rule: str, tag: str, tokenizer: Tokenizer) -> str:
 
 
 def _without(tag: str) -> str:
-    """Writes a rule for any text that does not spell `tag`."""
+    """Writes a rule for any text that does not contain `tag`."""
     spelled = re.escape(tag).replace("/", r"\/")
     return f"/(?s:.*)/ & ~/(?s:.*){spelled}(?s:.*)/"
 

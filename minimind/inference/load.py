@@ -1,8 +1,7 @@
-"""Loads a checkpoint as a model that generates: it chooses the device and the dtype, and loads the
-tokenizer.
+"""Loads a checkpoint to generate with: chooses the device and dtype, and loads model and tokenizer.
 
-chat, serve, evaluate, answer and `LLM` follow this one rule, so that the measured model is the one
-that talks.
+chat, serve, evaluate, answer and `LLM` all load this way, so the model that is evaluated is the
+model that chats.
 """
 
 from __future__ import annotations
@@ -41,14 +40,14 @@ class Placement:
 
 def usual_dtype(device: Device) -> torch.dtype:
     """Gives bf16 where the device trains in it, else fp32. fp16, in which a GPU without bf16
-    trains, has to be asked for: without a loss scale an overflow would go unnoticed."""
+    trains, must be asked for: without a loss scale an overflow would go unnoticed."""
     return torch.bfloat16 if device.precision == "bf16" else torch.float32
 
 
 def choose_placement(device: str | None = None, dtype: str = "auto") -> Placement:
-    """Chooses the available device unless `device` names another as PyTorch does, and its usual
-    dtype unless `dtype` is one of DTYPES. Raises ConfigError for a missing device, and for
-    requested kernels that cannot run there."""
+    """Chooses a device and a dtype. `device` is PyTorch's name of one, by default the GPU if there
+    is one; `dtype` is one of DTYPES or "auto" for the device's usual dtype. Raises ConfigError for
+    a device that does not exist, and for requested kernels that cannot run on it."""
     found = find_device()
     try:
         target = found.torch_device if device is None else torch.device(device)
@@ -71,7 +70,7 @@ def choose_placement(device: str | None = None, dtype: str = "auto") -> Placemen
 
 
 def add_dtype_flag(add: argparse._ActionsContainer) -> None:
-    """Adds --dtype with the values that `choose_placement` takes."""
+    """Adds --dtype, with the values that `choose_placement` takes."""
     add.add_argument(
         "--dtype",
         choices=("auto", *DTYPES),
@@ -81,7 +80,7 @@ def add_dtype_flag(add: argparse._ActionsContainer) -> None:
 
 
 def load_checkpoint(path: Path, placement: Placement) -> tuple[Transformer, Tokenizer]:
-    """Loads the model and tokenizer of a run's folder, a checkpoint in it or a model's folder.
+    """Loads the model and tokenizer of a run's folder, one checkpoint in it, or a model folder.
     Raises a MiniMindError where they are missing or cannot be used."""
     folder = find_model_folder(path)
     return load_model(folder, dtype=placement.dtype, device=placement.device.torch_device)
@@ -90,8 +89,8 @@ def load_checkpoint(path: Path, placement: Placement) -> tuple[Transformer, Toke
 def load_model(
     folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
 ) -> tuple[Transformer, Tokenizer]:
-    """Loads a model folder's model, ready to generate and with any adapter merged, and its
-    tokenizer. Raises a MiniMindError where one of them is missing or they do not fit."""
+    """Loads a model folder's model, with any adapter merged and ready to generate, and its
+    tokenizer. Raises a MiniMindError where one is missing or they do not fit each other."""
     config, weights = load_model_folder(folder)
     tokenizer = Tokenizer.load(tokenizer_folder(folder))
     if is_adapter_folder(folder):
@@ -110,8 +109,9 @@ def load_model(
 def load_adapters(
     model: Transformer, tokenizer: Tokenizer, base: Path, folders: Mapping[str, Path]
 ) -> LoadedAdapters | None:
-    """Loads the adapters of these names and folders over the model of the folder `base`; gives None
-    where there are none. Raises a MiniMindError where one is for another model or tokenizer."""
+    """Loads adapters by name from their folders over the model loaded from the folder `base`; None
+    where `folders` is empty. Raises a MiniMindError for an adapter of another model or
+    tokenizer."""
     if not folders:
         return None
     adapters = LoadedAdapters(model, fingerprint(base))
@@ -129,9 +129,9 @@ def load_adapters(
 
 @torch.no_grad()
 def lay_out_for_decoding(model: Transformer) -> None:
-    """Stores matrices by columns where products of few rows get quicker; values and shapes stay the
-    same. MKL's fp32 products of 8 tokens then take half the time, those of one or 512 the same; and
-    cpu_decode reads the weights in place."""
+    """Stores fp32 matrices of a CPU model by columns, for where PyTorch decodes; values and shapes
+    stay the same. MKL's products of 8 tokens then take half the time, those of one or 512 tokens
+    the same."""
     for parameter in model.parameters():
         if parameter.dim() == 2 and parameter.dtype == torch.float32 and parameter.is_cpu:
             parameter.data = parameter.data.t().contiguous().t()

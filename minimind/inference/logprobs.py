@@ -1,4 +1,4 @@
-"""Computes the log-probabilities to report with chosen tokens."""
+"""Defines the log-probabilities that are reported with a token."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLogprob:
-    """Holds the natural logarithm of a token's probability under the model itself, before
-    penalties, temperature and filters (with SamplingParams.tempered_logprobs after the
-    temperature), and those of the likeliest tokens, likeliest first."""
+    """Holds the log-probability of a token and of the likeliest tokens at its position, likeliest
+    first. They are the model's own, before penalties, temperature and filters; with
+    SamplingParams.tempered_logprobs they are taken after the temperature."""
 
     id: int
     logprob: float
     top: tuple[tuple[int, float], ...]
-    """Pairs of (id, logprob)."""
+    """(token id, log-probability) of each."""

@@ -1,4 +1,4 @@
-"""Runs one forward of a scheduled batch, and chooses its tokens."""
+"""Runs the forward of a scheduled batch, and chooses the next tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from minimind.runtime.devices import send
 
 
 class ModelRunner:
-    """Owns the model with its cache and sampler."""
+    """Owns the model, its cache and its sampler."""
 
     def __init__(
         self,
@@ -51,13 +51,13 @@ class ModelRunner:
             if fast_decode and CpuDecode.can_run(model):
                 self._cpu_decode = CpuDecode(model, self.cache)
         self.can_go_on = False
-        """Whether the next step can be launched before the tokens of the last one are read."""
+        """True where the next step can be launched before the last one's tokens are read."""
 
     def launch(self, batch: Sequence[Generation], *, ahead: int = 0) -> Choose:
-        """Begins the step that computes the scheduled tokens. Gives a function that chooses the
-        next token of each sequence whose known tokens are then all computed; it is called once all
-        tokens before are accepted. `ahead` is the number of tokens of each sequence that are still
-        on their way."""
+        """Begins the step that computes the scheduled tokens, and gives a function that chooses the
+        next token of each sequence whose tokens are then all computed. The function must be called
+        after all earlier tokens were accepted. `ahead` is how many of each sequence's tokens the
+        host does not know yet."""
         adapter = batch[0].request.adapter
         if self._adapters is not None:
             self._adapters.switch_to(adapter)
@@ -70,7 +70,7 @@ class ModelRunner:
             ids += one.ids[piece.start : piece.end]
         is_due = [piece.end >= len(one.ids) for one, piece in zip(batch, pieces, strict=True)]
         self.can_go_on = False
-        # Graphs know the model as it is without adapters.
+        # CUDA graphs compute the model without adapters.
         if self._graphs and adapter is None and all(is_due):
             choose = self._graphs.launch(batch, pieces, ids)
             if choose is not None:
@@ -88,13 +88,13 @@ class ModelRunner:
         return lambda: pending
 
     def refresh(self) -> None:
-        """Reads the model's weights anew after they changed."""
+        """Reads the model's weights again after they changed."""
         for decode in (self._graphs, self._cpu_decode):
             if decode is not None:
                 decode.refresh()
 
     def _forward(self, pieces: Sequence[Piece], ids: Sequence[int], wanted: list[int]) -> Tensor:
-        """Gives fp32 logits [R, V] after the tokens at the places `wanted`."""
+        """Gives fp32 logits [R, V] after the R tokens whose indices in `ids` are `wanted`."""
         plan = SlotPlan.build(pieces, self.cache.num_kv_heads, self.cache.capacity, self._device)
         rows = None
         if len(wanted) < len(ids):
@@ -103,5 +103,5 @@ class ModelRunner:
 
 
 def computes_apart(device: torch.device) -> bool:
-    """Tells whether the host goes on while `device` computes."""
+    """Tells whether the host can go on while `device` computes."""
     return device.type == "cuda"

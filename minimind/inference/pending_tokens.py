@@ -7,47 +7,46 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from minimind.inference.batch_settings import BatchSettings, UsedSettings
 from minimind.inference.generation import Generation
 from minimind.inference.logprobs import TokenLogprob
-from minimind.inference.row_settings import Asked, RowSettings
 
 
-def pack(logits_BV: Tensor, chosen_B: Tensor, settings: RowSettings) -> Tensor:
-    """Packs all that the host will read into one tensor, for one transfer: each row's token, then
-    for each row of `settings.reported` its log-probability, and ids and log-probabilities of the
-    likeliest tokens."""
-    most, rows = settings.asked.logprobs, settings.reported
+def pack(logits_BV: Tensor, chosen_B: Tensor, settings: BatchSettings) -> Tensor:
+    """Packs all numbers for the host into one tensor: each row's token; then, for each row of
+    `settings.reported`, its log-probability, and ids and log-probabilities of the likeliest
+    tokens."""
+    most, rows = settings.used.logprobs, settings.reported
     if most is None:
         return chosen_B
     logits_RV = rows.take(logits_BV)
-    if settings.asked.divides:
+    if settings.used.divides:
         logits_RV = logits_RV / rows.column("divisor")[:, None]
     logprobs_RV = logits_RV.log_softmax(-1)
-    # Below 0 stands for no token: what is said of it nobody reads.
+    # A token below 0 means none; its log-probability is never read.
     parts = [logprobs_RV.gather(1, rows.take(chosen_B).clamp_min(0)[:, None])]
     if most:
         values_RK, ids_RK = logprobs_RV.topk(most)
         parts += [ids_RK, values_RK]
-    # Numbers of tokens are exact in fp64.
+    # Token ids are exact in fp64.
     reported_RN = torch.cat([part.double() for part in parts], 1)
     return torch.cat([chosen_B.double(), reported_RN.flatten()])
 
 
 class PendingTokens:
-    """Holds the tokens of one step. Making it waits for nothing; `read` waits for this step and for
-    no later one."""
+    """Holds the tokens of one step. Making it waits for nothing; `read` waits for this step, not
+    for later ones."""
 
     def __init__(
         self,
         packed: Tensor,
         batch: Sequence[Generation],
-        asked: Asked,
+        used: UsedSettings,
         reported: Sequence[int] | None = None,
     ) -> None:
-        """Takes `packed` (see `pack`), whose rows beyond those of `batch` only fill it up.
-        `reported` lists the rows whose log-probabilities it holds; None: the rows that ask for
-        them."""
-        self._batch, self._most, self._reported = batch, asked.logprobs, reported
+        """Takes `packed` as `pack` made it; its rows beyond `batch` are filler. `reported` lists
+        the rows whose log-probabilities it holds; None means the rows that ask for them."""
+        self._batch, self._most, self._reported = batch, used.logprobs, reported
         self._numbers = packed.to("cpu", non_blocking=True)
         self._arrived: torch.cuda.Event | None = None
         if packed.is_cuda:
@@ -55,8 +54,8 @@ class PendingTokens:
             self._arrived.record()
 
     def read(self) -> list[tuple[Generation, int, TokenLogprob | None]]:
-        """Gives each sequence with its token (NO_TOKEN where its logits were not finite) and, where
-        its request asks for them, its log-probabilities."""
+        """Gives each sequence with its token (NO_TOKEN where its logits were not finite) and its
+        log-probabilities, where its request asks for them."""
         if self._arrived is not None:
             self._arrived.synchronize()
         numbers, batch = self._numbers.tolist(), self._batch

@@ -1,4 +1,4 @@
-"""Computes log-probabilities and embeddings of a text that is not continued."""
+"""Computes log-probabilities and embeddings of a given text."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from minimind.model.transformer import Transformer
 from minimind.types import Batch, HeadFn
 
 _ROW_TOKENS = 1024
-"""The number of tokens whose logits are held at a time."""
+"""The number of tokens whose logits are held at the same time."""
 
 
 class PromptReader:
-    """Runs one forward over a whole text, without the cache. Only the thread that steps the engine
-    over the same model may use it: it switches the model's adapters."""
+    """Runs one forward over a whole text, without the cache. It switches the model's adapters, so
+    only the thread that steps the engine over the same model may use it."""
 
     def __init__(self, model: Transformer, adapters: LoadedAdapters | None = None) -> None:
         self._model, self._adapters = model, adapters
@@ -33,8 +33,8 @@ class PromptReader:
     def logprobs(
         self, ids: Sequence[int], num_top: int, adapter: str | None = None
     ) -> list[TokenLogprob]:
-        """Gives one log-probability for each token; the first token, which follows nothing, has
-        NaN. Raises ConfigError for an id beyond the vocabulary."""
+        """Gives the log-probability of each token after those before it; the first has NaN. Raises
+        ConfigError for an id beyond the vocabulary."""
         found = [TokenLogprob(id=ids[0], logprob=math.nan, top=())]
         labels_T = torch.tensor([*ids[1:], 0], device=self._model.lm_head.weight.device)
 
@@ -46,7 +46,8 @@ class PromptReader:
                 logits_RV = (hidden_RD @ weight_VD.t()).float()
                 top = logits_RV.topk(num_top)
                 chosen = K.linear_log_prob(hidden_RD, weight_VD, labels_R)[:, None]
-                # Their difference from the chosen one's: a likeliest token has its very number.
+                # Computed as a difference from the chosen token's, so that a likeliest token that
+                # is the chosen one gets the very same number.
                 label_R1 = logits_RV.gather(1, labels_R[:, None])
                 parts.append(
                     torch.cat([chosen, top.values - label_R1 + chosen, top.indices], 1).double()
@@ -62,7 +63,7 @@ class PromptReader:
 
     @torch.no_grad()
     def embedding(self, ids: Sequence[int], adapter: str | None = None) -> list[float]:
-        """Gives the mean over the tokens of the output head's input, scaled to length 1: [D].
+        """Gives the mean of the hidden states that enter the output head, scaled to length 1: [D].
         Raises ConfigError for an id beyond the vocabulary."""
 
         def head(hidden_TD: Tensor, weight_VD: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Defines the batch engine's input and output."""
+"""Defines the input and output of the batch engine."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ class GenerationRequest:
     prompt_ids: Sequence[int]
     params: SamplingParams
     stop_ids: tuple[int, ...] = ()
-    """The tokens that end the text and are not given out: usually the end of a turn or of the
-    text."""
+    """Tokens that end the generation and are not part of the text: usually the end of a turn or of
+    the text."""
     gives_stop: bool = False
-    """Whether the token of `stop_ids` that ended the text is given out too, among `ids` and never
-    as text."""
+    """True where the stop token is given out too, in `ids` but never as text."""
     skips_special: bool = True
-    """Whether generated special tokens are left out of the text."""
+    """True where generated special tokens are left out of the text."""
     adapter: str | None = None
-    """The name of one of the engine's adapters; None: the model alone."""
+    """The name of one of the engine's adapters; None uses the model alone."""
 
     def check(self, config: ModelConfig, capacity: int, adapters: Sequence[str]) -> None:
-        """Raises ConfigError for a request that an engine of this model, with slots of `capacity`
-        tokens and these adapters, cannot serve."""
+        """Raises ConfigError for a request that an engine with this model, slots of `capacity`
+        tokens and these adapters cannot serve."""
         prompt, new = self.prompt_ids, self.params.max_new_tokens
         if self.adapter is not None and self.adapter not in adapters:
             names = ", ".join(adapters) or "none"
@@ -65,20 +64,21 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """Holds the output of one step for one request."""
+    """Holds one request's output of one step."""
 
     request_id: int
     text: str = ""
-    """Whole characters; text that may become a stop string is held back until that is decided."""
+    """New text, in whole characters. Text that may become a stop string is held back until that is
+    decided."""
     ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
-    """The log-probability of each of `ids`, where the request asks for them."""
+    """The log-probability of each token in `ids`, where the request asks for them."""
     finish_reason: FinishReason | None = None
     prompt_tokens: int
     cached_tokens: int
     """The number of the prompt's tokens that were found in the cache."""
     completion_tokens: int
-    """The number of tokens generated so far, the token that ended it included."""
+    """The number of tokens generated so far, the stop token included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,7 @@ class Completion:
 
     @classmethod
     def join(cls, deltas: Iterable[Delta]) -> Completion:
-        """Joins all deltas of one request, in order."""
+        """Joins all deltas of one request, given in order."""
         deltas = list(deltas)
         last = deltas[-1]
         assert last.finish_reason is not None
@@ -114,7 +114,8 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """Counts the requests that run and wait now, and sums since the engine was made."""
+    """Counts the requests that are running and waiting now, and the tokens since the engine was
+    made."""
 
     running: int
     waiting: int

@@ -11,41 +11,42 @@ from minimind.inference.grammar import Grammar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """Says how to choose tokens. The settings that change the logits apply in the order repetition,
-    presence and frequency penalty, logit_bias, grammar, temperature, top-k, top-p, min-p, as in
-    `transformers`."""
+    """Says how to choose tokens. Settings that change the logits apply in the order of
+    `transformers`: repetition, presence and frequency penalty, logit_bias, grammar, temperature,
+    top-k, top-p, min-p."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
-    """0 is greedy: the most likely token, whatever the filters are."""
+    """0 is greedy: always the likeliest token, whatever the filters."""
     top_k: int = 0
-    """Keep the k most likely (0: all)."""
+    """Keep only the k likeliest tokens (0: all)."""
     top_p: float = 1.0
-    """Keep the smallest set of most likely tokens with at least this probability (Holtzman et al.
-    2020)."""
+    """Keep only the smallest set of likeliest tokens whose probabilities sum to at least this
+    (Holtzman et al. 2020)."""
     min_p: float = 0.0
-    """Keep tokens of at least this share of the most likely one's probability (Nguyen et al.
+    """Keep only tokens with at least this share of the likeliest token's probability (Nguyen et al.
     2024)."""
     repetition_penalty: float = 1.0
-    """Divide positive and multiply negative logits of tokens of prompt and continuation (Keskar et
-    al. 2019)."""
+    """For each token in the prompt or the continuation, divide its logit by this if positive,
+    multiply if negative (Keskar et al. 2019)."""
     presence_penalty: float = 0.0
-    """Subtracted from the logits of tokens that the continuation holds (OpenAI's API)."""
+    """Subtract this from the logit of each token that the continuation contains (OpenAI's API)."""
     frequency_penalty: float = 0.0
-    """Subtracted from the logit of a token once for each time that the continuation holds it
-    (OpenAI's API)."""
+    """Subtract this from a token's logit once for each time the continuation contains it (OpenAI's
+    API)."""
     logit_bias: tuple[tuple[int, float], ...] = ()
-    """Tokens, with the numbers added to their logits (OpenAI's API): −100 all but bans one, 100 all
-    but forces it."""
+    """(token id, number to add to its logit) pairs (OpenAI's API): −100 practically bans a token,
+    100 practically forces it."""
     grammar: Grammar | None = None
     """The grammar that limits the tokens; where it ends, the text ends."""
     logprobs: int | None = None
-    """Report each token's log-probability and those of this many likeliest ones."""
+    """Report the log-probability of each token, and those of this many likeliest tokens; None
+    reports none."""
     tempered_logprobs: bool = False
-    """Report the log-probabilities at the temperature (where it is above 0), from which tokens are
-    drawn; otherwise the model's own, whatever the temperature."""
+    """Report log-probabilities at the sampling temperature, if it is above 0; otherwise those of
+    the model itself, whatever the temperature."""
     seed: int | None = None
-    """The seed; None: a new one each time."""
+    """The seed of the random numbers; None takes a new one each time."""
     stop: tuple[str, ...] = ()
     """Strings that end the text and are not part of it."""
 

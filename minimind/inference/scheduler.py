@@ -10,9 +10,9 @@ from minimind.inference.slots import SlotTable
 
 
 class Scheduler:
-    """Serves sequences in order: each waits until a slot is free. Its prompt is then computed in
-    pieces, of at most `max_prefill` tokens a step over all prompts, while the running sequences get
-    their next token in every step."""
+    """Serves sequences in the order of their arrival: each waits for a free slot. Its prompt is
+    then computed in pieces, at most `max_prefill` tokens per step over all prompts, while the
+    running sequences get their next token in every step."""
 
     def __init__(self, slots: SlotTable, max_prefill: int) -> None:
         self._slots = slots
@@ -20,10 +20,10 @@ class Scheduler:
         self.waiting: deque[Generation] = deque()
         self.running: dict[int, Generation] = {}
         self._adapter: str | None = None
-        """The adapter of the batch given last."""
+        """The adapter of the last batch."""
 
     def admit(self) -> list[Generation]:
-        """Gives free slots to waiting sequences, and lists the sequences that got one."""
+        """Gives free slots to waiting sequences; lists those that got one."""
         admitted: list[Generation] = []
         while self.waiting and self._slots.take(self.waiting[0]):
             generation = self.waiting.popleft()
@@ -32,8 +32,9 @@ class Scheduler:
         return admitted
 
     def next_batch(self) -> list[Generation]:
-        """Schedules tokens of the given sequences. Single tokens come first, ordered by slot; all
-        sequences of a batch have one adapter, in turns."""
+        """Gives the sequences of the next forward, after setting how many tokens of each it
+        computes. Sequences with a single token come first, ordered by slot. All have the same
+        adapter; adapters take turns."""
         wanted = list(dict.fromkeys(g.request.adapter for g in self.running.values()))
         if not wanted:
             return []
@@ -54,15 +55,15 @@ class Scheduler:
         return batch
 
     def goes_on(self, batch: Sequence[Generation]) -> bool:
-        """Tells whether the step after this one, of single tokens, is known before its tokens are:
-        the same sequences, each one token further. It is not where other sequences run or could
-        start, or where one of these is certain to have ended by then. A sequence that ends
-        unforeseen gets one token in vain."""
+        """Tells whether the next step, of single tokens, is certain before this one's tokens are
+        known: the same sequences, each one token further. It is not if other sequences are running
+        or could start, or if one of these is sure to have ended. A sequence that ends unexpectedly
+        gets one token too many."""
         others = len(batch) < len(self.running) or (self.waiting and self._slots.num_free)
         return not others and not any(one.ends_next for one in batch)
 
     def release(self, generation: Generation) -> None:
-        """Removes a sequence that has ended, wherever it is."""
+        """Removes a sequence that has ended, whether it is waiting or running."""
         if self.running.pop(generation.id, None) is None:
             self.waiting.remove(generation)
         else:

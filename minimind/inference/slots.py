@@ -1,4 +1,4 @@
-"""Gives sequences slots of the cache, and finds the part of a prompt that is already there."""
+"""Assigns cache slots to sequences, and finds the part of a prompt that is already in the cache."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from minimind.inference.generation import Generation
 from minimind.model.kv_cache import KVCache
 
 WORTH_WAITING = 32
-"""The number of prompt tokens from which a sequence waits and copies them from another sequence
-that is computing them, instead of computing them itself."""
+"""A sequence waits, to copy prompt tokens that another sequence is computing, if it can copy at
+least this many; else it computes them itself."""
 
 
 class SlotTable:
-    """Gives out slots. Ended sequences stay in theirs until the slot is needed, so that a prompt
-    which continues one, or shares its beginning, is not computed again."""
+    """Assigns slots. The tokens of an ended sequence stay in its slot until the slot is needed, so
+    that a prompt which continues it, or begins the same, is not computed again."""
 
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
         self._free = list(range(cache.num_slots))
-        """Free slots, the longest unused first."""
+        """The free slots, the longest unused first."""
         self._held: list[Generation | None] = [None] * cache.num_slots
-        """The sequence that is in each slot, or was last."""
+        """The sequence that each slot has, or had last."""
 
     @property
     def num_free(self) -> int:
         return len(self._free)
 
     def take(self, generation: Generation) -> bool:
-        """Gives the sequence a slot that holds the longest beginning of its prompt found anywhere,
-        without the last token (whose logits are wanted). Gives none where all are in use, or where
-        another sequence is just computing much more of the prompt."""
+        """Gives the sequence a slot with the longest beginning of its prompt that any slot holds,
+        without the prompt's last token, whose logits are needed. Gives none (False) if all slots
+        are in use, or if another sequence is just computing much more of the prompt."""
         if not self._free:
             return False
         wanted, soon = generation.ids[:-1], 0
@@ -47,8 +47,8 @@ class SlotTable:
         if soon - length >= WORTH_WAITING:
             return False
         chosen, oldest = best, self._free[0]
-        # Whatever loses fewer tokens that may be wanted again: to cut this one short, or to give up
-        # the one that rested longest.
+        # Takes the slot that loses fewer tokens: this one, whose tokens are cut to the shared
+        # beginning, or the longest unused one, which loses all of its tokens.
         if best in in_use or self._num_held(best) - length > self._num_held(oldest):
             chosen = oldest
             if length:
@@ -60,15 +60,15 @@ class SlotTable:
         return True
 
     def release(self, generation: Generation) -> None:
-        """Frees the sequence's slot, which keeps its tokens; after a failure they are dropped as
-        unreliable."""
+        """Frees the sequence's slot. The slot keeps its tokens, except after an error, when they
+        are not reliable."""
         self._free.append(generation.slot)
         if generation.finish_reason == "error":
             self._held[generation.slot] = None
             self._cache.clear(generation.slot)
 
     def forget_all(self) -> None:
-        """Forgets the tokens in all slots, so that none are found again."""
+        """Makes all tokens in the slots unusable for other sequences."""
         self._held = [None] * len(self._held)
 
     def _num_held(self, slot: int) -> int:
@@ -77,8 +77,8 @@ class SlotTable:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Counts the tokens that both begin with. It halves intervals, so that slices are compared in
-    C."""
+    """Counts the tokens that both sequences begin with, by bisection, so that Python compares
+    slices in C."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2

@@ -18,13 +18,14 @@ def reward_model(
     device: str = "cpu",
     threads: int = 1,
 ) -> float:
-    """Gives the score of a sequence classification model with one label for the chat: the prompt's
-    turns and the completion, or with part="answer" the completion without thinking and calls.
+    """Gives a Hugging Face sequence-classification model's score (it must have one label) of the
+    chat: the prompt's turns and the completion, or with part="answer" the completion without
+    thought and calls.
 
-    The chat is rendered by the model's own chat template, or, where it has none, written as "role:
-    text" lines. A chat longer than `max_tokens`, by default the model's context, loses its
-    beginning. A process loads the model once and scores one chat at a time on `threads` cores. Code
-    that comes with a model is never run. Raises ConfigError.
+    The model's own chat template renders the chat; without one, it is written as "role: text"
+    lines. A chat longer than `max_tokens`, by default the model's context, loses its beginning. A
+    process loads the model once and scores one chat at a time on `threads` cores. Code that comes
+    with a model is never run. Raises ConfigError.
     """
     if part not in ("completion", "answer"):
         raise ConfigError(f"part={part!r}: it must be 'completion' or 'answer'")

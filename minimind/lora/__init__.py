@@ -1,3 +1,3 @@
-"""Holds low-rank adapters: modules beside linears and experts, PEFT's folders, several adapters at
-run time, and the options that say which linears get one. Stages train them
-(minimind.stages.lora)."""
+"""Holds low-rank adapters: modules that add them to linears and experts, folders in PEFT's format,
+several adapters at run time, and the options that say which linears get one. minimind.stages.lora
+trains them."""

@@ -1,7 +1,7 @@
-"""Holds low-rank adapters as numbers: ΔW = alpha/r · B·A (Hu et al. 2021, arXiv:2106.09685).
+"""Holds low-rank adapters as tensors: ΔW = alpha/r · B·A (Hu et al. 2021, arXiv:2106.09685).
 
-R is an adapter's rank, I and O are a linear's inputs and outputs. An adapter belongs to a linear as
-Hugging Face names it; each part of a fused matrix (q, k, v; gate, up) has a separate adapter.
+R is an adapter's rank, I and O are a linear's inputs and outputs. An adapter belongs to a linear by
+its Hugging Face name; each part of a fused matrix (q, k, v; gate, up) has an adapter of its own.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ class LoraPart:
         return len(self.a_RI)
 
     def delta(self) -> Tensor:
-        """Gives alpha/r · B·A: fp32 [O, I]."""
+        """Gives the change of the weight, alpha/r · B·A: fp32 [O, I]."""
         return (self.b_OR.float() @ self.a_RI.float()).mul_(self.alpha / self.rank)
 
 
 Adapter = Mapping[str, LoraPart]
-"""Maps Hugging Face's name of a linear, as `model.layers.0.self_attn.q_proj`, to its part."""
+"""The adapter of each linear, by its Hugging Face name, such as
+`model.layers.0.self_attn.q_proj`."""
 
 
 def check_fits(config: ModelConfig, adapter: Adapter, origin: str) -> None:
-    """Raises CheckpointError unless every part belongs to a linear of this model and has its
+    """Raises CheckpointError unless each part's linear exists in this model and has the part's
     shape."""
     shapes = {
         part.name: (part.num_rows, part.num_columns)
@@ -62,8 +63,9 @@ def check_fits(config: ModelConfig, adapter: Adapter, origin: str) -> None:
 def merge_adapter(
     config: ModelConfig, weights: Mapping[str, Tensor], adapter: Adapter, origin: str
 ) -> dict[str, Tensor]:
-    """Gives the model's named parameters; those with a part in the adapter are W + alpha/r · B·A,
-    summed and returned in fp32. Raises CheckpointError where the adapter is for another model."""
+    """Gives the model's named parameters, with W + alpha/r · B·A for those that the adapter
+    changes, computed and returned in fp32. Raises CheckpointError where the adapter is for another
+    model."""
     check_fits(config, adapter, origin)
     merged = dict(weights)
     for name, parts in linear_parts(config).items():

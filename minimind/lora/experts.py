@@ -1,4 +1,4 @@
-"""Adds adapters to a mixture of experts, beside its stacks. Shapes: see lora/adapter.py."""
+"""Adds adapters to the stacked matrices of a mixture of experts. Shapes: see lora/adapter.py."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from minimind.runtime.devices import send
 
 
 class LoraExperts(MixtureOfExperts):
-    """Computes each expert's products with the adapters of that expert.
+    """Computes a mixture of experts whose experts have adapters.
 
-    It takes over the mixture's own parameters under their own names. The adapters of a stack are
+    It takes over the mixture's parameters under their own names. The adapters of a stack are
     `{stack}_lora_A` and `{stack}_lora_B`, laid out like LoraLinear's, one expert after the other.
-    The fused kernels of `expert_ffn` have no room for a second product. So the experts run one by
-    one, for which the counts of their tokens are read from the device; or, where PyTorch's grouped
-    product can, all together without reading anything.
+
+    The fused kernels of `expert_ffn` cannot add a second product. So the experts run one by one,
+    which must read the number of each one's tokens from the device; or, where PyTorch's grouped
+    product allows it, all together without reading anything.
     """
 
     def __init__(self, mixture: MixtureOfExperts, adapters: Mapping[str, FusedAdapter]) -> None:
@@ -33,7 +34,7 @@ class LoraExperts(MixtureOfExperts):
         _take_over(self, mixture)
         self.specs = {stack: of_stack.specs for stack, of_stack in adapters.items()}
         self.is_active = True
-        """Whether a forward uses the adapters (lora/model.py, adapters_off)."""
+        """True where forwards use the adapters (see adapters_off in lora/model.py)."""
         for stack, of_stack in adapters.items():
             self.register_parameter(f"{stack}_lora_A", nn.Parameter(of_stack.a_RI))
             self.register_parameter(f"{stack}_lora_B", nn.Parameter(of_stack.b_flat))
@@ -49,7 +50,8 @@ class LoraExperts(MixtureOfExperts):
             return super().run_experts(x_MD, routing)
         num_slots = routing.weights_MS.shape[1]
         order_P = routing.order_P.long()
-        # Each token once per slot and then in order: its gradient is a sum in a fixed order.
+        # Each token is repeated per slot and then sorted, so that its gradient is a sum in a fixed
+        # order.
         x_PD = x_MD.repeat_interleave(num_slots, dim=0).index_select(0, order_P)
         product = self._read_bounds(routing)
         if all(self._is_grouped(x_PD, stack) for stack in ("gate_up_proj", "down_proj")):
@@ -62,8 +64,8 @@ class LoraExperts(MixtureOfExperts):
         return (y_MSD * routing.weights_MS.unsqueeze(2)).sum(dim=1).to(x_MD.dtype)
 
     def _is_grouped(self, x_PD: Tensor, stack: str) -> bool:
-        """Tells whether a stack's product can go through PyTorch's grouped one, and its adapters
-        read whole rows."""
+        """Tells whether PyTorch's grouped product can compute a stack: the product must be
+        supported, and its adapters must read whole rows of x."""
         weight_EOI = cast(Tensor, getattr(self, stack))
         adapter = getattr(self, f"{stack}_lora_A", None)
         is_whole = adapter is None or adapter.shape[1] == weight_EOI.shape[2]
@@ -81,8 +83,8 @@ class LoraExperts(MixtureOfExperts):
 
     def _group(self, routing: K.Routing) -> Callable[[Tensor, str], Tensor]:
         """Gives a function that multiplies each expert's rows of x with its matrix of a stack, all
-        experts in one product. An adapter is multiplied with all rows; the rows of other experts
-        are set to zero."""
+        experts in one product. An adapter is multiplied with all rows, and the results for other
+        experts' rows are set to zero."""
         ends_E = routing.offsets_E1[1:].int()
         places_P = torch.arange(len(routing.order_P), device=ends_E.device)
         expert_P = torch.searchsorted(ends_E, places_P, right=True)
@@ -107,7 +109,8 @@ class LoraExperts(MixtureOfExperts):
         return product
 
     def _product(self, x_PI: Tensor, stack: str, bounds: list[tuple[int, int]]) -> Tensor:
-        """Multiplies each expert's rows of x with its matrix of `stack`: [P, O]."""
+        """Multiplies each expert's rows of x with its matrix of `stack`, adapters included: [P, O].
+        `bounds` holds each expert's rows as (start, stop)."""
         weight_EOI = cast(Tensor, getattr(self, stack))
         of_experts = _specs_of_experts(self.specs.get(stack, ()), weight_EOI.shape[1])
         if stack in self.specs:
@@ -129,8 +132,8 @@ class LoraExperts(MixtureOfExperts):
 
 
 def can_group(x_PI: Tensor, weight_EOI: Tensor) -> bool:
-    """Tells whether PyTorch's grouped product takes these without asking the host: bf16 on a GPU
-    from sm_80 on, rows of whole 16 bytes."""
+    """Tells whether PyTorch's grouped product takes these tensors without waiting for the device:
+    bf16 on a GPU from sm_80 on, with rows of whole 16 bytes."""
     return (
         x_PI.is_cuda
         and x_PI.dtype == torch.bfloat16
@@ -141,7 +144,8 @@ def can_group(x_PI: Tensor, weight_EOI: Tensor) -> bool:
 
 
 class _GroupedProduct(torch.autograd.Function):
-    """Multiplies x's rows up to each end with that expert's matrix, which is frozen: [P, O]."""
+    """Multiplies each expert's rows of x, which end at its entry of ends_E, with its frozen matrix:
+    [P, O]."""
 
     @staticmethod
     def forward(ctx: Any, x_PI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
@@ -162,7 +166,7 @@ def _add_adapters(
     specs: tuple[PartSpec, ...],
     num_rows: int,
 ) -> Tensor:
-    """Adds z·Bᵀ to y in the rows that each spec has within its expert's matrix."""
+    """Adds z·Bᵀ to y, for each spec in the columns that its part has in the expert's output."""
     pieces: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
     start = 0
     for spec, _, b_OR in split_parts(specs, all_a, all_b):
@@ -184,7 +188,8 @@ def _take_over(mixture: MixtureOfExperts, other: MixtureOfExperts) -> None:
 def _specs_of_experts(
     specs: tuple[PartSpec, ...], num_rows: int
 ) -> dict[int, tuple[PartSpec, ...]]:
-    """Groups the specs by expert, with rows counted within its own matrix of `num_rows`."""
+    """Groups the specs by expert, with rows counted inside the expert's own matrix of `num_rows`
+    rows."""
     found: dict[int, tuple[PartSpec, ...]] = {}
     for spec in specs:
         expert, start = divmod(spec.part.rows.start, num_rows)

@@ -1,9 +1,9 @@
-"""Reads and writes adapter folders in PEFT's format, and makes whole models of them.
+"""Reads and writes adapter folders in PEFT's format, and makes complete models of them.
 
 adapter_config.json          PEFT's own keys; base_model_name_or_path is an absolute path
 adapter_model.safetensors    base_model.model.{linear}.lora_{A,B}.weight; its header also holds
                              the base's relative path and fingerprint
-config.json                  of the model that the two make together
+config.json                  of the model that base and adapter make together
 """
 
 from __future__ import annotations
@@ -36,21 +36,22 @@ from minimind.model.state_dict import (
 )
 
 LATEST, BEST = "latest", "best"
-"""Links of a run's `checkpoints` to one in it."""
+"""Names of the links in a run's `checkpoints` folder to one of its checkpoints."""
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _UNSUPPORTED = ("use_dora", "fan_in_fan_out", "modules_to_save", "lora_bias", "layer_replication")
-"""PEFT's options that would change the meaning of a pair of A and B, or add other weights."""
+"""PEFT's options that change the meaning of A and B, or add other weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """Names the weights that an adapter was trained with."""
+    """Names the base model that an adapter was trained with."""
 
     folder: Path
     fingerprint: str
-    """Identifies their content: an adapter on other weights computes nonsense without any error."""
+    """Identifies the base's weights: on other weights an adapter would compute nonsense without an
+    error."""
 
     @classmethod
     def of(cls, folder: Path) -> BaseModel:
@@ -66,8 +67,8 @@ def is_adapter_folder(folder: Path) -> bool:
 
 
 def find_model_folder(path: Path) -> Path:
-    """Gives the Hugging Face or adapter folder meant by a run's folder, one checkpoint in it, or
-    the folder itself; `load_model_folder` reads it."""
+    """Finds the model or adapter folder that `path` means: a run's folder, one checkpoint in it, or
+    the folder itself. `load_model_folder` reads the result."""
     for folder in (path, *(path / "checkpoints" / x for x in (BEST, LATEST))):
         for candidate in (folder, folder / "model", folder / "adapter"):
             if is_model_folder(candidate):
@@ -85,7 +86,7 @@ def find_model_folder(path: Path) -> Path:
 
 
 def load_model_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Loads the configuration and named parameters of a Hugging Face folder, or of an adapter's
+    """Loads the configuration and named parameters of a Hugging Face folder, or of an adapter
     folder with the adapter merged in fp32. Raises CheckpointError where an adapter's base is
     missing or has changed."""
     if not is_adapter_folder(folder):
@@ -96,7 +97,7 @@ def load_model_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def load_folder_config(folder: Path) -> ModelConfig:
-    """Loads the configuration alone, with the same errors about a base as `load_model_folder`."""
+    """Loads only the configuration. Raises the same errors about a base as `load_model_folder`."""
     if is_adapter_folder(folder):
         base = find_base(folder)
         if not (folder / CONFIG_FILE).exists():  # PEFT writes none
@@ -105,15 +106,16 @@ def load_folder_config(folder: Path) -> ModelConfig:
 
 
 def fingerprint(folder: Path) -> str:
-    """Identifies a model folder's weight files; for an adapter, its base's too."""
+    """Identifies the weights of a model folder; for an adapter, together with its base's."""
     if not is_adapter_folder(folder):
         return hash_weights(folder)
     return f"{find_base(folder).fingerprint}+{hash_files([folder / ADAPTER_WEIGHTS_FILE])}"
 
 
 def find_base(folder: Path) -> BaseModel:
-    """Finds the base of an adapter: by its path relative to the adapter's folder, so that a folder
-    of runs can be moved as a whole, or at the path written in its configuration."""
+    """Finds an adapter's base model: at its path relative to the adapter's folder, so that a folder
+    of runs can be moved as a whole, or at the absolute path in the configuration. Raises
+    CheckpointError where it is missing or has changed."""
     folder = folder.resolve()
     written = _read_config(folder).get("base_model_name_or_path") or ""
     header = _read_header(folder)
@@ -137,15 +139,15 @@ def find_base(folder: Path) -> BaseModel:
 
 
 def tokenizer_folder(folder: Path) -> Path:
-    """Gives the folder whose tokenizer a model's folder is read with: the folder itself, or the
-    base of an adapter that has none, as PEFT writes it. Raises CheckpointError without a base."""
+    """Gives the folder that holds a model folder's tokenizer: the folder itself, or the base of an
+    adapter that has none, as PEFT's have. Raises CheckpointError where the base is missing."""
     while is_adapter_folder(folder) and not (folder / "tokenizer.json").is_file():
         folder = find_base(folder).folder
     return folder
 
 
 def save_adapter(folder: Path, config: ModelConfig, adapter: Adapter, base: BaseModel) -> None:
-    """Writes the adapter in fp32, and the configuration of base and adapter together."""
+    """Writes an adapter in fp32, and the configuration of the model that base and adapter make."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, part in adapter.items():
@@ -190,8 +192,8 @@ def _to_peft_config(config: ModelConfig, adapter: Adapter, base: Path) -> dict[s
 
 
 def _target_modules(config: ModelConfig, adapter: Adapter) -> list[str]:
-    """Gives the names for PEFT, which applies an entry to every module whose name ends in it:
-    `q_proj` alone where all linears of that name have an adapter, else the whole names."""
+    """Gives PEFT's target_modules. PEFT applies an entry to every module whose name ends in it, so
+    it is `q_proj` where all linears of that name have an adapter, else the full names."""
     parts = (part for parts in linear_parts(config).values() for part in parts)
     left_out = {_leaf(part.name) for part in parts if part.name not in adapter}
     return sorted({name if _leaf(name) in left_out else _leaf(name) for name in adapter})
@@ -232,8 +234,8 @@ def load_adapter(folder: Path) -> dict[str, LoraPart]:
 
 
 def _alpha(values: Mapping[str, Any], name: str, rank: int) -> float:
-    """Gives alpha by PEFT's rule: the first pattern that the name ends in. Rank-stabilised scaling,
-    alpha/sqrt(r), is converted to an equivalent alpha."""
+    """Gives a linear's alpha by PEFT's rule: that of the first pattern which its name ends in.
+    Rank-stabilised scaling, alpha/sqrt(r), is converted to the alpha that has the same effect."""
     alpha = values.get("lora_alpha", 8)
     for pattern, value in (values.get("alpha_pattern") or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", name):

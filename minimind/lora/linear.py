@@ -1,4 +1,4 @@
-"""Adds a low-rank adapter to linears with frozen weights. Shapes: see lora/adapter.py."""
+"""Adds low-rank adapters to linears with frozen weights. Shapes: see lora/adapter.py."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class PartSpec:
 @dataclass(frozen=True, slots=True)
 class FusedAdapter:
     """Holds LoRA A and B of every part (q, k, v) of one tensor. The parts' A are stacked in `a_RI`
-    [ΣR, I]; their B [O, R] follow each other in `b_flat`, because their shapes differ."""
+    [ΣR, I]; their B, each [O, R], are laid flat one after the other in `b_flat`, because their
+    shapes differ."""
 
     specs: tuple[PartSpec, ...]
     a_RI: Tensor
@@ -46,26 +47,26 @@ class LoraLinear(nn.Linear):
     """Computes x·Wᵀ, and adds scale·(x·Aᵀ)·Bᵀ to each part's output columns, with the part's A and
     B.
 
-    It takes over the linear's own weight under its own name, so the base model's state has the same
-    keys with and without adapters. `lora_A` and `lora_B` are parameters of this module and of no
-    child, so ZeRO-3 gathers them when it is called.
+    It takes over the linear's weight under its own name, so that the base model's state has the
+    same keys with and without adapters. `lora_A` and `lora_B` are parameters of this module and not
+    of a child, so that ZeRO-3 gathers them when the module is called.
     """
 
     def __init__(self, linear: nn.Linear, adapters: FusedAdapter) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight = linear.weight
-        # In a tuple: as a child it would have the weight a second time.
+        # Kept in a tuple: as a child module it would register the weight a second time.
         self._bare = (linear,)
         self.takes_gate_up = isinstance(linear, SwiGLULinear)
         self.specs = adapters.specs
         self.is_active = True
-        """Whether a forward uses the adapters (lora/model.py, adapters_off)."""
+        """True where forwards use the adapters (see adapters_off in lora/model.py)."""
         self.lora_A = nn.Parameter(adapters.a_RI)
         self.lora_B = nn.Parameter(adapters.b_flat)
 
     def reset_parameters(self) -> None:
-        """Does nothing: both matrices come from outside, and random numbers would take most of the
-        time where adapters change from step to step."""
+        """Does nothing: both matrices come from outside, and drawing random numbers would take most
+        of the time where adapters change from step to step."""
 
     def without_adapters(self) -> nn.Linear:
         (linear,) = self._bare
@@ -88,8 +89,9 @@ def lora_product(
     specs: Sequence[PartSpec],
     expert: int | None = None,
 ) -> Tensor:
-    """Computes x·Wᵀ with the parts' adapters: [M, O]. `weight` is [O, I], or a frozen stack [E, O,
-    I] from which `expert` selects one. All are of one dtype, in which each product is rounded."""
+    """Computes x·Wᵀ and adds the parts' adapters: [M, O]. `weight` is [O, I], or a frozen stack [E,
+    O, I] from which `expert` selects one. All tensors have one dtype, to which each product is
+    rounded."""
     arguments = (x_MI, weight, a_RI, b_flat, specs, expert)
     if torch.is_grad_enabled():
         return cast(Tensor, _LoraProduct.apply(*arguments))
@@ -99,7 +101,7 @@ def lora_product(
 def split_parts(
     specs: Sequence[PartSpec], a_RI: Tensor, b_flat: Tensor
 ) -> Iterator[tuple[PartSpec, Tensor, Tensor]]:
-    """Gives each part's spec with views of its A [R, I] and B [O, R]."""
+    """Yields each part's spec with views of its A [R, I] and B [O, R]."""
     all_a = a_RI.split([spec.rank for spec in specs])
     all_b = b_flat.split([spec.num_b for spec in specs])
     for spec, a, b in zip(specs, all_a, all_b, strict=True):
@@ -114,7 +116,7 @@ def _product(
     specs: Sequence[PartSpec],
     expert: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """Gives the output [M, O] and x·Aᵀ [M, ΣR]."""
+    """Gives the output [M, O], and x·Aᵀ [M, ΣR]."""
     y_MO = F.linear(x_MI, weight if expert is None else weight[expert])
     if a_RI.shape[1] == x_MI.shape[1]:
         z_MR = F.linear(x_MI, a_RI)
@@ -130,13 +132,14 @@ def _product(
 
 
 class _LoraProduct(torch.autograd.Function):
-    """Adds in the output's own memory, and computes no gradient product for the frozen weight: dx =
-    dy·W + dz·A, with dz = scale·dy·B per part."""
+    """Adds the adapters into the output's own memory, and computes no gradient of the frozen
+    weight: dx = dy·W + dz·A, where dz = scale·dy·B for each part."""
 
     @staticmethod
     def forward(ctx: Any, x_MI, weight, a_RI, b_flat, specs, expert):
         y_MO, z_MR = _product(x_MI, weight, a_RI, b_flat, specs, expert)
-        # The whole parameter, not a view of one expert: ZeRO-3 frees and gathers it in between.
+        # Saves the whole parameter, not a view of one expert: ZeRO-3 frees and gathers it in
+        # between.
         ctx.save_for_backward(x_MI, z_MR, weight, a_RI, b_flat)
         ctx.specs, ctx.expert = specs, expert
         return y_MO

@@ -1,4 +1,4 @@
-"""Keeps several adapters over one model in memory at run time, any mixture of them active."""
+"""Keeps several adapters over one model in memory, and activates any combination of them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from minimind.model.transformer import Transformer
 class LoadedAdapters:
     """Holds adapters by name over `model`, whose own weights they never change.
 
-    The forward sees all active adapters as one: their ranks stand side by side, with their scales
-    in B. So two active adapters cost no more products than one.
+    The active adapters are joined to one: their ranks lie side by side, with their scales
+    multiplied into B. So two active adapters need no more products than one.
     """
 
     def __init__(self, model: Transformer, base_fingerprint: str | None = None) -> None:
-        """Takes the `base_fingerprint` of the folder that the model came from
-        (lora.folder.fingerprint); with it an adapter that was trained on other weights is
+        """`base_fingerprint` is that of the folder the model was loaded from
+        (lora.folder.fingerprint). If it is given, an adapter trained on other weights is
         refused."""
         self._model = model
         self._base_fingerprint = base_fingerprint
@@ -41,28 +41,29 @@ class LoadedAdapters:
         return list(self._adapters)
 
     def load(self, name: str, folder: Path) -> None:
-        """Reads an adapter folder. Raises CheckpointError where it is for another model."""
+        """Loads an adapter folder under `name`. Raises CheckpointError where it is for another
+        model."""
         if self._base_fingerprint and find_base(folder).fingerprint != self._base_fingerprint:
             raise CheckpointError(f"{folder}: trained beside other weights than this model's")
         self.add(name, load_adapter(folder), str(folder))
 
     def add(self, name: str, adapter: Adapter, origin: str = "the adapter") -> None:
-        """Adds an adapter under a free name. Raises CheckpointError where it does not fit the
-        model, ConfigError where the name is taken."""
+        """Adds an adapter under a name that is not in use. Raises CheckpointError where it does not
+        fit the model, ConfigError where the name is taken."""
         if name in self._adapters:
             raise ConfigError(f"an adapter named {name!r} is loaded already: remove it first")
         check_fits(self._model.config, adapter, origin)
         self._adapters[name] = adapter
 
     def remove(self, name: str) -> None:
-        """Frees an adapter; the other active ones stay active."""
+        """Removes an adapter and frees its memory; the other active ones stay active."""
         self._find(name)
         self.activate({n: scale for n, scale in self.active.items() if n != name})
         del self._adapters[name]
 
     def activate(self, scales: Mapping[str, float]) -> None:
-        """Activates exactly these adapters, each times its scale; {} leaves the bare model. Raises
-        ConfigError for a name that is not loaded."""
+        """Activates exactly these adapters, each multiplied by its scale; {} leaves the bare model.
+        Raises ConfigError for a name that is not loaded."""
         chosen = [(self._find(name), scale) for name, scale in scales.items()]
         detach(self._model)
         adapters: dict[str, FusedAdapter] = {}
@@ -78,8 +79,8 @@ class LoadedAdapters:
         self.num_switches += 1
 
     def switch_to(self, name: str | None) -> None:
-        """Activates one adapter alone at its own scale, or the bare model for None; does nothing
-        where it is active already."""
+        """Activates this adapter alone at scale 1, or for None the bare model. Does nothing if that
+        is active already."""
         wanted = {} if name is None else {name: 1.0}
         if self.active != wanted:
             self.activate(wanted)
@@ -94,8 +95,8 @@ class LoadedAdapters:
 def _combine(
     parts: list[LinearPart], chosen: list[tuple[Adapter, float]], weight: Tensor
 ) -> FusedAdapter | None:
-    """Combines adapters into one of the summed rank, with every scale in its B; None where no
-    active adapter is for this tensor."""
+    """Joins the chosen adapters of one tensor to one of the summed rank, with every scale in its B.
+    Gives None where no chosen adapter changes this tensor."""
     specs, all_a, all_b = [], [], []
     for part in parts:
         found = [(a[part.name], scale) for a, scale in chosen if part.name in a]

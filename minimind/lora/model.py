@@ -1,4 +1,4 @@
-"""Puts adapters into a model, and takes them out."""
+"""Adds adapters to a model, and removes them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ from minimind.model.transformer import Transformer
 from minimind.runtime.seeds import derive_seed
 
 INIT_STD = 0.02
-"""The standard deviation of a fresh A; B starts at zero, so that a fresh adapter changes
-nothing."""
+"""The standard deviation of a new A. B starts at zero, so that a new adapter changes nothing."""
 
 
 def add_adapters(
     model: Transformer, ranks: Mapping[str, int], alphas: Mapping[str, float], seed: int
 ) -> None:
-    """Freezes the model and puts fresh adapters beside its linears, in fp32.
+    """Freezes the model and adds new adapters to its linears, in fp32.
 
-    `ranks` (above 0) and `alphas` go by Hugging Face's names. A ~ N(0, 0.02), the same on every
-    device and whatever the other adapters are; B = 0.
+    `ranks` (above 0) and `alphas` are by Hugging Face's names of the linears. A is drawn from N(0,
+    0.02²), with the same numbers on every device and whichever other linears have adapters; B = 0.
     """
     model.requires_grad_(False)
     fresh: dict[str, FusedAdapter] = {}
@@ -49,7 +48,7 @@ def _init_a(spec: PartSpec, seed: int) -> Tensor:
 
 
 def attach(model: Transformer, adapters: Mapping[str, FusedAdapter]) -> None:
-    """Puts adapters beside tensors, by the tensors' names, into a model that has none."""
+    """Adds adapters, given by the names of the tensors they change, to a model that has none."""
     mixtures: dict[str, dict[str, FusedAdapter]] = {}
     for name, of_tensor in adapters.items():
         owner, _, tensor = name.rpartition(".")
@@ -64,7 +63,7 @@ def attach(model: Transformer, adapters: Mapping[str, FusedAdapter]) -> None:
 
 
 def detach(model: Transformer) -> None:
-    """Removes all adapters."""
+    """Removes all adapters from the model."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLinear | LoraExperts):
             _replace_module(model, name, module.without_adapters())
@@ -76,7 +75,7 @@ def _replace_module(model: Transformer, name: str, module: nn.Module) -> None:
 
 
 def collect_adapter(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, LoraPart]:
-    """Collects the model's adapter, with its numbers taken from `weights` by parameter name."""
+    """Gives the model's adapter, with values taken from `weights` by parameter name."""
     adapter: dict[str, LoraPart] = {}
     for prefix, specs in _prefixes(model):
         tensors = (weights[f"{prefix}lora_A"], weights[f"{prefix}lora_B"])
@@ -86,7 +85,7 @@ def collect_adapter(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str
 
 
 def _prefixes(model: nn.Module) -> Iterator[tuple[str, tuple[PartSpec, ...]]]:
-    """Gives the common prefix of the names of each pair of lora_A and lora_B, and their specs."""
+    """Yields the common prefix of the names of each lora_A and lora_B, and their specs."""
     for name, module in model.named_modules():
         if isinstance(module, LoraLinear):
             yield f"{name}.", module.specs
@@ -97,7 +96,7 @@ def _prefixes(model: nn.Module) -> Iterator[tuple[str, tuple[PartSpec, ...]]]:
 
 @contextlib.contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Runs the model's forwards, inside the block, without the adapters."""
+    """Makes the model's forwards ignore the adapters inside the block."""
     beside = [part for part in model.modules() if isinstance(part, LoraLinear | LoraExperts)]
     for part in beside:
         part.is_active = False

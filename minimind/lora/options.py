@@ -1,5 +1,5 @@
-"""Defines the options of adapters, for every stage that can train them: which linears get one of
-what rank."""
+"""Defines the options that say which linears get an adapter of which rank, for every stage that can
+train adapters."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from minimind.errors import ConfigError
 from minimind.model.state_dict import linear_parts
 
 RANK, ALPHA = 16, 32.0
-"""The default rank, and one alpha for every rank: with updates scaled by alpha/r the best learning
-rate hardly depends on the rank (Schulman et al., "LoRA Without Regret", 2025)."""
+"""The default rank, and the same alpha for every rank: with updates scaled by alpha/r the best
+learning rate hardly depends on the rank (Schulman et al., "LoRA Without Regret", 2025)."""
 PRESETS = ("all", "original", "none")
 EVERY = "_proj$"
 NAMED = {"attention": "self_attn", "default": EVERY}
-"""Patterns that have a name of their own; other names, such as `mlp`, are patterns themselves."""
+"""Names that stand for a pattern; other names, such as `mlp`, are patterns themselves."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterRanks:
-    """Holds the rank and alpha of each linear that gets an adapter, by Hugging Face's names."""
+    """Holds the rank and alpha of each linear that gets an adapter, by its Hugging Face name."""
 
     ranks: dict[str, int]
     alphas: dict[str, float]
@@ -33,7 +33,7 @@ class AdapterRanks:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterOptions(Recipe):
-    """Holds the options of training adapters beside a frozen model."""
+    """Defines the options of training adapters beside a frozen model."""
 
     lora_preset: str = option(
         "all",
@@ -50,7 +50,7 @@ class AdapterOptions(Recipe):
 
     @property
     def has_adapters(self) -> bool:
-        """Tells whether adapters are trained instead of the model."""
+        """Tells whether adapters are trained instead of the whole model."""
         return self.lora_preset != "none"
 
     def check(self) -> None:
@@ -77,8 +77,8 @@ class AdapterOptions(Recipe):
             )
 
     def choose_ranks(self, config: ModelConfig) -> AdapterRanks:
-        """Chooses the linears. Raises ConfigError for a pattern that no linear's name matches, or
-        if none is chosen."""
+        """Chooses the linears that get an adapter, with rank and alpha. Raises ConfigError for a
+        pattern that matches no linear, and where no linear is chosen."""
         ranks, alphas = {}, {}
         patterns = _default_first(self.lora_ranks) or {EVERY: RANK}
         alpha_patterns = _default_first(self.lora_alphas)
@@ -141,13 +141,13 @@ ValueT = TypeVar("ValueT")
 
 
 def _default_first(table: Mapping[str, ValueT]) -> dict[str, ValueT]:
-    """Puts "default" first, wherever it stands, so that every other match overrides it."""
+    """Moves "default" to the front, so that every other pattern overrides it."""
     return {name: table[name] for name in sorted(table, key=lambda name: name != "default")}
 
 
 def _matches(pattern: str, name: str, inside: str) -> bool:
-    """Matches anywhere in the name on disk, or whole words at the end of the name inside: `v_proj`
-    does not match `qkv_proj`, which ends in it."""
+    """Tells whether a pattern matches a linear: anywhere in its name on disk, or whole words at the
+    end of its tensor's name in the model, so that `v_proj` does not match `qkv_proj`."""
     pattern = NAMED.get(pattern, pattern)
     inside = inside.removesuffix(".weight")
     return bool(re.search(pattern, name) or re.fullmatch(rf"(.*\.)?({pattern})", inside))

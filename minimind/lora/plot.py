@@ -15,13 +15,13 @@ from minimind.runtime.figures import save_figure
 logger = logging.getLogger(__name__)
 
 _TILE, _GAP = 48, 4
-"""The pixels of one matrix, whatever its shape, and between two."""
+"""The size in pixels of each matrix, whatever its shape, and of the gap between two."""
 
 
 def plot_adapter(adapter: Adapter, path: Path) -> None:
     """Draws |alpha/r · B·A| of every linear as a PNG: layers from left to right, linears from top
-    to bottom, each matrix averaged down to one size. A plot that fails is logged and ends no
-    run."""
+    to bottom, each matrix averaged down to the same size. A failed plot is logged and does not end
+    the run."""
     try:
         _plot(adapter, path)
     except Exception as error:
@@ -29,7 +29,7 @@ def plot_adapter(adapter: Adapter, path: Path) -> None:
 
 
 def _plot(adapter: Adapter, path: Path) -> None:
-    # The object interface: pyplot would keep state and look for a display.
+    # The object interface is used because pyplot keeps state and looks for a display.
     from matplotlib.figure import Figure
 
     places = {name: _place(name) for name in adapter}
@@ -54,7 +54,8 @@ def _plot(adapter: Adapter, path: Path) -> None:
 
 
 def _place(name: str) -> tuple[int, str]:
-    """Gives (3, "self_attn.q_proj") for `model.layers.3.self_attn.q_proj`."""
+    """Gives (layer, linear), such as (3, "self_attn.q_proj") for
+    `model.layers.3.self_attn.q_proj`."""
     layer, _, kind = name.removeprefix("model.layers.").partition(".")
     return int(layer), kind
 

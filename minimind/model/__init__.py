@@ -1,3 +1,3 @@
-"""Holds the network: attention, feed-forward, experts and the decoder made of them, their cache,
-and the files of a Hugging Face folder. It holds no adapters (minimind.lora), no training step
-(minimind.engine) and no sampling (minimind.inference)."""
+"""Defines the network (attention, feed-forward, experts and the transformer made of them), its
+key/value cache, and the files of a Hugging Face folder. Adapters are in minimind.lora, training
+steps in minimind.engine, sampling in minimind.inference."""

@@ -12,14 +12,15 @@ from minimind.config.model import ModelConfig
 
 
 class AttentionFn(Protocol):
-    """Decides which tokens see which: a plan over packed documents, or one layer of a cache."""
+    """Computes attention for one layer, and so decides which tokens see which: over packed
+    documents, or over one layer of a cache."""
 
     def attend(self, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor) -> Tensor: ...
 
 
 class Attention(nn.Module):
-    """Computes o_proj(attend(rope(norm(q)), rope(norm(k)), v)), with q, k and v one fused
-    product."""
+    """Computes o_proj(attend(rope(norm(q)), rope(norm(k)), v)); one matrix product gives q, k and
+    v."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -31,8 +32,9 @@ class Attention(nn.Module):
         )
         self.qkv_proj = nn.Linear(config.hidden_size, (heads + 2 * kv_heads) * size, bias=False)
         self.o_proj = nn.Linear(heads * size, config.hidden_size, bias=False)
-        # Parameters of this module and not of a child: ZeRO-3 gathers a module's own weights when
-        # its forward is called, and the fused operation below calls no child for them.
+        # The norms' weights are parameters of this module, not of children: ZeRO-3 gathers a
+        # module's own weights when its forward is called, and the fused operation below calls no
+        # child.
         self.q_norm = nn.Parameter(torch.ones(size)) if config.use_qk_norm else None
         self.k_norm = nn.Parameter(torch.ones(size)) if config.use_qk_norm else None
 

@@ -1,9 +1,9 @@
-"""Computes attention of new tokens over slots of a cache: many sequences' next tokens and pieces of
-prompts, in one forward.
+"""Computes attention of new tokens over slots of a cache: the next tokens of many sequences and
+pieces of prompts, in one forward.
 
-Neighbouring slots of like length are one product over a view of the cache; each piece of a prompt
-is a separate product. No sequence ever sees another's tokens, so nothing depends on who shares the
-batch.
+The next tokens of neighbouring slots of similar length are one product over a view of the cache;
+each piece of a prompt is a product of its own. No sequence sees another's tokens, so results do not
+depend on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor
 from minimind.runtime.devices import send
 
 MAX_PADDING = 256
-"""The most padding tokens that a run of slots may read: about what another call would cost on a
-CPU."""
+"""The most padding tokens that one product over neighbouring slots may read: about as much work as
+another call costs on a CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """Describes `count` new tokens of one sequence, from position `start` on, for `slot` of the
+    """Describes `count` new tokens of one sequence, from position `start` on, in `slot` of the
     cache."""
 
     slot: int
@@ -39,49 +39,51 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Describes the next tokens of neighbouring slots, one each: rows `first_row` on of the
-    batch."""
+    """Describes one new token in each of `num_slots` neighbouring slots: rows of the batch from
+    `first_row` on, slots from `first_slot` on."""
 
     first_row: int
     first_slot: int
     num_slots: int
     length: int
-    """The tokens of the longest sequence, the new one included."""
+    """The tokens of the longest of these sequences, the new one included."""
     bias_B11T: Tensor | None
-    """0 where a slot holds a token and -inf after its end; None where all are equally long."""
+    """fp32: 0 where a slot holds a token, -inf after its end; None where all are equally long."""
 
 
 class CachePlan(Protocol):
-    """Plans where the tokens of one forward are stored and which tokens each may see."""
+    """Says where the new tokens of a forward are stored, and which tokens each of them sees."""
 
     @property
     def positions_M(self) -> Tensor: ...
     @property
     def places_MK(self) -> Tensor:
-        """Gives int64: the place of each head of each new token (see CacheLayer.store)."""
+        """int64: the index of each head of each new token in the cache layer laid flat (see
+        CacheLayer.store)."""
         ...
 
     def attend(self, q_MNH: Tensor, keys_SKCH: Tensor, values_SKCH: Tensor) -> Tensor:
-        """Computes softmax(q·kᵀ/√H)·v over each token's own slot, up to the token itself: [M, N,
-        H]."""
+        """Computes softmax(q·kᵀ/√H)·v for each new token over its own slot, up to the token itself:
+        [M, N, H]."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SlotPlan:
-    """Lays out pieces of any length on the host: views of the cache, with padding only in a run."""
+    """Plans pieces of any length on the host. It reads views of the cache; only runs have
+    padding."""
 
     positions_M: Tensor
     places_MK: Tensor
     runs: tuple[Run, ...]
     pieces: tuple[tuple[int, Piece], ...]
-    """(first row, piece) of the pieces of more than one token."""
+    """(first row, piece) of each piece that has more than one token."""
 
     @classmethod
     def build(
         cls, pieces: Sequence[Piece], num_kv_heads: int, capacity: int, device: torch.device
     ) -> SlotPlan:
-        """Builds the plan. Pieces of one token come first, ordered by slot."""
+        """Builds the plan. Pieces of one token must come first, ordered by slot."""
         assert all(piece.end <= capacity for piece in pieces), "the caller sizes the cache"
         num_single = sum(piece.count == 1 for piece in pieces)
         singles, others = pieces[:num_single], pieces[num_single:]
@@ -108,8 +110,8 @@ class SlotPlan:
 
 @dataclass(frozen=True, slots=True)
 class GatherPlan:
-    """Plans one token for each slot named, on the device alone: the host knows only their number
-    and a bound on their length, so that a CUDA graph can hold it."""
+    """Plans one new token for each slot named, on the device alone. The host knows only their
+    number and a bound on their lengths, so a CUDA graph can hold the plan."""
 
     positions_M: Tensor
     places_MK: Tensor
@@ -120,7 +122,7 @@ class GatherPlan:
     def build(
         cls, slots_M: Tensor, positions_M: Tensor, length: int, num_kv_heads: int, capacity: int
     ) -> GatherPlan:
-        """Builds the plan. `length` is above every position."""
+        """Builds the plan; every position must be below `length`."""
         behind_MT = torch.arange(length, device=slots_M.device) > positions_M[:, None]
         bias_MT = torch.zeros(behind_MT.shape, device=slots_M.device)
         bias_M11T = bias_MT.masked_fill_(behind_MT, float("-inf"))[:, None, None]
@@ -180,8 +182,8 @@ def _attend_run(run: Run, q_MNH: Tensor, keys_SKCH: Tensor, values_SKCH: Tensor)
 def _attend_grouped(
     q_BNH: Tensor, keys_BKTH: Tensor, values_BKTH: Tensor, bias_B11T: Tensor | None
 ) -> Tensor:
-    """Computes attention of one query each. The query heads of one key head are the rows of its
-    product, so keys are never repeated."""
+    """Computes attention for one query token per sequence. Query heads that share a key head are
+    rows of one product, so keys are never repeated."""
     _, heads, size = q_BNH.shape
     num_kv = keys_BKTH.shape[1]
     bias = None if bias_B11T is None else bias_B11T.to(q_BNH.dtype)

@@ -1,7 +1,8 @@
-"""Computes causal attention inside each packed document: one flash launch on a GPU, buckets on a
-CPU, and documents padded to like lengths on a GPU where flash attention does not run.
+"""Computes causal attention inside each packed document: by one flash-attention launch on a GPU, by
+buckets of documents of similar length on a CPU, and by padded documents on a GPU where flash
+attention does not run.
 
-A plan is made once per forward from the documents' places and used by every layer.
+A plan is made once per forward, and every layer uses it.
 """
 
 from __future__ import annotations
@@ -25,28 +26,28 @@ from minimind.types import Batch
 logger = logging.getLogger("minimind")
 
 FLASH_FROM = 512
-"""The length from which a document on a CPU goes through PyTorch's flash kernel alone: the kernel
-skips the half of the scores that the mask hides and saves none of them."""
+"""On a CPU, a document of at least this length goes through PyTorch's flash kernel alone, which
+skips the half of the scores that the mask hides and stores none."""
 SCORES_PER_BUCKET = 2**19
-"""The most scores of a bucket (documents x heads x length^2), so that they stay in a CPU's caches
+"""The most scores (documents x heads x length²) in a bucket, so that they stay in a CPU's caches
 between the products and the softmax."""
 LEAST_FILLED = 0.75
-"""The least share of its padded length that every document of a padded bucket fills: fewer buckets
-are fewer launches, and more padding."""
+"""Every document fills at least this share of its padded length. A smaller share means fewer
+launches and more padding."""
 
 
 class AttentionPlan(Protocol):
     def attend(self, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor) -> Tensor:
-        """Computes softmax(q·kᵀ/√H)·v per document, each token seeing itself and those before: [M,
-        N, H]."""
+        """Computes softmax(q·kᵀ/√H)·v per document, where each token sees itself and those before
+        it: [M, N, H]."""
         ...
 
 
 def plan_attention(
     batch: Batch, num_heads: int, head_size: int, dtype: torch.dtype
 ) -> AttentionPlan:
-    """Plans attention for the documents of `batch` on their device, and logs once which kind a GPU
-    runs and why. Waits for no device."""
+    """Plans attention for the documents of `batch` on their device; logs once which kind of
+    attention a GPU runs, and why. Does not wait for the device."""
     device = batch.cu_seqlens.device
     if device.type != "cuda":
         return BucketPlan.build(batch.bounds, num_heads, device)
@@ -69,8 +70,8 @@ def _say_once(problem: str | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class VarlenPlan:
-    """Uses PyTorch's variable-length flash attention: no padding, no mask, no host
-    synchronisation."""
+    """Calls PyTorch's variable-length flash attention, without padding, masks or waits of the
+    host."""
 
     cu_seqlens: Tensor
     max_len: int
@@ -86,9 +87,9 @@ class VarlenPlan:
 
 @functools.cache
 def varlen_options() -> dict[str, Any]:
-    """Gives the installed PyTorch's arguments for causal attention with fewer key heads:
-    `is_causal` up to 2.10, `window_size` after; `enable_gqa` from 2.12. Earlier versions accept
-    fewer key heads without it."""
+    """Gives the arguments by which the installed PyTorch's varlen_attn computes causal attention
+    with fewer key heads: `is_causal` up to 2.10, `window_size` later; `enable_gqa` from 2.12 on,
+    before which fewer key heads need no argument."""
     from torch.nn.attention.varlen import varlen_attn
 
     known = inspect.signature(varlen_attn).parameters
@@ -98,18 +99,18 @@ def varlen_options() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Lays out documents of like length as [documents, length] with some padding at their ends."""
+    """Lays out documents of similar length as [documents, length], padded at their ends."""
 
     gather_BL: Tensor
-    """int64: the token at each place. A padded place holds any token: the causal mask hides it from
+    """int64: the token at each position. Padding may be any token: the causal mask hides it from
     the document's own tokens, and its result is dropped."""
     tokens: Tensor
     """int64: every token of the bucket once."""
     places: Tensor
-    """int64: the place of each of `tokens` in gather_BL laid flat."""
+    """int64: for each of `tokens`, its index in gather_BL laid flat."""
 
     def gather(self, x_MNH: Tensor, num_kv: int, zero_padding: bool = False) -> Tensor:
-        """Gives [documents · K, N/K · length, H]: the heads of one key head stacked."""
+        """Gives [documents · K, N/K · length, H]: query heads that share a key head are stacked."""
         (documents, length), (_, heads, size) = self.gather_BL.shape, x_MNH.shape
         if zero_padding:
             x = x_MNH.new_zeros(documents * length, heads, size)
@@ -120,7 +121,7 @@ class Bucket:
         return x.reshape(documents * num_kv, -1, size)
 
     def scatter(self, x: Tensor, out_MNH: Tensor) -> None:
-        """Writes the inverse of `gather`, without the padding, into `out_MNH`."""
+        """Writes x, laid out as `gather` gives it, into `out_MNH`, without the padding."""
         documents, length = self.gather_BL.shape
         _, heads, size = out_MNH.shape
         x = x.view(documents, x.shape[0] // documents, -1, length, size)
@@ -130,8 +131,8 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class BucketPlan:
-    """Computes batched products over documents of like length; a long document alone through
-    flash."""
+    """Computes batched products over documents of similar length, and long documents one by one
+    through flash attention."""
 
     buckets: tuple[Bucket, ...]
     long: tuple[tuple[int, int], ...]
@@ -176,14 +177,14 @@ def _build_bucket(spans: list[tuple[int, int]], length: int, device: torch.devic
 
 @dataclass(frozen=True, slots=True)
 class PaddedPlan:
-    """Uses PyTorch's scaled_dot_product_attention over documents padded to like lengths. On a GPU
-    it takes the memory-efficient kernel where there is no flash attention: in fp32, in fp16 before
-    Ampere, for any head size. The padding follows each document, where the causal mask hides it."""
+    """Calls PyTorch's scaled_dot_product_attention on documents padded to similar lengths. On a GPU
+    without flash attention (fp32, fp16 before Ampere, any head size) that runs the memory-efficient
+    kernel. The padding follows each document, so the causal mask hides it."""
 
     place_M: Tensor
-    """int64: the place of each token among the padded documents laid flat."""
+    """int64: the index of each token among the padded documents laid flat."""
     shapes: tuple[tuple[int, int], ...]
-    """[documents, padded length] of each bucket, in their order there."""
+    """[documents, padded length] of each bucket, in order."""
 
     @classmethod
     def build(cls, bounds: Sequence[int], device: torch.device) -> PaddedPlan:
@@ -199,13 +200,13 @@ class PaddedPlan:
             end += padded
         shifts_D, lengths_D = send([shifts, lengths], device)
         tokens_M = torch.arange(bounds[-1], device=device)
-        # Told the size, it need not ask the device for it.
+        # With the size given, it need not ask the device for it.
         shifts_M = torch.repeat_interleave(shifts_D, lengths_D, output_size=bounds[-1])
         return cls(tokens_M + shifts_M, tuple(s for s in shapes if s[1]))
 
     def attend(self, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor) -> Tensor:
         _, heads, size = q_MNH.shape
-        # The memory-efficient kernel has no fewer key heads than query heads.
+        # The memory-efficient kernel needs as many key heads as query heads.
         group = heads // k_MKH.shape[1]
         repeated = (q_MNH, *(x.repeat_interleave(group, dim=1) for x in (k_MKH, v_MKH)))
         sizes = [documents * length for documents, length in self.shapes]
@@ -218,8 +219,8 @@ class PaddedPlan:
         return torch.cat(pieces).index_select(0, self.place_M)[..., :size]
 
     def _pad(self, x_MNH: Tensor) -> Tensor:
-        """Gives [padded tokens, N, H up to a multiple of 8], which the quick kernels require: zeros
-        add nothing to q·k."""
+        """Gives [padded tokens, N, H rounded up to a multiple of 8], since the fast kernels need
+        such a size; the added zeros add nothing to q·k."""
         _, heads, size = x_MNH.shape
         total = sum(documents * length for documents, length in self.shapes)
         padded = x_MNH.new_zeros(total, heads, -(-size // 8) * 8)
@@ -229,23 +230,26 @@ class PaddedPlan:
 
 @functools.cache
 def _causal_bias(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Gives 0 where a query may look and -inf where not, [length, length]."""
+    """Gives 0 where a query may see a key, else -inf: [length, length]."""
     return torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu_(1)
 
 
 def _probabilities(q: Tensor, k: Tensor, bucket: Bucket, scale: float) -> Tensor:
     length = bucket.gather_BL.shape[1]
-    # One mask serves all buckets: as large as any of them needs.
+    # One cached mask, of the largest size, serves all buckets.
     bias = _causal_bias(FLASH_FROM - 1, q.dtype, q.device)[:length, :length]
     bias = bias.repeat(q.shape[1] // length, 1)
     return torch.softmax(torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale), dim=-1)
 
 
 class _BucketAttention(torch.autograd.Function):
-    """Stacks the query heads of one key head as rows of its product, so that keys are never
-    repeated. The backward is written out because PyTorch's would keep scores before and after the
-    mask and scatter-add gradients that never collide. It computes the probabilities once more:
-    kept, they would be a fifth of a training step's memory. Tokens in no bucket give zeros."""
+    """Computes attention over buckets. Query heads that share a key head are rows of one product,
+    so keys are never repeated.
+
+    The backward is written by hand, because PyTorch's keeps the scores before and after the mask
+    and scatter-adds gradients that never collide. It computes the probabilities again: kept, they
+    would be a fifth of a training step's memory. Tokens in no bucket get zeros.
+    """
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""Computes the feed-forward half of a block."""
+"""Computes the feed-forward part of a block."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from torch import Tensor, nn
 
 
 class SwiGLULinear(nn.Linear):
-    """Applies a linear to silu(gate) · up of the packed product that it is given. Activation and
-    product are one operation, which keeps the packed product alone for the backward. The weight
-    belongs to this module, so that ZeRO-3 gathers it when the module is called."""
+    """Computes (silu(gate)·up)·Wᵀ from the packed [gate, up]. Activation and product are one
+    operation, so that only the packed input is kept for the backward. The weight belongs to this
+    module, so ZeRO-3 gathers it when the module is called."""
 
     def forward(self, input: Tensor) -> Tensor:
         return K.swiglu_linear(input, self.weight)
 
 
 class SwiGLU(nn.Module):
-    """Computes down_proj of silu(gate) · up, with gate and up one fused product (Shazeer 2020)."""
+    """Computes down_proj(silu(gate)·up), where one matrix product gives gate and up (Shazeer
+    2020)."""
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()

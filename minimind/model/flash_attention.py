@@ -24,17 +24,15 @@ logger = logging.getLogger("minimind")
 
 _SETTINGS = ("auto", "2", "3")
 _FLASH_3_PACKAGE = "flash_attn_interface"
-"""The name by which the package flash-attn-3 is imported, by PyTorch too."""
+"""The name by which PyTorch too imports the package flash-attn-3."""
 _MAX_HEAD_SIZE = 256
 
 
 def why_not_flash(
     dtype: torch.dtype, head_size: int, capability: tuple[int, int] | None
 ) -> str | None:
-    """Says what keeps flash attention from training on a GPU; None where nothing does.
-
-    `capability` is the GPU's, (9, 0) for sm_90; None on ROCm, whose kernels require none.
-    """
+    """Gives the reason why flash attention cannot train here, or None if it can. `capability` is
+    the GPU's, (9, 0) for sm_90, or None on ROCm, whose kernels require none."""
     if dtype not in (torch.float16, torch.bfloat16):
         return f"flash attention takes fp16 and bf16, not {str(dtype).removeprefix('torch.')}"
     if head_size % 8 or head_size > _MAX_HEAD_SIZE:
@@ -47,21 +45,22 @@ def why_not_flash(
     name = f"sm_{capability[0]}{capability[1]}"
     if capability < (8, 0):
         return f"flash attention needs sm_80 (Ampere) or newer, and this GPU is {name}"
-    # Its backward does not fit into the shared memory of others, with 256 it does.
+    # On other GPUs the backward of these sizes does not fit into shared memory; that of 256 does.
     if 192 < head_size <= 224 and capability not in ((8, 0), (9, 0)):
         return f"flash attention has no backward for head size {head_size} on {name}"
     return None
 
 
 def check_flash(device: torch.device, *, deterministic: bool) -> None:
-    """Raises ConfigError for a MINIMIND_FLASH that is unknown or cannot be met on `device`."""
+    """Raises ConfigError for an unknown MINIMIND_FLASH, and for one that cannot be met on
+    `device`."""
     if _read_setting() == "3" and (problem := _why_not_flash_3(device, deterministic)):
         raise ConfigError(_cannot_be_met(problem))
 
 
 def use_newest_flash(device: torch.device, *, deterministic: bool) -> None:
-    """Has PyTorch call FlashAttention 3 from now on, in this whole process, where MINIMIND_FLASH
-    and `device` allow it, and logs it. Raises ConfigError as `check_flash` does."""
+    """Makes PyTorch call FlashAttention 3 from now on, in the whole process, where MINIMIND_FLASH
+    and `device` allow it, and logs that. Raises the same ConfigErrors as `check_flash`."""
     check_flash(device, deterministic=deterministic)
     setting = _read_setting()
     if setting == "2" or _why_not_flash_3(device, deterministic):
@@ -89,7 +88,7 @@ def _why_not_flash_3(device: torch.device, deterministic: bool) -> str | None:
         return f"FlashAttention 3 needs a Hopper GPU (sm_90), and this one is sm_{major}{minor}"
     if importlib.util.find_spec(_FLASH_3_PACKAGE) is None:
         return "FlashAttention 3 is not installed (the package flash-attn-3)"
-    # Its backward has a deterministic form, which nobody has measured yet.
+    # Its backward has a deterministic form that has not been measured yet.
     return "deterministic=true is for PyTorch's own" if deterministic else None
 
 

@@ -1,4 +1,4 @@
-"""Reads and writes config.json as Hugging Face's classes do, without `transformers`."""
+"""Reads and writes config.json in Hugging Face's format, without `transformers`."""
 
 from __future__ import annotations
 
@@ -39,12 +39,13 @@ _EXPERTS = (
     "mlp_only_layers",
 )
 _OURS = ("model_type", "norm_cast_before_weight", "dropout")
-"""Fields that Hugging Face does not have, kept in a section that it ignores."""
+"""Fields that Hugging Face does not have; they stand in a section of config.json that it
+ignores."""
 _OURS_EXPERTS = (*_OURS, "use_qk_norm", "n_shared_experts", "seq_aux")
 
 _OWN_FAMILY = "minimind_moe"
-"""The family of models with shared experts, or with experts but no QK norm: no class of Hugging
-Face's computes these."""
+"""The model_type of models that no Hugging Face class computes: with shared experts, or with
+experts but no QK norm."""
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
@@ -54,7 +55,7 @@ _ARCHITECTURES = {
 
 
 def _family(config: ModelConfig) -> str:
-    """Names the family: Hugging Face calls a Llama with QK norm Qwen3."""
+    """Gives the model_type. Hugging Face calls a Llama with QK norm Qwen3."""
     if config.num_experts == 0:
         return "qwen3" if config.use_qk_norm else "llama"
     return "qwen3_moe" if config.use_qk_norm and not config.n_shared_experts else _OWN_FAMILY
@@ -63,7 +64,7 @@ def _family(config: ModelConfig) -> str:
 def to_hf_config(config: ModelConfig) -> dict[str, Any]:
     """Gives the content of config.json."""
     family, values = _family(config), config.to_dict()
-    # With a step of 1 every layer has experts that mlp_only_layers does not name.
+    # A step of 1 gives experts to every layer that mlp_only_layers does not name.
     experts = {name: values[name] for name in _EXPERTS} | {"decoder_sparse_step": 1}
     ours = _OURS_EXPERTS if config.num_experts else _OURS
     return {
@@ -100,8 +101,7 @@ _ABSENT: dict[str, dict[str, Any]] = {
     },
     _OWN_FAMILY: {},
 }
-"""Hugging Face's defaults for fields that config.json leaves out, besides those shared by both
-classes."""
+"""Hugging Face's defaults for fields that a config.json leaves out, where the families differ."""
 _SUPPORTED: dict[str, Any] = {
     "attention_bias": False,
     "mlp_bias": False,
@@ -112,7 +112,8 @@ _SUPPORTED: dict[str, Any] = {
 
 
 def load_hf_config(folder: Path) -> ModelConfig:
-    """Reads config.json of this project or of any Llama, Qwen3 or Qwen3-MoE of Hugging Face's."""
+    """Reads the config.json of this project, or of any Llama, Qwen3 or Qwen3-MoE model on Hugging
+    Face."""
     path = folder / CONFIG_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -144,7 +145,7 @@ def load_hf_config(folder: Path) -> ModelConfig:
         **(_read_experts(values) if family.endswith("_moe") else {}),
         "model_type": "llama" if family == "llama" else "qwen3",
         "use_qk_norm": family != "llama",
-        # Hugging Face's own models multiply after the cast.
+        # Hugging Face's own models multiply by the norm's weight after the cast.
         "norm_cast_before_weight": True,
     }
     if isinstance(end := fields.get("eos_token_id"), list):
@@ -159,9 +160,9 @@ def load_hf_config(folder: Path) -> ModelConfig:
 
 
 def _read_experts(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads the experts' fields, and turns every rule for which layers have experts into
+    """Reads the experts' fields; whichever rule says which layers have experts becomes
     mlp_only_layers."""
-    # transformers 5 writes num_experts under the other name.
+    # transformers 5 writes num_experts under the name num_local_experts.
     values = {"num_experts": values.get("num_local_experts"), **values}
     fields = {name: values[name] for name in _EXPERTS if values.get(name) is not None}
     step, layers = values.get("decoder_sparse_step"), values["num_hidden_layers"]
@@ -174,7 +175,7 @@ def _read_experts(values: Mapping[str, Any]) -> dict[str, Any]:
 def _read_rope_scaling(
     rope: dict[str, Any], max_positions: int, path: Path
 ) -> dict[str, Any] | None:
-    """Converts Hugging Face's rope_scaling to ours; a missing value becomes the default of
+    """Converts Hugging Face's rope_scaling to MiniMind's; a missing value gets the default of
     `transformers`."""
     rope_type = rope.pop("rope_type", rope.pop("type", "default"))
     if rope_type == "default":

@@ -1,8 +1,8 @@
-"""Stores keys and values of many sequences, preallocated: one slot of fixed capacity for each.
+"""Stores the keys and values of many sequences in preallocated slots of fixed capacity.
 
-Slots and not pages: a small model's keys and values are a few kilobytes a token, so a slot of a
-whole context is affordable, and the tokens of a slot are one view of the cache. Pages would have to
-be gathered before each product. Memory that no sequence has reached is never touched on a CPU.
+There are slots and no pages: a small model needs a few kilobytes per token, so a slot for a whole
+context is affordable, and a slot's tokens are a view of the cache, where pages would have to be
+gathered before each product. On a CPU, memory that no sequence has reached is never touched.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from minimind.model.rope import rope_tables
 
 
 class KVCache:
-    """Holds `capacity` tokens in each of `num_slots` slots, in every layer.
+    """Holds `capacity` tokens in each of `num_slots` slots, for every layer.
 
-    The caller keeps track of which tokens stand where: a plan says it for each forward.
+    Which tokens lie where is the caller's business: each forward gets a plan that says it.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class KVCache:
         heads, size = config.num_key_value_heads, config.head_dim
         self.num_slots, self.capacity, self.num_kv_heads = num_slots, capacity, heads
         shape = (2, config.num_hidden_layers, num_slots, heads, capacity, size)
-        # Zeros: a token's products reach to the longest of its neighbours' slots, with weight 0
-        # there, and 0 times what memory happens to hold could be NaN (see `clear`).
+        # Zeros: products read up to the length of the longest neighbouring slot, with weight 0
+        # beyond a sequence's end, and 0 times whatever the memory holds could be NaN (see `clear`).
         self._kv_2LSKCH = _lazy_zeros(shape, dtype, device)
         self.rope = rope_tables(config, capacity, device)
         keys, values = self._kv_2LSKCH
@@ -49,18 +49,18 @@ class KVCache:
         return self._kv_2LSKCH.device
 
     def clear(self, slot: int) -> None:
-        """Clears a slot after a sequence whose keys or values may not be finite."""
+        """Sets a slot to zero after a sequence whose keys or values may not be finite."""
         self._kv_2LSKCH[:, :, slot] = 0
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
-        """Copies the first `length` tokens of one slot into another."""
+        """Copies the first `length` tokens of slot `source` into slot `target`."""
         kv = self._kv_2LSKCH
         kv[:, :, target, :, :length] = kv[:, :, source, :, :length]
 
 
 def _lazy_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Allocates zeros; on a CPU by calloc, which NumPy uses and PyTorch does not, so that pages
-    appear when written to."""
+    """Allocates zeros. On a CPU it uses calloc, as NumPy does and PyTorch does not, so that memory
+    is used only once written."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     memory = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
@@ -68,7 +68,7 @@ def _lazy_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) 
 
 
 class CacheLayer:
-    """Holds one layer's keys and values."""
+    """Holds the keys and values of one layer."""
 
     def __init__(self, keys_SKCH: Tensor, values_SKCH: Tensor) -> None:
         self.keys_SKCH, self.values_SKCH = keys_SKCH, values_SKCH
@@ -76,8 +76,8 @@ class CacheLayer:
         self._key_places, self._value_places = keys_SKCH.view(-1, size), values_SKCH.view(-1, size)
 
     def store(self, places_MK: Tensor, k_MKH: Tensor, v_MKH: Tensor) -> None:
-        """Stores the new keys and values. `places_MK`, int64, counts heads of tokens in their order
-        in memory."""
+        """Stores new keys and values. `places_MK`, int64, is the index of each head of each new
+        token in this layer laid flat as [slots · K · capacity]."""
         size = k_MKH.shape[-1]
         places = places_MK.view(-1)
         self._key_places.index_copy_(0, places, k_MKH.reshape(-1, size))
@@ -85,13 +85,13 @@ class CacheLayer:
 
 
 class PlannedLayer:
-    """Joins one layer of a cache and a forward's plan; a block uses it as `attend`."""
+    """Joins one layer of a cache with a forward's plan; a block calls its `attend`."""
 
     def __init__(self, layer: CacheLayer, plan: CachePlan) -> None:
         self._layer, self._plan = layer, plan
 
     def attend(self, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor) -> Tensor:
-        """Stores the new keys and values; each new token sees all before it and itself."""
+        """Stores the new keys and values, then lets each new token see itself and all before it."""
         layer, plan = self._layer, self._plan
         layer.store(plan.places_MK, k_MKH, v_MKH)
         return plan.attend(q_MNH, layer.keys_SKCH, layer.values_SKCH)

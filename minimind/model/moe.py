@@ -1,4 +1,4 @@
-"""Computes the feed-forward half of a block as a mixture of experts."""
+"""Computes the feed-forward part of a block as a mixture of experts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from minimind.model.router_report import RouterReport
 
 class MixtureOfExperts(nn.Module):
     """Computes Σ_s weight_s · expert_s(x) + shared(x): each token goes to the S experts that its
-    router rates highest (Shazeer et al. 2017), and to the shared ones (Dai et al. 2024).
+    router scores highest (Shazeer et al. 2017), and to the shared experts (Dai et al. 2024).
 
-    Every expert is a SwiGLU; the shared experts together are one SwiGLU as wide as their sum.
+    Every expert is a SwiGLU. The shared experts are computed as a single SwiGLU, as wide as all of
+    them together.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -23,14 +24,15 @@ class MixtureOfExperts(nn.Module):
         self.config = config
         experts, hidden, ffn = config.num_experts, config.hidden_size, config.moe_intermediate_size
         self.gate = nn.Linear(hidden, experts, bias=False)
-        # Parameters of this module and not of children, for ZeRO-3: see Attention.
+        # Parameters of this module, not of children, because of ZeRO-3: see Attention.
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * ffn, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, ffn))
         shared = config.n_shared_experts
         self.shared_experts = SwiGLU(hidden, shared * ffn) if shared else None
 
     def forward(self, x_MD: Tensor, report: RouterReport | None = None) -> Tensor:
-        """Gives [M, D]; in training `report` takes the router's auxiliary loss and load."""
+        """Gives [M, D]. In training the layer's routing (auxiliary loss and load) is added to
+        `report`."""
         routing = K.moe_routing(
             self.gate(x_MD),
             self.config.num_experts_per_tok,

@@ -1,5 +1,4 @@
-"""Computes tables of rotary position embeddings (Su et al. 2021), optionally with YaRN's
-frequencies."""
+"""Computes the tables of rotary position embeddings (Su et al. 2021), optionally with YaRN."""
 
 from __future__ import annotations
 
@@ -14,10 +13,10 @@ from minimind.runtime.devices import send
 
 
 def rope_tables(config: ModelConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Gives cos and sin of position · frequency, fp32 [P, H/2], for at least `length` positions.
+    """Gives cos and sin of position · frequency, fp32 [P, H/2], for P >= `length` positions.
 
-    They are not module buffers, because an engine that casts a module to bf16 would cast them too.
-    Lengths are rounded up to powers of two so that few tables are ever made.
+    They are no module buffers, since an engine that casts a module to bf16 would cast buffers too.
+    P is a power of two, so that few tables are made.
     """
     frequencies = tuple(_frequencies(config).tolist())
     factor = float(config.rope_scaling["attention_factor"]) if config.rope_scaling else 1.0
@@ -34,7 +33,8 @@ def _tables(
 
 
 def _frequencies(config: ModelConfig) -> Tensor:
-    """Gives theta^(-2i/H), or YaRN's blend of this with 1/factor of it (Peng et al. 2023, §3.2)."""
+    """Gives the frequencies theta^(-2i/H); with YaRN, a blend of these and the same divided by
+    `factor` (Peng et al. 2023, §3.2)."""
     size, theta = config.head_dim, config.rope_theta
     plain = theta ** -(torch.arange(0, size, 2, dtype=torch.float32) / size)
     scaling = config.rope_scaling

@@ -1,4 +1,4 @@
-"""Collects the routers' numbers of one forward, outside the values that blocks return."""
+"""Collects the routers' results of a forward, which blocks do not return."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minimind.types import Batch
 
 
 class RouterReport:
-    """Collects the routings of all layers of one training forward."""
+    """Collects the routings of all layers in one training forward."""
 
     def __init__(self, batch: Batch) -> None:
         self.is_counted_M = batch.is_token_BT.flatten()
@@ -20,27 +20,27 @@ class RouterReport:
 
     @property
     def is_open(self) -> bool:
-        """Tells whether more layers may be added: false once they are summed up."""
+        """Tells whether layers may still be added: until `sum_up` is called."""
         return self._routings is not None
 
     def add(self, routing: Routing) -> None:
-        """Adds one layer's routing, in the order of the layers. Calls after summing up are ignored:
-        activation checkpointing runs every block again in the backward."""
+        """Adds one layer's routing, in the order of the layers. After `sum_up` it does nothing,
+        since activation checkpointing runs every block again in the backward."""
         if self._routings is not None:
             self._routings.append(routing)
 
     def sum_up(self, coefficient: float) -> Tensor:
-        """Gives `coefficient` · the sum of the layers' auxiliary losses."""
+        """Gives `coefficient` times the sum of the layers' auxiliary losses."""
         assert self._routings, "a model with experts has a layer with experts"
         routings, self._routings = self._routings, None
         return coefficient * torch.stack([r.aux_loss for r in routings]).sum()
 
     @torch.no_grad()
     def count_load(self) -> tuple[Tensor, Tensor]:
-        """Gives (the tokens that each expert of each layer took, int64 [L, E]; the tokens that none
-        took), without padding. Tokens are counted in the order in which the experts take them, so
-        that a token left out or taken twice shows; experts have no capacity limit, so none should
-        be."""
+        """Gives (tokens taken by each expert of each layer, int64 [L, E]; tokens taken by none),
+        without padding. Experts have no capacity limit, so the second should be 0; tokens are
+        counted in the order in which experts take them, so that one left out or taken twice
+        shows."""
         assert self._routings
         num_slots = self._routings[0].experts_MS.shape[1]
         order_LP = torch.stack([r.order_P for r in self._routings]).long()

@@ -1,7 +1,7 @@
 """Converts tensor names, and reads and writes Hugging Face folders without `transformers`.
 
-Inside, q/k/v and gate/up are one fused matrix each, experts are stacked and shared experts lie side
-by side; on disk every matrix is separate and has Hugging Face's name.
+In the model, q/k/v and gate/up are each one fused matrix, the experts' matrices are stacked, and
+shared experts lie side by side. On disk every matrix is separate and has Hugging Face's name.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ INDEX_FILE = "model.safetensors.index.json"
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """Describes one tensor inside, and the tensors on disk that it is made of."""
+    """Describes one tensor of the model, and the tensors on disk that it is made of."""
 
     inside: str
     shape: tuple[int, ...]
     outside: tuple[tuple[str, int], ...]
-    """The names on disk, and the number of rows of each (columns, where `dim` is 1); stacked
-    matrices count as one with all their rows."""
+    """(name on disk, its number of rows, or of columns where `dim` is 1). A stack of matrices
+    counts as one matrix with all their rows."""
     dim: int = 0
 
     @property
@@ -86,8 +86,8 @@ def _layout(config: ModelConfig) -> Iterator[_Entry]:
 
 
 def _swiglu_layout(hidden: int, ffn: int, inside: str, outside: Sequence[str]) -> Iterator[_Entry]:
-    """Gives the layout of one feed-forward layer inside, which on disk is several of size `ffn`
-    whose outputs are added."""
+    """Gives the entries of one feed-forward layer in the model. On disk it is one or several layers
+    of size `ffn`, whose outputs are added."""
     width = ffn * len(outside)
     halves = [(f"{name}{half}_proj.weight", ffn) for half in ("gate", "up") for name in outside]
     yield _Entry(inside + "gate_up_proj.weight", (2 * width, hidden), tuple(halves))
@@ -113,11 +113,11 @@ def _expert_layout(config: ModelConfig, inside: str, outside: str) -> Iterator[_
 
 @dataclass(frozen=True, slots=True)
 class LinearPart:
-    """Describes the rows and columns of a tensor inside that are one linear on disk; stacked
-    matrices count as one with all their rows."""
+    """Describes which rows and columns of a model's tensor are one linear on disk. A stack of
+    matrices counts as one matrix with all their rows."""
 
     name: str
-    """Hugging Face's name, without `.weight`."""
+    """The linear's name on Hugging Face, without `.weight`."""
     rows: slice
     columns: slice
 
@@ -131,8 +131,8 @@ class LinearPart:
 
 
 def linear_parts(config: ModelConfig) -> dict[str, list[LinearPart]]:
-    """Gives, by the name inside of each matrix of the blocks or stack of matrices, the linears that
-    it is on disk."""
+    """Gives, for each matrix (or stack of matrices) of the blocks by its name in the model, the
+    linears that it is on disk."""
     tensors: dict[str, list[LinearPart]] = {}
     for entry in _layout(config):
         if entry.columns is None or not entry.inside.startswith("layers."):
@@ -149,7 +149,8 @@ def linear_parts(config: ModelConfig) -> dict[str, list[LinearPart]]:
 
 
 def split_fused(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gives the model's named parameters under Hugging Face's names; views where split."""
+    """Gives the model's named parameters under Hugging Face's names. The parts of a fused tensor
+    are views of it."""
     tensors: dict[str, Tensor] = {}
     for entry in _layout(config):
         names, sizes = zip(*entry.outside, strict=True)
@@ -161,8 +162,9 @@ def split_fused(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, T
 def join_fused(
     config: ModelConfig, tensors: Mapping[str, Tensor], origin: str
 ) -> dict[str, Tensor]:
-    """Inverts `split_fused`. A missing, unexpected or misshapen tensor raises CheckpointError
-    naming it; an output head beside tied embeddings must equal them."""
+    """Gives the model's named parameters from tensors under Hugging Face's names: the inverse of
+    `split_fused`. Raises CheckpointError that names a missing, unexpected or misshapen tensor, and
+    for an output head that differs from the embedding it is tied to."""
     tensors = dict(tensors)
     head = tensors.get("lm_head.weight")
     if config.tie_word_embeddings and head is not None:
@@ -195,8 +197,8 @@ def join_fused(
 def save_hf_folder(
     folder: Path, config: ModelConfig, state: Mapping[str, Tensor], dtype: torch.dtype
 ) -> None:
-    """Writes config.json and model.safetensors, which `transformers` loads where
-    hf_config.py knows its name for the model."""
+    """Writes config.json and model.safetensors. `transformers` loads them where it has a class for
+    the model (hf_config.py)."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: tensor.detach().to("cpu", dtype).contiguous()
@@ -209,8 +211,8 @@ def save_hf_folder(
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """Writes a safetensors file with the usual permissions of a new file; the library's own files
-    are readable by their owner alone."""
+    """Writes a safetensors file with a new file's usual permissions; the library's own files are
+    readable by their owner alone."""
     path.touch()
     mode = path.stat().st_mode
     save_file(tensors, path, metadata=header)
@@ -218,7 +220,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str]
 
 
 def load_hf_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Gives the configuration and the model's own named parameters, in the dtype on disk."""
+    """Loads the configuration and the model's named parameters, in the dtype on disk."""
     config = load_hf_config(folder)
     tensors: dict[str, Tensor] = {}
     for path in _weight_files(folder):
@@ -231,13 +233,13 @@ def load_hf_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def hash_weights(folder: Path) -> str:
-    """Hashes the bytes of the weight files."""
+    """Gives a hash of the bytes of the weight files."""
     return hash_files(_weight_files(folder))
 
 
 def hash_files(paths: Iterable[Path]) -> str:
-    """Hashes the bytes of the files, not their names. Raises CheckpointError where one cannot be
-    read."""
+    """Gives a hash of the files' bytes, not of their names. Raises CheckpointError where one cannot
+    be read."""
     digest = hashlib.blake2b(digest_size=20)
     for path in paths:
         try:

@@ -1,4 +1,4 @@
-"""Defines the decoder: embedding, blocks, final norm, output head."""
+"""Defines the transformer: embedding, blocks, final norm and output head."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class RMSNorm(nn.Module):
         self.cast_before_weight = config.norm_cast_before_weight
 
     def forward(self, x_MD: Tensor, residual_MD: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Gives (sum, its norm); the sum is x + residual, or x where there is no residual."""
+        """Gives (sum, norm of sum); the sum is x + residual, or x where there is no residual."""
         if residual_MD is None:
             return x_MD, K.rms_norm(x_MD, self.weight, self.eps, self.cast_before_weight)
         return K.add_rms_norm(x_MD, residual_MD, self.weight, self.eps, self.cast_before_weight)
 
 
 class Block(nn.Module):
-    """Computes x + attention(norm(x)), then x + ffn(norm(x)).
+    """Computes x + attention(norm(x)), then adds ffn(norm(x)) to that.
 
-    The last addition is left to the next norm, which does both in one pass: a block takes and gives
-    (the addend, the sum so far).
+    The last addition is left to the next norm, which adds and normalises in one pass: so a block
+    takes and gives (the value still to add, the sum so far).
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -75,8 +75,8 @@ class Block(nn.Module):
 
 
 class OutputHead(nn.Module):
-    """Owns the vocabulary's matrix (the embedding's own, where tied) and hands it to a stage's
-    function inside a forward, where ZeRO-3 has gathered it."""
+    """Owns the output matrix (the embedding's own if tied) and passes it to a stage's head function
+    inside a forward, where ZeRO-3 has gathered it."""
 
     def __init__(self, weight_VD: nn.Parameter) -> None:
         super().__init__()
@@ -87,7 +87,8 @@ class OutputHead(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The decoder. `forward` trains on packed documents; `decode` continues many sequences."""
+    """Is the whole model. `forward` trains on packed documents; `decode` continues many
+    sequences."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -104,8 +105,8 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Draws N(0, initializer_range) for every matrix, and sets every norm to 1; the same on
-        every device."""
+        """Draws every matrix from N(0, initializer_range²) and sets every norm's weight to 1, with
+        the same numbers on every device."""
         generator = torch.Generator().manual_seed(seed)
         for parameter in self.parameters():
             if parameter.dim() == 1:
@@ -117,12 +118,13 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def load_named(self, weights: Mapping[str, Tensor]) -> None:
-        """Copies all tensors by parameter name, as model/state_dict.py reads them."""
+        """Copies weights into the parameters of the same names (those of model/state_dict.py)."""
         for name, parameter in self.named_parameters():
             parameter.copy_(weights[name])
 
     def forward(self, batch: Batch, head: HeadFn) -> ModelOutput:
-        """Gives head(hidden [B·T, D], weight [V, D]) over the packed documents of `batch`."""
+        """Computes head(hidden [B·T, D], output matrix [V, D]) over the packed documents of
+        `batch`."""
         ids_M, positions_M = batch.ids_BT.flatten(), batch.positions_BT.flatten()
         rope = rope_tables(self.config, batch.max_len, ids_M.device)
         embedded_MD = self.dropout(self.embed_tokens(ids_M))
@@ -152,8 +154,8 @@ class Transformer(nn.Module):
     def decode(
         self, ids_M: Tensor, cache: KVCache, plan: CachePlan, wanted_R: Tensor | None = None
     ) -> Tensor:
-        """Gives fp32 logits [R, V] after the rows `wanted_R` of `ids_M` (all, where None). Each row
-        follows the tokens of its sequence in `cache`, and is added to them."""
+        """Gives fp32 logits [R, V] after the tokens `wanted_R` of `ids_M` (None: after all). Each
+        token follows its sequence's tokens in `cache`, and is added to them."""
         positions_M = plan.positions_M
         rope = K.rope_rows(*cache.rope, positions_M)
         delta_MD, residual_MD = self.embed_tokens(ids_M), None

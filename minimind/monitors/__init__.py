@@ -1,2 +1,2 @@
-"""Sends a run's figures to TensorBoard, Weights & Biases and the like. A monitor receives numbers,
-and knows neither the loop nor a stage: so it lies below them."""
+"""Sends a run's figures to TensorBoard, Weights & Biases and the like. A monitor receives numbers
+and knows neither the loop nor a stage, so the package imports neither."""

@@ -1,4 +1,5 @@
-"""Runs monitors behind a queue: a run neither waits for one nor ends with it."""
+"""Runs monitors in threads of their own, behind queues: a run neither waits for a monitor nor fails
+with one."""
 
 from __future__ import annotations
 
@@ -16,13 +17,13 @@ _MOST_WAITING = 10_000
 """The most steps by which a monitor may lag."""
 _SAID_AFTER_S = 10.0
 _PATIENCE_S = 330.0
-"""The wait at the end of a run, when all of it is on disk."""
+"""The seconds that `close` waits for a monitor; by then the whole run is on disk."""
 
 
 class BackgroundMonitor:
-    """Opens, feeds and closes a monitor in a thread of its own: some take the signals of the thread
-    that opens them. The first failure once it is open is logged, and none ends the run; the next
-    step is tried again, as a full disk may not stay full."""
+    """Opens, feeds and closes one monitor in its own thread, since some monitors take over the
+    signal handlers of the thread that opens them. A failure after opening is logged once and never
+    ends the run; each later step is tried all the same, since a full disk may have room again."""
 
     def __init__(self, name: str, open_monitor: Callable[[], Monitor], run: MonitoredRun) -> None:
         """Opens the monitor. Raises whatever opening it raises."""

@@ -1,4 +1,5 @@
-"""Comet: online, or with online=false as an archive in the run's folder."""
+"""Writes a run's figures to Comet: online, or with online=false into an archive in the run's
+folder."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from minimind.monitors.monitor import DONE, Figures, MonitoredRun, Outcome, set_
 
 
 class CometMonitor:
-    """Writes an experiment of the folder's name. Resumed it goes on with the same one: online,
-    where Comet would keep two values of a step, after the last that was recorded; offline the next
-    archive holds the whole run."""
+    """Writes one Comet experiment, named after the run's folder. A resumed run continues the same
+    experiment. Online it skips the steps that Comet already has, which would keep two values of
+    each; offline the resumed part's archive holds the whole run."""
 
     def __init__(self, run: MonitoredRun, section: Mapping[str, Any]) -> None:
         import comet_ml  # type: ignore[import-not-found]

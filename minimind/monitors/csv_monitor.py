@@ -1,4 +1,5 @@
-"""csv_monitor: a CSV file for each figure, as DeepSpeed's own writes them."""
+"""Writes each figure of a run to a CSV file of its own, laid out as DeepSpeed's csv_monitor
+does."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from minimind.runtime.whole_files import write_whole
 
 
 class CsvMonitor:
-    """Writes train_loss.csv and so on. A resumed run goes on in them, without the rows after the
-    step it goes on from."""
+    """Writes train_loss.csv and one such file for each other figure. A resumed run appends to these
+    files, after dropping their rows later than the step it resumes from."""
 
     def __init__(self, run: MonitoredRun, section: Mapping[str, Any]) -> None:
         self._folder = logs_folder(run.folder, section, "csv_monitor")
@@ -29,15 +30,16 @@ class CsvMonitor:
                 csv.writer(file).writerows([["step", name]] * is_new + [[step, value]])
 
     def write_texts(self, step: int, texts: Sequence[str]) -> None:
-        """Leaves texts out of a CSV of numbers: samples.jsonl and the console have them."""
+        """Does nothing: a CSV of numbers holds no texts. samples.jsonl and the console have
+        them."""
 
     def close(self, outcome: Outcome) -> None:
         """Does nothing: each row is on disk already."""
 
 
 def _cut(path: Path, step: int) -> int:
-    """Drops the rows after `step`, and a row or header that a kill cut off; gives the step of the
-    last row that is left, or 0."""
+    """Drops the rows after `step`, and a last line that is incomplete because the process was
+    killed. Gives the step of the last row that is left, or 0."""
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))[1:]
     kept = [row for row in rows if len(row) == 2 and int(row[0]) <= step]

@@ -1,4 +1,4 @@
-"""Defines a monitor, and the run that it is told of."""
+"""Defines the interface of a monitor, and what a monitor is told about its run."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ INTERRUPTED = Outcome(130)
 
 @dataclass(frozen=True, slots=True)
 class MonitoredRun:
-    """Tells a monitor of the run that it shows."""
+    """Describes a run to its monitors."""
 
     folder: Path
     config: Mapping[str, Any]
     """All of run.json."""
     resumed: bool
     step: int
-    """The number of steps done. Later steps are made again, whoever recorded them."""
+    """The step that this part of the run starts after. Figures recorded for later steps are void:
+    the steps run again."""
     reached: int
-    """The last step that metrics.csv had of an earlier part of the run."""
+    """The last step in the metrics.csv of the run's earlier part."""
     earlier: Sequence[tuple[int, Figures]]
     """metrics.csv up to `step`."""
 
@@ -49,11 +50,13 @@ class MonitoredRun:
         return self.folder.resolve().name
 
     def find_id(self, monitor: str) -> str | None:
-        """Gives the id under which a monitor knew an earlier part of the run."""
+        """Gives the id by which the monitor's service knows the earlier part of this run, or None
+        for a new run."""
         return self._read_ids().get(monitor) if self.resumed else None
 
     def keep_id(self, monitor: str, name: str) -> str:
-        """Keeps a monitor's id of this run for when it is resumed, and gives it back."""
+        """Stores the id that a monitor's service gave this run, for a resumed part to find, and
+        returns it."""
         ids = self._read_ids() | {monitor: name}
         with write_whole(self.folder / IDS_FILE) as new:
             new.write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
@@ -72,19 +75,21 @@ class MonitoredRun:
 
 
 class Monitor(Protocol):
-    """Shows a run. An error after it was opened is logged and ends nothing."""
+    """Shows a run's figures. An error of an opened monitor is logged and ends nothing."""
 
     holds: int
-    """Gives the last step of an earlier part of the run whose figures it has and keeps."""
+    """The last step of an earlier part whose figures the monitor already holds and keeps; only
+    later ones are written."""
 
     def write(self, step: int, figures: Figures) -> None: ...
 
     def write_texts(self, step: int, texts: Sequence[str]) -> None:
-        """Shows the model's texts after `step` steps, where the monitor can show texts."""
+        """Shows texts that the model generated after `step` steps, where the monitor can show
+        texts."""
         ...
 
     def close(self, outcome: Outcome) -> None:
-        """Waits until all is written."""
+        """Returns when everything is written."""
         ...
 
 
@@ -94,15 +99,15 @@ def tagged(figures: Figures) -> dict[str, float]:
 
 
 def logs_folder(folder: Path, section: Mapping[str, Any], default: str) -> Path:
-    """Gives output_path/job_name inside a run's folder. An absolute output_path is shared by runs,
-    each of which has its name there."""
+    """Gives the folder output_path/job_name inside a run's folder. An absolute output_path may be
+    shared by several runs, so without a job_name each run's own name is appended."""
     output_path = Path(section.get("output_path") or default).expanduser()
     name = folder.resolve().name if output_path.is_absolute() else ""
     return folder / output_path / (section.get("job_name") or name)
 
 
 def set_aside(folder: Path, pattern: str) -> None:
-    """Renames the files of earlier parts, which the next part holds whole, to end in .replaced, so
-    that nothing reads both."""
+    """Adds .replaced to the names of the files that earlier parts of the run wrote: the next part
+    writes all their figures again, and no viewer shall read both."""
     for path in folder.glob(pattern):
         path.replace(path.with_name(f"{path.name}.replaced"))

@@ -1,4 +1,4 @@
-"""Checks, then opens, the monitors that a resolved DeepSpeed JSON switches on."""
+"""Checks, then opens, the monitors that a resolved DeepSpeed JSON enables."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from minimind.monitors.wandb_monitor import WandbMonitor
 class _Kind(NamedTuple):
     open: Callable[[MonitoredRun, Mapping[str, Any]], Monitor]
     package: str | None = None
-    """The module it needs, from the extra of the monitor's name."""
+    """The Python module that the monitor imports; the extra named after the monitor installs it."""
     otherwise: str = ""
-    """The alternative without a network and a key."""
+    """The setting to use where there is no network or key."""
 
 
 _KINDS = {
@@ -37,8 +37,8 @@ _KINDS = {
 
 
 def check_monitors(ds_config: Mapping[str, Any], folder: Path, resumed: bool) -> None:
-    """Raises ConfigError for a monitor whose package is not installed, and for a new run that
-    would write into the logs of another. `folder`: the run's."""
+    """Raises ConfigError for a monitor whose package is not installed, and for a new run whose
+    monitor would write into the logs of another run. `folder` is the run's."""
     for name in enabled_monitors(ds_config):
         package, section = _KINDS[name].package, ds_config[name]
         if package and not _is_installed(package):
@@ -56,14 +56,15 @@ def check_monitors(ds_config: Mapping[str, Any], folder: Path, resumed: bool) ->
 
 
 def start_monitors(run: MonitoredRun, ds_config: Mapping[str, Any]) -> Monitors:
-    """Opens all that are switched on. Raises ConfigError where one cannot be."""
+    """Opens every enabled monitor. Raises ConfigError where one cannot be opened."""
     opened: list[BackgroundMonitor] = []
     for name in enabled_monitors(ds_config):
         open_monitor = partial(_KINDS[name].open, run, ds_config[name])
         try:
             opened.append(BackgroundMonitor(name, open_monitor, run))
         except Exception as error:
-            # What does without a network is no way out of what lies in the run's folder.
+            # A ConfigError is about files in the run's folder, and going offline does not help with
+            # those.
             otherwise = "" if isinstance(error, ConfigError) else _KINDS[name].otherwise
             problem = (
                 f"the monitor {name} cannot start: {str(error).rstrip('. ')}"
@@ -76,7 +77,7 @@ def start_monitors(run: MonitoredRun, ds_config: Mapping[str, Any]) -> Monitors:
 
 
 def _is_installed(package: str) -> bool:
-    """Tells whether a package is installed. A folder of its name where the run starts is none:
-    loggers leave such folders."""
+    """Tells whether a package is installed. A plain folder of that name in the working directory
+    does not count: loggers leave such folders."""
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None

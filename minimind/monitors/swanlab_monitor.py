@@ -1,4 +1,4 @@
-"""SwanLab: online, or as SWANLAB_MODE=offline says in the run's folder."""
+"""Writes a run's figures to SwanLab: online, or with SWANLAB_MODE=offline into the run's folder."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ _STATES: dict[int, Literal["success", "aborted", "crashed"]] = {
 
 
 class SwanLabMonitor:
-    """Writes an experiment of the folder's name. Resumed it goes on with the same one: SwanLab
-    leaves out the steps that it has online, and offline the next part holds the whole run."""
+    """Writes one SwanLab experiment, named after the run's folder. A resumed run continues the same
+    experiment: online, SwanLab ignores the steps it already has; offline, the resumed part's files
+    hold the whole run."""
 
     def __init__(self, run: MonitoredRun, section: Mapping[str, Any]) -> None:
         import swanlab  # type: ignore[import-not-found]

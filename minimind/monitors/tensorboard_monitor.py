@@ -1,4 +1,5 @@
-"""TensorBoard's event files, in the run's folder unless output_path says otherwise."""
+"""Writes a run's figures to TensorBoard event files, in the run's folder unless output_path names
+another."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from minimind.monitors.monitor import Figures, MonitoredRun, Outcome, logs_folde
 
 
 class TensorBoardMonitor:
-    """Writes scalars and texts. A resumed run writes to the same folder, and what an earlier part
-    wrote after the step it goes on from is purged."""
+    """Writes scalars and texts. A resumed run writes to the same folder, and TensorBoard discards
+    what the earlier part wrote after the step that the run resumes from."""
 
     def __init__(self, run: MonitoredRun, section: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -50,5 +51,6 @@ def _find_last_step(folder: Path) -> int:
 
 
 def _as_code(text: str) -> str:
-    """Writes the text as Markdown that shows each character, whatever fence the text may hold."""
+    """Formats the text as a Markdown code block by indenting it, so that even code fences inside it
+    show as they are."""
     return textwrap.indent(text, "    ", lambda line: True)

@@ -1,4 +1,5 @@
-"""Weights & Biases: online, or as WANDB_MODE=offline says in the run's folder."""
+"""Writes a run's figures to Weights & Biases: online, or with WANDB_MODE=offline into the run's
+folder."""
 
 from __future__ import annotations
 
@@ -11,12 +12,14 @@ from typing import Any
 from minimind.monitors.monitor import Figures, MonitoredRun, Outcome, set_aside, tagged
 
 _FINISH_S = 300
-"""The time after which a run without a network is given up; W&B itself would wait for ever."""
+"""The seconds after which an upload without a network is given up; W&B itself would wait for
+ever."""
 
 
 class WandbMonitor:
-    """Writes a run of the folder's name. Resumed it goes on with the same one: W&B takes no step
-    twice, so what it has online stays as it is, and offline the next part holds the whole run."""
+    """Writes one W&B run, named after the run's folder. A resumed run continues the same W&B run:
+    W&B refuses a step it already has, so what is online stays; offline, the resumed part's files
+    hold the whole run."""
 
     def __init__(self, run: MonitoredRun, section: Mapping[str, Any]) -> None:
         import wandb  # type: ignore[import-not-found]

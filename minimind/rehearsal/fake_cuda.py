@@ -1,4 +1,5 @@
-"""`torch.cuda` for a GPU that is not there: it answers what the GPU would, and says who waits."""
+"""Replaces `torch.cuda` for a GPU that is not there: it answers as the GPU would, and reports every
+wait for the GPU."""
 
 from __future__ import annotations
 
@@ -26,22 +27,23 @@ class Machine(Protocol):
     replayed. rehearsal/watch.py has it."""
 
     def wait(self, kind: str) -> None:
-        """Records that the host waits until the device is done."""
+        """Records that the host waits for the device."""
         ...
 
     def begin_capture(self) -> None: ...
 
     def end_capture(self) -> Any:
-        """Gives what `replay` takes."""
+        """Ends the capture and gives the captured graph, which `replay` takes."""
         ...
 
     def replay(self, captured: Any) -> None: ...
 
 
 class FakeCuda:
-    """One GPU of `name` a process, of the kind that `gpu` is; both may change between rehearsals.
+    """Stands for the GPU of this process; `name` and `gpu` say which kind, and may change between
+    rehearsals.
 
-    `machine` gives what is told of it at the moment.
+    `machine` is called for the Machine that waits and graphs are reported to at that moment.
     """
 
     def __init__(self, machine: Callable[[], Machine]) -> None:
@@ -177,7 +179,7 @@ def _event_class(waits: Callable[[str], None]) -> type:
 
 
 class _Graph:
-    """Asks the device for what was captured, and the host for one launch."""
+    """Stands for a CUDA graph: `replay` reports the captured work as one launch of the host."""
 
     def __init__(self, machine: Callable[[], Machine]) -> None:
         self._machine = machine

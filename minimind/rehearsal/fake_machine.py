@@ -1,4 +1,5 @@
-"""Stands in for a machine in a rehearsal: tensors without storage, ranks, launches."""
+"""Stands in for the machine of a rehearsal: tensors without storage, other ranks, and kernel
+launches."""
 
 from __future__ import annotations
 
@@ -30,18 +31,19 @@ from minimind.stages import kto, reference, rollouts
 
 
 def join_fake_ranks(world_size: int, import_deepspeed: Callable[[], Any]) -> None:
-    """Makes this process the first of so many ranks, the others of which are not there: what they
-    would send has no values anyway."""
+    """Makes this process rank 0 of `world_size` ranks. The others do not exist: what they would
+    send has no values anyway."""
     store: Any = FakeStore()  # type: ignore[no-untyped-call]
     dist.init_process_group("fake", rank=0, world_size=world_size, store=store)
     deepspeed = import_deepspeed()
     deepspeed.accelerator.get_accelerator()._communication_backend_name = "fake"
     deepspeed.init_distributed(dist_backend="fake", verbose=False, dist_init_required=False)
-    # ZeRO-3 compares numbers between ranks.
+    # Before a collective ZeRO-3 compares numbers between ranks.
     coordinator = sys.modules["deepspeed.runtime.zero.partitioned_param_coordinator"]
     coordinator.assert_ints_same_as_other_ranks = lambda *_, **__: None  # type: ignore[attr-defined]
 
-    # Their C++ would write to tensors that have no storage, and is compiled for half a minute.
+    # DeepSpeed's C++ helpers would write to tensors without storage, and take half a minute to
+    # compile.
     for name in (
         "adam.cpu_adam.CPUAdam",
         "adagrad.cpu_adagrad.CPUAdagrad",
@@ -59,7 +61,8 @@ def join_fake_ranks(world_size: int, import_deepspeed: Callable[[], Any]) -> Non
 
 
 def set_environment(device_kind: str, world_size: int) -> None:
-    """Says what a launcher would say, before PyTorch and DeepSpeed are imported."""
+    """Sets the environment variables that a launcher sets; called before PyTorch and DeepSpeed are
+    imported."""
     os.environ["DS_ACCELERATOR"] = "cuda" if device_kind == "gpu" else "cpu"
     ranks = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": world_size, "LOCAL_SIZE": world_size}
     os.environ.update({name: str(value) for name, value in ranks.items()})
@@ -69,14 +72,14 @@ def set_environment(device_kind: str, world_size: int) -> None:
 
 @contextlib.contextmanager
 def without_storage(watch: Watch, gpu: config.Device) -> Iterator[None]:
-    """Makes tensors without storage inside the block, and passes all requests to the device to
-    `watch`. `gpu` is the device for which Triton's launchers lay kernels out."""
+    """Makes all tensors inside the block without storage, and reports every operation and launch to
+    `watch`. `gpu` is the device for which the Triton launchers choose tiles."""
 
     def launched(kernel: Any, grid: Any, num_warps: int, arguments: dict[str, Any]) -> None:
         for name, value in arguments.items():
             if isinstance(value, Tensor) and value.device.type != "cuda":
                 raise RuntimeError(f"{kernel.__name__}: {name} is on the {value.device}")
-        if watch.counts:
+        if watch.is_counting:
             watch.tally.add_launch(kernel, arguments)
 
     def pin(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -106,7 +109,8 @@ def without_storage(watch: Watch, gpu: config.Device) -> Iterator[None]:
 
 
 def _apply(self: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-    """Stands for nn.Module's own, which would swap fake tensors: what hangs on them forbids it."""
+    """Replaces nn.Module._apply, which would swap fake tensors for moved ones; PyTorch forbids that
+    while other objects refer to them."""
     memo: dict[int, nn.Parameter] = {}
     for module in self.modules() if recurse else [self]:
         for name, parameter in module._parameters.items():
@@ -128,7 +132,8 @@ def _apply(self: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool 
 
 
 def _run_generated(watch: Watch) -> Callable[..., Any]:
-    """Gives Form._run_generated: the body without what generated code keeps in registers."""
+    """Gives a replacement for Form._run_generated: it runs the body, and does not count the
+    intermediate tensors, which generated code keeps in registers."""
 
     def run_body(self: Form, tensors: tuple[Tensor | None, ...], constants: dict[str, Any]) -> Any:
         tensors = tuple(t if t is None else t.detach().contiguous() for t in tensors)
@@ -143,7 +148,7 @@ def _run_generated(watch: Watch) -> Callable[..., Any]:
 def _reference_of_nothing(
     context: Any, weights: Any, frozen: Any, measure: Any, data: Any, first_unit: int
 ) -> np.ndarray:
-    """Stands for the reference's pass over all data: one batch of it is measured."""
+    """Replaces the pass of the reference model over all data: it measures one batch only."""
     batch = next(iter(data.all_batches())).to(context.device)
     with torch.no_grad():
         found_PC = measure(frozen(), batch)
@@ -151,12 +156,12 @@ def _reference_of_nothing(
 
 
 def _request_without_end(**options: Any) -> GenerationRequest:
-    """Asks for an answer as long as it may get: tokens without values would never end it, or all
-    at once."""
+    """Builds a request that no end token ends: sampled tokens have no values here, so all sequences
+    would end at once or never."""
     return GenerationRequest(**{**options, "stop_ids": ()})
 
 
 def _scores_apart(self: Scorer, answers: Sequence[Any]) -> list[Score]:
-    """Scores answers that say nothing, so that there is something to learn from them."""
+    """Gives alternate answers 0 and 1, so that their rewards differ and something can be learnt."""
     parts: dict[str, float | None] = dict.fromkeys(self.reward_names, 0.0)
     return [Score(total=float(index % 2), parts=parts) for index, _ in enumerate(answers)]

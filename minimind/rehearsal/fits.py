@@ -1,4 +1,5 @@
-"""Makes a dry run: it shows a run's work on its device, and checks the device's memory."""
+"""Makes a dry run: rehearses a run, describes its work, and checks that it fits the device's
+memory."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from minimind.runtime.devices import Device, device_by_data_sheet, find_device
 
 
 def read_place(text: str) -> tuple[Device, int]:
-    """Reads DEVICE[:RANKS], as "h200:8", "rtx4090" or "cpu:2". Raises ConfigError."""
+    """Reads DEVICE[:RANKS], such as "h200:8", "rtx4090" or "cpu:2", as a device and a number of
+    ranks. Raises ConfigError."""
     name, _, ranks = text.partition(":")
     if ranks and (not ranks.isdecimal() or not int(ranks)):
         raise ConfigError(f"--on {text}: {ranks!r} is no number of ranks; write it as h200:8")
@@ -28,8 +30,8 @@ def read_place(text: str) -> tuple[Device, int]:
 
 
 def describe_rehearsal(run: Run) -> str:
-    """Rehearses a resolved run and says what came of it, or why that was not possible. Raises
-    ConfigError where its step holds more than the device has."""
+    """Rehearses a resolved run and describes the result, or why it could not be rehearsed. Raises
+    ConfigError where the step needs more memory than the device has."""
     if problem := why_not(run.resolved):
         return f"rehearsed  not: {problem}"
     found = rehearse(run)
@@ -38,10 +40,10 @@ def describe_rehearsal(run: Run) -> str:
 
 
 def check_memory(run: Run, found: Rehearsal) -> None:
-    """Raises ConfigError, with the largest micro-batch that fits, where the tensors of the
-    rehearsed step are more than the memory there is, free or not; swap is not memory."""
+    """Raises ConfigError where the rehearsed step's tensors need more than the device's whole
+    memory (free or not, without swap); the message names the largest micro-batch that fits."""
     resolved, there = run.resolved, run.resolved.device.memory_bytes
-    # Ranks on CPUs share the machine's.
+    # Ranks on CPUs share the machine's memory.
     sharing = run.ranks.local_world_size if resolved.device.kind == "cpu" else 1
     needed = sharing * found.peak_bytes
     if there is None or needed <= there:
@@ -66,7 +68,8 @@ def check_memory(run: Run, found: Rehearsal) -> None:
 
 
 def _in_micro_batches(run: ResolvedRun, rows: int) -> TrainArguments:
-    """Gives the arguments with micro-batches of so many rows, beside what the JSON gives itself."""
+    """Gives the run's arguments with micro-batches of `rows` rows. Batch sizes that the DeepSpeed
+    JSON gives are changed there, else the recipe's."""
     arguments = run.arguments
     file = load_ds_config(arguments.get("ds_config"), arguments.ds_config)
     given: dict[str, Any] = {}
@@ -84,7 +87,7 @@ def _in_micro_batches(run: ResolvedRun, rows: int) -> TrainArguments:
 
 
 def _spell(before: TrainArguments, after: TrainArguments) -> str:
-    """Spells a setting as the user can add it to the others."""
+    """Writes the changed settings as --set flags for the user to add."""
     changed = {f"ds_config.{key}": value for key, value in after.ds_config.items()
                if before.ds_config.get(key) != value}  # fmt: skip
     rows = after.ds_config.get("train_micro_batch_size_per_gpu")

@@ -1,4 +1,5 @@
-"""Names what holds a tensor of a training step, by when and where it was made."""
+"""Names the purpose (holder) of each tensor of a training step, by when and where the tensor is
+made."""
 
 from __future__ import annotations
 
@@ -31,24 +32,27 @@ HOLDERS = (
     "decoding",
     "batches",
 )
-"""Weights in the dtype of the products; those of frozen models beside them; fp32 masters and the
-optimizer's states; gradients that are kept; buckets for communication; what the forward keeps;
-what the output layer makes of a chunk of tokens; temporaries of backward and update; answers that
-are generated and their cache; keys and values, and what a step of a generation makes; tokens and
-numbers."""
+"""The uses of memory in a step:
+weights: the trained model's, in the dtype it computes in; helpers: frozen models;
+masters: fp32 copies of the weights; optimizer: the optimizer's states;
+gradients: those kept for the update; buckets: communication buffers;
+activations: what the forward keeps; logits: the output layer's chunk of tokens;
+backward, update: their temporaries; rollouts: generating answers, with its cache;
+cache: keys and values; decoding: the temporaries of a generation's step;
+batches: tokens and other input."""
 
 _LOGITS = ("linear_loss.py", "linear_kl.py", "linear_token_loss.py", "linear_distillation.py")
 _FRAMES = 12
 
 
 class Moments:
-    """Knows what the loop does at the moment."""
+    """Tracks which part of a training step is running."""
 
     def __init__(self) -> None:
         self._now = "batches"
 
     def holder(self) -> str:
-        """Gives the holder of a tensor that is made now, here."""
+        """Gives the holder of a tensor that the caller is making at this moment."""
         if self._now in ("activations", "backward") and _is_below(_LOGITS):
             return "logits"
         if self._now == "backward" and _is_below(("stage_1_and_2.py", "stage3.py", "engine.py")):
@@ -65,9 +69,9 @@ class Moments:
 
     @contextlib.contextmanager
     def of(self, loop: Loop[Any, Any]) -> Iterator[None]:
-        """Has `holder` know, inside the block, what a step of `loop` is doing (rollouts,
-        activations, backward, update), by patching the stage, DeepSpeedEngine and
-        torch.autograd.grad."""
+        """Tracks the steps of `loop` inside the block, so that `holder` knows whether rollouts,
+        activations, backward or update are being computed. It patches the stage, DeepSpeedEngine
+        and torch.autograd.grad."""
         stage = loop.stage
         prepare = stage.prepare
 
@@ -104,7 +108,8 @@ class Moments:
 
 
 def name_holders(live: LiveBytes, engine: DeepSpeedEngine, models: StageModels) -> None:
-    """Names what was made before the step and stays."""
+    """Names the holders of the tensors that exist before the step and stay: weights, helpers,
+    masters, optimizer states, buckets."""
     inner: Any = engine._engine
     optimizer = inner.optimizer
     states = getattr(optimizer, "optimizer", optimizer).state
@@ -125,7 +130,7 @@ def name_holders(live: LiveBytes, engine: DeepSpeedEngine, models: StageModels) 
 
 
 def _holder_by_name(attribute: str) -> str:
-    """Tells what DeepSpeed keeps under an attribute of its optimizer."""
+    """Gives the holder of the tensors that DeepSpeed's optimizer keeps in `attribute`."""
     words = {"bucket": "buckets", "ipg": "buckets", "grad": "gradients", "fp32": "masters"}
     return next((holder for word, holder in words.items() if word in attribute), "masters")
 

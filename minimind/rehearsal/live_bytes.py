@@ -1,4 +1,4 @@
-"""Counts the bytes of a device's tensors, by holder, and the most at once."""
+"""Counts the bytes of live tensors on a device, by holder, and their peak."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 _BLOCK = 512
-"""CUDA's allocator gives memory in multiples of so many bytes."""
+"""CUDA's allocator rounds every allocation up to a multiple of this many bytes."""
 
 
 class LiveBytes:
-    """Counts each storage on one type of device from its first tensor to its end."""
+    """Counts every storage on one type of device, from its first tensor until it is freed."""
 
     def __init__(self, device_type: str) -> None:
         self.peak: Counter[str] = Counter()
-        """Bytes by holder, at the moment when they were most together."""
+        """The bytes by holder at the moment when their sum was largest."""
         self._device_type = device_type
         self._live: dict[int, tuple[int, str]] = {}
         self._by_holder: Counter[str] = Counter()
         self._total = self._most = 0
         self._pool: Counter[str] = Counter()
-        """Of captured graphs: bytes by holder."""
+        """The bytes by holder that the pool of captured CUDA graphs keeps."""
         self._hidden = 0
         self._lock = threading.RLock()  # a backward for a GPU runs in a thread of its own
 
     def see(self, tensor: Tensor, holder: str) -> None:
-        """Takes a tensor in, unless its storage is known already."""
+        """Counts the tensor's storage for `holder`, unless it is counted already."""
         device = tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
         if self._hidden or device.type != self._device_type:
             return
@@ -51,7 +51,7 @@ class LiveBytes:
         weakref.finalize(storage, self._forget, key).atexit = False
 
     def rename(self, tensor: Tensor, holder: str) -> None:
-        """Says what holds a tensor that was there before it was known."""
+        """Changes the holder of a tensor that is counted already."""
         key = tensor.untyped_storage()._cdata
         with self._lock:
             if key in self._live:
@@ -61,19 +61,20 @@ class LiveBytes:
                 self._by_holder[holder] += num_bytes
 
     def start(self) -> None:
-        """Begins to look for the most anew, from what is there now."""
+        """Starts a new peak from the bytes live now."""
         with self._lock:
             self._most, self.peak = self._total, self._by_holder.copy()
 
     def begin_capture(self) -> None:
-        """Looks for the most that a graph is captured with: its pool keeps that for good."""
+        """Starts to measure the peak during the capture of a CUDA graph, whose memory pool keeps
+        that much for good."""
         with self._lock:
             self._take_back_pool()
             self.start()
 
     def end_capture(self) -> None:
-        """Holds on to what the pool has beside the tensors that are still there, where that is more
-        than of the graphs before: they compute one at a time."""
+        """Adds to the live bytes what the graph's pool keeps beyond tensors still alive. All graphs
+        share one pool, since they run one at a time, so the largest counts."""
         with self._lock:
             beside = self.peak - self._by_holder
             self._pool = max(self._pool, beside, key=Counter.total)
@@ -87,7 +88,8 @@ class LiveBytes:
 
     @contextlib.contextmanager
     def hidden(self) -> Iterator[None]:
-        """Takes nothing in meanwhile: for what generated code keeps in registers."""
+        """Counts no tensors made inside the block: they stand for values that generated code keeps
+        in registers."""
         self._hidden += 1
         try:
             yield
@@ -102,7 +104,7 @@ class LiveBytes:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Gives the tensors of nested lists, tuples and dicts."""
+    """Yields the tensors in nested lists, tuples and dicts."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):

@@ -1,4 +1,5 @@
-"""Rehearses runs in processes of their own: what is patched there stays there."""
+"""Rehearses runs in separate processes, since a rehearsal patches PyTorch and DeepSpeed for the
+rest of its process."""
 
 from __future__ import annotations
 
@@ -24,21 +25,21 @@ from minimind.runtime.gpus import GPUS, find_gpu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """Names a run and the place where it is rehearsed."""
+    """Names a run, a device and a number of ranks to rehearse it with."""
 
     arguments: TrainArguments
     device: str
-    """One of GPUS, or cpu for this machine's."""
+    """A name in GPUS, or "cpu" for this machine's CPU."""
     ranks: int
 
 
 def rehearse(run: Run, device: str | None = None, ranks: int | None = None) -> Rehearsal:
-    """Takes a step of a resolved run on tensors without storage, through the engine, the loop and
-    DeepSpeed, as the first of `ranks`; by default where the run itself would be.
+    """Takes one step of a resolved run on tensors without storage, through the loop, the engine and
+    DeepSpeed, as rank 0 of `ranks`. Device and ranks default to the run's own.
 
-    `device`: as --on has it ("h200", "rtx 4090"), or "cpu". Raises ConfigError for a GPU without a
-    data sheet, for what the run itself would be refused for, and where a PyTorch without CUDA and
-    no C++ compiler make it impossible.
+    `device` is a name as --on takes it ("h200", "rtx 4090") or "cpu". Raises ConfigError for a GPU
+    without a data sheet, for what the run itself would be refused for, and where PyTorch has no
+    CUDA and there is no C++ compiler to build the stub.
     """
     return rehearse_all([point_of(run, run.resolved.arguments, device, ranks)])[0]
 
@@ -46,7 +47,7 @@ def rehearse(run: Run, device: str | None = None, ranks: int | None = None) -> R
 def point_of(
     run: Run, arguments: TrainArguments, device: str | None = None, ranks: int | None = None
 ) -> Point:
-    """Gives the point of these arguments, where nothing else is said in the place of `run`. Raises
+    """Gives the Point for `arguments`; device and ranks default to those of `run`. Raises
     ConfigError for a device without a data sheet."""
     return Point(
         arguments=arguments,
@@ -58,14 +59,14 @@ def point_of(
 def rehearse_generation(
     model: str, device: str = "h200", *, batch: int = 8, length: int = 1024, **params: Any
 ) -> Rehearsal:
-    """Takes a step of a preset's generation, in which each of `batch` sequences of about `length`
-    tokens gets one. `params`: fields of SamplingParams. Raises ConfigError."""
+    """Takes one decoding step of a preset, which gives each of `batch` sequences of about `length`
+    tokens one token more. `params` are fields of SamplingParams. Raises ConfigError."""
     run = {"model": model, "batch": batch, "length": length, "params": params}
     return _rehearse_parts([{"device": known_device(device), "world_size": 1, "runs": [run]}])[0][0]
 
 
 def why_not(run: ResolvedRun) -> str | None:
-    """Says why a run cannot be rehearsed where it would be; None where it can."""
+    """Gives the reason why a run cannot be rehearsed on its device, or None if it can."""
     try:
         _find_stub(known_device(_name_of(run.device)))
     except errors.ConfigError as error:
@@ -81,7 +82,7 @@ def _name_of(device: Device) -> str:
 
 
 def known_device(name: str) -> str:
-    """Gives one of GPUS, or cpu, for a name as people write it. Raises ConfigError."""
+    """Gives the key of GPUS, or "cpu", for a device name as people write it. Raises ConfigError."""
     if name.lower() == "cpu":
         return "cpu"
 
@@ -96,7 +97,8 @@ def known_device(name: str) -> str:
 
 
 def rehearse_all(points: Sequence[Point]) -> list[Rehearsal]:
-    """Rehearses many, as many at a time as there are cores. Raises as `rehearse`."""
+    """Rehearses all points, as many at a time as there are cores. Raises the same errors as
+    `rehearse`."""
     of_place: dict[tuple[str, int], list[int]] = {}
     for index, point in enumerate(points):
         of_place.setdefault((point.device, point.ranks), []).append(index)
@@ -123,7 +125,7 @@ def rehearse_all(points: Sequence[Point]) -> list[Rehearsal]:
 
 
 def _rehearse_parts(parts: Sequence[Part]) -> list[list[Rehearsal]]:
-    """Rehearses parts that are all on CPUs or all on GPUs."""
+    """Rehearses parts, all of them on CPUs or all on GPUs."""
     if not parts:
         return []
     device = parts[0]["device"]
@@ -143,8 +145,8 @@ def _read(values: dict[str, Any], run: dict[str, Any]) -> Rehearsal:
 
 
 def _find_stub(device: str) -> str:
-    """Gives the path of the library that the process loads first; "" where PyTorch was built for
-    CUDA, or the device is a CPU. Raises ConfigError."""
+    """Gives the path of the library that the process must load before PyTorch; "" for a CPU and for
+    a PyTorch built with CUDA. Raises ConfigError."""
     if device == "cpu" or torch.version.cuda is not None:
         return ""
     return str(build_stub(default_cache_dir()))

@@ -1,4 +1,4 @@
-"""The processes that rehearse, as their parent sees them: one for CPUs and one for GPUs, kept."""
+"""Keeps the processes that rehearse, as their parent sees them: one for CPUs and one for GPUs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any, TypedDict
 
 
 class Part(TypedDict):
-    """Runs that are rehearsed together: on one device, as the first of so many ranks."""
+    """Groups runs that one process rehearses after one another, on the same device as rank 0 of
+    `world_size` ranks."""
 
     device: str
     world_size: int
@@ -24,14 +25,13 @@ class Part(TypedDict):
 
 
 class Rehearser:
-    """A process that has imported what a rehearsal needs, and forks itself for each part of a job.
-
-    What a rehearsal patches stays in its fork. It has the working directory and the environment
-    that this process has at the time.
-    """
+    """Represents a process that has imported what rehearsals need, and forks itself for each part
+    of a job, so that what a rehearsal patches stays in its fork. A fork takes over this process's
+    working directory and environment at the time."""
 
     def __init__(self, kind: str, stub: str) -> None:
-        """See `worker` for what is given."""
+        """Starts the process; `kind` and `stub` are the arguments of
+        minimind/rehearsal/worker.py."""
         path = os.pathsep.join(path for path in sys.path if path)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "minimind.rehearsal.worker", kind, stub],
@@ -49,7 +49,8 @@ class Rehearser:
         return self._process.poll() is None
 
     def rehearse(self, parts: Sequence[Part]) -> list[list[dict[str, Any]]]:
-        """Gives a report for each run of each part. Raises RuntimeError where the process broke."""
+        """Gives one report for each run of each part. Raises RuntimeError where the process
+        failed."""
         place = {"folder": os.getcwd(), "environment": dict(os.environ)}
         with self._lock, tempfile.TemporaryDirectory(prefix="minimind-rehearsal-") as folder:
             reports = [Path(folder) / f"{index}.jsonl" for index in range(len(parts))]
@@ -91,7 +92,7 @@ _LOCK = threading.Lock()
 
 
 def find_rehearser(kind: str, stub: str) -> Rehearser:
-    """Gives the process for this kind of device, cpu or gpu; starts it where there is none."""
+    """Gives the process for a kind of device (cpu or gpu), and starts one where none runs."""
     with _LOCK:
         there = _REHEARSERS.get((kind, stub))
         if there is None or not there.is_running:

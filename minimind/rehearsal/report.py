@@ -1,4 +1,4 @@
-"""Reports the findings of a rehearsal."""
+"""Reports what a rehearsal found."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from minimind.rehearsal.roofline import Roofline
 
 _GIB = 2**30
 _ALLOWED = "read < minimind/engine/loop.py"
-"""The read of the step before's numbers, which the device has long had."""
+"""The loop reads the previous step's numbers here; the device finished them long before."""
 
 
 class Wait(NamedTuple):
-    """Records a place where the host waits for the device."""
+    """Records where the host waits for the device: how (`kind`), in which code (`place`), and how
+    often."""
 
     kind: str
     place: str
@@ -27,29 +28,30 @@ class Wait(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rehearsal:
-    """Holds the work, waits and memory of one optimizer step of one rank, or of one step of a
-    generation."""
+    """Holds the work, waits and memory of one rank in one optimizer step, or in one decoding
+    step."""
 
     device: str
     world_size: int
     tokens: int | None
-    """The tokens of all ranks' rows; None where a step generates its own."""
+    """Tokens in all ranks' rows of the step; None where the stage generates its own tokens."""
     launches: Mapping[str, int]
-    """The launches of our own kernels, by name."""
+    """Launches of MiniMind's own kernels, by kernel name."""
     operators: Mapping[str, int]
-    """PyTorch's operators that work on the device, by name."""
+    """PyTorch operators that run on the device, by name."""
     collectives: Mapping[str, tuple[int, int]]
-    """For each kind, the number of collectives and the bytes of their larger sides."""
+    """For each kind of collective, their number and their bytes, each counted by its larger
+    side."""
     waits: tuple[Wait, ...]
     flops: int
     kernel_bytes: int
-    """The least bytes that our own kernels move."""
+    """The least bytes that MiniMind's own kernels must move."""
     peak: Mapping[str, int]
-    """The bytes at the moment of the peak, by holder (rehearsal/holders.py)."""
+    """Bytes at the memory peak, by holder (rehearsal/holders.py)."""
     roofline: Roofline | None
-    """None on a CPU, which has no data sheet here."""
+    """The lower bound of the step's time; None on a CPU, which has no data sheet."""
     seconds: float
-    """The seconds that the rehearsal took."""
+    """The seconds that the rehearsal itself took."""
 
     @property
     def peak_bytes(self) -> int:
@@ -65,12 +67,13 @@ class Rehearsal:
 
     @property
     def forbidden_waits(self) -> tuple[Wait, ...]:
-        """Gives all waits but the one for the numbers of the step before."""
+        """Gives the waits that a step must not have: all but the read of the previous step's
+        numbers."""
         return tuple(wait for wait in self.waits if not wait.is_allowed)
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Gives the speed at the bound."""
+        """Gives the most tokens per second that the roofline allows; None without one."""
         return self.tokens / self.roofline.step if self.roofline and self.tokens else None
 
     @classmethod
@@ -87,7 +90,7 @@ class Rehearsal:
         )
 
     def describe(self) -> str:
-        """Describes the rehearsal in lines like those of a run's banner."""
+        """Writes the findings in lines like those of a run's banner."""
         found = sorted(self.peak.items(), key=lambda part: -part[1])
         parts = ", ".join(f"{name} {held / _GIB:.2f}" for name, held in found if held > _GIB / 200)
         lines = [f"memory     {self.peak_bytes / _GIB:.2f} GiB a rank at the peak: {parts}"]

@@ -1,7 +1,8 @@
-"""Bounds the time of a rehearsed step from below: by products, bytes, links or the host.
+"""Computes a lower bound of a rehearsed step's time, set by matrix products, memory, links or the
+host.
 
-This is a bound and not a measurement: every launch runs at the data sheet's rates, and the host's
-costs are stated here. A value that nobody has timed stays an estimate.
+The bound is no measurement: every launch is taken to run at the data sheet's rates, and the host's
+costs are the estimates below.
 """
 
 from __future__ import annotations
@@ -13,24 +14,25 @@ from minimind.rehearsal.tally import Work
 from minimind.runtime.gpus import Gpu
 
 OPERATOR_S, LAUNCH_S, COLLECTIVE_S = 6e-6, 20e-6, 20e-6
-"""Seconds of the host for one operator of PyTorch's, one launch of ours through Triton and one
-collective: estimates for a server's CPU, none of them measured beside a GPU."""
+"""Seconds of host time for one PyTorch operator, one Triton launch and one collective: estimates
+for a server CPU, none of them measured beside a GPU."""
 _BACKWARD_SHARE = 2 / 3
-"""Of the device's time, during which gradients may travel."""
+"""The share of the device's time in which gradients can be sent while it computes: the
+backward's."""
 _WIDE = 2
-"""How much slower products of 32 bits are, in TF32."""
+"""The factor by which 32-bit products (TF32) are slower than 16-bit ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roofline:
-    """Seconds of a step."""
+    """Holds the parts of a step's time bound, in seconds."""
 
     products: float
-    """Of launches that their multiplications bound."""
+    """Time of the launches whose multiplications take longer than their memory traffic."""
     memory: float
-    """Of launches that the bytes they move bound."""
+    """Time of the launches whose memory traffic takes longer than their multiplications."""
     links: float
-    """Of collectives between the ranks, as far as the step waits for them."""
+    """Time of the collectives between ranks, as far as the step waits for them."""
     host: float
 
     @property
@@ -39,13 +41,13 @@ class Roofline:
 
     @property
     def step(self) -> float:
-        """Gives the bound of a step: the host launches ahead, so the slower of host and device
-        decides."""
+        """Gives the bound of the whole step: the slower of device and host, since the host launches
+        ahead."""
         return max(self.device + self.links, self.host)
 
     @property
     def bound(self) -> str:
-        """Names what decides."""
+        """Names the part that sets the bound: host, products, memory or links."""
         if self.host > self.device + self.links:
             return "host"
         return max(("products", "memory", "links"), key=lambda part: getattr(self, part))
@@ -61,8 +63,8 @@ def estimate(
     *,
     overlaps: bool,
 ) -> Roofline:
-    """Adds up a step. `collectives`: by kind, how many and their bytes; `overlaps`: whether
-    gradients travel during the backward."""
+    """Adds up the bound of one step. `collectives` holds the number and the bytes of each kind;
+    `overlaps` says that gradients are sent during the backward."""
     products = memory = 0.0
     for flops, moved, is_wide in work:
         multiplying = flops * (_WIDE if is_wide else 1) / gpu.flops
@@ -84,7 +86,8 @@ def estimate(
 
 
 def sent_share(kind: str, world_size: int) -> float:
-    """Bytes that a rank sends for each byte of payload, by the ring algorithms (Patarasuk & Yuan
-    2009); a reduction to or from one rank passes everything through each."""
+    """Gives the bytes that one rank sends per byte of payload with ring algorithms (Patarasuk &
+    Yuan 2009). A reduction to one rank, or a broadcast, passes the payload through each rank as
+    well."""
     around_once = (world_size - 1) / world_size
     return 2 * around_once if kind == "all_reduce" else around_once

@@ -1,4 +1,4 @@
-"""One process's rehearsals: a run's step, or a generation, on tensors without storage."""
+"""Rehearses a run's step or a decoding step in this process, on tensors without storage."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from minimind.samples.text import load_sample_tokenizer
 from minimind.stages import STAGES
 
 _TOKENS = 24
-"""Of each sequence of a generation; half of them before the step that counts: graphs are captured
-by then."""
+"""Tokens generated for each sequence; the first half comes before the measured step, so that graphs
+are captured by then."""
 _STEPS = 3
-"""The second is the one that counts: what is made once is there by then."""
+"""Steps of a rehearsed run; the second one is measured, after what is made once has been made."""
 
 
 class Rehearsals:
-    """Rehearses training steps and generations in this process, on one kind of device, as rank 0 of
+    """Rehearses training and decoding steps in this process, on one device, as rank 0 of
     `world_size` ranks."""
 
     def __init__(self, device: str, world_size: int) -> None:
-        """Takes one of GPUS as `device`, or cpu for this machine's."""
+        """Prepares the process. `device` is a name in GPUS, or "cpu" for this machine's CPU."""
         self._world_size = world_size
         self._gpu = GPUS.get(device)
         set_environment("gpu" if self._gpu else "cpu", world_size)
@@ -59,8 +59,8 @@ class Rehearsals:
         self._watch: Watch
 
     def rehearse(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Takes a step of the run with these arguments; gives a Rehearsal's fields but for how
-        long it took. Raises a MiniMindError for what the run itself would be refused for."""
+        """Takes one step of the run with the arguments `given`; gives the fields of a Rehearsal
+        except `seconds`. Raises a MiniMindError for what the run itself would be refused for."""
         given["recipe"]["max_steps"] = _STEPS
         arguments = TrainArguments(**given, resume=False, dry_run=False, local_rank=None)
         moments = Moments()
@@ -71,16 +71,16 @@ class Rehearsals:
                     run.step_ahead()
                 name_holders(watch.live, run.loop.engine, run.models)
                 watch.live.start()
-                watch.counts = True
+                watch.is_counting = True
                 run.step_ahead()
-                watch.counts = False
+                watch.is_counting = False
             resolved = run.resolved
             run.close()
         return self._report(resolved, watch)
 
     def generate(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Takes a step of a generation in which each of `batch` sequences gets a token. Raises
-        ConfigError for what the engine would be refused for."""
+        """Takes one decoding step, in which each of `batch` sequences gets a token; gives the same
+        fields as `rehearse`. Raises ConfigError for what the engine would refuse."""
         tokenizer = load_sample_tokenizer()
         config = load_model_config(given["model"], tokenizer_vocab=tokenizer.vocab_size)
         batch, length = given["batch"], given["length"]
@@ -100,9 +100,9 @@ class Rehearsals:
                 for _ in range(_TOKENS // 2):
                     engine.step()
                 watch.live.start()
-                watch.counts = True
+                watch.is_counting = True
                 engine.step()
-                watch.counts = False
+                watch.is_counting = False
         return self._said(watch, batch, overlaps=False)
 
     def _report(self, run: ResolvedRun, watch: Watch) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class Rehearsals:
         return self._said(
             watch,
             run.train_batch_size * run.seq_len if packed else None,
-            # A graph gives all gradients at once.
+            # With CUDA graphs all gradients appear at once, so no reduction overlaps the backward.
             overlaps=overlaps and not run.recipe.cuda_graph,
         )
 
@@ -158,7 +158,8 @@ class Rehearsals:
 
 
 def _find_caches() -> set[Any]:
-    """Finds the model's caches, whose tensors would be of another rehearsal."""
+    """Finds the lru_caches of minimind.model, which are cleared because they hold an earlier
+    rehearsal's tensors."""
     modules = [module for name, module in sys.modules.items() if name.startswith("minimind.model.")]
     things = [thing for module in modules for thing in vars(module).values()]
     return {thing for thing in things if isinstance(thing, functools._lru_cache_wrapper)}

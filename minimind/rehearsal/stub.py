@@ -1,4 +1,5 @@
-"""The library that gives a PyTorch without CUDA a device to rehearse on: compiled once, kept."""
+"""Builds the library that gives a PyTorch without CUDA a device to rehearse on; compiled once and
+cached."""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ _SOURCE = Path(__file__).with_name("stub.cpp")
 
 
 def build_stub(folder: Path) -> Path:
-    """Compiles the library for the installed PyTorch, which takes some seconds, or finds it in
-    `folder`. Raises ConfigError where there is no C++ compiler or it fails."""
-    # PyTorch itself may not be imported before the library is there.
+    """Finds the library for the installed PyTorch in `folder`, or compiles it, which takes some
+    seconds. Raises ConfigError where there is no C++ compiler or it fails."""
+    # PyTorch is only located, not imported: the library must be loaded before PyTorch.
     spec = importlib.util.find_spec("torch")
     assert spec is not None, "PyTorch is installed"
     torch = Path(str(spec.origin)).parent

@@ -1,4 +1,4 @@
-"""Counts the device's work in one rehearsed step or generation."""
+"""Counts the work of the device in one rehearsed step."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ _EXPERT_WEIGHTS = {
     "expert_gemm.activation_grad": "down_weight_ptr",
     "expert_weight_grad.weight_grad": "grad_ptr",
 }
-"""The kernels that multiply, by the argument that holds one matrix for each expert."""
+"""For each kernel that multiplies by the experts' matrices, its argument that holds one matrix per
+expert."""
 
 
 class Work(NamedTuple):
-    """Describes one launch."""
+    """Describes the work of one launch: its FLOPs, bytes and precision."""
 
     flops: int
     moved: int
-    """Bytes that are read or written at least."""
+    """The least bytes that the launch reads and writes."""
     is_wide: bool
-    """Tells whether it computes in 32 bits."""
+    """True where the launch computes in 32 bits."""
 
 
 @dataclass(slots=True)
 class Tally:
     launches: Counter[str] = field(default_factory=Counter)
-    """Of our own kernels, by name."""
+    """Launches of MiniMind's own kernels, by kernel name."""
     operators: Counter[str] = field(default_factory=Counter)
-    """PyTorch's that launch something on the device, by name."""
+    """PyTorch operators that launch something on the device, by name."""
     waits: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Where the host waits for the device: what kind, and where."""
+    """The number of times that the host waits for the device, by (kind, place in the code)."""
     collectives: dict[str, list[int]] = field(default_factory=dict)
-    """By kind, how many and the bytes of their larger sides."""
+    """For each kind of collective, [number, bytes of their larger sides]."""
     work: list[Work] = field(default_factory=list)
     kernel_bytes: int = 0
-    """That our own kernels move at least."""
+    """The least bytes that MiniMind's own kernels must move."""
 
     def add_launch(self, kernel: Any, arguments: Mapping[str, Any]) -> None:
-        """Counts a launch of one of our own kernels, a Triton function."""
+        """Counts a launch of `kernel`, one of MiniMind's Triton functions."""
         module, function = kernel.__module__.rsplit(".", 1)[-1], kernel.__name__.strip("_")
         name = f"{module}.{function.removesuffix('_kernel')}"
         tensors = list(tensors_in(dict(arguments)))
@@ -59,12 +60,13 @@ class Tally:
         self.work.append(Work(flops, moved, tensors[0].dtype.itemsize > 2))
 
     def add_operator(self, name: str, flops: int, moved: int, is_wide: bool) -> None:
-        """Counts an operator of PyTorch's that works on the device."""
+        """Counts a PyTorch operator that runs on the device."""
         self.operators[name] += 1
         self.work.append(Work(flops, moved, is_wide))
 
     def add_replay(self, captured: Tally) -> None:
-        """Counts a replayed graph: its work, and one operator of PyTorch's."""
+        """Counts a replayed CUDA graph: all of its work on the device, and a single operator of the
+        host."""
         self.operators["replay"] += 1
         self.work += captured.work
         self.kernel_bytes += captured.kernel_bytes

@@ -1,4 +1,4 @@
-"""Every operation of a rehearsal passes here: whether it has values, what it costs, who waits."""
+"""Watches every operation of a rehearsal: runs or fakes it, and counts work, memory and waits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NO_WORK = frozenset(
         *("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"),
     )
 )
-"""Operators that launch nothing."""
+"""Operators that launch nothing on the device."""
 _SIZED_BY_VALUES = ("masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount")
 _COLLECTIVES = {
     "reduce_scatter": "reduce_scatter",
@@ -40,27 +40,31 @@ _COLLECTIVES = {
 }
 _DEVICE = torch.ops.prim.device.default
 _LARGEST_WITH_VALUES = 1 << 24
-"""Elements of an integer tensor that is computed: what says where documents and rows are."""
+"""The most elements of a host integer tensor that is really computed; such tensors say where
+documents and rows begin."""
 _ATTENTION = {"_varlen_attn": 4, "_varlen_attn_backward": 10}
-"""FLOPs for each multiplication of a product: two products forward, five backward."""
+"""Products in each attention operator, times the 2 FLOPs of a multiplication: two products forward,
+five backward."""
 _OWN = str(Path(__file__).parent)
 _SHOWN = ("deepspeed/", "minimind/", "minimind_kernels/", "bench/")
 
 
 class WithoutValues(FakeTensorMode):
-    """Tensors without storage, whose numbers the host reads as 0; what is asked of all of a
-    tensor's elements holds, as what is asked of any does not."""
+    """Makes tensors without storage. The host reads any of their numbers as 0, `all()` of them as
+    true and `any()` as false."""
 
     def __init__(self, read: Callable[[Tensor, str], None]) -> None:
-        """Calls `read` with every tensor of which a number is read, and how."""
+        """Prepares the mode; `read` is called with each tensor that the host reads a number of, and
+        the way it reads."""
         super().__init__(allow_non_fake_inputs=True)
         self._read = read
         self._holds: Any = WeakIdKeyDictionary()
         self.host_copies: Any = WeakIdKeyDictionary()
-        """Values of the device's tensors that the host knows, because it sent them."""
+        """For tensors on the device, the host tensor they were copied from: the host knows their
+        values without a wait."""
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Here and not in Watch: operators that PyTorch takes apart ask only here.
+        # Overridden here and not in Watch: operators that PyTorch decomposes pass only here.
         name = func._schema.name
         if name == "aten::_local_scalar_dense":
             self._read(args[0], "item")
@@ -79,10 +83,10 @@ class WithoutValues(FakeTensorMode):
 
 
 class Watch(TorchDispatchMode):
-    """Runs what the host knows, and pretends the rest.
+    """Runs operators on the host's integers and fakes all others.
 
-    Integers of the host have values (tokens, where documents begin); floating-point numbers and
-    whatever the device holds have shapes alone. Where the host asks for one of those it is told 0.
+    Integers on the host keep their values (token ids, document bounds). Floating-point tensors and
+    all tensors of the device have shapes only; where the host reads a number of one, it gets 0.
     """
 
     def __init__(self, device_type: str, holder: Callable[[], str]) -> None:
@@ -90,45 +94,46 @@ class Watch(TorchDispatchMode):
         self.fake = WithoutValues(self._note_read)
         self.live = LiveBytes(device_type)
         self.tally = Tally()
-        self.counts = False
-        """Whether what passes is added to the tally."""
+        self.is_counting = False
+        """True while operations are added to the tally."""
         self._device_type = device_type
         self._holder = holder
         self._pinned: Any = WeakIdKeyDictionary()
-        self._outside = self.tally, self.counts
+        self._outside = self.tally, self.is_counting
 
     def wait(self, kind: str) -> None:
-        """Writes down that the host waits for the device, and where."""
-        if self.counts:
+        """Records that the host waits for the device, and where in the code."""
+        if self.is_counting:
             self.tally.waits[kind, _find_place()] += 1
 
     def begin_capture(self) -> None:
-        self._outside = self.tally, self.counts
-        self.tally, self.counts = Tally(), True
+        self._outside = self.tally, self.is_counting
+        self.tally, self.is_counting = Tally(), True
         self.live.begin_capture()
 
     def end_capture(self) -> Tally:
-        """Gives what was captured. Raises RuntimeError where the host waited for the device."""
+        """Gives the work that was captured. Raises RuntimeError where the host waited for the
+        device meanwhile."""
         captured = self.tally
-        self.tally, self.counts = self._outside
+        self.tally, self.is_counting = self._outside
         self.live.end_capture()
         if captured.waits:
             raise RuntimeError(f"waits while a graph is captured: {sorted(captured.waits)}")
         return captured
 
     def replay(self, captured: Tally) -> None:
-        """Counts a graph's work on the device, and one operator of the host."""
-        if self.counts:
+        """Counts a replayed graph: its work on the device, and one operator of the host."""
+        if self.is_counting:
             self.tally.add_replay(captured)
 
     def pin(self, tensor: Tensor) -> Tensor:
-        """Gives a page-locked copy."""
+        """Gives a copy of `tensor` that counts as page-locked."""
         copy = tensor.clone()
         self._pinned[copy.untyped_storage()] = True
         return copy
 
     def read_list(self, tensor: Tensor) -> Any:
-        """Gives a tensor's values as nested lists, which its device is waited for once."""
+        """Gives a tensor's values as nested lists; counts one wait for its device."""
         self._note_read(tensor, "tolist")
         known = self.fake.host_copies.get(tensor)
         if known is not None:
@@ -136,7 +141,7 @@ class Watch(TorchDispatchMode):
         return np.full(tuple(tensor.shape), zero(tensor.dtype)).tolist()
 
     def take(self, value: Any) -> None:
-        """Takes in the tensors that were made out of sight."""
+        """Counts the memory of tensors that were made without passing through this mode."""
         for tensor in tensors_in(value):
             self.live.see(tensor, self._holder())
 
@@ -173,7 +178,7 @@ class Watch(TorchDispatchMode):
             self.fake.host_copies[result] = given[0]
         if name == "clone" and (known := self.fake.host_copies.get(given[0])) is not None:
             self.fake.host_copies[result] = known
-        if self.counts:
+        if self.is_counting:
             self._count(func, name, args, kwargs, given, result)
         return result
 
@@ -226,8 +231,8 @@ class Watch(TorchDispatchMode):
         self.tally.add_operator(name, int(flops), moved, is_wide=dtype.itemsize > 2)
 
     def _count_attended(self, given: list[Tensor]) -> int:
-        """Counts the multiplications of one product over the causal half of all documents'
-        scores."""
+        """Counts the multiplications of one attention product (queries by keys), over the causal
+        half of every document."""
         query = next(t for t in given if t.dim() == 3)
         bounds = next(t for t in given if t.dtype == torch.int32)
         known = self.fake.host_copies.get(bounds)
@@ -236,7 +241,7 @@ class Watch(TorchDispatchMode):
 
 
 def zero(dtype: torch.dtype) -> float | int | bool:
-    """Gives the number that is read where nobody knows it."""
+    """Gives the number that the host reads from a tensor without values."""
     return 0.0 if dtype.is_floating_point else False if dtype == torch.bool else 0
 
 
@@ -260,7 +265,7 @@ def _is_integer_of_host(value: Any) -> bool:
 
 
 def _find_place() -> str:
-    """Names the innermost places of this program and of DeepSpeed that led here."""
+    """Names the two innermost code lines of MiniMind or DeepSpeed on the call stack."""
     found: list[str] = []
     frame = sys._getframe(1)
     while frame is not None and len(found) < 2:
@@ -271,7 +276,8 @@ def _find_place() -> str:
 
 
 def _shorten(path: str) -> str | None:
-    """Gives a file's path from its package on; None for one of other packages, and of this one."""
+    """Gives a file's path from its package on; None for a file of this package or of a package that
+    is not shown."""
     if path.startswith(_OWN):
         return None
     _, is_installed, inside = path.rpartition("/site-packages/")

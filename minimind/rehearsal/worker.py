@@ -1,7 +1,8 @@
-"""The process that rehearses: it imports once, and forks itself for each list of runs.
+"""Runs the process that rehearses: it imports once, then forks itself for each part of a job.
 
-`python -m minimind.rehearsal.worker KIND STUB`: KIND is cpu or gpu; STUB "" where PyTorch can do
-without. A job is a line of JSON on stdin; the exit statuses of its parts are one on stdout.
+`python -m minimind.rehearsal.worker KIND STUB`: KIND is cpu or gpu; STUB is the path of the library
+to load before PyTorch, or "". Each line of stdin is a job in JSON; the exit statuses of its parts
+go to stdout as one line.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _LATE = ("torch._dynamo", "torch.fx.experimental.symbolic_shapes", "deepspeed.compile.backend")
-"""Modules that PyTorch imports with its first tensor without storage, and DeepSpeed with its
+"""Modules that PyTorch imports with the first tensor without storage, and DeepSpeed with the first
 engine."""
 
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def prepare(kind: str, stub: str) -> None:
-    """Imports what rehearsals need, so that it is there in each fork."""
+    """Imports what rehearsals need, so that every fork has it already."""
     if stub:
         ctypes.CDLL(stub, ctypes.RTLD_GLOBAL)  # before PyTorch looks for its devices
     from minimind.rehearsal.fake_machine import set_environment
@@ -41,7 +42,7 @@ def prepare(kind: str, stub: str) -> None:
     set_environment(kind, 1)
     for name in ("minimind.rehearsal.steps", "deepspeed", *_LATE):
         importlib.import_module(name)
-    # What is imported stays, and need not be looked at each time something is collected.
+    # Takes the imported objects out of the garbage collector's sight: they stay for good.
     gc.freeze()
 
 
@@ -58,7 +59,7 @@ def _run(parts: Sequence[dict[str, Any]], at_once: int) -> list[int]:
 
 
 def _fork(part: dict[str, Any]) -> int:
-    """Gives the id of a process that rehearses the part and writes what it says into its log."""
+    """Forks a process that rehearses the part and logs to the part's file. Gives its process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -79,7 +80,8 @@ def _fork(part: dict[str, Any]) -> int:
 
 
 def rehearse_part(part: dict[str, Any]) -> None:
-    """Rehearses runs of one place, each with a report, line by line, in a file."""
+    """Rehearses the runs of one part, and writes one line of JSON per run into the part's file of
+    reports."""
     from minimind.errors import MiniMindError
     from minimind.rehearsal.steps import Rehearsals
 

@@ -1,5 +1,5 @@
-"""Judges answers: rewards and tools that a user names, and the shipped ones.
+"""Judges answers by rewards, and calls tools: shipped ones and functions that a user names.
 
 Worker processes import this package, so it holds no tensors and imports neither PyTorch nor NumPy.
-The stages of reinforcement learning, which lie above, turn its numbers into a loss.
+The reinforcement-learning stages turn its numbers into a loss.
 """

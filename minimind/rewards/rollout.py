@@ -1,4 +1,4 @@
-"""Presents a policy's answer to a reward."""
+"""Defines what a reward function sees of a policy's answer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """A prompt and what the policy made of it. A reward is a function that takes one, and keyword
-    arguments if it has any, and returns a number: the higher, the better.
+    """Holds a prompt and the policy's answer to it. A reward is a function that takes a Rollout,
+    and keyword arguments if it has any, and returns a number: the higher, the better.
 
     ```python
     def polite(rollout, word="please"):
@@ -22,19 +22,19 @@ class Rollout:
     messages: list[dict[str, Any]]
     """The turns of the prompt."""
     completion: str
-    """The whole text of the last assistant turn, its `<think>` and `<tool_call>` blocks included
-    and the end token not. A `<think>` that the prompt has opened belongs to it."""
+    """The whole text of the last assistant turn, with its `<think>` and `<tool_call>` blocks and
+    without the end token. A `<think>` that the prompt opened is put in front."""
     answer: str
-    """The completion without thinking and calls, stripped: `answer_text(completion)`."""
+    """The completion without its thought and tool calls, stripped: `answer_text(completion)`."""
     gt: Any | None
-    """What the data row gives as "gt", else as "answer": the right answer, or several of which any
-    will do."""
+    """The right answer: the data row's "gt", else its "answer". A list holds several right
+    answers."""
     row: dict[str, Any]
     """The whole data row."""
     turns: list[dict[str, Any]]
-    """What came after the prompt: assistant turns, with their text as generated in "content", and
-    tool turns. One entry where no tool was called."""
+    """The turns after the prompt: assistant turns, whose "content" is the text as generated, and
+    tool turns. A single entry where no tool was called."""
     num_tokens: int
-    """How many tokens the policy made, over all its turns."""
+    """The number of tokens that the policy generated, over all its turns."""
     is_cut: bool
-    """Whether a limit ended it, and not the policy."""
+    """True where a token limit ended the answer."""

@@ -1,4 +1,4 @@
-"""Rewards with weights, computed for many rollouts."""
+"""Scores rollouts by the weighted sum of rewards."""
 
 from __future__ import annotations
 
@@ -33,24 +33,25 @@ _EXAMPLE = Rollout(
     num_tokens=20,
     is_cut=False,
 )
-"""The example on which the shipped rewards are tried before a run."""
+"""The rollout on which the shipped rewards are tried before a run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Holds the score of a rollout."""
+    """Holds a rollout's score and the rewards that it is made of."""
 
     total: float | None
-    """The sum of weight x part; None where a part is missing."""
+    """The sum of weight x reward; None where a reward could not be computed."""
     parts: dict[str, float | None]
-    """Each reward by its name in `Scorer.reward_names`, without its weight."""
+    """Each reward by its name in `Scorer.reward_names`, not multiplied by its weight."""
 
 
 class Scorer:
     """Computes rewards in worker processes and adds them up.
 
-    A reward that raises, takes too long, ends its process or returns no finite number is named
-    with its prompt. Then "stop" ends the run, and "skip" leaves the rollout without a total.
+    If a reward raises, takes too long, ends its process or returns no finite number, an error names
+    it and the prompt. Then on_error "stop" ends the run, and "skip" leaves the rollout without a
+    total.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class Scorer:
         timeout_s: float = 5.0,
         on_error: Literal["stop", "skip"] = "stop",
     ) -> None:
-        """`rewards` are weights by function: a name in SHIPPED, `package.module:function` or
-        `path/to/file.py:function`, with keyword arguments if any. A call may take `timeout_s`; a
-        function's first one in a worker more, see FunctionPool. Raises ConfigError."""
+        """Takes the weight of each reward, a function named as in SHIPPED,
+        `package.module:function` or `path/to/file.py:function`, with keyword arguments if any.
+        `timeout_s` limits each call; a function's first call in a worker may take longer (see
+        FunctionPool). Raises ConfigError."""
         if not rewards:
             raise ConfigError(f"no reward is given; the shipped ones are {', '.join(SHIPPED)}")
         for reward, weight in rewards.items():
@@ -88,13 +90,13 @@ class Scorer:
 
     @property
     def reward_names(self) -> list[str]:
-        """Gives a short name for each reward, for columns: its function's; the second of two equal
-        names ends in _2."""
+        """Gives a short unique name for each reward, for columns: the function's name; a second
+        reward of the same name gets the suffix _2."""
         return list(self._names.values())
 
     def check(self) -> None:
-        """Imports all rewards in a worker, and tries the shipped ones there on an example. Raises
-        ConfigError, which names the first reward that cannot be used as it is written."""
+        """Imports all rewards in a worker and tries the shipped ones on an example. Raises
+        ConfigError, which names the first reward that cannot be used as written."""
         self._pool.check()
         shipped = [one for one in self._weights if one.partition("(")[0].strip() in SHIPPED]
         outcomes = self._pool.call([Call(reward, _EXAMPLE) for reward in shipped])
@@ -103,9 +105,9 @@ class Scorer:
                 raise ConfigError(f"the reward {reward} cannot be used: {failure.text}")
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
-        """Gives the scores of rollouts, in their order. Raises TrainingError where a reward cannot
-        be computed and such rollouts are not to be skipped."""
-        # One rollout's calls stand together: the pool pickles it once.
+        """Gives the score of each rollout, in their order. Raises TrainingError where a reward
+        cannot be computed and on_error is "stop"."""
+        # The calls for one rollout are adjacent, so that the pool pickles it once.
         calls = [Call(reward, rollout) for rollout in rollouts for reward in self._weights]
         parts: list[float | None] = [None] * len(calls)
         failures = 0
@@ -159,7 +161,8 @@ class Scorer:
 
 
 def _find_failure(outcome: Outcome) -> Failure | None:
-    """Says what is wrong with a call's outcome, including a value that is not a finite number."""
+    """Gives the reason why a call has no usable result, or None; a value that is not a finite
+    number is no result either."""
     if outcome.failure is not None:
         return outcome.failure
     value = outcome.value

@@ -1,5 +1,5 @@
-"""The rewards that come with the project, by rules alone. None raises for an odd answer or row;
-an argument that makes no sense is a ConfigError."""
+"""Defines the rewards that come with MiniMind, which judge by rules alone. None raises for a
+strange answer or row; an argument that makes no sense raises ConfigError."""
 
 from __future__ import annotations
 
@@ -12,16 +12,10 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from minimind.config.tags import CALL, END_CALL, END_THINK, THINK
 from minimind.errors import ConfigError
 from minimind.rewards.rollout import Rollout
-from minimind.rewards.tagged_text import (
-    CALL,
-    END_CALL,
-    END_THINK,
-    THINK,
-    read_calls,
-    split_thought,
-)
+from minimind.rewards.tagged_text import read_calls, split_thought
 
 SHIPPED = {
     "exact_match": "minimind.rewards.shipped:exact_match",
@@ -32,11 +26,11 @@ SHIPPED = {
     "repetition_penalty": "minimind.rewards.shipped:repetition_penalty",
     "reward_model": "minimind.interop.reward_model:reward_model",
 }
-"""The short names of rewards."""
+"""The shipped rewards' functions by short name."""
 
 _HALF_WIDTH = str.maketrans("０１２３４５６７８９．＋－−", "0123456789.+--")
 _NUMBER = re.compile(
-    # A sign right behind a digit, letter or bracket is a minus between two numbers, or a dash.
+    # A sign right after a digit, letter or bracket is a minus between two numbers, or a dash.
     r"(?:(?<![\w)\]])[-+])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+(?!\w))?"
 )
 _CHINESE = r"\u3400-\u4dbf\u4e00-\u9fff\u3040-\u30ff\uf900-\ufaff"
@@ -44,12 +38,12 @@ _WORD = re.compile(rf"[{_CHINESE}]|[^\W{_CHINESE}]+")
 
 
 def exact_match(rollout: Rollout, part: Literal["answer", "number"] | None = None) -> float:
-    """Gives 1.0 where the answer is `gt`, or any one of it where that is a list; else 0.0.
+    """Gives 1.0 where the answer equals `gt`, or any of its items where `gt` is a list; else 0.0.
 
-    part="answer" compares whole texts; case, spaces at the ends, how many are between words, a
-    full stop or exclamation mark at the end, and full-width forms do not count. part="number"
-    compares the last number in the answer with the last one in `gt`: "It is 15." matches 15. By
-    default a number of the row is compared so, and a text as a whole.
+    part="answer" compares whole texts and ignores case, extra spaces, full-width forms and a full
+    stop or exclamation mark at the end. part="number" compares the last number in the answer with
+    the last one in `gt`: "It is 15." matches 15. By default a `gt` that is a number is compared as
+    a number, and a text as a whole.
     """
     if part not in (None, "answer", "number"):
         raise ConfigError(f"part={part!r}: it must be 'answer' or 'number'")
@@ -69,8 +63,9 @@ def length_window(
     most: float = 800,
     unit: Literal["tokens", "characters"] = "tokens",
 ) -> float:
-    """Gives 1.0 where the length is from `least` to `most`, both included; else 0.0. Tokens are
-    all that the policy made, thoughts and calls included; characters are those of the answer."""
+    """Gives 1.0 where the length is from `least` to `most` inclusive; else 0.0. As tokens it counts
+    all that the policy generated, thought and calls included; as characters, those of the
+    answer."""
     if unit not in ("tokens", "characters"):
         raise ConfigError(f"unit={unit!r}: it must be 'tokens' or 'characters'")
     if not least <= most:
@@ -80,9 +75,9 @@ def length_window(
 
 
 def thinking_format(rollout: Rollout, least: int = 1) -> float:
-    """Gives 1.0 where the completion is one closed <think> block with a thought of `least`
-    characters or more, and then an answer or a call; else 0.0. No other thinking tag may be
-    anywhere, and no tag of a call in the thought."""
+    """Gives 1.0 where the completion is exactly one closed <think> block, whose thought has at
+    least `least` characters and no tag of a tool call, followed by an answer or a call; else
+    0.0."""
     thought, rest = split_thought(rollout.completion)
     if thought is None or len(thought.strip()) < least or not rest.strip():
         return 0.0
@@ -93,9 +88,9 @@ def thinking_format(rollout: Rollout, least: int = 1) -> float:
 
 
 def tool_call_format(rollout: Rollout) -> float:
-    """Gives 1.0 where there is a <tool_call> block in the assistant's turns and each one is a JSON
-    object with a "name" and an object as "arguments"; else 0.0. Where the row says which tools
-    there are, each name must be one of them."""
+    """Gives 1.0 where the assistant's turns have at least one <tool_call> block and each is a JSON
+    object with a "name" and an object as "arguments"; else 0.0. Where the row lists tools, each
+    name must be one of them."""
     known = _known_tools(rollout)
     calls = [call for text in _assistant_texts(rollout) for call in read_calls(text)]
     if not calls:
@@ -104,8 +99,8 @@ def tool_call_format(rollout: Rollout) -> float:
 
 
 def tool_used(rollout: Rollout) -> float:
-    """Gives 1.0 where a tool answered a well-formed call: where a tool's turn follows an assistant
-    turn that has one; else 0.0."""
+    """Gives 1.0 where a tool answered a well-formed call: a tool's turn follows an assistant turn
+    that has one; else 0.0."""
     turns = [turn for turn in rollout.turns if isinstance(turn, dict)]
     for turn, following in itertools.pairwise(turns):
         if turn.get("role") != "assistant" or following.get("role") != "tool":
@@ -116,9 +111,8 @@ def tool_used(rollout: Rollout) -> float:
 
 
 def repetition_penalty(rollout: Rollout, ngram: int = 3, most: float = 1.0) -> float:
-    """Gives minus the share of n-grams in the completion that have been there before, and never
-    less than -`most`. An n-gram is `ngram` words in a row; a Chinese character counts as a word,
-    and punctuation as none."""
+    """Gives minus the share of repeated n-grams in the completion, at least -`most`. An n-gram is
+    `ngram` consecutive words; a Chinese character counts as a word, punctuation does not."""
     if ngram < 1 or not most >= 0:
         raise ConfigError(f"ngram={ngram}, most={most}: ngram must be at least 1, and most 0")
     words = _WORD.findall(rollout.completion.casefold())
@@ -179,8 +173,8 @@ def _text(content: Any) -> str:
 
 
 def _known_tools(rollout: Rollout) -> set[str] | None:
-    """Gives the names of the tools that a turn of the prompt or the row lists; None where none
-    does."""
+    """Gives the names of the tools listed in the row or in a turn of the prompt; None where none
+    are listed."""
     turns: list[Any] = [rollout.row, *rollout.messages]
     turns += [turn for value in rollout.row.values() if isinstance(value, list) for turn in value]
     lists = [turn.get("tools") for turn in turns if isinstance(turn, dict)]

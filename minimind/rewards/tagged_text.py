@@ -6,14 +6,14 @@ import json
 import re
 from typing import Any, NoReturn
 
-THINK, END_THINK = "<think>", "</think>"
-CALL, END_CALL = "<tool_call>", "</tool_call>"
+from minimind.config.tags import CALL, END_CALL, END_THINK, THINK
+
 _BLOCK = re.compile(f"{CALL}(.*?)({END_CALL}|$)", re.DOTALL)
 
 
 def split_thought(text: str) -> tuple[str | None, str]:
-    """Gives the thought at the beginning (None without one), and the text after it. An unclosed
-    thought takes the whole text; one without an opening tag ends at its closing tag, as in the chat
+    """Splits a text into the thought at its beginning (None without one) and the rest. An unclosed
+    thought takes the whole text; text before a lone closing tag is a thought, as in the chat
     template."""
     text = text.lstrip()
     if not text.startswith(THINK) and END_THINK not in text:
@@ -23,14 +23,14 @@ def split_thought(text: str) -> tuple[str | None, str]:
 
 
 def answer_text(text: str) -> str:
-    """Gives an assistant's text without its thought and its calls, stripped. An unclosed block goes
-    to the end."""
+    """Gives an assistant's text without its thought and tool calls, stripped. An unclosed block
+    extends to the end."""
     return _BLOCK.sub("", split_thought(text)[1]).strip()
 
 
 def read_calls(text: str) -> list[dict[str, Any] | None]:
-    """Gives the calls in an assistant's text after its thought, in order; None for each that is not
-    well-formed: not closed, or not a JSON object with a "name" and an object as "arguments"."""
+    """Gives the tool calls after the thought, in order. A malformed call is None: not closed, or
+    not a JSON object with a "name" and an object as "arguments"."""
     rest = split_thought(text)[1]
     blocks = list(_BLOCK.finditer(rest))
     calls = [_read_call(block[1]) if block[2] else None for block in blocks]

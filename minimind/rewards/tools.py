@@ -1,4 +1,4 @@
-"""Calls tools while a policy is trained: Python functions, by name."""
+"""Calls tools, Python functions given by name, while a policy is trained."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ SHIPPED = {
     "calculator": "minimind.samples.tools:calculator",
     "lookup": "minimind.samples.tools:lookup",
 }
-"""The short names of functions."""
+"""The shipped tools' functions by short name."""
 _MOST_CHARACTERS = 2000
 
 
 class ToolBox:
-    """Calls tools in worker processes. A failed call gives a text which says why: the policy can
-    learn from it, and it ends nothing."""
+    """Calls tools in worker processes. A failed call gives a text that begins with "error:" as its
+    result, which the policy can learn from; it does not end the run."""
 
     def __init__(self, tools: Mapping[str, str], *, num_workers: int, timeout_s: float) -> None:
-        """`tools` are functions by the name that the policy calls, spelled as rewards are; a
-        function takes a call's arguments as keywords. Raises ConfigError."""
+        """Takes the function of each tool by the name that the policy calls, written as rewards
+        are. A function gets a call's arguments as keywords. Raises ConfigError."""
         self._tools = dict(tools)
         self._pool = FunctionPool(
             list(dict.fromkeys(tools.values())),
@@ -38,7 +38,8 @@ class ToolBox:
         self._pool.check()
 
     def call(self, calls: Sequence[Mapping[str, Any] | None]) -> list[str]:
-        """Gives each call's answer; None stands for a call that is not well-formed."""
+        """Gives each call's result as a text. None stands for a malformed call and gives an error
+        text."""
         results: list[str] = [""] * len(calls)
         known: list[tuple[int, Call]] = []
         for number, call in enumerate(calls):
@@ -61,13 +62,12 @@ class ToolBox:
 
 
 def _whole(text: str) -> str:
-    """Replaces each lone half of a surrogate pair, which a call's JSON may spell, by U+FFFD: it is
-    no character, and no tokenizer takes it."""
+    """Replaces each lone surrogate, which JSON can spell and no tokenizer accepts, by U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _as_text(value: Any) -> str:
-    """Gives a result as a turn's content: a text unchanged, all else as JSON."""
+    """Gives a tool's result as the text of a turn: a string unchanged, anything else as JSON."""
     if isinstance(value, str):
         return value
     try:

@@ -1,6 +1,5 @@
-"""Puts a training run together in one place, for the command line, the benchmarks, the tests and
-Python programs. It knows every layer below, and holds no objective, no loop and no engine of its
-own."""
+"""Assembles a training run in one place, for the command line, the benchmarks, the tests and Python
+programs. It may use every layer below, and contains no objective, loop or engine of its own."""
 
 from __future__ import annotations
 
@@ -16,19 +15,18 @@ __all__ = ["Run", "train"]
 
 
 def train(**options: Any) -> Path:
-    """Trains a model and gives the run's folder, which `minimind.LLM` opens.
+    """Trains a model and gives the run's folder, which `minimind.LLM` can load.
 
     Takes the flags of `minimind train` by name (`stage`, `data`, `from_checkpoint`, `max_steps`,
-    ...), any option of the stage's recipe and any field of the model; `set={"ds_config.KEY": ...}`
+    ...), any option of the stage's recipe and any field of the model. `set={"ds_config.KEY": ...}`
     changes the DeepSpeed JSON.
 
     >>> base = minimind.train(data="text.jsonl", model="minimind2-small", epochs=1)
     >>> chat = minimind.train(stage="sft", from_checkpoint=base, data="chat.jsonl")
 
-    The run reports to the root logger; a program that has set up none gets the command's console.
-
-    Raises a MiniMindError for what cannot run, TrainingError where the training broke, and
-    KeyboardInterrupt after an interrupt, with a checkpoint saved.
+    The run logs to the root logger; if the program has not set that up, the run logs to the console
+    as the command does. Raises a MiniMindError for a run that cannot work, TrainingError where
+    training fails, and KeyboardInterrupt after an interrupt, with a checkpoint saved.
     """
     if not logging.getLogger().hasHandlers():
         set_up_logging(read_ranks().rank)

@@ -1,4 +1,4 @@
-"""Reads the arguments of `minimind train`, with the options of every stage."""
+"""Reads the arguments of `minimind train` with the options of every stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def parse_arguments(argv: Sequence[str] | None) -> TrainArguments:
 
 
 def collect_arguments(options: dict[str, Any]) -> TrainArguments:
-    """Reads keyword arguments in place of flags. Raises ConfigError."""
+    """Reads keyword arguments as `minimind train` reads flags. Raises ConfigError."""
     return collect_train_arguments(options, _recipe_types())
 
 

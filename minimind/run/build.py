@@ -9,6 +9,7 @@ from typing import Any
 from minimind.data.loader import EvalLoader, parse_data_args
 from minimind.data.text_format import TEXT
 from minimind.data.tokenizer import Tokenizer
+from minimind.engine.callbacks import Callbacks, RunState
 from minimind.engine.checkpoint import (
     Checkpoint,
     CheckpointStore,
@@ -17,7 +18,6 @@ from minimind.engine.checkpoint import (
     needs_universal,
 )
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
-from minimind.engine.events import Events, RunState
 from minimind.engine.loop import Loop
 from minimind.engine.metrics import METRICS_FILE, MetricsLog, read_figures, read_metrics
 from minimind.engine.progress import Progress
@@ -25,7 +25,7 @@ from minimind.engine.routers import ROUTER_COLUMNS
 from minimind.engine.sample_log import SampleLog, spell_sample
 from minimind.engine.schedule import CosineSchedule
 from minimind.engine.stage import Loader, Stage, StageModels
-from minimind.inference.samples import choose_prompts, sample_texts
+from minimind.inference.prompts import answer_lines, choose_prompts
 from minimind.monitors.monitor import MonitoredRun, Outcome
 from minimind.monitors.start import start_monitors
 from minimind.run.folder import write_run
@@ -37,17 +37,17 @@ from minimind.samples.sources import find_data_file
 from minimind.stages import STAGES
 
 _SAMPLES_SAID = 4
-"""The most samples shown of those that a stage generated itself."""
+"""The most of a stage's own samples that the console shows at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """Holds a stage and the models it made, the policy on its device."""
+    """Holds a stage and the models that it built, with the policy on its device."""
 
     stage: Stage[Any, Any]
     models: StageModels
     helpers_fingerprint: str
-    """Identifies the weights of the helper that the policy is trained with."""
+    """Identifies the weights of the helper (a teacher or reference); "" without one."""
 
 
 def build_trained(
@@ -57,8 +57,8 @@ def build_trained(
     eval_data: EvalLoader | None = None,
     start: Checkpoint | None = None,
 ) -> Trained:
-    """Builds the stage and its models: from fresh weights, from those the run starts from, or, for
-    `start`, as the checkpoint has them. A stage that compares with a reference needs the tokenizer
+    """Builds the stage and its models. The weights are new, or those that the run starts from, or
+    with `start` those of the checkpoint. A stage that compares with a reference needs the tokenizer
     and the data."""
     stage = STAGES[run.stage](run.recipe)
     context = build_context(
@@ -77,7 +77,7 @@ def build_trained(
 def build_engine(
     run: ResolvedRun, ranks: Ranks, trained: Trained, start: Checkpoint | None = None
 ) -> DeepSpeedEngine:
-    """Puts the policy into an engine. With `start` the engine takes the checkpoint's state."""
+    """Builds the engine around the policy. With `start` it loads the checkpoint's state."""
     universal = False
     if start:
         check_same_helpers(start, trained.helpers_fingerprint)
@@ -105,8 +105,9 @@ def build_loop(
     total_steps: int,
     start: Checkpoint | None = None,
 ) -> Loop[Any, Any]:
-    """Puts a stage and an engine into a loop; for `start`, at its step. The engine is passed in, so
-    that programs which count the loop's step can pass a stand-in without DeepSpeed."""
+    """Builds the loop for a stage and an engine; with `start` it continues at the checkpoint's
+    step. The engine is a parameter, so that programs which count the loop's steps can pass one
+    without DeepSpeed."""
     state = RunState()
     if start:
         saved = start.meta["state"]
@@ -124,14 +125,15 @@ def build_loop(
 
 
 def build_schedule(run: ResolvedRun, total_steps: int) -> CosineSchedule:
-    """Gives the recipe's learning rate by optimizer step, for a run of `total_steps` steps."""
+    """Gives the recipe's learning rate as a function of the step, for a run of `total_steps`
+    steps."""
     return CosineSchedule(
         run.learning_rate, total_steps, run.recipe.warmup_steps, run.recipe.min_lr_ratio
     )
 
 
 class Recorder:
-    """Records the events of a run: on the console, in metrics, checkpoints and samples."""
+    """Records what happens in a run: on the console, in metrics, checkpoints and samples."""
 
     def __init__(
         self, run: ResolvedRun, tokenizer: Tokenizer, trained: Trained, loop: Loop[Any, Any],
@@ -175,9 +177,9 @@ class Recorder:
         }
 
     @property
-    def events(self) -> Events:
-        """Gives the functions that the loop calls."""
-        return Events(
+    def callbacks(self) -> Callbacks:
+        """Gives the callbacks for the loop."""
+        return Callbacks(
             record=self._log.write if self._log else lambda *_: None,
             save=self._save,
             sample=self._sample,
@@ -194,7 +196,7 @@ class Recorder:
         now = {
             "step": state.step,
             "tokens": state.tokens,
-            # JSON knows no infinity: before the first validation it is the text "inf".
+            # JSON has no infinity: before the first validation the best loss is the text "inf".
             "best_val_loss": str(state.best_val_loss),
         }
         path = self._store.save(
@@ -215,7 +217,7 @@ class Recorder:
             self._samples.write(step, samples)
             texts = [spell_sample(sample) for sample in samples[:_SAMPLES_SAID]]
         else:
-            texts = sample_texts(module, self._tokenizer, self._prompts, is_chat=self._is_chat)
+            texts = answer_lines(module, self._tokenizer, self._prompts, is_chat=self._is_chat)
         self._log.monitors.write_texts(step, texts)
         for text in texts:
             self._progress.say("step %d: %s", step, text)

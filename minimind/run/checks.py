@@ -1,4 +1,4 @@
-"""Refuses resolved runs that cannot work: one list of checks, which a dry run and a real one pass
+"""Refuses resolved runs that cannot work: one list of checks for dry runs and real runs, made
 before anything is built."""
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def check_run(run: ResolvedRun, tokenizer: Tokenizer, start: Checkpoint | None =
 
 
 def check_tokenizer(run: ResolvedRun, tokenizer: Tokenizer, start: Checkpoint | None) -> None:
-    """Raises ConfigError where the weights that the run starts from, or continues, know its ids as
-    other tokens."""
+    """Raises ConfigError where the tokenizer gives ids another meaning than the weights that the
+    run starts from or continues."""
     if start:
         check_folder_tokens(
             tokenizer, find_model_folder(start.folder), "Resume with the tokenizer of the run, or "
@@ -67,8 +67,8 @@ def check_tokenizer(run: ResolvedRun, tokenizer: Tokenizer, start: Checkpoint | 
 
 
 def check_new_tokenizer(run: ResolvedRun, helper: Path | None) -> None:
-    """Raises ConfigError where new_tokenizer is given and nothing can learn the new tokens.
-    `helper` is the folder of the helper that the policy is trained with."""
+    """Raises ConfigError where new_tokenizer is given but the new tokens could not be learned.
+    `helper` is the folder of the teacher or reference."""
     if not run.recipe.new_tokenizer:
         return
     if not (run.weights_folder and run.has_own_tokenizer):
@@ -89,7 +89,7 @@ def check_new_tokenizer(run: ResolvedRun, helper: Path | None) -> None:
 
 
 def check_arguments(run: ResolvedRun) -> None:
-    """Raises ConfigError where data is given to validate on, and none to train on."""
+    """Raises ConfigError where validation data is given without training data."""
     if run.arguments.get("val_data") and not run.arguments.get("data"):
         name = SAMPLE_PREFIX + STAGES[run.stage].sample_data.name
         raise ConfigError(
@@ -99,7 +99,7 @@ def check_arguments(run: ResolvedRun) -> None:
 
 
 def check_graphs(run: ResolvedRun) -> None:
-    """Raises ConfigError where CUDA graphs are asked for and a micro-batch cannot be one."""
+    """Raises ConfigError where CUDA graphs are asked for and a micro-batch cannot run as one."""
     if run.recipe.cuda_graph and (problem := _why_not_graphed(run)):
         raise ConfigError(f"cuda_graph=true, but {problem}")
 
@@ -120,8 +120,8 @@ def _why_not_graphed(run: ResolvedRun) -> str | None:
 
 
 def check_scheduler(run: ResolvedRun) -> None:
-    """Raises ConfigError where the DeepSpeed JSON's scheduler, which has one rate and counts
-    updates, cannot do what the stage needs."""
+    """Raises ConfigError where the DeepSpeed JSON's scheduler does not fit the stage: it has one
+    learning rate and counts every update."""
     if not run.ds_config.get("scheduler"):
         return
     instead = "remove it: the recipe's own schedule does"

@@ -1,4 +1,4 @@
-"""Refuses a run, once its data is read, that could learn nothing from it."""
+"""Refuses a run that could learn nothing from its data, once the data is tokenised."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from minimind.stages import STAGES
 
 
 def check_data(run: ResolvedRun, loader: PackedLoader, eval_data: EvalLoader | None) -> None:
-    """Raises ConfigError where nothing would be learned from the training data, or nothing measured
-    on the validation data. Both are read until something is found."""
+    """Raises ConfigError where the training data has nothing to learn from, or the validation data
+    nothing to measure. Reads each until it finds something."""
     _check_length(run, run.total_steps(loader))
     for what, data in (("training", loader), ("validation", eval_data)):
         if data is not None and not any(batch.count for batch in data.all_batches()):

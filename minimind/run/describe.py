@@ -1,4 +1,4 @@
-"""Describes a run in its banner."""
+"""Describes a run in a banner."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def describe_run(
     eval_data: EvalLoader | None = None,
     start: Checkpoint | None = None,
 ) -> str:
-    """Writes the text that --dry_run and the start of a run print. `start` is the checkpoint that
+    """Writes the text that a dry run and the start of a run print. `start` is the checkpoint that
     the run continues."""
     ds, total = run.ds_config, run.total_steps(loader)
     accumulation = ds["gradient_accumulation_steps"]
@@ -85,7 +85,7 @@ def _describe_cut(run: ResolvedRun, loader: PackedLoader) -> str:
 
 
 def _describe_tokenizer(run: ResolvedRun, tokenizer: Tokenizer) -> str:
-    """Says how a tokenizer beside a checkpoint may differ from the checkpoint's own."""
+    """Describes how a --tokenizer may differ from the checkpoint's own; "" where none is given."""
     folder = run.weights_folder
     if folder is None or not run.has_own_tokenizer:
         return ""
@@ -118,8 +118,8 @@ def _describe_validation(
 
 
 def _describe_jump(run: ResolvedRun, loader: PackedLoader, start: Checkpoint) -> str | None:
-    """Says how the learning rate continues where the checkpoint's run had planned another
-    course."""
+    """Describes how the learning rate goes on where the checkpoint's run had planned another
+    course; None where it had the same."""
     if run.ds_config.get("scheduler"):
         return None
     recipe = type(run.recipe)()

@@ -1,4 +1,4 @@
-"""Reads the user's options, from the command line or from Python, and sorts them by subject."""
+"""Reads the user's options from the command line or from Python, and sorts them by subject."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from minimind.run.unknown_names import (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TrainArguments:
-    """Holds the options that the user gave, and nothing else."""
+    """Holds the options that the user gave, without any defaults."""
 
     run: dict[str, Any]
     """Flags about the run as a whole."""
@@ -41,16 +41,16 @@ class TrainArguments:
     dry_run: bool
     local_rank: int | None
     on: str | None = None
-    """The place where a dry run rehearses, as DEVICE[:RANKS]; None: this machine."""
+    """The DEVICE[:RANKS] for which a dry run rehearses; None for this machine."""
 
     def get(self, name: str) -> Any:
-        """Gives a run flag's value; None where it has no default of its own."""
+        """Gives the value of a run flag: the user's, else its default, else None."""
         default = RUN_FLAGS[name]["default"]
         concrete = {"stage", "ds_config", "model", "on_bad_row"}
         return self.run.get(name, default if name in concrete else None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives the content of run.json, which `merge` reads."""
+        """Gives the arguments as run.json holds them and `merge` reads them."""
         return {
             "run": self.run,
             "recipe": self.recipe,
@@ -59,7 +59,7 @@ class TrainArguments:
         }
 
     def merge(self, earlier: Mapping[str, Any]) -> TrainArguments:
-        """Gives the options of a resumed run: those of `earlier`, overridden by the new ones."""
+        """Gives the options of a resumed run: those of `earlier`, overridden by these."""
         return dataclasses.replace(
             self,
             **{
@@ -72,8 +72,8 @@ class TrainArguments:
 def parse_train_arguments(
     argv: Sequence[str] | None, recipe_types: Mapping[str, type[Recipe]]
 ) -> TrainArguments:
-    """Reads flags. Exits with status 2 and a message on bad usage. Raises ConfigError for a bad
-    --set."""
+    """Reads command-line flags. Bad usage prints a message and exits with status 2; a bad --set
+    raises ConfigError."""
     stage = _find_stage(argv)
     parser = build_parser(recipe_types, recipe_types.get(stage, Recipe))
     known, rest = parser.parse_known_args(argv)
@@ -89,8 +89,8 @@ def parse_train_arguments(
 def collect_train_arguments(
     options: Mapping[str, Any], recipe_types: Mapping[str, type[Recipe]]
 ) -> TrainArguments:
-    """Reads keyword arguments from Python: the flags by name, any option of the recipe or field of
-    the model, and `set`, a mapping of the values that --set takes. Raises ConfigError."""
+    """Reads keyword arguments from Python: flags by name, options of the recipe, fields of the
+    model, and `set`, a mapping of what --set takes. Raises ConfigError."""
     given = {name: _as_text(value) for name, value in options.items() if value is not None}
     more_settings = given.pop("set", {})
     if not isinstance(more_settings, Mapping) or not all(
@@ -127,7 +127,7 @@ def collect_train_arguments(
 
 
 def _check_kinds(given: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a keyword argument of a type that no flag has."""
+    """Raises ConfigError for a keyword argument whose type no flag has."""
     for name in RUN_FLAGS:
         value = given.get(name, "")
         lists = name in LISTS and isinstance(value, list)
@@ -141,7 +141,7 @@ def _check_kinds(given: Mapping[str, Any]) -> None:
 
 
 def _as_text(value: Any) -> Any:
-    """Gives paths as the command line has them."""
+    """Gives paths, also in lists, as strings."""
     if isinstance(value, Path):
         return str(value)
     return [_as_text(part) for part in value] if isinstance(value, list | tuple) else value
@@ -153,7 +153,7 @@ def _check_names(
     recipe_types: Mapping[str, type[Recipe]],
     spell: Spelling,
 ) -> None:
-    """Raises ConfigError that names, for all unknown names, their replacements."""
+    """Raises a ConfigError that names every unknown setting with its replacement."""
     known = {*MODEL_FIELDS, *option_names(recipe_types.get(stage, Recipe))}
     problems = []
     for key, value in settings.items():
@@ -208,7 +208,8 @@ def _sort_arguments(
 
 
 def _find_stage(argv: Sequence[str] | None) -> str:
-    """Gives --stage, or the stage of the run to continue: the other options depend on it."""
+    """Gives --stage, or the stage of the run to resume. It is read first because the other options
+    depend on it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--stage", nargs="?")
     parser.add_argument("--output_dir", nargs="?")
@@ -219,7 +220,7 @@ def _find_stage(argv: Sequence[str] | None) -> str:
 
 def _choose_stage(given: str | None, resume: bool, output_dir: str | None) -> str:
     if given is None and resume and output_dir:
-        # A run.json that cannot be read is an error of the resumption, and is raised there.
+        # A run.json that cannot be read is reported later, when the run is resumed.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             text = (Path(output_dir) / "run.json").read_text(encoding="utf-8")
             return str(json.loads(text)["stage"])

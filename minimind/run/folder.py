@@ -1,4 +1,4 @@
-"""Chooses and makes a run's folder, and writes run.json in it."""
+"""Chooses and creates a run's folder, and writes run.json into it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ RUN_FILE = "run.json"
 
 
 def make_folder(run: ResolvedRun) -> Path:
-    """Makes --output_dir, else the next free folder of runs/, and writes run.json at once: so a run
-    that is killed before its first checkpoint can be resumed. A resumed run keeps its run.json
-    until its checkpoint proves to be of this run. Raises ConfigError as `check_folder` does."""
+    """Creates --output_dir, or the next free folder in runs/, and writes run.json at once, so that
+    a run killed before its first checkpoint can be resumed. A resumed run's run.json is replaced
+    only after its checkpoint has proved to belong to it. Raises the ConfigErrors of
+    `check_folder`."""
     folder = check_folder(run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -35,8 +36,8 @@ def make_folder(run: ResolvedRun) -> Path:
 
 
 def check_folder(run: ResolvedRun) -> Path:
-    """Gives the folder that `make_folder` will make. Raises ConfigError where it cannot be made or
-    written to, or holds checkpoints that the user did not ask to continue."""
+    """Gives the folder that `make_folder` will create. Raises ConfigError where it cannot be
+    created or written to, or has checkpoints that the user did not ask to resume."""
     folder = _choose_folder(run)
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
@@ -63,8 +64,8 @@ def _choose_folder(run: ResolvedRun) -> Path:
 
 
 def write_run(folder: Path, run: ResolvedRun) -> None:
-    """Writes down everything that was resolved. A kill leaves the earlier file, which --resume
-    reads. Raises ConfigError where it cannot be written."""
+    """Writes everything that was resolved to run.json. If the process is killed meanwhile, the
+    earlier file stays. Raises ConfigError where it cannot be written."""
     text = json.dumps(run.to_dict(), indent=2, ensure_ascii=False) + "\n"
     try:
         with write_whole(folder / RUN_FILE) as new:
@@ -76,9 +77,8 @@ def write_run(folder: Path, run: ResolvedRun) -> None:
 
 
 def merge_earlier(arguments: TrainArguments) -> TrainArguments:
-    """Gives the options that the run to continue was started with, overridden by the new ones.
-    Raises ConfigError without the folder of a run, CheckpointError where its run.json cannot be
-    read."""
+    """Gives the options of the run to resume, overridden by the new ones. Raises ConfigError where
+    there is no such run, CheckpointError where its run.json cannot be read."""
     folder = arguments.get("output_dir")
     if folder is None:
         raise ConfigError("--resume needs --output_dir, the folder of the run to go on with")

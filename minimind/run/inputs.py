@@ -1,4 +1,4 @@
-"""Loads the inputs of a resolved run: rows to train and validate on, weights to start from."""
+"""Loads the inputs of a resolved run: training and validation data, starting weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 def build_loaders(
     run: ResolvedRun, tokenizer: Tokenizer, ranks: Ranks
 ) -> tuple[PackedLoader, EvalLoader | None]:
-    """Builds the loaders of the training and the validation rows, packed."""
+    """Builds the loaders of training and validation data; the second is None without validation
+    data."""
     stage = STAGES[run.stage]
     data_format = stage.data_format.with_options(**run.recipe.format_options)
 
@@ -72,7 +73,8 @@ def build_loaders(
 
 
 def _report_repeated(training: list[WeightedSource], validation: list[WeightedSource]) -> None:
-    """Warns where a validation source is a training source, even under another name."""
+    """Warns where a validation file has the same content as a training file, even under another
+    name."""
     trained = {source.cache.key: source.cache.path for source in training}
     for source in validation:
         if path := trained.get(source.cache.key):
@@ -90,8 +92,8 @@ def build_context(
     start: Checkpoint | None = None,
     **more: Any,
 ) -> BuildContext:
-    """Gives the context in which a stage builds, for a run that continues from `start`; `more`
-    holds weights and data, which only building needs."""
+    """Gives the context in which a stage is checked and built. `start` is the checkpoint that the
+    run continues; `more` holds weights and data, which only building needs."""
     return BuildContext(
         config=run.config,
         weights_folder=run.weights_folder,
@@ -104,14 +106,15 @@ def build_context(
 
 
 def hash_helpers(stage: Stage[Any, Any], context: BuildContext) -> str:
-    """Gives the fingerprint of the helper's weights; "" without a helper."""
+    """Gives a fingerprint of the helper's weights; "" without a helper."""
     folder = stage.helper_folder(context)
     return fingerprint(folder) if folder else ""
 
 
 def load_start(run: ResolvedRun) -> dict[str, Tensor] | None:
-    """Loads the named weights that a new run starts from; None where it starts fresh. Warns of
-    weights rounded to 16 bits: a small rate never moves them as far as the rounding did."""
+    """Loads the weights that a new run starts from, by name; None where it starts fresh. Warns of
+    16-bit weights with a small learning rate, whose updates would be smaller than the rounding
+    error."""
     if run.weights_folder is None:
         return None
     _, weights = load_model_folder(run.weights_folder)

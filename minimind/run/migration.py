@@ -1,4 +1,4 @@
-"""Lists the flags of the original MiniMind, and their replacements here (docs/migration.md)."""
+"""Maps the flags of the original MiniMind to their replacements here (docs/migration.md)."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ RENAMED = {
     "lam": "gae_lambda",
     "report_to": "monitor",
 }
-"""For a name of the original's or transformers': the flag, option of a stage or field of the model
-that does the same."""
+"""For each name in the original or in transformers, the flag, recipe option or model field that
+does the same here."""
 
 EXPLAINED = {
     "accumulation_steps": "follows from --batch_size, the rows of a whole step over all GPUs, and "
@@ -58,4 +58,4 @@ EXPLAINED = {
     "ddp": "deepspeed launch/train.py starts a rank on every GPU",
     "use_compile": "not needed: the kernels are compiled already",
 }
-"""For a name of the original's without one replacement: what to do instead."""
+"""For each name of the original without a single replacement, what to do instead."""

@@ -1,4 +1,4 @@
-"""Builds the flags of `minimind train` once, for all stages, from the recipe's fields."""
+"""Builds the flags of `minimind train` from the fields of all stages' recipes."""
 
 from __future__ import annotations
 
@@ -51,15 +51,16 @@ RUN_FLAGS: dict[str, dict[str, Any]] = {
         "default": "stop",
     },
 }
-"""Flags about the run as a whole."""
+"""The flags about the run as a whole, with help texts and defaults."""
 LISTS = tuple(name for name, entry in RUN_FLAGS.items() if entry.get("nargs") == "+")
-"""Flags that take several values."""
+"""The flags that take several values."""
 CONTROLS = ("resume", "dry_run", "on")
 ON_BAD_ROW = ("stop", "skip")
 
 
 def check_choice(what: str, given: str, choices: Iterable[str]) -> str | None:
-    """Says what is wrong with a value that is not a choice; None for a choice."""
+    """Gives a message about a value that is none of `choices`; None for a valid one. `what` names
+    the kind of value."""
     choices = tuple(choices)
     if given in choices:
         return None
@@ -69,8 +70,7 @@ def check_choice(what: str, given: str, choices: Iterable[str]) -> str | None:
 def build_parser(
     recipe_types: Mapping[str, type[Recipe]], recipe_type: type[Recipe]
 ) -> argparse.ArgumentParser:
-    """Builds the parser of `minimind train`. `recipe_type` is that of the stage whose options
-    --help lists."""
+    """Builds the parser of `minimind train`. --help lists the options of `recipe_type`."""
     parser = _Parser(
         description="Trains a model with one of the stages on a DeepSpeed engine.",
         epilog=_describe_options(recipe_type),
@@ -133,8 +133,7 @@ def build_parser(
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Reports the error once, whatever the number of ranks, and without the usage of all
-        flags."""
+        """Reports the error once, not on every rank, and without the usage of all flags."""
         text = f"{self.prog}: error: {message}\n(--help lists all flags and options)\n"
         self.exit(2, text if read_ranks().is_main else None)
 

@@ -1,4 +1,4 @@
-"""Resolves the user's options to a run: everything is filled in, checked and written down."""
+"""Resolves the user's options to a run in which every value is filled in and checked."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from minimind.stages import STAGES
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRun:
-    """Holds enough to run it, and to run it again."""
+    """Holds all values of a run: enough to run it, and to run it again."""
 
     arguments: TrainArguments
     stage: str
@@ -73,15 +73,15 @@ class ResolvedRun:
 
     @property
     def learning_rate(self) -> float:
-        """Gives the peak rate, scaled to the batch where the recipe says so. The square root keeps
-        the size of Adam's noise (Malladi et al. 2022)."""
+        """Gives the peak learning rate, scaled to the batch if the recipe says so. Scaling with the
+        square root of the batch keeps the size of Adam's noise (Malladi et al. 2022)."""
         rate, reference = self.recipe.learning_rate, self.recipe.scale_lr_with_batch
         assert rate is not None
         return rate * math.sqrt(self.train_batch_size / reference) if reference else rate
 
     @property
     def has_own_tokenizer(self) -> bool:
-        """Tells whether the tokenizer was given, and differs from the checkpoint's."""
+        """Tells whether the user gave --tokenizer, which may differ from the checkpoint's."""
         return self.arguments.get("tokenizer") is not None
 
     @property
@@ -90,26 +90,27 @@ class ResolvedRun:
 
     @property
     def flops_per_token(self) -> int:
-        """Counts as the model does: two for each weight's forward, for its input's gradient and for
-        its own gradient. Adapters add to this, and a frozen weight has no gradient of its own."""
+        """Gives the FLOPs per token: for each weight two for the forward, two for the gradient of
+        its input and two for its own gradient. Adapters add theirs, and frozen weights have no
+        gradient of their own."""
         trained, frozen = self.recipe.count_weights(self.config)
         whole = self.config.flops_per_token(self.seq_len)
         met = self.config.num_active_parameters if frozen else 0
         return whole + 6 * (trained + frozen - self.config.num_parameters) - 2 * met
 
     def total_steps(self, loader: PackedLoader) -> int:
-        """Counts the optimizer steps of the whole run."""
+        """Gives the number of optimizer steps in the whole run."""
         return self.recipe.max_steps or loader.steps(self.recipe.epochs)
 
     def with_total_steps(self, loader: PackedLoader) -> ResolvedRun:
-        """Gives the same run, in which the DeepSpeed JSON's scheduler knows the number of steps
-        where it asks for it."""
+        """Gives the same run with the number of steps filled in where the DeepSpeed JSON's
+        scheduler has "auto" for it."""
         ds_config = with_total_steps(self.ds_config, self.total_steps(loader))
         return dataclasses.replace(self, ds_config=ds_config)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Gives, by name, the values that every rank of the run must share."""
+        """Gives the values that must be the same on every rank, by name."""
         return {
             "kind of device": self.device.kind,
             "precision": precision(self.ds_config),
@@ -138,7 +139,8 @@ class ResolvedRun:
 def resolve_run(
     arguments: TrainArguments, tokenizer: Tokenizer, ranks: Ranks, device: Device
 ) -> ResolvedRun:
-    """Resolves a run. Raises ConfigError or CheckpointError where something does not fit."""
+    """Resolves a run. Raises ConfigError or CheckpointError where something does not fit
+    together."""
     stage = STAGES[arguments.get("stage")]
     config, weights_folder, model_name = _resolve_model(arguments, tokenizer)
     _check_vocabulary(arguments, tokenizer, config, weights_folder)
@@ -178,7 +180,7 @@ def resolve_run(
 
 
 def find_tokenizer(arguments: TrainArguments) -> Tokenizer:
-    """Loads --tokenizer, else the checkpoint's tokenizer, else the sample data's."""
+    """Loads the tokenizer of --tokenizer, else of the checkpoint, else of the sample data."""
     from minimind.samples.text import load_sample_tokenizer
 
     if folder := arguments.get("tokenizer"):
@@ -228,7 +230,7 @@ def _resolve_model(
 def _check_vocabulary(
     arguments: TrainArguments, tokenizer: Tokenizer, config: ModelConfig, folder: Path | None
 ) -> None:
-    """Raises ConfigError where the model has no room for the tokenizer's tokens."""
+    """Raises ConfigError where the model's vocabulary is smaller than the tokenizer's."""
     if folder is None:
         tokenizer.check_fits(config.vocab_size)
     elif tokenizer.vocab_size > config.vocab_size:
@@ -241,8 +243,8 @@ def _check_vocabulary(
 
 
 def _preset_like(config: ModelConfig) -> str:
-    """Names the preset of these sizes, whose micro-batch and rates then apply; "" where there is
-    none."""
+    """Gives the preset with as many parameters, whose micro-batch and learning rate are then used;
+    "" where there is none."""
     from minimind.config.model import FOLLOWS_TOKENIZER, PRESETS
 
     for name in PRESETS:
@@ -254,8 +256,8 @@ def _preset_like(config: ModelConfig) -> str:
 
 
 def check_same_run(start: Checkpoint, run: ResolvedRun, fingerprint: str) -> None:
-    """Raises CheckpointError where a checkpoint is of another run, and names the difference: stage,
-    model, data or batch. `fingerprint` is the loader's."""
+    """Raises CheckpointError where the checkpoint belongs to another run, and names what differs:
+    stage, model, data or batch. `fingerprint` is the loader's."""
     meta = start.meta
     if meta["stage"] != run.stage:
         raise CheckpointError(f"{start.folder} is of --stage {meta['stage']}, not {run.stage}")

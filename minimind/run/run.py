@@ -1,4 +1,4 @@
-"""Defines a training run: it is resolved, built, stepped and recorded here and nowhere else."""
+"""Defines a training run. It is resolved, built, stepped and recorded only here."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ logger = logging.getLogger("minimind")
 
 
 class Run:
-    """Holds one training run, from the user's options to its checkpoints.
+    """Is one training run, from the user's options to its checkpoints.
 
     >>> run = Run.resolve(stage="sft", from_checkpoint="runs/base", data="chat.jsonl")
     >>> print(run.describe())
     >>> run.train()
 
-    A benchmark takes its steps one by one instead: `run.build()`, then `run.step()`. A run
-    is trained or stepped once; `close` gives its memory back.
+    A benchmark takes steps one by one instead, by `run.build()` and `run.step()`. A run can be
+    either trained or stepped, once; `close` frees its memory.
     """
 
     def __init__(self, resolved: ResolvedRun, tokenizer: Tokenizer, ranks: Ranks) -> None:
@@ -70,9 +70,9 @@ class Run:
 
     @classmethod
     def resolve(cls, argv: Sequence[str] | None = None, **options: Any) -> Run:
-        """Resolves the flags of `minimind train` as a list, or the same as keyword arguments; `set`
-        is a mapping of the values that --set takes. Nothing is built and nothing written. Raises a
-        MiniMindError for a run that cannot work; exits with status 2 on bad usage of flags."""
+        """Resolves a run from a list of flags of `minimind train`, or from keyword arguments, where
+        `set` is a mapping of what --set takes. Builds and writes nothing. Raises a MiniMindError
+        for a run that cannot work; bad usage of flags exits with status 2."""
         if argv is None:
             return cls.of(collect_arguments(options))
         if isinstance(argv, str) or options:
@@ -81,7 +81,7 @@ class Run:
 
     @classmethod
     def of(cls, arguments: TrainArguments, place: tuple[Device, int] | None = None) -> Run:
-        """Resolves arguments that were read already, on the device and rank of this process.
+        """Resolves a run from arguments that were read already, on this process's device and rank.
         `place` names another device and its number of ranks, which need not exist here."""
         ranks = read_ranks(arguments.local_rank)
         if place:
@@ -95,42 +95,42 @@ class Run:
 
     @classmethod
     def on(cls, arguments: TrainArguments, ranks: Ranks, device: Device) -> Run:
-        """Resolves arguments for a device and ranks that need not exist here."""
+        """Resolves a run for a device and ranks that need not exist here."""
         tokenizer = find_tokenizer(arguments)
         return cls(resolve_run(arguments, tokenizer, ranks, device), tokenizer, ranks)
 
     @property
     def loop(self) -> Loop[Any, Any]:
-        """Gives the training loop, once it is built."""
+        """Gives the training loop. Raises RuntimeError before it is built."""
         if self._loop is None:
             raise RuntimeError("the run is not built yet: build() comes first")
         return self._loop
 
     @property
     def models(self) -> StageModels:
-        """Gives the models of the stage, once they are built."""
+        """Gives the stage's models. Raises RuntimeError before they are built."""
         if self._trained is None:
             raise RuntimeError("the run is not built yet: build() comes first")
         return self._trained.models
 
     @property
     def loader(self) -> PackedLoader:
-        """Gives the training data, tokenised and packed when first asked for."""
+        """Gives the loader of the training data, which is tokenised and packed on first use."""
         return self._load()[0]
 
     @property
     def total_steps(self) -> int:
-        """Counts the optimizer steps of the whole run."""
+        """Gives the number of optimizer steps in the whole run."""
         return self.resolved.total_steps(self.loader)
 
     def describe(self) -> str:
-        """Describes the run: model, device, step, data and rate, a line each."""
+        """Describes the run in a few lines: model, device, step, data, learning rate and so on."""
         loader, eval_data = self._load()
         return describe_run(self.resolved, self.tokenizer, loader, eval_data, self._find_start())
 
     def check(self) -> None:
-        """Raises a MiniMindError for a run that `train` could not run, before anything is built: a
-        dry run and a real one refuse the same, in the same words. All ranks call it."""
+        """Raises a MiniMindError for a run that `train` could not run, before anything is built.
+        Dry runs and real runs make the same checks. All ranks call it."""
         start = self._find_start()
 
         def check() -> None:
@@ -150,8 +150,8 @@ class Run:
 
     def build(self, loader: Loader[Any] | None = None) -> Run:
         """Joins the ranks, reads the data and builds models, engine and loop; with --resume in the
-        state of the newest checkpoint. `loader` is read instead of the run's own data, for
-        `max_steps` steps that can only be taken one by one. All ranks call it."""
+        state of the newest checkpoint. A `loader` replaces the run's own data; the run then has
+        `max_steps` steps and can only be stepped. All ranks call it."""
         self._check_open()
         if self._loop is not None:
             return self
@@ -186,16 +186,16 @@ class Run:
         return self._loop
 
     def step(self) -> StepStats:
-        """Takes the next optimizer step as `train` takes it (or the several that the stage prepares
-        from one step's data), without validation, samples and checkpoints, and gives what the last
-        one did. Only `train` measures `peak_bytes` on a CPU. Raises RuntimeError after the last
+        """Takes the next optimizer step as `train` does (or the several steps that the stage
+        prepares from one step's data), without validation, samples and checkpoints, and gives its
+        StepStats. On a CPU only `train` measures `peak_bytes`. Raises RuntimeError after the last
         step."""
         self.step_ahead()
         self.loop.wait()
         return cast(StepStats, self.loop.newest)
 
     def step_ahead(self) -> None:
-        """Takes the next step as `step` does, but does not wait for its numbers, like `train`."""
+        """Takes the next step as `step` does, but without waiting for its numbers, like `train`."""
         self._check_open()
         loop = self.loop
         if self.folder is not None:
@@ -209,8 +209,8 @@ class Run:
         loop.read_back()
 
     def train(self) -> bool:
-        """Trains to the end and records the run in its folder. Gives True when done, False when
-        interrupted, with a checkpoint saved. All ranks call it, once."""
+        """Trains to the end and records the run in its folder. Gives True when done, and False
+        after an interrupt, with a checkpoint saved. All ranks call it, once."""
         self._check_open()
         if self.folder is not None or self._steps is not None or not self._has_own_data:
             raise RuntimeError("a run is trained once, on its own data: resolve another")
@@ -226,8 +226,8 @@ class Run:
         return finished
 
     def close(self) -> None:
-        """Frees the memory of the models and of the optimizer, and ends the reader; the run cannot
-        be used afterwards. A process that ends after it need not call it."""
+        """Frees the memory of models and optimizer and ends the reader thread; the run cannot be
+        used afterwards. A process that is about to end need not call it."""
         if self._steps is not None:
             self._steps.close()
         if self._engine is not None:
@@ -248,7 +248,7 @@ class Run:
             logger.info("all %d steps are done already: %s", loop.total_steps, self._start.folder)
             return True
         recorder = Recorder(self.resolved, self.tokenizer, self._trained, loop, folder)
-        loop.events = recorder.events
+        loop.callbacks = recorder.callbacks
         outcome = INTERRUPTED
         try:
             finished = loop.run()
@@ -266,7 +266,7 @@ class Run:
         return finished
 
     def _find_start(self) -> Checkpoint | None:
-        """Finds the newest whole checkpoint of the run to continue."""
+        """Finds the newest complete checkpoint of the run to resume; None for a new run."""
         if self._start is None and self.resolved.arguments.resume:
             output = Path(self.resolved.arguments.get("output_dir"))
             self._start = find_latest(output / "checkpoints")
@@ -289,8 +289,8 @@ class Run:
         return self._loaders
 
     def _load_together(self) -> tuple[PackedLoader, EvalLoader | None]:
-        """Has rank 0 fill the token caches, which the others then map. All ranks call it, even
-        those that have loaded already."""
+        """Lets rank 0 fill the token caches first; then every rank maps them. All ranks call it,
+        even those that have loaded already."""
         main_first(self.ranks, self._load)
         loaders = all_do(self._load)
         check_alike({"training data": loaders[0].fingerprint})

@@ -1,4 +1,4 @@
-"""Explains unknown names: what replaces them, or which name was probably meant."""
+"""Explains names that are not known: what replaces them, or which name was probably meant."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 
 
 class Spelling(Protocol):
-    """Writes a name, with a value where one is known, as the user has to give it."""
+    """Writes a name, with a value if there is one, as the user has to give it."""
 
     def __call__(self, name: str, value: str = "") -> str: ...
 
 
 def spell_flag(name: str, value: str = "") -> str:
-    """Writes a name as the command line has it."""
+    """Writes a name as a command-line flag."""
     if name in CONTROLS:
         return f"--{name}"
     if name in RUN_FLAGS or name in FLAGS:
@@ -33,7 +33,7 @@ def spell_flag(name: str, value: str = "") -> str:
 
 
 def spell_keyword(name: str, value: str = "") -> str:
-    """Writes a name as Python has it."""
+    """Writes a name as a Python keyword."""
     return FLAGS.get(name, name)
 
 
@@ -42,7 +42,7 @@ def option_names(recipe_type: type[Recipe]) -> tuple[str, ...]:
 
 
 def split_unknown(rest: Iterable[str]) -> list[tuple[str, str]]:
-    """Gives (flag, values) of the arguments that argparse did not know; a stray word is ("",
+    """Splits arguments that argparse did not know into (flag, values); a stray word becomes ("",
     word)."""
     found: list[tuple[str, str]] = []
     for token in rest:
@@ -58,7 +58,7 @@ def split_unknown(rest: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def explain_flags(rest: Iterable[str], stage: str, recipe_types: Mapping[str, type[Recipe]]) -> str:
-    """Writes one message for all flags and stray words that argparse did not know."""
+    """Writes one message about all flags and stray words that argparse did not know."""
     lines = []
     for flag, value in split_unknown(rest):
         if flag:
@@ -79,7 +79,7 @@ def explain(
     recipe_types: Mapping[str, type[Recipe]],
     spell: Spelling,
 ) -> str:
-    """Gives the advice that follows an unknown name."""
+    """Gives the advice that follows an unknown name in a message."""
     options = option_names(recipe_types[stage]) if stage in recipe_types else ()
     of_flags = {flag: option for option, flag in FLAGS.items()}
     known = {*RUN_FLAGS, *CONTROLS, *of_flags, *options, *MODEL_FIELDS}

@@ -1,2 +1,2 @@
-"""Manages the process and its machine: ranks, devices, memory, seeds, logging, files written whole,
-worker processes. It knows nothing of models, data or training."""
+"""Manages the process and its machine: ranks, devices, memory, seeds, logging, atomic files, worker
+processes. It knows nothing about models, data or training."""

@@ -1,4 +1,4 @@
-"""Makes folders that are whole or not there, under one lock per name."""
+"""Creates cache folders that are complete or absent, with a lock for each name."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ logger = logging.getLogger(__name__)
 
 
 def default_cache_dir() -> Path:
-    """Gives $MINIMIND_CACHE, else ~/.cache/minimind."""
+    """Gives $MINIMIND_CACHE, or ~/.cache/minimind."""
     return Path(os.environ.get("MINIMIND_CACHE") or Path.home() / ".cache" / "minimind")
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Holds an exclusive lock on `path`, which a killed process loses too; waits for it.
+    """Waits for and holds an exclusive lock on `path`; it is released even if the process is
+    killed.
 
-    Yields False where the file system has no locks: then two builders may both do the work, and
-    the first to finish wins.
+    Yields False where the file system has no locks. Two builders may then do the same work, and the
+    first to finish wins.
     """
     with open(path, "ab") as file:
         try:
@@ -43,8 +44,8 @@ def locked(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `target`, renamed to it at the end and removed on any error.
-    Where another process was quicker, its folder stays."""
+    """Yields a temporary folder beside `target`, which is renamed to `target` at the end and
+    removed on any error. If another process was faster, its folder stays."""
     folder = target.with_name(f"{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     folder.mkdir(parents=True)
     try:
@@ -65,8 +66,8 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def remove_stale(parent: Path, held: str) -> None:
-    """Removes temporary folders that killed builds left in `parent`: those named `held`, whose lock
-    the caller has, and those whose lock nobody has."""
+    """Removes temporary folders that killed builders left in `parent`: those for the name `held`,
+    whose lock the caller holds, and those whose lock nobody holds."""
     for folder in parent.glob("*.tmp-*"):
         name = folder.name.split(".tmp-")[0]
         if name == held:

@@ -1,4 +1,4 @@
-"""Finds the device that a run computes on, its abilities and its published peak."""
+"""Finds the device that a run computes on, what it supports, and its published peak."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ logger = logging.getLogger("minimind")
 
 
 _DRIVERS_GPUS = Path("/proc/driver/nvidia/gpus")
-"""This folder has a subfolder for each GPU that NVIDIA's driver knows."""
+"""Has a subfolder for each GPU that NVIDIA's driver knows."""
 PRECISIONS = ("auto", "bf16", "fp32")
-"""MINIMIND_PRECISION holds one of these: "auto" leaves the choice to the machine."""
+"""The values of MINIMIND_PRECISION; "auto" leaves the choice to the machine."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -34,25 +34,25 @@ class Device:
     torch_device: torch.device
     name: str
     supports_bf16: bool
-    """Whether bf16 products are quicker than fp32 ones on the device."""
+    """True where bf16 products are faster than fp32 ones."""
     precision: str
-    """The value that "auto" stands for: bf16 where that is quicker, else fp16 on a GPU and fp32 on
+    """The precision that "auto" stands for: bf16 where it is faster, else fp16 on a GPU and fp32 on
     a CPU; or the value of MINIMIND_PRECISION."""
     why_not_bf16: str
     peak_flops: float | None
-    """FLOP/s; None without a data sheet: then no MFU is shown."""
+    """The peak in FLOP/s; None without a data sheet, and then no MFU is shown."""
     memory_bytes: int | None = None
-    """The device's whole memory, which on a CPU is the machine's; None where nobody looked."""
+    """All memory of the device (of a CPU: of the machine); None if it was not determined."""
 
     @property
     def kind(self) -> str:
-        """Gives cpu or gpu, the words of the size tables and DeepSpeed's JSON."""
+        """Gives "cpu" or "gpu", as the size tables and the DeepSpeed JSON call it."""
         return "cpu" if self.torch_device.type == "cpu" else "gpu"
 
 
 def find_device(local_rank: int = 0) -> Device:
-    """Finds the GPU of this rank, or the CPU where there is none (or CUDA_VISIBLE_DEVICES hides
-    it). An NVIDIA GPU that PyTorch cannot use is reported once. Raises ConfigError for an unknown
+    """Finds this rank's GPU, or the CPU where there is no GPU or CUDA_VISIBLE_DEVICES hides it.
+    Logs once why PyTorch cannot use an NVIDIA GPU that is there. Raises ConfigError for an unknown
     MINIMIND_PRECISION, a rank without a GPU of its own, and a GPU that this PyTorch has no code
     for."""
     if torch.cuda.is_available():
@@ -83,7 +83,7 @@ def find_device(local_rank: int = 0) -> Device:
 
 
 def device_by_data_sheet(name: str) -> Device:
-    """Gives one of GPUS as a device that need not exist here."""
+    """Gives the GPU named `name` in GPUS as a device; it need not exist here."""
     gpu = GPUS[name]
     bf16 = gpu.capability >= (8, 0)
     precision, why = _precision(bf16, "fp16", f"{name} has no bf16 units")
@@ -92,12 +92,11 @@ def device_by_data_sheet(name: str) -> Device:
 
 
 def _own_gpu(local_rank: int, count: int) -> int:
-    """Gives the index of this rank's GPU among the `count` that it sees. Raises ConfigError for two
-    ranks on one GPU: they would be twice as slow at best, and NCCL refuses them."""
+    """Gives the index of this rank's GPU among the `count` that it sees. Raises ConfigError where
+    two ranks would share one: they would be half as fast at best, and NCCL refuses it."""
     if local_rank < count:
         return local_rank
-    # A scheduler may show each rank a GPU of its own, the only one; these launchers show all ranks
-    # the same.
+    # A scheduler may show each rank only its own GPU; these launchers show all ranks the same GPUs.
     if count == 1 and not {"TORCHELASTIC_RUN_ID", "LOCAL_SIZE"} & set(os.environ):
         return 0
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -110,8 +109,9 @@ def _own_gpu(local_rank: int, count: int) -> int:
 
 
 def has_code_for(capability: tuple[int, int], arch_list: Sequence[str]) -> bool:
-    """Tells whether a PyTorch built for `arch_list` (sm_80, compute_90, ...) runs on such a GPU: it
-    needs code of the same generation that is no newer, or PTX, from which the driver makes code."""
+    """Tells whether a PyTorch built for `arch_list` (sm_80, compute_90, ...) runs on a GPU of this
+    capability. It must have code for the same generation that is not newer, or PTX, which the
+    driver compiles."""
     for arch in arch_list:
         kind, _, number = arch.partition("_")
         digits = re.sub(r"\D", "", number)  # sm_90a
@@ -123,7 +123,8 @@ def has_code_for(capability: tuple[int, int], arch_list: Sequence[str]) -> bool:
 
 @functools.cache
 def _say_why_no_gpu() -> None:
-    """Says why an NVIDIA GPU that the driver knows is not used, unless the user hides it."""
+    """Logs why PyTorch does not use an NVIDIA GPU that the driver knows, unless the user hides
+    it."""
     is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if is_hidden or not _DRIVERS_GPUS.is_dir() or not any(_DRIVERS_GPUS.iterdir()):
         return
@@ -142,17 +143,17 @@ def _say_why_no_gpu() -> None:
 
 
 def _prefer_expandable_segments() -> None:
-    """Has PyTorch's allocator grow its blocks of GPU memory in place, unless the user has
+    """Makes PyTorch's allocator grow its blocks of GPU memory in place, unless the user has
     configured it: documents differ from batch to batch, and blocks of odd sizes would pile up. The
     allocator reads this once, when CUDA starts."""
-    # WSL's drivers refuse it (pytorch/pytorch#192330), and PyTorch has it for CUDA alone.
+    # WSL's drivers refuse it (pytorch/pytorch#192330), and PyTorch supports it on CUDA only.
     can = torch.version.cuda is not None and "microsoft" not in os.uname().release.lower()
     if can and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def _precision(supports_bf16: bool, otherwise: str, why: str) -> tuple[str, str]:
-    """Gives the precision for "auto", and why it is not bf16 ("" where it is)."""
+    """Gives the precision that "auto" stands for, and why it is not bf16 ("" if it is)."""
     wanted = os.environ.get("MINIMIND_PRECISION") or "auto"
     if wanted not in PRECISIONS:
         raise ConfigError(
@@ -172,14 +173,14 @@ def check_kernels(device: Device) -> None:
 
 
 def cpu_has_bf16() -> bool:
-    """Tells whether the CPU has avx512_bf16 or AMX (x86), or bf16 (Arm): without them bf16 products
+    """Tells whether the CPU has avx512_bf16 or AMX (x86), or bf16 (Arm). Without them bf16 products
     take 50 times longer."""
     flags = _cpuinfo("flags") or _cpuinfo("Features")
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
 
 
 def limit_threads(local_world_size: int) -> None:
-    """Shares the CPU's cores among the ranks of this machine, unless OMP_NUM_THREADS says."""
+    """Shares the CPU's cores among this machine's ranks, unless OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" in os.environ and os.environ["OMP_NUM_THREADS"] != "":
         return
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
@@ -202,7 +203,7 @@ def _cpuinfo(field: str) -> str:
 
 
 def send(values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Makes a tensor of numbers that the host has. A GPU gets them through page-locked memory:
+    """Makes a tensor on `device` from the host's numbers, through page-locked memory:
     `torch.tensor(…, device=…)` would wait for everything launched before."""
     made = torch.tensor(values, dtype=dtype)
     return (made.pin_memory() if device.type == "cuda" else made).to(device, non_blocking=True)

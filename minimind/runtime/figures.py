@@ -9,8 +9,8 @@ from minimind.runtime.whole_files import write_whole
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Draws a matplotlib figure as a PNG, whole or not at all."""
-    # Not through pyplot, which would keep state and look for a display.
+    """Draws a matplotlib figure as a PNG, which is complete or absent."""
+    # pyplot is avoided because it keeps state and looks for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with write_whole(path) as new:

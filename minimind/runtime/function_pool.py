@@ -1,4 +1,5 @@
-"""Calls Python functions that a user names, in worker processes, each call with a time limit."""
+"""Calls Python functions that a user names, in worker processes, with a time limit for each
+call."""
 
 from __future__ import annotations
 
@@ -23,18 +24,18 @@ from minimind.runtime.worker_process import WorkerProcess
 _START_S = 120.0
 _MOST_FAILED_STARTS = 3
 _MOST_AT_ONCE = 16
-"""The most calls that a worker is given together."""
+"""The most calls that a worker gets at once."""
 _LOOK_EVERY_S = 1.0
-"""How often the pool looks for ended workers that no connection reports."""
+"""The seconds between two looks for workers that have ended without closing their connection."""
 _LEAST_FIRST_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Describes a call of one of the pool's functions."""
+    """Names one of the pool's functions and the argument to call it with."""
 
     function: str
-    """The function's text, as the pool was given it."""
+    """The function, as it was written for the pool."""
     argument: Any
 
 
@@ -48,7 +49,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Holds a call's result: a value, or a failure and no value."""
+    """Holds a call's value, or the failure because of which it has none."""
 
     value: Any = None
     failure: Failure | None = None
@@ -59,16 +60,16 @@ class _Task:
     number: int
     function: NamedFunction
     argument: bytes | None
-    """None asks whether the function can be called."""
+    """None asks only whether the function can be called."""
 
 
 class FunctionPool:
-    """Holds functions that a user names, and the worker processes that call them.
+    """Owns the worker processes that call functions named by a user.
 
-    A call that raises, takes too long, or ends its process is a Failure; the other calls do not
-    notice. Workers start with the first call and end with `close`, with the pool, or with this
-    process, however it ends. They are killed, so functions registered with `atexit` do not run.
-    Output of the functions goes to stderr.
+    If a call raises, takes too long or ends its process, its outcome is a Failure, and other calls
+    are not affected. Workers start with the first call. They end with `close`, with the pool or
+    with this process, however that ends; they are killed, so functions registered with `atexit` do
+    not run. What the functions print goes to stderr.
     """
 
     def __init__(
@@ -81,11 +82,12 @@ class FunctionPool:
         is_unpacked: bool = False,
         first_call_s: float = 120.0,
     ) -> None:
-        """`functions` are written as NamedFunction.parse reads them, `shipped` being the short
-        names. A function is called with its call's argument, or with `is_unpacked` with the items
-        of that mapping as keyword arguments. A call may take `timeout_s`. A function's first call
-        in a worker, which imports its module and may load a model, may take `first_call_s`; once
-        one has answered, four times its time beside `timeout_s`. Raises ConfigError."""
+        """Prepares to call `functions`, written as NamedFunction.parse reads them; `shipped` holds
+        the short names. A function gets its call's argument, or with `is_unpacked` the items of
+        that mapping as keyword arguments. `timeout_s` limits each call. A function's first call in
+        a worker, which imports its module and may load a model, may take `first_call_s`; after one
+        first call has ended, later first calls may take four times as long as it did, plus
+        `timeout_s`. Raises ConfigError."""
         if num_workers < 1:
             raise ConfigError(f"{num_workers} worker processes are too few: at least 1 is needed")
         if not 0 < timeout_s < 1e6:
@@ -95,7 +97,8 @@ class FunctionPool:
         self._timeout_s, self._first_call_s = timeout_s, max(first_call_s, timeout_s)
         self._most_s = 60 + 2 * math.ceil(self._first_call_s)
         self._first_took_s: dict[str, float] = {}
-        """The longest first call of each function that has answered or was given up."""
+        """The longest time of a first call, by function, among those that answered or were given
+        up."""
         self._workers: list[_Worker] = []
         self._failed_starts = 0
         self._lock = threading.Lock()
@@ -112,25 +115,26 @@ class FunctionPool:
         return list(self._functions)
 
     def short_name(self, function: str) -> str:
-        """Gives the bare name of a function, without module and arguments."""
+        """Gives a function's bare name, without module and arguments."""
         return self._functions[function].short_name
 
     def check(self) -> None:
-        """Imports every function in a worker. Raises ConfigError, which names the first one that
-        cannot be imported or called with the arguments in its text."""
+        """Imports every function in a worker. Raises ConfigError, which names the first that cannot
+        be imported, or called with its arguments."""
         tasks = [_Task(number, one, None) for number, one in enumerate(self._functions.values())]
         for number, outcome in self._run(tasks):
             if outcome.failure is not None:
                 raise ConfigError(f"{tasks[number].function.text}: {outcome.failure.text}")
 
     def call(self, calls: Sequence[Call]) -> list[Outcome]:
-        """Gives the outcomes of calls, in their order."""
+        """Gives the outcome of each call, in order."""
         outcomes = dict(self.stream(calls))
         return [outcomes[number] for number in range(len(calls))]
 
     def stream(self, calls: Sequence[Call]) -> Generator[tuple[int, Outcome], None, None]:
-        """Yields each call's index and outcome as soon as it is there. Closing the iterator gives
-        up the rest. The pool runs one stream at a time; another thread's waits."""
+        """Yields (index of the call, outcome) as soon as each is known. Closing the iterator
+        abandons the remaining calls. The pool runs one stream at a time; a stream of another thread
+        waits."""
         tasks = []
         last, pickled = object(), b""
         for number, call in enumerate(calls):
@@ -146,7 +150,7 @@ class FunctionPool:
         yield from self._run(tasks)
 
     def close(self) -> None:
-        """Ends the workers; a closed pool stays closed."""
+        """Ends the workers. A closed pool cannot be used again."""
         self._end()
 
     def _run(self, tasks: list[_Task]) -> Iterator[tuple[int, Outcome]]:
@@ -159,12 +163,13 @@ class FunctionPool:
                     self._hand_out(queue)
                     yield from self._collect(queue)
             finally:
-                # Whoever reads no further leaves answers behind that the next call must not see.
+                # If the reader stops early, workers still hold answers that the next call must not
+                # get.
                 for worker in [worker for worker in self._workers if worker.tasks]:
                     self._drop(worker)
 
     def _hand_out(self, queue: deque[_Task]) -> None:
-        """Gives work to idle workers, and starts as many workers as there is work for."""
+        """Gives tasks to idle workers, and starts as many workers as the remaining work needs."""
         for worker in list(self._workers):
             if not worker.is_ready or worker.tasks:
                 continue
@@ -181,7 +186,7 @@ class FunctionPool:
             self._workers.append(_Worker(process))
 
     def _collect(self, queue: deque[_Task]) -> Iterator[tuple[int, Outcome]]:
-        """Waits until something happens to a worker that starts or works, and takes its results."""
+        """Waits until a starting or busy worker answers or ends, and yields the outcomes."""
         active = [worker for worker in self._workers if worker.tasks or not worker.is_ready]
         wait_s = min(map(self._deadline, active)) - time.monotonic()
         pipes = [worker.process.connection for worker in active]
@@ -190,7 +195,7 @@ class FunctionPool:
             pipe = worker.process.connection
             is_late = time.monotonic() > self._deadline(worker)
             is_lost = is_late or (not readable and worker.process.has_ended())
-            # A result that came while nobody looked is in time, however late it is read.
+            # A result that arrived while this process was busy counts as in time.
             if pipe in readable or (is_lost and pipe.poll()):
                 try:
                     message = pipe.recv_bytes()
@@ -224,7 +229,8 @@ class FunctionPool:
     def _end_of(
         self, worker: _Worker, queue: deque[_Task], *, is_late: bool = False
     ) -> Iterator[tuple[int, Outcome]]:
-        """Ends a worker that is late or has died; the next one gets its unstarted tasks."""
+        """Ends a worker that is late or has died. Its tasks that were not started go to the next
+        worker."""
         if not worker.is_ready:
             self._failed_starts += 1
             how = self._drop(worker)
@@ -269,31 +275,31 @@ class FunctionPool:
 
 
 class _Worker:
-    """Holds a worker and its tasks."""
+    """Holds a worker process and its tasks."""
 
     def __init__(self, process: WorkerProcess) -> None:
         self.process = process
         self.is_ready = False
         self.tasks: deque[_Task] = deque()
-        """Tasks without an answer; the worker works on the first."""
+        """The tasks without an answer yet; the worker is busy with the first."""
         self.called: set[str] = set()
-        """Functions that the worker has called before."""
+        """The functions that the worker has called before."""
         self.began = time.monotonic()
-        """The time when it was started, or began its current task."""
+        """When the worker was started, or began its current task."""
 
     def give(self, tasks: list[_Task]) -> None:
-        """Sends tasks to a worker that waits for some: it reads all of them before it answers, so
-        neither side waits for the other while a pipe is full."""
+        """Sends tasks to an idle worker. It reads all of them before it answers, so that the two
+        sides never wait for each other with full pipes."""
         self.tasks.extend(tasks)
         message = [(task.function, task.argument) for task in tasks]
         self.began = time.monotonic()
-        # Where it has ended this very moment, reading from it will say so.
+        # If the worker has just ended, reading from it will show that.
         with contextlib.suppress(OSError):
             self.process.connection.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
 
 
 def _end_workers(workers: list[_Worker], owner: int) -> None:
-    # A fork of this process has the same list, and none of the workers is its own.
+    # A fork of this process has the same list, but these workers are not its children.
     if os.getpid() == owner:
         for worker in workers:
             worker.process.end()

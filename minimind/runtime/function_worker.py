@@ -1,4 +1,4 @@
-"""Runs inside the worker process of a FunctionPool, and calls its functions."""
+"""Calls the functions of a FunctionPool, inside its worker process."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from minimind.errors import ConfigError, MiniMindError
 from minimind.runtime.named_function import NamedFunction
 
 READY = b""
-"""The worker's first message."""
+"""The first message that the worker sends."""
 _LOOK_AT_PARENT_S = 1.0
 
 RETURNED, RAISED, UNREADABLE, UNSENDABLE = range(4)
-"""The first byte of a result. A pickled value follows the first kind, a text the others."""
+"""The kind of a result. RETURNED is followed by the value, the others by a message."""
 
 
 def serve(descriptor: int, parent: int, is_unpacked: bool, most_s: int) -> None:
     """Answers lists of calls until the parent closes the connection or ends. A call is a pickled
-    `(NamedFunction, pickled argument)`, or without an argument a check that the function can be
-    called. One message goes back for each call. No call may take more than `most_s`, even if the
-    parent, which has its own limits, is gone."""
+    `(NamedFunction, pickled argument)`; without an argument, it checks that the function can be
+    called. Each call gets one message back. No call may take more than `most_s`, even if the
+    parent, which has limits of its own, has gone."""
     os.set_inheritable(descriptor, False)
-    # A launcher that ends a run signals all its processes: the parent decides what is cut short.
-    # A handler, unlike SIG_IGN, is not inherited by programs that a function starts.
+    # A launcher that ends a run signals all its processes, but the parent decides what to stop. A
+    # handler, unlike SIG_IGN, is not inherited by programs that a function starts.
     signal.signal(signal.SIGINT, _ignore)
     signal.signal(signal.SIGTERM, _ignore)
-    # What functions print is no output of the program, whose stdout may be read by another one.
+    # The functions' prints must not mix with the program's output, which another program may read.
     sys.stdout = sys.stderr
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     connection = Connection(descriptor)
-    # An installed program has the folder of its script on the path instead of the working one.
+    # An installed program has its script's folder on the path, not the working directory.
     if not {"", os.getcwd()} & {*sys.path}:
         sys.path.insert(0, os.getcwd())
     worker, functions = os.getpid(), {}
@@ -47,8 +47,8 @@ def serve(descriptor: int, parent: int, is_unpacked: bool, most_s: int) -> None:
         connection.send_bytes(READY)
         while True:
             for function, argument in pickle.loads(connection.recv_bytes()):
-                # The system ends this process then. The thread above cannot while a function that
-                # never lets go of the interpreter, such as a hopeless regular expression, runs.
+                # The system ends the process then. The thread above cannot, while a function (such
+                # as a catastrophic regular expression) holds the interpreter's lock.
                 signal.alarm(most_s)
                 result = _answer(functions, function, argument, is_unpacked)
                 if os.getpid() != worker:
@@ -96,7 +96,7 @@ def _pickled(kind: int, value: Any) -> bytes:
 
 
 def _describe(error: BaseException, file: str | None) -> str:
-    """Describes an error: its type, its message, and the last line in `file` that it passed."""
+    """Describes an error: its type, its message, and the last line of `file` in its traceback."""
     try:
         message = str(error)
     except Exception:
@@ -121,15 +121,15 @@ def _file_of(function: Callable[..., Any]) -> str:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Ends a worker whose parent was killed, even where a function still runs, or where a process
-    that the parent forked still holds the connection."""
+    """Ends the worker after its parent was killed, even if a function is still running or a process
+    forked by the parent still holds the connection."""
     while os.getppid() == parent:
         time.sleep(_LOOK_AT_PARENT_S)
     _end()
 
 
 def _end() -> None:
-    """Ends this process and all that its functions started. It leads its own process group."""
+    """Ends this process and all that its functions started; it leads their process group."""
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpgrp(), signal.SIGKILL)
     os._exit(0)

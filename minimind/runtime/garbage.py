@@ -1,7 +1,7 @@
 """Keeps Python's garbage collector out of training steps.
 
-The collector stops its process whenever enough objects were made, each rank at a different moment,
-and the other ranks wait for that one at their next exchange. Cyclic garbage of a step can wait.
+The collector stops a process after a number of allocations, so at a different moment on each rank,
+and the other ranks wait for it in their next exchange. A step's cyclic garbage can wait.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _STEPS, _SECONDS = 50, 10.0
 
 @contextlib.contextmanager
 def without_collector() -> Iterator[None]:
-    """Collects nothing inside the block but on request; restores the collector afterwards."""
+    """Turns the collector off inside the block, and restores it afterwards."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -27,14 +27,14 @@ def without_collector() -> Iterator[None]:
 
 
 class Collections:
-    """Collects between steps: on all ranks after the same ones, and more often where steps are so
-    slow that it does not matter when."""
+    """Collects garbage between steps: all ranks after the same steps, and in addition whenever
+    steps are so slow that the moment does not matter."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
 
     def after(self, step: int) -> None:
-        """Collects if it is time; comes after each step."""
+        """Collects if it is time. Called after each step."""
         if step % _STEPS == 0 or time.monotonic() - self._last > _SECONDS:
             gc.collect()
             self._last = time.monotonic()

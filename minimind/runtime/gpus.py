@@ -1,4 +1,4 @@
-"""Lists GPUs with the figures of their makers' data sheets."""
+"""Lists GPUs with the figures from their data sheets."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """Holds the figures of a GPU's data sheet."""
+    """Holds the data-sheet figures of a GPU."""
 
     flops: float
-    """Dense 16-bit products a second."""
+    """Dense 16-bit matrix FLOP/s."""
     bytes_per_s: float
-    """The bandwidth of its memory."""
+    """The memory's bandwidth."""
     link_bytes_per_s: float
-    """The bandwidth to the other GPUs of the machine, each way: NVLink or Infinity Fabric, else
-    PCIe."""
+    """The bandwidth to the machine's other GPUs in each direction, over NVLink or Infinity Fabric,
+    else PCIe."""
     memory_gib: float
-    """Its memory, as PyTorch reports it."""
+    """The memory size that PyTorch reports."""
     capability: tuple[int, int]
     multiprocessors: int
 
@@ -89,12 +89,12 @@ GPUS = {
         memory_gib=191.7, capability=(9, 4), multiprocessors=304,
     ),
 }  # fmt: skip
-"""GPUs by words of the device's name; where two match, the first counts."""
+"""The GPUs by a part of the device's name; the first match counts."""
 
 
 def find_gpu(name: str) -> tuple[str, Gpu] | None:
-    """Gives the GPU of a device's name, with the words it is known by; None for one without a data
-    sheet here, as a slice of a GPU (MIG) is."""
+    """Gives a GPU's key in GPUS and its figures from the device's name; None for a GPU without a
+    data sheet here, and for a MIG slice."""
     if "MIG" in name:
         return None
     return next((found for found in GPUS.items() if re.search(rf"\b{found[0]}\b", name)), None)

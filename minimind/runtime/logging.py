@@ -1,4 +1,4 @@
-"""Gives all ranks one console: the main rank writes, the others only report what breaks them."""
+"""Gives all ranks one console: rank 0 logs everything, the others only errors."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import tqdm
 
 
 class _BesideProgressBar(logging.Handler):
-    """Writes above a progress bar instead of through it."""
+    """Writes log lines above a progress bar, so that they do not break it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.tqdm.write(self.format(record), file=sys.stderr)
 
 
 def set_up_logging(rank: int) -> None:
-    """Logs INFO on rank 0, errors alone on the others."""
+    """Logs INFO on rank 0 and only errors on the others."""
     handler = _BesideProgressBar()
     handler.setFormatter(
         logging.Formatter("%(message)s" if rank == 0 else f"rank {rank}: %(message)s")
@@ -27,5 +27,5 @@ def set_up_logging(rank: int) -> None:
     root.setLevel(logging.INFO if rank == 0 else logging.ERROR)
     for noisy in ("matplotlib", "PIL", "filelock", "torch", "DeepSpeed"):
         logging.getLogger(noisy).setLevel(logging.WARNING if rank == 0 else logging.ERROR)
-    # DeepSpeed calls what PyTorch 2.13 renamed, at every step.
+    # In every step DeepSpeed calls functions that PyTorch 2.13 renamed, which warn.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

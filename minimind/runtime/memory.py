@@ -1,5 +1,5 @@
-"""Measures peak memory: CUDA's allocated bytes, on a CPU the bytes of live tensors; and resident
-memory."""
+"""Measures peak memory (on a GPU CUDA's allocated bytes, on a CPU the bytes of live tensors) and
+resident memory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from torch._C._profiler import _EventType
 class PeakMemory:
     """Measures the peak bytes of tensors on one device.
 
-    A CPU keeps no such count, so there `measured()` records one step's allocations with PyTorch's
-    profiler and adds the running sum's peak to the bytes alive at its start.
+    PyTorch does not count them on a CPU, so there `measured()` records one step's allocations with
+    the profiler, and adds their peak to the bytes alive before the step.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -31,20 +31,20 @@ class PeakMemory:
 
     @property
     def peak_bytes(self) -> int:
-        """Gives the peak; 0 on a CPU until a step was measured."""
+        """Gives the peak in bytes; on a CPU 0 until a step was measured."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return self._cpu_peak
 
     @property
     def resident_bytes(self) -> int:
-        """Gives the bytes that the operating system counts for this process."""
+        """Gives the resident memory of this process."""
         return psutil.Process().memory_info().rss
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
-        """Measures the training step inside the block; on a CPU that step takes longer, on a GPU it
-        does not."""
+        """Measures the training step inside the block. On a CPU that slows the step down, on a GPU
+        it does not."""
         if self.device.type == "cuda":
             yield
             return
@@ -59,26 +59,26 @@ class PeakMemory:
 
 
 _frozen: list[weakref.ref[torch.Tensor]] = []
-"""Tensors that the collector no longer lists."""
+"""Tensors that the garbage collector does not list while they are frozen."""
 
 
 def freeze_objects() -> None:
-    """Hides all existing objects from the garbage collector: objects made at start-up stay for the
-    whole run, and need not be looked at each time."""
+    """Hides all existing objects from the garbage collector: those made at start-up live for the
+    whole run, and scanning them each time takes long."""
     gc.collect()
     _frozen[:] = [weakref.ref(tensor) for tensor in _list_tensors()]
     gc.freeze()
 
 
 def unfreeze_objects() -> None:
-    """Lets the garbage collector see again what `freeze_objects` took out of its sight."""
+    """Makes the garbage collector see again what `freeze_objects` has hidden."""
     gc.unfreeze()
     _frozen.clear()
     gc.collect()
 
 
 def live_tensor_bytes() -> int:
-    """Gives the bytes of every storage on the CPU that a Python tensor holds, each once."""
+    """Gives the bytes of all CPU storages that Python tensors hold, each counted once."""
     gc.collect()
     storages: dict[int, int] = {}
     for tensor in _list_tensors():
@@ -90,9 +90,9 @@ def live_tensor_bytes() -> int:
 
 
 def _list_tensors() -> list[torch.Tensor]:
-    """Lists all tensors; one may stand there twice."""
+    """Lists all tensors, some perhaps twice."""
     objects = gc.get_objects()
-    # By type, never by asking an object for its class: a deprecated wrapper would warn.
+    # Uses type() and not isinstance(), which would make deprecated wrappers warn.
     kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, torch.Tensor)}
     frozen = (tensor() for tensor in _frozen)
     return [
@@ -102,11 +102,11 @@ def _list_tensors() -> list[torch.Tensor]:
 
 
 def peak_of_allocations(events: Iterable[tuple[int, int]]) -> int:
-    """Gives the most bytes at once. `events` are address and bytes in order, negative where they
-    are freed.
+    """Gives the peak of live bytes. `events` are (address, bytes) in order; bytes are negative when
+    freed.
 
-    Threads that are not recorded, such as Gloo's, free some of the allocations: this shows when the
-    same addresses are given out again.
+    Threads that are not recorded, such as Gloo's, free some of the allocations. This is noticed
+    when their addresses are allocated again.
     """
     starts: list[int] = []
     sizes: dict[int, int] = {}
@@ -114,7 +114,7 @@ def peak_of_allocations(events: Iterable[tuple[int, int]]) -> int:
     for address, size in events:
         place = bisect.bisect_left(starts, address)
         if size <= 0:
-            # What was there before the first event is not known, and is freed all the same.
+            # Memory from before the first event may be freed too.
             total += size
             if sizes.pop(address, None):
                 del starts[place]
@@ -131,7 +131,7 @@ def peak_of_allocations(events: Iterable[tuple[int, int]]) -> int:
 
 
 def _list_allocations(profiler: torch.profiler.profile) -> list[tuple[int, int]]:
-    """Lists address and bytes, by time; negative where they are freed."""
+    """Lists (address, bytes) of all allocations in order of time; bytes are negative when freed."""
     results: Any = profiler.profiler
     found, stack = [], list(results.kineto_results.experimental_event_tree())
     while stack:

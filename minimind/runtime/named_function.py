@@ -1,4 +1,4 @@
-"""Reads Python functions that a user names by text, with or without keyword arguments."""
+"""Reads a user's text for a Python function, with or without keyword arguments."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ _FORMS = "package.module:function, or path/to/file.py:function"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedFunction:
-    """Holds a function as the user wrote it, read but not imported."""
+    """Holds a function as the user wrote it, parsed but not imported."""
 
     text: str
     place: str
-    """A module's import name, or the absolute path of a Python file."""
+    """The import name of a module, or the absolute path of a Python file."""
     name: str
     arguments: dict[str, Any]
 
     @classmethod
     def parse(cls, text: str, shipped: Mapping[str, str]) -> NamedFunction:
-        """Reads `module:function`, `path/to/file.py:function` or a short name of `shipped`, each
-        with literal keyword arguments if any: `length_window(least=20)`. Raises ConfigError."""
+        """Parses `module:function`, `path/to/file.py:function` or a short name from `shipped`,
+        followed by literal keyword arguments if any: `length_window(least=20)`. Raises
+        ConfigError."""
         written = text.strip()
         if short := _SHORT.fullmatch(written):
             target = shipped.get(short[1])
@@ -62,8 +63,8 @@ class NamedFunction:
         return self.name.rpartition(".")[2]
 
     def load(self) -> Callable[..., Any]:
-        """Imports the function and binds its arguments. Raises ConfigError where there is no such
-        module, file or function, and what the module itself raises."""
+        """Imports the function and binds its keyword arguments. Raises ConfigError where the
+        module, file or function does not exist, and whatever importing the module raises."""
         module = _load_file(self.place) if self.place.endswith(".py") else _load_module(self.place)
         found: Any = module
         for part in self.name.split("."):
@@ -79,8 +80,8 @@ class NamedFunction:
         return functools.partial(found, **self.arguments) if self.arguments else found
 
     def check_arguments(self, function: Callable[..., Any], num_given: int) -> None:
-        """Raises ConfigError where the loaded `function` cannot be called with the keyword
-        arguments in the text and `num_given` others before them."""
+        """Raises ConfigError where the loaded `function` does not take the text's keyword arguments
+        after `num_given` other arguments."""
         loaded = function.func if self.arguments else function  # type: ignore[attr-defined]
         try:
             signature = inspect.signature(loaded)
@@ -114,7 +115,7 @@ def _unknown_short_name(text: str, name: str, shipped: Mapping[str, str]) -> str
 
 
 def _read_arguments(text: str, given: str | None) -> dict[str, Any]:
-    """Reads the keyword arguments of the text. Raises ConfigError."""
+    """Parses the keyword arguments. Raises ConfigError."""
     try:
         call = ast.parse(f"f{given or '()'}", mode="eval").body
         if not isinstance(call, ast.Call) or call.args:
@@ -145,7 +146,7 @@ def _load_module(place: str) -> ModuleType:
 
 
 def _load_file(place: str) -> ModuleType:
-    """Loads a file once in a process. The file can import its neighbours."""
+    """Loads a Python file, once per process. It can import modules from its folder."""
     path = Path(place)
     if not path.is_file():
         raise ConfigError(f"there is no file {path}{did_you_mean_file(path)}")

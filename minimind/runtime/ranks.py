@@ -1,4 +1,4 @@
-"""Tells a process its rank in a run; only reads the launcher's environment."""
+"""Tells a process its rank in a run, from the launcher's environment variables."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from minimind.errors import ConfigError
 
 _PORTS = range(20_000, 32_000)
-"""The range of ports lies below the one that Linux gives to outgoing connections (from 32,768):
-another program might take one of those between our check and our use."""
+"""Ports below those that Linux gives to outgoing connections (from 32,768 on), so that no other
+program takes one between the check and its use."""
 _TRIED_PORTS = 100
 
 
@@ -24,29 +24,29 @@ class Ranks:
 
     @property
     def local_world_size(self) -> int:
-        """Gives the number of ranks on this machine: torchrun and the deepspeed launcher name it
-        differently."""
+        """Gives the number of ranks on this machine, for which torchrun and deepspeed set different
+        variables."""
         names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
         return int(next((os.environ[n] for n in names if n in os.environ), self.world_size))
 
     @property
     def is_main(self) -> bool:
-        """Tells whether this is the one rank that prints, logs and writes the files that are not
+        """Tells whether this is rank 0, which alone prints, logs and writes files that are not
         sharded."""
         return self.rank == 0
 
 
 def read_ranks(local_rank: int | None = None) -> Ranks:
-    """Reads RANK, LOCAL_RANK and WORLD_SIZE as `deepspeed` and `torchrun` set them; one rank
-    without."""
+    """Reads RANK, LOCAL_RANK and WORLD_SIZE as `deepspeed` and `torchrun` set them; gives a single
+    rank without them."""
     rank = int(os.environ.get("RANK", 0))
     local = int(os.environ.get("LOCAL_RANK", local_rank if local_rank is not None else 0))
     return Ranks(rank, local, int(os.environ.get("WORLD_SIZE", 1)))
 
 
 def complete_environment(ranks: Ranks) -> None:
-    """Sets the variables that DeepSpeed's start needs where no launcher did: without them it wants
-    MPI."""
+    """Sets the environment variables that DeepSpeed needs to start, where no launcher set them.
+    Without them DeepSpeed looks for MPI."""
     os.environ.setdefault("RANK", str(ranks.rank))
     os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))
     os.environ.setdefault("WORLD_SIZE", str(ranks.world_size))
@@ -56,13 +56,14 @@ def complete_environment(ranks: Ranks) -> None:
 
 
 def check_port(ranks: Ranks) -> None:
-    """Raises ConfigError where the first rank cannot listen at the port that a launcher gave the
-    ranks to meet at. torchrun listens there itself."""
+    """Raises ConfigError where rank 0 cannot listen on the port that the launcher chose. With
+    torchrun the launcher itself listens there, so it is not checked."""
     if not ranks.is_main or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return
     port = int(os.environ["MASTER_PORT"])
     with socket.socket() as probe:
-        # As PyTorch listens: a connection of a run that has just ended is not in the way.
+        # As PyTorch does, so that a connection left over from a run that has just ended does not
+        # block it.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
@@ -75,10 +76,9 @@ def check_port(ranks: Ranks) -> None:
 
 
 def free_port() -> int:
-    """Finds a port that nobody listens on here, for a run's ranks to meet at. It is drawn at
-    random, so that runs which start at one time do not all find the same one. Raises
-    ConfigError."""
-    # Not the global generator: a run that seeded it would draw the port of every other such run.
+    """Finds a port on which nobody listens, for the ranks of a run to meet. It is drawn at random,
+    so that runs started at the same time choose different ones. Raises ConfigError."""
+    # Not from the global generator: runs with the same seed would draw the same port.
     for port in random.SystemRandom().sample(_PORTS, _TRIED_PORTS):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("", port))

@@ -1,5 +1,5 @@
-"""Derives random numbers from a run's position, so that a resumed run needs no generator's state
-and the number of ranks changes nothing."""
+"""Derives seeds from a position in a run, so that a resumed run needs no generator state and the
+number of ranks changes nothing."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ import torch
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Derives a 63-bit seed from all of `parts`."""
+    """Derives a 63-bit seed from `parts`."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def seed_micro_batch(seed: int, step: int, micro_batch: int) -> None:
-    """Seeds the dropout of one micro-batch, counted over all ranks; called before its forward."""
+    """Seeds the dropout of a micro-batch before its forward; `micro_batch` is its number over all
+    ranks."""
     torch.manual_seed(derive_seed(seed, step, micro_batch))
 
 
 def make_deterministic() -> None:
-    """Makes the whole process deterministic: no operator adds in the order of its threads, as flash
-    attention's backward does on a GPU. An operator without another way then raises RuntimeError."""
-    # Read when cuBLAS starts: workspaces of its own for each stream.
+    """Makes PyTorch deterministic in this process: no operator may add in an order that threads
+    decide, as flash attention's backward does on a GPU. An operator without a deterministic form
+    raises RuntimeError."""
+    # cuBLAS reads this when it starts; it then has a workspace for each stream.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    # Else every new tensor is filled first, to show what is read before it is written.
+    # Otherwise every new tensor would first be filled, to reveal reads of uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -1,5 +1,5 @@
-"""Coordinates the ranks of a run once they have joined; a process that has joined none counts as
-one rank."""
+"""Coordinates the ranks of a run after they have joined. A process that has not joined others
+counts as a single rank."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _world_size() -> int:
 
 
 def broadcast(value: Any) -> Any:
-    """Gives rank 0's value on every rank; waits for it."""
+    """Gives rank 0's value on every rank. All ranks call it and wait for rank 0."""
     box = [value]
     if _world_size() > 1:
         dist.broadcast_object_list(box)
@@ -27,7 +27,7 @@ def broadcast(value: Any) -> Any:
 
 
 def gather(value: Any) -> list[Any]:
-    """Gives every rank's value, in the order of the ranks; waits for all."""
+    """Gives the values of all ranks, in order. All ranks call it and wait for one another."""
     found: list[Any] = [None] * _world_size()
     if len(found) == 1:
         return [value]
@@ -36,8 +36,8 @@ def gather(value: Any) -> list[Any]:
 
 
 def all_do(work: Callable[[], ResultT]) -> ResultT:
-    """Does the same work on every rank. A user's error on any rank (a machine lacks a file that the
-    others have, a reward fails) is raised by all, with the rank it came from."""
+    """Runs `work` on every rank. If it raises a user's error on any rank (one machine lacks a file,
+    a reward fails), all ranks raise that error, with the rank it came from."""
     result, error = None, None
     try:
         result = work()
@@ -52,8 +52,8 @@ def all_do(work: Callable[[], ResultT]) -> ResultT:
 
 
 def check_alike(facts: Mapping[str, Any]) -> None:
-    """Raises ConfigError on all ranks where a rank's values differ from the first one's, which
-    would end in a collective that does not match."""
+    """Raises ConfigError on all ranks if any rank's values differ from rank 0's; otherwise the
+    difference would end in mismatched collectives."""
     by_rank = gather(dict(facts))
     for rank, theirs in enumerate(by_rank):
         for name, value in by_rank[0].items():
@@ -70,8 +70,8 @@ def _short(value: Any) -> str:
 
 
 def main_first(ranks: Ranks, work: Callable[[], ResultT]) -> ResultT | None:
-    """Gives the result of `work` on rank 0, for which the others wait; None on those. A user's
-    error is raised by all ranks: a rank that went on alone would fail in its next collective."""
+    """Runs `work` on rank 0 while the others wait; gives its result there and None on the others.
+    All ranks raise a user's error: one that went on alone would fail in its next collective."""
     result, error = None, None
     if ranks.is_main:
         try:

@@ -1,4 +1,4 @@
-"""Records the versions that a run was made with."""
+"""Records the versions that a run used."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import minimind
 
 
 def versions() -> dict[str, str]:
-    """Gives the versions of Python, of this package and of the packages that decide a run's
-    numbers; "none" for a package that is not installed."""
+    """Gives the versions of Python, MiniMind and the packages that decide a run's numbers; "none"
+    for a package that is not installed."""
     found = {"python": platform.python_version(), "minimind": minimind.__version__}
     for package in ("torch", "triton", "deepspeed", "tokenizers"):
         try:

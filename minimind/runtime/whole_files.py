@@ -1,4 +1,4 @@
-"""Writes files that are whole or not there, whatever ends the process that writes them."""
+"""Writes files that are complete or absent, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 @contextmanager
 def write_whole(path: str | Path) -> Iterator[Path]:
-    """Yields the name of a new file beside `path`, which replaces `path` at the end, flushed to
-    disk.
+    """Yields the path of a new file beside `path`, which replaces `path` at the end of the block,
+    flushed to disk.
 
-    Makes the folder where it is missing. After any error `path` is unchanged, and the new file is
-    gone; the name of a new file that a kill leaves begins with a dot. Raises OSError, which names
-    `path` also where the disk is full.
+    Creates the folder if needed. After any error `path` is unchanged and the new file is removed; a
+    killed process leaves it, with a name that begins with a dot. Raises OSError that names `path`,
+    also where the disk is full.
     """
     path = Path(path)
     new = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
@@ -36,7 +36,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on disk."""
+    """Returns when a file's content, or a folder's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

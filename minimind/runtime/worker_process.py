@@ -1,4 +1,4 @@
-"""Represents a worker process to its parent."""
+"""Starts and ends a worker process."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ _CODE = (
 
 
 class WorkerProcess:
-    """Starts a Python that serves calls over a socket, and ends it.
+    """Starts a Python process that serves calls over a socket, and ends it.
 
-    The worker is a program of its own, `python -c`, not multiprocessing's "spawn", which imports
-    the parent's main module again and so runs a script that has no `if __name__ == "__main__"`
-    once more in every worker; and not a fork, which a process with threads or a GPU must not make.
-    It has the parent's sys.path, working directory and environment. It leads a session of its own:
-    Ctrl-C does not reach it, and all that its functions started ends with it.
+    The worker runs `python -c`. multiprocessing's "spawn" would import the parent's main module
+    again, and so run a script without `if __name__ == "__main__"` once more in each worker; a fork
+    is not allowed in a process with threads or a GPU. The worker has the parent's sys.path, working
+    directory and environment, and leads a session of its own: Ctrl-C does not reach it, and all
+    that its functions start ends with it.
     """
 
     def __init__(self, *, is_unpacked: bool, most_s: int) -> None:
-        """Returns at once; the worker's first message is READY. See `serve` for the options."""
+        """Starts the worker without waiting for it; its first message is READY. The options are
+        those of function_worker.serve."""
         ours, theirs = socket.socketpair()
         paths = [path for path in sys.path if isinstance(path, str)]
         with theirs:
@@ -39,7 +40,7 @@ class WorkerProcess:
                 is_unpacked=is_unpacked,
                 most_s=most_s,
             )
-            # The workers are the parallelism; PyTorch in each would take all cores for itself.
+            # Several workers run in parallel, so each one's PyTorch gets a single thread.
             environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ}
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code],
@@ -56,8 +57,8 @@ class WorkerProcess:
         return self._process.pid
 
     def has_ended(self) -> bool:
-        """Tells whether the process has ended. Leaves its exit status for `end`: until that is
-        read, no other process can have the same id."""
+        """Tells whether the process has ended. Its exit status is left for `end` to read; until
+        then no other process can get the same id."""
         try:
             flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
             return os.waitid(os.P_PID, self.pid, flags) is not None
@@ -65,7 +66,7 @@ class WorkerProcess:
             return True
 
     def end(self) -> str:
-        """Kills the worker and all that its functions started, and says how the worker ended if it
+        """Kills the worker and all that its functions started. Says how the worker ended, if it
         ended by itself."""
         self.connection.close()
         if self._process.returncode is None:

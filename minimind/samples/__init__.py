@@ -1,3 +1,3 @@
-"""The project's own data: a small world, texts and conversations about it in English and
-Chinese, and the tokenizer that was trained on them. Whoever gives no data trains on this. How data
-is read and packed is minimind.data's. `tools` runs in worker processes and imports no PyTorch."""
+"""Generates the project's own training data (texts and conversations about a small made-up world,
+in English and Chinese) and ships the tokenizer trained on it. A run without --data trains on this
+data; minimind.data reads and packs it. `tools` runs in worker processes and imports no PyTorch."""

@@ -1,5 +1,5 @@
-"""The project's own conversations: questions about what the sample text tells, with right answers,
-short or in whole sentences, and, for preferences, worse ones."""
+"""Generates the sample conversations: questions about the facts in the sample text, with right
+answers, short or in whole sentences, and with wrong ones for preference data."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from minimind.samples.tool_use import tool_conversation
 from minimind.samples.world import HELD_OUT_COUNTS, HELD_OUT_SUMS, PEOPLE, TOWNS
 
 TOOLS_ONE_IN = 8
-"""How often a conversation offers tools and asks what only they know."""
+"""One conversation in so many offers tools and asks something that only a tool can answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Holds a question that has one right answer."""
+    """Holds a question that has one right answer, and a wrong answer to it."""
 
     question: str
     answer: str
     wrong: str
-    """A wrong answer of the same form."""
+    """A wrong answer of the same form as the right one."""
     sentence: str = ""
-    """The answer in a whole sentence, where it is none."""
+    """The answer as a whole sentence; "" where `answer` is one already."""
     reasoning: str = ""
     is_held_out: bool = False
-    """Whether its answer is nowhere in training and has to be worked out."""
+    """True where the answer appears nowhere in the training data, so that the model has to work it
+    out."""
 
 
 SAMPLE_QUESTIONS = (
@@ -43,15 +44,16 @@ SAMPLE_QUESTIONS = (
 
 
 def chat_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
-    """Yields endless conversations of one to three questions in one language, some with tools."""
+    """Yields endless rows of conversations, each of one to three questions in one language; one in
+    TOOLS_ONE_IN uses tools."""
     plain, dice = _conversations(seed, in_sentences=False), Dice(seed + 1)
     while True:
         yield tool_conversation(dice) if dice.below(TOOLS_ONE_IN) == 0 else next(plain)
 
 
 def sentence_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
-    """Yields the same questions, but answers those about the world in whole sentences: a manner,
-    and so a task for adapters."""
+    """Yields endless conversations like those of `chat_rows` without tools, but facts about the
+    world are answered in whole sentences: a manner of answering that an adapter can learn."""
     return _conversations(seed, in_sentences=True)
 
 
@@ -74,7 +76,8 @@ def _conversations(
 
 
 def preference_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
-    """Yields endless pairs: the right answer, against a wrong one or one that says nothing."""
+    """Yields endless preference pairs: the right answer, and as the rejected one a wrong or an
+    evasive answer."""
     dice = Dice(seed)
     while True:
         in_english = dice.below(2) == 0
@@ -87,7 +90,8 @@ def preference_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool
 
 
 def unpaired_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
-    """Takes the pairs of `preference_rows` apart: each answer is a row with its label."""
+    """Yields each answer of `preference_rows` as a row of its own, with a label that says whether
+    it is the chosen one."""
     for row, keys, is_held_out in preference_rows(seed):
         yield {"conversations": row["chosen"], "label": True}, keys, is_held_out
         yield {"conversations": row["rejected"], "label": False}, keys, is_held_out
@@ -133,7 +137,7 @@ def _count(dice: Dice, in_english: bool) -> Question:
     )
 
 
-# (question, answer), and the sentence where the answer is none.
+# (question, answer), and a third entry, the answer as a sentence, where the answer is not one.
 _TOWN_EN = (
     (
         "What is the river of {t} called?",
@@ -194,4 +198,4 @@ _KINDS: tuple[Callable[[Dice, bool], Question], ...] = (
     *(_town_fact,) * 4,
     *(_person_fact,) * 3,
 )
-"""By how often each is asked."""
+"""The functions that make questions, each repeated as often as its weight in a random pick."""

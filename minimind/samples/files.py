@@ -1,4 +1,4 @@
-"""Makes the sample data as files, when first asked for, in the cache folder."""
+"""Writes the sample data as JSON Lines files in the cache folder, when a run first needs them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ from minimind.samples.tool_use import tool_conversation
 
 Split = Literal["train", "val"]
 MAX_SAMPLE_VOCAB = 2048
-"""The text is so regular that its merges end earlier."""
+"""The largest vocabulary to ask for; the sample text is so regular that training ends with fewer
+merges."""
 _TOOL_CONVERSATIONS = 1000
 _SOURCES = (world, text, chat, tools, tool_use)
 _VAL_ONE_IN = 20
-"""This share of all documents and questions, chosen by their hash, is for validation alone."""
+"""One document or question in so many, chosen by its hash, is in the validation data only."""
 
 
 def _text_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
@@ -38,13 +39,14 @@ def _text_rows(seed: int) -> Iterator[tuple[dict[str, Any], list[str], bool]]:
 
 
 SampleRows = Callable[[int], Iterator[tuple[dict[str, Any], list[str], bool]]]
-"""From a seed (row, what must not be in both splits, whether it holds something held out),
-endless or as many as there are."""
+"""Takes a seed and yields (row, keys, is_held_out). A row is for validation if `is_held_out`, or by
+the hash of a key: texts that must not be in both splits. The rows may be endless."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleData:
-    """Rows that a stage trains on where no data is given."""
+    """Defines one set of sample rows, which a stage trains on where no --data is given, and the
+    size of its two files."""
 
     name: str
     rows: SampleRows
@@ -68,7 +70,8 @@ UNPAIRED_DATA = SampleData(
 def write_sample(
     path: str | Path, split: Split, data: SampleData = TEXT_DATA, seed: int = 0
 ) -> None:
-    """Writes rows of that sample, the same ones for the same seed."""
+    """Writes rows of `data` for one split into a file, up to its size in bytes. The same seed gives
+    the same rows."""
     left = data.train_bytes if split == "train" else data.val_bytes
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         for row, keys, is_held_out in data.rows(seed):
@@ -85,8 +88,10 @@ def write_sample(
 def sample_data_path(
     split: Split, data: SampleData = TEXT_DATA, cache_dir: str | Path | None = None
 ) -> Path:
-    """Gives the sample data as a file in the cache folder, written there if it is missing."""
-    # Named by the generators' own source, so that a changed one never finds an old file.
+    """Gives the path of the sample data's file in the cache folder, and writes the file where it is
+    missing."""
+    # The name holds a hash of the generators' source, so a changed generator never finds an old
+    # file.
     sources = [Path(str(module.__file__)) for module in _SOURCES]
     sources += [Path(__file__), Path(str(inspect.getsourcefile(data.rows)))]
     version = hashlib.blake2b(b"".join(p.read_bytes() for p in sources), digest_size=6).hexdigest()
@@ -94,8 +99,8 @@ def sample_data_path(
     path = folder / f"sample_{data.name}_{split}_{version}.jsonl"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        # Of programs that start together one writes: a second file in its place would be another
-        # to those that read the first.
+        # Where several programs start at once, one writes the file and the others wait: replacing
+        # it would change it under a program that reads it.
         with locked(path.with_suffix(".lock")):
             if not path.is_file():
                 with write_whole(path) as new:
@@ -104,25 +109,26 @@ def sample_data_path(
 
 
 def train_sample_tokenizer(cache_dir: str | Path | None = None) -> Tokenizer:
-    """Makes the shipped tokenizer again, from the sample text and some conversations with tools.
-    After a change of either: `python -c "from minimind.samples.files import *;
+    """Trains the shipped tokenizer again, on the sample text and some conversations with tools.
+    Needed after a change to either: `python -c "from minimind.samples.files import *;
     train_sample_tokenizer().save('minimind/samples/tokenizer')"`."""
     texts = read_training_texts([str(sample_data_path("train", cache_dir=cache_dir))])
-    # Tokens of at most four Chinese characters: else whole sentences become tokens.
+    # Tokens hold at most four Chinese characters; without the limit whole sentences become tokens.
     return train_tokenizer([*texts, *_tool_texts()], MAX_SAMPLE_VOCAB, max_token_bytes=12)
 
 
 def _tool_texts() -> Iterator[str]:
-    """Yields what stands between the added tokens of conversations with tools: a prompt with tools
-    takes 107 tokens where their names and the words around them are tokens, else 234."""
+    """Yields the texts between the special tokens of conversations with tools, to train the
+    tokenizer on: with them in its vocabulary a prompt with tools takes 107 tokens instead of
+    234."""
     added = re.compile("|".join(map(re.escape, RESERVED_TOKENS)))
     dice = Dice(0)
     for _ in range(_TOOL_CONVERSATIONS):
         row, _, _ = tool_conversation(dice)
         conversation = read_chat(row["conversations"], "the sample")
         whole = render_chat(CHAT_TEMPLATE, conversation.messages, conversation.tools)
-        # Two line ends stay two tokens, or conversations would have other ids than transformers
-        # gives them (ChatEncoder).
+        # Line ends at a text's edges are stripped so that "\n\n" stays two tokens: as one token,
+        # ChatEncoder would give a conversation other ids than transformers does.
         yield from (part.strip("\n") for part in added.split(whole))
 
 

@@ -1,4 +1,4 @@
-"""Lists all sample data by name, for `sample:NAME` in the place of a data file."""
+"""Lists all sample data by name, as `--data sample:NAME` chooses it."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ SAMPLE_DATA: dict[str, SampleData] = {
 
 
 def find_data_file(path: str, split: Split) -> str:
-    """Gives the file of `sample:NAME`, made where it is not there yet; any other path is a file
-    already. Raises ConfigError for a name that no sample data has."""
+    """Gives the path of the file for `sample:NAME`, and writes the file where it is missing. Any
+    other path is returned as it is. Raises ConfigError for an unknown NAME."""
     if not path.startswith(SAMPLE_PREFIX):
         return path
     name = path.removeprefix(SAMPLE_PREFIX)

@@ -1,5 +1,5 @@
-"""The project's own tasks for reinforcement learning: questions whose answers can be checked, and
-questions that only a tool can answer."""
+"""Generates the sample prompts for reinforcement learning: questions whose answers can be checked,
+and questions that only a tool can answer."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from minimind.samples.world import HELD_OUT_COUNTS, HELD_OUT_SUMS
 
 SUM_WORDINGS_EN = ("How much is {a} plus {b}?", "Add {a} and {b}.", "{a} plus {b} is what?")
 SUM_WORDINGS_ZH = ("{a} 加上 {b} 等于几？", "请算 {a} + {b}。", "{a} 和 {b} 一共是多少？")
-"""No other sample data asks so: what a model answers it has carried over."""
+"""How the prompts word a sum. No other sample data uses these wordings, so a right answer shows
+that the model has generalised."""
 COUNT_WORDINGS = ("Name the numbers from {a} to {b}.", "请说出从{a}到{b}的数字。")
 SORT_WORDINGS = ("Sort {a}, {b}, {c}.", "请给 {a}、{b}、{c} 排序。")
 OTHER_ONE_IN = 8
-"""How often a prompt asks to count, and as often to sort; else it asks for a sum."""
+"""One prompt in so many asks to count, and one in so many to sort; all others ask for a sum."""
 
 _Row = tuple[dict[str, Any], list[str], bool]
 
 
 def prompt_rows(seed: int) -> Iterator[_Row]:
-    """Yields endless sums, counts and numbers to sort."""
+    """Yields endless rows of prompts: sums, counting, and numbers to sort."""
     dice = Dice(seed)
     while True:
         in_english = dice.below(2) == 0
@@ -38,8 +39,8 @@ def prompt_rows(seed: int) -> Iterator[_Row]:
 
 
 def sum_rows(seed: int) -> Iterator[_Row]:
-    """Yields every sum in every wording once, in random order. Validation has the held-out sums
-    alone, and all of them."""
+    """Yields every sum in every wording once, in random order. The validation data is exactly the
+    held-out sums."""
     wordings = (*SUM_WORDINGS_EN, *SUM_WORDINGS_ZH)
     rows = [_sum(wording, pair) for pair in SUMS for wording in wordings]
     for row, _, is_held_out in Dice(seed).some(rows, len(rows), len(rows)):
@@ -47,8 +48,8 @@ def sum_rows(seed: int) -> Iterator[_Row]:
 
 
 def tool_rows(seed: int) -> Iterator[_Row]:
-    """Yields endless questions for the tools, none of which a conversation of the chat data
-    asks."""
+    """Yields endless prompts that need a tool; no conversation of the chat data asks the same
+    question."""
     dice = Dice(seed)
     while True:
         one = pick_tool_question(dice, dice.below(2) == 0, is_shown=False)
@@ -80,7 +81,7 @@ def _sort(dice: Dice, in_english: bool) -> _Row:
 
 
 def _list(numbers: list[int] | range, in_english: bool) -> str:
-    """Writes numbers as the chat data's answers do."""
+    """Writes numbers as a list, spelled as the answers in the chat data are."""
     between, end = (", ", ".") if in_english else ("，", "。")
     return between.join(map(str, numbers)) + end
 
@@ -92,5 +93,5 @@ def _prompt(question: str, gt: int | str, is_held_out: bool) -> _Row:
 
 PROMPT_DATA = SampleData(name="prompts", rows=prompt_rows, train_bytes=200_000, val_bytes=25_000)
 SUMS_DATA = SampleData(name="sums", rows=sum_rows, train_bytes=1_000_000, val_bytes=1_000_000)
-"""All there is: the bounds are far off."""
+"""Every sum: the byte limits are larger than all rows together."""
 TOOLS_DATA = SampleData(name="tools", rows=tool_rows, train_bytes=400_000, val_bytes=50_000)

@@ -1,5 +1,5 @@
-"""The project's own text to pretrain on: sums, counting, facts and stories of a made-up world, in
-English and Chinese, so that a fresh machine has something to learn that a reader can check."""
+"""Generates the sample text for pretraining: sums, counting, facts and stories of a made-up world,
+in English and Chinese. A fresh machine can train on it, and a reader can check what was learnt."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ ItemT = TypeVar("ItemT")
 
 @dataclass(frozen=True, slots=True)
 class SamplePrompt:
-    """A prompt, and how its continuation starts in a model that learnt the sample text."""
+    """Holds a prompt, and the text with which a model that has learnt the sample text continues
+    it."""
 
     prompt: str
     expected: str
     held_out: bool
-    """The answer is nowhere in the training text: it has to be worked out."""
+    """True where the answer appears nowhere in the training text, so that the model has to work it
+    out."""
 
 
 SAMPLE_PROMPTS = (
@@ -47,12 +49,13 @@ SAMPLE_PROMPTS = (
 
 
 def load_sample_tokenizer() -> Tokenizer:
-    """Loads the shipped tokenizer of 1577 tokens."""
+    """Loads the shipped tokenizer, which has 1577 tokens."""
     return Tokenizer.load(Path(__file__).parent / "tokenizer")
 
 
 def text_documents(seed: int) -> Iterator[tuple[str, bool]]:
-    """Yields endless (text, whether it holds something held out)."""
+    """Yields endless (text, is_held_out); `is_held_out` is true where the text holds a sum or count
+    that is kept out of training."""
     dice = Dice(seed)
     while True:
         in_english = dice.below(2) == 0
@@ -61,7 +64,8 @@ def text_documents(seed: int) -> Iterator[tuple[str, bool]]:
 
 
 class Dice:
-    """Chooses from random.random() alone, the one stream Python keeps over its versions."""
+    """Draws random choices from random.random() alone, the one stream that stays the same over
+    Python versions."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed).random
@@ -73,7 +77,7 @@ class Dice:
         return items[self.below(len(items))]
 
     def some(self, items: Sequence[ItemT], least: int, most: int) -> list[ItemT]:
-        """Draws between least and most different items, in any order."""
+        """Draws at least `least` and at most `most` different items, in random order."""
         left = list(items)
         count = least + self.below(most - least + 1)
         return [left.pop(self.below(len(left))) for _ in range(count)]
@@ -82,12 +86,12 @@ class Dice:
 SUMS = tuple((first, second) for first in range(1, 20) for second in range(1, 21 - first))
 _KNOWN_SUMS = tuple(pair for pair in SUMS if pair not in HELD_OUT_SUMS)
 _ANY_SUMS_ONE_IN = 3
-"""How often a text of sums may hold any; else it holds none that is held out, or too few texts of
-sums would be left to train on."""
+"""One text of sums in so many may hold held-out sums; the others hold none. If every text could
+hold one, most would go to validation, and too few would be left to train on."""
 
 
 def _sums(dice: Dice, in_english: bool) -> tuple[str, bool]:
-    # Chinese with spaces, so that both languages share their number tokens.
+    # Chinese text has spaces too, so that both languages share the tokens of numbers.
     form = dice.pick(
         ("{a} + {b} = {c}", "{a} plus {b} is {c}.", "What is {a} plus {b}? It is {c}.")
         if in_english
@@ -193,12 +197,14 @@ _NOTED = (
     '{{"name": "calculator", "arguments": {{"expression": "{a} + {b}"}}}}',
     '{{"name": "lookup", "arguments": {{"name": "{q}", "what": "{x}"}}}}',
 )
-"""Notes that somebody makes of a question: the calls that would answer it, arguments copied."""
+"""Tool calls that would answer the questions of _NOTES_EN and _NOTES_ZH, with words copied from the
+question as arguments."""
 
 
 def _notes(dice: Dice, in_english: bool) -> tuple[str, bool]:
-    """Questions and how a tool would be asked them, without an answer: copying takes more practice
-    than conversations alone give. The sums are none of SUMS."""
+    """Writes questions, each followed by the tool call that would answer it, without an answer:
+    copying arguments takes more practice than the conversations give. Their sums lie outside
+    SUMS."""
     lines = []
     for _ in range(2 + dice.below(3)):
         kind = dice.below(2)
@@ -219,7 +225,7 @@ _KINDS: tuple[_Kind, ...] = (
     *(_notes,) * 2,
     _story,
 )
-"""By how often each is told."""
+"""The functions that write documents, each repeated as often as its weight in a random pick."""
 
 
 def town_words(town: Town, in_english: bool) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Questions that only a tool can answer, and conversations that ask them."""
+"""Generates questions that only a tool can answer, and conversations that ask them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from minimind.samples.tools import TOOL_SCHEMAS, TOOLS
 from minimind.samples.world import PEOPLE, THINGS
 
 MAX_SUM = 99
-"""Sums up to 20 are in the text; these are larger, of numbers that the text counts with."""
+"""The largest sum asked of a tool. Sums up to 20 are in the sample text; the numbers added here are
+ones that the text counts with."""
 REQUESTED_PERCENT = 35
-"""How many of the conversations with tools request the use of one, in so many words, and get it:
-there a model learns how to call."""
+"""The percentage of conversations with tools whose question asks for a tool outright and gets a
+call: from these a model learns how to call."""
 REQUEST_EN, REQUEST_ZH = "Use a tool. ", "请用工具。"
-"""How a question that requests a tool begins. No prompt of the sample tasks begins so."""
+"""The words with which a question asks for a tool outright. No prompt of the sample tasks begins
+with them."""
 CALLED_ONE_IN = 7
-"""How often a tool is called without a request; else the answer is not known. That it pays to call
-is left to reinforcement learning."""
+"""Without such a request, one conversation in so many calls the tool; in the others the assistant
+says that it does not know. That calling pays off is left to reinforcement learning."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolQuestion:
-    """Holds a question, the call that answers it and the tool's answer."""
+    """Holds a question, the tool call that answers it and the tool's answer."""
 
     question: str
     tool: str
@@ -33,12 +35,13 @@ class ToolQuestion:
     answer: int
     in_english: bool
     is_shown: bool
-    """Conversations ask it. Else, in any wording, it is for prompts alone: by the hash of what it
-    asks for, half of all questions each."""
+    """True where conversations ask the question; else only prompts do, in any wording. The hash of
+    the fact asked for decides, so each kind gets half of the questions."""
 
 
 def pick_tool_question(dice: Dice, in_english: bool, *, is_shown: bool) -> ToolQuestion:
-    """Draws a sum or a fact, of those that conversations show or of the others."""
+    """Draws a question about a sum or a fact: one that conversations show if `is_shown`, else one
+    that they do not."""
     while True:
         ask = dice.pick((_sum, _fact))
         question = ask(dice, in_english)
@@ -47,13 +50,13 @@ def pick_tool_question(dice: Dice, in_english: bool, *, is_shown: bool) -> ToolQ
 
 
 def tools_turn() -> dict[str, str]:
-    """Gives the system turn that offers the tools."""
+    """Gives the system turn that names the tools."""
     return {"role": "system", "content": "", "tools": json.dumps(TOOL_SCHEMAS)}
 
 
 def tool_conversation(dice: Dice) -> tuple[dict[str, Any], list[str], bool]:
-    """Draws a conversation with tools as the sample's rows are: a question that is answered through
-    its tool on request and now and then without, and else with not knowing."""
+    """Draws a conversation with tools as (row, keys, is_held_out). The tool is called on request
+    and in one of CALLED_ONE_IN other cases; otherwise the assistant says that it does not know."""
     one = pick_tool_question(dice, dice.below(2) == 0, is_shown=True)
     question = one.question
     is_requested = dice.below(100) < REQUESTED_PERCENT
@@ -102,7 +105,8 @@ def _fact(dice: Dice, in_english: bool) -> ToolQuestion:
 def _ask(
     question: str, tool: str, arguments: dict[str, str], asked_for: str, in_english: bool
 ) -> ToolQuestion:
-    """`asked_for` is the same in both languages."""
+    """Builds a question. `asked_for` names the sum or fact and is the same in both languages, so
+    that both are shown or neither."""
     digest = hashlib.blake2b(asked_for.encode(), digest_size=4, person=b"shown").digest()
     answer = int(TOOLS[tool](**arguments))
     return ToolQuestion(question, tool, arguments, answer, in_english, digest[0] % 2 == 0)

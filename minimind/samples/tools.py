@@ -1,4 +1,5 @@
-"""The tools of the sample data: plain functions that a model may call, and how they are told of."""
+"""Defines the tools of the sample data, plain functions that a model may call, and their
+schemas."""
 
 from __future__ import annotations
 
@@ -13,22 +14,22 @@ from minimind.samples.world import PEOPLE, THINGS, Name
 
 MAX_EXPRESSION_CHARS = 100
 MAX_VALUE = 10**12
-"""Neither a number of an expression nor any result within it may be further from 0."""
+"""The largest absolute value of a number in an expression and of every intermediate result."""
 MAX_LOOKUP = 99
 
 _SHOWN_CHARS = 40
-"""An error repeats no more of what was given."""
+"""The most characters of an argument that an error message repeats."""
 
 TOOL_SCHEMAS: list[dict[str, Any]] = [
     {"name": "calculator", "parameters": {"expression": "string"}},
     {"name": "lookup", "parameters": {"name": "string", "what": "string"}},
 ]
-"""As the system turn of a conversation names them, in few tokens."""
+"""The tools as the system turn of a conversation lists them, short to save tokens."""
 
 
 def calculator(expression: str) -> str:
-    """Works out an expression of numbers, + - * / and parentheses: "37 + 48" gives "85". Gives a
-    text that begins with "error:" for anything else."""
+    """Evaluates an expression of numbers, + - * / and parentheses: "37 + 48" gives "85". For
+    anything else it gives a text that begins with "error:"."""
     if not isinstance(expression, str) or not expression.strip():
         return "error: expression must be a text such as 2 + 3"
     if len(expression) > MAX_EXPRESSION_CHARS:
@@ -47,9 +48,9 @@ def calculator(expression: str) -> str:
 
 
 def lookup(name: str, what: str) -> str:
-    """Says how many of a thing somebody has: a number from 1 to 99 that is written nowhere else.
-    Both languages name the same fact. Gives a text that begins with "error:" for a person or a
-    thing that is not known."""
+    """Gives the number of things that a person has, from 1 to 99, which is written nowhere else.
+    The same person and thing give the same number in both languages. For an unknown person or thing
+    it gives a text that begins with "error:"."""
     person = _find(name, tuple(person.name for person in PEOPLE))
     if person is None:
         return f"error: nobody is called {_show(name)}"
@@ -61,11 +62,12 @@ def lookup(name: str, what: str) -> str:
 
 
 TOOLS: dict[str, Callable[..., str]] = {"calculator": calculator, "lookup": lookup}
-"""The functions by the names of their schemas. They take the arguments as keywords."""
+"""The tool functions by name. Each takes the arguments of a call as keywords."""
 
 
 def _evaluate(node: ast.expr) -> Fraction:
-    """Raises ValueError for what is no arithmetic and OverflowError for a value out of bounds."""
+    """Evaluates a parsed expression exactly. Raises ValueError for anything but arithmetic and
+    OverflowError for a value beyond MAX_VALUE."""
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         if abs(node.value) > MAX_VALUE:
             raise OverflowError

@@ -1,4 +1,5 @@
-"""The made-up world of the sample data: its facts, each in English and Chinese."""
+"""Holds the facts of the made-up world that the sample data is about, each in English and
+Chinese."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """Names one thing in both languages."""
+    """Holds one thing's name in both languages."""
 
     en: str
     zh: str
@@ -18,9 +19,9 @@ class Town:
     name: Name
     river: Name
     colour: Name
-    """Of its houses."""
+    """The colour of the town's houses."""
     animal: Name
-    """The animal that its people keep."""
+    """The animal that the town's people keep."""
     food: Name
     """The food that the town is known for."""
 

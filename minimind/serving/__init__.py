@@ -1,2 +1,2 @@
-"""An OpenAI-compatible server over the batch engine, and nothing else: a conversation's client,
-in the terminal or the browser, is minimind.chat."""
+"""Serves models over HTTP with OpenAI's API, through the batch engine. The clients of a
+conversation, in the terminal and the browser, are in minimind.chat."""

@@ -1,4 +1,5 @@
-"""Writes errors as OpenAI's clients read them: {"error": {message, type, param, code}}, always."""
+"""Writes every error in the form that OpenAI's clients read: {"error": {message, type, param,
+code}}."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ class ErrorBody(BaseModel):
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
 }
-"""The error responses of any call of the API, for its description."""
+"""The error responses that any call may give, for the API's description."""
 
 
 class ApiError(HTTPException):
@@ -68,14 +69,14 @@ class ApiError(HTTPException):
         }
 
     def response(self) -> Response:
-        # Escaped, because a message may quote half a character, which has no UTF-8 form.
+        # Escaped, because a message may quote a lone surrogate, which has no UTF-8 form.
         content = json.dumps(self.body)
         return Response(content, self.status, self.headers, media_type="application/json")
 
 
 @asynccontextmanager
 async def timely(timeout_s: float) -> AsyncIterator[None]:
-    """Raises ApiError where the block inside takes longer."""
+    """Raises ApiError (504) if the block takes longer than `timeout_s`."""
     try:
         async with asyncio.timeout(timeout_s):
             yield
@@ -85,7 +86,7 @@ async def timely(timeout_s: float) -> AsyncIterator[None]:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Has every error response of `app` take the form above."""
+    """Makes every error response of `app` take the form above."""
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -97,7 +98,7 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
-    """Names each field once, with all types that it might have been."""
+    """Names each invalid field once, with all that its value might have been."""
     assert isinstance(error, RequestValidationError)
     problems: dict[str, list[str]] = {}
     refused: dict[str, list[str]] = {}
@@ -105,7 +106,8 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
         kind = refused if problem["type"] == UNSUPPORTED else problems
         kind.setdefault(_place(problem["loc"]), []).append(problem["msg"])
     if refused:
-        # Beside it stands all that the value is not.
+        # For a refused field pydantic also lists everything else that the value is not; leave that
+        # out.
         texts = [f"{place} {found[0]}" for place, found in refused.items()]
     else:
         texts = [
@@ -121,14 +123,14 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
 
 def _place(loc: tuple[int | str, ...]) -> str:
     """Writes ("body", "messages", 0, "role") as messages[0].role, without the names that pydantic
-    adds for the parts of a union."""
+    adds for the members of a union."""
     fields = [part for part in loc[1:] if isinstance(part, int) or not _CHOICE.fullmatch(part)]
     parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in fields]
     return "".join(parts).removeprefix(".")
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
-    """Handles what Starlette and FastAPI refuse themselves: an unknown path, another method, the
+    """Answers what Starlette and FastAPI refuse themselves: an unknown path, a wrong method, a bad
     body."""
     assert isinstance(error, HTTPException)
     path = request.url.path

@@ -12,17 +12,17 @@ from starlette.middleware.cors import CORSMiddleware
 
 import minimind
 from minimind.serving.api_errors import ERROR_RESPONSES, install_error_handlers
-from minimind.serving.gate import OWN_HEADERS, Gate, Observer
 from minimind.serving.generation_routes import add_generation_routes
 from minimind.serving.json_body import JsonRoute
 from minimind.serving.metrics import ServerMetrics
+from minimind.serving.middleware import OWN_HEADERS, AccessMiddleware, LoggingMiddleware
 from minimind.serving.response_schemas import Health, ModelCard, ModelList, Version
 from minimind.serving.service import Service
 from minimind.serving.text_routes import add_text_routes
 
 
 def build_app(service: Service) -> FastAPI:
-    """Builds the application over `service`, which it closes at its end."""
+    """Builds the application over `service`, and closes the service when the application ends."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -38,9 +38,10 @@ def build_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.router.route_class = JsonRoute
-    app.add_middleware(Gate, service=service, settings=settings)
+    app.add_middleware(AccessMiddleware, service=service, settings=settings)
     if settings.cors_origins:
-        # Around the gate: a browser asks without a key whether it may, and reads refusals too.
+        # Outside the access checks: a browser first asks, without a key, whether it may call, and
+        # must be able to read refusals too.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
@@ -49,11 +50,11 @@ def build_app(service: Service) -> FastAPI:
             expose_headers=[*OWN_HEADERS, "retry-after"],
             allow_private_network=True,
         )
-    app.add_middleware(Observer, metrics=metrics)
+    app.add_middleware(LoggingMiddleware, metrics=metrics)
     install_error_handlers(app)
 
     def get(path: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Registers GET and HEAD; the description lists GET alone."""
+        """Registers GET and HEAD for a path; the API's description lists only GET."""
 
         def add(handler: Callable[..., Any]) -> Callable[..., Any]:
             app.get(path, **options)(handler)
@@ -64,7 +65,7 @@ def build_app(service: Service) -> FastAPI:
 
     @get("/health", responses={503: {"model": Health}})
     async def health() -> Health:
-        """Tells whether calls are answered; gives 503 where not."""
+        """Tells whether the server answers calls, with status 503 if it does not."""
         found = Health(status=service.status)
         if found.status == "ok":
             return found
@@ -76,7 +77,7 @@ def build_app(service: Service) -> FastAPI:
 
     @get("/metrics", response_class=Response, responses=_text_response("text/plain"))
     async def prometheus_metrics() -> Response:
-        """Gives the metrics for Prometheus."""
+        """Gives the metrics in Prometheus's format."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @get("/v1/models", responses=ERROR_RESPONSES)

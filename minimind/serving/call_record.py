@@ -1,4 +1,4 @@
-"""Records an API call, for the log and the metrics."""
+"""Records what happens in an API call, for the log and the metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONGEST_NAME, _MOST_NAMES = 80, 20
 
 @dataclass(slots=True)
 class CallRecord:
-    """Collects the data of one call while it goes on."""
+    """Collects the data of one call while it is running."""
 
     request_id: str
     started: float = field(default_factory=time.perf_counter)
@@ -26,14 +26,15 @@ class CallRecord:
     usage: Usage | None = None
     finish_reasons: list[str] = field(default_factory=list)
     prompt: str | None = None
-    """The prompt, only where the server is told to log it."""
+    """The prompt, if the server is set to log prompts."""
     ignored_fields: list[str] = field(default_factory=list)
     """The names of fields that the client sent and the server does not know."""
     notice: str | None = None
-    """A note for the client of a call that was answered."""
+    """A hint for the client of a successful call, sent as a header."""
 
     def ignore(self, names: Iterable[str]) -> None:
-        """Adds names of unknown fields, made safe for a header: they come from the client."""
+        """Adds names of unknown fields. They come from the client, so they are made safe for a
+        header."""
         self.ignored_fields += [_ODD.sub("?", name)[:_LONGEST_NAME] for name in names]
         del self.ignored_fields[_MOST_NAMES:]
 

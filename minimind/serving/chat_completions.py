@@ -1,4 +1,4 @@
-"""Answers /v1/chat/completions: turns an engine's deltas into OpenAI's objects, whole or in
+"""Answers /v1/chat/completions: turns the engine's deltas into OpenAI's objects, whole or in
 chunks."""
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from minimind.serving.thoughts import Thoughts
 
 @dataclass(slots=True)
 class _Choice:
-    """Collects the output of one choice so far."""
+    """Collects the output of one choice."""
 
     parser: AnswerParser
     thoughts: Thoughts
     parts: list[Part] = field(default_factory=list)
     num_calls: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    """Log-probabilities that have not been written yet."""
+    """Log-probabilities that were not sent yet."""
     finish_reason: StopReason | None = None
 
     def take(self, delta: Delta) -> list[Part]:

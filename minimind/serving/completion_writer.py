@@ -1,4 +1,4 @@
-"""Holds the part that both kinds of completion share: it turns an engine's deltas into OpenAI's
+"""Defines what chat and text completions share: turning the engine's deltas into OpenAI's
 objects."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minimind.serving.served_model import ServedModel
 
 
 class CompletionWriter(ABC):
-    """Writes the answer of one call, whole or in chunks, and completes the call's record."""
+    """Writes the answer to one call, whole or in chunks, and fills in the call's record."""
 
     def __init__(
         self,
@@ -29,7 +29,8 @@ class CompletionWriter(ABC):
         body: GenerationRequestFields,
         record: CallRecord,
     ) -> None:
-        """Makes the id, which begins with `prefix`: OpenAI tells its objects apart by it."""
+        """Makes the answer's id, which begins with `prefix`, as each kind of OpenAI's objects
+        does."""
         self._tokenizer, self._num_choices, self._record = model.tokenizer, body.num_choices, record
         self._head: dict[str, Any] = {
             "id": f"{prefix}-{uuid.uuid4().hex}",
@@ -52,8 +53,8 @@ class CompletionWriter(ABC):
 
     @property
     def _usage(self) -> Usage:
-        """Adds up the tokens from each choice's last delta. A prompt that several choices share
-        counts once."""
+        """Sums the tokens of all choices from their last deltas. A prompt that several choices
+        share counts once."""
         prompts = [d for index, d in self._last.items() if index % self._num_choices == 0]
         prompt_tokens = sum(delta.prompt_tokens for delta in prompts)
         completion_tokens = sum(delta.completion_tokens for delta in self._last.values())
@@ -67,11 +68,12 @@ class CompletionWriter(ABC):
 
     @property
     def _usage_so_far(self) -> dict[str, Usage]:
-        """Gives the usage for a chunk, where the client wants it in each one."""
+        """Gives the usage as a field of a chunk, if the client wants it in every chunk."""
         return {"usage": self._usage} if self._counts_all_along else {}
 
     async def _deltas(self, answer: Answer) -> AsyncIterator[tuple[int, Delta]]:
-        """Yields (choice, delta); with the last one the record is complete."""
+        """Yields (index of the choice, delta); after the last one, the call's record is
+        complete."""
         async for index, delta in answer.deltas():
             self._last[index] = delta
             self._record.note(delta)
@@ -81,7 +83,7 @@ class CompletionWriter(ABC):
 
 
 def stop_reason(delta: Delta) -> StopReason | None:
-    """Names the reason in OpenAI's words; None while there is more to come."""
+    """Gives OpenAI's word for a finish reason; None while the generation goes on."""
     if delta.finish_reason is None:
         return None
     return "length" if delta.finish_reason == "length" else "stop"

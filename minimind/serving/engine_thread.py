@@ -1,4 +1,4 @@
-"""Runs the batch engine in a thread and hands its output to coroutines."""
+"""Runs the batch engine in a thread, and passes its output to coroutines."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ T = TypeVar("T")
 
 
 class EngineThread:
-    """Steps the engine while there is work. All methods are called from one event loop."""
+    """Steps the engine in a thread while it has work. All methods are called from one event
+    loop."""
 
     def __init__(self, engine: BatchEngine, max_open: int) -> None:
-        """Starts the thread. `max_open` limits the generations that run or wait."""
+        """Starts the thread. `max_open` is the most generations that may run or wait."""
         self.engine = engine
         self.max_open = max_open
         self.has_failed = False
-        """Whether an unforeseen error has occurred: the engine's state is unknown then."""
+        """True after an unexpected error, when the engine's state is not known."""
         self._loop = asyncio.get_running_loop()
         self._open: dict[int, Answer] = {}
         self._readings: deque[tuple[Callable[[PromptReader], Any], asyncio.Future[Any]]] = deque()
@@ -37,9 +38,9 @@ class EngineThread:
         self._thread.start()
 
     def submit(self, requests: Sequence[GenerationRequest], timeout_s: float) -> Answer:
-        """Submits the requests, one for each choice, and gives the answer to be read; the caller
-        closes it. Raises ApiError where there is no room and ConfigError where a request is
-        impossible."""
+        """Submits one request for each choice, and gives the Answer to read their output from; the
+        caller closes it. Raises ApiError where too many generations are open, ConfigError for a
+        request that cannot be served."""
         if self.has_failed or self._closing:
             raise ApiError(503, "the model has stopped; its server must be started again")
         if len(requests) > self.max_open:
@@ -70,7 +71,7 @@ class EngineThread:
         return answer
 
     async def read(self, reading: Callable[[PromptReader], T]) -> T:
-        """Runs `reading` between two steps of the engine and gives its result. Raises ApiError."""
+        """Runs `reading` between two steps of the engine, and gives its result. Raises ApiError."""
         if self.has_failed or self._closing:
             raise ApiError(503, "the model has stopped; its server must be started again")
         found: asyncio.Future[T] = self._loop.create_future()
@@ -120,7 +121,8 @@ class EngineThread:
         except ConfigError as problem:
             error = ApiError(400, str(problem))
         except Exception:
-            # Out of memory, most often. Whatever it is, the thread goes on for the other requests.
+            # Most often there is too little memory. Whatever it is, the thread goes on for other
+            # requests.
             logger.exception("a text could not be read")
             error = ApiError(500, "the text could not be read; the log says why")
         self._hand_over(_settle, found, result, error)
@@ -156,11 +158,11 @@ def _settle(found: asyncio.Future[Any], result: Any, error: ApiError | None) -> 
 
 
 class Answer:
-    """Collects the output of the choices of one API call as it arrives."""
+    """Collects the output of all choices of an API call as it arrives."""
 
     def __init__(self, thread: EngineThread, deadline: float, timeout_s: float) -> None:
         self.open_choices: dict[int, int] = {}
-        """The index of each choice that still runs, by its request's id."""
+        """The index of each choice that has not ended, by the id of its request."""
         self._thread = thread
         self._deadline, self._timeout_s = deadline, timeout_s
         self._queue: asyncio.Queue[Delta | ApiError] = asyncio.Queue()
@@ -169,7 +171,7 @@ class Answer:
         self._queue.put_nowait(item)
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
-        """Yields (choice, delta) until every choice has its finish reason. Raises ApiError where
+        """Yields (index of the choice, delta) until every choice has ended. Raises ApiError where
         the generation fails or takes too long."""
         while self.open_choices:
             try:
@@ -188,7 +190,7 @@ class Answer:
             yield index, item
 
     def close(self) -> None:
-        """Cancels the choices that still run; their slots are free after the engine's next step."""
+        """Cancels the choices that have not ended; the engine's next step frees their slots."""
         for request_id in self.open_choices:
             self._thread.cancel(request_id)
         self.open_choices.clear()

@@ -1,4 +1,4 @@
-"""Sends server-sent events, and ends work whose client has gone."""
+"""Sends server-sent events, and stops work whose client has disconnected."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ DONE = "[DONE]"
 
 
 class ClientGone(Exception):
-    """Says that the client closed its connection or stopped reading."""
+    """Reports that the client closed its connection or stopped reading."""
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Gives the work's result. Where the client leaves first, cancels the work and raises
+    """Gives the result of `work`. If the client disconnects first, cancels the work and raises
     ClientGone."""
     running = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_wait_until_gone(receive))
@@ -44,8 +44,8 @@ async def _wait_until_gone(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Sends each object as an event, and then the last event. An ApiError on the way is sent as an
-    event too. An object that has a type gives its event that type."""
+    """Sends each object as a server-sent event, then a last event. An ApiError on the way is sent
+    as an event too. An object's `type`, if it has one, becomes its event's type."""
 
     media_type = "text/event-stream"
 
@@ -56,9 +56,8 @@ class EventStream(Response):
         send_timeout_s: float,
         last: str | None = DONE,
     ) -> None:
-        """Takes `on_close`, which is called once, however the stream ends. A client that takes
-        nothing for `send_timeout_s` counts as gone. `last` is the last event's data; None: no last
-        event."""
+        """`on_close` is called once, however the stream ends. A client that reads nothing for
+        `send_timeout_s` counts as gone. `last` is the data of the last event; None sends none."""
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._objects, self._on_close, self._send_timeout_s = objects, on_close, send_timeout_s

@@ -1,6 +1,6 @@
-"""Describes how each field of a request is treated: it is honoured, refused with its own message,
-without effect on the text, or unknown. Schemas declare this beside each field; no other list of
-fields exists."""
+"""Says how each field of a request is treated: it is honoured, refused with a message of its own,
+without effect on the text, or unknown. Schemas declare this beside each field; there is no other
+list of fields."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 Standing = Literal["honoured", "refused", "no effect"]
 
 UNSUPPORTED = "unsupported_parameter"
-"""OpenAI's code for a field that a model does not support."""
+"""OpenAI's error code for a field that a model does not support."""
 
 
 class Refused:
-    """Annotates a field that would change the text and cannot be honoured. Values that request
-    nothing are accepted."""
+    """Marks a field that would change the text but cannot be honoured, and so is refused. Values
+    that ask for nothing are accepted."""
 
     def __init__(self, why: str, *off: Any) -> None:
-        """Takes the alternative that the API offers (`why`), and the accepted values besides null
-        (`off`)."""
+        """`why` says what the client can send instead; `off` are the accepted values besides
+        null."""
         self.why, self.off = why, (None, *off)
 
     def __get_pydantic_core_schema__(
@@ -48,7 +48,7 @@ class Refused:
 
 
 class NoEffect:
-    """Annotates a field that may hold anything and changes nothing of the text."""
+    """Marks a field that may have any value and does not change the text."""
 
     def __init__(self, why: str) -> None:
         self.why = why
@@ -65,7 +65,7 @@ class NoEffect:
 
 
 class Off:
-    """Annotates a field with the values that count as not given, as other servers read them."""
+    """Marks the values of a field that count as not given, as other servers treat them."""
 
     def __init__(self, *values: Any) -> None:
         self.values = values
@@ -85,7 +85,7 @@ class Off:
 
 
 class OthersRefused:
-    """Annotates a Literal of kinds: kinds that only other servers have are refused by name."""
+    """Marks a Literal of kinds: a kind that only other servers have is refused by its name."""
 
     def __init__(self, why: str) -> None:
         self.why = why
@@ -108,11 +108,11 @@ class OthersRefused:
 
 
 class ByType:
-    """Annotates a union of parts that differ in `type`, so that errors concern the named part
-    alone; a type that no part has is refused by name."""
+    """Marks a union whose members differ in `type`, so that errors are about the member that was
+    sent. A type that no member has is refused by its name."""
 
     def __init__(self, unsaid: str | None = None) -> None:
-        """Takes the type (`unsaid`) of a part without one."""
+        """`unsaid` is the type of a value that does not give one."""
         self.unsaid = unsaid
 
     def __get_pydantic_core_schema__(
@@ -143,7 +143,7 @@ class ByType:
 
 
 def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
-    """Compares value and type, so that True is not 1."""
+    """Tells whether `value` is one of `values`, with the same type: True is not 1."""
     return any(type(value) is type(one) and value == one for one in values)
 
 
@@ -153,11 +153,11 @@ class FieldStanding:
     standing: Standing
     note: str
     off: tuple[Any, ...] = ()
-    """The values besides null that mean "not given"."""
+    """The values, besides null, that count as not given."""
 
 
 def field_standings(schema: type[BaseModel]) -> list[FieldStanding]:
-    """Lists the treatment of every field of a request's schema, in its order."""
+    """Lists how every field of a request's schema is treated, in the schema's order."""
     found = []
     for name, field in schema.model_fields.items():
         standing: Standing = "honoured"
@@ -174,7 +174,7 @@ def field_standings(schema: type[BaseModel]) -> list[FieldStanding]:
 
 
 def unknown_fields(given: BaseModel) -> list[str]:
-    """Lists the fields that a client sent and no schema knows, each once, as in
+    """Lists the fields that a client sent and no schema has, each once, such as
     `messages[].weight`."""
     return list(dict.fromkeys(_unknown(given, "")))
 

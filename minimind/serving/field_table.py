@@ -1,5 +1,5 @@
-"""Writes the table of how each field of a request is treated: `python -m
-minimind.serving.field_table`, for docs/request_fields.md."""
+"""Writes docs/request_fields.md, the table of how each field of a request is treated: `python -m
+minimind.serving.field_table`."""
 
 from __future__ import annotations
 

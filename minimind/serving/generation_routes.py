@@ -1,4 +1,4 @@
-"""Adds the calls that continue a prompt: chat and text completions, responses."""
+"""Adds the routes that continue a prompt: chat completions, text completions and responses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def add_generation_routes(app: FastAPI, service: Service) -> None:
     async def chat_completions(body: ChatRequest, request: Request) -> Any:
         model, record = open_call(service, request, body)
         record.ignore(model.unread_options(body))
-        # Long prompts take a while to tokenise, which must not hold up others.
+        # Tokenising a long prompt takes time, so it runs in a thread and does not hold up other
+        # calls.
         requests, in_reasoning = await asyncio.to_thread(model.chat_requests, body)
         record.notice = _unfinished(body)
         answer = submit(record, model, body.stream, requests)
@@ -115,7 +116,7 @@ def add_generation_routes(app: FastAPI, service: Service) -> None:
 def open_call(
     service: Service, request: Request, body: AnyRequest
 ) -> tuple[ServedModel, CallRecord]:
-    """Finds the requested model and opens the call's record. Raises ApiError."""
+    """Finds the requested model and begins the call's record. Raises ApiError."""
     record: CallRecord = request.state.record
     record.ignore(unknown_fields(body))
     model = service.find(body.model)
@@ -124,7 +125,8 @@ def open_call(
 
 
 def _unfinished(body: ChatRequest) -> str | None:
-    """Writes the note for a client that sends the beginning of an answer."""
+    """Gives a hint for a client whose last message is the beginning of an answer; None if there is
+    nothing to say."""
     asked = body.continues or body.add_generation_prompt is not None
     if asked or body.messages[-1].role != "assistant":
         return None
@@ -132,7 +134,7 @@ def _unfinished(body: ChatRequest) -> str | None:
 
 
 def _misread(model: ServedModel, body: CompletionRequest) -> str | None:
-    """Writes the note for a client that sends a rendered conversation."""
+    """Gives a hint for a client whose prompt is a rendered conversation; None if it is not."""
     if body.parse_special is not None or model.parses_special:
         return None
     texts = [text for text in each_text(body.prompt) if isinstance(text, str)]

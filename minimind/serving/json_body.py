@@ -13,12 +13,13 @@ from fastapi.routing import APIRoute
 from minimind.serving.api_errors import ApiError
 
 MAX_DEPTH = 100
-"""The deepest nesting of objects and lists: templates and schemas recurse."""
+"""The deepest nesting of objects and lists, since templates and schemas are processed
+recursively."""
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_json(text: bytes) -> Any:
-    """Parses the body. Raises ValueError with a message for the client."""
+    """Parses a request's body. Raises ValueError with a message for the client."""
     try:
         whole = text.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -43,7 +44,7 @@ _TOO_DEEP = f"it is nested too deep: {MAX_DEPTH} levels are the most"
 
 
 class JsonRoute(APIRoute):
-    """Describes a route whose body is JSON and is declared as JSON."""
+    """Is a route whose body is JSON and is declared as JSON."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
@@ -62,7 +63,8 @@ class _JsonRequest(Request):
             message = f"the body's Content-Encoding is {packing!r}; send it as it is"
             raise ApiError(415, message, code="unsupported_media_type")
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
-        # A web page may send any other kind to this machine without asking first.
+        # A web page may send any other content type to this machine without the browser asking
+        # first.
         if body and kind != "application/json":
             given = (
                 f"the body's Content-Type is {kind!r}" if kind else "the body has no Content-Type"

@@ -1,4 +1,4 @@
-"""Writes log-probabilities in OpenAI's two forms."""
+"""Writes log-probabilities in the forms of OpenAI's chat and text completions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minimind.serving.response_schemas import (
 )
 
 _LEAST = -9999.0
-"""The value that OpenAI gives for a token of probability 0: JSON has no infinity."""
+"""OpenAI's value for a token of probability 0, since JSON has no infinity."""
 
 
 def chat_logprobs(tokenizer: Tokenizer, entries: Iterable[TokenLogprob]) -> ChatLogprobs:
@@ -28,15 +28,15 @@ def chat_logprobs(tokenizer: Tokenizer, entries: Iterable[TokenLogprob]) -> Chat
 
 
 class TextLogprobWriter:
-    """Writes the log-probabilities of one text, in pieces of any size."""
+    """Writes the log-probabilities of one text, which may come in several pieces."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._decoder = tokenizer, tokenizer.stream_decoder()
         self._offset = 0
 
     def write(self, entries: Iterable[TokenLogprob]) -> TextLogprobs:
-        """Writes the entries. A token's offset counts the whole characters of the text before it.
-        The first token of a text follows nothing and so has no log-probability."""
+        """Writes one piece. A token's offset is the number of whole characters in the text before
+        it. The text's first token has no log-probability, since it follows nothing."""
         found = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         for entry in entries:
             token = self._name(entry.id)
@@ -47,15 +47,15 @@ class TextLogprobWriter:
                 found.token_logprobs.append(None)
                 found.top_logprobs.append(None)
                 continue
-            # The chosen token is always among them, as OpenAI has it.
+            # The chosen token is always among them, as in OpenAI's answers.
             top = {self._name(id): _finite(logprob) for id, logprob in entry.top}
             found.token_logprobs.append(_finite(entry.logprob))
             found.top_logprobs.append({token: _finite(entry.logprob)} | top)
         return found
 
     def _name(self, id: int) -> str:
-        """Gives a token's text, or its bytes where they are not whole characters: so two tokens of
-        half characters have different names."""
+        """Gives a token's text, or its bytes if they are not whole characters, so that different
+        tokens have different names."""
         raw = self._tokenizer.token_bytes([id], skip_special=False)
         try:
             return raw.decode()

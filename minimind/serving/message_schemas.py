@@ -1,7 +1,7 @@
 """Defines messages and tools as clients send them, and converts them to the turns of a chat
 template.
 
-Wrong types are errors, never converted; unknown fields are kept aside, to be named.
+Values of wrong types are errors and are never converted; unknown fields are kept, to be reported.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-from minimind.inference.answer_parser import END_THINK, THINK
+from minimind.config.tags import END_THINK, THINK
 from minimind.serving.api_errors import ApiError
 from minimind.serving.field_standing import NoEffect, OthersRefused, Refused
 from minimind.serving.json_body import read_json
@@ -22,19 +22,19 @@ _ROLES = {"developer": "system", "function": "tool"}
 
 
 class RequestPart(BaseModel):
-    """Base of all parts of a request."""
+    """Is the base of all parts of a request."""
 
     model_config = ConfigDict(
         strict=True, allow_inf_nan=False, extra="allow", use_attribute_docstrings=True
     )
 
     def declared(self) -> dict[str, Any]:
-        """Gives the known fields that were given, as JSON."""
+        """Gives the known fields that were sent, as JSON values."""
         return self.model_dump(include=_tree(self), exclude_none=True)
 
 
 class ContentPart(RequestPart):
-    """Holds a piece of a message's text, in the form of the chat API or of the responses API."""
+    """Holds a piece of a message's text, in the form of the chat API or the responses API."""
 
     type: Annotated[
         Literal["text", "input_text", "output_text", "reasoning_text", "summary_text", "refusal"],
@@ -51,7 +51,7 @@ Content = str | list[str | ContentPart] | None
 
 
 def content_text(content: Content) -> str:
-    """Joins the pieces without anything between them."""
+    """Gives the text of all pieces, joined without separator."""
     if isinstance(content, list):
         return "".join(
             part if isinstance(part, str) else part.text or part.refusal or "" for part in content
@@ -62,12 +62,12 @@ def content_text(content: Content) -> str:
 class FunctionCall(RequestPart):
     name: NonEmpty
     arguments: str | dict[str, Any] | None = None
-    """A JSON object, most often as a string."""
+    """A JSON object, usually as a string."""
 
     def as_object(self, where: str) -> dict[str, Any]:
-        """Gives the call with its arguments as an object: templates write all objects in the same
-        way, as in training, however the client spaces them. Some clients send nothing for no
-        arguments. Raises ApiError, which calls the function `where`."""
+        """Gives the call with its arguments as an object, however the client spaced their JSON:
+        templates then write all calls alike, as in training. Missing arguments become {}. Raises
+        ApiError, which calls the function `where`."""
         where += ".arguments"
         given = self.arguments
         try:
@@ -88,19 +88,20 @@ class MessageToolCall(RequestPart):
 
 class Message(RequestPart):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    """The speaker; a developer's message counts as the system's, a function's as a tool's."""
+    """The speaker; developer counts as system, function as tool."""
     content: Content = None
-    """A text, or parts of one."""
+    """A text, or a list of its pieces."""
     reasoning_content: str | None = None
-    """An assistant's thoughts, which stand in its thinking block."""
+    """The assistant's thoughts, which go into its thinking block."""
     reasoning: str | None = None
-    """Another name of `reasoning_content`."""
+    """Another name for `reasoning_content`."""
     tool_calls: list[MessageToolCall] | None = None
     prefix: bool | None = None
-    """For the last message, an assistant's: true continues it."""
+    """In a last message by the assistant: true continues it."""
     name: Annotated[Any, NoEffect("chat templates have no place for it")] = None
     tool_call_id: str | None = None
-    """For a tool's message: results are put into the order of their calls."""
+    """In a tool's message: the call that it answers. Results are put into the order of their
+    calls."""
     refusal: Annotated[Any, NoEffect("an answer's, sent back")] = None
     annotations: Annotated[Any, NoEffect("an answer's, sent back")] = None
     function_call: FunctionCall | None = None
@@ -108,7 +109,7 @@ class Message(RequestPart):
     audio: Annotated[Any, Refused("the model reads text alone")] = None
 
     def as_turn(self, where: str) -> dict[str, Any]:
-        """Gives the message as a chat template takes turns. Raises ApiError, which calls the
+        """Gives the message as a turn for the chat template. Raises ApiError, which calls the
         message `where`."""
         turn: dict[str, Any] = {
             "role": _ROLES.get(self.role, self.role),
@@ -134,7 +135,7 @@ class Function(RequestPart):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
-    """Whether the arguments of a call must match `parameters`."""
+    """True: the arguments of a call must match `parameters`."""
 
 
 class Tool(RequestPart):
@@ -143,7 +144,7 @@ class Tool(RequestPart):
 
 
 def read_turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Converts messages to turns. Raises ApiError for arguments of a call that are not a JSON
+    """Converts messages to turns. Raises ApiError for a call's arguments that are not a JSON
     object."""
     turns: list[dict[str, Any]] = []
     order: dict[str | None, int] = {}
@@ -158,8 +159,8 @@ def read_turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def split_open_thought(turn: dict[str, Any]) -> dict[str, Any]:
-    """Splits an assistant's turn that is to be continued, whose text may stop within its thinking
-    block."""
+    """Gives an assistant's turn that is to be continued; if its text ends inside the thinking
+    block, the thought is moved to "reasoning_content"."""
     before, opened, thought = turn["content"].partition(THINK)
     if opened and not before.strip() and END_THINK not in thought:
         return {**turn, "content": "", "reasoning_content": thought.removeprefix("\n")}
@@ -171,7 +172,7 @@ def _is_result(numbered: tuple[int, Message]) -> bool:
 
 
 def _tree(value: Any) -> Any:
-    """Lists the declared fields, all the way down, for `model_dump` to include."""
+    """Lists the declared fields at all levels, for `model_dump` to include."""
     if isinstance(value, RequestPart):
         return {name: _tree(getattr(value, name)) for name in type(value).model_fields}
     return True

@@ -1,4 +1,4 @@
-"""Collects the Prometheus metrics of one server."""
+"""Collects a server's Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 
 
 class ServerMetrics:
-    """Counts call by call; the engines are read when the metrics are requested."""
+    """Counts each call when it ends; the engines' statistics are read when metrics are
+    requested."""
 
     def __init__(self, models: Callable[[], Mapping[str, ServedModel]]) -> None:
-        # Its own registry: a process may hold several servers, as the tests do.
+        # A registry of its own, since a process may hold several servers, as the tests do.
         self._registry = CollectorRegistry()
         self._registry.register(_EngineGauges(models))
         self._calls = Counter(
@@ -48,12 +49,12 @@ class ServerMetrics:
             self._first_token.labels(record.model).observe(record.first_token_s)
 
     def text(self) -> bytes:
-        """Writes the metrics in Prometheus's text format."""
+        """Gives the metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
 
 class _EngineGauges:
-    """Reads each engine's own statistics."""
+    """Reads the statistics that each engine keeps."""
 
     def __init__(self, models: Callable[[], Mapping[str, ServedModel]]) -> None:
         self._models = models

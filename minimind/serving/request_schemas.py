@@ -1,8 +1,7 @@
-"""Defines the requests of clients: OpenAI's fields, and those of vLLM and llama.cpp.
+"""Defines the requests that clients send: OpenAI's fields, and some of vLLM and llama.cpp.
 
-Each field is honoured, or annotated as refused or as without effect (field_standing.py); a field
-that no schema knows is named in the response's header and in the log. So no field is dropped
-silently.
+Each field is honoured, or marked as refused or without effect (field_standing.py). A field that no
+schema has is named in a header of the response and in the log. So no field is dropped silently.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from minimind.inference.answer_parser import END_CALL
+from minimind.config.tags import END_CALL
 from minimind.serving.field_standing import NoEffect, Off, OthersRefused, Refused
 from minimind.serving.message_schemas import Message, RequestPart, Tool
 from minimind.serving.sampling_fields import SamplingFields
 from minimind.serving.structured_output import StructuredFields
-from minimind.serving.thoughts import Place
+from minimind.serving.thoughts import ThoughtFormat
 from minimind.serving.tool_choice import ChatFormFields
 
 MAX_CHOICES = 16
@@ -34,7 +33,7 @@ _TEMPLATE_OWN = ("messages", "tools", "add_generation_prompt", "continue_final_m
 class StreamOptions(RequestPart):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-    """With `include_usage`: each chunk has the usage so far."""
+    """With `include_usage`: every chunk has the usage so far."""
     include_obfuscation: Annotated[Any, NoEffect("nothing is padded")] = None
 
 
@@ -46,7 +45,7 @@ class AnyRequest(RequestPart):
     """Holds the fields of requests to all endpoints."""
 
     model: Annotated[str | None, Off("")] = None
-    """May be left out where the server has one model."""
+    """May be left out if the server has one model."""
     user: Annotated[Any, NoEffect("users are not told apart")] = None
     request_id: Annotated[Any, NoEffect("each call has the server's own")] = None
     priority: Annotated[Any, NoEffect("first come, first served")] = None
@@ -61,25 +60,25 @@ class GenerationRequestFields(StructuredFields, SamplingFields, AnyRequest):
     """Holds the fields of requests that continue a prompt."""
 
     max_tokens: Limit = None
-    """The most tokens of the answer, at most the server's limit. Without it, the rest of the
-    context (completions: 16)."""
+    """The most tokens of the answer, within the server's limit. The default is the rest of the
+    context; in /v1/completions it is 16."""
     n_predict: Annotated[int | None, Field(ge=1, lt=2**31), Off(-1, -2)] = None
-    """llama.cpp's name for `max_tokens`, used where that is not given."""
+    """llama.cpp's name for `max_tokens`; used if that is not given."""
     truncate_prompt_tokens: Truncation = None
-    """Only this many tokens at the prompt's end are read; -1: as many as leave room for the
+    """Keeps only this many tokens at the prompt's end; -1 keeps as many as leave room for the
     answer."""
     truncation_side: Side | None = None
-    """Where the prompt is cut; right: at its beginning."""
+    """The side on which the prompt is cut; right keeps its beginning instead."""
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
-    """Strings that end the text and are not part of it; empty ones count for nothing."""
+    """Strings that end the text and are not part of it; empty strings are ignored."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
-    """Continues past the end of the turn or text."""
+    """True: the text goes on after the end of the turn or text."""
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]] | None, Field(max_length=64)] = None
     """Tokens that end the text and are not part of it."""
     skip_special_tokens: bool | None = None
-    """False writes generated special tokens into the text."""
+    """False: special tokens that are generated appear in the text."""
 
     store: Annotated[Any, NoEffect("nothing is kept")] = None
     metadata: Annotated[Any, NoEffect("nothing is kept")] = None
@@ -130,12 +129,12 @@ class GenerationRequestFields(StructuredFields, SamplingFields, AnyRequest):
 
     @property
     def wanted_tokens(self) -> int | None:
-        """Gives the most tokens of the answer that were requested; None: the rest of the
+        """Gives the most tokens that the client wants in the answer; None for the rest of the
         context."""
         return self.max_tokens or self.n_predict
 
     def truncated(self, ids: list[int], context: int) -> list[int]:
-        """Gives the prompt's end, of the requested length."""
+        """Gives the part of the prompt that `truncate_prompt_tokens` keeps."""
         wanted = self.truncate_prompt_tokens
         if wanted is None:
             return ids
@@ -156,16 +155,16 @@ class ConversationFields(RequestPart):
     add_generation_prompt: bool | None = None
     """False: nothing is written after the last message."""
     continue_final_message: bool | None = None
-    """The last message is an assistant's, and the answer continues it."""
+    """True: the last message is the assistant's, and the answer continues it."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Variables of the chat template, by name."""
     reasoning_effort: Effort | None = None
-    """Switches thinking here: every level above minimal turns it on."""
+    """Turns thinking on for every level above minimal."""
     enable_thinking: bool | None = None
     thinking: Thinking | None = None
-    """DeepSeek's name for `enable_thinking`."""
+    """DeepSeek's form of `enable_thinking`."""
     verbosity: Verbosity | None = None
-    """A variable of the chat template. If the template does not read it, it is named like an
+    """A variable of the chat template. If the template does not read it, it is reported like an
     unknown field; medium has no effect."""
     chat_template: Annotated[Any, Refused("the model's own is used")] = None
     documents: Annotated[Any, Refused("write them into a message", [])] = None
@@ -185,7 +184,8 @@ class ConversationFields(RequestPart):
 
     @property
     def thinks(self) -> bool:
-        """Decides whether the model thinks, by the field nearest to the template."""
+        """Tells whether the model is to think. If several fields say, the one nearest to the
+        template counts."""
         options = self.chat_template_kwargs or {}
         asked = [options.get("enable_thinking"), options.get("open_thinking"), self.enable_thinking]
         if self.thinking is not None:
@@ -206,17 +206,17 @@ class ChatRequest(ConversationFields, ChatFormFields, GenerationRequestFields):
     """Defines the body of /v1/chat/completions."""
 
     max_completion_tokens: Limit = None
-    """Takes precedence over `max_tokens`."""
+    """The same as `max_tokens`, and takes precedence over it."""
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     modalities: list[Literal["text"]] | None = None
     include_reasoning: bool | None = None
-    """False leaves thoughts out of the answer."""
+    """False: the answer leaves out thoughts."""
     reasoning_format: (
         Annotated[Literal["auto", "deepseek", "none"], OthersRefused("send auto or none")] | None
     ) = None
-    """llama.cpp's field: none leaves thoughts in the text, within their tags."""
+    """llama.cpp's field: none leaves thoughts in the text, inside their tags."""
     audio: Annotated[Any, Refused("the model writes text alone")] = None
     web_search_options: Annotated[Any, Refused("nothing is searched")] = None
     echo: Annotated[Any, Refused("join the texts", False)] = None
@@ -232,13 +232,13 @@ class ChatRequest(ConversationFields, ChatFormFields, GenerationRequestFields):
 
     @property
     def num_logprobs(self) -> int | None:
-        """Gives the number of likeliest tokens to report beside the chosen one; None: no
+        """Gives the number of likeliest tokens to report beside the chosen one; None for no
         log-probabilities."""
         wanted = self.logprobs or self.top_logprobs is not None
         return self.top_logprobs or 0 if wanted else None
 
     @property
-    def thoughts(self) -> Place:
+    def thoughts(self) -> ThoughtFormat:
         if self.include_reasoning is False:
             return "nowhere"
         return "text" if self.reasoning_format == "none" else "apart"
@@ -249,9 +249,9 @@ class ChatRequest(ConversationFields, ChatFormFields, GenerationRequestFields):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Gives the stop strings; they include the first call's end where one call at most is
-        allowed."""
-        # A grammar that holds the calls ends with the one, whose arguments may spell the tag.
+        """Gives the stop strings. If only one call is allowed, the end of a call is one of them."""
+        # A grammar for calls ends after the single call by itself; and its arguments may contain
+        # the tag.
         one_call = self.one_call and self.offered_tools is not None and not self.holds_calls
         return (*super().stops, END_CALL) if one_call else super().stops
 
@@ -262,7 +262,7 @@ class ChatRequest(ConversationFields, ChatFormFields, GenerationRequestFields):
 
 
 def _whole(value: Any) -> Any:
-    """Reads 1.0 as an integer, as JSON Schema and some clients do."""
+    """Reads 1.0 as the integer 1, as JSON Schema and some clients do."""
     if isinstance(value, list):
         return [_whole(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,4 +1,4 @@
-"""Defines the responses: OpenAI's objects, whole and as the chunks of a stream. Chunks hold only
+"""Defines the answers: OpenAI's objects, whole and as the chunks of a stream. Chunks contain only
 the fields that are set."""
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class ChatChunk(BaseModel):
 
 
 class TextLogprobs(BaseModel):
-    """Lists one entry for each token."""
+    """Holds a list per property, each with one entry for every token."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -123,7 +123,7 @@ class TextChoice(BaseModel):
 
 
 class TextCompletion(BaseModel):
-    """Describes a completion, and each chunk of a stream."""
+    """Is a text completion, and also each chunk of its stream."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -154,11 +154,11 @@ class EmbeddingList(BaseModel):
 class TokenPiece(BaseModel):
     id: int
     piece: str | list[int]
-    """The token's text, or its bytes where they are not whole characters."""
+    """The token's text, or its bytes if they are not whole characters."""
 
 
 class Tokens(BaseModel):
-    """Describes vLLM's answer; llama.cpp's has `tokens` alone."""
+    """Is vLLM's answer to /tokenize; llama.cpp's has only `tokens`."""
 
     tokens: list[int] | list[TokenPiece]
     count: int
@@ -167,14 +167,14 @@ class Tokens(BaseModel):
 
 
 class TokenizedText(BaseModel):
-    """Gives the ids under vLLM's name and under llama.cpp's."""
+    """Gives the text under vLLM's name and under llama.cpp's."""
 
     prompt: str
     content: str
 
 
 class TokenizerInfo(BaseModel):
-    """Describes the tokenizer for clients that render and count tokens themselves."""
+    """Describes the tokenizer, for clients that render and count tokens themselves."""
 
     tokenizer_class: str = "PreTrainedTokenizerFast"
     chat_template: str | None

@@ -1,4 +1,4 @@
-"""Defines the responses API: its request, converted to one of the chat API, and its objects."""
+"""Defines the responses API: its request, which is converted to a chat request, and its answers."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ OWN_NAMES: dict[str, tuple[str, ...]] = {
     "response_format": ("text", "format"),
     "verbosity": ("text", "verbosity"),
 }
-"""Fields that have another name in the chat API."""
+"""The names here of fields that have other names in the chat API."""
 _IN_FULL = "send the whole conversation as `input`"
 
 
 class InputItem(RequestPart):
-    """Holds a turn, or a part of an assistant's turn."""
+    """Holds a turn, or one part of an assistant's turn."""
 
     type: Annotated[
         Literal["message", "function_call", "function_call_output", "reasoning"],
@@ -84,24 +84,24 @@ class Reasoning(RequestPart):
 class TextOptions(RequestPart):
     format: Annotated[TextFormat | ObjectFormat | FlatSchemaFormat, ByType()] | None = None
     verbosity: Verbosity | None = None
-    """The same as in /v1/chat/completions."""
+    """As in /v1/chat/completions."""
 
 
 class ResponsesRequest(GenerationRequestFields):
     """Defines the body of /v1/responses."""
 
     input: str | Annotated[list[InputItem], Field(min_length=1)]
-    """A user's text, or the conversation as items."""
+    """A user's text, or the conversation as a list of items."""
     instructions: str | None = None
-    """A system message that comes before the input."""
+    """A system message that is put before the input."""
     max_output_tokens: Limit = None
     tools: list[FunctionTool] | None = None
     tool_choice: FlatToolChoice | None = None
-    """The same as in /v1/chat/completions."""
+    """As in /v1/chat/completions."""
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
     text: TextOptions | None = None
-    """The form of the text: `format` takes the values of `response_format` of
+    """The form of the text. `format` takes the values of `response_format` in
     /v1/chat/completions."""
     chat_template_kwargs: dict[str, Any] | None = None
     enable_thinking: bool | None = None
@@ -112,13 +112,13 @@ class ResponsesRequest(GenerationRequestFields):
     prompt: Annotated[Any, Refused(_IN_FULL)] = None
     background: Annotated[Any, Refused("wait for the answer, or stream it", False)] = None
     truncation: Literal["auto", "disabled"] | None = None
-    """auto leaves out the oldest turns for which the context has no room."""
+    """auto: the oldest turns for which the context has no room are left out."""
     context_management: Annotated[Any, Refused("shorten the input", [])] = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     """The number of likeliest tokens to report with each token of the text."""
     include: list[str] | None = None
     """message.output_text.logprobs reports the log-probabilities of the text's tokens. All other
-    values ask for parts that are always given, or for results of built-in tools."""
+    values name parts that are always given, or results of built-in tools."""
     max_tool_calls: Annotated[
         Any, NoEffect("it counts built-in tools, of which there are none")
     ] = None
@@ -128,7 +128,7 @@ class ResponsesRequest(GenerationRequestFields):
         return bool(self.top_logprobs) or "message.output_text.logprobs" in (self.include or ())
 
     def as_chat(self) -> ChatRequest:
-        """Converts the request to one of the chat API. Raises ApiError for an incomplete item, and
+        """Converts the request to a chat request. Raises ApiError for an incomplete item, and
         pydantic's ValidationError for what the chat API refuses."""
         shared = self.model_fields_set & set(GenerationRequestFields.model_fields)
         fields: dict[str, Any] = {name: getattr(self, name) for name in shared}
@@ -181,7 +181,7 @@ def _nest(flat: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _add_item(messages: list[dict[str, Any]], item: InputItem, where: str) -> None:
     """Adds an item to the messages. An assistant's thoughts, text and calls are separate items,
-    which become one turn."""
+    which are joined to one turn."""
     needed = {
         "message": ("role",),
         "function_call": ("name", "arguments", "call_id"),
@@ -225,7 +225,7 @@ class ReasoningText(BaseModel):
 
 
 class OutputItem(BaseModel):
-    """Describes a message, thoughts or a call; each has the fields of its kind alone."""
+    """Is a message, a thought or a call, each with further fields of its kind."""
 
     model_config = ConfigDict(extra="allow")
     id: str
@@ -247,7 +247,7 @@ class ResponseUsage(BaseModel):
     input_tokens_details: InputDetails
     output_tokens: int
     output_tokens_details: OutputDetails
-    """The number of tokens of thoughts, counted by encoding them again."""
+    """The number of tokens in thoughts, counted by encoding them again."""
     total_tokens: int
 
 
@@ -271,7 +271,7 @@ class ResponseObject(BaseModel):
 
 
 class ResponseEvent(BaseModel):
-    """Describes an event of a stream; the further fields are those of its type."""
+    """Is an event of a stream, with further fields of its type."""
 
     model_config = ConfigDict(extra="allow")
     type: str

@@ -1,4 +1,4 @@
-"""Answers /v1/responses: turns an engine's deltas into response objects, whole or as events."""
+"""Answers /v1/responses: turns the engine's deltas into response objects, whole or as events."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _EVENT = {"message": "output_text", "reasoning": "reasoning_text"}
 
 
 class ResponsesWriter(CompletionWriter):
-    """Writes one item after the other: thoughts, texts, calls."""
+    """Writes an answer's items one after another: thoughts, texts, calls."""
 
     def __init__(
         self,
@@ -52,13 +52,13 @@ class ResponsesWriter(CompletionWriter):
         self._id = f"resp_{uuid.uuid4().hex}"
         self._done: list[OutputItem] = []
         self._open: Literal["message", "reasoning"] | None = None
-        """The kind of the item that receives the next text."""
+        """The kind of the item to which the next text belongs; None between items."""
         self._open_id, self._text, self._thoughts = "", "", ""
         self._logprobs: list[dict[str, Any]] = []
-        """Log-probabilities of the tokens of `_text`."""
+        """The log-probabilities of the tokens in `_text`."""
         self._waiting: list[TokenLogprob] = []
-        """Log-probabilities of tokens whose text has not arrived, most often because it may become
-        a tag."""
+        """The log-probabilities of tokens whose text is held back, mostly because it may become a
+        tag."""
         self._num_events = 0
         self._finish_reason: StopReason | None = None
 
@@ -111,8 +111,8 @@ class ResponsesWriter(CompletionWriter):
         yield self._text_event("delta", new, delta=part.text)
 
     def _logprobs_of(self, text: str) -> list[dict[str, Any]]:
-        """Takes the log-probabilities of the last waiting tokens that make up `text`; the tokens
-        before them belong to a tag."""
+        """Gives the log-probabilities of the last waiting tokens, which make up `text`, and drops
+        those before them, which belong to a tag."""
         missing, first = len(text.encode()), len(self._waiting)
         while missing > 0 and first > 0:
             first -= 1

@@ -13,21 +13,22 @@ from minimind.serving.field_standing import NoEffect, Off, Refused
 from minimind.serving.message_schemas import RequestPart
 
 _SAMPLERS = {"penalties": "e", "temperature": "t", "top_k": "k", "top_p": "p", "min_p": "m"}
-"""The samplers in the order in which they apply here; the letters are llama.cpp's."""
+"""The samplers in the order in which they are applied, with llama.cpp's letters."""
 _EITHER_WAY = ({"temperature", "top_k"}, {"top_k", "min_p"})
-"""Samplers whose order among themselves changes nothing."""
+"""Pairs of samplers that give the same result in either order."""
 
 
 class SamplingFields(RequestPart):
-    """Holds the sampling fields; the ranges are OpenAI's where it has the field."""
+    """Holds the sampling fields. Ranges are OpenAI's where it has the field."""
 
     temperature: float | None = Field(None, ge=0, le=2)
-    """0 takes the likeliest token; the default is 1."""
+    """0 always takes the likeliest token; the default is 1."""
     top_p: float | None = Field(None, ge=0, le=1)
-    """0 keeps the likeliest token alone."""
+    """0 keeps only the likeliest token."""
     seed: Annotated[
         int | None,
-        # 2^63 as OpenAI's description rounds it: JSON writes a bound that is no double as another.
+        # OpenAI's description rounds 2^63 like this: JSON cannot write a bound that is no double
+        # exactly.
         Field(ge=-9_223_372_036_854_776_000, le=9_223_372_036_854_776_000),
         Off(-1),
     ] = None
@@ -37,16 +38,16 @@ class SamplingFields(RequestPart):
     top_k: Annotated[int | None, Field(ge=1, lt=2**31), Off(-1, 0)] = None
     """Keeps the k likeliest tokens."""
     min_p: float | None = Field(None, ge=0, le=1)
-    """Keeps tokens of at least this share of the likeliest one's probability."""
+    """Keeps tokens with at least this share of the likeliest token's probability."""
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     repeat_penalty: float | None = Field(None, ge=0.01, le=100)
     """llama.cpp's name for `repetition_penalty`."""
     repeat_last_n: int | None = Field(None, ge=-1, lt=2**31)
-    """llama.cpp's field: 0 switches all penalties off. With a penalty, numbers other than -1 are
-    refused, for penalties look at the whole text."""
+    """llama.cpp's field: 0 turns all penalties off. With a penalty, numbers other than -1 are
+    refused, since penalties look at the whole text."""
     samplers: Annotated[str | list[str] | None, Off("", [])] = None
-    """llama.cpp's field: which of penalties, temperature, top_k, top_p and min_p apply. An order is
-    refused where it would give another text than the order here."""
+    """llama.cpp's field: which of penalties, temperature, top_k, top_p and min_p apply. An order
+    that would give another text than the server's own order is refused."""
 
     typical_p: Annotated[Any, Refused("send `min_p`", 1)] = None
     tfs_z: Annotated[Any, Refused("send `min_p`", 1)] = None
@@ -75,7 +76,7 @@ class SamplingFields(RequestPart):
     logits_processors: Annotated[Any, Refused("leave it out", [])] = None
 
     def sampling_params(self, choice: int, **more: Any) -> SamplingParams:
-        """Builds the SamplingParams of one choice; the choices of one seed differ. `more` are
+        """Builds the SamplingParams of one choice; choices with the same seed differ. `more` are
         further fields of SamplingParams. Raises ApiError for fields that exclude each other."""
         asked = self._asked
         self._check_window(asked)
@@ -87,8 +88,8 @@ class SamplingFields(RequestPart):
 
     @property
     def _asked(self) -> dict[str, dict[str, Any]]:
-        """Gives the settings that change which tokens are chosen, by the sampler that applies them.
-        Temperature and top_p are 1 by default, as OpenAI has them."""
+        """Gives the settings that change which tokens are chosen, by sampler. Temperature and top_p
+        are 1 by default, as in OpenAI's API."""
         penalties = {
             "repetition_penalty": (self.repetition_penalty or self.repeat_penalty, 1.0),
             "presence_penalty": (self.presence_penalty, 0.0),
@@ -119,8 +120,8 @@ class SamplingFields(RequestPart):
             )
 
     def _listed(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Gives the samplers that `samplers` lists. Raises ApiError for an order that would
-        matter."""
+        """Gives the settings of only those samplers that `samplers` lists. Raises ApiError for an
+        order that would change the result."""
         found = (name for name in self.samplers or () if name in (*_SAMPLERS, *_SAMPLERS.values()))
         by_letter = {letter: name for name, letter in _SAMPLERS.items()}
         order = list(dict.fromkeys(by_letter.get(name, name) for name in found))

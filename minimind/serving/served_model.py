@@ -1,5 +1,4 @@
-"""Serves a model under its name, with its tokenizer and engine: it turns API requests into
-generation requests."""
+"""Serves a model under its name: turns API requests into generation requests for its engine."""
 
 from __future__ import annotations
 
@@ -31,7 +30,8 @@ _SYSTEM = ("system", "developer")
 
 @dataclass(frozen=True, slots=True)
 class Echo:
-    """Holds a prompt that its completion begins with."""
+    """Holds a prompt that is repeated at the beginning of its completion: its text, and its
+    log-probabilities if they are wanted."""
 
     text: str
     logprobs: list[TokenLogprob]
@@ -45,9 +45,9 @@ class ServedModel:
     max_new_tokens: int
     """The most tokens that a request may ask for."""
     adapter: str | None = None
-    """The engine's adapter by which this model differs from others that share the engine."""
+    """The engine's adapter that this model uses; other models may share the engine."""
     parses_special: bool = False
-    """Whether special tokens in the text of a prompt are read as tokens, unless a request says
+    """True where special tokens in a prompt's text are read as tokens, unless the request says
     otherwise."""
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -60,16 +60,16 @@ class ServedModel:
         return ModelCard(id=self.name, created=self.created, max_model_len=self.context)
 
     def chat_requests(self, body: ChatRequest) -> tuple[list[GenerationRequest], bool]:
-        """Builds a request for each choice, and tells whether they begin inside a thinking block.
-        Raises ApiError."""
+        """Builds a generation request for each choice, and tells whether answers begin inside a
+        thinking block. Raises ApiError."""
         prompt = self.chat_prompt(body)
         grammars, in_reasoning = self.thread.engine.grammars, prompt.in_reasoning
         grammar = body.answer_grammar(grammars, self.tokenizer, in_reasoning)
         return self._requests(body, [prompt.ids], body.num_logprobs, grammar), in_reasoning
 
     def without_oldest(self, body: ChatRequest) -> ChatRequest:
-        """Leaves out the oldest turns for which the context has no room. The rest begins with a
-        user's turn, and leading system turns stay. Raises ApiError."""
+        """Drops the oldest turns for which the context has no room. The rest begins with a user's
+        turn; leading system turns stay. Raises ApiError."""
         room = self.context - (body.wanted_tokens or 1)
         first = next((i for i, m in enumerate(body.messages) if m.role not in _SYSTEM), 0)
         starts = [i for i, m in enumerate(body.messages) if i > first and m.role == "user"]
@@ -84,7 +84,7 @@ class ServedModel:
 
         if not starts or fits(first):
             return body
-        # The last one is taken even if it is too long: then that is what the client is told.
+        # The last user turn is taken even if it is too long; the client is then told so.
         place = bisect.bisect_left(starts[:-1], True, key=fits)
         return from_turn(starts[place])
 
@@ -114,15 +114,16 @@ class ServedModel:
     def completion_requests(
         self, body: CompletionRequest, prompts: list[list[int]]
     ) -> list[GenerationRequest]:
-        """Builds the requests of the first prompt, then those of the next. Raises ApiError."""
+        """Builds the generation requests: all choices of the first prompt, then of the next. Raises
+        ApiError."""
         grammar = body.answer_grammar(self.thread.engine.grammars, self.tokenizer, False)
         return self._requests(body, prompts, body.logprobs, grammar)
 
     def read_texts(
         self, body: CompletionRequest | EmbeddingRequest, texts: Texts, param: str
     ) -> list[list[int]]:
-        """Gives the ids of each text. A string is encoded as a document's beginning; ids are taken
-        unchanged. Raises ApiError."""
+        """Gives the ids of each text. A string is encoded as the beginning of a document; ids are
+        taken as they are. Raises ApiError."""
         parses = self.parses_special if body.parse_special is None else body.parse_special
         found = []
         for text in each_text(texts):
@@ -134,8 +135,8 @@ class ServedModel:
         return found
 
     def encode(self, text: str, begins: bool, parses_special: bool) -> list[int]:
-        """Encodes a text. With `begins` the tokens that begin a document come first, unless the
-        text spells them itself."""
+        """Encodes a text. With `begins`, it starts with the tokens that begin a document, which are
+        not repeated if the text spells them itself."""
         start = self.tokenizer.document_start if begins else []
         if not parses_special:
             return [*start, *self.tokenizer.encode(text)]
@@ -152,8 +153,8 @@ class ServedModel:
         ]
 
     async def echoes(self, body: CompletionRequest, prompts: list[list[int]]) -> list[Echo]:
-        """Gives the echo of each prompt, with its log-probabilities where they are requested.
-        Raises ApiError."""
+        """Gives the echo of each prompt, with log-probabilities if they were requested. Raises
+        ApiError."""
         echoes = []
         for text, ids in zip(each_text(body.prompt), prompts, strict=True):
             skips = body.skip_special_tokens is not False
@@ -172,7 +173,7 @@ class ServedModel:
         return await self.thread.read(lambda reader: reader.embedding(ids, self.adapter))
 
     def unread_options(self, body: ConversationFields) -> list[str]:
-        """Names the requested template variables that the chat template does not read."""
+        """Lists the requested template variables that the chat template does not read."""
         known = (self.tokenizer.chat_template or "") + " enable_thinking open_thinking"
         unread = [
             f"chat_template_kwargs.{name}"
@@ -248,7 +249,7 @@ class ServedModel:
                             logprobs=logprobs,
                         ),
                         stop_ids=(*own_stops, *(body.stop_token_ids or ())),
-                        # Whoever adds up the log-probabilities counts the end too.
+                        # A client that sums log-probabilities needs the one of the end token too.
                         gives_stop=logprobs is not None and isinstance(body, CompletionRequest),
                         skips_special=body.skip_special_tokens is not False,
                         adapter=self.adapter,

@@ -1,5 +1,5 @@
-"""Runs uvicorn around the API: it loads models while it listens, and finishes running answers when
-told to stop."""
+"""Runs uvicorn with the API. It listens while models are being loaded, and finishes running answers
+when told to stop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from minimind.serving.settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 _AFTER_CUT_OFF_S = 5
-"""The time for answers that were cut off to report it."""
+"""The seconds in which answers that were cut off may report that."""
 
 
 def serve(sources: dict[str, ModelSource], settings: ServerSettings) -> None:
@@ -73,8 +73,8 @@ class ApiServer(uvicorn.Server):
             server_header=False,
             ws="none",
             http=_protocol_with_deadline(settings.body_timeout_s),
-            # As long as for a request's head: httpx reuses connections for 5 s, as long as uvicorn
-            # keeps them unless told, and then meets closed ones.
+            # uvicorn keeps idle connections for 5 s by default, and so does httpx, which then uses
+            # connections that have just been closed. The time limit for a request's head is longer.
             timeout_keep_alive=math.ceil(settings.body_timeout_s),
             timeout_graceful_shutdown=int(settings.shutdown_s) + _AFTER_CUT_OFF_S,
         )
@@ -82,8 +82,9 @@ class ApiServer(uvicorn.Server):
         self._service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begins the shutdown at the first signal and hastens it at the second. uvicorn's own
-        method would raise the signal again afterwards, and the process would not exit with 0."""
+        """Begins the shutdown at the first signal and hurries it at the second. uvicorn's own
+        method would raise the signal again afterwards, so that the process would not exit with
+        0."""
         self.force_exit = self.should_exit
         self.should_exit = True
 
@@ -93,9 +94,9 @@ class ApiServer(uvicorn.Server):
 
 
 def _protocol_with_deadline(timeout_s: float) -> type[asyncio.Protocol]:
-    """Extends uvicorn's protocol, which would keep a connection without a complete head for
-    ever."""
-    # Either of two classes that its author gives no common type.
+    """Extends uvicorn's protocol by a time limit for a request's head; uvicorn would wait for it
+    for ever."""
+    # The base is one of two classes without a common type.
     base: Any = AutoHTTPProtocol
 
     class Protocol(base):
@@ -114,7 +115,7 @@ def _protocol_with_deadline(timeout_s: float) -> type[asyncio.Protocol]:
             self._stop_timer()
 
         def _watch(self) -> None:
-            """Measures the time while the head of a request is incomplete."""
+            """Starts the timer while a request's head is incomplete."""
             if self.cycle is not None and not self.cycle.response_complete:
                 self._stop_timer()
             elif self._timer is None:
@@ -129,7 +130,7 @@ def _protocol_with_deadline(timeout_s: float) -> type[asyncio.Protocol]:
 
 
 class JsonLines(logging.Formatter):
-    """Writes a log record as one JSON object; `extra={"fields": …}` adds to it."""
+    """Formats a log record as one JSON object, to which `extra={"fields": …}` adds."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -145,7 +146,7 @@ class JsonLines(logging.Formatter):
 
 
 def set_up_server_logging() -> None:
-    """Logs JSON lines to stderr. Logs hold no prompts unless the settings say so."""
+    """Logs JSON lines to stderr. They contain no prompts unless the settings say so."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     root = logging.getLogger()

@@ -17,26 +17,27 @@ from minimind.serving.served_model import ServedModel
 from minimind.serving.settings import ServerSettings
 
 GRAMMAR_LIMIT_S = 3.0
-"""The time for a client's schema or grammar to compile; most take a millisecond."""
+"""The seconds in which a client's schema or grammar must compile; most take a millisecond."""
 
 Status = Literal["ok", "loading", "stopping", "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
-    """Names a Hugging Face folder, and how to run it."""
+    """Names a model folder, and how to run the model."""
 
     folder: Path
     placement: Placement
     max_batch: int
     max_tokens: int | None
-    """The tokens of the whole cache; None: a whole context for each of `max_batch`."""
+    """The tokens that the whole cache holds; None gives each of `max_batch` sequences a whole
+    context."""
     adapters: Mapping[str, Path] = field(default_factory=dict)
-    """Adapter folders; with each the model is one more model to clients."""
+    """Adapter folders by name; clients see the model with each adapter as a further model."""
 
 
 class Service:
-    """Owns the models. It lives in one event loop."""
+    """Owns the models. It is used from one event loop."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
@@ -63,8 +64,8 @@ class Service:
     def add(
         self, name: str, engine: BatchEngine, tokenizer: Tokenizer, adapters: Sequence[str] = ()
     ) -> None:
-        """Adds a model under its name, and one more for each of the engine's `adapters` under the
-        adapter's name."""
+        """Adds a model under its name, and one more under the name of each of the engine's
+        `adapters`."""
         thread = EngineThread(engine, engine.stats.free_slots + self.settings.max_waiting)
         for served, adapter in ((name, None), *((adapter, adapter) for adapter in adapters)):
             self.models[served] = ServedModel(
@@ -77,8 +78,8 @@ class Service:
             )
 
     def find(self, name: str | None) -> ServedModel:
-        """Finds a model by its name. Without a name it gives the only model that is not an
-        adapter's, if there is just one."""
+        """Finds a model by name. Without a name it gives the only model that has no adapter. Raises
+        ApiError."""
         if name is None:
             wanted = [model for model in self.models.values() if model.adapter is None]
             if len(wanted) == 1:
@@ -96,8 +97,7 @@ class Service:
         return model
 
     def stop(self) -> None:
-        """Refuses further calls; answers still being written after `shutdown_s` end with an
-        error."""
+        """Refuses new calls. Answers that have not ended after `shutdown_s` end with an error."""
         self._is_stopping = True
         asyncio.get_running_loop().call_later(self.settings.shutdown_s, self._cut_off)
 

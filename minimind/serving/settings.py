@@ -1,4 +1,4 @@
-"""Defines how a server behaves: who may use it and how much of it."""
+"""Defines how a server behaves: who may use it, and how much of it."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@*]+", re.IGNORECASE)
 class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8000
-    """The port; 0 takes a free one."""
+    """0 takes a free port."""
     api_keys: tuple[str, ...] = ()
-    """The keys, any of which opens the server; without keys it is open to all."""
+    """The keys that clients may use; without any, everyone may call the server."""
     allow_no_key: bool = False
-    """Whether it may listen beyond this machine without a key."""
+    """True allows the server to listen beyond this machine without a key."""
     max_body_bytes: int = 4 << 20
     max_new_tokens: int = 4096
     max_calls: int = 256
-    """The most calls in progress at once, of all models together."""
+    """The most calls in progress at once, over all models."""
     max_waiting: int = 128
-    """The most generations that wait for a cache slot, per model."""
+    """The most generations per model that wait for a cache slot."""
     body_timeout_s: float = 30.0
-    """The time for a client to send the head of its request, and again for its whole body."""
+    """The time in which a client must send a request's head, and again for its body."""
     send_timeout_s: float = 30.0
-    """The time for a client to take the next piece of its answer."""
+    """The time in which a client must take the next piece of its answer."""
     answer_timeout_s: float = 600.0
     shutdown_s: float = 30.0
-    """The time for answers in progress to end after SIGTERM; then they are cut off."""
+    """The time that running answers have to end after SIGTERM; then they are cut off."""
     log_prompts: bool = False
     cors_origins: tuple[str, ...] = ()
-    """Web pages of these origins may call the server from a browser; "*": all."""
+    """The origins whose web pages may call the server from a browser; "*" allows all."""
     parse_special: bool = False
-    """Whether special tokens in prompts of /v1/completions are read as tokens, unless a request
-    says otherwise."""
+    """True: special tokens in prompts of /v1/completions are read as tokens, unless a request says
+    otherwise."""
 
     def check(self) -> None:
         """Raises ConfigError where the settings cannot be used, or would open the server to the

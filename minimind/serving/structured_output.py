@@ -1,5 +1,5 @@
-"""Defines the form of an answer by the fields of OpenAI's, vLLM's and llama.cpp's servers: JSON,
-other grammars, biased tokens. Tool calls are in tool_choice.py."""
+"""Defines the request fields of OpenAI, vLLM and llama.cpp that constrain an answer: JSON, other
+grammars, biased tokens. Tool calls are in tool_choice.py."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ Choices = Annotated[list[Annotated[str, StringConstraints(min_length=1)]], Field
 
 
 def _read_pairs(given: Any) -> Any:
-    """Converts llama.cpp's form to OpenAI's."""
+    """Converts llama.cpp's list of [id, bias] to OpenAI's object; gives any other value
+    unchanged."""
     if not isinstance(given, list) or not all(isinstance(one, list) for one in given):
         return given
     found: dict[str, Any] = {}
@@ -49,7 +50,7 @@ Bias = Annotated[
         Annotated[float, Field(ge=-_LIMIT, le=_LIMIT)],
     ],
     BeforeValidator(_read_pairs),
-    # pydantic's own description allows other keys.
+    # pydantic's own description would allow other keys.
     WithJsonSchema(
         {
             "type": "object",
@@ -85,7 +86,7 @@ class SchemaNames(RequestPart):
     name: str | None = None
     description: str | None = None
     strict: bool | None = None
-    """False leaves out unsupported keywords; otherwise they are refused."""
+    """False leaves out unsupported keywords of the schema; otherwise they are refused."""
 
 
 class NamedSchema(SchemaNames):
@@ -103,7 +104,7 @@ class SchemaFormat(RequestPart):
 
 
 class FlatSchemaFormat(SchemaNames):
-    """Describes the format as /v1/responses has it."""
+    """Is the json_schema format as /v1/responses has it."""
 
     type: Literal["json_schema"]
     schema_: JsonSchema = Field(alias="schema")
@@ -113,7 +114,7 @@ ResponseFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat, ByType()]
 
 
 class StructuredOutputs(RequestPart):
-    """Holds vLLM's forms, of which one may be given."""
+    """Holds vLLM's forms of an answer, of which one may be given."""
 
     json_: JsonSchema | str | None = Field(None, alias="json")
     regex: str | None = None
@@ -128,11 +129,11 @@ class StructuredOutputs(RequestPart):
 
 
 class StructuredFields(RequestPart):
-    """Holds the form fields of all requests that continue a prompt. At most one field may give the
-    text a form."""
+    """Holds the fields that constrain the answer, for all requests that continue a prompt. At most
+    one of them may be given."""
 
     response_format: ResponseFormat | None = None
-    """JSON: any object, or one that a schema describes, on one line."""
+    """JSON on one line: any object, or one that a schema describes."""
     structured_outputs: StructuredOutputs | None = None
     """vLLM's field: a JSON schema, a regular expression, texts to choose from, or a grammar in Lark
     or GBNF."""
@@ -146,10 +147,10 @@ class StructuredFields(RequestPart):
     json_schema: JsonSchema | None = None
     """llama.cpp's field."""
     grammar: str | None = None
-    """llama.cpp's field: a grammar in GBNF, or Lark; empty: none."""
+    """llama.cpp's field: a grammar in GBNF or Lark; "" is none."""
     logit_bias: Bias | None = None
-    """From −100 to 100 by a token's id, added to its logit: −100 bans it, 100 forces it. Or
-    llama.cpp's list of [id, bias], where false bans."""
+    """By token id, a number from −100 to 100 that is added to its logit: −100 bans it, 100 forces
+    it. Or llama.cpp's list of [id, bias], where false bans."""
 
     @property
     def biases(self) -> tuple[tuple[int, float], ...]:
@@ -158,7 +159,7 @@ class StructuredFields(RequestPart):
     def answer_grammar(
         self, compiler: GrammarCompiler, tokenizer: Tokenizer, after_thinking: bool
     ) -> Grammar | None:
-        """Compiles the grammar of the answer; None where the answer may be anything. Raises
+        """Compiles the grammar of the answer; None where the answer may be any text. Raises
         ApiError, which names the field that cannot be enforced."""
         if self.content is None:
             return None
@@ -167,8 +168,8 @@ class StructuredFields(RequestPart):
 
     @cached_property
     def content(self) -> tuple[str, Rules] | None:
-        """Gives the name of the field that gives the text a form, and that form; None for free
-        text. Raises ApiError."""
+        """Gives the field that constrains the text, by name, and its rules; None for free text.
+        Raises ApiError."""
         given = {name: form for name, form in self._forms().items() if form is not None}
         if len(given) > 1:
             one, other, *_ = given
@@ -181,7 +182,7 @@ class StructuredFields(RequestPart):
         return None
 
     def compile_form(self, compiler: GrammarCompiler, tokenizer: Tokenizer, **form: Any) -> Grammar:
-        """Compiles an AnswerForm with the fields `form`. Raises ApiError."""
+        """Compiles an AnswerForm made of the fields `form`. Raises ApiError."""
         whole = AnswerForm(**form)
         try:
             return compiler.compile(whole.text(tokenizer))
@@ -201,8 +202,8 @@ class StructuredFields(RequestPart):
             raise _cannot_hold("the form of the answer", error) from None
 
     def _forms(self) -> dict[str, Callable[[], Rules] | None]:
-        """Gives, for each field of a form, the function that writes its rules; None where it is not
-        given."""
+        """Gives, for each field that can constrain the text, the function that writes its rules;
+        None where it is not given."""
         outputs = self.structured_outputs or StructuredOutputs.model_construct()
         any_object = _ANY_OBJECT if outputs.json_object else None
         return {
@@ -234,7 +235,7 @@ def _cannot_hold(name: str, error: ConfigError, param: str | None = None) -> Api
 
 
 def _read_schema(given: JsonSchema | str) -> Rules:
-    """Reads a schema; some clients send it as text."""
+    """Writes the rules of a schema, which some clients send as text."""
     try:
         schema = read_json(given.encode()) if isinstance(given, str) else given
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Answers /v1/completions: prompts continued as documents."""
+"""Answers /v1/completions: continues prompts as documents."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TextWriter(CompletionWriter):
         record: CallRecord,
         echoes: Sequence[Echo] = (),
     ) -> None:
-        """Takes the echo of each prompt, where the answers begin with their prompts."""
+        """`echoes` holds an Echo for each prompt, if the answers begin with their prompts."""
         super().__init__("cmpl", model, body, record)
         self._body, self._echoes = body, echoes
 

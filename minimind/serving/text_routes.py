@@ -1,4 +1,4 @@
-"""Adds the calls that read a text and continue nothing: embeddings, tokens."""
+"""Adds the routes that read a text without continuing it: embeddings, tokens."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from minimind.serving.text_schemas import DetokenizeRequest, EmbeddingRequest, T
 def add_text_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/embeddings", responses=ERROR_RESPONSES)
     async def embeddings(body: EmbeddingRequest, request: Request) -> EmbeddingList:
-        """Gives for each text the mean of the last hidden states of all its tokens, scaled to
-        length 1. The model was not trained for it."""
+        """Gives, for each text, the mean of the last hidden states of all its tokens, scaled to
+        length 1. The model was not trained for this."""
         model, _ = open_call(service, request, body)
         texts = await asyncio.to_thread(model.read_texts, body, body.input, "input")
 
@@ -52,7 +52,7 @@ def add_text_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/tokenize", responses=ERROR_RESPONSES, response_model_exclude_none=True)
     async def tokenize(body: TokenizeRequest, request: Request) -> Tokens:
-        """Gives the ids of a text or a conversation, as vLLM and llama.cpp answer."""
+        """Gives the ids of a text or a conversation, as vLLM and llama.cpp do."""
         model, _ = open_call(service, request, body)
         ids = await asyncio.to_thread(_ids, model, body)
         tokenizer = model.tokenizer

@@ -1,4 +1,4 @@
-"""Defines requests about texts that are not conversations: completions, embeddings, tokens."""
+"""Defines requests about texts that are no conversations: completions, embeddings, tokens."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from minimind.serving.request_schemas import (
 
 MAX_PROMPTS = 64
 MAX_EMBEDDED = 2048
-"""The most texts in a call, as OpenAI's: clients send a thousand."""
+"""The most texts in an embeddings call, as in OpenAI's API; clients send a thousand."""
 DEFAULT_COMPLETION = 16
-"""The default length of an answer of /v1/completions, as OpenAI's."""
+"""The default length of an answer of /v1/completions, as in OpenAI's API."""
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Texts = (
@@ -35,7 +35,7 @@ Many = (
 
 
 def each_text(given: Texts) -> list[str | list[int]]:
-    """Gives a list: a string or a list of ids counts as one text."""
+    """Gives the texts as a list; a single string or list of ids is one text."""
     if isinstance(given, str) or isinstance(given[0], int):
         return [given]  # type: ignore[list-item]
     return given  # type: ignore[return-value]
@@ -45,7 +45,7 @@ class TextReading(RequestPart):
     """Holds the fields that decide how a text becomes tokens."""
 
     add_special_tokens: bool | None = None
-    """False: nothing is put before the text. Else it begins as a document does."""
+    """False: nothing is put before the text. Otherwise it begins as a document does."""
     parse_special: bool | None = None
     """True: special tokens in the text are read as tokens. False: they stay text. The default is
     the server's (`--parse_special`)."""
@@ -57,15 +57,17 @@ class CompletionRequest(TextReading, GenerationRequestFields):
     prompt: Texts
     """A text, its ids, or a list of these."""
     max_tokens: int | None = Field(None, ge=-1, lt=2**31)
-    """The default is 16; -1: the rest of the context; 0: no tokens, for `echo`."""
+    """The most tokens of the answer, by default 16; -1 is the rest of the context, 0 none, for use
+    with `echo`."""
     n_predict: int | None = Field(None, ge=-2, lt=2**31)
-    """llama.cpp's name for `max_tokens`, used where that is not given; -1 and -2: the rest of the
+    """llama.cpp's name for `max_tokens`, used if that is not given; -1 and -2 are the rest of the
     context."""
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS), Off(False)] = None
-    """The log-probabilities of the generated tokens, and with `echo` of the prompt's."""
+    """Reports the log-probabilities of generated tokens and of this many likeliest ones; with
+    `echo` those of the prompt too."""
     echo: bool | None = None
-    """The text begins with the prompt."""
+    """True: the text begins with the prompt."""
     suffix: Annotated[Any, Refused("the model writes behind a text alone", "")] = None
     best_of: int | None = Field(None, ge=1)
     """Must equal `n`, since all choices are returned; another number is refused."""
@@ -73,7 +75,7 @@ class CompletionRequest(TextReading, GenerationRequestFields):
 
     @property
     def num_choices(self) -> int:
-        """Gives the number of choices. Raises ApiError where some of them would not be returned."""
+        """Gives the number of choices. Raises ApiError where not all of them would be returned."""
         wanted = self.n or 1
         if self.best_of not in (None, wanted):
             message = f"best_of is {self.best_of} and n {wanted}: send `n` alone and choose"
@@ -93,12 +95,13 @@ class EmbeddingRequest(TextReading, AnyRequest):
     input: Many
     """A text, its ids, or a list of these."""
     encoding_format: Literal["float", "base64"] | None = None
-    """base64 holds fp32 numbers, little-endian."""
+    """base64 encodes little-endian fp32 numbers."""
     dimensions: Annotated[Any, Refused("all are given, as many as the model is wide")] = None
     truncate_prompt_tokens: Truncation = None
-    """Only this many tokens at each text's beginning are read; -1: as many as the context holds."""
+    """Keeps only this many tokens at each text's beginning; -1 keeps as many as the context
+    holds."""
     truncation_side: Side | None = None
-    """Where the text is cut; left: at its end."""
+    """The side on which a text is cut; left keeps its end instead."""
     input_type: Annotated[Any, NoEffect("queries and documents are read alike")] = None
     embd_normalize: Annotated[Any, Refused("vectors have length 1", 2)] = None
 
@@ -118,14 +121,14 @@ class TokenizeRequest(ConversationFields, AnyRequest):
     prompt: str | None = None
     content: str | None = None
     add_special_tokens: bool | None = None
-    """Puts the beginning of a document before `prompt`: true by default."""
+    """True (the default): `prompt` begins with the tokens that begin a document."""
     add_special: bool | None = None
-    """Puts the beginning of a document before `content`: false by default."""
+    """True: `content` begins with the tokens that begin a document; the default is false."""
     parse_special: bool | None = None
     """False: the text of a special token stays text."""
     return_token_strs: bool | None = None
     with_pieces: bool | None = None
-    """Gives each token as an object of `id` and `piece`."""
+    """True: each token is given as an object with `id` and `piece`."""
 
 
 class DetokenizeRequest(AnyRequest):

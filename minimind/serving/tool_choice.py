@@ -1,4 +1,4 @@
-"""Decides which tools a request wants called, and builds the grammar that enforces it."""
+"""Decides which tools a request may or must call, and builds the grammar that enforces it."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ ToolChoice = Annotated[
 
 
 class ChatFormFields(StructuredFields):
-    """Holds the form fields of the chat API, which include the tools to call."""
+    """Holds the chat API's fields that constrain the answer, including the tools to call."""
 
     tools: list[Tool] | None = None
     functions: list[Function] | None = None
-    """OpenAI's older form of `tools`; calls are answered in the older form, too."""
+    """OpenAI's older form of `tools`; calls are answered in the older form too."""
     function_call: Literal["none", "auto"] | FunctionName | None = None
     """OpenAI's older form of `tool_choice`, for `functions`."""
     tool_choice: ToolChoice | None = None
-    """auto lets the model choose, none offers no tool, required makes it call at least one, a named
-    function makes it call that one; allowed_tools limits it to some."""
+    """auto lets the model choose; none offers no tool; required demands at least one call; a named
+    function demands a call of that function; allowed_tools limits the choice to some tools."""
     parallel_tool_calls: bool | None = None
-    """False allows one call at most."""
+    """False allows at most one call."""
 
     def answer_grammar(
         self, compiler: GrammarCompiler, tokenizer: Tokenizer, after_thinking: bool
@@ -80,7 +80,7 @@ class ChatFormFields(StructuredFields):
 
     @property
     def known_tools(self) -> Sequence[Tool]:
-        """Lists the tools. Raises ApiError where they are given in both forms."""
+        """Gives the tools of the request. Raises ApiError where they are given in both forms."""
         if self.tools and self.functions:
             message = "functions and tools exclude each other: send tools"
             raise ApiError(400, message, param="functions")
@@ -96,12 +96,12 @@ class ChatFormFields(StructuredFields):
 
     @property
     def one_call(self) -> bool:
-        """Tells whether one call at most is allowed. The older form has no place for several."""
+        """Tells whether at most one call is allowed. The older form cannot express several."""
         return self.parallel_tool_calls is False or bool(self.functions)
 
     @property
     def holds_calls(self) -> bool:
-        """Tells whether a grammar fixes the form of calls; otherwise the model writes them freely.
+        """Tells whether a grammar constrains the calls; otherwise the model writes them freely.
         Raises ApiError."""
         if self.chosen == "none":
             return False
@@ -111,12 +111,12 @@ class ChatFormFields(StructuredFields):
 
     @property
     def must_call(self) -> bool:
-        """Tells whether the answer consists of calls alone. Raises ApiError."""
+        """Tells whether the answer must consist of calls. Raises ApiError."""
         return self.chosen != "none" and self._chosen_tools[1]
 
     @property
     def has_form(self) -> bool:
-        """Tells whether the text must have a form, to which calls are an alternative."""
+        """Tells whether the text must have a certain form; a call is then the alternative to it."""
         return self.content is not None
 
     @cached_property

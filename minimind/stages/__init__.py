@@ -1,7 +1,7 @@
-"""Holds the training objectives, by the name that --stage takes, and nothing else.
+"""Holds the training objectives by the name that --stage takes.
 
 Rollouts, their rewards and reference models stand beside the objectives that use them. The loop,
-DeepSpeed and checkpoints are minimind.engine's.
+DeepSpeed and checkpoints are in minimind.engine.
 """
 
 from typing import Any

@@ -16,14 +16,15 @@ from minimind.types import Batch, HeadFn, ModelOutput
 
 @dataclass(frozen=True, kw_only=True)
 class ActorCriticOutput(ModelOutput):
-    """Holds the outputs of policy and critic for a batch."""
+    """Holds the outputs of the policy and the critic for a batch."""
 
     values_R: Tensor
-    """fp32: the reward that the critic expects where each target is chosen."""
+    """fp32 [R], by target: the reward that the critic expects at the moment the target is drawn."""
 
 
 class ValueHead(nn.Module):
-    """Computes hidden · weight, in fp32; the weight starts at 0."""
+    """Computes a value from each hidden state, the dot product with its weight, in fp32: [R, D] ->
+    [R]. The weight starts at 0."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -34,13 +35,13 @@ class ValueHead(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """Holds policy and critic. The critic is a separate decoder, as large as the policy, with a
-    value head."""
+    """Holds a policy and a critic: a second transformer of the same size whose output is a value
+    head."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.policy = Transformer(config)
-        # Tied: there is no matrix of the vocabulary that nothing reads.
+        # With tied embeddings the critic has no separate output matrix, which nothing would read.
         self.critic = Transformer(replace(config, tie_word_embeddings=True))
         self.value_head = ValueHead(config.hidden_size)
 
@@ -51,12 +52,12 @@ class ActorCritic(nn.Module):
         self.critic.load_named(weights)
 
     def forward(self, batch: Batch, head: HeadFn) -> ActorCriticOutput:
-        """Gives the policy's output, and the critic's values of a RolloutBatch. The auxiliary
+        """Gives the policy's output and the critic's values for a RolloutBatch. The auxiliary
         losses of both are added."""
-        places_R = cast(RolloutBatch, batch).places_R
+        indices_R = cast(RolloutBatch, batch).indices_R
 
         def value(hidden_MD: Tensor, _: Tensor) -> Tensor:
-            return self.value_head(hidden_MD.index_select(0, places_R))
+            return self.value_head(hidden_MD.index_select(0, indices_R))
 
         said, judged = self.policy(batch, head), self.critic(batch, value)
         aux_loss = said.aux_loss
@@ -70,5 +71,5 @@ class ActorCritic(nn.Module):
 
 
 def count_critic_weights(config: ModelConfig) -> int:
-    """Counts the weights that the critic has."""
+    """Counts the critic's weights: the transformer with tied embeddings and the value head."""
     return replace(config, tie_word_embeddings=True).num_parameters + config.hidden_size

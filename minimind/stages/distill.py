@@ -1,5 +1,5 @@
-"""Trains by distillation: a student learns a teacher's whole distribution besides the text
-itself."""
+"""Trains by distillation: a student learns from a teacher's whole next-token distribution as well
+as from the text itself."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class DistillRecipe(SFTRecipe):
-    """Options of distillation."""
+    """Defines the options of distillation."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 5e-6, "tiny": 2e-3}
 
@@ -56,10 +56,12 @@ class DistillRecipe(SFTRecipe):
 
 
 class Distill(SFT):
-    """Minimises α·(CE + aux) + (1 - α)·T²·KL(teacher ‖ student), summed over the targets.
+    """Minimises, summed over the targets, α·(CE + aux) + (1 - α)·T²·KL(teacher ‖ student).
 
-    Both distributions of the KL are at temperature T; T² gives its gradient the size that it has at
-    T = 1 (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015).
+    α and T are the options alpha and temperature, CE the cross-entropy of the text, aux the
+    routers' auxiliary loss. Both distributions in the KL are computed at temperature T; T² keeps
+    its gradient as large as at T = 1 (Hinton et al., "Distilling the Knowledge in a Neural
+    Network", 2015).
     """
 
     name: ClassVar[str] = "distill"
@@ -73,8 +75,8 @@ class Distill(SFT):
         return find_model_folder(Path(cast(str, self.recipe.teacher)))
 
     def check(self, context: BuildContext) -> None:
-        """Raises ConfigError where the teacher reads other tokens than the student, or fewer;
-        CheckpointError or DataError where there is no teacher."""
+        """Raises ConfigError where the teacher's vocabulary or tokenizer is not the student's, or
+        its context is too short; CheckpointError or DataError where there is no teacher."""
         super().check(context)
         folder = self.helper_folder(context)
         check_teacher(folder, context)
@@ -93,7 +95,7 @@ class Distill(SFT):
             )
 
     def build_models(self, context: BuildContext) -> StageModels:
-        """Builds student and teacher. Raises the errors of `check`."""
+        """Builds the student and loads the teacher. Raises the errors of `check`."""
         self.check(context)
         models = super().build_models(context)
         self.teacher = load_teacher(self.helper_folder(context), context)
@@ -103,7 +105,7 @@ class Distill(SFT):
         alpha, temperature = self.recipe.alpha, self.recipe.temperature
         labels_M = batch.labels_BT.flatten()
         with torch.no_grad():
-            # Its logits are made beside the student's, a chunk of tokens at a time.
+            # The teacher's logits are computed beside the student's, a chunk of tokens at a time.
             teacher_ME = self.teacher(batch, head=lambda hidden_ME, _: hidden_ME).per_token
         teacher_head_VE = self.teacher.lm_head.weight
         sums: dict[str, Tensor] = {}

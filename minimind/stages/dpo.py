@@ -1,5 +1,5 @@
-"""Trains by direct preference optimisation: the better of two answers becomes more likely than the
-worse, compared with the model the run starts from."""
+"""Trains by direct preference optimisation: the preferred of two answers becomes likelier than the
+other, relative to the model that the run starts from."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOSS_TYPES = (*WITH_REFERENCE, "orpo", "simpo")
 
 @dataclass(frozen=True, kw_only=True)
 class DPORecipe(Recipe):
-    """Options of preference optimisation."""
+    """Defines the options of preference optimisation."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 4e-8, "tiny": 3e-5}
 
@@ -56,14 +56,20 @@ class DPORecipe(Recipe):
 
 
 class DPO(Stage[UnitBatch, UnitBatch]):
-    """Chosen and rejected of all pairs of a batch in one packed forward.
+    """Runs the chosen and rejected answers of all pairs in one packed forward.
 
-    With log p the sum over an answer's targets, reward = β·(log π - log ref), and margin the chosen
-    one's less the rejected one's, the loss of a pair is
+    log π and log ref are an answer's log-probability under the policy and the reference: the sum
+    over its targets, or with `length_mean` the mean. An answer's reward is β·(log π - log ref), and
+    the margin is the chosen answer's reward minus the rejected one's. With ε = label_smoothing and
+    γ = simpo_gamma, the loss of a pair is
+
         dpo     -(1 - ε)·log σ(margin) - ε·log σ(-margin)      (Rafailov et al. 2023)
         ipo     (margin/β - 1/(2β))²                           (Azar et al. 2023)
-        simpo   -log σ(margin - γ), no reference, means        (Meng et al. 2024)
-        orpo    -log π_c - β·log σ(log odds_c - log odds_r), no reference, means (Hong et al. 2024)
+        simpo   -log σ(margin - γ)                             (Meng et al. 2024)
+        orpo    -log π_c - β·log σ(log odds_c - log odds_r)    (Hong et al. 2024)
+
+    simpo and orpo have no reference (log ref = 0) and always use means; c and r mark the chosen and
+    rejected answer, and log odds is log(p/(1 - p)) of p = e^(log π).
     """
 
     name: ClassVar[str] = "dpo"
@@ -83,10 +89,10 @@ class DPO(Stage[UnitBatch, UnitBatch]):
         self.recipe = recipe
         self.means = recipe.length_mean or recipe.loss_type not in WITH_REFERENCE
         self.reference: Reference | None = None
-        """The reference's log-probabilities of each pair's chosen and rejected answer."""
+        """The reference model's log-probabilities of each pair's chosen and rejected answer."""
 
     def check(self, context: BuildContext) -> None:
-        """Raises ConfigError where there are no weights to take as the reference."""
+        """Raises ConfigError where there are no starting weights to use as the reference."""
         if self.recipe.loss_type in WITH_REFERENCE and context.weights_folder is None:
             raise ConfigError(
                 "--stage dpo compares with the weights it starts from, and --from_checkpoint "
@@ -98,8 +104,8 @@ class DPO(Stage[UnitBatch, UnitBatch]):
         return context.weights_folder if self.recipe.loss_type in WITH_REFERENCE else None
 
     def check_data(self, batches: Iterable[UnitBatch]) -> None:
-        """Raises ConfigError where no pair has two different sides left; only loss_type orpo learns
-        from equal ones."""
+        """Raises ConfigError where the two answers of every pair are equal, once cut to the row
+        length. Only loss_type orpo learns from equal answers."""
         if self.recipe.loss_type != "orpo" and not any(map(_has_difference, batches)):
             raise ConfigError(
                 f"no pair differs within {self.recipe.row_len} tokens: all are cut to two equal "
@@ -107,7 +113,8 @@ class DPO(Stage[UnitBatch, UnitBatch]):
             )
 
     def build_models(self, context: BuildContext) -> StageModels:
-        """Builds the models. Raises the errors of `check`."""
+        """Builds the policy and loads the reference's log-probabilities. Raises the errors of
+        `check`."""
         self.check(context)
         if self.helper_folder(context):
             self.reference = Reference.load(context, lambda p, b: document_log_probs(p, b)[0])
@@ -139,7 +146,7 @@ class DPO(Stage[UnitBatch, UnitBatch]):
         if recipe.loss_type == "simpo":
             return -logsigmoid(margin_P - recipe.simpo_gamma)
         if recipe.loss_type == "orpo":
-            # log(p / (1 - p)); below 0 so that 1 - p has a logarithm.
+            # log odds = log(p / (1 - p)); log p is kept below 0 so that log(1 - p) exists.
             below_P2 = log_probs_P2.clamp(max=-1e-6)
             odds_P2 = below_P2 - torch.log(-torch.expm1(below_P2))
             log_ratio_P = odds_P2[:, 0] - odds_P2[:, 1]
@@ -149,7 +156,7 @@ class DPO(Stage[UnitBatch, UnitBatch]):
 
 
 def _has_difference(batch: UnitBatch) -> bool:
-    """Tells whether the sides of any pair differ in their tokens."""
+    """Tells whether any pair of the batch has two answers that differ in their tokens."""
     ids_M = batch.ids_BT.flatten()
     pairs = torch.nonzero(batch.unit_ids_P >= 0).flatten().tolist()
     sides = ([ids_M[batch.doc_M == 2 * pair + side] for side in (0, 1)] for pair in pairs)

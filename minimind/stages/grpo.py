@@ -1,5 +1,5 @@
-"""Trains by group relative policy optimisation: the answers to one prompt are compared with each
-other, and the better ones become likelier."""
+"""Trains by group relative policy optimisation: answers to the same prompt are compared with one
+another, and the better ones become likelier."""
 
 from __future__ import annotations
 
@@ -39,14 +39,15 @@ RATIO_LEVELS = ("token", "sequence")
 SCALES = ("group", "batch", "none")
 _STD_EPS = 1e-4
 _ADAPTER_RATE = 10.0
-"""A factor on the rate of the whole model (Schulman et al., "LoRA Without Regret", 2025)."""
+"""The factor on the whole model's learning rate when only adapters are trained (Schulman et al.,
+"LoRA Without Regret", 2025)."""
 _EPSILON_HIGH = {"cispo": 4.0}
-"""The default of epsilon_high, where it is not epsilon."""
+"""The default of epsilon_high by loss_type, where it is not the same as epsilon."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GRPORecipe(RolloutRecipe, AdapterOptions):
-    """Options of group relative policy optimisation."""
+    """Defines the options of group relative policy optimisation."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 3e-7, "tiny": 2e-4}
 
@@ -101,9 +102,9 @@ class _Rereadable(Protocol):
 
 
 class GRPO(RolloutStage):
-    """With R the rewards of the answers to a prompt, the advantage of each is
-    A = (R - mean)/(σ + 1e-4), σ being their population deviation (Shao et al. 2024); the loss is
-    PolicyLoss."""
+    """Computes the advantage of each answer as A = (R - mean)/(σ + 1e-4), where R is its reward,
+    and mean and σ are the mean and the population deviation of the rewards of all answers to its
+    prompt (Shao et al. 2024). PolicyLoss is the loss."""
 
     name: ClassVar[str] = "grpo"
     recipe_type: ClassVar[type[Recipe]] = GRPORecipe
@@ -129,7 +130,7 @@ class GRPO(RolloutStage):
 
     def check(self, context: BuildContext) -> None:
         """Raises ConfigError where there are no weights to start from, or a reward or tool cannot
-        be imported; CheckpointError where the adapters to continue with do not fit."""
+        be imported; CheckpointError where the adapters of the checkpoint to continue do not fit."""
         super().check(context)
         if self.recipe.has_adapters:
             Lora(self.recipe).check(context)
@@ -139,8 +140,9 @@ class GRPO(RolloutStage):
         return trains(self.recipe).outline(config)
 
     def build_models(self, context: BuildContext) -> StageModels:
-        """Builds the policy, with adapters where the recipe asks for them, and with `beta` the
-        frozen reference. `check` must have passed: this repeats only the adapters' part."""
+        """Builds the policy, with adapters where the recipe asks for them, and where `beta` is not
+        0 the frozen reference. `check` must have passed: only the adapters' part of it is
+        repeated."""
         self.get_ready(context)
         if self.recipe.has_adapters:  # the frozen base is the reference
             return Lora(self.recipe).build_models(context)
@@ -154,9 +156,9 @@ class GRPO(RolloutStage):
     def collect(
         self, engine: DeepSpeedEngine, micro_batches: Sequence[PromptBatch], step: int
     ) -> list[list[list[Trajectory]]]:
-        """Gives the judged answers, by micro-batch and prompt. With dynamic sampling, prompts whose
-        answers all have the same reward are replaced by others of the same data, drawn by the step
-        and the micro-batch alone."""
+        """Gives the scored answers, by micro-batch and prompt. With dynamic sampling, a prompt
+        whose answers all have the same reward is replaced by another prompt of the data; the draw
+        depends on the seed, the step and the micro-batch only."""
         by_micro = super().collect(engine, micro_batches, step)
         loader = cast(_Rereadable, self.loader)
         for attempt in range(self.recipe.dynamic_sampling):
@@ -190,8 +192,8 @@ class GRPO(RolloutStage):
         return not self.recipe.dynamic_sampling or has_spread(group)
 
     def set_advantages(self, engine: DeepSpeedEngine, groups: Sequence[list[Trajectory]]) -> None:
-        """Compares each reward with those of its group; where all are equal, all advantages are
-        0."""
+        """Sets each advantage by comparing the answer's reward with those of its group; where all
+        are equal, the advantages are 0."""
         known = [[one for one in group if one.reward is not None] for group in groups]
         centred: list[tuple[Trajectory, float, float]] = []
         for group in known:
@@ -214,7 +216,8 @@ class GRPO(RolloutStage):
     def look_back(
         self, engine: DeepSpeedEngine, parts: Sequence[Sequence[RolloutBatch]]
     ) -> list[list[RolloutBatch]]:
-        """Adds old log-probabilities where there is more than one update, and the reference's."""
+        """Adds to each batch the log-probabilities before the first update, if a step has several
+        updates, and those under the reference."""
         return [[self._remember(engine, batch) for batch in batches] for batches in parts]
 
     def _remember(self, engine: DeepSpeedEngine, batch: RolloutBatch) -> RolloutBatch:
@@ -225,8 +228,8 @@ class GRPO(RolloutStage):
         return replace(batch, old_R=old_R, reference_R=reference_R)
 
     def reference_log_probs(self, engine: DeepSpeedEngine, batch: RolloutBatch) -> Tensor | None:
-        """Gives the log-probability of each target under the reference; with adapters the reference
-        is the policy without them."""
+        """Gives the log-probability of each target under the reference; where adapters are trained,
+        the reference is the policy with its adapters off."""
         if not (self.recipe.has_adapters and self.recipe.beta):
             return super().reference_log_probs(engine, batch)
         with adapters_off(engine.module):

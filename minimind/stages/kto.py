@@ -1,5 +1,5 @@
-"""Kahneman-Tversky optimisation: good answers become likelier and bad ones less likely, as compared
-with the model the run starts from. A row is one answer, and whether it was a good one."""
+"""Trains by Kahneman-Tversky optimisation: good answers become likelier and bad ones less likely,
+relative to the model that the run starts from. A row is one answer, labelled good or bad."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _INSTEAD = "give a larger --seq_len, or --set loss_type=apo_zero_unpaired"
 
 @dataclass(frozen=True, kw_only=True)
 class KTORecipe(Recipe):
-    """Options of Kahneman-Tversky optimisation."""
+    """Defines the options of Kahneman-Tversky optimisation."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 1e-6, "tiny": 1e-4}
 
@@ -63,27 +63,32 @@ class KTORecipe(Recipe):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KTOBatch(UnpairedBatch):
-    """Holds answers, and the numbers that their rewards are compared with."""
+    """Holds answers, and the baseline that their rewards are compared with."""
 
     kl: Tensor
-    """fp32 scalar, at least 0: how far the policy has drifted from the reference."""
+    """fp32 scalar, at least 0: z, the policy's estimated drift from the reference."""
     good_share: Tensor
-    """fp32 scalar: the share of answers with label true among all that are counted together."""
+    """fp32 scalar: the share of good answers among all answers of the step, or of the validation
+    data."""
 
 
 class KTO(Stage[UnpairedBatch, KTOBatch]):
-    """Learns from single answers; good and bad ones need not be to the same prompts, nor equally
-    many.
+    """Learns from single answers. Good and bad ones need not be answers to the same prompts, nor
+    equal in number.
 
-    With log p the sum over the answer's targets, r = log π - log ref and z the mean of r over
-    mismatched prompts and answers, never below 0 and without gradient, the loss of an answer is
+    log π and log ref are an answer's log-probability under the policy and the reference, summed
+    over its targets, and r = log π - log ref. z is the mean of r over mismatched pairs of prompt
+    and answer, at least 0 and without gradient. With w_d = desirable_weight and w_u =
+    undesirable_weight the loss of an answer is
+
         kto                 good: w_d·(1 - σ(β·(r - z)))    bad: w_u·(1 - σ(β·(z - r)))
                             (Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic
                             Optimization", equation 7)
         apo_zero_unpaired   the same with z = 0
                             (D'Oosterlinck et al. 2024, "Anchored Preference Optimization")
-    z is one number for the whole optimizer step, over all its micro-batches and ranks; in
-    validation, one for all of its data.
+
+    z is one number for a whole optimizer step, over all its micro-batches and ranks; validation has
+    one z for all of its data.
     """
 
     name: ClassVar[str] = "kto"
@@ -95,14 +100,14 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
     metric_names: ClassVar[tuple[str, ...]] = ("kl", "good_reward", "bad_reward")
 
     reference: Reference
-    """The results of `_measure`, by answer."""
+    """The columns of `_measure` for each answer, under the starting weights."""
 
     def __init__(self, recipe: KTORecipe) -> None:
         self.recipe = recipe
         self.has_baseline = recipe.loss_type == "kto"
 
     def check(self, context: BuildContext) -> None:
-        """Raises ConfigError where there are no weights to take as the reference."""
+        """Raises ConfigError where there are no starting weights to use as the reference."""
         if context.weights_folder is None:
             raise ConfigError(
                 "--stage kto compares with the weights it starts from, and --from_checkpoint none "
@@ -113,8 +118,8 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
         return context.weights_folder
 
     def check_data(self, batches: Iterable[UnpairedBatch]) -> None:
-        """Raises ConfigError where no answer counts, or no row holds two different answers to
-        compare. Warns where all answers have one label."""
+        """Raises ConfigError where every answer has weight 0, or no packed row holds two different
+        answers to compare. Warns where all answers have the same label."""
         weights = {True: self.recipe.desirable_weight, False: self.recipe.undesirable_weight}
         counts, compares = False, not self.has_baseline
         kinds: set[bool] = set()
@@ -142,7 +147,8 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
         )
 
     def build_models(self, context: BuildContext) -> StageModels:
-        """Builds the models and loads the reference. Raises the errors of `check`."""
+        """Builds the policy and loads the reference's log-probabilities. Raises the errors of
+        `check`."""
         self.check(context)
         self.reference = Reference.load(context, self._measure, f"kto {self.has_baseline}")
         num_training = getattr(context.loader, "num_units", len(self.reference.values))
@@ -150,8 +156,8 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
         return Pretrain(self.recipe).build_models(context)
 
     def _measure(self, model: Policy, batch: UnpairedBatch) -> Tensor:
-        """Gives log ref of the answer, 1 for a good one and 0 for a bad one, and with a baseline
-        log ref of the mismatched answer, NaN where there is none."""
+        """Gives fp32 columns by answer: its log-probability, its label (1 good, 0 bad), and with a
+        baseline the log-probability of the mismatched answer, NaN where there is none."""
         own_P1, _, _ = document_log_probs(model, batch)
         columns = [own_P1, batch.meta["label"].float()[:, None]]
         if self.has_baseline:
@@ -163,7 +169,7 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
     def prepare(
         self, engine: DeepSpeedEngine, micro_batches: list[UnpairedBatch], step: int
     ) -> Iterable[list[KTOBatch]]:
-        """Yields the same micro-batches with the step's z."""
+        """Yields the micro-batches of one step, with the step's z added."""
         engine.train(False)
         sums = self._sum_drift(engine, micro_batches)
         engine.train()
@@ -172,8 +178,8 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
     def evaluate(
         self, engine: DeepSpeedEngine, batches: Iterable[UnpairedBatch]
     ) -> Iterator[tuple[KTOBatch, LossSum]]:
-        """Yields each batch with its loss. z is taken over all of the validation data in an earlier
-        pass, so the loss does not depend on the size of a micro-batch."""
+        """Yields each batch with its loss. An earlier pass computes one z over all validation data,
+        so the loss does not depend on the size of a micro-batch."""
         sums = self._sum_drift(engine, batches)
         for batch in batches:
             prepared = _with_baseline(batch, sums)
@@ -181,8 +187,8 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
 
     @torch.no_grad()
     def _sum_drift(self, engine: DeepSpeedEngine, batches: Iterable[UnpairedBatch]) -> Tensor:
-        """Adds up over all batches and ranks, fp64 [4]: r of the mismatched answers, their number,
-        the number of good answers and of all answers."""
+        """Sums over all batches and ranks, fp64 [4]: r of the mismatched answers, their number, the
+        number of good answers, the number of all answers."""
         sums = torch.zeros(4, dtype=torch.float64, device=engine.device)
         for batch in batches:
             is_good_P = batch.meta["label"] & (batch.unit_ids_P >= 0)
@@ -196,21 +202,22 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
         return engine.sum_over_ranks(sums)
 
     def loss(self, policy: Policy, batch: KTOBatch) -> LossSum:
-        """Sums the losses of a batch's answers. `kl` is z, each reward a mean over its kind."""
+        """Sums the losses of a batch's answers. The metric `kl` is z; `good_reward` and
+        `bad_reward` are the mean β·r of each kind."""
         recipe = self.recipe
         log_probs_P1, _, aux_loss = document_log_probs(policy, batch)
         ratio_P = log_probs_P1[:, 0] - self.reference.of(batch)[:, 0]
         is_good_P, is_used_P = batch.meta["label"], batch.unit_ids_P >= 0
         above_P = recipe.beta * (ratio_P - batch.kl)
-        # 1 - σ(x) = σ(-x), which keeps its digits where it is small.
+        # 1 - σ(x) is computed as σ(-x), which stays precise where it is small.
         loss_P = torch.where(
             is_good_P,
             recipe.desirable_weight * torch.sigmoid(-above_P),
             recipe.undesirable_weight * torch.sigmoid(above_P),
         )
         reward_P = recipe.beta * ratio_P.detach()
-        # The loop divides by all answers; each of these becomes a mean over its own kind, and NaN
-        # in a step that has none of it.
+        # The loop divides metrics by the count of all answers. Scaled by their kind's share, these
+        # become means over their own kind, or NaN in a step without that kind.
         good = torch.where(is_good_P & is_used_P, reward_P, 0.0).sum()
         bad = torch.where(~is_good_P & is_used_P, reward_P, 0.0).sum()
         return LossSum(
@@ -225,8 +232,8 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
 
 
 def _with_baseline(batch: UnpairedBatch, sums: Tensor) -> KTOBatch:
-    """Adds z to a batch. `sums` is the result of KTO._sum_drift over all that is counted
-    together."""
+    """Adds z and the share of good answers to a batch. `sums` is what KTO._sum_drift gives for the
+    whole step, or for all validation data."""
     ratio, num_mismatched, num_good, num_answers = sums.unbind()
     return batch.extend(
         KTOBatch,
@@ -236,8 +243,8 @@ def _with_baseline(batch: UnpairedBatch, sums: Tensor) -> KTOBatch:
 
 
 def _check_answers(values_UC: Tensor, has_baseline: bool) -> None:
-    """Logs what the answers are, and warns where they cannot teach the difference. `values_UC` are
-    KTO._measure's results for the training data."""
+    """Logs how many answers are good and bad, and warns where too few can be compared. `values_UC`
+    holds KTO._measure's columns for the training data."""
     read_RC = values_UC[values_UC[:, 0].isfinite()]
     num_good = int(read_RC[:, 1].sum())
     num_bad = len(read_RC) - num_good

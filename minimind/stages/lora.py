@@ -1,4 +1,4 @@
-"""Fine-tunes low-rank adapters beside a frozen model."""
+"""Trains low-rank adapters beside a frozen base model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ADAPTER_FOLDER = "adapter"
 
 @dataclass(frozen=True, kw_only=True)
 class LoraRecipe(AdapterOptions, SFTRecipe):
-    """Options of fine-tuning adapters."""
+    """Defines the options of fine-tuning adapters."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 1e-4, "tiny": 3e-3}
 
@@ -47,8 +47,8 @@ class LoraRecipe(AdapterOptions, SFTRecipe):
 
 
 class Lora(SFT):
-    """Gives an objective another model: the base is frozen, in the dtype that the engine computes
-    in and without masters; the adapters are trained. Checkpoints hold the adapters alone."""
+    """Trains adapters with SFT's loss. The base model is frozen, in the dtype that the engine
+    computes in and without fp32 masters; checkpoints hold the adapters only."""
 
     name: ClassVar[str] = "lora"
     may_start_fresh: ClassVar[bool] = False
@@ -56,8 +56,8 @@ class Lora(SFT):
     recipe_type: ClassVar[type[Recipe]] = LoraRecipe
 
     def check(self, context: BuildContext) -> None:
-        """Raises ConfigError without weights to start from; CheckpointError where the checkpoint
-        to go on from has other adapters, or its base model is gone or has changed."""
+        """Raises ConfigError where there are no weights to start from; CheckpointError where the
+        checkpoint to continue has other adapters, or its base model is missing or has changed."""
         if context.weights_folder is None:
             raise ConfigError(
                 "--stage lora keeps only what it adds to trained weights, so it cannot start "
@@ -78,7 +78,7 @@ class Lora(SFT):
         return policy
 
     def build_models(self, context: BuildContext) -> StageModels:
-        """Builds the models. Raises the errors of `check`."""
+        """Builds the frozen base with its adapters. Raises the errors of `check`."""
         recipe = cast(AdapterOptions, self.recipe)
         chosen = recipe.choose_ranks(context.config)
         self.check(context)
@@ -86,7 +86,8 @@ class Lora(SFT):
         weights = context.weights
         if context.checkpoint:
             saved = context.checkpoint / ADAPTER_FOLDER
-            # Not context.weights_folder: a link to the base run's best checkpoint may have moved.
+            # Not from context.weights_folder: a link to the base run's best checkpoint may have
+            # moved.
             base = find_base(saved)
             _, weights = load_model_folder(base.folder)
         else:

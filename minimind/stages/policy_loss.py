@@ -1,4 +1,4 @@
-"""Computes the loss of a policy's own tokens from their change in likelihood."""
+"""Computes the policy-gradient loss of tokens that the policy itself generated."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from minimind.stages.rollout_batch import RolloutBatch
 from minimind.types import HeadFn, ModelOutput
 
 _MOST_LOG_RATIO = 20.0
-"""Keeps ratios finite: an advantage of 0 times one of them is 0."""
+"""Bounds log-ratios so that ratios stay finite: an advantage of 0 times infinity would be NaN."""
 
 LossType = Literal["grpo", "cispo"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyLoss:
-    """With A a token's advantage, π, old and ref the log-probabilities under the policy, under it
-    before the step's first update, and under the reference, and r = e^(π - old):
+    """Computes the loss of each target. A is the target's advantage; π, old and ref are its
+    log-probabilities under the policy, under the policy before the step's first update, and under
+    the reference; r = e^(π - old) is the ratio, ε = epsilon and ε_high = epsilon_high:
 
         grpo     -min(r·A, clip(r, 1 - ε, 1 + ε_high)·A)          (Schulman et al. 2017, Shao et al.
-                                                                  2024)
+                                                                   2024)
         cispo    -min(r, 1 + ε_high)·A·π, the minimum detached    (MiniMax-M1, 2025)
         + β·k3,  k3 = e^(ref - π) - (ref - π) - 1                 (Schulman 2020)
 
-    `by_sequence`: r is e^mean(π - old) over a trajectory's targets, for each of them (GSPO, Zheng
-    et al. 2025). `sampler_cap`: the first part is weighed by min(e^(old - sampled), cap), detached,
-    sampled being the log-probability that the sampler drew with (Yao et al. 2025).
+    With `by_sequence`, r of every target of a trajectory is e^mean(π - old) over its targets (GSPO,
+    Zheng et al. 2025). With `sampler_cap`, the first line is multiplied by min(e^(old - sampled),
+    cap), detached, where sampled is the log-probability under the sampler that drew the token (Yao
+    et al. 2025).
     """
 
     loss_type: LossType
@@ -41,18 +43,20 @@ class PolicyLoss:
     by_sequence: bool = False
     sampler_cap: float = 0.0
     temperature: float = 1.0
-    """The temperature of all log-probabilities."""
+    """All log-probabilities are computed at this temperature."""
     length: int | None = None
-    """Each target weighs 1 / length; None: the batch's own weights."""
+    """Where set, each target's loss is divided by it; None uses the batch's own weights."""
 
     def compute(self, policy: Policy, batch: RolloutBatch) -> tuple[ModelOutput, Tensor]:
-        """Gives the weighted loss of each target, as `per_token` fp32 [R], and π, detached."""
+        """Gives the weighted loss of each target as `per_token`, fp32 [R], and π of each,
+        detached."""
         kept: list[Tensor] = []
 
         def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
             inputs = (target_states(hidden_MD, batch, self.temperature), weight_VD, batch.targets_R)
             if self._joins_tokens(batch):
-                # A token's gradient follows from its whole trajectory: known only once all are.
+                # A sequence's ratio, and so a token's gradient, needs the log-probabilities of all
+                # its tokens.
                 log_prob_R = K.linear_log_prob(*inputs)
                 kept.append(log_prob_R.detach())
                 return self.loss(log_prob_R, batch, slice(None))
@@ -66,7 +70,8 @@ class PolicyLoss:
         return output, kept[-1]
 
     def loss(self, log_prob_C: Tensor, batch: RolloutBatch, rows: slice | Tensor) -> Tensor:
-        """Gives the weighted loss of some targets: fp32 [C], from π of them."""
+        """Gives the weighted loss of the targets `rows`, fp32 [C], from their log-probabilities
+        π."""
         old_C = log_prob_C.detach() if batch.old_R is None else batch.old_R[rows]
         advantages_C = batch.advantages_R[rows]
         ratio_C = self._ratio(log_prob_C, old_C, batch)
@@ -86,19 +91,21 @@ class PolicyLoss:
     def weigh(
         self, loss_C: Tensor, batch: RolloutBatch, rows: slice | Tensor = slice(None)
     ) -> Tensor:
-        """Weights the losses of some targets so that their sum over `batch.count` is the wanted
-        mean."""
+        """Weights the losses of the targets `rows` so that their sum divided by `batch.count` is
+        the mean that the recipe asks for."""
         return loss_C / self.length if self.length else loss_C * batch.weights_R[rows]
 
     def _joins_tokens(self, batch: RolloutBatch) -> bool:
-        # At r = 1 a sequence's ratio has the gradient that its tokens' have together, so nothing
-        # is to be joined then, unless the sampler gives each token a weight of its own.
+        # At r = 1 a sequence's ratio has the same gradient as its tokens' ratios together, so
+        # tokens need no joining before the first update, unless the sampler's correction weighs
+        # each by itself.
         return self.by_sequence and (batch.old_R is not None or self.sampler_cap > 0)
 
     def _ratio(self, log_prob_C: Tensor, old_C: Tensor, batch: RolloutBatch) -> Tensor:
         log_ratio_C = log_prob_C - old_C
         if self._joins_tokens(batch):
-            # In fp64 a GPU's changing order of additions does not reach fp32's digits.
+            # Summed in fp64: the changing order of additions on a GPU then does not reach fp32's
+            # digits.
             wide_C = log_ratio_C.double()
             zeros_P = wide_C.new_zeros(batch.num_samples)
             counts_P = zeros_P.index_add(0, batch.sample_R, torch.ones_like(wide_C))
@@ -108,9 +115,9 @@ class PolicyLoss:
 
     @torch.no_grad()
     def metrics(self, log_prob_R: Tensor, batch: RolloutBatch) -> dict[str, Tensor]:
-        """Sums over `batch.count`: the policy's `kl` from the reference (NaN without one), its
-        `entropy` as -π of tokens drawn from it, the share of tokens whose ratio is clipped, and how
-        far apart sampler and trainer see a token on average (`sampler_gap`)."""
+        """Gives sums over the targets, scaled like the loss: `kl` from the reference (NaN without
+        one), `entropy` estimated as -π, `clip_share` (the share of clipped ratios), and
+        `sampler_gap` (how far sampler and trainer differ on a token's log-probability)."""
         old_R = log_prob_R if batch.old_R is None else batch.old_R
         ratio_R, advantages_R = self._ratio(log_prob_R, old_R, batch), batch.advantages_R
         is_clipped_R = ratio_R > 1 + self.epsilon_high
@@ -133,20 +140,21 @@ METRICS = ("kl", "entropy", "clip_share", "sampler_gap")
 
 
 def k3(log_prob_R: Tensor, reference_R: Tensor) -> Tensor:
-    """Estimates KL(policy || reference) from tokens of the policy; never below 0 [R]."""
+    """Estimates KL(policy ‖ reference) for each token drawn from the policy, fp32 [R]; never below
+    0."""
     gap_R = (reference_R - log_prob_R).clamp(max=_MOST_LOG_RATIO)
     return gap_R.exp() - gap_R - 1
 
 
 @torch.no_grad()
 def rollout_log_probs(policy: Policy, batch: RolloutBatch, temperature: float) -> Tensor:
-    """Gives the log-probability of each target at the temperature, fp32 [R]."""
+    """Gives the log-probability of each target at `temperature`, fp32 [R]."""
 
     return policy(batch, head=log_prob_head(batch, temperature)).per_token
 
 
 def log_prob_head(batch: RolloutBatch, temperature: float) -> HeadFn:
-    """Gives the head that computes the same inside a model's forward."""
+    """Gives a head that computes the log-probability of each target inside the model's forward."""
 
     def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
         hidden_RD = target_states(hidden_MD, batch, temperature)
@@ -156,7 +164,7 @@ def log_prob_head(batch: RolloutBatch, temperature: float) -> HeadFn:
 
 
 def target_states(hidden_MD: Tensor, batch: RolloutBatch, temperature: float) -> Tensor:
-    """Gives the states that the targets follow from, divided by the temperature as their logits
-    would be: [R, D]."""
-    hidden_RD = hidden_MD.index_select(0, batch.places_R)
+    """Gives the hidden states that predict the targets, [R, D], divided by the temperature, which
+    divides their logits by it."""
+    hidden_RD = hidden_MD.index_select(0, batch.indices_R)
     return hidden_RD if temperature == 1.0 else hidden_RD / temperature

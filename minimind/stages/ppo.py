@@ -1,5 +1,5 @@
-"""Trains by proximal policy optimisation: a critic learns the value of answers, token by token, and
-tokens of the policy that turn out better than the critic expected become likelier."""
+"""Trains by proximal policy optimisation: a critic learns to predict the reward from each token on,
+and tokens that turn out better than it predicted become likelier."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _STD_EPS = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class PPORecipe(RolloutRecipe):
-    """Options of proximal policy optimisation."""
+    """Defines the options of proximal policy optimisation."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 3e-7, "tiny": 1e-4}
 
@@ -78,18 +78,20 @@ class PPORecipe(RolloutRecipe):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PPOBatch(RolloutBatch):
-    """Holds trajectories, and the critic's values of them before the step's first update."""
+    """Holds trajectories, and the critic's values of their targets before the step's first
+    update."""
 
     values_R: Tensor
-    """fp32."""
+    """fp32 [R]: the critic's values before the step's first update."""
     returns_R: Tensor
-    """fp32: the critic's training targets."""
+    """fp32 [R]: the returns, which the critic is trained to predict."""
 
 
 class PPO(RolloutStage):
-    """PolicyLoss with advantages of each token (stages/advantages.py), normalised over all targets
-    of the step; besides, with V a value, old the value before the step's first update, ret its
-    return and ε_v = value_epsilon,
+    """Adds a value loss to PolicyLoss, with the advantages of stages/advantages.py normalised over
+    all targets of the step. With V the critic's value of a target, old its value before the step's
+    first update, ret its return and ε_v = value_epsilon, the value loss is
+
         value_coef · max((V - ret)², (old + clip(V - old, -ε_v, ε_v) - ret)²).
     """
 
@@ -116,8 +118,9 @@ class PPO(RolloutStage):
             return ActorCritic(config)
 
     def build_models(self, context: BuildContext) -> StageModels:
-        """Builds policy and critic as one module, the critic with the policy's weights, and with
-        `kl_coef` the frozen reference. `check` must have passed: this does not repeat it."""
+        """Builds policy and critic as one module, the critic starting from the policy's weights,
+        and where `kl_coef` is not 0 the frozen reference. `check` must have passed: it is not
+        repeated."""
         self.get_ready(context)
         module = ActorCritic(context.config)
         for model in (module.policy, module.critic):
@@ -141,12 +144,14 @@ class PPO(RolloutStage):
         return cast(ActorCritic, module).policy
 
     def set_advantages(self, engine: DeepSpeedEngine, groups: Sequence[list[Trajectory]]) -> None:
-        """Sets none: `look_back` estimates one for each token, from the critic's values."""
+        """Does nothing: `look_back` computes an advantage for each token from the critic's
+        values."""
 
     def look_back(
         self, engine: DeepSpeedEngine, parts: Sequence[Sequence[RolloutBatch]]
     ) -> list[list[RolloutBatch]]:
-        """Adds log-probabilities, values, returns and normalised advantages."""
+        """Adds to each batch the log-probabilities before the first update, those under the
+        reference, the critic's values, the returns and the normalised advantages."""
         found = [[self._judge_tokens(engine, batch) for batch in batches] for batches in parts]
         every = [batch.advantages_R for batches in found for batch in batches]
         if not every:
@@ -179,7 +184,8 @@ class PPO(RolloutStage):
         return batch.extend(PPOBatch, values_R=output.values_R, returns_R=returns_R)
 
     def loss(self, policy: Policy, batch: RolloutBatch) -> LossSum:
-        """Sums both losses over the batch's targets, weighted for its mean."""
+        """Sums the policy loss and the value loss over the batch's targets, weighted for the
+        recipe's mean."""
         batch, recipe = cast(PPOBatch, batch), self.recipe
         with self.measures.time("forward"):
             output, log_prob_R = self.objective.compute(policy, batch)
@@ -205,8 +211,9 @@ class PPO(RolloutStage):
         )
 
     def stops_before(self, engine: DeepSpeedEngine, batches: Sequence[RolloutBatch]) -> bool:
-        """Measures the policy's distance from the step's beginning on the update's own data: the
-        one number that a step waits for, and only where there is a limit."""
+        """Tells whether the policy has moved further than `kl_stop` since the step began, measured
+        on the next update's batches. Only with a limit does a step wait for this number; all ranks
+        agree."""
         if not self.recipe.kl_stop:
             return False
         sums = torch.zeros(2, dtype=torch.float64, device=engine.device)

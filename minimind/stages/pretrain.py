@@ -1,4 +1,4 @@
-"""Pretrains: predicts the next token of every document."""
+"""Pretrains: the model learns to predict the next token of every document."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from minimind.types import Batch, LossSum
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainRecipe(Recipe):
-    """Options of pretraining."""
+    """Defines the options of pretraining."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 5e-4, "tiny": 3e-3}
 
 
 class Pretrain(Stage[Batch, Batch]):
-    """Computes the cross-entropy of the next token, summed over the targets."""
+    """Computes the cross-entropy of next-token prediction, summed over the targets."""
 
     name: ClassVar[str] = "pretrain"
     recipe_type: ClassVar[type[Recipe]] = PretrainRecipe

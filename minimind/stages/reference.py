@@ -1,5 +1,5 @@
-"""Computes the log-probabilities that the weights a run starts from give its pairs or answers:
-once, kept on disk."""
+"""Computes the log-probabilities of a run's pairs or answers under the weights it starts from,
+once, and caches them on disk."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from minimind.types import IGNORE_INDEX, UnitBatch
 logger = logging.getLogger(__name__)
 
 VERSION = 3
-"""Part of the cache key: raise it with every change of the computation."""
+"""A part of the cache key; raise it whenever the computation changes."""
 _FILE = "log_probs.npy"
 
 Measure = Callable[[Policy, Any], Tensor]
-"""(model, batch of units) -> fp32 [P, C]: the numbers kept of each unit, of which the first is
-always finite; anything in a free place."""
+"""(model, batch of units) -> fp32 [P, C]: C numbers for each unit. The first is finite for every
+unit; rows of free places may hold anything."""
 
 
 class UnitData(Protocol):
-    """Describes the loaders of training and validation units."""
+    """Describes the loaders of training and validation units (pairs or single answers)."""
 
     micro_batch: int
 
@@ -57,15 +57,17 @@ class UnitData(Protocol):
 
 
 def document_log_probs(policy: Policy, batch: UnitBatch) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gives (sums_PK, counts_PK, the model's own loss): the log-probabilities of the targets of
-    each unit's K documents summed, fp32, and how many there are; 0 in a free place."""
+    """Gives (sums_PK, counts_PK, aux_loss): for each of a unit's K documents, the sum of its
+    targets' log-probabilities (fp32) and their number, both 0 in a free place; and the model's
+    auxiliary loss."""
     labels_M = batch.labels_BT.flatten()
 
     def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
         return K.linear_log_prob(hidden_MD, weight_VD, labels_M)
 
     output = policy(batch, head=head)
-    # On a GPU index_add's order changes from run to run: in fp64 that does not reach fp32's digits.
+    # Summed in fp64: index_add's order changes between runs on a GPU, and this keeps it out of
+    # fp32's digits.
     of_both_M2 = torch.stack([output.per_token.double(), (labels_M != IGNORE_INDEX).double()], 1)
     num_documents = batch.documents_per_unit * len(batch.unit_ids_P)
     sums_X2 = of_both_M2.new_zeros(num_documents + 1, 2).index_add(0, batch.doc_M, of_both_M2)
@@ -76,22 +78,23 @@ def document_log_probs(policy: Policy, batch: UnitBatch) -> tuple[Tensor, Tensor
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Holds the numbers that the starting weights give to each unit of a run's data."""
+    """Holds the numbers that a Measure gives each unit of a run's data under the starting
+    weights."""
 
     values: Tensor
-    """fp32 [units, C] on the run's device, by the unit's number in the epoch, those of validation
-    behind those of training; NaN for a unit that is not read."""
+    """fp32 [units, C] on the run's device. A unit's row is its number in the epoch; validation
+    units follow the training units. NaN for a unit that is not read."""
     fingerprint: str
-    """Identifies the weights."""
+    """Identifies the starting weights."""
 
     @classmethod
     def load(cls, context: BuildContext, measure: Measure, version: str = "") -> Reference:
-        """Computes `measure` of every unit under the context's weights folder, or reads what an
-        earlier run computed. `version`: part of the cache key, for a measure that changes.
+        """Computes `measure` of every unit under the weights folder of `context`, or reads it from
+        the cache. `version` becomes part of the cache key.
 
-        The model is loaded only where the cache lacks something, and dropped. Of several processes
-        on one machine one computes, the others wait and read. Raises DataError where nothing can
-        be written.
+        The model is loaded only where the cache lacks something, and dropped afterwards. Of several
+        processes on one machine one computes, and the others wait and read. Raises DataError where
+        the cache cannot be written.
         """
         assert context.weights_folder is not None
         model: list[Transformer] = []
@@ -113,15 +116,16 @@ class Reference:
         return cls(values=values, fingerprint=weights)
 
     def of(self, batch: UnitBatch) -> Tensor:
-        """Gives the values of the batch's units, fp32 [P, C]; 0 in a free place."""
-        # A free place may hold tokens of a pair that lost one answer, and any unit may be unread:
-        # a NaN would reach the gradient through where().
+        """Gives the numbers of the batch's units, fp32 [P, C]; 0 in a free place."""
+        # A free place may hold tokens of a pair that lost one answer, and its unit may be unread:
+        # the NaN would reach the gradient through where().
         is_free_P = batch.unit_ids_P < 0
         return self.values[batch.unit_ids_P.clamp(min=0)].masked_fill(is_free_P[:, None], 0.0)
 
 
 def load_frozen(context: BuildContext) -> Transformer:
-    """Gives the model that the run starts from, in the dtype that the engine computes in."""
+    """Loads the model that the run starts from, frozen, in the dtype that the engine computes
+    in."""
     assert context.weights_folder is not None
     model = Transformer(context.config)
     model.load_named(load_model_folder(context.weights_folder)[1])
@@ -136,7 +140,8 @@ def _load_table(
     data: UnitData,
     first_unit: int,
 ) -> np.ndarray:
-    # A 16-bit forward rounds by what shares its batch: the policy's must be the very same one.
+    # A 16-bit forward rounds differently with other documents in its batch, so the key holds all
+    # that decides the batches.
     computed = [str(context.dtype), context.device.type, data.micro_batch]
     parts = json.dumps([weights, computed, data.fingerprint])
     key = hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
@@ -161,7 +166,7 @@ def _load_table(
 
 
 def _read(folder: Path, num_units: int) -> np.ndarray | None:
-    """Reads the table; None where it is missing or incomplete."""
+    """Reads the cached table; None where it is missing or incomplete."""
     try:
         table = np.load(folder / _FILE)
     except FileNotFoundError:
@@ -186,13 +191,13 @@ def _compute(
             batch = batch.to(device)
             found_PC = measure(model, batch)
             if table is None:
-                # The last row takes what stands in free places.
+                # The last row takes what stands in free places, and is dropped.
                 shape = (data.num_units + 1, found_PC.shape[1])
                 table = torch.full(shape, torch.nan, device=device)
                 unit = "pairs" if batch.documents_per_unit == 2 else "answers"
             is_free_P = batch.unit_ids_P < 0
             places_P = torch.where(is_free_P, data.num_units, batch.unit_ids_P - first_unit)
-            # A unit that comes again, in the last batch of an epoch, keeps what its first gave.
+            # A unit that comes again in the last batch of an epoch keeps its first values.
             known_PC = table[places_P]
             table[places_P] = torch.where(known_PC.isnan(), found_PC, known_PC)
             bar.update(min(len(batch.ids_BT), data.num_rows - bar.n))

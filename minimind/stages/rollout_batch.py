@@ -1,5 +1,4 @@
-"""Lays out trajectories for a policy to learn from: documents side by side, and numbers by
-target."""
+"""Lays out trajectories as batches for a policy to learn from."""
 
 from __future__ import annotations
 
@@ -16,36 +15,36 @@ from minimind.types import IGNORE_INDEX, Batch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutBatch(Batch):
-    """Holds trajectories laid end to end in one row, without padding. The targets are the policy's
-    own tokens: R of them, in order, each with its numbers; a batch without targets teaches
+    """Holds P trajectories end to end in one row without padding. The R targets are the tokens that
+    the policy generated, in order, each with its own numbers. A batch without targets teaches
     nothing."""
 
-    places_R: Tensor
-    """int64: the place of each target's hidden state among the B·T."""
+    indices_R: Tensor
+    """int64: where each target's hidden state stands among the B·T positions."""
     targets_R: Tensor
-    """int64: the tokens themselves."""
+    """int64: the target tokens."""
     sample_R: Tensor
-    """int64: the trajectory of each target, 0 to P - 1."""
+    """int64: the trajectory that each target belongs to, 0 to P - 1."""
     weights_R: Tensor
-    """fp32: the weight of each target in a mean over `count`: 1 / targets of its trajectory, or
-    1."""
+    """fp32: each target's weight in a mean over `count`: 1 / (targets of its trajectory) for a mean
+    over samples, 1 for a mean over tokens."""
     advantages_R: Tensor
-    """fp32."""
+    """fp32: the advantage of each target."""
     sampled_R: Tensor
     """fp32: the log-probability with which the sampler drew each target."""
     rewards_P: Tensor
     """fp32: the reward of each trajectory."""
     old_R: Tensor | None = None
-    """fp32: the log-probability under the policy before the step's first update; None where that
-    update is the only one: the policy's own log-probability is used then."""
+    """fp32: each target's log-probability under the policy before the step's first update; None
+    where a step has one update, which then uses the policy's current log-probability."""
     reference_R: Tensor | None = None
-    """fp32: the log-probability under the reference; None without one."""
+    """fp32: each target's log-probability under the reference; None without a reference."""
     num_samples: int
-    """P: trajectories."""
+    """P, the number of trajectories."""
     most_targets: int
-    """The most targets of one trajectory."""
+    """The number of targets of the trajectory that has most."""
     counts_tokens: bool
-    """Whether the loss is a mean over targets, or over trajectories."""
+    """True where the loss is a mean over targets, false where over trajectories."""
 
     @property
     def count(self) -> int:
@@ -57,8 +56,8 @@ class RolloutBatch(Batch):
 def build_rollout_batch(
     trajectories: Sequence[Trajectory], *, counts_tokens: bool, teaches: bool = True
 ) -> RolloutBatch:
-    """Lays at least one trajectory out, on the CPU, with its own tokens as targets if it
-    `teaches`."""
+    """Lays out at least one trajectory as a batch on the CPU. With `teaches`, the trajectories' own
+    tokens are targets; without, there are none."""
     assert trajectories, "a forward needs a token"
     ids: list[int] = []
     positions: list[int] = []
@@ -80,9 +79,9 @@ def build_rollout_batch(
         positions += range(len(ids) - starts[-1])
         starts.append(len(ids))
     ids_M = torch.tensor(ids)
-    places_R, targets_R, sample_R = torch.tensor([places, targets, samples], dtype=torch.int64)
+    indices_R, targets_R, sample_R = torch.tensor([places, targets, samples], dtype=torch.int64)
     labels_M = torch.full_like(ids_M, IGNORE_INDEX)
-    labels_M[places_R] = targets_R
+    labels_M[indices_R] = targets_R
     targets_P = torch.bincount(sample_R, minlength=len(trajectories))
     ones_R = torch.ones(len(places))
     advantages_P = torch.tensor([one.advantage for one in trajectories], dtype=torch.float32)
@@ -96,7 +95,7 @@ def build_rollout_batch(
         max_len=max(b - a for a, b in itertools.pairwise(starts)),
         num_tokens=len(ids),
         num_targets=len(places),
-        places_R=places_R,
+        indices_R=indices_R,
         targets_R=targets_R,
         sample_R=sample_R,
         weights_R=ones_R if counts_tokens else ones_R / targets_P[sample_R],

@@ -1,4 +1,5 @@
-"""Measures a step's answers besides the loss: rewards, lengths, the time of each part."""
+"""Measures a step's answers beyond the loss: rewards, lengths, and the time of each part of the
+step."""
 
 from __future__ import annotations
 
@@ -17,14 +18,14 @@ _TIMES = ("rollout", "reward", "reference", "forward", "backward")
 
 
 class RolloutMeasures:
-    """Adds up the answers' measures over all ranks, and times a step's parts on this rank's host:
-    `time_backward_s` is all of an update except its forwards. A GPU is not waited for: its forward
-    and backward are the times of launching them."""
+    """Sums measures of the answers over all ranks, and times the parts of a step on this rank's
+    host. `time_backward_s` is an update's time minus its forwards. No timer waits for a GPU, so on
+    one the times of forward and backward are those of launching them."""
 
     def __init__(self, reward_names: Sequence[str]) -> None:
         self._rewards = tuple(reward_names)
         self.mean_reward = 0.0
-        """The mean reward of the step's answers, over all ranks."""
+        """The mean reward of the step's answers over all ranks."""
         self.start()
 
     @property
@@ -43,13 +44,13 @@ class RolloutMeasures:
         )
 
     def start(self) -> None:
-        """Begins a step."""
+        """Begins a step: clears the measures of the last one."""
         self._found: dict[str, float] = {}
         self._times: dict[str, float] = dict.fromkeys(_TIMES, 0.0)
 
     @contextlib.contextmanager
     def time(self, name: str) -> Iterator[None]:
-        """Times a part of the step."""
+        """Adds the time that the block takes to the part `name` of the step."""
         began = time.perf_counter()
         yield
         self._times[name] += time.perf_counter() - began
@@ -57,11 +58,11 @@ class RolloutMeasures:
     def add_up(
         self, engine: DeepSpeedEngine, groups: Sequence[Sequence[Trajectory]], *, num_kept: int
     ) -> None:
-        """Adds this rank's answers, grouped by prompt, and the number of groups that are learned
-        from. All ranks call it."""
+        """Sums the measures of all ranks' answers. `groups` are this rank's answers by prompt;
+        `num_kept` of the groups are learned from. All ranks call it."""
         answers = [one for group in groups for one in group]
         worth = [one.reward for one in answers if one.reward is not None]
-        # What stands second is the number that a mean is over.
+        # (sum, number): each measure is a mean over the second.
         sums = {
             "reward": (sum(worth), len(worth)),
             "square": (sum(value**2 for value in worth), len(worth)),
@@ -90,7 +91,7 @@ class RolloutMeasures:
         self._found = found
 
     def finish(self) -> dict[str, float]:
-        """Gives everything by its name."""
+        """Gives the step's measures and times by name."""
         times = {f"time_{name}_s": seconds for name, seconds in self._times.items()}
         times["time_backward_s"] -= times["time_forward_s"]
         return {name: {**self._found, **times}[name] for name in self.names}
@@ -101,6 +102,6 @@ def _num_turns(trajectory: Trajectory) -> int:
 
 
 def has_spread(group: Sequence[Trajectory]) -> bool:
-    """Tells whether the rewards of a group differ; only then can something be learned."""
+    """Tells whether the rewards in a group differ; a group of equal rewards teaches nothing."""
     known = [one.reward for one in group if one.reward is not None]
     return bool(known) and max(known) - min(known) > 1e-6

@@ -1,4 +1,4 @@
-"""Defines options of the stages that learn from their own answers."""
+"""Defines the options of stages that learn from their own answers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from minimind.rewards.scorer import ON_ERROR
 
 LOSS_MEANS = ("sample", "token", "length")
 _PROMPTS = {"cpu": 8, "gpu": 64}
-"""The default number of a step's prompts by kind of device."""
+"""The default number of prompts in a step, by kind of device."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutRecipe(Recipe):
-    """Holds the options of generating answers, judging them, and taking updates from them. A row of
-    the data is one prompt; `seq_len` limits the tokens of a prompt and its answer together."""
+    """Holds the options of generating answers, scoring them and learning from them. A row of the
+    data is one prompt; `seq_len` limits a prompt and its answer together, in tokens."""
 
     weight_decay: float = option(0.0, "AdamW's decoupled weight decay")
     eval_every: int = option(20, "steps between validations (0: never)")
@@ -72,26 +72,26 @@ class RolloutRecipe(Recipe):
 
     @classmethod
     def sizes(cls, device_kind: str, preset: str) -> Sizes:
-        """Gives the prompts of a step. A micro-batch has about as many answers as other stages have
-        rows; of a tiny model it has them all."""
+        """Gives the default sizes, where rows are prompts. A micro-batch has about as many answers
+        as other stages have rows; for a tiny model it has all of the step's."""
         usual, step = default_sizes(device_kind, preset), _PROMPTS[device_kind]
         fitting = max(1, usual.micro_batch_size // cls.num_generations)
         micro = step if preset == "tiny" else min(step, 1 << (fitting.bit_length() - 1))
         return Sizes(usual.seq_len, step, micro)
 
     def num_slots(self, device_kind: str) -> int:
-        """Gives the number of answers generated together on a rank."""
+        """Gives the number of answers that a rank generates together."""
         return self.rollout_batch or (64 if device_kind == "cpu" else 256)
 
     @property
     def new_tokens(self) -> int:
-        """Gives the most tokens of an answer."""
+        """Gives the most tokens that an answer may have."""
         assert self.seq_len is not None
         return self.seq_len // 2 if self.max_new_tokens is None else self.max_new_tokens
 
     @property
     def loss_length(self) -> int | None:
-        """Gives the divisor of a loss that is a mean over a fixed length."""
+        """Gives the number that the loss is divided by where loss_mean is "length"; else None."""
         return self.new_tokens if self.loss_mean == "length" else None
 
     @property

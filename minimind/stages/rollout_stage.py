@@ -1,5 +1,5 @@
-"""Holds what the stages share that learn from their own answers: generate, judge, lay out,
-measure."""
+"""Holds what stages that learn from their own answers share: generating, scoring, laying out
+batches, measuring."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from minimind.stages.trajectory import Trajectory
 from minimind.types import LossSum
 
 _SAMPLES = 16
-"""The most answers kept for a reader."""
+"""The most answers of a step that are kept as samples to read."""
 
 
 class RolloutStage(Stage[PromptBatch, RolloutBatch]):
-    """Runs a step: the policy answers its prompts, and takes one update or several from the
-    answers.
+    """Runs a step: the policy answers the step's prompts and learns from the answers in one or
+    several updates.
 
     In validation each prompt is answered once, greedily, and the loss is minus the mean reward.
     """
@@ -52,7 +52,8 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
     scorer: Scorer
     measures: RolloutMeasures
     reference: Policy | None
-    """The model that the policy is compared with, in the dtype that the engine computes in."""
+    """The frozen model that the policy is compared with, in the dtype that the engine computes
+    in."""
 
     def __init__(self, recipe: RolloutRecipe) -> None:
         self.recipe = recipe
@@ -61,7 +62,8 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         self.reference = None
         self.loader: Loader[PromptBatch] | None = None
         self.set_aside: list[list[Trajectory]] = []
-        """Groups of the step that were replaced by others."""
+        """Groups of this step's answers that others replaced; they are measured, not learned
+        from."""
         self._last: list[Trajectory] = []
 
     def _make_scorer(self) -> Scorer:
@@ -82,8 +84,8 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         )
 
     def check(self, context: BuildContext) -> None:
-        """Raises ConfigError where there are no weights to start from, more updates are asked for
-        than there are answers, or a reward or tool cannot be imported."""
+        """Raises ConfigError where there are no weights to start from, num_minibatches exceeds the
+        answers of a step, or a reward or tool cannot be imported."""
         recipe = self.recipe
         answers = (recipe.train_batch_size or 1) * recipe.num_generations
         if recipe.num_minibatches > answers:
@@ -101,7 +103,7 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
             tools.close()
 
     def get_ready(self, context: BuildContext) -> None:
-        """Makes the generator and the scorer; for `build_models`."""
+        """Makes the RolloutEngine and keeps the loader; `build_models` calls it."""
         assert context.tokenizer is not None
         self.rollouts = RolloutEngine(
             self.recipe, context.tokenizer, self._make_tools(), self.find_policy
@@ -109,46 +111,47 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         self.loader = context.loader
 
     def with_reference(self, models: StageModels, context: BuildContext) -> StageModels:
-        """Puts the model that the run starts from beside the policy, frozen."""
+        """Adds the frozen reference, the model that the run starts from, to `models`."""
         assert context.weights_folder is not None
         reference = self.reference = load_frozen(context)
         return replace(models, helpers=(reference,))
 
     def reference_log_probs(self, engine: DeepSpeedEngine, batch: RolloutBatch) -> Tensor | None:
-        """Gives the log-probability of each target under the reference, where there is one."""
+        """Gives the log-probability of each target under the reference; None without one."""
         if self.reference is None:
             return None
         return rollout_log_probs(self.reference, batch, self.recipe.temperature)
 
     def find_policy(self, module: nn.Module) -> Transformer:
-        """Finds the generating model in the engine's module."""
+        """Finds the model that generates in the engine's module."""
         return cast(Transformer, module)
 
     def set_advantages(self, engine: DeepSpeedEngine, groups: Sequence[list[Trajectory]]) -> None:
-        """Sets the advantage of each trajectory from the rewards. `groups` are this rank's, each
-        the answers to one prompt; an answer without a reward is left unchanged."""
+        """Sets the advantage of each trajectory from its reward. `groups` are this rank's
+        trajectories by prompt; one without a reward stays unchanged."""
         raise NotImplementedError
 
     def look_back(
         self, engine: DeepSpeedEngine, parts: Sequence[Sequence[RolloutBatch]]
     ) -> list[list[RolloutBatch]]:
-        """Adds the models' numbers from before the first update that the loss needs. `parts` are
-        the micro-batches of each update of an epoch."""
+        """Adds the numbers that the loss needs from before the first update, such as
+        log-probabilities. `parts` holds the micro-batches of each update of an epoch."""
         raise NotImplementedError
 
     def is_kept(self, group: Sequence[Trajectory]) -> bool:
-        """Tells whether a group's answers are learned from."""
+        """Tells whether the stage learns from a group's answers."""
         return True
 
     def stops_before(self, engine: DeepSpeedEngine, batches: Sequence[RolloutBatch]) -> bool:
-        """Tells whether the step ends before a further update, from these batches; all ranks
-        agree."""
+        """Tells whether the step ends before its next update, on `batches`. All ranks get the same
+        answer."""
         return False
 
     def prepare(
         self, engine: DeepSpeedEngine, micro_batches: list[PromptBatch], step: int
     ) -> Iterator[list[RolloutBatch]]:
-        """Yields the answers to a step's prompts as micro-batches, for each update."""
+        """Generates and scores the answers to a step's prompts, and yields the micro-batches of
+        each update."""
         recipe, measures = self.recipe, self.measures
         measures.start()
         self.set_aside = []
@@ -173,11 +176,11 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
     def collect(
         self, engine: DeepSpeedEngine, micro_batches: Sequence[PromptBatch], step: int
     ) -> list[list[list[Trajectory]]]:
-        """Gives the judged answers to a step's prompts, by micro-batch and prompt."""
+        """Gives the scored answers to a step's prompts, by micro-batch and prompt."""
         return self.answer(engine, [list(batch.prompts) for batch in micro_batches], (step,))
 
     def check_data(self, batches: Iterable[PromptBatch]) -> None:
-        """Raises ConfigError where no answer could be right."""
+        """Raises ConfigError where exact_match is a reward but no prompt has a right answer."""
         rewards = [name for name in self.recipe.rewards if name.startswith("exact_match")]
         rows = (prompt.row for batch in batches for prompt in batch.prompts)
         right = (row.get("gt", row.get("answer")) for row in rows)
@@ -194,7 +197,9 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         prompts: Sequence[Sequence[Prompt]],
         seeded: Sequence[int | str],
     ) -> list[list[list[Trajectory]]]:
-        """Has the policy answer prompts, and judges the answers; all ranks call it."""
+        """Generates `num_generations` answers to each prompt and scores them, by micro-batch and
+        prompt. `seeded` holds the parts of the seeds besides the prompt's number. All ranks call
+        it."""
         size = self.recipe.num_generations
         with self.measures.time("rollout"):
             flat = [prompt for of_micro in prompts for prompt in of_micro]
@@ -210,7 +215,7 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         for one, score in zip(trajectories, scores, strict=True):
             one.score = score
             if recipe.overlong_buffer:
-                # From 0 at the buffer's beginning to the whole penalty at its end.
+                # The penalty grows from 0 where the buffer begins to its full value at the limit.
                 over = len(one.ids) - (recipe.new_tokens - recipe.overlong_buffer)
                 share = min(max(over / recipe.overlong_buffer, 0.0), 1.0)
                 one.penalty = recipe.overlong_penalty * share
@@ -222,9 +227,9 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
     def _lay_out(
         self, engine: DeepSpeedEngine, by_micro: Sequence[Sequence[list[Trajectory]]]
     ) -> list[list[RolloutBatch]]:
-        """Gives the batches by minibatch and micro-batch, without the minibatches that teach
-        nothing on any rank. Which minibatch an answer is in follows from its place in the step, not
-        from ranks and micro-batches."""
+        """Gives the batches by minibatch and micro-batch, without minibatches that have no target
+        on any rank. An answer's minibatch depends on its number in the step, not on ranks or
+        micro-batches."""
         recipe, device, ranks = self.recipe, engine.device, engine.ranks
         assert recipe.micro_batch_size is not None
         parts: list[list[RolloutBatch]] = [[] for _ in range(recipe.num_minibatches)]
@@ -237,7 +242,7 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
                     if self._teaches(one):
                         taught[number % len(parts)].append(one)
             for mine, batches in zip(taught, parts, strict=True):
-                # A forward needs a document even where nothing is to be learned.
+                # A forward needs at least one document, even where nothing is to be learned.
                 batch = build_rollout_batch(
                     mine or groups[0][:1],
                     teaches=bool(mine),
@@ -252,8 +257,8 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
     def evaluate(
         self, engine: DeepSpeedEngine, batches: Iterable[PromptBatch]
     ) -> Iterator[tuple[PromptBatch, LossSum]]:
-        """Yields each batch with minus the rewards of greedy answers, summed; an answer whose
-        reward cannot be computed counts as 0."""
+        """Yields each batch with the sum of minus the rewards of its greedy answers; a reward that
+        cannot be computed counts as 0."""
         read = list(batches)
         prompts = [prompt for batch in read for prompt in batch.prompts]
         run = self.rollouts.run
@@ -272,5 +277,5 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         return self.measures.finish()
 
     def samples(self) -> Sequence[Mapping[str, Any]]:
-        """Gives the first answer to some of the last step's prompts, with its reward."""
+        """Gives the first answer to each of some prompts of the last step, with its reward."""
         return [one.describe() for one in self._last]

@@ -1,4 +1,4 @@
-"""Has the batch engine answer prompts with the policy's own weights."""
+"""Generates answers to prompts with the batch engine and the policy's current weights."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _SHOWN = 200
 
 
 class RolloutEngine:
-    """Has the policy answer prompts, each several times, over several turns where it calls tools.
+    """Generates several answers to each prompt, over several turns where the policy calls tools.
 
-    An answer's tokens follow from the policy, the prompt, and the seed that belongs to (run, step,
-    prompt, answer, turn): not from who shares its batch, nor from the number of ranks. In 16 bits
-    that holds but for rounding: a prompt that is found computed goes another way than a fresh one.
+    An answer depends only on the policy, the prompt and a seed made from (run, step, prompt,
+    answer, turn), not on the other answers in the batch or the number of ranks. In 16 bits this
+    holds up to rounding: a prompt found in the cache is computed differently from a new one.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class RolloutEngine:
         tools: ToolBox | None,
         find_policy: Callable[[nn.Module], Transformer],
     ) -> None:
-        """`find_policy` gives the model in the engine's module that generates."""
+        """`find_policy` finds the model that generates in the engine's module."""
         assert recipe.seq_len is not None
         self._recipe, self._tokenizer, self._tools = recipe, tokenizer, tools
         self._seq_len, self._find_policy = recipe.seq_len, find_policy
@@ -57,7 +57,7 @@ class RolloutEngine:
         *,
         greedy: bool = False,
     ) -> list[Trajectory]:
-        """Gives the answers, those to one prompt side by side. `seeded` holds the parts of the
+        """Gives the answers; those to one prompt are adjacent. `seeded` holds the parts of the
         seeds besides the prompt's number. All ranks call it, each with its own prompts. Raises
         TrainingError where the policy's logits are not finite, or its forward failed."""
         trajectories = [one for prompt in prompts for one in self._open(prompt, num_answers)]
@@ -75,8 +75,8 @@ class RolloutEngine:
         return trajectories
 
     def _order(self, going: Sequence[Trajectory]) -> list[Trajectory]:
-        """Puts the first answer to each prompt first, so that the others find their prompt
-        computed; of as many prompts at a time as the cache has slots."""
+        """Orders the answers so that the first answer to each prompt comes first and fills the
+        cache for the others; done for as many prompts at a time as the cache has slots."""
         places = {unit: at for at, unit in enumerate(dict.fromkeys(o.prompt.unit for o in going))}
         together = self._together
         return sorted(going, key=lambda o: (places[o.prompt.unit] // together, o.index))
@@ -124,8 +124,8 @@ class RolloutEngine:
     def _take_in(
         self, ordered: Sequence[Trajectory], completions: Sequence[Completion], is_last: bool
     ) -> list[Trajectory]:
-        """Adds a turn to each, and the results of its tool calls. Gives the trajectories that
-        continue."""
+        """Adds a generated turn, and the results of its tool calls, to each trajectory. Gives the
+        trajectories that go on."""
         calls = []
         for trajectory, completion in zip(ordered, completions, strict=True):
             if completion.finish_reason == "error":
@@ -158,7 +158,7 @@ class RolloutEngine:
 def _with_tools(
     messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
 ) -> list[dict[str, Any]]:
-    """Puts the tools back where a row has them: a turn's "tools", which rewards read."""
+    """Puts the tools that a row names back into its system turn, as "tools", which rewards read."""
     if not tools:
         return messages
     first = {

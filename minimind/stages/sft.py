@@ -1,4 +1,4 @@
-"""Fine-tunes under supervision: predicts the next token of the assistant's turns."""
+"""Fine-tunes on conversations: the model learns to predict the assistant's turns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minimind.stages.pretrain import Pretrain
 
 @dataclass(frozen=True, kw_only=True)
 class SFTRecipe(Recipe):
-    """Options of supervised fine-tuning."""
+    """Defines the options of supervised fine-tuning."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 1e-5, "tiny": 2e-3}
 
@@ -44,7 +44,7 @@ class SFTRecipe(Recipe):
 
 
 class SFT(Pretrain):
-    """Computes pretraining's loss on the targets of conversations."""
+    """Computes the cross-entropy of the assistant's tokens in conversations, summed over them."""
 
     name: ClassVar[str] = "sft"
     recipe_type: ClassVar[type[Recipe]] = SFTRecipe

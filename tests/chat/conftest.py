@@ -1,4 +1,4 @@
-"""A server of its own for a test."""
+"""Provides a server for one test."""
 
 from live_servers import serve
 

@@ -13,7 +13,7 @@ from small_models import random_model, small_config
 from minimind.cli import answer as verb
 from minimind.data.chat_format import chat_samples
 from minimind.inference.load import load_model
-from minimind.inference.samples import answer_prompts
+from minimind.inference.prompts import answer_prompts
 from minimind.inference.sampling import SamplingParams
 from minimind.model.state_dict import save_hf_folder
 from minimind.samples.text import load_sample_tokenizer

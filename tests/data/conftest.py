@@ -1,4 +1,4 @@
-"""Data files in a folder of their own with a cache of its own."""
+"""Provides data files in a folder of their own, and a cache of their own."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from minimind.data.tokenizer import Tokenizer
 
 @pytest.fixture(autouse=True)
 def _cache_of_its_own(cache_dir: Path) -> None:
-    """Every test makes its caches anew."""
+    """Gives each test an empty cache folder."""
 
 
 @pytest.fixture
 def write_rows(tmp_path: Path) -> Callable[..., Path]:
-    """write_rows(texts, name="a.jsonl") -> the file."""
+    """Gives a function that writes texts as rows: write_rows(texts, name="a.jsonl") -> the file."""
 
     def write(texts: Iterable[str], name: str = "a.jsonl") -> Path:
         path = tmp_path / name
@@ -32,7 +32,7 @@ def write_rows(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def make_cache(write_rows: Callable[..., Path], tokenizer: Tokenizer) -> Callable[..., TokenCache]:
-    """make_cache(texts, name="a.jsonl") -> its cache."""
+    """Gives a function that tokenises texts: make_cache(texts, name="a.jsonl") -> their cache."""
 
     def make(texts: Iterable[str], name: str = "a.jsonl") -> TokenCache:
         return build_token_cache(write_rows(texts, name), tokenizer)
@@ -42,7 +42,8 @@ def make_cache(write_rows: Callable[..., Path], tokenizer: Tokenizer) -> Callabl
 
 @pytest.fixture
 def write_chats(tmp_path: Path) -> Callable[..., Path]:
-    """write_chats(conversations, name="chat.jsonl") -> the file."""
+    """Gives a function that writes conversations: write_chats(conversations, name="chat.jsonl") ->
+    the file."""
 
     def write(conversations: Iterable[list[dict]], name: str = "chat.jsonl") -> Path:
         path = tmp_path / name
@@ -55,7 +56,7 @@ def write_chats(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def hugging_face(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory):
-    """The same tokenizer in transformers."""
+    """Gives the same tokenizer as transformers loads it."""
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save(folder)

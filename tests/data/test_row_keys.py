@@ -21,7 +21,7 @@ from minimind.data.rows import DIALECTS
 from minimind.data.text_format import TEXT
 from minimind.data.token_cache import TokenCache, build_token_cache
 from minimind.data.tokenizer import Tokenizer
-from minimind.data.turns import (
+from minimind.data.turn_keys import (
     CALLS,
     FUNCTIONS,
     PARTS,

@@ -1,12 +1,23 @@
-"""An engine in this process."""
+"""Provides an engine in this process, and keeps tests of the loop fast and their signal handlers
+checked."""
 
 from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
 
 import pytest
 from optimizer_steps import ALONE
 
+from minimind.engine import loop as loop_module
 from minimind.engine.deepspeed_engine import start_ranks
 from minimind.runtime.devices import find_device
+from minimind.runtime.memory import PeakMemory
+
+
+class EarlierHandlerError(Exception):
+    """Is raised by the signal handlers that were set before the loop ran."""
 
 
 @pytest.fixture
@@ -16,7 +27,30 @@ def one_rank(no_launcher: None) -> None:
 
 @pytest.fixture
 def cpu_with_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DeepSpeed asks before it trains in fp16, which a CPU can: slowly."""
+    """Makes DeepSpeed train in fp16 on a CPU, which can do it slowly; DeepSpeed asks first."""
     from deepspeed.accelerator import get_accelerator
 
     monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: True)
+
+
+@pytest.fixture
+def signal_handlers() -> Iterator[type[Exception]]:
+    """Sets signal handlers, and checks after the test that they are set again, however its loops
+    ended. Gives the error that they raise."""
+
+    def handler(*_: object) -> None:
+        raise EarlierHandlerError
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, handler) for number in numbers]
+    yield EarlierHandlerError
+    after = [signal.signal(*pair) for pair in zip(numbers, before, strict=True)]
+    assert after == [handler, handler]
+
+
+@pytest.fixture
+def without_the_slow_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skips the memory measurement and the scan of all objects, which take longer than all these
+    tests."""
+    monkeypatch.setattr(PeakMemory, "measured", lambda memory: contextlib.nullcontext())
+    monkeypatch.setattr(loop_module, "freeze_objects", lambda: None)

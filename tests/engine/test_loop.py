@@ -6,17 +6,14 @@ import contextlib
 import gc
 import logging
 import math
-import signal
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 from fake_engine import (
     EVAL_DATA,
+    SECOND_SHARE,
     STEPS,
-    TARGETS,
     TOKENS,
-    UPDATE,
     FakeEngine,
     Trial,
     bad_at,
@@ -25,41 +22,13 @@ from fake_engine import (
 )
 from small_models import pack
 
-from minimind.engine import loop as loop_module
-from minimind.engine.deepspeed_engine import DeepSpeedEngine
-from minimind.engine.events import RunState
+from minimind.engine.callbacks import RunState
 from minimind.errors import TrainingError
 from minimind.runtime.memory import PeakMemory
 from minimind.runtime.ranks import Ranks
 from minimind.types import Batch
 
-SECOND_SHARE = TARGETS[1] / sum(TARGETS)
-"""The second micro-batch has this share of a step's targets, each with a loss that is 1 higher."""
-
-
-class EarlierHandlerError(Exception):
-    """Tells that a signal met the handler from before the loop."""
-
-
-@pytest.fixture(autouse=True)
-def _signal_handlers() -> Iterator[None]:
-    """Sets handlers, which must be there again after each test, however its loops ended."""
-
-    def handler(*_: object) -> None:
-        raise EarlierHandlerError
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, handler) for number in numbers]
-    yield
-    after = [signal.signal(*pair) for pair in zip(numbers, before, strict=True)]
-    assert after == [handler, handler]
-
-
-@pytest.fixture(autouse=True)
-def _without_the_slow_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look at all objects of the test process takes longer than all these tests."""
-    monkeypatch.setattr(PeakMemory, "measured", lambda memory: contextlib.nullcontext())
-    monkeypatch.setattr(loop_module, "freeze_objects", lambda: None)
+pytestmark = pytest.mark.usefixtures("signal_handlers", "without_the_slow_parts")
 
 
 def test_a_step_divides_its_sums_by_its_count(caplog: pytest.LogCaptureFixture):
@@ -189,64 +158,6 @@ def test_memory_is_measured_in_the_second_step(
     assert measured == [step]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize(
-    ("step", "micro", "last_calls"),
-    [
-        (0, 0, ["start 9", "backward 0"]),
-        (2, 0, ["step 0.5", "start 9", "backward 4"]),
-        (2, 1, ["backward 4", "backward 21", f"step {1 / 3}"]),
-    ],
-)
-def test_an_interrupt_gives_up_the_step_and_saves_the_one_before(
-    number: int, step: int, micro: int, last_calls: list[str]
-):
-    trial = Trial()
-    trial.stage.value = interrupted_at(step, micro, number)
-    assert not trial.loop.run()
-    assert trial.engine.calls[-3:] == last_calls
-    done = step + micro  # after its last micro-batch a step is not given up any more
-    assert trial.did == [*[("record", s + 1, None) for s in range(done)], ("save", done, False)]
-    assert trial.saved == RunState(done, done * TOKENS)
-    assert trial.loader.is_closed
-
-
-def test_an_interrupt_of_another_rank_gives_up_the_step_too():
-    trial = Trial(engine=FakeEngine(others_stop=True))
-    assert not trial.loop.run()
-    assert trial.did == [("save", 0, False)]
-
-
-def test_where_ranks_are_not_asked_between_micro_batches_the_next_count_tells_them():
-    """As on a GPU: the step during which it comes and the next one are taken."""
-    trial = Trial()
-    trial.engine.any_rank = lambda flag: False
-    trial.stage.value = interrupted_at(2, 0)
-    assert not trial.loop.run()
-    assert (trial.engine.steps, trial.steps("save")) == (4, [4])
-
-
-@pytest.mark.parametrize(("first", "saves"), [(0, [2]), (2, [])])
-def test_an_interrupt_saves_no_step_twice(first: int, saves: list[int]):
-    trial = Trial(save_every=2, state=RunState(first))
-    trial.stage.value = interrupted_at(2, 0)
-    assert not trial.loop.run()
-    assert trial.steps("save") == saves
-
-
-def test_the_other_signal_does_not_disturb_the_last_save_and_the_same_one_does():
-    """The launcher repeats a user's Ctrl-C as SIGTERM."""
-    trial, impatient = Trial(), Trial()
-    trial.during_save = lambda step: signal.raise_signal(signal.SIGTERM)
-    impatient.during_save = lambda step: signal.raise_signal(signal.SIGINT)
-    for each in (trial, impatient):
-        each.stage.value = interrupted_at(2, 0, signal.SIGINT)
-    assert not trial.loop.run()
-    with pytest.raises(EarlierHandlerError):
-        impatient.loop.run()
-    assert (trial.steps("save"), impatient.steps("save")) == ([2], [])
-
-
 @pytest.mark.parametrize(("bad", "precision"), [(math.nan, "fp32"), (math.inf, "fp16")])
 def test_a_loss_that_is_not_finite_names_the_rows_of_its_micro_batch(bad: float, precision: str):
     trial = Trial(engine=FakeEngine(precision=precision), save_every=2)
@@ -286,131 +197,6 @@ def test_fp16_goes_on_after_a_gradient_that_overflowed(caplog: pytest.LogCapture
         text = f"step {step}: skipped, its gradient overflowed; the loss scale is now 512"
         assert caplog.text.count(text) == 1
     assert trial.steps("record") == [1, 2, 3, 4, 5, 6]
-
-
-def test_a_step_may_take_several_updates():
-    """It is one step to all else: its rate, and what is due after it."""
-    trial = Trial(total_steps=4, eval_every=2, save_every=3, sample_every=4)
-    trial.stage.num_updates = 3
-    assert trial.loop.run()
-    assert trial.stage.prepared == [0, 1, 2, 3]
-    assert trial.engine.steps == 12
-    rates = [call for call in trial.engine.calls if call.startswith("step")]
-    assert rates == [f"step {1 / (1 + step)}" for step in range(4) for _ in range(3)]
-    assert trial.steps("record") == [1, 2, 3, 4]
-    validated = [event[1] for event in trial.did if event[0] == "record" and event[2] is not None]
-    assert validated == [2, 4]
-    assert trial.steps("save") == [2, 3, 4]
-    assert trial.steps("sample") == [4]
-    assert trial.saved.step == 4
-    assert trial.loader.reads == [(0, 4, False)]
-
-
-@pytest.mark.parametrize("size", [1, 2])
-def test_numbers_of_a_step_are_means_over_its_updates_and_tokens_a_sum(size: int):
-    trial = Trial(engine=FakeEngine(Ranks(0, 0, size)), total_steps=3)
-    trial.stage.num_updates = 3
-    trial.loop.run()
-    for step, stats in enumerate(trial.stats):
-        assert stats.loss == pytest.approx(step + SECOND_SHARE + UPDATE)
-        assert stats.metrics == {"place": pytest.approx(SECOND_SHARE)}
-        assert stats.grad_norm == pytest.approx(3 * step + 2)
-        assert stats.tokens == (step + 1) * 3 * size * TOKENS
-        assert stats.learning_rate == 1 / (1 + step)
-
-
-def test_each_update_draws_dropout_of_its_own_on_any_number_of_ranks():
-    alone, first, second = (
-        Trial(engine=FakeEngine(Ranks(rank, rank, size))) for rank, size in ((0, 1), (0, 2), (1, 2))
-    )
-    for trial in (alone, first, second):
-        trial.stage.num_updates = 2
-        trial.loop.run()
-    assert len({*first.stage.drawn, *second.stage.drawn}) == 2 * 4 * STEPS
-    # Two ranks' micro-batches of an update are four: with the first two of them, one rank has two
-    # updates.
-    places = [0, 2]
-    drawn = [one.stage.drawn[at::4] for at in places for one in (first, second)]
-    assert drawn[:2] == [alone.stage.drawn[at::4] for at in (0, 1)]
-    assert drawn[2] == [*first.stage.drawn[2::4]] != first.stage.drawn[0::4]
-
-
-@pytest.mark.parametrize(
-    ("update", "micro", "steps", "done"), [(0, 0, 3 * 2, 2), (0, 1, 3 * 3, 3), (1, 0, 3 * 3, 3)]
-)
-def test_an_interrupt_gives_a_step_up_only_before_its_first_update(
-    update: int, micro: int, steps: int, done: int
-):
-    """After the last micro-batch of that update it is not given up any more."""
-    trial = Trial()
-    trial.stage.num_updates = 3
-
-    def value(step: int, at: int) -> float:
-        if (step, trial.stage.update, at) == (2, update, micro):
-            signal.raise_signal(signal.SIGINT)
-        return 0.0
-
-    trial.stage.value = value
-    assert not trial.loop.run()
-    assert trial.engine.steps == steps
-    assert trial.did[-1] == ("save", done, False)
-    assert trial.steps("record") == [*range(1, done + 1)]
-
-
-def test_an_interrupt_while_a_step_is_prepared_gives_it_up(monkeypatch: pytest.MonkeyPatch):
-    trial = Trial()
-    prepare = trial.stage.prepare
-
-    def interrupted(engine: DeepSpeedEngine, batches: list[Batch], step: int) -> Iterator[Any]:
-        if step == 2:
-            signal.raise_signal(signal.SIGTERM)
-        yield from prepare(engine, batches, step)
-
-    monkeypatch.setattr(trial.stage, "prepare", interrupted)
-    assert not trial.loop.run()
-    assert trial.engine.steps == 2
-    assert trial.did[-1] == ("save", 2, False)
-
-
-def test_after_an_interrupt_of_another_rank_nothing_is_prepared():
-    trial = Trial(engine=FakeEngine(others_stop=True))
-    assert not trial.loop.run()
-    assert trial.stage.prepared == []
-
-
-@pytest.mark.parametrize("update", [0, 1, 2])
-def test_a_loss_of_any_update_that_is_not_finite_names_the_rows_of_its_micro_batch(update: int):
-    trial = Trial()
-    trial.stage.num_updates = 3
-    bad = bad_at(4, 1, math.nan)
-    trial.stage.value = lambda *place: bad(*place) if trial.stage.update == update else sum(place)
-    with pytest.raises(TrainingError, match=r"^step 5: the loss is nan .*: data.jsonl:4100\."):
-        trial.loop.run()
-    assert trial.loader.described == [(4, 1)]
-    assert trial.steps("record") == [1, 2, 3, 4]
-
-
-def test_a_gradient_of_a_later_update_that_is_not_finite_names_each_row_once():
-    trial = Trial(engine=FakeEngine(norm=lambda steps: math.inf if steps == 6 else 1.0))
-    trial.stage.num_updates = 3
-    with pytest.raises(TrainingError, match=r"^step 2: .* inf\. .*: data.*1000, data.*1100\. "):
-        trial.loop.run()
-    assert trial.loader.described == [(1, 0), (1, 1)]
-
-
-def test_what_a_stage_measures_stands_beside_its_step():
-    trial = Trial(total_steps=3)
-    trial.stage.num_updates = 2
-    found = []
-
-    def measured() -> dict[str, float]:
-        found.append({"answers": 10.0 * trial.engine.steps})
-        return found[-1]
-
-    trial.stage.measured = measured
-    trial.loop.run()
-    assert [stats.diagnostics for stats in trial.stats] == found
-    assert [one["answers"] for one in found] == [20.0, 40.0, 60.0], "once, after the last update"
 
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(caplog: pytest.LogCaptureFixture):

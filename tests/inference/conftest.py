@@ -1,4 +1,4 @@
-"""A model for tests that do not care which."""
+"""Provides a model for tests that do not care which."""
 
 from __future__ import annotations
 

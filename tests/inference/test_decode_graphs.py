@@ -12,7 +12,7 @@ from small_engines import check_greedy, engine_of, request, tokenizer
 from small_models import FAMILIES, random_documents, random_model, small_config
 from torch import Tensor
 
-from minimind.inference import decode_graphs, device_sampler, model_runner, row_settings, sampler
+from minimind.inference import batch_settings, decode_graphs, device_sampler, model_runner, sampler
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.decode_graphs import DecodeGraphs, decode_inputs, graph_inputs
 from minimind.inference.grammar import GrammarCompiler
@@ -173,7 +173,7 @@ def note_calls(
     """Gives a list that fills with what the host does from now on, by the name of the function;
     `more`: owners and names of other functions to note."""
     events: list[str] = []
-    modules = (decode_graphs, device_sampler, sampler, row_settings, model_runner)
+    modules = (decode_graphs, device_sampler, sampler, batch_settings, model_runner)
     host = [(PendingTokens, "read"), (engine._runner, "launch")]
 
     def note(owner: Any, name: str) -> None:

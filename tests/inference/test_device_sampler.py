@@ -13,11 +13,11 @@ from small_engines import generation_in, tokenizer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from minimind.inference.batch_settings import UsedSettings, round_up
 from minimind.inference.device_sampler import DeviceSampler
 from minimind.inference.grammar import GrammarCompiler
 from minimind.inference.grammar_texts import AnswerForm, regex_rules
 from minimind.inference.pending_tokens import PendingTokens
-from minimind.inference.row_settings import Asked, round_up
 from minimind.inference.sampler import Sampler
 from minimind.inference.sampling import SamplingParams
 
@@ -147,9 +147,9 @@ def test_the_sampler_of_a_cpu_does_look():
 
 
 def test_settings_that_are_like_take_the_same_graph():
-    def asked(**changes: Any) -> Asked:
+    def asked(**changes: Any) -> UsedSettings:
         one = SamplingParams(temperature=0.8, **changes)
-        return Asked.by([one, dataclasses.replace(one, seed=1)], V, waits=False)
+        return UsedSettings.by([one, dataclasses.replace(one, seed=1)], V, waits=False)
 
     assert asked(top_k=33, logprobs=5) == asked(top_k=64, logprobs=8)
     assert asked(top_k=33) != asked(top_k=65)

@@ -13,12 +13,12 @@ from small_models import EXPERTS, random_documents, random_model, small_config
 from torch import Tensor
 
 from minimind.inference.batch_engine import BatchEngine
+from minimind.inference.batch_settings import BatchSettings, UsedSettings, setting_numbers
 from minimind.inference.cpu_decode import CpuDecode
 from minimind.inference.load import lay_out_for_decoding
 from minimind.inference.logprobs import TokenLogprob
 from minimind.inference.pending_tokens import PendingTokens, pack
 from minimind.inference.request import Completion, GenerationRequest
-from minimind.inference.row_settings import Asked, RowSettings, setting_numbers
 from minimind.inference.sampling import SamplingParams
 from minimind.model.transformer import Transformer
 
@@ -122,15 +122,15 @@ def read(
     vocab, slots = logits_BV.shape[1], range(len(params))
     generations = [generation_in(slot, one) for slot, one in enumerate(params)]
     if not on_device:
-        settings = RowSettings.build(params, slots, vocab, torch.device("cpu"))
+        settings = BatchSettings.build(params, slots, vocab, torch.device("cpu"))
         packed = pack(logits_BV, chosen_B, settings)
-        return parts(PendingTokens(packed, generations, settings.asked))
+        return parts(PendingTokens(packed, generations, settings.used))
     batch = 8
-    asked = Asked.by(params, vocab, waits=False)
+    used = UsedSettings.by(params, vocab, waits=False)
     numbers_CB = torch.tensor(setting_numbers(params, slots, vocab, batch))
     rows = [*slots, *[0] * (batch - len(params))]
-    packed = pack(logits_BV[rows], chosen_B[rows], RowSettings.over(numbers_CB, asked))
-    return parts(PendingTokens(packed, generations, asked, range(batch)))
+    packed = pack(logits_BV[rows], chosen_B[rows], BatchSettings.over(numbers_CB, used))
+    return parts(PendingTokens(packed, generations, used, range(batch)))
 
 
 def parts(pending: PendingTokens) -> tuple[list[int], list[TokenLogprob | None]]:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from minimind.errors import ConfigError
 from minimind.inference import filters
+from minimind.inference.batch_settings import BatchSettings
 from minimind.inference.device_sampler import DeviceSampler
 from minimind.inference.filters import draw
 from minimind.inference.generation import Generation
-from minimind.inference.row_settings import RowSettings
 from minimind.inference.sampler import NO_TOKEN, Sampler
 from minimind.inference.sampling import SamplingParams
 
@@ -79,8 +79,8 @@ def choose(sampler: Opened, logits_BV: Tensor, slots: Sequence[int]) -> list[int
 
 def filtered_probs(logits_BV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     vocab = logits_BV.shape[1]
-    settings = RowSettings.build(params, range(len(params)), vocab, CPU)
-    return filters.filtered_probs(logits_BV, settings.drawn, settings.asked)
+    settings = BatchSettings.build(params, range(len(params)), vocab, CPU)
+    return filters.filtered_probs(logits_BV, settings.drawn, settings.used)
 
 
 def transformers_logits(logits_V: Tensor, seen: list[int], p: SamplingParams) -> Tensor:

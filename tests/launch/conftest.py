@@ -1,4 +1,4 @@
-"""A training run small enough to be repeated often."""
+"""Provides a training run small enough to be repeated often."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from two_ranks import RankPair, TrainOnTwo
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Documents of very different lengths, so that a mean of means would show."""
+    """Writes documents of very different lengths, so that a mean of means would show."""
     path = tmp_path_factory.mktemp("data") / "data.jsonl"
     with open(path, "w", encoding="utf-8") as file:
         for number in range(90):
@@ -24,13 +24,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shape() -> list[str]:
-    """Of the model."""
+    """Gives flags for the model's shape."""
     return ["--set", "hidden_size=32", "--set", "num_hidden_layers=2"]
 
 
 @pytest.fixture
 def run_flags(data: Path, tmp_path: Path) -> list[str]:
-    """Of a run in tmp_path/run: four rows a step in two micro-batches."""
+    """Gives flags for a run in tmp_path/run with four rows per step in two micro-batches."""
     return [
         *("--ds_config", "zero2.json"),
         *("--data", str(data), "--val_data", str(data)),
@@ -47,7 +47,7 @@ def flags(run_flags: list[str], shape: list[str]) -> list[str]:
 
 @pytest.fixture
 def train(no_launcher: None, monkeypatch: pytest.MonkeyPatch) -> Train:
-    """launch/train.py's main, in this process."""
+    """Gives launch/train.py's main, run in this process."""
     # Bitwise comparisons with runs in a process of their own need its number of threads.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.syspath_prepend(str(TRAIN.parent))

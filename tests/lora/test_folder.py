@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from small_models import (
 )
 from torch import Tensor
 
+from minimind.config.model import ModelConfig
 from minimind.errors import CheckpointError
 from minimind.lora.adapter import LoraPart
 from minimind.lora.folder import (
@@ -243,14 +245,27 @@ def test_a_part_of_no_linear_of_the_model_is_refused(base: Path, tmp_path: Path)
         load_model_folder(tmp_path / "a")
 
 
+def save_base(family: str, folder: Path) -> tuple[ModelConfig, Transformer, Path]:
+    """Saves a random model of the family as a base; gives its configuration, itself, its folder."""
+    config, base = small_config(family), folder / "base"
+    model = random_model(config)
+    save_hf_folder(base, config, named(model), torch.float32)
+    return config, model, base
+
+
+def loaded_by_peft(base: Path, adapter: Path, **options: bool) -> Any:
+    """Gives the model as PEFT loads it; skips the test where PEFT is not installed."""
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype="float32")
+    return peft.PeftModel.from_pretrained(model, adapter, **options)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_peft_computes_what_we_do(family: str, tmp_path: Path):
     """Where PEFT is installed: it reads ours, and we read what it writes."""
-    peft = pytest.importorskip("peft")
-    transformers = pytest.importorskip("transformers")
-    config, ids = small_config(family), random_documents([20])[0]
-    base, model = tmp_path / "base", random_model(config)
-    save_hf_folder(base, config, named(model), torch.float32)
+    config, _, base = save_base(family, tmp_path)
+    ids = random_documents([20])[0]
     save_adapter(tmp_path / "ours", config, random_adapter(config), BaseModel.of(base))
 
     def logits_of_folder(folder: Path) -> Tensor:
@@ -258,8 +273,7 @@ def test_peft_computes_what_we_do(family: str, tmp_path: Path):
         merged.load_named(load_model_folder(folder)[1])
         return logits_of(merged, pack([[ids]]))
 
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(base, dtype="float32")
-    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "ours")
+    theirs = loaded_by_peft(base, tmp_path / "ours")
     with torch.no_grad():
         found = theirs(torch.tensor([ids])).logits[0]
     ours = logits_of_folder(tmp_path / "ours")
@@ -271,11 +285,8 @@ def test_peft_computes_what_we_do(family: str, tmp_path: Path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_peft_has_our_gradients(family: str, tmp_path: Path):
-    peft = pytest.importorskip("peft")
-    transformers = pytest.importorskip("transformers")
-    config, ids = small_config(family), random_documents([20])[0]
-    base, model = tmp_path / "base", random_model(config)
-    save_hf_folder(base, config, named(model), torch.float32)
+    config, model, base = save_base(family, tmp_path)
+    ids = random_documents([20])[0]
     adapted(model)
     values = named(model)
     save_adapter(tmp_path / "ours", config, collect_adapter(model, values), BaseModel.of(base))
@@ -283,8 +294,7 @@ def test_peft_has_our_gradients(family: str, tmp_path: Path):
     loss_of(model, batch).backward()
     ours = {n: values[n] if p.grad is None else p.grad for n, p in model.named_parameters()}
 
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(base, dtype="float32")
-    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "ours", is_trainable=True)
+    theirs = loaded_by_peft(base, tmp_path / "ours", is_trainable=True)
     tokens = torch.tensor([ids])
     loss = theirs(tokens, labels=tokens).loss * (len(ids) - 1)
     loss.backward()

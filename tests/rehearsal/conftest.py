@@ -1,4 +1,4 @@
-"""Rehearsals choose for themselves."""
+"""Lets rehearsals choose their own precision."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _as_the_device_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU that is not there computes in its own precision, whatever this machine's tests do."""
+    """Removes the tests' precision, so that a GPU which is not there computes in its own."""
     monkeypatch.delenv("MINIMIND_PRECISION", raising=False)

@@ -22,7 +22,7 @@ def test_a_replay_is_one_operator_of_the_host_and_all_the_work_of_the_device() -
     assert not watch.tally.work
     watch.replay(captured)
     assert not watch.tally.work, "nothing is counted yet"
-    watch.counts = True
+    watch.is_counting = True
     watch.replay(captured)
     watch.replay(captured)
     assert dict(watch.tally.operators) == {"replay": 2}

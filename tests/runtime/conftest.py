@@ -1,4 +1,4 @@
-"""A folder of functions, and pools that call them."""
+"""Provides a folder of functions, and pools that call them."""
 
 from __future__ import annotations
 

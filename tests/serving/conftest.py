@@ -1,4 +1,4 @@
-"""A server of its own for a test, and one that a file's tests share."""
+"""Provides a server for one test, and one that all tests of a file share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["serve", "tiny"]
 
 @pytest.fixture(scope="module")
 def tiny(tokenizer: Tokenizer) -> Iterator[LiveServer]:
-    """One server over a random model for all tests of a file."""
+    """Serves a random model for all tests of a file."""
     settings = ServerSettings(port=0, max_body_bytes=100_000, max_new_tokens=200)
     with running_server({"tiny": random_engine(tokenizer)}, tokenizer, settings) as server:
         yield server

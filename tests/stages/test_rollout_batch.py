@@ -52,7 +52,7 @@ def test_everything_stands_where_a_slow_construction_puts_it(counts_tokens: bool
     assert batch.max_len == max(b - a for a, b in itertools.pairwise(starts))
     assert (batch.num_tokens, batch.num_targets) == (len(ids), len(by_target))
     columns = list(zip(*by_target, strict=True))
-    whole_numbers = (batch.places_R, batch.targets_R, batch.sample_R)
+    whole_numbers = (batch.indices_R, batch.targets_R, batch.sample_R)
     for found, wanted in zip(whole_numbers, columns[:3], strict=True):
         assert found.tolist() == list(wanted)
     for found, wanted in zip(

@@ -1,5 +1,5 @@
-"""Sorts the sampling settings of one batch: the host decides the operators, the device holds the
-numbers."""
+"""Sorts a batch's sampling settings: from them the host decides which operators run, and the device
+reads the numbers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from minimind.inference.sampling import SamplingParams
 from minimind.runtime.devices import send
 
 LIKELY = 256
-"""The number of likeliest tokens that almost always contain top_p: sorting them alone is
-quicker."""
+"""The number of likeliest tokens that are sorted for top-p at first; they almost always reach it,
+and sorting them is faster than sorting all."""
 COLUMNS = (
     "slot",
     "source",
@@ -29,38 +29,39 @@ COLUMNS = (
     "divisor",
 )
 _TINY = torch.finfo(torch.float32).tiny
-"""Stands for a temperature that fp32 rounds to 0."""
+"""Replaces a temperature that fp32 would round to 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """Holds what at least one row of a batch asks for. This decides which operators choose its
-    tokens, and a CUDA graph holds those of one Asked."""
+class UsedSettings:
+    """Says which settings at least one row of a batch uses. That decides which operators choose the
+    tokens; a CUDA graph holds those of one UsedSettings."""
 
     has_greedy: bool
     has_drawn: bool
     temperature: bool
-    """Whether a drawn row has a temperature other than 1."""
+    """True where a drawn row's temperature is not 1."""
     top_k: int
-    """The largest top-k; 0 without any."""
+    """The largest top-k in the batch; 0 where no row has one."""
     top_p: int
-    """The number of likeliest tokens sorted for top-p; 0 without any."""
+    """The number of likeliest tokens that are sorted for top-p; 0 where no row has one."""
     looks: bool
-    """Whether the host checks that those tokens were enough, and otherwise has all sorted."""
+    """True where the host checks whether those tokens were enough, and has all tokens sorted if
+    not."""
     min_p: bool
     penalties: bool
     bias: bool
     grammar: bool
     logprobs: int | None
-    """The number of likeliest tokens reported beside the chosen one; None where no row wants
-    any."""
+    """The number of likeliest tokens that are reported beside the chosen one; None where no row
+    reports any."""
     divides: bool
-    """Whether log-probabilities are reported at a temperature other than 1."""
+    """True where log-probabilities are reported at a temperature other than 1."""
 
     @classmethod
-    def by(cls, params: Sequence[SamplingParams], vocab_size: int, *, waits: bool) -> Asked:
-        """Collects the settings of rows. With `waits` the host may look at the device's numbers.
-        Otherwise sizes are rounded up to powers of two, to keep the graphs few."""
+    def by(cls, params: Sequence[SamplingParams], vocab_size: int, *, waits: bool) -> UsedSettings:
+        """Collects the rows' settings. With `waits` the host may wait to read the device's numbers;
+        without, sizes are rounded up to powers of two to keep the graphs few."""
         drawn = [one for one in params if one.temperature > 0]
         limits = [_limit(one, vocab_size) for one in drawn]
         top_k = max(limits, default=0)
@@ -88,25 +89,25 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Holds some rows of a batch with their settings."""
+class RowGroup:
+    """Selects rows of a batch, with their settings."""
 
     numbers_CR: Tensor
-    """fp32 numbers, in the order of COLUMNS."""
+    """fp32 settings, one row of numbers for each of COLUMNS."""
     index_R: Tensor | None = None
-    """The indices of the rows; None: all."""
+    """The rows' indices in the batch; None: all rows."""
     is_one_R: Tensor | None = None
-    """A mask, known to the device alone: only these rows count. None: all do."""
+    """A bool mask of the rows, which only the device can read; None: all rows."""
 
     def column(self, name: str) -> Tensor:
         return self.numbers_CR[COLUMNS.index(name)]
 
     def whole_column(self, name: str) -> Tensor:
-        """Gives the column as int64."""
+        """Gives the setting `name` as int64."""
         return self.column(name).long()
 
     def take(self, x_B: Tensor) -> Tensor:
-        """Takes these rows of a batch's tensor."""
+        """Gives these rows of a batch's tensor."""
         return x_B if self.index_R is None else x_B[self.index_R]
 
     def put(self, x_B: Tensor, new_R: Tensor) -> Tensor:
@@ -117,20 +118,20 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class RowSettings:
-    """Groups a batch's rows by their settings. Where the host may not wait, each group is all rows,
-    and the settings of rows without a request change nothing."""
+class BatchSettings:
+    """Groups a batch's rows by the settings that they use. Where the host may not wait, each group
+    holds all rows, with settings that change nothing in the rows outside it."""
 
-    asked: Asked
-    drawn: Rows
-    penalized: Rows
-    biased: Rows
-    held: Rows
-    """The rows held to a grammar."""
-    reported: Rows
+    used: UsedSettings
+    drawn: RowGroup
+    penalized: RowGroup
+    biased: RowGroup
+    held: RowGroup
+    """The rows that a grammar constrains."""
+    reported: RowGroup
     source_B: Tensor | None = None
-    """The row whose token each row takes: rows that fill up a batch repeat the first. None: each
-    its own."""
+    """The row whose token each row takes, where filler rows repeat the first one; None: each row
+    takes its own."""
 
     @classmethod
     def build(
@@ -139,18 +140,18 @@ class RowSettings:
         slots: Sequence[int],
         vocab_size: int,
         device: torch.device,
-    ) -> RowSettings:
-        """Groups the rows so that each group holds only the rows of its kind."""
+    ) -> BatchSettings:
+        """Groups the rows, each group holding only the rows that use its setting."""
         numbers_CB = send(setting_numbers(params, slots, vocab_size, len(params)), device)
 
-        def rows(is_one: Sequence[bool]) -> Rows:
+        def rows(is_one: Sequence[bool]) -> RowGroup:
             if all(is_one) or not any(is_one):
-                return Rows(numbers_CB)
+                return RowGroup(numbers_CB)
             index_R = send([i for i, one in enumerate(is_one) if one], device)
-            return Rows(numbers_CB[:, index_R], index_R)
+            return RowGroup(numbers_CB[:, index_R], index_R)
 
         return cls(
-            Asked.by(params, vocab_size, waits=True),
+            UsedSettings.by(params, vocab_size, waits=True),
             drawn=rows([one.temperature > 0 for one in params]),
             penalized=rows([one.penalizes for one in params]),
             biased=rows([bool(one.logit_bias) for one in params]),
@@ -159,18 +160,19 @@ class RowSettings:
         )
 
     @classmethod
-    def over(cls, numbers_CB: Tensor, asked: Asked) -> RowSettings:
-        """Groups rows of numbers that the device alone reads."""
-        rows = Rows(numbers_CB)
-        drawn = Rows(numbers_CB, is_one_R=rows.column("is_drawn") > 0)
+    def over(cls, numbers_CB: Tensor, used: UsedSettings) -> BatchSettings:
+        """Groups rows whose numbers only the device can read."""
+        rows = RowGroup(numbers_CB)
+        drawn = RowGroup(numbers_CB, is_one_R=rows.column("is_drawn") > 0)
         kinds = dict.fromkeys(("penalized", "biased", "held", "reported"), rows)
-        return cls(asked, drawn, **kinds, source_B=rows.whole_column("source"))
+        return cls(used, drawn, **kinds, source_B=rows.whole_column("source"))
 
 
 def setting_numbers(
     params: Sequence[SamplingParams], slots: Sequence[int], vocab_size: int, batch: int
 ) -> list[list[float]]:
-    """Builds a row for each of COLUMNS. Sequences missing to `batch` repeat the first."""
+    """Builds one list of numbers for each of COLUMNS. RowGroup beyond the sequences, up to `batch`,
+    repeat the first."""
     columns = [
         [
             slot,
@@ -192,7 +194,7 @@ def setting_numbers(
 
 
 def round_up(number: int) -> int:
-    """Rounds up to a power of two."""
+    """Rounds up to the next power of two."""
     return 1 << (number - 1).bit_length()
 
 

@@ -1,4 +1,4 @@
-"""Generates sample texts while a run trains, so that a reader can watch it learn."""
+"""Generates sample texts during training, so that a reader can watch the model learn."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def choose_prompts(
     kind: str = "",
     format_name: str | None = None,
 ) -> list[str]:
-    """Gives the given prompts. Without any, takes the beginnings of the data files' first documents
-    (of conversations the first short questions), else the sample data's own. `kind` is the format's
-    name, `format_name` the form of its rows, where it is named."""
+    """Gives the prompts that are `given`, else the beginnings of the first data file's first
+    documents (of conversations: the first short questions), else the sample data's prompts. `kind`
+    is the name of the data format; `format_name` the form of its rows, if the user named it."""
     if given or not paths:
         samples = SAMPLE_QUESTIONS if is_chat else SAMPLE_PROMPTS
         return list(given) or [sample.prompt for sample in samples]
@@ -60,7 +60,8 @@ def answer_prompts(
     *,
     is_chat: bool,
 ) -> list[str]:
-    """Continues each prompt, or answers it as a user's only turn."""
+    """Gives the continuation of each prompt, or with `is_chat` the answer to it as a user's only
+    turn."""
     if not is_chat:
         texts = [generate_text(model, tokenizer, prompt, params) for prompt in prompts]
     else:
@@ -73,7 +74,7 @@ def answer_prompts(
     return [text.strip() for text in texts]
 
 
-def sample_texts(
+def answer_lines(
     model: Transformer,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
@@ -81,7 +82,8 @@ def sample_texts(
     is_chat: bool,
     max_new_tokens: int = 40,
 ) -> list[str]:
-    """Writes each prompt with its greedy answer after an arrow; of a text only the first line."""
+    """Gives each prompt followed by an arrow and its greedy continuation; of a text, only the first
+    line."""
     params = SamplingParams(max_new_tokens=max_new_tokens, stop=() if is_chat else ("\n",))
     answers = answer_prompts(model, tokenizer, prompts, params, is_chat=is_chat)
     return [f"{prompt} → {answer}" for prompt, answer in zip(prompts, answers, strict=True)]

@@ -1,6 +1,7 @@
 """Checks every call before it reaches the API, and logs it afterwards.
 
-This is plain ASGI: Starlette's base class for middleware hides that a client has gone.
+This is plain ASGI, because Starlette's base class for middleware hides that a client has
+disconnected.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ logger = logging.getLogger(__name__)
 call_log = logging.getLogger("minimind.serving.calls")
 
 OWN_HEADERS = ("x-request-id", "x-ignored-fields", "x-notice")
-"""The headers of each response: the call's id, the unknown fields of the request, and a note for
-the client."""
+"""The headers of every response: the call's id, the request's unknown fields, and a hint for the
+client."""
 CLIENT_GONE = 499
-"""nginx's status for a client that left; nobody receives it."""
+"""nginx's status for a client that disconnected, for the log; nobody receives it."""
 
 
 _NEED_MODELS = ("/v1", "/tokenize", "/detokenize")
@@ -41,10 +42,10 @@ _OTHER_PATHS = {
     "/models": "/v1/models",
     "/v1/health": "/health",
 }
-"""Further paths, which llama.cpp has: its clients may leave out /v1."""
+"""Other paths that llama.cpp accepts, since its clients may leave out /v1."""
 
 
-class Observer:
+class LoggingMiddleware:
     """Gives each call an id and a record; logs and counts it when it ends."""
 
     def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
@@ -80,7 +81,7 @@ class Observer:
 
     def _write(self, scope: Scope, record: CallRecord, status: int) -> None:
         seconds = time.perf_counter() - record.started
-        # A path nobody serves would be a label of its own each time.
+        # Unknown paths share one label; each would otherwise become a label of its own.
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.count(record, route, status, seconds)
         fields = {
@@ -103,11 +104,11 @@ class Observer:
         call_log.info("call", extra={"fields": given})
 
 
-class Gate:
-    """Refuses calls without a key, calls while the server is not ready, and calls above its limit;
-    a body must arrive in time. An unforeseen error is answered with 500 here: Starlette's own place
-    for that is outside all middleware, where a browser could not read the answer and the connection
-    would close under the client's next call."""
+class AccessMiddleware:
+    """Refuses calls without a key, while the server is not ready, or above the limit of calls; a
+    call's body must arrive in time. Unexpected errors are answered with 500 here. Starlette itself
+    would do that outside all middleware, where a browser cannot read the answer and the connection
+    closes under the client's next call."""
 
     def __init__(self, app: ASGIApp, service: Service, settings: ServerSettings) -> None:
         self._app, self._service, self._settings = app, service, settings
@@ -117,7 +118,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # In place: whoever writes the log reads which route was taken from it.
+        # Changed in place, since the log reads from the scope which route was taken.
         scope["path"] = _usual_path(scope["path"])
         if scope["path"] == "/health":
             await self._app(scope, receive, send)
@@ -175,8 +176,8 @@ class Gate:
             )
 
     def _within_limits(self, receive: Receive) -> Receive:
-        """Reads the body, which must arrive in time and not be too large; after it, only the
-        client's disconnection is received."""
+        """Gives a `receive` under which the body must arrive in time and not be too large. After
+        the body it only waits for the client to disconnect."""
         settings = self._settings
         deadline = asyncio.get_running_loop().time() + settings.body_timeout_s
         size, has_more = 0, True
@@ -189,7 +190,7 @@ class Gate:
             size += len(message.get("body", b""))
             has_more = message.get("more_body", False)
             if size > settings.max_body_bytes:
-                # A client that is still sending would see a reset instead of the answer.
+                # A client that is still sending would see a connection reset instead of the answer.
                 while has_more:
                     has_more = (await receive()).get("more_body", False)
                 raise HTTPException(
@@ -211,14 +212,14 @@ class Gate:
 
 
 def _usual_path(path: str) -> str:
-    """Gives the path without doubled slashes, under the API's own name."""
+    """Gives the path without doubled slashes, by the name under which the API has it."""
     path = _SLASHES.sub("/", path)
     path = path.rstrip("/") or "/"
     return _OTHER_PATHS.get(path, path)
 
 
 def _has_key(headers: Sequence[tuple[bytes, bytes]], keys: Sequence[str]) -> bool:
-    """Compares all keys in constant time."""
+    """Tells whether the headers hold one of `keys`; compares all keys in constant time."""
     values = dict(headers)
     scheme, _, token = values.get(b"authorization", b"").partition(b" ")
     given = token if scheme.lower() == b"bearer" else values.get(b"x-api-key", b"")

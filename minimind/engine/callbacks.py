@@ -1,0 +1,42 @@
+"""Defines the state of a run, and the callbacks around its steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from minimind.types import StepStats
+
+
+@dataclass(slots=True)
+class RunState:
+    """Holds the state that a checkpoint keeps besides weights and optimizer. All other state
+    follows from the step."""
+
+    step: int = 0
+    tokens: int = 0
+    best_val_loss: float = math.inf
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Callbacks:
+    """Holds the callbacks that the loop calls around its steps; by default they do nothing.
+    `record` is called on rank 0, the others on every rank."""
+
+    record: Callable[[StepStats, float | None], None] = _nothing
+    """Takes the step's StepStats, and the validation loss after the step or None."""
+    save: Callable[[RunState, bool], None] = _nothing
+    """Takes the state of the run, and whether its validation loss is the best so far."""
+    sample: Callable[[nn.Module, int], None] = _nothing
+    """Takes the module with complete weights, and the number of steps taken."""
+    update: Callable[[StepStats, float], None] = _nothing
+    """Takes the step's StepStats, and how many seconds the step took."""
+    say: Callable[..., None] = _nothing
+    """Takes a message for the user as a format and its values, as a logger does."""

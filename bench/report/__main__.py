@@ -36,7 +36,7 @@ from bench.report.tables import (
     scaling_section,
     training_section,
 )
-from bench.results import Results, update_history
+from bench.results import Results
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTIONS: dict[str, Callable[[Results], str]] = {
@@ -92,7 +92,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in stale:
             print(f"{name}: not what bench/results gives; python -m bench.report writes it")
         return int(bool(stale))
-    update_history(results)
     for path in draw_plots(results):
         print(f"written: {path.relative_to(ROOT)}")
     print(f"written: {', '.join(stale) or 'no document, all are as the results have them'}")

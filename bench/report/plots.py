@@ -1,4 +1,4 @@
-"""The pictures of docs/figures: scaling, kernels beside their floor, history over commits."""
+"""Draws the pictures of docs/figures: scaling, kernels beside their floor, loss over minutes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.harness import RESULTS
-from bench.results import HISTORY_FILE, Results, read_history
+from bench.results import Results
 from bench.scaling.plot import of_first_json, plot_rows
 from minimind.runtime.figures import save_figure
 
@@ -24,7 +23,7 @@ def scaling_figure(folder: str, stem: str) -> Path:
 
 
 def draw_plots(results: Results) -> Iterator[Path]:
-    """Draws all that there is something to draw of; yields what was drawn."""
+    """Draws a picture of each device's results that have one; yields the files."""
     (_ROOT / FIGURES).mkdir(parents=True, exist_ok=True)
     for folder, found in results.by_device("scaling").items():
         for path, measured in found:
@@ -45,12 +44,6 @@ def draw_plots(results: Results) -> Iterator[Path]:
         figure = _ROOT / FIGURES / f"loss_curves-{folder}.png"
         _plot_curves(rows, found[-1][1]["machine"]["device"], figure)
         yield figure
-    for folder in sorted({path.parent.name for path in results.files}):
-        points = read_history(RESULTS / folder / HISTORY_FILE)
-        if len({point["commit"] for point in points}) > 1:
-            figure = _ROOT / FIGURES / f"history-{folder}.png"
-            _plot_history(points, folder, figure)
-            yield figure
 
 
 def _plot_curves(rows: Sequence[Mapping[str, Any]], device: str, path: Path) -> None:
@@ -96,47 +89,6 @@ def _plot_kernels(
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     save_figure(figure, path)
-
-
-def _plot_history(points: Sequence[Mapping[str, Any]], folder: str, path: Path) -> None:
-    """Tokens/s and peak memory over the commits that were measured, oldest first: a line for each
-    model, stage, JSON and number of ranks."""
-    commits = list(dict.fromkeys(point["commit"][:9] for point in points))
-    lines: dict[str, list[Mapping[str, Any]]] = {}
-    for point in points:
-        lines.setdefault(history_label(point), []).append(point)
-    figure = _new_figure(10, 4.5 + 0.12 * len(lines))
-    speed, memory = figure.subplots(1, 2)
-    for label, of_line in lines.items():
-        places = [commits.index(point["commit"][:9]) for point in of_line]
-        rates = [point["useful_tokens_per_s"] for point in of_line]
-        low = [point["useful_tokens_per_s_p10"] for point in of_line]
-        high = [point["useful_tokens_per_s_p90"] for point in of_line]
-        (line,) = speed.plot(places, rates, "o-", label=label)
-        speed.vlines(places, low, high, color=line.get_color(), linewidth=2)
-        megabytes = [(point["peak_bytes"] or float("nan")) / 1e6 for point in of_line]
-        memory.plot(places, megabytes, "o-", color=line.get_color(), label=label)
-    speed.set(title="useful tokens/s, p10 to p90")
-    memory.set(title="peak MB of tensors")
-    for axes in (speed, memory):
-        axes.set_xticks(range(len(commits)), commits, rotation=30, ha="right", fontsize=8)
-        axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = speed.get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=2)
-    figure.suptitle(folder, fontsize=11)
-    save_figure(figure, path)
-
-
-def history_label(point: Mapping[str, Any]) -> str:
-    """Says what a line of the history is of."""
-    label = f"{point['model']} {point['stage'] or 'pretrain'} {point['ds_config']}"
-    if point["name"] == "engine":
-        return label
-    ranks = point["world_size"]
-    return f"{label}, {point['name']} scaling on {ranks} rank{'s' * (ranks > 1)}"
 
 
 def _new_figure(width: float, height: float) -> Any:

@@ -34,7 +34,7 @@ ROW_FIELDS = (
     "mfu", "mfu_causal", "step_s", "step_parts_s", "collectives",
     "peak_bytes", "peak_reserved_bytes", "peak_resident_bytes",
     "peak_bytes_per_rank", "peak_reserved_bytes_per_rank",
-    "dispatched_operators", "kernel_calls", "cuda_launches", "sync_operators",
+    "dispatched_operators", "cuda_launches", "sync_operators",
 )  # fmt: skip
 """`useful_tokens_per_s` is a median over steps, over all ranks, without padding; `mfu` counts
 6N + 12·L·D·T a token, `mfu_causal` what each token of a document sees; `step_parts_s` is
@@ -123,12 +123,7 @@ def write_results(
         **more,
         "rows": [{**missing, **row, "machine": machine} for row in rows],
     }
-    write_json(path, results)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a file that is whole or as it was before."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n"
+    text = json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n"
     with write_whole(path) as new:
         new.write_text(text, encoding="utf-8")
 

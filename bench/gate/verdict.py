@@ -14,8 +14,8 @@ from bench.harness import NOT_MEASURED, Columns, Row, shown, with_error
 TOLERANCE = 0.05
 """The tolerance for a lower rate; three standard errors where those are more."""
 MEMORY_TOLERANCE = 0.01
-COUNTS = ("dispatched_operators", "device_operators", "kernel_calls", "kernel_launches",
-          "cuda_launches", "launches", "parameter_tensors", "waiting_operators")  # fmt: skip
+COUNTS = ("dispatched_operators", "device_operators", "kernel_launches", "cuda_launches",
+          "launches", "parameter_tensors", "waiting_operators")  # fmt: skip
 """Compared exactly: one more is worse."""
 
 Verdict = Literal["worse", "too noisy", "better", "same", "not compared"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.train.documents import PaddedSteps, one_row
+from bench.train.documents import PaddedSteps
 from bench.train.original import OriginalModel, original_loss
 from bench.train.specs import RowSpec
 from minimind.config.deepspeed_json import precision
@@ -170,18 +170,3 @@ PADDED_ROWS: dict[str, type[OriginalRow]] = {
 def is_padded(spec: RowSpec) -> bool:
     """Tells whether the row pads the documents that others pack."""
     return spec.documents is not None and spec.name in PADDED_ROWS
-
-
-def compare_first_losses(spec: RowSpec) -> tuple[float, float]:
-    """Gives the loss of a padded row and of our model on the row's first documents: padded there,
-    packed here, from the weights that every row starts from; ours in fp32."""
-    run, device = spec.run, spec.run.device.torch_device
-    assert spec.documents is not None, "a row of pretraining"
-    row = PADDED_ROWS[spec.name](spec)
-    ours = build_trained(run)
-    first = row.steps.ids(0)[: spec.original_batch]
-    batch = one_row(first, spec.documents.pad_id).to(device)
-    ids_BT, labels_BT = (x.to(device) for x in row.steps.step(0).batches[0])
-    with torch.no_grad():
-        loss = ours.stage.loss(ours.models.policy, batch)
-        return float(row.loss(ids_BT, labels_BT)), float(loss.total / batch.count)

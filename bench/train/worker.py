@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from minimind_kernels import backend
 
 from bench.train.counts import count_step, profile_step
-from bench.train.padded import compare_first_losses
 from bench.train.rollouts import compare_rollouts
 from bench.train.rows import EngineRow, build_row
 from bench.train.specs import RowSpec
@@ -23,16 +21,13 @@ from minimind.runtime.memory import PeakMemory, freeze_objects, live_tensor_byte
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """Holds the time and numbers of one optimizer step of one row."""
+    """Holds the time, loss and sizes of one optimizer step of one row."""
 
     seconds: float
     loss: float
-    num_targets: int
     num_tokens: int
     num_places: int
     attended: int
-    measured: Mapping[str, float] = field(default_factory=dict)
-    """Numbers that the stage gave of the step, by name."""
 
 
 class TrainedRow:
@@ -41,9 +36,6 @@ class TrainedRow:
     def __init__(self, spec: RowSpec) -> None:
         self._spec = spec
         self._device = spec.run.device.torch_device
-
-    def compare_first_losses(self) -> tuple[float, float]:
-        return compare_first_losses(self._spec)
 
     def build(self) -> dict[str, Any]:
         self._row = build_row(self._spec)
@@ -72,19 +64,17 @@ class TrainedRow:
         loss = self._row.step()
         self._wait()
         seconds = time.perf_counter() - start
-        value, measured = float(loss), {}
+        value = float(loss)
         if self._row.answers is not None:
-            data, measured = self._row.answers.take()
+            data = self._row.answers.take()
         if not math.isfinite(value):
             raise RuntimeError(f"the loss of step {index} is {value}")
         return StepTime(
             seconds=seconds,
             loss=value,
-            num_targets=data.num_targets,
             num_tokens=data.num_tokens,
             num_places=data.num_places,
             attended=data.attended,
-            measured=measured,
         )
 
     def measure(self) -> dict[str, Any]:

@@ -29,7 +29,6 @@ from bench.report.goals import (
 from bench.report.packages import packages_section
 from bench.report.plots import draw_plots
 from bench.report.tables import (
-    advice_section,
     cards_section,
     data_section,
     memory_section,
@@ -51,7 +50,6 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "other_goals": other_goals_section,
     "profiles": profile_section,
     "memory": memory_section,
-    "advice": advice_section,
     "data": data_section,
 }
 RULES: dict[str, Callable[[], str]] = {

@@ -168,18 +168,14 @@ def _is_pretraining(row: Mapping[str, Any]) -> bool:
 def other_goals_section(results: Results) -> str:
     """Gives what is a ratio of rows of one run, for every device that was measured."""
     header = ("machine", "figure", "goal", "measured", "file")
-    lines = [line for path, found in _by_age(results) for line in _ratios(path, found)]
+    measured = [*results.with_paths("train_step"), *results.with_paths("inference")]
+    lines = [line for path, found in measured for line in _ratios(path, found)]
     missing: list[list[str]] = []
     for card, goals in itertools.product(CARDS, _OTHER_GOALS):
         if not any(line[0].startswith(card) for line in lines):
             missing.append([card, *goals, NOT_MEASURED, "none"])
     lines += missing
     return format_table(header, lines)
-
-
-def _by_age(results: Results) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    for benchmark in ("train_step", "moe_step", "inference"):
-        yield from results.with_paths(benchmark)
 
 
 def _ratios(path: Path, found: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -194,10 +190,6 @@ def _ratios(path: Path, found: Mapping[str, Any]) -> Iterator[list[str]]:
             goal = "≥ 4" if on_gpu else "≥ 5.5"
             error = row["ratio_to_original_error"]
             yield line(f"{row['model']}: useful tokens/s over `original`", goal, ratio, error)
-        if row["name"] == "experts":
-            error, goal = row["step_ratio_to_dense_error"], "≤ 1.1" if on_gpu else "≤ 1.15"
-            figure = f"{row['model']}: step time over a dense model's"
-            yield line(figure, goal, row["step_ratio_to_dense"], error)
         if row.get("ratio_to_transformers") and row["name"] == "minimind" and not on_gpu:
             goal = _DECODING_GOALS.get(row["batch"])
             figure = f"{row['model']}: decoding over `transformers`, batch {row['batch']}"

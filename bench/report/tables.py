@@ -10,10 +10,8 @@ from typing import Any
 import bench.data.__main__ as data
 from bench.harness import (
     NOT_MEASURED,
-    Columns,
     Row,
     describe_place,
-    format_rows,
     format_table,
     rate_range,
     shown,
@@ -130,7 +128,8 @@ def memory_section(results: Results) -> str:
     """Gives MB of a rank by holder, as rehearsed, and the measured peak."""
 
     def table(rows: Sequence[Row]) -> str:
-        known = [(row, held) for row in rows if (held := _holders(row))]
+        held_by_row = [(row, (row.get("prediction") or {}).get("holders")) for row in rows]
+        known = [(row, held) for row, held in held_by_row if held]
         names = [name for name in HOLDERS if any(held.get(name) for _, held in known)]
         header = ("model", "JSON", "ranks", *names, "peak MB", "measured MB",
                   "rehearsed / measured")  # fmt: skip
@@ -149,31 +148,6 @@ def memory_section(results: Results) -> str:
     parts = [_tables(results, name, "Memory by holder", table) for name in benchmarks]
     found = [part for part in parts if not part.endswith(f"{NOT_MEASURED}.")]
     return "\n\n".join(found) or parts[0]
-
-
-def _holders(row: Row) -> dict[str, int]:
-    """Gives the bytes by holder where a row has them."""
-    if "predicted" in row and isinstance(row["predicted"], dict):
-        return {name: held for name, held in row["predicted"].items() if name != "peak_bytes"}
-    return (row.get("prediction") or {}).get("holders") or {}
-
-
-def advice_section(results: Results) -> str:
-    """Puts DeepSpeed JSONs of one run beside each other, the quickest first."""
-    columns: Columns = {
-        "model": lambda row: row["model"],
-        "ranks": lambda row: str(row["world_size"]),
-        "candidate": lambda row: row["name"],
-        "useful tokens/s": lambda row: shown(row["useful_tokens_per_s"]),
-        "runs": lambda row: str(len(row["rates"])),
-        "peak MB": lambda row: shown(row["peak_bytes"], per=1e6),
-        "rehearsed MB": lambda row: shown(row["predicted"]["peak_bytes"], per=1e6),
-    }
-
-    def table(rows: Sequence[Row]) -> str:
-        return format_rows(sorted(rows, key=lambda row: -row["useful_tokens_per_s"]), columns)
-
-    return _tables(results, "advise", "DeepSpeed JSONs", table)
 
 
 def _tables(

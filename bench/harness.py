@@ -1,8 +1,8 @@
 """Holds what every benchmark shares: the machine, statistics, the results file and tables.
 
 A results file is one object: `benchmark`, `schema_version`, `machine`, `arguments`, `rows`. Every
-row repeats the machine, so that a table can be made of rows from several files, and has every field
-of ROW_FIELDS, with null where a benchmark does not measure it; its own fields are added.
+row repeats the machine, so that a table can be made of rows from several files. It has every field
+of ROW_FIELDS, null where a benchmark does not measure it, and fields of its own.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ ROW_FIELDS = (
     "peak_bytes_per_rank", "peak_reserved_bytes_per_rank",
     "dispatched_operators", "cuda_launches", "sync_operators",
 )  # fmt: skip
-"""`useful_tokens_per_s` is a median over steps, over all ranks, without padding; `mfu` counts
-6N + 12·L·D·T a token, `mfu_causal` what each token of a document sees; `step_parts_s` is
-bench/train/step_parts.py's; bytes are those of the rank that has most, with a list of all ranks'
-where there are several."""
+"""`useful_tokens_per_s` is a median over steps and counts the tokens of all ranks without padding.
+`mfu` takes 6N + 12·L·D·T FLOP a token, `mfu_causal` counts attention by what each token of a
+document sees. `step_parts_s` is made by bench/train/step_parts.py. Bytes are those of the rank that
+has most; where there are several ranks, a list has those of each."""
 _PACKAGES = ("torch", "triton", "deepspeed", "tokenizers", "liger-kernel")
-_ROOT = Path(__file__).resolve().parents[1]
-RESULTS = _ROOT / "bench" / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
 NOT_MEASURED = "not measured"
 
 Row = Mapping[str, Any]
 Columns = Mapping[str, Callable[[Row], str]]
-"""The headings of a table, each with what makes a row's cell of it."""
+"""The headings of a table, each with the function that makes a row's cell."""
 
 
 def describe_machine(device: Device) -> dict[str, Any]:
-    """Describes the machine, what runs on it and how busy it is now; a number is nothing without
-    it."""
+    """Describes the machine, the software on it and how busy it is now: a number is nothing without
+    them."""
     on_gpu = device.kind == "gpu"
     return {
         "device": device.name,
@@ -84,9 +84,8 @@ def summarize(values: Sequence[float]) -> dict[str, float]:
 
 
 def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:
-    """Gives the median of ratios of values taken in turns, and the standard error of that median
-    (1.25 times that of the mean, as for normal noise): disturbances of both values of a pair
-    cancel."""
+    """Gives the median of the ratios of values taken in turns, and its standard error (1.25 times
+    that of the mean, as for normal noise). A disturbance of both values of a pair cancels."""
     ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
     error = 1.2533 * statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0
     return {"median": statistics.median(ratios), "standard_error": error}
@@ -129,13 +128,13 @@ def write_results(
 
 
 def _without_folder(value: Any) -> Any:
-    """Gives an absolute path's last part: where it lay says nothing elsewhere."""
+    """Gives the last part of an absolute path: the folder says nothing on another machine."""
     is_path = isinstance(value, str | Path) and os.path.isabs(value)
     return Path(value).name if is_path else value
 
 
 def results_folder(machine: Mapping[str, Any]) -> Path:
-    """Says where a machine's results are kept: bench/results/<device>."""
+    """Gives the folder of a machine's results: bench/results/<device>."""
     device = re.sub(r"\((r|tm)\)|processor", "", machine["device"].lower())
     if machine["kind"] == "cpu":
         device += f" {machine['cores']} cores"
@@ -143,7 +142,7 @@ def results_folder(machine: Mapping[str, Any]) -> Path:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Makes Markdown, aligned; the first column to the left, the others to the right."""
+    """Makes a Markdown table with the first column aligned to the left, the others to the right."""
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -163,31 +162,31 @@ def format_rows(rows: Sequence[Row], columns: Columns) -> str:
 def shown(
     value: float | None, form: str = ",.0f", per: float = 1, missing: str = NOT_MEASURED
 ) -> str:
-    """Gives a figure's cell, in units of `per`."""
+    """Formats a value in units of `per`; gives `missing` for None."""
     return missing if value is None else format(value / per if per != 1 else value, form)
 
 
 def with_error(
     value: float | None, error: float | None, digits: int = 2, missing: str = NOT_MEASURED
 ) -> str:
-    """Gives the cell of a figure and its standard error, where there is one."""
+    """Formats a value and, where it has one, its standard error."""
     text = shown(value, f".{digits}f", missing=missing)
     return text if value is None or error is None else f"{text} ± {error:.{digits}f}"
 
 
 def rate_range(row: Row) -> str:
-    """Gives a table's cell with the rates of the slowest and the quickest tenth."""
+    """Gives the rates of the slowest and the quickest tenth of the steps."""
     return f"{row['useful_tokens_per_s_p10']:,.0f}–{row['useful_tokens_per_s_p90']:,.0f}"
 
 
 def describe_place(machine: Row) -> str:
-    """Names a machine in a table."""
+    """Names a machine for a table."""
     cores = f", {machine['cores']} cores" if machine["kind"] == "cpu" else ""
     return f"{machine['device']}{cores}"
 
 
 def rates(name: str, values: Sequence[float]) -> dict[str, float]:
-    """Gives a rate's fields of a row: its median, p10 and p90."""
+    """Gives the fields of a row for a rate: its median, p10 and p90."""
     found = summarize(values)
     return {name: found["median"], f"{name}_p10": found["p10"], f"{name}_p90": found["p90"]}
 
@@ -204,9 +203,9 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Gives the commit of this checkout, with a mark where files differ from it; what GIT_COMMIT
-    says where files alone were copied to a machine."""
-    git = ("git", "--no-optional-locks", "-C", str(_ROOT))
+    """Gives the commit of this checkout, with "-dirty" where tracked files differ from it. Without
+    git, gives what GIT_COMMIT says: where files alone were copied to a machine."""
+    git = ("git", "--no-optional-locks", "-C", str(ROOT))
     commit = _run(*git, "rev-parse", "HEAD")
     changed = _run(*git, "status", "--porcelain", "--untracked-files=no")
     if commit is None:

@@ -1,4 +1,4 @@
-"""Runs one process for each row, so that its memory is its own; the parent has them work in
+"""Runs one process for each row, so that its memory is its own, and has these processes work in
 turns."""
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import traceback
 import warnings
@@ -18,7 +17,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import psutil
 from tqdm import tqdm
 
 from bench.program import MeasurementError
@@ -37,8 +35,8 @@ class Worker:
     """Holds the parent's side of one row's process."""
 
     def __init__(self, name: str, serve: Callable[[Any], object], spec: Any) -> None:
-        """Starts the process, in which `serve(spec)` makes the object that the methods are called
-        on."""
+        """Starts the process, which makes an object by `serve(spec)`; its methods can then be
+        called."""
         self.name = name
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
@@ -47,8 +45,8 @@ class Worker:
         theirs.close()
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Runs a method there and waits for its answer. Raises the user's error that it raised, and
-        WorkerError for any other."""
+        """Runs a method of the process's object and waits for its answer. Raises a MiniMindError as
+        it was raised there, and WorkerError for any other error."""
         self.send(method, *arguments)
         return self.receive()
 
@@ -81,7 +79,7 @@ class Worker:
 
 @contextlib.contextmanager
 def started(serve: Callable[[Any], object], specs: Sequence[Any]) -> Iterator[list[Worker]]:
-    """Has a worker for each spec, which has a `name`, and ends them all."""
+    """Starts a worker for each spec, which has a `name`, and ends all workers after the block."""
     with contextlib.ExitStack() as stack:
         workers = []
         for spec in specs:
@@ -91,7 +89,7 @@ def started(serve: Callable[[Any], object], specs: Sequence[Any]) -> Iterator[li
 
 
 def ask_all(workers: Sequence[Worker], method: str, *arguments: Any) -> list[Any]:
-    """Asks all at once; gives their answers in order."""
+    """Runs a method in all workers at once; gives their answers in order."""
     for worker in workers:
         worker.send(method, *arguments)
     return [worker.receive() for worker in workers]
@@ -100,8 +98,8 @@ def ask_all(workers: Sequence[Worker], method: str, *arguments: Any) -> list[Any
 def take_turns(
     workers: Sequence[Worker], method: str, rounds: Sequence[Any], seed: int, title: str
 ) -> list[list[Any]]:
-    """Calls the method of each worker with each argument: a round has one call of every one, in
-    random order. Gives each worker's answers."""
+    """Calls the method of each worker once a round, in random order, with the round's argument.
+    Gives the answers of each worker."""
     answers: list[list[Any]] = [[] for _ in workers]
     generator = random.Random(seed)
     for argument in tqdm(rounds, desc=title, file=sys.stderr, disable=None):
@@ -134,8 +132,8 @@ def _serve(connection: Connection, name: str, serve: Callable[[Any], object], sp
 
 
 def reset_peak_resident(process: int | None = None) -> None:
-    """Makes Linux forget the peak so far (proc(5), clear_refs) of a process by its id, None for
-    this one. Where it cannot, the peak stays that since the start."""
+    """Makes Linux forget the peak so far (proc(5), clear_refs) of a process, by default this one.
+    Where Linux refuses, the peak stays that since the start."""
     with contextlib.suppress(OSError):
         Path(f"/proc/{process or 'self'}/clear_refs").write_text("5")
 
@@ -145,15 +143,3 @@ def peak_resident(process: int | None = None) -> int | None:
         status = Path(f"/proc/{process or 'self'}/status").read_text()
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
     return None
-
-
-def kill_with_children(process: subprocess.Popen[Any]) -> None:
-    """Ends at once what still runs of it, with the ranks that a launcher started in a session of
-    their own: they would stay behind, at work on the GPU."""
-    if process.poll() is None:
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        process.wait()
-        for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()

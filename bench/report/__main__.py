@@ -15,8 +15,8 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
+from bench.harness import ROOT
 from bench.kernels.tables import kernel_table, step_count_table
 from bench.report.formats import files_section, forms_section, keys_section
 from bench.report.goals import (
@@ -37,7 +37,6 @@ from bench.report.tables import (
 )
 from bench.results import Results
 
-ROOT = Path(__file__).resolve().parents[2]
 SECTIONS: dict[str, Callable[[Results], str]] = {
     "kernels": kernel_table,
     "step_counts": step_count_table,
@@ -58,7 +57,7 @@ RULES: dict[str, Callable[[], str]] = {
     "keys": keys_section,
     "packages": packages_section,
 }
-"""Sections that hold no results."""
+"""The sections that hold no results."""
 NAMES = (*SECTIONS, *RULES)
 DOCUMENTS = (
     "README.md", "kernels/README.md", "docs/performance.md", "docs/data.md", "docs/architecture.md",
@@ -97,8 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def fill_sections(text: str, results: Results, names: Sequence[str]) -> str:
-    """Gives the document with these of its sections made anew. Raises KeyError for a mark that
-    names none."""
+    """Gives the document with its sections of these names made anew. Raises KeyError for a mark
+    whose name is no section."""
 
     def fill(found: re.Match[str]) -> str:
         name = found["name"]

@@ -20,7 +20,8 @@ _READS = ("_local_scalar_dense", "nonzero")
 """Operators that hand the host a value, for which it waits."""
 _LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "hipLaunchKernel", "hipExtModuleLaunchKernel")
 _LISTED = 40
-"""Kernels or operators listed, the longest first; the others are summed up."""
+"""The number of kernels or operators that are listed, the longest first; the others are added up.
+"""
 
 
 def count_step(step: Callable[[], Any], device: torch.device) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def _flops(
 
 
 def format_rows(rows: Sequence[Row]) -> str:
-    """Makes the table a reader looks at first."""
+    """Makes the table that the command prints."""
     bases = [name for name in dict.fromkeys(row["name"] for row in rows) if name != "engine"]
     answers = any("samples_per_s" in row for row in rows)
     columns: Columns = {

@@ -1,4 +1,4 @@
-"""Runs in the process of a row of bench.train."""
+"""Runs in the process of a row of bench.train: takes its steps and measures them."""
 
 from __future__ import annotations
 
@@ -50,14 +50,15 @@ class TrainedRow:
         }
 
     def start_timing(self) -> None:
-        """Ends the warm-up: what it made stays, and its peaks are forgotten."""
+        """Ends the warm-up: objects that it made are not collected any more, and its peaks are
+        forgotten."""
         freeze_objects()
         reset_peak_resident()
         self._memory = PeakMemory(self._device)
 
     def step(self, index: int) -> StepTime:
-        """Takes step `index`, which is the row's next. Timed are a look into the queue of what was
-        read ahead and the whole step, up to the moment when the device is done."""
+        """Takes step `index`, which is the next of the row. The time is that of the whole step
+        until the device is done, with the wait for data that was read ahead."""
         data = self._row.steps.step(index)
         self._wait()
         start = time.perf_counter()
@@ -78,7 +79,8 @@ class TrainedRow:
         )
 
     def measure(self) -> dict[str, Any]:
-        """Gives peak memory and counts, from separate steps where measuring costs time."""
+        """Gives peaks of memory, parts of a step and counts, from steps of their own where
+        measuring costs time."""
         resident, between_steps = peak_resident(), self._live_bytes()
         with self._memory.measured():
             if self._device.type != "cuda":

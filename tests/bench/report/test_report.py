@@ -141,7 +141,7 @@ def test_each_json_has_its_scaling_and_its_memory(tmp_path: Path) -> None:
 
 
 def test_a_plot_of_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_plots, "_ROOT", tmp_path)
+    monkeypatch.setattr(report_plots, "ROOT", tmp_path)
     folder = tmp_path / "results" / "nvidia-h200"
     write_results(folder, "1", 1.9e6)
     assert list(report_plots.draw_plots(Results.load(folder.parent))) == []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from bench.workers import kill_with_children
+from bench.processes import kill_with_children
 
 LAUNCHER = """
 import pathlib, subprocess, sys, time

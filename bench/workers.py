@@ -13,7 +13,8 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -24,75 +25,56 @@ from bench.turns import pass_turn
 from minimind.errors import MiniMindError
 from minimind.runtime.devices import limit_threads
 
-_STOP_S = 10
+_served: object = None
+"""The object of this process, in the process of a row."""
 
 
 class WorkerError(MeasurementError):
-    """Says that a row's process broke; the message holds its traceback."""
+    """Says that a row's process broke; the message holds the traceback of its error."""
 
 
 class Worker:
     """Holds the parent's side of one row's process."""
 
     def __init__(self, name: str, serve: Callable[[Any], object], spec: Any) -> None:
-        """Starts the process, which makes an object by `serve(spec)`; its methods can then be
-        called."""
+        """Makes an object by `serve(spec)` in the process; its methods can then be called."""
         self.name = name
+        # A forked process could not use its parent's GPU.
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, name, serve, spec))
-        self._process.start()
-        theirs.close()
+        self._pool = ProcessPoolExecutor(1, context, _start, (name, serve, spec))
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Runs a method of the process's object and waits for its answer. Raises a MiniMindError as
         it was raised there, and WorkerError for any other error."""
-        self.send(method, *arguments)
-        return self.receive()
+        (answer,) = ask_all([self], method, *arguments)
+        return answer
 
-    def send(self, method: str, *arguments: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            self._connection.send((method, arguments))
-
-    def receive(self) -> Any:
-        try:
-            kind, value = self._connection.recv()
-        except (EOFError, ConnectionResetError):
-            self._process.join(_STOP_S)
-            raise WorkerError(
-                f"{self.name}: the process died with exit code {self._process.exitcode} "
-                "(-9: killed, most often for want of memory)"
-            ) from None
-        if kind == "user_error":
-            raise value
-        if kind == "error":
-            raise WorkerError(f"{self.name}: {value}")
-        return value
+    def send(self, method: str, *arguments: Any) -> Future[Any]:
+        return self._pool.submit(_answer, self.name, method, arguments)
 
     def close(self) -> None:
-        self._connection.close()
-        self._process.join(_STOP_S)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        """Ends the process after the call under way."""
+        self._pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
 def started(serve: Callable[[Any], object], specs: Sequence[Any]) -> Iterator[list[Worker]]:
     """Starts a worker for each spec, which has a `name`, and ends all workers after the block."""
+    workers = [Worker(spec.name, serve, spec) for spec in specs]
     with contextlib.ExitStack() as stack:
-        workers = []
-        for spec in specs:
-            workers.append(Worker(spec.name, serve, spec))
-            stack.callback(workers[-1].close)
+        for worker in workers:
+            stack.callback(worker.close)
         yield workers
 
 
 def ask_all(workers: Sequence[Worker], method: str, *arguments: Any) -> list[Any]:
     """Runs a method in all workers at once; gives their answers in order."""
-    for worker in workers:
-        worker.send(method, *arguments)
-    return [worker.receive() for worker in workers]
+    try:
+        answers = [worker.send(method, *arguments) for worker in workers]
+        return [answer.result() for answer in answers]
+    except BrokenProcessPool:
+        names = ", ".join(worker.name for worker in workers)
+        raise WorkerError(f"{names}: a process died, most often for want of memory") from None
 
 
 def take_turns(
@@ -109,26 +91,25 @@ def take_turns(
     return answers
 
 
-def _serve(connection: Connection, name: str, serve: Callable[[Any], object], spec: Any) -> None:
+def _start(name: str, serve: Callable[[Any], object], spec: Any) -> None:
     # Ctrl-C reaches the whole group; the parent decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.WARNING, format=f"{name}: %(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.pop("MASTER_PORT", None)  # a run of its own, beside the other rows' and the parent's
     limit_threads(1)
-    served = serve(spec)
-    while True:
-        try:
-            method, arguments = connection.recv()
-        except EOFError:
-            return
-        try:
-            answer = ("value", getattr(served, method)(*arguments))
-        except MiniMindError as error:
-            answer = ("user_error", error)
-        except Exception:
-            answer = ("error", traceback.format_exc())
-        connection.send(answer)
+    global _served
+    _served = serve(spec)
+
+
+def _answer(name: str, method: str, arguments: Sequence[Any]) -> Any:
+    try:
+        return getattr(_served, method)(*arguments)
+    except MiniMindError:
+        raise
+    except Exception:
+        # As text: not every error can be sent to another process.
+        raise WorkerError(f"{name}: {traceback.format_exc()}") from None
 
 
 def reset_peak_resident(process: int | None = None) -> None:

@@ -97,7 +97,7 @@ def wanted(goal: Row) -> str:
 
 
 def state_bytes(row: Row) -> int:
-    """Gives what a row holds beyond activations: all that lives between steps, and the gradients."""
+    """Gives what a row holds beyond activations: what outlives a step, and the gradients."""
     return row["live_bytes_between_steps"] + 4 * row["trained_parameters"]
 
 

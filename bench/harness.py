@@ -53,19 +53,19 @@ Columns = Mapping[str, Callable[[Row], str]]
 def describe_machine(device: Device) -> dict[str, Any]:
     """Describes the machine, the software on it and how busy it is now: a number is nothing without
     them."""
-    on_gpu = device.kind == "gpu"
+    memory = None
+    if device.kind == "gpu":
+        memory = torch.cuda.get_device_properties(device.torch_device).total_memory
     return {
         "device": device.name,
         "kind": device.kind,
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
-        "gpu_memory_bytes": _gpu_memory(device) if on_gpu else None,
+        "gpu_memory_bytes": memory,
         "supports_bf16": device.supports_bf16,
         "peak_flops": device.peak_flops,
-        "driver": _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-        if on_gpu
-        else None,
+        "driver": _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "cuda": torch.version.cuda,
         "platform": platform.platform(),
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
@@ -191,10 +191,6 @@ def rates(name: str, values: Sequence[float]) -> dict[str, float]:
     return {name: found["median"], f"{name}_p10": found["p10"], f"{name}_p90": found["p90"]}
 
 
-def _gpu_memory(device: Device) -> int:
-    return torch.cuda.get_device_properties(device.torch_device).total_memory
-
-
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -214,6 +210,7 @@ def _commit() -> str | None:
 
 
 def _run(*command: str) -> str | None:
+    """Gives what a program prints; None where there is no such program, or it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
     except (OSError, subprocess.SubprocessError):

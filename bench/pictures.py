@@ -9,7 +9,7 @@ from typing import Any
 
 from minimind.runtime.figures import save_figure
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "figure.dpi": 130, "figure.constrained_layout.use": True, "legend.frameon": False,
     "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False,
 }  # fmt: skip

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from bench.train.documents import packed_step
+from bench.train.figures import causal_flops
 from bench.train.step_parts import StepParts
 from bench.workers import peak_resident, reset_peak_resident
 from minimind.engine.deepspeed_engine import stop_ranks
@@ -88,7 +89,7 @@ def measure(
     by_rank: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(by_rank, mine)
     resolved = run.resolved
-    heads = resolved.config.num_hidden_layers * resolved.config.num_attention_heads
+    num_tokens = sum(sum(rank["num_tokens"]) for rank in by_rank)
     return {
         "world_size": ranks.world_size,
         "model": resolved.model_name,
@@ -98,8 +99,9 @@ def measure(
         "seq_len": resolved.seq_len,
         "micro_batch": resolved.micro_batch_size,
         "flops_per_token": resolved.flops_per_token,
-        "flops_per_token_unattended": 6 * resolved.config.num_active_parameters,
-        "flops_per_attended": 12 * heads * resolved.config.head_dim,
+        "flops_per_token_causal": causal_flops(
+            resolved.config, sum(rank["attended"] for rank in by_rank) / num_tokens
+        ),
         "threads": torch.get_num_threads(),
         "link": link,
         "ranks": by_rank,

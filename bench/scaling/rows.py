@@ -115,8 +115,6 @@ def build_row(
     world_size, tokens_per_s = found["world_size"], rate["useful_tokens_per_s"]
     parts = {part: statistics.mean(rank["step_parts_s"][part] for rank in ranks) for part in PARTS}
     peak = device.peak_flops * world_size if device.peak_flops else None
-    seen = sum(rank["attended"] for rank in ranks) / sum(per_step)
-    causal = found["flops_per_token_unattended"] + found["flops_per_attended"] * seen
     row = {
         "name": mode,
         "model": found["model"],
@@ -136,7 +134,7 @@ def build_row(
         "step_parts_s": parts,
         "collectives": ranks[0]["collectives"],
         "mfu": tokens_per_s * found["flops_per_token"] / peak if peak else None,
-        "mfu_causal": rate["median"] * causal / peak if peak else None,
+        "mfu_causal": tokens_per_s * found["flops_per_token_causal"] / peak if peak else None,
         "link": found["link"],
     }
     for name in ("peak_bytes", "peak_reserved_bytes", "peak_resident_bytes"):

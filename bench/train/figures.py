@@ -12,6 +12,7 @@ from bench.harness import Columns, Row, shown, with_error
 from bench.train.padded import is_padded
 from bench.train.specs import RowSpec
 from bench.train.worker import StepTime
+from minimind.config.model import ModelConfig
 
 NOT_MEASURED: dict[str, Any] = dict.fromkeys(
     ("live_bytes_between_steps", "peak_bytes", "peak_resident_bytes", "peak_reserved_bytes",
@@ -57,7 +58,7 @@ def _build_row(
     if pads := is_padded(spec):
         assert spec.documents is not None
         seq_len = spec.documents.max_tokens
-    rate = harness.rates("useful_tokens_per_s", _rates(steps))
+    rate, sizes = harness.rates("useful_tokens_per_s", _rates(steps)), [s.data for s in steps]
     return {
         "name": spec.name,
         "model": model,
@@ -72,7 +73,7 @@ def _build_row(
         **rate,
         "useful_tokens_per_step": _tokens_per_step(steps),
         **_of_answers(spec, steps),
-        "padding_share": 1 - sum(s.num_tokens for s in steps) / sum(s.num_places for s in steps),
+        "padding_share": 1 - sum(d.num_tokens for d in sizes) / sum(d.num_places for d in sizes),
         "step_s": harness.summarize([step.seconds for step in steps]),
         **_flops(spec, seq_len, steps, rate["useful_tokens_per_s"]),
         **measured,
@@ -90,7 +91,7 @@ def _of_answers(spec: RowSpec, steps: Sequence[StepTime]) -> dict[str, Any]:
 
 
 def _tokens_per_step(steps: Sequence[StepTime]) -> float:
-    return statistics.mean(step.num_tokens for step in steps)
+    return statistics.mean(step.data.num_tokens for step in steps)
 
 
 def _rates(steps: Sequence[StepTime]) -> list[float]:
@@ -108,10 +109,9 @@ def _flops(
     a document sees. A second model beside the trained one is not counted, nor is generation."""
     run, config, peak = spec.run, spec.run.config, spec.run.device.peak_flops
     of_frozen = run.flops_per_token - config.flops_per_token(run.seq_len)
-    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
-    seen = sum(step.attended for step in steps) / sum(step.num_tokens for step in steps)
+    seen = sum(s.data.attended for s in steps) / sum(s.data.num_tokens for s in steps)
     a_token = config.flops_per_token(seq_len) + of_frozen
-    a_token_causal = 6 * config.num_active_parameters + attention * seen + of_frozen
+    a_token_causal = causal_flops(config, seen) + of_frozen
     if spec.name == "frozen":  # a forward is a third of a step
         a_token, a_token_causal = a_token / 3, a_token_causal / 3
     return {
@@ -119,6 +119,12 @@ def _flops(
         "mfu": tokens_per_s * a_token / peak if peak else None,
         "mfu_causal": tokens_per_s * a_token_causal / peak if peak else None,
     }
+
+
+def causal_flops(config: ModelConfig, seen: float) -> float:
+    """Gives the FLOP of a token that is trained on, where tokens see `seen` tokens in the mean."""
+    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    return 6 * config.num_active_parameters + attention * seen
 
 
 def format_rows(rows: Sequence[Row]) -> str:

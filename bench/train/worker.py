@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from minimind_kernels import backend
 
 from bench.train.counts import count_step, profile_step
+from bench.train.documents import StepData
 from bench.train.rollouts import compare_rollouts
 from bench.train.rows import EngineRow, build_row
 from bench.train.specs import RowSpec
@@ -25,9 +26,8 @@ class StepTime:
 
     seconds: float
     loss: float
-    num_tokens: int
-    num_places: int
-    attended: int
+    data: StepData[Any]
+    """The sizes of what the step learned from, without the batches."""
 
 
 class TrainedRow:
@@ -70,13 +70,7 @@ class TrainedRow:
             data = self._row.answers.take()
         if not math.isfinite(value):
             raise RuntimeError(f"the loss of step {index} is {value}")
-        return StepTime(
-            seconds=seconds,
-            loss=value,
-            num_tokens=data.num_tokens,
-            num_places=data.num_places,
-            attended=data.attended,
-        )
+        return StepTime(seconds=seconds, loss=value, data=replace(data, batches=[]))
 
     def measure(self) -> dict[str, Any]:
         """Gives peaks of memory, parts of a step and counts, from steps of their own where

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 from dataclasses import replace
@@ -143,6 +144,9 @@ def test_a_rank_measures_the_loop_that_trains(
     assert row["useful_tokens_per_s"] == pytest.approx(expected)
     assert row["efficiency"] == 1
     assert row["micro_batches"] == 2
+    with_peak = build_row("strong", 2, found, dataclasses.replace(device, peak_flops=1e12), None)
+    assert with_peak["mfu"] > 0
+    assert with_peak["mfu_causal"] > 0
     rows = [row]
     model = make_model(2, micro_batches=2, compute_s=row["step_s"]["median"], update_s=0.0)
     rehearsed = rehearse(Run.of(parse_arguments([*flags])))

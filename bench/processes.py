@@ -14,9 +14,9 @@ import psutil
 from bench.harness import ROOT
 
 
-def environment_of(checkout: Path = ROOT) -> dict[str, str]:
-    """Gives this process's environment for programs that import the code of `checkout`."""
-    search = [str(checkout / "kernels"), str(checkout), os.environ.get("PYTHONPATH", "")]
+def own_environment() -> dict[str, str]:
+    """Gives this process's environment for programs that import the code of this checkout."""
+    search = [str(ROOT / "kernels"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, search))}
 
 

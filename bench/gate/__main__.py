@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import random
 import statistics
 import subprocess
@@ -46,7 +47,6 @@ from bench.gate.verdict import (
     row_key,
 )
 from bench.harness import ROOT
-from bench.processes import environment_of
 from bench.program import NUMBER, MeasurementError, Options, parse_names, run_program
 from bench.scaling.__main__ import counts_here
 from minimind.errors import ConfigError
@@ -251,7 +251,8 @@ def _measure_pair(
             side: Program(
                 [sys.executable, "-m", *command, "--json", str(results[side])],
                 folder := folders[side],
-                environment_of(folder),
+                # Nothing of this checkout: what a commit lacks must not be found here.
+                os.environ | {"PYTHONPATH": f"{folder / 'kernels'}{os.pathsep}{folder}"},
             )
             for side in random.sample(list(folders), 2)
         }

@@ -19,7 +19,7 @@ import httpx2 as httpx
 from bench import harness
 from bench.harness import ROOT, Columns, Row, shown
 from bench.inference.rows import InferenceSpec
-from bench.processes import environment_of, kill_with_children
+from bench.processes import kill_with_children, own_environment
 from bench.workers import WorkerError, peak_resident, reset_peak_resident
 
 _START_S = 120
@@ -44,7 +44,7 @@ def running_server(spec: InferenceSpec) -> Iterator[tuple[str, int]]:
     command += ["--dtype", _PRECISIONS[str(spec.dtype)], "--max_batch", str(spec.batch)]
     log_file = spec.folder / "server.log"
     with log_file.open("wb") as log:
-        process = subprocess.Popen(command, env=environment_of(), stderr=log)
+        process = subprocess.Popen(command, env=own_environment(), stderr=log)
     try:
         yield _wait_until_ready(process, log_file), process.pid
     finally:

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from bench import harness
-from bench.processes import environment_of, run_logged
+from bench.processes import own_environment, run_logged
 from bench.program import (
     NUMBER,
     MeasurementError,
@@ -193,7 +193,7 @@ def build_command(module: str, arguments: Sequence[str], num_ranks: int) -> list
 def _environment(device: Device, threads: int) -> dict[str, str]:
     # DeepSpeed looks for ninja on the path.
     binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    environment = environment_of() | {"PATH": binaries, "OMP_NUM_THREADS": str(threads)}
+    environment = own_environment() | {"PATH": binaries, "OMP_NUM_THREADS": str(threads)}
     return environment | ({"DS_ACCELERATOR": "cpu"} if device.kind == "cpu" else {})
 
 

@@ -1,5 +1,5 @@
-"""Measures the project: a folder for each question.
+"""Measures the project, in a folder for each question.
 
-A folder's `python -m bench.FOLDER` writes JSON rows; bench/results keeps those of each machine, and
+`python -m bench.FOLDER` writes JSON rows; bench/results keeps those of each machine, and
 bench/report makes the documents' tables of them. Nothing here is part of the product.
 """

@@ -1,8 +1,8 @@
 """Holds what every benchmark shares: the machine, statistics, the results file and tables.
 
 A results file is one object: `benchmark`, `schema_version`, `machine`, `arguments`, `rows`. Every
-row repeats the machine, so that a table can be made of rows from several files, and has every field
-of ROW_FIELDS, with null where a benchmark does not measure it; its own fields are added.
+row repeats the machine, so that a table can be made of rows from several files. It has every field
+of ROW_FIELDS, null where a benchmark does not measure it, and fields of its own.
 """
 
 from __future__ import annotations
@@ -34,38 +34,38 @@ ROW_FIELDS = (
     "mfu", "mfu_causal", "step_s", "step_parts_s", "collectives",
     "peak_bytes", "peak_reserved_bytes", "peak_resident_bytes",
     "peak_bytes_per_rank", "peak_reserved_bytes_per_rank",
-    "dispatched_operators", "kernel_calls", "cuda_launches", "sync_operators",
+    "dispatched_operators", "cuda_launches", "sync_operators",
 )  # fmt: skip
-"""`useful_tokens_per_s` is a median over steps, over all ranks, without padding; `mfu` counts
-6N + 12·L·D·T a token, `mfu_causal` what each token of a document sees; `step_parts_s` is
-bench/train/step_parts.py's; bytes are those of the rank that has most, with a list of all ranks'
-where there are several."""
+"""`useful_tokens_per_s` is a median over steps and counts the tokens of all ranks without padding.
+`mfu` takes 6N + 12·L·D·T FLOP a token, `mfu_causal` counts attention by what each token of a
+document sees. `step_parts_s` is made by bench/train/step_parts.py. Bytes are those of the rank that
+has most; where there are several ranks, a list has those of each."""
 _PACKAGES = ("torch", "triton", "deepspeed", "tokenizers", "liger-kernel")
-_ROOT = Path(__file__).resolve().parents[1]
-RESULTS = _ROOT / "bench" / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
 NOT_MEASURED = "not measured"
 
 Row = Mapping[str, Any]
 Columns = Mapping[str, Callable[[Row], str]]
-"""The headings of a table, each with what makes a row's cell of it."""
+"""The headings of a table, each with the function that makes a row's cell."""
 
 
 def describe_machine(device: Device) -> dict[str, Any]:
-    """Describes the machine, what runs on it and how busy it is now; a number is nothing without
-    it."""
-    on_gpu = device.kind == "gpu"
+    """Describes the machine, the software on it and how busy it is now: a number is nothing without
+    them."""
+    memory = None
+    if device.kind == "gpu":
+        memory = torch.cuda.get_device_properties(device.torch_device).total_memory
     return {
         "device": device.name,
         "kind": device.kind,
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
-        "gpu_memory_bytes": _gpu_memory(device) if on_gpu else None,
+        "gpu_memory_bytes": memory,
         "supports_bf16": device.supports_bf16,
         "peak_flops": device.peak_flops,
-        "driver": _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-        if on_gpu
-        else None,
+        "driver": _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "cuda": torch.version.cuda,
         "platform": platform.platform(),
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
@@ -84,9 +84,8 @@ def summarize(values: Sequence[float]) -> dict[str, float]:
 
 
 def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:
-    """Gives the median of ratios of values taken in turns, and the standard error of that median
-    (1.25 times that of the mean, as for normal noise): disturbances of both values of a pair
-    cancel."""
+    """Gives the median of the ratios of values taken in turns, and its standard error (1.25 times
+    that of the mean, as for normal noise). A disturbance of both values of a pair cancels."""
     ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
     error = 1.2533 * statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0
     return {"median": statistics.median(ratios), "standard_error": error}
@@ -123,24 +122,19 @@ def write_results(
         **more,
         "rows": [{**missing, **row, "machine": machine} for row in rows],
     }
-    write_json(path, results)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a file that is whole or as it was before."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n"
+    text = json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n"
     with write_whole(path) as new:
         new.write_text(text, encoding="utf-8")
 
 
 def _without_folder(value: Any) -> Any:
-    """Gives an absolute path's last part: where it lay says nothing elsewhere."""
+    """Gives the last part of an absolute path: the folder says nothing on another machine."""
     is_path = isinstance(value, str | Path) and os.path.isabs(value)
     return Path(value).name if is_path else value
 
 
 def results_folder(machine: Mapping[str, Any]) -> Path:
-    """Says where a machine's results are kept: bench/results/<device>."""
+    """Gives the folder of a machine's results: bench/results/<device>."""
     device = re.sub(r"\((r|tm)\)|processor", "", machine["device"].lower())
     if machine["kind"] == "cpu":
         device += f" {machine['cores']} cores"
@@ -148,7 +142,7 @@ def results_folder(machine: Mapping[str, Any]) -> Path:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Makes Markdown, aligned; the first column to the left, the others to the right."""
+    """Makes a Markdown table with the first column aligned to the left, the others to the right."""
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -168,37 +162,33 @@ def format_rows(rows: Sequence[Row], columns: Columns) -> str:
 def shown(
     value: float | None, form: str = ",.0f", per: float = 1, missing: str = NOT_MEASURED
 ) -> str:
-    """Gives a figure's cell, in units of `per`."""
+    """Formats a value in units of `per`; gives `missing` for None."""
     return missing if value is None else format(value / per if per != 1 else value, form)
 
 
 def with_error(
     value: float | None, error: float | None, digits: int = 2, missing: str = NOT_MEASURED
 ) -> str:
-    """Gives the cell of a figure and its standard error, where there is one."""
+    """Formats a value and, where it has one, its standard error."""
     text = shown(value, f".{digits}f", missing=missing)
     return text if value is None or error is None else f"{text} ± {error:.{digits}f}"
 
 
 def rate_range(row: Row) -> str:
-    """Gives a table's cell with the rates of the slowest and the quickest tenth."""
+    """Gives the rates of the slowest and the quickest tenth of the steps."""
     return f"{row['useful_tokens_per_s_p10']:,.0f}–{row['useful_tokens_per_s_p90']:,.0f}"
 
 
 def describe_place(machine: Row) -> str:
-    """Names a machine in a table."""
+    """Names a machine for a table."""
     cores = f", {machine['cores']} cores" if machine["kind"] == "cpu" else ""
     return f"{machine['device']}{cores}"
 
 
 def rates(name: str, values: Sequence[float]) -> dict[str, float]:
-    """Gives a rate's fields of a row: its median, p10 and p90."""
+    """Gives the fields of a row for a rate: its median, p10 and p90."""
     found = summarize(values)
     return {name: found["median"], f"{name}_p10": found["p10"], f"{name}_p90": found["p90"]}
-
-
-def _gpu_memory(device: Device) -> int:
-    return torch.cuda.get_device_properties(device.torch_device).total_memory
 
 
 def _version(package: str) -> str | None:
@@ -209,9 +199,9 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Gives the commit of this checkout, with a mark where files differ from it; what GIT_COMMIT
-    says where files alone were copied to a machine."""
-    git = ("git", "--no-optional-locks", "-C", str(_ROOT))
+    """Gives the commit of this checkout, with "-dirty" where tracked files differ from it. Without
+    git, gives what GIT_COMMIT says: where files alone were copied to a machine."""
+    git = ("git", "--no-optional-locks", "-C", str(ROOT))
     commit = _run(*git, "rev-parse", "HEAD")
     changed = _run(*git, "status", "--porcelain", "--untracked-files=no")
     if commit is None:
@@ -220,6 +210,7 @@ def _commit() -> str | None:
 
 
 def _run(*command: str) -> str | None:
+    """Gives what a program prints; None where there is no such program, or it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
     except (OSError, subprocess.SubprocessError):

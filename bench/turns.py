@@ -1,4 +1,4 @@
-"""Lets a program measure in turns with others: bench.gate has one work while the others wait."""
+"""Lets a program measure in turns with others: bench.gate runs one while the others wait."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ VARIABLE = "BENCH_TURNS"
 
 
 def pass_turn() -> None:
-    """Waits, before a round is timed, until everybody else has passed their turn; where nobody else
-    is, it does nothing."""
+    """Waits, before a round is timed, until all other programs have passed their turns; returns at
+    once where there are none."""
     if ends := os.environ.get(VARIABLE):
         passing, going = map(int, ends.split(","))
         os.write(passing, b".")

@@ -1,4 +1,4 @@
-"""Runs one process for each row, so that its memory is its own; the parent has them work in
+"""Runs one process for each row, so that its memory is its own, and has these processes work in
 turns."""
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-import psutil
 from tqdm import tqdm
 
 from bench.program import MeasurementError
@@ -26,82 +25,63 @@ from bench.turns import pass_turn
 from minimind.errors import MiniMindError
 from minimind.runtime.devices import limit_threads
 
-_STOP_S = 10
+_served: object = None
+"""The object of this process, in the process of a row."""
 
 
 class WorkerError(MeasurementError):
-    """Says that a row's process broke; the message holds its traceback."""
+    """Says that a row's process broke; the message holds the traceback of its error."""
 
 
 class Worker:
     """Holds the parent's side of one row's process."""
 
     def __init__(self, name: str, serve: Callable[[Any], object], spec: Any) -> None:
-        """Starts the process, in which `serve(spec)` makes the object that the methods are called
-        on."""
+        """Makes an object by `serve(spec)` in the process; its methods can then be called."""
         self.name = name
+        # A forked process could not use its parent's GPU.
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, name, serve, spec))
-        self._process.start()
-        theirs.close()
+        self._pool = ProcessPoolExecutor(1, context, _start, (name, serve, spec))
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Runs a method there and waits for its answer. Raises the user's error that it raised, and
-        WorkerError for any other."""
-        self.send(method, *arguments)
-        return self.receive()
+        """Runs a method of the process's object and waits for its answer. Raises a MiniMindError as
+        it was raised there, and WorkerError for any other error."""
+        (answer,) = ask_all([self], method, *arguments)
+        return answer
 
-    def send(self, method: str, *arguments: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            self._connection.send((method, arguments))
-
-    def receive(self) -> Any:
-        try:
-            kind, value = self._connection.recv()
-        except (EOFError, ConnectionResetError):
-            self._process.join(_STOP_S)
-            raise WorkerError(
-                f"{self.name}: the process died with exit code {self._process.exitcode} "
-                "(-9: killed, most often for want of memory)"
-            ) from None
-        if kind == "user_error":
-            raise value
-        if kind == "error":
-            raise WorkerError(f"{self.name}: {value}")
-        return value
+    def send(self, method: str, *arguments: Any) -> Future[Any]:
+        return self._pool.submit(_answer, self.name, method, arguments)
 
     def close(self) -> None:
-        self._connection.close()
-        self._process.join(_STOP_S)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        """Ends the process after the call under way."""
+        self._pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
 def started(serve: Callable[[Any], object], specs: Sequence[Any]) -> Iterator[list[Worker]]:
-    """Has a worker for each spec, which has a `name`, and ends them all."""
+    """Starts a worker for each spec, which has a `name`, and ends all workers after the block."""
+    workers = [Worker(spec.name, serve, spec) for spec in specs]
     with contextlib.ExitStack() as stack:
-        workers = []
-        for spec in specs:
-            workers.append(Worker(spec.name, serve, spec))
-            stack.callback(workers[-1].close)
+        for worker in workers:
+            stack.callback(worker.close)
         yield workers
 
 
 def ask_all(workers: Sequence[Worker], method: str, *arguments: Any) -> list[Any]:
-    """Asks all at once; gives their answers in order."""
-    for worker in workers:
-        worker.send(method, *arguments)
-    return [worker.receive() for worker in workers]
+    """Runs a method in all workers at once; gives their answers in order."""
+    try:
+        answers = [worker.send(method, *arguments) for worker in workers]
+        return [answer.result() for answer in answers]
+    except BrokenProcessPool:
+        names = ", ".join(worker.name for worker in workers)
+        raise WorkerError(f"{names}: a process died, most often for want of memory") from None
 
 
 def take_turns(
     workers: Sequence[Worker], method: str, rounds: Sequence[Any], seed: int, title: str
 ) -> list[list[Any]]:
-    """Calls the method of each worker with each argument: a round has one call of every one, in
-    random order. Gives each worker's answers."""
+    """Calls the method of each worker once a round, in random order, with the round's argument.
+    Gives the answers of each worker."""
     answers: list[list[Any]] = [[] for _ in workers]
     generator = random.Random(seed)
     for argument in tqdm(rounds, desc=title, file=sys.stderr, disable=None):
@@ -111,31 +91,30 @@ def take_turns(
     return answers
 
 
-def _serve(connection: Connection, name: str, serve: Callable[[Any], object], spec: Any) -> None:
+def _start(name: str, serve: Callable[[Any], object], spec: Any) -> None:
     # Ctrl-C reaches the whole group; the parent decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.WARNING, format=f"{name}: %(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.pop("MASTER_PORT", None)  # a run of its own, beside the other rows' and the parent's
     limit_threads(1)
-    served = serve(spec)
-    while True:
-        try:
-            method, arguments = connection.recv()
-        except EOFError:
-            return
-        try:
-            answer = ("value", getattr(served, method)(*arguments))
-        except MiniMindError as error:
-            answer = ("user_error", error)
-        except Exception:
-            answer = ("error", traceback.format_exc())
-        connection.send(answer)
+    global _served
+    _served = serve(spec)
+
+
+def _answer(name: str, method: str, arguments: Sequence[Any]) -> Any:
+    try:
+        return getattr(_served, method)(*arguments)
+    except MiniMindError:
+        raise
+    except Exception:
+        # As text: not every error can be sent to another process.
+        raise WorkerError(f"{name}: {traceback.format_exc()}") from None
 
 
 def reset_peak_resident(process: int | None = None) -> None:
-    """Makes Linux forget the peak so far (proc(5), clear_refs) of a process by its id, None for
-    this one. Where it cannot, the peak stays that since the start."""
+    """Makes Linux forget the peak so far (proc(5), clear_refs) of a process, by default this one.
+    Where Linux refuses, the peak stays that since the start."""
     with contextlib.suppress(OSError):
         Path(f"/proc/{process or 'self'}/clear_refs").write_text("5")
 
@@ -145,15 +124,3 @@ def peak_resident(process: int | None = None) -> int | None:
         status = Path(f"/proc/{process or 'self'}/status").read_text()
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
     return None
-
-
-def kill_with_children(process: subprocess.Popen[Any]) -> None:
-    """Ends at once what still runs of it, with the ranks that a launcher started in a session of
-    their own: they would stay behind, at work on the GPU."""
-    if process.poll() is None:
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        process.wait()
-        for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()

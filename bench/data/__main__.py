@@ -1,8 +1,9 @@
 """Measures the way from text to batches: `python -m bench.data --json FILE`.
 
-For each format three rows: `tokenise` a file into the token cache, `pack` its documents into rows,
+Each format has three rows: `tokenise` a file into the token cache, `pack` its documents into rows,
 `load` the rows as a training run reads them. Each row has a process of its own and works on two
-files, one four times as large: what its memory grows by tells whether a file must fit in memory.
+files, one four times as large as the other: the growth of its memory tells whether a file must fit
+in memory.
 
 Exit status: 0 done, 1 a row broke, 2 bad usage or data, 130 interrupted.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -82,7 +82,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def write_data(path: Path, format: str, num_bytes: int) -> None:
-    """Writes sample rows, as many as make that size."""
+    """Writes sample rows until the file has that size."""
     with path.open("wb") as file:
         for row, *_ in FORMATS[format].sample_data.rows(0):
             num_bytes -= file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
@@ -113,7 +113,6 @@ def _measure_row(spec: DataSpec, small: Path, large: Path) -> dict[str, Any]:
             None if growth is None else growth / (file_bytes - of_small["file_bytes"])
         ),
         "padding_share": of_large["padding_share"],
-        "cores": len(os.sched_getaffinity(0)),
     }
 
 

@@ -18,7 +18,7 @@ from minimind.stages import STAGES
 
 ROWS = ("tokenise", "pack", "load")
 FORMATS = {stage.data_format.name: stage for stage in reversed(STAGES.values())}
-"""For the name of each format, the first stage that reads it."""
+"""The first stage that reads each format, by the name of the format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +47,8 @@ class DataRow:
         self._format = FORMATS[spec.format].data_format
 
     def measure(self, path: Path) -> dict[str, Any]:
-        """Gives the seconds, wall and of all threads' CPU time, of each round over the whole file,
-        after one uncounted round; and the peak of resident memory meanwhile."""
+        """Works over the whole file once uncounted, then in timed rounds. Gives the seconds of each
+        round, the CPU seconds of all threads in it, and the peak of resident memory."""
         once = self.prepare(path)
         once()
         reset_peak_resident()
@@ -67,8 +67,7 @@ class DataRow:
         }
 
     def prepare(self, path: Path) -> Callable[[], dict[str, Any]]:
-        """Gives a function that does the row's work over the file once, and describes the
-        result."""
+        """Gives a function that does the row's work over the file once and counts what it made."""
         work = {"tokenise": self._tokenise, "pack": self._pack, "load": self._load}
         return work[self._spec.row](path)
 

@@ -1,16 +1,16 @@
-"""Did a commit make anything slower or larger? `python -m bench.gate BASE HEAD`.
+"""Tells whether a commit made anything slower or larger: `python -m bench.gate BASE HEAD`.
 
-Both commits are measured in pairs of runs on this machine. The two of a pair take turns, round by
-round, in random order, each turn behind a probe of what the machine can do just then. Pairs are
-added until three standard errors of the median ratio are within 5%, or the time is up. What is only
-counted is counted once. The part `scaling` trains on 1, 2, 4 and 8 GPUs, as many as are here, on a
-CPU with one and two ranks; each count is a row of its own. The report is Markdown.
+Both commits are measured in pairs of runs on this machine. The two runs of a pair take turns, round
+by round, in random order; before each turn a probe measures the speed of the machine. Pairs are
+added until three standard errors of the median ratio are within 5%, or the time is up. Counts are
+taken once. The part `scaling` trains on 1, 2, 4 and 8 GPUs, as many as are here, on a CPU with one
+and two ranks; each number of ranks is a row of its own. The report is Markdown.
 
-Without --parts, what a changed file affects is measured; where no file differs, everything is: what
-`bench.gate HEAD HEAD` finds is the noise of the machine.
+Without --parts, the parts that a changed file affects are measured. Where no file differs, all are:
+`bench.gate HEAD HEAD` finds the noise of the machine.
 
-Exit status: 0 nothing got worse, 1 something did or the head cannot be measured (what is counted
-without storage fails where the host asks for a value), 2 bad usage, 3 too noisy to tell.
+Exit status: 0 nothing got worse, 1 something did or the head cannot be measured (counting without
+storage fails where the host asks for a value), 2 bad usage, 3 too noisy to tell.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from bench.gate.verdict import (
     render_report,
     row_key,
 )
+from bench.harness import ROOT
 from bench.program import NUMBER, MeasurementError, Options, parse_names, run_program
 from bench.scaling.__main__ import counts_here
 from minimind.errors import ConfigError
@@ -53,7 +54,6 @@ from minimind.runtime.devices import Device, find_device, limit_threads
 
 logger = logging.getLogger("bench.gate")
 
-ROOT = Path(__file__).resolve().parents[2]
 WORKING_TREE = "."
 """Stands for the working tree's files, committed or not."""
 _TRAINING = (
@@ -65,15 +65,17 @@ _TRAINING = (
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Names a program of the gate; only our own rows run, since their rivals did not change."""
+    """Describes a part of the gate: a program that measures our own rows. The rows of rivals did
+    not change."""
 
     command: str
     affected_by: tuple[str, ...]
-    """Prefixes of paths."""
+    """The beginnings of the paths of files that can slow it down."""
     quick: str = ""
-    """Flags of small batches."""
+    """The flags of small batches."""
     counted_on: tuple[str, ...] = ()
-    """Kinds of device on which it takes no times: one run of each commit suffices."""
+    """The kinds of device on which the part takes no times, so that one run of each commit
+    suffices."""
 
 
 PARTS = {
@@ -91,7 +93,7 @@ PARTS = {
     # As a run does: the same rows a step, however many ranks share them.
     "scaling": Part(
         "bench.scaling --model {model} --num_gpus {counts} --modes strong --steps 20",
-        (*_TRAINING, "bench/scaling/", "bench/launcher", "bench/train/"),
+        (*_TRAINING, "bench/scaling/", "bench/processes", "bench/train/"),
         quick="--micro_batch 4 --steps 10",
     ),
     "kernels": Part("bench.kernels", ("kernels/", "bench/kernel"), counted_on=("cpu",)),
@@ -104,7 +106,7 @@ PARTS = {
 
 
 class BrokenHeadError(MeasurementError):
-    """Says that a benchmark fails at the head; the message holds the end of its output."""
+    """Says that a benchmark fails at the head; the message ends with its output."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def judge(options: argparse.Namespace) -> int:
-    """Prints the report and writes it. Gives the exit status. Raises ConfigError."""
+    """Prints the report and writes it; gives the exit status. Raises ConfigError for commits or
+    parts that are not there."""
     try:
         found = compare(options)
     except BrokenHeadError:
@@ -144,7 +147,8 @@ def build_parser() -> Options:
 
 
 def compare(options: argparse.Namespace) -> list[Comparison] | None:
-    """Measures both commits; gives None where nothing measured is affected. Raises ConfigError."""
+    """Measures both commits; gives None where no changed file affects a part. Raises ConfigError
+    for commits or parts that are not there."""
     base, head = _resolve(options.base), _resolve(options.head)
     if options.parts:
         parts = parse_names(options.parts, "--parts", list(PARTS))
@@ -186,16 +190,16 @@ def compare(options: argparse.Namespace) -> list[Comparison] | None:
 
 
 def affected_parts(files: Sequence[str]) -> list[str]:
-    """Names the parts that some changed file can slow down. Where no file has changed, these are
-    all parts: the question is then how much the same code differs from itself."""
+    """Lists the parts that a changed file can slow down. Where no file has changed, all parts are
+    listed: the question is then how much the same code differs from itself."""
     if not files:
         return list(PARTS)
     return [p for p, part in PARTS.items() if any(f.startswith(part.affected_by) for f in files)]
 
 
 def changed_files(base: str, head: str) -> list[str]:
-    """Lists what differs between two commits; uncommitted and new files too, where one is the
-    working tree."""
+    """Lists the files that differ between two commits. Where one is the working tree, uncommitted
+    and new files are listed, too."""
     commits = [commit for commit in (base, head) if commit != WORKING_TREE]
     files = _git("diff", "--name-only", *commits).split() if commits else []
     if WORKING_TREE in (base, head):
@@ -236,8 +240,9 @@ def _measure_pair(
     temporary: Path,
     device: Device,
 ) -> Pair:
-    """Measures every part at both commits, each with its own benchmark. A part that the base cannot
-    measure yet has no rows there. Raises BrokenHeadError where the head cannot."""
+    """Measures every part at both commits, each with its own commit's benchmark. A part that the
+    base cannot measure has no rows there. Raises BrokenHeadError where the head cannot measure it.
+    """
     probes: dict[str, list[float]] = {side: [] for side in folders}
     rows: dict[str, dict[str, Mapping[str, Any]]] = {side: {} for side in folders}
     results = {side: temporary / f"{side}.json" for side in folders}
@@ -246,6 +251,7 @@ def _measure_pair(
             side: Program(
                 [sys.executable, "-m", *command, "--json", str(results[side])],
                 folder := folders[side],
+                # Nothing of this checkout: what a commit lacks must not be found here.
                 os.environ | {"PYTHONPATH": f"{folder / 'kernels'}{os.pathsep}{folder}"},
             )
             for side in random.sample(list(folders), 2)

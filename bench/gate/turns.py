@@ -1,7 +1,8 @@
 """Runs measuring programs in turns, so that changes of the machine affect all alike.
 
-One works while the others wait: each passes its turn (bench/turns.py) before every round that it
-times. A program that never does so, such as an older commit's, runs through when it is its turn.
+One program works while the others wait. It passes its turn (bench/turns.py) before every round that
+it times. A program that never passes, such as that of an older commit, runs to its end in its first
+turn.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from bench.processes import kill_with_children
 from bench.turns import VARIABLE
-from bench.workers import kill_with_children
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Says which program is run, and where."""
+    """Describes a program to run."""
 
     arguments: Sequence[str]
     folder: Path
@@ -31,7 +32,7 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Holds how a program ended."""
+    """Holds the exit status and the errors of a program that ended."""
 
     status: int
     errors: str
@@ -41,8 +42,8 @@ class Ended:
 def run_in_turns(
     programs: Mapping[str, Program], before_turn: Callable[[str], None]
 ) -> dict[str, Ended]:
-    """Runs them all to their ends, in the order given. `before_turn(name)` is called while all of
-    them wait. Whatever it raises ends them."""
+    """Runs all programs to their ends; the first turns come in the order given. Calls
+    `before_turn(name)` before each turn, while all programs wait; whatever it raises ends them."""
     ended: dict[str, Ended] = {}
     with contextlib.ExitStack() as stack:
         players: dict[str, _Player] = {}
@@ -74,7 +75,7 @@ class _Player:
             os.write(self.going, b".")
 
     def has_passed(self) -> bool:
-        """Waits until it passes its turn; gives False where it ended instead."""
+        """Waits until the program passes its turn (True) or ends (False)."""
         return bool(os.read(self.passed, 1))
 
     def end(self) -> Ended:

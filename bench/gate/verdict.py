@@ -1,4 +1,4 @@
-"""Judges each row by its pairs of runs: the rule of bench.gate."""
+"""Judges each row by its pairs of runs, as bench.gate does."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from bench.harness import NOT_MEASURED, Columns, Row, shown, with_error
 TOLERANCE = 0.05
 """The tolerance for a lower rate; three standard errors where those are more."""
 MEMORY_TOLERANCE = 0.01
-COUNTS = ("dispatched_operators", "device_operators", "kernel_calls", "kernel_launches",
-          "cuda_launches", "launches", "parameter_tensors", "waiting_operators")  # fmt: skip
-"""Compared exactly: one more is worse."""
+COUNTS = ("dispatched_operators", "device_operators", "kernel_launches", "cuda_launches",
+          "launches", "parameter_tensors", "waiting_operators")  # fmt: skip
+"""The fields that are compared exactly: one more is worse."""
 
 Verdict = Literal["worse", "too noisy", "better", "same", "not compared"]
 GRAVEST: tuple[Verdict, ...] = ("worse", "too noisy", "not compared", "better", "same")
@@ -24,14 +24,14 @@ GRAVEST: tuple[Verdict, ...] = ("worse", "too noisy", "not compared", "better", 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Holds the measurements of one commit, taken once."""
+    """Holds the rows that one run measured at one commit."""
 
     probe: float
-    """The machine's speed meanwhile."""
+    """The machine's speed during the run."""
     rows: Mapping[str, Row]
 
     def rate(self, key: str) -> float | None:
-        """Gives work for each unit of the machine's speed; None where a row has no time."""
+        """Gives the speed of a row over the machine's speed; None where the row has no time."""
         row = self.rows[key]
         if row.get("useful_tokens_per_s"):
             return row["useful_tokens_per_s"] / self.probe
@@ -46,18 +46,19 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Compares one row at both commits."""
+    """Compares a row of the base with the same row of the head."""
 
     key: str
     pairs: int
     ratio: float | None
-    """Speed of head over base, the median over pairs; None for a row without times or a new one."""
+    """The speed of head over base, the median over pairs; None for a new row or one without times.
+    """
     standard_error: float | None
     ratios: Sequence[float]
-    """Of each pair."""
+    """The ratio of each pair."""
     memory_ratio: float | None
     counts: Mapping[str, tuple[int, int]]
-    """The counts that differ: (base, head)."""
+    """The counts that differ, as (base, head)."""
     verdict: Verdict
     why: str
 
@@ -95,7 +96,7 @@ def _with_row(pairs: Sequence[Pair], key: str) -> list[Pair]:
 
 
 def _ratio(key: str, pairs: Sequence[Pair]) -> tuple[float | None, float | None, Sequence[float]]:
-    """Gives head's speed over base's, its standard error and that of each pair."""
+    """Gives the speed of head over base, its standard error, and the ratio of each pair."""
     rates = [(pair.head.rate(key), pair.base.rate(key)) for pair in _with_row(pairs, key)]
     ratios = [head / base for head, base in rates if head and base]
     if not ratios:
@@ -107,7 +108,8 @@ def _ratio(key: str, pairs: Sequence[Pair]) -> tuple[float | None, float | None,
 
 
 def _least_counts(rows: Sequence[Row]) -> dict[str, int]:
-    """Gives the least counts of every run: occasional extra counts are not the code's."""
+    """Gives each count at its least over all runs: extra counts that come and go are not the
+    code's."""
     counts: dict[str, int] = {}
     for row in rows:
         found = {name: int(row[name]) for name in COUNTS if row.get(name) is not None}
@@ -119,7 +121,7 @@ def _least_counts(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def _measures(key: str, runs: Sequence[Run]) -> set[str]:
-    """Names the values that the runs have of a row."""
+    """Names what the runs measured of a row: speed, memory, and each count."""
     rows = [run.rows[key] for run in runs]
     found = {"speed"} if any(run.rate(key) for run in runs) else set()
     found |= {"memory"} if any(any(_peaks(row)) for row in rows) else set()
@@ -127,7 +129,8 @@ def _measures(key: str, runs: Sequence[Run]) -> set[str]:
 
 
 def _growth(head: Row, base: Row) -> float | None:
-    """Gives head's peak over base's of the rank that grew most: another may still hold more."""
+    """Gives the peak of head over base, of the rank that grew most: another rank may still hold
+    more."""
     ours, theirs = _peaks(head), _peaks(base)
     if len(ours) != len(theirs):
         ours, theirs = [head.get("peak_bytes")], [base.get("peak_bytes")]
@@ -135,26 +138,26 @@ def _growth(head: Row, base: Row) -> float | None:
 
 
 def _peaks(row: Row) -> list[int | None]:
-    """Gives the peak of each rank where that was measured, else the one peak or the rehearsed."""
+    """Gives the peak of each rank where it was measured, else the measured or rehearsed peak."""
     if per_rank := row.get("peak_bytes_per_rank"):
         return list(per_rank)
     return [row.get("peak_bytes") or row.get("rehearsed_peak_bytes")]
 
 
 def row_key(part: str, row: Row) -> str:
-    """Names a row in every run."""
+    """Gives the name by which a row is found in every run."""
     names = ("name", "model", "preset", "ds_config", "dtype", "contender", "batch")
     key = " ".join([part, *(str(row[n]) for n in names if row.get(n) is not None)])
     return f"{key} on {row['world_size']}" if part == "scaling" else key
 
 
 def is_ours(row: Row) -> bool:
-    """Tells whether it measures this project's code: no rival's, and no prediction."""
+    """Tells whether a row measures this project's code: no rival, and no prediction."""
     return row.get("contender", "minimind") == "minimind" and not row.get("predicted")
 
 
 def needs_more_pairs(pairs: Sequence[Pair], part: str) -> bool:
-    """Tells whether the ratio of some row of `part` is not known to within the tolerance yet."""
+    """Tells whether some row of `part` has a ratio whose error is still above the tolerance."""
     keys = pairs[0].head.rows.keys() & pairs[0].base.rows.keys()
     errors = [_ratio(key, pairs)[1] for key in keys if key.split()[0] == part]
     return any(error is not None and 3 * error > TOLERANCE for error in errors)
@@ -228,7 +231,7 @@ than {TOLERANCE:.0%}, and nothing else is worse."""
 
 
 def _describe_noise(comparisons: Sequence[Comparison], *, same_code: bool) -> str:
-    """Says how far the runs of a pair are apart, and how much of that is left after all pairs."""
+    """Describes how much the ratio of a pair varies, and how much is left after all pairs."""
     timed = {c.key: statistics.stdev(c.ratios) for c in comparisons if len(c.ratios) > 1}
     if not timed:
         return f"Noise of the machine: {NOT_MEASURED}, which takes times and two pairs."

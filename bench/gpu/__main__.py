@@ -1,7 +1,7 @@
-"""Everything that wants a GPU, in parts that end within minutes: `python -m bench.gpu`.
+"""Runs everything that wants a GPU, in parts that end within minutes: `python -m bench.gpu`.
 
-Each part is a few commands (bench/gpu/parts.py); each command writes its own results file, so that
-a part that is cut off loses only what was under way, and the next one runs. `--archive` puts all
+Each part is a few commands (bench/gpu/parts.py), and each command writes its own results file: a
+part that is cut off loses only the command under way, and the next part runs. `--archive` puts all
 results of the call in one file, which is whole after every command. `--small` runs the same
 commands at sizes for a CPU. Exit status: 0 where every command ended well or was left out for want
 of a package or a program, 1 where one did not, 130 where the call was interrupted.
@@ -23,11 +23,11 @@ from typing import Any
 
 from bench.gpu.parts import CALLS, PARTS, Command, find_program, list_commands
 from bench.harness import describe_machine, results_folder
-from bench.workers import kill_with_children
+from bench.processes import run_logged
 from minimind.runtime.devices import find_device
 
 LIMIT_S = 480
-"""Of one part."""
+"""The seconds that one part may take."""
 _INTERRUPTED = "interrupted"
 
 
@@ -87,7 +87,8 @@ def _parse_parts(text: str) -> list[str]:
 
 
 def write_archive(path: Path, folder: Path, before: Mapping[Path, tuple[int, int]]) -> None:
-    """Packs what this call wrote to the folder, below the folder's own name, whole or not."""
+    """Packs the files that this call wrote to `folder`, under the folder's own name. The archive is
+    whole, or as it was before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.new")
     with tarfile.open(unfinished, "w:gz") as archive:
@@ -98,8 +99,8 @@ def write_archive(path: Path, folder: Path, before: Mapping[Path, tuple[int, int
 
 
 def _stamps(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Tells when each file was last written and how large it is; what begins with a dot is
-    unfinished."""
+    """Gives the time of the last change and the size of each file. Files and folders whose names
+    begin with a dot are unfinished and left out."""
     found = {}
     for file in folder.rglob("*"):
         if file.is_file() and not any(p.startswith(".") for p in file.relative_to(folder).parts):
@@ -108,7 +109,7 @@ def _stamps(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def run_command(command: Command, folder: Path, limit_s: float) -> dict[str, object]:
-    """Runs it with its output on the console and in a log beside its results."""
+    """Runs a command, with its output in a log beside its results, and prints the end of it."""
     start = time.monotonic()
     print(f"--- {command.name}: {' '.join((*command.under, *command.arguments))}", flush=True)
     if command.missing:
@@ -129,19 +130,13 @@ def _run(command: Command, folder: Path, limit_s: float) -> str:
     arguments = [*watched, sys.executable, "-m", *command.arguments]
     if command.writes_json:
         arguments += ["--json", str(folder / f"{command.name}.json")]
-    log = folder / f"{command.name}.log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            arguments, stdout=file, stderr=subprocess.STDOUT,
-            env=os.environ | dict(command.environment), start_new_session=True,
-        )  # fmt: skip
-        try:
-            result = _describe_status(process.wait(limit_s))
-        except subprocess.TimeoutExpired:
-            result = f"stopped after {limit_s:.0f} s"
-        except KeyboardInterrupt:
-            result = _INTERRUPTED
-        kill_with_children(process)
+    log, environment = folder / f"{command.name}.log", os.environ | dict(command.environment)
+    try:
+        result = _describe_status(run_logged(arguments, log, environment, limit_s))
+    except subprocess.TimeoutExpired:
+        result = f"stopped after {limit_s:.0f} s"
+    except KeyboardInterrupt:
+        result = _INTERRUPTED
     print(log.read_text(encoding="utf-8", errors="replace")[-6000:], flush=True)
     return result
 

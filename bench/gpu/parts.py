@@ -18,7 +18,7 @@ _FIRST = DENSE[0]
 _OURS = "--rows plain_loop,engine"
 _NOT_THEIRS = "" if importlib.util.find_spec("transformers") else "--rows minimind"
 _STEPS = "bench.train --accumulation 2 --original_batch 32"
-"""Documents of a padded row's micro-batch are as many as the original trains with."""
+"""The original batch is as many documents as the original trains with in a micro-batch."""
 _SMALL = {
     "pytest": "--collect-only",
     "bench.kernels": "--tokens 256",
@@ -29,26 +29,27 @@ _SMALL = {
     "bench.scaling": "--model tiny --num_gpus 1,2 --threads 1 --seq_len 64 --micro_batch 2 "
     "--steps 1",
 }
-"""The further arguments of a program under `--small`; of options given twice the last counts."""
+"""The arguments that `--small` adds to a program; of an option given twice the last counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One process: `python -m <module> <arguments>`, with `--json` where it writes results, by
-    itself or `under` another program."""
+    """Describes one process, `python -m <module> <arguments>`: with `--json` where it writes
+    results, by itself or `under` another program."""
 
     name: str
     arguments: tuple[str, ...]
     writes_json: bool = True
     environment: Mapping[str, str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
-    """Packages without which it is left out, which is no failure."""
+    """The packages without which the command is left out; that is no failure."""
     under: tuple[str, ...] = ()
-    """A program that watches it, with flags; without the program it is left out likewise."""
+    """A program that watches the command, with its flags; without the program the command is left
+    out."""
     limit_s: float = float("inf")
-    """Seconds that the command may take; its part has a limit too."""
+    """The seconds that the command may take; its part has a limit, too."""
     takes: tuple[str, ...] = ()
-    """Options of bench.gpu that it is given where they are given."""
+    """The options of bench.gpu that are handed on to the command."""
     is_small: bool = True
     """Whether `--small` runs it too."""
 
@@ -59,13 +60,13 @@ class Command:
 
 
 def find_program(name: str) -> str | None:
-    """Finds a program on the path or, like most of CUDA's, beside CUDA's compiler."""
+    """Finds a program on the path or, as most of CUDA's lie there, beside CUDA's compiler."""
     toolkit = Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda") / "bin"
     return shutil.which(name) or shutil.which(name, path=str(toolkit))
 
 
 def list_commands(part: str, options: argparse.Namespace) -> list[Command]:
-    """Lists what a part runs with the options of bench.gpu."""
+    """Lists the commands of a part, with the options that bench.gpu was given."""
     commands = []
     for command in PARTS[part]:
         if options.small and not command.is_small:
@@ -81,7 +82,7 @@ def list_commands(part: str, options: argparse.Namespace) -> list[Command]:
 
 
 def _train(of: Iterable[str], more: str = "", name: str = "train_step-{}") -> list[Command]:
-    """Gives the pretraining of some models, of which `--small` takes the first."""
+    """Lists the pretraining of some models; `--small` runs the first alone."""
     return [
         Command(
             name.format(model),
@@ -104,9 +105,9 @@ def _plain(name: str, arguments: str, *needs: str, is_small: bool = True) -> Com
 
 
 def _tests() -> list[Command]:
-    """Gives those of folders with tests that want a GPU: the others' modules may import packages
-    that a machine without a network lacks, and then no test of any would run. Eight processes share
-    the GPU; most of a kernel's first test is its compilation."""
+    """Gives a command for the tests that want a GPU, by their folders: test files in other folders
+    may import packages that a machine without a network lacks, and then no test would run. Eight
+    processes share the GPU; most of the first test of a kernel is its compilation."""
     found = Path("tests").rglob("*.py")
     folders = sorted({str(p.parent) for p in found if "pytest.mark.gpu" in p.read_text()})
     processes = ["--numprocesses", "8"] if importlib.util.find_spec("xdist") else []
@@ -115,8 +116,9 @@ def _tests() -> list[Command]:
 
 
 def _sanitizer() -> list[Command]:
-    """Runs every kernel at small odd sizes: by itself, which compiles them, then watched for
-    accesses out of bounds, races in shared memory, and reads of what nobody wrote."""
+    """Lists runs of every kernel at small odd sizes: one by itself, which compiles the kernels,
+    then watched ones for accesses out of bounds, races in shared memory and reads of memory that
+    nobody wrote."""
     once = Command("small_kernels", ("bench.kernels.small",), writes_json=False)
     limits_s = {"memcheck": 150.0, "racecheck": 120.0, "initcheck": 90.0}
     return [once] + [
@@ -130,7 +132,7 @@ def _sanitizer() -> list[Command]:
 
 
 def _curve(row: str) -> list[Command]:
-    """Gives minutes of training by one row, for which --data is worth giving."""
+    """Gives minutes of training of one row, for which --data is worth giving."""
     arguments = f"bench.train.loss_curves --rows {row} --original_batch 32 --accumulation 1"
     takes = ("data", "tokenizer", "val_data", "minutes")
     return [Command(f"loss_curves-{row}", tuple(arguments.split()), takes=takes)]
@@ -184,4 +186,4 @@ CALLS = {
     "others": ("compare", "stages"),
     "ranks": ("scaling",),
 }
-"""Parts that are meant to fit one call of ten minutes, by name; between them all parts."""
+"""The parts of one call of ten minutes, by the name of the call; together these are all parts."""

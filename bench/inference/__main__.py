@@ -1,4 +1,5 @@
-"""Generation by our engine and by `transformers` in turns: `python -m bench.inference --json FILE`.
+"""Measures generation by our engine and by `transformers` in turns: `python -m bench.inference
+--json FILE`.
 
 All rows load the same random weights from one Hugging Face folder, in the same dtype, and continue
 the same prompts greedily to the same length. A round is one batch through each row, in random
@@ -148,7 +149,6 @@ def _measure_batch(
 
 
 def _build_row(spec: InferenceSpec, model: str, times: Sequence[GenerationTime]) -> dict[str, Any]:
-    tokens = spec.batch * spec.new_tokens
     return {
         "name": spec.name,
         "model": model,
@@ -158,7 +158,6 @@ def _build_row(spec: InferenceSpec, model: str, times: Sequence[GenerationTime])
         "new_tokens": spec.new_tokens,
         **harness.rates("useful_tokens_per_s", [one.decode_tokens_per_s for one in times]),
         "first_token_s": harness.summarize([one.first_token_s for one in times]),
-        "whole_tokens_per_s": harness.summarize([tokens / one.total_s for one in times]),
     }
 
 
@@ -190,7 +189,7 @@ def _ratio(times: Sequence[GenerationTime], base: Sequence[GenerationTime]) -> d
 
 
 def format_rows(rows: Sequence[Row]) -> str:
-    """Makes the table a reader looks at first."""
+    """Makes the table of the rows without a server."""
 
     def ratio(name: str, error: str, digits: int, row: Row) -> str:
         return with_error(row.get(name), row.get(error), digits, missing="–")

@@ -1,4 +1,4 @@
-"""Runs in the process of a row of bench.inference: our engine, or `transformers`' generate."""
+"""Runs in the process of a row of bench.inference: our engine, or `generate` of `transformers`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ENDLESS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceSpec:
-    """Describes one row: the same weights and sizes for all."""
+    """Describes one row; weights and sizes are the same for all rows."""
 
     name: str
     folder: Path
@@ -57,10 +57,9 @@ class GenerationTime:
     """Holds the times of one batch of prompts continued greedily."""
 
     first_token_s: float
-    """Mean over the prompts, all of which came at once."""
-    total_s: float
+    """The mean over the prompts, which all came at once."""
     decode_tokens_per_s: float
-    """From when every prompt has its first token until the first has its last."""
+    """The speed from the moment when every prompt has its first token until one has its last."""
     ids: list[list[int]]
 
 
@@ -93,7 +92,7 @@ class EngineRow:
 
 
 class HeldRow(EngineRow):
-    """Holds every sequence to a JSON schema of a list that goes on to the last token."""
+    """Holds every sequence to a JSON schema: a list that does not end before the last token."""
 
     def __init__(self, spec: InferenceSpec) -> None:
         super().__init__(spec)
@@ -151,7 +150,7 @@ class ServedRow:
         return {"threads": torch.get_num_threads()}
 
     def start_timing(self) -> None:
-        """Ends the warm-up: what it made stays, and its peaks are forgotten."""
+        """Ends the warm-up: garbage is collected, and its peaks are forgotten."""
         gc.collect()
         reset_peak_resident()
         self._memory = PeakMemory(self._spec.device)
@@ -159,7 +158,6 @@ class ServedRow:
     def generate(self, prompts: Prompts) -> GenerationTime:
         start = time.perf_counter()
         ids, times = self._row.generate(prompts)
-        total = time.perf_counter() - start
         if any(len(one) != self._spec.new_tokens for one in ids):
             raise RuntimeError(f"{[len(one) for one in ids]} tokens, not {self._spec.new_tokens}")
         all_started = max(one[0] for one in times)
@@ -167,13 +165,13 @@ class ServedRow:
         between = sum(all_started < at <= first_ended for one in times for at in one)
         return GenerationTime(
             first_token_s=sum(one[0] - start for one in times) / len(times),
-            total_s=total,
             decode_tokens_per_s=between / (first_ended - all_started),
             ids=ids,
         )
 
     def measure(self, prompts: Prompts) -> dict[str, Any]:
-        """Gives the peak of memory, of a separate generation where measuring costs time."""
+        """Gives the peaks of memory; that of tensors comes from a generation of its own, since
+        measuring it costs time."""
         resident = peak_resident()
         with self._memory.measured():
             self._row.generate(prompts)

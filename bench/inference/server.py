@@ -1,12 +1,10 @@
-"""The server's row of bench.inference: launch/serve.py under clients that ask without a pause."""
+"""Measures the server's row of bench.inference: launch/serve.py under clients that never pause."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -19,12 +17,12 @@ from typing import Any
 import httpx2 as httpx
 
 from bench import harness
-from bench.harness import Columns, Row, shown
+from bench.harness import ROOT, Columns, Row, shown
 from bench.inference.rows import InferenceSpec
+from bench.processes import kill_with_children, own_environment
 from bench.workers import WorkerError, peak_resident, reset_peak_resident
 
-_ROOT = Path(__file__).resolve().parents[2]
-_START_S, _STOP_S = 120, 20
+_START_S = 120
 _PRECISIONS = {"torch.float32": "fp32", "torch.bfloat16": "bf16"}
 
 
@@ -39,24 +37,18 @@ class CallTime:
 
 @contextmanager
 def running_server(spec: InferenceSpec) -> Iterator[tuple[str, int]]:
-    """Gives address and process id of a server with `spec.batch` slots. Raises WorkerError."""
-    command = [sys.executable, str(_ROOT / "launch" / "serve.py")]
+    """Starts a server with `spec.batch` slots for the block; gives its address and process id.
+    Raises WorkerError where it does not start."""
+    command = [sys.executable, str(ROOT / "launch" / "serve.py")]
     command += ["--checkpoint", f"model={spec.folder}", "--port", "0"]
     command += ["--dtype", _PRECISIONS[str(spec.dtype)], "--max_batch", str(spec.batch)]
-    paths = [str(_ROOT), str(_ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     log_file = spec.folder / "server.log"
     with log_file.open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stderr=log)
+        process = subprocess.Popen(command, env=own_environment(), stderr=log)
     try:
         yield _wait_until_ready(process, log_file), process.pid
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        kill_with_children(process)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], log_file: Path) -> str:
@@ -77,8 +69,9 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log_file: Path) -> str:
 def measure_clients(
     url: str, process: int, spec: InferenceSpec, clients: int, calls: int, seed: int
 ) -> dict[str, Any]:
-    """Gives a row: `clients` streams at once, `calls` in all, each of as many tokens as the spec
-    says, after one unmeasured call by each. Raises WorkerError for a call that fails."""
+    """Gives a row: `clients` streams at once, `calls` calls in all, each for as many tokens as the
+    spec says. Before that each client makes one call that is not measured. Raises WorkerError for a
+    call that fails."""
     asyncio.run(_load(url, spec, clients, clients, seed))
     reset_peak_resident(process)
     started = time.perf_counter()

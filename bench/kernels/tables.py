@@ -1,4 +1,4 @@
-"""The tables of kernels/README.md: from the code, and from what was measured."""
+"""Makes the tables of kernels/README.md from the code and from what was measured."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def kernel_table(results: Results) -> str:
 
 
 def step_count_table(results: Results) -> str:
-    """Makes the table of the newest counts."""
+    """Makes the table of the newest counts of a training step."""
     found = results.newest("step_counts")
     return build_step_table(found["rows"]) if found else "A step's counts: not measured"
 
 
 def build_step_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Makes the table of a training step's work for a GPU, rehearsed by bench/step_counts.py."""
+    """Makes the table of a training step's work for a GPU, as bench/train/step_counts.py rehearses
+    it."""
     tokens = f"{rows[0]['tokens']:,}"
     header = [
         f"a step of {tokens} tokens", "PyTorch's operators on the GPU", "our launches",

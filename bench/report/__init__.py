@@ -1,1 +1,1 @@
-"""Tables and pictures of the documents, made from bench/results. Nothing is measured here."""
+"""Makes the tables and pictures of the documents from bench/results. Nothing is measured here."""

@@ -15,8 +15,8 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
+from bench.harness import ROOT
 from bench.kernels.tables import kernel_table, step_count_table
 from bench.report.formats import files_section, forms_section, keys_section
 from bench.report.goals import (
@@ -29,16 +29,14 @@ from bench.report.goals import (
 from bench.report.packages import packages_section
 from bench.report.plots import draw_plots
 from bench.report.tables import (
-    advice_section,
     cards_section,
     data_section,
     memory_section,
     scaling_section,
     training_section,
 )
-from bench.results import Results, update_history
+from bench.results import Results
 
-ROOT = Path(__file__).resolve().parents[2]
 SECTIONS: dict[str, Callable[[Results], str]] = {
     "kernels": kernel_table,
     "step_counts": step_count_table,
@@ -51,7 +49,6 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "other_goals": other_goals_section,
     "profiles": profile_section,
     "memory": memory_section,
-    "advice": advice_section,
     "data": data_section,
 }
 RULES: dict[str, Callable[[], str]] = {
@@ -60,7 +57,7 @@ RULES: dict[str, Callable[[], str]] = {
     "keys": keys_section,
     "packages": packages_section,
 }
-"""Sections that hold no results."""
+"""The sections that hold no results."""
 NAMES = (*SECTIONS, *RULES)
 DOCUMENTS = (
     "README.md", "kernels/README.md", "docs/performance.md", "docs/data.md", "docs/architecture.md",
@@ -92,7 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in stale:
             print(f"{name}: not what bench/results gives; python -m bench.report writes it")
         return int(bool(stale))
-    update_history(results)
     for path in draw_plots(results):
         print(f"written: {path.relative_to(ROOT)}")
     print(f"written: {', '.join(stale) or 'no document, all are as the results have them'}")
@@ -100,8 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def fill_sections(text: str, results: Results, names: Sequence[str]) -> str:
-    """Gives the document with these of its sections made anew. Raises KeyError for a mark that
-    names none."""
+    """Gives the document with its sections of these names made anew. Raises KeyError for a mark
+    whose name is no section."""
 
     def fill(found: re.Match[str]) -> str:
         name = found["name"]

@@ -1,9 +1,9 @@
-"""The tables of docs/data.md: what files, forms of rows and keys are read, and what is refused,
-from the tables that reading goes by."""
+"""Makes the tables of docs/data.md: which files, forms of rows and keys are read, and which are
+refused. They are made from the same tables that reading uses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from minimind.data.containers import (
     COMPRESSIONS,
@@ -18,7 +18,7 @@ from minimind.data.turns import CALLS, PARTS, ROLES, SHAREGPT_TURNS, TURNS
 
 
 def files_section() -> str:
-    """Gives a line for each kind of file."""
+    """Makes a line for each kind of file."""
     names = ", ".join(COMPRESSIONS)
     rows = []
     for one in CONTAINERS:
@@ -49,7 +49,7 @@ def files_section() -> str:
 
 
 def forms_section() -> str:
-    """Gives a line for each form of row that each kind of training takes."""
+    """Makes a line for each form of row that a kind of training takes."""
     rows = [
         (users_of([kind]), f"`{dialect.name}`", dialect.title, f"`{dialect.example}`",
          dialect.targets or "as in the project's own form")
@@ -61,7 +61,7 @@ def forms_section() -> str:
 
 
 def keys_section() -> str:
-    """Gives a line for each key that is known, by the kind of object that it stands in."""
+    """Makes a line for each effect of keys, grouped by the kind of object that has them."""
     rows: list[tuple[str, str, str]] = []
     for kind, dialects in DIALECTS.items():
         rows += _key_rows(f"a row for {users_of([kind])}", [dialect.keys for dialect in dialects])
@@ -74,36 +74,37 @@ def keys_section() -> str:
         ("a part of the content", [PARTS]),
     ):
         rows += [*_key_rows(what, tables), (what, "any other", "reported, with a count")]
-    roles: dict[str, list[str]] = {}
-    for name, role in ROLES.items():
-        roles.setdefault(role, []).append(f"`{name}`")
-    rows += [("a role", ", ".join(names), role) for role, names in roles.items()]
+    rows += [("a role", names, role) for role, names in _group(ROLES.items())]
     return _table(("of", "key", "used, or refused with"), rows)
 
 
 def _key_rows(of: str, tables: Sequence[KeyTable]) -> list[tuple[str, str, str]]:
-    """Lists the keys of several forms, those that do the same in one line."""
-    by_effect: dict[str, dict[str, None]] = {}
-    for table in tables:
-        for key, what in table.used.items():
-            by_effect.setdefault(what, {})[f"`{key}`"] = None
-    used = [(of, ", ".join(keys), what) for what, keys in by_effect.items()]
-    names: Mapping[str, str] = {
-        key: f"refused: {refusal.why}" for table in tables for key, refusal in table.refused.items()
+    """Makes a line for each effect that keys have in some of these forms, with all keys that have
+    it."""
+    used = _group(item for table in tables for item in table.used.items())
+    refused = _group(
+        (key, f"refused: {refusal.why}")
+        for table in tables
+        for key, refusal in table.refused.items()
         if not any(key in other.used for other in tables)
-    }  # fmt: skip
-    by_effect = {}
-    for key, why in names.items():
-        by_effect.setdefault(why, {})[f"`{key}`"] = None
-    refused = [(of, ", ".join(keys), why) for why, keys in by_effect.items()]
+    )
+    rows = [(of, keys, what) for what, keys in (*used, *refused)]
     for suspect in {table.suspect: None for table in tables if table.suspect}:
         words = ", ".join(suspect.words)
         why = f"refused where it holds numbers or switches: {suspect.refusal.why}"
-        refused.append((of, f"any other with one of the words {words}", why))
-    return used + refused
+        rows.append((of, f"any other with one of the words {words}", why))
+    return rows
+
+
+def _group(effects: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Gives each effect of (key, effect) pairs once, with all its keys."""
+    keys: dict[str, dict[str, None]] = {}
+    for key, effect in effects:
+        keys.setdefault(effect, {})[f"`{key}`"] = None
+    return [(effect, ", ".join(found)) for effect, found in keys.items()]
 
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """Makes Markdown, not padded: texts are too long to be aligned."""
+    """Makes a Markdown table without padding: the texts are too long to be aligned."""
     lines = [header, ("-",) * len(header), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

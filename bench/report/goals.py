@@ -1,7 +1,8 @@
-"""The tables of docs/performance.md: ceilings, and goals beside floors and what was measured.
+"""Makes the tables of docs/performance.md: the ceilings of machines, and goals beside floors and
+measurements.
 
-Goals are the project's for an H200, and what becomes of them with an H100's memory; floors are
-counted from the bytes and products of each `Op`'s cases over the ceilings of each card.
+The project has goals for an H200; an H100's follow from its slower memory. A floor is the time that
+the bytes or the products of an `Op`'s case take at the ceiling of a card.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ _CEILINGS = {
     "NVIDIA H100": (H100_BYTES_PER_S, H100_FLOPS_PER_S),
 }
 _LAUNCHES_US = 5.0
-"""A floor below is that of launches, which no memory makes longer."""
+"""A floor below this is a floor of launches, which slower memory does not raise."""
 _SPEED_SHARES = {"NVIDIA H200": 1.0, "NVIDIA H100": 0.92}
-"""Of the goals in tokens/s: a fifth of a step is bound by memory."""
+"""The share of the goals in tokens/s that a card has to reach: a fifth of a step is bound by
+memory."""
 _TOKENS = 16_384
 _KERNEL_COLUMNS = ("floor µs", "goal µs", "measured µs")
 _TRAINING_GOALS = {
@@ -41,9 +43,9 @@ _TRAINING_GOALS = {
     "minimind2": (0.46e6, 0.55e6, 0.62e6),
     "minimind2-moe": (0.40e6, 0.50e6, 0.62e6),
 }
-"""Useful tokens/s: gate, goal, record."""
+"""Useful tokens/s of the gate, the goal and the record."""
 _DECODING_GOALS = {1: 1.7, 8: 1.8, 32: 2.0}
-"""On a CPU over `transformers`, by batch."""
+"""The speed over that of `transformers` on a CPU, by batch."""
 
 
 _OTHER_GOALS = (
@@ -52,11 +54,11 @@ _OTHER_GOALS = (
     ("experts: step time over a dense model's", "≤ 1.1"),
     ("peak beyond the states, KB a token", "≤ 120"),
 )
-"""On a GPU: figure and limit."""
+"""Figures on a GPU, each with its limit."""
 
 
 def ceilings_section(results: Results) -> str:
-    """Gives by device the most that any of its results files measured beside its figures."""
+    """Makes a line for each device, with the highest ceilings in any of its results files."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for path, measured in results.files.items():
         if measured["machine"].get("ceilings"):
@@ -79,7 +81,7 @@ def ceilings_section(results: Results) -> str:
 
 
 def kernel_goals_section(results: Results) -> str:
-    """Gives floor, goal and what was measured, on each card."""
+    """Makes a line for each kernel and preset: floor, goal and measured time on each card."""
     measured = {card: _kernel_rows(results, card) for card in CARDS}
     cases = {
         (sizes.preset, case.name): case
@@ -97,7 +99,7 @@ def kernel_goals_section(results: Results) -> str:
 
 
 def _kernel_rows(results: Results, card: str) -> dict[tuple[str, str], float]:
-    """Gives the newest medians of ours on a card, by preset and name."""
+    """Gives the newest median µs of our kernels on a card, by preset and name."""
     rows = (
         row
         for found in results.oldest_first("kernels")
@@ -113,7 +115,8 @@ def _kernel_line(
     goal: float,
     measured: Mapping[str, Mapping[tuple[str, str], float]],
 ) -> list[str]:
-    """Gives a line; `goal` is an H200's."""
+    """Makes the line of a case; `ways` are the directions that the goal counts together, and `goal`
+    is the µs of an H200."""
     cells = [f"`{case.name}` {' + '.join(ways)}", case.sizes.preset]
     limit = max(_floor_us(case, ways, CARDS[0]), _LAUNCHES_US)
     for card in CARDS:
@@ -129,7 +132,7 @@ def _kernel_line(
 
 
 def _floor_us(case: Case, ways: Sequence[str], card: str) -> float:
-    """Gives the time of bytes or of products, whichever takes longer."""
+    """Gives the time that bytes or products take, whichever is longer."""
     bytes_per_s, flops_per_s = _CEILINGS[card]
     moved = sum(getattr(case, f"{way}_bytes") for way in ways)
     flops = sum(getattr(case, f"{way}_flops") for way in ways)
@@ -166,20 +169,16 @@ def _is_pretraining(row: Mapping[str, Any]) -> bool:
 
 
 def other_goals_section(results: Results) -> str:
-    """Gives what is a ratio of rows of one run, for every device that was measured."""
+    """Makes a line for each goal that compares rows of one results file, on every device."""
     header = ("machine", "figure", "goal", "measured", "file")
-    lines = [line for path, found in _by_age(results) for line in _ratios(path, found)]
+    measured = [*results.with_paths("train_step"), *results.with_paths("inference")]
+    lines = [line for path, found in measured for line in _ratios(path, found)]
     missing: list[list[str]] = []
     for card, goals in itertools.product(CARDS, _OTHER_GOALS):
         if not any(line[0].startswith(card) for line in lines):
             missing.append([card, *goals, NOT_MEASURED, "none"])
     lines += missing
     return format_table(header, lines)
-
-
-def _by_age(results: Results) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    for benchmark in ("train_step", "moe_step", "inference"):
-        yield from results.with_paths(benchmark)
 
 
 def _ratios(path: Path, found: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -194,10 +193,6 @@ def _ratios(path: Path, found: Mapping[str, Any]) -> Iterator[list[str]]:
             goal = "≥ 4" if on_gpu else "≥ 5.5"
             error = row["ratio_to_original_error"]
             yield line(f"{row['model']}: useful tokens/s over `original`", goal, ratio, error)
-        if row["name"] == "experts":
-            error, goal = row["step_ratio_to_dense_error"], "≤ 1.1" if on_gpu else "≤ 1.15"
-            figure = f"{row['model']}: step time over a dense model's"
-            yield line(figure, goal, row["step_ratio_to_dense"], error)
         if row.get("ratio_to_transformers") and row["name"] == "minimind" and not on_gpu:
             goal = _DECODING_GOALS.get(row["batch"])
             figure = f"{row['model']}: decoding over `transformers`, batch {row['batch']}"

@@ -1,5 +1,5 @@
-"""The packages of docs/architecture.md: which imports which, and what each is for, from the code
-itself and from the layers in pyproject.toml."""
+"""Makes the section of docs/architecture.md on packages: which package imports which, from the code
+itself, in the order of the layers in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import tomllib
 
 import grimp
 
-from bench.launcher import ROOT
+from bench.harness import ROOT
 
 KERNELS = "minimind_kernels"
 
 
 def packages_section() -> str:
-    """Gives a Mermaid flowchart of the packages, and a table of what each is for."""
+    """Makes a Mermaid flowchart of the packages, and a table of the purpose and the imports of
+    each."""
     packages = [package for layer in _read_layers() for package in layer]
     imports = _build_imports(packages)
     direct = _without_detours(imports)
@@ -59,7 +60,7 @@ def _module_of(package: str) -> str:
 
 
 def _without_detours(imports: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Leaves out each import that a chain of the others implies."""
+    """Leaves out each import that a chain of other imports implies."""
 
     def reach(package: str) -> set[str]:
         return set().union(*({below} | reach(below) for below in imports[package]))

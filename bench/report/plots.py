@@ -1,4 +1,4 @@
-"""The pictures of docs/figures: scaling, kernels beside their floor, history over commits."""
+"""Draws the pictures of docs/figures: scaling, kernels beside their floor, loss over minutes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.harness import RESULTS
-from bench.results import HISTORY_FILE, Results, read_history
+from bench.harness import ROOT
+from bench.pictures import picture
+from bench.results import Results
 from bench.scaling.plot import of_first_json, plot_rows
-from minimind.runtime.figures import save_figure
 
-_ROOT = Path(__file__).resolve().parents[2]
 FIGURES = Path("docs/figures")
-"""Below the repository's root."""
+"""The folder below the repository's root."""
 _COLORS = {
     "minimind": "#1f4e8c", "eager": "#9db8d9", "torch.compile": "#e3b23c", "liger": "#d1495b"
 }  # fmt: skip
@@ -24,122 +23,61 @@ def scaling_figure(folder: str, stem: str) -> Path:
 
 
 def draw_plots(results: Results) -> Iterator[Path]:
-    """Draws all that there is something to draw of; yields what was drawn."""
-    (_ROOT / FIGURES).mkdir(parents=True, exist_ok=True)
+    """Draws a picture of each device's results that have one; yields the files."""
     for folder, found in results.by_device("scaling").items():
         for path, measured in found:
             if measured["rows"]:
-                figure = _ROOT / scaling_figure(folder, path.stem)
+                figure = ROOT / scaling_figure(folder, path.stem)
                 plot_rows(of_first_json(measured["rows"]), measured["machine"], figure)
                 yield figure
     for folder, found in results.by_device("kernels").items():
         timed = [row for _, m in found for row in m["rows"] if row.get("median_us")]
         if timed:
-            figure = _ROOT / FIGURES / f"kernels-{folder}.png"
+            figure = ROOT / FIGURES / f"kernels-{folder}.png"
             _plot_kernels(timed, found[-1][1]["machine"], figure)
             yield figure
     for folder, found in results.by_device("loss_curves").items():
-        rows = [row for _, measured in found for row in measured["rows"]]
-        if not rows:
-            continue
-        figure = _ROOT / FIGURES / f"loss_curves-{folder}.png"
-        _plot_curves(rows, found[-1][1]["machine"]["device"], figure)
-        yield figure
-    for folder in sorted({path.parent.name for path in results.files}):
-        points = read_history(RESULTS / folder / HISTORY_FILE)
-        if len({point["commit"] for point in points}) > 1:
-            figure = _ROOT / FIGURES / f"history-{folder}.png"
-            _plot_history(points, folder, figure)
+        if rows := [row for _, measured in found for row in measured["rows"]]:
+            figure = ROOT / FIGURES / f"loss_curves-{folder}.png"
+            _plot_curves(rows, found[-1][1]["machine"]["device"], figure)
             yield figure
 
 
 def _plot_curves(rows: Sequence[Mapping[str, Any]], device: str, path: Path) -> None:
     """Shows held-out loss over the time that each row has trained for."""
-    figure = _new_figure(8, 4.5)
-    axes = figure.subplots()
-    for row in rows:
-        points = row["points"]
-        label = f"{row['name']}, {row['precision']}: {points[-1]['tokens'] / 1e6:,.1f}M tokens"
-        axes.plot([p["seconds"] / 60 for p in points], [p["loss"] for p in points], label=label)
-    axes.set(xlabel="minutes of training", ylabel="held-out loss")
-    axes.set_title(f"{rows[0]['model']}, {device}")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    save_figure(figure, path)
+    with picture(path, 8, 4.5) as figure:
+        axes = figure.subplots()
+        for row in rows:
+            points = row["points"]
+            label = f"{row['name']}, {row['precision']}: {points[-1]['tokens'] / 1e6:,.1f}M tokens"
+            axes.plot([p["seconds"] / 60 for p in points], [p["loss"] for p in points], label=label)
+        axes.set(xlabel="minutes of training", ylabel="held-out loss")
+        axes.set_title(f"{rows[0]['model']}, {device}")
+        axes.legend()
 
 
 def _plot_kernels(
     rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any], path: Path
 ) -> None:
-    """Shows times over floors, a line an operation: 1 is as long as bytes or products take."""
+    """Shows each kernel's time over its floor, in a line for each operation; 1 is the floor."""
     preset = "minimind2-small" if any(r["preset"] == "minimind2-small" for r in rows) else None
     shown = [row for row in rows if preset is None or row["preset"] == preset]
     names = sorted({row["name"] for row in shown}, reverse=True)
-    figure = _new_figure(8, 1.5 + 0.28 * len(names))
-    axes = figure.subplots()
-    for contender, color in _COLORS.items():
-        of_one = [row for row in shown if row["contender"] == contender]
-        if not of_one:
-            continue
-        axes.plot(
-            [row["median_us"] / row["floor_us"] for row in of_one],
-            [names.index(row["name"]) for row in of_one],
-            "o", color=color, label=contender, markersize=7 if contender == "minimind" else 5,
-        )  # fmt: skip
-    axes.axvline(1, color="#7a7f87", linewidth=1, linestyle=":")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
-    axes.set(xlabel="time over the floor of this session's ceilings")
-    axes.set_title(f"{shown[0]['preset']}, {shown[0]['dtype']}, {machine['device']}")
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    save_figure(figure, path)
-
-
-def _plot_history(points: Sequence[Mapping[str, Any]], folder: str, path: Path) -> None:
-    """Tokens/s and peak memory over the commits that were measured, oldest first: a line for each
-    model, stage, JSON and number of ranks."""
-    commits = list(dict.fromkeys(point["commit"][:9] for point in points))
-    lines: dict[str, list[Mapping[str, Any]]] = {}
-    for point in points:
-        lines.setdefault(history_label(point), []).append(point)
-    figure = _new_figure(10, 4.5 + 0.12 * len(lines))
-    speed, memory = figure.subplots(1, 2)
-    for label, of_line in lines.items():
-        places = [commits.index(point["commit"][:9]) for point in of_line]
-        rates = [point["useful_tokens_per_s"] for point in of_line]
-        low = [point["useful_tokens_per_s_p10"] for point in of_line]
-        high = [point["useful_tokens_per_s_p90"] for point in of_line]
-        (line,) = speed.plot(places, rates, "o-", label=label)
-        speed.vlines(places, low, high, color=line.get_color(), linewidth=2)
-        megabytes = [(point["peak_bytes"] or float("nan")) / 1e6 for point in of_line]
-        memory.plot(places, megabytes, "o-", color=line.get_color(), label=label)
-    speed.set(title="useful tokens/s, p10 to p90")
-    memory.set(title="peak MB of tensors")
-    for axes in (speed, memory):
-        axes.set_xticks(range(len(commits)), commits, rotation=30, ha="right", fontsize=8)
-        axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = speed.get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=2)
-    figure.suptitle(folder, fontsize=11)
-    save_figure(figure, path)
-
-
-def history_label(point: Mapping[str, Any]) -> str:
-    """Says what a line of the history is of."""
-    label = f"{point['model']} {point['stage'] or 'pretrain'} {point['ds_config']}"
-    if point["name"] == "engine":
-        return label
-    ranks = point["world_size"]
-    return f"{label}, {point['name']} scaling on {ranks} rank{'s' * (ranks > 1)}"
-
-
-def _new_figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=130, layout="constrained")
+    with picture(path, 8, 1.5 + 0.28 * len(names)) as figure:
+        axes = figure.subplots()
+        for contender, color in _COLORS.items():
+            of_one = [row for row in shown if row["contender"] == contender]
+            if not of_one:
+                continue
+            axes.plot(
+                [row["median_us"] / row["floor_us"] for row in of_one],
+                [names.index(row["name"]) for row in of_one],
+                "o", color=color, label=contender, markersize=7 if contender == "minimind" else 5,
+            )  # fmt: skip
+        axes.axvline(1, color="#7a7f87", linewidth=1, linestyle=":")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+        axes.set(xlabel="time over the floor of this session's ceilings")
+        axes.set_title(f"{shown[0]['preset']}, {shown[0]['dtype']}, {machine['device']}")
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))

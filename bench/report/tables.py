@@ -1,4 +1,4 @@
-"""Makes tables of measurements: training, scaling, and those that a benchmark makes itself."""
+"""Makes the tables of measurements: training, scaling, memory and data."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from typing import Any
 import bench.data.__main__ as data
 from bench.harness import (
     NOT_MEASURED,
-    Columns,
     Row,
     describe_place,
-    format_rows,
     format_table,
     rate_range,
     shown,
@@ -25,18 +23,17 @@ from minimind.rehearsal.holders import HOLDERS
 from minimind.stages import STAGES
 
 SHOWN = ("original", "compiled", "transformers", "plain_loop", "engine")
-"""Rows of bench.train; the others are what a stage is judged by, in its results' goals."""
+"""The rows of bench.train that the table shows; the goals in the results judge the other rows."""
 GOALS = ("minimind2-small", "minimind2", "minimind2-moe")
-"""Models of which the project means to know the speed on one of the CARDS."""
+"""The models that have goals on the CARDS."""
 CARDS = ("NVIDIA H200", "NVIDIA H100")
-"""GPUs that the project has goals for, by how their names begin."""
+"""The beginnings of the names of GPUs that the project has goals for."""
 _KERNELS = {"torch": "without our kernels", "Liger-Kernel": "with Liger-Kernel"}
-"""How a row's name tells its kernels, where they are not the project's own."""
+"""The words for kernels other than the project's own in a row's name."""
 
 
 def training_section(results: Results) -> str:
-    """Lists every training benchmark, by machine, stage and row; each with the commit it was taken
-    at."""
+    """Makes a line for each row of every training benchmark, with its machine, stage and commit."""
     header = (
         "machine", "model", "row", "useful tokens/s", "p10–p90", "× original", "MFU", "MFU, causal",
         "peak MB", "commit",
@@ -83,7 +80,7 @@ def _row_name(row: Mapping[str, Any]) -> str:
 
 
 def cards_section(results: Results) -> str:
-    """Says, of each GPU that there are goals for, what was measured on it and at which commits."""
+    """Lists for each card with goals which benchmarks ran on it, and at which commits."""
     header = ("card", "measured", "commits")
     lines = []
     for card in CARDS:
@@ -95,8 +92,8 @@ def cards_section(results: Results) -> str:
 
 
 def scaling_section(results: Results) -> str:
-    """Gives a table for each device and JSON and a picture for each device, and a line where no GPU
-    was measured."""
+    """Makes a table for each device and JSON, a picture for each device, and a line that names the
+    cards that were not measured."""
     parts = []
     for folder, found in results.by_device("scaling").items():
         for path, measured in found:
@@ -122,15 +119,16 @@ def scaling_section(results: Results) -> str:
 
 
 def data_section(results: Results) -> str:
-    """Tells of the way from text to batches."""
+    """Makes the table of tokenising, packing and loading for each machine."""
     return _tables(results, "data", "Tokenising, packing and loading", data.format_rows)
 
 
 def memory_section(results: Results) -> str:
-    """Gives MB of a rank by holder, as rehearsed, and the measured peak."""
+    """Makes a table of the MB that a rank holds, by holder as rehearsed, and the measured peak."""
 
     def table(rows: Sequence[Row]) -> str:
-        known = [(row, held) for row in rows if (held := _holders(row))]
+        held_by_row = [(row, (row.get("prediction") or {}).get("holders")) for row in rows]
+        known = [(row, held) for row, held in held_by_row if held]
         names = [name for name in HOLDERS if any(held.get(name) for _, held in known)]
         header = ("model", "JSON", "ranks", *names, "peak MB", "measured MB",
                   "rehearsed / measured")  # fmt: skip
@@ -149,31 +147,6 @@ def memory_section(results: Results) -> str:
     parts = [_tables(results, name, "Memory by holder", table) for name in benchmarks]
     found = [part for part in parts if not part.endswith(f"{NOT_MEASURED}.")]
     return "\n\n".join(found) or parts[0]
-
-
-def _holders(row: Row) -> dict[str, int]:
-    """Gives the bytes by holder where a row has them."""
-    if "predicted" in row and isinstance(row["predicted"], dict):
-        return {name: held for name, held in row["predicted"].items() if name != "peak_bytes"}
-    return (row.get("prediction") or {}).get("holders") or {}
-
-
-def advice_section(results: Results) -> str:
-    """Puts DeepSpeed JSONs of one run beside each other, the quickest first."""
-    columns: Columns = {
-        "model": lambda row: row["model"],
-        "ranks": lambda row: str(row["world_size"]),
-        "candidate": lambda row: row["name"],
-        "useful tokens/s": lambda row: shown(row["useful_tokens_per_s"]),
-        "runs": lambda row: str(len(row["rates"])),
-        "peak MB": lambda row: shown(row["peak_bytes"], per=1e6),
-        "rehearsed MB": lambda row: shown(row["predicted"]["peak_bytes"], per=1e6),
-    }
-
-    def table(rows: Sequence[Row]) -> str:
-        return format_rows(sorted(rows, key=lambda row: -row["useful_tokens_per_s"]), columns)
-
-    return _tables(results, "advise", "DeepSpeed JSONs", table)
 
 
 def _tables(

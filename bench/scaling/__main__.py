@@ -1,12 +1,13 @@
-"""Training on more and more GPUs: `python -m bench.scaling --num_gpus 1,2,4,8`.
+"""Measures training on more and more GPUs: `python -m bench.scaling --num_gpus 1,2,4,8`.
 
-Each count is a training run under DeepSpeed's launcher, on a CPU machine with as many ranks:
-`strong` takes the same rows a step at every count, `weak` the same rows a rank. Counts for which
-there are not enough GPUs (on a CPU, cores) are predicted from the smallest measured one and marked;
-the same prediction of the measured counts, their memory by holder included, shows how far to trust
-it. With several JSONs of DeepSpeed, each has its rows: which of them is the quickest here?
+Each number of ranks is a training run under DeepSpeed's launcher; on a CPU the ranks share the
+machine. `strong` takes the same rows a step at every number, `weak` the same rows a rank. Where
+there are not enough GPUs (on a CPU, cores), the number is predicted from the smallest measured one
+and marked. Measured numbers are predicted, too, with the memory by holder: this shows how far to
+trust the predictions. With several JSONs of DeepSpeed each has its rows: which of them is the
+quickest here?
 
-On a CPU every rank has as many threads as at the largest measured count, on cores of its own.
+On a CPU every rank has as many threads as at the largest measured number, on cores of its own.
 
 Exit status: 0 done, 1 the ranks broke, 2 bad usage, configuration or data, 130 interrupted.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -26,10 +28,17 @@ from typing import Any
 import torch
 
 from bench import harness
-from bench.launcher import LaunchError, build_command, run_ranks
-from bench.program import NUMBER, Options, at_least, parse_names, parse_numbers, run_program
-from bench.scaling.plot import of_first_json, plot_rows
-from bench.scaling.rows import NO_LINK, Link, StepModel, build_row, format_rows, predict_row
+from bench.processes import own_environment, run_logged
+from bench.program import (
+    NUMBER,
+    MeasurementError,
+    Options,
+    at_least,
+    parse_names,
+    parse_numbers,
+    run_program,
+)
+from bench.scaling.rows import Link, StepModel, build_row, format_rows, predict_row
 from bench.turns import pass_turn
 from minimind.config.sizes import default_sizes
 from minimind.errors import ConfigError
@@ -37,6 +46,7 @@ from minimind.rehearsal.rehearse import point_of, rehearse_all
 from minimind.run.arguments import parse_arguments
 from minimind.run.run import Run
 from minimind.runtime.devices import Device, find_device
+from minimind.runtime.ranks import free_port
 
 MODES = ("strong", "weak")
 COUNTS = (1, 2, 4, 8)
@@ -45,20 +55,12 @@ _CPU_COUNTS = (1, 2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_program(build_parser(), _measure_and_plot, argv)
-
-
-def _measure_and_plot(options: argparse.Namespace) -> None:
-    rows, machine = measure(options)
-    print(format_rows(rows))
-    if options.plot:
-        plot_rows(of_first_json(rows), machine, options.plot)
+    return run_program(build_parser(), lambda options: print(format_rows(measure(options))), argv)
 
 
 def build_parser() -> Options:
     parser = Options("scaling", __doc__, must_write=False)
     add = parser.add
-    add("plot", None, "picture of them", type=Path, metavar="PNG")
     add("num_gpus", ",".join(map(str, COUNTS)), "counts", metavar="A,B")
     add("modes", ",".join(MODES), "how rows are shared", metavar="A,B")
     add("model", "minimind2-small", "preset or JSON file", metavar="NAME")
@@ -72,16 +74,13 @@ def build_parser() -> Options:
     add("steps", 5, "timed steps", **NUMBER)
     add("warmup", 2, "steps before them; memory is measured in the second", type=at_least(2))
     add("threads", None, "of a rank on a CPU", **NUMBER)
-    add("link_bytes_per_s", None, "each rank's way out, for predictions (default: measured where "
-        "two ranks are)", type=float, metavar="X")  # fmt: skip
-    add("link_latency_s", 2e-5, "beside it", type=float, metavar="X")
     add("set", [], "as for `minimind train`", action="append", metavar="KEY=VALUE")
     return parser
 
 
-def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Gives the rows, written to the results file as each count is done, and the machine. Raises
-    MiniMindError for what the user can mend, LaunchError where the ranks break."""
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Gives the rows, and writes them to the results file as each count is done. Raises
+    MiniMindError for errors that the user can correct, MeasurementError where the ranks break."""
     counts = sorted(set(parse_numbers(options.num_gpus, "--num_gpus")))
     modes = parse_names(options.modes, "--modes", MODES)
     device = find_device()
@@ -118,10 +117,10 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
                 found = _run(options, device, count, flags(num_rows))
                 rows.append(build_row(mode, num_rows, found, device, base))
             _write(options, machine, [*done, *rows])
-        predict(rows, _link(options, rows), plan, flags, device)
+        predict(rows, _measured_link(rows), plan, flags, device)
         done += sorted(rows, key=lambda row: (modes.index(row["name"]), row["world_size"]))
         _write(options, machine, done)
-    return done, machine
+    return done
 
 
 def _write(
@@ -138,10 +137,10 @@ def predict(
     flags: Callable[[int], list[str]],
     device: Device,
 ) -> None:
-    """Adds the model's predictions to the measured rows, and appends rows for the counts that were
-    not measured. Without a link it predicts a single rank alone."""
+    """Adds predictions to the measured rows, and appends rows for the numbers of ranks that were
+    not measured. Without a link only one rank is predicted."""
     if link is None and (left_out := {count for _, count, _ in plan} - {1}):
-        print(f"{left_out} ranks not predicted: one alone has no link; give --link_bytes_per_s")
+        print(f"{left_out} ranks are not predicted: the link was not measured, which takes two")
     plan = [point for point in plan if link or point[1] == 1]
     model, micro = StepModel.of(rows[0]), rows[0]["micro_batch"]
     runs = [
@@ -150,7 +149,7 @@ def predict(
     found = rehearse_all([point_of(run, run.resolved.arguments) for run in runs])
     for (mode, count, num_rows), rehearsed in zip(plan, found, strict=True):
         micro_batches = num_rows // (micro * count)
-        predict_row(rows, model, link or NO_LINK, mode, count, micro_batches, rehearsed)
+        predict_row(rows, model, link, mode, count, micro_batches, rehearsed)
 
 
 def _plan(modes: Sequence[str], counts: Sequence[int], rows: int) -> list[tuple[str, int, int]]:
@@ -165,16 +164,37 @@ def _plan(modes: Sequence[str], counts: Sequence[int], rows: int) -> list[tuple[
 def _run(
     options: argparse.Namespace, device: Device, count: int, train_flags: Sequence[str]
 ) -> dict[str, Any]:
-    flags = ["--timed_steps", str(options.steps), "--warmup_steps", str(options.warmup)]
-    flags += ["--threads", str(options.threads), *train_flags]
+    """Runs bench.scaling.rank on `count` ranks of this machine. Raises MeasurementError where they
+    break, and ConfigError where they refuse what they were given."""
     with tempfile.TemporaryDirectory(prefix="bench-scaling-") as folder:
         output, log = Path(folder) / "ranks.json", Path(folder) / "log"
+        flags = ["--output", str(output), "--threads", str(options.threads)]
+        flags += ["--timed_steps", str(options.steps), "--warmup_steps", str(options.warmup)]
         print(f"--- {count} rank(s): {' '.join(train_flags)}", flush=True)
-        command = build_command("bench.scaling.rank", ["--output", str(output), *flags], count)
-        run_ranks(command, device, log, threads=options.threads)
-        if not output.is_file():
-            raise LaunchError(f"the ranks left no results:\n{log.read_text()[-3000:]}")
-        return json.loads(output.read_text(encoding="utf-8"))
+        command = build_command("bench.scaling.rank", [*flags, *train_flags], count)
+        status = run_logged(command, log, _environment(device, options.threads))
+        if not status and output.is_file():
+            return json.loads(output.read_text(encoding="utf-8"))
+        said = log.read_text(encoding="utf-8", errors="replace")
+    if refusal := re.search(r"^error: (.+)$", said, re.MULTILINE):
+        raise ConfigError(refusal[1])
+    raise MeasurementError(f"the ranks ended with exit status {status}:\n{said[-3000:]}")
+
+
+def build_command(module: str, arguments: Sequence[str], num_ranks: int) -> list[str]:
+    """Gives the command that runs a module on ranks of this machine through DeepSpeed's
+    launcher."""
+    launcher = str(Path(sys.executable).parent / "deepspeed")
+    # No hostfile at all: the launcher would read /job/hostfile where a machine has one.
+    flags = ["--hostfile", os.devnull, "--master_port", str(free_port())]
+    return [launcher, *flags, "--num_gpus", str(num_ranks), "--module", module, *arguments]
+
+
+def _environment(device: Device, threads: int) -> dict[str, str]:
+    # DeepSpeed looks for ninja on the path.
+    binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = own_environment() | {"PATH": binaries, "OMP_NUM_THREADS": str(threads)}
+    return environment | ({"DS_ACCELERATOR": "cpu"} if device.kind == "cpu" else {})
 
 
 def _train_flags(
@@ -201,11 +221,9 @@ def counts_here(device: Device) -> list[int]:
     return [count for count in counts if count <= _available(device)]
 
 
-def _link(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> Link | None:
-    if options.link_bytes_per_s:
-        return Link(options.link_bytes_per_s, options.link_latency_s, "given")
+def _measured_link(rows: Sequence[dict[str, Any]]) -> Link | None:
     found = [row["link"] for row in rows if row["link"]]
-    return Link(found[-1]["bytes_per_s"], found[-1]["latency_s"], "measured") if found else None
+    return Link(**found[-1]) if found else None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The picture of bench.scaling: tokens/s, efficiency, time and memory over the number of ranks."""
+"""Draws the picture of bench.scaling: tokens/s, efficiency, time and memory over the number of
+ranks."""
 
 from __future__ import annotations
 
@@ -7,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.pictures import picture
 from bench.train.step_parts import PARTS
-from minimind.runtime.figures import save_figure
 
 _COLORS = {"strong": "#1f4e8c", "weak": "#d1495b"}
 _MARKERS = {"strong": "o", "weak": "s"}
@@ -20,36 +21,29 @@ _NEGLIGIBLE = 0.005
 
 
 def of_first_json(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Picks the rows that one picture shows."""
+    """Picks the rows of the first JSON: one picture shows one JSON."""
     return [row for row in rows if row["ds_config"] == rows[0]["ds_config"]]
 
 
 def plot_rows(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any], path: Path) -> None:
     """Writes a PNG. What was measured is filled, what was predicted is hollow and dashed."""
-    # The object interface: pyplot would keep state and look for a display.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 8), dpi=130, layout="constrained")
-    (speed, efficiency), (time, memory) = figure.subplots(2, 2)
     counts = sorted({row["world_size"] for row in rows})
-    _draw_speed(speed, rows, counts)
-    _draw_lines(efficiency, rows, counts, lambda values: 100 * values["efficiency"])
-    efficiency.axhline(100, color="#7a7f87", linewidth=1, linestyle=":")
-    efficiency.set(title="Efficiency of a rank", ylabel="% of a rank at the smallest count")
-    efficiency.set_ylim(0, 1.05 * max(100, efficiency.get_ylim()[1]))
-    _draw_time(time, rows)
-    _draw_lines(memory, rows, counts, lambda values: (values["peak_bytes"] or math.nan) / 1e6)
-    memory.set(title="Peak memory of a rank", ylabel="MB of tensors")
-    memory.set_ylim(0, 1.06 * memory.get_ylim()[1])
-    for axes in (speed, efficiency, memory):
-        axes.set_xlabel("ranks")
-        axes.grid(alpha=0.25)
-    for axes in (speed, efficiency, time, memory):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.title.set_fontweight("bold")
-    figure.suptitle(_title(rows, machine), fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_figure(figure, path)
+    with picture(path, 11, 8) as figure:
+        (speed, efficiency), (time, memory) = figure.subplots(2, 2)
+        _draw_speed(speed, rows, counts)
+        _draw_lines(efficiency, rows, counts, lambda values: 100 * values["efficiency"])
+        efficiency.axhline(100, color="#7a7f87", linewidth=1, linestyle=":")
+        efficiency.set(title="Efficiency of a rank", ylabel="% of a rank at the smallest count")
+        efficiency.set_ylim(0, 1.05 * max(100, efficiency.get_ylim()[1]))
+        _draw_time(time, rows)
+        _draw_lines(memory, rows, counts, lambda values: (values["peak_bytes"] or math.nan) / 1e6)
+        memory.set(title="Peak memory of a rank", ylabel="MB of tensors")
+        memory.set_ylim(0, 1.06 * memory.get_ylim()[1])
+        for axes in (speed, efficiency, memory):
+            axes.set_xlabel("ranks")
+        for axes in (speed, efficiency, time, memory):
+            axes.title.set_fontweight("bold")
+        figure.suptitle(_title(rows, machine), fontsize=11)
 
 
 def _title(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> str:
@@ -80,7 +74,7 @@ def _draw_speed(axes: Any, rows: Sequence[Mapping[str, Any]], counts: Sequence[i
     axes.set_yscale("log", base=2)
     axes.set_yticks(ideal, [f"{value:,.0f}" for value in ideal])
     axes.minorticks_off()
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 def _draw_lines(
@@ -122,6 +116,6 @@ def _draw_time(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.invert_yaxis()
     axes.set(title="Where a step's time goes, as measured", xlabel="seconds a step")
     axes.set_ylabel("scaling, ranks")
-    axes.grid(axis="x", alpha=0.25)
+    axes.grid(visible=False, axis="y")
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))

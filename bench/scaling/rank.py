@@ -1,7 +1,7 @@
-"""One rank of bench.scaling, started by DeepSpeed's launcher: a training run that is timed.
+"""Runs as one rank of bench.scaling, started by DeepSpeed's launcher, and times a training run.
 
-It is the run of `minimind train` with the same flags, whose steps are taken one by one: without
-validation, samples and checkpoints. All unknown flags are that run's.
+The run is that of `minimind train` with the same flags. Its steps are taken one by one, without
+validation, samples and checkpoints. All flags that are not known here are the run's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -22,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from bench.train.documents import packed_step
+from bench.train.figures import causal_flops
 from bench.train.step_parts import StepParts
 from bench.workers import peak_resident, reset_peak_resident
 from minimind.engine.deepspeed_engine import stop_ranks
@@ -34,11 +34,11 @@ from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import Ranks, read_ranks
 
 MEMORY_STEP = 1
-"""The second, as in training: lazy initialisation is over."""
+"""The step whose memory is measured is the second, as in training: lazy initialisation is over."""
 _LINK_BYTES = {"cpu": 1 << 25, "gpu": 1 << 28}
 _LINK_ROUNDS = 7
 _WATCHED_STEPS = 2
-"""After the timed ones, for the parts of a step."""
+"""The steps after the timed ones that are split into parts."""
 
 
 def main() -> int:
@@ -67,8 +67,9 @@ def main() -> int:
 
 
 def _take_cores(local_rank: int, threads: int) -> None:
-    """Takes as many threads for each rank at every count of ranks, on cores of its own where there
-    are enough: else one rank alone would have the whole machine, and scaling would look poor."""
+    """Gives every rank the same number of threads at each number of ranks, on cores of its own
+    where there are enough. Otherwise one rank alone would have the whole machine, and scaling would
+    look poor."""
     torch.set_num_threads(threads)
     cores = sorted(os.sched_getaffinity(0))
     mine = cores[local_rank * threads : (local_rank + 1) * threads]
@@ -79,16 +80,16 @@ def _take_cores(local_rank: int, threads: int) -> None:
 def measure(
     options: argparse.Namespace, train_flags: list[str], ranks: Ranks, device: Device
 ) -> dict[str, Any]:
-    """Gives the results of all ranks, on each of them."""
+    """Gives the results of all ranks; every rank gets the same."""
     num_steps = options.warmup_steps + options.timed_steps + _WATCHED_STEPS
     flags = [*train_flags, "--max_steps", str(num_steps)]
     run = Run.on(parse_arguments(flags), ranks, device).build()
-    mine = take_steps(run, options.warmup_steps, options.timed_steps) | {"host": platform.node()}
+    mine = take_steps(run, options.warmup_steps, options.timed_steps)
     link = measure_link(device, ranks.world_size)
     by_rank: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(by_rank, mine)
     resolved = run.resolved
-    heads = resolved.config.num_hidden_layers * resolved.config.num_attention_heads
+    num_tokens = sum(sum(rank["num_tokens"]) for rank in by_rank)
     return {
         "world_size": ranks.world_size,
         "model": resolved.model_name,
@@ -98,9 +99,9 @@ def measure(
         "seq_len": resolved.seq_len,
         "micro_batch": resolved.micro_batch_size,
         "flops_per_token": resolved.flops_per_token,
-        "flops_per_token_unattended": 6 * resolved.config.num_active_parameters,
-        "flops_per_attended": 12 * heads * resolved.config.head_dim,
-        "padding_share": run.loader.padding_share,
+        "flops_per_token_causal": causal_flops(
+            resolved.config, sum(rank["attended"] for rank in by_rank) / num_tokens
+        ),
         "threads": torch.get_num_threads(),
         "link": link,
         "ranks": by_rank,
@@ -108,8 +109,9 @@ def measure(
 
 
 def take_steps(run: Run, warmup: int, timed: int) -> dict[str, Any]:
-    """Takes the run's steps; gives this rank's results of the timed steps, and of some watched
-    steps after them. During the timed steps it runs ahead of a GPU, as in training."""
+    """Takes the run's steps: warm-up, timed steps and some watched steps. Gives this rank's times,
+    sizes and peaks of the timed steps, and the parts of the watched steps. The timed steps run
+    ahead of a GPU, as in training."""
     loop, device = run.loop, run.resolved.device.torch_device
     loop.loader = loader = WaitedLoader(loop.loader)
     for step in range(warmup):
@@ -143,7 +145,8 @@ def take_steps(run: Run, warmup: int, timed: int) -> dict[str, Any]:
 
 
 class WaitedLoader:
-    """A run's own data, and how many seconds the loop waited for each step's batches."""
+    """Reads a run's own data, and records for how many seconds the loop waited for each step's
+    batches."""
 
     def __init__(self, loader: Loader[Any]) -> None:
         self.fingerprint, self.describe = loader.fingerprint, loader.describe
@@ -159,8 +162,8 @@ class WaitedLoader:
 
 
 def measure_link(device: Device, world_size: int) -> dict[str, float] | None:
-    """Gives what a rank sends a second in an all-reduce, and how long the smallest one takes; None
-    with one rank."""
+    """Gives the bytes that a rank sends a second in an all-reduce, and the seconds of the smallest
+    one; None with one rank."""
     if world_size == 1:
         return None
     seconds = {}

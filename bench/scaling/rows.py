@@ -1,8 +1,9 @@
-"""Makes the rows and the table of bench.scaling from the ranks' results, and predicts a step's time
-at another number of ranks.
+"""Makes the rows and the table of bench.scaling from the results of the ranks, and predicts the
+time of a step at another number of ranks.
 
-The compute of the smallest measured count is divided anew, and the bytes that each ZeRO stage moves
-pass over the link at its speed. A rehearsal gives these bytes, and the memory of a rank.
+The prediction divides the compute of the smallest measured number of ranks anew, and sends the
+bytes of each ZeRO stage over the link at its speed. A rehearsal gives these bytes, and the memory
+of a rank.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from minimind.rehearsal.roofline import sent_share
 from minimind.runtime.devices import Device
 
 Collectives = Mapping[str, tuple[int, int]]
-"""By kind, how many a step has and the bytes of their larger sides."""
+"""The number of collectives of a step and the bytes of their larger sides, by kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +29,9 @@ class Link:
     """Describes the link between ranks."""
 
     bytes_per_s: float
-    """Bytes that each rank sends in a second while all ranks send."""
+    """The bytes that each rank sends in a second while all ranks send."""
     latency_s: float
-    """Of the smallest collective."""
-    origin: str
-    """measured, or given."""
-
-
-NO_LINK = Link(bytes_per_s=1.0, latency_s=0.0, origin="none")
-"""Of one rank, which sends nothing."""
+    """The seconds of the smallest collective."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,18 +40,18 @@ class StepModel:
 
     world_size: int
     micro_batches: int
-    """Of each rank in a step."""
+    """The number of micro-batches of each rank in a step."""
     compute_s: float
-    """Forward and backward of all of them."""
+    """The seconds of forward and backward of all micro-batches."""
     update_s: float
-    """Optimizer, and what else happens once a step."""
+    """The seconds of the optimizer, and of what else happens once a step."""
     data_wait_s: float
     zero: Mapping[str, Any]
-    """`zero_optimization` of the JSON."""
+    """The section `zero_optimization` of the JSON."""
 
     @classmethod
     def of(cls, measured: Row) -> StepModel:
-        """Makes it from the row of the smallest count."""
+        """Makes the model from the row of the smallest measured number of ranks."""
         parts = measured["step_parts_s"]
         # Watched steps may take longer than timed ones; the shares are what counts.
         factor = measured["step_s"]["median"] / sum(parts.values())
@@ -70,9 +65,9 @@ class StepModel:
         )
 
     def step_s(
-        self, world_size: int, micro_batches: int, link: Link, collectives: Collectives
+        self, world_size: int, micro_batches: int, link: Link | None, collectives: Collectives
     ) -> float:
-        """Seconds of a step with `micro_batches` on each of `world_size` ranks."""
+        """Gives the seconds of a step with `micro_batches` on each of `world_size` ranks."""
         compute = self.compute_s * micro_batches / self.micro_batches
         shards = world_size / self.world_size if self.zero.get("stage") else 1
         return (
@@ -83,11 +78,13 @@ class StepModel:
         )
 
     def communication_s(
-        self, world_size: int, link: Link, collectives: Collectives, compute_s: float
+        self, world_size: int, link: Link | None, collectives: Collectives, compute_s: float
     ) -> float:
-        """Gives the seconds of communication that the step waits for."""
+        """Gives the seconds of communication that the step waits for; none of one rank, which needs
+        no link."""
         if world_size == 1:
             return 0.0
+        assert link is not None
         gradients = weights = 0.0
         for kind, (count, payload) in collectives.items():
             seconds = payload * sent_share(kind, world_size) / link.bytes_per_s
@@ -118,32 +115,26 @@ def build_row(
     world_size, tokens_per_s = found["world_size"], rate["useful_tokens_per_s"]
     parts = {part: statistics.mean(rank["step_parts_s"][part] for rank in ranks) for part in PARTS}
     peak = device.peak_flops * world_size if device.peak_flops else None
-    seen = sum(rank["attended"] for rank in ranks) / sum(per_step)
-    causal = found["flops_per_token_unattended"] + found["flops_per_attended"] * seen
     row = {
         "name": mode,
         "model": found["model"],
         "ds_config": found["ds_config"],
         "resolved_ds_config": found["resolved_ds_config"],
         "world_size": world_size,
-        "hosts": len({rank["host"] for rank in ranks}),
         "predicted": False,
-        "rows_per_step": num_rows,
         "micro_batch": found["micro_batch"],
         "micro_batches": num_rows // (found["micro_batch"] * world_size),
         "seq_len": found["seq_len"],
         "parameters": found["parameters"],
         "threads": found["threads"],
-        "padding_share": found["padding_share"],
         **rate,
         "useful_tokens_per_step": tokens,
         "step_s": harness.summarize(seconds),
         "step_seconds": seconds,
         "step_parts_s": parts,
         "collectives": ranks[0]["collectives"],
-        "communication_share": parts["communication"] / sum(parts.values()),
         "mfu": tokens_per_s * found["flops_per_token"] / peak if peak else None,
-        "mfu_causal": rate["median"] * causal / peak if peak else None,
+        "mfu_causal": tokens_per_s * found["flops_per_token_causal"] / peak if peak else None,
         "link": found["link"],
     }
     for name in ("peak_bytes", "peak_reserved_bytes", "peak_resident_bytes"):
@@ -157,14 +148,14 @@ def build_row(
 def predict_row(
     rows: list[dict[str, Any]],
     model: StepModel,
-    link: Link,
+    link: Link | None,
     mode: str,
     world_size: int,
     micro_batches: int,
     rehearsed: Rehearsal,
 ) -> None:
-    """Adds the model's prediction to the measured row of this mode and count; where there is none,
-    appends a row with the prediction alone."""
+    """Adds a prediction to the measured row of this mode and number of ranks. Where that was not
+    measured, appends a row with the prediction alone."""
     base = next(row for row in rows if row["world_size"] == model.world_size)
     step_s = model.step_s(world_size, micro_batches, link, rehearsed.collectives)
     per_rank = base["useful_tokens_per_step"] / (model.world_size * model.micro_batches)
@@ -179,9 +170,6 @@ def predict_row(
         "peak_bytes": rehearsed.peak_bytes,
         "holders": dict(rehearsed.peak),
         "efficiency": _efficiency(tokens_per_s, world_size, base),
-        "link_bytes_per_s": link.bytes_per_s,
-        "link_latency_s": link.latency_s,
-        "link_origin": link.origin,
     }
     for row in rows:
         if (row["name"], row["world_size"]) == (mode, world_size):
@@ -199,15 +187,16 @@ def predict_row(
 
 
 def _efficiency(rate: float, world_size: int, base: Mapping[str, Any] | None) -> float:
-    """Gives tokens/s of a rank over those of a rank at the smallest count."""
+    """Gives the tokens/s of a rank over the tokens/s of a rank at the smallest measured number of
+    ranks."""
     if base is None:
         return 1.0
     return rate / world_size / (base["useful_tokens_per_s"] / base["world_size"])
 
 
 def format_rows(rows: Sequence[Row]) -> str:
-    """Makes a table in which predictions carry a sign and have columns of their own, with their
-    error where the count was measured."""
+    """Makes the table. Predictions carry a `~` and have columns of their own, with their error
+    where the number of ranks was measured, too."""
 
     def predicted(name: str, form: str = ",.0f", per: float = 1) -> Callable[[Row], str]:
         def cell(row: Row) -> str:

@@ -30,19 +30,15 @@ from bench import harness
 from bench.program import NUMBER, Options, at_least, parse_names, run_program
 from bench.train.figures import NOT_MEASURED, build_rows, format_rows
 from bench.train.goals import format_goals, measure_goals
-from bench.train.padded import is_padded
 from bench.train.specs import DOCUMENT_TOKENS, RowSpec, all_rows, build_specs, usual_rows
 from bench.train.worker import TrainedRow
-from bench.workers import Worker, WorkerError, ask_all, started, take_turns
+from bench.workers import WorkerError, ask_all, started, take_turns
 from minimind.config.deepspeed_json import precision
 from minimind.errors import ConfigError
 from minimind.run.resolve import ResolvedRun
 from minimind.runtime.devices import find_device, limit_threads
 from minimind.runtime.ranks import read_ranks
 from minimind.stages import STAGES
-
-FIRST_LOSS_TOLERANCE = 1e-4
-"""Between a padded row and our model, both in fp32: about ten times what rounding makes of it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,16 +88,15 @@ def measure(options: argparse.Namespace) -> None:
         }
         machine = harness.describe_machine(device)
         print(f"{machine['device']}, {machine['cores']} cores, load {machine['load_average'][0]}")
-        rows, checks, goals, broken = [], [], [], []
+        rows, goals, broken = [], [], []
         for model in models:
             _announce(model, specs[model][0].run)
-            found, checked = _measure_model(options, model, specs[model], broken)
+            found = _measure_model(options, model, specs[model], broken)
             rows += found
-            checks += checked
             goals += measure_goals(options.stage, found, device.kind == "gpu")
             # As they come: what breaks a later model leaves these.
             harness.write_results(
-                options.json, "train_step", machine, vars(options), rows, checks=checks, goals=goals
+                options.json, "train_step", machine, vars(options), rows, goals=goals
             )
     print(format_rows(rows))
     print(format_goals(goals))
@@ -112,16 +107,11 @@ def measure(options: argparse.Namespace) -> None:
 
 def _measure_model(
     options: argparse.Namespace, model: str, specs: Sequence[RowSpec], broken: list[WorkerError]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Gives a row for each spec, and what was compared before. What breaks after the timed steps
-    goes to `broken`, so that the times are not lost."""
+) -> list[dict[str, Any]]:
+    """Gives a row for each spec. An error after the timed steps goes to `broken`, so that the times
+    are not lost."""
     steps = range(options.warmup, options.warmup + options.steps)
     with started(TrainedRow, specs) as workers:
-        checks = [
-            {"model": model, **_check_first_losses(worker)}
-            for worker, spec in zip(workers, specs, strict=True)
-            if is_padded(spec)
-        ]
         built = ask_all(workers, "build")
         for worker in workers:
             for index in range(options.warmup):
@@ -136,7 +126,7 @@ def _measure_model(
                     row["profile"] = worker.call("profile")
             except WorkerError as error:
                 broken.append(error)
-    return build_rows(model, specs, built, times, measured), checks
+    return build_rows(model, specs, built, times, measured)
 
 
 def _announce(model: str, run: ResolvedRun) -> None:
@@ -147,20 +137,6 @@ def _announce(model: str, run: ResolvedRun) -> None:
         f"{run.stage} of {model}: {run.config.num_parameters:,} parameters, {kind}{why}, step of "
         f"{accumulation} x {run.micro_batch_size} rows x {run.seq_len} tokens"
     )
-
-
-def _check_first_losses(worker: Worker) -> dict[str, Any]:
-    """Makes sure, before anything is timed, that both sides compute the same thing. Raises
-    WorkerError."""
-    theirs, ours = worker.call("compare_first_losses")
-    difference = abs(theirs - ours)
-    print(f"first loss: {worker.name} {theirs:.6f}, ours {ours:.6f}, apart {difference:.1e}")
-    if not difference <= FIRST_LOSS_TOLERANCE:
-        raise WorkerError(
-            f"{worker.name} and our model differ by {difference} in their first loss, more than "
-            f"{FIRST_LOSS_TOLERANCE}: the rows would not measure the same thing"
-        )
-    return {"row": worker.name, "first_loss": theirs, "our_first_loss": ours}
 
 
 if __name__ == "__main__":

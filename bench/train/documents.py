@@ -1,5 +1,5 @@
-"""Gives the rows of a benchmark their data: the same documents, cut at one length, padded or
-packed; or the first steps of a run's own data."""
+"""Gives the rows of a benchmark their data: the same documents, cut at one length and padded or
+packed; or the first steps of the data that a run reads."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class StepData(Generic[BatchT]):
     batches: list[BatchT]
     num_targets: int
     num_tokens: int
-    """Without padding."""
+    """The number of tokens without padding."""
     num_places: int
-    """With it."""
+    """The number of tokens with padding."""
     attended: int
-    """Pairs of a token and one it sees, itself included."""
+    """The number of pairs of a token and one that it sees, itself included."""
 
 
 class Steps(Protocol):
@@ -45,7 +45,7 @@ class Steps(Protocol):
 
 
 def packed_step(batches: list[PackedBatchT]) -> StepData[PackedBatchT]:
-    """Counts what is in packed micro-batches."""
+    """Counts the targets, tokens and places of packed micro-batches."""
     lengths = []
     for batch in batches:
         starts = batch.cu_seqlens[:-1].long()
@@ -62,8 +62,8 @@ def packed_step(batches: list[PackedBatchT]) -> StepData[PackedBatchT]:
 
 
 class FirstSteps:
-    """Gives the first steps of a loader. A stage sees no others, so that a reference is asked about
-    no other documents."""
+    """Gives the first steps of a loader, and hides the rest from the stage: so a reference caches
+    the documents of these steps alone."""
 
     def __init__(self, loader: PackedLoader, num_steps: int, rows_per_step: int) -> None:
         self._loader, self._num_steps = loader, num_steps
@@ -91,7 +91,7 @@ class Documents:
     token cache."""
 
     ids: list[np.ndarray]
-    """int64; each of two tokens or more."""
+    """int64; each document has two tokens or more."""
     max_tokens: int
     pad_id: int
     seed: int
@@ -118,7 +118,7 @@ class Documents:
         return self.ids[document][start:stop]
 
     def is_target(self, document: int, start: int = 0, stop: int | None = None) -> None:
-        """Says that every token is one."""
+        """Gives None: every token is a target."""
 
     def source(self, document: int) -> str:
         return f"document {document}"
@@ -133,9 +133,9 @@ def draw_documents(
     seed: int,
     split: Literal["train", "val"] = "train",
 ) -> Documents:
-    """Draws documents of `data`, by default the sample data's `split`, each cut at `max_tokens`,
-    until they hold `wanted_tokens` or there are no more. Raises DataError where none has a target.
-    """
+    """Draws documents of `data`, by default of the sample data's `split`, and cuts each at
+    `max_tokens`, until they hold `wanted_tokens` or there are no more. Raises DataError where no
+    document has a target."""
     path = data or str(sample_data_path(split))
     cache = build_token_cache(path, tokenizer, progress=True)
     drawn: list[np.ndarray] = []
@@ -154,10 +154,10 @@ def draw_documents(
 
 
 class PaddedSteps:
-    """Each document in a row of its own, padded: (ids [B, T], labels [B, T]), labels shifted.
+    """Puts each document in a row of its own, padded: (ids [B, T], labels [B, T]), labels shifted.
 
-    A run of a few steps takes a sample evenly spread over the lengths of all documents, so that
-    it holds the share of padding of all.
+    A run of a few steps takes a sample evenly spread over the lengths of all documents, so that the
+    sample has their share of padding.
     """
 
     def __init__(self, documents: Documents, *, rows: int, accumulation: int, steps: int) -> None:

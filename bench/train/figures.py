@@ -1,4 +1,4 @@
-"""From the step times of bench.train to its JSON rows and its table."""
+"""Makes the JSON rows and the table of bench.train from the times of steps."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from bench.harness import Columns, Row, shown, with_error
 from bench.train.padded import is_padded
 from bench.train.specs import RowSpec
 from bench.train.worker import StepTime
+from minimind.config.model import ModelConfig
 
 NOT_MEASURED: dict[str, Any] = dict.fromkeys(
     ("live_bytes_between_steps", "peak_bytes", "peak_resident_bytes", "peak_reserved_bytes",
      "dispatched_operators", "sync_operators")
 )  # fmt: skip
-"""Of a row whose steps were timed, and no more."""
+"""The values of a row that broke after its timed steps."""
 BASELINES = ("original", "plain_loop")
-"""A row has ratios to these, measured or not, and to every other row that is not the engine's."""
+"""Every row has a ratio to these, null where they were not measured, and to each other row that is
+not the engine's."""
 
 
 def build_rows(
@@ -56,7 +58,7 @@ def _build_row(
     if pads := is_padded(spec):
         assert spec.documents is not None
         seq_len = spec.documents.max_tokens
-    rate = harness.rates("useful_tokens_per_s", _rates(steps))
+    rate, sizes = harness.rates("useful_tokens_per_s", _rates(steps)), [s.data for s in steps]
     return {
         "name": spec.name,
         "model": model,
@@ -70,9 +72,8 @@ def _build_row(
         **built,
         **rate,
         "useful_tokens_per_step": _tokens_per_step(steps),
-        "targets_per_step": statistics.mean(step.num_targets for step in steps),
         **_of_answers(spec, steps),
-        "padding_share": 1 - sum(s.num_tokens for s in steps) / sum(s.num_places for s in steps),
+        "padding_share": 1 - sum(d.num_tokens for d in sizes) / sum(d.num_places for d in sizes),
         "step_s": harness.summarize([step.seconds for step in steps]),
         **_flops(spec, seq_len, steps, rate["useful_tokens_per_s"]),
         **measured,
@@ -82,28 +83,20 @@ def _build_row(
 
 
 def _of_answers(spec: RowSpec, steps: Sequence[StepTime]) -> dict[str, Any]:
-    """Gives answers/s of whole steps, and what the stage measured of them, by name."""
-    if not (answers := getattr(spec.run.recipe, "num_generations", 0)):
+    """Gives the answers/s of whole steps, for a stage that makes answers."""
+    answers = spec.run.train_batch_size * getattr(spec.run.recipe, "num_generations", 0)
+    if not answers:
         return {}
-    answers *= spec.run.train_batch_size
-    return {
-        "samples_per_step": answers,
-        "samples_per_s": statistics.median(answers / step.seconds for step in steps),
-        "measured": {
-            name: statistics.median(step.measured[name] for step in steps)
-            for name in steps[0].measured
-        },
-    }
+    return {"samples_per_s": statistics.median(answers / step.seconds for step in steps)}
 
 
 def _tokens_per_step(steps: Sequence[StepTime]) -> float:
-    """Counts useful tokens: without padding."""
-    return statistics.mean(step.num_tokens for step in steps)
+    return statistics.mean(step.data.num_tokens for step in steps)
 
 
 def _rates(steps: Sequence[StepTime]) -> list[float]:
-    """Gives useful tokens/s of each step, with the tokens of the mean step: how many a step happens
-    to hold has next to no influence on its time (none, where it is padded)."""
+    """Gives the tokens/s of each step, without padding, as if every step held the mean number of
+    tokens: how many a step holds hardly changes its time (not at all, where it is padded)."""
     tokens = _tokens_per_step(steps)
     return [tokens / step.seconds for step in steps]
 
@@ -111,28 +104,31 @@ def _rates(steps: Sequence[StepTime]) -> list[float]:
 def _flops(
     spec: RowSpec, seq_len: int, steps: Sequence[StepTime], tokens_per_s: float
 ) -> dict[str, float | None]:
-    """Gives FLOP/s of the useful tokens, 6N + 12·L·D·T each where all is trained, less where
-    weights are frozen, and their share of the device's peak: so, and with attention counted by what
-    each token of a document sees. A second model beside the trained one is not counted, nor is
-    generation."""
+    """Gives the share of the device's peak that the useful tokens take: with 6N + 12·L·D·T FLOP
+    for each token (less where weights are frozen), and with attention counted by what each token of
+    a document sees. A second model beside the trained one is not counted, nor is generation."""
     run, config, peak = spec.run, spec.run.config, spec.run.device.peak_flops
     of_frozen = run.flops_per_token - config.flops_per_token(run.seq_len)
-    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
-    seen = sum(step.attended for step in steps) / sum(step.num_tokens for step in steps)
+    seen = sum(s.data.attended for s in steps) / sum(s.data.num_tokens for s in steps)
     a_token = config.flops_per_token(seq_len) + of_frozen
-    a_token_causal = 6 * config.num_active_parameters + attention * seen + of_frozen
+    a_token_causal = causal_flops(config, seen) + of_frozen
     if spec.name == "frozen":  # a forward is a third of a step
         a_token, a_token_causal = a_token / 3, a_token_causal / 3
     return {
         "flops_per_token_causal": a_token_causal,
-        "model_flops_per_s": tokens_per_s * a_token,
         "mfu": tokens_per_s * a_token / peak if peak else None,
         "mfu_causal": tokens_per_s * a_token_causal / peak if peak else None,
     }
 
 
+def causal_flops(config: ModelConfig, seen: float) -> float:
+    """Gives the FLOP of a token that is trained on, where tokens see `seen` tokens in the mean."""
+    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    return 6 * config.num_active_parameters + attention * seen
+
+
 def format_rows(rows: Sequence[Row]) -> str:
-    """Makes the table a reader looks at first."""
+    """Makes the table that the command prints."""
     bases = [name for name in dict.fromkeys(row["name"] for row in rows) if name != "engine"]
     answers = any("samples_per_s" in row for row in rows)
     columns: Columns = {

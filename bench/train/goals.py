@@ -10,19 +10,19 @@ from bench import harness
 from bench.harness import Row, shown, with_error
 
 Rows = Mapping[str, Row]
-"""By name; of several engine rows the first."""
+"""The rows by name; of several engine rows the first."""
 Measure = Callable[[Rows], Mapping[str, float]]
-"""Gives a `median` and, of a ratio in turns, its `standard_error`."""
+"""Gives a `median` and, for a ratio of values taken in turns, its `standard_error`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """Defines a figure computed from a stage's rows. Without a limit it is reported and not
+    """Defines a figure that is made of a stage's rows. A figure without a limit is reported and not
     judged."""
 
     name: str
     needs: tuple[str, ...]
-    """The rows it is made of."""
+    """The names of the rows that the figure is made of."""
     measure: Measure
     at_least: float | None = None
     at_most: float | None = None
@@ -31,7 +31,7 @@ class Goal:
     bound: Callable[[Rows], float] | None = None
     """The best ratio that the matrix products alone allow."""
     reads: str = "step_seconds"
-    """Left out where a row has none of it."""
+    """The field that the figure reads; a goal is left out where a row has none of it."""
 
     def limits(self, on_gpu: bool) -> dict[str, float | None]:
         found = {"at_least": self.at_least, "at_most": self.at_most}
@@ -41,7 +41,8 @@ class Goal:
 
 
 def measure_goals(stage: str, rows: Sequence[Row], on_gpu: bool) -> list[dict[str, Any]]:
-    """Gives one result for each goal of `stage` whose rows of one model were measured."""
+    """Gives a result for each goal of `stage`. `rows` are of one model; a goal whose rows are not
+    among them is left out."""
     by_name: dict[str, Row] = {}
     for row in rows:
         by_name.setdefault(row["name"], row)
@@ -84,20 +85,19 @@ def format_goals(goals: Sequence[Row]) -> str:
 
 
 def title(goal: Row) -> str:
-    """Says what is to be reached."""
+    """Names a goal with its stage and model."""
     return f"{goal['stage']} of {goal['model']}: {goal['name']}"
 
 
 def wanted(goal: Row) -> str:
-    """Says how much of it is wanted."""
+    """Gives the limit of a goal with its sign."""
     signs = {"at_least": "≥", "at_most": "≤"}
     limits = [f"{signs[name]} {goal[name]}" for name in signs if goal[name] is not None]
     return "".join(limits) or "–"
 
 
 def state_bytes(row: Row) -> int:
-    """Gives what a row holds beyond activations: all that lives between its steps, and the
-    gradients."""
+    """Gives what a row holds beyond activations: what outlives a step, and the gradients."""
     return row["live_bytes_between_steps"] + 4 * row["trained_parameters"]
 
 
@@ -109,7 +109,8 @@ def _speed_beside(name: str) -> Measure:
 
 
 def _seconds(names: tuple[str, ...], others: tuple[str, ...]) -> Measure:
-    """Puts the time of one or more rows' steps over that of others'."""
+    """Makes the ratio of two times: the steps of the rows `names`, added up, over those of the rows
+    `others`."""
 
     def measure(rows: Rows) -> Mapping[str, float]:
         def sums(names: tuple[str, ...]) -> list[float]:

@@ -1,8 +1,9 @@
-"""Loss over wall-clock time, ours and others': `python -m bench.train.loss_curves --json FILE`.
+"""Measures loss over the time of training, ours and others': `python -m bench.train.loss_curves
+--json FILE`.
 
-Each row of bench.train pretrains alone on the device for the same time, from the same weights,
-on the same documents, at one rate. From time to time the clock stops for the loss on held-out
-documents, which is the same figure for all: the mean over their targets.
+Each row of bench.train pretrains alone on the device for the same time, from the same weights, on
+the same documents, at one learning rate. From time to time the clock stops, and the loss on
+held-out documents is measured: for every row the mean over their targets.
 
 Exit status: 0 done, 1 a row broke, 2 bad usage, configuration or data, 130 interrupted.
 """
@@ -38,11 +39,11 @@ from minimind.stages import STAGES
 
 _HELD_OUT_TOKENS = 60_000
 _HELD_OUT_ROWS = 8
-"""Documents of a held-out batch."""
+"""The number of documents in a held-out batch."""
 _STEPS = 100_000
-"""At most; data that holds less begins again."""
+"""The most steps of a row; data that holds less begins again."""
 _ONE_RATE = ("warmup_steps=0", "min_lr_ratio=1")
-"""How many steps a row takes in its time is not known, so none has a schedule."""
+"""No row has a schedule: how many steps it takes in its time is not known."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> Options:
-    """Gives the options of bench.train that say what is trained, and how long."""
+    """Adds the length of the curves to the options of bench.train."""
     parser = build_train_parser("train.loss_curves", __doc__)
     parser.add("minutes", 5.0, "of each row", type=float, metavar="X")
     parser.add("points", 20, "of each curve", type=int, metavar="N")
@@ -60,7 +61,8 @@ def build_parser() -> Options:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Raises MiniMindError for what the user can mend, WorkerError where a row breaks."""
+    """Measures every curve. Raises MiniMindError for errors that the user can correct, WorkerError
+    where a row breaks."""
     if options.stage != "pretrain":
         raise ConfigError(f"--stage {options.stage}: these are the curves of pretraining")
     device = find_device()
@@ -93,7 +95,7 @@ def measure(options: argparse.Namespace) -> None:
 def _follow(
     worker: Worker, spec: RowSpec, held_out: Documents, options: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    """Yields a row with its curve up to each point."""
+    """Yields the row after each point of its curve, with all points so far."""
     row = {
         "name": spec.name,
         "model": options.model,
@@ -148,8 +150,8 @@ class CurveRow:
 
     @torch.no_grad()
     def held_out_loss(self, held_out: Documents) -> float:
-        """Gives the mean over the targets of the held-out documents: padded or packed, as the row
-        trains."""
+        """Gives the mean loss over the targets of the held-out documents, which are padded or
+        packed as the row trains."""
         spec, ids = self._spec, held_out.ids
         stage = STAGES[spec.run.stage](spec.run.recipe)
         padded = PaddedSteps(held_out, rows=_HELD_OUT_ROWS, accumulation=1, steps=1)

@@ -1,8 +1,8 @@
-"""Holds the baseline: the same model as plain PyTorch modules over padded batches, whole logits and
-all.
+"""Holds the baseline: the same model as plain PyTorch modules over padded batches, with whole
+logits.
 
-A reader would write this first, and the original MiniMind trains in this way. Parameters carry
-Hugging Face's names, so that our weights, once split, load unchanged.
+A reader would write this first, and the original MiniMind trains in this way. Parameters have
+Hugging Face's names, so that our weights load unchanged once they are split.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class PlainAttention(nn.Module):
     def forward(
         self, x_BTD: Tensor, cos_TH: Tensor, sin_TH: Tensor, past: list[Tensor] | None = None
     ) -> Tensor:
-        """Computes attention. `past` holds keys and values of the tokens before (none at first),
-        and gets the new ones."""
+        """Computes attention. `past` is empty or holds keys and values of the tokens before; the
+        new ones are added to it."""
         config, (batch, length, _) = self.config, x_BTD.shape
         q = self.q_proj(x_BTD).view(batch, length, config.num_attention_heads, config.head_dim)
         k = self.k_proj(x_BTD).view(batch, length, config.num_key_value_heads, config.head_dim)
@@ -123,7 +123,8 @@ class OriginalModel(nn.Module):
     sin_TH: Tensor
 
     def __init__(self, config: ModelConfig, length: int) -> None:
-        """`length`: tokens of the padded rows. Raises ConfigError for YaRN, which it has not."""
+        """Makes the model for padded rows of `length` tokens. Raises ConfigError for YaRN, which it
+        lacks."""
         super().__init__()
         if config.rope_scaling is not None:
             raise ConfigError("the row `original` has no rope_scaling: leave it out of --rows")
@@ -137,13 +138,13 @@ class OriginalModel(nn.Module):
         self.register_buffer("sin_TH", torch.cat((angles, angles), -1).sin(), persistent=False)
 
     def load_split(self, weights: Mapping[str, Tensor]) -> None:
-        """Weights under Hugging Face's names, as `split_fused` gives them."""
+        """Loads weights under Hugging Face's names, as `split_fused` gives them."""
         tied = {"lm_head.weight": weights["model.embed_tokens.weight"]}
         self.load_state_dict(tied | dict(weights))
 
     def forward(self, ids_BT: Tensor, pasts: Sequence[list[Tensor]] | None = None) -> Tensor:
-        """With `pasts`, a list for each layer: of tokens that follow what is in them, the logits
-        after the last alone."""
+        """Gives the logits of all tokens. With `pasts` (keys and values for each layer) the tokens
+        follow those in `pasts`, and only the last one has logits."""
         decoder, length = self.model, ids_BT.shape[1]
         start = pasts[0][0].shape[1] if pasts and pasts[0] else 0
         rope = [table[start : start + length] for table in (self.cos_TH, self.sin_TH)]
@@ -154,5 +155,5 @@ class OriginalModel(nn.Module):
 
 
 def original_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Gives the mean over the targets of the batch; padding has none."""
+    """Gives the mean loss over the targets of the batch; padding is no target."""
     return F.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE_INDEX)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.train.documents import PaddedSteps, one_row
+from bench.train.documents import PaddedSteps
 from bench.train.original import OriginalModel, original_loss
 from bench.train.specs import RowSpec
 from minimind.config.deepspeed_json import precision
@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 class OriginalRow:
-    """Trains the model in fp32 as plain modules, documents padded, with PyTorch's AdamW."""
+    """Trains plain modules in fp32 on padded documents with PyTorch's AdamW."""
 
     fused_adamw = False
     autocasts = False
-    """To bf16 where the run trains in it."""
+    """Whether it autocasts to bf16 where the run trains in bf16."""
     kernels = "PyTorch"
     answers: Any = None
     """See TrainRow."""
@@ -66,7 +66,8 @@ class OriginalRow:
     def build_module(
         self, config: ModelConfig, weights: dict[str, Tensor], length: int, device: torch.device
     ) -> nn.Module:
-        """Gives the model with `weights`, which have Hugging Face's names, for rows of `length`."""
+        """Makes the model for rows of `length` and loads `weights`, which have Hugging Face's
+        names."""
         module = OriginalModel(config, length)
         module.load_split(weights)
         return module.to(device)
@@ -112,7 +113,8 @@ class CompiledRow(OriginalRow):
 
 
 class TransformersRow(OriginalRow):
-    """`transformers`, bf16 by autocast, the fused AdamW; on a GPU with Liger's kernels."""
+    """Trains the model of `transformers` with bf16 by autocast and the fused AdamW; on a GPU with
+    Liger's kernels."""
 
     fused_adamw = True
     autocasts = True
@@ -148,7 +150,8 @@ class TransformersRow(OriginalRow):
 
 
 def _apply_liger(module: nn.Module) -> str:
-    """Tells whose kernels the model then has."""
+    """Gives the model Liger's kernels where the package is installed, and names the kernels that it
+    then has."""
     try:
         from liger_kernel.transformers import (  # type: ignore[import-not-found]
             _apply_liger_kernel_to_instance,
@@ -170,18 +173,3 @@ PADDED_ROWS: dict[str, type[OriginalRow]] = {
 def is_padded(spec: RowSpec) -> bool:
     """Tells whether the row pads the documents that others pack."""
     return spec.documents is not None and spec.name in PADDED_ROWS
-
-
-def compare_first_losses(spec: RowSpec) -> tuple[float, float]:
-    """Gives the loss of a padded row and of our model on the row's first documents: padded there,
-    packed here, from the weights that every row starts from; ours in fp32."""
-    run, device = spec.run, spec.run.device.torch_device
-    assert spec.documents is not None, "a row of pretraining"
-    row = PADDED_ROWS[spec.name](spec)
-    ours = build_trained(run)
-    first = row.steps.ids(0)[: spec.original_batch]
-    batch = one_row(first, spec.documents.pad_id).to(device)
-    ids_BT, labels_BT = (x.to(device) for x in row.steps.step(0).batches[0])
-    with torch.no_grad():
-        loss = ours.stage.loss(ours.models.policy, batch)
-        return float(row.loss(ids_BT, labels_BT)), float(loss.total / batch.count)

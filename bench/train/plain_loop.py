@@ -18,7 +18,7 @@ from minimind.types import Batch, HeadFn, ModelOutput
 
 
 class BareEngine:
-    """Does the part of the engine that the stages call, on one rank."""
+    """Stands for the engine, on one rank, in what the stages call."""
 
     ranks = Ranks(0, 0, 1)
 
@@ -57,13 +57,13 @@ class Masters:
             module.to(dtype)
 
     def groups(self, module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-        """Gives the parameters as the engine groups the weights."""
+        """Groups the masters as the engine groups the weights."""
         masters = dict(zip(self._weights, self.parameters, strict=True))
         groups = parameter_groups(module, recipe)
         return [{**group, "params": [masters[p] for p in group["params"]]} for group in groups]
 
     def gather_gradients(self) -> None:
-        """Adds, after a backward, the weights' gradients up in fp32."""
+        """Adds the weights' gradients of one backward to those of the masters, in fp32."""
         if self.parameters is self._weights:
             return
         for weight, master in zip(self._weights, self.parameters, strict=True):
@@ -76,15 +76,15 @@ class Masters:
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Rounds the masters, after an update, to the weights."""
+        """Rounds the updated masters to the weights."""
         if self.parameters is not self._weights:
             for weight, master in zip(self._weights, self.parameters, strict=True):
                 weight.copy_(master)
 
 
 class PlainTraining:
-    """Trains a stage's model in a bare loop: AdamW, in 16 bits with fp32 masters and fp32 sums of
-    gradients."""
+    """Trains a stage's model in a bare loop with AdamW; in 16 bits with fp32 masters and fp32 sums
+    of gradients."""
 
     def __init__(
         self,
@@ -107,8 +107,8 @@ class PlainTraining:
         )
 
     def step(self, batches: list[Any], learning_rate: float) -> Tensor:
-        """Takes the step of these micro-batches: the update that the stage prepares from them, or
-        several. Gives their mean loss, which is not waited for."""
+        """Takes one step: the update, or the several, that the stage prepares from these
+        micro-batches. Gives the mean loss as a tensor, without waiting for the device."""
         moved = [batch.to(self._device) for batch in batches]
         losses = [
             self._take_update(prepared, learning_rate)

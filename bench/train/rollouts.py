@@ -1,11 +1,10 @@
-"""Stages that learn from their own answers, for bench.train: what a step was made of, GRPO as
-the original project has it, and how fast rollouts are beside the engine they run in."""
+"""Measures stages that learn from their own answers: counts what a step learned from, trains GRPO
+as the original project does, and times rollouts beside the engine that they run in."""
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -35,27 +34,25 @@ from minimind.stages.trajectory import Trajectory
 from minimind.types import Row
 
 _PAIRS = 4
-_PARTS = ("rollout", "reward", "reference", "forward", "backward")
-_TIMES = tuple(f"time_{part}_s" for part in _PARTS)
 
 
 class Answered(Protocol):
-    """Tells what the last step made of the prompts it read."""
+    """Tells what the last step learned from, where that is not what the loader read."""
 
-    def take(self) -> tuple[StepData[Any], Mapping[str, float]]:
-        """Gives what was in the batches it learned from, a batch as often as it did, and what the
-        stage measured."""
+    def take(self) -> StepData[Any]:
+        """Counts the batches of the last step, each as often as the step learned from it."""
         ...
 
 
 def watch_answers(stage: Any) -> Answered | None:
-    """Gives what the stage's steps are made of; None where that is what the loader read."""
+    """Watches the batches that a stage makes of its answers; gives None for a stage that learns
+    from what the loader read."""
     return _Watched(stage) if isinstance(stage, RolloutStage) else None
 
 
 class _Watched:
     def __init__(self, stage: RolloutStage) -> None:
-        self._stage, self._prepare = stage, stage.prepare
+        self._prepare = stage.prepare
         self._batches: list[Any] = []
         cast(Any, stage).prepare = self._watch
 
@@ -65,17 +62,16 @@ class _Watched:
             self._batches += batches
             yield batches
 
-    def take(self) -> tuple[StepData[Any], Mapping[str, float]]:
-        data, self._batches = packed_step(self._batches), []
-        return data, self._stage.measured()
+    def take(self) -> StepData[Any]:
+        return packed_step(self._batches)
 
 
 class OriginalAnswers(OriginalRow):
-    """GRPO in the form of the original project (trainer/train_grpo.py), in fp32: the group of one
-    prompt at a time. Keys and values grow by concatenation until the group's longest answer ends;
-    policy and reference each give whole logits of all tokens; groups add up to a step. Its newest
-    version has one forward more, for old log-probabilities, where here they are the policy's own.
-    """
+    """Trains GRPO as the original project does (trainer/train_grpo.py), in fp32, with the group of
+    one prompt at a time. Keys and values grow by concatenation until the group's longest answer
+    ends; policy and reference each give whole logits of all tokens; gradients of the groups add up
+    to a step. The newest version of the original has one forward more, for old log-probabilities;
+    here they are the policy's own."""
 
     def __init__(self, spec: RowSpec) -> None:
         run = spec.run
@@ -103,32 +99,30 @@ class OriginalAnswers(OriginalRow):
         total = torch.zeros((), device=self._device)
         for prompt in prompts:
             loss = self._learn(prompt) / len(prompts)
-            self._timed("time_backward_s", loss.backward)
+            loss.backward()
             total += loss.detach()
-        self._timed("time_backward_s", self._update)
+        self._update()
         return total
 
     def _learn(self, prompt: Prompt) -> Tensor:
-        """Gives the mean loss of a group."""
+        """Gives the mean loss of a prompt's group of answers."""
         recipe, behind = self._recipe, len(prompt.ids)
-        ids_GT = self._timed("time_rollout_s", lambda: self.generate(prompt.ids))
+        ids_GT = self.generate(prompt.ids)
         answers_GR = ids_GT[:, behind:]
         # The token that ends an answer belongs to it.
         is_stop_GR = answers_GR == self._tokenizer.eos_id
         is_made_GR = is_stop_GR.cumsum(1) - is_stop_GR.long() == 0
         lengths = is_made_GR.sum(1).tolist()
-        rewards_G = self._timed("time_reward_s", lambda: self._judge(prompt, answers_GR, lengths))
+        rewards_G = self._judge(prompt, answers_GR, lengths)
         advantages_G = (rewards_G - rewards_G.mean()) / (rewards_G.std(unbiased=False) + 1e-4)
-        began = time.perf_counter()
         log_prob_GR = log_probs(self.module, ids_GT)[:, behind - 1 :]
-        self._times["time_forward_s"] += time.perf_counter() - began
         with torch.no_grad():
-            reference_GR = self._timed(
-                "time_reference_s", lambda: log_probs(self._reference, ids_GT)[:, behind - 1 :]
-            )
+            reference_GR = log_probs(self._reference, ids_GT)[:, behind - 1 :]
         ratio_GR = (log_prob_GR - log_prob_GR.detach()).exp()
         loss_GR = recipe.beta * k3(log_prob_GR, reference_GR) - ratio_GR * advantages_G[:, None]
-        self._count([behind + length - 1 for length in lengths], sum(lengths), ids_GT.numel())
+        self._lengths += [behind + length - 1 for length in lengths]
+        self._num_targets += sum(lengths)
+        self._num_places += ids_GT.numel()
         return ((loss_GR * is_made_GR).sum(1) / is_made_GR.sum(1)).mean()
 
     @torch.no_grad()
@@ -167,32 +161,19 @@ class OriginalAnswers(OriginalRow):
         totals = [score.total or 0.0 for score in self._scorer.score(answers)]
         return torch.tensor(totals, device=self._device)
 
-    def take(self) -> tuple[StepData[Any], Mapping[str, float]]:
+    def take(self) -> StepData[Any]:
         lengths = np.array(self._lengths)
-        data = StepData(
+        return StepData(
             batches=[],
             num_targets=self._num_targets,
             num_tokens=int(lengths.sum()),
             num_places=self._num_places,
             attended=int((lengths * (lengths + 1) // 2).sum()),
         )
-        return data, self._times
 
     def _forget(self) -> None:
         self._lengths: list[int] = []
         self._num_targets = self._num_places = 0
-        self._times: dict[str, float] = dict.fromkeys(_TIMES, 0.0)
-
-    def _count(self, lengths: list[int], num_targets: int, num_places: int) -> None:
-        self._lengths += lengths
-        self._num_targets += num_targets
-        self._num_places += num_places
-
-    def _timed(self, name: str, work: Any) -> Any:
-        began = time.perf_counter()
-        result = work()
-        self._times[name] += time.perf_counter() - began
-        return result
 
 
 def log_probs(module: nn.Module, ids_BT: Tensor) -> Tensor:
@@ -203,7 +184,7 @@ def log_probs(module: nn.Module, ids_BT: Tensor) -> Tensor:
 
 def compare_rollouts(run: Run, steps: Steps) -> dict[str, Any]:
     """Times a rollout of the first step's prompts beside a batch engine that generates the same
-    from the same weights: without log-probabilities, and with nothing before or after it."""
+    from the same weights, without log-probabilities and without the work before and after."""
     stage, engine = cast(RolloutStage, run.loop.stage), run.loop.engine
     prompts = [prompt for batch in steps.step(0).batches for prompt in batch.prompts]
     used: list[BatchEngine] = []
@@ -220,7 +201,7 @@ def compare_rollouts(run: Run, steps: Steps) -> dict[str, Any]:
         return stage.rollouts.run(engine, prompts, stage.recipe.num_generations, ("bench",))
 
     with mock.patch.object(BatchEngine, "generate", watched):
-        num_made = sum(answer.num_made for answer in roll_out())
+        roll_out()
     slots, capacity = used[0].stats.free_slots, used[0].max_sequence
     one_token = replace(asked[0], prompt_ids=asked[0].prompt_ids[:1])
     seconds: dict[str, list[float]] = {"rollout": [], "engine": []}
@@ -240,8 +221,4 @@ def compare_rollouts(run: Run, steps: Steps) -> dict[str, Any]:
             began = time.perf_counter()
             beside.generate(asked)
             seconds["engine"].append(time.perf_counter() - began)
-    return {
-        "rollout_over_engine": harness.paired_ratio(seconds["engine"], seconds["rollout"]),
-        "rollout_tokens_per_s": num_made / statistics.median(seconds["rollout"]),
-        "engine_tokens_per_s": num_made / statistics.median(seconds["engine"]),
-    }
+    return {"rollout_over_engine": harness.paired_ratio(seconds["engine"], seconds["rollout"])}

@@ -1,4 +1,4 @@
-"""Defines the rows of bench.train: the step of each."""
+"""Defines the rows of bench.train: what a step of each does."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class TrainRow(Protocol):
 
     @property
     def steps(self) -> Steps:
-        """Gives what `step` reads, by its number."""
+        """Gives the data of a step by its number."""
         ...
 
     def step(self) -> Tensor | float:
-        """Takes the next optimizer step, of micro-batches that were read ahead in the background.
-        Gives its mean loss, which is not waited for."""
+        """Takes the next optimizer step, on micro-batches that were read ahead in the background.
+        Gives the mean loss, without waiting for the device."""
         ...
 
 
@@ -60,7 +60,7 @@ def build_row(spec: RowSpec) -> TrainRow:
 
 
 class EngineRow:
-    """Takes the step of a stage's training run, with all that the loop does in one."""
+    """Takes steps of a stage's training run, with all that the loop does in a step."""
 
     def __init__(self, spec: RowSpec) -> None:
         self.run, self.steps = spec.open_run()
@@ -84,7 +84,7 @@ class TwoModelRow(EngineRow):
 
 
 class _AskedReference:
-    """Stands for stages.reference.Reference, and keeps nothing."""
+    """Stands for stages.reference.Reference, and caches nothing."""
 
     def __init__(self, frozen: Transformer) -> None:
         self._frozen = frozen
@@ -123,7 +123,7 @@ class PlainLoopRow:
 
 
 class ExpertLoopRow(PlainLoopRow):
-    """The bare loop over a model whose experts are called one after the other."""
+    """Trains in a bare loop with experts that are called one after the other."""
 
     def prepare(self, module: nn.Module) -> nn.Module:
         for block in cast(Transformer, module).layers:
@@ -133,9 +133,9 @@ class ExpertLoopRow(PlainLoopRow):
 
 
 class LoopedExperts(MixtureOfExperts):
-    """Experts as modules of their own, called one after the other with the tokens that chose them:
-    what a reader would write first, and how the original MiniMind runs them. Router, auxiliary loss
-    and activation are ours."""
+    """Holds experts as modules of their own, and calls them one after the other with the tokens
+    that chose them: what a reader would write first, and how the original MiniMind runs them.
+    Router, auxiliary loss and activation are ours."""
 
     def __init__(self, mixture: MixtureOfExperts) -> None:
         config = mixture.config
@@ -160,8 +160,8 @@ class LoopedExperts(MixtureOfExperts):
 
 
 class FrozenRow:
-    """Not a training step but its batches through the model that stands still: the forward of
-    distillation's teacher, or of DPO's reference, up to the log-probability of each target."""
+    """Runs the batches of a step through a frozen model: the forward of distillation's teacher, or
+    of DPO's reference, up to the log-probability of each target. Nothing is trained."""
 
     answers: Answered | None = None
 
@@ -177,7 +177,7 @@ class FrozenRow:
 
     @torch.no_grad()
     def step(self) -> Tensor:
-        """Gives as "loss" the mean negative log-probability."""
+        """Gives the mean negative log-probability in place of a loss."""
         total, batches = torch.zeros((), device=self._device), next(self._batches)
         for batch in batches:
             batch = batch.to(self._device)

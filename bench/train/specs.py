@@ -41,17 +41,17 @@ _ROWS = {
     "distill": (*_EVERY_STAGE, "sft", "frozen"),
     "grpo": ("original", *_EVERY_STAGE),
 }
-"""Of the stages that are judged by more. A row named after another stage is that stage in the
-engine."""
+"""The rows of stages that are judged by more than two. A row named after another stage is that
+stage in the engine."""
 EXPERT_ROWS = ("dense", "expert_loop")
 _MORE_ROWS = {"pretrain": ("compiled", "transformers", *EXPERT_ROWS)}
-"""Rows of a stage that are measured only where --rows names them."""
+"""The rows of a stage that are measured only where --rows names them."""
 _DECIDED = {"micro_batch_size": "--micro_batch", "train_batch_size": "--accumulation",
             "max_steps": "--steps"}  # fmt: skip
 
 
 def usual_rows(stage: str) -> tuple[str, ...]:
-    """Lists the rows that are measured of a stage where none are asked for."""
+    """Lists the rows of a stage that are measured without --rows."""
     return _ROWS.get(stage, _EVERY_STAGE)
 
 
@@ -65,20 +65,21 @@ class RowSpec:
 
     name: str
     ds_config_name: str | None
-    """Of a row in the engine."""
+    """The JSON of a row in the engine; None for any other row."""
     run: ResolvedRun
     documents: Documents | None
-    """None: the run's own data."""
+    """None where the row reads the run's own data."""
     original_batch: int
     steps: int
-    """Optimizer steps that will be asked for, all told."""
+    """The number of optimizer steps that will be asked for, with warm-up and measured ones."""
 
     @property
     def accumulation(self) -> int:
         return int(self.run.ds_config["gradient_accumulation_steps"])
 
     def open_run(self) -> tuple[Run, FirstSteps]:
-        """Gives the run, in the process that calls it, and what a row of it reads."""
+        """Builds the run in the process that calls this. Gives the run and the data of its first
+        steps."""
         run, resolved = Run(self.run, find_tokenizer(self.run.arguments), read_ranks()), self.run
         if self.documents is None:
             return run, FirstSteps(run.loader, self.steps, resolved.train_batch_size)
@@ -93,9 +94,9 @@ class RowSpec:
 def build_specs(
     options: argparse.Namespace, model: str, rows: list[str], device: Device, folder: Path
 ) -> list[RowSpec]:
-    """Gives one for each row, engine rows one for each JSON; the others take the first JSON.
-    `folder` is empty and takes what the runs start from. Raises a MiniMindError for what cannot
-    run."""
+    """Gives a spec for each row; the row `engine` has one for each JSON, all others train with the
+    first JSON. `folder` is empty and is filled with the weights that the runs start from. Raises a
+    MiniMindError for a run that cannot work."""
     resolver = _Resolver(options, device)
     first, documents = options.ds_config[0], None
     of_row = {row: row if row in STAGES else options.stage for row in rows}
@@ -147,13 +148,13 @@ class _Resolver:
             raise ConfigError(f"--set {key}: {_DECIDED[key]} decides it here")
 
     def fresh(self, model: str, ds_config: str) -> Run:
-        """Pretrains a new model."""
+        """Resolves the pretraining of a new model."""
         start = {"model": model, "tokenizer": self._options.tokenizer}
         return self._resolve("pretrain", model, ds_config, self._concerning("pretrain"), start)
 
     def started(self, stage: str, model: str, ds_config: str, folder: Path) -> Run:
-        """Trains a stage from the model in `folder`, which brings the model's fields. A teacher is
-        the student's equal by default."""
+        """Resolves a stage's training of the model in `folder`, whose fields are the folder's.
+        Without --set teacher, the teacher is that model, too."""
         options, settings = self._options, self._concerning(stage)
         settings = {k: v for k, v in settings.items() if k not in _names(ModelConfig)}
         if "teacher" in _names(STAGES[stage].recipe_type):
@@ -164,7 +165,7 @@ class _Resolver:
         return self._resolve(stage, model, ds_config, settings, start)
 
     def _concerning(self, stage: str) -> dict[str, Any]:
-        """Picks the settings that a run takes: a row of another stage than --stage knows fewer."""
+        """Leaves out the settings that the recipe of --stage has and that of `stage` has not."""
         mine, asked = (_names(STAGES[s].recipe_type) for s in (stage, self._options.stage))
         return {key: value for key, value in self._set.items() if key not in asked - mine}
 
@@ -201,8 +202,8 @@ def _without_experts(run: ResolvedRun, row: str, model: str) -> ResolvedRun:
 
 
 def dense_config(config: ModelConfig) -> ModelConfig:
-    """Gives the same model with one feed-forward layer, as wide as what a token meets of the
-    experts."""
+    """Gives the same model with one feed-forward layer in place of experts, as wide as the experts
+    that a token meets."""
     return dataclasses.replace(
         config,
         intermediate_size=config.active_ffn_size,
@@ -221,7 +222,7 @@ def _save_start(run: Run, folder: Path) -> None:
 
 
 def _draw(options: argparse.Namespace, runs: list[Run]) -> Documents:
-    """Draws enough for the packed rows of every step, where the data has as much."""
+    """Draws enough documents for the packed rows of every step, where the data has as many."""
     a_step = max(run.resolved.train_batch_size * run.resolved.seq_len for run in runs)
     return draw_documents(
         options.data,

@@ -1,7 +1,7 @@
-"""One optimizer step of a preset, counted exactly on any machine: what a GPU is asked to do.
+"""Counts one optimizer step of a preset exactly, on any machine: what a GPU is asked to do.
 
-The run itself is rehearsed, DeepSpeed's ZeRO-2 engine included, on an H200 that need not be there
-(minimind/rehearsal); tests/rehearsal keeps such counts at every stage, JSON and number of ranks.
+The run itself is rehearsed (minimind/rehearsal), with DeepSpeed's ZeRO-2 engine, on an H200 that
+need not be there. tests/rehearsal keeps such counts for every stage, JSON and number of ranks.
 
 `python -m bench.train.step_counts --json FILE` writes the counts down.
 """
@@ -37,8 +37,9 @@ def count(options: argparse.Namespace) -> None:
 
 
 def count_steps() -> list[dict[str, Any]]:
-    """Counts a dense model with all operations in PyTorch's forms and as kernels, and one with
-    experts, whose PyTorch forms ask the host for each expert's share."""
+    """Counts a dense model twice, with all operations in PyTorch's forms and as kernels, and a
+    model with experts as kernels alone: their PyTorch forms ask the host for each expert's share.
+    """
     with mock.patch.dict(os.environ, MINIMIND_KERNELS="torch"):
         (plain,) = rehearse_all([_point(DENSE)])
     kernels, experts = rehearse_all([_point(DENSE), _point(EXPERTS)])

@@ -1,7 +1,7 @@
 """Splits the time of training steps into parts: `with StepParts(module, device) as parts: step()`.
 
-Nothing of the step has to know: the borders are the module's call, autograd's start and end, any
-torch optimizer's update and any collective, wherever DeepSpeed makes them.
+The step need not know of it. A part begins or ends with the module's call, with autograd, with the
+update of any torch optimizer and with any collective, wherever DeepSpeed makes them.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from torch.optim.optimizer import (
 )
 
 PARTS = ("forward", "backward", "engine", "optimizer", "communication", "data_wait")
-"""forward: from the module's call until autograd starts. backward: autograd, with DeepSpeed's
-gradient hooks in it. optimizer: its update. communication: starting collectives and waiting for
-them, wherever they stand. engine: all else, so norm, clipping, casts, bookkeeping. data_wait: until
-the loader has the next step's batches; whoever reads a loader fills it in."""
+"""`forward` lasts from the module's call until autograd starts. `backward` is autograd, with
+DeepSpeed's gradient hooks. `optimizer` is the update. `communication` starts collectives and waits
+for them, in whichever part they stand. `engine` is all else: norm, clipping, casts, bookkeeping.
+`data_wait` lasts until the loader has the batches of the next step; whoever reads a loader fills it
+in."""
 
 _COLLECTIVES = {
     "allreduce": "all_reduce",
@@ -36,12 +37,12 @@ _COLLECTIVES = {
     "broadcast": "broadcast",
     "barrier": "barrier",
 }
-"""How PyTorch's own methods begin, below every public function and below DeepSpeed's, and what they
-do; the first that fits."""
+"""The kinds of collectives, by the beginning of PyTorch's own methods, which lie below every public
+function and below DeepSpeed's; the first beginning that fits counts."""
 
 
 class StepParts:
-    """Adds up the seconds of steps by part, and their collectives; it may be entered again.
+    """Adds up the seconds of steps by part, and counts collectives. It may be entered again.
 
     On a GPU every border waits for the device. Then nothing overlaps, and the parts of a step add
     up to more than the step takes unwatched; on a CPU they add up to it.
@@ -97,8 +98,8 @@ class StepParts:
         self._charge()
 
     def to_dict(self, steps: int = 1) -> dict[str, Any]:
-        """Gives them as rows have them, of one of so many steps; `payload_bytes` and `calls` by
-        kind of collective."""
+        """Gives the fields of a row: the means of a step, for `steps` steps. Collectives are
+        counted by kind."""
         return {
             "step_parts_s": {part: seconds / steps for part, seconds in self.seconds.items()},
             "collectives": {
@@ -111,8 +112,8 @@ class StepParts:
         }
 
     def _watched_collectives(self) -> Iterator[tuple[type, str, Callable[..., Any]]]:
-        """Yields the methods that start a collective and that wait for one, as they are watched. A
-        payload is the larger side: what is gathered, or what is reduced."""
+        """Yields owner, name and watched form of each method that starts a collective or waits for
+        one. A payload is the larger side: what is gathered, or what is reduced."""
 
         def watch(kind: str | None, plain: Callable[..., Any]) -> Callable[..., Any]:
             def watched(owner: Any, *args: Any, **kwargs: Any) -> Any:
@@ -142,7 +143,7 @@ class StepParts:
         self._since = now
 
     def _begin(self, part: str) -> None:
-        """Charges what comes to `part`, outside of what stands inside another."""
+        """Ends the current part, and begins `part`."""
         self._charge()
         self._current = part
 

@@ -1,18 +1,17 @@
-"""Runs in the process of a row of bench.train."""
+"""Runs in the process of a row of bench.train: takes its steps and measures them."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from minimind_kernels import backend
 
 from bench.train.counts import count_step, profile_step
-from bench.train.padded import compare_first_losses
+from bench.train.documents import StepData
 from bench.train.rollouts import compare_rollouts
 from bench.train.rows import EngineRow, build_row
 from bench.train.specs import RowSpec
@@ -23,16 +22,12 @@ from minimind.runtime.memory import PeakMemory, freeze_objects, live_tensor_byte
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """Holds the time and numbers of one optimizer step of one row."""
+    """Holds the time, loss and sizes of one optimizer step of one row."""
 
     seconds: float
     loss: float
-    num_targets: int
-    num_tokens: int
-    num_places: int
-    attended: int
-    measured: Mapping[str, float] = field(default_factory=dict)
-    """Numbers that the stage gave of the step, by name."""
+    data: StepData[Any]
+    """The sizes of what the step learned from, without the batches."""
 
 
 class TrainedRow:
@@ -41,9 +36,6 @@ class TrainedRow:
     def __init__(self, spec: RowSpec) -> None:
         self._spec = spec
         self._device = spec.run.device.torch_device
-
-    def compare_first_losses(self) -> tuple[float, float]:
-        return compare_first_losses(self._spec)
 
     def build(self) -> dict[str, Any]:
         self._row = build_row(self._spec)
@@ -58,37 +50,31 @@ class TrainedRow:
         }
 
     def start_timing(self) -> None:
-        """Ends the warm-up: what it made stays, and its peaks are forgotten."""
+        """Ends the warm-up: objects that it made are not collected any more, and its peaks are
+        forgotten."""
         freeze_objects()
         reset_peak_resident()
         self._memory = PeakMemory(self._device)
 
     def step(self, index: int) -> StepTime:
-        """Takes step `index`, which is the row's next. Timed are a look into the queue of what was
-        read ahead and the whole step, up to the moment when the device is done."""
+        """Takes step `index`, which is the next of the row. The time is that of the whole step
+        until the device is done, with the wait for data that was read ahead."""
         data = self._row.steps.step(index)
         self._wait()
         start = time.perf_counter()
         loss = self._row.step()
         self._wait()
         seconds = time.perf_counter() - start
-        value, measured = float(loss), {}
+        value = float(loss)
         if self._row.answers is not None:
-            data, measured = self._row.answers.take()
+            data = self._row.answers.take()
         if not math.isfinite(value):
             raise RuntimeError(f"the loss of step {index} is {value}")
-        return StepTime(
-            seconds=seconds,
-            loss=value,
-            num_targets=data.num_targets,
-            num_tokens=data.num_tokens,
-            num_places=data.num_places,
-            attended=data.attended,
-            measured=measured,
-        )
+        return StepTime(seconds=seconds, loss=value, data=replace(data, batches=[]))
 
     def measure(self) -> dict[str, Any]:
-        """Gives peak memory and counts, from separate steps where measuring costs time."""
+        """Gives peaks of memory, parts of a step and counts, from steps of their own where
+        measuring costs time."""
         resident, between_steps = peak_resident(), self._live_bytes()
         with self._memory.measured():
             if self._device.type != "cuda":

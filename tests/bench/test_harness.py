@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from bench import harness
-from bench.train.counts import SYNC_OPERATORS, count_step
 from minimind.errors import ConfigError
 from minimind.runtime.devices import find_device
 
@@ -78,22 +76,3 @@ def test_table_is_aligned() -> None:
         "| a    |     1 |",
         "| long | 1,000 |",
     ]
-
-
-def test_operators_are_counted_exactly() -> None:
-    x = torch.arange(6.0)
-
-    def step() -> None:
-        y = x.mul(2)
-        y.sum().item()
-        y.nonzero()
-        y.to(torch.float64)
-
-    counts = count_step(step, torch.device("cpu"))
-    assert counts == {
-        "dispatched_operators": 5,
-        "sync_operators": dict.fromkeys(SYNC_OPERATORS, 0)
-        | {"_local_scalar_dense": 1, "nonzero": 1},
-        "kernel_calls": 0,
-        "cuda_launches": None,
-    }

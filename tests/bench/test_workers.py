@@ -1,33 +1,62 @@
-"""What a benchmark started ends with it, whatever session it put itself in."""
+"""bench.workers: a row's process answers, and says how it broke."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+import os
+import signal
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
-import psutil
+import pytest
 
-from bench.workers import kill_with_children
-
-LAUNCHER = """
-import pathlib, subprocess, sys, time
-sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
-child = subprocess.Popen(sleep, start_new_session=True)
-pathlib.Path(sys.argv[1] + ".new").write_text(str(child.pid))
-pathlib.Path(sys.argv[1] + ".new").rename(sys.argv[1])
-time.sleep(60)
-"""
+from bench.workers import Worker, WorkerError, ask_all, started, take_turns
+from minimind.errors import ConfigError
 
 
-def test_ranks_in_a_session_of_their_own_end_too(tmp_path: Path) -> None:
-    said = tmp_path / "pid"
-    process = subprocess.Popen([sys.executable, "-c", LAUNCHER, str(said)])
-    while not said.exists():
-        assert process.poll() is None
-    child = psutil.Process(int(said.read_text()))
-    kill_with_children(process)
-    assert process.returncode == -9
-    psutil.wait_procs([child], timeout=20)
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
-    kill_with_children(process)  # of what has ended, nothing
+class TwoFieldError(Exception):
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
+class Served:
+    def __init__(self, spec: Any) -> None:
+        self._name = spec.name
+
+    def add(self, number: int) -> str:
+        return f"{self._name}{number}"
+
+    def refuse(self) -> None:
+        raise ConfigError("--rows x: no such row")
+
+    def fail(self) -> None:
+        raise TwoFieldError("out of", "tiles")
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[list[Worker]]:
+    with started(Served, [SimpleNamespace(name="a"), SimpleNamespace(name="b")]) as found:
+        yield found
+
+
+def test_all_rows_take_each_round(workers: list[Worker]) -> None:
+    assert ask_all(workers, "add", 7) == ["a7", "b7"]
+    assert take_turns(workers, "add", range(3), 0, "") == [["a0", "a1", "a2"], ["b0", "b1", "b2"]]
+
+
+def test_errors_name_the_row_and_the_place(workers: list[Worker]) -> None:
+    with pytest.raises(ConfigError, match=r"^--rows x: no such row$"):
+        workers[0].call("refuse")
+    with pytest.raises(WorkerError, match=r"(?s)^a: Traceback.*in fail.*out of tiles"):
+        workers[0].call("fail")
+    assert workers[0].call("add", 1) == "a1", "it goes on"
+
+
+def test_a_process_that_dies_is_named(workers: list[Worker]) -> None:
+    for method in ("die", "add"):
+        with pytest.raises(WorkerError, match=r"^b: a process died"):
+            workers[1].call(method, *[1] * (method == "add"))
+    assert workers[0].call("add", 1) == "a1"

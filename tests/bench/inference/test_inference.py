@@ -41,7 +41,7 @@ def test_both_rows_generate_the_same(tmp_path: Path):
         row.build()
         row.start_timing()
         found = row.generate(prompts)
-        assert 0 < found.first_token_s < found.total_s
+        assert found.first_token_s > 0
         assert found.decode_tokens_per_s > 0
         ids.append(found.ids)
         assert row.measure(prompts)["peak_bytes"] > 4 * 1700 * 32
@@ -83,8 +83,7 @@ def test_a_held_row_generates_json_of_its_schema(tmp_path: Path):
 def test_ratios_are_of_the_same_turn():
     def times(*rates: float, ids: list[list[int]]) -> list[GenerationTime]:
         return [
-            GenerationTime(first_token_s=1, total_s=2, decode_tokens_per_s=rate, ids=ids)
-            for rate in rates
+            GenerationTime(first_token_s=1, decode_tokens_per_s=rate, ids=ids) for rate in rates
         ]
 
     ours, theirs = times(20, 60, ids=[[1, 2], [3, 4]]), times(10, 20, ids=[[1, 2], [3, 5]])

@@ -20,7 +20,7 @@ from bench.report.tables import (
     scaling_section,
     training_section,
 )
-from bench.results import HISTORY_FILE, Results, read_history, update_history
+from bench.results import Results
 
 
 def write_results(
@@ -112,47 +112,6 @@ def test_only_marked_text_changes() -> None:
         fill_sections(before.replace("scaling", "weather"), results, [])
 
 
-def test_history_keeps_a_point_for_each_commit(tmp_path: Path) -> None:
-    folder = tmp_path / "nvidia-h200"
-    for date, rate, commit in (("1", 10.0, "a"), ("2", 11.0, "b"), ("3", 12.0, "b")):
-        write_results(folder, date, rate, commit)
-        update_history(Results.load(tmp_path))
-    points = read_history(folder / HISTORY_FILE)
-    assert [(p["commit"], p["useful_tokens_per_s"]) for p in points] == [("a", 10.0), ("b", 12.0)]
-    assert len(Results.load(tmp_path).files) == 1, "the history is no results file"
-
-
-def write_scaling(folder: Path, commit: str) -> None:
-    machine = {"device": "NVIDIA H200", "kind": "gpu", "cores": 8, "date": commit, "commit": commit}
-    rows = [
-        {"name": "strong", "model": "minimind2-small", "ds_config": "zero2.json", "world_size": n,
-         "useful_tokens_per_s": 1e6 * n, "useful_tokens_per_s_p10": 1e6 * n,
-         "useful_tokens_per_s_p90": 1e6 * n, "peak_bytes": 10**9, "predicted": n == 8}
-        for n in (1, 2, 8)
-    ]  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    found = {"benchmark": "scaling", "machine": machine, "rows": rows}
-    (folder / "scaling.json").write_text(json.dumps(found))
-
-
-def test_history_keeps_a_line_for_each_number_of_ranks(tmp_path: Path) -> None:
-    folder = tmp_path / "nvidia-h200"
-    write_results(folder, "0", 2e6)
-    for commit in ("1", "2"):
-        write_scaling(folder, commit)
-        update_history(Results.load(tmp_path))
-    points = read_history(folder / HISTORY_FILE)
-    lines: dict[str, list[str]] = {}
-    for point in points:
-        lines.setdefault(report_plots.history_label(point), []).append(point["commit"][:1])
-    label = "minimind2-small pretrain zero2.json"
-    assert lines == {
-        label: ["a"],
-        f"{label}, strong scaling on 1 rank": ["1", "2"],
-        f"{label}, strong scaling on 2 ranks": ["1", "2"],
-    }, "and none of what is only predicted"
-
-
 def test_each_json_has_its_scaling_and_its_memory(tmp_path: Path) -> None:
     holders = {"weights": 3_000_000, "optimizer": 6_000_000}
     rows = [
@@ -181,15 +140,11 @@ def test_each_json_has_its_scaling_and_its_memory(tmp_path: Path) -> None:
     ]
 
 
-def test_plots_of_kernels_and_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_plots, "_ROOT", tmp_path)
-    monkeypatch.setattr(report_plots, "RESULTS", tmp_path / "results")
+def test_a_plot_of_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_plots, "ROOT", tmp_path)
     folder = tmp_path / "results" / "nvidia-h200"
-    write_results(folder, "1", 1.9e6, "a" * 40)
-    update_history(Results.load(folder.parent))
-    assert list(report_plots.draw_plots(Results.load(folder.parent))) == [], "one point is no line"
-    write_results(folder, "2", 2.0e6, "b" * 40)
-    update_history(Results.load(folder.parent))
+    write_results(folder, "1", 1.9e6)
+    assert list(report_plots.draw_plots(Results.load(folder.parent))) == []
     machine = {"device": "NVIDIA H200", "kind": "gpu", "date": "2"}
     rows = [
         {"name": f"{name}.{direction}", "preset": "minimind2-small", "dtype": "bfloat16",
@@ -200,7 +155,7 @@ def test_plots_of_kernels_and_history(tmp_path: Path, monkeypatch: pytest.Monkey
     kernels = {"benchmark": "kernels", "machine": machine, "rows": rows}
     (folder / "kernels.json").write_text(json.dumps(kernels))
     drawn = list(report_plots.draw_plots(Results.load(folder.parent)))
-    assert {path.name for path in drawn} == {"kernels-nvidia-h200.png", "history-nvidia-h200.png"}
+    assert [path.name for path in drawn] == ["kernels-nvidia-h200.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
 
 

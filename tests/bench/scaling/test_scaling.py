@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 from dataclasses import replace
@@ -12,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from bench.launcher import build_command
 from bench.scaling import __main__ as scaling
 from bench.scaling import rank as scaling_rank
 from bench.scaling.plot import plot_rows
@@ -24,7 +24,7 @@ from minimind.runtime.devices import find_device
 from minimind.runtime.ranks import read_ranks
 
 MACHINE = {"device": "A machine", "kind": "cpu", "cores": 2, "date": "2026-11-21T00:00"}
-LINK = Link(bytes_per_s=1e9, latency_s=1e-4, origin="measured")
+LINK = Link(bytes_per_s=1e9, latency_s=1e-4)
 TINY = ["--model", "tiny", "--seq_len", "64", "--set", "num_hidden_layers=1", "--set",
         "ds_config.bf16.enabled=false", "--set", "micro_batch_size=1"]  # fmt: skip
 
@@ -60,7 +60,7 @@ def test_a_step_predicted_by_hand() -> None:
 def test_gradients_leave_behind_the_backward_pass() -> None:
     model = make_model(2, zero={"stage": 2, "overlap_comm": True})
     assert model.step_s(2, 4, LINK, ZERO_2) == pytest.approx(4.0 + 0.5 + 0.05 + 7e-4)
-    slow = Link(bytes_per_s=1e8, latency_s=0.0, origin="given")
+    slow = Link(bytes_per_s=1e8, latency_s=0.0)
     exposed = 4 * 1.0 - 4.0 * 2 / 3
     assert model.step_s(2, 4, slow, ZERO_2) == pytest.approx(4.5 + exposed + 0.5)
 
@@ -94,7 +94,7 @@ def test_each_count_takes_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_hostfile_is_read() -> None:
-    command = build_command("m", [], 2)
+    command = scaling.build_command("m", [], 2)
     assert command[command.index("--hostfile") + 1] == os.devnull
     assert 20_000 <= int(command[command.index("--master_port") + 1]) < 32_768
 
@@ -144,6 +144,9 @@ def test_a_rank_measures_the_loop_that_trains(
     assert row["useful_tokens_per_s"] == pytest.approx(expected)
     assert row["efficiency"] == 1
     assert row["micro_batches"] == 2
+    with_peak = build_row("strong", 2, found, dataclasses.replace(device, peak_flops=1e12), None)
+    assert with_peak["mfu"] > 0
+    assert with_peak["mfu_causal"] > 0
     rows = [row]
     model = make_model(2, micro_batches=2, compute_s=row["step_s"]["median"], update_s=0.0)
     rehearsed = rehearse(Run.of(parse_arguments([*flags])))

@@ -58,7 +58,7 @@ def test_other_stages_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_the_rows_files_make_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_plots, "_ROOT", tmp_path)
+    monkeypatch.setattr(report_plots, "ROOT", tmp_path)
     folder = tmp_path / "results" / "nvidia-h200"
     folder.mkdir(parents=True)
     for number, name in enumerate(("engine", "original")):

@@ -110,15 +110,13 @@ def test_a_step_of_answers_is_counted_by_what_was_learned_from(tmp_path: Path) -
     engine = rows["engine"]
     engine.step()
     assert engine.answers is not None
-    data, measured = engine.answers.take()
+    data = engine.answers.take()
+    measured = engine.run.loop.stage.measured()
     read: Any = engine.steps.step(0).batches
     prompts = [prompt for batch in read for prompt in batch.prompts]
     made = round(measured["answer_tokens"] * len(prompts))
     assert data.num_targets == 2 * made
     assert data.num_tokens == 2 * (made + sum(len(prompt.ids) - 1 for prompt in prompts))
-    assert measured["time_rollout_s"] > 0
-    assert measured["time_backward_s"] > 0
-    assert measured["time_forward_s"] > 0
 
 
 def test_the_original_answers_as_our_model_would(tmp_path: Path) -> None:
@@ -158,10 +156,9 @@ def test_the_original_learns_from_groups(tmp_path: Path) -> None:
     assert original.step().isfinite()
     moved = zip(before, original.module.parameters(), strict=True)
     assert not all(old.equal(new) for old, new in moved)
-    data, measured = original.take()
+    data = original.take()
     assert 0 < data.num_targets <= 4 * 6 * 64
     assert data.num_targets < data.num_tokens < data.num_places
-    assert measured["time_rollout_s"] > 0
 
 
 def test_a_rollout_is_timed_beside_the_engine_it_runs_in(tmp_path: Path) -> None:

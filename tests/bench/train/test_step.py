@@ -16,18 +16,18 @@ import torch
 
 from bench import harness
 from bench.train import __main__ as train_step
-from bench.train.counts import SYNC_OPERATORS
 from bench.train.documents import Documents, PaddedSteps, one_row
 from bench.train.original import OriginalModel, original_loss
-from bench.train.padded import compare_first_losses
+from bench.train.padded import PADDED_ROWS
 from bench.train.rows import build_row
-from bench.train.specs import build_specs
+from bench.train.specs import RowSpec, build_specs
 from bench.workers import WorkerError
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe
 from minimind.errors import ConfigError
 from minimind.model.state_dict import split_fused
 from minimind.model.transformer import Transformer
+from minimind.run.build import build_trained
 from minimind.runtime.devices import find_device
 from minimind.stages.pretrain import Pretrain
 from minimind.types import IGNORE_INDEX
@@ -144,9 +144,24 @@ def run_benchmark(folder: Path, *more: str) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text())
 
 
-@pytest.mark.parametrize("row", ["compiled", "transformers"])
+def compare_first_losses(spec: RowSpec) -> tuple[float, float]:
+    """Gives the loss of a padded row and of our model on the row's first documents: padded there,
+    packed here, from the weights that every row starts from; ours in fp32."""
+    run, device = spec.run, spec.run.device.torch_device
+    assert spec.documents is not None, "a row of pretraining"
+    row = PADDED_ROWS[spec.name](spec)
+    ours = build_trained(run)
+    first = row.steps.ids(0)[: spec.original_batch]
+    batch = one_row(first, spec.documents.pad_id).to(device)
+    ids_BT, labels_BT = (x.to(device) for x in row.steps.step(0).batches[0])
+    with torch.no_grad():
+        loss = ours.stage.loss(ours.models.policy, batch)
+        return float(row.loss(ids_BT, labels_BT)), float(loss.total / batch.count)
+
+
+@pytest.mark.parametrize("row", list(PADDED_ROWS))
 @pytest.mark.parametrize("model", ["tiny", "minimind2-small"])
-def test_other_rows_have_our_loss_and_train(row: str, model: str, tmp_path: Path) -> None:
+def test_padded_rows_have_our_loss_and_train(row: str, model: str, tmp_path: Path) -> None:
     if row == "transformers":
         pytest.importorskip("transformers")
     argv = arguments(tmp_path, "--model", model, "--set", "num_attention_heads=4")
@@ -165,15 +180,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run_benchmark(tmp_path_factory.mktemp("bench"), "--precision", "fp32")
 
 
-def test_results_hold_machine_arguments_and_checks(results: dict[str, Any]) -> None:
+def test_results_hold_machine_and_arguments(results: dict[str, Any]) -> None:
     assert results["benchmark"] == "train_step"
     machine = results["machine"]
     assert machine["cores"] >= machine["threads"] >= 1
     assert machine["versions"]["torch"] == torch.__version__
     assert {"device", "commit", "date", "load_average", "driver"} <= set(machine)
     assert results["arguments"]["document_tokens"] == 32
-    (check,) = results["checks"]
-    assert check["first_loss"] == pytest.approx(check["our_first_loss"], abs=1e-4)
 
 
 def test_rows_have_what_tables_need(results: dict[str, Any]) -> None:
@@ -192,13 +205,12 @@ def test_rows_have_what_tables_need(results: dict[str, Any]) -> None:
         assert row["peak_bytes"] >= 16 * row["parameters"]
         assert row["peak_resident_bytes"] > row["peak_bytes"]
         assert row["dispatched_operators"] > row["parameter_tensors"] > 0
-        assert set(row["sync_operators"]) == set(SYNC_OPERATORS)
+        assert sum(row["sync_operators"].values()) > 0
         assert row["mfu"] is None or row["mfu"] > 0
         assert row["precision"] == "fp32"
     assert rows["original"]["ratio_to_original"] == 1
     assert rows["plain_loop"]["ratio_to_plain_loop"] == 1
     assert rows["original"]["parameter_tensors"] > rows["engine"]["parameter_tensors"]
-    assert rows["plain_loop"]["kernel_calls"] == rows["engine"]["kernel_calls"] > 0
     assert rows["engine"]["ds_config"] == "zero2.json"
     assert rows["engine"]["padding_share"] < rows["original"]["padding_share"]
 
@@ -277,7 +289,7 @@ def test_what_breaks_after_the_timed_steps_does_not_lose_them(monkeypatch: pytes
     options = train_step.build_parser().parse_args(["--json", "x", "--profile"])
     broken: list[WorkerError] = []
     specs: Any = [SimpleNamespace(documents=None)] * 2
-    (plain, engine), _ = train_step._measure_model(options, "tiny", specs, broken)
+    plain, engine = train_step._measure_model(options, "tiny", specs, broken)
     assert (plain["peak_bytes"], plain["profile"]) == (7, {"wall_us": 1.0})
     assert (engine["peak_bytes"], engine["dispatched_operators"]) == (None, None)
     assert [str(error) for error in broken] == ["engine: no memory left"]

@@ -91,7 +91,9 @@ class FunctionPool:
         if num_workers < 1:
             raise ConfigError(f"{num_workers} worker processes are too few: at least 1 is needed")
         if not 0 < timeout_s < 1e6:
-            raise ConfigError(f"a time limit of {timeout_s} s is none: give one from 0 to 1e6")
+            raise ConfigError(
+                f"a time limit of {timeout_s} s cannot be used: give one above 0 and below 1e6"
+            )
         self._functions = {text: NamedFunction.parse(text, shipped) for text in functions}
         self._num_workers, self._is_unpacked = num_workers, is_unpacked
         self._timeout_s, self._first_call_s = timeout_s, max(first_call_s, timeout_s)

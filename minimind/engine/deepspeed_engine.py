@@ -121,8 +121,7 @@ class DeepSpeedEngine:
             config = replicated.left_to_deepspeed(config)
         if load_universal:
             config["checkpoint"] = {**(config.get("checkpoint") or {}), "load_universal": True}
-        # ZeRO casts the module to 16 bits and then makes its fp32 masters from that, so the exact
-        # weights are put back into the masters.
+        # ZeRO makes its fp32 masters from the module after casting it to 16 bits.
         exact = {name: p.detach().clone() for name, p in trained_parameters(self.module)}
         first_step, said = replicated.without_first_step(deepspeed), announced_operators(deepspeed)
         with refusals(deepspeed), first_step, said, _silenced():
@@ -199,8 +198,7 @@ class DeepSpeedEngine:
     def start_step(self, total_count: Tensor) -> None:
         """Begins a step. `total_count` is an fp32 scalar on the device: the sum of the counts of
         all the step's micro-batches over all ranks."""
-        # DeepSpeed averages gradients over the ranks. At stage 0 it also divides them by fp16's
-        # loss scale, without having multiplied the loss by it.
+        # DeepSpeed averages over ranks; at stage 0 it also divides by a loss scale never applied.
         loss_scale = self.loss_scale if self.zero_stage == 0 else 1.0
         self._scale = self.ranks.world_size * loss_scale / total_count.clamp(min=1.0)
         self._micro_batches = 0

@@ -111,8 +111,7 @@ class DeepSpeedEngine:
         self.recipe = recipe
         self.precision = precision(ds_config)
         self.grad_norm = torch.zeros(())
-        """The norm of the last step's gradient, after clip_value and before gradient_clipping; fp32
-        scalar."""
+        """The last step's gradient norm, after clip_value, before gradient_clipping; fp32 scalar."""
         self.zero_stage = int((ds_config.get("zero_optimization") or {}).get("stage", 0))
         self._accumulation = int(ds_config["gradient_accumulation_steps"])
         config = without_monitors(ds_config)

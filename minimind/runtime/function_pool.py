@@ -130,8 +130,7 @@ class FunctionPool:
 
     def stream(self, calls: Sequence[Call]) -> Generator[tuple[int, Outcome], None, None]:
         """Yields (index of the call, outcome) as soon as each is known. Closing the iterator
-        abandons the remaining calls. The pool runs one stream at a time; a stream of another thread
-        waits."""
+        abandons the other calls. The pool runs one stream at a time."""
         tasks = []
         last, pickled = object(), b""
         for number, call in enumerate(calls):

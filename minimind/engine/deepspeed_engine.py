@@ -111,7 +111,7 @@ class DeepSpeedEngine:
         self.recipe = recipe
         self.precision = precision(ds_config)
         self.grad_norm = torch.zeros(())
-        """The last step's gradient norm, after clip_value, before gradient_clipping; fp32 scalar."""
+        """The last step's gradient norm, after clip_value, before its limit; fp32 scalar."""
         self.zero_stage = int((ds_config.get("zero_optimization") or {}).get("stage", 0))
         self._accumulation = int(ds_config["gradient_accumulation_steps"])
         config = without_monitors(ds_config)
@@ -289,7 +289,7 @@ class DeepSpeedEngine:
 
 
 def _silenced() -> contextlib.AbstractContextManager[Any]:
-    """Hides what DeepSpeed prints instead of logging, as its optimizer of stage 1 in bf16 does."""
+    """Hides what DeepSpeed prints instead of logging."""
     return contextlib.redirect_stdout(io.StringIO())
 
 

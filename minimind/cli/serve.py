@@ -94,7 +94,7 @@ def _find_base(given: str, path: Path, sources: dict[str, ModelSource]) -> str:
         if fingerprint(source.folder) == wanted.fingerprint:
             return name
     raise ConfigError(
-        f"--adapter {given}: trained beside {wanted.folder}, which is none of --checkpoint"
+        f"--adapter {given}: trained with the model {wanted.folder}, which no --checkpoint gives"
     )
 
 

@@ -63,12 +63,14 @@ def switch_monitors(names: Sequence[str], overrides: Mapping[str, Any]) -> dict[
     """Adds the monitors named by --monitor to the DeepSpeed JSON's `overrides`, as dotted keys.
     Raises ConfigError for an unknown name, and where flag and overrides contradict each other."""
     if "none" in names and len(names) > 1:
-        raise ConfigError(f"--monitor {' '.join(names)}: none stands alone")
+        raise ConfigError(
+            f"--monitor {' '.join(names)}: none excludes every monitor; give it alone"
+        )
     for name in names:
         if name not in (*MONITORS, "none"):
             raise ConfigError(
-                f"--monitor {name}{did_you_mean(name, MONITORS)}; there is {', '.join(MONITORS)}, "
-                "and none for none"
+                f"--monitor {name}{did_you_mean(name, MONITORS)}; the monitors are "
+                f"{', '.join(MONITORS)}; none turns all of them off"
             )
     wanted = (
         {name: True for name in names} if "none" not in names else dict.fromkeys(MONITORS, False)

@@ -224,7 +224,7 @@ def _named(known: Sequence[Dialect], name: str, kinds: Sequence[str]) -> list[Di
         names = list(dict.fromkeys(dialect.name for dialect in known))
         raise ConfigError(
             f"--format {name}: rows for {users_of(kinds)} are not written so"
-            f"{did_you_mean(name, names)}; there is {', '.join(names)}"
+            f"{did_you_mean(name, names)}; the forms are {', '.join(names)}"
         )
     return found
 

@@ -111,8 +111,7 @@ class DeepSpeedEngine:
         self.recipe = recipe
         self.precision = precision(ds_config)
         self.grad_norm = torch.zeros(())
-        """The norm of the last step's gradient, after clip_value and before gradient_clipping; fp32
-        scalar."""
+        """The last step's gradient norm, after clip_value, before its limit; fp32 scalar."""
         self.zero_stage = int((ds_config.get("zero_optimization") or {}).get("stage", 0))
         self._accumulation = int(ds_config["gradient_accumulation_steps"])
         config = without_monitors(ds_config)
@@ -121,8 +120,7 @@ class DeepSpeedEngine:
             config = replicated.left_to_deepspeed(config)
         if load_universal:
             config["checkpoint"] = {**(config.get("checkpoint") or {}), "load_universal": True}
-        # ZeRO casts the module to 16 bits and then makes its fp32 masters from that, so the exact
-        # weights are put back into the masters.
+        # ZeRO makes its fp32 masters from the module after casting it to 16 bits.
         exact = {name: p.detach().clone() for name, p in trained_parameters(self.module)}
         first_step, said = replicated.without_first_step(deepspeed), announced_operators(deepspeed)
         with refusals(deepspeed), first_step, said, _silenced():
@@ -199,8 +197,7 @@ class DeepSpeedEngine:
     def start_step(self, total_count: Tensor) -> None:
         """Begins a step. `total_count` is an fp32 scalar on the device: the sum of the counts of
         all the step's micro-batches over all ranks."""
-        # DeepSpeed averages gradients over the ranks. At stage 0 it also divides them by fp16's
-        # loss scale, without having multiplied the loss by it.
+        # DeepSpeed averages over ranks; at stage 0 it also divides by a loss scale never applied.
         loss_scale = self.loss_scale if self.zero_stage == 0 else 1.0
         self._scale = self.ranks.world_size * loss_scale / total_count.clamp(min=1.0)
         self._micro_batches = 0
@@ -292,7 +289,7 @@ class DeepSpeedEngine:
 
 
 def _silenced() -> contextlib.AbstractContextManager[Any]:
-    """Hides what DeepSpeed prints instead of logging, as its optimizer of stage 1 in bf16 does."""
+    """Hides what DeepSpeed prints instead of logging."""
     return contextlib.redirect_stdout(io.StringIO())
 
 

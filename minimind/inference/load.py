@@ -52,7 +52,9 @@ def choose_placement(device: str | None = None, dtype: str = "auto") -> Placemen
     try:
         target = found.torch_device if device is None else torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(f"device {device!r} is none: {str(error).splitlines()[0]}") from None
+        raise ConfigError(
+            f"device {device!r} is not known to PyTorch: {str(error).splitlines()[0]}"
+        ) from None
     if target.type not in ("cpu", "cuda"):
         raise ConfigError(f"device {device!r}: models run on 'cpu' and 'cuda'")
     if target.type == "cuda" and not torch.cuda.is_available():

@@ -64,7 +64,8 @@ def check_choice(what: str, given: str, choices: Iterable[str]) -> str | None:
     choices = tuple(choices)
     if given in choices:
         return None
-    return f"{given!r} is no {what}{did_you_mean(given, choices)}; there is {', '.join(choices)}"
+    guess = did_you_mean(given, choices)
+    return f"{given!r} is no {what}{guess}; it must be one of {', '.join(choices)}"
 
 
 def build_parser(

@@ -66,10 +66,9 @@ class _Task:
 class FunctionPool:
     """Owns the worker processes that call functions named by a user.
 
-    If a call raises, takes too long or ends its process, its outcome is a Failure, and other calls
-    are not affected. Workers start with the first call. They end with `close`, with the pool or
-    with this process, however that ends; they are killed, so functions registered with `atexit` do
-    not run. What the functions print goes to stderr.
+    A call that raises, takes too long or ends its process gives a Failure and affects no other.
+    Workers start with the first call and end with `close`, the pool or this process; they are
+    killed, so `atexit` functions do not run. What functions print goes to stderr.
     """
 
     def __init__(
@@ -82,16 +81,15 @@ class FunctionPool:
         is_unpacked: bool = False,
         first_call_s: float = 120.0,
     ) -> None:
-        """Prepares to call `functions`, written as NamedFunction.parse reads them; `shipped` holds
-        the short names. A function gets its call's argument, or with `is_unpacked` the items of
-        that mapping as keyword arguments. `timeout_s` limits each call. A function's first call in
-        a worker, which imports its module and may load a model, may take `first_call_s`; after one
-        first call has ended, later first calls may take four times as long as it did, plus
-        `timeout_s`. Raises ConfigError."""
+        """Prepares to call `functions`, written as NamedFunction.parse reads them with the short
+        names `shipped`. A function gets its call's argument, or with `is_unpacked` the items of
+        that mapping as keywords. `timeout_s` limits a call. A function's first call in a worker
+        (import, loading) may take `first_call_s`; once one has ended, later first calls may take
+        four times as long as it did, plus `timeout_s`. Raises ConfigError."""
         if num_workers < 1:
             raise ConfigError(f"{num_workers} worker processes are too few: at least 1 is needed")
         if not 0 < timeout_s < 1e6:
-            raise ConfigError(f"a time limit of {timeout_s} s is none: give one from 0 to 1e6")
+            raise ConfigError(f"a time limit of {timeout_s} s: it must be above 0 and below 1e6")
         self._functions = {text: NamedFunction.parse(text, shipped) for text in functions}
         self._num_workers, self._is_unpacked = num_workers, is_unpacked
         self._timeout_s, self._first_call_s = timeout_s, max(first_call_s, timeout_s)
@@ -119,8 +117,7 @@ class FunctionPool:
         return self._functions[function].short_name
 
     def check(self) -> None:
-        """Imports every function in a worker. Raises ConfigError, which names the first that cannot
-        be imported, or called with its arguments."""
+        """Imports every function in a worker. Raises ConfigError for the first that fails."""
         tasks = [_Task(number, one, None) for number, one in enumerate(self._functions.values())]
         for number, outcome in self._run(tasks):
             if outcome.failure is not None:
@@ -133,8 +130,7 @@ class FunctionPool:
 
     def stream(self, calls: Sequence[Call]) -> Generator[tuple[int, Outcome], None, None]:
         """Yields (index of the call, outcome) as soon as each is known. Closing the iterator
-        abandons the remaining calls. The pool runs one stream at a time; a stream of another thread
-        waits."""
+        abandons the other calls. The pool runs one stream at a time."""
         tasks = []
         last, pickled = object(), b""
         for number, call in enumerate(calls):
@@ -229,8 +225,7 @@ class FunctionPool:
     def _end_of(
         self, worker: _Worker, queue: deque[_Task], *, is_late: bool = False
     ) -> Iterator[tuple[int, Outcome]]:
-        """Ends a worker that is late or has died. Its tasks that were not started go to the next
-        worker."""
+        """Ends a worker that is late or has died; the next one gets its unstarted tasks."""
         if not worker.is_ready:
             self._failed_starts += 1
             how = self._drop(worker)

@@ -85,12 +85,12 @@ class Service:
             if len(wanted) == 1:
                 return wanted[0]
             names = ", ".join(self.models)
-            raise ApiError(400, f"model is missing; there is {names}", param="model")
+            raise ApiError(400, f"model is missing; the models are {names}", param="model")
         model = self.models.get(name)
         if model is None:
             raise ApiError(
                 404,
-                f"there is no model {name!r}; there is {', '.join(self.models)}",
+                f"there is no model {name!r}; the models are {', '.join(self.models)}",
                 param="model",
                 code="model_not_found",
             )

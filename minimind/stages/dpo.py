@@ -96,7 +96,7 @@ class DPO(Stage[UnitBatch, UnitBatch]):
         if self.recipe.loss_type in WITH_REFERENCE and context.weights_folder is None:
             raise ConfigError(
                 "--stage dpo compares with the weights it starts from, and --from_checkpoint "
-                "none has none: give a checkpoint (of --stage sft), or --set loss_type=simpo "
+                "none gives none: give a checkpoint (of --stage sft), or --set loss_type=simpo "
                 "or orpo, which compare with nothing"
             )
 

@@ -111,7 +111,7 @@ class KTO(Stage[UnpairedBatch, KTOBatch]):
         if context.weights_folder is None:
             raise ConfigError(
                 "--stage kto compares with the weights it starts from, and --from_checkpoint none "
-                "has none: give a checkpoint (of --stage sft)"
+                "gives none: give a checkpoint (of --stage sft)"
             )
 
     def helper_folder(self, context: BuildContext) -> Path | None:

@@ -94,8 +94,8 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
             )
         if context.weights_folder is None:
             raise ConfigError(
-                f"--stage {self.name} goes on from a model that answers, and --from_checkpoint "
-                "none has none: give a checkpoint (of --stage sft)"
+                f"--stage {self.name} trains a model that answers already, and --from_checkpoint "
+                "none gives none: give a checkpoint (of --stage sft)"
             )
         self.scorer.check()
         if tools := self._make_tools():

@@ -126,7 +126,7 @@ def test_an_adapter_is_a_model_of_its_own(folder: Path, adapter: Path) -> None:
         ("ADAPTER", "give NAME=FOLDER"),
         ("small=ADAPTER", "with a name of its own"),
         ("poet=FOLDER", "a whole model"),
-        ("poet=STRANGER", "which is none of --checkpoint"),
+        ("poet=STRANGER", "which no --checkpoint gives"),
     ],
 )
 def test_an_adapter_that_does_not_belong(

@@ -74,7 +74,7 @@ def test_the_flag_adds_to_the_json_and_none_takes_all_away(tmp_path: Path):
     ("names", "overrides", "message"),
     [
         (["wanbd"], {}, "did you mean wandb"),
-        (["none", "wandb"], {}, "none stands alone"),
+        (["none", "wandb"], {}, "none excludes every monitor"),
         (["wandb"], {"wandb.enabled": False}, "contradicts --set ds_config.wandb.enabled=false"),
         (["none"], {"comet.enabled": True}, "contradicts --set ds_config.comet.enabled=true"),
     ],

@@ -109,7 +109,7 @@ def test_a_server_of_one_model_needs_no_name(serve: Serve, model: dict[str, Any]
     assert ask(one.url, **model).json()["model"] == "tiny"
     two = serve(first=ScriptedEngine("a"), second=ScriptedEngine("b"))
     error = ask(two.url, **model).json()["error"]
-    assert error["message"] == "model is missing; there is first, second"
+    assert error["message"] == "model is missing; the models are first, second"
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_models(client: openai.OpenAI) -> None:
     (model,) = client.models.list().data
     assert model.id == "tiny"
     assert client.models.retrieve("tiny").max_model_len == 256
-    with pytest.raises(openai.NotFoundError, match="there is no model 'huge'; there is tiny"):
+    with pytest.raises(openai.NotFoundError, match="there is no model 'huge'; the models are tiny"):
         client.models.retrieve("huge")
 
 

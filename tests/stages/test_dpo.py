@@ -341,7 +341,7 @@ def test_validation_on_some_rows_knows_those_only(pairs: Cache, start: tuple[Tra
 def test_without_weights_there_is_nothing_to_compare_with(pairs: Cache):
     loader = load(pairs(3))
     fresh = BuildContext(config=CONFIG, loader=loader)
-    with pytest.raises(ConfigError, match="--from_checkpoint none has none: give a checkpoint"):
+    with pytest.raises(ConfigError, match="--from_checkpoint none gives none: give a checkpoint"):
         DPO(DPORecipe()).build_models(fresh)
     for kind in ("simpo", "orpo"):
         stage = DPO(DPORecipe(loss_type=kind))

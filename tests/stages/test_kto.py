@@ -224,7 +224,7 @@ def test_options_that_cannot_be(options: dict[str, Any], message: str):
 
 
 def test_without_weights_there_is_nothing_to_compare_with():
-    with pytest.raises(ConfigError, match="--from_checkpoint none has none: give a checkpoint"):
+    with pytest.raises(ConfigError, match="--from_checkpoint none gives none: give a checkpoint"):
         KTO(KTORecipe()).build_models(BuildContext(config=CONFIG))
 
 

@@ -1,9 +1,9 @@
 """Rotates queries and keys in one launch, straight from the packed QKV product, with an optional
 RMSNorm of each head; backward into one packed gradient.
 
-A row is one head of one token, and a tile is rows x half a head: a row lies within one warp, so
-that its sums pass no barrier. The tiles of the queries come first, then those of the keys, then, in
-the backward pass, those of the values. Programs take them in turn.
+A row is one head of one token and lies within one warp, so that its sums need no barrier. The tiles
+of the queries' rows come first, then those of the keys, then, in the backward pass, those of the
+values; programs take them in turn.
 """
 
 # Pyright reads a Triton function as the Python it is not.
@@ -19,11 +19,16 @@ from torch import Tensor
 
 from .column_sum import column_sum
 from .config import Tile, Tiles
+from .head_rows import angles, load_halves, mean, rows, store_halves
 from .launch import block, cdiv, device_of, launch, rows_per_tile, unit_stride
 
-_FORWARD_TILES = Tiles("rope_forward", Tile(elements=2048, num_warps=4))
-_BACKWARD_TILES = Tiles("rope_backward", Tile(elements=2048, num_warps=4))
-_NORM_BACKWARD_TILES = Tiles("norm_rope_backward", Tile(elements=2048, num_warps=4, programs=4))
+_FORWARD_TILES = Tiles("rope_forward", Tile(elements=1024, num_warps=4))
+_BACKWARD_TILES = Tiles("rope_backward", Tile(elements=1024, num_warps=4))
+_NORM_BACKWARD_TILES = Tiles(
+    "norm_rope_backward",
+    Tile(elements=1024, num_warps=4, programs=4),
+    sm_90=Tile(elements=1024, num_warps=4, programs=5),
+)
 
 
 def rope_forward(
@@ -46,10 +51,9 @@ def rope_forward(
     k_MKH = qkv_MC.new_empty((num_tokens, num_kv_heads, 2 * half))
     tile = device_of(qkv_MC).tile(_FORWARD_TILES)
     block_rows = rows_per_tile(tile, block(half))
-    num_tiles = sum(cdiv(num_tokens * heads, block_rows) for heads in (num_heads, num_kv_heads))
     launch(
         _forward_kernel,
-        (num_tiles,),
+        (cdiv(num_tokens * (num_heads + num_kv_heads), block_rows),),
         tile.num_warps,
         qkv_ptr=qkv_MC,
         positions_ptr=positions_M.contiguous(),
@@ -97,9 +101,7 @@ def rope_backward(
     device = device_of(grad_q_MNH)
     tile = device.tile(_NORM_BACKWARD_TILES if has_norm else _BACKWARD_TILES)
     block_rows = rows_per_tile(tile, block(half))
-    num_programs = sum(
-        cdiv(num_tokens * heads, block_rows) for heads in (num_heads, num_kv_heads, num_kv_heads)
-    )
+    num_programs = cdiv(num_tokens * (num_heads + 2 * num_kv_heads), block_rows)
     if has_norm:
         num_programs = max(min(device.num_multiprocessors * tile.programs, num_programs), 1)
     partial_P2H = grad_qkv_MC.new_empty(
@@ -140,83 +142,37 @@ def rope_backward(
 
 
 @triton.jit
-def _first_tile(tiles_before):
-    """Gives this program's first tile of a kind whose tiles follow `tiles_before` others."""
-    num_programs = tl.num_programs(0)
-    return (tl.program_id(0) + num_programs - tiles_before % num_programs) % num_programs
-
-
-@triton.jit
-def _rows(tile, num_tokens, NUM: tl.constexpr, BLOCK_ROWS: tl.constexpr):
-    """Gives token, head and whether there is such a row: [rows, 1] each."""
-    rows = (tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
-    return (rows // NUM).to(tl.int64), rows % NUM, rows < num_tokens * NUM
-
-
-@triton.jit
-def _angles(
-    cos_ptr, sin_ptr, positions, num_positions, mask, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr
-):
-    """Gives cos and sin [rows, half]; cos is NaN at a position that the tables do not have."""
-    is_position = (positions >= 0) & (positions < num_positions)
-    offsets = positions * HALF + tl.arange(0, BLOCK_HALF)[None, :]
-    mask = mask & is_position
-    missing = tl.where(is_position, 0.0, float("nan"))
-    return tl.load(cos_ptr + offsets, mask, other=missing), tl.load(
-        sin_ptr + offsets, mask, other=0.0
-    )
-
-
-@triton.jit
-def _load_halves(ptrs, mask, HALF: tl.constexpr):
-    first = tl.load(ptrs, mask, other=0.0)
-    second = tl.load(ptrs + HALF, mask, other=0.0)
-    return first.to(tl.float32), second.to(tl.float32)
-
-
-@triton.jit
-def _store_halves(ptrs, first, second, mask, HALF: tl.constexpr):
-    tl.store(ptrs, first.to(ptrs.dtype.element_ty), mask)
-    tl.store(ptrs + HALF, second.to(ptrs.dtype.element_ty), mask)
-
-
-@triton.jit
-def _mean(first, second, HALF: tl.constexpr):
-    """Gives the mean of each row: [rows, 1]."""
-    return tl.sum(first + second, axis=1, keep_dims=True) / (2 * HALF)
-
-
-@triton.jit
 def _forward_heads(
-    x_ptr, x_stride, y_ptr, weight_ptr, positions_ptr, cos_ptr, sin_ptr,
-    tiles_before, num_tokens, num_positions, eps,
+    x_ptr, x_stride, y_ptr, weight_ptr, positions_ptr, tables, tile, num_tokens, eps,
     NUM: tl.constexpr, HALF: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_HALF: tl.constexpr,
     HAS_NORM: tl.constexpr, CAST_BEFORE_WEIGHT: tl.constexpr,
 ):  # fmt: skip
+    """Turns the rows of one kind from `tile` on; gives this program's first tile of the next
+    kind."""
     head: tl.constexpr = 2 * HALF
     halves = tl.arange(0, BLOCK_HALF)[None, :]
     if HAS_NORM:
-        weight_first, weight_second = _load_halves(weight_ptr + halves, halves < HALF, HALF)
+        weight_first, weight_second = load_halves(weight_ptr + halves, halves < HALF, HALF)
     num_tiles = tl.cdiv(num_tokens * NUM, BLOCK_ROWS)
-    for tile in range(_first_tile(tiles_before), num_tiles, tl.num_programs(0)):
-        tokens, heads, is_row = _rows(tile, num_tokens, NUM, BLOCK_ROWS)
+    while tile < num_tiles:
+        tokens, heads, is_row = rows(tile, num_tokens, NUM, BLOCK_ROWS)
         mask = is_row & (halves < HALF)
         positions = tl.load(positions_ptr + tokens, is_row, other=0).to(tl.int64)
-        first, second = _load_halves(x_ptr + tokens * x_stride + heads * head + halves, mask, HALF)
-        cos, sin = _angles(cos_ptr, sin_ptr, positions, num_positions, mask, HALF, BLOCK_HALF)
+        first, second = load_halves(x_ptr + tokens * x_stride + heads * head + halves, mask, HALF)
+        cos, sin = angles(tables, positions, mask, HALF, BLOCK_HALF)
         if HAS_NORM:
-            square = _mean(first * first, second * second, HALF)
-            rstd = tl.div_rn(1.0, tl.sqrt_rn(square + eps))
+            rstd = tl.rsqrt(mean(first * first, second * second, HALF) + eps)
             first, second = first * rstd, second * rstd
             if CAST_BEFORE_WEIGHT:
                 first = first.to(y_ptr.dtype.element_ty).to(tl.float32)
                 second = second.to(y_ptr.dtype.element_ty).to(tl.float32)
             first, second = first * weight_first, second * weight_second
-        _store_halves(
+        store_halves(
             y_ptr + (tokens * NUM + heads) * head + halves,
             first * cos - second * sin, second * cos + first * sin, mask, HALF,
         )  # fmt: skip
-    return tiles_before + num_tiles
+        tile += tl.num_programs(0)
+    return tile - num_tiles
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_positions"])
@@ -227,15 +183,15 @@ def _forward_kernel(
     BLOCK_ROWS: tl.constexpr, BLOCK_HALF: tl.constexpr, HAS_NORM: tl.constexpr,
     CAST_BEFORE_WEIGHT: tl.constexpr,
 ):  # fmt: skip
-    head: tl.constexpr = 2 * HALF
-    num_tiles = _forward_heads(
-        qkv_ptr, qkv_stride, q_ptr, q_weight_ptr, positions_ptr, cos_ptr, sin_ptr,
-        0, num_tokens, num_positions, eps,
+    tables = (cos_ptr, sin_ptr, num_positions)
+    tile = _forward_heads(
+        qkv_ptr, qkv_stride, q_ptr, q_weight_ptr, positions_ptr, tables, tl.program_id(0),
+        num_tokens, eps,
         NUM_HEADS, HALF, BLOCK_ROWS, BLOCK_HALF, HAS_NORM, CAST_BEFORE_WEIGHT,
     )  # fmt: skip
     _forward_heads(
-        qkv_ptr + NUM_HEADS * head, qkv_stride, k_ptr, k_weight_ptr, positions_ptr, cos_ptr,
-        sin_ptr, num_tiles, num_tokens, num_positions, eps,
+        qkv_ptr + NUM_HEADS * 2 * HALF, qkv_stride, k_ptr, k_weight_ptr, positions_ptr, tables,
+        tile, num_tokens, eps,
         NUM_KV_HEADS, HALF, BLOCK_ROWS, BLOCK_HALF, HAS_NORM, CAST_BEFORE_WEIGHT,
     )  # fmt: skip
 
@@ -243,53 +199,48 @@ def _forward_kernel(
 @triton.jit
 def _backward_heads(
     grad_ptr, grad_strides, x_ptr, x_stride, grad_x_ptr, weight_ptr, sums_ptr, positions_ptr,
-    cos_ptr, sin_ptr, tiles_before, num_tokens, num_positions, eps,
+    tables, tile, num_tokens, eps,
     NUM: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_HALF: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
-    """Turns the gradient back, then through the norm; stores this program's part of the weight's
-    gradient."""
+    """Turns the gradient of one kind of rows back, then through the norm, and stores this program's
+    part of the weight's gradient; gives this program's first tile of the next kind."""
     head: tl.constexpr = 2 * HALF
-    halves = tl.arange(0, BLOCK_HALF)[None, :]
+    halves = tl.arange(0, BLOCK_HALF)
+    in_half = halves < HALF
     if HAS_NORM:
-        weight_first, weight_second = _load_halves(weight_ptr + halves, halves < HALF, HALF)
+        weight_first, weight_second = load_halves(weight_ptr + halves, in_half, HALF)
         sum_first = tl.zeros((BLOCK_ROWS, BLOCK_HALF), tl.float32)
         sum_second = tl.zeros((BLOCK_ROWS, BLOCK_HALF), tl.float32)
     num_tiles = tl.cdiv(num_tokens * NUM, BLOCK_ROWS)
-    for tile in range(_first_tile(tiles_before), num_tiles, tl.num_programs(0)):
-        tokens, heads, is_row = _rows(tile, num_tokens, NUM, BLOCK_ROWS)
-        mask = is_row & (halves < HALF)
+    while tile < num_tiles:
+        tokens, heads, is_row = rows(tile, num_tokens, NUM, BLOCK_ROWS)
+        mask = is_row & in_half[None, :]
+        offsets = heads * head + halves[None, :]
         positions = tl.load(positions_ptr + tokens, is_row, other=0).to(tl.int64)
-        grad_first, grad_second = _load_halves(
-            grad_ptr + tokens * grad_strides[0] + heads * grad_strides[1] + halves, mask, HALF
-        )
+        grad_ptrs = grad_ptr + tokens * grad_strides[0] + heads * grad_strides[1]
+        grad_first, grad_second = load_halves(grad_ptrs + halves[None, :], mask, HALF)
         if HAS_NORM:
-            normed_first, normed_second = _load_halves(
-                x_ptr + tokens * x_stride + heads * head + halves, mask, HALF
-            )
-        cos, sin = _angles(cos_ptr, sin_ptr, positions, num_positions, mask, HALF, BLOCK_HALF)
+            x_first, x_second = load_halves(x_ptr + tokens * x_stride + offsets, mask, HALF)
+        cos, sin = angles(tables, positions, mask, HALF, BLOCK_HALF)
         first = grad_first * cos + grad_second * sin
         second = grad_second * cos - grad_first * sin
         if HAS_NORM:
-            square = _mean(normed_first * normed_first, normed_second * normed_second, HALF)
-            rstd = tl.div_rn(1.0, tl.sqrt_rn(square + eps))
-            normed_first, normed_second = normed_first * rstd, normed_second * rstd
+            rstd = tl.rsqrt(mean(x_first * x_first, x_second * x_second, HALF) + eps)
+            normed_first, normed_second = x_first * rstd, x_second * rstd
             sum_first += first * normed_first
             sum_second += second * normed_second
-            first, second = first * weight_first, second * weight_second
-            projection = _mean(first * normed_first, second * normed_second, HALF)
+            first, second = first * weight_first[None, :], second * weight_second[None, :]
+            projection = mean(first * normed_first, second * normed_second, HALF)
             first = rstd * (first - normed_first * projection)
             second = rstd * (second - normed_second * projection)
-        _store_halves(
-            grad_x_ptr + tokens * WIDTH + heads * head + halves, first, second, mask, HALF
-        )
+        store_halves(grad_x_ptr + tokens * WIDTH + offsets, first, second, mask, HALF)
+        tile += tl.num_programs(0)
     if HAS_NORM:
-        sums_ptr += tl.program_id(0) * (2 * head) + tl.arange(0, BLOCK_HALF)
-        in_half = tl.arange(0, BLOCK_HALF) < HALF
-        _store_halves(
-            sums_ptr, tl.sum(sum_first, axis=0), tl.sum(sum_second, axis=0), in_half, HALF
-        )
-    return tiles_before + num_tiles
+        sums_ptrs = sums_ptr + tl.program_id(0) * (2 * head) + halves
+        sum_first, sum_second = tl.sum(sum_first, axis=0), tl.sum(sum_second, axis=0)
+        store_halves(sums_ptrs, sum_first, sum_second, in_half, HALF)
+    return tile - num_tiles
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_positions"])
@@ -301,30 +252,29 @@ def _backward_kernel(
     BLOCK_ROWS: tl.constexpr, BLOCK_HALF: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
     """Computes the gradients. With a norm, one program walks over many tiles and keeps a weight's
-    gradient in registers; without, each program has one tile."""
+    gradient in registers; without, a program has one tile or two."""
     head: tl.constexpr = 2 * HALF
     width: tl.constexpr = (NUM_HEADS + 2 * NUM_KV_HEADS) * head
-    num_tiles = _backward_heads(
+    keys: tl.constexpr = NUM_HEADS * head
+    tables = (cos_ptr, sin_ptr, num_positions)
+    tile = _backward_heads(
         grad_q_ptr, grad_q_strides, qkv_ptr, qkv_stride, grad_qkv_ptr, q_weight_ptr, partial_ptr,
-        positions_ptr, cos_ptr, sin_ptr, 0, num_tokens, num_positions, eps,
+        positions_ptr, tables, tl.program_id(0),
+        num_tokens, eps,
         NUM_HEADS, width, HALF, BLOCK_ROWS, BLOCK_HALF, HAS_NORM,
     )  # fmt: skip
-    keys: tl.constexpr = NUM_HEADS * head
-    num_tiles = _backward_heads(
+    tile = _backward_heads(
         grad_k_ptr, grad_k_strides, qkv_ptr + keys, qkv_stride, grad_qkv_ptr + keys, k_weight_ptr,
-        partial_ptr + head, positions_ptr, cos_ptr, sin_ptr, num_tiles, num_tokens, num_positions,
-        eps, NUM_KV_HEADS, width, HALF, BLOCK_ROWS, BLOCK_HALF, HAS_NORM,
+        partial_ptr + head, positions_ptr, tables, tile, num_tokens, eps,
+        NUM_KV_HEADS, width, HALF, BLOCK_ROWS, BLOCK_HALF, HAS_NORM,
     )  # fmt: skip
     halves = tl.arange(0, BLOCK_HALF)[None, :]
     grad_values_ptr = grad_qkv_ptr + keys + NUM_KV_HEADS * head
-    for tile in range(
-        _first_tile(num_tiles), tl.cdiv(num_tokens * NUM_KV_HEADS, BLOCK_ROWS), tl.num_programs(0)
-    ):
-        tokens, heads, is_row = _rows(tile, num_tokens, NUM_KV_HEADS, BLOCK_ROWS)
+    while tile < tl.cdiv(num_tokens * NUM_KV_HEADS, BLOCK_ROWS):
+        tokens, heads, is_row = rows(tile, num_tokens, NUM_KV_HEADS, BLOCK_ROWS)
         mask = is_row & (halves < HALF)
-        first, second = _load_halves(
-            grad_v_ptr + tokens * grad_v_strides[0] + heads * grad_v_strides[1] + halves, mask, HALF
-        )
-        _store_halves(
-            grad_values_ptr + tokens * width + heads * head + halves, first, second, mask, HALF
-        )
+        grad_ptrs = grad_v_ptr + tokens * grad_v_strides[0] + heads * grad_v_strides[1] + halves
+        first, second = load_halves(grad_ptrs, mask, HALF)
+        value_ptrs = grad_values_ptr + tokens * width + heads * head + halves
+        store_halves(value_ptrs, first, second, mask, HALF)
+        tile += tl.num_programs(0)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import minimind_kernels as K
 import pytest
 import torch
@@ -36,7 +38,7 @@ def test_views_and_int32_positions(device, randn, assert_as_accurate):
 def test_gradients_with_strides_of_their_own(device, randn, assert_as_accurate):
     args = (*tables(10, device), torch.arange(5, device=device), 3, 1)
     ours, reference = (
-        lambda *inputs, op=op: [x.transpose(0, 1) for x in run(op, *args)(*inputs)]
+        lambda *inputs, op=op: tuple(x.transpose(0, 1) for x in run(op, *args)(*inputs))
         for op in (K.qk_rope, qk_rope_reference)
     )
     assert_as_accurate(ours, reference, randn(5, 50), randn(10), randn(10))
@@ -49,7 +51,7 @@ def test_a_position_outside_the_tables_is_seen(norm, position, device):
     cos, sin = (t[4:12] for t in tables(8, device))
     positions = torch.tensor([7, 0, position, 3], device=device)
     qkv = torch.randn(4, 32, device=device, requires_grad=True)
-    norms = tuple(torch.randn(8, device=device, requires_grad=True) for _ in range(2 * norm))
+    norms: Any = [torch.randn(8, device=device, requires_grad=True) for _ in range(2 * norm)]
     if device == "cpu" and backend.kernels_setting() != "triton":
         pytest.skip("PyTorch's own indexing says so")
     q, k, v = K.qk_rope(qkv, cos, sin, positions, 2, 1, *norms)

@@ -17,7 +17,12 @@ from .config import Tile, Tiles
 from .launch import block, cdiv, device_of, launch, rows_per_tile, unit_stride
 
 _FORWARD_TILES = Tiles("norm_forward", Tile(elements=4096, num_warps=8))
-_BACKWARD_TILES = Tiles("norm_backward", Tile(elements=2048, num_warps=8, programs=4))
+_BACKWARD_TILES = Tiles(
+    "norm_backward",
+    Tile(elements=2048, num_warps=8, programs=4),
+    # The default leaves 8 bytes of one variant on the stack.
+    sm_89=Tile(elements=4096, num_warps=8, programs=2),
+)
 
 
 def rms_norm_forward(

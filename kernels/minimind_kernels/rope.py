@@ -287,8 +287,8 @@ QK_ROPE = Op(
     forms=(_forward, _backward),
     tiles=("rope_forward", "rope_backward", "norm_rope_backward"),
     registers={
-        "rope.forward": Registers(80, 80, 80, 80, 117),
-        "rope.backward": Registers(128, 128, 128, 128, 144),
+        "rope.forward": Registers(64, 64, 56, 56, 72),
+        "rope.backward": Registers(96, 103, 96, 102, 120),
     },
     launches={"rope": 2, "qk_norm_rope": 3},
     goals=(

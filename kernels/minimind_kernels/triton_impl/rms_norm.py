@@ -21,7 +21,7 @@ _BACKWARD_TILES = Tiles(
     "norm_backward",
     Tile(elements=2048, num_warps=8, programs=4),
     # The default leaves 8 bytes of one variant on the stack.
-    sm_89=Tile(elements=4096, num_warps=8, programs=2),
+    **dict.fromkeys(("sm_86", "sm_89"), Tile(elements=4096, num_warps=8, programs=2)),
 )
 
 

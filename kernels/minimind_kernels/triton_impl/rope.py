@@ -27,9 +27,9 @@ _BACKWARD_TILES = Tiles("rope_backward", Tile(elements=1024, num_warps=4))
 _NORM_BACKWARD_TILES = Tiles(
     "norm_rope_backward",
     Tile(elements=1024, num_warps=4, programs=4),
-    # The default leaves 8 bytes of one variant on the stack.
-    sm_89=Tile(elements=2048, num_warps=8, programs=2),
     sm_90=Tile(elements=1024, num_warps=4, programs=5),
+    # The default leaves 8 bytes of one variant on the stack.
+    **dict.fromkeys(("sm_86", "sm_89"), Tile(elements=2048, num_warps=8, programs=2)),
 )
 
 

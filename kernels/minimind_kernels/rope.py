@@ -279,7 +279,7 @@ QK_ROPE = Op(
     "split QKV, norm q and k by head (optional), rotate them",
     _build,
     tested={
-        "tokens": (0, 1, 19),
+        "tokens": (0, 1, 61),
         "heads kv_heads head_size": ((1, 1, 2), (8, 2, 64), (3, 1, 80), (4, 4, 96), (1, 1, 128)),
         "qk_norm cast_before_weight": ((False, False), (True, False), (True, True)),
     },

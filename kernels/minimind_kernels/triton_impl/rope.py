@@ -22,7 +22,7 @@ from .config import Tile, Tiles
 from .head_rows import angles, load_halves, mean, rows, store_halves
 from .launch import block, cdiv, device_of, launch, rows_per_tile, unit_stride
 
-_FORWARD_TILES = Tiles("rope_forward", Tile(elements=1024, num_warps=4))
+_FORWARD_TILES = Tiles("rope_forward", Tile(elements=1024, num_warps=4, programs=8))
 _BACKWARD_TILES = Tiles("rope_backward", Tile(elements=1024, num_warps=4))
 _NORM_BACKWARD_TILES = Tiles(
     "norm_rope_backward",
@@ -51,11 +51,13 @@ def rope_forward(
     qkv_MC = unit_stride(qkv_MC)
     q_MNH = qkv_MC.new_empty((num_tokens, num_heads, 2 * half))
     k_MKH = qkv_MC.new_empty((num_tokens, num_kv_heads, 2 * half))
-    tile = device_of(qkv_MC).tile(_FORWARD_TILES)
+    device = device_of(qkv_MC)
+    tile = device.tile(_FORWARD_TILES)
     block_rows = rows_per_tile(tile, block(half))
+    num_programs = cdiv(num_tokens * (num_heads + num_kv_heads), block_rows)
     launch(
         _forward_kernel,
-        (cdiv(num_tokens * (num_heads + num_kv_heads), block_rows),),
+        (min(device.num_multiprocessors * tile.programs, num_programs),),
         tile.num_warps,
         qkv_ptr=qkv_MC,
         positions_ptr=positions_M.contiguous(),

@@ -64,13 +64,13 @@ def qk_rope(
     """Splits the packed QKV product and rotates its queries and keys: (q_MNH, k_MKH, v_MKH).
 
     qkv_MC [M, (N + 2K)·H] is fp32, fp16 or bf16; cos_PR and sin_PR [P, H/2] are fp32, one angle for
-    each pair of dimensions i and i + H/2; positions_M [M] is int32 or int64, each below P. q and k
-    are new and contiguous, v is a view of qkv, all in its dtype. With both norm weights [H] given,
-    each head of q and k is normalised first (see `rms_norm` for eps and the order of the cast).
-    Norm and rotation run in fp32 with one cast at the end, except for the cast that
-    `cast_before_weight` asks for. The gradient of qkv comes as one packed tensor. The two tensors
-    of `rope_rows` for the same positions may replace the tables; then q and k are views of one new
-    tensor, and there is no gradient.
+    each pair of dimensions i and i + H/2; positions_M [M] is int32 or int64, each below P: in
+    Triton, q and k of any other are NaN. q and k are new and contiguous, v is a view of qkv, all in
+    its dtype. With both norm weights [H] given, each head of q and k is normalised first (see
+    `rms_norm` for eps and the order of the cast). Norm and rotation run in fp32 with one cast at
+    the end, except for the cast that `cast_before_weight` asks for. The gradient of qkv is one
+    packed tensor. The two tensors of `rope_rows` for the same positions may replace the tables;
+    then q and k are views of one new tensor, and there is no gradient.
 
     Raises ValueError where shapes do not agree or one norm weight comes without the other.
     """
@@ -279,16 +279,16 @@ QK_ROPE = Op(
     "split QKV, norm q and k by head (optional), rotate them",
     _build,
     tested={
-        "tokens": (0, 1, 19),
-        "heads kv_heads head_size": ((1, 1, 2), (8, 2, 16), (3, 1, 24), (4, 4, 96)),
+        "tokens": (0, 1, 61),
+        "heads kv_heads head_size": ((1, 1, 2), (8, 2, 64), (3, 1, 80), (4, 4, 96), (1, 1, 128)),
         "qk_norm cast_before_weight": ((False, False), (True, False), (True, True)),
     },
     compiled_for=("N/K/H {heads}/{kv_heads}/{head_size}",),
     forms=(_forward, _backward),
     tiles=("rope_forward", "rope_backward", "norm_rope_backward"),
     registers={
-        "rope.forward": Registers(80, 80, 80, 80, 117),
-        "rope.backward": Registers(128, 128, 128, 128, 144),
+        "rope.forward": Registers(64, 64, 56, 56, 72),
+        "rope.backward": Registers(96, 103, 96, 102, 120),
     },
     launches={"rope": 2, "qk_norm_rope": 3},
     goals=(

@@ -1,6 +1,7 @@
 import minimind_kernels as K
 import pytest
 import torch
+from kernel_rows import INTERPRETED
 from minimind_kernels.rms_norm import add_rms_norm_reference, rms_norm_reference
 
 
@@ -26,6 +27,19 @@ def test_weight_of_another_dtype(device):
     x, weight = torch.randn(5, 24, device=device).half(), torch.randn(24, device=device)
     expected = rms_norm_reference(x, weight, 1e-5)
     torch.testing.assert_close(K.rms_norm(x, weight, 1e-5), expected)
+
+
+@pytest.mark.skipif(
+    not INTERPRETED and not torch.cuda.is_available(), reason="needs Triton's interpreter or a GPU"
+)
+@pytest.mark.parametrize("num_rows", [1, 1024, 2500])
+def test_partial_sums_of_many_programs(num_rows):
+    from minimind_kernels.triton_impl.column_sum import column_sum
+
+    partial = torch.randn(num_rows, 37, device="cuda" if torch.cuda.is_available() else "cpu")
+    found = column_sum(partial, torch.float32)
+    assert torch.equal(found, column_sum(partial, torch.float32))
+    torch.testing.assert_close(found.double(), partial.double().sum(0), rtol=1e-5, atol=1e-4)
 
 
 def test_both_orders_are_the_formulas():

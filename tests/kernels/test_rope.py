@@ -1,3 +1,5 @@
+from typing import Any
+
 import minimind_kernels as K
 import pytest
 import torch
@@ -31,6 +33,35 @@ def test_views_and_int32_positions(device, randn, assert_as_accurate):
     ops = [run(op, *args) for op in (K.qk_rope, qk_rope_reference)]
     ours, reference = (lambda qkv, op=op: op(qkv[:, 3:35]) for op in ops)
     assert_as_accurate(ours, reference, randn(6, 40))
+
+
+def test_gradients_with_strides_of_their_own(device, randn, assert_as_accurate):
+    args = (*tables(10, device), torch.arange(5, device=device), 3, 1)
+    ours, reference = (
+        lambda *inputs, op=op: tuple(x.transpose(0, 1) for x in run(op, *args)(*inputs))
+        for op in (K.qk_rope, qk_rope_reference)
+    )
+    assert_as_accurate(ours, reference, randn(5, 50), randn(10), randn(10))
+
+
+@pytest.mark.parametrize("position", [-1, 8, 2**31])
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_position_outside_the_tables_is_seen(norm, position, device):
+    """Numbers lie on both sides of the tables."""
+    cos, sin = (t[4:12] for t in tables(8, device))
+    positions = torch.tensor([7, 0, position, 3], device=device)
+    qkv = torch.randn(4, 32, device=device, requires_grad=True)
+    norms: Any = [torch.randn(8, device=device, requires_grad=True) for _ in range(2 * norm)]
+    if device == "cpu" and backend.kernels_setting() != "triton":
+        pytest.skip("PyTorch's own indexing says so")
+    q, k, v = K.qk_rope(qkv, cos, sin, positions, 2, 1, *norms)
+    grads = torch.autograd.grad(q.sum() + k.sum() + v.sum(), (qkv, *norms))
+    for bad in (q.flatten(1), k.flatten(1), grads[0][:, :24]):
+        assert bad[2].isnan().all()
+        assert bad[[0, 1, 3]].isfinite().all()
+    assert v.isfinite().all()
+    assert grads[0][:, 24:].isfinite().all()
+    assert all(grad.isnan().all() for grad in grads[1:])
 
 
 def test_values_are_a_view(randn, device):

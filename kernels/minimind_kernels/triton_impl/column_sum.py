@@ -15,8 +15,8 @@ from torch import Tensor
 from .config import Tile, Tiles
 from .launch import cdiv, device_of, launch
 
-_TILES = Tiles("column_sum", Tile(elements=2048, num_warps=4))
-_BLOCK_COLUMNS = 32
+_TILES = Tiles("column_sum", Tile(elements=16384, num_warps=8))
+_BLOCK_COLUMNS = 16
 
 
 def column_sum(partial_PD: Tensor, dtype: torch.dtype) -> Tensor:

@@ -19,10 +19,9 @@ from .launch import block, cdiv, device_of, launch, rows_per_tile, unit_stride
 _FORWARD_TILES = Tiles("norm_forward", Tile(elements=4096, num_warps=8))
 _BACKWARD_TILES = Tiles(
     "norm_backward",
-    Tile(elements=2048, num_warps=4, programs=4),
-    sm_89=Tile(elements=2048, num_warps=4, programs=3),
-    # Four warps leave 16 bytes of one variant on the stack.
-    sm_100=Tile(elements=2048, num_warps=8, programs=2),
+    Tile(elements=2048, num_warps=8, programs=4),
+    # The default leaves 8 bytes of one variant on the stack.
+    **dict.fromkeys(("sm_86", "sm_89"), Tile(elements=4096, num_warps=8, programs=2)),
 )
 
 
@@ -169,7 +168,7 @@ def _forward_kernel(
         x = total.to(tl.float32)
     weight = tl.load(weight_ptr + columns, in_row, other=0.0).to(tl.float32)
 
-    rstd = tl.div_rn(1.0, tl.sqrt_rn(tl.sum(x * x, axis=1) / WIDTH + eps))
+    rstd = tl.rsqrt(tl.sum(x * x, axis=1) / WIDTH + eps)
     normed = x * rstd[:, None]
     if CAST_BEFORE_WEIGHT:
         normed = normed.to(y_ptr.dtype.element_ty).to(tl.float32)
@@ -209,17 +208,21 @@ def _backward_kernel(
         ).to(tl.float32)
         x = tl.load(x_ptr + rows[:, None] * x_stride + columns[None, :], mask, other=0.0)
         rstd = tl.load(rstd_ptr + rows, rows < num_rows, other=0.0)
-        normed = x.to(tl.float32) * rstd[:, None]
-        grad_weight += grad_y * normed
-        grad_normed = grad_y * weight[None, :]
-        projection = tl.sum(grad_normed * normed, axis=1) / WIDTH
-        grad_x = rstd[:, None] * (grad_normed - normed * projection[:, None])
         if HAS_GRAD_TOTAL:
-            grad_x += tl.load(
+            grad_total = tl.load(
                 grad_total_ptr + rows[:, None] * grad_total_stride + columns[None, :],
                 mask,
                 other=0.0,
-            ).to(tl.float32)
+            )
+        normed = x.to(tl.float32) * rstd[:, None]
+        grad_weight += grad_y * normed
+        grad_normed = grad_y * weight[None, :]
+        grad_x = rstd[:, None] * grad_normed
+        if HAS_GRAD_TOTAL:
+            # Before the sum: loaded behind its barriers, it would cost a second wait.
+            grad_x += grad_total.to(tl.float32)
+        projection = tl.sum(grad_normed * normed, axis=1) / WIDTH
+        grad_x -= normed * (rstd * projection)[:, None]
         tl.store(
             grad_x_ptr + rows[:, None] * WIDTH + columns[None, :],
             grad_x.to(grad_x_ptr.dtype.element_ty),

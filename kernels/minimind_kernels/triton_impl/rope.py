@@ -1,5 +1,10 @@
 """Rotates queries and keys in one launch, straight from the packed QKV product, with an optional
-RMSNorm of each head; backward into one packed gradient."""
+RMSNorm of each head; backward into one packed gradient.
+
+A row is one head of one token and lies within one warp, so that its sums need no barrier. The tiles
+of the queries' rows come first, then those of the keys, then, in the backward pass, those of the
+values; programs take them in turn.
+"""
 
 # Pyright reads a Triton function as the Python it is not.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
@@ -14,11 +19,18 @@ from torch import Tensor
 
 from .column_sum import column_sum
 from .config import Tile, Tiles
+from .head_rows import angles, load_halves, mean, rows, store_halves
 from .launch import block, cdiv, device_of, launch, rows_per_tile, unit_stride
 
-_FORWARD_TILES = Tiles("rope_forward", Tile(elements=2048, num_warps=4))
+_FORWARD_TILES = Tiles("rope_forward", Tile(elements=1024, num_warps=4, programs=8))
 _BACKWARD_TILES = Tiles("rope_backward", Tile(elements=1024, num_warps=4))
-_NORM_BACKWARD_TILES = Tiles("norm_rope_backward", Tile(elements=1024, num_warps=4, programs=4))
+_NORM_BACKWARD_TILES = Tiles(
+    "norm_rope_backward",
+    Tile(elements=1024, num_warps=4, programs=4),
+    sm_90=Tile(elements=1024, num_warps=4, programs=5),
+    # The default leaves 8 bytes of one variant on the stack.
+    **dict.fromkeys(("sm_86", "sm_89"), Tile(elements=2048, num_warps=8, programs=2)),
+)
 
 
 def rope_forward(
@@ -39,11 +51,13 @@ def rope_forward(
     qkv_MC = unit_stride(qkv_MC)
     q_MNH = qkv_MC.new_empty((num_tokens, num_heads, 2 * half))
     k_MKH = qkv_MC.new_empty((num_tokens, num_kv_heads, 2 * half))
-    tile = device_of(qkv_MC).tile(_FORWARD_TILES)
-    block_tokens = rows_per_tile(tile, block(num_heads) * block(half))
+    device = device_of(qkv_MC)
+    tile = device.tile(_FORWARD_TILES)
+    block_rows = rows_per_tile(tile, block(half))
+    num_programs = cdiv(num_tokens * (num_heads + num_kv_heads), block_rows)
     launch(
         _forward_kernel,
-        (cdiv(num_tokens, block_tokens),),
+        (min(device.num_multiprocessors * tile.programs, num_programs),),
         tile.num_warps,
         qkv_ptr=qkv_MC,
         positions_ptr=positions_M.contiguous(),
@@ -54,14 +68,13 @@ def rope_forward(
         q_ptr=q_MNH,
         k_ptr=k_MKH,
         num_tokens=num_tokens,
+        num_positions=cos_PR.shape[0],
         qkv_stride=qkv_MC.stride(0),
         eps=eps,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
         HALF=half,
-        BLOCK_TOKENS=block_tokens,
-        BLOCK_HEADS=block(num_heads),
-        BLOCK_KV_HEADS=block(num_kv_heads),
+        BLOCK_ROWS=block_rows,
         BLOCK_HALF=block(half),
         HAS_NORM=q_weight_H is not None,
         CAST_BEFORE_WEIGHT=cast_before_weight and q_weight_H is not None,
@@ -91,8 +104,8 @@ def rope_backward(
     qkv_MC = grad_qkv_MC if qkv_MC is None else unit_stride(qkv_MC)
     device = device_of(grad_q_MNH)
     tile = device.tile(_NORM_BACKWARD_TILES if has_norm else _BACKWARD_TILES)
-    block_tokens = rows_per_tile(tile, block(num_heads) * block(half))
-    num_programs = cdiv(num_tokens, block_tokens)
+    block_rows = rows_per_tile(tile, block(half))
+    num_programs = cdiv(num_tokens * (num_heads + 2 * num_kv_heads), block_rows)
     if has_norm:
         num_programs = max(min(device.num_multiprocessors * tile.programs, num_programs), 1)
     partial_P2H = grad_qkv_MC.new_empty(
@@ -114,6 +127,7 @@ def rope_backward(
         grad_qkv_ptr=grad_qkv_MC,
         partial_ptr=partial_P2H,
         num_tokens=num_tokens,
+        num_positions=cos_PR.shape[0],
         grad_q_strides=grads[0].stride()[:2],
         grad_k_strides=grads[1].stride()[:2],
         grad_v_strides=grads[2].stride()[:2],
@@ -122,9 +136,7 @@ def rope_backward(
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
         HALF=half,
-        BLOCK_TOKENS=block_tokens,
-        BLOCK_HEADS=block(num_heads),
-        BLOCK_KV_HEADS=block(num_kv_heads),
+        BLOCK_ROWS=block_rows,
         BLOCK_HALF=block(half),
         HAS_NORM=has_norm,
     )
@@ -134,191 +146,139 @@ def rope_backward(
 
 
 @triton.jit
-def _offsets(
-    tokens, token_stride, head_stride, BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr
-):
-    """Gives offsets [tokens, heads, first half of a head]."""
-    heads = tl.arange(0, BLOCK_HEADS)[None, :, None]
-    halves = tl.arange(0, BLOCK_HALF)[None, None, :]
-    return tokens[:, None, None] * token_stride + heads * head_stride + halves
-
-
-@triton.jit
-def _mask(
-    is_token,
-    NUM: tl.constexpr,
-    HALF: tl.constexpr,
-    BLOCK_HEADS: tl.constexpr,
-    BLOCK_HALF: tl.constexpr,
-):
-    is_head = tl.arange(0, BLOCK_HEADS)[None, :, None] < NUM
-    return is_token[:, None, None] & is_head & (tl.arange(0, BLOCK_HALF)[None, None, :] < HALF)
-
-
-@triton.jit
-def _angles(
-    positions_ptr, cos_ptr, sin_ptr, tokens, is_token, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr
-):
-    """Gives cos and sin [tokens, 1, half]."""
-    positions = tl.load(positions_ptr + tokens, is_token, other=0).to(tl.int64)
-    halves = tl.arange(0, BLOCK_HALF)[None, None, :]
-    offsets = positions[:, None, None] * HALF + halves
-    mask = is_token[:, None, None] & (halves < HALF)
-    return tl.load(cos_ptr + offsets, mask, other=0.0), tl.load(sin_ptr + offsets, mask, other=0.0)
-
-
-@triton.jit
-def _weights(weight_ptr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr):
-    halves = tl.arange(0, BLOCK_HALF)[None, None, :]
-    first = tl.load(weight_ptr + halves, halves < HALF, other=0.0).to(tl.float32)
-    second = tl.load(weight_ptr + HALF + halves, halves < HALF, other=0.0).to(tl.float32)
-    return first, second
-
-
-@triton.jit
-def _load_halves(ptrs, mask, HALF: tl.constexpr):
-    first = tl.load(ptrs, mask, other=0.0).to(tl.float32)
-    return first, tl.load(ptrs + HALF, mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _store_halves(ptrs, first, second, mask, HALF: tl.constexpr):
-    tl.store(ptrs, first.to(ptrs.dtype.element_ty), mask)
-    tl.store(ptrs + HALF, second.to(ptrs.dtype.element_ty), mask)
-
-
-@triton.jit
-def _rstd(first, second, eps, HALF: tl.constexpr):
-    """Gives the reciprocal root mean square of each head: [tokens, heads, 1]."""
-    mean = (tl.sum(first * first, axis=2) + tl.sum(second * second, axis=2)) / (2 * HALF)
-    return tl.div_rn(1.0, tl.sqrt_rn(mean + eps))[:, :, None]
-
-
-@triton.jit
 def _forward_heads(
-    in_ptrs, out_ptrs, weight_ptr, cos, sin, mask, eps,
-    HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, HAS_NORM: tl.constexpr,
-    CAST_BEFORE_WEIGHT: tl.constexpr,
+    x_ptr, x_stride, y_ptr, weight_ptr, positions_ptr, tables, tile, num_tokens, eps,
+    NUM: tl.constexpr, HALF: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_HALF: tl.constexpr,
+    HAS_NORM: tl.constexpr, CAST_BEFORE_WEIGHT: tl.constexpr,
 ):  # fmt: skip
-    first, second = _load_halves(in_ptrs, mask, HALF)
+    """Turns the rows of one kind from `tile` on; gives this program's first tile of the next
+    kind."""
+    head: tl.constexpr = 2 * HALF
+    halves = tl.arange(0, BLOCK_HALF)[None, :]
     if HAS_NORM:
-        rstd = _rstd(first, second, eps, HALF)
-        first, second = first * rstd, second * rstd
-        if CAST_BEFORE_WEIGHT:
-            first = first.to(out_ptrs.dtype.element_ty).to(tl.float32)
-            second = second.to(out_ptrs.dtype.element_ty).to(tl.float32)
-        weight_first, weight_second = _weights(weight_ptr, HALF, BLOCK_HALF)
-        first, second = first * weight_first, second * weight_second
-    _store_halves(out_ptrs, first * cos - second * sin, second * cos + first * sin, mask, HALF)
+        weight_first, weight_second = load_halves(weight_ptr + halves, halves < HALF, HALF)
+    num_tiles = tl.cdiv(num_tokens * NUM, BLOCK_ROWS)
+    while tile < num_tiles:
+        tokens, heads, is_row = rows(tile, num_tokens, NUM, BLOCK_ROWS)
+        mask = is_row & (halves < HALF)
+        positions = tl.load(positions_ptr + tokens, is_row, other=0).to(tl.int64)
+        first, second = load_halves(x_ptr + tokens * x_stride + heads * head + halves, mask, HALF)
+        cos, sin = angles(tables, positions, mask, HALF, BLOCK_HALF)
+        if HAS_NORM:
+            rstd = tl.rsqrt(mean(first * first, second * second, HALF) + eps)
+            first, second = first * rstd, second * rstd
+            if CAST_BEFORE_WEIGHT:
+                first = first.to(y_ptr.dtype.element_ty).to(tl.float32)
+                second = second.to(y_ptr.dtype.element_ty).to(tl.float32)
+            first, second = first * weight_first, second * weight_second
+        store_halves(
+            y_ptr + (tokens * NUM + heads) * head + halves,
+            first * cos - second * sin, second * cos + first * sin, mask, HALF,
+        )  # fmt: skip
+        tile += tl.num_programs(0)
+    return tile - num_tiles
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=["num_tokens", "num_positions"])
 def _forward_kernel(
     qkv_ptr, positions_ptr, cos_ptr, sin_ptr, q_weight_ptr, k_weight_ptr, q_ptr, k_ptr,
-    num_tokens, qkv_stride, eps,
+    num_tokens, num_positions, qkv_stride, eps,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_KV_HEADS: tl.constexpr,
-    BLOCK_HALF: tl.constexpr, HAS_NORM: tl.constexpr, CAST_BEFORE_WEIGHT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_HALF: tl.constexpr, HAS_NORM: tl.constexpr,
+    CAST_BEFORE_WEIGHT: tl.constexpr,
 ):  # fmt: skip
-    tokens = tl.program_id(0).to(tl.int64) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
-    is_token = tokens < num_tokens
-    cos, sin = _angles(positions_ptr, cos_ptr, sin_ptr, tokens, is_token, HALF, BLOCK_HALF)
-    head: tl.constexpr = 2 * HALF
-    _forward_heads(
-        qkv_ptr + _offsets(tokens, qkv_stride, head, BLOCK_HEADS, BLOCK_HALF),
-        q_ptr + _offsets(tokens, NUM_HEADS * head, head, BLOCK_HEADS, BLOCK_HALF),
-        q_weight_ptr, cos, sin, _mask(is_token, NUM_HEADS, HALF, BLOCK_HEADS, BLOCK_HALF), eps,
-        HALF, BLOCK_HALF, HAS_NORM, CAST_BEFORE_WEIGHT,
+    tables = (cos_ptr, sin_ptr, num_positions)
+    tile = _forward_heads(
+        qkv_ptr, qkv_stride, q_ptr, q_weight_ptr, positions_ptr, tables, tl.program_id(0),
+        num_tokens, eps,
+        NUM_HEADS, HALF, BLOCK_ROWS, BLOCK_HALF, HAS_NORM, CAST_BEFORE_WEIGHT,
     )  # fmt: skip
-    keys_ptr = qkv_ptr + NUM_HEADS * head
     _forward_heads(
-        keys_ptr + _offsets(tokens, qkv_stride, head, BLOCK_KV_HEADS, BLOCK_HALF),
-        k_ptr + _offsets(tokens, NUM_KV_HEADS * head, head, BLOCK_KV_HEADS, BLOCK_HALF),
-        k_weight_ptr, cos, sin, _mask(is_token, NUM_KV_HEADS, HALF, BLOCK_KV_HEADS, BLOCK_HALF),
-        eps, HALF, BLOCK_HALF, HAS_NORM, CAST_BEFORE_WEIGHT,
+        qkv_ptr + NUM_HEADS * 2 * HALF, qkv_stride, k_ptr, k_weight_ptr, positions_ptr, tables,
+        tile, num_tokens, eps,
+        NUM_KV_HEADS, HALF, BLOCK_ROWS, BLOCK_HALF, HAS_NORM, CAST_BEFORE_WEIGHT,
     )  # fmt: skip
 
 
 @triton.jit
 def _backward_heads(
-    grad_ptrs, in_ptrs, out_ptrs, weight_ptr, sum_first, sum_second, cos, sin, mask, eps,
-    HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, HAS_NORM: tl.constexpr,
+    grad_ptr, grad_strides, x_ptr, x_stride, grad_x_ptr, weight_ptr, sums_ptr, positions_ptr,
+    tables, tile, num_tokens, eps,
+    NUM: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    BLOCK_HALF: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
-    """Turns the gradient back, then through the norm; adds the weight's gradient to the sums."""
-    grad_first, grad_second = _load_halves(grad_ptrs, mask, HALF)
-    first = grad_first * cos + grad_second * sin
-    second = grad_second * cos - grad_first * sin
+    """Turns the gradient of one kind of rows back, then through the norm, and stores this program's
+    part of the weight's gradient; gives this program's first tile of the next kind."""
+    head: tl.constexpr = 2 * HALF
+    halves = tl.arange(0, BLOCK_HALF)
+    in_half = halves < HALF
     if HAS_NORM:
-        normed_first, normed_second = _load_halves(in_ptrs, mask, HALF)
-        rstd = _rstd(normed_first, normed_second, eps, HALF)
-        normed_first, normed_second = normed_first * rstd, normed_second * rstd
-        sum_first += tl.sum(first * normed_first, axis=1)
-        sum_second += tl.sum(second * normed_second, axis=1)
-        weight_first, weight_second = _weights(weight_ptr, HALF, BLOCK_HALF)
-        first, second = first * weight_first, second * weight_second
-        projection = tl.sum(first * normed_first, axis=2) + tl.sum(second * normed_second, axis=2)
-        projection = (projection / (2 * HALF))[:, :, None]
-        first = rstd * (first - normed_first * projection)
-        second = rstd * (second - normed_second * projection)
-    _store_halves(out_ptrs, first, second, mask, HALF)
-    return sum_first, sum_second
+        weight_first, weight_second = load_halves(weight_ptr + halves, in_half, HALF)
+        sum_first = tl.zeros((BLOCK_ROWS, BLOCK_HALF), tl.float32)
+        sum_second = tl.zeros((BLOCK_ROWS, BLOCK_HALF), tl.float32)
+    num_tiles = tl.cdiv(num_tokens * NUM, BLOCK_ROWS)
+    while tile < num_tiles:
+        tokens, heads, is_row = rows(tile, num_tokens, NUM, BLOCK_ROWS)
+        mask = is_row & in_half[None, :]
+        offsets = heads * head + halves[None, :]
+        positions = tl.load(positions_ptr + tokens, is_row, other=0).to(tl.int64)
+        grad_ptrs = grad_ptr + tokens * grad_strides[0] + heads * grad_strides[1]
+        grad_first, grad_second = load_halves(grad_ptrs + halves[None, :], mask, HALF)
+        if HAS_NORM:
+            x_first, x_second = load_halves(x_ptr + tokens * x_stride + offsets, mask, HALF)
+        cos, sin = angles(tables, positions, mask, HALF, BLOCK_HALF)
+        first = grad_first * cos + grad_second * sin
+        second = grad_second * cos - grad_first * sin
+        if HAS_NORM:
+            rstd = tl.rsqrt(mean(x_first * x_first, x_second * x_second, HALF) + eps)
+            normed_first, normed_second = x_first * rstd, x_second * rstd
+            sum_first += first * normed_first
+            sum_second += second * normed_second
+            first, second = first * weight_first[None, :], second * weight_second[None, :]
+            projection = mean(first * normed_first, second * normed_second, HALF)
+            first = rstd * (first - normed_first * projection)
+            second = rstd * (second - normed_second * projection)
+        store_halves(grad_x_ptr + tokens * WIDTH + offsets, first, second, mask, HALF)
+        tile += tl.num_programs(0)
+    if HAS_NORM:
+        sums_ptrs = sums_ptr + tl.program_id(0) * (2 * head) + halves
+        sum_first, sum_second = tl.sum(sum_first, axis=0), tl.sum(sum_second, axis=0)
+        store_halves(sums_ptrs, sum_first, sum_second, in_half, HALF)
+    return tile - num_tiles
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=["num_tokens", "num_positions"])
 def _backward_kernel(
     grad_q_ptr, grad_k_ptr, grad_v_ptr, qkv_ptr, positions_ptr, cos_ptr, sin_ptr, q_weight_ptr,
     k_weight_ptr, grad_qkv_ptr, partial_ptr,
-    num_tokens, grad_q_strides, grad_k_strides, grad_v_strides, qkv_stride, eps,
+    num_tokens, num_positions, grad_q_strides, grad_k_strides, grad_v_strides, qkv_stride, eps,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_KV_HEADS: tl.constexpr,
-    BLOCK_HALF: tl.constexpr, HAS_NORM: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_HALF: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
-    """Computes the gradients. With a norm, one program walks over many tiles and keeps the weights'
-    gradients in registers; without, each program has one tile."""
+    """Computes the gradients. With a norm, one program walks over many tiles and keeps a weight's
+    gradient in registers; without, a program has one tile or two."""
     head: tl.constexpr = 2 * HALF
     width: tl.constexpr = (NUM_HEADS + 2 * NUM_KV_HEADS) * head
-    halves = tl.arange(0, BLOCK_HALF)
-    q_first = tl.zeros((BLOCK_TOKENS, BLOCK_HALF), tl.float32)
-    q_second = tl.zeros((BLOCK_TOKENS, BLOCK_HALF), tl.float32)
-    k_first = tl.zeros((BLOCK_TOKENS, BLOCK_HALF), tl.float32)
-    k_second = tl.zeros((BLOCK_TOKENS, BLOCK_HALF), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(num_tokens, BLOCK_TOKENS), tl.num_programs(0)):
-        tokens = (tile * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)).to(tl.int64)
-        is_token = tokens < num_tokens
-        cos, sin = _angles(positions_ptr, cos_ptr, sin_ptr, tokens, is_token, HALF, BLOCK_HALF)
-        q_first, q_second = _backward_heads(
-            grad_q_ptr
-            + _offsets(tokens, grad_q_strides[0], grad_q_strides[1], BLOCK_HEADS, BLOCK_HALF),
-            qkv_ptr + _offsets(tokens, qkv_stride, head, BLOCK_HEADS, BLOCK_HALF),
-            grad_qkv_ptr + _offsets(tokens, width, head, BLOCK_HEADS, BLOCK_HALF),
-            q_weight_ptr, q_first, q_second, cos, sin,
-            _mask(is_token, NUM_HEADS, HALF, BLOCK_HEADS, BLOCK_HALF), eps,
-            HALF, BLOCK_HALF, HAS_NORM,
-        )  # fmt: skip
-        kv_mask = _mask(is_token, NUM_KV_HEADS, HALF, BLOCK_KV_HEADS, BLOCK_HALF)
-        grad_keys_ptr = grad_qkv_ptr + NUM_HEADS * head
-        k_first, k_second = _backward_heads(
-            grad_k_ptr
-            + _offsets(tokens, grad_k_strides[0], grad_k_strides[1], BLOCK_KV_HEADS, BLOCK_HALF),
-            qkv_ptr + NUM_HEADS * head
-            + _offsets(tokens, qkv_stride, head, BLOCK_KV_HEADS, BLOCK_HALF),
-            grad_keys_ptr + _offsets(tokens, width, head, BLOCK_KV_HEADS, BLOCK_HALF),
-            k_weight_ptr, k_first, k_second, cos, sin, kv_mask, eps, HALF, BLOCK_HALF, HAS_NORM,
-        )  # fmt: skip
-        v_first, v_second = _load_halves(
-            grad_v_ptr
-            + _offsets(tokens, grad_v_strides[0], grad_v_strides[1], BLOCK_KV_HEADS, BLOCK_HALF),
-            kv_mask, HALF,
-        )  # fmt: skip
-        grad_values_ptr = grad_keys_ptr + NUM_KV_HEADS * head
-        _store_halves(
-            grad_values_ptr + _offsets(tokens, width, head, BLOCK_KV_HEADS, BLOCK_HALF),
-            v_first, v_second, kv_mask, HALF,
-        )  # fmt: skip
-    if HAS_NORM:
-        sums_ptr = partial_ptr + tl.program_id(0) * (2 * head) + halves
-        in_half = halves < HALF
-        tl.store(sums_ptr, tl.sum(q_first, axis=0), in_half)
-        tl.store(sums_ptr + HALF, tl.sum(q_second, axis=0), in_half)
-        tl.store(sums_ptr + head, tl.sum(k_first, axis=0), in_half)
-        tl.store(sums_ptr + head + HALF, tl.sum(k_second, axis=0), in_half)
+    keys: tl.constexpr = NUM_HEADS * head
+    tables = (cos_ptr, sin_ptr, num_positions)
+    tile = _backward_heads(
+        grad_q_ptr, grad_q_strides, qkv_ptr, qkv_stride, grad_qkv_ptr, q_weight_ptr, partial_ptr,
+        positions_ptr, tables, tl.program_id(0),
+        num_tokens, eps,
+        NUM_HEADS, width, HALF, BLOCK_ROWS, BLOCK_HALF, HAS_NORM,
+    )  # fmt: skip
+    tile = _backward_heads(
+        grad_k_ptr, grad_k_strides, qkv_ptr + keys, qkv_stride, grad_qkv_ptr + keys, k_weight_ptr,
+        partial_ptr + head, positions_ptr, tables, tile, num_tokens, eps,
+        NUM_KV_HEADS, width, HALF, BLOCK_ROWS, BLOCK_HALF, HAS_NORM,
+    )  # fmt: skip
+    halves = tl.arange(0, BLOCK_HALF)[None, :]
+    grad_values_ptr = grad_qkv_ptr + keys + NUM_KV_HEADS * head
+    while tile < tl.cdiv(num_tokens * NUM_KV_HEADS, BLOCK_ROWS):
+        tokens, heads, is_row = rows(tile, num_tokens, NUM_KV_HEADS, BLOCK_ROWS)
+        mask = is_row & (halves < HALF)
+        grad_ptrs = grad_v_ptr + tokens * grad_v_strides[0] + heads * grad_v_strides[1] + halves
+        first, second = load_halves(grad_ptrs, mask, HALF)
+        value_ptrs = grad_values_ptr + tokens * width + heads * head + halves
+        store_halves(value_ptrs, first, second, mask, HALF)
+        tile += tl.num_programs(0)

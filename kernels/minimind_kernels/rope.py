@@ -222,7 +222,8 @@ class _Rope(torch.autograd.Function):
             *inputs, num_heads=num_heads, num_kv_heads=num_kv_heads, eps=eps,
             cast_before_weight=cast_before_weight,
         )  # fmt: skip
-        return q_MNH, k_MKH, _split(qkv_MC, num_heads, num_kv_heads)[2]
+        values_MC = qkv_MC[:, -k_MKH.shape[1] * k_MKH.shape[2] :]
+        return q_MNH, k_MKH, values_MC.view(k_MKH.shape)
 
     @staticmethod
     def backward(ctx, grad_q_MNH, grad_k_MKH, grad_v_MKH):

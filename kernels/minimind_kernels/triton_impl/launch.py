@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from triton import JITFunction
+from triton import JITFunction, knobs
 from triton.runtime import driver
 
 from . import config
@@ -67,10 +67,15 @@ class _Variants:
         device = gpu.get_current_device()
         key, values = self._read(device, num_warps, **arguments)
         compiled = self._compiled.get(key)
-        if compiled is None:
+        hooks = knobs.runtime
+        if compiled is None or hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:
             self._compiled[key] = self._kernel[grid](**arguments, num_warps=num_warps)
-        else:
-            compiled[(*grid, 1, 1)[:3]](*values, stream=gpu.get_current_stream(device))
+            return
+        x, y, z = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
+        stream = gpu.get_current_stream(device)
+        compiled.run(
+            x, y, z, stream, compiled.function, compiled.packed_metadata, None, None, None, *values
+        )
 
 
 def _reader(kernel: Any) -> Callable[..., tuple[tuple[Any, ...], tuple[Any, ...]]]:

@@ -86,9 +86,7 @@ def check_settings(device: torch.device) -> None:
         )
 
 
-def use_triton(
-    op: str, first: Tensor, *others: Tensor | None, has_products: bool = False
-) -> bool:
+def use_triton(op: str, first: Tensor, *others: Tensor | None, has_products: bool = False) -> bool:
     """Tells whether `op` runs its Triton body on these tensors; `has_products` says that it
     multiplies matrices.
 

@@ -79,9 +79,9 @@ class Form:
     def __call__(self, *tensors: Any, generated: bool | None = None, **constants: Any) -> Any:
         """Runs the body. `generated` overrides the choice where the tensors are parts of something
         larger."""
-        if self.name is not None:
-            if backend.use_triton(self.name, *tensors, has_products=self._has_products):
-                return self._run_triton(self.name, tensors, constants)
+        name = self.name
+        if name and backend.use_triton(name, *tensors, has_products=self._has_products):
+            return self._run_triton(name, tensors, constants)
         if torch.compiler.is_compiling():
             return self.body(*tensors, **constants)
         if generated is None:

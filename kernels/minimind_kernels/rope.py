@@ -117,11 +117,11 @@ def _check(
             f"not cos {tuple(cos_PR.shape)}, sin {tuple(sin_PR.shape)} and positions "
             f"{tuple(positions_M.shape)}"
         )
-    norms = (q_norm_weight_H, k_norm_weight_H)
-    if any((w is None) != (norms[0] is None) for w in norms):
+    if (q_norm_weight_H is None) != (k_norm_weight_H is None):
         raise ValueError("qk_rope normalises both q and k or neither: give both weights or none")
-    if any(w is not None and w.shape != (head_size,) for w in norms):
-        raise ValueError(f"qk_rope takes norm weights of [{head_size}], the head size")
+    for weight_H in (q_norm_weight_H, k_norm_weight_H):
+        if weight_H is not None and weight_H.shape != (head_size,):
+            raise ValueError(f"qk_rope takes norm weights of [{head_size}], the head size")
 
 
 def _rotate(x_MAH: Tensor, cos_M1R: Tensor, sin_M1R: Tensor) -> Tensor:
@@ -222,17 +222,18 @@ class _Rope(torch.autograd.Function):
             *inputs, num_heads=num_heads, num_kv_heads=num_kv_heads, eps=eps,
             cast_before_weight=cast_before_weight,
         )  # fmt: skip
-        values_MC = qkv_MC[:, -k_MKH.shape[1] * k_MKH.shape[2] :]
-        return q_MNH, k_MKH, values_MC.view(k_MKH.shape)
+        size = num_kv_heads * k_MKH.shape[2]
+        return q_MNH, k_MKH, qkv_MC.narrow(1, qkv_MC.shape[1] - size, size).view(k_MKH.shape)
 
     @staticmethod
     def backward(ctx, grad_q_MNH, grad_k_MKH, grad_v_MKH):
         grad_qkv_MC, grads_2H = _backward(
             grad_q_MNH, grad_k_MKH, grad_v_MKH, *ctx.saved_tensors, eps=ctx.eps
         )
-        # Apart: each becomes a parameter's own.
-        halves_H = (half_H.clone() for half_H in grads_2H.chunk(2))
-        grad_weights = halves_H if len(grads_2H) else (None, None)
+        grad_weights = (None, None)
+        if num_grads := len(grads_2H):
+            # Apart: each becomes a parameter's own.
+            grad_weights = torch.split_copy(grads_2H, num_grads // 2)
         return grad_qkv_MC, None, None, None, *grad_weights, None, None, None, None
 
 

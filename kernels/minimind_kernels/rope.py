@@ -230,10 +230,9 @@ class _Rope(torch.autograd.Function):
         grad_qkv_MC, grads_2H = _backward(
             grad_q_MNH, grad_k_MKH, grad_v_MKH, *ctx.saved_tensors, eps=ctx.eps
         )
-        grad_weights = (None, None)
-        if num_grads := len(grads_2H):
-            # Apart: each becomes a parameter's own.
-            grad_weights = torch.split_copy(grads_2H, num_grads // 2)
+        # Apart: each becomes a parameter's own.
+        halves_H = (half_H.clone() for half_H in grads_2H.chunk(2))
+        grad_weights = halves_H if len(grads_2H) else (None, None)
         return grad_qkv_MC, None, None, None, *grad_weights, None, None, None, None
 
 

@@ -62,7 +62,8 @@ class _Variants:
         self._compiled: dict[tuple[Any, ...], Any] = {}
 
     def run(self, grid: tuple[int, ...], num_warps: int, arguments: dict[str, Any]) -> None:
-        gpu, hooks = driver.active, knobs.runtime
+        gpu: Any = driver.active
+        hooks = knobs.runtime
         device = gpu.get_current_device()
         key, values = self._read(device, num_warps, **arguments)
         compiled = self._compiled.get(key)

@@ -119,9 +119,8 @@ def _check(
         )
     if (q_norm_weight_H is None) != (k_norm_weight_H is None):
         raise ValueError("qk_rope normalises both q and k or neither: give both weights or none")
-    for weight_H in (q_norm_weight_H, k_norm_weight_H):
-        if weight_H is not None and weight_H.shape != (head_size,):
-            raise ValueError(f"qk_rope takes norm weights of [{head_size}], the head size")
+    if any(w is not None and w.shape != (head_size,) for w in (q_norm_weight_H, k_norm_weight_H)):
+        raise ValueError(f"qk_rope takes norm weights of [{head_size}], the head size")
 
 
 def _rotate(x_MAH: Tensor, cos_M1R: Tensor, sin_M1R: Tensor) -> Tensor:

@@ -32,6 +32,11 @@ from torch import Tensor
 logger = logging.getLogger("minimind_kernels")
 
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_OTHER_FLOATS = {
+    dtype
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point
+}.difference(TRITON_DTYPES)
 
 _TRITON_FROM = (7, 5)
 """The oldest compute capability that Triton's bodies run on: CUDA 13's assembler supports none
@@ -81,16 +86,18 @@ def check_settings(device: torch.device) -> None:
         )
 
 
-def use_triton(op: str, *tensors: Tensor, has_products: bool = False) -> bool:
-    """Tells whether `op` runs its Triton body on `tensors`; `has_products` says that it multiplies
-    matrices.
+def use_triton(op: str, first: Tensor, *others: Tensor | None, has_products: bool = False) -> bool:
+    """Tells whether `op` runs its Triton body on these tensors; `has_products` says that it
+    multiplies matrices.
 
     Raises RuntimeError under `MINIMIND_KERNELS=triton` where that is impossible.
     """
     setting, tracing = kernels_setting(), torch.compiler.is_compiling()
-    problem = None if setting == "torch" else _why_not_triton(op, tensors, tracing)
+    device, problem = first.device, None
+    if setting != "torch":
+        problem = _why_not_triton(op, device, (first, *others), tracing)
     if problem is None and has_products and setting == "auto" and not tracing:
-        problem = _why_torch_is_quicker(tensors[0].device)
+        problem = _why_torch_is_quicker(device)
     if problem is not None and setting == "triton":
         raise RuntimeError(_cannot_be_met(problem))
     use = setting != "torch" and problem is None
@@ -110,8 +117,8 @@ def is_decoding(x: Tensor) -> bool:
     prompts. An operation then takes the form with the fewest operators and Python calls, which
     decide the time. False under `MINIMIND_KERNELS=triton`, and while torch.compile traces."""
     return (
-        x.device.type == "cpu"
-        and not torch.is_grad_enabled()
+        not torch.is_grad_enabled()
+        and x.is_cpu
         and x.numel() < _MIN_COMPILED_ELEMENTS
         and kernels_setting() != "triton"
         and not torch.compiler.is_compiling()
@@ -178,12 +185,15 @@ def _why_no_launcher() -> str | None:
     )
 
 
-def _why_not_triton(op: str, tensors: tuple[Tensor, ...], tracing: bool) -> str | None:
-    device = tensors[0].device
+def _why_not_triton(
+    op: str, device: torch.device, tensors: tuple[Tensor | None, ...], tracing: bool
+) -> str | None:
     if problem := _why_not_triton_on(device, tracing):
         return problem
     for tensor in tensors:
-        if tensor.is_floating_point() and tensor.dtype not in TRITON_DTYPES:
+        if tensor is None:
+            continue
+        if tensor.dtype in _OTHER_FLOATS:
             allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in TRITON_DTYPES)
             given = str(tensor.dtype).removeprefix("torch.")
             return f"{op} was given {given}, and its Triton body takes {allowed}"

@@ -79,10 +79,9 @@ class Form:
     def __call__(self, *tensors: Any, generated: bool | None = None, **constants: Any) -> Any:
         """Runs the body. `generated` overrides the choice where the tensors are parts of something
         larger."""
-        if self.name is not None:
-            present = (tensor for tensor in tensors if tensor is not None)
-            if backend.use_triton(self.name, *present, has_products=self._has_products):
-                return self._run_triton(self.name, tensors, constants)
+        name = self.name
+        if name and backend.use_triton(name, *tensors, has_products=self._has_products):
+            return self._run_triton(name, tensors, constants)
         if torch.compiler.is_compiling():
             return self.body(*tensors, **constants)
         if generated is None:
@@ -106,12 +105,11 @@ class Form:
         if torch.compiler.is_compiling():
             register(name)
             return getattr(torch.ops.minimind_kernels, name)(*tensors, **constants)
-        function = self.triton
-        device = tensors[0].device
-        if device.type == "cuda" and device.index != torch.cuda.current_device():
-            with torch.cuda.device(device):
-                return function(*tensors, **constants)
-        return function(*tensors, **constants)
+        first = tensors[0]
+        if first.is_cuda and first.get_device() != torch.cuda.current_device():
+            with torch.cuda.device(first.device):
+                return self.triton(*tensors, **constants)
+        return self.triton(*tensors, **constants)
 
     def _run_generated(self, tensors: tuple[Tensor, ...], constants: dict[str, Any]) -> Any:
         # Detached and contiguous, so that neither requires_grad nor strides ask for other code.
@@ -179,6 +177,17 @@ def register(name: str) -> bool:
 
 # As torch.compiler.assume_constant_result does, which would import Dynamo, and with it Triton.
 register._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """Gives x [..., D] as rows [M, D]."""
+    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+
+
+def shaped(rows_MD: Tensor, like: Tensor) -> Tensor:
+    """Gives rows the leading dimensions of `like`: undoes `as_rows`. It is made to be called inside
+    an autograd function, where a view costs no node of the graph."""
+    return rows_MD if like.ndim == 2 else rows_MD.view(*like.shape[:-1], rows_MD.shape[1])
 
 
 def sum_rows(x_MD: Tensor) -> Tensor:

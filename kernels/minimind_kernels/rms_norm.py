@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import backend
-from .form import Form, sum_rows
+from .form import Form, as_rows, shaped, sum_rows
 from .op import Case, Goal, Inputs, Liger, Op, Registers
 
 
@@ -69,12 +69,10 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float, cast_before_weight: bool =
         return fused_rms_norm(x, weight_D, eps, cast_before_weight)
     if backend.inlines("rms_norm", x, weight_D):
         return rms_norm_reference(x, weight_D, eps, cast_before_weight)
-    x_MD = x.reshape(-1, x.shape[-1])
     if torch.is_grad_enabled() and (x.requires_grad or weight_D.requires_grad):
-        y_MD = _RMSNorm.apply(x_MD, weight_D, eps, cast_before_weight)
-    else:
-        y_MD, _ = _forward(x_MD, weight_D, eps=eps, cast_before_weight=cast_before_weight)
-    return y_MD.view(x.shape)
+        return _RMSNorm.apply(x, weight_D, eps, cast_before_weight)
+    y_MD, _ = _forward(as_rows(x), weight_D, eps=eps, cast_before_weight=cast_before_weight)
+    return shaped(y_MD, x)
 
 
 def add_rms_norm(
@@ -102,19 +100,18 @@ def add_rms_norm(
         return total, fused_rms_norm(total, weight_D, eps, cast_before_weight)
     if backend.inlines("add_rms_norm", x, weight_D):
         return add_rms_norm_reference(x, residual, weight_D, eps, cast_before_weight)
-    x_MD, residual_MD = (t.reshape(-1, t.shape[-1]) for t in (x, residual))
-    inputs = (x, residual, weight_D)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        total_MD, y_MD = _AddRMSNorm.apply(x_MD, residual_MD, weight_D, eps, cast_before_weight)
-    else:
-        total_MD, y_MD, _ = _add_forward(
-            x_MD, residual_MD, weight_D, eps=eps, cast_before_weight=cast_before_weight
-        )
-    return total_MD.view(x.shape), y_MD.view(x.shape)
+    needs_grad = x.requires_grad or residual.requires_grad or weight_D.requires_grad
+    if needs_grad and torch.is_grad_enabled():
+        return _AddRMSNorm.apply(x, residual, weight_D, eps, cast_before_weight)
+    total_MD, y_MD, _ = _add_forward(
+        as_rows(x), as_rows(residual), weight_D, eps=eps, cast_before_weight=cast_before_weight
+    )
+    return shaped(total_MD, x), shaped(y_MD, x)
 
 
 def _check(x: Tensor, weight_D: Tensor) -> None:
-    if weight_D.shape != x.shape[-1:]:
+    shape = weight_D.shape
+    if len(shape) != 1 or shape[0] != x.shape[-1]:
         raise ValueError(
             f"a norm over the last dimension of {tuple(x.shape)} takes a weight of "
             f"{tuple(x.shape[-1:])}, not {tuple(weight_D.shape)}"
@@ -179,30 +176,36 @@ _add_backward = Form("rms_norm:add_rms_norm_backward", _add_backward_body, num_r
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_MD, weight_D, eps, cast_before_weight):
+    def forward(ctx, x, weight_D, eps, cast_before_weight):
+        x_MD = as_rows(x)
         y_MD, rstd_M1 = _forward(x_MD, weight_D, eps=eps, cast_before_weight=cast_before_weight)
         ctx.save_for_backward(x_MD, rstd_M1, weight_D)
-        return y_MD
+        return shaped(y_MD, x)
 
     @staticmethod
-    def backward(ctx, grad_y_MD):
-        grad_x_MD, grad_weight_D = _backward(grad_y_MD, *ctx.saved_tensors)
-        return grad_x_MD, grad_weight_D, None, None
+    def backward(ctx, grad_y):
+        grad_x_MD, grad_weight_D = _backward(as_rows(grad_y), *ctx.saved_tensors)
+        return shaped(grad_x_MD, grad_y), grad_weight_D, None, None
 
 
 class _AddRMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_MD, residual_MD, weight_D, eps, cast_before_weight):
+    def forward(ctx, x, residual, weight_D, eps, cast_before_weight):
         total_MD, y_MD, rstd_M1 = _add_forward(
-            x_MD, residual_MD, weight_D, eps=eps, cast_before_weight=cast_before_weight
+            as_rows(x), as_rows(residual), weight_D, eps=eps, cast_before_weight=cast_before_weight
         )
-        ctx.save_for_backward(total_MD, rstd_M1, weight_D)
-        return total_MD, y_MD
+        total = shaped(total_MD, x)
+        ctx.save_for_backward(total, rstd_M1, weight_D)
+        return total, shaped(y_MD, x)
 
     @staticmethod
-    def backward(ctx, grad_total_MD, grad_y_MD):
-        grad_MD, grad_weight_D = _add_backward(grad_y_MD, grad_total_MD, *ctx.saved_tensors)
-        return grad_MD, grad_MD, grad_weight_D, None, None
+    def backward(ctx, grad_total, grad_y):
+        total, rstd_M1, weight_D = ctx.saved_tensors
+        grad_MD, grad_weight_D = _add_backward(
+            as_rows(grad_y), as_rows(grad_total), as_rows(total), rstd_M1, weight_D
+        )
+        grad = shaped(grad_MD, grad_y)
+        return grad, grad, grad_weight_D, None, None
 
 
 def _build(inputs: Inputs) -> Case:

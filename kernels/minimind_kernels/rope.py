@@ -117,10 +117,9 @@ def _check(
             f"not cos {tuple(cos_PR.shape)}, sin {tuple(sin_PR.shape)} and positions "
             f"{tuple(positions_M.shape)}"
         )
-    norms = (q_norm_weight_H, k_norm_weight_H)
-    if any((w is None) != (norms[0] is None) for w in norms):
+    if (q_norm_weight_H is None) != (k_norm_weight_H is None):
         raise ValueError("qk_rope normalises both q and k or neither: give both weights or none")
-    if any(w is not None and w.shape != (head_size,) for w in norms):
+    if any(w is not None and w.shape != (head_size,) for w in (q_norm_weight_H, k_norm_weight_H)):
         raise ValueError(f"qk_rope takes norm weights of [{head_size}], the head size")
 
 
@@ -222,7 +221,8 @@ class _Rope(torch.autograd.Function):
             *inputs, num_heads=num_heads, num_kv_heads=num_kv_heads, eps=eps,
             cast_before_weight=cast_before_weight,
         )  # fmt: skip
-        return q_MNH, k_MKH, _split(qkv_MC, num_heads, num_kv_heads)[2]
+        size = num_kv_heads * k_MKH.shape[2]
+        return q_MNH, k_MKH, qkv_MC.narrow(1, qkv_MC.shape[1] - size, size).view(k_MKH.shape)
 
     @staticmethod
     def backward(ctx, grad_q_MNH, grad_k_MKH, grad_v_MKH):

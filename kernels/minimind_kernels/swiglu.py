@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import backend
-from .form import Form
+from .form import Form, as_rows, shaped
 from .op import Case, Goal, Inputs, Liger, Op, Registers
 
 
@@ -45,12 +45,9 @@ def swiglu(gate_up: Tensor) -> Tensor:
         return _forward_body(gate_up)
     if backend.inlines("swiglu", gate_up):
         return swiglu_reference(gate_up)
-    gate_up_M2F = gate_up.reshape(-1, gate_up.shape[-1])
     if torch.is_grad_enabled() and gate_up.requires_grad:
-        out_MF = _SwiGLU.apply(gate_up_M2F)
-    else:
-        out_MF = swiglu_forward(gate_up_M2F)
-    return out_MF.view(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+        return _SwiGLU.apply(gate_up)
+    return shaped(swiglu_forward(as_rows(gate_up)), gate_up)
 
 
 def swiglu_linear(gate_up: Tensor, weight_DF: Tensor) -> Tensor:
@@ -71,8 +68,7 @@ def swiglu_linear(gate_up: Tensor, weight_DF: Tensor) -> Tensor:
     needs_grad = gate_up.requires_grad or weight_DF.requires_grad
     if not (torch.is_grad_enabled() and needs_grad) or backend.inlines("swiglu", gate_up):
         return functional.linear(swiglu(gate_up), weight_DF)
-    out_MD = _SwiGLULinear.apply(gate_up.reshape(-1, gate_up.shape[-1]), weight_DF)
-    return out_MD.view(*gate_up.shape[:-1], len(weight_DF))
+    return _SwiGLULinear.apply(gate_up, weight_DF)
 
 
 def _forward_body(gate_up_M2F: Tensor) -> Tensor:
@@ -105,27 +101,31 @@ _backward = Form("swiglu:swiglu_backward", _backward_body, num_row_tensors=2)
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gate_up_M2F):
+    def forward(ctx, gate_up):
+        gate_up_M2F = as_rows(gate_up)
         ctx.save_for_backward(gate_up_M2F)
-        return swiglu_forward(gate_up_M2F)
+        return shaped(swiglu_forward(gate_up_M2F), gate_up)
 
     @staticmethod
-    def backward(ctx, grad_out_MF):
-        return _backward(grad_out_MF, *ctx.saved_tensors, rebuild=False)[0]
+    def backward(ctx, grad_out):
+        grad_M2F, _ = _backward(as_rows(grad_out), *ctx.saved_tensors, rebuild=False)
+        return shaped(grad_M2F, grad_out)
 
 
 class _SwiGLULinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gate_up_M2F, weight_DF):
+    def forward(ctx, gate_up, weight_DF):
+        gate_up_M2F = as_rows(gate_up)
         ctx.save_for_backward(gate_up_M2F, weight_DF)
-        return functional.linear(swiglu_forward(gate_up_M2F), weight_DF)
+        return shaped(functional.linear(swiglu_forward(gate_up_M2F), weight_DF), gate_up)
 
     @staticmethod
-    def backward(ctx, grad_out_MD):
+    def backward(ctx, grad_out):
         gate_up_M2F, weight_DF = ctx.saved_tensors
-        rebuild = ctx.needs_input_grad[1]
+        grad_out_MD, rebuild = as_rows(grad_out), ctx.needs_input_grad[1]
         grad_M2F, hidden_MF = _backward(grad_out_MD @ weight_DF, gate_up_M2F, rebuild=rebuild)
-        return grad_M2F, grad_out_MD.t() @ hidden_MF if rebuild else None
+        grad_weight_DF = grad_out_MD.t() @ hidden_MF if rebuild else None
+        return shaped(grad_M2F, grad_out), grad_weight_DF
 
 
 def _build(inputs: Inputs) -> Case:

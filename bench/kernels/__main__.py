@@ -6,6 +6,7 @@ the host wait, the bytes an operation must move; and times read "not measured". 
 minimind2-small is counted as a whole, with and without the kernels.
 
 `--compile-report` compiles every kernel for GPUs that are not here and checks spills and registers.
+`--host` measures what an operation costs the host, launched on a stub of the driver (host.py).
 
 Exit status: 0 done, 1 a kernel of ours breaks, spills or is over its budget of registers, 2 bad
 usage.
@@ -26,7 +27,7 @@ from minimind_kernels.op import PRESETS, Case, Sizes, build_cases
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import harness
-from bench.kernels import H200_BYTES_PER_S, H200_FLOPS_PER_S, compile_report
+from bench.kernels import H200_BYTES_PER_S, H200_FLOPS_PER_S, compile_report, host
 from bench.turns import pass_turn
 from minimind.errors import ConfigError
 from minimind.runtime.devices import find_device
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.json:
             harness.check_writable(options.json)
+        if options.host:
+            return report_host(options)
     except ConfigError as error:
         logger.error("error: %s", error)
         return 2
@@ -73,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--dtype", nargs="+", default=["bfloat16"], choices=["bfloat16", "float16", "float32"]
     )
     parser.add_argument("--compile-report", action="store_true", help="compile ahead of time")
+    parser.add_argument("--host", action="store_true", help="CPU time of calls, without a GPU")
     parser.add_argument("--quick", action="store_true", help="compile two presets alone")
     parser.add_argument(
         "--update-budget", action="store_true", help="accept what the compiled kernels take"
@@ -95,6 +99,17 @@ def report_compilation(options: argparse.Namespace) -> int:
         logger.error("%s", problem)
     print(f"{len(report)} kernels compiled, {len(problems)} problems")
     return 1 if problems else 0
+
+
+def report_host(options: argparse.Namespace) -> int:
+    """Measures and prints what each operation costs the host."""
+    # Before anything looks for a GPU: only the first driver of a process is used.
+    rows = list(host.measure_host())
+    if options.json:
+        machine = harness.describe_machine(find_device())
+        harness.write_results(options.json, "kernels_host", machine, {}, rows)
+    print(host.format_rows(rows))
+    return 0
 
 
 def count(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

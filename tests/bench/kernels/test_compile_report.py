@@ -18,10 +18,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def bench(*arguments):
+def bench(*arguments, limit_s=900):
     return subprocess.run(
         [sys.executable, "-m", "bench.kernels", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=limit_s, check=False,
     )  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def test_no_spills_and_registers_within_the_budget():
 
 @pytest.mark.slow
 def test_every_preset_within_the_budget():
-    result = bench("--compile-report")
+    result = bench("--compile-report", limit_s=3600)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
 
 

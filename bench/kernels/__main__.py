@@ -5,10 +5,12 @@ and Liger-Kernel. Without one, what can be counted is: our launches, the operato
 the host wait, the bytes an operation must move; and times read "not measured". A training step of
 minimind2-small is counted as a whole, with and without the kernels.
 
-`--compile-report` compiles every kernel for GPUs that are not here and checks spills and registers.
+`--compile-report` compiles every kernel for GPUs that are not here, checks registers and shared
+memory, and compares what its loops wait for with bench/kernels/compiled.csv.
+`--host` measures what an operation costs the host, launched on a stub of the driver (host.py).
 
-Exit status: 0 done, 1 a kernel of ours breaks, spills or is over its budget of registers, 2 bad
-usage.
+Exit status: 0 done, 1 a kernel of ours breaks, is over its budget or worse than the
+table, 2 bad usage.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from minimind_kernels.op import PRESETS, Case, Sizes, build_cases
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import harness
-from bench.kernels import H200_BYTES_PER_S, H200_FLOPS_PER_S, compile_report
+from bench.kernels import H200_BYTES_PER_S, H200_FLOPS_PER_S, compile_report, compiled_table, host
+from bench.kernels.targets import TARGETS
 from bench.turns import pass_turn
 from minimind.errors import ConfigError
 from minimind.runtime.devices import find_device
@@ -45,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.json:
             harness.check_writable(options.json)
+        if options.host:
+            return report_host(options)
     except ConfigError as error:
         logger.error("error: %s", error)
         return 2
@@ -73,7 +78,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--dtype", nargs="+", default=["bfloat16"], choices=["bfloat16", "float16", "float32"]
     )
     parser.add_argument("--compile-report", action="store_true", help="compile ahead of time")
+    parser.add_argument("--host", action="store_true", help="CPU time of calls, without a GPU")
     parser.add_argument("--quick", action="store_true", help="compile two presets alone")
+    parser.add_argument(
+        "--targets", nargs="+", choices=list(TARGETS), help="compile for these alone"
+    )
     parser.add_argument(
         "--update-budget", action="store_true", help="accept what the compiled kernels take"
     )
@@ -82,19 +91,32 @@ def build_parser() -> argparse.ArgumentParser:
 
 def report_compilation(options: argparse.Namespace) -> int:
     """Compiles, prints, and tells whether everything is within the budget."""
-    report = compile_report.build_report(quick=options.quick)
-    print(compile_report.as_table(report))
+    report = compile_report.build_report(options.targets, quick=options.quick)
+    print(compiled_table.format_report(report))
     if options.update_budget:
         compile_report.write_budget(report)
+        compiled_table.write(report)
     if options.json:
         machine = harness.describe_machine(find_device())
-        rows = compile_report.as_rows(report)
-        harness.write_results(options.json, "kernels_compiled", machine, {}, rows)
-    problems = compile_report.check(report)
+        harness.write_results(
+            options.json, "kernels_compiled", machine, {}, compiled_table.as_rows(report)
+        )
+    problems = compile_report.check(report) + compiled_table.compare(report)
     for problem in problems:
         logger.error("%s", problem)
     print(f"{len(report)} kernels compiled, {len(problems)} problems")
     return 1 if problems else 0
+
+
+def report_host(options: argparse.Namespace) -> int:
+    """Measures and prints what each operation costs the host."""
+    # Before anything looks for a GPU: only the first driver of a process is used.
+    rows = list(host.measure_host())
+    if options.json:
+        machine = harness.describe_machine(find_device())
+        harness.write_results(options.json, "kernels_host", machine, {}, rows)
+    print(host.format_rows(rows))
+    return 0
 
 
 def count(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -110,7 +132,7 @@ def count_case(case: Case) -> dict[str, Any]:
     launches: list[str] = []
     with (
         compile_report.launches_to(
-            lambda kernel, *_: launches.append(kernel.__name__), compile_report.TARGETS["sm_90"][1]
+            lambda kernel, *_: launches.append(kernel.__name__), TARGETS["sm_90"].device
         ),
         _Operators() as operators,
     ):

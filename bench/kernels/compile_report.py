@@ -1,19 +1,18 @@
 """Compiles every kernel for real GPUs on a machine without one, and reads what it would use.
 
-    python -m bench.kernels --compile-report [--quick] [--update-budget]
+    python -m bench.kernels --compile-report [--quick] [--targets sm_90] [--update-budget]
 
 Every operation runs forward and backward on tensors without storage; each launch is compiled for
-the target instead of being run. So what is compiled is what training would launch.
+the target instead of being run. So what is compiled is what training would launch. Compiled are the
+sizes of the presets, and in 16 bits those of other models, for the GPUs of `TARGETS`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-import subprocess
-import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,26 +20,37 @@ from unittest import mock
 import torch
 import triton
 from minimind_kernels import OPS, backend, op
-from minimind_kernels.op import PRESETS, Case, Registers, build_cases
+from minimind_kernels.op import PRESETS, Case, Op, Registers, Sizes
 from minimind_kernels.triton_impl import config
 from minimind_kernels.triton_impl.launch import Watcher, watch
-from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-TARGETS = {
-    "sm_80": (GPUTarget("cuda", 80, 32), config.Device("sm_80", 108)),
-    "sm_89": (GPUTarget("cuda", 89, 32), config.Device("sm_89", 128)),
-    "sm_90": (GPUTarget("cuda", 90, 32), config.Device("sm_90", 132)),
-    "sm_100": (GPUTarget("cuda", 100, 32), config.Device("sm_100", 148)),
-    "gfx942": (GPUTarget("hip", "gfx942", 64), config.Device("gfx942", 304)),
-}
+from bench.kernels.disassembly import Structure, read_amdgcn, read_cubin, resource_usage
+from bench.kernels.targets import TARGETS
 
+_READ_QUICKLY = ("sm_90", "gfx942")
+_SPILLS = {"sm_75": 64}
+"""The bytes of spilled registers that are put up with at the presets' sizes."""
 _BUDGET = re.compile(r'"([\w.]+)": Registers\([\d, ]+\)')
 
 _TYPES = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
     torch.int64: "*i64", torch.int32: "*i32", torch.uint8: "*u8",
 }  # fmt: skip
+
+
+_OTHER = Sizes(
+    "other", hidden=640, heads=8, kv_heads=2, head_size=64, ffn=1729, qk_norm=True, seq_aux=True,
+    vocab=6401, experts=8, experts_per_token=2,
+)  # fmt: skip
+OTHERS = (
+    _OTHER,
+    replace(_OTHER, qk_norm=False, cast_before_weight=True, head_size=80, vocab=50257),
+    replace(_OTHER, hidden=1152, ffn=3072, head_size=96, experts=64, experts_per_token=8),
+    replace(_OTHER, hidden=4096, heads=32, kv_heads=8, head_size=128, ffn=14336, vocab=151936),
+    replace(_OTHER, hidden=4096, heads=16, kv_heads=4, head_size=256, qk_norm=False),
+)
+"""Sizes of other models: vocabularies that are odd or large, rows and heads of other widths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,35 +63,71 @@ class Usage:
     registers: int
     shared_bytes: int
     spills: int
+    sizes: str = "presets"
+    """presets, or others."""
+    blocks: int = 1
+    """The number of its blocks that a multiprocessor holds at a time."""
+    structure: Structure | None = None
+    """What its instructions are; None where they were not read."""
 
 
-def build_report(*, quick: bool) -> list[Usage]:
-    """Compiles all kernels × dtypes × presets × targets; `quick` takes bf16 and two presets
-    alone."""
+def build_report(targets: Sequence[str] | None = None, *, quick: bool) -> list[Usage]:
+    """Compiles all kernels × dtypes × sizes × targets; `quick` takes bf16, two presets and, unless
+    others are given, the targets with a budget of registers alone, and reads the instructions of
+    two of them."""
     usages: dict[Any, Usage] = {}
-    for target in TARGETS:
-        for dtype in (torch.bfloat16, torch.float16, torch.float32):
-            if quick and dtype != torch.bfloat16:
-                continue
+    for target in targets or (Registers._fields if quick else TARGETS):
+        half = half_dtype(target)
+        for dtype in (half,) if quick else (half, torch.float16, torch.float32):
             # Between them the two have every kernel.
-            presets = PRESETS[2:4] if quick else PRESETS
-            for key, usage in _usages(target, dtype, presets):
-                usages[key] = usage
+            groups = {"presets": PRESETS[2:4] if quick else PRESETS}
+            if dtype == half and not quick:
+                groups["others"] = OTHERS
+            reads = dtype == half and (not quick or target in _READ_QUICKLY)
+            for group, all_sizes in groups.items():
+                device = TARGETS[target].device
+                cases = (case for sizes in all_sizes for case in _cases(target, sizes, dtype))
+                for key, usage in compile_cases(target, device, dtype, cases, reads=reads):
+                    usages[*key, group] = replace(usage, sizes=group)
     return list(usages.values())
 
 
+def half_dtype(target: str) -> torch.dtype:
+    """Gives the 16 bits that a target trains in."""
+    return torch.float16 if target == "sm_75" else torch.bfloat16
+
+
+def refused(target: str) -> list[Op]:
+    """Lists the operations whose Triton form backend.py does not run on a target."""
+    sm = TARGETS[target].gpu.arch
+    old = isinstance(sm, int) and divmod(sm, 10) < backend._PRODUCTS_FROM
+    return [op for op in OPS.values() if old and any(form._has_products for form in op.forms)]
+
+
+def _cases(target: str, sizes: Sizes, dtype: torch.dtype) -> Iterator[Case]:
+    left_out = refused(target)
+    for one in OPS.values():
+        if one not in left_out:
+            yield from one.cases(sizes, 4096, dtype, "meta")
+
+
 def check(report: list[Usage]) -> list[str]:
-    """Lists the faults: spills, or more registers than an operation's budget allows."""
+    """Lists the faults: more shared memory than a target has, more registers than an operation's
+    budget allows, no budget at all."""
     budget = {name: most for one in OPS.values() for name, most in one.registers.items()}
     problems = []
     for usage in report:
-        name = f"{usage.target} {usage.kernel} {usage.dtype}"
-        if usage.spills:
-            problems.append(f"{name}: {usage.spills} spills")
+        name = f"{usage.target} {usage.kernel} {usage.dtype} ({usage.sizes})"
+        if usage.shared_bytes > (most := TARGETS[usage.target].block_bytes):
+            problems.append(f"{name}: {usage.shared_bytes} bytes shared, a block has {most}")
+        if usage.spills > (most := _SPILLS.get(usage.target, 0)) and usage.sizes == "presets":
+            problems.append(f"{name}: {usage.spills} bytes of spilled registers")
         if usage.kernel not in budget:
             problems.append(f"{name}: no `Op` has a budget of registers for it")
-        elif usage.registers > (allowed := getattr(budget[usage.kernel], usage.target)):
-            problems.append(f"{name}: {usage.registers} registers, the budget is {allowed}")
+        elif usage.sizes == "presets" and usage.target in Registers._fields:
+            allowed = getattr(budget[usage.kernel], usage.target)
+            if usage.registers > allowed:
+                problems.append(f"{name}: {usage.registers} registers, the budget is {allowed}")
     return problems
 
 
@@ -98,31 +144,17 @@ def write_budget(report: list[Usage]) -> None:
 def _line(report: list[Usage], kernel: str, otherwise: str) -> str:
     """Writes the budget of a kernel as a line of its operation's file."""
     found = {
-        target: [u.registers for u in report if (u.kernel, u.target) == (kernel, target)]
-        for target in TARGETS
+        target: [
+            u.registers
+            for u in report
+            if (u.kernel, u.target, u.sizes) == (kernel, target, "presets")
+        ]
+        for target in Registers._fields
     }
     if not all(found.values()):
         return otherwise
     most = Registers(**{target: max(taken) for target, taken in found.items()})
     return f'"{kernel}": Registers({", ".join(map(str, most))})'
-
-
-def as_table(report: list[Usage]) -> str:
-    """Makes a table of kernel × target: the most registers, shared memory and spills over dtypes
-    and sizes."""
-    lines = ["| kernel | target | registers | shared bytes | spills |", "|---|---|---|---|---|"]
-    for kernel in sorted({u.kernel for u in report}):
-        for target in TARGETS:
-            found = [u for u in report if (u.kernel, u.target) == (kernel, target)]
-            most = [
-                max(getattr(u, f) for u in found) for f in ("registers", "shared_bytes", "spills")
-            ]
-            lines.append(f"| {kernel} | {target} | {most[0]} | {most[1]} | {most[2]} |")
-    return "\n".join(lines)
-
-
-def as_rows(report: list[Usage]) -> list[dict[str, Any]]:
-    return [asdict(usage) for usage in report]
 
 
 @contextlib.contextmanager
@@ -141,19 +173,16 @@ def run_without_storage(case: Case) -> None:
         torch.autograd.backward(outputs, [torch.empty_like(o) for o in outputs])
 
 
-def _usages(
-    target: str, dtype: torch.dtype, presets: tuple[Any, ...]
-) -> Iterator[tuple[Any, Usage]]:
-    cases = (case for sizes in presets for case in build_cases(sizes, 4096, dtype, "meta"))
-    return compile_cases(target, TARGETS[target][1], dtype, cases)
-
-
 def compile_cases(
-    target: str, device: config.Device, dtype: torch.dtype, cases: Iterable[Case]
+    target: str,
+    device: config.Device,
+    dtype: torch.dtype,
+    cases: Iterable[Case],
+    *,
+    reads: bool = False,
 ) -> Iterator[tuple[Any, Usage]]:
     """Yields the usage of the kernels of `cases`, on the meta device, with the tiles of `device`;
-    each kernel once, by a unique key."""
-    gpu = TARGETS[target][0]
+    each kernel once, by a unique key. With `reads` their instructions are read, too."""
     sources: dict[Any, tuple[ASTSource, int, str]] = {}
 
     def record(
@@ -166,13 +195,16 @@ def compile_cases(
         for case in cases:
             run_without_storage(case)
     for key, (source, num_warps, name) in sources.items():
-        compiled = triton.compile(source, target=gpu, options={"num_warps": num_warps})
+        options = {"num_warps": num_warps}
+        compiled: Any = triton.compile(source, target=TARGETS[target].gpu, options=options)
         registers, spills = _read(compiled, target)
-        dtype_name = str(dtype).removeprefix("torch.")
-        yield (
-            (*key, name),
-            Usage(name, target, dtype_name, registers, compiled.metadata.shared, spills),
-        )
+        shared = compiled.metadata.shared
+        usage = Usage(
+            name, target, str(dtype).removeprefix("torch."), registers, shared, spills,
+            blocks=TARGETS[target].blocks(registers, shared, num_warps),
+            structure=_read_structure(compiled, target) if reads else None,
+        )  # fmt: skip
+        yield (*key, name), usage
 
 
 def name_kernel(kernel: Any) -> str:
@@ -212,13 +244,10 @@ def _read(compiled: Any, target: str) -> tuple[int, int]:
         spills = re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", text)
         (registers,) = re.findall(r"\.vgpr_count:\s*(\d+)", text)
         return int(registers), sum(map(int, spills))
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        command = [str(tool), "-res-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    # Local memory beyond the stack's own few bytes is where spilled registers go.
-    registers, stack = (int(re.search(rf"{k}:(\d+)", text)[1]) for k in ("REG", "STACK"))  # type: ignore[index]
-    local = re.search(r"LOCAL:(\d+)", text)
-    return registers, stack + (int(local[1]) if local else 0)
+    return resource_usage(compiled.asm["cubin"])
+
+
+def _read_structure(compiled: Any, target: str) -> Structure:
+    if target.startswith("gfx"):
+        return read_amdgcn(compiled.asm["amdgcn"])
+    return read_cubin(compiled.asm["cubin"])

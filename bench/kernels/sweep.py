@@ -217,7 +217,7 @@ def descend(
 
 def compile_near(entry: Entry, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Gives the usage of the entry and its neighbours, compiled for `--arch`."""
-    target = compile_report.TARGETS[options.arch][1]
+    target = compile_report.TARGETS[options.arch].device
     start = entry.tile_on(target)
     rows = []
     for tile in (start, *neighbours(start)):

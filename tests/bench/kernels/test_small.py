@@ -15,7 +15,7 @@ from bench.kernels.compile_report import TARGETS, launches_to
 
 def launched(sizes: tuple[Sizes, ...], num_tokens: int, run: Callable[[Case], Any]) -> set[str]:
     names: set[str] = set()
-    with launches_to(lambda kernel, *_: names.add(kernel.__name__), TARGETS["sm_90"][1]):
+    with launches_to(lambda kernel, *_: names.add(kernel.__name__), TARGETS["sm_90"].device):
         for of_one in sizes:
             for case in build_cases(of_one, num_tokens, torch.bfloat16, "meta"):
                 run(case)

@@ -162,15 +162,16 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_M):
         hidden_MD, weight_VD, labels_M, max_M, log_sum_M, kept_MV = ctx.saved_tensors
+        if ctx.is_overwritten:
+            kept_MV = None
         chunks = TokenChunks(hidden_MD, weight_VD, ctx.chunk_size)
         chunks.want_grads(*ctx.needs_input_grad[:2])
-        uses_kept = kept_MV is not None and not ctx.is_overwritten
-        if uses_kept:
+        if kept_MV is not None:
             ctx.is_overwritten = True
             # A second backward through a retained graph asks autograd for this tensor again.
             kept_MV = kept_MV.data
         for rows in chunks.slices:
-            logits_CV = kept_MV[rows] if uses_kept else chunks.logits(rows)
+            logits_CV = chunks.logits(rows) if kept_MV is None else kept_MV[rows]
             cross_entropy_grad(
                 logits_CV, labels_M[rows], max_M[rows], log_sum_M[rows], grad_M[rows],
                 generated=chunks.generated, ignored=ctx.ignored,

@@ -107,13 +107,24 @@ def divergence(below_max, teacher_below_max, total, teacher_total, columns, VOCA
     """Gives each logit's part of the divergence, and the difference of its probabilities.
 
     What is given lies below 0 and, where it matters, close to it: rounding the logarithm of a
-    probability would cost the digits that p - q leaves.
+    probability would cost the digits that p - q leaves. The differences add up to 0; in a
+    divergence that is small they cancel the rounding of the two sums.
     """
     teacher_prob = tl.exp(teacher_below_max) / teacher_total
-    log_ratio = teacher_below_max - below_max + (tl.log(total) - tl.log(teacher_total))
+    gap = tl.exp(below_max) / total - teacher_prob
+    log_ratio = teacher_below_max - below_max + _log_ratio(total, teacher_total)
     # Beyond the vocabulary both are -inf.
-    part = tl.where(columns < VOCAB, teacher_prob * log_ratio, 0.0)
-    return part, tl.exp(below_max) / total - teacher_prob
+    return tl.where(columns < VOCAB, teacher_prob * log_ratio + gap, 0.0), gap
+
+
+@triton.jit
+def _log_ratio(a, b):
+    """Gives log(a / b), to as many digits near 0 as elsewhere: log(1 + d) · d / ((1 + d) - 1) errs
+    by the rounding of d, not by that of 1 + d."""
+    d = (a - b) / b
+    ratio = 1.0 + d
+    near = tl.where(ratio == 1.0, d, tl.log(ratio) * (d / tl.where(ratio == 1.0, 1.0, ratio - 1.0)))
+    return tl.where(tl.abs(d) < 0.5, near, tl.log(a / b))
 
 
 @triton.jit

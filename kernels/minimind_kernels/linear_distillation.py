@@ -254,6 +254,6 @@ LINEAR_DISTILLATION = Op(
     scales=(1e-3, 10.0),
     compiled_for=("V {vocab}",),
     forms=(_loss, _loss_and_grad),
-    registers={"distillation.distillation": Registers(52, 48, 47, 60, 86)},
-    launches={"linear_distillation": 8},
+    registers={"distillation.distillation": Registers(128, 128, 128, 128, 126)},
+    launches={"linear_distillation": 9},
 )

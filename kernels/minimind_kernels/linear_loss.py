@@ -271,10 +271,10 @@ LINEAR_CROSS_ENTROPY = Op(
     forms=(cross_entropy_loss, cross_entropy_loss_and_grad, common_grad),
     tiles=("softmax",),
     registers={
-        "cross_entropy.loss": Registers(40, 40, 40, 40, 66),
-        "common_grad.common_grad": Registers(40, 40, 40, 40, 66),
+        "cross_entropy.loss": Registers(61, 61, 59, 54, 72),
+        "common_grad.common_grad": Registers(58, 59, 60, 58, 32),
     },
-    launches={"linear_cross_entropy": 8},
+    launches={"linear_cross_entropy": 9},
     goals=(Goal("linear_cross_entropy", BOTH, {"minimind2-small": 650, "minimind2": 900}),),
 )
 LINEAR_LOG_PROB = Op(
@@ -286,7 +286,7 @@ LINEAR_LOG_PROB = Op(
     scales=_SCALES,
     compiled_for=("V {vocab}",),
     forms=(cross_entropy_grad,),
-    registers={"cross_entropy.grad": Registers(32, 32, 31, 32, 43)},
+    registers={"cross_entropy.grad": Registers(48, 40, 50, 32, 55)},
     launches={"linear_log_prob": 16},
     goals=(
         Goal("linear_log_prob", ("forward",), {"minimind2-small": 230, "minimind2": 320}),

@@ -196,5 +196,5 @@ LINEAR_TOKEN_LOSS = Op(
         "chunk_size": (None, 4),
     },
     compiled_for=("V {vocab}",),
-    launches={"linear_token_loss": 16},
+    launches={"linear_token_loss": 17},
 )

@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from . import backend
+from .cross_entropy import label_logits
 from .form import Form
 from .linear_kl import build_teacher, check_teacher, linear_kl_reference, softmax_stats
 from .linear_loss import build_head, linear_cross_entropy_reference
 from .op import IGNORED, Case, Function, Inputs, Op, Registers
 from .token_chunks import WORTH_GATHERING, TokenChunks, scale_grads
-
-_IGNORED = -1
 
 
 def linear_distillation_reference(
@@ -62,7 +61,7 @@ def linear_distillation(
     hidden_MD and weight_VD are of one dtype, fp32, fp16 or bf16. The teacher's are of one dtype
     too, whose width may differ but not its vocabulary; labels_M is int64. The losses may only be
     summed and the sum scaled, as under `uniform_grad` in linear_loss.py: gradients are computed in
-    the forward pass. Chunks and fp32 are as there.
+    the forward pass. Chunks, fp32 and labels beyond the vocabulary are as there.
 
     Raises ValueError where shapes do not agree or the temperature is not positive.
     """
@@ -76,10 +75,9 @@ def linear_distillation(
     in_triton = backend.use_triton("linear_distillation", *inputs)
     if torch.compiler.is_compiling() and not in_triton:
         return linear_distillation_reference(*inputs, labels_M, alpha, temperature, ignore_index)
-    is_counted_M = labels_M != ignore_index
     on_cpu = not (in_triton or hidden_MD.is_cuda)
-    if on_cpu and is_counted_M.sum() < WORTH_GATHERING * len(labels_M):
-        rows = is_counted_M.nonzero().squeeze(1)
+    if on_cpu and (labels_M != ignore_index).sum() < WORTH_GATHERING * len(labels_M):
+        rows = (labels_M != ignore_index).nonzero().squeeze(1)
         losses = linear_distillation(
             hidden_MD.index_select(0, rows), weight_VD, teacher_hidden_ME.index_select(0, rows),
             teacher_weight_VE, labels_M[rows], alpha, temperature, ignore_index, chunk_size,
@@ -88,20 +86,26 @@ def linear_distillation(
             loss.new_zeros(labels_M.shape).index_put((rows,), loss) for loss in losses
         )
         return loss_M, ce_M, kl_M
-    labels_M = labels_M.masked_fill(~is_counted_M, _IGNORED)
-    options = (labels_M, alpha, temperature, chunk_size)
+    options = (labels_M, alpha, temperature, ignore_index, chunk_size)
     if torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad):
         return _Distillation.apply(*inputs, *options)
     return _loss_chunks(*inputs, *options)[0]
 
 
 def _loss_body(
-    logits_CV: Tensor, teacher_logits_CV: Tensor, labels_C: Tensor, *, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Gives (cross-entropies, divergences), 0 where the label is negative."""
+    logits_CV: Tensor,
+    teacher_logits_CV: Tensor,
+    labels_C: Tensor,
+    ce_C: Tensor,
+    kl_C: Tensor,
+    *,
+    temperature: float,
+    ignored: int,
+) -> None:
+    """Writes cross-entropies and divergences, 0 where the label is ignored."""
     wide_CV, max_C1, log_sum_C1 = softmax_stats(logits_CV, 1.0)
-    label_logit_C1 = wide_CV.gather(1, labels_C.clamp(min=0).unsqueeze(1))
-    ce_C = (max_C1 - label_logit_C1 + log_sum_C1).squeeze(1)
+    label_logit_C = label_logits(wide_CV, labels_C)
+    entropy_C = max_C1.squeeze(1) - label_logit_C + log_sum_C1.squeeze(1)
     log_prob_CV, teacher_log_prob_CV = (
         scaled_CV - max_C1 - log_sum_C1
         for scaled_CV, max_C1, log_sum_C1 in (
@@ -109,22 +113,28 @@ def _loss_body(
             softmax_stats(teacher_logits_CV, temperature),
         )
     )
-    kl_C = (teacher_log_prob_CV.exp() * (teacher_log_prob_CV - log_prob_CV)).sum(dim=-1)
-    is_counted_C = labels_C >= 0
-    return torch.where(is_counted_C, ce_C, 0.0), torch.where(is_counted_C, kl_C, 0.0)
+    divergence_C = (teacher_log_prob_CV.exp() * (teacher_log_prob_CV - log_prob_CV)).sum(dim=-1)
+    divergence_C = torch.where(label_logit_C.isnan(), torch.nan, divergence_C)
+    ce_C.copy_(torch.where(labels_C == ignored, 0.0, entropy_C))
+    kl_C.copy_(torch.where(labels_C == ignored, 0.0, divergence_C))
 
 
 def _loss_and_grad_body(
     logits_CV: Tensor,
     teacher_logits_CV: Tensor,
     labels_C: Tensor,
+    ce_C: Tensor,
+    kl_C: Tensor,
     *,
     alpha: float,
     temperature: float,
-) -> tuple[Tensor, Tensor]:
-    """Gives the results of `_loss_body`; overwrites the student's logits with the gradient of the
+    ignored: int,
+) -> None:
+    """Writes the results of `_loss_body`; overwrites the student's logits with the gradient of the
     sum of the losses."""
-    ce_C, kl_C = _loss_body(logits_CV, teacher_logits_CV, labels_C, temperature=temperature)
+    _loss_body(
+        logits_CV, teacher_logits_CV, labels_C, ce_C, kl_C, temperature=temperature, ignored=ignored
+    )
     probs_CV, student_CV, teacher_CV = (
         torch.exp(scaled_CV - max_C1 - log_sum_C1)
         for scaled_CV, max_C1, log_sum_C1 in (
@@ -137,14 +147,17 @@ def _loss_and_grad_body(
     is_label_CV = columns_V == labels_C.unsqueeze(1)
     grad_CV = alpha * torch.where(is_label_CV, probs_CV - 1, probs_CV)
     grad_CV = grad_CV + (1 - alpha) * temperature * (student_CV - teacher_CV)
-    logits_CV.copy_(torch.where((labels_C >= 0).unsqueeze(1), grad_CV, 0.0))
-    return ce_C, kl_C
+    is_known_C = (labels_C >= 0) & (labels_C < logits_CV.shape[1])
+    grad_CV = torch.where(is_known_C.unsqueeze(1), grad_CV, torch.nan)
+    logits_CV.copy_(torch.where((labels_C == ignored).unsqueeze(1), 0.0, grad_CV))
 
 
-_loss = Form("distillation:distillation_loss", _loss_body, num_row_tensors=3)
+_loss = Form(
+    "distillation:distillation_loss", _loss_body, num_row_tensors=5, overwrites=("ce_C", "kl_C")
+)
 _loss_and_grad = Form(
-    "distillation:distillation_loss_and_grad", _loss_and_grad_body, num_row_tensors=3,
-    overwrites=("logits_CV",),
+    "distillation:distillation_loss_and_grad", _loss_and_grad_body, num_row_tensors=5,
+    overwrites=("logits_CV", "ce_C", "kl_C"),
 )  # fmt: skip
 
 
@@ -156,6 +169,7 @@ def _loss_chunks(
     labels_M: Tensor,
     alpha: float,
     temperature: float,
+    ignored: int,
     chunk_size: int | None,
     *,
     wanted: tuple[bool, bool] = (False, False),
@@ -168,16 +182,13 @@ def _loss_chunks(
     kl_M = torch.empty_like(ce_M)
     for rows in chunks.slices:
         logits_CV = chunks.logits(rows)
-        tensors = (logits_CV, teacher.logits(rows), labels_M[rows])
+        tensors = (logits_CV, teacher.logits(rows), labels_M[rows], ce_M[rows], kl_M[rows])
+        options = {"temperature": temperature, "ignored": ignored}
         if any(wanted):
-            ce_M[rows], kl_M[rows] = _loss_and_grad(
-                *tensors, alpha=alpha, temperature=temperature, generated=chunks.generated
-            )
+            _loss_and_grad(*tensors, generated=chunks.generated, alpha=alpha, **options)
             chunks.add_grads(rows, logits_CV)
         else:
-            ce_M[rows], kl_M[rows] = _loss(
-                *tensors, temperature=temperature, generated=chunks.generated
-            )
+            _loss(*tensors, generated=chunks.generated, **options)
     loss_M = alpha * ce_M + (1 - alpha) * temperature**2 * kl_M
     return (loss_M, ce_M, kl_M), chunks.grad_hidden_MD, chunks.grad_weight_VD
 
@@ -190,7 +201,7 @@ class _Distillation(torch.autograd.Function):
     def forward(ctx, *inputs):
         losses, *grads = _loss_chunks(*inputs, wanted=ctx.needs_input_grad[:2])
         ctx.mark_non_differentiable(*losses[1:])
-        ctx.weight_dtype = inputs[1].dtype
+        ctx.weight_dtype, ctx.ignored = inputs[1].dtype, inputs[7]
         ctx.save_for_backward(inputs[4], *grads)
         return losses
 
@@ -198,10 +209,10 @@ class _Distillation(torch.autograd.Function):
     def backward(ctx, grad_M, *_):
         labels_M, grad_hidden_MD, grad_weight_VD = ctx.saved_tensors
         scaled = scale_grads(
-            grad_M, labels_M >= 0, grad_hidden_MD, grad_weight_VD, ctx.weight_dtype,
+            grad_M, labels_M, ctx.ignored, grad_hidden_MD, grad_weight_VD, ctx.weight_dtype,
             uniform_grad=True,
         )  # fmt: skip
-        return *scaled, *(None,) * 6
+        return *scaled, *(None,) * 7
 
 
 def _build(
@@ -236,12 +247,13 @@ LINEAR_DISTILLATION = Op(
         "chunk_size": (None, 3),
         "alpha": (0.0, 0.3, 1.0),
         "teacher_width": (40,),
+        "vocab": (101, 51),
         # Logits as far apart as a trained model's.
         "scale": (5.0,),
     },
     scales=(1e-3, 10.0),
     compiled_for=("V {vocab}",),
     forms=(_loss, _loss_and_grad),
-    registers={"distillation.distillation": Registers(52, 48, 47, 60, 86)},
-    launches={"linear_distillation": 4},
+    registers={"distillation.distillation": Registers(128, 128, 128, 128, 126)},
+    launches={"linear_distillation": 9},
 )

@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import backend
-from .form import Form
+from .cross_entropy import cross_entropy_grad, cross_entropy_loss, cross_entropy_loss_and_grad
 from .op import BOTH, IGNORED, Case, Goal, Inputs, Liger, Op, Registers
-from .token_chunks import WORTH_GATHERING, TokenChunks, scale_grads
+from .token_chunks import WORTH_GATHERING, TokenChunks, common_grad, scale_grads
 
-_IGNORED = -1
+MAX_KEPT_BYTES = 256 << 20
+"""The most bytes of logits that a loss with any gradient keeps for its backward: those of 16,384
+tokens over 6,400 entries in bf16 are 210 MB."""
 
 
 def linear_cross_entropy_reference(
@@ -40,21 +42,23 @@ def linear_cross_entropy(
     ignore_index: int = -100,
     chunk_size: int | None = None,
     uniform_grad: bool = False,
+    max_kept_bytes: int = MAX_KEPT_BYTES,
 ) -> Tensor:
     """Computes the cross-entropy of each token's label under hidden · weightᵀ: loss_M in fp32, 0
     where ignored.
 
-    hidden_MD and weight_VD are of one dtype, fp32, fp16 or bf16; labels_M is int64, each below V or
-    `ignore_index`. At most `chunk_size` tokens' logits exist at once, in hidden's dtype as a plain
-    linear layer gives them; the softmax runs in fp32, and the weight's gradient is summed over
-    chunks in fp32.
+    hidden_MD and weight_VD are of one dtype, fp32, fp16 or bf16; labels_M is int64, each of 0 to
+    V - 1 or `ignore_index`: any other label gives a loss of NaN, and NaN gradients. At most
+    `chunk_size` tokens' logits exist at once, in hidden's dtype as a plain linear layer gives them;
+    the softmax runs in fp32, and the weight's gradient is summed over chunks in fp32.
 
-    The gradient may differ from token to token: the backward pass then makes the logits anew, a
-    third more work. This is not needed where the weight is frozen, or where the caller will only
-    sum the losses and scale the sum (any mean) and says `uniform_grad=True`: gradients are then
-    computed in the forward pass, and the backward pass only scales them. Under `uniform_grad`,
-    gradients that differ between counted tokens are an error (on a GPU a device-side assertion, so
-    that nothing waits).
+    The gradient may differ from token to token. The logits of all tokens are then kept for the
+    backward pass if they take at most `max_kept_bytes`; if they take more, the backward pass makes
+    them anew, a third more work. Neither is needed where the weight is frozen, or where the caller
+    will only sum the losses and scale the sum (any mean) and says `uniform_grad=True`: gradients
+    are then computed in the forward pass, and the backward pass only scales them. Under
+    `uniform_grad`, gradients that differ between counted tokens are an error (on a GPU a
+    device-side assertion, so that nothing waits).
 
     Raises ValueError where shapes or dtypes do not agree.
     """
@@ -62,24 +66,20 @@ def linear_cross_entropy(
     in_triton = backend.use_triton("linear_cross_entropy", hidden_MD, weight_VD)
     if torch.compiler.is_compiling() and not in_triton:
         return linear_cross_entropy_reference(hidden_MD, weight_VD, labels_M, ignore_index)
-    is_counted_M = labels_M != ignore_index
-    if not (in_triton or hidden_MD.is_cuda) and is_counted_M.sum() < WORTH_GATHERING * len(
-        labels_M
-    ):
-        rows = is_counted_M.nonzero().squeeze(1)
+    on_cpu = not (in_triton or hidden_MD.is_cuda)
+    if on_cpu and (labels_M != ignore_index).sum() < WORTH_GATHERING * len(labels_M):
+        rows = (labels_M != ignore_index).nonzero().squeeze(1)
         loss_M = linear_cross_entropy(
             hidden_MD.index_select(0, rows), weight_VD, labels_M[rows], ignore_index, chunk_size,
-            uniform_grad,
+            uniform_grad, max_kept_bytes,
         )  # fmt: skip
         return loss_M.new_zeros(labels_M.shape).index_put((rows,), loss_M)
-    # Inside, an ignored label is any negative one.
-    labels_M = labels_M.masked_fill(~is_counted_M, _IGNORED)
+    inputs = (hidden_MD, weight_VD, labels_M, ignore_index, chunk_size)
     if torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad):
-        inputs = (hidden_MD, weight_VD, labels_M, chunk_size)
         if uniform_grad or not weight_VD.requires_grad:
             return _EarlyCrossEntropy.apply(*inputs, uniform_grad)
-        return _CrossEntropy.apply(*inputs)
-    return _loss_chunks(hidden_MD, weight_VD, labels_M, chunk_size)[0]
+        return _CrossEntropy.apply(*inputs, max_kept_bytes)
+    return _loss_chunks(*inputs)[0]
 
 
 def linear_log_prob_reference(
@@ -94,6 +94,7 @@ def linear_log_prob(
     ids_M: Tensor,
     ignore_index: int = -100,
     chunk_size: int | None = None,
+    max_kept_bytes: int = MAX_KEPT_BYTES,
 ) -> Tensor:
     """Computes the log-probability of each token's id under hidden · weightᵀ: [M] fp32, 0 where
     ignored.
@@ -101,7 +102,9 @@ def linear_log_prob(
     It is the negative of `linear_cross_entropy`, with any gradient for each token, for preference
     and policy-gradient objectives. See there for shapes, dtypes and errors.
     """
-    return -linear_cross_entropy(hidden_MD, weight_VD, ids_M, ignore_index, chunk_size)
+    return -linear_cross_entropy(
+        hidden_MD, weight_VD, ids_M, ignore_index, chunk_size, max_kept_bytes=max_kept_bytes
+    )
 
 
 def check_linear_loss(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor) -> None:
@@ -120,83 +123,61 @@ def check_linear_loss(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor) ->
         )
 
 
-def _loss_body(logits_CV: Tensor, labels_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gives the losses, and the two parts of the logsumexp: the maximum m, and the logarithm of Σ
-    exp(z - m). Kept apart, they give probabilities without the rounding of a large maximum."""
-    wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
-    max_C = wide_CV.amax(dim=-1)
-    log_sum_C = (wide_CV - max_C.unsqueeze(1)).exp().sum(dim=-1).log()
-    label_logit_C = wide_CV.gather(1, labels_C.clamp(min=0).unsqueeze(1)).squeeze(1)
-    loss_C = max_C - label_logit_C + log_sum_C
-    return torch.where(labels_C >= 0, loss_C, 0.0), max_C, log_sum_C
-
-
-def _grad_body(
-    logits_CV: Tensor, labels_C: Tensor, max_C: Tensor, log_sum_C: Tensor, grad_C: Tensor
-) -> None:
-    """Overwrites the logits with their gradient, so that no second buffer of that size lives."""
-    wide_CV = logits_CV.to(max_C.dtype)
-    probs_CV = torch.exp(wide_CV - max_C.unsqueeze(1) - log_sum_C.unsqueeze(1))
-    columns_V = torch.arange(logits_CV.shape[1], device=logits_CV.device)
-    is_label_CV = columns_V == labels_C.unsqueeze(1)
-    factor_C1 = torch.where(labels_C >= 0, grad_C, 0.0).unsqueeze(1)
-    logits_CV.copy_(torch.where(is_label_CV, probs_CV - 1, probs_CV) * factor_C1)
-
-
-def _loss_and_grad_body(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
-    """Gives the losses; overwrites the logits with the gradient of their plain sum."""
-    loss_C, max_C, log_sum_C = _loss_body(logits_CV, labels_C)
-    _grad_body(logits_CV, labels_C, max_C, log_sum_C, torch.ones_like(loss_C))
-    return loss_C
-
-
-cross_entropy_loss = Form("cross_entropy:cross_entropy_loss", _loss_body, num_row_tensors=2)
-cross_entropy_grad = Form(
-    "cross_entropy:cross_entropy_grad", _grad_body, num_row_tensors=5, overwrites=("logits_CV",)
-)
-_loss_and_grad = Form(
-    "cross_entropy:cross_entropy_loss_and_grad", _loss_and_grad_body, num_row_tensors=2,
-    overwrites=("logits_CV",),
-)  # fmt: skip
-
-
 def _loss_chunks(
-    hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor, chunk_size: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gives the results of `_loss_body` for all tokens."""
+    hidden_MD: Tensor,
+    weight_VD: Tensor,
+    labels_M: Tensor,
+    ignored: int,
+    chunk_size: int | None,
+    max_kept_bytes: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gives the results of `cross_entropy_loss` for all tokens, and their logits if they are to be
+    kept and take at most `max_kept_bytes`."""
     chunks = TokenChunks(hidden_MD, weight_VD, chunk_size)
+    kept_MV = None if max_kept_bytes is None else chunks.new_logits_within(max_kept_bytes)
     loss_M = hidden_MD.new_empty(labels_M.shape, dtype=chunks.loss_dtype)
     max_M, log_sum_M = torch.empty_like(loss_M), torch.empty_like(loss_M)
     for rows in chunks.slices:
-        loss_M[rows], max_M[rows], log_sum_M[rows] = cross_entropy_loss(
-            chunks.logits(rows), labels_M[rows], generated=chunks.generated
-        )
-    return loss_M, max_M, log_sum_M
+        cross_entropy_loss(
+            chunks.logits(rows, kept_MV), labels_M[rows], loss_M[rows], max_M[rows],
+            log_sum_M[rows], generated=chunks.generated, ignored=ignored,
+        )  # fmt: skip
+    return loss_M, max_M, log_sum_M, kept_MV
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Takes any gradient for each token: the backward pass makes the logits a second time."""
+    """Takes any gradient for each token: the backward pass overwrites the logits that were kept, or
+    makes them a second time."""
 
     @staticmethod
-    def forward(ctx, hidden_MD, weight_VD, labels_M, chunk_size):
-        loss_M, *softmax = _loss_chunks(hidden_MD, weight_VD, labels_M, chunk_size)
-        ctx.save_for_backward(hidden_MD, weight_VD, labels_M, *softmax)
-        ctx.chunk_size = chunk_size
+    def forward(ctx, hidden_MD, weight_VD, labels_M, ignored, chunk_size, max_kept_bytes):
+        inputs = hidden_MD, weight_VD, labels_M
+        # What torch.compile traces may not be overwritten.
+        most = None if torch.compiler.is_compiling() else max_kept_bytes
+        loss_M, *kept = _loss_chunks(*inputs, ignored, chunk_size, most)
+        ctx.save_for_backward(*inputs, *kept)
+        ctx.ignored, ctx.chunk_size, ctx.is_overwritten = ignored, chunk_size, False
         return loss_M
 
     @staticmethod
     def backward(ctx, grad_M):
-        hidden_MD, weight_VD, labels_M, max_M, log_sum_M = ctx.saved_tensors
+        hidden_MD, weight_VD, labels_M, max_M, log_sum_M, kept_MV = ctx.saved_tensors
+        if ctx.is_overwritten:
+            kept_MV = None
         chunks = TokenChunks(hidden_MD, weight_VD, ctx.chunk_size)
         chunks.want_grads(*ctx.needs_input_grad[:2])
+        if kept_MV is not None:
+            ctx.is_overwritten = True
+            # A second backward through a retained graph asks autograd for this tensor again.
+            kept_MV = kept_MV.data
         for rows in chunks.slices:
-            logits_CV = chunks.logits(rows)
+            logits_CV = chunks.logits(rows) if kept_MV is None else kept_MV[rows]
             cross_entropy_grad(
                 logits_CV, labels_M[rows], max_M[rows], log_sum_M[rows], grad_M[rows],
-                generated=chunks.generated,
+                generated=chunks.generated, ignored=ctx.ignored,
             )  # fmt: skip
             chunks.add_grads(rows, logits_CV)
-        return chunks.grad_hidden_MD, chunks.grad_weight(weight_VD.dtype), None, None
+        return chunks.grad_hidden_MD, chunks.grad_weight(weight_VD.dtype), *(None,) * 4
 
 
 class _EarlyCrossEntropy(torch.autograd.Function):
@@ -204,15 +185,17 @@ class _EarlyCrossEntropy(torch.autograd.Function):
     weight is frozen, one for each."""
 
     @staticmethod
-    def forward(ctx, hidden_MD, weight_VD, labels_M, chunk_size, uniform_grad):
+    def forward(ctx, hidden_MD, weight_VD, labels_M, ignored, chunk_size, uniform_grad):
         chunks = TokenChunks(hidden_MD, weight_VD, chunk_size)
         chunks.want_grads(*ctx.needs_input_grad[:2])
         loss_M = hidden_MD.new_empty(labels_M.shape, dtype=chunks.loss_dtype)
         for rows in chunks.slices:
             logits_CV = chunks.logits(rows)
-            loss_M[rows] = _loss_and_grad(logits_CV, labels_M[rows], generated=chunks.generated)
+            cross_entropy_loss_and_grad(
+                logits_CV, labels_M[rows], loss_M[rows], generated=chunks.generated, ignored=ignored
+            )
             chunks.add_grads(rows, logits_CV)
-        ctx.weight_dtype, ctx.uniform_grad = weight_VD.dtype, uniform_grad
+        ctx.ignored, ctx.weight_dtype, ctx.uniform_grad = ignored, weight_VD.dtype, uniform_grad
         ctx.save_for_backward(labels_M, chunks.grad_hidden_MD, chunks.grad_weight_VD)
         return loss_M
 
@@ -220,10 +203,10 @@ class _EarlyCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_M):
         labels_M, grad_hidden_MD, grad_weight_VD = ctx.saved_tensors
         scaled = scale_grads(
-            grad_M, labels_M >= 0, grad_hidden_MD, grad_weight_VD, ctx.weight_dtype,
+            grad_M, labels_M, ctx.ignored, grad_hidden_MD, grad_weight_VD, ctx.weight_dtype,
             uniform_grad=ctx.uniform_grad,
         )  # fmt: skip
-        return *scaled, None, None, None
+        return *scaled, *(None,) * 4
 
 
 def build_head(inputs: Inputs) -> tuple[tuple[Tensor, Tensor], int, int]:
@@ -251,8 +234,9 @@ def _build(inputs: Inputs, *, ignored: str = "none", chunk_size: int | None = No
 
 
 def _build_log_prob(
-    inputs: Inputs, *, ignored: str = "none", chunk_size: int | None = None, frozen: str = ""
-) -> Case:
+    inputs: Inputs, *, ignored: str = "none", chunk_size: int | None = None, frozen: str = "",
+    max_kept_bytes: int = MAX_KEPT_BYTES,
+) -> Case:  # fmt: skip
     """Builds a case. `frozen` names which of hidden and weight has no gradient."""
     ids = inputs.labels(ignored)
     tensors, moved, product = build_head(inputs)
@@ -260,13 +244,21 @@ def _build_log_prob(
     tensors[1].requires_grad_(frozen != "weight")
     return Case(
         "linear_log_prob", inputs.sizes,
-        lambda h, w: linear_log_prob(h, w, ids, chunk_size=chunk_size),
+        lambda h, w: linear_log_prob(
+            h, w, ids, chunk_size=chunk_size, max_kept_bytes=max_kept_bytes
+        ),
         lambda h, w: linear_log_prob_reference(h, w, ids),
         tensors, moved // 2, moved, product, 2 * product,
     )  # fmt: skip
 
 
-_TESTED = {"tokens": (0, 1, 11), "ignored": tuple(IGNORED), "chunk_size": (None, 4)}
+_TESTED = {
+    "tokens": (0, 1, 11),
+    "ignored": tuple(IGNORED),
+    "chunk_size": (None, 4),
+    # Two blocks of the interpreter's tile, and one.
+    "vocab": (101, 51),
+}
 _SCALES = (1e-3, 20.0)
 LINEAR_CROSS_ENTROPY = Op(
     linear_cross_entropy,
@@ -276,10 +268,13 @@ LINEAR_CROSS_ENTROPY = Op(
     tested=_TESTED,
     scales=_SCALES,
     compiled_for=("V {vocab}",),
-    forms=(cross_entropy_loss, _loss_and_grad),
+    forms=(cross_entropy_loss, cross_entropy_loss_and_grad, common_grad),
     tiles=("softmax",),
-    registers={"cross_entropy.loss": Registers(40, 40, 40, 40, 66)},
-    launches={"linear_cross_entropy": 4},
+    registers={
+        "cross_entropy.loss": Registers(61, 61, 59, 54, 72),
+        "common_grad.common_grad": Registers(58, 59, 60, 58, 32),
+    },
+    launches={"linear_cross_entropy": 9},
     goals=(Goal("linear_cross_entropy", BOTH, {"minimind2-small": 650, "minimind2": 900}),),
 )
 LINEAR_LOG_PROB = Op(
@@ -287,12 +282,12 @@ LINEAR_LOG_PROB = Op(
     linear_log_prob_reference,
     "(h·Wᵀ)[id] - logsumexp(h·Wᵀ)",
     _build_log_prob,
-    tested=_TESTED | {"frozen": ("", "hidden", "weight")},
+    tested=_TESTED | {"frozen": ("", "hidden", "weight"), "max_kept_bytes": (MAX_KEPT_BYTES, 0)},
     scales=_SCALES,
     compiled_for=("V {vocab}",),
     forms=(cross_entropy_grad,),
-    registers={"cross_entropy.grad": Registers(32, 32, 31, 32, 43)},
-    launches={"linear_log_prob": 8},  # the backward pass makes the logits anew
+    registers={"cross_entropy.grad": Registers(48, 40, 50, 32, 55)},
+    launches={"linear_log_prob": 16},
     goals=(
         Goal("linear_log_prob", ("forward",), {"minimind2-small": 230, "minimind2": 320}),
         Goal("linear_log_prob", BOTH, {"minimind2-small": 650, "minimind2": 900}),

@@ -10,23 +10,21 @@ logits of a chunk are made once and give both gradients: 3 products with the hea
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import backend
+from .cross_entropy import cross_entropy_grad, cross_entropy_loss
 from .linear_loss import (
     build_head,
     check_linear_loss,
-    cross_entropy_grad,
-    cross_entropy_loss,
     linear_cross_entropy_reference,
     linear_log_prob,
 )
 from .op import IGNORED, Case, Inputs, Op
 from .token_chunks import WORTH_GATHERING, TokenChunks, scale_grads
-
-_IGNORED = -1
 
 Rows = slice | Tensor
 """An index of some of M tokens for a tensor [M]: a slice, or an int64 tensor."""
@@ -59,8 +57,9 @@ def linear_token_loss(
     """Gives (loss_M, log_prob_M) in fp32, 0 where the id is `ignore_index`; the first alone has a
     gradient, the other is to be logged.
 
-    hidden_MD and weight_VD are of one dtype, fp32, fp16 or bf16; ids_M is int64, each below V or
-    `ignore_index`. Chunks and fp32 are those of `linear_cross_entropy`.
+    hidden_MD and weight_VD are of one dtype, fp32, fp16 or bf16; ids_M is int64, each of 0 to V - 1
+    or `ignore_index`: any other id has a log-probability of NaN. Chunks and fp32 are those of
+    `linear_cross_entropy`.
 
     `token_loss(log_prob_C, rows)` gives loss_C of some tokens, once for each chunk. It is
     elementwise in log_prob_C and differentiable by autograd. Its other numbers of each token, such
@@ -95,8 +94,7 @@ def linear_token_loss(
             result.new_zeros(ids_M.shape).index_put((counted,), result) for result in results
         )
         return loss_M, log_prob_M
-    ids_M = ids_M.masked_fill(~is_counted_M, _IGNORED)
-    return _TokenLoss.apply(hidden_MD, weight_VD, ids_M, token_loss, chunk_size)
+    return _TokenLoss.apply(hidden_MD, weight_VD, ids_M, token_loss, ignore_index, chunk_size)
 
 
 def _apply(
@@ -139,36 +137,34 @@ class _TokenLoss(torch.autograd.Function):
     weight is frozen, one for each."""
 
     @staticmethod
-    def forward(ctx, hidden_MD, weight_VD, ids_M, token_loss, chunk_size):
+    def forward(ctx, hidden_MD, weight_VD, ids_M, token_loss, ignored, chunk_size):
         chunks = TokenChunks(hidden_MD, weight_VD, chunk_size)
         chunks.want_grads(*ctx.needs_input_grad[:2])
-        is_counted_M = ids_M >= 0
         loss_M = hidden_MD.new_empty(ids_M.shape, dtype=chunks.loss_dtype)
-        log_prob_M = torch.empty_like(loss_M)
+        ce_M, max_M, log_sum_M = (torch.empty_like(loss_M) for _ in range(3))
         for rows in chunks.slices:
             logits_CV = chunks.logits(rows)
-            ce_C, *softmax = cross_entropy_loss(logits_CV, ids_M[rows], generated=chunks.generated)
-            loss_C, slope_C = _differentiate(token_loss, -ce_C, rows)
-            loss_M[rows] = torch.where(is_counted_M[rows], loss_C, 0.0)
-            log_prob_M[rows] = -ce_C
+            softmax = max_M[rows], log_sum_M[rows]
+            options: dict[str, Any] = {"generated": chunks.generated, "ignored": ignored}
+            cross_entropy_loss(logits_CV, ids_M[rows], ce_M[rows], *softmax, **options)
+            loss_M[rows], slope_C = _differentiate(token_loss, -ce_M[rows], rows)
             # A log-probability is a negative cross-entropy. Ignored tokens' slopes are not read.
-            cross_entropy_grad(
-                logits_CV, ids_M[rows], *softmax, -slope_C, generated=chunks.generated
-            )
+            cross_entropy_grad(logits_CV, ids_M[rows], *softmax, -slope_C, **options)
             chunks.add_grads(rows, logits_CV)
+        loss_M, log_prob_M = torch.where(ids_M == ignored, 0.0, loss_M), -ce_M
         ctx.mark_non_differentiable(log_prob_M)
-        ctx.weight_dtype = weight_VD.dtype
-        ctx.save_for_backward(is_counted_M, chunks.grad_hidden_MD, chunks.grad_weight_VD)
+        ctx.ignored, ctx.weight_dtype = ignored, weight_VD.dtype
+        ctx.save_for_backward(ids_M, chunks.grad_hidden_MD, chunks.grad_weight_VD)
         return loss_M, log_prob_M
 
     @staticmethod
     def backward(ctx, grad_M, _):
-        is_counted_M, grad_hidden_MD, grad_weight_VD = ctx.saved_tensors
+        ids_M, grad_hidden_MD, grad_weight_VD = ctx.saved_tensors
         scaled = scale_grads(
-            grad_M, is_counted_M, grad_hidden_MD, grad_weight_VD, ctx.weight_dtype,
+            grad_M, ids_M, ctx.ignored, grad_hidden_MD, grad_weight_VD, ctx.weight_dtype,
             uniform_grad=grad_weight_VD is not None,
         )  # fmt: skip
-        return *scaled, None, None, None
+        return *scaled, *(None,) * 4
 
 
 def _build(inputs: Inputs, *, ignored: str = "none", chunk_size: int | None = None) -> Case:
@@ -200,5 +196,5 @@ LINEAR_TOKEN_LOSS = Op(
         "chunk_size": (None, 4),
     },
     compiled_for=("V {vocab}",),
-    launches={"linear_token_loss": 8},
+    launches={"linear_token_loss": 17},
 )

@@ -8,6 +8,7 @@ the gradient of the logits itself.
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +19,18 @@ from .form import MIN_GENERATED_ROWS, Form
 _CPU_CHUNK = 1024
 """The tokens of a chunk: enough for the matrix products' full speed; 26 MB of fp32 logits over 6400
 entries."""
-_GPU_CHUNK = 4096
-"""The tokens of a chunk: 52 MB of bf16 logits over 6400 entries, about an H100's L2."""
+
+_GPU_CHUNK_BYTES = 28_000_000
+"""The most bytes of a chunk's logits: they are written once and read three times, from an L2 cache
+of 50 MB that an H100 or H200 holds in two halves. 2,048 tokens of 6,400 bf16 logits are 26 MB."""
+_GPU_MIN_CHUNK = 1024
+"""The least tokens of a chunk where the vocabulary is large: each chunk reads and writes the head's
+fp32 gradient, which takes as long as the product of 725 tokens on an H200."""
+_GPU_TILE = 128
+"""The rows of a matrix product's tile: a chunk is a multiple of it."""
+_GPU_STRIDE = 64
+"""Rows of logits start at multiples of so many elements, or both cuBLAS and the softmax move them
+in 2-byte pieces where the vocabulary is odd."""
 
 WORTH_GATHERING = 0.9
 """The least share of tokens without a loss that are left out of the products. This is for the CPU,
@@ -40,30 +51,57 @@ class TokenChunks:
     def __init__(self, hidden_MD: Tensor, weight_VD: Tensor, chunk_size: int | None) -> None:
         num_tokens, vocab = hidden_MD.shape[0], weight_VD.shape[0]
         on_cpu = hidden_MD.device.type == "cpu"
-        chunk_size = chunk_size or (_CPU_CHUNK if on_cpu else _GPU_CHUNK)
-        # Chunks of like size: a last one of a single row would ask for other generated code.
-        num_chunks = -(-num_tokens // chunk_size)
-        edges = [i * num_tokens // max(num_chunks, 1) for i in range(num_chunks + 1)]
-        self.slices = [slice(a, b) for a, b in itertools.pairwise(edges)]
         # fp16 products on a CPU are two hundred times slower than fp32 ones.
         half_on_cpu = on_cpu and hidden_MD.dtype == torch.float16
         self._dtype = torch.float32 if half_on_cpu else hidden_MD.dtype
         self._hidden_MD, self._weight_VD = hidden_MD, weight_VD.to(self._dtype)
-        longest = -(-num_tokens // max(num_chunks, 1))
-        self._buffer_CV = hidden_MD.new_empty((longest, vocab), dtype=self._dtype)
+        self._row_stride = vocab if on_cpu else -(-vocab // _GPU_STRIDE) * _GPU_STRIDE
+        tile = 1
+        if chunk_size is None and on_cpu:
+            chunk_size = _CPU_CHUNK
+        elif chunk_size is None:
+            tile = _GPU_TILE
+            rows = _GPU_CHUNK_BYTES // (self._row_stride * self._dtype.itemsize)
+            chunk_size = max(rows // tile * tile, _GPU_MIN_CHUNK)
+        # Chunks of like size: a last one of a single row would ask for other generated code.
+        num_chunks, num_tiles = -(-num_tokens // chunk_size), -(-num_tokens // tile)
+        edges = [
+            min(i * num_tiles // max(num_chunks, 1) * tile, num_tokens)
+            for i in range(num_chunks + 1)
+        ]
+        self.slices = [slice(a, b) for a, b in itertools.pairwise(edges)]
         self.loss_dtype = torch.promote_types(self._dtype, torch.float32)
         self.generated = (
             on_cpu
             and backend.use_compiled_cpu(num_tokens, num_tokens * vocab)
             and num_tokens // num_chunks >= MIN_GENERATED_ROWS
         )
+        self._buffer_CV: Tensor | None = None
         self.grad_hidden_MD: Tensor | None = None
         self.grad_weight_VD: Tensor | None = None
         self._gathers_weight = False
 
-    def logits(self, rows: slice) -> Tensor:
-        """Gives the logits of some rows, in the one buffer: the next call overwrites them."""
-        logits_CV = self._buffer_CV[: rows.stop - rows.start]
+    def _new_logits(self, num_rows: int) -> Tensor:
+        """Makes room for logits. Between a row's end and the next row's start nothing lies."""
+        shape = num_rows, self._row_stride
+        return self._hidden_MD.new_empty(shape, dtype=self._dtype)[:, : self._weight_VD.shape[0]]
+
+    def new_logits_within(self, max_bytes: int) -> Tensor | None:
+        """Makes room for the logits of all tokens; None where these are more than `max_bytes`."""
+        num_tokens = len(self._hidden_MD)
+        if num_tokens * self._row_stride * self._dtype.itemsize > max_bytes:
+            return None
+        return self._new_logits(num_tokens)
+
+    def logits(self, rows: slice, kept_MV: Tensor | None = None) -> Tensor:
+        """Gives the logits of some rows: in their place among those of all tokens if `kept_MV` has
+        room for these, else in the one buffer, and the next call overwrites them."""
+        if kept_MV is not None:
+            logits_CV = kept_MV[rows]
+        else:
+            if self._buffer_CV is None:
+                self._buffer_CV = self._new_logits(max(s.stop - s.start for s in self.slices))
+            logits_CV = self._buffer_CV[: rows.stop - rows.start]
         return torch.mm(self._hidden(rows), self._weight_VD.t(), out=logits_CV)
 
     def want_grads(self, hidden: bool, weight: bool) -> None:
@@ -85,20 +123,21 @@ class TokenChunks:
             self._add_grad_weight(grad_logits_CV.t(), self._hidden(rows))
 
     def _add_grad_weight(self, grad_logits_VC: Tensor, hidden_CD: Tensor) -> None:
-        """Adds a chunk's share of the weight's gradient, in the losses' dtype. cuBLAS can return
-        its fp32 sums; elsewhere a share is rounded first."""
+        """Adds a chunk's share of the weight's gradient, in the losses' dtype. cuBLAS adds its fp32
+        sums to it in place; elsewhere a share is rounded first."""
         total_VD, factors = self.grad_weight_VD, (grad_logits_VC, hidden_CD)
         if total_VD is not None and self._dtype == self.loss_dtype:
             total_VD.addmm_(*factors)
-            return
-        if self._dtype != self.loss_dtype and hidden_CD.is_cuda and not torch.version.hip:
-            share_VD = torch.mm(*factors, out_dtype=self.loss_dtype)
+        elif self._dtype != self.loss_dtype and hidden_CD.is_cuda and not torch.version.hip:
+            wide: dict[str, Any] = {"out_dtype": self.loss_dtype}
+            if total_VD is None:
+                self.grad_weight_VD = torch.mm(*factors, **wide)
+            else:
+                torch.addmm(total_VD, *factors, **wide, out=total_VD)
+        elif total_VD is None:
+            self.grad_weight_VD = torch.mm(*factors).to(self.loss_dtype)
         else:
-            share_VD = torch.mm(*factors)
-        if total_VD is None:
-            self.grad_weight_VD = share_VD.to(self.loss_dtype)
-        else:
-            _add(total_VD, share_VD)
+            _add(total_VD, torch.mm(*factors))
 
     def grad_weight(self, dtype: torch.dtype) -> Tensor | None:
         return None if self.grad_weight_VD is None else self.grad_weight_VD.to(dtype)
@@ -109,7 +148,8 @@ class TokenChunks:
 
 def scale_grads(
     grad_M: Tensor,
-    counted_M: Tensor,
+    labels_M: Tensor,
+    ignored: int,
     grad_hidden_MD: Tensor | None,
     grad_weight_VD: Tensor | None,
     weight_dtype: torch.dtype,
@@ -117,12 +157,13 @@ def scale_grads(
     uniform_grad: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gives the gradients of a plain sum of losses, times the gradients `grad_M` that the losses
-    received: one factor for all, or, where the weight needs none, a factor for each token's row."""
+    received: one factor for all, or, where the weight needs none, a factor for each token's row.
+    Tokens count whose label is not `ignored`."""
     if uniform_grad:
-        factor = _common_grad(grad_M, counted_M)
+        factor = _common_grad_of(grad_M, labels_M, ignored)
     else:
         assert grad_weight_VD is None, "a weight's gradient sums over tokens"
-        factor = torch.where(counted_M, grad_M, 0).unsqueeze(1)
+        factor = torch.where(labels_M != ignored, grad_M, 0).unsqueeze(1)
     if grad_hidden_MD is not None:
         grad_hidden_MD = (grad_hidden_MD * factor).to(grad_hidden_MD.dtype)
     if grad_weight_VD is not None:
@@ -130,14 +171,25 @@ def scale_grads(
     return grad_hidden_MD, grad_weight_VD
 
 
-def _common_grad(grad_M: Tensor, counted_M: Tensor) -> Tensor:
-    """Gives the one gradient that all counted tokens' losses received, 0 if there are none, without
-    waiting for a GPU. Raises ValueError (on a GPU an assertion on the device) if they differ."""
+def _common_grad_body(grad_M: Tensor, labels_M: Tensor, *, ignored: int) -> tuple[Tensor, Tensor]:
+    """Gives the one gradient that all counted tokens' losses received, 0 if there are none, and
+    whether they did."""
+    is_counted_M = labels_M != ignored
+    first_1 = is_counted_M.byte().argmax(keepdim=True)
+    factor_1 = torch.where(is_counted_M[first_1], grad_M[first_1], 0)
+    is_uniform = ((grad_M == factor_1) | ~is_counted_M).all()
+    return factor_1.squeeze(), is_uniform.int()
+
+
+common_grad = Form("common_grad:common_grad", _common_grad_body, num_row_tensors=2)
+
+
+def _common_grad_of(grad_M: Tensor, labels_M: Tensor, ignored: int) -> Tensor:
+    """Gives the one gradient without waiting for a GPU. Raises ValueError (on a GPU an assertion on
+    the device) if counted tokens received different ones."""
     if not len(grad_M):
         return grad_M.new_zeros(())
-    first_1 = counted_M.byte().argmax(keepdim=True)
-    factor_1 = torch.where(counted_M[first_1], grad_M[first_1], 0)
-    is_uniform = ((grad_M == factor_1) | ~counted_M).all()
+    factor, is_uniform = common_grad(grad_M, labels_M, generated=False, ignored=ignored)
     message = (
         "a loss that was computed for one gradient common to all tokens received different ones: "
         "sum its tokens; where they are weighted one by one, leave uniform_grad out, or weigh them "
@@ -147,4 +199,4 @@ def _common_grad(grad_M: Tensor, counted_M: Tensor) -> Tensor:
         torch.ops.aten._assert_async.msg(is_uniform, message)
     elif not is_uniform:
         raise ValueError(message)
-    return factor_1.squeeze()
+    return factor

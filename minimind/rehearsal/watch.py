@@ -223,12 +223,15 @@ class Watch(TorchDispatchMode):
             flops = _ATTENTION[name] * self._count_attended(given)
         else:
             count_flops = flop_registry.get(func._overloadpacket)
-            flops = count_flops(*args, **kwargs, out_val=result) if count_flops else 0
+            # A product with an `out_dtype`: PyTorch's formula for addmm does not expect one.
+            shaped = [value for value in args if not isinstance(value, torch.dtype)]
+            flops = count_flops(*shaped, **kwargs, out_val=result) if count_flops else 0
         moved = sum(
             {t.untyped_storage()._cdata: num_bytes_of(t) for t in (*given, *results)}.values()
         )
-        dtype = results[0].dtype if results else given[0].dtype
-        self.tally.add_operator(name, int(flops), moved, is_wide=dtype.itemsize > 2)
+        # A product of narrow factors is quick, also where its sums are wide.
+        is_wide = all(tensor.dtype.itemsize > 2 for tensor in given)
+        self.tally.add_operator(name, int(flops), moved, is_wide)
 
     def _count_attended(self, given: list[Tensor]) -> int:
         """Counts the multiplications of one attention product (queries by keys), over the causal

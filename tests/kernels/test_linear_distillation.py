@@ -29,6 +29,19 @@ def test_the_students_logits_are_made_once(monkeypatch):
     assert len(made) == 2
 
 
+@pytest.mark.parametrize("vocab", [51, 101])
+@pytest.mark.parametrize("label", [-1, 101])
+def test_a_label_beyond_the_vocabulary_shows(label, vocab, device):
+    labels = torch.tensor([3, label, -100, 50], device=device)
+    hidden, weight = (torch.randn(n, 8, device=device, requires_grad=True) for n in (4, vocab))
+    teacher = torch.randn(4, 9, device=device), torch.randn(vocab, 9, device=device)
+    losses = K.linear_distillation(hidden, weight, *teacher, labels)
+    losses[0].sum().backward()
+    assert hidden.grad is not None
+    for found in (*losses, hidden.grad.sum(dim=1)):
+        assert found.isnan().tolist() == [False, True, False, False]
+
+
 def test_wrong_arguments_are_named():
     student, teacher = (torch.ones(3, 4), torch.ones(5, 4)), (torch.ones(3, 6), torch.ones(5, 6))
     labels = torch.zeros(3, dtype=torch.int64)

@@ -1,4 +1,5 @@
-"""Computes cross-entropy, divergence from a teacher and the gradient of both: one program a row."""
+"""Computes cross-entropy, divergence from a teacher and the gradient of both: one program a row,
+see row_softmax.py."""
 
 # Pyright reads a Triton function as the Python it is not.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
@@ -6,116 +7,176 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cross_entropy import SOFTMAX_TILES, row_softmax_stats
-from .launch import block, device_of, launch
+from .kl import divergence
+from .row_softmax import (
+    add_block,
+    join_lanes,
+    lane_columns,
+    launch_rows,
+    load_logits,
+    new_lanes,
+    row_weight,
+    store_logits,
+)
 
 
 def distillation_loss(
-    logits_CV: Tensor, teacher_logits_CV: Tensor, labels_C: Tensor, *, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Gives (cross-entropies, divergences), fp32 [C], 0 where the label is negative."""
-    return _launch(logits_CV, teacher_logits_CV, labels_C, 0.0, temperature, with_grad=False)
+    logits_CV: Tensor,
+    teacher_logits_CV: Tensor,
+    labels_C: Tensor,
+    ce_C: Tensor,
+    kl_C: Tensor,
+    *,
+    temperature: float,
+    ignored: int,
+) -> None:
+    """Writes cross-entropies and divergences, fp32 [C], 0 where the label is ignored."""
+    _launch(logits_CV, teacher_logits_CV, labels_C, ce_C, kl_C, 0.0, temperature, ignored, False)
 
 
 def distillation_loss_and_grad(
     logits_CV: Tensor,
     teacher_logits_CV: Tensor,
     labels_C: Tensor,
+    ce_C: Tensor,
+    kl_C: Tensor,
     *,
     alpha: float,
     temperature: float,
-) -> tuple[Tensor, Tensor]:
-    """Gives the results of `distillation_loss`; overwrites the student's logits with the gradient
+    ignored: int,
+) -> None:
+    """Writes the results of `distillation_loss`; overwrites the student's logits with the gradient
     of the sum of the losses."""
-    return _launch(logits_CV, teacher_logits_CV, labels_C, alpha, temperature, with_grad=True)
+    _launch(logits_CV, teacher_logits_CV, labels_C, ce_C, kl_C, alpha, temperature, ignored, True)
 
 
 def _launch(
     logits_CV: Tensor,
     teacher_logits_CV: Tensor,
     labels_C: Tensor,
+    ce_C: Tensor,
+    kl_C: Tensor,
     alpha: float,
     temperature: float,
-    *,
+    ignored: int,
     with_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    ce_C, kl_C = (logits_CV.new_empty(logits_CV.shape[:1], dtype=torch.float32) for _ in range(2))
-    tile = device_of(logits_CV).tile(SOFTMAX_TILES)
-    launch(
+) -> None:
+    launch_rows(
         _distillation_kernel,
-        (logits_CV.shape[0],),
-        tile.num_warps,
-        logits_ptr=logits_CV,
+        logits_CV,
+        teacher_logits_CV,
         teacher_ptr=teacher_logits_CV,
+        teacher_stride=teacher_logits_CV.stride(0),
         labels_ptr=labels_C.contiguous(),
         ce_ptr=ce_C,
         kl_ptr=kl_C,
-        logits_stride=logits_CV.stride(0),
-        teacher_stride=teacher_logits_CV.stride(0),
         alpha=float(alpha),
         temperature=float(temperature),
-        VOCAB=logits_CV.shape[1],
-        BLOCK=min(tile.elements, block(logits_CV.shape[1])),
+        ignored=ignored,
         WITH_GRAD=with_grad,
     )
-    return ce_C, kl_C
 
 
 @triton.jit
+def _read_blocks(
+    row_ptr,
+    teacher_row_ptr,
+    label,
+    inverse_temperature,
+    VOCAB: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Gives, in one pass, what three softmaxes need: the student's maximum, its sum of exponentials
+    at temperature 1 and at the other one, the teacher's maximum and sum; and the label's logit."""
+    lanes, teacher_lanes = lane_columns(row_ptr, BLOCK), lane_columns(teacher_row_ptr, BLOCK)
+    maxima, plain_sums = new_lanes(row_ptr, BLOCK)
+    teacher_maxima, teacher_sums = new_lanes(teacher_row_ptr, BLOCK)
+    sums, label_logits = tl.zeros_like(plain_sums), tl.zeros_like(plain_sums)
+    for first in range(0, VOCAB, BLOCK):
+        logits = load_logits(row_ptr, first + lanes, VOCAB, WIDTH)
+        teacher = load_logits(teacher_row_ptr, first + teacher_lanes, VOCAB, WIDTH)
+        label_logits += tl.sum(tl.where(first + lanes == label, logits, 0.0), axis=1)
+        _, plain_sums = add_block(maxima, plain_sums, logits, 1.0)
+        maxima, sums = add_block(maxima, sums, logits, inverse_temperature)
+        teacher_maxima, teacher_sums = add_block(
+            teacher_maxima, teacher_sums, teacher, inverse_temperature
+        )
+    _, plain_total = join_lanes(maxima, plain_sums, 1.0)
+    row_max, total = join_lanes(maxima, sums, inverse_temperature)
+    teacher_max, teacher_total = join_lanes(teacher_maxima, teacher_sums, inverse_temperature)
+    return row_max, plain_total, total, teacher_max, teacher_total, tl.sum(label_logits, axis=0)
+
+
+@triton.jit
+def _grads(logits, columns, label, row_max, plain_total, gap, ce_factor, kl_factor):
+    probs = tl.exp(logits - row_max) / plain_total
+    return tl.where(columns == label, probs - 1.0, probs) * ce_factor + gap * kl_factor
+
+
+@triton.jit(do_not_specialize=["ignored"])
 def _distillation_kernel(
     logits_ptr,
+    logits_stride,
     teacher_ptr,
+    teacher_stride,
     labels_ptr,
     ce_ptr,
     kl_ptr,
-    logits_stride,
-    teacher_stride,
     alpha,
     temperature,
+    ignored,
     VOCAB: tl.constexpr,
+    WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     WITH_GRAD: tl.constexpr,
 ):
-    """Reads each row once for each of three softmaxes, and once more: from L2 after the first
-    time."""
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * logits_stride
     teacher_row_ptr = teacher_ptr + row * teacher_stride
     label = tl.load(labels_ptr + row)
-    counted = tl.where(label >= 0, 1.0, 0.0)
-    label_logit = tl.load(row_ptr + tl.where(label >= 0, label, 0)).to(tl.float32)
+    weight = row_weight(label, ignored, VOCAB)
     inverse_temperature = 1.0 / temperature
-    plain_max, plain_total = row_softmax_stats(row_ptr, 1.0, VOCAB, BLOCK)
-    row_max, total = row_softmax_stats(row_ptr, inverse_temperature, VOCAB, BLOCK)
-    teacher_max, teacher_total = row_softmax_stats(
-        teacher_row_ptr, inverse_temperature, VOCAB, BLOCK
-    )
-    plain_log_sum = tl.log(plain_total)
-    log_sum, teacher_log_sum = tl.log(total), tl.log(teacher_total)
-    ce_factor = alpha * counted
-    kl_factor = (1.0 - alpha) * temperature * counted
+    ce_factor, kl_factor = alpha * weight, (1.0 - alpha) * temperature * weight
     columns = tl.arange(0, BLOCK)
-    sums = tl.zeros((BLOCK,), tl.float32)
-    if WITH_GRAD:
-        # Every thread has read the label's logit before any overwrites it.
-        tl.debug_barrier()
-    for first in range(0, VOCAB, BLOCK):
-        mask = first + columns < VOCAB
-        logits = tl.load(row_ptr + first + columns, mask, other=0.0).to(tl.float32)
-        teacher = tl.load(teacher_row_ptr + first + columns, mask, other=0.0).to(tl.float32)
-        log_prob = logits * inverse_temperature - row_max - log_sum
-        teacher_log_prob = teacher * inverse_temperature - teacher_max - teacher_log_sum
-        teacher_prob = tl.exp(teacher_log_prob)
-        sums += tl.where(mask, teacher_prob * (teacher_log_prob - log_prob), 0.0)
+    if BLOCK >= VOCAB:
+        logits = load_logits(row_ptr, columns, VOCAB, WIDTH)
+        teacher = load_logits(teacher_row_ptr, columns, VOCAB, WIDTH)
+        row_max = tl.max(logits, axis=0)
+        below_max = (logits - row_max) * inverse_temperature
+        teacher_below_max = (teacher - tl.max(teacher, axis=0)) * inverse_temperature
+        plain_total = tl.sum(tl.exp(logits - row_max), axis=0)
+        total = tl.sum(tl.exp(below_max), axis=0)
+        teacher_total = tl.sum(tl.exp(teacher_below_max), axis=0)
+        label_logit = tl.sum(tl.where(columns == label, logits, 0.0), axis=0)
+        parts, gap = divergence(below_max, teacher_below_max, total, teacher_total, columns, VOCAB)
         if WITH_GRAD:
-            probs = tl.exp(logits - plain_max - plain_log_sum)
-            grads = tl.where(first + columns == label, probs - 1.0, probs) * ce_factor
-            grads += (tl.exp(log_prob) - teacher_prob) * kl_factor
-            tl.store(row_ptr + first + columns, grads.to(row_ptr.dtype.element_ty), mask)
-    tl.store(ce_ptr + row, (plain_max - label_logit + plain_log_sum) * counted)
-    tl.store(kl_ptr + row, tl.sum(sums, axis=0) * counted)
+            grads = _grads(logits, columns, label, row_max, plain_total, gap, ce_factor, kl_factor)
+            store_logits(row_ptr, columns, grads, WIDTH)
+    else:
+        row_max, plain_total, total, teacher_max, teacher_total, label_logit = _read_blocks(
+            row_ptr, teacher_row_ptr, label, inverse_temperature, VOCAB, WIDTH, BLOCK
+        )
+        parts = tl.zeros((BLOCK,), tl.float32)
+        for first in range(0, VOCAB, BLOCK):
+            logits = load_logits(row_ptr, first + columns, VOCAB, WIDTH)
+            teacher = load_logits(teacher_row_ptr, first + columns, VOCAB, WIDTH)
+            below_max = (logits - row_max) * inverse_temperature
+            teacher_below_max = (teacher - teacher_max) * inverse_temperature
+            more, gap = divergence(
+                below_max, teacher_below_max, total, teacher_total, first + columns, VOCAB
+            )
+            parts += more
+            if WITH_GRAD:
+                grads = _grads(
+                    logits, first + columns, label, row_max, plain_total, gap, ce_factor, kl_factor
+                )
+                store_logits(row_ptr, first + columns, grads, WIDTH)
+    ce = row_max - label_logit + tl.log(plain_total)
+    is_ignored = label == ignored
+    tl.store(ce_ptr + row, tl.where(is_ignored, 0.0, ce * weight))
+    tl.store(kl_ptr + row, tl.where(is_ignored, 0.0, tl.sum(parts, axis=0) * weight))

@@ -1,4 +1,5 @@
-"""Computes the KL divergence between two rows of logits and its gradient: one program a row."""
+"""Computes the KL divergence between two rows of logits and its gradient: one program a row, see
+row_softmax.py."""
 
 # Pyright reads a Triton function as the Python it is not.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
@@ -6,31 +7,43 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cross_entropy import SOFTMAX_TILES, row_softmax_stats
-from .launch import block, device_of, launch
+from .row_softmax import (
+    add_block,
+    join_lanes,
+    lane_columns,
+    launch_rows,
+    load_logits,
+    new_lanes,
+    store_logits,
+)
 
 
 def kl_loss(
-    logits_CV: Tensor, teacher_logits_CV: Tensor, counted_C: Tensor, *, temperature: float
-) -> Tensor:
-    """Gives the losses [C] fp32, 0 where not counted."""
-    loss_C = logits_CV.new_empty(logits_CV.shape[:1], dtype=torch.float32)
+    logits_CV: Tensor,
+    teacher_logits_CV: Tensor,
+    counted_C: Tensor,
+    loss_C: Tensor,
+    *,
+    temperature: float,
+) -> None:
+    """Writes the losses [C] fp32, 0 where not counted."""
     _launch(logits_CV, teacher_logits_CV, counted_C, loss_C, temperature, True, False)
-    return loss_C
 
 
 def kl_loss_and_grad(
-    logits_CV: Tensor, teacher_logits_CV: Tensor, counted_C: Tensor, *, temperature: float
-) -> Tensor:
-    """Gives the losses [C]; overwrites the student's logits with the gradient of their sum."""
-    loss_C = logits_CV.new_empty(logits_CV.shape[:1], dtype=torch.float32)
+    logits_CV: Tensor,
+    teacher_logits_CV: Tensor,
+    counted_C: Tensor,
+    loss_C: Tensor,
+    *,
+    temperature: float,
+) -> None:
+    """Writes the losses [C]; overwrites the student's logits with the gradient of their sum."""
     _launch(logits_CV, teacher_logits_CV, counted_C, loss_C, temperature, True, True)
-    return loss_C
 
 
 def kl_grad(
@@ -49,65 +62,117 @@ def _launch(
     with_loss: bool,
     with_grad: bool,
 ) -> None:
-    tile = device_of(logits_CV).tile(SOFTMAX_TILES)
-    launch(
+    launch_rows(
         _kl_kernel,
-        (logits_CV.shape[0],),
-        tile.num_warps,
-        logits_ptr=logits_CV,
+        logits_CV,
+        teacher_logits_CV,
         teacher_ptr=teacher_logits_CV,
+        teacher_stride=teacher_logits_CV.stride(0),
         factor_ptr=factor_C.contiguous(),
         loss_ptr=loss_C,
-        logits_stride=logits_CV.stride(0),
-        teacher_stride=teacher_logits_CV.stride(0),
         inverse_temperature=1.0 / temperature,
-        VOCAB=logits_CV.shape[1],
-        BLOCK=min(tile.elements, block(logits_CV.shape[1])),
         WITH_LOSS=with_loss,
         WITH_GRAD=with_grad,
     )
 
 
 @triton.jit
-def _kl_kernel(
-    logits_ptr,
-    teacher_ptr,
-    factor_ptr,
-    loss_ptr,
-    logits_stride,
-    teacher_stride,
+def read_blocks(
+    row_ptr,
+    teacher_row_ptr,
     inverse_temperature,
     VOCAB: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Gives the maximum of a row, the sum of the exponentials of what lies below it at the
+    temperature, and both of the teacher's row: in one pass."""
+    lanes, teacher_lanes = lane_columns(row_ptr, BLOCK), lane_columns(teacher_row_ptr, BLOCK)
+    maxima, sums = new_lanes(row_ptr, BLOCK)
+    teacher_maxima, teacher_sums = new_lanes(teacher_row_ptr, BLOCK)
+    for first in range(0, VOCAB, BLOCK):
+        logits = load_logits(row_ptr, first + lanes, VOCAB, WIDTH)
+        teacher = load_logits(teacher_row_ptr, first + teacher_lanes, VOCAB, WIDTH)
+        maxima, sums = add_block(maxima, sums, logits, inverse_temperature)
+        teacher_maxima, teacher_sums = add_block(
+            teacher_maxima, teacher_sums, teacher, inverse_temperature
+        )
+    row_max, total = join_lanes(maxima, sums, inverse_temperature)
+    teacher_max, teacher_total = join_lanes(teacher_maxima, teacher_sums, inverse_temperature)
+    return row_max, total, teacher_max, teacher_total
+
+
+@triton.jit
+def divergence(below_max, teacher_below_max, total, teacher_total, columns, VOCAB: tl.constexpr):
+    """Gives each logit's part of the divergence, and the difference of its probabilities.
+
+    What is given lies below 0 and, where it matters, close to it: rounding the logarithm of a
+    probability would cost the digits that p - q leaves. The differences add up to 0; in a
+    divergence that is small they cancel the rounding of the two sums.
+    """
+    teacher_prob = tl.exp(teacher_below_max) / teacher_total
+    gap = tl.exp(below_max) / total - teacher_prob
+    log_ratio = teacher_below_max - below_max + _log_ratio(total, teacher_total)
+    # Beyond the vocabulary both are -inf.
+    return tl.where(columns < VOCAB, teacher_prob * log_ratio + gap, 0.0), gap
+
+
+@triton.jit
+def _log_ratio(a, b):
+    """Gives log(a / b), to as many digits near 0 as elsewhere: log(1 + d) · d / ((1 + d) - 1) errs
+    by the rounding of d, not by that of 1 + d."""
+    d = (a - b) / b
+    ratio = 1.0 + d
+    near = tl.where(ratio == 1.0, d, tl.log(ratio) * (d / tl.where(ratio == 1.0, 1.0, ratio - 1.0)))
+    return tl.where(tl.abs(d) < 0.5, near, tl.log(a / b))
+
+
+@triton.jit
+def _kl_kernel(
+    logits_ptr,
+    logits_stride,
+    teacher_ptr,
+    teacher_stride,
+    factor_ptr,
+    loss_ptr,
+    inverse_temperature,
+    VOCAB: tl.constexpr,
+    WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     WITH_LOSS: tl.constexpr,
     WITH_GRAD: tl.constexpr,
 ):
-    """Reads the rows from L2 the second time; `factor` is 0 or 1 with a loss, else its gradient."""
+    """`factor` is 0 or 1 with a loss, else its gradient."""
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * logits_stride
     teacher_row_ptr = teacher_ptr + row * teacher_stride
     factor = tl.load(factor_ptr + row).to(tl.float32)
-    row_max, total = row_softmax_stats(row_ptr, inverse_temperature, VOCAB, BLOCK)
-    teacher_max, teacher_total = row_softmax_stats(
-        teacher_row_ptr, inverse_temperature, VOCAB, BLOCK
-    )
-    log_ratio_of_sums = tl.log(total) - tl.log(teacher_total)
     columns = tl.arange(0, BLOCK)
-    sums = tl.zeros((BLOCK,), tl.float32)
-    for first in range(0, VOCAB, BLOCK):
-        mask = first + columns < VOCAB
-        logits = tl.load(row_ptr + first + columns, mask, other=0.0).to(tl.float32)
-        teacher = tl.load(teacher_row_ptr + first + columns, mask, other=0.0).to(tl.float32)
-        # Below 0 and, where it matters, close to it: rounding the logarithm of a probability
-        # would cost the digits that p - q leaves.
-        below_max = logits * inverse_temperature - row_max
-        teacher_below_max = teacher * inverse_temperature - teacher_max
-        teacher_prob = tl.exp(teacher_below_max) / teacher_total
-        if WITH_LOSS:
-            log_ratio = teacher_below_max - below_max + log_ratio_of_sums
-            sums += tl.where(mask, teacher_prob * log_ratio, 0.0)
+    if BLOCK >= VOCAB:
+        logits = load_logits(row_ptr, columns, VOCAB, WIDTH)
+        teacher = load_logits(teacher_row_ptr, columns, VOCAB, WIDTH)
+        below_max = (logits - tl.max(logits, axis=0)) * inverse_temperature
+        teacher_below_max = (teacher - tl.max(teacher, axis=0)) * inverse_temperature
+        total = tl.sum(tl.exp(below_max), axis=0)
+        teacher_total = tl.sum(tl.exp(teacher_below_max), axis=0)
+        parts, gap = divergence(below_max, teacher_below_max, total, teacher_total, columns, VOCAB)
         if WITH_GRAD:
-            grads = (tl.exp(below_max) / total - teacher_prob) * (factor * inverse_temperature)
-            tl.store(row_ptr + first + columns, grads.to(row_ptr.dtype.element_ty), mask)
+            store_logits(row_ptr, columns, gap * (factor * inverse_temperature), WIDTH)
+    else:
+        row_max, total, teacher_max, teacher_total = read_blocks(
+            row_ptr, teacher_row_ptr, inverse_temperature, VOCAB, WIDTH, BLOCK
+        )
+        parts = tl.zeros((BLOCK,), tl.float32)
+        for first in range(0, VOCAB, BLOCK):
+            logits = load_logits(row_ptr, first + columns, VOCAB, WIDTH)
+            teacher = load_logits(teacher_row_ptr, first + columns, VOCAB, WIDTH)
+            below_max = (logits - row_max) * inverse_temperature
+            teacher_below_max = (teacher - teacher_max) * inverse_temperature
+            more, gap = divergence(
+                below_max, teacher_below_max, total, teacher_total, first + columns, VOCAB
+            )
+            parts += more
+            if WITH_GRAD:
+                store_logits(row_ptr, first + columns, gap * (factor * inverse_temperature), WIDTH)
     if WITH_LOSS:
-        tl.store(loss_ptr + row, tl.sum(sums, axis=0) * factor)
+        tl.store(loss_ptr + row, tl.sum(parts, axis=0) * factor)

@@ -77,10 +77,10 @@ def test_launches_and_waits(tmp_path):
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     rows = json.loads((tmp_path / "kernels.json").read_text())["rows"]
     assert {row["waiting_operators"] for row in rows} == {0}
-    # A weight's gradient is summed in a launch of its own. The losses go over 16,384 tokens in four
-    # chunks, once or, where the gradient may be any or a function of the log-probability, twice.
-    # Experts: two products forward; backward one for the activation, one for x, one for each
-    # weight.
+    # A weight's gradient is summed in a launch of its own. The losses go over 16,384 tokens in
+    # eight chunks, once or, where the gradient may be any or a function of the log-probability,
+    # twice; where it may not be any, one more launch finds the one factor. Experts: two products
+    # forward; backward one for the activation, one for x, one for each weight.
     expected = {name: number for op in OPS.values() for name, number in op.launches.items()}
     assert {row["name"]: row["launches"] for row in rows if row["launches"]} == expected
 

@@ -288,13 +288,17 @@ EXPERT_FFN = Op(
     compiled_for=("E/S {experts}/{experts_per_token}", "D/F {hidden}/{ffn}"),
     needs_experts=True,
     forms=(_forward, _backward),
-    tiles=("expert_up", "expert_to_slots", "expert_activation_grad", "expert_weight_grad"),
+    tiles=(
+        "expert_up", "expert_to_slots", "expert_slot_sum", "expert_activation_grad",
+        "expert_weight_grad",
+    ),
     registers={
         "expert_gemm.up": Registers(145, 145, 157, 113, 184),
-        "expert_gemm.to_slots": Registers(169, 169, 126, 94, 220),
+        "expert_to_slots.to_slots": Registers(169, 169, 126, 94, 220),
+        "expert_to_slots.sum_slots": Registers(32, 32, 32, 32, 32),
         "expert_gemm.activation_grad": Registers(128, 128, 255, 125, 268),
         "expert_weight_grad.weight_grad": Registers(132, 132, 112, 88, 176),
     },
-    launches={"expert_ffn": 6},
+    launches={"expert_ffn": 7},
     goals=(Goal("expert_ffn", BOTH, {"minimind2-moe": 1631}),),  # 400 TFLOP/s
 )  # fmt: skip

@@ -287,7 +287,7 @@ MOE_ROUTING = Op(
     compiled_for=("E/S {experts}/{experts_per_token}",),
     needs_experts=True,
     forms=(_forward, _backward),
-    tiles=("moe_routing",),
+    tiles=("moe_routing", "moe_order"),
     registers={
         "moe_routing.choose": Registers(64, 64, 64, 71, 48),
         "moe_routing.backward": Registers(59, 59, 60, 60, 24),

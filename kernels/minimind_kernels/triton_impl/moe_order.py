@@ -1,9 +1,8 @@
 """Computes the second launch of MoE routing: slots in order by expert, and the loss from partial
 sums.
 
-A program is one warp: nothing waits at a barrier, and the one scan, over experts, stays within a
-wavefront (over several, some compilers for AMD get it wrong: ROCm/triton#947). A slot's place among
-those of its tile is found by comparing them all.
+A program is one warp: nothing waits at a barrier, and scans stay within one wavefront. Over more,
+compilers for AMD are known to get them wrong (ROCm/triton#947).
 """
 
 # Pyright reads a Triton function as the Python it is not.
@@ -21,9 +20,14 @@ from torch import Tensor
 from .config import Tile, Tiles
 from .launch import device_of, launch, rows_per_tile
 
-_TILE = Tile(elements=1024, num_warps=1)
-_TILES = Tiles("moe_order", _TILE)
-_BLOCK_SLOTS = 64
+_TILES = Tiles(
+    "moe_order",
+    Tile(elements=512, num_warps=1),
+    # With twice the rows, their masks go from scalar registers to memory.
+    gfx942=Tile(elements=256, num_warps=1),
+)
+_MOST_TOKENS = 64
+"""The most tokens of one scan: the lanes of a wavefront on gfx942."""
 
 
 def order_slots(
@@ -69,7 +73,7 @@ def order_slots(
         slope_ptr=slope_XE,
         inverse_count_ptr=inverse_count_1,
         num_blocks=num_blocks,
-        BLOCK_SLOTS=_BLOCK_SLOTS,
+        BLOCK_TOKENS=min(block_rows, _MOST_TOKENS),
         BLOCK_ROWS=block_rows,
         BLOCK_PARTS=1 << block_rows.bit_length() // 2,
         **sizes,
@@ -98,7 +102,7 @@ def _order_kernel(
     num_blocks,
     NUM_EXPERTS: tl.constexpr,
     NUM_SLOTS: tl.constexpr,
-    BLOCK_SLOTS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
     BLOCK_EXPERTS: tl.constexpr,
@@ -137,18 +141,21 @@ def _order_kernel(
         return
 
     position = stop - count + tl.sum(before, axis=0)
-    begin = program * block_tokens * NUM_SLOTS
-    end = tl.minimum(begin + block_tokens * NUM_SLOTS, num_tokens * NUM_SLOTS)
-    for first in range(begin, end, BLOCK_SLOTS):
-        slots = first + tl.arange(0, BLOCK_SLOTS)
-        in_range = slots < end
-        expert = tl.load(experts_ptr + slots, in_range, other=-1)
-        is_same = (expert[:, None] == expert[None, :]) & (slots[:, None] < slots[None, :])
-        is_own = experts[:, None] == expert[None, :]
-        place = tl.sum(is_same.to(tl.int32), axis=0)
-        place += tl.sum(tl.where(is_own, position[:, None], 0), axis=0)
-        tl.store(order_ptr + place, slots, in_range)
-        position += tl.sum(is_own.to(tl.int32), axis=1)
+    begin = program * block_tokens
+    end = tl.minimum(begin + block_tokens, num_tokens)
+    for first in range(begin, end, BLOCK_TOKENS):
+        rows = first + tl.arange(0, BLOCK_TOKENS)
+        in_range = rows < end
+        is_chosen = tl.zeros((BLOCK_TOKENS, BLOCK_EXPERTS), tl.int32)
+        for slot in tl.static_range(NUM_SLOTS):
+            expert = tl.load(experts_ptr + rows * NUM_SLOTS + slot, in_range, other=-1)
+            is_chosen += (expert[:, None] == experts[None, :]).to(tl.int32)
+        places = position[None, :] + tl.cumsum(is_chosen, axis=0) - is_chosen
+        for slot in tl.static_range(NUM_SLOTS):
+            expert = tl.load(experts_ptr + rows * NUM_SLOTS + slot, in_range, other=-1)
+            place = tl.sum(tl.where(expert[:, None] == experts[None, :], places, 0), axis=1)
+            tl.store(order_ptr + place, rows * NUM_SLOTS + slot, in_range)
+        position += tl.sum(is_chosen, axis=0)
 
 
 @triton.jit

@@ -120,8 +120,10 @@ def _weight_grad_kernel(
     mask = in_height[:, None] & in_width[None, :]
     offset = expert.to(tl.int64) * (WIDTH * FFN)
     if is_down:
-        offsets = offset + columns[:, None] * FFN + rows[None, :]
-        tl.store(grad_down_ptr + offsets, tl.trans(grad), tl.trans(mask))
+        grad_down_ptr += offset
+        tl.store(
+            grad_down_ptr + columns[:, None] * FFN + rows[None, :], tl.trans(grad), tl.trans(mask)
+        )
     else:
-        offsets = 2 * offset + rows[:, None] * WIDTH + columns[None, :]
-        tl.store(grad_gate_up_weight_ptr + offsets, grad, mask)
+        grad_gate_up_weight_ptr += 2 * offset
+        tl.store(grad_gate_up_weight_ptr + rows[:, None] * WIDTH + columns[None, :], grad, mask)

@@ -289,9 +289,9 @@ MOE_ROUTING = Op(
     forms=(_forward, _backward),
     tiles=("moe_routing", "moe_order"),
     registers={
-        "moe_routing.choose": Registers(64, 64, 64, 71, 48),
+        "moe_routing.choose": Registers(56, 59, 56, 56, 40),
         "moe_routing.backward": Registers(59, 59, 60, 60, 24),
-        "moe_order.order": Registers(80, 72, 80, 82, 49),
+        "moe_order.order": Registers(128, 128, 128, 128, 50),
     },
     launches={"moe_routing": 3},
     goals=(Goal("moe_routing", ("forward",), {"minimind2-moe": 12}),),

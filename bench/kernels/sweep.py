@@ -1,9 +1,10 @@
 """Tries other tiles than the kernels' table has: `python -m bench.kernels.sweep --json FILE`.
 
-From a kernel's entry for this GPU, one number at a time is halved or doubled; what is quicker over
-the presets is gone on from, until nothing near is. Prints the best, for the `Tiles` of the same
-names in kernels/minimind_kernels/triton_impl. Without a GPU, the entry and what is near it are
-compiled for `--arch`: registers, shared memory and spills, times not measured.
+From a kernel's entry for this GPU, its candidates are tried and one number at a time is halved or
+doubled; what is quicker over the presets is gone on from, until nothing near is. Prints the best,
+for the `Tiles` of the same names in kernels/minimind_kernels/triton_impl. Without a GPU, the entry
+and what is near it are compiled for `--arch`: registers, shared memory and spills, times not
+measured.
 
 Exit status: 0 done, 2 bad usage.
 """
@@ -202,7 +203,7 @@ def descend(
     least, moved = take(best), True
     while moved:
         moved = False
-        for near in neighbours(best):
+        for near in (*entry.tiles.candidates, *neighbours(best)):
             if time.monotonic() > end:
                 break
             if take(near) < _BETTER * least:
@@ -220,7 +221,7 @@ def compile_near(entry: Entry, options: argparse.Namespace) -> list[dict[str, An
     target = compile_report.TARGETS[options.arch].device
     start = entry.tile_on(target)
     rows = []
-    for tile in (start, *neighbours(start)):
+    for tile in dict.fromkeys((start, *entry.tiles.candidates, *neighbours(start))):
         device = TriedDevice(**_fields(target), entry=entry.tiles.name, tried=tile)
         cases = [entry.build(*run, 4096, "meta") for run in entry.runs]
         usages = [

@@ -190,8 +190,7 @@ def _activation_grad_body(
 
 
 def _forward_fake(x_MD, weights_MS, order_P, offsets_E1, gate_up_EGD, down_EDF, *, keep):
-    kept = len(order_P) if keep else 0
-    return x_MD.new_empty(x_MD.shape), x_MD.new_empty(kept, gate_up_EGD.shape[1])
+    return x_MD.new_empty(x_MD.shape), x_MD.new_empty(len(order_P) * keep, gate_up_EGD.shape[1])
 
 
 def _backward_fake(
@@ -254,8 +253,7 @@ def _build(inputs: Inputs) -> Case:
         )
 
     row, kept = inputs.bytes_of(inputs.tokens, hidden), inputs.bytes_of(num_slots, 2 * ffn)
-    weights = inputs.bytes_of(num_experts, 3 * ffn, hidden)
-    product = 2 * num_slots * hidden * ffn
+    weights, product = inputs.bytes_of(num_experts, 3 * ffn, hidden), 2 * num_slots * hidden * ffn
     tensors = (
         inputs.rows(hidden), inputs.matrix(num_experts, 2 * ffn, hidden),
         inputs.matrix(num_experts, hidden, ffn), routing.weights_MS.requires_grad_(),
@@ -266,9 +264,7 @@ def _build(inputs: Inputs) -> Case:
         quickest=run(_grouped_products),
         liger=Liger(  # sorts the tokens itself
             "fused_moe:LigerFusedMoEFunction",
-            lambda apply: lambda x, gate_up, down, weights: apply(
-                x, gate_up, down, routing.experts_MS, weights
-            ),
+            lambda apply: lambda *tensors: apply(*tensors[:3], routing.experts_MS, tensors[3]),
             waits=True,
         ),
     )  # fmt: skip
@@ -288,13 +284,17 @@ EXPERT_FFN = Op(
     compiled_for=("E/S {experts}/{experts_per_token}", "D/F {hidden}/{ffn}"),
     needs_experts=True,
     forms=(_forward, _backward),
-    tiles=("expert_up", "expert_to_slots", "expert_activation_grad", "expert_weight_grad"),
+    tiles=(
+        "expert_up", "expert_to_slots", "expert_slot_sum", "expert_activation_grad",
+        "expert_weight_grad",
+    ),
     registers={
-        "expert_gemm.up": Registers(145, 145, 157, 113, 184),
-        "expert_gemm.to_slots": Registers(169, 169, 126, 94, 220),
-        "expert_gemm.activation_grad": Registers(128, 128, 255, 125, 268),
-        "expert_weight_grad.weight_grad": Registers(132, 132, 112, 88, 176),
+        "expert_gemm.up": Registers(146, 146, 157, 116, 184),
+        "expert_to_slots.to_slots": Registers(167, 167, 128, 120, 226),
+        "expert_to_slots.sum_slots": Registers(32, 40, 32, 32, 44),
+        "expert_gemm.activation_grad": Registers(128, 128, 255, 124, 148),
+        "expert_weight_grad.weight_grad": Registers(128, 128, 122, 86, 180),
     },
-    launches={"expert_ffn": 6},
+    launches={"expert_ffn": {"minimind2-moe": 7, "minimind3-moe": 5}},
     goals=(Goal("expert_ffn", BOTH, {"minimind2-moe": 1631}),),  # 400 TFLOP/s
 )  # fmt: skip

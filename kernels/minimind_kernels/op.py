@@ -192,9 +192,9 @@ class Op:
     """Entries of the tables of tiles that a sweep tries on this operation."""
     registers: Mapping[str, Registers] = field(default_factory=dict)
     """The budget of each of its kernels, by module.kernel."""
-    launches: Mapping[str, int] = field(default_factory=dict)
+    launches: Mapping[str, int | Mapping[str, int]] = field(default_factory=dict)
     """The number of launches by timed case, of its forward and backward pass together at 16,384
-    tokens."""
+    tokens; by preset where they differ."""
     goals: tuple[Goal, ...] = ()
 
     def __post_init__(self) -> None:

@@ -12,12 +12,12 @@ from torch import Tensor
 from minimind.rehearsal.live_bytes import num_bytes_of, tensors_in
 
 _EXPERT_WEIGHTS = {
-    "expert_gemm.up": "gate_up_weight_ptr",
-    "expert_gemm.to_slots": "weight_ptr",
-    "expert_gemm.activation_grad": "down_weight_ptr",
-    "expert_weight_grad.weight_grad": "grad_ptr",
+    "expert_gemm.up": ("gate_up_weight_ptr",),
+    "expert_to_slots.to_slots": ("weight_ptr",),
+    "expert_gemm.activation_grad": ("down_weight_ptr",),
+    "expert_weight_grad.weight_grad": ("grad_gate_up_weight_ptr", "grad_down_ptr"),
 }
-"""For each kernel that multiplies by the experts' matrices, its argument that holds one matrix per
+"""For each kernel that multiplies by the experts' matrices, its arguments that hold one matrix per
 expert."""
 
 
@@ -52,9 +52,9 @@ class Tally:
         tensors = list(tensors_in(dict(arguments)))
         moved = sum({t.untyped_storage()._cdata: num_bytes_of(t) for t in tensors}.values())
         flops = 0
-        if name in _EXPERT_WEIGHTS:
-            matrices: Tensor = arguments[_EXPERT_WEIGHTS[name]]
-            flops = 2 * arguments["order_ptr"].numel() * (matrices.numel() // len(matrices))
+        for argument in _EXPERT_WEIGHTS.get(name, ()):
+            matrices: Tensor = arguments[argument]
+            flops += 2 * arguments["order_ptr"].numel() * (matrices.numel() // len(matrices))
         self.launches[name] += 1
         self.kernel_bytes += moved
         self.work.append(Work(flops, moved, tensors[0].dtype.itemsize > 2))

@@ -3,6 +3,7 @@ import itertools
 import minimind_kernels as K
 import pytest
 import torch
+from minimind_kernels.moe_routing import moe_routing_reference
 
 SIZES = K.OPS["moe_routing"].tested["tokens experts experts_per_token"]
 
@@ -112,6 +113,27 @@ def test_padding_changes_neither_loss_nor_gradient(seq_aux, device):
     torch.testing.assert_close(grad[:9], grads[0], atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(grad[14:], grads[1], atol=1e-6, rtol=1e-4)
     assert torch.equal(grad[9:14], torch.zeros_like(padding))
+
+
+@pytest.mark.parametrize(
+    "starts", [(0, 300), (0, 64, 64, 128, 300), (0, 0, 5, 6, 299, 300, 300), (0, *range(150, 301))]
+)
+def test_documents_begin_and_end_anywhere(starts, device, randn, assert_as_accurate):
+    """Within blocks of tokens, on their borders, over many of them; some are empty."""
+    cu_seqlens = torch.tensor(starts, dtype=torch.int32, device=device)
+    is_counted = torch.arange(300, device=device) % 5 != 2
+
+    def run(op):
+        def call(logits):
+            routing = op(
+                logits, 2, norm_topk_prob=True, is_counted_M=is_counted, cu_seqlens=cu_seqlens,
+                seq_aux=True,
+            )  # fmt: skip
+            return routing.aux_loss, routing.probs_mean_E
+
+        return call
+
+    assert_as_accurate(run(K.moe_routing), run(moe_routing_reference), randn(300, 4))
 
 
 def test_nothing_counted_costs_nothing(device):

@@ -47,10 +47,18 @@ AnyTile = TypeVar("AnyTile", Tile, ProductTile)
 
 class Tiles(Generic[AnyTile]):
     """Holds the tile of one kernel, and others for some architectures. None has been measured
-    yet."""
+    yet; `candidates` are those that a sweep tries although they differ in more than one number."""
 
-    def __init__(self, name: str, default: AnyTile, **by_arch: AnyTile) -> None:
+    def __init__(
+        self,
+        name: str,
+        default: AnyTile,
+        *,
+        candidates: tuple[AnyTile, ...] = (),
+        **by_arch: AnyTile,
+    ) -> None:
         self.name = name
+        self.candidates = candidates
         self._default = default
         self._by_arch = {"gfx942": default.for_wide_warps(), **by_arch}
 

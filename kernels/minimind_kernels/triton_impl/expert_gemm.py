@@ -1,9 +1,6 @@
-"""Computes products of all experts in one launch each, over a fixed grid: forward two, backward
-four.
-
-Only the device knows how many slots an expert has. So the grid has as many row tiles as any
-distribution can need, ⌊P / rows⌋ and one more for each expert. A program finds its expert by the
-offsets; programs beyond the last tile end at once. Each program owns its output: no atomics.
+"""Computes products of all experts in one launch each, over a fixed grid (expert_tiles.py): forward
+two; backward two and one for the experts' own gradients. With several slots a token, each way has
+one more, which sums them. Each program owns its output: no atomics.
 """
 
 # Pyright reads a Triton function as the Python it is not.
@@ -18,19 +15,27 @@ import triton.language as tl
 from torch import Tensor
 
 from .config import ProductTile, Tiles
-from .expert_weight_grad import expert_weight_grad
-from .launch import block, cdiv, device_of, launch, unit_stride
+from .expert_tiles import blocks_of, find_tile, grid_over_slots
+from .expert_to_slots import multiply_and_sum_slots
+from .expert_weight_grad import expert_weight_grads
+from .launch import cdiv, device_of, launch, unit_stride
 
 # Two products side by side, of gate and of up.
-_UP_TILES = Tiles("expert_up", ProductTile(128, 64, 64, num_warps=8, stages=3))
-_TO_SLOTS_TILES = Tiles("expert_to_slots", ProductTile(128, 128, 64, num_warps=8, stages=3))
+_UP_TILES = Tiles(
+    "expert_up",
+    ProductTile(128, 64, 64, num_warps=8, stages=3),
+    candidates=(ProductTile(128, 128, 64, num_warps=8, stages=3),),
+)
+# As small as lets two programs share a multiprocessor: one loads while the other activates.
 _ACTIVATION_GRAD_TILES = Tiles(
     "expert_activation_grad",
-    ProductTile(128, 64, 64, num_warps=8, stages=3),
-    # With 128 rows, 16 bytes of the activation's gradient lie on the stack.
+    ProductTile(64, 64, 64, num_warps=4, stages=3),
+    candidates=(ProductTile(128, 64, 64, num_warps=8, stages=3),),
+    # With half the warps, 32 bytes of the activation's gradient lie on the stack.
     **dict.fromkeys(
         ("sm_80", "sm_86", "sm_89", "sm_120"), ProductTile(64, 64, 64, num_warps=8, stages=3)
     ),
+    gfx942=ProductTile(64, 64, 64, num_warps=4, stages=2),
 )
 
 
@@ -53,7 +58,7 @@ def expert_ffn_forward(
     tile = device_of(x_MD).product_tile(_UP_TILES, x_MD.dtype)
     launch(
         _up_kernel,
-        _grid(len(order_P), num_experts, ffn, tile),
+        grid_over_slots(len(order_P), num_experts, ffn, tile),
         tile.num_warps,
         x_ptr=x_MD,
         order_ptr=order_P,
@@ -66,10 +71,12 @@ def expert_ffn_forward(
         FFN=ffn,
         NUM_SLOTS=num_slots,
         KEEP=keep,
-        **_blocks(num_experts, tile),
+        **blocks_of(num_experts, tile),
     )
-    out_PD = _to_slots(hidden_PF, down_EDF, order_P, offsets_E1, weights_MS, transposed=True)
-    return _sum_of_slots(out_PD, num_slots), gate_up_PG
+    out_MD = multiply_and_sum_slots(
+        hidden_PF, down_EDF, order_P, offsets_E1, num_slots, transposed=True, weights_MS=weights_MS
+    )
+    return out_MD, gate_up_PG
 
 
 def expert_ffn_backward(
@@ -93,10 +100,10 @@ def expert_ffn_backward(
     hidden_PF = x_MD.new_empty(len(order_P), ffn)
     tile = device_of(x_MD).product_tile(_ACTIVATION_GRAD_TILES, x_MD.dtype)
     num_parts = cdiv(ffn, tile.columns)
-    partial_PN = x_MD.new_empty((len(order_P), num_parts), dtype=torch.float32)
+    partial_NP = x_MD.new_empty((num_parts, len(order_P)), dtype=torch.float32)
     launch(
         _activation_grad_kernel,
-        _grid(len(order_P), num_experts, ffn, tile),
+        grid_over_slots(len(order_P), num_experts, ffn, tile),
         tile.num_warps,
         grad_out_ptr=grad_out_MD,
         order_ptr=order_P,
@@ -106,110 +113,25 @@ def expert_ffn_backward(
         weights_ptr=weights_MS.contiguous(),
         grad_gate_up_ptr=grad_gate_up_PG,
         hidden_ptr=hidden_PF,
-        partial_ptr=partial_PN,
+        partial_ptr=partial_NP,
         grad_out_stride=grad_out_MD.stride(0),
+        num_rows=len(order_P),
         WIDTH=hidden,
         FFN=ffn,
         NUM_SLOTS=num_slots,
-        **_blocks(num_experts, tile),
+        **blocks_of(num_experts, tile),
     )
-    grad_weights_MS = partial_PN.view(*weights_MS.shape, num_parts).sum(dim=2)
-    grad_x_PD = _to_slots(grad_gate_up_PG, gate_up_EGD, order_P, offsets_E1, None, transposed=False)
-    grad_x_MD = _sum_of_slots(grad_x_PD, num_slots)
+    grad_weights_MS = weights_MS.new_empty(weights_MS.shape)
+    grad_x_MD = multiply_and_sum_slots(
+        grad_gate_up_PG, gate_up_EGD, order_P, offsets_E1, num_slots, transposed=False,
+        grad_weights=(partial_NP, grad_weights_MS),
+    )  # fmt: skip
     if not grad_of_experts:
         return grad_x_MD, grad_weights_MS, x_MD.new_empty(0), x_MD.new_empty(0)
-    order = (order_P, offsets_E1, num_slots)
-    grad_gate_up_EGD = expert_weight_grad(grad_gate_up_PG, x_MD, *order, left_by_token=False)
-    grad_down_EDF = expert_weight_grad(grad_out_MD, hidden_PF, *order, left_by_token=True)
-    return grad_x_MD, grad_weights_MS, grad_gate_up_EGD, grad_down_EDF
-
-
-def _to_slots(
-    rows_PK: Tensor,
-    weight: Tensor,
-    order_P: Tensor,
-    offsets_E1: Tensor,
-    weights_MS: Tensor | None,
-    *,
-    transposed: bool,
-) -> Tensor:
-    """Multiplies each sorted row with its expert's weight [E, K, D], or [E, D, K] if `transposed`,
-    and with the slot's own weight, and stores it at its slot in the order of tokens: [P, D]."""
-    num_experts = weight.shape[0]
-    depth, width = weight.shape[:0:-1] if transposed else weight.shape[1:]
-    out_PD = rows_PK.new_empty(len(rows_PK), width)
-    tile = device_of(rows_PK).product_tile(_TO_SLOTS_TILES, rows_PK.dtype)
-    launch(
-        _to_slots_kernel,
-        _grid(len(rows_PK), num_experts, width, tile),
-        tile.num_warps,
-        left_ptr=rows_PK,
-        order_ptr=order_P,
-        offsets_ptr=offsets_E1,
-        weight_ptr=weight.contiguous(),
-        weights_ptr=out_PD if weights_MS is None else weights_MS.contiguous(),
-        out_ptr=out_PD,
-        DEPTH=depth,
-        WIDTH=width,
-        DEPTH_STRIDE=1 if transposed else width,
-        COLUMN_STRIDE=depth if transposed else 1,
-        HAS_WEIGHTS=weights_MS is not None,
-        **_blocks(num_experts, tile),
+    grads_of_experts = expert_weight_grads(
+        grad_gate_up_PG, x_MD, grad_out_MD, hidden_PF, order_P, offsets_E1, num_slots
     )
-    return out_PD
-
-
-def _sum_of_slots(out_PD: Tensor, num_slots: int) -> Tensor:
-    """Sums over slots by PyTorch, which adds in fp32 and casts once."""
-    if num_slots == 1:
-        return out_PD
-    return out_PD.view(-1, num_slots, out_PD.shape[1]).sum(dim=1)
-
-
-def _grid(num_slots: int, num_experts: int, width: int, tile: ProductTile) -> tuple[int]:
-    row_tiles = num_slots // tile.rows + min(num_experts, num_slots)
-    return (row_tiles * cdiv(width, tile.columns),)
-
-
-def _blocks(num_experts: int, tile: ProductTile) -> dict[str, int]:
-    return {
-        "NUM_EXPERTS": num_experts,
-        "BLOCK_EXPERTS": block(num_experts),
-        "BLOCK_ROWS": tile.rows,
-        "BLOCK_COLUMNS": tile.columns,
-        "BLOCK_DEPTH": tile.depth,
-        "STAGES": tile.stages,
-    }
-
-
-@triton.jit
-def _tile(
-    offsets_ptr,
-    WIDTH: tl.constexpr,
-    NUM_EXPERTS: tl.constexpr,
-    BLOCK_EXPERTS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-):
-    """Gives (expert, first slot, rows from there on, a mask of its own rows, columns) of this
-    program; the expert is NUM_EXPERTS beyond the last tile. Neighbouring programs share their
-    rows."""
-    column_tiles = tl.cdiv(WIDTH, BLOCK_COLUMNS)
-    tile = tl.program_id(0) // column_tiles
-    columns = tl.program_id(0) % column_tiles * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    experts = tl.arange(0, BLOCK_EXPERTS)
-    is_expert = experts < NUM_EXPERTS
-    starts = tl.load(offsets_ptr + experts, is_expert, other=0)
-    stops = tl.load(offsets_ptr + experts + 1, is_expert, other=0)
-    tiles = (stops - starts + BLOCK_ROWS - 1) // BLOCK_ROWS
-    ends = tl.cumsum(tiles, axis=0)
-    expert = tl.sum((is_expert & (ends <= tile)).to(tl.int32), axis=0)
-    first = starts + (tile - ends + tiles) * BLOCK_ROWS
-    first = tl.sum(tl.where(experts == expert, first, 0), axis=0)
-    stop = tl.sum(tl.where(experts == expert, stops, 0), axis=0)
-    rows = tl.arange(0, BLOCK_ROWS)
-    # 64 bits for what is one number, 32 for what each thread has many of.
-    return expert.to(tl.int64), first.to(tl.int64), rows, first + rows < stop, columns
+    return grad_x_MD, grad_weights_MS, *grads_of_experts
 
 
 @triton.jit
@@ -234,11 +156,12 @@ def _up_kernel(
 ):
     """Multiplies the tokens of a tile with gate and up of their expert, and computes silu(gate) ·
     up."""
-    expert, first_slot, rows, is_own, columns = _tile(
+    expert, first_slot, count, rows, columns = find_tile(
         offsets_ptr, FFN, NUM_EXPERTS, BLOCK_EXPERTS, BLOCK_ROWS, BLOCK_COLUMNS
     )
-    if expert >= NUM_EXPERTS:
+    if count <= 0:
         return
+    is_own = rows < count
     in_width = columns < FFN
     tokens = (tl.load(order_ptr + first_slot + rows, is_own, other=0) // NUM_SLOTS).to(tl.int64)
     gate_weight_ptr = gate_up_weight_ptr + expert * (2 * FFN * WIDTH)
@@ -271,60 +194,6 @@ def _up_kernel(
 
 
 @triton.jit
-def _to_slots_kernel(
-    left_ptr,
-    order_ptr,
-    offsets_ptr,
-    weight_ptr,
-    weights_ptr,
-    out_ptr,
-    DEPTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    DEPTH_STRIDE: tl.constexpr,
-    COLUMN_STRIDE: tl.constexpr,
-    HAS_WEIGHTS: tl.constexpr,
-    NUM_EXPERTS: tl.constexpr,
-    BLOCK_EXPERTS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_DEPTH: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """Multiplies a tile's rows with their expert's weight, and stores each at its token's place."""
-    expert, first_slot, rows, is_own, columns = _tile(
-        offsets_ptr, WIDTH, NUM_EXPERTS, BLOCK_EXPERTS, BLOCK_ROWS, BLOCK_COLUMNS
-    )
-    if expert >= NUM_EXPERTS:
-        return
-    in_width = columns < WIDTH
-    left_ptr += first_slot * DEPTH
-    weight_ptr += expert * (DEPTH * WIDTH)
-    out = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
-    for first in tl.range(0, DEPTH, BLOCK_DEPTH, num_stages=STAGES):
-        depth = first + tl.arange(0, BLOCK_DEPTH)
-        in_depth = depth < DEPTH
-        left = tl.load(
-            left_ptr + rows[:, None] * DEPTH + depth[None, :],
-            is_own[:, None] & in_depth[None, :],
-            other=0.0,
-        )
-        weight = tl.load(
-            weight_ptr + depth[:, None] * DEPTH_STRIDE + columns[None, :] * COLUMN_STRIDE,
-            in_depth[:, None] & in_width[None, :],
-            other=0.0,
-        )
-        out = tl.dot(left, weight, out, input_precision="ieee")
-    targets = tl.load(order_ptr + first_slot + rows, is_own, other=0).to(tl.int64)
-    if HAS_WEIGHTS:
-        out *= tl.load(weights_ptr + targets, is_own, other=0.0)[:, None]
-    tl.store(
-        out_ptr + targets[:, None] * WIDTH + columns[None, :],
-        out.to(out_ptr.dtype.element_ty),
-        is_own[:, None] & in_width[None, :],
-    )
-
-
-@triton.jit
 def _activation_grad_kernel(
     grad_out_ptr,
     order_ptr,
@@ -336,6 +205,7 @@ def _activation_grad_kernel(
     hidden_ptr,
     partial_ptr,
     grad_out_stride,
+    num_rows,
     WIDTH: tl.constexpr,
     FFN: tl.constexpr,
     NUM_SLOTS: tl.constexpr,
@@ -349,11 +219,12 @@ def _activation_grad_kernel(
     """Computes d = dy · down, then the gradients of gate and up (see swiglu.py) from d times the
     slot's weight, the hidden values rebuilt and weighted, and this tile's part of the weight's Σ d
     · hidden."""
-    expert, first_slot, rows, is_own, columns = _tile(
+    expert, first_slot, count, rows, columns = find_tile(
         offsets_ptr, FFN, NUM_EXPERTS, BLOCK_EXPERTS, BLOCK_ROWS, BLOCK_COLUMNS
     )
-    if expert >= NUM_EXPERTS:
+    if count <= 0:
         return
+    is_own = rows < count
     in_width = columns < FFN
     tokens = (tl.load(order_ptr + first_slot + rows, is_own, other=0) // NUM_SLOTS).to(tl.int64)
     down_weight_ptr += expert * (WIDTH * FFN)
@@ -383,7 +254,7 @@ def _activation_grad_kernel(
     hidden = gate * sigmoid * up
     part = tl.program_id(0) % tl.cdiv(FFN, BLOCK_COLUMNS)
     tl.store(
-        partial_ptr + order * tl.cdiv(FFN, BLOCK_COLUMNS) + part,
+        partial_ptr + part.to(tl.int64) * num_rows + first_slot + rows,
         tl.sum(grad * hidden, axis=1),
         is_own,
     )

@@ -1,5 +1,7 @@
-"""Computes the gradients of all experts' weights, a product over each one's slots, in one
-launch."""
+"""Computes the gradients of all experts' weights, two products over each one's slots.
+
+They are one launch, so that the last tiles of the first do not leave multiprocessors idle.
+"""
 
 # Pyright reads a Triton function as the Python it is not.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
@@ -18,94 +20,110 @@ from .launch import cdiv, device_of, launch
 _TILES = Tiles("expert_weight_grad", ProductTile(128, 128, 64, num_warps=8, stages=5))
 
 
-def expert_weight_grad(
-    left: Tensor,
-    right: Tensor,
+def expert_weight_grads(
+    grad_gate_up_PG: Tensor,
+    x_MD: Tensor,
+    grad_out_MD: Tensor,
+    hidden_PF: Tensor,
     order_P: Tensor,
     offsets_E1: Tensor,
     num_slots: int,
-    *,
-    left_by_token: bool,
-) -> Tensor:
-    """Gives leftᵀ · right over the slots of each expert: [E, L, R]. One of the two has a row for
-    each token, the other a row for each slot in the order of experts."""
-    num_experts, height, width = len(offsets_E1) - 1, left.shape[1], right.shape[1]
-    grad_ELR = left.new_empty(num_experts, height, width)
-    tile = device_of(left).product_tile(_TILES, left.dtype)
+) -> tuple[Tensor, Tensor]:
+    """Gives, over the slots of each expert, grad_gate_upᵀ · x [E, 2F, D] and grad_outᵀ · hidden
+    [E, D, F]. The first and the last have a row for each slot in the order of experts, the others
+    one for each token."""
+    num_experts, hidden, ffn = len(offsets_E1) - 1, x_MD.shape[1], hidden_PF.shape[1]
+    grad_gate_up_EGD = x_MD.new_empty(num_experts, 2 * ffn, hidden)
+    grad_down_EDF = x_MD.new_empty(num_experts, hidden, ffn)
+    tile = device_of(x_MD).product_tile(_TILES, x_MD.dtype)
+    row_tiles = cdiv(2 * ffn, tile.rows) + cdiv(ffn, tile.rows)
     launch(
         _weight_grad_kernel,
-        (num_experts * cdiv(height, tile.rows) * cdiv(width, tile.columns),),
+        (num_experts * row_tiles * cdiv(hidden, tile.columns),),
         tile.num_warps,
-        left_ptr=left,
-        right_ptr=right,
+        grad_gate_up_ptr=grad_gate_up_PG,
+        x_ptr=x_MD,
+        grad_out_ptr=grad_out_MD,
+        hidden_ptr=hidden_PF,
         order_ptr=order_P,
         offsets_ptr=offsets_E1,
-        grad_ptr=grad_ELR,
-        left_stride=left.stride(0),
-        right_stride=right.stride(0),
-        HEIGHT=height,
-        WIDTH=width,
+        grad_gate_up_weight_ptr=grad_gate_up_EGD,
+        grad_down_ptr=grad_down_EDF,
+        x_stride=x_MD.stride(0),
+        grad_out_stride=grad_out_MD.stride(0),
+        WIDTH=hidden,
+        FFN=ffn,
         NUM_SLOTS=num_slots,
-        LEFT_BY_TOKEN=left_by_token,
         BLOCK_ROWS=tile.rows,
         BLOCK_COLUMNS=tile.columns,
         BLOCK_DEPTH=tile.depth,
         STAGES=tile.stages,
     )
-    return grad_ELR
+    return grad_gate_up_EGD, grad_down_EDF
 
 
 @triton.jit
 def _weight_grad_kernel(
-    left_ptr,
-    right_ptr,
+    grad_gate_up_ptr,
+    x_ptr,
+    grad_out_ptr,
+    hidden_ptr,
     order_ptr,
     offsets_ptr,
-    grad_ptr,
-    left_stride,
-    right_stride,
-    HEIGHT: tl.constexpr,
+    grad_gate_up_weight_ptr,
+    grad_down_ptr,
+    x_stride,
+    grad_out_stride,
     WIDTH: tl.constexpr,
+    FFN: tl.constexpr,
     NUM_SLOTS: tl.constexpr,
-    LEFT_BY_TOKEN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Computes one tile of one expert's gradient, over all its slots; zeros where it has none."""
+    """Computes one tile of one expert's gradient: of gate and up, or of down, turned around so that
+    it, too, has rows by slot on the left and by token on the right."""
+    gate_up_tiles = tl.cdiv(2 * FFN, BLOCK_ROWS) * tl.cdiv(WIDTH, BLOCK_COLUMNS)
+    tiles = gate_up_tiles + tl.cdiv(FFN, BLOCK_ROWS) * tl.cdiv(WIDTH, BLOCK_COLUMNS)
+    tile = tl.program_id(0) % tiles
+    expert = tl.program_id(0) // tiles
+    is_down = tile >= gate_up_tiles
+    if is_down:
+        tile -= gate_up_tiles
+        left_ptr, height, right_ptr, right_stride = hidden_ptr, FFN, grad_out_ptr, grad_out_stride
+    else:
+        left_ptr, height, right_ptr, right_stride = grad_gate_up_ptr, 2 * FFN, x_ptr, x_stride
     column_tiles = tl.cdiv(WIDTH, BLOCK_COLUMNS)
-    row_tiles = tl.cdiv(HEIGHT, BLOCK_ROWS)
-    tile = tl.program_id(0) % (row_tiles * column_tiles)
-    expert = tl.program_id(0) // (row_tiles * column_tiles)
     rows = tile // column_tiles * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     columns = tile % column_tiles * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    in_height, in_width = rows < HEIGHT, columns < WIDTH
+    in_height, in_width = rows < height, columns < WIDTH
+    start = tl.load(offsets_ptr + expert)
     stop = tl.load(offsets_ptr + expert + 1)
     grad = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
-    start = tl.load(offsets_ptr + expert)
     for first in tl.range(start, stop, BLOCK_DEPTH, num_stages=STAGES):
         slots = (first + tl.arange(0, BLOCK_DEPTH)).to(tl.int64)
         is_own = slots < stop
         tokens = (tl.load(order_ptr + slots, is_own, other=0) // NUM_SLOTS).to(tl.int64)
-        left_rows = tokens if LEFT_BY_TOKEN else slots
-        right_rows = slots if LEFT_BY_TOKEN else tokens
         left = tl.load(
-            left_ptr + left_rows[None, :] * left_stride + rows[:, None],
+            left_ptr + slots[None, :] * height + rows[:, None],
             is_own[None, :] & in_height[:, None],
             other=0.0,
         )
         right = tl.load(
-            right_ptr + right_rows[:, None] * right_stride + columns[None, :],
+            right_ptr + tokens[:, None] * right_stride + columns[None, :],
             is_own[:, None] & in_width[None, :],
             other=0.0,
         )
         grad = tl.dot(left, right, grad, input_precision="ieee")
-    tl.store(
-        grad_ptr
-        + expert.to(tl.int64) * (HEIGHT * WIDTH)
-        + rows[:, None] * WIDTH
-        + columns[None, :],
-        grad.to(grad_ptr.dtype.element_ty),
-        in_height[:, None] & in_width[None, :],
-    )
+    grad = grad.to(grad_down_ptr.dtype.element_ty)
+    mask = in_height[:, None] & in_width[None, :]
+    offset = expert.to(tl.int64) * (WIDTH * FFN)
+    if is_down:
+        grad_down_ptr += offset
+        tl.store(
+            grad_down_ptr + columns[:, None] * FFN + rows[None, :], tl.trans(grad), tl.trans(mask)
+        )
+    else:
+        grad_gate_up_weight_ptr += 2 * offset
+        tl.store(grad_gate_up_weight_ptr + rows[:, None] * WIDTH + columns[None, :], grad, mask)

@@ -1,9 +1,11 @@
 """Computes MoE routing in two launches: choose and count by block, then put slots in order by
 expert.
 
-Each block of tokens, and each document, has a program and a row of partial sums; every program of
-the second launch (moe_order.py) adds the rows before its own. No atomics: the order is the same on
-every run.
+Each block of tokens has a program, a row of counts and, where the loss is over all tokens, a row of
+partial sums. By document, each part of a document that lies in one block has a program and such a
+row of its own: block b's part of document d is row b + d, which no other part has, since from one
+part to the next either number or both rise. The second launch (moe_order.py) adds rows in a fixed
+order, without atomics, so that every run gives the same bits.
 """
 
 # Pyright reads a Triton function as the Python it is not.
@@ -24,6 +26,10 @@ from .moe_order import order_slots
 _TILE = Tile(elements=1024, num_warps=4, programs=2)
 # With half the warps, masks of its many rows go from scalar registers to memory.
 _TILES = Tiles("moe_routing", _TILE, gfx942=_TILE)
+_DOCUMENTS = tl.constexpr(256)
+"""The documents whose starts a program looks at together."""
+_MOST_BLOCK_ROWS = 64
+"""The most tokens of a tile: with few experts a block would leave most multiprocessors idle."""
 
 
 def moe_routing_forward(
@@ -42,13 +48,14 @@ def moe_routing_forward(
     device = device_of(logits_ME)
     tile = device.tile(_TILES)
     block_experts = block(num_experts)
-    block_rows = rows_per_tile(tile, block_experts)
+    block_rows = min(rows_per_tile(tile, block_experts), _MOST_BLOCK_ROWS)
     # A block is several tiles where there are more tiles than programs.
     num_tiles = max(cdiv(num_tokens, block_rows), 1)
     tiles_per_block = cdiv(num_tiles, device.num_multiprocessors * tile.programs)
     num_blocks = cdiv(num_tiles, tiles_per_block)
     num_documents = 0 if cu_seqlens is None else len(cu_seqlens) - 1
-    num_parts = num_blocks if cu_seqlens is None else num_documents
+    num_document_parts = 0 if cu_seqlens is None else num_blocks + num_documents - 1
+    num_parts = num_document_parts or num_blocks
 
     def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
         return logits_ME.new_empty(shape, dtype=dtype)
@@ -64,20 +71,22 @@ def moe_routing_forward(
     sizes = {
         "num_tokens": num_tokens,
         "block_tokens": tiles_per_block * block_rows,
+        "num_documents": num_documents,
         "NUM_EXPERTS": num_experts,
         "NUM_SLOTS": num_experts_per_tok,
-        "BLOCK_ROWS": block_rows,
         "BLOCK_EXPERTS": block_experts,
         "BY_DOCUMENT": cu_seqlens is not None,
     }
+    by_document = cu_seqlens is not None
+    cu_seqlens = cu_seqlens if by_document else experts_MS
     is_counted = experts_MS if is_counted_M is None else is_counted_M.contiguous().view(torch.uint8)
     launch(
         _choose_kernel,
-        (num_blocks + num_documents,),
+        (num_blocks + num_document_parts,),
         tile.num_warps,
         logits_ptr=logits_ME,
         is_counted_ptr=is_counted,
-        cu_seqlens_ptr=experts_MS if cu_seqlens is None else cu_seqlens,
+        cu_seqlens_ptr=cu_seqlens,
         weights_ptr=weights_MS,
         experts_ptr=experts_MS,
         document_ptr=document_M,
@@ -87,12 +96,13 @@ def moe_routing_forward(
         part_sums_ptr=part_sums,
         num_blocks=num_blocks,
         eps=eps,
+        BLOCK_ROWS=block_rows,
         NORMALISE=norm_topk_prob,
         HAS_UNCOUNTED=is_counted_M is not None,
         **sizes,
     )
     order = order_slots(
-        experts_MS, block_counts_BE, part_sizes, part_loads, part_sums, tile.num_warps, sizes
+        experts_MS, cu_seqlens, block_counts_BE, part_sizes, part_loads, part_sums, sizes
     )
     order_P, counts_E, offsets_E1, probs_mean_E, aux_loss, slope_XE, inverse_count_1 = order
     return (
@@ -180,7 +190,24 @@ def _rank(logits, NUM_EXPERTS: tl.constexpr, NUM_SLOTS: tl.constexpr, BLOCK_EXPE
     return rank
 
 
-@triton.jit(do_not_specialize=["num_tokens", "block_tokens", "num_blocks"])
+@triton.jit
+def _find_part(cu_seqlens_ptr, part, num_documents, block_tokens):
+    """Gives (document, begin, end) of a part of a document in one block; the end is not beyond the
+    begin where block and document meet nowhere."""
+    found = tl.zeros((_DOCUMENTS,), tl.int32)
+    for first in range(0, num_documents, _DOCUMENTS):
+        documents = first + tl.arange(0, _DOCUMENTS)
+        is_document = documents < num_documents
+        starts = tl.load(cu_seqlens_ptr + documents, is_document, other=0)
+        found += (is_document & (starts // block_tokens + documents <= part)).to(tl.int32)
+    document = tl.sum(found, axis=0) - 1
+    begin = (part - document) * block_tokens
+    end = tl.minimum(begin + block_tokens, tl.load(cu_seqlens_ptr + document + 1))
+    begin = tl.maximum(begin, tl.load(cu_seqlens_ptr + document))
+    return document, begin, end
+
+
+@triton.jit(do_not_specialize=["num_tokens", "block_tokens", "num_documents", "num_blocks"])
 def _choose_kernel(
     logits_ptr,
     is_counted_ptr,
@@ -194,6 +221,7 @@ def _choose_kernel(
     part_sums_ptr,
     num_tokens,
     block_tokens,
+    num_documents,
     num_blocks,
     eps,
     NUM_EXPERTS: tl.constexpr,
@@ -205,19 +233,19 @@ def _choose_kernel(
     BY_DOCUMENT: tl.constexpr,
 ):
     """Chooses: each of the first programs has a block of tokens and writes its choices. They also
-    compute the sums for the loss or, by document, further programs do, which choose a second
-    time."""
+    compute the sums for the loss or, by document, further programs do, one for each part of a
+    document in a block, which choose a second time."""
     program = tl.program_id(0)
     has_block = program < num_blocks
     part = program
+    document = 0
     begin = program * block_tokens
     end = tl.minimum(begin + block_tokens, num_tokens)
     # The first condition is decided when compiling.
     if BY_DOCUMENT:  # noqa: SIM102
         if program >= num_blocks:
             part = program - num_blocks
-            begin = tl.load(cu_seqlens_ptr + part)
-            end = tl.load(cu_seqlens_ptr + part + 1)
+            document, begin, end = _find_part(cu_seqlens_ptr, part, num_documents, block_tokens)
     experts = tl.arange(0, BLOCK_EXPERTS)
     is_expert = experts < NUM_EXPERTS
     counts = tl.zeros((BLOCK_EXPERTS,), tl.int32)
@@ -251,7 +279,7 @@ def _choose_kernel(
         if not BY_DOCUMENT:
             tl.store(document_ptr + rows, tl.where(is_counted, 0, -1), in_range)
         elif not has_block:
-            tl.store(document_ptr + rows, tl.where(is_counted, part, -1), in_range)
+            tl.store(document_ptr + rows, tl.where(is_counted, document, -1), in_range)
     if has_block:
         tl.store(block_counts_ptr + program * NUM_EXPERTS + experts, counts, is_expert)
     # By document, a block's own sums are of no use.

@@ -84,6 +84,27 @@ def test_descent_ends_at_the_quickest_tile_near(
     assert "swiglu_forward" in sweep.format_rows(rows)
 
 
+def test_candidates_of_an_entry_are_tried_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They differ from it in more than one number, and no step towards them is quicker."""
+    far = Tile(512, num_warps=1)
+    tiles = Tiles("mine", Tile(2048, num_warps=4), candidates=(far,))
+
+    def time_presets(
+        entry: sweep.Entry, device: sweep.TriedDevice, tokens: int
+    ) -> dict[str, float]:
+        times = {tiles.on("sm_90"): 1.0, far: 0.5}
+        return {"minimind2": times.get(device.tile(tiles), 2.0)}
+
+    monkeypatch.setattr(sweep, "_time_presets", time_presets)
+    options = sweep.build_parser().parse_args(["--json", str(tmp_path / "sweep.json")])
+    entry = sweep.Entry(tiles, "kernel", "forward", OPS["swiglu"])
+    rows = sweep.descend(entry, SM_90, options, end=float("inf"))
+    assert [row["tile"] for row in rows[:2]] == [repr(tiles.on("sm_90")), repr(far)]
+    assert [row["tile"] for row in rows if row["is_best"]] == [repr(far)]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would measure")
 def test_without_a_gpu_it_compiles(tmp_path: Path) -> None:
     path = tmp_path / "sweep.json"

@@ -13,7 +13,7 @@
 constexpr int COLUMNS = 32, VECTORS = COLUMNS / W;
 constexpr int MOST_ROWS = W == 16 ? 12 : 2;  // whose sums fit the registers together
 static inline int64_t padded(int64_t outputs) { return (outputs + COLUMNS - 1) / COLUMNS * COLUMNS; }
-constexpr int64_t AHEAD = 4096;  // bytes that are asked for early: a stream ends at each page
+constexpr int64_t AHEAD = 8192;  // bytes that are asked for early: a stream ends at each page
 
 // How the weights of a type are multiplied: STEP inputs of a row (`In`) by as many weights of each of
 // W outputs.

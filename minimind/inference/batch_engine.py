@@ -64,8 +64,8 @@ class BatchEngine:
 
         Requests choose among `adapters`, which are loaded over `model`, by name. A batch uses one
         adapter, and adapters take turns. With `fast_decode`, steps of one token per sequence run as
-        CUDA graphs on a GPU and in C++ on a CPU; preparing these takes time, which pays off in an
-        engine that is kept. `grammar_limit_s` is GrammarCompiler's. Raises ConfigError.
+        CUDA graphs on a GPU, and all steps in C++ on a CPU; preparing these takes time, which pays
+        off in an engine that is kept. `grammar_limit_s` is GrammarCompiler's. Raises ConfigError.
         """
         capacity = model.config.max_position_embeddings
         if max_tokens is not None:

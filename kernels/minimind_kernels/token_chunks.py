@@ -190,13 +190,17 @@ def _common_grad_of(grad_M: Tensor, labels_M: Tensor, ignored: int) -> Tensor:
     if not len(grad_M):
         return grad_M.new_zeros(())
     factor, is_uniform = common_grad(grad_M, labels_M, generated=False, ignored=ignored)
+    _check_uniform(is_uniform)
+    return factor
+
+
+def _check_uniform(is_uniform: Tensor) -> None:
     message = (
         "a loss that was computed for one gradient common to all tokens received different ones: "
         "sum its tokens; where they are weighted one by one, leave uniform_grad out, or weigh them "
         "inside token_loss"
     )
-    if grad_M.device.type != "cpu" or torch.compiler.is_compiling():
+    if is_uniform.device.type != "cpu" or torch.compiler.is_compiling():
         torch.ops.aten._assert_async.msg(is_uniform, message)
     elif not is_uniform:
         raise ValueError(message)
-    return factor

@@ -68,6 +68,13 @@ class Tiles(Generic[AnyTile]):
 
 # Exact fp32 products run on the plain units, from registers.
 _FP32_PRODUCT = ProductTile(64, 32, 32, num_warps=4, stages=2)
+_FP32_TILES = Tiles(
+    "fp32_products",
+    _FP32_PRODUCT,
+    gfx942=_FP32_PRODUCT,
+    # With twice the rows, 8 bytes of `up` lie on the stack.
+    sm_120=ProductTile(32, 32, 32, num_warps=4, stages=2),
+)
 # Small, so that small tests have several.
 _INTERPRETED_PRODUCT = ProductTile(16, 32, 32, num_warps=1, stages=1)
 
@@ -86,7 +93,7 @@ class Device:
         if self.arch == "interpreter":
             return _INTERPRETED_PRODUCT
         if dtype == torch.float32:
-            return _FP32_PRODUCT
+            return _FP32_TILES.on(self.arch)
         return tiles.on(self.arch)
 
 

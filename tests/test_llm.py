@@ -285,7 +285,7 @@ def test_an_adapter_of_a_tokenizer_that_begins_or_ends_otherwise_is_refused(
     ("options", "message"),
     [
         ({"dtype": "int8"}, "dtype 'int8' is not known; use auto, fp32, bf16, fp16"),
-        ({"device": "toaster"}, "device 'toaster' is none"),
+        ({"device": "toaster"}, "device 'toaster' is not known"),
         ({"max_batch": 0}, "max_batch is 0"),
     ],
 )

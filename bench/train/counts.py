@@ -28,15 +28,15 @@ def count_step(step: Callable[[], Any], device: torch.device) -> dict[str, Any]:
     """Counts the operators and launches of one step: runs `step` once, or twice where there is a
     GPU.
 
-    `dispatched_operators` reach PyTorch's dispatcher; on a CPU those inside a body of our kernels,
-    which may be generated code, are left out. `sync_operators` are those that hand the host a value
+    `dispatched_operators` reach PyTorch's dispatcher; on a CPU a body of our kernels, which may be
+    generated code, counts as one. `sync_operators` are those that hand the host a value
     of the device, by name; copies and calls that wait are counted by the rehearsal
     (bench/train/step_counts.py), with their places. `cuda_launches` comes from the profiler; None
     without a GPU.
     """
     on_gpu = device.type == "cuda"
     operators = _OperatorCounter(device)
-    with contextlib.nullcontext() if on_gpu else _hidden_bodies(), operators:
+    with contextlib.nullcontext() if on_gpu else _bodies_as_one(operators), operators:
         step()
     return {
         "dispatched_operators": operators.total,
@@ -63,12 +63,13 @@ class _OperatorCounter(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def _hidden_bodies() -> Iterator[None]:
-    """Keeps operator counters out of our kernels' bodies: torch.compile refuses to run under
-    one."""
+def _bodies_as_one(operators: _OperatorCounter) -> Iterator[None]:
+    """Counts each call of our kernels' bodies as one operator, and keeps the counter out of them:
+    torch.compile refuses to run under one."""
     plain = Form.__call__
 
     def hidden(self: Form, *args: Any, **kwargs: Any) -> Any:
+        operators.total += 1
         with _disable_current_modes():
             return plain(self, *args, **kwargs)
 

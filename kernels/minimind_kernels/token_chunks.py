@@ -178,7 +178,7 @@ def _common_grad_body(grad_M: Tensor, labels_M: Tensor, *, ignored: int) -> tupl
     first_1 = is_counted_M.byte().argmax(keepdim=True)
     factor_1 = torch.where(is_counted_M[first_1], grad_M[first_1], 0)
     is_uniform = ((grad_M == factor_1) | ~is_counted_M).all()
-    return factor_1.squeeze(), is_uniform.int()
+    return factor_1.squeeze(), is_uniform
 
 
 common_grad = Form("common_grad:common_grad", _common_grad_body, num_row_tensors=2)

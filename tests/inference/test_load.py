@@ -64,7 +64,7 @@ def test_what_is_asked_for_is_taken(folder: str, loaded: list[torch.dtype], prec
     ("given", "message"),
     [
         ({"dtype": "fp8"}, "dtype 'fp8' is not known; use auto, fp32, bf16, fp16"),
-        ({"device": "abacus"}, "device 'abacus' is none"),
+        ({"device": "abacus"}, "device 'abacus' is not known"),
         ({"device": "meta"}, "models run on 'cpu' and 'cuda'"),
     ],
 )

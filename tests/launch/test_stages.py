@@ -210,7 +210,7 @@ def test_nothing_to_compare_with_is_bad_usage(
     train: Train, dpo_flags: list[str], capsys: pytest.CaptureFixture[str]
 ):
     assert train(*dpo_flags, "--from_checkpoint", "none") == 2
-    assert "--from_checkpoint none has none: give a checkpoint" in capsys.readouterr().err
+    assert "--from_checkpoint none gives none: give a checkpoint" in capsys.readouterr().err
 
 
 def test_rounded_weights_with_a_small_rate_are_warned_of(

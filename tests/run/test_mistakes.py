@@ -57,7 +57,10 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "swanlab": ("--monitor swanlab", ["the monitor swanlab needs", "'minimind[swanlab]'"]),
     "wandb": ("--set ds_config.wandb.enabled=true", ["pip install 'minimind[wandb]'"]),
     "comet": ("--set ds_config.comet.enabled=true", ["pip install 'minimind[comet]'"]),
-    "a monitor that is none": ("--monitor wanbd", ["did you mean wandb?", "none turns all of them off"]),
+    "a monitor that is none": (
+        "--monitor wanbd",
+        ["did you mean wandb?", "none turns all of them off"],
+    ),
     "a monitor's name as a flag": ("--wandb", ["--wandb: --monitor wandb"]),
     "transformers' flag": ("--report_to wandb", ["--report_to is --monitor wandb here"]),
     "a monitor on and off": (

@@ -68,13 +68,8 @@ class Tiles(Generic[AnyTile]):
 
 # Exact fp32 products run on the plain units, from registers.
 _FP32_PRODUCT = ProductTile(64, 32, 32, num_warps=4, stages=2)
-_FP32_TILES = Tiles(
-    "fp32_products",
-    _FP32_PRODUCT,
-    gfx942=_FP32_PRODUCT,
-    # With twice the rows, 8 bytes of `up` lie on the stack.
-    sm_120=ProductTile(32, 32, 32, num_warps=4, stages=2),
-)
+# With twice the rows, 8 bytes of the experts' first product lie on the stack there.
+_FP32_PRODUCTS = {"sm_120": ProductTile(32, 32, 32, num_warps=4, stages=2)}
 # Small, so that small tests have several.
 _INTERPRETED_PRODUCT = ProductTile(16, 32, 32, num_warps=1, stages=1)
 
@@ -93,7 +88,7 @@ class Device:
         if self.arch == "interpreter":
             return _INTERPRETED_PRODUCT
         if dtype == torch.float32:
-            return _FP32_TILES.on(self.arch)
+            return _FP32_PRODUCTS.get(self.arch, _FP32_PRODUCT)
         return tiles.on(self.arch)
 
 

@@ -27,8 +27,8 @@ def test_launches(rows: list[dict[str, Any]]):
     plain, kernels, experts = rows
     assert plain["kernel_launches"] == 0
     # A layer: two norms (forward, backward, the weight's sum), RoPE and SwiGLU (there and back).
-    # After them the last norm, the loss over eight chunks of 2,048 tokens, and the one gradient that
-    # they all received.
+    # After them the last norm, the loss over eight chunks of 2,048 tokens, and the one gradient
+    # that they all received.
     assert kernels["kernel_launches"] == 8 * (2 * 3 + 2 + 2) + 3 + 8 + 1
     # The shared expert is a layer's SwiGLU; routing takes two launches and one back; the experts'
     # products take five, and each way a sum over a token's slots.

@@ -34,7 +34,7 @@ _SPILLS = {"sm_75": 64}
 _BUDGET = re.compile(r'"([\w.]+)": Registers\([\d, ]+\)')
 
 _TYPES = {
-    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
+    torch.bool: "*i1", torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
     torch.int64: "*i64", torch.int32: "*i32", torch.uint8: "*u8",
 }  # fmt: skip
 

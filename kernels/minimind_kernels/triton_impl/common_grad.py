@@ -18,10 +18,10 @@ _NUM_WARPS = 16
 
 
 def common_grad(grad_M: Tensor, labels_M: Tensor, *, ignored: int) -> tuple[Tensor, Tensor]:
-    """Gives (the gradient, 0 where no token counts; 1 if all counted tokens received it, else 0),
-    fp32 and int32, one number each."""
+    """Gives the gradient, fp32 and 0 where no token counts; and whether all counted tokens received
+    it. Each is one number."""
     grad = grad_M.new_empty((), dtype=torch.float32)
-    is_uniform = grad_M.new_empty((), dtype=torch.int32)
+    is_uniform = grad_M.new_empty((), dtype=torch.bool)
     launch(
         _common_grad_kernel,
         (1,),
@@ -66,4 +66,4 @@ def _common_grad_kernel(
     low, high = tl.min(lowest, axis=0), tl.max(highest, axis=0)
     tl.store(grad_ptr, tl.where(low > high, 0.0, high))
     is_uniform = (low >= high) & (tl.sum(num_nans, axis=0) == 0)
-    tl.store(is_uniform_ptr, is_uniform.to(tl.int32))
+    tl.store(is_uniform_ptr, is_uniform)

@@ -124,11 +124,11 @@ def setting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], No
 @pytest.fixture(params=["C++", "PyTorch"])
 def decoding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Runs the test twice, with the batch engine decoding in C++ and in PyTorch."""
-    from minimind.inference import cpu_decode
+    from minimind.inference import cpu_library
 
     if request.param == "C++" and shutil.which("g++") is None:
         pytest.skip("needs g++: without a compiler the engine decodes in PyTorch alone")
     if request.param == "C++":
         monkeypatch.setattr(backend, "compile_setting", lambda: "1")
     yield request.param
-    cpu_decode._load_library.cache_clear()
+    cpu_library.load_library.cache_clear()

@@ -68,7 +68,7 @@ class Usage:
     blocks: int = 1
     """The number of its blocks that a multiprocessor holds at a time."""
     structure: Structure | None = None
-    """What its instructions are; None where they were not read."""
+    """Describes its instructions; None where they were not read."""
 
 
 def build_report(targets: Sequence[str] | None = None, *, quick: bool) -> list[Usage]:

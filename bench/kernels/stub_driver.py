@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -28,6 +26,7 @@ from triton.runtime import driver
 
 from bench.kernels.targets import TARGETS
 from minimind.errors import ConfigError
+from minimind.runtime.compiler import find_compiler
 
 _SOURCE = Path(__file__).with_name("stub_driver.c")
 
@@ -81,8 +80,7 @@ def _believing(is_uniform: Tensor) -> None:
 @functools.cache
 def _load() -> ctypes.CDLL:
     """Compiles the stub and loads it before any other library of its name."""
-    names = (os.environ.get("CC"), "gcc", "clang")
-    compiler = next((found for name in names if name and (found := shutil.which(name))), None)
+    compiler = find_compiler("CC", "gcc", "clang")
     if compiler is None:
         raise ConfigError(
             "launching without a GPU needs a C compiler (CC, gcc or clang), as Triton itself does: "

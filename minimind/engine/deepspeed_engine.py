@@ -65,8 +65,7 @@ def import_deepspeed(device: Device) -> Any:
 
     logger.setLevel(logging.ERROR)
     if device.kind == "cpu":
-        # There is no such operator on a GPU, where this import would try all others and warn of
-        # each.
+        # A GPU has no such operator: there this import would try all others and warn of each.
         from deepspeed.ops import __compatible_ops__
 
         __compatible_ops__["deepspeed_shm_comm"] = False  # half a minute to compile

@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
 import itertools
-import logging
-import os
-import platform
-import subprocess
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
-from pathlib import Path
 
 import torch
 from minimind_kernels import backend
 from torch import Tensor
 from torch.nn import functional as F
 
+from minimind.inference.cpu_library import load_library
 from minimind.lora.experts import LoraExperts
 from minimind.lora.linear import LoraLinear, split_parts
 from minimind.model.cached_attention import Piece
 from minimind.model.kv_cache import KVCache
 from minimind.model.transformer import Transformer
-from minimind.runtime.cache_folder import default_cache_dir
-from minimind.runtime.whole_files import write_whole
 
-logger = logging.getLogger(__name__)
-
-SOURCE = Path(__file__).with_suffix(".cpp")
-_HEADERS = (SOURCE.with_name("cpu_products.h"), SOURCE.with_name("cpu_vectors.h"))
-_FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-std=c++17")
 _MULTIPLE, _MAX_HEAD = 16, 128
 """All sizes but the vocabulary's must be multiples of the first, a vector's length; a head may have
 at most as many numbers as the second, which fit in the registers."""
@@ -108,7 +95,7 @@ class CpuDecode:
     def __init__(self, model: Transformer, cache: KVCache) -> None:
         """Takes a model that `can_run` accepts."""
         self._model, self._cache = model, cache
-        library = _load_library()
+        library = load_library()
         assert library is not None
         self._library = library
         self._num_switches = 0
@@ -133,7 +120,7 @@ class CpuDecode:
             and config.head_dim <= _MAX_HEAD
             and backend.kernels_setting() != "triton"
             and backend.compile_setting() != "0"
-            and _load_library() is not None
+            and load_library() is not None
         )
 
     def refresh(self) -> None:
@@ -270,43 +257,3 @@ def _low_rank(module: LoraLinear) -> tuple[Tensor, Tensor]:
         b_OR[spec.part.rows, ranks] = (b * spec.scale).to(b_OR.dtype)
         first = ranks.stop
     return a_RI, b_OR
-
-
-@functools.cache
-def _load_library() -> ctypes.CDLL | None:
-    """Loads the library, compiled once for this source, compiler and CPU into the cache folder.
-    Gives None where that fails; under MINIMIND_COMPILE=1 it raises RuntimeError."""
-    try:
-        return ctypes.CDLL(str(_build()))
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stderr", None) or error
-        if backend.compile_setting() == "1":
-            message = f"MINIMIND_COMPILE=1, but {SOURCE.name} cannot be compiled: {reason}"
-            raise RuntimeError(message) from None
-        logger.info("decoding in plain PyTorch: %s cannot be compiled: %s", SOURCE.name, reason)
-        return None
-
-
-def _build() -> Path:
-    compiler = os.environ.get("CXX") or "g++"
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    sources = [path.read_text("utf-8") for path in (SOURCE, *_HEADERS)]
-    parts = (*sources, version.stdout, " ".join(_FLAGS), _cpu())
-    name = hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
-    library = default_cache_dir() / "cpu_decode" / f"{name}.so"
-    if not library.exists():
-        with write_whole(library) as new:
-            command = [compiler, *_FLAGS, str(SOURCE), "-o", str(new)]
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    return library
-
-
-def _cpu() -> str:
-    """Describes the CPU features that -march=native uses; several machines may share a home
-    folder."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").split("\n\n", 1)[0].splitlines()
-    except OSError:
-        lines = []
-    wanted = ("model name", "flags", "Features", "CPU part")
-    return "\n".join([platform.machine(), *(line for line in lines if line.startswith(wanted))])

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
-import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
 from minimind.errors import ConfigError
 from minimind.runtime.cache_folder import locked
+from minimind.runtime.compiler import find_compiler
 from minimind.runtime.whole_files import write_whole
 
 _SOURCE = Path(__file__).with_name("stub.cpp")
@@ -29,8 +28,7 @@ def build_stub(folder: Path) -> Path:
     library = folder / f"cuda-stub-{key.hexdigest()[:16]}.so"
     if library.exists():
         return library
-    names = (os.environ.get("CXX"), "g++", "clang++")
-    compiler = next((found for name in names if name and (found := shutil.which(name))), None)
+    compiler = find_compiler("CXX", "g++", "clang++")
     if compiler is None:
         raise ConfigError(
             "rehearsing a GPU on a PyTorch without CUDA needs a C++ compiler (CXX, g++ or clang++):"

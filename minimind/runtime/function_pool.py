@@ -1,5 +1,4 @@
-"""Calls Python functions that a user names, in worker processes, with a time limit for each
-call."""
+"""Calls Python functions that a user names, in worker processes, each call with a time limit."""
 
 from __future__ import annotations
 

@@ -97,10 +97,10 @@ class Message(RequestPart):
     """Another name for `reasoning_content`."""
     tool_calls: list[MessageToolCall] | None = None
     prefix: bool | None = None
-    """In a last message by the assistant: true continues it."""
+    """True has a last message by the assistant continued."""
     name: Annotated[Any, NoEffect("chat templates have no place for it")] = None
     tool_call_id: str | None = None
-    """In a tool's message: the call that it answers. Results are put into the order of their
+    """Names the call that a tool's message answers. Results are put into the order of their
     calls."""
     refusal: Annotated[Any, NoEffect("an answer's, sent back")] = None
     annotations: Annotated[Any, NoEffect("an answer's, sent back")] = None

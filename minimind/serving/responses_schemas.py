@@ -84,7 +84,7 @@ class Reasoning(RequestPart):
 class TextOptions(RequestPart):
     format: Annotated[TextFormat | ObjectFormat | FlatSchemaFormat, ByType()] | None = None
     verbosity: Verbosity | None = None
-    """As in /v1/chat/completions."""
+    """Works as in /v1/chat/completions."""
 
 
 class ResponsesRequest(GenerationRequestFields):
@@ -97,7 +97,7 @@ class ResponsesRequest(GenerationRequestFields):
     max_output_tokens: Limit = None
     tools: list[FunctionTool] | None = None
     tool_choice: FlatToolChoice | None = None
-    """As in /v1/chat/completions."""
+    """Works as in /v1/chat/completions."""
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
     text: TextOptions | None = None

@@ -45,7 +45,7 @@ class PolicyLoss:
     temperature: float = 1.0
     """All log-probabilities are computed at this temperature."""
     length: int | None = None
-    """Where set, each target's loss is divided by it; None uses the batch's own weights."""
+    """Divides each target's loss; None uses the batch's own weights."""
 
     def compute(self, policy: Policy, batch: RolloutBatch) -> tuple[ModelOutput, Tensor]:
         """Gives the weighted loss of each target as `per_token`, fp32 [R], and π of each,

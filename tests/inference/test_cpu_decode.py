@@ -16,7 +16,7 @@ from small_adapters import named, random_adapter
 from small_models import EXPERTS, FAMILIES, random_documents, random_model, small_config
 from torch import Tensor
 
-from minimind.inference import cpu_decode
+from minimind.inference import cpu_library
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.cpu_decode import CpuDecode
 from minimind.inference.load import lay_out_for_decoding
@@ -39,7 +39,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g
 def _compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(backend, "compile_setting", lambda: "1")
     yield
-    cpu_decode._load_library.cache_clear()
+    cpu_library.load_library.cache_clear()
 
 
 def model_of(family: str = "qwen3", **changes: Any) -> Transformer:
@@ -298,7 +298,7 @@ def test_what_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_compiler(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cpu_decode._load_library.cache_clear()
+    cpu_library.load_library.cache_clear()
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(RuntimeError, match=r"cannot be compiled: .*no-such-compiler"):
         CpuDecode.can_run(model_of())
@@ -319,11 +319,11 @@ def test_other_cpus(
     monkeypatch: pytest.MonkeyPatch, level: str, extension: str, dtype: torch.dtype
 ) -> None:
     """What another CPU would compile; this one runs it if it has the extension."""
-    if extension not in cpu_decode._cpu().split():
+    if extension not in cpu_library._cpu().split():
         pytest.skip(f"this CPU has no {extension}")
-    flags = [f"-march={level}" if f.startswith("-march") else f for f in cpu_decode._FLAGS]
-    monkeypatch.setattr(cpu_decode, "_FLAGS", flags)
-    cpu_decode._load_library.cache_clear()
+    flags = [f"-march={level}" if f.startswith("-march") else f for f in cpu_library._FLAGS]
+    monkeypatch.setattr(cpu_library, "_FLAGS", flags)
+    cpu_library.load_library.cache_clear()
     model = model_of(vocab_size=131, head_dim=48).to(dtype)
     lengths = [2 + 11 * i % 50 for i in range(5)]
     ids, pieces = nexts(lengths)

@@ -77,7 +77,7 @@ def _launch(
 
 
 @triton.jit
-def read_blocks(
+def _read_blocks(
     row_ptr,
     teacher_row_ptr,
     inverse_temperature,
@@ -159,7 +159,7 @@ def _kl_kernel(
         if WITH_GRAD:
             store_logits(row_ptr, columns, gap * (factor * inverse_temperature), WIDTH)
     else:
-        row_max, total, teacher_max, teacher_total = read_blocks(
+        row_max, total, teacher_max, teacher_total = _read_blocks(
             row_ptr, teacher_row_ptr, inverse_temperature, VOCAB, WIDTH, BLOCK
         )
         parts = tl.zeros((BLOCK,), tl.float32)

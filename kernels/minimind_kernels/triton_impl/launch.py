@@ -41,7 +41,8 @@ def launch(kernel: Any, grid: tuple[int, ...], num_warps: int, **arguments: Any)
 
 
 _runs: dict[Any, Callable[[tuple[int, ...], int, dict[str, Any]], None]] = {}
-"""What starts a kernel, by its Python function: the hash of a kernel itself is that of its text."""
+"""Holds the function that starts each kernel, by its Python function: to hash a kernel itself would
+hash its text."""
 
 
 def _run_of(kernel: Any) -> Callable[[tuple[int, ...], int, dict[str, Any]], None]:

@@ -26,6 +26,7 @@ from minimind.rehearsal.tally import Work
 from minimind.run.arguments import collect_arguments, parse_arguments
 from minimind.run.flags import TrainArguments
 from minimind.run.run import Run
+from minimind.runtime import compiler
 from minimind.runtime.gpus import GPUS
 
 GIB = 2**30
@@ -149,7 +150,7 @@ def test_on_is_for_dry_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(stub.shutil, "which", lambda _: None)
+    monkeypatch.setattr(compiler.shutil, "which", lambda _: None)
     monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path))
     device, ranks = read_place("h200:8")
     run = Run.of(Run.resolve(**SMALL).resolved.arguments, (device, ranks))

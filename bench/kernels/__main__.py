@@ -1,9 +1,11 @@
 """Kernels beside their floors: `python -m bench.kernels --json FILE`.
 
 On a GPU each operation is timed at the sizes of the presets, beside eager PyTorch, torch.compile
-and Liger-Kernel. Without one, what can be counted is: our launches, the operators that would make
-the host wait, the bytes an operation must move; and times read "not measured". A training step of
-minimind2-small is counted as a whole, with and without the kernels.
+and the functions of other libraries that are installed (`pip install 'minimind[rivals]'`). Each
+result is compared with the exact one first: `error` is relative, `of eager's` is the share of it
+that eager PyTorch errs in the same dtype. Without a GPU, what can be counted is: our launches, the
+operators that would make the host wait, the bytes an operation must move; and times read "not
+measured".
 
 `--compile-report` compiles every kernel for GPUs that are not here, checks registers and shared
 memory, and compares what its loops wait for with bench/kernels/compiled.csv.
@@ -28,7 +30,9 @@ from minimind_kernels.op import PRESETS, Case, Sizes, build_cases
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import harness
+from bench.harness import NOT_MEASURED, shown
 from bench.kernels import H200_BYTES_PER_S, H200_FLOPS_PER_S, compile_report, compiled_table, host
+from bench.kernels.rivals import skipped_rivals
 from bench.kernels.targets import TARGETS
 from bench.turns import pass_turn
 from minimind.errors import ConfigError
@@ -59,9 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def write() -> None:
         if options.json:
-            harness.write_results(options.json, "kernels", machine, arguments, rows)
+            harness.write_results(
+                options.json, "kernels", machine, arguments, rows, skipped=skipped
+            )
 
-    found = measure(options, machine["ceilings"]) if torch.cuda.is_available() else count(options)
+    on_gpu = torch.cuda.is_available()
+    skipped = skipped_rivals() if on_gpu else {}
+    for library, reason in skipped.items():
+        logger.warning("%s is skipped: %s", library, reason)
+    found = measure(options, machine["ceilings"]) if on_gpu else count(options)
     # Written as they come: what ends this process loses only what was under way.
     for row in found:
         rows.append(row)
@@ -177,18 +187,33 @@ def _measure_preset(
 
 def format_rows(rows: Sequence[dict[str, Any]]) -> str:
     """Makes one line for each row, of whichever kind."""
-    header = ["kernel", "preset", "dtype", "by", "launches", "waits", "MB", "floor µs", "median µs"]
-    lines = []
-    for row in rows:
-        median = row.get("median_us")
-        lines.append([
-            row["name"], row["preset"], row["dtype"], row.get("contender", "minimind"),
-            str(row.get("launches", "not measured")),
-            str(row.get("waiting_operators", "not measured")),
-            f"{row['bytes'] / 1e6:.0f}", f"{row['floor_us']:.0f}",
-            "not measured" if median is None else f"{median:.1f}",
-        ])  # fmt: skip
-    return harness.format_table(header, lines)
+
+    def error(row: harness.Row) -> str:
+        found = row.get("relative_error")
+        if found is None:
+            return NOT_MEASURED
+        return f"{found:.1e}{' DIFFERS' if row['differs'] else ''}"
+
+    def of_eager(row: harness.Row) -> str:
+        base = row.get("eager_relative_error")
+        return shown(row["relative_error"] / base if base else None, ".2f", missing="–")
+
+    columns: harness.Columns = {
+        "kernel": lambda row: row["name"],
+        "preset": lambda row: row["preset"],
+        "dtype": lambda row: row["dtype"],
+        "by": lambda row: row.get("contender", "minimind"),
+        "launches": lambda row: shown(row.get("launches")),
+        "waits": lambda row: shown(row.get("waiting_operators")),
+        "MB": lambda row: shown(row["bytes"], per=1e6),
+        "floor µs": lambda row: shown(row["floor_us"]),
+        "median µs": lambda row: (
+            f"broke: {row['error'][:80]}" if "error" in row else shown(row.get("median_us"), ",.1f")
+        ),
+        "error": error,
+        "of eager's": of_eager,
+    }
+    return harness.format_rows(rows, columns)
 
 
 def _row(case: Case, dtype: str) -> dict[str, Any]:

@@ -7,13 +7,15 @@ Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from . import backend
 from .form import Form, as_rows, shaped, sum_rows
-from .op import Case, Goal, Inputs, Liger, Op, Registers
+from .op import Case, Goal, Inputs, Op, Registers, Rival
 
 
 def rms_norm_reference(
@@ -212,17 +214,25 @@ def _build(inputs: Inputs) -> Case:
     sizes, hidden = inputs.sizes, inputs.sizes.hidden
     cast = sizes.cast_before_weight
     row = inputs.bytes_of(inputs.tokens, hidden)
-    mode = "llama" if cast else "gemma"
+    liger = partial(
+        Rival, call=lambda apply: lambda x, w: apply(x, w, 1e-5, 0.0, _liger_mode(cast), False)
+    )
     return Case(
         "rms_norm", sizes,
         lambda x, weight: rms_norm(x, weight, 1e-5, cast),
         lambda x, weight: rms_norm_reference(x, weight, 1e-5, cast),
         (inputs.rows(hidden), inputs.leaf(hidden)), 2 * row, 3 * row,
-        liger=Liger(
-            "rms_norm:LigerRMSNormFunction",
-            lambda apply: lambda x, weight: apply(x, weight, 1e-5, 0.0, mode, False),
+        rivals=(
+            liger("liger", "liger_kernel.ops.rms_norm:LigerRMSNormFunction"),
+            liger("liger-cute", "liger_kernel.ops.cutedsl.ops:LigerRMSNormFunction"),
+            Rival("quack", "quack.rmsnorm:rmsnorm", lambda norm: lambda x, w: norm(x, w, eps=1e-5)),
         ),
     )  # fmt: skip
+
+
+def _liger_mode(cast_before_weight: bool) -> str:
+    """Names what Liger calls the order of the cast and the product with the weight."""
+    return "llama" if cast_before_weight else "gemma"
 
 
 def _build_add(inputs: Inputs) -> Case:
@@ -234,7 +244,25 @@ def _build_add(inputs: Inputs) -> Case:
         lambda x, residual, weight: add_rms_norm(x, residual, weight, 1e-5, cast),
         lambda x, residual, weight: add_rms_norm_reference(x, residual, weight, 1e-5, cast),
         (inputs.rows(hidden), inputs.rows(hidden), inputs.leaf(hidden)), 4 * row, 4 * row,
+        rivals=(
+            Rival(
+                "liger", "liger_kernel.ops.fused_add_rms_norm:LigerFusedAddRMSNormFunction",
+                lambda apply: lambda *tensors: _sum_first(
+                    apply(*tensors, 1e-5, 0.0, _liger_mode(cast), False)
+                ),
+            ),
+            Rival(
+                "quack", "quack.rmsnorm:rmsnorm",
+                lambda norm: lambda x, residual, w: _sum_first(
+                    norm(x, w, residual=residual, eps=1e-5, prenorm=True)
+                ),
+            ),
+        ),
     )  # fmt: skip
+
+
+def _sum_first(norm_and_sum: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return norm_and_sum[1], norm_and_sum[0]
 
 
 _TESTED = {

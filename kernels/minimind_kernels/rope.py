@@ -23,7 +23,7 @@ from torch import Tensor
 
 from . import backend
 from .form import Form, sum_rows
-from .op import Case, Function, Goal, Inputs, Liger, Op, Registers
+from .op import Case, Function, Goal, Inputs, Op, Registers, Rival
 from .rms_norm import rms_norm_reference
 from .rope_rows import turn_rows
 
@@ -256,20 +256,33 @@ def _build(inputs: Inputs) -> Case:
     qkv = inputs.rows((num_heads + 2 * num_kv_heads) * head_size)
     norms = tuple(inputs.leaf(head_size) for _ in range(2 * sizes.qk_norm))
 
-    def heads(count: int) -> Tensor:
-        return inputs.leaf(1, tokens, count, head_size)
+    def unpacked(qkv: Tensor) -> tuple[Tensor, ...]:
+        """Gives contiguous q, k and v of one sequence, as Hugging Face's Llama has them."""
+        return tuple(heads[None].clone() for heads in _split(qkv, num_heads, num_kv_heads))
 
-    def rotate(apply: Callable[..., Any]) -> Function:
+    def by_liger(apply: Callable[..., Any]) -> Function:
+        """Rotates in place."""
         cos_1MH, sin_1MH = (t[positions].to(qkv.dtype).repeat(1, 2)[None] for t in (cos, sin))
-        # Newer versions hand cos and sin back too.
-        return lambda q, k: apply(q.transpose(1, 2), k.transpose(1, 2), cos_1MH, sin_1MH)[:2]
 
-    # In place, on contiguous q and k as Hugging Face's Llama has them.
-    liger = Liger("rope:LigerRopeFunction", rotate, lambda: (heads(num_heads), heads(num_kv_heads)))
+        def call(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+            q, k = apply(q.transpose(1, 2), k.transpose(1, 2), cos_1MH, sin_1MH)
+            return q[0].transpose(0, 1), k[0].transpose(0, 1), v[0]
+
+        return call
+
+    def by_quack(rotate: Callable[..., Tensor]) -> Function:
+        tables = cos[positions], sin[positions]
+        return lambda q, k, v: (rotate(q, *tables)[0], rotate(k, *tables)[0], v[0])
+
+    rivals = (
+        Rival("liger", "liger_kernel.ops.rope:LigerRopeFunction", by_liger, unpacked),
+        Rival("liger-cute", "liger_kernel.ops.cutedsl.ops:LigerRopeFunction", by_liger, unpacked),
+        Rival("quack", "quack.rotary:apply_rotary_emb", by_quack, unpacked),
+    )
     return Case(
         "qk_norm_rope" if norms else "rope", sizes, run(qk_rope), run(qk_rope_reference),
         (qkv, *norms), 2 * rotated, (3 if norms else 2) * rotated + 2 * values,
-        liger=None if norms else liger,
+        rivals=() if norms else rivals,
     )  # fmt: skip
 
 

@@ -262,13 +262,11 @@ def _build(inputs: Inputs) -> Case:
         "expert_ffn", sizes, run(expert_ffn), run(expert_ffn_reference), tensors,
         2 * row + kept + weights, 3 * row + kept + 2 * weights, 3 * product, 6 * product,
         quickest=run(_grouped_products),
-        rivals=(
-            Rival(  # sorts the tokens itself
-                "liger", "liger_kernel.ops.fused_moe:LigerFusedMoEFunction",
-                lambda apply: lambda *tensors: apply(*tensors[:3], routing.experts_MS, tensors[3]),
-                waits=True,
-            ),
-        ),
+        rivals=(Rival(  # sorts the tokens itself
+            "liger", "liger_kernel.ops.fused_moe:LigerFusedMoEFunction",
+            lambda apply: lambda *tensors: apply(*tensors[:3], routing.experts_MS, tensors[3]),
+            waits=True,
+        ),),
     )  # fmt: skip
 
 

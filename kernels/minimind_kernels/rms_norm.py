@@ -11,7 +11,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from . import backend
 from .form import Form, as_rows, shaped, sum_rows
@@ -45,17 +44,6 @@ def add_rms_norm_reference(
     return total, rms_norm_reference(total, weight_D, eps, cast_before_weight)
 
 
-def fused_rms_norm(
-    x: Tensor, weight_D: Tensor, eps: float, cast_before_weight: bool = False
-) -> Tensor:
-    """Computes the reference's result, to the same bits, by PyTorch's own operator: fewer calls."""
-    if x.dtype != weight_D.dtype:
-        return rms_norm_reference(x, weight_D, eps, cast_before_weight)
-    if cast_before_weight:
-        return functional.rms_norm(x, weight_D.shape, None, eps) * weight_D
-    return functional.rms_norm(x, weight_D.shape, weight_D, eps)
-
-
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float, cast_before_weight: bool = False) -> Tensor:
     """Normalises the last dimension of x to a root mean square of one, times a weight.
 
@@ -67,8 +55,6 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float, cast_before_weight: bool =
     Raises ValueError where weight_D is not [D].
     """
     _check(x, weight_D)
-    if backend.is_decoding(x):
-        return fused_rms_norm(x, weight_D, eps, cast_before_weight)
     if backend.inlines("rms_norm", x, weight_D):
         return rms_norm_reference(x, weight_D, eps, cast_before_weight)
     if torch.is_grad_enabled() and (x.requires_grad or weight_D.requires_grad):
@@ -97,9 +83,6 @@ def add_rms_norm(
             "add_rms_norm takes x and residual of one shape and dtype, not "
             f"{tuple(x.shape)} {x.dtype} and {tuple(residual.shape)} {residual.dtype}"
         )
-    if backend.is_decoding(x):
-        total = x + residual
-        return total, fused_rms_norm(total, weight_D, eps, cast_before_weight)
     if backend.inlines("add_rms_norm", x, weight_D):
         return add_rms_norm_reference(x, residual, weight_D, eps, cast_before_weight)
     needs_grad = x.requires_grad or residual.requires_grad or weight_D.requires_grad

@@ -41,8 +41,6 @@ def swiglu(gate_up: Tensor) -> Tensor:
             f"swiglu takes gate and up side by side in an even last dimension, "
             f"not {tuple(gate_up.shape)}"
         )
-    if backend.is_decoding(gate_up):
-        return _forward_body(gate_up)
     if backend.inlines("swiglu", gate_up):
         return swiglu_reference(gate_up)
     if torch.is_grad_enabled() and gate_up.requires_grad:

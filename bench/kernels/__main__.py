@@ -22,7 +22,6 @@ import itertools
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,8 +33,8 @@ from bench.harness import NOT_MEASURED, shown
 from bench.kernels import H200_BYTES_PER_S, H200_FLOPS_PER_S, compile_report, compiled_table, host
 from bench.kernels.rivals import skipped_rivals
 from bench.kernels.targets import TARGETS
+from bench.program import Options, run_program
 from bench.turns import pass_turn
-from minimind.errors import ConfigError
 from minimind.runtime.devices import find_device
 
 logger = logging.getLogger("bench.kernels")
@@ -45,57 +44,43 @@ WAITING = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "_to_copy.cpu
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = build_parser().parse_args(argv)
+    return run_program(build_parser(), run, argv)
+
+
+def run(options: argparse.Namespace) -> int:
     if options.compile_report:
         return report_compilation(options)
-    try:
-        if options.json:
-            harness.check_writable(options.json)
-        if options.host:
-            return report_host(options)
-    except ConfigError as error:
-        logger.error("error: %s", error)
-        return 2
+    if options.host:
+        return report_host(options)
     machine = harness.describe_machine(find_device())
     arguments = {"tokens": options.tokens, "dtype": options.dtype}
     rows: list[dict[str, Any]] = []
-
-    def write() -> None:
-        if options.json:
-            harness.write_results(
-                options.json, "kernels", machine, arguments, rows, skipped=skipped
-            )
-
     on_gpu = torch.cuda.is_available()
     skipped = skipped_rivals() if on_gpu else {}
     for library, reason in skipped.items():
         logger.warning("%s is skipped: %s", library, reason)
-    found = measure(options, machine["ceilings"]) if on_gpu else count(options)
     # Written as they come: what ends this process loses only what was under way.
-    for row in found:
+    for row in measure(options, machine["ceilings"]) if on_gpu else count(options):
         rows.append(row)
-        write()
+        if options.json:
+            harness.write_results(
+                options.json, "kernels", machine, arguments, rows, skipped=skipped
+            )
     print(format_rows(rows))
     return int(any("error" in row and row["contender"] == "minimind" for row in rows))
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=__doc__)
-    parser.add_argument("--json", type=Path, help="where the results go")
-    parser.add_argument("--tokens", type=int, default=16384, help="rows of every operation")
-    parser.add_argument(
-        "--dtype", nargs="+", default=["bfloat16"], choices=["bfloat16", "float16", "float32"]
-    )
-    parser.add_argument("--compile-report", action="store_true", help="compile ahead of time")
-    parser.add_argument("--host", action="store_true", help="CPU time of calls, without a GPU")
-    parser.add_argument("--quick", action="store_true", help="compile two presets alone")
-    parser.add_argument(
-        "--targets", nargs="+", choices=list(TARGETS), help="compile for these alone"
-    )
-    parser.add_argument(
-        "--update-budget", action="store_true", help="accept what the compiled kernels take"
-    )
+def build_parser() -> Options:
+    parser = Options("kernels", __doc__, must_write=False)
+    add = parser.add
+    dtypes = ("bfloat16", "float16", "float32")
+    add("tokens", 16384, "rows of every operation", type=int)
+    add("dtype", ["bfloat16"], "of the tensors", nargs="+", choices=dtypes)
+    add("compile-report", False, "compile ahead of time", action="store_true")
+    add("host", False, "CPU time of calls, without a GPU", action="store_true")
+    add("quick", False, "compile two presets alone", action="store_true")
+    add("targets", None, "compile for these alone", nargs="+", choices=list(TARGETS))
+    add("update-budget", False, "accept what the compiled kernels take", action="store_true")
     return parser
 
 

@@ -65,6 +65,14 @@ def test_rivals_do_the_same_work(dtype: torch.dtype):
     assert met == set(rival_libraries.FUNCTIONS)
 
 
+def test_our_own_results_do_not_differ():
+    torch.manual_seed(3)
+    for case in cases(torch.bfloat16):
+        exact = Exact(case)
+        errors = exact.errors(case.ours)
+        assert not exact.differs(errors), (case.name, errors, exact.plain)
+
+
 @pytest.mark.usefixtures("_stand_ins")
 def test_a_backward_that_overwrites_is_not_called_twice():
     """The reason for `backward_once`, and that no other rival needs it."""

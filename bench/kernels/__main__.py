@@ -2,10 +2,11 @@
 
 On a GPU each operation is timed at the sizes of the presets, beside eager PyTorch, torch.compile
 and the functions of other libraries that are installed (`pip install 'minimind[rivals]'`). Each
-result is compared with the exact one first: `error` is relative, `of eager's` is the share of it
-that eager PyTorch errs in the same dtype. Without a GPU, what can be counted is: our launches, the
-operators that would make the host wait, the bytes an operation must move; and times read "not
-measured".
+result is compared with the exact one first: `error` is the largest of any tensor, relative to the
+whole of it; `of eager's` is its ratio to that of eager PyTorch in the same dtype; DIFFERS marks
+what errs more than an operation of this project may. Without a GPU, what can be counted is: our
+launches, the operators that would make the host wait, the bytes an operation must move; and times
+read "not measured".
 
 `--compile-report` compiles every kernel for GPUs that are not here, checks registers and shared
 memory, and compares what its loops wait for with bench/kernels/compiled.csv.
@@ -33,7 +34,7 @@ from bench.harness import NOT_MEASURED, shown
 from bench.kernels import H200_BYTES_PER_S, H200_FLOPS_PER_S, compile_report, compiled_table, host
 from bench.kernels.rivals import skipped_rivals
 from bench.kernels.targets import TARGETS
-from bench.program import Options, run_program
+from bench.program import NUMBER, Options, run_program
 from bench.turns import pass_turn
 from minimind.runtime.devices import find_device
 
@@ -74,7 +75,7 @@ def build_parser() -> Options:
     parser = Options("kernels", __doc__, must_write=False)
     add = parser.add
     dtypes = ("bfloat16", "float16", "float32")
-    add("tokens", 16384, "rows of every operation", type=int)
+    add("tokens", 16384, "rows of every operation", **NUMBER)
     add("dtype", ["bfloat16"], "of the tensors", nargs="+", choices=dtypes)
     add("compile-report", False, "compile ahead of time", action="store_true")
     add("host", False, "CPU time of calls, without a GPU", action="store_true")
@@ -173,6 +174,11 @@ def _measure_preset(
 def format_rows(rows: Sequence[dict[str, Any]]) -> str:
     """Makes one line for each row, of whichever kind."""
 
+    def median(row: harness.Row) -> str:
+        if "error" in row:
+            return f"broke: {row['error'].splitlines()[0][:80]}"
+        return shown(row.get("median_us"), ",.1f")
+
     def error(row: harness.Row) -> str:
         found = row.get("relative_error")
         if found is None:
@@ -192,9 +198,7 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> str:
         "waits": lambda row: shown(row.get("waiting_operators")),
         "MB": lambda row: shown(row["bytes"], per=1e6),
         "floor µs": lambda row: shown(row["floor_us"]),
-        "median µs": lambda row: (
-            f"broke: {row['error'][:80]}" if "error" in row else shown(row.get("median_us"), ",.1f")
-        ),
+        "median µs": median,
         "error": error,
         "of eager's": of_eager,
     }

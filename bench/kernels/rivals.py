@@ -72,14 +72,15 @@ def rival_inputs(rival: Rival, case: Case) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Holds the largest relative error of outputs, and of gradients."""
+    """Holds the error of each output and of each gradient, relative to the whole of it."""
 
-    forward: float
-    backward: float
+    forward: tuple[float, ...]
+    backward: tuple[float, ...]
 
-    @property
-    def both(self) -> float:
-        return max(self.forward, self.backward)
+    def of(self, direction: str) -> tuple[float, ...]:
+        """Gives those of a direction; of any but `forward` and `backward` all."""
+        both = {"forward": self.forward, "backward": self.backward}
+        return both.get(direction, self.forward + self.backward)
 
 
 class Exact:
@@ -96,26 +97,23 @@ class Exact:
         self.plain = self.errors(case.plain)
 
     def errors(self, function: Function, rival: Rival | None = None) -> Errors:
-        """Measures the errors of a function of the case's inputs, or of the rival's."""
-        inputs = self._case.inputs
+        """Measures the errors of a function of the case's inputs, or of the rival's. Raises
+        ValueError where its results are not as many or not of the same shapes."""
 
         def run(*tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
             if rival is None or rival.inputs is None:
                 return function(*tensors)
             return function(*rival.inputs(*tensors))
 
-        outputs, grads = _results(self._case, run, inputs)
-        return Errors(_largest(outputs, self._outputs), _largest(grads, self._grads))
+        outputs, grads = _results(self._case, run, self._case.inputs)
+        return Errors(_errors(outputs, self._outputs), _errors(grads, self._grads))
 
-    def differs(self, errors: Errors) -> bool:
+    def differs(self, errors: Errors, direction: str = "both") -> bool:
         """Tells whether a result errs more than an operation of this project may."""
         slack = ERROR_SLACK[self._case.inputs[0].dtype]
-        return any(
-            not error <= ERROR_RATIO * plain + slack
-            for error, plain in (
-                (errors.forward, self.plain.forward), (errors.backward, self.plain.backward)
-            )
-        )  # fmt: skip
+        pairs = zip(errors.of(direction), self.plain.of(direction), strict=True)
+        # So put that what is not a number differs.
+        return not all(error <= ERROR_RATIO * plain + slack for error, plain in pairs)
 
 
 def _results(
@@ -140,8 +138,7 @@ def _results(
     return kept, list(torch.autograd.grad(outputs, leaves, upstream))
 
 
-def _largest(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """Gives the largest error of any tensor, relative to its whole."""
+def _errors(found: Sequence[Tensor], exact: Sequence[Tensor]) -> tuple[float, ...]:
     if len(found) != len(exact):
         raise ValueError(f"{len(found)} results, where the plain form has {len(exact)}")
     errors = []
@@ -150,6 +147,5 @@ def _largest(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
             raise ValueError(
                 f"a result of {tuple(one.shape)}, where the plain form's is {tuple(other.shape)}"
             )
-        norm = other.norm().item()
-        errors.append((one.double() - other).norm().item() / (norm or 1.0))
-    return max(errors)
+        errors.append((one.double() - other).norm().item() / (other.norm().item() or 1.0))
+    return tuple(errors)

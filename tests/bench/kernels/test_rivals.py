@@ -19,7 +19,8 @@ from minimind_kernels.op import PRESETS, Case, build_cases
 from torch import Tensor
 
 from bench.kernels import rivals, timing
-from bench.kernels.rivals import PACKAGES, Exact, load_rival, skipped_rivals
+from bench.kernels.__main__ import format_rows
+from bench.kernels.rivals import PACKAGES, Errors, Exact, load_rival, skipped_rivals
 
 SMALL = [
     replace(sizes, hidden=48, heads=3, kv_heads=1, head_size=8, ffn=40, vocab=64)
@@ -107,9 +108,19 @@ def test_a_wrong_result_differs(part: str):
 
     found = exact.errors(slightly_wrong)
     assert exact.differs(found)
+    assert exact.differs(found, "backward")
+    assert exact.differs(found, "forward") == (part == "output")
     assert not exact.differs(exact.errors(case.ours))
-    assert (found.forward > 1e-4) == (part == "output")
     assert not exact.differs(exact.plain)
+
+
+def test_one_wrong_gradient_does_not_hide_behind_a_larger_error():
+    case = small_case("add_rms_norm")
+    exact = Exact(case)
+    found = exact.errors(case.ours)
+    hidden = Errors(found.forward, (*found.backward[:-1], 2 * max(found.backward) + 1e-6))
+    assert exact.differs(hidden, "backward")
+    assert not exact.differs(hidden, "forward")
 
 
 def test_what_is_not_finite_differs():
@@ -123,6 +134,18 @@ def test_a_result_of_another_form_is_named():
         exact.errors(lambda x, w: (x * w).t())
     with pytest.raises(ValueError, match="2 results, where the plain form has 1"):
         exact.errors(lambda x, w: (x * w, x * w))
+
+
+def test_the_table_shows_what_differs_and_what_broke():
+    row = {"name": "rms_norm.forward", "preset": "minimind3", "dtype": "bfloat16", "bytes": 5e6,
+           "floor_us": 1.2, "contender": "quack", "median_us": 2.5, "differs": True,
+           "relative_error": 3e-3, "eager_relative_error": 1e-3}  # fmt: skip
+    broken = {**row, "median_us": None, "error": "RuntimeError: needs a Hopper GPU\nand more"}
+    del broken["relative_error"], broken["eager_relative_error"]
+    _, _, first, second = format_rows([row, broken]).splitlines()
+    assert "3.0e-03 DIFFERS" in first
+    assert "3.00" in first
+    assert "broke: RuntimeError: needs a Hopper GPU |" in second
 
 
 def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch):

@@ -22,3 +22,12 @@ class CheckpointError(MiniMindError):
 class TrainingError(Exception):
     """Reports a run that failed while training, for example by a loss that is not finite: exit
     status 1."""
+
+
+class LostRankError(TrainingError):
+    """Reports that a rank of the run has died, failed, hangs or cannot be reached."""
+
+    def __init__(self, text: str, *, reports: bool = True) -> None:
+        super().__init__(text)
+        self.reports = reports
+        """Whether this process is the one of its machine that says so."""

@@ -1,0 +1,219 @@
+"""Tells the ranks of a run that each is alive, and ends the run where one is lost.
+
+A thread of each rank writes a sign of life into the ranks' store and reads those of the others;
+another thread judges them (minimind.runtime.rank_watch), also while the store does not answer.
+Training itself waits for neither: where a rank is lost, the main thread of the others waits in a
+collective, and the judging thread ends the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import itertools
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn
+
+import torch.distributed as dist
+
+from minimind.errors import LostRankError
+from minimind.runtime.machine import boot_id, host_name
+from minimind.runtime.rank_watch import RankWatch, Sign, Verdict
+from minimind.runtime.ranks import Ranks
+
+logger = logging.getLogger("minimind")
+
+_BEAT_S = 2.0
+_HELD_UP = 5
+"""A judge that comes this many beats late was held up itself, and excuses the others."""
+_LEARNS_S = 10.0
+"""How long a rank whose collective has failed waits to learn which rank is lost."""
+_runs = itertools.count()
+"""Numbers the runs of this process; all ranks count alike."""
+
+
+class _Progress:
+    """Counts marks of progress of the main thread."""
+
+    marks = 0
+
+
+def mark_progress() -> None:
+    """Says that the main thread moves. Work that waits at one place of the code for long, without
+    collectives, calls it now and then, as generation does."""
+    _Progress.marks += 1
+
+
+class Heartbeat:
+    """Watches the ranks of a run while it is open; with one rank it does nothing.
+
+    Raises nothing by itself: where a rank is lost, it logs the error and ends the process with
+    status 1. `explain` makes the error for a main thread whose collective fails first.
+    """
+
+    def __init__(
+        self, ranks: Ranks, limit_s: float, *, end: Callable[[int], NoReturn] = os._exit
+    ) -> None:
+        self._ranks, self._end = ranks, end
+        self._beat_s = min(_BEAT_S, limit_s / 5)
+        self.advice = ""
+        """What the user can do where a rank is lost; the end of the message."""
+        server = "the store of the ranks, on the machine of rank 0,"
+        self._watch = RankWatch(ranks.rank, limit_s, server)
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._ended: str | None = None
+        self._beats = self._moves = 0
+        self._was: object = None
+        self._prefix = f"heartbeat/{next(_runs)}"
+        self._main = threading.current_thread().ident
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Heartbeat:
+        if self._ranks.world_size > 1:
+            # A connection of its own: those of the process group may wait for a key.
+            self._store = dist.PrefixStore(self._prefix, _default_store().clone())
+            self._store.set_timeout(datetime.timedelta(days=1))  # the judge is the one with limits
+            for work in (self._tell, self._judge):
+                thread = threading.Thread(target=work, name=f"heartbeat {work.__name__}", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        """Stops, and tells the others why."""
+        if not self._threads:
+            return
+        self._ended = "" if kind is None else f"{kind.__name__}: {error}".split("\n")[0]
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join(self._beat_s + 1)
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Ends the run also where all ranks stand still inside the block. Outside of it a rank may
+        wait for another's work for as long as it takes."""
+        with self._lock:
+            self._watch.begin(time.monotonic())
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._watch.end()
+
+    def explain(self, error: BaseException) -> LostRankError | None:
+        """Gives the error that names the lost rank, for an exception of a collective; None for any
+        other exception."""
+        if not self._threads or not _is_of_connection(error):
+            return None
+        until = time.monotonic() + _LEARNS_S
+        verdict = None
+        while verdict is None and time.monotonic() < until:
+            time.sleep(0.1)
+            with self._lock:
+                verdict = self._watch.find_gone(time.monotonic(), at_once=True)
+        what = verdict.text if verdict else f"the connection to another rank is lost: {error}"
+        return LostRankError(self._message(what), reports=self._watch.reports)
+
+    def _message(self, what: str) -> str:
+        return f"{what.splitlines()[0]}. {self.advice}".rstrip()
+
+    def _tell(self) -> None:
+        keys = [str(rank) for rank in range(self._ranks.world_size)]
+        try:
+            while True:
+                ended = self._stopped.is_set()
+                self._store.set(str(self._ranks.rank), self._sign().to_json())
+                if ended:
+                    return
+                texts = self._store.multi_get(keys)
+                signs = {rank: Sign(**json.loads(text)) for rank, text in enumerate(texts)}
+                with self._lock:
+                    self._watch.see(signs, time.monotonic())
+                self._stopped.wait(self._beat_s)
+        except dist.DistError as error:  # the judge notices that nothing is heard
+            logger.debug("heartbeat: %s", error)
+
+    def _sign(self) -> Sign:
+        frame = sys._current_frames().get(self._main or 0)
+        collectives = _count_collectives()
+        place, now = _place(frame), (_position(frame), collectives, _Progress.marks)
+        del frame  # it holds the locals of the main thread
+        self._beats += 1
+        self._moves += now != self._was
+        self._was = now
+        return Sign(
+            beat=self._beats,
+            moves=self._moves,
+            collectives=collectives,
+            place=place,
+            host=host_name(),
+            machine=boot_id(),
+            pid=os.getpid(),
+            local_rank=self._ranks.local_rank,
+            ended=self._ended,
+        )
+
+    def _judge(self) -> None:
+        before = time.monotonic()
+        while not self._stopped.wait(self._beat_s):
+            now = time.monotonic()
+            with self._lock:
+                if now - before > _HELD_UP * self._beat_s:
+                    self._watch.excuse(now)
+                verdict = self._watch.judge(now)
+            before = now
+            if verdict:
+                self._stop_process(verdict)
+
+    def _stop_process(self, verdict: Verdict) -> NoReturn:
+        if self._watch.reports:
+            logger.error("error: %s", self._message(verdict.text))
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        self._end(1)
+
+
+def _default_store() -> dist.Store:
+    return dist.distributed_c10d._get_default_store()
+
+
+def _is_of_connection(error: BaseException) -> bool:
+    text = str(error).lower()
+    names = ("gloo", "nccl", "connection", "broken pipe", "timed out")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(name in text for name in names)
+    )
+
+
+def _count_collectives() -> int:
+    """Counts the collectives that this process has entered, in all groups."""
+    groups = list(dist.distributed_c10d._world.pg_map)
+    return sum(group._get_sequence_number_for_group() for group in groups)
+
+
+def _position(frame: FrameType | None) -> tuple[object, ...]:
+    """Gives what differs between two places of a thread: the instruction of each frame."""
+    found: list[object] = []
+    while frame is not None:
+        found += [frame.f_code, frame.f_lasti]
+        frame = frame.f_back
+    return tuple(found)
+
+
+def _place(frame: FrameType | None) -> str:
+    """Names the innermost function of this project that a thread is in."""
+    while frame is not None and not str(frame.f_globals.get("__name__")).startswith("minimind"):
+        frame = frame.f_back
+    if frame is None:
+        return "an unknown place"
+    name = str(frame.f_globals["__name__"]).replace(".", "/")
+    return f"{name}.py:{frame.f_lineno} ({frame.f_code.co_name})"

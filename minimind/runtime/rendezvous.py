@@ -1,0 +1,112 @@
+"""Lets the ranks of a run find one another, and keeps out ranks of other runs.
+
+The ranks meet at a store, which rank 0 (or torchrun's agent) serves at MASTER_ADDR:MASTER_PORT. The
+`deepspeed` launcher gives every run of a machine the same port. Without a check, ranks of a second
+run would join the store of the first.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+import torch.distributed as dist
+
+from minimind.errors import ConfigError
+from minimind.runtime.machine import boot_id
+from minimind.runtime.ranks import Ranks, free_port
+
+JOIN_S = 600
+"""How long a rank waits for rank 0's store."""
+_ANSWER_S = 60
+"""How long a rank waits for a store that it has reached to say which run it belongs to."""
+
+
+def open_store(ranks: Ranks) -> dist.Store:
+    """Gives a store that the ranks of this run share, and nobody else. Raises ConfigError where
+    rank 0 cannot listen on its port, where nobody listens, and where another run does."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    serves = ranks.is_main and not _agent_serves()
+    if ranks.world_size == 1 and serves:
+        host, port = "127.0.0.1", 0  # nobody has to find it, so any free port will do
+    store = _connect(host, port, serves=serves)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    mine = dist.PrefixStore(f"minimind/{attempt}", store)
+    identity = run_identity(ranks, os.environ, sys.argv)
+    if ranks.is_main:
+        mine.set("run", identity)
+    _check_run(mine, identity, ranks, f"{host}:{port}")
+    return mine
+
+
+def run_identity(ranks: Ranks, environment: Mapping[str, str], argv: Sequence[str]) -> str:
+    """Gives a text that is the same on all ranks of a run. Another run differs in it where the
+    launcher tells them apart: torchrun by its run id, `deepspeed` on one machine by its own
+    process, on several by the command."""
+    parts: list[object] = [ranks.world_size]
+    if run_id := environment.get("TORCHELASTIC_RUN_ID"):
+        parts += ["torchrun", run_id]
+    elif nodes := environment.get("CROSS_SIZE"):
+        flags = [text for text in argv[1:] if not text.startswith("--local_rank")]
+        parts += ["deepspeed", hashlib.sha256(json.dumps(flags).encode()).hexdigest()]
+        if nodes == "1":
+            parts += [boot_id(), os.getppid()]
+    return json.dumps(parts)
+
+
+def _agent_serves() -> bool:
+    """Tells whether torchrun's agent serves the store."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _connect(host: str, port: int, *, serves: bool) -> dist.TCPStore:
+    limit = datetime.timedelta(seconds=JOIN_S)
+    try:
+        return dist.TCPStore(host, port, is_master=serves, wait_for_workers=False, timeout=limit)
+    except dist.DistError as error:
+        if serves:
+            raise ConfigError(
+                f"port {port}, where the ranks of this run would meet, cannot be listened at "
+                f"({_reason(error)}). {_another_port()}"
+            ) from None
+        raise ConfigError(
+            f"nobody answered at {host}:{port}, where rank 0 should be, for {JOIN_S} s "
+            f"({_reason(error)}): is rank 0 running, is {host} its address, and does a firewall "
+            "let the port through?"
+        ) from None
+
+
+def _check_run(store: dist.Store, identity: str, ranks: Ranks, where: str) -> None:
+    store.set_timeout(datetime.timedelta(seconds=_ANSWER_S))
+    try:
+        theirs = store.get("run").decode()
+    except dist.DistError:
+        raise ConfigError(
+            f"what answers at {where} is no store of this run: another program has the port. "
+            f"{_another_port()}"
+        ) from None
+    if theirs != identity:
+        raise ConfigError(f"the ranks of another run meet at {where}. {_another_port()}")
+    if store.add(f"rank {ranks.rank}", 1) > 1:
+        raise ConfigError(
+            f"rank {ranks.rank} has joined at {where} already: another run with as many ranks "
+            f"meets there. {_another_port()}"
+        )
+
+
+def _another_port() -> str:
+    return (
+        "Give the launcher another port, before its other arguments: "
+        f"deepspeed --master_port {free_port()} ..."
+    )
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "EADDRINUSE" in text or "already in use" in text:
+        return "another run has it"
+    return text.split("\n")[0][:200]

@@ -25,9 +25,5 @@ class TrainingError(Exception):
 
 
 class LostRankError(TrainingError):
-    """Reports that a rank of the run has died, failed, hangs or cannot be reached."""
-
-    def __init__(self, text: str, *, reports: bool = True) -> None:
-        super().__init__(text)
-        self.reports = reports
-        """Whether this process is the one of its machine that says so."""
+    """Reports that a rank of the run has died, failed, hangs or cannot be reached. It was logged
+    where it was found."""

@@ -97,6 +97,11 @@ class Recipe:
     sample_every: int = option(0, "optimizer steps between sampled texts (0: never)")
     sample_prompts: tuple[str, ...] = option((), "what the sampled texts begin with")
     log_every: int = option(10, "optimizer steps between console lines where there is no terminal")
+    rank_timeout_s: float = option(
+        180.0,
+        "seconds without a sign of life of a rank, or without progress of any (ten of the longest "
+        "pauses so far at least), after which a run of several ranks names the lost one and ends",
+    )
     new_tokenizer: bool = option(
         False,
         "--tokenizer may mean other tokens by its ids than the checkpoint: they are learnt anew",
@@ -175,6 +180,7 @@ class Recipe:
             "keep_checkpoints": 1,
             "sample_every": 0,
             "log_every": 1,
+            "rank_timeout_s": 1.0,
         }
         self.check_at_least(**at_least)
         if not 0 <= self.min_lr_ratio <= 1:

@@ -10,7 +10,8 @@ from typing import Any, cast
 from minimind.data.loader import EvalLoader, PackedLoader
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint, find_latest, needs_universal
-from minimind.engine.deepspeed_engine import DeepSpeedEngine, start_ranks
+from minimind.engine.deepspeed_engine import DeepSpeedEngine
+from minimind.engine.process_group import start_ranks
 from minimind.engine.loop import Loop
 from minimind.engine.stage import Loader, StageModels
 from minimind.errors import ConfigError
@@ -32,6 +33,7 @@ from minimind.run.folder import make_folder, merge_earlier
 from minimind.run.inputs import build_loaders
 from minimind.run.resolve import ResolvedRun, check_same_run, find_tokenizer, resolve_run
 from minimind.runtime.devices import Device, check_kernels, find_device, limit_threads
+from minimind.runtime.heartbeat import Heartbeat
 from minimind.runtime.memory import unfreeze_objects
 from minimind.runtime.ranks import Ranks, read_ranks
 from minimind.runtime.seeds import make_deterministic
@@ -215,14 +217,19 @@ class Run:
         if self.folder is not None or self._steps is not None or not self._has_own_data:
             raise RuntimeError("a run is trained once, on its own data: resolve another")
         self._start_ranks()
-        self.check()
-        loader, eval_data = self._load_together()
-        folder = broadcast(main_first(self.ranks, lambda: make_folder(self.resolved)))
-        self.folder = folder
-        logger.info("%s", self.describe())
-        loop = self._loop or self._build(loader, eval_data, self.total_steps)
-        finished = self._train(loop, folder)
-        broadcast(None)  # no rank leaves before the first has written all
+        with Heartbeat(self.ranks, self.resolved.recipe.rank_timeout_s) as heartbeat:
+            self.check()
+            loader, eval_data = self._load_together()
+            folder = broadcast(main_first(self.ranks, lambda: make_folder(self.resolved)))
+            self.folder = folder
+            heartbeat.advice = (
+                "To go on from the last checkpoint, start the same command with --resume "
+                f"--output_dir {folder}"
+            )
+            logger.info("%s", self.describe())
+            loop = self._loop or self._build(loader, eval_data, self.total_steps)
+            finished = self._train(loop, folder, heartbeat)
+            broadcast(None)  # no rank leaves before the first has written all
         return finished
 
     def close(self) -> None:
@@ -240,7 +247,7 @@ class Run:
         if self._is_closed:
             raise RuntimeError("the run is closed: resolve another")
 
-    def _train(self, loop: Loop[Any, Any], folder: Path) -> bool:
+    def _train(self, loop: Loop[Any, Any], folder: Path, heartbeat: Heartbeat) -> bool:
         assert self._trained is not None
         if self._start:
             logger.info("resumed    from step %d of %s", loop.state.step, self._start.folder)
@@ -251,7 +258,8 @@ class Run:
         loop.callbacks = recorder.callbacks
         outcome = INTERRUPTED
         try:
-            finished = loop.run()
+            with heartbeat.training():
+                finished = loop.run()
             outcome = DONE if finished else INTERRUPTED
         except Exception as error:
             outcome = Outcome(1, str(error))

@@ -14,6 +14,7 @@ import itertools
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -25,6 +26,7 @@ import torch.distributed as dist
 
 from minimind.errors import LostRankError
 from minimind.runtime.machine import boot_id, host_name
+from minimind.runtime.progress import Progress
 from minimind.runtime.rank_watch import RankWatch, Sign, Verdict
 from minimind.runtime.ranks import Ranks
 
@@ -39,32 +41,20 @@ _runs = itertools.count()
 """Numbers the runs of this process; all ranks count alike."""
 
 
-class _Progress:
-    """Counts marks of progress of the main thread."""
-
-    marks = 0
-
-
-def mark_progress() -> None:
-    """Says that the main thread moves. Work that waits at one place of the code for long, without
-    collectives, calls it now and then, as generation does."""
-    _Progress.marks += 1
-
-
 class Heartbeat:
-    """Watches the ranks of a run while it is open; with one rank it does nothing.
+    """Watches the ranks of a run inside a `with` block; with one rank it does nothing.
 
-    Raises nothing by itself: where a rank is lost, it logs the error and ends the process with
-    status 1. `explain` makes the error for a main thread whose collective fails first.
+    Where a rank is lost, it logs the error and ends the process with status 1. Where a collective
+    of the main thread fails first, the block raises a LostRankError that names the rank.
     """
 
     def __init__(
         self, ranks: Ranks, limit_s: float, *, end: Callable[[int], NoReturn] = os._exit
     ) -> None:
+        self.advice = "Start the run again"
+        """What the user can do where a rank is lost; the end of the message."""
         self._ranks, self._end = ranks, end
         self._beat_s = min(_BEAT_S, limit_s / 5)
-        self.advice = ""
-        """What the user can do where a rank is lost; the end of the message."""
         server = "the store of the ranks, on the machine of rank 0,"
         self._watch = RankWatch(ranks.rank, limit_s, server)
         self._lock = threading.Lock()
@@ -73,28 +63,28 @@ class Heartbeat:
         self._beats = self._moves = 0
         self._was: object = None
         self._prefix = f"heartbeat/{next(_runs)}"
-        self._main = threading.current_thread().ident
+        self._main = threading.get_ident()
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Heartbeat:
         if self._ranks.world_size > 1:
-            # A connection of its own: those of the process group may wait for a key.
+            # A connection of its own: that of the process group may wait for a key.
             self._store = dist.PrefixStore(self._prefix, _default_store().clone())
-            self._store.set_timeout(datetime.timedelta(days=1))  # the judge is the one with limits
+            self._store.set_timeout(datetime.timedelta(days=1))  # the judge has the limits
             for work in (self._tell, self._judge):
-                thread = threading.Thread(target=work, name=f"heartbeat {work.__name__}", daemon=True)
+                thread = threading.Thread(target=work, name=f"heartbeat{work.__name__}", daemon=True)
                 self._threads.append(thread)
                 thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        """Stops, and tells the others why."""
-        if not self._threads:
-            return
-        self._ended = "" if kind is None else f"{kind.__name__}: {error}".split("\n")[0]
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        lost = self._explain(error)
+        self._ended = "" if error is None else f"{type(error).__name__}: {error}".split("\n")[0]
         self._stopped.set()
         for thread in self._threads:
             thread.join(self._beat_s + 1)
+        if lost:
+            raise lost from None
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -104,26 +94,34 @@ class Heartbeat:
             self._watch.begin(time.monotonic())
         try:
             yield
+        except Exception as error:
+            if lost := self._explain(error):
+                raise lost from None
+            raise
         finally:
             with self._lock:
                 self._watch.end()
 
-    def explain(self, error: BaseException) -> LostRankError | None:
+    def _explain(self, error: BaseException | None) -> LostRankError | None:
         """Gives the error that names the lost rank, for an exception of a collective; None for any
-        other exception."""
+        other."""
         if not self._threads or not _is_of_connection(error):
             return None
-        until = time.monotonic() + _LEARNS_S
-        verdict = None
-        while verdict is None and time.monotonic() < until:
-            time.sleep(0.1)
-            with self._lock:
-                verdict = self._watch.find_gone(time.monotonic(), at_once=True)
-        what = verdict.text if verdict else f"the connection to another rank is lost: {error}"
-        return LostRankError(self._message(what), reports=self._watch.reports)
+        verdict, until = None, time.monotonic() + _LEARNS_S
+        with _without_signals():
+            while verdict is None and time.monotonic() < until:
+                time.sleep(0.1)
+                with self._lock:
+                    verdict = self._watch.find_gone(time.monotonic(), at_once=True)
+            what = verdict.text if verdict else f"the connection to another rank is lost: {error}"
+            return LostRankError(self._report(what))
 
-    def _message(self, what: str) -> str:
-        return f"{what.splitlines()[0]}. {self.advice}".rstrip()
+    def _report(self, what: str) -> str:
+        """Logs and gives the error: at once, since a launcher is about to end this process."""
+        text = f"{what.splitlines()[0]}. {self.advice}"
+        if self._watch.reports:
+            logger.error("error: %s", text)
+        return text
 
     def _tell(self) -> None:
         keys = [str(rank) for rank in range(self._ranks.world_size)]
@@ -133,10 +131,11 @@ class Heartbeat:
                 self._store.set(str(self._ranks.rank), self._sign().to_json())
                 if ended:
                     return
-                texts = self._store.multi_get(keys)
-                signs = {rank: Sign(**json.loads(text)) for rank, text in enumerate(texts)}
-                with self._lock:
-                    self._watch.see(signs, time.monotonic())
+                if self._store.check(keys):  # all have told something
+                    texts = self._store.multi_get(keys)
+                    signs = {rank: Sign(**json.loads(text)) for rank, text in enumerate(texts)}
+                    with self._lock:
+                        self._watch.see(signs, time.monotonic())
                 self._stopped.wait(self._beat_s)
         except dist.DistError as error:  # the judge notices that nothing is heard
             logger.debug("heartbeat: %s", error)
@@ -144,7 +143,7 @@ class Heartbeat:
     def _sign(self) -> Sign:
         frame = sys._current_frames().get(self._main or 0)
         collectives = _count_collectives()
-        place, now = _place(frame), (_position(frame), collectives, _Progress.marks)
+        place, now = _place(frame), (_position(frame), collectives, Progress.marks)
         del frame  # it holds the locals of the main thread
         self._beats += 1
         self._moves += now != self._was
@@ -174,8 +173,7 @@ class Heartbeat:
                 self._stop_process(verdict)
 
     def _stop_process(self, verdict: Verdict) -> NoReturn:
-        if self._watch.reports:
-            logger.error("error: %s", self._message(verdict.text))
+        self._report(verdict.text)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
@@ -186,7 +184,22 @@ def _default_store() -> dist.Store:
     return dist.distributed_c10d._get_default_store()
 
 
-def _is_of_connection(error: BaseException) -> bool:
+@contextlib.contextmanager
+def _without_signals() -> Iterator[None]:
+    """Ignores SIGTERM and SIGINT in the block: a launcher that has noticed a dead rank sends one to
+    the others."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread():
+        numbers = ()  # Python lets the main thread alone set handlers
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_of_connection(error: BaseException | None) -> bool:
     text = str(error).lower()
     names = ("gloo", "nccl", "connection", "broken pipe", "timed out")
     return isinstance(error, dist.DistError) or (

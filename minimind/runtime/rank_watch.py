@@ -64,7 +64,7 @@ class RankWatch:
     _answered: float | None = None
     """When the store last answered."""
     _moved: float | None = None
-    """When a rank was last seen to move while `judges_standing`; None outside training."""
+    """When a rank was last seen to move; None outside training."""
     _longest_pause_s: float = 0.0
     _left: dict[int, float] = field(default_factory=dict)
     """When each rank was found to have left the run by an error."""
@@ -102,7 +102,7 @@ class RankWatch:
         """Gives a verdict where a rank is lost."""
         return (
             self.find_gone(now)
-            or self._find_silent(now)
+            or self._find_silent()
             or self._find_unanswered(now)
             or self._find_standing(now)
         )
@@ -126,13 +126,12 @@ class RankWatch:
                 )
         return None
 
-    def _find_silent(self, now: float) -> Verdict | None:
+    def _find_silent(self) -> Verdict | None:
         for rank, sign in self.signs.items():
-            silent_s = now - self._heard[rank]
+            # While the store does not answer, nothing can be heard of anybody.
+            silent_s = (self._answered or 0.0) - self._heard[rank]
             if rank == self.rank or sign.ended is not None or silent_s < self.limit_s:
                 continue
-            if self._answered is not None and now - self._answered >= silent_s:
-                continue  # the store is silent, so that nothing can be heard of anybody
             why = "its machine is down or cut off, or its process is stopped"
             if self._is_here(sign):
                 stopped = self.state_of(sign.pid) in ("T", "t")

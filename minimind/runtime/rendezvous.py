@@ -11,7 +11,9 @@ import datetime
 import hashlib
 import json
 import os
+import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 
 import torch.distributed as dist
@@ -22,6 +24,7 @@ from minimind.runtime.ranks import Ranks, free_port
 
 JOIN_S = 600
 """How long a rank waits for rank 0's store."""
+_TRY_S, _TRY_AGAIN_S = 10.0, 0.3
 _ANSWER_S = 60
 """How long a rank waits for a store that it has reached to say which run it belongs to."""
 
@@ -64,20 +67,37 @@ def _agent_serves() -> bool:
 
 
 def _connect(host: str, port: int, *, serves: bool) -> dist.TCPStore:
+    if not serves:
+        _wait_for_server(host, port)
     limit = datetime.timedelta(seconds=JOIN_S)
     try:
         return dist.TCPStore(host, port, is_master=serves, wait_for_workers=False, timeout=limit)
     except dist.DistError as error:
+        reason = "another run has it" if "EADDRINUSE" in str(error) else str(error).split("\n")[0]
         if serves:
             raise ConfigError(
                 f"port {port}, where the ranks of this run would meet, cannot be listened at "
-                f"({_reason(error)}). {_another_port()}"
+                f"({reason}). {_another_port()}"
             ) from None
-        raise ConfigError(
-            f"nobody answered at {host}:{port}, where rank 0 should be, for {JOIN_S} s "
-            f"({_reason(error)}): is rank 0 running, is {host} its address, and does a firewall "
-            "let the port through?"
-        ) from None
+        raise ConfigError(f"what answers at {host}:{port} is no store: {reason}") from None
+
+
+def _wait_for_server(host: str, port: int) -> None:
+    """Returns when somebody listens. PyTorch's own client would log a trace of C++ each time that
+    nobody does."""
+    until = time.monotonic() + JOIN_S
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=_TRY_S).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise ConfigError(
+                    f"nobody answered at {host}:{port}, where rank 0 should be, for {JOIN_S} s "
+                    f"({error}): is rank 0 running, is {host} its address, and does a firewall let "
+                    "the port through?"
+                ) from None
+        time.sleep(_TRY_AGAIN_S)
 
 
 def _check_run(store: dist.Store, identity: str, ranks: Ranks, where: str) -> None:
@@ -104,9 +124,3 @@ def _another_port() -> str:
         f"deepspeed --master_port {free_port()} ..."
     )
 
-
-def _reason(error: Exception) -> str:
-    text = str(error)
-    if "EADDRINUSE" in text or "already in use" in text:
-        return "another run has it"
-    return text.split("\n")[0][:200]

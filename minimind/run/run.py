@@ -31,6 +31,7 @@ from minimind.run.describe import describe_run
 from minimind.run.flags import TrainArguments
 from minimind.run.folder import make_folder, merge_earlier
 from minimind.run.inputs import build_loaders
+from minimind.run.restarts import resume_after_restart
 from minimind.run.resolve import ResolvedRun, check_same_run, find_tokenizer, resolve_run
 from minimind.runtime.devices import Device, check_kernels, find_device, limit_threads
 from minimind.runtime.heartbeat import Heartbeat
@@ -91,6 +92,7 @@ class Run:
         else:
             device = find_device(ranks.local_rank)
             check_kernels(device)
+        arguments = resume_after_restart(arguments)
         if arguments.resume:
             arguments = merge_earlier(arguments)
         return cls.on(arguments, ranks, device)

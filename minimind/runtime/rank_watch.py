@@ -121,8 +121,8 @@ class RankWatch:
                     return Verdict(rank, f"{self._name(rank)} has failed: {sign.ended}")
                 return Verdict(
                     rank,
-                    f"{self._name(rank)} has died at {sign.place}: it was killed or crashed (where "
-                    "memory ran out, the kernel's log says so)",
+                    f"{self._name(rank)} has died, last seen at {sign.place}: it was killed or "
+                    "crashed (where memory ran out, the kernel's log says so)",
                 )
         return None
 

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
+import psutil
 import torch.distributed as dist
 
 from minimind.errors import ConfigError
@@ -34,6 +35,9 @@ def open_store(ranks: Ranks) -> dist.Store:
     rank 0 cannot listen on its port, where nobody listens, and where another run does."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     serves = ranks.is_main and not _agent_serves()
+    if ranks.local_world_size < ranks.world_size and (name := find_interface(host)):
+        # Gloo would take the one that this host's name belongs to, often the loopback.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     if ranks.world_size == 1 and serves:
         host, port = "127.0.0.1", 0  # nobody has to find it, so any free port will do
     store = _connect(host, port, serves=serves)
@@ -59,6 +63,19 @@ def run_identity(ranks: Ranks, environment: Mapping[str, str], argv: Sequence[st
         if nodes == "1":
             parts += [boot_id(), os.getppid()]
     return json.dumps(parts)
+
+
+def find_interface(host: str) -> str | None:
+    """Finds the network interface through which this machine reaches another, or whose address
+    `host` is. Gives None where none is known."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))  # sends nothing
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    interfaces = psutil.net_if_addrs()
+    return next((name for name, all in interfaces.items() if own in [a.address for a in all]), None)
 
 
 def _agent_serves() -> bool:
@@ -111,7 +128,8 @@ def _check_run(store: dist.Store, identity: str, ranks: Ranks, where: str) -> No
         ) from None
     if theirs != identity:
         raise ConfigError(f"the ranks of another run meet at {where}. {_another_port()}")
-    if store.add(f"rank {ranks.rank}", 1) > 1:
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # it may start a rank several times
+    if not by_torchrun and store.add(f"rank {ranks.rank}", 1) > 1:
         raise ConfigError(
             f"rank {ranks.rank} has joined at {where} already: another run with as many ranks "
             f"meets there. {_another_port()}"

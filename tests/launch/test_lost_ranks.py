@@ -67,7 +67,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_with_the_other_alone(
     second.communicate()
     assert status == 1, said
     assert said.startswith(f"error: rank 1 (process {second.pid} of host ")
-    assert "has died at minimind/engine/loop.py:" in said
+    assert "has died, last seen at minimind/" in said
     assert said.endswith(f"start the same command with --resume --output_dir {tmp_path / 'run'}")
     assert train("--resume", "--output_dir", str(tmp_path / "run")) == 0
     assert [step for step, *_ in read_losses(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
@@ -102,3 +102,27 @@ def test_a_rank_that_stops_hangs_or_fails_is_named(
     assert said.startswith(f"{prefix}error: "), said
     assert re.search(expected, said), said
     assert "--resume --output_dir" in said
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_run_again_and_it_resumes_itself(
+    few_flags: list[str], tmp_path: Path, train: Train
+):
+    assert train(*few_flags, "--output_dir", str(tmp_path / "whole")) == 0
+    once = "os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' and os.environ['RANK'] == '1'"
+    script = tmp_path / "faulty.py"
+    script.write_text(AT_CALL.format(fault=f"{once} and os.kill(os.getpid(), signal.SIGKILL)"))
+    program = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--max_restarts", "1"]
+    done = subprocess.run(
+        [*program, "--nproc_per_node", "2", str(script), str(TRAIN), *few_flags],
+        env={k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
+        | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT}/kernels"},
+        capture_output=True,
+        cwd=ROOT,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "resumed    from step 4 of" in done.stderr
+    assert read_losses(tmp_path / "run") == read_losses(tmp_path / "whole")

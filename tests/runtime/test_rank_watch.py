@@ -100,7 +100,7 @@ def test_a_dead_process_is_found_before_the_limit(ranks: Ranks):
     ranks.states[11] = ""
     assert ranks.verdict() is None, "it may still have said why"
     ranks.live(6, silent=1)
-    assert "rank 1 (process 11 of host a) has died at place 1" in ranks.verdict()[1]  # type: ignore[index]
+    assert "rank 1 (process 11 of host a) has died, last seen at place 1" in ranks.verdict()[1]  # type: ignore[index]
 
 
 def test_the_reason_of_a_rank_that_failed(ranks: Ranks):

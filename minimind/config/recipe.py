@@ -25,6 +25,7 @@ FLAGS = {
     "learning_rate": "learning_rate",
     "eval_every": "eval_every",
     "save_every": "save_every",
+    "keep_every": "keep_every",
     "sample_every": "sample_every",
     "seed": "seed",
 }
@@ -94,6 +95,9 @@ class Recipe:
     eval_rows: int = option(64, "validation rows at most (0: all)")
     save_every: int = option(200, "optimizer steps between checkpoints (0: only the last)")
     keep_checkpoints: int = option(2, "checkpoints kept, the best not counted")
+    keep_every: int = option(
+        0, "keep besides each checkpoint whose step is a multiple of this (0: none)"
+    )
     sample_every: int = option(0, "optimizer steps between sampled texts (0: never)")
     sample_prompts: tuple[str, ...] = option((), "what the sampled texts begin with")
     log_every: int = option(10, "optimizer steps between console lines where there is no terminal")
@@ -178,6 +182,7 @@ class Recipe:
             "eval_rows": 0,
             "save_every": 0,
             "keep_checkpoints": 1,
+            "keep_every": 0,
             "sample_every": 0,
             "log_every": 1,
             "rank_timeout_s": 1.0,

@@ -33,7 +33,11 @@ class Callbacks:
     record: Callable[[StepStats, float | None], None] = _nothing
     """Takes the step's StepStats, and the validation loss after the step or None."""
     save: Callable[[RunState, bool], None] = _nothing
-    """Takes the state of the run, and whether its validation loss is the best so far."""
+    """Takes the state of the run, and whether its validation loss is the best so far; may go on
+    writing in the background. Raises TrainingError on every rank if any cannot write."""
+    confirm: Callable[[], None] = _nothing
+    """Waits until the last checkpoint is on disk. Raises TrainingError on every rank if it cannot
+    be written."""
     sample: Callable[[nn.Module, int], None] = _nothing
     """Takes the module with complete weights, and the number of steps taken."""
     update: Callable[[StepStats, float], None] = _nothing

@@ -25,6 +25,7 @@ from minimind.engine.operators import announced_operators
 from minimind.engine.overlap import wait_between_streams
 from minimind.engine.parameter_groups import parameter_groups, trained_parameters
 from minimind.engine.refusals import refusals
+from minimind.engine.shards import explain_unreadable, meeting_at_the_end, without_code
 from minimind.errors import CheckpointError
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
@@ -110,6 +111,7 @@ class DeepSpeedEngine:
                 config=config,
                 dist_init_required=False,
             )
+        self._apart = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
         self._masters: dict[nn.Parameter, Tensor] = {}
         """fp32 masters that DeepSpeed's own accessors do not find."""
         if self.zero_stage > 0:
@@ -164,10 +166,18 @@ class DeepSpeedEngine:
 
     def gather_texts(self, texts: Sequence[str]) -> list[str]:
         """Gives every rank's strings, in the order of the ranks. All ranks call it."""
+        return self._gather(texts, None)
+
+    def gather_apart(self, texts: Sequence[str]) -> list[str]:
+        """Gives every rank's strings as `gather_texts` does, over connections of its own, so that
+        one background thread of each rank may call it while the ranks train."""
+        return self._gather(texts, self._apart)
+
+    def _gather(self, texts: Sequence[str], group: Any) -> list[str]:
         if self.ranks.world_size == 1:
             return list(texts)
         gathered: list[Any] = [None] * self.ranks.world_size
-        dist.all_gather_object(gathered, list(texts))
+        dist.all_gather_object(gathered, list(texts), group=group)
         return [text for part in gathered for text in part]
 
     def barrier(self) -> None:
@@ -211,12 +221,18 @@ class DeepSpeedEngine:
         from deepspeed.utils import safe_get_full_fp32_param
 
         weights: dict[str, Tensor] = {}
+        problem: Exception | None = None
         for name, parameter in trained_parameters(self.module):
             full = self._masters.get(parameter)
             full = safe_get_full_fp32_param(parameter) if full is None else full
             full = parameter.detach() if full is None else full
-            if self.ranks.is_main:
-                weights[name] = full.detach().to("cpu", torch.float32, copy=True)
+            if self.ranks.is_main and problem is None:
+                try:
+                    weights[name] = full.detach().to("cpu", torch.float32, copy=True)
+                except Exception as error:  # no memory; the other ranks wait in the next gathering
+                    problem = error
+        if problem is not None:
+            raise problem
         return weights
 
     @contextlib.contextmanager
@@ -237,8 +253,11 @@ class DeepSpeedEngine:
         self._engine.destroy()
 
     def save(self, folder: Path) -> None:
-        """Writes every rank's shard into folder/engine, without the frozen parameters."""
-        with self.module.register_state_dict_post_hook(_drop_frozen):
+        """Writes every rank's shard into folder/engine, without the frozen parameters. All ranks
+        call it. A rank that cannot write raises its error only after it has met the others at the
+        end."""
+        hook = self.module.register_state_dict_post_hook(_drop_frozen)
+        with hook, meeting_at_the_end(self._engine):
             self._engine.save_checkpoint(
                 str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True
             )
@@ -254,14 +273,12 @@ class DeepSpeedEngine:
         ]
         try:
             # A strict load would miss the frozen parameters.
-            with _silenced():
+            with _silenced(), without_code():
                 path, _ = self._engine.load_checkpoint(
                     str(folder), tag=TAG, load_module_strict=False
                 )
         except Exception as error:
-            raise CheckpointError(
-                f"{folder}: DeepSpeed cannot load this checkpoint: {error}"
-            ) from error
+            raise CheckpointError(explain_unreadable(folder, str(error))) from error
         if path is None:
             raise CheckpointError(f"{folder}: holds no DeepSpeed checkpoint")
         for group, given in zip(self._engine.optimizer.param_groups, options, strict=True):

@@ -20,6 +20,7 @@ from minimind.engine.graphed_step import GraphedLoss
 from minimind.engine.interrupts import Interrupts
 from minimind.engine.pending import Pending, StepNumbers
 from minimind.engine.routers import RouterWatch
+from minimind.engine.saving import Saving
 from minimind.engine.stage import InT, Loader, OutT, Stage
 from minimind.engine.validation import validation_loss
 from minimind.errors import TrainingError
@@ -59,6 +60,7 @@ class Loop(Generic[InT, OutT]):
     _interrupted: bool = False
     _num_micro_batches: int = 0
     """The number of this rank's micro-batches in a step, as the loader gives them."""
+    _saving: Saving = field(init=False)
     _clock: float = 0.0
     _collections: Collections = field(default_factory=Collections)
 
@@ -78,13 +80,15 @@ class Loop(Generic[InT, OutT]):
             saved_at = self._run_steps()
             self.wait()
             self._record()
-            if self._interrupted and saved_at != self.state.step:
+            is_saved = self._saving.confirm() and saved_at == self.state.step
+            if self._interrupted and not is_saved:
                 self._save(is_best=False, or_go_on=False)
         return not self._interrupted
 
     def start(self) -> None:
         """Prepares the loop; called before the first step."""
         self.engine.train()
+        self._saving = Saving(self.callbacks, self.state)
         freeze_objects()
         self._clock = time.perf_counter()
 
@@ -108,15 +112,18 @@ class Loop(Generic[InT, OutT]):
                 self._collections.after(self.state.step)
                 if self._interrupted:
                     break
+                done = self.state.step == self.total_steps
                 evaluates = self.eval_data is not None and self._due(self.recipe.eval_every)
+                saves = done or self._due(self.recipe.save_every)
+                if evaluates or saves:
+                    self._saving.confirm()
                 is_best = evaluates and self._evaluate()
                 if self._due(self.recipe.sample_every):
                     self.wait()
                     self._record()  # some monitors take steps in their order alone
                     with self.engine.gathered() as module:
                         self.callbacks.sample(module, self.state.step)
-                done = self.state.step == self.total_steps
-                if is_best or done or self._due(self.recipe.save_every):
+                if is_best or saves:
                     saved_at = self._save(is_best, or_go_on=not done)
         return saved_at
 
@@ -277,17 +284,10 @@ class Loop(Generic[InT, OutT]):
         return is_best
 
     def _save(self, is_best: bool, or_go_on: bool) -> int:
-        """Saves a checkpoint and gives its step. With `or_go_on`, a save that fails (a full disk
-        may have room at the next one) is reported, and the run goes on without this checkpoint."""
+        """Saves a checkpoint and gives its step, or -1 where it could not be saved."""
         self.wait()
         self._record()
         try:
-            self.callbacks.save(self.state, is_best)
-        except TrainingError as error:
-            if not or_go_on:
-                raise
-            self.callbacks.say("%s; training goes on", error)
-            return -1
+            return self.state.step if self._saving.save(is_best, or_go_on) else -1
         finally:
             self._clock = time.perf_counter()
-        return self.state.step

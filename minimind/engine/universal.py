@@ -8,18 +8,28 @@ import sys
 from pathlib import Path
 
 from minimind.engine.deepspeed_engine import TAG
+from minimind.engine.shards import explain_unreadable
 from minimind.errors import CheckpointError
+
+_CODE = """
+import sys
+sys.path[:] = {paths!r}
+from deepspeed.checkpoint import ds_to_universal
+from minimind.engine.shards import without_code
+with without_code():
+    ds_to_universal.main(ds_to_universal.parse_arguments())
+"""
+"""Runs DeepSpeed's converter, which alone would run code that a shard asks for."""
 
 
 def convert_to_universal(folder: Path, output: Path) -> None:
     """Converts DeepSpeed's shards so that they load on any number of ranks. Raises
     CheckpointError."""
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    paths = [path for path in sys.path if isinstance(path, str)]
+    command = [sys.executable, "-c", _CODE.format(paths=paths)]
     command += ["--input_folder", str(folder / TAG), "--output_folder", str(output / TAG)]
     command += ["--inject_missing_state", "--num_extract_workers", "1", "--num_merge_workers", "1"]
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        raise CheckpointError(
-            f"{folder}: cannot be converted for another number of ranks: {done.stderr[-2000:]}"
-        )
+        raise CheckpointError(explain_unreadable(folder, done.stderr[-2000:]))

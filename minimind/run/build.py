@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from minimind.data.loader import EvalLoader, parse_data_args
-from minimind.data.text_format import TEXT
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.callbacks import Callbacks, RunState
 from minimind.engine.checkpoint import (
     Checkpoint,
-    CheckpointStore,
     check_same_helpers,
     load_engine_state,
     needs_universal,
 )
+from minimind.engine.checkpoint_store import CheckpointStore
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.loop import Loop
 from minimind.engine.metrics import METRICS_FILE, MetricsLog, read_figures, read_metrics
@@ -151,7 +150,12 @@ class Recorder:
             peak_flops=peak_flops * ranks.world_size if peak_flops else None,
         )
         self._store = CheckpointStore(
-            folder / "checkpoints", loop.engine, recipe.keep_checkpoints, trained.models.save
+            folder / "checkpoints",
+            loop.engine,
+            recipe.keep_checkpoints,
+            trained.models.save,
+            keep_every=recipe.keep_every,
+            saved=self._say_saved,
         )
         self._log = main_first(
             ranks, lambda: _start_log(run, folder, trained.stage, loop.state.step)
@@ -161,11 +165,10 @@ class Recorder:
         self._samples = main_first(ranks, lambda: SampleLog(folder, loop.state.step))
         sources = parse_data_args(data) if data else []
         paths = [find_data_file(path, "train") for path, _ in sources]
-        self._is_chat = trained.stage.data_format != TEXT
         self._prompts = choose_prompts(
             recipe.sample_prompts,
             paths,
-            is_chat=self._is_chat,
+            is_chat=run.is_chat,
             kind=trained.stage.data_format.name,
             format_name=run.arguments.get("format"),
         )
@@ -174,6 +177,7 @@ class Recorder:
             "fingerprint": loop.loader.fingerprint,
             "helpers_fingerprint": trained.helpers_fingerprint,
             "zero_stage": run.zero_stage,
+            "is_chat": run.is_chat,
         }
 
     @property
@@ -182,12 +186,14 @@ class Recorder:
         return Callbacks(
             record=self._log.write if self._log else lambda *_: None,
             save=self._save,
+            confirm=self._store.confirm,
             sample=self._sample,
             update=self._progress.update,
             say=self._progress.say,
         )
 
     def close(self, outcome: Outcome) -> None:
+        self._store.close()
         self._progress.close()
         if self._log:
             self._log.close(outcome)
@@ -199,7 +205,7 @@ class Recorder:
             # JSON has no infinity: before the first validation the best loss is the text "inf".
             "best_val_loss": str(state.best_val_loss),
         }
-        path = self._store.save(
+        self._store.save(
             state.step,
             self._meta | {"step": state.step, "state": now},
             self._run.config,
@@ -208,7 +214,10 @@ class Recorder:
         )
         if self._log:
             self._log.plot(or_later=True)
-        self._progress.say("step %d: saved %s%s", state.step, path, ", the best so far" * is_best)
+
+    def _say_saved(self, path: Path, is_best: bool) -> None:
+        step = int(path.name.removeprefix("step-"))
+        self._progress.say("step %d: saved %s%s", step, path, ", the best so far" * is_best)
 
     def _sample(self, module: Any, step: int) -> None:
         if self._samples is None or self._log is None:
@@ -217,7 +226,7 @@ class Recorder:
             self._samples.write(step, samples)
             texts = [spell_sample(sample) for sample in samples[:_SAMPLES_SAID]]
         else:
-            texts = answer_lines(module, self._tokenizer, self._prompts, is_chat=self._is_chat)
+            texts = answer_lines(module, self._tokenizer, self._prompts, is_chat=self._run.is_chat)
         self._log.monitors.write_texts(step, texts)
         for text in texts:
             self._progress.say("step %d: %s", step, text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -29,10 +30,10 @@ from minimind.run.checks import check_run
 from minimind.run.data_checks import check_data
 from minimind.run.describe import describe_run
 from minimind.run.flags import TrainArguments
-from minimind.run.folder import make_folder, merge_earlier
+from minimind.run.folder import merge_earlier, open_folder
 from minimind.run.inputs import build_loaders
-from minimind.run.restarts import resume_after_restart
 from minimind.run.resolve import ResolvedRun, check_same_run, find_tokenizer, resolve_run
+from minimind.run.restarts import resume_after_restart
 from minimind.runtime.devices import Device, check_kernels, find_device, limit_threads
 from minimind.runtime.heartbeat import Heartbeat
 from minimind.runtime.memory import unfreeze_objects
@@ -219,19 +220,32 @@ class Run:
         if self.folder is not None or self._steps is not None or not self._has_own_data:
             raise RuntimeError("a run is trained once, on its own data: resolve another")
         self._start_ranks()
-        with Heartbeat(self.ranks, self.resolved.recipe.rank_timeout_s) as heartbeat:
+        resumes = self.resolved.arguments.resume
+        with contextlib.ExitStack() as stack:
+            limit_s = self.resolved.recipe.rank_timeout_s
+            heartbeat = stack.enter_context(Heartbeat(self.ranks, limit_s))
+            # Locked before the newest checkpoint is chosen: another process might add a newer one.
+            folder = self._open_folder(stack) if resumes else None
             self.check()
-            loader, eval_data = self._load_together()
-            folder = broadcast(main_first(self.ranks, lambda: make_folder(self.resolved)))
-            self.folder = folder
-            heartbeat.advice = (
-                "To go on from the last checkpoint, start the same command with --resume "
-                f"--output_dir {folder}"
-            )
-            logger.info("%s", self.describe())
-            loop = self._loop or self._build(loader, eval_data, self.total_steps)
-            finished = self._train(loop, folder, heartbeat)
-            broadcast(None)  # no rank leaves before the first has written all
+            return self._train_in(folder or self._open_folder(stack), heartbeat)
+
+    def _open_folder(self, stack: contextlib.ExitStack) -> Path:
+        """Creates the run's folder on rank 0, which holds its lock until the stack unwinds."""
+        opened = main_first(self.ranks, lambda: open_folder(self.resolved))
+        if opened:
+            stack.callback(opened[1].release)
+        return broadcast(opened[0] if opened else None)
+
+    def _train_in(self, folder: Path, heartbeat: Heartbeat) -> bool:
+        self.folder = folder
+        heartbeat.advice = (
+            f"To go on from the last checkpoint, add --resume --output_dir {folder} to the command"
+        )
+        loader, eval_data = self._load_together()
+        logger.info("%s", self.describe())
+        loop = self._loop or self._build(loader, eval_data, self.total_steps)
+        finished = self._train(loop, folder, heartbeat)
+        broadcast(None)  # no rank leaves before the first has written all
         return finished
 
     def close(self) -> None:
@@ -251,6 +265,8 @@ class Run:
 
     def _train(self, loop: Loop[Any, Any], folder: Path, heartbeat: Heartbeat) -> bool:
         assert self._trained is not None
+        if self.resolved.arguments.resume and not self._start:
+            logger.info("resumed    %s has no checkpoint yet: from the beginning", folder)
         if self._start:
             logger.info("resumed    from step %d of %s", loop.state.step, self._start.folder)
         if self._start and loop.state.step >= loop.total_steps:

@@ -68,7 +68,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_with_the_other_alone(
     assert status == 1, said
     assert said.startswith(f"error: rank 1 (process {second.pid} of host ")
     assert "has died, last seen at " in said
-    assert said.endswith(f"start the same command with --resume --output_dir {tmp_path / 'run'}")
+    assert said.endswith(f"add --resume --output_dir {tmp_path / 'run'} to the command")
     assert train("--resume", "--output_dir", str(tmp_path / "run")) == 0
     assert [step for step, *_ in read_losses(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 

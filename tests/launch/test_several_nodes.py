@@ -83,7 +83,7 @@ def test_two_hosts_train_as_one_and_one_goes_on_without_the_other(
     assert "its machine is down or cut off" in said[0]
     assert "rank 1: error: the store of the ranks" in said[1]
     for text in said:
-        assert f"with --resume --output_dir {run}" in text
+        assert f"add --resume --output_dir {run}" in text
     steps = len(read_losses(run)) // 2 * 2 + 4
     alone = ["--max_steps", str(steps)]
     assert train("--resume", "--output_dir", str(run), *alone) == 0

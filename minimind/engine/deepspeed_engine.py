@@ -25,6 +25,7 @@ from minimind.engine.operators import announced_operators
 from minimind.engine.overlap import wait_between_streams
 from minimind.engine.parameter_groups import parameter_groups, trained_parameters
 from minimind.engine.refusals import refusals
+from minimind.engine.saved_states import SavedStates, set_states
 from minimind.engine.shards import explain_unreadable, meeting_at_the_end, without_code
 from minimind.errors import CheckpointError
 from minimind.runtime.devices import Device
@@ -81,8 +82,6 @@ class DeepSpeedEngine:
         recipe: Recipe,
         device: Device,
         ranks: Ranks,
-        *,
-        load_universal: bool = False,
     ) -> None:
         check_ds_config(ds_config, device)
         deepspeed = import_deepspeed(device)
@@ -99,8 +98,6 @@ class DeepSpeedEngine:
         self._clipping = float(config.get("gradient_clipping", 1.0))
         if self.zero_stage == 0:
             config = replicated.left_to_deepspeed(config)
-        if load_universal:
-            config["checkpoint"] = {**(config.get("checkpoint") or {}), "load_universal": True}
         # ZeRO makes its fp32 masters from the module after casting it to 16 bits.
         exact = {name: p.detach().clone() for name, p in trained_parameters(self.module)}
         first_step, said = replicated.without_first_step(deepspeed), announced_operators(deepspeed)
@@ -261,6 +258,14 @@ class DeepSpeedEngine:
             self._engine.save_checkpoint(
                 str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True
             )
+
+    def set_states(self, states: SavedStates, step: int) -> None:
+        """Sets what the optimizer and the JSON's scheduler remember after `step` steps. The weights
+        were set before the engine took the module."""
+        set_states(self._engine.optimizer, self.zero_stage, self.module, states)
+        if self.has_scheduler and states.scheduler:
+            self._engine.lr_scheduler.load_state_dict(states.scheduler)
+        self._engine.global_steps = step
 
     def load(self, folder: Path) -> None:
         """Loads a checkpoint's shards. Raises CheckpointError where DeepSpeed cannot read its own

@@ -61,7 +61,9 @@ def read_converted(folder: Path) -> SavedStates:
         if part.is_dir():
             found.weights[part.name] = _load(part / "fp32.pt")["param"]
             states = {file.stem: _load(file) for file in part.glob("*.pt") if file.stem != "fp32"}
-            found.add(part.name, {k: v["param"] if isinstance(v, dict) else v for k, v in states.items()})
+            found.add(
+                part.name, {k: v["param"] if isinstance(v, dict) else v for k, v in states.items()}
+            )
     for state in (common.get("optimizer_state_dict") or {}).get("state", {}).values():
         found.counters |= {k: float(v) for k, v in state.items() if k == "step"}
     _read_rest(found, common.get("param_groups", ()), next(folder.glob("*model_states.pt")))
@@ -99,7 +101,9 @@ def _parts(tensor: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
 
 def _read_rest(found: SavedStates, groups: Iterable[Mapping[str, Any]], shard: Path) -> None:
     # DeepSpeed's FusedAdam counts steps in its groups.
-    found.counters |= {"step": float(group["step"]) for group in groups if "step" in group}
+    for group in groups:
+        if "step" in group:
+            found.counters["step"] = float(group["step"])
     found.scheduler = _load(shard).get("lr_scheduler")
 
 

@@ -12,8 +12,7 @@ from minimind.engine.callbacks import Callbacks, RunState
 from minimind.engine.checkpoint import (
     Checkpoint,
     check_same_helpers,
-    load_engine_state,
-    needs_universal,
+    needs_conversion,
 )
 from minimind.engine.checkpoint_store import CheckpointStore
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
@@ -24,6 +23,7 @@ from minimind.engine.routers import ROUTER_COLUMNS
 from minimind.engine.sample_log import SampleLog, spell_sample
 from minimind.engine.schedule import CosineSchedule
 from minimind.engine.stage import Loader, Stage, StageModels
+from minimind.engine.universal import open_states
 from minimind.inference.prompts import answer_lines, choose_prompts
 from minimind.monitors.monitor import MonitoredRun, Outcome
 from minimind.monitors.start import start_monitors
@@ -76,21 +76,23 @@ def build_trained(
 def build_engine(
     run: ResolvedRun, ranks: Ranks, trained: Trained, start: Checkpoint | None = None
 ) -> DeepSpeedEngine:
-    """Builds the engine around the policy. With `start` it loads the checkpoint's state."""
-    universal = False
-    if start:
-        check_same_helpers(start, trained.helpers_fingerprint)
-        universal = needs_universal(start, ranks.world_size, run.zero_stage, run.ds_config)
-    engine = DeepSpeedEngine(
-        trained.models.policy,
-        run.ds_config,
-        run.recipe,
-        run.device,
-        ranks,
-        load_universal=universal,
-    )
-    if start:
-        load_engine_state(engine, start, universal=universal)
+    """Builds the engine around the policy. With `start` it has the checkpoint's state."""
+    policy = trained.models.policy
+
+    def build() -> DeepSpeedEngine:
+        return DeepSpeedEngine(policy, run.ds_config, run.recipe, run.device, ranks)
+
+    if start is None:
+        return build()
+    check_same_helpers(start, trained.helpers_fingerprint)
+    if needs_conversion(start, ranks.world_size, run.zero_stage, run.ds_config):
+        with open_states(start, policy, run.recipe, ranks) as states:
+            states.fill(policy)
+            engine = build()
+            engine.set_states(states, start.step)
+    else:
+        engine = build()
+        engine.load(start.folder)
     return engine
 
 

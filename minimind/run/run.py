@@ -10,10 +10,10 @@ from typing import Any, cast
 
 from minimind.data.loader import EvalLoader, PackedLoader
 from minimind.data.tokenizer import Tokenizer
-from minimind.engine.checkpoint import Checkpoint, find_latest, needs_universal
+from minimind.engine.checkpoint import Checkpoint, find_latest, needs_conversion
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
-from minimind.engine.process_group import start_ranks
 from minimind.engine.loop import Loop
+from minimind.engine.process_group import start_ranks
 from minimind.engine.stage import Loader, StageModels
 from minimind.errors import ConfigError
 from minimind.model.flash_attention import use_newest_flash
@@ -150,7 +150,7 @@ class Run:
         run = self.resolved
         if start:
             check_same_run(start, run, loader.fingerprint)
-            needs_universal(start, run.world_size, run.zero_stage, run.ds_config)
+            needs_conversion(start, run.world_size, run.zero_stage, run.ds_config)
         check_data(run, loader, eval_data)
 
     def build(self, loader: Loader[Any] | None = None) -> Run:

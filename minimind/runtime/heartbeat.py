@@ -72,7 +72,9 @@ class Heartbeat:
             self._store = dist.PrefixStore(self._prefix, _default_store().clone())
             self._store.set_timeout(datetime.timedelta(days=1))  # the judge has the limits
             for work in (self._tell, self._judge):
-                thread = threading.Thread(target=work, name=f"heartbeat{work.__name__}", daemon=True)
+                thread = threading.Thread(
+                    target=work, name=f"heartbeat{work.__name__}", daemon=True
+                )
                 self._threads.append(thread)
                 thread.start()
         return self

@@ -141,4 +141,3 @@ def _another_port() -> str:
         "Give the launcher another port, before its other arguments: "
         f"deepspeed --master_port {free_port()} ..."
     )
-

@@ -91,6 +91,11 @@ class Recipe:
     deterministic: bool = option(
         False, "the same bits from every run on a GPU too (a slower backward of attention)"
     )
+    skip_steps: int = option(
+        0,
+        "steps of a run that may be skipped because their loss or gradient is not finite, with "
+        "their rows written to skipped_steps.jsonl (0: the first one ends the run)",
+    )
     eval_every: int = option(100, "optimizer steps between validations (0: never)")
     eval_rows: int = option(64, "validation rows at most (0: all)")
     save_every: int = option(200, "optimizer steps between checkpoints (0: only the last)")
@@ -178,6 +183,7 @@ class Recipe:
             "gradient_clipping": 0.0,
             "clip_value": 0.0,
             "scale_lr_with_batch": 0,
+            "skip_steps": 0,
             "eval_every": 0,
             "eval_rows": 0,
             "save_every": 0,

@@ -26,7 +26,7 @@ from minimind.engine.overlap import wait_between_streams
 from minimind.engine.parameter_groups import parameter_groups, trained_parameters
 from minimind.engine.refusals import refusals
 from minimind.engine.saved_states import SavedStates, set_states
-from minimind.engine.shards import explain_unreadable, meeting_at_the_end, without_code
+from minimind.engine.shards import drop_frozen, explain_unreadable, meeting_at_the_end, without_code
 from minimind.errors import CheckpointError
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
@@ -111,11 +111,13 @@ class DeepSpeedEngine:
         self._apart = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
         self._masters: dict[nn.Parameter, Tensor] = {}
         """fp32 masters that DeepSpeed's own accessors do not find."""
+        self._skips = recipe.skip_steps > 0
         if self.zero_stage > 0:
-            clip_on_device(self._engine.optimizer, recipe.clip_value)
+            clip_on_device(self._engine.optimizer, recipe.clip_value, skips=self._skips)
             wait_between_streams(self._engine.optimizer)
         elif self.precision != "fp32":
-            self._masters = replicated.mend(module, self._engine.optimizer, config)
+            optimizer = self._engine.optimizer
+            self._masters = replicated.mend(module, optimizer, config, skips=self._skips)
         if self.precision != "fp32":
             self._set_masters(exact)
 
@@ -208,6 +210,10 @@ class DeepSpeedEngine:
         if self.zero_stage == 0:
             limits = self._clipping, self.recipe.clip_value
             norm = clip_replicated(self.module, *limits, self.loss_scale)
+            if self._skips and self.precision == "fp32" and not norm.isfinite():
+                self.module.zero_grad()
+                self.grad_norm = norm.float()
+                return
         self._engine.step()
         norm = self._engine.get_global_grad_norm() if norm is None else norm
         self.grad_norm = torch.as_tensor(norm, dtype=torch.float32)
@@ -253,7 +259,7 @@ class DeepSpeedEngine:
         """Writes every rank's shard into folder/engine, without the frozen parameters. All ranks
         call it. A rank that cannot write raises its error only after it has met the others at the
         end."""
-        hook = self.module.register_state_dict_post_hook(_drop_frozen)
+        hook = self.module.register_state_dict_post_hook(drop_frozen)
         with hook, meeting_at_the_end(self._engine):
             self._engine.save_checkpoint(
                 str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True
@@ -293,11 +299,3 @@ class DeepSpeedEngine:
 def _silenced() -> contextlib.AbstractContextManager[Any]:
     """Hides what DeepSpeed prints instead of logging."""
     return contextlib.redirect_stdout(io.StringIO())
-
-
-def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Drops frozen parameters from a state dict under all their names; DeepSpeed drops a tied
-    matrix only under its first name."""
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if not parameter.requires_grad:
-            state.pop(prefix + name, None)

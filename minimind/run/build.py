@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from minimind.runtime.together import main_first
 from minimind.samples.sources import find_data_file
 from minimind.stages import STAGES
 
+SKIPPED_FILE = "skipped_steps.jsonl"
 _SAMPLES_SAID = 4
 """The most of a stage's own samples that the console shows at once."""
 
@@ -141,6 +143,7 @@ class Recorder:
         folder: Path,
     ) -> None:  # fmt: skip
         self._run, self._tokenizer, self._engine = run, tokenizer, loop.engine
+        self._folder = folder
         ranks, recipe = loop.engine.ranks, run.recipe
         peak_flops = run.device.peak_flops
         self._progress = Progress(
@@ -190,6 +193,7 @@ class Recorder:
             save=self._save,
             confirm=self._store.confirm,
             sample=self._sample,
+            skip=self._skip,
             update=self._progress.update,
             say=self._progress.say,
         )
@@ -206,6 +210,7 @@ class Recorder:
             "tokens": state.tokens,
             # JSON has no infinity: before the first validation the best loss is the text "inf".
             "best_val_loss": str(state.best_val_loss),
+            "skipped_steps": state.skipped_steps,
         }
         self._store.save(
             state.step,
@@ -220,6 +225,13 @@ class Recorder:
     def _say_saved(self, path: Path, is_best: bool) -> None:
         step = int(path.name.removeprefix("step-"))
         self._progress.say("step %d: saved %s%s", step, path, ", the best so far" * is_best)
+
+    def _skip(self, step: int, loss: float, grad_norm: float, rows: list[str]) -> None:
+        if self._engine.ranks.is_main:
+            # As text, since JSON has neither NaN nor infinity.
+            entry = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "rows": rows}
+            with open(self._folder / SKIPPED_FILE, "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def _sample(self, module: Any, step: int) -> None:
         if self._samples is None or self._log is None:

@@ -1,0 +1,65 @@
+"""A step whose loss is not finite, skipped by option: the weights are those before it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_runs import Train, read_losses
+
+from minimind.model.state_dict import load_hf_folder
+from minimind.stages.pretrain import PretrainStage
+from minimind.types import LossSum
+
+BAD_STEP = 3
+
+
+@pytest.fixture
+def one_bad_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the first micro-batch of one step have a loss that is not a number."""
+    calls: list[int] = []
+    whole = PretrainStage.loss
+
+    def loss(self: Any, policy: Any, batch: Any) -> LossSum:
+        found = whole(self, policy, batch)
+        if torch.is_grad_enabled():
+            calls.append(1)
+            if len(calls) == 1 + 2 * (BAD_STEP - 1):
+                return LossSum(found.total * float("nan"), found.metrics)
+        return found
+
+    monkeypatch.setattr(PretrainStage, "loss", loss)
+
+
+@pytest.mark.usefixtures("precision", "one_bad_loss")
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3"])
+def test_a_skipped_step_changes_no_weight_and_names_its_rows(
+    train: Train, flags: list[str], tmp_path: Path, name: str
+):
+    flags = [*flags, "--ds_config", f"{name}.json", "--eval_every", "0", "--max_steps", "5"]
+    flags += ["--set", "keep_checkpoints=9", "--save_every", "1"]
+    assert train(*flags, "--set", "skip_steps=1") == 0
+    weights = [
+        load_hf_folder(tmp_path / "run" / "checkpoints" / f"step-{step:08d}" / "model")[1]
+        for step in range(1, 6)
+    ]
+    for key, before in weights[BAD_STEP - 2].items():
+        assert torch.equal(before, weights[BAD_STEP - 1][key]), key
+        assert not torch.equal(before, weights[BAD_STEP][key]), key
+        assert weights[-1][key].isfinite().all()
+    (line,) = (tmp_path / "run" / "skipped_steps.jsonl").read_text("utf-8").splitlines()
+    found = json.loads(line)
+    assert (found["step"], found["loss"]) == (BAD_STEP, "nan")
+    assert all(row.rpartition(":")[2].isdigit() for row in found["rows"])
+    assert [step for step, *_ in read_losses(tmp_path / "run")] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.usefixtures("one_bad_loss")
+def test_without_the_option_it_ends_the_run(
+    train: Train, flags: list[str], capsys: pytest.CaptureFixture[str]
+):
+    assert train(*flags, "--eval_every", "0") == 1
+    assert f"error: step {BAD_STEP}: the loss is nan" in capsys.readouterr().err

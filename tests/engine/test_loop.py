@@ -7,6 +7,7 @@ import gc
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from fake_engine import (

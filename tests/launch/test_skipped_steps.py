@@ -11,7 +11,7 @@ import torch
 from training_runs import Train, read_losses
 
 from minimind.model.state_dict import load_hf_folder
-from minimind.stages.pretrain import PretrainStage
+from minimind.stages.pretrain import Pretrain
 from minimind.types import LossSum
 
 BAD_STEP = 3
@@ -21,7 +21,7 @@ BAD_STEP = 3
 def one_bad_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the first micro-batch of one step have a loss that is not a number."""
     calls: list[int] = []
-    whole = PretrainStage.loss
+    whole = Pretrain.loss
 
     def loss(self: Any, policy: Any, batch: Any) -> LossSum:
         found = whole(self, policy, batch)
@@ -31,7 +31,7 @@ def one_bad_loss(monkeypatch: pytest.MonkeyPatch) -> None:
                 return LossSum(found.total * float("nan"), found.metrics)
         return found
 
-    monkeypatch.setattr(PretrainStage, "loss", loss)
+    monkeypatch.setattr(Pretrain, "loss", loss)
 
 
 @pytest.mark.usefixtures("precision", "one_bad_loss")

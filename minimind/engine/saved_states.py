@@ -59,11 +59,11 @@ def read_converted(folder: Path) -> SavedStates:
     found.loss_scale = _loss_scale(common)
     for part in sorted((folder / "zero").iterdir()):
         if part.is_dir():
-            found.weights[part.name] = _load(part / "fp32.pt")["param"]
-            states = {file.stem: _load(file) for file in part.glob("*.pt") if file.stem != "fp32"}
-            found.add(
-                part.name, {k: v["param"] if isinstance(v, dict) else v for k, v in states.items()}
-            )
+            files = {file.stem: _load(file) for file in part.glob("*.pt")}
+            # Stages 1 and 2 come with the dimension along which tensor parallelism cuts.
+            states = {k: v["param"] if isinstance(v, dict) else v for k, v in files.items()}
+            found.weights[part.name] = states.pop("fp32")
+            found.add(part.name, states)
     for state in (common.get("optimizer_state_dict") or {}).get("state", {}).values():
         found.counters |= {k: float(v) for k, v in state.items() if k == "step"}
     _read_rest(found, common.get("param_groups", ()), next(folder.glob("*model_states.pt")))

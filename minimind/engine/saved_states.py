@@ -168,8 +168,12 @@ def _layout(
     if zero_stage == 3:
         yield from _partitioned_layout(optimizer, names)
     elif zero_stage:
-        for index, flat in enumerate(optimizer.single_partition_of_fp32_groups):
-            held = [p for p in optimizer.bit16_groups[index] if p._hp_mapping is not None]
+        if hasattr(optimizer, "single_partition_of_fp32_groups"):
+            masters, groups = optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups
+        else:  # of bf16 whose gradients are summed in fp32 at stage 1
+            masters, groups = optimizer.fp32_groups_flat_partition, optimizer.bf16_groups
+        for flat, group in zip(masters, groups, strict=True):
+            held = [parameter for parameter in group if parameter._hp_mapping is not None]
             yield flat, [_fragment(parameter, names[parameter]) for parameter in held]
     elif not hasattr(optimizer, "fp16_groups"):
         yield from ((p, [(name, 0, _all)]) for p, name in names.items())

@@ -23,6 +23,7 @@ from types import FrameType
 from typing import NoReturn
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from minimind.errors import LostRankError
 from minimind.runtime.machine import boot_id, host_name
@@ -69,7 +70,7 @@ class Heartbeat:
     def __enter__(self) -> Heartbeat:
         if self._ranks.world_size > 1:
             # A connection of its own: that of the process group may wait for a key.
-            self._store = dist.PrefixStore(self._prefix, _default_store().clone())
+            self._store = PrefixStore(self._prefix, _default_store().clone())  # type: ignore[attr-defined]
             self._store.set_timeout(datetime.timedelta(days=1))  # the judge has the limits
             for work in (self._tell, self._judge):
                 thread = threading.Thread(
@@ -182,7 +183,7 @@ class Heartbeat:
         self._end(1)
 
 
-def _default_store() -> dist.Store:
+def _default_store() -> Store:
     return dist.distributed_c10d._get_default_store()
 
 
@@ -212,7 +213,7 @@ def _is_of_connection(error: BaseException | None) -> bool:
 def _count_collectives() -> int:
     """Counts the collectives that this process has entered, in all groups."""
     groups = list(dist.distributed_c10d._world.pg_map)
-    return sum(group._get_sequence_number_for_group() for group in groups)
+    return sum(group._get_sequence_number_for_group() for group in groups)  # type: ignore
 
 
 def _position(frame: FrameType | None) -> tuple[object, ...]:

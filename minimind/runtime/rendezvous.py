@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import psutil
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from minimind.errors import ConfigError
 from minimind.runtime.machine import boot_id
@@ -30,7 +31,7 @@ _ANSWER_S = 60
 """How long a rank waits for a store that it has reached to say which run it belongs to."""
 
 
-def open_store(ranks: Ranks) -> dist.Store:
+def open_store(ranks: Ranks) -> Store:
     """Gives a store that the ranks of this run share, and nobody else. Raises ConfigError where
     rank 0 cannot listen on its port, where nobody listens, and where another run does."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -42,7 +43,7 @@ def open_store(ranks: Ranks) -> dist.Store:
         host, port = "127.0.0.1", 0  # nobody has to find it, so any free port will do
     store = _connect(host, port, serves=serves)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    mine = dist.PrefixStore(f"minimind/{attempt}", store)
+    mine = PrefixStore(f"minimind/{attempt}", store)
     identity = run_identity(ranks, os.environ, sys.argv)
     if ranks.is_main:
         mine.set("run", identity)
@@ -83,12 +84,12 @@ def _agent_serves() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def _connect(host: str, port: int, *, serves: bool) -> dist.TCPStore:
+def _connect(host: str, port: int, *, serves: bool) -> TCPStore:
     if not serves:
         _wait_for_server(host, port)
     limit = datetime.timedelta(seconds=JOIN_S)
     try:
-        return dist.TCPStore(host, port, is_master=serves, wait_for_workers=False, timeout=limit)
+        return TCPStore(host, port, is_master=serves, wait_for_workers=False, timeout=limit)
     except dist.DistError as error:
         reason = "another run has it" if "EADDRINUSE" in str(error) else str(error).split("\n")[0]
         if serves:
@@ -117,7 +118,7 @@ def _wait_for_server(host: str, port: int) -> None:
         time.sleep(_TRY_AGAIN_S)
 
 
-def _check_run(store: dist.Store, identity: str, ranks: Ranks, where: str) -> None:
+def _check_run(store: Store, identity: str, ranks: Ranks, where: str) -> None:
     store.set_timeout(datetime.timedelta(seconds=_ANSWER_S))
     try:
         theirs = store.get("run").decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def one_bad_loss(monkeypatch: pytest.MonkeyPatch) -> None:
         if torch.is_grad_enabled():
             calls.append(1)
             if len(calls) == 1 + 2 * (BAD_STEP - 1):
-                return LossSum(found.total * float("nan"), found.metrics)
+                return replace(found, total=found.total * float("nan"))
         return found
 
     monkeypatch.setattr(Pretrain, "loss", loss)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,14 @@ def one_bad_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Pretrain.loss
 
     def loss(self: Any, policy: Any, batch: Any) -> LossSum:
-        found = whole(self, policy, batch)
         if torch.is_grad_enabled():
             calls.append(1)
-            if len(calls) == 1 + 2 * (BAD_STEP - 1):
-                return replace(found, total=found.total * float("nan"))
-        return found
+        is_bad = torch.is_grad_enabled() and len(calls) == 1 + 2 * (BAD_STEP - 1)
+
+        def bad_policy(batch: Any, head: Any) -> Any:
+            return policy(batch, head=lambda hidden, weight: head(hidden * float("nan"), weight))
+
+        return whole(self, bad_policy if is_bad else policy, batch)
 
     monkeypatch.setattr(Pretrain, "loss", loss)
 

@@ -96,6 +96,12 @@ class Recipe:
         "steps of a run that may be skipped because their loss or gradient is not finite, with "
         "their rows written to skipped_steps.jsonl (0: the first one ends the run)",
     )
+    spike_deviations: float = option(
+        0.0,
+        "go back to the last checkpoint where a step's loss is above the mean of the 50 before it "
+        "by more than this many standard deviations, and leave out that step and the one before "
+        "(0: never)",
+    )
     eval_every: int = option(100, "optimizer steps between validations (0: never)")
     eval_rows: int = option(64, "validation rows at most (0: all)")
     save_every: int = option(200, "optimizer steps between checkpoints (0: only the last)")
@@ -184,6 +190,7 @@ class Recipe:
             "clip_value": 0.0,
             "scale_lr_with_batch": 0,
             "skip_steps": 0,
+            "spike_deviations": 0.0,
             "eval_every": 0,
             "eval_rows": 0,
             "save_every": 0,

@@ -21,6 +21,8 @@ class RunState:
     best_val_loss: float = math.inf
     skipped_steps: int = 0
     """How many steps were skipped, since their loss or gradient was not finite."""
+    passed_over: tuple[int, ...] = ()
+    """The steps that are left out, two for each time that the run went back from a spike."""
 
 
 def _nothing(*_: object) -> None:

@@ -21,6 +21,7 @@ from minimind.engine.interrupts import Interrupts
 from minimind.engine.pending import Pending, StepNumbers
 from minimind.engine.routers import RouterWatch
 from minimind.engine.saving import Saving
+from minimind.engine.spikes import SpikeWatch
 from minimind.engine.stage import InT, Loader, OutT, Stage
 from minimind.engine.validation import validation_loss
 from minimind.runtime.devices import send
@@ -58,6 +59,8 @@ class Loop(Generic[InT, OutT]):
     """The number of this rank's micro-batches in a step, as the loader gives them."""
     _saving: Saving = field(init=False)
     _faulty: FaultySteps = field(init=False)
+    _spikes: SpikeWatch = field(init=False)
+    _has_checkpoint: bool = False
     _clock: float = 0.0
     _collections: Collections = field(default_factory=Collections)
 
@@ -89,6 +92,9 @@ class Loop(Generic[InT, OutT]):
         self._faulty = FaultySteps(
             self.engine, self.loader, self.recipe, self.callbacks, self.state
         )
+        returns = len(self.state.passed_over) // 2
+        self._spikes = SpikeWatch(self.recipe.spike_deviations, returns)
+        self._has_checkpoint = self.state.step > 0
         freeze_objects()
         self._clock = time.perf_counter()
 
@@ -137,6 +143,9 @@ class Loop(Generic[InT, OutT]):
         them. Its numbers are read later, by `read_back`."""
         if self._is_interrupted():
             return  # a stage may prepare for as long as a step takes
+        if self.state.step + 1 in self.state.passed_over:
+            self.state.step += 1
+            return
         step, engine = self.state.step, self.engine
         rate = self.learning_rate(step) if self.learning_rate else None
         used = engine.learning_rate if rate is None else rate
@@ -220,6 +229,8 @@ class Loop(Generic[InT, OutT]):
             found = pending.read()
             self._record()  # of the step before, whatever this one brings
             self._faulty.check(pending.step, found, self._num_micro_batches)
+            loss, has_checkpoint = found.mean_loss, self._has_checkpoint
+            self._spikes.check(pending.step, loss, has_checkpoint=has_checkpoint)
             self._interrupted = self._interrupted or float(found.stops) > 0
             now, tokens = time.perf_counter(), float(found.tokens)
             seconds, self._clock = now - self._clock, now
@@ -264,6 +275,9 @@ class Loop(Generic[InT, OutT]):
         self.wait()
         self._record()
         try:
-            return self.state.step if self._saving.save(is_best, or_go_on) else -1
+            if not self._saving.save(is_best, or_go_on):
+                return -1
+            self._has_checkpoint = True
+            return self.state.step
         finally:
             self._clock = time.perf_counter()

@@ -114,7 +114,9 @@ def build_loop(
     state = RunState()
     if start:
         saved = start.meta["state"]
-        state = RunState(**{**saved, "best_val_loss": float(saved["best_val_loss"])})
+        exact = {"best_val_loss": float(saved["best_val_loss"])}
+        exact |= {"passed_over": tuple(saved.get("passed_over", ()))}
+        state = RunState(**(saved | exact))
     return Loop(
         stage=stage,
         engine=engine,
@@ -211,6 +213,7 @@ class Recorder:
             # JSON has no infinity: before the first validation the best loss is the text "inf".
             "best_val_loss": str(state.best_val_loss),
             "skipped_steps": state.skipped_steps,
+            "passed_over": list(state.passed_over),
         }
         self._store.save(
             state.step,

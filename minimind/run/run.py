@@ -17,10 +17,8 @@ from minimind.engine.process_group import start_ranks
 from minimind.engine.stage import Loader, StageModels
 from minimind.errors import ConfigError
 from minimind.model.flash_attention import use_newest_flash
-from minimind.monitors.monitor import DONE, INTERRUPTED, Outcome
 from minimind.run.arguments import collect_arguments, parse_arguments
 from minimind.run.build import (
-    Recorder,
     Trained,
     build_engine,
     build_loop,
@@ -34,6 +32,7 @@ from minimind.run.folder import merge_earlier, open_folder
 from minimind.run.inputs import build_loaders
 from minimind.run.resolve import ResolvedRun, check_same_run, find_tokenizer, resolve_run
 from minimind.run.restarts import resume_after_restart
+from minimind.run.training import train_recorded
 from minimind.runtime.devices import Device, check_kernels, find_device, limit_threads
 from minimind.runtime.heartbeat import Heartbeat
 from minimind.runtime.memory import unfreeze_objects
@@ -272,18 +271,9 @@ class Run:
         if self._start and loop.state.step >= loop.total_steps:
             logger.info("all %d steps are done already: %s", loop.total_steps, self._start.folder)
             return True
-        recorder = Recorder(self.resolved, self.tokenizer, self._trained, loop, folder)
-        loop.callbacks = recorder.callbacks
-        outcome = INTERRUPTED
-        try:
-            with heartbeat.training():
-                finished = loop.run()
-            outcome = DONE if finished else INTERRUPTED
-        except Exception as error:
-            outcome = Outcome(1, str(error))
-            raise
-        finally:
-            recorder.close(outcome)
+        finished = train_recorded(
+            self.resolved, self.tokenizer, self._trained, loop, folder, heartbeat
+        )
         finish = self._trained.models.finish
         if finished and finish and self.ranks.is_main:
             finish(folder)

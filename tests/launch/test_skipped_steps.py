@@ -1,4 +1,4 @@
-"""A step whose loss is not finite, skipped by option: the weights are those before it."""
+"""Steps whose loss is not finite or jumps: by option skipped, or gone back from."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import Train, read_losses
+from training_runs import Train, assert_same_run, read_losses
 
+from minimind.engine.loop import Loop
+from minimind.engine.spikes import LossSpikeError, SpikeWatch
 from minimind.model.state_dict import load_hf_folder
 from minimind.stages.pretrain import Pretrain
 from minimind.types import LossSum
@@ -65,3 +67,40 @@ def test_without_the_option_it_ends_the_run(
 ):
     assert train(*flags, "--eval_every", "0") == 1
     assert f"error: step {BAD_STEP}: the loss is nan" in capsys.readouterr().err
+
+
+def test_a_run_goes_back_from_a_spike_and_on_without_it(
+    train: Train,
+    flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """As a run does that was left alone but for the two steps."""
+    whole = SpikeWatch.check
+
+    def check(self: SpikeWatch, step: int, loss: float, *, has_checkpoint: bool) -> None:
+        if step == 5 and has_checkpoint and not self._returns:
+            raise LossSpikeError(step, f"step {step}: the loss jumps")
+        whole(self, step, loss, has_checkpoint=has_checkpoint)
+
+    flags = [*flags, "--eval_every", "0", "--max_steps", "8", "--save_every", "3"]
+    with monkeypatch.context() as patch:
+        patch.setattr(SpikeWatch, "check", check)
+        assert train(*flags) == 0
+    said = capsys.readouterr().err
+    assert "step 5: the loss jumps; going back to step 3 of" in said
+    assert "without steps 4 and 5" in said
+    assert [step for step, *_ in read_losses(tmp_path / "run")] == [1, 2, 3, 6, 7, 8]
+
+    meta = tmp_path / "run" / "checkpoints" / "latest" / "meta.json"
+    assert json.loads(meta.read_text("utf-8"))["state"]["passed_over"] == [4, 5]
+    take = Loop.step
+
+    def step(self: Loop[Any, Any], micro_batches: list[Any]) -> None:
+        self.state.passed_over = (4, 5)
+        take(self, micro_batches)
+
+    monkeypatch.setattr(Loop, "step", step)
+    assert train(*flags, "--output_dir", str(tmp_path / "whole")) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "run")

@@ -28,7 +28,7 @@ from minimind.run.checks import check_run
 from minimind.run.data_checks import check_data
 from minimind.run.describe import describe_run
 from minimind.run.flags import TrainArguments
-from minimind.run.folder import merge_earlier, open_folder
+from minimind.run.folder import merge_earlier, open_together
 from minimind.run.inputs import build_loaders
 from minimind.run.resolve import ResolvedRun, check_same_run, find_tokenizer, resolve_run
 from minimind.run.restarts import resume_after_restart
@@ -224,16 +224,10 @@ class Run:
             limit_s = self.resolved.recipe.rank_timeout_s
             heartbeat = stack.enter_context(Heartbeat(self.ranks, limit_s))
             # Locked before the newest checkpoint is chosen: another process might add a newer one.
-            folder = self._open_folder(stack) if resumes else None
+            folder = open_together(self.resolved, self.ranks, stack) if resumes else None
             self.check()
-            return self._train_in(folder or self._open_folder(stack), heartbeat)
-
-    def _open_folder(self, stack: contextlib.ExitStack) -> Path:
-        """Creates the run's folder on rank 0, which holds its lock until the stack unwinds."""
-        opened = main_first(self.ranks, lambda: open_folder(self.resolved))
-        if opened:
-            stack.callback(opened[1].release)
-        return broadcast(opened[0] if opened else None)
+            folder = folder or open_together(self.resolved, self.ranks, stack)
+            return self._train_in(folder, heartbeat)
 
     def _train_in(self, folder: Path, heartbeat: Heartbeat) -> bool:
         self.folder = folder
@@ -271,12 +265,8 @@ class Run:
         if self._start and loop.state.step >= loop.total_steps:
             logger.info("all %d steps are done already: %s", loop.total_steps, self._start.folder)
             return True
-        finished = train_recorded(
-            self.resolved, self.tokenizer, self._trained, loop, folder, heartbeat
-        )
-        finish = self._trained.models.finish
-        if finished and finish and self.ranks.is_main:
-            finish(folder)
+        trained = self._trained
+        finished = train_recorded(self.resolved, self.tokenizer, trained, loop, folder, heartbeat)
         where = folder / "checkpoints" / "latest"
         logger.info("%s: %s", "done" if finished else "interrupted", where)
         return finished

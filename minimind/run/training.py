@@ -35,7 +35,7 @@ def train_recorded(
             with heartbeat.training():
                 finished = loop.run()
             outcome = DONE if finished else INTERRUPTED
-            return finished
+            break
         except LossSpikeError as found:
             spike = found
         except Exception as error:
@@ -44,6 +44,9 @@ def train_recorded(
         finally:
             recorder.close(outcome)
         loop = _go_back(run, trained, loop, folder, spike)
+    if finished and trained.models.finish and loop.engine.ranks.is_main:
+        trained.models.finish(folder)
+    return finished
 
 
 def _go_back(

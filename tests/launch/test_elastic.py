@@ -24,6 +24,20 @@ def go_on(run: Path, stage: str, steps: int) -> list[str]:
     return [*resume, "--ds_config", f"{stage}.json"]
 
 
+def test_a_run_goes_on_under_other_zero_stages(
+    train: Train, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MINIMIND_PRECISION", "bf16")
+    flags = [*flags, *WITHOUT_CLIPPING, *STEADY]
+    assert train(*flags, "--max_steps", "4", "--output_dir", str(tmp_path / "whole")) == 0
+    run = tmp_path / "run"
+    assert train(*flags, "--max_steps", "1") == 0
+    for steps, name in enumerate(["zero3", "zero0", "zero1"], start=2):
+        assert train(*go_on(run, name, steps)) == 0
+    assert_same_run(tmp_path / "whole", run)
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("precision")
 def test_a_run_goes_on_under_every_zero_stage(
     train: Train, train_on_two: TrainOnTwo, flags: list[str], tmp_path: Path
@@ -45,6 +59,7 @@ def test_a_run_goes_on_under_every_zero_stage(
     assert [step for step, *_ in read_losses(run)] == list(range(1, 10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [("fp32", "bf16"), ("bf16", "fp32")])
 def test_a_run_goes_on_in_another_precision(
     train: Train, flags: list[str], tmp_path: Path, before: str, after: str

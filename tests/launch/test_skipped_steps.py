@@ -39,7 +39,10 @@ def one_bad_loss(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("precision", "one_bad_loss")
-@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize(
+    "name",
+    ["zero0", "zero2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("zero1", "zero3"))],
+)
 def test_a_skipped_step_changes_no_weight_and_names_its_rows(
     train: Train, flags: list[str], tmp_path: Path, name: str
 ):

@@ -59,7 +59,7 @@ def _write_data(path: Path) -> None:
     """Writes documents of which a row holds one each, so that an epoch is a number of steps."""
     with open(path, "w", encoding="utf-8") as file:
         for number in range(_DOCUMENTS):
-            words = [f"{number + k} + {k} = {number + 2 * k}." for k in range(1, 5)]
+            words = [f"{number + k} + {k} = {number + 2 * k}." for k in range(1, 7)]
             file.write(json.dumps({"text": " ".join(words)}) + "\n")
 
 

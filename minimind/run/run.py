@@ -32,7 +32,7 @@ from minimind.run.folder import merge_earlier, open_together
 from minimind.run.inputs import build_loaders
 from minimind.run.resolve import ResolvedRun, check_same_run, find_tokenizer, resolve_run
 from minimind.run.restarts import resume_after_restart
-from minimind.run.training import train_recorded
+from minimind.run.training import say_where_from, train_recorded
 from minimind.runtime.devices import Device, check_kernels, find_device, limit_threads
 from minimind.runtime.heartbeat import Heartbeat
 from minimind.runtime.memory import unfreeze_objects
@@ -219,11 +219,11 @@ class Run:
         if self.folder is not None or self._steps is not None or not self._has_own_data:
             raise RuntimeError("a run is trained once, on its own data: resolve another")
         self._start_ranks()
-        resumes = self.resolved.arguments.resume
         with contextlib.ExitStack() as stack:
-            limit_s = self.resolved.recipe.rank_timeout_s
-            heartbeat = stack.enter_context(Heartbeat(self.ranks, limit_s))
+            watched = Heartbeat(self.ranks, self.resolved.recipe.rank_timeout_s)
+            heartbeat = stack.enter_context(watched)
             # Locked before the newest checkpoint is chosen: another process might add a newer one.
+            resumes = self.resolved.arguments.resume
             folder = open_together(self.resolved, self.ranks, stack) if resumes else None
             self.check()
             folder = folder or open_together(self.resolved, self.ranks, stack)
@@ -258,17 +258,14 @@ class Run:
 
     def _train(self, loop: Loop[Any, Any], folder: Path, heartbeat: Heartbeat) -> bool:
         assert self._trained is not None
-        if self.resolved.arguments.resume and not self._start:
-            logger.info("resumed    %s has no checkpoint yet: from the beginning", folder)
-        if self._start:
-            logger.info("resumed    from step %d of %s", loop.state.step, self._start.folder)
+        say_where_from(self.resolved, self._start, folder)
         if self._start and loop.state.step >= loop.total_steps:
             logger.info("all %d steps are done already: %s", loop.total_steps, self._start.folder)
             return True
-        trained = self._trained
-        finished = train_recorded(self.resolved, self.tokenizer, trained, loop, folder, heartbeat)
-        where = folder / "checkpoints" / "latest"
-        logger.info("%s: %s", "done" if finished else "interrupted", where)
+        finished = train_recorded(
+            self.resolved, self.tokenizer, self._trained, loop, folder, heartbeat
+        )
+        logger.info("%s: %s/checkpoints/latest", "done" if finished else "interrupted", folder)
         return finished
 
     def _find_start(self) -> Checkpoint | None:

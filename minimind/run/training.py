@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minimind.data.tokenizer import Tokenizer
-from minimind.engine.checkpoint import find_latest
+from minimind.engine.checkpoint import Checkpoint, find_latest
 from minimind.engine.loop import Loop
 from minimind.engine.spikes import LossSpikeError
 from minimind.monitors.monitor import DONE, INTERRUPTED, Outcome
@@ -16,6 +16,14 @@ from minimind.run.resolve import ResolvedRun
 from minimind.runtime.heartbeat import Heartbeat
 
 logger = logging.getLogger("minimind")
+
+
+def say_where_from(run: ResolvedRun, start: Checkpoint | None, folder: Path) -> None:
+    """Logs where a resumed run goes on."""
+    if start:
+        logger.info("resumed    from step %d of %s", start.step, start.folder)
+    elif run.arguments.resume:
+        logger.info("resumed    %s has no checkpoint yet: from the beginning", folder)
 
 
 def train_recorded(

@@ -17,10 +17,10 @@ from minimind.runtime.ranks import free_port
 SCRIPT = ROOT / "launch" / "slurm" / "train.sbatch"
 
 COMMANDS = {
-    "srun": 'exec "$@"',
+    "srun": 'echo $$ > "$STEP"; exec "$@"',
     "scontrol": 'if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$CALLS"; fi',
     # What Slurm does: the signal goes to the processes of the step.
-    "scancel": 'echo "$@" >> "$CALLS"; pkill -TERM --parent "$PPID" torchrun',
+    "scancel": 'echo "$@" >> "$CALLS"; kill -TERM "$(cat "$STEP")"',
 }
 """What stands for Slurm's commands."""
 
@@ -37,6 +37,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return kept | {
         "PATH": os.pathsep.join(paths),
         "CALLS": str(tmp_path / "calls"),
+        "STEP": str(tmp_path / "step"),
         "SLURM_JOB_ID": "7",
         "SLURM_JOB_NODELIST": "here",
         "SLURM_NNODES": "1",
@@ -52,7 +53,7 @@ def test_a_job_at_its_time_limit_saves_and_resumes_from_the_queue(
     train: Train, flags: list[str], tmp_path: Path, environment: dict[str, str]
 ):
     run, rest = tmp_path / "run", ["--eval_every", "0", "--set", "gradient_clipping=0"]
-    arguments = [*flags, *rest, "--max_steps", "40", "--save_every", "1"]
+    arguments = [*flags, *rest, "--max_steps", "200", "--save_every", "1"]
     del arguments[arguments.index("--output_dir") :][:2]
     command = ["bash", str(SCRIPT), str(run), *arguments]
 
@@ -74,5 +75,5 @@ def test_a_job_at_its_time_limit_saves_and_resumes_from_the_queue(
     _, said = again.communicate(timeout=300)
     assert again.returncode == 0, said
     assert "resumed    from step" in said
-    assert train(*arguments, "--output_dir", str(tmp_path / "whole")) == 0
+    assert train(*arguments, "--save_every", "0", "--output_dir", str(tmp_path / "whole")) == 0
     assert_same_run(tmp_path / "whole", run)

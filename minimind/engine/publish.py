@@ -48,6 +48,8 @@ def publish(unfinished: Path, final: Path, meta: dict[str, Any], *, is_best: boo
     try:
         unfinished.rename(final)
     except OSError:
+        for fresh, _ in links:
+            fresh.unlink()
         if earlier:
             earlier.rename(final)
         raise

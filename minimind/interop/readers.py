@@ -8,7 +8,7 @@ from pathlib import Path
 
 from minimind.config.spelling import did_you_mean_file
 from minimind.errors import CheckpointError
-from minimind.interop import own_folder
+from minimind.interop import own_folder, zero_shards
 from minimind.interop.options import ConvertOptions
 from minimind.interop.source import Source
 
@@ -32,6 +32,11 @@ READERS = (
         "merged into its base",
         own_folder.detect,
         own_folder.open_folder,
+    ),
+    Reader(
+        "the engine/ folder of a checkpoint (DeepSpeed's shards, of any ZeRO stage)",
+        zero_shards.detect,
+        zero_shards.open_shards,
     ),
 )
 """The first reader that detects a path opens it."""

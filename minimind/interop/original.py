@@ -211,7 +211,7 @@ def _find_tokenizer(path: Path, options: ConvertOptions) -> Path | None:
     return next((place for place in places if has_tokenizer(place)), None)
 
 
-def _open_adapter(path: Path, parts: dict[str, LazyTensor], options: ConvertOptions) -> Source:
+def _open_adapter(path: Path, entries: dict[str, LazyTensor], options: ConvertOptions) -> Source:
     from minimind.interop.readers import open_source  # which lists this reader
 
     if options.base is None:
@@ -220,9 +220,9 @@ def _open_adapter(path: Path, parts: dict[str, LazyTensor], options: ConvertOpti
             "on with --base"
         )
     base = open_source(options.base, replace(options, base=None))
-    adapter = SourceAdapter(
-        parts=_read_adapter(path, parts, base.config), base=base.path, base_name=str(base.path)
-    )
+    folder = base.path.resolve()
+    parts = _read_adapter(path, entries, base.config)
+    adapter = SourceAdapter(parts=parts, base=folder, base_name=str(folder))
     return merge_into(base, adapter, str(path))
 
 

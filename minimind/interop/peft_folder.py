@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,6 +66,8 @@ def write(source: Source, folder: Path, options: ConvertOptions) -> list[str]:
         values["lora_dropout"] = adapter.dropout
     header = {"format": "pt"}
     if is_model_folder(adapter.base):
+        # As `save_adapter` does it, so that our own reader finds and knows the model.
+        header["base_relative"] = os.path.relpath(adapter.base.resolve(), folder.resolve())
         header["base_fingerprint"] = fingerprint(adapter.base)
     text = json.dumps(values, indent=2) + "\n"
     (folder / ADAPTER_CONFIG_FILE).write_text(text, encoding="utf-8")

@@ -57,12 +57,12 @@ def find_model_folder(path: Path) -> Path:
         for candidate in (folder, folder / "model", folder / "adapter"):
             if is_model_folder(candidate):
                 return candidate
-    if path.is_file():
+    if path.is_file() or (path.is_dir() and any(path.glob("*.pth"))):
+        output = path.with_suffix("") if path.is_file() else f"{path}-converted"
         raise CheckpointError(
-            f"{path}: a file, where a folder is expected: a run's, a checkpoint in it, or a "
-            "Hugging Face folder (config.json and *.safetensors). Convert a .pth of the original "
-            f"or another file of weights to such a folder first: minimind convert --input {path} "
-            f"--to minimind --output {path.with_suffix('')}"
+            f"{path}: not a run's folder, a checkpoint in it, or a Hugging Face folder (config.json "
+            "and *.safetensors). Convert a .pth of the original or another file of weights to such "
+            f"a folder first: minimind convert --input {path} --to minimind --output {output}"
         )
     raise CheckpointError(
         f"{path}: neither a run's folder, nor a checkpoint, nor a Hugging Face folder, nor an "

@@ -189,7 +189,9 @@ def test_the_tokenizer_beside_the_weights_or_in_the_checkout_is_found(tmp_path: 
 
 def test_where_a_folder_is_expected_the_error_names_the_command(tmp_path: Path):
     file = save(tmp_path, random_state(DENSE[1]))
-    command = f"minimind convert --input {file} --to minimind --output {file.with_suffix('')}"
-    with pytest.raises(CheckpointError) as caught:
-        find_model_folder(file)
-    assert command in str(caught.value)
+    outputs = {file: file.with_suffix(""), tmp_path: f"{tmp_path}-converted"}
+    for path, output in outputs.items():
+        with pytest.raises(CheckpointError) as caught:
+            find_model_folder(path)
+        command = f"minimind convert --input {path} --to minimind --output {output}"
+        assert command in str(caught.value)

@@ -8,25 +8,17 @@ import math
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_adapters import adapted, explicit_sum, named, random_adapter
+from small_adapters import explicit_sum, named, random_adapter
 from small_models import (
-    FAMILIES,
-    logits_of,
-    loss_of,
-    pack,
-    random_documents,
     random_model,
     small_config,
 )
-from torch import Tensor
 
-from minimind.config.model import ModelConfig
 from minimind.errors import CheckpointError
 from minimind.lora.adapter import LoraPart
 from minimind.lora.folder import (
@@ -36,10 +28,8 @@ from minimind.lora.folder import (
     load_folder_config,
     load_model_folder,
 )
-from minimind.lora.model import collect_adapter
 from minimind.lora.peft_format import save_adapter
 from minimind.model.state_dict import load_hf_folder, save_hf_folder, split_fused
-from minimind.model.transformer import Transformer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 CONFIG = small_config()
@@ -243,65 +233,3 @@ def test_a_part_of_no_linear_of_the_model_is_refused(base: Path, tmp_path: Path)
     save_adapter(tmp_path / "a", CONFIG, adapter, BaseModel.of(base))
     with pytest.raises(CheckpointError, match=r"layers\.7\.mlp\.up_proj, which this model"):
         load_model_folder(tmp_path / "a")
-
-
-def save_base(family: str, folder: Path) -> tuple[ModelConfig, Transformer, Path]:
-    """Saves a random model of the family as a base; gives its configuration, itself, its folder."""
-    config, base = small_config(family), folder / "base"
-    model = random_model(config)
-    save_hf_folder(base, config, named(model), torch.float32)
-    return config, model, base
-
-
-def loaded_by_peft(base: Path, adapter: Path, **options: bool) -> Any:
-    """Gives the model as PEFT loads it; skips the test where PEFT is not installed."""
-    peft = pytest.importorskip("peft")
-    transformers = pytest.importorskip("transformers")
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype="float32")
-    return peft.PeftModel.from_pretrained(model, adapter, **options)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_peft_computes_what_we_do(family: str, tmp_path: Path):
-    """Where PEFT is installed: it reads ours, and we read what it writes."""
-    config, _, base = save_base(family, tmp_path)
-    ids = random_documents([20])[0]
-    save_adapter(tmp_path / "ours", config, random_adapter(config), BaseModel.of(base))
-
-    def logits_of_folder(folder: Path) -> Tensor:
-        merged = Transformer(config)
-        merged.load_named(load_model_folder(folder)[1])
-        return logits_of(merged, pack([[ids]]))
-
-    theirs = loaded_by_peft(base, tmp_path / "ours")
-    with torch.no_grad():
-        found = theirs(torch.tensor([ids])).logits[0]
-    ours = logits_of_folder(tmp_path / "ours")
-    assert (ours - logits_of_folder(base)).abs().max() > 0.1
-    torch.testing.assert_close(found, ours, rtol=1e-4, atol=1e-4)
-    theirs.save_pretrained(tmp_path / "theirs")
-    torch.testing.assert_close(logits_of_folder(tmp_path / "theirs"), ours, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_peft_has_our_gradients(family: str, tmp_path: Path):
-    config, model, base = save_base(family, tmp_path)
-    ids = random_documents([20])[0]
-    adapted(model)
-    values = named(model)
-    save_adapter(tmp_path / "ours", config, collect_adapter(model, values), BaseModel.of(base))
-    batch = pack([[ids]])
-    loss_of(model, batch).backward()
-    ours = {n: values[n] if p.grad is None else p.grad for n, p in model.named_parameters()}
-
-    theirs = loaded_by_peft(base, tmp_path / "ours", is_trainable=True)
-    tokens = torch.tensor([ids])
-    loss = theirs(tokens, labels=tokens).loss * (len(ids) - 1)
-    loss.backward()
-    wanted = {n: p.grad for n, p in theirs.named_parameters() if p.requires_grad}
-    found = collect_adapter(model, ours)
-    assert len(wanted) == 2 * len(found)
-    for name, part in found.items():
-        for tensor, gradient in (("A", part.a_RI), ("B", part.b_OR)):
-            expected = wanted[f"base_model.model.{name}.lora_{tensor}.default.weight"]
-            torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4, msg=name)

@@ -148,6 +148,13 @@ def linear_parts(config: ModelConfig) -> dict[str, list[LinearPart]]:
     return tensors
 
 
+def outside_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Gives the shape of each tensor on disk, by its name on Hugging Face."""
+    return {
+        name: entry.outside_shape(size) for entry in _layout(config) for name, size in entry.outside
+    }
+
+
 def split_fused(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gives the model's named parameters under Hugging Face's names. The parts of a fused tensor
     are views of it."""
@@ -165,22 +172,23 @@ def join_fused(
     """Gives the model's named parameters from tensors under Hugging Face's names: the inverse of
     `split_fused`. Raises CheckpointError that names a missing, unexpected or misshapen tensor, and
     for an output head that differs from the embedding it is tied to."""
-    tensors = dict(tensors)
-    head = tensors.get("lm_head.weight")
-    if config.tie_word_embeddings and head is not None:
+    unused = set(tensors)
+    if config.tie_word_embeddings and "lm_head.weight" in unused:
+        head = tensors["lm_head.weight"]
         if not torch.equal(head, tensors.get("model.embed_tokens.weight", head)):
             raise CheckpointError(
                 f"{origin}: lm_head.weight differs from the embedding, but the configuration ties "
                 "them: set tie_word_embeddings to false in config.json"
             )
-        del tensors["lm_head.weight"]
+        unused.remove("lm_head.weight")
     state: dict[str, Tensor] = {}
     for entry in _layout(config):
         parts = []
         for name, size in entry.outside:
-            if name not in tensors:
+            if name not in unused:
                 raise CheckpointError(f"{origin}: the tensor {name} is missing")
-            part = tensors.pop(name)
+            unused.remove(name)
+            part = tensors[name]
             shape = entry.outside_shape(size)
             if tuple(part.shape) != shape:
                 raise CheckpointError(
@@ -189,8 +197,8 @@ def join_fused(
             parts.append(part)
         whole = torch.cat(parts, dim=entry.dim) if len(parts) > 1 else parts[0]
         state[entry.inside] = whole.view(entry.shape)
-    if tensors:
-        raise CheckpointError(f"{origin}: not of this model: {', '.join(sorted(tensors)[:5])}")
+    if unused:
+        raise CheckpointError(f"{origin}: not of this model: {', '.join(sorted(unused)[:5])}")
     return state
 
 
@@ -223,7 +231,7 @@ def load_hf_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Loads the configuration and the model's named parameters, in the dtype on disk."""
     config = load_hf_config(folder)
     tensors: dict[str, Tensor] = {}
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -234,7 +242,7 @@ def load_hf_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 def hash_weights(folder: Path) -> str:
     """Gives a hash of the bytes of the weight files."""
-    return hash_files(_weight_files(folder))
+    return hash_files(weight_files(folder))
 
 
 def hash_files(paths: Iterable[Path]) -> str:
@@ -250,7 +258,9 @@ def hash_files(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """Gives the safetensors files of a Hugging Face folder. Raises CheckpointError where it has
+    none, or a broken index."""
     if (folder / WEIGHTS_FILE).exists():
         return [folder / WEIGHTS_FILE]
     index = folder / INDEX_FILE

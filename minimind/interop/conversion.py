@@ -1,0 +1,74 @@
+"""Converts a model: reads it, writes it in another format, compares the two, and only then puts the
+result in place."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from minimind.errors import ConfigError
+from minimind.interop.checks import Difference
+from minimind.interop.options import ConvertOptions
+from minimind.interop.readers import open_source
+from minimind.interop.writers import WRITERS, Writer
+from minimind.runtime.cache_folder import new_folder
+from minimind.runtime.whole_files import write_whole
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """Reports a conversion."""
+
+    output: Path
+    notes: list[str]
+    differences: list[Difference]
+
+
+def convert(source: Path, to: str, output: Path, options: ConvertOptions) -> Converted:
+    """Converts the model at `source` to the format `to`, a key of WRITERS. `output` is complete and
+    compared with its source, or untouched. Raises a MiniMindError."""
+    writer, output = WRITERS[to], output.absolute()
+    if options.dtype is not None and options.dtype not in writer.dtypes:
+        raise ConfigError(
+            f"--dtype {options.dtype}: --to {to} writes {', '.join(writer.dtypes) or 'no other'}"
+        )
+    _check_free(output, writer)
+    opened = open_source(source, options)
+    try:
+        with _new(output, writer) as new:
+            notes = writer.write(opened, new, options)
+            differences = writer.check(opened, new, options)
+            for difference in differences:
+                difference.check()
+            _check_free(output, writer)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"--output {output}: cannot be written{_space(output)}: {error}"
+        ) from None
+    return Converted(output, [*opened.notes, *notes], differences)
+
+
+def _new(output: Path, writer: Writer) -> contextlib.AbstractContextManager[Path]:
+    return new_folder(output) if writer.is_folder else write_whole(output)
+
+
+def _check_free(output: Path, writer: Writer) -> None:
+    """Raises ConfigError where something is at `output` already; an empty folder may be there for a
+    folder."""
+    if writer.is_folder:
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise ConfigError(f"--output {output}: exists already and is not an empty folder")
+    elif output.exists():
+        raise ConfigError(f"--output {output}: exists already")
+
+
+def _space(output: Path) -> str:
+    """Says how much space is free where `output` was to be."""
+    for folder in output.parents:
+        if folder.is_dir():
+            return f" ({shutil.disk_usage(folder).free / 1e9:.1f} GB free there)"
+    return ""

@@ -1,0 +1,24 @@
+"""Defines what a user may choose about a conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertOptions:
+    """Holds the options of readers and writers. Each reads those that concern it."""
+
+    dtype: str | None = None
+    """The type of the weights that are written, one of the writer's `dtypes`; None keeps the
+    source's."""
+    tokenizer: Path | None = None
+    """The tokenizer's folder, for files that bring none."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Fields of the model's configuration (`--set`), for files that do not say them."""
+    allow_custom_code: bool = False
+    """Write a model that `transformers` loads with trust_remote_code alone."""
+    max_shard_bytes: int = 5_000_000_000
+    """The size above which the weights of a Hugging Face folder are divided among files."""

@@ -1,0 +1,48 @@
+"""Lists the kinds of files that a conversion reads, and opens them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from minimind.config.spelling import did_you_mean_file
+from minimind.errors import CheckpointError
+from minimind.interop import own_folder
+from minimind.interop.options import ConvertOptions
+from minimind.interop.source import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Reads one kind of files."""
+
+    what: str
+    """What it reads, for help texts and messages."""
+    detect: Callable[[Path], bool]
+    """Tells from names and shapes, without reading weights, whether a path is of this kind. It
+    raises CheckpointError where the path is of this kind but damaged, and never guesses."""
+    open: Callable[[Path, ConvertOptions], Source]
+    """Opens it. Raises CheckpointError, ConfigError or DataError."""
+
+
+READERS = (
+    Reader(
+        "a run's folder, one checkpoint in it, a Hugging Face folder, or an adapter's, which is "
+        "merged into its base",
+        own_folder.detect,
+        own_folder.open_folder,
+    ),
+)
+"""The first reader that detects a path opens it."""
+
+
+def open_source(path: Path, options: ConvertOptions | None = None) -> Source:
+    """Opens the model at `path` with the reader that knows its kind. Raises CheckpointError for a
+    path that none knows."""
+    for reader in READERS:
+        if reader.detect(path):
+            return reader.open(path, options or ConvertOptions())
+    known = "; ".join(reader.what for reader in READERS)
+    missing = "" if path.exists() else f" no such file or folder{did_you_mean_file(path)};"
+    raise CheckpointError(f"{path}:{missing} not a model that can be read here. Known: {known}")

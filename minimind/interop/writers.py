@@ -1,0 +1,37 @@
+"""Lists the formats that a conversion writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from minimind.interop import hf_folder
+from minimind.interop.checks import Difference
+from minimind.interop.options import ConvertOptions
+from minimind.interop.source import Source
+from minimind.runtime.devices import DTYPES
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Writes one format."""
+
+    what: str
+    """What it writes, for help texts."""
+    is_folder: bool
+    """Whether the result is a folder; else it is one file."""
+    dtypes: tuple[str, ...]
+    """The values of --dtype that it takes."""
+    write: Callable[[Source, Path, ConvertOptions], list[str]]
+    """Writes a temporary folder, which is there and empty, or a file that is not there. Gives notes
+    for the user. Raises OSError where it cannot be written, and the errors of minimind/errors.py
+    where the model cannot be written in this format."""
+    check: Callable[[Source, Path, ConvertOptions], list[Difference]]
+    """Reads what was written and compares it with the source."""
+
+
+WRITERS = {
+    "hf": Writer("a Hugging Face folder", True, tuple(DTYPES), hf_folder.write, hf_folder.check),
+}
+"""The writer of each value of --to."""

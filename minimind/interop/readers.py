@@ -9,6 +9,7 @@ from pathlib import Path
 from minimind.config.spelling import did_you_mean_file
 from minimind.errors import CheckpointError
 from minimind.interop import own_folder
+from minimind.interop.gguf import reader as gguf_file
 from minimind.interop.options import ConvertOptions
 from minimind.interop.source import Source
 
@@ -33,6 +34,7 @@ READERS = (
         own_folder.detect,
         own_folder.open_folder,
     ),
+    Reader("a GGUF file", gguf_file.detect, gguf_file.open_file),
 )
 """The first reader that detects a path opens it."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from minimind.interop import hf_folder
 from minimind.interop.checks import Difference
+from minimind.interop.gguf import writer as gguf_file
 from minimind.interop.options import ConvertOptions
 from minimind.interop.source import Source
 from minimind.runtime.devices import DTYPES
@@ -33,5 +34,8 @@ class Writer:
 
 WRITERS = {
     "hf": Writer("a Hugging Face folder", True, tuple(DTYPES), hf_folder.write, hf_folder.check),
+    "gguf": Writer(
+        "a GGUF file, for llama.cpp and Ollama", False, (), gguf_file.write, gguf_file.check
+    ),
 }
 """The writer of each value of --to."""

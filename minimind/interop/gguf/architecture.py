@@ -129,8 +129,8 @@ def to_fields(config: ModelConfig) -> dict[str, Any]:
         fields["rope.scaling.type"] = "yarn"
         fields["rope.scaling.factor"] = float(yarn["factor"])
         fields["rope.scaling.original_context_length"] = yarn["original_max_position_embeddings"]
-        fields["rope.scaling.attn_factor"] = (
-            yarn["attention_factor"] / _usual_attention_factor(yarn["factor"])
+        fields["rope.scaling.attn_factor"] = yarn["attention_factor"] / _usual_attention_factor(
+            yarn["factor"]
         )
     own = (*_OWN, *_OWN_EXPERTS) if config.num_experts else _OWN
     return {f"{architecture}.{name}": value for name, value in fields.items()} | {
@@ -144,10 +144,10 @@ def _usual_attention_factor(factor: float) -> float:
     return 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
 
 
-def from_fields(fields: Mapping[str, Any], special_ids: Mapping[str, int], path: str) -> ModelConfig:
-    """Reads the configuration; `special_ids` are those of the file's tokenizer, by the names of
-    ModelConfig's fields. Raises CheckpointError, which `path` begins, for an architecture or a
-    field that models here do not have."""
+def from_fields(fields: Mapping[str, Any], given: Mapping[str, Any], path: str) -> ModelConfig:
+    """Reads the configuration; `given` holds fields of ModelConfig that the rest of the file tells.
+    Raises CheckpointError, which `path` begins, for an architecture or a field that models here do
+    not have."""
     architecture = fields.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
@@ -162,13 +162,11 @@ def from_fields(fields: Mapping[str, Any], special_ids: Mapping[str, int], path:
     values |= {
         "model_type": "qwen3" if values["use_qk_norm"] else "llama",
         "norm_cast_before_weight": True,
-        **special_ids,
+        **given,
         **_read_own(fields, path),
     }
     if architecture in (QWEN3_MOE, SHARED_MOE):
-        values |= {
-            ours: _take(left, name, path) for name, ours in _EXPERT_SIZES.items()
-        }
+        values |= {ours: _take(left, name, path) for name, ours in _EXPERT_SIZES.items()}
         values["norm_topk_prob"] = left.pop("expert_weights_norm", True)
     if architecture == SHARED_MOE:
         values |= _take_shared(left, values, path)
@@ -242,9 +240,7 @@ def _take_yarn(left: dict[str, Any], values: dict[str, Any], path: str) -> dict[
     if kind != "yarn":
         raise CheckpointError(f"{path}: rope.scaling.type is {kind!r}; known: 'yarn'")
     factor = as_decimal(_take(left, "rope.scaling.factor", path))
-    original = left.pop(
-        "rope.scaling.original_context_length", values["max_position_embeddings"]
-    )
+    original = left.pop("rope.scaling.original_context_length", values["max_position_embeddings"])
     more = left.pop("rope.scaling.attn_factor", 1.0)
     for name in ("yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_ext_factor"):
         left.pop(f"rope.scaling.{name}", None)  # llama.cpp ignores them in these architectures

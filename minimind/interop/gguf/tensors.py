@@ -107,9 +107,7 @@ def _block(
     yield GgufTensor(f"{block}ffn_gate_inp.weight", (f"{mlp}gate.weight",), is_fp32=True)
     shared = range(config.n_shared_experts)
     for name, ours in _FFN.items():
-        experts = tuple(
-            f"{mlp}experts.{e}.{ours}.weight" for e in range(config.num_experts)
-        )
+        experts = tuple(f"{mlp}experts.{e}.{ours}.weight" for e in range(config.num_experts))
         yield GgufTensor(f"{block}{name}_exps.weight", experts, "stack")
         if shared:
             parts = tuple(f"{mlp}shared_experts.{s}.{ours}.weight" for s in shared)

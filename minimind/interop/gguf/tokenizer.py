@@ -200,7 +200,7 @@ def _read_spec(
         for id, type in enumerate(types)
         if type in (CONTROL, USER_DEFINED)
     ]
-    vocab = {token: id for id, token in enumerate(tokens) if types[id] == NORMAL}
+    vocab = {token: id for id, token in enumerate(tokens) if types[id] != UNUSED}
     return {
         "version": "1.0",
         "truncation": None,

@@ -38,6 +38,10 @@ def convert(source: Path, to: str, output: Path, options: ConvertOptions) -> Con
         )
     _check_free(output, writer)
     opened = open_source(source, options)
+    beside = writer.beside(opened, output, options)
+    for path in beside:
+        if path.exists():
+            raise ConfigError(f"{path}: exists already")
     try:
         with _new(output, writer) as new:
             notes = writer.write(opened, new, options)
@@ -45,11 +49,16 @@ def convert(source: Path, to: str, output: Path, options: ConvertOptions) -> Con
             for difference in differences:
                 difference.check()
             _check_free(output, writer)
+        for path, text in beside.items():
+            with write_whole(path) as new:
+                new.write_text(text, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise ConfigError(
             f"--output {output}: cannot be written{_space(output)}: {error}"
         ) from None
-    return Converted(output, [*opened.notes, *notes], differences)
+    return Converted(
+        output, [*opened.notes, *notes, *(f"{path}: written" for path in beside)], differences
+    )
 
 
 def _new(output: Path, writer: Writer) -> contextlib.AbstractContextManager[Path]:

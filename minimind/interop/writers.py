@@ -14,6 +14,10 @@ from minimind.interop.source import Source
 from minimind.runtime.devices import DTYPES
 
 
+def _nothing_beside(source: Source, output: Path, options: ConvertOptions) -> dict[Path, str]:
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class Writer:
     """Writes one format."""
@@ -30,12 +34,19 @@ class Writer:
     where the model cannot be written in this format."""
     check: Callable[[Source, Path, ConvertOptions], list[Difference]]
     """Reads what was written and compares it with the source."""
+    beside: Callable[[Source, Path, ConvertOptions], dict[Path, str]] = _nothing_beside
+    """Gives small text files that belong beside the output, by their paths."""
 
 
 WRITERS = {
     "hf": Writer("a Hugging Face folder", True, tuple(DTYPES), hf_folder.write, hf_folder.check),
     "gguf": Writer(
-        "a GGUF file, for llama.cpp and Ollama", False, (), gguf_file.write, gguf_file.check
+        "a GGUF file, for llama.cpp and Ollama",
+        False,
+        (),
+        gguf_file.write,
+        gguf_file.check,
+        gguf_file.beside,
     ),
 }
 """The writer of each value of --to."""

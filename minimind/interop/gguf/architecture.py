@@ -139,8 +139,8 @@ def to_fields(config: ModelConfig) -> dict[str, Any]:
 
 
 def _usual_attention_factor(factor: float) -> float:
-    """Gives the factor on queries and keys that llama.cpp has with YaRN by itself (Peng et al. 2023,
-    section 3.4); `rope.scaling.attn_factor` multiplies it."""
+    """Gives the factor on queries and keys that llama.cpp has with YaRN by itself (Peng et al.
+    2023, section 3.4); `rope.scaling.attn_factor` multiplies it."""
     return 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
 
 
@@ -191,7 +191,7 @@ def _take(left: dict[str, Any], name: str, path: str) -> Any:
 
 
 def _take_sizes(left: dict[str, Any], fields: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Takes the sizes out of `left`, with llama.cpp's values for those that a file may leave out."""
+    """Takes the sizes out of `left`, with llama.cpp's defaults for those that a file leaves out."""
     left.setdefault("vocab_size", len(fields.get("tokenizer.ggml.tokens") or ()))
     left.setdefault("rope.freq_base", 10_000.0)
     for name in ("head_count", "embedding_length"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ CHOICES = (*QUANTIZATIONS, *_BY_LLAMA_CPP)
 
 def import_gguf() -> Any:
     """Gives the package `gguf`. Raises ConfigError where it is not installed."""
+    # It tells of its temporary file and of byte order, which concern nobody here.
+    logging.getLogger("gguf").setLevel(logging.WARNING)
     try:
         return importlib.import_module("gguf")
     except ImportError as error:

@@ -12,6 +12,7 @@ from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
 from minimind.interop.checks import Difference, logits_difference, weights_difference
 from minimind.interop.gguf import architecture, encoding, reader
+from minimind.interop.gguf.modelfile import modelfile, modelfile_path
 from minimind.interop.gguf.tensors import GgufTensor, gguf_tensors
 from minimind.interop.gguf.tokenizer import to_fields as tokenizer_fields
 from minimind.interop.options import ConvertOptions
@@ -29,9 +30,9 @@ _QUANTIZATION_VERSION = 2
 
 
 def write(source: Source, path: Path, options: ConvertOptions) -> list[str]:
-    """Writes the file. Raises OSError where that fails, ConfigError where llama.cpp does not compute
-    such a model or split texts as its tokenizer does, CheckpointError for values that the type does
-    not hold."""
+    """Writes the file. Raises OSError where that fails, ConfigError where llama.cpp does not
+    compute such a model or split texts as its tokenizer does, CheckpointError for values that the
+    type does not hold."""
     gguf = encoding.import_gguf()
     main = encoding.main_type(options.quantize, source.dtype)
     tensors = list(gguf_tensors(source.config))
@@ -69,7 +70,7 @@ def write(source: Source, path: Path, options: ConvertOptions) -> list[str]:
 def _load_tokenizer(source: Source) -> Tokenizer:
     if source.tokenizer is None:
         raise ConfigError(
-            f"--to gguf: {source.path} has no tokenizer, and llama.cpp reads it from the file: give "
+            f"--to gguf: {source.path} has no tokenizer, and a GGUF file holds one: give "
             "--tokenizer FOLDER"
         )
     return Tokenizer.load(source.tokenizer)
@@ -96,6 +97,11 @@ def _describe(kinds: dict[str, str], main: str) -> list[str]:
         + ", ".join(name for name, own in kinds.items() if own == kind)
         for kind in others
     ]
+
+
+def beside(source: Source, output: Path, options: ConvertOptions) -> dict[Path, str]:
+    """Gives the Modelfile, if it is asked for. Raises ConfigError."""
+    return {modelfile_path(output): modelfile(source, output)} if options.modelfile else {}
 
 
 def check(source: Source, path: Path, options: ConvertOptions) -> list[Difference]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minimind.config.model import ModelConfig
 from minimind.errors import CheckpointError
 from minimind.interop.source import Source
-from minimind.model.state_dict import join_fused
+from minimind.model.state_dict import join_part
 from minimind.model.transformer import Transformer
 from minimind.types import IGNORE_INDEX, Batch
 
@@ -50,21 +51,37 @@ def fixed_prompts(config: ModelConfig) -> list[list[int]]:
 
 @torch.no_grad()
 def logits_of(source: Source) -> Tensor:
-    """Computes the logits of the fixed prompts with the weights in fp32: [32, V], on the CPU."""
+    """Computes the logits of the fixed prompts with the weights in fp32: [32, V], on the CPU. Each
+    layer's weights are read before it runs and dropped after it."""
+    config, tensors = source.config, source.tensors
     with torch.device("meta"):
-        model = Transformer(source.config).eval()
-    weights = join_fused(source.config, source.tensors, str(source.path))
-    weights = {name: tensor.float() for name, tensor in weights.items()}
-    weights["lm_head.weight"] = weights.get("lm_head.weight", weights["embed_tokens.weight"])
-    model.load_state_dict(weights, assign=True)
+        model = Transformer(config).eval()
+
+    def load(module: nn.Module, prefix: str) -> None:
+        part = join_part(config, tensors, prefix)
+        weights = {name: tensor.float() for name, tensor in part.items()}
+        module.load_state_dict(weights, assign=True)
+
+    load(model.embed_tokens, "embed_tokens.")
+    load(model.norm, "norm.")
+    for i, block in enumerate(model.layers):
+        block.register_forward_pre_hook(lambda module, _, i=i: load(module, f"layers.{i}."))
+        block.register_forward_hook(_drop_weights)
+    model.lm_head.weight = cast(nn.Parameter, model.embed_tokens.weight)
+    if not config.tie_word_embeddings:
+        load(model.lm_head, "lm_head.")
     found: list[Tensor] = []
 
     def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
         found.append(hidden_MD @ weight_VD.T)
         return found[0].sum(1)
 
-    model(_batch(fixed_prompts(source.config)), head)
+    model(_batch(fixed_prompts(config)), head)
     return found[0]
+
+
+def _drop_weights(module: nn.Module, *_: object) -> None:
+    module.to("meta")
 
 
 def _batch(prompts: list[list[int]]) -> Batch:

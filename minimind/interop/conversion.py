@@ -4,6 +4,7 @@ result in place."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ def convert(source: Path, to: str, output: Path, options: ConvertOptions) -> Con
             f"--dtype {options.dtype}: --to {to} writes {', '.join(writer.dtypes) or 'no other'}"
         )
     _check_free(output, writer)
+    options = dataclasses.replace(options, name=output.name)
     opened = open_source(source, options)
     beside = writer.beside(opened, output, options)
     for path in beside:

@@ -11,6 +11,8 @@ from pathlib import Path
 class ConvertOptions:
     """Holds the options of readers and writers. Each reads those that concern it."""
 
+    name: str = "A MiniMind model"
+    """The result's name, for its model card."""
     dtype: str | None = None
     """The type of the weights that are written, one of the writer's `dtypes`; None keeps the
     source's."""

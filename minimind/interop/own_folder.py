@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from minimind.errors import CheckpointError
 from minimind.interop.options import ConvertOptions
 from minimind.interop.safetensors_file import lazy_tensors
 from minimind.interop.source import LazyTensor, LazyTensors, Source, check_tensors
+from minimind.interop.training_record import read_training
 from minimind.lora.adapter import LoraPart
 from minimind.lora.folder import (
     ADAPTER_CONFIG_FILE,
@@ -57,7 +57,7 @@ def open_folder(path: Path, options: ConvertOptions) -> Source:
         tensors=tensors,
         tokenizer=tokenizer if has_tokenizer(tokenizer) else None,
         notes=notes,
-        training=_read_training(folder),
+        training=read_training(folder),
         beside=tuple(sorted(file for file in folder.iterdir() if _is_beside(file))),
     )
 
@@ -99,12 +99,3 @@ def merged_tensors(base: LazyTensors, adapter: dict[str, LoraPart], origin: str)
 
         entries[weight] = LazyTensor(shape, torch.float32, read)
     return LazyTensors(entries, origin)
-
-
-def _read_training(folder: Path) -> dict[str, object]:
-    """Reads the meta.json of the checkpoint that holds the folder; {} where there is none."""
-    try:
-        values = json.loads((folder.parent / "meta.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}

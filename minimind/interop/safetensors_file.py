@@ -99,5 +99,5 @@ def write_safetensors(
         for name, tensor in tensors:
             assert (name, tuple(tensor.shape)) == (next(names), shapes[name])
             assert tensor.dtype == dtype
-            file.write(memoryview(tensor.contiguous().view(torch.uint8).numpy().reshape(-1)))
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
         assert next(names, None) is None

@@ -7,13 +7,13 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from minimind.config.model import ModelConfig
 from minimind.errors import CheckpointError
+from minimind.interop.training_record import TrainingRecord
 from minimind.model.state_dict import outside_shapes
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -79,8 +79,8 @@ class Source:
     """The tokenizer's folder."""
     notes: list[str] = field(default_factory=list)
     """What was assumed or done on the way, for the user to read."""
-    training: Mapping[str, Any] = field(default_factory=dict)
-    """What is known of the model's training (model_card.py)."""
+    training: TrainingRecord | None = None
+    """What is known of the model's training, for its card."""
     beside: tuple[Path, ...] = ()
     """Files that lay beside the weights and tokenizer, such as a license."""
 
@@ -92,7 +92,8 @@ class Source:
 
 def check_finite(tensor: Tensor, name: str) -> None:
     """Raises CheckpointError, which `name` begins, where a value is NaN or infinite."""
-    if not torch.isfinite(tensor).all():
+    # A sum is finite unless a value is not, or they overflow together; it needs no other tensor.
+    if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
         num_bad = int((~torch.isfinite(tensor)).sum())
         raise CheckpointError(
             f"{name} holds {num_bad:,} values that are NaN or infinite: take a checkpoint from "

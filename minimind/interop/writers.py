@@ -39,7 +39,20 @@ class Writer:
 
 
 WRITERS = {
-    "hf": Writer("a Hugging Face folder", True, tuple(DTYPES), hf_folder.write, hf_folder.check),
+    "hf": Writer(
+        "a Hugging Face folder that transformers loads",
+        True,
+        tuple(DTYPES),
+        hf_folder.write,
+        hf_folder.check,
+    ),
+    "minimind": Writer(
+        "the same without a model card, also for models that transformers has no class for",
+        True,
+        tuple(DTYPES),
+        hf_folder.write_own,
+        hf_folder.check,
+    ),
     "gguf": Writer(
         "a GGUF file, for llama.cpp and Ollama",
         False,

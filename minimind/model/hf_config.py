@@ -61,6 +61,11 @@ def _family(config: ModelConfig) -> str:
     return "qwen3_moe" if config.use_qk_norm and not config.n_shared_experts else _OWN_FAMILY
 
 
+def is_own_family(config: ModelConfig) -> bool:
+    """Tells whether `transformers` has no class that computes the model."""
+    return _family(config) == _OWN_FAMILY
+
+
 def to_hf_config(config: ModelConfig) -> dict[str, Any]:
     """Gives the content of config.json."""
     family, values = _family(config), config.to_dict()

@@ -183,23 +183,32 @@ def join_fused(
         unused.remove("lm_head.weight")
     state: dict[str, Tensor] = {}
     for entry in _layout(config):
-        parts = []
         for name, size in entry.outside:
             if name not in unused:
                 raise CheckpointError(f"{origin}: the tensor {name} is missing")
             unused.remove(name)
-            part = tensors[name]
-            shape = entry.outside_shape(size)
-            if tuple(part.shape) != shape:
+            found, shape = tuple(tensors[name].shape), entry.outside_shape(size)
+            if found != shape:
                 raise CheckpointError(
-                    f"{origin}: {name} is {list(part.shape)}, but this model's is {list(shape)}"
+                    f"{origin}: {name} is {list(found)}, but this model's is {list(shape)}"
                 )
-            parts.append(part)
-        whole = torch.cat(parts, dim=entry.dim) if len(parts) > 1 else parts[0]
-        state[entry.inside] = whole.view(entry.shape)
+        state[entry.inside] = _join(entry, tensors)
     if unused:
         raise CheckpointError(f"{origin}: not of this model: {', '.join(sorted(unused)[:5])}")
     return state
+
+
+def join_part(config: ModelConfig, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Gives the named parameters of one part of the model, without its `prefix` (such as
+    "layers.0."), from tensors that `outside_shapes` describes. No other tensor is accessed."""
+    entries = (entry for entry in _layout(config) if entry.inside.startswith(prefix))
+    return {entry.inside.removeprefix(prefix): _join(entry, tensors) for entry in entries}
+
+
+def _join(entry: _Entry, tensors: Mapping[str, Tensor]) -> Tensor:
+    parts = [tensors[name] for name, _ in entry.outside]
+    whole = torch.cat(parts, dim=entry.dim) if len(parts) > 1 else parts[0]
+    return whole.view(entry.shape)
 
 
 def save_hf_folder(

@@ -9,15 +9,12 @@ src/llama-context.cpp (build 11434) and is tested by running it.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from minimind.config.model import ModelConfig
-from minimind.config.rope_scaling import YARN
 from minimind.errors import CheckpointError, ConfigError
+from minimind.interop.gguf import rope
 
 LLAMA, QWEN3, QWEN3_MOE, SHARED_MOE = "llama", "qwen3", "qwen3moe", "ernie4_5-moe"
 """The names of architectures. Ernie 4.5's experts have no QK norm and add the outputs of shared
@@ -65,8 +62,8 @@ _EXPERT_SIZES = {
 def find_architecture(config: ModelConfig) -> str:
     """Gives the architecture that computes the model. Raises ConfigError where llama.cpp has
     none."""
-    if config.rope_scaling is not None:
-        _check_yarn(config)
+    if problem := rope.find_problem(config):
+        raise _not_computed(problem)
     if config.num_experts == 0:
         return QWEN3 if config.use_qk_norm else LLAMA
     if not config.renormalizes_experts:
@@ -94,23 +91,6 @@ def _not_computed(what: str) -> ConfigError:
     )
 
 
-def _check_yarn(config: ModelConfig) -> None:
-    """Raises ConfigError for YaRN with values that llama.cpp has fixed otherwise."""
-    yarn = config.rope_scaling or YARN
-    for name in ("beta_fast", "beta_slow"):
-        if yarn[name] != YARN[name]:
-            raise _not_computed(
-                f"YaRN with {name} {yarn[name]} (it has {YARN[name]} for these architectures)"
-            )
-    turns = yarn["original_max_position_embeddings"] / (2 * math.pi * yarn["beta_slow"])
-    end = config.head_dim * math.log(turns) / (2 * math.log(config.rope_theta))
-    if math.ceil(end) > config.head_dim // 2 - 1:
-        raise _not_computed(
-            f"YaRN over {yarn['original_max_position_embeddings']} positions with rope_theta "
-            f"{config.rope_theta}: its ramp ends beyond a head's last dimension"
-        )
-
-
 def to_fields(config: ModelConfig) -> dict[str, Any]:
     """Gives the fields of the model's sizes by name. Raises ConfigError."""
     architecture = find_architecture(config)
@@ -124,24 +104,11 @@ def to_fields(config: ModelConfig) -> dict[str, Any]:
         fields["expert_shared_feed_forward_length"] = shared
         fields["interleave_moe_layer_step"] = 1
         fields["leading_dense_block_count"] = len(config.mlp_only_layers)
-    if config.rope_scaling is not None:
-        yarn = config.rope_scaling
-        fields["rope.scaling.type"] = "yarn"
-        fields["rope.scaling.factor"] = float(yarn["factor"])
-        fields["rope.scaling.original_context_length"] = yarn["original_max_position_embeddings"]
-        fields["rope.scaling.attn_factor"] = yarn["attention_factor"] / _usual_attention_factor(
-            yarn["factor"]
-        )
+    fields |= rope.to_fields(config)
     own = (*_OWN, *_OWN_EXPERTS) if config.num_experts else _OWN
     return {f"{architecture}.{name}": value for name, value in fields.items()} | {
         _OWN_FIELD: json.dumps({name: getattr(config, name) for name in own})
     }
-
-
-def _usual_attention_factor(factor: float) -> float:
-    """Gives the factor on queries and keys that llama.cpp has with YaRN by itself (Peng et al.
-    2023, section 3.4); `rope.scaling.attn_factor` multiplies it."""
-    return 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def from_fields(fields: Mapping[str, Any], given: Mapping[str, Any], path: str) -> ModelConfig:
@@ -157,7 +124,7 @@ def from_fields(fields: Mapping[str, Any], given: Mapping[str, Any], path: str) 
     prefix = f"{architecture}."
     left = {n.removeprefix(prefix): v for n, v in fields.items() if n.startswith(prefix)}
     values = _take_sizes(left, fields, path)
-    values["rope_scaling"] = _take_yarn(left, values, path)
+    values["rope_scaling"] = rope.take_fields(left, values["max_position_embeddings"], path)
     values["use_qk_norm"] = architecture in (QWEN3, QWEN3_MOE)
     values |= {
         "model_type": "qwen3" if values["use_qk_norm"] else "llama",
@@ -206,7 +173,7 @@ def _take_sizes(left: dict[str, Any], fields: Mapping[str, Any], path: str) -> d
     values: dict[str, Any] = {}
     for name, ours in _SIZES.items():
         value = _take(left, name, path)
-        value = as_decimal(value) if isinstance(value, float) else value
+        value = rope.as_decimal(value) if isinstance(value, float) else value
         if values.setdefault(ours, value) != value:
             raise CheckpointError(
                 f"{path}: {name} is {value}, where {values[ours]} is expected: heads here have one "
@@ -231,34 +198,9 @@ def _take_shared(left: dict[str, Any], values: dict[str, Any], path: str) -> dic
     return {"n_shared_experts": count, "mlp_only_layers": list(dense)}
 
 
-def _take_yarn(left: dict[str, Any], values: dict[str, Any], path: str) -> dict[str, Any] | None:
-    """Takes the fields of rotary scaling."""
-    kind = left.pop("rope.scaling.type", "none")
-    left.pop("rope.scaling.finetuned", None)
-    if kind == "none":
-        return None
-    if kind != "yarn":
-        raise CheckpointError(f"{path}: rope.scaling.type is {kind!r}; known: 'yarn'")
-    factor = as_decimal(_take(left, "rope.scaling.factor", path))
-    original = left.pop("rope.scaling.original_context_length", values["max_position_embeddings"])
-    more = left.pop("rope.scaling.attn_factor", 1.0)
-    for name in ("yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_ext_factor"):
-        left.pop(f"rope.scaling.{name}", None)  # llama.cpp ignores them in these architectures
-    return YARN | {
-        "factor": factor,
-        "original_max_position_embeddings": original,
-        "attention_factor": as_decimal(more * _usual_attention_factor(factor)),
-    }
-
-
 def _read_own(fields: Mapping[str, Any], path: str) -> dict[str, Any]:
     try:
         own = json.loads(fields.get(_OWN_FIELD, "{}"))
         return {name: own[name] for name in (*_OWN, *_OWN_EXPERTS) if name in own}
     except (ValueError, TypeError):
         raise CheckpointError(f"{path}: {_OWN_FIELD} is not a JSON object") from None
-
-
-def as_decimal(value: float) -> float:
-    """Gives the decimal number that a 32-bit float stands for: 1e-5, not 9.99999974e-6."""
-    return float(f"{np.float32(value):.6g}")

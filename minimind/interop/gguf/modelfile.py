@@ -10,8 +10,8 @@ from minimind.errors import ConfigError
 from minimind.interop.source import Source
 
 _TURN = "<|im_start|>"
-# Ollama's template/template.go gives the fields. Ollama takes the text around .Thinking for the tags
-# of thinking, so that text is in a block of its own. It continues a last turn of the assistant.
+# Ollama's template/template.go gives the fields. The text around .Thinking is where Ollama finds the
+# tags of thinking, so it is a block of its own. A last turn of the assistant is to be continued.
 _TEMPLATE = """\
 {{- $open := "OPENING" }}{{ $role := "" }}{{ $system := "" }}{{ $given := false }}
 {{- if .Messages }}{{ with index .Messages 0 }}{{ if eq .Role "system" }}

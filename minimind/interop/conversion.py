@@ -34,9 +34,10 @@ def convert(source: Path, to: str, output: Path, options: ConvertOptions) -> Con
     compared with its source, or untouched. Raises a MiniMindError."""
     writer, output = WRITERS[to], output.absolute()
     if options.dtype is not None and options.dtype not in writer.dtypes:
-        raise ConfigError(
-            f"--dtype {options.dtype}: --to {to} writes {', '.join(writer.dtypes) or 'no other'}"
-        )
+        dtypes = ", ".join(writer.dtypes) or "what --quantize says"
+        raise ConfigError(f"--dtype {options.dtype}: --to {to} writes {dtypes}")
+    if to != "gguf" and (options.quantize or options.modelfile):
+        raise ConfigError("--quantize and --modelfile are options of --to gguf alone")
     _check_free(output, writer)
     options = dataclasses.replace(options, name=output.name)
     opened = open_source(source, options)

@@ -161,9 +161,6 @@ def _take_sizes(left: dict[str, Any], fields: Mapping[str, Any], path: str) -> d
     """Takes the sizes out of `left`, with llama.cpp's defaults for those that a file leaves out."""
     left.setdefault("vocab_size", len(fields.get("tokenizer.ggml.tokens") or ()))
     left.setdefault("rope.freq_base", 10_000.0)
-    for name in ("head_count", "embedding_length"):
-        if isinstance(left.get(name), list):
-            raise CheckpointError(f"{path}: {name} is a list; all layers are alike here")
     heads = left.get("attention.head_count")
     left.setdefault("attention.head_count_kv", heads)
     if isinstance(heads, int) and heads > 0 and isinstance(left.get("embedding_length"), int):

@@ -10,8 +10,8 @@ from minimind.errors import ConfigError
 from minimind.interop.source import Source
 
 _TURN = "<|im_start|>"
-# Ollama's template/template.go gives the fields. The text around .Thinking is where Ollama finds the
-# tags of thinking, so it is a block of its own. A last turn of the assistant is to be continued.
+# The fields are those of Ollama's template/template.go. Ollama finds the tags of thinking around
+# .Thinking, so they make a block of their own. A last turn of the assistant is to be continued.
 _TEMPLATE = """\
 {{- $open := "OPENING" }}{{ $role := "" }}{{ $system := "" }}{{ $given := false }}
 {{- if .Messages }}{{ with index .Messages 0 }}{{ if eq .Role "system" }}

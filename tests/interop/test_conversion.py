@@ -51,7 +51,7 @@ SOURCES: dict[str, Callable[[Path, ModelConfig, Tensors], Path]] = {
 """For each format that is read, a function that writes a 3-series model's tensors, right or wrong,
 into a folder, and gives the file of weights."""
 
-TARGETS = ("hf", "minimind", "pth")
+TARGETS = ("hf", "minimind", "pth", "gguf")
 """The formats that are written, as values of --to."""
 
 

@@ -41,6 +41,8 @@ _EXPERT_FIELDS = {
 }
 """Our names of the experts' fields, and those of the generations."""
 _ONLY = {"hidden_act": "silu", "scoring_func": "softmax"}
+_NAMED = ("model_type", "use_qk_norm")
+"""Fields that the names of the tensors tell."""
 _SCALED_BEYOND = 2048
 """The original uses YaRN only for contexts above this many positions."""
 
@@ -91,7 +93,8 @@ def make_config(
         config = ModelConfig.from_dict(assumed | fields | known, origin)
     except ConfigError as error:
         raise ConfigError(f"{error}. Set a field with --set FIELD=VALUE") from None
-    said = ", ".join(f"{name} {value}" for name, value in sorted(assumed.items()))
+    unsure = {name: value for name, value in assumed.items() if name not in _NAMED}
+    said = ", ".join(f"{name} {value}" for name, value in sorted(unsure.items()))
     notes = [f"generation {generation.name} ({generation.when}), by the names of its tensors"]
     if said:
         notes.append(

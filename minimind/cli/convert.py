@@ -7,9 +7,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from minimind.config.recipe import parse_assignments
 from minimind.errors import ConfigError, MiniMindError
 from minimind.interop.conversion import convert
 from minimind.interop.gguf.encoding import CHOICES
+from minimind.interop.generations import GENERATIONS
 from minimind.interop.options import ConvertOptions
 from minimind.interop.readers import READERS
 from minimind.interop.writers import WRITERS
@@ -27,7 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = ConvertOptions(
             dtype=arguments.dtype,
             tokenizer=arguments.tokenizer,
-            settings=_read_settings(arguments.set),
+            settings=parse_assignments(arguments.set),
+            base=arguments.base,
+            base_name=arguments.base_name,
+            generation=arguments.generation,
             allow_custom_code=arguments.allow_custom_code,
             max_shard_bytes=_read_size(arguments.max_shard_size),
             quantize=arguments.quantize,
@@ -67,6 +72,19 @@ def _parser() -> argparse.ArgumentParser:
         help="a field of the model's configuration, for weights that do not say it",
     )
     parser.add_argument(
+        "--base", type=Path, help="the model of an adapter of the original, which does not name it"
+    )
+    parser.add_argument(
+        "--base_name",
+        help="peft: what the adapter calls its model, such as a name on a hub (default: as in "
+        "--input)",
+    )
+    parser.add_argument(
+        "--generation",
+        choices=tuple(GENERATIONS),
+        help="pth, lora_pth: of the original MiniMind (default: 3 with QK norm, else 2601)",
+    )
+    parser.add_argument(
         "--allow_custom_code",
         action="store_true",
         help="hf: write a model that transformers can load with trust_remote_code=True alone, and "
@@ -86,16 +104,6 @@ def _parser() -> argparse.ArgumentParser:
         "--modelfile", action="store_true", help="gguf: write a Modelfile for Ollama beside it"
     )
     return parser
-
-
-def _read_settings(pairs: Sequence[str]) -> dict[str, str]:
-    settings = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not name or not equals:
-            raise ConfigError(f"--set {pair}: give it as FIELD=VALUE")
-        settings[name] = value
-    return settings
 
 
 def _read_size(text: str) -> int:

@@ -50,8 +50,7 @@ def check_rope_scaling(value: Any) -> dict[str, Any]:
         value = YARN | value
     for name in fields:
         number = value.get(name)
-        is_number = isinstance(number, int | float) and not isinstance(number, bool)
-        if name != "rope_type" and not (is_number and 0 < number < math.inf):
+        if name != "rope_type" and not _is_positive(number):
             raise ConfigError(f"rope_scaling: {name} is {number!r}; it must be a number above 0")
     if rope_type == "llama3" and value["high_freq_factor"] <= value["low_freq_factor"]:
         raise ConfigError(
@@ -59,3 +58,8 @@ def check_rope_scaling(value: Any) -> dict[str, Any]:
             f"low_freq_factor, {value['low_freq_factor']}"
         )
     return dict(value)
+
+
+def _is_positive(number: Any) -> bool:
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    return is_number and 0 < number < math.inf

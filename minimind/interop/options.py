@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,8 +19,14 @@ class ConvertOptions:
     source's."""
     tokenizer: Path | None = None
     """The tokenizer's folder, for files that bring none."""
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the model's configuration (`--set`), for files that do not say them."""
+    base: Path | None = None
+    """The model of an adapter that does not name it."""
+    base_name: str | None = None
+    """What a written adapter calls its model; None keeps what the source says."""
+    generation: str | None = None
+    """The generation of the original that a `.pth` is written for; None chooses by the model."""
     allow_custom_code: bool = False
     """Write a model that `transformers` loads with trust_remote_code alone."""
     max_shard_bytes: int = 5_000_000_000

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from minimind.config.spelling import did_you_mean_file
 from minimind.errors import CheckpointError
-from minimind.interop import own_folder
+from minimind.interop import original, own_folder, zero_shards
 from minimind.interop.gguf import reader as gguf_file
 from minimind.interop.options import ConvertOptions
 from minimind.interop.source import Source
@@ -29,10 +29,25 @@ class Reader:
 
 READERS = (
     Reader(
+        "a folder of the original MiniMind with code of its own (model_type minimind)",
+        original.detect_folder,
+        original.open_folder,
+    ),
+    Reader(
         "a run's folder, one checkpoint in it, a Hugging Face folder, or an adapter's, which is "
         "merged into its base",
         own_folder.detect,
         own_folder.open_folder,
+    ),
+    Reader(
+        "the engine/ folder of a checkpoint (DeepSpeed's shards, of any ZeRO stage)",
+        zero_shards.detect,
+        zero_shards.open_shards,
+    ),
+    Reader(
+        "a .pth of the original MiniMind, or a folder that holds one; an adapter's needs --base",
+        original.detect_file,
+        original.open_file,
     ),
     Reader("a GGUF file", gguf_file.detect, gguf_file.open_file),
 )

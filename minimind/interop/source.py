@@ -14,6 +14,7 @@ from torch import Tensor
 from minimind.config.model import ModelConfig
 from minimind.errors import CheckpointError
 from minimind.interop.training_record import TrainingRecord
+from minimind.lora.adapter import Adapter
 from minimind.model.state_dict import outside_shapes
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -71,6 +72,19 @@ class LazyTensors(Mapping[str, Tensor]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceAdapter:
+    """Holds the adapter that was merged into a source's tensors."""
+
+    parts: Adapter
+    base: Path
+    """Where the model was found that it belongs to."""
+    base_name: str
+    """What its files call that model."""
+    dropout: float = 0.0
+    """The dropout that it was trained with. Nothing here uses it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """Holds a model that is to be converted. `open_source` (readers.py) makes one."""
 
@@ -87,6 +101,8 @@ class Source:
     """What is known of the model's training, for its card."""
     beside: tuple[Path, ...] = ()
     """Files that lay beside the weights and tokenizer, such as a license."""
+    adapter: SourceAdapter | None = None
+    """What the tensors hold merged, if the source is an adapter."""
 
     @property
     def dtype(self) -> torch.dtype:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from minimind.interop import hf_folder
+from minimind.interop import hf_folder, original_writer
 from minimind.interop.checks import Difference
 from minimind.interop.gguf import writer as gguf_file
 from minimind.interop.options import ConvertOptions
@@ -52,6 +52,20 @@ WRITERS = {
         tuple(DTYPES),
         hf_folder.write_own,
         hf_folder.check,
+    ),
+    "pth": Writer(
+        "a .pth of the original MiniMind",
+        False,
+        tuple(DTYPES),
+        original_writer.write,
+        original_writer.check,
+    ),
+    "lora_pth": Writer(
+        "an adapter alone, as a .pth of the original MiniMind",
+        False,
+        tuple(DTYPES),
+        original_writer.write_adapter,
+        original_writer.check_adapter,
     ),
     "gguf": Writer(
         "a GGUF file, for llama.cpp and Ollama",

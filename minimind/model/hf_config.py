@@ -123,16 +123,6 @@ _SUPPORTED: dict[str, Any] = {
 }
 
 
-def is_known_config(folder: Path) -> bool:
-    """Tells whether the folder's config.json is of a model_type that `load_hf_config` reads, or is
-    too broken to have any."""
-    try:
-        values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        return values["model_type"] in _ABSENT
-    except (OSError, ValueError, KeyError, TypeError):
-        return True
-
-
 def load_hf_config(folder: Path) -> ModelConfig:
     """Reads the config.json of this project, or of any Llama, Qwen3 or Qwen3-MoE model on Hugging
     Face."""

@@ -6,9 +6,10 @@ shared experts lie side by side. On disk every matrix is separate and has Huggin
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,6 +149,11 @@ def linear_parts(config: ModelConfig) -> dict[str, list[LinearPart]]:
     return tensors
 
 
+def inside_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Gives the shape of each named parameter of the model."""
+    return {entry.inside: entry.shape for entry in _layout(config)}
+
+
 def outside_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Gives the shape of each tensor on disk, by its name on Hugging Face."""
     return {
@@ -158,12 +164,25 @@ def outside_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def split_fused(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gives the model's named parameters under Hugging Face's names. The parts of a fused tensor
     are views of it."""
-    tensors: dict[str, Tensor] = {}
+    return {name: part() for name, part in split_lazily(config, state.__getitem__).items()}
+
+
+def split_lazily(
+    config: ModelConfig, read: Callable[[str], Tensor]
+) -> dict[str, Callable[[], Tensor]]:
+    """Gives, by Hugging Face's names, functions that `read` a named parameter of the model and give
+    the part of it, a view."""
+
+    def part(entry: _Entry, start: int, size: int) -> Tensor:
+        return read(entry.inside).reshape(entry.matrix).narrow(entry.dim, start, size)
+
+    parts: dict[str, Callable[[], Tensor]] = {}
     for entry in _layout(config):
-        names, sizes = zip(*entry.outside, strict=True)
-        parts = state[entry.inside].reshape(entry.matrix).split(list(sizes), dim=entry.dim)
-        tensors |= zip(names, parts, strict=True)
-    return tensors
+        start = 0
+        for name, size in entry.outside:
+            parts[name] = functools.partial(part, entry, start, size)
+            start += size
+    return parts
 
 
 def join_fused(

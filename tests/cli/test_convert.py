@@ -17,7 +17,8 @@ from torch import Tensor
 from minimind.cli import convert as verb
 from minimind.data.tokenizer import Tokenizer
 from minimind.lora.adapter import merge_adapter
-from minimind.lora.folder import BaseModel, save_adapter
+from minimind.lora.folder import BaseModel
+from minimind.lora.peft_format import save_adapter
 from minimind.model.state_dict import load_hf_folder, save_hf_folder
 from minimind.model.transformer import Transformer
 from minimind.samples.text import load_sample_tokenizer

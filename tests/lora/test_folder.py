@@ -35,9 +35,9 @@ from minimind.lora.folder import (
     load_adapter,
     load_folder_config,
     load_model_folder,
-    save_adapter,
 )
 from minimind.lora.model import collect_adapter
+from minimind.lora.peft_format import save_adapter
 from minimind.model.state_dict import load_hf_folder, save_hf_folder, split_fused
 from minimind.model.transformer import Transformer
 
@@ -114,7 +114,7 @@ def test_a_linear_left_out_in_one_layer_spells_out_the_others(base: Path, tmp_pa
 
 
 def test_an_adapter_is_read_as_it_was_written(folder: Path):
-    written, read = random_adapter(CONFIG), load_adapter(folder)
+    written, read = random_adapter(CONFIG), load_adapter(folder, CONFIG)
     assert read.keys() == written.keys()
     for name, part in written.items():
         assert torch.equal(read[name].a_RI, part.a_RI)
@@ -193,7 +193,7 @@ def test_peft_adapters_without_our_header_are_read(folder: Path, base: Path):
         alpha_pattern={"v_proj": 10, r"layers\.1\.mlp\.up_proj": 3},
     )
     (folder / "config.json").unlink()
-    adapter = load_adapter(folder)
+    adapter = load_adapter(folder, CONFIG)
     scales = {name: part.alpha / part.rank for name, part in adapter.items()}
     assert scales["model.layers.0.self_attn.v_proj"] == pytest.approx(10 / math.sqrt(5))
     assert scales["model.layers.1.mlp.up_proj"] == pytest.approx(3)
@@ -215,7 +215,7 @@ def test_what_is_more_than_pairs_of_a_and_b_is_refused(
 ):
     edit(folder / "adapter_config.json", **values)
     with pytest.raises(CheckpointError, match=message):
-        load_adapter(folder)
+        load_adapter(folder, CONFIG)
 
 
 def test_damaged_folders_are_refused(folder: Path):
@@ -226,16 +226,16 @@ def test_damaged_folders_are_refused(folder: Path):
     name = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"
     save_file({k: v for k, v in tensors.items() if k != name}, path, metadata=header)
     with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.up_proj are no pair"):
-        load_adapter(folder)
+        load_adapter(folder, CONFIG)
     save_file(tensors | {"extra": torch.ones(1)}, path, metadata=header)
     with pytest.raises(CheckpointError, match="extra: pairs of"):
-        load_adapter(folder)
+        load_adapter(folder, CONFIG)
     path.write_bytes(b"cut off")
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):
-        load_adapter(folder)
+        load_adapter(folder, CONFIG)
     (folder / "adapter_config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="not the configuration of an adapter"):
-        load_adapter(folder)
+        load_adapter(folder, CONFIG)
 
 
 def test_a_part_of_no_linear_of_the_model_is_refused(base: Path, tmp_path: Path):

@@ -10,8 +10,8 @@ from pathlib import Path
 from minimind.config.recipe import parse_assignments
 from minimind.errors import ConfigError, MiniMindError
 from minimind.interop.conversion import convert
-from minimind.interop.gguf.encoding import CHOICES
 from minimind.interop.generations import GENERATIONS
+from minimind.interop.gguf.encoding import CHOICES
 from minimind.interop.options import ConvertOptions
 from minimind.interop.readers import READERS
 from minimind.interop.writers import WRITERS

@@ -42,7 +42,7 @@ def to_fields(config: ModelConfig) -> dict[str, Any]:
     scaling = config.rope_scaling
     if scaling is None:
         return {}
-    fields = {"type": scaling["rope_type"], "factor": float(scaling["factor"])}
+    fields: dict[str, Any] = {"type": scaling["rope_type"], "factor": float(scaling["factor"])}
     if scaling["rope_type"] == "yarn":
         fields["original_context_length"] = int(scaling["original_max_position_embeddings"])
         fields["attn_factor"] = scaling["attention_factor"] / _usual_factor(scaling["factor"])

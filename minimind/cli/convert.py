@@ -11,6 +11,7 @@ from minimind.config.recipe import parse_assignments
 from minimind.errors import ConfigError, MiniMindError
 from minimind.interop.conversion import convert
 from minimind.interop.generations import GENERATIONS
+from minimind.interop.gguf.encoding import CHOICES
 from minimind.interop.options import ConvertOptions
 from minimind.interop.readers import READERS
 from minimind.interop.writers import WRITERS
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             generation=arguments.generation,
             allow_custom_code=arguments.allow_custom_code,
             max_shard_bytes=_read_size(arguments.max_shard_size),
+            quantize=arguments.quantize,
+            modelfile=arguments.modelfile,
         )
         converted = convert(arguments.input, arguments.to, arguments.output, options)
     except MiniMindError as error:
@@ -91,6 +94,14 @@ def _parser() -> argparse.ArgumentParser:
         "--max_shard_size",
         default="5GB",
         help="hf: the largest file of weights, in KB, MB or GB (default: 5GB)",
+    )
+    parser.add_argument(
+        "--quantize",
+        choices=CHOICES,
+        help="gguf: the type of the weights (default: the one that holds them as they are)",
+    )
+    parser.add_argument(
+        "--modelfile", action="store_true", help="gguf: write a Modelfile for Ollama beside it"
     )
     return parser
 

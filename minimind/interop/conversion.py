@@ -34,12 +34,17 @@ def convert(source: Path, to: str, output: Path, options: ConvertOptions) -> Con
     compared with its source, or untouched. Raises a MiniMindError."""
     writer, output = WRITERS[to], output.absolute()
     if options.dtype is not None and options.dtype not in writer.dtypes:
-        raise ConfigError(
-            f"--dtype {options.dtype}: --to {to} writes {', '.join(writer.dtypes) or 'no other'}"
-        )
+        dtypes = ", ".join(writer.dtypes) or "what --quantize says"
+        raise ConfigError(f"--dtype {options.dtype}: --to {to} writes {dtypes}")
+    if to != "gguf" and (options.quantize or options.modelfile):
+        raise ConfigError("--quantize and --modelfile are options of --to gguf alone")
     _check_free(output, writer)
     options = dataclasses.replace(options, name=output.name)
     opened = open_source(source, options)
+    beside = writer.beside(opened, output, options)
+    for path in beside:
+        if path.exists():
+            raise ConfigError(f"{path}: exists already")
     try:
         with _new(output, writer) as new:
             notes = writer.write(opened, new, options)
@@ -47,11 +52,16 @@ def convert(source: Path, to: str, output: Path, options: ConvertOptions) -> Con
             for difference in differences:
                 difference.check()
             _check_free(output, writer)
+        for path, text in beside.items():
+            with write_whole(path) as new:
+                new.write_text(text, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise ConfigError(
             f"--output {output}: cannot be written{_space(output)}: {error}"
         ) from None
-    return Converted(output, [*opened.notes, *notes], differences)
+    return Converted(
+        output, [*opened.notes, *notes, *(f"{path}: written" for path in beside)], differences
+    )
 
 
 def _new(output: Path, writer: Writer) -> contextlib.AbstractContextManager[Path]:

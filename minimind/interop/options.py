@@ -31,3 +31,8 @@ class ConvertOptions:
     """Write a model that `transformers` loads with trust_remote_code alone."""
     max_shard_bytes: int = 5_000_000_000
     """The size above which the weights of a Hugging Face folder are divided among files."""
+    quantize: str | None = None
+    """The type of most weights of a GGUF file, one of gguf/encoding.py's `CHOICES`; None takes the
+    one that holds the source's weights exactly."""
+    modelfile: bool = False
+    """Write a Modelfile for Ollama beside a GGUF file."""

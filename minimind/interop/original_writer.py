@@ -23,6 +23,7 @@ from minimind.interop.generations import (
 from minimind.interop.options import ConvertOptions
 from minimind.interop.original import open_file
 from minimind.interop.original_config import spell_field
+from minimind.interop.pickle_file import save_pickle
 from minimind.interop.source import EMBEDDING, HEAD, Source, SourceAdapter, check_finite
 from minimind.lora.adapter import LoraPart
 from minimind.model.state_dict import linear_parts
@@ -43,7 +44,7 @@ def write(source: Source, path: Path, options: ConvertOptions) -> list[str]:
         tensors[name] = tensor
     if source.config.tie_word_embeddings:
         tensors[HEAD] = tensors[EMBEDDING]  # the original's strict loading wants both names
-    torch.save(_named(tensors, source.config, generation), path)
+    save_pickle(path, _named(tensors, source.config, generation))
     return [_describe(source.config, generation), *_notes(source, generation)]
 
 
@@ -86,7 +87,7 @@ def write_adapter(source: Source, path: Path, options: ConvertOptions) -> list[s
         tensors = {name: tensor.to(DTYPES[options.dtype]) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         check_finite(tensor, f"{source.path}: {name} in {tensor.dtype}")
-    torch.save(_named(tensors, config, generation), path)
+    save_pickle(path, _named(tensors, config, generation))
     notes = [f"an adapter for generation {generation.name}, rank {rank}"]
     if rank != generation.lora_rank:
         notes.append(

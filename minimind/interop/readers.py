@@ -9,6 +9,7 @@ from pathlib import Path
 from minimind.config.spelling import did_you_mean_file
 from minimind.errors import CheckpointError
 from minimind.interop import original, own_folder, zero_shards
+from minimind.interop.gguf import reader as gguf_file
 from minimind.interop.options import ConvertOptions
 from minimind.interop.source import Source
 
@@ -48,6 +49,7 @@ READERS = (
         original.detect_file,
         original.open_file,
     ),
+    Reader("a GGUF file", gguf_file.detect, gguf_file.open_file),
 )
 """The first reader that detects a path opens it."""
 

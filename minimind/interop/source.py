@@ -57,6 +57,10 @@ class LazyTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.entries)
 
+    def __contains__(self, name: object) -> bool:
+        """Tells whether there is a tensor of that name; Mapping's own would read it from disk."""
+        return name in self.entries
+
     def shape(self, name: str) -> tuple[int, ...]:
         return self.entries[name].shape
 

@@ -8,9 +8,14 @@ from pathlib import Path
 
 from minimind.interop import hf_folder, original_writer, peft_folder
 from minimind.interop.checks import Difference
+from minimind.interop.gguf import writer as gguf_file
 from minimind.interop.options import ConvertOptions
 from minimind.interop.source import Source
 from minimind.runtime.devices import DTYPES
+
+
+def _nothing_beside(source: Source, output: Path, options: ConvertOptions) -> dict[Path, str]:
+    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,8 @@ class Writer:
     where the model cannot be written in this format."""
     check: Callable[[Source, Path, ConvertOptions], list[Difference]]
     """Reads what was written and compares it with the source."""
+    beside: Callable[[Source, Path, ConvertOptions], dict[Path, str]] = _nothing_beside
+    """Gives small text files that belong beside the output, by their paths."""
 
 
 WRITERS = {
@@ -66,6 +73,14 @@ WRITERS = {
         tuple(DTYPES),
         original_writer.write_adapter,
         original_writer.check_adapter,
+    ),
+    "gguf": Writer(
+        "a GGUF file, for llama.cpp and Ollama",
+        False,
+        (),
+        gguf_file.write,
+        gguf_file.check,
+        gguf_file.beside,
     ),
 }
 """The writer of each value of --to."""

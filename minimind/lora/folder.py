@@ -60,9 +60,10 @@ def find_model_folder(path: Path) -> Path:
     if path.is_file() or (path.is_dir() and any(path.glob("*.pth"))):
         output = path.with_suffix("") if path.is_file() else f"{path}-converted"
         raise CheckpointError(
-            f"{path}: not a run's folder, a checkpoint in it, or a Hugging Face folder (config.json "
-            "and *.safetensors). Convert a .pth of the original or another file of weights to such "
-            f"a folder first: minimind convert --input {path} --to minimind --output {output}"
+            f"{path}: not a run's folder, a checkpoint in it, or a Hugging Face folder "
+            "(config.json and *.safetensors). Convert a .pth of the original or another file of "
+            f"weights to such a folder first: minimind convert --input {path} --to minimind "
+            f"--output {output}"
         )
     raise CheckpointError(
         f"{path}: neither a run's folder, nor a checkpoint, nor a Hugging Face folder, nor an "

@@ -6,7 +6,9 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from minimind.config.model import read_json_fields
 from minimind.config.recipe import parse_assignments
 from minimind.errors import ConfigError, MiniMindError
 from minimind.interop.conversion import convert
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = ConvertOptions(
             dtype=arguments.dtype,
             tokenizer=arguments.tokenizer,
-            settings=parse_assignments(arguments.set),
+            settings=_read_settings(arguments),
             base=arguments.base,
             base_name=arguments.base_name,
             generation=arguments.generation,
@@ -72,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         help="a field of the model's configuration, for weights that do not say it",
     )
     parser.add_argument(
+        "--config", type=Path, help="a JSON file of such fields, before those of --set"
+    )
+    parser.add_argument(
         "--base", type=Path, help="the model of an adapter of the original, which does not name it"
     )
     parser.add_argument(
@@ -104,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
         "--modelfile", action="store_true", help="gguf: write a Modelfile for Ollama beside it"
     )
     return parser
+
+
+def _read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    told = read_json_fields(arguments.config) if arguments.config else {}
+    return told | parse_assignments(arguments.set)
 
 
 def _read_size(text: str) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from minimind.config.model import ModelConfig
 from minimind.errors import CheckpointError
 from minimind.interop.source import Source
+from minimind.lora.adapter import Adapter
 from minimind.model.state_dict import join_part
 from minimind.model.transformer import Transformer
 from minimind.types import IGNORE_INDEX, Batch
@@ -122,3 +123,24 @@ def weights_difference(
         if not torch.equal(expected, found):
             largest = max(largest, float((expected.float() - found.float()).abs().max()))
     return Difference("weights", largest, 0.0)
+
+
+def adapter_difference(source: Adapter, result: Adapter, dtype: str | None) -> Difference:
+    """Compares what two adapters add to each linear, as a share of the largest value added. `dtype`
+    is the type that the result was written in, fp32 if it is None."""
+    largest = size = 0.0
+    for name in {*source, *result}:
+        added = [adapter[name].delta() for adapter in (source, result) if name in adapter]
+        difference = added[0] - added[1] if len(added) == 2 else added[0]
+        largest = max(largest, float(difference.abs().max()))
+        size = max(size, float(added[0].abs().max()))
+    return Difference(
+        "B·A, as a share of its largest value",
+        largest / (size or 1.0),
+        {
+            # B takes scales in, and the product's sums are of another order.
+            "fp32": 1e-6,
+            "fp16": 2e-3,
+            "bf16": 2e-2,
+        }[dtype or "fp32"],
+    )

@@ -38,6 +38,10 @@ def convert(source: Path, to: str, output: Path, options: ConvertOptions) -> Con
         raise ConfigError(f"--dtype {options.dtype}: --to {to} writes {dtypes}")
     if to != "gguf" and (options.quantize or options.modelfile):
         raise ConfigError("--quantize and --modelfile are options of --to gguf alone")
+    if to not in ("pth", "lora_pth") and options.generation:
+        raise ConfigError("--generation is an option of --to pth and --to lora_pth alone")
+    if to != "peft" and options.base_name:
+        raise ConfigError("--base_name is an option of --to peft alone")
     _check_free(output, writer)
     options = dataclasses.replace(options, name=output.name)
     opened = open_source(source, options)

@@ -226,6 +226,12 @@ def _open_adapter(path: Path, entries: dict[str, LazyTensor], options: ConvertOp
     return merge_into(base, adapter, str(path))
 
 
+def read_adapter_file(path: Path, config: ModelConfig) -> dict[str, LoraPart]:
+    """Reads an adapter alone, for a model of this configuration. Raises CheckpointError."""
+    entries, _ = _read_state(load_pickle(path), path)
+    return _read_adapter(path, entries, config)
+
+
 def _read_adapter(
     path: Path, entries: Mapping[str, LazyTensor], config: ModelConfig
 ) -> dict[str, LoraPart]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minimind.config.model import ModelConfig
 from minimind.errors import ConfigError
-from minimind.interop.checks import Difference
+from minimind.interop.checks import Difference, adapter_difference
 from minimind.interop.hf_folder import write_tokenizer
 from minimind.interop.options import ConvertOptions
 from minimind.interop.source import Source, SourceAdapter, check_finite
@@ -80,15 +80,7 @@ def check(source: Source, folder: Path, options: ConvertOptions) -> list[Differe
     """Reads the adapter back and compares what it adds to each linear."""
     assert source.adapter is not None
     written, _ = read_adapter(folder, source.config)
-    largest = size = 0.0
-    for name in {*source.adapter.parts, *written}:
-        added = [parts[name].delta() for parts in (source.adapter.parts, written) if name in parts]
-        difference = added[0] - added[1] if len(added) == 2 else added[0]
-        largest = max(largest, float(difference.abs().max()))
-        size = max(size, float(added[0].abs().max()))
-    # B takes scales in, and the product's sums are of another order.
-    allowed = {"fp32": 1e-6, "fp16": 2e-3, "bf16": 2e-2}[options.dtype or "fp32"]
-    return [Difference("B·A, of its largest value", largest / (size or 1.0), allowed)]
+    return [adapter_difference(source.adapter.parts, written, options.dtype)]
 
 
 @dataclass(frozen=True, slots=True)

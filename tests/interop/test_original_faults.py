@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from minimind.interop.options import ConvertOptions
 from minimind.interop.readers import open_source
 from minimind.lora.folder import BaseModel
 from minimind.lora.peft_format import save_adapter
+from minimind.model.hf_config import load_hf_config
 from minimind.model.state_dict import save_hf_folder
 
 PLAIN = DENSE[1]
@@ -59,9 +61,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path):
     ],
     ids=["end", "half", "a byte", "nothing", "text"],
 )
-def test_a_damaged_file_is_refused(
-    tmp_path: Path, damage: Callable[[bytes], bytes], message: str, capsys: Any
-):
+def test_a_damaged_file_is_refused(tmp_path: Path, damage: Callable[[bytes], bytes], message: str):
     path = tmp_path / "a.pth"
     torch.save(random_state(PLAIN), path)
     path.write_bytes(damage(path.read_bytes()))
@@ -191,3 +191,34 @@ def test_experts_of_2504_have_one_shared(tmp_path: Path):
     options = ConvertOptions(generation="2504")
     with pytest.raises(ConfigError, match="two shared experts"):
         convert(tmp_path / "a.pth", "pth", tmp_path / "b.pth", options)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--to", "hf", "--set", "rope_theta=1e4"], "--set is for weights that do not say it"),
+        (["--to", "hf", "--base", "elsewhere"], "--base is for weights that do not say it"),
+        (["--to", "hf", "--generation", "3"], "--generation is an option of --to pth"),
+        (["--to", "pth", "--base_name", "someone/x"], "--base_name is an option of --to peft"),
+        (["--to", "hf", "--config", "missing.json"], r"missing\.json: cannot be read"),
+    ],
+    ids=str,
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    folder = save_model(tmp_path / "model", "qwen3")
+    output = tmp_path / "out"
+    assert main(["--input", str(folder), "--output", str(output), *flags]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not output.exists()
+
+
+def test_fields_come_from_a_file_and_then_from_flags(tmp_path: Path):
+    torch.save(random_state(PLAIN), tmp_path / "a.pth")
+    (tmp_path / "fields.json").write_text('{"rope_theta": 1e4, "rms_norm_eps": 1e-3}')
+    flags = ["--config", str(tmp_path / "fields.json"), "--set", "rms_norm_eps=1e-4"]
+    output = ["--to", "minimind", "--output", str(tmp_path / "out")]
+    assert main(["--input", str(tmp_path / "a.pth"), *output, *flags]) == 0
+    config = load_hf_config(tmp_path / "out")
+    assert (config.rope_theta, config.rms_norm_eps) == (1e4, 1e-4)

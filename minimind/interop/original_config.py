@@ -72,6 +72,15 @@ def read_config_fields(values: Mapping[str, Any], origin: str) -> dict[str, Any]
     return fields
 
 
+def spell_field(name: str, generation: Generation) -> str:
+    """Gives the name that a generation's configuration has for a ModelConfig field."""
+    if generation.name == "2504" and name in _SPELLINGS:
+        return _SPELLINGS[name]
+    if generation.name != "3" and name in ("num_experts", "router_aux_loss_coef"):
+        return _EXPERT_FIELDS[name][1]
+    return name
+
+
 def make_config(
     generation: Generation,
     shapes: Mapping[str, tuple[int, ...]],
@@ -115,8 +124,8 @@ def _read_shapes(
     def shape(name: str) -> tuple[int, ...]:
         if name not in shapes:
             raise CheckpointError(f"{origin}: the tensor {name} is missing")
-        if not shapes[name]:
-            raise CheckpointError(f"{origin}: {name} is a single number, not a weight")
+        if 0 in shapes[name] or not shapes[name]:
+            raise CheckpointError(f"{origin}: {name} is {list(shapes[name])}, which is no weight")
         return shapes[name]
 
     embedding = "lm_head.weight"

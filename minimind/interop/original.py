@@ -85,6 +85,8 @@ def open_file(path: Path, options: ConvertOptions) -> Source:
     parts = {name: entries.pop(name) for name in list(entries) if name.endswith((_A, _B))}
     if parts and not entries:
         return _open_adapter(path, parts, options)
+    if options.base is not None:
+        raise ConfigError(f"--base is for adapters alone; {path} is a whole model")
     source = _open_model(path, entries, {}, notes, options)
     if parts:
         adapter = _read_adapter(path, parts, source.config)

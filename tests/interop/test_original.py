@@ -101,8 +101,10 @@ def test_adapters_come_in_over_their_model_and_go_out_again(tmp_path: Path, plai
     assert again.keys() == lora.keys()
     for name, tensor in lora.items():
         assert torch.equal(again[name], tensor), name
-    with pytest.raises(ConfigError, match="--base"):
+    with pytest.raises(ConfigError, match="give the model it was trained on with --base"):
         open_source(file)
+    with pytest.raises(ConfigError, match="--base is for adapters alone"):
+        open_source(base, ConvertOptions(base=base))
 
 
 def test_an_adapter_of_the_original_becomes_one_of_ours(tmp_path: Path):

@@ -40,13 +40,11 @@ _HEADS_3 = {"num_attention_heads": 8, "num_key_value_heads": 4}
 def write(source: Source, path: Path, options: ConvertOptions) -> list[str]:
     """Writes a whole model. Raises ConfigError where the generation has no such model, OSError."""
     generation = _choose(source.config, options)
-    dtype = DTYPES[options.dtype] if options.dtype else None
+    dtype = DTYPES[options.dtype] if options.dtype else source.dtype
     tensors: dict[str, Tensor] = {}
     for name in source.tensors:
-        tensor = source.tensors[name]
-        tensor = tensor.to(dtype or tensor.dtype)
-        check_finite(tensor, f"{source.path}: {name} in {tensor.dtype}")
-        tensors[name] = tensor
+        tensors[name] = source.tensors[name].to(dtype)
+        check_finite(tensors[name], f"{source.path}: {name} in {dtype}")
     if source.config.tie_word_embeddings:
         tensors[HEAD] = tensors[EMBEDDING]  # the original's strict loading wants both names
     save_pickle(path, _named(tensors, source.config, generation))

@@ -27,6 +27,7 @@ from minimind.interop.source import Source
 from minimind.lora.folder import find_model_folder
 from minimind.model.state_dict import join_fused, load_hf_folder
 from minimind.model.transformer import Transformer
+from minimind.runtime.devices import DTYPES
 from minimind.samples.text import load_sample_tokenizer
 
 (IDS,) = random_documents([30], vocab=61)
@@ -105,6 +106,22 @@ def test_adapters_come_in_over_their_model_and_go_out_again(tmp_path: Path, plai
         open_source(file)
     with pytest.raises(ConfigError, match="--base is for adapters alone"):
         open_source(base, ConvertOptions(base=base))
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+def test_adapters_and_merged_models_in_other_types(tmp_path: Path, dtype: str):
+    """The base is in fp16, and what the adapter changes in fp32."""
+    base = save(tmp_path, random_state(DENSE[1], torch.float16))
+    file = save(tmp_path, random_lora(DENSE[1], 8), "lora_identity_32.pth")
+    options = ConvertOptions(base=base, dtype=dtype)
+    convert(file, "pth", tmp_path / "merged.pth", options)
+    convert(file, "lora_pth", tmp_path / "lora.pth", options)
+    for name in ("merged", "lora"):
+        written = torch.load(tmp_path / f"{name}.pth", weights_only=True)
+        assert {tensor.dtype for tensor in written.values()} == {DTYPES[dtype]}
+    convert(file, "pth", tmp_path / "kept.pth", ConvertOptions(base=base))
+    kept = torch.load(tmp_path / "kept.pth", weights_only=True)
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
 
 
 def test_an_adapter_of_the_original_becomes_one_of_ours(tmp_path: Path):

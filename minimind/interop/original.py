@@ -172,6 +172,8 @@ def _open_model(
     tokenizer = _find_tokenizer(path, options)
     if tokenizer is None:
         assumed.append("no tokenizer lies beside it: give its folder with --tokenizer")
+    elif options.tokenizer is None:
+        assumed.append(f"its tokenizer was found in {tokenizer}")
     return Source(
         path=path, config=config, tensors=tensors, tokenizer=tokenizer, notes=[*notes, *assumed]
     )

@@ -195,7 +195,9 @@ def test_the_tokenizer_beside_the_weights_or_in_the_checkout_is_found(tmp_path: 
     file = save(tmp_path / "out", random_state(plain))
     for folder in (tmp_path / "model" / "minimind_tokenizer", tmp_path / "model", file.parent):
         tokenizer.save(folder)
-        assert open_source(file).tokenizer == folder
+        source = open_source(file)
+        assert source.tokenizer == folder
+        assert f"its tokenizer was found in {folder}" in source.notes
     assert open_source(file.parent).tokenizer == file.parent
     convert(file, "minimind", tmp_path / "folder", ConvertOptions())
     assert (tmp_path / "folder" / "tokenizer.json").exists()

@@ -25,6 +25,7 @@ from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.universal import convert_to_universal
 from minimind.errors import CheckpointError
 from minimind.runtime.digests import check_digests
+from minimind.runtime.together import all_do, main_first
 
 logger = logging.getLogger(__name__)
 
@@ -147,15 +148,11 @@ def check_same_helpers(checkpoint: Checkpoint, fingerprint: str) -> None:
 
 def load_engine_state(engine: DeepSpeedEngine, checkpoint: Checkpoint, *, universal: bool) -> None:
     """Loads a checkpoint's weights, optimizer state and loss scale into the engine."""
-    if not universal:
-        engine.load(checkpoint.folder)
-        return
-    converted = checkpoint.folder.parent / f"{UNFINISHED}universal-{checkpoint.folder.name}"
-    if engine.ranks.is_main:
-        shutil.rmtree(converted, ignore_errors=True)
-        convert_to_universal(checkpoint.folder, converted)
-    engine.barrier()
-    engine.load(converted)
-    engine.barrier()
-    if engine.ranks.is_main:
-        shutil.rmtree(converted, ignore_errors=True)
+    folder = checkpoint.folder
+    if universal:
+        folder = checkpoint.folder.parent / f"{UNFINISHED}universal-{checkpoint.folder.name}"
+        main_first(engine.ranks, lambda: convert_to_universal(checkpoint.folder, folder))
+    # One rank's shard may be one that is refused.
+    all_do(lambda: engine.load(folder))
+    if universal and engine.ranks.is_main:
+        shutil.rmtree(folder, ignore_errors=True)

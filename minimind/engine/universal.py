@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +24,9 @@ with without_code():
 
 
 def convert_to_universal(folder: Path, output: Path) -> None:
-    """Converts DeepSpeed's shards so that they load on any number of ranks. Raises
-    CheckpointError."""
+    """Converts DeepSpeed's shards into a new folder, so that they load on any number of ranks.
+    Raises CheckpointError."""
+    shutil.rmtree(output, ignore_errors=True)
     paths = [path for path in sys.path if isinstance(path, str)]
     command = [sys.executable, "-c", _CODE.format(paths=paths)]
     command += ["--input_folder", str(folder / TAG), "--output_folder", str(output / TAG)]

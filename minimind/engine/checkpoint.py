@@ -15,17 +15,13 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minimind.config.deepspeed_json import precision
-from minimind.engine.deepspeed_engine import DeepSpeedEngine
-from minimind.engine.universal import convert_to_universal
 from minimind.errors import CheckpointError
 from minimind.runtime.digests import check_digests
-from minimind.runtime.together import all_do, main_first
 
 logger = logging.getLogger(__name__)
 
@@ -115,23 +111,26 @@ def find_latest(folder: Path) -> Checkpoint | None:
     return None
 
 
-def needs_universal(
+def needs_conversion(
     checkpoint: Checkpoint, world_size: int, zero_stage: int, ds_config: dict[str, Any]
 ) -> bool:
-    """Tells whether the shards were saved by another number of ranks, so that they must be
-    converted. Raises CheckpointError for another ZeRO stage or precision, under which DeepSpeed
-    lays its states out differently."""
+    """Tells whether the shards were saved by another number of ranks, or under another ZeRO stage
+    or precision, under which DeepSpeed lays its states out differently. Raises CheckpointError for
+    another optimizer, which would not know the states."""
     meta = checkpoint.meta
-    for what, saved, now in (
-        ("ZeRO stage", meta["zero_stage"], zero_stage),
-        ("precision", precision(meta["ds_config"]), precision(ds_config)),
-    ):
-        if saved != now:
-            raise CheckpointError(
-                f"{checkpoint.folder} was saved under {what} {saved} and cannot be resumed under "
-                f"{now}; start a new run from its weights with --from_checkpoint"
-            )
-    return zero_stage > 0 and meta["world_size"] != world_size
+    saved, now = (
+        (config.get("optimizer") or {}).get("type") for config in (meta["ds_config"], ds_config)
+    )
+    if saved != now:
+        raise CheckpointError(
+            f"{checkpoint.folder} was saved with the optimizer {saved} and cannot be resumed with "
+            f"{now}; start a new run from its weights with --from_checkpoint"
+        )
+    return (
+        meta["zero_stage"] != zero_stage
+        or precision(meta["ds_config"]) != precision(ds_config)
+        or (zero_stage > 0 and meta["world_size"] != world_size)
+    )
 
 
 def check_same_helpers(checkpoint: Checkpoint, fingerprint: str) -> None:
@@ -144,15 +143,3 @@ def check_same_helpers(checkpoint: Checkpoint, fingerprint: str) -> None:
             "has now: a run's best checkpoint may be another one since. Resume with the one it "
             "began with: --from_checkpoint RUN/checkpoints/step-N (--set teacher=… for a teacher)"
         )
-
-
-def load_engine_state(engine: DeepSpeedEngine, checkpoint: Checkpoint, *, universal: bool) -> None:
-    """Loads a checkpoint's weights, optimizer state and loss scale into the engine."""
-    folder = checkpoint.folder
-    if universal:
-        folder = checkpoint.folder.parent / f"{UNFINISHED}universal-{checkpoint.folder.name}"
-        main_first(engine.ranks, lambda: convert_to_universal(checkpoint.folder, folder))
-    # One rank's shard may be one that is refused.
-    all_do(lambda: engine.load(folder))
-    if universal and engine.ranks.is_main:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -91,3 +91,11 @@ def explain_unreadable(folder: object, problem: str) -> str:
             "run from them"
         )
     return f"{folder}: DeepSpeed cannot load this checkpoint: {problem}"
+
+
+def drop_frozen(module: torch.nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Drops frozen parameters from a state dict under all their names; DeepSpeed drops a tied
+    matrix only under its first name."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(prefix + name, None)

@@ -15,6 +15,8 @@ from minimind.errors import CheckpointError, ConfigError
 from minimind.run.flags import TrainArguments
 from minimind.run.resolve import ResolvedRun
 from minimind.runtime.folder_lock import FolderLock
+from minimind.runtime.ranks import Ranks
+from minimind.runtime.together import broadcast, main_first
 from minimind.runtime.whole_files import write_whole
 
 RUNS = Path("runs")
@@ -49,6 +51,15 @@ def open_folder(run: ResolvedRun) -> tuple[Path, FolderLock]:
     if not run.arguments.resume:
         write_run(folder, run)
     return folder, lock
+
+
+def open_together(run: ResolvedRun, ranks: Ranks, stack: contextlib.ExitStack) -> Path:
+    """Opens the run's folder on rank 0, which holds its lock until the stack unwinds. All ranks
+    call it."""
+    opened = main_first(ranks, lambda: open_folder(run))
+    if opened:
+        stack.callback(opened[1].release)
+    return broadcast(opened[0] if opened else None)
 
 
 def check_folder(run: ResolvedRun) -> Path:

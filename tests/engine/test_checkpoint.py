@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from saved_checkpoints import META, engine_of_a_model, save
@@ -15,7 +16,7 @@ from minimind.engine.checkpoint import (
     check_same_helpers,
     find_latest,
     load_checkpoint_meta,
-    needs_universal,
+    needs_conversion,
 )
 from minimind.engine.checkpoint_store import CheckpointStore
 from minimind.errors import CheckpointError
@@ -142,18 +143,23 @@ def test_a_model_folder_is_found_in_all_that_holds_one(
         find_model_folder(tmp_path / path)
 
 
-def test_shards_of_another_number_of_ranks_are_converted():
-    for zero_stage, world_size, expected in ((2, 1, False), (2, 2, True), (0, 2, False)):
-        checkpoint = Checkpoint(Path("step"), META | {"zero_stage": zero_stage})
-        assert needs_universal(checkpoint, world_size, zero_stage, {}) == expected
+def test_shards_of_another_layout_are_converted():
+    def needs(saved: int, world_size: int, zero_stage: int, **ds_config: Any) -> bool:
+        checkpoint = Checkpoint(Path("step"), META | {"zero_stage": saved})
+        return needs_conversion(checkpoint, world_size, zero_stage, ds_config)
+
+    assert not needs(2, 1, 2)
+    assert needs(2, 2, 2), "another number of ranks"
+    assert not needs(0, 2, 0), "every rank has all"
+    assert needs(2, 1, 1), "another stage"
+    assert needs(2, 1, 2, bf16={"enabled": True}), "another precision"
 
 
-def test_another_layout_of_the_shards_is_refused():
-    checkpoint, bf16 = Checkpoint(Path("step"), META), {"bf16": {"enabled": True}}
-    with pytest.raises(CheckpointError, match="ZeRO stage 2 and cannot be resumed under 1"):
-        needs_universal(checkpoint, 1, 1, {})
-    with pytest.raises(CheckpointError, match="precision fp32 and cannot be resumed under bf16"):
-        needs_universal(checkpoint, 1, 2, bf16)
+def test_states_of_another_optimizer_are_refused():
+    lion = {"optimizer": {"type": "Lion"}}
+    saved = META | {"ds_config": {"optimizer": {"type": "AdamW"}}}
+    with pytest.raises(CheckpointError, match="optimizer AdamW and cannot be resumed with Lion"):
+        needs_conversion(Checkpoint(Path("step"), saved), 1, 2, lion)
 
 
 def test_a_teacher_with_other_weights_is_refused():

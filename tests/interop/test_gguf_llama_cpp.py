@@ -1,4 +1,4 @@
-"""GGUF files in llama.cpp itself: tokens, log-probabilities, and texts through the chat template."""
+"""GGUF files in llama.cpp itself: tokens, log-probabilities, and texts through chat templates."""
 
 from __future__ import annotations
 

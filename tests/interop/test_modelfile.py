@@ -80,7 +80,9 @@ func main() {
     if err := json.NewDecoder(os.Stdin).Decode(&chats); err != nil { panic(err) }
     parsed := template.Must(template.New("").Option("missingkey=zero").Parse(os.Args[1]))
     for _, chat := range chats {
-        values := map[string]any{"Messages": chat.Messages, "Tools": chat.Tools, "Think": chat.Think}
+        values := map[string]any{
+            "Messages": chat.Messages, "Tools": chat.Tools, "Think": chat.Think,
+        }
         if err := parsed.Execute(os.Stdout, values); err != nil { panic(err) }
         os.Stdout.WriteString("\\x00")
     }

@@ -97,9 +97,9 @@ def find_generation(names: Iterable[str], origin: str) -> Generation:
     """Finds the generation from the names of tensors, those of adapters too. Raises CheckpointError
     where they are no generation's."""
     words = {word for name in names for word in name.split(".")}
-    if words & {"attention", "tok_embeddings"}:
+    if words & {"attention", "feed_forward", "tok_embeddings"}:
         return GENERATIONS["2504"]
-    if "self_attn" in words:
+    if words & {"self_attn", "mlp"}:
         return GENERATIONS["3" if "q_norm" in words else "2601"]
     some = ", ".join(sorted(names)[:3]) or "none"
     raise CheckpointError(

@@ -41,6 +41,8 @@ _EXPERT_FIELDS = {
 }
 """Our names of the experts' fields, and those of the generations."""
 _ONLY = {"hidden_act": "silu", "scoring_func": "softmax"}
+_NAMED = ("model_type", "use_qk_norm")
+"""Fields that the names of the tensors tell."""
 _SCALED_BEYOND = 2048
 """The original uses YaRN only for contexts above this many positions."""
 
@@ -70,6 +72,15 @@ def read_config_fields(values: Mapping[str, Any], origin: str) -> dict[str, Any]
     return fields
 
 
+def spell_field(name: str, generation: Generation) -> str:
+    """Gives the name that a generation's configuration has for a ModelConfig field."""
+    if generation.name == "2504" and name in _SPELLINGS:
+        return _SPELLINGS[name]
+    if generation.name != "3" and name in ("num_experts", "router_aux_loss_coef"):
+        return _EXPERT_FIELDS[name][1]
+    return name
+
+
 def make_config(
     generation: Generation,
     shapes: Mapping[str, tuple[int, ...]],
@@ -91,7 +102,8 @@ def make_config(
         config = ModelConfig.from_dict(assumed | fields | known, origin)
     except ConfigError as error:
         raise ConfigError(f"{error}. Set a field with --set FIELD=VALUE") from None
-    said = ", ".join(f"{name} {value}" for name, value in sorted(assumed.items()))
+    unsure = {name: value for name, value in assumed.items() if name not in _NAMED}
+    said = ", ".join(f"{name} {value}" for name, value in sorted(unsure.items()))
     notes = [f"generation {generation.name} ({generation.when}), by the names of its tensors"]
     if said:
         notes.append(
@@ -112,8 +124,8 @@ def _read_shapes(
     def shape(name: str) -> tuple[int, ...]:
         if name not in shapes:
             raise CheckpointError(f"{origin}: the tensor {name} is missing")
-        if not shapes[name]:
-            raise CheckpointError(f"{origin}: {name} is a single number, not a weight")
+        if 0 in shapes[name] or not shapes[name]:
+            raise CheckpointError(f"{origin}: {name} is {list(shapes[name])}, which is no weight")
         return shapes[name]
 
     embedding = "lm_head.weight"

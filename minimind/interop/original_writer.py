@@ -22,12 +22,14 @@ from minimind.interop.generations import (
 )
 from minimind.interop.options import ConvertOptions
 from minimind.interop.original import open_file
+from minimind.interop.original_config import spell_field
+from minimind.interop.pickle_file import save_pickle
 from minimind.interop.source import EMBEDDING, HEAD, Source, SourceAdapter, check_finite
 from minimind.lora.adapter import LoraPart
 from minimind.model.state_dict import linear_parts
 from minimind.runtime.devices import DTYPES
 
-_SIZES_3 = {"num_attention_heads": 8, "num_key_value_heads": 4}
+_HEADS_3 = {"num_attention_heads": 8, "num_key_value_heads": 4}
 
 
 def write(source: Source, path: Path, options: ConvertOptions) -> list[str]:
@@ -42,7 +44,7 @@ def write(source: Source, path: Path, options: ConvertOptions) -> list[str]:
         tensors[name] = tensor
     if source.config.tie_word_embeddings:
         tensors[HEAD] = tensors[EMBEDDING]  # the original's strict loading wants both names
-    torch.save(_named(tensors, source.config, generation), path)
+    save_pickle(path, _named(tensors, source.config, generation))
     return [_describe(source.config, generation), *_notes(source, generation)]
 
 
@@ -85,7 +87,7 @@ def write_adapter(source: Source, path: Path, options: ConvertOptions) -> list[s
         tensors = {name: tensor.to(DTYPES[options.dtype]) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         check_finite(tensor, f"{source.path}: {name} in {tensor.dtype}")
-    torch.save(_named(tensors, config, generation), path)
+    save_pickle(path, _named(tensors, config, generation))
     notes = [f"an adapter for generation {generation.name}, rank {rank}"]
     if rank != generation.lora_rank:
         notes.append(
@@ -183,13 +185,17 @@ def _notes(source: Source, generation: Generation) -> list[str]:
     """Says what the original's scripts must be told, since a `.pth` cannot say it."""
     config = source.config
     notes = []
-    usual = _usual(config, generation)
-    given = asdict(config)
-    if other := {name: given[name] for name in usual if given[name] != usual[name]}:
-        told = ", ".join(f"{name}={value!r}" for name, value in other.items())
+    usual, given = _usual(config, generation), asdict(config)
+    other = {name: given[name] for name in usual if given[name] != usual[name]}
+    told = [f"{spell_field(name, generation)}={value!r}" for name, value in other.items()]
+    told += ["inference_rope_scaling=True"] if config.rope_scaling else []
+    if told:
         notes.append(
-            f"the original's scripts build the usual sizes: give their model configuration {told}"
+            "the original's scripts build the usual sizes: give their model configuration "
+            + ", ".join(told)
         )
+    if config.norm_cast_before_weight != generation.defaults["norm_cast_before_weight"]:
+        notes.append("in 16 bits the original's norms round in another order than this model's")
     if source.tokenizer is not None:
         notes.append(
             "a .pth holds no tokenizer: copy tokenizer.json and tokenizer_config.json from "
@@ -200,13 +206,22 @@ def _notes(source: Source, generation: Generation) -> list[str]:
 
 def _usual(config: ModelConfig, generation: Generation) -> dict[str, object]:
     """Gives the fields that the original's scripts set, for a model of this hidden size."""
-    fields = dict(generation.defaults) | (_SIZES_3 if generation.name == "3" else {})
+    hidden = config.hidden_size
+    fields: dict[str, object] = {
+        "num_hidden_layers": 8,
+        "vocab_size": 6400,
+        "intermediate_size": default_intermediate_size(config.model_type, hidden),
+        "head_dim": hidden // config.num_attention_heads,
+        "tie_word_embeddings": True,
+        **generation.defaults,
+        **(_HEADS_3 if generation.name == "3" else {}),
+    }
     if config.num_experts:
-        fields |= generation.expert_defaults | {"num_experts": 4}
-        fields |= {} if generation.name == "3" else {"n_shared_experts": 1}
-    size = default_intermediate_size(config.model_type, config.hidden_size)
-    fields |= {"intermediate_size": size, "vocab_size": 6400, "rope_scaling": None}
-    fields |= {"tie_word_embeddings": True, "num_hidden_layers": 8}
+        fields |= generation.expert_defaults
+        fields |= {"num_experts": 4, "moe_intermediate_size": config.intermediate_size}
+        fields["n_shared_experts"] = 0 if generation.name == "3" else 1
+    for name in ("norm_cast_before_weight", "model_type", "use_qk_norm"):
+        del fields[name]  # which no configuration of the original has
     return fields
 
 

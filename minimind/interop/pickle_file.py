@@ -43,6 +43,15 @@ def load_pickle(path: Path, stand_ins: Mapping[str, type] | None = None) -> Any:
         raise CheckpointError(f"{path}: damaged or truncated ({error})") from None
 
 
+def save_pickle(path: Path, content: Any) -> None:
+    """Writes what `load_pickle` loads. Raises OSError, which `torch.save` does not where a disk is
+    full."""
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:
+        raise OSError(str(error).splitlines()[0]) from None
+
+
 def _describe_other(first: bytes) -> str:
     if not first:
         return "empty"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from minimind.interop import hf_folder, original_writer
+from minimind.interop import hf_folder, original_writer, peft_folder
 from minimind.interop.checks import Difference
 from minimind.interop.gguf import writer as gguf_file
 from minimind.interop.options import ConvertOptions
@@ -52,6 +52,13 @@ WRITERS = {
         tuple(DTYPES),
         hf_folder.write_own,
         hf_folder.check,
+    ),
+    "peft": Writer(
+        "an adapter's folder for PEFT and transformers 5",
+        True,
+        tuple(DTYPES),
+        peft_folder.write,
+        peft_folder.check,
     ),
     "pth": Writer(
         "a .pth of the original MiniMind",

@@ -144,9 +144,13 @@ def _check_supported(values: Mapping[str, Any], path: Path) -> None:
 
 
 def _alpha(values: Mapping[str, Any], name: str, rank: int) -> float:
-    """Gives a linear's alpha by PEFT's rule: that of the first pattern which its name ends in.
-    Rank-stabilised scaling, alpha/sqrt(r), is converted to the alpha that has the same effect."""
+    """Gives a linear's alpha by PEFT's rule: that of the first pattern which its name ends in, or
+    its weight's name if PEFT adapts it as a parameter. Rank-stabilised scaling, alpha/sqrt(r), is
+    converted to the alpha that has the same effect."""
     alpha = values.get("lora_alpha", 8)
+    parameters = values.get("target_parameters") or ()
+    if any(f".{name}.weight".endswith(f".{parameter}") for parameter in parameters):
+        name = f"{name}.weight"
     for pattern, value in (values.get("alpha_pattern") or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", name):
             alpha = value

@@ -219,7 +219,7 @@ def join_fused(
 
 def join_part(config: ModelConfig, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Gives the named parameters of one part of the model, without its `prefix` (such as
-    "layers.0."), from tensors that `outside_shapes` describes. No other tensor is accessed."""
+    "layers.0."), from tensors whose shapes are `outside_shapes`. No other tensor is read."""
     entries = (entry for entry in _layout(config) if entry.inside.startswith(prefix))
     return {entry.inside.removeprefix(prefix): _join(entry, tensors) for entry in entries}
 
@@ -287,8 +287,7 @@ def hash_files(paths: Iterable[Path]) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Gives the safetensors files of a Hugging Face folder. Raises CheckpointError where it has
-    none, or a broken index."""
+    """Gives the safetensors files of a Hugging Face folder. Raises CheckpointError."""
     if (folder / WEIGHTS_FILE).exists():
         return [folder / WEIGHTS_FILE]
     index = folder / INDEX_FILE

@@ -88,7 +88,7 @@ func main() {
     }
 }
 """
-PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer"}}}
+PARAMETERS = {"properties": {"a": {"type": "integer"}}, "type": "object"}  # in the order of Go
 TOOL = {
     "type": "function",
     "function": {"name": "add", "description": "adds", "parameters": PARAMETERS},

@@ -47,8 +47,8 @@ def write(source: Source, folder: Path, options: ConvertOptions) -> list[str]:
             raise ConfigError(
                 "--to hf: transformers has no class for experts with a shared expert or without "
                 "QK norm. With --allow_custom_code the folder brings the code, and transformers "
-                "loads it with trust_remote_code=True (vLLM, SGLang and others do not); --to "
-                "minimind writes the same folder without code, for serving and training here"
+                "loads it with trust_remote_code=True; --to minimind writes the same folder "
+                "without code, for serving and training here"
             )
         extra["auto_map"] = _CODE
         for file in sorted(_CODE_FOLDER.glob("*.py")):

@@ -27,6 +27,7 @@ from minimind.interop.pickle_file import load_pickle
 from minimind.interop.source import LazyTensor, LazyTensors, Source, check_tensors
 from minimind.interop.training_record import read_training
 from minimind.model.state_dict import inside_shapes, outside_shapes, split_lazily
+from minimind.runtime.digests import DIGESTS, check_digests
 
 _FOLDER, _META_FILE = "engine", "meta.json"
 _OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt")
@@ -79,12 +80,14 @@ def _find(path: Path) -> Path | None:
 
 def open_shards(path: Path, options: ConvertOptions) -> Source:
     """Opens a folder of shards. Raises CheckpointError where a rank's file is missing, damaged, of
-    another model, or holds adapters alone."""
+    another checkpoint, or holds adapters alone."""
     folder = _find(path)
     assert folder is not None
     meta = _read_meta(folder.parent / _META_FILE)
     config = _read_config(meta, folder)
     pieces = _read_pieces(folder, meta)
+    written = {n: d for n, d in meta[DIGESTS].items() if n.startswith(f"{folder.name}/")}
+    check_digests(folder.parent, {DIGESTS: written})
     notes = [f"read from the shards of {meta['world_size']} ranks, ZeRO stage {meta['zero_stage']}"]
     if any(name.startswith(_POLICY) for name in pieces):
         notes.append("the critic is left out")
@@ -140,7 +143,8 @@ def _named(config: ModelConfig, pieces: _Pieces, origin: str) -> LazyTensors:
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        return {name: meta[name] for name in ("model", "world_size", "zero_stage")}
+        fields = {name: meta[name] for name in ("model", "world_size", "zero_stage")}
+        return fields | {DIGESTS: dict(meta.get(DIGESTS) or {})}
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):

@@ -16,7 +16,10 @@ from minimind.samples.text import load_sample_tokenizer
 # Rows of 32 and 64 values can be quantized, those of 48 cannot.
 _EXPERTS: dict[str, Any] = {"num_experts": 4, "moe_intermediate_size": 64}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {"num_key_value_heads": 1, "intermediate_size": 96}),
+    "llama": (
+        "llama",
+        {"num_key_value_heads": 1, "intermediate_size": 96, "rope_theta": 1234567.0},
+    ),
     "llama_untied": ("llama", {"tie_word_embeddings": False, "head_dim": 20}),
     "llama_linear": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 3.0}}),
     "llama_yarn": ("llama", {"rope_scaling": "yarn"}),

@@ -8,6 +8,7 @@ src/llama-context.cpp (build 11434) and is tested by running it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -144,10 +145,11 @@ def from_fields(fields: Mapping[str, Any], given: Mapping[str, Any], path: str) 
         )
     try:
         config = ModelConfig.from_dict(values, path)
-        if find_architecture(config) == architecture:
-            return config
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
+    with contextlib.suppress(ConfigError):
+        if find_architecture(config) == architecture:
+            return config
     raise CheckpointError(f"{path}: its fields are not those of the architecture {architecture!r}")
 
 

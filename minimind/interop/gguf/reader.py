@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from minimind.config.model import ModelConfig
-from minimind.errors import CheckpointError, ConfigError
+from minimind.errors import CheckpointError
 from minimind.interop.gguf import architecture, encoding
 from minimind.interop.gguf.tensors import GgufTensor, gguf_tensors
 from minimind.interop.gguf.tokenizer import from_fields as read_tokenizer
@@ -100,11 +100,7 @@ def _lazy_tensors(
 ) -> dict[str, LazyTensor]:
     left = dict(entries)
     lazy: dict[str, LazyTensor] = {}
-    try:
-        tensors = list(gguf_tensors(config))
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from None
-    for tensor in tensors:
+    for tensor in gguf_tensors(config):
         entry = left.pop(tensor.name, None)
         if entry is None:
             raise CheckpointError(f"{path}: the tensor {tensor.name} is missing")

@@ -75,10 +75,11 @@ def take_fields(left: dict[str, Any], max_positions: int, path: str) -> dict[str
     return YARN | {
         "factor": as_decimal(factor),
         "original_max_position_embeddings": found["original_context_length"] or max_positions,
-        "attention_factor": as_decimal(more * _usual_factor(factor)),
+        # A product of rounded numbers: its last digit says nothing.
+        "attention_factor": float(f"{more * _usual_factor(factor):.6g}"),
     }
 
 
 def as_decimal(value: float) -> float:
-    """Gives the decimal number that a 32-bit float stands for: 1e-5, not 9.99999974e-6."""
-    return float(f"{np.float32(value):.6g}")
+    """Gives the shortest decimal number that rounds to a 32-bit float: 1e-5, not 9.99999974e-6."""
+    return float(str(np.float32(value)))

@@ -9,7 +9,7 @@ from typing import Any
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import CheckpointError, ConfigError
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """The types of tokens. A CONTROL token is hidden in the text of an answer, a USER_DEFINED one is
 not."""
 

@@ -32,6 +32,7 @@ from minimind.run.folder import make_folder, merge_earlier
 from minimind.run.inputs import build_loaders
 from minimind.run.resolve import ResolvedRun, check_same_run, find_tokenizer, resolve_run
 from minimind.runtime.devices import Device, check_kernels, find_device, limit_threads
+from minimind.runtime.heap import keep_freed_memory
 from minimind.runtime.memory import unfreeze_objects
 from minimind.runtime.ranks import Ranks, read_ranks
 from minimind.runtime.seeds import make_deterministic
@@ -275,6 +276,7 @@ class Run:
     def _start_ranks(self) -> None:
         if not self._is_started:
             limit_threads(self.ranks.local_world_size)
+            keep_freed_memory()
             device, deterministic = self.resolved.device, self.resolved.recipe.deterministic
             if deterministic:
                 make_deterministic()

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -40,7 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parse_arguments(argv)
         if arguments.dry_run:
             return _try(arguments)
-        return 0 if Run.of(arguments).train() else 130
+        run = Run.of(arguments)
+        if not run.train():
+            return 130
+        if run.ranks.is_main:
+            logger.info("%s", next_command(run))
+        return 0
     except torch.OutOfMemoryError as error:
         logger.error("error: %s. %s", str(error).split("\n")[0], _MEMORY_ADVICE)
         return 1
@@ -52,6 +58,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, MiniMindError) else 1
     except KeyboardInterrupt:
         return 130
+
+
+def next_command(run: Run) -> str:
+    """Gives the command that users want next: the one that teaches a model of text to answer, or
+    the one that opens a chat."""
+    program = sys.argv[0]
+    verb = "minimind " if program.startswith("minimind ") else f"python {Path(program).parent}/"
+    suffix = "" if verb == "minimind " else ".py"
+    if run.resolved.is_chat:
+        return f"talk to it: {verb}chat{suffix} --checkpoint {run.folder}"
+    return (
+        f"it continues text; teach it to answer: {verb}train{suffix} --stage sft "
+        f"--from_checkpoint {run.folder}"
+    )
 
 
 def _try(arguments: TrainArguments) -> int:

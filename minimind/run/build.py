@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from minimind.data.loader import EvalLoader, parse_data_args
-from minimind.data.text_format import TEXT
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.callbacks import Callbacks, RunState
 from minimind.engine.checkpoint import (
@@ -161,11 +160,10 @@ class Recorder:
         self._samples = main_first(ranks, lambda: SampleLog(folder, loop.state.step))
         sources = parse_data_args(data) if data else []
         paths = [find_data_file(path, "train") for path, _ in sources]
-        self._is_chat = trained.stage.data_format != TEXT
         self._prompts = choose_prompts(
             recipe.sample_prompts,
             paths,
-            is_chat=self._is_chat,
+            is_chat=run.is_chat,
             kind=trained.stage.data_format.name,
             format_name=run.arguments.get("format"),
         )
@@ -174,6 +172,7 @@ class Recorder:
             "fingerprint": loop.loader.fingerprint,
             "helpers_fingerprint": trained.helpers_fingerprint,
             "zero_stage": run.zero_stage,
+            "is_chat": run.is_chat,
         }
 
     @property
@@ -217,7 +216,7 @@ class Recorder:
             self._samples.write(step, samples)
             texts = [spell_sample(sample) for sample in samples[:_SAMPLES_SAID]]
         else:
-            texts = answer_lines(module, self._tokenizer, self._prompts, is_chat=self._is_chat)
+            texts = answer_lines(module, self._tokenizer, self._prompts, is_chat=self._run.is_chat)
         self._log.monitors.write_texts(step, texts)
         for text in texts:
             self._progress.say("step %d: %s", step, text)

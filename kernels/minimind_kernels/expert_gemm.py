@@ -90,30 +90,30 @@ def _forward_body(
     x_MD: Tensor, weights_MS: Tensor, order_P: Tensor, offsets_E1: Tensor, gate_up_EGD: Tensor,
     down_EDF: Tensor, *, keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gives the result and, with `keep`, the product with gate and up [P, 2F] for the backward
-    pass.
+    """Gives the result and, with `keep`, gate_up's product for the backward pass: [P, 2F] rows
+    with each expert's rows of padding among them.
 
     It runs one expert at a time: the values between its products are then small enough to stay in
     memory that is mapped and warm, where new large buffers cost a tenth of the products' time.
     """
     num_slots, parts = weights_MS.shape[1], divide_rows(order_P, offsets_E1, gate_up_EGD)
     kept_rows = parts[-1].kept.stop if keep else 0
-    gate_up_LG = x_MD.new_empty(kept_rows, gate_up_EGD.shape[1])
+    gate_up_PG = x_MD.new_empty(kept_rows, gate_up_EGD.shape[1])
     y_PD = x_MD.new_empty(len(order_P), x_MD.shape[1])
     for expert, slots_L, slots_N, kept, generated in parts:
         if not len(slots_N):
             continue
         x_LD = x_MD.index_select(0, slots_L // num_slots)
-        product_LG = torch.mm(x_LD, gate_up_EGD[expert].t(), out=gate_up_LG[kept] if keep else None)
+        product_LG = torch.mm(x_LD, gate_up_EGD[expert].t(), out=gate_up_PG[kept] if keep else None)
         hidden_LF = swiglu_forward(product_LG, generated=generated)
         y_LD = torch.mm(hidden_LF, down_EDF[expert].t())
         y_PD.index_copy_(0, slots_N, y_LD[: len(slots_N)])
-    return _sum_of_slots(y_PD, num_slots, weights_MS), gate_up_LG
+    return _sum_of_slots(y_PD, num_slots, weights_MS), gate_up_PG
 
 
 def _backward_body(
     grad_out_MD: Tensor, x_MD: Tensor, weights_MS: Tensor, order_P: Tensor, offsets_E1: Tensor,
-    gate_up_EGD: Tensor, down_EDF: Tensor, gate_up_LG: Tensor, *, grad_of_experts: bool,
+    gate_up_EGD: Tensor, down_EDF: Tensor, gate_up_PG: Tensor, *, grad_of_experts: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gives the gradients of x, the routing weights, gate_up and down; without `grad_of_experts`
     the last two are empty."""
@@ -128,7 +128,7 @@ def _backward_body(
         num_rows, tokens_L = len(slots_N), slots_L // num_slots
         grad_LD = grad_out_MD.index_select(0, tokens_L)
         grad_gate_up_LG, hidden_LF, grad_weights_L = _activation_grad(
-            torch.mm(grad_LD, down_EDF[expert]), gate_up_LG[kept], weights_P1[slots_L],
+            torch.mm(grad_LD, down_EDF[expert]), gate_up_PG[kept], weights_P1[slots_L],
             generated=generated,
         )  # fmt: skip
         grad_weights_P[slots_N] = grad_weights_L[:num_rows]

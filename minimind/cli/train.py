@@ -16,8 +16,8 @@ from typing import NoReturn
 
 import torch
 
-from minimind.engine.deepspeed_engine import stop_ranks
-from minimind.errors import MiniMindError, TrainingError
+from minimind.engine.process_group import stop_ranks
+from minimind.errors import LostRankError, MiniMindError, TrainingError
 from minimind.rehearsal.fits import describe_rehearsal, read_place
 from minimind.run.arguments import parse_arguments
 from minimind.run.flags import TrainArguments
@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if run.ranks.is_main:
             logger.info("%s", next_command(run))
         return 0
+    except LostRankError:
+        return 1
     except torch.OutOfMemoryError as error:
         logger.error("error: %s. %s", str(error).split("\n")[0], _MEMORY_ADVICE)
         return 1
@@ -86,8 +88,11 @@ def _try(arguments: TrainArguments) -> int:
 def run_process(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs `main` and ends the process, so that no rank is left hanging."""
     status = main(argv)
+    ranks = read_ranks()
+    if status == 1 and ranks.world_size > 1:
+        os._exit(status)  # nothing waits for ranks that may be lost
     stop_ranks()
-    if not read_ranks().is_main:
+    if not ranks.is_main:
         # Only the main rank has something left to close. On the others the communication threads
         # now and then abort a process that ends normally.
         os._exit(status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,10 @@ from minimind.data.tokenizer import Tokenizer
 from minimind.engine.callbacks import Callbacks, RunState
 from minimind.engine.checkpoint import (
     Checkpoint,
-    CheckpointStore,
     check_same_helpers,
-    load_engine_state,
-    needs_universal,
+    needs_conversion,
 )
+from minimind.engine.checkpoint_store import CheckpointStore
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.loop import Loop
 from minimind.engine.metrics import METRICS_FILE, MetricsLog, read_figures, read_metrics
@@ -24,6 +24,7 @@ from minimind.engine.routers import ROUTER_COLUMNS
 from minimind.engine.sample_log import SampleLog, spell_sample
 from minimind.engine.schedule import CosineSchedule
 from minimind.engine.stage import Loader, Stage, StageModels
+from minimind.engine.universal import open_states
 from minimind.inference.prompts import answer_lines, choose_prompts
 from minimind.monitors.monitor import MonitoredRun, Outcome
 from minimind.monitors.start import start_monitors
@@ -35,6 +36,7 @@ from minimind.runtime.together import main_first
 from minimind.samples.sources import find_data_file
 from minimind.stages import STAGES
 
+SKIPPED_FILE = "skipped_steps.jsonl"
 _SAMPLES_SAID = 4
 """The most of a stage's own samples that the console shows at once."""
 
@@ -76,21 +78,23 @@ def build_trained(
 def build_engine(
     run: ResolvedRun, ranks: Ranks, trained: Trained, start: Checkpoint | None = None
 ) -> DeepSpeedEngine:
-    """Builds the engine around the policy. With `start` it loads the checkpoint's state."""
-    universal = False
-    if start:
-        check_same_helpers(start, trained.helpers_fingerprint)
-        universal = needs_universal(start, ranks.world_size, run.zero_stage, run.ds_config)
-    engine = DeepSpeedEngine(
-        trained.models.policy,
-        run.ds_config,
-        run.recipe,
-        run.device,
-        ranks,
-        load_universal=universal,
-    )
-    if start:
-        load_engine_state(engine, start, universal=universal)
+    """Builds the engine around the policy. With `start` it has the checkpoint's state."""
+    policy = trained.models.policy
+
+    def build() -> DeepSpeedEngine:
+        return DeepSpeedEngine(policy, run.ds_config, run.recipe, run.device, ranks)
+
+    if start is None:
+        return build()
+    check_same_helpers(start, trained.helpers_fingerprint)
+    if needs_conversion(start, ranks.world_size, run.zero_stage, run.ds_config):
+        with open_states(start, policy, run.recipe, ranks) as states:
+            states.fill(policy)
+            engine = build()
+            engine.set_states(states, start.step)
+    else:
+        engine = build()
+        engine.load(start.folder)
     return engine
 
 
@@ -110,7 +114,9 @@ def build_loop(
     state = RunState()
     if start:
         saved = start.meta["state"]
-        state = RunState(**{**saved, "best_val_loss": float(saved["best_val_loss"])})
+        exact = {"best_val_loss": float(saved["best_val_loss"])}
+        exact |= {"passed_over": tuple(saved.get("passed_over", ()))}
+        state = RunState(**(saved | exact))
     return Loop(
         stage=stage,
         engine=engine,
@@ -139,6 +145,7 @@ class Recorder:
         folder: Path,
     ) -> None:  # fmt: skip
         self._run, self._tokenizer, self._engine = run, tokenizer, loop.engine
+        self._folder = folder
         ranks, recipe = loop.engine.ranks, run.recipe
         peak_flops = run.device.peak_flops
         self._progress = Progress(
@@ -150,7 +157,12 @@ class Recorder:
             peak_flops=peak_flops * ranks.world_size if peak_flops else None,
         )
         self._store = CheckpointStore(
-            folder / "checkpoints", loop.engine, recipe.keep_checkpoints, trained.models.save
+            folder / "checkpoints",
+            loop.engine,
+            recipe.keep_checkpoints,
+            trained.models.save,
+            keep_every=recipe.keep_every,
+            saved=self._say_saved,
         )
         self._log = main_first(
             ranks, lambda: _start_log(run, folder, trained.stage, loop.state.step)
@@ -181,12 +193,15 @@ class Recorder:
         return Callbacks(
             record=self._log.write if self._log else lambda *_: None,
             save=self._save,
+            confirm=self._store.confirm,
             sample=self._sample,
+            skip=self._skip,
             update=self._progress.update,
             say=self._progress.say,
         )
 
     def close(self, outcome: Outcome) -> None:
+        self._store.close()
         self._progress.close()
         if self._log:
             self._log.close(outcome)
@@ -197,8 +212,10 @@ class Recorder:
             "tokens": state.tokens,
             # JSON has no infinity: before the first validation the best loss is the text "inf".
             "best_val_loss": str(state.best_val_loss),
+            "skipped_steps": state.skipped_steps,
+            "passed_over": list(state.passed_over),
         }
-        path = self._store.save(
+        self._store.save(
             state.step,
             self._meta | {"step": state.step, "state": now},
             self._run.config,
@@ -207,7 +224,17 @@ class Recorder:
         )
         if self._log:
             self._log.plot(or_later=True)
-        self._progress.say("step %d: saved %s%s", state.step, path, ", the best so far" * is_best)
+
+    def _say_saved(self, path: Path, is_best: bool) -> None:
+        step = int(path.name.removeprefix("step-"))
+        self._progress.say("step %d: saved %s%s", step, path, ", the best so far" * is_best)
+
+    def _skip(self, step: int, loss: float, grad_norm: float, rows: list[str]) -> None:
+        if self._engine.ranks.is_main:
+            # As text, since JSON has neither NaN nor infinity.
+            entry = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "rows": rows}
+            with open(self._folder / SKIPPED_FILE, "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def _sample(self, module: Any, step: int) -> None:
         if self._samples is None or self._log is None:

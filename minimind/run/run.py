@@ -272,19 +272,17 @@ class Run:
     def _find_start(self) -> Checkpoint | None:
         """Finds the newest complete checkpoint of the run to resume; None for a new run."""
         if self._start is None and self.resolved.arguments.resume:
-            output = Path(self.resolved.arguments.get("output_dir"))
-            self._start = find_latest(output / "checkpoints")
+            self._start = find_latest(Path(self.resolved.arguments.get("output_dir"), "checkpoints"))
         return self._start
 
     def _start_ranks(self) -> None:
         if not self._is_started:
             limit_threads(self.ranks.local_world_size)
             keep_freed_memory()
-            device, deterministic = self.resolved.device, self.resolved.recipe.deterministic
-            if deterministic:
+            if deterministic := self.resolved.recipe.deterministic:
                 make_deterministic()
-            start_ranks(self.ranks, device)
-            use_newest_flash(device.torch_device, deterministic=deterministic)
+            start_ranks(self.ranks, self.resolved.device)
+            use_newest_flash(self.resolved.device.torch_device, deterministic=deterministic)
             self._is_started = True
 
     def _load(self) -> tuple[PackedLoader, EvalLoader | None]:

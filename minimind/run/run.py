@@ -272,7 +272,8 @@ class Run:
     def _find_start(self) -> Checkpoint | None:
         """Finds the newest complete checkpoint of the run to resume; None for a new run."""
         if self._start is None and self.resolved.arguments.resume:
-            self._start = find_latest(Path(self.resolved.arguments.get("output_dir"), "checkpoints"))
+            output = self.resolved.arguments.get("output_dir")
+            self._start = find_latest(Path(output, "checkpoints"))
         return self._start
 
     def _start_ranks(self) -> None:

@@ -17,6 +17,7 @@ from bench.train.rows import EngineRow, build_row
 from bench.train.specs import RowSpec
 from bench.train.step_parts import StepParts
 from bench.workers import peak_resident, reset_peak_resident
+from minimind.runtime.heap import keep_freed_memory
 from minimind.runtime.memory import PeakMemory, freeze_objects, live_tensor_bytes
 
 
@@ -36,6 +37,7 @@ class TrainedRow:
     def __init__(self, spec: RowSpec) -> None:
         self._spec = spec
         self._device = spec.run.device.torch_device
+        keep_freed_memory()  # as a run does
 
     def build(self) -> dict[str, Any]:
         self._row = build_row(self._spec)

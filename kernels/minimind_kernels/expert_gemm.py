@@ -9,8 +9,7 @@ G = 2F.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -18,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import backend
-from .form import MIN_GENERATED_ROWS, Form
+from .expert_rows import divide_rows
+from .form import Form
 from .moe_routing import moe_routing_reference
 from .op import BOTH, Case, Function, Goal, Inputs, Op, Registers, Rival
 from .routing import Routing, build_options
@@ -90,25 +90,24 @@ def _forward_body(
     x_MD: Tensor, weights_MS: Tensor, order_P: Tensor, offsets_E1: Tensor, gate_up_EGD: Tensor,
     down_EDF: Tensor, *, keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gives the result and, with `keep`, the product with gate and up [P, 2F] for the backward
-    pass.
+    """Gives the result and, with `keep`, gate_up's product for the backward pass: [P, 2F] rows
+    with each expert's rows of padding among them.
 
     It runs one expert at a time: the values between its products are then small enough to stay in
     memory that is mapped and warm, where new large buffers cost a tenth of the products' time.
     """
-    num_slots, ffn = weights_MS.shape[1], down_EDF.shape[2]
-    gate_up_PG = x_MD.new_empty(len(order_P) if keep else 0, 2 * ffn)
+    num_slots, parts = weights_MS.shape[1], divide_rows(order_P, offsets_E1, gate_up_EGD)
+    kept_rows = parts[-1].kept.stop if keep else 0
+    gate_up_PG = x_MD.new_empty(kept_rows, gate_up_EGD.shape[1])
     y_PD = x_MD.new_empty(len(order_P), x_MD.shape[1])
-    order_P = order_P.long()
-    tokens_P = order_P // num_slots
-    for expert, rows, generated in _parts(offsets_E1, ffn):
-        if rows.start == rows.stop:
+    for expert, slots_L, slots_N, kept, generated in parts:
+        if not len(slots_N):
             continue
-        x_ND = x_MD.index_select(0, tokens_P[rows])
-        kept = gate_up_PG[rows] if keep else None
-        gate_up_NG = torch.mm(x_ND, gate_up_EGD[expert].t(), out=kept)
-        hidden_NF = swiglu_forward(gate_up_NG, generated=generated)
-        y_PD.index_copy_(0, order_P[rows], torch.mm(hidden_NF, down_EDF[expert].t()))
+        x_LD = x_MD.index_select(0, slots_L // num_slots)
+        product_LG = torch.mm(x_LD, gate_up_EGD[expert].t(), out=gate_up_PG[kept] if keep else None)
+        hidden_LF = swiglu_forward(product_LG, generated=generated)
+        y_LD = torch.mm(hidden_LF, down_EDF[expert].t())
+        y_PD.index_copy_(0, slots_N, y_LD[: len(slots_N)])
     return _sum_of_slots(y_PD, num_slots, weights_MS), gate_up_PG
 
 
@@ -118,44 +117,33 @@ def _backward_body(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gives the gradients of x, the routing weights, gate_up and down; without `grad_of_experts`
     the last two are empty."""
-    num_slots, ffn = weights_MS.shape[1], down_EDF.shape[2]
+    num_slots = weights_MS.shape[1]
     grad_x_PD = x_MD.new_empty(len(order_P), x_MD.shape[1])
     weights_P1 = weights_MS.reshape(-1, 1)
     grad_weights_P = torch.empty_like(weights_P1[:, 0])
     grad_gate_up_EGD = grad_down_EDF = x_MD.new_empty(0)
     if grad_of_experts:
         grad_gate_up_EGD, grad_down_EDF = map(torch.empty_like, (gate_up_EGD, down_EDF))
-    order_P = order_P.long()
-    tokens_P = order_P // num_slots
-    for expert, rows, generated in _parts(offsets_E1, ffn):
-        order, tokens = order_P[rows], tokens_P[rows]
-        grad_ND = grad_out_MD.index_select(0, tokens)
-        grad_gate_up_NG, hidden_NF, grad_weights_N = _activation_grad(
-            torch.mm(grad_ND, down_EDF[expert]), gate_up_PG[rows], weights_P1[order],
+    for expert, slots_L, slots_N, kept, generated in divide_rows(order_P, offsets_E1, gate_up_EGD):
+        num_rows, tokens_L = len(slots_N), slots_L // num_slots
+        grad_LD = grad_out_MD.index_select(0, tokens_L)
+        grad_gate_up_LG, hidden_LF, grad_weights_L = _activation_grad(
+            torch.mm(grad_LD, down_EDF[expert]), gate_up_PG[kept], weights_P1[slots_L],
             generated=generated,
         )  # fmt: skip
-        grad_weights_P[order] = grad_weights_N
-        grad_x_PD.index_copy_(0, order, torch.mm(grad_gate_up_NG, gate_up_EGD[expert]))
+        grad_weights_P[slots_N] = grad_weights_L[:num_rows]
+        grad_x_LD = torch.mm(grad_gate_up_LG, gate_up_EGD[expert])
+        grad_x_PD.index_copy_(0, slots_N, grad_x_LD[:num_rows])
         if grad_of_experts:  # A product over no rows is zero.
-            x_ND = x_MD.index_select(0, tokens)
-            torch.mm(grad_gate_up_NG.t(), x_ND, out=grad_gate_up_EGD[expert])
-            torch.mm(grad_ND.t(), hidden_NF, out=grad_down_EDF[expert])
+            x_ND = x_MD.index_select(0, tokens_L[:num_rows])
+            torch.mm(grad_gate_up_LG[:num_rows].t(), x_ND, out=grad_gate_up_EGD[expert])
+            torch.mm(grad_LD[:num_rows].t(), hidden_LF[:num_rows], out=grad_down_EDF[expert])
     return (
         _sum_of_slots(grad_x_PD, num_slots),
         grad_weights_P.view_as(weights_MS),
         grad_gate_up_EGD,
         grad_down_EDF,
     )
-
-
-def _parts(offsets_E1: Tensor, ffn: int) -> Iterator[tuple[int, slice, bool]]:
-    """Gives each expert, the slots of its tokens, and whether generated code runs over them: this
-    is decided by all slots together."""
-    offsets = offsets_E1.tolist()
-    all_generated = backend.use_compiled_cpu(offsets[-1], offsets[-1] * ffn)
-    for expert, (start, stop) in enumerate(itertools.pairwise(offsets)):
-        generated = all_generated and stop - start >= MIN_GENERATED_ROWS
-        yield expert, slice(start, stop), generated
 
 
 def _sum_of_slots(y_PD: Tensor, num_slots: int, weights_MS: Tensor | None = None) -> Tensor:

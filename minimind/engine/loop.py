@@ -263,7 +263,8 @@ class Loop(Generic[InT, OutT]):
         self.wait()
         val_loss = validation_loss(self.stage, self.engine, self.eval_data)
         self._record(val_loss)
-        self.callbacks.say("step %d: validation loss %.4f", self.state.step, val_loss)
+        said = self.stage.describe_validation(val_loss)
+        self.callbacks.say("step %d: %s", self.state.step, said)
         is_best = val_loss < self.state.best_val_loss
         if is_best:  # min() would keep a NaN for good
             self.state.best_val_loss = val_loss

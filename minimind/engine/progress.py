@@ -52,13 +52,13 @@ class Progress:
         warms_up = stats.step == self._first_step + 1
         weight = 0.1 if stats.step > self._first_step + 2 else 1.0
         self._seconds_per_step += weight * (seconds - self._seconds_per_step)
-        memory = stats.peak_bytes or stats.resident_bytes
         shown = {
             "loss": f"{stats.loss:.4f}",
             "lr": f"{stats.learning_rate:.2e}",
             **({} if warms_up else {"tok/s": f"{stats.tokens_per_s:,.0f}"}),
             **{n: f"{value:.4g}" for n, value in stats.metrics.items() if not math.isnan(value)},
-            "mem": f"{memory / 2**30:.2f} GiB",
+            # On a CPU the peak is known from the second step on.
+            **({"mem": f"{stats.peak_bytes / 2**30:.2f} GiB"} if stats.peak_bytes else {}),
         }
         if self._peak_flops and not warms_up:
             used = stats.tokens_per_s * self._flops_per_token / self._peak_flops

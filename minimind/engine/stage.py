@@ -177,3 +177,7 @@ class Stage(Protocol[InT, OutT]):
         policy in eval mode."""
         for batch in batches:
             yield batch, self.loss(engine, cast(OutT, batch))
+
+    def describe_validation(self, val_loss: float) -> str:
+        """Gives the console's words for `val_loss`, the mean over all that `evaluate` counted."""
+        return f"validation loss {val_loss:.4f}"

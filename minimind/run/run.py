@@ -34,6 +34,7 @@ from minimind.run.resolve import ResolvedRun, check_same_run, find_tokenizer, re
 from minimind.run.restarts import resume_after_restart
 from minimind.run.training import say_where_from, train_recorded
 from minimind.runtime.devices import Device, check_kernels, find_device, limit_threads
+from minimind.runtime.heap import keep_freed_memory
 from minimind.runtime.heartbeat import Heartbeat
 from minimind.runtime.memory import unfreeze_objects
 from minimind.runtime.ranks import Ranks, read_ranks
@@ -271,18 +272,18 @@ class Run:
     def _find_start(self) -> Checkpoint | None:
         """Finds the newest complete checkpoint of the run to resume; None for a new run."""
         if self._start is None and self.resolved.arguments.resume:
-            output = Path(self.resolved.arguments.get("output_dir"))
-            self._start = find_latest(output / "checkpoints")
+            output = self.resolved.arguments.get("output_dir")
+            self._start = find_latest(Path(output, "checkpoints"))
         return self._start
 
     def _start_ranks(self) -> None:
         if not self._is_started:
             limit_threads(self.ranks.local_world_size)
-            device, deterministic = self.resolved.device, self.resolved.recipe.deterministic
-            if deterministic:
+            keep_freed_memory()
+            if deterministic := self.resolved.recipe.deterministic:
                 make_deterministic()
-            start_ranks(self.ranks, device)
-            use_newest_flash(device.torch_device, deterministic=deterministic)
+            start_ranks(self.ranks, self.resolved.device)
+            use_newest_flash(self.resolved.device.torch_device, deterministic=deterministic)
             self._is_started = True
 
     def _load(self) -> tuple[PackedLoader, EvalLoader | None]:

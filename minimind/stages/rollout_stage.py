@@ -269,6 +269,9 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
             total = sum(next(rewards) for _ in batch.prompts)
             yield batch, LossSum(total=torch.tensor(-float(total), device=engine.device))
 
+    def describe_validation(self, val_loss: float) -> str:
+        return f"validation reward {-val_loss:.4f}"
+
     @property
     def measured_names(self) -> tuple[str, ...]:
         return self.measures.names

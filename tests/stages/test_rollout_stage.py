@@ -235,3 +235,8 @@ def test_adapters_have_options_and_a_rate_of_their_own():
     for options in ({"lora_ranks": {"mlp": 2}}, {"lora_alphas": {"mlp": 2.0}}, {"lora_plot": True}):
         with pytest.raises(ConfigError, match="give --set lora_preset=all too"):
             GRPORecipe(**cast(Any, options)).check()
+
+
+def test_validation_is_told_as_a_reward():
+    stage = GRPO(GRPORecipe(num_generations=2, seq_len=8))
+    assert stage.describe_validation(-0.25) == "validation reward 0.2500"

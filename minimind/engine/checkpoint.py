@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from minimind.config.deepspeed_json import precision
+from minimind.config.json_file import load_json
 from minimind.config.model import ModelConfig
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.stage import SaveTrained
@@ -61,7 +62,7 @@ def load_checkpoint_meta(folder: Path) -> Checkpoint:
     size. Raises CheckpointError."""
     path = folder / META_FILE
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = load_json(path)
         files = dict[str, int](meta["files"])
         int(meta["step"])
     except OSError as error:

@@ -13,7 +13,6 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from minimind.config.json_file import check_regular, load_json
 from minimind.config.model import ModelConfig
 from minimind.config.spelling import did_you_mean_file
 from minimind.errors import CheckpointError
 from minimind.lora.adapter import Adapter, LoraPart, merge_adapter
+from minimind.lora.alphas import read_alphas
 from minimind.model.hf_config import CONFIG_FILE, load_hf_config, to_hf_config
 from minimind.model.state_dict import (
     hash_files,
@@ -40,6 +41,8 @@ LATEST, BEST = "latest", "best"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_MAX_ADAPTERS = 16
+"""The most adapters that may lie over one another."""
 _UNSUPPORTED = ("use_dora", "fan_in_fan_out", "modules_to_save", "lora_bias", "layer_replication")
 """PEFT's options that change the meaning of A and B, or add other weights."""
 
@@ -59,11 +62,11 @@ class BaseModel:
 
 
 def is_model_folder(folder: Path) -> bool:
-    return (folder / CONFIG_FILE).exists() or is_adapter_folder(folder)
+    return os.path.exists(folder / CONFIG_FILE) or is_adapter_folder(folder)
 
 
 def is_adapter_folder(folder: Path) -> bool:
-    return (folder / ADAPTER_CONFIG_FILE).exists()
+    return os.path.exists(folder / ADAPTER_CONFIG_FILE)
 
 
 def find_model_folder(path: Path) -> Path:
@@ -105,18 +108,27 @@ def load_folder_config(folder: Path) -> ModelConfig:
     return load_hf_config(folder)
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, above: tuple[Path, ...] = ()) -> str:
     """Identifies the weights of a model folder; for an adapter, together with its base's."""
     if not is_adapter_folder(folder):
         return hash_weights(folder)
-    return f"{find_base(folder).fingerprint}+{hash_files([folder / ADAPTER_WEIGHTS_FILE])}"
+    base = find_base(folder, above)
+    return f"{base.fingerprint}+{hash_files([folder / ADAPTER_WEIGHTS_FILE])}"
 
 
-def find_base(folder: Path) -> BaseModel:
+def find_base(folder: Path, above: tuple[Path, ...] = ()) -> BaseModel:
     """Finds an adapter's base model: at its path relative to the adapter's folder, so that a folder
-    of runs can be moved as a whole, or at the absolute path in the configuration. Raises
-    CheckpointError where it is missing or has changed."""
+    of runs can be moved as a whole, or at the absolute path in the configuration. `above` are the
+    adapters that lie over it. Raises CheckpointError where it is missing or has changed, and for
+    adapters that are based on one another in a circle."""
     folder = folder.resolve()
+    above = (*above, folder)
+    if folder in above[:-1] or len(above) > _MAX_ADAPTERS:
+        raise CheckpointError(
+            f"{folder}: an adapter based on itself, or on more than {_MAX_ADAPTERS} others: "
+            f"{' on '.join(map(str, above[:4]))}. Write the folder of a whole model as "
+            f"base_model_name_or_path into {ADAPTER_CONFIG_FILE}"
+        )
     written = _read_config(folder).get("base_model_name_or_path") or ""
     header = _read_header(folder)
     wanted = header.get("base_fingerprint")
@@ -127,7 +139,7 @@ def find_base(folder: Path) -> BaseModel:
     for place in dict.fromkeys(places):
         if not is_model_folder(place):
             problems.append(f"{place} is no model folder")
-        elif (found := fingerprint(place)) == (wanted or found):
+        elif (found := fingerprint(place, above)) == (wanted or found):
             return BaseModel(place, found)
         else:
             problems.append(f"{place} holds other weights than it was trained beside")
@@ -216,6 +228,7 @@ def load_adapter(folder: Path) -> dict[str, LoraPart]:
         raise CheckpointError(f"{path}: {given[0]} is not supported")
     tensors = _read_tensors(folder)
     adapter: dict[str, LoraPart] = {}
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for key in sorted(tensors):
         found = re.fullmatch(rf"{re.escape(_PREFIX)}(.+)\.lora_A\.weight", key)
         if not found:
@@ -224,7 +237,14 @@ def load_adapter(folder: Path) -> dict[str, LoraPart]:
         a_RI, b_OR = tensors.pop(key), tensors.pop(f"{_PREFIX}{name}.lora_B.weight", None)
         if b_OR is None or a_RI.ndim != 2 or b_OR.ndim != 2 or len(a_RI) != b_OR.shape[1]:
             raise CheckpointError(f"{folder}: lora_A and lora_B of {name} are no pair")
-        adapter[name] = LoraPart(a_RI, b_OR, _alpha(values, name, len(a_RI)))
+        if not len(a_RI):
+            raise CheckpointError(f"{folder}: the rank of {name} is 0; it must be at least 1")
+        pairs[name] = (a_RI, b_OR)
+    alphas = read_alphas(values, list(pairs), str(path))
+    for name, (a_RI, b_OR) in pairs.items():
+        # Rank-stabilised scaling, alpha/sqrt(r), as the alpha of the usual rule.
+        scale = math.sqrt(len(a_RI)) if values.get("use_rslora") else 1.0
+        adapter[name] = LoraPart(a_RI, b_OR, alphas[name] * scale)
     if tensors or not adapter:
         raise CheckpointError(
             f"{folder}: {', '.join(sorted(tensors)[:3]) or 'no tensor'}: pairs of "
@@ -233,27 +253,18 @@ def load_adapter(folder: Path) -> dict[str, LoraPart]:
     return adapter
 
 
-def _alpha(values: Mapping[str, Any], name: str, rank: int) -> float:
-    """Gives a linear's alpha by PEFT's rule: that of the first pattern which its name ends in.
-    Rank-stabilised scaling, alpha/sqrt(r), is converted to the alpha that has the same effect."""
-    alpha = values.get("lora_alpha", 8)
-    for pattern, value in (values.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", name):
-            alpha = value
-            break
-    return alpha * math.sqrt(rank) if values.get("use_rslora") else alpha
-
-
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / ADAPTER_CONFIG_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = load_json(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError:
         values = None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: not the configuration of an adapter")
+    if not isinstance(base := values.get("base_model_name_or_path") or "", str):
+        raise CheckpointError(f"{path}: base_model_name_or_path is {base!r:.60}, which is no path")
     return values
 
 
@@ -270,6 +281,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 def _open_weights(folder: Path) -> Any:
     path = folder / ADAPTER_WEIGHTS_FILE
     try:
+        check_regular(path)
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from None

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+from minimind.config.json_file import load_json
 from minimind.config.spelling import did_you_mean_file
 from minimind.errors import CheckpointError, ConfigError
 from minimind.run.flags import TrainArguments
@@ -90,6 +91,6 @@ def merge_earlier(arguments: TrainArguments) -> TrainArguments:
             f"{did_you_mean_file(Path(folder))}; without --resume a new run starts there"
         )
     try:
-        return arguments.merge(json.loads(path.read_text(encoding="utf-8"))["arguments"])
+        return arguments.merge(load_json(path)["arguments"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None

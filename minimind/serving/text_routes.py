@@ -93,11 +93,10 @@ def _ids(model: ServedModel, body: TokenizeRequest) -> list[int]:
     given = [name for name in ("prompt", "content", "messages") if getattr(body, name) is not None]
     if len(given) != 1:
         raise ApiError(400, "give one of prompt, content and messages", param="prompt")
-    parses = body.parse_special is not False
     if body.prompt is not None:
-        return model.encode(body.prompt, body.add_special_tokens is not False, parses)
+        return model.tokenize(body, body.prompt, body.add_special_tokens is not False)
     if body.content is not None:
-        return model.encode(body.content, bool(body.add_special), parses)
+        return model.tokenize(body, body.content, bool(body.add_special))
     return model.chat_prompt(body).ids
 
 

@@ -14,6 +14,7 @@ from minimind.chat.terminal import HELP, Terminal, read_lines
 from minimind.config.environment import KEY_VARIABLE
 from minimind.errors import MiniMindError
 from minimind.inference.load import add_dtype_flag, choose_placement, load_checkpoint
+from minimind.runtime.printable import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options = options.change(assignment)
         session = ChatSession(open_backend(arguments), options, system=arguments.system)
     except MiniMindError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     terminal = Terminal(session)
     for line in read_lines(terminal.is_interactive):

@@ -240,7 +240,9 @@ class Loop(Generic[InT, OutT]):
         self._is_recorded = True
 
     def _check_finite(self, step: int, found: StepNumbers) -> None:
-        loss, grad_norm, losses_U = found.mean_loss, float(found.grad_norm), found.losses_U
+        # A step that had nothing to learn from has a sum of losses, but no mean.
+        loss = found.mean_loss if found.count else float(found.loss)
+        grad_norm, losses_U = float(found.grad_norm), found.losses_U
         assert losses_U is not None
         if math.isfinite(loss) and math.isfinite(grad_norm):
             return

@@ -53,7 +53,7 @@ class Progress:
         self._seconds_per_step += weight * (seconds - self._seconds_per_step)
         memory = stats.peak_bytes or stats.resident_bytes
         shown = {
-            "loss": f"{stats.loss:.4f}",
+            "loss": "none" if math.isnan(stats.loss) else f"{stats.loss:.4f}",
             "lr": f"{stats.learning_rate:.2e}",
             "tok/s": f"{stats.tokens_per_s:,.0f}",
             **{n: f"{value:.4g}" for n, value in stats.metrics.items() if not math.isnan(value)},

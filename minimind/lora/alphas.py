@@ -35,7 +35,9 @@ def _find_patterns(patterns: Sequence[str], names: Sequence[str], origin: str) -
     CheckpointError for one that is no regular expression or takes too long."""
     if all(_PLAIN.fullmatch(pattern) for pattern in patterns):
         places = {pattern: place for place, pattern in enumerate(patterns)}
-        return [min(_ends(name) & places.keys(), key=places.get, default=None) for name in names]
+        return [
+            min(_ends(name) & places.keys(), key=places.__getitem__, default=None) for name in names
+        ]
     try:
         return call_bounded("minimind.lora.alphas:match_patterns", (patterns, names))
     except BoundedCallError as error:

@@ -15,6 +15,7 @@ from minimind.runtime.whole_files import write_whole
 
 RUNS = Path("runs")
 RUN_FILE = "run.json"
+_MAX_NAME_BYTES = 255
 
 
 def make_folder(run: ResolvedRun) -> Path:
@@ -40,7 +41,7 @@ def check_folder(run: ResolvedRun) -> Path:
     """Gives the folder that `make_folder` will create. Raises ConfigError where it cannot be
     created or written to, or has checkpoints that the user did not ask to resume."""
     folder = _choose_folder(run)
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     if not nearest.is_dir():
         raise ConfigError(f"--output_dir {folder}: {nearest} is a file; name a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
@@ -51,6 +52,11 @@ def check_folder(run: ResolvedRun) -> Path:
 def _choose_folder(run: ResolvedRun) -> Path:
     if given := run.arguments.get("output_dir"):
         folder = Path(given)
+        if any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in folder.parts):
+            raise ConfigError(
+                f"--output_dir {str(folder)[:60]}…: a name in it is longer than {_MAX_NAME_BYTES} "
+                "bytes, the most that file systems take: give a shorter one"
+            )
         if not run.arguments.resume and any((folder / "checkpoints").glob("step-*")):
             raise ConfigError(
                 f"{folder} already holds a run's checkpoints: --resume goes on with it, another "

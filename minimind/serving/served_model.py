@@ -16,7 +16,7 @@ from minimind.inference.logprobs import TokenLogprob
 from minimind.inference.request import GenerationRequest
 from minimind.serving.api_errors import ApiError
 from minimind.serving.engine_thread import EngineThread
-from minimind.serving.message_schemas import read_turns, split_open_thought
+from minimind.serving.message_schemas import RequestPart, read_turns, split_open_thought
 from minimind.serving.request_schemas import (
     AnyRequest,
     ChatRequest,
@@ -146,20 +146,18 @@ class ServedModel:
         found = []
         for text in each_text(texts):
             begins = body.add_special_tokens is not False
-            if isinstance(text, str):
-                most = self._most_tokens(body)
-                ids = self.encode(text, begins, parses, most)
-            else:
-                ids = text
+            ids = self.encode(body, text, begins, parses) if isinstance(text, str) else text
             ids = body.truncated(ids, self.context)
             self._check_ids(ids, param)
             found.append(ids)
         return found
 
-    def encode(self, text: str, begins: bool, parses_special: bool, most: int) -> list[int]:
-        """Encodes a text. With `begins`, it starts with the tokens that begin a document, which are
-        not repeated if the text spells them itself. Raises ApiError for a text whose bytes are
-        more than `most` tokens: encoding it would take the time that other calls need."""
+    def encode(self, body: AnyRequest, text: str, begins: bool, parses_special: bool) -> list[int]:
+        """Encodes a text of the request `body`. With `begins`, it starts with the tokens that begin
+        a document, which are not repeated if the text spells them itself. Raises ApiError for a
+        text with so many bytes that it cannot fit: encoding it would take the time that other
+        calls need."""
+        most = self._most_tokens(body)
         if (least := self.tokenizer.least_tokens(text)) > most:
             raise self._too_long(least, 0, most=most)
         start = self.tokenizer.document_start if begins else []
@@ -230,11 +228,13 @@ class ServedModel:
         if len(ids) > self.context:
             raise self._too_long(len(ids), 0)
 
-    def _most_tokens(self, body: AnyRequest) -> int:
+    def _most_tokens(self, body: RequestPart) -> int:
         """Gives the most tokens that a text may have before it is cut: those of the context, or
         several times as many where the request cuts it or wants its tokens alone."""
         is_cut = getattr(body, "truncate_prompt_tokens", None) is not None
-        return self.context * (_CUT_OR_COUNTED if is_cut or isinstance(body, TokenizeRequest) else 1)
+        return self.context * (
+            _CUT_OR_COUNTED if is_cut or isinstance(body, TokenizeRequest) else 1
+        )
 
     def _too_long(self, num_ids: int, wanted: int, most: int = 0) -> ApiError:
         more = f" and {wanted} more are asked for" if wanted else ""

@@ -93,10 +93,11 @@ def _ids(model: ServedModel, body: TokenizeRequest) -> list[int]:
     given = [name for name in ("prompt", "content", "messages") if getattr(body, name) is not None]
     if len(given) != 1:
         raise ApiError(400, "give one of prompt, content and messages", param="prompt")
+    parses = body.parse_special is not False
     if body.prompt is not None:
-        return model.tokenize(body, body.prompt, body.add_special_tokens is not False)
+        return model.encode(body, body.prompt, body.add_special_tokens is not False, parses)
     if body.content is not None:
-        return model.tokenize(body, body.content, bool(body.add_special))
+        return model.encode(body, body.content, bool(body.add_special), parses)
     return model.chat_prompt(body).ids
 
 

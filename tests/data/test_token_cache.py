@@ -200,7 +200,7 @@ def test_a_file_that_changes_while_it_is_read(
 ) -> None:
     path = write_rows(["a"])
     states = iter([(1, 1), (2, 2)])
-    monkeypatch.setattr(token_writer, "_state", lambda path: next(states))
+    monkeypatch.setattr(data_file, "_state", lambda path: next(states))
     with pytest.raises(DataError, match="changed while it was read"):
         build_token_cache(path, tokenizer)
 

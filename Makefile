@@ -1,6 +1,7 @@
 # make train   set up .venv, then pretrain `tiny` on the embedded sample data (minutes on two cores)
 # make demo    the same, then SFT, LoRA, DPO and GRPO on it, and the answers after each stage
 # make test    set up .venv, then the checks that CI runs
+# make faults  the tests of docs/faults.md, slow ones too: what happens under each fault
 # make gpu     GPU tests, compute-sanitizer and benchmarks into bench/results/<device>/ or OUT=FOLDER;
 #              PARTS=tests,kernels,... takes some of them, PARTS=correctness (or speed, breadth, ...)
 #              what fits one call of ten minutes; ARCHIVE=FILE.tar.gz holds all results of the call;
@@ -20,7 +21,7 @@ DEMO := runs/make-demo
 
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: train demo test test-all lint gpu clean
+.PHONY: train demo test test-all faults lint gpu clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -59,6 +60,9 @@ test: $(READY) lint
 
 test-all: $(READY) lint
 	$(PYTEST) -m 'not gpu'
+
+faults: $(READY)
+	$(PYTEST) -m 'faults and not gpu'
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -40,8 +40,8 @@ MAX_PREFILL = 512
 that running sequences wait only a moment."""
 
 _USUAL_TOKENS = 1 << 20
-"""The cache's tokens where nobody names a number: a config.json may claim any context, and memory is
-needed for it whether it is true or not."""
+"""The cache's tokens where nobody names a number. A config.json may claim any context, and whether
+or not the model knows it, memory is needed for it."""
 
 
 class BatchEngine:

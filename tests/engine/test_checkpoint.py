@@ -141,6 +141,7 @@ def test_the_same_step_saved_again_replaces_it(
     assert store.list_steps() == [folder]
 
 
+@pytest.mark.faults("a checkpoint left unfinished by a kill", "removed at the next start")
 def test_a_new_store_removes_what_was_left_unfinished(store: CheckpointStore, tmp_path: Path):
     save(store, 1)
     whole = listing(tmp_path)
@@ -163,6 +164,7 @@ def test_a_new_store_removes_what_was_left_unfinished(store: CheckpointStore, tm
         (Path, "rename", OSError("No space left")),
     ],
 )
+@pytest.mark.faults("a save that fails", "the earlier checkpoints stay")
 def test_a_save_that_fails_leaves_everything_as_it_was(
     store: CheckpointStore,
     monkeypatch: pytest.MonkeyPatch,
@@ -183,6 +185,7 @@ def test_a_save_that_fails_leaves_everything_as_it_was(
 
 
 @pytest.mark.parametrize("ranks", [Ranks(0, 0, 2), SECOND_OF_TWO])
+@pytest.mark.faults("a save that fails on another rank", "fails on all ranks")
 def test_what_another_rank_cannot_write_fails_here_too(
     store: CheckpointStore, engine: FakeEngine, tmp_path: Path, ranks: Ranks
 ):
@@ -216,6 +219,7 @@ def test_a_rank_that_is_not_the_first_writes_its_shard_alone(
         ("model/model.safetensors", b"", "0 bytes, but"),
     ],
 )
+@pytest.mark.faults("a checkpoint with a file missing or cut", "the file is named")
 def test_a_file_that_is_not_as_it_was_written_is_named(
     store: CheckpointStore, file: str, content: bytes | None, message: str
 ):

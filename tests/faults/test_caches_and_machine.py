@@ -76,7 +76,7 @@ def test_a_damaged_library(cache_dir: Path, damage: str, caplog: pytest.LogCaptu
 def test_a_cache_that_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path / "file"))
-    with pytest.raises(DataError, match="the sample data cannot be written: .*MINIMIND_CACHE"):
+    with pytest.raises(DataError, match=r"the sample data cannot be written: .*MINIMIND_CACHE"):
         Run.resolve(model="tiny").describe()
 
 

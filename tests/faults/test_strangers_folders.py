@@ -1,5 +1,5 @@
-"""A folder that someone else made is data: whatever it says is refused in bounded time and memory, by
-an error that names it."""
+"""A folder that someone else made is data: whatever it says is refused in bounded time and memory,
+by an error that names it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Makes the limits of time short, in pools of their own."""
     bounded_call._pool.cache_clear()
     monkeypatch.setattr(bounded_call, "TIME_LIMIT_S", 1.0)
-    monkeypatch.setattr(bounded_call, "_FIRST_S", 6.0)
+    monkeypatch.setattr(bounded_call, "_FIRST_S", 1.5)
     yield
     bounded_call._pool.cache_clear()
 
@@ -159,8 +159,8 @@ def test_a_pattern_that_takes_for_ever(quick: None) -> None:
 
 
 @pytest.mark.faults("an adapter's pattern that is no regular expression", "refused")
-def test_a_pattern_that_is_none(quick: None) -> None:
-    with pytest.raises(CheckpointError, match="'\\('.*no regular expression"):
+def test_a_pattern_that_is_none() -> None:
+    with pytest.raises(CheckpointError, match=r"'\('.*no regular expression"):
         read_alphas({"alpha_pattern": {"(": 4}}, ["a.q_proj"], "adapter_config.json")
 
 
@@ -245,7 +245,7 @@ def repeated(times: int) -> dict[str, Any]:
 )
 def test_tokenizers_that_panic(folder: Path, changes: dict[str, Any]) -> None:
     edit(folder / "tokenizer.json", **changes)
-    with pytest.raises(DataError, match="the normalizer or pre_tokenizer of tokenizer.json"):
+    with pytest.raises(DataError, match="the normalizer or pre_tokenizer of"):
         Tokenizer.load(folder)
 
 

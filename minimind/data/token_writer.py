@@ -66,7 +66,7 @@ def write_tokens(
                     writer.add(batch, samples)
             writer.check_usable(on_bad_row)
             check_unchanged(file)
-            meta = json.dumps({"key": key, **writer.meta()}, ensure_ascii=False)
+            meta = json.dumps({"key": key, **writer.meta()})
             (temporary / META_FILE).write_text(meta, encoding="utf-8")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from minimind.data import data_file, text_format, token_writer
+from minimind.data.chat_format import CHAT
 from minimind.data.text_format import TEXT
 from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
@@ -191,6 +193,24 @@ def test_a_full_disk_is_named_and_leaves_nothing(
         build_token_cache(path, tokenizer)
     assert str(cache_dir / "tokens") in str(caught.value)
     assert not [entry for entry in (cache_dir / "tokens").iterdir() if entry.is_dir()]
+
+
+@pytest.mark.faults(
+    "rows with NaN or text that has no UTF-8 form where none belongs", "named by line"
+)
+def test_bad_rows_whose_text_has_no_utf8_form(
+    tmp_path: Path, tokenizer: Tokenizer, cache_dir: Path
+) -> None:
+    path = tmp_path / "chat.jsonl"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [
+        {"conversations": turns},
+        {"conversations": [{"role": "\ud800", "content": "a"}]},
+        {"conversations": turns, "system": float("nan")},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    cache = build_token_cache(path, tokenizer, CHAT, on_bad_row="skip", cache_dir=cache_dir)
+    assert [row.line for row in cache.skipped] == [2, 3]
 
 
 @pytest.mark.faults("a cache folder that cannot be made", "named")

@@ -1,5 +1,6 @@
-# make train   set up .venv, then pretrain `tiny` on the embedded sample data (minutes on two cores)
-# make demo    the same, then SFT, LoRA, DPO and GRPO on it, and the answers after each stage
+# make train   set up .venv, pretrain `tiny` on the embedded sample data, teach it to answer, and
+#              chat with it (minutes on two cores)
+# make demo    the same, then LoRA, DPO and GRPO on it, and the answers after each stage
 # make test    set up .venv, then the checks that CI runs
 # make faults  the tests of docs/faults.md, slow ones too: what happens under each fault
 # make gpu     GPU tests, compute-sanitizer and benchmarks into bench/results/<device>/ or OUT=FOLDER;
@@ -15,6 +16,8 @@ OUT ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal --benchmark-disable
+PIP := $(BIN)/python -m pip install -c constraints.txt
+CORE := $(VENV)/.core
 READY := $(VENV)/.ready
 RUN := runs/make-train
 DEMO := runs/make-demo
@@ -23,35 +26,44 @@ export TOKENIZERS_PARALLELISM ?= true
 
 .PHONY: train demo test test-all faults lint gpu clean
 
-$(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
-	touch $@
+$(CORE): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Setting up $(VENV) with PyTorch, DeepSpeed and what they need: once, some minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --quiet --upgrade pip
+	$(PIP) torch setuptools
+	$(PIP) -e .
+	@touch $@
 
-train: $(READY)
-	rm -rf $(RUN)
-	$(BIN)/python launch/train.py --ds_config zero2.json --output_dir $(RUN) \
+$(READY): $(CORE)
+	@echo "Adding to $(VENV) what the tests need: once, some minutes"
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+train: $(CORE)
+	@rm -rf $(RUN)
+	$(BIN)/python launch/train.py --ds_config zero2.json --output_dir $(RUN)/text \
 	  --epochs 2 --eval_every 250 --sample_every 500 --set log_every=50
+	$(BIN)/python launch/train.py --ds_config zero2.json --stage sft \
+	  --from_checkpoint $(RUN)/text --output_dir $(RUN)/chat --eval_every 300 --set log_every=100
+	$(BIN)/python launch/chat.py --checkpoint $(RUN)/chat --set temperature=0 \
+	  --ask "What is the river of Lumor called?" "Who lives in Haskel?" "塔恩的房子是什么颜色？" "7 加 5 是多少？"
+	@echo "Go on with:  $(BIN)/python launch/chat.py --checkpoint $(RUN)/chat"
 
 demo: train
-	rm -rf $(DEMO)
-	$(BIN)/python launch/train.py --ds_config zero2.json --stage sft \
-	  --from_checkpoint $(RUN) --output_dir $(DEMO)/sft --eval_every 300 --set log_every=100
+	@rm -rf $(DEMO)
 	$(BIN)/python launch/train.py --ds_config zero2.json --stage lora --max_steps 150 \
-	  --from_checkpoint $(DEMO)/sft --output_dir $(DEMO)/lora --set log_every=50
+	  --from_checkpoint $(RUN)/chat --output_dir $(DEMO)/lora --set log_every=50
 	$(BIN)/python launch/train.py --ds_config zero2.json --stage dpo \
 	  --from_checkpoint $(DEMO)/lora --output_dir $(DEMO)/dpo --set log_every=20
 	$(BIN)/python launch/train.py --ds_config zero2.json --stage grpo --max_steps 100 \
 	  --data sample:sums --val_data sample:sums --batch_size 16 --eval_every 25 \
-	  --from_checkpoint $(DEMO)/sft --output_dir $(DEMO)/grpo --set log_every=10 \
+	  --from_checkpoint $(RUN)/chat --output_dir $(DEMO)/grpo --set log_every=10 \
 	  --set micro_batch_size=16 --set num_generations=8 --set max_new_tokens=24 \
 	  --set num_minibatches=2 --set beta=0
 	$(BIN)/python launch/evaluate.py --chat --max_new_tokens 40 \
-	  --checkpoint $(RUN) $(DEMO)/sft $(DEMO)/lora $(DEMO)/dpo $(DEMO)/grpo \
+	  --checkpoint $(RUN)/text $(RUN)/chat $(DEMO)/lora $(DEMO)/dpo $(DEMO)/grpo \
 	  --prompts "What is the river of Lumor called?" "塔恩的房子是什么颜色？" \
 	    "What does Greta like?" "格蕾塔住在哪里？" "7 加 5 是多少？" "How much is 11 plus 7?"
 

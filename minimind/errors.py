@@ -22,3 +22,8 @@ class CheckpointError(MiniMindError):
 class TrainingError(Exception):
     """Reports a run that failed while training, for example by a loss that is not finite: exit
     status 1."""
+
+
+class LostRankError(TrainingError):
+    """Reports that a rank of the run has died, failed, hangs or cannot be reached. It was logged
+    where it was found."""

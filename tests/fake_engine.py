@@ -54,6 +54,8 @@ class FakeEngine:
     norm: Callable[[int], float] = float
     """Gives the gradient's norm for the number of steps taken."""
     others_say: Sequence[str] = ()
+    others_say_later: Sequence[str] = ()
+    """What they report in the background."""
     others_stop: bool = False
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -93,6 +95,9 @@ class FakeEngine:
 
     def gather_texts(self, texts: Sequence[str]) -> list[str]:
         return [*texts, *self.others_say]
+
+    def gather_apart(self, texts: Sequence[str]) -> list[str]:
+        return [*texts, *self.others_say_later]
 
     def barrier(self) -> None:
         pass

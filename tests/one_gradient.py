@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from minimind.data.collate import collate
 from minimind.data.packing import build_row, plan_packing
-from minimind.engine.deepspeed_engine import start_ranks, stop_ranks
+from minimind.engine.process_group import start_ranks, stop_ranks
 from minimind.run.arguments import collect_arguments
 from minimind.run.build import build_trained
 from minimind.run.resolve import ResolvedRun

@@ -29,6 +29,7 @@ def main() -> None:
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             try:
+                exec(asked["prelude"], {})
                 status = train.main(asked["arguments"])
             except BaseException:
                 traceback.print_exc(file=said)

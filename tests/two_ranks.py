@@ -31,11 +31,12 @@ class RankPair:
         self._processes: list[subprocess.Popen[str]] = []
         self._answers: list[queue.Queue[str]] = []
 
-    def train(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def train(self, *arguments: str, prelude: str = "") -> subprocess.CompletedProcess[str]:
+        """Trains on both ranks; `prelude` is Python code that each runs before."""
         if not self._processes:
             self._start()
         settings = {k: v for k, v in os.environ.items() if k.startswith("MINIMIND_")}
-        asked = json.dumps({"arguments": arguments, "environment": settings})
+        asked = json.dumps({"arguments": arguments, "environment": settings, "prelude": prelude})
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.write(asked + "\n")

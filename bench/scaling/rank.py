@@ -24,7 +24,7 @@ from bench.train.documents import packed_step
 from bench.train.figures import causal_flops
 from bench.train.step_parts import StepParts
 from bench.workers import peak_resident, reset_peak_resident
-from minimind.engine.deepspeed_engine import stop_ranks
+from minimind.engine.process_group import stop_ranks
 from minimind.engine.stage import Loader
 from minimind.errors import MiniMindError
 from minimind.run.arguments import parse_arguments

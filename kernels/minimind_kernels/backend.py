@@ -235,5 +235,5 @@ def _has_compiler() -> bool:
 
 @functools.cache
 def _say_once(choice: str, setting: str, problem: str | None) -> None:
-    because = f", and {problem}" if problem else ""
-    logger.info("kernels: %s: MINIMIND_KERNELS=%s%s", choice, setting, because)
+    because = f": {problem}" if problem else ""
+    logger.info("kernels    %s (MINIMIND_KERNELS=%s)%s", choice, setting, because)

@@ -23,12 +23,16 @@ class ServerChat:
         base = url.rstrip("/").removesuffix("/v1") + "/v1"
         self._client = openai.OpenAI(base_url=base, api_key=api_key or "none", max_retries=0)
         with _clear_errors(base):
-            self.models = [found.id for found in self._client.models.list().data]
+            cards = self._client.models.list().data
+        self.models = [card.id for card in cards]
         if not self.models:
             raise ConfigError(f"{base} serves no model")
         if model is not None and model not in self.models:
             raise ConfigError(f"{base} has no model {model!r}; it has {', '.join(self.models)}")
         self.model = model or self.models[0]
+        notices = {card.id: getattr(card, "notice", None) for card in cards}
+        self.notice: str | None = notices[self.model]
+        """What the server says that people should know of the model."""
 
     def answer(
         self,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from minimind.chat.session import ChatSession
@@ -58,7 +58,7 @@ def build_prompt() -> Callable[[str], str]:
         from prompt_toolkit.history import FileHistory
         from prompt_toolkit.key_binding import KeyBindings
     except ImportError:
-        print("(pip install 'minimind[serve]' for line editing and history)")
+        print("(pip install prompt_toolkit for line editing and history)")
         return input
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "minimind"
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -87,6 +87,12 @@ class Terminal:
         """True while a thought is being shown."""
         if self.is_interactive:
             print("/help lists the commands")
+
+    def show_answers(self, questions: Sequence[str]) -> None:
+        """Asks the questions in turn and prints each above its answer."""
+        for question in questions:
+            print(f"> {question}")
+            self._ask(question)
 
     def take(self, line: str) -> bool:
         """Handles one line from the user: a command or a question. Gives False where the user

@@ -48,13 +48,15 @@ def main() -> None:
         st.error(without_images(str(error)))
         st.stop()
     session = _choose_conversation(_backend(url, models[0]), text)
-    session.backend = _backend(url, _choose_model(models, text))
+    session.backend = backend = _backend(url, _choose_model(models, text))
     _choose_options(session, text)
     tools = _tools(text)
     _offer_download(session, text)
     st.header(text("title"), anchor=False)
     if not session.turns:
         st.caption(text("greeting"))
+        if backend.notice:
+            st.warning(text("never_taught"))
     for turn in session.turns:
         _show_turn(turn, text)
     calls = session.turns[-1].get("tool_calls") if session.turns else None

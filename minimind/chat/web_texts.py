@@ -10,6 +10,12 @@ _TEXTS = {
         "A small language model, trained from raw text. Ask it something.",
         "一个从零训练的小语言模型。向它提问吧。",
     ),
+    "never_taught": (
+        "This model was trained on text and never to chat: it continues what you write. "
+        "Train it to answer with --stage sft.",
+        "这个模型只在纯文本上训练过，还没有学过对话：它只会接着你写的内容往下写。"
+        "用 --stage sft 训练后才会回答。",
+    ),
     "ask": ("Write a message", "输入消息"),
     "new": ("New conversation", "新对话"),
     "download": ("Download as jsonl", "下载 jsonl"),

@@ -13,7 +13,12 @@ from minimind.chat.session import ChatBackend, ChatOptions, ChatSession
 from minimind.chat.terminal import HELP, Terminal, read_lines
 from minimind.config.environment import KEY_VARIABLE
 from minimind.errors import MiniMindError
-from minimind.inference.load import add_dtype_flag, choose_placement, load_checkpoint
+from minimind.inference.load import (
+    add_dtype_flag,
+    chat_notice,
+    choose_placement,
+    load_checkpoint,
+)
 from minimind.runtime.printable import printable
 
 
@@ -23,25 +28,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = ChatOptions(thinking=arguments.thinking)
         for assignment in arguments.set:
             options = options.change(assignment)
-        session = ChatSession(open_backend(arguments), options, system=arguments.system)
+        backend, notice = open_backend(arguments)
+        session = ChatSession(backend, options, system=arguments.system)
     except MiniMindError as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 2
+    if notice:
+        print(f"note: {notice}", file=sys.stderr)
     terminal = Terminal(session)
+    if arguments.ask:
+        terminal.show_answers(arguments.ask)
+        return int(terminal.has_failed)
     for line in read_lines(terminal.is_interactive):
         if not terminal.take(line):
             break
     return 1 if terminal.has_failed and not terminal.is_interactive else 0
 
 
-def open_backend(arguments: argparse.Namespace) -> ChatBackend:
-    """Loads the model of --checkpoint into this process, or connects to --server."""
+def open_backend(arguments: argparse.Namespace) -> tuple[ChatBackend, str | None]:
+    """Loads the model of --checkpoint into this process, or connects to --server. Gives with it
+    what the user should know of the model, if anything."""
     if arguments.server:
         from minimind.chat.server import ServerChat
 
-        return ServerChat(arguments.server, arguments.model, os.environ.get(KEY_VARIABLE))
+        chat = ServerChat(arguments.server, arguments.model, os.environ.get(KEY_VARIABLE))
+        return chat, chat.notice
     placement = choose_placement(dtype=arguments.dtype)
-    return LocalChat(*load_checkpoint(arguments.checkpoint, placement))
+    local = LocalChat(*load_checkpoint(arguments.checkpoint, placement))
+    return local, chat_notice(arguments.checkpoint)
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -65,6 +79,13 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="of the server (default: its first)")
     parser.add_argument("--system", default="", metavar="TEXT", help="the system prompt")
     parser.add_argument("--thinking", action="store_true", help="think before answering")
+    parser.add_argument(
+        "--ask",
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help="show the answers to these, one after the other in one conversation, and end",
+    )
     parser.add_argument(
         "--set",
         action="append",

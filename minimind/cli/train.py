@@ -12,11 +12,12 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from minimind.cli.failures import describe_failure, is_out_of_memory
-from minimind.engine.deepspeed_engine import stop_ranks
-from minimind.errors import MiniMindError, TrainingError
+from minimind.engine.process_group import stop_ranks
+from minimind.errors import LostRankError, MiniMindError, TrainingError
 from minimind.rehearsal.fits import describe_rehearsal, read_place
 from minimind.rehearsal.rehearse import rehearse, why_not
 from minimind.run.arguments import parse_arguments
@@ -42,7 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parse_arguments(argv)
         if arguments.dry_run:
             return _try(arguments)
-        return 0 if Run.of(arguments).train() else 130
+        run = Run.of(arguments)
+        if not run.train():
+            return 130
+        if run.ranks.is_main:
+            logger.info("%s", next_command(run))
+        return 0
+    except LostRankError:
+        return 1
     except (MiniMindError, TrainingError) as error:
         # Every rank meets the same bad input or hears of another's. One rank of each machine
         # reports it, since ranks that have not joined yet hear of nothing.
@@ -72,6 +80,20 @@ def _describe_peak(arguments: TrainArguments | None) -> str:
     return ""
 
 
+def next_command(run: Run) -> str:
+    """Gives the command that users want next: the one that teaches a model of text to answer, or
+    the one that opens a chat."""
+    program = sys.argv[0]
+    verb = "minimind " if program.startswith("minimind ") else f"python {Path(program).parent}/"
+    suffix = "" if verb == "minimind " else ".py"
+    if run.resolved.is_chat:
+        return f"talk to it: {verb}chat{suffix} --checkpoint {run.folder}"
+    return (
+        f"it continues text; teach it to answer: {verb}train{suffix} --stage sft "
+        f"--from_checkpoint {run.folder}"
+    )
+
+
 def _try(arguments: TrainArguments) -> int:
     run = Run.of(arguments, read_place(arguments.on) if arguments.on else None)
     run.check()
@@ -84,8 +106,11 @@ def _try(arguments: TrainArguments) -> int:
 def run_process(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs `main` and ends the process, so that no rank is left hanging."""
     status = main(argv)
+    ranks = read_ranks()
+    if status == 1 and ranks.world_size > 1:
+        os._exit(status)  # nothing waits for ranks that may be lost
     stop_ranks()
-    if not read_ranks().is_main:
+    if not ranks.is_main:
         # Only the main rank has something left to close. On the others the communication threads
         # now and then abort a process that ends normally.
         os._exit(status)

@@ -25,6 +25,7 @@ FLAGS = {
     "learning_rate": "learning_rate",
     "eval_every": "eval_every",
     "save_every": "save_every",
+    "keep_every": "keep_every",
     "sample_every": "sample_every",
     "seed": "seed",
 }
@@ -90,13 +91,32 @@ class Recipe:
     deterministic: bool = option(
         False, "the same bits from every run on a GPU too (a slower backward of attention)"
     )
+    skip_steps: int = option(
+        0,
+        "steps of a run that may be skipped because their loss or gradient is not finite, with "
+        "their rows written to skipped_steps.jsonl (0: the first one ends the run)",
+    )
+    spike_deviations: float = option(
+        0.0,
+        "go back to the last checkpoint where a step's loss is above the mean of the 50 before it "
+        "by more than this many standard deviations, and leave out that step and the one before "
+        "(0: never)",
+    )
     eval_every: int = option(100, "optimizer steps between validations (0: never)")
     eval_rows: int = option(64, "validation rows at most (0: all)")
     save_every: int = option(200, "optimizer steps between checkpoints (0: only the last)")
     keep_checkpoints: int = option(2, "checkpoints kept, the best not counted")
+    keep_every: int = option(
+        0, "keep besides each checkpoint whose step is a multiple of this (0: none)"
+    )
     sample_every: int = option(0, "optimizer steps between sampled texts (0: never)")
     sample_prompts: tuple[str, ...] = option((), "what the sampled texts begin with")
     log_every: int = option(10, "optimizer steps between console lines where there is no terminal")
+    rank_timeout_s: float = option(
+        180.0,
+        "seconds without a sign of life of a rank, or without progress of any (ten of the longest "
+        "pauses so far at least), after which a run of several ranks names the lost one and ends",
+    )
     new_tokenizer: bool = option(
         False,
         "--tokenizer may mean other tokens by its ids than the checkpoint: they are learnt anew",
@@ -169,12 +189,16 @@ class Recipe:
             "gradient_clipping": 0.0,
             "clip_value": 0.0,
             "scale_lr_with_batch": 0,
+            "skip_steps": 0,
+            "spike_deviations": 0.0,
             "eval_every": 0,
             "eval_rows": 0,
             "save_every": 0,
             "keep_checkpoints": 1,
+            "keep_every": 0,
             "sample_every": 0,
             "log_every": 1,
+            "rank_timeout_s": 1.0,
         }
         self.check_at_least(**at_least)
         if not 0 <= self.min_lr_ratio <= 1:

@@ -19,6 +19,10 @@ class RunState:
     step: int = 0
     tokens: int = 0
     best_val_loss: float = math.inf
+    skipped_steps: int = 0
+    """How many steps were skipped, since their loss or gradient was not finite."""
+    passed_over: tuple[int, ...] = ()
+    """The steps that are left out, two for each time that the run went back from a spike."""
 
 
 def _nothing(*_: object) -> None:
@@ -33,10 +37,16 @@ class Callbacks:
     record: Callable[[StepStats, float | None], None] = _nothing
     """Takes the step's StepStats, and the validation loss after the step or None."""
     save: Callable[[RunState, bool], None] = _nothing
-    """Takes the state of the run, and whether its validation loss is the best so far."""
+    """Takes the state of the run, and whether its validation loss is the best so far; may go on
+    writing in the background. Raises TrainingError on every rank if any cannot write."""
+    confirm: Callable[[], None] = _nothing
+    """Waits until the last checkpoint is on disk. Raises TrainingError on every rank if it cannot
+    be written."""
     sample: Callable[[nn.Module, int], None] = _nothing
     """Takes the module with complete weights, and the number of steps taken."""
     update: Callable[[StepStats, float], None] = _nothing
     """Takes the step's StepStats, and how many seconds the step took."""
+    skip: Callable[[int, float, float, list[str]], None] = _nothing
+    """Takes a step that was skipped, its loss, gradient norm, and the documents concerned."""
     say: Callable[..., None] = _nothing
     """Takes a message for the user as a format and its values, as a logger does."""

@@ -43,11 +43,14 @@ def clip_replicated(
     return norm / loss_scale
 
 
-def clip_on_device(optimizer: Any, max_value: float) -> None:
+def clip_on_device(optimizer: Any, max_value: float, *, skips: bool = False) -> None:
     """Replaces the clipping of DeepSpeed's ZeRO optimizer: by `max_value`, if it is not 0, and by
     the norm in its JSON, on the device. DeepSpeed's own clipping stays where the optimizer states
     are on the CPU, and where this version of DeepSpeed has other internal names; there a
-    `max_value` raises ConfigError."""
+    `max_value` raises ConfigError. With `skips` a step is skipped whose gradient is not finite,
+    whatever the JSON says of bf16."""
+    if skips and hasattr(optimizer, "check_grad_overflow"):
+        optimizer.check_grad_overflow = True
     if not getattr(optimizer, "cpu_offload", False) and not getattr(
         optimizer, "offload_optimizer", False
     ):

@@ -4,7 +4,6 @@ imports DeepSpeed."""
 from __future__ import annotations
 
 import contextlib
-import datetime
 import io
 import logging
 import os
@@ -26,31 +25,15 @@ from minimind.engine.operators import announced_operators
 from minimind.engine.overlap import wait_between_streams
 from minimind.engine.parameter_groups import parameter_groups, trained_parameters
 from minimind.engine.refusals import refusals
+from minimind.engine.saved_states import SavedStates, set_states
+from minimind.engine.shards import drop_frozen, explain_unreadable, meeting_at_the_end, without_code
 from minimind.errors import CheckpointError
 from minimind.runtime.devices import Device
-from minimind.runtime.ranks import Ranks, check_port, complete_environment
+from minimind.runtime.ranks import Ranks
 from minimind.types import Batch, HeadFn, LossSum, ModelOutput
 
 TAG = "engine"
 """The folder in a checkpoint that holds DeepSpeed's own files."""
-
-
-def start_ranks(ranks: Ranks, device: Device) -> None:
-    """Joins this rank with the others. Raises ConfigError where the launcher's port is taken."""
-    complete_environment(ranks)
-    if device.kind == "gpu":
-        torch.cuda.set_device(device.torch_device)
-    deepspeed = import_deepspeed(device)
-    if dist.is_initialized():
-        return
-    check_port(ranks)
-    # Rank 0 may tokenise the data for long while the others wait.
-    deepspeed.init_distributed(verbose=False, timeout=datetime.timedelta(hours=2))
-
-
-def stop_ranks() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def import_deepspeed(device: Device) -> Any:
@@ -99,8 +82,6 @@ class DeepSpeedEngine:
         recipe: Recipe,
         device: Device,
         ranks: Ranks,
-        *,
-        load_universal: bool = False,
     ) -> None:
         check_ds_config(ds_config, device)
         deepspeed = import_deepspeed(device)
@@ -117,8 +98,6 @@ class DeepSpeedEngine:
         self._clipping = float(config.get("gradient_clipping", 1.0))
         if self.zero_stage == 0:
             config = replicated.left_to_deepspeed(config)
-        if load_universal:
-            config["checkpoint"] = {**(config.get("checkpoint") or {}), "load_universal": True}
         # ZeRO makes its fp32 masters from the module after casting it to 16 bits.
         exact = {name: p.detach().clone() for name, p in trained_parameters(self.module)}
         first_step, said = replicated.without_first_step(deepspeed), announced_operators(deepspeed)
@@ -129,13 +108,16 @@ class DeepSpeedEngine:
                 config=config,
                 dist_init_required=False,
             )
+        self._apart = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
         self._masters: dict[nn.Parameter, Tensor] = {}
         """fp32 masters that DeepSpeed's own accessors do not find."""
+        self._skips = recipe.skip_steps > 0
         if self.zero_stage > 0:
-            clip_on_device(self._engine.optimizer, recipe.clip_value)
+            clip_on_device(self._engine.optimizer, recipe.clip_value, skips=self._skips)
             wait_between_streams(self._engine.optimizer)
         elif self.precision != "fp32":
-            self._masters = replicated.mend(module, self._engine.optimizer, config)
+            optimizer = self._engine.optimizer
+            self._masters = replicated.mend(module, optimizer, config, skips=self._skips)
         if self.precision != "fp32":
             self._set_masters(exact)
 
@@ -183,10 +165,18 @@ class DeepSpeedEngine:
 
     def gather_texts(self, texts: Sequence[str]) -> list[str]:
         """Gives every rank's strings, in the order of the ranks. All ranks call it."""
+        return self._gather(texts, None)
+
+    def gather_apart(self, texts: Sequence[str]) -> list[str]:
+        """Gives every rank's strings as `gather_texts` does, over connections of its own, so that
+        one background thread of each rank may call it while the ranks train."""
+        return self._gather(texts, self._apart)
+
+    def _gather(self, texts: Sequence[str], group: Any) -> list[str]:
         if self.ranks.world_size == 1:
             return list(texts)
         gathered: list[Any] = [None] * self.ranks.world_size
-        dist.all_gather_object(gathered, list(texts))
+        dist.all_gather_object(gathered, list(texts), group=group)
         return [text for part in gathered for text in part]
 
     def barrier(self) -> None:
@@ -220,6 +210,10 @@ class DeepSpeedEngine:
         if self.zero_stage == 0:
             limits = self._clipping, self.recipe.clip_value
             norm = clip_replicated(self.module, *limits, self.loss_scale)
+            if self._skips and self.precision == "fp32" and not norm.isfinite():
+                self.module.zero_grad()
+                self.grad_norm = norm.float()
+                return
         self._engine.step()
         norm = self._engine.get_global_grad_norm() if norm is None else norm
         self.grad_norm = torch.as_tensor(norm, dtype=torch.float32)
@@ -230,12 +224,18 @@ class DeepSpeedEngine:
         from deepspeed.utils import safe_get_full_fp32_param
 
         weights: dict[str, Tensor] = {}
+        problem: Exception | None = None
         for name, parameter in trained_parameters(self.module):
             full = self._masters.get(parameter)
             full = safe_get_full_fp32_param(parameter) if full is None else full
             full = parameter.detach() if full is None else full
-            if self.ranks.is_main:
-                weights[name] = full.detach().to("cpu", torch.float32, copy=True)
+            if self.ranks.is_main and problem is None:
+                try:
+                    weights[name] = full.detach().to("cpu", torch.float32, copy=True)
+                except Exception as error:  # no memory; the other ranks wait in the next gathering
+                    problem = error
+        if problem is not None:
+            raise problem
         return weights
 
     @contextlib.contextmanager
@@ -256,11 +256,22 @@ class DeepSpeedEngine:
         self._engine.destroy()
 
     def save(self, folder: Path) -> None:
-        """Writes every rank's shard into folder/engine, without the frozen parameters."""
-        with self.module.register_state_dict_post_hook(_drop_frozen):
+        """Writes every rank's shard into folder/engine, without the frozen parameters. All ranks
+        call it. A rank that cannot write raises its error only after it has met the others at the
+        end."""
+        hook = self.module.register_state_dict_post_hook(drop_frozen)
+        with hook, meeting_at_the_end(self._engine):
             self._engine.save_checkpoint(
                 str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True
             )
+
+    def set_states(self, states: SavedStates, step: int) -> None:
+        """Sets what the optimizer and the JSON's scheduler remember after `step` steps. The weights
+        were set before the engine took the module."""
+        set_states(self._engine.optimizer, self.zero_stage, self.module, states)
+        if self.has_scheduler and states.scheduler:
+            self._engine.lr_scheduler.load_state_dict(states.scheduler)
+        self._engine.global_steps = step
 
     def load(self, folder: Path) -> None:
         """Loads a checkpoint's shards. Raises CheckpointError where DeepSpeed cannot read its own
@@ -273,14 +284,12 @@ class DeepSpeedEngine:
         ]
         try:
             # A strict load would miss the frozen parameters.
-            with _silenced():
+            with _silenced(), without_code():
                 path, _ = self._engine.load_checkpoint(
                     str(folder), tag=TAG, load_module_strict=False
                 )
         except Exception as error:
-            raise CheckpointError(
-                f"{folder}: DeepSpeed cannot load this checkpoint: {error}"
-            ) from error
+            raise CheckpointError(explain_unreadable(folder, str(error))) from error
         if path is None:
             raise CheckpointError(f"{folder}: holds no DeepSpeed checkpoint")
         for group, given in zip(self._engine.optimizer.param_groups, options, strict=True):
@@ -290,11 +299,3 @@ class DeepSpeedEngine:
 def _silenced() -> contextlib.AbstractContextManager[Any]:
     """Hides what DeepSpeed prints instead of logging."""
     return contextlib.redirect_stdout(io.StringIO())
-
-
-def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Drops frozen parameters from a state dict under all their names; DeepSpeed drops a tied
-    matrix only under its first name."""
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if not parameter.requires_grad:
-            state.pop(prefix + name, None)

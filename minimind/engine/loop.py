@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,21 +15,20 @@ from torch import Tensor
 from minimind.config.recipe import Recipe
 from minimind.engine.callbacks import Callbacks, RunState
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
+from minimind.engine.faulty_steps import FaultySteps
 from minimind.engine.graphed_step import GraphedLoss
 from minimind.engine.interrupts import Interrupts
 from minimind.engine.pending import Pending, StepNumbers
 from minimind.engine.routers import RouterWatch
+from minimind.engine.saving import Saving
+from minimind.engine.spikes import SpikeWatch
 from minimind.engine.stage import InT, Loader, OutT, Stage
 from minimind.engine.validation import validation_loss
-from minimind.errors import TrainingError
 from minimind.runtime.devices import send
 from minimind.runtime.garbage import Collections, without_collector
 from minimind.runtime.memory import PeakMemory, freeze_objects
 from minimind.runtime.seeds import seed_micro_batch
 from minimind.types import StepStats
-
-_ROWS_NAMED = 20
-"""The most documents that are named when a loss is not finite."""
 
 
 @dataclass(slots=True)
@@ -59,6 +57,10 @@ class Loop(Generic[InT, OutT]):
     _interrupted: bool = False
     _num_micro_batches: int = 0
     """The number of this rank's micro-batches in a step, as the loader gives them."""
+    _saving: Saving = field(init=False)
+    _faulty: FaultySteps = field(init=False)
+    _spikes: SpikeWatch = field(init=False)
+    _has_checkpoint: bool = False
     _clock: float = 0.0
     _collections: Collections = field(default_factory=Collections)
 
@@ -78,13 +80,21 @@ class Loop(Generic[InT, OutT]):
             saved_at = self._run_steps()
             self.wait()
             self._record()
-            if self._interrupted and saved_at != self.state.step:
+            is_saved = self._saving.confirm() and saved_at == self.state.step
+            if self._interrupted and not is_saved:
                 self._save(is_best=False, or_go_on=False)
         return not self._interrupted
 
     def start(self) -> None:
         """Prepares the loop; called before the first step."""
         self.engine.train()
+        self._saving = Saving(self.callbacks, self.state)
+        self._faulty = FaultySteps(
+            self.engine, self.loader, self.recipe, self.callbacks, self.state
+        )
+        returns = len(self.state.passed_over) // 2
+        self._spikes = SpikeWatch(self.recipe.spike_deviations, returns)
+        self._has_checkpoint = self.state.step > 0
         freeze_objects()
         self._clock = time.perf_counter()
 
@@ -108,15 +118,18 @@ class Loop(Generic[InT, OutT]):
                 self._collections.after(self.state.step)
                 if self._interrupted:
                     break
+                done = self.state.step == self.total_steps
                 evaluates = self.eval_data is not None and self._due(self.recipe.eval_every)
+                saves = done or self._due(self.recipe.save_every)
+                if evaluates or saves:
+                    self._saving.confirm()
                 is_best = evaluates and self._evaluate()
                 if self._due(self.recipe.sample_every):
                     self.wait()
                     self._record()  # some monitors take steps in their order alone
                     with self.engine.gathered() as module:
                         self.callbacks.sample(module, self.state.step)
-                done = self.state.step == self.total_steps
-                if is_best or done or self._due(self.recipe.save_every):
+                if is_best or saves:
                     saved_at = self._save(is_best, or_go_on=not done)
         return saved_at
 
@@ -130,6 +143,9 @@ class Loop(Generic[InT, OutT]):
         them. Its numbers are read later, by `read_back`."""
         if self._is_interrupted():
             return  # a stage may prepare for as long as a step takes
+        if self.state.step + 1 in self.state.passed_over:
+            self.state.step += 1
+            return
         step, engine = self.state.step, self.engine
         rate = self.learning_rate(step) if self.learning_rate else None
         used = engine.learning_rate if rate is None else rate
@@ -212,7 +228,9 @@ class Loop(Generic[InT, OutT]):
             pending = self._pending.popleft()
             found = pending.read()
             self._record()  # of the step before, whatever this one brings
-            self._check_finite(pending.step, found)
+            self._faulty.check(pending.step, found, self._num_micro_batches)
+            loss, has_checkpoint = found.mean_loss, self._has_checkpoint
+            self._spikes.check(pending.step, loss, has_checkpoint=has_checkpoint)
             self._interrupted = self._interrupted or float(found.stops) > 0
             now, tokens = time.perf_counter(), float(found.tokens)
             seconds, self._clock = now - self._clock, now
@@ -239,32 +257,6 @@ class Loop(Generic[InT, OutT]):
             self.callbacks.record(self.newest, val_loss)
         self._is_recorded = True
 
-    def _check_finite(self, step: int, found: StepNumbers) -> None:
-        # A step that had nothing to learn from has a sum of losses, but no mean.
-        loss = found.mean_loss if found.count else float(found.loss)
-        grad_norm, losses_U = float(found.grad_norm), found.losses_U
-        assert losses_U is not None
-        if math.isfinite(loss) and math.isfinite(grad_norm):
-            return
-        if math.isfinite(loss) and self.engine.precision == "fp16":  # its loss scaling's business
-            said = "step %d: skipped, its gradient overflowed; the loss scale is now %g"
-            self.callbacks.say(said, step, self.engine.loss_scale)
-            return
-        bad = [micro for micro, value in enumerate(losses_U.tolist()) if not math.isfinite(value)]
-        if math.isfinite(loss):  # the gradient alone: it may come from any of them
-            bad = list(range(len(losses_U)))
-        rows: list[str] = []
-        for micro in sorted({micro % self._num_micro_batches for micro in bad}):
-            rows += self.loader.describe(step - 1, micro)
-        rows = sorted(set(self.engine.gather_texts(rows)))
-        named = ", ".join(rows[:_ROWS_NAMED])
-        more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
-        raise TrainingError(
-            f"step {step}: the loss is {loss} and the gradient norm {grad_norm}. Rows of the "
-            f"micro-batches concerned: {named}{more}. The last checkpoint is as it was. A lower "
-            "--learning_rate, more warmup_steps or other data may help"
-        )
-
     def _evaluate(self) -> bool:
         """Computes and records the validation loss; tells whether it is the best so far."""
         assert self.eval_data is not None
@@ -279,17 +271,13 @@ class Loop(Generic[InT, OutT]):
         return is_best
 
     def _save(self, is_best: bool, or_go_on: bool) -> int:
-        """Saves a checkpoint and gives its step. With `or_go_on`, a save that fails (a full disk
-        may have room at the next one) is reported, and the run goes on without this checkpoint."""
+        """Saves a checkpoint and gives its step, or -1 where it could not be saved."""
         self.wait()
         self._record()
         try:
-            self.callbacks.save(self.state, is_best)
-        except TrainingError as error:
-            if not or_go_on:
-                raise
-            self.callbacks.say("%s; training goes on", error)
-            return -1
+            if not self._saving.save(is_best, or_go_on):
+                return -1
+            self._has_checkpoint = True
+            return self.state.step
         finally:
             self._clock = time.perf_counter()
-        return self.state.step

@@ -1,8 +1,10 @@
-"""Announces the operators that DeepSpeed compiles at first use, and refuses to wait for a
-compilation that has died.
+"""Announces the operators that DeepSpeed compiles at first use, and removes what a killed
+compilation left.
 
-PyTorch holds a lock in the operator's folder while it compiles. A killed process leaves the lock
-there, and every later process waits for it silently (torch/utils/file_baton.py).
+PyTorch creates a file `lock` in the operator's folder while it compiles. A killed process leaves
+that file there, and every later process would wait silently for it to vanish
+(torch/utils/file_baton.py). Half-written objects need no care: ninja builds anew whatever its own
+log does not call finished.
 """
 
 from __future__ import annotations
@@ -15,20 +17,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 from torch.utils import cpp_extension
 
 from minimind.errors import ConfigError
+from minimind.runtime.cache_folder import locked
 
 logger = logging.getLogger("minimind")
 
-_LOOKS, _LOOK_AGAIN_S = 3, 0.5
-"""A lock counts as stale when this many looks in a row find no process that holds it."""
+_LOOK_AGAIN_S = 0.5
+_LOOKS = 3
+"""A lock is removed when this many looks in a row find no process that holds it."""
+_UNCHANGED_S = 600.0
+"""Where other machines may share the folder, also when nothing in it has changed for this long:
+their processes cannot be seen."""
+_LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay", "ramfs"}
+"""The types of file system that no other machine shares."""
 
 
 @contextlib.contextmanager
 def announced_operators(deepspeed: Any) -> Iterator[None]:
-    """Logs each operator that DeepSpeed compiles inside the block. Raises ConfigError for a stale
-    lock, and for an operator that cannot be compiled here. `deepspeed` is the module."""
+    """Logs each operator that DeepSpeed compiles inside the block. Raises ConfigError for one that
+    cannot be compiled here. `deepspeed` is the module."""
     builders = deepspeed.ops.op_builder.builder
     builder = builders.OpBuilder
     original = builder.jit_load
@@ -36,9 +46,11 @@ def announced_operators(deepspeed: Any) -> Iterator[None]:
 
     def jit_load(self: Any, verbose: bool = True) -> Any:
         folder = Path(cpp_extension._get_build_directory(self.name, verbose=False))
-        announce(self.name, folder)
         try:
-            return original(self, verbose)
+            # With this lock no other process of MiniMind compiles here, on any machine.
+            with locked(folder.with_name(f"{self.name}.lock")):
+                clear_way(self.name, folder)
+                return original(self, verbose)
         except (RuntimeError, ImportError, OSError, *no_toolkit) as error:
             reason = str(error).strip().split("\n")[0].rstrip(".")
             raise ConfigError(
@@ -59,24 +71,42 @@ def announced_operators(deepspeed: Any) -> Iterator[None]:
         builder.jit_load = original
 
 
-def announce(name: str, folder: Path) -> None:
-    """Logs that an operator is about to be compiled in `folder`, or that another process is
-    compiling it. Raises ConfigError for a lock that no process of this machine holds."""
+def clear_way(name: str, folder: Path) -> None:
+    """Waits for the process that compiles an operator in `folder`, says so, and removes the lock of
+    one that was killed. Logs where the operator is about to be compiled."""
     lock = folder / "lock"
-    for _ in range(_LOOKS):
-        if not lock.exists():
-            if not (folder / f"{name}.so").exists():
-                logger.info("compiling DeepSpeed's %s (once, about a minute)", name)
-            return
-        if holders := _find_holders(lock):
-            logger.info("waiting for process %d, which compiles DeepSpeed's %s", holders[0], name)
-            return
+    looks, told = 0, False
+    patience_s = _UNCHANGED_S if _is_shared(folder) else 0.0
+    while lock.exists():
+        holders = _find_holders(lock)
+        looks = 0 if holders else looks + 1
+        if looks >= _LOOKS and _unchanged_s(folder) >= patience_s:
+            logger.info("removing %s, which a compilation that was killed has left", lock)
+            lock.unlink(missing_ok=True)
+        elif (holders or looks >= _LOOKS) and not told:
+            who = f"process {holders[0]}" if holders else "perhaps another machine"
+            logger.info("waiting for %s, which compiles DeepSpeed's %s: %s", who, name, lock)
+            told = True
         time.sleep(_LOOK_AGAIN_S)
-    raise ConfigError(
-        f"DeepSpeed's {name} would wait for ever: {lock} is there and no process of this machine "
-        "holds it, as after a compilation that was killed. Remove it and start again: rm "
-        f"{lock} (if another machine shares that folder, let it finish first)"
-    )
+    if not (folder / f"{name}.so").exists():
+        logger.info("compiling DeepSpeed's %s in %s (once, about a minute)", name, folder)
+
+
+def _is_shared(folder: Path) -> bool:
+    """Tells whether a folder's file system may be shared with other machines."""
+    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    place = folder.resolve()
+    nearest = next((path for path in (place, *place.parents) if path in mounts), None)
+    return nearest is None or mounts[nearest] not in _LOCAL
+
+
+def _unchanged_s(folder: Path) -> float:
+    """Gives the seconds since a file in a folder last changed."""
+    times = [folder.stat().st_mtime]
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            times.append(path.stat().st_mtime)
+    return time.time() - max(times)
 
 
 def _find_holders(path: Path) -> list[int]:

@@ -115,6 +115,12 @@ class StepNumbers(Numbers):
         return float(self.loss) / max(count, 1.0) if count else math.nan
 
     @property
+    def any_loss(self) -> float:
+        """Gives `mean_loss`, or the sum of a step that has no mean: it is not finite if any loss in
+        the step is not."""
+        return self.mean_loss if self.count else float(self.loss)
+
+    @property
     def mean_metrics(self) -> list[float]:
         """Gives each metric divided by the count; NaN for a step that had nothing to learn from."""
         count = float(self.count)

@@ -48,24 +48,25 @@ class Progress:
     def update(self, stats: StepStats, seconds: float) -> None:
         if not self._is_main:
             return
-        # The first step also warms up, so its time says nothing about the remaining ones.
+        # The first step compiles and warms up: its time says nothing about the remaining ones.
+        warms_up = stats.step == self._first_step + 1
         weight = 0.1 if stats.step > self._first_step + 2 else 1.0
         self._seconds_per_step += weight * (seconds - self._seconds_per_step)
         memory = stats.peak_bytes or stats.resident_bytes
         shown = {
             "loss": "none" if math.isnan(stats.loss) else f"{stats.loss:.4f}",
             "lr": f"{stats.learning_rate:.2e}",
-            "tok/s": f"{stats.tokens_per_s:,.0f}",
+            **({} if warms_up else {"tok/s": f"{stats.tokens_per_s:,.0f}"}),
             **{n: f"{value:.4g}" for n, value in stats.metrics.items() if not math.isnan(value)},
             "mem": f"{memory / 2**30:.2f} GiB",
         }
-        if self._peak_flops:
+        if self._peak_flops and not warms_up:
             used = stats.tokens_per_s * self._flops_per_token / self._peak_flops
             shown["mfu"] = f"{used:.1%}"
         self._bar.update(1)
         self._bar.set_postfix(shown, refresh=False)
         if self._bar.disable and self._speaks(stats.step):
-            if stats.step > self._first_step + 1:
+            if not warms_up:
                 left = (self._total_steps - stats.step) * self._seconds_per_step
                 shown["left"] = tqdm.tqdm.format_interval(left)
             text = "  ".join(f"{name} {value}" for name, value in shown.items())

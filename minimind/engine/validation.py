@@ -14,6 +14,7 @@ from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.stage import InT, Stage
 from minimind.errors import TrainingError
 from minimind.runtime.devices import send
+from minimind.runtime.progress import mark_progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class _OnDevice(Generic[InT]):
         ahead = read_batches(self.batches, pin=self.device.type == "cuda")
         with contextlib.closing(ahead):  # type: ignore[type-var]
             for batch in ahead:
+                mark_progress()
                 yield batch.to(self.device)
 
 

@@ -31,6 +31,7 @@ from minimind.inference.slots import SlotTable
 from minimind.inference.text_stream import TextStream
 from minimind.lora.loaded import LoadedAdapters
 from minimind.model.transformer import Transformer
+from minimind.runtime.progress import mark_progress
 
 logger = logging.getLogger(__name__)
 _Launched = tuple[list[Generation], Choose]
@@ -146,6 +147,7 @@ class BatchEngine:
         """Runs one forward, and gives a Delta for each request that got a token or ended. A
         request's last Delta has a finish_reason. If the forward raises RuntimeError or a
         MiniMindError, its requests end with the finish_reason `error`, and nothing is raised."""
+        mark_progress()
         # Cancellations are taken before submissions: a request cancelled here was submitted
         # earlier, so it is found below.
         to_cancel = [self._to_cancel.popleft() for _ in range(len(self._to_cancel))]

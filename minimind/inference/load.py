@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,22 @@ def load_model(
     model.to(device or torch.device("cpu"), dtype).eval()
     lay_out_for_decoding(model)
     return model, tokenizer
+
+
+def chat_notice(path: Path) -> str | None:
+    """Says that the model was trained on text alone, so that it continues a question and does not
+    answer it. None where it has learnt to chat, and where its checkpoint does not tell."""
+    meta_file = find_model_folder(path).parent / "meta.json"
+    try:
+        meta = json.loads(meta_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(meta, dict) or meta.get("is_chat") is not False:
+        return None
+    return (
+        f"{path} was trained on text and never to chat: it continues what you write and does not "
+        f"answer. Train it to answer with --stage sft --from_checkpoint {path}"
+    )
 
 
 def load_adapters(

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minimind.data.loader import EvalLoader, parse_data_args
-from minimind.data.text_format import TEXT
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.callbacks import Callbacks, RunState
 from minimind.engine.checkpoint import (
     Checkpoint,
-    CheckpointStore,
     check_same_helpers,
-    load_engine_state,
-    needs_universal,
+    needs_conversion,
 )
+from minimind.engine.checkpoint_store import CheckpointStore
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.loop import Loop
 from minimind.engine.metrics import METRICS_FILE, MetricsLog, read_figures, read_metrics
@@ -25,6 +24,7 @@ from minimind.engine.routers import ROUTER_COLUMNS
 from minimind.engine.sample_log import SampleLog, spell_sample
 from minimind.engine.schedule import CosineSchedule
 from minimind.engine.stage import Loader, Stage, StageModels
+from minimind.engine.universal import open_states
 from minimind.inference.prompts import answer_lines, choose_prompts
 from minimind.monitors.monitor import MonitoredRun, Outcome
 from minimind.monitors.start import start_monitors
@@ -36,6 +36,7 @@ from minimind.runtime.together import main_first
 from minimind.samples.sources import find_data_file
 from minimind.stages import STAGES
 
+SKIPPED_FILE = "skipped_steps.jsonl"
 _SAMPLES_SAID = 4
 """The most of a stage's own samples that the console shows at once."""
 
@@ -77,21 +78,23 @@ def build_trained(
 def build_engine(
     run: ResolvedRun, ranks: Ranks, trained: Trained, start: Checkpoint | None = None
 ) -> DeepSpeedEngine:
-    """Builds the engine around the policy. With `start` it loads the checkpoint's state."""
-    universal = False
-    if start:
-        check_same_helpers(start, trained.helpers_fingerprint)
-        universal = needs_universal(start, ranks.world_size, run.zero_stage, run.ds_config)
-    engine = DeepSpeedEngine(
-        trained.models.policy,
-        run.ds_config,
-        run.recipe,
-        run.device,
-        ranks,
-        load_universal=universal,
-    )
-    if start:
-        load_engine_state(engine, start, universal=universal)
+    """Builds the engine around the policy. With `start` it has the checkpoint's state."""
+    policy = trained.models.policy
+
+    def build() -> DeepSpeedEngine:
+        return DeepSpeedEngine(policy, run.ds_config, run.recipe, run.device, ranks)
+
+    if start is None:
+        return build()
+    check_same_helpers(start, trained.helpers_fingerprint)
+    if needs_conversion(start, ranks.world_size, run.zero_stage, run.ds_config):
+        with open_states(start, policy, run.recipe, ranks) as states:
+            states.fill(policy)
+            engine = build()
+            engine.set_states(states, start.step)
+    else:
+        engine = build()
+        engine.load(start.folder)
     return engine
 
 
@@ -111,7 +114,9 @@ def build_loop(
     state = RunState()
     if start:
         saved = start.meta["state"]
-        state = RunState(**{**saved, "best_val_loss": float(saved["best_val_loss"])})
+        exact = {"best_val_loss": float(saved["best_val_loss"])}
+        exact |= {"passed_over": tuple(saved.get("passed_over", ()))}
+        state = RunState(**(saved | exact))
     return Loop(
         stage=stage,
         engine=engine,
@@ -140,6 +145,7 @@ class Recorder:
         folder: Path,
     ) -> None:  # fmt: skip
         self._run, self._tokenizer, self._engine = run, tokenizer, loop.engine
+        self._folder = folder
         ranks, recipe = loop.engine.ranks, run.recipe
         peak_flops = run.device.peak_flops
         self._progress = Progress(
@@ -151,7 +157,12 @@ class Recorder:
             peak_flops=peak_flops * ranks.world_size if peak_flops else None,
         )
         self._store = CheckpointStore(
-            folder / "checkpoints", loop.engine, recipe.keep_checkpoints, trained.models.save
+            folder / "checkpoints",
+            loop.engine,
+            recipe.keep_checkpoints,
+            trained.models.save,
+            keep_every=recipe.keep_every,
+            saved=self._say_saved,
         )
         self._log = main_first(
             ranks, lambda: _start_log(run, folder, trained.stage, loop.state.step)
@@ -161,11 +172,10 @@ class Recorder:
         self._samples = main_first(ranks, lambda: SampleLog(folder, loop.state.step))
         sources = parse_data_args(data) if data else []
         paths = [find_data_file(path, "train") for path, _ in sources]
-        self._is_chat = trained.stage.data_format != TEXT
         self._prompts = choose_prompts(
             recipe.sample_prompts,
             paths,
-            is_chat=self._is_chat,
+            is_chat=run.is_chat,
             kind=trained.stage.data_format.name,
             format_name=run.arguments.get("format"),
         )
@@ -174,6 +184,7 @@ class Recorder:
             "fingerprint": loop.loader.fingerprint,
             "helpers_fingerprint": trained.helpers_fingerprint,
             "zero_stage": run.zero_stage,
+            "is_chat": run.is_chat,
         }
 
     @property
@@ -182,12 +193,15 @@ class Recorder:
         return Callbacks(
             record=self._log.write if self._log else lambda *_: None,
             save=self._save,
+            confirm=self._store.confirm,
             sample=self._sample,
+            skip=self._skip,
             update=self._progress.update,
             say=self._progress.say,
         )
 
     def close(self, outcome: Outcome) -> None:
+        self._store.close()
         self._progress.close()
         if self._log:
             self._log.close(outcome)
@@ -198,8 +212,10 @@ class Recorder:
             "tokens": state.tokens,
             # JSON has no infinity: before the first validation the best loss is the text "inf".
             "best_val_loss": str(state.best_val_loss),
+            "skipped_steps": state.skipped_steps,
+            "passed_over": list(state.passed_over),
         }
-        path = self._store.save(
+        self._store.save(
             state.step,
             self._meta | {"step": state.step, "state": now},
             self._run.config,
@@ -208,7 +224,17 @@ class Recorder:
         )
         if self._log:
             self._log.plot(or_later=True)
-        self._progress.say("step %d: saved %s%s", state.step, path, ", the best so far" * is_best)
+
+    def _say_saved(self, path: Path, is_best: bool) -> None:
+        step = int(path.name.removeprefix("step-"))
+        self._progress.say("step %d: saved %s%s", step, path, ", the best so far" * is_best)
+
+    def _skip(self, step: int, loss: float, grad_norm: float, rows: list[str]) -> None:
+        if self._engine.ranks.is_main:
+            # As text, since JSON has neither NaN nor infinity.
+            entry = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "rows": rows}
+            with open(self._folder / SKIPPED_FILE, "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def _sample(self, module: Any, step: int) -> None:
         if self._samples is None or self._log is None:
@@ -217,7 +243,7 @@ class Recorder:
             self._samples.write(step, samples)
             texts = [spell_sample(sample) for sample in samples[:_SAMPLES_SAID]]
         else:
-            texts = answer_lines(module, self._tokenizer, self._prompts, is_chat=self._is_chat)
+            texts = answer_lines(module, self._tokenizer, self._prompts, is_chat=self._run.is_chat)
         self._log.monitors.write_texts(step, texts)
         for text in texts:
             self._progress.say("step %d: %s", step, text)

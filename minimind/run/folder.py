@@ -2,43 +2,70 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from minimind.config.json_file import load_json
 from minimind.config.spelling import did_you_mean_file
+from minimind.engine.checkpoint import list_steps
 from minimind.errors import CheckpointError, ConfigError
 from minimind.run.flags import TrainArguments
 from minimind.run.resolve import ResolvedRun
+from minimind.runtime.folder_lock import FolderLock
+from minimind.runtime.ranks import Ranks
+from minimind.runtime.together import broadcast, main_first
 from minimind.runtime.whole_files import write_whole
 
 RUNS = Path("runs")
 RUN_FILE = "run.json"
 _MAX_NAME_BYTES = 255
+_NAMED = 5
+"""The most files that an error names."""
 
 
-def make_folder(run: ResolvedRun) -> Path:
-    """Creates --output_dir, or the next free folder in runs/, and writes run.json at once, so that
-    a run killed before its first checkpoint can be resumed. A resumed run's run.json is replaced
-    only after its checkpoint has proved to belong to it. Raises the ConfigErrors of
-    `check_folder`."""
+def open_folder(run: ResolvedRun) -> tuple[Path, FolderLock]:
+    """Creates --output_dir, or the next free folder in runs/, locks it for this process, and writes
+    run.json at once, so that a run killed before its first checkpoint can be resumed. A resumed
+    run's run.json is replaced only after its checkpoint has proved to belong to it. Raises the
+    ConfigErrors of `check_folder`, and one where another process has the folder."""
     folder = check_folder(run)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if run.arguments.get("output_dir"):
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = _make_numbered(run)
     except OSError as error:
         raise ConfigError(
             f"--output_dir {folder}: cannot be made: {error.strerror}; name a folder"
         ) from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"--output_dir {folder}: cannot be written to")
+    try:
+        lock = FolderLock(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"--output_dir {folder}: cannot be written to: {error.strerror}"
+        ) from None
     if not run.arguments.resume:
         write_run(folder, run)
-    return folder
+    return folder, lock
+
+
+def open_together(run: ResolvedRun, ranks: Ranks, stack: contextlib.ExitStack) -> Path:
+    """Opens the run's folder on rank 0, which holds its lock until the stack unwinds. All ranks
+    call it."""
+    opened = main_first(ranks, lambda: open_folder(run))
+    if opened:
+        stack.callback(opened[1].release)
+    return broadcast(opened[0] if opened else None)
 
 
 def check_folder(run: ResolvedRun) -> Path:
-    """Gives the folder that `make_folder` will create. Raises ConfigError where it cannot be
+    """Gives the folder that `open_folder` will create. Raises ConfigError where it cannot be
     created or written to, or has checkpoints that the user did not ask to resume."""
     folder = _choose_folder(run)
     nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
@@ -57,17 +84,27 @@ def _choose_folder(run: ResolvedRun) -> Path:
                 f"--output_dir {str(folder)[:60]}…: a name in it is longer than {_MAX_NAME_BYTES} "
                 "bytes, the most that file systems take: give a shorter one"
             )
-        if not run.arguments.resume and any((folder / "checkpoints").glob("step-*")):
+        if not run.arguments.resume and list_steps(folder / "checkpoints"):
             raise ConfigError(
                 f"{folder} already holds a run's checkpoints: --resume goes on with it, another "
                 "--output_dir starts a new one"
             )
         return folder
+    return next(folder for folder in _numbered(run) if not folder.exists())
+
+
+def _numbered(run: ResolvedRun) -> Iterator[Path]:
     name = f"{run.stage}-{Path(run.model_name).stem or 'model'}"
-    number = 1
-    while (RUNS / f"{name}-{number}").exists():
-        number += 1
-    return RUNS / f"{name}-{number}"
+    return (RUNS / f"{name}-{number}" for number in itertools.count(1))
+
+
+def _make_numbered(run: ResolvedRun) -> Path:
+    """Makes the first numbered folder that is not there; another run may make it just before."""
+    for folder in _numbered(run):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError("the numbers have no end")
 
 
 def write_run(folder: Path, run: ResolvedRun) -> None:
@@ -91,12 +128,27 @@ def merge_earlier(arguments: TrainArguments) -> TrainArguments:
         raise ConfigError("--resume needs --output_dir, the folder of the run to go on with")
     path = Path(folder) / RUN_FILE
     if not path.exists():
-        what = "has no run.json" if Path(folder).is_dir() else "is not there"
         raise ConfigError(
-            f"--resume --output_dir {folder}: no run to go on with, as the folder {what}"
-            f"{did_you_mean_file(Path(folder))}; without --resume a new run starts there"
+            f"--resume --output_dir {folder}: no run to go on with, as the folder "
+            f"{_describe_without_run(Path(folder))}; without --resume a new run starts there"
         )
     try:
         return arguments.merge(load_json(path)["arguments"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
+
+
+def _describe_without_run(folder: Path) -> str:
+    """Says what is at a place where a run was expected."""
+    if not folder.is_dir():
+        return f"is not there{did_you_mean_file(folder)}"
+    names = sorted(path.name for path in folder.iterdir())
+    runs = [name for name in names if (folder / name / RUN_FILE).exists()]
+    if runs:
+        return f"has no {RUN_FILE}, but these in it have: {_some(runs)}"
+    return f"has no {RUN_FILE}" + (f" (it holds {_some(names)})" if names else " and is empty")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

@@ -22,6 +22,7 @@ from minimind.config.monitors import switch_monitors
 from minimind.config.recipe import Recipe, replace_fields
 from minimind.data.loader import PackedLoader
 from minimind.data.same_tokens import has_tokenizer
+from minimind.data.text_format import TEXT
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint
 from minimind.errors import CheckpointError, ConfigError
@@ -83,6 +84,11 @@ class ResolvedRun:
     def has_own_tokenizer(self) -> bool:
         """Tells whether the user gave --tokenizer, which may differ from the checkpoint's."""
         return self.arguments.get("tokenizer") is not None
+
+    @property
+    def is_chat(self) -> bool:
+        """Tells whether the stage trains on conversations, not on text."""
+        return STAGES[self.stage].data_format != TEXT
 
     @property
     def num_trained(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -9,16 +10,15 @@ from typing import Any, cast
 
 from minimind.data.loader import EvalLoader, PackedLoader
 from minimind.data.tokenizer import Tokenizer
-from minimind.engine.checkpoint import Checkpoint, find_latest, needs_universal
-from minimind.engine.deepspeed_engine import DeepSpeedEngine, start_ranks
+from minimind.engine.checkpoint import Checkpoint, find_latest, needs_conversion
+from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.loop import Loop
+from minimind.engine.process_group import start_ranks
 from minimind.engine.stage import Loader, StageModels
 from minimind.errors import ConfigError
 from minimind.model.flash_attention import use_newest_flash
-from minimind.monitors.monitor import DONE, INTERRUPTED, Outcome
 from minimind.run.arguments import collect_arguments, parse_arguments
 from minimind.run.build import (
-    Recorder,
     Trained,
     build_engine,
     build_loop,
@@ -28,10 +28,13 @@ from minimind.run.checks import check_run
 from minimind.run.data_checks import check_data
 from minimind.run.describe import describe_run
 from minimind.run.flags import TrainArguments
-from minimind.run.folder import make_folder, merge_earlier
+from minimind.run.folder import merge_earlier, open_together
 from minimind.run.inputs import build_loaders
 from minimind.run.resolve import ResolvedRun, check_same_run, find_tokenizer, resolve_run
+from minimind.run.restarts import resume_after_restart
+from minimind.run.training import say_where_from, train_recorded
 from minimind.runtime.devices import Device, check_kernels, find_device, limit_threads
+from minimind.runtime.heartbeat import Heartbeat
 from minimind.runtime.memory import unfreeze_objects
 from minimind.runtime.ranks import Ranks, read_ranks
 from minimind.runtime.seeds import make_deterministic
@@ -89,6 +92,7 @@ class Run:
         else:
             device = find_device(ranks.local_rank)
             check_kernels(device)
+        arguments = resume_after_restart(arguments)
         if arguments.resume:
             arguments = merge_earlier(arguments)
         return cls.on(arguments, ranks, device)
@@ -145,7 +149,7 @@ class Run:
         run = self.resolved
         if start:
             check_same_run(start, run, loader.fingerprint)
-            needs_universal(start, run.world_size, run.zero_stage, run.ds_config)
+            needs_conversion(start, run.world_size, run.zero_stage, run.ds_config)
         check_data(run, loader, eval_data)
 
     def build(self, loader: Loader[Any] | None = None) -> Run:
@@ -215,13 +219,25 @@ class Run:
         if self.folder is not None or self._steps is not None or not self._has_own_data:
             raise RuntimeError("a run is trained once, on its own data: resolve another")
         self._start_ranks()
-        self.check()
-        loader, eval_data = self._load_together()
-        folder = broadcast(main_first(self.ranks, lambda: make_folder(self.resolved)))
+        with contextlib.ExitStack() as stack:
+            watched = Heartbeat(self.ranks, self.resolved.recipe.rank_timeout_s)
+            heartbeat = stack.enter_context(watched)
+            # Locked before the newest checkpoint is chosen: another process might add a newer one.
+            resumes = self.resolved.arguments.resume
+            folder = open_together(self.resolved, self.ranks, stack) if resumes else None
+            self.check()
+            folder = folder or open_together(self.resolved, self.ranks, stack)
+            return self._train_in(folder, heartbeat)
+
+    def _train_in(self, folder: Path, heartbeat: Heartbeat) -> bool:
         self.folder = folder
+        heartbeat.advice = (
+            f"To go on from the last checkpoint, add --resume --output_dir {folder} to the command"
+        )
+        loader, eval_data = self._load_together()
         logger.info("%s", self.describe())
         loop = self._loop or self._build(loader, eval_data, self.total_steps)
-        finished = self._train(loop, folder)
+        finished = self._train(loop, folder, heartbeat)
         broadcast(None)  # no rank leaves before the first has written all
         return finished
 
@@ -240,29 +256,16 @@ class Run:
         if self._is_closed:
             raise RuntimeError("the run is closed: resolve another")
 
-    def _train(self, loop: Loop[Any, Any], folder: Path) -> bool:
+    def _train(self, loop: Loop[Any, Any], folder: Path, heartbeat: Heartbeat) -> bool:
         assert self._trained is not None
-        if self._start:
-            logger.info("resumed    from step %d of %s", loop.state.step, self._start.folder)
+        say_where_from(self.resolved, self._start, folder)
         if self._start and loop.state.step >= loop.total_steps:
             logger.info("all %d steps are done already: %s", loop.total_steps, self._start.folder)
             return True
-        recorder = Recorder(self.resolved, self.tokenizer, self._trained, loop, folder)
-        loop.callbacks = recorder.callbacks
-        outcome = INTERRUPTED
-        try:
-            finished = loop.run()
-            outcome = DONE if finished else INTERRUPTED
-        except Exception as error:
-            outcome = Outcome(1, str(error))
-            raise
-        finally:
-            recorder.close(outcome)
-        finish = self._trained.models.finish
-        if finished and finish and self.ranks.is_main:
-            finish(folder)
-        where = folder / "checkpoints" / "latest"
-        logger.info("%s: %s", "done" if finished else "interrupted", where)
+        finished = train_recorded(
+            self.resolved, self.tokenizer, self._trained, loop, folder, heartbeat
+        )
+        logger.info("%s: %s/checkpoints/latest", "done" if finished else "interrupted", folder)
         return finished
 
     def _find_start(self) -> Checkpoint | None:

@@ -85,7 +85,8 @@ def live_tensor_bytes() -> int:
         if tensor.device.type == "cpu":
             with contextlib.suppress(RuntimeError, NotImplementedError):
                 storage = tensor.untyped_storage()
-                storages[storage.data_ptr()] = storage.nbytes()
+                if storage.device.type == "cpu":  # a fake tensor's is on "meta"
+                    storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
 
 

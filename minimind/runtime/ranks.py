@@ -55,26 +55,6 @@ def complete_environment(ranks: Ranks) -> None:
         os.environ["MASTER_PORT"] = str(free_port())
 
 
-def check_port(ranks: Ranks) -> None:
-    """Raises ConfigError where rank 0 cannot listen on the port that the launcher chose. With
-    torchrun the launcher itself listens there, so it is not checked."""
-    if not ranks.is_main or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        return
-    port = int(os.environ["MASTER_PORT"])
-    with socket.socket() as probe:
-        # As PyTorch does, so that a connection left over from a run that has just ended does not
-        # block it.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise ConfigError(
-                f"port {port}, where the ranks of this run would meet, cannot be listened at "
-                f"({error.strerror}): another run has it. Give the launcher another one, before "
-                f"its other arguments: deepspeed --master_port {free_port()} ..."
-            ) from None
-
-
 def free_port() -> int:
     """Finds a port on which nobody listens, for the ranks of a run to meet. It is drawn at random,
     so that runs started at the same time choose different ones. Raises ConfigError."""

@@ -194,6 +194,8 @@ class ModelCard(BaseModel):
     owned_by: Literal["minimind"] = "minimind"
     max_model_len: int
     """The most tokens of prompt and answer together."""
+    notice: str | None = None
+    """What people who chat with the model should know: that it never learnt to chat."""
 
 
 class ModelList(BaseModel):

@@ -59,6 +59,8 @@ class ServedModel:
     parses_special: bool = False
     """True where special tokens in a prompt's text are read as tokens, unless the request says
     otherwise."""
+    notice: str | None = None
+    """What people who chat with the model should know (ModelCard)."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -67,7 +69,9 @@ class ServedModel:
 
     @property
     def card(self) -> ModelCard:
-        return ModelCard(id=self.name, created=self.created, max_model_len=self.context)
+        return ModelCard(
+            id=self.name, created=self.created, max_model_len=self.context, notice=self.notice
+        )
 
     def chat_requests(self, body: ChatRequest) -> tuple[list[GenerationRequest], bool]:
         """Builds a generation request for each choice, and tells whether answers begin inside a

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Literal
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.inference.batch_engine import BatchEngine
-from minimind.inference.load import Placement, load_adapters, load_checkpoint
+from minimind.inference.load import Placement, chat_notice, load_adapters, load_checkpoint
 from minimind.serving.api_errors import ApiError
 from minimind.serving.engine_thread import EngineThread
 from minimind.serving.served_model import ServedModel
 from minimind.serving.settings import ServerSettings
+
+logger = logging.getLogger("minimind")
 
 GRAMMAR_LIMIT_S = 3.0
 """The seconds in which a client's schema or grammar must compile; most take a millisecond."""
@@ -58,14 +61,21 @@ class Service:
         """Loads the models. Raises a MiniMindError where one cannot be used."""
         for name, source in sources.items():
             engine, tokenizer = await asyncio.to_thread(_load_engine, source)
-            self.add(name, engine, tokenizer, tuple(source.adapters))
+            if notice := chat_notice(source.folder):
+                logger.warning("%s: %s", name, notice)
+            self.add(name, engine, tokenizer, tuple(source.adapters), notice)
         self.is_loading = False
 
     def add(
-        self, name: str, engine: BatchEngine, tokenizer: Tokenizer, adapters: Sequence[str] = ()
+        self,
+        name: str,
+        engine: BatchEngine,
+        tokenizer: Tokenizer,
+        adapters: Sequence[str] = (),
+        notice: str | None = None,
     ) -> None:
         """Adds a model under its name, and one more under the name of each of the engine's
-        `adapters`."""
+        `adapters`. `notice` is about the model without an adapter."""
         thread = EngineThread(engine, engine.stats.free_slots + self.settings.max_waiting)
         for served, adapter in ((name, None), *((adapter, adapter) for adapter in adapters)):
             self.models[served] = ServedModel(
@@ -75,6 +85,7 @@ class Service:
                 max_new_tokens=self.settings.max_new_tokens,
                 adapter=adapter,
                 parses_special=self.settings.parse_special,
+                notice=notice if adapter is None else None,
             )
 
     def find(self, name: str | None) -> ServedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,17 @@ def test_two_turns_with_thinking_apart(page) -> None:
     ] * 2
     assert any("tokens/s" in caption.value for caption in app.caption)
     assert len(engine.requests[1].prompt_ids) > len(engine.requests[0].prompt_ids)
+
+
+def test_a_model_that_never_learnt_to_chat_says_so(page) -> None:
+    app, server = page(taught=ScriptedEngine("yes"), text=ScriptedEngine("on and on"))
+    untaught = dataclasses.replace(server.service.models["text"], notice="trained on text")
+    server.service.models["text"] = untaught
+    assert not app.warning
+    app.selectbox(key="model").set_value("text").run()
+    assert [note.value for note in app.warning] == [web_texts.translate("never_taught", "en")]
+    say(app, "hi")
+    assert not app.warning
 
 
 def test_options_reach_the_model_that_is_chosen(page) -> None:

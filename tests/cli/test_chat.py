@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import select
@@ -38,6 +39,32 @@ def chat(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[...,
         return status, *capsys.readouterr()
 
     return run
+
+
+def test_asked_questions_are_shown_above_their_answers(chat) -> None:
+    questions = ["hello", "hello again"]
+    status, output, errors = chat("never read", flags=("--ask", *questions))
+    assert (status, errors) == (0, "")
+    shown = [f"> {question}" for question in questions]
+    assert [line for line in output.splitlines() if line.startswith("> ")] == shown
+    for line in shown:
+        output = output.replace(f"{line}\n", "")
+    assert output == chat(*questions)[1]
+
+
+def test_a_model_of_text_alone_says_so(tmp_path: Path, capsys) -> None:
+    small_folder(tmp_path / "model")
+    meta = tmp_path / "meta.json"
+    ask = ["--checkpoint", str(tmp_path), "--set", "max_new_tokens=2", "--ask", "hello"]
+    for is_chat, is_said in ((False, True), (True, False), (None, False)):
+        meta.write_text(json.dumps({"is_chat": is_chat}))
+        assert verb.main(ask) == 0
+        words = "trained on text and never to chat"
+        assert (words in capsys.readouterr().err) == is_said
+    for broken in ("[]", "{"):
+        meta.write_text(broken)
+        assert verb.main(ask) == 0
+        assert capsys.readouterr().err == ""
 
 
 def test_piped_questions_get_plain_answers(chat) -> None:

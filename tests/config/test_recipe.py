@@ -114,6 +114,7 @@ def test_a_changed_recipe_leaves_the_first_alone():
         ("lr_factors", {"(": 1.0}),
         ("weight_decay_factors", {"*norm": 0.0}),
         ("keep_checkpoints", 0),
+        ("keep_every", -1),
         ("log_every", 0),
         ("eval_every", -1),
         ("save_every", -1),

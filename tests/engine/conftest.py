@@ -11,7 +11,7 @@ import pytest
 from optimizer_steps import ALONE
 
 from minimind.engine import loop as loop_module
-from minimind.engine.deepspeed_engine import start_ranks
+from minimind.engine.process_group import start_ranks
 from minimind.runtime.devices import find_device
 from minimind.runtime.memory import PeakMemory
 

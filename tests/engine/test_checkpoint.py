@@ -1,209 +1,32 @@
-"""Checkpoint folders: what is in one, that it is whole or not there, how one is found again."""
+"""How checkpoints are found again, and what is wrong with those that are refused."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-from collections.abc import Mapping
+import shutil
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
-import torch
-from fake_engine import FakeEngine
-from small_models import random_model, small_config
-from torch import Tensor
+from saved_checkpoints import META, engine_of_a_model, save
 
-from minimind.engine import checkpoint as checkpoint_module
 from minimind.engine.checkpoint import (
     Checkpoint,
-    CheckpointStore,
     check_same_helpers,
     find_latest,
     load_checkpoint_meta,
-    needs_universal,
+    needs_conversion,
 )
-from minimind.errors import CheckpointError, TrainingError
+from minimind.engine.checkpoint_store import CheckpointStore
+from minimind.errors import CheckpointError
 from minimind.lora.folder import find_model_folder
-from minimind.model.state_dict import load_hf_folder
-from minimind.runtime.ranks import Ranks
-
-CONFIG = small_config()
-META: dict[str, Any] = {
-    **{"state": {"step": 0}, "stage": "pretrain", "model": {}, "recipe": {}, "ds_config": {}},
-    **{"world_size": 1, "zero_stage": 2, "fingerprint": "data", "helpers_fingerprint": "teacher"},
-}
-SECOND_OF_TWO = Ranks(1, 1, 2)
+from minimind.runtime.digests import DIGESTS
 
 
 @pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine(weights=dict(random_model(CONFIG).named_parameters()))
-
-
-@pytest.fixture
-def store(engine: FakeEngine, tmp_path: Path) -> CheckpointStore:
-    return CheckpointStore(tmp_path, engine.typed, keep=2)
-
-
-class Tokenizer:
-    def save(self, folder: Path) -> None:
-        (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
-
-
-def save(store: CheckpointStore, step: int, is_best: bool = False) -> Path:
-    return store.save(step, META | {"step": step}, CONFIG, Tokenizer().save, is_best=is_best)
-
-
-def listing(folder: Path) -> dict[str, bytes]:
-    """Reads every file below a folder, and every link's target."""
-    return {
-        str(path.relative_to(folder)): (
-            os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
-        )
-        for path in folder.rglob("*")
-        if path.is_symlink() or path.is_file()
-    }
-
-
-def test_a_checkpoint_holds_shards_model_and_tokenizer(
-    store: CheckpointStore, engine: FakeEngine, tmp_path: Path
-):
-    folder = save(store, 7)
-    assert folder == tmp_path / "step-00000007"
-    files = listing(folder)
-    meta = json.loads(files.pop("meta.json"))
-    model = {f"model/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")}
-    assert files.keys() == {"engine/rank_0.pt", *model}
-    assert meta.pop("files") == {name: len(content) for name, content in files.items()}
-    assert meta == META | {"step": 7}
-    config, weights = load_hf_folder(folder / "model")
-    assert config == CONFIG
-    assert weights.keys() == engine.weights.keys()
-    assert all(torch.equal(weight, engine.weights[name]) for name, weight in weights.items())
-    found = load_checkpoint_meta(folder)
-    assert (found.folder, found.step) == (folder.resolve(), 7)
-
-
-def test_a_stage_saves_what_it_trained_by_itself(engine: FakeEngine, tmp_path: Path):
-    def save_adapter(folder: Path, weights: Mapping[str, Tensor]) -> Path:
-        assert weights.keys() == engine.weights.keys()
-        (folder / "adapter").mkdir()
-        return folder / "adapter"
-
-    folder = save(CheckpointStore(tmp_path, engine.typed, 2, save_adapter), 1)
-    names = {"engine/rank_0.pt", "adapter/tokenizer.json"}
-    assert listing(folder).keys() == {*names, "meta.json"}
-    assert load_checkpoint_meta(folder).meta["files"].keys() == names
-
-
-def test_the_description_reaches_the_disk_last(
-    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    flushed: list[str] = []
-    flush = checkpoint_module.flush_to_disk
-    monkeypatch.setattr(
-        checkpoint_module, "flush_to_disk", lambda path: (flush(path), flushed.append(path.name))
-    )
-    names = {Path(name).name for name in listing(save(store, 1))}
-    *files, description, parent = flushed
-    assert {*files, description} == names
-    assert (description, parent) == ("meta.json", tmp_path.name)
-
-
-def test_the_newest_stay_and_the_best(store: CheckpointStore, tmp_path: Path):
-    def kept() -> list[str]:
-        links = [os.readlink(tmp_path / name) for name in ("latest", "best")]
-        steps = [path.name for path in store.list_steps()]
-        assert {path.name for path in tmp_path.iterdir()} == {*steps, "latest", "best"}
-        return [name[-1] for name in (*links, *steps)]
-
-    (tmp_path / ".latest.new").symlink_to("what a run killed between two calls left")
-    for step in range(1, 6):
-        save(store, step, is_best=step == 2)
-    assert kept() == ["5", "2", "2", "4", "5"]
-    save(store, 6, is_best=True)
-    assert kept() == ["6", "6", "5", "6"]
-
-
-def test_the_same_step_saved_again_replaces_it(
-    store: CheckpointStore, engine: FakeEngine, tmp_path: Path
-):
-    folder = save(store, 3)
-    (folder / "of the first").touch()
-    engine.steps = 9
-    assert save(store, 3) == folder
-    assert (folder / "engine" / "rank_0.pt").stat().st_size == 10
-    assert not (folder / "of the first").exists()
-    assert load_checkpoint_meta(folder).step == 3
-    assert store.list_steps() == [folder]
-
-
-@pytest.mark.faults("a checkpoint left unfinished by a kill", "removed at the next start")
-def test_a_new_store_removes_what_was_left_unfinished(store: CheckpointStore, tmp_path: Path):
-    save(store, 1)
-    whole = listing(tmp_path)
-    FakeEngine().save(tmp_path / ".unfinished-step-00000002")
-    CheckpointStore(tmp_path, FakeEngine(SECOND_OF_TWO).typed, keep=2)
-    assert listing(tmp_path) != whole, "the first rank alone deletes"
-    CheckpointStore(tmp_path, FakeEngine().typed, keep=2)
-    assert listing(tmp_path) == whole
-    assert not list(tmp_path.glob(".unfinished*"))
-
-
-@pytest.mark.parametrize(
-    ("where", "name", "error"),
-    [
-        (FakeEngine, "save", RuntimeError("No space left")),  # torch's where the disk is full
-        (FakeEngine, "save", MemoryError()),
-        (checkpoint_module, "save_hf_folder", OSError("No space left")),
-        (Tokenizer, "save", OSError("No space left")),
-        (checkpoint_module, "flush_to_disk", OSError("No space left")),
-        (Path, "rename", OSError("No space left")),
-    ],
-)
-@pytest.mark.faults("a save that fails", "the earlier checkpoints stay")
-def test_a_save_that_fails_leaves_everything_as_it_was(
-    store: CheckpointStore,
-    monkeypatch: pytest.MonkeyPatch,
-    where: object,
-    name: str,
-    error: Exception,
-):
-    save(store, 1, is_best=True)
-    before = listing(store.folder)
-    with monkeypatch.context() as patch:
-        patch.setattr(where, name, Mock(side_effect=error))
-        said = r"step 2 .*\d GB free there\): .*(No space left|MemoryError)"
-        with pytest.raises(TrainingError, match=said):
-            save(store, 2, is_best=True)
-    assert listing(store.folder) == before
-    assert not list(store.folder.glob(".unfinished*"))
-    assert load_checkpoint_meta(save(store, 2)).step == 2
-
-
-@pytest.mark.parametrize("ranks", [Ranks(0, 0, 2), SECOND_OF_TWO])
-@pytest.mark.faults("a save that fails on another rank", "fails on all ranks")
-def test_what_another_rank_cannot_write_fails_here_too(
-    store: CheckpointStore, engine: FakeEngine, tmp_path: Path, ranks: Ranks
-):
-    save(store, 1)
-    before = listing(tmp_path)
-    engine.ranks, engine.others_say = ranks, ["disk full there\nand more lines"]
-    with pytest.raises(TrainingError, match=r"step 2 .*: disk full there$"):
-        save(store, 2)
-    left = {".unfinished-step-00000002/engine/rank_1.pt": b"\0"}  # which the first rank removes
-    assert listing(tmp_path) == before | ({} if ranks.is_main else left)
-
-
-def test_a_rank_that_is_not_the_first_writes_its_shard_alone(
-    store: CheckpointStore, engine: FakeEngine, tmp_path: Path
-):
-    engine.ranks = SECOND_OF_TWO
-    assert save(store, 1, is_best=True) == tmp_path / "step-00000001"
-    assert listing(tmp_path) == {".unfinished-step-00000001/engine/rank_1.pt": b"\0"}
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path, engine_of_a_model().typed, keep=2)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +42,7 @@ def test_a_rank_that_is_not_the_first_writes_its_shard_alone(
         ("model/model.safetensors", b"", "0 bytes, but"),
     ],
 )
-@pytest.mark.faults("a checkpoint with a file missing or cut", "the file is named")
+@pytest.mark.faults('a checkpoint with a file missing, cut or changed', 'the file is named')
 def test_a_file_that_is_not_as_it_was_written_is_named(
     store: CheckpointStore, file: str, content: bytes | None, message: str
 ):
@@ -250,10 +73,46 @@ def test_the_newest_whole_checkpoint_is_found(
     (second / "engine" / "rank_0.pt").unlink()
     assert find_latest(tmp_path) == load_checkpoint_meta(first)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert f"{second}/engine/rank_0.pt: missing from the checkpoint: passed over" in caplog.text
+    assert (
+        f"{second}/engine/rank_0.pt: missing from the checkpoint: passed over, the" in caplog.text
+    )
     (first / "meta.json").unlink()
     with pytest.raises(CheckpointError, match=r"no checkpoint is whole: .*10/.*missing.*09/meta"):
         find_latest(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["engine/rank_0.pt", "model/model.safetensors"])
+def test_a_flipped_bit_is_named_and_the_checkpoint_before_it_is_used(
+    store: CheckpointStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str
+):
+    first, second = save(store, 1), save(store, 2)
+    content = bytearray((second / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (second / file).write_bytes(content)
+    assert find_latest(tmp_path) == load_checkpoint_meta(first)
+    assert f"{second / file}: damaged: its size is right" in caplog.text
+    assert "passed over, the checkpoint before it is used" in caplog.text
+
+
+def test_a_checkpoint_without_digests_is_found(store: CheckpointStore, tmp_path: Path):
+    path = save(store, 1) / "meta.json"
+    meta = json.loads(path.read_text(encoding="utf-8"))
+    del meta[DIGESTS]
+    path.write_text(json.dumps(meta), encoding="utf-8")
+    assert find_latest(tmp_path) == load_checkpoint_meta(path.parent)
+
+
+def test_a_users_copies_are_not_found(
+    store: CheckpointStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    first = save(store, 1)
+    for name in ("step-good", "step-1-old", "step-00000009", "step-000000009"):
+        shutil.copytree(first, tmp_path / name)
+    assert find_latest(tmp_path) == load_checkpoint_meta(first)
+    assert f"{tmp_path}/step-00000009: a copy of the checkpoint of step 1" in caplog.text
+    shutil.rmtree(tmp_path / "step-00000009")
+    shutil.rmtree(first)
+    assert find_latest(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -285,18 +144,23 @@ def test_a_model_folder_is_found_in_all_that_holds_one(
         find_model_folder(tmp_path / path)
 
 
-def test_shards_of_another_number_of_ranks_are_converted():
-    for zero_stage, world_size, expected in ((2, 1, False), (2, 2, True), (0, 2, False)):
-        checkpoint = Checkpoint(Path("step"), META | {"zero_stage": zero_stage})
-        assert needs_universal(checkpoint, world_size, zero_stage, {}) == expected
+def test_shards_of_another_layout_are_converted():
+    def needs(saved: int, world_size: int, zero_stage: int, **ds_config: Any) -> bool:
+        checkpoint = Checkpoint(Path("step"), META | {"zero_stage": saved})
+        return needs_conversion(checkpoint, world_size, zero_stage, ds_config)
+
+    assert not needs(2, 1, 2)
+    assert needs(2, 2, 2), "another number of ranks"
+    assert not needs(0, 2, 0), "every rank has all"
+    assert needs(2, 1, 1), "another stage"
+    assert needs(2, 1, 2, bf16={"enabled": True}), "another precision"
 
 
-def test_another_layout_of_the_shards_is_refused():
-    checkpoint, bf16 = Checkpoint(Path("step"), META), {"bf16": {"enabled": True}}
-    with pytest.raises(CheckpointError, match="ZeRO stage 2 and cannot be resumed under 1"):
-        needs_universal(checkpoint, 1, 1, {})
-    with pytest.raises(CheckpointError, match="precision fp32 and cannot be resumed under bf16"):
-        needs_universal(checkpoint, 1, 2, bf16)
+def test_states_of_another_optimizer_are_refused():
+    lion = {"optimizer": {"type": "Lion"}}
+    saved = META | {"ds_config": {"optimizer": {"type": "AdamW"}}}
+    with pytest.raises(CheckpointError, match="optimizer AdamW and cannot be resumed with Lion"):
+        needs_conversion(Checkpoint(Path("step"), saved), 1, 2, lion)
 
 
 def test_a_teacher_with_other_weights_is_refused():

@@ -7,6 +7,7 @@ import gc
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from fake_engine import (
@@ -246,3 +247,30 @@ def test_nor_within_a_step_that_is_taken_alone():
         trial.loop.step(micro_batches)
         assert gc.isenabled()
     assert seen == [False] * 2 * STEPS
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_as_many_bad_steps_are_skipped_as_the_recipe_lets(
+    bad: float, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
+    trial = Trial(skip_steps=2)
+    trial.stage.value = lambda step, micro: bad if step in (1, 4) and micro else step + micro
+    skipped: list[tuple[int, list[str]]] = []
+    trial.loop.callbacks = replace(
+        trial.loop.callbacks, skip=lambda step, loss, norm, rows: skipped.append((step, rows))
+    )
+    assert trial.loop.run()
+    assert [step for step, _ in skipped] == [2, 5]
+    assert skipped[0][1] == ["data.jsonl:1100"]
+    assert trial.saved.skipped_steps == 2
+    assert trial.steps("record") == [1, 2, 3, 4, 5, 6]
+    assert f"step 2: the loss is {bad}" in caplog.text
+    assert "skipped, the weights stay as they were (1 of 2). Rows: data.jsonl:1100" in caplog.text
+
+
+def test_one_bad_step_too_many_ends_the_run_also_where_a_checkpoint_counted_the_others():
+    trial = Trial(skip_steps=2, state=RunState(skipped_steps=1))
+    trial.stage.value = lambda step, micro: math.nan if step >= 2 else 1.0
+    with pytest.raises(TrainingError, match=r"^step 4: .* 2 steps were skipped before"):
+        trial.loop.run()

@@ -14,7 +14,8 @@ import torch
 from one_gradient import ROWS, Split, audit_on_ranks, list_splits
 
 from minimind.config.deepspeed_json import load_ds_config
-from minimind.engine.deepspeed_engine import DeepSpeedEngine, start_ranks
+from minimind.engine.deepspeed_engine import DeepSpeedEngine
+from minimind.engine.process_group import start_ranks
 from minimind.runtime.devices import find_device
 from minimind.runtime.ranks import Ranks
 from minimind.stages.pretrain import Pretrain

@@ -56,7 +56,7 @@ def test_the_choice_is_said_once(setting, caplog):
     with caplog.at_level("INFO", logger="minimind_kernels"):
         for _ in range(2):
             K.rms_norm(torch.ones(2, 8), torch.ones(8), 1e-5)
-    assert [r.message for r in caplog.records] == ["kernels: PyTorch: MINIMIND_KERNELS=torch"]
+    assert [r.message for r in caplog.records] == ["kernels    PyTorch (MINIMIND_KERNELS=torch)"]
 
 
 def test_generated_code_is_chosen_by_shape(setting):
@@ -151,9 +151,8 @@ def test_pytorch_with_a_word_where_triton_cannot(reason, gpu, monkeypatch, caplo
     take_away(reason, gpu, monkeypatch)
     with caplog.at_level("INFO", logger="minimind_kernels"):
         assert not gpu.runs_triton()
-    assert re.search(
-        f"kernels: PyTorch: MINIMIND_KERNELS=auto, and .*{REASONS[reason]}", caplog.text
-    )
+    said = rf"kernels    PyTorch \(MINIMIND_KERNELS=auto\): .*{REASONS[reason]}"
+    assert re.search(said, caplog.text)
 
 
 @pytest.mark.parametrize("reason", REASONS)

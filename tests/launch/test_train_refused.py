@@ -16,7 +16,7 @@ from training_runs import (
 )
 
 from minimind.data.loader import PackedLoader
-from minimind.engine import checkpoint as checkpoint_module
+from minimind.engine import checkpoint_store
 from minimind.engine.stage import Policy
 from minimind.stages.pretrain import Pretrain
 from minimind.types import Batch, LossSum
@@ -32,7 +32,7 @@ def test_a_full_disk_costs_one_checkpoint_and_not_the_run(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ):
-    save, calls = checkpoint_module.save_hf_folder, []
+    save, calls = checkpoint_store.save_hf_folder, []
 
     def full(*arguments: object) -> None:
         calls.append(1)
@@ -40,11 +40,11 @@ def test_a_full_disk_costs_one_checkpoint_and_not_the_run(
             raise OSError(28, "No space left on device")
         save(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(checkpoint_module, "save_hf_folder", full)
+    monkeypatch.setattr(checkpoint_store, "save_hf_folder", full)
     assert train(*flags, "--eval_every", "0", "--save_every", "2") == 0
     saved = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert saved == ["latest", "step-00000002", "step-00000006"]
-    monkeypatch.setattr(checkpoint_module, "save_hf_folder", lambda *_: full(calls.pop()))
+    monkeypatch.setattr(checkpoint_store, "save_hf_folder", lambda *_: full(calls.pop()))
     calls[:] = [1, 1, 1]
     again = [*flags, "--output_dir", str(tmp_path / "again"), "--max_steps", "1"]
     assert train(*again) == 1

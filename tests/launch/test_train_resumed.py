@@ -75,8 +75,9 @@ def test_a_run_resumed_after_sigint_ends_bitwise_like_one_left_alone(
     ("module", "function", "calls", "kind"),
     [
         ("loop", "seed_micro_batch", 9, "bf16"),  # between two micro-batches of step 5
-        ("checkpoint", "save_hf_folder", 2, "fp32"),  # in the middle of the second save
-        ("checkpoint", "_link", 3, "bf16"),  # renamed, but `latest` still names the one before
+        ("checkpoint_store", "save_hf_folder", 2, "fp32"),  # in the middle of the second save
+        ("publish", "_set_aside", 2, "bf16"),  # all is written, but has no name yet
+        ("checkpoint_store", "prune", 2, "bf16"),  # just after it has its name
     ],
 )
 @pytest.mark.faults("kill -9 anywhere in a run", "resumed, it ends with the same bits")

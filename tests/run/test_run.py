@@ -16,7 +16,9 @@ import torch
 from training_runs import read_losses
 
 import minimind.run
+from minimind.cli.train import next_command
 from minimind.errors import ConfigError
+from minimind.inference.load import chat_notice
 from minimind.lora.folder import find_model_folder, load_model_folder
 from minimind.run import Run
 from minimind.runtime.ranks import free_port
@@ -98,6 +100,25 @@ def test_a_run_on_sample_data_by_name(tmp_path: Path):
     assert run.train()
     again = Run.resolve(**OPTIONS | {"data": "sample:text"})
     assert again.loader.fingerprint == Run.resolve(**OPTIONS).loader.fingerprint
+
+
+def test_the_next_command_teaches_a_model_of_text_and_opens_a_chat_with_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    text, chat = tmp_path / "text", tmp_path / "chat"
+    options = {**OPTIONS, "max_steps": 1, "eval_every": 0}
+    run = Run.resolve(**options, output_dir=text)
+    assert run.train()
+    monkeypatch.setattr(sys, "argv", ["launch/train.py"])
+    teach = f"--stage sft --from_checkpoint {text}"
+    assert next_command(run).endswith(f": python launch/train.py {teach}")
+    assert str(chat_notice(text)).endswith(teach)
+    sized = {"max_steps": 1, "seq_len": 64, "train_batch_size": 4}
+    run = Run.resolve(**sized, stage="sft", from_checkpoint=text, output_dir=chat)
+    assert run.train()
+    monkeypatch.setattr(sys, "argv", ["minimind train"])
+    assert next_command(run) == f"talk to it: minimind chat --checkpoint {chat}"
+    assert chat_notice(chat) is None
 
 
 def test_a_run_goes_on_from_python_too(tmp_path: Path):

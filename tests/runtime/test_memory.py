@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from minimind.runtime.memory import (
     PeakMemory,
@@ -32,6 +33,15 @@ def test_live_bytes_count_each_storage_once():
     assert live_tensor_bytes() - before == 11 * MIB
     del whole, views, other
     assert live_tensor_bytes() == before
+
+
+@pytest.mark.filterwarnings("error")
+def test_fake_tensors_have_no_bytes():
+    before = live_tensor_bytes()
+    with FakeTensorMode():
+        fake = block(8)
+    assert live_tensor_bytes() == before
+    assert fake.device == CPU
 
 
 def test_what_a_run_froze_is_alive_too():

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from minimind.errors import ConfigError
-from minimind.runtime.ranks import Ranks, check_port, complete_environment, free_port, read_ranks
+from minimind.runtime.ranks import Ranks, complete_environment, free_port, read_ranks
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -72,21 +72,3 @@ def test_a_taken_port_is_passed_over(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("random.SystemRandom.sample", lambda *_: [used])
         with pytest.raises(ConfigError, match="MASTER_PORT"):
             free_port()
-
-
-def test_a_port_that_another_run_has_is_an_error_that_names_the_flag(
-    monkeypatch: pytest.MonkeyPatch,
-):
-    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-    with socket.socket() as other:
-        other.bind(("", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        monkeypatch.setenv("MASTER_PORT", str(port))
-        with pytest.raises(ConfigError, match=rf"port {port}.*deepspeed --master_port \d+ \.\.\."):
-            check_port(Ranks(0, 0, 2))
-        check_port(Ranks(1, 1, 2))
-        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-        check_port(Ranks(0, 0, 2))
-    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")
-    check_port(Ranks(0, 0, 2))

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from bench.train.step_parts import PARTS, StepParts
-from minimind.engine.deepspeed_engine import start_ranks
+from minimind.engine.process_group import start_ranks
 from minimind.runtime.devices import find_device
 from minimind.runtime.ranks import read_ranks
 

@@ -1,0 +1,40 @@
+"""Starts and ends the process group, in which the ranks of a run compute together."""
+
+from __future__ import annotations
+
+import datetime
+
+import torch
+import torch.distributed as dist
+
+from minimind.engine.deepspeed_engine import import_deepspeed
+from minimind.runtime.devices import Device
+from minimind.runtime.ranks import Ranks, complete_environment
+from minimind.runtime.rendezvous import open_store
+
+
+def start_ranks(ranks: Ranks, device: Device) -> None:
+    """Joins this rank with the others. Raises ConfigError where they cannot meet."""
+    complete_environment(ranks)
+    if device.kind == "gpu":
+        torch.cuda.set_device(device.torch_device)
+    deepspeed = import_deepspeed(device)
+    if dist.is_initialized():
+        return
+    on_gpu = device.kind == "gpu" and ranks.world_size > 1
+    dist.init_process_group(
+        deepspeed.accelerator.get_accelerator().communication_backend_name(),
+        store=open_store(ranks),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        # Rank 0 may tokenise the data for long while the others wait. Ranks that are lost are
+        # noticed sooner, by minimind.runtime.heartbeat.
+        timeout=datetime.timedelta(hours=2),
+        device_id=device.torch_device if on_gpu else None,
+    )
+    deepspeed.init_distributed(verbose=False)
+
+
+def stop_ranks() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

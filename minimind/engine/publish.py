@@ -1,0 +1,130 @@
+"""Gives a written checkpoint its place in a run's `checkpoints` folder, and deletes old ones."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+from minimind.engine.checkpoint import (
+    META_FILE,
+    UNFINISHED,
+    Checkpoint,
+    list_steps,
+    load_checkpoint_meta,
+    step_of,
+)
+from minimind.errors import CheckpointError
+from minimind.lora.folder import BEST, LATEST
+from minimind.runtime.digests import DIGESTS, digest_files
+from minimind.runtime.whole_files import flush_to_disk
+
+logger = logging.getLogger(__name__)
+
+
+def publish(unfinished: Path, final: Path, meta: dict[str, Any], *, is_best: bool) -> None:
+    """Describes a folder whose files are on disk, renames it to `final` and points `latest`, and
+    `best` where it is the best, at it. Before an OSError nothing but `unfinished` has changed."""
+    names = [str(file.relative_to(unfinished)) for file in list_files(unfinished)]
+    meta = meta | {
+        "files": {name: (unfinished / name).stat().st_size for name in names},
+        DIGESTS: digest_files(unfinished, names),
+    }
+    path = unfinished / META_FILE
+    path.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    flush_to_disk(path)
+    for folder in (*filter(Path.is_dir, unfinished.rglob("*")), unfinished):
+        flush_to_disk(folder)
+    # Made while a full disk can still do no harm; what follows only renames.
+    links = [
+        _fresh_link(final.with_name(name), final.name) for name in (LATEST, BEST)[: 1 + is_best]
+    ]
+    earlier = _set_aside(final)
+    try:
+        unfinished.rename(final)
+    except OSError:
+        for fresh, _ in links:
+            fresh.unlink()
+        if earlier:
+            earlier.rename(final)
+        raise
+    flush_to_disk(final.parent)
+    for fresh, link in links:
+        fresh.replace(link)
+    flush_to_disk(final.parent)
+    if earlier and earlier.name.startswith(UNFINISHED):
+        remove(earlier)
+
+
+def prune(folder: Path, keep: int, keep_every: int) -> None:
+    """Deletes what is older than the newest `keep` whole checkpoints, except those that the links
+    name and each `keep_every`-th step."""
+    linked = {_link_target(folder / name) for name in (LATEST, BEST)}
+    ours = [step for step in list_steps(folder) if not _is_copy(step)]
+    newest = [step for step in ours if _read(step)][-keep:]
+    for step in ours:
+        is_due = keep_every > 0 and step_of(step) % keep_every == 0
+        if newest and step < newest[0] and step.name not in linked and not is_due:
+            remove(step)
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Lists all files below a folder."""
+    return [file for file in sorted(folder.rglob("*")) if file.is_file()]
+
+
+def _read(step: Path) -> Checkpoint | None:
+    """Reads a checkpoint's description, without its digests; None for a damaged one."""
+    try:
+        return load_checkpoint_meta(step)
+    except CheckpointError:
+        return None
+
+
+def _is_copy(step: Path) -> bool:
+    """Tells whether a user has copied another step's checkpoint to this name."""
+    found = _read(step)
+    return found is not None and found.step != step_of(step)
+
+
+def _set_aside(final: Path) -> Path | None:
+    """Renames what stands at a checkpoint's place already: the same step's, which was damaged when
+    the run was resumed, or a user's copy of another step, which stays."""
+    if not final.exists():
+        return None
+    if _is_copy(final):
+        kept = final.with_name(f"{final.name}-copy-{secrets.token_hex(4)}")
+        logger.warning("%s: a copy of another step; it is now %s", final, kept)
+        return final.rename(kept)
+    aside = final.with_name(f"{UNFINISHED}replaced-{final.name}")
+    remove(aside)
+    return final.rename(aside)
+
+
+def _fresh_link(link: Path, target: str) -> tuple[Path, Path]:
+    """Makes a link beside `link` that is to replace it."""
+    fresh = link.with_name(f".{link.name}.new")
+    with contextlib.suppress(FileNotFoundError):
+        fresh.unlink()
+    fresh.symlink_to(target)
+    return fresh, link
+
+
+def _link_target(link: Path) -> str:
+    return os.readlink(link) if link.is_symlink() else ""
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder. Its name goes first, so that a killed process leaves none that looks like a
+    checkpoint."""
+    doomed = folder
+    if not folder.name.startswith(UNFINISHED):
+        doomed = folder.with_name(f"{UNFINISHED}removed-{folder.name}")
+        with contextlib.suppress(OSError):
+            folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

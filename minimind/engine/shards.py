@@ -1,0 +1,101 @@
+"""Makes DeepSpeed write its shards so that no rank is left waiting, and read them without running
+code.
+
+DeepSpeed's `save_checkpoint` ends in a barrier, which a rank whose disk is full never reaches, and
+its `load_checkpoint` unpickles whatever a file holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""The environment variable that makes PyTorch refuse pickles that need code, whatever the caller of
+torch.load says."""
+_PLAIN = (
+    ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"),
+    ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler"),
+    ("deepspeed.runtime.zero.config", "ZeroStageEnum"),
+    ("deepspeed.utils.tensor_fragment", "fragment_address"),
+)
+"""The classes in shards that PyTorch does not know; each holds numbers alone."""
+_CODE_WANTED = re.compile(r"GLOBAL:? (\S+)")
+"""What PyTorch says of a pickle that it refuses."""
+
+
+@contextlib.contextmanager
+def meeting_at_the_end(engine: Any) -> Iterator[None]:
+    """Lets DeepSpeed's `engine` go on to the end of `save_checkpoint` where this rank cannot write,
+    and raises the rank's first error at the end of the block."""
+    problems: list[Exception] = []
+    with contextlib.ExitStack() as stack:
+        for name in ("_save_checkpoint", "_save_zero_checkpoint"):
+            _replace(stack, engine, name, _remember(getattr(engine, name), problems))
+        # Scripts that turn shards into weights: the checkpoint has the weights.
+        _replace(stack, engine, "_copy_recovery_script", lambda *_: None)
+        stack.callback(
+            torch.serialization.set_crc32_options, torch.serialization.get_crc32_options()
+        )
+        # Half the time of a save; the checkpoint has digests of its own.
+        torch.serialization.set_crc32_options(False)
+        yield
+    if problems:
+        raise problems[0]
+
+
+def _remember(method: Callable[..., Any], problems: list[Exception]) -> Callable[..., None]:
+    def call(*arguments: Any, **options: Any) -> None:
+        try:
+            method(*arguments, **options)
+        except Exception as error:  # torch raises RuntimeError where the disk is full
+            problems.append(error)
+
+    return call
+
+
+def _replace(stack: contextlib.ExitStack, engine: Any, name: str, method: Any) -> None:
+    """Sets a method of this one engine until the stack unwinds."""
+    setattr(engine, name, method)
+    stack.callback(delattr, engine, name)
+
+
+@contextlib.contextmanager
+def without_code() -> Iterator[None]:
+    """Makes every torch.load inside the block, DeepSpeed's own too, read data alone: a pickle that
+    needs code raises pickle.UnpicklingError. DeepSpeed is imported already."""
+    plain = [getattr(sys.modules[module], name) for module, name in _PLAIN]
+    before = os.environ.get(_WEIGHTS_ONLY)
+    os.environ[_WEIGHTS_ONLY] = "1"
+    try:
+        with torch.serialization.safe_globals(plain):
+            yield
+    finally:
+        del os.environ[_WEIGHTS_ONLY]
+        if before is not None:
+            os.environ[_WEIGHTS_ONLY] = before
+
+
+def explain_unreadable(folder: object, problem: str) -> str:
+    """Says why DeepSpeed could not read a checkpoint, from its error or the converter's output."""
+    if code := _CODE_WANTED.search(problem):
+        return (
+            f"{folder}: reading its shards would run code ({code[1]}), which no checkpoint of "
+            "MiniMind does; nothing was run. Its weights are data: --from_checkpoint starts a new "
+            "run from them"
+        )
+    return f"{folder}: DeepSpeed cannot load this checkpoint: {problem}"
+
+
+def drop_frozen(module: torch.nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Drops frozen parameters from a state dict under all their names; DeepSpeed drops a tied
+    matrix only under its first name."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(prefix + name, None)

@@ -1,0 +1,86 @@
+"""Trains a loop to its end and records it, going back to the last checkpoint from a spike."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from minimind.data.tokenizer import Tokenizer
+from minimind.engine.checkpoint import Checkpoint, find_latest
+from minimind.engine.loop import Loop
+from minimind.engine.spikes import LossSpikeError
+from minimind.monitors.monitor import DONE, INTERRUPTED, Outcome
+from minimind.run.build import Recorder, Trained, build_loop
+from minimind.run.resolve import ResolvedRun
+from minimind.runtime.heartbeat import Heartbeat
+
+logger = logging.getLogger("minimind")
+
+
+def say_where_from(run: ResolvedRun, start: Checkpoint | None, folder: Path) -> None:
+    """Logs where a resumed run goes on."""
+    if start:
+        logger.info("resumed    from step %d of %s", start.step, start.folder)
+    elif run.arguments.resume:
+        logger.info("resumed    %s has no checkpoint yet: from the beginning", folder)
+
+
+def train_recorded(
+    run: ResolvedRun,
+    tokenizer: Tokenizer,
+    trained: Trained,
+    loop: Loop[Any, Any],
+    folder: Path,
+    heartbeat: Heartbeat,
+) -> bool:
+    """Gives True when all steps are done, False after an interrupt. All ranks call it."""
+    while True:
+        recorder = Recorder(run, tokenizer, trained, loop, folder)
+        loop.callbacks = recorder.callbacks
+        outcome = INTERRUPTED
+        try:
+            with heartbeat.training():
+                finished = loop.run()
+            outcome = DONE if finished else INTERRUPTED
+            break
+        except LossSpikeError as found:
+            spike = found
+        except Exception as error:
+            outcome = Outcome(1, str(error))
+            raise
+        finally:
+            recorder.close(outcome)
+        loop = _go_back(run, trained, loop, folder, spike)
+    if finished and trained.models.finish and loop.engine.ranks.is_main:
+        trained.models.finish(folder)
+    return finished
+
+
+def _go_back(
+    run: ResolvedRun, trained: Trained, loop: Loop[Any, Any], folder: Path, spike: LossSpikeError
+) -> Loop[Any, Any]:
+    """Loads the last checkpoint into the engine, and gives a loop that goes on from it without the
+    steps of the spike."""
+    start = find_latest(folder / "checkpoints")
+    if start is None:
+        raise spike
+    loop.engine.load(start.folder)
+    back = build_loop(
+        run,
+        trained.stage,
+        loop.engine,
+        loop.loader,
+        loop.eval_data,  # type: ignore[arg-type]
+        total_steps=loop.total_steps,
+        start=start,
+    )
+    back.state.passed_over = tuple(sorted({*loop.state.passed_over, *spike.passed_over}))
+    logger.info(
+        "%s; going back to step %d of %s, and on without steps %d and %d",
+        spike,
+        start.step,
+        start.folder,
+        *spike.passed_over,
+    )
+    return back

@@ -1,0 +1,40 @@
+"""Digests of a checkpoint's files, by which a changed bit is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from minimind.errors import CheckpointError
+
+DIGESTS = "xxh3_128"
+"""The field of meta.json that holds them, named after the algorithm."""
+
+
+def digest_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Reads files and gives each one's digest by its name. Raises OSError."""
+    return {name: _digest(folder / name) for name in names}
+
+
+def check_digests(folder: Path, meta: Mapping[str, Any]) -> None:
+    """Reads every file that meta.json has a digest of. Raises CheckpointError for one whose content
+    is not what was written. Checkpoints of earlier versions have no digests."""
+    for name, expected in dict(meta.get(DIGESTS) or {}).items():
+        try:
+            found = _digest(folder / name)
+        except OSError as error:
+            raise CheckpointError(f"{folder / name}: cannot be read: {error.strerror}") from None
+        if found != expected:
+            raise CheckpointError(
+                f"{folder / name}: damaged: its size is right, but its content is not what was "
+                "written (its digest differs from that in meta.json)"
+            )
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -60,15 +61,26 @@ def test_a_pipe_as_data(tmp_path: Path) -> None:
 
 @pytest.mark.faults("a compiled library for a CPU cut short, empty or changed", "compiled again")
 @pytest.mark.parametrize("damage", ["cut", "empty", "changed"])
-def test_a_damaged_library(cache_dir: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_library(
+    tmp_path: Path,
+    cache_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    damage: str,
+) -> None:
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
+    source = tmp_path / "small.cpp"  # the whole library takes half a minute
+    source.write_text('extern "C" int seven() { return 7; }')
+    monkeypatch.setattr(cpu_library, "_SOURCE", source)
+    monkeypatch.setattr(cpu_library, "_HEADERS", ())
     library = cpu_library._build()
     whole = library.read_bytes()
     half = len(whole) // 2
     broken = {"cut": whole[:half], "empty": b"", "changed": whole[:half] + b"x" + whole[half + 1 :]}
     library.write_bytes(broken[damage])
-    assert cpu_library._is_whole(cpu_library._build())
+    assert ctypes.CDLL(str(cpu_library._build())).seven() == 7
+    assert cpu_library._is_whole(library)
     assert "is damaged and is compiled again" in caplog.text
 
 

@@ -195,12 +195,8 @@ def test_a_full_disk_is_named_and_leaves_nothing(
     assert not [entry for entry in (cache_dir / "tokens").iterdir() if entry.is_dir()]
 
 
-@pytest.mark.faults(
-    "rows with NaN or text that has no UTF-8 form where none belongs", "named by line"
-)
-def test_bad_rows_whose_text_has_no_utf8_form(
-    tmp_path: Path, tokenizer: Tokenizer, cache_dir: Path
-) -> None:
+@pytest.mark.faults("rows with NaN, half characters, or nesting of 500", "named by line")
+def test_bad_rows_of_odd_values(tmp_path: Path, tokenizer: Tokenizer, cache_dir: Path) -> None:
     path = tmp_path / "chat.jsonl"
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     rows = [
@@ -208,9 +204,10 @@ def test_bad_rows_whose_text_has_no_utf8_form(
         {"conversations": [{"role": "\ud800", "content": "a"}]},
         {"conversations": turns, "system": float("nan")},
     ]
-    path.write_text("\n".join(map(json.dumps, rows)))
+    deep = '{"conversations": [], "tools": ' + "[" * 500 + "]" * 500 + "}"
+    path.write_text("\n".join([*map(json.dumps, rows), deep]))
     cache = build_token_cache(path, tokenizer, CHAT, on_bad_row="skip", cache_dir=cache_dir)
-    assert [row.line for row in cache.skipped] == [2, 3]
+    assert [row.line for row in cache.skipped] == [2, 3, 4]
 
 
 @pytest.mark.faults("a cache folder that cannot be made", "named")

@@ -40,7 +40,10 @@ ROW_FIELDS = (
 `mfu` takes 6N + 12·L·D·T FLOP a token, `mfu_causal` counts attention by what each token of a
 document sees. `step_parts_s` is made by bench/train/step_parts.py. Bytes are those of the rank that
 has most; where there are several ranks, a list has those of each."""
-_PACKAGES = ("torch", "triton", "deepspeed", "tokenizers", "liger-kernel")
+_PACKAGES = (
+    *("torch", "triton", "deepspeed", "tokenizers"),
+    *("liger-kernel", "quack-kernels", "cut-cross-entropy", "nvidia-cutlass-dsl"),
+)
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 NOT_MEASURED = "not measured"

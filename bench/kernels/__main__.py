@@ -1,9 +1,12 @@
 """Kernels beside their floors: `python -m bench.kernels --json FILE`.
 
 On a GPU each operation is timed at the sizes of the presets, beside eager PyTorch, torch.compile
-and Liger-Kernel. Without one, what can be counted is: our launches, the operators that would make
-the host wait, the bytes an operation must move; and times read "not measured". A training step of
-minimind2-small is counted as a whole, with and without the kernels.
+and the functions of other libraries that are installed (`pip install 'minimind[rivals]'`). Each
+result is compared with the exact one first: `error` is the largest of any tensor, relative to the
+whole of it; `of eager's` is its ratio to that of eager PyTorch in the same dtype; DIFFERS marks
+what errs more than an operation of this project may. Without a GPU, what can be counted is: our
+launches, the operators that would make the host wait, the bytes an operation must move; and times
+read "not measured".
 
 `--compile-report` compiles every kernel for GPUs that are not here, checks registers and shared
 memory, and compares what its loops wait for with bench/kernels/compiled.csv.
@@ -20,7 +23,6 @@ import itertools
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,10 +30,12 @@ from minimind_kernels.op import PRESETS, Case, Sizes, build_cases
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import harness
+from bench.harness import NOT_MEASURED, shown
 from bench.kernels import H200_BYTES_PER_S, H200_FLOPS_PER_S, compile_report, compiled_table, host
+from bench.kernels.rivals import skipped_rivals
 from bench.kernels.targets import TARGETS
+from bench.program import NUMBER, Options, run_program
 from bench.turns import pass_turn
-from minimind.errors import ConfigError
 from minimind.runtime.devices import find_device
 
 logger = logging.getLogger("bench.kernels")
@@ -41,51 +45,43 @@ WAITING = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "_to_copy.cpu
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = build_parser().parse_args(argv)
+    return run_program(build_parser(), run, argv)
+
+
+def run(options: argparse.Namespace) -> int:
     if options.compile_report:
         return report_compilation(options)
-    try:
-        if options.json:
-            harness.check_writable(options.json)
-        if options.host:
-            return report_host(options)
-    except ConfigError as error:
-        logger.error("error: %s", error)
-        return 2
+    if options.host:
+        return report_host(options)
     machine = harness.describe_machine(find_device())
     arguments = {"tokens": options.tokens, "dtype": options.dtype}
     rows: list[dict[str, Any]] = []
-
-    def write() -> None:
-        if options.json:
-            harness.write_results(options.json, "kernels", machine, arguments, rows)
-
-    found = measure(options, machine["ceilings"]) if torch.cuda.is_available() else count(options)
+    on_gpu = torch.cuda.is_available()
+    skipped = skipped_rivals() if on_gpu else {}
+    for library, reason in skipped.items():
+        logger.warning("%s is skipped: %s", library, reason)
     # Written as they come: what ends this process loses only what was under way.
-    for row in found:
+    for row in measure(options, machine["ceilings"]) if on_gpu else count(options):
         rows.append(row)
-        write()
+        if options.json:
+            harness.write_results(
+                options.json, "kernels", machine, arguments, rows, skipped=skipped
+            )
     print(format_rows(rows))
     return int(any("error" in row and row["contender"] == "minimind" for row in rows))
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=__doc__)
-    parser.add_argument("--json", type=Path, help="where the results go")
-    parser.add_argument("--tokens", type=int, default=16384, help="rows of every operation")
-    parser.add_argument(
-        "--dtype", nargs="+", default=["bfloat16"], choices=["bfloat16", "float16", "float32"]
-    )
-    parser.add_argument("--compile-report", action="store_true", help="compile ahead of time")
-    parser.add_argument("--host", action="store_true", help="CPU time of calls, without a GPU")
-    parser.add_argument("--quick", action="store_true", help="compile two presets alone")
-    parser.add_argument(
-        "--targets", nargs="+", choices=list(TARGETS), help="compile for these alone"
-    )
-    parser.add_argument(
-        "--update-budget", action="store_true", help="accept what the compiled kernels take"
-    )
+def build_parser() -> Options:
+    parser = Options("kernels", __doc__, must_write=False)
+    add = parser.add
+    dtypes = ("bfloat16", "float16", "float32")
+    add("tokens", 16384, "rows of every operation", **NUMBER)
+    add("dtype", ["bfloat16"], "of the tensors", nargs="+", choices=dtypes)
+    add("compile-report", False, "compile ahead of time", action="store_true")
+    add("host", False, "CPU time of calls, without a GPU", action="store_true")
+    add("quick", False, "compile two presets alone", action="store_true")
+    add("targets", None, "compile for these alone", nargs="+", choices=list(TARGETS))
+    add("update-budget", False, "accept what the compiled kernels take", action="store_true")
     return parser
 
 
@@ -177,18 +173,36 @@ def _measure_preset(
 
 def format_rows(rows: Sequence[dict[str, Any]]) -> str:
     """Makes one line for each row, of whichever kind."""
-    header = ["kernel", "preset", "dtype", "by", "launches", "waits", "MB", "floor µs", "median µs"]
-    lines = []
-    for row in rows:
-        median = row.get("median_us")
-        lines.append([
-            row["name"], row["preset"], row["dtype"], row.get("contender", "minimind"),
-            str(row.get("launches", "not measured")),
-            str(row.get("waiting_operators", "not measured")),
-            f"{row['bytes'] / 1e6:.0f}", f"{row['floor_us']:.0f}",
-            "not measured" if median is None else f"{median:.1f}",
-        ])  # fmt: skip
-    return harness.format_table(header, lines)
+
+    def median(row: harness.Row) -> str:
+        if "error" in row:
+            return f"broke: {row['error'].splitlines()[0][:80]}"
+        return shown(row.get("median_us"), ",.1f")
+
+    def error(row: harness.Row) -> str:
+        found = row.get("relative_error")
+        if found is None:
+            return NOT_MEASURED
+        return f"{found:.1e}{' DIFFERS' if row['differs'] else ''}"
+
+    def of_eager(row: harness.Row) -> str:
+        base = row.get("eager_relative_error")
+        return shown(row["relative_error"] / base if base else None, ".2f", missing="–")
+
+    columns: harness.Columns = {
+        "kernel": lambda row: row["name"],
+        "preset": lambda row: row["preset"],
+        "dtype": lambda row: row["dtype"],
+        "by": lambda row: row.get("contender", "minimind"),
+        "launches": lambda row: shown(row.get("launches")),
+        "waits": lambda row: shown(row.get("waiting_operators")),
+        "MB": lambda row: shown(row["bytes"], per=1e6),
+        "floor µs": lambda row: shown(row["floor_us"]),
+        "median µs": median,
+        "error": error,
+        "of eager's": of_eager,
+    }
+    return harness.format_rows(rows, columns)
 
 
 def _row(case: Case, dtype: str) -> dict[str, Any]:

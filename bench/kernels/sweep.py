@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from minimind_kernels.triton_impl.launch import laid_out_for
 
 from bench import harness
 from bench.kernels import compile_report
-from minimind.errors import ConfigError
+from bench.program import NUMBER, Options, parse_names, run_program
 from minimind.runtime.devices import find_device
 
 logger = logging.getLogger("bench.kernels.sweep")
@@ -132,14 +131,12 @@ def _launched(run: Callable[[], Any]) -> list[tuple[Tiles[Any], str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = build_parser().parse_args(argv)
-    try:
-        entries = _choose(options.kernels)
-        harness.check_writable(options.json)
-    except ConfigError as error:
-        logger.error("error: %s", error)
-        return 2
+    return run_program(build_parser(), sweep, argv)
+
+
+def sweep(options: argparse.Namespace) -> None:
+    """Tries tiles of each entry, and prints the best. Raises ConfigError for an unknown entry."""
+    entries = _choose(options.kernels)
     device = config.device_of(torch.device("cuda")) if torch.cuda.is_available() else None
     end = time.monotonic() + options.limit_s
     rows: list[dict[str, Any]] = []
@@ -152,20 +149,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         harness.write_results(options.json, "sweep", machine, vars(options), rows)
     print(format_rows(rows))
     print(f"written: {options.json}")
-    return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.kernels.sweep", description=__doc__)
-    parser.add_argument("--json", type=Path, required=True, help="results file")
-    parser.add_argument("--kernels", default="", help="names of tiles, with commas (all)")
-    parser.add_argument("--tokens", type=int, default=16384, help="rows of every operation")
-    parser.add_argument(
-        "--arch", default="sm_90", choices=list(compile_report.TARGETS), help="without a GPU"
-    )
-    parser.add_argument(
-        "--limit_s", type=float, default=1500, help="no further tile is tried after so many seconds"
-    )
+def build_parser() -> Options:
+    parser = Options("kernels.sweep", __doc__)
+    add = parser.add
+    add("kernels", None, "names of tiles (default: all)", metavar="A,B")
+    add("tokens", 16384, "rows of every operation", **NUMBER)
+    add("arch", "sm_90", "without a GPU", choices=list(compile_report.TARGETS))
+    add("limit_s", 1500.0, "no further tile is tried after so many seconds", type=float)
     return parser
 
 
@@ -257,12 +249,9 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> str:
     return harness.format_table(header, cells)
 
 
-def _choose(text: str) -> list[Entry]:
+def _choose(text: str | None) -> list[Entry]:
     entries = find_entries()
-    names = [name.strip() for name in text.split(",")] if text else list(entries)
-    for name in names:
-        if name not in entries:
-            raise ConfigError(f"--kernels {name}: no such entry; entries: {', '.join(entries)}")
+    names = parse_names(text, "--kernels", list(entries)) if text else entries
     return [entries[name] for name in names]
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from minimind_kernels.op import Case, Function
+from minimind_kernels.op import BOTH, Case, Function, Rival
 from torch import Tensor
 from torch._functorch import config as functorch_config
+
+from bench.kernels.rivals import Exact, load_rival, rival_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -24,24 +27,40 @@ _WARM_UP_MS, _MEASURE_MS = 40.0, 200.0
 _COLD_BYTES = 4
 """Input sets take at least this many times the L2 cache together."""
 _MAX_SETS = 16
+TOGETHER = "both"
+"""The direction of a row whose forward and backward pass are timed as one."""
 _COMPILED_PRESETS = ("minimind2-small", "minimind3")
 """Where torch.compile is a contender: compiling takes longer than all the measuring."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """Describes what a case is timed with."""
+
+    name: str
+    choose: Callable[[Case], Call]
+    """Gives the function and its inputs."""
+    rival: Rival | None = None
 
 
 def measure_case(
     build: Callable[[], Case], ceilings: Mapping[str, float], *, compiled: bool
 ) -> Iterator[dict[str, Any]]:
     """Yields the rows of one case, forward and backward, for each contender: with `compiled`
-    torch.compile's alone, else all but these. A contender that breaks has a row that says how."""
+    torch.compile's alone, else all but these. A contender's results are compared with the exact
+    ones before it is timed. A contender that breaks has a row that says how."""
     sets = build_sets(build)
-    for contender, choose in contenders(sets[0], compiled=compiled):
+    exact: Exact | None = None
+    for contender in contenders(sets[0], compiled=compiled):
         try:
+            exact = exact or Exact(sets[0])
             with own_stream():
-                yield from list(_measure_contender(contender, choose, sets, ceilings))
+                yield from list(_measure_contender(contender, sets, exact, ceilings))
         except Exception as error:  # Each has errors of its own.
             text = f"{type(error).__name__}: {error}"
             yield {
-                "contender": contender, "direction": "both", "median_us": None, "error": text[:2000]
+                "contender": contender.name, "direction": TOGETHER, "median_us": None,
+                "error": text[:2000],
             }  # fmt: skip
 
 
@@ -57,26 +76,30 @@ def own_stream() -> Iterator[None]:
 
 
 def _measure_contender(
-    contender: str,
-    choose: Callable[[Case], Call],
-    sets: Sequence[Case],
-    ceilings: Mapping[str, float],
+    contender: Contender, sets: Sequence[Case], exact: Exact, ceilings: Mapping[str, float]
 ) -> Iterator[dict[str, Any]]:
-    first = sets[0]
-    waits = contender == "liger" and first.liger is not None and first.liger.waits
-    for direction, calls in directions(first, [choose(case) for case in sets]):
+    first, rival = sets[0], contender.rival
+    errors = exact.errors(contender.choose(first)[0], rival)
+    waits = rival is not None and rival.waits
+    ways = (*BOTH, TOGETHER) if first.uniform_grad else BOTH
+    if rival is not None and rival.backward_once:
+        ways = ("forward", TOGETHER)
+    for direction, calls in directions(first, [contender.choose(case) for case in sets], ways):
         times = time_calls(calls, in_a_graph=not waits)
-        forward = direction == "forward"
-        moved = first.forward_bytes if forward else first.backward_bytes
-        flops = first.forward_flops if forward else first.backward_flops
+        parts = BOTH if direction == TOGETHER else (direction,)
+        moved = sum(getattr(first, f"{part}_bytes") for part in parts)
+        flops = sum(getattr(first, f"{part}_flops") for part in parts)
         per_s = 1e6 / times["median_us"]
         floor_us = max(
             moved / ceilings["copy_bytes_per_s"], flops / ceilings["product_flops_per_s"]
         ) * 1e6  # fmt: skip
         yield {
-            "contender": contender,
+            "contender": contender.name,
             "direction": direction,
             **times,
+            "relative_error": max(errors.of(direction)),
+            "eager_relative_error": max(exact.plain.of(direction)),
+            "differs": exact.differs(errors, direction),
             "host_us": _host_us(calls[0]),
             "bytes_per_s": moved * per_s,
             "flops_per_s": flops * per_s,
@@ -96,61 +119,59 @@ def build_sets(build: Callable[[], Case]) -> list[Case]:
     return [first, *(build() for _ in range(num_sets - 1))]
 
 
-def contenders(case: Case, *, compiled: bool) -> Iterable[tuple[str, Callable[[Case], Call]]]:
-    """Yields our operation, the plain form, and Liger-Kernel where it has one; or the plain form
-    under torch.compile."""
+def contenders(case: Case, *, compiled: bool) -> Iterator[Contender]:
+    """Yields our operation, the plain form, and other libraries' where they are installed; or the
+    plain form under torch.compile."""
     if compiled:
         if case.sizes.preset in _COMPILED_PRESETS:
             # A backward is called again and again on what one forward kept.
             functorch_config.donated_buffer = False
             function = torch.compile(_plain(case), dynamic=False)
-            yield "torch.compile", lambda c: (function, c.inputs)
+            yield Contender("torch.compile", lambda c: (function, c.inputs))
         return
-    yield "minimind", lambda c: (c.ours, c.inputs)
-    yield "eager", lambda c: (_plain(c), c.inputs)
-    if (apply := load_liger(case)) is not None:
-        yield "liger", lambda c: _liger_call(apply, c)
+    yield Contender("minimind", lambda c: (c.ours, c.inputs))
+    yield Contender("eager", lambda c: (_plain(c), c.inputs))
+    for index, rival in enumerate(case.rivals):
+        if (function := load_rival(rival)) is not None:
+            yield Contender(rival.library, partial(_choose_rival, index, function), rival)
 
 
-def load_liger(case: Case) -> Callable[..., Any] | None:
-    """Loads the counterpart in liger-kernel (extra `bench`); None where it has none, or the package
-    is not installed or too old."""
-    if case.liger is None:
-        return None
-    module, _, name = case.liger.function.partition(":")
-    try:
-        return getattr(importlib.import_module(f"liger_kernel.ops.{module}"), name).apply
-    except ImportError:
-        return None
-
-
-def _liger_call(apply: Callable[..., Any], case: Case) -> Call:
-    assert case.liger is not None
-    make = case.liger.inputs
-    return case.liger.call(apply), case.inputs if make is None else make()
+def _choose_rival(index: int, function: Callable[..., Any], case: Case) -> Call:
+    """Gives the rival's call in a case: each case has labels and positions of its own."""
+    rival = case.rivals[index]
+    return rival.call(function), rival_inputs(rival, case)
 
 
 def _plain(case: Case) -> Function:
     return case.quickest or case.plain
 
 
-def directions(case: Case, sets: Sequence[Call]) -> Iterator[tuple[str, list[Callable[[], Any]]]]:
-    """Gives calls of the forward and of the backward pass, one of each for each set of inputs."""
+def directions(
+    case: Case, sets: Sequence[Call], ways: Sequence[str] = BOTH
+) -> Iterator[tuple[str, list[Callable[[], Any]]]]:
+    """Gives calls of the forward pass, of the backward pass, or of both together, one of each for
+    each set of inputs."""
 
-    def forward(function: Function, inputs: Sequence[Tensor]) -> Callable[[], Any]:
-        return lambda: function(*inputs)
-
-    def backward(function: Function, inputs: Sequence[Tensor]) -> Callable[[], Any]:
+    def build_backward(
+        function: Function, inputs: Sequence[Tensor], keep: bool
+    ) -> Callable[[], Any]:
         outputs = function(*inputs)
         outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
         if case.uniform_grad:
             outputs = tuple(o.sum() for o in outputs)
         upstream = [torch.ones_like(o) for o in outputs]
         leaves = [t for t in inputs if t.requires_grad]
-        return lambda: torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)
+        return lambda: torch.autograd.grad(outputs, leaves, upstream, retain_graph=keep)
 
-    yield "forward", [forward(*call) for call in sets]
-    yield "backward", [backward(*call) for call in sets]
+    def build(way: str, function: Function, inputs: Sequence[Tensor]) -> Callable[[], Any]:
+        if way == "forward":
+            return lambda: function(*inputs)
+        if way == TOGETHER:
+            return lambda: build_backward(function, inputs, keep=False)()
+        return build_backward(function, inputs, keep=True)
+
+    for way in ways:
+        yield way, [build(way, *call) for call in sets]
 
 
 def time_calls(calls: Sequence[Callable[[], Any]], *, in_a_graph: bool = True) -> dict[str, Any]:

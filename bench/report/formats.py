@@ -14,7 +14,7 @@ from minimind.data.containers import (
 )
 from minimind.data.row_keys import KeyTable
 from minimind.data.rows import DIALECTS, users_of
-from minimind.data.turns import CALLS, PARTS, ROLES, SHAREGPT_TURNS, TURNS
+from minimind.data.turn_keys import CALLS, PARTS, ROLES, SHAREGPT_TURNS, TURNS
 
 
 def files_section() -> str:

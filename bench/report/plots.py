@@ -14,7 +14,8 @@ from bench.scaling.plot import of_first_json, plot_rows
 FIGURES = Path("docs/figures")
 """The folder below the repository's root."""
 _COLORS = {
-    "minimind": "#1f4e8c", "eager": "#9db8d9", "torch.compile": "#e3b23c", "liger": "#d1495b"
+    "minimind": "#1f4e8c", "eager": "#9db8d9", "torch.compile": "#e3b23c", "liger": "#d1495b",
+    "liger-cute": "#8d2a3a", "quack": "#4f9d69", "cut-cross-entropy": "#7b5ea7",
 }  # fmt: skip
 
 

@@ -16,6 +16,5 @@ from .op import OPS as OPS
 from .rms_norm import add_rms_norm as add_rms_norm
 from .rms_norm import rms_norm as rms_norm
 from .rope import qk_rope as qk_rope
-from .rope_rows import rope_rows as rope_rows
 from .swiglu import swiglu as swiglu
 from .swiglu import swiglu_linear as swiglu_linear

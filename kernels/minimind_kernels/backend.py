@@ -45,9 +45,9 @@ _PRODUCTS_FROM = (8, 0)
 """The oldest compute capability for which Triton compiles products on tensor cores without register
 spills."""
 
-MIN_COMPILED_ROWS = 1024
+_MIN_COMPILED_ROWS = 1024
 _MIN_COMPILED_ELEMENTS = 1 << 18
-"""The least elements for generated code; below these or MIN_COMPILED_ROWS it saves less than the
+"""The least elements for generated code; below these or _MIN_COMPILED_ROWS it saves less than the
 seconds of its compilation. So decoding, prompts and unit tests stay in plain PyTorch."""
 
 
@@ -112,22 +112,9 @@ def inlines(op: str, *tensors: Tensor) -> bool:
     return torch.compiler.is_compiling() and not use_triton(op, *tensors)
 
 
-def is_decoding(x: Tensor) -> bool:
-    """Tells whether gradients are off and x is a small tensor on the CPU, as in decoding and
-    prompts. An operation then takes the form with the fewest operators and Python calls, which
-    decide the time. False under `MINIMIND_KERNELS=triton`, and while torch.compile traces."""
-    return (
-        not torch.is_grad_enabled()
-        and x.is_cpu
-        and x.numel() < _MIN_COMPILED_ELEMENTS
-        and kernels_setting() != "triton"
-        and not torch.compiler.is_compiling()
-    )
-
-
 def use_compiled_cpu(rows: int, elements: int) -> bool:
     """Tells whether an operation over `elements` values in `rows` rows runs as generated C++."""
-    if rows < MIN_COMPILED_ROWS or elements < _MIN_COMPILED_ELEMENTS:
+    if rows < _MIN_COMPILED_ROWS or elements < _MIN_COMPILED_ELEMENTS:
         return False
     setting = compile_setting()
     return setting == "1" or (setting == "auto" and _has_compiler())

@@ -20,7 +20,7 @@ from torch.nn import functional
 from . import backend
 from .form import MIN_GENERATED_ROWS, Form
 from .moe_routing import moe_routing_reference
-from .op import BOTH, Case, Function, Goal, Inputs, Liger, Op, Registers
+from .op import BOTH, Case, Function, Goal, Inputs, Op, Registers, Rival
 from .routing import Routing, build_options
 from .swiglu import swiglu_forward, swiglu_reference
 
@@ -262,11 +262,11 @@ def _build(inputs: Inputs) -> Case:
         "expert_ffn", sizes, run(expert_ffn), run(expert_ffn_reference), tensors,
         2 * row + kept + weights, 3 * row + kept + 2 * weights, 3 * product, 6 * product,
         quickest=run(_grouped_products),
-        liger=Liger(  # sorts the tokens itself
-            "fused_moe:LigerFusedMoEFunction",
+        rivals=(Rival(  # sorts the tokens itself
+            "liger", "liger_kernel.ops.fused_moe:LigerFusedMoEFunction",
             lambda apply: lambda *tensors: apply(*tensors[:3], routing.experts_MS, tensors[3]),
             waits=True,
-        ),
+        ),),
     )  # fmt: skip
 
 

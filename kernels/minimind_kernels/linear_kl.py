@@ -19,7 +19,7 @@ from torch.nn import functional
 from . import backend
 from .form import Form
 from .linear_loss import build_head
-from .op import BOTH, IGNORED, Case, Function, Goal, Inputs, Liger, Op, Registers
+from .op import BOTH, IGNORED, Case, Function, Goal, Inputs, Op, Registers, Rival
 from .token_chunks import WORTH_GATHERING, TokenChunks, scale_grads
 
 
@@ -262,11 +262,16 @@ def _build(
         "linear_kl", inputs.sizes,
         run(linear_kl, chunk_size=chunk_size, uniform_grad=uniform_grad), run(linear_kl_reference),
         tensors, 2 * moved, 0, 4 * product, 0, uniform_grad=uniform_grad,
-        # A generalised Jensen-Shannon divergence; at beta 0 it is KL(teacher ‖ student).
-        liger=Liger(
-            "fused_linear_jsd:LigerFusedLinearJSDFunction",
-            lambda apply: lambda h, w: apply(h, w, *teacher, None, 0.0, -100, 1.5),
-            waits=True,
+        # A generalised Jensen-Shannon divergence, a mean over tokens; at beta 0 it is
+        # KL(teacher ‖ student).
+        rivals=(
+            Rival(
+                "liger", "liger_kernel.ops.fused_linear_jsd:LigerFusedLinearJSDFunction",
+                lambda apply: lambda h, w: len(h) * apply(
+                    h, w, *teacher, None, 0.0, -100, 1.5, torch.float32
+                ),
+                waits=True,
+            ),
         ),
     )  # fmt: skip
 

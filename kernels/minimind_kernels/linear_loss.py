@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from . import backend
 from .cross_entropy import cross_entropy_grad, cross_entropy_loss, cross_entropy_loss_and_grad
-from .op import BOTH, IGNORED, Case, Goal, Inputs, Liger, Op, Registers
+from .loss_rivals import cross_entropy_rivals, log_prob_rivals
+from .op import BOTH, IGNORED, Case, Goal, Inputs, Op, Registers
 from .token_chunks import WORTH_GATHERING, TokenChunks, common_grad, scale_grads
 
 MAX_KEPT_BYTES = 256 << 20
@@ -225,11 +226,7 @@ def _build(inputs: Inputs, *, ignored: str = "none", chunk_size: int | None = No
         lambda h, w: linear_cross_entropy(h, w, labels, chunk_size=chunk_size, uniform_grad=True),
         lambda h, w: linear_cross_entropy_reference(h, w, labels),
         tensors, moved, 0, 3 * product, 0, uniform_grad=True,
-        liger=Liger(
-            "fused_linear_cross_entropy:LigerFusedLinearCrossEntropyFunction",
-            lambda apply: lambda h, w: apply(h, w, labels)[0],
-            waits=True,
-        ),
+        rivals=cross_entropy_rivals(labels),
     )  # fmt: skip
 
 
@@ -249,6 +246,7 @@ def _build_log_prob(
         ),
         lambda h, w: linear_log_prob_reference(h, w, ids),
         tensors, moved // 2, moved, product, 2 * product,
+        rivals=log_prob_rivals(ids),
     )  # fmt: skip
 
 

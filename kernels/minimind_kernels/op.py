@@ -100,18 +100,25 @@ class Inputs:
 
 
 @dataclass(frozen=True, slots=True)
-class Liger:
-    """Describes Liger-Kernel's counterpart of a case: the same work, in the layout that it is built
-    for."""
+class Rival:
+    """Describes another library's function for a case: the same work, in the layout that it is
+    built for."""
 
+    library: str
+    """Its name in tables."""
     function: str
-    """The autograd function, as module:name in liger_kernel.ops."""
+    """The function, or the autograd function whose `apply` is called, as module:name."""
     call: Callable[[Callable[..., Any]], Function]
-    """Gives the function to time from the autograd function's apply."""
-    inputs: Callable[[], tuple[Tensor, ...]] | None = None
-    """Makes its inputs, unless they are the case's own."""
+    """Gives, from that function, one of `inputs` whose outputs begin as those of `ours` do. Where
+    the case has `uniform_grad`, it may give their sums."""
+    inputs: Callable[..., tuple[Tensor, ...]] | None = None
+    """Makes its inputs from the case's own, by operators that autograd follows; None: they are the
+    case's own."""
     waits: bool = False
     """Whether it reads a number from the GPU, which a CUDA graph cannot record."""
+    backward_once: bool = False
+    """Whether each backward pass takes a forward pass of its own, because it overwrites what was
+    kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +142,23 @@ class Case:
     """Whether the gradients are made in the forward pass."""
     quickest: Function | None = None
     """The plain form to beat, unless it is `plain`."""
-    liger: Liger | None = None
+    rivals: tuple[Rival, ...] = ()
 
 
 BOTH = ("forward", "backward")
+
+ERROR_RATIO = 1.5
+"""An operation may err so many times as much as the plain form in the same dtype; both are measured
+against fp64."""
+ERROR_SLACK = {
+    torch.float32: 2.4e-7,
+    torch.float16: 5e-5,
+    torch.bfloat16: 4e-4,
+    torch.float64: 1e-15,
+}
+"""What an operation may err beyond that, relative to the whole result: two forms that differ in
+their last bits only must not fail for the luck of one of them. A twentieth of a rounding, and in
+fp32, where what is summed is no more exact than the sum, two roundings."""
 
 
 @dataclass(frozen=True, slots=True)

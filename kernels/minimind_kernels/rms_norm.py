@@ -7,13 +7,14 @@ Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from . import backend
 from .form import Form, as_rows, shaped, sum_rows
-from .op import Case, Goal, Inputs, Liger, Op, Registers
+from .op import Case, Goal, Inputs, Op, Registers, Rival
 
 
 def rms_norm_reference(
@@ -43,17 +44,6 @@ def add_rms_norm_reference(
     return total, rms_norm_reference(total, weight_D, eps, cast_before_weight)
 
 
-def fused_rms_norm(
-    x: Tensor, weight_D: Tensor, eps: float, cast_before_weight: bool = False
-) -> Tensor:
-    """Computes the reference's result, to the same bits, by PyTorch's own operator: fewer calls."""
-    if x.dtype != weight_D.dtype:
-        return rms_norm_reference(x, weight_D, eps, cast_before_weight)
-    if cast_before_weight:
-        return functional.rms_norm(x, weight_D.shape, None, eps) * weight_D
-    return functional.rms_norm(x, weight_D.shape, weight_D, eps)
-
-
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float, cast_before_weight: bool = False) -> Tensor:
     """Normalises the last dimension of x to a root mean square of one, times a weight.
 
@@ -65,8 +55,6 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float, cast_before_weight: bool =
     Raises ValueError where weight_D is not [D].
     """
     _check(x, weight_D)
-    if backend.is_decoding(x):
-        return fused_rms_norm(x, weight_D, eps, cast_before_weight)
     if backend.inlines("rms_norm", x, weight_D):
         return rms_norm_reference(x, weight_D, eps, cast_before_weight)
     if torch.is_grad_enabled() and (x.requires_grad or weight_D.requires_grad):
@@ -95,9 +83,6 @@ def add_rms_norm(
             "add_rms_norm takes x and residual of one shape and dtype, not "
             f"{tuple(x.shape)} {x.dtype} and {tuple(residual.shape)} {residual.dtype}"
         )
-    if backend.is_decoding(x):
-        total = x + residual
-        return total, fused_rms_norm(total, weight_D, eps, cast_before_weight)
     if backend.inlines("add_rms_norm", x, weight_D):
         return add_rms_norm_reference(x, residual, weight_D, eps, cast_before_weight)
     needs_grad = x.requires_grad or residual.requires_grad or weight_D.requires_grad
@@ -212,17 +197,25 @@ def _build(inputs: Inputs) -> Case:
     sizes, hidden = inputs.sizes, inputs.sizes.hidden
     cast = sizes.cast_before_weight
     row = inputs.bytes_of(inputs.tokens, hidden)
-    mode = "llama" if cast else "gemma"
+    liger = partial(
+        Rival, call=lambda apply: lambda x, w: apply(x, w, 1e-5, 0.0, _liger_mode(cast), False)
+    )
     return Case(
         "rms_norm", sizes,
         lambda x, weight: rms_norm(x, weight, 1e-5, cast),
         lambda x, weight: rms_norm_reference(x, weight, 1e-5, cast),
         (inputs.rows(hidden), inputs.leaf(hidden)), 2 * row, 3 * row,
-        liger=Liger(
-            "rms_norm:LigerRMSNormFunction",
-            lambda apply: lambda x, weight: apply(x, weight, 1e-5, 0.0, mode, False),
+        rivals=(
+            liger("liger", "liger_kernel.ops.rms_norm:LigerRMSNormFunction"),
+            liger("liger-cute", "liger_kernel.ops.cutedsl.ops:LigerRMSNormFunction"),
+            Rival("quack", "quack.rmsnorm:rmsnorm", lambda norm: lambda x, w: norm(x, w, eps=1e-5)),
         ),
     )  # fmt: skip
+
+
+def _liger_mode(cast_before_weight: bool) -> str:
+    """Names what Liger calls the order of the cast and the product with the weight."""
+    return "llama" if cast_before_weight else "gemma"
 
 
 def _build_add(inputs: Inputs) -> Case:
@@ -234,7 +227,25 @@ def _build_add(inputs: Inputs) -> Case:
         lambda x, residual, weight: add_rms_norm(x, residual, weight, 1e-5, cast),
         lambda x, residual, weight: add_rms_norm_reference(x, residual, weight, 1e-5, cast),
         (inputs.rows(hidden), inputs.rows(hidden), inputs.leaf(hidden)), 4 * row, 4 * row,
+        rivals=(
+            Rival(
+                "liger", "liger_kernel.ops.fused_add_rms_norm:LigerFusedAddRMSNormFunction",
+                lambda apply: lambda *tensors: _sum_first(
+                    apply(*tensors, 1e-5, 0.0, _liger_mode(cast), False)
+                ),
+            ),
+            Rival(
+                "quack", "quack.rmsnorm:rmsnorm",
+                lambda norm: lambda x, residual, w: _sum_first(
+                    norm(x, w, residual=residual, eps=1e-5, prenorm=True)
+                ),
+            ),
+        ),
     )  # fmt: skip
+
+
+def _sum_first(norm_and_sum: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return norm_and_sum[1], norm_and_sum[0]
 
 
 _TESTED = {

@@ -16,6 +16,7 @@ query heads, then the K key heads, then the K value heads.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,9 +24,8 @@ from torch import Tensor
 
 from . import backend
 from .form import Form, sum_rows
-from .op import Case, Function, Goal, Inputs, Liger, Op, Registers
+from .op import Case, Function, Goal, Inputs, Op, Registers, Rival
 from .rms_norm import rms_norm_reference
-from .rope_rows import turn_rows
 
 
 def qk_rope_reference(
@@ -69,16 +69,10 @@ def qk_rope(
     its dtype. With both norm weights [H] given, each head of q and k is normalised first (see
     `rms_norm` for eps and the order of the cast). Norm and rotation run in fp32 with one cast at
     the end, except for the cast that `cast_before_weight` asks for. The gradient of qkv is one
-    packed tensor. The two tensors of `rope_rows` for the same positions may replace the tables;
-    then q and k are views of one new tensor, and there is no gradient.
+    packed tensor.
 
     Raises ValueError where shapes do not agree or one norm weight comes without the other.
     """
-    if cos_PR.ndim == 3:
-        return turn_rows(
-            qkv_MC, cos_PR, sin_PR, num_heads, num_kv_heads, q_norm_weight_H, k_norm_weight_H, eps,
-            cast_before_weight,
-        )  # fmt: skip
     _check(
         qkv_MC, cos_PR, sin_PR, positions_M, num_heads, num_kv_heads, q_norm_weight_H,
         k_norm_weight_H,
@@ -245,7 +239,7 @@ def _build(inputs: Inputs) -> Case:
     def run(op: Callable[..., tuple[Tensor, ...]]) -> Function:
         def call(qkv: Tensor, *norms: Tensor) -> tuple[Tensor, ...]:
             wide = torch.promote_types(qkv.dtype, torch.float32)
-            tables = (cos.to(wide), sin.to(wide), positions)
+            tables = cos.to(wide), sin.to(wide), positions
             return op(qkv, *tables, num_heads, num_kv_heads, *norms, **options)
 
         return call
@@ -256,20 +250,29 @@ def _build(inputs: Inputs) -> Case:
     qkv = inputs.rows((num_heads + 2 * num_kv_heads) * head_size)
     norms = tuple(inputs.leaf(head_size) for _ in range(2 * sizes.qk_norm))
 
-    def heads(count: int) -> Tensor:
-        return inputs.leaf(1, tokens, count, head_size)
+    def unpacked(qkv: Tensor) -> tuple[Tensor, ...]:
+        """Gives q, k and v of one sequence, each [1, M, heads, H] and contiguous."""
+        return tuple(heads[None].clone() for heads in _split(qkv, num_heads, num_kv_heads))
 
-    def rotate(apply: Callable[..., Any]) -> Function:
-        cos_1MH, sin_1MH = (t[positions].to(qkv.dtype).repeat(1, 2)[None] for t in (cos, sin))
-        # Newer versions hand cos and sin back too.
-        return lambda q, k: apply(q.transpose(1, 2), k.transpose(1, 2), cos_1MH, sin_1MH)[:2]
+    def by_liger(apply: Callable[..., Any]) -> Function:  # in place
+        rows = [t[positions].to(qkv.dtype).repeat(1, 2)[None] for t in (cos, sin)]
+        swap = partial(torch.transpose, dim0=-3, dim1=-2)
+        return lambda q, k, v: (*(swap(x)[0] for x in apply(swap(q), swap(k), *rows)), v[0])
 
-    # In place, on contiguous q and k as Hugging Face's Llama has them.
-    liger = Liger("rope:LigerRopeFunction", rotate, lambda: (heads(num_heads), heads(num_kv_heads)))
+    def by_quack(rotate: Callable[..., Tensor]) -> Function:
+        rows = cos[positions], sin[positions]
+        return lambda q, k, v: (rotate(q, *rows)[0], rotate(k, *rows)[0], v[0])
+
+    rope, cute = (f"liger_kernel.ops.{x}:LigerRopeFunction" for x in ("rope", "cutedsl.ops"))
+    rivals = (
+        Rival("liger", rope, by_liger, unpacked),
+        Rival("liger-cute", cute, by_liger, unpacked),
+        Rival("quack", "quack.rotary:apply_rotary_emb", by_quack, unpacked),
+    )
     return Case(
         "qk_norm_rope" if norms else "rope", sizes, run(qk_rope), run(qk_rope_reference),
         (qkv, *norms), 2 * rotated, (3 if norms else 2) * rotated + 2 * values,
-        liger=None if norms else liger,
+        rivals=() if norms else rivals,
     )  # fmt: skip
 
 

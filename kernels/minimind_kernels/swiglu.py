@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from . import backend
 from .form import Form, as_rows, shaped
-from .op import Case, Goal, Inputs, Liger, Op, Registers
+from .op import Case, Goal, Inputs, Op, Registers, Rival
 
 
 def swiglu_reference(gate_up: Tensor) -> Tensor:
@@ -41,8 +41,6 @@ def swiglu(gate_up: Tensor) -> Tensor:
             f"swiglu takes gate and up side by side in an even last dimension, "
             f"not {tuple(gate_up.shape)}"
         )
-    if backend.is_decoding(gate_up):
-        return _forward_body(gate_up)
     if backend.inlines("swiglu", gate_up):
         return swiglu_reference(gate_up)
     if torch.is_grad_enabled() and gate_up.requires_grad:
@@ -133,9 +131,12 @@ def _build(inputs: Inputs) -> Case:
     return Case(
         "swiglu", inputs.sizes, swiglu, swiglu_reference, (inputs.rows(2 * inputs.sizes.ffn),),
         3 * row, 5 * row,
-        liger=Liger(
-            "swiglu:LigerSiLUMulFunction",
-            lambda apply: lambda gate_up: apply(*gate_up.chunk(2, dim=-1)),
+        rivals=(
+            Rival("liger", "liger_kernel.ops.swiglu:LigerFusedGateUpSiLUMulFunction", lambda f: f),
+            Rival(
+                "liger-cute", "liger_kernel.ops.cutedsl.ops:LigerSiLUMulFunction", lambda f: f,
+                lambda gate_up: tuple(half.contiguous() for half in gate_up.chunk(2, dim=-1)),
+            ),
         ),
     )  # fmt: skip
 

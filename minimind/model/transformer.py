@@ -157,11 +157,10 @@ class Transformer(nn.Module):
         """Gives fp32 logits [R, V] after the tokens `wanted_R` of `ids_M` (None: after all). Each
         token follows its sequence's tokens in `cache`, and is added to them."""
         positions_M = plan.positions_M
-        rope = K.rope_rows(*cache.rope, positions_M)
         delta_MD, residual_MD = self.embed_tokens(ids_M), None
         for block, layer in zip(self.layers, cache.layers, strict=True):
             attend = PlannedLayer(layer, plan)
-            delta_MD, residual_MD = block(delta_MD, residual_MD, rope, positions_M, attend)
+            delta_MD, residual_MD = block(delta_MD, residual_MD, cache.rope, positions_M, attend)
         residual_MD = cast(Tensor, residual_MD)
         if wanted_R is not None:
             delta_MD, residual_MD = delta_MD[wanted_R], residual_MD[wanted_R]

@@ -9,14 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from kernel_rows import INTERPRETED, choose
+from minimind_kernels.op import ERROR_RATIO, ERROR_SLACK
 from torch import Tensor
 
 Function = Callable[..., Tensor | tuple[Tensor, ...]]
-
-# Relative to the whole result: two forms that differ in their last bits only must not fail for the
-# luck of one of them. A twentieth of a rounding, and in fp32, where what is summed is no more exact
-# than the sum, two roundings.
-SLACK = {torch.float32: 2.4e-7, torch.float16: 5e-5, torch.bfloat16: 4e-4, torch.float64: 1e-15}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -87,7 +83,7 @@ def assert_as_accurate() -> Callable[..., None]:
 
 
 def _assert_as_accurate(
-    function: Function, reference: Function, *inputs: Tensor, ratio: float = 1.5
+    function: Function, reference: Function, *inputs: Tensor, ratio: float = ERROR_RATIO
 ) -> None:
     """Each output and gradient of `function` errs at most `ratio` times as much as `reference`
     does in the same dtype, both measured against `reference` in fp64; it is finite; and it is the
@@ -107,7 +103,7 @@ def _assert_as_accurate(
         assert o.isfinite().all(), f"result {i} is not finite"
         assert torch.equal(o, a), f"result {i} differs on a second run"
         error, plain_error = ((t.double() - e).norm().item() for t in (o, p))
-        assert error <= ratio * plain_error + SLACK[o.dtype] * e.norm().item(), (
+        assert error <= ratio * plain_error + ERROR_SLACK[o.dtype] * e.norm().item(), (
             f"result {i} errs by {error:.3g} of {e.norm().item():.3g}, "
             f"the plain form by {plain_error:.3g}"
         )

@@ -108,30 +108,3 @@ def test_wrong_arguments_are_named():
         K.qk_rope(torch.ones(3, 32), cos, sin, positions, 2, 1, torch.ones(8))
     with pytest.raises(ValueError, match="the head size"):
         K.qk_rope(torch.ones(3, 32), cos, sin, positions, 2, 1, torch.ones(4), torch.ones(4))
-
-
-@pytest.mark.parametrize("norm", ["plain", "norm", "norm_cast_before_weight"])
-@pytest.mark.parametrize("heads", HEADS)
-def test_gathered_rows_are_the_tables(heads, norm, device, randn, assert_as_accurate):
-    """What decoding on a CPU takes; elsewhere, and with a gradient, the tables stay."""
-    num_heads, num_kv_heads, head_size = heads
-    positions = torch.tensor([4, 0, 49, 4, 17], device=device)
-    cos, sin = tables(head_size, device)
-    sizes = (positions, num_heads, num_kv_heads)
-    options = {"cast_before_weight": norm == "norm_cast_before_weight"}
-    inputs = [randn(5, (num_heads + 2 * num_kv_heads) * head_size)]
-    if norm != "plain":
-        inputs += [randn(head_size), randn(head_size)]
-    with torch.no_grad():
-        rows = K.rope_rows(cos, sin, positions)
-        if device == "cpu" and backend.kernels_setting() != "triton":
-            assert rows[0].shape == (5, 1, head_size)
-        else:
-            assert rows[0] is cos
-        assert_as_accurate(
-            run(K.qk_rope, *rows, *sizes, **options),
-            run(qk_rope_reference, cos, sin, *sizes, **options),
-            *(t.detach() for t in inputs),
-        )
-        assert K.rope_rows(cos, sin, positions.repeat(300))[0] is cos
-    assert K.rope_rows(cos, sin, positions)[0] is cos

@@ -3,6 +3,7 @@ and launcher, for every operation that there is."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -39,6 +40,18 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_every_operation_is_launched_however_its_inputs_lie(arch: str):
     result = run("-m", "kernel_launches", arch)
     assert result.returncode == 0, result.stdout + result.stderr[-4000:]
+
+
+@pytest.mark.slow
+def test_other_libraries_kernels_are_launched(monkeypatch: pytest.MonkeyPatch):
+    for package in ("liger_kernel", "cut_cross_entropy"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    # It would be timed on the GPU which of its kernels is the quickest.
+    monkeypatch.setenv("LIGER_FUSED_MOE_AUTOTUNE", "0")
+    result = run("-m", "rival_launches")
+    assert result.returncode == 0, result.stdout + result.stderr[-4000:]
+    assert "minimind3 add_rms_norm liger: " in result.stdout
 
 
 def test_a_launch_that_a_gpu_would_refuse_is_refused():

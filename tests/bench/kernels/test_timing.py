@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import rival_libraries
 import torch
 from minimind_kernels.op import PRESETS, Case, build_cases
 from torch._functorch import config as functorch_config
 
-from bench.kernels import timing
+from bench.kernels import rivals, timing
 
 CEILINGS = {"copy_bytes_per_s": 1e12, "product_flops_per_s": 1e12}
 
@@ -32,7 +33,7 @@ def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "build_sets", lambda build: [build(), build()])
     monkeypatch.setattr(timing, "time_calls", time_calls)
     monkeypatch.setattr(timing, "_host_us", lambda call: 1.0)
-    monkeypatch.setattr(timing, "load_liger", lambda case: None)
+    monkeypatch.setattr(timing, "load_rival", lambda rival: None)
 
 
 @pytest.mark.usefixtures("_no_gpu")
@@ -43,6 +44,7 @@ def test_each_contender_has_a_row_a_direction():
         for contender in ("minimind", "eager")
         for direction in ("forward", "backward")
     ]
+    assert all(row["relative_error"] < 1e-6 and not row["differs"] for row in rows)
     case = build()
     assert rows[0]["floor_us"] == pytest.approx(case.forward_bytes / 1e6)
     assert rows[0]["share_of_ceiling"] == pytest.approx(rows[0]["floor_us"] / 2)
@@ -57,7 +59,8 @@ def test_what_breaks_is_one_row(monkeypatch: pytest.MonkeyPatch):
             raise RuntimeError("out of resources")
 
         first, *others = whole(case, compiled=compiled)
-        return [first, ("liger", lambda c: (break_down, c.inputs)), *others]
+        broken = timing.Contender("liger", lambda c: (break_down, c.inputs))
+        return [first, broken, *others]
 
     monkeypatch.setattr(timing, "contenders", with_a_broken_one)
     rows = list(timing.measure_case(build, CEILINGS, compiled=False))
@@ -66,44 +69,38 @@ def test_what_breaks_is_one_row(monkeypatch: pytest.MonkeyPatch):
     assert rows[2]["error"] == "RuntimeError: out of resources"
 
 
+@pytest.mark.usefixtures("_no_gpu")
+def test_gradients_of_the_forward_pass_are_timed_with_it_too(monkeypatch: pytest.MonkeyPatch):
+    """A rival whose backward pass cannot be called twice has no row of its own for it."""
+    monkeypatch.setattr(rivals, "import_module", rival_libraries.import_module)
+    monkeypatch.setattr(timing, "load_rival", rivals.load_rival)
+    rivals._load.cache_clear()
+
+    def build_loss() -> Case:
+        cases = build_cases(PRESETS[0], 16, torch.float32, "cpu")
+        return next(case for case in cases if case.name == "linear_cross_entropy")
+
+    monkeypatch.setattr(timing, "build_sets", lambda build: [build(), build()])
+    rows = list(timing.measure_case(build_loss, CEILINGS, compiled=False))
+    rivals._load.cache_clear()
+    ways: dict[str, list[str]] = {}
+    for row in rows:
+        ways.setdefault(row["contender"], []).append(row["direction"])
+    every = ["forward", "backward", "both"]
+    assert ways.pop("quack") == ["forward", "both"]
+    assert ways == dict.fromkeys(
+        ("minimind", "eager", "liger", "liger-cute", "cut-cross-entropy"), every
+    )
+    both = [row["floor_us"] for row in rows if row["direction"] == "both"]
+    assert both == pytest.approx([build_loss().forward_flops / 1e6] * len(both))
+
+
 @pytest.mark.slow
 def test_a_compiled_backward_can_be_called_again(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(functorch_config, "donated_buffer", functorch_config.donated_buffer)
     case = next(c for c in build_cases(PRESETS[0], 16, torch.float32, "cpu") if c.name == "swiglu")
-    ((name, choose),) = timing.contenders(case, compiled=True)
-    assert name == "torch.compile"
-    calls = dict(timing.directions(case, [choose(case)]))
+    (contender,) = timing.contenders(case, compiled=True)
+    assert contender.name == "torch.compile"
+    calls = dict(timing.directions(case, [contender.choose(case)]))
     first, again = (calls["backward"][0]() for _ in range(2))
     assert all(a.equal(b) for a, b in zip(first, again, strict=True))
-
-
-def test_ligers_counterparts_can_be_called(monkeypatch: pytest.MonkeyPatch):
-    """With functions of the same names that say what they were given."""
-    given: list[tuple[Any, ...]] = []
-
-    class Counterpart:
-        @staticmethod
-        def apply(*inputs: Any) -> tuple[Any, ...]:
-            given.append(inputs)
-            return inputs
-
-    monkeypatch.setattr(timing.importlib, "import_module", lambda _: _AnyName(Counterpart))
-    names = set()
-    for sizes in PRESETS[2:4]:
-        for case in build_cases(sizes, 16, torch.float32, "cpu"):
-            apply = timing.load_liger(case)
-            assert (apply is None) == (case.liger is None)
-            if apply is not None:
-                names.add(case.name)
-                function, inputs = timing._liger_call(apply, case)
-                function(*inputs)
-                assert len(given[-1]) >= len(inputs)
-    assert names
-
-
-class _AnyName:
-    def __init__(self, value: Any) -> None:
-        self._value = value
-
-    def __getattr__(self, _: str) -> Any:
-        return self._value

@@ -99,9 +99,6 @@ class FakeEngine:
     def gather_apart(self, texts: Sequence[str]) -> list[str]:
         return [*texts, *self.others_say_later]
 
-    def barrier(self) -> None:
-        pass
-
     @contextlib.contextmanager
     def gathered(self) -> Iterator[nn.Module]:
         self.is_gathered = True

@@ -111,24 +111,44 @@ def gradients(model: Transformer, loss: Tensor) -> dict[str, Tensor]:
 
 
 def reference_frequencies(config: ModelConfig) -> Tensor:
-    """Gives the rotary frequencies in radians per position, fp64: theta^(-2i/d), or YaRN's blend of
-    them."""
+    """Gives the rotary frequencies in radians per position, fp64: theta^(-2i/d), scaled as
+    `config.rope_scaling` says."""
     d, theta = config.head_dim, config.rope_theta
-    frequencies = []
-    for i in range(d // 2):
-        f = math.exp(-(2 * i / d) * math.log(theta))
-        if yarn := config.rope_scaling:
-            original, factor = yarn["original_max_position_embeddings"], yarn["factor"]
-            inv = [
-                d * math.log(original / (2 * math.pi * b)) / (2 * math.log(theta))
-                for b in (yarn["beta_fast"], yarn["beta_slow"])
-            ]
-            low = max(math.floor(inv[0]), 0)
-            high = min(math.ceil(inv[1]), d // 2 - 1)
-            ramp = min(max((i - low) / max(high - low, 0.001), 0.0), 1.0)
-            f = f * (1 - ramp + ramp / factor)
-        frequencies.append(f)
-    return torch.tensor(frequencies, dtype=torch.float64)
+    plain = [math.exp(-(2 * i / d) * math.log(theta)) for i in range(d // 2)]
+    scaling = config.rope_scaling or {}
+    scale = {"yarn": _yarn, "linear": _linear, "llama3": _llama3}.get(scaling.get("rope_type", ""))
+    if scale is not None:
+        plain = [scale(config, scaling, i, f) for i, f in enumerate(plain)]
+    return torch.tensor(plain, dtype=torch.float64)
+
+
+def _linear(config: ModelConfig, linear: dict[str, Any], i: int, f: float) -> float:
+    return f / linear["factor"]
+
+
+def _llama3(config: ModelConfig, llama3: dict[str, Any], i: int, f: float) -> float:
+    """Follows the definition by wavelengths: short ones stay, long ones are stretched."""
+    original, wavelength = llama3["original_max_position_embeddings"], 2 * math.pi / f
+    if wavelength < original / llama3["high_freq_factor"]:
+        return f
+    if wavelength > original / llama3["low_freq_factor"]:
+        return f / llama3["factor"]
+    low, high = llama3["low_freq_factor"], llama3["high_freq_factor"]
+    smooth = (original / wavelength - low) / (high - low)
+    return (1 - smooth) * f / llama3["factor"] + smooth * f
+
+
+def _yarn(config: ModelConfig, yarn: dict[str, Any], i: int, f: float) -> float:
+    d, theta = config.head_dim, config.rope_theta
+    original, factor = yarn["original_max_position_embeddings"], yarn["factor"]
+    inv = [
+        d * math.log(original / (2 * math.pi * b)) / (2 * math.log(theta))
+        for b in (yarn["beta_fast"], yarn["beta_slow"])
+    ]
+    low = max(math.floor(inv[0]), 0)
+    high = min(math.ceil(inv[1]), d // 2 - 1)
+    ramp = min(max((i - low) / max(high - low, 0.001), 0.0), 1.0)
+    return f * (1 - ramp + ramp / factor)
 
 
 def reference_logits(

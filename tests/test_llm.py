@@ -24,7 +24,8 @@ from minimind.inference.load import load_model
 from minimind.inference.request import Delta
 from minimind.inference.sampling import SamplingParams
 from minimind.llm import LLM
-from minimind.lora.folder import BaseModel, load_folder_config, save_adapter
+from minimind.lora.folder import BaseModel, load_folder_config
+from minimind.lora.peft_format import save_adapter
 from minimind.samples.text import load_sample_tokenizer
 
 PROMPTS = ["6 + 9 =", "塔恩的房子", "The river of Lumor is called the", "a", ""]

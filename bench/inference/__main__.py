@@ -5,7 +5,8 @@ All rows load the same random weights from one Hugging Face folder, in the same 
 the same prompts greedily to the same length. A round is one batch through each row, in random
 order. Then the server answers clients on the same machine.
 
-The row "held" is our engine with every sequence held to a JSON schema by a mask.
+The row "held" is our engine with every sequence held to a JSON schema by a mask. The row
+"llama.cpp" needs llama-cpp-python and is measured where --rows names it.
 
 Exit status: 0 done, 1 a row broke, 2 bad usage or configuration, 130 interrupted.
 """
@@ -27,7 +28,15 @@ from tqdm import tqdm
 
 from bench import harness
 from bench.harness import Columns, Row, shown, with_error
-from bench.inference.rows import ROWS, GenerationTime, InferenceSpec, Prompts, ServedRow
+from bench.inference import llama_cpp_row
+from bench.inference.rows import (
+    ROWS,
+    USUAL_ROWS,
+    GenerationTime,
+    InferenceSpec,
+    Prompts,
+    ServedRow,
+)
 from bench.program import NUMBER, Options, parse_names, parse_numbers, run_program
 from bench.workers import ask_all, started, take_turns
 from minimind.config.model import ModelConfig, load_model_config
@@ -51,7 +60,7 @@ def build_parser() -> Options:
     add("batch", "1,8,32", "prompts at once", metavar="A,B")
     add("prompt", 128, "tokens of a prompt", **NUMBER)
     add("new", 256, "tokens made of each", **NUMBER)
-    add("rows", ",".join(ROWS), "which rows to measure", metavar="A,B")
+    add("rows", ",".join(USUAL_ROWS), f"of {', '.join(ROWS)}", metavar="A,B")
     add("rounds", 5, "timed batches of each row", **NUMBER)
     add("clients", "1,8,64", "of the server at once; none: no server", metavar="A,B")
     add("calls", 2, "timed calls of each client", **NUMBER)
@@ -78,10 +87,13 @@ def measure(options: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         _save_random_model(Path(folder), config, options.seed)
+        dtype = _dtype(options.precision, device)
+        if llama_cpp_row.NAME in names:
+            llama_cpp_row.prepare(Path(folder), dtype, device.torch_device)
         build_spec = partial(
             InferenceSpec,
             folder=Path(folder),
-            dtype=_dtype(options.precision, device),
+            dtype=dtype,
             device=device.torch_device,
             prompt_tokens=options.prompt,
             new_tokens=options.new,
@@ -139,6 +151,8 @@ def _measure_batch(
     for spec, own, more, memory in zip(specs, times, built, measured, strict=True):
         row = _build_row(spec, options.model, own) | more | memory
         row |= _compare(own, of_name.get("transformers"))
+        if spec.name != llama_cpp_row.NAME:
+            row |= _compare_llama_cpp(own, of_name.get(llama_cpp_row.NAME))
         if spec.name == "held":
             # No share of like sequences, but the price of the mask.
             found = _ratio(own, of_name["minimind"]) if "minimind" in of_name else None
@@ -182,6 +196,23 @@ def _compare(
     }
 
 
+def _compare_llama_cpp(
+    times: Sequence[GenerationTime], base: Sequence[GenerationTime] | None
+) -> dict[str, Any]:
+    """Compares with the row of llama.cpp: the ratios of decoding speeds and of first tokens' times,
+    taken in turns."""
+    if base is None:
+        return {}
+    ratio = _ratio(times, base)
+    first = harness.paired_ratio(*([one.first_token_s for one in row] for row in (times, base)))
+    return {
+        "ratio_to_llama_cpp": ratio["median"],
+        "ratio_to_llama_cpp_error": ratio["standard_error"],
+        "first_token_to_llama_cpp": first["median"],
+        "first_token_to_llama_cpp_error": first["standard_error"],
+    }
+
+
 def _ratio(times: Sequence[GenerationTime], base: Sequence[GenerationTime]) -> dict[str, Any]:
     return harness.paired_ratio(
         *([one.decode_tokens_per_s for one in row] for row in (times, base))
@@ -202,6 +233,7 @@ def format_rows(rows: Sequence[Row]) -> str:
         "decode tokens/s": lambda row: shown(row["useful_tokens_per_s"]),
         "p10–p90": harness.rate_range,
         "× transformers": partial(ratio, "ratio_to_transformers", "ratio_error", 2),
+        "× llama.cpp": partial(ratio, "ratio_to_llama_cpp", "ratio_to_llama_cpp_error", 2),
         "× free": partial(ratio, "ratio_to_free", "ratio_to_free_error", 3),
         "same": lambda row: shown(row["same_sequences"], ".0%", missing="–"),
         "peak MB": lambda row: shown(row["peak_bytes"], per=1e6),

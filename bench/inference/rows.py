@@ -1,4 +1,5 @@
-"""Runs in the process of a row of bench.inference: our engine, or `generate` of `transformers`."""
+"""Runs in the process of a row of bench.inference: our engine, `generate` of `transformers`,
+or llama.cpp."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from bench.inference import llama_cpp_row
 from bench.workers import peak_resident, reset_peak_resident
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.grammar_texts import AnswerForm, json_rules
@@ -136,7 +138,10 @@ ROWS: dict[str, Any] = {
     "minimind": EngineRow,
     "held": HeldRow,
     "transformers": TransformersRow,
+    llama_cpp_row.NAME: llama_cpp_row.LlamaCppRow,
 }
+USUAL_ROWS = ("minimind", "held", "transformers")
+"""The rows that need no further package."""
 
 
 class ServedRow:
@@ -173,6 +178,8 @@ class ServedRow:
         """Gives the peaks of memory; that of tensors comes from a generation of its own, since
         measuring it costs time."""
         resident = peak_resident()
+        if self._spec.name == llama_cpp_row.NAME:  # whose tensors PyTorch does not know
+            return {"peak_bytes": None, "peak_resident_bytes": resident}
         with self._memory.measured():
             self._row.generate(prompts)
         return {"peak_bytes": self._memory.peak_bytes, "peak_resident_bytes": resident}

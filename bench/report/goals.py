@@ -198,6 +198,15 @@ def _ratios(path: Path, found: Mapping[str, Any]) -> Iterator[list[str]]:
             figure = f"{row['model']}: decoding over `transformers`, batch {row['batch']}"
             ratio, error = row["ratio_to_transformers"], row["ratio_error"]
             yield line(figure, f"≥ {goal}" if goal else "–", ratio, error)
+        if row.get("ratio_to_llama_cpp") and row["name"] == "minimind":
+            of = f"{row['model']}, {row['precision']}: "
+            goal = "≥ 0.95" if row["batch"] == 1 else "≥ 1"
+            ratio, error = row["ratio_to_llama_cpp"], row["ratio_to_llama_cpp_error"]
+            figure = f"{of}decoding over llama.cpp, batch {row['batch']}"
+            yield line(figure, goal, ratio, error)
+            first, error = row["first_token_to_llama_cpp"], row["first_token_to_llama_cpp_error"]
+            if row["batch"] == 1:
+                yield line(f"{of}time of a first token over llama.cpp's", "≤ 1", first, error)
         if row.get("ratio_to_free") and row["batch"] == 32:
             figure = f"{row['model']}: decoding held to a JSON schema over free, batch 32"
             yield line(figure, "≥ 0.9", row["ratio_to_free"], row["ratio_to_free_error"])

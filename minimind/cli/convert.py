@@ -4,88 +4,124 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
-from safetensors import SafetensorError
-
-from minimind.data.same_tokens import has_tokenizer
-from minimind.data.tokenizer import Tokenizer
-from minimind.errors import ConfigError, DataError, MiniMindError
-from minimind.lora.folder import (
-    ADAPTER_CONFIG_FILE,
-    find_model_folder,
-    is_adapter_folder,
-    load_model_folder,
-    tokenizer_folder,
-)
-from minimind.model.hf_config import CONFIG_FILE
-from minimind.model.state_dict import save_hf_folder
-from minimind.runtime.cache_folder import new_folder
-from minimind.runtime.devices import DTYPES
+from minimind.config.model import read_json_fields
+from minimind.config.recipe import parse_assignments
+from minimind.errors import ConfigError, MiniMindError
+from minimind.interop.conversion import convert
+from minimind.interop.generations import GENERATIONS
+from minimind.interop.gguf.encoding import CHOICES
+from minimind.interop.options import ConvertOptions
+from minimind.interop.readers import READERS
+from minimind.interop.writers import WRITERS
 from minimind.runtime.logging import set_up_logging
 
 logger = logging.getLogger("minimind")
 
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging(0)
-    parser = argparse.ArgumentParser(description="Converts a checkpoint to another format.")
-    parser.add_argument(
-        "--input",
-        required=True,
-        type=Path,
-        help="a run's folder, one checkpoint in it, a Hugging Face folder, or an adapter's, which "
-        "is merged into its base",
-    )
-    parser.add_argument("--to", required=True, choices=("hf",), help="hf: a Hugging Face folder")
-    parser.add_argument("--output", required=True, type=Path, help="a folder that is not there yet")
-    parser.add_argument(
-        "--dtype", choices=tuple(DTYPES), default="fp32", help="of the weights (default: fp32)"
-    )
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
     try:
-        convert_to_hf(arguments.input, arguments.output, DTYPES[arguments.dtype])
+        options = ConvertOptions(
+            dtype=arguments.dtype,
+            tokenizer=arguments.tokenizer,
+            settings=_read_settings(arguments),
+            base=arguments.base,
+            base_name=arguments.base_name,
+            generation=arguments.generation,
+            allow_custom_code=arguments.allow_custom_code,
+            max_shard_bytes=_read_size(arguments.max_shard_size),
+            quantize=arguments.quantize,
+            modelfile=arguments.modelfile,
+        )
+        converted = convert(arguments.input, arguments.to, arguments.output, options)
     except MiniMindError as error:
         logger.error("error: %s", error)
         return 2
-    merged = is_adapter_folder(find_model_folder(arguments.input))
-    print(f"{arguments.output}: written{', the adapter merged into its base' * merged}")
+    for line in (*converted.notes, *converted.differences):
+        print(line)
+    print(f"{arguments.output}: written")
     return 0
 
 
-def convert_to_hf(source: Path, output: Path, dtype: torch.dtype) -> None:
-    """Converts a checkpoint to a Hugging Face folder: checks its weights, merges an adapter into
-    its base, writes the weights in `dtype`, and adds the tokenizer. The folder is complete or
-    absent. Raises a MiniMindError."""
-    folder, output = find_model_folder(source), output.absolute()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"--output {output}: exists already and is not an empty folder")
-    config, weights = load_model_folder(folder)
-    try:
-        with new_folder(output) as new:
-            save_hf_folder(new, config, weights, dtype)
-            for file in folder.iterdir():
-                ours = file.name in (CONFIG_FILE, ADAPTER_CONFIG_FILE) or _holds_weights(file)
-                if file.is_file() and not ours:
-                    shutil.copy2(file, new / file.name)
-            _write_tokenizer(tokenizer_folder(folder), new)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"--output {output}: cannot be written: {error}") from None
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Converts a checkpoint to another format.")
+    known = "; ".join(reader.what for reader in READERS)
+    parser.add_argument("--input", required=True, type=Path, help=known)
+    formats = "; ".join(f"{name}: {writer.what}" for name, writer in WRITERS.items())
+    parser.add_argument("--to", required=True, choices=tuple(WRITERS), help=formats)
+    parser.add_argument(
+        "--output", required=True, type=Path, help="a folder or file that is not there yet"
+    )
+    dtypes = tuple(dict.fromkeys(name for writer in WRITERS.values() for name in writer.dtypes))
+    parser.add_argument(
+        "--dtype", choices=dtypes, help="of the weights (default: as they are in --input)"
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, help="the tokenizer's folder, for weights that bring none"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a field of the model's configuration, for weights that do not say it",
+    )
+    parser.add_argument(
+        "--config", type=Path, help="a JSON file of such fields, before those of --set"
+    )
+    parser.add_argument(
+        "--base", type=Path, help="the model of an adapter of the original, which does not name it"
+    )
+    parser.add_argument(
+        "--base_name",
+        help="peft: what the adapter calls its model, such as a name on a hub (default: as in "
+        "--input)",
+    )
+    parser.add_argument(
+        "--generation",
+        choices=tuple(GENERATIONS),
+        help="pth, lora_pth: of the original MiniMind (default: 3 with QK norm, else 2601)",
+    )
+    parser.add_argument(
+        "--allow_custom_code",
+        action="store_true",
+        help="hf: write a model that transformers can load with trust_remote_code=True alone, and "
+        "the code it needs",
+    )
+    parser.add_argument(
+        "--max_shard_size",
+        default="5GB",
+        help="hf: the largest file of weights, in KB, MB or GB (default: 5GB)",
+    )
+    parser.add_argument(
+        "--quantize",
+        choices=CHOICES,
+        help="gguf: the type of the weights (default: the one that holds them as they are)",
+    )
+    parser.add_argument(
+        "--modelfile", action="store_true", help="gguf: write a Modelfile for Ollama beside it"
+    )
+    return parser
 
 
-def _write_tokenizer(source: Path, output: Path) -> None:
-    """Writes tokenizer files with which `transformers` begins a text as training does; those of
-    earlier versions left out bos. A tokenizer that cannot be read is copied unchanged."""
-    if has_tokenizer(source):
-        try:
-            Tokenizer.load(source).save(output)
-        except DataError as error:
-            logger.warning("%s; the tokenizer is copied as it is", error)
+def _read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    told = read_json_fields(arguments.config) if arguments.config else {}
+    return told | parse_assignments(arguments.set)
 
 
-def _holds_weights(file: Path) -> bool:
-    """Tells whether a file holds weights, in any format, or is the index of weights in shards."""
-    return file.name.endswith((".safetensors", ".bin", ".pth", ".index.json"))
+def _read_size(text: str) -> int:
+    """Reads a size such as 5GB, in bytes."""
+    number, factor = text.strip().upper(), 1
+    for unit, size in _UNITS.items():
+        if number.endswith(unit):
+            number, factor = number.removesuffix(unit), size
+    if not number.strip().isdigit() or int(number) * factor <= 0:
+        raise ConfigError(f"--max_shard_size {text}: give a size such as 500MB or 5GB")
+    return int(number) * factor

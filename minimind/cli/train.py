@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -33,6 +34,9 @@ _MEMORY_ADVICE = (
     "micro_batch_size=N takes fewer rows at a time, --set activation_checkpointing=true keeps less "
     "of each"
 )
+_HEAD_START_S = 5.0
+"""The time that the main rank has to say why a run failed, since launchers end all ranks as soon as
+one has."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,6 +111,8 @@ def run_process(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs `main` and ends the process, so that no rank is left hanging."""
     status = main(argv)
     ranks = read_ranks()
+    if status in (1, 2) and not ranks.is_main:
+        time.sleep(_HEAD_START_S)
     if status == 1 and ranks.world_size > 1:
         os._exit(status)  # nothing waits for ranks that may be lost
     stop_ranks()

@@ -288,7 +288,7 @@ def load_model_config(
         if name in FOLLOWS_TOKENIZER and tokenizer_vocab is not None:
             values["vocab_size"] = tokenizer_vocab
     elif name.endswith(".json") or Path(name).exists():
-        values, origin = _read_json(Path(name)), name
+        values, origin = read_json_fields(Path(name)), name
     else:
         raise ConfigError(
             f"--model {name}: neither a preset ({', '.join(PRESETS)}) nor a JSON file of fields"
@@ -297,7 +297,8 @@ def load_model_config(
     return ModelConfig.from_dict(values | overrides, origin)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json_fields(path: Path) -> dict[str, Any]:
+    """Reads a JSON file of fields, whose names nobody has checked yet. Raises ConfigError."""
     try:
         values = load_json(path)
     except OSError as error:

@@ -85,10 +85,18 @@ class Tokenizer:
             raise DataError(f"{folder}: not the files of a tokenizer: {error!r}") from None
 
     def save(self, folder: str | Path) -> None:
-        """Writes the two files that `load` and `transformers` read. With them `transformers` begins
-        a text as `encode_document` does, even if the loaded files did otherwise."""
+        """Writes the two files that `load` and `transformers` read."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        spec, config = self.contents()
+        for name, content in ((TOKENIZER_FILE, spec), (_CONFIG_FILE, config)):
+            text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+            (folder / name).write_text(text, encoding="utf-8")
+
+    def contents(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Gives the contents of tokenizer.json and of tokenizer_config.json, chat template
+        included. With them `transformers` begins a text as `encode_document` does, even if the
+        loaded files did otherwise."""
         spec = self._spec
         post_processor = spec.get("post_processor")
         theirs = _build(spec, set(self.added_ids), self.origin, post_processor)
@@ -96,10 +104,7 @@ class Tokenizer:
             spec = {**spec, "post_processor": self._document_template}
         # transformers 5 follows these before the post-processor of tokenizer.json.
         rule = {"add_bos_token": self.bos_id is not None, "add_eos_token": False}
-        config = {**self._config, **self.special_tokens, **rule}
-        for name, content in ((TOKENIZER_FILE, spec), (_CONFIG_FILE, config)):
-            text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-            (folder / name).write_text(text, encoding="utf-8")
+        return spec, {**self._config, **self.special_tokens, **rule}
 
     @cached_property
     def fingerprint(self) -> str:

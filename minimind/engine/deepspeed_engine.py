@@ -179,10 +179,6 @@ class DeepSpeedEngine:
         dist.all_gather_object(gathered, list(texts), group=group)
         return [text for part in gathered for text in part]
 
-    def barrier(self) -> None:
-        if self.ranks.world_size > 1:
-            dist.barrier()
-
     def start_step(self, total_count: Tensor) -> None:
         """Begins a step. `total_count` is an fp32 scalar on the device: the sum of the counts of
         all the step's micro-batches over all ranks."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimind.engine.parameter_groups import trained_parameters
-from minimind.engine.shards import without_code
+from minimind.engine.shards import explain_unreadable, without_code
 from minimind.errors import CheckpointError
 
 
@@ -113,8 +113,11 @@ def _loss_scale(common: Mapping[str, Any]) -> float | None:
 
 
 def _load(path: Path) -> Any:
-    with without_code():
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        with without_code():
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise CheckpointError(explain_unreadable(path, str(error))) from error
 
 
 def set_states(optimizer: Any, zero_stage: int, module: nn.Module, states: SavedStates) -> None:

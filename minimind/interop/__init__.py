@@ -1,2 +1,4 @@
-"""Uses models that other projects made. Each module imports the other project on first use. Files
-of MiniMind's own models and adapters are read by minimind.model and minimind.lora instead."""
+"""Converts models between MiniMind's files and those of other projects, and uses models that others
+made. readers.py and writers.py list the formats, conversion.py joins the two; each other project's
+package is imported on first use. Training and serving read their own folders by minimind.model and
+minimind.lora instead."""

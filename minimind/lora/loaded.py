@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minimind.errors import CheckpointError, ConfigError
-from minimind.lora.adapter import Adapter, check_fits
+from minimind.lora.adapter import EMBEDDING, HEAD, Adapter, check_fits
 from minimind.lora.folder import find_base, load_adapter
 from minimind.lora.linear import FusedAdapter, PartSpec
 from minimind.lora.model import attach, detach
@@ -45,7 +45,7 @@ class LoadedAdapters:
         model."""
         if self._base_fingerprint and find_base(folder).fingerprint != self._base_fingerprint:
             raise CheckpointError(f"{folder}: trained beside other weights than this model's")
-        self.add(name, load_adapter(folder), str(folder))
+        self.add(name, load_adapter(folder, self._model.config), str(folder))
 
     def add(self, name: str, adapter: Adapter, origin: str = "the adapter") -> None:
         """Adds an adapter under a name that is not in use. Raises CheckpointError where it does not
@@ -53,6 +53,11 @@ class LoadedAdapters:
         if name in self._adapters:
             raise ConfigError(f"an adapter named {name!r} is loaded already: remove it first")
         check_fits(self._model.config, adapter, origin)
+        if merged_only := {EMBEDDING, HEAD} & set(adapter):
+            raise CheckpointError(
+                f"{origin}: the adapter of {sorted(merged_only)[0]} acts only merged into its "
+                "model: give the adapter's folder as the checkpoint"
+            )
         self._adapters[name] = adapter
 
     def remove(self, name: str) -> None:

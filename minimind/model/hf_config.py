@@ -9,6 +9,7 @@ from typing import Any
 
 from minimind.config.json_file import load_json
 from minimind.config.model import MAX_LAYERS, ModelConfig
+from minimind.config.rope_scaling import ROPE_FIELDS
 from minimind.errors import CheckpointError, ConfigError
 
 CONFIG_FILE = "config.json"
@@ -61,6 +62,11 @@ def _family(config: ModelConfig) -> str:
     return "qwen3_moe" if config.use_qk_norm and not config.n_shared_experts else _OWN_FAMILY
 
 
+def is_own_family(config: ModelConfig) -> bool:
+    """Tells whether `transformers` has no class that computes the model."""
+    return _family(config) == _OWN_FAMILY
+
+
 def to_hf_config(config: ModelConfig) -> dict[str, Any]:
     """Gives the content of config.json."""
     family, values = _family(config), config.to_dict()
@@ -102,6 +108,12 @@ _ABSENT: dict[str, dict[str, Any]] = {
     _OWN_FAMILY: {},
 }
 """Hugging Face's defaults for fields that a config.json leaves out, where the families differ."""
+_REFUSED = {
+    "minimind": "a folder of the original project with code of its own. Convert it first: minimind "
+    "convert --input {folder} --to minimind --output FOLDER",
+    "qwen2": "its q, k and v have biases; models here have none",
+}
+"""Why a model_type that users do have is refused."""
 _SUPPORTED: dict[str, Any] = {
     "attention_bias": False,
     "mlp_bias": False,
@@ -125,6 +137,9 @@ def load_hf_config(folder: Path) -> ModelConfig:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: not the config.json of a model") from None
+    if family in _REFUSED:
+        reason = _REFUSED[family].format(folder=folder)
+        raise CheckpointError(f"{path}: model_type {family!r}: {reason}")
     if family not in _ABSENT:
         known = ", ".join(map(repr, _ABSENT))
         raise CheckpointError(f"{path}: model_type {family!r}; known: {known}")
@@ -181,7 +196,13 @@ def _read_rope_scaling(
     rope_type = rope.pop("rope_type", rope.pop("type", "default"))
     if rope_type == "default":
         return None
+    if rope_type not in ROPE_FIELDS:
+        raise CheckpointError(
+            f"{path}: the rope_scaling is of type {rope_type!r}; known: {', '.join(ROPE_FIELDS)}"
+        )
     rope = {k: v for k, v in rope.items() if v is not None and (k, v) != ("truncate", True)}
+    if rope_type != "yarn":
+        return {"rope_type": rope_type} | rope
     try:
         usual = 0.1 * math.log(max(rope["factor"], 1.0)) + 1.0
     except (KeyError, TypeError):

@@ -6,9 +6,10 @@ shared experts lie side by side. On disk every matrix is separate and has Huggin
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,15 +150,40 @@ def linear_parts(config: ModelConfig) -> dict[str, list[LinearPart]]:
     return tensors
 
 
+def inside_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Gives the shape of each named parameter of the model."""
+    return {entry.inside: entry.shape for entry in _layout(config)}
+
+
+def outside_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Gives the shape of each tensor on disk, by its name on Hugging Face."""
+    return {
+        name: entry.outside_shape(size) for entry in _layout(config) for name, size in entry.outside
+    }
+
+
 def split_fused(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gives the model's named parameters under Hugging Face's names. The parts of a fused tensor
     are views of it."""
-    tensors: dict[str, Tensor] = {}
+    return {name: part() for name, part in split_lazily(config, state.__getitem__).items()}
+
+
+def split_lazily(
+    config: ModelConfig, read: Callable[[str], Tensor]
+) -> dict[str, Callable[[], Tensor]]:
+    """Gives, by Hugging Face's names, functions that `read` a named parameter of the model and give
+    the part of it, a view."""
+
+    def part(entry: _Entry, start: int, size: int) -> Tensor:
+        return read(entry.inside).reshape(entry.matrix).narrow(entry.dim, start, size)
+
+    parts: dict[str, Callable[[], Tensor]] = {}
     for entry in _layout(config):
-        names, sizes = zip(*entry.outside, strict=True)
-        parts = state[entry.inside].reshape(entry.matrix).split(list(sizes), dim=entry.dim)
-        tensors |= zip(names, parts, strict=True)
-    return tensors
+        start = 0
+        for name, size in entry.outside:
+            parts[name] = functools.partial(part, entry, start, size)
+            start += size
+    return parts
 
 
 def join_fused(
@@ -166,33 +192,43 @@ def join_fused(
     """Gives the model's named parameters from tensors under Hugging Face's names: the inverse of
     `split_fused`. Raises CheckpointError that names a missing, unexpected or misshapen tensor, and
     for an output head that differs from the embedding it is tied to."""
-    tensors = dict(tensors)
-    head = tensors.get("lm_head.weight")
-    if config.tie_word_embeddings and head is not None:
+    unused = set(tensors)
+    if config.tie_word_embeddings and "lm_head.weight" in unused:
+        head = tensors["lm_head.weight"]
         if not torch.equal(head, tensors.get("model.embed_tokens.weight", head)):
             raise CheckpointError(
                 f"{origin}: lm_head.weight differs from the embedding, but the configuration ties "
                 "them: set tie_word_embeddings to false in config.json"
             )
-        del tensors["lm_head.weight"]
+        unused.remove("lm_head.weight")
     state: dict[str, Tensor] = {}
     for entry in _layout(config):
-        parts = []
         for name, size in entry.outside:
-            if name not in tensors:
+            if name not in unused:
                 raise CheckpointError(f"{origin}: the tensor {name} is missing")
-            part = tensors.pop(name)
-            shape = entry.outside_shape(size)
-            if tuple(part.shape) != shape:
+            unused.remove(name)
+            found, shape = tuple(tensors[name].shape), entry.outside_shape(size)
+            if found != shape:
                 raise CheckpointError(
-                    f"{origin}: {name} is {list(part.shape)}, but this model's is {list(shape)}"
+                    f"{origin}: {name} is {list(found)}, but this model's is {list(shape)}"
                 )
-            parts.append(part)
-        whole = torch.cat(parts, dim=entry.dim) if len(parts) > 1 else parts[0]
-        state[entry.inside] = whole.view(entry.shape)
-    if tensors:
-        raise CheckpointError(f"{origin}: not of this model: {', '.join(sorted(tensors)[:5])}")
+        state[entry.inside] = _join(entry, tensors)
+    if unused:
+        raise CheckpointError(f"{origin}: not of this model: {', '.join(sorted(unused)[:5])}")
     return state
+
+
+def join_part(config: ModelConfig, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Gives the named parameters of one part of the model, without its `prefix` (such as
+    "layers.0."), from tensors whose shapes are `outside_shapes`. No other tensor is read."""
+    entries = (entry for entry in _layout(config) if entry.inside.startswith(prefix))
+    return {entry.inside.removeprefix(prefix): _join(entry, tensors) for entry in entries}
+
+
+def _join(entry: _Entry, tensors: Mapping[str, Tensor]) -> Tensor:
+    parts = [tensors[name] for name, _ in entry.outside]
+    whole = torch.cat(parts, dim=entry.dim) if len(parts) > 1 else parts[0]
+    return whole.view(entry.shape)
 
 
 def save_hf_folder(
@@ -224,7 +260,7 @@ def load_hf_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Loads the configuration and the model's named parameters, in the dtype on disk."""
     config = load_hf_config(folder)
     tensors: dict[str, Tensor] = {}
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         try:
             check_regular(path)
             with safe_open(path, framework="pt") as file:
@@ -236,7 +272,7 @@ def load_hf_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 def hash_weights(folder: Path) -> str:
     """Gives a hash of the bytes of the weight files."""
-    return hash_files(_weight_files(folder))
+    return hash_files(weight_files(folder))
 
 
 def hash_files(paths: Iterable[Path]) -> str:
@@ -253,7 +289,8 @@ def hash_files(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """Gives the safetensors files of a Hugging Face folder. Raises CheckpointError."""
     if (folder / WEIGHTS_FILE).exists():
         return [folder / WEIGHTS_FILE]
     index = folder / INDEX_FILE

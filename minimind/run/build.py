@@ -32,7 +32,7 @@ from minimind.run.folder import write_run
 from minimind.run.inputs import build_context, hash_helpers, load_start
 from minimind.run.resolve import ResolvedRun
 from minimind.runtime.ranks import Ranks
-from minimind.runtime.together import main_first
+from minimind.runtime.together import all_do, main_first
 from minimind.samples.sources import find_data_file
 from minimind.stages import STAGES
 
@@ -94,7 +94,7 @@ def build_engine(
             engine.set_states(states, start.step)
     else:
         engine = build()
-        engine.load(start.folder)
+        all_do(lambda: engine.load(start.folder))  # the shard of one rank may be damaged
     return engine
 
 

@@ -20,10 +20,10 @@ from minimind.lora.folder import (
     find_base,
     load_adapter,
     load_model_folder,
-    save_adapter,
 )
 from minimind.lora.model import add_adapters, collect_adapter
 from minimind.lora.options import AdapterOptions, AdapterRanks
+from minimind.lora.peft_format import save_adapter
 from minimind.lora.plot import plot_adapter
 from minimind.model.transformer import Transformer
 from minimind.samples.files import SENTENCES_DATA, SampleData
@@ -65,9 +65,8 @@ class Lora(SFT):
             )
         if context.checkpoint:
             saved = context.checkpoint / ADAPTER_FOLDER
-            _check_same_adapters(
-                cast(AdapterOptions, self.recipe).choose_ranks(context.config), saved
-            )
+            chosen = cast(AdapterOptions, self.recipe).choose_ranks(context.config)
+            _check_same_adapters(chosen, saved, context.config)
             find_base(saved)
 
     def outline(self, config: ModelConfig) -> nn.Module:
@@ -103,14 +102,16 @@ class Lora(SFT):
 
         def finish(run: Path) -> None:
             if recipe.lora_plot:
-                adapter = load_adapter(run / "checkpoints" / LATEST / ADAPTER_FOLDER)
+                adapter = load_adapter(
+                    run / "checkpoints" / LATEST / ADAPTER_FOLDER, context.config
+                )
                 plot_adapter(adapter, run / "adapter.png")
 
         return StageModels(policy=policy, save=save, finish=finish)
 
 
-def _check_same_adapters(chosen: AdapterRanks, folder: Path) -> None:
-    saved = load_adapter(folder)
+def _check_same_adapters(chosen: AdapterRanks, folder: Path, config: ModelConfig) -> None:
+    saved = load_adapter(folder, config)
     for name in [*saved, *chosen.ranks]:
         mine = (chosen.ranks.get(name, 0), chosen.alphas.get(name))
         other = (saved[name].rank, saved[name].alpha) if name in saved else (0, None)

@@ -17,7 +17,8 @@ from small_folders import small_folder
 
 from minimind.cli import serve as verb
 from minimind.errors import ConfigError
-from minimind.lora.folder import BaseModel, load_folder_config, save_adapter
+from minimind.lora.folder import BaseModel, load_folder_config
+from minimind.lora.peft_format import save_adapter
 from minimind.samples.text import load_sample_tokenizer
 from minimind.serving.metrics import ServerMetrics
 from minimind.serving.service import Service

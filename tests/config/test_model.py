@@ -192,6 +192,20 @@ def test_a_configuration_survives_its_dictionary():
         assert ModelConfig.from_dict(json.loads(text), "test") == config
 
 
+LLAMA3: dict[str, Any] = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def test_llama3_and_linear_are_kept_as_given():
+    for scaling in (LLAMA3, {"rope_type": "linear", "factor": 2}):
+        assert load_model_config("tiny", {"rope_scaling": scaling}).rope_scaling == scaling
+
+
 def test_yarn_by_its_name_and_in_part():
     whole = load_model_config("tiny", {"rope_scaling": "yarn"}).rope_scaling
     assert whole == {
@@ -246,7 +260,11 @@ def test_flops_count_every_product_three_times():
         ({"rope_theta": 1.0}, ["rope_theta", "above 1"]),
         ({"initializer_range": math.inf}, ["initializer_range", "inf"]),
         ({"rope_scaling": "linear"}, ["rope_scaling", "'linear'", "yarn"]),
-        ({"rope_scaling": {"rope_type": "llama3"}}, ["rope_scaling", "llama3", "yarn"]),
+        ({"rope_scaling": {"rope_type": "ntk"}}, ["rope_scaling", "ntk", "yarn", "llama3"]),
+        ({"rope_scaling": {"rope_type": ["yarn"]}}, ["rope_scaling", "yarn", "llama3"]),
+        ({"rope_scaling": {"rope_type": "linear"}}, ["rope_scaling", "factor", "None"]),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2, "beta_fast": 1}}, ["beta_fast"]),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, ["high_freq_factor", "above"]),
         ({"rope_scaling": {"rope_type": "yarn", "fast": 1}}, ["rope_scaling", "fast"]),
         ({"rope_scaling": {"rope_type": "yarn", "factor": "4"}}, ["factor", "'4'", "number"]),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 0}}, ["factor", "0", "above 0"]),

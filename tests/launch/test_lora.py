@@ -26,6 +26,7 @@ from two_ranks import TrainOnTwo
 
 from minimind.engine.stage import BuildContext, StageModels
 from minimind.inference.load import load_model
+from minimind.lora.adapter import LoraPart
 from minimind.lora.folder import load_adapter
 from minimind.model.state_dict import (
     load_hf_config,
@@ -89,6 +90,11 @@ def adapter_folder(run: Path) -> Path:
     return run / "checkpoints" / "latest" / "adapter"
 
 
+def saved_adapter(run: Path) -> dict[str, LoraPart]:
+    folder = adapter_folder(run)
+    return load_adapter(folder, load_hf_config(folder))
+
+
 @pytest.mark.usefixtures("precision")
 def test_a_run_trains_adapters_alone_and_keeps_them_alone(
     train: Train, flags: list[str], base: Path, tmp_path: Path, policies: list[nn.Module]
@@ -117,7 +123,7 @@ def test_a_run_trains_adapters_alone_and_keeps_them_alone(
     engine = torch.load(states, weights_only=False)["module"]
     assert sum(tensor.numel() for tensor in engine.values()) == count
     assert all("lora" in name for name in engine)
-    adapter, config = load_adapter(adapter_folder(run)), load_hf_config(base)
+    adapter, config = saved_adapter(run), load_hf_config(base)
     merged = split_fused(config, final_weights(run))
     summed = explicit_sum(split_fused(config, before), (adapter, 1.0))
     for name, weight in merged.items():
@@ -130,14 +136,14 @@ def test_every_zero_stage_takes_the_same_steps_on_one_rank_and_on_two(
 ):
     flags = [*flags, *WITHOUT_CLIPPING]
     assert train(*flags) == 0
-    reference = load_adapter(adapter_folder(tmp_path / "run"))
+    reference = saved_adapter(tmp_path / "run")
     for name in ("zero0", "zero1", "zero2", "zero3"):
         for ranks in (1, 2):
             other = tmp_path / f"{name} on {ranks}"
             run = [*flags, "--ds_config", f"{name}.json", "--output_dir", str(other)]
             assert (train(*run) if ranks == 1 else train_on_two(*run).returncode) == 0
             assert read_losses(tmp_path / "run") == read_losses(other)
-            for part_name, part in load_adapter(adapter_folder(other)).items():
+            for part_name, part in saved_adapter(other).items():
                 assert torch.equal(part.delta(), reference[part_name].delta()), part_name
 
 
@@ -153,7 +159,7 @@ def test_experts_take_the_same_steps_gathered_or_not(
     losses = read_losses(tmp_path / "zero2")
     assert losses[-1][1] < losses[0][1] - 0.1
     assert losses == read_losses(tmp_path / "zero3")
-    names = load_adapter(adapter_folder(tmp_path / "zero3"))
+    names = saved_adapter(tmp_path / "zero3")
     assert "model.layers.1.mlp.experts.2.gate_proj" in names
     assert "model.layers.0.mlp.shared_experts.0.down_proj" in names
     assert not any(name.endswith("mlp.gate") for name in names)
@@ -167,7 +173,7 @@ def test_in_bf16_the_base_has_no_masters_and_adapters_have_exact_ones(
     run = [*flags, *half, "--max_steps", "1", "--learning_rate", "1e-6"]
     assert train(*run) == 0
     assert all(p.dtype == torch.bfloat16 for p in policies[0].parameters())
-    for part_name, part in load_adapter(adapter_folder(tmp_path / "run")).items():
+    for part_name, part in saved_adapter(tmp_path / "run").items():
         # One step of Adam at this rate from B = 0, which bf16 weights near 0.02 would not show.
         assert 0 < part.b_OR.abs().max() <= 1.1e-6, part_name
         rounded = part.a_RI.bfloat16().float()

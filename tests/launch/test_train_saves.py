@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -72,24 +73,24 @@ def test_a_run_whose_folder_another_one_has_is_refused(
     lock.release()
 
 
-class Touch:
-    """Is a pickle that creates a file when it is read."""
+class MakesFolder:
+    """Is a pickle that makes a folder when it is read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
+        return os.mkdir, (str(self.path),)
 
 
 def put_code_into(shard: Path, path: Path) -> None:
-    """Makes a shard create `path` when it is read, and puts its size into meta.json, as someone
+    """Makes a shard make a folder when it is read, and puts its size into meta.json, as someone
     would who wants it to be read."""
     state = torch.load(shard, weights_only=False)
-    torch.save(state | {"more": Touch(path)}, shard)
+    torch.save(state | {"more": MakesFolder(path)}, shard)
     torch.load(shard, weights_only=False)
     assert path.exists(), "the code would run"
-    path.unlink()
+    path.rmdir()
     meta_file = shard.parents[1] / "meta.json"
     meta = json.loads(meta_file.read_text(encoding="utf-8"))
     meta["files"][f"engine/{shard.name}"] = shard.stat().st_size
@@ -113,11 +114,11 @@ def test_shards_that_hold_code_are_refused_and_the_code_is_not_run(
     resume = ["--resume", "--output_dir", str(tmp_path / "run"), "--max_steps", "2"]
     assert train(*resume) == 2
     said = capsys.readouterr().err
-    assert "reading its shards would run code (pathlib.Path.touch)" in said
+    assert "reading its shards would run code (posix.mkdir)" in said
     assert "--from_checkpoint starts a new run" in said
     done = train_on_two(*resume)  # through DeepSpeed's converter
     assert done.returncode == 2, done.stderr
-    assert "would run code (pathlib.Path.touch)" in done.stderr
+    assert "would run code (posix.mkdir)" in done.stderr
     assert not (tmp_path / "ran").exists()
 
 

@@ -8,25 +8,17 @@ import math
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_adapters import adapted, explicit_sum, named, random_adapter
+from small_adapters import explicit_sum, named, random_adapter
 from small_models import (
-    FAMILIES,
-    logits_of,
-    loss_of,
-    pack,
-    random_documents,
     random_model,
     small_config,
 )
-from torch import Tensor
 
-from minimind.config.model import ModelConfig
 from minimind.errors import CheckpointError
 from minimind.lora.adapter import LoraPart
 from minimind.lora.folder import (
@@ -35,11 +27,9 @@ from minimind.lora.folder import (
     load_adapter,
     load_folder_config,
     load_model_folder,
-    save_adapter,
 )
-from minimind.lora.model import collect_adapter
+from minimind.lora.peft_format import save_adapter
 from minimind.model.state_dict import load_hf_folder, save_hf_folder, split_fused
-from minimind.model.transformer import Transformer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 CONFIG = small_config()
@@ -114,7 +104,7 @@ def test_a_linear_left_out_in_one_layer_spells_out_the_others(base: Path, tmp_pa
 
 
 def test_an_adapter_is_read_as_it_was_written(folder: Path):
-    written, read = random_adapter(CONFIG), load_adapter(folder)
+    written, read = random_adapter(CONFIG), load_adapter(folder, CONFIG)
     assert read.keys() == written.keys()
     for name, part in written.items():
         assert torch.equal(read[name].a_RI, part.a_RI)
@@ -195,7 +185,7 @@ def test_peft_adapters_without_our_header_are_read(folder: Path, base: Path):
         alpha_pattern={"v_proj": 10, r"layers\.1\.mlp\.up_proj": 3},
     )
     (folder / "config.json").unlink()
-    adapter = load_adapter(folder)
+    adapter = load_adapter(folder, CONFIG)
     scales = {name: part.alpha / part.rank for name, part in adapter.items()}
     assert scales["model.layers.0.self_attn.v_proj"] == pytest.approx(10 / math.sqrt(5))
     assert scales["model.layers.1.mlp.up_proj"] == pytest.approx(3)
@@ -218,7 +208,7 @@ def test_what_is_more_than_pairs_of_a_and_b_is_refused(
 ):
     edit(folder / "adapter_config.json", **values)
     with pytest.raises(CheckpointError, match=message):
-        load_adapter(folder)
+        load_adapter(folder, CONFIG)
 
 
 @pytest.mark.faults("damaged adapters", "refused")
@@ -230,16 +220,16 @@ def test_damaged_folders_are_refused(folder: Path):
     name = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"
     save_file({k: v for k, v in tensors.items() if k != name}, path, metadata=header)
     with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.up_proj are no pair"):
-        load_adapter(folder)
+        load_adapter(folder, CONFIG)
     save_file(tensors | {"extra": torch.ones(1)}, path, metadata=header)
     with pytest.raises(CheckpointError, match="extra: pairs of"):
-        load_adapter(folder)
+        load_adapter(folder, CONFIG)
     path.write_bytes(b"cut off")
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):
-        load_adapter(folder)
+        load_adapter(folder, CONFIG)
     (folder / "adapter_config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="not the configuration of an adapter"):
-        load_adapter(folder)
+        load_adapter(folder, CONFIG)
 
 
 def test_a_part_of_no_linear_of_the_model_is_refused(base: Path, tmp_path: Path):
@@ -247,65 +237,3 @@ def test_a_part_of_no_linear_of_the_model_is_refused(base: Path, tmp_path: Path)
     save_adapter(tmp_path / "a", CONFIG, adapter, BaseModel.of(base))
     with pytest.raises(CheckpointError, match=r"layers\.7\.mlp\.up_proj, which this model"):
         load_model_folder(tmp_path / "a")
-
-
-def save_base(family: str, folder: Path) -> tuple[ModelConfig, Transformer, Path]:
-    """Saves a random model of the family as a base; gives its configuration, itself, its folder."""
-    config, base = small_config(family), folder / "base"
-    model = random_model(config)
-    save_hf_folder(base, config, named(model), torch.float32)
-    return config, model, base
-
-
-def loaded_by_peft(base: Path, adapter: Path, **options: bool) -> Any:
-    """Gives the model as PEFT loads it; skips the test where PEFT is not installed."""
-    peft = pytest.importorskip("peft")
-    transformers = pytest.importorskip("transformers")
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype="float32")
-    return peft.PeftModel.from_pretrained(model, adapter, **options)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_peft_computes_what_we_do(family: str, tmp_path: Path):
-    """Where PEFT is installed: it reads ours, and we read what it writes."""
-    config, _, base = save_base(family, tmp_path)
-    ids = random_documents([20])[0]
-    save_adapter(tmp_path / "ours", config, random_adapter(config), BaseModel.of(base))
-
-    def logits_of_folder(folder: Path) -> Tensor:
-        merged = Transformer(config)
-        merged.load_named(load_model_folder(folder)[1])
-        return logits_of(merged, pack([[ids]]))
-
-    theirs = loaded_by_peft(base, tmp_path / "ours")
-    with torch.no_grad():
-        found = theirs(torch.tensor([ids])).logits[0]
-    ours = logits_of_folder(tmp_path / "ours")
-    assert (ours - logits_of_folder(base)).abs().max() > 0.1
-    torch.testing.assert_close(found, ours, rtol=1e-4, atol=1e-4)
-    theirs.save_pretrained(tmp_path / "theirs")
-    torch.testing.assert_close(logits_of_folder(tmp_path / "theirs"), ours, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_peft_has_our_gradients(family: str, tmp_path: Path):
-    config, model, base = save_base(family, tmp_path)
-    ids = random_documents([20])[0]
-    adapted(model)
-    values = named(model)
-    save_adapter(tmp_path / "ours", config, collect_adapter(model, values), BaseModel.of(base))
-    batch = pack([[ids]])
-    loss_of(model, batch).backward()
-    ours = {n: values[n] if p.grad is None else p.grad for n, p in model.named_parameters()}
-
-    theirs = loaded_by_peft(base, tmp_path / "ours", is_trainable=True)
-    tokens = torch.tensor([ids])
-    loss = theirs(tokens, labels=tokens).loss * (len(ids) - 1)
-    loss.backward()
-    wanted = {n: p.grad for n, p in theirs.named_parameters() if p.requires_grad}
-    found = collect_adapter(model, ours)
-    assert len(wanted) == 2 * len(found)
-    for name, part in found.items():
-        for tensor, gradient in (("A", part.a_RI), ("B", part.b_OR)):
-            expected = wanted[f"base_model.model.{name}.lora_{tensor}.default.weight"]
-            torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4, msg=name)

@@ -14,9 +14,10 @@ from torch import Tensor
 from minimind.config.model import ModelConfig
 from minimind.errors import CheckpointError, ConfigError
 from minimind.lora.adapter import Adapter
-from minimind.lora.folder import BaseModel, save_adapter
+from minimind.lora.folder import BaseModel
 from minimind.lora.linear import LoraLinear
 from minimind.lora.loaded import LoadedAdapters
+from minimind.lora.peft_format import save_adapter
 from minimind.model.state_dict import join_fused, save_hf_folder, split_fused
 from minimind.model.transformer import Transformer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -67,6 +68,48 @@ def test_yarn_is_the_formula_of_the_specification(
     expected = reference_frequencies(config)
     cos, sin = tables(config, 2)
     torch.testing.assert_close(torch.atan2(sin[1], cos[1]).double(), expected, rtol=1e-5, atol=0)
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "linear", "factor": 3.5},
+        LLAMA3,
+        {**LLAMA3, "factor": 32.0, "original_max_position_embeddings": 100},
+        {**LLAMA3, "low_freq_factor": 2.0, "high_freq_factor": 2.5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("head_dim", [8, 64, 96])
+@pytest.mark.parametrize("theta", [1e4, 5e5])
+def test_linear_and_llama3_are_their_definitions(
+    scaling: dict[str, Any], head_dim: int, theta: float
+):
+    config = small_config(head_dim=head_dim, rope_theta=theta, rope_scaling=scaling)
+    cos, sin = tables(config, 2)
+    found = torch.atan2(sin[1], cos[1]).double()
+    torch.testing.assert_close(found, reference_frequencies(config), rtol=1e-5, atol=0)
+
+
+def test_golden_frequencies_of_llama3():
+    """Theta 1e4, head size 8: wavelengths 6.28, 62.8, 628 and 6283 in a context of 1000. The first
+    two turn over 4 times and stay; the third turns 1.59 times, so a share of 0.197 of 0.01 stays
+    and the rest is divided by 8; the last turns less than once and is divided by 8."""
+    scaling = {**LLAMA3, "original_max_position_embeddings": 1000}
+    cos, sin = tables(small_config(head_dim=8, rope_theta=1e4, rope_scaling=scaling), 2)
+    angles = torch.atan2(sin[1], cos[1]).tolist()
+    share = (1000 / 628.3185307 - 1) / 3
+    third = 0.01 * (share + (1 - share) / 8)
+    assert angles == pytest.approx([1.0, 0.1, third, 0.001 / 8], rel=1e-5)
 
 
 def test_yarn_leaves_the_fast_and_slows_the_slow():

@@ -202,12 +202,27 @@ def test_a_folder_is_readable_by_whom_other_files_are(tmp_path: Path):
     assert modes["model.safetensors"] == modes["config.json"]
 
 
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        "yarn",
+        {"rope_type": "linear", "factor": 2.5},
+        {
+            "rope_type": "llama3",
+            "factor": 2.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 3.0,
+            "original_max_position_embeddings": 64,
+        },
+    ],
+    ids=str,
+)
 def test_a_folder_that_transformers_writes_again_keeps_everything(
-    saved: Callable[..., tuple[Path, Transformer]], tmp_path: Path
+    saved: Callable[..., tuple[Path, Transformer]], tmp_path: Path, scaling: Any
 ):
     from transformers import AutoModelForCausalLM
 
-    folder, model = saved(rope_scaling="yarn", dropout=0.2, norm_cast_before_weight=False)
+    folder, model = saved(rope_scaling=scaling, dropout=0.2, norm_cast_before_weight=False)
     again = tmp_path / "again"
     AutoModelForCausalLM.from_pretrained(folder).save_pretrained(again)
     config, weights = load_hf_folder(again)
@@ -217,6 +232,15 @@ def test_a_folder_that_transformers_writes_again_keeps_everything(
 
 
 LLAMA_YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
+LINEAR = {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "rope_theta": 100.0,
+}
 
 
 @pytest.mark.parametrize(
@@ -226,6 +250,9 @@ LLAMA_YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
         ("LlamaConfig", {"tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
         ("LlamaConfig", {"head_dim": 12, "rope_parameters": {"rope_theta": 5e5}}),
         ("LlamaConfig", {"rope_parameters": LLAMA_YARN, "max_position_embeddings": 64}),
+        ("LlamaConfig", {"rope_parameters": LINEAR}),
+        ("LlamaConfig", {"head_dim": 16, "rope_parameters": LLAMA3}),
+        ("Qwen3Config", {"head_dim": 16, "rope_parameters": LLAMA3}),
         ("LlamaConfig", {"eos_token_id": [2, 3], "pad_token_id": None}),
         ("Qwen3Config", {"head_dim": 8}),
         ("Qwen3Config", {"head_dim": 8, "tie_word_embeddings": True}),
@@ -261,6 +288,8 @@ def test_what_transformers_writes_is_read(
         {"type": "yarn", "factor": 4.0},
         {"rope_type": "yarn", "factor": 4.0, "attention_factor": None, "truncate": True},
         {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 20},
+        {"type": "linear", "factor": 2.0},
+        {k: v for k, v in LLAMA3.items() if k != "rope_theta"},
         {"rope_type": "default"},
     ],
     ids=str,
@@ -299,6 +328,7 @@ def test_what_an_old_configuration_leaves_out_is_hugging_faces_default(
     ("changes", "words"),
     [
         ({"model_type": "gpt2"}, ["'gpt2'", "llama", "qwen3"]),
+        ({"model_type": "qwen2"}, ["'qwen2'", "biases"]),
         ({"model_type": None}, ["not the config.json of a model"]),
         ({"hidden_size": None}, ["hidden_size", "missing"]),
         ({"hidden_size": "32"}, ["hidden_size", "'32'"]),
@@ -309,7 +339,9 @@ def test_what_an_old_configuration_leaves_out_is_hugging_faces_default(
         ({"use_sliding_window": True}, ["use_sliding_window"]),
         ({"layer_types": ["full_attention", "sliding_attention"]}, ["sliding_attention"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5"]),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, ["rope_scaling", "linear"]),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, ["'dynamic'", "llama3"]),
+        ({"rope_scaling": {"rope_type": "linear"}}, ["rope_scaling", "factor"]),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, ["low_freq_factor"]),
         ({"rope_scaling": {"rope_type": "yarn"}}, ["rope_scaling", "factor"]),
         ({"rope_scaling": {"rope_type": "yarn", "factor": "x"}}, ["rope_scaling", "factor"]),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0}}, ["mscale"]),

@@ -14,7 +14,8 @@ from small_folders import small_folder
 
 from minimind.data.tokenizer_training import train_tokenizer
 from minimind.errors import ConfigError
-from minimind.lora.folder import BaseModel, load_folder_config, save_adapter
+from minimind.lora.folder import BaseModel, load_folder_config
+from minimind.lora.peft_format import save_adapter
 from minimind.run.arguments import collect_arguments
 from minimind.run.checks import check_packages
 from minimind.run.run import Run

@@ -14,8 +14,9 @@ from minimind.config.model import load_model_config
 from minimind.engine.stage import BuildContext
 from minimind.errors import CheckpointError, ConfigError
 from minimind.lora.adapter import Adapter
-from minimind.lora.folder import BaseModel, save_adapter
+from minimind.lora.folder import BaseModel
 from minimind.lora.model import collect_adapter
+from minimind.lora.peft_format import save_adapter
 from minimind.model.state_dict import save_hf_folder
 from minimind.stages import STAGES
 from minimind.stages.lora import Lora, LoraRecipe

@@ -1,0 +1,146 @@
+"""Compares a model with what a conversion made of it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from minimind.config.model import ModelConfig
+from minimind.errors import CheckpointError
+from minimind.interop.source import Source
+from minimind.lora.adapter import Adapter
+from minimind.model.state_dict import join_part
+from minimind.model.transformer import Transformer
+from minimind.types import IGNORE_INDEX, Batch
+
+_LENGTHS = (5, 1, 26)
+"""The lengths of the fixed prompts, in tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Says by how much a result differs from its source, and by how much it may."""
+
+    what: str
+    """What was compared, such as "logits"."""
+    largest: float
+    allowed: float
+
+    def check(self) -> None:
+        """Raises CheckpointError where the difference is too large, or no number."""
+        if not self.largest <= self.allowed:
+            raise CheckpointError(
+                f"the result differs from its source: the largest difference of {self.what} is "
+                f"{self.largest:.3g}, and {self.allowed:.3g} is allowed. Nothing was written"
+            )
+
+    def __str__(self) -> str:
+        equal = " (equal)" if self.largest == 0 else ""
+        return f"largest difference of {self.what}: {self.largest:.3g}{equal}"
+
+
+def fixed_prompts(config: ModelConfig) -> list[list[int]]:
+    """Gives the prompts that conversions compare on: ids spread over the vocabulary."""
+    ids = itertools.count(1)
+    return [[next(ids) * 2_654_435_761 % config.vocab_size for _ in range(n)] for n in _LENGTHS]
+
+
+@torch.no_grad()
+def logits_of(source: Source) -> Tensor:
+    """Computes the logits of the fixed prompts with the weights in fp32: [32, V], on the CPU. Each
+    layer's weights are read before it runs and dropped after it."""
+    config, tensors = source.config, source.tensors
+    with torch.device("meta"):
+        model = Transformer(config).eval()
+
+    def load(module: nn.Module, prefix: str) -> None:
+        part = join_part(config, tensors, prefix)
+        weights = {name: tensor.float() for name, tensor in part.items()}
+        module.load_state_dict(weights, assign=True)
+
+    load(model.embed_tokens, "embed_tokens.")
+    load(model.norm, "norm.")
+    for i, block in enumerate(model.layers):
+        block.register_forward_pre_hook(lambda module, _, i=i: load(module, f"layers.{i}."))
+        block.register_forward_hook(_drop_weights)
+    model.lm_head.weight = cast(nn.Parameter, model.embed_tokens.weight)
+    if not config.tie_word_embeddings:
+        load(model.lm_head, "lm_head.")
+    found: list[Tensor] = []
+
+    def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
+        found.append(hidden_MD @ weight_VD.T)
+        return found[0].sum(1)
+
+    model(_batch(fixed_prompts(config)), head)
+    return found[0]
+
+
+def _drop_weights(module: nn.Module, *_: object) -> None:
+    module.to("meta")
+
+
+def _batch(prompts: list[list[int]]) -> Batch:
+    ids = torch.tensor([list(itertools.chain(*prompts))])
+    starts = list(itertools.accumulate(map(len, prompts), initial=0))
+    positions = torch.cat([torch.arange(len(prompt)) for prompt in prompts])
+    return Batch(
+        ids_BT=ids,
+        labels_BT=torch.full_like(ids, IGNORE_INDEX),
+        positions_BT=positions[None],
+        cu_seqlens=torch.tensor(starts, dtype=torch.int32),
+        bounds=tuple(starts),
+        is_token_BT=torch.ones_like(ids, dtype=torch.bool),
+        max_len=max(map(len, prompts)),
+        num_tokens=ids.numel(),
+        num_targets=0,
+    )
+
+
+def logits_difference(source: Source, result: Source, allowed: float) -> Difference:
+    """Compares the logits of the fixed prompts, computed in fp32 with both models' weights one
+    after the other."""
+    largest = float((logits_of(source) - logits_of(result)).abs().max())
+    return Difference("logits", largest, allowed)
+
+
+def weights_difference(
+    source: Source, result: Source, cast: Callable[[Tensor], Tensor]
+) -> Difference:
+    """Compares each tensor of the result with `cast` of the source's, bit by bit where the
+    difference is 0. Raises CheckpointError where they have other names."""
+    if set(source.tensors) != set(result.tensors):
+        names = sorted(set(source.tensors) ^ set(result.tensors))
+        raise CheckpointError(f"{result.path}: not in both models: {', '.join(names[:5])}")
+    largest = 0.0
+    for name in source.tensors:
+        expected, found = cast(source.tensors[name]), result.tensors[name]
+        if not torch.equal(expected, found):
+            largest = max(largest, float((expected.float() - found.float()).abs().max()))
+    return Difference("weights", largest, 0.0)
+
+
+def adapter_difference(source: Adapter, result: Adapter, dtype: str | None) -> Difference:
+    """Compares what two adapters add to each linear, as a share of the largest value added. `dtype`
+    is the type that the result was written in, fp32 if it is None."""
+    largest = size = 0.0
+    for name in {*source, *result}:
+        added = [adapter[name].delta() for adapter in (source, result) if name in adapter]
+        difference = added[0] - added[1] if len(added) == 2 else added[0]
+        largest = max(largest, float(difference.abs().max()))
+        size = max(size, float(added[0].abs().max()))
+    return Difference(
+        "B·A, as a share of its largest value",
+        largest / (size or 1.0),
+        {
+            # B takes scales in, and the product's sums are of another order.
+            "fp32": 1e-6,
+            "fp16": 2e-3,
+            "bf16": 2e-2,
+        }[dtype or "fp32"],
+    )

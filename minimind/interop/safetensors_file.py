@@ -1,0 +1,103 @@
+"""Reads and writes safetensors files one tensor at a time, so that neither needs memory for the
+whole model."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from minimind.errors import CheckpointError
+from minimind.interop.source import LazyTensor
+
+DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()} | {"F64": torch.float64}
+_ALIGNMENT = 8
+_OPEN_BYTES = 64 << 20
+
+
+class _File:
+    """Reads tensors of one file, which the library maps into memory. What was read stays resident
+    as long as the file is mapped, so it is opened again after some 64 MiB."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = None
+        self._num_bytes = 0
+
+    def open(self):  # the library gives no type
+        if self._file is None or self._num_bytes > _OPEN_BYTES:
+            self._file, self._num_bytes = safe_open(self._path, framework="pt"), 0
+        return self._file
+
+    def read(self, name: str) -> Tensor:
+        try:
+            tensor = self.open().get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise unreadable(self._path, error) from None
+        self._num_bytes += tensor.nbytes
+        return tensor
+
+
+def unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path}: not a readable safetensors file: {error}")
+
+
+def lazy_tensors(path: Path) -> dict[str, LazyTensor]:
+    """Gives the tensors of a file by name, unread. Raises CheckpointError where the file is no
+    safetensors file, is truncated, or holds weights that are not floating-point numbers."""
+    file = _File(path)
+    entries: dict[str, LazyTensor] = {}
+    try:
+        opened = file.open()
+        for name in opened.keys():  # noqa: SIM118
+            part = opened.get_slice(name)
+            if part.get_dtype() not in _DTYPES:
+                raise CheckpointError(
+                    f"{path}: {name} is {part.get_dtype()}; weights here are {', '.join(_DTYPES)}"
+                )
+            read = lambda name=name: file.read(name)  # noqa: E731
+            entries[name] = LazyTensor(tuple(part.get_shape()), _DTYPES[part.get_dtype()], read)
+    except (SafetensorError, OSError) as error:
+        raise unreadable(path, error) from None
+    return entries
+
+
+def write_safetensors(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
+    tensors: Iterable[tuple[str, Tensor]],
+    metadata: Mapping[str, str],
+) -> None:
+    """Writes a safetensors file, taking `tensors` (in the order of `shapes`, in `dtype`) one by
+    one. The library's own writer needs all of them in memory.
+
+    Format: the header's length as a little-endian 64-bit integer, the header as JSON, the tensors'
+    bytes in its order (github.com/huggingface/safetensors). Raises OSError.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
+        header[name] = {
+            "dtype": DTYPE_NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    names = iter(shapes)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)))
+        file.write(text)
+        for name, tensor in tensors:
+            assert (name, tuple(tensor.shape)) == (next(names), shapes[name])
+            assert tensor.dtype == dtype
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        assert next(names, None) is None

@@ -200,8 +200,11 @@ class Recorder:
             say=self._progress.say,
         )
 
-    def close(self, outcome: Outcome) -> None:
-        self._store.close()
+    def close(self, outcome: Outcome, *, is_lost: bool = False) -> None:
+        """Ends the records. Where a rank is lost, a checkpoint under way is not waited for: its
+        error would hide the one that names the rank."""
+        if not is_lost:
+            self._store.close()
         self._progress.close()
         if self._log:
             self._log.close(outcome)

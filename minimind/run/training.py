@@ -10,6 +10,7 @@ from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint, find_latest
 from minimind.engine.loop import Loop
 from minimind.engine.spikes import LossSpikeError
+from minimind.errors import LostRankError
 from minimind.monitors.monitor import DONE, INTERRUPTED, Outcome
 from minimind.run.build import Recorder, Trained, build_loop
 from minimind.run.resolve import ResolvedRun
@@ -38,7 +39,7 @@ def train_recorded(
     while True:
         recorder = Recorder(run, tokenizer, trained, loop, folder)
         loop.callbacks = recorder.callbacks
-        outcome = INTERRUPTED
+        outcome, is_lost = INTERRUPTED, False
         try:
             with heartbeat.training():
                 finished = loop.run()
@@ -46,11 +47,14 @@ def train_recorded(
             break
         except LossSpikeError as found:
             spike = found
+        except LostRankError as error:
+            outcome, is_lost = Outcome(1, str(error)), True
+            raise
         except Exception as error:
             outcome = Outcome(1, str(error))
             raise
         finally:
-            recorder.close(outcome)
+            recorder.close(outcome, is_lost=is_lost)
         loop = _go_back(run, trained, loop, folder, spike)
     if finished and trained.models.finish and loop.engine.ranks.is_main:
         trained.models.finish(folder)

@@ -2,6 +2,7 @@
 #              chat with it (minutes on two cores)
 # make demo    the same, then LoRA, DPO and GRPO on it, and the answers after each stage
 # make test    set up .venv, then the checks that CI runs
+# make faults  the tests of docs/faults.md, slow ones too: what happens under each fault
 # make gpu     GPU tests, compute-sanitizer and benchmarks into bench/results/<device>/ or OUT=FOLDER;
 #              PARTS=tests,kernels,... takes some of them, PARTS=correctness (or speed, breadth, ...)
 #              what fits one call of ten minutes; ARCHIVE=FILE.tar.gz holds all results of the call;
@@ -23,7 +24,7 @@ DEMO := runs/make-demo
 
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: train demo test test-all lint gpu clean
+.PHONY: train demo test test-all faults lint gpu clean
 
 $(CORE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -71,6 +72,9 @@ test: $(READY) lint
 
 test-all: $(READY) lint
 	$(PYTEST) -m 'not gpu'
+
+faults: $(READY)
+	$(PYTEST) -m 'faults and not gpu'
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -209,6 +209,7 @@ class StepStats:
     step: int
     """The number of optimizer steps done, this one included."""
     loss: float
+    """The mean over the step's targets (or pairs, samples); NaN where it had none."""
     grad_norm: float
     learning_rate: float
     tokens: int

@@ -18,6 +18,7 @@ from functools import partial
 
 from bench.harness import ROOT
 from bench.kernels.tables import kernel_table, step_count_table
+from bench.report.faults import faults_section
 from bench.report.formats import files_section, forms_section, keys_section
 from bench.report.goals import (
     ceilings_section,
@@ -56,11 +57,13 @@ RULES: dict[str, Callable[[], str]] = {
     "forms": forms_section,
     "keys": keys_section,
     "packages": packages_section,
+    "faults": faults_section,
 }
 """The sections that hold no results."""
 NAMES = (*SECTIONS, *RULES)
 DOCUMENTS = (
     "README.md", "kernels/README.md", "docs/performance.md", "docs/data.md", "docs/architecture.md",
+    "docs/faults.md",
 )  # fmt: skip
 _SECTION = re.compile(
     r"(?P<start><!-- generated: python -m bench\.report (?P<name>\w+) -->\n)"

@@ -13,6 +13,7 @@ from minimind.chat.session import ChatSession
 from minimind.config.tags import END_THINK, THINK
 from minimind.errors import ConfigError, MiniMindError
 from minimind.inference.answer_parser import Content, Part, Reasoning, ToolCall
+from minimind.runtime.printable import printable
 
 DIM, RESET = "\033[2m", "\033[0m"
 HELP = """\
@@ -170,14 +171,14 @@ class Terminal:
                     if not self._thinks:
                         print(DIM if self._has_colour else THINK, end="")
                     self._thinks = True
-                    print(text, end="", flush=True)
+                    print(printable(text), end="", flush=True)
                 case Content(text):
                     if self._thinks:
                         self._end_thought()
                         print()
-                    print(text, end="", flush=True)
+                    print(printable(text), end="", flush=True)
                 case ToolCall(_, name, arguments):
-                    print(f"\n[calls {name}({arguments})]", end="", flush=True)
+                    print(printable(f"\n[calls {name}({arguments})]"), end="", flush=True)
 
     def _end_thought(self) -> None:
         if self._thinks:
@@ -197,4 +198,4 @@ class Terminal:
 
     def _fail(self, error: Exception) -> None:
         self.has_failed = True
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(printable(f"error: {error}"), file=sys.stderr, flush=True)

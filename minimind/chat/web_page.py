@@ -10,6 +10,7 @@ from typing import Any
 
 import streamlit as st
 
+from minimind.chat.markdown import without_images
 from minimind.chat.server import ServerChat
 from minimind.chat.session import ChatOptions, ChatSession, answer_message
 from minimind.chat.web_texts import LANGUAGES, translate
@@ -44,7 +45,7 @@ def main() -> None:
     try:
         models = _list_models(url)
     except MiniMindError as error:
-        st.error(str(error))
+        st.error(without_images(str(error)))
         st.stop()
     session = _choose_conversation(_backend(url, models[0]), text)
     session.backend = backend = _backend(url, _choose_model(models, text))
@@ -183,11 +184,11 @@ def _show_turn(turn: Message, text: Text) -> None:
     with _speaker(role):
         if thought := turn.get("reasoning_content"):
             with st.expander(text("thought"), icon=":material/lightbulb:"):
-                st.markdown(thought)
+                st.markdown(without_images(thought))
         if role == "tool":
             st.code(turn["content"], language=None, wrap_lines=True)
         elif turn["content"]:
-            st.markdown(turn["content"])
+            st.markdown(without_images(turn["content"]))
         for call in turn.get("tool_calls", ()):
             _show_call(call["function"]["name"], call["function"]["arguments"], text)
 
@@ -203,7 +204,7 @@ def _wants_another(session: ChatSession, text: Text) -> bool:
 
 
 def _show_call(name: str, arguments: str, text: Text) -> None:
-    st.caption(f"{text('call')} `{name}`")
+    st.caption(without_images(f"{text('call')} `{name}`"))
     st.code(arguments, language="json", wrap_lines=True)
 
 
@@ -212,7 +213,9 @@ def _ask_for_results(
 ) -> None:
     with st.form("results"):
         results = [
-            st.text_input(f"{text('result')} {call['function']['name']}", key=call["id"])
+            st.text_input(
+                without_images(f"{text('result')} {call['function']['name']}"), key=call["id"]
+            )
             for call in calls
         ]
         if not st.form_submit_button(text("send")):
@@ -238,7 +241,7 @@ def _answer(
                 parts.append(part)
                 _show_progress(parts, thinking, saying, text)
         except MiniMindError as error:
-            st.error(str(error))
+            st.error(without_images(str(error)))
             return
     done = session.finished
     if done is not None:
@@ -253,9 +256,9 @@ def _show_progress(parts: Sequence[Part], thinking: Any, saying: Any, text: Text
     match parts[-1]:
         case Reasoning():
             with thinking.expander(text("thought"), expanded=True, icon=":material/lightbulb:"):
-                st.markdown(message["reasoning_content"])
+                st.markdown(without_images(message["reasoning_content"]))
         case Content():
-            saying.markdown(message["content"])
+            saying.markdown(without_images(message["content"]))
         case ToolCall(_, name, arguments):
             _show_call(name, arguments, text)
 

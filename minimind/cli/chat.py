@@ -19,6 +19,7 @@ from minimind.inference.load import (
     choose_placement,
     load_checkpoint,
 )
+from minimind.runtime.printable import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         backend, notice = open_backend(arguments)
         session = ChatSession(backend, options, system=arguments.system)
     except MiniMindError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     if notice:
         print(f"note: {notice}", file=sys.stderr)

@@ -25,6 +25,7 @@ from minimind.inference.prompts import answer_prompts
 from minimind.inference.sampling import SamplingParams
 from minimind.model.transformer import Transformer
 from minimind.runtime.logging import set_up_logging
+from minimind.runtime.printable import printable
 from minimind.runtime.whole_files import write_whole
 
 logger = logging.getLogger("minimind")
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (options.data or options.choices or options.tasks or options.prompts):
             raise ConfigError("nothing to evaluate: give --data, --choices, --tasks or --prompts")
         results = {str(folder): evaluate(folder, options) for folder in options.checkpoint}
-        print(report(results))
+        print(printable(report(results)))
         if options.json:
             text = json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n"
             with write_whole(options.json) as new:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from minimind import __version__
 from minimind.config.spelling import did_you_mean
+from minimind.runtime.printable import printable
 
 VERBS = {
     "train": "trains a model with one of the stages, on any number of ranks",
@@ -62,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_verb(verb: str, argv: Sequence[str]) -> int:
     """Runs one of VERBS and returns its exit status. Where a package of an optional extra is
-    missing, it prints which extra to install and returns 2."""
+    missing, it prints which extra to install and returns 2; where the machine has no room for what
+    is asked, it prints that and returns 1."""
     try:
         module = importlib.import_module(f"minimind.cli.{verb}")
         return getattr(module, "run_process", module.main)(argv)
@@ -77,6 +79,14 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    except (OSError, MemoryError, RuntimeError) as error:
+        from minimind.cli.failures import describe_failure
+
+        said = describe_failure(error)
+        if said is None:
+            raise
+        print(printable(f"error: {said}"), file=sys.stderr)
+        return 1
 
 
 def describe() -> str:

@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             allow_no_key=arguments.allow_no_key,
             log_prompts=arguments.log_prompts,
             cors_origins=tuple(arguments.cors_origin),
+            allowed_hosts=tuple(name.lower() for name in arguments.allowed_host),
             parse_special=arguments.parse_special,
             **{name: getattr(arguments, name) for name in NUMBERS},
         )
@@ -160,6 +161,14 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="ORIGIN",
         help="web pages of this origin may call the server, as http://localhost:3000; several; *: "
         "all pages",
+    )
+    access.add_argument(
+        "--allowed_host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a domain by which a server without a key may be called, besides addresses and names "
+        "without a dot; several",
     )
     prompts = parser.add_argument_group("prompts")
     prompts.add_argument(

@@ -13,6 +13,7 @@ from minimind.data.tokenizer import Tokenizer
 from minimind.data.tokenizer_training import MIN_VOCAB_SIZE, train_tokenizer
 from minimind.data.training_texts import read_training_texts
 from minimind.errors import ConfigError, DataError, MiniMindError
+from minimind.runtime.printable import printable
 
 CHECKED_CHARS = 1 << 20
 """The number of characters at the data's beginning on which compression and the round trip are
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         train(args)
     except MiniMindError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)

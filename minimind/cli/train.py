@@ -7,6 +7,7 @@ interrupted with a checkpoint saved.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -15,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
+from minimind.cli.failures import describe_failure, is_out_of_memory
 from minimind.engine.process_group import stop_ranks
 from minimind.errors import LostRankError, MiniMindError, TrainingError
 from minimind.rehearsal.fits import describe_rehearsal, read_place
+from minimind.rehearsal.rehearse import rehearse, why_not
 from minimind.run.arguments import parse_arguments
 from minimind.run.flags import TrainArguments
 from minimind.run.run import Run
@@ -41,6 +42,7 @@ one has."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains as the flags say; gives the exit status."""
     set_up_logging(read_ranks().rank)
+    arguments = None
     try:
         arguments = parse_arguments(argv)
         if arguments.dry_run:
@@ -53,17 +55,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except LostRankError:
         return 1
-    except torch.OutOfMemoryError as error:
-        logger.error("error: %s. %s", str(error).split("\n")[0], _MEMORY_ADVICE)
-        return 1
     except (MiniMindError, TrainingError) as error:
         # Every rank meets the same bad input or hears of another's. One rank of each machine
         # reports it, since ranks that have not joined yet hear of nothing.
         if read_ranks().local_rank == 0:
             logger.error("error: %s", error)
         return 2 if isinstance(error, MiniMindError) else 1
+    except (OSError, MemoryError, RuntimeError) as error:
+        said = describe_failure(error)
+        if said is None:
+            raise
+        if is_out_of_memory(error):
+            said += f". {_describe_peak(arguments)}{_MEMORY_ADVICE}"
+        logger.error("error: %s", said)
+        return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _describe_peak(arguments: TrainArguments | None) -> str:
+    """Says what a step's tensors need, as a rehearsal finds it; "" where there is none to be had
+    now."""
+    # Whatever the rehearsal meets, the error that is being reported comes first.
+    with contextlib.suppress(Exception):
+        run = Run.of(arguments) if arguments and read_ranks().world_size == 1 else None
+        if run and not why_not(run.resolved):
+            return f"A step of this run holds {rehearse(run).peak_bytes / 2**30:.2f} GiB. "
+    return ""
 
 
 def next_command(run: Run) -> str:

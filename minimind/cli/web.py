@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ PAGE = Path(__file__).parents[1] / "chat" / "web_page.py"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Becomes the web page's process; returns an exit status only where that is not possible."""
     parser = argparse.ArgumentParser(
         description="Opens a web page to chat with a running `minimind serve`.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -50,8 +50,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         "theme.dark.primaryColor": "#748ffc",
     }
     command += [f"--{name}={value}" for name, value in options.items()]
-    try:
-        environment = {**os.environ, SERVER_VARIABLE: arguments.server}
-        return subprocess.run(command, env=environment, check=False).returncode
-    except KeyboardInterrupt:
-        return 130
+    # Streamlit takes this process's place, so that whoever stops it stops the page.
+    os.execve(sys.executable, command, {**os.environ, SERVER_VARIABLE: arguments.server})

@@ -19,6 +19,7 @@ from minimind.config.deepspeed_optimizers import (
     offloads_optimizer,
 )
 from minimind.config.deepspeed_schedulers import contradicting
+from minimind.config.json_file import load_json
 from minimind.config.recipe import Recipe, replace_fields, spell_option
 from minimind.config.sizes import Sizes
 from minimind.config.spelling import did_you_mean
@@ -71,7 +72,7 @@ def load_ds_config(name: str, overrides: dict[str, Any]) -> dict[str, Any]:
     ConfigError."""
     path = find_ds_config(name)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
+        values = load_json(path, object_pairs_hook=_no_duplicates)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from minimind.config.json_file import load_json
 from minimind.config.rope_scaling import check_rope_scaling
 from minimind.config.spelling import did_you_mean
 from minimind.config.typed import convert
@@ -16,6 +16,9 @@ from minimind.errors import ConfigError
 
 _MAX_EXPERTS, _MAX_EXPERTS_PER_TOK = 256, 8
 """The limits of the routing kernel."""
+MAX_LAYERS, _MAX_SIZE = 1024, 1 << 24
+"""The most layers (or shared experts) and the largest other size: far above any model's, so that a
+file with a size that nobody can build is refused before anything loops over it or allocates it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +97,11 @@ class ModelConfig:
             "intermediate_size",
             "max_position_embeddings",
         ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            most = MAX_LAYERS if name == "num_hidden_layers" else _MAX_SIZE
+            if not 1 <= getattr(self, name) <= most:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; it must be at least 1 and at most {most:,}"
+                )
         if self.model_type not in ("llama", "qwen3"):
             raise ConfigError(f"model_type is {self.model_type!r}; known: 'llama', 'qwen3'")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -134,11 +140,17 @@ class ModelConfig:
                 f"num_experts_per_tok is {self.num_experts_per_tok}; of {self.num_experts} "
                 f"experts it must be from 1 to {most}"
             )
-        least = {"moe_intermediate_size": 1, "n_shared_experts": 0, "router_aux_loss_coef": 0}
-        for name, bound in least.items():
-            if not bound <= getattr(self, name) < math.inf:
+        bounds: dict[str, tuple[float, float]] = {
+            "moe_intermediate_size": (1, _MAX_SIZE),
+            "n_shared_experts": (0, MAX_LAYERS),
+            "router_aux_loss_coef": (0, 1e9),
+        }
+        for name, (least, most) in bounds.items():
+            if not least <= getattr(self, name) <= most:
                 value = getattr(self, name)
-                raise ConfigError(f"{name} is {value}; it must be at least {bound}")
+                raise ConfigError(
+                    f"{name} is {value}; it must be at least {least} and at most {most:,.0f}"
+                )
         layers, last = set(self.mlp_only_layers), self.num_hidden_layers - 1
         if not layers <= set(range(last + 1)) or len(layers) != len(self.mlp_only_layers):
             raise ConfigError(
@@ -288,7 +300,7 @@ def load_model_config(
 def read_json_fields(path: Path) -> dict[str, Any]:
     """Reads a JSON file of fields, whose names nobody has checked yet. Raises ConfigError."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = load_json(path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -183,7 +183,7 @@ def _read_turn(turn: object, where: str, needs_answer: bool) -> Message:
         raise BadChat(f"{where} is {json_type(turn)} where an object is expected")
     role = turn.get("role")
     if role not in ROLES:
-        given = json.dumps(role, ensure_ascii=False) if "role" in turn else "missing"
+        given = json.dumps(role, ensure_ascii=False)[:60] if "role" in turn else "missing"
         raise BadChat(f"{where}: the role is {given}; it must be one of {', '.join(ROLES)}")
     where = f"{where} ({role})"
     message = {key: value for key, value in turn.items() if value is not None}

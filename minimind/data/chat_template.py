@@ -15,6 +15,10 @@ import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from minimind.errors import DataError
+from minimind.runtime.bounded_call import BoundedCallError, call_bounded, limit_memory
+
+_MAX_CHARACTERS = 512 << 20
+"""The longest text that a template may give: twice the longest row of a data file."""
 
 CHAT_TEMPLATE = """\
 {%- macro turn(role, text) -%}
@@ -97,20 +101,41 @@ def render_chat(
 ) -> str:
     """Renders a conversation to the text that `transformers`' apply_chat_template gives. The
     template may use the tokenizer's `special_tokens` by name; `options` are further variables.
-    Raises DataError where the template cannot be parsed or refuses the messages."""
+    Raises DataError where the template cannot be parsed or refuses the messages, and where another
+    template than the project's takes too long or needs too much memory."""
+    variables = {
+        **(options or {}),
+        "messages": messages,
+        "tools": tools,
+        "documents": None,
+        "add_generation_prompt": add_generation_prompt,
+        "enable_thinking": enable_thinking,
+        "open_thinking": enable_thinking,  # the original's name of it
+        **(special_tokens or {}),
+    }
     try:
-        return _compile(template).render(
-            options or {},
-            messages=messages,
-            tools=tools,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            enable_thinking=enable_thinking,
-            open_thinking=enable_thinking,  # the original's name of it
-            **(special_tokens or {}),
-        )
-    except (jinja2.TemplateError, TypeError) as error:
+        if template == CHAT_TEMPLATE:
+            return _render(template, variables)
+        # A template comes with a downloaded tokenizer: its loops and texts may have any length.
+        return call_bounded("minimind.data.chat_template:render_bounded", (template, variables))
+    except (DataError, BoundedCallError) as error:
         raise DataError(f"the chat template cannot render these messages: {error}") from None
+
+
+def render_bounded(given: tuple[str, dict[str, Any]]) -> str:
+    """Renders a template with its variables, in a worker process. Raises DataError."""
+    limit_memory()
+    text = _render(*given)
+    if len(text) > _MAX_CHARACTERS:
+        raise DataError(f"its text has {len(text):,} characters; {_MAX_CHARACTERS:,} are the most")
+    return text
+
+
+def _render(template: str, variables: Mapping[str, Any]) -> str:
+    try:
+        return _compile(template).render(variables)
+    except Exception as error:  # a template may raise anything that an expression raises
+        raise DataError(str(error) or type(error).__name__) from None
 
 
 class _GenerationBlock(jinja2.ext.Extension):
@@ -126,7 +151,7 @@ class _GenerationBlock(jinja2.ext.Extension):
 
 @lru_cache(maxsize=8)
 def _compile(template: str) -> jinja2.Template:
-    # A template comes with a downloaded tokenizer, so it runs in a sandbox.
+    # The sandbox keeps a template from Python's objects.
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from minimind.config.json_file import check_regular
 from minimind.config.spelling import did_you_mean_file
 from minimind.data.containers import (
     BROKEN,
@@ -58,6 +59,9 @@ class DataFile:
     digest: str
     """The blake2b hash of all bytes; "" until they have been read. Cache keys contain it and
     `kinds`."""
+    states: tuple[tuple[int, ...], ...] = ()
+    """What each file was like before its bytes were read: inode, size, time of change. The digest
+    is that of other bytes where they are not the same afterwards."""
     others: tuple[str, ...] = ()
     """The names of a folder's files that are not read."""
 
@@ -114,12 +118,13 @@ def find_data(path: str | Path) -> DataFile:
         if not head:
             raise DataError(f"{name}: is empty; it needs one JSON object a line")
         members.append(_recognise(name, head))
-    return DataFile(str(path), tuple(members), size, "", _others(Path(path), members))
+    return DataFile(str(path), tuple(members), size, "", others=_others(Path(path), members))
 
 
 def scan_data(path: str | Path) -> DataFile:
     """Describes a source as `find_data` does, and reads all of it to compute its hash."""
     found = find_data(path)
+    states = tuple(_state(member.path) for member in found.members)
     digest = hashlib.blake2b(digest_size=20)
     total = 0
     for member in found.members:
@@ -131,7 +136,22 @@ def scan_data(path: str | Path) -> DataFile:
         if len(found.members) > 1:
             digest.update(f"\0{size}\0".encode())
         total += size
-    return replace(found, size=total, digest=digest.hexdigest())
+    return replace(found, size=total, digest=digest.hexdigest(), states=states)
+
+
+def check_unchanged(file: DataFile) -> None:
+    """Raises DataError where a file of the source is not as it was when its hash was computed."""
+    for member, state in zip(file.members, file.states, strict=True):
+        if _state(member.path) != state:
+            raise DataError(f"{member.path}: changed while it was read; start again")
+
+
+def _state(path: str) -> tuple[int, ...]:
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    return (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def read_rows(file: DataFile) -> Iterator[tuple[Row | BadRow, int]]:
@@ -154,6 +174,7 @@ def read_rows(file: DataFile) -> Iterator[tuple[Row | BadRow, int]]:
 def open_data(path: str | Path) -> BinaryIO:
     """Opens a data file for reading bytes. Raises DataError."""
     try:
+        check_regular(path)
         return open(path, "rb")
     except FileNotFoundError:
         guess = did_you_mean_file(Path(path))

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from minimind.config.json_file import TOO_DEEP, is_too_deep
 from minimind.data.jsonl import BadRow, json_type, unique_keys
 from minimind.errors import DataError
 from minimind.types import Row
@@ -105,6 +106,8 @@ class _Text:
             except (RecursionError, ValueError) as error:
                 raise DataError(f"{self._name}: row {number}: not usable JSON: {error}") from None
             else:
+                if is_too_deep(value):
+                    raise DataError(f"{self._name}: row {number}: not usable JSON: {TOO_DEEP}")
                 # A number at the end of the text may go on.
                 if end < len(self._text) or not self._read():
                     self._at = end

@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+from minimind.config import json_file
 from minimind.data.jsonl import RowProblem, json_type, unique_keys
 
 _PYTHON = re.compile(r"\s*(?:\[\s*)?\{\s*'")
@@ -15,7 +16,7 @@ def parse_json(text: str, what: str) -> Any:
     """Parses JSON. Raises RowProblem, which calls the text `what`, where it is not JSON or an
     object repeats a key."""
     try:
-        return json.loads(text, object_pairs_hook=unique_keys)
+        return json_file.parse_json(text, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         hint = ""
         if _PYTHON.match(text):

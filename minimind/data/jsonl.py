@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from minimind.config.json_file import MAX_DEPTH, TOO_DEEP, is_too_deep
 from minimind.types import Row
 
 MAX_LINE_BYTES = 256 << 20
@@ -127,6 +128,8 @@ def _parse(raw: bytes) -> dict | str:
         return f"not JSON: {error.msg} (column {error.colno}); each line must be one JSON object"
     except (RecursionError, ValueError) as error:
         return f"not usable JSON: {error}"
+    if text.count("{") + text.count("[") > MAX_DEPTH and is_too_deep(data):
+        return f"not usable JSON: {TOO_DEEP}"
     if not isinstance(data, dict):
         return f"{json_type(data)} where a JSON object is expected"
     return data

@@ -125,7 +125,7 @@ def choose(data: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
         if value is not None and value != "":
             found[key] = value
     values = list(found.values())
-    if any(value != values[0] for value in values):
+    if any(value != values[0] for value in values[1:]):  # NaN is not even itself
         first, second, *_ = (f'"{key}"' for key in found)
         raise RowProblem(f"{first} and {second} differ, which name one thing: keep one of them")
     return values[0] if values else None

@@ -25,7 +25,7 @@ from minimind.data.text_format import TEXT
 from minimind.data.token_writer import META_FILE, write_tokens
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError, DataError
-from minimind.runtime.cache_folder import default_cache_dir, locked, remove_stale
+from minimind.runtime.cache_folder import CACHE_ADVICE, default_cache_dir, locked, remove_stale
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,9 @@ def build_token_cache(
                     write_tokens(reader, folder, key, tokenizer, format, on_bad_row, progress)
                     cache = _open(folder, reader, format)
         except OSError as error:
-            raise DataError(f"{parent}: the token cache cannot be written: {error}") from None
+            raise DataError(
+                f"{parent}: the token cache cannot be written: {error}; {CACHE_ADVICE}"
+            ) from None
         if cache is None:
             raise DataError(f"{folder}: the token cache is incomplete; remove the folder")
     if cache.described:

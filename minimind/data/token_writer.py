@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from minimind.data.data_file import DataFile
+from minimind.data.data_file import check_unchanged
 from minimind.data.formats import TEXT_COLUMN, Format
 from minimind.data.jsonl import BadRow, bad_rows_message
 from minimind.data.rows import RowReader
@@ -56,7 +56,6 @@ def write_tokens(
     source that changes while it is read, and a full disk.
     """
     file = reader.file
-    before = _state(file)
     writer = _Writer(reader, tokenizer, format)
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -66,9 +65,8 @@ def write_tokens(
                 for batch, samples in _encoded(_batches(reader, progress), format, tokenizer):
                     writer.add(batch, samples)
             writer.check_usable(on_bad_row)
-            if _state(file) != before:
-                raise DataError(f"{file.path}: changed while it was read; start again")
-            meta = json.dumps({"key": key, **writer.meta()}, ensure_ascii=False)
+            check_unchanged(file)
+            meta = json.dumps({"key": key, **writer.meta()})
             (temporary / META_FILE).write_text(meta, encoding="utf-8")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -262,11 +260,6 @@ def _column_problem(columns: Mapping[str, str], meta: Mapping[str, Any]) -> str 
         if not fits:
             return f'"{name}" is {json.dumps(value)[:40]}; it must be {kind}'
     return None
-
-
-def _state(file: DataFile) -> list[tuple[int, int]]:
-    found = [os.stat(member.path) for member in file.members]
-    return [(status.st_size, status.st_mtime_ns) for status in found]
 
 
 def _free_bytes(folder: Path) -> int:

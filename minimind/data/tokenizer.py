@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import tokenizers
 from tokenizers import processors
 
+from minimind.config.json_file import load_json
 from minimind.config.spelling import did_you_mean_file
 from minimind.config.tags import CALL, END_CALL, END_RESULT, END_THINK, RESULT, THINK
 from minimind.data.text_pieces import split_text
+from minimind.data.tokenizer_probe import check_text_parts
 from minimind.errors import ConfigError, DataError
 
 TAGS = (CALL, END_CALL, RESULT, END_RESULT, THINK, END_THINK)
@@ -40,6 +43,7 @@ class Tokenizer:
         self._spec = spec
         self._config = config
         self.origin = origin
+        check_text_parts(spec, byte_alphabet(), origin)
         self.added_ids = {t["content"]: t["id"] for t in spec.get("added_tokens") or []}
         """The id of each special or added token, by its text."""
         self._rendered = _build(spec, set(self.added_ids), origin)
@@ -77,7 +81,7 @@ class Tokenizer:
             if template.is_file():
                 config["chat_template"] = template.read_text("utf-8")
             return cls(spec, config, str(folder))
-        except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
             raise DataError(f"{folder}: not the files of a tokenizer: {error!r}") from None
 
     def save(self, folder: str | Path) -> None:
@@ -125,13 +129,19 @@ class Tokenizer:
         """Gives the ids that come before a document's text: bos or nothing."""
         return [] if self.bos_id is None else [self.bos_id]
 
+    def least_tokens(self, text: str) -> int:
+        """Gives a number of tokens that `text` has at least, from its bytes and those of the
+        longest token, without encoding it."""
+        return -(-len(text.encode(errors="replace")) // self._longest_bytes)
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes each text as `encode` does, on all cores (RAYON_NUM_THREADS sets their
         number)."""
         pieces = [split_text(text) for text in texts]
         flat = [piece for text in pieces for piece in text]
         # The fast method leaves out character offsets, which are not used here.
-        encoded = iter(self._plain.encode_batch_fast(flat, add_special_tokens=False))
+        with _panics_as_errors(self.origin):
+            encoded = iter(self._plain.encode_batch_fast(flat, add_special_tokens=False))
         return [
             next(encoded).ids if len(text) == 1 else [i for _ in text for i in next(encoded).ids]
             for text in pieces
@@ -139,7 +149,8 @@ class Tokenizer:
 
     def encode_rendered(self, text: str) -> list[int]:
         """Encodes a rendered chat template; every added token is recognised."""
-        return self._rendered.encode(text, add_special_tokens=False).ids
+        with _panics_as_errors(self.origin):
+            return self._rendered.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Decodes `ids`. Bytes that are not UTF-8 become U+FFFD. An id beyond the vocabulary, which
@@ -173,6 +184,13 @@ class Tokenizer:
             else bytes(byte_of[char] for char in token)
             for token, id in self._rendered.get_vocab().items()
         }
+
+    @cached_property
+    def _longest_bytes(self) -> int:
+        """The most bytes of a text that become one token: those of the longest token. A normalizer
+        may have made them from more; NFC makes one character of up to three."""
+        longest = max(map(len, self._bytes_of_id.values()), default=1) or 1
+        return longest if self._spec.get("normalizer") is None else 4 * longest
 
     @cached_property
     def _document_template(self) -> dict[str, Any] | None:
@@ -241,10 +259,23 @@ def _build(
     added = [t for t in spec.get("added_tokens") or [] if t["content"] in recognised]
     changed = {"added_tokens": added, "truncation": None, "padding": None}
     changed["post_processor"] = post_processor
+    with _panics_as_errors(origin):
+        try:
+            return tokenizers.Tokenizer.from_str(json.dumps({**spec, **changed}))
+        except Exception as error:  # tokenizers raises no narrower type
+            raise DataError(f"{origin}: {TOKENIZER_FILE} cannot be loaded: {error}") from None
+
+
+@contextmanager
+def _panics_as_errors(origin: str) -> Iterator[None]:
+    """Turns a panic of the library's Rust, which is no Exception and would end a program, into a
+    DataError."""
     try:
-        return tokenizers.Tokenizer.from_str(json.dumps({**spec, **changed}))
-    except Exception as error:  # tokenizers raises no narrower type
-        raise DataError(f"{origin}: {TOKENIZER_FILE} cannot be loaded: {error}") from None
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise DataError(f"{origin}: {TOKENIZER_FILE} cannot be used here: {error}") from None
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
@@ -262,7 +293,9 @@ def _check_text_stays_text(plain: tokenizers.Tokenizer, added: dict[str, int], o
     """Raises DataError for a tokenizer whose merges build an added token, so that text could become
     that token."""
     for content, id in added.items():
-        if id in plain.encode(content, add_special_tokens=False).ids:
+        with _panics_as_errors(origin):
+            ids = plain.encode(content, add_special_tokens=False).ids
+        if id in ids:
             raise DataError(
                 f"{origin}: the merges of {TOKENIZER_FILE} build the added token {content!r}, so "
                 "plain text could become it; train a tokenizer whose merges do not"
@@ -271,7 +304,7 @@ def _check_text_stays_text(plain: tokenizers.Tokenizer, added: dict[str, int], o
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = load_json(path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; a tokenizer folder needs it") from None
     except OSError as error:
@@ -287,5 +320,7 @@ def _default_template(template: Any) -> str | None:
     """Gives the default template; older files hold a list of named templates."""
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template}
-        return named.get("default")
+        template = named.get("default")
+    if not isinstance(template, str | None):
+        raise TypeError(f"chat_template is {template!r:.60}, which is no text")
     return template

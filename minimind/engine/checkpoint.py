@@ -12,7 +12,6 @@ Other names beside them, such as a user's copies, are nobody's checkpoints.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from minimind.config.deepspeed_json import precision
+from minimind.config.json_file import load_json
 from minimind.errors import CheckpointError
 from minimind.runtime.digests import check_digests
 
@@ -55,7 +55,7 @@ def load_checkpoint_meta(folder: Path) -> Checkpoint:
     size. Raises CheckpointError."""
     path = folder / META_FILE
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = load_json(path)
         files = dict[str, int](meta["files"])
         int(meta["step"])
     except OSError as error:

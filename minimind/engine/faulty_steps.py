@@ -35,7 +35,7 @@ class FaultySteps:
         """Raises TrainingError where the loss or the gradient of step `step` is not finite and the
         recipe's limit of skipped steps is reached. `num_micro_batches` is that of the loader, on
         each rank."""
-        loss, grad_norm = found.mean_loss, float(found.grad_norm)
+        loss, grad_norm = found.any_loss, float(found.grad_norm)
         if math.isfinite(loss) and math.isfinite(grad_norm):
             return
         if math.isfinite(loss) and self._engine.precision == "fp16":  # its loss scaling's business
@@ -69,7 +69,7 @@ class FaultySteps:
         assert found.losses_U is not None
         losses = found.losses_U.tolist()
         bad = [micro for micro, value in enumerate(losses) if not math.isfinite(value)]
-        if math.isfinite(found.mean_loss):  # the gradient alone: it may come from any of them
+        if math.isfinite(found.any_loss):  # the gradient alone: it may come from any of them
             bad = list(range(len(losses)))
         rows: list[str] = []
         for micro in sorted({micro % num_micro_batches for micro in bad}):

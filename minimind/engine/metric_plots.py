@@ -15,8 +15,9 @@ def plot_losses(rows: Sequence[dict[str, str]], path: Path) -> None:
     """Plots training loss, its running mean and validation loss over optimizer steps."""
     from matplotlib.figure import Figure
 
-    steps = [int(row["step"]) for row in rows]
-    losses = [float(row["loss"]) for row in rows]
+    learnt = [row for row in rows if row["loss"]]
+    steps = [int(row["step"]) for row in learnt]
+    losses = [float(row["loss"]) for row in learnt]
     validation = [(int(row["step"]), float(row["val_loss"])) for row in rows if row["val_loss"]]
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()

@@ -72,7 +72,6 @@ class MetricsLog:
 
     def write(self, stats: StepStats, val_loss: float | None) -> None:
         figures: dict[str, float] = {
-            "loss": stats.loss,
             "learning_rate": stats.learning_rate,
             "grad_norm": stats.grad_norm,
             "tokens": stats.tokens,
@@ -83,8 +82,9 @@ class MetricsLog:
             figures["peak_bytes"] = stats.peak_bytes
         if val_loss is not None:
             figures["val_loss"] = val_loss
-        # A value that this step does not have, such as a mean over nothing, is left out.
-        more = (*stats.metrics.items(), *stats.diagnostics.items())
+        # A value that this step does not have, such as a mean over nothing, is left out: a 0 would
+        # pull down the mean over several steps.
+        more = (("loss", stats.loss), *stats.metrics.items(), *stats.diagnostics.items())
         figures |= {name: value for name, value in more if not math.isnan(value)}
         row = {name: format(value, _FORMATS.get(name, ".6g")) for name, value in figures.items()}
         self._writer.writerow({"step": stats.step, **row})

@@ -110,8 +110,15 @@ class StepNumbers(Numbers):
 
     @property
     def mean_loss(self) -> float:
-        """Gives the loss divided by the count; 0 for a step that had nothing to learn from."""
-        return float(self.loss) / max(float(self.count), 1.0)
+        """Gives the loss divided by the count; NaN for a step that had nothing to learn from."""
+        count = float(self.count)
+        return float(self.loss) / max(count, 1.0) if count else math.nan
+
+    @property
+    def any_loss(self) -> float:
+        """Gives `mean_loss`, or the sum of a step that has no mean: it is not finite if any loss in
+        the step is not."""
+        return self.mean_loss if self.count else float(self.loss)
 
     @property
     def mean_metrics(self) -> list[float]:

@@ -53,7 +53,7 @@ class Progress:
         weight = 0.1 if stats.step > self._first_step + 2 else 1.0
         self._seconds_per_step += weight * (seconds - self._seconds_per_step)
         shown = {
-            "loss": f"{stats.loss:.4f}",
+            "loss": "none" if math.isnan(stats.loss) else f"{stats.loss:.4f}",
             "lr": f"{stats.learning_rate:.2e}",
             **({} if warms_up else {"tok/s": f"{stats.tokens_per_s:,.0f}"}),
             **{n: f"{value:.4g}" for n, value in stats.metrics.items() if not math.isnan(value)},

@@ -40,6 +40,10 @@ MAX_PREFILL = 512
 """The most prompt tokens computed in a step: enough to keep the matrix products busy, few enough
 that running sequences wait only a moment."""
 
+_USUAL_TOKENS = 1 << 20
+"""The cache's tokens where nobody names a number. A config.json may claim any context, and whether
+or not the model knows it, memory is needed for it."""
+
 
 class BatchEngine:
     """Continues many prompts at once, over one cache of `max_batch` slots.
@@ -61,7 +65,7 @@ class BatchEngine:
         grammar_limit_s: float | None = None,
     ) -> None:
         """Makes an engine whose cache holds `max_tokens` tokens in all, shared equally by the
-        slots; by default each slot holds a whole context.
+        slots; by default each slot holds a whole context, or its share of 1,048,576 tokens.
 
         Requests choose among `adapters`, which are loaded over `model`, by name. A batch uses one
         adapter, and adapters take turns. With `fast_decode`, steps of one token per sequence run as
@@ -69,8 +73,8 @@ class BatchEngine:
         off in an engine that is kept. `grammar_limit_s` is GrammarCompiler's. Raises ConfigError.
         """
         capacity = model.config.max_position_embeddings
-        if max_tokens is not None:
-            capacity = min(capacity, max_tokens // max(max_batch, 1))
+        share = (_USUAL_TOKENS if max_tokens is None else max_tokens) // max(max_batch, 1)
+        capacity = min(capacity, share)
         sizes = {"max_batch": max_batch, "max_tokens // max_batch": capacity}
         for name, value in (sizes | {"max_prefill": max_prefill}).items():
             if value < 1:

@@ -9,11 +9,20 @@ from typing import Any
 
 from minimind.data.chat_encoding import Chat, ChatEncoder
 from minimind.data.tokenizer import Tokenizer
+from minimind.errors import DataError
 from minimind.inference.answer_parser import opens_reasoning
 
 _TAIL = 32
 """The last tokens of a prompt that are searched; all that the template writes after the last turn
 fits in them."""
+
+
+class PromptTooLongError(DataError):
+    """Reports a conversation that has more tokens than were allowed."""
+
+    def __init__(self, least_tokens: int) -> None:
+        super().__init__(f"the conversation has at least {least_tokens} tokens")
+        self.least_tokens = least_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +40,20 @@ def chat_prompt(
     opens_turn: bool = True,
     continues: bool = False,
     options: Mapping[str, Any] | None = None,
+    max_tokens: int | None = None,
 ) -> ChatPrompt:
     """Gives the tokens of a conversation up to where the assistant's next turn begins
     (`opens_turn`), or to the end of its unfinished last turn (`continues`). `options` are variables
-    of the template. Raises DataError."""
+    of the template. Raises DataError, and PromptTooLongError where the text shows, before it is
+    encoded, that it has more than `max_tokens` tokens."""
     encoder = _encoder(tokenizer)
     if continues:
         spans = encoder.unfinished_spans(chat, options)
     else:
         spans = encoder.prompt_spans(chat, enable_thinking, opens_turn=opens_turn, options=options)
+    least_tokens = sum(tokenizer.least_tokens(text) for text, _ in spans)
+    if max_tokens is not None and least_tokens > max_tokens:
+        raise PromptTooLongError(least_tokens)
     (sample,) = encoder.encode([spans])
     ids = sample.ids.tolist()
     tail = ids if continues else ids[-_TAIL:]

@@ -26,6 +26,8 @@ from minimind.model.state_dict import hash_files, hash_weights, load_hf_folder
 
 LATEST, BEST = "latest", "best"
 """Names of the links in a run's `checkpoints` folder to one of its checkpoints."""
+_MAX_ADAPTERS = 16
+"""The most adapters that may lie over one another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,11 @@ class BaseModel:
 
 
 def is_model_folder(folder: Path) -> bool:
-    return (folder / CONFIG_FILE).exists() or is_adapter_folder(folder)
+    return os.path.exists(folder / CONFIG_FILE) or is_adapter_folder(folder)
 
 
 def is_adapter_folder(folder: Path) -> bool:
-    return (folder / ADAPTER_CONFIG_FILE).exists()
+    return os.path.exists(folder / ADAPTER_CONFIG_FILE)
 
 
 def find_model_folder(path: Path) -> Path:
@@ -109,18 +111,27 @@ def load_adapter(folder: Path, config: ModelConfig) -> dict[str, LoraPart]:
     return adapter
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, above: tuple[Path, ...] = ()) -> str:
     """Identifies the weights of a model folder; for an adapter, together with its base's."""
     if not is_adapter_folder(folder):
         return hash_weights(folder)
-    return f"{find_base(folder).fingerprint}+{hash_files([folder / ADAPTER_WEIGHTS_FILE])}"
+    base = find_base(folder, above)
+    return f"{base.fingerprint}+{hash_files([folder / ADAPTER_WEIGHTS_FILE])}"
 
 
-def find_base(folder: Path) -> BaseModel:
+def find_base(folder: Path, above: tuple[Path, ...] = ()) -> BaseModel:
     """Finds an adapter's base model: at its path relative to the adapter's folder, so that a folder
-    of runs can be moved as a whole, or at the absolute path in the configuration. Raises
-    CheckpointError where it is missing or has changed."""
+    of runs can be moved as a whole, or at the absolute path in the configuration. `above` are the
+    adapters that lie over it. Raises CheckpointError where it is missing or has changed, and for
+    adapters that are based on one another in a circle."""
     folder = folder.resolve()
+    above = (*above, folder)
+    if folder in above[:-1] or len(above) > _MAX_ADAPTERS:
+        raise CheckpointError(
+            f"{folder}: an adapter based on itself, or on more than {_MAX_ADAPTERS} others: "
+            f"{' on '.join(map(str, above[:4]))}. Write the folder of a whole model as "
+            f"base_model_name_or_path into {ADAPTER_CONFIG_FILE}"
+        )
     written = read_peft_config(folder).get("base_model_name_or_path") or ""
     header = read_header(folder)
     wanted = header.get("base_fingerprint")
@@ -131,7 +142,7 @@ def find_base(folder: Path) -> BaseModel:
     for place in dict.fromkeys(places):
         if not is_model_folder(place):
             problems.append(f"{place} is no model folder")
-        elif (found := fingerprint(place)) == (wanted or found):
+        elif (found := fingerprint(place, above)) == (wanted or found):
             return BaseModel(place, found)
         else:
             problems.append(f"{place} holds other weights than it was trained beside")

@@ -24,9 +24,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from minimind.config.json_file import check_regular, load_json
 from minimind.config.model import ModelConfig
 from minimind.errors import CheckpointError
 from minimind.lora.adapter import EMBEDDING, HEAD, Adapter, LoraPart
+from minimind.lora.alphas import read_alphas
 from minimind.lora.peft_experts import find_stack, split_experts
 from minimind.model.hf_config import CONFIG_FILE, to_hf_config
 from minimind.model.state_dict import linear_parts, write_tensors
@@ -60,13 +62,15 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     """Reads adapter_config.json. Raises CheckpointError."""
     path = folder / ADAPTER_CONFIG_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = load_json(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError:
         values = None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: not the configuration of an adapter")
+    if not isinstance(base := values.get("base_model_name_or_path") or "", str):
+        raise CheckpointError(f"{path}: base_model_name_or_path is {base!r:.60}, which is no path")
     return values
 
 
@@ -97,6 +101,7 @@ def read_adapter(
     with _open_weights(folder) as file:
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     adapter: dict[str, LoraPart] = {}
+    pairs: list[tuple[str, str | None, Tensor, Tensor]] = []
     copies: dict[str, Tensor] = {}
     for key in sorted(tensors):
         name = key.removeprefix(PREFIX)
@@ -113,11 +118,20 @@ def read_adapter(
         if kind == "lora_embedding_":
             # PEFT adds (B·A)ᵀ to an embedding.
             a_RI, b_OR = b_OR.T.contiguous(), a_RI.T.contiguous()
-        if (stack := find_stack(name, a_RI, b_OR, config, str(folder))) is None:
-            adapter[name] = LoraPart(a_RI, b_OR, _alpha(values, name, len(a_RI)))
+        if not len(a_RI):
+            raise CheckpointError(f"{folder}: the rank of {name} is 0; it must be at least 1")
+        pairs.append((name, find_stack(name, a_RI, b_OR, config, str(folder)), a_RI, b_OR))
+    origin = str(folder / ADAPTER_CONFIG_FILE)
+    names = [_matched_name(values, stack or name) for name, stack, _, _ in pairs]
+    alphas = read_alphas(values, names, origin)
+    for matched, (name, stack, a_RI, b_OR) in zip(names, pairs, strict=True):
+        rank = len(a_RI) if stack is None else len(a_RI) // config.num_experts
+        # Rank-stabilised scaling, alpha/sqrt(r), as the alpha that has the same effect.
+        alpha = alphas[matched] * (math.sqrt(rank) if values.get("use_rslora") else 1.0)
+        if stack is None:
+            adapter[name] = LoraPart(a_RI, b_OR, alpha)
         else:
-            rank = len(a_RI) // config.num_experts
-            adapter |= split_experts(stack, a_RI, b_OR, config, _alpha(values, stack, rank))
+            adapter |= split_experts(stack, a_RI, b_OR, config, alpha)
     if tensors or not adapter:
         raise CheckpointError(
             f"{folder}: {', '.join(sorted(tensors)[:3]) or 'no tensor'}: pairs of "
@@ -143,19 +157,12 @@ def _check_supported(values: Mapping[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path}: ensure_weight_tying is not supported")
 
 
-def _alpha(values: Mapping[str, Any], name: str, rank: int) -> float:
-    """Gives a linear's alpha by PEFT's rule: that of the first pattern which its name ends in, or
-    its weight's name if PEFT adapts it as a parameter. Rank-stabilised scaling, alpha/sqrt(r), is
-    converted to the alpha that has the same effect."""
-    alpha = values.get("lora_alpha", 8)
+def _matched_name(values: Mapping[str, Any], name: str) -> str:
+    """Gives the name that PEFT's patterns are matched with: a linear's, or its weight's if PEFT
+    adapts it as a parameter."""
     parameters = values.get("target_parameters") or ()
-    if any(f".{name}.weight".endswith(f".{parameter}") for parameter in parameters):
-        name = f"{name}.weight"
-    for pattern, value in (values.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", name):
-            alpha = value
-            break
-    return alpha * math.sqrt(rank) if values.get("use_rslora") else alpha
+    is_parameter = any(f".{name}.weight".endswith(f".{one}") for one in parameters)
+    return f"{name}.weight" if is_parameter else name
 
 
 def save_adapter(folder: Path, config: ModelConfig, adapter: Adapter, base: BaseModel) -> None:
@@ -219,6 +226,7 @@ def _leaf(name: str) -> str:
 def _open_weights(folder: Path) -> Any:
     path = folder / ADAPTER_WEIGHTS_FILE
     try:
+        check_regular(path)
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minimind.config.model import ModelConfig
+from minimind.config.json_file import load_json
+from minimind.config.model import MAX_LAYERS, ModelConfig
 from minimind.config.rope_scaling import ROPE_FIELDS
 from minimind.errors import CheckpointError, ConfigError
 
@@ -128,7 +128,7 @@ def load_hf_config(folder: Path) -> ModelConfig:
     Face."""
     path = folder / CONFIG_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = load_json(path)
         family, ours = str(values["model_type"]), dict(values.get("minimind") or {})
         layer_types = set(values.get("layer_types") or ())
         # transformers 5 writes rope_theta and rope_scaling as one object, rope_parameters.
@@ -147,7 +147,8 @@ def load_hf_config(folder: Path) -> ModelConfig:
         if (given := rope.pop(name, values.get(name))) not in (None, only):
             raise CheckpointError(f"{path}: {name} is {given!r}; models here have {only!r}")
     if other := layer_types - {"full_attention"}:
-        raise CheckpointError(f"{path}: layer_types holds {sorted(other)}; all attention is full")
+        kinds = sorted(map(str, other))
+        raise CheckpointError(f"{path}: layer_types holds {kinds}; all attention is full")
     if missing := [name for name in _REQUIRED if values.get(name) is None]:
         raise CheckpointError(f"{path}: {missing[0]} is missing")
     fields: dict[str, Any] = {
@@ -181,7 +182,7 @@ def _read_experts(values: Mapping[str, Any]) -> dict[str, Any]:
     values = {"num_experts": values.get("num_local_experts"), **values}
     fields = {name: values[name] for name in _EXPERTS if values.get(name) is not None}
     step, layers = values.get("decoder_sparse_step"), values["num_hidden_layers"]
-    if isinstance(step, int) and step > 1 and isinstance(layers, int):
+    if isinstance(step, int) and step > 1 and isinstance(layers, int) and layers <= MAX_LAYERS:
         skipped = {i for i in range(layers) if (i + 1) % step}
         fields["mlp_only_layers"] = sorted(skipped.union(fields.get("mlp_only_layers", ())))
     return fields

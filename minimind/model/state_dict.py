@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from minimind.config.json_file import check_regular, load_json
 from minimind.config.model import ModelConfig
 from minimind.errors import CheckpointError
 from minimind.model.hf_config import CONFIG_FILE, load_hf_config, to_hf_config
@@ -261,6 +262,7 @@ def load_hf_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     tensors: dict[str, Tensor] = {}
     for path in weight_files(folder):
         try:
+            check_regular(path)
             with safe_open(path, framework="pt") as file:
                 tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
@@ -279,6 +281,7 @@ def hash_files(paths: Iterable[Path]) -> str:
     digest = hashlib.blake2b(digest_size=20)
     for path in paths:
         try:
+            check_regular(path)
             with open(path, "rb") as file:
                 digest.update(hashlib.file_digest(file, "blake2b").digest())
         except OSError as error:
@@ -294,7 +297,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not index.exists():
         raise CheckpointError(f"{folder}: holds neither {WEIGHTS_FILE} nor {INDEX_FILE}")
     try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = sorted(set(load_json(index)["weight_map"].values()))
         return [folder / Path(shard).name for shard in shards]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{index}: not a safetensors index: {error!r}") from None

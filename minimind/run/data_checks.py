@@ -24,7 +24,12 @@ def check_data(run: ResolvedRun, loader: PackedLoader, eval_data: EvalLoader | N
 
 
 def _check_length(run: ResolvedRun, num_steps: int) -> None:
-    """Raises ConfigError where the run ends before the learning rate's warm-up does."""
+    """Raises ConfigError where the run has no step, or ends before the learning rate's warm-up
+    does."""
+    if num_steps < 1:
+        raise ConfigError(
+            f"epochs is {run.recipe.epochs:g}, too few for a single step: give more, or --max_steps"
+        )
     if scheduler := run.ds_config.get("scheduler"):
         check_length(scheduler, run.ds_config["optimizer"]["params"]["lr"], num_steps)
     elif run.recipe.warmup_steps >= num_steps:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minimind.config.json_file import load_json
 from minimind.config.recipe import FLAGS, Recipe, parse_assignments, spell_option
 from minimind.data.rows import FORMAT_NAMES
 from minimind.errors import ConfigError
@@ -222,6 +223,5 @@ def _choose_stage(given: str | None, resume: bool, output_dir: str | None) -> st
     if given is None and resume and output_dir:
         # A run.json that cannot be read is reported later, when the run is resumed.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            text = (Path(output_dir) / "run.json").read_text(encoding="utf-8")
-            return str(json.loads(text)["stage"])
+            return str(load_json(Path(output_dir) / "run.json")["stage"])
     return given or "pretrain"

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from minimind.config.json_file import load_json
 from minimind.config.spelling import did_you_mean_file
 from minimind.engine.checkpoint import list_steps
 from minimind.errors import CheckpointError, ConfigError
@@ -21,6 +22,7 @@ from minimind.runtime.whole_files import write_whole
 
 RUNS = Path("runs")
 RUN_FILE = "run.json"
+_MAX_NAME_BYTES = 255
 _NAMED = 5
 """The most files that an error names."""
 
@@ -66,7 +68,7 @@ def check_folder(run: ResolvedRun) -> Path:
     """Gives the folder that `open_folder` will create. Raises ConfigError where it cannot be
     created or written to, or has checkpoints that the user did not ask to resume."""
     folder = _choose_folder(run)
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     if not nearest.is_dir():
         raise ConfigError(f"--output_dir {folder}: {nearest} is a file; name a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
@@ -77,6 +79,11 @@ def check_folder(run: ResolvedRun) -> Path:
 def _choose_folder(run: ResolvedRun) -> Path:
     if given := run.arguments.get("output_dir"):
         folder = Path(given)
+        if any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in folder.parts):
+            raise ConfigError(
+                f"--output_dir {str(folder)[:60]}…: a name in it is longer than {_MAX_NAME_BYTES} "
+                "bytes, the most that file systems take: give a shorter one"
+            )
         if not run.arguments.resume and list_steps(folder / "checkpoints"):
             raise ConfigError(
                 f"{folder} already holds a run's checkpoints: --resume goes on with it, another "
@@ -126,7 +133,7 @@ def merge_earlier(arguments: TrainArguments) -> TrainArguments:
             f"{_describe_without_run(Path(folder))}; without --resume a new run starts there"
         )
     try:
-        return arguments.merge(json.loads(path.read_text(encoding="utf-8"))["arguments"])
+        return arguments.merge(load_json(path)["arguments"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
 

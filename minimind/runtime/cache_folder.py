@@ -15,6 +15,9 @@ from minimind.runtime.whole_files import flush_to_disk
 
 logger = logging.getLogger(__name__)
 
+CACHE_ADVICE = "make room, or name another folder in the environment variable MINIMIND_CACHE"
+"""What to do where the cache folder cannot be written."""
+
 
 def default_cache_dir() -> Path:
     """Gives $MINIMIND_CACHE, or ~/.cache/minimind."""

@@ -8,12 +8,14 @@ import warnings
 
 import tqdm
 
+from minimind.runtime.printable import printable
+
 
 class _BesideProgressBar(logging.Handler):
     """Writes log lines above a progress bar, so that they do not break it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.tqdm.write(printable(self.format(record)), file=sys.stderr)
 
 
 def set_up_logging(rank: int) -> None:

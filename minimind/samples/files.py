@@ -16,7 +16,8 @@ from minimind.data.chat_template import CHAT_TEMPLATE, render_chat
 from minimind.data.tokenizer import Tokenizer
 from minimind.data.tokenizer_training import RESERVED_TOKENS, train_tokenizer
 from minimind.data.training_texts import read_training_texts
-from minimind.runtime.cache_folder import default_cache_dir, locked
+from minimind.errors import DataError
+from minimind.runtime.cache_folder import CACHE_ADVICE, default_cache_dir, locked
 from minimind.runtime.whole_files import write_whole
 from minimind.samples import chat, text, tool_use, tools, world
 from minimind.samples.chat import chat_rows, preference_rows, sentence_rows, unpaired_rows
@@ -89,7 +90,7 @@ def sample_data_path(
     split: Split, data: SampleData = TEXT_DATA, cache_dir: str | Path | None = None
 ) -> Path:
     """Gives the path of the sample data's file in the cache folder, and writes the file where it is
-    missing."""
+    missing. Raises DataError where that is not possible."""
     # The name holds a hash of the generators' source, so a changed generator never finds an old
     # file.
     sources = [Path(str(module.__file__)) for module in _SOURCES]
@@ -97,14 +98,19 @@ def sample_data_path(
     version = hashlib.blake2b(b"".join(p.read_bytes() for p in sources), digest_size=6).hexdigest()
     folder = Path(cache_dir or default_cache_dir()) / "sample"
     path = folder / f"sample_{data.name}_{split}_{version}.jsonl"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        # Where several programs start at once, one writes the file and the others wait: replacing
-        # it would change it under a program that reads it.
-        with locked(path.with_suffix(".lock")):
-            if not path.is_file():
-                with write_whole(path) as new:
-                    write_sample(new, split, data)
+    try:
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            # Where several programs start at once, one writes the file and the others wait:
+            # replacing it would change it under a program that reads it.
+            with locked(path.with_suffix(".lock")):
+                if not path.is_file():
+                    with write_whole(path) as new:
+                        write_sample(new, split, data)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: the sample data cannot be written: {error.strerror}; {CACHE_ADVICE}"
+        ) from None
     return path
 
 

@@ -36,7 +36,8 @@ class ErrorBody(BaseModel):
 
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
+    status: {"model": ErrorBody}
+    for status in (400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
 }
 """The error responses that any call may give, for the API's description."""
 

@@ -10,11 +10,9 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
+from minimind.config.json_file import parse_json
 from minimind.serving.api_errors import ApiError
 
-MAX_DEPTH = 100
-"""The deepest nesting of objects and lists, since templates and schemas are processed
-recursively."""
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -25,22 +23,15 @@ def read_json(text: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8 at byte {error.start}") from None
     try:
-        found = json.loads(whole, parse_constant=_refuse_constant)
+        found = parse_json(whole, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise ValueError(f"{error.msg} at character {error.pos}") from None
-    except RecursionError:
-        raise ValueError(_TOO_DEEP) from None
-    if text.count(b"{") + text.count(b"[") > MAX_DEPTH and _is_deeper(found, MAX_DEPTH):
-        raise ValueError(_TOO_DEEP)
     if _HALF.search(text):
         try:
             json.dumps(found, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise ValueError("a text holds half a character (a lone surrogate)") from None
     return found
-
-
-_TOO_DEEP = f"it is nested too deep: {MAX_DEPTH} levels are the most"
 
 
 class JsonRoute(APIRoute):
@@ -77,20 +68,6 @@ class _JsonRequest(Request):
             return read_json(await self.body())
         except ValueError as error:
             raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
-
-
-def _is_deeper(value: Any, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit + 1):
-        level = [
-            child
-            for one in level
-            for child in (one.values() if isinstance(one, dict) else one)
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return False
-    return True
 
 
 def _refuse_constant(name: str) -> None:

@@ -154,6 +154,14 @@ class AccessMiddleware:
             await error.response()(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
+        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+        if not self._settings.accepts_host(host):
+            raise ApiError(
+                403,
+                f"the server is not called {host[:100]!a}: use its address, or start it with "
+                "--allowed_host NAME or with a key",
+                code="host_not_allowed",
+            )
         keys = self._settings.api_keys
         if keys and not _has_key(scope["headers"], keys):
             raise ApiError(

@@ -10,22 +10,32 @@ from typing import Any
 from minimind.data.chat_encoding import Chat
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
-from minimind.inference.chat_prompt import ChatPrompt, chat_prompt
+from minimind.inference.chat_prompt import ChatPrompt, PromptTooLongError, chat_prompt
 from minimind.inference.grammar import Grammar
 from minimind.inference.logprobs import TokenLogprob
 from minimind.inference.request import GenerationRequest
 from minimind.serving.api_errors import ApiError
 from minimind.serving.engine_thread import EngineThread
-from minimind.serving.message_schemas import read_turns, split_open_thought
+from minimind.serving.message_schemas import RequestPart, read_turns, split_open_thought
 from minimind.serving.request_schemas import (
+    AnyRequest,
     ChatRequest,
     ConversationFields,
     GenerationRequestFields,
 )
 from minimind.serving.response_schemas import ModelCard
-from minimind.serving.text_schemas import CompletionRequest, EmbeddingRequest, Texts, each_text
+from minimind.serving.text_schemas import (
+    CompletionRequest,
+    EmbeddingRequest,
+    Texts,
+    TokenizeRequest,
+    each_text,
+)
 
+_TOO_LONG = "context_length_exceeded"
 _SYSTEM = ("system", "developer")
+_CUT_OR_COUNTED = 16
+"""How many contexts a text may have that is cut afterwards or whose tokens are only counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +94,12 @@ class ServedModel:
             )
 
         def fits(start: int) -> bool:
-            return len(self.chat_prompt(from_turn(start)).ids) <= room
+            try:
+                return len(self.chat_prompt(from_turn(start)).ids) <= room
+            except ApiError as error:
+                if error.code != _TOO_LONG:
+                    raise
+                return False
 
         if not starts or fits(first):
             return body
@@ -111,7 +126,10 @@ class ServedModel:
                 opens_turn=body.add_generation_prompt is not False,
                 continues=body.continues,
                 options=options | (body.chat_template_kwargs or {}),
+                max_tokens=self._most_tokens(body),
             )
+        except PromptTooLongError as error:
+            raise self._too_long(error.least_tokens, 0, most=self._most_tokens(body)) from None
         except DataError as error:
             raise ApiError(400, str(error), param="messages") from None
 
@@ -132,15 +150,20 @@ class ServedModel:
         found = []
         for text in each_text(texts):
             begins = body.add_special_tokens is not False
-            ids = self.encode(text, begins, parses) if isinstance(text, str) else text
+            ids = self.encode(body, text, begins, parses) if isinstance(text, str) else text
             ids = body.truncated(ids, self.context)
             self._check_ids(ids, param)
             found.append(ids)
         return found
 
-    def encode(self, text: str, begins: bool, parses_special: bool) -> list[int]:
-        """Encodes a text. With `begins`, it starts with the tokens that begin a document, which are
-        not repeated if the text spells them itself."""
+    def encode(self, body: AnyRequest, text: str, begins: bool, parses_special: bool) -> list[int]:
+        """Encodes a text of the request `body`. With `begins`, it starts with the tokens that begin
+        a document, which are not repeated if the text spells them itself. Raises ApiError for a
+        text with so many bytes that it cannot fit: encoding it would take the time that other
+        calls need."""
+        most = self._most_tokens(body)
+        if (least := self.tokenizer.least_tokens(text)) > most:
+            raise self._too_long(least, 0, most=most)
         start = self.tokenizer.document_start if begins else []
         if not parses_special:
             return [*start, *self.tokenizer.encode(text)]
@@ -209,13 +232,23 @@ class ServedModel:
         if len(ids) > self.context:
             raise self._too_long(len(ids), 0)
 
-    def _too_long(self, num_ids: int, wanted: int) -> ApiError:
+    def _most_tokens(self, body: RequestPart) -> int:
+        """Gives the most tokens that a text may have before it is cut: those of the context, or
+        several times as many where the request cuts it or wants its tokens alone."""
+        is_cut = getattr(body, "truncate_prompt_tokens", None) is not None
+        return self.context * (
+            _CUT_OR_COUNTED if is_cut or isinstance(body, TokenizeRequest) else 1
+        )
+
+    def _too_long(self, num_ids: int, wanted: int, most: int = 0) -> ApiError:
         more = f" and {wanted} more are asked for" if wanted else ""
+        has = f"at least {num_ids} by its bytes" if most else f"{num_ids}{more}"
+        limit = f", of which {most} can be read" if most > self.context else ""
         return ApiError(
             400,
-            f"this model's context is {self.context} tokens; the prompt has {num_ids}{more}: "
+            f"this model's context is {self.context} tokens{limit}; the prompt has {has}: "
             "shorten one of them",
-            code="context_length_exceeded",
+            code=_TOO_LONG,
         )
 
     def _requests(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from minimind.errors import ConfigError
 
+_LOCAL_DOMAINS = (".localhost", ".local", ".internal", ".home.arpa")
+"""Domains that are reserved for local networks (RFC 6761, 6762, 8375, ICANN 2024)."""
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@*]+", re.IGNORECASE)
 
 
@@ -37,6 +39,8 @@ class ServerSettings:
     log_prompts: bool = False
     cors_origins: tuple[str, ...] = ()
     """The origins whose web pages may call the server from a browser; "*" allows all."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names by which clients may call a server without a key, besides those of `accepts_host`."""
     parse_special: bool = False
     """True: special tokens in prompts of /v1/completions are read as tokens, unless a request says
     otherwise."""
@@ -65,6 +69,26 @@ class ServerSettings:
                 f"host {self.host} can be reached from other machines and there is no API key: "
                 "give one in a file (--api_key_file) or MINIMIND_API_KEY, or say --allow_no_key"
             )
+
+    def accepts_host(self, header: str) -> bool:
+        """Tells whether a call's Host header names this server. A web page can let its own domain's
+        name point to this machine and then call the server as if it were the page's own. So without
+        a key a name must be one that no stranger can register: an address, a name without a dot,
+        `host`, one that is reserved for local networks, or one of `allowed_hosts`."""
+        name = header.strip().lower()
+        name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+        name = name.removesuffix(".")
+        if self.api_keys or "." not in name or name in (self.host.lower(), *self.allowed_hosts):
+            return True
+        return name.endswith(_LOCAL_DOMAINS) or _is_address(name)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_loopback(host: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,11 @@ pytest.importorskip("streamlit", reason="needs Streamlit (extra `web`)")
 def test_the_page_is_run_for_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
-    def run(command: list[str], env: dict[str, str], check: bool):
+    def become(program: str, command: list[str], env: dict[str, str]) -> None:
         started.append((command, env))
-        return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(verb.subprocess, "run", run)
-    assert verb.main(["--server", "http://host:1", "--port", "9"]) == 0
+    monkeypatch.setattr(verb.os, "execve", become)
+    verb.main(["--server", "http://host:1", "--port", "9"])
     ((command, environment),) = started
     assert Path(command[4]).is_file()
     assert environment["MINIMIND_SERVER"] == "http://host:1"

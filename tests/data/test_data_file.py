@@ -204,6 +204,7 @@ def test_texts_in_other_files_have_another_digest(tmp_path: Path) -> None:
     assert len(digests) == 2
 
 
+@pytest.mark.faults("a folder without data, or with several splits", "named")
 def test_folders_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is a folder without a file of \.jsonl"):
         find_data(tmp_path)
@@ -265,6 +266,7 @@ CHINESE = '{"text": "小镇的河水涨了，没有人在意。"}\n' * 5
     ],
     ids=name,
 )  # fmt: skip
+@pytest.mark.faults("archives, CSV, UTF-16 and other files as data", "named in a sentence")
 def test_a_foreign_file_is_named_in_one_sentence(
     tmp_path: Path, name: str, content: bytes, said: str
 ) -> None:
@@ -276,6 +278,7 @@ def test_a_foreign_file_is_named_in_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.faults("a data file that is missing", "named")
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
         find_data(tmp_path / "none.jsonl")

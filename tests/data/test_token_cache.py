@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import multiprocessing
 import os
@@ -15,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimind.data import text_format, token_writer
+from minimind.data import data_file, text_format, token_writer
+from minimind.data.chat_format import CHAT
 from minimind.data.text_format import TEXT
 from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
@@ -149,6 +151,7 @@ def test_the_cache_is_reused_for_the_same_content_only(
     assert len(keys) == 4
 
 
+@pytest.mark.faults("a token cache cut short", "built again")
 def test_a_cache_cut_short_is_built_again(write_rows, tokenizer: Tokenizer) -> None:
     path = write_rows(["a", "b"])
     cache = build_token_cache(path, tokenizer)
@@ -175,6 +178,9 @@ def test_masks_are_stored_where_not_every_token_is_a_target(
         assert cache.is_target(number, 1, 3).tolist() == mask[1:3].tolist()
 
 
+@pytest.mark.faults(
+    "the disk is full while tokens are cached", "named with the bytes needed; nothing is left"
+)
 def test_a_full_disk_is_named_and_leaves_nothing(
     write_rows, tokenizer: Tokenizer, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,18 +195,35 @@ def test_a_full_disk_is_named_and_leaves_nothing(
     assert not [entry for entry in (cache_dir / "tokens").iterdir() if entry.is_dir()]
 
 
+@pytest.mark.faults("rows with NaN, half characters, or nesting of 500", "named by line")
+def test_bad_rows_of_odd_values(tmp_path: Path, tokenizer: Tokenizer, cache_dir: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [
+        {"conversations": turns},
+        {"conversations": [{"role": "\ud800", "content": "a"}]},
+        {"conversations": turns, "system": float("nan")},
+    ]
+    deep = '{"conversations": [], "tools": ' + "[" * 500 + "]" * 500 + "}"
+    path.write_text("\n".join([*map(json.dumps, rows), deep]))
+    cache = build_token_cache(path, tokenizer, CHAT, on_bad_row="skip", cache_dir=cache_dir)
+    assert [row.line for row in cache.skipped] == [2, 3, 4]
+
+
+@pytest.mark.faults("a cache folder that cannot be made", "named")
 def test_a_cache_folder_that_cannot_be_made(write_rows, tokenizer: Tokenizer) -> None:
     file = write_rows(["a"])
     with pytest.raises(DataError, match="cannot be written"):
         build_token_cache(file, tokenizer, cache_dir=file)
 
 
+@pytest.mark.faults("a data file that changes while it is read", "refused: start again")
 def test_a_file_that_changes_while_it_is_read(
     write_rows, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_rows(["a"])
     states = iter([(1, 1), (2, 2)])
-    monkeypatch.setattr(token_writer, "_state", lambda path: next(states))
+    monkeypatch.setattr(data_file, "_state", lambda path: next(states))
     with pytest.raises(DataError, match="changed while it was read"):
         build_token_cache(path, tokenizer)
 
@@ -223,6 +246,7 @@ _SLOW_BUILD = textwrap.dedent("""
 """)
 
 
+@pytest.mark.faults("kill -9 while tokens are cached", "no cache is left, its rest is removed")
 def test_a_killed_build_leaves_no_cache_and_its_rest_is_removed(
     write_rows, tokenizer: Tokenizer, cache_dir: Path
 ) -> None:
@@ -255,6 +279,7 @@ def _build(path: Path, start: float) -> int:
     return build_token_cache(path, tokenizer).num_tokens
 
 
+@pytest.mark.faults("two processes build one cache", "both get the same tokens")
 def test_two_processes_may_build_at_once(write_rows, cache_dir: Path) -> None:
     path = write_rows(["the river of Lumor " * 50] * 200)
     with multiprocessing.get_context("spawn").Pool(2) as pool:

@@ -247,6 +247,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tokenizer: Tokenizer) -> N
         ("tokenizer_config.json", '{"bos_token": "<s>"}', "as '<s>', which is not in the vocab"),
     ],
 )
+@pytest.mark.faults("a tokenizer with files missing or malformed", "named")
 def test_folders_that_cannot_be_used(
     tokenizer: Tokenizer, tmp_path: Path, file: str, content: str | None, message: str
 ) -> None:
@@ -264,6 +265,7 @@ def test_a_missing_folder_names_the_command_that_makes_one(tmp_path: Path) -> No
         Tokenizer.load(tmp_path / "none")
 
 
+@pytest.mark.faults("merges with which text becomes a special token", "refused")
 def test_merges_that_build_an_added_token_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     path = tmp_path / "tokenizer.json"

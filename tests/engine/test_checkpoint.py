@@ -42,6 +42,7 @@ def store(tmp_path: Path) -> CheckpointStore:
         ("model/model.safetensors", b"", "0 bytes, but"),
     ],
 )
+@pytest.mark.faults("a checkpoint with a file missing, cut or changed", "the file is named")
 def test_a_file_that_is_not_as_it_was_written_is_named(
     store: CheckpointStore, file: str, content: bytes | None, message: str
 ):

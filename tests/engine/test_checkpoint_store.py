@@ -103,6 +103,7 @@ def test_a_save_goes_on_while_the_run_trains_and_only_one_at_a_time(
     assert saved == ["step-00000001", "step-00000002"]
 
 
+@pytest.mark.faults("a checkpoint left unfinished by a kill", "removed at the next start")
 def test_a_new_store_removes_what_was_left_unfinished(store: CheckpointStore, tmp_path: Path):
     save(store, 1)
     whole = listing(tmp_path)
@@ -129,6 +130,7 @@ def test_a_new_store_removes_what_was_left_unfinished(store: CheckpointStore, tm
         (Path, "rename", OSError("No space left")),
     ],
 )
+@pytest.mark.faults("a save that fails", "the earlier checkpoints stay")
 def test_a_save_that_fails_leaves_everything_as_it_was(
     store: CheckpointStore,
     monkeypatch: pytest.MonkeyPatch,
@@ -165,6 +167,7 @@ def test_a_full_disk_is_named_in_plain_words(
 
 @pytest.mark.parametrize("ranks", [Ranks(0, 0, 2), SECOND_OF_TWO])
 @pytest.mark.parametrize("when", ["others_say", "others_say_later"])
+@pytest.mark.faults("a save that fails on another rank", "fails on all ranks")
 def test_what_another_rank_cannot_write_fails_here_too(
     store: CheckpointStore, engine: FakeEngine, tmp_path: Path, ranks: Ranks, when: str
 ):

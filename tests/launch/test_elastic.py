@@ -24,6 +24,7 @@ def go_on(run: Path, stage: str, steps: int) -> list[str]:
     return [*resume, "--ds_config", f"{stage}.json"]
 
 
+@pytest.mark.faults("a run resumed under another ZeRO stage", "goes on with its optimizer")
 def test_a_run_goes_on_under_other_zero_stages(
     train: Train, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -61,6 +62,7 @@ def test_a_run_goes_on_under_every_zero_stage(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [("fp32", "bf16"), ("bf16", "fp32")])
+@pytest.mark.faults("a run resumed in another precision", "goes on")
 def test_a_run_goes_on_in_another_precision(
     train: Train, flags: list[str], tmp_path: Path, before: str, after: str
 ):

@@ -59,6 +59,7 @@ def outcome(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, said.strip().splitlines()[-1]
 
 
+@pytest.mark.faults("kill -9 of one of two ranks", "it is named; the run resumes on one rank")
 def test_a_killed_rank_is_named_and_the_run_goes_on_with_the_other_alone(
     few_flags: list[str], tmp_path: Path, train: Train
 ):
@@ -84,6 +85,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_with_the_other_alone(
         (1, "raise ValueError('of its own')", "rank 1 .* has failed: ValueError: of its own"),
     ],
 )
+@pytest.mark.faults("a rank that is stopped, hangs or fails", "it is named within its limit")
 def test_a_rank_that_stops_hangs_or_fails_is_named(
     few_flags: list[str], lost: int, fault: str, expected: str
 ):
@@ -105,6 +107,7 @@ def test_a_rank_that_stops_hangs_or_fails_is_named(
 
 
 @pytest.mark.slow
+@pytest.mark.faults("torchrun starts a failed run again", "it resumes itself")
 def test_torchrun_starts_a_run_again_and_it_resumes_itself(
     few_flags: list[str], tmp_path: Path, train: Train
 ):

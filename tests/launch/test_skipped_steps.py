@@ -43,6 +43,9 @@ def one_bad_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     "name",
     ["zero0", "zero2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("zero1", "zero3"))],
 )
+@pytest.mark.faults(
+    "a loss of NaN with skip_steps", "the step is skipped, its rows are written out"
+)
 def test_a_skipped_step_changes_no_weight_and_names_its_rows(
     train: Train, flags: list[str], tmp_path: Path, name: str
 ):
@@ -72,6 +75,9 @@ def test_without_the_option_it_ends_the_run(
     assert f"error: step {BAD_STEP}: the loss is nan" in capsys.readouterr().err
 
 
+@pytest.mark.faults(
+    "a spike of the loss with spike_deviations", "the run goes back and on without it"
+)
 def test_a_run_goes_back_from_a_spike_and_on_without_it(
     train: Train,
     flags: list[str],

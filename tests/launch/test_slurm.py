@@ -49,6 +49,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.faults("a Slurm job at its time limit", "saves, and resumes from the queue")
 def test_a_job_at_its_time_limit_saves_and_resumes_from_the_queue(
     train: Train, flags: list[str], tmp_path: Path, environment: dict[str, str]
 ):

@@ -22,6 +22,9 @@ from minimind.stages.pretrain import Pretrain
 from minimind.types import Batch, LossSum
 
 
+@pytest.mark.faults(
+    "the disk is full while a checkpoint is saved", "the run goes on, without this checkpoint"
+)
 def test_a_full_disk_costs_one_checkpoint_and_not_the_run(
     train: Train,
     flags: list[str],
@@ -48,6 +51,9 @@ def test_a_full_disk_costs_one_checkpoint_and_not_the_run(
     assert not list((tmp_path / "again" / "checkpoints").iterdir())
 
 
+@pytest.mark.faults(
+    "a loss that is not finite", "the run ends, names the rows, keeps the last checkpoint"
+)
 def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_the_checkpoint(
     train: Train,
     flags: list[str],
@@ -76,6 +82,7 @@ def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_the_checkpoint(
     assert (tmp_path / "run" / "checkpoints" / "latest").resolve().name == "step-00000002"
 
 
+@pytest.mark.faults("a gradient that is not finite", "the run ends and says so")
 def test_a_gradient_that_is_not_finite_ends_the_run(
     train: Train, flags: list[str], capsys: pytest.CaptureFixture[str]
 ):
@@ -83,6 +90,10 @@ def test_a_gradient_that_is_not_finite_ends_the_run(
     assert "gradient norm inf" in capsys.readouterr().err
 
 
+@pytest.mark.faults(
+    "rows that are no JSON, no UTF-8 or lack their key",
+    "each is named by line before the run starts",
+)
 def test_bad_rows_stop_the_run_before_it_starts_or_are_skipped_and_listed(
     train: Train, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -121,6 +132,7 @@ def test_bad_rows_stop_the_run_before_it_starts_or_are_skipped_and_listed(
         (["--set", 'ds_config.scheduler={"type": "WarmupLR", "params": {"warm": 1}}'], "warm"),
     ],
 )
+@pytest.mark.faults("wrong flags, keys and files", "each is named, status 2")
 def test_what_is_wrong_is_named_and_ends_with_status_2(
     train: Train,
     flags: list[str],
@@ -135,6 +147,7 @@ def test_what_is_wrong_is_named_and_ends_with_status_2(
 
 
 @pytest.mark.parametrize("below", ["", "deeper"])
+@pytest.mark.faults("an output folder that is a file", "refused before the run")
 def test_an_output_folder_that_is_a_file_is_named(
     train: Train, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str
 ):
@@ -145,6 +158,7 @@ def test_an_output_folder_that_is_a_file_is_named(
     assert f"--output_dir {folder}: {tmp_path / 'file'} is a file; name a folder" in said
 
 
+@pytest.mark.faults("a validation loss of NaN", "is never the best")
 def test_a_validation_loss_that_is_no_number_is_not_the_best_for_good(
     train: Train, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -189,6 +203,7 @@ def test_a_choice_of_kernels_that_cannot_be_met(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.faults("bad input with two ranks", "one rank says it, both end")
 def test_of_two_ranks_one_says_what_is_wrong_and_both_leave(
     train: Train, flags: list[str], tmp_path: Path
 ):
@@ -201,6 +216,7 @@ def test_of_two_ranks_one_says_what_is_wrong_and_both_leave(
     assert "Traceback" not in said
 
 
+@pytest.mark.faults("an empty data file, a JSON that is none", "named, status 2")
 def test_an_empty_file_and_a_json_that_is_none(
     train: Train, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -53,6 +53,9 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContex
 
 
 @pytest.mark.usefixtures("precision")
+@pytest.mark.faults(
+    "SIGINT in a run", "a checkpoint is saved, and the run resumes with the same bits"
+)
 def test_a_run_resumed_after_sigint_ends_bitwise_like_one_left_alone(
     train: Train,
     flags: list[str],
@@ -77,6 +80,7 @@ def test_a_run_resumed_after_sigint_ends_bitwise_like_one_left_alone(
         ("checkpoint_store", "prune", 2, "bf16"),  # just after it has its name
     ],
 )
+@pytest.mark.faults("kill -9 anywhere in a run", "resumed, it ends with the same bits")
 def test_a_run_killed_anywhere_resumes_bitwise(
     train: Train,
     flags: list[str],
@@ -138,6 +142,7 @@ def test_what_is_given_anew_holds_for_a_resumed_run(
         torch.testing.assert_close(weight, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.faults("the newest checkpoint is damaged", "the one before is resumed")
 def test_a_damaged_checkpoint_is_passed_over(train: Train, flags: list[str], tmp_path: Path):
     assert train(*flags, "--output_dir", str(tmp_path / "whole")) == 0
     assert train(*flags, "--eval_every", "0") == 0
@@ -149,6 +154,7 @@ def test_a_damaged_checkpoint_is_passed_over(train: Train, flags: list[str], tmp
 
 
 @pytest.mark.usefixtures("fp32")
+@pytest.mark.faults("what cannot be resumed", "says why")
 def test_what_cannot_be_resumed_says_why(
     train: Train, flags: list[str], tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -30,6 +30,7 @@ if os.environ["RANK"] == "{rank}":
 
 
 @pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.faults("the disk is full on one of two ranks", "said at once on both; none hangs")
 def test_a_disk_that_is_full_on_one_rank_is_said_at_once(
     train_on_two: TrainOnTwo, flags: list[str], tmp_path: Path, rank: int
 ):
@@ -44,6 +45,7 @@ def test_a_disk_that_is_full_on_one_rank_is_said_at_once(
 
 
 @pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.faults("the disk is full at the last save, two ranks", "both end and say so")
 def test_a_disk_that_is_full_at_the_end_ends_both_ranks(
     train_on_two: TrainOnTwo, flags: list[str], tmp_path: Path, rank: int
 ):
@@ -55,6 +57,7 @@ def test_a_disk_that_is_full_at_the_end_ends_both_ranks(
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
+@pytest.mark.faults("two runs in one folder", "the second is refused")
 def test_a_run_whose_folder_another_one_has_is_refused(
     train: Train, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -96,6 +99,7 @@ def put_code_into(shard: Path, path: Path) -> None:
 
 
 @pytest.mark.parametrize("shards", ["*model_states.pt", "*optim_states.pt"])
+@pytest.mark.faults("code in a checkpoint's shards", "refused; it does not run")
 def test_shards_that_hold_code_are_refused_and_the_code_is_not_run(
     train: Train,
     train_on_two: TrainOnTwo,
@@ -118,6 +122,7 @@ def test_shards_that_hold_code_are_refused_and_the_code_is_not_run(
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.faults("a flipped bit in a checkpoint", "named; the checkpoint before is resumed")
 def test_a_bit_that_flipped_costs_the_steps_since_the_checkpoint_before(
     train: Train, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -136,6 +141,7 @@ def test_a_bit_that_flipped_costs_the_steps_since_the_checkpoint_before(
     assert_same_weights(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.faults("--resume of a run killed before its first save", "starts again and says so")
 def test_a_run_that_has_saved_nothing_yet_starts_again_and_says_so(
     train: Train, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -158,12 +158,14 @@ def test_an_adapter_alone_moves_too(folder: Path, base: Path, tmp_path: Path):
     assert find_base(moved).folder == base
 
 
+@pytest.mark.faults("an adapter's base is gone", "named")
 def test_a_base_that_is_gone_is_named(folder: Path, base: Path):
     shutil.rmtree(base)
     with pytest.raises(CheckpointError, match=rf"not found: {base} is no model folder.*Put that"):
         load_model_folder(folder)
 
 
+@pytest.mark.faults("an adapter's base has changed", "refused")
 def test_a_base_that_changed_is_refused(folder: Path, base: Path):
     save_hf_folder(base, CONFIG, named(random_model(CONFIG, seed=1)), torch.float32)
     with pytest.raises(CheckpointError, match="holds other weights than it was trained beside"):
@@ -200,6 +202,7 @@ def test_peft_adapters_without_our_header_are_read(folder: Path, base: Path):
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is not supported"),
     ],
 )
+@pytest.mark.faults("an adapter with what we do not compute", "refused")
 def test_what_is_more_than_pairs_of_a_and_b_is_refused(
     folder: Path, values: dict[str, object], message: str
 ):
@@ -208,6 +211,7 @@ def test_what_is_more_than_pairs_of_a_and_b_is_refused(
         load_adapter(folder, CONFIG)
 
 
+@pytest.mark.faults("damaged adapters", "refused")
 def test_damaged_folders_are_refused(folder: Path):
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)

@@ -350,6 +350,7 @@ def test_what_an_old_configuration_leaves_out_is_hugging_faces_default(
     ],
     ids=str,
 )
+@pytest.mark.faults("a config.json with wrong values", "the field is named")
 def test_a_configuration_that_cannot_be_used_is_named(
     saved: Callable[..., tuple[Path, Transformer]], changes: dict[str, Any], words: list[str]
 ):
@@ -362,6 +363,7 @@ def test_a_configuration_that_cannot_be_used_is_named(
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", "null"])
+@pytest.mark.faults("a config.json that is none", "named")
 def test_a_configuration_that_is_none(tmp_path: Path, text: str):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"config\.json: not the config.json of a model"):
@@ -396,6 +398,7 @@ NORM = "model.layers.1.input_layernorm.weight"
         ),
     ],
 )
+@pytest.mark.faults("a tensor missing, misshapen or unknown", "named")
 def test_a_wrong_tensor_is_named(
     saved: Callable[..., tuple[Path, Transformer]],
     change: Callable[[dict[str, Tensor]], object],
@@ -434,6 +437,7 @@ def test_an_untied_head_that_is_missing_is_named(
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "noise", "header", "folder"])
+@pytest.mark.faults("weights cut, empty or garbage", "named")
 def test_a_damaged_file_is_named(saved: Callable[..., tuple[Path, Transformer]], damage: str):
     folder, _ = saved()
     path = folder / "model.safetensors"
@@ -456,6 +460,7 @@ def test_a_missing_file_is_named(saved: Callable[..., tuple[Path, Transformer]])
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
+@pytest.mark.faults("a wrong safetensors index", "named")
 def test_a_wrong_index_is_named(saved: Callable[..., tuple[Path, Transformer]], text: str):
     folder, _ = saved()
     (folder / "model.safetensors").unlink()
@@ -472,6 +477,7 @@ def test_a_missing_shard_is_named(hf_saved: Callable[..., Path]):
         load_hf_folder(folder)
 
 
+@pytest.mark.faults("weights of another model", "refused")
 def test_weights_of_another_model_are_refused(saved: Callable[..., tuple[Path, Transformer]]):
     folder, model = saved()
     for changes in ({"num_hidden_layers": 1}, {"use_qk_norm": False}, {"num_hidden_layers": 3}):

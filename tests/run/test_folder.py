@@ -21,6 +21,7 @@ def resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Re
     return lambda **options: Run.resolve(model="tiny", **options).resolved
 
 
+@pytest.mark.faults("two runs start at once without a folder", "each gets its own")
 def test_runs_that_start_at_once_get_folders_of_their_own(resolve: Callable[..., ResolvedRun]):
     run = resolve()
     Path("runs/pretrain-tiny-2").mkdir(parents=True)
@@ -45,6 +46,7 @@ def test_a_folder_that_another_run_has_is_refused(resolve: Callable[..., Resolve
     assert Path("mine/run.json").read_bytes() != before
 
 
+@pytest.mark.faults("a user's copies beside the checkpoints", "are no checkpoints")
 def test_only_checkpoints_make_a_folder_that_of_a_run(resolve: Callable[..., ResolvedRun]):
     Path("mine/checkpoints/step-good").mkdir(parents=True)
     assert check_folder(resolve(output_dir="mine")) == Path("mine")
@@ -62,6 +64,7 @@ def test_only_checkpoints_make_a_folder_that_of_a_run(resolve: Callable[..., Res
         ("empty", "has no run.json and is empty"),
     ],
 )
+@pytest.mark.faults("--resume where nothing is to be resumed", "refused, with what is there")
 def test_where_there_is_nothing_to_resume_the_error_says_what_is_there(
     resolve: Callable[..., ResolvedRun], given: str, said: str
 ):

@@ -28,6 +28,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.faults("a run's folder whose holder is killed", "free again")
 def test_another_process_is_refused_until_the_holder_dies(tmp_path: Path):
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
@@ -61,6 +62,7 @@ def test_a_holder_that_did_not_write_its_name_is_another_process(tmp_path: Path,
     lock.release()
 
 
+@pytest.mark.faults("a file system without locks", "said")
 def test_a_file_system_without_locks_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):

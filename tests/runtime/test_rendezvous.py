@@ -45,6 +45,7 @@ def test_the_ranks_of_a_run_share_a_store():
     assert second.get("key") == b"value"
 
 
+@pytest.mark.faults("a port that another run has", "refused; the flag is named")
 def test_a_port_that_another_run_has_is_an_error_that_names_the_flag(taken: int):
     with pytest.raises(ConfigError, match=rf"port {taken}.*deepspeed --master_port \d+ \.\.\."):
         open_store(TWO[0])
@@ -56,6 +57,7 @@ def test_one_rank_needs_no_port(taken: int):
     assert store.get("key") == b"value"
 
 
+@pytest.mark.faults("a rank that meets the store of another run", "does not join it")
 def test_a_rank_does_not_join_another_run(monkeypatch: pytest.MonkeyPatch):
     first = open_store(TWO[0])
     with monkeypatch.context() as other:

@@ -93,6 +93,7 @@ def check_error(response: httpx.Response, status: int, message: str) -> dict[str
         ({"presence_penalty": 9}, "presence_penalty", "less"),
     ],
 )
+@pytest.mark.faults("requests with wrong types, huge numbers, deep nesting", "400, with the field")
 def test_values_that_cannot_be_used(
     tiny: LiveServer, change: dict[str, Any], param: str | None, message: str
 ) -> None:
@@ -145,12 +146,14 @@ def test_too_many_tokens(tiny: LiveServer, limit: str) -> None:
         (b"x" * 50_000_000, 413, "100000 bytes are the most"),
     ],
 )
+@pytest.mark.faults("bodies that are no JSON, no UTF-8, too large", "400 or 413")
 def test_bodies(tiny: LiveServer, content: bytes, status: int, message: str) -> None:
     headers = {"content-type": "application/json"}
     response = httpx.post(tiny.url + TEXT, content=content, headers=headers, timeout=20)
     check_error(response, status, message)
 
 
+@pytest.mark.faults("an endless body in chunks", "413")
 def test_a_body_without_its_length_is_limited_too(tiny: LiveServer) -> None:
     pieces = (b"x" * 1000 for _ in range(500))
     headers = {"content-type": "application/json"}
@@ -158,6 +161,7 @@ def test_a_body_without_its_length_is_limited_too(tiny: LiveServer) -> None:
     check_error(response, 413, "100000 bytes are the most")
 
 
+@pytest.mark.faults("a form sent by a web page", "415")
 def test_a_body_that_is_not_said_to_be_json(tiny: LiveServer) -> None:
     body = json.dumps({"model": "tiny", "prompt": "a"}).encode()
     check_error(httpx.post(tiny.url + TEXT, content=body), 415, "no Content-Type; send applic")
@@ -186,6 +190,7 @@ def test_a_body_that_is_packed(tiny: LiveServer) -> None:
         ("GET", "/v1/models/../../etc/passwd", 404, "there is no"),
     ],
 )
+@pytest.mark.faults("unknown paths and methods", "404 or 405")
 def test_paths_and_methods(
     tiny: LiveServer, method: str, path: str, status: int, message: str
 ) -> None:
@@ -199,6 +204,7 @@ def test_after_all_that_the_others_are_unharmed(tiny: LiveServer) -> None:
     assert httpx.get(tiny.url + "/health").json() == {"status": "ok"}
 
 
+@pytest.mark.faults("a client that sends slowly", "cut off after the time limit")
 def test_a_slow_sender_is_cut_off(serve: Serve) -> None:
     server = serve(ServerSettings(port=0, body_timeout_s=0.2), tiny=ScriptedEngine("x"))
     host, _, port = server.url.removeprefix("http://").partition(":")
@@ -247,6 +253,7 @@ def test_an_answer_may_take_longer_than_its_question(serve: Serve) -> None:
             assert response.json()["choices"][0]["message"]["content"] == engine.text
 
 
+@pytest.mark.faults("a client that stops reading", "cut off; its slot is free")
 def test_a_client_that_stops_reading_frees_its_slot(serve: Serve) -> None:
     engine = ScriptedEngine("x" * 40_000_000, piece=100_000)
     server = serve(ServerSettings(port=0, send_timeout_s=0.2), tiny=engine)
@@ -262,6 +269,7 @@ def test_a_client_that_stops_reading_frees_its_slot(serve: Serve) -> None:
     assert server.service.models["tiny"].thread._open == {}
 
 
+@pytest.mark.faults("an answer that takes too long", "504")
 def test_an_answer_that_takes_too_long(serve: Serve) -> None:
     engine = ScriptedEngine("x" * 1000, step_s=0.02)
     server = serve(ServerSettings(port=0, answer_timeout_s=0.2), tiny=engine)
@@ -273,6 +281,7 @@ def test_an_answer_that_takes_too_long(serve: Serve) -> None:
     assert events[-2:] == ["data: [DONE]", ""]
 
 
+@pytest.mark.faults("a bug in the server", "500 in the usual form; the server goes on")
 def test_a_bug_is_answered_in_the_same_form(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ServerSettings(port=0, cors_origins=("*",))
     server = serve(settings, tiny=ScriptedEngine("yes"))
@@ -303,6 +312,7 @@ def test_a_connection_outlives_a_bug(serve: Serve, monkeypatch: pytest.MonkeyPat
     assert None not in sockets
 
 
+@pytest.mark.faults("an engine that has failed", "the server says so and answers no more")
 def test_a_broken_engine_says_so(serve: Serve) -> None:
     server = serve(tiny=ScriptedEngine("x", error=ValueError("bug")))
     body = {"model": "tiny", "messages": MESSAGES}

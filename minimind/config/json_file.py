@@ -1,0 +1,60 @@
+"""Loads JSON files that anyone may have written: of bounded size and depth, and from regular files
+alone."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+MAX_DEPTH = 100
+"""The deepest nesting of objects and lists, since much code that reads them is recursive."""
+MAX_JSON_BYTES = 256 << 20
+"""The largest file: several times the tokenizer.json of the largest vocabularies."""
+TOO_DEEP = f"it is nested too deep: {MAX_DEPTH} levels are the most"
+
+
+def load_json(path: str | Path, **options: Any) -> Any:
+    """Loads a JSON file; `options` are those of `json.loads`. Raises OSError where the file cannot
+    be read or is no regular file, and ValueError where it is no JSON, too large or nested too
+    deep."""
+    check_regular(path)
+    size = os.path.getsize(path)
+    if size > MAX_JSON_BYTES:
+        raise ValueError(f"it has {size:,} bytes; {MAX_JSON_BYTES:,} are the most")
+    return parse_json(Path(path).read_text(encoding="utf-8"), **options)
+
+
+def parse_json(text: str, **options: Any) -> Any:
+    """Parses JSON as `json.loads` does. Raises ValueError, also where it is nested too deep."""
+    try:
+        value = json.loads(text, **options)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    if text.count("{") + text.count("[") > MAX_DEPTH and is_too_deep(value):
+        raise ValueError(TOO_DEEP)
+    return value
+
+
+def is_too_deep(value: Any, limit: int = MAX_DEPTH) -> bool:
+    """Tells whether objects and lists are nested deeper than `limit`."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(limit):
+        level = [
+            child
+            for one in level
+            for child in (one.values() if isinstance(one, dict) else one)
+            if isinstance(child, dict | list)
+        ]
+    return bool(level)
+
+
+def check_regular(path: str | Path) -> None:
+    """Raises OSError for a path that is missing, or that names a pipe, a device or a socket, from
+    which reading may never end."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "it is a pipe, a device or a socket, not a file", str(path))

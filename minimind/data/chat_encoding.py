@@ -241,6 +241,6 @@ class ChatEncoder:
 
 def _any_of(texts: Iterable[str]) -> str:
     """Gives a pattern that matches any of the texts, the longest first, as added tokens are
-    matched."""
+    matched; one that matches nothing where there are none."""
     ordered = sorted(texts, key=len, reverse=True)
-    return f"(?:{'|'.join(map(re.escape, ordered))})"
+    return f"(?:{'|'.join(map(re.escape, ordered)) or '(?!)'})"

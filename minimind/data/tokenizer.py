@@ -46,6 +46,8 @@ class Tokenizer:
         check_text_parts(spec, byte_alphabet(), origin)
         self.added_ids = {t["content"]: t["id"] for t in spec.get("added_tokens") or []}
         """The id of each special or added token, by its text."""
+        if "" in self.added_ids:
+            raise DataError(f"{origin}: {TOKENIZER_FILE} has an added token without a text")
         self._rendered = _build(spec, set(self.added_ids), origin)
         self._plain = _build(spec, set(), origin)
         self.vocab_size = 1 + max(self._rendered.get_vocab().values())

@@ -262,3 +262,10 @@ def test_results_need_an_end_token_to_follow(tokenizer: Tokenizer) -> None:
     encoder = ChatEncoder(with_template(tokenizer, template))
     with pytest.raises(DataError, match=r"of foreign does not end .* but with '<\|buffer1"):
         encoder.result_ids(["1"])
+
+
+def test_a_tokenizer_without_added_tokens_has_no_header(tokenizer: Tokenizer) -> None:
+    spec = {**tokenizer._spec, "added_tokens": []}
+    config = {"eos_token": "a", "chat_template": "{{ messages[0].content }}b"}
+    with pytest.raises(DataError, match="begins an assistant's turn without"):
+        ChatEncoder(Tokenizer(spec, config, "here"))

@@ -243,6 +243,11 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tokenizer: Tokenizer) -> N
         ("tokenizer.json", '{"model": {"type": "WordPiece", "vocab": {}}}', "no byte-level BPE"),
         ("tokenizer.json", '{"model": "BPE"}', "not the files of a tokenizer"),
         ("tokenizer.json", '{"added_tokens": [{"id": 1}]}', "not the files of a tokenizer"),
+        (
+            "tokenizer.json",
+            '{"pre_tokenizer": {"type": "ByteLevel"}, "added_tokens": [{"content": "", "id": 1}]}',
+            "an added token without a text",
+        ),
         ("tokenizer_config.json", "{}", "gives no eos_token"),
         ("tokenizer_config.json", '{"bos_token": "<s>"}', "as '<s>', which is not in the vocab"),
     ],

@@ -144,7 +144,8 @@ def model_target(folder: Path) -> Case:
 def adapter_target(folder: Path) -> Case:
     from small_adapters import random_adapter
 
-    from minimind.lora.folder import BaseModel, load_model_folder, save_adapter
+    from minimind.lora.folder import BaseModel, load_model_folder
+    from minimind.lora.peft_format import save_adapter
     from minimind.model.hf_config import load_hf_config
 
     config = load_hf_config(folder)

@@ -18,12 +18,7 @@ from minimind.engine.stage import Loader, StageModels
 from minimind.errors import ConfigError
 from minimind.model.flash_attention import use_newest_flash
 from minimind.run.arguments import collect_arguments, parse_arguments
-from minimind.run.build import (
-    Trained,
-    build_engine,
-    build_loop,
-    build_trained,
-)
+from minimind.run.build import Trained, build_engine, build_loop, build_trained
 from minimind.run.checks import check_run
 from minimind.run.data_checks import check_data
 from minimind.run.describe import describe_run

@@ -159,7 +159,9 @@ class CheckpointStore:
             if is_main:
                 self._saved(save.final, save.is_best)
         except Exception as error:  # another rank's process has ended
-            self._problem = self._give_up(save.final, save.unfinished, [str(error) or repr(error)])
+            problem = self._give_up(save.final, save.unfinished, [str(error) or repr(error)])
+            problem.__cause__ = error  # by which the run finds out that a rank is lost
+            self._problem = problem
 
     def _agree(
         self, gather: Callable[[list[str]], list[str]], work: Callable[[], None]

@@ -26,7 +26,7 @@ from minimind.engine.overlap import wait_between_streams
 from minimind.engine.parameter_groups import parameter_groups, trained_parameters
 from minimind.engine.refusals import refusals
 from minimind.engine.saved_states import SavedStates, set_states
-from minimind.engine.shards import drop_frozen, explain_unreadable, meeting_at_the_end, without_code
+from minimind.engine.shards import drop_frozen, meeting_at_the_end, reading_together
 from minimind.errors import CheckpointError
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
@@ -270,22 +270,17 @@ class DeepSpeedEngine:
         self._engine.global_steps = step
 
     def load(self, folder: Path) -> None:
-        """Loads a checkpoint's shards. Raises CheckpointError where DeepSpeed cannot read its own
-        files."""
+        """Loads a checkpoint's shards. All ranks call it, and all raise CheckpointError where
+        DeepSpeed cannot read its own files on any of them."""
         # DeepSpeed would restore the options that the parameter groups were saved with; a resumed
         # run may have others.
         options = [
             {name: value for name, value in group.items() if name not in ("params", "lr")}
             for group in self._engine.optimizer.param_groups
         ]
-        try:
+        with _silenced(), reading_together(self._engine, folder):
             # A strict load would miss the frozen parameters.
-            with _silenced(), without_code():
-                path, _ = self._engine.load_checkpoint(
-                    str(folder), tag=TAG, load_module_strict=False
-                )
-        except Exception as error:
-            raise CheckpointError(explain_unreadable(folder, str(error))) from error
+            path, _ = self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
         if path is None:
             raise CheckpointError(f"{folder}: holds no DeepSpeed checkpoint")
         for group, given in zip(self._engine.optimizer.param_groups, options, strict=True):

@@ -22,14 +22,17 @@ def start_ranks(ranks: Ranks, device: Device) -> None:
     if dist.is_initialized():
         return
     on_gpu = device.kind == "gpu" and ranks.world_size > 1
+    # Rank 0 may tokenise the data for long while the others wait. Ranks that are lost are noticed
+    # sooner, by minimind.runtime.heartbeat.
+    limit = datetime.timedelta(hours=2)
+    store = open_store(ranks)
+    store.set_timeout(limit)  # NCCL waits in it for the ids of groups; PyTorch leaves it as it is
     dist.init_process_group(
         deepspeed.accelerator.get_accelerator().communication_backend_name(),
-        store=open_store(ranks),
+        store=store,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        # Rank 0 may tokenise the data for long while the others wait. Ranks that are lost are
-        # noticed sooner, by minimind.runtime.heartbeat.
-        timeout=datetime.timedelta(hours=2),
+        timeout=limit,
         device_id=device.torch_device if on_gpu else None,
     )
     deepspeed.init_distributed(verbose=False)

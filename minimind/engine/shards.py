@@ -16,6 +16,9 @@ from typing import Any
 
 import torch
 
+from minimind.errors import CheckpointError
+from minimind.runtime.together import all_do
+
 _WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """The environment variable that makes PyTorch refuse pickles that need code, whatever the caller of
 torch.load says."""
@@ -64,6 +67,31 @@ def _replace(stack: contextlib.ExitStack, engine: Any, name: str, method: Any) -
     """Sets a method of this one engine until the stack unwinds."""
     setattr(engine, name, method)
     stack.callback(delattr, engine, name)
+
+
+@contextlib.contextmanager
+def reading_together(engine: Any, folder: object) -> Iterator[None]:
+    """Makes DeepSpeed's `load_checkpoint` read data alone, and raise CheckpointError on every rank
+    where one cannot read its shards: at ZeRO stage 3 the others would wait for it in the gathering
+    that follows."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(without_code())
+        for name in ("_load_checkpoint", "_load_zero_checkpoint"):
+            _replace(stack, engine, name, _together(getattr(engine, name), folder))
+        yield
+
+
+def _together(method: Callable[..., Any], folder: object) -> Callable[..., Any]:
+    def call(*arguments: Any, **options: Any) -> Any:
+        def read() -> Any:
+            try:
+                return method(*arguments, **options)
+            except Exception as error:
+                raise CheckpointError(explain_unreadable(folder, str(error))) from error
+
+        return all_do(read)
+
+    return call
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from minimind.run.folder import write_run
 from minimind.run.inputs import build_context, hash_helpers, load_start
 from minimind.run.resolve import ResolvedRun
 from minimind.runtime.ranks import Ranks
-from minimind.runtime.together import all_do, main_first
+from minimind.runtime.together import main_first
 from minimind.samples.sources import find_data_file
 from minimind.stages import STAGES
 
@@ -94,7 +94,7 @@ def build_engine(
             engine.set_states(states, start.step)
     else:
         engine = build()
-        all_do(lambda: engine.load(start.folder))  # the shard of one rank may be damaged
+        engine.load(start.folder)
     return engine
 
 
@@ -258,7 +258,7 @@ def _start_log(run: ResolvedRun, folder: Path, stage: Stage[Any, Any], step: int
     monitored = MonitoredRun(
         folder=folder,
         config=run.to_dict(),
-        resumed=run.arguments.resume,
+        resumed=run.arguments.resume or step > 0,  # a run may go back from a spike
         step=step,
         reached=max((number for number, _ in rows), default=0),
         earlier=[row for row in rows if row[0] <= step],

@@ -27,7 +27,7 @@ from minimind.run.folder import merge_earlier, open_together
 from minimind.run.inputs import build_loaders
 from minimind.run.resolve import ResolvedRun, check_same_run, find_tokenizer, resolve_run
 from minimind.run.restarts import resume_after_restart
-from minimind.run.training import say_where_from, train_recorded
+from minimind.run.training import find_latest_together, say_where_from, train_recorded
 from minimind.runtime.devices import Device, check_kernels, find_device, limit_threads
 from minimind.runtime.heap import keep_freed_memory
 from minimind.runtime.heartbeat import Heartbeat
@@ -131,7 +131,7 @@ class Run:
     def check(self) -> None:
         """Raises a MiniMindError for a run that `train` could not run, before anything is built.
         Dry runs and real runs make the same checks. All ranks call it."""
-        start = self._find_start()
+        start = self._find_start(together=self._is_started)
 
         def check() -> None:
             check_run(self.resolved, self.tokenizer, start)
@@ -163,7 +163,7 @@ class Run:
             raise ConfigError("a loader of one's own says nothing of epochs: give max_steps")
         else:
             own, eval_data, self._has_own_data = loader, None, False
-        if start := self._find_start():
+        if start := self._find_start(together=True):
             check_same_run(start, self.resolved, own.fingerprint)
         self._build(own, eval_data, total_steps)
         return self
@@ -264,11 +264,15 @@ class Run:
         logger.info("%s: %s/checkpoints/latest", "done" if finished else "interrupted", folder)
         return finished
 
-    def _find_start(self) -> Checkpoint | None:
-        """Finds the newest complete checkpoint of the run to resume; None for a new run."""
-        if self._start is None and self.resolved.arguments.resume:
-            output = self.resolved.arguments.get("output_dir")
-            self._start = find_latest(Path(output, "checkpoints"))
+    def _find_start(self, *, together: bool = False) -> Checkpoint | None:
+        """Finds the newest complete checkpoint of the run to resume; None for a new run. With
+        `together` rank 0 finds it for all, and all ranks call it."""
+        if self.resolved.arguments.resume and self._loop is None:
+            folder = Path(self.resolved.arguments.get("output_dir"), "checkpoints")
+            if together:
+                self._start = find_latest_together(folder, self.ranks)
+            elif self._start is None:
+                self._start = find_latest(folder)
         return self._start
 
     def _start_ranks(self) -> None:

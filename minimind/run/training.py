@@ -15,6 +15,8 @@ from minimind.monitors.monitor import DONE, INTERRUPTED, Outcome
 from minimind.run.build import Recorder, Trained, build_loop
 from minimind.run.resolve import ResolvedRun
 from minimind.runtime.heartbeat import Heartbeat
+from minimind.runtime.ranks import Ranks
+from minimind.runtime.together import broadcast, main_first
 
 logger = logging.getLogger("minimind")
 
@@ -25,6 +27,12 @@ def say_where_from(run: ResolvedRun, start: Checkpoint | None, folder: Path) -> 
         logger.info("resumed    from step %d of %s", start.step, start.folder)
     elif run.arguments.resume:
         logger.info("resumed    %s has no checkpoint yet: from the beginning", folder)
+
+
+def find_latest_together(folder: Path, ranks: Ranks) -> Checkpoint | None:
+    """Finds a checkpoint as `find_latest` does, on rank 0 for all: ranks that each searched might
+    go on from different ones. All ranks call it, and all raise its error."""
+    return broadcast(main_first(ranks, lambda: find_latest(folder)))
 
 
 def train_recorded(
@@ -66,7 +74,7 @@ def _go_back(
 ) -> Loop[Any, Any]:
     """Loads the last checkpoint into the engine, and gives a loop that goes on from it without the
     steps of the spike."""
-    start = find_latest(folder / "checkpoints")
+    start = find_latest_together(folder / "checkpoints", loop.engine.ranks)
     if start is None:
         raise spike
     loop.engine.load(start.folder)

@@ -23,7 +23,10 @@ def digest_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
 def check_digests(folder: Path, meta: Mapping[str, Any]) -> None:
     """Reads every file that meta.json has a digest of. Raises CheckpointError for one whose content
     is not what was written. Checkpoints of earlier versions have no digests."""
-    for name, expected in dict(meta.get(DIGESTS) or {}).items():
+    expected_by_name = meta.get(DIGESTS) or {}
+    if not isinstance(expected_by_name, Mapping):
+        raise CheckpointError(f"{folder}: its meta.json holds no digests under {DIGESTS}")
+    for name, expected in expected_by_name.items():
         try:
             found = _digest(folder / name)
         except OSError as error:

@@ -38,6 +38,9 @@ _HELD_UP = 5
 """A judge that comes this many beats late was held up itself, and excuses the others."""
 _LEARNS_S = 10.0
 """How long a rank whose collective has failed waits to learn which rank is lost."""
+_HEARD_BEATS = 2
+"""How many beats the others have, at most, to read why a rank has failed. The store may end with
+its process."""
 _runs = itertools.count()
 """Numbers the runs of this process; all ranks count alike."""
 
@@ -85,7 +88,7 @@ class Heartbeat:
         self._ended = "" if error is None else f"{type(error).__name__}: {error}".split("\n")[0]
         self._stopped.set()
         for thread in self._threads:
-            thread.join(self._beat_s + 1)
+            thread.join(_HEARD_BEATS * self._beat_s + 1)
         if lost:
             raise lost from None
 
@@ -133,6 +136,7 @@ class Heartbeat:
                 ended = self._stopped.is_set()
                 self._store.set(str(self._ranks.rank), self._sign().to_json())
                 if ended:
+                    self._wait_for_others(keys)
                     return
                 if self._store.check(keys):  # all have told something
                     texts = self._store.multi_get(keys)
@@ -142,6 +146,15 @@ class Heartbeat:
                 self._stopped.wait(self._beat_s)
         except dist.DistError as error:  # the judge notices that nothing is heard
             logger.debug("heartbeat: %s", error)
+
+    def _wait_for_others(self, keys: list[str]) -> None:
+        """Waits, after an error, until every rank has ended too or has had the time to read why
+        this one has."""
+        until = time.monotonic() + (_HEARD_BEATS * self._beat_s if self._ended else 0.0)
+        while time.monotonic() < until and self._store.check(keys):
+            if all(json.loads(text)["ended"] is not None for text in self._store.multi_get(keys)):
+                return
+            time.sleep(0.1)
 
     def _sign(self) -> Sign:
         frame = sys._current_frames().get(self._main or 0)
@@ -203,16 +216,22 @@ def _without_signals() -> Iterator[None]:
 
 
 def _is_of_connection(error: BaseException | None) -> bool:
+    """Tells whether an error, or the one that caused it, is of a connection between ranks."""
     text = str(error).lower()
+    if error is not None and error.__cause__ is not None:  # a checkpoint that was not written
+        return _is_of_connection(error.__cause__)
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text)
     )
 
 
 def _count_collectives() -> int:
-    """Counts the collectives that this process has entered, in all groups."""
-    groups = list(dist.distributed_c10d._world.pg_map)
-    return sum(group._get_sequence_number_for_group() for group in groups)  # type: ignore
+    """Counts the collectives that this process has entered, in all groups that count them."""
+    found = 0
+    for group in list(dist.distributed_c10d._world.pg_map):
+        with contextlib.suppress(RuntimeError):  # PyTorch counts those of Gloo, NCCL and UCC
+            found += group._get_sequence_number_for_group()  # type: ignore[attr-defined]
+    return found
 
 
 def _position(frame: FrameType | None) -> tuple[object, ...]:

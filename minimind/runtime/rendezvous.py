@@ -119,10 +119,17 @@ def _wait_for_server(host: str, port: int) -> None:
 
 
 def _check_run(store: Store, identity: str, ranks: Ranks, where: str) -> None:
-    store.set_timeout(datetime.timedelta(seconds=_ANSWER_S))
+    # An agent's store answers before rank 0 has come to say which run it is.
+    limit_s = JOIN_S if _agent_serves() else _ANSWER_S
+    store.set_timeout(datetime.timedelta(seconds=limit_s))
     try:
         theirs = store.get("run").decode()
     except dist.DistError:
+        if _agent_serves():
+            raise ConfigError(
+                f"rank 0 has not come to {where}, where the ranks meet, for {JOIN_S} s: is it "
+                "running?"
+            ) from None
         raise ConfigError(
             f"what answers at {where} is no store of this run: another program has the port. "
             f"{_another_port()}"

@@ -102,6 +102,15 @@ def test_a_checkpoint_without_digests_is_found(store: CheckpointStore, tmp_path:
     assert find_latest(tmp_path) == load_checkpoint_meta(path.parent)
 
 
+@pytest.mark.parametrize("digests", [5, "abc", ["abc"]])
+def test_digests_that_are_none_are_named(store: CheckpointStore, tmp_path: Path, digests: object):
+    path = save(store, 1) / "meta.json"
+    meta = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(meta | {DIGESTS: digests}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="meta.json holds no digests"):
+        find_latest(tmp_path)
+
+
 def test_a_users_copies_are_not_found(
     store: CheckpointStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):

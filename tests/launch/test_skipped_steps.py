@@ -13,6 +13,10 @@ from training_runs import Train, assert_same_run, read_losses
 from minimind.engine.loop import Loop
 from minimind.engine.spikes import LossSpikeError, SpikeWatch
 from minimind.model.state_dict import load_hf_folder
+from minimind.monitors.background import Monitors
+from minimind.monitors.monitor import MonitoredRun
+from minimind.monitors.start import start_monitors
+from minimind.run import build
 from minimind.stages.pretrain import Pretrain
 from minimind.types import LossSum
 
@@ -94,9 +98,17 @@ def test_a_run_goes_back_from_a_spike_and_on_without_it(
         whole(self, step, loss, has_checkpoint=has_checkpoint)
 
     flags = [*flags, "--eval_every", "0", "--max_steps", "8", "--save_every", "3"]
+    monitored: list[bool] = []
+
+    def start(run: MonitoredRun, ds_config: dict[str, Any]) -> Monitors:
+        monitored.append(run.resumed)
+        return start_monitors(run, ds_config)
+
     with monkeypatch.context() as patch:
         patch.setattr(SpikeWatch, "check", check)
+        patch.setattr(build, "start_monitors", start)
         assert train(*flags) == 0
+    assert monitored == [False, True], "the same run of a service goes on"
     said = capsys.readouterr().err
     assert "step 5: the loss jumps; going back to step 3 of" in said
     assert "without steps 4 and 5" in said

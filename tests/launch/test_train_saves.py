@@ -122,6 +122,23 @@ def test_shards_that_hold_code_are_refused_and_the_code_is_not_run(
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.faults("code in one rank's shard at ZeRO stage 3", "both refuse; none waits")
+def test_a_shard_that_one_rank_refuses_is_refused_by_all(
+    train_on_two: TrainOnTwo, flags: list[str], tmp_path: Path
+):
+    flags = [*flags, "--ds_config", "zero3.json", "--eval_every", "0"]
+    assert train_on_two(*flags, "--max_steps", "1").returncode == 0
+    engine = tmp_path / "run" / "checkpoints" / "step-00000001" / "engine"
+    (shard,) = engine.glob("*pp_rank_1*optim_states.pt")
+    put_code_into(shard, tmp_path / "ran")
+    resume = ["--resume", "--output_dir", str(tmp_path / "run"), "--max_steps", "2"]
+    done = train_on_two(*resume)
+    assert done.returncode == 2, done.stderr
+    assert "rank 1: " in done.stderr
+    assert "would run code (posix.mkdir)" in done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.faults("a flipped bit in a checkpoint", "named; the checkpoint before is resumed")
 def test_a_bit_that_flipped_costs_the_steps_since_the_checkpoint_before(
     train: Train, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
-from minimind.errors import LostRankError
+from minimind.errors import LostRankError, TrainingError
 from minimind.runtime import heartbeat
 from minimind.runtime.heartbeat import Heartbeat
 from minimind.runtime.ranks import Ranks
@@ -72,6 +72,27 @@ def test_the_error_of_a_collective_becomes_one_that_names_the_rank(
             with first.training():
                 raise error
     assert caplog.text.count("rank 1 (process") == 1, "it is said once"
+
+
+def test_the_others_read_why_a_rank_has_failed_before_it_ends():
+    """Rank 0 may serve the store, which ends with its process."""
+    with beat(1) as second:
+        with pytest.raises(ValueError, match="its own"), beat(0):  # noqa: PT012
+            wait_until(lambda: len(second._watch.signs) == 2)
+            raise ValueError("its own")
+        assert second._watch.signs[0].ended == "ValueError: its own"
+
+
+def test_a_checkpoint_that_a_lost_connection_spoiled_names_the_rank():
+    error = TrainingError("the checkpoint of step 9 could not be written")
+    error.__cause__ = RuntimeError("gloo: Connection closed by peer")
+    with pytest.raises(LostRankError, match=r"rank 1 .* has failed"):  # noqa: PT012, SIM117
+        with beat(0) as first:
+            with pytest.raises(ValueError, match="its own"), beat(1):  # noqa: PT012
+                wait_until(lambda: len(first._watch.signs) == 2)
+                raise ValueError("its own")
+            with first.training():
+                raise error
 
 
 def test_where_no_rank_is_known_to_be_lost_the_connection_is():

@@ -107,7 +107,7 @@ def test_digests_that_are_none_are_named(store: CheckpointStore, tmp_path: Path,
     path = save(store, 1) / "meta.json"
     meta = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(meta | {DIGESTS: digests}), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="meta.json holds no digests"):
+    with pytest.raises(CheckpointError, match=r"meta\.json holds no digests"):
         find_latest(tmp_path)
 
 

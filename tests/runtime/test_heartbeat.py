@@ -48,7 +48,7 @@ def test_ranks_hear_of_one_another_and_of_the_end():
     with beat(0) as first:
         with beat(1):
             wait_until(lambda: len(first._watch.signs) == 2)
-            assert first._watch.signs[1].place.startswith("an unknown place")
+            wait_until(lambda: first._watch.signs[1].place.startswith("an unknown place"))
         wait_until(lambda: first._watch.signs[1].ended == "")
 
 

@@ -83,6 +83,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_with_the_other_alone(
         (0, "os.kill(os.getpid(), signal.SIGKILL)", "rank 0 .* has died"),
         (1, "threading.Event().wait()", "rank 1 .* hangs at minimind/engine/loop.py:.*_update"),
         (1, "raise ValueError('of its own')", "rank 1 .* has failed: ValueError: of its own"),
+        (0, "raise OSError(28, 'of its own')", "rank 0 .* has failed: OSError: .*of its own"),
     ],
 )
 @pytest.mark.faults("a rank that is stopped, hangs or fails", "it is named within its limit")

@@ -60,6 +60,7 @@ def train_recorded(
             raise
         except Exception as error:
             outcome = Outcome(1, str(error))
+            heartbeat.fail()
             raise
         finally:
             recorder.close(outcome, is_lost=is_lost)

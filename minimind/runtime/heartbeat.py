@@ -108,6 +108,12 @@ class Heartbeat:
             with self._lock:
                 self._watch.end()
 
+    def fail(self) -> None:
+        """Says that this rank is about to end by an error of its own. While it closes its records,
+        ranks that have ended by then are no reason to end it at once."""
+        with self._lock:
+            self._watch.fails = True
+
     def _explain(self, error: BaseException | None) -> LostRankError | None:
         """Gives the error that names the lost rank, for an exception of a collective; None for any
         other."""

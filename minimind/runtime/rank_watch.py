@@ -59,6 +59,8 @@ class RankWatch:
     state_of: Callable[[int], str] = process_state
     """Gives the state of a process of this machine ("" where it is gone)."""
     signs: dict[int, Sign] = field(default_factory=dict)
+    fails: bool = False
+    """Whether this rank is about to end by an error of its own, as the others may do too."""
     _heard: dict[int, float] = field(default_factory=dict)
     """When each rank's newest sign was first seen."""
     _answered: float | None = None
@@ -101,7 +103,7 @@ class RankWatch:
     def judge(self, now: float) -> Verdict | None:
         """Gives a verdict where a rank is lost."""
         return (
-            self.find_gone(now)
+            (None if self.fails else self.find_gone(now))
             or self._find_silent()
             or self._find_unanswered(now)
             or self._find_standing(now)

@@ -70,6 +70,17 @@ def test_ranks_that_move_are_left_alone(ranks: Ranks):
     assert ranks.verdict() is None
 
 
+def test_a_rank_that_fails_itself_lets_the_others_end(ranks: Ranks):
+    ranks.watch.fails = True
+    ranks.change(2, ended="ValueError: its own")
+    ranks.states[11] = ""
+    ranks.live(20, silent=1)
+    assert ranks.verdict() is None
+    ranks.watch.fails = False
+    ranks.live(20, silent=1)
+    assert ranks.verdict() is not None
+
+
 def test_a_silent_rank_of_another_machine(ranks: Ranks):
     ranks.live(LIMIT_S - 4, silent=2)
     assert ranks.verdict() is None

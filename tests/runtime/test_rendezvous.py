@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from minimind.errors import ConfigError
 from minimind.runtime import rendezvous
@@ -49,6 +52,22 @@ def test_the_ranks_of_a_run_share_a_store():
 def test_a_port_that_another_run_has_is_an_error_that_names_the_flag(taken: int):
     with pytest.raises(ConfigError, match=rf"port {taken}.*deepspeed --master_port \d+ \.\.\."):
         open_store(TWO[0])
+
+
+def test_an_agents_store_is_waited_for_until_rank_0_has_come(
+    port: int, monkeypatch: pytest.MonkeyPatch
+):
+    agent = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    monkeypatch.setattr(rendezvous, "_ANSWER_S", 0.2)
+    with ThreadPoolExecutor() as pool:
+        second = pool.submit(open_store, TWO[1])
+        time.sleep(1)
+        first = open_store(TWO[0])
+        first.set("key", "value")
+        assert second.result().get("key") == b"value"
+    del agent
 
 
 def test_one_rank_needs_no_port(taken: int):

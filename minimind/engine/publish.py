@@ -55,6 +55,8 @@ def publish(unfinished: Path, final: Path, meta: dict[str, Any], *, is_best: boo
         raise
     flush_to_disk(final.parent)
     for fresh, link in links:
+        if link.is_dir() and not link.is_symlink():
+            _keep(link, "a folder where a link belongs, as some programs copy links")
         fresh.replace(link)
     flush_to_disk(final.parent)
     if earlier and earlier.name.startswith(UNFINISHED):
@@ -98,12 +100,17 @@ def _set_aside(final: Path) -> Path | None:
     if not final.exists():
         return None
     if _is_copy(final):
-        kept = final.with_name(f"{final.name}-copy-{secrets.token_hex(4)}")
-        logger.warning("%s: a copy of another step; it is now %s", final, kept)
-        return final.rename(kept)
+        return _keep(final, "a copy of another step")
     aside = final.with_name(f"{UNFINISHED}replaced-{final.name}")
     remove(aside)
     return final.rename(aside)
+
+
+def _keep(folder: Path, what: str) -> Path:
+    """Renames a user's folder that stands where a checkpoint or a link belongs; it stays."""
+    kept = folder.with_name(f"{folder.name}-copy-{secrets.token_hex(4)}")
+    logger.warning("%s: %s; it is now %s", folder, what, kept)
+    return folder.rename(kept)
 
 
 def _fresh_link(link: Path, target: str) -> tuple[Path, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,19 @@ def test_a_users_copies_stay_and_count_for_nothing(
     whole[moved] = whole.pop("step-00000003")
     assert {name: listing(tmp_path / name) for name in whole} == whole
     assert load_checkpoint_meta(tmp_path / "step-00000003").step == 3
+
+
+def test_a_run_that_was_copied_without_its_links_goes_on(
+    store: CheckpointStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    first = save(store, 1)
+    (tmp_path / "latest").unlink()
+    shutil.copytree(first, tmp_path / "latest")
+    second = save(store, 2)
+    assert (tmp_path / "latest").resolve() == second
+    (moved,) = tmp_path.glob("latest-copy-*")
+    assert listing(moved) == listing(first)
+    assert f"it is now {moved}" in caplog.text
 
 
 def test_damaged_checkpoints_do_not_take_the_place_of_whole_ones(

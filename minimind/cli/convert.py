@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minimind.config.model import read_json_fields
+from minimind.config.json_file import read_json_fields
 from minimind.config.recipe import parse_assignments
 from minimind.errors import ConfigError, MiniMindError
 from minimind.interop.conversion import convert

@@ -101,6 +101,8 @@ def open_file(path: Path, options: ConvertOptions) -> Source:
 
 def open_folder(path: Path, options: ConvertOptions) -> Source:
     """Opens a folder of the original with code of its own. Raises CheckpointError, ConfigError."""
+    if options.base is not None:
+        raise ConfigError(f"--base is for adapters alone; {path} is a whole model")
     told = read_config_fields(read_json_fields(path / CONFIG_FILE), str(path / CONFIG_FILE))
     entries: dict[str, LazyTensor] = {}
     notes: list[str] = []

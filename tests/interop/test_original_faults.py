@@ -199,6 +199,7 @@ def test_experts_of_2504_have_one_shared(tmp_path: Path):
         (["--to", "hf", "--set", "rope_theta=1e4"], "--set is for weights that do not say it"),
         (["--to", "hf", "--base", "elsewhere"], "--base is for weights that do not say it"),
         (["--to", "hf", "--generation", "3"], "--generation is an option of --to pth"),
+        (["--to", "pth", "--allow_custom_code"], "--allow_custom_code is an option of --to hf"),
         (["--to", "pth", "--base_name", "someone/x"], "--base_name is an option of --to peft"),
         (["--to", "hf", "--config", "missing.json"], r"missing\.json: cannot be read"),
     ],

@@ -145,9 +145,8 @@ def _read_shapes(
     if router not in shapes:
         return fields | {"intermediate_size": shape(f"{_LAYER}mlp.gate_proj.weight")[0]}
     size = shape(f"{_LAYER}mlp.experts.0.gate_proj.weight")[0]
-    found = (
-        re.match(rf"{re.escape(_LAYER)}mlp\.shared_experts\.(\d{1, 9})\.", name) for name in shapes
-    )
+    pattern = re.compile(re.escape(_LAYER) + r"mlp\.shared_experts\.(\d{1,9})\.")
+    found = (pattern.match(name) for name in shapes)
     shared = {int(each[1]) for each in found if each}
     fields |= {"num_experts": shape(router)[0], "n_shared_experts": len(shared)}
     return fields | {"intermediate_size": size, "moe_intermediate_size": size}

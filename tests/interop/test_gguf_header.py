@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 from gguf_models import gguf_file, rewrite, setting
 
+from minimind.data.tokenizer import Tokenizer
 from minimind.errors import CheckpointError, ConfigError
 from minimind.interop.gguf import encoding, reader
 from minimind.interop.gguf.header import check_header
+from minimind.interop.gguf.tokenizer import to_fields
 from minimind.interop.options import ConvertOptions
 from minimind.interop.readers import open_source
+from minimind.samples.text import load_sample_tokenizer
 
 UINT8, UINT32, STRING, ARRAY, UINT64 = 0, 4, 8, 9, 10
 HUGE = 1 << 60
@@ -122,3 +125,10 @@ def test_weights_of_a_type_that_the_library_does_not_read_are_named(
 def test_options_that_would_do_nothing_are_refused(model: Path, told: dict) -> None:
     with pytest.raises(ConfigError, match="is for weights that do not say it"):
         reader.open_file(model, ConvertOptions(**told))
+
+
+def test_a_tokenizer_without_merges_is_refused() -> None:
+    spec, config = load_sample_tokenizer().contents()
+    plain = Tokenizer({**spec, "model": {**spec["model"], "merges": []}}, config, "plain")
+    with pytest.raises(ConfigError, match="the tokenizer plain merges no bytes"):
+        to_fields(plain, plain.vocab_size)

@@ -89,7 +89,9 @@ def open_shards(path: Path, options: ConvertOptions) -> Source:
     pieces = _read_pieces(folder, meta)
     written = {n: d for n, d in meta[DIGESTS].items() if n.startswith(f"{folder.name}/")}
     check_digests(folder.parent, {DIGESTS: written})
-    notes = [f"read from the shards of {meta['world_size']} ranks, ZeRO stage {meta['zero_stage']}"]
+    notes = [
+        f"read from the shards of {meta['world_size']} rank(s), ZeRO stage {meta['zero_stage']}"
+    ]
     if any(name.startswith(_POLICY) for name in pieces):
         notes.append("the critic is left out")
         pieces = {

@@ -85,7 +85,7 @@ def test_a_checkpoint_without_its_model_folder_is_converted_from_its_shards(
     options = ConvertOptions(tokenizer=checkpoint / "moved")
     (checkpoint / "model").rename(checkpoint / "moved")
     converted = convert(checkpoint, "hf", tmp_path / "sharded", options)
-    assert "read from the shards of 1 ranks, ZeRO stage 2" in converted.notes
+    assert "read from the shards of 1 rank(s), ZeRO stage 2" in converted.notes
     first, second = (
         {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
         for name in ("gathered", "sharded")

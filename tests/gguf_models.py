@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 from small_models import random_model, small_config
 
@@ -12,6 +14,9 @@ from minimind.interop.conversion import convert
 from minimind.interop.options import ConvertOptions
 from minimind.model.state_dict import save_hf_folder
 from minimind.samples.text import load_sample_tokenizer
+
+Change = Callable[[dict[str, Any]], None]
+"""Changes the fields of a file."""
 
 # Rows of 32 and 64 values can be quantized, those of 48 cannot.
 _EXPERTS: dict[str, Any] = {"num_experts": 4, "moe_intermediate_size": 64}
@@ -69,3 +74,31 @@ def gguf_file(folder: Path, name: str, quantize: str | None = None, **changes: A
     source, output = model_folder(folder / name, name, **changes), folder / f"{name}.gguf"
     convert(source, "gguf", output, ConvertOptions(quantize=quantize))
     return output
+
+
+def rewrite(path: Path, change: Change, extra: dict[str, torch.Tensor] | None = None) -> Path:
+    """Copies a file with other fields and further tensors, by the library alone."""
+    read = gguf.GGUFReader(path)
+    fields = {name: field.contents() for name, field in read.fields.items()}
+    change(fields)
+    output = path.with_name("changed.gguf")
+    out = gguf.GGUFWriter(output, fields["general.architecture"])
+    for name, value in fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        kinds = {bool: out.add_bool, int: out.add_uint32, float: out.add_float32}
+        kinds |= {str: out.add_string, list: out.add_array}
+        kinds[type(value)](name, value)
+    for tensor in read.tensors:
+        out.add_tensor(tensor.name, tensor.data)
+    for name, tensor in (extra or {}).items():
+        out.add_tensor(name, tensor.numpy())
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return output
+
+
+def setting(**values: Any) -> Change:
+    return lambda fields: fields.update({n.replace("__", "."): v for n, v in values.items()})

@@ -12,6 +12,7 @@ other documents.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
@@ -40,7 +41,14 @@ _FLAGS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    target = Path((argv or sys.argv[1:] or ["docs/figures/elastic.png"])[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = Path("docs/figures/elastic.png")
+    parser.add_argument(
+        "figure", nargs="?", type=Path, default=default, help=f"(default: {default})"
+    )
+    target = parser.parse_args(argv).figure
     losses: dict[str, list[float]] = {}
     read: dict[str, dict[int, list[str]]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-elastic-") as folder:

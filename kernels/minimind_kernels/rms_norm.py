@@ -128,8 +128,8 @@ def _add_forward_body(
 def _backward_body(
     grad_y_MD: Tensor, x_MD: Tensor, rstd_M1: Tensor, weight_D: Tensor
 ) -> tuple[Tensor, Tensor]:
-    grad_x, grad_weight_D = _wide_backward(grad_y_MD, x_MD, rstd_M1, weight_D)
-    return grad_x.to(x_MD.dtype), grad_weight_D
+    grad_x, shares = norm_backward(grad_y_MD, x_MD, rstd_M1, weight_D)
+    return grad_x.to(x_MD.dtype), sum_rows(shares).to(weight_D.dtype)
 
 
 def _add_backward_body(
@@ -137,20 +137,21 @@ def _add_backward_body(
 ) -> tuple[Tensor, Tensor]:
     """Gives the results of `_backward_body`, plus the gradient that reaches the sum directly,
     without passing the norm."""
-    grad, grad_weight_D = _wide_backward(grad_y_MD, total_MD, rstd_M1, weight_D)
+    grad, shares = norm_backward(grad_y_MD, total_MD, rstd_M1, weight_D)
+    grad_weight_D = sum_rows(shares).to(weight_D.dtype)
     return (grad + grad_total_MD.to(grad.dtype)).to(total_MD.dtype), grad_weight_D
 
 
-def _wide_backward(
-    grad_y_MD: Tensor, x_MD: Tensor, rstd_M1: Tensor, weight_D: Tensor
+def norm_backward(
+    grad_y: Tensor, x: Tensor, rstd: Tensor, weight_D: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Computes dx = rstd·(g - n·mean(g·n)) and dw = Σ_rows dy·n, with n = x·rstd and g = dy·w."""
-    wide = rstd_M1.dtype
-    grad_y, normed = grad_y_MD.to(wide), x_MD.to(wide) * rstd_M1
+    """Computes dx = rstd·(g - n·mean(g·n)) and each row's share dy·n of the weight's gradient, with
+    n = x·rstd and g = dy·w; grad_y and x are [..., D], rstd [..., 1]. All runs in rstd's dtype."""
+    wide = rstd.dtype
+    grad_y, normed = grad_y.to(wide), x.to(wide) * rstd
     grad_normed = grad_y * weight_D.to(wide)
-    projection_M1 = (grad_normed * normed).mean(-1, keepdim=True)
-    grad_x = rstd_M1 * (grad_normed - normed * projection_M1)
-    return grad_x, sum_rows(grad_y * normed).to(weight_D.dtype)
+    projection = (grad_normed * normed).mean(-1, keepdim=True)
+    return rstd * (grad_normed - normed * projection), grad_y * normed
 
 
 _forward = Form("rms_norm:rms_norm_forward", _forward_body, num_row_tensors=1)

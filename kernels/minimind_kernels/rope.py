@@ -25,7 +25,7 @@ from torch import Tensor
 from . import backend
 from .form import Form, sum_rows
 from .op import Case, Function, Goal, Inputs, Op, Registers, Rival
-from .rms_norm import rms_norm_reference
+from .rms_norm import norm_backward, rms_norm_reference
 
 
 def qk_rope_reference(
@@ -174,8 +174,7 @@ def _backward_body(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Gives the gradients of qkv and of both weights [2H], the latter empty without a norm. The
-    gradient of a rotation is rotated back, by the same angle with sin negated. The gradient of the
-    norm is rms_norm.py's, for each head."""
+    gradient of a rotation is rotated back, by the same angle with sin negated."""
     wide = cos_PR.dtype
     cos_M1R, sin_M1R = cos_PR[positions_M].unsqueeze(1), sin_PR[positions_M].unsqueeze(1)
     if qkv_MC is None or q_weight_H is None or k_weight_H is None:
@@ -188,12 +187,10 @@ def _backward_body(
         (grad_k_MKH, k_MKH, k_weight_H),
     ):
         turned = _rotate(grad_MAH.to(wide), cos_M1R, -sin_M1R)
-        x_wide = x_MAH.to(wide)
-        rstd = torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)
-        normed, grad_normed = x_wide * rstd, turned * weight_H.to(wide)
-        projection = (grad_normed * normed).mean(-1, keepdim=True)
-        grads.append((rstd * (grad_normed - normed * projection)).to(x_MAH.dtype))
-        grad_weights.append(sum_rows((turned * normed).sum(1)).to(weight_H.dtype))
+        rstd_MA1 = torch.rsqrt(x_MAH.to(wide).square().mean(-1, keepdim=True) + eps)
+        grad_MAH, shares_MAH = norm_backward(turned, x_MAH, rstd_MA1, weight_H)
+        grads.append(grad_MAH.to(x_MAH.dtype))
+        grad_weights.append(sum_rows(shares_MAH.sum(1)).to(weight_H.dtype))
     return torch.cat((*grads, grad_v_MKH), dim=1).flatten(1), torch.cat(grad_weights)
 
 

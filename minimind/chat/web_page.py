@@ -24,6 +24,11 @@ Text = Callable[[str], str]
 _NAME_CHARS = 24
 _FIXED_SEED = 0
 _AVATARS = {"user": ":material/person:", "assistant": ":material/neurology:"}
+_ICON = (
+    '<svg viewBox="0 0 16 16"><rect width="16" height="16" rx="4" fill="#3b5bdb"/>'
+    '<path d="M4 12V4.5l4 4 4-4V12" fill="none" stroke="white" stroke-width="2"/></svg>'
+)
+"""The page's icon. A browser would load a named one from a server of Google's."""
 _STYLE = """<style>
 .stMainBlockContainer { padding-top: 3.5rem; padding-bottom: 1rem; }
 [data-testid="stSidebarHeader"] { height: 3rem; margin-bottom: 0; padding-bottom: 0; }
@@ -34,7 +39,7 @@ _STYLE = """<style>
 
 
 def main() -> None:
-    st.set_page_config(page_title="MiniMind", page_icon=":material/neurology:", layout="centered")
+    st.set_page_config(page_title="MiniMind", page_icon=_ICON, layout="centered")
     st.html(_STYLE)
     language = _choose_language()
 

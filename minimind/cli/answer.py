@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from minimind.cli.verb_parser import VerbParser
 from minimind.data.chat_encoding import Chat, ChatEncoder
 from minimind.data.chat_format import BadChat, read_conversation
 from minimind.data.jsonl import BadRow, missing_key
@@ -55,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> VerbParser:
+    parser = VerbParser(
         description="Answers conversations with a model: chat data in, chat data out."
     )
     add = parser.add_argument

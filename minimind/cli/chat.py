@@ -11,6 +11,7 @@ from pathlib import Path
 from minimind.chat.local import LocalChat
 from minimind.chat.session import ChatBackend, ChatOptions, ChatSession
 from minimind.chat.terminal import HELP, Terminal, read_lines
+from minimind.cli.verb_parser import VerbParser
 from minimind.config.environment import KEY_VARIABLE
 from minimind.errors import MiniMindError
 from minimind.inference.load import (
@@ -58,8 +59,8 @@ def open_backend(arguments: argparse.Namespace) -> tuple[ChatBackend, str | None
     return local, chat_notice(arguments.checkpoint)
 
 
-def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _build_parser() -> VerbParser:
+    parser = VerbParser(
         description="Talks with a model in the terminal.",
         epilog=f"In the chat:\n{HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minimind.config.model import read_json_fields
+from minimind.cli.verb_parser import VerbParser
+from minimind.config.json_file import read_json_fields
 from minimind.config.recipe import parse_assignments
 from minimind.errors import ConfigError, MiniMindError
 from minimind.interop.conversion import convert
@@ -50,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Converts a checkpoint to another format.")
+def _parser() -> VerbParser:
+    parser = VerbParser(description="Converts a checkpoint to another format.")
     known = "; ".join(reader.what for reader in READERS)
     parser.add_argument("--input", required=True, type=Path, help=known)
     formats = "; ".join(f"{name}: {writer.what}" for name, writer in WRITERS.items())

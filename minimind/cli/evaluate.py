@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from minimind.cli.verb_parser import VerbParser
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError, MiniMindError
 from minimind.evaluation.multiple_choice import measure_choices, read_questions
@@ -40,20 +41,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = {str(folder): evaluate(folder, options) for folder in options.checkpoint}
         print(printable(report(results)))
         if options.json:
-            text = json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n"
-            with write_whole(options.json) as new:
-                new.write_text(text, encoding="utf-8")
+            _write_json(options.json, results)
     except MiniMindError as error:
         logger.error("error: %s", error)
-        return 2
-    except OSError as error:
-        logger.error("error: --json %s: cannot be written: %s", options.json, error.strerror)
         return 2
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _write_json(path: Path, results: dict[str, dict[str, Any]]) -> None:
+    text = json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n"
+    try:
+        with write_whole(path) as new:
+            new.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--json {path}: cannot be written: {error.strerror}") from None
+
+
+def _parser() -> VerbParser:
+    parser = VerbParser(
         description="Evaluates checkpoints: perplexity, multiple choice, fixed prompts."
     )
     add = parser.add_argument

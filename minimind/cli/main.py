@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_verb(verb: str, argv: Sequence[str]) -> int:
     """Runs one of VERBS and returns its exit status. Where a package of an optional extra is
     missing, it prints which extra to install and returns 2; where the machine has no room for what
-    is asked, it prints that and returns 1."""
+    is asked, it prints that and returns 1, as where the
+    reader of the output has closed it."""
     try:
         module = importlib.import_module(f"minimind.cli.{verb}")
         return getattr(module, "run_process", module.main)(argv)
@@ -79,6 +81,10 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    except BrokenPipeError:
+        if not _drop_unread_output():
+            raise
+        return 1
     except (OSError, MemoryError, RuntimeError) as error:
         from minimind.cli.failures import describe_failure
 
@@ -87,6 +93,17 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
             raise
         print(printable(f"error: {said}"), file=sys.stderr)
         return 1
+
+
+def _drop_unread_output() -> bool:
+    """Tells whether the reader of the output has closed it, as `| head` does. If so, what is left
+    of the output goes nowhere: the interpreter would fail at it again at its end."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def describe() -> str:

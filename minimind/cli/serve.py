@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from minimind.cli.verb_parser import VerbParser
 from minimind.config.environment import KEY_VARIABLE
 from minimind.errors import ConfigError, MiniMindError
 from minimind.inference.load import add_dtype_flag, choose_placement
@@ -114,8 +115,8 @@ def read_keys(flag: str | None, file: Path | None) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _build_parser() -> VerbParser:
+    parser = VerbParser(
         description="Serves checkpoints with OpenAI's API.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from minimind.cli.verb_parser import VerbParser
 from minimind.data.rows import FORMAT_NAMES
 from minimind.data.tokenizer import Tokenizer
 from minimind.data.tokenizer_training import MIN_VOCAB_SIZE, train_tokenizer
@@ -20,8 +21,8 @@ CHECKED_CHARS = 1 << 20
 checked."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Trains a byte-level BPE tokenizer on JSON lines.")
+def build_parser() -> VerbParser:
+    parser = VerbParser(description="Trains a byte-level BPE tokenizer on JSON lines.")
     parser.add_argument(
         "--data",
         nargs="+",

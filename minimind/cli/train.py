@@ -87,9 +87,9 @@ def _describe_peak(arguments: TrainArguments | None) -> str:
 def next_command(run: Run) -> str:
     """Gives the command that users want next: the one that teaches a model of text to answer, or
     the one that opens a chat."""
-    program = sys.argv[0]
-    verb = "minimind " if program.startswith("minimind ") else f"python {Path(program).parent}/"
-    suffix = "" if verb == "minimind " else ".py"
+    program = Path(sys.argv[0])
+    is_script = program.name == "train.py"
+    verb, suffix = (f"python {program.parent}/", ".py") if is_script else ("minimind ", "")
     if run.resolved.is_chat:
         return f"talk to it: {verb}chat{suffix} --checkpoint {run.folder}"
     return (

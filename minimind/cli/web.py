@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from minimind.cli.verb_parser import VerbParser
 from minimind.config.environment import KEY_VARIABLE, SERVER_VARIABLE
 
 PAGE = Path(__file__).parents[1] / "chat" / "web_page.py"
@@ -16,7 +17,7 @@ PAGE = Path(__file__).parents[1] / "chat" / "web_page.py"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Becomes the web page's process; returns an exit status only where that is not possible."""
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         description="Opens a web page to chat with a running `minimind serve`.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,

@@ -10,6 +10,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from minimind.errors import ConfigError
+
 MAX_DEPTH = 100
 """The deepest nesting of objects and lists, since much code that reads them is recursive."""
 MAX_JSON_BYTES = 256 << 20
@@ -26,6 +28,19 @@ def load_json(path: str | Path, **options: Any) -> Any:
     if size > MAX_JSON_BYTES:
         raise ValueError(f"it has {size:,} bytes; {MAX_JSON_BYTES:,} are the most")
     return parse_json(Path(path).read_text(encoding="utf-8"), **options)
+
+
+def read_json_fields(path: Path) -> dict[str, Any]:
+    """Reads a JSON file of fields, whose names nobody has checked yet. Raises ConfigError."""
+    try:
+        values = load_json(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold one JSON object, not a {type(values).__name__}")
+    return values
 
 
 def parse_json(text: str, **options: Any) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from minimind.config.json_file import load_json
+from minimind.config.json_file import read_json_fields
 from minimind.config.rope_scaling import check_rope_scaling
 from minimind.config.spelling import did_you_mean
 from minimind.config.typed import convert
@@ -295,16 +295,3 @@ def load_model_config(
             f"{did_you_mean(name, PRESETS)}"
         )
     return ModelConfig.from_dict(values | overrides, origin)
-
-
-def read_json_fields(path: Path) -> dict[str, Any]:
-    """Reads a JSON file of fields, whose names nobody has checked yet. Raises ConfigError."""
-    try:
-        values = load_json(path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: must hold one JSON object, not a {type(values).__name__}")
-    return values

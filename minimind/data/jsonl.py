@@ -39,7 +39,9 @@ class BadRow:
         return cls(row.path, row.line, reason, row.unit)
 
     def __str__(self) -> str:
-        return f"{spell_place(self.path, self.line, self.unit)}: {self.reason}"
+        text = f"{spell_place(self.path, self.line, self.unit)}: {self.reason}"
+        # A reason may quote half a character of the row, which cannot be written as UTF-8.
+        return text.encode(errors="backslashreplace").decode()
 
 
 class RowProblem(ValueError):

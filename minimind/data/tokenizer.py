@@ -5,18 +5,23 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import tokenizers
 from tokenizers import processors
 
 from minimind.config.json_file import load_json
 from minimind.config.spelling import did_you_mean_file
 from minimind.config.tags import CALL, END_CALL, END_RESULT, END_THINK, RESULT, THINK
+from minimind.data.byte_level_bpe import (
+    TOKENIZER_FILE,
+    build_bpe,
+    byte_alphabet,
+    check_text_stays_text,
+    panics_as_errors,
+)
 from minimind.data.text_pieces import split_text
 from minimind.data.tokenizer_probe import check_text_parts
 from minimind.errors import ConfigError, DataError
@@ -25,7 +30,6 @@ TAGS = (CALL, END_CALL, RESULT, END_RESULT, THINK, END_THINK)
 """The tags that assistant turns may spell as tokens; ids 21 to 26 in the project's own
 tokenizers."""
 
-TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"
 _TEMPLATE_FILE = "chat_template.jinja"
 
@@ -48,8 +52,8 @@ class Tokenizer:
         """The id of each special or added token, by its text."""
         if "" in self.added_ids:
             raise DataError(f"{origin}: {TOKENIZER_FILE} has an added token without a text")
-        self._rendered = _build(spec, set(self.added_ids), origin)
-        self._plain = _build(spec, set(), origin)
+        self._rendered = build_bpe(spec, set(self.added_ids), origin)
+        self._plain = build_bpe(spec, set(), origin)
         self.vocab_size = 1 + max(self._rendered.get_vocab().values())
         """One more than the largest id, so that a table of this size has a row for every id."""
         self.special_tokens = _special_tokens(config)
@@ -64,7 +68,7 @@ class Tokenizer:
             token["id"] for token in spec.get("added_tokens") or [] if token["special"]
         )
         self.chat_template: str | None = _default_template(config.get("chat_template"))
-        _check_text_stays_text(self._plain, self.added_ids, origin)
+        check_text_stays_text(self._plain, self.added_ids, origin)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -101,7 +105,7 @@ class Tokenizer:
         loaded files did otherwise."""
         spec = self._spec
         post_processor = spec.get("post_processor")
-        theirs = _build(spec, set(self.added_ids), self.origin, post_processor)
+        theirs = build_bpe(spec, set(self.added_ids), self.origin, post_processor)
         if theirs.encode("a").ids != self.encode_document("a"):
             spec = {**spec, "post_processor": self._document_template}
         # transformers 5 follows these before the post-processor of tokenizer.json.
@@ -142,7 +146,7 @@ class Tokenizer:
         pieces = [split_text(text) for text in texts]
         flat = [piece for text in pieces for piece in text]
         # The fast method leaves out character offsets, which are not used here.
-        with _panics_as_errors(self.origin):
+        with panics_as_errors(self.origin):
             encoded = iter(self._plain.encode_batch_fast(flat, add_special_tokens=False))
         return [
             next(encoded).ids if len(text) == 1 else [i for _ in text for i in next(encoded).ids]
@@ -151,7 +155,7 @@ class Tokenizer:
 
     def encode_rendered(self, text: str) -> list[int]:
         """Encodes a rendered chat template; every added token is recognised."""
-        with _panics_as_errors(self.origin):
+        with panics_as_errors(self.origin):
             return self._rendered.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
@@ -238,48 +242,6 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-def byte_alphabet() -> list[str]:
-    """Gives the character with which byte-level BPE writes each byte: the byte's own where that is
-    printable Latin-1, else the next free one from U+0100 on (Radford et al. 2019, GPT-2)."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    free = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in printable else chr(next(free)) for byte in range(256)]
-
-
-def _build(
-    spec: dict[str, Any], recognised: set[str], origin: str, post_processor: Any = None
-) -> tokenizers.Tokenizer:
-    """Builds a tokenizer with the model of `spec` that recognises only the added tokens in
-    `recognised`."""
-    model = spec.get("model") or {}
-    vocab = model.get("vocab")
-    is_byte_level = isinstance(vocab, dict) and all(char in vocab for char in byte_alphabet())
-    if model.get("type", "BPE") != "BPE" or not is_byte_level:
-        raise DataError(
-            f"{origin}: {TOKENIZER_FILE} is no byte-level BPE with all 256 bytes in its vocabulary"
-        )
-    added = [t for t in spec.get("added_tokens") or [] if t["content"] in recognised]
-    changed = {"added_tokens": added, "truncation": None, "padding": None}
-    changed["post_processor"] = post_processor
-    with _panics_as_errors(origin):
-        try:
-            return tokenizers.Tokenizer.from_str(json.dumps({**spec, **changed}))
-        except Exception as error:  # tokenizers raises no narrower type
-            raise DataError(f"{origin}: {TOKENIZER_FILE} cannot be loaded: {error}") from None
-
-
-@contextmanager
-def _panics_as_errors(origin: str) -> Iterator[None]:
-    """Turns a panic of the library's Rust, which is no Exception and would end a program, into a
-    DataError."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise DataError(f"{origin}: {TOKENIZER_FILE} cannot be used here: {error}") from None
-
-
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
     """Gives the texts of the special tokens; in older files each is an object that holds the text
     as its "content"."""
@@ -289,19 +251,6 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
         if name.endswith("_token") and isinstance(token, str):
             found[name] = token
     return found
-
-
-def _check_text_stays_text(plain: tokenizers.Tokenizer, added: dict[str, int], origin: str) -> None:
-    """Raises DataError for a tokenizer whose merges build an added token, so that text could become
-    that token."""
-    for content, id in added.items():
-        with _panics_as_errors(origin):
-            ids = plain.encode(content, add_special_tokens=False).ids
-        if id in ids:
-            raise DataError(
-                f"{origin}: the merges of {TOKENIZER_FILE} build the added token {content!r}, so "
-                "plain text could become it; train a tokenizer whose merges do not"
-            )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

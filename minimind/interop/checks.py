@@ -117,26 +117,31 @@ def weights_difference(
     if set(source.tensors) != set(result.tensors):
         names = sorted(set(source.tensors) ^ set(result.tensors))
         raise CheckpointError(f"{result.path}: not in both models: {', '.join(names[:5])}")
-    largest = 0.0
+    differences = [0.0]
     for name in source.tensors:
         expected, found = cast(source.tensors[name]), result.tensors[name]
         if not torch.equal(expected, found):
-            largest = max(largest, float((expected.float() - found.float()).abs().max()))
-    return Difference("weights", largest, 0.0)
+            differences.append(float((expected.float() - found.float()).abs().max()))
+    return Difference("weights", _largest(differences), 0.0)
+
+
+def _largest(values: list[float]) -> float:
+    """Gives the largest value, and NaN where one is NaN; Python's `max` may leave it out."""
+    return float(torch.tensor(values, dtype=torch.float64).max())
 
 
 def adapter_difference(source: Adapter, result: Adapter, dtype: str | None) -> Difference:
     """Compares what two adapters add to each linear, as a share of the largest value added. `dtype`
     is the type that the result was written in, fp32 if it is None."""
-    largest = size = 0.0
+    differences, size = [0.0], 0.0
     for name in {*source, *result}:
         added = [adapter[name].delta() for adapter in (source, result) if name in adapter]
         difference = added[0] - added[1] if len(added) == 2 else added[0]
-        largest = max(largest, float(difference.abs().max()))
+        differences.append(float(difference.abs().max()))
         size = max(size, float(added[0].abs().max()))
     return Difference(
         "B·A, as a share of its largest value",
-        largest / (size or 1.0),
+        _largest(differences) / (size or 1.0),
         {
             # B takes scales in, and the product's sums are of another order.
             "fp32": 1e-6,

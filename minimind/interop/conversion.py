@@ -19,6 +19,15 @@ from minimind.interop.writers import WRITERS, Writer
 from minimind.runtime.cache_folder import new_folder
 from minimind.runtime.whole_files import write_whole
 
+_FORMATS_OF = {
+    "quantize": ("gguf",),
+    "modelfile": ("gguf",),
+    "generation": ("pth", "lora_pth"),
+    "base_name": ("peft",),
+    "allow_custom_code": ("hf",),
+}
+"""The formats that an option is for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Converted:
@@ -36,12 +45,10 @@ def convert(source: Path, to: str, output: Path, options: ConvertOptions) -> Con
     if options.dtype is not None and options.dtype not in writer.dtypes:
         dtypes = ", ".join(writer.dtypes) or "what --quantize says"
         raise ConfigError(f"--dtype {options.dtype}: --to {to} writes {dtypes}")
-    if to != "gguf" and (options.quantize or options.modelfile):
-        raise ConfigError("--quantize and --modelfile are options of --to gguf alone")
-    if to not in ("pth", "lora_pth") and options.generation:
-        raise ConfigError("--generation is an option of --to pth and --to lora_pth alone")
-    if to != "peft" and options.base_name:
-        raise ConfigError("--base_name is an option of --to peft alone")
+    for name, formats in _FORMATS_OF.items():
+        if getattr(options, name) and to not in formats:
+            known = " and ".join(f"--to {each}" for each in formats)
+            raise ConfigError(f"--{name} is an option of {known} alone")
     _check_free(output, writer)
     options = dataclasses.replace(options, name=output.name)
     opened = open_source(source, options)

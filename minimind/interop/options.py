@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minimind.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertOptions:
@@ -36,3 +38,10 @@ class ConvertOptions:
     one that holds the source's weights exactly."""
     modelfile: bool = False
     """Write a Modelfile for Ollama beside a GGUF file."""
+
+    def check_only_tokenizer(self, path: Path) -> None:
+        """Raises ConfigError for options of a source other than its tokenizer, where the files at
+        `path` say it themselves."""
+        for flag, given in (("--set", self.settings), ("--base", self.base)):
+            if given:
+                raise ConfigError(f"{flag} is for weights that do not say it; {path} does")

@@ -3,7 +3,7 @@ folders that it publishes with code of their own (`trust_remote_code`), whose co
 
 from __future__ import annotations
 
-import json
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minimind.config.json_file import load_json, read_json_fields
 from minimind.config.model import ModelConfig
 from minimind.data.same_tokens import has_tokenizer
 from minimind.errors import CheckpointError, ConfigError
@@ -23,6 +24,7 @@ from minimind.interop.generations import (
     split_pairs,
     to_hf_name,
 )
+from minimind.interop.mapped_file import MappedFile
 from minimind.interop.merging import merge_into, merged_tensors
 from minimind.interop.options import ConvertOptions
 from minimind.interop.original_config import make_config, read_config_fields
@@ -42,6 +44,7 @@ from minimind.model.hf_config import CONFIG_FILE
 
 MODEL_TYPE = "minimind"
 """The model_type of the original's folders."""
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _ENDINGS = (".pth", ".pt", ".bin")
 _TOKENIZERS = (".", "../model", "../model/minimind_tokenizer")
 """Where the tokenizer lies, seen from the weights: beside them, or where the original has it."""
@@ -67,7 +70,7 @@ def detect_file(path: Path) -> bool:
 def detect_folder(path: Path) -> bool:
     """Tells whether `path` is a folder whose config.json has the original's model_type."""
     try:
-        return json.loads((path / CONFIG_FILE).read_text("utf-8"))["model_type"] == MODEL_TYPE
+        return load_json(path / CONFIG_FILE)["model_type"] == MODEL_TYPE
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -81,7 +84,7 @@ def open_file(path: Path, options: ConvertOptions) -> Source:
             names = ", ".join(file.name for file in found)
             raise CheckpointError(f"{path}: holds several models ({names}): give one of them")
         path = found[0]
-    entries, notes = _read_state(load_pickle(path), path)
+    entries, notes = _read_state(path)
     parts = {name: entries.pop(name) for name in list(entries) if name.endswith((_A, _B))}
     if parts and not entries:
         return _open_adapter(path, parts, options)
@@ -98,15 +101,16 @@ def open_file(path: Path, options: ConvertOptions) -> Source:
 
 def open_folder(path: Path, options: ConvertOptions) -> Source:
     """Opens a folder of the original with code of its own. Raises CheckpointError, ConfigError."""
-    config = json.loads((path / CONFIG_FILE).read_text("utf-8"))
-    told = read_config_fields(config, str(path / CONFIG_FILE))
+    if options.base is not None:
+        raise ConfigError(f"--base is for adapters alone; {path} is a whole model")
+    told = read_config_fields(read_json_fields(path / CONFIG_FILE), str(path / CONFIG_FILE))
     entries: dict[str, LazyTensor] = {}
     notes: list[str] = []
     for file in _weight_files(path):
         if file.suffix == ".safetensors":
             found = lazy_tensors(file)
         else:
-            found, notes = _read_state(load_pickle(file), file)
+            found, notes = _read_state(file)
         entries |= found
     return _open_model(path, entries, told, notes, options)
 
@@ -118,23 +122,21 @@ def _weight_files(folder: Path) -> list[Path]:
         index = folder / f"{name}.index.json"
         if index.is_file():
             try:
-                shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+                shards = set(load_json(index)["weight_map"].values())
                 return [folder / Path(shard).name for shard in sorted(shards)]
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
+            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
                 raise CheckpointError(f"{index}: not an index of weights: {error!r}") from None
     raise CheckpointError(f"{folder}: holds neither model.safetensors nor pytorch_model.bin")
 
 
-def _read_state(loaded: Any, path: Path) -> tuple[dict[str, LazyTensor], list[str]]:
-    """Gives the tensors of a file, by their names without wrappers and without buffers."""
-    notes = []
-    if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
-        notes.append("the state of a training run: its weights were taken, its optimizer was left")
-        loaded = loaded["model"]
-    if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
-        raise CheckpointError(f"{path}: holds no state_dict, a table of names and tensors")
+def _read_state(path: Path) -> tuple[dict[str, LazyTensor], list[str]]:
+    """Gives the tensors of a `.pth`, by their names without wrappers and without buffers, and
+    notes."""
+    file = MappedFile(lambda: _load_state(path))
+    state, notes = file.file()
     entries: dict[str, LazyTensor] = {}
-    for name, tensor in loaded.items():
+    for key, tensor in state.items():
+        name = key
         while name.startswith(_WRAPPERS):
             name = name.partition(".")[2]
         words = name.split(".")
@@ -143,10 +145,40 @@ def _read_state(loaded: Any, path: Path) -> tuple[dict[str, LazyTensor], list[st
                 raise CheckpointError(f"{path}: {what}, as it has {name}; models here write text")
         if words[-1] in _BUFFERS:
             continue
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{path}: {name} is {tensor.dtype}; weights are fp32, fp16, bf16")
-        entries[name] = LazyTensor(tuple(tensor.shape), tensor.dtype, lambda tensor=tensor: tensor)
+        if problem := _problem(tensor):
+            raise CheckpointError(f"{path}: {name} {problem}")
+        read = functools.partial(file.read, functools.partial(_take, key))
+        entries[name] = LazyTensor(tuple(tensor.shape), tensor.dtype, read)
     return entries, notes
+
+
+def _load_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Gives the state_dict of a file as it is, and notes."""
+    loaded, notes = load_pickle(path), []
+    if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
+        notes.append("the state of a training run: its weights were taken, its optimizer was left")
+        loaded = loaded["model"]
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in loaded.items()
+    ):
+        raise CheckpointError(f"{path}: holds no state_dict, a table of names and tensors")
+    return loaded, notes
+
+
+def _take(key: str, loaded: tuple[dict[str, Tensor], list[str]]) -> Tensor:
+    return loaded[0][key]
+
+
+def _problem(tensor: Tensor) -> str:
+    """Says why a tensor is no weight; "" where it is one."""
+    if tensor.dtype not in _DTYPES:
+        return f"is {tensor.dtype}; weights are fp32, fp16, bf16 or fp64"
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return f"is a {tensor.layout} tensor on {tensor.device}; weights are dense and have values"
+    # An expanded tensor repeats few values, and a few bytes could so ask for all memory.
+    if tensor.nbytes > tensor.untyped_storage().nbytes():
+        return f"repeats values, {tensor.untyped_storage().nbytes():,} bytes for {tensor.nbytes:,}"
+    return ""
 
 
 def _open_model(
@@ -232,7 +264,7 @@ def _open_adapter(path: Path, entries: dict[str, LazyTensor], options: ConvertOp
 
 def read_adapter_file(path: Path, config: ModelConfig) -> dict[str, LoraPart]:
     """Reads an adapter alone, for a model of this configuration. Raises CheckpointError."""
-    entries, _ = _read_state(load_pickle(path), path)
+    entries, _ = _read_state(path)
     return _read_adapter(path, entries, config)
 
 

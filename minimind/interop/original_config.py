@@ -62,12 +62,13 @@ def read_config_fields(values: Mapping[str, Any], origin: str) -> dict[str, Any]
         found = [values[key] for key in spelled if values.get(key) is not None]
         if found:
             fields[name] = found[0]
-    if "n_shared_experts" in fields:  # 2504 has true for one
-        fields["n_shared_experts"] = int(fields["n_shared_experts"])
+    if isinstance(shared := fields.get("n_shared_experts"), bool):  # 2504 has true for one
+        fields["n_shared_experts"] = int(shared)
     if "rope_theta" not in fields and isinstance(rope := values.get("rope_parameters"), dict):
         fields["rope_theta"] = rope.get("rope_theta", 1e6)
     context = fields.get("max_position_embeddings", 0)
-    if values.get("inference_rope_scaling") and context > _SCALED_BEYOND:
+    is_long = isinstance(context, int) and context > _SCALED_BEYOND
+    if values.get("inference_rope_scaling") and is_long:
         fields["rope_scaling"] = "yarn"
     return fields
 
@@ -132,7 +133,7 @@ def _read_shapes(
     if "model.embed_tokens.weight" in shapes or embedding not in shapes:
         embedding = "model.embed_tokens.weight"
     layers = {
-        int(found[1]) for name in shapes if (found := re.match(r"model\.layers\.(\d+)", name))
+        int(found[1]) for name in shapes if (found := re.match(r"model\.layers\.(\d{1,9})\.", name))
     }
     fields: dict[str, Any] = {
         "vocab_size": shape(embedding)[0],
@@ -144,7 +145,8 @@ def _read_shapes(
     if router not in shapes:
         return fields | {"intermediate_size": shape(f"{_LAYER}mlp.gate_proj.weight")[0]}
     size = shape(f"{_LAYER}mlp.experts.0.gate_proj.weight")[0]
-    found = (re.match(rf"{re.escape(_LAYER)}mlp\.shared_experts\.(\d+)", name) for name in shapes)
+    pattern = re.compile(re.escape(_LAYER) + r"mlp\.shared_experts\.(\d{1,9})\.")
+    found = (pattern.match(name) for name in shapes)
     shared = {int(each[1]) for each in found if each}
     fields |= {"num_experts": shape(router)[0], "n_shared_experts": len(shared)}
     return fields | {"intermediate_size": size, "moe_intermediate_size": size}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from minimind.config.model import ModelConfig
 from minimind.data.same_tokens import has_tokenizer
-from minimind.errors import CheckpointError, ConfigError
+from minimind.errors import CheckpointError
 from minimind.interop.merging import merged_tensors
 from minimind.interop.options import ConvertOptions
 from minimind.interop.safetensors_file import lazy_tensors
@@ -48,9 +48,7 @@ def open_folder(path: Path, options: ConvertOptions) -> Source:
     folder, or an adapter's folder, which is merged into its base tensor by tensor in fp32. Raises
     CheckpointError."""
     folder = find_model_folder(path)
-    for flag, given in (("--set", options.settings), ("--base", options.base)):
-        if given:
-            raise ConfigError(f"{flag} is for weights that do not say it; {folder} does")
+    options.check_only_tokenizer(folder)
     config = load_folder_config(folder)
     notes = []
     if folder != path:

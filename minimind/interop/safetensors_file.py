@@ -3,6 +3,7 @@ whole model."""
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 from collections.abc import Iterable, Mapping
@@ -12,59 +13,52 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from minimind.config.json_file import check_regular
 from minimind.errors import CheckpointError
+from minimind.interop.mapped_file import MappedFile
 from minimind.interop.source import LazyTensor
 
 DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()} | {"F64": torch.float64}
 _ALIGNMENT = 8
-_OPEN_BYTES = 64 << 20
 
 
-class _File:
-    """Reads tensors of one file, which the library maps into memory. What was read stays resident
-    as long as the file is mapped, so it is opened again after some 64 MiB."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = None
-        self._num_bytes = 0
-
-    def open(self):  # the library gives no type
-        if self._file is None or self._num_bytes > _OPEN_BYTES:
-            self._file, self._num_bytes = safe_open(self._path, framework="pt"), 0
-        return self._file
-
-    def read(self, name: str) -> Tensor:
-        try:
-            tensor = self.open().get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise unreadable(self._path, error) from None
-        self._num_bytes += tensor.nbytes
-        return tensor
-
-
-def unreadable(path: Path, error: Exception) -> CheckpointError:
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path}: not a readable safetensors file: {error}")
 
 
 def lazy_tensors(path: Path) -> dict[str, LazyTensor]:
     """Gives the tensors of a file by name, unread. Raises CheckpointError where the file is no
     safetensors file, is truncated, or holds weights that are not floating-point numbers."""
-    file = _File(path)
+
+    def open_file():  # the library gives no type
+        try:
+            check_regular(path)
+            return safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(path, error) from None
+
+    def read(name: str) -> Tensor:
+        try:
+            return file.read(lambda opened: opened.get_tensor(name))
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(path, error) from None
+
+    file = MappedFile(open_file)
     entries: dict[str, LazyTensor] = {}
     try:
-        opened = file.open()
+        opened = file.file()
         for name in opened.keys():  # noqa: SIM118
             part = opened.get_slice(name)
             if part.get_dtype() not in _DTYPES:
                 raise CheckpointError(
                     f"{path}: {name} is {part.get_dtype()}; weights here are {', '.join(_DTYPES)}"
                 )
-            read = lambda name=name: file.read(name)  # noqa: E731
-            entries[name] = LazyTensor(tuple(part.get_shape()), _DTYPES[part.get_dtype()], read)
+            entries[name] = LazyTensor(
+                tuple(part.get_shape()), _DTYPES[part.get_dtype()], functools.partial(read, name)
+            )
     except (SafetensorError, OSError) as error:
-        raise unreadable(path, error) from None
+        raise _unreadable(path, error) from None
     return entries
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minimind.config.json_file import load_json
 from minimind.errors import CheckpointError
 from minimind.lora.folder import find_model_folder
 
@@ -37,7 +37,7 @@ def read_training(model_folder: Path, num_before: int = 0) -> TrainingRecord | N
     in no checkpoint, or in one of another version."""
     checkpoint = model_folder.resolve().parent
     try:
-        meta = json.loads((checkpoint / "meta.json").read_text(encoding="utf-8"))
+        meta = load_json(checkpoint / "meta.json")
         recipe, given = meta["recipe"], meta["arguments"]["run"]
         return TrainingRecord(
             stage=str(meta["stage"]),

@@ -9,7 +9,6 @@ the weights in 16 bits by name and the fp32 weights without names.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minimind.config.json_file import load_json
 from minimind.config.model import ModelConfig
 from minimind.data.same_tokens import has_tokenizer
 from minimind.errors import CheckpointError, ConfigError
@@ -81,6 +81,7 @@ def _find(path: Path) -> Path | None:
 def open_shards(path: Path, options: ConvertOptions) -> Source:
     """Opens a folder of shards. Raises CheckpointError where a rank's file is missing, damaged, of
     another checkpoint, or holds adapters alone."""
+    options.check_only_tokenizer(path)
     folder = _find(path)
     assert folder is not None
     meta = _read_meta(folder.parent / _META_FILE)
@@ -88,7 +89,9 @@ def open_shards(path: Path, options: ConvertOptions) -> Source:
     pieces = _read_pieces(folder, meta)
     written = {n: d for n, d in meta[DIGESTS].items() if n.startswith(f"{folder.name}/")}
     check_digests(folder.parent, {DIGESTS: written})
-    notes = [f"read from the shards of {meta['world_size']} ranks, ZeRO stage {meta['zero_stage']}"]
+    notes = [
+        f"read from the shards of {meta['world_size']} rank(s), ZeRO stage {meta['zero_stage']}"
+    ]
     if any(name.startswith(_POLICY) for name in pieces):
         notes.append("the critic is left out")
         pieces = {
@@ -142,8 +145,9 @@ def _named(config: ModelConfig, pieces: _Pieces, origin: str) -> LazyTensors:
 
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = load_json(path)
         fields = {name: meta[name] for name in ("model", "world_size", "zero_stage")}
+        fields["model"] = dict(fields["model"])
         return fields | {DIGESTS: dict(meta.get(DIGESTS) or {})}
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
@@ -168,7 +172,8 @@ def _read_pieces(folder: Path, meta: dict[str, Any]) -> _Pieces:
             return _pieces_of_stages_1_and_2(states)
         model = load_pickle(folder / f"zero_pp_rank_0_{_MODEL_FILE}", _STAND_INS)
         return _pieces_of_stage_3(states, model["param_shapes"])
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+    # torch raises RuntimeError for a piece that lies outside of its share.
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder}: not DeepSpeed's shards of ZeRO stage {stage}: {error!r}"
         ) from None
@@ -180,10 +185,11 @@ def _load_ranks(folder: Path, world_size: int) -> list[dict[str, Any]]:
     for file in folder.iterdir():
         if found := _OPTIMIZER_FILE.fullmatch(file.name):
             files[int(found[1])] = file
-    if missing := sorted(set(range(world_size)) - set(files)):
+    missing = next((rank for rank in range(world_size) if rank not in files), None)
+    if missing is not None:
         raise CheckpointError(
-            f"{folder}: the file of rank {missing[0]} is missing "
-            f"(*zero_pp_rank_{missing[0]}_mp_rank_00_optim_states.pt), of {world_size} ranks"
+            f"{folder}: the file of rank {missing} is missing "
+            f"(*zero_pp_rank_{missing}_mp_rank_00_optim_states.pt), of {world_size} ranks"
         )
     if len(files) > world_size:
         raise CheckpointError(

@@ -22,7 +22,8 @@ from minimind.lora.peft_format import (
     read_peft_config,
 )
 from minimind.model.hf_config import CONFIG_FILE, load_hf_config
-from minimind.model.state_dict import hash_files, hash_weights, load_hf_folder
+from minimind.model.state_dict import hash_weights, load_hf_folder
+from minimind.runtime.digests import hash_files
 
 LATEST, BEST = "latest", "best"
 """Names of the links in a run's `checkpoints` folder to one of its checkpoints."""

@@ -196,7 +196,7 @@ def _read_rope_scaling(
     rope_type = rope.pop("rope_type", rope.pop("type", "default"))
     if rope_type == "default":
         return None
-    if rope_type not in ROPE_FIELDS:
+    if not isinstance(rope_type, str) or rope_type not in ROPE_FIELDS:
         raise CheckpointError(
             f"{path}: the rope_scaling is of type {rope_type!r}; known: {', '.join(ROPE_FIELDS)}"
         )

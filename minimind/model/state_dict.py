@@ -7,9 +7,8 @@ shared experts lie side by side. On disk every matrix is separate and has Huggin
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from minimind.config.json_file import check_regular, load_json
 from minimind.config.model import ModelConfig
 from minimind.errors import CheckpointError
 from minimind.model.hf_config import CONFIG_FILE, load_hf_config, to_hf_config
+from minimind.runtime.digests import hash_files
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -273,20 +273,6 @@ def load_hf_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 def hash_weights(folder: Path) -> str:
     """Gives a hash of the bytes of the weight files."""
     return hash_files(weight_files(folder))
-
-
-def hash_files(paths: Iterable[Path]) -> str:
-    """Gives a hash of the files' bytes, not of their names. Raises CheckpointError where one cannot
-    be read."""
-    digest = hashlib.blake2b(digest_size=20)
-    for path in paths:
-        try:
-            check_regular(path)
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "blake2b").digest())
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    return digest.hexdigest()
 
 
 def weight_files(folder: Path) -> list[Path]:

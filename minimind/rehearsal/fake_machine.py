@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from minimind.engine import loop
+from minimind.inference.cpu_decode import CpuDecode
 from minimind.inference.request import GenerationRequest
 from minimind.rehearsal.watch import Watch
 from minimind.rewards.scorer import Score, Scorer
@@ -35,6 +36,9 @@ def join_fake_ranks(world_size: int, import_deepspeed: Callable[[], Any]) -> Non
     send has no values anyway."""
     store: Any = FakeStore()  # type: ignore[no-untyped-call]
     dist.init_process_group("fake", rank=0, world_size=world_size, store=store)
+    # gloo cannot open a group over this store, as the engine wants one for objects.
+    new_group = dist.new_group
+    dist.new_group = lambda *args, **given: new_group(*args, **given | {"backend": "fake"})
     deepspeed = import_deepspeed()
     deepspeed.accelerator.get_accelerator()._communication_backend_name = "fake"
     deepspeed.init_distributed(dist_backend="fake", verbose=False, dist_init_required=False)
@@ -96,6 +100,8 @@ def without_storage(watch: Watch, gpu: config.Device) -> Iterator[None]:
         mock.patch.object(run, "unfreeze_objects", gc.collect),
         mock.patch.object(reference, "_load_table", _reference_of_nothing),
         mock.patch.object(kto, "_check_answers"),
+        # C++ would read from tensors without storage.
+        mock.patch.object(CpuDecode, "can_run", return_value=False),
         mock.patch.object(rollouts, "GenerationRequest", _request_without_end),
         mock.patch.object(Scorer, "score", _scores_apart),
     ]

@@ -1,4 +1,5 @@
-"""Digests of a checkpoint's files, by which a changed bit is noticed."""
+"""Computes digests of files: of a checkpoint's, by which a changed bit is noticed, and of weights,
+by which the model of an adapter is known."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any
 
 import xxhash
 
+from minimind.config.json_file import check_regular
 from minimind.errors import CheckpointError
 
 DIGESTS = "xxh3_128"
@@ -36,6 +38,20 @@ def check_digests(folder: Path, meta: Mapping[str, Any]) -> None:
                 f"{folder / name}: damaged: its size is right, but its content is not what was "
                 "written (its digest differs from that in meta.json)"
             )
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """Gives a hash of the files' bytes, not of their names. Raises CheckpointError where one cannot
+    be read."""
+    digest = hashlib.blake2b(digest_size=20)
+    for path in paths:
+        try:
+            check_regular(path)
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "blake2b").digest())
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    return digest.hexdigest()
 
 
 def _digest(path: Path) -> str:

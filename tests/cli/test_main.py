@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,7 @@ from training_runs import ROOT
 
 import minimind
 from minimind.cli import main as command
+from minimind.cli.verb_parser import VerbParser
 
 DOORS = {"tokenizer": "train_tokenizer"}
 """Scripts in launch/ that are not named as their verb."""
@@ -123,9 +125,54 @@ def test_a_module_of_our_own_that_is_missing_is_no_extra(monkeypatch: pytest.Mon
         command.run_verb("serve", [])
 
 
+@pytest.mark.parametrize("verb", sorted({*command.VERBS} - {"train"}))
+def test_an_unknown_flag_is_named_before_what_is_missing(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.run_verb(verb, ["--hlep"])
+    assert ended.value.code == 2
+    assert "error: unknown flag: --hlep (did you mean --help?)\n" in capsys.readouterr().err
+
+
+def test_values_and_beginnings_of_flags_are_no_unknown_flags() -> None:
+    parser = VerbParser()
+    parser.add_argument("--ask", nargs="+")
+    parser.add_argument("--output_dir")
+    given = parser.parse_args(["--out=a", "--ask", "--what is this", "-3"])
+    assert given.output_dir == "a"
+    assert given.ask == ["--what is this", "-3"]
+
+
+@pytest.mark.parametrize("reader_left", [True, False])
+def test_a_reader_that_has_enough(reader_left: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe inside the program that breaks is another matter."""
+    read, write = os.pipe()
+    if reader_left:
+        os.close(read)
+    with os.fdopen(write, "w", encoding="utf-8") as out:
+
+        def main(argv: list[str]) -> int:
+            out.write("result")
+            out.flush()
+            raise BrokenPipeError
+
+        verb = SimpleNamespace(main=main)
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(command.importlib, "import_module", lambda _: verb)
+        if reader_left:
+            assert command.run_verb("evaluate", []) == 1
+        else:
+            with pytest.raises(BrokenPipeError):
+                command.run_verb("evaluate", [])
+    if not reader_left:
+        os.close(read)
+
+
 def test_every_verb_has_its_file_and_its_script() -> None:
-    files = {path.stem for path in Path(command.__file__).parent.glob("[!_]*.py")}
-    assert files - {"main"} == set(command.VERBS)
+    files = Path(command.__file__).parent.glob("[!_]*.py")
+    verbs = {path.stem for path in files if "\ndef main(" in path.read_text(encoding="utf-8")}
+    assert verbs - {"main"} == set(command.VERBS)
     for verb in command.VERBS:
         assert (ROOT / "launch" / f"{DOORS.get(verb, verb)}.py").is_file()
 

@@ -208,6 +208,8 @@ def test_bad_rows_of_odd_values(tmp_path: Path, tokenizer: Tokenizer, cache_dir:
     path.write_text("\n".join([*map(json.dumps, rows), deep]))
     cache = build_token_cache(path, tokenizer, CHAT, on_bad_row="skip", cache_dir=cache_dir)
     assert [row.line for row in cache.skipped] == [2, 3, 4]
+    assert r"\ud800" in str(cache.skipped[0])
+    assert all(str(row).encode() for row in cache.skipped)
 
 
 @pytest.mark.faults("a cache folder that cannot be made", "named")

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minimind.data import text_pieces
+from minimind.data.byte_level_bpe import byte_alphabet
 from minimind.data.text_format import text_samples
-from minimind.data.tokenizer import Tokenizer, byte_alphabet
+from minimind.data.tokenizer import Tokenizer
 from minimind.data.tokenizer_training import RESERVED_TOKENS
 from minimind.errors import ConfigError, DataError
 from minimind.types import Row, Sample

@@ -3,46 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
 import torch
-from gguf_models import gguf_file
+from gguf_models import Change, gguf_file, rewrite, setting
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import CheckpointError
 from minimind.interop.gguf import reader
 from minimind.interop.options import ConvertOptions
 from minimind.interop.readers import open_source
-
-Change = Callable[[dict[str, Any]], None]
-
-
-def rewrite(path: Path, change: Change, extra: dict[str, torch.Tensor] | None = None) -> Path:
-    """Copies a file with other fields and further tensors, by the library alone."""
-    read = gguf.GGUFReader(path)
-    fields = {name: field.contents() for name, field in read.fields.items()}
-    change(fields)
-    output = path.with_name("changed.gguf")
-    out = gguf.GGUFWriter(output, fields["general.architecture"])
-    for name, value in fields.items():
-        if name.startswith("GGUF.") or name == "general.architecture":
-            continue
-        kinds = {bool: out.add_bool, int: out.add_uint32, float: out.add_float32}
-        kinds |= {str: out.add_string, list: out.add_array}
-        kinds[type(value)](name, value)
-    for tensor in read.tensors:
-        out.add_tensor(tensor.name, tensor.data)
-    for name, tensor in (extra or {}).items():
-        out.add_tensor(name, tensor.numpy())
-    out.write_header_to_file()
-    out.write_kv_data_to_file()
-    out.write_tensors_to_file()
-    out.close()
-    return output
 
 
 def without(*names: str) -> Change:
@@ -51,10 +24,6 @@ def without(*names: str) -> Change:
             del fields[name]
 
     return change
-
-
-def setting(**values: Any) -> Change:
-    return lambda fields: fields.update({n.replace("__", "."): v for n, v in values.items()})
 
 
 def test_a_file_without_our_own_fields_is_read(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_another_chat_template_is_refused(tmp_path: Path) -> None:
 
 def test_only_gguf_has_one(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "m", "qwen3")
-    with pytest.raises(ConfigError, match="options of --to gguf alone"):
+    with pytest.raises(ConfigError, match="--modelfile is an option of --to gguf alone"):
         convert(folder, "hf", tmp_path / "out", MODELFILE)
 
 

@@ -85,7 +85,7 @@ def test_a_checkpoint_without_its_model_folder_is_converted_from_its_shards(
     options = ConvertOptions(tokenizer=checkpoint / "moved")
     (checkpoint / "model").rename(checkpoint / "moved")
     converted = convert(checkpoint, "hf", tmp_path / "sharded", options)
-    assert "read from the shards of 1 ranks, ZeRO stage 2" in converted.notes
+    assert "read from the shards of 1 rank(s), ZeRO stage 2" in converted.notes
     first, second = (
         {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
         for name in ("gathered", "sharded")
@@ -122,6 +122,9 @@ def test_damaged_shards_are_refused(
     shutil.copy(next(kept.glob("*rank_0*")), second)
     assert f"{second}: damaged: its size is right" in refusal()
     meta = json.loads((checkpoint / "meta.json").read_text())
+    absurd = json.dumps(meta | {"world_size": 10**15})
+    (checkpoint / "meta.json").write_text(absurd)
+    assert "the file of rank 2 is missing" in refusal()
     del meta[DIGESTS]  # as earlier versions wrote it
     (checkpoint / "meta.json").write_text(json.dumps(meta))
     assert "are there" in refusal()  # rank 0's part twice, and rank 1's not at all

@@ -220,6 +220,8 @@ def test_what_hugging_face_has_no_word_for_is_refused_there(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"rope_scaling": {"rope_type": []}}, ["rope_scaling is of type []", "known: yarn"]),
+        ({"rope_parameters": {"type": {}}}, ["rope_scaling is of type {}", "known: yarn"]),
         ({"num_experts": 1}, ["num_experts", "1"]),
         ({"num_experts": "4"}, ["num_experts", "'4'"]),
         ({"num_experts_per_tok": 7}, ["num_experts_per_tok", "7"]),

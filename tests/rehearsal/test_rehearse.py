@@ -64,6 +64,15 @@ def test_a_run_is_rehearsed_where_it_is_not() -> None:
     assert Rehearsal.from_dict(json.loads(json.dumps(dataclasses.asdict(found)))) == found
 
 
+@needs_compiler
+def test_rollouts_are_rehearsed_on_a_cpu() -> None:
+    """The C++ that decodes there would read tensors without storage."""
+    sizes: dict[str, Any] = {"num_hidden_layers": 1, "batch_size": 2}
+    sizes |= {"num_generations": 2, "max_new_tokens": 4}
+    run = Run.resolve(stage="grpo", from_checkpoint="none", **sizes)
+    assert rehearse(run, device="cpu").peak["rollouts"] > 0
+
+
 WAITS = {
     "found.total.item()": "item",
     "found.total.detach().cpu()": "blocking copy cuda to cpu",

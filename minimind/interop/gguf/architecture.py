@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from minimind.config.json_file import parse_json
 from minimind.config.model import ModelConfig
 from minimind.errors import CheckpointError, ConfigError
 from minimind.interop.gguf import rope
@@ -199,7 +200,7 @@ def _take_shared(left: dict[str, Any], values: dict[str, Any], path: str) -> dic
 
 def _read_own(fields: Mapping[str, Any], path: str) -> dict[str, Any]:
     try:
-        own = json.loads(fields.get(_OWN_FIELD, "{}"))
+        own = parse_json(fields.get(_OWN_FIELD, "{}"))
         return {name: own[name] for name in (*_OWN, *_OWN_EXPERTS) if name in own}
     except (ValueError, TypeError):
         raise CheckpointError(f"{path}: {_OWN_FIELD} is not a JSON object") from None

@@ -15,6 +15,7 @@ from torch import Tensor
 from minimind.config.model import ModelConfig
 from minimind.errors import CheckpointError
 from minimind.interop.gguf import architecture, encoding
+from minimind.interop.gguf.header import check_header
 from minimind.interop.gguf.tensors import GgufTensor, gguf_tensors
 from minimind.interop.gguf.tokenizer import from_fields as read_tokenizer
 from minimind.interop.options import ConvertOptions
@@ -43,7 +44,17 @@ def detect(path: Path) -> bool:
 def open_file(path: Path, options: ConvertOptions) -> Source:
     """Opens a GGUF file. Its tokenizer lies in a temporary folder as long as the result is kept.
     Raises CheckpointError for a damaged file and for a model that cannot be computed here."""
+    options.check_only_tokenizer(path)
     fields, entries = _read_header(path)
+    try:
+        return _make_source(fields, entries, path, options)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise CheckpointError(f"{path}: a field is of another type than GGUF's: {error}") from None
+
+
+def _make_source(
+    fields: Mapping[str, Any], entries: Mapping[str, _Entry], path: Path, options: ConvertOptions
+) -> Source:
     if fields.get("split.count", 1) > 1:
         raise CheckpointError(
             f"{path}: one of {fields['split.count']} files of a model; join them with "
@@ -63,6 +74,7 @@ def open_file(path: Path, options: ConvertOptions) -> Source:
 
 def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, _Entry]]:
     gguf = encoding.import_gguf()
+    check_header(path)
     try:
         file = gguf.GGUFReader(path)
         fields = {name: field.contents() for name, field in file.fields.items()}
@@ -141,4 +153,10 @@ def _read(path: Path, entry: _Entry) -> Tensor:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     if len(content) < count:
         raise CheckpointError(f"{path}: truncated")
-    return encoding.decode(content, entry.shape, entry.kind)
+    try:
+        return encoding.decode(content, entry.shape, entry.kind)
+    except NotImplementedError:
+        raise CheckpointError(
+            f"{path}: the package gguf does not read weights of the type {entry.kind.lower()}: "
+            "write another one with llama-quantize"
+        ) from None

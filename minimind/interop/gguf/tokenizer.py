@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from minimind.config.json_file import parse_json
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import CheckpointError, ConfigError
 
@@ -52,6 +53,11 @@ def to_fields(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     tokenizer.check_fits(vocab_size)
     spec, config = tokenizer.contents()
     _check_model(spec, tokenizer.origin)
+    if not _merges(spec):
+        raise ConfigError(
+            f"--to gguf: the tokenizer {tokenizer.origin} merges no bytes, and llama.cpp loads "
+            "none without merges"
+        )
     tokens, types = _list_tokens(spec, vocab_size)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in _merges(spec)]
     ids = {token: id for id, token in enumerate(tokens)}
@@ -172,9 +178,9 @@ def _read_spec(
     """Gives the content of tokenizer.json: as the file holds it whole, or made of the lists."""
     if (text := fields.get(_HUGGING_FACE)) is not None:
         try:
-            spec = json.loads(text)
+            spec = parse_json(text)
             same = _list_tokens(spec, len(tokens)) == (tokens, types)
-        except (ValueError, KeyError, IndexError, TypeError):
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             raise CheckpointError(f"{path}: {_HUGGING_FACE} is not a tokenizer.json") from None
         if not same:
             raise CheckpointError(

@@ -70,10 +70,12 @@ KILLED = -signal.SIGKILL
 
 
 def read_losses(run: Path) -> list[tuple[int, float, str]]:
-    """Gives (step, loss, validation loss) from each row of metrics.csv."""
+    """Gives (step, loss, validation loss) from each row of metrics.csv; a step without a loss has
+    NaN."""
     with open(run / "metrics.csv", encoding="utf-8") as file:
         return [
-            (int(row["step"]), float(row["loss"]), row["val_loss"]) for row in csv.DictReader(file)
+            (int(row["step"]), float(row["loss"] or "nan"), row["val_loss"])
+            for row in csv.DictReader(file)
         ]
 
 

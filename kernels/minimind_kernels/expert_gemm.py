@@ -97,7 +97,8 @@ def _forward_body(
     memory that is mapped and warm, where new large buffers cost a tenth of the products' time.
     """
     num_slots, parts = weights_MS.shape[1], divide_rows(order_P, offsets_E1, gate_up_EGD)
-    kept_rows = parts[-1].kept.stop if keep else 0
+    # Fake tensors have no values: there the offsets say nothing of the number of slots.
+    kept_rows = max(parts[-1].kept.stop, len(order_P)) if keep else 0
     gate_up_PG = x_MD.new_empty(kept_rows, gate_up_EGD.shape[1])
     y_PD = x_MD.new_empty(len(order_P), x_MD.shape[1])
     for expert, slots_L, slots_N, kept, generated in parts:

@@ -55,7 +55,7 @@ def is_same(found: Tensor, expected: Tensor) -> bool:
 
 
 def leave_it_to_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deepspeed_engine, "clip_on_device", lambda *_: None)
+    monkeypatch.setattr(deepspeed_engine, "clip_on_device", lambda *_, **__: None)
 
 
 @pytest.mark.parametrize("clipping", [0.0, 0.05, 1.0])

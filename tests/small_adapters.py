@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,12 @@ from minimind.lora.model import add_adapters
 from minimind.model.state_dict import linear_parts
 from minimind.model.transformer import Transformer
 
+EXPERTS: dict[str, Any] = {
+    "num_experts": 3,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+}
+"""The fields of a model whose experts have adapters."""
 UNEQUAL = {"q_proj": 3, "v_proj": 5, "o_proj": 2, "gate_proj": 4, "up_proj": 1, "down_proj": 7}
 """The rank by the last word of a linear's name; k_proj has no adapter."""
 

@@ -27,7 +27,7 @@ PACKAGES = {
     "quack": "quack-kernels",
     "cut-cross-entropy": "cut-cross-entropy",
 }
-"""What pip installs for the library of a rival; all are in the extra `rivals`."""
+"""Names the package that pip installs for the library of a rival; all are in the extra `rivals`."""
 
 
 def load_rival(rival: Rival) -> Callable[..., Any] | None:

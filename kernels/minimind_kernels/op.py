@@ -105,7 +105,7 @@ class Rival:
     built for."""
 
     library: str
-    """Its name in tables."""
+    """Names the library in tables."""
     function: str
     """The function, or the autograd function whose `apply` is called, as module:name."""
     call: Callable[[Callable[..., Any]], Function]
@@ -156,9 +156,9 @@ ERROR_SLACK = {
     torch.bfloat16: 4e-4,
     torch.float64: 1e-15,
 }
-"""What an operation may err beyond that, relative to the whole result: two forms that differ in
-their last bits only must not fail for the luck of one of them. A twentieth of a rounding, and in
-fp32, where what is summed is no more exact than the sum, two roundings."""
+"""An operation may err by so much more, relative to the whole result: two forms that differ in
+their last bits only must not fail for the luck of one of them. It is a twentieth of a rounding, and
+in fp32, where what is summed is no more exact than the sum, two roundings."""
 
 
 @dataclass(frozen=True, slots=True)

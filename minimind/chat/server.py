@@ -32,7 +32,7 @@ class ServerChat:
         self.model = model or self.models[0]
         notices = {card.id: getattr(card, "notice", None) for card in cards}
         self.notice: str | None = notices[self.model]
-        """What the server says that people should know of the model."""
+        """Says what people should know of the model, as the server tells."""
 
     def answer(
         self,

@@ -65,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_verb(verb: str, argv: Sequence[str]) -> int:
     """Runs one of VERBS and returns its exit status. Where a package of an optional extra is
     missing, it prints which extra to install and returns 2; where the machine has no room for what
-    is asked, it prints that and returns 1, as where the
-    reader of the output has closed it."""
+    is asked, it prints that and returns 1. It returns 1 also where the reader of the output has
+    closed it."""
     try:
         module = importlib.import_module(f"minimind.cli.{verb}")
         return getattr(module, "run_process", module.main)(argv)

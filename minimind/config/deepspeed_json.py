@@ -19,7 +19,7 @@ from minimind.config.deepspeed_optimizers import (
     offloads_optimizer,
 )
 from minimind.config.deepspeed_schedulers import contradicting
-from minimind.config.json_file import load_json
+from minimind.config.json_file import read_json_fields
 from minimind.config.recipe import Recipe, replace_fields, spell_option
 from minimind.config.sizes import Sizes
 from minimind.config.spelling import did_you_mean
@@ -71,14 +71,7 @@ def load_ds_config(name: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """Reads a DeepSpeed JSON, applies `overrides` by dotted key, and checks its keys. Raises
     ConfigError."""
     path = find_ds_config(name)
-    try:
-        values = load_json(path, object_pairs_hook=_no_duplicates)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: must hold one JSON object, not a {type(values).__name__}")
+    values = read_json_fields(path, object_pairs_hook=_no_duplicates)
     for dotted, value in overrides.items():
         _put(values, dotted, value)
     check_keys(values, str(path))

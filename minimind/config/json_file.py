@@ -30,10 +30,11 @@ def load_json(path: str | Path, **options: Any) -> Any:
     return parse_json(Path(path).read_text(encoding="utf-8"), **options)
 
 
-def read_json_fields(path: Path) -> dict[str, Any]:
-    """Reads a JSON file of fields, whose names nobody has checked yet. Raises ConfigError."""
+def read_json_fields(path: Path, **options: Any) -> dict[str, Any]:
+    """Reads a JSON file of fields, whose names nobody has checked yet; `options` are those of
+    `json.loads`. Raises ConfigError."""
     try:
-        values = load_json(path)
+        values = load_json(path, **options)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -49,9 +50,15 @@ def parse_json(text: str, **options: Any) -> Any:
         value = json.loads(text, **options)
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
+    check_depth(text, value)
+    return value
+
+
+def check_depth(text: str, value: Any) -> None:
+    """Raises ValueError where what was parsed of `text` is nested too deep. Most texts have too few
+    brackets for it, and their value is not walked through."""
     if text.count("{") + text.count("[") > MAX_DEPTH and is_too_deep(value):
         raise ValueError(TOO_DEEP)
-    return value
 
 
 def is_too_deep(value: Any, limit: int = MAX_DEPTH) -> bool:

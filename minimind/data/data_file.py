@@ -60,8 +60,8 @@ class DataFile:
     """The blake2b hash of all bytes; "" until they have been read. Cache keys contain it and
     `kinds`."""
     states: tuple[tuple[int, ...], ...] = ()
-    """What each file was like before its bytes were read: inode, size, time of change. The digest
-    is that of other bytes where they are not the same afterwards."""
+    """Describes each file before its bytes were read: inode, size, time of change. Where these have
+    changed afterwards, the digest may be that of other bytes."""
     others: tuple[str, ...] = ()
     """The names of a folder's files that are not read."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from minimind.config.json_file import MAX_DEPTH, TOO_DEEP, is_too_deep
+from minimind.config.json_file import check_depth
 from minimind.types import Row
 
 MAX_LINE_BYTES = 256 << 20
@@ -126,12 +126,11 @@ def _parse(raw: bytes) -> dict | str:
         return f"not UTF-8: byte 0x{byte:02x} at byte {error.start + 1} of the line"
     try:
         data = _DECODER.decode(text)
+        check_depth(text, data)
     except json.JSONDecodeError as error:
         return f"not JSON: {error.msg} (column {error.colno}); each line must be one JSON object"
     except (RecursionError, ValueError) as error:
         return f"not usable JSON: {error}"
-    if text.count("{") + text.count("[") > MAX_DEPTH and is_too_deep(data):
-        return f"not usable JSON: {TOO_DEEP}"
     if not isinstance(data, dict):
         return f"{json_type(data)} where a JSON object is expected"
     return data

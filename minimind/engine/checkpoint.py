@@ -21,13 +21,13 @@ from typing import Any
 from minimind.config.deepspeed_json import precision
 from minimind.config.json_file import load_json
 from minimind.errors import CheckpointError
+from minimind.lora.folder import META_FILE
 from minimind.runtime.digests import check_digests
 
 logger = logging.getLogger(__name__)
 
-META_FILE = "meta.json"
 UNFINISHED = ".unfinished-"
-"""What the name of a folder that is being written or removed begins with."""
+"""Begins the name of a folder that is being written or removed."""
 _STEP = re.compile(r"step-\d{8}")
 _META = frozenset(
     {

@@ -36,7 +36,7 @@ _TORCH_CANNOT_WRITE = ("inline_container.cc", "PytorchStreamWriter")
 
 @dataclass(frozen=True, slots=True)
 class _Save:
-    """What the background part of a save needs."""
+    """Holds what the background part of a save needs."""
 
     final: Path
     unfinished: Path

@@ -29,8 +29,8 @@ _LOOK_AGAIN_S = 0.5
 _LOOKS = 3
 """A lock is removed when this many looks in a row find no process that holds it."""
 _UNCHANGED_S = 600.0
-"""Where other machines may share the folder, also when nothing in it has changed for this long:
-their processes cannot be seen."""
+"""A folder that other machines may share must also be unchanged for this long before its lock is
+removed: their processes cannot be seen."""
 _LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay", "ramfs"}
 """The types of file system that no other machine shares."""
 

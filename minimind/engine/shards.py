@@ -22,7 +22,7 @@ from minimind.runtime.together import all_do
 _WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """The environment variable that makes PyTorch refuse pickles that need code, whatever the caller of
 torch.load says."""
-_PLAIN = (
+PLAIN_CLASSES = (
     ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"),
     ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler"),
     ("deepspeed.runtime.zero.config", "ZeroStageEnum"),
@@ -98,7 +98,7 @@ def _together(method: Callable[..., Any], folder: object) -> Callable[..., Any]:
 def without_code() -> Iterator[None]:
     """Makes every torch.load inside the block, DeepSpeed's own too, read data alone: a pickle that
     needs code raises pickle.UnpicklingError. DeepSpeed is imported already."""
-    plain = [getattr(sys.modules[module], name) for module, name in _PLAIN]
+    plain = [getattr(sys.modules[module], name) for module, name in PLAIN_CLASSES]
     before = os.environ.get(_WEIGHTS_ONLY)
     os.environ[_WEIGHTS_ONLY] = "1"
     try:

@@ -51,9 +51,10 @@ def chat_prompt(
         spans = encoder.unfinished_spans(chat, options)
     else:
         spans = encoder.prompt_spans(chat, enable_thinking, opens_turn=opens_turn, options=options)
-    least_tokens = sum(tokenizer.least_tokens(text) for text, _ in spans)
-    if max_tokens is not None and least_tokens > max_tokens:
-        raise PromptTooLongError(least_tokens)
+    if max_tokens is not None:
+        least_tokens = sum(tokenizer.least_tokens(text) for text, _ in spans)
+        if least_tokens > max_tokens:
+            raise PromptTooLongError(least_tokens)
     (sample,) = encoder.encode([spans])
     ids = sample.ids.tolist()
     tail = ids if continues else ids[-_TAIL:]

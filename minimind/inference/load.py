@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from minimind.config.json_file import load_json
 from minimind.data.same_tokens import check_folder_tokens, describe_other_end
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
 from minimind.lora.folder import (
+    META_FILE,
     find_base,
     find_model_folder,
     fingerprint,
@@ -112,9 +113,9 @@ def load_model(
 def chat_notice(path: Path) -> str | None:
     """Says that the model was trained on text alone, so that it continues a question and does not
     answer it. None where it has learnt to chat, and where its checkpoint does not tell."""
-    meta_file = find_model_folder(path).parent / "meta.json"
+    meta_file = find_model_folder(path).parent / META_FILE
     try:
-        meta = json.loads(meta_file.read_text(encoding="utf-8"))
+        meta = load_json(meta_file)
     except (OSError, ValueError):
         return None
     if not isinstance(meta, dict) or meta.get("is_chat") is not False:

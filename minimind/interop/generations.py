@@ -11,9 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from minimind.config.model import ModelConfig
 from minimind.errors import CheckpointError
 
 
@@ -123,14 +120,3 @@ def to_2504_name(name: str) -> str:
 def is_rotated(name: str) -> bool:
     """Tells whether RoPE turns what the linear of this Hugging Face name computes."""
     return name.removesuffix(".weight").endswith(("self_attn.q_proj", "self_attn.k_proj"))
-
-
-def split_pairs(rows: Tensor, config: ModelConfig) -> Tensor:
-    """Reorders the rows of q_proj or k_proj, or of their B, from neighbouring pairs, which 2504
-    rotates, to halves: in each head the even dimensions, then the odd."""
-    return rows.unflatten(0, (-1, config.head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
-
-
-def join_pairs(rows: Tensor, config: ModelConfig) -> Tensor:
-    """Undoes `split_pairs`."""
-    return rows.unflatten(0, (-1, 2, config.head_dim // 2)).transpose(1, 2).flatten(0, 2)

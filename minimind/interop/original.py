@@ -21,7 +21,6 @@ from minimind.interop.generations import (
     Generation,
     find_generation,
     is_rotated,
-    split_pairs,
     to_hf_name,
 )
 from minimind.interop.mapped_file import MappedFile
@@ -29,6 +28,7 @@ from minimind.interop.merging import merge_into, merged_tensors
 from minimind.interop.options import ConvertOptions
 from minimind.interop.original_config import make_config, read_config_fields
 from minimind.interop.pickle_file import load_pickle
+from minimind.interop.rotation import to_halves
 from minimind.interop.safetensors_file import lazy_tensors
 from minimind.interop.source import (
     EMBEDDING,
@@ -230,7 +230,7 @@ def _is_tied(
 
 def _in_halves(tensors: LazyTensors, config: ModelConfig) -> LazyTensors:
     def reordered(entry: LazyTensor) -> Callable[[], Tensor]:
-        return lambda: split_pairs(entry.read(), config)
+        return lambda: to_halves(entry.read(), config.head_dim)
 
     entries = {
         name: replace(entry, read=reordered(entry)) if is_rotated(name) else entry
@@ -286,6 +286,6 @@ def _read_adapter(
             raise CheckpointError(f"{path}: lora.A and lora.B of {name} are no pair")
         name = to_hf_name(name) if is_2504 else name
         if is_2504 and is_rotated(name) and len(b_OR) % config.head_dim == 0:
-            b_OR = split_pairs(b_OR, config)
+            b_OR = to_halves(b_OR, config.head_dim)
         adapter[name] = LoraPart(a_RI, b_OR, float(len(a_RI)))
     return adapter

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,13 +21,13 @@ from minimind.interop.generations import (
     GENERATIONS,
     Generation,
     is_rotated,
-    join_pairs,
     to_2504_name,
 )
 from minimind.interop.options import ConvertOptions
 from minimind.interop.original import open_file, read_adapter_file
 from minimind.interop.original_config import spell_field
 from minimind.interop.pickle_file import save_pickle
+from minimind.interop.rotation import to_pairs
 from minimind.interop.source import EMBEDDING, HEAD, Source, SourceAdapter, check_finite
 from minimind.lora.adapter import LoraPart
 from minimind.model.state_dict import linear_parts
@@ -80,7 +79,7 @@ def write_adapter(source: Source, path: Path, options: ConvertOptions) -> list[s
     rank = max(generation.lora_rank, *(part.rank for part in adapter.values()))
     tensors: dict[str, Tensor] = {}
     for name, part in square.items():
-        found = adapter.get(name) or _empty(part.num_rows)
+        found = adapter.get(name) or LoraPart.empty(part.num_rows, part.num_columns)
         missing = rank - found.rank
         a_RI = F.pad(found.a_RI.float(), (0, 0, 0, missing))
         b_OR = F.pad(found.b_OR.float() * found.scale, (0, missing))
@@ -110,10 +109,6 @@ def _adapter_of(source: Source) -> SourceAdapter:
     if source.adapter is None:
         raise ConfigError(f"{source.path}: a whole model, where an adapter is asked for")
     return source.adapter
-
-
-def _empty(size: int) -> LoraPart:
-    return LoraPart(torch.zeros(0, size), torch.zeros(size, 0), 0.0)
 
 
 def _choose(config: ModelConfig, options: ConvertOptions) -> Generation:
@@ -161,7 +156,7 @@ def _named(
     for name, tensor in tensors.items():
         linear = name.removesuffix(".lora.B.weight")
         if is_rotated(linear):
-            tensor = join_pairs(tensor, config)
+            tensor = to_pairs(tensor, config.head_dim)
         named[to_2504_name(name)] = tensor
     return named
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from minimind.config.model import ModelConfig
@@ -19,12 +17,13 @@ from minimind.interop.hf_folder import write_tokenizer
 from minimind.interop.options import ConvertOptions
 from minimind.interop.source import Source, SourceAdapter, check_finite
 from minimind.lora.adapter import EMBEDDING, Adapter, LoraPart
-from minimind.lora.folder import fingerprint, is_model_folder
+from minimind.lora.folder import BaseModel, is_model_folder
 from minimind.lora.peft_experts import DOWN, GATE_UP, join_experts, join_linears, joined_rank
 from minimind.lora.peft_format import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
     PREFIX,
+    base_header,
     read_adapter,
     to_peft_config,
 )
@@ -66,9 +65,7 @@ def write(source: Source, folder: Path, options: ConvertOptions) -> list[str]:
         values["lora_dropout"] = adapter.dropout
     header = {"format": "pt"}
     if is_model_folder(adapter.base):
-        # As `save_adapter` does it, so that our own reader finds and knows the model.
-        header["base_relative"] = os.path.relpath(adapter.base.resolve(), folder.resolve())
-        header["base_fingerprint"] = fingerprint(adapter.base)
+        header |= base_header(folder, BaseModel.of(adapter.base))
     text = json.dumps(values, indent=2) + "\n"
     (folder / ADAPTER_CONFIG_FILE).write_text(text, encoding="utf-8")
     write_tensors(folder / ADAPTER_WEIGHTS_FILE, tensors, header)
@@ -143,14 +140,9 @@ def _group(
         for e in range(config.num_experts):
             linears = [f"{experts}.experts.{e}.{x}" for x in _STACKS[stack.rpartition(".")[2]]]
             sizes = [(shapes[x].num_rows, shapes[x].num_columns) for x in linears]
-            stacks[stack].append(
-                [in_mlp.get(x) or _empty(*size) for x, size in zip(linears, sizes, strict=True)]
-            )
+            pairs = zip(linears, sizes, strict=True)
+            stacks[stack].append([in_mlp.get(x) or LoraPart.empty(*size) for x, size in pairs])
     return stacks, others
-
-
-def _empty(num_rows: int, num_columns: int) -> LoraPart:
-    return LoraPart(torch.zeros(0, num_columns), torch.zeros(num_rows, 0), 0.0)
 
 
 def _notes(adapter: SourceAdapter, base_name: str, has_parameters: bool) -> list[str]:

@@ -10,21 +10,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from minimind.config.json_file import check_regular
 from minimind.errors import CheckpointError
 from minimind.interop.mapped_file import MappedFile
 from minimind.interop.source import LazyTensor
+from minimind.model.state_dict import readable_safetensors
 
 DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()} | {"F64": torch.float64}
 _ALIGNMENT = 8
-
-
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path}: not a readable safetensors file: {error}")
 
 
 def lazy_tensors(path: Path) -> dict[str, LazyTensor]:
@@ -32,21 +28,16 @@ def lazy_tensors(path: Path) -> dict[str, LazyTensor]:
     safetensors file, is truncated, or holds weights that are not floating-point numbers."""
 
     def open_file():  # the library gives no type
-        try:
-            check_regular(path)
+        with readable_safetensors(path):
             return safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise _unreadable(path, error) from None
 
     def read(name: str) -> Tensor:
-        try:
+        with readable_safetensors(path):
             return file.read(lambda opened: opened.get_tensor(name))
-        except (SafetensorError, OSError) as error:
-            raise _unreadable(path, error) from None
 
     file = MappedFile(open_file)
     entries: dict[str, LazyTensor] = {}
-    try:
+    with readable_safetensors(path):
         opened = file.file()
         for name in opened.keys():  # noqa: SIM118
             part = opened.get_slice(name)
@@ -57,8 +48,6 @@ def lazy_tensors(path: Path) -> dict[str, LazyTensor]:
             entries[name] = LazyTensor(
                 tuple(part.get_shape()), _DTYPES[part.get_dtype()], functools.partial(read, name)
             )
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from None
     return entries
 
 

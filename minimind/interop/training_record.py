@@ -9,7 +9,7 @@ from typing import Any
 
 from minimind.config.json_file import load_json
 from minimind.errors import CheckpointError
-from minimind.lora.folder import find_model_folder
+from minimind.lora.folder import META_FILE, find_model_folder
 
 _MAX_STAGES = 16
 
@@ -37,7 +37,7 @@ def read_training(model_folder: Path, num_before: int = 0) -> TrainingRecord | N
     in no checkpoint, or in one of another version."""
     checkpoint = model_folder.resolve().parent
     try:
-        meta = load_json(checkpoint / "meta.json")
+        meta = load_json(checkpoint / META_FILE)
         recipe, given = meta["recipe"], meta["arguments"]["run"]
         return TrainingRecord(
             stage=str(meta["stage"]),

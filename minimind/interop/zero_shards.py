@@ -21,15 +21,17 @@ from torch import Tensor
 from minimind.config.json_file import load_json
 from minimind.config.model import ModelConfig
 from minimind.data.same_tokens import has_tokenizer
+from minimind.engine.shards import PLAIN_CLASSES
 from minimind.errors import CheckpointError, ConfigError
 from minimind.interop.options import ConvertOptions
 from minimind.interop.pickle_file import load_pickle
 from minimind.interop.source import LazyTensor, LazyTensors, Source, check_tensors
 from minimind.interop.training_record import read_training
+from minimind.lora.folder import META_FILE
 from minimind.model.state_dict import inside_shapes, outside_shapes, split_lazily
 from minimind.runtime.digests import DIGESTS, check_digests
 
-_FOLDER, _META_FILE = "engine", "meta.json"
+_FOLDER = "engine"
 _OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt")
 _MODEL_FILE = "mp_rank_00_model_states.pt"
 _POLICY = "policy."
@@ -51,10 +53,8 @@ class _Ignored:
 
 
 _STAND_INS: dict[str, type] = {
-    "deepspeed.utils.tensor_fragment.fragment_address": _Fragment,
-    "deepspeed.runtime.fp16.loss_scaler.LossScaler": _Ignored,
-    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler": _Ignored,
-    "deepspeed.runtime.zero.config.ZeroStageEnum": _Ignored,
+    f"{module}.{name}": _Fragment if name == "fragment_address" else _Ignored
+    for module, name in PLAIN_CLASSES
 }
 """DeepSpeed's classes in its files: they are read without DeepSpeed and without its code."""
 
@@ -73,7 +73,7 @@ def _find(path: Path) -> Path | None:
     """Finds the folder of shards that `path` means."""
     for folder in (path, path / _FOLDER):
         has_shards = any(folder.glob("*mp_rank_*_model_states.pt"))
-        if has_shards and (folder.parent / _META_FILE).is_file():
+        if has_shards and (folder.parent / META_FILE).is_file():
             return folder
     return None
 
@@ -84,7 +84,7 @@ def open_shards(path: Path, options: ConvertOptions) -> Source:
     options.check_only_tokenizer(path)
     folder = _find(path)
     assert folder is not None
-    meta = _read_meta(folder.parent / _META_FILE)
+    meta = _read_meta(folder.parent / META_FILE)
     config = _read_config(meta, folder)
     pieces = _read_pieces(folder, meta)
     written = {n: d for n, d in meta[DIGESTS].items() if n.startswith(f"{folder.name}/")}
@@ -157,7 +157,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 def _read_config(meta: dict[str, Any], folder: Path) -> ModelConfig:
     try:
-        return ModelConfig.from_dict(meta["model"], str(folder.parent / _META_FILE))
+        return ModelConfig.from_dict(meta["model"], str(folder.parent / META_FILE))
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
 

@@ -29,6 +29,11 @@ class LoraPart:
     b_OR: Tensor
     alpha: float
 
+    @classmethod
+    def empty(cls, num_rows: int, num_columns: int) -> LoraPart:
+        """Gives an adapter of rank 0, which changes nothing."""
+        return cls(torch.zeros(0, num_columns), torch.zeros(num_rows, 0), 0.0)
+
     @property
     def rank(self) -> int:
         return len(self.a_RI)

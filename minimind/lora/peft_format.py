@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from minimind.config.json_file import check_regular, load_json
+from minimind.config.json_file import load_json
 from minimind.config.model import ModelConfig
 from minimind.errors import CheckpointError
 from minimind.lora.adapter import EMBEDDING, HEAD, Adapter, LoraPart
 from minimind.lora.alphas import read_alphas
 from minimind.lora.peft_experts import find_stack, split_experts
 from minimind.model.hf_config import CONFIG_FILE, to_hf_config
-from minimind.model.state_dict import linear_parts, write_tensors
+from minimind.model.state_dict import linear_parts, readable_safetensors, write_tensors
 
 if TYPE_CHECKING:
     from minimind.lora.folder import BaseModel
@@ -173,11 +173,7 @@ def save_adapter(folder: Path, config: ModelConfig, adapter: Adapter, base: Base
         for letter, tensor in (("A", part.a_RI), ("B", part.b_OR)):
             full = tensor.detach().to("cpu", torch.float32).contiguous()
             tensors[f"{PREFIX}{name}.lora_{letter}.weight"] = full
-    header = {
-        "format": "pt",
-        "base_relative": os.path.relpath(base.folder, folder.resolve()),
-        "base_fingerprint": base.fingerprint,
-    }
+    header = {"format": "pt"} | base_header(folder, base)
     write_tensors(folder / ADAPTER_WEIGHTS_FILE, tensors, header)
     for name, values in (
         (ADAPTER_CONFIG_FILE, to_peft_config(config, adapter, str(base.folder))),
@@ -185,6 +181,15 @@ def save_adapter(folder: Path, config: ModelConfig, adapter: Adapter, base: Base
     ):
         text = json.dumps(values, indent=2) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def base_header(folder: Path, base: BaseModel) -> dict[str, str]:
+    """Gives what the weight file of the adapter in `folder` says of its base, by which it is found
+    where both were moved, and known."""
+    return {
+        "base_relative": os.path.relpath(base.folder, folder.resolve()),
+        "base_fingerprint": base.fingerprint,
+    }
 
 
 def to_peft_config(config: ModelConfig, adapter: Adapter, base: str) -> dict[str, Any]:
@@ -225,8 +230,5 @@ def _leaf(name: str) -> str:
 
 def _open_weights(folder: Path) -> Any:
     path = folder / ADAPTER_WEIGHTS_FILE
-    try:
-        check_regular(path)
+    with readable_safetensors(path):
         return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from None

@@ -6,6 +6,7 @@ shared experts lie side by side. On disk every matrix is separate and has Huggin
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -261,13 +262,20 @@ def load_hf_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     config = load_hf_config(folder)
     tensors: dict[str, Tensor] = {}
     for path in weight_files(folder):
-        try:
-            check_regular(path)
-            with safe_open(path, framework="pt") as file:
-                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from None
+        with readable_safetensors(path), safe_open(path, framework="pt") as file:
+            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return config, join_fused(config, tensors, str(folder))
+
+
+@contextlib.contextmanager
+def readable_safetensors(path: Path) -> Iterator[None]:
+    """Raises CheckpointError where `path` is no file, and for the library's errors in the block,
+    which opens or reads it."""
+    try:
+        check_regular(path)
+        yield
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from None
 
 
 def hash_weights(folder: Path) -> str:

@@ -8,6 +8,7 @@ import json
 import os
 from pathlib import Path
 
+from minimind.config.json_file import load_json
 from minimind.errors import ConfigError
 from minimind.run.flags import TrainArguments
 from minimind.run.folder import RUN_FILE
@@ -27,7 +28,6 @@ def resume_after_restart(arguments: TrainArguments) -> TrainArguments:
         )
     earlier = None
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        text = (Path(folder) / RUN_FILE).read_text(encoding="utf-8")
-        earlier = json.loads(text)["arguments"]
+        earlier = load_json(Path(folder) / RUN_FILE)["arguments"]
     mine = json.loads(json.dumps(arguments.to_dict()))
     return dataclasses.replace(arguments, resume=earlier == mine)

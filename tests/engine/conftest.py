@@ -1,16 +1,20 @@
-"""Provides an engine in this process, and keeps tests of the loop fast and their signal handlers
-checked."""
+"""Provides an engine in this process and a store of checkpoints, and keeps tests of the loop fast
+and their signal handlers checked."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from fake_engine import FakeEngine
 from optimizer_steps import ALONE
+from saved_checkpoints import engine_of_a_model
 
 from minimind.engine import loop as loop_module
+from minimind.engine.checkpoint_store import CheckpointStore
 from minimind.engine.process_group import start_ranks
 from minimind.runtime.devices import find_device
 from minimind.runtime.memory import PeakMemory
@@ -23,6 +27,18 @@ class EarlierHandlerError(Exception):
 @pytest.fixture
 def one_rank(no_launcher: None) -> None:
     start_ranks(ALONE, find_device())
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    """Gives an engine whose model is small and whose shards are a few bytes."""
+    return engine_of_a_model()
+
+
+@pytest.fixture
+def store(engine: FakeEngine, tmp_path: Path) -> CheckpointStore:
+    """Gives the store that writes into `tmp_path` itself."""
+    return CheckpointStore(tmp_path, engine.typed, keep=2)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from saved_checkpoints import META, engine_of_a_model, save
+from saved_checkpoints import META, save
 
 from minimind.engine.checkpoint import (
     Checkpoint,
@@ -22,11 +22,6 @@ from minimind.engine.checkpoint_store import CheckpointStore
 from minimind.errors import CheckpointError
 from minimind.lora.folder import find_model_folder
 from minimind.runtime.digests import DIGESTS
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> CheckpointStore:
-    return CheckpointStore(tmp_path, engine_of_a_model().typed, keep=2)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from saved_checkpoints import (
     SECOND_OF_TWO,
     FakeTokenizer,
     begin,
-    engine_of_a_model,
     listing,
     save,
 )
@@ -31,16 +30,6 @@ from minimind.errors import TrainingError
 from minimind.model.state_dict import load_hf_folder
 from minimind.runtime.digests import DIGESTS
 from minimind.runtime.ranks import Ranks
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    return engine_of_a_model()
-
-
-@pytest.fixture
-def store(engine: FakeEngine, tmp_path: Path) -> CheckpointStore:
-    return CheckpointStore(tmp_path, engine.typed, keep=2)
 
 
 def test_a_checkpoint_holds_shards_model_and_tokenizer(

@@ -7,22 +7,12 @@ from pathlib import Path
 
 import pytest
 from fake_engine import FakeEngine
-from saved_checkpoints import engine_of_a_model, listing, save
+from saved_checkpoints import listing, save
 
 from minimind.engine import checkpoint_store, publish
 from minimind.engine.checkpoint import load_checkpoint_meta
 from minimind.engine.checkpoint_store import CheckpointStore
 from minimind.errors import TrainingError
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    return engine_of_a_model()
-
-
-@pytest.fixture
-def store(engine: FakeEngine, tmp_path: Path) -> CheckpointStore:
-    return CheckpointStore(tmp_path, engine.typed, keep=2)
 
 
 def test_every_file_folder_and_link_is_on_disk_before_it_counts(

@@ -17,9 +17,10 @@ from minimind.data.tokenizer import Tokenizer
 from minimind.errors import CheckpointError, ConfigError
 from minimind.interop.conversion import convert
 from minimind.interop.gguf.architecture import find_architecture
-from minimind.interop.gguf.tensors import gguf_tensors, interleave, uninterleave
+from minimind.interop.gguf.tensors import gguf_tensors
 from minimind.interop.options import ConvertOptions
 from minimind.interop.readers import open_source
+from minimind.interop.rotation import to_halves, to_pairs
 from minimind.interop.safetensors_file import write_safetensors
 from minimind.samples.text import load_sample_tokenizer
 
@@ -100,9 +101,9 @@ def test_the_tokenizer_is_written_as_llama_cpp_reads_it(tmp_path: Path) -> None:
 
 def test_an_interleaved_rotation_pairs_what_the_halves_paired() -> None:
     weight = torch.arange(24.0).reshape(12, 2)  # two heads of six rows
-    pairs = interleave(weight, heads=2)
+    pairs = to_pairs(weight, head_size=6)
     assert (pairs[:, 0] / 2).tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
-    assert torch.equal(uninterleave(pairs, heads=2), weight)
+    assert torch.equal(to_halves(pairs, head_size=6), weight)
 
 
 @pytest.mark.parametrize(

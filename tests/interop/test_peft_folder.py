@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_adapters import UNEQUAL, named, random_adapter
+from small_adapters import EXPERTS, UNEQUAL, named, random_adapter
 from small_models import logits_of, pack, random_documents, random_model, small_config
 from torch import Tensor
 
@@ -26,11 +26,6 @@ from minimind.model.transformer import Transformer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 (IDS,) = random_documents([20])
-EXPERTS: dict[str, Any] = {
-    "num_experts": 3,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 20,
-}
 
 
 def save_both(folder: Path, adapter: dict[str, LoraPart], config: ModelConfig) -> Path:

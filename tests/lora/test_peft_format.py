@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_adapters import adapted, named, random_adapter
+from small_adapters import EXPERTS, adapted, named, random_adapter
 from small_models import (
     FAMILIES,
     logits_of,
@@ -34,11 +34,6 @@ from minimind.model.transformer import Transformer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 (IDS,) = random_documents([20])
-EXPERTS: dict[str, Any] = {
-    "num_experts": 3,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 20,
-}
 SQUARE: dict[str, Any] = EXPERTS | {"moe_intermediate_size": 32}
 TALL: dict[str, Any] = EXPERTS | {"moe_intermediate_size": 16}
 """Sizes whose stacks have a side in common: F = D, and 2F = D."""

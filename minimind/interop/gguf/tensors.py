@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minimind.config.model import ModelConfig
 from minimind.interop.gguf.architecture import INTERLEAVED, find_architecture
+from minimind.interop.rotation import to_halves, to_pairs
 
 _NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 _ATTENTION = {"attn_v": "v_proj", "attn_output": "o_proj"}
@@ -38,7 +39,7 @@ class GgufTensor:
             return torch.stack(parts)
         if self.join != "one":
             return torch.cat(parts, dim=0 if self.join == "rows" else 1)
-        return interleave(parts[0], self.heads) if self.heads else parts[0]
+        return to_pairs(parts[0], len(parts[0]) // self.heads) if self.heads else parts[0]
 
     def shape(self, shapes: Callable[[str], tuple[int, ...]]) -> tuple[int, ...]:
         """Gives the tensor's shape; `shapes` gives that of a part."""
@@ -57,21 +58,7 @@ class GgufTensor:
         if self.join != "one":
             dim = 0 if self.join == "rows" else 1
             return whole.chunk(len(self.parts), dim)[number]
-        return uninterleave(whole, self.heads) if self.heads else whole
-
-
-def interleave(weight_OI: Tensor, heads: int) -> Tensor:
-    """Reorders each head's rows from halves (0 … d/2, d/2 … d) to pairs (0, d/2, 1, d/2 + 1, …)."""
-    rows, columns = weight_OI.shape
-    pairs = weight_OI.reshape(heads, 2, rows // heads // 2, columns).transpose(1, 2)
-    return pairs.reshape(rows, columns)
-
-
-def uninterleave(weight_OI: Tensor, heads: int) -> Tensor:
-    """Reorders each head's rows from pairs to halves: the inverse of `interleave`."""
-    rows, columns = weight_OI.shape
-    halves = weight_OI.reshape(heads, rows // heads // 2, 2, columns).transpose(1, 2)
-    return halves.reshape(rows, columns)
+        return to_halves(whole, len(whole) // self.heads) if self.heads else whole
 
 
 def gguf_tensors(config: ModelConfig) -> Iterator[GgufTensor]:

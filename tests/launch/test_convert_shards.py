@@ -119,7 +119,7 @@ def test_damaged_shards_are_refused(
     second.with_name(second.name.replace("rank_1", "rank_2")).unlink()
     second.write_bytes(second.read_bytes()[:5000])
     assert f"{second}: damaged" in refusal()
-    shutil.copy(next(kept.glob("*rank_0*")), second)
+    shutil.copy(next(kept.glob("*zero_pp_rank_0_*")), second)
     assert f"{second}: damaged: its size is right" in refusal()
     meta = json.loads((checkpoint / "meta.json").read_text())
     absurd = json.dumps(meta | {"world_size": 10**15})

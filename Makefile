@@ -3,6 +3,7 @@
 # make demo    the same, then LoRA, DPO and GRPO on it, and the answers after each stage
 # make test    set up .venv, then the checks that CI runs
 # make faults  the tests of docs/faults.md, slow ones too: what happens under each fault
+# make guide   the guide of docs/guide as a site in build/guide
 # make gpu     GPU tests, compute-sanitizer and benchmarks into bench/results/<device>/ or OUT=FOLDER;
 #              PARTS=tests,kernels,... takes some of them, PARTS=correctness (or speed, breadth, ...)
 #              what fits one call of ten minutes; ARCHIVE=FILE.tar.gz holds all results of the call;
@@ -24,7 +25,7 @@ DEMO := runs/make-demo
 
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: train demo test test-all faults lint gpu clean
+.PHONY: train demo test test-all faults lint guide gpu clean
 
 $(CORE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -75,6 +76,10 @@ test-all: $(READY) lint
 
 faults: $(READY)
 	$(PYTEST) -m 'faults and not gpu'
+
+guide: $(READY)
+	$(BIN)/python -m mkdocs build --strict
+	@echo "Read it:  build/guide/index.html"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 
 Code comes from the source by name, and every example is run, once for both languages; what it
 prints is written only where it is not what the page says, up to rounding. With names, only those
-examples are run. `--check` writes nothing.
+examples are run, and only their pictures are drawn; `none` runs none. `--check` writes nothing.
 
 Exit status: 0 done, 1 `--check` found a page that is not what code and examples give, 2 bad usage.
 """
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from bench.guide.examples import all_examples, prints_the_same, run_example
 from bench.guide.pages import fill_page, pages, printed_in
-from bench.guide.pictures import PICTURES
+from bench.guide.pictures import FROM_EXAMPLES, PICTURES
 from bench.guide.sources import MissingSourceError
 from bench.harness import ROOT
 
@@ -30,14 +30,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = all_examples()
     parser.add_argument("examples", nargs="*", metavar="NAME", help=f"{', '.join(known)} or all")
     parser.add_argument("--check", action="store_true", help="only say which pages are stale")
-    parser.add_argument("--no_pictures", action="store_true", help="leave the pictures as they are")
     options = parser.parse_args(argv)
-    if unknown := [name for name in options.examples if name not in known]:
+    wanted = [name for name in options.examples or known if name != "none"]
+    if unknown := [name for name in wanted if name not in known]:
         parser.error(f"{unknown[0]}: the examples are {', '.join(known)}")
     texts = {page: page.read_text(encoding="utf-8") for page in pages()}
-    wanted = options.examples or known
-    outputs = {name: run_example(name) for name in wanted}
-    stale = []
+    outputs, drawn, stale = {}, [], []
+    for name in wanted:
+        print(f"running {name}", flush=True)
+        outputs[name], variables = run_example(name)
+        if name in FROM_EXAMPLES and not options.check:
+            drawn.append(FROM_EXAMPLES[name](variables))
     for page, before in texts.items():
         said = printed_in(before)
         new = {
@@ -57,9 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in stale:
             print(f"{name}: not what code and examples give; python -m bench.guide writes it")
         return int(bool(stale))
-    if not options.no_pictures:
-        for draw in PICTURES.values():
-            print(f"written: {draw().relative_to(ROOT)}")
+    if not options.examples:
+        drawn += [draw() for draw in PICTURES.values()]
+    for path in drawn:
+        print(f"written: {path.relative_to(ROOT)}")
     print(f"written: {', '.join(stale) or 'no page, all are as code and examples give them'}")
     return 0
 

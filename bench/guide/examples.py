@@ -8,6 +8,7 @@ import math
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 from bench.harness import ROOT
 
@@ -22,13 +23,13 @@ def example_code(name: str) -> str:
     return (EXAMPLES / f"{name}.py").read_text(encoding="utf-8").rstrip()
 
 
-def run_example(name: str) -> str:
-    """Runs docs/guide/examples/NAME.py in this process, and gives what it prints. An error in it is
-    raised."""
+def run_example(name: str) -> tuple[str, dict[str, Any]]:
+    """Runs docs/guide/examples/NAME.py in this process, and gives what it prints and its variables.
+    An error in it is raised."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
-    return printed.getvalue().rstrip()
+        variables = runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    return printed.getvalue().rstrip(), variables
 
 
 def prints_the_same(one: str, other: str) -> bool:

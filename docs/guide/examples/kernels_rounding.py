@@ -12,6 +12,9 @@ def in_bf16(x):
 
 
 exact = rms_norm(x.double(), weight.double(), 1e-6)
-for name, y in (("statistics in bf16", in_bf16(x)), ("statistics in fp32", rms_norm(x, weight, 1e-6))):
+for name, y in (
+    ("statistics in bf16", in_bf16(x)),
+    ("statistics in fp32", rms_norm(x, weight, 1e-6)),
+):
     error = (y.double() - exact).norm() / exact.norm()
     print(f"{name}: off by {error:.2%}")

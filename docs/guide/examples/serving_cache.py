@@ -1,5 +1,3 @@
-import torch
-
 from minimind.config.model import load_model_config
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.request import GenerationRequest
@@ -27,4 +25,6 @@ print("tokens through the model for an answer of 100 tokens, prompt of")
 for prompt in (20, 200, 1000):
     cached = prompt + 99
     again = sum(prompt + made for made in range(100))
-    print(f"{prompt:>6}: with a cache {cached:>6,}, without {again:>8,}, {again / cached:.0f} times")
+    print(
+        f"{prompt:>6}: with a cache {cached:>6,}, without {again:>8,}, {again / cached:.0f} times"
+    )

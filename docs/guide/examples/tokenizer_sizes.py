@@ -15,15 +15,15 @@ texts = {
     "English": [text for text in held_out if text.isascii()],
     "Chinese": [text for text in held_out if not text.isascii()],
 }
+sizes, rates = [], {"English": [], "Chinese": []}
 print("tokens  bytes a token: English  Chinese  share of tiny's weights")
 for size in (292, 400, 800, 1600):
     tokenizer = train_tokenizer(training, size, max_token_bytes=12)
-    rates = {}
+    sizes.append(tokenizer.vocab_size)
     for language, some in texts.items():
         num_tokens = sum(map(len, tokenizer.encode_batch(some)))
-        rates[language] = sum(len(text.encode()) for text in some) / num_tokens
+        rates[language].append(sum(len(text.encode()) for text in some) / num_tokens)
     config = load_model_config("tiny", tokenizer_vocab=tokenizer.vocab_size)
     share = tokenizer.vocab_size * config.hidden_size / config.num_parameters
-    print(
-        f"{tokenizer.vocab_size:>6}{rates['English']:>24.2f}{rates['Chinese']:>9.2f}{share:>26.1%}"
-    )
+    english, chinese = rates["English"][-1], rates["Chinese"][-1]
+    print(f"{tokenizer.vocab_size:>6}{english:>24.2f}{chinese:>9.2f}{share:>26.1%}")

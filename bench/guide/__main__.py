@@ -14,9 +14,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from bench.guide import pictures
 from bench.guide.examples import all_examples, prints_the_same, run_example
 from bench.guide.pages import fill_page, pages, printed_in
-from bench.guide.pictures import FROM_EXAMPLES, PICTURES
 from bench.guide.sources import MissingSourceError
 from bench.harness import ROOT
 
@@ -33,14 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     wanted = [name for name in options.examples or known if name != "none"]
     if unknown := [name for name in wanted if name not in known]:
-        parser.error(f"{unknown[0]}: the examples are {', '.join(known)}")
+        parser.error(f"{unknown[0]}: the examples are none, {', '.join(known)}")
     texts = {page: page.read_text(encoding="utf-8") for page in pages()}
-    outputs, drawn, stale = {}, [], []
-    for name in wanted:
-        print(f"running {name}", flush=True)
-        outputs[name], variables = run_example(name)
-        if name in FROM_EXAMPLES and not options.check:
-            drawn.append(FROM_EXAMPLES[name](variables))
+    for page, text in texts.items():
+        try:
+            fill_page(text, {})  # before examples run for minutes
+        except (MissingSourceError, FileNotFoundError) as error:
+            parser.error(f"{page.relative_to(ROOT)}: {error}")
+    outputs = _run(wanted, draws=not options.check)
+    stale = []
     for page, before in texts.items():
         said = printed_in(before)
         new = {
@@ -48,10 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name, printed in outputs.items()
             if not prints_the_same(said.get(name, ""), printed)
         }
-        try:
-            after = fill_page(before, new)
-        except (MissingSourceError, FileNotFoundError) as error:
-            parser.error(f"{page.relative_to(ROOT)}: {error}")
+        after = fill_page(before, new)
         if after != before:
             stale.append(str(page.relative_to(ROOT)))
             if not options.check:
@@ -61,11 +59,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name}: not what code and examples give; python -m bench.guide writes it")
         return int(bool(stale))
     if not options.examples:
-        drawn += [draw() for draw in PICTURES.values()]
-    for path in drawn:
-        print(f"written: {path.relative_to(ROOT)}")
+        for draw in pictures.PICTURES.values():
+            print(f"written: {draw().relative_to(ROOT)}")
     print(f"written: {', '.join(stale) or 'no page, all are as code and examples give them'}")
     return 0
+
+
+def _run(names: Sequence[str], *, draws: bool) -> dict[str, str]:
+    """Runs the examples, and gives what each prints; with `draws`, draws their pictures."""
+    outputs = {}
+    for name in names:
+        print(f"running {name}", flush=True)
+        outputs[name], variables = run_example(name)
+        if draws and name in pictures.FROM_EXAMPLES:
+            path = pictures.FROM_EXAMPLES[name](variables)
+            print(f"written: {path.relative_to(ROOT)}")
+    return outputs
 
 
 if __name__ == "__main__":

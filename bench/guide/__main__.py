@@ -11,6 +11,7 @@ Exit status: 0 done, 1 `--check` found a page that is not what code and examples
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,9 @@ from bench.guide.examples import all_examples, prints_the_same, run_example
 from bench.guide.pages import fill_page, pages, printed_in
 from bench.guide.sources import MissingSourceError
 from bench.harness import ROOT
+
+# Compiling the CPU code of the kernels would take longer than the examples.
+os.environ.setdefault("MINIMIND_COMPILE", "0")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

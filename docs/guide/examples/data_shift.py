@@ -6,8 +6,8 @@ from minimind.model.transformer import Transformer
 from minimind.run import Run
 from minimind.stages.pretrain import Pretrain
 
-run = Run.resolve(model="tiny", max_steps=61, batch_size=4, seq_len=256)
-*training, held_out = [run.loader.batches(step)[0] for step in range(61)]
+run = Run.resolve(model="tiny", max_steps=41, batch_size=4, seq_len=128)
+*training, held_out = [run.loader.batches(step)[0] for step in range(41)]
 
 
 def train(labels_of):

@@ -6,12 +6,12 @@ from minimind.run import Run
 from minimind.stages.distill import Distill, DistillRecipe
 from minimind.stages.sft import SFT
 
-TEACHER_STEPS, STUDENT_STEPS = 200, 60
+TEACHER_STEPS, STUDENT_STEPS = 120, 40
 run = Run.resolve(
-    stage="sft", from_checkpoint="none", model="tiny", max_steps=TEACHER_STEPS + 4, batch_size=8,
+    stage="sft", from_checkpoint="none", model="tiny", max_steps=TEACHER_STEPS + 8, batch_size=4,
     seq_len=256,
 )  # fmt: skip
-batches = [run.loader.batches(step) for step in range(TEACHER_STEPS + 4)]
+batches = [run.loader.batches(step) for step in range(TEACHER_STEPS + 8)]
 held_out = [batch for step in batches[TEACHER_STEPS:] for batch in step]
 sft = SFT(run.resolved.recipe)
 

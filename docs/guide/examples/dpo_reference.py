@@ -6,11 +6,11 @@ from minimind.stages.dpo import DPO, DPORecipe
 from minimind.stages.reference import Reference, document_log_probs
 from minimind.stages.sft import SFT
 
-BASE_STEPS, STEPS = 150, 30
-options = {"from_checkpoint": "none", "model": "tiny", "batch_size": 8, "seq_len": 256}
+BASE_STEPS, STEPS = 100, 20
+options = {"from_checkpoint": "none", "model": "tiny", "batch_size": 4, "seq_len": 256}
 chats = Run.resolve(stage="sft", max_steps=BASE_STEPS, **options)
 pairs = Run.resolve(
-    stage="dpo", max_steps=STEPS, **options, set={"loss_type": "simpo", "micro_batch_size": 8}
+    stage="dpo", max_steps=STEPS, **options, set={"loss_type": "simpo", "micro_batch_size": 4}
 )
 base = Transformer(chats.resolved.config)
 base.init_weights(0)

@@ -6,9 +6,9 @@ from minimind.model.transformer import RMSNorm, Transformer
 from minimind.run import Run
 from minimind.stages.pretrain import Pretrain
 
-STEPS = 120
-run = Run.resolve(model="tiny", max_steps=STEPS + 4, batch_size=8, seq_len=128)
-batches = [run.loader.batches(step) for step in range(STEPS + 4)]
+STEPS = 80
+run = Run.resolve(model="tiny", max_steps=STEPS + 8, batch_size=4, seq_len=128)
+batches = [run.loader.batches(step) for step in range(STEPS + 8)]
 stage = Pretrain(run.resolved.recipe)
 
 
@@ -38,7 +38,7 @@ def without_norms(model):
             module.forward = lambda x, residual=None: 2 * (x if residual is None else x + residual,)
 
 
-print("tiny, after 120 steps              parameters   held-out loss")
+print("tiny, after 80 steps               parameters   held-out loss")
 for name, (parameters, loss) in {
     "as it is": loss_after_training(),
     "without RMSNorm before the parts": loss_after_training(without_norms),

@@ -1,4 +1,3 @@
-import itertools
 import json
 
 import numpy as np
@@ -14,17 +13,16 @@ rows = [Row(data=json.loads(line), path="chat", line=n) for n, line in enumerate
 lengths = np.array([len(sample.ids) for sample in chat_samples(rows, load_sample_tokenizer())])
 total = lengths.sum()
 print(f"{len(lengths):,} conversations of {lengths.min()} to {lengths.max()} tokens")
-print("layout                               positions  of them padding")
+print("layout                                           positions  of them padding")
 
 
 def show(layout, positions):
-    print(f"{layout:<34}{positions:>12,}{1 - total / positions:>17.1%}")
+    print(f"{layout:<46}{positions:>12,}{1 - total / positions:>17.1%}")
 
 
 show("padded to 512", len(lengths) * 512)
-batches = itertools.batched(lengths.tolist(), 16) if hasattr(itertools, "batched") else []
-show("padded to the longest of 16", sum(16 * max(batch) for batch in batches))
-by_length = np.sort(lengths).reshape(-1, 16)
-show("the same, sorted by length", int(16 * by_length.max(1).sum()))
+for name, ordered in (("in order", lengths), ("sorted by length", np.sort(lengths))):
+    longest = ordered.reshape(-1, 16).max(1)
+    show(f"padded to the longest of 16, {name}", int(16 * longest.sum()))
 plan = plan_packing(lengths, 512, long_documents="truncate")
 show("packed into rows of 512", plan.num_rows * 512)

@@ -11,9 +11,9 @@ for options in (
     {"temperature": 1.0},
     {"temperature": 0.5},
     {"temperature": 2.0},
-    {"temperature": 2.0, "top_k": 3},
+    {"temperature": 2.0, "top_k": 4},
     {"temperature": 2.0, "top_p": 0.8},
-    {"temperature": 2.0, "min_p": 0.3},
+    {"temperature": 2.0, "min_p": 0.5},
 ):
     params = SamplingParams(**options)
     settings = BatchSettings.build([params], [0], len(words), torch.device("cpu"))

@@ -78,7 +78,7 @@ faults: $(READY)
 	$(PYTEST) -m 'faults and not gpu'
 
 guide: $(READY)
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "Read it:  build/guide/index.html"
 
 lint: $(READY)

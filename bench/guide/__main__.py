@@ -3,7 +3,8 @@
 
 Code comes from the source by name, and every example is run, once for both languages; what it
 prints is written only where it is not what the page says, up to rounding. With names, only those
-examples are run, and only their pictures are drawn; `none` runs none. `--check` writes nothing.
+examples are run, and only their pictures are drawn; `none` runs no example, and draws the pictures
+that need none. `--check` writes nothing.
 
 Exit status: 0 done, 1 `--check` found a page that is not what code and examples give, 2 bad usage.
 """
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in stale:
             print(f"{name}: not what code and examples give; python -m bench.guide writes it")
         return int(bool(stale))
-    if not options.examples:
+    if "none" in (options.examples or ["none"]):
         for draw in pictures.PICTURES.values():
             print(f"written: {draw().relative_to(ROOT)}")
     print(f"written: {', '.join(stale) or 'no page, all are as code and examples give them'}")

@@ -37,8 +37,8 @@ def draw_data() -> Path:
     row = build_row(list(zip(documents, targets, strict=True)), 16, 0)
     same = row.doc_T[:, None] == row.doc_T[None, :]
     sees = same & np.tri(16, dtype=bool) & (row.doc_T >= 0)[:, None]
-    with picture(FIGURES / "data.png", 4.6, 4.0) as figure:
-        left, right = figure.subplots(1, 2, width_ratios=(16, 1), sharey=True)
+    with picture(FIGURES / "data.png", 5.4, 4.2) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=(8, 1), sharey=True)
         left.pcolormesh(np.where(sees, 1.0, np.nan), cmap="Blues", vmin=0, vmax=1.4)
         is_target = np.where(row.labels_T[:, None] != -100, 1.0, np.nan)
         right.pcolormesh(is_target, cmap="Oranges", vmin=0, vmax=1.6)
@@ -46,8 +46,7 @@ def draw_data() -> Path:
             axes.grid(visible=True, color="#d9dce0")
             axes.set_yticks(range(17), [])
             axes.set_xticks(range(17 if axes is left else 2), [])
-            axes.invert_yaxis()
-        left.set(xlabel="may be seen", ylabel="token")
+        left.set(xlabel="may be seen", ylabel="token", ylim=(16, 0))
         left.set_aspect("equal")
         right.set_xlabel("target")
     return FIGURES / "data.png"
@@ -55,7 +54,7 @@ def draw_data() -> Path:
 
 def draw_model() -> Path:
     """Shows the product of a query with an equal key by their distance: the mean of the cosines."""
-    distances = np.arange(1, 4097)
+    distances = np.unique(np.geomspace(1, 4096, 240).astype(int))
     curves = {}
     for theta in (1e4, 1e6):
         config = load_model_config("minimind3", {"rope_theta": theta})

@@ -7,6 +7,7 @@ from minimind.run import Run
 from minimind.stages.pretrain import Pretrain
 
 STEPS = 80
+NO_POSITIONS = {"rope_type": "linear", "factor": 1e9}  # every angle is 0
 run = Run.resolve(model="tiny", max_steps=STEPS + 8, batch_size=4, seq_len=128)
 batches = [run.loader.batches(step) for step in range(STEPS + 8)]
 stage = Pretrain(run.resolved.recipe)
@@ -43,7 +44,7 @@ for name, (parameters, loss) in {
     "as it is": loss_after_training(),
     "without RMSNorm before the parts": loss_after_training(without_norms),
     "without QK norm": loss_after_training(use_qk_norm=False),
-    "without positions (theta 1e30)": loss_after_training(rope_theta=1e30),
+    "without positions": loss_after_training(rope_scaling=NO_POSITIONS),
     "one key/value head for four": loss_after_training(num_key_value_heads=1),
     "four key/value heads": loss_after_training(num_key_value_heads=4),
 }.items():

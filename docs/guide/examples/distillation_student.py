@@ -6,7 +6,7 @@ from minimind.run import Run
 from minimind.stages.distill import Distill, DistillRecipe
 from minimind.stages.sft import SFT
 
-TEACHER_STEPS, STUDENT_STEPS = 120, 40
+TEACHER_STEPS, STUDENT_STEPS, FEW = 120, 60, 4
 run = Run.resolve(
     stage="sft", from_checkpoint="none", model="tiny", max_steps=TEACHER_STEPS + 8, batch_size=4,
     seq_len=256,
@@ -16,12 +16,13 @@ held_out = [batch for step in batches[TEACHER_STEPS:] for batch in step]
 sft = SFT(run.resolved.recipe)
 
 
-def train(stage, steps, **fields):
+def train(stage, steps, data, **fields):
     fields = {"vocab_size": run.resolved.config.vocab_size} | fields
     model = Transformer(load_model_config("tiny", fields))
     model.init_weights(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for micro_batches in batches[:steps]:
+    for step in range(steps):
+        micro_batches = data[step % len(data)]
         count = sum(batch.count for batch in micro_batches)
         for batch in micro_batches:
             (stage.loss(model, batch).total / count).backward()
@@ -37,11 +38,13 @@ def held_out_loss(model):
     return total / sum(batch.count for batch in held_out)
 
 
-teacher = train(sft, TEACHER_STEPS).requires_grad_(False)
+teacher = train(sft, TEACHER_STEPS, batches[:TEACHER_STEPS]).requires_grad_(False)
 print(f"teacher, {TEACHER_STEPS} steps, {teacher.config.num_parameters:,} weights: "
       f"{held_out_loss(teacher):.2f}")  # fmt: skip
 distill = Distill(DistillRecipe(teacher="the model above"))
 distill.teacher = teacher
 for name, stage in (("the text alone", sft), ("text and teacher", distill)):
-    student = train(stage, STUDENT_STEPS, num_hidden_layers=2)
-    print(f"student, {STUDENT_STEPS} steps, {name}: {held_out_loss(student):.2f}")
+    student = train(stage, STUDENT_STEPS, batches[:FEW], num_hidden_layers=2)
+    print(
+        f"student, {STUDENT_STEPS} steps over {FEW} batches, {name}: {held_out_loss(student):.2f}"
+    )

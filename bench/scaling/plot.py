@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.train.step_parts import PARTS
-from minimind.pictures.axes import legend_above
+from minimind.pictures.axes import legend_below
 from minimind.pictures.style import COLORS, GREY, PAPER, picture
 
 _COLORS = {"strong": COLORS[0], "weak": COLORS[1]}
@@ -40,8 +40,8 @@ def plot_rows(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any], pat
         memory.set_ylim(0, 1.06 * memory.get_ylim()[1])
         for axes in (speed, efficiency, memory):
             axes.set_xlabel("ranks")
-        legend_above(figure, speed)
-        figure.suptitle(_title(rows, machine))
+        legend_below(memory, of=speed)
+        figure.suptitle(_title(rows, machine), x=0.01, horizontalalignment="left")
 
 
 def _title(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> str:
@@ -89,7 +89,7 @@ def _draw_lines(
                 markerfacecolor=PAPER, label=f"{mode}, predicted", **style,
             )  # fmt: skip
         measured = [(row["world_size"], value(row)) for row in of_mode if not row["predicted"]]
-        axes.plot(*zip(*measured, strict=True), linewidth=2, label=f"{mode}, measured", **style)
+        axes.plot(*zip(*measured, strict=True), linestyle="-", label=f"{mode}, measured", **style)
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.minorticks_off()
@@ -107,7 +107,7 @@ def _draw_time(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         seconds = [
             share * row["step_s"]["median"] for share, row in zip(shares, measured, strict=True)
         ]
-        axes.barh(labels, seconds, left=left, color=_PART_COLORS[part],
+        axes.barh(labels, seconds, left=left, color=_PART_COLORS[part], edgecolor=PAPER,
                   label=part.replace("_", " "), height=0.6)  # fmt: skip
         left = [a + b for a, b in zip(left, seconds, strict=True)]
     axes.invert_yaxis()
@@ -115,4 +115,4 @@ def _draw_time(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set_ylabel("scaling, ranks")
     axes.grid(visible=False, axis="y")
     axes.set_axisbelow(True)
-    axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    legend_below(axes)

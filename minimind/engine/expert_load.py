@@ -105,5 +105,5 @@ def plot_expert_load(load: Mapping[int, Mapping[int, Sequence[float]]], path: Pa
             axes.tick_params(axis="y", which="major", pad=18)
         axes.set_title("Experts' shares of their layer's tokens")
         count_axis(axes)
-        bar = figure.colorbar(mesh, extend="max")
+        bar = figure.colorbar(mesh, extend="max", aspect=max(20, 4 * height), extendfrac=0.02)
         bar.set_label(f"share of tokens × {num_experts} (1: even)")

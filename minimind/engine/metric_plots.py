@@ -13,7 +13,6 @@ from minimind.pictures.axes import count_axis, legend_above
 from minimind.pictures.curves import Curve, Numbers, draw_curves
 from minimind.pictures.style import COLORS, picture
 
-_ACROSS = 4
 _TITLE_CHARACTERS = 32
 
 
@@ -21,9 +20,7 @@ def plot_losses(rows: Sequence[dict[str, str]], path: Path) -> None:
     """Plots training loss, its running mean and validation loss over optimizer steps."""
     steps, losses = _read_column(rows, "loss")
     val_steps, val_losses = _read_column(rows, "val_loss")
-    training = Curve(
-        x=steps, y=losses, color=COLORS[0], label="training loss (pale: without the running mean)"
-    )
+    training = Curve(x=steps, y=losses, color=COLORS[0], label="training loss")
     validation = Curve(
         x=val_steps, y=val_losses, color=COLORS[1], label="validation loss", smooth=False
     )
@@ -42,7 +39,8 @@ def plot_columns(rows: Sequence[dict[str, str]], columns: Sequence[str], path: P
     shown = {name: points for name, points in shown.items() if len(points[0])}
     if not shown:
         return
-    across = min(_ACROSS, len(shown))
+    # Three or four beside one another, whichever leaves less room empty.
+    across = min(len(shown), min((4, 3), key=lambda across: (-len(shown) % across, -across)))
     down = -(-len(shown) // across)
     with picture(path, 3.1 * across, 2.1 * down + 0.4) as figure:
         for place, (name, (steps, values)) in enumerate(shown.items(), start=1):

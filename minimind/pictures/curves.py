@@ -10,16 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minimind.pictures.style import pale
+from minimind.pictures.axes import format_number
+from minimind.pictures.style import PAPER, pale
 
 _MOST_POINTS = 1000
 """The most points of a line: a picture has about as many pixels."""
 _SMOOTHED_FROM = 20
 """The number of points from which a curve gets a running mean; with fewer each gets a marker."""
-_SHARE_OF_MEMORY = 0.03
-"""The length of the running mean's memory, as a share of the curve."""
-_SPIKE = 1.5
-"""How far from the others, in multiples of their range, a value must lie to be called a spike."""
+_SPIKES_FROM = 8
+"""The number of points from which a curve may have spikes."""
+_SHARE_OF_MEMORY = 0.015
+"""How far the running mean looks to either side, as a share of the curve."""
+_SPIKE, _SHARE_OF_SPIKES = 2.0, 0.02
+"""How far from the others, in multiples of their range, a spike lies at least; and the greatest
+share of spikes among the values, which is one value at least."""
 
 Numbers = NDArray[np.float64]
 
@@ -53,16 +57,14 @@ def draw_curves(axes: Any, curves: Sequence[Curve]) -> None:
         _set_limits(axes, drawn)
 
 
-def running_mean(values: Numbers, memory: float) -> Numbers:
-    """Gives the exponential running mean over about `memory` values, corrected for its start
-    (Kingma & Ba 2015, §3)."""
-    decay = 1 - 1 / memory
-    means, total, weight = np.empty(len(values)), 0.0, 0.0
-    for place, value in enumerate(values.tolist()):
-        total = decay * total + (1 - decay) * value
-        weight = decay * weight + (1 - decay)
-        means[place] = total / weight
-    return means
+def running_mean(values: Numbers, reach: float) -> Numbers:
+    """Gives the mean of each value's neighbours on both sides. A neighbour's weight falls by the
+    factor e with each `reach` values of distance. A mean over the past alone would lag behind a
+    falling loss. Near the start, where a loss falls fastest, both sides are equally long."""
+    places = np.arange(len(values))
+    distances = np.abs(places[:, None] - places)
+    weights = np.exp(-distances / reach) * (distances <= places[:, None])
+    return weights @ values / weights.sum(axis=1)
 
 
 def thin(x: Numbers, y: Numbers, most: int = _MOST_POINTS) -> tuple[Numbers, ...]:
@@ -76,18 +78,22 @@ def thin(x: Numbers, y: Numbers, most: int = _MOST_POINTS) -> tuple[Numbers, ...
 
 
 def view(values: Numbers) -> tuple[float, float]:
-    """Gives the least and the greatest of the values without spikes. A spike is a value that lies
-    further than 1.5 times the range of the running medians (of 9 values) outside this range."""
-    if len(values) < _SMOOTHED_FROM:
+    """Gives the least and the greatest of the values without spikes. A spike lies further than
+    twice the range of the running medians (of 9 values, or of 5 in a short curve) outside this
+    range. Of many such values the most extreme ones are spikes."""
+    if len(values) < _SPIKES_FROM:
         return values.min(), values.max()
-    windows = np.lib.stride_tricks.sliding_window_view(values, 9)
+    window = 9 if len(values) >= _SMOOTHED_FROM else 5
+    windows = np.lib.stride_tricks.sliding_window_view(values, window)
     medians = np.median(windows[:: max(1, len(windows) // 10_000)], axis=-1)
     low, high = medians.min(), medians.max()
-    reach = _SPIKE * (high - low)
-    if not reach:
-        return values.min(), values.max()
-    inside = values[(values >= low - reach) & (values <= high + reach)]
-    return inside.min(), inside.max()
+    outside = np.maximum(low - values, values - high)
+    order = np.argsort(outside)
+    most = max(1, int(_SHARE_OF_SPIKES * len(values)))
+    is_spike = outside[order[-most:]] > _SPIKE * (high - low)
+    # Where the medians are equal, what differs from them is all there is to see.
+    shown = values if high == low else values[np.append(order[:-most], order[-most:][~is_spike])]
+    return shown.min(), shown.max()
 
 
 def _finite(axes: Any, curve: Curve) -> tuple[Numbers, Numbers]:
@@ -114,20 +120,34 @@ def _draw(axes: Any, curve: Curve, x: Numbers, y: Numbers) -> None:
         axes.fill_between(last, low, high, color=pale(curve.color), linewidth=0)
     else:
         axes.plot(x, y, color=pale(curve.color), linewidth=0.8, linestyle="-")
-    smooth = running_mean(mean, max(10, _SHARE_OF_MEMORY * len(mean)))
-    axes.plot(last, smooth, label=curve.label, **strong)
+    smooth = running_mean(mean, max(3.0, _SHARE_OF_MEMORY * len(mean)))
+    axes.plot(last, smooth, label=curve.label and f"{curve.label}, running mean", **strong)
 
 
 def _set_limits(axes: Any, drawn: Sequence[tuple[Curve, Numbers, Numbers]]) -> None:
     views = [view(y) for _, _, y in drawn]
     low, high = min(v[0] for v in views), max(v[1] for v in views)
-    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    axes.set_ylim(low - margin, high + margin)
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
+    # What is always 0, such as a share, is shown at the bottom.
+    axes.set_ylim(low - margin, high + margin if low or high else 1.0)
     for curve, x, y in drawn:
         for beyond, edge, marker in ((y > high, 1.0, "^"), (y < low, 0.0, "v")):
             if beyond.any():
-                places = thin(x[beyond], y[beyond])[0]
-                axes.plot(
-                    places, [edge] * len(places), linestyle="none", marker=marker, markersize=5,
-                    color=curve.color, transform=axes.get_xaxis_transform(), clip_on=False,
-                )  # fmt: skip
+                _mark_spikes(axes, curve.color, x[beyond], y[beyond], edge, marker)
+
+
+def _mark_spikes(axes: Any, color: str, x: Numbers, y: Numbers, edge: float, marker: str) -> None:
+    """Marks the spikes at the edge beyond which they are, and writes the most extreme value."""
+    places = thin(x, y)[0]
+    axes.plot(
+        places, [edge] * len(places), linestyle="none", marker=marker, markersize=5, color=color,
+        transform=axes.get_xaxis_transform(), clip_on=False,
+    )  # fmt: skip
+    extreme = int(y.argmax() if marker == "^" else y.argmin())
+    is_left = x[extreme] < sum(axes.get_xlim()) / 2
+    axes.annotate(
+        format_number(float(f"{y[extreme]:.3g}")), (x[extreme], edge), color=color, fontsize=8,
+        xycoords=axes.get_xaxis_transform(), xytext=(6 if is_left else -6, 3 - 6 * edge),
+        textcoords="offset points", ha="left" if is_left else "right",
+        va="top" if edge else "bottom", bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1},
+    )  # fmt: skip

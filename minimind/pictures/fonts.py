@@ -23,20 +23,18 @@ _CJK_FONTS = re.compile(
 """Families and files that hold Chinese characters, on Linux, macOS and Windows."""
 
 
-def make_drawable(figure: Any) -> None:
-    """Sets the text and the tick labels of `figure` in fonts that have their characters, and
-    replaces a character that no font has, such as 基 by U+57FA. The first time it says which, and
-    what to install."""
+def make_drawable(figure: Any, axes: Iterable[Any]) -> None:
+    """Sets the words of `figure`, and the tick labels of `axes` (each an Axis), in fonts that have
+    their characters, and replaces a character that no font has, such as 基 by [U+57FA]."""
     from matplotlib.text import Text
 
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            labels = [label.get_text() for label in axis.get_ticklabels()]
-            if any(_missing(label, (_BASE,)) for label in labels):
-                limits = axis.get_view_interval()
-                axis.set_ticks(axis.get_ticklocs(), [drawable(label) for label in labels])
-                axis.set_view_interval(*limits, ignore=True)
-                axis.set_tick_params(labelfontfamily=list(_families("".join(labels))))
+    for axis in axes:
+        labels = [label.get_text() for label in axis.get_ticklabels()]
+        if any(_missing(label, (_BASE,)) for label in labels):
+            limits = axis.get_view_interval()
+            axis.set_ticks(axis.get_ticklocs(), [drawable(label) for label in labels])
+            axis.set_view_interval(*limits, ignore=True)
+            axis.set_tick_params(labelfontfamily=list(_families("".join(labels))))
     for text in figure.findobj(Text):
         if _missing(text.get_text(), (_BASE,)):
             text.set_fontfamily(list(_families(text.get_text())))

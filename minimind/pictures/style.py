@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minimind.pictures.axes import format_axes
 from minimind.pictures.fonts import make_drawable
 from minimind.runtime.whole_files import write_whole
 
-COLORS = ("#1a5fa8", "#c8401a", "#049d5d", "#833856", "#df7c00", "#8466ea", "#193a0a")
+COLORS = ("#1a5fa8", "#c03810", "#049d5d", "#833856", "#de7a00", "#8466ea", "#16360c")
 """Colours of lines and bars. Each has a contrast of 3 or more to white. Any two differ by 20 or
 more in CIELAB for readers with normal sight, protanopia, deuteranopia or tritanopia."""
 DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (9, 2)), (0, (2, 1)))
@@ -25,7 +27,7 @@ HEAT = "cividis"
 """The colour map of heat maps: it grows lighter steadily, also in grey and for colour-blind readers
 (Nuñez et al. 2018)."""
 _DPI = 150
-_MARGIN_IN = 0.15
+_MARGIN_IN = 0.1
 
 
 def _rc_params() -> dict[str, Any]:
@@ -35,8 +37,6 @@ def _rc_params() -> dict[str, Any]:
         # A white card with a margin is readable on white pages and on dark ones.
         "figure.facecolor": PAPER, "savefig.facecolor": PAPER, "figure.dpi": _DPI,
         "figure.constrained_layout.use": True,
-        "figure.constrained_layout.w_pad": _MARGIN_IN,
-        "figure.constrained_layout.h_pad": _MARGIN_IN,
         "font.family": ["DejaVu Sans"], "font.size": 10, "axes.labelsize": 10,
         "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
         "figure.titlesize": 11, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
@@ -44,6 +44,7 @@ def _rc_params() -> dict[str, Any]:
         "xtick.color": GREY, "ytick.color": GREY, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
         "axes.edgecolor": GREY, "axes.linewidth": 0.8, "lines.linewidth": 1.8,
         "axes.grid": True, "axes.axisbelow": True, "grid.color": "#d9dce0", "grid.linewidth": 0.6,
+        "axes.xmargin": 0.02,
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
         "axes.prop_cycle": cycler(color=COLORS) + cycler(linestyle=DASHES),
         "image.cmap": HEAT,
@@ -76,12 +77,15 @@ def picture(path: Path, width: float, height: float) -> Iterator[Any]:
 def save_figure(figure: Any, path: Path) -> None:
     """Draws a figure as a PNG, which is complete or absent, with readable numbers and words."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image, ImageOps
 
-    format_axes(figure)
-    make_drawable(figure)
+    make_drawable(figure, format_axes(figure))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     with write_whole(path) as new:
-        # Without the version of matplotlib equal pictures are equal files.
-        FigureCanvasAgg(figure).print_png(str(new), metadata={"Software": None})
+        card = ImageOps.expand(drawn, round(_MARGIN_IN * _DPI), fill=PAPER)
+        card.save(new, format="png", dpi=(_DPI, _DPI))
 
 
 def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:

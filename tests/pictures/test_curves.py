@@ -43,14 +43,15 @@ def test_thinning_keeps_the_extremes_and_the_mean(length: int, most: int) -> Non
     assert (mean <= high + 1e-12).all()
 
 
-def test_the_running_mean_is_the_weighted_mean_of_what_was_before() -> None:
+def test_the_running_mean_weighs_neighbours_by_distance() -> None:
     y = np.random.default_rng(0).normal(size=40)
-    weights = 0.9 ** np.arange(40)[::-1]
-    means = running_mean(y, 10)
-    for end in (1, 2, 17, 40):
-        wanted = np.average(y[:end], weights=weights[-end:])
-        assert means[end - 1] == pytest.approx(wanted)
+    for place, mean in enumerate(running_mean(y, 4.0)):
+        near = range(min(40, 2 * place + 1))
+        weights = [math.exp(-abs(place - other) / 4) if other in near else 0 for other in range(40)]
+        assert mean == pytest.approx(np.average(y, weights=weights))
     assert running_mean(np.full(30, 7.0), 10) == pytest.approx(np.full(30, 7.0))
+    line = np.arange(400.0)
+    assert running_mean(line, 5)[:300] == pytest.approx(line[:300]), "it does not lag"
 
 
 def test_the_view_leaves_spikes_out_and_nothing_else() -> None:
@@ -62,6 +63,9 @@ def test_the_view_leaves_spikes_out_and_nothing_else() -> None:
         assert view(spiky)[1] <= 9
     noise = fall + np.random.default_rng(0).normal(size=200)
     assert view(noise) == (noise.min(), noise.max())
+    many = fall.copy()
+    many[::10] = 400  # too many to be exceptions
+    assert view(many)[1] == 400
     rare = np.zeros(200)
     rare[50] = 1  # a share that is 0 but once
     assert view(rare) == (0, 1)
@@ -76,6 +80,13 @@ def test_a_spike_is_marked_at_its_step(tmp_path: Path) -> None:
     assert axes.get_ylim()[0] > 1
     marks = {line.get_marker(): line.get_xdata().tolist() for line in axes.lines}
     assert (marks["^"], marks["v"]) == ([57], [60])
+    assert {text.get_text() for text in axes.texts} == {"400", "−300"}
+
+
+def test_a_slow_first_step_does_not_hide_the_others(tmp_path: Path) -> None:
+    axes = drawn(tmp_path / "a.png", curve([38.4, *np.linspace(0.2, 0.4, 11)]))
+    assert axes.get_ylim()[1] < 1
+    assert [text.get_text() for text in axes.texts] == ["38.4"]
 
 
 def test_values_that_are_no_numbers_are_marked(tmp_path: Path) -> None:
@@ -107,7 +118,7 @@ def test_a_million_rows_are_a_thousand_points_and_hide_nothing(tmp_path: Path) -
     marks = {line.get_marker(): line.get_xdata().tolist() for line in axes.lines}
     assert marks["^"] == [123_457]
     assert marks["x"] == [500_001]
-    (mean,) = (line for line in axes.lines if line.get_label() == "loss")
+    (mean,) = (line for line in axes.lines if line.get_label() == "loss, running mean")
     assert mean.get_ydata()[-1] == pytest.approx(2, abs=0.05)
     (band,) = axes.collections
     assert band.get_paths()[0].vertices[:, 1].max() == 1e4

@@ -13,10 +13,17 @@ import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
+from matplotlib.legend import Legend
 from matplotlib.text import Text
 
 from minimind.pictures import fonts
-from minimind.pictures.axes import count_axis, format_number, legend_above, legend_beside
+from minimind.pictures.axes import (
+    count_axis,
+    format_number,
+    legend_above,
+    legend_below,
+    legend_beside,
+)
 from minimind.pictures.style import picture
 
 
@@ -149,15 +156,30 @@ def test_counts_have_no_halves(tmp_path: Path, last: int) -> None:
     assert axes.get_xlabel() == "optimizer step"
 
 
-@pytest.mark.parametrize("place", [legend_above, legend_beside])
-def test_a_legend_hides_no_data(tmp_path: Path, place: Any) -> None:
+@pytest.mark.parametrize("place", ["above", "beside", "below"])
+def test_a_legend_hides_no_data(tmp_path: Path, place: str) -> None:
+    put = {
+        "above": lambda: legend_above(figure, axes),
+        "beside": lambda: legend_beside(figure, axes),
+        "below": lambda: legend_below(axes),
+    }[place]
     with picture(tmp_path / "a.png", 6, 4) as figure:
         axes = figure.add_subplot()
-        place(figure, axes)
-        assert figure.legends == []
+        put()
+        assert legends(figure) == []
         axes.plot([1, 2], [1, 2], label="a line with a long name")
         axes.plot([1, 2], [2, 2], label="another")
-        place(figure, axes)
-    (legend,) = figure.legends
+        axes.set_xlabel("x")
+        put()
+    (legend,) = legends(figure)
+    around = (
+        axes.get_tightbbox(for_layout_only=True) if place != "below" else axes.xaxis.get_tightbbox()
+    )
+    assert not legend.get_window_extent().overlaps(around)
     assert not legend.get_window_extent().overlaps(axes.get_window_extent())
     assert figure.bbox.containsx(legend.get_window_extent().x1)
+    assert figure.bbox.containsy(legend.get_window_extent().y0)
+
+
+def legends(figure: Any) -> list[Any]:
+    return figure.findobj(Legend)

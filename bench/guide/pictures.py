@@ -11,16 +11,14 @@ import numpy as np
 import torch
 
 from bench.guide.pages import GUIDE
-from bench.pictures import picture
 from minimind.config.model import load_model_config
 from minimind.data.packing import build_row, plan_packing
 from minimind.engine.schedule import CosineSchedule
 from minimind.model.rope import rope_tables
+from minimind.pictures.style import COLORS, picture
 from minimind.stages.lora import LoraRecipe
 
 FIGURES = GUIDE / "figures"
-COLORS = ("#1a5fa8", "#c8401a", "#049d5d", "#833856", "#df7c00", "#8466ea")
-GREY = "#6b7077"
 _WIDTH, _HEIGHT = 7.0, 3.0
 
 

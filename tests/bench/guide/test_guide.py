@@ -14,7 +14,7 @@ from bench.guide.pages import GUIDE, LANGUAGES, fill_page, pages, printed_in
 from bench.guide.sources import MissingSourceError, source_of
 from bench.harness import ROOT
 
-SLOW = {"distillation_student", "dpo_reference", "model_parts"}
+SLOW = {"data_shift", "dpo_reference", "model_parts"}
 """The examples that train for more than some seconds."""
 CHAPTERS = sorted(page.name for page in (GUIDE / "en").glob("*.md") if page.name != "README.md")
 

@@ -15,6 +15,7 @@ from minimind.config.deepspeed_faults import check_faults
 from minimind.config.deepspeed_keys import check_keys
 from minimind.config.deepspeed_optimizers import (
     choose_torch_adam,
+    choose_type,
     fill_optimizer,
     offloads_optimizer,
 )
@@ -43,6 +44,7 @@ class Hardware:
 
 
 _RECIPE_PATHS: dict[str, str] = {
+    "optimizer": "optimizer.type",
     "learning_rate": "optimizer.params.lr",
     "betas": "optimizer.params.betas",
     "adam_eps": "optimizer.params.eps",
@@ -92,7 +94,7 @@ def resolve(
 
     `given` names the recipe options set on the command line. Raises ConfigError for one that
     contradicts an explicit value, for batch sizes that do not fit, and for an "auto" that has no
-    value. Missing values of clipping and of AdamW come from the recipe too.
+    value. Missing values of clipping and of the optimizer come from the recipe too.
     """
     ds = copy.deepcopy(ds_config)
     _check_scheduler(ds, given)
@@ -146,8 +148,9 @@ _TOTAL_STEPS = "scheduler.params.total_num_steps"
 
 def _complete(ds: dict[str, Any], recipe: Recipe, given: set[str]) -> None:
     """Sets missing values to "auto", so that every option of the recipe has an effect."""
-    optimizer = ds.setdefault("optimizer", {"type": "AdamW"})
+    optimizer = ds.setdefault("optimizer", {"type": "auto"})
     optimizer.setdefault("params", {})
+    choose_type(ds, recipe, given)
     if not offloads_optimizer(ds):
         choose_torch_adam(optimizer)
     fill_optimizer(optimizer, recipe, given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -53,21 +53,8 @@ DEEPSPEED_OPTIMIZERS: dict[str, frozenset[str] | None] = {
     "lion": frozenset({"betas", "fp32_optimizer_states", "lr", "set_grad_none", "weight_decay"}),
     "muadam": None,
     "muadamw": None,
-    "muon": frozenset(
-        {
-            "adam_lr",
-            "adam_w_mode",
-            "betas",
-            "eps",
-            "fp32_optimizer_states",
-            "lr",
-            "momentum",
-            "muon_lr",
-            "ns_method",
-            "torch_adam",
-            "weight_decay",
-        }
-    ),
+    # This project's own: engine/muon.py says why.
+    "muon": frozenset({"betas", "eps", "lr", "momentum", "weight_decay"}),
     "musgd": None,
 }
 """The parameters of each optimizer, by its lower-case name. None: those of PyTorch's optimizer of
@@ -83,10 +70,16 @@ _PARAMS = {
 """Recipe options that an optimizer may take, with its names for them."""
 
 
+def is_muon(name: str) -> bool:
+    return name.lower() == "muon"
+
+
 def check_optimizer(section: dict[str, Any], origin: str) -> None:
     """Raises ConfigError for an unknown optimizer type and for a parameter that the type does not
     take. An "auto" for such a parameter is dropped later."""
     name, params = section["type"], section.get("params", {})
+    if name == "auto":
+        return
     if name.lower() not in DEEPSPEED_OPTIMIZERS and name not in _torch_optimizers():
         known = [*DEEPSPEED_OPTIMIZERS, *_torch_optimizers()]
         raise ConfigError(
@@ -100,6 +93,17 @@ def check_optimizer(section: dict[str, Any], origin: str) -> None:
             f"{origin}: optimizer.params knows no key {unknown[0]!r}"
             f"{did_you_mean(unknown[0], taken)}: {name} takes {', '.join(sorted(taken))}"
         )
+
+
+def choose_type(ds: Mapping[str, Any], recipe: Recipe, given: Container[str]) -> None:
+    """Replaces the optimizer's type "auto" by the recipe's; where the states lie off the device by
+    AdamW, unless the command line (`given`) asks for another. Raises ConfigError for a name that is
+    none."""
+    section = ds["optimizer"]
+    if section["type"] == "auto":
+        is_own_choice = "optimizer" not in given and offloads_optimizer(ds)
+        section["type"] = "AdamW" if is_own_choice else recipe.optimizer
+        check_optimizer(section, spell_option("optimizer", recipe.optimizer))
 
 
 def offloads_optimizer(ds: Mapping[str, Any]) -> bool:
@@ -125,7 +129,7 @@ def fill_optimizer(section: dict[str, Any], recipe: Recipe, given: Iterable[str]
     its type does not take. Only Adam gets the recipe's betas and epsilon, unless the JSON asks for
     them. Raises ConfigError for a command-line option (`given`) that the type does not take."""
     name, params = section["type"], section.setdefault("params", {})
-    taken, is_adam = taken_params(name), name.lower() in ("adam", "adamw")
+    taken, is_adam = taken_params(name), name.lower() in ("adam", "adamw", "muon")
     for option, key in _PARAMS.items():
         if option in given and taken is not None and key not in taken:
             raise ConfigError(

@@ -71,7 +71,11 @@ class Recipe:
     micro_batch_size: int | None = option(
         None, "rows of one forward on one rank (default: likewise)"
     )
-    weight_decay: float = option(0.01, "AdamW's decoupled weight decay")
+    optimizer: str = option(
+        "AdamW",
+        "where the DeepSpeed JSON says auto: AdamW, or Muon for the matrices and AdamW for the rest",
+    )
+    weight_decay: float = option(0.01, "decoupled weight decay")
     betas: tuple[float, float] = option((0.9, 0.999), "AdamW's betas")
     adam_eps: float = option(1e-8, "AdamW's epsilon")
     gradient_clipping: float = option(1.0, "largest gradient norm (0: no clipping)")

@@ -151,7 +151,8 @@ def build_plain(
     if type != "Muon":
         return getattr(torch.optim, type)(groups, **settings)
     model = random_model(small_config())
-    rows = {masters[n]: r for n, p in model.named_parameters() for q, r in trained_matrices(model).items() if p is q}
+    found = trained_matrices(model)
+    rows = {masters[name]: found[p] for name, p in model.named_parameters() if p in found}
     for group in groups:
         group["is_matrix"] = group["params"][0] in rows
     dtype = DTYPES["fp32" if kind == "fp32" else "bf16"]

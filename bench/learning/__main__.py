@@ -26,7 +26,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bench import harness
-from bench.harness import Columns, Row, shown
+from bench.harness import Columns, shown
 from bench.learning.curve import CurveRow
 from bench.learning.methods import METHODS, Method
 from bench.learning.specs import build_spec, draw_held_out

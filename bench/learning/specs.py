@@ -4,7 +4,6 @@ asked tokens."""
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 
@@ -35,9 +34,7 @@ def draw_held_out(options: argparse.Namespace) -> Documents:
     )
 
 
-def build_spec(
-    options: argparse.Namespace, method: Method, seed: int, device: Device
-) -> RowSpec:
+def build_spec(options: argparse.Namespace, method: Method, seed: int, device: Device) -> RowSpec:
     """Gives the run of one method from one seed. Raises a MiniMindError for a run that cannot
     work."""
     sizes = method.sizes(device.kind, options.model)

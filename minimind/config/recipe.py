@@ -73,7 +73,7 @@ class Recipe:
     )
     optimizer: str = option(
         "AdamW",
-        "where the DeepSpeed JSON says auto: AdamW, or Muon for the matrices and AdamW for the rest",
+        "AdamW, or Muon for matrices and AdamW for the rest; where the DeepSpeed JSON says auto",
     )
     weight_decay: float = option(0.01, "decoupled weight decay")
     betas: tuple[float, float] = option((0.9, 0.999), "AdamW's betas")

@@ -21,14 +21,14 @@ from minimind.config.recipe import Recipe
 from minimind.engine import replicated
 from minimind.engine.bare_module import without_hooks
 from minimind.engine.clipping import clip_on_device, clip_replicated
+from minimind.engine.muon import build_muon
 from minimind.engine.operators import announced_operators
 from minimind.engine.overlap import wait_between_streams
-from minimind.engine.muon import build_muon
 from minimind.engine.parameter_groups import parameter_groups, trained_parameters
-from minimind.engine.state_layout import find_layout
 from minimind.engine.refusals import refusals
 from minimind.engine.saved_states import SavedStates, set_states
 from minimind.engine.shards import drop_frozen, meeting_at_the_end, reading_together
+from minimind.engine.state_layout import find_layout
 from minimind.errors import CheckpointError
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks

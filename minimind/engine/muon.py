@@ -128,7 +128,10 @@ class Muon(torch.optim.AdamW):
         whole = self._gather(update.to(self._dtype).view(-1))
         parts = self._parts[weight]
         stacks = [_stacks(part.whole(whole), part, self._rows) for part in parts]
-        made = iter(_by_shape([stack for of_part in stacks for stack in of_part]))
+        # On a GPU few large products. On a CPU each matrix alone: so a step has the same bits
+        # however ZeRO spreads the weights.
+        update_all = by_shape if weight.is_cuda else one_by_one
+        made = iter(update_all([stack for of_part in stacks for stack in of_part]))
         result = torch.zeros_like(update)
         for part, of_part in zip(parts, stacks, strict=True):
             joined = torch.cat([next(made) for _ in of_part], dim=1)
@@ -153,15 +156,21 @@ def _stacks(whole: Tensor, part: Part, rows: Mapping[nn.Parameter, Sequence[int]
     return list(whole.view(-1, height, width).split(list(rows[part.parameter]), dim=1))
 
 
-def _by_shape(stacks: Sequence[Tensor]) -> list[Tensor]:
-    """Gives each stack's orthogonal update, all stacks of one shape of matrix computed at once."""
+def one_by_one(stacks: Sequence[Tensor]) -> list[Tensor]:
+    """Gives the updates of stacks of matrices [n, rows, columns]: orthogonal and scaled, fp32."""
+    return [
+        orthogonalized(stack).float() * (_RMS * math.sqrt(max(stack.shape[1:]))) for stack in stacks
+    ]
+
+
+def by_shape(stacks: Sequence[Tensor]) -> list[Tensor]:
+    """Gives the same, all matrices of one shape computed at once."""
     places: dict[torch.Size, list[int]] = {}
     for place, stack in enumerate(stacks):
         places.setdefault(stack.shape[1:], []).append(place)
     made: dict[int, Tensor] = {}
-    for shape, of_shape in places.items():
+    for of_shape in places.values():
         sizes = [len(stacks[place]) for place in of_shape]
-        update = orthogonalized(torch.cat([stacks[place] for place in of_shape]))
-        update = update.float() * (_RMS * math.sqrt(max(shape)))
+        (update,) = one_by_one([torch.cat([stacks[place] for place in of_shape])])
         made |= dict(zip(of_shape, update.split(sizes), strict=True))
     return [made[place] for place in range(len(stacks))]

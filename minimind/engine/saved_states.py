@@ -6,7 +6,7 @@ states out differently. Weights and moments are fp32 everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from minimind.engine.parameter_groups import trained_parameters
-from minimind.engine.shards import explain_unreadable, without_code
+from minimind.engine.shards import STAND_IN, explain_unreadable, without_code
 from minimind.engine.state_layout import find_layout
 from minimind.errors import CheckpointError
 
@@ -45,6 +45,8 @@ class SavedStates:
     def add(self, name: str, states: Mapping[str, Any]) -> None:
         """Adds the states of one parameter, whose weight is known."""
         for key, value in states.items():
+            if isinstance(value, Tensor) and value.dtype == STAND_IN:
+                continue
             if isinstance(value, Tensor) and value.numel() == self.weights[name].numel():
                 self.moments.setdefault(name, {})[key] = value
             elif isinstance(value, Tensor | int | float):
@@ -156,4 +158,3 @@ def _counter(inner: Any, flat: Tensor, value: float) -> Any:
         return int(value)
     on_device = any(group.get("fused") or group.get("capturable") for group in inner.param_groups)
     return torch.tensor(value, dtype=torch.float32, device=flat.device if on_device else "cpu")
-

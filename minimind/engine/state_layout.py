@@ -102,4 +102,3 @@ def _partitioned(optimizer: Any, parameters: list[nn.Parameter]) -> Layout:
         parts.setdefault(group, []).append(Part(parameter, start, taken, whole))
     for index, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
         yield flat, parts.get(index, [])
-

@@ -33,8 +33,8 @@ _CODE = """
 import sys
 sys.path[:] = {paths!r}
 from deepspeed.checkpoint import ds_to_universal
-from minimind.engine.shards import without_code
-with without_code():
+from minimind.engine.shards import with_second_moments, without_code
+with without_code(), with_second_moments():
     ds_to_universal.main(ds_to_universal.parse_arguments())
 """
 """Runs DeepSpeed's converter, which alone would run code that a shard asks for."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 import minimind_kernels as K
 from torch import Tensor
 
-from minimind.config.recipe import Recipe
+from minimind.config.recipe import Recipe, option
 from minimind.data.formats import Format
 from minimind.data.text_format import TEXT
 from minimind.engine.stage import BuildContext, Policy, Stage, StageModels
@@ -23,6 +23,8 @@ class PretrainRecipe(Recipe):
     """Defines the options of pretraining."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 5e-4, "tiny": 3e-3}
+
+    optimizer: str = option("Muon", "see engine/muon.py")
 
 
 class Pretrain(Stage[Batch, Batch]):

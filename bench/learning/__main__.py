@@ -17,10 +17,9 @@ Exit status: 0 done, 1 a method broke, 2 bad usage, configuration or data, 130 i
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -70,14 +69,12 @@ def measure(options: argparse.Namespace) -> None:
     held_out = draw_held_out(options)
     machine = harness.describe_machine(device)
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="bench-start-") as folder:
-        turns = [(method, seed) for seed in seeds for method in methods]
-        for done, (method, seed) in enumerate(turns):
-            spec = build_spec(options, method, seed, device, Path(folder))
-            for row in _follow(method, seed, spec, held_out, options):
-                rows[done:] = [row]
-                # As it grows: a curve that is cut off is one up to there.
-                harness.write_results(options.json, "learning", machine, vars(options), rows)
+    for done, (seed, method) in enumerate(itertools.product(seeds, methods)):
+        spec = build_spec(options, method, seed, device)
+        for row in _follow(method, seed, spec, held_out, options):
+            rows[done:] = [row]
+            # As it grows: a curve that is cut off is one up to there.
+            harness.write_results(options.json, "learning", machine, vars(options), rows)
     print(harness.format_rows(rows, COLUMNS))
     print(f"written: {options.json}")
 

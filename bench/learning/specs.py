@@ -18,6 +18,7 @@ from minimind.runtime.devices import Device
 from minimind.runtime.ranks import read_ranks
 from minimind.samples.text import load_sample_tokenizer
 
+DS_CONFIG = "zero2.json"
 _HELD_OUT_TOKENS = 60_000
 
 
@@ -60,14 +61,14 @@ def build_spec(options: argparse.Namespace, method: Method, seed: int, device: D
     arguments = collect_arguments(
         {
             "stage": "pretrain", "model": options.model, "tokenizer": options.tokenizer,
-            "ds_config": method.ds_config, "seq_len": sizes.seq_len, "max_steps": steps,
+            "ds_config": DS_CONFIG, "seq_len": sizes.seq_len, "max_steps": steps,
             "learning_rate": method.learning_rate, "set": settings,
         }
     )  # fmt: skip
     run = Run.on(arguments, read_ranks(), device)
     return RowSpec(
         name=method.row,
-        ds_config_name=method.ds_config if method.row == "engine" else None,
+        ds_config_name=DS_CONFIG if method.row == "engine" else None,
         run=run.resolved,
         documents=documents,
         original_batch=sizes.micro_batch_size,

@@ -15,9 +15,9 @@ from minimind.config.deepspeed_faults import check_faults
 from minimind.config.deepspeed_keys import check_keys
 from minimind.config.deepspeed_optimizers import (
     choose_torch_adam,
-    choose_type,
     fill_optimizer,
     offloads_optimizer,
+    optimizer_type,
 )
 from minimind.config.deepspeed_schedulers import contradicting
 from minimind.config.json_file import read_json_fields
@@ -148,9 +148,9 @@ _TOTAL_STEPS = "scheduler.params.total_num_steps"
 
 def _complete(ds: dict[str, Any], recipe: Recipe, given: set[str]) -> None:
     """Sets missing values to "auto", so that every option of the recipe has an effect."""
-    optimizer = ds.setdefault("optimizer", {"type": "auto"})
+    optimizer = ds.setdefault("optimizer", {})
+    optimizer["type"] = optimizer_type(ds, recipe, given)
     optimizer.setdefault("params", {})
-    choose_type(ds, recipe, given)
     if not offloads_optimizer(ds):
         choose_torch_adam(optimizer)
     fill_optimizer(optimizer, recipe, given)

@@ -95,15 +95,18 @@ def check_optimizer(section: dict[str, Any], origin: str) -> None:
         )
 
 
-def choose_type(ds: Mapping[str, Any], recipe: Recipe, given: Container[str]) -> None:
-    """Replaces the optimizer's type "auto" by the recipe's; where the states lie off the device by
-    AdamW, unless the command line (`given`) asks for another. Raises ConfigError for a name that is
-    none."""
-    section = ds["optimizer"]
-    if section["type"] == "auto":
-        is_own_choice = "optimizer" not in given and offloads_optimizer(ds)
-        section["type"] = "AdamW" if is_own_choice else recipe.optimizer
-        check_optimizer(section, spell_option("optimizer", recipe.optimizer))
+def optimizer_type(ds: Mapping[str, Any], recipe: Recipe, given: Container[str]) -> str:
+    """Gives the optimizer of a JSON. "auto" stands for the recipe's; where the states lie off the
+    device for AdamW, unless the command line (`given`) asks for another. Raises ConfigError for a
+    name that is none."""
+    section = ds.get("optimizer") or {"type": "auto"}
+    if section["type"] != "auto":
+        return section["type"]
+    if "optimizer" not in given and offloads_optimizer(ds):
+        return "AdamW"
+    origin = spell_option("optimizer", recipe.optimizer)
+    check_optimizer({**section, "type": recipe.optimizer}, origin)
+    return recipe.optimizer
 
 
 def offloads_optimizer(ds: Mapping[str, Any]) -> bool:

@@ -73,7 +73,7 @@ class Muon(torch.optim.AdamW):
     def __init__(
         self,
         groups: Iterable[Mapping[str, Any]],
-        rows: Mapping[nn.Parameter, Sequence[int]],
+        rows: Mapping[Tensor, Sequence[int]],
         *,
         dtype: torch.dtype,
         momentum: float = 0.95,
@@ -102,16 +102,16 @@ class Muon(torch.optim.AdamW):
         for group in groups:
             for weight in group["params"] if group["is_matrix"] else ():
                 if weight.grad is not None:
-                    self._update(weight, group["lr"], group["weight_decay"])
+                    self._update(weight, weight.grad, group["lr"], group["weight_decay"])
 
-    def _update(self, weight: Tensor, rate: float, decay: float) -> None:
+    def _update(self, weight: Tensor, grad: Tensor, rate: float, decay: float) -> None:
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
             state["exp_avg"] = torch.zeros_like(weight)
         one = torch.ones_like(state["step"])
-        mean = torch.lerp(state["exp_avg"], weight.grad, 1 - self._momentum)
-        update = self._orthogonal(weight, torch.lerp(weight.grad, mean, self._momentum))
+        mean = torch.lerp(state["exp_avg"], grad, 1 - self._momentum)
+        update = self._orthogonal(weight, torch.lerp(grad, mean, self._momentum))
         stepped = weight * (1 - rate * decay) - rate * update
         found_inf = getattr(self, "found_inf", None)
         if found_inf is not None:  # as PyTorch's fused AdamW skips a step
@@ -150,10 +150,12 @@ class Muon(torch.optim.AdamW):
         return gathered
 
 
-def _stacks(whole: Tensor, part: Part, rows: Mapping[nn.Parameter, Sequence[int]]) -> list[Tensor]:
-    """Gives the matrices that a flat parameter fuses, [experts or 1, rows, columns] each."""
+def _stacks(whole: Tensor, part: Part, rows: Mapping[Tensor, Sequence[int]]) -> list[Tensor]:
+    """Gives the matrices that a flat parameter fuses, [experts or 1, rows, columns] each. They are
+    copies: the bits of a product may depend on where its matrices begin in memory."""
     *_, height, width = part.shape
-    return list(whole.view(-1, height, width).split(list(rows[part.parameter]), dim=1))
+    cut = whole.view(-1, height, width).split(list(rows[part.parameter]), dim=1)
+    return [stack.clone(memory_format=torch.contiguous_format) for stack in cut]
 
 
 def one_by_one(stacks: Sequence[Tensor]) -> list[Tensor]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Container, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from minimind.config.recipe import Recipe
 from minimind.errors import ConfigError
@@ -16,7 +16,7 @@ def trained_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
 
 
-def trained_matrices(module: nn.Module) -> dict[nn.Parameter, tuple[int, ...]]:
+def trained_matrices(module: nn.Module) -> dict[Tensor, tuple[int, ...]]:
     """Finds the trained weights that are matrices between hidden states, not tables of tokens or of
     experts. Gives the number of rows of each matrix that is fused in the weight, from its module's
     `matrices`."""
@@ -29,7 +29,7 @@ def trained_matrices(module: nn.Module) -> dict[nn.Parameter, tuple[int, ...]]:
 
 
 def parameter_groups(
-    module: nn.Module, recipe: Recipe, matrices: Container[nn.Parameter] | None = None
+    module: nn.Module, recipe: Recipe, matrices: Container[Tensor] | None = None
 ) -> list[dict[str, Any]]:
     """Groups the trained parameters by their factors on learning rate and weight decay, and with
     `matrices` by whether they are among these, too (`is_matrix`). Raises ConfigError for a pattern

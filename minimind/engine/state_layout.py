@@ -15,7 +15,7 @@ from torch import Tensor, nn
 class Part:
     """Is what a tensor that an optimizer steps holds of one parameter, on this rank."""
 
-    parameter: nn.Parameter
+    parameter: Tensor
     start: int
     """Where the part begins in the stepped tensor."""
     taken: Callable[[Tensor], Tensor]
@@ -60,12 +60,12 @@ def find_layout(optimizer: Any, zero_stage: int, parameters: list[nn.Parameter])
                 yield optimizer.fp32_groups_flat[index], parts
 
 
-def whole_layout(parameters: Iterable[nn.Parameter]) -> Layout:
+def whole_layout(parameters: Iterable[Tensor]) -> Layout:
     """Gives the layout of an optimizer that steps the parameters themselves."""
     return ((parameter, [_all(parameter)]) for parameter in parameters)
 
 
-def _all(parameter: nn.Parameter, start: int = 0) -> Part:
+def _all(parameter: Tensor, start: int = 0) -> Part:
     end = start + parameter.numel()
     return Part(parameter, start, lambda value: value, lambda tensors: tensors[0, start:end])
 

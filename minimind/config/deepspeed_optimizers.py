@@ -81,7 +81,8 @@ def check_optimizer(section: dict[str, Any], origin: str) -> None:
     if name == "auto":
         return
     if name.lower() not in DEEPSPEED_OPTIMIZERS and name not in _torch_optimizers():
-        known = [*DEEPSPEED_OPTIMIZERS, *_torch_optimizers()]
+        others = (n for n in _torch_optimizers() if n.lower() not in DEEPSPEED_OPTIMIZERS)
+        known = [*DEEPSPEED_OPTIMIZERS, *others]
         raise ConfigError(
             f"{origin}: optimizer.type is {name!r}{did_you_mean(name, known)}; it must be one of "
             f"DeepSpeed's ({', '.join(sorted(DEEPSPEED_OPTIMIZERS))}) or of torch.optim"

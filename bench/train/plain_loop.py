@@ -62,7 +62,7 @@ class Masters:
     def optimizer(self, module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         """Builds the recipe's optimizer for the masters, grouped as the engine groups the
         weights."""
-        masters = dict(zip(self._weights, self.parameters, strict=True))
+        masters: dict[Tensor, nn.Parameter] = dict(zip(self._weights, self.parameters, strict=True))
         matrices = trained_matrices(module) if is_muon(recipe.optimizer) else None
         groups = [
             {**group, "params": [masters[p] for p in group["params"]]}
@@ -71,7 +71,7 @@ class Masters:
         options: dict[str, Any] = {"betas": recipe.betas, "eps": recipe.adam_eps, "fused": True}
         if matrices is None:
             return torch.optim.AdamW(groups, **options)
-        rows = {masters[p]: sizes for p, sizes in matrices.items()}
+        rows: dict[Tensor, Any] = {masters[p]: sizes for p, sizes in matrices.items()}
         muon = Muon(groups, rows, dtype=self._weights[0].dtype, **options)
         muon.place(whole_layout(self.parameters), is_spread=False)
         return muon

@@ -9,7 +9,7 @@ ZeRO asks any optimizer of PyTorch's to.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,16 +30,16 @@ of weights learn at one learning rate (Liu et al., "Muon is Scalable for LLM Tra
 
 
 def orthogonalized(x: Tensor) -> Tensor:
-    """Gives the orthogonal matrix nearest to each matrix of x [..., m, n], roughly: its singular
-    values become 0.7 to 1.2 by five Newton-Schulz iterations in x's dtype (Jordan et al., "Muon",
-    2024)."""
+    """Gives roughly the nearest orthogonal matrix of each matrix in x [n, rows, columns]: its
+    singular values become 0.7 to 1.2 by five Newton-Schulz iterations in x's dtype (Jordan et al.,
+    "Muon", 2024)."""
     is_tall = x.size(-2) > x.size(-1)
     x = x.mT if is_tall else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     a, b, c = _COEFFICIENTS
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if is_tall else x
 
 
@@ -64,8 +64,8 @@ class Muon(torch.optim.AdamW):
         w = w − lr·(weight_decay·w + 0.2·√max(rows, columns)·u)
 
     and all others as AdamW. m is fp32; it is kept as `exp_avg` beside a counter `step`, AdamW's
-    names, which conversions of checkpoints know. A weight that fuses several
-    matrices (q, k and v; gate and up; an expert each) is updated matrix by matrix.
+    names, which conversions of checkpoints know. A weight that fuses several matrices (q, k and v;
+    gate and up; an expert each) is updated matrix by matrix.
 
     `dtype` is the one of the iterations: fp32 makes the steps of several ranks those of one.
     """
@@ -104,40 +104,34 @@ class Muon(torch.optim.AdamW):
                 if weight.grad is not None:
                     self._update(weight, weight.grad, group["lr"], group["weight_decay"])
 
-    def _update(self, weight: Tensor, grad: Tensor, rate: float, decay: float) -> None:
+    def _update(self, weight: Tensor, grad: Tensor, rate: Any, decay: float) -> None:
+        """Updates one stepped tensor. All ranks call it for their pieces of one tensor."""
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
             state["exp_avg"] = torch.zeros_like(weight)
-        one = torch.ones_like(state["step"])
-        mean = torch.lerp(state["exp_avg"], grad, 1 - self._momentum)
-        update = self._orthogonal(weight, torch.lerp(grad, mean, self._momentum))
-        stepped = weight * (1 - rate * decay) - rate * update
+        mean = state["exp_avg"]
         found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None:  # as PyTorch's fused AdamW skips a step
-            mean = torch.where(found_inf.bool(), state["exp_avg"], mean)
-            stepped = torch.where(found_inf.bool(), weight, stepped)
-            one = torch.where(found_inf.bool(), 0, one)
-        state["step"] += one
-        state["exp_avg"].copy_(mean)
-        weight.copy_(stepped)
-
-    def _orthogonal(self, weight: Tensor, update: Tensor) -> Tensor:
-        """Gives the update of a stepped tensor, its matrices made orthogonal and scaled. All ranks
-        call it for their pieces of one tensor."""
-        whole = self._gather(update.to(self._dtype).view(-1))
+        if found_inf is None:
+            state["step"] += 1
+        else:  # then the step changes nothing, as PyTorch's fused AdamW does
+            grad = torch.where(found_inf.bool(), mean, grad)
+            state["step"] += 1 - found_inf
+            rate = rate * (1 - found_inf)
+        mean.lerp_(grad, 1 - self._momentum)
+        whole = self._gather(grad.lerp(mean, self._momentum).to(self._dtype).view(-1))
         parts = self._parts[weight]
         stacks = [_stacks(part.whole(whole), part, self._rows) for part in parts]
         # On a GPU few large products. On a CPU each matrix alone: so a step has the same bits
         # however ZeRO spreads the weights.
         update_all = by_shape if weight.is_cuda else one_by_one
         made = iter(update_all([stack for of_part in stacks for stack in of_part]))
-        result = torch.zeros_like(update)
+        weight.mul_(1 - rate * decay)
+        flat = weight.view(-1)
         for part, of_part in zip(parts, stacks, strict=True):
             joined = torch.cat([next(made) for _ in of_part], dim=1)
             piece = part.taken(joined.flatten())
-            result.view(-1)[part.start : part.start + piece.numel()].copy_(piece)
-        return result
+            flat[part.start : part.start + piece.numel()].sub_(piece * rate)
 
     def _gather(self, piece: Tensor) -> Tensor:
         """Gives the pieces of all ranks, [ranks, size]."""
@@ -158,11 +152,10 @@ def _stacks(whole: Tensor, part: Part, rows: Mapping[Tensor, Sequence[int]]) -> 
     return [stack.clone(memory_format=torch.contiguous_format) for stack in cut]
 
 
-def one_by_one(stacks: Sequence[Tensor]) -> list[Tensor]:
-    """Gives the updates of stacks of matrices [n, rows, columns]: orthogonal and scaled, fp32."""
-    return [
-        orthogonalized(stack).float() * (_RMS * math.sqrt(max(stack.shape[1:]))) for stack in stacks
-    ]
+def one_by_one(stacks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yields the updates of stacks of matrices [n, rows, columns]: orthogonal and scaled, fp32."""
+    for stack in stacks:
+        yield orthogonalized(stack).float() * (_RMS * math.sqrt(max(stack.shape[1:])))
 
 
 def by_shape(stacks: Sequence[Tensor]) -> list[Tensor]:

@@ -131,11 +131,11 @@ def set_states(optimizer: Any, zero_stage: int, module: nn.Module, states: Saved
             "under the ZeRO stage, precision and number of ranks that saved it"
         )
     inner = getattr(optimizer, "optimizer", optimizer)
-    names = {parameter: name for name, parameter in trained_parameters(module)}
+    names: dict[Tensor, str] = {p: name for name, p in trained_parameters(module)}
     for group in inner.param_groups:
         if "step" in group:
             group["step"] = int(states.counters.get("step", 0))
-    for flat, parts in find_layout(optimizer, zero_stage, list(names)):
+    for flat, parts in find_layout(optimizer, zero_stage, names):
         own = inner.state[flat]
         for part in parts:
             for key, value in states.moments.get(names[part.parameter], {}).items():

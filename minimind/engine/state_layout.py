@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ Layout = Iterator[tuple[Tensor, list[Part]]]
 """Yields each stepped tensor of this rank with the parts in it, in the order of the parameters."""
 
 
-def find_layout(optimizer: Any, zero_stage: int, parameters: list[nn.Parameter]) -> Layout:
+def find_layout(optimizer: Any, zero_stage: int, parameters: Iterable[Tensor]) -> Layout:
     """Finds the parts of the trained `parameters` in the tensors that DeepSpeed's `optimizer`
     steps."""
     if zero_stage == 3:
@@ -84,7 +84,7 @@ def _fragment(parameter: Any, size: int) -> Part:
     )
 
 
-def _partitioned(optimizer: Any, parameters: list[nn.Parameter]) -> Layout:
+def _partitioned(optimizer: Any, parameters: Iterable[Tensor]) -> Layout:
     """Finds parameters of which each is cut into a piece a rank. The last ranks' pieces are filled
     up with zeros."""
     rank, num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()

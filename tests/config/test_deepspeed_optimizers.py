@@ -104,7 +104,7 @@ def test_auto_is_the_recipes_optimizer(resolved: Resolve):
     with pytest.raises(ConfigError, match=r"--set optimizer=Muun: .*did you mean muon"):
         chosen("Muun")
     offloaded = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
-    with pytest.raises(ConfigError, match="Muon with zero_optimization.offload_optimizer"):
+    with pytest.raises(ConfigError, match=r"Muon with zero_optimization\.offload_optimizer"):
         chosen(zero_optimization=offloaded)
     ds, _ = resolved({"optimizer": {"type": "auto"}, "zero_optimization": offloaded})
     assert ds["optimizer"]["type"] == "AdamW", "nobody asked for another"

@@ -78,7 +78,7 @@ def draw_kernels(example: Mapping[str, Any]) -> Path:
 
 
 def draw_loop() -> Path:
-    steps = np.arange(1000)
+    steps = range(1000)
     curves = {
         f"{warmup} warm-up steps": [CosineSchedule(5e-4, 1000, warmup)(step) for step in steps]
         for warmup in (0, 100)

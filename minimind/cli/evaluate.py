@@ -68,7 +68,7 @@ def _parser() -> VerbParser:
     add("--checkpoint", required=True, nargs="+", type=Path, metavar="FOLDER",
         help="runs, checkpoints or Hugging Face folders")  # fmt: skip
     add("--data", nargs="+", default=[], metavar="FILE",
-        help="JSON lines to measure perplexity on; sample:NAME is the project's own held-out data")  # fmt: skip
+        help="JSON lines to measure perplexity on; sample:NAME: the project's own")  # fmt: skip
     add("--format", choices=("text", "chat"), default="text", help="of --data (default: text)")
     add("--seq_len", type=int, default=1024, help="tokens of a packed row (default: 1024)")
     add("--max_rows", type=int, default=0, help="rows of --data at most (default: 0, all)")

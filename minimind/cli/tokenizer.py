@@ -42,6 +42,13 @@ def build_parser() -> VerbParser:
         default=6400,
         help=f"tokens, at least {MIN_VOCAB_SIZE} (default: %(default)s)",
     )
+    parser.add_argument(
+        "--max_bytes",
+        type=int,
+        default=0,
+        help="bytes to read of each source of --data at most; training holds every different word "
+        "in memory (default: 0, all)",
+    )
     parser.add_argument("--output_dir", required=True, help="folder for the two files")
     parser.add_argument(
         "--on_bad_row",
@@ -72,9 +79,17 @@ def train(args: argparse.Namespace) -> None:
     output = Path(args.output_dir)
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output_dir {output} is a file; name a folder")
+    if args.max_bytes < 0:
+        raise ConfigError(f"--max_bytes {args.max_bytes}: give 0 for all, or how many")
     checked: list[str] = []
     data = [find_data_file(path, "train") for path in args.data]
-    texts = read_training_texts(data, args.on_bad_row, progress=True, format_name=args.format)
+    texts = read_training_texts(
+        data,
+        args.on_bad_row,
+        progress=True,
+        format_name=args.format,
+        max_bytes=args.max_bytes,
+    )
     tokenizer = train_tokenizer(_remember(texts, checked), args.vocab_size, progress=True)
     num_bytes = sum(len(text.encode()) for text in checked)
     ids = tokenizer.encode_batch(checked)

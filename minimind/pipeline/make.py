@@ -81,9 +81,7 @@ def make_all(planned: Sequence[PlannedStep], place: Place, launcher: str) -> lis
             record = _make(step, results, target, place, launcher, one.checked, child)
             logger.info("%s: made in %s", said, spell_seconds(record.seconds))
         point_link(target.folder, step.name)
-        made.append(
-            Made(step=step, folder=target.folder, record=record, is_new=not target.is_done)
-        )
+        made.append(Made(step=step, folder=target.folder, record=record, is_new=not target.is_done))
         if child.interrupted and number < len(planned):
             raise Stopped(f"{step.name!r}, which is finished")
     return made
@@ -121,16 +119,17 @@ def _make(
         shutil.rmtree(folder, ignore_errors=True)
     resume = ["--resume"] if trains and (folder / RUN_FILE).exists() else []
     flags = [*step.flags(results, folder), *resume]
-    logger.info("$ minimind %s %s", step.verb, shlex.join(flags))
     ranks = place.ranks if trains else 1
-    record.command = build_command(step.verb, flags, launcher if trains else "python", ranks)
+    record.command = ["minimind", step.verb, *flags]
+    command = build_command(step.verb, flags, launcher if trains else "python", ranks)
+    logger.info("$ %s", shlex.join(record.command))
     record.predicted = _predicted(checked) or record.predicted
     record.begin()
     record.save(folder)
     began = time.monotonic()
     environment = {"DS_ACCELERATOR": "cpu"} if place.device.kind == "cpu" else {}
     try:
-        status = child.run(record.command, environment)
+        status = child.run(command, environment)
     except OSError as error:
         raise ConfigError(f"{step.where}: cannot be started: {error.strerror}") from None
     record.attempts[-1]["seconds"] = round(time.monotonic() - began, 1)

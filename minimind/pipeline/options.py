@@ -23,6 +23,7 @@ class TokenizerFields:
     data: tuple[str, ...]
     format: str | None = None
     vocab_size: int = 6400
+    max_bytes: int = 0
     on_bad_row: OnBadRow = "stop"
 
 

@@ -39,7 +39,7 @@ class PlannedStep:
     """What is there of its result, in words."""
     result: Path | None = None
     """The folder of its finished result; None for a step that is to be made."""
-    checked: Checked = Checked()
+    checked: Checked
 
 
 def plan_pipeline(pipeline: Pipeline, place: Place) -> list[PlannedStep]:
@@ -61,7 +61,12 @@ def _plan_step(step: Step, results: Results, place: Place, stand_in: Path) -> Pl
     if place.is_here and all(results[name].parent == place.folder for name in step.sources):
         target = find_target(step, results, place)
         if target.is_done:
-            return PlannedStep(step=step, state=f"done: {target.folder.name}", result=target.folder)
+            return PlannedStep(
+                step=step,
+                state=f"done: {target.folder.name}",
+                result=target.folder,
+                checked=Checked(),
+            )
         state = target.state
     checked = step.check(results, place)
     step.write_stand_in(stand_in, checked)
@@ -107,9 +112,7 @@ def _without_data(run: Run) -> Run:
     serve, and the user's need not be tokenised."""
     arguments = run.resolved.arguments
     kept = {name: value for name, value in arguments.run.items() if name not in _NOT_REHEARSED}
-    resolved = dataclasses.replace(
-        run.resolved, arguments=dataclasses.replace(arguments, run=kept)
-    )
+    resolved = dataclasses.replace(run.resolved, arguments=dataclasses.replace(arguments, run=kept))
     return Run(resolved, run.tokenizer, run.ranks)
 
 
@@ -158,8 +161,10 @@ def _row(one: PlannedStep) -> dict[str, str]:
         return row
     resolved = run.resolved
     packed = STAGES[resolved.stage].data_format.packed
-    rows = f"{resolved.train_batch_size} x {resolved.seq_len} tokens" if packed else (
-        f"{resolved.train_batch_size} prompts"
+    rows = (
+        f"{resolved.train_batch_size} x {resolved.seq_len} tokens"
+        if packed
+        else (f"{resolved.train_batch_size} prompts")
     )
     ds_config = resolved.ds_config
     row["a step"] = (
@@ -167,8 +172,10 @@ def _row(one: PlannedStep) -> dict[str, str]:
         f"{resolved.world_size}"
     )
     row["does"] = f"{one.step.title}, {resolved.config.num_parameters / 1e6:.1f}M"
-    row["steps"] = "not known" if checked.num_steps is None else (
-        f"{'' if checked.is_exact else 'about '}{checked.num_steps:,}"
+    row["steps"] = (
+        "not known"
+        if checked.num_steps is None
+        else (f"{'' if checked.is_exact else 'about '}{checked.num_steps:,}")
     )
     row["memory"] = row["time"] = "no estimate"
     if checked.rehearsal:

@@ -13,6 +13,7 @@ from types import FrameType
 from minimind.errors import ConfigError
 from minimind.runtime.ranks import free_port, read_ranks
 
+LAUNCHERS = ("python", "torchrun", "deepspeed")
 _FOLLOW = (
     "import ctypes, os, signal, sys; "
     "ctypes.CDLL(None).prctl(1, signal.SIGTERM); "

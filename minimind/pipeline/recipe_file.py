@@ -18,6 +18,7 @@ from minimind.errors import ConfigError
 from minimind.pipeline.convert_step import ConvertStep
 from minimind.pipeline.evaluate_step import EvaluateStep
 from minimind.pipeline.options import ConvertFields, EvaluateFields, TokenizerFields, read_fields
+from minimind.pipeline.process import LAUNCHERS
 from minimind.pipeline.step import Step
 from minimind.pipeline.tokenizer_step import TokenizerStep
 from minimind.pipeline.train_step import TrainStep, find_references
@@ -37,7 +38,6 @@ _PATHS = ("data", "val_data", "choices", "examples", "task_folder")
 """The fields whose relative paths begin in the folder of the data."""
 _NAME = re.compile(r"(?!report$)[A-Za-z0-9][A-Za-z0-9_-]*")
 """Matches the names of steps; the report has its own folder."""
-_LAUNCHERS = ("python", "torchrun", "deepspeed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +98,9 @@ def load_pipeline(name: str, data_dir: str | None = None) -> Pipeline:
 
 def check_launcher(given: str | None, what: str) -> None:
     """Raises ConfigError for a launcher that is not known; `what` names where it was given."""
-    if given is not None and given not in _LAUNCHERS:
-        guess = did_you_mean(given, _LAUNCHERS)
-        raise ConfigError(f"{what} is {given!r}{guess}; it must be one of {', '.join(_LAUNCHERS)}")
+    if given is not None and given not in LAUNCHERS:
+        guess = did_you_mean(given, LAUNCHERS)
+        raise ConfigError(f"{what} is {given!r}{guess}; it must be one of {', '.join(LAUNCHERS)}")
 
 
 def check_ranks(given: int | None, what: str) -> None:
@@ -157,7 +157,11 @@ class _StepReader:
         if given is not None:
             source = self._find(given, where, "from", TrainStep, TokenizerStep)
         elif fields.get("from_checkpoint", "none") == "none":
-            if stage in STAGES and STAGES[stage].needs_checkpoint and "from_checkpoint" not in fields:
+            if (
+                stage in STAGES
+                and STAGES[stage].needs_checkpoint
+                and "from_checkpoint" not in fields
+            ):
                 source = self._last(TrainStep)
                 if source is None:
                     raise ConfigError(

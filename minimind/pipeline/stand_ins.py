@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from minimind.config.model import ModelConfig
@@ -14,7 +14,6 @@ from minimind.data.tokenizer_training import train_tokenizer
 from minimind.model.hf_config import CONFIG_FILE, to_hf_config
 from minimind.model.state_dict import WEIGHTS_FILE, outside_shapes
 
-_HEAD_CHARS = 1 << 20
 _ALIGNMENT = 8
 """The header of a safetensors file is padded to a multiple of so many bytes."""
 
@@ -38,21 +37,12 @@ def write_model(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> None
 
 
 def write_tokenizer(folder: Path, texts: Iterable[str], vocab_size: int) -> None:
-    """Writes a tokenizer trained on the beginning of `texts`, filled up to `vocab_size` with tokens
-    that no text becomes. Its tokens are about as long as those of the tokenizer that it stands
-    for. Raises ConfigError where `vocab_size` is too small."""
-    trained = train_tokenizer(_head(texts), vocab_size)
+    """Writes a tokenizer trained on a few `texts` of the data, filled up to `vocab_size` with
+    tokens that no text becomes. Its tokens are about as long as those of the tokenizer that it
+    stands for. Raises ConfigError where `vocab_size` is too small."""
+    trained = train_tokenizer(texts, vocab_size)
     spec, config = trained.contents()
     vocabulary = spec["model"]["vocab"]
     for id in range(trained.vocab_size, vocab_size):
         vocabulary[f"stand-in-{id}"] = id
     Tokenizer(spec, config, "a stand-in").save(folder)
-
-
-def _head(texts: Iterable[str]) -> Iterator[str]:
-    left = _HEAD_CHARS
-    for text in texts:
-        yield text
-        left -= len(text)
-        if left <= 0:
-            return

@@ -12,6 +12,7 @@ from minimind.data.same_tokens import has_tokenizer
 from minimind.data.tokenizer_training import MIN_VOCAB_SIZE
 from minimind.data.training_texts import read_training_texts
 from minimind.errors import ConfigError
+from minimind.pipeline.data_heads import HEAD_BYTES
 from minimind.pipeline.options import TokenizerFields, spell_flags
 from minimind.pipeline.stand_ins import write_tokenizer
 from minimind.pipeline.step import Checked, Inputs, Place, Results, Step, digest_data, versions_of
@@ -36,11 +37,12 @@ class TokenizerStep(Step):
         fields = self.fields
         if fields.vocab_size < MIN_VOCAB_SIZE:
             raise ConfigError(f"vocab_size is {fields.vocab_size}; at least {MIN_VOCAB_SIZE}")
-        if fields.format and (
-            problem := check_choice("form of rows", fields.format, FORMAT_NAMES)
-        ):
+        if fields.format and (problem := check_choice("form of rows", fields.format, FORMAT_NAMES)):
             raise ConfigError(f"format: {problem}")
-        next(iter(self._texts()))  # opens every file and finds the form of its rows
+        if fields.max_bytes < 0:
+            raise ConfigError(f"max_bytes is {fields.max_bytes}; give 0 for all, or how many")
+        for _ in self._texts():
+            pass
         return Checked()
 
     def write_stand_in(self, folder: Path, checked: Checked) -> None:
@@ -57,5 +59,9 @@ class TokenizerStep(Step):
         return has_tokenizer(folder)
 
     def _texts(self) -> Iterable[str]:
+        """Yields the texts at the beginning of the data. Raises DataError for bad rows there."""
         data = [find_data_file(path, "train") for path in self.fields.data]
-        return read_training_texts(data, "skip", format_name=self.fields.format)
+        fields = self.fields
+        return read_training_texts(
+            data, fields.on_bad_row, format_name=fields.format, max_bytes=HEAD_BYTES
+        )

@@ -15,8 +15,16 @@ from minimind.errors import ConfigError
 from minimind.evaluation.multiple_choice import read_questions
 from minimind.lora.folder import find_model_folder, fingerprint
 from minimind.pipeline.options import EvaluateFields, spell_flags
-from minimind.pipeline.step import Checked, Inputs, Place, Results, Step, digest_data, versions_of
-from minimind.runtime.digests import digest_files
+from minimind.pipeline.step import (
+    Checked,
+    Inputs,
+    Place,
+    Results,
+    Step,
+    digest_contents,
+    digest_data,
+    versions_of,
+)
 from minimind.samples.sources import find_data_file
 
 RESULTS_FILE = "results.json"
@@ -56,15 +64,15 @@ class EvaluateStep(Step):
         return Checked()
 
     def inputs(self, results: Results, place: Place) -> Inputs:
-        options = {name: value for name, value in asdict(self.fields).items() if name != "data"}
-        files = [fields for fields in (self.fields.choices, self.fields.examples) if fields]
-        files += [text[1:] for text in self.fields.prompts if text.startswith("@")]
-        models = {
-            f"weights of {name}": fingerprint(find_model_folder(results[name]))
-            for name in self.sources
-        }
-        contents = {f"content of {path}": _digest(Path(path)) for path in files}
-        return options | digest_data(self.fields.data, "val") | contents | models | versions_of()
+        found = asdict(self.fields)
+        found |= digest_data(found.pop("data"), "val")
+        paths = {name: found.pop(name) for name in ("choices", "examples", "task_folder")}
+        texts = [text for text in self.fields.prompts if text.startswith("@")]
+        paths |= {text: text[1:] for text in texts}
+        found |= {f"content of {name}": _digest(Path(path)) for name, path in paths.items() if path}
+        for name in self.sources:
+            found[f"weights of {name}"] = fingerprint(find_model_folder(results[name]))
+        return found | versions_of()
 
     def flags(self, results: Results, folder: Path) -> list[str]:
         models = [str(results[name]) for name in self.sources]
@@ -81,5 +89,5 @@ class EvaluateStep(Step):
 
 
 def _digest(path: Path) -> list[str]:
-    names = sorted(one for one in path.rglob("*.csv")) if path.is_dir() else [path]
-    return list(digest_files(Path(), map(str, names)).values())
+    files = sorted(one for one in path.rglob("*") if one.is_file())
+    return digest_contents(files if path.is_dir() else [path])

@@ -40,8 +40,6 @@ class Made:
     step: Step
     folder: Path
     record: Record
-    is_new: bool
-    """Whether it was made by this call."""
 
 
 @contextlib.contextmanager
@@ -81,7 +79,7 @@ def make_all(planned: Sequence[PlannedStep], place: Place, launcher: str) -> lis
             record = _make(step, results, target, place, launcher, one.checked, child)
             logger.info("%s: made in %s", said, spell_seconds(record.seconds))
         point_link(target.folder, step.name)
-        made.append(Made(step=step, folder=target.folder, record=record, is_new=not target.is_done))
+        made.append(Made(step=step, folder=target.folder, record=record))
         if child.interrupted and number < len(planned):
             raise Stopped(f"{step.name!r}, which is finished")
     return made

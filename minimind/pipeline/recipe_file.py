@@ -121,7 +121,7 @@ class _StepReader:
         fields = {
             key: self._place(value) if key in _PATHS else value for key, value in values.items()
         }
-        verb = fields.pop("verb", "train")
+        verb = convert(fields.pop("verb", "train"), str, f"{where}: verb")
         readers: dict[str, Callable[..., Step]] = {
             "train": self._train,
             "tokenizer": self._tokenizer,
@@ -129,7 +129,7 @@ class _StepReader:
             "convert": self._convert,
         }
         if verb not in readers:
-            guess = did_you_mean(str(verb), readers)
+            guess = did_you_mean(verb, readers)
             raise ConfigError(f"{where}: verb is {verb!r}{guess}; known: {', '.join(readers)}")
         usual = str(fields.get("stage", "pretrain")) if verb == "train" else verb
         name = convert(fields.pop("name", usual), str, f"{where}: name")
@@ -147,29 +147,10 @@ class _StepReader:
         self.steps[name] = readers[verb](name, where, fields)
 
     def _train(self, name: str, where: str, fields: dict[str, Any]) -> Step:
-        given, stage = fields.pop("from", None), fields.get("stage", "pretrain")
-        if given is not None and "from_checkpoint" in fields:
-            raise ConfigError(f"{where}: from and from_checkpoint contradict: give one of them")
         references = [
             self._find(one, where, "step:", TrainStep).name for one in find_references(fields)
         ]
-        source: Step | None = None
-        if given is not None:
-            source = self._find(given, where, "from", TrainStep, TokenizerStep)
-        elif fields.get("from_checkpoint", "none") == "none":
-            if (
-                stage in STAGES
-                and STAGES[stage].needs_checkpoint
-                and "from_checkpoint" not in fields
-            ):
-                source = self._last(TrainStep)
-                if source is None:
-                    raise ConfigError(
-                        f"{where}: stage {stage} starts from trained weights, and no earlier step "
-                        "trains a model: put one before it, or give from_checkpoint"
-                    )
-            elif "tokenizer" not in fields:
-                source = self._last(TokenizerStep)
+        source = self._find_start(where, fields)
         return TrainStep(
             name,
             where,
@@ -178,6 +159,25 @@ class _StepReader:
             takes_tokenizer=isinstance(source, TokenizerStep),
             references=references,
         )
+
+    def _find_start(self, where: str, fields: dict[str, Any]) -> Step | None:
+        """Gives the step that a training takes weights or a tokenizer from, and takes `from` out of
+        its fields."""
+        given, checkpoint = fields.pop("from", None), fields.get("from_checkpoint")
+        if given is not None:
+            if checkpoint is not None:
+                raise ConfigError(f"{where}: from and from_checkpoint contradict: give one of them")
+            return self._find(given, where, "from", TrainStep, TokenizerStep)
+        stage = str(fields.get("stage", "pretrain"))
+        if checkpoint is None and stage in STAGES and STAGES[stage].needs_checkpoint:
+            if found := self._last(TrainStep):
+                return found
+            raise ConfigError(
+                f"{where}: stage {stage} starts from trained weights, and no earlier step trains a "
+                "model: put one before it, or give from_checkpoint"
+            )
+        is_fresh = checkpoint in (None, "none") and "tokenizer" not in fields
+        return self._last(TokenizerStep) if is_fresh else None
 
     def _tokenizer(self, name: str, where: str, fields: dict[str, Any]) -> Step:
         if "from" in fields:

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import abc
+import functools
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from minimind.data.data_file import find_members
+from minimind.errors import DataError
 from minimind.rehearsal.report import Rehearsal
 from minimind.run.run import Run
 from minimind.runtime.devices import Device
@@ -112,10 +115,30 @@ def versions_of(*packages: str) -> Inputs:
 
 
 def digest_data(paths: Iterable[str], split: Split) -> Inputs:
-    """Gives the digests of data files as inputs. Raises DataError and OSError."""
+    """Gives the digests of data files as inputs, by their names without folders, so that data can
+    be moved. Raises DataError."""
     found: Inputs = {}
     for path in paths:
-        members = find_members(find_data_file(path, split))
-        digests = digest_files(Path(), members)
-        found[f"content of {path} ({split})"] = list(digests.values())
+        digests = found.setdefault(f"content of {Path(path).name} ({split})", [])
+        digests += digest_contents(find_members(find_data_file(path, split)))
     return found
+
+
+def digest_contents(paths: Iterable[str | Path]) -> list[str]:
+    """Gives the digests of files. Raises DataError."""
+    try:
+        return [_digest(str(path), *_state(path)) for path in paths]
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
+
+
+def _state(path: str | Path) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest(path: str, size: int, changed_ns: int) -> str:
+    """Gives a file's digest, and reads the file again only after its size or time has changed: a
+    pipeline asks when it plans a step and when it makes it."""
+    return digest_files(Path(), [path])[path]

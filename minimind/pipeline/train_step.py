@@ -14,7 +14,16 @@ from minimind.errors import CheckpointError
 from minimind.lora.folder import find_model_folder, fingerprint
 from minimind.pipeline.data_heads import estimate_steps
 from minimind.pipeline.stand_ins import write_model
-from minimind.pipeline.step import Checked, Inputs, Place, Results, Step, digest_data, versions_of
+from minimind.pipeline.step import (
+    Checked,
+    Inputs,
+    Place,
+    Results,
+    Step,
+    digest_contents,
+    digest_data,
+    versions_of,
+)
 from minimind.run.arguments import collect_arguments
 from minimind.run.checks import check_run
 from minimind.run.data_checks import check_num_steps
@@ -22,7 +31,6 @@ from minimind.run.flags import TrainArguments
 from minimind.run.inputs import build_context
 from minimind.run.run import Run
 from minimind.runtime.devices import check_kernels
-from minimind.runtime.digests import digest_files
 from minimind.runtime.ranks import Ranks
 from minimind.stages import STAGES
 
@@ -110,10 +118,10 @@ class TrainStep(Step):
         sample = f"sample:{STAGES[resolved.stage].sample_data.name}"
         data = arguments.get("data") or [sample]
         val_data = arguments.get("val_data") or ([] if arguments.get("data") else [sample])
-        found["data"], found["val_data"] = data, val_data
-        found |= digest_data([path for path, _ in parse_data_args(data)], "train")
-        if val_data:
-            found |= digest_data([path for path, _ in parse_data_args(val_data)], "val")
+        for names, split in ((data, "train"), (val_data, "val")):
+            parsed = parse_data_args(names) if names else []
+            found |= digest_data([path for path, _ in parsed], split)
+            found[f"shares of the data ({split})"] = [share for _, share in parsed]
         return found | _digest_code(recipe) | versions_of("torch", "deepspeed")
 
     def flags(self, results: Results, folder: Path) -> list[str]:
@@ -168,4 +176,4 @@ def _digest_code(recipe: Mapping[str, Any]) -> Inputs:
     """Gives the digests of the user's own Python files with rewards and tools."""
     named = [*recipe.get("rewards", {}), *recipe.get("tools", {}).values()]
     files = [found[1] for text in named if (found := _CODE_FILE.match(text))]
-    return {f"content of {path}": digest_files(Path(), [path])[path] for path in files}
+    return {f"content of {path}": digest_contents([path]) for path in files}

@@ -30,7 +30,8 @@ def find_json(name: str, folder: Path, what: str) -> Path:
         if path.is_file():
             return path
     there = list_shipped(folder)
-    guess = did_you_mean(name, there)
+    stems = {Path(one).stem: one for one in there}
+    guess = did_you_mean(Path(name).stem, stems, stems.__getitem__)
     raise ConfigError(
         f"{what} {name}: no such file{guess}; in {folder}: {', '.join(there) or 'none'}"
     )

@@ -39,7 +39,7 @@ class ConvertStep(Step):
 
     @property
     def title(self) -> str:
-        return f"writes {self.sources[0]} as {self.fields.to}"
+        return f"conversion to {self.fields.to}"
 
     def check(self, results: Results, place: Place) -> Checked:
         fields = self.fields

@@ -43,7 +43,10 @@ class EvaluateStep(Step):
 
     @property
     def title(self) -> str:
-        return f"evaluates {', '.join(self.sources)}"
+        fields = self.fields
+        kinds = {"perplexity": fields.data, "choices": fields.choices, "tasks": fields.tasks}
+        kinds |= {"answers": fields.prompts}
+        return f"evaluation: {', '.join(kind for kind, given in kinds.items() if given)}"
 
     def check(self, results: Results, place: Place) -> Checked:
         fields = self.fields

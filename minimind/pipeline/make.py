@@ -93,7 +93,7 @@ def _why(target: Target) -> str:
         return f"begins in {target.folder}"
     folder, record = target.earlier
     what = "result" if record.is_finished else "unfinished run"
-    return f"{target.state}; in {target.folder}. The earlier {what} stays in {folder}"
+    return f"made again in {target.folder} ({target.changes}); the earlier {what} stays in {folder}"
 
 
 def _make(

@@ -191,7 +191,6 @@ def spell_seconds(seconds: float) -> str:
     """Writes a duration in its two largest units, such as "2 h 05 min"."""
     if seconds < 60:
         return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
+    if seconds < 3600:
         return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"

@@ -108,9 +108,12 @@ class Target:
             return "done"
         if self.record:
             return "begun"
-        if self.earlier:
-            return f"to make: {describe_changes(self.earlier[1].inputs, self.inputs)}"
-        return "to make"
+        return f"to make again: {self.changes}" if self.changes else "to make"
+
+    @property
+    def changes(self) -> str:
+        """Says which inputs differ from those of the earlier result; "" without one."""
+        return describe_changes(self.earlier[1].inputs, self.inputs) if self.earlier else ""
 
 
 def find_target(step: Step, results: Results, place: Place) -> Target:

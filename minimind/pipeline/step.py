@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from minimind.data.data_file import find_members
+from minimind.data.data_file import find_data
 from minimind.errors import DataError
 from minimind.rehearsal.report import Rehearsal
 from minimind.run.run import Run
@@ -120,7 +120,8 @@ def digest_data(paths: Iterable[str], split: Split) -> Inputs:
     found: Inputs = {}
     for path in paths:
         digests = found.setdefault(f"content of {Path(path).name} ({split})", [])
-        digests += digest_contents(find_members(find_data_file(path, split)))
+        members = find_data(find_data_file(path, split)).members
+        digests += digest_contents(member.path for member in members)
     return found
 
 

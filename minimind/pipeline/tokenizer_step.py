@@ -31,7 +31,7 @@ class TokenizerStep(Step):
 
     @property
     def title(self) -> str:
-        return f"a tokenizer of {self.fields.vocab_size:,} tokens"
+        return f"tokenizer of {self.fields.vocab_size:,} tokens"
 
     def check(self, results: Results, place: Place) -> Checked:
         fields = self.fields

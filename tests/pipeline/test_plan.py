@@ -53,7 +53,7 @@ ASK: dict[str, Any] = {"verb": "evaluate", "prompts": ["a"]}
         ([TEXT_STEP, ASK | {"prompts": [" "]}], "step 2 (evaluate): prompts holds ' '"),
         ([TEXT_STEP, ASK | {"prompts": []}], "nothing to evaluate"),
         ([TEXT_STEP, ASK | {"choices": "nowhere.csv"}], "nowhere.csv"),
-        ([TEXT_STEP, {"verb": "convert", "to": "ggml"}], "(did you mean gguf?)"),
+        ([TEXT_STEP, {"verb": "convert", "to": "gguff"}], "(did you mean gguf?)"),
         ([TEXT_STEP, {"verb": "convert", "to": "hf", "quantize": "q8_0"}], "is an option of"),
         ([TEXT_STEP, {"verb": "convert", "to": "peft"}], "'text' trains a whole model"),
         ([{"verb": "tokenizer", "data": "texts.jsonl", "vocab_size": 200}], "at least 292"),
@@ -107,10 +107,10 @@ def test_the_table_shows_each_step_on_a_machine_that_is_not_there(load, tmp_path
     assert planned[0].checked.least_seconds > 0
 
 
-def test_what_does_not_fit_is_refused_with_the_micro_batch_that_does(load, place):
-    pipeline = load([TEXT_STEP | {"batch_size": 16, "set": {"micro_batch_size": 16}}])
-    small = dataclasses.replace(place.device, memory_bytes=30 << 20)
-    with pytest.raises(MiniMindError, match=r"step 1 \(text\): memory .* micro-batch"):
+def test_a_step_that_does_not_fit_the_memory_is_refused(load, place):
+    pipeline = load([TEXT_STEP | {"batch_size": 2, "set": {"num_hidden_layers": 1}}])
+    small = dataclasses.replace(place.device, memory_bytes=1 << 20)
+    with pytest.raises(MiniMindError, match=r"step 1 \(text\): memory .* no micro-batch fits"):
         plan_pipeline(pipeline, dataclasses.replace(place, device=small))
 
 

@@ -137,8 +137,8 @@ def describe_plan(pipeline: Pipeline, place: Place, planned: Sequence[PlannedSte
     bounds = [one.checked.least_seconds for one in planned if one.checked.run]
     if known := [bound for bound in bounds if bound is not None]:
         lines.append(
-            f"time       at least {spell_seconds(sum(known))} for the training steps, by the data "
-            "sheet; evaluation and reading the data come on top"
+            f"time       at least {spell_seconds(sum(known))} for {len(known)} of {len(bounds)} "
+            "training steps, by the data sheet; evaluation and reading the data come on top"
         )
     elif bounds:
         lines.append(
@@ -154,9 +154,8 @@ def describe_plan(pipeline: Pipeline, place: Place, planned: Sequence[PlannedSte
 
 def _row(one: PlannedStep) -> dict[str, str]:
     checked, run = one.checked, one.checked.run
-    row = dict.fromkeys(("step", "does", "takes", "state", "a step", "steps", "memory", "time"), "")
-    row |= {"step": one.step.name, "does": one.step.title, "takes": ", ".join(one.step.sources)}
-    row["state"] = one.state
+    row = {"step": one.step.name, "does": one.step.title, "takes": ", ".join(one.step.sources)}
+    row |= {"state": one.state, "a step": "", "steps": "", "memory": "", "time": ""}
     if run is None:
         return row
     resolved = run.resolved

@@ -151,10 +151,16 @@ def _samples(one: Made) -> Iterator[dict[str, Any]]:
         yield {
             "prompt": printable(rows[0]["prompt"]),
             "answers": [
-                {"step": name, "text": printable(row["answer"]).strip() or "(nothing)"}
+                {"step": name, "text": _tidy(row["answer"]) or "(nothing)"}
                 for name, row in zip(answers, rows, strict=True)
             ],
         }
+
+
+def _tidy(answer: str) -> str:
+    """Gives an answer without blank lines, of which untrained models write many."""
+    lines = printable(answer).split("\n")
+    return "\n".join(line for line in lines if line.strip()).strip()
 
 
 def _tables(one: Made) -> Iterator[dict[str, Any]]:

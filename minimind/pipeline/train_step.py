@@ -32,6 +32,7 @@ from minimind.run.inputs import build_context
 from minimind.run.run import Run
 from minimind.runtime.devices import check_kernels
 from minimind.runtime.ranks import Ranks
+from minimind.samples.files import Split
 from minimind.stages import STAGES
 
 REFERENCE = "step:"
@@ -68,8 +69,8 @@ class TrainStep(Step):
         """`options` are keyword arguments of Run.resolve. The step `source` gives the weights to
         start from, or with `takes_tokenizer` the tokenizer; `references` name steps that options
         refer to."""
-        sources = dict.fromkeys([*([source] if source else []), *references])
-        super().__init__(name, sources, where)
+        taken = [source, *references] if source else references
+        super().__init__(name, dict.fromkeys(taken), where)
         self.options = options
         self.source = source
         self._takes_tokenizer = takes_tokenizer
@@ -118,7 +119,8 @@ class TrainStep(Step):
         sample = f"sample:{STAGES[resolved.stage].sample_data.name}"
         data = arguments.get("data") or [sample]
         val_data = arguments.get("val_data") or ([] if arguments.get("data") else [sample])
-        for names, split in ((data, "train"), (val_data, "val")):
+        splits: dict[Split, Sequence[str]] = {"train": data, "val": val_data}
+        for split, names in splits.items():
             parsed = parse_data_args(names) if names else []
             found |= digest_data([path for path, _ in parsed], split)
             found[f"shares of the data ({split})"] = [share for _, share in parsed]

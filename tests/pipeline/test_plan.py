@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,10 @@ from minimind.pipeline.data_heads import estimate_steps, read_head
 from minimind.pipeline.plan import describe_plan, plan_pipeline, spell_seconds
 from minimind.pipeline.stand_ins import write_model, write_tokenizer
 from minimind.pipeline.step import Place
+from minimind.rehearsal import fits
 from minimind.rehearsal.fits import read_place
+from minimind.rehearsal.rehearse import Point
+from minimind.rehearsal.report import Rehearsal
 from minimind.run.run import Run
 
 
@@ -30,6 +35,20 @@ def unrehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "why_not", lambda run: "a test")
 
 
+NOTHING = Rehearsal(
+    device="a test",
+    world_size=1,
+    tokens=None,
+    launches={},
+    operators={},
+    collectives={},
+    waits=(),
+    flops=0,
+    kernel_bytes=0,
+    peak={},
+    roofline=None,
+    seconds=0.0,
+)
 TEXT_STEP: dict[str, Any] = {**SMALL, "name": "text", "data": "texts.jsonl"}
 CHAT_STEP: dict[str, Any] = {**SMALL, "stage": "sft", "data": "chats.jsonl"}
 ASK: dict[str, Any] = {"verb": "evaluate", "prompts": ["a"]}
@@ -87,6 +106,9 @@ def test_a_bad_row_at_the_beginning_of_the_data_is_named_with_its_line(load, pla
     assert planned.state == "to make"
 
 
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
+)
 def test_the_table_shows_each_step_on_a_machine_that_is_not_there(load, tmp_path: Path):
     """By the rehearsals of two small steps on eight GPUs."""
     steps = [step | {"batch_size": 16} for step in (TEXT_STEP, CHAT_STEP)]
@@ -107,11 +129,26 @@ def test_the_table_shows_each_step_on_a_machine_that_is_not_there(load, tmp_path
     assert planned[0].checked.least_seconds > 0
 
 
-def test_a_step_that_does_not_fit_the_memory_is_refused(load, place):
-    pipeline = load([TEXT_STEP | {"batch_size": 2, "set": {"num_hidden_layers": 1}}])
-    small = dataclasses.replace(place.device, memory_bytes=1 << 20)
-    with pytest.raises(MiniMindError, match=r"step 1 \(text\): memory .* no micro-batch fits"):
-        plan_pipeline(pipeline, dataclasses.replace(place, device=small))
+def test_a_step_that_does_not_fit_the_memory_is_refused(
+    load, place, monkeypatch: pytest.MonkeyPatch
+):
+    """Each of its four rows takes 10 GiB, of 25 that are there."""
+
+    def rehearse(points: Sequence[Point]) -> list[Rehearsal]:
+        rows = [point.arguments.recipe.get("micro_batch_size", 4) for point in points]
+        assert not any("data" in point.arguments.run for point in points), "too long to tokenise"
+        return [dataclasses.replace(NOTHING, peak={"rows": n * 10 * 2**30}) for n in rows]
+
+    for module in (plan, fits):
+        monkeypatch.setattr(module, "rehearse_all", rehearse)
+    small = dataclasses.replace(place.device, memory_bytes=25 * 2**30)
+    with pytest.raises(MiniMindError) as refused:
+        plan_pipeline(
+            load([TEXT_STEP | {"batch_size": 4}]), dataclasses.replace(place, device=small)
+        )
+    said = "step 1 (text): memory 40.00 GiB, more than the 25.00 GiB of "
+    assert said in str(refused.value)
+    assert "a micro-batch of 2 rows fits: --set micro_batch_size=2" in str(refused.value)
 
 
 def test_a_stand_in_is_a_model_of_zeros_that_takes_no_room(tmp_path: Path, tokenizer: Tokenizer):

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from minimind.config.model import PRESETS
 from minimind.config.shipped import list_shipped
-from minimind.pipeline.plan import plan_pipeline
+from minimind.pipeline import plan
+from minimind.pipeline.plan import PlannedStep, plan_pipeline
 from minimind.pipeline.recipe_file import RECIPES, load_pipeline
 from minimind.pipeline.step import Place
 from minimind.rehearsal.fits import read_place
 
 NAMES = list_shipped(RECIPES)
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
+)
 
 
 @pytest.fixture
@@ -43,12 +48,28 @@ def test_every_preset_has_a_recipe_for_one_card_and_for_eight():
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_recipe_resolves(
+    name: str, originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(plan, "why_not", lambda run: "the next test does")
+    planned = plan_for(name, originals, tmp_path)
+    assert planned[-1].step.verb == "convert"
+    assert all(one.checked.num_steps for one in planned if one.checked.run)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_recipe_fits_the_machine_it_is_sized_for(
     name: str, originals: Path, tmp_path: Path
 ):
-    pipeline = load_pipeline(name, str(originals))
-    place = Place(*read_place(pipeline.sized_for or "cpu"), tmp_path / "made", is_here=False)
-    planned = plan_pipeline(pipeline, place)
-    trained = [one.checked for one in planned if one.checked.run]
+    """Half a minute each."""
+    trained = [one.checked for one in plan_for(name, originals, tmp_path) if one.checked.run]
     assert trained
     assert all(checked.rehearsal for checked in trained)
+
+
+def plan_for(name: str, data_dir: Path, folder: Path) -> list[PlannedStep]:
+    pipeline = load_pipeline(name, str(data_dir))
+    machine = read_place(pipeline.sized_for or "cpu")
+    return plan_pipeline(pipeline, Place(*machine, folder / "made", is_here=False))

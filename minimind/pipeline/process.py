@@ -33,9 +33,18 @@ def build_command(verb: str, flags: Sequence[str], launcher: str, ranks: int) ->
         return [sys.executable, "-m", *start, "-m", *module]
     if launcher == "deepspeed":
         start = ["deepspeed.launcher.runner", "--master_port", str(free_port())]
-        start += ["--num_accelerators", str(ranks), "--module"]
+        start += [*_devices(ranks), "--module"]
         return [sys.executable, "-m", *start, *module]
     return [sys.executable, "-m", *module]
+
+
+def _devices(ranks: int) -> list[str]:
+    """Gives the flags by which DeepSpeed's launcher takes the first `ranks` devices of those that
+    CUDA_VISIBLE_DEVICES shows. Beside a number of devices it would ignore that variable."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[:ranks]
+    if visible != [""]:
+        return ["--include", f"localhost:{','.join(visible)}"]
+    return ["--num_accelerators", str(ranks)]
 
 
 def check_not_launched() -> None:

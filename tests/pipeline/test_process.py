@@ -81,7 +81,9 @@ def test_a_command_ends_with_the_pipeline_that_started_it(tmp_path: Path):
         time.sleep(0.02)
 
 
-def test_the_launchers_commands():
+def test_the_launchers_commands(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
     def of(launcher: str, ranks: int) -> str:
         return " ".join(build_command("train", ["--stage", "sft"], launcher, ranks)[1:])
 
@@ -90,6 +92,8 @@ def test_the_launchers_commands():
     assert of("torchrun", 4) == f"{torchrun} --stage sft"
     assert of("deepspeed", 8).startswith("-m deepspeed.launcher.runner --master_port ")
     assert of("deepspeed", 8).endswith(" --num_accelerators 8 --module minimind train --stage sft")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5")
+    assert " --include localhost:2,3 --module minimind" in of("deepspeed", 2)
 
 
 def test_a_launched_pipeline_is_refused(monkeypatch: pytest.MonkeyPatch):

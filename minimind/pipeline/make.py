@@ -116,11 +116,12 @@ def _make(
         # What a killed command left is of no use to the next one, which takes minutes at most.
         shutil.rmtree(folder, ignore_errors=True)
     resume = ["--resume"] if trains and (folder / RUN_FILE).exists() else []
-    flags = [*step.flags(results, folder), *resume]
-    ranks = place.ranks if trains else 1
+    flags = step.flags(results, folder)
     record.command = ["minimind", step.verb, *flags]
-    command = build_command(step.verb, flags, launcher if trains else "python", ranks)
-    logger.info("$ %s", shlex.join(record.command))
+    logger.info("$ %s", shlex.join([*record.command, *resume]))
+    ranks = place.ranks if trains else 1
+    used = launcher if trains else "python"
+    command = build_command(step.verb, [*flags, *resume], used, ranks)
     record.predicted = _predicted(checked) or record.predicted
     record.begin()
     record.save(folder)

@@ -107,8 +107,9 @@ def _cost_row(one: Made) -> dict[str, str]:
 
 
 def _num_tokens(one: Made) -> int:
+    """Gives the tokens that a run has read, which its metrics count from its beginning on."""
     rows = read_metrics(one.folder / METRICS_FILE)
-    return sum(int(row["tokens"]) for row in rows if row["tokens"])
+    return max((int(row["tokens"]) for row in rows if row["tokens"]), default=0)
 
 
 def _describe_validation(stage: str, rows: Sequence[dict[str, str]]) -> str:

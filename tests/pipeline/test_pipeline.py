@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -86,6 +87,10 @@ def test_a_pipeline_leaves_a_model_and_a_report_and_is_done_then(
         assert "1 + 1?" in said
         assert "minimind train --stage sft" in said
     assert (made / "report.html").read_text(encoding="utf-8").count("data:image/png") == 4
+    with (made / "chat" / "metrics.csv").open(encoding="utf-8") as file:
+        tokens = int(list(csv.DictReader(file))[-1]["tokens"])
+    assert tokens <= 2 * 4 * 64
+    assert f"| {tokens:,} " in (made / "report.md").read_text(encoding="utf-8")
     record = json.loads((made / "chat" / "step.json").read_text(encoding="utf-8"))
     assert record["is_finished"]
     assert record["attempts"][0]["seconds"] > 0

@@ -23,6 +23,7 @@ GREY = "#6b7077"
 """The colour of what is no data: a limit, a goal, an ideal."""
 INK = "#24292f"
 PAPER = "#ffffff"
+GRID = "#d9dce0"
 HEAT = "cividis"
 """The colour map of heat maps: it grows lighter steadily, also in grey and for colour-blind readers
 (Nuñez et al. 2018)."""
@@ -43,7 +44,7 @@ def _rc_params() -> dict[str, Any]:
         "text.color": INK, "axes.labelcolor": INK, "axes.titlecolor": INK,
         "xtick.color": GREY, "ytick.color": GREY, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
         "axes.edgecolor": GREY, "axes.linewidth": 0.8, "lines.linewidth": 1.8,
-        "axes.grid": True, "axes.axisbelow": True, "grid.color": "#d9dce0", "grid.linewidth": 0.6,
+        "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.6,
         "axes.xmargin": 0.02,
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
         "axes.prop_cycle": cycler(color=COLORS) + cycler(linestyle=DASHES),

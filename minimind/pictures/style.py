@@ -31,7 +31,7 @@ _DPI = 150
 _MARGIN_IN = 0.1
 
 
-def _rc_params() -> dict[str, Any]:
+def _rc_params() -> dict[Any, Any]:
     from cycler import cycler
 
     return {

@@ -49,6 +49,8 @@ def _rc_params() -> dict[Any, Any]:
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
         "axes.prop_cycle": cycler(color=COLORS) + cycler(linestyle=DASHES),
         "image.cmap": HEAT,
+        # Longer lines than this are drawn in pieces: the renderer's memory for one is limited.
+        "agg.path.chunksize": 20_000,
         # A "$" in the name of a run or a reward is a dollar sign.
         "text.parse_math": False,
     }  # fmt: skip
@@ -78,15 +80,17 @@ def picture(path: Path, width: float, height: float) -> Iterator[Any]:
 def save_figure(figure: Any, path: Path) -> None:
     """Draws a figure as a PNG, which is complete or absent, with readable numbers and words."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from PIL import Image, ImageOps
+    from matplotlib.image import imsave
 
     make_drawable(figure, format_axes(figure))
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    margin = (round(_MARGIN_IN * _DPI),) * 2
+    rgb = np.asarray(canvas.buffer_rgba())[..., :3]
+    card = np.pad(rgb, (margin, margin, (0, 0)), constant_values=255)
     with write_whole(path) as new:
-        card = ImageOps.expand(drawn, round(_MARGIN_IN * _DPI), fill=PAPER)
-        card.save(new, format="png", dpi=(_DPI, _DPI))
+        # Without the version of matplotlib equal pictures are equal files.
+        imsave(str(new), card, format="png", dpi=_DPI, metadata={"Software": None})
 
 
 def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minimind.pictures.axes import format_axes
-from minimind.pictures.fonts import make_drawable
+from minimind.pictures.fonts import make_drawable, without_font_warnings
 from minimind.runtime.whole_files import write_whole
 
 COLORS = ("#1a5fa8", "#c03810", "#049d5d", "#833856", "#de7a00", "#8466ea", "#16360c")
@@ -84,7 +84,8 @@ def save_figure(figure: Any, path: Path) -> None:
 
     make_drawable(figure, format_axes(figure))
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with without_font_warnings():
+        canvas.draw()
     margin = (round(_MARGIN_IN * _DPI),) * 2
     rgb = np.asarray(canvas.buffer_rgba())[..., :3]
     card = np.pad(rgb, (margin, margin, (0, 0)), constant_values=255)

@@ -82,9 +82,9 @@ def save_figure(figure: Any, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.image import imsave
 
-    make_drawable(figure, format_axes(figure))
     canvas = FigureCanvasAgg(figure)
     with without_font_warnings():
+        make_drawable(figure, format_axes(figure))
         canvas.draw()
     margin = (round(_MARGIN_IN * _DPI),) * 2
     rgb = np.asarray(canvas.buffer_rgba())[..., :3]

@@ -89,9 +89,10 @@ def save_figure(figure: Any, path: Path) -> None:
     margin = (round(_MARGIN_IN * _DPI),) * 2
     rgb = np.asarray(canvas.buffer_rgba())[..., :3]
     card = np.pad(rgb, (margin, margin, (0, 0)), constant_values=255)
+    # Without the version of matplotlib equal pictures are equal files.
+    metadata: Any = {"Software": None}
     with write_whole(path) as new:
-        # Without the version of matplotlib equal pictures are equal files.
-        imsave(str(new), card, format="png", dpi=_DPI, metadata={"Software": None})
+        imsave(str(new), card, format="png", dpi=_DPI, metadata=metadata)
 
 
 def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:

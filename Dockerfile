@@ -19,18 +19,21 @@ ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy VIRTUAL_ENV=/opt/minimind
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 RUN --mount=type=bind,source=constraints.txt,target=/constraints.txt \
     pip install --no-cache-dir -c /constraints.txt uv && uv venv "$VIRTUAL_ENV"
-# PyTorch comes with CUDA unless the build for CPUs is asked for, which is a tenth as large.
+# PyTorch comes with CUDA unless the build for CPUs is asked for, which is much smaller.
 RUN --mount=type=bind,source=constraints.txt,target=/build/constraints.txt \
-    --mount=type=bind,source=pyproject.toml,target=/build/pyproject.toml \
     --mount=type=cache,target=/root/.cache/uv \
-    cd /build; \
     case "$DEVICE" in \
       cpu) backend=(--torch-backend cpu) ;; \
       cuda) backend=() ;; \
       *) echo "DEVICE=$DEVICE: allowed are cpu and cuda" >&2; exit 2 ;; \
     esac; \
+    uv pip install -c /build/constraints.txt "${backend[@]}" torch
+# Without --torch-backend: it would look for triton, too, among PyTorch's builds for CPUs.
+RUN --mount=type=bind,source=constraints.txt,target=/build/constraints.txt \
+    --mount=type=bind,source=pyproject.toml,target=/build/pyproject.toml \
+    --mount=type=cache,target=/root/.cache/uv \
     read -ra extras <<< "$EXTRAS"; \
-    uv pip install -c constraints.txt "${backend[@]}" -r pyproject.toml "${extras[@]/#/--extra=}"
+    uv pip install -c /build/constraints.txt -r /build/pyproject.toml "${extras[@]/#/--extra=}"
 
 FROM python:${PYTHON}-slim-bookworm AS minimind
 # The C++ of decoding on a CPU is compiled for the machine it runs on, and so are Triton's launchers.
@@ -49,7 +52,7 @@ RUN useradd --create-home --uid 1000 minimind \
     && install --directory --owner minimind /work
 ENV PATH=/opt/minimind/bin:$PATH HOME=/home/minimind USER=minimind \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
-USER minimind
+USER 1000
 WORKDIR /work
 ENTRYPOINT ["minimind"]
 CMD ["--help"]

@@ -42,7 +42,7 @@ def read_version(source: str) -> str:
 def read_notes(changelog: str, version: str) -> str:
     """Gives the text below the heading `## VERSION`, with or without a date behind it, up to the
     next heading of its level; "" where there is none."""
-    heading = rf"^## {re.escape(version)}(?!\S).*$"
+    heading = rf"^## {re.escape(version)}(?!\S)[^\n]*$"
     found = re.search(heading + r"(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
     return found.group(1).strip() if found else ""
 

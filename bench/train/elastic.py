@@ -124,9 +124,10 @@ def _plot(losses: dict[str, list[float]], target: Path) -> None:
         above, below = figure.subplots(2, 1, sharex=True)
         for width, (name, values) in zip((7, 4, 1.5), losses.items(), strict=True):
             look = {**styles[name], "marker": ""}
-            # The first lines are wide and solid, so that those on top of them can be seen.
-            solid = {"linestyle": "-"} if width > 1.5 else {}
-            above.plot(steps, values, label=name, **{**look, **solid}, linewidth=width)
+            if width > 1.5:
+                # Wide lines below narrow ones are solid, or they could not be told apart.
+                look["linestyle"] = "-"
+            above.plot(steps, values, label=name, linewidth=width, **look)
             if name != _WHOLE:
                 gaps = [abs(one - other) / other for one, other in zip(values, whole, strict=True)]
                 below.plot(steps, gaps, **look)

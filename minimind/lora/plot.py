@@ -19,6 +19,8 @@ _TILE, _GAP = 48, 4
 """The size in pixels of each matrix, whatever its shape, and of the gap between two."""
 _MOST_INCHES, _MOST_LABELS = 16, 48
 """The greatest size of the field of matrices, and the most labels on a side."""
+_LEAST_INCHES = 6.5
+"""The least width of the picture: its title must fit."""
 
 
 def plot_adapter(adapter: Adapter, path: Path) -> None:
@@ -41,9 +43,11 @@ def _plot(adapter: Adapter, path: Path) -> None:
         top, left = kinds.index(kind) * step, layers.index(layer) * step
         pixels[top : top + _TILE, left : left + _TILE] = _tile(adapter[name].delta())
     cell = min(0.5, _MOST_INCHES / max(len(kinds), len(layers)))
-    with picture(path, 3.5 + cell * len(layers), 1.8 + cell * len(kinds)) as figure:
+    width, height = max(_LEAST_INCHES, 3.5 + cell * len(layers)), 1.8 + cell * len(kinds)
+    with picture(path, width, height) as figure:
         axes = figure.add_subplot()
-        image = axes.imshow(pixels.numpy(), vmin=0.0, interpolation="nearest")
+        # With square pixels the layout would cut long names of linears.
+        image = axes.imshow(pixels.numpy(), vmin=0.0, interpolation="nearest", aspect="auto")
         axes.set_xticks(*_ticks([str(layer) for layer in layers], step))
         axes.set_yticks(*_ticks(kinds, step))
         axes.set_xlabel("layer")
@@ -51,7 +55,7 @@ def _plot(adapter: Adapter, path: Path) -> None:
         axes.tick_params(length=0)
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        figure.colorbar(image, label="mean of |alpha/r · B·A|")
+        figure.colorbar(image, aspect=max(20, 4 * height), label="mean of |alpha/r · B·A|")
 
 
 def _ticks(labels: Sequence[str], step: int) -> tuple[list[float], list[str]]:

@@ -19,7 +19,7 @@ _SMOOTHED_FROM = 20
 """The number of points from which a curve gets a running mean; with fewer each gets a marker."""
 _SPIKES_FROM = 8
 """The number of points from which a curve may have spikes."""
-_SHARE_OF_MEMORY = 0.015
+_REACH = 0.015
 """How far the running mean looks to either side, as a share of the curve."""
 _SPIKE, _SHARE_OF_SPIKES = 2.0, 0.02
 """How far from the others, in multiples of their range, a spike lies at least; and the greatest
@@ -120,7 +120,7 @@ def _draw(axes: Any, curve: Curve, x: Numbers, y: Numbers) -> None:
         axes.fill_between(last, low, high, color=pale(curve.color), linewidth=0)
     else:
         axes.plot(x, y, color=pale(curve.color), linewidth=0.8, linestyle="-")
-    smooth = running_mean(mean, max(3.0, _SHARE_OF_MEMORY * len(mean)))
+    smooth = running_mean(mean, max(3.0, _REACH * len(mean)))
     axes.plot(last, smooth, label=curve.label and f"{curve.label}, running mean", **strong)
 
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,19 @@ def make_drawable(figure: Any, axes: Iterable[Any]) -> None:
         if _missing(text.get_text(), (_BASE,)):
             text.set_fontfamily(list(_families(text.get_text())))
             text.set_text(drawable(text.get_text()))
+
+
+@contextmanager
+def without_font_warnings() -> Iterator[None]:
+    """Keeps matplotlib from warning, in the block, that a font has no bold face: it takes the face
+    there is."""
+    font_logger = logging.getLogger("matplotlib.font_manager")
+    level = font_logger.level
+    font_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        font_logger.setLevel(level)
 
 
 def drawable(text: str) -> str:

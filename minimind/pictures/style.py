@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minimind.pictures.axes import format_axes
-from minimind.pictures.fonts import make_drawable
+from minimind.pictures.fonts import make_drawable, without_font_warnings
 from minimind.runtime.whole_files import write_whole
 
 COLORS = ("#1a5fa8", "#c03810", "#049d5d", "#833856", "#de7a00", "#8466ea", "#16360c")
@@ -23,6 +23,7 @@ GREY = "#6b7077"
 """The colour of what is no data: a limit, a goal, an ideal."""
 INK = "#24292f"
 PAPER = "#ffffff"
+GRID = "#d9dce0"
 HEAT = "cividis"
 """The colour map of heat maps: it grows lighter steadily, also in grey and for colour-blind readers
 (Nuñez et al. 2018)."""
@@ -30,7 +31,7 @@ _DPI = 150
 _MARGIN_IN = 0.1
 
 
-def _rc_params() -> dict[str, Any]:
+def _rc_params() -> dict[Any, Any]:
     from cycler import cycler
 
     return {
@@ -43,11 +44,13 @@ def _rc_params() -> dict[str, Any]:
         "text.color": INK, "axes.labelcolor": INK, "axes.titlecolor": INK,
         "xtick.color": GREY, "ytick.color": GREY, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
         "axes.edgecolor": GREY, "axes.linewidth": 0.8, "lines.linewidth": 1.8,
-        "axes.grid": True, "axes.axisbelow": True, "grid.color": "#d9dce0", "grid.linewidth": 0.6,
+        "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.6,
         "axes.xmargin": 0.02,
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
         "axes.prop_cycle": cycler(color=COLORS) + cycler(linestyle=DASHES),
         "image.cmap": HEAT,
+        # Longer lines than this are drawn in pieces: the renderer's memory for one is limited.
+        "agg.path.chunksize": 20_000,
         # A "$" in the name of a run or a reward is a dollar sign.
         "text.parse_math": False,
     }  # fmt: skip
@@ -77,15 +80,19 @@ def picture(path: Path, width: float, height: float) -> Iterator[Any]:
 def save_figure(figure: Any, path: Path) -> None:
     """Draws a figure as a PNG, which is complete or absent, with readable numbers and words."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from PIL import Image, ImageOps
+    from matplotlib.image import imsave
 
-    make_drawable(figure, format_axes(figure))
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    with without_font_warnings():
+        make_drawable(figure, format_axes(figure))
+        canvas.draw()
+    margin = (round(_MARGIN_IN * _DPI),) * 2
+    rgb = np.asarray(canvas.buffer_rgba())[..., :3]
+    card = np.pad(rgb, (margin, margin, (0, 0)), constant_values=255)
+    # Without the version of matplotlib equal pictures are equal files.
+    metadata: Any = {"Software": None}
     with write_whole(path) as new:
-        card = ImageOps.expand(drawn, round(_MARGIN_IN * _DPI), fill=PAPER)
-        card.save(new, format="png", dpi=(_DPI, _DPI))
+        imsave(str(new), card, format="png", dpi=_DPI, metadata=metadata)
 
 
 def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:

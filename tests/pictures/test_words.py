@@ -80,7 +80,7 @@ def test_any_name_can_be_drawn(tmp_path: Path, word: str) -> None:
 
 
 def test_an_installed_font_draws_what_it_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also one that was installed after matplotlib made its list."""
     path = write_font(tmp_path / "wqy-test.ttf", "WenQuanYi Test", "中文")
@@ -91,6 +91,7 @@ def test_an_installed_font_draws_what_it_has(
     fonts._cjk_family.cache_clear()
     try:
         figure = draw(tmp_path / "a.png", "中文 run")
+        assert caplog.messages == [], "it has no bold face"
         assert words(draw(tmp_path / "b.png", "中国")) >= {"中[U+56FD]"}
     finally:
         fonts._cjk_family.cache_clear()

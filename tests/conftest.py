@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from minimind_kernels import backend
 from training_runs import LAUNCHER_VARIABLES
 
 from minimind.data.tokenizer import Tokenizer
+from minimind.runtime.compiler import find_cpp_compiler
 from minimind.runtime.memory import freeze_objects
 from minimind.samples.text import load_sample_tokenizer
 
@@ -126,8 +126,8 @@ def decoding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Runs the test twice, with the batch engine decoding in C++ and in PyTorch."""
     from minimind.inference import cpu_library
 
-    if request.param == "C++" and shutil.which("g++") is None:
-        pytest.skip("needs g++: without a compiler the engine decodes in PyTorch alone")
+    if request.param == "C++" and find_cpp_compiler() is None:
+        pytest.skip("needs a C++ compiler: without one the engine decodes in PyTorch alone")
     if request.param == "C++":
         monkeypatch.setattr(backend, "compile_setting", lambda: "1")
     yield request.param

@@ -253,11 +253,9 @@ class Trial:
         total_steps: int = STEPS,
         **options: Any,
     ) -> None:
-        never: dict[str, Any] = {"eval_every": 0, "save_every": 0, "sample_every": 0}
-        recipe = Recipe(**(never | options))
+        recipe = Recipe(**({"eval_every": 0, "save_every": 0, "sample_every": 0} | options))
         self.engine = engine or FakeEngine()
-        self.stage = FakeStage(recipe)
-        self.loader = FakeLoader()
+        self.stage, self.loader = FakeStage(recipe), FakeLoader()
         self.did: list[tuple[Any, ...]] = []
         """What happened, in order: record STEP VAL_LOSS, save STEP IS_BEST, sample STEP."""
         self.stats: list[StepStats] = []

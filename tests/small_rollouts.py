@@ -8,12 +8,16 @@ from typing import Any
 import torch
 from small_engines import tokenizer
 from small_models import random_model, small_config
+from torch import nn
 
 from minimind.data.chat_encoding import ChatEncoder
 from minimind.data.prompt_format import Prompt, read_prompt
 from minimind.inference.logprobs import TokenLogprob
 from minimind.inference.request import Completion, FinishReason, GenerationRequest
 from minimind.model.transformer import Transformer
+from minimind.rewards.tools import ToolBox
+from minimind.stages.rollout_recipe import RolloutRecipe
+from minimind.stages.rollouts import RolloutEngine
 from minimind.types import Row
 
 QUESTIONS = ("What is 6 plus 9?", "数到五。", "Name a river.", "9 + 9", "Why?")
@@ -83,3 +87,20 @@ class Script:
             text, reason = (one, "stop") if isinstance(one, str) else one
             found.append(complete(request, text, reason))
         return found
+
+
+NEW = 24
+PROMPTS = [build_prompt(unit) for unit in range(5)]
+END = tokenizer().eos_id
+ENDS = (END, tokenizer().pad_id)
+
+
+def rollouts_of(toolbox: ToolBox | None = None, **options: Any) -> RolloutEngine:
+    sizes: dict[str, Any] = {"seq_len": 128, "max_new_tokens": NEW}
+    recipe = RolloutRecipe(**{**sizes, **options})
+    return RolloutEngine(recipe, tokenizer(), toolbox, _itself)
+
+
+def _itself(module: nn.Module) -> Transformer:
+    assert isinstance(module, Transformer)
+    return module

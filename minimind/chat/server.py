@@ -68,7 +68,7 @@ class ServerChat:
 
 
 def _read(stream: Any) -> Iterator[Part | Finished]:
-    reason, tokens = "stop", 0
+    reason, tokens = "stop", None
     calls: dict[int, dict[str, str]] = {}
     for chunk in stream:
         if chunk.usage is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, get_args, get_type_hints
 
+from minimind.config.spelling import did_you_mean
 from minimind.data.chat_encoding import Message
 from minimind.errors import ConfigError
 from minimind.inference.answer_parser import Content, Part, Reasoning, ToolCall
@@ -38,9 +39,9 @@ class ChatOptions(SamplingParams):
         """Gives the options with one changed, by `name=value`. Raises ConfigError."""
         name, equals, text = (part.strip() for part in assignment.partition("="))
         if name not in _CHANGEABLE or not equals:
-            raise ConfigError(
-                f"{assignment!r}: give NAME=VALUE with one of {', '.join(sorted(_CHANGEABLE))}"
-            )
+            guess = "" if name in _CHANGEABLE else did_you_mean(name, _CHANGEABLE)
+            known = ", ".join(sorted(_CHANGEABLE))
+            raise ConfigError(f"{assignment!r}{guess}: give NAME=VALUE with one of {known}")
         kind = get_type_hints(ChatOptions)[name]
         optional = type(None) in get_args(kind)
         if optional and text.lower() == "none":
@@ -66,7 +67,8 @@ class Finished:
     """Says how an answer ended, as the last item of its stream."""
 
     reason: str
-    completion_tokens: int
+    completion_tokens: int | None
+    """None where a server does not count them."""
 
 
 class ChatBackend(Protocol):
@@ -102,11 +104,12 @@ class ChatSession:
         return [{"role": "system", "content": self.system}, *self.turns][not self.system :]
 
     @property
-    def tokens_per_s(self) -> float:
-        """Gives the tokens per second of the last answer, counted from its first token."""
-        made = self.finished.completion_tokens if self.finished else 0
+    def tokens_per_s(self) -> float | None:
+        """Gives the tokens per second of the last answer, counted from its first token; None where
+        there is no second one, or no count."""
+        made = self.finished.completion_tokens if self.finished else None
         writing_s = self.seconds - self.first_token_s
-        return (made - 1) / writing_s if made > 1 and writing_s > 0 else 0.0
+        return (made - 1) / writing_s if made and made > 1 and writing_s > 0 else None
 
     def ask(
         self, question: str | Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()

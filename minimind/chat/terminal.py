@@ -189,11 +189,12 @@ class Terminal:
         done = self.session.finished
         if not self.is_interactive or done is None:
             return
-        cut = ", cut off by max_new_tokens" if done.reason == "length" else ""
-        text = (
-            f"({done.completion_tokens} tokens, {self.session.tokens_per_s:.1f} tokens/s, "
-            f"first after {self.session.first_token_s:.2f} s{cut})"
-        )
+        known = [f"first token after {self.session.first_token_s:.2f} s"]
+        if (speed := self.session.tokens_per_s) is not None:
+            known = [f"{done.completion_tokens} tokens, {speed:.1f} tokens/s", *known]
+        if done.reason == "length":
+            known.append("cut off by max_new_tokens")
+        text = f"({', '.join(known)})"
         print(f"{DIM}{text}{RESET}" if self._has_colour else text)
 
     def _fail(self, error: Exception) -> None:

@@ -250,9 +250,12 @@ def _answer(
             return
     done = session.finished
     if done is not None:
-        speed = text("speed").format(tokens=done.completion_tokens, speed=session.tokens_per_s)
-        cut = f", {text('cut')}" if done.reason == "length" else ""
-        st.session_state.setdefault("speed", {})[id(session)] = speed + cut
+        known = []
+        if (speed := session.tokens_per_s) is not None:
+            known.append(text("speed").format(tokens=done.completion_tokens, speed=speed))
+        if done.reason == "length":
+            known.append(text("cut"))
+        st.session_state.setdefault("speed", {})[id(session)] = ", ".join(known)
     st.rerun()
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from minimind.cli.failures import describe_failure, is_out_of_memory
-from minimind.engine.process_group import stop_ranks
+from minimind.engine.process_group import HEAD_START_S, end_after_main, stop_ranks
 from minimind.errors import LostRankError, MiniMindError, TrainingError
 from minimind.rehearsal.fits import describe_rehearsal, read_place
 from minimind.rehearsal.rehearse import rehearse, why_not
@@ -34,13 +34,19 @@ _MEMORY_ADVICE = (
     "micro_batch_size=N takes fewer rows at a time, --set activation_checkpointing=true keeps less "
     "of each"
 )
-_HEAD_START_S = 5.0
-"""The time that the main rank has to say why a run failed, since launchers end all ranks as soon as
-one has."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains as the flags say; gives the exit status."""
+    try:
+        return _train(argv)
+    except LostRankError:
+        return 1
+
+
+def _train(argv: Sequence[str] | None) -> int:
+    """Trains and logs what goes wrong; gives the exit status. Raises LostRankError where another
+    rank is lost, which is logged by then."""
     set_up_logging(read_ranks().rank)
     arguments = None
     try:
@@ -54,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             logger.info("%s", next_command(run))
         return 0
     except LostRankError:
-        return 1
+        raise
     except (MiniMindError, TrainingError) as error:
         # Every rank meets the same bad input or hears of another's. One rank of each machine
         # reports it, since ranks that have not joined yet hear of nothing.
@@ -109,10 +115,15 @@ def _try(arguments: TrainArguments) -> int:
 
 def run_process(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs `main` and ends the process, so that no rank is left hanging."""
-    status = main(argv)
     ranks = read_ranks()
-    if status in (1, 2) and not ranks.is_main:
-        time.sleep(_HEAD_START_S)
+    try:
+        status = _train(argv)
+        if status in (1, 2):
+            end_after_main(ranks)
+    except LostRankError:
+        status = 1
+        if not ranks.is_main:  # it may be the lost one, for which nobody can wait
+            time.sleep(HEAD_START_S)
     if status == 1 and ranks.world_size > 1:
         os._exit(status)  # nothing waits for ranks that may be lost
     stop_ranks()

@@ -108,9 +108,9 @@ class Recipe:
     )
     spike_deviations: float = option(
         0.0,
-        "go back to the last checkpoint where a step's loss is above the mean of the 50 before it "
-        "by more than this many standard deviations, and leave out that step and the one before "
-        "(0: never)",
+        "where a step's loss is above the mean of the 50 before it by more than this many standard "
+        "deviations, go back to a checkpoint from before that step and the one before it, and "
+        "leave both out (0: never)",
     )
     eval_every: int = option(100, "optimizer steps between validations (0: never)")
     eval_rows: int = option(64, "validation rows at most (0: all)")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from minimind.config.json_file import TOO_DEEP, is_too_deep
+from minimind.config.json_file import check_depth
 from minimind.data.jsonl import BadRow, json_type, unique_keys
 from minimind.errors import DataError
 from minimind.types import Row
@@ -88,6 +88,7 @@ class _Text:
         while True:
             try:
                 value, end = decoder.raw_decode(self._text, self._at)
+                check_depth(self._text[self._at : end], value)
             except json.JSONDecodeError as error:
                 is_cut = error.msg.startswith("Unterminated") or (
                     error.pos > len(self._text) - _ENDS_EARLY
@@ -106,8 +107,6 @@ class _Text:
             except (RecursionError, ValueError) as error:
                 raise DataError(f"{self._name}: row {number}: not usable JSON: {error}") from None
             else:
-                if is_too_deep(value):
-                    raise DataError(f"{self._name}: row {number}: not usable JSON: {TOO_DEEP}")
                 # A number at the end of the text may go on.
                 if end < len(self._text) or not self._read():
                     self._at = end

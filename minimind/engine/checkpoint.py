@@ -20,7 +20,8 @@ from typing import Any
 
 from minimind.config.deepspeed_json import precision
 from minimind.config.json_file import load_json
-from minimind.errors import CheckpointError
+from minimind.config.typed import convert
+from minimind.errors import CheckpointError, ConfigError
 from minimind.lora.folder import META_FILE
 from minimind.runtime.digests import check_digests
 
@@ -29,13 +30,24 @@ logger = logging.getLogger(__name__)
 UNFINISHED = ".unfinished-"
 """Begins the name of a folder that is being written or removed."""
 _STEP = re.compile(r"step-\d{8}")
-_META = frozenset(
-    {
-        *("step", "state", "stage", "model", "recipe", "ds_config", "world_size", "zero_stage"),
-        *("fingerprint", "helpers_fingerprint", "files"),
-    }
-)
-"""The fields of meta.json that resuming a run reads."""
+_Table = dict[str, Any]
+
+
+@dataclass
+class _Sections:
+    """Names the sections of a saved DeepSpeed JSON that resuming a run reads."""
+
+    optimizer: _Table | None = None
+    bf16: _Table | None = None
+    fp16: _Table | None = None
+
+
+_META: dict[str, Any] = {
+    **{"step": int, "state": _Table, "stage": str, "model": _Table, "recipe": _Table},
+    **{"ds_config": _Sections, "world_size": int, "zero_stage": int},
+    **{"fingerprint": str, "helpers_fingerprint": str, "files": dict[str, int]},
+}
+"""The fields of meta.json that resuming a run reads, and their types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +59,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        return int(self.meta["step"])
+        return self.meta["step"]
 
 
 def load_checkpoint_meta(folder: Path) -> Checkpoint:
@@ -56,23 +68,29 @@ def load_checkpoint_meta(folder: Path) -> Checkpoint:
     path = folder / META_FILE
     try:
         meta = load_json(path)
-        files = dict[str, int](meta["files"])
-        int(meta["step"])
+        if not {"step", "files"} <= dict(meta).keys():
+            raise ValueError("no step, or no files")
+        for name in _META.keys() & meta.keys():
+            convert(meta[name], _META[name], name)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path}: not the description of a checkpoint") from None
-    if missing := sorted(_META - meta.keys()):
+    except (ValueError, TypeError, ConfigError) as error:
+        raise CheckpointError(f"{path}: not the description of a checkpoint: {error}") from None
+    if missing := sorted(_META.keys() - meta.keys()):
         raise CheckpointError(
             f"{path}: holds no {missing[0]}, as checkpoints of other versions do: start a new run "
             "from its weights with --from_checkpoint"
         )
-    for name, size in files.items():
+    for name, size in meta["files"].items():
         file = folder / name
-        if not file.is_file():
-            raise CheckpointError(f"{file}: missing from the checkpoint")
-        if file.stat().st_size != size:
-            raise CheckpointError(f"{file}: {file.stat().st_size} bytes, but {size} were written")
+        try:
+            found = file.stat().st_size if file.is_file() else None
+        except (OSError, ValueError):  # too long a name, or half a character in it
+            found = None
+        if found is None:
+            raise CheckpointError(f"{str(file)[:300]}: missing from the checkpoint")
+        if found != size:
+            raise CheckpointError(f"{file}: {found} bytes, but {size} were written")
     return Checkpoint(folder.resolve(), meta)
 
 
@@ -91,12 +109,14 @@ def list_steps(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if _STEP.fullmatch(path.name))
 
 
-def find_latest(folder: Path) -> Checkpoint | None:
+def find_latest(folder: Path, before: int | None = None) -> Checkpoint | None:
     """Finds the newest complete checkpoint in a run's `checkpoints` folder, reading every byte of
-    it, and warns of damaged ones that it skips. Gives None where there are no checkpoints; raises
-    CheckpointError where all are damaged."""
+    it, and warns of damaged ones that it skips. One of a step below `before` is taken before any
+    other. Gives None where there are no checkpoints; raises CheckpointError where all are
+    damaged."""
     problems = []
-    for step in reversed(list_steps(folder)):
+    newest_first = reversed(list_steps(folder))
+    for step in sorted(newest_first, key=lambda s: before is not None and step_of(s) >= before):
         try:
             checkpoint = load_checkpoint_meta(step)
             if step.name != step_name(checkpoint.step):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import time
 
 import torch
 import torch.distributed as dist
@@ -11,6 +13,13 @@ from minimind.engine.deepspeed_engine import import_deepspeed
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks, complete_environment
 from minimind.runtime.rendezvous import open_store
+
+HEAD_START_S = 5.0
+"""The time in which the main rank says why a run failed, where the ranks cannot tell one another
+that it has."""
+_ENDS_WITHIN = datetime.timedelta(minutes=6)
+"""A little more than a run waits for its monitors."""
+_ENDS_KEY = "minimind/main rank ends"
 
 
 def start_ranks(ranks: Ranks, device: Device) -> None:
@@ -36,6 +45,21 @@ def start_ranks(ranks: Ranks, device: Device) -> None:
         device_id=device.torch_device if on_gpu else None,
     )
     deepspeed.init_distributed(verbose=False)
+
+
+def end_after_main(ranks: Ranks) -> None:
+    """Lets the main rank of a failed run end first: it says what is wrong and closes the monitors,
+    and a launcher ends all ranks as soon as one has ended. Every rank calls it before it ends."""
+    if not dist.is_initialized() or ranks.world_size == 1:
+        if not ranks.is_main:
+            time.sleep(HEAD_START_S)
+        return
+    with contextlib.suppress(dist.DistError):  # the store is gone, and the main rank with it
+        store = dist.distributed_c10d._get_default_store()
+        if ranks.is_main:
+            store.set(_ENDS_KEY, "")
+        else:
+            store.wait([_ENDS_KEY], _ENDS_WITHIN)
 
 
 def stop_ranks() -> None:

@@ -6,7 +6,6 @@ import ctypes
 import functools
 import hashlib
 import logging
-import os
 import platform
 import subprocess
 from pathlib import Path
@@ -14,13 +13,13 @@ from pathlib import Path
 from minimind_kernels import backend
 
 from minimind.runtime.cache_folder import default_cache_dir
-from minimind.runtime.whole_files import write_whole
+from minimind.runtime.compiled_library import build_library
+from minimind.runtime.compiler import find_cpp_compiler
 
 logger = logging.getLogger(__name__)
 
 _SOURCE = Path(__file__).with_name("cpu_decode.cpp")
 _HEADERS = (_SOURCE.with_name("cpu_products.h"), _SOURCE.with_name("cpu_vectors.h"))
-_HASH_BYTES = 20
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-std=c++17")
 
 
@@ -40,34 +39,19 @@ def load_library() -> ctypes.CDLL | None:
 
 
 def _build() -> Path:
-    compiler = os.environ.get("CXX") or "g++"
+    compiler = find_cpp_compiler()
+    if compiler is None:
+        raise FileNotFoundError("there is no C++ compiler (CXX, g++ or clang++)")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
     sources = [path.read_text("utf-8") for path in (_SOURCE, *_HEADERS)]
     parts = ("with hash", *sources, version.stdout, " ".join(_FLAGS), _cpu())
     name = hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
-    library = default_cache_dir() / "cpu_decode" / f"{name}.so"
-    if library.exists() and not _is_whole(library):
-        logger.warning("%s is damaged and is compiled again", library)
-        library.unlink()
-    if not library.exists():
-        with write_whole(library) as new:
-            command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(new)]
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-            with open(new, "ab") as file:
-                file.write(_hash(new.read_bytes()))
-    return library
 
+    def compile(new: Path) -> None:
+        command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(new)]
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
 
-def _is_whole(library: Path) -> bool:
-    """Tells whether the library is as it was compiled: its hash stands behind it, where the loader
-    does not look. A page that a cut file lacks would end the process (SIGBUS), without a word and
-    at each start."""
-    content = library.read_bytes()
-    return content[-_HASH_BYTES:] == _hash(content[:-_HASH_BYTES])
-
-
-def _hash(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=_HASH_BYTES).digest()
+    return build_library(default_cache_dir() / "cpu_decode" / f"{name}.so", compile)
 
 
 def _cpu() -> str:

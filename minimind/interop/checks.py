@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +108,27 @@ def logits_difference(source: Source, result: Source, allowed: float) -> Differe
     after the other."""
     largest = float((logits_of(source) - logits_of(result)).abs().max())
     return Difference("logits", largest, allowed)
+
+
+def check_config(source: Source, result: Source, rounding: float = 0.0) -> None:
+    """Raises CheckpointError, which names the field, where the configurations differ. Numbers with
+    a fraction may differ by `rounding`, a share of them."""
+    found = result.config.to_dict()
+    for name, value in source.config.to_dict().items():
+        if not _is_alike(value, found[name], rounding):
+            raise CheckpointError(
+                f"the result differs from its source: its {name} is {found[name]!r}, and that of "
+                f"{source.path} is {value!r}. Nothing was written"
+            )
+
+
+def _is_alike(value: Any, found: Any, rounding: float) -> bool:
+    if isinstance(value, float) and isinstance(found, float):
+        return math.isclose(value, found, rel_tol=rounding)
+    if isinstance(value, dict) and isinstance(found, dict):
+        alike = (_is_alike(value[name], found.get(name), rounding) for name in value)
+        return value.keys() == found.keys() and all(alike)
+    return value == found
 
 
 def weights_difference(

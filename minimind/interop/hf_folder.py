@@ -14,7 +14,12 @@ from torch import Tensor
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import CheckpointError, ConfigError, DataError
-from minimind.interop.checks import Difference, logits_difference, weights_difference
+from minimind.interop.checks import (
+    Difference,
+    check_config,
+    logits_difference,
+    weights_difference,
+)
 from minimind.interop.model_card import CARD_FILE, model_card
 from minimind.interop.options import ConvertOptions
 from minimind.interop.own_folder import open_folder
@@ -160,8 +165,7 @@ def check(source: Source, folder: Path, options: ConvertOptions) -> list[Differe
     """Reads the folder back: each weight must be the source's, rounded to its dtype, bit by bit,
     and the logits of the fixed prompts equal where the dtype is kept."""
     result = open_folder(folder, ConvertOptions())
-    if result.config != source.config:
-        raise CheckpointError(f"{folder}: config.json says another model than {source.path} is")
+    check_config(source, result)
     dtype = _dtype(source, options)
     weights = weights_difference(source, result, lambda tensor: tensor.to(dtype))
     weights.check()

@@ -41,11 +41,13 @@ from minimind.interop.source import (
 )
 from minimind.lora.adapter import LoraPart
 from minimind.model.hf_config import CONFIG_FILE
+from minimind.model.state_dict import WEIGHTS_FILE, weight_files
 
 MODEL_TYPE = "minimind"
 """The model_type of the original's folders."""
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _ENDINGS = (".pth", ".pt", ".bin")
+_PICKLE_FILE = "pytorch_model.bin"
 _TOKENIZERS = (".", "../model", "../model/minimind_tokenizer")
 """Where the tokenizer lies, seen from the weights: beside them, or where the original has it."""
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -106,27 +108,13 @@ def open_folder(path: Path, options: ConvertOptions) -> Source:
     told = read_config_fields(read_json_fields(path / CONFIG_FILE), str(path / CONFIG_FILE))
     entries: dict[str, LazyTensor] = {}
     notes: list[str] = []
-    for file in _weight_files(path):
+    for file in weight_files(path, (WEIGHTS_FILE, _PICKLE_FILE)):
         if file.suffix == ".safetensors":
             found = lazy_tensors(file)
         else:
             found, notes = _read_state(file)
         entries |= found
     return _open_model(path, entries, told, notes, options)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            try:
-                shards = set(load_json(index)["weight_map"].values())
-                return [folder / Path(shard).name for shard in sorted(shards)]
-            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-                raise CheckpointError(f"{index}: not an index of weights: {error!r}") from None
-    raise CheckpointError(f"{folder}: holds neither model.safetensors nor pytorch_model.bin")
 
 
 def _read_state(path: Path) -> tuple[dict[str, LazyTensor], list[str]]:

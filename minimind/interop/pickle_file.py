@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from minimind.config.json_file import check_regular
 from minimind.errors import CheckpointError
 
 _ZIP, _PICKLE = b"PK", b"\x80"
@@ -22,6 +23,7 @@ def load_pickle(path: Path, stand_ins: Mapping[str, type] | None = None) -> Any:
     CheckpointError where the file is damaged, or holds more than these, tensors and plain
     values."""
     try:
+        check_regular(path)
         with open(path, "rb") as file:
             first = file.read(2)
     except OSError as error:

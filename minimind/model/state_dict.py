@@ -24,8 +24,8 @@ from minimind.errors import CheckpointError
 from minimind.model.hf_config import CONFIG_FILE, load_hf_config, to_hf_config
 from minimind.runtime.digests import hash_files
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+WEIGHTS_FILE, _INDEX = "model.safetensors", ".index.json"
+INDEX_FILE = WEIGHTS_FILE + _INDEX
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,15 +283,18 @@ def hash_weights(folder: Path) -> str:
     return hash_files(weight_files(folder))
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Gives the safetensors files of a Hugging Face folder. Raises CheckpointError."""
-    if (folder / WEIGHTS_FILE).exists():
-        return [folder / WEIGHTS_FILE]
-    index = folder / INDEX_FILE
-    if not index.exists():
-        raise CheckpointError(f"{folder}: holds neither {WEIGHTS_FILE} nor {INDEX_FILE}")
-    try:
-        shards = sorted(set(load_json(index)["weight_map"].values()))
-        return [folder / Path(shard).name for shard in shards]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index}: not a safetensors index: {error!r}") from None
+def weight_files(folder: Path, names: Sequence[str] = (WEIGHTS_FILE,)) -> list[Path]:
+    """Gives the files of a Hugging Face folder's weights: the first of `names` that is there, or
+    the files that its index lists. Raises CheckpointError."""
+    for file in (folder / name for name in names):
+        index = file.with_name(file.name + _INDEX)
+        if file.exists():
+            return [file]
+        if index.exists():
+            try:
+                shards = set(load_json(index)["weight_map"].values())
+                return [folder / Path(shard).name for shard in sorted(shards)]
+            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+                raise CheckpointError(f"{index}: not an index of weights: {error!r}") from None
+    known = ", ".join(f"{name}, {name}{_INDEX}" for name in names)
+    raise CheckpointError(f"{folder}: holds no weights (none of {known})")

@@ -10,9 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from minimind.errors import ConfigError
-from minimind.runtime.cache_folder import locked
-from minimind.runtime.compiler import find_compiler
-from minimind.runtime.whole_files import write_whole
+from minimind.runtime.compiled_library import build_library
+from minimind.runtime.compiler import find_cpp_compiler
 
 _SOURCE = Path(__file__).with_name("stub.cpp")
 
@@ -24,31 +23,23 @@ def build_stub(folder: Path) -> Path:
     spec = importlib.util.find_spec("torch")
     assert spec is not None, "PyTorch is installed"
     torch = Path(str(spec.origin)).parent
-    key = hashlib.blake2b(_SOURCE.read_bytes() + f"{torch} {version('torch')}".encode())
-    library = folder / f"cuda-stub-{key.hexdigest()[:16]}.so"
-    if library.exists():
-        return library
-    compiler = find_compiler("CXX", "g++", "clang++")
+    parts = (b"with hash", _SOURCE.read_bytes(), f"{torch} {version('torch')}".encode())
+    key = hashlib.blake2b(b"\0".join(parts)).hexdigest()[:16]
+    return build_library(folder / f"cuda-stub-{key}.so", lambda new: _compile(torch, new))
+
+
+def _compile(torch: Path, new: Path) -> None:
+    compiler = find_cpp_compiler()
     if compiler is None:
         raise ConfigError(
             "rehearsing a GPU on a PyTorch without CUDA needs a C++ compiler (CXX, g++ or clang++):"
             " install one"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(library.with_suffix(".lock")):
-        if not library.exists():
-            _compile(compiler, torch, library)
-    return library
-
-
-def _compile(compiler: str, torch: Path, library: Path) -> None:
     include = torch / "include"
-    command = [compiler, "-O1", "-std=c++20", "-shared", "-fPIC", str(_SOURCE)]
+    command = [compiler, "-O1", "-std=c++20", "-shared", "-fPIC", str(_SOURCE), "-o", str(new)]
     command += [f"-I{include}", f"-I{include}/torch/csrc/api/include", f"-L{torch / 'lib'}"]
     command += ["-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch / 'lib'}"]
-    with write_whole(library) as new:
-        command += ["-o", str(new)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            said = done.stderr.strip().split("\n")[0]
-            raise ConfigError(f"rehearsing a GPU: {compiler} cannot compile {_SOURCE}: {said}")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().split("\n")[0]
+        raise ConfigError(f"rehearsing a GPU: {compiler} cannot compile {_SOURCE}: {said}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minimind.config.recipe import replace_fields
 from minimind.data.loader import EvalLoader, parse_data_args
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.callbacks import Callbacks, RunState
@@ -26,7 +27,9 @@ from minimind.engine.sample_log import SampleLog, spell_sample
 from minimind.engine.schedule import SCHEDULES
 from minimind.engine.stage import Loader, Stage, StageModels
 from minimind.engine.universal import open_states
+from minimind.errors import CheckpointError, ConfigError
 from minimind.inference.prompts import answer_lines, choose_prompts
+from minimind.lora.folder import META_FILE
 from minimind.monitors.monitor import MonitoredRun, Outcome
 from minimind.monitors.start import start_monitors
 from minimind.run.folder import write_run
@@ -112,12 +115,6 @@ def build_loop(
     """Builds the loop for a stage and an engine; with `start` it continues at the checkpoint's
     step. The engine is a parameter, so that programs which count the loop's steps can pass one
     without DeepSpeed."""
-    state = RunState()
-    if start:
-        saved = start.meta["state"]
-        exact = {"best_val_loss": float(saved["best_val_loss"])}
-        exact |= {"passed_over": tuple(saved.get("passed_over", ()))}
-        state = RunState(**(saved | exact))
     return Loop(
         stage=stage,
         engine=engine,
@@ -126,8 +123,21 @@ def build_loop(
         learning_rate=None if engine.has_scheduler else build_schedule(run, total_steps),
         total_steps=total_steps,
         eval_data=eval_data,
-        state=state,
+        state=_load_state(start) if start else RunState(),
     )
+
+
+def _load_state(start: Checkpoint) -> RunState:
+    """Loads the state of the run that a checkpoint describes. Raises CheckpointError."""
+    path, saved = start.folder / META_FILE, start.meta["state"]
+    try:
+        best = {"best_val_loss": float(saved["best_val_loss"])}
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path}: state holds no best_val_loss that is a number") from None
+    try:
+        return replace_fields(RunState(), saved | best, f"{path}: state", "field")
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def build_schedule(run: ResolvedRun, total_steps: int) -> Callable[[int], float]:

@@ -281,7 +281,7 @@ def check_same_run(start: Checkpoint, run: ResolvedRun, fingerprint: str) -> Non
             f"{start.folder} was trained on other data, another tokenizer, row length or seed: "
             "resume with the same, or start a new run with --from_checkpoint"
         )
-    rows = meta["recipe"]["train_batch_size"]
+    rows = meta["recipe"].get("train_batch_size")
     if rows != run.train_batch_size:
         raise CheckpointError(
             f"{start.folder} took {rows} rows a step, not {run.train_batch_size}: the order of "

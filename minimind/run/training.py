@@ -29,10 +29,12 @@ def say_where_from(run: ResolvedRun, start: Checkpoint | None, folder: Path) -> 
         logger.info("resumed    %s has no checkpoint yet: from the beginning", folder)
 
 
-def find_latest_together(folder: Path, ranks: Ranks) -> Checkpoint | None:
+def find_latest_together(
+    folder: Path, ranks: Ranks, before: int | None = None
+) -> Checkpoint | None:
     """Finds a checkpoint as `find_latest` does, on rank 0 for all: ranks that each searched might
     go on from different ones. All ranks call it, and all raise its error."""
-    return broadcast(main_first(ranks, lambda: find_latest(folder)))
+    return broadcast(main_first(ranks, lambda: find_latest(folder, before)))
 
 
 def train_recorded(
@@ -73,9 +75,11 @@ def train_recorded(
 def _go_back(
     run: ResolvedRun, trained: Trained, loop: Loop[Any, Any], folder: Path, spike: LossSpikeError
 ) -> Loop[Any, Any]:
-    """Loads the last checkpoint into the engine, and gives a loop that goes on from it without the
-    steps of the spike."""
-    start = find_latest_together(folder / "checkpoints", loop.engine.ranks)
+    """Loads a checkpoint into the engine, and gives a loop that goes on from it without the steps
+    of the spike. A checkpoint that holds the first one's update, which may be the spike's cause, is
+    taken only where there is no other."""
+    first, _ = spike.passed_over
+    start = find_latest_together(folder / "checkpoints", loop.engine.ranks, before=first)
     if start is None:
         raise spike
     loop.engine.load(start.folder)
@@ -89,11 +93,9 @@ def _go_back(
         start=start,
     )
     back.state.passed_over = tuple(sorted({*loop.state.passed_over, *spike.passed_over}))
+    held = " (which holds the first's update; no earlier one is there)" * (start.step >= first)
     logger.info(
-        "%s; going back to step %d of %s, and on without steps %d and %d",
-        spike,
-        start.step,
-        start.folder,
-        *spike.passed_over,
+        "%s; going back to step %d of %s, and on without steps %d and %d%s",
+        *(spike, start.step, start.folder, *spike.passed_over, held),
     )
     return back

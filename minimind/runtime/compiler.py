@@ -11,3 +11,8 @@ def find_compiler(variable: str, *names: str) -> str | None:
     search path. Gives None where there is none."""
     wanted = (os.environ.get(variable), *names)
     return next((found for name in wanted if name and (found := shutil.which(name))), None)
+
+
+def find_cpp_compiler() -> str | None:
+    """Finds a compiler of C++; None where there is none."""
+    return find_compiler("CXX", "g++", "clang++")

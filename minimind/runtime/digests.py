@@ -29,10 +29,15 @@ def check_digests(folder: Path, meta: Mapping[str, Any]) -> None:
     if not isinstance(expected_by_name, Mapping):
         raise CheckpointError(f"{folder}: its meta.json holds no digests under {DIGESTS}")
     for name, expected in expected_by_name.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise CheckpointError(f"{folder}: its meta.json names {name}, which is no file of it")
         try:
+            check_regular(folder / name)
             found = _digest(folder / name)
         except OSError as error:
             raise CheckpointError(f"{folder / name}: cannot be read: {error.strerror}") from None
+        except ValueError as error:  # half a character, or a zero byte
+            raise CheckpointError(f"{folder}: {name!a} is no name of a file: {error}") from None
         if found != expected:
             raise CheckpointError(
                 f"{folder / name}: damaged: its size is right, but its content is not what was "

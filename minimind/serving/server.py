@@ -11,13 +11,12 @@ import socket
 import sys
 from datetime import UTC, datetime
 from types import FrameType
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from minimind.errors import ConfigError, MiniMindError
 from minimind.serving.app import build_app
+from minimind.serving.http_protocol import build_protocol
 from minimind.serving.service import ModelSource, Service
 from minimind.serving.settings import ServerSettings
 
@@ -72,7 +71,7 @@ class ApiServer(uvicorn.Server):
             access_log=False,
             server_header=False,
             ws="none",
-            http=_protocol_with_deadline(settings.body_timeout_s),
+            http=build_protocol(settings.body_timeout_s),
             # uvicorn keeps idle connections for 5 s by default, and so does httpx, which then uses
             # connections that have just been closed. The time limit for a request's head is longer.
             timeout_keep_alive=math.ceil(settings.body_timeout_s),
@@ -91,42 +90,6 @@ class ApiServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.stop()
         await super().shutdown(sockets)
-
-
-def _protocol_with_deadline(timeout_s: float) -> type[asyncio.Protocol]:
-    """Extends uvicorn's protocol by a time limit for a request's head; uvicorn would wait for it
-    for ever."""
-    # The base is one of two classes without a common type.
-    base: Any = AutoHTTPProtocol
-
-    class Protocol(base):
-        _timer: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: asyncio.Transport) -> None:
-            super().connection_made(transport)
-            self._watch()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._watch()
-
-        def connection_lost(self, error: Exception | None) -> None:
-            super().connection_lost(error)
-            self._stop_timer()
-
-        def _watch(self) -> None:
-            """Starts the timer while a request's head is incomplete."""
-            if self.cycle is not None and not self.cycle.response_complete:
-                self._stop_timer()
-            elif self._timer is None:
-                self._timer = self.loop.call_later(timeout_s, self.transport.close)
-
-        def _stop_timer(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-    return Protocol
 
 
 class JsonLines(logging.Formatter):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from live_servers import ScriptedEngine, Serve, random_engine
 from small_models import random_model, small_config
 
+from minimind.chat import server as chat_server
 from minimind.chat.local import LocalChat
 from minimind.chat.server import ServerChat
 from minimind.chat.session import ChatOptions, ChatSession, Finished, answer_message
+from minimind.chat.terminal import Terminal
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
 from minimind.inference.answer_parser import Content, Part, Reasoning, ToolCall
@@ -26,6 +29,7 @@ class Parrot:
 
     def __init__(self) -> None:
         self.seen: list[list[dict]] = []
+        self.finished = Finished("stop", 3)
 
     def answer(self, messages, options, tools=()) -> Iterator[Part | Finished]:
         self.seen.append(list(messages))
@@ -35,7 +39,7 @@ class Parrot:
         yield Reasoning("hm")
         yield Content(text)
         yield Content("!")
-        yield Finished("stop", 3)
+        yield self.finished
 
 
 def ask(session: ChatSession, text: str) -> str:
@@ -69,7 +73,27 @@ def test_a_failed_question_leaves_no_trace_and_a_stopped_answer_stays() -> None:
     parts.close()  # type: ignore[attr-defined]
     assert [turn["content"] for turn in session.turns] == ["long", "long"]
     assert session.finished is None
-    assert session.tokens_per_s == 0
+    assert session.tokens_per_s is None
+
+
+def test_where_no_tokens_are_counted_no_speed_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Other servers send no usage."""
+    delta = SimpleNamespace(content="yes", tool_calls=None)
+    choices = [SimpleNamespace(delta=delta, finish_reason="stop")]
+    chunks = [SimpleNamespace(usage=None, choices=choices)] * 2
+    expected = [Content("yes"), Content("yes"), Finished("stop", None)]
+    assert list(chat_server._read(chunks)) == expected
+
+    parrot = Parrot()
+    parrot.finished = Finished("length", None)
+    terminal = Terminal(ChatSession(parrot))
+    terminal.is_interactive = True
+    terminal.take("hello")
+    assert terminal.session.tokens_per_s is None
+    shown = capsys.readouterr().out.splitlines()[-1]
+    assert "tokens," not in shown
+    assert shown.startswith("(first token after ")
+    assert shown.endswith(", cut off by max_new_tokens)")
 
 
 def test_what_is_saved_is_training_data(tmp_path: Path) -> None:
@@ -110,7 +134,8 @@ def test_options(assignment: str, name: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("heat=1", "one of frequency_penalty"),
+        ("heat=1", "^'heat=1': give NAME=VALUE with one of frequency_penalty"),
+        ("temprature=0", r"^'temprature=0' \(did you mean temperature\?\): give"),
         ("temperature", "give NAME=VALUE"),
         ("temperature=hot", "temperature is 'hot'; it must be a number"),
         ("top_k=1.5", "a whole number"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ from live_servers import ScriptedEngine, Serve
 
 testing = pytest.importorskip("streamlit.testing.v1", reason="needs Streamlit (extra `web`)")
 
+from minimind.chat import server as chat_server  # noqa: E402
 from minimind.chat import web_texts  # noqa: E402
+from minimind.chat.session import Finished  # noqa: E402
+from minimind.inference.answer_parser import Content, Part  # noqa: E402
 
 PAGE = Path(web_texts.__file__).with_name("web_page.py")
 TOOLS = [{"name": "weather", "parameters": {"type": "object"}}]
@@ -63,6 +66,23 @@ def test_two_turns_with_thinking_apart(page) -> None:
     ] * 2
     assert any("tokens/s" in caption.value for caption in app.caption)
     assert len(engine.requests[1].prompt_ids) > len(engine.requests[0].prompt_ids)
+
+
+def test_no_speed_is_shown_where_the_server_counts_no_tokens(
+    page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(stream: Any) -> Iterator[Part | Finished]:
+        for chunk in stream:
+            chunk.usage = None
+            yield from (Content(choice.delta.content or "") for choice in chunk.choices)
+        yield Finished("length", None)
+
+    monkeypatch.setattr(chat_server, "_read", read)
+    app, _ = page(tiny=ScriptedEngine("yes"))
+    say(app, "hi")
+    captions = [caption.value for caption in app.caption]
+    assert web_texts.translate("cut", "en") in captions
+    assert not any("tokens/s" in caption for caption in captions)
 
 
 def test_a_model_that_never_learnt_to_chat_says_so(page) -> None:

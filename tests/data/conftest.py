@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from chat_rows import MakeRows
+from dialect_rows import Data, Make
 
+from minimind.data.chat_format import CHAT
+from minimind.data.formats import Format
 from minimind.data.token_cache import TokenCache, build_token_cache
 from minimind.data.tokenizer import Tokenizer
 
@@ -61,3 +66,27 @@ def hugging_face(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save(folder)
     return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture
+def cache_of(tmp_path: Path, tokenizer: Tokenizer) -> Make:
+    """cache_of(format, row) -> the cache of a file of that row."""
+
+    def cache(data_format: Format, row: Data) -> TokenCache:
+        path = tmp_path / "rows.jsonl"
+        path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+        return build_token_cache(path, tokenizer, data_format)
+
+    return cache
+
+
+@pytest.fixture
+def cache_of_rows(tmp_path: Path, tokenizer: Tokenizer) -> MakeRows:
+    """cache_of_rows(*rows, format=CHAT) -> their cache."""
+
+    def cache(*rows: dict[str, Any], format: Format = CHAT, **options: Any) -> TokenCache:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return build_token_cache(path, tokenizer, format, **options)
+
+    return cache

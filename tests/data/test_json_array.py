@@ -29,6 +29,11 @@ def test_rows_across_chunks(
     assert read(b" [ ] ") == []
 
 
+def test_many_brackets_are_no_depth() -> None:
+    rows = [{"a": 200 * [[{}]]}, {"a": "[" * 200}]
+    assert [row.data for row in read(json.dumps(rows).encode()) if isinstance(row, Row)] == rows
+
+
 @pytest.mark.parametrize("chunk", [3, 1 << 20])
 @pytest.mark.parametrize(
     ("content", "said"),
@@ -39,6 +44,7 @@ def test_rows_across_chunks(
         (b'[{"a": 1}]\n{"a": 2}', "goes on after the end of its JSON array, with '{'"),
         (b'[{"a": 1},\n{"a": x, "b": "' + b"y" * 100 + b'"}]', r"a\.json:2: not JSON: Expecting v"),
         (b'[{"a": "\xff"}]', "not UTF-8 near byte 9"),
+        (b'[{"a": ' + 100 * b"[" + 100 * b"]" + b"}]", "row 1: not usable JSON: it is nested"),
     ],
 )  # fmt: skip
 def test_where_an_array_breaks(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_rows import CALL, FORMATS, SAID, TOOLS, USER, MakeRows, chat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +18,6 @@ from minimind.data.preference_format import PREFERENCE
 from minimind.data.prompt_format import PROMPT
 from minimind.data.rows import DIALECTS
 from minimind.data.text_format import TEXT
-from minimind.data.token_cache import TokenCache, build_token_cache
 from minimind.data.tokenizer import Tokenizer
 from minimind.data.turn_keys import (
     CALLS,
@@ -33,36 +31,11 @@ from minimind.data.turn_keys import (
 )
 from minimind.data.unpaired_format import UNPAIRED
 from minimind.errors import DataError
-from minimind.stages import STAGES
 from minimind.types import PairSample, Row, Sample
-
-Make = Callable[..., TokenCache]
-
-USER = {"role": "user", "content": "q"}
-SAID = {"role": "assistant", "content": "a"}
-CALL = {"name": "f", "arguments": {}}
-TOOLS = [{"name": "f", "parameters": {}}]
-FORMATS = {stage.data_format.name: stage.data_format for stage in STAGES.values()}
-
-
-def chat(*turns: Any, **more: Any) -> dict[str, Any]:
-    return {"conversations": list(turns), **more}
-
-
-@pytest.fixture
-def make(tmp_path: Path, tokenizer: Tokenizer) -> Make:
-    """make(*rows, format=CHAT) -> their cache."""
-
-    def cache(*rows: dict[str, Any], format: Format = CHAT, **options: Any) -> TokenCache:
-        path = tmp_path / "rows.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return build_token_cache(path, tokenizer, format, **options)
-
-    return cache
 
 
 def test_keys_that_are_not_read_are_counted_once(
-    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    cache_of_rows: MakeRows, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     part = {"type": "text", "text": "q", "cache_control": {"type": "ephemeral"}}
     call = {"id": "call_1", "type": "function", "function": {**CALL, "strict": True}}
@@ -89,7 +62,7 @@ def test_keys_that_are_not_read_are_counted_once(
     }
     for _ in ("built", "reused"):
         caplog.clear()
-        cache = make(*rows)
+        cache = cache_of_rows(*rows)
         assert cache.unread == expected
         (said,) = caplog.messages
         counted = ", ".join(f"{name} ({count})" for name, count in expected.items())
@@ -122,7 +95,6 @@ SLIPS = [
     (UNPAIRED, chat(USER, SAID, labels=True), 'no key "label": the key "labels"'),
     (PROMPT, {"conversation": [USER], "gt": 1}, 'did you mean "conversations"'),
 ]  # fmt: skip
-
 
 MEANING = [
     (CHAT, chat(USER, SAID, images=["a.png"]), 'the key "images": the models read text alone'),
@@ -180,10 +152,10 @@ MEANING = [
 
 @pytest.mark.parametrize(("format", "row", "said"), [*SLIPS, *MEANING])
 def test_a_slip_and_a_key_that_changes_the_meaning_are_refused(
-    make: Make, format: Format, row: dict[str, Any], said: str
+    cache_of_rows: MakeRows, format: Format, row: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(DataError, match=said):
-        make(row, format=format)
+        cache_of_rows(row, format=format)
 
 
 REPORTED = [
@@ -207,9 +179,9 @@ REPORTED = [
 
 @pytest.mark.parametrize(("format", "row", "keys"), REPORTED)
 def test_a_key_that_changes_nothing_is_reported(
-    make: Make, format: Format, row: dict[str, Any], keys: str
+    cache_of_rows: MakeRows, format: Format, row: dict[str, Any], keys: str
 ) -> None:
-    assert make(row, format=format).unread == dict.fromkeys(
+    assert cache_of_rows(row, format=format).unread == dict.fromkeys(
         re.findall(r"'\w+'(?: of \w+)?", keys), 1
     )
 
@@ -219,10 +191,10 @@ def test_a_key_that_changes_nothing_is_reported(
     *({key: value} for key in UNLEARNED for value in (1, True)),
 ])  # fmt: skip
 def test_every_name_of_a_weight_takes_a_turn_out(
-    make: Make, tokenizer: Tokenizer, turn: dict[str, Any]
+    cache_of_rows: MakeRows, tokenizer: Tokenizer, turn: dict[str, Any]
 ) -> None:
     bad = {"role": "assistant", "content": "b", **turn}
-    cache = make(chat(USER, bad, {**USER, "ignore": False}, {**SAID, "ignore": 0}))
+    cache = cache_of_rows(chat(USER, bad, {**USER, "ignore": False}, {**SAID, "ignore": 0}))
     is_target = cache.is_target(0)
     assert is_target is not None
     learned = tokenizer.decode(cache.tokens(0)[is_target].tolist())
@@ -231,88 +203,13 @@ def test_every_name_of_a_weight_takes_a_turn_out(
 
 
 @pytest.mark.parametrize("key", REASONING)
-def test_reasoning_has_many_names(make: Make, key: str) -> None:
+def test_reasoning_has_many_names(cache_of_rows: MakeRows, key: str) -> None:
     """On its turn, and beside a question and its answer."""
-    keys = {make(chat(USER, {**SAID, "reasoning_content": "r"})).tokens(0).tobytes()}
-    keys.add(make(chat(USER, {**SAID, key: "r"})).tokens(0).tobytes())
-    keys.add(make({"question": "q", "answer": "a", key: "r"}).tokens(0).tobytes())
-    keys.add(make({"prompt": "q", "completion": "a", key: "r"}).tokens(0).tobytes())
+    keys = {cache_of_rows(chat(USER, {**SAID, "reasoning_content": "r"})).tokens(0).tobytes()}
+    keys.add(cache_of_rows(chat(USER, {**SAID, key: "r"})).tokens(0).tobytes())
+    keys.add(cache_of_rows({"question": "q", "answer": "a", key: "r"}).tokens(0).tobytes())
+    keys.add(cache_of_rows({"prompt": "q", "completion": "a", key: "r"}).tokens(0).tobytes())
     assert len(keys) == 1
-
-
-CONTRADICTIONS = [
-    (CHAT, chat(USER, {**SAID, "reasoning": "a", "thinking": "b"}), '"reasoning" and "thinking"'),
-    (CHAT, chat(USER, {"role": "assistant", "content": "<think>x</think>y", "reasoning": "z"}),
-     "the reasoning and the <think> of the content differ"),
-    (CHAT, chat({**USER, "reasoning": "r"}, SAID), "reasoning of the role 'user'"),
-    (CHAT, chat({**USER, "weight": 1}, SAID), '"weight" asks to learn a turn of the role \'user\''),
-    (CHAT, chat({**USER, "train": True}, SAID), "only the assistant's turns are targets"),
-    (CHAT, chat(USER, {**SAID, "weight": 0.5}), '"weight" is 0.5; it must be 0 or 1'),
-    (CHAT, chat(USER, {**SAID, "loss": "false"}), '"loss" is "false"; it must be 0 or 1'),
-    (CHAT, chat(USER, {**SAID, "loss": True, "weight": 0}), '"weight" and "loss" contradict'),
-    (CHAT, chat(USER, {**SAID, "weight": 0}), "every assistant turn has the weight 0"),
-    (CHAT, chat({**USER, "tool_calls": [CALL]}, SAID), "only the assistant calls"),
-    (CHAT, chat(USER, {**SAID, "tool_calls": [CALL], "function_call": CALL}), "both: keep one"),
-    (CHAT, chat(USER, {**SAID, "tool_calls": [{**CALL, "parameters": {"a": 1}}]}),
-     '"arguments" and "parameters" differ'),
-    (CHAT, chat(USER, {**SAID, "tool_calls": [{"type": "retrieval", **CALL}]}), "not function"),
-    (CHAT, {"conversations": [{"from": "human", "value": "q"},
-                              {"from": "function_call", "value": "call f"}]}, "no JSON object"),
-    (CHAT, chat({"role": "system", "content": "a"}, USER, SAID, system="b"),
-     '"system" of the row and its system turn differ'),
-    (CHAT, chat(USER, SAID, system="a", system_prompt="b"), '"system" and "system_prompt" differ'),
-    (CHAT, chat(USER, SAID, system=5), '"system" is no string'),
-    (CHAT, chat({**USER, "tools": [{"name": "g"}]}, SAID, tools=TOOLS),
-     '"tools" of the row and those of a turn differ'),
-    (CHAT, chat(USER, SAID, tools="[{"), '"tools" is not JSON'),
-    (CHAT, chat(USER, SAID, tools="[{'name': 'f'}]"), "Python's text of a value"),
-    (CHAT, chat(USER, SAID, tools=["search"]), r'number 1 is a string, and should be as {"name"'),
-    (CHAT, chat(USER, SAID, tools='[{"name": "f", "name": "g"}]'), '"name" stands twice'),
-    (CHAT, chat(USER, SAID, functions='[{"name": "f", "name": "g"}]'), '"name" stands twice'),
-    *((CHAT, chat(USER, {**SAID, **call}), '"a" stands twice') for call in (
-        {"tool_calls": [{"name": "f", "arguments": '{"a": 1, "a": 2}'}]},
-        {"tool_calls": '[{"name": "f", "arguments": {"a": 1, "a": 2}}]'},
-        {"function_call": {"name": "f", "arguments": '{"a": 1, "a": 2}'}},
-    )),
-    (CHAT, {"conversations": [{"from": "human", "value": "q"}, {
-        "from": "function_call", "value": '{"name": "f", "arguments": {"a": 1, "a": 2}}'}]},
-     '"a" stands twice'),
-    *((CHAT, chat(USER, {**SAID, "tool_calls": [{"name": "f", "arguments": given}]}), "holds NaN")
-      for given in ({"a": float("nan")}, {"a": [float("inf")]}, '{"a": NaN}', '{"a": 1e999}')),
-    (CHAT, chat(USER, SAID, tools=[{"name": "f", "default": float("nan")}]), '"tools" holds NaN'),
-    (CHAT, chat({**USER, "content": ["a", "b"]}, SAID), "content part 1 is a string: write the"),
-    (CHAT, {"question": "a", "instruction": "b", "output": "c"}, '"instruction" and "question"'),
-    (CHAT, {"instruction": "", "input": " ", "output": "c"}, "there is no question"),
-    (CHAT, {"instruction": "a", "output": ""}, "there is no answer to learn"),
-    (CHAT, {"instruction": "a", "output": "b", "history": [["a"]]}, '"history" 1 is no'),
-    (CHAT, {"prompt": [], "completion": "a"}, '"prompt" is no text and no list of turns'),
-    (CHAT, chat({**USER, "content": [{"type": "image_url", "image_url": {"url": "a"}}]}, SAID),
-     'content part 1 is of the type "image_url", and only text is read'),
-    (CHAT, chat({**USER, "content": [{"type": "text"}]}, SAID), "content part 1 is null"),
-    (PREFERENCE, {"prompt": "a", "chosen": [{**USER, "content": "b"}, SAID], "rejected": "d"},
-     '"chosen" begins with a turn of the user, and not with the same prompt'),
-    (PREFERENCE, {"prompt": "a", "chosen": "b", "rejected": "c", "messages": [USER]},
-     '"prompt" and "messages" both'),
-    (PREFERENCE, {"chosen": [USER, SAID], "rejected": [{**USER, "content": "p"}, SAID]},
-     r'part at turn 1 \(user\)'),
-    (PREFERENCE, {"chosen": "b", "rejected": "c"}, "an answer without its prompt"),
-    (PREFERENCE, {"prompt": "a", "chosen": "b", "rejected": "b"}, "no preference to learn"),
-    (UNPAIRED, chat(USER, SAID, label=True, kto_tag=False), '"label" and "kto_tag" differ'),
-    (UNPAIRED, chat(USER, {**SAID, "weight": 0}, label=True), "the weight 0, and a label"),
-    (UNPAIRED, {"messages": [USER, SAID], "label": "good"}, "true or false is expected"),
-    (UNPAIRED, {"messages": [USER, SAID], "label": 1}, "write true for an answer that was a good"),
-    (PROMPT, {"prompt": "a", "answer": float("nan")}, '"answer" holds NaN'),
-    (PROMPT, {"prompt": "a", "gt": 1, "answer": 2}, '"gt" and "answer" differ'),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("format", "row", "said"), CONTRADICTIONS)
-def test_what_contradicts_itself_is_refused(
-    make: Make, format: Format, row: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(DataError, match=said) as caught:
-        make(row, format=format)
-    assert "rows.jsonl:1: " in str(caught.value)
 
 
 ROW_KEYS = sorted({key for kind in DIALECTS.values() for one in kind for key in one.keys.used})
@@ -325,7 +222,6 @@ VALUES = st.recursive(
     ),
     max_leaves=12,
 )
-
 
 TURN = st.dictionaries(st.sampled_from(TURN_KEYS), VALUES, min_size=1, max_size=4)
 TURN_OF_ROLE = TURN.flatmap(

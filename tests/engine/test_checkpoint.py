@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,27 @@ def test_a_description_without_what_resuming_needs_is_refused(tmp_path: Path, na
         load_checkpoint_meta(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("state", [], "state is"),
+        ("step", "1", "step is '1'; it must be a valid integer"),
+        ("model", None, "model is None"),
+        ("world_size", 1.5, "world_size is 1.5"),
+        ("files", {"a": "b"}, r"files\[a\] is 'b'"),
+        ("ds_config", {"optimizer": "AdamW"}, r"ds_config\[optimizer\] is 'AdamW'"),
+    ],
+)
+@pytest.mark.faults("a checkpoint's description with values of other types", "the field is named")
+def test_a_description_with_other_types_is_refused(
+    tmp_path: Path, name: str, value: object, message: str
+):
+    meta = META | {"step": 1, "files": {}} | {name: value}
+    (tmp_path / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=f"meta.json: not the description.*: {message}"):
+        load_checkpoint_meta(tmp_path)
+
+
 def test_the_newest_whole_checkpoint_is_found(
     store: CheckpointStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
@@ -74,6 +96,29 @@ def test_the_newest_whole_checkpoint_is_found(
     (first / "meta.json").unlink()
     with pytest.raises(CheckpointError, match=r"no checkpoint is whole: .*10/.*missing.*09/meta"):
         find_latest(tmp_path)
+
+
+@pytest.mark.faults("a checkpoint's description that names other files", "refused; none is read")
+@pytest.mark.parametrize("name", ["/dev/zero", "../../x", "pipe", "a" * 300, "a\0b"])
+def test_digests_of_what_is_no_file_of_a_checkpoint(store: CheckpointStore, name: str):
+    """Reading of a device or a pipe may never end."""
+    folder = save(store, 1)
+    os.mkfifo(folder / "pipe")
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | {DIGESTS: {name: "0"}}))
+    with pytest.raises(CheckpointError, match=r"no file of it|no name of a file|cannot be read"):
+        find_latest(folder.parent)
+    (folder / "meta.json").write_text(json.dumps(meta | {"files": {name: 1}}))
+    with pytest.raises(CheckpointError, match=r"missing from the checkpoint|bytes, but 1 were"):
+        find_latest(folder.parent)
+
+
+def test_one_from_before_a_step_is_found_if_there_is_one(store: CheckpointStore, tmp_path: Path):
+    first, second = save(store, 9), save(store, 10)
+    for before, expected in ((11, second), (10, first), (9, second), (None, second)):
+        assert find_latest(tmp_path, before) == load_checkpoint_meta(expected)
+    (first / "meta.json").unlink()
+    assert find_latest(tmp_path, before=10) == load_checkpoint_meta(second)
 
 
 @pytest.mark.parametrize("file", ["engine/rank_0.pt", "model/model.safetensors"])

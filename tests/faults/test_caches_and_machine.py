@@ -6,8 +6,9 @@ import ctypes
 import errno
 import json
 import os
-import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -18,8 +19,11 @@ from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
 from minimind.inference import cpu_library
+from minimind.rehearsal import stub
 from minimind.run.run import Run
 from minimind.runtime.cache_folder import locked
+from minimind.runtime.compiled_library import is_whole
+from minimind.runtime.compiler import find_cpp_compiler
 
 
 def write_rows(path: Path, text: str) -> Path:
@@ -59,29 +63,39 @@ def test_a_pipe_as_data(tmp_path: Path) -> None:
         find_data("/dev/zero")
 
 
-@pytest.mark.faults("a compiled library for a CPU cut short, empty or changed", "compiled again")
+def build_decoder(cache_dir: Path) -> Path:
+    return cpu_library._build()
+
+
+@pytest.mark.faults("a compiled library cut short, empty or changed", "compiled again")
+@pytest.mark.skipif(find_cpp_compiler() is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("damage", ["cut", "empty", "changed"])
+@pytest.mark.parametrize(
+    ("module", "build"), [(cpu_library, build_decoder), (stub, stub.build_stub)], ids=["CPU", "GPU"]
+)
 def test_a_damaged_library(
     tmp_path: Path,
     cache_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    module: ModuleType,
+    build: Callable[[Path], Path],
     damage: str,
 ) -> None:
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++")
-    source = tmp_path / "small.cpp"  # the whole library takes half a minute
+    """One library decodes on the CPU, the other stands in for a GPU."""
+    source = tmp_path / "small.cpp"  # the whole libraries take half a minute
     source.write_text('extern "C" int seven() { return 7; }')
-    monkeypatch.setattr(cpu_library, "_SOURCE", source)
+    monkeypatch.setattr(module, "_SOURCE", source)
     monkeypatch.setattr(cpu_library, "_HEADERS", ())
-    library = cpu_library._build()
+    library = build(cache_dir)
     whole = library.read_bytes()
     half = len(whole) // 2
     broken = {"cut": whole[:half], "empty": b"", "changed": whole[:half] + b"x" + whole[half + 1 :]}
     library.write_bytes(broken[damage])
-    assert ctypes.CDLL(str(cpu_library._build())).seven() == 7
-    assert cpu_library._is_whole(library)
+    assert build(cache_dir) == library
+    assert is_whole(library)
     assert "is damaged and is compiled again" in caplog.text
+    assert ctypes.CDLL(str(library)).seven() == 7
 
 
 @pytest.mark.faults("a cache folder that cannot be written, without --data", "named")

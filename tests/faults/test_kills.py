@@ -10,6 +10,7 @@ import pytest
 
 
 @pytest.mark.slow
+@pytest.mark.faults("kill -9 at random moments, inside saves too", "resumed, it ends the same")
 def test_runs_killed_at_random_moments_end_bitwise_as_if_left_alone(tmp_path: Path):
     script = Path(__file__).with_name("kills.py")
     few = ["--kills", "12", "--inside_saves", "4", "--on_two_ranks", "4"]

@@ -5,34 +5,34 @@ from __future__ import annotations
 import itertools
 import logging
 import platform
-import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import pytest
 import torch
+from cpu_decoding import (
+    CAPACITY,
+    CPU,
+    EXPERTS_16,
+    by_cpp,
+    by_torch,
+    model_of,
+    needs_compiler,
+    nexts,
+    prompted,
+)
 from minimind_kernels import backend
-from small_adapters import named, random_adapter
-from small_models import EXPERTS, FAMILIES, random_documents, random_model, small_config
+from small_models import EXPERTS, FAMILIES, random_documents
 from torch import Tensor
 
 from minimind.inference import cpu_library
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.cpu_decode import CpuDecode
-from minimind.inference.load import lay_out_for_decoding
 from minimind.inference.request import GenerationRequest
 from minimind.inference.sampling import SamplingParams
-from minimind.lora.adapter import merge_adapter
-from minimind.lora.loaded import LoadedAdapters
-from minimind.model.cached_attention import Piece, SlotPlan
+from minimind.model.cached_attention import Piece
 from minimind.model.kv_cache import KVCache
-from minimind.model.transformer import Transformer
 from minimind.samples.text import load_sample_tokenizer
-
-CPU = torch.device("cpu")
-CAPACITY = 64
-EXPERTS_16 = [{**changes, "moe_intermediate_size": 48} for changes in EXPERTS]
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
 @pytest.fixture(autouse=True)
@@ -40,40 +40,6 @@ def _compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(backend, "compile_setting", lambda: "1")
     yield
     cpu_library.load_library.cache_clear()
-
-
-def model_of(family: str = "qwen3", **changes: Any) -> Transformer:
-    model = random_model(small_config(family, **{"head_dim": 16, **changes})).eval()
-    lay_out_for_decoding(model)
-    return model
-
-
-def prompted(model: Transformer, lengths: Sequence[int]) -> KVCache:
-    """A cache with a document of each length, above 1, in every second slot."""
-    dtype = model.lm_head.weight.dtype
-    cache = KVCache(model.config, 2 * len(lengths), CAPACITY, dtype=dtype, device=CPU)
-    pieces = [Piece(slot=2 * i, start=0, count=n) for i, n in enumerate(lengths)]
-    ids = [id for document in random_documents(lengths) for id in document]
-    # Single tokens come first, which is what a plan asks for.
-    pieces.sort(key=lambda piece: piece.count > 1)
-    model.decode(
-        torch.tensor(ids), cache, SlotPlan.build(pieces, cache.num_kv_heads, CAPACITY, CPU)
-    )
-    return cache
-
-
-def nexts(lengths: Sequence[int]) -> tuple[list[int], list[Piece]]:
-    pieces = [Piece(slot=2 * i, start=n, count=1) for i, n in enumerate(lengths)]
-    return [(7 * i + 3) % 97 for i in range(len(lengths))], pieces
-
-
-def by_torch(model: Transformer, cache: KVCache, ids: list[int], pieces: list[Piece]) -> Tensor:
-    plan = SlotPlan.build(pieces, cache.num_kv_heads, CAPACITY, CPU)
-    return model.decode(torch.tensor(ids), cache, plan)
-
-
-def by_cpp(decoder: CpuDecode, ids: list[int], pieces: list[Piece]) -> Tensor:
-    return cast(Tensor, decoder.decode(ids, pieces, range(len(ids))))
 
 
 @needs_compiler
@@ -224,67 +190,6 @@ def test_the_engine_says_the_same_with_it(max_batch: int) -> None:
 
 
 @needs_compiler
-def test_adapters_come_and_go() -> None:
-    """Steps under an adapter, without one and under merged weights say what PyTorch says."""
-    model = model_of()
-    adapters = LoadedAdapters(model)
-    poet = random_adapter(model.config)
-    adapters.add("poet", poet)
-
-    def answers(fast_decode: bool) -> list[tuple[int, ...]]:
-        engine = BatchEngine(
-            model, load_sample_tokenizer(), max_batch=4, max_tokens=4 * CAPACITY,
-            adapters=adapters, fast_decode=fast_decode,
-        )  # fmt: skip
-        params = SamplingParams(max_new_tokens=12)
-        requests = [
-            GenerationRequest(prompt_ids=ids, params=params, adapter=name)
-            for ids, name in zip(random_documents([9, 9, 20, 4]), ("poet", None) * 2, strict=True)
-        ]
-        return [completion.ids for completion in engine.generate(requests)]
-
-    assert answers(True) == answers(False)
-    adapters.activate({})
-    cache = prompted(model, [5])
-    decoder = CpuDecode(model, cache)
-    ids, pieces = nexts([5])
-    before = by_cpp(decoder, ids, pieces)
-    adapters.activate({"poet": 1.0})
-    beside = decoder.decode(ids, pieces, [0], adapters.num_switches)
-    torch.testing.assert_close(beside, by_torch(model, cache, ids, pieces), atol=2e-5, rtol=1e-5)
-    adapters.activate({})
-    bare = decoder.decode(ids, pieces, [0], adapters.num_switches)
-    assert torch.equal(cast(Tensor, bare), before)
-    model.load_named(merge_adapter(model.config, named(model), poet, "poet"))
-    merged = by_cpp(decoder, ids, pieces)
-    torch.testing.assert_close(merged, by_torch(model, cache, ids, pieces), atol=2e-5, rtol=1e-5)
-    assert (before - merged).abs().max() > 0.01
-
-
-@needs_compiler
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_adapters_of_shared_experts(dtype: torch.dtype) -> None:
-    """Those of attention and shared experts are known; those of the experts' stacks are not."""
-    model = model_of(**EXPERTS_16[2]).to(dtype)
-    whole = random_adapter(model.config)
-    adapters = LoadedAdapters(model)
-    adapters.add("whole", whole)
-    adapters.add("part", {name: part for name, part in whole.items() if ".experts." not in name})
-    lengths = [5, 9, 2]
-    ids, pieces = nexts(lengths)
-    adapters.activate({"part": 1.0})
-    cache = prompted(model, lengths)
-    decoder = CpuDecode(model, cache)
-    found = by_cpp(decoder, ids, pieces)
-    expected = by_torch(model.double(), prompted(model, lengths), ids, pieces)
-    limit = 1e-5 if dtype == torch.float32 else 0.03
-    assert (found - expected).norm() < limit * expected.norm()
-    model.to(dtype)
-    adapters.activate({"whole": 1.0})
-    assert decoder.decode(ids, pieces, [0, 1, 2], adapters.num_switches) is None
-
-
-@needs_compiler
 def test_what_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CpuDecode.can_run(model_of())
     assert not CpuDecode.can_run(model_of(head_dim=12))
@@ -299,8 +204,9 @@ def test_without_a_compiler(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cpu_library.load_library.cache_clear()
+    monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(RuntimeError, match=r"cannot be compiled: .*no-such-compiler"):
+    with pytest.raises(RuntimeError, match=r"cannot be compiled: there is no C\+\+ compiler"):
         CpuDecode.can_run(model_of())
     monkeypatch.setattr(backend, "compile_setting", lambda: "auto")
     with caplog.at_level(logging.INFO):

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+from replayed_steps import (
+    ALL_SETTINGS,
+    SETTINGS,
+    Replayed,
+    check_same,
+    completions,
+    mixed_requests,
+    note_calls,
+)
 from small_engines import check_greedy, engine_of, request, tokenizer
 from small_models import FAMILIES, random_documents, random_model, small_config
-from torch import Tensor
 
-from minimind.inference import batch_settings, decode_graphs, device_sampler, model_runner, sampler
-from minimind.inference.batch_engine import BatchEngine
+from minimind.inference import model_runner
 from minimind.inference.decode_graphs import DecodeGraphs, decode_inputs, graph_inputs
-from minimind.inference.grammar import GrammarCompiler
 from minimind.inference.grammar_texts import AnswerForm, regex_rules
-from minimind.inference.pending_tokens import PendingTokens
-from minimind.inference.request import Completion, GenerationRequest
+from minimind.inference.request import Completion
 from minimind.model.cached_attention import Piece, SlotPlan
 from minimind.model.kv_cache import KVCache
 from minimind.model.transformer import Transformer
@@ -52,82 +55,9 @@ def test_a_padded_batch_is_the_batch(family: str, batch: int, length: int):
         torch.testing.assert_close(one.values_SKCH, other.values_SKCH, atol=1e-5, rtol=1e-4)
 
 
-class Replayed:
-    """Stands in for CUDA graphs, which it counts: what would be replayed runs as it is."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.captured = self.replayed = 0
-        monkeypatch.setattr(model_runner, "computes_apart", lambda device: True)
-        monkeypatch.setattr(DecodeGraphs, "_capture", self._capture)
-
-    def _capture(self, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        self.captured += 1
-
-        def replay() -> Tensor:
-            self.replayed += 1
-            return step()
-
-        return replay
-
-
 @pytest.fixture
 def replayed(monkeypatch: pytest.MonkeyPatch) -> Replayed:
     return Replayed(monkeypatch)
-
-
-SETTINGS: list[dict[str, Any]] = [
-    {},
-    {"temperature": 1.0},
-    {"temperature": 0.8, "top_p": 0.8, "logprobs": 3},
-    {"temperature": 1.4, "top_k": 11, "top_p": 0.9},
-    {"temperature": 1.2, "min_p": 0.05, "frequency_penalty": 0.5},
-    {"repetition_penalty": 1.3, "presence_penalty": 0.5, "logprobs": 0},
-    {"temperature": 2.0, "logprobs": 5, "tempered_logprobs": True},
-]
-
-
-HELD = GrammarCompiler(tokenizer(), small_config().vocab_size).compile(
-    AnswerForm(content=regex_rules("[!-~]{0,9}(#[!-~]{12})?")).text(tokenizer())
-)
-FORMS: list[dict[str, Any]] = [
-    {"grammar": HELD, "temperature": 1.0, "top_p": 0.9},
-    {"grammar": HELD, "logit_bias": ((40, 3.0),), "logprobs": 2, "frequency_penalty": 0.5},
-    {"logit_bias": ((50, 2.0), (60, -100.0)), "temperature": 1.0},
-]
-ALL_SETTINGS = [*SETTINGS, *FORMS]
-
-
-def mixed_requests() -> list[GenerationRequest]:
-    """Of all lengths and settings, some of which end at a token that nobody foresees."""
-    prompts = random_documents([5, 40, 1, 17, 33, 60, 2] * 3)
-    news, kinds = (30, 9, 1, 30, 3, 0, 25), len(ALL_SETTINGS)
-    return [
-        request(
-            p,
-            new=news[i % 7] + i // 7,
-            stop_ids=(tokenizer().eos_id, i, 5 * i, 90 - i),
-            seed=i,
-            **ALL_SETTINGS[i % kinds],
-        )
-        for i, p in enumerate(prompts)
-    ]
-
-
-def completions(engine: BatchEngine, requests: Sequence[GenerationRequest]) -> list[Completion]:
-    return [dataclasses.replace(one, request_id=0) for one in engine.generate(requests)]
-
-
-def check_same(found: Sequence[Completion], expected: Sequence[Completion]) -> None:
-    """But for rounding and what was found in the cache."""
-    for one, other in zip(found, expected, strict=True):
-        assert (one.ids, one.text, one.finish_reason) == (
-            other.ids,
-            other.text,
-            other.finish_reason,
-        )
-        for entry, same in zip(one.logprobs, other.logprobs, strict=True):
-            assert entry.logprob == pytest.approx(same.logprob, abs=1e-4)
-            assert [i for i, _ in entry.top] == [i for i, _ in same.top]
 
 
 @pytest.mark.parametrize("fast_decode", [True, False])
@@ -165,29 +95,6 @@ def test_a_step_that_cannot_be_captured_runs_as_it_is(
     assert [record.message for record in caplog.records] == [
         "decoding without CUDA graphs: operation not permitted when stream is capturing"
     ]
-
-
-def note_calls(
-    monkeypatch: pytest.MonkeyPatch, engine: BatchEngine, *more: tuple[Any, str]
-) -> list[str]:
-    """Gives a list that fills with what the host does from now on, by the name of the function;
-    `more`: owners and names of other functions to note."""
-    events: list[str] = []
-    modules = (decode_graphs, device_sampler, sampler, batch_settings, model_runner)
-    host = [(PendingTokens, "read"), (engine._runner, "launch")]
-
-    def note(owner: Any, name: str) -> None:
-        plain = getattr(owner, name)
-
-        def noted(*arguments: Any, **options: Any) -> Any:
-            events.append(name)
-            return plain(*arguments, **options)
-
-        monkeypatch.setattr(owner, name, noted)
-
-    for owner, name in (*((module, "send") for module in modules), *host, *more):
-        note(owner, name)
-    return events
 
 
 def test_where_the_same_sequences_go_on_the_host_sends_nothing(

@@ -8,25 +8,20 @@ from typing import Any
 
 import jsonschema
 import pytest
-import torch
+from grammars import STEP, V, allowed, compiled
 from small_engines import engine_of, request, tokenizer
 from small_models import random_model, small_config
 
-from minimind.errors import ConfigError
 from minimind.inference.batch_engine import BatchEngine
-from minimind.inference.grammar import MAX_CHARACTERS, Grammar, GrammarCompiler
 from minimind.inference.grammar_masks import GrammarFailure, GrammarMasks
 from minimind.inference.grammar_texts import (
     AnswerForm,
     ToolForm,
     choice_rules,
-    grammar_rules,
     json_rules,
     regex_rules,
 )
 
-V = tokenizer().vocab_size
-STEP = {"type": "string", "maxLength": 4}
 ARGUMENT = {"properties": {"s": STEP}, "required": ["s"]}
 TREE = {
     "$ref": "#/$defs/node",
@@ -47,30 +42,6 @@ TREE = {
 def engine() -> BatchEngine:
     config = small_config(vocab_size=V, max_position_embeddings=512)
     return engine_of(random_model(config).eval(), max_batch=8, slot=400)
-
-
-def compiled(form: AnswerForm, vocab_size: int = V) -> Grammar:
-    return GrammarCompiler(tokenizer(), vocab_size).compile(form.text(tokenizer()))
-
-
-def takes(rules: dict[str, Any], text: str) -> bool:
-    """Whether it is a whole text of the form."""
-    matcher = compiled(AnswerForm(content=rules)).matcher()
-    ids = tokenizer().encode(text)
-    return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
-
-
-def allowed(grammar: Grammar, prefix: str, vocab_size: int = V) -> set[int]:
-    """By the masks, after the tokens of `prefix`."""
-    masks = GrammarMasks(2, vocab_size, torch.device("cpu"))
-    masks.open(0, None)
-    masks.open(1, grammar)
-    for token in tokenizer().encode_rendered(prefix):
-        assert not masks.accept(1, token)
-    masks.find([0, 1])
-    free_V, held_V = masks.apply(torch.zeros(2, vocab_size), torch.tensor([0, 1]))
-    assert free_V.eq(0).all(), "without a grammar any token may come"
-    return {i for i, logit in enumerate(held_V.tolist()) if logit == 0}
 
 
 @pytest.mark.parametrize(
@@ -273,133 +244,6 @@ def test_thoughts_cannot_spell_their_end_in_other_tokens() -> None:
     assert tokenizer().added_ids["</think>"] in allowed(grammar, "so </think")
     spelled = tokenizer().encode("so </think>")
     assert not grammar.matcher().consume_tokens(spelled)
-
-
-def test_objects_have_the_properties_that_they_list() -> None:
-    inner = {"type": "object", "properties": {"b": {}}}
-    rules = json_rules(
-        {
-            "type": "object",
-            "properties": {"properties": inner, "const": {"const": inner}},
-            "$defs": {"open": inner | {"additionalProperties": True}},
-        }
-    )["json_schema"]
-    assert rules["additionalProperties"] is False
-    assert rules["properties"]["properties"]["additionalProperties"] is False
-    assert rules["properties"]["const"] == {"const": inner}
-    assert rules["$defs"]["open"]["additionalProperties"] is True
-    assert "additionalProperties" not in json_rules({"allOf": [inner, inner]})["json_schema"]
-    needs_more = {"properties": {"a": {"const": 1}}, "required": ["a", "format"]}
-    assert takes(json_rules(needs_more), '{"a": 1, "format": 2}'), "one that it does not describe"
-
-
-def test_formats_that_json_schema_does_not_define_are_notes() -> None:
-    noted = {
-        "properties": {"format": {"type": "integer", "format": "int32"}, "x": {"format": "path"}},
-        "required": ["format", "x"],
-        "default": {"format": "path"},
-    }
-    rules = json_rules(noted)
-    assert takes(rules, '{"format": 1, "x": "any"}')
-    assert not takes(rules, '{"format": "a", "x": "any"}')
-    assert rules["json_schema"]["default"] == noted["default"], "a value is no schema"
-    dated = json_rules({"enum": ["path", "2026-11-29"], "type": "string", "format": "date"})
-    assert takes(dated, '"2026-11-29"')
-    assert not takes(dated, '"path"')
-
-
-@pytest.mark.parametrize(
-    ("parameters", "taken", "refused"),
-    [
-        (None, "{}", '{"a": 1}'),
-        ({}, '{"a": 1}', '"a"'),
-        ({"properties": {}}, "{}", "1"),
-        ({"anyOf": [{"required": ["a"]}, {"type": "string"}]}, '{"a": 1}', '"a"'),
-        ({"type": ["object", "null"]}, "{}", "null"),
-    ],
-)
-def test_arguments_are_always_an_object(
-    parameters: dict[str, Any] | None, taken: str, refused: str
-) -> None:
-    rules = ToolForm(name="f", parameters=parameters, is_strict=False).write()
-    assert takes(rules, taken)
-    assert not takes(rules, refused)
-    with pytest.raises(ConfigError, match='their type is "string"; it must be "object"'):
-        ToolForm(name="f", parameters={"type": "string"}, is_strict=False).write()
-
-
-@pytest.mark.parametrize(
-    ("rules", "words"),
-    [
-        (json_rules({"type": "array", "uniqueItems": True}), "uniqueItems"),
-        (json_rules({"not": {}}), '"not"'),
-        (json_rules({"type": "strnig"}), "strnig"),
-        (json_rules({"$ref": "#/$defs/x"}), "does not exist"),
-        (json_rules({"$ref": "#"}), "no text fits"),
-        (json_rules({"type": "string", "pattern": "(?=a)"}), "look-around"),
-        (json_rules({"oneOf": [{"type": "object"}, {"type": "object"}]}), "oneOf"),
-        (json_rules({"enum": ["x" * 100] * (MAX_CHARACTERS // 100)}), "characters"),
-        (regex_rules("(a"), "unclosed group"),
-        (grammar_rules('start: "a" b'), 'unknown name: "b"'),
-    ],
-)
-def test_a_form_that_cannot_be_kept_to_is_refused(rules: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        compiled(AnswerForm(content=rules))
-
-
-def test_keywords_that_are_not_known_are_left_out_where_that_is_asked_for() -> None:
-    schema = {"type": "array", "uniqueItems": True, "items": {"const": 1}, "maxItems": 2}
-    grammar = compiled(AnswerForm(content=json_rules(schema, is_strict=False)))
-    assert grammar.matcher().consume_tokens(tokenizer().encode("[1, 1]"))
-
-
-@pytest.mark.parametrize(
-    ("schema", "words"),
-    [
-        ({"enum": [f"value {i}" for i in range(9000)]}, "characters"),
-        ({"enum": [f"{i}" for i in range(5000)]}, None),
-        ({"anyOf": [{"properties": {f"p{i}": {}}} for i in range(400)]}, None),
-        ({"type": "string", "pattern": "^((a{1,1000}){1,1000}){1,1000}$"}, None),
-        ({"type": "string", "pattern": "^(a|b)*a(a|b){300}$"}, None),
-        ({"type": "array", "minItems": 10**9}, None),
-        ({"allOf": [{"anyOf": [{"properties": {f"{i}{j}": STEP}, "required": [f"{i}{j}"]}
-                               for j in range(4)]} for i in range(12)]}, "too large"),
-    ],
-)  # fmt: skip
-def test_what_a_schema_can_cost_is_bounded(schema: dict[str, Any], words: str | None) -> None:
-    """Taken or refused, but with an end."""
-    form = AnswerForm(content=json_rules(schema))
-    if words is None:
-        assert any(compiled(form).matcher().compute_bitmask())
-    else:
-        with pytest.raises(ConfigError, match=words):
-            compiled(form)
-
-
-def test_what_takes_too_long_is_ended() -> None:
-    """A product of automata that llguidance's own limits do not see."""
-    parts = [{"type": "string", "pattern": f"^(a|b)*a(a|b){{{i + 20}}}$"} for i in range(32)]
-    compiler = GrammarCompiler(tokenizer(), V, limit_s=0.5)
-    for _ in range(2):
-        fine = compiler.compile(AnswerForm(content=choice_rules(["a"])).text(tokenizer()))
-        assert fine.matcher().consume_token(100)
-        with pytest.raises(ConfigError, match=r"it takes more than 0\.5 s"):
-            compiler.compile(AnswerForm(content=json_rules({"allOf": parts})).text(tokenizer()))
-        with pytest.raises(ConfigError, match="uniqueItems"):
-            compiler.compile(
-                AnswerForm(content=json_rules({"uniqueItems": True})).text(tokenizer())
-            )
-
-
-def test_a_grammar_is_compiled_once() -> None:
-    compiler = GrammarCompiler(tokenizer(), V)
-    text = AnswerForm(content=choice_rules(["a"])).text(tokenizer())
-    first = compiler.compile(text)
-    assert compiler.compile(text) is first
-    for number in range(64):
-        compiler.compile(AnswerForm(content=choice_rules([str(number)])).text(tokenizer()))
-    assert compiler.compile(text) is not first, "those used last are kept"
 
 
 def test_a_grammar_that_fails_fails_its_request_alone(

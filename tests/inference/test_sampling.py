@@ -4,133 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from small_engines import generation_in
-from torch import Tensor
+from samplers import (
+    V,
+    both_samplers,
+    choose,
+    params,
+    random_logits,
+    sampler_of,
+    transformers_logits,
+)
 
 from minimind.errors import ConfigError
-from minimind.inference import filters
-from minimind.inference.batch_settings import BatchSettings
-from minimind.inference.device_sampler import DeviceSampler
 from minimind.inference.filters import draw
-from minimind.inference.generation import Generation
 from minimind.inference.sampler import NO_TOKEN, Sampler
 from minimind.inference.sampling import SamplingParams
-
-CPU = torch.device("cpu")
-V = 60
-
-
-def random_logits(seed: int, scale: float = 3.0) -> Tensor:
-    return torch.randn(V, generator=torch.Generator().manual_seed(seed)) * scale
-
-
-def params(**changes: Any) -> SamplingParams:
-    return SamplingParams(**{"temperature": 1.0, **changes})
-
-
-class OnDevice(DeviceSampler):
-    """The sampler of a GPU, here."""
-
-    def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
-        super().__init__(num_slots, vocab_size, device, max_new_tokens=4000)
-
-
-SAMPLERS: tuple[type[Sampler], ...] = (Sampler, OnDevice)
-both_samplers = pytest.mark.parametrize("kind", SAMPLERS, ids=["host", "device"])
-
-
-class Opened:
-    """A sampler with a sequence in each slot."""
-
-    def __init__(
-        self, settings: Sequence[SamplingParams], prompt: Sequence[int], sampler: Sampler
-    ) -> None:
-        self._sampler, self._prompt = sampler, prompt
-        self._generations: dict[int, Generation] = {}
-        for slot, one in enumerate(settings):
-            self.open(slot, one)
-
-    def open(self, slot: int, p: SamplingParams) -> None:
-        self._generations[slot] = generation_in(slot, p, self._prompt)
-        self._sampler.open(self._generations[slot])
-
-    def choose(self, logits_BV: Tensor, slots: Sequence[int]) -> list[int]:
-        batch = [self._generations[slot] for slot in slots]
-        return [token for _, token, _ in self._sampler.sample(logits_BV, batch).read()]
-
-
-def sampler_of(
-    *settings: SamplingParams,
-    prompt: Sequence[int] = (3,),
-    kind: type[Sampler] = Sampler,
-    vocab: int = V,
-) -> Opened:
-    return Opened(settings, prompt, kind(len(settings), vocab, CPU))
-
-
-def choose(sampler: Opened, logits_BV: Tensor, slots: Sequence[int]) -> list[int]:
-    return sampler.choose(logits_BV, slots)
-
-
-def filtered_probs(logits_BV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    vocab = logits_BV.shape[1]
-    settings = BatchSettings.build(params, range(len(params)), vocab, CPU)
-    return filters.filtered_probs(logits_BV, settings.drawn, settings.used)
-
-
-def transformers_logits(logits_V: Tensor, seen: list[int], p: SamplingParams) -> Tensor:
-    """The processors of `transformers`, in the order its generate() applies them."""
-    from transformers.generation import logits_process as hf
-
-    scores, ids = logits_V[None].clone(), torch.tensor([seen])
-    if p.repetition_penalty != 1.0:
-        scores = hf.RepetitionPenaltyLogitsProcessor(p.repetition_penalty)(ids, scores)
-    if p.temperature not in (0.0, 1.0):
-        scores = hf.TemperatureLogitsWarper(p.temperature)(ids, scores)
-    if p.top_k:
-        scores = hf.TopKLogitsWarper(p.top_k)(ids, scores)
-    if p.top_p < 1.0:
-        scores = hf.TopPLogitsWarper(p.top_p)(ids, scores)
-    if p.min_p:
-        scores = hf.MinPLogitsWarper(p.min_p)(ids, scores)
-    return scores[0]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"temperature": 0.3},
-        {"temperature": 2.5},
-        {"top_k": 1},
-        {"top_k": 5},
-        {"top_k": V},
-        {"top_k": 10 * V},
-        {"top_p": 0.01},
-        {"top_p": 0.5},
-        {"top_p": 0.95},
-        {"top_p": 0.999},
-        {"min_p": 0.02},
-        {"min_p": 0.5},
-        {"min_p": 1.0},
-        {"temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.05},
-        {"temperature": 1.7, "top_k": 40, "top_p": 0.6},
-        {"top_p": 0.8, "min_p": 0.2},
-    ],
-    ids=str,
-)
-def test_filters_are_those_of_transformers(changes: dict[str, Any]):
-    for seed in range(20):
-        logits_V, p = random_logits(seed), params(**changes)
-        expected = transformers_logits(logits_V, [], p).softmax(0)
-        found = filtered_probs(logits_V[None], [p])[0]
-        assert torch.equal(found > 0, expected > 0)
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
 @both_samplers
@@ -201,17 +92,6 @@ def test_a_slot_starts_anew(kind: type[Sampler]):
     assert len(set(first)) > 1
 
 
-@pytest.mark.parametrize("vocab", [300, 700])
-def test_top_p_beyond_the_likeliest(vocab: int):
-    """More tokens are needed than are sorted at first."""
-    logits_1V = torch.randn(1, vocab, generator=torch.Generator().manual_seed(0)) * 0.01
-    p = params(top_p=0.97)
-    expected = transformers_logits(logits_1V[0], [], p).softmax(0)
-    (found,) = filtered_probs(logits_1V, [p])
-    assert torch.equal(found > 0, expected > 0)
-    assert (found > 0).sum() > 256
-
-
 @both_samplers
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -223,45 +103,6 @@ def test_logits_that_are_no_numbers_give_no_token(
     expected = choose(sampler_of(p, p, kind=kind), logits_BV, [0, 1])
     logits_BV[0, 5] = bad
     assert choose(sampler_of(p, p, kind=kind), logits_BV, [0, 1]) == [NO_TOKEN, expected[1]]
-
-
-def test_golden_filters():
-    """Probabilities 0.4, 0.3, 0.2, 0.1, worked out by hand."""
-    logits_V = torch.tensor([0.2, 0.4, 0.1, 0.3]).log()
-
-    def probs(**changes: Any) -> list[float]:
-        return filtered_probs(logits_V[None], [params(**changes)])[0].tolist()
-
-    assert probs() == pytest.approx([0.2, 0.4, 0.1, 0.3])
-    assert probs(top_k=2) == pytest.approx([0, 4 / 7, 0, 3 / 7])
-    # 0.4 and 0.3 do not reach 0.75, so a third is needed.
-    assert probs(top_p=0.75) == pytest.approx([2 / 9, 4 / 9, 0, 3 / 9])
-    assert probs(top_p=0.65) == pytest.approx([0, 4 / 7, 0, 3 / 7])
-    assert probs(min_p=0.6) == pytest.approx([0, 4 / 7, 0, 3 / 7])
-    squares = [0.04, 0.16, 0.01, 0.09]
-    assert probs(temperature=0.5) == pytest.approx([s / 0.3 for s in squares])
-    # Top-p counts what top-k left: 4/7 alone reaches 0.5.
-    assert probs(top_k=2, top_p=0.5) == pytest.approx([0, 1, 0, 0])
-
-
-def test_one_token_always_remains():
-    for seed in range(10):
-        p = params(top_p=1e-6, min_p=1.0, top_k=1)
-        (probs_V,) = filtered_probs(random_logits(seed)[None], [p])
-        assert probs_V.max() == 1
-        assert probs_V.argmax() == random_logits(seed).argmax()
-    flat = filtered_probs(torch.zeros(1, V), [params(top_p=1e-6)])
-    assert (flat > 0).any()
-
-
-@pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e6])
-def test_extreme_temperatures_stay_finite(temperature: float):
-    logits_1V = random_logits(1, scale=20.0)[None]
-    (probs_V,) = filtered_probs(logits_1V, [params(temperature=temperature)])
-    assert probs_V.isfinite().all()
-    assert probs_V.sum().item() == pytest.approx(1)
-    if temperature < 1:
-        assert probs_V.argmax() == random_logits(1).argmax()
 
 
 def test_greedy_is_the_most_likely_whatever_the_filters():
@@ -350,24 +191,6 @@ def test_a_value_that_cannot_be_used_is_named(name: str, value: Any):
 def test_the_defaults_are_greedy():
     assert SamplingParams().temperature == 0
     assert dataclasses.asdict(SamplingParams())["stop"] == ()
-
-
-@pytest.mark.parametrize("change", [{"temperature": 5e-324}, {"top_p": 5e-324}])
-def test_what_fp32_rounds_to_zero_keeps_the_likeliest_token(change: dict[str, float]) -> None:
-    logits_BV = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
-    likeliest_B = logits_BV.argmax(-1)
-    params = [SamplingParams(**({"temperature": 1.0} | change)), SamplingParams(temperature=1.0)]
-    probs_BV = filtered_probs(logits_BV, params)
-    assert probs_BV[0, likeliest_B[0]] == 1.0
-    assert bool((probs_BV[1] > 0).all())
-
-
-def test_a_row_that_is_not_finite_leaves_the_others_alone() -> None:
-    logits_BV = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
-    params = [SamplingParams(temperature=1.0, top_p=0.5)] * 2
-    expected_V = filtered_probs(logits_BV, params)[1]
-    logits_BV[0, 3] = float("nan")
-    assert torch.equal(filtered_probs(logits_BV, params)[1], expected_V)
 
 
 @pytest.mark.parametrize("vocab", [1, 63, 64, 65, 1000])

@@ -150,6 +150,7 @@ def test_a_truncated_file_is_refused_by_its_name(
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.faults("a conversion to a place that is taken", "refused; what is there stays")
 def test_what_is_there_already_stays(
     tmp_path: Path, target: str, capsys: pytest.CaptureFixture[str]
 ):
@@ -175,6 +176,7 @@ def largest_file(num_bytes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.faults("the disk is full while a conversion is written", "named; nothing is left")
 def test_a_full_disk_leaves_nothing_behind(
     tmp_path: Path, target: str, capsys: pytest.CaptureFixture[str]
 ):
@@ -193,6 +195,7 @@ def changed(source: Source) -> Source:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.faults("a conversion whose result differs", "refused; nothing is left")
 def test_a_result_that_differs_is_not_kept(
     tmp_path: Path, target: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

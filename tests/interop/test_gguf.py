@@ -16,7 +16,7 @@ from minimind.cli import convert as verb
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import CheckpointError, ConfigError
 from minimind.interop.conversion import convert
-from minimind.interop.gguf.architecture import find_architecture
+from minimind.interop.gguf import architecture
 from minimind.interop.gguf.tensors import gguf_tensors
 from minimind.interop.options import ConvertOptions
 from minimind.interop.readers import open_source
@@ -47,12 +47,43 @@ def test_a_model_comes_back_bit_by_bit(tmp_path: Path, name: str) -> None:
     assert again.read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize("quantize", [None, "q8_0"])
+@pytest.mark.faults(
+    "a conversion that writes another configuration",
+    "the field is named; nothing is left",
+)
+def test_a_field_that_comes_back_otherwise_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantize: str | None
+) -> None:
+    """The logits of a quantized file may differ, so they would not tell."""
+    right = architecture.to_fields
+    wrong = {"qwen3.attention.layer_norm_rms_epsilon": 1e-4}
+    monkeypatch.setattr(architecture, "to_fields", lambda config: right(config) | wrong)
+    with pytest.raises(CheckpointError, match=r"rms_norm_eps is 0\.0001, and that of .* is 1e-06"):
+        gguf_file(tmp_path, "qwen3", quantize)
+    assert [path.name for path in tmp_path.iterdir()] == ["qwen3"]
+
+
+@pytest.mark.parametrize("quantize", [None, "q8_0"])
+def test_numbers_of_more_digits_than_a_field_holds_are_rounded(
+    tmp_path: Path, quantize: str | None
+) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.1386294361119891}
+    sizes = {"rope_theta": 1234567.89, "rms_norm_eps": 1.23456789e-6}
+    path = gguf_file(tmp_path, "qwen3", quantize, rope_scaling=yarn, **sizes)
+    config = open_source(path).config
+    assert config.rope_scaling is not None
+    assert config.rope_scaling["attention_factor"] == 1.13863
+    for name, value in sizes.items():
+        assert getattr(config, name) == float(str(np.float32(value))) != value
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_names_and_sizes_are_those_of_the_architecture(tmp_path: Path, name: str) -> None:
     path = gguf_file(tmp_path, name)
     source, fields = open_source(tmp_path / name), contents(path)
     config, arch = source.config, ARCHITECTURES[name]
-    assert fields["general.architecture"] == arch == find_architecture(config)
+    assert fields["general.architecture"] == arch == architecture.find_architecture(config)
     for key, value in {
         gguf.Keys.LLM.CONTEXT_LENGTH: 512,
         gguf.Keys.LLM.EMBEDDING_LENGTH: config.hidden_size,

@@ -4,6 +4,7 @@ for."""
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 from collections.abc import Callable
@@ -42,6 +43,7 @@ class Code:
         return os.mkdir, (str(self.mark),)
 
 
+@pytest.mark.faults("code in a .pth", "refused; it does not run")
 def test_code_in_a_file_is_not_run(tmp_path: Path):
     mark = tmp_path / "ran"
     torch.save(random_state(PLAIN) | {"epoch": Code(mark)}, tmp_path / "a.pth")
@@ -61,6 +63,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path):
     ],
     ids=["end", "half", "a byte", "nothing", "text"],
 )
+@pytest.mark.faults("a .pth cut short, empty or of something else", "named")
 def test_a_damaged_file_is_refused(tmp_path: Path, damage: Callable[[bytes], bytes], message: str):
     path = tmp_path / "a.pth"
     torch.save(random_state(PLAIN), path)
@@ -77,6 +80,18 @@ def test_a_file_from_before_pytorch_1_6_is_refused(tmp_path: Path):
     torch.save(random_state(PLAIN), path, _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointError, match=r"before 1\.6"):
         open_source(path)
+
+
+@pytest.mark.faults("a pipe in place of a .pth, or of a file that an index names", "refused")
+@pytest.mark.parametrize("name", ["a.pth", "pytorch_model.bin", "part.bin"])
+def test_pipes(tmp_path: Path, name: str):
+    os.mkfifo(tmp_path / name)
+    if name != "a.pth":
+        (tmp_path / "config.json").write_text('{"model_type": "minimind"}')
+    index = {"weight_map": {DOWN: "part.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=rf"{name}: cannot be read: it is a pipe"):
+        open_source(tmp_path)
 
 
 def without(name: str) -> Callable[[State], State]:
@@ -111,6 +126,10 @@ def plus(name: str, value: Any) -> Callable[[State], State]:
         (lambda state: {}, "not a model of the original.*none"),
         (plus("model.layers.0.self_attn.k_proj.weight", torch.tensor(1.0)), "which is no weight"),
     ],
+)
+@pytest.mark.faults(
+    "a .pth with tensors missing, misshapen, NaN or repeated without end",
+    "the tensor is named",
 )
 def test_a_state_that_is_no_model_is_refused(
     tmp_path: Path, change: Callable[[State], Any], message: str

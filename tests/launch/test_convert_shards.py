@@ -94,6 +94,10 @@ def test_a_checkpoint_without_its_model_folder_is_converted_from_its_shards(
     assert first == second
 
 
+@pytest.mark.faults(
+    "a rank's shards missing, damaged or of another checkpoint",
+    "the rank or the file is named",
+)
 def test_damaged_shards_are_refused(
     flags: list[str], train_on_two: TrainOnTwo, train: Train, tmp_path: Path
 ):

@@ -107,6 +107,33 @@ def test_a_rank_that_stops_hangs_or_fails_is_named(
     assert "--resume --output_dir" in said
 
 
+COMMON_AND_SLOW = """
+        import time
+        from minimind.errors import TrainingError
+        from minimind.monitors.background import Monitors
+        Monitors.close = lambda *_: time.sleep(8)
+        raise TrainingError('of both ranks')"""
+
+
+@pytest.mark.slow
+@pytest.mark.faults("an error of all ranks, and a monitor that is slow to end", "it is said")
+def test_what_all_ranks_meet_is_said_before_the_launcher_ends_them(few_flags: list[str]):
+    """A launcher ends all ranks as soon as one has ended."""
+    first, second = processes = start_two(few_flags, dict.fromkeys((0, 1), COMMON_AND_SLOW))
+    try:
+        while all(process.poll() is None for process in processes):
+            time.sleep(0.1)
+        for process in processes:
+            process.terminate()
+        _, said = first.communicate(timeout=60)
+        assert "error: of both ranks" in said
+        assert first.returncode == 1
+        second.communicate(timeout=60)
+    finally:
+        for process in processes:
+            process.kill()
+
+
 @pytest.mark.slow
 @pytest.mark.faults("torchrun starts a failed run again", "it resumes itself")
 def test_torchrun_starts_a_run_again_and_it_resumes_itself(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Sequence
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_attention import CPU, bounds, documents, plain_attention, random_qkv
 from torch import Tensor
 
 from minimind.model import document_attention
@@ -21,46 +18,7 @@ from minimind.model.document_attention import (
     PaddedPlan,
     VarlenPlan,
     plan_attention,
-    varlen_options,
 )
-
-Tensors = tuple[Tensor, Tensor, Tensor]
-CPU = torch.device("cpu")
-
-
-def bounds(lengths: Sequence[int]) -> list[int]:
-    return [0, *itertools.accumulate(lengths)]
-
-
-def random_qkv(
-    tokens: int, heads: int, kv_heads: int, size: int = 8, dtype: torch.dtype = torch.float32
-) -> Tensors:
-    generator = torch.Generator().manual_seed(tokens)
-    q, k, v = (
-        torch.randn(tokens, n, size, generator=generator, dtype=torch.float64)
-        for n in (heads, kv_heads, kv_heads)
-    )
-    return q.to(dtype).requires_grad_(), k.to(dtype).requires_grad_(), v.to(dtype).requires_grad_()
-
-
-def plain_attention(q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor, cu: Sequence[int]) -> Tensor:
-    """softmax(q·kᵀ/√H)·v document by document, the keys repeated for their query heads."""
-    group = q_MNH.shape[1] // k_MKH.shape[1]
-    k_MNH, v_MNH = (x.repeat_interleave(group, dim=1) for x in (k_MKH, v_MKH))
-    pieces = []
-    for start, stop in itertools.pairwise(cu):
-        q, k, v = (x[start:stop].transpose(0, 1) for x in (q_MNH, k_MNH, v_MNH))
-        hidden = torch.ones(stop - start, stop - start, dtype=torch.bool).triu(1).to(q.device)
-        scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[2])
-        pieces.append((scores.masked_fill(hidden, -math.inf).softmax(-1) @ v).transpose(0, 1))
-    return torch.cat(pieces)
-
-
-def documents(cu: Sequence[int], device: str = "cpu") -> Any:
-    """What a plan asks a batch for."""
-    cu_seqlens = torch.tensor(cu, dtype=torch.int32, device=device)
-    longest = max(b - a for a, b in itertools.pairwise(cu))
-    return SimpleNamespace(cu_seqlens=cu_seqlens, bounds=tuple(cu), max_len=longest)
 
 
 def assert_as_plain(
@@ -118,24 +76,6 @@ def test_padded_documents_attend_as_each_alone(heads: int, kv_heads: int, size: 
 @pytest.mark.parametrize("mix", MIXES)
 def test_padding_any_mix_changes_nothing(mix: str):
     assert_as_plain(MIXES[mix], 4, 2, padded=True)
-
-
-def test_padded_documents_are_filled_and_stand_apart():
-    lengths = [3, 17, 1, 45, 5, 33, 2, 0, 29, 30, 44]
-    plan = PaddedPlan.build(bounds(lengths), CPU)
-    total = sum(documents * length for documents, length in plan.shapes)
-    assert plan.place_M.unique().numel() == sum(lengths)
-    assert plan.place_M.max() < total
-    assert plan.shapes[0] == (2, 45)  # 45 and 44; 33 fills too little of it
-    assert sum(lengths) >= document_attention.LEAST_FILLED * total
-    first = plan.place_M[torch.tensor(bounds(lengths)[:-1])[torch.tensor(lengths) > 0]]
-    starts = {at for (n, length), end in zip(plan.shapes, ends(plan), strict=True)
-              for at in range(end - n * length, end, length)}  # fmt: skip
-    assert set(first.tolist()) == starts
-
-
-def ends(plan: PaddedPlan) -> list[int]:
-    return list(itertools.accumulate(n * length for n, length in plan.shapes))
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -198,21 +138,6 @@ def test_only_the_gradients_that_are_wanted(monkeypatch: pytest.MonkeyPatch):
     torch.testing.assert_close(grad, torch.autograd.grad(expected.sum(), (v,))[0])
 
 
-def test_every_token_is_in_one_bucket_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(document_attention, "FLASH_FROM", 30)
-    monkeypatch.setattr(document_attention, "SCORES_PER_BUCKET", 3000)
-    lengths = [3, 17, 1, 45, 5, 33, 2, 0, 29, 30]
-    cu = bounds(lengths)
-    plan = BucketPlan.build(cu, 4, CPU)
-    tokens = [t for bucket in plan.buckets for t in bucket.tokens.tolist()]
-    tokens += [t for start, stop in plan.long for t in range(start, stop)]
-    assert sorted(tokens) == list(range(cu[-1]))
-    for bucket in plan.buckets:
-        documents, length = bucket.gather_BL.shape
-        assert documents == 1 or documents * 4 * length * length <= 3000
-        assert torch.equal(bucket.gather_BL.flatten()[bucket.places], bucket.tokens)
-
-
 def test_keys_are_never_repeated():
     """Gathered keys are as many as there are key heads, not query heads."""
     plan = BucketPlan.build([0, 6, 12], 8, CPU)
@@ -240,51 +165,6 @@ def test_bf16_rounds_no_more_than_plain_bf16(padded: bool):
     assert out.dtype == torch.bfloat16
     error, plain_error = ((t.double() - exact).norm() for t in (out, plain))
     assert error <= 1.5 * plain_error
-
-
-def test_the_plan_of_the_cpu():
-    for dtype in (torch.float32, torch.bfloat16):
-        assert isinstance(plan_attention(documents([0, 4]), 2, 8, dtype), BucketPlan)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "head_size", "capability", "hip", "kind"),
-    [
-        (torch.bfloat16, 64, (9, 0), None, VarlenPlan),
-        (torch.float16, 64, (8, 0), None, VarlenPlan),
-        (torch.float16, 64, (7, 5), None, PaddedPlan),
-        (torch.float32, 64, (9, 0), None, PaddedPlan),
-        (torch.bfloat16, 12, (9, 0), None, PaddedPlan),
-        (torch.bfloat16, 320, (9, 0), None, PaddedPlan),
-        (torch.bfloat16, 64, (7, 5), "6.4", VarlenPlan),
-    ],
-)
-def test_the_plan_of_a_gpu(
-    dtype: torch.dtype,
-    head_size: int,
-    capability: tuple[int, int],
-    hip: str | None,
-    kind: type,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-):
-    """What it lays out is not asked for here: it would go to the device."""
-    made: list[tuple[int, ...]] = []
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(torch.version, "hip", hip)
-    monkeypatch.setattr(
-        PaddedPlan, "build", lambda cu, device: made.append(cu) or PaddedPlan(torch.empty(0), ())
-    )
-    document_attention._say_once.cache_clear()
-    batch = documents([0, 4])
-    batch.cu_seqlens = SimpleNamespace(device=torch.device("cuda", 0))
-    with caplog.at_level("INFO", logger="minimind"):
-        plans = [plan_attention(batch, 2, head_size, dtype) for _ in range(2)]
-    assert {type(plan) for plan in plans} == {kind}
-    assert made == ([(0, 4)] * 2 if kind is PaddedPlan else [])
-    assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("attention: ")
-    assert ("padded" in caplog.messages[0]) is (kind is PaddedPlan)
 
 
 @pytest.mark.parametrize(
@@ -321,37 +201,6 @@ def test_values_that_are_a_view_of_the_packed_product(
     assert not grad_packed[:, : -kv_heads * size].any()
     for f, w in zip((*found, values_of(grad_packed)), wanted, strict=True):
         assert (f.double() - w).norm() <= (1e-5 if device == "cpu" else 0.02) * w.norm()
-
-
-def until_2_10(q, k, v, cu_q, cu_k, max_q, max_k, is_causal=False):
-    assert is_causal
-    return q.clone()
-
-
-def of_2_11(q, k, v, cu_q, cu_k, max_q, max_k, window_size=(-1, -1)):
-    assert window_size == (-1, 0)
-    return q.clone()
-
-
-def from_2_12(q, k, v, cu_q, cu_k, max_q, max_k, window_size=(-1, -1), enable_gqa=False):
-    assert window_size == (-1, 0)
-    assert enable_gqa
-    return q.clone()
-
-
-@pytest.mark.parametrize("varlen_attn", [until_2_10, of_2_11, from_2_12])
-def test_each_pytorch_is_asked_for_causal_attention_its_way(
-    varlen_attn: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
-):
-    """With the key heads there are, whatever it calls that."""
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
-    varlen_options.cache_clear()
-    q, k, v = random_qkv(20, 8, 2)
-    cu = torch.tensor(bounds([13, 7]), dtype=torch.int32)
-    try:
-        assert torch.equal(VarlenPlan(cu, 13).attend(q, k, v), q)
-    finally:
-        varlen_options.cache_clear()
 
 
 @pytest.mark.gpu

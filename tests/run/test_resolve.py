@@ -4,108 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any
 
 import pytest
-import torch
-from small_models import random_model, small_config
+from resolved_runs import CPU, GPU, LOADER, SIZE_FLAGS, TINY_RATE, Resolve
 
 from minimind.config.deepspeed_json import SHIPPED, load_ds_config, precision
-from minimind.config.model import PRESETS, ModelConfig, load_model_config
+from minimind.config.model import PRESETS, load_model_config
 from minimind.config.sizes import default_sizes
-from minimind.data.loader import PackedLoader
-from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint
-from minimind.errors import CheckpointError, ConfigError
-from minimind.model.state_dict import save_hf_folder
+from minimind.errors import ConfigError
 from minimind.run.describe import describe_run
-from minimind.run.flags import parse_train_arguments
-from minimind.run.resolve import (
-    ResolvedRun,
-    find_tokenizer,
-    resolve_run,
-)
 from minimind.runtime.devices import Device
-from minimind.runtime.ranks import Ranks
 from minimind.samples.text import load_sample_tokenizer
-from minimind.stages import STAGES
-from minimind.stages.pretrain import Pretrain
-
-CPU = Device(
-    torch.device("cpu"), "some CPU", False, "fp32", "this CPU has no bf16 instructions", None
-)
-GPU = Device(torch.device("cuda", 0), "some GPU", True, "bf16", "", 1e15)
-
-Resolve = Callable[..., ResolvedRun]
-
-
-class AfterPretrain(Pretrain):
-    """A stage that starts from trained weights."""
-
-    name: ClassVar[str] = "after"
-    needs_checkpoint: ClassVar[bool] = True
-
-
-@dataclass
-class Loader:
-    """As much of a loader as describe_run looks at."""
-
-    num_rows: int = 40
-    tokens_per_epoch: int = 10_000
-    padding_share: float = 0.0123
-    num_truncated: int = 0
-
-    def count_lost(self) -> int:
-        return self.num_truncated // 2
-
-    def steps(self, epochs: float) -> int:
-        return math.ceil(self.num_rows * epochs / 16)
-
-
-LOADER = cast(PackedLoader, Loader())
-TINY_RATE = STAGES["pretrain"].recipe_type.learning_rates["tiny"]
-SIZE_FLAGS = ("--seq_len", "256", "--set", "train_batch_size=16", "--set", "micro_batch_size=8")
-
-
-@pytest.fixture
-def resolved(monkeypatch: pytest.MonkeyPatch) -> Resolve:
-    """resolved(*argv, device=…, ranks=…) as launch/train.py does it."""
-    monkeypatch.setitem(STAGES, "after", AfterPretrain)
-
-    def run(*argv: str, device: Device = CPU, ranks: int = 1) -> ResolvedRun:
-        types = {name: stage.recipe_type for name, stage in STAGES.items()}
-        arguments = parse_train_arguments(list(argv), types)
-        return resolve_run(arguments, find_tokenizer(arguments), Ranks(0, 0, ranks), device)
-
-    return run
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Callable[..., Path]:
-    """checkpoint(config, tokenizer=…) -> a Hugging Face folder with a tokenizer."""
-
-    def make(config: ModelConfig, tokenizer: Tokenizer | None = None) -> Path:
-        weights = {name: p.detach() for name, p in random_model(config).named_parameters()}
-        save_hf_folder(tmp_path / "weights", config, weights, torch.float32)
-        (tokenizer or load_sample_tokenizer()).save(tmp_path / "weights")
-        return tmp_path / "weights"
-
-    return make
-
-
-def small_tokenizer() -> Tokenizer:
-    """Another tokenizer: the sample one without its last merges."""
-    whole = load_sample_tokenizer()
-    spec = json.loads(json.dumps(whole._spec))
-    vocab, merges = spec["model"]["vocab"], spec["model"]["merges"]
-    for _ in range(200):
-        pair = merges.pop()
-        del vocab["".join(pair if isinstance(pair, list) else pair.split(" "))]
-    return Tokenizer(spec, whole._config, "smaller")
 
 
 def test_nothing_given_trains_tiny_on_the_sample_tokenizer(resolved: Resolve):
@@ -172,86 +85,6 @@ def test_a_json_model_and_set(resolved: Resolve, tmp_path: Path):
     assert run.seq_len == 512
     wide = resolved("--model", "minimind3", "--set", "hidden_size=640")
     assert (wide.config.head_dim, wide.config.intermediate_size) == (80, 2048)
-
-
-def test_a_checkpoint_brings_model_and_tokenizer(
-    resolved: Resolve, checkpoint: Callable[..., Path]
-):
-    tokenizer = small_tokenizer()
-    config = small_config("llama", vocab_size=1500)
-    folder = checkpoint(config, tokenizer)
-    run = resolved("--stage", "after", "--from_checkpoint", str(folder))
-    assert run.config == config
-    assert run.weights_folder == folder
-    assert find_tokenizer(run.arguments).fingerprint == tokenizer.fingerprint
-    # It is of no preset's size.
-    assert run.model_name == ""
-    assert run.learning_rate == 5e-4
-
-
-def test_a_checkpoint_of_a_presets_size_trains_as_that_preset(
-    resolved: Resolve, checkpoint: Callable[..., Path]
-):
-    config = load_model_config("tiny", tokenizer_vocab=load_sample_tokenizer().vocab_size)
-    run = resolved("--from_checkpoint", str(checkpoint(config)))
-    assert run.model_name == "tiny"
-    assert run.learning_rate == TINY_RATE
-    assert run.seq_len == default_sizes("cpu", "tiny").seq_len
-
-
-def test_what_may_change_over_a_checkpoint(resolved: Resolve, checkpoint: Callable[..., Path]):
-    folder = str(checkpoint(small_config(vocab_size=1700)))
-    run = resolved(
-        *("--from_checkpoint", folder, "--set", "dropout=0.2", "--set", "rope_scaling=yarn"),
-    )
-    assert run.config.dropout == 0.2
-    assert run.config.rope_scaling is not None
-    for change in ("hidden_size=64", "vocab_size=2000", "use_qk_norm=false"):
-        with pytest.raises(ConfigError) as caught:
-            resolved("--from_checkpoint", folder, "--set", change)
-        for word in (change.split("=")[0], folder, "dropout", "rope_scaling"):
-            assert word in str(caught.value)
-    with pytest.raises(ConfigError, match=r"dropout is 2\.0.*below 1"):
-        resolved("--from_checkpoint", folder, "--set", "dropout=2.0")
-
-
-def test_a_model_contradicts_a_checkpoint(resolved: Resolve, checkpoint: Callable[..., Path]):
-    folder = str(checkpoint(small_config(vocab_size=1700)))
-    with pytest.raises(ConfigError, match=r"--model tiny contradicts --from_checkpoint"):
-        resolved("--model", "tiny", "--from_checkpoint", folder)
-    assert resolved("--model", "tiny", "--from_checkpoint", "none").weights_folder is None
-
-
-def test_a_stage_that_needs_a_checkpoint_says_how_to_make_one(resolved: Resolve):
-    with pytest.raises(ConfigError) as caught:
-        resolved("--stage", "after")
-    for word in (
-        "--stage after",
-        "--from_checkpoint FOLDER",
-        "minimind train --stage pretrain --output_dir FOLDER",
-        "--from_checkpoint none",
-    ):
-        assert word in str(caught.value)
-    assert resolved("--stage", "after", "--from_checkpoint", "none").model_name == "tiny"
-
-
-def test_a_checkpoint_that_is_none_is_named(resolved: Resolve, tmp_path: Path):
-    with pytest.raises(CheckpointError, match=r"neither a run's folder.*config\.json"):
-        resolved("--from_checkpoint", str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"nowhere"):
-        resolved("--from_checkpoint", str(tmp_path / "nowhere"))
-
-
-def test_a_tokenizer_larger_than_the_vocabulary_is_refused(
-    resolved: Resolve, checkpoint: Callable[..., Path]
-):
-    with pytest.raises(ConfigError, match=r"1577 tokens, the model only 1000.*vocab_size=1577"):
-        resolved("--set", "vocab_size=1000")
-    folder = checkpoint(small_config(vocab_size=1500), small_tokenizer())
-    assert resolved("--from_checkpoint", str(folder)).config.vocab_size == 1500
-    load_sample_tokenizer().save(folder.parent / "larger")
-    with pytest.raises(ConfigError, match=r"larger has 1577 tokens, .* only 1500.*out --tok"):
-        resolved("--from_checkpoint", str(folder), "--tokenizer", str(folder.parent / "larger"))
 
 
 def test_a_row_beyond_the_context_is_refused(resolved: Resolve):

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import gzip
-import http.client
 import json
-import socket
-import time
 from typing import Any
 
 import httpx2 as httpx
 import pytest
 from live_servers import LiveServer, ScriptedEngine, Serve
 
-from minimind.serving.server import ApiServer
-from minimind.serving.service import Service
 from minimind.serving.settings import ServerSettings
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 ARGUMENTS = "messages[1].tool_calls[0].function.arguments"
 MESSAGES = [{"role": "user", "content": "hi"}]
-
 
 F = {"name": "f"}
 
@@ -204,71 +198,6 @@ def test_after_all_that_the_others_are_unharmed(tiny: LiveServer) -> None:
     assert httpx.get(tiny.url + "/health").json() == {"status": "ok"}
 
 
-@pytest.mark.faults("a client that sends slowly", "cut off after the time limit")
-def test_a_slow_sender_is_cut_off(serve: Serve) -> None:
-    server = serve(ServerSettings(port=0, body_timeout_s=0.2), tiny=ScriptedEngine("x"))
-    host, _, port = server.url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port))) as connection:
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n"
-        connection.sendall(head + b"Content-Type: application/json\r\n\r\n{")
-        connection.settimeout(10)
-        received = b""
-        while piece := connection.recv(4096):
-            received += piece
-    assert received.startswith(b"HTTP/1.1 408")
-    assert b"the body did not come within 0.2 s" in received
-
-
-@pytest.mark.parametrize("after", ["", "GET /health HTTP/1.1\r\nHost: x\r\n\r\n"])
-@pytest.mark.parametrize("sent", ["", "POST /v1/completions HTTP/1.1\r\nHo"])
-def test_a_connection_without_a_whole_request_is_closed(
-    serve: Serve, after: str, sent: str
-) -> None:
-    server = serve(ServerSettings(port=0, body_timeout_s=0.3), tiny=ScriptedEngine("x"))
-    host, _, port = server.url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
-        if after:
-            connection.sendall(after.encode())
-            received = b""
-            while b'"ok"' not in received:
-                received += connection.recv(4096)
-        connection.sendall(sent.encode())
-        started = time.monotonic()
-        assert connection.recv(4096) == b""
-        assert time.monotonic() - started > 0.1, "there was no time to send it"
-
-
-def test_connections_are_kept_longer_than_clients_reuse_them() -> None:
-    """httpx, and so the official client, does for 5 s."""
-    settings = ServerSettings()
-    assert ApiServer(Service(settings), settings).config.timeout_keep_alive > 5 + 10
-
-
-def test_an_answer_may_take_longer_than_its_question(serve: Serve) -> None:
-    engine = ScriptedEngine("x" * 60, step_s=0.02)
-    server = serve(ServerSettings(port=0, body_timeout_s=0.1), tiny=engine)
-    with httpx.Client(base_url=server.url) as client:
-        for _ in range(2):
-            response = client.post(CHAT, json={"model": "tiny", "messages": MESSAGES})
-            assert response.json()["choices"][0]["message"]["content"] == engine.text
-
-
-@pytest.mark.faults("a client that stops reading", "cut off; its slot is free")
-def test_a_client_that_stops_reading_frees_its_slot(serve: Serve) -> None:
-    engine = ScriptedEngine("x" * 40_000_000, piece=100_000)
-    server = serve(ServerSettings(port=0, send_timeout_s=0.2), tiny=engine)
-    host, _, port = server.url.removeprefix("http://").partition(":")
-    body = json.dumps({"model": "tiny", "prompt": "a", "stream": True}).encode()
-    with socket.create_connection((host, int(port))) as connection:
-        head = f"POST {TEXT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
-        connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
-        deadline = time.monotonic() + 10
-        while not engine.requests or engine.open:
-            assert time.monotonic() < deadline, "the generation goes on for nobody"
-            time.sleep(0.02)
-    assert server.service.models["tiny"].thread._open == {}
-
-
 @pytest.mark.faults("an answer that takes too long", "504")
 def test_an_answer_that_takes_too_long(serve: Serve) -> None:
     engine = ScriptedEngine("x" * 1000, step_s=0.02)
@@ -294,22 +223,6 @@ def test_a_bug_is_answered_in_the_same_form(serve: Serve, monkeypatch: pytest.Mo
             assert response.headers["access-control-allow-origin"] == "*"
             assert response.headers["x-request-id"]
         assert client.get("/health").status_code == 200
-
-
-def test_a_connection_outlives_a_bug(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = serve(tiny=ScriptedEngine("yes"))
-    monkeypatch.setattr(server.service, "find", None)
-    body = json.dumps({"messages": MESSAGES})
-    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=10)
-    sockets = set()
-    for _ in range(3):
-        connection.request("POST", CHAT, body, {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        assert (response.status, response.read()[:9]) == (500, b'{"error":')
-        sockets.add(connection.sock)
-    connection.close()
-    assert len(sockets) == 1
-    assert None not in sockets
 
 
 @pytest.mark.faults("an engine that has failed", "the server says so and answers no more")

@@ -3,82 +3,32 @@ and what is saved."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 import transformers
-from labelled_answers import TOKENIZER, PolicyEngine
 from made_rollouts import (
     CONFIG,
     alone,
     engine_of,
     made_rollouts,
-    move,
     own_tokens,
     plain_log_probs,
     rounded,
 )
-from plain_ppo import (
-    NEW_TOKENS,
-    exact_copy,
-    look_before,
-    plain_loss,
-)
+from plain_ppo import exact_copy, look_before, plain_loss
 from small_models import EXPERTS, gradients, random_model, small_config
+from small_ppo import DEFAULTS, UNTIED, _OtherRank, batches_of, build, set_apart
 from torch import Tensor
 
 from minimind.config.model import ModelConfig
 from minimind.engine.parameter_groups import parameter_groups
-from minimind.engine.stage import BuildContext, StageModels
-from minimind.model.state_dict import load_hf_folder, save_hf_folder
+from minimind.model.state_dict import load_hf_folder
 from minimind.stages.actor_critic import ActorCritic, ActorCriticOutput, count_critic_weights
-from minimind.stages.policy_loss import rollout_log_probs
-from minimind.stages.ppo import PPO, PPOBatch, PPORecipe
-from minimind.stages.rollout_batch import RolloutBatch, build_rollout_batch
-from minimind.stages.trajectory import Trajectory
-
-DEFAULTS = {"seq_len": 64, "max_new_tokens": NEW_TOKENS, "learning_rate": 1e-3}
-UNTIED = small_config(tie_word_embeddings=False)
-SPLITS = [[(0, 2), (2, 3)], [(3, 5)]]
-"""The trajectories of each micro-batch, by update."""
-
-
-def build(
-    tmp_path: Path, config: ModelConfig = CONFIG, **options: Any
-) -> tuple[PPO, StageModels, ActorCritic]:
-    model = random_model(config, seed=1)
-    weights = {name: p.detach() for name, p in model.named_parameters()}
-    save_hf_folder(tmp_path / "start", config, weights, torch.float32)
-    stage = PPO(PPORecipe(**{**DEFAULTS, **options}))
-    stage.recipe.check()
-    models = stage.build_models(
-        BuildContext(
-            config=config,
-            weights=weights,
-            weights_folder=tmp_path / "start",
-            tokenizer=TOKENIZER,
-        )
-    )
-    return stage, models, cast(ActorCritic, models.policy)
-
-
-def set_apart(module: ActorCritic, amount: float, seed: int) -> None:
-    """Moves all weights, the value head's off 0 too."""
-    move(module, module, amount, seed)
-
-
-def batches_of(
-    trajectories: Sequence[Trajectory], *, counts_tokens: bool
-) -> list[list[RolloutBatch]]:
-    return [
-        [build_rollout_batch(trajectories[a:b], counts_tokens=counts_tokens) for a, b in update]
-        for update in SPLITS
-    ]
+from minimind.stages.ppo import PPOBatch, PPORecipe
+from minimind.stages.rollout_batch import build_rollout_batch
 
 
 @pytest.mark.parametrize(
@@ -162,15 +112,6 @@ def test_advantages_are_normalised_over_all_targets_of_the_step(tmp_path: Path):
     assert every.std(correction=0).item() == pytest.approx(1.0, rel=1e-5)
     alone_mean = ready[0][0].advantages_R.mean().item()
     assert abs(alone_mean) > 0.01, "a micro-batch by itself is not normalised"
-
-
-class _OtherRank(PolicyEngine):
-    """Two ranks, of which the other has found `others`."""
-
-    others: Tensor
-
-    def sum_over_ranks(self, values: Tensor) -> Tensor:
-        return values.add_(self.others)
 
 
 def test_advantages_are_normalised_over_all_ranks(tmp_path: Path):
@@ -264,44 +205,6 @@ def test_a_pattern_of_the_user_stands_beside_the_critics_rate():
     assert rates["critic.embed_tokens.weight"] == rates["value_head.weight"]
     assert rates["value_head.weight"] == pytest.approx(5 / 3)
     assert rates["policy.norm.weight"] == 1.0
-
-
-def step_kl_of(module: ActorCritic, batches: Sequence[RolloutBatch]) -> float:
-    """Gives the divergence from where the step began, over the targets of an update."""
-    gaps = []
-    for batch in batches:
-        assert batch.old_R is not None
-        gaps += (rollout_log_probs(module, batch, 1.0) - batch.old_R).tolist()
-    return sum(math.exp(gap) - gap - 1 for gap in gaps) / len(gaps)
-
-
-def test_a_step_ends_once_the_policy_is_too_far_from_where_it_began(tmp_path: Path):
-    stage, _, module = build(tmp_path)
-    engine = engine_of(module)
-    batches = batches_of(made_rollouts(), counts_tokens=True)[0]
-    with torch.no_grad():
-        (batches,) = stage.look_back(engine, [batches])
-        assert step_kl_of(module, batches) == pytest.approx(0.0, abs=1e-9)
-        assert not stage.stops_before(engine, batches)
-        set_apart(module, 0.1, seed=3)
-        divergence = step_kl_of(module, batches)
-        assert divergence > 0.05
-        for factor, stops in ((0.99, True), (1.01, False), (0.0, False)):
-            stage.recipe = replace(stage.recipe, kl_stop=factor * divergence)
-            assert stage.stops_before(engine, batches) is stops, factor
-
-
-def test_all_ranks_end_a_step_together(tmp_path: Path):
-    """The mean is over the targets of all ranks, not over ranks."""
-    stage, _, module = build(tmp_path)
-    batches = batches_of(made_rollouts(), counts_tokens=True)[0]
-    engine = _OtherRank(module=module)
-    with torch.no_grad():
-        (batches,) = stage.look_back(engine_of(module), [batches])
-        mine = sum(batch.num_targets for batch in batches)
-        for mean, stops in ((0.24, False), (0.26, True)):
-            engine.others = torch.tensor([mean * (mine + 3), 3.0]).double()
-            assert stage.stops_before(engine.typed, batches) is stops
 
 
 def test_the_policy_alone_is_saved_as_a_model_folder(tmp_path: Path):

@@ -11,7 +11,12 @@ import numpy as np
 import minimind
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
-from minimind.interop.checks import Difference, logits_difference, weights_difference
+from minimind.interop.checks import (
+    Difference,
+    check_config,
+    logits_difference,
+    weights_difference,
+)
 from minimind.interop.gguf import architecture, encoding, reader
 from minimind.interop.gguf.modelfile import modelfile, modelfile_path
 from minimind.interop.gguf.tensors import GgufTensor, gguf_tensors
@@ -28,6 +33,9 @@ _FILE_TYPES = {
 }
 _QUANTIZATION_VERSION = 2
 """The version of the block layouts that llama.cpp reads."""
+_ROUNDING = 1e-5
+"""By how much numbers of the configuration may change, as a share of them: a file's have 32 bits,
+and YaRN's factor on the attention is read back to six digits."""
 _MADE_BY = "minimind.version"
 """The key of the version of MiniMind that wrote the file. `general.version` is the model's own."""
 
@@ -109,13 +117,16 @@ def beside(source: Source, output: Path, options: ConvertOptions) -> dict[Path, 
 
 
 def check(source: Source, path: Path, options: ConvertOptions) -> list[Difference]:
-    """Reads the file back: its weights must be the source's, rounded to their types, bit by bit.
-    The logits of the fixed prompts are compared too; quantized ones may differ."""
+    """Reads the file back: its configuration must be the source's, and its weights too, rounded to
+    their types, bit by bit. The logits of the fixed prompts are compared as well; they may differ
+    where weights, or numbers of the configuration, are rounded."""
     result = reader.open_file(path, ConvertOptions())
+    check_config(source, result, _ROUNDING)
     main = encoding.main_type(options.quantize, source.dtype)
     weights = weights_difference(_rounded(source, main), result, lambda tensor: tensor)
     weights.check()
-    is_exact = encoding.dtype_of(main) == source.dtype and main in ("F32", "F16", "BF16")
+    keeps_type = encoding.dtype_of(main) == source.dtype and main in ("F32", "F16", "BF16")
+    is_exact = keeps_type and result.config == source.config
     return [weights, logits_difference(source, result, 0.0 if is_exact else math.inf)]
 
 

@@ -1,0 +1,58 @@
+"""Changes Hugging Face folders for tests, and computes what the models in them do."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from small_models import logits_of, pack, random_documents
+from torch import Tensor
+
+from minimind.model.state_dict import load_hf_folder
+from minimind.model.transformer import Transformer
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+(IDS,) = random_documents([40])
+
+
+def named(model: Transformer) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def logits_in(folder: Path) -> Tensor:
+    """Of the model that this project reads there."""
+    config, weights = load_hf_folder(folder)
+    model = Transformer(config)
+    model.load_named(weights)
+    with torch.no_grad():
+        return logits_of(model.eval(), pack([[IDS]]))
+
+
+def transformers_logits(folder: Path) -> Tensor:
+    """Of the model that `transformers` reads there; every tensor must find its place."""
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    with torch.no_grad():
+        return model.eval()(torch.tensor([IDS])).logits[0]
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    """A change to None takes the field away."""
+    path = folder / "config.json"
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,69 @@
+"""Builds PPO over a small policy and its critic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from labelled_answers import TOKENIZER, PolicyEngine
+from made_rollouts import CONFIG, move
+from plain_ppo import NEW_TOKENS
+from small_models import random_model, small_config
+from torch import Tensor
+
+from minimind.config.model import ModelConfig
+from minimind.engine.stage import BuildContext, StageModels
+from minimind.model.state_dict import save_hf_folder
+from minimind.stages.actor_critic import ActorCritic
+from minimind.stages.ppo import PPO, PPORecipe
+from minimind.stages.rollout_batch import RolloutBatch, build_rollout_batch
+from minimind.stages.trajectory import Trajectory
+
+DEFAULTS = {"seq_len": 64, "max_new_tokens": NEW_TOKENS, "learning_rate": 1e-3}
+UNTIED = small_config(tie_word_embeddings=False)
+SPLITS = [[(0, 2), (2, 3)], [(3, 5)]]
+"""The trajectories of each micro-batch, by update."""
+
+
+def build(
+    tmp_path: Path, config: ModelConfig = CONFIG, **options: Any
+) -> tuple[PPO, StageModels, ActorCritic]:
+    model = random_model(config, seed=1)
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    save_hf_folder(tmp_path / "start", config, weights, torch.float32)
+    stage = PPO(PPORecipe(**{**DEFAULTS, **options}))
+    stage.recipe.check()
+    models = stage.build_models(
+        BuildContext(
+            config=config,
+            weights=weights,
+            weights_folder=tmp_path / "start",
+            tokenizer=TOKENIZER,
+        )
+    )
+    return stage, models, cast(ActorCritic, models.policy)
+
+
+def set_apart(module: ActorCritic, amount: float, seed: int) -> None:
+    """Moves all weights, the value head's off 0 too."""
+    move(module, module, amount, seed)
+
+
+def batches_of(
+    trajectories: Sequence[Trajectory], *, counts_tokens: bool
+) -> list[list[RolloutBatch]]:
+    return [
+        [build_rollout_batch(trajectories[a:b], counts_tokens=counts_tokens) for a, b in update]
+        for update in SPLITS
+    ]
+
+
+class _OtherRank(PolicyEngine):
+    """Two ranks, of which the other has found `others`."""
+
+    others: Tensor
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        return values.add_(self.others)

@@ -29,6 +29,7 @@ from bench.report.goals import (
 )
 from bench.report.packages import packages_section
 from bench.report.plots import draw_plots
+from bench.report.readme import CHINESE, ENGLISH, README_SECTIONS
 from bench.report.tables import (
     cards_section,
     data_section,
@@ -51,6 +52,8 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "profiles": profile_section,
     "memory": memory_section,
     "data": data_section,
+    **{name: partial(make, words=ENGLISH) for name, make in README_SECTIONS.items()},
+    **{f"{name}_zh": partial(make, words=CHINESE) for name, make in README_SECTIONS.items()},
 }
 RULES: dict[str, Callable[[], str]] = {
     "files": files_section,
@@ -62,8 +65,8 @@ RULES: dict[str, Callable[[], str]] = {
 """The sections that hold no results."""
 NAMES = (*SECTIONS, *RULES)
 DOCUMENTS = (
-    "README.md", "kernels/README.md", "docs/performance.md", "docs/data.md", "docs/architecture.md",
-    "docs/faults.md",
+    "README.md", "README_zh.md", "kernels/README.md", "docs/performance.md", "docs/data.md",
+    "docs/architecture.md", "docs/faults.md",
 )  # fmt: skip
 _SECTION = re.compile(
     r"(?P<start><!-- generated: python -m bench\.report (?P<name>\w+) -->\n)"

@@ -11,8 +11,8 @@ from urllib.parse import unquote
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from training_runs import ROOT
 
+ROOT = Path(__file__).resolve().parents[1]
 _FOREIGN = re.compile(r"[a-z][a-z0-9+.-]*:|//")
 """How a link to another place than this repository begins."""
 

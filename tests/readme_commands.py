@@ -25,6 +25,7 @@ from documents import read_document
 from original_models import Plain, random_state
 from training_runs import LAUNCHER_VARIABLES, ROOT
 
+from minimind.cli.main import main
 from minimind.samples.files import (
     CHAT_DATA,
     PREFERENCE_DATA,
@@ -111,7 +112,7 @@ def shrink(verb: str, flags: Sequence[str]) -> list[str]:
     if verb == "train":
         return _shrink_training(flags)
     if verb in ("evaluate", "answer"):
-        return ["--max_rows", "4", "--max_new_tokens", "8"]
+        return ["--max_rows", "4", "--max_new_tokens", "24"]
     if verb == "chat":
         return ["--set", "max_new_tokens=8"]
     return []
@@ -176,7 +177,10 @@ def unmade_inputs(commands: Sequence[Command]) -> list[str]:
 
 
 def run_here(verb: str, flags: Sequence[str], *, small: bool = True) -> int:
-    """Runs a verb in this process, and gives its exit status."""
+    """Runs a verb in this process, and gives its exit status. A flag in the verb's place is one of
+    `minimind` itself."""
+    if verb.startswith("-"):
+        return main([verb, *flags])
     module = importlib.import_module(f"minimind.cli.{verb}")
     try:
         return module.main([*flags, *(shrink(verb, flags) if small else ())])

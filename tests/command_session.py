@@ -48,7 +48,9 @@ _ADDRESS = "127.0.0.1:8000"
 """Where the documents' server listens."""
 _SMALL_RUN: dict[str, Any] = {
     "max_steps": 2, "batch_size": 2, "seq_len": 128, "micro_batch_size": 2, "eval_rows": 2,
+    "data": "sample-chat.jsonl",
 }  # fmt: skip
+"""The options that make a `minimind.train(stage="sft", …)` of a document small."""
 
 
 class Session(ABC):

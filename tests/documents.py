@@ -86,7 +86,9 @@ def _anchor(heading: Token) -> str:
 
 def broken_links(document: Document) -> list[str]:
     """Lists the links to files and headings of this repository that lead nowhere."""
-    return [link for link in document.links if not _FOREIGN.match(link) and not _leads(document, link)]
+    return [
+        link for link in document.links if not _FOREIGN.match(link) and not _leads(document, link)
+    ]
 
 
 def _leads(document: Document, link: str) -> bool:

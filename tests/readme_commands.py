@@ -1,15 +1,15 @@
-"""Reads the commands of documents and runs them at small sizes, in one folder and in their order, as
-somebody would who types them one after the other.
+"""Reads the commands of documents and runs them at small sizes.
 
 A command's own flags are parsed and obeyed. Flags that make it small are put behind them
-(`shrink`), the data files that it names are made from the sample data (`write_inputs`), and a server
-gets a free port. `run_here` runs it in this process, `run_for_real` as it is written, with its
-launcher.
+(`shrink`), and the data files that it names are made from the sample data (`write_inputs`).
+`run_here` runs it in this process, `run_for_real` as it is written, with its launcher.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
+import json
 import os
 import re
 import shlex
@@ -26,13 +26,7 @@ from original_models import Plain, random_state
 from training_runs import LAUNCHER_VARIABLES, ROOT
 
 from minimind.cli.main import main
-from minimind.samples.files import (
-    CHAT_DATA,
-    PREFERENCE_DATA,
-    TEXT_DATA,
-    SampleData,
-    sample_data_path,
-)
+from minimind.samples.files import CHAT_DATA, PREFERENCE_DATA, TEXT_DATA, SampleData
 from minimind.samples.tasks import SUMS_DATA
 from minimind.samples.text import load_sample_tokenizer
 
@@ -48,6 +42,11 @@ _DATA: dict[str, SampleData] = {
     **dict.fromkeys(("questions.jsonl", "rlaif.jsonl", "agent_rl.jsonl"), SUMS_DATA),
 }
 """The sample data that a data file of a document holds, by its name."""
+_OF_STAGE = {
+    "pretrain": TEXT_DATA, "sft": CHAT_DATA, "lora": CHAT_DATA, "dpo": PREFERENCE_DATA,
+    "grpo": SUMS_DATA,
+}  # fmt: skip
+"""The sample data of stages whose commands name no data."""
 _ROWS = 60
 _ROLLOUTS = ("grpo", "ppo")
 _OUTPUTS = ("--output_dir", "--output")
@@ -66,8 +65,8 @@ class Command:
 
 
 def read_commands(path: Path) -> list[Command]:
-    """Reads the commands of a document's `sh` blocks. Raises ValueError for a line that is more than
-    one command."""
+    """Reads the commands of a document's `sh` blocks. Raises ValueError for a line that is more
+    than one command."""
     found = []
     for fence in read_document(path).fences:
         if fence.language != "sh":
@@ -121,32 +120,44 @@ def shrink(verb: str, flags: Sequence[str]) -> list[str]:
 def _shrink_training(flags: Sequence[str]) -> list[str]:
     if "--resume" in flags:
         return ["--max_steps", "3"]
+    stage = flags[flags.index("--stage") + 1] if "--stage" in flags else "pretrain"
+    small = [] if "--data" in flags else ["--data", _file_of(_OF_STAGE.get(stage, TEXT_DATA))]
     if "--on" in flags:  # sizes are those of the device, and a layer is like the next
-        return ["--set", "num_hidden_layers=1"]
-    small = ["--max_steps", "2", "--batch_size", "2", "--seq_len", "128"]
+        return [*small, "--set", "num_hidden_layers=1"]
+    small += ["--max_steps", "2", "--batch_size", "2", "--seq_len", "128"]
     small += ["--set", "micro_batch_size=2", "--set", "eval_rows=2"]
     if "--model" in flags:
         small += ["--model", "tiny", "--set", "num_hidden_layers=2"]
         experts = "moe" in flags[flags.index("--model") + 1]
         small += ["--set", "num_experts=2"] * experts
-    if "--stage" in flags and flags[flags.index("--stage") + 1] in _ROLLOUTS:
+    if stage in _ROLLOUTS:
         small += ["--set", "num_generations=2", "--set", "max_new_tokens=8"]
     return small
 
 
+def _file_of(data: SampleData) -> str:
+    return f"sample-{data.name}.jsonl"
+
+
+def write_rows(path: Path, data: SampleData, count: int) -> None:
+    """Writes the first rows of some sample data."""
+    rows = itertools.islice((row for row, *_ in data.rows(0)), count)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
 def write_inputs(commands: Sequence[Command], folder: Path) -> None:
     """Writes the files that commands read and that none of them makes."""
-    words = {word for command in commands for word in command.words}
-    for word in words:
-        path = folder / word
-        if (data := _DATA.get(path.name)) and not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lines = sample_data_path("train", data).read_text(encoding="utf-8").split("\n")
-            path.write_text("\n".join(lines[:_ROWS]) + "\n", encoding="utf-8")
+    for data in _OF_STAGE.values():
+        write_rows(folder / _file_of(data), data, _ROWS)
+    for word in {word for command in commands for word in command.words}:
+        if data := _DATA.get(Path(word).name):
+            write_rows(folder / word, data, _ROWS)
     tokenizer = load_sample_tokenizer()
     tokenizer.save(folder / "model")
     plain = Plain("3", vocab=tokenizer.vocab_size, kv_heads=4)
-    (folder / "out").mkdir(exist_ok=True)
+    (folder / "out").mkdir()
     for path in (folder / "full_sft_768.pth", folder / "out" / "full_sft_768.pth"):
         torch.save(random_state(plain), path)
     tools = 'def search(arguments):\n    return "nothing was found"\n'
@@ -239,7 +250,5 @@ def expand_make(command: Command) -> list[Command]:
     )
     assert done.returncode == 0, f"{command}\n{done.stderr}"
     lines = done.stdout.replace("\\\n", " ").split("\n")
-    found = (re.search(r"\bpython (launch/.*)", line) for line in lines)
-    return [
-        replace(command, words=("python", *shlex.split(match[1]))) for match in found if match
-    ]
+    found = (re.match(r"\S*python (launch/.*)", line) for line in lines)
+    return [replace(command, words=("python", *shlex.split(match[1]))) for match in found if match]

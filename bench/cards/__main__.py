@@ -86,9 +86,9 @@ def _build_row(model: str, card: str, found: Rehearsal) -> dict[str, Any]:
     }
 
 
-def least_hours(row: Mapping[str, Any], tokens: float) -> float:
-    """Gives the hours below which a card cannot train on so many tokens."""
-    return tokens / row["tokens_per_step"] * row["least_step_s"] / 3600
+def least_seconds(row: Mapping[str, Any], tokens: float) -> float:
+    """Gives the seconds in which the cards of a row can train on so many tokens at best."""
+    return tokens / row["tokens_per_step"] * row["least_step_s"]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Makes the parts of README.md and README_zh.md that hold figures: what was measured, in a few lines,
-and what each model needs on cards that people have.
+"""Makes the parts of README.md and README_zh.md that hold figures: what was measured, in a few
+lines, and what each model needs on cards that people have.
 
 The two documents hold the same figures; `Words` has what is said around them in each language.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.cards.__main__ import BENCHMARK as CARDS_BENCHMARK
-from bench.cards.__main__ import least_hours
+from bench.cards.__main__ import least_seconds
 from bench.harness import NOT_MEASURED, Row, describe_place, format_table, rate_range, shown
 from bench.results import Results
 from minimind.stages import STAGES
@@ -32,6 +32,8 @@ class Words:
     """The headings of the table of what was measured."""
     original: str
     model: str
+    times: tuple[str, str, str]
+    """A time in hours, minutes and seconds."""
     cell: str
     """The time and memory of a model on a card."""
 
@@ -44,22 +46,32 @@ ENGLISH = Words(
     "**{last:.1f} times** with {batch}: `{model}` on {place}",
     scaling="**{efficiency:.0%}** of the ideal speed on {ranks} ranks, with as many rows a step as "
     "on one: `{model}` on {place}",
-    columns=("machine", "stage of `{model}`", "useful tokens/s", "p10–p90", "× original", "peak MB"),
+    columns=(
+        "machine",
+        "stage of `{model}`",
+        "useful tokens/s",
+        "p10–p90",
+        "× original",
+        "peak MB",
+    ),
     original="{stage}, the original's method",
     model="model",
-    cell="{hours} h, {gib:.1f} GiB",
+    times=("{:.1f} h", "{:.0f} min", "{:.0f} s"),
+    cell="{time}, {gib:.1f} GiB",
 )
 CHINESE = Words(
     not_measured=f"未测量（{NOT_MEASURED}）",
     training="有效 tokens/s 是原版做法（补齐到等长、{precision}）的 **{ratio:.1f} 倍**："
     "{ours:,.0f} 对 {theirs:,.0f}，{place} 上预训练 `{model}`",
-    decoding="解码速度是 `transformers` 的 **{first:.1f} 倍**（单个序列）与 **{last:.1f} 倍**（{batch} 个）："
+    decoding="解码速度是 `transformers` 的 **{first:.1f} 倍**（单个序列）"
+    "与 **{last:.1f} 倍**（{batch} 个）：{place} 上的 `{model}`",
+    scaling="每步行数不变时，{ranks} 个进程达到理想加速的 **{efficiency:.0%}**："
     "{place} 上的 `{model}`",
-    scaling="每步行数不变时，{ranks} 个进程达到理想加速的 **{efficiency:.0%}**：{place} 上的 `{model}`",
     columns=("机器", "`{model}` 的阶段", "有效 tokens/s", "p10–p90", "× 原版", "峰值 MB"),
     original="{stage}，原版做法",
     model="模型",
-    cell="{hours} 小时，{gib:.1f} GiB",
+    times=("{:.1f} 小时", "{:.0f} 分钟", "{:.0f} 秒"),
+    cell="{time}，{gib:.1f} GiB",
 )
 
 
@@ -108,7 +120,7 @@ def _scaling_number(results: Results, words: Words) -> str | None:
         measured = [
             row
             for row in rows
-            if row["name"] == "strong" and row["efficiency"] and row["world_size"] > 1
+            if row["name"] == "strong" and row.get("efficiency") and row["world_size"] > 1
         ]
         if measured:
             most = max(measured, key=lambda row: row["world_size"])
@@ -166,23 +178,29 @@ def _measured_line(machine: Row, row: Row, words: Words) -> list[str]:
 
 
 def time_and_memory_section(results: Results, words: Words) -> str:
-    """Makes a line for each model: the least time of a billion tokens and the peak memory of a card,
-    as rehearsed."""
+    """Makes a line for each model: the least time of a billion tokens and the peak memory of a
+    card, as rehearsed."""
     found = results.newest(CARDS_BENCHMARK)
     if found is None:
         return words.not_measured
     cells: dict[str, dict[str, str]] = {}
     for row in found["rows"]:
         count = f"{row['world_size']} × " * (row["world_size"] > 1)
-        hours = least_hours(row, TOKENS)
         cells.setdefault(row["model"], {})[f"{count}{row['name']}"] = words.cell.format(
-            hours=f"{hours:.2f}" if hours < 1 else f"{hours:.1f}", gib=row["peak_bytes"] / 2**30
+            time=_spell_time(least_seconds(row, TOKENS), words), gib=row["peak_bytes"] / 2**30
         )
     places = list(dict.fromkeys(place for of_model in cells.values() for place in of_model))
     lines = [
         [f"`{model}`", *(of_model[place] for place in places)] for model, of_model in cells.items()
     ]
     return format_table((words.model, *places), lines)
+
+
+def _spell_time(seconds: float, words: Words) -> str:
+    hours, minutes, short = words.times
+    if seconds >= 3600:
+        return hours.format(seconds / 3600)
+    return minutes.format(seconds / 60) if seconds >= 100 else short.format(seconds)
 
 
 README_SECTIONS: dict[str, Callable[[Results, Words], str]] = {

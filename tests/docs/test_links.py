@@ -8,11 +8,9 @@ import pytest
 from documents import broken_links, read_document
 from training_runs import ROOT
 
+FOLDERS = ("docs", "kernels", "launch")
 DOCUMENTS = sorted(
-    {
-        *ROOT.glob("*.md"),
-        *(path for folder in ("docs", "kernels", "launch") for path in (ROOT / folder).rglob("*.md")),
-    }
+    {*ROOT.glob("*.md"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.md"))}
 )
 
 

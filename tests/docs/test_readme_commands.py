@@ -1,16 +1,18 @@
-"""Every command of README.md, and of the documents that it leads to, runs, in their order and in one
-folder. README_zh.md has the same commands (test_languages.py)."""
+"""Every command of README.md, and of the documents that it leads to, runs: in their order and in
+one folder, as by somebody who types them. README_zh.md has the same (test_languages.py)."""
 
 from __future__ import annotations
 
 import io
+import json
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from command_session import Session, SmallSession, WholeSession
-from readme_commands import read_commands, run_here
+from readme_commands import Command, read_commands, run_here, write_inputs
 from training_runs import ROOT
 
 PAGES = (
@@ -25,11 +27,18 @@ PAGES = (
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trains the model that pages begin with: it ends its answers, or there would be none."""
+    """Trains the model that pages begin with, until it ends an answer: `minimind answer` leaves out
+    what has no end."""
     folder = tmp_path_factory.mktemp("trained")
+    rows = [
+        {"conversations": [{"role": "user", "content": f"{n} plus 1?"},
+                           {"role": "assistant", "content": "Yes, it is."}]}
+        for n in range(40)
+    ]  # fmt: skip
+    (folder / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ["--stage", "sft", "--from_checkpoint", "none", "--output_dir", str(folder / "run")]
-    flags += ["--max_steps", "150", "--seq_len", "128", "--set", "num_hidden_layers=2"]
-    assert run_here("train", flags, small=False) == 0
+    flags += ["--data", str(folder / "chat.jsonl"), "--max_steps", "60", "--seq_len", "64"]
+    assert run_here("train", [*flags, "--set", "num_hidden_layers=2"], small=False) == 0
     return folder / "run"
 
 
@@ -55,31 +64,26 @@ def test_the_commands_of_a_page_run_with_their_launchers(
         session.run_page(ROOT / page, trained)
 
 
-def test_flags_are_parsed_and_not_passed_over(tmp_path: Path, here: Session) -> None:
-    page = tmp_path / "page.md"
-    for wrong in ("--learning_rat 1", "--stage stf", "--set hidden_sise=4", "--ds_config zero9"):
-        page.write_text(f"```sh\nminimind train {wrong} --output_dir runs/a\n```\n")
-        with pytest.raises(AssertionError, match=r"page\.md:2"):
-            here.run_page(page, tmp_path)
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
+        "minimind train --learning_rat 1",
+        "python launch/train.py --stage stf",
+        "deepspeed --module minimind train --set hidden_sise=4",
+        "torchrun --nproc_per_node 2 launch/train.py --ds_config zero9",
         "python launch/trian.py --stage sft",
+        "minimind chat --checkpoint runs/nothing",
         "make trian",
         "pip install '.[sevre]'",
         "nvidia-smi",
-        "minimind chat --checkpoint runs/nothing",
     ],
 )
-def test_a_command_that_cannot_work_is_found(wrong: str, tmp_path: Path, here: Session) -> None:
+def test_a_command_that_cannot_work_is_found(wrong: str, here: Session) -> None:
     if wrong.startswith("make") and shutil.which("make") is None:
         pytest.skip("needs make")
-    page = tmp_path / "page.md"
-    page.write_text(f"```sh\n{wrong}\n```\n")
-    with pytest.raises(AssertionError):
-        here.run_page(page, tmp_path)
+    write_inputs([], here.folder)
+    with pytest.raises(AssertionError, match=r"page\.md:7"):
+        here.run_command(Command("page.md", 7, tuple(shlex.split(wrong))))
 
 
 def test_a_line_is_one_command(tmp_path: Path) -> None:

@@ -103,9 +103,12 @@ def test_time_and_memory(words: Words) -> None:
         {"name": "RTX 3090", "model": model, "world_size": ranks, "peak_bytes": 3 * 2**29,
          "tokens_per_step": 100_000, "least_step_s": seconds}
         for model in ("small", "large")
-        for ranks, seconds in ((1, 0.9), (8, 0.09))
+        for ranks, seconds in ((1, 0.9), (2, 0.09), (8, 0.009))
     ]  # fmt: skip
     found = results({"benchmark": "cards", "machine": machine(), "rows": rows})
     header, _, *lines = README_SECTIONS["time_and_memory"](found, words).splitlines()
-    assert [cell.strip() for cell in header.split("|")[2:-1]] == ["RTX 3090", "8 × RTX 3090"]
-    assert [re.findall(r"\d[\d.]*", line) for line in lines] == [["2.5", "1.5", "0.25", "1.5"]] * 2
+    assert [cell.strip() for cell in header.split("|")[2:-1]] == [
+        *("RTX 3090", "2 × RTX 3090", "8 × RTX 3090"),
+    ]  # fmt: skip
+    numbers = [re.findall(r"\d[\d.]*", line) for line in lines]
+    assert numbers == [["2.5", "1.5", "15", "1.5", "90", "1.5"]] * 2

@@ -29,7 +29,7 @@ from bench.report.goals import (
 )
 from bench.report.packages import packages_section
 from bench.report.plots import draw_plots
-from bench.report.readme import CHINESE, ENGLISH, README_SECTIONS
+from bench.report.readme import README_SECTIONS
 from bench.report.tables import (
     cards_section,
     data_section,
@@ -52,8 +52,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "profiles": profile_section,
     "memory": memory_section,
     "data": data_section,
-    **{name: partial(make, words=ENGLISH) for name, make in README_SECTIONS.items()},
-    **{f"{name}_zh": partial(make, words=CHINESE) for name, make in README_SECTIONS.items()},
+    **README_SECTIONS,
 }
 RULES: dict[str, Callable[[], str]] = {
     "files": files_section,

@@ -203,9 +203,20 @@ def _spell_time(seconds: float, words: Words) -> str:
     return minutes.format(seconds / 60) if seconds >= 100 else short.format(seconds)
 
 
-README_SECTIONS: dict[str, Callable[[Results, Words], str]] = {
-    "numbers": numbers_section,
-    "measured": measured_section,
-    "time_and_memory": time_and_memory_section,
+def _in_language(make: Callable[[Results, Words], str], words: Words) -> Callable[[Results], str]:
+    def section(results: Results) -> str:
+        return make(results, words)
+
+    return section
+
+
+README_SECTIONS: dict[str, Callable[[Results], str]] = {
+    f"{name}{suffix}": _in_language(make, words)
+    for suffix, words in (("", ENGLISH), ("_zh", CHINESE))
+    for name, make in (
+        ("numbers", numbers_section),
+        ("measured", measured_section),
+        ("time_and_memory", time_and_memory_section),
+    )
 }
-"""The sections of README.md; README_zh.md's have the same names with `_zh`."""
+"""The sections of README.md, and those of README_zh.md with `_zh` behind their names."""

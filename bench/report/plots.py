@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import ROOT
-from bench.pictures import picture
 from bench.results import Results
 from bench.scaling.plot import of_first_json, plot_rows
+from minimind.pictures.axes import legend_beside
+from minimind.pictures.curves import Curve, draw_curves
+from minimind.pictures.style import GREY, line_styles, picture
 
 FIGURES = Path("docs/figures")
 """The folder below the repository's root."""
-_COLORS = {
-    "minimind": "#1f4e8c", "eager": "#9db8d9", "torch.compile": "#e3b23c", "liger": "#d1495b",
-    "liger-cute": "#8d2a3a", "quack": "#4f9d69", "cut-cross-entropy": "#7b5ea7",
-}  # fmt: skip
+_CONTENDERS = line_styles(
+    ("minimind", "liger", "eager", "liger-cute", "torch.compile", "quack", "cut-cross-entropy")
+)
 
 
 def scaling_figure(folder: str, stem: str) -> Path:
@@ -48,13 +49,16 @@ def _plot_curves(rows: Sequence[Mapping[str, Any]], device: str, path: Path) -> 
     """Shows held-out loss over the time that each row has trained for."""
     with picture(path, 8, 4.5) as figure:
         axes = figure.subplots()
-        for row in rows:
+        curves = []
+        for row, look in zip(rows, line_styles(map(str, range(len(rows)))).values(), strict=True):
             points = row["points"]
-            label = f"{row['name']}, {row['precision']}: {points[-1]['tokens'] / 1e6:,.1f}M tokens"
-            axes.plot([p["seconds"] / 60 for p in points], [p["loss"] for p in points], label=label)
+            label = f"{row['name']}, {row['precision']}\n{points[-1]['tokens'] / 1e6:,.1f}M tokens"
+            minutes, losses = [p["seconds"] / 60 for p in points], [p["loss"] for p in points]
+            curves.append(Curve(x=minutes, y=losses, label=label, smooth=False, **look))
+        draw_curves(axes, curves)
         axes.set(xlabel="minutes of training", ylabel="held-out loss")
         axes.set_title(f"{rows[0]['model']}, {device}")
-        axes.legend()
+        legend_beside(figure, axes)
 
 
 def _plot_kernels(
@@ -66,19 +70,20 @@ def _plot_kernels(
     names = sorted({row["name"] for row in shown}, reverse=True)
     with picture(path, 8, 1.5 + 0.28 * len(names)) as figure:
         axes = figure.subplots()
-        for contender, color in _COLORS.items():
+        for contender, look in _CONTENDERS.items():
             of_one = [row for row in shown if row["contender"] == contender]
             if not of_one:
                 continue
             axes.plot(
                 [row["median_us"] / row["floor_us"] for row in of_one],
                 [names.index(row["name"]) for row in of_one],
-                "o", color=color, label=contender, markersize=7 if contender == "minimind" else 5,
+                label=contender, markersize=8 if contender == "minimind" else 5,
+                **{**look, "linestyle": "none"},
             )  # fmt: skip
-        axes.axvline(1, color="#7a7f87", linewidth=1, linestyle=":")
+        axes.axvline(1, color=GREY, linewidth=1, linestyle=":")
         axes.set_yticks(range(len(names)), names)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
         axes.set(xlabel="time over the floor of this session's ceilings")
         axes.set_title(f"{shown[0]['preset']}, {shown[0]['dtype']}, {machine['device']}")
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        legend_beside(figure, axes)

@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.pictures import picture
 from bench.train.step_parts import PARTS
+from minimind.pictures.axes import legend_below
+from minimind.pictures.style import COLORS, GREY, PAPER, picture
 
-_COLORS = {"strong": "#1f4e8c", "weak": "#d1495b"}
+_COLORS = {"strong": COLORS[0], "weak": COLORS[1]}
 _MARKERS = {"strong": "o", "weak": "s"}
-_PART_COLORS = dict(
-    zip(PARTS, ("#9db8d9", "#1f4e8c", "#7a7f87", "#e3b23c", "#e8743b", "#3c8d5a"), strict=True)
-)
+_PART_COLORS = dict(zip(PARTS, COLORS, strict=False))
 _NEGLIGIBLE = 0.005
 """Parts below this share of every step are left out of the legend."""
 
@@ -32,7 +31,7 @@ def plot_rows(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any], pat
         (speed, efficiency), (time, memory) = figure.subplots(2, 2)
         _draw_speed(speed, rows, counts)
         _draw_lines(efficiency, rows, counts, lambda values: 100 * values["efficiency"])
-        efficiency.axhline(100, color="#7a7f87", linewidth=1, linestyle=":")
+        efficiency.axhline(100, color=GREY, linewidth=1, linestyle=":")
         efficiency.set(title="Efficiency of a rank", ylabel="% of a rank at the smallest count")
         efficiency.set_ylim(0, 1.05 * max(100, efficiency.get_ylim()[1]))
         _draw_time(time, rows)
@@ -41,9 +40,8 @@ def plot_rows(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any], pat
         memory.set_ylim(0, 1.06 * memory.get_ylim()[1])
         for axes in (speed, efficiency, memory):
             axes.set_xlabel("ranks")
-        for axes in (speed, efficiency, time, memory):
-            axes.title.set_fontweight("bold")
-        figure.suptitle(_title(rows, machine), fontsize=11)
+        legend_below(memory, of=speed)
+        figure.suptitle(_title(rows, machine), x=0.01, horizontalalignment="left")
 
 
 def _title(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> str:
@@ -64,7 +62,7 @@ def _draw_speed(axes: Any, rows: Sequence[Mapping[str, Any]], counts: Sequence[i
     first = rows[0]
     per_rank = first["useful_tokens_per_s"] / first["world_size"]
     ideal = [per_rank * n for n in counts]
-    axes.plot(counts, ideal, color="#7a7f87", linewidth=1, linestyle=":", label="ideal")
+    axes.plot(counts, ideal, color=GREY, linewidth=1, linestyle=":", label="ideal")
     _draw_lines(axes, rows, counts, lambda values: values["useful_tokens_per_s"])
     for row in rows:
         if not row["predicted"]:
@@ -74,7 +72,6 @@ def _draw_speed(axes: Any, rows: Sequence[Mapping[str, Any]], counts: Sequence[i
     axes.set_yscale("log", base=2)
     axes.set_yticks(ideal, [f"{value:,.0f}" for value in ideal])
     axes.minorticks_off()
-    axes.legend()
 
 
 def _draw_lines(
@@ -89,10 +86,10 @@ def _draw_lines(
         if predicted:
             axes.plot(
                 *zip(*predicted, strict=True), linestyle="--", linewidth=1, alpha=0.8,
-                markerfacecolor="white", label=f"{mode}, predicted", **style,
+                markerfacecolor=PAPER, label=f"{mode}, predicted", **style,
             )  # fmt: skip
         measured = [(row["world_size"], value(row)) for row in of_mode if not row["predicted"]]
-        axes.plot(*zip(*measured, strict=True), linewidth=2, label=f"{mode}, measured", **style)
+        axes.plot(*zip(*measured, strict=True), linestyle="-", label=f"{mode}, measured", **style)
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.minorticks_off()
@@ -110,7 +107,7 @@ def _draw_time(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         seconds = [
             share * row["step_s"]["median"] for share, row in zip(shares, measured, strict=True)
         ]
-        axes.barh(labels, seconds, left=left, color=_PART_COLORS[part],
+        axes.barh(labels, seconds, left=left, color=_PART_COLORS[part], edgecolor=PAPER,
                   label=part.replace("_", " "), height=0.6)  # fmt: skip
         left = [a + b for a, b in zip(left, seconds, strict=True)]
     axes.invert_yaxis()
@@ -118,4 +115,4 @@ def _draw_time(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set_ylabel("scaling, ranks")
     axes.grid(visible=False, axis="y")
     axes.set_axisbelow(True)
-    axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    legend_below(axes)

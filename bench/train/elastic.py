@@ -23,6 +23,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from minimind.pictures.axes import count_axis, legend_above
+from minimind.pictures.style import GREY, line_styles, picture
+
 _DOCUMENTS, _EPOCHS, _ROWS_A_STEP = 240, 2, 4
 _STEPS = _EPOCHS * _DOCUMENTS // _ROWS_A_STEP
 _TOLERANCE = 1e-6
@@ -115,28 +118,27 @@ def _check(losses: dict[str, list[float]], read: dict[str, dict[int, list[str]]]
 
 
 def _plot(losses: dict[str, list[float]], target: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(8, 6), layout="constrained")
     steps, whole = range(1, _STEPS + 1), losses[_WHOLE]
-    for width, (name, values) in zip((6, 3, 1.2), losses.items(), strict=True):
-        above.plot(steps, values, linewidth=width, label=name)
-        if name != _WHOLE:
-            gaps = [abs(one - other) / other for one, other in zip(values, whole, strict=True)]
-            below.plot(steps, gaps, label=name)
-    for leg in (1, 2):
-        for axis in (above, below):
-            axis.axvline(_STEPS * leg / 3, color="grey", linestyle=":", linewidth=1)
-    above.set_ylabel("loss")
-    below.set(xlabel="step", ylabel=f"difference from the run {_WHOLE}", ylim=(0, 2 * _TOLERANCE))
-    above.set_title("Resumed at the dotted lines (fp32, one CPU)")
-    above.legend()
-    below.legend()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=110)
+    styles = line_styles(losses)
+    with picture(target, 8, 6) as figure:
+        above, below = figure.subplots(2, 1, sharex=True)
+        for width, (name, values) in zip((7, 4, 1.5), losses.items(), strict=True):
+            look = {**styles[name], "marker": ""}
+            # The first lines are wide and solid, so that those on top of them can be seen.
+            solid = {"linestyle": "-"} if width > 1.5 else {}
+            above.plot(steps, values, label=name, **{**look, **solid}, linewidth=width)
+            if name != _WHOLE:
+                gaps = [abs(one - other) / other for one, other in zip(values, whole, strict=True)]
+                below.plot(steps, gaps, **look)
+        for leg in (1, 2):
+            for axes in (above, below):
+                axes.axvline(_STEPS * leg / 3, color=GREY, linestyle=":", linewidth=1)
+        above.set(
+            ylabel="loss", title="Interrupted and resumed at the dotted lines (fp32, one CPU)"
+        )
+        below.set(ylabel=f"relative difference\nfrom the run {_WHOLE}", ylim=(0, 2 * _TOLERANCE))
+        count_axis(below)
+        legend_above(figure, above)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from minimind.runtime.figures import save_figure
+from minimind.pictures.axes import count_axis
+from minimind.pictures.style import INK, PAPER, picture
 from minimind.runtime.whole_files import write_whole
 
 _STEPS_KEPT = 256
@@ -75,8 +76,6 @@ def read_expert_load(path: Path) -> dict[int, dict[int, list[float]]]:
 def plot_expert_load(load: Mapping[int, Mapping[int, Sequence[float]]], path: Path) -> None:
     """Draws a row for each expert, ordered by layer; colour shows its share relative to an even
     share."""
-    from matplotlib.figure import Figure
-
     steps, layers = sorted(load), list(next(iter(load.values())))
     num_experts = len(load[steps[0]][layers[0]])
     grid = [
@@ -86,25 +85,25 @@ def plot_expert_load(load: Mapping[int, Mapping[int, Sequence[float]]], path: Pa
     ]
     gap = steps[1] - steps[0] if len(steps) > 1 else 1
     height = min(12.0, max(3.0, 0.16 * len(grid) + 1.0))
-    figure = Figure(figsize=(8, height), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    # A column covers the steps since the previous column.
-    edges = [steps[0] - gap, *steps]
-    rows = range(len(grid) + 1)
-    mesh = axes.pcolormesh(edges, rows, grid, cmap="coolwarm", vmin=0, vmax=2, rasterized=True)
-    for place in range(1, len(layers)):
-        axes.axhline(place * num_experts, color="black", linewidth=0.8)
-    axes.invert_yaxis()
-    middles = [(place + 0.5) * num_experts for place in range(len(layers))]
-    shown = range(0, len(layers), -(-len(layers) // _MOST_LABELS))
-    axes.set_yticks([middles[i] for i in shown], [f"layer {layers[i]}" for i in shown])
-    if len(grid) <= _MOST_LABELS:
-        numbers = [str(expert) for _ in layers for expert in range(num_experts)]
-        axes.set_yticks([row + 0.5 for row in range(len(grid))], numbers, minor=True)
-        axes.tick_params(axis="y", which="minor", labelsize=6, length=2)
-        axes.tick_params(axis="y", which="major", length=0, pad=14)
-    axes.set_title("Experts' shares of their layer's tokens")
-    axes.set_xlabel("optimizer step")
-    bar = figure.colorbar(mesh, extend="max")
-    bar.set_label(f"share of tokens × {num_experts} (1: even)")
-    save_figure(figure, path)
+    with picture(path, 8, height) as figure:
+        axes = figure.add_subplot()
+        # A column covers the steps since the previous column.
+        edges = [steps[0] - gap, *steps]
+        mesh = axes.pcolormesh(edges, range(len(grid) + 1), grid, vmin=0, vmax=2)
+        for place in range(1, len(layers)):
+            axes.axhline(place * num_experts, color=PAPER, linewidth=2)
+        axes.invert_yaxis()
+        axes.grid(visible=False)
+        middles = [(place + 0.5) * num_experts for place in range(len(layers))]
+        shown = range(0, len(layers), -(-len(layers) // _MOST_LABELS))
+        axes.set_yticks([middles[i] for i in shown], [f"layer {layers[i]}" for i in shown])
+        axes.tick_params(axis="y", length=0)
+        if len(grid) <= _MOST_LABELS:
+            numbers = [str(expert) for _ in layers for expert in range(num_experts)]
+            axes.set_yticks([row + 0.5 for row in range(len(grid))], numbers, minor=True)
+            axes.tick_params(axis="y", which="minor", labelsize=7, labelcolor=INK, length=2)
+            axes.tick_params(axis="y", which="major", pad=18)
+        axes.set_title("Experts' shares of their layer's tokens")
+        count_axis(axes)
+        bar = figure.colorbar(mesh, extend="max", aspect=max(20, 4 * height), extendfrac=0.02)
+        bar.set_label(f"share of tokens × {num_experts} (1: even)")

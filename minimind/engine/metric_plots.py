@@ -2,69 +2,69 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from minimind.runtime.figures import save_figure
+import numpy as np
 
-_PALE, _DARK = "#9db8d9", "#1f4e8c"
-_ACROSS = 4
+from minimind.pictures.axes import count_axis, legend_above
+from minimind.pictures.curves import Curve, Numbers, draw_curves
+from minimind.pictures.style import COLORS, picture
+
+_TITLE_CHARACTERS = 32
 
 
 def plot_losses(rows: Sequence[dict[str, str]], path: Path) -> None:
     """Plots training loss, its running mean and validation loss over optimizer steps."""
-    from matplotlib.figure import Figure
-
-    learnt = [row for row in rows if row["loss"]]
-    steps = [int(row["step"]) for row in learnt]
-    losses = [float(row["loss"]) for row in learnt]
-    validation = [(int(row["step"]), float(row["val_loss"])) for row in rows if row["val_loss"]]
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot(steps, losses, color=_PALE, linewidth=0.8, label="training loss")
-    if len(losses) >= 20:
-        axes.plot(steps, _running_mean(losses), color=_DARK, label="running mean")
-    if validation:
-        axes.plot(*zip(*validation, strict=True), "o-", color="#d1495b", label="validation loss")
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss")
-    axes.grid(alpha=0.3)
-    if steps:
-        axes.legend()
-    save_figure(figure, path)
+    steps, losses = _read_column(rows, "loss")
+    val_steps, val_losses = _read_column(rows, "val_loss")
+    training = Curve(x=steps, y=losses, color=COLORS[0], label="training loss")
+    validation = Curve(
+        x=val_steps, y=val_losses, color=COLORS[1], label="validation loss", smooth=False
+    )
+    with picture(path, 8, 4.5) as figure:
+        axes = figure.add_subplot()
+        draw_curves(axes, [training, validation])
+        count_axis(axes)
+        axes.set_ylabel("loss")
+        legend_above(figure, axes)
 
 
 def plot_columns(rows: Sequence[dict[str, str]], columns: Sequence[str], path: Path) -> None:
     """Draws a small plot, with a running mean, of each of `columns` that holds numbers; draws
     nothing if none does."""
-    from matplotlib.figure import Figure
-
-    shown = {
-        name: [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
-        for name in columns
-    }
-    shown = {name: points for name, points in shown.items() if len(points) > 1}
+    shown = {name: _read_column(rows, name) for name in columns}
+    shown = {name: points for name, points in shown.items() if len(points[0])}
     if not shown:
         return
-    down = -(-len(shown) // _ACROSS)
-    figure = Figure(figsize=(3 * _ACROSS, 1.9 * down + 0.3), dpi=110, layout="constrained")
-    for place, (name, points) in enumerate(shown.items(), start=1):
-        axes = figure.add_subplot(down, _ACROSS, place)
-        steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=_PALE, linewidth=0.8)
-        if len(values) >= 20:
-            axes.plot(steps, _running_mean(values), color=_DARK, linewidth=1.2)
-        axes.set_title(name, fontsize=9)
-        axes.tick_params(labelsize=7)
-        axes.grid(alpha=0.3)
-    save_figure(figure, path)
+    # Three or four beside one another, whichever leaves less room empty.
+    across = min(len(shown), min((4, 3), key=lambda across: (-len(shown) % across, -across)))
+    down = -(-len(shown) // across)
+    with picture(path, 3.1 * across, 2.1 * down + 0.4) as figure:
+        for place, (name, (steps, values)) in enumerate(shown.items(), start=1):
+            axes = figure.add_subplot(down, across, place)
+            title, scale = _title(name)
+            draw_curves(axes, [Curve(x=steps, y=values * scale, color=COLORS[0])])
+            count_axis(axes, None)
+            axes.locator_params(nbins=4)
+            axes.set_title(textwrap.fill(title, _TITLE_CHARACTERS), fontsize=9)
+            axes.tick_params(labelsize=8)
+        figure.supxlabel("optimizer step", fontsize=9)
 
 
-def _running_mean(values: Sequence[float], decay: float = 0.9) -> list[float]:
-    """Gives the exponential running mean, corrected for its start (Kingma & Ba 2015, §3)."""
-    means, total, weight = [], 0.0, 0.0
-    for value in values:
-        total = decay * total + (1 - decay) * value
-        weight = decay * weight + (1 - decay)
-        means.append(total / weight)
-    return means
+def _read_column(rows: Sequence[dict[str, str]], name: str) -> tuple[Numbers, Numbers]:
+    """Gives the steps at which the column has a value, and the values."""
+    found = [(row["step"], row[name]) for row in rows if row.get(name)]
+    return np.array([step for step, _ in found], float), np.array([v for _, v in found], float)
+
+
+def _title(column: str) -> tuple[str, float]:
+    """Gives a column's title with its unit, and what its values are multiplied by to have it."""
+    scale = 1.0
+    if column.endswith("_bytes"):
+        column, scale = column.removesuffix("bytes") + "memory (MB)", 1e-6
+    column = re.sub(r"_per_s$", "/s", column)
+    column = re.sub(r"_s$", " (s)", column)
+    return column.replace("_", " "), scale

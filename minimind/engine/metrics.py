@@ -39,9 +39,12 @@ _FORMATS = {
     "resident_bytes": "d",
 }
 """The number formats of columns; all others have six digits."""
-_REDRAWN_AFTER_S = 15.0
+_OTHER_COLUMNS = ("step", "loss", "val_loss", "tokens")
+"""The columns that metrics.png does not show: loss.png does, or the number says no more than the
+step."""
+_REDRAWN_AFTER_S, _REDRAWN_AFTER_TIMES = 15.0, 20
 """The least seconds between two drawings of the plots, which take as long as several steps of a
-small model."""
+small model; and how many times longer than the last drawing they are, which grows with the rows."""
 
 
 class MetricsLog:
@@ -57,7 +60,7 @@ class MetricsLog:
         self.columns = [*COLUMNS, *extra_columns]
         self.monitors = monitors
         self._path = folder / METRICS_FILE
-        self._drawn_at = time.monotonic()
+        self._redrawn_at = time.monotonic() + _REDRAWN_AFTER_S
         self._expert_load = ExpertLoadLog(folder, step)
         kept = [row for row in read_metrics(self._path) if int(row["step"]) <= step]
         with (
@@ -93,20 +96,22 @@ class MetricsLog:
         self.monitors.write(stats.step, read_figures(row))
 
     def plot(self, or_later: bool = False) -> None:
-        """Draws loss.png, metrics.png if the stage has its own columns, and expert_load.png if the
-        model has experts. A failed plot is logged and does not end the run. With `or_later`, recent
-        plots are not redrawn yet."""
-        now = time.monotonic()
-        if or_later and now - self._drawn_at < _REDRAWN_AFTER_S:
+        """Draws loss.png, metrics.png (rates, speed, memory and the stage's own columns) and, if
+        the model has experts, expert_load.png. A failed plot is logged and does not end the run.
+        With `or_later`, recent plots are not redrawn yet."""
+        start = time.monotonic()
+        if or_later and start < self._redrawn_at:
             return
-        self._drawn_at = now
         try:
             rows = read_metrics(self._path)
             plot_losses(rows, self.folder / "loss.png")
-            plot_columns(rows, self.columns[len(COLUMNS) :], self.folder / "metrics.png")
+            shown = [name for name in self.columns if name not in _OTHER_COLUMNS]
+            plot_columns(rows, shown, self.folder / "metrics.png")
             self._expert_load.plot()
         except Exception as error:
             logger.warning("loss.png, metrics.png or expert_load.png was not drawn: %s", error)
+        end = time.monotonic()
+        self._redrawn_at = end + max(_REDRAWN_AFTER_S, _REDRAWN_AFTER_TIMES * (end - start))
 
     def close(self, outcome: Outcome) -> None:
         self.plot()

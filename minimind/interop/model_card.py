@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import minimind
 from minimind.interop.source import Source
 from minimind.interop.training_record import TrainingRecord
 
@@ -61,6 +62,8 @@ A text begins with the tokens that `tokenizer(text)` gives; a conversation is re
 
 A model of this size makes up facts, and repeats what is wrong or offensive in its data. It was not
 tested for any use.
+
+This folder was written by MiniMind {minimind.__version__}.
 """
 
 

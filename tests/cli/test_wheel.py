@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from training_runs import LAUNCHER_VARIABLES, ROOT
 
+import minimind
 from minimind.cli.main import VERBS
 from minimind.runtime.ranks import free_port
 
@@ -35,7 +36,17 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy2(path, copy)
-        elif path.name in ("bench", "docs", "ds_configs", "kernels", "launch", "minimind", "tests"):
+        elif path.name in (
+            "bench",
+            "docs",
+            "ds_configs",
+            "kernels",
+            "launch",
+            "minimind",
+            "tests",
+            ".ci",
+            ".github",
+        ):
             shutil.copytree(path, copy / path.name, ignore=_CACHES)
     code = "import setuptools.build_meta as backend; backend.build_sdist('..')"
     subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, capture_output=True)
@@ -120,7 +131,7 @@ def test_the_sdist_holds_all_that_a_checkout_does(sdist: Path) -> None:
         *("minimind/samples/tokenizer/tokenizer.json", "minimind/py.typed"),
         *("kernels/minimind_kernels/py.typed", "kernels/README.md"),
         *("tests/conftest.py", "tests/cli/test_wheel.py", "bench/harness.py"),
-        "docs/decisions/README.md",
+        *("docs/decisions/README.md", ".ci/run", ".github/workflows/test.yml", "Dockerfile"),
     ):
         assert wanted in names
     assert not [name for name in names if "__pycache__" in name]
@@ -143,6 +154,17 @@ def test_the_wheel_holds_the_packages_and_what_they_read(wheel: Path) -> None:
         "minimind",
         "minimind_kernels",
     }
+
+
+def test_sdist_wheel_and_command_have_the_version_of_the_package(
+    sdist: Path, wheel: Path, run: Run
+) -> None:
+    assert sdist.name == f"minimind-{minimind.__version__}.tar.gz"
+    assert wheel.name == f"minimind-{minimind.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        assert f"\nVersion: {minimind.__version__}\n" in archive.read(name).decode()
+    assert run("--version").stdout == f"minimind {minimind.__version__}\n"
 
 
 def test_the_command_is_the_installed_one(run: Run, environment: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+import minimind
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError
 from minimind.interop.checks import Difference, logits_difference, weights_difference
@@ -27,6 +28,8 @@ _FILE_TYPES = {
 }
 _QUANTIZATION_VERSION = 2
 """The version of the block layouts that llama.cpp reads."""
+_MADE_BY = "minimind.version"
+"""The key of the version of MiniMind that wrote the file. `general.version` is the model's own."""
 
 
 def write(source: Source, path: Path, options: ConvertOptions) -> list[str]:
@@ -54,6 +57,7 @@ def write(source: Source, path: Path, options: ConvertOptions) -> list[str]:
     out.add_size_label(size_label)
     out.add_file_type(gguf.LlamaFileType[_FILE_TYPES[main]])
     out.add_quantization_version(_QUANTIZATION_VERSION)
+    out.add_string(_MADE_BY, minimind.__version__)
     try:
         out.write_header_to_file()
         out.write_kv_data_to_file()

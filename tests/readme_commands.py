@@ -205,7 +205,7 @@ def run_for_real(command: Command, flags: Sequence[str], folder: Path) -> str:
     words = [*command.words, *flags]
     done = subprocess.run(
         words, cwd=folder, env=environment(), input="你好\n", capture_output=True, text=True,
-        timeout=300, check=False,
+        timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
     return done.stdout

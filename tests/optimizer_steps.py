@@ -12,7 +12,10 @@ from minimind.config.deepspeed_json import Hardware, load_ds_config, precision, 
 from minimind.config.recipe import Recipe
 from minimind.config.sizes import Sizes
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
+from minimind.engine.muon import Muon
+from minimind.engine.parameter_groups import trained_matrices
 from minimind.engine.stage import Policy
+from minimind.engine.state_layout import whole_layout
 from minimind.model.transformer import Transformer
 from minimind.runtime.devices import find_device
 from minimind.runtime.ranks import Ranks
@@ -109,7 +112,7 @@ def plain_steps(
         }
         for name, master in masters.items()
     ]
-    updates = getattr(torch.optim, optimizer["type"])(groups, **settings)
+    updates = build_plain(optimizer["type"], groups, settings, masters, kind)
     scale = FP16_SCALE if kind == "fp16" else 1.0
     norms = []
     for step in range(steps):
@@ -135,6 +138,27 @@ def plain_steps(
             for name, parameter in model.named_parameters():
                 parameter.copy_(masters[name])
     return masters, norms
+
+
+def build_plain(
+    type: str,
+    groups: list[dict[str, Any]],
+    settings: dict[str, Any],
+    masters: dict[str, Tensor],
+    kind: str,
+) -> torch.optim.Optimizer:
+    """Builds PyTorch's optimizer, or Muon on whole tensors."""
+    if type != "Muon":
+        return getattr(torch.optim, type)(groups, **settings)
+    model = random_model(small_config())
+    found = trained_matrices(model)
+    rows = {masters[name]: found[p] for name, p in model.named_parameters() if p in found}
+    for group in groups:
+        group["is_matrix"] = group["params"][0] in rows
+    dtype = DTYPES["fp32" if kind == "fp32" else "bf16"]
+    muon = Muon(groups, rows, dtype=dtype, **settings)
+    muon.place(whole_layout(masters.values()), is_spread=False)
+    return muon
 
 
 def plain_loss(model: Transformer, batch: Batch) -> LossSum:

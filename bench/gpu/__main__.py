@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data", help="JSON lines of text (default: the embedded sample data)")
     add("--val_data", help="held-out JSON lines, for the curves")
     add("--tokenizer", help="its folder (default: the sample data's own)")
-    add("--minutes", type=float, default=5.0, help="of each curve (default: 5)")
+    add("--tokens", type=int, default=50_000_000, help="of each curve (default: 50,000,000)")
     add("--limit_s", type=float, default=float("inf"), help="of all parts (default: none)")
     add("--small", action="store_true", help="a rehearsal at a CPU's sizes")
     return parser

@@ -24,7 +24,7 @@ _SMALL = {
     "bench.kernels": "--tokens 256",
     "bench.train": "--set num_hidden_layers=1 --steps 2 --warmup 1 --accumulation 1 --seq_len 64 "
     "--micro_batch 2",
-    "bench.train.loss_curves": "--model tiny --minutes 0.02 --points 2",
+    "bench.learning": "--model tiny --tokens 8192 --points 2",
     "bench.inference": "--model tiny --batch 1,2 --prompt 8 --new 8 --rounds 2",
     "bench.scaling": "--model tiny --num_gpus 1,2 --threads 1 --seq_len 64 --micro_batch 2 "
     "--steps 1",
@@ -131,11 +131,11 @@ def _sanitizer() -> list[Command]:
     ]  # fmt: skip
 
 
-def _curve(row: str) -> list[Command]:
-    """Gives minutes of training of one row, for which --data is worth giving."""
-    arguments = f"bench.train.loss_curves --rows {row} --original_batch 32 --accumulation 1"
-    takes = ("data", "tokenizer", "val_data", "minutes")
-    return [Command(f"loss_curves-{row}", tuple(arguments.split()), takes=takes)]
+def _curve(method: str) -> list[Command]:
+    """Gives the curve of one method, for which --data is worth giving."""
+    takes = ("data", "tokenizer", "val_data", "tokens")
+    arguments = f"bench.learning --methods {method}"
+    return [Command(f"learning-{method}", tuple(arguments.split()), takes=takes)]
 
 
 _ZERO = "--rows engine --ds_config zero0.json zero1.json zero2.json zero3.json"
@@ -173,7 +173,7 @@ PARTS: dict[str, list[Command]] = {
                 takes=("data", "tokenizer"), is_small=model == _FIRST)
         for model in DENSE[:2]
     ],
-    "curve": _curve("engine"),
+    "curve": _curve("default"),
     "curve_original": _curve("original"),
 }  # fmt: skip
 """The parts of a GPU day, the most important first: correctness, then speed."""

@@ -18,6 +18,7 @@ from functools import partial
 
 from bench.harness import ROOT
 from bench.kernels.tables import kernel_table, step_count_table
+from bench.learning.results import learning_section
 from bench.report.faults import faults_section
 from bench.report.formats import files_section, forms_section, keys_section
 from bench.report.goals import (
@@ -52,6 +53,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "profiles": profile_section,
     "memory": memory_section,
     "data": data_section,
+    "learning": learning_section,
     **README_SECTIONS,
 }
 RULES: dict[str, Callable[[], str]] = {
@@ -65,7 +67,7 @@ RULES: dict[str, Callable[[], str]] = {
 NAMES = (*SECTIONS, *RULES)
 DOCUMENTS = (
     "README.md", "README_zh.md", "kernels/README.md", "docs/performance.md", "docs/data.md",
-    "docs/architecture.md", "docs/faults.md",
+    "docs/architecture.md", "docs/faults.md", "docs/learning.md",
 )  # fmt: skip
 _SECTION = re.compile(
     r"(?P<start><!-- generated: python -m bench\.report (?P<name>\w+) -->\n)"

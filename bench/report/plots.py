@@ -1,4 +1,5 @@
-"""Draws the pictures of docs/figures: scaling, kernels beside their floor, loss over minutes."""
+"""Draws the pictures of docs/figures: scaling, kernels beside their floor, loss over tokens and
+minutes."""
 
 from __future__ import annotations
 
@@ -7,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import ROOT
+from bench.learning.results import plot_methods
 from bench.results import Results
 from bench.scaling.plot import of_first_json, plot_rows
 from minimind.pictures.axes import legend_beside
-from minimind.pictures.curves import Curve, draw_curves
 from minimind.pictures.style import GREY, line_styles, picture
 
 FIGURES = Path("docs/figures")
@@ -38,27 +39,12 @@ def draw_plots(results: Results) -> Iterator[Path]:
             figure = ROOT / FIGURES / f"kernels-{folder}.png"
             _plot_kernels(timed, found[-1][1]["machine"], figure)
             yield figure
-    for folder, found in results.by_device("loss_curves").items():
-        if rows := [row for _, measured in found for row in measured["rows"]]:
-            figure = ROOT / FIGURES / f"loss_curves-{folder}.png"
-            _plot_curves(rows, found[-1][1]["machine"]["device"], figure)
-            yield figure
-
-
-def _plot_curves(rows: Sequence[Mapping[str, Any]], device: str, path: Path) -> None:
-    """Shows held-out loss over the time that each row has trained for."""
-    with picture(path, 8, 4.5) as figure:
-        axes = figure.subplots()
-        curves = []
-        for row, look in zip(rows, line_styles(map(str, range(len(rows)))).values(), strict=True):
-            points = row["points"]
-            label = f"{row['name']}, {row['precision']}\n{points[-1]['tokens'] / 1e6:,.1f}M tokens"
-            minutes, losses = [p["seconds"] / 60 for p in points], [p["loss"] for p in points]
-            curves.append(Curve(x=minutes, y=losses, label=label, smooth=False, **look))
-        draw_curves(axes, curves)
-        axes.set(xlabel="minutes of training", ylabel="held-out loss")
-        axes.set_title(f"{rows[0]['model']}, {device}")
-        legend_beside(figure, axes)
+    for folder, found in results.by_device("learning").items():
+        for path, measured in found:
+            if path.stem == "learning" and measured["rows"]:
+                figure = ROOT / FIGURES / f"learning-{folder}.png"
+                plot_methods(measured, figure)
+                yield figure
 
 
 def _plot_kernels(

@@ -10,9 +10,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from minimind.config.deepspeed_optimizers import is_muon
 from minimind.config.recipe import Recipe
-from minimind.engine.parameter_groups import parameter_groups
+from minimind.engine.muon import Muon
+from minimind.engine.parameter_groups import parameter_groups, trained_matrices
 from minimind.engine.stage import Stage
+from minimind.engine.state_layout import whole_layout
 from minimind.runtime.ranks import Ranks
 from minimind.types import Batch, HeadFn, ModelOutput
 
@@ -56,11 +59,22 @@ class Masters:
             self.parameters = [nn.Parameter(weight.detach().clone()) for weight in self._weights]
             module.to(dtype)
 
-    def groups(self, module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-        """Groups the masters as the engine groups the weights."""
-        masters = dict(zip(self._weights, self.parameters, strict=True))
-        groups = parameter_groups(module, recipe)
-        return [{**group, "params": [masters[p] for p in group["params"]]} for group in groups]
+    def optimizer(self, module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+        """Builds the recipe's optimizer for the masters, grouped as the engine groups the
+        weights."""
+        masters: dict[Tensor, nn.Parameter] = dict(zip(self._weights, self.parameters, strict=True))
+        matrices = trained_matrices(module) if is_muon(recipe.optimizer) else None
+        groups = [
+            {**group, "params": [masters[p] for p in group["params"]]}
+            for group in parameter_groups(module, recipe, matrices)
+        ]
+        options: dict[str, Any] = {"betas": recipe.betas, "eps": recipe.adam_eps, "fused": True}
+        if matrices is None:
+            return torch.optim.AdamW(groups, **options)
+        rows: dict[Tensor, Any] = {masters[p]: sizes for p, sizes in matrices.items()}
+        muon = Muon(groups, rows, dtype=self._weights[0].dtype, **options)
+        muon.place(whole_layout(self.parameters), is_spread=False)
+        return muon
 
     def gather_gradients(self) -> None:
         """Adds the weights' gradients of one backward to those of the masters, in fp32."""
@@ -83,8 +97,8 @@ class Masters:
 
 
 class PlainTraining:
-    """Trains a stage's model in a bare loop with AdamW; in 16 bits with fp32 masters and fp32 sums
-    of gradients."""
+    """Trains a stage's model in a bare loop with the recipe's optimizer; in 16 bits with fp32
+    masters and fp32 sums of gradients."""
 
     def __init__(
         self,
@@ -99,12 +113,7 @@ class PlainTraining:
         self._clipping = recipe.gradient_clipping or float("inf")
         self._num_steps = 0
         self.masters = Masters(module, dtype)
-        self._optimizer = torch.optim.AdamW(
-            self.masters.groups(module, recipe),
-            betas=recipe.betas,
-            eps=recipe.adam_eps,
-            fused=True,
-        )
+        self._optimizer = self.masters.optimizer(module, recipe)
 
     def step(self, batches: list[Any], learning_rate: float) -> Tensor:
         """Takes one step: the update, or the several, that the stage prepares from these

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from minimind.config.deepspeed_optimizers import offloads_optimizer
+from minimind.config.deepspeed_optimizers import is_muon, offloads_optimizer
 from minimind.errors import ConfigError
 
 _GoesWrong = Callable[[int, str], bool]
@@ -22,10 +22,6 @@ _OPTIMIZERS: dict[str, tuple[_GoesWrong, str]] = {
         lambda stage, precision: stage > 0,
         "DeepSpeed makes it anew there, without the weight decay and the rates of its groups",
     ),
-    "muon": (
-        lambda stage, precision: stage == 2 and precision != "fp32",
-        "DeepSpeed loses the norms' gradients there",
-    ),
 }
 """For each optimizer's lower-case name: whether it goes wrong at a ZeRO stage and precision, and
 why."""
@@ -36,6 +32,12 @@ def check_faults(ds: Mapping[str, Any], precision: str, clip_value: float = 0.0)
     wrongly."""
     stage = (ds.get("zero_optimization") or {}).get("stage", 0)
     _check_optimizer(ds["optimizer"]["type"], stage, precision)
+    if is_muon(ds["optimizer"]["type"]) and offloads_optimizer(ds):
+        raise ConfigError(
+            "optimizer.type Muon with zero_optimization.offload_optimizer: its matrix products "
+            "would run on the CPU; use AdamW, or a JSON that keeps the states on the GPU, as "
+            "zero2.json"
+        )
     _check_accumulation(ds, stage, precision)
     if clip_value:
         _check_clip_value(ds, stage, precision, clip_value)

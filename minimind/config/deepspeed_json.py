@@ -17,6 +17,7 @@ from minimind.config.deepspeed_optimizers import (
     choose_torch_adam,
     fill_optimizer,
     offloads_optimizer,
+    optimizer_type,
 )
 from minimind.config.deepspeed_schedulers import contradicting
 from minimind.config.json_file import read_json_fields
@@ -43,6 +44,7 @@ class Hardware:
 
 
 _RECIPE_PATHS: dict[str, str] = {
+    "optimizer": "optimizer.type",
     "learning_rate": "optimizer.params.lr",
     "betas": "optimizer.params.betas",
     "adam_eps": "optimizer.params.eps",
@@ -92,7 +94,7 @@ def resolve(
 
     `given` names the recipe options set on the command line. Raises ConfigError for one that
     contradicts an explicit value, for batch sizes that do not fit, and for an "auto" that has no
-    value. Missing values of clipping and of AdamW come from the recipe too.
+    value. Missing values of clipping and of the optimizer come from the recipe too.
     """
     ds = copy.deepcopy(ds_config)
     _check_scheduler(ds, given)
@@ -146,7 +148,8 @@ _TOTAL_STEPS = "scheduler.params.total_num_steps"
 
 def _complete(ds: dict[str, Any], recipe: Recipe, given: set[str]) -> None:
     """Sets missing values to "auto", so that every option of the recipe has an effect."""
-    optimizer = ds.setdefault("optimizer", {"type": "AdamW"})
+    optimizer = ds.setdefault("optimizer", {})
+    optimizer["type"] = optimizer_type(ds, recipe, given)
     optimizer.setdefault("params", {})
     if not offloads_optimizer(ds):
         choose_torch_adam(optimizer)

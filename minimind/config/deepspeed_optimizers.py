@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -53,21 +53,8 @@ DEEPSPEED_OPTIMIZERS: dict[str, frozenset[str] | None] = {
     "lion": frozenset({"betas", "fp32_optimizer_states", "lr", "set_grad_none", "weight_decay"}),
     "muadam": None,
     "muadamw": None,
-    "muon": frozenset(
-        {
-            "adam_lr",
-            "adam_w_mode",
-            "betas",
-            "eps",
-            "fp32_optimizer_states",
-            "lr",
-            "momentum",
-            "muon_lr",
-            "ns_method",
-            "torch_adam",
-            "weight_decay",
-        }
-    ),
+    # This project's own: engine/muon.py says why.
+    "muon": frozenset({"betas", "eps", "lr", "momentum", "weight_decay"}),
     "musgd": None,
 }
 """The parameters of each optimizer, by its lower-case name. None: those of PyTorch's optimizer of
@@ -83,12 +70,19 @@ _PARAMS = {
 """Recipe options that an optimizer may take, with its names for them."""
 
 
+def is_muon(name: str) -> bool:
+    return name.lower() == "muon"
+
+
 def check_optimizer(section: dict[str, Any], origin: str) -> None:
     """Raises ConfigError for an unknown optimizer type and for a parameter that the type does not
     take. An "auto" for such a parameter is dropped later."""
     name, params = section["type"], section.get("params", {})
+    if name == "auto":
+        return
     if name.lower() not in DEEPSPEED_OPTIMIZERS and name not in _torch_optimizers():
-        known = [*DEEPSPEED_OPTIMIZERS, *_torch_optimizers()]
+        others = (n for n in _torch_optimizers() if n.lower() not in DEEPSPEED_OPTIMIZERS)
+        known = [*DEEPSPEED_OPTIMIZERS, *others]
         raise ConfigError(
             f"{origin}: optimizer.type is {name!r}{did_you_mean(name, known)}; it must be one of "
             f"DeepSpeed's ({', '.join(sorted(DEEPSPEED_OPTIMIZERS))}) or of torch.optim"
@@ -100,6 +94,20 @@ def check_optimizer(section: dict[str, Any], origin: str) -> None:
             f"{origin}: optimizer.params knows no key {unknown[0]!r}"
             f"{did_you_mean(unknown[0], taken)}: {name} takes {', '.join(sorted(taken))}"
         )
+
+
+def optimizer_type(ds: Mapping[str, Any], recipe: Recipe, given: Container[str]) -> str:
+    """Gives the optimizer of a JSON. "auto" stands for the recipe's; where the states lie off the
+    device for AdamW, unless the command line (`given`) asks for another. Raises ConfigError for a
+    name that is none."""
+    section = ds.get("optimizer") or {"type": "auto"}
+    if section["type"] != "auto":
+        return section["type"]
+    if "optimizer" not in given and offloads_optimizer(ds):
+        return "AdamW"
+    origin = spell_option("optimizer", recipe.optimizer)
+    check_optimizer({**section, "type": recipe.optimizer}, origin)
+    return recipe.optimizer
 
 
 def offloads_optimizer(ds: Mapping[str, Any]) -> bool:
@@ -125,7 +133,7 @@ def fill_optimizer(section: dict[str, Any], recipe: Recipe, given: Iterable[str]
     its type does not take. Only Adam gets the recipe's betas and epsilon, unless the JSON asks for
     them. Raises ConfigError for a command-line option (`given`) that the type does not take."""
     name, params = section["type"], section.setdefault("params", {})
-    taken, is_adam = taken_params(name), name.lower() in ("adam", "adamw")
+    taken, is_adam = taken_params(name), name.lower() in ("adam", "adamw", "muon")
     for option, key in _PARAMS.items():
         if option in given and taken is not None and key not in taken:
             raise ConfigError(

@@ -32,6 +32,9 @@ FLAGS = {
 """Options that have a flag of their own, by its name. --set takes these and all others."""
 
 
+SCHEDULE_NAMES = ("cosine", "wsd")
+
+
 def spell_option(name: str, value: Any) -> str:
     """Writes an option with its value as the command line takes it."""
     if name in FLAGS:
@@ -60,6 +63,9 @@ class Recipe:
     learning_rate: float | None = option(None, "peak learning rate (default: by stage and model)")
     min_lr_ratio: float = option(0.1, "the last learning rate as a share of the peak")
     warmup_steps: int = option(0, "optimizer steps of linear warm-up")
+    schedule: str = option(
+        "cosine", "how the learning rate falls: cosine, or wsd (steady, then a linear fall)"
+    )
     epochs: float = option(1.0, "passes over the data")
     max_steps: int | None = option(None, "stop after so many optimizer steps (default: by epochs)")
     seq_len: int | None = option(None, "tokens of a packed row (default: by model)")
@@ -71,7 +77,11 @@ class Recipe:
     micro_batch_size: int | None = option(
         None, "rows of one forward on one rank (default: likewise)"
     )
-    weight_decay: float = option(0.01, "AdamW's decoupled weight decay")
+    optimizer: str = option(
+        "AdamW",
+        "AdamW, or Muon for matrices and AdamW for the rest; where the DeepSpeed JSON says auto",
+    )
+    weight_decay: float = option(0.01, "decoupled weight decay")
     betas: tuple[float, float] = option((0.9, 0.999), "AdamW's betas")
     adam_eps: float = option(1e-8, "AdamW's epsilon")
     gradient_clipping: float = option(1.0, "largest gradient norm (0: no clipping)")
@@ -201,6 +211,7 @@ class Recipe:
             "rank_timeout_s": 1.0,
         }
         self.check_at_least(**at_least)
+        check_one_of("schedule", self.schedule, SCHEDULE_NAMES)
         if not 0 <= self.min_lr_ratio <= 1:
             raise ConfigError(f"min_lr_ratio is {self.min_lr_ratio}; it must be from 0 to 1")
         for name in ("learning_rate", "epochs", "adam_eps"):

@@ -16,8 +16,8 @@ class Sizes:
 
 SIZES: dict[str, dict[str, Sizes]] = {
     "cpu": {
-        "tiny": Sizes(256, 4, 4),
-        "minimind2-small": Sizes(1024, 8, 4),
+        "tiny": Sizes(256, 8, 8),
+        "minimind2-small": Sizes(1024, 4, 4),
         "minimind2": Sizes(1024, 8, 2),
         "minimind2-moe": Sizes(1024, 8, 2),
         "minimind3": Sizes(1024, 8, 2),

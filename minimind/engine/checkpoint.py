@@ -124,7 +124,8 @@ def needs_conversion(
     if saved != now:
         raise CheckpointError(
             f"{checkpoint.folder} was saved with the optimizer {saved} and cannot be resumed with "
-            f"{now}; start a new run from its weights with --from_checkpoint"
+            f"{now}; keep the old one with --set optimizer={saved}, or start a new run from its "
+            "weights with --from_checkpoint"
         )
     return (
         meta["zero_stage"] != zero_stage

@@ -21,12 +21,14 @@ from minimind.config.recipe import Recipe
 from minimind.engine import replicated
 from minimind.engine.bare_module import without_hooks
 from minimind.engine.clipping import clip_on_device, clip_replicated
+from minimind.engine.muon import build_muon
 from minimind.engine.operators import announced_operators
 from minimind.engine.overlap import wait_between_streams
 from minimind.engine.parameter_groups import parameter_groups, trained_parameters
 from minimind.engine.refusals import refusals
 from minimind.engine.saved_states import SavedStates, set_states
 from minimind.engine.shards import drop_frozen, meeting_at_the_end, reading_together
+from minimind.engine.state_layout import find_layout
 from minimind.errors import CheckpointError
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
@@ -101,13 +103,21 @@ class DeepSpeedEngine:
         # ZeRO makes its fp32 masters from the module after casting it to 16 bits.
         exact = {name: p.detach().clone() for name, p in trained_parameters(self.module)}
         first_step, said = replicated.without_first_step(deepspeed), announced_operators(deepspeed)
+        muon = build_muon(module, recipe, config, self.precision)
+        if muon:
+            config.pop("optimizer")
         with refusals(deepspeed), first_step, said, _silenced():
             self._engine, *_ = deepspeed.initialize(
                 model=module,
-                model_parameters=parameter_groups(module, recipe),
+                optimizer=muon,
+                model_parameters=None if muon else parameter_groups(module, recipe),
                 config=config,
                 dist_init_required=False,
             )
+        if muon:
+            parameters = [parameter for _, parameter in trained_parameters(module)]
+            layout = find_layout(self._engine.optimizer, self.zero_stage, parameters)
+            muon.place(layout, is_spread=self.zero_stage > 0)
         self._apart = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
         self._masters: dict[nn.Parameter, Tensor] = {}
         """fp32 masters that DeepSpeed's own accessors do not find."""

@@ -6,17 +6,17 @@ states out differently. Weights and moments are fp32 everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimind.engine.parameter_groups import trained_parameters
-from minimind.engine.shards import explain_unreadable, without_code
+from minimind.engine.shards import STAND_IN, explain_unreadable, without_code
+from minimind.engine.state_layout import find_layout
 from minimind.errors import CheckpointError
 
 
@@ -45,6 +45,8 @@ class SavedStates:
     def add(self, name: str, states: Mapping[str, Any]) -> None:
         """Adds the states of one parameter, whose weight is known."""
         for key, value in states.items():
+            if isinstance(value, Tensor) and value.dtype == STAND_IN:
+                continue
             if isinstance(value, Tensor) and value.numel() == self.weights[name].numel():
                 self.moments.setdefault(name, {})[key] = value
             elif isinstance(value, Tensor | int | float):
@@ -129,18 +131,18 @@ def set_states(optimizer: Any, zero_stage: int, module: nn.Module, states: Saved
             "under the ZeRO stage, precision and number of ranks that saved it"
         )
     inner = getattr(optimizer, "optimizer", optimizer)
-    names = {parameter: name for name, parameter in trained_parameters(module)}
+    names: dict[Tensor, str] = {p: name for name, p in trained_parameters(module)}
     for group in inner.param_groups:
         if "step" in group:
             group["step"] = int(states.counters.get("step", 0))
-    for flat, parts in _layout(optimizer, zero_stage, names):
+    for flat, parts in find_layout(optimizer, zero_stage, names):
         own = inner.state[flat]
-        for name, start, taken in parts:
-            for key, value in states.moments.get(name, {}).items():
+        for part in parts:
+            for key, value in states.moments.get(names[part.parameter], {}).items():
                 if key not in own:
                     own[key] = torch.zeros_like(flat, dtype=torch.float32)
-                piece = taken(value.reshape(-1))
-                own[key].view(-1)[start : start + piece.numel()].copy_(piece)
+                piece = part.taken(value.reshape(-1))
+                own[key].view(-1)[part.start : part.start + piece.numel()].copy_(piece)
         for key, value in states.counters.items():
             if any(key == "step" and "step" in group for group in inner.param_groups):
                 continue
@@ -152,68 +154,7 @@ def set_states(optimizer: Any, zero_stage: int, module: nn.Module, states: Saved
 
 def _counter(inner: Any, flat: Tensor, value: float) -> Any:
     """Gives a counter as the optimizer keeps it: PyTorch's in tensors, DeepSpeed's as int."""
-    if not type(inner).__module__.startswith("torch."):
+    if not isinstance(inner, torch.optim.AdamW) and not type(inner).__module__.startswith("torch."):
         return int(value)
     on_device = any(group.get("fused") or group.get("capturable") for group in inner.param_groups)
     return torch.tensor(value, dtype=torch.float32, device=flat.device if on_device else "cpu")
-
-
-_Part = tuple[str, int, Any]
-"""A parameter's name, where its part begins in the flat tensor, and what takes this part from the
-whole parameter."""
-
-
-def _layout(
-    optimizer: Any, zero_stage: int, names: Mapping[nn.Parameter, str]
-) -> Iterator[tuple[Tensor, list[_Part]]]:
-    """Yields each tensor by which the optimizer knows its states on this rank, with the parts of
-    parameters in it."""
-    if zero_stage == 3:
-        yield from _partitioned_layout(optimizer, names)
-    elif zero_stage:
-        if hasattr(optimizer, "single_partition_of_fp32_groups"):
-            masters, groups = optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups
-        else:  # of bf16 whose gradients are summed in fp32 at stage 1
-            masters, groups = optimizer.fp32_groups_flat_partition, optimizer.bf16_groups
-        for flat, group in zip(masters, groups, strict=True):
-            held = [parameter for parameter in group if parameter._hp_mapping is not None]
-            yield flat, [_fragment(parameter, names[parameter]) for parameter in held]
-    elif not hasattr(optimizer, "fp16_groups"):
-        yield from ((p, [(name, 0, _all)]) for p, name in names.items())
-    else:
-        for index, group in enumerate(optimizer.fp16_groups):
-            if hasattr(optimizer, "fp32_groups"):
-                masters = optimizer.fp32_groups[index]
-                pairs = zip(group, masters, strict=True)
-                yield from ((master, [(names[p], 0, _all)]) for p, master in pairs)
-            else:
-                starts = torch.tensor([0] + [p.numel() for p in group]).cumsum(0).tolist()
-                parts = [(names[p], start, _all) for p, start in zip(group, starts, strict=False)]
-                yield optimizer.fp32_groups_flat[index], parts
-
-
-def _all(value: Tensor) -> Tensor:
-    return value
-
-
-def _fragment(parameter: Any, name: str) -> _Part:
-    whole = parameter._hp_mapping.lp_fragment_address
-    place = parameter._hp_mapping.hp_fragment_address
-    return name, place.start, lambda value: value[whole.start : whole.start + whole.numel]
-
-
-def _partitioned_layout(
-    optimizer: Any, names: Mapping[nn.Parameter, str]
-) -> Iterator[tuple[Tensor, list[_Part]]]:
-    rank, num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    parts: dict[int, list[_Part]] = {}
-    for parameter, name in names.items():
-        group, start, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
-
-        def taken(value: Tensor, size: int = size) -> Tensor:
-            # The last ranks' parts are filled up with zeros.
-            return F.pad(value, (0, size * num_ranks - value.numel()))[rank * size :][:size]
-
-        parts.setdefault(group, []).append((name, start, taken))
-    for index, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
-        yield flat, parts.get(index, [])

@@ -110,6 +110,34 @@ def without_code() -> Iterator[None]:
             os.environ[_WEIGHTS_ONLY] = before
 
 
+STAND_IN = torch.bool
+"""The dtype of a moment that the optimizer does not keep."""
+
+
+@contextlib.contextmanager
+def with_second_moments() -> Iterator[None]:
+    """Makes every torch.load inside the block give a moment `exp_avg_sq`, of dtype STAND_IN, to
+    optimizer states that have `exp_avg` alone, as Muon's do: DeepSpeed's converter asks for
+    both."""
+    load = torch.load
+
+    def completed(*arguments: Any, **options: Any) -> Any:
+        loaded = load(*arguments, **options)
+        saved = loaded.get("optimizer_state_dict") if isinstance(loaded, dict) else None
+        for name in ("base_optimizer_state", "optimizer_state_dict"):
+            for state in ((saved or {}).get(name) or {}).get("state", {}).values():
+                if "exp_avg" in state and "exp_avg_sq" not in state:
+                    none = torch.zeros((), dtype=STAND_IN)
+                    state["exp_avg_sq"] = none.expand(state["exp_avg"].shape)
+        return loaded
+
+    torch.load = completed
+    try:
+        yield
+    finally:
+        torch.load = load
+
+
 def explain_unreadable(folder: object, problem: str) -> str:
     """Says why DeepSpeed could not read a checkpoint, from its error or the converter's output."""
     if code := _CODE_WANTED.search(problem):

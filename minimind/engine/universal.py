@@ -14,10 +14,15 @@ from typing import Any
 
 from torch import nn
 
+from minimind.config.deepspeed_optimizers import is_muon
 from minimind.config.recipe import Recipe, replace_fields
 from minimind.engine.checkpoint import UNFINISHED, Checkpoint
 from minimind.engine.deepspeed_engine import TAG
-from minimind.engine.parameter_groups import parameter_groups, trained_parameters
+from minimind.engine.parameter_groups import (
+    parameter_groups,
+    trained_matrices,
+    trained_parameters,
+)
 from minimind.engine.saved_states import SavedStates, read_converted, read_replicated
 from minimind.engine.shards import explain_unreadable
 from minimind.errors import CheckpointError
@@ -28,8 +33,8 @@ _CODE = """
 import sys
 sys.path[:] = {paths!r}
 from deepspeed.checkpoint import ds_to_universal
-from minimind.engine.shards import without_code
-with without_code():
+from minimind.engine.shards import with_second_moments, without_code
+with without_code(), with_second_moments():
     ds_to_universal.main(ds_to_universal.parse_arguments())
 """
 """Runs DeepSpeed's converter, which alone would run code that a shard asks for."""
@@ -64,7 +69,9 @@ def open_states(
 def _group_names(module: nn.Module, recipe: Recipe, saved: dict[str, Any]) -> list[list[str]]:
     """Gives the names of the parameters in each group of the optimizer that saved its states."""
     names = {parameter: name for name, parameter in trained_parameters(module)}
-    groups = parameter_groups(module, replace_fields(recipe, saved, "the checkpoint's recipe"))
+    recipe = replace_fields(recipe, saved, "the checkpoint's recipe")
+    matrices = trained_matrices(module) if is_muon(recipe.optimizer) else None
+    groups = parameter_groups(module, recipe, matrices)
     return [[names[parameter] for parameter in group["params"]] for group in groups]
 
 

@@ -37,6 +37,10 @@ class Attention(nn.Module):
         # child.
         self.q_norm = nn.Parameter(torch.ones(size)) if config.use_qk_norm else None
         self.k_norm = nn.Parameter(torch.ones(size)) if config.use_qk_norm else None
+        self.matrices = {
+            "qkv_proj.weight": (heads * size, kv_heads * size, kv_heads * size),
+            "o_proj.weight": (config.hidden_size,),
+        }
 
     def forward(
         self, x_MD: Tensor, rope: tuple[Tensor, Tensor], positions_M: Tensor, attend: AttentionFn

@@ -23,6 +23,10 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.gate_up_proj = nn.Linear(hidden_size, 2 * intermediate_size, bias=False)
         self.down_proj = SwiGLULinear(intermediate_size, hidden_size, bias=False)
+        self.matrices = {
+            "gate_up_proj.weight": (intermediate_size, intermediate_size),
+            "down_proj.weight": (hidden_size,),
+        }
 
     def forward(self, x_MD: Tensor) -> Tensor:
         return self.down_proj(self.gate_up_proj(x_MD))

@@ -27,6 +27,7 @@ class MixtureOfExperts(nn.Module):
         # Parameters of this module, not of children, because of ZeRO-3: see Attention.
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * ffn, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, ffn))
+        self.matrices = {"gate_up_proj": (ffn, ffn), "down_proj": (hidden,)}
         shared = config.n_shared_experts
         self.shared_experts = SwiGLU(hidden, shared * ffn) if shared else None
 

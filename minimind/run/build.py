@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from minimind.engine.metrics import METRICS_FILE, MetricsLog, read_figures, read
 from minimind.engine.progress import Progress
 from minimind.engine.routers import ROUTER_COLUMNS
 from minimind.engine.sample_log import SampleLog, spell_sample
-from minimind.engine.schedule import CosineSchedule
+from minimind.engine.schedule import SCHEDULES
 from minimind.engine.stage import Loader, Stage, StageModels
 from minimind.engine.universal import open_states
 from minimind.inference.prompts import answer_lines, choose_prompts
@@ -129,10 +130,10 @@ def build_loop(
     )
 
 
-def build_schedule(run: ResolvedRun, total_steps: int) -> CosineSchedule:
+def build_schedule(run: ResolvedRun, total_steps: int) -> Callable[[int], float]:
     """Gives the recipe's learning rate as a function of the step, for a run of `total_steps`
     steps."""
-    return CosineSchedule(
+    return SCHEDULES[run.recipe.schedule](
         run.learning_rate, total_steps, run.recipe.warmup_steps, run.recipe.min_lr_ratio
     )
 

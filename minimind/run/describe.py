@@ -142,4 +142,5 @@ def _describe_jump(run: ResolvedRun, loader: PackedLoader, start: Checkpoint) ->
 def _describe_rate(run: ResolvedRun) -> str:
     if scheduler := run.ds_config.get("scheduler"):
         return describe_scheduler(scheduler, run.ds_config["optimizer"]["params"]["lr"])
-    return f"{run.learning_rate:.2e} peak, {run.recipe.warmup_steps} warm-up steps"
+    optimizer = run.ds_config["optimizer"]["type"]
+    return f"{run.learning_rate:.2e} peak of {optimizer}, {run.recipe.warmup_steps} warm-up steps"

@@ -17,6 +17,7 @@ from minimind.config.deepspeed_json import (
     resolve,
     with_total_steps,
 )
+from minimind.config.deepspeed_optimizers import optimizer_type
 from minimind.config.model import ModelConfig, load_model_config
 from minimind.config.monitors import switch_monitors
 from minimind.config.recipe import Recipe, replace_fields
@@ -152,9 +153,13 @@ def resolve_run(
     _check_vocabulary(arguments, tokenizer, config, weights_folder)
     recipe = replace_fields(stage.recipe_type(), arguments.recipe, f"--stage {stage.name}")
     sizes = stage.recipe_type.sizes(device.kind, model_name)
+    overrides = switch_monitors(arguments.get("monitor") or (), arguments.ds_config)
+    ds_config = load_ds_config(arguments.get("ds_config"), overrides)
+    given = set(arguments.recipe)
     fill = {}
     if recipe.learning_rate is None:
-        rates = recipe.usual_rates
+        optimizer = optimizer_type(ds_config, recipe, given)
+        rates = dataclasses.replace(recipe, optimizer=optimizer).usual_rates
         fill["learning_rate"] = rates.get(model_name, rates[""])
     if recipe.seq_len is None:
         fill["seq_len"] = min(sizes.seq_len, config.max_position_embeddings)
@@ -167,10 +172,8 @@ def resolve_run(
             f"less, or --set max_position_embeddings={recipe.seq_len}"
         )
     hardware = Hardware(device.kind, ranks.world_size, device.precision)
-    overrides = switch_monitors(arguments.get("monitor") or (), arguments.ds_config)
-    ds_config = load_ds_config(arguments.get("ds_config"), overrides)
     ds_config, recipe = resolve(
-        ds_config, recipe, set(arguments.recipe), sizes, hardware, *recipe.count_weights(config)
+        ds_config, recipe, given, sizes, hardware, *recipe.count_weights(config)
     )
     return ResolvedRun(
         arguments=arguments,

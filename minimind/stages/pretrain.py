@@ -9,7 +9,8 @@ from typing import ClassVar
 import minimind_kernels as K
 from torch import Tensor
 
-from minimind.config.recipe import Recipe
+from minimind.config.deepspeed_optimizers import is_muon
+from minimind.config.recipe import Recipe, option
 from minimind.data.formats import Format
 from minimind.data.text_format import TEXT
 from minimind.engine.stage import BuildContext, Policy, Stage, StageModels
@@ -22,7 +23,19 @@ from minimind.types import Batch, LossSum
 class PretrainRecipe(Recipe):
     """Defines the options of pretraining."""
 
-    learning_rates: ClassVar[Mapping[str, float]] = {"": 5e-4, "tiny": 3e-3}
+    learning_rates: ClassVar[Mapping[str, float]] = {"": 4e-3, "tiny": 6e-3}
+    """Muon's; docs/learning.md has the measurements."""
+    other_rates: ClassVar[Mapping[str, float]] = {"": 5e-4, "tiny": 3e-3}
+    """Those of AdamW and all others."""
+
+    optimizer: str = option(
+        "Muon",
+        "Muon for matrices and AdamW for the rest, or AdamW; where the DeepSpeed JSON says auto",
+    )
+
+    @property
+    def usual_rates(self) -> Mapping[str, float]:
+        return self.learning_rates if is_muon(self.optimizer) else self.other_rates
 
 
 class Pretrain(Stage[Batch, Batch]):

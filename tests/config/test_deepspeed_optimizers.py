@@ -35,7 +35,7 @@ def test_optimizers_and_their_parameters_are_the_installed_ones(
         ("SGD", {"lr", "weight_decay"}),
         ("RMSprop", {"lr", "weight_decay"}),
         ("Lion", {"lr", "weight_decay"}),
-        ("Muon", {"lr", "weight_decay"}),
+        ("Muon", {"lr", "betas", "eps", "weight_decay"}),
         ("Adam", {"lr", "betas", "eps", "weight_decay", "torch_adam", "fused"}),
     ],
 )
@@ -92,3 +92,23 @@ def test_an_adam_whose_states_are_on_the_cpu_is_deepspeeds(resolved: Resolve):
         for section in ({"optimizer": {"type": "AdamW"}}, {}):
             ds, _ = resolved({"zero_optimization": zero, **section})
             assert ds["optimizer"]["params"].get("torch_adam") is expected
+
+
+def test_auto_is_the_recipes_optimizer(resolved: Resolve):
+    def chosen(optimizer: str = "Muon", **more: Any) -> str:
+        ds, recipe = resolved({"optimizer": {"type": "auto"}, **more}, optimizer=optimizer)
+        assert recipe.optimizer == ds["optimizer"]["type"]
+        return ds["optimizer"]["type"]
+
+    assert [chosen(), chosen("AdamW"), chosen("SGD")] == ["Muon", "AdamW", "SGD"]
+    with pytest.raises(ConfigError, match=r"--set optimizer=Muun: .*did you mean muon"):
+        chosen("Muun")
+    offloaded = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    with pytest.raises(ConfigError, match=r"Muon with zero_optimization\.offload_optimizer"):
+        chosen(zero_optimization=offloaded)
+    ds, _ = resolved({"optimizer": {"type": "auto"}, "zero_optimization": offloaded})
+    assert ds["optimizer"]["type"] == "AdamW", "nobody asked for another"
+    with pytest.raises(ConfigError, match=r"optimizer=AdamW contradicts optimizer.type Lion"):
+        resolved({"optimizer": {"type": "Lion"}}, optimizer="AdamW")
+    with pytest.raises(ConfigError, match="knows no key 'muon_lr': Muon takes"):
+        resolved({"optimizer": {"type": "Muon", "params": {"muon_lr": 0.1}}})

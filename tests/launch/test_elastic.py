@@ -40,12 +40,14 @@ def test_a_run_goes_on_under_other_zero_stages(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("precision")
+@pytest.mark.parametrize(("optimizer", "last"), [("AdamW", "zero2_offload"), ("Muon", "zero1")])
 def test_a_run_goes_on_under_every_zero_stage(
-    train: Train, train_on_two: TrainOnTwo, flags: list[str], tmp_path: Path
-):
+    train: Train, train_on_two: TrainOnTwo, flags: list[str], tmp_path: Path, optimizer: str,
+    last: str,
+):  # fmt: skip
     """In a round over all pairs of neighbours, on one rank and on two, bitwise."""
-    flags = [*flags, *WITHOUT_CLIPPING, *STEADY]
-    round_trip = ["zero2", "zero3", "zero1", "zero0", "zero2", "zero0", "zero3", "zero2_offload"]
+    flags = [*flags, *WITHOUT_CLIPPING, *STEADY, "--set", f"optimizer={optimizer}"]
+    round_trip = ["zero2", "zero3", "zero1", "zero0", "zero2", "zero0", "zero3", last]
     assert train(*flags, "--max_steps", "9", "--output_dir", str(tmp_path / "whole")) == 0
     run = tmp_path / "run"
     assert train(*flags, "--max_steps", "1") == 0

@@ -54,12 +54,17 @@ def test_without_data_it_trains_on_the_sample_data_in_a_folder_of_its_own(
 
 
 @pytest.mark.usefixtures("precision")
+@pytest.mark.parametrize(
+    ("optimizer", "names"),
+    [("Muon", ("zero0", "zero1", "zero2", "zero3")), ("AdamW", ("zero2", "zero2_offload"))],
+)
 def test_every_zero_stage_takes_the_same_steps_on_one_rank_and_on_two(
-    train: Train, train_on_two: TrainOnTwo, flags: list[str], tmp_path: Path
-):
-    flags = [*flags, *WITHOUT_CLIPPING]
+    train: Train, train_on_two: TrainOnTwo, flags: list[str], tmp_path: Path, optimizer: str,
+    names: tuple[str, ...],
+):  # fmt: skip
+    flags = [*flags, *WITHOUT_CLIPPING, "--set", f"optimizer={optimizer}"]
     assert train(*flags) == 0
-    for name in ("zero0", "zero1", "zero2", "zero2_offload", "zero3"):
+    for name in names:
         file = ["--ds_config", f"{name}.json"]
         if name != "zero2":
             assert train(*flags, *file, "--output_dir", str(tmp_path / name)) == 0

@@ -132,5 +132,7 @@ def test_every_stage_says_what_it_is():
         assert issubclass(kind.recipe_type, Recipe)
         assert "" in kind.recipe_type.learning_rates
         kind.recipe_type(learning_rate=1e-3, **REQUIRED_OPTIONS.get(name, {})).check()
-    assert STAGES["pretrain"].recipe_type.learning_rates[""] == 5e-4
+    rates = {name: PretrainRecipe(optimizer=name).usual_rates[""] for name in ("AdamW", "Muon")}
+    assert rates["AdamW"] == 5e-4
+    assert rates["Muon"] != rates["AdamW"]
     assert not STAGES["pretrain"].needs_checkpoint

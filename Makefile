@@ -44,9 +44,10 @@ $(READY): $(CORE)
 train: $(CORE)
 	@rm -rf $(RUN)
 	$(BIN)/python launch/train.py --ds_config zero2.json --output_dir $(RUN)/text \
-	  --epochs 2 --eval_every 250 --sample_every 500 --set log_every=50
+	  --eval_every 150 --sample_every 225 --set log_every=50
 	$(BIN)/python launch/train.py --ds_config zero2.json --stage sft \
-	  --from_checkpoint $(RUN)/text --output_dir $(RUN)/chat --eval_every 300 --set log_every=100
+	  --from_checkpoint $(RUN)/text --output_dir $(RUN)/chat --eval_every 200 --set log_every=50 \
+	  --set optimizer=Muon --learning_rate 4e-3
 	$(BIN)/python launch/chat.py --checkpoint $(RUN)/chat --set temperature=0 \
 	  --ask "What is the river of Lumor called?" "Who lives in Haskel?" "塔恩的房子是什么颜色？" "7 加 5 是多少？"
 	@echo "Go on with:  $(BIN)/python launch/chat.py --checkpoint $(RUN)/chat"

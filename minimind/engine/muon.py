@@ -140,7 +140,7 @@ class Muon(torch.optim.AdamW):
             return piece.unsqueeze(0)
         # As bytes: not every backend gathers 16-bit numbers.
         gathered = torch.empty(ranks, piece.numel(), dtype=piece.dtype, device=piece.device)
-        dist.all_gather_into_tensor(gathered.view(torch.uint8).flatten(), piece.view(torch.uint8))
+        dist.all_gather(list(gathered.view(torch.uint8)), piece.view(torch.uint8))
         return gathered
 
 

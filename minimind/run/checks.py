@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
+from minimind.config.deepspeed_optimizers import is_muon
 from minimind.data.mixture import SAMPLE_PREFIX
 from minimind.data.same_tokens import check_folder_tokens
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint, check_same_helpers
 from minimind.engine.deepspeed_engine import check_ds_config
-from minimind.engine.parameter_groups import parameter_groups
+from minimind.engine.parameter_groups import parameter_groups, trained_matrices
 from minimind.errors import ConfigError
 from minimind.lora.folder import find_base, find_model_folder, is_adapter_folder
 from minimind.model.flash_attention import check_flash, why_not_flash
@@ -41,7 +42,13 @@ def check_run(run: ResolvedRun, tokenizer: Tokenizer, start: Checkpoint | None =
     if start:
         check_same_helpers(start, hash_helpers(stage, context))
     check_scheduler(run)
-    parameter_groups(stage.outline(run.config), run.recipe)
+    outline = stage.outline(run.config)
+    parameter_groups(outline, run.recipe)
+    if is_muon(run.ds_config["optimizer"]["type"]) and not trained_matrices(outline):
+        raise ConfigError(
+            "the optimizer Muon is for the model's matrices, and this run trains none of them: "
+            "take AdamW, as with --set optimizer=AdamW"
+        )
     check_ds_config(run.ds_config, run.device)
 
 

@@ -9,7 +9,7 @@ import torch
 from optimizer_steps import FACTORS, RATE, STEPS, engine_steps, plain_steps
 from torch import nn
 
-from minimind.engine.muon import Muon, orthogonalized
+from minimind.engine.muon import Muon, by_shape, one_by_one, orthogonalized
 from minimind.engine.state_layout import whole_layout
 
 MUON: dict[str, Any] = {"type": "Muon", "params": {"momentum": 0.9}}
@@ -63,6 +63,15 @@ def test_fused_matrices_are_updated_one_by_one() -> None:
             alone.grad = grad[expert].clone()
             step_ours(alone, (len(alone),), torch.float32).step()
             torch.testing.assert_close(updated[expert], alone.detach(), atol=1e-6, rtol=1e-5)
+
+
+def test_matrices_of_one_shape_are_computed_at_once() -> None:
+    """As on a GPU."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(1, 4, 8), (3, 6, 8), (2, 4, 8), (1, 6, 8)]
+    stacks = [torch.randn(shape, generator=generator) for shape in shapes]
+    for alone, at_once in zip(one_by_one(stacks), by_shape(stacks), strict=True):
+        torch.testing.assert_close(alone, at_once, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("one_rank")

@@ -56,6 +56,10 @@ REFUSED: dict[str, tuple[str, str]] = {
         f"{SFT} {SHORT} --val_data long_chats.jsonl",
         "the validation data has no target left",
     ),
+    "no matrix for Muon": (
+        f"{ADAPTER} {SHORT} --set optimizer=Muon",
+        "Muon is for the model's matrices, and this run trains none of them",
+    ),
     "no pair": (f"{DPO} --data long_pairs.jsonl", "the training data has no target left"),
     "no pair that differs": (
         f"{DPO} --data pairs_cut_alike.jsonl",

@@ -146,8 +146,8 @@ def _stage(row: Mapping[str, Any]) -> str:
 
 
 def measured_section(results: Results, words: Words) -> str:
-    """Makes the short table of training: each stage in the engine, and the original's method. Only
-    what was measured has a line."""
+    """Makes the short table of training of one model: each stage in the engine, and the original's
+    method. Only what was measured has a line."""
     found = [
         (machine, row)
         for machine, rows in _best_first(results, "train_step")
@@ -156,12 +156,15 @@ def measured_section(results: Results, words: Words) -> str:
     ]
     if not found:
         return words.not_measured
+    # One model: the one that the original's method was measured with too.
+    compared = [row["model"] for _, row in found if row["name"] == "original"]
+    model = (compared or [found[0][1]["model"]])[0]
+    found = [(machine, row) for machine, row in found if row["model"] == model]
     stages = list(STAGES)
     found.sort(key=lambda one: (stages.index(_stage(one[1])), one[1]["name"] == "engine"))
     # Sorting keeps the order of equals: the machines' own.
     found.sort(key=lambda one: one[0]["kind"] != "gpu")
-    models = ", ".join(dict.fromkeys(row["model"] for _, row in found))
-    header = [column.format(model=models) for column in words.columns]
+    header = [column.format(model=model) for column in words.columns]
     return format_table(header, [_measured_line(machine, row, words) for machine, row in found])
 
 

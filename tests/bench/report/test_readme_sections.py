@@ -83,6 +83,7 @@ def test_a_gpu_stands_before_a_newer_cpu(suffix: str) -> None:
 def test_only_what_was_measured_has_a_line(suffix: str) -> None:
     found = results(
         train_step(training("engine", 900, stage="sft"), training("plain_loop", 1000)),
+        train_step({**training("engine", 700), "model": "minimind3-moe"}, date="9"),
         train_step(
             training("engine", 1276, ratio_to_original=3.68), training("original", 351),
             training("engine", 0.0, stage="dpo"),

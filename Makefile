@@ -1,8 +1,10 @@
 # make train   set up .venv, pretrain `tiny` on the embedded sample data, teach it to answer, and
 #              chat with it (minutes on two cores)
-# make demo    the same, then LoRA, DPO and GRPO on it, and the answers after each stage
+# make demo    the recipe `tiny`: pretraining, SFT, LoRA, DPO and GRPO, and a report of all of it; a
+#              second call makes what is missing
 # make test    set up .venv, then the checks that CI runs
 # make faults  the tests of docs/faults.md, slow ones too: what happens under each fault
+# make guide   the guide of docs/guide as a site in build/guide
 # make gpu     GPU tests, compute-sanitizer and benchmarks into bench/results/<device>/ or OUT=FOLDER;
 #              PARTS=tests,kernels,... takes some of them, PARTS=correctness (or speed, breadth, ...)
 #              what fits one call of ten minutes; ARCHIVE=FILE.tar.gz holds all results of the call;
@@ -24,7 +26,7 @@ DEMO := runs/make-demo
 
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: train demo test test-all faults lint gpu clean
+.PHONY: train demo test test-all faults lint guide gpu clean
 
 $(CORE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -52,21 +54,8 @@ train: $(CORE)
 	  --ask "What is the river of Lumor called?" "Who lives in Haskel?" "塔恩的房子是什么颜色？" "7 加 5 是多少？"
 	@echo "Go on with:  $(BIN)/python launch/chat.py --checkpoint $(RUN)/chat"
 
-demo: train
-	@rm -rf $(DEMO)
-	$(BIN)/python launch/train.py --ds_config zero2.json --stage lora --max_steps 150 \
-	  --from_checkpoint $(RUN)/chat --output_dir $(DEMO)/lora --set log_every=50
-	$(BIN)/python launch/train.py --ds_config zero2.json --stage dpo \
-	  --from_checkpoint $(DEMO)/lora --output_dir $(DEMO)/dpo --set log_every=20
-	$(BIN)/python launch/train.py --ds_config zero2.json --stage grpo --max_steps 100 \
-	  --data sample:sums --val_data sample:sums --batch_size 16 --eval_every 25 \
-	  --from_checkpoint $(RUN)/chat --output_dir $(DEMO)/grpo --set log_every=10 \
-	  --set micro_batch_size=16 --set num_generations=8 --set max_new_tokens=24 \
-	  --set num_minibatches=2 --set beta=0
-	$(BIN)/python launch/evaluate.py --chat --max_new_tokens 40 \
-	  --checkpoint $(RUN)/text $(RUN)/chat $(DEMO)/lora $(DEMO)/dpo $(DEMO)/grpo \
-	  --prompts "What is the river of Lumor called?" "塔恩的房子是什么颜色？" \
-	    "What does Greta like?" "格蕾塔住在哪里？" "7 加 5 是多少？" "How much is 11 plus 7?"
+demo: $(CORE)
+	$(BIN)/python launch/pipeline.py tiny --output_dir $(DEMO)
 
 test: $(READY) lint
 	$(PYTEST) -m 'not slow and not gpu'
@@ -76,6 +65,10 @@ test-all: $(READY) lint
 
 faults: $(READY)
 	$(PYTEST) -m 'faults and not gpu'
+
+guide: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "Read it:  build/guide/index.html"
 
 lint: $(READY)
 	$(BIN)/ruff check .

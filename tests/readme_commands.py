@@ -112,6 +112,8 @@ def shrink(verb: str, flags: Sequence[str]) -> list[str]:
         return _shrink_training(flags)
     if verb in ("evaluate", "answer"):
         return ["--max_rows", "4", "--max_new_tokens", "24"]
+    if verb == "pipeline":  # tests/pipeline makes one
+        return ["--dry_run"]
     if verb == "chat":
         return ["--set", "max_new_tokens=8"]
     return []

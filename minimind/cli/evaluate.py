@@ -21,13 +21,16 @@ from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError, MiniMindError
 from minimind.evaluation.multiple_choice import measure_choices, read_questions
 from minimind.evaluation.perplexity import measure_perplexity
+from minimind.evaluation.tables import result_tables
 from minimind.inference.load import add_dtype_flag, choose_placement, load_checkpoint
 from minimind.inference.prompts import answer_prompts
 from minimind.inference.sampling import SamplingParams
 from minimind.model.transformer import Transformer
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.printable import printable
+from minimind.runtime.text_table import format_table
 from minimind.runtime.whole_files import write_whole
+from minimind.samples.sources import find_data_file
 
 logger = logging.getLogger("minimind")
 
@@ -64,7 +67,8 @@ def _parser() -> VerbParser:
     add = parser.add_argument
     add("--checkpoint", required=True, nargs="+", type=Path, metavar="FOLDER",
         help="runs, checkpoints or Hugging Face folders")  # fmt: skip
-    add("--data", nargs="+", default=[], metavar="FILE", help="JSON lines to measure perplexity on")
+    add("--data", nargs="+", default=[], metavar="FILE",
+        help="JSON lines to measure perplexity on; sample:NAME: the project's own")  # fmt: skip
     add("--format", choices=("text", "chat"), default="text", help="of --data (default: text)")
     add("--seq_len", type=int, default=1024, help="tokens of a packed row (default: 1024)")
     add("--max_rows", type=int, default=0, help="rows of --data at most (default: 0, all)")
@@ -104,7 +108,7 @@ def evaluate(checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
             measure_perplexity(
                 model,
                 tokenizer,
-                path,
+                find_data_file(path, "val"),
                 format=options.format,
                 seq_len=options.seq_len,
                 max_rows=options.max_rows,
@@ -177,64 +181,9 @@ def _read_prompts(given: Sequence[str]) -> list[str]:
 def report(results: dict[str, dict[str, Any]]) -> str:
     """Writes the content of --json as text: a table for each kind of measure, with a row per
     checkpoint, and below it the answers to each prompt."""
-    perplexities = [
-        {
-            "checkpoint": name,
-            "data": Path(row["data"]).name,
-            "loss": f"{row['loss']:.4f}",
-            "perplexity": f"{row['perplexity']:.2f}",
-            "bits per byte": f"{row['bits_per_byte']:.4f}",
-            "tokens": f"{row['num_tokens']:,}",
-        }
-        for name, found in results.items()
-        for row in found.get("perplexity", ())
-    ]
-    choices = [
-        {
-            "checkpoint": name,
-            "subject": subject,
-            "questions": row["num_questions"],
-            "by letter": f"{row['letter']:.2%}",
-            "by text": f"{row['text']:.2%}",
-            "by text, normalised": f"{row['text_normalised']:.2%}",
-        }
-        for name, found in results.items()
-        for subject, row in found.get("choices", {}).items()
-    ]
-    tasks = [
-        {
-            "checkpoint": name,
-            "task": task,
-            "metric": key.removesuffix(",none"),
-            "value": f"{value:.4f}",
-            "standard error": _standard_error(row, key),
-        }
-        for name, found in results.items()
-        for task, row in found.get("tasks", {}).items()
-        for key, value in row.items()
-        if isinstance(value, float) and "_stderr," not in key
-    ]
-    parts = [_table(rows) for rows in (perplexities, choices, tasks) if rows]
+    parts = [format_table(rows) for rows in result_tables(results).values()]
     answers = {name: found["answers"] for name, found in results.items() if "answers" in found}
     for number, first in enumerate(next(iter(answers.values()), ())):
         lines = [f"{name}: {rows[number]['answer']}" for name, rows in answers.items()]
         parts.append("\n".join([f"> {first['prompt']}", *lines]))
     return "\n\n".join(parts)
-
-
-def _standard_error(row: dict[str, Any], key: str) -> str:
-    """Gives the standard error of a measure: for "acc,none" the harness has "acc_stderr,none"."""
-    error = row.get(key.replace(",", "_stderr,", 1))
-    return f"{error:.4f}" if isinstance(error, float) else "not measured"
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| "
-        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        + " |"
-        for line in lines
-    )

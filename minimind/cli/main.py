@@ -20,6 +20,7 @@ VERBS = {
     "answer": "answers a file of conversations, as data for another model",
     "convert": "converts a checkpoint to another format",
     "tokenizer": "trains a tokenizer on your text",
+    "pipeline": "runs the steps of a recipe, from text to a chat model, and reports",
 }
 """The help text of each verb. minimind/cli/VERB.py holds its `main`, and `run_process` where the
 process must end in a special way."""

@@ -15,6 +15,7 @@ from minimind.data.tokenizer_training import MIN_VOCAB_SIZE, train_tokenizer
 from minimind.data.training_texts import read_training_texts
 from minimind.errors import ConfigError, DataError, MiniMindError
 from minimind.runtime.printable import printable
+from minimind.samples.sources import find_data_file
 
 CHECKED_CHARS = 1 << 20
 """The number of characters at the data's beginning on which compression and the round trip are
@@ -27,7 +28,8 @@ def build_parser() -> VerbParser:
         "--data",
         nargs="+",
         required=True,
-        help="files, folders or patterns of any rows that training reads, or plain text",
+        help="files, folders or patterns of any rows that training reads, or plain text; "
+        "sample:NAME is the project's own data of that name",
     )
     parser.add_argument(
         "--format",
@@ -39,6 +41,13 @@ def build_parser() -> VerbParser:
         type=int,
         default=6400,
         help=f"tokens, at least {MIN_VOCAB_SIZE} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max_bytes",
+        type=int,
+        default=0,
+        help="bytes to read of each source of --data at most; training holds every different word "
+        "in memory (default: 0, all)",
     )
     parser.add_argument("--output_dir", required=True, help="folder for the two files")
     parser.add_argument(
@@ -70,8 +79,17 @@ def train(args: argparse.Namespace) -> None:
     output = Path(args.output_dir)
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output_dir {output} is a file; name a folder")
+    if args.max_bytes < 0:
+        raise ConfigError(f"--max_bytes {args.max_bytes}: give 0 for all, or how many")
     checked: list[str] = []
-    texts = read_training_texts(args.data, args.on_bad_row, progress=True, format_name=args.format)
+    data = [find_data_file(path, "train") for path in args.data]
+    texts = read_training_texts(
+        data,
+        args.on_bad_row,
+        progress=True,
+        format_name=args.format,
+        max_bytes=args.max_bytes,
+    )
     tokenizer = train_tokenizer(_remember(texts, checked), args.vocab_size, progress=True)
     num_bytes = sum(len(text.encode()) for text in checked)
     ids = tokenizer.encode_batch(checked)

@@ -20,16 +20,14 @@ from minimind.config.deepspeed_optimizers import (
     optimizer_type,
 )
 from minimind.config.deepspeed_schedulers import contradicting
-from minimind.config.json_file import read_json_fields
+from minimind.config.json_file import no_duplicates, read_json_fields
 from minimind.config.recipe import Recipe, replace_fields, spell_option
+from minimind.config.shipped import find_json, shipped_folder
 from minimind.config.sizes import Sizes
-from minimind.config.spelling import did_you_mean
 from minimind.errors import ConfigError
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-_IN_WHEEL, _IN_CHECKOUT = _PACKAGE / "ds_configs", _PACKAGE.parent / "ds_configs"
-SHIPPED = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CHECKOUT
-"""The folder of the shipped JSONs: inside the installed package, or at the root of a checkout."""
+SHIPPED = shipped_folder("ds_configs")
+"""The folder of the shipped JSONs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +55,15 @@ _RECIPE_PATHS: dict[str, str] = {
 
 
 def find_ds_config(name: str) -> Path:
-    """Finds a DeepSpeed JSON by its path, else in SHIPPED by its name, with or without `.json`.
-    Raises ConfigError, which lists the names in SHIPPED, where there is none."""
-    for path in (Path(name), SHIPPED / name, SHIPPED / f"{name}.json"):
-        if path.is_file():
-            return path
-    there = sorted(p.name for p in SHIPPED.glob("*.json"))
-    guess = did_you_mean(name, there)
-    raise ConfigError(
-        f"--ds_config {name}: no such file{guess}; in {SHIPPED}: {', '.join(there) or 'none'}"
-    )
+    """Finds a DeepSpeed JSON by its path, else in SHIPPED by its name. Raises ConfigError."""
+    return find_json(name, SHIPPED, "--ds_config")
 
 
 def load_ds_config(name: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """Reads a DeepSpeed JSON, applies `overrides` by dotted key, and checks its keys. Raises
     ConfigError."""
     path = find_ds_config(name)
-    values = read_json_fields(path, object_pairs_hook=_no_duplicates)
+    values = read_json_fields(path, object_pairs_hook=no_duplicates)
     for dotted, value in overrides.items():
         _put(values, dotted, value)
     check_keys(values, str(path))
@@ -246,13 +236,6 @@ def precision(ds: Mapping[str, Any]) -> str:
         if (ds.get(name) or {}).get("enabled"):
             return name
     return "fp32"
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if twice := {key for key in keys if keys.count(key) > 1}:
-        raise ValueError(f"the key {sorted(twice)[0]!r} stands twice")
-    return dict(pairs)
 
 
 def _get(values: dict[str, Any], dotted: str) -> Any:

@@ -44,6 +44,15 @@ def read_json_fields(path: Path, **options: Any) -> dict[str, Any]:
     return values
 
 
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes an object of JSON, as `object_pairs_hook`. Raises ValueError for a key that stands
+    twice, of which `json.loads` would take the last."""
+    keys = [key for key, _ in pairs]
+    if twice := {key for key in keys if keys.count(key) > 1}:
+        raise ValueError(f"the key {sorted(twice)[0]!r} stands twice")
+    return dict(pairs)
+
+
 def parse_json(text: str, **options: Any) -> Any:
     """Parses JSON as `json.loads` does. Raises ValueError, also where it is nested too deep."""
     try:

@@ -274,3 +274,13 @@ def parse_assignments(items: list[str]) -> dict[str, Any]:
         except ValueError:
             values[key.strip()] = text
     return values
+
+
+def spell_assignment(key: str, value: Any) -> str:
+    """Writes KEY=VALUE such that `parse_assignments` reads the same value."""
+    if isinstance(value, str):
+        try:
+            json.loads(value)
+        except ValueError:
+            return f"{key}={value}"
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"

@@ -30,9 +30,11 @@ def read_training_texts(
     on_bad_row: Literal["stop", "skip"] = "stop",
     progress: bool = False,
     format_name: str | None = None,
+    max_bytes: int = 0,
 ) -> Iterator[str]:
     """Yields the texts in rows of any format; `format_name` names the form of the rows
-    (data/rows.py).
+    (data/rows.py). With `max_bytes` above 0 it reads so many bytes of each source at most, to the
+    end of the row.
 
     At the end, bad rows of all files are listed in a DataError ("stop") or logged ("skip").
     DataError is also raised if there was no text at all.
@@ -64,6 +66,8 @@ def read_training_texts(
                     continue
                 num_texts += len(texts)
                 yield from texts
+                if 0 < max_bytes <= offset:
+                    break
             if reader.unread:
                 path = reader.file.path
                 logger.warning("%s", unread_message(path, reader.unread, reader.num_rows))

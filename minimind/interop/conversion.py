@@ -41,14 +41,8 @@ class Converted:
 def convert(source: Path, to: str, output: Path, options: ConvertOptions) -> Converted:
     """Converts the model at `source` to the format `to`, a key of WRITERS. `output` is complete and
     compared with its source, or untouched. Raises a MiniMindError."""
+    check_options(to, options)
     writer, output = WRITERS[to], output.absolute()
-    if options.dtype is not None and options.dtype not in writer.dtypes:
-        dtypes = ", ".join(writer.dtypes) or "what --quantize says"
-        raise ConfigError(f"--dtype {options.dtype}: --to {to} writes {dtypes}")
-    for name, formats in _FORMATS_OF.items():
-        if getattr(options, name) and to not in formats:
-            known = " and ".join(f"--to {each}" for each in formats)
-            raise ConfigError(f"--{name} is an option of {known} alone")
     _check_free(output, writer)
     options = dataclasses.replace(options, name=output.name)
     opened = open_source(source, options)
@@ -73,6 +67,18 @@ def convert(source: Path, to: str, output: Path, options: ConvertOptions) -> Con
     return Converted(
         output, [*opened.notes, *notes, *(f"{path}: written" for path in beside)], differences
     )
+
+
+def check_options(to: str, options: ConvertOptions) -> None:
+    """Raises ConfigError for an option that the format `to`, a key of WRITERS, does not have."""
+    writer = WRITERS[to]
+    if options.dtype is not None and options.dtype not in writer.dtypes:
+        dtypes = ", ".join(writer.dtypes) or "what --quantize says"
+        raise ConfigError(f"--dtype {options.dtype}: --to {to} writes {dtypes}")
+    for name, formats in _FORMATS_OF.items():
+        if getattr(options, name) and to not in formats:
+            known = " and ".join(f"--to {each}" for each in formats)
+            raise ConfigError(f"--{name} is an option of {known} alone")
 
 
 def _new(output: Path, writer: Writer) -> contextlib.AbstractContextManager[Path]:

@@ -98,3 +98,12 @@ def find_rehearser(kind: str, stub: str) -> Rehearser:
         if there is None or not there.is_running:
             there = _REHEARSERS[kind, stub] = Rehearser(kind, stub)
         return there
+
+
+def close_rehearsers() -> None:
+    """Ends all processes that rehearse, for a program that goes on for long: each holds the memory
+    of an imported PyTorch."""
+    with _LOCK:
+        for rehearser in _REHEARSERS.values():
+            rehearser.close()
+        _REHEARSERS.clear()

@@ -12,7 +12,7 @@ from minimind.stages import STAGES
 def check_data(run: ResolvedRun, loader: PackedLoader, eval_data: EvalLoader | None) -> None:
     """Raises ConfigError where the training data has nothing to learn from, or the validation data
     nothing to measure. Reads each until it finds something."""
-    _check_length(run, run.total_steps(loader))
+    check_num_steps(run, run.total_steps(loader))
     for what, data in (("training", loader), ("validation", eval_data)):
         if data is not None and not any(batch.count for batch in data.all_batches()):
             raise ConfigError(
@@ -23,7 +23,7 @@ def check_data(run: ResolvedRun, loader: PackedLoader, eval_data: EvalLoader | N
     STAGES[run.stage](run.recipe).check_data(loader.all_batches())
 
 
-def _check_length(run: ResolvedRun, num_steps: int) -> None:
+def check_num_steps(run: ResolvedRun, num_steps: int) -> None:
     """Raises ConfigError where the run has no step, or ends before the learning rate's warm-up
     does."""
     if num_steps < 1:

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from minimind.config.json_file import load_json
-from minimind.config.recipe import FLAGS, Recipe, parse_assignments, spell_option
+from minimind.config.recipe import (
+    FLAGS,
+    Recipe,
+    parse_assignments,
+    spell_assignment,
+    spell_option,
+)
 from minimind.data.rows import FORMAT_NAMES
 from minimind.errors import ConfigError
 from minimind.run.parser import CONTROLS, LISTS, ON_BAD_ROW, RUN_FLAGS, build_parser, check_choice
@@ -58,6 +64,20 @@ class TrainArguments:
             "model": self.model,
             "ds_config": self.ds_config,
         }
+
+    def to_flags(self) -> list[str]:
+        """Gives the flags of `minimind train` that these arguments are read from."""
+        flags: list[str] = []
+        for name, value in self.run.items():
+            flags += [f"--{name}", *([value] if isinstance(value, str) else value)]
+        settings = self.recipe | self.model
+        settings |= {f"ds_config.{key}": value for key, value in self.ds_config.items()}
+        for key, value in settings.items():
+            if key in FLAGS:
+                flags += [f"--{FLAGS[key]}", str(value)]
+            else:
+                flags += ["--set", spell_assignment(key, value)]
+        return flags
 
     def merge(self, earlier: Mapping[str, Any]) -> TrainArguments:
         """Gives the options of a resumed run: those of `earlier`, overridden by these."""

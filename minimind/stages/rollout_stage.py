@@ -270,7 +270,7 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
             yield batch, LossSum(total=torch.tensor(-float(total), device=engine.device))
 
     def describe_validation(self, val_loss: float) -> str:
-        return f"validation reward {-val_loss:.4f}"
+        return f"validation reward {0.0 - val_loss:.4f}"
 
     @property
     def measured_names(self) -> tuple[str, ...]:

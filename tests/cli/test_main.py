@@ -200,4 +200,4 @@ def test_packages_in_the_wheel_are_all_there_are() -> None:
         for root, package in ((ROOT, "minimind"), (ROOT / "kernels", "minimind_kernels"))
         for path in (root / package).rglob("__init__.py")
     }
-    assert listed == found | {"minimind.ds_configs"}
+    assert listed == found | {"minimind.ds_configs", "minimind.recipes"}

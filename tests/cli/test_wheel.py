@@ -43,6 +43,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "kernels",
             "launch",
             "minimind",
+            "recipes",
             "tests",
             ".ci",
             ".github",
@@ -127,6 +128,7 @@ def test_the_sdist_holds_all_that_a_checkout_does(sdist: Path) -> None:
     for wanted in (
         *("pyproject.toml", "LICENSE", "CHANGELOG.md", "README_zh.md", "Makefile"),
         *("constraints.txt", "launch/train.py", "launch/chat.py", "ds_configs/zero2.json"),
+        *("recipes/tiny.json", "minimind/pipeline/report.html.jinja"),
         *("minimind/inference/cpu_decode.cpp", "minimind/inference/cpu_vectors.h"),
         *("minimind/samples/tokenizer/tokenizer.json", "minimind/py.typed"),
         *("kernels/minimind_kernels/py.typed", "kernels/README.md"),
@@ -140,12 +142,13 @@ def test_the_sdist_holds_all_that_a_checkout_does(sdist: Path) -> None:
 def test_the_wheel_holds_the_packages_and_what_they_read(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    shipped = {f"minimind/ds_configs/{path.name}" for path in (ROOT / "ds_configs").iterdir()}
-    assert {name for name in names if name.startswith("minimind/ds_configs/")} == shipped
+    for folder in ("ds_configs", "recipes"):
+        shipped = {f"minimind/{folder}/{path.name}" for path in (ROOT / folder).iterdir()}
+        assert {name for name in names if name.startswith(f"minimind/{folder}/")} == shipped
     sources = {
         str(path.relative_to(root))
         for root, package in ((ROOT, "minimind"), (ROOT / "kernels", "minimind_kernels"))
-        for pattern in ("*.py", "*.json", "*.cpp", "*.h", "py.typed")
+        for pattern in ("*.py", "*.json", "*.jinja", "*.cpp", "*.h", "py.typed")
         for path in (root / package).rglob(pattern)
     }
     assert sources <= names

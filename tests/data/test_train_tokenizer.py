@@ -32,6 +32,21 @@ def test_a_tokenizer_from_both_kinds_of_rows(write_rows, tmp_path: Path) -> None
     assert Tokenizer.load(tmp_path / "out").vocab_size == 310
 
 
+def test_only_the_beginning_of_each_source_is_read(tmp_path: Path) -> None:
+    """Bad rows of the part that is read are still named."""
+    rows = [{"text": f"row {n}"} for n in range(9)]
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path in paths:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = [str(path) for path in paths]
+    bytes_of_two = 2 * len(json.dumps(rows[0])) + 2
+    assert list(read_training_texts(names, max_bytes=bytes_of_two)) == ["row 0", "row 1"] * 2
+    assert len(list(read_training_texts(names, max_bytes=10**9))) == 18
+    paths[0].write_text("nope\n" + paths[0].read_text())
+    with pytest.raises(DataError, match=r"a\.jsonl:1: "):
+        list(read_training_texts(names, max_bytes=bytes_of_two))
+
+
 def test_bad_rows_end_it_with_status_2(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_bytes(b'{"text": "ok"}\nnope\n{"text": 1}\n{"conversations": "x"}\n')

@@ -115,6 +115,18 @@ def test_every_flag_goes_where_it_belongs():
     assert (arguments.resume, arguments.dry_run, arguments.local_rank) == (True, True, 1)
 
 
+def test_arguments_become_the_flags_that_they_are_read_from():
+    """Also texts that look like numbers, tables and lists."""
+    given = parse(
+        *("--stage", "other", "--data", "a.jsonl:0.5", "b c.jsonl:0.5", "--output_dir", "runs/x"),
+        *("--epochs", "1.5", "--batch_size", "8", "--set", "beta=0.25", "--set", "betas=[0.9,0.5]"),
+        *("--set", 'lr_factors={"norm": 0.5}', "--set", "hidden_size=64"),
+        *("--set", "ds_config.bf16.enabled=false", "--set", 'ds_config.wandb.project="7"'),
+    )
+    assert parse(*given.to_flags()) == given
+    assert given.ds_config["wandb.project"] == "7"
+
+
 def test_a_default_given_is_still_given():
     """What the user says must be able to contradict; what he leaves out must not."""
     assert parse("--seed", "42", "--model", "tiny").to_dict() == {

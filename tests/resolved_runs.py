@@ -50,7 +50,8 @@ class Loader:
 
 
 LOADER = cast(PackedLoader, Loader())
-TINY_RATE = STAGES["pretrain"].recipe_type.learning_rates["tiny"]
+_RATES = STAGES["pretrain"].recipe_type.learning_rates
+USUAL_RATE, TINY_RATE = _RATES[""], _RATES["tiny"]
 SIZE_FLAGS = ("--seq_len", "256", "--set", "train_batch_size=16", "--set", "micro_batch_size=8")
 
 

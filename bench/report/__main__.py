@@ -30,6 +30,7 @@ from bench.report.goals import (
 )
 from bench.report.packages import packages_section
 from bench.report.plots import draw_plots
+from bench.report.readme import README_SECTIONS
 from bench.report.tables import (
     cards_section,
     data_section,
@@ -53,6 +54,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "memory": memory_section,
     "data": data_section,
     "learning": learning_section,
+    **README_SECTIONS,
 }
 RULES: dict[str, Callable[[], str]] = {
     "files": files_section,
@@ -64,8 +66,8 @@ RULES: dict[str, Callable[[], str]] = {
 """The sections that hold no results."""
 NAMES = (*SECTIONS, *RULES)
 DOCUMENTS = (
-    "README.md", "kernels/README.md", "docs/performance.md", "docs/data.md", "docs/architecture.md",
-    "docs/faults.md", "docs/learning.md",
+    "README.md", "README_zh.md", "kernels/README.md", "docs/performance.md", "docs/data.md",
+    "docs/architecture.md", "docs/faults.md", "docs/learning.md",
 )  # fmt: skip
 _SECTION = re.compile(
     r"(?P<start><!-- generated: python -m bench\.report (?P<name>\w+) -->\n)"

@@ -110,7 +110,7 @@ def scaling_section(results: Results) -> str:
                     scaling.format_rows(of_one),
                 ]
             if rows:
-                figure = scaling_figure(folder, path.stem).as_posix()
+                figure = scaling_figure(folder, path.stem).relative_to("docs").as_posix()
                 parts.append(f"![Tokens/s, efficiency, time and memory over ranks]({figure})")
     devices = {found["machine"]["device"] for found in results.oldest_first("scaling")}
     if missing := [card for card in CARDS if not any(d.startswith(card) for d in devices)]:

@@ -28,6 +28,9 @@ RENAMED = {
     "ppo_update_iters": "inner_epochs",
     "early_stop_kl": "kl_stop",
     "lam": "gae_lambda",
+    "cliprange_value": "value_epsilon",
+    "max_total_len": "seq_len",
+    "debug_interval": "sample_every",
     "report_to": "monitor",
 }
 """For each name in the original or in transformers, the flag, recipe option or model field that
@@ -50,6 +53,12 @@ EXPLAINED = {
     "reward_model_path": "--set 'rewards={\"reward_model(folder=FOLDER)\": 1.0}'",
     "thinking_ratio": "--set thinking=true: the answer begins inside a thinking block",
     "rollout_engine": "not needed: answers come from the batch engine, with the policy's weights",
+    "sglang_base_url": "not needed: answers come from the batch engine",
+    "sglang_model_path": "not needed: answers come from the batch engine",
+    "sglang_shared_path": "not needed: answers come from the batch engine",
+    "mini_batch_size": "--set num_minibatches=N: as many updates, with a part of the answers each",
+    "debug_mode": "not needed: --set sample_every=N writes answers to samples.jsonl",
+    "debug_log_ratio": "not needed: metrics.csv says how far sampler and trainer differ",
     "num_workers": "not needed: rows are read ahead in the background",
     "dtype": "bf16 where the device has it; --set ds_config.bf16.enabled=false and "
     "--ds_config zero2_fp16.json choose otherwise",

@@ -36,8 +36,15 @@ ORIGINAL = (
     "save_dir save_weight batch_size device dtype num_workers accumulation_steps grad_clip "
     "log_interval save_interval hidden_size num_hidden_layers max_seq_len use_moe data_path "
     "from_weight from_resume use_wandb wandb_project use_compile lora_name teacher_hidden_size "
-    "student_num_layers from_teacher_weight"
+    "teacher_num_layers teacher_use_moe student_hidden_size student_num_layers student_use_moe "
+    "from_teacher_weight from_student_weight alpha temperature beta num_generations loss_type "
+    "epsilon epsilon_high max_gen_len max_total_len thinking_ratio reward_model_path "
+    "rollout_engine sglang_base_url sglang_model_path sglang_shared_path debug_mode "
+    "debug_interval debug_log_ratio clip_epsilon vf_coef kl_coef gamma lam cliprange_value "
+    "ppo_update_iters early_stop_kl mini_batch_size critic_learning_rate"
 )
+"""The flags of its trainer scripts on 2026-08-21 (commit d65ef2c), but for epochs and
+learning_rate, which are flags here."""
 
 
 @pytest.mark.parametrize("name", sorted({*ORIGINAL.split(), *RENAMED, *EXPLAINED}))

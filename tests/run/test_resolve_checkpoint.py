@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from resolved_runs import TINY_RATE, Resolve, small_tokenizer
+from resolved_runs import TINY_RATE, USUAL_RATE, Resolve, small_tokenizer
 from small_models import small_config
 
 from minimind.config.model import load_model_config
@@ -28,7 +28,7 @@ def test_a_checkpoint_brings_model_and_tokenizer(
     assert find_tokenizer(run.arguments).fingerprint == tokenizer.fingerprint
     # It is of no preset's size.
     assert run.model_name == ""
-    assert run.learning_rate == 5e-4
+    assert run.learning_rate == USUAL_RATE
 
 
 def test_a_checkpoint_of_a_presets_size_trains_as_that_preset(

@@ -1,0 +1,1 @@
+"""Rehearses training on cards that are not here."""

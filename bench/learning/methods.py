@@ -37,8 +37,13 @@ class Method:
         return Sizes(self.seq_len or usual.seq_len, rows, micro)
 
 
-_ORIGINAL: dict[str, Any] = {"row": "original", "learning_rate": 5e-4}
+_ORIGINAL: dict[str, Any] = {
+    "row": "original",
+    "learning_rate": 5e-4,
+    "settings": {"schedule": "cosine"},
+}
 _ADAMW: dict[str, Any] = {"optimizer": "AdamW"}
+_EARLIER: dict[str, Any] = _ADAMW | {"schedule": "cosine"}
 METHODS = {
     method.name: method
     for method in (
@@ -51,14 +56,14 @@ METHODS = {
             what="the original's with 8 documents a step",
         ),
         Method(
-            name="earlier", rows=8, seq_len=1024, learning_rate=5e-4, settings=_ADAMW,
+            name="earlier", rows=8, seq_len=1024, learning_rate=5e-4, settings=_EARLIER,
             what="this project's before the study: 8 rows of 1,024, AdamW at 5e-4",
         ),
-        Method(name="default", what="the defaults: Muon"),
+        Method(name="default", what="the defaults: Muon, a steady rate and then a linear fall"),
         Method(name="adamw", what="AdamW for all weights", settings=_ADAMW),
         Method(
             name="adamw-tuned", learning_rate=2e-3,
-            settings=_ADAMW | {"betas": [0.9, 0.95], "warmup_steps": 20},
+            settings=_ADAMW | {"betas": [0.9, 0.95], "warmup_steps": 20, "schedule": "cosine"},
             what="AdamW for all weights at 2e-3, betas 0.9 and 0.95, 20 steps of warm-up",
         ),
         Method(name="rate-half", learning_rate=2e-3, what="half the rate"),
@@ -73,7 +78,7 @@ METHODS = {
             what="a decay of 0.1, on matrices alone",
         ),
         Method(name="to-zero", settings={"min_lr_ratio": 0}, what="the rate falls to 0"),
-        Method(name="wsd", settings={"schedule": "wsd"}, what="a steady rate, then a linear fall"),
+        Method(name="cosine", settings={"schedule": "cosine"}, what="the rate falls by a cosine"),
         Method(name="qk-norm", settings={"use_qk_norm": True}, what="norms on queries and keys"),
         Method(
             name="embedding-rate", settings={"lr_factors": {"embed": 0.3}},

@@ -33,6 +33,10 @@ class PretrainRecipe(Recipe):
         "Muon for matrices and AdamW for the rest, or AdamW; where the DeepSpeed JSON says auto",
     )
 
+    schedule: str = option(
+        "wsd", "how the learning rate falls: cosine, or wsd (steady, then a linear fall)"
+    )
+
     @property
     def usual_rates(self) -> Mapping[str, float]:
         return self.learning_rates if is_muon(self.optimizer) else self.other_rates

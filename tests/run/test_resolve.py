@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from resolved_runs import CPU, GPU, LOADER, SIZE_FLAGS, TINY_RATE, Resolve
+from resolved_runs import CPU, GPU, LOADER, SIZE_FLAGS, TINY_RATE, USUAL_RATE, Resolve
 
 from minimind.config.deepspeed_json import SHIPPED, load_ds_config, precision
 from minimind.config.model import PRESETS, load_model_config
@@ -37,7 +37,7 @@ def test_nothing_given_trains_tiny_on_the_sample_tokenizer(resolved: Resolve):
 @pytest.mark.parametrize(
     ("model", "device", "sizes"),
     [
-        ("minimind2-small", CPU, (1024, 8, 4)),
+        ("minimind2-small", CPU, (1024, 4, 4)),
         ("minimind2-small", GPU, (1024, 128, 64)),
         ("minimind3", GPU, (1024, 128, 32)),
     ],
@@ -47,7 +47,7 @@ def test_sizes_follow_preset_and_device(
 ):
     run = resolved("--model", model, device=device)
     assert (run.seq_len, run.train_batch_size, run.micro_batch_size) == sizes
-    assert run.learning_rate == 5e-4
+    assert run.learning_rate == USUAL_RATE
     assert precision(run.ds_config) == ("bf16" if device is GPU else "fp32")
 
 
@@ -144,7 +144,7 @@ def test_what_is_printed_says_what_will_run(resolved: Resolve):
 
 
 def test_a_longer_resumed_run_says_how_its_rate_jumps(resolved: Resolve):
-    flags = ("--learning_rate", "1e-3", *SIZE_FLAGS)
+    flags = ("--learning_rate", "1e-3", "--set", "schedule=cosine", *SIZE_FLAGS)
 
     def resumed(planned: str, step: int, *now: str) -> str:
         saved = dataclasses.asdict(resolved(*flags, "--max_steps", planned).recipe)

@@ -184,8 +184,10 @@ def rate_range(row: Row) -> str:
 
 def describe_place(machine: Row) -> str:
     """Names a machine for a table."""
-    cores = f", {machine['cores']} cores" if machine["kind"] == "cpu" else ""
-    return f"{machine['device']}{cores}"
+    if machine["kind"] != "cpu":
+        return machine["device"]
+    cores = machine["cores"]
+    return f"{machine['device']}, {cores} core{'s' if cores > 1 else ''}"
 
 
 def rates(name: str, values: Sequence[float]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from minimind.config.model import load_model_config
 from minimind.data.packing import build_row, plan_packing
 from minimind.engine.schedule import CosineSchedule
 from minimind.model.rope import rope_tables
-from minimind.pictures.style import COLORS, picture
+from minimind.pictures.style import COLORS, GRID, PAPER, picture
 from minimind.stages.lora import LoraRecipe
 
 FIGURES = GUIDE / "figures"
@@ -37,11 +37,11 @@ def draw_data() -> Path:
     sees = same & np.tri(16, dtype=bool) & (row.doc_T >= 0)[:, None]
     with picture(FIGURES / "data.png", 5.4, 4.2) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(8, 1), sharey=True)
-        left.pcolormesh(np.where(sees, 1.0, np.nan), cmap="Blues", vmin=0, vmax=1.4)
+        left.pcolormesh(np.where(sees, 1.0, np.nan), vmin=1, vmax=5)
         is_target = np.where(row.labels_T[:, None] != -100, 1.0, np.nan)
-        right.pcolormesh(is_target, cmap="Oranges", vmin=0, vmax=1.6)
+        right.pcolormesh(is_target, vmin=-3, vmax=1)
         for axes in (left, right):
-            axes.grid(visible=True, color="#d9dce0")
+            axes.grid(visible=True, color=GRID)
             axes.set_yticks(range(17), [])
             axes.set_xticks(range(17 if axes is left else 2), [])
         left.set(xlabel="may be seen", ylabel="token", ylim=(16, 0))
@@ -93,16 +93,14 @@ def draw_packing() -> Path:
     heights = {"padded": len(lengths), "packed": plan.num_rows}
     with picture(FIGURES / "packing.png", _WIDTH, 4.2) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=tuple(heights.values()))
-        above.barh(range(len(lengths)), lengths, 0.9, color=colors, edgecolor="white")
+        above.barh(range(len(lengths)), lengths, 0.9, color=colors, edgecolor=PAPER)
         for row in range(plan.num_rows):
             part = slice(plan.row_offsets[row], plan.row_offsets[row + 1])
             ends = np.cumsum(plan.piece_len[part])
             for document, size, end in zip(
                 plan.piece_doc[part], plan.piece_len[part], ends, strict=True
             ):
-                below.barh(
-                    row, size, 0.9, left=end - size, color=colors[document], edgecolor="white"
-                )
+                below.barh(row, size, 0.9, left=end - size, color=colors[document], edgecolor=PAPER)
         for axes, (name, rows) in zip((above, below), heights.items(), strict=True):
             share = lengths.sum() / (rows * lengths.max() if name == "padded" else rows * 256)
             axes.set_title(f"{name}: {rows} rows, {1 - share:.0%} padding")

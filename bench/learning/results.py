@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.harness import describe_place, format_table
+from bench.harness import NOT_MEASURED, describe_place, format_table
 from bench.results import Results
 from minimind.pictures.axes import legend_beside
 from minimind.pictures.curves import Curve, draw_curves
@@ -30,7 +30,7 @@ def learning_section(results: Results) -> str:
             f"{describe_place(machine)}, commit {(machine['commit'] or 'not known')[:9]}:\n\n"
             + _table(measured["rows"])
         )
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) or NOT_MEASURED
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

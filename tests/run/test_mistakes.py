@@ -179,4 +179,4 @@ def test_the_banner_names_the_jsons_scheduler(home: Path, capsys: pytest.Capture
     flags = ["--data", "train.jsonl", "--set", f"ds_config.scheduler={schedule}", "--dry_run"]
     assert main([*flags, "--seq_len", "8", "--batch_size", "1", "--max_steps", "11"]) == 0
     said = capsys.readouterr().out
-    assert "WarmupLR of the DeepSpeed JSON, 3.00e-03 peak, 10 warm-up steps (steps 1 and 2" in said
+    assert "WarmupLR of the DeepSpeed JSON, 6.00e-03 peak, 10 warm-up steps (steps 1 and 2" in said

@@ -60,7 +60,7 @@ def build_engine(
     """Builds an engine; `options` are the recipe's."""
     ds_config = resolved(name, kind, optimizer, clipping)
     assert precision(ds_config) == kind
-    recipe = Recipe(weight_decay=DECAY, **options)
+    recipe = Recipe(weight_decay=DECAY, optimizer=optimizer["type"], **options)
     return DeepSpeedEngine(random_model(small_config()), ds_config, recipe, find_device(), ALONE)
 
 
@@ -157,7 +157,7 @@ def build_plain(
         group["is_matrix"] = group["params"][0] in rows
     dtype = DTYPES["fp32" if kind == "fp32" else "bf16"]
     muon = Muon(groups, rows, dtype=dtype, **settings)
-    muon.place(whole_layout(masters.values()), is_spread=False)
+    muon.place(whole_layout(masters.values()))
     return muon
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from bench.train.documents import Documents, PaddedSteps, one_row
+from bench.train.padded import is_padded
 from bench.train.rows import build_row
 from bench.train.specs import RowSpec
 from minimind.stages import STAGES
@@ -51,7 +52,7 @@ class CurveRow:
         for at in range(0, len(ids), _HELD_OUT_ROWS):
             some = ids[at : at + _HELD_OUT_ROWS]
             targets = sum(len(one) - 1 for one in some)
-            if hasattr(self._row, "loss"):
+            if is_padded(spec):
                 batch = (x.to(self._device) for x in padded.pad(some))
                 mean = float(self._row.loss(*batch))  # type: ignore[attr-defined]
             else:

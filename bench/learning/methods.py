@@ -15,7 +15,7 @@ class Method:
 
     name: str
     what: str
-    """What differs from `default`, for a table."""
+    """Says what differs from `default`, for a table."""
     row: str = "engine"
     """The row of bench.train that takes the steps."""
     rows: int | None = None
@@ -23,7 +23,7 @@ class Method:
     seq_len: int | None = None
     learning_rate: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """As for --set."""
+    """Holds options as --set takes them."""
 
     def sizes(self, device_kind: str, preset: str) -> Sizes:
         """Gives the sizes of a step. A micro-batch of packed rows holds what the preset's holds at

@@ -16,7 +16,7 @@ from minimind.pictures.curves import Curve, draw_curves
 from minimind.pictures.style import line_styles, picture
 
 _MEASURED = Mapping[str, Any]
-"""What a results file of bench.learning holds."""
+"""Holds the content of a results file of bench.learning."""
 
 
 def learning_section(results: Results) -> str:

@@ -24,10 +24,9 @@ _HELD_OUT_TOKENS = 60_000
 
 def draw_held_out(options: argparse.Namespace) -> Documents:
     """Draws the held-out documents, the same ones for every method and seed."""
-    tokenizer = Tokenizer.load(options.tokenizer) if options.tokenizer else load_sample_tokenizer()
     return draw_documents(
         options.val_data,
-        tokenizer,
+        _find_tokenizer(options),
         max_tokens=options.document_tokens,
         wanted_tokens=_HELD_OUT_TOKENS,
         seed=0,
@@ -39,10 +38,9 @@ def build_spec(options: argparse.Namespace, method: Method, seed: int, device: D
     """Gives the run of one method from one seed. Raises a MiniMindError for a run that cannot
     work."""
     sizes = method.sizes(device.kind, options.model)
-    tokenizer = Tokenizer.load(options.tokenizer) if options.tokenizer else load_sample_tokenizer()
     documents = draw_documents(
         options.data,
-        tokenizer,
+        _find_tokenizer(options),
         max_tokens=options.document_tokens,
         wanted_tokens=options.tokens,
         seed=seed,
@@ -74,3 +72,7 @@ def build_spec(options: argparse.Namespace, method: Method, seed: int, device: D
         original_batch=sizes.micro_batch_size,
         steps=steps,
     )
+
+
+def _find_tokenizer(options: argparse.Namespace) -> Tokenizer:
+    return Tokenizer.load(options.tokenizer) if options.tokenizer else load_sample_tokenizer()

@@ -63,17 +63,17 @@ class Masters:
         """Builds the recipe's optimizer for the masters, grouped as the engine groups the
         weights."""
         masters: dict[Tensor, nn.Parameter] = dict(zip(self._weights, self.parameters, strict=True))
-        matrices = trained_matrices(module) if is_muon(recipe.optimizer) else None
         groups = [
             {**group, "params": [masters[p] for p in group["params"]]}
-            for group in parameter_groups(module, recipe, matrices)
+            for group in parameter_groups(module, recipe)
         ]
         options: dict[str, Any] = {"betas": recipe.betas, "eps": recipe.adam_eps, "fused": True}
-        if matrices is None:
+        if not is_muon(recipe.optimizer):
             return torch.optim.AdamW(groups, **options)
-        rows: dict[Tensor, Any] = {masters[p]: sizes for p, sizes in matrices.items()}
+        matrices = trained_matrices(module).items()
+        rows: dict[Tensor, Any] = {masters[weight]: sizes for weight, sizes in matrices}
         muon = Muon(groups, rows, dtype=self._weights[0].dtype, **options)
-        muon.place(whole_layout(self.parameters), is_spread=False)
+        muon.place(whole_layout(self.parameters))
         return muon
 
     def gather_gradients(self) -> None:

@@ -30,9 +30,8 @@ FLAGS = {
     "seed": "seed",
 }
 """Options that have a flag of their own, by its name. --set takes these and all others."""
-
-
 SCHEDULE_NAMES = ("cosine", "wsd")
+"""The names of engine/schedule.py's schedules."""
 
 
 def spell_option(name: str, value: Any) -> str:

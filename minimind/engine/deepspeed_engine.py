@@ -21,10 +21,10 @@ from minimind.config.recipe import Recipe
 from minimind.engine import replicated
 from minimind.engine.bare_module import without_hooks
 from minimind.engine.clipping import clip_on_device, clip_replicated
-from minimind.engine.muon import build_muon
+from minimind.engine.muon import Muon, initialize_arguments
 from minimind.engine.operators import announced_operators
 from minimind.engine.overlap import wait_between_streams
-from minimind.engine.parameter_groups import parameter_groups, trained_parameters
+from minimind.engine.parameter_groups import trained_parameters
 from minimind.engine.refusals import refusals
 from minimind.engine.saved_states import SavedStates, set_states
 from minimind.engine.shards import drop_frozen, meeting_at_the_end, reading_together
@@ -103,20 +103,11 @@ class DeepSpeedEngine:
         # ZeRO makes its fp32 masters from the module after casting it to 16 bits.
         exact = {name: p.detach().clone() for name, p in trained_parameters(self.module)}
         first_step, said = replicated.without_first_step(deepspeed), announced_operators(deepspeed)
-        muon = build_muon(module, recipe, config, self.precision)
-        if muon:
-            config.pop("optimizer")
+        given = initialize_arguments(module, recipe, config, self.precision)
         with refusals(deepspeed), first_step, said, _silenced():
-            self._engine, *_ = deepspeed.initialize(
-                model=module,
-                optimizer=muon,
-                model_parameters=None if muon else parameter_groups(module, recipe),
-                config=config,
-                dist_init_required=False,
-            )
-        if muon:
-            parameters = [parameter for _, parameter in trained_parameters(module)]
-            layout = find_layout(self._engine.optimizer, self.zero_stage, parameters)
+            self._engine, *_ = deepspeed.initialize(model=module, dist_init_required=False, **given)
+        if isinstance(muon := given.get("optimizer"), Muon):
+            layout = find_layout(self._engine.optimizer, self.zero_stage, module)
             muon.place(layout, is_spread=self.zero_stage > 0)
         self._apart = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
         self._masters: dict[nn.Parameter, Tensor] = {}

@@ -43,18 +43,19 @@ def orthogonalized(x: Tensor) -> Tensor:
     return x.mT if is_tall else x
 
 
-def build_muon(
-    module: nn.Module, recipe: Recipe, ds_config: Mapping[str, Any], precision: str
-) -> Muon | None:
-    """Builds the optimizer that a resolved JSON of this precision names, for the trained weights of
-    `module`; None where it names another than Muon."""
-    section = ds_config["optimizer"]
-    if not is_muon(section["type"]):
-        return None
-    rows = trained_matrices(module)
+def initialize_arguments(
+    module: nn.Module, recipe: Recipe, config: Mapping[str, Any], precision: str
+) -> dict[str, Any]:
+    """Gives `deepspeed.initialize` the resolved JSON and the trained parameters of `module`, or for
+    Muon the optimizer that holds them, and the JSON without its type: told of that, DeepSpeed would
+    make the gradients orthogonal itself."""
+    groups = parameter_groups(module, recipe)
+    if not is_muon(recipe.optimizer):
+        return {"config": config, "model_parameters": groups}
+    rest = {key: value for key, value in config.items() if key != "optimizer"}
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    groups = parameter_groups(module, recipe, rows)
-    return Muon(groups, rows, dtype=dtype, fused=True, **section["params"])
+    params, rows = config["optimizer"]["params"], trained_matrices(module)
+    return {"config": rest, "optimizer": Muon(groups, rows, dtype=dtype, fused=True, **params)}
 
 
 class Muon(torch.optim.AdamW):
@@ -86,7 +87,7 @@ class Muon(torch.optim.AdamW):
         self._parts: dict[Tensor, list[Part]] = {}
         self._is_spread = False
 
-    def place(self, layout: Layout, *, is_spread: bool) -> None:
+    def place(self, layout: Layout, *, is_spread: bool = False) -> None:
         """Says which parts of parameters are in each stepped tensor, and whether the stepped
         tensors of all ranks make up the parameters. Without it no step can be taken."""
         self._parts, self._is_spread = dict(layout), is_spread

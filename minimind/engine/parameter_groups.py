@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
+from minimind.config.deepspeed_optimizers import is_muon
 from minimind.config.recipe import Recipe
 from minimind.errors import ConfigError
 
@@ -28,12 +29,11 @@ def trained_matrices(module: nn.Module) -> dict[Tensor, tuple[int, ...]]:
     return {p: rows[name] for name, p in trained_parameters(module) if name in rows}
 
 
-def parameter_groups(
-    module: nn.Module, recipe: Recipe, matrices: Container[Tensor] | None = None
-) -> list[dict[str, Any]]:
-    """Groups the trained parameters by their factors on learning rate and weight decay, and with
-    `matrices` by whether they are among these, too (`is_matrix`). Raises ConfigError for a pattern
-    that matches no name, and where every learning rate would be 0."""
+def parameter_groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Groups the trained parameters by their factors on learning rate and weight decay, and for
+    Muon by whether they are matrices (`is_matrix`). Raises ConfigError for a pattern that matches
+    no name, and where every learning rate would be 0."""
+    matrices = trained_matrices(module) if is_muon(recipe.optimizer) else None
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     unmatched = set(recipe.rate_factors) | set(recipe.weight_decay_factors)
     for name, parameter in trained_parameters(module):

@@ -135,7 +135,7 @@ def set_states(optimizer: Any, zero_stage: int, module: nn.Module, states: Saved
     for group in inner.param_groups:
         if "step" in group:
             group["step"] = int(states.counters.get("step", 0))
-    for flat, parts in find_layout(optimizer, zero_stage, names):
+    for flat, parts in find_layout(optimizer, zero_stage, module):
         own = inner.state[flat]
         for part in parts:
             for key, value in states.moments.get(names[part.parameter], {}).items():

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from minimind.engine.parameter_groups import trained_parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +19,7 @@ class Part:
 
     parameter: Tensor
     start: int
-    """Where the part begins in the stepped tensor."""
+    """Gives the place in the stepped tensor where the part begins."""
     taken: Callable[[Tensor], Tensor]
     """Takes the part from a flat tensor of the whole parameter."""
     whole: Callable[[Tensor], Tensor]
@@ -34,9 +36,10 @@ Layout = Iterator[tuple[Tensor, list[Part]]]
 """Yields each stepped tensor of this rank with the parts in it, in the order of the parameters."""
 
 
-def find_layout(optimizer: Any, zero_stage: int, parameters: Iterable[Tensor]) -> Layout:
-    """Finds the parts of the trained `parameters` in the tensors that DeepSpeed's `optimizer`
-    steps."""
+def find_layout(optimizer: Any, zero_stage: int, module: nn.Module) -> Layout:
+    """Finds the parts of the trained parameters of `module` in the tensors that DeepSpeed's
+    `optimizer` steps."""
+    parameters = [parameter for _, parameter in trained_parameters(module)]
     if zero_stage == 3:
         yield from _partitioned(optimizer, parameters)
     elif zero_stage:

@@ -14,15 +14,10 @@ from typing import Any
 
 from torch import nn
 
-from minimind.config.deepspeed_optimizers import is_muon
 from minimind.config.recipe import Recipe, replace_fields
 from minimind.engine.checkpoint import UNFINISHED, Checkpoint
 from minimind.engine.deepspeed_engine import TAG
-from minimind.engine.parameter_groups import (
-    parameter_groups,
-    trained_matrices,
-    trained_parameters,
-)
+from minimind.engine.parameter_groups import parameter_groups, trained_parameters
 from minimind.engine.saved_states import SavedStates, read_converted, read_replicated
 from minimind.engine.shards import explain_unreadable
 from minimind.errors import CheckpointError
@@ -69,9 +64,7 @@ def open_states(
 def _group_names(module: nn.Module, recipe: Recipe, saved: dict[str, Any]) -> list[list[str]]:
     """Gives the names of the parameters in each group of the optimizer that saved its states."""
     names = {parameter: name for name, parameter in trained_parameters(module)}
-    recipe = replace_fields(recipe, saved, "the checkpoint's recipe")
-    matrices = trained_matrices(module) if is_muon(recipe.optimizer) else None
-    groups = parameter_groups(module, recipe, matrices)
+    groups = parameter_groups(module, replace_fields(recipe, saved, "the checkpoint's recipe"))
     return [[names[parameter] for parameter in group["params"]] for group in groups]
 
 

@@ -36,7 +36,7 @@ class PlannedStep:
 
     step: Step
     state: str
-    """What is there of its result, in words."""
+    """Says in words what is there of its result."""
     result: Path | None = None
     """The folder of its finished result; None for a step that is to be made."""
     checked: Checked

@@ -43,7 +43,7 @@ class Record:
     attempts: list[dict[str, Any]] = field(default_factory=list)
     """When each attempt `began`, and how many `seconds` it took."""
     predicted: dict[str, Any] = field(default_factory=dict)
-    """What a rehearsal predicted; empty without one."""
+    """Holds what a rehearsal predicted; empty without one."""
     is_finished: bool = False
 
     @property

@@ -24,9 +24,9 @@ class PretrainRecipe(Recipe):
     """Defines the options of pretraining."""
 
     learning_rates: ClassVar[Mapping[str, float]] = {"": 4e-3, "tiny": 6e-3}
-    """Muon's; docs/learning.md has the measurements."""
+    """Gives the peak rates with Muon, which docs/learning.md measures."""
     other_rates: ClassVar[Mapping[str, float]] = {"": 5e-4, "tiny": 3e-3}
-    """Those of AdamW and all others."""
+    """Gives the peak rates with any other optimizer."""
 
     optimizer: str = option(
         "Muon",

@@ -18,7 +18,7 @@ MUON: dict[str, Any] = {"type": "Muon", "params": {"momentum": 0.9}}
 def step_ours(weight: nn.Parameter, rows: tuple[int, ...], dtype: torch.dtype) -> Muon:
     groups = [{"params": [weight], "is_matrix": True}]
     muon = Muon(groups, {weight: rows}, dtype=dtype, lr=0.02, weight_decay=0.1)
-    muon.place(whole_layout([weight]), is_spread=False)
+    muon.place(whole_layout([weight]))
     return muon
 
 

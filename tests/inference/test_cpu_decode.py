@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
@@ -34,12 +34,7 @@ from minimind.model.cached_attention import Piece
 from minimind.model.kv_cache import KVCache
 from minimind.samples.text import load_sample_tokenizer
 
-
-@pytest.fixture(autouse=True)
-def _compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(backend, "compile_setting", lambda: "1")
-    yield
-    cpu_library.load_library.cache_clear()
+pytestmark = pytest.mark.usefixtures("compiling")
 
 
 @needs_compiler

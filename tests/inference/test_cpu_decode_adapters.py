@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import cast
 
 import pytest
@@ -17,12 +16,10 @@ from cpu_decoding import (
     nexts,
     prompted,
 )
-from minimind_kernels import backend
 from small_adapters import named, random_adapter
 from small_models import random_documents
 from torch import Tensor
 
-from minimind.inference import cpu_library
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.cpu_decode import CpuDecode
 from minimind.inference.request import GenerationRequest
@@ -31,12 +28,7 @@ from minimind.lora.adapter import merge_adapter
 from minimind.lora.loaded import LoadedAdapters
 from minimind.samples.text import load_sample_tokenizer
 
-
-@pytest.fixture(autouse=True)
-def _compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(backend, "compile_setting", lambda: "1")
-    yield
-    cpu_library.load_library.cache_clear()
+pytestmark = pytest.mark.usefixtures("compiling")
 
 
 @needs_compiler

@@ -28,6 +28,7 @@ def loss(model):
 
 
 print(f"the base alone:               {loss(base):.3f}")
+torch.manual_seed(0)
 chosen = LoraRecipe().choose_ranks(config)
 add_adapters(base, chosen.ranks, chosen.alphas, seed=0)
 print(f"new adapters, B = 0:          {loss(base):.3f}")

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import lzma
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,10 +209,11 @@ def _is_lines_of_lists(lines: list[bytes], is_cut: bool) -> bool:
 
 
 def _is_python(line: bytes) -> bool:
-    try:
-        return isinstance(ast.literal_eval(line.decode("utf-8", "replace")), dict)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return False
+    with warnings.catch_warnings(action="ignore", category=SyntaxWarning):
+        try:
+            return isinstance(ast.literal_eval(line.decode("utf-8", "replace")), dict)
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            return False
 
 
 def _parses(line: bytes) -> bool:

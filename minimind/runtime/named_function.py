@@ -124,7 +124,7 @@ def _read_arguments(text: str, given: str | None) -> dict[str, Any]:
         if None in names:
             raise ValueError
         return {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         raise ConfigError(
             f"{text!r}: the arguments must be name=value, each value a plain number, string, list, "
             "dict, True, False or None"

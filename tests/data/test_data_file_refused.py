@@ -10,6 +10,7 @@ import pytest
 from data_rows import LINES, case_id, read
 
 from minimind.data.data_file import find_data
+from minimind.data.jsonl import BadRow
 from minimind.errors import DataError
 
 
@@ -100,3 +101,12 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
     path.chmod(0)
     with pytest.raises(DataError, match="cannot be read: Permission denied"):
         find_data(path)
+
+
+@pytest.mark.parametrize("line", ["{{}}", "{1a}", "{" * 5000])
+def test_a_line_that_is_neither_json_nor_python_is_a_bad_row(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{line}\n")
+    (row,) = read(path)
+    assert isinstance(row, BadRow)
+    assert str(row).startswith(f"{path}:1:")

@@ -33,6 +33,7 @@ def test_a_file_a_module_and_a_short_name_with_arguments(functions: Path) -> Non
         ("math.sqrt", r"did you mean math:sqrt\?"),
         ("root(4)", "must be name=value"),
         ("root(x=open('y'))", "must be name=value"),
+        ("root(x={{}})", "must be name=value"),
         ("root(x=1", "names no function"),
         ("", "names no function"),
     ],

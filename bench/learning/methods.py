@@ -22,6 +22,8 @@ class Method:
     """Rows of a step: packed ones, or documents of the row `original`."""
     seq_len: int | None = None
     learning_rate: float | None = None
+    short_first: bool = False
+    """Tells whether short documents are read first, instead of a random order."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Holds options as --set takes them."""
 
@@ -30,7 +32,7 @@ class Method:
         most; all documents of the row `original` are one micro-batch."""
         usual = default_sizes(device_kind, preset)
         rows = self.rows or usual.train_batch_size
-        if self.row != "engine":
+        if self.row == "original":
             return Sizes(usual.seq_len, rows, rows)
         most = usual.micro_batch_size * usual.seq_len // (self.seq_len or usual.seq_len)
         micro = next(n for n in range(min(rows, most), 0, -1) if rows % n == 0)
@@ -84,5 +86,7 @@ METHODS = {
             name="embedding-rate", settings={"lr_factors": {"embed": 0.3}},
             what="the embedding at 0.3 of the rate",
         ),
+        Method(name="z-loss", row="z_loss", what="a z-loss of 1e-4, in plain PyTorch"),
+        Method(name="short-first", short_first=True, what="rows of short documents first"),
     )
 }  # fmt: skip

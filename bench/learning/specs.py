@@ -4,6 +4,7 @@ asked tokens."""
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def build_spec(options: argparse.Namespace, method: Method, seed: int, device: D
         seed=seed,
     )
     a_row = sizes.seq_len
-    if method.row != "engine":
+    if method.row == "original":
         a_row = float(np.mean(documents.lengths))
     steps = max(1, round(options.tokens / (sizes.train_batch_size * a_row)))
     settings = {
@@ -66,9 +67,9 @@ def build_spec(options: argparse.Namespace, method: Method, seed: int, device: D
     run = Run.on(arguments, read_ranks(), device)
     return RowSpec(
         name=method.row,
-        ds_config_name=DS_CONFIG if method.row == "engine" else None,
+        ds_config_name=None if method.row == "original" else DS_CONFIG,
         run=run.resolved,
-        documents=documents,
+        documents=replace(documents, short_first=method.short_first),
         original_batch=sizes.micro_batch_size,
         steps=steps,
     )

@@ -85,6 +85,13 @@ class FirstSteps:
         return packed_step(self._loader.batches(index))
 
 
+class ShortFirst(PackedLoader):
+    """Reads the rows with the most documents first."""
+
+    def _compute_epoch_order(self, epoch: int) -> np.ndarray:
+        return np.argsort(-np.diff(self._rows.plan.row_offsets), kind="stable")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Documents:
     """Holds the documents that every row of a benchmark trains on. A run's loader uses it as a
@@ -95,11 +102,13 @@ class Documents:
     max_tokens: int
     pad_id: int
     seed: int
+    short_first: bool = False
+    """Tells whether rows of many short documents come first, instead of a random order."""
 
     def pack(self, *, seq_len: int, micro_batch: int, accumulation: int, steps: int) -> FirstSteps:
         """Packs them into rows of `seq_len`, as a training run does."""
         rows = micro_batch * accumulation
-        loader = PackedLoader(
+        loader = (ShortFirst if self.short_first else PackedLoader)(
             [WeightedSource(cast(TokenCache, self))],
             seq_len=seq_len,
             rows_per_step=rows,

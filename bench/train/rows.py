@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 import minimind_kernels as K
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bench.train.documents import Steps
 from bench.train.padded import PADDED_ROWS
@@ -16,6 +17,7 @@ from bench.train.plain_loop import PlainTraining
 from bench.train.rollouts import Answered, OriginalAnswers, watch_answers
 from bench.train.specs import RowSpec
 from minimind.config.deepspeed_json import precision
+from minimind.engine.stage import Policy
 from minimind.errors import ConfigError
 from minimind.inference.load import load_model
 from minimind.lora.folder import find_model_folder
@@ -24,7 +26,10 @@ from minimind.model.moe import MixtureOfExperts
 from minimind.model.transformer import Transformer
 from minimind.run.build import build_schedule, build_trained
 from minimind.stages.reference import document_log_probs
-from minimind.types import UnitBatch
+from minimind.types import Batch, LossSum, UnitBatch
+
+Z_LOSS = 1e-4
+"""The factor of PaLM (Chowdhery et al., 2022)."""
 
 
 class TrainRow(Protocol):
@@ -53,6 +58,7 @@ def build_row(spec: RowSpec) -> TrainRow:
         "expert_loop": ExpertLoopRow,
         "two_models": TwoModelRow,
         "frozen": FrozenRow,
+        "z_loss": ZLossRow,
     }
     if spec.name == "original" and spec.documents is None:
         return OriginalAnswers(spec)
@@ -92,6 +98,27 @@ class _AskedReference:
     @torch.no_grad()
     def of(self, batch: UnitBatch) -> Tensor:
         return document_log_probs(self._frozen, batch)[0]
+
+
+class ZLossRow(EngineRow):
+    """Pretrains with a z-loss, Z_LOSS · (log of the sum of exp(logits))² for each target, which
+    keeps logits small. It is plain PyTorch, so its times mean nothing."""
+
+    def __init__(self, spec: RowSpec) -> None:
+        super().__init__(spec)
+        self.run.loop.stage.loss = _loss_with_z  # type: ignore[method-assign]
+
+
+def _loss_with_z(policy: Policy, batch: Batch) -> LossSum:
+    labels_M = batch.labels_BT.flatten()
+
+    def head(hidden_MD: Tensor, weight_VD: Tensor) -> Tensor:
+        logits_MV = (hidden_MD @ weight_VD.T).float()
+        losses_M = functional.cross_entropy(logits_MV, labels_M, reduction="none")
+        return losses_M + Z_LOSS * (labels_M >= 0) * logits_MV.logsumexp(1).square()
+
+    output = policy(batch, head=head)
+    return LossSum(total=output.per_token.sum(), aux_loss=output.aux_loss)
 
 
 class PlainLoopRow:

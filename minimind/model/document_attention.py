@@ -31,10 +31,6 @@ skips the half of the scores that the mask hides and stores none."""
 SCORES_PER_BUCKET = 2**19
 """The most scores (documents x heads x length²) in a bucket, so that they stay in a CPU's caches
 between the products and the softmax."""
-LENGTH_STEP = 16
-"""The length of a bucket is a multiple of this, and its number of documents has three leading bits,
-so that few shapes occur: oneDNN keeps some 0.3 MB for each shape of a batched bf16 product until
-the process ends (PyTorch 2.13)."""
 LEAST_FILLED = 0.75
 """Every document fills at least this share of its padded length. A smaller share means fewer
 launches and more padding."""
@@ -148,11 +144,10 @@ class BucketPlan:
         short = sorted((s for s in spans if 0 < s[0] < FLASH_FROM), reverse=True)
         buckets, first = [], 0
         while first < len(short):
-            length = _padded(short[first][0])
-            most = max(1, SCORES_PER_BUCKET // (num_heads * length * length))
-            size = _three_bits(min(most, len(short) - first))
+            length = short[first][0]
+            size = max(1, SCORES_PER_BUCKET // (num_heads * length * length))
             same = short[first : first + size]
-            first += size
+            first += len(same)
             buckets.append(_build_bucket(same, length, device))
         return cls(tuple(buckets), long)
 
@@ -167,16 +162,6 @@ class BucketPlan:
             pieces += [out_MNH[end:start], flash[0].transpose(0, 1)]
             end = stop
         return torch.cat([*pieces, out_MNH[end:]])
-
-
-def _padded(length: int) -> int:
-    return -(-length // LENGTH_STEP) * LENGTH_STEP
-
-
-def _three_bits(n: int) -> int:
-    """Rounds down to a number of three leading bits: 1 to 8, 10, 12, 14, 16, 20, ..."""
-    step = 1 << max(0, n.bit_length() - 3)
-    return n // step * step
 
 
 def _build_bucket(spans: list[tuple[int, int]], length: int, device: torch.device) -> Bucket:
@@ -252,7 +237,7 @@ def _causal_bias(length: int, dtype: torch.dtype, device: torch.device) -> Tenso
 def _probabilities(q: Tensor, k: Tensor, bucket: Bucket, scale: float) -> Tensor:
     length = bucket.gather_BL.shape[1]
     # One cached mask, of the largest size, serves all buckets.
-    bias = _causal_bias(_padded(FLASH_FROM - 1), q.dtype, q.device)[:length, :length]
+    bias = _causal_bias(FLASH_FROM - 1, q.dtype, q.device)[:length, :length]
     bias = bias.repeat(q.shape[1] // length, 1)
     scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
     # A softmax to bf16 takes up to twice as long where 32 does not divide the length.

@@ -38,7 +38,7 @@ def spell_option(name: str, value: Any) -> str:
     """Writes an option with its value as the command line takes it."""
     if name in FLAGS:
         return f"--{FLAGS[name]} {value}"
-    return f"--set {name}={value if isinstance(value, str) else json.dumps(value)}"
+    return f"--set {spell_assignment(name, value)}"
 
 
 def option(default: Any, help: str) -> Any:
@@ -146,13 +146,6 @@ class Recipe:
         """Gives the number of tokens in a row of data, once seq_len is resolved."""
         assert self.seq_len is not None
         return self.seq_len
-
-    @property
-    def micro_batch_tokens(self) -> int:
-        """Gives the most tokens in one forward on one rank, once the sizes are resolved."""
-        assert self.micro_batch_size is not None
-        assert self.seq_len is not None
-        return self.micro_batch_size * self.seq_len
 
     @property
     def format_options(self) -> dict[str, Any]:

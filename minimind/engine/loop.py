@@ -229,8 +229,7 @@ class Loop(Generic[InT, OutT]):
             found = pending.read()
             self._record()  # of the step before, whatever this one brings
             self._faulty.check(pending.step, found, self._num_micro_batches)
-            loss, has_checkpoint = found.mean_loss, self._has_checkpoint
-            self._spikes.check(pending.step, loss, has_checkpoint=has_checkpoint)
+            self._spikes.check(pending.step, found.mean_loss, has_checkpoint=self._has_checkpoint)
             self._interrupted = self._interrupted or float(found.stops) > 0
             now, tokens = time.perf_counter(), float(found.tokens)
             seconds, self._clock = now - self._clock, now

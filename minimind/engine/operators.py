@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 from torch.utils import cpp_extension
 
+from minimind.engine.replaced_names import replaced_names
 from minimind.errors import ConfigError
 from minimind.runtime.cache_folder import locked
 
@@ -59,16 +60,14 @@ def announced_operators(deepspeed: Any) -> Iterator[None]:
                 "or set optimizer.params.torch_adam to true for AdamW"
             ) from error
 
-    builder.jit_load = jit_load
     try:
-        yield
+        with replaced_names(builder, {"jit_load": jit_load}):
+            yield
     except RuntimeError as error:
         # DeepSpeed's optimizers would turn it into another error.
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__ from error
         raise
-    finally:
-        builder.jit_load = original
 
 
 def clear_way(name: str, folder: Path) -> None:

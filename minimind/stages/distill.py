@@ -79,7 +79,7 @@ class Distill(SFT):
         its context is too short; CheckpointError or DataError where there is no teacher."""
         super().check(context)
         folder = self.helper_folder(context)
-        check_teacher(folder, context)
+        _check_same_vocabulary(folder, context)
         if not self.recipe.alpha and _is_itself(folder, context.weights_folder):
             raise ConfigError(
                 f"alpha is 0 and the teacher {folder} has the weights that the student starts "
@@ -98,7 +98,11 @@ class Distill(SFT):
         """Builds the student and loads the teacher. Raises the errors of `check`."""
         self.check(context)
         models = super().build_models(context)
-        self.teacher = load_teacher(self.helper_folder(context), context)
+        folder = self.helper_folder(context)
+        teacher, _ = load_model(folder, dtype=context.dtype, device=context.device)
+        self.teacher = teacher.requires_grad_(False)
+        size, dtype = f"{teacher.config.num_parameters:,}", str(context.dtype)
+        logger.info("teacher    %s: %s parameters, %s", folder, size, dtype.removeprefix("torch."))
         return dataclasses.replace(models, helpers=(self.teacher,))
 
     def loss(self, policy: Policy, batch: Batch) -> LossSum:
@@ -129,21 +133,7 @@ def _is_itself(teacher: Path, student: Path | None) -> bool:
     return student is not None and fingerprint(teacher) == fingerprint(student)
 
 
-def load_teacher(path: Path, context: BuildContext) -> Transformer:
-    """Loads the teacher, frozen, in the dtype that the engine computes in. Raises ConfigError where
-    its vocabulary or tokenizer is not the student's, CheckpointError or DataError where there is no
-    teacher."""
-    folder = find_model_folder(path)
-    check_teacher(folder, context)
-    teacher, _ = load_model(folder, dtype=context.dtype, device=context.device)
-    logger.info(
-        "teacher    %s: %s parameters, %s", folder, f"{teacher.config.num_parameters:,}",
-        str(context.dtype).removeprefix("torch."),
-    )  # fmt: skip
-    return teacher.requires_grad_(False)
-
-
-def check_teacher(folder: Path, context: BuildContext) -> None:
+def _check_same_vocabulary(folder: Path, context: BuildContext) -> None:
     """Raises ConfigError where a teacher's vocabulary or tokenizer is not the student's."""
     theirs, ours = load_folder_config(folder).vocab_size, context.config.vocab_size
     if theirs != ours:

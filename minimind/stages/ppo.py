@@ -63,10 +63,6 @@ class PPORecipe(RolloutRecipe):
     def count_weights(self, config: ModelConfig) -> tuple[int, int]:
         return config.num_parameters + count_critic_weights(config), 0
 
-    @property
-    def micro_batch_tokens(self) -> int:
-        return 2 * super().micro_batch_tokens  # through both models
-
     def check(self) -> None:
         super().check()
         names = ("critic_learning_rate", "kl_coef", "epsilon", "value_epsilon", "value_coef")

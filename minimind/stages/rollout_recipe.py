@@ -100,10 +100,6 @@ class RolloutRecipe(Recipe):
         return self.seq_len - self.new_tokens
 
     @property
-    def micro_batch_tokens(self) -> int:
-        return super().micro_batch_tokens * self.num_generations
-
-    @property
     def updates_per_step(self) -> int:
         return self.inner_epochs * self.num_minibatches
 

@@ -23,8 +23,7 @@ from minimind.rehearsal.rehearse import Point, known_device, rehearse, rehearse_
 from minimind.rehearsal.report import Rehearsal, Wait
 from minimind.rehearsal.roofline import Roofline, estimate, sent_share
 from minimind.rehearsal.tally import Work
-from minimind.run.arguments import collect_arguments, parse_arguments
-from minimind.run.flags import TrainArguments
+from minimind.run.arguments import TrainArguments, collect_arguments, parse_arguments
 from minimind.run.run import Run
 from minimind.runtime import compiler
 from minimind.runtime.gpus import GPUS

@@ -14,7 +14,7 @@ from small_models import random_model
 from minimind.config.model import ModelConfig
 from minimind.data.tokenizer import Tokenizer
 from minimind.model.state_dict import save_hf_folder
-from minimind.run.flags import parse_train_arguments
+from minimind.run.arguments import parse_arguments
 from minimind.run.resolve import ResolvedRun, find_tokenizer, resolve_run
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
@@ -28,8 +28,7 @@ def resolved(monkeypatch: pytest.MonkeyPatch) -> Resolve:
     monkeypatch.setitem(STAGES, "after", AfterPretrain)
 
     def run(*argv: str, device: Device = CPU, ranks: int = 1) -> ResolvedRun:
-        types = {name: stage.recipe_type for name, stage in STAGES.items()}
-        arguments = parse_train_arguments(list(argv), types)
+        arguments = parse_arguments(list(argv))
         return resolve_run(arguments, find_tokenizer(arguments), Ranks(0, 0, ranks), device)
 
     return run

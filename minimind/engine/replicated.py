@@ -49,7 +49,7 @@ def left_to_deepspeed(ds_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mend(
-    module: nn.Module, optimizer: Any, ds_config: Mapping[str, Any], *, skips: bool = False
+    module: nn.Module, optimizer: Any, ds_config: Mapping[str, Any], *, skips: bool
 ) -> dict[nn.Parameter, Tensor]:
     """Makes gradients be summed in fp32, and checks only their norm for overflow, unless the JSON,
     fp16's loss scaling or `skips` (a step that is not finite is skipped) asks for more. Gives the

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,10 +48,8 @@ class DistillRecipe(SFTRecipe):
                 "--stage distill learns from a teacher: give --set teacher=FOLDER, a run's folder, "
                 "a checkpoint in it or a Hugging Face folder with the same tokenizer"
             )
-        if not 0 <= self.alpha <= 1:
-            raise ConfigError(f"alpha is {self.alpha}; it must be from 0 to 1")
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"temperature is {self.temperature}; it must be above 0")
+        self.check_from_0_to_1("alpha")
+        self.check_above_0("temperature")
 
 
 class Distill(SFT):

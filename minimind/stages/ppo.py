@@ -15,7 +15,6 @@ from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe, option
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.stage import BuildContext, Policy, StageModels
-from minimind.errors import ConfigError
 from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
 from minimind.stages.actor_critic import ActorCritic, ActorCriticOutput, count_critic_weights
@@ -65,11 +64,15 @@ class PPORecipe(RolloutRecipe):
 
     def check(self) -> None:
         super().check()
-        names = ("critic_learning_rate", "kl_coef", "epsilon", "value_epsilon", "value_coef")
-        self.check_at_least(**dict.fromkeys((*names, "kl_stop"), 0))
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+        self.check_at_least(
+            critic_learning_rate=0,
+            kl_coef=0,
+            epsilon=0,
+            value_epsilon=0,
+            value_coef=0,
+            kl_stop=0,
+        )
+        self.check_from_0_to_1("gamma", "gae_lambda")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -109,7 +109,5 @@ def test_gradients_are_reduced_in_fp32(name: str, ranks: int, bf16: bool, expect
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_file_times_steps_as_deepspeed_does(
-    name: str, deepspeed_config: Callable[[dict[str, Any]], Any]
-):
+def test_no_file_times_steps_as_deepspeed_does(name: str):
     assert load_ds_config(name, {})["timers"] == {"throughput": {"enabled": False}}

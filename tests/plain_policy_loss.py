@@ -11,14 +11,13 @@ from made_rollouts import (
     CONFIG,
     Numbers,
     apart,
-    double,
     made_rollouts,
     moved,
     plain_log_probs,
     rounded,
     with_numbers,
 )
-from small_models import random_model
+from small_models import double, random_model
 from torch import Tensor
 
 from minimind.model.transformer import Transformer

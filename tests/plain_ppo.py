@@ -10,11 +10,10 @@ import torch
 from made_rollouts import (
     CONFIG,
     alone,
-    double,
     own_tokens,
     plain_log_probs,
 )
-from small_models import pack, random_model
+from small_models import double, pack, random_model
 from torch import Tensor
 
 from minimind.stages.actor_critic import ActorCritic

@@ -24,7 +24,6 @@ class ExpertLoadLog:
     def __init__(self, folder: Path, step: int) -> None:
         """Drops the rows of an earlier part of the run after `step`, as MetricsLog does."""
         self._path = folder / "expert_load.csv"
-        self._picture = folder / "expert_load.png"
         if self._path.exists():
             with open(self._path, encoding="utf-8") as file:
                 header, *lines = file.readlines()
@@ -50,7 +49,7 @@ class ExpertLoadLog:
     def plot(self) -> None:
         """Draws the picture; does nothing where no load was recorded."""
         if load := read_expert_load(self._path):
-            plot_expert_load(load, self._picture)
+            plot_expert_load(load, self._path.with_suffix(".png"))
 
 
 def _stride(step: int) -> int:
@@ -64,7 +63,7 @@ def read_expert_load(path: Path) -> dict[int, dict[int, list[float]]]:
     if not path.exists():
         return {}
     with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file)][1:]
+        _, *rows = csv.reader(file)
     load: dict[int, dict[int, list[float]]] = {}
     stride = _stride(int(rows[-1][0])) if rows else 1
     for step, layer, *shares in rows:

@@ -39,17 +39,11 @@ def open_folder(run: ResolvedRun) -> tuple[Path, FolderLock]:
             folder.mkdir(parents=True, exist_ok=True)
         else:
             folder = _make_numbered(run)
-    except OSError as error:
-        raise ConfigError(
-            f"--output_dir {folder}: cannot be made: {error.strerror}; name a folder"
-        ) from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"--output_dir {folder}: cannot be written to")
-    try:
         lock = FolderLock(folder)
     except OSError as error:
         raise ConfigError(
-            f"--output_dir {folder}: cannot be written to: {error.strerror}"
+            f"--output_dir {folder}: cannot be made or written to: {error.strerror}; name another "
+            "folder"
         ) from None
     if not run.arguments.resume:
         write_run(folder, run)

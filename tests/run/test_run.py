@@ -50,9 +50,6 @@ def test_keyword_arguments_and_flags_mean_the_same(tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stage": "kot"}, "stage='kot'"),
-        ({"hiden_size": 32}, "hiden_size"),
-        ({"max_steps": 3, "set": {"max_steps": 4}}, "max_steps.* contradict"),
         ({"set": ["a=1"]}, "must be a mapping"),
         ({"ds_config": {"bf16": {}}}, r'must be a string; set=\{"ds_config.KEY"'),
         ({"data": [5]}, "data=.*must be a string or a list of strings"),

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,16 +108,10 @@ def _unchanged_s(folder: Path) -> float:
 
 
 def _find_holders(path: Path) -> list[int]:
-    """Gives the ids of the processes that have the file open, as far as /proc shows them."""
-    holders: list[int] = []
-    try:
-        status = path.stat()
-    except FileNotFoundError:  # it was released between two looks
-        return [os.getpid()]
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            for entry in (process / "fd").iterdir():
-                with contextlib.suppress(OSError):
-                    if os.path.samestat(os.stat(entry), status):
-                        holders.append(int(process.name))
-    return holders
+    """Gives the ids of the processes that have the file open, as far as this one may see them."""
+    place = str(path.resolve())
+    return [
+        process.pid
+        for process in psutil.process_iter(["open_files"])
+        if any(file.path == place for file in process.info["open_files"] or ())
+    ]

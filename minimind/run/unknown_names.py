@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable
 
 from minimind.config.deepspeed_keys import KNOWN_KEYS
 from minimind.config.model import ModelConfig
@@ -16,15 +15,11 @@ from minimind.run.parser import CONTROLS, RUN_FLAGS, recipe_type
 from minimind.stages import STAGES
 
 MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
+Spelling = Callable[[str, str], str]
+"""Writes a name, with a value unless that is "", as the user has to give it."""
 
 
-class Spelling(Protocol):
-    """Writes a name, with a value if there is one, as the user has to give it."""
-
-    def __call__(self, name: str, value: str = "") -> str: ...
-
-
-def spell_flag(name: str, value: str = "") -> str:
+def spell_flag(name: str, value: str) -> str:
     """Writes a name as a command-line flag."""
     if name in CONTROLS:
         return f"--{name}"
@@ -33,7 +28,7 @@ def spell_flag(name: str, value: str = "") -> str:
     return f"--set {name}={value or 'VALUE'}"
 
 
-def spell_keyword(name: str, value: str = "") -> str:
+def spell_keyword(name: str, value: str) -> str:
     """Writes a name as a Python keyword."""
     return FLAGS.get(name, name)
 
@@ -92,6 +87,6 @@ def explain(name: str, value: str, stage: str, spell: Spelling) -> str:
         return f" is a key of the DeepSpeed JSON: --set ds_config.{name}={value or 'VALUE'}"
 
     def spell_briefly(known_name: str) -> str:
-        return spell(of_flags.get(known_name, known_name)).removesuffix("=VALUE")
+        return spell(of_flags.get(known_name, known_name), "").removesuffix("=VALUE")
 
     return did_you_mean(name, known, spell_briefly)

@@ -30,9 +30,11 @@ def without_first_step(deepspeed: Any) -> Iterator[None]:
     """Makes DeepSpeed's 16-bit optimizers without ZeRO, if made inside the block, create their
     states in the first real step. `deepspeed` is the module."""
     fp16 = deepspeed.runtime.fp16
-    fused, unfused = fp16.fused_optimizer.FP16_Optimizer, fp16.unfused_optimizer
     nothing = {"initialize_optimizer_states": lambda self: None}
-    with replaced_names(fused, nothing), replaced_names(unfused.FP16_UnfusedOptimizer, nothing):
+    with (
+        replaced_names(fp16.fused_optimizer.FP16_Optimizer, nothing),
+        replaced_names(fp16.unfused_optimizer.FP16_UnfusedOptimizer, nothing),
+    ):
         yield
 
 

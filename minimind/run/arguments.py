@@ -53,9 +53,7 @@ class TrainArguments:
 
     def get(self, name: str) -> Any:
         """Gives the value of a run flag: the user's, else its default, else None."""
-        default = RUN_FLAGS[name]["default"]
-        concrete = {"stage", "ds_config", "model", "on_bad_row"}
-        return self.run.get(name, default if name in concrete else None)
+        return self.run.get(name, RUN_FLAGS[name].get("default"))
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the arguments as run.json holds them and `merge` reads them."""

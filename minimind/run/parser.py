@@ -26,31 +26,31 @@ RUN_FLAGS: dict[str, dict[str, Any]] = {
     },
     "ds_config": {"help": "DeepSpeed JSON: a file, or one of ds_configs/", "default": "zero2.json"},
     "model": {"help": f"{', '.join(PRESETS)}, or a JSON file of fields", "default": "tiny"},
-    "tokenizer": {"help": "folder with tokenizer.json", "default": "the sample data's own"},
+    "tokenizer": {"help": "folder with tokenizer.json", "without": "the sample data's own"},
     "data": {
         "help": "JSON lines, a JSON array, Parquet or plain text, or a folder of them; A.jsonl:0.7 "
         "B.jsonl:0.3 mixes by shares of tokens; sample:NAME is the project's own data of that name",
-        "default": "the embedded sample data",
+        "without": "the embedded sample data",
         "nargs": "+",
         "metavar": "FILE",
     },
     "format": {
         "help": "the form of the rows of --data and --val_data, or how plain text is parted",
-        "default": "the first rows of each file tell",
+        "without": "the first rows of each file tell",
         "what": "form of rows",
         "choices": FORMAT_NAMES,
     },
-    "val_data": {"help": "as --data", "default": "none", "nargs": "+", "metavar": "FILE"},
+    "val_data": {"help": "as --data", "without": "none", "nargs": "+", "metavar": "FILE"},
     "from_checkpoint": {
         "help": "start from these weights: a run's folder, a checkpoint in it or a Hugging Face "
         "folder; none starts fresh",
-        "default": "none",
+        "without": "none",
     },
-    "output_dir": {"help": "the run's folder", "default": "runs/STAGE-MODEL-NUMBER"},
+    "output_dir": {"help": "the run's folder", "without": "runs/STAGE-MODEL-NUMBER"},
     "monitor": {
         "help": f"write the figures to {', '.join(MONITORS)} too, besides those that the DeepSpeed "
         "JSON enables; none: to none",
-        "default": "the DeepSpeed JSON's",
+        "without": "the DeepSpeed JSON's",
         "nargs": "+",
         "metavar": "NAME",
     },
@@ -61,8 +61,8 @@ RUN_FLAGS: dict[str, dict[str, Any]] = {
         "choices": ("stop", "skip"),
     },
 }
-"""The flags about the run as a whole, with help texts and defaults; where a flag has `choices`,
-`what` names the kind of value."""
+"""The flags about the run as a whole, with help texts. `default` is a value, `without` says what
+happens without the flag; where a flag has `choices`, `what` names the kind of value."""
 LISTS = tuple(name for name, entry in RUN_FLAGS.items() if entry.get("nargs") == "+")
 """The flags that take several values."""
 CONTROLS = ("resume", "dry_run", "on")
@@ -99,9 +99,8 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
         if choices := entry.get("choices"):
             options["type"] = _choice(entry["what"], choices)
             options["metavar"] = "{" + ",".join(choices) + "}"
-        run.add_argument(
-            f"--{name}", help=f"{entry['help']} (default: {entry['default']})", **options
-        )
+        default = entry.get("default") or entry["without"]
+        run.add_argument(f"--{name}", help=f"{entry['help']} (default: {default})", **options)
     recipe = parser.add_argument_group("how (options of the stage; --set takes the rest)")
     hints = get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}

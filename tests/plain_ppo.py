@@ -7,12 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from made_rollouts import (
-    CONFIG,
-    alone,
-    own_tokens,
-    plain_log_probs,
-)
+from made_rollouts import CONFIG, alone, own_tokens, plain_log_probs
 from small_models import double, pack, random_model
 from torch import Tensor
 

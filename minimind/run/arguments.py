@@ -11,12 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minimind.config.json_file import load_json
-from minimind.config.recipe import (
-    FLAGS,
-    parse_assignments,
-    spell_assignment,
-    spell_option,
-)
+from minimind.config.recipe import FLAGS, parse_assignments, spell_assignment, spell_option
 from minimind.errors import ConfigError
 from minimind.run.parser import CONTROLS, LISTS, RUN_FLAGS, build_parser, check_choice
 from minimind.run.unknown_names import (

@@ -12,12 +12,7 @@ from minimind.config.recipe import replace_fields
 from minimind.data.loader import EvalLoader, parse_data_args
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.callbacks import Callbacks, RunState
-from minimind.engine.checkpoint import (
-    Checkpoint,
-    check_same_helpers,
-    needs_conversion,
-    step_of,
-)
+from minimind.engine.checkpoint import Checkpoint, check_same_helpers, needs_conversion, step_of
 from minimind.engine.checkpoint_store import CheckpointStore
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.loop import Loop

@@ -14,13 +14,7 @@ from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe, option
 from minimind.engine.stage import BuildContext, StageModels
 from minimind.errors import CheckpointError, ConfigError
-from minimind.lora.folder import (
-    LATEST,
-    BaseModel,
-    find_base,
-    load_adapter,
-    load_model_folder,
-)
+from minimind.lora.folder import LATEST, BaseModel, find_base, load_adapter, load_model_folder
 from minimind.lora.model import add_adapters, collect_adapter
 from minimind.lora.options import AdapterOptions, AdapterRanks
 from minimind.lora.peft_format import save_adapter

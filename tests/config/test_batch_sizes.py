@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 from resolved_json import Resolve
 
-from minimind.config.deepspeed_json import (
-    Hardware,
-)
+from minimind.config.deepspeed_json import Hardware
 from minimind.config.sizes import Sizes
 from minimind.errors import ConfigError
 

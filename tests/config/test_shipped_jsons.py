@@ -10,12 +10,7 @@ import pytest
 from resolved_json import NAMES, SIZES
 from stage_options import REQUIRED_OPTIONS
 
-from minimind.config.deepspeed_json import (
-    Hardware,
-    load_ds_config,
-    precision,
-    resolve,
-)
+from minimind.config.deepspeed_json import Hardware, load_ds_config, precision, resolve
 from minimind.config.model import PRESETS, load_model_config
 from minimind.config.recipe import Recipe, replace_fields
 from minimind.config.sizes import default_sizes

@@ -22,14 +22,7 @@ from labelled_answers import (
     prepared,
     save,
 )
-from small_models import (
-    assert_same_gradients,
-    double,
-    gradients,
-    logits_of,
-    pack,
-    random_model,
-)
+from small_models import assert_same_gradients, double, gradients, logits_of, pack, random_model
 from torch import Tensor
 
 from minimind.data.loader import EvalLoader, WeightedSource

@@ -9,16 +9,7 @@ import torch
 import transformers
 import trl
 from hf_folders import assert_gradients_of_hf
-from labelled_answers import (
-    CONFIG,
-    WEIGHTED,
-    build,
-    build_answers,
-    load,
-    nearby,
-    prepared,
-    save,
-)
+from labelled_answers import CONFIG, WEIGHTED, build, build_answers, load, nearby, prepared, save
 from small_models import random_model
 from torch import Tensor
 

@@ -12,13 +12,7 @@ import transformers
 from labelled_answers import OtherRank, engine_of
 from made_rollouts import CONFIG, alone, made_rollouts, own_tokens, plain_log_probs, rounded
 from plain_ppo import exact_copy, look_before, plain_loss
-from small_models import (
-    EXPERTS,
-    assert_same_gradients,
-    gradients,
-    random_model,
-    small_config,
-)
+from small_models import EXPERTS, assert_same_gradients, gradients, random_model, small_config
 from small_ppo import DEFAULTS, UNTIED, batches_of, build, set_apart
 from torch import Tensor
 

@@ -163,10 +163,7 @@ def _check_names(settings: Mapping[str, Any], stage: str, spell: Spelling) -> No
 
 
 def _sort_arguments(
-    given: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    stage: str,
-    spell: Spelling,
+    given: Mapping[str, Any], settings: Mapping[str, Any], stage: str, spell: Spelling
 ) -> TrainArguments:
     _check_names(settings, stage, spell)
     recipe: dict[str, Any] = {name: given[name] for name in FLAGS if name in given}

@@ -64,9 +64,7 @@ class ActorCritic(nn.Module):
         if aux_loss is not None and judged.aux_loss is not None:
             aux_loss = aux_loss + judged.aux_loss
         return ActorCriticOutput(
-            per_token=said.per_token,
-            aux_loss=aux_loss,
-            values_R=judged.per_token,
+            per_token=said.per_token, aux_loss=aux_loss, values_R=judged.per_token
         )
 
 

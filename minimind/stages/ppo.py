@@ -65,12 +65,7 @@ class PPORecipe(RolloutRecipe):
     def check(self) -> None:
         super().check()
         self.check_at_least(
-            critic_learning_rate=0,
-            kl_coef=0,
-            epsilon=0,
-            value_epsilon=0,
-            value_coef=0,
-            kl_stop=0,
+            critic_learning_rate=0, kl_coef=0, epsilon=0, value_epsilon=0, value_coef=0, kl_stop=0
         )
         self.check_from_0_to_1("gamma", "gae_lambda")
 

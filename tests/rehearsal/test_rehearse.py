@@ -222,12 +222,7 @@ def test_memory_falls_with_what_saves_it() -> None:
         return Point(arguments=collect_arguments(options), device="H200", ranks=ranks)
 
     whole, again, fewer, divided = rehearse_all(
-        [
-            point(),
-            point(activation_checkpointing=True),
-            point(micro_batch_size=4),
-            point(ranks=8),
-        ]
+        [point(), point(activation_checkpointing=True), point(micro_batch_size=4), point(ranks=8)]
     )
     assert again.peak_bytes < whole.peak_bytes
     assert fewer.peak["activations"] == pytest.approx(whole.peak["activations"] / 2, rel=0.01)

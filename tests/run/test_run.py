@@ -199,10 +199,7 @@ assert run.train()
 @pytest.mark.parametrize(
     ("of_the_second", "message"),
     [
-        (
-            {"MINIMIND_PRECISION": "bf16"},
-            "rank 1 has another precision than rank 0 (bf16 and",
-        ),
+        ({"MINIMIND_PRECISION": "bf16"}, "rank 1 has another precision than rank 0 (bf16 and"),
         ({"OTHER": "x"}, "rank 1: nowhere.jsonl: no such file"),
     ],
     ids=["precision", "data"],

@@ -89,10 +89,7 @@ def plain_loss(
     ids=["kto", "weighted", "apo zero"],
 )
 def test_loss_and_gradients_are_those_of_separate_forwards(
-    answers: Answers,
-    reference: tuple[Transformer, Path],
-    options: dict[str, Any],
-    amount: float,
+    answers: Answers, reference: tuple[Transformer, Path], options: dict[str, Any], amount: float
 ):
     frozen, folder = reference
     loader = load(answers(9), micro_batch=2)

@@ -41,10 +41,11 @@ def check_scheduler(section: dict[str, Any], origin: str) -> None:
             f"{origin}: scheduler.type is {name!r}{did_you_mean(name, [*SCHEDULERS, *torchs])}; it "
             f"must be one of DeepSpeed's ({', '.join(SCHEDULERS)}) or of torch.optim.lr_scheduler"
         )
-    taken = SCHEDULERS.get(name)
-    if name not in SCHEDULERS:
-        taken = frozenset(inspect.signature(torchs[name].__init__).parameters)
-        taken -= {"self", "optimizer"}
+    if name in SCHEDULERS:
+        taken = SCHEDULERS[name]
+    else:
+        parameters = inspect.signature(torchs[name].__init__).parameters
+        taken = frozenset(parameters) - {"self", "optimizer"}
     if taken is not None and (unknown := sorted(params.keys() - taken)):
         raise ConfigError(
             f"{origin}: scheduler.params knows no key {unknown[0]!r}"

@@ -77,7 +77,8 @@ class Distill(SFT):
         super().check(context)
         folder = self.helper_folder(context)
         _check_same_vocabulary(folder, context)
-        if not self.recipe.alpha and _is_itself(folder, context.weights_folder):
+        start = context.weights_folder
+        if not self.recipe.alpha and start and fingerprint(folder) == fingerprint(start):
             raise ConfigError(
                 f"alpha is 0 and the teacher {folder} has the weights that the student starts "
                 "from: they agree already, and nothing would be learned; give an alpha above 0, or "
@@ -124,10 +125,6 @@ class Distill(SFT):
             aux_loss=None if output.aux_loss is None else alpha * output.aux_loss,
             metrics=sums,
         )
-
-
-def _is_itself(teacher: Path, student: Path | None) -> bool:
-    return student is not None and fingerprint(teacher) == fingerprint(student)
 
 
 def _check_same_vocabulary(folder: Path, context: BuildContext) -> None:

@@ -119,13 +119,13 @@ class PPO(RolloutStage):
         module = ActorCritic(context.config)
         for model in (module.policy, module.critic):
             model.activation_checkpointing = self.recipe.activation_checkpointing
-        if context.weights is not None:
-            module.policy.load_named(context.weights)
-            module.start_critic()
+            if context.weights is not None:
+                model.load_named(context.weights)
 
         def save(checkpoint: Path, weights: Mapping[str, Tensor]) -> Path:
-            folder = checkpoint / "model"
-            save_hf_folder(folder, context.config, _of_policy(weights), torch.float32)
+            folder, mark = checkpoint / "model", "policy."
+            of_policy = {n.removeprefix(mark): w for n, w in weights.items() if n.startswith(mark)}
+            save_hf_folder(folder, context.config, of_policy, torch.float32)
             return folder
 
         models = StageModels(policy=module, save=save)
@@ -220,12 +220,3 @@ class PPO(RolloutStage):
         engine.train()
         total, count = engine.sum_over_ranks(sums).tolist()
         return total / max(count, 1.0) > self.recipe.kl_stop
-
-
-def _of_policy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    prefix = "policy."
-    return {
-        name.removeprefix(prefix): weight
-        for name, weight in weights.items()
-        if name.startswith(prefix)
-    }

@@ -160,7 +160,7 @@ def _clamp_before(optimizer: Any, name: str, max_value: float) -> None:
 def _skip_on_device(optimizer: Any, module: ModuleType) -> None:
     """Lets the fused Adam skip a step whose norm is not finite, instead of asking the host."""
     updates = optimizer.optimizer
-    is_adam = isinstance(updates, torch.optim.Adam | torch.optim.AdamW)
+    is_adam = isinstance(optimizer.optimizer, torch.optim.Adam | torch.optim.AdamW)
     is_fused = is_adam and all(group.get("fused") for group in updates.param_groups)
     is_fp16 = getattr(optimizer, "dtype", None) == torch.float16
     if is_fp16 or not is_fused or not _has(module, "is_invalid_grad_norm"):

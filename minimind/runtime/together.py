@@ -26,7 +26,7 @@ def broadcast(value: Any) -> Any:
     return box[0]
 
 
-def gather(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+def gather(value: Any, group: Any = None) -> list[Any]:
     """Gives the values of all ranks, in order. All ranks call it and wait for one another; `group`
     holds all of them, over connections of its own."""
     found: list[Any] = [None] * _world_size()

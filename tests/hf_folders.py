@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import logits_of, pack, random_documents
+from small_models import assert_same_gradients, gradients, logits_of, pack, random_documents
 from torch import Tensor
 
-from minimind.model.state_dict import load_hf_folder
+from minimind.model.state_dict import load_hf_folder, split_fused
 from minimind.model.transformer import Transformer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -43,6 +43,14 @@ def transformers_logits(folder: Path) -> Tensor:
     assert not any(info.values()), info
     with torch.no_grad():
         return model.eval()(torch.tensor([IDS])).logits[0]
+
+
+def assert_gradients_of_hf(model: Transformer, loss: Tensor, hf_model: Any) -> None:
+    """The gradients of the loss are those that `hf_model`, of transformers, has from a backward."""
+    found = split_fused(model.config, gradients(model, loss))
+    wanted = {name: p.grad for name, p in hf_model.named_parameters()}
+    assert found.keys() - {"lm_head.weight"} == wanted.keys() - {"lm_head.weight"}
+    assert_same_gradients({name: found[name] for name in found.keys() & wanted.keys()}, wanted)
 
 
 def edit_config(folder: Path, **changes: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from fake_engine import FakeEngine
 from small_models import random_model, small_config
+from torch import Tensor, nn
 
 from minimind.data.loader import PackedLoader, WeightedSource
 from minimind.data.token_cache import TokenCache, build_token_cache
@@ -35,8 +36,17 @@ class PolicyEngine(FakeEngine):
         return self.module(*arguments, **options)
 
 
-def engine_of(policy: Transformer, world_size: int = 1) -> DeepSpeedEngine:
-    return cast(DeepSpeedEngine, PolicyEngine(Ranks(0, 0, world_size), module=policy))
+class OtherRank(PolicyEngine):
+    """Is one of two ranks, of which the other has found `others`."""
+
+    others: Tensor
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        return values.add_(self.others)
+
+
+def engine_of(policy: nn.Module, world_size: int = 1) -> DeepSpeedEngine:
+    return PolicyEngine(Ranks(0, 0, world_size), module=policy).typed
 
 
 def build_answers(
@@ -54,8 +64,8 @@ def build_answers(
 
 
 def save(model: Transformer, folder: Path) -> Path:
-    weights = {name: p.detach() for name, p in model.named_parameters()}
-    save_hf_folder(folder, CONFIG, weights, torch.float32)
+    """Writes a model folder with the sample tokenizer."""
+    save_hf_folder(folder, model.config, dict(model.named_parameters()), torch.float32)
     TOKENIZER.save(folder)
     return folder
 

@@ -5,19 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
 
 import torch
-from labelled_answers import PolicyEngine
 from small_models import logits_of, pack, random_model, small_config
 from torch import Tensor, nn
 
 from minimind.config.model import ModelConfig
 from minimind.data.prompt_format import Prompt
-from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.model.transformer import Transformer
 from minimind.rewards.scorer import Score
-from minimind.runtime.ranks import Ranks
 from minimind.stages.rollout_batch import RolloutBatch
 from minimind.stages.trajectory import Trajectory
 
@@ -138,12 +134,6 @@ def with_numbers(
     )
 
 
-def double(model: Transformer) -> Transformer:
-    copy = Transformer(model.config)
-    copy.load_named(dict(model.named_parameters()))
-    return copy.double()
-
-
 def moved(config: ModelConfig, model: Transformer, amount: float, seed: int) -> Transformer:
     """Gives a model whose weights are those of `model` plus noise."""
     found = random_model(config)
@@ -157,7 +147,3 @@ def move(module: nn.Module, start: nn.Module, amount: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for p, q in zip(module.parameters(), start.parameters(), strict=True):
         p.copy_(q + amount * torch.randn(q.shape, generator=generator))
-
-
-def engine_of(module: nn.Module, world_size: int = 1) -> DeepSpeedEngine:
-    return cast(DeepSpeedEngine, PolicyEngine(Ranks(0, 0, world_size), module=module))

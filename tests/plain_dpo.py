@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from minimind.data.loader import EvalLoader, PackedLoader, WeightedSource
 from minimind.data.token_cache import TokenCache
 from minimind.engine.stage import BuildContext
-from minimind.model.transformer import Transformer
 from minimind.samples.text import load_sample_tokenizer
 from minimind.types import UnitBatch
 
@@ -65,12 +64,6 @@ def plain_log_probs(model: nn.Module, loader: PackedLoader, batch: UnitBatch) ->
 
 def used_places(batch: UnitBatch) -> list[int]:
     return (batch.unit_ids_P >= 0).nonzero().flatten().tolist()
-
-
-def double(model: Transformer) -> Transformer:
-    copy = Transformer(model.config)
-    copy.load_named(dict(model.named_parameters()))
-    return copy.double()
 
 
 def sigmoid(x: Tensor) -> Tensor:

@@ -11,16 +11,16 @@ from made_rollouts import (
     CONFIG,
     Numbers,
     apart,
-    double,
     made_rollouts,
     moved,
     plain_log_probs,
     rounded,
     with_numbers,
 )
-from small_models import random_model
+from small_models import double, random_model
 from torch import Tensor
 
+from minimind.config.model import ModelConfig
 from minimind.model.transformer import Transformer
 from minimind.stages.grpo import GRPO, GRPORecipe
 from minimind.stages.policy_loss import METRICS
@@ -50,14 +50,21 @@ def stage_of(options: dict[str, Any]) -> GRPO:
     return GRPO(recipe)
 
 
-def give(stage: GRPO, *, has_old: bool, trajectories: list[Trajectory] | None = None) -> Given:
+def give(
+    stage: GRPO,
+    *,
+    has_old: bool,
+    trajectories: list[Trajectory] | None = None,
+    config: ModelConfig = CONFIG,
+) -> Given:
     """Old log-probabilities lie on both sides of the policy's and far enough off to be clipped."""
     recipe = stage.recipe
-    policy = random_model(CONFIG, seed=1)
-    trajectories = made_rollouts() if trajectories is None else trajectories
+    policy = random_model(config, seed=1)
+    if trajectories is None:
+        trajectories = made_rollouts(vocab=config.vocab_size)
     with torch.no_grad():
         now = [plain_log_probs(double(policy), one, recipe.temperature) for one in trajectories]
-        other = double(moved(CONFIG, policy, 0.05, seed=2))
+        other = double(moved(config, policy, 0.05, seed=2))
         then = [plain_log_probs(other, one, recipe.temperature) for one in trajectories]
     old = apart(rounded(now), 0.4, seed=13) if has_old else None
     reference = rounded(then) if recipe.beta else None

@@ -7,14 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from made_rollouts import (
-    CONFIG,
-    alone,
-    double,
-    own_tokens,
-    plain_log_probs,
-)
-from small_models import pack, random_model
+from made_rollouts import CONFIG, alone, own_tokens, plain_log_probs
+from small_models import double, pack, random_model
 from torch import Tensor
 
 from minimind.stages.actor_critic import ActorCritic

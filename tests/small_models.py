@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -108,6 +108,21 @@ def loss_of(model: Transformer, batch: Batch) -> Tensor:
 def gradients(model: Transformer, loss: Tensor) -> dict[str, Tensor]:
     names, parameters = zip(*model.named_parameters(), strict=True)
     return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+def assert_same_gradients(
+    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], most: float = 1e-4
+) -> None:
+    """Each weight's gradients differ by less than `most` of their norm."""
+    for name, gradient in found.items():
+        assert (gradient - wanted[name]).norm() <= most * wanted[name].norm(), name
+
+
+def double(model: Transformer) -> Transformer:
+    """Gives a copy of the model in fp64."""
+    copy = Transformer(model.config)
+    copy.load_named(dict(model.named_parameters()))
+    return copy.double()
 
 
 def reference_frequencies(config: ModelConfig) -> Tensor:

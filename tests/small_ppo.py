@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from labelled_answers import TOKENIZER, PolicyEngine
+from labelled_answers import TOKENIZER, save
 from made_rollouts import CONFIG, move
 from plain_ppo import NEW_TOKENS
 from small_models import random_model, small_config
-from torch import Tensor
 
 from minimind.config.model import ModelConfig
 from minimind.engine.stage import BuildContext, StageModels
-from minimind.model.state_dict import save_hf_folder
 from minimind.stages.actor_critic import ActorCritic
 from minimind.stages.ppo import PPO, PPORecipe
 from minimind.stages.rollout_batch import RolloutBatch, build_rollout_batch
@@ -31,15 +28,14 @@ def build(
     tmp_path: Path, config: ModelConfig = CONFIG, **options: Any
 ) -> tuple[PPO, StageModels, ActorCritic]:
     model = random_model(config, seed=1)
-    weights = {name: p.detach() for name, p in model.named_parameters()}
-    save_hf_folder(tmp_path / "start", config, weights, torch.float32)
+    folder = save(model, tmp_path / "start")
     stage = PPO(PPORecipe(**{**DEFAULTS, **options}))
     stage.recipe.check()
     models = stage.build_models(
         BuildContext(
             config=config,
-            weights=weights,
-            weights_folder=tmp_path / "start",
+            weights=dict(model.named_parameters()),
+            weights_folder=folder,
             tokenizer=TOKENIZER,
         )
     )
@@ -58,12 +54,3 @@ def batches_of(
         [build_rollout_batch(trajectories[a:b], counts_tokens=counts_tokens) for a, b in update]
         for update in SPLITS
     ]
-
-
-class _OtherRank(PolicyEngine):
-    """Two ranks, of which the other has found `others`."""
-
-    others: Tensor
-
-    def sum_over_ranks(self, values: Tensor) -> Tensor:
-        return values.add_(self.others)

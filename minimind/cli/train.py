@@ -21,8 +21,7 @@ from minimind.engine.process_group import HEAD_START_S, end_after_main, stop_ran
 from minimind.errors import LostRankError, MiniMindError, TrainingError
 from minimind.rehearsal.fits import describe_rehearsal, read_place
 from minimind.rehearsal.rehearse import rehearse, why_not
-from minimind.run.arguments import parse_arguments
-from minimind.run.flags import TrainArguments
+from minimind.run.arguments import TrainArguments, parse_arguments
 from minimind.run.run import Run
 from minimind.runtime.logging import set_up_logging
 from minimind.runtime.ranks import read_ranks

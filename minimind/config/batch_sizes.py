@@ -24,22 +24,22 @@ def resolve_batch(ds: dict[str, Any], recipe: Recipe, sizes: Sizes, num_ranks: i
         near = {max(1, rows // num_ranks) * num_ranks, (rows // num_ranks + 1) * num_ranks}
         raise ConfigError(
             f"train_batch_size {rows} is not a multiple of {num_ranks} ranks; use "
-            f"{' or '.join(str(n) for n in sorted(near))}"
+            f"{' or '.join(map(str, sorted(near)))}"
         )
     share = rows // num_ranks
+    divisors = [n for n in range(1, share + 1) if share % n == 0]
+    fitting = ", ".join(map(str, divisors))
     micro = recipe.micro_batch_size
     if micro is None and asked is not None:
         if share % asked:
-            fitting = ", ".join(str(n) for n in _divisors(share))
             raise ConfigError(
                 f"train_batch_size {rows} / (gradient_accumulation_steps {asked} x {num_ranks} "
                 f"ranks) is not whole: give an accumulation of {fitting}, or leave it out"
             )
         micro = share // asked
     if micro is None:
-        micro = max(n for n in _divisors(share) if n <= sizes.micro_batch_size)
+        micro = max(n for n in divisors if n <= sizes.micro_batch_size)
     if share % micro:
-        fitting = ", ".join(str(n) for n in _divisors(share))
         raise ConfigError(
             f"train_batch_size {rows} / (micro-batch {micro} x {num_ranks} ranks) is not whole: "
             f'give a micro-batch of {fitting}, or "auto"'
@@ -67,7 +67,3 @@ def _read_accumulation(ds: dict[str, Any]) -> int | None:
             '"auto"'
         )
     return asked
-
-
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]

@@ -7,32 +7,36 @@ compares the options that are not refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from minimind.config.deepspeed_optimizers import is_muon, offloads_optimizer
 from minimind.errors import ConfigError
 
-_GoesWrong = Callable[[int, str], bool]
-_OPTIMIZERS: dict[str, tuple[_GoesWrong, str]] = {
-    "lbfgs": (lambda stage, precision: True, "it asks for the loss anew within a step"),
-    "sparseadam": (lambda stage, precision: True, "the gradients here are dense"),
-    "adafactor": (lambda stage, precision: stage > 0, "ZeRO lays flat the rows that it goes by"),
+_OPTIMIZERS: dict[str, tuple[int, str]] = {
+    "lbfgs": (0, "it asks for the loss anew within a step"),
+    "sparseadam": (0, "the gradients here are dense"),
+    "adafactor": (1, "ZeRO lays flat the rows that it goes by"),
     "adagrad": (
-        lambda stage, precision: stage > 0,
+        1,
         "DeepSpeed makes it anew there, without the weight decay and the rates of its groups",
     ),
 }
-"""For each optimizer's lower-case name: whether it goes wrong at a ZeRO stage and precision, and
-why."""
+"""For each optimizer's lower-case name: from which ZeRO stage on it goes wrong, and why."""
 
 
-def check_faults(ds: Mapping[str, Any], precision: str, clip_value: float = 0.0) -> None:
-    """Raises ConfigError for options with which a resolved JSON of this precision would train
-    wrongly."""
-    stage = (ds.get("zero_optimization") or {}).get("stage", 0)
-    _check_optimizer(ds["optimizer"]["type"], stage, precision)
-    if is_muon(ds["optimizer"]["type"]) and offloads_optimizer(ds):
+def check_faults(ds: Mapping[str, Any], stage: int, precision: str, clip_value: float) -> None:
+    """Raises ConfigError for options with which a resolved JSON of this ZeRO stage and precision
+    would train wrongly."""
+    name = ds["optimizer"]["type"]
+    wrong_from, why = _OPTIMIZERS.get(name.lower(), (None, ""))
+    if wrong_from is not None and stage >= wrong_from:
+        other = f", or {name} with stage 0" if wrong_from else ""
+        raise ConfigError(
+            f"optimizer.type {name} with zero_optimization.stage {stage} and {precision}: {why}; "
+            f"use AdamW{other}"
+        )
+    if is_muon(name) and offloads_optimizer(ds):
         raise ConfigError(
             "optimizer.type Muon with zero_optimization.offload_optimizer: its matrix products "
             "would run on the CPU; use AdamW, or a JSON that keeps the states on the GPU, as "
@@ -41,17 +45,6 @@ def check_faults(ds: Mapping[str, Any], precision: str, clip_value: float = 0.0)
     _check_accumulation(ds, stage, precision)
     if clip_value:
         _check_clip_value(ds, stage, precision, clip_value)
-
-
-def _check_optimizer(name: str, stage: int, precision: str) -> None:
-    goes_wrong, why = _OPTIMIZERS.get(name.lower(), (None, ""))
-    if goes_wrong is None or not goes_wrong(stage, precision):
-        return
-    other = "" if goes_wrong(0, precision) else f", or {name} with stage 0"
-    raise ConfigError(
-        f"optimizer.type {name} with zero_optimization.stage {stage} and {precision}: {why}; "
-        f"use AdamW{other}"
-    )
 
 
 def _check_accumulation(ds: Mapping[str, Any], stage: int, precision: str) -> None:

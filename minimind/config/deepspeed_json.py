@@ -14,6 +14,7 @@ from minimind.config.batch_sizes import resolve_batch
 from minimind.config.deepspeed_faults import check_faults
 from minimind.config.deepspeed_keys import check_keys
 from minimind.config.deepspeed_optimizers import (
+    OPTIMIZER_PARAMS,
     choose_torch_adam,
     fill_optimizer,
     offloads_optimizer,
@@ -43,10 +44,7 @@ class Hardware:
 
 _RECIPE_PATHS: dict[str, str] = {
     "optimizer": "optimizer.type",
-    "learning_rate": "optimizer.params.lr",
-    "betas": "optimizer.params.betas",
-    "adam_eps": "optimizer.params.eps",
-    "weight_decay": "optimizer.params.weight_decay",
+    **{option: f"optimizer.params.{key}" for option, key in OPTIMIZER_PARAMS.items()},
     "gradient_clipping": "gradient_clipping",
     "train_batch_size": "train_batch_size",
     "micro_batch_size": "train_micro_batch_size_per_gpu",
@@ -111,7 +109,7 @@ def resolve(
             _put(ds, path, fill(recipe, hardware, weights))
     _resolve_precision(ds, hardware)
     _resolve_communication(ds, hardware)
-    check_faults(ds, precision(ds), recipe.clip_value)
+    check_faults(ds, zero_stage(ds), precision(ds), recipe.clip_value)
     if recipe.max_steps is not None:
         ds = with_total_steps(ds, recipe.max_steps)
     for path, value in _walk(ds):
@@ -144,7 +142,7 @@ def _complete(ds: dict[str, Any], recipe: Recipe, given: set[str]) -> None:
     if not offloads_optimizer(ds):
         choose_torch_adam(optimizer)
     fill_optimizer(optimizer, recipe, given)
-    if ds["optimizer"]["type"].lower() not in ("adam", "adamw"):
+    if optimizer["type"].lower() not in ("adam", "adamw"):
         # DeepSpeed calls every optimizer but its own untested; tests/engine/test_optimizer_steps.py
         # tests them.
         ds.setdefault("zero_allow_untested_optimizer", True)
@@ -216,7 +214,7 @@ def _resolve_communication(ds: dict[str, Any], hardware: Hardware) -> None:
     """Chooses fp32 for reducing gradients, so that two ranks take the same steps as one. A single
     rank reduces nothing from stage 2 on, so there its buckets keep their precision."""
     if ds.get("communication_data_type") == "auto":
-        is_alone = hardware.world_size == 1 and (_get(ds, "zero_optimization.stage") or 0) >= 2
+        is_alone = hardware.world_size == 1 and zero_stage(ds) >= 2
         ds["communication_data_type"] = precision(ds) if is_alone else "fp32"
 
 
@@ -236,6 +234,10 @@ def precision(ds: Mapping[str, Any]) -> str:
         if (ds.get(name) or {}).get("enabled"):
             return name
     return "fp32"
+
+
+def zero_stage(ds: Mapping[str, Any]) -> int:
+    return int((ds.get("zero_optimization") or {}).get("stage", 0))
 
 
 def _get(values: dict[str, Any], dotted: str) -> Any:

@@ -127,15 +127,14 @@ def check_keys(values: dict[str, Any], origin: str) -> None:
                 f"{origin}: {key} knows no key {unknown[0]!r}, but {', '.join(sorted(known))}"
                 f"{did_you_mean(unknown[0], known)}"
             )
-    for section in {"optimizer", "scheduler"} & values.keys():
+    for section, check in (("optimizer", check_optimizer), ("scheduler", check_scheduler)):
+        if section not in values:
+            continue
         if not isinstance(values[section].get("type"), str):
             raise ConfigError(f"{origin}: {section} needs a type, a name")
         if not isinstance(values[section].get("params", {}), dict):
             raise ConfigError(f"{origin}: {section}.params must be an object")
-    if "optimizer" in values:
-        check_optimizer(values["optimizer"], origin)
-    if "scheduler" in values:
-        check_scheduler(values["scheduler"], origin)
+        check(values[section], origin)
     for section in {"bf16", "fp16"} & values.keys():
         enabled = values[section].get("enabled", False)
         if enabled not in ("auto", True, False):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Container, Iterable, Mapping
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ DEEPSPEED_OPTIMIZERS: dict[str, frozenset[str] | None] = {
 that name, or unknown."""
 _NOT_TORCHS = frozenset({"bias_correction", "fp32_optimizer_states", "set_grad_none"})
 """Parameters of DeepSpeed's own Adam that PyTorch's does not have."""
-_PARAMS = {
+OPTIMIZER_PARAMS = {
     "learning_rate": "lr",
     "betas": "betas",
     "adam_eps": "eps",
@@ -132,9 +133,9 @@ def fill_optimizer(section: dict[str, Any], recipe: Recipe, given: Iterable[str]
     """Sets to "auto" the parameters that the recipe gives the optimizer, and drops an "auto" that
     its type does not take. Only Adam gets the recipe's betas and epsilon, unless the JSON asks for
     them. Raises ConfigError for a command-line option (`given`) that the type does not take."""
-    name, params = section["type"], section.setdefault("params", {})
+    name, params = section["type"], section["params"]
     taken, is_adam = taken_params(name), name.lower() in ("adam", "adamw", "muon")
-    for option, key in _PARAMS.items():
+    for option, key in OPTIMIZER_PARAMS.items():
         if option in given and taken is not None and key not in taken:
             raise ConfigError(
                 f"{spell_option(option, getattr(recipe, option))}: the optimizer {name} has no "
@@ -165,11 +166,14 @@ def taken_params(name: str) -> frozenset[str] | None:
     return frozenset(parameters) - {"self", "params", "kwargs"}
 
 
-def _torch_optimizers() -> list[str]:
-    base = torch.optim.Optimizer
-    found = {name: getattr(torch.optim, name) for name in dir(torch.optim)}
-    return [
-        name
-        for name, kind in found.items()
+def _torch_optimizers() -> dict[str, type]:
+    return subclasses_in(torch.optim, torch.optim.Optimizer)
+
+
+def subclasses_in(module: ModuleType, base: type) -> dict[str, type]:
+    """Gives the classes of a module that are derived from `base`, by their names there."""
+    return {
+        name: kind
+        for name, kind in vars(module).items()
         if isinstance(kind, type) and issubclass(kind, base) and kind is not base
-    ]
+    }

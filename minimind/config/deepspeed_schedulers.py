@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from minimind.config.deepspeed_optimizers import subclasses_in
 from minimind.config.spelling import did_you_mean
 from minimind.errors import ConfigError
 
@@ -22,41 +23,42 @@ SCHEDULERS: dict[str, frozenset[str] | None] = {
     "WarmupCosineLR": _WARMUP | {"cos_min_ratio", "total_num_steps", "warmup_min_ratio"},
 }
 """DeepSpeed's schedulers; of those that warm up, their parameters."""
-_WARMING = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
+_WARMING = tuple(name for name, params in SCHEDULERS.items() if params)
 _FOLLOWING = {
     "learning_rate": "warmup_max_lr",
     "warmup_steps": "warmup_num_steps",
     "min_lr_ratio": "cos_min_ratio",
 }
 """For each recipe option, the scheduler parameter that takes its value where it is "auto"."""
-_REQUIRED = {"WarmupDecayLR": "total_num_steps", "WarmupCosineLR": "total_num_steps"}
 
 
 def check_scheduler(section: dict[str, Any], origin: str) -> None:
     """Raises ConfigError for an unknown scheduler type and for parameters that it does not take."""
     name, params = section["type"], section.get("params", {})
-    torchs = _torch_schedulers()
+    torchs = subclasses_in(torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler)
     if name not in SCHEDULERS and name not in torchs:
         raise ConfigError(
             f"{origin}: scheduler.type is {name!r}{did_you_mean(name, [*SCHEDULERS, *torchs])}; it "
             f"must be one of DeepSpeed's ({', '.join(SCHEDULERS)}) or of torch.optim.lr_scheduler"
         )
-    taken = SCHEDULERS.get(name)
-    if name in torchs and name not in SCHEDULERS:
-        taken = frozenset(inspect.signature(torchs[name].__init__).parameters)
-        taken -= {"self", "optimizer"}
+    if name in SCHEDULERS:
+        taken = SCHEDULERS[name]
+    else:
+        parameters = inspect.signature(torchs[name].__init__).parameters
+        taken = frozenset(parameters) - {"self", "optimizer"}
     if taken is not None and (unknown := sorted(params.keys() - taken)):
         raise ConfigError(
             f"{origin}: scheduler.params knows no key {unknown[0]!r}"
             f"{did_you_mean(unknown[0], taken)}: {name} takes {', '.join(sorted(taken))}"
         )
-    if (required := _REQUIRED.get(name)) and required not in params:
+    if name not in _WARMING:
+        return
+    if "total_num_steps" not in params and "total_num_steps" in (taken or ()):
         raise ConfigError(
-            f"{origin}: the scheduler {name} needs {required}, the optimizer steps of the whole "
-            f"run: --set ds_config.scheduler.params.{required}=N"
+            f"{origin}: the scheduler {name} needs total_num_steps, the optimizer steps of the "
+            "whole run: --set ds_config.scheduler.params.total_num_steps=N"
         )
-    if name in _WARMING:
-        _check_values(params, origin)
+    _check_values(params, origin)
 
 
 def _check_values(params: dict[str, Any], origin: str) -> None:
@@ -122,13 +124,10 @@ def describe_scheduler(section: dict[str, Any], learning_rate: float) -> str:
     if total := params.get("total_num_steps"):
         text += f", {total:,} steps in all"
     # DeepSpeed counts from one step late: steps 1 and 2 both get the rate of step 0.
-    least = params.get("warmup_min_lr", 0.0)
-    if name == "WarmupCosineLR":
-        ratio = params.get("warmup_min_ratio", 0.0)
-        idle = "step 1 has rate 0" if ratio else "steps 1 and 2 have rate 0"
-        return f"{text} ({idle} and change{'s' if ratio else ''} nothing)"
-    if not least:
-        text += " (steps 1 and 2 have rate 0 and change nothing)"
+    if name == "WarmupCosineLR" and params.get("warmup_min_ratio"):
+        return f"{text} (step 1 has rate 0 and changes nothing)"
+    if name == "WarmupCosineLR" or not params.get("warmup_min_lr"):
+        return f"{text} (steps 1 and 2 have rate 0 and change nothing)"
     return text
 
 
@@ -145,15 +144,3 @@ def _warmup(params: dict[str, Any]) -> int:
 
 def _numbers(value: Any) -> list[float]:
     return [float(v) for v in (value if isinstance(value, list) else [value])]
-
-
-def _torch_schedulers() -> dict[str, type]:
-    base = torch.optim.lr_scheduler.LRScheduler
-    found = {
-        name: getattr(torch.optim.lr_scheduler, name) for name in dir(torch.optim.lr_scheduler)
-    }
-    return {
-        name: kind
-        for name, kind in found.items()
-        if isinstance(kind, type) and issubclass(kind, base) and kind is not base
-    }

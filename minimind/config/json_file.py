@@ -66,21 +66,18 @@ def parse_json(text: str, **options: Any) -> Any:
 def check_depth(text: str, value: Any) -> None:
     """Raises ValueError where what was parsed of `text` is nested too deep. Most texts have too few
     brackets for it, and their value is not walked through."""
-    if text.count("{") + text.count("[") > MAX_DEPTH and is_too_deep(value):
-        raise ValueError(TOO_DEEP)
-
-
-def is_too_deep(value: Any, limit: int = MAX_DEPTH) -> bool:
-    """Tells whether objects and lists are nested deeper than `limit`."""
+    if text.count("{") + text.count("[") <= MAX_DEPTH:
+        return
     level = [value] if isinstance(value, dict | list) else []
-    for _ in range(limit):
+    for _ in range(MAX_DEPTH):
         level = [
             child
             for one in level
             for child in (one.values() if isinstance(one, dict) else one)
             if isinstance(child, dict | list)
         ]
-    return bool(level)
+    if level:
+        raise ValueError(TOO_DEEP)
 
 
 def check_regular(path: str | Path) -> None:

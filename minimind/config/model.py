@@ -87,21 +87,16 @@ class ModelConfig:
         self._check()
 
     def _check(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "intermediate_size",
-            "max_position_embeddings",
-        ):
-            most = MAX_LAYERS if name == "num_hidden_layers" else _MAX_SIZE
-            if not 1 <= getattr(self, name) <= most:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}; it must be at least 1 and at most {most:,}"
-                )
+        self._check_bounds(
+            vocab_size=(1, _MAX_SIZE),
+            hidden_size=(1, _MAX_SIZE),
+            num_hidden_layers=(1, MAX_LAYERS),
+            num_attention_heads=(1, _MAX_SIZE),
+            num_key_value_heads=(1, _MAX_SIZE),
+            head_dim=(1, _MAX_SIZE),
+            intermediate_size=(1, _MAX_SIZE),
+            max_position_embeddings=(1, _MAX_SIZE),
+        )
         if self.model_type not in ("llama", "qwen3"):
             raise ConfigError(f"model_type is {self.model_type!r}; known: 'llama', 'qwen3'")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -140,17 +135,11 @@ class ModelConfig:
                 f"num_experts_per_tok is {self.num_experts_per_tok}; of {self.num_experts} "
                 f"experts it must be from 1 to {most}"
             )
-        bounds: dict[str, tuple[float, float]] = {
-            "moe_intermediate_size": (1, _MAX_SIZE),
-            "n_shared_experts": (0, MAX_LAYERS),
-            "router_aux_loss_coef": (0, 1e9),
-        }
-        for name, (least, most) in bounds.items():
-            if not least <= getattr(self, name) <= most:
-                value = getattr(self, name)
-                raise ConfigError(
-                    f"{name} is {value}; it must be at least {least} and at most {most:,.0f}"
-                )
+        self._check_bounds(
+            moe_intermediate_size=(1, _MAX_SIZE),
+            n_shared_experts=(0, MAX_LAYERS),
+            router_aux_loss_coef=(0, 10**9),
+        )
         layers, last = set(self.mlp_only_layers), self.num_hidden_layers - 1
         if not layers <= set(range(last + 1)) or len(layers) != len(self.mlp_only_layers):
             raise ConfigError(
@@ -162,6 +151,14 @@ class ModelConfig:
                 f"mlp_only_layers names all {last + 1} layers: leave one for the experts, or set "
                 "num_experts to 0"
             )
+
+    def _check_bounds(self, **bounds: tuple[int, int]) -> None:
+        for name, (least, most) in bounds.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise ConfigError(
+                    f"{name} is {value}; it must be at least {least} and at most {most:,}"
+                )
 
     def has_experts(self, layer: int) -> bool:
         return self.num_experts > 0 and layer not in self.mlp_only_layers

@@ -72,11 +72,9 @@ def switch_monitors(names: Sequence[str], overrides: Mapping[str, Any]) -> dict[
                 f"--monitor {name}{did_you_mean(name, MONITORS)}; the monitors are "
                 f"{', '.join(MONITORS)}; none turns all of them off"
             )
-    wanted = (
-        {name: True for name in names} if "none" not in names else dict.fromkeys(MONITORS, False)
-    )
-    switched = {f"{name}.enabled": is_on for name, is_on in wanted.items()}
-    for key, is_on in switched.items():
+    is_on = "none" not in names
+    switched = {f"{name}.enabled": is_on for name in (names if is_on else MONITORS)}
+    for key in switched:
         if overrides.get(key, is_on) != is_on:
             raise ConfigError(
                 f"--monitor {' '.join(names)} contradicts --set ds_config.{key}="

@@ -38,7 +38,7 @@ def spell_option(name: str, value: Any) -> str:
     """Writes an option with its value as the command line takes it."""
     if name in FLAGS:
         return f"--{FLAGS[name]} {value}"
-    return f"--set {name}={value if isinstance(value, str) else json.dumps(value)}"
+    return f"--set {spell_assignment(name, value)}"
 
 
 def option(default: Any, help: str) -> Any:
@@ -148,13 +148,6 @@ class Recipe:
         return self.seq_len
 
     @property
-    def micro_batch_tokens(self) -> int:
-        """Gives the most tokens in one forward on one rank, once the sizes are resolved."""
-        assert self.micro_batch_size is not None
-        assert self.seq_len is not None
-        return self.micro_batch_size * self.seq_len
-
-    @property
     def format_options(self) -> dict[str, Any]:
         """Gives the options of the data format that differ from their defaults."""
         return {}
@@ -186,37 +179,46 @@ class Recipe:
             if value is not None and not (math.isfinite(value) and value >= bound):
                 raise ConfigError(f"{name} is {value}; it must be at least {bound}")
 
-    def check(self) -> None:
-        """Raises ConfigError for a value that is not allowed."""
-        at_least: dict[str, float] = {
-            "warmup_steps": 0,
-            "max_steps": 1,
-            "seq_len": 2,
-            "train_batch_size": 1,
-            "micro_batch_size": 1,
-            "weight_decay": 0.0,
-            "gradient_clipping": 0.0,
-            "clip_value": 0.0,
-            "scale_lr_with_batch": 0,
-            "skip_steps": 0,
-            "spike_deviations": 0.0,
-            "eval_every": 0,
-            "eval_rows": 0,
-            "save_every": 0,
-            "keep_checkpoints": 1,
-            "keep_every": 0,
-            "sample_every": 0,
-            "log_every": 1,
-            "rank_timeout_s": 1.0,
-        }
-        self.check_at_least(**at_least)
-        check_one_of("schedule", self.schedule, SCHEDULE_NAMES)
-        if not 0 <= self.min_lr_ratio <= 1:
-            raise ConfigError(f"min_lr_ratio is {self.min_lr_ratio}; it must be from 0 to 1")
-        for name in ("learning_rate", "epochs", "adam_eps"):
+    def check_above_0(self, *names: str) -> None:
+        """Raises ConfigError for an option that is not above 0 or not finite. An option that is
+        None passes."""
+        for name in names:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"{name} is {value}; it must be above 0")
+
+    def check_from_0_to_1(self, *names: str) -> None:
+        """Raises ConfigError for an option that is not from 0 to 1."""
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+
+    def check(self) -> None:
+        """Raises ConfigError for a value that is not allowed."""
+        self.check_at_least(
+            warmup_steps=0,
+            max_steps=1,
+            seq_len=2,
+            train_batch_size=1,
+            micro_batch_size=1,
+            weight_decay=0.0,
+            gradient_clipping=0.0,
+            clip_value=0.0,
+            scale_lr_with_batch=0,
+            skip_steps=0,
+            spike_deviations=0.0,
+            eval_every=0,
+            eval_rows=0,
+            save_every=0,
+            keep_checkpoints=1,
+            keep_every=0,
+            sample_every=0,
+            log_every=1,
+            rank_timeout_s=1.0,
+        )
+        self.check_above_0("learning_rate", "epochs", "adam_eps")
+        self.check_from_0_to_1("min_lr_ratio")
+        check_one_of("schedule", self.schedule, SCHEDULE_NAMES)
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}; it must be from 0 to 2^63 - 1")
         for name in ("lr_factors", "weight_decay_factors"):

@@ -12,7 +12,7 @@ import logging
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,6 @@ logger = logging.getLogger(__name__)
 
 _TORCH_CANNOT_WRITE = ("inline_container.cc", "PytorchStreamWriter")
 """Parts of PyTorch's own words where a file cannot be written; they name no cause."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Save:
-    """Holds what the background part of a save needs."""
-
-    final: Path
-    unfinished: Path
-    meta: dict[str, Any]
-    write_model: Callable[[Path], None]
-    is_best: bool
 
 
 class CheckpointStore:
@@ -112,8 +101,8 @@ class CheckpointStore:
         for work in (make_folder, copy_state):
             if problems := self._agree(self._engine.gather_texts, work):
                 raise self._give_up(final, unfinished, problems)
-        save = _Save(final, unfinished, meta, write_model, is_best)
-        self._thread = threading.Thread(target=self._finish, args=[save], name="save", daemon=True)
+        rest = partial(self._finish, final, unfinished, meta, write_model, is_best=is_best)
+        self._thread = threading.Thread(target=rest, name="save", daemon=True)
         self._thread.start()
 
     def confirm(self) -> None:
@@ -135,31 +124,39 @@ class CheckpointStore:
             if self._engine.ranks.is_main:
                 logger.warning("%s", error)
 
-    def _finish(self, save: _Save) -> None:
+    def _finish(
+        self,
+        final: Path,
+        unfinished: Path,
+        meta: dict[str, Any],
+        write_model: Callable[[Path], None],
+        *,
+        is_best: bool,
+    ) -> None:
         """Does the background part of a save, on every rank."""
         is_main = self._engine.ranks.is_main
 
         def write() -> None:
             if is_main:
-                save.write_model(save.unfinished)
+                write_model(unfinished)
             # Another host's shards may be in its memory alone, so every rank flushes them.
-            for file in list_files(save.unfinished if is_main else save.unfinished / TAG):
+            for file in list_files(unfinished if is_main else unfinished / TAG):
                 flush_to_disk(file)
 
         def put_in_place() -> None:
             if is_main:
-                publish(save.unfinished, save.final, save.meta, is_best=save.is_best)
+                publish(unfinished, final, meta, is_best=is_best)
                 prune(self.folder, self._keep, self._keep_every)
 
         try:
             for work in (write, put_in_place):
                 if problems := self._agree(self._engine.gather_apart, work):
-                    self._problem = self._give_up(save.final, save.unfinished, problems)
+                    self._problem = self._give_up(final, unfinished, problems)
                     return
             if is_main:
-                self._saved(save.final, save.is_best)
+                self._saved(final, is_best)
         except Exception as error:  # another rank's process has ended
-            problem = self._give_up(save.final, save.unfinished, [str(error) or repr(error)])
+            problem = self._give_up(final, unfinished, [str(error) or repr(error)])
             problem.__cause__ = error  # by which the run finds out that a rank is lost
             self._problem = problem
 

@@ -51,9 +51,8 @@ def clip_on_device(optimizer: Any, max_value: float, *, skips: bool = False) -> 
     whatever the JSON says of bf16."""
     if skips and hasattr(optimizer, "check_grad_overflow"):
         optimizer.check_grad_overflow = True
-    if not getattr(optimizer, "cpu_offload", False) and not getattr(
-        optimizer, "offload_optimizer", False
-    ):
+    offloads = ("cpu_offload", "offload_optimizer")
+    if not any(getattr(optimizer, name, False) for name in offloads):
         replace = _BY_OPTIMIZER.get(type(optimizer).__name__)
         module = sys.modules[type(optimizer).__module__]
         if replace is not None and replace(optimizer, module, max_value):
@@ -161,12 +160,10 @@ def _clamp_before(optimizer: Any, name: str, max_value: float) -> None:
 def _skip_on_device(optimizer: Any, module: ModuleType) -> None:
     """Lets the fused Adam skip a step whose norm is not finite, instead of asking the host."""
     updates = optimizer.optimizer
-    is_fused = isinstance(optimizer.optimizer, torch.optim.Adam | torch.optim.AdamW) and all(
-        group.get("fused") for group in updates.param_groups
-    )
-    if getattr(optimizer, "dtype", None) == torch.float16 or not is_fused:
-        return
-    if not _has(module, "is_invalid_grad_norm"):
+    is_adam = isinstance(optimizer.optimizer, torch.optim.Adam | torch.optim.AdamW)
+    is_fused = is_adam and all(group.get("fused") for group in updates.param_groups)
+    is_fp16 = getattr(optimizer, "dtype", None) == torch.float16
+    if is_fp16 or not is_fused or not _has(module, "is_invalid_grad_norm"):
         return
 
     def skip(norm: Tensor) -> bool:

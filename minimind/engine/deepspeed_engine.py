@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from minimind.config.deepspeed_json import precision
+from minimind.config.deepspeed_json import precision, zero_stage
 from minimind.config.monitors import without_monitors
 from minimind.config.recipe import Recipe
 from minimind.engine import replicated
@@ -32,6 +32,7 @@ from minimind.engine.state_layout import find_layout
 from minimind.errors import CheckpointError
 from minimind.runtime.devices import Device
 from minimind.runtime.ranks import Ranks
+from minimind.runtime.together import gather
 from minimind.types import Batch, HeadFn, LossSum, ModelOutput
 
 TAG = "engine"
@@ -62,7 +63,7 @@ def check_ds_config(ds_config: Mapping[str, Any], device: Device) -> None:
     ranks."""
     deepspeed = import_deepspeed(device)
     config = without_monitors(ds_config)
-    if not (config.get("zero_optimization") or {}).get("stage", 0):
+    if zero_stage(config) == 0:
         config = replicated.left_to_deepspeed(config)
     config.pop("train_batch_size")  # that of all ranks, who may not have joined yet
     with refusals(deepspeed):
@@ -94,7 +95,7 @@ class DeepSpeedEngine:
         self.precision = precision(ds_config)
         self.grad_norm = torch.zeros(())
         """The last step's gradient norm, after clip_value, before its limit; fp32 scalar."""
-        self.zero_stage = int((ds_config.get("zero_optimization") or {}).get("stage", 0))
+        self.zero_stage = zero_stage(ds_config)
         self._accumulation = int(ds_config["gradient_accumulation_steps"])
         config = without_monitors(ds_config)
         self._clipping = float(config.get("gradient_clipping", 1.0))
@@ -166,19 +167,12 @@ class DeepSpeedEngine:
 
     def gather_texts(self, texts: Sequence[str]) -> list[str]:
         """Gives every rank's strings, in the order of the ranks. All ranks call it."""
-        return self._gather(texts, None)
+        return [text for theirs in gather(list(texts)) for text in theirs]
 
     def gather_apart(self, texts: Sequence[str]) -> list[str]:
         """Gives every rank's strings as `gather_texts` does, over connections of its own, so that
         one background thread of each rank may call it while the ranks train."""
-        return self._gather(texts, self._apart)
-
-    def _gather(self, texts: Sequence[str], group: Any) -> list[str]:
-        if self.ranks.world_size == 1:
-            return list(texts)
-        gathered: list[Any] = [None] * self.ranks.world_size
-        dist.all_gather_object(gathered, list(texts), group=group)
-        return [text for part in gathered for text in part]
+        return [text for theirs in gather(list(texts), self._apart) for text in theirs]
 
     def start_step(self, total_count: Tensor) -> None:
         """Begins a step. `total_count` is an fp32 scalar on the device: the sum of the counts of

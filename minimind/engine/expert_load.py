@@ -22,15 +22,19 @@ class ExpertLoadLog:
     picture."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Drops the rows of an earlier part of the run after `step`, as MetricsLog does."""
+        """Drops the rows of an earlier part of the run after `step`, as MetricsLog does, and a row
+        that a killed process left incomplete."""
         self._path = folder / "expert_load.csv"
-        self._picture = folder / "expert_load.png"
-        if self._path.exists():
-            with open(self._path, encoding="utf-8") as file:
-                header, *lines = file.readlines()
-            kept = [line for line in lines if int(line.split(",")[0]) <= step]
-            with write_whole(self._path) as new:
-                new.write_text("".join([header, *kept]), encoding="utf-8")
+        if not self._path.exists():
+            return
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        header, *whole = [line for line in lines if line.endswith("\n")] or [""]
+        if not header:
+            self._path.unlink()
+            return
+        kept = [line for line in whole if int(line.split(",")[0]) <= step]
+        with write_whole(self._path) as new:
+            new.write_text("".join([header, *kept]), encoding="utf-8")
 
     def write(self, step: int, load: Mapping[int, Sequence[float]]) -> None:
         """Writes one row per layer. `load` holds, for each layer, the experts' shares."""
@@ -50,7 +54,7 @@ class ExpertLoadLog:
     def plot(self) -> None:
         """Draws the picture; does nothing where no load was recorded."""
         if load := read_expert_load(self._path):
-            plot_expert_load(load, self._picture)
+            plot_expert_load(load, self._path.with_suffix(".png"))
 
 
 def _stride(step: int) -> int:
@@ -64,7 +68,7 @@ def read_expert_load(path: Path) -> dict[int, dict[int, list[float]]]:
     if not path.exists():
         return {}
     with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file)][1:]
+        rows = list(csv.reader(file))[1:]
     load: dict[int, dict[int, list[float]]] = {}
     stride = _stride(int(rows[-1][0])) if rows else 1
     for step, layer, *shares in rows:

@@ -60,7 +60,6 @@ class Loop(Generic[InT, OutT]):
     _saving: Saving = field(init=False)
     _faulty: FaultySteps = field(init=False)
     _spikes: SpikeWatch = field(init=False)
-    _has_checkpoint: bool = False
     _clock: float = 0.0
     _collections: Collections = field(default_factory=Collections)
 
@@ -94,7 +93,6 @@ class Loop(Generic[InT, OutT]):
         )
         returns = len(self.state.passed_over) // 2
         self._spikes = SpikeWatch(self.recipe.spike_deviations, returns)
-        self._has_checkpoint = self.state.step > 0
         freeze_objects()
         self._clock = time.perf_counter()
 
@@ -229,8 +227,8 @@ class Loop(Generic[InT, OutT]):
             found = pending.read()
             self._record()  # of the step before, whatever this one brings
             self._faulty.check(pending.step, found, self._num_micro_batches)
-            loss, has_checkpoint = found.mean_loss, self._has_checkpoint
-            self._spikes.check(pending.step, loss, has_checkpoint=has_checkpoint)
+            has_checkpoint = self._saving.has_checkpoint
+            self._spikes.check(pending.step, found.mean_loss, has_checkpoint=has_checkpoint)
             self._interrupted = self._interrupted or float(found.stops) > 0
             now, tokens = time.perf_counter(), float(found.tokens)
             seconds, self._clock = now - self._clock, now
@@ -276,9 +274,6 @@ class Loop(Generic[InT, OutT]):
         self.wait()
         self._record()
         try:
-            if not self._saving.save(is_best, or_go_on):
-                return -1
-            self._has_checkpoint = True
-            return self.state.step
+            return self.state.step if self._saving.save(is_best, or_go_on) else -1
         finally:
             self._clock = time.perf_counter()

@@ -63,10 +63,7 @@ class MetricsLog:
         self._redrawn_at = time.monotonic() + _REDRAWN_AFTER_S
         self._expert_load = ExpertLoadLog(folder, step)
         kept = [row for row in read_metrics(self._path) if int(row["step"]) <= step]
-        with (
-            write_whole(self._path) as new,
-            open(new, "w", newline="", encoding="utf-8") as file,
-        ):
+        with write_whole(self._path) as new, open(new, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(kept)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import psutil
 from torch.utils import cpp_extension
 
+from minimind.engine.replaced_names import replaced_names
 from minimind.errors import ConfigError
 from minimind.runtime.cache_folder import locked
 
@@ -59,16 +59,14 @@ def announced_operators(deepspeed: Any) -> Iterator[None]:
                 "or set optimizer.params.torch_adam to true for AdamW"
             ) from error
 
-    builder.jit_load = jit_load
     try:
-        yield
+        with replaced_names(builder, {"jit_load": jit_load}):
+            yield
     except RuntimeError as error:
         # DeepSpeed's optimizers would turn it into another error.
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__ from error
         raise
-    finally:
-        builder.jit_load = original
 
 
 def clear_way(name: str, folder: Path) -> None:
@@ -110,16 +108,10 @@ def _unchanged_s(folder: Path) -> float:
 
 
 def _find_holders(path: Path) -> list[int]:
-    """Gives the ids of the processes that have the file open, as far as /proc shows them."""
-    holders: list[int] = []
-    try:
-        status = path.stat()
-    except FileNotFoundError:  # it was released between two looks
-        return [os.getpid()]
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            for entry in (process / "fd").iterdir():
-                with contextlib.suppress(OSError):
-                    if os.path.samestat(os.stat(entry), status):
-                        holders.append(int(process.name))
-    return holders
+    """Gives the ids of the processes that have the file open, as far as this one may see them."""
+    place = str(path.resolve())
+    return [
+        process.pid
+        for process in psutil.process_iter(["open_files"])
+        if any(file.path == place for file in process.info["open_files"] or ())
+    ]

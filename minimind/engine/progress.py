@@ -65,17 +65,14 @@ class Progress:
             shown["mfu"] = f"{used:.1%}"
         self._bar.update(1)
         self._bar.set_postfix(shown, refresh=False)
-        if self._bar.disable and self._speaks(stats.step):
+        ends = (self._first_step + 1, self._total_steps)
+        is_due = stats.step in ends or stats.step % self._log_every == 0
+        if self._bar.disable and is_due:
             if not warms_up:
                 left = (self._total_steps - stats.step) * self._seconds_per_step
                 shown["left"] = tqdm.tqdm.format_interval(left)
             text = "  ".join(f"{name} {value}" for name, value in shown.items())
             logger.info("step %d/%d  %s", stats.step, self._total_steps, text)
-
-    def _speaks(self, step: int) -> bool:
-        return (
-            step == self._first_step + 1 or step == self._total_steps or step % self._log_every == 0
-        )
 
     def say(self, text: str, *values: object) -> None:
         """Writes a separate line, above the bar."""

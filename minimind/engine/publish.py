@@ -66,7 +66,8 @@ def publish(unfinished: Path, final: Path, meta: dict[str, Any], *, is_best: boo
 def prune(folder: Path, keep: int, keep_every: int) -> None:
     """Deletes what is older than the newest `keep` whole checkpoints, except those that the links
     name and each `keep_every`-th step."""
-    linked = {_link_target(folder / name) for name in (LATEST, BEST)}
+    links = (folder / LATEST, folder / BEST)
+    linked = {os.readlink(link) for link in links if link.is_symlink()}
     ours = [step for step in list_steps(folder) if not _is_copy(step)]
     newest = [step for step in ours if _read(step)][-keep:]
     for step in ours:
@@ -120,10 +121,6 @@ def _fresh_link(link: Path, target: str) -> tuple[Path, Path]:
         fresh.unlink()
     fresh.symlink_to(target)
     return fresh, link
-
-
-def _link_target(link: Path) -> str:
-    return os.readlink(link) if link.is_symlink() else ""
 
 
 def remove(folder: Path) -> None:

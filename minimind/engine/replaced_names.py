@@ -1,23 +1,26 @@
-"""Replaces names of a module for a while, to change functions of DeepSpeed that cannot be replaced
-on an instance."""
+"""Replaces names of a module or an object for a while, to change functions of DeepSpeed and
+PyTorch."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from types import ModuleType
 from typing import Any
 
 
 @contextlib.contextmanager
-def replaced_names(module: ModuleType, names: Mapping[str, Any]) -> Iterator[None]:
-    """Replaces the module's `names` by the given values inside the block, as its own functions see
-    them. Each name must exist."""
-    originals = {name: getattr(module, name) for name in names}
+def replaced_names(owner: Any, names: Mapping[str, Any]) -> Iterator[None]:
+    """Replaces the `names` of a module, class or instance by the given values inside the block.
+    What an instance has from its class is replaced for the instance alone. Each name must exist."""
+    own = {name: value for name, value in vars(owner).items() if name in names}
     try:
         for name, value in names.items():
-            setattr(module, name, value)
+            getattr(owner, name)
+            setattr(owner, name, value)
         yield
     finally:
-        for name, original in originals.items():
-            setattr(module, name, original)
+        for name in names.keys() & vars(owner).keys():
+            if name in own:
+                setattr(owner, name, own[name])
+            else:
+                delattr(owner, name)

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from minimind.config.deepspeed_json import precision
+from minimind.engine.replaced_names import replaced_names
+from minimind.engine.state_layout import find_layout
 
 
 @contextlib.contextmanager
@@ -28,15 +30,12 @@ def without_first_step(deepspeed: Any) -> Iterator[None]:
     """Makes DeepSpeed's 16-bit optimizers without ZeRO, if made inside the block, create their
     states in the first real step. `deepspeed` is the module."""
     fp16 = deepspeed.runtime.fp16
-    classes = (fp16.fused_optimizer.FP16_Optimizer, fp16.unfused_optimizer.FP16_UnfusedOptimizer)
-    originals = [cls.initialize_optimizer_states for cls in classes]
-    try:
-        for cls in classes:
-            cls.initialize_optimizer_states = lambda self: None
+    nothing = {"initialize_optimizer_states": lambda self: None}
+    with (
+        replaced_names(fp16.fused_optimizer.FP16_Optimizer, nothing),
+        replaced_names(fp16.unfused_optimizer.FP16_UnfusedOptimizer, nothing),
+    ):
         yield
-    finally:
-        for cls, original in zip(classes, originals, strict=True):
-            cls.initialize_optimizer_states = original
 
 
 def left_to_deepspeed(ds_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,7 +51,7 @@ def left_to_deepspeed(ds_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mend(
-    module: nn.Module, optimizer: Any, ds_config: Mapping[str, Any], *, skips: bool = False
+    module: nn.Module, optimizer: Any, ds_config: Mapping[str, Any], *, skips: bool
 ) -> dict[nn.Parameter, Tensor]:
     """Makes gradients be summed in fp32, and checks only their norm for overflow, unless the JSON,
     fp16's loss scaling or `skips` (a step that is not finite is skipped) asks for more. Gives the
@@ -68,26 +67,15 @@ def mend(
     if precision(ds_config) == "bf16" and not checks:
         checker = optimizer.overflow_checker
         checker.check = checker.has_overflow = lambda *_: False
-    return _find_masters(optimizer)
+    # DeepSpeed's own accessors do not find these masters.
+    return {
+        cast(nn.Parameter, part.parameter): part.whole(flat.view(1, -1)).view(part.shape)
+        for flat, parts in find_layout(optimizer, 0, module)
+        for part in parts
+    }
 
 
 def _widen(parameter: Tensor) -> None:
     assert parameter.grad is not None
     # From the second micro-batch on the gradient is fp32 already: autograd adds in place.
     parameter.grad = parameter.grad.float()
-
-
-def _find_masters(optimizer: Any) -> dict[nn.Parameter, Tensor]:
-    """Finds each parameter's fp32 master, which DeepSpeed's own accessors do not: masters are
-    stored one by one, or joined in one tensor by its fused optimizers."""
-    masters: dict[nn.Parameter, Tensor] = {}
-    for index, group in enumerate(optimizer.fp16_groups):
-        if hasattr(optimizer, "fp32_groups"):
-            tensors = optimizer.fp32_groups[index]
-        else:
-            flat = optimizer.fp32_groups_flat[index]
-            sizes = [parameter.numel() for parameter in group]
-            tensors = flat[: sum(sizes)].split(sizes)
-        for parameter, tensor in zip(group, tensors, strict=True):
-            masters[parameter] = tensor.view(parameter.shape)
-    return masters

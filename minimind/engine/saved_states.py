@@ -58,7 +58,8 @@ def read_converted(folder: Path) -> SavedStates:
     their files until they are used."""
     found = SavedStates()
     common = _load(folder / "zero" / "optimizer_state.pt")
-    found.loss_scale = _loss_scale(common)
+    if (scaler := common.get("loss_scaler")) is not None:
+        found.loss_scale = float(scaler.cur_scale)
     for part in sorted((folder / "zero").iterdir()):
         if part.is_dir():
             files = {file.stem: _load(file) for file in part.glob("*.pt")}
@@ -107,11 +108,6 @@ def _read_rest(found: SavedStates, groups: Iterable[Mapping[str, Any]], shard: P
         if "step" in group:
             found.counters["step"] = float(group["step"])
     found.scheduler = _load(shard).get("lr_scheduler")
-
-
-def _loss_scale(common: Mapping[str, Any]) -> float | None:
-    scaler = common.get("loss_scaler")
-    return None if scaler is None else float(scaler.cur_scale)
 
 
 def _load(path: Path) -> Any:

@@ -13,6 +13,7 @@ class Saving:
         self._callbacks, self._state = callbacks, state
         self._best_saved = state.best_val_loss
         """The best validation loss whose weights are in a checkpoint."""
+        self.has_checkpoint = state.step > 0
 
     def save(self, is_best: bool, or_go_on: bool) -> bool:
         """Saves a checkpoint. With `or_go_on` the checkpoint is written in the background, and one
@@ -27,6 +28,7 @@ class Saving:
                 raise
             self._go_on_after(error)
             return False
+        self.has_checkpoint = True
         return True
 
     def confirm(self) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from minimind.engine.replaced_names import replaced_names
 from minimind.errors import CheckpointError
 from minimind.runtime.together import all_do
 
@@ -38,17 +39,20 @@ def meeting_at_the_end(engine: Any) -> Iterator[None]:
     """Lets DeepSpeed's `engine` go on to the end of `save_checkpoint` where this rank cannot write,
     and raises the rank's first error at the end of the block."""
     problems: list[Exception] = []
-    with contextlib.ExitStack() as stack:
-        for name in ("_save_checkpoint", "_save_zero_checkpoint"):
-            _replace(stack, engine, name, _remember(getattr(engine, name), problems))
-        # Scripts that turn shards into weights: the checkpoint has the weights.
-        _replace(stack, engine, "_copy_recovery_script", lambda *_: None)
-        stack.callback(
-            torch.serialization.set_crc32_options, torch.serialization.get_crc32_options()
-        )
-        # Half the time of a save; the checkpoint has digests of its own.
-        torch.serialization.set_crc32_options(False)
-        yield
+    methods: dict[str, Any] = {
+        name: _remember(getattr(engine, name), problems)
+        for name in ("_save_checkpoint", "_save_zero_checkpoint")
+    }
+    # Scripts that turn shards into weights: the checkpoint has the weights.
+    methods["_copy_recovery_script"] = lambda *_: None
+    computes_crc32 = torch.serialization.get_crc32_options()
+    # Half the time of a save; the checkpoint has digests of its own.
+    torch.serialization.set_crc32_options(False)
+    try:
+        with replaced_names(engine, methods):
+            yield
+    finally:
+        torch.serialization.set_crc32_options(computes_crc32)
     if problems:
         raise problems[0]
 
@@ -63,21 +67,14 @@ def _remember(method: Callable[..., Any], problems: list[Exception]) -> Callable
     return call
 
 
-def _replace(stack: contextlib.ExitStack, engine: Any, name: str, method: Any) -> None:
-    """Sets a method of this one engine until the stack unwinds."""
-    setattr(engine, name, method)
-    stack.callback(delattr, engine, name)
-
-
 @contextlib.contextmanager
 def reading_together(engine: Any, folder: object) -> Iterator[None]:
     """Makes DeepSpeed's `load_checkpoint` read data alone, and raise CheckpointError on every rank
     where one cannot read its shards: at ZeRO stage 3 the others would wait for it in the gathering
     that follows."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(without_code())
-        for name in ("_load_checkpoint", "_load_zero_checkpoint"):
-            _replace(stack, engine, name, _together(getattr(engine, name), folder))
+    names = ("_load_checkpoint", "_load_zero_checkpoint")
+    methods = {name: _together(getattr(engine, name), folder) for name in names}
+    with without_code(), replaced_names(engine, methods):
         yield
 
 
@@ -131,11 +128,8 @@ def with_second_moments() -> Iterator[None]:
                     state["exp_avg_sq"] = none.expand(state["exp_avg"].shape)
         return loaded
 
-    torch.load = completed
-    try:
+    with replaced_names(torch, {"load": completed}):
         yield
-    finally:
-        torch.load = load
 
 
 def explain_unreadable(folder: object, problem: str) -> str:

@@ -16,12 +16,11 @@ from minimind.data.formats import Format
 from minimind.data.tokenizer import Tokenizer
 from minimind.model.transformer import Transformer
 from minimind.samples.files import SampleData
-from minimind.types import Batch, HeadFn, LossSum, ModelOutput
+from minimind.types import Batch, BatchT, HeadFn, LossSum, ModelOutput
 
 if TYPE_CHECKING:
     from minimind.engine.deepspeed_engine import DeepSpeedEngine
 
-BatchT = TypeVar("BatchT", bound=Batch)
 InT = TypeVar("InT", bound=Batch)
 """The type of the batches that the loader gives."""
 OutT = TypeVar("OutT", bound=Batch)

@@ -24,10 +24,8 @@ from minimind.pipeline.step import (
     digest_data,
     versions_of,
 )
-from minimind.run.arguments import collect_arguments
-from minimind.run.checks import check_run
-from minimind.run.data_checks import check_num_steps
-from minimind.run.flags import TrainArguments
+from minimind.run.arguments import TrainArguments, collect_arguments
+from minimind.run.checks import check_num_steps, check_run
 from minimind.run.inputs import build_context
 from minimind.run.run import Run
 from minimind.runtime.devices import check_kernels

@@ -7,10 +7,11 @@ import collections
 import contextlib
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from minimind.rehearsal.watch import Watch
 from minimind.runtime.gpus import Gpu
 
 _NOTHING = (
@@ -22,36 +23,14 @@ _NOTHING = (
 _ZERO = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
 
 
-class Machine(Protocol):
-    """Is told by FakeCuda when the host waits for the GPU, and when a CUDA graph is captured or
-    replayed. rehearsal/watch.py has it."""
-
-    def wait(self, kind: str) -> None:
-        """Records that the host waits for the device."""
-        ...
-
-    def begin_capture(self) -> None: ...
-
-    def end_capture(self) -> Any:
-        """Ends the capture and gives the captured graph, which `replay` takes."""
-        ...
-
-    def replay(self, captured: Any) -> None: ...
-
-
 class FakeCuda:
-    """Stands for the GPU of this process; `name` and `gpu` say which kind, and may change between
-    rehearsals.
+    """Stands for the GPUs of this process, each a `gpu` called `name`. `watch` is called for the
+    Watch that waits and graphs are reported to at that moment."""
 
-    `machine` is called for the Machine that waits and graphs are reported to at that moment.
-    """
-
-    def __init__(self, machine: Callable[[], Machine]) -> None:
-        self.name = ""
-        self.gpu: Gpu | None = None
-        self.num_devices = 1
-        self.is_capturing = False
-        self._machine = machine
+    def __init__(self, name: str, gpu: Gpu, num_devices: int, watch: Callable[[], Watch]) -> None:
+        self._name, self._gpu, self._num_devices = name, gpu, num_devices
+        self._watch = watch
+        self._is_capturing = False
 
     def install(self) -> None:
         """Replaces `torch.cuda` for the rest of the process."""
@@ -65,12 +44,12 @@ class FakeCuda:
         answers = {
             "is_available": _give(True),
             "is_initialized": _give(True),
-            "is_bf16_supported": lambda *_, **__: self._spec.capability >= (8, 0),
-            "device_count": lambda: self.num_devices,
+            "is_bf16_supported": lambda *_, **__: self._gpu.capability >= (8, 0),
+            "device_count": lambda: self._num_devices,
             "current_device": _give(0),
             "get_arch_list": list,
-            "get_device_name": lambda *_: self.name,
-            "get_device_capability": lambda *_: self._spec.capability,
+            "get_device_name": lambda *_: self._name,
+            "get_device_capability": lambda *_: self._gpu.capability,
             "get_device_properties": lambda *_: self._properties,
             "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
             "memory_stats": lambda *_: collections.defaultdict(int),
@@ -83,9 +62,9 @@ class FakeCuda:
             "stream": _entered,
             "device": _entered,
             "graph": self._capture,
-            "CUDAGraph": lambda *_, **__: _Graph(self._machine),
+            "CUDAGraph": lambda *_, **__: _Graph(self._watch),
             "graph_pool_handle": _give((0, 0)),
-            "is_current_stream_capturing": lambda: self.is_capturing,
+            "is_current_stream_capturing": lambda: self._is_capturing,
             "nvtx": SimpleNamespace(range_push=_give(None), range_pop=_give(None)),
         }
         for name, answer in answers.items():
@@ -95,38 +74,33 @@ class FakeCuda:
             torch._C._cuda_getCurrentRawStream = _give(0)  # type: ignore[attr-defined]
 
     @property
-    def _spec(self) -> Gpu:
-        assert self.gpu is not None, "no GPU was chosen"
-        return self.gpu
-
-    @property
     def _memory_bytes(self) -> int:
-        return int(self._spec.memory_gib * 2**30)
+        return int(self._gpu.memory_gib * 2**30)
 
     @property
     def _properties(self) -> SimpleNamespace:
-        major, minor = self._spec.capability
+        major, minor = self._gpu.capability
         return SimpleNamespace(
-            name=self.name,
+            name=self._name,
             major=major,
             minor=minor,
             total_memory=self._memory_bytes,
-            multi_processor_count=self._spec.multiprocessors,
+            multi_processor_count=self._gpu.multiprocessors,
             gcnArchName="",
         )
 
     def _wait(self, kind: str) -> None:
-        self._machine().wait(kind)
+        self._watch().wait(kind)
 
     @contextlib.contextmanager
     def _capture(self, graph: _Graph, *_: Any, **__: Any) -> Iterator[None]:
-        self.is_capturing = True
-        self._machine().begin_capture()
+        self._is_capturing = True
+        self._watch().begin_capture()
         try:
             yield
         finally:
-            self.is_capturing = False
-            graph.captured = self._machine().end_capture()
+            self._is_capturing = False
+            graph.captured = self._watch().end_capture()
 
 
 def _give(value: Any) -> Callable[..., Any]:
@@ -181,14 +155,14 @@ def _event_class(waits: Callable[[str], None]) -> type:
 class _Graph:
     """Stands for a CUDA graph: `replay` reports the captured work as one launch of the host."""
 
-    def __init__(self, machine: Callable[[], Machine]) -> None:
-        self._machine = machine
+    def __init__(self, watch: Callable[[], Watch]) -> None:
+        self._watch = watch
         self.captured: Any = None
 
     reset = register_generator_state = lambda self, *_: None
 
     def replay(self) -> None:
-        self._machine().replay(self.captured)
+        self._watch().replay(self.captured)
 
     def pool(self) -> tuple[int, int]:
         return (0, 0)

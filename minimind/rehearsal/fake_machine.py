@@ -23,15 +23,17 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from minimind.engine import loop
+from minimind.engine.deepspeed_engine import import_deepspeed
 from minimind.inference.cpu_decode import CpuDecode
 from minimind.inference.request import GenerationRequest
 from minimind.rehearsal.watch import Watch
 from minimind.rewards.scorer import Score, Scorer
 from minimind.run import run
+from minimind.runtime.devices import Device
 from minimind.stages import kto, reference, rollouts
 
 
-def join_fake_ranks(world_size: int, import_deepspeed: Callable[[], Any]) -> None:
+def join_fake_ranks(world_size: int, device: Device) -> None:
     """Makes this process rank 0 of `world_size` ranks. The others do not exist: what they would
     send has no values anyway."""
     store: Any = FakeStore()  # type: ignore[no-untyped-call]
@@ -39,7 +41,7 @@ def join_fake_ranks(world_size: int, import_deepspeed: Callable[[], Any]) -> Non
     # gloo cannot open a group over this store, as the engine wants one for objects.
     new_group = dist.new_group
     dist.new_group = lambda *args, **given: new_group(*args, **given | {"backend": "fake"})
-    deepspeed = import_deepspeed()
+    deepspeed = import_deepspeed(device)
     deepspeed.accelerator.get_accelerator()._communication_backend_name = "fake"
     deepspeed.init_distributed(dist_backend="fake", verbose=False, dist_init_required=False)
     # Before a collective ZeRO-3 compares numbers between ranks.
@@ -48,14 +50,9 @@ def join_fake_ranks(world_size: int, import_deepspeed: Callable[[], Any]) -> Non
 
     # DeepSpeed's C++ helpers would write to tensors without storage, and take half a minute to
     # compile.
-    for name in (
-        "adam.cpu_adam.CPUAdam",
-        "adagrad.cpu_adagrad.CPUAdagrad",
-        "lion.cpu_lion.CPULion",
-    ):
-        module, _, optimizer = name.rpartition(".")
-        optimizers = importlib.import_module(f"deepspeed.ops.{module}")
-        setattr(optimizers, f"{optimizer}Builder", mock.MagicMock())
+    for name, builder in (("adam", "CPUAdam"), ("adagrad", "CPUAdagrad"), ("lion", "CPULion")):
+        optimizers = importlib.import_module(f"deepspeed.ops.{name}.cpu_{name}")
+        setattr(optimizers, f"{builder}Builder", mock.MagicMock())
 
     def gather(found: list[Any], value: Any, *_: Any, **__: Any) -> None:
         found[:] = [value] * len(found)
@@ -86,13 +83,10 @@ def without_storage(watch: Watch, gpu: config.Device) -> Iterator[None]:
         if watch.is_counting:
             watch.tally.add_launch(kernel, arguments)
 
-    def pin(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
-        return watch.pin(tensor)
-
     patches = [
         mock.patch.object(FakeTensorMode, "avoid_device_init", property(lambda _: True)),
         mock.patch.object(FakeTensor, "tolist", lambda tensor: watch.read_list(tensor)),
-        mock.patch.object(Tensor, "pin_memory", pin),
+        mock.patch.object(Tensor, "pin_memory", lambda tensor, *_, **__: watch.pin(tensor)),
         mock.patch.object(backend, "_why_no_launcher", return_value=None),
         mock.patch.object(nn.Module, "_apply", _apply),
         mock.patch.object(Form, "_run_generated", _run_generated(watch)),

@@ -10,7 +10,7 @@ from minimind.config.deepspeed_json import load_ds_config
 from minimind.errors import ConfigError
 from minimind.rehearsal.rehearse import known_device, point_of, rehearse, rehearse_all, why_not
 from minimind.rehearsal.report import Rehearsal
-from minimind.run.flags import TrainArguments
+from minimind.run.arguments import TrainArguments
 from minimind.run.resolve import ResolvedRun
 from minimind.run.run import Run
 from minimind.runtime.devices import Device, device_by_data_sheet, find_device

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -86,25 +86,22 @@ class Moments:
 
         with (
             mock.patch.object(stage, "prepare", prepared),
-            mock.patch.object(
-                torch.autograd, "grad", self._within("backward", torch.autograd.grad)
-            ),
-            mock.patch.object(stage, "loss", self._within("activations", stage.loss)),
-            mock.patch.object(
-                DeepSpeedEngine, "backward", self._within("backward", DeepSpeedEngine.backward)
-            ),
-            mock.patch.object(
-                DeepSpeedEngine, "step", self._within("update", DeepSpeedEngine.step)
-            ),
+            self._within("backward", torch.autograd, "grad"),
+            self._within("activations", stage, "loss"),
+            self._within("backward", DeepSpeedEngine, "backward"),
+            self._within("update", DeepSpeedEngine, "step"),
         ):
             yield
 
-    def _within(self, what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _within(self, what: str, owner: Any, name: str) -> contextlib.AbstractContextManager[Any]:
+        """Patches a function so that each call of it is the part `what` of the step."""
+        function = getattr(owner, name)
+
         def call(*args: Any, **kwargs: Any) -> Any:
             with self.during(what):
                 return function(*args, **kwargs)
 
-        return call
+        return mock.patch.object(owner, name, call)
 
 
 def name_holders(live: LiveBytes, engine: DeepSpeedEngine, models: StageModels) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -69,7 +69,8 @@ class LiveBytes:
         """Starts to measure the peak during the capture of a CUDA graph, whose memory pool keeps
         that much for good."""
         with self._lock:
-            self._take_back_pool()
+            self._by_holder -= self._pool
+            self._total -= self._pool.total()
             self.start()
 
     def end_capture(self) -> None:
@@ -81,10 +82,6 @@ class LiveBytes:
             self._by_holder += self._pool
             self._total += self._pool.total()
             self.start()
-
-    def _take_back_pool(self) -> None:
-        self._by_holder -= self._pool
-        self._total -= self._pool.total()
 
     @contextlib.contextmanager
     def hidden(self) -> Iterator[None]:
@@ -117,3 +114,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 def num_bytes_of(tensor: Tensor) -> int:
     return tensor.numel() * tensor.dtype.itemsize
+
+
+def moved_bytes(tensors: Iterable[Tensor]) -> int:
+    """Sums the bytes of tensors; of those in one storage, one counts."""
+    return sum({t.untyped_storage()._cdata: num_bytes_of(t) for t in tensors}.values())

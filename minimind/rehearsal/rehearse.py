@@ -15,7 +15,7 @@ from minimind import errors
 from minimind.rehearsal.rehearsers import Part, find_rehearser
 from minimind.rehearsal.report import Rehearsal
 from minimind.rehearsal.stub import build_stub
-from minimind.run.flags import TrainArguments
+from minimind.run.arguments import TrainArguments
 from minimind.run.resolve import ResolvedRun
 from minimind.run.run import Run
 from minimind.runtime.cache_folder import default_cache_dir

@@ -12,7 +12,6 @@ from typing import Any
 from minimind_kernels.triton_impl import config
 
 from minimind.config.model import load_model_config
-from minimind.engine.deepspeed_engine import import_deepspeed
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.load import usual_dtype
 from minimind.inference.request import GenerationRequest
@@ -23,8 +22,7 @@ from minimind.rehearsal.fake_machine import join_fake_ranks, set_environment, wi
 from minimind.rehearsal.holders import Moments, name_holders
 from minimind.rehearsal.roofline import estimate
 from minimind.rehearsal.watch import Watch
-from minimind.run.flags import TrainArguments
-from minimind.run.resolve import ResolvedRun
+from minimind.run.arguments import TrainArguments
 from minimind.run.run import Run
 from minimind.runtime.devices import Device, find_device
 from minimind.runtime.gpus import GPUS
@@ -49,12 +47,9 @@ class Rehearsals:
         self._gpu = GPUS.get(device)
         set_environment("gpu" if self._gpu else "cpu", world_size)
         if self._gpu:
-            self._cuda = FakeCuda(lambda: self._watch)
-            self._cuda.name, self._cuda.gpu = device, self._gpu
-            self._cuda.num_devices = world_size
-            self._cuda.install()
+            FakeCuda(device, self._gpu, world_size, lambda: self._watch).install()
         self._device: Device = find_device()
-        join_fake_ranks(world_size, lambda: import_deepspeed(self._device))
+        join_fake_ranks(world_size, self._device)
         self._caches = _find_caches()
         self._watch: Watch
 
@@ -76,7 +71,14 @@ class Rehearsals:
                 watch.is_counting = False
             resolved = run.resolved
             run.close()
-        return self._report(resolved, watch)
+        packed = STAGES[resolved.stage].data_format.packed
+        overlaps = bool((resolved.ds_config.get("zero_optimization") or {}).get("overlap_comm"))
+        return self._report(
+            watch,
+            resolved.train_batch_size * resolved.seq_len if packed else None,
+            # With CUDA graphs all gradients appear at once, so no reduction overlaps the backward.
+            overlaps=overlaps and not resolved.recipe.cuda_graph,
+        )
 
     def generate(self, given: dict[str, Any]) -> dict[str, Any]:
         """Takes one decoding step, in which each of `batch` sequences gets a token; gives the same
@@ -103,19 +105,9 @@ class Rehearsals:
                 watch.is_counting = True
                 engine.step()
                 watch.is_counting = False
-        return self._said(watch, batch, overlaps=False)
+        return self._report(watch, batch, overlaps=False)
 
-    def _report(self, run: ResolvedRun, watch: Watch) -> dict[str, Any]:
-        packed = STAGES[run.stage].data_format.packed
-        overlaps = bool((run.ds_config.get("zero_optimization") or {}).get("overlap_comm"))
-        return self._said(
-            watch,
-            run.train_batch_size * run.seq_len if packed else None,
-            # With CUDA graphs all gradients appear at once, so no reduction overlaps the backward.
-            overlaps=overlaps and not run.recipe.cuda_graph,
-        )
-
-    def _said(self, watch: Watch, tokens: int | None, *, overlaps: bool) -> dict[str, Any]:
+    def _report(self, watch: Watch, tokens: int | None, *, overlaps: bool) -> dict[str, Any]:
         tally = watch.tally
         roofline = None
         if self._gpu:
@@ -147,10 +139,9 @@ class Rehearsals:
     @contextlib.contextmanager
     def _machine(self, moments: Moments) -> Iterator[Watch]:
         self._watch = Watch("cuda" if self._gpu else "cpu", moments.holder)
-        arch = "sm_90"
-        if self._gpu:
-            arch = "sm_{}{}".format(*self._gpu.capability)
-        laid_out = config.Device(arch, self._gpu.multiprocessors if self._gpu else 1)
+        gpu = self._gpu
+        arch = "sm_{}{}".format(*gpu.capability) if gpu else "sm_90"
+        laid_out = config.Device(arch, gpu.multiprocessors if gpu else 1)
         for cache in self._caches:
             cache.cache_clear()
         with without_storage(self._watch, laid_out):

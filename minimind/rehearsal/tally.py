@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from minimind.rehearsal.live_bytes import num_bytes_of, tensors_in
+from minimind.rehearsal.live_bytes import moved_bytes, tensors_in
 
 _EXPERT_WEIGHTS = {
     "expert_gemm.up": ("gate_up_weight_ptr",),
@@ -50,7 +50,7 @@ class Tally:
         module, function = kernel.__module__.rsplit(".", 1)[-1], kernel.__name__.strip("_")
         name = f"{module}.{function.removesuffix('_kernel')}"
         tensors = list(tensors_in(dict(arguments)))
-        moved = sum({t.untyped_storage()._cdata: num_bytes_of(t) for t in tensors}.values())
+        moved = moved_bytes(tensors)
         flops = 0
         for argument in _EXPERT_WEIGHTS.get(name, ()):
             matrices: Tensor = arguments[argument]

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
-from minimind.rehearsal.live_bytes import LiveBytes, num_bytes_of, tensors_in
+from minimind.rehearsal.live_bytes import LiveBytes, moved_bytes, num_bytes_of, tensors_in
 from minimind.rehearsal.tally import Tally
 
 _NO_WORK = frozenset(
@@ -226,12 +226,9 @@ class Watch(TorchDispatchMode):
             # A product with an `out_dtype`: PyTorch's formula for addmm does not expect one.
             shaped = [value for value in args if not isinstance(value, torch.dtype)]
             flops = count_flops(*shaped, **kwargs, out_val=result) if count_flops else 0
-        moved = sum(
-            {t.untyped_storage()._cdata: num_bytes_of(t) for t in (*given, *results)}.values()
-        )
         # A product of narrow factors is quick, also where its sums are wide.
         is_wide = all(tensor.dtype.itemsize > 2 for tensor in given)
-        self.tally.add_operator(name, int(flops), moved, is_wide)
+        self.tally.add_operator(name, int(flops), moved_bytes([*given, *results]), is_wide)
 
     def _count_attended(self, given: list[Tensor]) -> int:
         """Counts the multiplications of one attention product (queries by keys), over the causal

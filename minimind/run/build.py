@@ -12,11 +12,7 @@ from minimind.config.recipe import replace_fields
 from minimind.data.loader import EvalLoader, parse_data_args
 from minimind.data.tokenizer import Tokenizer
 from minimind.engine.callbacks import Callbacks, RunState
-from minimind.engine.checkpoint import (
-    Checkpoint,
-    check_same_helpers,
-    needs_conversion,
-)
+from minimind.engine.checkpoint import Checkpoint, check_same_helpers, needs_conversion, step_of
 from minimind.engine.checkpoint_store import CheckpointStore
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.loop import Loop
@@ -240,8 +236,8 @@ class Recorder:
             self._log.plot(or_later=True)
 
     def _say_saved(self, path: Path, is_best: bool) -> None:
-        step = int(path.name.removeprefix("step-"))
-        self._progress.say("step %d: saved %s%s", step, path, ", the best so far" * is_best)
+        best = ", the best so far" * is_best
+        self._progress.say("step %d: saved %s%s", step_of(path), path, best)
 
     def _skip(self, step: int, loss: float, grad_norm: float, rows: list[str]) -> None:
         if self._engine.ranks.is_main:

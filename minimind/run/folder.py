@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -13,7 +14,7 @@ from minimind.config.json_file import load_json
 from minimind.config.spelling import did_you_mean_file
 from minimind.engine.checkpoint import list_steps
 from minimind.errors import CheckpointError, ConfigError
-from minimind.run.flags import TrainArguments
+from minimind.run.arguments import TrainArguments
 from minimind.run.resolve import ResolvedRun
 from minimind.runtime.folder_lock import FolderLock
 from minimind.runtime.ranks import Ranks
@@ -38,17 +39,11 @@ def open_folder(run: ResolvedRun) -> tuple[Path, FolderLock]:
             folder.mkdir(parents=True, exist_ok=True)
         else:
             folder = _make_numbered(run)
-    except OSError as error:
-        raise ConfigError(
-            f"--output_dir {folder}: cannot be made: {error.strerror}; name a folder"
-        ) from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"--output_dir {folder}: cannot be written to")
-    try:
         lock = FolderLock(folder)
     except OSError as error:
         raise ConfigError(
-            f"--output_dir {folder}: cannot be written to: {error.strerror}"
+            f"--output_dir {folder}: cannot be made or written to: {error.strerror}; name another "
+            "folder"
         ) from None
     if not run.arguments.resume:
         write_run(folder, run)
@@ -136,6 +131,25 @@ def merge_earlier(arguments: TrainArguments) -> TrainArguments:
         return arguments.merge(load_json(path)["arguments"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
+
+
+def resume_after_restart(arguments: TrainArguments) -> TrainArguments:
+    """Adds --resume where `torchrun --max_restarts` has started the same run before: where
+    --output_dir holds a run of the same arguments. (torchrun's own count of restarts says nothing
+    of those after a change of nodes.) Raises ConfigError without --output_dir, since a restart
+    would then begin in another folder."""
+    if not int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) or arguments.resume:
+        return arguments
+    if (folder := arguments.get("output_dir")) is None:
+        raise ConfigError(
+            "torchrun --max_restarts needs --output_dir: a run that is started again finds what it "
+            "has saved by its folder"
+        )
+    earlier = None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        earlier = load_json(Path(folder) / RUN_FILE)["arguments"]
+    mine = json.loads(json.dumps(arguments.to_dict()))
+    return dataclasses.replace(arguments, resume=earlier == mine)
 
 
 def _describe_without_run(folder: Path) -> str:

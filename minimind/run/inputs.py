@@ -59,10 +59,7 @@ def build_loaders(
     }
     training = sources(data, "train")
     loader = PackedLoader(
-        training,
-        rows_per_step=run.train_batch_size,
-        seed=run.recipe.seed,
-        **shared,
+        training, rows_per_step=run.train_batch_size, seed=run.recipe.seed, **shared
     )
     if not val_data:
         return loader, None
@@ -87,10 +84,7 @@ def _report_repeated(training: list[WeightedSource], validation: list[WeightedSo
 
 
 def build_context(
-    run: ResolvedRun,
-    tokenizer: Tokenizer | None,
-    start: Checkpoint | None = None,
-    **more: Any,
+    run: ResolvedRun, tokenizer: Tokenizer | None, start: Checkpoint | None = None, **more: Any
 ) -> BuildContext:
     """Gives the context in which a stage is checked and built. `start` is the checkpoint that the
     run continues; `more` holds weights and data, which only building needs."""

@@ -16,9 +16,10 @@ from minimind.config.deepspeed_json import (
     precision,
     resolve,
     with_total_steps,
+    zero_stage,
 )
 from minimind.config.deepspeed_optimizers import optimizer_type
-from minimind.config.model import ModelConfig, load_model_config
+from minimind.config.model import FOLLOWS_TOKENIZER, PRESETS, ModelConfig, load_model_config
 from minimind.config.monitors import switch_monitors
 from minimind.config.recipe import Recipe, replace_fields
 from minimind.data.loader import PackedLoader
@@ -28,10 +29,11 @@ from minimind.data.tokenizer import Tokenizer
 from minimind.engine.checkpoint import Checkpoint
 from minimind.errors import CheckpointError, ConfigError
 from minimind.lora.folder import find_model_folder, load_folder_config, tokenizer_folder
-from minimind.run.flags import TrainArguments
+from minimind.run.arguments import TrainArguments
 from minimind.runtime.devices import DTYPES, Device
 from minimind.runtime.ranks import Ranks
 from minimind.runtime.versions import versions
+from minimind.samples.text import load_sample_tokenizer
 from minimind.stages import STAGES
 
 
@@ -71,7 +73,7 @@ class ResolvedRun:
 
     @property
     def zero_stage(self) -> int:
-        return int((self.ds_config.get("zero_optimization") or {}).get("stage", 0))
+        return zero_stage(self.ds_config)
 
     @property
     def learning_rate(self) -> float:
@@ -190,8 +192,6 @@ def resolve_run(
 
 def find_tokenizer(arguments: TrainArguments) -> Tokenizer:
     """Loads the tokenizer of --tokenizer, else of the checkpoint, else of the sample data."""
-    from minimind.samples.text import load_sample_tokenizer
-
     if folder := arguments.get("tokenizer"):
         return Tokenizer.load(folder)
     checkpoint = arguments.get("from_checkpoint")
@@ -254,8 +254,6 @@ def _check_vocabulary(
 def _preset_like(config: ModelConfig) -> str:
     """Gives the preset with as many parameters, whose micro-batch and learning rate are then used;
     "" where there is none."""
-    from minimind.config.model import FOLLOWS_TOKENIZER, PRESETS
-
     for name in PRESETS:
         vocab = config.vocab_size if name in FOLLOWS_TOKENIZER else None
         preset = load_model_config(name, tokenizer_vocab=vocab)

@@ -17,17 +17,14 @@ from minimind.engine.process_group import start_ranks
 from minimind.engine.stage import Loader, StageModels
 from minimind.errors import ConfigError
 from minimind.model.flash_attention import use_newest_flash
-from minimind.run.arguments import collect_arguments, parse_arguments
+from minimind.run.arguments import TrainArguments, collect_arguments, parse_arguments
 from minimind.run.build import Trained, build_engine, build_loop, build_trained
-from minimind.run.checks import check_run
-from minimind.run.data_checks import check_data
+from minimind.run.checks import check_data, check_run
 from minimind.run.describe import describe_run
-from minimind.run.flags import TrainArguments
-from minimind.run.folder import merge_earlier, open_together
+from minimind.run.folder import merge_earlier, open_together, resume_after_restart
 from minimind.run.inputs import build_loaders
 from minimind.run.resolve import ResolvedRun, check_same_run, find_tokenizer, resolve_run
-from minimind.run.restarts import resume_after_restart
-from minimind.run.training import find_latest_together, say_where_from, train_recorded
+from minimind.run.training import find_latest_together, train_recorded
 from minimind.runtime.devices import Device, check_kernels, find_device, limit_threads
 from minimind.runtime.heap import keep_freed_memory
 from minimind.runtime.heartbeat import Heartbeat
@@ -132,16 +129,9 @@ class Run:
         """Raises a MiniMindError for a run that `train` could not run, before anything is built.
         Dry runs and real runs make the same checks. All ranks call it."""
         start = self._find_start(together=self._is_started)
-
-        def check() -> None:
-            check_run(self.resolved, self.tokenizer, start)
-
-        if self._is_started:
-            check_alike(self.resolved.facts)
-            all_do(check)
-        else:
-            check()
-        loader, eval_data = self._load_together() if self._is_started else self._load()
+        check_alike(self.resolved.facts)
+        all_do(lambda: check_run(self.resolved, self.tokenizer, start))
+        loader, eval_data = self._load_together()
         run = self.resolved
         if start:
             check_same_run(start, run, loader.fingerprint)
@@ -230,10 +220,21 @@ class Run:
         heartbeat.advice = (
             f"To go on from the last checkpoint, add --resume --output_dir {folder} to the command"
         )
-        loader, eval_data = self._load_together()
         logger.info("%s", self.describe())
-        loop = self._loop or self._build(loader, eval_data, self.total_steps)
-        finished = self._train(loop, folder, heartbeat)
+        loop = self._loop or self._build(*self._load(), self.total_steps)
+        assert self._trained is not None
+        if start := self._start:
+            logger.info("resumed    from step %d of %s", start.step, start.folder)
+        elif self.resolved.arguments.resume:
+            logger.info("resumed    %s has no checkpoint yet: from the beginning", folder)
+        if start and loop.state.step >= loop.total_steps:
+            logger.info("all %d steps are done already: %s", loop.total_steps, start.folder)
+            finished = True
+        else:
+            finished = train_recorded(
+                self.resolved, self.tokenizer, self._trained, loop, folder, heartbeat
+            )
+            logger.info("%s: %s/checkpoints/latest", "done" if finished else "interrupted", folder)
         broadcast(None)  # no rank leaves before the first has written all
         return finished
 
@@ -252,18 +253,6 @@ class Run:
         if self._is_closed:
             raise RuntimeError("the run is closed: resolve another")
 
-    def _train(self, loop: Loop[Any, Any], folder: Path, heartbeat: Heartbeat) -> bool:
-        assert self._trained is not None
-        say_where_from(self.resolved, self._start, folder)
-        if self._start and loop.state.step >= loop.total_steps:
-            logger.info("all %d steps are done already: %s", loop.total_steps, self._start.folder)
-            return True
-        finished = train_recorded(
-            self.resolved, self.tokenizer, self._trained, loop, folder, heartbeat
-        )
-        logger.info("%s: %s/checkpoints/latest", "done" if finished else "interrupted", folder)
-        return finished
-
     def _find_start(self, *, together: bool = False) -> Checkpoint | None:
         """Finds the newest complete checkpoint of the run to resume; None for a new run. With
         `together` rank 0 finds it for all, and all ranks call it."""
@@ -276,14 +265,15 @@ class Run:
         return self._start
 
     def _start_ranks(self) -> None:
-        if not self._is_started:
-            limit_threads(self.ranks.local_world_size)
-            keep_freed_memory()
-            if deterministic := self.resolved.recipe.deterministic:
-                make_deterministic()
-            start_ranks(self.ranks, self.resolved.device)
-            use_newest_flash(self.resolved.device.torch_device, deterministic=deterministic)
-            self._is_started = True
+        if self._is_started:
+            return
+        limit_threads(self.ranks.local_world_size)
+        keep_freed_memory()
+        if deterministic := self.resolved.recipe.deterministic:
+            make_deterministic()
+        start_ranks(self.ranks, self.resolved.device)
+        use_newest_flash(self.resolved.device.torch_device, deterministic=deterministic)
+        self._is_started = True
 
     def _load(self) -> tuple[PackedLoader, EvalLoader | None]:
         if self._loaders is None:

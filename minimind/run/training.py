@@ -21,14 +21,6 @@ from minimind.runtime.together import broadcast, main_first
 logger = logging.getLogger("minimind")
 
 
-def say_where_from(run: ResolvedRun, start: Checkpoint | None, folder: Path) -> None:
-    """Logs where a resumed run goes on."""
-    if start:
-        logger.info("resumed    from step %d of %s", start.step, start.folder)
-    elif run.arguments.resume:
-        logger.info("resumed    %s has no checkpoint yet: from the beginning", folder)
-
-
 def find_latest_together(
     folder: Path, ranks: Ranks, before: int | None = None
 ) -> Checkpoint | None:

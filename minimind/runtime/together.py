@@ -26,12 +26,13 @@ def broadcast(value: Any) -> Any:
     return box[0]
 
 
-def gather(value: Any) -> list[Any]:
-    """Gives the values of all ranks, in order. All ranks call it and wait for one another."""
+def gather(value: Any, group: Any = None) -> list[Any]:
+    """Gives the values of all ranks, in order. All ranks call it and wait for one another; `group`
+    holds all of them, over connections of its own."""
     found: list[Any] = [None] * _world_size()
     if len(found) == 1:
         return [value]
-    dist.all_gather_object(found, value)
+    dist.all_gather_object(found, value, group=group)
     return found
 
 

@@ -45,12 +45,6 @@ class ActorCritic(nn.Module):
         self.critic = Transformer(replace(config, tie_word_embeddings=True))
         self.value_head = ValueHead(config.hidden_size)
 
-    @torch.no_grad()
-    def start_critic(self) -> None:
-        """Copies the policy's weights into the critic."""
-        weights = dict(self.policy.named_parameters())
-        self.critic.load_named(weights)
-
     def forward(self, batch: Batch, head: HeadFn) -> ActorCriticOutput:
         """Gives the policy's output and the critic's values for a RolloutBatch. The auxiliary
         losses of both are added."""
@@ -64,9 +58,7 @@ class ActorCritic(nn.Module):
         if aux_loss is not None and judged.aux_loss is not None:
             aux_loss = aux_loss + judged.aux_loss
         return ActorCriticOutput(
-            per_token=said.per_token,
-            aux_loss=aux_loss,
-            values_R=judged.per_token,
+            per_token=said.per_token, aux_loss=aux_loss, values_R=judged.per_token
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,10 +48,8 @@ class DistillRecipe(SFTRecipe):
                 "--stage distill learns from a teacher: give --set teacher=FOLDER, a run's folder, "
                 "a checkpoint in it or a Hugging Face folder with the same tokenizer"
             )
-        if not 0 <= self.alpha <= 1:
-            raise ConfigError(f"alpha is {self.alpha}; it must be from 0 to 1")
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"temperature is {self.temperature}; it must be above 0")
+        self.check_from_0_to_1("alpha")
+        self.check_above_0("temperature")
 
 
 class Distill(SFT):
@@ -79,8 +76,9 @@ class Distill(SFT):
         its context is too short; CheckpointError or DataError where there is no teacher."""
         super().check(context)
         folder = self.helper_folder(context)
-        check_teacher(folder, context)
-        if not self.recipe.alpha and _is_itself(folder, context.weights_folder):
+        _check_same_vocabulary(folder, context)
+        start = context.weights_folder
+        if not self.recipe.alpha and start and fingerprint(folder) == fingerprint(start):
             raise ConfigError(
                 f"alpha is 0 and the teacher {folder} has the weights that the student starts "
                 "from: they agree already, and nothing would be learned; give an alpha above 0, or "
@@ -98,7 +96,11 @@ class Distill(SFT):
         """Builds the student and loads the teacher. Raises the errors of `check`."""
         self.check(context)
         models = super().build_models(context)
-        self.teacher = load_teacher(self.helper_folder(context), context)
+        folder = self.helper_folder(context)
+        teacher, _ = load_model(folder, dtype=context.dtype, device=context.device)
+        self.teacher = teacher.requires_grad_(False)
+        size, dtype = f"{teacher.config.num_parameters:,}", str(context.dtype)
+        logger.info("teacher    %s: %s parameters, %s", folder, size, dtype.removeprefix("torch."))
         return dataclasses.replace(models, helpers=(self.teacher,))
 
     def loss(self, policy: Policy, batch: Batch) -> LossSum:
@@ -125,25 +127,7 @@ class Distill(SFT):
         )
 
 
-def _is_itself(teacher: Path, student: Path | None) -> bool:
-    return student is not None and fingerprint(teacher) == fingerprint(student)
-
-
-def load_teacher(path: Path, context: BuildContext) -> Transformer:
-    """Loads the teacher, frozen, in the dtype that the engine computes in. Raises ConfigError where
-    its vocabulary or tokenizer is not the student's, CheckpointError or DataError where there is no
-    teacher."""
-    folder = find_model_folder(path)
-    check_teacher(folder, context)
-    teacher, _ = load_model(folder, dtype=context.dtype, device=context.device)
-    logger.info(
-        "teacher    %s: %s parameters, %s", folder, f"{teacher.config.num_parameters:,}",
-        str(context.dtype).removeprefix("torch."),
-    )  # fmt: skip
-    return teacher.requires_grad_(False)
-
-
-def check_teacher(folder: Path, context: BuildContext) -> None:
+def _check_same_vocabulary(folder: Path, context: BuildContext) -> None:
     """Raises ConfigError where a teacher's vocabulary or tokenizer is not the student's."""
     theirs, ours = load_folder_config(folder).vocab_size, context.config.vocab_size
     if theirs != ours:

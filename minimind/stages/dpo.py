@@ -45,8 +45,7 @@ class DPORecipe(Recipe):
     def check(self) -> None:
         super().check()
         check_one_of("loss_type", self.loss_type, LOSS_TYPES)
-        if not 0 < self.beta < float("inf"):
-            raise ConfigError(f"beta is {self.beta}; it must be above 0")
+        self.check_above_0("beta")
         if not 0 <= self.label_smoothing < 0.5:
             raise ConfigError(
                 f"label_smoothing is {self.label_smoothing}; it must be from 0 to below 0.5"

@@ -8,13 +8,14 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe, check_one_of, option
+from minimind.data.loader import PackedLoader
 from minimind.data.prompt_format import PromptBatch
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.stage import BuildContext, Policy, StageModels
@@ -93,14 +94,6 @@ class GRPORecipe(RolloutRecipe, AdapterOptions):
         return {preset: rate * factor for preset, rate in self.learning_rates.items()}
 
 
-class _Rereadable(Protocol):
-    """Describes a loader whose steps can be read in any order."""
-
-    def batches(self, step: int) -> list[Any]: ...
-
-    def steps(self, epochs: float) -> int: ...
-
-
 class GRPO(RolloutStage):
     """Computes the advantage of each answer as A = (R - mean)/(σ + 1e-4), where R is its reward,
     and mean and σ are the mean and the population deviation of the rewards of all answers to its
@@ -115,13 +108,13 @@ class GRPO(RolloutStage):
     def __init__(self, recipe: GRPORecipe) -> None:
         super().__init__(recipe)
         high = recipe.epsilon_high
+        if high is None:
+            high = _EPSILON_HIGH.get(recipe.loss_type, recipe.epsilon)
         self.objective = PolicyLoss(
             loss_type=cast(LossType, recipe.loss_type),
             beta=recipe.beta,
             epsilon=recipe.epsilon,
-            epsilon_high=_EPSILON_HIGH.get(recipe.loss_type, recipe.epsilon)
-            if high is None
-            else high,
+            epsilon_high=high,
             by_sequence=recipe.ratio_level == "sequence",
             sampler_cap=recipe.sampler_cap,
             temperature=recipe.temperature,
@@ -160,7 +153,7 @@ class GRPO(RolloutStage):
         whose answers all have the same reward is replaced by another prompt of the data; the draw
         depends on the seed, the step and the micro-batch only."""
         by_micro = super().collect(engine, micro_batches, step)
-        loader = cast(_Rereadable, self.loader)
+        loader = cast(PackedLoader, self.loader)
         for attempt in range(self.recipe.dynamic_sampling):
             idle = [sum(not has_spread(group) for group in groups) for groups in by_micro]
             if not engine.any_rank(any(idle)):
@@ -171,7 +164,8 @@ class GRPO(RolloutStage):
             known = {group[0].prompt.unit for of_micro in by_micro for group in of_micro}
             known |= {group[0].prompt.unit for group in self.set_aside}
             for batch, number in zip(other, idle, strict=True):
-                fresh = [prompt for prompt in batch.prompts if prompt.unit not in known]
+                read = cast(PromptBatch, batch).prompts
+                fresh = [prompt for prompt in read if prompt.unit not in known]
                 prompts.append(fresh[:number])
             found = self.answer(engine, prompts, (step, "refill", attempt))
             for groups, fresh in zip(by_micro, found, strict=True):
@@ -218,14 +212,15 @@ class GRPO(RolloutStage):
     ) -> list[list[RolloutBatch]]:
         """Adds to each batch the log-probabilities before the first update, if a step has several
         updates, and those under the reference."""
-        return [[self._remember(engine, batch) for batch in batches] for batches in parts]
 
-    def _remember(self, engine: DeepSpeedEngine, batch: RolloutBatch) -> RolloutBatch:
-        old_R = None
-        if self.recipe.updates_per_step > 1:
-            old_R = rollout_log_probs(engine, batch, self.recipe.temperature)
-        reference_R = self.reference_log_probs(engine, batch)
-        return replace(batch, old_R=old_R, reference_R=reference_R)
+        def remember(batch: RolloutBatch) -> RolloutBatch:
+            old_R = None
+            if self.recipe.updates_per_step > 1:
+                old_R = rollout_log_probs(engine, batch, self.recipe.temperature)
+            reference_R = self.reference_log_probs(engine, batch)
+            return replace(batch, old_R=old_R, reference_R=reference_R)
+
+        return [[remember(batch) for batch in batches] for batches in parts]
 
     def reference_log_probs(self, engine: DeepSpeedEngine, batch: RolloutBatch) -> Tensor | None:
         """Gives the log-probability of each target under the reference; where adapters are trained,

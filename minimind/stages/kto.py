@@ -51,8 +51,7 @@ class KTORecipe(Recipe):
     def check(self) -> None:
         super().check()
         check_one_of("loss_type", self.loss_type, LOSS_TYPES)
-        if not 0 < self.beta < float("inf"):
-            raise ConfigError(f"beta is {self.beta}; it must be above 0")
+        self.check_above_0("beta")
         self.check_at_least(desirable_weight=0, undesirable_weight=0)
         if not self.desirable_weight and not self.undesirable_weight:
             raise ConfigError(

@@ -14,13 +14,7 @@ from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe, option
 from minimind.engine.stage import BuildContext, StageModels
 from minimind.errors import CheckpointError, ConfigError
-from minimind.lora.folder import (
-    LATEST,
-    BaseModel,
-    find_base,
-    load_adapter,
-    load_model_folder,
-)
+from minimind.lora.folder import LATEST, BaseModel, find_base, load_adapter, load_model_folder
 from minimind.lora.model import add_adapters, collect_adapter
 from minimind.lora.options import AdapterOptions, AdapterRanks
 from minimind.lora.peft_format import save_adapter
@@ -55,6 +49,8 @@ class Lora(SFT):
     sample_data: ClassVar[SampleData] = SENTENCES_DATA
     recipe_type: ClassVar[type[Recipe]] = LoraRecipe
 
+    recipe: AdapterOptions
+
     def check(self, context: BuildContext) -> None:
         """Raises ConfigError where there are no weights to start from; CheckpointError where the
         checkpoint to continue has other adapters, or its base model is missing or has changed."""
@@ -65,20 +61,18 @@ class Lora(SFT):
             )
         if context.checkpoint:
             saved = context.checkpoint / ADAPTER_FOLDER
-            chosen = cast(AdapterOptions, self.recipe).choose_ranks(context.config)
-            _check_same_adapters(chosen, saved, context.config)
+            _check_same_adapters(self.recipe.choose_ranks(context.config), saved, context.config)
             find_base(saved)
 
     def outline(self, config: ModelConfig) -> nn.Module:
-        recipe = cast(AdapterOptions, self.recipe)
         policy = cast(Transformer, super().outline(config))
-        chosen = recipe.choose_ranks(config)
-        add_adapters(policy, chosen.ranks, chosen.alphas, recipe.seed)
+        chosen = self.recipe.choose_ranks(config)
+        add_adapters(policy, chosen.ranks, chosen.alphas, self.recipe.seed)
         return policy
 
     def build_models(self, context: BuildContext) -> StageModels:
         """Builds the frozen base with its adapters. Raises the errors of `check`."""
-        recipe = cast(AdapterOptions, self.recipe)
+        recipe = self.recipe
         chosen = recipe.choose_ranks(context.config)
         self.check(context)
         assert context.weights_folder is not None
@@ -102,10 +96,8 @@ class Lora(SFT):
 
         def finish(run: Path) -> None:
             if recipe.lora_plot:
-                adapter = load_adapter(
-                    run / "checkpoints" / LATEST / ADAPTER_FOLDER, context.config
-                )
-                plot_adapter(adapter, run / "adapter.png")
+                saved = run / "checkpoints" / LATEST / ADAPTER_FOLDER
+                plot_adapter(load_adapter(saved, context.config), run / "adapter.png")
 
         return StageModels(policy=policy, save=save, finish=finish)
 

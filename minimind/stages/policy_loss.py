@@ -149,7 +149,6 @@ def k3(log_prob_R: Tensor, reference_R: Tensor) -> Tensor:
 @torch.no_grad()
 def rollout_log_probs(policy: Policy, batch: RolloutBatch, temperature: float) -> Tensor:
     """Gives the log-probability of each target at `temperature`, fp32 [R]."""
-
     return policy(batch, head=log_prob_head(batch, temperature)).per_token
 
 

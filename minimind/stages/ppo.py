@@ -15,7 +15,6 @@ from minimind.config.model import ModelConfig
 from minimind.config.recipe import Recipe, option
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.engine.stage import BuildContext, Policy, StageModels
-from minimind.errors import ConfigError
 from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
 from minimind.stages.actor_critic import ActorCritic, ActorCriticOutput, count_critic_weights
@@ -63,17 +62,12 @@ class PPORecipe(RolloutRecipe):
     def count_weights(self, config: ModelConfig) -> tuple[int, int]:
         return config.num_parameters + count_critic_weights(config), 0
 
-    @property
-    def micro_batch_tokens(self) -> int:
-        return 2 * super().micro_batch_tokens  # through both models
-
     def check(self) -> None:
         super().check()
-        names = ("critic_learning_rate", "kl_coef", "epsilon", "value_epsilon", "value_coef")
-        self.check_at_least(**dict.fromkeys((*names, "kl_stop"), 0))
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+        self.check_at_least(
+            critic_learning_rate=0, kl_coef=0, epsilon=0, value_epsilon=0, value_coef=0, kl_stop=0
+        )
+        self.check_from_0_to_1("gamma", "gae_lambda")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,13 +119,13 @@ class PPO(RolloutStage):
         module = ActorCritic(context.config)
         for model in (module.policy, module.critic):
             model.activation_checkpointing = self.recipe.activation_checkpointing
-        if context.weights is not None:
-            module.policy.load_named(context.weights)
-            module.start_critic()
+            if context.weights is not None:
+                model.load_named(context.weights)
 
         def save(checkpoint: Path, weights: Mapping[str, Tensor]) -> Path:
-            folder = checkpoint / "model"
-            save_hf_folder(folder, context.config, _of_policy(weights), torch.float32)
+            folder, mark = checkpoint / "model", "policy."
+            of_policy = {n.removeprefix(mark): w for n, w in weights.items() if n.startswith(mark)}
+            save_hf_folder(folder, context.config, of_policy, torch.float32)
             return folder
 
         models = StageModels(policy=module, save=save)
@@ -226,12 +220,3 @@ class PPO(RolloutStage):
         engine.train()
         total, count = engine.sum_over_ranks(sums).tolist()
         return total / max(count, 1.0) > self.recipe.kl_stop
-
-
-def _of_policy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    prefix = "policy."
-    return {
-        name.removeprefix(prefix): weight
-        for name, weight in weights.items()
-        if name.startswith(prefix)
-    }

@@ -3,16 +3,17 @@ once, and caches them on disk."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import minimind_kernels as K
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from minimind.data.loader import EvalLoader, PackedLoader
 from minimind.data.prefetch import prefetched
 from minimind.engine.stage import BuildContext, Policy
 from minimind.errors import DataError
@@ -39,21 +41,8 @@ Measure = Callable[[Policy, Any], Tensor]
 unit; rows of free places may hold anything."""
 
 
-class UnitData(Protocol):
-    """Describes the loaders of training and validation units (pairs or single answers)."""
-
-    micro_batch: int
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    @property
-    def num_rows(self) -> int: ...
-
-    @property
-    def num_units(self) -> int: ...
-
-    def all_batches(self) -> Iterator[UnitBatch]: ...
+UnitData = PackedLoader | EvalLoader
+"""The loader of training units (pairs or single answers), or of validation units."""
 
 
 def document_log_probs(policy: Policy, batch: UnitBatch) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -84,8 +73,6 @@ class Reference:
     values: Tensor
     """fp32 [units, C] on the run's device. A unit's row is its number in the epoch; validation
     units follow the training units. NaN for a unit that is not read."""
-    fingerprint: str
-    """Identifies the starting weights."""
 
     @classmethod
     def load(cls, context: BuildContext, measure: Measure, version: str = "") -> Reference:
@@ -97,23 +84,15 @@ class Reference:
         the cache cannot be written.
         """
         assert context.weights_folder is not None
-        model: list[Transformer] = []
-
-        def frozen() -> Transformer:
-            if not model:
-                model.append(load_frozen(context))
-            return model[0]
-
         weights = fingerprint(context.weights_folder)
         key = [VERSION, version, weights, context.config.to_dict()]
-        training = cast(UnitData, context.loader)
+        frozen = functools.cache(lambda: load_frozen(context))
+        training = cast(PackedLoader, context.loader)
         tables = [_load_table(context, key, frozen, measure, training, first_unit=0)]
         if context.eval_data is not None:
-            validation = cast(UnitData, context.eval_data)
-            first_unit = training.num_units
+            validation, first_unit = cast(EvalLoader, context.eval_data), training.num_units
             tables.append(_load_table(context, key, frozen, measure, validation, first_unit))
-        values = torch.from_numpy(np.concatenate(tables)).to(context.device)
-        return cls(values=values, fingerprint=weights)
+        return cls(torch.from_numpy(np.concatenate(tables)).to(context.device))
 
     def of(self, batch: UnitBatch) -> Tensor:
         """Gives the numbers of the batch's units, fp32 [P, C]; 0 in a free place."""
@@ -134,7 +113,7 @@ def load_frozen(context: BuildContext) -> Transformer:
 
 def _load_table(
     context: BuildContext,
-    weights: list[Any],
+    model_key: list[Any],
     frozen: Callable[[], Transformer],
     measure: Measure,
     data: UnitData,
@@ -143,7 +122,7 @@ def _load_table(
     # A 16-bit forward rounds differently with other documents in its batch, so the key holds all
     # that decides the batches.
     computed = [str(context.dtype), context.device.type, data.micro_batch]
-    parts = json.dumps([weights, computed, data.fingerprint])
+    parts = json.dumps([model_key, computed, data.fingerprint])
     key = hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
     parent = default_cache_dir() / "reference"
     try:
@@ -188,7 +167,7 @@ def _compute(
         total=data.num_rows, desc="reference", unit="row", file=sys.stderr, disable=None
     ) as bar:
         for batch in prefetched(data.all_batches(), ahead=2):
-            batch = batch.to(device)
+            batch = cast(UnitBatch, batch.to(device))
             found_PC = measure(model, batch)
             if table is None:
                 # The last row takes what stands in free places, and is dropped.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,10 +99,6 @@ class RolloutRecipe(Recipe):
         return self.seq_len - self.new_tokens
 
     @property
-    def micro_batch_tokens(self) -> int:
-        return super().micro_batch_tokens * self.num_generations
-
-    @property
     def updates_per_step(self) -> int:
         return self.inner_epochs * self.num_minibatches
 
@@ -113,23 +108,20 @@ class RolloutRecipe(Recipe):
 
     def check(self) -> None:
         super().check()
-        at_least: dict[str, float] = {
-            "num_generations": 1,
-            "max_new_tokens": 1,
-            "top_k": 0,
-            "rollout_batch": 1,
-            "reward_workers": 1,
-            "max_turns": 1,
-            "inner_epochs": 1,
-            "num_minibatches": 1,
-            "sampler_cap": 0.0,
-            "overlong_buffer": 0,
-            "overlong_penalty": 0.0,
-        }
-        self.check_at_least(**at_least)
-        for name in ("temperature", "reward_timeout_s"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+        self.check_at_least(
+            num_generations=1,
+            max_new_tokens=1,
+            top_k=0,
+            rollout_batch=1,
+            reward_workers=1,
+            max_turns=1,
+            inner_epochs=1,
+            num_minibatches=1,
+            sampler_cap=0.0,
+            overlong_buffer=0,
+            overlong_penalty=0.0,
+        )
+        self.check_above_0("temperature", "reward_timeout_s")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if self.rewards and not any(self.rewards.values()):

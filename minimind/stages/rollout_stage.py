@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from minimind.data.formats import Format
 from minimind.data.prompt_format import PROMPT, Prompt, PromptBatch
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
-from minimind.engine.stage import BuildContext, Loader, Policy, Stage, StageModels
+from minimind.engine.stage import BuildContext, Loader, Stage, StageModels
 from minimind.errors import ConfigError
 from minimind.model.transformer import Transformer
 from minimind.rewards.scorer import Scorer
@@ -51,13 +51,18 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
     rollouts: RolloutEngine
     scorer: Scorer
     measures: RolloutMeasures
-    reference: Policy | None
+    reference: Transformer | None
     """The frozen model that the policy is compared with, in the dtype that the engine computes
     in."""
 
     def __init__(self, recipe: RolloutRecipe) -> None:
         self.recipe = recipe
-        self.scorer = self._make_scorer()
+        self.scorer = Scorer(
+            recipe.rewards,
+            num_workers=recipe.reward_workers,
+            timeout_s=recipe.reward_timeout_s,
+            on_error=cast(Literal["stop", "skip"], recipe.on_reward_error),
+        )
         self.measures = RolloutMeasures(self.scorer.reward_names)
         self.reference = None
         self.loader: Loader[PromptBatch] | None = None
@@ -65,15 +70,6 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
         """Groups of this step's answers that others replaced; they are measured, not learned
         from."""
         self._last: list[Trajectory] = []
-
-    def _make_scorer(self) -> Scorer:
-        recipe = self.recipe
-        return Scorer(
-            recipe.rewards,
-            num_workers=recipe.reward_workers,
-            timeout_s=recipe.reward_timeout_s,
-            on_error=cast(Literal["stop", "skip"], recipe.on_reward_error),
-        )
 
     def _make_tools(self) -> ToolBox | None:
         recipe = self.recipe
@@ -113,8 +109,8 @@ class RolloutStage(Stage[PromptBatch, RolloutBatch]):
     def with_reference(self, models: StageModels, context: BuildContext) -> StageModels:
         """Adds the frozen reference, the model that the run starts from, to `models`."""
         assert context.weights_folder is not None
-        reference = self.reference = load_frozen(context)
-        return replace(models, helpers=(reference,))
+        self.reference = load_frozen(context)
+        return replace(models, helpers=(self.reference,))
 
     def reference_log_probs(self, engine: DeepSpeedEngine, batch: RolloutBatch) -> Tensor | None:
         """Gives the log-probability of each target under the reference; None without one."""

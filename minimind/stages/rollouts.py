@@ -161,10 +161,6 @@ def _with_tools(
     """Puts the tools that a row names back into its system turn, as "tools", which rewards read."""
     if not tools:
         return messages
-    first = {
-        "role": "system",
-        "content": "",
-        **(messages[0] if messages[0]["role"] == "system" else {}),
-    }
-    rest = messages[1:] if messages[0]["role"] == "system" else messages
-    return [{**first, "tools": tools}, *rest]
+    if messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": ""}, *messages]
+    return [{**messages[0], "tools": tools}, *messages[1:]]

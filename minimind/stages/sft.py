@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from minimind.config.recipe import Recipe, option
 from minimind.data.chat_format import CHAT
 from minimind.data.formats import Format
-from minimind.errors import ConfigError
 from minimind.samples.files import CHAT_DATA, SampleData
 from minimind.stages.pretrain import Pretrain
 
@@ -38,9 +37,7 @@ class SFTRecipe(Recipe):
 
     def check(self) -> None:
         super().check()
-        for name in ("system_prompt_ratio", "empty_think_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+        self.check_from_0_to_1("system_prompt_ratio", "empty_think_ratio")
 
 
 class SFT(Pretrain):

@@ -8,17 +8,11 @@ from typing import Any
 import pytest
 from resolved_json import Resolve
 
-from minimind.config.deepspeed_json import (
-    Hardware,
-)
+from minimind.config.deepspeed_json import Hardware
 from minimind.config.sizes import Sizes
 from minimind.errors import ConfigError
 
-BATCH_SIZES = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-)
+BATCH_SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
 @pytest.mark.parametrize("rows", [8, 12, 16, 120, 128])

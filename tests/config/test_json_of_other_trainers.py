@@ -4,22 +4,14 @@ words of our own."""
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from resolved_json import Resolve
 
-from minimind.config.deepspeed_json import (
-    Hardware,
-    load_ds_config,
-    precision,
-    resolve,
-    with_total_steps,
-)
+from minimind.config.deepspeed_json import Hardware, precision, with_total_steps
 from minimind.config.deepspeed_schedulers import check_length
-from minimind.config.recipe import Recipe, replace_fields
-from minimind.config.sizes import Sizes
 from minimind.errors import ConfigError
 
 GPU = Hardware("gpu", 2, "bf16")
@@ -109,34 +101,32 @@ FILES: dict[str, dict[str, Any]] = {
 }
 
 
-def resolved(tmp_path: Path, values: dict[str, Any], **given: Any) -> dict[str, Any]:
-    path = tmp_path / "theirs.json"
-    path.write_text(json.dumps(BATCHES | values), encoding="utf-8")
-    recipe = replace_fields(Recipe(), {"learning_rate": 5e-4, **given}, "test")
-    ds = load_ds_config(str(path), {})
-    return resolve(ds, recipe, set(given), Sizes(256, 16, 8), GPU, 1000)[0]
+@pytest.fixture
+def filled(resolved: Resolve) -> Callable[..., dict[str, Any]]:
+    """filled(values, **given) -> the JSON with BATCHES and `values`, resolved for two GPUs."""
+    return lambda values, **given: resolved(BATCHES | values, hardware=GPU, **given)[0]
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_auto_is_filled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, no_launcher: None
+    filled: Callable[..., dict[str, Any]],
+    deepspeed_config: Callable[[dict[str, Any]], Any],
+    name: str,
+    no_launcher: None,
 ):
-    monkeypatch.setitem(os.environ, "DS_ACCELERATOR", "cpu")
-    from deepspeed.runtime.config import DeepSpeedConfig
-
-    ds = with_total_steps(resolved(tmp_path, FILES[name]), 300)
+    ds = with_total_steps(filled(FILES[name]), 300)
     assert '"auto"' not in json.dumps(ds)
     assert precision(ds) == "bf16"
-    DeepSpeedConfig({**ds, "train_batch_size": ds["train_batch_size"] // 2})
+    deepspeed_config({**ds, "train_batch_size": ds["train_batch_size"] // 2})
     if scheduler := ds.get("scheduler"):
         check_length(scheduler, 5e-4, 300)
         assert scheduler["params"].get("total_num_steps", 300) == 300
         assert scheduler["params"].get("warmup_max_lr", 5e-4) == 5e-4
 
 
-def test_flags_reach_a_schedule_that_asks_for_them(tmp_path: Path):
+def test_flags_reach_a_schedule_that_asks_for_them(filled: Callable[..., dict[str, Any]]):
     decay = FILES["ZeRO 2, linear decay"]
-    ds = resolved(tmp_path, decay, learning_rate=1e-3, warmup_steps=7, max_steps=90)
+    ds = filled(decay, learning_rate=1e-3, warmup_steps=7, max_steps=90)
     assert ds["optimizer"]["params"]["lr"] == 1e-3
     assert ds["scheduler"]["params"] == {
         "warmup_min_lr": 0.0,
@@ -144,17 +134,17 @@ def test_flags_reach_a_schedule_that_asks_for_them(tmp_path: Path):
         "warmup_num_steps": 7,
         "total_num_steps": 90,
     }
-    cosine = resolved(tmp_path, FILES["cosine"], learning_rate=1e-3, min_lr_ratio=0.2, max_steps=90)
+    cosine = filled(FILES["cosine"], learning_rate=1e-3, min_lr_ratio=0.2, max_steps=90)
     assert cosine["scheduler"]["params"]["cos_min_ratio"] == 0.2
     with pytest.raises(ConfigError, match="which contradicts min_lr_ratio"):
-        resolved(tmp_path, decay, min_lr_ratio=0.2)
+        filled(decay, min_lr_ratio=0.2)
     fixed = {**decay, "scheduler": {"type": "WarmupLR", "params": {**WARM, "warmup_num_steps": 9}}}
     with pytest.raises(ConfigError, match="which contradicts warmup_steps"):
-        resolved(tmp_path, fixed, warmup_steps=7)
+        filled(fixed, warmup_steps=7)
 
 
-def test_steps_that_follow_from_the_data_are_filled_later(tmp_path: Path):
-    ds = resolved(tmp_path, FILES["ZeRO 2, linear decay"])
+def test_steps_that_follow_from_the_data_are_filled_later(filled: Callable[..., dict[str, Any]]):
+    ds = filled(FILES["ZeRO 2, linear decay"])
     assert ds["scheduler"]["params"]["total_num_steps"] == "auto"
     told = with_total_steps(ds, 55)
     assert told["scheduler"]["params"]["total_num_steps"] == 55
@@ -176,7 +166,7 @@ def test_steps_that_follow_from_the_data_are_filled_later(tmp_path: Path):
     ],
 )
 def test_what_cannot_be_filled_is_refused_in_words(
-    tmp_path: Path, changes: dict[str, Any], words: str
+    filled: Callable[..., dict[str, Any]], changes: dict[str, Any], words: str
 ):
     with pytest.raises(ConfigError, match=words):
-        resolved(tmp_path, {**FILES["ZeRO 2, linear decay"], **changes})
+        filled({**FILES["ZeRO 2, linear decay"], **changes})

@@ -23,16 +23,9 @@ COUNTS = {
 }
 
 
-def module_count(config: ModelConfig) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in Transformer(config).parameters())
-
-
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())
 def test_presets_have_their_exact_number_of_parameters(name: str, count: int):
-    config = load_model_config(name)
-    assert config.num_parameters == count
-    assert module_count(config) == count
+    assert load_model_config(name).num_parameters == count
 
 
 @pytest.mark.parametrize(
@@ -120,7 +113,9 @@ def test_when_a_router_learns_from_the_auxiliary_loss_alone():
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_count_is_the_modules_own(name: str, overrides: dict[str, Any]):
     config = load_model_config(name, overrides)
-    assert config.num_parameters == module_count(config)
+    with torch.device("meta"):
+        module = Transformer(config)
+    assert config.num_parameters == sum(p.numel() for p in module.parameters())
 
 
 @pytest.mark.parametrize(
@@ -139,12 +134,6 @@ def test_the_count_is_the_modules_own(name: str, overrides: dict[str, Any]):
 )
 def test_the_feed_forward_size_follows_the_hidden_size(series: str, hidden: int, size: int):
     assert default_intermediate_size(series, hidden) == size
-
-
-@pytest.mark.parametrize("hidden", range(8, 1200, 56))
-def test_both_formulas_of_the_feed_forward_size(hidden: int):
-    assert default_intermediate_size("llama", hidden) == 64 * math.ceil((8 * hidden // 3) / 64)
-    assert default_intermediate_size("qwen3", hidden) == 64 * math.ceil(math.pi * hidden / 64)
 
 
 @pytest.mark.parametrize("name", ["minimind2", "minimind3"])

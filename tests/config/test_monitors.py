@@ -9,12 +9,7 @@ from typing import Any
 import pytest
 
 from minimind.config.deepspeed_json import load_ds_config
-from minimind.config.monitors import (
-    MONITORS,
-    enabled_monitors,
-    switch_monitors,
-    without_monitors,
-)
+from minimind.config.monitors import MONITORS, enabled_monitors, switch_monitors, without_monitors
 from minimind.errors import ConfigError
 
 

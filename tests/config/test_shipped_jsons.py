@@ -10,12 +10,7 @@ import pytest
 from resolved_json import NAMES, SIZES
 from stage_options import REQUIRED_OPTIONS
 
-from minimind.config.deepspeed_json import (
-    Hardware,
-    load_ds_config,
-    precision,
-    resolve,
-)
+from minimind.config.deepspeed_json import Hardware, load_ds_config, precision, resolve
 from minimind.config.model import PRESETS, load_model_config
 from minimind.config.recipe import Recipe, replace_fields
 from minimind.config.sizes import default_sizes
@@ -109,7 +104,5 @@ def test_gradients_are_reduced_in_fp32(name: str, ranks: int, bf16: bool, expect
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_file_times_steps_as_deepspeed_does(
-    name: str, deepspeed_config: Callable[[dict[str, Any]], Any]
-):
+def test_no_file_times_steps_as_deepspeed_does(name: str):
     assert load_ds_config(name, {})["timers"] == {"throughput": {"enabled": False}}

@@ -12,15 +12,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from fake_engine import FakeEngine
-from saved_checkpoints import (
-    CONFIG,
-    META,
-    SECOND_OF_TWO,
-    FakeTokenizer,
-    begin,
-    listing,
-    save,
-)
+from saved_checkpoints import CONFIG, META, SECOND_OF_TWO, FakeTokenizer, begin, listing, save
 from torch import Tensor
 
 from minimind.engine import checkpoint_store, publish

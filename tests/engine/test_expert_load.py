@@ -66,6 +66,18 @@ def test_a_resumed_run_makes_the_steps_after_its_checkpoint_again(tmp_path: Path
     assert list(read_expert_load(tmp_path / "expert_load.csv")) == [1]
 
 
+def test_a_row_that_was_cut_off_anywhere_is_dropped(tmp_path: Path):
+    """Else step 3 might be read where 300 was cut off."""
+    path = tmp_path / "expert_load.csv"
+    written(tmp_path, range(1, 3))
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        ExpertLoadLog(tmp_path, 2)
+        kept = whole[: whole.rfind(b"\n", 0, length) + 1]
+        assert (path.read_bytes() if path.exists() else b"") == kept
+
+
 def test_one_step_and_many_layers_are_drawn(tmp_path: Path):
     log = ExpertLoadLog(tmp_path, 0)
     log.write(1, {layer: [1 / 64] * 64 for layer in range(50)})

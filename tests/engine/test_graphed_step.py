@@ -150,9 +150,7 @@ def capture_fails(self: PlainCall, pool: Any) -> None:
 
 @pytest.mark.usefixtures("one_rank")
 def test_where_the_first_capture_fails_training_goes_on_without(
-    plain_calls: type[PlainCall],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    plain_calls: type[PlainCall], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected, weights = take_steps(build_engine("zero2", "fp32", {}), graphed=False)
     monkeypatch.setattr(plain_calls, "capture", capture_fails)

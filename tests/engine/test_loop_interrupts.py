@@ -7,12 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fake_engine import (
-    TOKENS,
-    FakeEngine,
-    Trial,
-    interrupted_at,
-)
+from fake_engine import TOKENS, FakeEngine, Trial, interrupted_at
 
 from minimind.engine.callbacks import RunState
 from minimind.engine.deepspeed_engine import DeepSpeedEngine

@@ -5,15 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from fake_engine import (
-    SECOND_SHARE,
-    STEPS,
-    TOKENS,
-    UPDATE,
-    FakeEngine,
-    Trial,
-    bad_at,
-)
+from fake_engine import SECOND_SHARE, STEPS, TOKENS, UPDATE, FakeEngine, Trial, bad_at
 
 from minimind.errors import TrainingError
 from minimind.runtime.ranks import Ranks

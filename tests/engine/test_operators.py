@@ -131,10 +131,7 @@ def test_every_operator_of_deepspeed_goes_through_it(
         lock = tmp_path / builder.name / "lock"
         lock.parent.mkdir(exist_ok=True)
         lock.touch()
-        with (
-            announced_operators(deepspeed),
-            pytest.raises(ConfigError, match=r"no c\+\+, or so\."),
-        ):
+        with announced_operators(deepspeed), pytest.raises(ConfigError, match=r"no c\+\+, or so\."):
             builder.jit_load(verbose=False)
         assert not lock.exists()
         # Its optimizers make another error of any.

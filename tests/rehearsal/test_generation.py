@@ -23,12 +23,7 @@ EVERYTHING = {
 
 
 @pytest.mark.parametrize(
-    ("model", "params"),
-    [
-        ("tiny", {}),
-        ("minimind3-moe", EVERYTHING),
-    ],
-    ids=["greedy", "everything"],
+    ("model", "params"), [("tiny", {}), ("minimind3-moe", EVERYTHING)], ids=["greedy", "everything"]
 )
 def test_a_step_waits_for_its_tokens_alone(model: str, params: dict[str, Any]) -> None:
     """A wait within a capture would break the rehearsal."""

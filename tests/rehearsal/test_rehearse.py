@@ -23,8 +23,7 @@ from minimind.rehearsal.rehearse import Point, known_device, rehearse, rehearse_
 from minimind.rehearsal.report import Rehearsal, Wait
 from minimind.rehearsal.roofline import Roofline, estimate, sent_share
 from minimind.rehearsal.tally import Work
-from minimind.run.arguments import collect_arguments, parse_arguments
-from minimind.run.flags import TrainArguments
+from minimind.run.arguments import TrainArguments, collect_arguments, parse_arguments
 from minimind.run.run import Run
 from minimind.runtime import compiler
 from minimind.runtime.gpus import GPUS
@@ -223,12 +222,7 @@ def test_memory_falls_with_what_saves_it() -> None:
         return Point(arguments=collect_arguments(options), device="H200", ranks=ranks)
 
     whole, again, fewer, divided = rehearse_all(
-        [
-            point(),
-            point(activation_checkpointing=True),
-            point(micro_batch_size=4),
-            point(ranks=8),
-        ]
+        [point(), point(activation_checkpointing=True), point(micro_batch_size=4), point(ranks=8)]
     )
     assert again.peak_bytes < whole.peak_bytes
     assert fewer.peak["activations"] == pytest.approx(whole.peak["activations"] / 2, rel=0.01)

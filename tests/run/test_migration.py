@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from minimind.run.flags import parse_train_arguments
+from minimind.run.arguments import parse_arguments
 from minimind.run.migration import EXPLAINED, RENAMED
 from minimind.run.unknown_names import explain, spell_flag
-from minimind.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,11 +48,10 @@ learning_rate, which are flags here."""
 
 @pytest.mark.parametrize("name", sorted({*ORIGINAL.split(), *RENAMED, *EXPLAINED}))
 def test_each_flag_of_the_original_is_one_here_or_is_explained(name: str):
-    types = {name: stage.recipe_type for name, stage in STAGES.items()}
     try:
-        parse_train_arguments(["--stage", "distill", f"--{name}", "1"], types)
+        parse_arguments(["--stage", "distill", f"--{name}", "1"])
     except SystemExit:
-        said = explain(name, "1", "distill", types, spell_flag)
+        said = explain(name, "1", "distill", spell_flag)
         assert said.startswith((" is --", " is an option of --stage", ": "))
     else:
         assert name == "batch_size"

@@ -44,7 +44,7 @@ def test_a_checkpoint_of_a_presets_size_trains_as_that_preset(
 def test_what_may_change_over_a_checkpoint(resolved: Resolve, checkpoint: Callable[..., Path]):
     folder = str(checkpoint(small_config(vocab_size=1700)))
     run = resolved(
-        *("--from_checkpoint", folder, "--set", "dropout=0.2", "--set", "rope_scaling=yarn"),
+        *("--from_checkpoint", folder, "--set", "dropout=0.2", "--set", "rope_scaling=yarn")
     )
     assert run.config.dropout == 0.2
     assert run.config.rope_scaling is not None

@@ -9,7 +9,7 @@ import pytest
 
 from minimind.errors import ConfigError
 from minimind.run.arguments import parse_arguments
-from minimind.run.restarts import resume_after_restart
+from minimind.run.folder import resume_after_restart
 
 
 @pytest.fixture

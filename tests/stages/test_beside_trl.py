@@ -12,14 +12,22 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import gradients, logits_of, pack, random_documents, random_model, small_config
+from hf_folders import assert_gradients_of_hf
+from labelled_answers import save
+from small_models import (
+    assert_same_gradients,
+    gradients,
+    logits_of,
+    pack,
+    random_documents,
+    random_model,
+    small_config,
+)
 
 from minimind.data.loader import PackedLoader, WeightedSource
 from minimind.data.preference_format import PREFERENCE
 from minimind.data.token_cache import TokenCache, build_token_cache
 from minimind.engine.stage import BuildContext
-from minimind.model.state_dict import save_hf_folder, split_fused
-from minimind.model.transformer import Transformer
 from minimind.samples.text import load_sample_tokenizer
 from minimind.stages.distill import Distill, DistillRecipe
 from minimind.stages.dpo import DPO, DPORecipe
@@ -49,9 +57,7 @@ LOSSES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """Our options, and its."""
 
 
-@pytest.fixture(autouse=True)
-def _cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache_dir")
 
 
 def build_pairs(path: Path) -> TokenCache:
@@ -86,9 +92,7 @@ def test_dpo_has_the_loss_and_gradients_of_trl(case: str, tmp_path: Path):
     models = {"policy": random_model(CONFIG, seed=2), "reference": random_model(CONFIG, seed=1)}
     hf_models = {}
     for name, model in models.items():
-        weights = {n: p.detach() for n, p in model.named_parameters()}
-        save_hf_folder(tmp_path / name, CONFIG, weights, torch.float32)
-        TOKENIZER.save(tmp_path / name)
+        save(model, tmp_path / name)
         hf_models[name] = transformers.AutoModelForCausalLM.from_pretrained(
             tmp_path / name, dtype="float32"
         )
@@ -118,17 +122,7 @@ def test_dpo_has_the_loss_and_gradients_of_trl(case: str, tmp_path: Path):
     expected = trainer.compute_loss(hf_models["policy"], padded_inputs(cache))
     assert (loss.total / batch.count).item() == pytest.approx(expected.item(), rel=1e-5)
     expected.backward()
-    _assert_same_gradients(models["policy"], loss.total / batch.count, hf_models["policy"])
-
-
-def _assert_same_gradients(model: Transformer, loss: torch.Tensor, hf_model: Any) -> None:
-    found = split_fused(model.config, gradients(model, loss))
-    wanted = {name: p.grad for name, p in hf_model.named_parameters()}
-    assert found.keys() - {"lm_head.weight"} == wanted.keys() - {"lm_head.weight"}
-    for name, gradient in found.items():
-        if name in wanted:
-            error = (gradient - wanted[name]).norm() / wanted[name].norm()
-            assert error < 1e-4, name
+    assert_gradients_of_hf(models["policy"], loss.total / batch.count, hf_models["policy"])
 
 
 def test_distillation_has_the_divergence_of_trl():
@@ -145,5 +139,4 @@ def test_distillation_has_the_divergence_of_trl():
     )  # fmt: skip
     assert loss.total.item() == pytest.approx(1.5**2 * expected.item(), rel=1e-5)
     wanted = gradients(student, 1.5**2 * expected)
-    for name, gradient in gradients(student, loss.total).items():
-        assert (gradient - wanted[name]).norm() <= 2e-5 * wanted[name].norm(), name
+    assert_same_gradients(gradients(student, loss.total), wanted, 2e-5)

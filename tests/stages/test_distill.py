@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from small_models import (
+    assert_same_gradients,
     gradients,
     logits_of,
     pack,
@@ -28,7 +29,7 @@ from minimind.engine.stage import BuildContext
 from minimind.errors import CheckpointError, ConfigError, DataError
 from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
-from minimind.stages.distill import Distill, DistillRecipe, load_teacher
+from minimind.stages.distill import Distill, DistillRecipe
 from minimind.stages.pretrain import Pretrain, PretrainRecipe
 from minimind.types import IGNORE_INDEX, Batch, HeadFn, ModelOutput
 
@@ -40,6 +41,10 @@ def distill(teacher: Transformer, **options: Any) -> Distill:
     stage = Distill(DistillRecipe(teacher="given", **options))
     stage.teacher = teacher
     return stage
+
+
+def check(teacher: Path, context: BuildContext) -> None:
+    Distill(DistillRecipe(teacher=str(teacher))).check(context)
 
 
 def a_student() -> Transformer:
@@ -86,8 +91,7 @@ def test_loss_and_gradient_are_those_of_whole_logits(alpha: float, temperature: 
     assert loss.metrics["kl"].item() == pytest.approx(kl.item(), rel=1e-5)
     assert not any(value.requires_grad for value in loss.metrics.values())
     wanted = gradients(student, expected)
-    for name, gradient in gradients(student, loss.total).items():
-        assert (gradient - wanted[name]).norm() <= 2e-5 * wanted[name].norm(), name
+    assert_same_gradients(gradients(student, loss.total), wanted, 2e-5)
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
@@ -185,7 +189,7 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
     """folder(config, tokenizer) -> a Hugging Face folder to be taken as a teacher."""
 
     def make(config: ModelConfig, tokenizer: Tokenizer | None) -> Path:
-        weights = {name: p.detach() for name, p in random_model(config).named_parameters()}
+        weights = dict(random_model(config).named_parameters())
         save_hf_folder(tmp_path / "teacher", config, weights, torch.float32)
         if tokenizer:
             tokenizer.save(tmp_path / "teacher")
@@ -230,8 +234,8 @@ def changed_tokenizer(tokenizer: Tokenizer, change: Callable[[dict[str, Any]], N
 def test_a_teacher_of_other_tokens_is_refused(folder: Callable[..., Path], tokenizer: Tokenizer):
     path = folder(small_config(vocab_size=2000), tokenizer)
     with pytest.raises(ConfigError, match=r"teacher has a vocabulary of 2000, the student one of"):
-        load_teacher(path, context(tokenizer))
-    load_teacher(path, context(tokenizer, vocab_size=2000))
+        check(path, context(tokenizer))
+    check(path, context(tokenizer, vocab_size=2000))
 
     def swap(spec: dict[str, Any]) -> None:
         vocab = spec["model"]["vocab"]
@@ -240,7 +244,7 @@ def test_a_teacher_of_other_tokens_is_refused(folder: Callable[..., Path], token
 
     path = folder(small_config(vocab_size=2000), changed_tokenizer(tokenizer, swap))
     with pytest.raises(ConfigError, match=rf"token {tokenizer.vocab_size - 2} is .* the student's"):
-        load_teacher(path, context(tokenizer, vocab_size=2000))
+        check(path, context(tokenizer, vocab_size=2000))
 
 
 def test_a_student_that_is_its_own_teacher_needs_the_text(
@@ -257,10 +261,10 @@ def test_a_folder_that_is_no_teacher_is_named(
     folder: Callable[..., Path], tmp_path: Path, tokenizer
 ):
     with pytest.raises(CheckpointError, match="nowhere"):
-        load_teacher(tmp_path / "nowhere", context(tokenizer))
+        check(tmp_path / "nowhere", context(tokenizer))
     path = folder(small_config(vocab_size=tokenizer.vocab_size), None)
     with pytest.raises(DataError, match=r"tokenizer\.json"):
-        load_teacher(path, context(tokenizer))
+        check(path, context(tokenizer))
 
 
 @pytest.mark.parametrize(

@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+from labelled_answers import save
 from plain_dpo import (
     CONFIG,
     SEQ_LEN,
     TOKENIZER,
     Cache,
     context,
-    double,
     first_batch,
     load,
     plain_log_probs,
     plain_loss,
     used_places,
 )
-from small_models import gradients, random_model
+from small_models import assert_same_gradients, double, gradients, random_model
 from torch import Tensor
 
 from minimind.data import preference_format
@@ -32,16 +32,12 @@ from minimind.data.preference_format import PREFERENCE
 from minimind.data.token_cache import TokenCache, build_token_cache
 from minimind.engine.stage import BuildContext
 from minimind.errors import ConfigError
-from minimind.model.state_dict import save_hf_folder
 from minimind.model.transformer import Transformer
 from minimind.stages import reference as reference_module
 from minimind.stages.dpo import DPO, DPORecipe
 from minimind.types import UnitBatch
 
-
-@pytest.fixture(autouse=True)
-def _cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache_dir")
 
 
 @pytest.fixture
@@ -67,9 +63,7 @@ def pairs(tmp_path: Path) -> Cache:
 def start(tmp_path: Path) -> tuple[Transformer, Path]:
     """Weights, and the folder they are in."""
     model = random_model(CONFIG, seed=1)
-    weights = {name: p.detach() for name, p in model.named_parameters()}
-    save_hf_folder(tmp_path / "weights", CONFIG, weights, torch.float32)
-    return model, tmp_path / "weights"
+    return model, save(model, tmp_path / "weights")
 
 
 @pytest.mark.parametrize(
@@ -104,11 +98,7 @@ def test_loss_and_gradients_are_those_of_separate_padded_forwards(
         ref_c, ref_r = plain_log_probs(reference, loader, batch)
     expected = plain_loss(c, r, ref_c, ref_r, options)
     assert loss.total.item() == pytest.approx(expected.item(), rel=1e-4)
-    expected_gradients = gradients(exact, expected)
-    for name, gradient in gradients(policy, loss.total).items():
-        wanted = expected_gradients[name]
-        error = (gradient - wanted).norm() / wanted.norm()
-        assert error < 1e-4, name
+    assert_same_gradients(gradients(policy, loss.total), gradients(exact, expected))
 
     if not options:
         margin = 0.15 * ((c - ref_c) - (r - ref_r))[:, 0]
@@ -249,8 +239,7 @@ def test_the_reference_is_computed_once(
     assert len(computed) == 4
     assert not torch.equal(build(dtype=torch.bfloat16), first)
     assert len(computed) == 6
-    other = {name: p.detach() for name, p in random_model(CONFIG, seed=5).named_parameters()}
-    save_hf_folder(folder, CONFIG, other, torch.float32)
+    save(random_model(CONFIG, seed=5), folder)
     assert not torch.allclose(build(), first)
     assert len(computed) == 8
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from labelled_answers import PolicyEngine
-from made_rollouts import engine_of, rewarded
-from torch import Tensor, nn
+from labelled_answers import OtherRank, engine_of
+from made_rollouts import rewarded
+from torch import nn
 
 from minimind.engine.deepspeed_engine import DeepSpeedEngine
 from minimind.stages.grpo import GRPO, GRPORecipe
@@ -102,19 +102,10 @@ def test_a_penalty_counts_as_reward():
     assert [one.advantage for one in groups[0]] == pytest.approx([-0.2, 0.2])
 
 
-class _OtherRank(PolicyEngine):
-    """Two ranks, of which the other has found `others`."""
-
-    others: Tensor
-
-    def sum_over_ranks(self, values: Tensor) -> Tensor:
-        return values.add_(self.others)
-
-
 def test_the_batch_is_that_of_all_ranks():
     here, there = REWARDS[:2], REWARDS[2:]
     whole = advantages(REWARDS, scale_rewards="batch")
-    fake = _OtherRank()
+    fake = OtherRank()
     known = [r for of_group in there for r in of_group if r is not None]
     fake.others = torch.tensor([sum(known), sum(r**2 for r in known), len(known)]).double()
     groups = groups_of(here)

@@ -22,7 +22,7 @@ from labelled_answers import (
     prepared,
     save,
 )
-from small_models import gradients, logits_of, pack, random_model
+from small_models import assert_same_gradients, double, gradients, logits_of, pack, random_model
 from torch import Tensor
 
 from minimind.data.loader import EvalLoader, WeightedSource
@@ -35,11 +35,7 @@ from minimind.stages.kto import KTO, KTOBatch, KTORecipe
 from minimind.types import IGNORE_INDEX, LossSum, UnitBatch
 
 Answers = Callable[..., TokenCache]
-
-
-@pytest.fixture(autouse=True)
-def _cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache_dir")
 
 
 @pytest.fixture
@@ -93,10 +89,7 @@ def plain_loss(
     ids=["kto", "weighted", "apo zero"],
 )
 def test_loss_and_gradients_are_those_of_separate_forwards(
-    answers: Answers,
-    reference: tuple[Transformer, Path],
-    options: dict[str, Any],
-    amount: float,
+    answers: Answers, reference: tuple[Transformer, Path], options: dict[str, Any], amount: float
 ):
     frozen, folder = reference
     loader = load(answers(9), micro_batch=2)
@@ -106,15 +99,11 @@ def test_loss_and_gradients_are_those_of_separate_forwards(
     assert isinstance(batch, UnpairedBatch)
     (ready,) = prepared(stage, policy, [batch])
     loss = stage.loss(policy, ready)
-    exact = Transformer(CONFIG)
-    exact.load_named(dict(policy.named_parameters()))
-    expected, z, r = plain_loss(exact.double(), frozen, batch, options)
+    exact = double(policy)
+    expected, z, r = plain_loss(exact, frozen, batch, options)
     assert loss.total.item() == pytest.approx(expected.item(), rel=1e-5)
     assert ready.kl.item() == pytest.approx(z.item(), rel=1e-4, abs=1e-5)
-    wanted = gradients(exact, expected)
-    for name, gradient in gradients(policy, loss.total).items():
-        error = (gradient - wanted[name]).norm() / wanted[name].norm()
-        assert error < 1e-4, name
+    assert_same_gradients(gradients(policy, loss.total), gradients(exact, expected))
     is_good = batch.meta["label"][batch.unit_ids_P >= 0]
     for name, of_kind in (("good_reward", is_good), ("bad_reward", ~is_good)):
         mean = loss.metrics[name].item() / batch.count

@@ -8,21 +8,12 @@ import pytest
 import torch
 import transformers
 import trl
-from labelled_answers import (
-    CONFIG,
-    WEIGHTED,
-    build,
-    build_answers,
-    load,
-    nearby,
-    prepared,
-    save,
-)
-from small_models import gradients, random_model
+from hf_folders import assert_gradients_of_hf
+from labelled_answers import CONFIG, WEIGHTED, build, build_answers, load, nearby, prepared, save
+from small_models import random_model
 from torch import Tensor
 
 from minimind.data.unpaired_format import UnpairedBatch
-from minimind.model.state_dict import split_fused
 from minimind.types import IGNORE_INDEX, UnitBatch
 
 
@@ -85,10 +76,4 @@ def test_kto_has_the_loss_and_gradients_of_trl(
     expected = trainer.compute_loss(model, inputs)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     expected.backward()
-    found = split_fused(CONFIG, gradients(policy, loss))
-    wanted = {name: p.grad for name, p in model.named_parameters()}
-    assert found.keys() - {"lm_head.weight"} == wanted.keys() - {"lm_head.weight"}
-    for name, gradient in found.items():
-        if name in wanted:
-            error = (gradient - wanted[name]).norm() / wanted[name].norm()
-            assert error < 1e-4, name
+    assert_gradients_of_hf(policy, loss, model)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from made_rollouts import double, made_rollouts, own_tokens, with_numbers
+from made_rollouts import made_rollouts, own_tokens, with_numbers
 from plain_policy_loss import NEW_TOKENS, give, plain_means, stage_of
-from small_models import gradients
+from small_models import assert_same_gradients, double, gradients
 from torch import Tensor
 
 from minimind.stages.policy_loss import METRICS, rollout_log_probs
@@ -40,13 +40,6 @@ CASES: dict[str, dict[str, Any]] = {
         "beta": 0.04,
     },
 }
-
-
-def assert_same_gradients(
-    found: dict[str, Tensor], wanted: dict[str, Tensor], most: float = 1e-4
-) -> None:
-    for name, gradient in found.items():
-        assert (gradient - wanted[name]).norm() <= most * wanted[name].norm(), name
 
 
 @pytest.mark.parametrize("has_old", [False, True])

@@ -6,34 +6,19 @@ TRL pads prompts on the left and answers on the right and runs Hugging Face's mo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from hf_folders import assert_gradients_of_hf
 from labelled_answers import CONFIG, save
-from made_rollouts import (
-    SHAPES,
-    apart,
-    flat,
-    made_rollouts,
-    moved,
-    plain_log_probs,
-    rounded,
-    with_numbers,
-)
-from small_models import gradients, random_model
+from plain_policy_loss import NEW_TOKENS, Given, give, stage_of
 from torch import Tensor
 
-from minimind.model.state_dict import split_fused
-from minimind.model.transformer import Transformer
-from minimind.stages.grpo import GRPO, GRPORecipe
-from minimind.stages.rollout_batch import RolloutBatch, build_rollout_batch
 from minimind.stages.trajectory import Trajectory
 
-NEW_TOKENS = 16
 CAP = 1.1
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "grpo": ({"beta": 0.0}, {"loss_type": "grpo"}),
@@ -75,46 +60,22 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """Our options, and its."""
 
 
-@dataclass
-class Given:
-    """The same answers for both."""
-
-    policy: Transformer
-    trajectories: list[Trajectory]
-    batch: RolloutBatch
-    inputs: dict[str, Tensor]
-
-
-def give(stage: GRPO, *, has_old: bool) -> Given:
-    policy = random_model(CONFIG, seed=1)
-    recipe = stage.recipe
-    trajectories = made_rollouts(SHAPES, vocab=CONFIG.vocab_size)
-    with torch.no_grad():
-        now, then = (
-            rounded([plain_log_probs(model, one, recipe.temperature) for one in trajectories])
-            for model in (policy, moved(CONFIG, policy, 0.05, seed=2))
-        )
-    old = apart(now, 0.4, seed=13) if has_old else None
-    for one, of_one in zip(trajectories, apart(old or now, 0.2, seed=4), strict=True):
-        rest = iter(of_one)
-        one.log_probs = [None if x is None else next(rest) for x in one.log_probs]
-    batch = build_rollout_batch(trajectories, counts_tokens=recipe.loss_mean == "token")
-    batch = with_numbers(batch, old=old, reference=then if recipe.beta else None)
-    inputs = padded_inputs(trajectories)
-    numbers = {"ref_per_token_logps": flat(then)}
-    if has_old:
-        assert batch.old_R is not None
+def inputs_of(given: Given) -> dict[str, Tensor]:
+    """As TRL's trainer hands them to its loss."""
+    batch, inputs = given.batch, padded_inputs(given.trajectories)
+    numbers = {}
+    if batch.reference_R is not None:
+        numbers["ref_per_token_logps"] = batch.reference_R
+    if batch.old_R is not None:
         numbers["old_per_token_logps"] = batch.old_R
         numbers["importance_sampling_ratio"] = (batch.old_R - batch.sampled_R).exp().clamp(max=CAP)
     is_own = inputs["tool_mask"] * inputs["completion_mask"] == 1
     for name, value_R in numbers.items():
         inputs[name] = torch.zeros(is_own.shape).masked_scatter(is_own, value_R)
-    return Given(policy, trajectories, batch, inputs)
+    return inputs
 
 
 def padded_inputs(trajectories: list[Trajectory]) -> dict[str, Tensor]:
-    """As TRL's trainer hands them to its loss."""
-
     def pad(rows: list[list[int]], side: str) -> Tensor:
         tensors = [torch.tensor(row) for row in rows]
         return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_side=side)
@@ -160,24 +121,18 @@ def trainer_of(folder: Path, options: dict[str, Any]) -> Any:
 def test_the_policy_has_the_loss_and_gradients_of_trl(case: str, tmp_path: Path):
     """In the first update, and in one whose ratios are off 1."""
     ours, theirs = CASES[case]
-    recipe = GRPORecipe(seq_len=64, max_new_tokens=NEW_TOKENS, learning_rate=1.0, **ours)
-    recipe.check()
-    stage = GRPO(recipe)
+    stage = stage_of(ours)
+    has_sampler = stage.recipe.sampler_cap > 0
     trainer = None
-    for has_old in (True, False) if recipe.sampler_cap == 0 else (True,):
-        given = give(stage, has_old=has_old)
+    for has_old in (True,) if has_sampler else (True, False):
+        given = give(stage, has_old=has_old, config=CONFIG)
         if trainer is None:
             trainer = trainer_of(save(given.policy, tmp_path / "policy"), theirs)
             # What corrects for the sampler is behind this flag, which vLLM alone sets.
-            trainer.use_vllm = recipe.sampler_cap > 0
+            trainer.use_vllm = has_sampler
         loss = stage.loss(given.policy, given.batch).total / given.batch.count
         trainer.model.zero_grad()
-        expected = trainer._compute_loss(trainer.model, given.inputs)
+        expected = trainer._compute_loss(trainer.model, inputs_of(given))
         assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
         expected.backward()
-        found = split_fused(CONFIG, gradients(given.policy, loss))
-        wanted = {name: p.grad for name, p in trainer.model.named_parameters()}
-        assert found.keys() - {"lm_head.weight"} == wanted.keys() - {"lm_head.weight"}
-        for name in found.keys() & wanted.keys():
-            error = (found[name] - wanted[name]).norm() / wanted[name].norm()
-            assert error < 1e-4, name
+        assert_gradients_of_hf(given.policy, loss, trainer.model)

@@ -9,18 +9,11 @@ from typing import Any, cast
 import pytest
 import torch
 import transformers
-from made_rollouts import (
-    CONFIG,
-    alone,
-    engine_of,
-    made_rollouts,
-    own_tokens,
-    plain_log_probs,
-    rounded,
-)
+from labelled_answers import OtherRank, engine_of
+from made_rollouts import CONFIG, alone, made_rollouts, own_tokens, plain_log_probs, rounded
 from plain_ppo import exact_copy, look_before, plain_loss
-from small_models import EXPERTS, gradients, random_model, small_config
-from small_ppo import DEFAULTS, UNTIED, _OtherRank, batches_of, build, set_apart
+from small_models import EXPERTS, assert_same_gradients, gradients, random_model, small_config
+from small_ppo import DEFAULTS, UNTIED, batches_of, build, set_apart
 from torch import Tensor
 
 from minimind.config.model import ModelConfig
@@ -64,9 +57,7 @@ def test_losses_and_gradients_of_both_models_are_those_of_the_formulas(
     expected, metrics = plain_loss(exact, weight_D, trajectories, before, recipe)
     assert total.item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-5)
     wanted = gradients(cast(Any, exact), expected)
-    for name, gradient in gradients(cast(Any, module), total).items():
-        error = (gradient - wanted[name]).norm() / wanted[name].norm()
-        assert error < 2e-4, name
+    assert_same_gradients(gradients(cast(Any, module), total), wanted, 2e-4)
     if recipe.loss_mean != "length":
         for name, value in metrics.items():
             found = sum(loss.metrics[name].item() for loss in losses) / counts
@@ -117,7 +108,7 @@ def test_advantages_are_normalised_over_all_targets_of_the_step(tmp_path: Path):
 def test_advantages_are_normalised_over_all_ranks(tmp_path: Path):
     stage, _, module = build(tmp_path, gae_lambda=1.0, gamma=1.0)
     batch = build_rollout_batch(made_rollouts(), counts_tokens=True)
-    engine = _OtherRank(module=module)
+    engine = OtherRank(module=module)
     others = torch.tensor([4.0, -1.0, 0.5])
     engine.others = torch.tensor([others.sum(), others.square().sum(), 3.0]).double()
     with torch.no_grad():

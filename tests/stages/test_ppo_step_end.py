@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_rollouts import engine_of, made_rollouts
-from small_ppo import _OtherRank, batches_of, build, set_apart
+from labelled_answers import OtherRank, engine_of
+from made_rollouts import made_rollouts
+from small_ppo import batches_of, build, set_apart
 
 from minimind.stages.actor_critic import ActorCritic
 from minimind.stages.policy_loss import rollout_log_probs
@@ -46,7 +47,7 @@ def test_all_ranks_end_a_step_together(tmp_path: Path):
     """The mean is over the targets of all ranks, not over ranks."""
     stage, _, module = build(tmp_path)
     batches = batches_of(made_rollouts(), counts_tokens=True)[0]
-    engine = _OtherRank(module=module)
+    engine = OtherRank(module=module)
     with torch.no_grad():
         (batches,) = stage.look_back(engine_of(module), [batches])
         mine = sum(batch.num_targets for batch in batches)

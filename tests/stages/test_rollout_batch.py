@@ -7,17 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from made_rollouts import (
-    CONFIG,
-    SHAPES,
-    alone,
-    double,
-    made,
-    made_rollouts,
-    own_tokens,
-    plain_log_probs,
-)
-from small_models import gradients, logits_of, pack, random_model
+from made_rollouts import CONFIG, SHAPES, alone, made, made_rollouts, own_tokens, plain_log_probs
+from small_models import double, gradients, logits_of, pack, random_model
 
 from minimind.stages.policy_loss import PolicyLoss, rollout_log_probs
 from minimind.stages.rollout_batch import build_rollout_batch

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 import torch
-from labelled_answers import PolicyEngine
-from made_rollouts import CONFIG, engine_of, made, made_rollouts, move
+from labelled_answers import TOKENIZER, PolicyEngine, engine_of, save
+from made_rollouts import CONFIG, made, made_rollouts, move
 from small_models import pack, random_model
 from torch import nn
 
@@ -18,9 +18,8 @@ from minimind.data.prompt_format import Prompt, PromptBatch
 from minimind.engine.stage import BuildContext
 from minimind.errors import ConfigError
 from minimind.lora.model import adapters_off, add_adapters
-from minimind.model.state_dict import linear_parts, save_hf_folder
+from minimind.model.state_dict import linear_parts
 from minimind.runtime.ranks import Ranks
-from minimind.samples.text import load_sample_tokenizer
 from minimind.stages.grpo import GRPO, GRPORecipe
 from minimind.stages.ppo import PPO, PPORecipe
 from minimind.stages.rollout_batch import RolloutBatch
@@ -110,13 +109,11 @@ def test_more_minibatches_than_answers_are_refused(tmp_path: Path):
 
 def test_ppo_measures_the_policy_before_it_goes_on(tmp_path: Path):
     model = random_model(CONFIG, seed=1)
-    weights = {name: p.detach() for name, p in model.named_parameters()}
-    save_hf_folder(tmp_path, CONFIG, weights, torch.float32)
     context = BuildContext(
         config=CONFIG,
-        weights=weights,
-        weights_folder=tmp_path,
-        tokenizer=load_sample_tokenizer(),
+        weights=dict(model.named_parameters()),
+        weights_folder=save(model, tmp_path),
+        tokenizer=TOKENIZER,
     )
     for limit, wanted in ((0.01, 1), (0.0, 2)):
         stage = PPO(PPORecipe(seq_len=32, micro_batch_size=5, kl_stop=limit))

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from parsed_flags import TYPES, OtherRecipe, parse
+from parsed_flags import OtherRecipe, parse, two_stages
 
 from minimind.config.model import ModelConfig
 from minimind.config.recipe import FLAGS
 from minimind.errors import ConfigError
-from minimind.run.flags import collect_train_arguments
+from minimind.run.arguments import collect_arguments
 
 
 def test_nothing_given_is_nothing_kept():
@@ -186,15 +186,15 @@ def test_bad_usage_exits_with_2(fails: Callable[..., str], argv: list[str], word
     ],
 )
 def test_python_gets_the_same_help_in_its_own_spelling(options: dict[str, Any], words: list[str]):
-    with pytest.raises(ConfigError) as caught:
-        collect_train_arguments(options, TYPES)
+    with two_stages, pytest.raises(ConfigError) as caught:
+        collect_arguments(options)
     for word in words:
         assert word in str(caught.value)
 
 
 def test_batch_size_is_rows_of_a_step():
     assert parse("--batch_size", "32").recipe == {"train_batch_size": 32}
-    assert collect_train_arguments({"batch_size": 32}, TYPES).recipe == {"train_batch_size": 32}
+    assert collect_arguments({"batch_size": 32}).recipe == {"train_batch_size": 32}
     with pytest.raises(ConfigError, match=r"--batch_size 32 and --set train_batch_size=64"):
         parse("--batch_size", "32", "--set", "train_batch_size=64")
 

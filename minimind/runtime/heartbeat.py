@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -26,7 +27,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 
 from minimind.errors import LostRankError
-from minimind.runtime.machine import boot_id, host_name
+from minimind.runtime.machine import boot_id
 from minimind.runtime.progress import Progress
 from minimind.runtime.rank_watch import RankWatch, Sign, Verdict
 from minimind.runtime.ranks import Ranks
@@ -175,7 +176,7 @@ class Heartbeat:
             moves=self._moves,
             collectives=collectives,
             place=place,
-            host=host_name(),
+            host=socket.gethostname(),
             machine=boot_id(),
             pid=os.getpid(),
             local_rank=self._ranks.local_rank,

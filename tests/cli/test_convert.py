@@ -14,7 +14,7 @@ from small_adapters import random_adapter
 from small_models import logits_of, pack, random_documents, random_model, small_config
 from torch import Tensor
 
-from minimind.cli import convert as verb
+from minimind.cli.main import run_verb
 from minimind.data.tokenizer import Tokenizer
 from minimind.lora.adapter import merge_adapter
 from minimind.lora.folder import BaseModel
@@ -35,7 +35,8 @@ def convert() -> Convert:
     """convert(input, output, *flags) -> the exit status."""
 
     def run(source: Path, output: Path, *flags: str) -> int:
-        return verb.main(["--input", str(source), "--to", "hf", "--output", str(output), *flags])
+        argv = ["--input", str(source), "--to", "hf", "--output", str(output), *flags]
+        return run_verb("convert", argv)
 
     return run
 
@@ -249,5 +250,5 @@ def test_an_output_that_cannot_be_written_leaves_nothing(
 )
 def test_bad_usage_exits_with_2(argv: list[str]):
     with pytest.raises(SystemExit) as caught:
-        verb.main(argv)
+        run_verb("convert", argv)
     assert caught.value.code == 2

@@ -30,11 +30,6 @@ from minimind.rehearsal.report import Rehearsal
 from minimind.run.run import Run
 
 
-@pytest.fixture
-def unrehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "why_not", lambda run: "a test")
-
-
 NOTHING = Rehearsal(
     device="a test",
     world_size=1,

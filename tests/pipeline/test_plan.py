@@ -29,7 +29,6 @@ from minimind.rehearsal.rehearse import Point
 from minimind.rehearsal.report import Rehearsal
 from minimind.run.run import Run
 
-
 NOTHING = Rehearsal(
     device="a test",
     world_size=1,

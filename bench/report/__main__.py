@@ -1,5 +1,5 @@
-"""Tables and plots from the results files, and those of docs/data.md from the tables that data is
-read by: `python -m bench.report`.
+"""Tables and plots from the results files, and tables from the code itself (formats of data, fields
+of requests, packages, faults): `python -m bench.report`.
 
 What stands between `<!-- generated: python -m bench.report NAME -->` and `<!-- end -->` in a
 document is written anew from bench/results; plots go to docs/figures. What nobody measured reads
@@ -31,6 +31,7 @@ from bench.report.goals import (
 from bench.report.packages import packages_section
 from bench.report.plots import draw_plots
 from bench.report.readme import README_SECTIONS
+from bench.report.request_fields import calls_section, parts_section
 from bench.report.tables import (
     cards_section,
     data_section,
@@ -62,12 +63,15 @@ RULES: dict[str, Callable[[], str]] = {
     "keys": keys_section,
     "packages": packages_section,
     "faults": faults_section,
+    "request_calls": calls_section,
+    "request_parts": parts_section,
 }
 """The sections that hold no results."""
 NAMES = (*SECTIONS, *RULES)
 DOCUMENTS = (
     "README.md", "README_zh.md", "kernels/README.md", "docs/performance.md", "docs/data.md",
     "docs/architecture.md", "docs/faults.md", "docs/learning.md",
+    "docs/request_fields.md",
 )  # fmt: skip
 _SECTION = re.compile(
     r"(?P<start><!-- generated: python -m bench\.report (?P<name>\w+) -->\n)"

@@ -9,7 +9,7 @@ import tomllib
 
 import grimp
 
-from bench.harness import ROOT
+from bench.harness import ROOT, plain_table
 
 KERNELS = "minimind_kernels"
 
@@ -25,9 +25,9 @@ def packages_section() -> str:
     rows = []
     for package in packages:
         below = ", ".join(other for other in packages if other in imports[package])
-        rows.append(f"| `{package}` | {_read_purpose(package)} | {below} |")
-    picture = ["```mermaid", "flowchart TD", *arrows, "```", ""]
-    return "\n".join([*picture, "| package | what it is for | it imports |", "|-|-|-|", *rows])
+        rows.append((f"`{package}`", _read_purpose(package), below))
+    table = plain_table(("package", "what it is for", "it imports"), rows)
+    return "\n".join(["```mermaid", "flowchart TD", *arrows, "```", "", table])
 
 
 def _read_layers() -> list[list[str]]:

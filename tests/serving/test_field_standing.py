@@ -10,11 +10,9 @@ import httpx2 as httpx
 import pytest
 from live_servers import ScriptedEngine, running_server
 from pydantic import ValidationError
-from training_runs import ROOT
 
+from bench.report.request_fields import CALLS, PARTS, FieldStanding, field_standings
 from minimind.data.tokenizer import Tokenizer
-from minimind.serving.field_standing import FieldStanding, field_standings
-from minimind.serving.field_table import CALLS, PARTS, field_table
 from minimind.serving.settings import ServerSettings
 
 BODIES: dict[str, dict[str, Any]] = {
@@ -34,11 +32,6 @@ def shared(tokenizer: Tokenizer) -> Iterator[tuple[str, ScriptedEngine]]:
     engine = ScriptedEngine("yes")
     with running_server({"tiny": engine}, tokenizer, ServerSettings(port=0)) as server:
         yield server.url, engine
-
-
-def test_the_documents_have_the_table() -> None:
-    written = (ROOT / "docs" / "request_fields.md").read_text("utf-8")
-    assert written == field_table(), "python -m minimind.serving.field_table > docs/…"
 
 
 @pytest.mark.parametrize("path", CALLS)

@@ -125,7 +125,7 @@ def running_server(
         for name, engine in engines.items():
             service.add(name, engine, tokenizer)
         service.is_loading = False
-        server = ApiServer(service, settings)
+        server = ApiServer(service)
         listener = listen(settings)
 
         def stop() -> None:

@@ -65,17 +65,8 @@ class ChatWriter(CompletionWriter):
     ) -> None:
         super().__init__("chatcmpl", model, body, record)
         self._body = body
-        with_tools = body.offered_tools is not None
         self._choices = [
-            _Choice(
-                AnswerParser(
-                    in_reasoning=in_reasoning,
-                    with_tools=with_tools,
-                    calls_alone=body.has_form,
-                    must_call=body.must_call,
-                ),
-                Thoughts(body.thoughts),
-            )
+            _Choice(body.answer_parser(in_reasoning), Thoughts(body.thoughts))
             for _ in range(body.num_choices)
         ]
 

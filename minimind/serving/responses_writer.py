@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Literal
 
-from minimind.inference.answer_parser import AnswerParser, Part, Reasoning, ToolCall
+from minimind.inference.answer_parser import Part, Reasoning, ToolCall
 from minimind.inference.logprobs import TokenLogprob
 from minimind.serving.call_record import CallRecord
 from minimind.serving.completion_writer import CompletionWriter, stop_reason
@@ -43,12 +43,7 @@ class ResponsesWriter(CompletionWriter):
     ) -> None:
         super().__init__("resp", model, chat, record)
         self._body = body
-        self._parser = AnswerParser(
-            in_reasoning=in_reasoning,
-            with_tools=chat.offered_tools is not None,
-            calls_alone=chat.has_form,
-            must_call=chat.must_call,
-        )
+        self._parser = chat.answer_parser(in_reasoning)
         self._id = f"resp_{uuid.uuid4().hex}"
         self._done: list[OutputItem] = []
         self._open: Literal["message", "reasoning"] | None = None

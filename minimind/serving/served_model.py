@@ -113,11 +113,8 @@ class ServedModel:
         turns = read_turns(body.messages)
         if body.continues:
             turns[-1] = self._unfinished(body, turns[-1])
-        options: dict[str, Any] = {
-            "reasoning_effort": body.reasoning_effort,
-            "verbosity": body.verbosity,
-        }
-        options = {k: v for k, v in options.items() if v is not None}
+        given = {"reasoning_effort": body.reasoning_effort, "verbosity": body.verbosity}
+        options = {name: value for name, value in given.items() if value is not None}
         try:
             return chat_prompt(
                 self.tokenizer,

@@ -57,7 +57,7 @@ def test_a_connection_without_a_whole_request_is_closed(
 def test_connections_are_kept_longer_than_clients_reuse_them() -> None:
     """httpx, and so the official client, does for 5 s."""
     settings = ServerSettings()
-    assert ApiServer(Service(settings), settings).config.timeout_keep_alive > 5 + 10
+    assert ApiServer(Service(settings)).config.timeout_keep_alive > 5 + 10
 
 
 def test_an_answer_may_take_longer_than_its_question(serve: Serve) -> None:

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import pytest
-from live_servers import LiveServer, ScriptedEngine, Serve, running_server
+from live_servers import LiveServer, ScriptedEngine, Serve
 
 from minimind.data.tokenizer import Tokenizer
-from minimind.serving.settings import ServerSettings
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 USER = {"role": "user", "content": "hi"}
 ASK = {"messages": [USER], "max_tokens": 4}
-
-
-@pytest.fixture(scope="module")
-def shared(tokenizer: Tokenizer) -> Iterator[tuple[str, ScriptedEngine]]:
-    engine = ScriptedEngine("yes")
-    with running_server({"tiny": engine}, tokenizer, ServerSettings(port=0)) as server:
-        yield server.url, engine
 
 
 @pytest.fixture

@@ -72,16 +72,18 @@ KILLED = -signal.SIGKILL
 def read_losses(run: Path) -> list[tuple[int, float, str]]:
     """Gives (step, loss, validation loss) from each row of metrics.csv; a step without a loss has
     NaN."""
-    with open(run / "metrics.csv", encoding="utf-8") as file:
-        return [
-            (int(row["step"]), float(row["loss"] or "nan"), row["val_loss"])
-            for row in csv.DictReader(file)
-        ]
+    return [
+        (int(row["step"]), float(row["loss"] or "nan"), row["val_loss"]) for row in read_rows(run)
+    ]
 
 
 def read_column(run: Path, name: str) -> list[float]:
+    return [float(row[name]) for row in read_rows(run)]
+
+
+def read_rows(run: Path) -> list[dict[str, str]]:
     with open(run / "metrics.csv", encoding="utf-8") as file:
-        return [float(row[name]) for row in csv.DictReader(file)]
+        return list(csv.DictReader(file))
 
 
 WITHOUT_CLIPPING = ("--set", "gradient_clipping=0")

@@ -146,8 +146,7 @@ def test_of_two_ranks_the_first_writes(
     train_on_two: TrainOnTwo, flags: list[str], tmp_path: Path, offline: None
 ):
     pytest.importorskip("tensorboard")
-    done = train_on_two(*flags, "--monitor", "tensorboard", "csv_monitor")
-    assert done.returncode == 0, done.stderr
+    train_on_two(*flags, "--monitor", "tensorboard", "csv_monitor")
     run = tmp_path / "run"
     assert_all_kept(run, ["tensorboard", "csv_monitor"])
     assert len(list((run / "tensorboard").iterdir())) == 1

@@ -206,13 +206,6 @@ def test_a_killed_run_resumes_bitwise_though_its_reference_is_lost(
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-def test_nothing_to_compare_with_is_bad_usage(
-    train: Train, dpo_flags: list[str], capsys: pytest.CaptureFixture[str]
-):
-    assert train(*dpo_flags, "--from_checkpoint", "none") == 2
-    assert "--from_checkpoint none gives none: give a checkpoint" in capsys.readouterr().err
-
-
 def test_rounded_weights_with_a_small_rate_are_warned_of(
     train: Train,
     dpo_flags: list[str],

@@ -56,16 +56,13 @@ Columns = Mapping[str, Callable[[Row], str]]
 def describe_machine(device: Device) -> dict[str, Any]:
     """Describes the machine, the software on it and how busy it is now: a number is nothing without
     them."""
-    memory = None
-    if device.kind == "gpu":
-        memory = torch.cuda.get_device_properties(device.torch_device).total_memory
     return {
         "device": device.name,
         "kind": device.kind,
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
-        "gpu_memory_bytes": memory,
+        "gpu_memory_bytes": device.memory_bytes if device.kind == "gpu" else None,
         "supports_bf16": device.supports_bf16,
         "peak_flops": device.peak_flops,
         "driver": _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),

@@ -113,7 +113,6 @@ def test_bad_rows_stop_the_run_before_it_starts_or_are_skipped_and_listed(
     ("more", "message"),
     [
         (["--set", "ds_config.fp16.enabled=true"], "fp16"),
-        (["--set", "vocab_size=100"], "the model only 100"),
         (["--set", 'ds_config.scheduler={"type": "NoSuch"}'], "NoSuch"),
         (["--set", 'ds_config.scheduler={"type": "WarmupLR", "params": {"warm": 1}}'], "warm"),
     ],

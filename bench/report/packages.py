@@ -45,18 +45,13 @@ def _build_imports(packages: list[str]) -> dict[str, set[str]]:
     graph = grimp.build_graph("minimind", KERNELS, exclude_type_checking_imports=True)
     owner: dict[str, str] = {}
     for package in packages:
-        name = _module_of(package)
+        name = package if package == KERNELS else f"minimind.{package}"
         owner |= dict.fromkeys((name, *graph.find_descendants(name)), package)
     imports: dict[str, set[str]] = {package: set() for package in packages}
     for module, package in owner.items():
         modules = graph.find_modules_directly_imported_by(module)
         imports[package] |= {owner[name] for name in modules if name in owner} - {package}
     return imports
-
-
-def _module_of(package: str) -> str:
-    """Gives the name under which `package` is imported."""
-    return package if package == KERNELS else f"minimind.{package}"
 
 
 def _without_detours(imports: dict[str, set[str]]) -> dict[str, set[str]]:

@@ -47,7 +47,9 @@ def main() -> None:
         st.error(without_images(str(error)))
         st.stop()
     session = _choose_conversation(_backend(url, models[0]))
-    session.backend = backend = _backend(url, _choose_model(models))
+    st.sidebar.divider()
+    model = st.sidebar.selectbox(text("model"), models, key="model")
+    session.backend = backend = _backend(url, model)
     _choose_options(session)
     tools = _tools()
     _offer_download(session)
@@ -126,11 +128,6 @@ def _shorten(question: str) -> str:
     words = " ".join(question.split())
     cut = words if len(words) <= _NAME_CHARS else words[: _NAME_CHARS - 1] + "…"
     return re.sub(r"([\\`*_\[\]$:~<>#])", r"\\\1", cut)
-
-
-def _choose_model(models: Sequence[str]) -> str:
-    st.sidebar.divider()
-    return st.sidebar.selectbox(text("model"), models, key="model")
 
 
 def _choose_options(session: ChatSession) -> None:

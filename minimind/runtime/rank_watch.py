@@ -91,14 +91,11 @@ class RankWatch:
             before = self.signs.get(rank)
             if before is None or sign.beat != before.beat:
                 self._heard[rank] = now
-            if before is None or sign.moves != before.moves:
-                self._has_moved(now)
+            has_moved = before is None or sign.moves != before.moves
+            if has_moved and self._moved is not None:
+                self._longest_pause_s = max(self._longest_pause_s, now - self._moved)
+                self._moved = now
             self.signs[rank] = sign
-
-    def _has_moved(self, now: float) -> None:
-        if self._moved is not None:
-            self._longest_pause_s = max(self._longest_pause_s, now - self._moved)
-            self._moved = now
 
     def judge(self, now: float) -> Verdict | None:
         """Gives a verdict where a rank is lost."""

@@ -149,7 +149,10 @@ class ServedModel:
             begins = body.add_special_tokens is not False
             ids = self.encode(body, text, begins, parses) if isinstance(text, str) else text
             ids = body.truncated(ids, self.context)
-            self._check_ids(ids, param)
+            if not ids:
+                raise ApiError(400, f"{param} is empty, so nothing can follow it", param=param)
+            if len(ids) > self.context:
+                raise self._too_long(len(ids), 0)
             found.append(ids)
         return found
 
@@ -222,12 +225,6 @@ class ServedModel:
                 param="continue_final_message",
             )
         return split_open_thought(turn)
-
-    def _check_ids(self, ids: list[int], param: str) -> None:
-        if not ids:
-            raise ApiError(400, f"{param} is empty, so nothing can follow it", param=param)
-        if len(ids) > self.context:
-            raise self._too_long(len(ids), 0)
 
     def _most_tokens(self, body: RequestPart) -> int:
         """Gives the most tokens that a text may have before it is cut: those of the context, or

@@ -63,7 +63,7 @@ class ChatWriter(CompletionWriter):
     def __init__(
         self, model: ServedModel, body: ChatRequest, in_reasoning: bool, record: CallRecord
     ) -> None:
-        super().__init__("chatcmpl", model, body, record)
+        super().__init__("chatcmpl-", model, body, record)
         self._body = body
         self._choices = [
             _Choice(body.answer_parser(in_reasoning), Thoughts(body.thoughts))

@@ -41,10 +41,9 @@ class ResponsesWriter(CompletionWriter):
         in_reasoning: bool,
         record: CallRecord,
     ) -> None:
-        super().__init__("resp", model, chat, record)
+        super().__init__("resp_", model, chat, record)
         self._body = body
         self._parser = chat.answer_parser(in_reasoning)
-        self._id = f"resp_{uuid.uuid4().hex}"
         self._done: list[OutputItem] = []
         self._open: Literal["message", "reasoning"] | None = None
         """The kind of the item to which the next text belongs; None between items."""
@@ -184,7 +183,7 @@ class ResponsesWriter(CompletionWriter):
         body, choice = self._body, self._body.tool_choice or "auto"
         cut = self._finish_reason == "length"
         return ResponseObject(
-            id=self._id,
+            id=self._head["id"],
             created_at=self._head["created"],
             status=("incomplete" if cut else "completed") if ended else "in_progress",
             incomplete_details={"reason": "max_output_tokens"} if ended and cut else None,

@@ -97,9 +97,7 @@ def test_a_checkpoint_without_its_model_folder_is_converted_from_its_shards(
     "a rank's shards missing, damaged or of another checkpoint",
     "the rank or the file is named",
 )
-def test_damaged_shards_are_refused(
-    flags: list[str], train_on_two: TrainOnTwo, train: Train, tmp_path: Path
-):
+def test_damaged_shards_are_refused(flags: list[str], train_on_two: TrainOnTwo, tmp_path: Path):
     train_on_two(*flags, *ONE_STEP)
     checkpoint = (tmp_path / "run" / "checkpoints" / "latest").resolve()
     engine, kept = checkpoint / "engine", tmp_path / "kept"

@@ -83,7 +83,6 @@ def test_a_teacher_whose_run_has_gone_on_is_not_taken_for_the_one_of_before(
     train: Train,
     flags: list[str],
     teacher: Path,
-    run_flags: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):

@@ -26,7 +26,6 @@ def test_a_full_disk_costs_one_checkpoint_and_not_the_run(
     flags: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
 ):
     save, calls = checkpoint_store.save_hf_folder, []
 
@@ -190,9 +189,7 @@ def test_a_choice_of_kernels_that_cannot_be_met(
 
 
 @pytest.mark.faults("bad input with two ranks", "one rank says it, both end")
-def test_of_two_ranks_one_says_what_is_wrong_and_both_leave(
-    train: Train, flags: list[str], tmp_path: Path
-):
+def test_of_two_ranks_one_says_what_is_wrong_and_both_leave(flags: list[str], tmp_path: Path):
     """With what rank 0 alone looks at."""
     (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
     done = train_in_a_process(*flags, ranks=2)

@@ -142,7 +142,7 @@ def test_what_is_given_anew_holds_for_a_resumed_run(
 @pytest.mark.usefixtures("fp32")
 @pytest.mark.faults("what cannot be resumed", "says why")
 def test_what_cannot_be_resumed_says_why(
-    train: Train, flags: list[str], tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+    train: Train, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     run = str(tmp_path / "run")
     assert train(*flags, "--max_steps", "2") == 0

@@ -13,14 +13,12 @@ from small_adapters import explicit_sum, named
 from small_models import random_model, small_config
 from torch import nn
 from training_runs import (
-    KILL_AFTER,
-    KILLED,
     WITHOUT_CLIPPING,
     Train,
     assert_same_weights,
     final_weights,
     read_losses,
-    train_in_a_process,
+    train_until_killed,
 )
 from two_ranks import TrainOnTwo
 
@@ -201,11 +199,7 @@ def test_a_stopped_run_resumes_bitwise(train: Train, flags: list[str], tmp_path:
 
 def test_a_run_killed_in_a_save_resumes_bitwise(train: Train, flags: list[str], tmp_path: Path):
     assert train(*flags, "--output_dir", str(tmp_path / "whole")) == 0
-    prelude = "from minimind.stages import lora\n" + KILL_AFTER.format(
-        module="lora", function="save_adapter", calls=2
-    ).replace("from minimind.engine import lora\n", "")
-    done = train_in_a_process(*flags, prelude=prelude)
-    assert done.returncode == KILLED, done.stderr
+    train_until_killed(*flags, after="minimind.stages.lora.save_adapter", calls=2)
     assert train("--resume", "--output_dir", str(tmp_path / "run")) == 0
     assert_same_weights(tmp_path / "whole", tmp_path / "run")
 

@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 from small_folders import small_folder
 from training_runs import (
-    KILL_AFTER,
-    KILLED,
     WITHOUT_CLIPPING,
     Train,
     assert_like_losses,
@@ -22,7 +20,7 @@ from training_runs import (
     read_column,
     read_losses,
     read_rows,
-    train_in_a_process,
+    train_until_killed,
 )
 from two_ranks import TrainOnTwo
 
@@ -132,8 +130,7 @@ def test_a_killed_run_resumes_bitwise(train: Train, flags_of: Flags, tmp_path: P
     flags = [*flags_of(stage, inner_epochs=2), "--max_steps", "4", "--eval_every", "0"]
     assert train(*flags, *to(tmp_path / "whole")) == 0
     # Two micro-batches in each of a step's two updates: in the fourth step.
-    prelude = KILL_AFTER.format(module="loop", function="seed_micro_batch", calls=14)
-    assert train_in_a_process(*flags, prelude=prelude).returncode == KILLED
+    train_until_killed(*flags, after="minimind.engine.loop.seed_micro_batch", calls=14)
     run, whole = tmp_path / "run", tmp_path / "whole"
     assert {one["step"] for one in read_samples(run)} == {1, 2, 3}
     assert train("--resume", *to(run)) == 0

@@ -14,9 +14,9 @@ from training_runs import (
     assert_like_weights,
     assert_same_run,
     final_weights,
+    launch_on_two,
     read_column,
     read_losses,
-    train_in_a_process,
 )
 from two_ranks import TrainOnTwo
 
@@ -107,7 +107,7 @@ def test_bf16_trains_from_exact_masters(
 def test_the_deepspeed_launcher_starts_two_ranks(flags: list[str], tmp_path: Path, train: Train):
     flags = [*flags, *WITHOUT_CLIPPING]
     assert train(*flags) == 0
-    done = train_in_a_process(*flags, "--output_dir", str(tmp_path / "two"), ranks=2)
+    done = launch_on_two(*flags, "--output_dir", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "run", tmp_path / "two")
 

@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 from training_runs import (
-    KILL_AFTER,
-    KILLED,
     WITHOUT_CLIPPING,
     Train,
     assert_same_run,
     read_column,
     read_losses,
     read_rows,
-    train_in_a_process,
+    train_until_killed,
 )
 from two_ranks import TrainOnTwo
 
@@ -98,9 +96,7 @@ def test_a_killed_run_resumes_bitwise(train: Train, flags: list[str], tmp_path: 
     flags = [*flags, "--set", "dropout=0.1", "--set", "activation_checkpointing=true"]
     assert train(*flags, "--output_dir", str(tmp_path / "whole")) == 0
     # Between two micro-batches of step 5: what was summed up of it is lost with the process.
-    prelude = KILL_AFTER.format(module="loop", function="seed_micro_batch", calls=9)
-    done = train_in_a_process(*flags, prelude=prelude)
-    assert done.returncode == KILLED, done.stderr
+    train_until_killed(*flags, after="minimind.engine.loop.seed_micro_batch", calls=9)
     assert train("--resume", "--output_dir", str(tmp_path / "run")) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "run")
     assert read_routers(tmp_path / "whole") == read_routers(tmp_path / "run")

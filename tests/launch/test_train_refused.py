@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from minimind_kernels import backend
-from training_runs import Train, read_losses, train_in_a_process
+from training_runs import Train, launch_on_two, read_losses
 
 from minimind.data.loader import PackedLoader
 from minimind.engine import checkpoint_store
@@ -192,7 +192,7 @@ def test_a_choice_of_kernels_that_cannot_be_met(
 def test_of_two_ranks_one_says_what_is_wrong_and_both_leave(flags: list[str], tmp_path: Path):
     """With what rank 0 alone looks at."""
     (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
-    done = train_in_a_process(*flags, ranks=2)
+    done = launch_on_two(*flags)
     assert done.returncode != 0
     said = done.stdout + done.stderr
     assert said.count("already holds a run's checkpoints") == 1

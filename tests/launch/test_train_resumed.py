@@ -14,15 +14,13 @@ from typing import Any
 import pytest
 import torch
 from training_runs import (
-    KILL_AFTER,
-    KILLED,
     WITHOUT_CLIPPING,
     Train,
     assert_same_run,
     final_weights,
     read_column,
     read_losses,
-    train_in_a_process,
+    train_until_killed,
 )
 from two_ranks import TrainOnTwo
 
@@ -71,12 +69,12 @@ def test_a_run_resumed_after_sigint_ends_bitwise_like_one_left_alone(
 
 
 @pytest.mark.parametrize(
-    ("module", "function", "calls", "kind"),
+    ("after", "calls", "kind"),
     [
-        ("loop", "seed_micro_batch", 9, "bf16"),  # between two micro-batches of step 5
-        ("checkpoint_store", "save_hf_folder", 2, "fp32"),  # in the middle of the second save
-        ("publish", "_set_aside", 2, "bf16"),  # all is written, but has no name yet
-        ("checkpoint_store", "prune", 2, "bf16"),  # just after it has its name
+        ("loop.seed_micro_batch", 9, "bf16"),  # between two micro-batches of step 5
+        ("checkpoint_store.save_hf_folder", 2, "fp32"),  # in the middle of the second save
+        ("publish._set_aside", 2, "bf16"),  # all is written, but has no name yet
+        ("checkpoint_store.prune", 2, "bf16"),  # just after it has its name
     ],
 )
 @pytest.mark.faults("kill -9 anywhere in a run", "resumed, it ends with the same bits")
@@ -85,16 +83,13 @@ def test_a_run_killed_anywhere_resumes_bitwise(
     flags: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    module: str,
-    function: str,
+    after: str,
     calls: int,
     kind: str,
 ):
     monkeypatch.setenv("MINIMIND_PRECISION", kind)
     assert train(*flags, "--output_dir", str(tmp_path / "whole")) == 0
-    prelude = KILL_AFTER.format(module=module, function=function, calls=calls)
-    done = train_in_a_process(*flags, prelude=prelude)
-    assert done.returncode == KILLED, done.stderr
+    train_until_killed(*flags, after=f"minimind.engine.{after}", calls=calls)
     assert train("--resume", "--output_dir", str(tmp_path / "run")) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 

@@ -14,7 +14,7 @@ import platform
 import re
 import statistics
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -56,16 +56,13 @@ Columns = Mapping[str, Callable[[Row], str]]
 def describe_machine(device: Device) -> dict[str, Any]:
     """Describes the machine, the software on it and how busy it is now: a number is nothing without
     them."""
-    memory = None
-    if device.kind == "gpu":
-        memory = torch.cuda.get_device_properties(device.torch_device).total_memory
     return {
         "device": device.name,
         "kind": device.kind,
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
-        "gpu_memory_bytes": memory,
+        "gpu_memory_bytes": device.memory_bytes if device.kind == "gpu" else None,
         "supports_bf16": device.supports_bf16,
         "peak_flops": device.peak_flops,
         "driver": _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
@@ -155,6 +152,12 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
+
+
+def plain_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Makes a Markdown table without padding, for cells that are too long to be aligned."""
+    lines = [header, ["-"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
 def format_rows(rows: Sequence[Row], columns: Columns) -> str:

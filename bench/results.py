@@ -10,6 +10,11 @@ from pathlib import Path
 from bench.harness import RESULTS, Row
 
 
+def stage_of(row: Row) -> str:
+    """Gives the stage of a row of bench.train; its first results files have pretraining alone."""
+    return row.get("stage") or "pretrain"
+
+
 @dataclass(frozen=True, slots=True)
 class Results:
     """Holds all results files of all devices."""

@@ -144,7 +144,7 @@ class SmallSession(Session):
 
             async def run() -> None:
                 service = Service(settings)
-                server = ApiServer(service, settings)
+                server = ApiServer(service)
                 listener = listen(replace(settings, port=0))
                 self.port = listener.getsockname()[1]
                 running = asyncio.create_task(server.serve(sockets=[listener]))

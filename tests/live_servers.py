@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -125,7 +126,7 @@ def running_server(
         for name, engine in engines.items():
             service.add(name, engine, tokenizer)
         service.is_loading = False
-        server = ApiServer(service, settings)
+        server = ApiServer(service)
         listener = listen(settings)
 
         def stop() -> None:
@@ -149,6 +150,18 @@ def running_server(
     found[0].stop()
     thread.join(20)
     assert not thread.is_alive()
+
+
+def open_socket(server: LiveServer) -> socket.socket:
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    received = b""
+    while piece := connection.recv(4096):
+        received += piece
+    return received
 
 
 @pytest.fixture

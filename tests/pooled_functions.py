@@ -81,7 +81,7 @@ def write_functions(folder: Path) -> None:
 
 
 def outcomes(pool: FunctionPool, arguments: list[Any]) -> list[Outcome]:
-    (function,) = pool.functions
+    (function,) = pool._functions
     return pool.call([Call(function, argument) for argument in arguments])
 
 

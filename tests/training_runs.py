@@ -24,18 +24,41 @@ Train = Callable[..., int]
 """Calls launch/train.py's main with flags, in this process."""
 
 
-def train_in_a_process(
-    *arguments: str, ranks: int = 1, prelude: str = ""
-) -> subprocess.CompletedProcess[str]:
-    """Starts launch/train.py as a user does; `prelude` is Python code that runs before it."""
-    code = f"{prelude}\nimport sys, runpy\nsys.argv = sys.argv[1:]\n"
-    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", code, str(TRAIN), *arguments]
-    if ranks > 1:
-        # The launcher's own port may be another run's.
-        port = ["--master_port", str(free_port())]
-        command = [str(Path(sys.executable).parent / "deepspeed"), *port]
-        command += ["--num_accelerators", str(ranks), str(TRAIN), *arguments]
+_DYING = """
+import os, pkgutil, runpy, signal, sys
+owner = pkgutil.resolve_name("{owner}")
+whole = owner.{name}
+calls = []
+def dying(*arguments, **options):
+    result = whole(*arguments, **options)
+    calls.append(1)
+    if len(calls) == {calls}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+owner.{name} = dying
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def train_until_killed(*arguments: str, after: str, calls: int) -> None:
+    """Trains in a process that signal 9 ends after so many calls of a function, which is given by
+    its full name."""
+    owner, _, name = after.rpartition(".")
+    code = _DYING.format(owner=owner, name=name, calls=calls)
+    done = _run([sys.executable, "-c", code, str(TRAIN), *arguments])
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def launch_on_two(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Trains on two ranks that DeepSpeed's launcher starts, as a user does."""
+    # The launcher's own port may be another run's.
+    port = ["--master_port", str(free_port())]
+    command = [str(Path(sys.executable).parent / "deepspeed"), *port, "--num_accelerators", "2"]
+    return _run([*command, str(TRAIN), *arguments])
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     # Runs in this process may hold the port that they have set.
     environment = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
     environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
@@ -51,37 +74,21 @@ def train_in_a_process(
     )
 
 
-KILL_AFTER = """
-import os, signal
-from minimind.engine import {module}
-whole = {module}.{function}
-calls = []
-def dying(*arguments, **options):
-    result = whole(*arguments, **options)
-    calls.append(1)
-    if len(calls) == {calls}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-{module}.{function} = dying
-"""
-"""A prelude that kills the process with signal 9 after a number of calls of a function."""
-
-KILLED = -signal.SIGKILL
-
-
 def read_losses(run: Path) -> list[tuple[int, float, str]]:
     """Gives (step, loss, validation loss) from each row of metrics.csv; a step without a loss has
     NaN."""
-    with open(run / "metrics.csv", encoding="utf-8") as file:
-        return [
-            (int(row["step"]), float(row["loss"] or "nan"), row["val_loss"])
-            for row in csv.DictReader(file)
-        ]
+    return [
+        (int(row["step"]), float(row["loss"] or "nan"), row["val_loss"]) for row in read_rows(run)
+    ]
 
 
 def read_column(run: Path, name: str) -> list[float]:
+    return [float(row[name]) for row in read_rows(run)]
+
+
+def read_rows(run: Path) -> list[dict[str, str]]:
     with open(run / "metrics.csv", encoding="utf-8") as file:
-        return [float(row[name]) for row in csv.DictReader(file)]
+        return list(csv.DictReader(file))
 
 
 WITHOUT_CLIPPING = ("--set", "gradient_clipping=0")

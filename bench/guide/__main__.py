@@ -4,16 +4,13 @@
 Code comes from the source by name, and every example is run, once for both languages; what it
 prints is written only where it is not what the page says, up to rounding. With names, only those
 examples are run, and only their pictures are drawn; `none` runs no example, and draws the pictures
-that need none. `--check` writes nothing.
-
-Exit status: 0 done, 1 `--check` found a page that is not what code and examples give, 2 bad usage.
+that need none. Tests check that pages and code agree.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 
 from bench.guide import pictures
@@ -26,7 +23,7 @@ from bench.harness import ROOT
 os.environ.setdefault("MINIMIND_COMPILE", "0")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.guide",
         description=__doc__,
@@ -34,7 +31,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     known = all_examples()
     parser.add_argument("examples", nargs="*", metavar="NAME", help=f"{', '.join(known)} or all")
-    parser.add_argument("--check", action="store_true", help="only say which pages are stale")
     options = parser.parse_args(argv)
     wanted = [name for name in options.examples or known if name != "none"]
     if unknown := [name for name in wanted if name not in known]:
@@ -45,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             fill_page(text, {})  # before examples run for minutes
         except (MissingSourceError, FileNotFoundError) as error:
             parser.error(f"{page.relative_to(ROOT)}: {error}")
-    outputs = _run(wanted, draws=not options.check)
-    stale = []
+    outputs = _run(wanted)
+    written = []
     for page, before in texts.items():
         said = printed_in(before)
         new = {
@@ -56,31 +52,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         after = fill_page(before, new)
         if after != before:
-            stale.append(str(page.relative_to(ROOT)))
-            if not options.check:
-                page.write_text(after, encoding="utf-8")
-    if options.check:
-        for name in stale:
-            print(f"{name}: not what code and examples give; python -m bench.guide writes it")
-        return int(bool(stale))
+            page.write_text(after, encoding="utf-8")
+            written.append(str(page.relative_to(ROOT)))
     if "none" in (options.examples or ["none"]):
         for draw in pictures.PICTURES.values():
             print(f"written: {draw().relative_to(ROOT)}")
-    print(f"written: {', '.join(stale) or 'no page, all are as code and examples give them'}")
-    return 0
+    print(f"written: {', '.join(written) or 'no page, all are as code and examples give them'}")
 
 
-def _run(names: Sequence[str], *, draws: bool) -> dict[str, str]:
-    """Runs the examples, and gives what each prints; with `draws`, draws their pictures."""
+def _run(names: Sequence[str]) -> dict[str, str]:
+    """Runs the examples, draws their pictures, and gives what each prints."""
     outputs = {}
     for name in names:
         print(f"running {name}", flush=True)
         outputs[name], variables = run_example(name)
-        if draws and name in pictures.FROM_EXAMPLES:
+        if name in pictures.FROM_EXAMPLES:
             path = pictures.FROM_EXAMPLES[name](variables)
             print(f"written: {path.relative_to(ROOT)}")
     return outputs
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

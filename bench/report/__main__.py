@@ -1,18 +1,15 @@
-"""Tables and plots from the results files, and those of docs/data.md from the tables that data is
-read by: `python -m bench.report`.
+"""Tables and plots from the results files, and tables from the code itself (formats of data, fields
+of requests, packages, faults): `python -m bench.report`.
 
 What stands between `<!-- generated: python -m bench.report NAME -->` and `<!-- end -->` in a
 document is written anew from bench/results; plots go to docs/figures. What nobody measured reads
-"not measured". With names, only those sections are written; `--check` writes nothing.
-
-Exit status: 0 done, 1 `--check` found a table that is not what the results give, 2 bad usage.
+"not measured". With names, only those sections are written. Tests check that they are up to date.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -31,6 +28,7 @@ from bench.report.goals import (
 from bench.report.packages import packages_section
 from bench.report.plots import draw_plots
 from bench.report.readme import README_SECTIONS
+from bench.report.request_fields import calls_section, parts_section
 from bench.report.tables import (
     cards_section,
     data_section,
@@ -62,12 +60,15 @@ RULES: dict[str, Callable[[], str]] = {
     "keys": keys_section,
     "packages": packages_section,
     "faults": faults_section,
+    "request_calls": calls_section,
+    "request_parts": parts_section,
 }
 """The sections that hold no results."""
 NAMES = (*SECTIONS, *RULES)
 DOCUMENTS = (
     "README.md", "README_zh.md", "kernels/README.md", "docs/performance.md", "docs/data.md",
     "docs/architecture.md", "docs/faults.md", "docs/learning.md",
+    "docs/request_fields.md",
 )  # fmt: skip
 _SECTION = re.compile(
     r"(?P<start><!-- generated: python -m bench\.report (?P<name>\w+) -->\n)"
@@ -76,30 +77,23 @@ _SECTION = re.compile(
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
     parser.add_argument("sections", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)} or all")
-    parser.add_argument("--check", action="store_true", help="only say which tables are stale")
     options = parser.parse_args(argv)
     if unknown := [name for name in options.sections if name not in NAMES]:
         parser.error(f"{unknown[0]}: the sections are {', '.join(NAMES)}")
-    results, stale = Results.load(), []
+    results, written = Results.load(), []
     for name in DOCUMENTS:
         path = ROOT / name
         before = path.read_text(encoding="utf-8")
         after = fill_sections(before, results, options.sections or NAMES)
         if before != after:
-            stale.append(name)
-            if not options.check:
-                path.write_text(after, encoding="utf-8")
-    if options.check:
-        for name in stale:
-            print(f"{name}: not what bench/results gives; python -m bench.report writes it")
-        return int(bool(stale))
+            path.write_text(after, encoding="utf-8")
+            written.append(name)
     for path in draw_plots(results):
         print(f"written: {path.relative_to(ROOT)}")
-    print(f"written: {', '.join(stale) or 'no document, all are as the results have them'}")
-    return 0
+    print(f"written: {', '.join(written) or 'no document, all are as the results have them'}")
 
 
 def fill_sections(text: str, results: Results, names: Sequence[str]) -> str:
@@ -115,4 +109,4 @@ def fill_sections(text: str, results: Results, names: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

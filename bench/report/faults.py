@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from bench.harness import ROOT, plain_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,9 @@ class Fault:
 def faults_section() -> str:
     """Gives the table of all faults, by area."""
     found = sorted(find_faults(ROOT / "tests"), key=lambda one: (one.area, one.test))
-    rows = ["| area | fault | what happens | test |", "|-|-|-|-|"]
-    rows += [f"| {x.area} | {x.fault} | {x.outcome} | `{x.test}` |" for x in found]
-    return "\n".join([f"{len(found)} faults.", "", *rows])
+    rows = [(one.area, one.fault, one.outcome, f"`{one.test}`") for one in found]
+    table = plain_table(("area", "fault", "what happens", "test"), rows)
+    return f"{len(found)} faults.\n\n{table}"
 
 
 def find_faults(folder: Path) -> Iterator[Fault]:

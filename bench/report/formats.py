@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from bench.harness import plain_table
 from minimind.data.containers import (
     COMPRESSIONS,
     CONTAINERS,
@@ -45,7 +46,7 @@ def files_section() -> str:
     rows += [(f"`*{suffix}` ({what})", "refused") for suffix, what in FOREIGN_BY_NAME.items()]
     refused = {what: todo for _, what, todo in FOREIGN_BY_BYTES}
     rows += [(f"what {what}", f"refused: {todo}") for what, todo in refused.items()]
-    return _table(("file", "read, or refused with"), rows)
+    return plain_table(("file", "read, or refused with"), rows)
 
 
 def forms_section() -> str:
@@ -57,7 +58,7 @@ def forms_section() -> str:
         for dialect in dialects
     ]  # fmt: skip
     header = ("rows for", "`--format`", "form", "a row looks like", "targets")
-    return _table(header, rows)
+    return plain_table(header, rows)
 
 
 def keys_section() -> str:
@@ -75,7 +76,7 @@ def keys_section() -> str:
     ):
         rows += [*_key_rows(what, tables), (what, "any other", "reported, with a count")]
     rows += [("a role", names, role) for role, names in _group(ROLES.items())]
-    return _table(("of", "key", "used, or refused with"), rows)
+    return plain_table(("of", "key", "used, or refused with"), rows)
 
 
 def _key_rows(of: str, tables: Sequence[KeyTable]) -> list[tuple[str, str, str]]:
@@ -102,9 +103,3 @@ def _group(effects: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     for key, effect in effects:
         keys.setdefault(effect, {})[f"`{key}`"] = None
     return [(effect, ", ".join(found)) for effect, found in keys.items()]
-
-
-def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """Makes a Markdown table without padding: the texts are too long to be aligned."""
-    lines = [header, ("-",) * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

@@ -24,7 +24,7 @@ from bench.kernels import (
     H200_FLOPS_PER_S,
 )
 from bench.report.tables import CARDS
-from bench.results import Results
+from bench.results import Results, stage_of
 from bench.train.goals import state_bytes, title, wanted
 
 _CEILINGS = {
@@ -165,7 +165,7 @@ def _engine_rows(results: Results, card: str, model: str) -> Iterator[Mapping[st
 
 
 def _is_pretraining(row: Mapping[str, Any]) -> bool:
-    return row["name"] == "engine" and (row.get("stage") or "pretrain") == "pretrain"
+    return row["name"] == "engine" and stage_of(row) == "pretrain"
 
 
 def other_goals_section(results: Results) -> str:

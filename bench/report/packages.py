@@ -9,7 +9,7 @@ import tomllib
 
 import grimp
 
-from bench.harness import ROOT
+from bench.harness import ROOT, plain_table
 
 KERNELS = "minimind_kernels"
 
@@ -25,9 +25,9 @@ def packages_section() -> str:
     rows = []
     for package in packages:
         below = ", ".join(other for other in packages if other in imports[package])
-        rows.append(f"| `{package}` | {_read_purpose(package)} | {below} |")
-    picture = ["```mermaid", "flowchart TD", *arrows, "```", ""]
-    return "\n".join([*picture, "| package | what it is for | it imports |", "|-|-|-|", *rows])
+        rows.append((f"`{package}`", _read_purpose(package), below))
+    table = plain_table(("package", "what it is for", "it imports"), rows)
+    return "\n".join(["```mermaid", "flowchart TD", *arrows, "```", "", table])
 
 
 def _read_layers() -> list[list[str]]:
@@ -45,18 +45,13 @@ def _build_imports(packages: list[str]) -> dict[str, set[str]]:
     graph = grimp.build_graph("minimind", KERNELS, exclude_type_checking_imports=True)
     owner: dict[str, str] = {}
     for package in packages:
-        name = _module_of(package)
+        name = package if package == KERNELS else f"minimind.{package}"
         owner |= dict.fromkeys((name, *graph.find_descendants(name)), package)
     imports: dict[str, set[str]] = {package: set() for package in packages}
     for module, package in owner.items():
         modules = graph.find_modules_directly_imported_by(module)
         imports[package] |= {owner[name] for name in modules if name in owner} - {package}
     return imports
-
-
-def _module_of(package: str) -> str:
-    """Gives the name under which `package` is imported."""
-    return package if package == KERNELS else f"minimind.{package}"
 
 
 def _without_detours(imports: dict[str, set[str]]) -> dict[str, set[str]]:

@@ -6,14 +6,14 @@ The two documents hold the same figures; `Words` has what is said around them in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from bench.cards.__main__ import BENCHMARK as CARDS_BENCHMARK
 from bench.cards.__main__ import least_seconds
 from bench.harness import NOT_MEASURED, Row, describe_place, format_table, rate_range, shown
-from bench.results import Results
+from bench.results import Results, stage_of
 from minimind.stages import STAGES
 
 TOKENS = 1e9
@@ -84,7 +84,7 @@ def numbers_section(results: Results, words: Words) -> str:
 
 def _training_number(results: Results, words: Words) -> str | None:
     for machine, rows in _best_first(results, "train_step"):
-        named = {row["name"]: row for row in rows if _stage(row) == "pretrain"}
+        named = {row["name"]: row for row in rows if stage_of(row) == "pretrain"}
         ours, theirs = named.get("engine"), named.get("original")
         if ours and theirs and ours.get("ratio_to_original"):
             return words.training.format(
@@ -141,10 +141,6 @@ def _best_first(results: Results, benchmark: str) -> list[tuple[Row, Sequence[Ro
     return [(one["machine"], one["rows"]) for one in found]
 
 
-def _stage(row: Mapping[str, Any]) -> str:
-    return row.get("stage") or "pretrain"
-
-
 def measured_section(results: Results, words: Words) -> str:
     """Makes the short table of training of one model: each stage in the engine, and the original's
     method. Only what was measured has a line."""
@@ -161,7 +157,7 @@ def measured_section(results: Results, words: Words) -> str:
     model = (compared or [found[0][1]["model"]])[0]
     found = [(machine, row) for machine, row in found if row["model"] == model]
     stages = list(STAGES)
-    found.sort(key=lambda one: (stages.index(_stage(one[1])), one[1]["name"] == "engine"))
+    found.sort(key=lambda one: (stages.index(stage_of(one[1])), one[1]["name"] == "engine"))
     # Sorting keeps the order of equals: the machines' own.
     found.sort(key=lambda one: one[0]["kind"] != "gpu")
     header = [column.format(model=model) for column in words.columns]
@@ -169,7 +165,7 @@ def measured_section(results: Results, words: Words) -> str:
 
 
 def _measured_line(machine: Row, row: Row, words: Words) -> list[str]:
-    stage = f"`{_stage(row)}`"
+    stage = f"`{stage_of(row)}`"
     return [
         describe_place(machine),
         words.original.format(stage=stage) if row["name"] == "original" else stage,
@@ -206,15 +202,8 @@ def _spell_time(seconds: float, words: Words) -> str:
     return minutes.format(seconds / 60) if seconds >= 100 else short.format(seconds)
 
 
-def _in_language(make: Callable[[Results, Words], str], words: Words) -> Callable[[Results], str]:
-    def section(results: Results) -> str:
-        return make(results, words)
-
-    return section
-
-
 README_SECTIONS: dict[str, Callable[[Results], str]] = {
-    f"{name}{suffix}": _in_language(make, words)
+    f"{name}{suffix}": partial(make, words=words)
     for suffix, words in (("", ENGLISH), ("_zh", CHINESE))
     for name, make in (
         ("numbers", numbers_section),

@@ -17,7 +17,7 @@ from bench.harness import (
     shown,
 )
 from bench.report.plots import scaling_figure
-from bench.results import Results
+from bench.results import Results, stage_of
 from bench.scaling import rows as scaling
 from minimind.rehearsal.holders import HOLDERS
 from minimind.stages import STAGES
@@ -50,7 +50,7 @@ def training_section(results: Results) -> str:
 
 def _training(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[list[str]]:
     stages = list(STAGES)
-    for _, results in sorted(found, key=lambda item: stages.index(_stage(item[1]["rows"][0]))):
+    for _, results in sorted(found, key=lambda item: stages.index(stage_of(item[1]["rows"][0]))):
         machine = results["machine"]
         for row in results["rows"]:
             # A profiled run has few steps: its times are in the profile's table.
@@ -69,14 +69,10 @@ def _training(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[list[
             ]
 
 
-def _stage(row: Mapping[str, Any]) -> str:
-    return row.get("stage") or "pretrain"
-
-
 def _row_name(row: Mapping[str, Any]) -> str:
     parts = [row["name"].replace("_", " "), row["precision"], row["ds_config"] or ""]
     parts += [_KERNELS.get(row.get("kernels") or "", "")]
-    return " ".join(part for part in [_stage(row), *parts] if part)
+    return " ".join(part for part in [stage_of(row), *parts] if part)
 
 
 def cards_section(results: Results) -> str:

@@ -117,7 +117,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 found = _run(options, device, count, flags(num_rows))
                 rows.append(build_row(mode, num_rows, found, device, base))
             _write(options, machine, [*done, *rows])
-        predict(rows, _measured_link(rows), plan, flags, device)
+        links = [Link(**row["link"]) for row in rows if row["link"]]
+        predict(rows, links[-1] if links else None, plan, flags, device)
         done += sorted(rows, key=lambda row: (modes.index(row["name"]), row["world_size"]))
         _write(options, machine, done)
     return done
@@ -219,11 +220,6 @@ def counts_here(device: Device) -> list[int]:
     """Lists the numbers of ranks that this machine can measure."""
     counts = COUNTS if device.kind == "gpu" else _CPU_COUNTS
     return [count for count in counts if count <= _available(device)]
-
-
-def _measured_link(rows: Sequence[dict[str, Any]]) -> Link | None:
-    found = [row["link"] for row in rows if row["link"]]
-    return Link(**found[-1]) if found else None
 
 
 if __name__ == "__main__":

@@ -77,13 +77,12 @@ class TrainedRow:
     def measure(self) -> dict[str, Any]:
         """Gives peaks of memory, parts of a step and counts, from steps of their own where
         measuring costs time."""
-        resident, between_steps = peak_resident(), self._live_bytes()
+        resident, on_gpu = peak_resident(), self._device.type == "cuda"
+        between_steps = torch.cuda.memory_allocated(self._device) if on_gpu else live_tensor_bytes()
         with self._memory.measured():
-            if self._device.type != "cuda":
+            if not on_gpu:
                 self._row.step()
-        reserved = None
-        if self._device.type == "cuda":
-            reserved = torch.cuda.max_memory_reserved(self._device)
+        reserved = torch.cuda.max_memory_reserved(self._device) if on_gpu else None
         with StepParts(self._row.module, self._device) as parts:
             self._row.step()
         counts = count_step(self._row.step, self._device)
@@ -100,11 +99,6 @@ class TrainedRow:
 
     def profile(self) -> dict[str, Any]:
         return profile_step(self._row.step, self._device)
-
-    def _live_bytes(self) -> int:
-        if self._device.type == "cuda":
-            return torch.cuda.memory_allocated(self._device)
-        return live_tensor_bytes()
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

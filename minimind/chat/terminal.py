@@ -125,7 +125,8 @@ class Terminal:
                 case "/set":
                     if rest:
                         session.options = session.options.change(rest)
-                    self._show_options()
+                    for name, value in session.options.show().items():
+                        print(f"  {name}={value}")
                 case "/retry":
                     question = session.forget_last()
                     if question is None:
@@ -143,10 +144,6 @@ class Terminal:
         except MiniMindError as error:
             self._fail(error)
         return True
-
-    def _show_options(self) -> None:
-        for name, value in self.session.options.show().items():
-            print(f"  {name}={value}")
 
     def _ask(self, text: str) -> None:
         parts = self.session.ask(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
@@ -13,14 +13,12 @@ import streamlit as st
 from minimind.chat.markdown import without_images
 from minimind.chat.server import ServerChat
 from minimind.chat.session import ChatOptions, ChatSession, answer_message
-from minimind.chat.web_texts import LANGUAGES, translate
+from minimind.chat.web_texts import LANGUAGES, TEXTS
 from minimind.config.environment import KEY_VARIABLE, SERVER_VARIABLE
 from minimind.data.chat_encoding import Message
 from minimind.errors import MiniMindError
 from minimind.inference.answer_parser import Content, Part, Reasoning, ToolCall
 
-# Takes the key of a text and gives it in the chosen language.
-Text = Callable[[str], str]
 _NAME_CHARS = 24
 _FIXED_SEED = 0
 _AVATARS = {"user": ":material/person:", "assistant": ":material/neurology:"}
@@ -41,39 +39,37 @@ _STYLE = """<style>
 def main() -> None:
     st.set_page_config(page_title="MiniMind", page_icon=_ICON, layout="centered")
     st.html(_STYLE)
-    language = _choose_language()
-
-    def text(key: str) -> str:
-        return translate(key, language)
-
+    _choose_language()
     url = os.environ.get(SERVER_VARIABLE, "http://127.0.0.1:8000")
     try:
         models = _list_models(url)
     except MiniMindError as error:
         st.error(without_images(str(error)))
         st.stop()
-    session = _choose_conversation(_backend(url, models[0]), text)
-    session.backend = backend = _backend(url, _choose_model(models, text))
-    _choose_options(session, text)
-    tools = _tools(text)
-    _offer_download(session, text)
+    session = _choose_conversation(_backend(url, models[0]))
+    st.sidebar.divider()
+    model = st.sidebar.selectbox(text("model"), models, key="model")
+    session.backend = backend = _backend(url, model)
+    _choose_options(session)
+    tools = _tools()
+    _offer_download(session)
     st.header(text("title"), anchor=False)
     if not session.turns:
         st.caption(text("greeting"))
         if backend.notice:
             st.warning(text("never_taught"))
     for turn in session.turns:
-        _show_turn(turn, text)
+        _show_turn(turn)
     calls = session.turns[-1].get("tool_calls") if session.turns else None
     question = st.chat_input(text("ask"))
     if question:
-        _answer(session, [{"role": "user", "content": question}], tools, text)
+        _answer(session, [{"role": "user", "content": question}], tools)
     elif calls:
-        _ask_for_results(session, calls, tools, text)
-    elif session.turns and _wants_another(session, text):
+        _ask_for_results(session, calls, tools)
+    elif session.turns and _wants_another(session):
         last = session.forget_last()
         if last is not None:
-            _answer(session, [{"role": "user", "content": last}], tools, text)
+            _answer(session, [{"role": "user", "content": last}], tools)
 
 
 @st.cache_data(ttl=60, show_spinner=False)
@@ -86,17 +82,25 @@ def _backend(url: str, model: str) -> ServerChat:
     return ServerChat(url, model, os.environ.get(KEY_VARIABLE))
 
 
-def _choose_language() -> str:
-    names = list(LANGUAGES)
+def _choose_language() -> None:
     locale = st.context.locale or ""
-    first = names.index("中文") if locale.startswith("zh") else 0
-    chosen = st.sidebar.radio(
-        "Language", names, index=first, horizontal=True, label_visibility="collapsed"
+    first = LANGUAGES.index("中文") if locale.startswith("zh") else 0
+    st.sidebar.radio(
+        "Language",
+        LANGUAGES,
+        index=first,
+        horizontal=True,
+        label_visibility="collapsed",
+        key="language",
     )
-    return LANGUAGES[chosen]
 
 
-def _choose_conversation(backend: ServerChat, text: Text) -> ChatSession:
+def text(key: str) -> str:
+    """Gives one of the page's texts in the chosen language."""
+    return TEXTS[key][LANGUAGES.index(st.session_state.language)]
+
+
+def _choose_conversation(backend: ServerChat) -> ChatSession:
     """Lets the user choose one of this browser tab's conversations."""
     state = st.session_state
     if "conversations" not in state:
@@ -126,12 +130,7 @@ def _shorten(question: str) -> str:
     return re.sub(r"([\\`*_\[\]$:~<>#])", r"\\\1", cut)
 
 
-def _choose_model(models: Sequence[str], text: Text) -> str:
-    st.sidebar.divider()
-    return st.sidebar.selectbox(text("model"), models, key="model")
-
-
-def _choose_options(session: ChatSession, text: Text) -> None:
+def _choose_options(session: ChatSession) -> None:
     """Lets the user set the options of the next answer."""
     with st.sidebar:
         thinking = st.toggle(text("thinking"), key="thinking")
@@ -152,7 +151,7 @@ def _choose_options(session: ChatSession, text: Text) -> None:
         session.options = options
 
 
-def _offer_download(session: ChatSession, text: Text) -> None:
+def _offer_download(session: ChatSession) -> None:
     if session.turns:
         line = json.dumps({"conversations": session.messages}, ensure_ascii=False) + "\n"
         st.sidebar.download_button(
@@ -160,7 +159,7 @@ def _offer_download(session: ChatSession, text: Text) -> None:
         )
 
 
-def _tools(text: Text) -> list[dict[str, Any]]:
+def _tools() -> list[dict[str, Any]]:
     with st.sidebar.expander(text("tools")):
         written = st.text_area(text("tools"), help=text("tools_help"), label_visibility="collapsed")
         if not written.strip():
@@ -184,7 +183,7 @@ def _speaker(role: str) -> Any:
     return st.chat_message(name, avatar=_AVATARS[name])
 
 
-def _show_turn(turn: Message, text: Text) -> None:
+def _show_turn(turn: Message) -> None:
     role = turn["role"]
     with _speaker(role):
         if thought := turn.get("reasoning_content"):
@@ -195,10 +194,10 @@ def _show_turn(turn: Message, text: Text) -> None:
         elif turn["content"]:
             st.markdown(without_images(turn["content"]))
         for call in turn.get("tool_calls", ()):
-            _show_call(call["function"]["name"], call["function"]["arguments"], text)
+            _show_call(call["function"]["name"], call["function"]["arguments"])
 
 
-def _wants_another(session: ChatSession, text: Text) -> bool:
+def _wants_another(session: ChatSession) -> bool:
     """Shows the last answer's speed and a button for another answer; tells whether it was
     pressed."""
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -208,13 +207,13 @@ def _wants_another(session: ChatSession, text: Text) -> bool:
     return again
 
 
-def _show_call(name: str, arguments: str, text: Text) -> None:
+def _show_call(name: str, arguments: str) -> None:
     st.caption(without_images(f"{text('call')} `{name}`"))
     st.code(arguments, language="json", wrap_lines=True)
 
 
 def _ask_for_results(
-    session: ChatSession, calls: Sequence[dict[str, Any]], tools: list[dict[str, Any]], text: Text
+    session: ChatSession, calls: Sequence[dict[str, Any]], tools: list[dict[str, Any]]
 ) -> None:
     with st.form("results"):
         results = [
@@ -229,22 +228,20 @@ def _ask_for_results(
         {"role": "tool", "tool_call_id": call["id"], "content": result}
         for call, result in zip(calls, results, strict=True)
     ]
-    _answer(session, turns, tools, text)
+    _answer(session, turns, tools)
 
 
-def _answer(
-    session: ChatSession, turns: list[Message], tools: list[dict[str, Any]], text: Text
-) -> None:
+def _answer(session: ChatSession, turns: list[Message], tools: list[dict[str, Any]]) -> None:
     """Adds the turns to the conversation, and shows the answer as it arrives and keeps it."""
     for turn in turns:
-        _show_turn(turn, text)
+        _show_turn(turn)
     with _speaker("assistant"):
         thinking, saying = st.empty(), st.empty()
         parts: list[Part] = []
         try:
             for part in session.ask(turns, tools):
                 parts.append(part)
-                _show_progress(parts, thinking, saying, text)
+                _show_progress(parts, thinking, saying)
         except MiniMindError as error:
             st.error(without_images(str(error)))
             return
@@ -259,7 +256,7 @@ def _answer(
     st.rerun()
 
 
-def _show_progress(parts: Sequence[Part], thinking: Any, saying: Any, text: Text) -> None:
+def _show_progress(parts: Sequence[Part], thinking: Any, saying: Any) -> None:
     message = answer_message(parts)
     match parts[-1]:
         case Reasoning():
@@ -268,7 +265,7 @@ def _show_progress(parts: Sequence[Part], thinking: Any, saying: Any, text: Text
         case Content():
             saying.markdown(without_images(message["content"]))
         case ToolCall(_, name, arguments):
-            _show_call(name, arguments, text)
+            _show_call(name, arguments)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-LANGUAGES = {"English": "en", "中文": "zh"}
+LANGUAGES = ("English", "中文")
 
-_TEXTS = {
+TEXTS = {
     "title": ("MiniMind", "MiniMind"),
     "greeting": (
         "A small language model, trained from raw text. Ask it something.",
@@ -45,8 +45,4 @@ _TEXTS = {
     "cut": ("cut off at the limit", "已达到上限"),
     "again": ("Answer again", "重新回答"),
 }
-
-
-def translate(key: str, language: str) -> str:
-    """Gives the text named `key` in a language, `en` or `zh`."""
-    return _TEXTS[key][("en", "zh").index(language)]
+"""The texts by name, in the order of LANGUAGES."""

@@ -23,7 +23,7 @@ from minimind.data.chat_encoding import Chat, ChatEncoder
 from minimind.data.chat_format import BadChat, read_conversation
 from minimind.data.jsonl import BadRow, missing_key
 from minimind.data.rows import FORMAT_NAMES, open_rows, unread_message
-from minimind.errors import ConfigError, DataError, MiniMindError
+from minimind.errors import ConfigError, DataError
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.load import add_dtype_flag, choose_placement, load_checkpoint
 from minimind.inference.request import GenerationRequest
@@ -46,12 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         answered, unfinished = answer_file(options)
-    except MiniMindError as error:
-        logger.error("error: %s", error)
-        return 2
     except OSError as error:
-        logger.error("error: --output %s: cannot be written: %s", options.output, error.strerror)
-        return 2
+        raise ConfigError(
+            f"--output {options.output}: cannot be written: {error.strerror}"
+        ) from None
     print(f"{options.output}: {answered:,} answers; {unfinished:,} left out as empty or unfinished")
     return 0
 

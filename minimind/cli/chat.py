@@ -13,30 +13,18 @@ from minimind.chat.session import ChatBackend, ChatOptions, ChatSession
 from minimind.chat.terminal import HELP, Terminal, read_lines
 from minimind.cli.verb_parser import VerbParser
 from minimind.config.environment import KEY_VARIABLE
-from minimind.errors import MiniMindError
-from minimind.inference.load import (
-    add_dtype_flag,
-    chat_notice,
-    choose_placement,
-    load_checkpoint,
-)
-from minimind.runtime.printable import printable
+from minimind.inference.load import add_dtype_flag, chat_notice, choose_placement, load_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _build_parser().parse_args(argv)
-    try:
-        options = ChatOptions(thinking=arguments.thinking)
-        for assignment in arguments.set:
-            options = options.change(assignment)
-        backend, notice = open_backend(arguments)
-        session = ChatSession(backend, options, system=arguments.system)
-    except MiniMindError as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
-        return 2
+    options = ChatOptions(thinking=arguments.thinking)
+    for assignment in arguments.set:
+        options = options.change(assignment)
+    backend, notice = open_backend(arguments)
     if notice:
         print(f"note: {notice}", file=sys.stderr)
-    terminal = Terminal(session)
+    terminal = Terminal(ChatSession(backend, options, system=arguments.system))
     if arguments.ask:
         terminal.show_answers(arguments.ask)
         return int(terminal.has_failed)

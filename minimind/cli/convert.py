@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from minimind.cli.verb_parser import VerbParser
 from minimind.config.json_file import read_json_fields
 from minimind.config.recipe import parse_assignments
-from minimind.errors import ConfigError, MiniMindError
+from minimind.errors import ConfigError
 from minimind.interop.conversion import convert
 from minimind.interop.generations import GENERATIONS
 from minimind.interop.gguf.encoding import CHOICES
@@ -20,31 +17,26 @@ from minimind.interop.readers import READERS
 from minimind.interop.writers import WRITERS
 from minimind.runtime.logging import set_up_logging
 
-logger = logging.getLogger("minimind")
-
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging(0)
     arguments = _parser().parse_args(argv)
-    try:
-        options = ConvertOptions(
-            dtype=arguments.dtype,
-            tokenizer=arguments.tokenizer,
-            settings=_read_settings(arguments),
-            base=arguments.base,
-            base_name=arguments.base_name,
-            generation=arguments.generation,
-            allow_custom_code=arguments.allow_custom_code,
-            max_shard_bytes=_read_size(arguments.max_shard_size),
-            quantize=arguments.quantize,
-            modelfile=arguments.modelfile,
-        )
-        converted = convert(arguments.input, arguments.to, arguments.output, options)
-    except MiniMindError as error:
-        logger.error("error: %s", error)
-        return 2
+    told = read_json_fields(arguments.config) if arguments.config else {}
+    options = ConvertOptions(
+        dtype=arguments.dtype,
+        tokenizer=arguments.tokenizer,
+        settings=told | parse_assignments(arguments.set),
+        base=arguments.base,
+        base_name=arguments.base_name,
+        generation=arguments.generation,
+        allow_custom_code=arguments.allow_custom_code,
+        max_shard_bytes=_read_size(arguments.max_shard_size),
+        quantize=arguments.quantize,
+        modelfile=arguments.modelfile,
+    )
+    converted = convert(arguments.input, arguments.to, arguments.output, options)
     for line in (*converted.notes, *converted.differences):
         print(line)
     print(f"{arguments.output}: written")
@@ -110,11 +102,6 @@ def _parser() -> VerbParser:
         "--modelfile", action="store_true", help="gguf: write a Modelfile for Ollama beside it"
     )
     return parser
-
-
-def _read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    told = read_json_fields(arguments.config) if arguments.config else {}
-    return told | parse_assignments(arguments.set)
 
 
 def _read_size(text: str) -> int:

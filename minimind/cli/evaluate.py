@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from minimind.cli.verb_parser import VerbParser
 from minimind.data.tokenizer import Tokenizer
-from minimind.errors import ConfigError, MiniMindError
+from minimind.errors import ConfigError
 from minimind.evaluation.multiple_choice import measure_choices, read_questions
 from minimind.evaluation.perplexity import measure_perplexity
 from minimind.evaluation.tables import result_tables
@@ -32,22 +31,16 @@ from minimind.runtime.text_table import format_table
 from minimind.runtime.whole_files import write_whole
 from minimind.samples.sources import find_data_file
 
-logger = logging.getLogger("minimind")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging(0)
     options = _parser().parse_args(argv)
-    try:
-        if not (options.data or options.choices or options.tasks or options.prompts):
-            raise ConfigError("nothing to evaluate: give --data, --choices, --tasks or --prompts")
-        results = {str(folder): evaluate(folder, options) for folder in options.checkpoint}
-        print(printable(report(results)))
-        if options.json:
-            _write_json(options.json, results)
-    except MiniMindError as error:
-        logger.error("error: %s", error)
-        return 2
+    if not (options.data or options.choices or options.tasks or options.prompts):
+        raise ConfigError("nothing to evaluate: give --data, --choices, --tasks or --prompts")
+    results = {str(folder): evaluate(folder, options) for folder in options.checkpoint}
+    print(printable(report(results)))
+    if options.json:
+        _write_json(options.json, results)
     return 0
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from minimind import __version__
 from minimind.config.spelling import did_you_mean
+from minimind.errors import MiniMindError, TrainingError
 from minimind.runtime.printable import printable
 
 VERBS = {
@@ -64,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_verb(verb: str, argv: Sequence[str]) -> int:
-    """Runs one of VERBS and returns its exit status. Where a package of an optional extra is
-    missing, it prints which extra to install and returns 2; where the machine has no room for what
-    is asked, it prints that and returns 1. It returns 1 also where the reader of the output has
-    closed it."""
+    """Runs one of VERBS and returns its exit status. Prints what stops the verb, and returns 2 for
+    an error that the user can correct or a missing package of an optional extra, 1 where a step of
+    a pipeline fails, the machine has no room for what is asked, or the reader of the output has
+    closed it, and 130 for Ctrl-C."""
     try:
         module = importlib.import_module(f"minimind.cli.{verb}")
         return getattr(module, "run_process", module.main)(argv)
@@ -82,6 +83,11 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    except (MiniMindError, TrainingError) as error:
+        print(printable(f"error: {error}"), file=sys.stderr)
+        return 2 if isinstance(error, MiniMindError) else 1
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         if not _drop_unread_output():
             raise

@@ -11,7 +11,7 @@ import torch
 
 from minimind.cli.verb_parser import VerbParser
 from minimind.config.shipped import list_shipped
-from minimind.errors import ConfigError, MiniMindError, TrainingError
+from minimind.errors import ConfigError
 from minimind.pipeline.make import Stopped, make_all, open_folder
 from minimind.pipeline.plan import describe_plan, plan_pipeline
 from minimind.pipeline.process import LAUNCHERS, check_not_launched
@@ -27,8 +27,7 @@ logger = logging.getLogger("minimind")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a pipeline; gives the exit status: 0 done, 1 a step failed, 2 bad usage, configuration
-    or data, 130 interrupted."""
+    """Runs a pipeline; gives the exit status: 0 done, 130 interrupted."""
     set_up_logging(0)
     options = _parser().parse_args(argv)
     try:
@@ -47,9 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         logger.info("stopped between steps; the same command goes on from there")
         return 130
-    except (MiniMindError, TrainingError) as error:
-        logger.error("error: %s", error)
-        return 2 if isinstance(error, MiniMindError) else 1
 
 
 def _run(pipeline: Pipeline, place: Place, launcher: str) -> None:

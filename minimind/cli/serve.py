@@ -50,10 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         serve(read_sources(arguments), settings)
     except MiniMindError as error:
-        logger.error("error: %s", error)
+        logger.error("error: %s", error)  # as JSON, like all lines of the log
         return 2
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 

@@ -13,8 +13,7 @@ from minimind.data.rows import FORMAT_NAMES
 from minimind.data.tokenizer import Tokenizer
 from minimind.data.tokenizer_training import MIN_VOCAB_SIZE, train_tokenizer
 from minimind.data.training_texts import read_training_texts
-from minimind.errors import ConfigError, DataError, MiniMindError
-from minimind.runtime.printable import printable
+from minimind.errors import ConfigError, DataError
 from minimind.samples.sources import find_data_file
 
 CHECKED_CHARS = 1 << 20
@@ -61,14 +60,11 @@ def build_parser() -> VerbParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trains a tokenizer; gives the exit status: 0 done, 2 bad usage or data, 130 interrupted."""
+    """Trains a tokenizer; gives the exit status: 0 done, 130 interrupted."""
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         train(args)
-    except MiniMindError as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return 130

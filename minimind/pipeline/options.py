@@ -72,17 +72,13 @@ def read_fields(kind: type[OptionsT], values: Mapping[str, Any], where: str) -> 
         if name not in fields:
             guess = did_you_mean(name, fields)
             raise ConfigError(f"{where}: unknown field {name}{guess}; known: {', '.join(fields)}")
-        if isinstance(value, str) and _is_list(hints[name]):
+        if isinstance(value, str) and hints[name] == tuple[str, ...]:
             value = [value]
         read[name] = convert(value, hints[name], f"{where}: {name}")
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and not read.get(name):
             raise ConfigError(f"{where}: needs the field {name}")
     return kind(**read)
-
-
-def _is_list(hint: Any) -> bool:
-    return hint == tuple[str, ...]
 
 
 def spell_flags(fields: Any) -> list[str]:

@@ -53,7 +53,8 @@ def plan_pipeline(pipeline: Pipeline, place: Place) -> list[PlannedStep]:
                 one = _plan_step(step, results, place, Path(temporary, step.name))
             results[step.name] = one.result or Path(temporary, step.name)
             planned.append(one)
-        return _rehearse(planned, Path(temporary))
+        _rehearse(planned, Path(temporary))
+    return planned
 
 
 def _plan_step(step: Step, results: Results, place: Place, stand_in: Path) -> PlannedStep:
@@ -61,19 +62,15 @@ def _plan_step(step: Step, results: Results, place: Place, stand_in: Path) -> Pl
     if place.is_here and all(results[name].parent == place.folder for name in step.sources):
         target = find_target(step, results, place)
         if target.is_done:
-            return PlannedStep(
-                step=step,
-                state=f"done: {target.folder.name}",
-                result=target.folder,
-                checked=Checked(),
-            )
+            done = f"done: {target.folder.name}"
+            return PlannedStep(step=step, state=done, result=target.folder, checked=Checked())
         state = target.state
     checked = step.check(results, place)
     step.write_stand_in(stand_in, checked)
     return PlannedStep(step=step, state=state, checked=checked)
 
 
-def _rehearse(planned: list[PlannedStep], temporary: Path) -> list[PlannedStep]:
+def _rehearse(planned: Sequence[PlannedStep], temporary: Path) -> None:
     """Adds rehearsals to the steps that train. Raises ConfigError for a step that does not fit into
     the memory."""
     runs = {one.step.name: one.checked.run for one in planned if one.checked.run}
@@ -92,19 +89,12 @@ def _rehearse(planned: list[PlannedStep], temporary: Path) -> list[PlannedStep]:
         reasons |= dict.fromkeys(points, "the rehearsal broke")
     finally:
         close_rehearsers()
-    with_rehearsals = []
     for one in planned:
-        if run := runs.get(one.step.name):
-            rehearsal = found.get(one.step.name)
-            if rehearsal:
-                with _located(one.step, temporary):
-                    check_memory(run, rehearsal)
-            checked = dataclasses.replace(
-                one.checked, rehearsal=rehearsal, not_rehearsed=reasons[one.step.name]
-            )
-            one = dataclasses.replace(one, checked=checked)
-        with_rehearsals.append(one)
-    return with_rehearsals
+        one.checked.not_rehearsed = reasons.get(one.step.name, "")
+        if rehearsal := found.get(one.step.name):
+            one.checked.rehearsal = rehearsal
+            with _located(one.step, temporary):
+                check_memory(runs[one.step.name], rehearsal)
 
 
 def _without_data(run: Run) -> Run:
@@ -160,22 +150,16 @@ def _row(one: PlannedStep) -> dict[str, str]:
         return row
     resolved = run.resolved
     packed = STAGES[resolved.stage].data_format.packed
-    rows = (
-        f"{resolved.train_batch_size} x {resolved.seq_len} tokens"
-        if packed
-        else (f"{resolved.train_batch_size} prompts")
-    )
-    ds_config = resolved.ds_config
+    rows = f"x {resolved.seq_len} tokens" if packed else "prompts"
+    accumulation = resolved.ds_config["gradient_accumulation_steps"]
     row["a step"] = (
-        f"{rows} = {resolved.micro_batch_size} x {ds_config['gradient_accumulation_steps']} x "
-        f"{resolved.world_size}"
+        f"{resolved.train_batch_size} {rows} = "
+        f"{resolved.micro_batch_size} x {accumulation} x {resolved.world_size}"
     )
     row["does"] = f"{one.step.title}, {resolved.config.num_parameters / 1e6:.1f}M"
-    row["steps"] = (
-        "not known"
-        if checked.num_steps is None
-        else (f"{'' if checked.is_exact else 'about '}{checked.num_steps:,}")
-    )
+    row["steps"] = "not known"
+    if checked.num_steps is not None:
+        row["steps"] = f"{'' if checked.is_exact else 'about '}{checked.num_steps:,}"
     row["memory"] = row["time"] = "no estimate"
     if checked.rehearsal:
         there = resolved.device.memory_bytes

@@ -79,7 +79,10 @@ def load_pipeline(name: str, data_dir: str | None = None) -> Pipeline:
         key: convert(values[key], hint, f"{path}: {key}") if key in values else None
         for key, hint in known.items()
     }
-    check_launcher(found["launcher"], f"{path}: launcher")
+    launcher = found["launcher"]
+    if launcher not in (None, *LAUNCHERS):
+        guess, there = did_you_mean(launcher, LAUNCHERS), ", ".join(LAUNCHERS)
+        raise ConfigError(f"{path}: launcher is {launcher!r}{guess}; it must be one of {there}")
     check_ranks(found["ranks"], f"{path}: ranks")
     if not found["steps"]:
         raise ConfigError(f'{path}: needs "steps", a list of at least one step')
@@ -90,17 +93,10 @@ def load_pipeline(name: str, data_dir: str | None = None) -> Pipeline:
         path=path,
         description=found["description"] or "",
         sized_for=found["sized_for"],
-        launcher=found["launcher"],
+        launcher=launcher,
         ranks=found["ranks"],
         steps=tuple(reader.steps.values()),
     )
-
-
-def check_launcher(given: str | None, what: str) -> None:
-    """Raises ConfigError for a launcher that is not known; `what` names where it was given."""
-    if given is not None and given not in LAUNCHERS:
-        guess = did_you_mean(given, LAUNCHERS)
-        raise ConfigError(f"{what} is {given!r}{guess}; it must be one of {', '.join(LAUNCHERS)}")
 
 
 def check_ranks(given: int | None, what: str) -> None:
@@ -198,9 +194,8 @@ class _StepReader:
 
     def _convert(self, name: str, where: str, fields: dict[str, Any]) -> Step:
         given = fields.pop("from", None)
-        source = self._last(TrainStep) if given is None else None
-        if given is not None:
-            source = self._find(given, where, "from", TrainStep)
+        last = self._last(TrainStep)
+        source = last if given is None else self._find(given, where, "from", TrainStep)
         if source is None:
             raise ConfigError(f"{where}: no earlier step trains a model to convert")
         assert isinstance(source, TrainStep)

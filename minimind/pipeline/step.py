@@ -41,9 +41,9 @@ class Place:
         return f"{self.device.name} x {self.ranks}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Checked:
-    """Holds what is known of a step before it runs."""
+    """Holds what is known of a step before it runs; a plan adds the rehearsal."""
 
     run: Run | None = None
     """The resolved run of a training step."""

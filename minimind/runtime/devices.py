@@ -79,7 +79,8 @@ def find_device(local_rank: int = 0) -> Device:
     bf16 = cpu_has_bf16()
     precision, why = _precision(bf16, "fp32", "this CPU has no bf16 instructions")
     memory = psutil.virtual_memory().total
-    return Device(torch.device("cpu"), _cpu_name(), bf16, precision, why, None, memory)
+    name = _cpuinfo("model name") or "CPU"
+    return Device(torch.device("cpu"), name, bf16, precision, why, None, memory)
 
 
 def device_by_data_sheet(name: str) -> Device:
@@ -181,13 +182,8 @@ def cpu_has_bf16() -> bool:
 
 def limit_threads(local_world_size: int) -> None:
     """Shares the CPU's cores among this machine's ranks, unless OMP_NUM_THREADS is set."""
-    if "OMP_NUM_THREADS" in os.environ and os.environ["OMP_NUM_THREADS"] != "":
-        return
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
-
-
-def _cpu_name() -> str:
-    return _cpuinfo("model name") or "CPU"
+    if not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
 
 
 def _cpuinfo(field: str) -> str:

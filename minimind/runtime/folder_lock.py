@@ -7,11 +7,11 @@ import fcntl
 import json
 import logging
 import os
+import socket
 from pathlib import Path
 from typing import IO
 
 from minimind.errors import ConfigError
-from minimind.runtime.machine import host_name
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class FolderLock:
             )
             return
         self._file.truncate(0)
-        self._file.write(json.dumps({"pid": os.getpid(), "host": host_name()}))
+        self._file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         self._file.flush()
 
     def release(self) -> None:

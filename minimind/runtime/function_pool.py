@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
-from typing import Any, Literal
+from typing import Any
 
 from minimind.errors import ConfigError, TrainingError
-from minimind.runtime.function_worker import RAISED, READY, RETURNED
+from minimind.runtime.function_worker import READY, FailureKind
 from minimind.runtime.named_function import NamedFunction
 from minimind.runtime.worker_process import WorkerProcess
 
@@ -42,7 +42,7 @@ class Call:
 class Failure:
     """Says why a call has no result."""
 
-    kind: Literal["raised", "slow", "died", "unpicklable"]
+    kind: FailureKind
     text: str
 
 
@@ -106,10 +106,6 @@ class FunctionPool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def functions(self) -> list[str]:
-        return list(self._functions)
 
     def short_name(self, function: str) -> str:
         """Gives a function's bare name, without module and arguments."""
@@ -216,10 +212,8 @@ class FunctionPool:
         except Exception as error:
             text = f"what it returned cannot be read here: {error!r}"
             return task.number, Outcome(failure=Failure("unpicklable", text))
-        if kind == RETURNED:
-            return task.number, Outcome(value)
-        failure = Failure("raised" if kind == RAISED else "unpicklable", value)
-        return task.number, Outcome(failure=failure)
+        outcome = Outcome(value) if kind is None else Outcome(failure=Failure(kind, value))
+        return task.number, outcome
 
     def _end_of(
         self, worker: _Worker, queue: deque[_Task], *, is_late: bool = False

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Literal
 
 from minimind.errors import ConfigError, MiniMindError
 from minimind.runtime.named_function import NamedFunction
@@ -21,15 +21,16 @@ READY = b""
 """The first message that the worker sends."""
 _LOOK_AT_PARENT_S = 1.0
 
-RETURNED, RAISED, UNREADABLE, UNSENDABLE = range(4)
-"""The kind of a result. RETURNED is followed by the value, the others by a message."""
+FailureKind = Literal["raised", "slow", "died", "unpicklable"]
+"""Why a call has no result."""
 
 
 def serve(descriptor: int, parent: int, is_unpacked: bool, most_s: int) -> None:
     """Answers lists of calls until the parent closes the connection or ends. A call is a pickled
     `(NamedFunction, pickled argument)`; without an argument, it checks that the function can be
-    called. Each call gets one message back. No call may take more than `most_s`, even if the
-    parent, which has limits of its own, has gone."""
+    called. Each call gets one message back: a pickled pair of None and the value, or of the kind of
+    failure and a text. No call may take more than `most_s`, even if the parent, which has limits of
+    its own, has gone."""
     os.set_inheritable(descriptor, False)
     # A launcher that ends a run signals all its processes, but the parent decides what to stop. A
     # handler, unlike SIG_IGN, is not inherited by programs that a function starts.
@@ -70,28 +71,29 @@ def _answer(
         if loaded is None:
             loaded = functions[named.text] = named.load()
         if argument is None:
-            return _pickled(RETURNED, named.check_arguments(loaded, 0 if is_unpacked else 1))
+            return _pickled(None, named.check_arguments(loaded, 0 if is_unpacked else 1))
     except ConfigError as error:
-        return _pickled(RAISED, str(error))
+        return _pickled("raised", str(error))
     except BaseException as error:
-        return _pickled(RAISED, f"importing {named.place} raised {_describe(error, named.place)}")
+        return _pickled("raised", f"importing {named.place} raised {_describe(error, named.place)}")
     try:
         value = pickle.loads(argument)
     except Exception as error:
         text = "what it is called with cannot be read in a worker process"
-        return _pickled(UNREADABLE, f"{text}: {_describe(error, None)}")
+        return _pickled("unpicklable", f"{text}: {_describe(error, None)}")
     try:
         result = loaded(**value) if is_unpacked else loaded(value)
     except BaseException as error:
-        return _pickled(RAISED, _describe(error, _file_of(loaded)))
+        return _pickled("raised", _describe(error, _file_of(loaded)))
     try:
-        return _pickled(RETURNED, result)
+        return _pickled(None, result)
     except Exception as error:
         kind, reason = type(result).__name__, _describe(error, None)
-        return _pickled(UNSENDABLE, f"what it returned, of type {kind}, cannot be sent: {reason}")
+        text = f"what it returned, of type {kind}, cannot be sent: {reason}"
+        return _pickled("unpicklable", text)
 
 
-def _pickled(kind: int, value: Any) -> bytes:
+def _pickled(kind: FailureKind | None, value: Any) -> bytes:
     return pickle.dumps((kind, value), pickle.HIGHEST_PROTOCOL)
 
 

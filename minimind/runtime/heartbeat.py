@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -26,9 +27,9 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 
 from minimind.errors import LostRankError
-from minimind.runtime.machine import boot_id, host_name
+from minimind.runtime.machine import boot_id
 from minimind.runtime.progress import Progress
-from minimind.runtime.rank_watch import RankWatch, Sign, Verdict
+from minimind.runtime.rank_watch import RankWatch, Sign
 from minimind.runtime.ranks import Ranks
 
 logger = logging.getLogger("minimind")
@@ -119,13 +120,13 @@ class Heartbeat:
         other."""
         if not self._threads or not _is_of_connection(error):
             return None
-        verdict, until = None, time.monotonic() + _LEARNS_S
+        lost, until = None, time.monotonic() + _LEARNS_S
         with _without_signals():
-            while verdict is None and time.monotonic() < until:
+            while lost is None and time.monotonic() < until:
                 time.sleep(0.1)
                 with self._lock:
-                    verdict = self._watch.find_gone(time.monotonic(), at_once=True)
-            what = verdict.text if verdict else f"the connection to another rank is lost: {error}"
+                    lost = self._watch.find_gone(time.monotonic(), at_once=True)
+            what = lost or f"the connection to another rank is lost: {error}"
             return LostRankError(self._report(what))
 
     def _report(self, what: str) -> str:
@@ -175,7 +176,7 @@ class Heartbeat:
             moves=self._moves,
             collectives=collectives,
             place=place,
-            host=host_name(),
+            host=socket.gethostname(),
             machine=boot_id(),
             pid=os.getpid(),
             local_rank=self._ranks.local_rank,
@@ -189,13 +190,13 @@ class Heartbeat:
             with self._lock:
                 if now - before > _HELD_UP * self._beat_s:
                     self._watch.excuse(now)
-                verdict = self._watch.judge(now)
+                lost = self._watch.judge(now)
             before = now
-            if verdict:
-                self._stop_process(verdict)
+            if lost:
+                self._stop_process(lost)
 
-    def _stop_process(self, verdict: Verdict) -> NoReturn:
-        self._report(verdict.text)
+    def _stop_process(self, what: str) -> NoReturn:
+        self._report(what)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()

@@ -8,14 +8,10 @@ import socket
 from pathlib import Path
 
 
-def host_name() -> str:
-    return socket.gethostname()
-
-
 def boot_id() -> str:
     """Gives an id that is the same for all processes which see one another's process ids: the
     kernel's start and the namespace of process ids (containers have their own)."""
-    parts = [host_name()]
+    parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip())
         parts.append(str(os.stat("/proc/self/ns/pid").st_ino))

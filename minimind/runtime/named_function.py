@@ -118,10 +118,7 @@ def _read_arguments(text: str, given: str | None) -> dict[str, Any]:
     """Parses the keyword arguments. Raises ConfigError."""
     try:
         call = ast.parse(f"f{given or '()'}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
-            raise ValueError
-        names = [one.arg for one in call.keywords]
-        if None in names:
+        if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
             raise ValueError
         return {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):

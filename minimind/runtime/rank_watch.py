@@ -39,14 +39,6 @@ class Sign:
         return json.dumps(asdict(self))
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Names the lost rank and the reason."""
-
-    rank: int
-    text: str
-
-
 @dataclass(slots=True)
 class RankWatch:
     """Follows the signs of all ranks on one of them, `rank`. Times are seconds of this process's
@@ -91,17 +83,14 @@ class RankWatch:
             before = self.signs.get(rank)
             if before is None or sign.beat != before.beat:
                 self._heard[rank] = now
-            if before is None or sign.moves != before.moves:
-                self._has_moved(now)
+            has_moved = before is None or sign.moves != before.moves
+            if has_moved and self._moved is not None:
+                self._longest_pause_s = max(self._longest_pause_s, now - self._moved)
+                self._moved = now
             self.signs[rank] = sign
 
-    def _has_moved(self, now: float) -> None:
-        if self._moved is not None:
-            self._longest_pause_s = max(self._longest_pause_s, now - self._moved)
-            self._moved = now
-
-    def judge(self, now: float) -> Verdict | None:
-        """Gives a verdict where a rank is lost."""
+    def judge(self, now: float) -> str | None:
+        """Names a lost rank, and says why it counts as lost; gives None where none is."""
         return (
             (None if self.fails else self.find_gone(now))
             or self._find_silent()
@@ -109,9 +98,9 @@ class RankWatch:
             or self._find_standing(now)
         )
 
-    def find_gone(self, now: float, *, at_once: bool = False) -> Verdict | None:
+    def find_gone(self, now: float, *, at_once: bool = False) -> str | None:
         """Finds a rank that has ended. It gets some seconds to say why, and this rank to hear of it
-        in its own way, unless the verdict is wanted `at_once`."""
+        in its own way, unless the answer is wanted `at_once`."""
         for rank, sign in self.signs.items():
             if rank == self.rank or sign.ended == "":
                 continue
@@ -120,15 +109,14 @@ class RankWatch:
             since = self._left.setdefault(rank, now)
             if at_once or now - since >= _TELLS_S:
                 if sign.ended:
-                    return Verdict(rank, f"{self._name(rank)} has failed: {sign.ended}")
-                return Verdict(
-                    rank,
+                    return f"{self._name(rank)} has failed: {sign.ended}"
+                return (
                     f"{self._name(rank)} has died, last seen at {sign.place}: it was killed or "
-                    "crashed (where memory ran out, the kernel's log says so)",
+                    "crashed (where memory ran out, the kernel's log says so)"
                 )
         return None
 
-    def _find_silent(self) -> Verdict | None:
+    def _find_silent(self) -> str | None:
         for rank, sign in self.signs.items():
             # While the store does not answer, nothing can be heard of anybody.
             silent_s = (self._answered or 0.0) - self._heard[rank]
@@ -138,20 +126,18 @@ class RankWatch:
             if self._is_here(sign):
                 stopped = self.state_of(sign.pid) in ("T", "t")
                 why = "its process is stopped" if stopped else "its process hangs"
-            text = f"{self._name(rank)} has given no sign of life for {silent_s:.0f} s: {why}"
-            return Verdict(rank, text)
+            return f"{self._name(rank)} has given no sign of life for {silent_s:.0f} s: {why}"
         return None
 
-    def _find_unanswered(self, now: float) -> Verdict | None:
+    def _find_unanswered(self, now: float) -> str | None:
         if self._answered is None or (silent_s := now - self._answered) < self.limit_s:
             return None
-        text = (
+        return (
             f"{self.server} has not answered for {silent_s:.0f} s: its process is stopped or gone, "
             "or its machine is down or cut off"
         )
-        return Verdict(0, text)
 
-    def _find_standing(self, now: float) -> Verdict | None:
+    def _find_standing(self, now: float) -> str | None:
         if self._moved is None or not self.signs:
             return None
         limit_s = max(self.limit_s, STANDS_LONGER * self._longest_pause_s)
@@ -162,16 +148,14 @@ class RankWatch:
         behind = [rank for rank, sign in taking_part.items() if sign.collectives == fewest]
         if len(behind) < len(taking_part):
             rank = behind[0]
-            text = (
+            return (
                 f"{self._name(rank)} hangs at {self.signs[rank].place}: nothing has moved for "
                 f"{still_s:.0f} s, and the other ranks wait for it"
             )
-            return Verdict(rank, text)
         places = ", ".join(f"rank {r} at {s.place}" for r, s in taking_part.items())
-        return Verdict(
-            behind[0],
+        return (
             f"no rank has moved for {still_s:.0f} s, and none is behind the others ({places}): the "
-            "links between them may be down",
+            "links between them may be down"
         )
 
     def _is_here(self, sign: Sign) -> bool:

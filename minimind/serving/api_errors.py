@@ -88,14 +88,8 @@ async def timely(timeout_s: float) -> AsyncIterator[None]:
 
 def install_error_handlers(app: FastAPI) -> None:
     """Makes every error response of `app` take the form above."""
-    app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
-
-
-async def _on_api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error.response()
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
@@ -131,9 +125,11 @@ def _place(loc: tuple[int | str, ...]) -> str:
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
-    """Answers what Starlette and FastAPI refuse themselves: an unknown path, a wrong method, a bad
-    body."""
+    """Answers an ApiError, and what Starlette and FastAPI refuse themselves: an unknown path, a
+    wrong method, a bad body."""
     assert isinstance(error, HTTPException)
+    if isinstance(error, ApiError):
+        return error.response()
     path = request.url.path
     message = {
         404: f"there is no {path}; the API is under /v1, its description at /openapi.json",

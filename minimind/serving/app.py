@@ -38,7 +38,7 @@ def build_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.router.route_class = JsonRoute
-    app.add_middleware(AccessMiddleware, service=service, settings=settings)
+    app.add_middleware(AccessMiddleware, service=service)
     if settings.cors_origins:
         # Outside the access checks: a browser first asks, without a key, whether it may call, and
         # must be able to read refusals too.
@@ -75,7 +75,11 @@ def build_app(service: Service) -> FastAPI:
     async def version() -> Version:
         return Version(version=minimind.__version__)
 
-    @get("/metrics", response_class=Response, responses=_text_response("text/plain"))
+    text: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}}
+    }
+
+    @get("/metrics", response_class=Response, responses=text)
     async def prometheus_metrics() -> Response:
         """Gives the metrics in Prometheus's format."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -91,7 +95,3 @@ def build_app(service: Service) -> FastAPI:
     add_generation_routes(app, service)
     add_text_routes(app, service)
     return app
-
-
-def _text_response(media_type: str) -> dict[int | str, dict[str, Any]]:
-    return {200: {"content": {media_type: {"schema": {"type": "string"}}}}}

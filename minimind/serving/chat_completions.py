@@ -63,19 +63,10 @@ class ChatWriter(CompletionWriter):
     def __init__(
         self, model: ServedModel, body: ChatRequest, in_reasoning: bool, record: CallRecord
     ) -> None:
-        super().__init__("chatcmpl", model, body, record)
+        super().__init__("chatcmpl-", model, body, record)
         self._body = body
-        with_tools = body.offered_tools is not None
         self._choices = [
-            _Choice(
-                AnswerParser(
-                    in_reasoning=in_reasoning,
-                    with_tools=with_tools,
-                    calls_alone=body.has_form,
-                    must_call=body.must_call,
-                ),
-                Thoughts(body.thoughts),
-            )
+            _Choice(body.answer_parser(in_reasoning), Thoughts(body.thoughts))
             for _ in range(body.num_choices)
         ]
 

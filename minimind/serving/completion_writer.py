@@ -33,7 +33,7 @@ class CompletionWriter(ABC):
         does."""
         self._tokenizer, self._num_choices, self._record = model.tokenizer, body.num_choices, record
         self._head: dict[str, Any] = {
-            "id": f"{prefix}-{uuid.uuid4().hex}",
+            "id": f"{prefix}{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": model.name,
         }

@@ -41,8 +41,7 @@ class EngineThread:
         """Submits one request for each choice, and gives the Answer to read their output from; the
         caller closes it. Raises ApiError where too many generations are open, ConfigError for a
         request that cannot be served."""
-        if self.has_failed or self._closing:
-            raise ApiError(503, "the model has stopped; its server must be started again")
+        self._check_running()
         if len(requests) > self.max_open:
             raise ApiError(
                 400,
@@ -72,12 +71,15 @@ class EngineThread:
 
     async def read(self, reading: Callable[[PromptReader], T]) -> T:
         """Runs `reading` between two steps of the engine, and gives its result. Raises ApiError."""
-        if self.has_failed or self._closing:
-            raise ApiError(503, "the model has stopped; its server must be started again")
+        self._check_running()
         found: asyncio.Future[T] = self._loop.create_future()
         self._readings.append((reading, found))
         self._wake.set()
         return await found
+
+    def _check_running(self) -> None:
+        if self.has_failed or self._closing:
+            raise ApiError(503, "the model has stopped; its server must be started again")
 
     def cancel(self, request_id: int) -> None:
         self.engine.cancel(request_id)
@@ -142,9 +144,10 @@ class EngineThread:
 
     def _stop_after_failure(self) -> None:
         self.has_failed = True
+        error = ApiError(500, "the model failed; the server's log says how")
         for _, found in self._readings:
-            _settle(found, None, ApiError(500, "the model failed; the server's log says how"))
-        self.fail_all(ApiError(500, "the model failed; the server's log says how"))
+            _settle(found, None, error)
+        self.fail_all(error)
         self._open.clear()
 
 

@@ -1,12 +1,11 @@
-"""Says how each field of a request is treated: it is honoured, refused with a message of its own,
-without effect on the text, or unknown. Schemas declare this beside each field; there is no other
-list of fields."""
+"""Marks how a field of a request is treated: it is refused with a message of its own, or without
+effect on the text. A field without a mark is honoured, one that no schema has is unknown. Schemas
+declare this beside each field; there is no other list of fields."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from pydantic import (
     BaseModel,
@@ -15,8 +14,6 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
-
-Standing = Literal["honoured", "refused", "no effect"]
 
 UNSUPPORTED = "unsupported_parameter"
 """OpenAI's error code for a field that a model does not support."""
@@ -101,11 +98,6 @@ class OthersRefused:
 
         return core_schema.no_info_before_validator_function(check, handler(source))
 
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        return handler(schema)
-
 
 class ByType:
     """Marks a union whose members differ in `type`, so that errors are about the member that was
@@ -136,41 +128,10 @@ class ByType:
 
         return core_schema.no_info_wrap_validator_function(read, handler(source))
 
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        return handler(schema)
-
 
 def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
     """Tells whether `value` is one of `values`, with the same type: True is not 1."""
     return any(type(value) is type(one) and value == one for one in values)
-
-
-@dataclass(frozen=True, slots=True)
-class FieldStanding:
-    name: str
-    standing: Standing
-    note: str
-    off: tuple[Any, ...] = ()
-    """The values, besides null, that count as not given."""
-
-
-def field_standings(schema: type[BaseModel]) -> list[FieldStanding]:
-    """Lists how every field of a request's schema is treated, in the schema's order."""
-    found = []
-    for name, field in schema.model_fields.items():
-        standing: Standing = "honoured"
-        note, off = field.description or "", ()
-        for mark in field.metadata:
-            if isinstance(mark, Refused):
-                standing, note, off = "refused", mark.why, mark.off[1:]
-            elif isinstance(mark, NoEffect):
-                standing, note = "no effect", mark.why
-            elif isinstance(mark, Off):
-                off = mark.values
-        found.append(FieldStanding(name, standing, " ".join(note.split()), off))
-    return found
 
 
 def unknown_fields(given: BaseModel) -> list[str]:

@@ -7,12 +7,7 @@ from collections.abc import Iterable
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.inference.logprobs import TokenLogprob
-from minimind.serving.response_schemas import (
-    ChatLogprobs,
-    ChosenToken,
-    LikelyToken,
-    TextLogprobs,
-)
+from minimind.serving.response_schemas import ChatLogprobs, ChosenToken, LikelyToken, TextLogprobs
 
 _LEAST = -9999.0
 """OpenAI's value for a token of probability 0, since JSON has no infinity."""
@@ -65,11 +60,8 @@ class TextLogprobWriter:
 
 def _likely(tokenizer: Tokenizer, id: int, logprob: float) -> LikelyToken:
     raw = tokenizer.token_bytes([id], skip_special=False)
-    return LikelyToken(token=_text(tokenizer, id), bytes=list(raw), logprob=_finite(logprob))
-
-
-def _text(tokenizer: Tokenizer, id: int) -> str:
-    return tokenizer.decode([id], skip_special=False)
+    text = tokenizer.decode([id], skip_special=False)
+    return LikelyToken(token=text, bytes=list(raw), logprob=_finite(logprob))
 
 
 def _finite(logprob: float) -> float:

@@ -65,21 +65,15 @@ class _EngineGauges:
             for name, model in self._models().items()
             if model.adapter is None  # which shares its engine
         }
-        for field, text in (
-            ("running", "Generations that have a cache slot"),
-            ("waiting", "Generations that wait for one"),
-            ("free_slots", "Cache slots that are free"),
+        for kind, field, text in (
+            (GaugeMetricFamily, "running", "Generations that have a cache slot"),
+            (GaugeMetricFamily, "waiting", "Generations that wait for one"),
+            (GaugeMetricFamily, "free_slots", "Cache slots that are free"),
+            (CounterMetricFamily, "prompt_tokens", "Tokens of prompts"),
+            (CounterMetricFamily, "cached_tokens", "Of these, found in the cache"),
+            (CounterMetricFamily, "completion_tokens", "Tokens made"),
         ):
-            gauge = GaugeMetricFamily(f"minimind_{field}", text, labels=["model"])
+            family = kind(f"minimind_{field}", text, labels=["model"])
             for name, values in stats.items():
-                gauge.add_metric([name], getattr(values, field))
-            yield gauge
-        for field, text in (
-            ("prompt_tokens", "Tokens of prompts"),
-            ("cached_tokens", "Of these, found in the cache"),
-            ("completion_tokens", "Tokens made"),
-        ):
-            counter = CounterMetricFamily(f"minimind_{field}", text, labels=["model"])
-            for name, values in stats.items():
-                counter.add_metric([name], getattr(values, field))
-            yield counter
+                family.add_metric([name], getattr(values, field))
+            yield family

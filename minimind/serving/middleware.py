@@ -22,7 +22,6 @@ from minimind.serving.call_record import CallRecord
 from minimind.serving.event_stream import ClientGone
 from minimind.serving.metrics import ServerMetrics
 from minimind.serving.service import Service
-from minimind.serving.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 call_log = logging.getLogger("minimind.serving.calls")
@@ -110,8 +109,8 @@ class AccessMiddleware:
     would do that outside all middleware, where a browser cannot read the answer and the connection
     closes under the client's next call."""
 
-    def __init__(self, app: ASGIApp, service: Service, settings: ServerSettings) -> None:
-        self._app, self._service, self._settings = app, service, settings
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service, self._settings = app, service, service.settings
         self._num_calls = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

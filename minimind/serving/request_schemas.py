@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from minimind.config.tags import END_CALL
+from minimind.inference.answer_parser import AnswerParser
 from minimind.serving.field_standing import NoEffect, Off, OthersRefused, Refused
 from minimind.serving.message_schemas import Message, RequestPart, Tool
 from minimind.serving.sampling_fields import SamplingFields
@@ -254,6 +255,15 @@ class ChatRequest(ConversationFields, ChatFormFields, GenerationRequestFields):
         # the tag.
         one_call = self.one_call and self.offered_tools is not None and not self.holds_calls
         return (*super().stops, END_CALL) if one_call else super().stops
+
+    def answer_parser(self, in_reasoning: bool) -> AnswerParser:
+        """Makes the parser of one answer, which begins inside a thinking block or behind it."""
+        return AnswerParser(
+            in_reasoning=in_reasoning,
+            with_tools=self.offered_tools is not None,
+            calls_alone=self.has_form,
+            must_call=self.must_call,
+        )
 
     @property
     def offered_tools(self) -> list[dict[str, Any]] | None:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+Status = Literal["ok", "loading", "stopping", "failed"]
 StopReason = Literal["stop", "length", "tool_calls", "function_call"]
 
 
@@ -204,4 +205,4 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    status: Literal["ok", "loading", "stopping", "failed"]
+    status: Status

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from minimind.serving.api_errors import ApiError
 from minimind.serving.field_standing import ByType, NoEffect, OthersRefused, Refused
-from minimind.serving.message_schemas import Content, NonEmpty, RequestPart, content_text
+from minimind.serving.message_schemas import Content, Function, RequestPart, content_text
 from minimind.serving.request_schemas import (
     MAX_TOP_LOGPROBS,
     ChatRequest,
@@ -19,6 +19,7 @@ from minimind.serving.request_schemas import (
     Verbosity,
 )
 from minimind.serving.structured_output import FlatSchemaFormat, ObjectFormat, TextFormat
+from minimind.serving.tool_choice import FunctionName
 
 OWN_NAMES: dict[str, tuple[str, ...]] = {
     "messages": ("input",),
@@ -51,17 +52,12 @@ class InputItem(RequestPart):
     encrypted_content: Annotated[Any, NoEffect("thoughts are plain text")] = None
 
 
-class FunctionTool(RequestPart):
+class FunctionTool(Function):
     type: Annotated[Literal["function"], OthersRefused("only functions of yours are called")]
-    name: NonEmpty
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
 
 
-class NamedTool(RequestPart):
+class NamedTool(FunctionName):
     type: Literal["function"]
-    name: NonEmpty
 
 
 class AllowedTools(RequestPart):

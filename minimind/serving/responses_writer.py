@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Literal
 
-from minimind.inference.answer_parser import AnswerParser, Part, Reasoning, ToolCall
+from minimind.inference.answer_parser import Part, Reasoning, ToolCall
 from minimind.inference.logprobs import TokenLogprob
 from minimind.serving.call_record import CallRecord
 from minimind.serving.completion_writer import CompletionWriter, stop_reason
@@ -41,15 +41,9 @@ class ResponsesWriter(CompletionWriter):
         in_reasoning: bool,
         record: CallRecord,
     ) -> None:
-        super().__init__("resp", model, chat, record)
+        super().__init__("resp_", model, chat, record)
         self._body = body
-        self._parser = AnswerParser(
-            in_reasoning=in_reasoning,
-            with_tools=chat.offered_tools is not None,
-            calls_alone=chat.has_form,
-            must_call=chat.must_call,
-        )
-        self._id = f"resp_{uuid.uuid4().hex}"
+        self._parser = chat.answer_parser(in_reasoning)
         self._done: list[OutputItem] = []
         self._open: Literal["message", "reasoning"] | None = None
         """The kind of the item to which the next text belongs; None between items."""
@@ -189,7 +183,7 @@ class ResponsesWriter(CompletionWriter):
         body, choice = self._body, self._body.tool_choice or "auto"
         cut = self._finish_reason == "length"
         return ResponseObject(
-            id=self._id,
+            id=self._head["id"],
             created_at=self._head["created"],
             status=("incomplete" if cut else "completed") if ended else "in_progress",
             incomplete_details={"reason": "max_output_tokens"} if ended and cut else None,

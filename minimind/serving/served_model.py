@@ -113,11 +113,8 @@ class ServedModel:
         turns = read_turns(body.messages)
         if body.continues:
             turns[-1] = self._unfinished(body, turns[-1])
-        options: dict[str, Any] = {
-            "reasoning_effort": body.reasoning_effort,
-            "verbosity": body.verbosity,
-        }
-        options = {k: v for k, v in options.items() if v is not None}
+        given = {"reasoning_effort": body.reasoning_effort, "verbosity": body.verbosity}
+        options = {name: value for name, value in given.items() if value is not None}
         try:
             return chat_prompt(
                 self.tokenizer,
@@ -152,7 +149,10 @@ class ServedModel:
             begins = body.add_special_tokens is not False
             ids = self.encode(body, text, begins, parses) if isinstance(text, str) else text
             ids = body.truncated(ids, self.context)
-            self._check_ids(ids, param)
+            if not ids:
+                raise ApiError(400, f"{param} is empty, so nothing can follow it", param=param)
+            if len(ids) > self.context:
+                raise self._too_long(len(ids), 0)
             found.append(ids)
         return found
 
@@ -225,12 +225,6 @@ class ServedModel:
                 param="continue_final_message",
             )
         return split_open_thought(turn)
-
-    def _check_ids(self, ids: list[int], param: str) -> None:
-        if not ids:
-            raise ApiError(400, f"{param} is empty, so nothing can follow it", param=param)
-        if len(ids) > self.context:
-            raise self._too_long(len(ids), 0)
 
     def _most_tokens(self, body: RequestPart) -> int:
         """Gives the most tokens that a text may have before it is cut: those of the context, or

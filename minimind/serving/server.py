@@ -35,7 +35,7 @@ def serve(sources: dict[str, ModelSource], settings: ServerSettings) -> None:
 
 async def _serve(sources: dict[str, ModelSource], settings: ServerSettings) -> None:
     service = Service(settings)
-    server = ApiServer(service, settings)
+    server = ApiServer(service)
     listener = listen(settings)
     running = asyncio.create_task(server.serve(sockets=[listener]))
     host, port = listener.getsockname()[:2]
@@ -64,7 +64,8 @@ def listen(settings: ServerSettings) -> socket.socket:
 
 
 class ApiServer(uvicorn.Server):
-    def __init__(self, service: Service, settings: ServerSettings) -> None:
+    def __init__(self, service: Service) -> None:
+        settings = service.settings
         config = uvicorn.Config(
             build_app(service),
             log_config=None,

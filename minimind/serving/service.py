@@ -7,13 +7,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.inference.batch_engine import BatchEngine
 from minimind.inference.load import Placement, chat_notice, load_adapters, load_checkpoint
 from minimind.serving.api_errors import ApiError
 from minimind.serving.engine_thread import EngineThread
+from minimind.serving.response_schemas import Status
 from minimind.serving.served_model import ServedModel
 from minimind.serving.settings import ServerSettings
 
@@ -21,8 +21,6 @@ logger = logging.getLogger("minimind")
 
 GRAMMAR_LIMIT_S = 3.0
 """The seconds in which a client's schema or grammar must compile; most take a millisecond."""
-
-Status = Literal["ok", "loading", "stopping", "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

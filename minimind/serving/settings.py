@@ -80,21 +80,16 @@ class ServerSettings:
         name = name.removesuffix(".")
         if self.api_keys or "." not in name or name in (self.host.lower(), *self.allowed_hosts):
             return True
-        return name.endswith(_LOCAL_DOMAINS) or _is_address(name)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+        return name.endswith(_LOCAL_DOMAINS) or _read_address(name) is not None
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
+    address = _read_address(host)
+    return address.is_loopback if address else host == "localhost"
+
+
+def _read_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return None

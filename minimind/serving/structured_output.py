@@ -24,10 +24,10 @@ from minimind.inference.grammar_texts import (
 from minimind.serving.api_errors import ApiError
 from minimind.serving.field_standing import ByType, NoEffect, Refused
 from minimind.serving.json_body import read_json
-from minimind.serving.message_schemas import RequestPart
+from minimind.serving.message_schemas import NonEmpty, RequestPart
 
 JsonSchema = dict[str, Any]
-Choices = Annotated[list[Annotated[str, StringConstraints(min_length=1)]], Field(min_length=1)]
+Choices = Annotated[list[NonEmpty], Field(min_length=1)]
 
 
 def _read_pairs(given: Any) -> Any:

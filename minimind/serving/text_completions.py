@@ -26,7 +26,7 @@ class TextWriter(CompletionWriter):
         echoes: Sequence[Echo] = (),
     ) -> None:
         """`echoes` holds an Echo for each prompt, if the answers begin with their prompts."""
-        super().__init__("cmpl", model, body, record)
+        super().__init__("cmpl-", model, body, record)
         self._body, self._echoes = body, echoes
 
     async def whole(self, answer: Answer) -> TextCompletion:

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.inference.grammar import Grammar, GrammarCompiler
 from minimind.inference.grammar_texts import ToolForm
 from minimind.serving.api_errors import ApiError
 from minimind.serving.field_standing import ByType
-from minimind.serving.message_schemas import Function, RequestPart, Tool
+from minimind.serving.message_schemas import Function, NonEmpty, RequestPart, Tool
 from minimind.serving.structured_output import StructuredFields
 
 
 class FunctionName(RequestPart):
-    name: Annotated[str, StringConstraints(min_length=1)]
+    name: NonEmpty
 
 
 class NamedTool(RequestPart):

@@ -166,7 +166,7 @@ def test_here_and_behind_a_server_the_answers_are_the_same(
         ask(there, "word " * 300)
 
 
-def test_a_stopped_answer_frees_the_model(serve: Serve, tokenizer: Tokenizer) -> None:
+def test_a_stopped_answer_frees_the_model(tokenizer: Tokenizer) -> None:
     config = small_config(vocab_size=tokenizer.vocab_size, max_position_embeddings=256)
     session = ChatSession(LocalChat(random_model(config), tokenizer), GREEDY)
     parts = session.ask("hello")

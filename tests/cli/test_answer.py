@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_models import random_model, small_config
 
-from minimind.cli import answer as verb
+from minimind.cli.main import run_verb
 from minimind.data.chat_format import chat_samples
 from minimind.inference.load import load_model
 from minimind.inference.prompts import answer_prompts
@@ -41,7 +41,7 @@ def answer(teacher: Path, tmp_path: Path) -> Main:
         data = tmp_path / "questions.jsonl"
         data.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
         flags = ["--checkpoint", str(teacher), "--data", str(data)]
-        return verb.main([*flags, "--output", str(tmp_path / "answers.jsonl"), *more])
+        return run_verb("answer", [*flags, "--output", str(tmp_path / "answers.jsonl"), *more])
 
     return run
 

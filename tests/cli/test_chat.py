@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from small_folders import small_folder
 
-from minimind.cli import chat as verb
+from minimind.cli.main import run_verb
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 
@@ -35,7 +35,7 @@ def chat(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[...,
         given = stdin or io.StringIO("".join(f"{line}\n" for line in lines))
         monkeypatch.setattr(sys, "stdin", given)
         options = ["--set", "temperature=0", "--set", "max_new_tokens=8", *flags]
-        status = verb.main(["--checkpoint", str(folder), *options])
+        status = run_verb("chat", ["--checkpoint", str(folder), *options])
         return status, *capsys.readouterr()
 
     return run
@@ -58,12 +58,12 @@ def test_a_model_of_text_alone_says_so(tmp_path: Path, capsys) -> None:
     ask = ["--checkpoint", str(tmp_path), "--set", "max_new_tokens=2", "--ask", "hello"]
     for is_chat, is_said in ((False, True), (True, False), (None, False)):
         meta.write_text(json.dumps({"is_chat": is_chat}))
-        assert verb.main(ask) == 0
+        assert run_verb("chat", ask) == 0
         words = "trained on text and never to chat"
         assert (words in capsys.readouterr().err) == is_said
     for broken in ("[]", "{"):
         meta.write_text(broken)
-        assert verb.main(ask) == 0
+        assert run_verb("chat", ask) == 0
         assert capsys.readouterr().err == ""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from evaluation_data import CEVAL
 from small_models import random_model, small_config
 
-from minimind.cli import evaluate as verb
+from minimind.cli.main import run_verb
 from minimind.model.state_dict import save_hf_folder
 from minimind.samples.text import load_sample_tokenizer
 
@@ -29,13 +28,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return folders
 
 
-@pytest.fixture
-def main() -> Callable[[list[str]], int]:
-    return verb.main
+def main(arguments: list[str]) -> int:
+    return run_verb("evaluate", arguments)
 
 
 def test_everything_at_once(
-    main: Callable[[list[str]], int],
     checkpoints: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -67,9 +64,7 @@ def test_everything_at_once(
         assert printed.count(folder) == 1 + 2 + 3
 
 
-def test_chat_prompts_are_turns(
-    main: Callable[[list[str]], int], checkpoints: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_chat_prompts_are_turns(checkpoints: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--checkpoint", checkpoints[0], "--prompts", "6 + 9 =", "--max_new_tokens", "8"]
     assert main(arguments) == 0
     as_text = capsys.readouterr().out
@@ -88,7 +83,6 @@ def test_chat_prompts_are_turns(
     ],
 )
 def test_bad_usage_is_said(
-    main: Callable[[list[str]], int],
     checkpoints: list[str],
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
@@ -99,7 +93,6 @@ def test_bad_usage_is_said(
 
 
 def test_results_are_shown_where_their_file_cannot_be_written(
-    main: Callable[[list[str]], int],
     checkpoints: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -114,7 +107,6 @@ def test_results_are_shown_where_their_file_cannot_be_written(
 
 
 def test_the_harness_is_an_extra(
-    main: Callable[[list[str]], int],
     checkpoints: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -124,8 +116,6 @@ def test_the_harness_is_an_extra(
     assert "pip install 'minimind[eval]'" in capsys.readouterr().err
 
 
-def test_a_folder_without_a_model(
-    main: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--checkpoint", str(tmp_path), "--prompts", "x"]) == 2
     assert "no config.json" in capsys.readouterr().err

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from minimind.cli.main import run_verb
 
 FLAGS = {
     "answer": ("--data", "none.jsonl", "--output", "none.jsonl"),
@@ -26,6 +27,5 @@ def test_kernels_that_cannot_be_had(
 ) -> None:
     setting("MINIMIND_KERNELS", "fast")
     monkeypatch.chdir(tmp_path)
-    verb = importlib.import_module(f"minimind.cli.{program}")
-    assert verb.main(["--checkpoint", "nowhere", *FLAGS[program]]) == 2
+    assert run_verb(program, ["--checkpoint", "nowhere", *FLAGS[program]]) == 2
     assert "MINIMIND_KERNELS='fast' is not known" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from training_runs import ROOT
 import minimind
 from minimind.cli import main as command
 from minimind.cli.verb_parser import VerbParser
+from minimind.errors import ConfigError, TrainingError
 
 DOORS = {"tokenizer": "train_tokenizer"}
 """Scripts in launch/ that are not named as their verb."""
@@ -140,6 +141,29 @@ def test_values_and_beginnings_of_flags_are_no_unknown_flags() -> None:
     given = parser.parse_args(["--out=a", "--ask", "--what is this", "-3"])
     assert given.output_dir == "a"
     assert given.ask == ["--what is this", "-3"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (ConfigError("no \x1b[2J"), 2, "error: no \ufffd[2J\n"),
+        (TrainingError("it broke"), 1, "error: it broke\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_what_stops_a_verb_is_said_by_its_exit_status(
+    error: BaseException,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def main(argv: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(command.importlib, "import_module", lambda _: SimpleNamespace(main=main))
+    assert command.run_verb("evaluate", []) == status
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("reader_left", [True, False])

@@ -17,7 +17,7 @@ from small_folders import small_folder
 from small_models import random_model, small_config
 from torch import Tensor
 
-from minimind.cli import convert as verb
+from minimind.cli.main import run_verb
 from minimind.config.model import ModelConfig
 from minimind.errors import CheckpointError, ConfigError
 from minimind.interop import writers
@@ -111,7 +111,7 @@ def check_refused(
     before = {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()}
     output = folder.parent / "out"
     argv = ["--input", str(folder), "--to", to, "--output", str(output)]
-    assert verb.main(argv) == 2
+    assert run_verb("convert", argv) == 2
     captured = capsys.readouterr()
     assert words in captured.err
     assert "Traceback" not in captured.err
@@ -221,7 +221,7 @@ def test_the_command_prints_the_largest_difference(
 ):
     small_folder(tmp_path / "in")
     argv = ["--input", str(tmp_path / "in"), "--to", target, "--output", str(tmp_path / "out")]
-    assert verb.main(argv) == 0
+    assert run_verb("convert", argv) == 0
     said = capsys.readouterr().out
     assert "largest difference of " in said
     assert said.endswith(f"{tmp_path / 'out'}: written\n")
@@ -237,7 +237,7 @@ def test_a_type_that_the_format_does_not_have_is_refused(tmp_path: Path):
 def test_sizes_of_shards(tmp_path: Path, size: str, capsys: pytest.CaptureFixture[str]):
     small_folder(tmp_path / "in")
     argv = ["--input", str(tmp_path / "in"), "--to", "hf", "--output", str(tmp_path / "out")]
-    status = verb.main([*argv, "--max_shard_size", size])
+    status = run_verb("convert", [*argv, "--max_shard_size", size])
     assert (status == 0) == (size == "5")  # bytes: a file for each tensor
     if status:
         assert f"--max_shard_size {size}" in capsys.readouterr().err

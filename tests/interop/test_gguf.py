@@ -12,7 +12,7 @@ import pytest
 import torch
 from gguf_models import ARCHITECTURES, MODELS, gguf_file, model_folder
 
-from minimind.cli import convert as verb
+from minimind.cli.main import run_verb
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import CheckpointError, ConfigError
 from minimind.interop.conversion import convert
@@ -208,12 +208,12 @@ def test_a_type_that_is_left_to_llama_cpp_names_the_command(
 ) -> None:
     folder, output = model_folder(tmp_path / "m", "qwen3"), tmp_path / "m.gguf"
     flags = ["--input", str(folder), "--to", "gguf", "--output", str(output)]
-    assert verb.main([*flags, "--quantize", "q4_k_m"]) == 2
+    assert run_verb("convert", [*flags, "--quantize", "q4_k_m"]) == 2
     assert "llama-quantize MODEL.gguf MODEL-q4_k_m.gguf Q4_K_M" in capsys.readouterr().err
-    assert verb.main([*flags, "--dtype", "bf16"]) == 2
+    assert run_verb("convert", [*flags, "--dtype", "bf16"]) == 2
     assert "--quantize" in capsys.readouterr().err
     assert not output.exists()
-    assert verb.main(flags) == 0
+    assert run_verb("convert", flags) == 0
 
 
 def test_values_beyond_the_type_are_refused(tmp_path: Path) -> None:

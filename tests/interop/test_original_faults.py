@@ -18,7 +18,7 @@ from small_adapters import named, random_adapter
 from small_models import random_model, small_config
 from torch import Tensor
 
-from minimind.cli.convert import main
+from minimind.cli.main import run_verb
 from minimind.errors import CheckpointError, ConfigError
 from minimind.interop.conversion import convert
 from minimind.interop.options import ConvertOptions
@@ -71,7 +71,8 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: Callable[[bytes], byt
     with pytest.raises(CheckpointError, match=rf"a\.pth: {message}"):
         open_source(path)
     output = tmp_path / "out"
-    assert main(["--input", str(path), "--to", "minimind", "--output", str(output)]) == 2
+    flags = ["--input", str(path), "--to", "minimind", "--output", str(output)]
+    assert run_verb("convert", flags) == 2
     assert not output.exists()
 
 
@@ -235,7 +236,7 @@ def test_an_option_that_would_do_nothing_is_refused(
 ):
     folder = save_model(tmp_path / "model", "qwen3")
     output = tmp_path / "out"
-    assert main(["--input", str(folder), "--output", str(output), *flags]) == 2
+    assert run_verb("convert", ["--input", str(folder), "--output", str(output), *flags]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not output.exists()
 
@@ -245,6 +246,6 @@ def test_fields_come_from_a_file_and_then_from_flags(tmp_path: Path):
     (tmp_path / "fields.json").write_text('{"rope_theta": 1e4, "rms_norm_eps": 1e-3}')
     flags = ["--config", str(tmp_path / "fields.json"), "--set", "rms_norm_eps=1e-4"]
     output = ["--to", "minimind", "--output", str(tmp_path / "out")]
-    assert main(["--input", str(tmp_path / "a.pth"), *output, *flags]) == 0
+    assert run_verb("convert", ["--input", str(tmp_path / "a.pth"), *output, *flags]) == 0
     config = load_hf_config(tmp_path / "out")
     assert (config.rope_theta, config.rms_norm_eps) == (1e4, 1e-4)

@@ -71,8 +71,7 @@ def test_shards_hold_the_weights_that_training_gathered(
     if ranks == 1:
         assert train(*flags) == 0
     else:
-        done = train_on_two(*flags)
-        assert done.returncode == 0, done.stderr
+        train_on_two(*flags)
     check_shards(tmp_path / "run")
 
 
@@ -98,10 +97,8 @@ def test_a_checkpoint_without_its_model_folder_is_converted_from_its_shards(
     "a rank's shards missing, damaged or of another checkpoint",
     "the rank or the file is named",
 )
-def test_damaged_shards_are_refused(
-    flags: list[str], train_on_two: TrainOnTwo, train: Train, tmp_path: Path
-):
-    assert train_on_two(*flags, *ONE_STEP).returncode == 0
+def test_damaged_shards_are_refused(flags: list[str], train_on_two: TrainOnTwo, tmp_path: Path):
+    train_on_two(*flags, *ONE_STEP)
     checkpoint = (tmp_path / "run" / "checkpoints" / "latest").resolve()
     engine, kept = checkpoint / "engine", tmp_path / "kept"
     shutil.copytree(engine, kept)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +15,7 @@ from training_runs import (
     assert_same_run,
     assert_same_weights,
     final_weights,
+    read_rows,
 )
 from two_ranks import TrainOnTwo
 
@@ -49,8 +49,7 @@ def flags(teacher: Path, shape: list[str], tmp_path: Path) -> list[str]:
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    with open(run / "metrics.csv", encoding="utf-8") as file:
-        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return [{k: float(v) for k, v in row.items() if v} for row in read_rows(run)]
 
 
 @pytest.mark.usefixtures("precision")
@@ -84,7 +83,6 @@ def test_a_teacher_whose_run_has_gone_on_is_not_taken_for_the_one_of_before(
     train: Train,
     flags: list[str],
     teacher: Path,
-    run_flags: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):
@@ -108,8 +106,7 @@ def test_other_files_and_two_ranks_take_the_same_steps(
         other = ["--ds_config", f"{name}.json", "--output_dir", str(tmp_path / name)]
         assert train(*flags, *other) == 0
     two = ["--ds_config", "zero3.json", "--output_dir", str(tmp_path / "two")]
-    done = train_on_two(*flags, *two)
-    assert done.returncode == 0, done.stderr
+    train_on_two(*flags, *two)
     for run in ("zero1", "zero3", "two"):
         assert_same_run(tmp_path / "run", tmp_path / run)
         for one, same in zip(

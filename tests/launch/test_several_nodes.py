@@ -19,8 +19,6 @@ pytestmark = pytest.mark.slow
 _BIN = Path(sys.executable).parent
 _LIMIT_S = 300
 
-StartBoth = Callable[[list[str]], list["subprocess.Popen[bytes]"]]
-
 
 @pytest.fixture
 def hosts() -> Iterator[TwoHosts]:

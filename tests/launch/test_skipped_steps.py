@@ -71,14 +71,6 @@ def test_a_skipped_step_changes_no_weight_and_names_its_rows(
     assert [step for step, *_ in read_losses(tmp_path / "run")] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.usefixtures("one_bad_loss")
-def test_without_the_option_it_ends_the_run(
-    train: Train, flags: list[str], capsys: pytest.CaptureFixture[str]
-):
-    assert train(*flags, "--eval_every", "0") == 1
-    assert f"error: step {BAD_STEP}: the loss is nan" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(("save_every", "back_to"), [(3, 3), (2, 2)])
 @pytest.mark.faults(
     "a spike of the loss with spike_deviations", "the run goes back and on without it"

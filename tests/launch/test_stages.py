@@ -14,13 +14,11 @@ import torch
 from chats import CHATS
 from stage_options import REQUIRED_OPTIONS
 from training_runs import (
-    KILL_AFTER,
-    KILLED,
     Train,
     assert_same_run,
     read_column,
     read_losses,
-    train_in_a_process,
+    train_until_killed,
 )
 from two_ranks import TrainOnTwo, check_other_files_and_two_ranks
 
@@ -199,18 +197,10 @@ def test_a_killed_run_resumes_bitwise_though_its_reference_is_lost(
 ):
     monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path / "cache"))
     assert train(*dpo_flags, "--output_dir", str(tmp_path / "whole")) == 0
-    prelude = KILL_AFTER.format(module="loop", function="seed_micro_batch", calls=7)
-    assert train_in_a_process(*dpo_flags, prelude=prelude).returncode == KILLED
+    train_until_killed(*dpo_flags, after="minimind.engine.loop.seed_micro_batch", calls=7)
     shutil.rmtree(tmp_path / "cache" / "reference")
     assert train("--resume", "--output_dir", str(tmp_path / "run")) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "run")
-
-
-def test_nothing_to_compare_with_is_bad_usage(
-    train: Train, dpo_flags: list[str], capsys: pytest.CaptureFixture[str]
-):
-    assert train(*dpo_flags, "--from_checkpoint", "none") == 2
-    assert "--from_checkpoint none gives none: give a checkpoint" in capsys.readouterr().err
 
 
 def test_rounded_weights_with_a_small_rate_are_warned_of(

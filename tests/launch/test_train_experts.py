@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import pytest
 from training_runs import (
-    KILL_AFTER,
-    KILLED,
     WITHOUT_CLIPPING,
     Train,
     assert_same_run,
+    read_column,
     read_losses,
-    train_in_a_process,
+    read_rows,
+    train_until_killed,
 )
 from two_ranks import TrainOnTwo
 
@@ -30,8 +29,7 @@ def flags(run_flags: list[str], shape: list[str]) -> list[str]:
 
 
 def read_routers(run: Path) -> list[dict[str, float]]:
-    with open(run / "metrics.csv", encoding="utf-8") as file:
-        return [{name: float(row[name]) for name in ROUTER_COLUMNS} for row in csv.DictReader(file)]
+    return [{name: float(row[name]) for name in ROUTER_COLUMNS} for row in read_rows(run)]
 
 
 def test_a_run_learns_logs_its_routers_and_speaks(
@@ -43,9 +41,7 @@ def test_a_run_learns_logs_its_routers_and_speaks(
     assert losses[-1][1] < losses[0][1] - 0.5
     header = (run / "metrics.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
     assert tuple(header[-len(ROUTER_COLUMNS) :]) == ROUTER_COLUMNS
-    with open(run / "metrics.csv", encoding="utf-8") as file:
-        norms = [float(row["grad_norm"]) for row in csv.DictReader(file)]
-    for row, norm in zip(read_routers(run), norms, strict=True):
+    for row, norm in zip(read_routers(run), read_column(run, "grad_norm"), strict=True):
         # Two layers of S = 2 at an even load, times the coefficient of 5e-4.
         assert 1e-3 < row["aux_loss"] < 4e-3
         assert 0 < row["load_entropy_min"] <= row["load_entropy"] <= 1
@@ -88,9 +84,8 @@ def test_two_ranks_take_the_steps_of_one_to_the_bit(
     assert train(*flags, "--output_dir", str(tmp_path / "one")) == 0
     for zero in stages:
         two = tmp_path / f"two under {zero}"
-        done = train_on_two(*flags, "--ds_config", f"zero{zero}.json", "--output_dir", str(two))
-        assert done.returncode == 0, done.stderr
-        warned = "--set norm_topk_prob=false" in done.stderr
+        more = ["--ds_config", f"zero{zero}.json", "--output_dir", str(two)]
+        warned = "--set norm_topk_prob=false" in train_on_two(*flags, *more)
         assert warned == ("num_experts_per_tok=1" in experts)
         assert_same_run(tmp_path / "one", two)
         for row, other_row in zip(read_routers(tmp_path / "one"), read_routers(two), strict=True):
@@ -101,9 +96,7 @@ def test_a_killed_run_resumes_bitwise(train: Train, flags: list[str], tmp_path: 
     flags = [*flags, "--set", "dropout=0.1", "--set", "activation_checkpointing=true"]
     assert train(*flags, "--output_dir", str(tmp_path / "whole")) == 0
     # Between two micro-batches of step 5: what was summed up of it is lost with the process.
-    prelude = KILL_AFTER.format(module="loop", function="seed_micro_batch", calls=9)
-    done = train_in_a_process(*flags, prelude=prelude)
-    assert done.returncode == KILLED, done.stderr
+    train_until_killed(*flags, after="minimind.engine.loop.seed_micro_batch", calls=9)
     assert train("--resume", "--output_dir", str(tmp_path / "run")) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "run")
     assert read_routers(tmp_path / "whole") == read_routers(tmp_path / "run")

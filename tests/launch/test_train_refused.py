@@ -9,11 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from minimind_kernels import backend
-from training_runs import (
-    Train,
-    read_losses,
-    train_in_a_process,
-)
+from training_runs import Train, launch_on_two, read_losses
 
 from minimind.data.loader import PackedLoader
 from minimind.engine import checkpoint_store
@@ -30,7 +26,6 @@ def test_a_full_disk_costs_one_checkpoint_and_not_the_run(
     flags: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
 ):
     save, calls = checkpoint_store.save_hf_folder, []
 
@@ -116,18 +111,7 @@ def test_bad_rows_stop_the_run_before_it_starts_or_are_skipped_and_listed(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--ds_config", "nothing.json"], "zero2.json"),
-        (["--data", "nothing.jsonl"], "nothing.jsonl"),
-        (["--set", "train_batch_size=5"], "is not whole"),
-        (["--set", "nothing=1"], "neither a field of the model"),
-        (["--set", "ds_config.zero_optimisation.stage=2"], "zero_optimisation"),
-        (["--set", "ds_config.zero_optimization.stages=2"], "stages"),
         (["--set", "ds_config.fp16.enabled=true"], "fp16"),
-        (["--model", "gpt5"], "minimind2-small"),
-        (["--seq_len", "65536"], "max_position_embeddings"),
-        (["--from_checkpoint", "nowhere"], "nowhere"),
-        (["--set", "vocab_size=100"], "the model only 100"),
-        (["--set", 'lr_factors={"nothing": 0.1}'], "nothing"),
         (["--set", 'ds_config.scheduler={"type": "NoSuch"}'], "NoSuch"),
         (["--set", 'ds_config.scheduler={"type": "WarmupLR", "params": {"warm": 1}}'], "warm"),
     ],
@@ -141,6 +125,7 @@ def test_what_is_wrong_is_named_and_ends_with_status_2(
     more: list[str],
     message: str,
 ):
+    """Beside the mistakes of tests/run/test_mistakes.py."""
     assert train(*flags, *more) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -204,12 +189,10 @@ def test_a_choice_of_kernels_that_cannot_be_met(
 
 
 @pytest.mark.faults("bad input with two ranks", "one rank says it, both end")
-def test_of_two_ranks_one_says_what_is_wrong_and_both_leave(
-    train: Train, flags: list[str], tmp_path: Path
-):
+def test_of_two_ranks_one_says_what_is_wrong_and_both_leave(flags: list[str], tmp_path: Path):
     """With what rank 0 alone looks at."""
     (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
-    done = train_in_a_process(*flags, ranks=2)
+    done = launch_on_two(*flags)
     assert done.returncode != 0
     said = done.stdout + done.stderr
     assert said.count("already holds a run's checkpoints") == 1

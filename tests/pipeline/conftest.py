@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,9 @@ from typing import Any
 import pytest
 from small_recipes import STEPS, Load, Write
 
+from minimind.cli import train
+from minimind.cli.main import run_verb
+from minimind.pipeline import plan
 from minimind.pipeline.process import Child
 from minimind.pipeline.recipe_file import Pipeline, load_pipeline
 from minimind.pipeline.step import Place
@@ -59,6 +61,12 @@ def place(tmp_path: Path, no_launcher: None) -> Place:
 
 
 @pytest.fixture
+def unrehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out rehearsals, whose processes take seconds to start."""
+    monkeypatch.setattr(plan, "why_not", lambda run: "a test")
+
+
+@pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch, no_launcher: None) -> list[list[str]]:
     """Runs the commands of steps in this process, and gives the list of those that were run."""
     ran: list[list[str]] = []
@@ -66,7 +74,8 @@ def commands(monkeypatch: pytest.MonkeyPatch, no_launcher: None) -> list[list[st
     def run(self: Child, command: Sequence[str], environment: Mapping[str, str]) -> int:
         _, _, _, verb, *flags = command
         ran.append([verb, *flags])
-        return importlib.import_module(f"minimind.cli.{verb}").main(flags)
+        # run_verb would end this process with the training.
+        return train.main(flags) if verb == "train" else run_verb(verb, flags)
 
     monkeypatch.setattr(Child, "run", run)
     return ran

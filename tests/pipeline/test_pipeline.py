@@ -13,19 +13,12 @@ from typing import Any
 import pytest
 from small_recipes import STEPS, Write
 
-from minimind.cli.pipeline import main
-from minimind.pipeline import plan
+from minimind.cli.main import run_verb
 from minimind.pipeline.make import open_folder
 from minimind.pipeline.process import Child
 
 pytestmark = pytest.mark.usefixtures("unrehearsed")
 ALL = ["tokenizer", "text", "chat", "answers", "copy"]
-
-
-@pytest.fixture
-def unrehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out rehearsals, whose processes take seconds to start."""
-    monkeypatch.setattr(plan, "why_not", lambda run: "a test")
 
 
 @pytest.fixture
@@ -38,7 +31,8 @@ def run(write: Write, tmp_path: Path, steps: list[dict[str, Any]]) -> Callable[.
     """Runs the pipeline of `steps` in tmp_path/made."""
 
     def run(*flags: str) -> int:
-        return main([str(write(steps)), "--output_dir", str(tmp_path / "made"), *flags])
+        made = str(tmp_path / "made")
+        return run_verb("pipeline", [str(write(steps)), "--output_dir", made, *flags])
 
     return run
 

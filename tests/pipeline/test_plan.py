@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cpu_decoding import needs_compiler
 from small_recipes import SMALL, STEPS
 
 from minimind.config.model import load_model_config
@@ -28,12 +28,6 @@ from minimind.rehearsal.fits import read_place
 from minimind.rehearsal.rehearse import Point
 from minimind.rehearsal.report import Rehearsal
 from minimind.run.run import Run
-
-
-@pytest.fixture
-def unrehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "why_not", lambda run: "a test")
-
 
 NOTHING = Rehearsal(
     device="a test",
@@ -106,9 +100,7 @@ def test_a_bad_row_at_the_beginning_of_the_data_is_named_with_its_line(load, pla
     assert planned.state == "to make"
 
 
-@pytest.mark.skipif(
-    not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
-)
+@needs_compiler
 def test_the_table_shows_each_step_on_a_machine_that_is_not_there(load, tmp_path: Path):
     """By the rehearsals of two small steps on eight GPUs."""
     steps = [step | {"batch_size": 16} for step in (TEXT_STEP, CHAT_STEP)]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
+from cpu_decoding import needs_compiler
 
 from minimind.config.model import PRESETS
 from minimind.config.shipped import list_shipped
@@ -17,9 +17,6 @@ from minimind.pipeline.step import Place
 from minimind.rehearsal.fits import read_place
 
 NAMES = list_shipped(RECIPES)
-needs_compiler = pytest.mark.skipif(
-    not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
-)
 
 
 @pytest.fixture

@@ -75,6 +75,25 @@ def test_bf16_is_read_off_the_cpus_flags(
     assert ("no bf16" in find_device().why_not_bf16) is not has
 
 
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Changes what PyTorch says of GPUs that need not be there."""
+    gpu = SimpleNamespace(
+        name="some GPU", count=2, capability=(9, 0), architectures=["sm_75", "sm_80", "sm_90"]
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpu.count)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: gpu.name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: gpu.capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: gpu.architectures)
+    memory = SimpleNamespace(total_memory=1 << 34)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: memory)
+    monkeypatch.setattr(torch.version, "hip", None)
+    for name in ("TORCHELASTIC_RUN_ID", "LOCAL_SIZE", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    return gpu
+
+
 @pytest.mark.parametrize(
     ("name", "capability", "bf16", "peak"),
     [
@@ -97,43 +116,19 @@ def test_bf16_is_read_off_the_cpus_flags(
     ],
 )
 def test_a_gpu_by_its_name(
-    monkeypatch: pytest.MonkeyPatch,
+    two_gpus: SimpleNamespace,
     name: str,
     capability: tuple[int, int],
     bf16: bool,
     peak: float | None,
 ):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: name)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
-    memory = SimpleNamespace(total_memory=1 << 34)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: memory)
-    monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90"])
+    two_gpus.name, two_gpus.capability = name, capability
     device = find_device(1)
     assert device.torch_device == torch.device("cuda", 1)
     assert (device.kind, device.name) == ("gpu", name)
     assert (device.supports_bf16, device.peak_flops) == (bf16, peak)
     assert device.precision == ("bf16" if bf16 else "fp16")
     assert bool(device.why_not_bf16) is not bf16
-
-
-@pytest.fixture
-def two_gpus(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Changes what PyTorch says of GPUs that need not be there."""
-    gpu = SimpleNamespace(count=2, capability=(9, 0), architectures=["sm_90"])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpu.count)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "some GPU")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: gpu.capability)
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: gpu.architectures)
-    memory = SimpleNamespace(total_memory=1 << 34)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: memory)
-    monkeypatch.setattr(torch.version, "hip", None)
-    for name in ("TORCHELASTIC_RUN_ID", "LOCAL_SIZE", "CUDA_VISIBLE_DEVICES"):
-        monkeypatch.delenv(name, raising=False)
-    return gpu
 
 
 def test_more_ranks_than_gpus(two_gpus: SimpleNamespace, monkeypatch: pytest.MonkeyPatch):

@@ -87,7 +87,7 @@ def test_large_arguments_and_results_fill_no_pipe(build: Build) -> None:
 
 def test_who_reads_no_further_leaves_nothing_behind(build: Build) -> None:
     pool = build("misbehave")
-    (function,) = pool.functions
+    (function,) = pool._functions
     stream = pool.stream([Call(function, n) for n in range(50)])
     next(stream)
     stream.close()

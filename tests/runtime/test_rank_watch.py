@@ -52,9 +52,8 @@ class Ranks:
     def change(self, rank: int, **values: object) -> None:
         self.signs[rank] = replace(self.signs[rank], **values)  # type: ignore[arg-type]
 
-    def verdict(self) -> tuple[int, str] | None:
-        found = self.watch.judge(self.now)
-        return (found.rank, found.text) if found else None
+    def judge(self) -> str:
+        return self.watch.judge(self.now) or ""
 
 
 @pytest.fixture
@@ -67,7 +66,7 @@ def ranks() -> Ranks:
 
 def test_ranks_that_move_are_left_alone(ranks: Ranks):
     ranks.live(10 * LIMIT_S)
-    assert ranks.verdict() is None
+    assert not ranks.judge()
 
 
 def test_a_rank_that_fails_itself_lets_the_others_end(ranks: Ranks):
@@ -75,106 +74,98 @@ def test_a_rank_that_fails_itself_lets_the_others_end(ranks: Ranks):
     ranks.change(2, ended="ValueError: its own")
     ranks.states[11] = ""
     ranks.live(20, silent=1)
-    assert ranks.verdict() is None
+    assert not ranks.judge()
     ranks.watch.fails = False
-    assert ranks.verdict() is None, "it gets some seconds to end by itself"
+    assert not ranks.judge(), "it gets some seconds to end by itself"
     ranks.live(20, silent=1)
-    assert ranks.verdict() is not None
+    assert ranks.judge()
 
 
 def test_a_silent_rank_of_another_machine(ranks: Ranks):
     ranks.live(LIMIT_S - 4, silent=2)
-    assert ranks.verdict() is None
+    assert not ranks.judge()
     ranks.live(6, silent=2)
-    rank, text = ranks.verdict() or (None, "")
-    assert rank == 2
-    assert "rank 2 (process 12 of host b) has given no sign of life for 6" in text
-    assert "cut off" in text
+    assert "rank 2 (process 12 of host b) has given no sign of life for 6" in ranks.judge()
+    assert "cut off" in ranks.judge()
 
 
 @pytest.mark.parametrize(("state", "said"), [("T", "is stopped"), ("S", "hangs")])
 def test_a_silent_rank_of_this_machine_is_looked_at(ranks: Ranks, state: str, said: str):
     ranks.states[11] = state
     ranks.live(LIMIT_S + 4, silent=1)
-    assert ranks.verdict()[1].endswith(f"its process {said}")  # type: ignore[index]
+    assert ranks.judge().endswith(f"its process {said}")
 
 
 def test_a_silent_store_is_not_blamed_on_the_ranks(ranks: Ranks):
     ranks.now += LIMIT_S - 1
-    assert ranks.verdict() is None
+    assert not ranks.judge()
     ranks.now += 2
-    rank, text = ranks.verdict() or (None, "")
-    assert rank == 0
-    assert text.startswith("the store has not answered for 61 s")
+    assert ranks.judge().startswith("the store has not answered for 61 s")
 
 
 def test_a_dead_process_is_found_before_the_limit(ranks: Ranks):
     ranks.states[11] = ""
-    assert ranks.verdict() is None, "it may still have said why"
+    assert not ranks.judge(), "it may still have said why"
     ranks.live(6, silent=1)
-    assert "rank 1 (process 11 of host a) has died, last seen at place 1" in ranks.verdict()[1]  # type: ignore[index]
+    assert "rank 1 (process 11 of host a) has died, last seen at place 1" in ranks.judge()
 
 
 def test_the_reason_of_a_rank_that_failed(ranks: Ranks):
     ranks.change(2, ended="ValueError: of its own")
     ranks.live(2)
-    assert ranks.verdict() is None
+    assert not ranks.judge()
     ranks.live(6)
-    assert ranks.verdict() == (
-        2,
-        "rank 2 (process 12 of host b) has failed: ValueError: of its own",
-    )
+    assert ranks.judge() == "rank 2 (process 12 of host b) has failed: ValueError: of its own"
 
 
 def test_a_rank_that_is_done_is_not_lost(ranks: Ranks):
     ranks.change(1, ended="")
     ranks.states[11] = ""
     ranks.live(2 * LIMIT_S)
-    assert ranks.verdict() is None
+    assert not ranks.judge()
 
 
 def test_of_ranks_that_stand_still_the_one_behind_is_named(ranks: Ranks):
     for rank in (0, 2):
         ranks.change(rank, collectives=8)
     ranks.live(LIMIT_S + 4, still=True)
-    rank, text = ranks.verdict() or (None, "")
-    assert rank == 1
-    assert "hangs at place 1" in text
+    assert ranks.judge().startswith("rank 1 ")
+    assert "hangs at place 1" in ranks.judge()
 
 
 def test_ranks_that_all_stand_in_one_collective(ranks: Ranks):
     ranks.live(LIMIT_S + 4, still=True)
-    assert "none is behind the others (rank 0 at place 0, rank 1 at" in ranks.verdict()[1]  # type: ignore[index]
+    assert "none is behind the others (rank 0 at place 0, rank 1 at" in ranks.judge()
 
 
 def test_one_rank_that_moves_excuses_all(ranks: Ranks):
     for _ in range(100):
         ranks.live(4, still=True)
         ranks.change(2, moves=ranks.signs[2].moves + 1)
-    assert ranks.verdict() is None
+    assert not ranks.judge()
 
 
 def test_the_longest_pause_sets_the_limit(ranks: Ranks):
     ranks.live(40, still=True)
     ranks.live(4)
     ranks.live(STANDS_LONGER * 40 - 20, still=True)
-    assert ranks.verdict() is None
+    assert not ranks.judge()
     ranks.live(60, still=True)
-    assert ranks.verdict() is not None
+    assert ranks.judge()
 
 
 def test_standing_counts_in_training_alone(ranks: Ranks):
     ranks.watch.end()
     ranks.live(10 * LIMIT_S, still=True)
-    assert ranks.verdict() is None
+    assert not ranks.judge()
 
 
 def test_a_process_that_was_held_up_itself_excuses_the_others(ranks: Ranks):
     ranks.now += 10 * LIMIT_S
     ranks.watch.excuse(ranks.now)
-    assert ranks.verdict() is None
+    assert not ranks.judge()
     ranks.live(2 * LIMIT_S)
-    assert ranks.verdict() is None
+    assert not ranks.judge()
 
 
 def test_one_rank_of_a_machine_reports(ranks: Ranks):

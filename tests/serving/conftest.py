@@ -26,6 +26,14 @@ def tiny(tokenizer: Tokenizer) -> Iterator[LiveServer]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def shared(tokenizer: Tokenizer) -> Iterator[tuple[str, ScriptedEngine]]:
+    """Gives the address and the engine of a model that says yes to all tests of a file."""
+    engine = ScriptedEngine("yes")
+    with running_server({"tiny": engine}, tokenizer, ServerSettings(port=0)) as server:
+        yield server.url, engine
+
+
 @pytest.fixture
 def client(tiny: LiveServer) -> openai.OpenAI:
     return connect(tiny)

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import pytest
-from live_servers import LiveServer, ScriptedEngine, Serve, running_server
+from live_servers import LiveServer, ScriptedEngine, Serve
 
 from minimind.data.tokenizer import Tokenizer
-from minimind.serving.settings import ServerSettings
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 USER = {"role": "user", "content": "hi"}
 ASK = {"messages": [USER], "max_tokens": 4}
-
-
-@pytest.fixture(scope="module")
-def shared(tokenizer: Tokenizer) -> Iterator[tuple[str, ScriptedEngine]]:
-    engine = ScriptedEngine("yes")
-    with running_server({"tiny": engine}, tokenizer, ServerSettings(port=0)) as server:
-        yield server.url, engine
 
 
 @pytest.fixture
@@ -205,7 +196,7 @@ def test_the_template_s_own_fields(url: str) -> None:
     assert "x-ignored-fields" not in ask(url, verbosity="medium").headers
 
 
-def test_best_of_as_many_as_are_given(url: str, engine: ScriptedEngine) -> None:
+def test_best_of_as_many_as_are_given(url: str) -> None:
     assert len(ask(url, TEXT, n=2, best_of=2).json()["choices"]) == 2
     for fields in ({"n": 2, "best_of": 3}, {"best_of": 2}):
         error = ask(url, TEXT, **fields).json()["error"]
@@ -223,7 +214,7 @@ def test_sums_with_each_chunk(url: str, path: str) -> None:
     assert counts[-1] == counts[-2] > 0
 
 
-def test_what_nothing_knows_is_named(url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_nothing_knows_is_named(url: str) -> None:
     messages = [USER | {"weight": 0}, USER | {"weight": 1}]
     response = ask(
         url,

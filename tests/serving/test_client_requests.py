@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import httpx2 as httpx
 import pytest
-from live_servers import ScriptedEngine, running_server
-
-from minimind.data.tokenizer import Tokenizer
-from minimind.serving.settings import ServerSettings
+from live_servers import ScriptedEngine
 
 CHAT = "/v1/chat/completions"
 USER = {"role": "user", "content": "hi"}
 ASK = {"messages": [USER], "max_tokens": 4}
 
 
-@pytest.fixture(scope="module")
-def url(tokenizer: Tokenizer) -> Iterator[str]:
-    engines = {"tiny": ScriptedEngine("yes")}
-    with running_server(engines, tokenizer, ServerSettings(port=0)) as server:
-        yield server.url
+@pytest.fixture
+def url(shared: tuple[str, ScriptedEngine]) -> str:
+    return shared[0]
 
 
 def test_paths_are_as_clients_like(url: str) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 import time
 
 import httpx2 as httpx
 import pytest
-from live_servers import ScriptedEngine, Serve
+from live_servers import ScriptedEngine, Serve, open_socket, read_all
 
 from minimind.serving.server import ApiServer
 from minimind.serving.service import Service
@@ -23,14 +22,10 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 @pytest.mark.faults("a client that sends slowly", "cut off after the time limit")
 def test_a_slow_sender_is_cut_off(serve: Serve) -> None:
     server = serve(ServerSettings(port=0, body_timeout_s=0.2), tiny=ScriptedEngine("x"))
-    host, _, port = server.url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port))) as connection:
+    with open_socket(server) as connection:
         head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n"
         connection.sendall(head + b"Content-Type: application/json\r\n\r\n{")
-        connection.settimeout(10)
-        received = b""
-        while piece := connection.recv(4096):
-            received += piece
+        received = read_all(connection)
     assert received.startswith(b"HTTP/1.1 408")
     assert b"the body did not come within 0.2 s" in received
 
@@ -41,8 +36,7 @@ def test_a_connection_without_a_whole_request_is_closed(
     serve: Serve, after: str, sent: str
 ) -> None:
     server = serve(ServerSettings(port=0, body_timeout_s=0.3), tiny=ScriptedEngine("x"))
-    host, _, port = server.url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with open_socket(server) as connection:
         if after:
             connection.sendall(after.encode())
             received = b""
@@ -57,7 +51,7 @@ def test_a_connection_without_a_whole_request_is_closed(
 def test_connections_are_kept_longer_than_clients_reuse_them() -> None:
     """httpx, and so the official client, does for 5 s."""
     settings = ServerSettings()
-    assert ApiServer(Service(settings), settings).config.timeout_keep_alive > 5 + 10
+    assert ApiServer(Service(settings)).config.timeout_keep_alive > 5 + 10
 
 
 def test_an_answer_may_take_longer_than_its_question(serve: Serve) -> None:
@@ -73,9 +67,8 @@ def test_an_answer_may_take_longer_than_its_question(serve: Serve) -> None:
 def test_a_client_that_stops_reading_frees_its_slot(serve: Serve) -> None:
     engine = ScriptedEngine("x" * 40_000_000, piece=100_000)
     server = serve(ServerSettings(port=0, send_timeout_s=0.2), tiny=engine)
-    host, _, port = server.url.removeprefix("http://").partition(":")
     body = json.dumps({"model": "tiny", "prompt": "a", "stream": True}).encode()
-    with socket.create_connection((host, int(port))) as connection:
+    with open_socket(server) as connection:
         head = f"POST {TEXT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
         connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
         deadline = time.monotonic() + 10

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2 as httpx
 import pytest
-from live_servers import ScriptedEngine, running_server
+from live_servers import ScriptedEngine
 from pydantic import ValidationError
-from training_runs import ROOT
 
-from minimind.data.tokenizer import Tokenizer
-from minimind.serving.field_standing import FieldStanding, field_standings
-from minimind.serving.field_table import CALLS, PARTS, field_table
-from minimind.serving.settings import ServerSettings
+from bench.report.request_fields import CALLS, PARTS, FieldStanding, field_standings
 
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
@@ -27,18 +22,6 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 GENERATING = [path for path in CALLS if path.startswith("/v1") and "embeddings" not in path]
 ODD = [{"a": [1, "x"]}, "odd", 7.5, True, [{}]]
-
-
-@pytest.fixture(scope="module")
-def shared(tokenizer: Tokenizer) -> Iterator[tuple[str, ScriptedEngine]]:
-    engine = ScriptedEngine("yes")
-    with running_server({"tiny": engine}, tokenizer, ServerSettings(port=0)) as server:
-        yield server.url, engine
-
-
-def test_the_documents_have_the_table() -> None:
-    written = (ROOT / "docs" / "request_fields.md").read_text("utf-8")
-    assert written == field_table(), "python -m minimind.serving.field_table > docs/…"
 
 
 @pytest.mark.parametrize("path", CALLS)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from live_servers import LiveServer, ScriptedEngine, Serve
+from live_servers import ScriptedEngine, Serve, open_socket, read_all
 
 from minimind.serving.settings import ServerSettings
 
@@ -20,18 +20,6 @@ def request(stream: bool = False, version: str = "1.1", cut: int = 0) -> bytes:
     body = json.dumps({"model": "tiny", "prompt": "a", "stream": stream}).encode()
     head = f"POST /v1/completions HTTP/{version}\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
     return head.encode() + b"Content-Type: application/json\r\n\r\n" + body[: len(body) - cut]
-
-
-def connect(server: LiveServer) -> socket.socket:
-    host, _, port = server.url.removeprefix("http://").partition(":")
-    return socket.create_connection((host, int(port)), timeout=20)
-
-
-def read_all(connection: socket.socket) -> bytes:
-    received = b""
-    while piece := connection.recv(4096):
-        received += piece
-    return received
 
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:
@@ -46,7 +34,7 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
 @pytest.mark.faults("a client that ends its sending side and waits", "gets its answer")
 def test_a_half_closed_client_gets_its_answer(serve: Serve, stream: bool, version: str) -> None:
     server = serve(tiny=ScriptedEngine(TEXT, step_s=0.02))
-    with connect(server) as connection:
+    with open_socket(server) as connection:
         connection.sendall(request(stream, version))
         connection.shutdown(socket.SHUT_WR)
         received = read_all(connection)
@@ -64,7 +52,7 @@ def test_a_half_closed_client_gets_its_answer(serve: Serve, stream: bool, versio
 
 def test_both_of_two_requests_in_a_row_are_answered(serve: Serve) -> None:
     server = serve(tiny=ScriptedEngine(TEXT, step_s=0.01))
-    with connect(server) as connection:
+    with open_socket(server) as connection:
         connection.sendall(request() + request())
         connection.shutdown(socket.SHUT_WR)
         received = read_all(connection)
@@ -76,7 +64,7 @@ def test_both_of_two_requests_in_a_row_are_answered(serve: Serve) -> None:
 def test_a_client_that_is_gone_frees_its_slot(serve: Serve, stream: bool) -> None:
     engine = ScriptedEngine("x" * 100_000, step_s=0.01)
     server = serve(tiny=engine)
-    with connect(server) as connection:
+    with open_socket(server) as connection:
         connection.sendall(request(stream))
         if stream:
             assert b"data: {" in connection.recv(4096) + connection.recv(4096)
@@ -88,7 +76,7 @@ def test_a_client_that_is_gone_frees_its_slot(serve: Serve, stream: bool) -> Non
 @pytest.mark.parametrize("sent", [b"", request()[:30], request(cut=5)])
 def test_a_half_closed_client_without_a_whole_request_is_let_go(serve: Serve, sent: bytes) -> None:
     server = serve(ServerSettings(port=0, body_timeout_s=60), tiny=ScriptedEngine(TEXT))
-    with connect(server) as connection:
+    with open_socket(server) as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
         assert read_all(connection) == b""

@@ -108,22 +108,6 @@ def test_mixed_load(serve: Serve, tokenizer: Tokenizer, num_calls: int, num_clie
     assert len(answers) == 1
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_ends_its_generation(serve: Serve, stream: bool) -> None:
-    engine = ScriptedEngine("x" * 100_000, step_s=0.005)
-    server = serve(tiny=engine)
-    body = {"model": "tiny", "prompt": "a", "stream": stream}
-    url = f"{server.url}/v1/completions"
-    if stream:
-        with httpx.stream("POST", url, json=body) as response:
-            next(response.iter_raw())
-    else:
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(url, json=body, timeout=0.2)
-    wait_until_idle(server)
-    assert len(engine.requests) == 1
-
-
 def test_beyond_its_queue_the_server_says_429(serve: Serve) -> None:
     engine = ScriptedEngine("x" * 1000, step_s=0.003, max_batch=2)
     server = serve(ServerSettings(port=0, max_waiting=3), tiny=engine)

@@ -72,9 +72,7 @@ def test_thoughts_go_on_too(
     assert message["content"] == "the Sella", "what was thought before is over"
 
 
-def test_a_long_beginning_hides_no_open_thought(
-    shared: tuple[str, ScriptedEngine], tokenizer: Tokenizer
-) -> None:
+def test_a_long_beginning_hides_no_open_thought(shared: tuple[str, ScriptedEngine]) -> None:
     thought = {"role": "assistant", "content": "", "reasoning_content": "so " * 100}
     assert (
         ask(shared, thought, **CONTINUE).json()["choices"][0]["message"]["content"] == "the Sella"

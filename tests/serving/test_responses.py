@@ -9,7 +9,7 @@ from typing import Any
 import httpx2 as httpx
 import openai
 import pytest
-from live_servers import LiveServer, ScriptedEngine, Serve
+from live_servers import LiveServer, ScriptedEngine
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
@@ -21,16 +21,6 @@ TOOL = {
 }  # fmt: skip
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"town": "塔恩"}}\n</tool_call>'
 Scripted = Callable[..., tuple[openai.OpenAI, ScriptedEngine]]
-
-
-@pytest.fixture
-def scripted(serve: Serve) -> Scripted:
-    def start(text: str, **options: Any) -> tuple[openai.OpenAI, ScriptedEngine]:
-        engine = ScriptedEngine(text, **options)
-        url = serve(tiny=engine).url
-        return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0), engine
-
-    return start
 
 
 def check(response: Response) -> None:
@@ -119,8 +109,7 @@ def test_tools_and_thoughts(scripted: Scripted, tokenizer: Tokenizer, stream: bo
     assert prompt.endswith("<tool_response>\nsunny\n</tool_response>\nassistant\n<think>\n")
 
 
-def test_an_answer_that_is_cut_off(tiny: LiveServer) -> None:
-    client = openai.OpenAI(base_url=f"{tiny.url}/v1", api_key="none", max_retries=0)
+def test_an_answer_that_is_cut_off(client: openai.OpenAI) -> None:
     whole = client.responses.create(model="tiny", input="hi", max_output_tokens=3, temperature=0)
     assert whole.status == "incomplete"
     assert whole.incomplete_details is not None
@@ -222,9 +211,8 @@ def test_the_oldest_turns_make_room(tiny: LiveServer) -> None:
 
 
 @pytest.mark.parametrize("thinks", [False, True])
-def test_the_text_s_logprobs(tiny: LiveServer, tokenizer: Tokenizer, thinks: bool) -> None:
+def test_the_text_s_logprobs(client: openai.OpenAI, tokenizer: Tokenizer, thinks: bool) -> None:
     """Of the message's tokens alone: not of thoughts, nor of tags."""
-    client = openai.OpenAI(base_url=f"{tiny.url}/v1", api_key="none", max_retries=0)
     end = tokenizer.added_ids["</think>"]
     extra = {"enable_thinking": thinks, "logit_bias": {str(end): 4 if thinks else -100}}
     ask: dict[str, Any] = {

@@ -136,24 +136,6 @@ def test_metrics(serve: Serve) -> None:
     assert value('minimind_completion_tokens_total{model="tiny"}') == 0
 
 
-def test_the_description_names_every_call(tiny: LiveServer) -> None:
-    found = httpx.get(f"{tiny.url}/openapi.json").json()
-    assert set(found["paths"]) == {
-        "/health",
-        "/metrics",
-        "/version",
-        "/v1/models",
-        "/v1/models/{name}",
-        "/v1/completions",
-        "/v1/responses",
-        "/v1/embeddings",
-        "/tokenize",
-        "/detokenize",
-        "/tokenizer_info",
-        CHAT,
-    }
-
-
 @pytest.mark.parametrize("in_time", [True, False])
 def test_answers_are_finished_or_cut_off_when_the_server_stops(serve: Serve, in_time: bool) -> None:
     engine = ScriptedEngine("x" * 200, step_s=0.01)

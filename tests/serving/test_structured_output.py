@@ -8,6 +8,7 @@ import openai
 import pytest
 from answer_forms import FORMAT, SCHEMA, TOOLS, USER, Ask, Person, tool
 from live_servers import ScriptedEngine, Serve
+from openai_clients import connect
 
 from minimind.data.tokenizer import Tokenizer
 
@@ -173,7 +174,7 @@ def test_biased_tokens_are_banned_or_forced(ask_for: Ask, tokenizer: Tokenizer) 
 def test_json_may_spell_the_tags_of_calls(serve: Serve, piece: int) -> None:
     answer = '{"a": "<tool_call>{}</tool_call>"}'
     engine = ScriptedEngine(answer, piece=piece, grammars=_Compiles())
-    client = openai.OpenAI(base_url=f"{serve(tiny=engine).url}/v1", api_key="none")
+    client = connect(serve(tiny=engine))
     given: dict[str, Any] = {"model": "tiny", "messages": USER, "tools": TOOLS}
     answered = client.chat.completions.create(**given, response_format=FORMAT)  # type: ignore[call-overload]
     message = answered.choices[0].message

@@ -22,9 +22,10 @@ def post(server: LiveServer, path: str, **body) -> dict:
     return response.json()
 
 
-def test_embeddings_as_the_official_client_asks(tiny: LiveServer, tokenizer: Tokenizer) -> None:
+def test_embeddings_as_the_official_client_asks(
+    tiny: LiveServer, client: openai.OpenAI, tokenizer: Tokenizer
+) -> None:
     """It asks for base64 unless told."""
-    client = openai.OpenAI(base_url=f"{tiny.url}/v1", api_key="none", max_retries=0)
     ids = [tokenizer.bos_id, *tokenizer.encode(TEXT)]
     found = client.embeddings.create(model="tiny", input=[TEXT, "hi", TEXT])
     plain = client.embeddings.create(model="tiny", input=TEXT, encoding_format="float")

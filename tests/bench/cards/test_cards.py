@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cpu_decoding import needs_compiler
 
 from bench.cards.__main__ import CARDS, COUNTS, FILE, MODELS, least_seconds, main, rehearse_cards
 
-needs_compiler = pytest.mark.skipif(
-    not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
-)
 COMMITTED: list[dict[str, Any]] = json.loads(FILE.read_text(encoding="utf-8"))["rows"]
 
 

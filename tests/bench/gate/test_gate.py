@@ -123,10 +123,6 @@ def test_each_commit_is_measured_by_its_own_code(
     assert not (tmp_path / ".git" / "worktrees").exists()
 
 
-def test_the_same_work_is_no_alarm(measuring: Callable[..., int]) -> None:
-    assert measuring(1.0, "--pairs", "2") == 0
-
-
 def test_what_the_base_cannot_measure_is_not_compared(
     measuring: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

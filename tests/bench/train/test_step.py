@@ -263,11 +263,6 @@ def test_launchers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert train_step.main(["--json", str(tmp_path / "results.json")]) == 2
 
 
-def test_results_that_cannot_be_written_are_refused_first(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    assert train_step.main(["--json", str(tmp_path / "file" / "results.json")]) == 2
-
-
 def test_what_breaks_after_the_timed_steps_does_not_lose_them(monkeypatch: pytest.MonkeyPatch):
     class Row:
         def __init__(self, name: str) -> None:

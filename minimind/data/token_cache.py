@@ -13,13 +13,13 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from minimind.data.data_file import DataFile, scan_data
 from minimind.data.formats import TEXT_COLUMN, Format
-from minimind.data.jsonl import BadRow, bad_rows_message, spell_place
+from minimind.data.jsonl import BadRow, OnBadRow, bad_rows_error, bad_rows_message, spell_place
 from minimind.data.rows import RowReader, unread_message
 from minimind.data.text_format import TEXT
 from minimind.data.token_writer import META_FILE, write_tokens
@@ -29,7 +29,6 @@ from minimind.runtime.cache_folder import CACHE_ADVICE, default_cache_dir, locke
 
 logger = logging.getLogger(__name__)
 
-OnBadRow = Literal["stop", "skip"]
 LAYOUT_VERSION = 2
 
 
@@ -167,9 +166,9 @@ def build_token_cache(
 def _report_bad_rows(cache: TokenCache, on_bad_row: OnBadRow) -> None:
     if not cache.num_skipped:
         return
-    message = bad_rows_message(cache.skipped, cache.num_skipped)
     if on_bad_row == "stop":
-        raise DataError(f"{message}; mend them, or leave them out with --on_bad_row skip")
+        raise bad_rows_error(cache.skipped, cache.num_skipped)
+    message = bad_rows_message(cache.skipped, cache.num_skipped)
     logger.warning("%s skipped, %d used", message, cache.num_documents)
 
 

@@ -12,9 +12,10 @@ import torch
 from tqdm import tqdm
 
 from minimind.data.chat_format import CHAT
+from minimind.data.jsonl import OnBadRow
 from minimind.data.loader import EvalLoader, WeightedSource
 from minimind.data.text_format import TEXT
-from minimind.data.token_cache import OnBadRow, build_token_cache
+from minimind.data.token_cache import build_token_cache
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import ConfigError, DataError
 from minimind.evaluation.scoring import batch_log_probs

@@ -16,12 +16,12 @@ from minimind.data.json_strings import parse_json, read_objects
 from minimind.data.jsonl import BadRow, RowProblem, json_type, require_key
 from minimind.data.text_format import check_characters, check_string
 from minimind.data.tokenizer import Tokenizer
+from minimind.data.turn_keys import OWN_ROLES
 from minimind.errors import DataError
 from minimind.types import PairSample, Row, Sample
 
 SampleT = TypeVar("SampleT", Sample, PairSample)
 
-ROLES = ("system", "user", "assistant", "tool")
 SYSTEM_PROMPTS = (
     "You are MiniMind, a small and helpful assistant.",
     "Answer briefly and correctly.",
@@ -176,9 +176,9 @@ def _read_turn(turn: object, where: str, needs_answer: bool) -> Message:
     if not isinstance(turn, dict):
         raise RowProblem(f"{where} is {json_type(turn)} where an object is expected")
     role = turn.get("role")
-    if role not in ROLES:
+    if role not in OWN_ROLES:
         given = json.dumps(role, ensure_ascii=False)[:60] if "role" in turn else "missing"
-        raise RowProblem(f"{where}: the role is {given}; it must be one of {', '.join(ROLES)}")
+        raise RowProblem(f"{where}: the role is {given}; it must be one of {', '.join(OWN_ROLES)}")
     where = f"{where} ({role})"
     message = {key: value for key, value in turn.items() if value is not None}
     for key in ("tools", "tool_calls"):

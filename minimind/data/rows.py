@@ -19,7 +19,7 @@ from minimind.data.dialects import Dialect, find_dialect
 from minimind.data.jsonl import BadRow, RowProblem, spell_place
 from minimind.data.preference_dialects import PREFERENCE_DIALECTS
 from minimind.data.prompt_dialects import PROMPT_DIALECTS
-from minimind.data.text_dialect import TEXT_DIALECTS
+from minimind.data.row_keys import KeyTable
 from minimind.data.unpaired_dialects import UNPAIRED_DIALECTS
 from minimind.errors import ConfigError, DataError
 from minimind.types import Row
@@ -31,8 +31,16 @@ FIRST_ROWS = 20
 _KEYS_SHOWN = 8
 _MOST_REPORTED = 20
 
+TEXT_DIALECT = Dialect(
+    name=dialects.OWN,
+    title="documents",
+    example='{"text": "…"}',
+    keys=KeyTable("", {"text": "the document"}),
+    matches=lambda data: "text" in data,
+    convert=lambda data, unread: data,
+)
 DIALECTS: dict[str, tuple[Dialect, ...]] = {
-    "text": TEXT_DIALECTS,
+    "text": (TEXT_DIALECT,),
     "chat": (*CHAT_DIALECTS, *DATASET_DIALECTS),
     "preference": PREFERENCE_DIALECTS,
     "unpaired": UNPAIRED_DIALECTS,
@@ -186,10 +194,9 @@ class RowReader:
                     f"'.{key}[]' {first.path} > {first.path}.jsonl"
                 )
         common = [dialect for dialect in self._known if dialect not in DATASET_DIALECTS]
-        meant, leading = "", _leading(common)
-        for key in keys:
-            if key not in leading:
-                meant = meant or did_you_mean(key, leading, lambda name: f'"{name}"')
+        leading = list(dict.fromkeys(key for dialect in common for key in dialect.keys.used))
+        guesses = (did_you_mean(k, leading, '"{}"'.format) for k in keys if k not in leading)
+        meant = next(filter(None, guesses), "")
         return (
             f"{place}: is in no form of row for {users_of(self._kinds)} (keys found: "
             f"{found or 'none'}){meant}; {self._read_forms()}"
@@ -227,10 +234,6 @@ def _named(known: Sequence[Dialect], name: str, kinds: Sequence[str]) -> list[Di
             f"{did_you_mean(name, names)}; the forms are {', '.join(names)}"
         )
     return found
-
-
-def _leading(known: Iterable[Dialect]) -> list[str]:
-    return list(dict.fromkeys(key for dialect in known for key in dialect.keys.used))
 
 
 def users_of(kinds: Sequence[str]) -> str:

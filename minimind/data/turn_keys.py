@@ -3,7 +3,12 @@ that are refused, with advice."""
 
 from __future__ import annotations
 
-from minimind.data.row_keys import KeyTable, Refusal, Suspicion, is_number_like, is_prose
+import re
+from functools import lru_cache
+
+from minimind.data.row_keys import KeyTable, Refusal, is_number_like, is_prose
+
+OWN_ROLES = ("system", "user", "assistant", "tool")
 
 ROLES = {
     "system": "system", "developer": "system",
@@ -36,6 +41,21 @@ _REASON = Refusal('if it is the assistant\'s reasoning, call it "reasoning_conte
                   "out", applies=lambda value, rest: is_prose(value))  # fmt: skip
 _ARGS = Refusal('write what the function is called with as "arguments"')
 
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_LEARNING_WORDS = frozenset({
+    "train", "trained", "trainable", "training", "untrained", "loss", "learn", "learned",
+    "learnable", "mask", "masked", "supervise", "supervised", "supervision", "weight", "weights",
+    "target", "ignore", "ignored", "label", "labels",
+})  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _suspect(key: str) -> Refusal | None:
+    """Refuses a key such as loss_mask or lossMask, one of whose words is about learning."""
+    words = {word.lower() for word in _WORD.findall(key)}
+    return _LEARNING if words & _LEARNING_WORDS else None
+
+
 TURNS = KeyTable(
     of=" of turns",
     used={
@@ -65,12 +85,7 @@ TURNS = KeyTable(
             ("from", "value"), Refusal("is of ShareGPT's form, and the turn has OpenAI's keys too")
         ),
     },
-    suspect=Suspicion(
-        ("train", "trained", "trainable", "training", "untrained", "loss", "learn", "learned",
-         "learnable", "mask", "masked", "supervise", "supervised", "supervision", "weight",
-         "weights", "target", "ignore", "ignored", "label", "labels"),
-        _LEARNING,
-    ),
+    suspect=_suspect,
 )  # fmt: skip
 SHAREGPT_TURNS = KeyTable(
     of=" of turns",
@@ -80,7 +95,7 @@ SHAREGPT_TURNS = KeyTable(
     | dict.fromkeys(
         ("role", "content"), Refusal("is of OpenAI's form, and the turn has ShareGPT's keys too")
     ),
-    suspect=TURNS.suspect,
+    suspect=_suspect,
 )
 _CALL_USED = {"name": "the function's", "arguments": "an object, or a string of JSON",
               "parameters": "the same under another name"}  # fmt: skip

@@ -14,6 +14,7 @@ from minimind.data.row_keys import choose
 from minimind.data.turn_keys import (
     CALLS,
     FUNCTIONS,
+    OWN_ROLES,
     PARTS,
     REASONING,
     ROLES,
@@ -25,7 +26,6 @@ from minimind.data.turn_keys import (
 
 Turn = dict[str, Any]
 
-_OWN_ROLES = ("system", "user", "assistant", "tool")
 _OTHERS_ROLES = ("system", "user", "tool")
 _CALL_ROLES = ("function_call", "tool_call")
 _ARGUMENTS = ("arguments", "parameters")
@@ -97,7 +97,7 @@ def _is_own(turn: object) -> bool:
     return (
         isinstance(turn, dict)
         and len(turn) == 2
-        and turn.get("role") in _OWN_ROLES
+        and turn.get("role") in OWN_ROLES
         and isinstance(turn.get("content"), str)
     )
 

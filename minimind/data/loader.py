@@ -13,13 +13,10 @@ from functools import lru_cache
 import numpy as np
 
 from minimind.data.batching import PackedRows
-from minimind.data.collate import collate
-from minimind.data.mixture import WeightedSource, parse_data_args
-from minimind.data.prefetch import read_steps
+from minimind.data.mixture import WeightedSource
+from minimind.data.prefetch import prefetched
 from minimind.errors import ConfigError
 from minimind.types import Batch
-
-__all__ = ["EvalLoader", "PackedLoader", "WeightedSource", "collate", "parse_data_args"]
 
 
 class PackedLoader:
@@ -116,23 +113,23 @@ class PackedLoader:
         rows = self._micro_batches(step)[micro]
         return [source for row in rows for source in self._rows.describe(row)]
 
-    def read(
-        self, from_step: int, to_step: int, pin: bool = False, ahead: int = 2
-    ) -> Iterator[list[Batch]]:
-        """Yields the micro-batches of each step. A background thread builds them, `ahead` steps
-        before they are used, and with `pin` in page-locked memory. Closing the iterator ends the
+    def read(self, from_step: int, to_step: int, pin: bool = False) -> Iterator[list[Batch]]:
+        """Yields the micro-batches of each step. A background thread builds them some steps before
+        they are used, and with `pin` in page-locked memory. Closing the iterator ends the
         thread."""
-        return read_steps(self.batches, range(from_step, to_step), pin, ahead)
+
+        def build() -> Iterator[list[Batch]]:
+            for step in range(from_step, to_step):
+                batches = self.batches(step)
+                yield [batch.pin_memory() for batch in batches] if pin else batches
+
+        return prefetched(build())
 
     def _micro_batches(self, step: int) -> list[list[int]]:
-        rows = self._step_rows(step)
+        rows = self._rows_at(step * self._rows_per_step, self._rows_per_step)
         size = self.micro_batch
         stride = size * self._world_size
         return [rows[at : at + size] for at in range(self._rank * size, len(rows), stride)]
-
-    def _step_rows(self, step: int) -> list[int]:
-        """Gives the rows of a step over all ranks, in order."""
-        return self._rows_at(step * self._rows_per_step, self._rows_per_step)
 
     def _rows_at(self, first: int, count: int) -> list[int]:
         """Gives `count` rows of the endless sequence, from number `first` on."""

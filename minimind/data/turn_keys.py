@@ -9,7 +9,7 @@ from functools import lru_cache
 from minimind.data.row_keys import KeyTable, Refusal, is_number_like, is_prose
 
 OWN_ROLES = ("system", "user", "assistant", "tool")
-
+"""The project's roles."""
 ROLES = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user", "prompter": "user",

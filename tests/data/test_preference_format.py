@@ -123,7 +123,7 @@ def test_units_stay_whole_and_are_cut_at_one_length(
         lengths_UK.reshape(-1),
         seq_len,
         window=5,
-        long_documents="truncate",
+        split_long=False,
         documents_per_unit=documents_per_unit,
     )
     assert (np.add.reduceat(plan.piece_len, plan.row_offsets[:-1]) <= seq_len).all()

@@ -134,9 +134,7 @@ def read_side(data: Data, key: str, role: str, unread: set[str]) -> list[Turn]:
 
 
 def read_completion(data: Data, unread: set[str]) -> Data:
-    prompt = read_side(data, "prompt", "user", unread)
-    if any(isinstance(turn, dict) and turn.get("role") == "assistant" for turn in prompt):
-        prompt = [_untrained(turn) for turn in prompt]
+    prompt = map(_untrained, read_side(data, "prompt", "user", unread))
     if "completion" in data and "response" in data:
         raise RowProblem('"completion" and "response" both: keep one of them')
     key = "completion" if "completion" in data else "response"

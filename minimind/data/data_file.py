@@ -84,8 +84,7 @@ class DataFile:
     def as_plain_text(self, container: Container) -> DataFile:
         """Gives the same plain-text files, split into documents by `container`. Raises ConfigError
         where the source is not plain text."""
-        if not all(member.container in PLAIN_TEXTS for member in self.members):
-            other = next(m for m in self.members if m.container not in PLAIN_TEXTS)
+        if other := next((m for m in self.members if m.container not in PLAIN_TEXTS), None):
             raise ConfigError(
                 f"--format {container.name} is about plain text, and {other.path} is "
                 f"{other.container.what}: leave --format out"
@@ -102,7 +101,8 @@ class DataFile:
                 (member.container, member.compression) for member in self.members
             )
         ]
-        others = f" (not read: {_some(self.others)})" if self.others else ""
+        some = ", ".join(self.others[:5]) + (", …" * (len(self.others) > 5))
+        others = f" (not read: {some})" if some else ""
         if len(self.members) > 1 or others:
             return f"{len(self.members)} files, {' and '.join(kinds)}{others}"
         return "" if kinds == ["JSON lines"] else kinds[0]
@@ -235,7 +235,3 @@ def _decompressed(file: BinaryIO, path: str, compression: str) -> Iterator[Binar
         yield COMPRESSIONS[compression][1](file)
     except (*BROKEN, zlib.error) as error:
         raise DataError(f"{path}: is cut short or damaged, {compression} says: {error}") from None
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -14,12 +14,7 @@ from torch import Tensor
 
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import CheckpointError, ConfigError, DataError
-from minimind.interop.checks import (
-    Difference,
-    check_config,
-    logits_difference,
-    weights_difference,
-)
+from minimind.interop.checks import Difference, check_config, model_differences
 from minimind.interop.model_card import CARD_FILE, model_card
 from minimind.interop.options import ConvertOptions
 from minimind.interop.own_folder import open_folder
@@ -167,7 +162,9 @@ def check(source: Source, folder: Path, options: ConvertOptions) -> list[Differe
     result = open_folder(folder, ConvertOptions())
     check_config(source, result)
     dtype = _dtype(source, options)
-    weights = weights_difference(source, result, lambda tensor: tensor.to(dtype))
-    weights.check()
-    allowed = 0.0 if dtype == source.dtype else float("inf")
-    return [weights, logits_difference(source, result, allowed)]
+    return model_differences(
+        source,
+        result,
+        lambda name: source.tensors[name].to(dtype),
+        is_exact=dtype == source.dtype,
+    )

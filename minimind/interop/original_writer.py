@@ -11,18 +11,8 @@ from torch import Tensor
 
 from minimind.config.model import ModelConfig, default_intermediate_size
 from minimind.errors import ConfigError
-from minimind.interop.checks import (
-    Difference,
-    adapter_difference,
-    logits_difference,
-    weights_difference,
-)
-from minimind.interop.generations import (
-    GENERATIONS,
-    Generation,
-    is_rotated,
-    to_2504_name,
-)
+from minimind.interop.checks import Difference, adapter_difference, model_differences
+from minimind.interop.generations import GENERATIONS, Generation, is_rotated, to_2504_name
 from minimind.interop.options import ConvertOptions
 from minimind.interop.original import open_file, read_adapter_file
 from minimind.interop.original_config import spell_field
@@ -53,10 +43,13 @@ def write(source: Source, path: Path, options: ConvertOptions) -> list[str]:
 def check(source: Source, path: Path, options: ConvertOptions) -> list[Difference]:
     """Reads the file back, with the source's configuration."""
     result = open_file(path, _told(source, options))
-    weights = weights_difference(source, result, lambda tensor: tensor.to(result.dtype))
-    weights.check()
-    allowed = 0.0 if result.dtype == source.dtype else float("inf")
-    return [weights, logits_difference(source, result, allowed)]
+    dtype = result.dtype
+    return model_differences(
+        source,
+        result,
+        lambda name: source.tensors[name].to(dtype),
+        is_exact=dtype == source.dtype,
+    )
 
 
 def write_adapter(source: Source, path: Path, options: ConvertOptions) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from minimind.data.byte_level_bpe import added_token
 from minimind.data.chat_template import CHAT_TEMPLATE
 from minimind.data.text_pieces import split_text
 from minimind.data.tokenizer import TAGS, Tokenizer
@@ -82,8 +83,11 @@ def train_tokenizer(
     )
     bpe.train_from_iterator(_words(texts), trainer=trainer)
     spec = json.loads(bpe.to_str())
-    spec["added_tokens"] = [_added_token(id, name) for id, name in enumerate(RESERVED_TOKENS)]
-    return Tokenizer(spec, _config(chat_template), "just trained")
+    spec["added_tokens"] = [
+        added_token(id, name, special=name in SPECIAL_TOKENS)
+        for id, name in enumerate(RESERVED_TOKENS)
+    ]
+    return Tokenizer(spec, _config(spec["added_tokens"], chat_template), "just trained")
 
 
 def _words(texts: Iterable[str]) -> Iterator[str]:
@@ -91,23 +95,8 @@ def _words(texts: Iterable[str]) -> Iterator[str]:
         yield from split_text(text, _MAX_WORD_CHARS)
 
 
-def _added_token(id: int, content: str) -> dict[str, Any]:
-    return {
-        "id": id,
-        "content": content,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": id < len(SPECIAL_TOKENS),
-    }
-
-
-def _config(chat_template: str) -> dict[str, Any]:
-    decoder = {
-        str(id): {k: v for k, v in _added_token(id, name).items() if k != "id"}
-        for id, name in enumerate(RESERVED_TOKENS)
-    }
+def _config(added: list[dict[str, Any]], chat_template: str) -> dict[str, Any]:
+    decoder = {str(one["id"]): {k: v for k, v in one.items() if k != "id"} for one in added}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_prefix_space": False,

@@ -53,7 +53,6 @@ length of every word that contains it."""
 def train_tokenizer(
     texts: Iterable[str],
     vocab_size: int,
-    chat_template: str = CHAT_TEMPLATE,
     max_token_bytes: int | None = None,
     progress: bool = False,
 ) -> Tokenizer:
@@ -87,7 +86,7 @@ def train_tokenizer(
         added_token(id, name, special=name in SPECIAL_TOKENS)
         for id, name in enumerate(RESERVED_TOKENS)
     ]
-    return Tokenizer(spec, _config(spec["added_tokens"], chat_template), "just trained")
+    return Tokenizer(spec, _config(spec["added_tokens"]), "just trained")
 
 
 def _words(texts: Iterable[str]) -> Iterator[str]:
@@ -95,7 +94,7 @@ def _words(texts: Iterable[str]) -> Iterator[str]:
         yield from split_text(text, _MAX_WORD_CHARS)
 
 
-def _config(added: list[dict[str, Any]], chat_template: str) -> dict[str, Any]:
+def _config(added: list[dict[str, Any]]) -> dict[str, Any]:
     decoder = {str(one["id"]): {k: v for k, v in one.items() if k != "id"} for one in added}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -108,5 +107,5 @@ def _config(added: list[dict[str, Any]], chat_template: str) -> dict[str, Any]:
         "unk_token": "<|endoftext|>",
         "clean_up_tokenization_spaces": False,
         "model_max_length": 32768,
-        "chat_template": chat_template,
+        "chat_template": CHAT_TEMPLATE,
     }

@@ -4,7 +4,6 @@ rows."""
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -26,13 +25,12 @@ _BATCH_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Holds, for each document, the sum of its targets' log-probabilities (float64) and the number
-    of targets."""
+    """Holds what a model makes of each document."""
 
     log_probs: np.ndarray
-    counts: np.ndarray
+    """float64: the sum of the targets' log-probabilities."""
     is_greedy: np.ndarray
-    """bool, by document: every target was the likeliest token at its position."""
+    """bool: every target was the likeliest token at its position."""
 
 
 @torch.no_grad()
@@ -77,14 +75,11 @@ def score_documents(
         )
     log_probs = np.zeros(len(samples))
     is_greedy = np.ones(len(samples), dtype=bool)
-    counts = np.array([int(sample.is_target[1:].sum()) for sample in samples], dtype=np.int64)
     plan = plan_packing(lengths, max(longest, min(_ROW_TOKENS, context), 2))
     rows_each = max(1, _BATCH_TOKENS // plan.seq_len)
     device = model.lm_head.weight.device
-    with tqdm(
-        total=len(samples), desc=progress, unit="text", file=sys.stderr,
-        disable=None if progress else True,
-    ) as bar:  # fmt: skip
+    disable = None if progress else True
+    with tqdm(total=len(samples), desc=progress, unit="text", disable=disable) as bar:
         for first in range(0, plan.num_rows, rows_each):
             offsets = plan.row_offsets[first : first + rows_each + 1]
             documents = plan.piece_doc[offsets[0] : offsets[-1]]
@@ -110,7 +105,7 @@ def score_documents(
             np.add.at(log_probs, documents, sums)
             np.logical_and.at(is_greedy, documents, misses == 0)
             bar.update(len(documents))
-    return Scores(log_probs, counts, is_greedy)
+    return Scores(log_probs, is_greedy)
 
 
 def continuation(prompt_ids: Iterable[int], ids: Iterable[int]) -> Sample:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from minimind.data.tokenizer import Tokenizer
-from minimind.errors import CheckpointError, ConfigError, DataError
+from minimind.errors import ConfigError, DataError
 from minimind.interop.checks import Difference, check_config, model_differences
 from minimind.interop.model_card import CARD_FILE, model_card
 from minimind.interop.options import ConvertOptions
 from minimind.interop.own_folder import open_folder
 from minimind.interop.safetensors_file import write_safetensors
-from minimind.interop.source import Source
+from minimind.interop.source import Source, cast_finite
 from minimind.model.hf_config import CONFIG_FILE, is_own_family, to_hf_config
 from minimind.model.state_dict import INDEX_FILE, WEIGHTS_FILE
 from minimind.runtime.devices import DTYPES
@@ -89,7 +87,10 @@ def _write_model(
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         file = file if len(shards) > 1 else WEIGHTS_FILE
         shapes = {name: source.tensors.shape(name) for name in names}
-        tensors = _cast_tensors(source, names, dtype)
+        tensors = (
+            (name, cast_finite(source.tensors[name], dtype, f"{source.path}: {name}"))
+            for name in names
+        )
         write_safetensors(folder / file, shapes, dtype, tensors, {"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
@@ -121,21 +122,6 @@ def _shards(source: Source, dtype: torch.dtype, max_bytes: int) -> list[list[str
         shards[-1].append(name)
         filled += size
     return shards
-
-
-def _cast_tensors(
-    source: Source, names: Sequence[str], dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    for name in names:
-        tensor = source.tensors[name]
-        cast = tensor.to(dtype)
-        if cast.dtype != tensor.dtype and not torch.isfinite(cast).all():
-            largest = float(tensor.abs().max())
-            raise CheckpointError(
-                f"{source.path}: {name} holds {largest:.4g}, which is too large for {dtype}: use "
-                "--dtype bf16 or fp32"
-            )
-        yield name, cast
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from minimind.interop.original import open_file, read_adapter_file
 from minimind.interop.original_config import spell_field
 from minimind.interop.pickle_file import save_pickle
 from minimind.interop.rotation import to_pairs
-from minimind.interop.source import EMBEDDING, HEAD, Source, SourceAdapter, check_finite
+from minimind.interop.source import EMBEDDING, HEAD, Source, SourceAdapter, cast_finite
 from minimind.lora.adapter import LoraPart
 from minimind.model.state_dict import linear_parts
 from minimind.runtime.devices import DTYPES
@@ -30,10 +30,10 @@ def write(source: Source, path: Path, options: ConvertOptions) -> list[str]:
     """Writes a whole model. Raises ConfigError where the generation has no such model, OSError."""
     generation = _choose(source.config, options)
     dtype = DTYPES[options.dtype] if options.dtype else source.dtype
-    tensors: dict[str, Tensor] = {}
-    for name in source.tensors:
-        tensors[name] = source.tensors[name].to(dtype)
-        check_finite(tensors[name], f"{source.path}: {name} in {dtype}")
+    tensors = {
+        name: cast_finite(source.tensors[name], dtype, f"{source.path}: {name}")
+        for name in source.tensors
+    }
     if source.config.tie_word_embeddings:
         tensors[HEAD] = tensors[EMBEDDING]  # the original's strict loading wants both names
     save_pickle(path, _named(tensors, source.config, generation))
@@ -69,6 +69,7 @@ def write_adapter(source: Source, path: Path, options: ConvertOptions) -> list[s
             f"{source.path}: the original adapts square linears alone, and {others[0]} is none. "
             "--to pth writes the whole model with the adapter merged"
         )
+    dtype = DTYPES[options.dtype or "fp32"]
     rank = max(generation.lora_rank, *(part.rank for part in adapter.values()))
     tensors: dict[str, Tensor] = {}
     for name, part in square.items():
@@ -76,12 +77,9 @@ def write_adapter(source: Source, path: Path, options: ConvertOptions) -> list[s
         missing = rank - found.rank
         a_RI = F.pad(found.a_RI.float(), (0, 0, 0, missing))
         b_OR = F.pad(found.b_OR.float() * found.scale, (0, missing))
-        tensors[f"{name}.lora.A.weight"] = a_RI
-        tensors[f"{name}.lora.B.weight"] = b_OR
-    if options.dtype:
-        tensors = {name: tensor.to(DTYPES[options.dtype]) for name, tensor in tensors.items()}
-    for name, tensor in tensors.items():
-        check_finite(tensor, f"{source.path}: {name} in {tensor.dtype}")
+        for letter, matrix in (("A", a_RI), ("B", b_OR)):
+            key = f"{name}.lora.{letter}.weight"
+            tensors[key] = cast_finite(matrix, dtype, f"{source.path}: {key}")
     save_pickle(path, _named(tensors, config, generation))
     notes = [f"an adapter for generation {generation.name}, rank {rank}"]
     if rank != generation.lora_rank:

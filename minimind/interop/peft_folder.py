@@ -14,7 +14,7 @@ from minimind.errors import ConfigError
 from minimind.interop.checks import Difference, adapter_difference
 from minimind.interop.hf_folder import write_tokenizer
 from minimind.interop.options import ConvertOptions
-from minimind.interop.source import Source, SourceAdapter, check_finite
+from minimind.interop.source import Source, SourceAdapter, cast_finite
 from minimind.lora.adapter import EMBEDDING, Adapter, LoraPart
 from minimind.lora.folder import BaseModel, is_model_folder
 from minimind.lora.peft_experts import DOWN, GATE_UP, join_experts, join_linears, joined_rank
@@ -56,8 +56,8 @@ def write(source: Source, folder: Path, options: ConvertOptions) -> list[str]:
             pair = {f"{name}.lora_embedding_A": part.b_OR.T}
             pair |= {f"{name}.lora_embedding_B": part.a_RI.T}
         for key, tensor in pair.items():
-            tensors[PREFIX + key] = tensor.detach().to("cpu", dtype).contiguous()
-            check_finite(tensors[PREFIX + key], f"{source.path}: {key} in {dtype}")
+            cast = cast_finite(tensor.detach().cpu(), dtype, f"{source.path}: {key}")
+            tensors[PREFIX + key] = cast.contiguous()
     has_parameters = "target_parameters" in values
     if not has_parameters:
         values["lora_dropout"] = adapter.dropout

@@ -112,13 +112,31 @@ class Source:
 
 def check_finite(tensor: Tensor, name: str) -> None:
     """Raises CheckpointError, which `name` begins, where a value is NaN or infinite."""
-    # A sum is finite unless a value is not, or they overflow together; it needs no other tensor.
-    if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
+    if not _is_finite(tensor):
         num_bad = int((~torch.isfinite(tensor)).sum())
         raise CheckpointError(
             f"{name} holds {num_bad:,} values that are NaN or infinite: take a checkpoint from "
             "before the training failed"
         )
+
+
+def cast_finite(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """Gives the tensor in `dtype`. Raises CheckpointError, which `name` begins, for a value that is
+    too large for it, NaN or infinite."""
+    cast = tensor.to(dtype)
+    if not _is_finite(cast):
+        check_finite(tensor, name)
+        raise CheckpointError(
+            f"{name} holds {float(tensor.abs().max()):.4g}, which is too large for {dtype}: use "
+            "--dtype bf16 or fp32"
+        )
+    return cast
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # A sum is finite unless a value is not, or they overflow together; it needs no other tensor.
+    total = tensor.sum(dtype=torch.float32)
+    return bool(torch.isfinite(total)) or bool(torch.isfinite(tensor).all())
 
 
 def check_tensors(config: ModelConfig, tensors: LazyTensors) -> LazyTensors:

@@ -91,7 +91,7 @@ def test_each_document_keeps_what_its_row_brought(cache: TokenCache, tokenizer: 
     loader = PackedLoader(
         [WeightedSource(cache)], seq_len=SEQ_LEN, rows_per_step=2, micro_batch=2, pad_id=0
     )
-    assert loader.padding_share > 0, "some places are free"
+    assert loader.rows.plan.padding_share > 0, "some places are free"
     found: list[int] = []
     for batch in loader.all_batches():
         found += check(batch, tokenizer)
@@ -130,7 +130,7 @@ def test_a_batch_of_padding_brings_nothing_at_every_place(
     loader = PackedLoader(
         [WeightedSource(cache)], seq_len=SEQ_LEN, rows_per_step=1, micro_batch=1, pad_id=0
     )
-    assert check(loader._rows.batch([], 2), tokenizer) == []
+    assert check(loader.rows.batch([], 2), tokenizer) == []
 
 
 def test_the_cache_is_mapped_again_and_one_cut_short_is_not(

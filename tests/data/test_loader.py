@@ -114,9 +114,6 @@ def test_an_epoch_holds_every_transition_once(cache: TokenCache) -> None:
     assert found == expected
     targets = sum(batch.num_targets for batch in epoch)
     assert targets == cache.num_tokens - cache.num_documents
-    assert 1 - loader.padding_share == pytest.approx(
-        loader.tokens_per_epoch / (loader.num_rows * SEQ_LEN)
-    )
 
 
 def rows_of(loader: PackedLoader, step: int) -> list[bytes]:

@@ -144,8 +144,8 @@ def test_units_stay_whole_and_are_cut_at_one_length(
 def documents_of(batch: UnitBatch, pairs: PackedLoader) -> dict[int, list[list[int]]]:
     """The ids of both documents of each pair, by its number in the data."""
     ids_M, found = batch.ids_BT.flatten(), {}
-    in_data = pairs._rows.plan.piece_doc[::2] // 2
-    if (units := pairs._rows.mixture._units) is not None:
+    in_data = pairs.rows.plan.piece_doc[::2] // 2
+    if (units := pairs.rows.mixture._units) is not None:
         in_data = units[in_data]
     for place, number in enumerate(batch.unit_ids_P.tolist()):
         sides = [ids_M[batch.doc_M == 2 * place + side].tolist() for side in (0, 1)]
@@ -178,7 +178,7 @@ def test_batches_say_whose_each_token_is(cache: TokenCache) -> None:
             assert (len(ids) == len(cache.tokens(2 * number + side))) == whole
     assert sum(map(len, found[38])) == SEQ_LEN
     assert [len(ids) for ids in found[39]] == [SEQ_LEN // 2] * 2
-    assert pairs.num_truncated == 3
+    assert pairs.rows.plan.num_truncated == 3
 
 
 def test_a_pair_whose_answers_were_cut_away_is_none(make_pairs: MakeCache) -> None:
@@ -187,10 +187,10 @@ def test_a_pair_whose_answers_were_cut_away_is_none(make_pairs: MakeCache) -> No
         side[0]["content"] = "why? " * SEQ_LEN
     pairs = loader(make_pairs([pair(0, 1, 2), long, pair(2, 1, 2)]))
     batches = [batch for batch in pairs.all_batches() if isinstance(batch, UnitBatch)]
-    assert pairs.count_lost() == 1
+    assert pairs.rows.count_lost() == 1
     assert sum(batch.num_units for batch in batches) == 2
     numbers = torch.cat([batch.unit_ids_P for batch in batches]).tolist()
-    in_data = pairs._rows.plan.piece_doc[::2] // 2
+    in_data = pairs.rows.plan.piece_doc[::2] // 2
     assert sorted(in_data[n] for n in numbers if n >= 0) == [0, 2]
 
 

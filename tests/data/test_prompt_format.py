@@ -127,7 +127,7 @@ def test_each_prompt_comes_once_an_epoch_with_its_row(make_cache: MakeCache) -> 
     rows = [row(number) for number in range(12)]
     cache = make_cache(rows)
     prompts = loader(cache)
-    assert (prompts.num_rows, prompts.num_units, prompts.num_truncated) == (12, 12, 0)
+    assert (prompts.num_rows, prompts.num_units) == (12, 12)
     for epoch in range(2):
         found = []
         for step in range(3 * epoch, 3 * epoch + 3):
@@ -183,6 +183,6 @@ def test_a_prompt_longer_than_a_row_is_left_out_and_said(
     rows = [prompt.row for batch in prompts.all_batches() for prompt in prompts_of(batch)]
     assert long not in rows
     assert prompts.num_units == 3
-    assert prompts.count_lost() == 0
+    assert prompts.rows.count_lost() == 0
     with pytest.raises(ConfigError, match="none of 2 prompts fits a row of 4 tokens"):
         plan_unpacked(np.array([5, 6]), 4)

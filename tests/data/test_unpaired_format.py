@@ -166,7 +166,7 @@ def test_an_answer_that_was_cut_away_takes_no_part(make_cache: MakeCache) -> Non
     answers = loader(make_cache([row(0), long, row(2)]), rows_per_step=2)
     batches = list(answers.all_batches())
     assert sum(batch.count for batch in batches) == 2
-    assert answers.count_lost() == 1
+    assert answers.rows.count_lost() == 1
 
 
 def test_batches_of_padding_and_of_another_device(make_cache: MakeCache) -> None:

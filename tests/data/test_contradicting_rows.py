@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from chat_rows import CALL, SAID, TOOLS, USER, MakeRows, chat
+from chat_rows import CALL, SAID, TOOLS, USER, chat
+from data_rows import MakeCache
 
 from minimind.data.chat_format import CHAT
 from minimind.data.formats import Format
@@ -82,8 +83,8 @@ CONTRADICTIONS = [
 
 @pytest.mark.parametrize(("format", "row", "said"), CONTRADICTIONS)
 def test_what_contradicts_itself_is_refused(
-    cache_of_rows: MakeRows, format: Format, row: dict[str, Any], said: str
+    cache_of: MakeCache, format: Format, row: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(DataError, match=said) as caught:
-        cache_of_rows(row, format=format)
+        cache_of(format, row)
     assert "rows.jsonl:1: " in str(caught.value)

@@ -1,4 +1,4 @@
-""""""
+"""Token caches: built once for the same content, whole, and with every bad row named."""
 
 from __future__ import annotations
 

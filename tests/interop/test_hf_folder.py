@@ -143,13 +143,14 @@ def test_in_and_out_and_in_again_is_the_same_to_the_bit(tmp_path: Path):
     assert first == last
 
 
-def test_weights_too_large_for_fp16_are_refused(tmp_path: Path):
+@pytest.mark.parametrize("to", ["hf", "pth"])
+def test_weights_too_large_for_fp16_are_refused(tmp_path: Path, to: str):
     model = model_of("qwen3")
     with torch.no_grad():
         model.norm.weight[3] = 1e5
     folder = save(tmp_path / "in", model)
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds 1e\+05.*--dtype bf16"):
-        convert(folder, "hf", tmp_path / "out", ConvertOptions(dtype="fp16"))
+        convert(folder, to, tmp_path / "out", ConvertOptions(dtype="fp16"))
     assert not (tmp_path / "out").exists()
 
 

@@ -91,15 +91,12 @@ def encode_rows(
     return samples
 
 
-def read_conversation(data: dict[str, Any], needs_answer: bool = True) -> Chat:
-    """Reads a row's "conversations", "system" and "tools". Raises RowProblem."""
-    chat = read_chat(data["conversations"], '"conversations"', needs_answer)
-    return with_row_parts(chat, data)
-
-
-def with_row_parts(chat: Chat, data: dict[str, Any]) -> Chat:
-    """Adds the row's system prompt and tools to the chat. Raises RowProblem where the turns have
-    different ones."""
+def read_conversation(
+    data: dict[str, Any], key: str = "conversations", needs_answer: bool = True
+) -> Chat:
+    """Reads the turns under `key`, with the "system" and "tools" of the row. Raises RowProblem,
+    also where the turns have other ones."""
+    chat = read_chat(data[key], f'"{key}"', needs_answer)
     messages, tools = chat.messages, chat.tools
     if system := data.get("system"):
         check_string(system, '"system"')

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from minimind.data.chat_encoding import Chat, ChatEncoder, Span
-from minimind.data.chat_format import chat_spans, encode_rows, read_chat, with_row_parts
+from minimind.data.chat_format import chat_spans, encode_rows, read_conversation
 from minimind.data.collate import collate_units
 from minimind.data.formats import Format
 from minimind.data.jsonl import BadRow, RowProblem, require_key
@@ -30,7 +30,7 @@ def preference_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[PairSa
 def _read_sides(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
     for side in _SIDES:
         require_key(row, side, '{"chosen": [turns], "rejected": [turns]}')
-    chats = [with_row_parts(read_chat(row.data[side], f'"{side}"'), row.data) for side in _SIDES]
+    chats = [read_conversation(row.data, side) for side in _SIDES]
     sides = [chat_spans(encoder, chat) for chat in chats]
     if sides[0] == sides[1]:
         raise RowProblem('"chosen" and "rejected" are the same: there is no preference to learn')

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +85,11 @@ class RowReader:
                 f"{file.path}: is {self.file.describe()}, for {USED_BY['text']} and the tokenizer, "
                 f"not for {users_of(kinds)}, which takes conversations"
             )
-        known = [dialect for kind in kinds for dialect in DIALECTS.get(kind, ())]
-        if format_name and not plain:
-            known = _named(known, format_name, kinds)
-        self._known = known
-        self._named = bool(format_name and not plain)
-        self.dialect, self._example = self._detect() if known else (None, None)
+        self._all = [dialect for kind in kinds for dialect in DIALECTS.get(kind, ())]
+        name = None if plain else format_name
+        self._named = bool(name)
+        self._known = _named(self._all, name, kinds) if name else self._all
+        self.dialect, self._example = self._detect() if self._known else (None, None)
 
     @property
     def key(self) -> list[Any]:
@@ -119,11 +118,10 @@ class RowReader:
         if dialect is None:
             return row
         if not dialect.matches(row.data):
-            other = find_dialect(self._all(), row.data)
-            if other is not None:
-                return BadRow.of(row, self._mixed(other))
+            if other := find_dialect(self._all, row.data):
+                return BadRow.of(row, self._mixed(dialect, other))
             if dialect.name != dialects.OWN:
-                return BadRow.of(row, self._missing(row))
+                return BadRow.of(row, _missing(dialect, row))
         unread: set[str] = set()
         try:
             data = dialect.read(row.data, unread)
@@ -135,24 +133,12 @@ class RowReader:
             return row
         return Row(data=data, path=row.path, line=row.line, unit=row.unit)
 
-    def _all(self) -> Iterable[Dialect]:
-        return (dialect for kind in self._kinds for dialect in DIALECTS.get(kind, ()))
-
-    def _mixed(self, other: Dialect) -> str:
-        assert self.dialect is not None
+    def _mixed(self, dialect: Dialect, other: Dialect) -> str:
         assert self._example is not None
         first = spell_place(self._example.path, self._example.line, self._example.unit)
         return (
-            f"is in the form of {other.title}, and {first} in that of {self.dialect.title}: the "
+            f"is in the form of {other.title}, and {first} in that of {dialect.title}: the "
             "rows of a file are all in one form, so part the file in two"
-        )
-
-    def _missing(self, row: Row) -> str:
-        assert self.dialect is not None
-        found = ", ".join(map(repr, list(row.data)[:_KEYS_SHOWN])) or "none"
-        return (
-            f"is not in the form of {self.dialect.title}, as the rows before it (keys found: "
-            f"{found}); a row looks like {self.dialect.example}"
         )
 
     def _detect(self) -> tuple[Dialect | None, Row | None]:
@@ -175,7 +161,7 @@ class RowReader:
         place = spell_place(first.path, first.line, first.unit)
         keys = list(first.data)
         found = ", ".join(map(repr, keys[:_KEYS_SHOWN])) + (", …" * (len(keys) > _KEYS_SHOWN))
-        if self._named and (other := find_dialect(self._all(), first.data)):
+        if self._named and (other := find_dialect(self._all, first.data)):
             return (
                 f"{place}: is in the form of {other.title} (keys found: {found}); "
                 f"{self._read_forms()}: leave --format out, or give --format {other.name}"
@@ -223,6 +209,14 @@ def unread_message(path: str, unread: Mapping[str, int], num_rows: int) -> str:
     if more := len(counts) - len(said):
         said.append(f"and {more:,} others")
     return f"{path}: of {num_rows:,} rows some carry what is not read: {', '.join(said)}"
+
+
+def _missing(dialect: Dialect, row: Row) -> str:
+    found = ", ".join(map(repr, list(row.data)[:_KEYS_SHOWN])) or "none"
+    return (
+        f"is not in the form of {dialect.title}, as the rows before it (keys found: {found}); a "
+        f"row looks like {dialect.example}"
+    )
 
 
 def _named(known: Sequence[Dialect], name: str, kinds: Sequence[str]) -> list[Dialect]:

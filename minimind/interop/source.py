@@ -67,9 +67,6 @@ class LazyTensors(Mapping[str, Tensor]):
     def dtype(self, name: str) -> torch.dtype:
         return self.entries[name].dtype
 
-    def without(self, name: str) -> LazyTensors:
-        return LazyTensors({n: e for n, e in self.entries.items() if n != name}, self.origin)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceAdapter:
@@ -142,23 +139,23 @@ def _is_finite(tensor: Tensor) -> bool:
 def check_tensors(config: ModelConfig, tensors: LazyTensors) -> LazyTensors:
     """Gives the tensors of this model. An output head that equals the embedding it is tied to is
     left out. Raises CheckpointError that names a missing, unexpected or misshapen tensor."""
-    origin = tensors.origin
-    if config.tie_word_embeddings and HEAD in tensors and EMBEDDING in tensors:
+    origin, entries = tensors.origin, dict(tensors.entries)
+    if config.tie_word_embeddings and HEAD in entries and EMBEDDING in entries:
         if not torch.equal(tensors[HEAD], tensors[EMBEDDING]):
             raise CheckpointError(
                 f"{origin}: {HEAD} differs from the embedding, but the configuration ties them: "
                 "set tie_word_embeddings to false"
             )
-        tensors = tensors.without(HEAD)
+        del entries[HEAD]
     shapes = outside_shapes(config)
     for name, shape in shapes.items():
-        if name not in tensors:
+        if name not in entries:
             raise CheckpointError(f"{origin}: the tensor {name} is missing")
-        if tensors.shape(name) != shape:
+        found = entries[name].shape
+        if found != shape:
             raise CheckpointError(
-                f"{origin}: {name} is {list(tensors.shape(name))}, but this model's is "
-                f"{list(shape)}"
+                f"{origin}: {name} is {list(found)}, but this model's is {list(shape)}"
             )
-    if others := sorted(set(tensors) - set(shapes)):
+    if others := sorted(set(entries) - set(shapes)):
         raise CheckpointError(f"{origin}: not of this model: {', '.join(others[:5])}")
-    return LazyTensors({name: tensors.entries[name] for name in shapes}, origin)
+    return LazyTensors({name: entries[name] for name in shapes}, origin)

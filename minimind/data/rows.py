@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from minimind.config.spelling import did_you_mean
 from minimind.data import dialects
 from minimind.data.chat_dialects import CHAT_DIALECTS
@@ -111,6 +113,20 @@ class RowReader:
     def __iter__(self) -> Iterator[tuple[Row | BadRow, int]]:
         for row, offset in read_rows(self.file):
             yield (self._convert(row) if isinstance(row, Row) else row), offset
+
+    def read(self, label: str) -> Iterator[tuple[Row | BadRow, int]]:
+        """Yields the same as iterating, and shows a bar with this label ("" for none) where stderr
+        is a terminal."""
+        with tqdm(
+            total=self.file.text_size,
+            unit="B",
+            unit_scale=True,
+            desc=f"{label} {Path(self.file.path).name}",
+            disable=None if label else True,
+        ) as bar:
+            for row, offset in self:
+                bar.update(offset - bar.n)
+                yield row, offset
 
     def _convert(self, row: Row) -> Row | BadRow:
         self.num_rows += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from minimind.data.data_file import check_unchanged
 from minimind.data.formats import TEXT_COLUMN, Format
@@ -24,7 +22,7 @@ from minimind.data.rows import RowReader
 from minimind.data.text_format import check_characters
 from minimind.data.tokenizer import Tokenizer
 from minimind.errors import DataError
-from minimind.runtime.cache_folder import new_folder
+from minimind.runtime.cache_folder import CACHE_ADVICE, new_folder
 from minimind.types import PairSample, Row, Sample
 
 META_FILE = "meta.json"
@@ -72,8 +70,8 @@ def write_tokens(
             raise
         raise DataError(
             f"{folder.parent}: the disk is full: the token cache of {file.path} needs about "
-            f"{writer.bytes_needed():,} bytes there, {_free_bytes(folder.parent):,} are free. "
-            "Make room, or name another folder in the environment variable MINIMIND_CACHE"
+            f"{writer.bytes_needed():,} bytes there, {_free_bytes(folder.parent):,} are free; "
+            f"{CACHE_ADVICE}"
         ) from None
 
 
@@ -215,26 +213,15 @@ def _batches(reader: RowReader, progress: bool) -> Iterator[_Batch]:
     rows: list[Row] = []
     bad: list[BadRow] = []
     done = offset = 0
-    file = reader.file
-    with tqdm(
-        total=file.text_size,
-        unit="B",
-        unit_scale=True,
-        desc=f"tokenising {os.path.basename(file.path)}",
-        disable=None if progress else True,
-    ) as bar:
-        for row, offset in reader:
-            if isinstance(row, BadRow):
-                bad.append(row)
-            else:
-                rows.append(row)
-            if offset - done >= _BATCH_BYTES or len(rows) + len(bad) >= _BATCH_ROWS:
-                yield _Batch(rows, bad, offset)
-                bar.update(offset - done)
-                rows, bad, done = [], [], offset
-        end = file.text_size or offset
-        yield _Batch(rows, bad, end)
-        bar.update(end - done)
+    for row, offset in reader.read("tokenising" if progress else ""):
+        if isinstance(row, BadRow):
+            bad.append(row)
+        else:
+            rows.append(row)
+        if offset - done >= _BATCH_BYTES or len(rows) + len(bad) >= _BATCH_ROWS:
+            yield _Batch(rows, bad, offset)
+            rows, bad, done = [], [], offset
+    yield _Batch(rows, bad, reader.file.text_size or offset)
 
 
 def _check_columns(columns: Mapping[str, str], meta: Mapping[str, Any]) -> None:

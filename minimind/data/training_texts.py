@@ -8,8 +8,6 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
-from tqdm import tqdm
-
 from minimind.data.jsonl import (
     BadRow,
     OnBadRow,
@@ -46,38 +44,27 @@ def read_training_texts(
     # All files are opened before the first text, so that a mistyped path does not cost a pass over
     # the others.
     readers = [open_rows(path, format_name=format_name) for path in paths]
-    sizes = [reader.file.text_size for reader in readers]
     bad: list[BadRow] = []
     num_texts = 0
-    with tqdm(
-        total=None if None in sizes else sum(size or 0 for size in sizes),
-        unit="B",
-        unit_scale=True,
-        desc="reading",
-        disable=None if progress else True,
-    ) as bar:
-        for reader in readers:
-            if described := reader.describe():
-                logger.info("%s: %s", reader.file.path, described)
-            done = 0
-            for row, offset in reader:
-                bar.update(offset - done)
-                done = offset
-                if isinstance(row, BadRow):
-                    bad.append(row)
-                    continue
-                try:
-                    texts = row_texts(row)
-                except RowProblem as problem:
-                    bad.append(BadRow.of(row, str(problem)))
-                    continue
-                num_texts += len(texts)
-                yield from texts
-                if 0 < max_bytes <= offset:
-                    break
-            if reader.unread:
-                path = reader.file.path
-                logger.warning("%s", unread_message(path, reader.unread, reader.num_rows))
+    for reader in readers:
+        if described := reader.describe():
+            logger.info("%s: %s", reader.file.path, described)
+        for row, offset in reader.read("reading" if progress else ""):
+            if isinstance(row, BadRow):
+                bad.append(row)
+                continue
+            try:
+                texts = row_texts(row)
+            except RowProblem as problem:
+                bad.append(BadRow.of(row, str(problem)))
+                continue
+            num_texts += len(texts)
+            yield from texts
+            if 0 < max_bytes <= offset:
+                break
+        if reader.unread:
+            path = reader.file.path
+            logger.warning("%s", unread_message(path, reader.unread, reader.num_rows))
     if bad and (on_bad_row == "stop" or not num_texts):
         raise bad_rows_error(bad, len(bad))
     if bad:

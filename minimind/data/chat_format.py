@@ -50,13 +50,13 @@ def chat_samples(
     only on `seed` and its line number.
     """
 
-    def read(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
+    def read(row: Row, encoder: ChatEncoder, unread: set[str]) -> list[list[Span]]:
         example = '{"conversations": [{"role": "user", "content": "…"}, …]}'
         require_key(row, "conversations", example)
         chat = read_conversation(row.data)
         dice = random.Random(f"{seed} {row.line}")
         chat = _with_system_prompt(chat, dice, system_prompt_ratio)
-        spans = chat_spans(encoder, chat)
+        spans = chat_spans(encoder, chat, unread)
         return [_without_empty_thinking(spans, dice, empty_think_ratio)]
 
     return encode_rows(rows, tokenizer, read, lambda row, documents: documents[0])
@@ -65,29 +65,30 @@ def chat_samples(
 def encode_rows(
     rows: Sequence[Row],
     tokenizer: Tokenizer,
-    read: Callable[[Row, ChatEncoder], list[list[Span]]],
+    read: Callable[[Row, ChatEncoder, set[str]], list[list[Span]]],
     build: Callable[[Row, list[Sample]], SampleT],
 ) -> list[SampleT | BadRow]:
-    """Reads each row with `read`, encodes all conversations together, and gives for each row the
-    result of `build`, or a BadRow where `read` raises RowProblem."""
+    """Reads each row with `read`, which adds to a set what the template leaves out; encodes all
+    conversations together, and gives for each row the result of `build`, or a BadRow where `read`
+    raises RowProblem."""
     encoder = ChatEncoder(tokenizer)
-    found: list[list[list[Span]] | BadRow] = []
-    unread: list[tuple[str, ...]] = []
+    found: list[tuple[list[list[Span]], set[str]] | BadRow] = []
     for row in rows:
+        unread: set[str] = set()
         try:
-            found.append(read(row, encoder))
+            found.append((read(row, encoder, unread), unread))
         except RowProblem as problem:
             found.append(BadRow.of(row, str(problem)))
-        unread.append(encoder.take_unread())
-    good = [spans for chats in found if isinstance(chats, list) for spans in chats]
+    good = [spans for one in found if isinstance(one, tuple) for spans in one[0]]
     encoded = iter(encoder.encode(good))
     samples: list[SampleT | BadRow] = []
-    for row, chats, parts in zip(rows, found, unread, strict=True):
-        if isinstance(chats, BadRow):
-            samples.append(chats)
+    for row, one in zip(rows, found, strict=True):
+        if isinstance(one, BadRow):
+            samples.append(one)
             continue
+        chats, unread = one
         sample = build(row, [next(encoded) for _ in chats])
-        samples.append(replace(sample, unread=parts) if parts else sample)
+        samples.append(replace(sample, unread=tuple(sorted(unread))) if unread else sample)
     return samples
 
 
@@ -111,11 +112,11 @@ def read_conversation(
     return Chat(messages, tools)
 
 
-def chat_spans(encoder: ChatEncoder, chat: Chat) -> list[Span]:
+def chat_spans(encoder: ChatEncoder, chat: Chat, unread: set[str]) -> list[Span]:
     """Renders a conversation with its targets. Raises RowProblem where the template refuses it,
     leaves out a part that changes its meaning or shows no assistant turn, and where there is no
     target."""
-    spans = checked_spans(encoder, chat, encoder.spans)
+    spans = checked_spans(encoder, chat, encoder.spans, unread)
     if not any(is_target for _, is_target in spans):
         raise RowProblem("the chat template shows no assistant turn of this conversation")
     weights = [m.get("weight", 1) for m in chat.messages if m["role"] == "assistant"]
@@ -123,13 +124,13 @@ def chat_spans(encoder: ChatEncoder, chat: Chat) -> list[Span]:
 
 
 def checked_spans(
-    encoder: ChatEncoder, chat: Chat, render: Callable[[Chat], list[Span]]
+    encoder: ChatEncoder, chat: Chat, render: Callable[[Chat], list[Span]], unread: set[str]
 ) -> list[Span]:
     """Gives the spans that `render` makes. Raises RowProblem where the template refuses the
     conversation or leaves out a part that changes its meaning, and for a lone surrogate."""
     try:
         spans = render(chat)
-        encoder.check_shown(chat, spans)
+        encoder.check_shown(chat, spans, unread)
     except DataError as error:
         raise RowProblem(str(error)) from None
     check_characters("".join(text for text, _ in spans), "the conversation")

@@ -27,11 +27,11 @@ def preference_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[PairSa
     )
 
 
-def _read_sides(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
+def _read_sides(row: Row, encoder: ChatEncoder, unread: set[str]) -> list[list[Span]]:
     for side in _SIDES:
         require_key(row, side, '{"chosen": [turns], "rejected": [turns]}')
     chats = [read_conversation(row.data, side) for side in _SIDES]
-    sides = [chat_spans(encoder, chat) for chat in chats]
+    sides = [chat_spans(encoder, chat, unread) for chat in chats]
     if sides[0] == sides[1]:
         raise RowProblem('"chosen" and "rejected" are the same: there is no preference to learn')
     _check_one_prompt(*chats)

@@ -50,9 +50,11 @@ def prompt_samples(
     turn is empty or missing. The assistant's turn opens with a thinking block if `thinking`, else
     with an empty one."""
 
-    def read(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
-        chat = read_prompt(row)
-        return [checked_spans(encoder, chat, lambda chat: encoder.prompt_spans(chat, thinking))]
+    def read(row: Row, encoder: ChatEncoder, unread: set[str]) -> list[list[Span]]:
+        def render(chat: Chat) -> list[Span]:
+            return encoder.prompt_spans(chat, thinking)
+
+        return [checked_spans(encoder, read_prompt(row), render, unread)]
 
     def build(row: Row, prompts: list[Sample]) -> Sample:
         return replace(

@@ -40,7 +40,7 @@ def unpaired_samples(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Sample |
     )
 
 
-def _read_answer(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
+def _read_answer(row: Row, encoder: ChatEncoder, unread: set[str]) -> list[list[Span]]:
     for key in ("conversations", "label"):
         require_key(row, key, '{"conversations": [turns], "label": true}')
     label = row.data["label"]
@@ -59,7 +59,7 @@ def _read_answer(row: Row, encoder: ChatEncoder) -> list[list[Span]]:
         raise RowProblem(
             "the last answer has the weight 0, and a label: it is the one to learn from"
         )
-    spans = chat_spans(encoder, chat)
+    spans = chat_spans(encoder, chat, unread)
     last = max(place for place, (_, is_target) in enumerate(spans) if is_target)
     return [[(text, place == last) for place, (text, _) in enumerate(spans)]]
 

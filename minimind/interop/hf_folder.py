@@ -52,32 +52,26 @@ def write(source: Source, folder: Path, options: ConvertOptions) -> list[str]:
         for file in sorted(_CODE_FOLDER.glob("*.py")):
             shutil.copyfile(file, folder / file.name)
         notes.append("transformers loads it with trust_remote_code=True alone")
-    _write_model(source, folder, options, extra)
     ids = {name: getattr(source.config, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     _write_json(folder / _GENERATION_FILE, {f"{name}_token_id": id for name, id in ids.items()})
     (folder / CARD_FILE).write_text(
         model_card(source, options.name, has_code=bool(extra)), encoding="utf-8"
     )
-    for file in source.beside:  # a card or generation_config.json of the source's own stays
-        shutil.copy2(file, folder / file.name)
-    write_tokenizer(source, folder)
+    _write_model(source, folder, options, extra)
     return notes
 
 
 def write_own(source: Source, folder: Path, options: ConvertOptions) -> list[str]:
     """Writes a folder that MiniMind trains and serves, whatever `transformers` has a class for."""
     _write_model(source, folder, options, {})
-    for file in source.beside:
-        shutil.copy2(file, folder / file.name)
-    write_tokenizer(source, folder)
     return []
 
 
 def _write_model(
     source: Source, folder: Path, options: ConvertOptions, extra: dict[str, Any]
 ) -> None:
-    """Writes config.json with `extra` fields, and the weights, in several files where they are
-    larger than the options' limit."""
+    """Writes config.json with `extra` fields, the weights, in several files where they are larger
+    than the options' limit, the tokenizer, and what lay beside them, such as a card."""
     dtype = _dtype(source, options)
     values = to_hf_config(source.config) | {"dtype": str(dtype).removeprefix("torch.")}
     _write_json(folder / CONFIG_FILE, values | extra)
@@ -97,6 +91,9 @@ def _write_model(
         size = sum(_num_bytes(source, name, dtype) for name in source.tensors)
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         _write_json(folder / INDEX_FILE, index)
+    for file in source.beside:
+        shutil.copy2(file, folder / file.name)
+    write_tokenizer(source, folder)
 
 
 def _dtype(source: Source, options: ConvertOptions) -> torch.dtype:

@@ -88,8 +88,9 @@ def test_the_own_template_shows_all(tokenizer: Tokenizer) -> None:
             assert isinstance(sample, Sample), sample
             assert sample.unread == ()
     chat = Chat([dict(USER), dict(CALLING)], TOOLS)
-    encoder.check_shown(chat, encoder.spans(chat))
-    assert encoder.take_unread() == ()
+    unread: set[str] = set()
+    encoder.check_shown(chat, encoder.spans(chat), unread)
+    assert not unread
 
 
 def test_weights_need_turns_that_stand_apart(tokenizer: Tokenizer, plain: Tokenizer) -> None:

@@ -72,6 +72,7 @@ CONTRADICTIONS = [
      r'part at turn 1 \(user\)'),
     (PREFERENCE, {"chosen": "b", "rejected": "c"}, "an answer without its prompt"),
     (PREFERENCE, {"prompt": "a", "chosen": "b", "rejected": "b"}, "no preference to learn"),
+    (PREFERENCE, {"chosen": "\n\nHuman: q\n\nAssistant: a"}, 'no key "rejected"'),
     (UNPAIRED, chat(USER, SAID, label=True, kto_tag=False), '"label" and "kto_tag" differ'),
     (UNPAIRED, chat(USER, {**SAID, "weight": 0}, label=True), "the weight 0, and a label"),
     (UNPAIRED, {"messages": [USER, SAID], "label": "good"}, "true or false is expected"),

@@ -33,8 +33,8 @@ _WRITE_WEIGHT = (
 _NO_MEDIA = Refusal("the models read text alone: leave the row out, or write what it shows as text")
 _MASK = Refusal(f"means the opposite in different projects: {_WRITE_WEIGHT}")
 _DETAIL = Refusal(f"parts of a turn cannot be chosen: {_WRITE_WEIGHT}")
-_LEARNING = Refusal(f"seems to say what is learned, and is not known: {_WRITE_WEIGHT}",
-                    applies=lambda value, rest: is_number_like(value))  # fmt: skip
+LEARNING = Refusal(f"seems to say what is learned, and is not known: {_WRITE_WEIGHT}",
+                   applies=lambda value, rest: is_number_like(value))  # fmt: skip
 _BESIDE = Refusal('text beside the content would not be learned from: write it into "content"',
                   applies=lambda value, rest: is_prose(value))  # fmt: skip
 _REASON = Refusal('if it is the assistant\'s reasoning, call it "reasoning_content", else leave it '
@@ -42,18 +42,18 @@ _REASON = Refusal('if it is the assistant\'s reasoning, call it "reasoning_conte
 _ARGS = Refusal('write what the function is called with as "arguments"')
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
-_LEARNING_WORDS = frozenset({
+LEARNING_WORDS = (
     "train", "trained", "trainable", "training", "untrained", "loss", "learn", "learned",
     "learnable", "mask", "masked", "supervise", "supervised", "supervision", "weight", "weights",
     "target", "ignore", "ignored", "label", "labels",
-})  # fmt: skip
+)  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
 def _suspect(key: str) -> Refusal | None:
     """Refuses a key such as loss_mask or lossMask, one of whose words is about learning."""
-    words = {word.lower() for word in _WORD.findall(key)}
-    return _LEARNING if words & _LEARNING_WORDS else None
+    words = [word.lower() for word in _WORD.findall(key)]
+    return LEARNING if any(word in LEARNING_WORDS for word in words) else None
 
 
 TURNS = KeyTable(

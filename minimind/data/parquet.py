@@ -63,7 +63,7 @@ def _cleaner(kind: pyarrow.DataType) -> Clean | None:
         inner = {field.name: clean for field in fields if (clean := _cleaner(field.type))}
         return lambda value: _given(value, inner)
     if types.is_map(kind):
-        clean_item = _cleaner(kind.item_type) or _same
+        clean_item = _cleaner(kind.item_type) or (lambda item: item)
         return lambda pairs: {
             key: None if item is None else clean_item(item)
             for key, item in no_duplicates(pairs).items()
@@ -72,7 +72,3 @@ def _cleaner(kind: pyarrow.DataType) -> Clean | None:
     if is_list and (clean_one := _cleaner(kind.value_type)):
         return lambda items: [None if item is None else clean_one(item) for item in items]
     return None
-
-
-def _same(value: Any) -> Any:
-    return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import tokenizers
@@ -80,18 +80,14 @@ def train_tokenizer(
         # tokenizers prints blank lines where it cannot draw its bars.
         show_progress=progress and sys.stderr.isatty(),
     )
-    bpe.train_from_iterator(_words(texts), trainer=trainer)
+    words = (word for text in texts for word in split_text(text, _MAX_WORD_CHARS))
+    bpe.train_from_iterator(words, trainer=trainer)
     spec = json.loads(bpe.to_str())
     spec["added_tokens"] = [
         added_token(id, name, special=name in SPECIAL_TOKENS)
         for id, name in enumerate(RESERVED_TOKENS)
     ]
     return Tokenizer(spec, _config(spec["added_tokens"]), "just trained")
-
-
-def _words(texts: Iterable[str]) -> Iterator[str]:
-    for text in texts:
-        yield from split_text(text, _MAX_WORD_CHARS)
 
 
 def _config(added: list[dict[str, Any]]) -> dict[str, Any]:

@@ -37,12 +37,14 @@ def write(source: Source, path: Path, options: ConvertOptions) -> list[str]:
     if source.config.tie_word_embeddings:
         tensors[HEAD] = tensors[EMBEDDING]  # the original's strict loading wants both names
     save_pickle(path, _named(tensors, source.config, generation))
-    return [_describe(source.config, generation), *_notes(source, generation)]
+    return _notes(source, generation)
 
 
 def check(source: Source, path: Path, options: ConvertOptions) -> list[Difference]:
     """Reads the file back, with the source's configuration."""
-    result = open_file(path, _told(source, options))
+    settings = asdict(source.config)
+    told = replace(options, settings=settings, tokenizer=source.tokenizer, base=None)
+    result = open_file(path, told)
     dtype = result.dtype
     return model_differences(
         source,
@@ -152,18 +154,15 @@ def _named(
     return named
 
 
-def _describe(config: ModelConfig, generation: Generation) -> str:
+def _notes(source: Source, generation: Generation) -> list[str]:
+    """Says how the original's scripts find the file, and what they must be told since a `.pth`
+    cannot say it."""
+    config = source.config
     kind = "_moe" if config.num_experts else ""
-    return (
+    notes = [
         f"a model of generation {generation.name}; the original's scripts look for "
         f"NAME_{config.hidden_size}{kind}.pth in out/"
-    )
-
-
-def _notes(source: Source, generation: Generation) -> list[str]:
-    """Says what the original's scripts must be told, since a `.pth` cannot say it."""
-    config = source.config
-    notes = []
+    ]
     usual, given = _usual(config, generation), asdict(config)
     other = {name: given[name] for name in usual if given[name] != usual[name]}
     told = [f"{spell_field(name, generation)}={value!r}" for name, value in other.items()]
@@ -202,8 +201,3 @@ def _usual(config: ModelConfig, generation: Generation) -> dict[str, object]:
     for name in ("norm_cast_before_weight", "model_type", "use_qk_norm"):
         del fields[name]  # which no configuration of the original has
     return fields
-
-
-def _told(source: Source, options: ConvertOptions) -> ConvertOptions:
-    settings = asdict(source.config)
-    return replace(options, settings=settings, tokenizer=source.tokenizer, base=None)

@@ -119,12 +119,6 @@ def test_forms_of_single_data_sets(cache_of: MakeCache, tmp_path: Path) -> None:
     cache = cache_of(CHAT, given)
     assert cache.unread == {"'category'": 1, "'conversation_id'": 1}
     assert tokens(cache) == tokens(cache_of(CHAT, own))
-    assert tokens(cache_of(CHAT, {"kind": "NLI", "input": "2+2?", "target": "4"})) == tokens(
-        cache_of(CHAT, {"conversations": [ASK, FOUR]})
-    )
-    assert tokens(cache_of(CHAT, {"problem": "2+2?", "solution": "4"})) == tokens(
-        cache_of(CHAT, {"conversations": [ASK, FOUR]})
-    )
     called = {"query": "2+2?", "answers": json.dumps([CALL]), "tools": json.dumps(TOOLS)}
     turns = [{**ASK, "tools": TOOLS}, {"role": "assistant", "tool_calls": [CALL]}]
     assert tokens(cache_of(CHAT, called)) == tokens(cache_of(CHAT, {"conversations": turns}))

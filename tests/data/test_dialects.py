@@ -155,6 +155,8 @@ def test_an_answer_that_is_no_target(cache_of: MakeCache, row: Data) -> None:
         {"prompt": "2+2?", "completion": "4"},
         {"prompt": "2+2?", "response": "4"},
         {"query": "2+2?", "answer": "4"},
+        {"kind": "NLI", "input": "2+2?", "target": "4"},
+        {"problem": "2+2?", "solution": "4"},
     ],
 )
 def test_a_question_and_an_answer_of_strings(cache_of: MakeCache, row: Data) -> None:

@@ -31,8 +31,9 @@ CONTRADICTIONS = [
     (CHAT, chat(USER, {**SAID, "tool_calls": [{**CALL, "parameters": {"a": 1}}]}),
      '"arguments" and "parameters" differ'),
     (CHAT, chat(USER, {**SAID, "tool_calls": [{"type": "retrieval", **CALL}]}), "not function"),
-    (CHAT, {"conversations": [{"from": "human", "value": "q"},
-                              {"from": "function_call", "value": "call f"}]}, "no JSON object"),
+    *((CHAT, {"conversations": [{"from": "human", "value": "q"},
+                                {"from": "function_call", "value": value}]}, "no JSON object")
+      for value in ("call f", "[]")),
     (CHAT, chat({"role": "system", "content": "a"}, USER, SAID, system="b"),
      '"system" of the row and its system turn differ'),
     (CHAT, chat(USER, SAID, system="a", system_prompt="b"), '"system" and "system_prompt" differ'),

@@ -214,7 +214,7 @@ def test_reasoning_has_many_names(cache_of: MakeCache, key: str) -> None:
 ROW_KEYS = sorted({key for kind in DIALECTS.values() for one in kind for key in one.keys.used})
 TURN_KEYS = sorted({*TURNS.used, *SHAREGPT_TURNS.used, *CALLS.used, *PARTS.used})
 WORDS = ("user", "human", "assistant", "gpt", "function_call", "tool", "text", "thinking", "{}", "",
-         "\n\nHuman: q\n\nAssistant: a")  # fmt: skip
+         "[]", "\n\nHuman: q\n\nAssistant: a")  # fmt: skip
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(0, 2) | st.sampled_from(WORDS),
     lambda inner: (

@@ -109,7 +109,7 @@ def _with_thought(turns: list[Turn], data: Data) -> list[Turn]:
     if thought is None:
         return turns
     if not isinstance(thought, str) or not is_prose(thought):
-        key = next(key for key in REASONING if data.get(key) == thought)
+        key = next(key for key in REASONING if data.get(key) not in (None, ""))
         raise RowProblem(f'"{key}" is {json.dumps(thought)}, which is no reasoning: leave it out')
     *before, last = turns
     if last.get("reasoning_content", thought) != thought:

@@ -61,7 +61,7 @@ CONTRADICTIONS = [
     (CHAT, {"instruction": "", "input": " ", "output": "c"}, "there is no question"),
     (CHAT, {"instruction": "a", "output": ""}, "there is no answer to learn"),
     (CHAT, {"instruction": "a", "output": "b", "history": [["a"]]}, '"history" 1 is no'),
-    (CHAT, {"prompt": "q", "completion": "a", "thought": float("nan")}, '"thought" is NaN, which is'),
+    (CHAT, {"prompt": "q", "completion": "a", "thought": float("nan")}, '"thought" is NaN, which'),
     (CHAT, {"prompt": [], "completion": "a"}, '"prompt" is no text and no list of turns'),
     (CHAT, chat({**USER, "content": [{"type": "image_url", "image_url": {"url": "a"}}]}, SAID),
      'content part 1 is of the type "image_url", and only text is read'),

@@ -198,6 +198,14 @@ def test_the_model_card_says_what_the_model_was_trained_on(tmp_path: Path):
     ]
 
 
+def test_a_run_that_cannot_be_is_not_known(tmp_path: Path):
+    folder = checkpoint(tmp_path / "run", "pretrain", 7) / "checkpoints" / "latest"
+    assert read_training(folder / "model") is not None
+    text = (folder / "meta.json").read_text()
+    (folder / "meta.json").write_text(text.replace('"step": 7', '"step": Infinity'))
+    assert read_training(folder / "model") is None
+
+
 def test_without_a_run_the_card_says_that_nothing_is_known(tmp_path: Path):
     folder = save(tmp_path / "in", model_of("qwen3"))
     assert read_training(folder) is None

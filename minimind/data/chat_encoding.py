@@ -169,7 +169,7 @@ class ChatEncoder:
         )
         return [(text, False)]
 
-    def unfinished_spans(self, chat: Chat, options: Mapping[str, Any] | None = None) -> list[Span]:
+    def unfinished_spans(self, chat: Chat, options: Mapping[str, Any] | None) -> list[Span]:
         """Renders a conversation up to the last character of its last turn, which is to be
         continued (of its thoughts, where the turn has nothing else). Raises DataError."""
         *before, last = chat.messages

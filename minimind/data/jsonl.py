@@ -51,7 +51,7 @@ class RowProblem(ValueError):
     """Says why a row, or a part of it, cannot be used."""
 
 
-def spell_place(path: str, line: int, unit: str = "line") -> str:
+def spell_place(path: str, line: int, unit: str) -> str:
     """Gives a row's place as a text: `a.jsonl:3`, or `a.json row 3`."""
     return f"{path}:{line}" if unit == "line" else f"{path} {unit} {line}"
 

@@ -52,11 +52,10 @@ def write(source: Source, folder: Path, options: ConvertOptions) -> list[str]:
         for file in sorted(_CODE_FOLDER.glob("*.py")):
             shutil.copyfile(file, folder / file.name)
         notes.append("transformers loads it with trust_remote_code=True alone")
-    ids = {name: getattr(source.config, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    _write_json(folder / _GENERATION_FILE, {f"{name}_token_id": id for name, id in ids.items()})
-    (folder / CARD_FILE).write_text(
-        model_card(source, options.name, has_code=bool(extra)), encoding="utf-8"
-    )
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    _write_json(folder / _GENERATION_FILE, {name: getattr(source.config, name) for name in names})
+    card = model_card(source, options.name, has_code=bool(extra))
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
     _write_model(source, folder, options, extra)
     return notes
 
@@ -91,7 +90,7 @@ def _write_model(
         size = sum(_num_bytes(source, name, dtype) for name in source.tensors)
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         _write_json(folder / INDEX_FILE, index)
-    for file in source.beside:
+    for file in source.beside:  # a card of the source's own replaces the one written for it
         shutil.copy2(file, folder / file.name)
     write_tokenizer(source, folder)
 

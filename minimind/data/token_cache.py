@@ -115,6 +115,7 @@ def build_token_cache(
     path: str | Path,
     tokenizer: Tokenizer,
     format: Format = TEXT,
+    cache_dir: str | Path | None = None,
     on_bad_row: OnBadRow = "stop",
     progress: bool = False,
     format_name: str | None = None,
@@ -131,7 +132,7 @@ def build_token_cache(
         raise ConfigError(f"on_bad_row is {on_bad_row!r}; it must be stop or skip")
     reader = RowReader(scan_data(path), (format.name,), format_name)
     key = _key(reader, tokenizer, format)
-    parent = default_cache_dir() / "tokens"
+    parent = Path(cache_dir or default_cache_dir()) / "tokens"
     folder = parent / key
     cache = _open(folder, reader.file, format)
     if cache is None:

@@ -208,13 +208,10 @@ def test_bad_rows_of_odd_values(tmp_path: Path, tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.faults("a cache folder that cannot be made", "named")
-def test_a_cache_folder_that_cannot_be_made(
-    write_rows, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_folder_that_cannot_be_made(write_rows, tokenizer: Tokenizer) -> None:
     file = write_rows(["a"])
-    monkeypatch.setenv("MINIMIND_CACHE", str(file))
     with pytest.raises(DataError, match="cannot be written"):
-        build_token_cache(file, tokenizer)
+        build_token_cache(file, tokenizer, cache_dir=file)
 
 
 @pytest.mark.faults("a data file that changes while it is read", "refused: start again")

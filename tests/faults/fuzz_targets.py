@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from fuzz_values import changed, changed_bytes, changed_json
 from hypothesis import strategies as st
@@ -88,13 +86,12 @@ def rows(run: Path, stack: contextlib.ExitStack) -> Target:
 
     def feed(given: Any) -> None:
         format, name, content = given
-        with (
-            tempfile.TemporaryDirectory() as place,
-            mock.patch.dict(os.environ, MINIMIND_CACHE=place),
-        ):
+        with tempfile.TemporaryDirectory() as place:
             path = Path(place) / name
             path.write_bytes(content)
-            build_token_cache(path, tokenizer, format, on_bad_row="skip")
+            build_token_cache(
+                path, tokenizer, format, cache_dir=place, on_bad_row="skip", progress=False
+            )
 
     return Target(st.one_of(*map(files, right)), feed)
 

@@ -47,10 +47,10 @@ def test_a_file_that_changes_before_the_lock(
 
     monkeypatch.setattr(token_cache, "locked", replaced)
     with pytest.raises(DataError, match="changed while it was read"):
-        build_token_cache(path, tokenizer)
+        build_token_cache(path, tokenizer, cache_dir=cache_dir)
     monkeypatch.undo()
     write_rows(path, "good")
-    cache = build_token_cache(path, tokenizer)
+    cache = build_token_cache(path, tokenizer, cache_dir=cache_dir)
     assert tokenizer.decode(cache.tokens(0)).startswith("good")
 
 
